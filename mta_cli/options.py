@@ -38,6 +38,7 @@ def option_field(
 MAX_STACK_RANK = 4
 PLACEMENTS = ("all", "upper", "late")
 MEMORIES = ("off", "habit", "neighbours")
+ALL_MEMORIES = "all"
 WEIGHT_METHODS = ("evidence", "similarity", "softmax", "uniform", "learned")
 
 
@@ -291,7 +292,9 @@ class EvalOptions:
     )
     placement: str = option_field("late", "Where anchors and personal parts act.", choices=PLACEMENTS)
     memory: str | None = option_field(
-        None, "Label memory of every method that is named without one; its own where not given.", choices=MEMORIES
+        None,
+        "Label memory of every method that is named without one: each of them with `all`, its own where not given.",
+        choices=(*MEMORIES, ALL_MEMORIES),
     )
     calibrate: bool = option_field(True, "Fit a temperature for each method on users who are not tested with it.")
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mta_cli import output as out
-from mta_cli.pipeline.report import wording
+from mta_cli.pipeline.report import tables, wording
 from mta_cli.pipeline.report.results import (
     LOGLIK_METRIC,
     best_methods,
     differences,
+    memory_variants,
     method_cost,
     method_score,
     metric_name,
@@ -31,7 +32,8 @@ def render_result(document: Mapping[str, Any]) -> RenderableType:
     parts = [_differences_table(document, metric) for metric in shown]
     if power := wording.describe_power(document):
         parts.append(out.text(f"\n{power}"))
-    return out.group(out.text(_headline(document), style="bold"), _methods_table(document), *parts)
+    by_memory = [_memory_table(document)] if memory_variants(document) else []
+    return out.group(out.text(_headline(document), style="bold"), *by_memory, _methods_table(document), *parts)
 
 
 def render_evaluation_list(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -90,6 +92,13 @@ def _methods_table(document: Mapping[str, Any]) -> RenderableType:
     names = [metric_name(metric) for metric in beside] + ["log-lik."] * len(likelihood)
     columns = ("method", f"{metric_name(main)} [95 %]", *names, "bytes", "sec.")
     return out.table(columns, rows, right=range(2, len(columns)))
+
+
+def _memory_table(document: Mapping[str, Any]) -> RenderableType:
+    """The main metric of each method with each label memory."""
+    table = tables.memory_table(document)
+    rows = [[out.BoldCell(cell.text) if cell.strong else cell.text for cell in row] for row in table.rows]
+    return out.group(out.text(table.title), out.table(table.columns, rows), out.text(""))
 
 
 def _differences_table(document: Mapping[str, Any], metric: str) -> RenderableType:

@@ -11,7 +11,7 @@ from rich.segment import Segment
 from mta_cli.commands.eval_tables import render_evaluation_list, render_result, render_tuning
 from mta_cli.printable import clean_line, clean_text
 from mta_cli.progress import CleanConsole
-from tests.pipeline.documents import FEW, HOSTILE, document, hostile
+from tests.pipeline.documents import FEW, HOSTILE, by_memory, document, hostile
 
 LONG = {"mta": 0.50, "base": 0.20, "mta-evidence-stk": 0.51, "fusion-evidence": 0.3}
 
@@ -58,6 +58,22 @@ def test_the_best_is_first_and_its_value_alone_is_bold(metric: str, best: str, o
     assert names[:4] == order
     value = FEW[best]
     assert [text for text in bold(shown) if "[0." in text] == [f"{value:.3f} [{value - 0.05:.3f}, {value + 0.05:.3f}]"]
+
+
+def test_methods_stand_beside_each_other_by_label_memory() -> None:
+    found = lines(render_result(by_memory()))
+    assert found[1] == "accuracy by label memory" and max(map(len, found)) <= 80
+    start = next(i for i, line in enumerate(found) if line.startswith("method"))
+    assert found[start].split() == ["method", "memory", "off", "memory", "habit", "memory", "neighbours"]
+    (mta, pooled, after) = found[start + 2 : start + 5]
+    assert [cell.strip() for cell in mta.split("  ") if cell] == [
+        "mta",
+        "0.470 [0.420, 0.520]",
+        "–",
+        "0.580 [0.530, 0.630]",
+    ]
+    assert pooled.split()[:2] == ["pooled-rag", "0.450"] and after == "", "majority has one memory only"
+    assert "by label memory" not in " ".join(lines(render_result(document())))
 
 
 @pytest.mark.parametrize(("metric", "said"), [("accuracy", "better"), ("mae", "worse"), ("rouge_1", "better")])

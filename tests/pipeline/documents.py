@@ -58,6 +58,19 @@ def document(values: Mapping[str, float] = FEW, *, metric: str = "accuracy", **c
     return {**made, **changed}
 
 
+def by_memory() -> dict[str, Any]:
+    """A document in which two methods were measured with several label memories."""
+    values = {"mta": 0.58, "mta+off": 0.47, "pooled-rag": 0.45, "pooled-rag+habit": 0.51, "majority": 0.4}
+    memory = {
+        "mta": "neighbours",
+        "mta+off": "off",
+        "pooled-rag": "off",
+        "pooled-rag+habit": "habit",
+        "majority": "off",
+    }
+    return document(values, memory=memory)
+
+
 def difference(methods: Mapping[str, Any], a: str, b: str, metric: str) -> dict[str, Any]:
     """a - b in one metric, told apart where it is larger than .04."""
     value = methods[a][metric]["value"] - methods[b][metric]["value"]

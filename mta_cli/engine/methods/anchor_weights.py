@@ -19,7 +19,7 @@ from mta_cli.engine.lora.merge import (
     softmax_weights,
     uniform_weights,
 )
-from mta_cli.engine.methods.method import AnchorWeighting, MethodContext, UserShots
+from mta_cli.engine.methods.method import NEEDS_SHOTS, AnchorWeighting, MethodContext, UserShots
 from mta_cli.engine.methods.shots import shot_examples
 from mta_cli.engine.retrieval.nearest import nearest_rows
 from mta_cli.engine.scoring.label_examples import build_prompt_tree, example_log_likelihood
@@ -31,7 +31,6 @@ MIN_ANCHOR_WEIGHT = 0.001  # most evidence weights are almost zero; a smaller we
 SHARE_BYTES = 12  # an anchor's number, similarity and weight in a recipe
 COSINE_TOLERANCE = 1e-6  # the same cosine may differ by this much between batches
 MAX_USERS_PER_BATCH, MAX_ANCHORS_PER_BATCH = 16, 64  # the most in one batch of evidence
-NEEDS_SHOTS = ("evidence", "learned")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import get_args
 from mta_cli.engine.methods.baselines import majority, neighbours, per_pcs, prime
 from mta_cli.engine.methods.method import AnchorWeighting, BaseLevel, Method, Settings, StackKind
 from mta_cli.errors import UsageError
-from mta_cli.options import MEMORIES, PRESETS
+from mta_cli.options import ALL_MEMORIES, MEMORIES, PRESETS
 
 _PUBLISHED = {
     key.partition(".")[2]: value for key, value in PRESETS["published"].items() if key.startswith(("fuse.", "adapt."))
@@ -40,6 +40,7 @@ _MEMORY_GRIDS: dict[str, tuple[Settings, ...]] = {
 
 PRESET_METHODS = (
     majority.METHOD,
+    majority.MEAN_METHOD,
     neighbours.METHOD,
     Method("base", "the base alone", below="base", shows_history=False),
     Method("rag", "the base, with the user's own items in the prompt", below="base"),
@@ -104,12 +105,13 @@ PRESETS_BY_NAME: dict[str, Method] = {method.name: method for method in PRESET_M
 def find_method(name: str, memory: str | None = None) -> Method:
     """The method called `name`: a preset or a composition, with an optional suffix for its label memory.
 
-    `memory` is used without a suffix. Raises UsageError for an unknown name, and for a memory where a method has none.
+    `memory` is used without a suffix. A suffix for the method's own memory is dropped: `mta+neighbours` is `mta`.
+    Raises UsageError for an unknown name, and for a memory where a method has none.
     """
     stem, plus, suffix = name.partition("+")
     method = _find_stem(stem)
     wanted = suffix if plus else memory
-    if wanted is None or (not plus and method.memory in (None, wanted)):
+    if wanted is None or wanted == method.memory or (not plus and method.memory is None):
         return method
     if wanted not in MEMORIES:
         raise UsageError(f"{name!r:.80}: {wanted!r:.40} is no label memory", hint=f"one of {', '.join(MEMORIES)}")
@@ -122,14 +124,21 @@ def find_method(name: str, memory: str | None = None) -> Method:
 
 
 def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method]:
-    """The methods of these names, without duplicates, in the order given.
+    """The methods of these names, without duplicates, in the order given; see `find_method` for `memory`.
 
-    Raises UsageError where no name is given, or one is unknown.
+    `all` as the memory stands for each memory of a method that is named without one. Raises UsageError where no name
+    is given, or one is unknown.
     """
-    methods = {method.name: method for method in (find_method(name, memory) for name in names)}
+    variants = MEMORIES if memory == ALL_MEMORIES else (memory,)
+    methods = {method.name: method for name in names for method in (find_method(name, one) for one in variants)}
     if not methods:
         raise UsageError("no method was named", hint="mta eval methods")
     return list(methods.values())
+
+
+def without_memory(method: Method) -> Method:
+    """The same method without label memory."""
+    return find_method(f"{method.name.partition('+')[0]}+off")
 
 
 def _find_stem(stem: str) -> Method:

@@ -161,10 +161,19 @@ class Method:
     build: BuildModels | None = None
     keeps_own_answer: bool = False
 
+    @property
+    def memory_is_added(self) -> bool:
+        """Whether the label memory is only added to the scores of a model that is the same without it.
+
+        Evidence and stacks are made beside neighbours (see `shots.shot_examples`), so with them the model differs.
+        """
+        learns = self.stack != "none" or self.anchors in NEEDS_SHOTS
+        return self.memory == "habit" or (self.memory == "neighbours" and not learns)
+
     def settings_for(self, labels: bool) -> Settings:
         """All settings of this method with their defaults, for a task with `labels` or of texts."""
         adapt = AdaptOptions() if self.stack == "none" else AdaptOptions(kind=self.stack).with_kind_defaults(labels)
-        names = {*_ANCHOR_SETTINGS[self.anchors], *_STACK_SETTINGS[self.stack], *_MEMORY_SETTINGS[self.memory or "off"]}
+        names = {*_ANCHOR_SETTINGS[self.anchors], *_STACK_SETTINGS[self.stack], *MEMORY_SETTINGS[self.memory or "off"]}
         defaults = {
             spec.name: getattr(options, spec.name)
             for options in (FuseOptions(), adapt, MemoryOptions())
@@ -174,6 +183,7 @@ class Method:
         return {**defaults, **self.overrides}
 
 
+NEEDS_SHOTS = ("evidence", "learned")  # anchor weightings that are computed from the likelihood of shots
 _EVIDENCE = ("top_k", "candidates", "sharpness", "scale")
 _ANCHOR_SETTINGS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -190,7 +200,7 @@ _STACK_SETTINGS: dict[str, tuple[str, ...]] = {
     "core": ("rank", "steps", "batch_size", "learning_rate", "pull"),
     "lora": ("rank", "alpha", "targets", "placement", "steps", "batch_size", "learning_rate"),
 }
-_MEMORY_SETTINGS: dict[str, tuple[str, ...]] = {
+MEMORY_SETTINGS: dict[str, tuple[str, ...]] = {
     "off": (),
     "habit": ("prior_weight", "prior_strength"),
     "neighbours": ("neighbour_weight", "prior_weight", "prior_strength", "look_ahead"),

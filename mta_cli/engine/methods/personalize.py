@@ -18,7 +18,6 @@ def build_models(
     models = method.build(context, users, settings) if method.build else _compose(method, context, users, options)
     if method.memory is None:
         return models
-    # the label memory is independent of the model
     with_memory = []
     for user, model in zip(users, models, strict=True):
         prior = context.memory.prior_of(user.answers, options.memory)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound, UsageError, system_reason
 from mta_cli.pipeline.evaluation.finished_evaluation import USER_DIGEST_DIGITS, FinishedEvaluation
+from mta_cli.pipeline.evaluation.method_settings import label_memory_of
 from mta_cli.pipeline.report.files import write_whole_file
 from mta_cli.pipeline.report.results import DESIGN_KEYS
 from mta_cli.printable import clean_line
@@ -44,7 +45,9 @@ def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
         "format": FORMAT,
         "metric": first.metric,
         "labels": first.labels,
-        "result": {key: one.result.get(key, "") for key in (*DESIGN_KEYS, "seed", "costs", "settings", "calibration")},
+        "result": {
+            key: one.result.get(key, "") for key in (*DESIGN_KEYS, "seed", "costs", "settings", "calibration", "memory")
+        },
         "people": [f"{number:0{USER_DIGEST_DIGITS}x}" for number in first.users],
         "weighed": {name: sums.has_loglik for name, sums in user_sums.items()},
         "sums": {
@@ -140,6 +143,7 @@ def _result(said: Mapping[str, Any], user_sums: Mapping[str, UserSums]) -> dict[
         "costs": costs,
         "settings": settings,
         "calibration": calibration,
+        "memory": {name: label_memory_of(own) for name, own in settings.items()},
     }
 
 

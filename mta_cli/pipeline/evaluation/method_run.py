@@ -5,14 +5,19 @@ Groups are the same in every run, so a continued run makes the same models as an
 
 from __future__ import annotations
 
-import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Event, JobProgress, Note, PlanLine
+from mta_cli.pipeline.evaluation.added_memory import (
+    AnswersWithoutMemory,
+    add_memory,
+    pack_scores,
+    settings_without_memory,
+)
 from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, ScoredAnswer, answer_queries
 from mta_cli.pipeline.evaluation.context import EvalContext
 from mta_cli.pipeline.evaluation.design import Design
@@ -21,11 +26,14 @@ from store.records import Query
 from store.tables.predictions import EvalCell, Prediction
 
 if TYPE_CHECKING:
-    from mta_cli.engine.methods.method import DirectAnswerer, Method, UserModel
+    from mta_cli.engine.methods.method import DirectAnswerer, Method, MethodContext, UserModel
     from store.registry import Registry
 
 MAX_USERS_PER_GROUP = 16  # users whose models are made and answer together
 MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # LoRA parameters of the users in one batch; a single user may have more
+
+
+AnsweredCell = tuple[EvalCell, list[Prediction]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,13 @@ class MethodRun:
     fold: int
     method: Method
     settings: dict[str, Any]
+
+    @property
+    def without_memory(self) -> tuple[int, str, dict[str, Any]] | None:
+        """Fold, name and settings of the method without memory, whose answers this run needs; None for other runs."""
+        if not self.method.memory_is_added:
+            return None
+        return self.fold, *settings_without_memory(self.method, self.settings)
 
 
 def groups_of(plan: Design, fold: int) -> list[tuple[int, ...]]:
@@ -60,7 +75,10 @@ def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, runs: Seq
         if (one.task, one.config.get("fingerprint")) == (request.task.name, request.base.fingerprint):
             speeds |= one.result.get("costs", {})
     known, seconds, open_to, unknown = reg.evaluations.find_by_key(plan.key), 0.0, 0, set()
+    answered_first = [(run.fold, run.method.name, run.settings) for run in runs]
     for run in runs:
+        if run.without_memory in answered_first:
+            continue
         name = run.method.name
         there = reg.evaluations.predictions.finished_cells(known.id, run.fold, name, run.settings) if known else {}
         users = [user for user in plan.answering_users(run.fold) if user not in there]
@@ -87,33 +105,55 @@ def unanswered_groups(eval_context: EvalContext, evaluation: int, run: MethodRun
 
 def run_method(eval_context: EvalContext, evaluation: int, run: MethodRun, done: int) -> Iterator[Event]:
     """Answer the missing queries of a method run. `done` users are already counted in the progress."""
-    from mta_cli.engine.methods.personalize import build_models
-    from mta_cli.engine.model.load import fresh_activation_cache
-
     groups = unanswered_groups(eval_context, evaluation, run)
     if not groups:
         return
     eval_context.fold_in_task_adapter(run.fold, run.method)
     context = eval_context.method_context(run.fold, run.method)
+    known = AnswersWithoutMemory.load(eval_context.reg, evaluation, run.fold, run.method, run.settings)
     timed = timed_group(eval_context.design) if run.fold == 0 else ()
     for group in groups:
-        users, own = (
-            eval_context.method_users(group),
-            eval_context.without_cached_states(context) if group == timed else context,
-        )
         started = time.perf_counter()
-        with fresh_activation_cache(eval_context.base) if group == timed else nullcontext():
-            made = build_models(run.method, own, users, run.settings)
-            seconds = (time.perf_counter() - started) / len(group)
-            rows = _answer_group(eval_context, run, group, made)
-        yield from _failures(run, made)
-        cells = [
-            (EvalCell(run.fold, run.method.name, run.settings, user, one.bytes, seconds), rows[user])
-            for user, one in zip(group, made, strict=True)
-        ]
+        own = eval_context.without_cached_states(context) if group == timed else context
+        if known.include(group):
+            cells = _add_memory(eval_context, run, own, group, known)
+        else:
+            cells = yield from _build_and_answer(eval_context, run, own, group, is_timed=group == timed)
         eval_context.reg.evaluations.predictions.save_cells(evaluation, cells)
         done += len(group)
         yield JobProgress(f"fold {run.fold + 1}, {run.method.name}", done, seconds=time.perf_counter() - started)
+
+
+def _build_and_answer(
+    eval_context: EvalContext, run: MethodRun, context: MethodContext, group: Sequence[int], *, is_timed: bool
+) -> Generator[Event, None, list[AnsweredCell]]:
+    from mta_cli.engine.methods.personalize import build_models
+    from mta_cli.engine.model.load import fresh_activation_cache
+
+    started = time.perf_counter()
+    with fresh_activation_cache(eval_context.base) if is_timed else nullcontext():
+        made = build_models(run.method, context, eval_context.method_users(group), run.settings)
+        seconds = (time.perf_counter() - started) / len(group)
+        rows = _answer_group(eval_context, run, group, made)
+    yield from _failures(run, made)
+    return [
+        (EvalCell(run.fold, run.method.name, run.settings, user, one.bytes, seconds), rows[user])
+        for user, one in zip(group, made, strict=True)
+    ]
+
+
+def _add_memory(
+    eval_context: EvalContext,
+    run: MethodRun,
+    context: MethodContext,
+    group: Sequence[int],
+    known: AnswersWithoutMemory,
+) -> list[AnsweredCell]:
+    task, queries = eval_context.request.task, eval_context.design.queries
+    return [
+        add_memory(task, run.method, run.settings, context, user, queries[user.number], known)
+        for user in eval_context.method_users(group)
+    ]
 
 
 def _failures(run: MethodRun, made: Sequence[UserModel]) -> Iterator[Event]:
@@ -176,7 +216,7 @@ def _prediction(query: Query, method: str, prompt: str, given: ScoredAnswer) -> 
         len(given.prompt),
         given.seconds,
         given.gold_tokens,
-        _packed(given.scores),
+        pack_scores(given.scores),
     )
 
 
@@ -184,8 +224,6 @@ def _predict_directly(query: Query, method: str, direct: DirectAnswerer) -> Pred
     started = time.perf_counter()
     text, scores = direct(query.input, query.time)
     seconds = time.perf_counter() - started
-    return Prediction(query.user_id, query.id, method, "", text, query.gold, None, 0, seconds, None, _packed(scores))
-
-
-def _packed(scores: Sequence[float]) -> bytes | None:
-    return struct.pack(f"<{len(scores)}f", *scores) if scores else None
+    return Prediction(
+        query.user_id, query.id, method, "", text, query.gold, None, 0, seconds, None, pack_scores(scores)
+    )

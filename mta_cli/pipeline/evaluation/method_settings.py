@@ -68,6 +68,12 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
     return {**settings, **converted, **version}
 
 
+def label_memory_of(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
+    """The label memory of a method that has these settings, or these by fold."""
+    names: Mapping[str, Any] = settings if isinstance(settings, Mapping) else next(iter(settings), {})
+    return "neighbours" if "neighbour_weight" in names else "habit" if "prior_weight" in names else "off"
+
+
 def _convert_setting(name: str, default: Any, value: Any) -> Any:
     """`value` as the type of `default`. Raises UsageError for another type or a value out of bounds."""
     kind, key = type(default), name.rpartition(".")[2]

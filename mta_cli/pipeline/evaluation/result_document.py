@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.labels import find_label
+from mta_cli.pipeline.evaluation.added_memory import unpack_scores
 from mta_cli.pipeline.evaluation.design import Design, describe_options
 from mta_cli.pipeline.evaluation.method_run import timed_group
+from mta_cli.pipeline.evaluation.method_settings import label_memory_of
 from mta_cli.pipeline.requests import EvalRequest
 from store.tables.evaluations import Evaluation
 from store.tables.predictions import Prediction
@@ -129,7 +130,7 @@ def _fit_temperature(task: Task, rows: Sequence[Prediction]) -> float:
     from mta_cli.engine.evaluation.calibration import fit_temperature
 
     golds = [(p, find_label(p.gold, task.labels)) for p in rows if p.scores is not None]
-    known = [(_unpack_scores(p), gold) for p, gold in golds if gold is not None]
+    known = [(unpack_scores(p.scores), gold) for p, gold in golds if gold is not None]
     return fit_temperature([scores for scores, _ in known], [place for _, place in known])
 
 
@@ -147,17 +148,12 @@ def _calibrated_answer(
         if prediction.gold_loglik is None:
             return prediction.answer, None
         return prediction.answer, prediction.gold_loglik / max(1, prediction.gold_tokens or 1)
-    scores = _unpack_scores(prediction)
+    scores = unpack_scores(prediction.scores)
     gold = gold_loglik(scores, task.labels, prediction.gold, temperature)
     if stands:
         return prediction.answer, gold
     values = log_probabilities(scores, temperature).tolist()
     return task.labels[decide_label(values, task.labels, task.metric)], gold
-
-
-def _unpack_scores(prediction: Prediction) -> tuple[float, ...]:
-    packed = prediction.scores or b""
-    return struct.unpack(f"<{len(packed) // 4}f", packed)
 
 
 def result_document(
@@ -189,6 +185,7 @@ def result_document(
         "evaluation": evaluation,
         **compare_methods({name: one.user_sums for name, one in judged.items()}, reference, machine.seed),
         "costs": {m: _costs(reg, plan, evaluation, m, chosen[m], one) for m, one in judged.items()},
+        "memory": {method: label_memory_of(settings) for method, settings in chosen.items()},
         "settings": {method: _settings_json(settings) for method, settings in chosen.items()},
         "calibration": {method: one.temperatures for method, one in judged.items()},
     }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageError
 from mta_cli.events import Event, JobPlan, JobResult, JobStarted, Note, PlanLine
+from mta_cli.options import ALL_MEMORIES
 from mta_cli.pipeline.evaluation.banks import FoldBanks, bank_presets, build_fold_banks, cost_of_banks
 from mta_cli.pipeline.evaluation.context import EvalContext, embed_shot_profiles
 from mta_cli.pipeline.evaluation.design import Design, evaluation_config, job_name, make_design, plan_lines
@@ -85,19 +86,33 @@ def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
     from mta_cli.engine.methods.catalog import find_method, find_methods
 
     options = request.options
-    methods = find_methods([name.strip() for name in options.methods.split(",") if name.strip()], options.memory)
+    memory = options.memory if request.task.labels else None  # texts have no label memory
+    methods = find_methods([name.strip() for name in options.methods.split(",") if name.strip()], memory)
     names = {method.name for method in methods}
-    find_method(options.reference)
-    given = {find_method(name, options.memory).name: own for name, own in request.method_settings.items()}
+    given = {
+        method.name: known
+        for name, settings in request.method_settings.items()
+        for method, known in _split_settings(find_methods([name], memory), settings)
+    }
     if unused := sorted(set(given) - names):
         raise UsageError(f"settings are given for {', '.join(unused)}, which is not among the methods")
-    reference = find_method(options.reference, options.memory).name
+    reference = find_method(options.reference, None if memory == ALL_MEMORIES else memory).name
     if reference in names:
         options = replace(options, reference=reference)
     request = replace(request, options=options, method_settings=given)
     for method in methods:
         resolve_settings(method, request, {})
     return methods, request
+
+
+def _split_settings(variants: Sequence[Method], settings: Mapping[str, Any]) -> list[tuple[Method, dict[str, Any]]]:
+    """The settings for each variant of a method: those that it has, and those that no variant has."""
+    own = [set(method.settings_for(labels=True)) for method in variants]
+    known = set().union(*own)
+    return [
+        (method, {key: value for key, value in settings.items() if key in names or key not in known})
+        for method, names in zip(variants, own, strict=True)
+    ]
 
 
 def _plan(
@@ -176,8 +191,9 @@ def _answer_missing(
     context = EvalContext(reg, request, design, banks, profiles)
     yield JobStarted("eval run", total=total, unit="users")
     finished = sum(counts)
-    # Methods above the same weights are grouped, so that their shared states are computed once.
-    for run in sorted(runs, key=lambda c: (c.fold, c.method.below)):
+    # Methods above the same weights are grouped, so that their shared states are computed once. Answers to which a
+    # memory is only added come first.
+    for run in sorted(runs, key=lambda c: (c.fold, c.method.below, c.method.memory_is_added)):
         answered = len(design.answering_users(run.fold))
         yield from run_method(context, evaluation.id, run, finished)
         finished += answered - counts[runs.index(run)]

@@ -43,7 +43,7 @@ def fuse_user(
     if dry_run:
         yield JobResult({"dry_run": True, "user": user.name, "bank": bank.name})
         return
-    from mta_cli.engine.methods.anchor_weights import NEEDS_SHOTS
+    from mta_cli.engine.methods.method import NEEDS_SHOTS
 
     needs_base = weighting_of(request.options) in NEEDS_SHOTS and reg.items.recent_items(
         user.id, request.task.name, request.options.shots

@@ -95,6 +95,18 @@ def method_cost(document: Document, method: str, what: str) -> float | None:
     return finite_or_none(((document.get("costs") or {}).get(method) or {}).get(what))
 
 
+def memory_variants(document: Document) -> dict[str, dict[str, str]]:
+    """Methods that were measured with several label memories: by the name without suffix, each memory's method.
+
+    The best method comes first. Documents of earlier versions do not say the memory of a method; they have none.
+    """
+    memories, found = document.get("memory") or {}, dict[str, dict[str, str]]()
+    for method in rank_methods(document):
+        if memories.get(method):
+            found.setdefault(method.partition("+")[0], {})[memories[method]] = method
+    return {stem: methods for stem, methods in found.items() if len(methods) > 1}
+
+
 def signed_score(value: float, metric: str) -> float:
     """`value` turned so that more is better."""
     return -value if metric in LOWER_IS_BETTER else value

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mta_cli.options import MEMORIES
 from mta_cli.pipeline.report import wording
 from mta_cli.pipeline.report.results import (
     Document,
@@ -14,6 +15,7 @@ from mta_cli.pipeline.report.results import (
     differences,
     finite_or_none,
     mean_score,
+    memory_variants,
     method_cost,
     metric_title,
     metrics,
@@ -73,6 +75,22 @@ def methods_table(document: Document) -> Table:
         rows.append((Cell(method), *cells))
     columns = ("method", *map(metric_title, shown), *(name for _, name, _ in costs))
     return Table(columns, rows, len(columns) - 1, document["reference"])
+
+
+def memory_table(document: Document) -> Table:
+    """The main metric of each method with each label memory. No rows where no method has more than one."""
+    metric, variants = document["metric"], memory_variants(document)
+    memories = [memory for memory in MEMORIES if any(memory in methods for methods in variants.values())]
+    best = best_methods(document, metric)
+
+    def cell(method: str | None) -> Cell:
+        if method is None:
+            return Cell(wording.NO_VALUE)
+        return Cell(wording.format_interval(document["methods"][method].get(metric)), method in best)
+
+    rows = [(Cell(stem), *(cell(methods.get(memory)) for memory in memories)) for stem, methods in variants.items()]
+    columns = ("method", *(f"memory {memory}" for memory in memories))
+    return Table(columns, rows, len(memories), title=f"{metric_title(metric)} by label memory")
 
 
 def difference_tables(document: Document) -> list[Table]:

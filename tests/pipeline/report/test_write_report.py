@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from mta_cli.errors import BadInput, MtaError
 from mta_cli.pipeline.report.write_report import Report, render_html, render_markdown, write_reports
 from mta_cli.printable import clean_line, clean_text
-from tests.pipeline.documents import FEW, HOSTILE, MANY, document, hostile
+from tests.pipeline.documents import FEW, HOSTILE, MANY, by_memory, document, hostile
 
 VOID = {"meta", "br", "img", "hr", "link", "input"}
 ALONE = {
@@ -340,3 +340,13 @@ def test_many_methods_make_the_same_bytes_again() -> None:
 def test_temperatures_of_a_fold_are_told_from_the_least_to_the_most() -> None:
     page = Page(render_html(Report([document(calibration={"mta": [[5.5, 20.0, 10.0], [0.5, 0.5]]})])))
     assert page.table("method", "settings", "temperature by fold")["mta"][1] == "5.500 to 20.000, 0.500"
+
+
+def test_the_first_table_has_methods_by_label_memory() -> None:
+    report = Report([by_memory()])
+    table = Page(render_html(report)).tables[0]
+    assert table[0] == ["method", "memory off", "memory habit", "memory neighbours"]
+    assert [row[0] for row in table[1:]] == ["mta", "pooled-rag"]
+    assert table[2] == ["pooled-rag", "0.450 [0.400, 0.500]", "0.510 [0.460, 0.560]", "–"]
+    text = render_markdown(report)
+    assert text.index("accuracy by label memory") < text.index("bytes a user")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from mta_cli.engine.evaluation.metrics import rouge_1
 from mta_cli.engine.memory.label_prior import user_label_prior
@@ -17,7 +18,7 @@ SHOT_PRIOR_STRENGTH = 1.0  # the population's rates count as this many shots
 
 @dataclass(frozen=True)
 class MajorityAnswer:
-    """The label that the user gave most often, or the mean score. Ties go to the label more common in the bank."""
+    """The label that the user gave most often, or one score of all. Ties go to the label more common in the bank."""
 
     answer: str
     logliks: tuple[float, ...]
@@ -43,19 +44,32 @@ class NearestShotAnswer:
 
 
 def build_majority_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-    """A model for each user. It depends on the history only, so it takes no bytes."""
+    """A model for each user, which answers the median score. It depends on the history only: it takes no bytes."""
+    return _build_models(context, users, statistics.median)
+
+
+def build_mean_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
+    """The same with the mean score, rounded half up."""
+    return _build_models(context, users, lambda scores: math.floor(statistics.fmean(scores) + 0.5))
+
+
+def _build_models(
+    context: MethodContext, users: Sequence[UserShots], summarise: Callable[[Sequence[float]], float]
+) -> list[UserModel]:
     if not context.task.labels:
         return [UserModel(answerer=NearestShotAnswer(user.inputs, user.outputs)) for user in users]
-    return [UserModel(answerer=_majority_answer(context, user)) for user in users]
+    return [UserModel(answerer=_majority_answer(context, user, summarise)) for user in users]
 
 
-def _majority_answer(context: MethodContext, user: UserShots) -> MajorityAnswer:
+def _majority_answer(
+    context: MethodContext, user: UserShots, summarise: Callable[[Sequence[float]], float]
+) -> MajorityAnswer:
     labels, rates = context.task.labels, context.memory.rates
     prior = user_label_prior(user.outputs, labels, rates, SHOT_PRIOR_STRENGTH)
     logliks = tuple(value + math.log(rate) for value, rate in zip(prior, rates, strict=True))
     known = [labels[place] for output in user.outputs if (place := find_label(output, labels)) is not None]
     if context.task.kind == "score" and known:
-        return MajorityAnswer(f"{sum(map(float, known)) / len(known):.6g}", logliks)
+        return MajorityAnswer(f"{summarise([float(score) for score in known]):.6g}", logliks)
     counts = Counter(known)
     best = max(range(len(labels)), key=lambda i: (counts[labels[i]], rates[i], -i))
     return MajorityAnswer(labels[best], logliks)
@@ -63,9 +77,17 @@ def _majority_answer(context: MethodContext, user: UserShots) -> MajorityAnswer:
 
 METHOD = Method(
     "majority",
-    "the user's most frequent label, mean score, or nearest own text; no model",
+    "the user's most frequent label, median score, or nearest own text; no model",
     below="base",
     memory=None,
     build=build_majority_models,
     keeps_own_answer=True,
+    version=2,
+)
+MEAN_METHOD = replace(
+    METHOD,
+    name="majority-mean",
+    about="the same with the rounded mean score",
+    build=build_mean_models,
+    version=1,
 )

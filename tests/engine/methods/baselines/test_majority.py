@@ -1,4 +1,4 @@
-"""Rules that need no model: ties, mean scores, nearest own texts, and people who gave nothing."""
+"""Rules that need no model: ties, median and mean scores, nearest own texts, and people who gave nothing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from mta_cli.engine.methods.baselines.majority import METHOD
-from mta_cli.engine.methods.method import DirectAnswerer, MethodContext
+from mta_cli.engine.methods.baselines.majority import MEAN_METHOD, METHOD
+from mta_cli.engine.methods.method import DirectAnswerer, Method, MethodContext
 from mta_cli.engine.methods.personalize import build_models
 from mta_cli.engine.model.load import LoadedBase
 from tests.engine.methods.contexts import a_context, a_user
@@ -17,8 +17,8 @@ from tests.engine.methods.tagging import LABELS, tag_context, tagger
 from tests.metrics_by_hand import mae
 
 
-def rule(bench: MethodContext, outputs: Sequence[str]) -> DirectAnswerer:
-    (made,) = build_models(METHOD, bench, [tagger(bench.base, bench.task, outputs)], METHOD.settings_for(True))
+def rule(bench: MethodContext, outputs: Sequence[str], method: Method = METHOD) -> DirectAnswerer:
+    (made,) = build_models(method, bench, [tagger(bench.base, bench.task, outputs)], method.settings_for(True))
     assert made.loras == () and made.prior is None and made.bytes == 0 and made.answerer is not None
     return made.answerer
 
@@ -49,13 +49,25 @@ def test_the_commoner_of_equals_is_the_likelier_one_too(base: LoadedBase) -> Non
 
 
 @pytest.mark.parametrize(
-    ("outputs", "expected"), [(["1", "2", "2"], 5 / 3), (["5"], 5), (["4", "x", "5 "], 4.5), (["x"], 1), ([], 1)]
+    ("outputs", "median", "mean"),
+    [
+        (["1", "2", "5", "5", "2"], 2, 3),
+        (["1", "2", "2"], 2, 2),
+        (["5"], 5, 5),
+        (["4", "x", "5 "], 4.5, 5),
+        (["1", "1", "1", "5"], 1, 2),
+        (["x"], 1, 1),
+        ([], 1, 1),
+    ],
 )
-def test_the_mean_score(base: LoadedBase, outputs: list[str], expected: float) -> None:
+def test_the_median_and_the_rounded_mean_score(
+    base: LoadedBase, outputs: list[str], median: float, mean: float
+) -> None:
     """Without a known score: the commonest among people, which is the first here."""
-    answer, logliks = rule(tag_context(base, 0, task="lamp-3"), outputs)("a review")
-    assert mae([answer], ["1"]) == pytest.approx(expected - 1, abs=1e-5)
-    assert len(logliks) == 5 and sum(map(math.exp, logliks)) == pytest.approx(1)
+    for method, expected in ((METHOD, median), (MEAN_METHOD, mean)):
+        answer, logliks = rule(tag_context(base, 0, task="lamp-3"), outputs, method)("a review")
+        assert mae([answer], ["1"]) == pytest.approx(expected - 1, abs=1e-5)
+        assert len(logliks) == 5 and sum(map(math.exp, logliks)) == pytest.approx(1)
 
 
 def test_the_nearest_own_text_and_the_later_of_equals(base: LoadedBase) -> None:
