@@ -22,7 +22,7 @@ from store.tables.users import ForgetResult
 # Banks of evaluations serve no user, so those made from this user are deleted whole.
 _DELETE_EVAL_BANKS = """DELETE FROM banks WHERE id IN (
     SELECT bank_id FROM eval_banks JOIN eval_people USING (evaluation_id, fold) WHERE user_id = ? AND role = 'bank'
-)"""
+) AND purpose = 'eval'"""
 
 
 class UserEraser:

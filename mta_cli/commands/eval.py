@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mta_cli import output as out
-from mta_cli.commands.shared.arguments import DryRunOption, JsonOption, YesOption, complete_tasks
+from mta_cli.commands.shared.arguments import DryRunOption, JsonOption, YesOption, complete_banks, complete_tasks
 from mta_cli.commands.shared.context import AppContext, app_context, confirm
 from mta_cli.commands.shared.lazy_typer import CommandApp
 from mta_cli.commands.shared.option_flags import Flags, only, options
+from mta_cli.errors import UsageError
 from mta_cli.options import BankOptions, EvalOptions, MachineOptions, ModelOptions, PromptOptions
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.evaluation.finished_evaluation import FinishedEvaluation
+    from mta_cli.pipeline.requests import EvalRequest
+    from store.registry import Registry
 
 app = CommandApp("Evaluation: methods on the same users, with intervals over them and paired differences.")
 
@@ -40,6 +43,29 @@ EvaluationsArgument = Annotated[
 ]
 
 
+ExistingBankOption = Annotated[
+    str | None,
+    typer.Option(
+        "--bank",
+        metavar="BANK",
+        help="Measure this bank, in place of banks that are built for the folds.",
+        autocompletion=complete_banks,
+    ),
+]
+TestUsersOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--test-users",
+        metavar="FILE",
+        help="With --bank: the names of the tested users, one a line; else all with queries who are not in the bank.",
+    ),
+]
+MethodSettings = dict[str, dict[str, str]]
+FLAGS_BESIDE_BANK = frozenset(
+    ("--methods", "--reference", "--shots", "--memory", "--calibrate", "--device", "--dtype", "--seed", "--verify")
+)
+
+
 BENCH_TABLES = (
     only(BankOptions, "anchors", "epochs", "min_items", "max_items", "task_epochs"),
     PromptOptions,
@@ -55,17 +81,36 @@ def run(
     *,
     task: RequiredTaskOption,
     flags: Flags,
+    bank: ExistingBankOption = None,
+    test_users: TestUsersOption = None,
     given: SetOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Compare methods: each method answers every tested user's queries. Run it again to
-    finish a stopped evaluation or to add methods.
+    finish a stopped evaluation or to add methods. With --bank, an existing bank is measured
+    on users whom it does not rest on.
     """
     from mta_cli.commands.eval_tables import render_result
     from mta_cli.pipeline.evaluation.run import run_evaluation
 
-    _run_eval_job(app_context(ctx, flags, json=json), run_evaluation, render_result, task, given, dry_run=dry_run)
+    use = app_context(ctx, flags, json=json)
+    if bank is None and test_users is not None:
+        raise UsageError("--test-users is for the users on whom an existing bank is measured", hint="--bank BANK")
+    if bank is None:
+        _run_eval_job(use, run_evaluation, render_result, task, given, dry_run=dry_run)
+        return
+    if unused := [flag for flag in flags.given_flags() if flag not in FLAGS_BESIDE_BANK]:
+        raise UsageError(f"{', '.join(unused)}: bank {bank} is built already, and decides this")
+
+    def request(reg: Registry, method_settings: MethodSettings) -> EvalRequest:
+        from mta_cli.pipeline.evaluation.existing_bank import existing_bank_request, read_user_names
+
+        names = None if test_users is None else read_user_names(test_users)
+        options, machine = use.options[EvalOptions], use.options[MachineOptions]
+        return existing_bank_request(reg, reg.banks.get(bank), task, names, options, machine, method_settings)
+
+    _run_eval_job(use, run_evaluation, render_result, task, given, dry_run=dry_run, make_request=request)
 
 
 @app.command()
@@ -216,6 +261,7 @@ def _run_eval_job(
     given: list[str] | None,
     *,
     dry_run: bool,
+    make_request: Callable[[Registry, MethodSettings], EvalRequest] | None = None,
 ) -> None:
     """Run `work` with the command's options; `given` are methods' own settings, METHOD.SETTING=VALUE."""
     from mta_cli.pipeline.evaluation.method_settings import parse_settings
@@ -223,6 +269,9 @@ def _run_eval_job(
 
     built, method_settings = use.options, parse_settings(given or [])
     with use.open_registry() as reg:
-        request = eval_request(reg, built, task, method_settings)
+        if make_request is None:
+            request = eval_request(reg, built, task, method_settings)
+        else:
+            request = make_request(reg, method_settings)
         job = work(reg, request, plan=use.settings.plan_lines(*request.plan_options), dry_run=dry_run)
         use.output.run_job_and_print(job, render, dry_run=dry_run, resumes=True)

@@ -104,8 +104,24 @@ class AdaptRequest:
 
 
 @dataclass(frozen=True)
+class ExistingBank:
+    """A bank that is already built, and the ids of the users on whom it is measured."""
+
+    bank: Bank
+    test_users: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        """The bank's name and version."""
+        return f"{self.bank.name} v{self.bank.version}"
+
+
+@dataclass(frozen=True)
 class EvalRequest:
-    """The request of an evaluation. `method_settings` are settings by method, which override all others."""
+    """The request of an evaluation. `method_settings` are settings by method, which override all others.
+
+    `existing` is the bank that is measured; None: the evaluation builds its own banks.
+    """
 
     task: Task
     base: ModelEntry
@@ -115,6 +131,7 @@ class EvalRequest:
     prompt: PromptOptions
     machine: MachineOptions
     method_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    existing: ExistingBank | None = None
 
     @property
     def plan_options(self) -> tuple[Any, ...]:
@@ -316,7 +333,17 @@ def restore_eval_request(
         PromptOptions(evaluation.config["history_items"]),
         _restore_machine(machine, evaluation.config),
         document.get("given", {}),
+        _restore_existing_bank(reg, evaluation),
     )
+
+
+def _restore_existing_bank(reg: Registry, evaluation: Evaluation) -> ExistingBank | None:
+    """The bank that an evaluation was begun to measure. Raises NotFound where it was removed since."""
+    number = evaluation.config.get("existing_bank")
+    if number is None:
+        return None
+    tested = [user for _, user, role in reg.evaluations.fold_members(evaluation.id) if role == "test"]
+    return ExistingBank(reg.banks.by_id(number), tuple(tested))
 
 
 def restore_bank_request(reg: Registry, bank: Bank, machine: MachineOptions) -> BankRequest:

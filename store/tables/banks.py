@@ -14,6 +14,9 @@ from store.queries.dependents import AnchorReplacement, find_dependent_users, re
 from store.records import Anchor, Bank
 from store.tables.adapters import Adapters
 
+_SELECT_SOURCES = """SELECT user_id FROM anchors WHERE bank_id = :bank AND user_id IS NOT NULL
+UNION SELECT user_id FROM task_adapter_users WHERE bank_id = :bank
+UNION SELECT items.user_id FROM neighbours JOIN items ON items.id = item_id WHERE bank_id = :bank"""
 _SELECT_TRAINED = "SELECT user_id FROM task_adapter_users WHERE bank_id = ?"
 _SELECT_BANK = """SELECT id, name, version, key, task, base, embedder, task_adapter, status, seed, config, tokens,
 seconds, created, purpose, basis, kernel FROM banks"""
@@ -66,6 +69,10 @@ class Banks:
     def task_adapter_users(self, bank_id: int) -> set[int]:
         """The users whose items the bank's task adapter was trained on; none where it is not known."""
         return {user for (user,) in self._db.fetch_tuples(_SELECT_TRAINED, (bank_id,))}
+
+    def source_users(self, bank_id: int) -> set[int]:
+        """The users whom the bank rests on: its anchors', and those of its task adapter and of its neighbours."""
+        return {user for (user,) in self._db.fetch_tuples(_SELECT_SOURCES, {"bank": bank_id})}
 
     def set_basis(self, bank_id: int, digest: str) -> None:
         """Record the anchors' main directions, between which cores are trained."""

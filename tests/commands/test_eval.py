@@ -106,6 +106,23 @@ def test_from_a_run_to_its_removal(peopled: Path, tmp_path: Path) -> None:
     assert not list((peopled / "adapters").rglob("*.safetensors")) and mta_ok("doctor", "--json").json()["ok"]
 
 
+def test_an_existing_bank_is_measured_on_named_users(peopled: Path, tmp_path: Path) -> None:
+    """Users who did not consent are in no bank."""
+    build = ("--rank", 2, "--history-items", 2, "--device", "cpu", "--dtype", "float32")
+    for name in ("ida", "user8"):
+        mta_ok("user", "consent", name, "--no-can-anchor")
+    mta_ok("bank", "build", "--task", "lamp-2", *BANK, *build)
+    names = tmp_path / "names.txt"
+    names.write_text("ida\nuser8\n")
+    on_bank = ("eval", "run", "--task", "lamp-2", "--bank", "lamp-2", "--methods", "majority,pooled-rag", "--shots", 3)
+    result = mta_ok(*on_bank, "--test-users", names, "--device", "cpu", "--json").json()
+    assert (result["users"], result["anchors"], result["history_items"]) == (2, 2, 2)
+    names.write_text("ida\nuser0\n")
+    refused(mta(*on_bank, "--test-users", names), 4, "rests on 'user0'")
+    refused(mta(*on_bank, "--folds", 2, "--anchors", 2), 2, "bank lamp-2 is built already")
+    refused(mta(*RUN, "--test-users", names), 2, "--bank BANK")
+
+
 def test_a_run_of_the_same_goes_over_nothing_again(reg: Registry, tmp_path: Path) -> None:
     first, again = ran(), mta_ok(*RUN, "--json")
     assert again.json() == first and "nothing to compute" in again.err

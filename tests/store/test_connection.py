@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -76,7 +77,9 @@ def test_a_file_in_the_place_of_the_store(root: Path) -> None:
         Registry.open(root)
 
 
-@pytest.mark.parametrize("content", [b"this is no database at all, only text", os.urandom(4096)])
+@pytest.mark.parametrize(
+    "content", [b"this is no database at all, only text", random.Random(0).randbytes(4096)], ids=("text", "noise")
+)
 def test_what_is_no_database(root: Path, content: bytes) -> None:
     root.mkdir()
     (root / "registry.db").write_bytes(content)

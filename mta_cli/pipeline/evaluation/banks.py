@@ -35,6 +35,9 @@ def build_fold_banks(
     """Build or finish every fold's bank, one for each of `presets`, and `return` them. Raises as `build_bank`."""
     from mta_cli.pipeline.bank.build import build_bank
 
+    if request.existing is not None:
+        reg.evaluations.set_fold_bank(evaluation, 0, request.existing.bank.id)
+        return {(0, ""): request.existing.bank}
     found, known = FoldBanks(), reg.evaluations.fold_banks(evaluation)
     for number, fold, preset in _each_bank(plan, presets):
         key = (number, preset)
@@ -62,6 +65,8 @@ def cost_of_banks(
     from mta_cli.pipeline.bank.task_adapter import find_reusable_task_adapter
     from mta_cli.pipeline.training.estimate import cost_lines
 
+    if request.existing is not None:
+        return (PlanLine("bank", request.existing.label, "flag --bank"),)
     known = reg.evaluations.find_by_key(plan.key)
     there = reg.evaluations.fold_banks(known.id) if known is not None else {}
     ready = {key for key, bank in there.items() if reg.banks.by_id(bank).status == "ready"}

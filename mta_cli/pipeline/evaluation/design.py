@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from mta_cli.events import PlanLine
-from mta_cli.pipeline.requests import EvalRequest, bank_options
+from mta_cli.pipeline.requests import EvalRequest, ExistingBank, bank_options
 from store.records import Item, Query
 from store.tables.evaluations import FoldMember
 
@@ -80,6 +80,8 @@ def make_design(reg: Registry, request: EvalRequest) -> Design:
     """The design of `request`. Raises BadInput where the task has too few users for its folds."""
     from mta_cli.engine.evaluation.folds import split_users
 
+    if request.existing is not None:
+        return _existing_bank_design(reg, request, request.existing)
     task, options = request.task, request.options
     counts = {user.id: count for user, count in reg.users.users_with_items(task.name)}
     queries = {user: found for user in counts if (found := reg.items.queries(user, task.name))}
@@ -94,7 +96,21 @@ def make_design(reg: Registry, request: EvalRequest) -> Design:
     return Design(_key(reg, request, queries), tuple(folds), shots, queries)
 
 
-def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]]) -> str:
+def _existing_bank_design(reg: Registry, request: EvalRequest, existing: ExistingBank) -> Design:
+    """One fold: the users whom the bank rests on, and the tested ones."""
+    from mta_cli.engine.evaluation.folds import UserFold
+
+    task, bank = request.task.name, existing.bank
+    queries = {user: reg.items.queries(user, task) for user in existing.test_users}
+    shots = {user: reg.items.recent_items(user, task, request.options.shots) for user in existing.test_users}
+    fold = UserFold(tuple(sorted(reg.banks.source_users(bank.id))), (), existing.test_users)
+    made = [bank.key, bank.task_adapter, *(anchor.digest for anchor in reg.banks.anchors(bank.id))]
+    return Design(_key(reg, request, queries, made), (fold,), shots, queries)
+
+
+def _key(
+    reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]], bank: Sequence[str | None] = ()
+) -> str:
     from mta_cli.engine.model.load import dtype_name
 
     options, items, machine = request.options, reg.items, request.machine
@@ -106,6 +122,7 @@ def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]]
             [[q.key, q.input, q.gold, q.time] for q in queries.get(user.id, ())],
         ]
         for user, _ in reg.users.users_with_items(request.task.name)
+        if not bank or user.id in queries
     ]
     identity = {
         "task": asdict(request.task),
@@ -118,6 +135,7 @@ def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]]
         "seed": machine.seed,
         "dtype": dtype_name(machine.dtype, machine.device),
         "people": sorted(histories),
+        **({"existing_bank": list(bank)} if bank else {}),
         "screened": True,  # before, refused anchors served in evaluations
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -126,6 +144,7 @@ def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]]
 def evaluation_config(request: EvalRequest) -> dict[str, Any]:
     """The options that are stored with the evaluation. They contain no user's name."""
     return {
+        **({"existing_bank": request.existing.bank.id} if request.existing else {}),
         "base": request.base.name,
         "fingerprint": request.base.fingerprint,
         "embedder": request.embedder.name,
@@ -143,7 +162,8 @@ def describe_options(request: EvalRequest) -> str:
     """The other options that determine the answers, as text. Seeds of one design have the same text."""
     bank = {key: value for key, value in asdict(bank_options(request)).items() if key not in ("anchors", "placement")}
     rest = {"embedder": request.embedder.name, "calibrate": request.options.calibrate, **bank}
-    return ", ".join(f"{key} {value}" for key, value in rest.items())
+    measured = [f"bank {request.existing.label}"] if request.existing else []
+    return ", ".join([*measured, *(f"{key} {value}" for key, value in rest.items())])
 
 
 def plan_lines(request: EvalRequest, plan: Design, methods: Sequence[str]) -> tuple[PlanLine, ...]:

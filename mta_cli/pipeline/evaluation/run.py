@@ -99,6 +99,8 @@ def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
     reference = find_method(options.reference, None if memory == ALL_MEMORIES else memory).name
     if reference in names:
         options = replace(options, reference=reference)
+    if request.existing is not None and (apart := [method.name for method in methods if method.bank_preset]):
+        raise UsageError(f"{', '.join(apart)} has a bank of its own, and --bank measures one bank")
     request = replace(request, options=options, method_settings=given)
     for method in methods:
         resolve_settings(method, request, {})

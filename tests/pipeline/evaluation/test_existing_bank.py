@@ -1,0 +1,129 @@
+"""A bank that is already built, measured on users whom it does not rest on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.options import EvalOptions
+from mta_cli.pipeline.bank.build import build_bank
+from mta_cli.pipeline.evaluation.context import EvalContext
+from mta_cli.pipeline.evaluation.design import make_design
+from mta_cli.pipeline.evaluation.existing_bank import existing_bank_request, read_user_names
+from mta_cli.pipeline.evaluation.run import run_evaluation
+from mta_cli.pipeline.requests import EvalRequest, eval_request_json, restore_eval_request
+from store.records import NewItem
+from store.registry import Registry
+from tests.pipeline.town import CPU, TASK, bank_request, finish
+
+TESTED = ("ida", "jon", "user8")
+METHODS = "majority,neighbours,pooled-rag,mta"
+
+
+@pytest.fixture
+def banked(peopled: Registry) -> Registry:
+    """A store with a bank of all users but three."""
+    tested = {peopled.users.get(name).id for name in TESTED}
+    others = frozenset(user.id for user, _ in peopled.users.users_with_items(TASK.name) if user.id not in tested)
+    finish(build_bank(peopled, replace(bank_request(), user_ids=others)))
+    return peopled
+
+
+def request(
+    reg: Registry, names: list[str] | None = None, task: str = TASK.name, methods: str = METHODS
+) -> EvalRequest:
+    options = EvalOptions(methods=methods, shots=3)
+    return existing_bank_request(reg, reg.banks.get(TASK.name), task, names, options, CPU, {})
+
+
+def test_it_is_measured_on_the_named_users_with_its_own_anchors_and_neighbours(
+    banked: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank, seen = banked.banks.get(TASK.name), []
+    load = EvalContext.bank_context
+
+    def watched(context: EvalContext, fold: int, preset: str = "") -> object:
+        seen.append(load(context, fold, preset).bank.id)
+        return load(context, fold, preset)
+
+    monkeypatch.setattr(EvalContext, "bank_context", watched)
+    result, _ = finish(run_evaluation(banked, request(banked, ["jon", "ida"])))
+    assert (result["users"], result["queries"], result["folds"]) == (2, 4, 1) and set(seen) == {bank.id}
+    members = banked.evaluations.fold_members(result["evaluation"])
+    tested = {banked.users.get(name).id for name in ("ida", "jon")}
+    assert {user for _, user, role in members if role == "test"} == tested
+    assert {user for _, user, role in members if role == "bank"} == banked.banks.source_users(bank.id)
+    assert len(banked.banks.source_users(bank.id)) == 8 and f"bank {bank.name} v1" in result["options"]
+    assert all(one.purpose == "" for one in banked.banks.all()) and len(banked.banks.all()) == 1, "none was built"
+
+
+def test_without_names_all_are_tested_who_are_not_in_it(banked: Registry) -> None:
+    design = make_design(banked, request(banked))
+    assert {banked.users.by_id(user).name for user in design.test_users} == {*TESTED, "kim"}, (
+        "kim has too few items for it"
+    )
+
+
+def test_who_made_the_bank_is_refused_by_name(banked: Registry) -> None:
+    with pytest.raises(BadInput, match="rests on 'user0', 'user3': who made it"):
+        request(banked, ["ida", "user0", "user3"])
+    with pytest.raises(NotFound, match="nobody"):
+        request(banked, ["nobody"])
+    quiet = banked.users.add("quiet")
+    banked.items.append_items(quiet.id, [NewItem("a", TASK.name, "a film", "comedy")])
+    with pytest.raises(BadInput, match="held-out queries of task lamp-2 of 'quiet'"):
+        request(banked, ["quiet"])
+    with pytest.raises(UsageError, match="is of task lamp-2, not lamp-3"):
+        request(banked, task="lamp-3")
+
+
+def test_methods_with_banks_of_their_own_are_refused(banked: Registry) -> None:
+    with pytest.raises(UsageError, match="mta-published has a bank of its own"):
+        finish(run_evaluation(banked, request(banked, methods="mta,mta-published")))
+
+
+def test_it_goes_on_with_the_same_bank_and_users(banked: Registry) -> None:
+    asked = request(banked, ["ida", "jon"], methods="majority")
+    result, _ = finish(run_evaluation(banked, asked))
+    begun = banked.evaluations.get(result["evaluation"])
+    restored = restore_eval_request(banked, begun, eval_request_json(asked), CPU)
+    assert restored.existing == asked.existing
+    assert make_design(banked, restored).key == begun.key
+    banked.users.add("later")
+    banked.items.append_items(banked.users.get("later").id, [NewItem("a", TASK.name, "a film", "comedy")])
+    assert make_design(banked, asked).key == begun.key, "others do not matter"
+
+
+def test_the_bank_outlives_the_evaluation_and_the_removal_of_its_users(banked: Registry) -> None:
+    result, _ = finish(run_evaluation(banked, request(banked, ["ida", "jon"], methods="majority,pooled-rag")))
+    anchor = banked.banks.anchors(banked.banks.get(TASK.name).id)[0].user
+    assert anchor is not None
+    banked.users.forget(banked.users.get(anchor).id)
+    assert banked.banks.get(TASK.name).status == "ready"
+    banked.evaluations.remove(result["evaluation"])
+    assert banked.banks.get(TASK.name).status == "ready"
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b"ida\njon\n", ["ida", "jon"]),
+        (b"\xef\xbb\xbfida\r\n\r\n  jon ", ["ida", "jon"]),
+        ("Zoë Ann".encode(), ["Zoë Ann"]),
+    ],
+)
+def test_names_are_one_a_line(tmp_path: Path, content: bytes, names: list[str]) -> None:
+    (tmp_path / "names").write_bytes(content)
+    assert read_user_names(tmp_path / "names") == names
+
+
+@pytest.mark.parametrize(("content", "told"), [(b"\n \n", "names nobody"), (b"\xff\xfe", "is not UTF-8 text")])
+def test_what_is_no_list_of_names(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "names").write_bytes(content)
+    with pytest.raises(BadInput, match=told):
+        read_user_names(tmp_path / "names")
+    with pytest.raises(NotFound, match="There is no file"):
+        read_user_names(tmp_path / "elsewhere")
