@@ -44,6 +44,7 @@ def test_the_tiny_models_are_fine(tiny_base_path: Path, tiny_embedder_path: Path
         ("weights.dat", zipped_pickle()),
         ("model-00002.safetensors", pickle.dumps([1, 2])),
     ],
+    ids=("bin", "folder", "empty", "pickle", "zip", "safetensors"),
 )
 def test_pickles_are_refused_under_any_name(copy: Path, name: str, content: bytes) -> None:
     (copy / name).parent.mkdir(exist_ok=True)
