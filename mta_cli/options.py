@@ -319,6 +319,7 @@ class OptionSet:
         return found
 
 
+PERMUTED_ANSWERS = "permuted"  # a control: banks of evaluations whose anchors learned answers in random order
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper's own choices (arXiv 2511.20072): no task adapter, the two nearest anchors by cosine, a LoRA of rank 4.
     "published": {

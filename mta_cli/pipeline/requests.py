@@ -44,7 +44,8 @@ class BankRequest:
     """The request of a bank build. `name` defaults to the task's.
 
     `user_ids` are the users it may be built from; None: all. For `purpose` see `store.records.Bank`. `on_bank_started`
-    is called with the bank's number before training.
+    is called with the bank's number before training. `permute_answers`, a control of evaluations: each anchor learns
+    the answers of its user in random order.
     """
 
     task: Task
@@ -58,6 +59,7 @@ class BankRequest:
     purpose: str = ""
     gates: ScreeningOptions = field(default_factory=ScreeningOptions)
     on_bank_started: Callable[[int], None] = lambda number: None
+    permute_answers: bool = False
 
     @property
     def plan_options(self) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from typing import get_args
 from mta_cli.engine.methods.baselines import majority, neighbours, per_pcs, prime
 from mta_cli.engine.methods.method import AnchorWeighting, BaseLevel, Method, Settings, StackKind
 from mta_cli.errors import UsageError
-from mta_cli.options import ALL_MEMORIES, MEMORIES, PRESETS
+from mta_cli.options import ALL_MEMORIES, MEMORIES, PERMUTED_ANSWERS, PRESETS
 
 _PUBLISHED = {
     key.partition(".")[2]: value for key, value in PRESETS["published"].items() if key.startswith(("fuse.", "adapt."))
@@ -98,6 +98,19 @@ PRESET_METHODS = (
     ),
     per_pcs.METHOD,
     prime.METHOD,
+    Method(
+        "permuted-recipes",
+        "a control: mta-recipe, each user with the recipe of another",
+        anchors="permuted",
+        memory="neighbours",
+    ),
+    Method(
+        "permuted-anchors",
+        "a control: mta-recipe above anchors that learned their users' answers in random order",
+        anchors="evidence",
+        memory="neighbours",
+        bank_preset=PERMUTED_ANSWERS,
+    ),
 )
 PRESETS_BY_NAME: dict[str, Method] = {method.name: method for method in PRESET_METHODS}
 

@@ -20,7 +20,9 @@ from mta_cli.options import AdaptOptions, FuseOptions, MemoryOptions, options_fr
 Value = float | int | str | bool
 Settings = Mapping[str, Value]
 BaseLevel = Literal["base", "task"]
-AnchorWeighting = Literal["none", "similarity", "softmax", "uniform", "evidence", "learned", "random", "released"]
+AnchorWeighting = Literal[
+    "none", "similarity", "softmax", "uniform", "evidence", "learned", "random", "permuted", "released"
+]
 StackKind = Literal["none", "core", "lora"]
 ResultT = TypeVar("ResultT")
 
@@ -183,7 +185,7 @@ class Method:
         return {**defaults, **self.overrides}
 
 
-NEEDS_SHOTS = ("evidence", "learned")  # anchor weightings that are computed from the likelihood of shots
+NEEDS_SHOTS = ("evidence", "learned", "permuted")  # anchor weightings that are computed from the likelihood of shots
 _EVIDENCE = ("top_k", "candidates", "sharpness", "scale")
 _ANCHOR_SETTINGS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -194,6 +196,7 @@ _ANCHOR_SETTINGS: dict[str, tuple[str, ...]] = {
     "released": ("top_k",),
     "evidence": _EVIDENCE,
     "learned": _EVIDENCE,
+    "permuted": _EVIDENCE,
 }
 _STACK_SETTINGS: dict[str, tuple[str, ...]] = {
     "none": (),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -101,6 +102,8 @@ def bank_key(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -
     }
     if request.gates != ScreeningOptions():
         identity["gates"] = asdict(request.gates)
+    if request.permute_answers:
+        identity["permute_answers"] = True
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -362,6 +365,8 @@ def anchor_training(
 
     options, seed = request.options, request.machine.seed
     own = items[anchor.user_id] if anchor.user_id is not None else ()
+    if request.permute_answers:
+        own = permute_answers(own, f"{seed} {anchor.user_id}")
     rows = examples.training_rows(own)
     schedule = Schedule.from_epochs(len(rows), options.epochs, options.batch_size, options.learning_rate)
     job = AdapterJob(
@@ -381,8 +386,16 @@ def anchor_training(
     return AdapterTraining(job, rows, run=run)
 
 
+def permute_answers(items: Sequence[Item], seed: str) -> tuple[Item, ...]:
+    """The items with their outputs in another order."""
+    outputs = [item.output for item in items]
+    random.Random(seed).shuffle(outputs)
+    return tuple(replace(item, output=output) for item, output in zip(items, outputs, strict=True))
+
+
 def _config(request: BankRequest) -> dict[str, Any]:
-    return {"history_items": request.prompt.history_items, "task": request.task.name}
+    permuted = {"permuted": True} if request.permute_answers else {}
+    return {"history_items": request.prompt.history_items, "task": request.task.name, **permuted}
 
 
 def with_task_adapter(training: AdapterTraining, task_adapter: str | None) -> AdapterTraining:

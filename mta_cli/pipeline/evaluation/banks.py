@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, Note, PlanLine, forward_events
-from mta_cli.options import PRESETS, BankOptions
+from mta_cli.options import PERMUTED_ANSWERS, PRESETS, BankOptions
 from mta_cli.pipeline.evaluation.design import Design
 from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY, has_fitted_kernel
 from mta_cli.pipeline.requests import BankRequest, EvalRequest, bank_options
@@ -111,6 +111,7 @@ def _request(request: EvalRequest, fold: UserFold, preset: str = "") -> BankRequ
         name=f"eval {request.task.name}",
         user_ids=frozenset(fold.bank),
         purpose=PURPOSE,
+        permute_answers=preset == PERMUTED_ANSWERS,
     )
 
 

@@ -18,7 +18,7 @@ from tests.engine.methods.contexts import a_context, a_user, same, settings_of
 from tests.engine.methods.tagging import LABELS, tag_context, tagger
 
 NAMES = """majority majority-mean neighbours base rag pooled pooled-rag oppu oppu-pooled fusion fusion-random stack mta
-mta-recipe mta-published mta-released per-pcs prime"""
+mta-recipe mta-published mta-released per-pcs prime permuted-recipes permuted-anchors"""
 COMPOSED = ("task:evidence:lora+habit", "base:uniform:none", "task:learned:core+neighbours", "task:softmax:lora+off")
 METHODS = [*PRESET_METHODS, *map(find_method, COMPOSED)]
 EVERY = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

@@ -10,11 +10,13 @@ import pytest
 
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, JobProgress
+from mta_cli.options import PERMUTED_ANSWERS
+from mta_cli.pipeline.bank.build import permute_answers
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.banks import FoldBanks, build_fold_banks, cost_of_banks
 from mta_cli.pipeline.evaluation.design import make_design
 from mta_cli.pipeline.requests import EvalRequest
-from store.records import Item
+from store.records import Item, NewItem
 from store.registry import Registry
 from tests.pipeline.evaluation.trial import eval_request
 from tests.pipeline.town import notes
@@ -25,8 +27,8 @@ def begun(reg: Registry, request: EvalRequest) -> int:
     return reg.evaluations.get_or_create_evaluation(plan.key, request.task.name, {}, plan.role_assignments).id
 
 
-def made(reg: Registry, request: EvalRequest) -> FoldBanks:
-    job = build_fold_banks(reg, request, make_design(reg, request), begun(reg, request))
+def made(reg: Registry, request: EvalRequest, presets: Sequence[str] = ("",)) -> FoldBanks:
+    job = build_fold_banks(reg, request, make_design(reg, request), begun(reg, request), presets)
     while True:
         try:
             next(job)
@@ -151,3 +153,27 @@ def test_a_fold_with_too_few_candidates_is_refused_by_the_plan(peopled: Registry
     request = replace(eval_request(), bank=replace(eval_request().bank, anchors=9))
     with pytest.raises(BadInput, match="Fold 1: 9 anchors asked for"):
         cost_of_banks(peopled, request, make_design(peopled, request))
+
+
+def test_the_anchors_of_a_control_learn_the_same_answers_in_another_order(peopled: Registry) -> None:
+    """Above the same task adapter, and with the same users, items and neighbours."""
+    request = eval_request(methods="mta-recipe,permuted-anchors", folds=2)
+    banks = made(peopled, request, ("", PERMUTED_ANSWERS))
+    for fold in range(2):
+        own, control = banks[fold, ""], banks[fold, PERMUTED_ANSWERS]
+        assert own.id != control.id and own.task_adapter == control.task_adapter is not None
+        assert own.kernel == control.kernel
+        anchors, shuffled = peopled.banks.anchors(own.id), peopled.banks.anchors(control.id)
+        assert [one.user for one in anchors] == [one.user for one in shuffled]
+        assert [one.items for one in anchors] == [one.items for one in shuffled]
+
+
+def test_permuted_answers_are_the_users_own(peopled: Registry) -> None:
+    user = peopled.users.get("user0")
+    peopled.items.append_items(user.id, [NewItem(f"x{n}", "free", f"text {n}", f"answer {n}") for n in range(9)])
+    items = peopled.items.recent_items(user.id, "free")
+    permuted = permute_answers(items, "0 1")
+    assert [one.input for one in permuted] == [one.input for one in items]
+    assert sorted(one.output for one in permuted) == [one.output for one in items]
+    assert [one.output for one in permuted] != [one.output for one in items]
+    assert permuted == permute_answers(items, "0 1") != permute_answers(items, "0 2")
