@@ -15,7 +15,7 @@ from mta_cli.commands.shared.context import AppContext, app_context, confirm
 from mta_cli.commands.shared.lazy_typer import CommandApp
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import UsageError
-from mta_cli.options import BankOptions, EvalOptions, MachineOptions, ModelOptions, PromptOptions
+from mta_cli.options import BankOptions, EvalOptions, MachineOptions, ModelOptions, PromptOptions, ScreeningOptions
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.evaluation.finished_evaluation import FinishedEvaluation
@@ -43,7 +43,7 @@ EvaluationsArgument = Annotated[
 ]
 
 
-ExistingBankOption = Annotated[
+MeasuredBankOption = Annotated[
     str | None,
     typer.Option(
         "--bank",
@@ -62,12 +62,13 @@ TestUsersOption = Annotated[
 ]
 MethodSettings = dict[str, dict[str, str]]
 FLAGS_BESIDE_BANK = frozenset(
-    ("--methods", "--reference", "--shots", "--memory", "--calibrate", "--device", "--dtype", "--seed", "--verify")
+    ("--methods", "--reference", "--shots", "--memory", "--calibrate", "--device", "--dtype", "--seed")
 )
 
 
 BENCH_TABLES = (
     only(BankOptions, "anchors", "epochs", "min_items", "max_items", "task_epochs"),
+    only(ScreeningOptions),
     PromptOptions,
     ModelOptions,
     MachineOptions,
@@ -81,7 +82,7 @@ def run(
     *,
     task: RequiredTaskOption,
     flags: Flags,
-    bank: ExistingBankOption = None,
+    bank: MeasuredBankOption = None,
     test_users: TestUsersOption = None,
     given: SetOption = None,
     dry_run: DryRunOption = False,
@@ -104,11 +105,11 @@ def run(
         raise UsageError(f"{', '.join(unused)}: bank {bank} is built already, and decides this")
 
     def request(reg: Registry, method_settings: MethodSettings) -> EvalRequest:
-        from mta_cli.pipeline.evaluation.existing_bank import existing_bank_request, read_user_names
+        from mta_cli.pipeline.evaluation.measured_bank import measured_bank_request, read_user_names
 
         names = None if test_users is None else read_user_names(test_users)
         options, machine = use.options[EvalOptions], use.options[MachineOptions]
-        return existing_bank_request(reg, reg.banks.get(bank), task, names, options, machine, method_settings)
+        return measured_bank_request(reg, reg.banks.get(bank), task, names, options, machine, method_settings)
 
     _run_eval_job(use, run_evaluation, render_result, task, given, dry_run=dry_run, make_request=request)
 

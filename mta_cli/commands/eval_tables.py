@@ -68,6 +68,8 @@ def _headline(document: Mapping[str, Any]) -> str:
         parts.append(f"seed {document['seed']}")
     if document.get("seeds") is not None:
         parts.append(f"seeds {wording.join_words(document['seeds'])}")
+    if document.get("bank"):
+        parts.append(f"bank {document['bank']}")
     return f"{document['task']}: {', '.join(parts)}"
 
 

@@ -106,7 +106,7 @@ class AdaptRequest:
 
 
 @dataclass(frozen=True)
-class ExistingBank:
+class MeasuredBank:
     """A bank that is already built, and the ids of the users on whom it is measured."""
 
     bank: Bank
@@ -122,7 +122,7 @@ class ExistingBank:
 class EvalRequest:
     """The request of an evaluation. `method_settings` are settings by method, which override all others.
 
-    `existing` is the bank that is measured; None: the evaluation builds its own banks.
+    `measured` is the bank that is measured; None: the evaluation builds its own banks.
     """
 
     task: Task
@@ -133,7 +133,8 @@ class EvalRequest:
     prompt: PromptOptions
     machine: MachineOptions
     method_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    existing: ExistingBank | None = None
+    measured: MeasuredBank | None = None
+    gates: ScreeningOptions = field(default_factory=ScreeningOptions)
 
     @property
     def plan_options(self) -> tuple[Any, ...]:
@@ -219,6 +220,7 @@ def eval_request(
         options[PromptOptions],
         options[MachineOptions],
         method_settings,
+        gates=options[ScreeningOptions],
     )
 
 
@@ -257,6 +259,8 @@ def bank_options(request: EvalRequest) -> BankOptions:
 
     No user of a fold's bank is tested on it, so there is no minimum history.
     """
+    if request.measured is not None:
+        return request.bank
     least = 1 if request.bank.task_min_items is None else request.bank.task_min_items
     return replace(request.bank, placement=request.options.placement, task_min_items=least)
 
@@ -335,17 +339,18 @@ def restore_eval_request(
         PromptOptions(evaluation.config["history_items"]),
         _restore_machine(machine, evaluation.config),
         document.get("given", {}),
-        _restore_existing_bank(reg, evaluation),
+        _restore_measured_bank(reg, evaluation),
+        options_from_json(ScreeningOptions, evaluation.config.get(SCREENING_OPTIONS_KEY, {})),
     )
 
 
-def _restore_existing_bank(reg: Registry, evaluation: Evaluation) -> ExistingBank | None:
+def _restore_measured_bank(reg: Registry, evaluation: Evaluation) -> MeasuredBank | None:
     """The bank that an evaluation was begun to measure. Raises NotFound where it was removed since."""
-    number = evaluation.config.get("existing_bank")
+    number = evaluation.config.get("measured_bank")
     if number is None:
         return None
     tested = [user for _, user, role in reg.evaluations.fold_members(evaluation.id) if role == "test"]
-    return ExistingBank(reg.banks.by_id(number), tuple(tested))
+    return MeasuredBank(reg.banks.by_id(number), tuple(tested))
 
 
 def restore_bank_request(reg: Registry, bank: Bank, machine: MachineOptions) -> BankRequest:

@@ -103,6 +103,7 @@ PRESET_METHODS = (
         "a control: mta-recipe, each user with the recipe of another",
         anchors="permuted",
         memory="neighbours",
+        grid=_EVIDENCE_GRID,
     ),
     Method(
         "permuted-anchors",
@@ -110,6 +111,7 @@ PRESET_METHODS = (
         anchors="evidence",
         memory="neighbours",
         bank_preset=PERMUTED_ANSWERS,
+        grid=_EVIDENCE_GRID,
     ),
 )
 PRESETS_BY_NAME: dict[str, Method] = {method.name: method for method in PRESET_METHODS}

@@ -164,7 +164,7 @@ class Method:
     keeps_own_answer: bool = False
 
     @property
-    def memory_is_added(self) -> bool:
+    def memory_is_only_added(self) -> bool:
         """Whether the label memory is only added to the scores of a model that is the same without it.
 
         Evidence and stacks are made beside neighbours (see `shots.shot_examples`), so with them the model differs.

@@ -104,6 +104,8 @@ def bank_key(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -
         identity["gates"] = asdict(request.gates)
     if request.permute_answers:
         identity["permute_answers"] = True
+    if request.purpose:
+        identity["screened"] = True  # before, refused anchors took part in the directions of cores
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -367,6 +369,7 @@ def anchor_training(
     own = items[anchor.user_id] if anchor.user_id is not None else ()
     if request.permute_answers:
         own = permute_answers(own, f"{seed} {anchor.user_id}")
+        examples = examples.with_shown_answers({item.id: item.output for item in own})
     rows = examples.training_rows(own)
     schedule = Schedule.from_epochs(len(rows), options.epochs, options.batch_size, options.learning_rate)
     job = AdapterJob(
@@ -387,7 +390,7 @@ def anchor_training(
 
 
 def permute_answers(items: Sequence[Item], seed: str) -> tuple[Item, ...]:
-    """The items with their outputs in another order."""
+    """The items with their outputs in random order, which may be the same."""
     outputs = [item.output for item in items]
     random.Random(seed).shuffle(outputs)
     return tuple(replace(item, output=output) for item, output in zip(items, outputs, strict=True))

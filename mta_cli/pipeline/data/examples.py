@@ -5,9 +5,10 @@ Joins the store's retrieval with the engine's prompts. Trains nothing and render
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from store.records import Item, Query
 
@@ -40,7 +41,14 @@ class PromptRowBuilder:
 
         self.reg, self.task, self.history_items = reg, task, history_items
         self.allowed_items = among if among is not None else {}
+        self.shown_answers: Mapping[int, str] = {}
         self.prompter: PromptBuilder = PromptBuilder(base.tokenizer, task, base.end_ids)
+
+    def with_shown_answers(self, answers: Mapping[int, str]) -> Self:
+        """The same builder with these answers of history items, by item id, in place of the stored ones."""
+        other = copy.copy(self)
+        other.shown_answers = answers
+        return other
 
     def retrieve_history(
         self,
@@ -65,7 +73,7 @@ class PromptRowBuilder:
             before=before,
             among=self.allowed_items.get(user_id),
         )
-        return [HistoryExample(item.input, item.output) for item in found]
+        return [HistoryExample(item.input, self.shown_answers.get(item.id, item.output)) for item in found]
 
     def training_rows(
         self, items: Sequence[Item], *, mix: Sequence[int] | None = None, seed: int = 0

@@ -1,6 +1,6 @@
 """Answers with a label memory, from the stored answers of the same models without it. No model is made or asked again.
 
-Only for methods whose memory is added to the model's scores (`Method.memory_is_added`). The store keeps scores in
+Only for methods whose memory is added to the model's scores (`Method.memory_is_only_added`). The store keeps scores in
 float32, so a likelihood may differ in its last bits from one that was computed with the memory at once.
 """
 
@@ -33,21 +33,21 @@ class AnswersWithoutMemory:
         cls, reg: Registry, evaluation: int, fold: int, method: Method, settings: Mapping[str, Any]
     ) -> AnswersWithoutMemory:
         """The answers of `method`'s model without its memory; none where the memory is not only added."""
-        if not method.memory_is_added:
+        if not method.memory_is_only_added:
             return cls({}, {})
-        name, own = settings_without_memory(method, settings)
+        name, own = memoryless_answers_key(method, settings)
         table = reg.evaluations.predictions
         predictions: dict[int, list[Prediction]] = {}
         for row in table.load_predictions(evaluation, fold=fold, method=name, settings=own):
             predictions.setdefault(row.user_id, []).append(row)
         return cls(table.finished_cells(evaluation, fold, name, own), predictions)
 
-    def include(self, users: Sequence[int]) -> bool:
+    def cover(self, users: Sequence[int]) -> bool:
         """Whether all of `users` were answered."""
         return self.cells.keys() >= set(users)
 
 
-def settings_without_memory(method: Method, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def memoryless_answers_key(method: Method, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The name and the settings of the same method without label memory."""
     from mta_cli.engine.methods.catalog import without_memory
     from mta_cli.engine.methods.method import MEMORY_SETTINGS

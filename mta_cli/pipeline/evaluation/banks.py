@@ -35,9 +35,9 @@ def build_fold_banks(
     """Build or finish every fold's bank, one for each of `presets`, and `return` them. Raises as `build_bank`."""
     from mta_cli.pipeline.bank.build import build_bank
 
-    if request.existing is not None:
-        reg.evaluations.set_fold_bank(evaluation, 0, request.existing.bank.id)
-        return {(0, ""): request.existing.bank}
+    if request.measured is not None:
+        reg.evaluations.set_fold_bank(evaluation, 0, request.measured.bank.id)
+        return {(0, ""): request.measured.bank}
     found, known = FoldBanks(), reg.evaluations.fold_banks(evaluation)
     for number, fold, preset in _each_bank(plan, presets):
         key = (number, preset)
@@ -65,8 +65,8 @@ def cost_of_banks(
     from mta_cli.pipeline.bank.task_adapter import find_reusable_task_adapter
     from mta_cli.pipeline.training.estimate import cost_lines
 
-    if request.existing is not None:
-        return (PlanLine("bank", request.existing.label, "flag --bank"),)
+    if request.measured is not None:
+        return (PlanLine("bank", request.measured.label, "flag --bank"),)
     known = reg.evaluations.find_by_key(plan.key)
     there = reg.evaluations.fold_banks(known.id) if known is not None else {}
     ready = {key for key, bank in there.items() if reg.banks.by_id(bank).status == "ready"}
@@ -111,11 +111,13 @@ def _request(request: EvalRequest, fold: UserFold, preset: str = "") -> BankRequ
         name=f"eval {request.task.name}",
         user_ids=frozenset(fold.bank),
         purpose=PURPOSE,
+        gates=request.gates,
         permute_answers=preset == PERMUTED_ANSWERS,
     )
 
 
 def preset_bank_options(options: BankOptions, preset: str) -> BankOptions:
     """The options with the values of a preset; unchanged without one."""
-    values = {key.partition(".")[2]: v for key, v in PRESETS.get(preset, {}).items() if key.startswith("bank.")}
+    named = {} if preset in ("", PERMUTED_ANSWERS) else PRESETS[preset]
+    values = {key.partition(".")[2]: v for key, v in named.items() if key.startswith("bank.")}
     return replace(options, **values)

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from mta_cli.events import PlanLine
-from mta_cli.pipeline.requests import EvalRequest, ExistingBank, bank_options
+from mta_cli.options import ScreeningOptions
+from mta_cli.pipeline.report.wording import join_words
+from mta_cli.pipeline.requests import SCREENING_OPTIONS_KEY, EvalRequest, MeasuredBank, bank_options
+from store.names import quote_text
 from store.records import Item, Query
 from store.tables.evaluations import FoldMember
 
@@ -80,8 +83,8 @@ def make_design(reg: Registry, request: EvalRequest) -> Design:
     """The design of `request`. Raises BadInput where the task has too few users for its folds."""
     from mta_cli.engine.evaluation.folds import split_users
 
-    if request.existing is not None:
-        return _existing_bank_design(reg, request, request.existing)
+    if request.measured is not None:
+        return _measured_bank_design(reg, request, request.measured)
     task, options = request.task, request.options
     counts = {user.id: count for user, count in reg.users.users_with_items(task.name)}
     queries = {user: found for user in counts if (found := reg.items.queries(user, task.name))}
@@ -96,21 +99,29 @@ def make_design(reg: Registry, request: EvalRequest) -> Design:
     return Design(_key(reg, request, queries), tuple(folds), shots, queries)
 
 
-def _existing_bank_design(reg: Registry, request: EvalRequest, existing: ExistingBank) -> Design:
-    """One fold: the users whom the bank rests on, and the tested ones."""
+def _measured_bank_design(reg: Registry, request: EvalRequest, measured: MeasuredBank) -> Design:
+    """One fold: the users whom the bank rests on, and the tested ones.
+
+    Raises BadInput where the bank rests on a tested user, for example since a refresh.
+    """
     from mta_cli.engine.evaluation.folds import UserFold
+    from mta_cli.pipeline.bank.screening import usable_anchors
 
-    task, bank = request.task.name, existing.bank
-    queries = {user: reg.items.queries(user, task) for user in existing.test_users}
-    shots = {user: reg.items.recent_items(user, task, request.options.shots) for user in existing.test_users}
-    fold = UserFold(tuple(sorted(reg.banks.source_users(bank.id))), (), existing.test_users)
-    made = [bank.key, bank.task_adapter, *(anchor.digest for anchor in reg.banks.anchors(bank.id))]
-    return Design(_key(reg, request, queries, made), (fold,), shots, queries)
+    task, bank = request.task.name, measured.bank
+    queries = {user: reg.items.queries(user, task) for user in measured.test_users}
+    shots = {user: reg.items.recent_items(user, task, request.options.shots) for user in measured.test_users}
+    sources = reg.banks.source_users(bank.id)
+    if inside := sources.intersection(measured.test_users):
+        names = join_words(quote_text(reg.users.by_id(user).name) for user in sorted(inside))
+        raise BadInput(f"Bank {measured.label} rests on {names} by now: who made it cannot test it.")
+    fold = UserFold(tuple(sorted(sources)), (), measured.test_users)
+    anchors = [[anchor.id, anchor.digest] for anchor in usable_anchors(reg, bank)]
+    neighbours = [one.item_id for one in reg.neighbours.consenting_neighbours(bank.id)]
+    content = [bank.key, bank.task_adapter, bank.basis, bank.config, bank.kernel, anchors, neighbours]
+    return Design(_key(reg, request, queries, content), (fold,), shots, queries)
 
 
-def _key(
-    reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]], bank: Sequence[str | None] = ()
-) -> str:
+def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]], measured: Sequence[Any] = ()) -> str:
     from mta_cli.engine.model.load import dtype_name
 
     options, items, machine = request.options, reg.items, request.machine
@@ -122,7 +133,7 @@ def _key(
             [[q.key, q.input, q.gold, q.time] for q in queries.get(user.id, ())],
         ]
         for user, _ in reg.users.users_with_items(request.task.name)
-        if not bank or user.id in queries
+        if not measured or user.id in queries
     ]
     identity = {
         "task": asdict(request.task),
@@ -135,7 +146,8 @@ def _key(
         "seed": machine.seed,
         "dtype": dtype_name(machine.dtype, machine.device),
         "people": sorted(histories),
-        **({"existing_bank": list(bank)} if bank else {}),
+        **({"measured_bank": list(measured)} if measured else {}),
+        **({"gates": asdict(request.gates)} if request.gates != ScreeningOptions() else {}),
         "screened": True,  # before, refused anchors served in evaluations
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -144,7 +156,8 @@ def _key(
 def evaluation_config(request: EvalRequest) -> dict[str, Any]:
     """The options that are stored with the evaluation. They contain no user's name."""
     return {
-        **({"existing_bank": request.existing.bank.id} if request.existing else {}),
+        **({"measured_bank": request.measured.bank.id} if request.measured else {}),
+        SCREENING_OPTIONS_KEY: asdict(request.gates),
         "base": request.base.name,
         "fingerprint": request.base.fingerprint,
         "embedder": request.embedder.name,
@@ -161,8 +174,8 @@ def evaluation_config(request: EvalRequest) -> dict[str, Any]:
 def describe_options(request: EvalRequest) -> str:
     """The other options that determine the answers, as text. Seeds of one design have the same text."""
     bank = {key: value for key, value in asdict(bank_options(request)).items() if key not in ("anchors", "placement")}
-    rest = {"embedder": request.embedder.name, "calibrate": request.options.calibrate, **bank}
-    measured = [f"bank {request.existing.label}"] if request.existing else []
+    rest = {"anchors": "screened", "embedder": request.embedder.name, "calibrate": request.options.calibrate, **bank}
+    measured = [f"bank {request.measured.label}"] if request.measured else []
     return ", ".join([*measured, *(f"{key} {value}" for key, value in rest.items())])
 
 

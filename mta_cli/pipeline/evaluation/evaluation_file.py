@@ -45,9 +45,7 @@ def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
         "format": FORMAT,
         "metric": first.metric,
         "labels": first.labels,
-        "result": {
-            key: one.result.get(key, "") for key in (*DESIGN_KEYS, "seed", "costs", "settings", "calibration", "memory")
-        },
+        "result": {key: one.result.get(key, "") for key in (*DESIGN_KEYS, "seed", "costs", "settings", "calibration")},
         "people": [f"{number:0{USER_DIGEST_DIGITS}x}" for number in first.users],
         "weighed": {name: sums.has_loglik for name, sums in user_sums.items()},
         "sums": {

@@ -6,7 +6,7 @@ Groups are the same in every run, so a continued run makes the same models as an
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,8 @@ from mta_cli.events import Event, JobProgress, Note, PlanLine
 from mta_cli.pipeline.evaluation.added_memory import (
     AnswersWithoutMemory,
     add_memory,
+    memoryless_answers_key,
     pack_scores,
-    settings_without_memory,
 )
 from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, ScoredAnswer, answer_queries
 from mta_cli.pipeline.evaluation.context import EvalContext
@@ -45,11 +45,11 @@ class MethodRun:
     settings: dict[str, Any]
 
     @property
-    def without_memory(self) -> tuple[int, str, dict[str, Any]] | None:
-        """Fold, name and settings of the method without memory, whose answers this run needs; None for other runs."""
-        if not self.method.memory_is_added:
+    def memoryless_key(self) -> tuple[int, str, dict[str, Any]] | None:
+        """Fold, name and settings of the answers to which this run's memory is only added; None for other runs."""
+        if not self.method.memory_is_only_added:
             return None
-        return self.fold, *settings_without_memory(self.method, self.settings)
+        return self.fold, *memoryless_answers_key(self.method, self.settings)
 
 
 def groups_of(plan: Design, fold: int) -> list[tuple[int, ...]]:
@@ -76,13 +76,19 @@ def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, runs: Seq
             speeds |= one.result.get("costs", {})
     known, seconds, open_to, unknown = reg.evaluations.find_by_key(plan.key), 0.0, 0, set()
     answered_first = [(run.fold, run.method.name, run.settings) for run in runs]
+
+    def answered(key: tuple[int, str, dict[str, Any]]) -> Collection[int]:
+        return reg.evaluations.predictions.finished_cells(known.id, *key) if known else ()
+
     for run in runs:
-        if run.without_memory in answered_first:
-            continue
         name = run.method.name
-        there = reg.evaluations.predictions.finished_cells(known.id, run.fold, name, run.settings) if known else {}
+        there = answered((run.fold, name, run.settings))
         users = [user for user in plan.answering_users(run.fold) if user not in there]
         open_to += len(users)
+        if run.memoryless_key in answered_first:
+            continue
+        if run.memoryless_key is not None:
+            users = [user for user in users if user not in answered(run.memoryless_key)]
         if users and name not in speeds:
             unknown.add(name)
         elif users:
@@ -115,7 +121,7 @@ def run_method(eval_context: EvalContext, evaluation: int, run: MethodRun, done:
     for group in groups:
         started = time.perf_counter()
         own = eval_context.without_cached_states(context) if group == timed else context
-        if known.include(group):
+        if known.cover(group):
             cells = _add_memory(eval_context, run, own, group, known)
         else:
             cells = yield from _build_and_answer(eval_context, run, own, group, is_timed=group == timed)

@@ -110,8 +110,8 @@ def _fit_fold_temperatures(
 ) -> list[list[float]]:
     """By fold: one temperature fitted on the tuning users, or one for each calibration part of the test users.
 
-    A part's temperature is fitted on the other parts. A fold without other users uses those of other folds. If there
-    are none either, it is fitted on the part itself, and no test depends on it.
+    A part's temperature is fitted on the other parts. A fold without other users uses those of other folds; without
+    any, it is 1.
     """
     chosen = []
     for number, fold in enumerate(plan.folds):
@@ -122,7 +122,7 @@ def _fit_fold_temperatures(
         rest = [
             [p for p in tested[number] if p.user_id % CALIBRATION_PARTS != part] for part in range(CALIBRATION_PARTS)
         ]
-        chosen.append([_fit_temperature(task, others or elsewhere or tested[number]) for others in rest])
+        chosen.append([_fit_temperature(task, others or elsewhere) for others in rest])
     return chosen
 
 
@@ -185,7 +185,8 @@ def result_document(
         "evaluation": evaluation,
         **compare_methods({name: one.user_sums for name, one in judged.items()}, reference, machine.seed),
         "costs": {m: _costs(reg, plan, evaluation, m, chosen[m], one) for m, one in judged.items()},
-        "memory": {method: label_memory_of(settings) for method, settings in chosen.items()},
+        "memory": {method: label_memory_of(settings) for method, settings in chosen.items() if task.labels},
+        **({"bank": request.measured.label} if request.measured else {}),
         "settings": {method: _settings_json(settings) for method, settings in chosen.items()},
         "calibration": {method: one.temperatures for method, one in judged.items()},
     }

@@ -7,7 +7,7 @@ then uses the chosen settings.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,8 @@ def run_evaluation(
     known = reg.evaluations.find_by_key(design.key)
     runs = _method_runs(methods, _tuned_settings(reg, request, known, methods, design))
     yield JobPlan("eval run", (*plan, *_plan(reg, request, design, methods, runs)))
+    if request.options.memory is not None and not request.task.labels:
+        yield Note(f"Task {request.task.name} has texts, which have no label memory: --memory changes nothing.")
     if dry_run:
         yield JobResult({"dry_run": True, "task": request.task.name, "users": len(design.test_users)})
         return
@@ -89,17 +91,16 @@ def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
     memory = options.memory if request.task.labels else None  # texts have no label memory
     methods = find_methods([name.strip() for name in options.methods.split(",") if name.strip()], memory)
     names = {method.name for method in methods}
-    given = {
-        method.name: known
-        for name, settings in request.method_settings.items()
-        for method, known in _split_settings(find_methods([name], memory), settings)
-    }
+    given: dict[str, dict[str, Any]] = {}
+    for name in sorted(request.method_settings, key=lambda name: "+" in name):  # a name with its memory stands above
+        for method, known in _split_settings(find_methods([name], memory), request.method_settings[name]):
+            given[method.name] = {**given.get(method.name, {}), **known}
     if unused := sorted(set(given) - names):
         raise UsageError(f"settings are given for {', '.join(unused)}, which is not among the methods")
     reference = find_method(options.reference, None if memory == ALL_MEMORIES else memory).name
     if reference in names:
         options = replace(options, reference=reference)
-    if request.existing is not None and (apart := [method.name for method in methods if method.bank_preset]):
+    if request.measured is not None and (apart := [method.name for method in methods if method.bank_preset]):
         raise UsageError(f"{', '.join(apart)} has a bank of its own, and --bank measures one bank")
     request = replace(request, options=options, method_settings=given)
     for method in methods:
@@ -140,6 +141,7 @@ def _start_evaluation(reg: Registry, request: EvalRequest, design: Design, kind:
     task = request.task.name
     with (
         reg.job_lock(job_name(task, design.key)),
+        reg.job_lock(f"bank {request.measured.bank.name}") if request.measured else nullcontext(),
         reg.hold_users(f"evaluation of {task}", design.all_users),
     ):
         record_models(reg, request.base, request.embedder)
@@ -195,7 +197,7 @@ def _answer_missing(
     finished = sum(counts)
     # Methods above the same weights are grouped, so that their shared states are computed once. Answers to which a
     # memory is only added come first.
-    for run in sorted(runs, key=lambda c: (c.fold, c.method.below, c.method.memory_is_added)):
+    for run in sorted(runs, key=lambda c: (c.fold, c.method.below, c.method.memory_is_only_added)):
         answered = len(design.answering_users(run.fold))
         yield from run_method(context, evaluation.id, run, finished)
         finished += answered - counts[runs.index(run)]

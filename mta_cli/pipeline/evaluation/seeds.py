@@ -132,9 +132,19 @@ def _require_one_design(evaluations: Sequence[FinishedEvaluation]) -> None:
             if key != "reference" and one.result.get(key, "") != first.result.get(key, ""):
                 told = f"{key}: {first.result.get(key)} in {first.id} and {one.result.get(key)} in {one.id}"
                 raise UsageError(f"these evaluations differ in more than the seed ({told})", hint="mta eval list")
+    for name in first.result["methods"]:
+        settings = [one.result["settings"][name] for one in evaluations if name in one.result["methods"]]
+        if len(set(map(_method_version, settings))) > 1:
+            raise UsageError(f"{name} was another method in an earlier version of mta", hint="run one of them again")
     if len({one.result["seed"] for one in evaluations}) < len(evaluations):
         names = join_words(one.name for one in evaluations)
         raise UsageError(f"{names} have a seed in common", hint="mta eval list")
+
+
+def _method_version(settings: Any) -> int:
+    """The version of a method that has these settings, or these by fold."""
+    own = settings if isinstance(settings, dict) else next(iter(settings), {})
+    return int(own.get("version", 1))
 
 
 def _mean(results: Sequence[dict[str, Any]], method: str, what: str) -> float | None:

@@ -121,7 +121,8 @@ def _resume_evaluation(
 
 def _changed_since_error(what: str, command: str) -> BadInput:
     return BadInput(
-        f"The task, users or histories that {what} was begun with have changed since: it cannot go on.",
+        f"The task, users, histories or bank that {what} was begun with, or mta itself, have changed since: it cannot "
+        "go on.",
         hint=f"give it up and begin anew ({command})",
     )
 

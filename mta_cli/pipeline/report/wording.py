@@ -24,7 +24,7 @@ COUNTED_KEYS = {
     "history_items": ("history item",),
     "anchors": ("anchor",),
 }
-NAMED_KEYS = ("seed", "placement", "base", "dtype", "reference", "evaluation")
+NAMED_KEYS = ("seed", "bank", "placement", "base", "dtype", "reference", "evaluation")
 LISTED_KEYS = ("seeds", "evaluations")
 DESIGN_SENTENCES = (
     "{users} with {queries}.",
@@ -33,6 +33,7 @@ DESIGN_SENTENCES = (
     "{folds} over users, seed {seed}.",
     "{folds} over users, under the seeds {seeds}; a user's answers under all of them count together.",
     "{anchors}, placement {placement}.",
+    "The bank {bank}, which rests on none of these users.",
     "Base {base}.",
     "Numbers of type {dtype}.",
     "Every other method is compared with {reference}.",

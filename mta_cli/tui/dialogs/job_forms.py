@@ -235,7 +235,9 @@ def _eval_fields(context: FormContext) -> tuple[FormField, ...]:
 def _eval_request(context: FormContext, filled: FormValues) -> JobRequest:
     from mta_cli.pipeline.evaluation.method_settings import parse_settings
 
-    options = build_options(context, filled, EvalOptions, BankOptions, PromptOptions, ModelOptions, MachineOptions)
+    options = build_options(
+        context, filled, EvalOptions, BankOptions, ScreeningOptions, PromptOptions, ModelOptions, MachineOptions
+    )
     method_settings = parse_settings(filled["set"].split())
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:

@@ -147,6 +147,7 @@ def test_permuted_recipes_are_those_of_the_next_user(base: LoadedBase) -> None:
     own = weigh_anchors(context, users, "evidence", PLAIN, OFF)
     assert weigh_anchors(context, users, "permuted", PLAIN, OFF) == [own[1], own[2], own[0]]
     assert own[0] != own[1] != own[2]
+    assert weigh_anchors(context, users[:1], "permuted", PLAIN, OFF) == [[]], "there is nobody to give another's"
 
 
 def test_learned_weights_fit_the_shots_better_than_those_they_begin_with(base: LoadedBase) -> None:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, JobProgress
-from mta_cli.options import PERMUTED_ANSWERS
+from mta_cli.options import PERMUTED_ANSWERS, ScreeningOptions
 from mta_cli.pipeline.bank.build import permute_answers
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.banks import FoldBanks, build_fold_banks, cost_of_banks
 from mta_cli.pipeline.evaluation.design import make_design
-from mta_cli.pipeline.requests import EvalRequest
+from mta_cli.pipeline.models.load import load_on_device
+from mta_cli.pipeline.requests import SCREENING_OPTIONS_KEY, EvalRequest
 from store.records import Item, NewItem
 from store.registry import Registry
 from tests.pipeline.evaluation.trial import eval_request
-from tests.pipeline.town import notes
+from tests.pipeline.town import CPU, TASK, notes
 
 
 def begun(reg: Registry, request: EvalRequest) -> int:
@@ -155,8 +156,15 @@ def test_a_fold_with_too_few_candidates_is_refused_by_the_plan(peopled: Registry
         cost_of_banks(peopled, request, make_design(peopled, request))
 
 
-def test_the_anchors_of_a_control_learn_the_same_answers_in_another_order(peopled: Registry) -> None:
-    """Above the same task adapter, and with the same users, items and neighbours."""
+def test_the_anchors_of_a_control_learn_the_same_answers_in_another_order(
+    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above the same task adapter, with the same users, items and neighbours. Prompts show the permuted answers."""
+    for user, _ in peopled.users.users_with_items(TASK.name):
+        new = [NewItem(f"m{n}", TASK.name, f"a film about {n}", TASK.labels[n], "2020-02-01") for n in range(6)]
+        peopled.items.append_items(user.id, new)
+    shown: list[dict[int, str]] = []
+    monkeypatch.setattr(PromptRowBuilder, "with_shown_answers", lambda self, own: shown.append(own) or self)
     request = eval_request(methods="mta-recipe,permuted-anchors", folds=2)
     banks = made(peopled, request, ("", PERMUTED_ANSWERS))
     for fold in range(2):
@@ -164,8 +172,24 @@ def test_the_anchors_of_a_control_learn_the_same_answers_in_another_order(people
         assert own.id != control.id and own.task_adapter == control.task_adapter is not None
         assert own.kernel == control.kernel
         anchors, shuffled = peopled.banks.anchors(own.id), peopled.banks.anchors(control.id)
-        assert [one.user for one in anchors] == [one.user for one in shuffled]
-        assert [one.items for one in anchors] == [one.items for one in shuffled]
+        assert [(one.user, one.items) for one in anchors] == [(one.user, one.items) for one in shuffled]
+        assert {one.digest for one in anchors}.isdisjoint(one.digest for one in shuffled)
+    assert len(shown) == 4 and all(len(own) > 6 for own in shown)
+
+
+def test_prompts_show_the_answers_that_are_given(peopled: Registry) -> None:
+    """Of items that are not named, the stored ones."""
+    base = load_on_device(eval_request().base, CPU)
+    user = peopled.users.get("user0")
+    builder = PromptRowBuilder(peopled, base, TASK, 3)
+    first, *others = builder.retrieve_history(user.id, "film 3 about a ship", 3)
+    (item,) = (one for one in peopled.items.recent_items(user.id, TASK.name) if one.input == first.input)
+    changed = builder.with_shown_answers({item.id: "another"})
+    assert [one.output for one in changed.retrieve_history(user.id, "film 3 about a ship", 3)] == [
+        "another",
+        *(one.output for one in others),
+    ]
+    assert builder.retrieve_history(user.id, "film 3 about a ship", 3)[0] == first
 
 
 def test_permuted_answers_are_the_users_own(peopled: Registry) -> None:
@@ -177,3 +201,9 @@ def test_permuted_answers_are_the_users_own(peopled: Registry) -> None:
     assert sorted(one.output for one in permuted) == [one.output for one in items]
     assert [one.output for one in permuted] != [one.output for one in items]
     assert permuted == permute_answers(items, "0 1") != permute_answers(items, "0 2")
+
+
+def test_anchors_are_screened_by_the_settings_of_a_bank_for_use(peopled: Registry) -> None:
+    strict = ScreeningOptions(max_norm=1.02, max_share=0.3)
+    for bank in made(peopled, replace(eval_request(folds=2), gates=strict)).values():
+        assert bank.config[SCREENING_OPTIONS_KEY] == asdict(strict)

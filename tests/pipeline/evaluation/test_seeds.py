@@ -115,6 +115,13 @@ def test_what_is_not_of_one_design_is_refused(reg: Registry, trial: Trial) -> No
         evaluation_document(load_evaluations([2, 3], reg), "mtb")
     with pytest.raises(NotFound, match="no evaluation 9"):
         evaluation_document(load_evaluations([2, 9], reg))
+    made = reg.evaluations.get(3)
+    name = next(iter(made.result["methods"]))
+    old = {**made.result, "settings": {**made.result["settings"], name: {"version": 99}}}
+    reg.evaluations.finish_evaluation(3, old)
+    with pytest.raises(UsageError, match=f"{name} was another method in an earlier version"):
+        evaluation_document(load_evaluations([2, 3], reg))
+    reg.evaluations.finish_evaluation(3, made.result)
     stored = reg.evaluations.add_evaluation("lamp-2", None, {}, {"task": "lamp-2", "costs": {}})
     with pytest.raises(UsageError, match=f"evaluation {stored} is one of stored models"):
         evaluation_document(load_evaluations([2, stored], reg))

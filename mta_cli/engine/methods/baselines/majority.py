@@ -44,7 +44,7 @@ class NearestShotAnswer:
 
 
 def build_majority_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-    """A model for each user, which answers the median score. It depends on the history only: it takes no bytes."""
+    """A model for each user: the most frequent label, the median score or the nearest shot. It takes no bytes."""
     return _build_models(context, users, statistics.median)
 
 
@@ -87,7 +87,7 @@ METHOD = Method(
 MEAN_METHOD = replace(
     METHOD,
     name="majority-mean",
-    about="the same with the rounded mean score",
+    about="for scores the user's rounded mean; else as majority",
     build=build_mean_models,
     version=1,
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, NotFound, UsageError, system_reason
 from mta_cli.options import BankOptions, EvalOptions, MachineOptions, PromptOptions, options_from_json
 from mta_cli.pipeline.data.tasks import find_task
-from mta_cli.pipeline.requests import EvalRequest, ExistingBank, model_by_fingerprint
+from mta_cli.pipeline.requests import EvalRequest, MeasuredBank, model_by_fingerprint
 from store.names import quote_text
 from store.records import Bank
 
@@ -21,7 +21,7 @@ MAX_NAMES_SHOWN = 5
 MAX_FILE_BYTES = 64 * 2**20  # bytes of a file of names
 
 
-def existing_bank_request(
+def measured_bank_request(
     reg: Registry,
     bank: Bank,
     task: str,
@@ -48,12 +48,12 @@ def existing_bank_request(
         PromptOptions(bank.config["history_items"]),
         machine,
         method_settings,
-        ExistingBank(bank, _test_users(reg, bank, names)),
+        MeasuredBank(bank, _tested_user_ids(reg, bank, names)),
     )
 
 
-def _test_users(reg: Registry, bank: Bank, names: list[str] | None) -> tuple[int, ...]:
-    sources = _known_sources(reg, bank)
+def _tested_user_ids(reg: Registry, bank: Bank, names: list[str] | None) -> tuple[int, ...]:
+    sources = _require_known_sources(reg, bank)
     holding = [user for user, _ in reg.users.users_with_items(bank.task)]
     testable = {user.id for user in holding if reg.items.queries(user.id, bank.task)}
     if names is None:
@@ -77,7 +77,7 @@ def _test_users(reg: Registry, bank: Bank, names: list[str] | None) -> tuple[int
     return tuple(sorted(user.id for user in users))
 
 
-def _known_sources(reg: Registry, bank: Bank) -> set[int]:
+def _require_known_sources(reg: Registry, bank: Bank) -> set[int]:
     """The users whom the bank rests on. Raises BadInput where it is not known who trained its task adapter."""
     if bank.task_adapter is not None and not reg.banks.task_adapter_users(bank.id):
         raise BadInput(

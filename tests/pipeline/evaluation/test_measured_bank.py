@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.errors import BadInput, NotFound, StoreBusy, UsageError
+from mta_cli.events import JobStarted
 from mta_cli.options import EvalOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.evaluation.context import EvalContext
 from mta_cli.pipeline.evaluation.design import make_design
-from mta_cli.pipeline.evaluation.existing_bank import existing_bank_request, read_user_names
+from mta_cli.pipeline.evaluation.measured_bank import measured_bank_request, read_user_names
+from mta_cli.pipeline.evaluation.result_document import CALIBRATION_PARTS
 from mta_cli.pipeline.evaluation.run import run_evaluation
 from mta_cli.pipeline.requests import EvalRequest, eval_request_json, restore_eval_request
 from store.records import NewItem
@@ -36,7 +38,7 @@ def request(
     reg: Registry, names: list[str] | None = None, task: str = TASK.name, methods: str = METHODS
 ) -> EvalRequest:
     options = EvalOptions(methods=methods, shots=3)
-    return existing_bank_request(reg, reg.banks.get(TASK.name), task, names, options, CPU, {})
+    return measured_bank_request(reg, reg.banks.get(TASK.name), task, names, options, CPU, {})
 
 
 def test_it_is_measured_on_the_named_users_with_its_own_anchors_and_neighbours(
@@ -90,11 +92,50 @@ def test_it_goes_on_with_the_same_bank_and_users(banked: Registry) -> None:
     result, _ = finish(run_evaluation(banked, asked))
     begun = banked.evaluations.get(result["evaluation"])
     restored = restore_eval_request(banked, begun, eval_request_json(asked), CPU)
-    assert restored.existing == asked.existing
+    assert restored.measured == asked.measured
     assert make_design(banked, restored).key == begun.key
     banked.users.add("later")
     banked.items.append_items(banked.users.get("later").id, [NewItem("a", TASK.name, "a film", "comedy")])
     assert make_design(banked, asked).key == begun.key, "others do not matter"
+
+
+def test_a_bank_that_has_changed_is_another_design(banked: Registry) -> None:
+    """Answers of one evaluation are all of one bank: anchors, neighbours and fitted numbers."""
+    asked, bank = request(banked, ["ida", "jon"]), banked.banks.get(TASK.name)
+    first = make_design(banked, asked).key
+    banked.banks.set_bank_config(bank.id, {**bank.config, "beside_model": 0.125})
+    second = make_design(banked, request(banked, ["ida", "jon"])).key
+    neighbour = banked.neighbours.consenting_neighbours(bank.id)[0]
+    banked.neighbours.remove_neighbours(bank.id, [neighbour.item_id])
+    third = make_design(banked, request(banked, ["ida", "jon"])).key
+    assert len({first, second, third}) == 3
+
+
+def test_a_stopped_one_does_not_go_on_with_users_who_came_into_the_bank(banked: Registry) -> None:
+    asked = request(banked, ["ida", "jon"], methods="majority")
+    result, _ = finish(run_evaluation(banked, asked))
+    begun, ida = banked.evaluations.get(result["evaluation"]), banked.users.get("ida")
+    (item, *_) = banked.items.recent_items(ida.id, TASK.name)
+    banked.neighbours.add_neighbours(banked.banks.get(TASK.name).id, [(item.id, b"\0" * 8)])
+    with pytest.raises(BadInput, match="rests on 'ida' by now"):
+        make_design(banked, restore_eval_request(banked, begun, eval_request_json(asked), CPU))
+
+
+def test_nobody_refreshes_the_bank_meanwhile(banked: Registry) -> None:
+    job = run_evaluation(banked, request(banked, ["ida", "jon"], methods="pooled-rag"))
+    assert any(isinstance(event, JobStarted) for event in job)
+    with pytest.raises(StoreBusy), banked.job_lock(f"bank {TASK.name}"):
+        pass
+    job.close()
+
+
+def test_a_temperature_is_never_fitted_on_the_users_own_answers(banked: Registry) -> None:
+    """A user alone has none; of two, each has the other's."""
+    part = banked.users.get("ida").id % CALIBRATION_PARTS
+    result, _ = finish(run_evaluation(banked, request(banked, ["ida"], methods="pooled-rag")))
+    assert result["calibration"]["pooled-rag"][0][part] == 1.0
+    result, _ = finish(run_evaluation(banked, request(banked, ["ida", "jon"], methods="pooled-rag")))
+    assert result["bank"] == "lamp-2 v1" and result["calibration"]["pooled-rag"][0][part] != 1.0
 
 
 def test_the_bank_outlives_the_evaluation_and_the_removal_of_its_users(banked: Registry) -> None:
