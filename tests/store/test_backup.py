@@ -8,6 +8,7 @@ import os
 import random
 import sqlite3
 import threading
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -406,6 +407,7 @@ def test_a_backup_beside_writers_is_of_one_moment(full: Registry, tmp_path: Path
                         reg.items.append_items(user, [item(f"new {len(written)}")])
                     adapted(reg, users[1], on, f"stack {len(written)}".encode())
                 written.append(1)
+                stop.wait(0.01)  # a writer without a pause may keep a backup waiting until it gives up
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -413,7 +415,7 @@ def test_a_backup_beside_writers_is_of_one_moment(full: Registry, tmp_path: Path
         for number in range(8):
             seen = len(written)
             while len(written) < seen + 2:
-                pass
+                time.sleep(0.001)
             try:
                 backed_up(full, tmp_path / str(number))
             except StoreBusy:
