@@ -117,7 +117,8 @@ def _measured_bank_design(reg: Registry, request: EvalRequest, measured: Measure
     fold = UserFold(tuple(sorted(sources)), (), measured.test_users)
     anchors = [[anchor.id, anchor.digest] for anchor in usable_anchors(reg, bank)]
     neighbours = [one.item_id for one in reg.neighbours.consenting_neighbours(bank.id)]
-    content = [bank.key, bank.task_adapter, bank.basis, bank.config, bank.kernel, anchors, neighbours]
+    # without the basis, which the first core makes from the anchors
+    content = [bank.key, bank.task_adapter, bank.config, bank.kernel, anchors, neighbours]
     return Design(_key(reg, request, queries, content), (fold,), shots, queries)
 
 
