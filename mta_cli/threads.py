@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-SPINS, SPINS_BESIDE_OTHERS = 10_000, 1_000
+SPINS, SPINS_BESIDE_OTHERS = 10_000, 0  # 0: a waiting thread sleeps at once
 VARIABLE, POLICY = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
 BUSY_CORES = 0.5  # that others keep busy: from here on, one of our threads has to share
 WORK = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")  # the first columns of /proc/stat
