@@ -90,9 +90,7 @@ def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None 
     results = [one.result for one in evaluations]
     first = results[0]
     methods = [name for name in first["methods"] if all(name in result["methods"] for result in results)]
-    chosen = reference or first["reference"]
-    if chosen not in methods:
-        raise UsageError(f"{chosen} is not among the methods", hint=f"choose one of {', '.join(methods)}")
+    chosen = _find_reference(reference or first["reference"], methods)
     user_sums = {name: _pool_user_sums(evaluations, name) for name in methods}
     users, queries = _count_users_and_queries(user_sums[chosen], len(results))
     made = {**first, "users": users, "queries": queries, **compare_methods(user_sums, chosen, first["seed"])}
@@ -104,6 +102,18 @@ def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None 
         "evaluations": [one.id for one in evaluations],
         "costs": {name: {what: _mean(results, name, what) for what in COSTS} for name in methods},
     }
+
+
+def _find_reference(name: str, methods: Sequence[str]) -> str:
+    """The one of `methods` that `name` stands for; `mta+neighbours` stands for `mta`. Raises UsageError for no one."""
+    from mta_cli.engine.methods.catalog import find_method
+
+    if name in methods:
+        return name
+    with suppress(UsageError):  # a method of an earlier version
+        if (known := find_method(name).name) in methods:
+            return known
+    raise UsageError(f"{name} is not among the methods", hint=f"choose one of {', '.join(methods)}")
 
 
 def _pool_user_sums(evaluations: Sequence[FinishedEvaluation], method: str) -> UserSums:

@@ -83,6 +83,7 @@ def test_another_reference_from_the_same_answers(reg: Registry) -> None:
     assert {row["a"] for row in other["differences"]} == {other["reference"]} == {"stack"}
     assert "mta" in {row["b"] for row in other["differences"]} and other["methods"] == kept["methods"]
     assert reg.evaluations.get(1).result == kept
+    assert evaluation_document(load_evaluations([1], reg), "stack+off") == other  # another name of the same method
     both = evaluation_document(load_evaluations([1, 2], reg), "pooled-rag+habit")
     assert list(both["methods"]) == METHODS.split(",") and both["reference"] == "pooled-rag+habit"
 
