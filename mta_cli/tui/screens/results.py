@@ -1,4 +1,4 @@
-"""Results: what evaluations found. Methods with intervals, paired differences, quality against bytes, numbers, tasks.
+"""Results: what evaluations found. Methods, label memories, paired differences, quality against bytes, numbers, tasks.
 
 Draws stored result documents, read as `pipeline.report` reads them. Measures nothing: that is a job.
 """
@@ -32,6 +32,7 @@ from mta_cli.pipeline.report.results import (
     pareto_front,
     rank_methods,
 )
+from mta_cli.pipeline.report.tables import memory_table
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import line_text
 from mta_cli.tui.widgets.charts.intervals import IntervalPlot, IntervalRow, Tone
@@ -42,7 +43,15 @@ if TYPE_CHECKING:
 
 COLUMNS = ("no.", "task", "best", "", "bytes", "shots", "methods", "made")
 VERDICT_TONES: dict[Verdict, Tone] = {"better": "good", "worse": "bad", "not told apart": "plain"}
-TABS = {"methods": "Methods", "differences": "Differences", "size": "Bytes", "numbers": "Numbers", "tasks": "Tasks"}
+TABS = {
+    "methods": "Methods",
+    "memory": "Memory",
+    "differences": "Differences",
+    "size": "Bytes",
+    "numbers": "Numbers",
+    "tasks": "Tasks",
+}
+TAB_KEYS = "iyvbnt"
 NO_EVALUATIONS_HELP = """There are no evaluations yet.
 
 An evaluation answers every held-out query with several methods and says which differences can be told apart.
@@ -50,6 +59,7 @@ An evaluation answers every held-out query with several methods and says which d
 Press e to start one, or type
   mta eval run --task TASK
 in a shell. `mta demo` ends with a small one."""
+ONE_MEMORY_NOTE = "No method was measured with more than one label memory; `mta eval run --memory all` does that."
 UNFINISHED_NOTE = "This evaluation is not finished. Jobs can resume it; so can `mta eval run` with the same options."
 
 ResultDocument = Mapping[str, Any]
@@ -77,13 +87,14 @@ class ResultsScreen(BaseScreen):
         "A bar is a 95 % interval over users, its dot the value; the dotted line is the reference method. "
         "Differences are paired: both methods answered the same queries. A method is better or worse only where that "
         "interval leaves out 0 and the permutation test agrees.\n"
+        "Memory: each method with each label memory, where it was measured with more than one.\n"
         "Bytes: what is stored for each user, against quality. The line is the Pareto front."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("m", "metric", "Metric", id="results.metric", tooltip="Show the next metric"),
         *(
             Binding(key, f"tab('{tab}')", title, id=f"results.{tab}", show=False, tooltip=f"Show {title.lower()}")
-            for key, (tab, title) in zip("ivbnt", TABS.items(), strict=True)
+            for key, (tab, title) in zip(TAB_KEYS, TABS.items(), strict=True)
         ),
         Binding(
             "right_square_bracket",
@@ -91,7 +102,7 @@ class ResultsScreen(BaseScreen):
             "View",
             id="results.next",
             key_display="]",
-            tooltip="Show the next view: methods, differences, bytes, numbers, tasks",
+            tooltip="Show the next view: methods, memory, differences, bytes, numbers, tasks",
         ),
         Binding(
             "left_square_bracket",
@@ -121,6 +132,10 @@ class ResultsScreen(BaseScreen):
             with TabbedContent(id="views"):
                 with TabPane(TABS["methods"], id="methods"), VerticalScroll():
                     yield IntervalPlot(id="bars")
+                with TabPane(TABS["memory"], id="memory"):
+                    by_memory: DataTable[Text] = DataTable(id="by-memory", cursor_type="row", zebra_stripes=True)
+                    yield by_memory
+                    yield Static(line_text(ONE_MEMORY_NOTE), id="one-memory")
                 with TabPane(TABS["differences"], id="differences"), VerticalScroll():
                     yield IntervalPlot(id="against")
                     yield Static(line_text(""), id="power")
@@ -212,7 +227,19 @@ class ResultsScreen(BaseScreen):
         main = document["metric"]
         title = f"{metric_name(main)} (better is higher up) against bytes stored for a user"
         self.query_one(SizePlot).show_points(kept, title, lower_is_better=main in LOWER_IS_BETTER)
+        self._fill_memory_table(document)
         self._fill_score_table(document)
+
+    def _fill_memory_table(self, document: ResultDocument) -> None:
+        """The main metric of each method with each label memory."""
+        shown, found = self.query_one("#by-memory", DataTable), memory_table(document)
+        shown.clear(columns=True)
+        shown.display = bool(found.rows)
+        self.query_one("#one-memory").display = not found.rows
+        shown.add_columns(*(line_text(name) for name in found.columns))
+        for name, *cells in found.rows:
+            values = (Text(cell.text, "bold" if cell.strong else "", justify="right") for cell in cells)
+            shown.add_row(line_text(name.text), *values)
 
     def _fill_score_table(self, document: ResultDocument) -> None:
         scores: DataTable[Text] = self.query_one("#scores", DataTable)

@@ -128,6 +128,23 @@ def test_numbers_hold_every_metric_and_cost(empty_store: Path) -> None:
     run(drive())
 
 
+def test_memory_has_each_method_with_each_label_memory(empty_store: Path) -> None:
+    values = {"mta": 0.5, "mta+off": 0.41, "stack": 0.42, "stack+habit": 0.43, "base": 0.1}
+    memory = {"mta": "neighbours", "mta+off": "off", "stack": "off", "stack+habit": "habit", "base": "off"}
+    made = [document(values), document(values, memory=memory)]
+
+    async def drive() -> None:
+        async with open_app(store(empty_store, *made), (110, 30)) as (app, pilot):
+            await press(app, pilot, "y")
+            assert rows(app, "method", "memory off", "memory habit", "memory neighbours")
+            assert rows(app, "mta", "0.410 [", "–", "0.500 [") and rows(app, "stack", "0.420 [", "0.430 [", "–")
+            assert not rows(app, "base", "0.100 [")
+            await press(app, pilot, "down")
+            assert rows(app, "mta eval run --memory all") and not rows(app, "memory habit")
+
+    run(drive())
+
+
 def test_tasks_stand_beside_each_other_with_their_newest_evaluations(empty_store: Path) -> None:
     made = [
         document({"mta": 0.11, "base": 0.1}),
@@ -150,10 +167,10 @@ def test_brackets_turn_the_views(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(store(empty_store, document())) as (app, pilot):
             views, seen = app.screen.query_one(TabbedContent), []
-            for _ in range(5):
+            for _ in range(6):
                 await press(app, pilot, "right_square_bracket")
                 seen.append(views.active)
-            assert seen == ["differences", "size", "numbers", "tasks", "methods"]
+            assert seen == ["memory", "differences", "size", "numbers", "tasks", "methods"]
             await press(app, pilot, "left_square_bracket")
             assert views.active == "tasks"
 
