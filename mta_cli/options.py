@@ -245,8 +245,8 @@ class MemoryOptions:
         choices=MEMORIES,
     )
     neighbour_weight: float = option_field(
-        1.7,
-        "How many times as much the neighbours count as was found when the bank was built.",
+        1.0,
+        "How many times as much the memory counts beside the model as was found when the bank was built.",
         minimum=0.01,
         maximum=10,
         settings_only=True,

@@ -169,8 +169,12 @@ def _neighbours_line(bank: dict[str, Any]) -> str:
     count, users = bank["neighbours"], bank["neighbour_people"]
     kernel = {"linear": 0.0, **bank["kernel"]}  # a bank of an earlier version has no discriminant
     powers = ", ".join(f"{name} × {kernel[key]:.2f}" for name, key in _KERNEL_TERMS.items())
-    beside = bank["beside_model"]
-    share = "not weighed against the model" if beside is None else f"× {beside:.2f} beside the model"
+    weights = bank["memory_weights"]
+    share = (
+        "not weighed against the model"
+        if weights is None
+        else f"in an answer the model counts × {weights['model']:.2f} and this × {weights['memory']:.2f}"
+    )
     return (
         f"{count:,} answers of {users:,} users serve as neighbours "
         f"(sharpness {kernel['sharpness']:.2f}, {powers}; {share})."

@@ -26,6 +26,7 @@ Array = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]
 EmbedFunction = Callable[[Sequence[str]], Vectors]  # turns texts into unit vectors [texts, width]
 
+EQUAL_SHARE, MIXTURE_BOUNDS = 0.5, [(0.02, 2.0), (0.0, 2.0)]  # of a mixture's weights of model and memory
 SHARPNESSES = (2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 20.0)
 BACKGROUND_VOTES = 0.1  # votes, spread as the rates, for queries without a near item
 FIT_SHOTS = 5  # items of a user that are known when another of theirs is predicted, as of a new user
@@ -40,30 +41,38 @@ QUERY_BLOCK = 256  # queries at once: [block, items] weights are held
 
 @dataclass(frozen=True)
 class NeighbourKernel:
-    """The kernel's `sharpness`, and the powers of the votes, the user's label prior (`habit`) and the discriminant.
-
-    `beside` is the factor of all three in a sum with the log-likelihoods of the bank's own model.
-    """
+    """The kernel's `sharpness`, and the powers of the votes, the user's label prior (`habit`) and the discriminant."""
 
     sharpness: float
     votes: float
     habit: float
     linear: float = 0.0
-    beside: float = 1.0
 
-    def powers_beside_model(self, weight: float = 1.0) -> tuple[NeighbourKernel, float]:
-        """Powers for a sum with a model's log-likelihoods, and the model's own weight in it; `weight` is above 0.
+    def powers_beside_model(self, weight: float) -> NeighbourKernel:
+        """The powers times `weight`, for a sum with a model's log-likelihoods.
 
-        The memory counts `weight · beside` times as much as the model. The larger of the two weights is clipped to 1,
-        so the sum is never more confident than its more confident part. The label prior counts half: the model has
-        read the same answers.
+        The label prior counts half: the model has read the same answers.
         """
-        ratio = weight * self.beside
-        share = min(1.0, ratio)
-        powers = NeighbourKernel(
-            self.sharpness, share * self.votes, PRIOR_POWER_BESIDE_MODEL * share * self.habit, share * self.linear
-        )
-        return powers, min(1.0, 1.0 / ratio)
+        habit = PRIOR_POWER_BESIDE_MODEL * weight * self.habit
+        return NeighbourKernel(self.sharpness, weight * self.votes, habit, weight * self.linear)
+
+
+@dataclass(frozen=True)
+class MixtureWeights:
+    """The weights of a log-linear mixture: the model's log-likelihoods, the memory, and the log-rates of the labels.
+
+    The mixture is `model · m(l) + memory · g(l) + rates · log r(l)`. A fit gives `rates = 1 − model`: the model counts
+    by what it says beyond the population's rates.
+    """
+
+    model: float
+    memory: float
+    rates: float = 0.0
+
+    @classmethod
+    def from_ratio(cls, ratio: float) -> MixtureWeights:
+        """The memory counts `ratio` times as much as the model, and the larger of the two once. Raises for 0."""
+        return cls(min(1.0, 1.0 / ratio), min(1.0, ratio))
 
 
 @dataclass(frozen=True)
@@ -179,18 +188,19 @@ class NeighbourLabelPrior:
     answers: tuple[str, ...]
     look_ahead: bool = False
     model_weight: float = 1.0
+    rates_weight: float = 0.0
 
-    def with_model_weight(self, weight: float) -> NeighbourLabelPrior:
-        """The same prior for a sum with a model's log-likelihoods: see `NeighbourKernel.powers_beside_model`."""
-        powers, model_weight = self.kernel.powers_beside_model(weight)
-        return replace(self, kernel=powers, model_weight=model_weight)
+    def beside_model(self, weights: MixtureWeights, factor: float = 1.0) -> NeighbourLabelPrior:
+        """The same prior for a mixture with a model's log-likelihoods; the memory counts `factor` times its weight."""
+        powers = self.kernel.powers_beside_model(factor * weights.memory)
+        return replace(self, kernel=powers, model_weight=weights.model, rates_weight=weights.rates)
 
     def __call__(self, text: str, time: str | None = None) -> tuple[float, ...]:
         """See `LabelPrior`."""
         known = self.neighbours if self.look_ahead else self.neighbours.until(time)
         user_prior = user_label_prior(self.answers, self.task_labels, known.rates.tolist(), PRIOR_STRENGTH)
         ratios = known.label_log_ratios(self.kernel, self.embed([text]), np.array([user_prior]))
-        return tuple(ratios[0].tolist())
+        return tuple((ratios[0] + self.rates_weight * np.log(known.rates)).tolist())
 
 
 def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> NeighbourKernel:
@@ -218,35 +228,27 @@ def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> N
     return best
 
 
-def fit_beside_weight(
-    known: NeighbourIndex,
-    kernel: NeighbourKernel,
-    items: npt.NDArray[np.int64],
-    user_priors: Array,
-    model: npt.ArrayLike,
-) -> float:
-    """The weight of the memory beside a model's log-likelihoods: the value of `NeighbourKernel.beside`.
+def fit_mixture_weights(
+    model: Array, memory: Array, log_rates: Array, golds: npt.NDArray[np.int64], users: npt.NDArray[np.int64]
+) -> MixtureWeights:
+    """The weights under which the `golds` [items] are likeliest; every one of `users` [items] counts the same.
 
-    `items` [items] of the bank are predicted from other users' items, from `user_priors` and from the `model`'s
-    log-likelihoods of the labels (both [items, labels], nats). The weight and a temperature of the sum maximise the
-    likelihood; every user counts the same. The prior on the weight's logarithm is a standard normal distribution that
-    counts as one item.
+    `model` are log-likelihoods of the labels, `memory` the scores of a prior beside a model of weight 1, and
+    `log_rates` those of the labels among the items that answered (each [items, labels], nats). A squared distance of
+    both weights from ½, equal shares of two guesses, counts as one item.
     """
-    votes = known.log_vote_rates(known.vectors[items], kernel.sharpness, known.item_users[items]) - np.log(known.rates)
-    beside, _ = replace(kernel, beside=1.0).powers_beside_model()
-    guesses = beside.votes * votes + beside.habit * user_priors + beside.linear * known.cross_fitted_scores(items)
-    scores = np.asarray(model, dtype=np.float64)
-    _, user_index, each = np.unique(known.item_users[items], return_inverse=True, return_counts=True)
-    weights = 1.0 / (len(each) * each[user_index])
-    rows, golds = np.arange(len(items)), known.labels[items]
+    _, user_index, each = np.unique(users, return_inverse=True, return_counts=True)
+    shares = 1.0 / (len(each) * each[user_index])
+    rows = np.arange(len(golds))
 
-    def loss(logs: Array) -> float:
-        sums = np.exp(logs[0]) * (scores + np.exp(logs[1]) * guesses)  # [items, labels]
+    def loss(weights: Array) -> float:
+        sums = weights[0] * (model - log_rates) + log_rates + weights[1] * memory  # [items, labels]
         chosen = sums[rows, golds] - logsumexp(sums, axis=1)
-        return float(-weights @ chosen + 0.5 * logs[1] ** 2 / len(items))
+        away: float = np.square(weights - EQUAL_SHARE).sum()
+        return float(-shares @ chosen + away / len(golds))
 
-    best: Any = minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=[(-4.0, 4.0)] * 2)
-    return float(np.exp(best.x[1]))
+    best: Any = minimize(loss, np.full(2, EQUAL_SHARE), method="L-BFGS-B", bounds=MIXTURE_BOUNDS)
+    return MixtureWeights(float(best.x[0]), float(best.x[1]), 1.0 - float(best.x[0]))
 
 
 def _fit_examples(

@@ -7,7 +7,10 @@
 `neighbours` adds what other users answered to similar inputs (see `knn`): kernel votes `v` and a linear discriminant
 `d`, with powers that the bank fitted:
 
-    score(l) = m · model(l) + p_v · log(v(l | x) / r_l) + p_d · d(l | x) + p_h · log((n_l + κ r_l) / ((n + κ) r_l))
+    g(l) = p_v · log(v(l | x) / r_l) + p_d · d(l | x) + ½ p_h · log((n_l + κ r_l) / ((n + κ) r_l))
+    score(l) = log r_l + a · (model(l) − log r_l) + b · g(l)
+
+where the bank fitted the two weights `a` and `b` too (see `knn.MixtureWeights`).
 
 `r` are the population's label rates, `n` the user's counts, κ a prior count. `off` leaves the model alone.
 """
@@ -22,7 +25,13 @@ from mta_cli.engine.memory.label_prior import FrequencyLabelPrior, LabelPrior, u
 from mta_cli.engine.text.labels import find_label
 
 if TYPE_CHECKING:
-    from mta_cli.engine.memory.knn import EmbedFunction, NeighbourIndex, NeighbourKernel, NeighbourLabelPrior
+    from mta_cli.engine.memory.knn import (
+        EmbedFunction,
+        MixtureWeights,
+        NeighbourIndex,
+        NeighbourKernel,
+        NeighbourLabelPrior,
+    )
     from mta_cli.options import MemoryOptions
 
 BYTES_PER_LABEL = 2  # a label's number and its count, for each label that the user gave
@@ -30,11 +39,12 @@ BYTES_PER_LABEL = 2  # a label's number and its count, for each label that the u
 
 @dataclass(frozen=True)
 class FittedNeighbours:
-    """A bank's items, the kernel fitted to them, and the embedder of questions."""
+    """A bank's items, the kernel fitted to them, the embedder of questions, and the weights beside a model."""
 
     index: NeighbourIndex
     kernel: NeighbourKernel
     embed: EmbedFunction
+    weights: MixtureWeights
 
 
 @dataclass(frozen=True)
@@ -56,10 +66,9 @@ class LabelMemory:
         """The label prior of a user with these `answers`; None where the memory is off or has no data."""
         if options.memory == "off" or not self.rates:
             return None
-        if self.uses_neighbours(options):
-            return self.neighbour_prior(answers, look_ahead=options.look_ahead).with_model_weight(
-                options.neighbour_weight
-            )
+        if self.neighbours is not None and self.uses_neighbours(options):
+            prior = self.neighbour_prior(answers, look_ahead=options.look_ahead)
+            return prior.beside_model(self.neighbours.weights, options.neighbour_weight)
         if options.prior_weight == 0.0:
             return None
         log_ratios = user_label_prior(answers, self.labels, self.rates, options.prior_strength)
@@ -73,10 +82,10 @@ class LabelMemory:
         None where no neighbours count: then a model is trained without the label prior, so that it is not learned
         twice.
         """
-        if not self.uses_neighbours(options):
+        if self.neighbours is None or not self.uses_neighbours(options):
             return None
         prior = self.neighbour_prior(answers, without_user=user, look_ahead=options.look_ahead)
-        return prior.with_model_weight(options.neighbour_weight)
+        return prior.beside_model(self.neighbours.weights, options.neighbour_weight)
 
     def neighbour_prior(
         self, answers: Sequence[str], *, without_user: int | None = None, look_ahead: bool = False

@@ -30,12 +30,12 @@ _EVIDENCE_GRID = tuple(
     {"sharpness": sharpness, "scale": scale} for sharpness in (0.25, 0.5, 1.0) for scale in (0.25, 0.5, 1.0)
 )
 _CORE_GRID = tuple(
-    {"learning_rate": rate, "neighbour_weight": weight} for rate in (0.03, 0.1) for weight in (0.85, 1.7, 3.4)
+    {"learning_rate": rate, "neighbour_weight": weight} for rate in (0.03, 0.1) for weight in (0.5, 1.0, 2.0)
 )
 _MEMORY_GRIDS: dict[str, tuple[Settings, ...]] = {
     "off": (),
     "habit": tuple({"prior_strength": s, "prior_weight": w} for s in (2.0, 8.0) for w in (0.25, 0.5, 1.0)),
-    "neighbours": tuple({"neighbour_weight": weight} for weight in (0.85, 1.7, 3.4)),
+    "neighbours": tuple({"neighbour_weight": weight} for weight in (0.5, 1.0, 2.0)),
 }
 
 PRESET_METHODS = (
@@ -60,7 +60,7 @@ PRESET_METHODS = (
         stack="core",
         memory="neighbours",
         grid=_CORE_GRID,
-        version=10,
+        version=11,
     ),
     Method(
         "mta-recipe",
@@ -68,7 +68,7 @@ PRESET_METHODS = (
         anchors="evidence",
         memory="neighbours",
         grid=_EVIDENCE_GRID,
-        version=9,
+        version=10,
     ),
     Method(
         "mta-published",

@@ -29,7 +29,7 @@ from mta_cli.pipeline.bank.verify import bank_json
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.memory.bank_memory import LABEL_RATES_KEY
 from mta_cli.pipeline.memory.knn import update_neighbours
-from mta_cli.pipeline.memory.knn_weight import fit_neighbour_weight
+from mta_cli.pipeline.memory.mixture_weights import fit_memory_weights
 from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.requests import SCREENING_OPTIONS_KEY
 from mta_cli.pipeline.runs import fail_run_on_error
@@ -207,7 +207,7 @@ def _build(reg: Registry, request: BankRequest, name: str, pool: Sequence[Contri
     yield from update_neighbours(reg, bank, request.task, whose, request.embedder, request.machine.device)
     bank = reg.banks.by_id(bank.id)
     if bank.status == "ready":
-        yield from fit_neighbour_weight(reg, bank, request, pool)
+        yield from fit_memory_weights(reg, bank, request, pool)
         yield Note(f"Bank {bank.name} v{bank.version} was built from the same data and settings; nothing to do.")
         yield JobResult(bank_json(reg, reg.banks.by_id(bank.id)))
         return
@@ -305,7 +305,7 @@ def _train_bank(
         yield from train_groups(reg, base, ready, done)
         chosen = [each.user.id for each in anchor_candidates(pool, request.task.name, options)]
         yield from screen_anchors(reg, bank, base, examples, chosen, request.gates)
-    yield from fit_neighbour_weight(reg, bank, request, pool, base)
+    yield from fit_memory_weights(reg, bank, request, pool, base)
     mark_ready(reg, bank.id)
 
 

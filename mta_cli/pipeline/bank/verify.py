@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import IntegrityFault
 from mta_cli.pipeline.bank.screening import findings_json
-from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY
+from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY
 from mta_cli.pipeline.user_weights import load_weights
 from mta_cli.pipeline.users.provenance import count_bank_users
 from store.records import Bank
@@ -38,7 +38,7 @@ def bank_json(reg: Registry, bank: Bank) -> dict[str, Any]:
         "task_adapter": bank.task_adapter,
         "neighbours": reg.neighbours.count_neighbours(bank.id),
         "kernel": bank.kernel,
-        "beside_model": bank.config.get(NEIGHBOUR_WEIGHT_KEY),
+        "memory_weights": bank.config.get(MIXTURE_WEIGHTS_KEY),
         **count_bank_users(reg, bank),
         "gates": findings_json(reg, bank),
         "anchors": anchors,

@@ -11,7 +11,7 @@ from mta_cli.errors import BadInput
 from mta_cli.events import Event, Note, PlanLine, forward_events
 from mta_cli.options import PERMUTED_ANSWERS, PRESETS, BankOptions
 from mta_cli.pipeline.evaluation.design import Design
-from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY, has_fitted_kernel
+from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY, has_fitted_kernel
 from mta_cli.pipeline.requests import BankRequest, EvalRequest, bank_options
 from store.records import Bank
 
@@ -96,8 +96,8 @@ def _each_bank(plan: Design, presets: Sequence[str]) -> Iterator[tuple[int, User
 
 
 def _has_fitted_memory(bank: Bank) -> bool:
-    """Whether the kernel and the weight of its neighbours are fitted. Banks of earlier versions may lack them."""
-    return NEIGHBOUR_WEIGHT_KEY in bank.config and has_fitted_kernel(bank)
+    """Whether the kernel and the mixture weights are fitted. Banks of earlier versions may lack them."""
+    return MIXTURE_WEIGHTS_KEY in bank.config and has_fitted_kernel(bank)
 
 
 def _request(request: EvalRequest, fold: UserFold, preset: str = "") -> BankRequest:

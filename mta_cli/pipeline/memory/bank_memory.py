@@ -76,7 +76,8 @@ class BankMemory:
         """The settings that determine how neighbours count, besides their items; empty where they do not count."""
         if options.memory != "neighbours" or (neighbours := self.label_memory.neighbours) is None:
             return {}
-        known: dict[str, Any] = {**asdict(neighbours.kernel), "weight": options.neighbour_weight}
+        weights = {**asdict(neighbours.weights), "factor": options.neighbour_weight}
+        known: dict[str, Any] = {"kernel": asdict(neighbours.kernel), "weights": weights}
         return {**known, "look_ahead": options.look_ahead} if neighbours.index.times else known
 
     def missing_embedder_note(self, options: MemoryOptions) -> str | None:

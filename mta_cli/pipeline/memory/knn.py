@@ -17,14 +17,15 @@ from mta_cli.events import Event, JobProgress, JobStarted, Note
 from store.records import Bank, Item, Neighbour, User
 
 if TYPE_CHECKING:
-    from mta_cli.engine.memory.knn import EmbedFunction, NeighbourIndex
+    from mta_cli.engine.memory.knn import EmbedFunction, MixtureWeights, NeighbourIndex
     from mta_cli.engine.memory.label_memory import FittedNeighbours
     from mta_cli.engine.text.tasks import Task
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
 EMBED_BATCH = 256  # items embedded and stored together; an interruption costs at most this much work
-NEIGHBOUR_WEIGHT_KEY = "beside_model"  # of a bank's config: the weight of neighbours beside its model
+MIXTURE_WEIGHTS_KEY = "memory_weights"  # of a bank's config: the weights of model and memory in their sum
+OLD_WEIGHT_KEY, OLD_FACTOR = "beside_model", 1.7  # of banks of earlier versions: how much neighbours counted
 KERNEL_FIELDS = ("sharpness", "votes", "habit", "linear")  # fields of a kernel that is used without a model
 EMBED_CACHE_SIZE = 4096  # questions whose embeddings stay in memory
 
@@ -155,8 +156,16 @@ def load_fitted_neighbours(reg: Registry, bank: Bank, task: Task, embed: EmbedFu
 
     if bank.kernel is None or (index := load_neighbours(reg, bank, task)) is None:
         return None
-    kernel = NeighbourKernel(**bank.kernel, beside=bank.config.get(NEIGHBOUR_WEIGHT_KEY, 1.0))
-    return FittedNeighbours(index, kernel, cache_embedding(embed))
+    return FittedNeighbours(index, NeighbourKernel(**bank.kernel), cache_embedding(embed), mixture_weights(bank))
+
+
+def mixture_weights(bank: Bank) -> MixtureWeights:
+    """The weights of model and memory; a bank of an earlier version keeps the sum that it was used with."""
+    from mta_cli.engine.memory.knn import MixtureWeights
+
+    if MIXTURE_WEIGHTS_KEY in bank.config:
+        return MixtureWeights(**bank.config[MIXTURE_WEIGHTS_KEY])
+    return MixtureWeights.from_ratio(OLD_FACTOR * bank.config.get(OLD_WEIGHT_KEY, 1.0))
 
 
 def cache_embedding(embed: EmbedFunction) -> EmbedFunction:

@@ -15,12 +15,14 @@ from mta_cli.engine.memory.knn import (
     BACKGROUND_VOTES,
     PRIOR_STRENGTH,
     QUERY_BLOCK,
+    Array,
+    MixtureWeights,
     NeighbourIndex,
     NeighbourKernel,
     NeighbourLabelPrior,
     Vectors,
-    fit_beside_weight,
     fit_kernel,
+    fit_mixture_weights,
 )
 from mta_cli.engine.memory.label_prior import label_rates, user_label_prior
 
@@ -105,15 +107,20 @@ def test_a_guess_is_one_persons_evidence() -> None:
     assert guess("12345") == pytest.approx(expected.tolist())
 
 
-@pytest.mark.parametrize(("times", "own", "model"), [(0.5, 0.5, 1.0), (1.0, 1.0, 1.0), (4.0, 1.0, 0.25)])
-def test_beside_a_model_what_counts_more_counts_whole(times: float, own: float, model: float) -> None:
-    kernel = NeighbourKernel(3.0, 1.0, 2.0, 0.5, beside=2.0)
-    powers, share = kernel.powers_beside_model(times / 2.0)
-    assert powers == NeighbourKernel(3.0, own, own, 0.5 * own) and share == model
-    guess = NeighbourLabelPrior(some(4), kernel, lambda texts: units(1, 0), LABELS, ())
-    assert guess.model_weight == 1.0 and guess.with_model_weight(times / 2.0) == replace(
-        guess, kernel=powers, model_weight=model
-    )
+def test_beside_a_model_the_memory_is_weighed_and_the_rates_come_in() -> None:
+    known, kernel = some(4), NeighbourKernel(3.0, 1.0, 2.0, 0.5)
+    guess = NeighbourLabelPrior(known, kernel, lambda texts: units(1, 0), LABELS, ("yes",))
+    mixed = guess.beside_model(MixtureWeights(0.7, 0.5, 0.3), 2.0)
+    assert mixed.kernel == NeighbourKernel(3.0, 1.0, 1.0, 0.5), "the label prior counts half"
+    assert guess.model_weight == 1.0 and mixed.model_weight == 0.7
+    own = user_label_prior(("yes",), LABELS, known.rates.tolist(), PRIOR_STRENGTH)
+    expected = known.label_log_ratios(mixed.kernel, units(1, 0), np.array([own]))[0] + 0.3 * np.log(known.rates)
+    assert mixed("text") == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize(("ratio", "memory", "model"), [(0.5, 0.5, 1.0), (1.0, 1.0, 1.0), (4.0, 1.0, 0.25)])
+def test_of_two_weights_in_a_ratio_the_larger_counts_once(ratio: float, memory: float, model: float) -> None:
+    assert MixtureWeights.from_ratio(ratio) == MixtureWeights(model, memory, 0.0)
 
 
 def town(seed: int, *, by_item: float, by_person: float, people: int = 40, items: int = 12) -> NeighbourIndex:
@@ -195,30 +202,55 @@ def test_one_person_has_no_neighbours() -> None:
     assert kernel.votes == kernel.linear == 0.0 and kernel.habit == 1.0
 
 
+def fitted(known: NeighbourIndex, model: Array, memory: Array, items: np.ndarray | None = None) -> MixtureWeights:
+    """The weights for a model and a memory of all items, or of those numbered `items`."""
+    rates = np.log(np.tile(known.rates, (len(model), 1)))
+    parts = (model, memory, rates, known.labels, known.item_users)
+    return fit_mixture_weights(*(part if items is None else part[items] for part in parts))
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_neighbours_count_as_much_as_the_model_lacks(seed: int) -> None:
-    """Beside a model that has read the answers they count for little, beside one that guesses for much."""
-    known = town(seed, by_item=3.0, by_person=0.0)
-    kernel, items = fit_kernel(known, LABELS), np.arange(0, len(known.labels), 2)
-    habits, rng = np.zeros((len(items), 3)), np.random.default_rng(seed)
-    knowing = 4.0 * np.eye(3)[known.labels[items]] + rng.normal(size=(len(items), 3))
-    guessing = rng.normal(size=habits.shape)
-    little, much = (fit_beside_weight(known, kernel, items, habits, model) for model in (knowing, guessing))
-    assert little < 0.8 < 3.0 < much
-    alone = fit_beside_weight(known, kernel, items[:1], habits[:1], knowing[:1])
-    assert abs(np.log(alone)) < 1.5, "one item proves nothing"
+def test_each_part_counts_as_much_as_it_knows(seed: int) -> None:
+    """What knows the answers counts much, what guesses counts little, and equal parts count alike."""
+    known, rng = town(seed, by_item=3.0, by_person=0.0), np.random.default_rng(seed)
+    knowing = [3.0 * np.eye(3)[known.labels] + 2.0 * rng.normal(size=(len(known.labels), 3)) for _ in range(2)]
+    guessing = 2.0 * rng.normal(size=knowing[0].shape)
+    first, second = fitted(known, knowing[0], guessing), fitted(known, guessing, knowing[0])
+    assert first.memory < 0.2 < 0.5 < first.model and second.model < 0.2 < 0.5 < second.memory
+    assert first.rates == 1.0 - first.model
+    both = fitted(known, *knowing)
+    assert abs(both.model - both.memory) < 0.2
+    alone = fitted(known, knowing[0], guessing, np.array([0]))
+    assert abs(alone.model - 0.5) < 0.5 and abs(alone.memory - 0.5) < 0.5, "one item proves little"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_sum_is_no_worse_than_either_part(seed: int) -> None:
+    """On items that the fit has not seen: better than the model, than the memory, and than both at full weight."""
+    known, rng = town(seed, by_item=3.0, by_person=0.0), np.random.default_rng(seed)
+    truth = np.eye(3)[known.labels]
+    model = 3.0 * (truth + 0.8 * rng.normal(size=truth.shape))  # too sure of itself
+    memory = truth + 1.2 * rng.normal(size=truth.shape)
+    seen = known.item_users % 2 == 0
+    weights = fitted(known, model, memory, np.flatnonzero(seen))
+
+    def loss(sums: Array) -> float:
+        logs = sums - np.log(np.exp(sums).sum(axis=1, keepdims=True))
+        return -float(logs[np.arange(len(sums)), known.labels][~seen].mean())
+
+    rates = np.log(known.rates)
+    mixed = loss(weights.model * model + weights.memory * memory + weights.rates * rates)
+    assert mixed < min(loss(model), loss(memory + rates), loss(model + memory))
 
 
 def test_everybodys_items_count_the_same_together() -> None:
-    known = town(5, by_item=2.0, by_person=0.0, people=6)
-    kernel, once = fit_kernel(known, LABELS), np.flatnonzero(known.item_users < 6)
-    model = np.eye(3)[known.labels] + np.random.default_rng(0).normal(size=(len(known.labels), 3))
+    known, rng = town(5, by_item=2.0, by_person=0.0, people=6), np.random.default_rng(0)
+    once = np.arange(len(known.labels))
+    model, memory = (np.eye(3)[known.labels] + rng.normal(size=(len(once), 3)) for _ in range(2))
     talkative = np.concatenate([once, *[np.flatnonzero(known.item_users == 0)] * 3])  # one of them says it four times
-
-    def share(items: np.ndarray) -> float:
-        return fit_beside_weight(known, kernel, items, np.zeros((len(items), 3)), model[items])
-
-    assert share(talkative) == pytest.approx(share(once), rel=0.05)
+    first, second = fitted(known, model, memory, once), fitted(known, model, memory, talkative)
+    assert second.model == pytest.approx(first.model, rel=0.05)
+    assert second.memory == pytest.approx(first.memory, rel=0.05)
 
 
 def test_without_somebody_their_items_neither_vote_nor_show_a_direction() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mta_cli.engine.memory.knn import PRIOR_STRENGTH, NeighbourIndex, NeighbourKernel
+from mta_cli.engine.memory.knn import PRIOR_STRENGTH, MixtureWeights, NeighbourIndex, NeighbourKernel
 from mta_cli.engine.memory.label_memory import FittedNeighbours, LabelMemory
 from mta_cli.engine.memory.label_prior import FrequencyLabelPrior, add_label_prior, label_rates, user_label_prior
 from mta_cli.options import MemoryOptions
@@ -15,13 +15,14 @@ from tests.engine.methods.tagging import embed
 
 LABELS = ("yes", "no", "maybe")
 ANSWERS = ("yes", "yes", "no", "other")
+WEIGHTS = MixtureWeights(0.7, 0.8, 0.3)
 
 
 def memory(times: tuple[str, ...] = ()) -> LabelMemory:
     labels = np.arange(9) % 3
     rates = label_rates([LABELS[place] for place in labels], LABELS)
     index = NeighbourIndex(embed([f"item {n}" for n in range(9)]), labels, np.arange(9) // 3, np.array(rates), times)
-    return LabelMemory(LABELS, rates, FittedNeighbours(index, NeighbourKernel(4.0, 1.5, 0.5, beside=0.8), embed))
+    return LabelMemory(LABELS, rates, FittedNeighbours(index, NeighbourKernel(4.0, 1.5, 0.5), embed, WEIGHTS))
 
 
 def test_off_leaves_the_model_alone() -> None:
@@ -41,7 +42,7 @@ def test_habit_adds_a_share_of_the_users_label_prior() -> None:
 
 
 def test_neighbours_add_votes_and_half_the_label_prior() -> None:
-    """m·model + p_v·log(v/r) + p_h·prior: the larger of the two weights is clipped to 1."""
+    """a·model + (1 − a)·log r + b·(p_v·log(v/r) + ½·p_h·prior)."""
     known = memory()
     assert known.neighbours is not None
     index, kernel = known.neighbours.index, known.neighbours.kernel
@@ -50,10 +51,10 @@ def test_neighbours_add_votes_and_half_the_label_prior() -> None:
     for weight in (0.5, 5.0):
         prior = known.prior_of(ANSWERS, MemoryOptions(neighbour_weight=weight))
         assert prior is not None
-        times = weight * kernel.beside
-        expected = min(1.0, times) * (kernel.votes * votes + 0.5 * kernel.habit * own)
+        guess = weight * WEIGHTS.memory * (kernel.votes * votes + 0.5 * kernel.habit * own)
+        expected = guess + WEIGHTS.rates * np.log(index.rates)
         assert prior("a text") == pytest.approx(expected.tolist())
-        assert prior.model_weight == pytest.approx(min(1.0, 1.0 / times))
+        assert prior.model_weight == WEIGHTS.model
         scores = add_label_prior([-1.0, -2.0, -3.0], prior, "a text")
         assert scores == pytest.approx(
             [prior.model_weight * s + e for s, e in zip((-1, -2, -3), expected, strict=True)]

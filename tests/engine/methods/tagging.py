@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
-from mta_cli.engine.memory.knn import NeighbourIndex, NeighbourKernel, Vectors
+from mta_cli.engine.memory.knn import MixtureWeights, NeighbourIndex, NeighbourKernel, Vectors
 from mta_cli.engine.memory.label_memory import FittedNeighbours, LabelMemory
 from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.model.load import LoadedBase
@@ -30,7 +30,9 @@ def tag_context(
     places = np.arange(3 * count) % count
     known = NeighbourIndex(embed([f"item {n}" for n in places]), places, np.arange(3 * count) // count, np.array(rates))
     memory = LabelMemory(
-        BUILTIN_TASKS[task].labels, rates, FittedNeighbours(known, NeighbourKernel(4.0, 1.5, 0.5), embed)
+        BUILTIN_TASKS[task].labels,
+        rates,
+        FittedNeighbours(known, NeighbourKernel(4.0, 1.5, 0.5), embed, MixtureWeights(0.6, 1.0, 0.4)),
     )
     prompter = PromptBuilder(base.tokenizer, BUILTIN_TASKS[task], base.end_ids)
     answers = tuple(tuple(prompter.answer_ids(label)) for label in BUILTIN_TASKS[task].labels)

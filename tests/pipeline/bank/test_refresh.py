@@ -19,7 +19,7 @@ from mta_cli.pipeline.bank.refresh import refresh_bank
 from mta_cli.pipeline.bank.screening import SCREENING_KEY
 from mta_cli.pipeline.bank.verify import verify_bank
 from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs
-from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY
+from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.users.consent import set_consent
@@ -358,9 +358,9 @@ def test_label_rates_are_those_of_who_is_left(peopled: Registry) -> None:
     after = peopled.banks.get("lamp-2").config
     with_all = finish(build_bank(peopled, replace(bank_request(name="new"), machine=CPU)))[0]
     assert with_all["bank"] == "new" and after["label_rates"] != before["label_rates"]
-    assert {**after, NEIGHBOUR_WEIGHT_KEY: 0} == {
+    assert {**after, MIXTURE_WEIGHTS_KEY: 0} == {
         **peopled.banks.get("new").config,
-        NEIGHBOUR_WEIGHT_KEY: 0,
+        MIXTURE_WEIGHTS_KEY: 0,
     }  # which stays as it was built
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from mta_cli.engine.memory.label_prior import LabelPrior, label_rates, user_labe
 from mta_cli.engine.text.tasks import Task
 from mta_cli.options import MemoryOptions
 from mta_cli.pipeline.memory.bank_memory import BankMemory
-from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY, load_neighbours
+from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY, load_neighbours
 from mta_cli.pipeline.models.installed import resolve_model
 from store.records import NewItem, User
 from store.registry import Registry
@@ -67,8 +68,10 @@ def test_neighbours_speak_with_the_habit_where_the_bank_keeps_them(peopled: Regi
     whole = user_label_prior(own, TASK.labels, known.rates.tolist(), 8.0)
     asked = peopled.neighbours.consenting_neighbours(bank.id)[0]
     text = next(item.input for item in peopled.items.recent_items(asked.user_id, TASK.name) if item.id == asked.item_id)
+    weights = bank.config[MIXTURE_WEIGHTS_KEY]
     without = [
-        0.5 * min(1.0, 3.0 * bank.config[NEIGHBOUR_WEIGHT_KEY]) * bank.kernel["habit"] * value for value in whole
+        1.5 * weights["memory"] * bank.kernel["habit"] * value + weights["rates"] * math.log(rate)
+        for value, rate in zip(whole, known.rates.tolist(), strict=True)
     ]
     votes = [value - extra for value, extra in zip(said(prior, text), without, strict=True)]
     if bank.kernel["votes"]:
@@ -126,7 +129,7 @@ def test_a_leave_one_out_prior_knows_neither_the_answer_nor_the_users_own_items(
         assert prior.answers == tuple(others) and sorted(now.answers) == sorted([*others, item.output])
         assert prior.model_weight == now.model_weight and prior.kernel == now.kernel
     told = shared.neighbour_settings(options)
-    assert told["weight"] == options.neighbour_weight and told["beside"] == bank.config[NEIGHBOUR_WEIGHT_KEY]
+    assert told["weights"] == {**bank.config[MIXTURE_WEIGHTS_KEY], "factor": options.neighbour_weight}
 
 
 def test_no_leave_one_out_prior_where_no_neighbours_count(peopled: Registry) -> None:

@@ -1,22 +1,26 @@
-"""The weight of a bank's neighbours beside its own model, fitted on the bank's users once the bank is built.
+"""The weights of a bank's model and of its memory in their sum, fitted on the bank's users once the bank is built.
 
-Some items are predicted twice: by the base with the task adapter, in a prompt with other items of the same user, and by
-neighbours and label prior. Tasks differ in which of the two predicts better. The task adapter was trained on these
-items and so looks better here than for a new user, for whom neighbours count more (`memory.neighbour_weight`).
+Some items are predicted twice, as a new user's question is: by the base with the task adapter, in a prompt with other
+items of the same user, and by the label memory, without that user's own items in the bank and without later ones. Tasks
+differ in which of the two predicts better.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from mta_cli.events import Event, JobProgress, JobStarted, Note
-from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY, labelled_items, load_neighbours
+from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY, labelled_items, load_neighbours
 from store.records import Bank, Item
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from mta_cli.engine.memory.knn import EmbedFunction, NeighbourIndex, NeighbourKernel, Vectors
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.tasks import Task
     from mta_cli.pipeline.bank.build import Contributor
@@ -35,27 +39,24 @@ class LeaveOneOutCase:
     shots: tuple[Item, ...]
 
 
-def fit_neighbour_weight(
+def fit_memory_weights(
     reg: Registry, bank: Bank, request: BankRequest, pool: Sequence[Contributor], base: LoadedBase | None = None
 ) -> Iterator[Event]:
-    """Fit and store the neighbour weight of the bank that `request` and `pool` make.
+    """Fit and store the mixture weights of the bank that `request` and `pool` make.
 
-    Does nothing where the weight is stored or the bank has no neighbours. `base`, without any adapter, is loaded when
+    Does nothing where they are stored or the bank has no neighbours. `base`, without any adapter, is loaded when
     it is not given. An interrupted fit starts again.
     """
     import numpy as np
 
     bank, task = reg.banks.by_id(bank.id), request.task
     known = (
-        load_neighbours(reg, bank, task)
-        if bank.kernel is not None and NEIGHBOUR_WEIGHT_KEY not in bank.config
-        else None
+        load_neighbours(reg, bank, task) if bank.kernel is not None and MIXTURE_WEIGHTS_KEY not in bank.config else None
     )
     if known is None:
         return
     from mta_cli.engine.lora.adapter import merge_into_base
-    from mta_cli.engine.memory.knn import PRIOR_STRENGTH, NeighbourKernel, fit_beside_weight
-    from mta_cli.engine.memory.label_prior import user_label_prior
+    from mta_cli.engine.memory.knn import NeighbourKernel, fit_mixture_weights
     from mta_cli.pipeline.models.load import load_on_device
     from mta_cli.pipeline.user_weights import load_weights
 
@@ -64,14 +65,45 @@ def fit_neighbour_weight(
     base = base if base is not None else load_on_device(request.base, request.machine, reg=reg)
     with merge_into_base(base, load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None):
         model = yield from _model_label_scores(reg, base, task, cases, request.prompt.history_items)
-    rates = known.rates.tolist()
-    user_priors = [
-        user_label_prior([shot.output for shot in one.shots], task.labels, rates, PRIOR_STRENGTH) for one in cases
-    ]
-    guessed = np.array([place[one.item.id] for one in cases])
-    share = fit_beside_weight(known, NeighbourKernel(**(bank.kernel or {})), guessed, np.array(user_priors), model)
-    reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, NEIGHBOUR_WEIGHT_KEY: share})
-    yield Note(f"Neighbours count {share:.2f} times beside the model, judged by {len(cases)} items of the bank.")
+    places = np.array([place[one.item.id] for one in cases])
+    memory, rates = memory_scores(known, NeighbourKernel(**(bank.kernel or {})), task, cases, places)
+    weights = fit_mixture_weights(np.array(model), memory, rates, known.labels[places], known.item_users[places])
+    reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, MIXTURE_WEIGHTS_KEY: asdict(weights)})
+    yield Note(
+        f"Answers count the model {weights.model:.2f} times and label memory {weights.memory:.2f} times, "
+        f"judged by {len(cases)} items of the bank."
+    )
+
+
+def memory_scores(
+    known: NeighbourIndex,
+    kernel: NeighbourKernel,
+    task: Task,
+    cases: Sequence[LeaveOneOutCase],
+    places: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The memory's scores of each case beside a model, and the log-rates of the labels (both [cases, labels], nats).
+
+    `places` are the cases' numbers among the items of `known`.
+    """
+    import numpy as np
+
+    from mta_cli.engine.memory.knn import MixtureWeights, NeighbourLabelPrior
+
+    memory_alone, rates_alone = MixtureWeights(1.0, memory=1.0), MixtureWeights(1.0, memory=0.0, rates=1.0)
+    found: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
+    for one, place in zip(cases, places.tolist(), strict=True):
+        others, answers = known.without_user(one.item.user_id), tuple(shot.output for shot in one.shots)
+        prior = NeighbourLabelPrior(others, kernel, _constant(known.vectors[[place]]), task.labels, answers)
+        asked = one.item.input, one.item.time
+        found.append((prior.beside_model(memory_alone)(*asked), prior.beside_model(rates_alone)(*asked)))
+    memory, rates = zip(*found, strict=True)
+    return np.array(memory), np.array(rates)
+
+
+def _constant(vector: Vectors) -> EmbedFunction:
+    """An embedder of one text whose embedding is known."""
+    return lambda texts: vector
 
 
 def sample_cases(items: Sequence[Item], seed: int) -> list[LeaveOneOutCase]:

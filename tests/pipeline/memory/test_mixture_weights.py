@@ -1,0 +1,124 @@
+"""Weighing a bank's memory against its model: which items, what is kept, older banks and stopped builds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mta_cli.engine.memory.knn import MixtureWeights, NeighbourIndex, NeighbourKernel
+from mta_cli.engine.memory.label_prior import label_rates
+from mta_cli.engine.text.tasks import Task
+from mta_cli.events import Event, JobProgress
+from mta_cli.pipeline.bank.build import build_bank
+from mta_cli.pipeline.memory import mixture_weights
+from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY, load_fitted_neighbours
+from mta_cli.pipeline.memory.mixture_weights import LeaveOneOutCase, memory_scores, sample_cases
+from store.records import Bank, Item, NewItem
+from store.registry import Registry
+from tests.pipeline.town import TASK, bank_request, built, finish, notes
+
+
+def bank_of(reg: Registry) -> Bank:
+    bank = reg.banks.latest_ready_bank(TASK.name)
+    assert bank is not None
+    return bank
+
+
+def weighed(events: list[Event]) -> list[str]:
+    return [text for text in notes(events) if "label memory" in text]
+
+
+def test_a_build_says_and_keeps_how_much_neighbours_count(peopled: Registry) -> None:
+    result, seen = finish(build_bank(peopled, bank_request()))
+    weights = bank_of(peopled).config[MIXTURE_WEIGHTS_KEY]
+    assert result[MIXTURE_WEIGHTS_KEY] == weights and weights["rates"] == 1.0 - weights["model"]
+    assert f"the model {weights['model']:.2f} times" in weighed(seen)[0]
+    assert f"label memory {weights['memory']:.2f} times" in weighed(seen)[0]
+    found = load_fitted_neighbours(peopled, bank_of(peopled), TASK, lambda texts: pytest.fail("nothing is embedded"))
+    assert found is not None and found.kernel == NeighbourKernel(**(bank_of(peopled).kernel or {}))
+    assert found.weights == MixtureWeights(**weights)
+
+
+def test_an_older_bank_is_weighed_when_it_is_built_again(peopled: Registry) -> None:
+    """Until then its answers are what they were: the larger of the two weights counts once, and no rates come in."""
+    first, bank = built(peopled), bank_of(peopled)
+    older = {key: value for key, value in bank.config.items() if key != MIXTURE_WEIGHTS_KEY}
+    for found, ratio in ((older, 1.7), ({**older, "beside_model": 0.25}, 0.425)):
+        peopled.banks.set_bank_config(bank.id, found)
+        before = load_fitted_neighbours(peopled, bank_of(peopled), TASK, lambda texts: pytest.fail("none is embedded"))
+        assert before is not None and before.weights == MixtureWeights.from_ratio(ratio)
+    again, seen = finish(build_bank(peopled, bank_request()))
+    assert again == first and weighed(seen)
+    assert not [event for event in seen if isinstance(event, JobProgress) and event.loss is not None], (
+        "nothing is trained"
+    )
+    assert not weighed(finish(build_bank(peopled, bank_request()))[1]), "once is enough"
+
+
+def test_a_build_stopped_meanwhile_ends_as_an_unbroken_one(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixture_weights, "ITEMS_PER_STEP", 16)
+    job = build_bank(peopled, bank_request())
+    assert any(isinstance(event, JobProgress) and event.label == TASK.name and event.done == 32 for event in job)
+    job.close()
+    (bank,) = peopled.banks.all()
+    assert bank.status == "building" and MIXTURE_WEIGHTS_KEY not in bank.config
+    stopped = finish(build_bank(peopled, bank_request()))[0]
+    whole = finish(build_bank(peopled, replace(bank_request(), name="whole")))[0]
+    assert stopped[MIXTURE_WEIGHTS_KEY] == whole[MIXTURE_WEIGHTS_KEY] and bank_of(peopled).status == "ready"
+
+
+def test_nothing_is_weighed_for_a_task_of_texts(peopled: Registry) -> None:
+    result, seen = finish(build_bank(peopled, replace(bank_request(), task=texts(peopled))))
+    assert result[MIXTURE_WEIGHTS_KEY] is None and not weighed(seen)
+
+
+def texts(reg: Registry) -> Task:
+    """A task of texts for which everybody holds items."""
+    for n in range(9):
+        user = reg.users.get(f"user{n}").id
+        reg.items.append_items(user, [NewItem(f"w{k}", "words", f"line {k} of {n}", "some words") for k in range(6)])
+    return replace(TASK, name="words", kind="text", labels=(), metric="rouge")
+
+
+def items(*counts: int) -> list[Item]:
+    numbers = iter(range(10_000))
+    owners = [user for user, count in enumerate(counts) for _ in range(count)]
+    return [Item(next(numbers), user, "k", "t", "in", "out", None) for user in owners]
+
+
+@pytest.mark.parametrize("counts", [(1,), (2, 9, 300), (7,) * 40, (3,) * 700])
+def test_lessons_are_of_all_people_evenly_and_never_show_what_they_ask(counts: tuple[int, ...]) -> None:
+    found = sample_cases(items(*counts), 0)
+    assert 0 < len(found) <= mixture_weights.MAX_GUESSED_ITEMS and found == sample_cases(items(*counts), 0)
+    each = Counter(one.item.user_id for one in found)
+    assert len(each) == min(len(counts), mixture_weights.MAX_GUESSED_ITEMS)
+    most = max(1, mixture_weights.MAX_GUESSED_ITEMS // len(each))
+    assert all(count == min(most, counts[user]) for user, count in each.items())
+    for one in found:
+        assert one.item not in one.shots and len(set(one.shots)) == len(one.shots)
+        assert len(one.shots) == min(5, counts[one.item.user_id] - 1)
+        assert {shot.user_id for shot in one.shots} <= {one.item.user_id}
+
+
+def test_a_case_is_scored_without_later_items_and_without_its_users_own() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(12, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    times = tuple(f"20{n:02d}" for n in range(12))
+    labels, users = np.arange(12) % len(TASK.labels), np.arange(12) % 4
+    index = NeighbourIndex(vectors, labels, users, np.array(label_rates((), TASK.labels)), times)
+    shot = Item(1, 2, "k", TASK.name, "in", TASK.labels[0], None)
+    case = LeaveOneOutCase(Item(6, 2, "k", TASK.name, "in", TASK.labels[6], "2006"), (shot,))
+
+    def scores(known: NeighbourIndex) -> list[list[float]]:
+        kernel = NeighbourKernel(4.0, 1.0, 1.0, 0.5)
+        return [part[0].tolist() for part in memory_scores(known, kernel, TASK, [case], np.array([6]))]
+
+    later_or_own = (np.arange(12) > 6) | (users == 2)
+    changed = replace(index, labels=np.where(later_or_own, (labels + 1) % len(TASK.labels), labels))
+    assert scores(changed) == scores(index)
+    earlier = replace(index, labels=np.where(np.arange(12) == 1, 5, labels))
+    assert scores(earlier)[0] != scores(index)[0] and scores(earlier)[1] != scores(index)[1]
