@@ -102,6 +102,10 @@ class BankOptions:
     task_rank: int = option_field(8, "Rank of the task adapter.", minimum=1, maximum=256)
     task_epochs: int = option_field(2, "Passes over the pooled histories.", minimum=1, maximum=100)
     task_learning_rate: float = option_field(1e-3, "Peak learning rate of the task adapter.", minimum=1e-8, maximum=1.0)
+    held_out_weights: bool = option_field(
+        True,
+        "Weigh label memory beside a task adapter that has not seen the users who are asked; takes half of one more.",
+    )
 
 
 @dataclass(frozen=True)

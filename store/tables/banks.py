@@ -147,6 +147,12 @@ class Banks:
             for row in self._db.fetch_dicts(f"{_SELECT_BANK} WHERE purpose = '' ORDER BY name, version")
         ]
 
+    def banks_above(self, task_adapter: str, embedder: str) -> list[Bank]:
+        """Every bank on this task adapter and embedder, also those of evaluations, oldest first."""
+        which = "task_adapter = ? AND embedder = ? ORDER BY id"
+        rows = self._db.fetch_dicts(f"{_SELECT_BANK} WHERE {which}", (task_adapter, embedder))
+        return [_bank_from_row(row) for row in rows]
+
     def anchors(self, bank_id: int) -> list[Anchor]:
         """The bank's anchors, by number."""
         rows = self._db.fetch_dicts(f"{_SELECT_ANCHOR} WHERE bank_id = ? ORDER BY anchors.id", (bank_id,))

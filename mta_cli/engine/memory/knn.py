@@ -26,14 +26,14 @@ Array = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]
 EmbedFunction = Callable[[Sequence[str]], Vectors]  # turns texts into unit vectors [texts, width]
 
-EQUAL_SHARE, MIXTURE_BOUNDS = 0.5, [(0.02, 2.0), (0.0, 2.0)]  # of a mixture's weights of model and memory
 SHARPNESSES = (2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 20.0)
 BACKGROUND_VOTES = 0.1  # votes, spread as the rates, for queries without a near item
 FIT_SHOTS = 5  # items of a user that are known when another of theirs is predicted, as of a new user
-PRIOR_POWER_BESIDE_MODEL = 0.5
+OLD_PRIOR_SHARE = 0.5  # of the label prior in the sums of banks of earlier versions
 PRIOR_STRENGTH = 8.0  # the population's rates count as this many answers in a user's label prior
 INITIAL_POWERS, POWER_BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, label prior and discriminant
 MAX_FIT_ITEMS = 2_000  # items to fit on, evenly from all users; one of each where there are more users
+EQUAL_WEIGHT, WEIGHT_BOUNDS = 0.5, [(0.02, 2.0), (0.0, 2.0)]  # of the model and of the memory in their sum
 CROSS_FIT_FOLDS = 5  # parts of the users: each is scored by the discriminant of the others
 MAX_CACHED_TIMES = 8
 QUERY_BLOCK = 256  # queries at once: [block, items] weights are held
@@ -48,31 +48,29 @@ class NeighbourKernel:
     habit: float
     linear: float = 0.0
 
-    def powers_beside_model(self, weight: float) -> NeighbourKernel:
-        """The powers times `weight`, for a sum with a model's log-likelihoods.
-
-        The label prior counts half: the model has read the same answers.
-        """
-        habit = PRIOR_POWER_BESIDE_MODEL * weight * self.habit
-        return NeighbourKernel(self.sharpness, weight * self.votes, habit, weight * self.linear)
-
 
 @dataclass(frozen=True)
 class MixtureWeights:
-    """The weights of a log-linear mixture: the model's log-likelihoods, the memory, and the log-rates of the labels.
+    """The weights of a model and of the terms of the memory in their sum, a log-linear mixture.
 
-    The mixture is `model · m(l) + memory · g(l) + rates · log r(l)`. A fit gives `rates = 1 − model`: the model counts
-    by what it says beyond the population's rates.
+    The score of l is `model · m(l) + memory · (votes(l) + discriminant(l)) + habit · prior(l) + rates · log r(l)`.
     """
 
     model: float
     memory: float
-    rates: float = 0.0
+    habit: float
+    rates: float
+
+    @classmethod
+    def from_parts(cls, model: float, memory: float) -> MixtureWeights:
+        """The sum of the model and of the memory as it is alone: all its terms have one weight."""
+        return cls(model, memory, memory, memory)
 
     @classmethod
     def from_ratio(cls, ratio: float) -> MixtureWeights:
-        """The memory counts `ratio` times as much as the model, and the larger of the two once. Raises for 0."""
-        return cls(min(1.0, 1.0 / ratio), min(1.0, ratio))
+        """The sum of earlier versions: the memory counts `ratio` (above 0) times the model, and the larger once."""
+        memory = min(1.0, ratio)
+        return cls(min(1.0, 1.0 / ratio), memory, OLD_PRIOR_SHARE * memory, 0.0)
 
 
 @dataclass(frozen=True)
@@ -191,9 +189,12 @@ class NeighbourLabelPrior:
     rates_weight: float = 0.0
 
     def beside_model(self, weights: MixtureWeights, factor: float = 1.0) -> NeighbourLabelPrior:
-        """The same prior for a mixture with a model's log-likelihoods; the memory counts `factor` times its weight."""
-        powers = self.kernel.powers_beside_model(factor * weights.memory)
-        return replace(self, kernel=powers, model_weight=weights.model, rates_weight=weights.rates)
+        """The same prior for a sum with a model's log-likelihoods; the memory counts `factor` times its weight."""
+        own, powers = factor * weights.memory, self.kernel
+        kernel = NeighbourKernel(
+            powers.sharpness, own * powers.votes, factor * weights.habit * powers.habit, own * powers.linear
+        )
+        return replace(self, kernel=kernel, model_weight=weights.model, rates_weight=factor * weights.rates)
 
     def __call__(self, text: str, time: str | None = None) -> tuple[float, ...]:
         """See `LabelPrior`."""
@@ -229,26 +230,25 @@ def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> N
 
 
 def fit_mixture_weights(
-    model: Array, memory: Array, log_rates: Array, golds: npt.NDArray[np.int64], users: npt.NDArray[np.int64]
+    model: Array, memory: Array, golds: npt.NDArray[np.int64], users: npt.NDArray[np.int64]
 ) -> MixtureWeights:
     """The weights under which the `golds` [items] are likeliest; every one of `users` [items] counts the same.
 
-    `model` are log-likelihoods of the labels, `memory` the scores of a prior beside a model of weight 1, and
-    `log_rates` those of the labels among the items that answered (each [items, labels], nats). A squared distance of
-    both weights from ½, equal shares of two guesses, counts as one item.
+    `model` are log-likelihoods of the labels and `memory` the scores of the memory alone (each [items, labels], nats).
+    A squared distance of both weights from ½, equal shares of two guesses, counts as one item.
     """
     _, user_index, each = np.unique(users, return_inverse=True, return_counts=True)
     shares = 1.0 / (len(each) * each[user_index])
     rows = np.arange(len(golds))
 
     def loss(weights: Array) -> float:
-        sums = weights[0] * (model - log_rates) + log_rates + weights[1] * memory  # [items, labels]
+        sums = weights[0] * model + weights[1] * memory  # [items, labels]
         chosen = sums[rows, golds] - logsumexp(sums, axis=1)
-        away: float = np.square(weights - EQUAL_SHARE).sum()
+        away: float = np.square(weights - EQUAL_WEIGHT).sum()
         return float(-shares @ chosen + away / len(golds))
 
-    best: Any = minimize(loss, np.full(2, EQUAL_SHARE), method="L-BFGS-B", bounds=MIXTURE_BOUNDS)
-    return MixtureWeights(float(best.x[0]), float(best.x[1]), 1.0 - float(best.x[0]))
+    best: Any = minimize(loss, np.full(2, EQUAL_WEIGHT), method="L-BFGS-B", bounds=WEIGHT_BOUNDS)
+    return MixtureWeights.from_parts(*map(float, best.x))
 
 
 def _fit_examples(

@@ -5,12 +5,10 @@
     score(l) = model(l) + prior_weight · log((n_l + κ r_l) / ((n + κ) r_l))
 
 `neighbours` adds what other users answered to similar inputs (see `knn`): kernel votes `v` and a linear discriminant
-`d`, with powers that the bank fitted:
+`d`. The memory has powers that the bank fitted, and is added to the model with two weights that it fitted too:
 
-    g(l) = p_v · log(v(l | x) / r_l) + p_d · d(l | x) + ½ p_h · log((n_l + κ r_l) / ((n + κ) r_l))
-    score(l) = log r_l + a · (model(l) − log r_l) + b · g(l)
-
-where the bank fitted the two weights `a` and `b` too (see `knn.MixtureWeights`).
+    memory(l) = log r_l + p_v · log(v(l | x) / r_l) + p_d · d(l | x) + p_h · log((n_l + κ r_l) / ((n + κ) r_l))
+    score(l) = a · model(l) + b · memory(l)
 
 `r` are the population's label rates, `n` the user's counts, κ a prior count. `off` leaves the model alone.
 """

@@ -18,6 +18,7 @@ from mta_cli.engine.training.session import TrainingResult
 from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import BankOptions, ScreeningOptions
+from mta_cli.pipeline.bank.memory_weights import HELD_OUT_OPTION, fit_memory_weights
 from mta_cli.pipeline.bank.screening import screen_anchors
 from mta_cli.pipeline.bank.task_adapter import (
     find_reusable_task_adapter,
@@ -29,7 +30,6 @@ from mta_cli.pipeline.bank.verify import bank_json
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.memory.bank_memory import LABEL_RATES_KEY
 from mta_cli.pipeline.memory.knn import update_neighbours
-from mta_cli.pipeline.memory.mixture_weights import fit_memory_weights
 from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.requests import SCREENING_OPTIONS_KEY
 from mta_cli.pipeline.runs import fail_run_on_error
@@ -90,11 +90,14 @@ def anchor_candidates(pool: Sequence[Contributor], task: str, options: BankOptio
 
 def bank_key(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -> str:
     """A hash of everything that determines the bank: base, embedder, task, options, seed and data."""
+    options = asdict(request.options)
+    if options[HELD_OUT_OPTION]:
+        del options[HELD_OUT_OPTION]  # banks of earlier versions lack it
     identity = {
         "base": request.base.fingerprint,
         "embedder": request.embedder.fingerprint,
         "task": asdict(request.task),
-        "options": asdict(request.options),
+        "options": options,
         "history_items": request.prompt.history_items,
         "seed": request.machine.seed,
         "dtype": request.machine.dtype,
@@ -164,12 +167,18 @@ class BuildCost:
 def estimate_build(
     request: BankRequest, pool: Sequence[Contributor], chosen: Sequence[Contributor], shared: bool
 ) -> BuildCost:
-    """The most that the build of `request` trains. With a `shared` task adapter, it trains the anchors only."""
+    """The most that the build of `request` trains. With a `shared` task adapter, it trains the anchors only.
+
+    The memory's weights take a task adapter of half of the users more.
+    """
     from mta_cli.pipeline.training.estimate import TokenLoad
 
     options, task = request.options, request.task
     row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
-    pooled = sum(len(c.items) for c in pool) * options.task_epochs if options.task_adapter and not shared else 0
+    trained = list(pool) if options.task_adapter and not shared else []
+    if task.labels and options.held_out_weights:
+        trained += trained[::2]
+    pooled = sum(len(c.items) for c in trained) * options.task_epochs
     longest = sorted((len(c.items) for c in chosen), reverse=True)[: options.anchors]
     return BuildCost(
         (
@@ -305,7 +314,7 @@ def _train_bank(
         yield from train_groups(reg, base, ready, done)
         chosen = [each.user.id for each in anchor_candidates(pool, request.task.name, options)]
         yield from screen_anchors(reg, bank, base, examples, chosen, request.gates)
-    yield from fit_memory_weights(reg, bank, request, pool, base)
+    yield from fit_memory_weights(reg, bank, request, pool, run, base)
     mark_ready(reg, bank.id)
 
 

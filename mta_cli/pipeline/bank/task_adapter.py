@@ -54,9 +54,14 @@ def reuse_task_adapter(reg: Registry, request: BankRequest, bank: Bank, pool: Se
 
 
 def task_adapter_training(
-    reg: Registry, request: BankRequest, examples: PromptRowBuilder, pool: Sequence[Contributor], run: Run
+    reg: Registry,
+    request: BankRequest,
+    examples: PromptRowBuilder,
+    pool: Sequence[Contributor],
+    run: Run | None,
+    label: str = "task adapter",
 ) -> AdapterTraining:
-    """The training of the task adapter, on the items of all users in `pool`."""
+    """The training of a task adapter on the items of all users in `pool`. `label` stands in the progress."""
     from mta_cli.engine.training.trainer import Schedule
 
     options, seed = request.options, request.machine.seed
@@ -71,7 +76,7 @@ def task_adapter_training(
     }
     job = AdapterJob(
         "task",
-        "task adapter",
+        label,
         None,
         options.task_rank,
         2.0 * options.task_rank,

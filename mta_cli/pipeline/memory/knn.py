@@ -164,7 +164,7 @@ def mixture_weights(bank: Bank) -> MixtureWeights:
     from mta_cli.engine.memory.knn import MixtureWeights
 
     if MIXTURE_WEIGHTS_KEY in bank.config:
-        return MixtureWeights(**bank.config[MIXTURE_WEIGHTS_KEY])
+        return MixtureWeights.from_parts(**bank.config[MIXTURE_WEIGHTS_KEY])
     return MixtureWeights.from_ratio(OLD_FACTOR * bank.config.get(OLD_WEIGHT_KEY, 1.0))
 
 

@@ -107,20 +107,20 @@ def test_a_guess_is_one_persons_evidence() -> None:
     assert guess("12345") == pytest.approx(expected.tolist())
 
 
-def test_beside_a_model_the_memory_is_weighed_and_the_rates_come_in() -> None:
+def test_beside_a_model_each_term_of_the_memory_has_its_weight() -> None:
     known, kernel = some(4), NeighbourKernel(3.0, 1.0, 2.0, 0.5)
     guess = NeighbourLabelPrior(known, kernel, lambda texts: units(1, 0), LABELS, ("yes",))
-    mixed = guess.beside_model(MixtureWeights(0.7, 0.5, 0.3), 2.0)
-    assert mixed.kernel == NeighbourKernel(3.0, 1.0, 1.0, 0.5), "the label prior counts half"
+    mixed = guess.beside_model(MixtureWeights(0.7, 0.5, 0.25, 0.3), 2.0)
+    assert mixed.kernel == NeighbourKernel(3.0, 1.0, 1.0, 0.5)
     assert guess.model_weight == 1.0 and mixed.model_weight == 0.7
     own = user_label_prior(("yes",), LABELS, known.rates.tolist(), PRIOR_STRENGTH)
-    expected = known.label_log_ratios(mixed.kernel, units(1, 0), np.array([own]))[0] + 0.3 * np.log(known.rates)
+    expected = known.label_log_ratios(mixed.kernel, units(1, 0), np.array([own]))[0] + 0.6 * np.log(known.rates)
     assert mixed("text") == pytest.approx(expected.tolist())
 
 
 @pytest.mark.parametrize(("ratio", "memory", "model"), [(0.5, 0.5, 1.0), (1.0, 1.0, 1.0), (4.0, 1.0, 0.25)])
-def test_of_two_weights_in_a_ratio_the_larger_counts_once(ratio: float, memory: float, model: float) -> None:
-    assert MixtureWeights.from_ratio(ratio) == MixtureWeights(model, memory, 0.0)
+def test_in_an_earlier_banks_sum_the_larger_weight_counts_once(ratio: float, memory: float, model: float) -> None:
+    assert MixtureWeights.from_ratio(ratio) == MixtureWeights(model, memory, memory / 2, 0.0)
 
 
 def town(seed: int, *, by_item: float, by_person: float, people: int = 40, items: int = 12) -> NeighbourIndex:
@@ -204,8 +204,7 @@ def test_one_person_has_no_neighbours() -> None:
 
 def fitted(known: NeighbourIndex, model: Array, memory: Array, items: np.ndarray | None = None) -> MixtureWeights:
     """The weights for a model and a memory of all items, or of those numbered `items`."""
-    rates = np.log(np.tile(known.rates, (len(model), 1)))
-    parts = (model, memory, rates, known.labels, known.item_users)
+    parts = (model, memory, known.labels, known.item_users)
     return fit_mixture_weights(*(part if items is None else part[items] for part in parts))
 
 
@@ -217,7 +216,7 @@ def test_each_part_counts_as_much_as_it_knows(seed: int) -> None:
     guessing = 2.0 * rng.normal(size=knowing[0].shape)
     first, second = fitted(known, knowing[0], guessing), fitted(known, guessing, knowing[0])
     assert first.memory < 0.2 < 0.5 < first.model and second.model < 0.2 < 0.5 < second.memory
-    assert first.rates == 1.0 - first.model
+    assert first.memory == first.habit == first.rates
     both = fitted(known, *knowing)
     assert abs(both.model - both.memory) < 0.2
     alone = fitted(known, knowing[0], guessing, np.array([0]))
@@ -238,9 +237,7 @@ def test_the_sum_is_no_worse_than_either_part(seed: int) -> None:
         logs = sums - np.log(np.exp(sums).sum(axis=1, keepdims=True))
         return -float(logs[np.arange(len(sums)), known.labels][~seen].mean())
 
-    rates = np.log(known.rates)
-    mixed = loss(weights.model * model + weights.memory * memory + weights.rates * rates)
-    assert mixed < min(loss(model), loss(memory + rates), loss(model + memory))
+    assert loss(weights.model * model + weights.memory * memory) < min(loss(model), loss(memory), loss(model + memory))
 
 
 def test_everybodys_items_count_the_same_together() -> None:

@@ -15,7 +15,7 @@ from tests.engine.methods.tagging import embed
 
 LABELS = ("yes", "no", "maybe")
 ANSWERS = ("yes", "yes", "no", "other")
-WEIGHTS = MixtureWeights(0.7, 0.8, 0.3)
+WEIGHTS = MixtureWeights.from_parts(model=0.7, memory=0.8)
 
 
 def memory(times: tuple[str, ...] = ()) -> LabelMemory:
@@ -41,8 +41,8 @@ def test_habit_adds_a_share_of_the_users_label_prior() -> None:
     assert alone.prior_of(ANSWERS, replace(options, memory="neighbours")) == alone.prior_of(ANSWERS, options)
 
 
-def test_neighbours_add_votes_and_half_the_label_prior() -> None:
-    """a·model + (1 − a)·log r + b·(p_v·log(v/r) + ½·p_h·prior)."""
+def test_neighbours_are_a_memory_that_is_weighed_against_the_model() -> None:
+    """a·model + b·(log r + p_v·log(v/r) + p_h·prior)."""
     known = memory()
     assert known.neighbours is not None
     index, kernel = known.neighbours.index, known.neighbours.kernel
@@ -51,8 +51,8 @@ def test_neighbours_add_votes_and_half_the_label_prior() -> None:
     for weight in (0.5, 5.0):
         prior = known.prior_of(ANSWERS, MemoryOptions(neighbour_weight=weight))
         assert prior is not None
-        guess = weight * WEIGHTS.memory * (kernel.votes * votes + 0.5 * kernel.habit * own)
-        expected = guess + WEIGHTS.rates * np.log(index.rates)
+        alone = np.log(index.rates) + kernel.votes * votes + kernel.habit * own
+        expected = weight * WEIGHTS.memory * alone
         assert prior("a text") == pytest.approx(expected.tolist())
         assert prior.model_weight == WEIGHTS.model
         scores = add_label_prior([-1.0, -2.0, -3.0], prior, "a text")

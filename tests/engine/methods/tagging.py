@@ -29,11 +29,9 @@ def tag_context(
     rates = tuple((1 + (i == 0)) / (count + 1) for i in range(count))
     places = np.arange(3 * count) % count
     known = NeighbourIndex(embed([f"item {n}" for n in places]), places, np.arange(3 * count) // count, np.array(rates))
-    memory = LabelMemory(
-        BUILTIN_TASKS[task].labels,
-        rates,
-        FittedNeighbours(known, NeighbourKernel(4.0, 1.5, 0.5), embed, MixtureWeights(0.6, 1.0, 0.4)),
-    )
+    weights = MixtureWeights.from_parts(model=0.6, memory=1.0)
+    neighbours = FittedNeighbours(known, NeighbourKernel(4.0, 1.5, 0.5), embed, weights)
+    memory = LabelMemory(BUILTIN_TASKS[task].labels, rates, neighbours)
     prompter = PromptBuilder(base.tokenizer, BUILTIN_TASKS[task], base.end_ids)
     answers = tuple(tuple(prompter.answer_ids(label)) for label in BUILTIN_TASKS[task].labels)
     context = a_context(base, anchors, placement="late", seed=seed)

@@ -111,9 +111,7 @@ def test_a_bank_that_has_changed_is_another_design(banked: Registry) -> None:
     """Answers of one evaluation are all of one bank: anchors, neighbours and fitted numbers."""
     asked, bank = request(banked, ["ida", "jon"]), banked.banks.get(TASK.name)
     first = make_design(banked, asked).key
-    banked.banks.set_bank_config(
-        bank.id, {**bank.config, "memory_weights": {"model": 0.5, "memory": 0.125, "rates": 0.5}}
-    )
+    banked.banks.set_bank_config(bank.id, {**bank.config, "memory_weights": {"model": 0.5, "memory": 0.125}})
     second = make_design(banked, request(banked, ["ida", "jon"])).key
     neighbour = banked.neighbours.consenting_neighbours(bank.id)[0]
     banked.neighbours.remove_neighbours(bank.id, [neighbour.item_id])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mta_cli.engine.memory.knn import NeighbourIndex, NeighbourLabelPrior
+from mta_cli.engine.memory.knn import MixtureWeights, NeighbourIndex, NeighbourLabelPrior
 from mta_cli.engine.memory.label_prior import LabelPrior, label_rates, user_label_prior
 from mta_cli.engine.text.tasks import Task
 from mta_cli.options import MemoryOptions
@@ -70,7 +70,7 @@ def test_neighbours_speak_with_the_habit_where_the_bank_keeps_them(peopled: Regi
     text = next(item.input for item in peopled.items.recent_items(asked.user_id, TASK.name) if item.id == asked.item_id)
     weights = bank.config[MIXTURE_WEIGHTS_KEY]
     without = [
-        1.5 * weights["memory"] * bank.kernel["habit"] * value + weights["rates"] * math.log(rate)
+        3.0 * weights["memory"] * (bank.kernel["habit"] * value + math.log(rate))
         for value, rate in zip(whole, known.rates.tolist(), strict=True)
     ]
     votes = [value - extra for value, extra in zip(said(prior, text), without, strict=True)]
@@ -129,7 +129,8 @@ def test_a_leave_one_out_prior_knows_neither_the_answer_nor_the_users_own_items(
         assert prior.answers == tuple(others) and sorted(now.answers) == sorted([*others, item.output])
         assert prior.model_weight == now.model_weight and prior.kernel == now.kernel
     told = shared.neighbour_settings(options)
-    assert told["weights"] == {**bank.config[MIXTURE_WEIGHTS_KEY], "factor": options.neighbour_weight}
+    fitted = asdict(MixtureWeights.from_parts(**bank.config[MIXTURE_WEIGHTS_KEY]))
+    assert told["weights"] == {**fitted, "factor": options.neighbour_weight}
 
 
 def test_no_leave_one_out_prior_where_no_neighbours_count(peopled: Registry) -> None:

@@ -1,34 +1,47 @@
 """The weights of a bank's model and of its memory in their sum, fitted on the bank's users once the bank is built.
 
-Some items are predicted twice, as a new user's question is: by the base with the task adapter, in a prompt with other
+Some items are predicted twice, as a new user's question is: by the base with a task adapter, in a prompt with other
 items of the same user, and by the label memory, without that user's own items in the bank and without later ones. Tasks
 differ in which of the two predicts better.
+
+The bank's task adapter has learned these answers and would look better than it is for a new user. So a second task
+adapter is trained on every other user, predicts the items of the rest, and is dropped.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from mta_cli.engine.text.labels import find_label
 from mta_cli.events import Event, JobProgress, JobStarted, Note
+from mta_cli.pipeline.bank.task_adapter import task_adapter_training
+from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY, labelled_items, load_neighbours
-from store.records import Bank, Item
+from mta_cli.pipeline.models.load import load_on_device
+from mta_cli.pipeline.training.groups import TrainingGroup, pair_with_adapters, train_groups
+from store.records import Adapter, Bank, Item, Run
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.memory.knn import EmbedFunction, NeighbourIndex, NeighbourKernel, Vectors
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.tasks import Task
+    from mta_cli.engine.training.session import TrainingResult
     from mta_cli.pipeline.bank.build import Contributor
     from mta_cli.pipeline.requests import BankRequest
+    from mta_cli.pipeline.training.groups import AdapterTraining
     from store.registry import Registry
 
 MAX_GUESSED_ITEMS = 256  # items that are predicted, evenly over all users
 ITEMS_PER_STEP = 32  # items between two progress events
+HELD_OUT_OPTION = "held_out_weights"  # of a bank's options: whether the second task adapter is trained
 
 
 @dataclass(frozen=True)
@@ -40,39 +53,90 @@ class LeaveOneOutCase:
 
 
 def fit_memory_weights(
-    reg: Registry, bank: Bank, request: BankRequest, pool: Sequence[Contributor], base: LoadedBase | None = None
+    reg: Registry,
+    bank: Bank,
+    request: BankRequest,
+    pool: Sequence[Contributor],
+    run: Run | None = None,
+    base: LoadedBase | None = None,
 ) -> Iterator[Event]:
-    """Fit and store the mixture weights of the bank that `request` and `pool` make.
+    """Fit and store the weights of model and memory of the bank that `request` and `pool` make.
 
     Does nothing where they are stored or the bank has no neighbours. `base`, without any adapter, is loaded when
-    it is not given. An interrupted fit starts again.
+    it is not given. An interrupted fit starts again; an interrupted training goes on.
     """
+    bank, task = reg.banks.by_id(bank.id), request.task
+    if bank.kernel is None or MIXTURE_WEIGHTS_KEY in bank.config:
+        return
+    if (known := load_neighbours(reg, bank, task)) is None:
+        return
+    if (found := _weights_of_a_sibling(reg, bank, request)) is not None:
+        _store_weights(reg, bank, found)
+        return
     import numpy as np
 
-    bank, task = reg.banks.by_id(bank.id), request.task
-    known = (
-        load_neighbours(reg, bank, task) if bank.kernel is not None and MIXTURE_WEIGHTS_KEY not in bank.config else None
-    )
-    if known is None:
-        return
     from mta_cli.engine.lora.adapter import merge_into_base
     from mta_cli.engine.memory.knn import NeighbourKernel, fit_mixture_weights
-    from mta_cli.pipeline.models.load import load_on_device
     from mta_cli.pipeline.user_weights import load_weights
 
-    place = {one.item_id: n for n, one in enumerate(labelled_items(reg, bank, task))}
-    cases = sample_cases([item for each in pool for item in each.items if item.id in place], bank.seed)
     base = base if base is not None else load_on_device(request.base, request.machine, reg=reg)
-    with merge_into_base(base, load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None):
+    asked = pool
+    below = load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None
+    if request.options.held_out_weights and bank.task_adapter and len(pool) > 1:
+        asked = pool[1::2]
+        below = yield from _train_on(reg, request, base, pool[::2], run)
+    place = {one.item_id: n for n, one in enumerate(labelled_items(reg, bank, task))}
+    cases = sample_cases([item for each in asked for item in each.items if item.id in place], bank.seed)
+    if not cases:
+        return
+    with merge_into_base(base, below):
         model = yield from _model_label_scores(reg, base, task, cases, request.prompt.history_items)
     places = np.array([place[one.item.id] for one in cases])
-    memory, rates = memory_scores(known, NeighbourKernel(**(bank.kernel or {})), task, cases, places)
-    weights = fit_mixture_weights(np.array(model), memory, rates, known.labels[places], known.item_users[places])
-    reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, MIXTURE_WEIGHTS_KEY: asdict(weights)})
+    memory = memory_scores(known, NeighbourKernel(**bank.kernel), task, cases, places)
+    golds = np.array([find_label(one.item.output, task.labels) for one in cases])
+    weights = fit_mixture_weights(np.array(model), memory, golds, known.item_users[places])
+    _store_weights(reg, bank, {"model": weights.model, "memory": weights.memory})
     yield Note(
-        f"Answers count the model {weights.model:.2f} times and label memory {weights.memory:.2f} times, "
+        f"In an answer the model counts {weights.model:.2f} times and the memory {weights.memory:.2f} times, "
         f"judged by {len(cases)} items of the bank."
     )
+
+
+def _store_weights(reg: Registry, bank: Bank, weights: dict[str, float]) -> None:
+    reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, MIXTURE_WEIGHTS_KEY: weights})
+
+
+def _weights_of_a_sibling(reg: Registry, bank: Bank, request: BankRequest) -> dict[str, float] | None:
+    """The weights of another bank of the same users, items and settings; only the anchors may differ."""
+    siblings = reg.banks.banks_above(bank.task_adapter, bank.embedder) if bank.task_adapter else []
+    held_out = request.options.held_out_weights
+    fitted = [one.config for one in siblings if one.config.get(HELD_OUT_OPTION, False) == held_out]
+    return next((config[MIXTURE_WEIGHTS_KEY] for config in fitted if MIXTURE_WEIGHTS_KEY in config), None)
+
+
+def _train_on(
+    reg: Registry, request: BankRequest, base: LoadedBase, part: Sequence[Contributor], run: Run | None
+) -> Generator[Event, None, LoraWeights]:
+    """`return`s a task adapter of these users alone, which is not kept in the store."""
+    examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
+    training = task_adapter_training(reg, request, examples, part, run, "task adapter of every other user")
+    kept: list[LoraWeights] = []
+    yield JobStarted("weighing of the memory", training.job.schedule.steps)
+    yield from train_groups(reg, base, [TrainingGroup([training], partial(_keep_weights, reg, training, kept))])
+    return kept[0]
+
+
+def _keep_weights(
+    reg: Registry,
+    training: AdapterTraining,
+    kept: list[LoraWeights],
+    results: Sequence[Adapter | str],
+    trained: TrainingResult,
+) -> Iterator[Event]:
+    ((_, adapter),) = pair_with_adapters([training], [training], results)
+    reg.adapters.remove_if_unreferenced(adapter.digest)
+    kept.append(trained.weights[0])
+    return iter(())
 
 
 def memory_scores(
@@ -81,8 +145,8 @@ def memory_scores(
     task: Task,
     cases: Sequence[LeaveOneOutCase],
     places: npt.NDArray[np.int64],
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The memory's scores of each case beside a model, and the log-rates of the labels (both [cases, labels], nats).
+) -> npt.NDArray[np.float64]:
+    """The memory's score of each label of each case, as it answers alone [cases, labels], nats.
 
     `places` are the cases' numbers among the items of `known`.
     """
@@ -90,15 +154,13 @@ def memory_scores(
 
     from mta_cli.engine.memory.knn import MixtureWeights, NeighbourLabelPrior
 
-    memory_alone, rates_alone = MixtureWeights(1.0, memory=1.0), MixtureWeights(1.0, memory=0.0, rates=1.0)
-    found: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
+    alone = MixtureWeights.from_parts(model=0.0, memory=1.0)
+    found = []
     for one, place in zip(cases, places.tolist(), strict=True):
         others, answers = known.without_user(one.item.user_id), tuple(shot.output for shot in one.shots)
         prior = NeighbourLabelPrior(others, kernel, _constant(known.vectors[[place]]), task.labels, answers)
-        asked = one.item.input, one.item.time
-        found.append((prior.beside_model(memory_alone)(*asked), prior.beside_model(rates_alone)(*asked)))
-    memory, rates = zip(*found, strict=True)
-    return np.array(memory), np.array(rates)
+        found.append(prior.beside_model(alone)(one.item.input, one.item.time))
+    return np.array(found)
 
 
 def _constant(vector: Vectors) -> EmbedFunction:
@@ -132,12 +194,11 @@ def _model_label_scores(
     """`return`s the model's log-likelihood of each label of each case [cases, labels], nats."""
     from mta_cli.engine.scoring.log_likelihood import NO_LORAS, completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree
-    from mta_cli.pipeline.data.examples import PromptRowBuilder
 
     shown: dict[int, list[int]] = {}
     examples, scores = PromptRowBuilder(reg, base, task, history_items, shown), list[list[float]]()
     labels = tuple(tuple(examples.prompter.answer_ids(label)) for label in task.labels)
-    yield JobStarted("weighing of neighbours", len(cases), "items")
+    yield JobStarted("weighing of the memory", len(cases), "items")
     for start in range(0, len(cases), ITEMS_PER_STEP):
         began, trees = time.monotonic(), []
         for one in cases[start : start + ITEMS_PER_STEP]:

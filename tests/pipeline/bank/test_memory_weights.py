@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ from mta_cli.engine.memory.knn import MixtureWeights, NeighbourIndex, NeighbourK
 from mta_cli.engine.memory.label_prior import label_rates
 from mta_cli.engine.text.tasks import Task
 from mta_cli.events import Event, JobProgress
+from mta_cli.pipeline.bank import memory_weights
 from mta_cli.pipeline.bank.build import build_bank
-from mta_cli.pipeline.memory import mixture_weights
+from mta_cli.pipeline.bank.memory_weights import LeaveOneOutCase, memory_scores, sample_cases
 from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY, load_fitted_neighbours
-from mta_cli.pipeline.memory.mixture_weights import LeaveOneOutCase, memory_scores, sample_cases
+from mta_cli.pipeline.training.groups import AdapterTraining
 from store.records import Bank, Item, NewItem
 from store.registry import Registry
 from tests.pipeline.town import TASK, bank_request, built, finish, notes
@@ -28,18 +31,18 @@ def bank_of(reg: Registry) -> Bank:
 
 
 def weighed(events: list[Event]) -> list[str]:
-    return [text for text in notes(events) if "label memory" in text]
+    return [text for text in notes(events) if "the memory" in text]
 
 
 def test_a_build_says_and_keeps_how_much_neighbours_count(peopled: Registry) -> None:
     result, seen = finish(build_bank(peopled, bank_request()))
     weights = bank_of(peopled).config[MIXTURE_WEIGHTS_KEY]
-    assert result[MIXTURE_WEIGHTS_KEY] == weights and weights["rates"] == 1.0 - weights["model"]
-    assert f"the model {weights['model']:.2f} times" in weighed(seen)[0]
-    assert f"label memory {weights['memory']:.2f} times" in weighed(seen)[0]
+    assert result[MIXTURE_WEIGHTS_KEY] == weights
+    assert f"the model counts {weights['model']:.2f} times" in weighed(seen)[0]
+    assert f"the memory {weights['memory']:.2f} times" in weighed(seen)[0]
     found = load_fitted_neighbours(peopled, bank_of(peopled), TASK, lambda texts: pytest.fail("nothing is embedded"))
     assert found is not None and found.kernel == NeighbourKernel(**(bank_of(peopled).kernel or {}))
-    assert found.weights == MixtureWeights(**weights)
+    assert found.weights == MixtureWeights.from_parts(**weights)
 
 
 def test_an_older_bank_is_weighed_when_it_is_built_again(peopled: Registry) -> None:
@@ -52,14 +55,13 @@ def test_an_older_bank_is_weighed_when_it_is_built_again(peopled: Registry) -> N
         assert before is not None and before.weights == MixtureWeights.from_ratio(ratio)
     again, seen = finish(build_bank(peopled, bank_request()))
     assert again == first and weighed(seen)
-    assert not [event for event in seen if isinstance(event, JobProgress) and event.loss is not None], (
-        "nothing is trained"
-    )
+    trained = {event.label for event in seen if isinstance(event, JobProgress) and event.loss is not None}
+    assert trained == {"task adapter of every other user"}
     assert not weighed(finish(build_bank(peopled, bank_request()))[1]), "once is enough"
 
 
 def test_a_build_stopped_meanwhile_ends_as_an_unbroken_one(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mixture_weights, "ITEMS_PER_STEP", 16)
+    monkeypatch.setattr(memory_weights, "ITEMS_PER_STEP", 16)
     job = build_bank(peopled, bank_request())
     assert any(isinstance(event, JobProgress) and event.label == TASK.name and event.done == 32 for event in job)
     job.close()
@@ -68,6 +70,43 @@ def test_a_build_stopped_meanwhile_ends_as_an_unbroken_one(peopled: Registry, mo
     stopped = finish(build_bank(peopled, bank_request()))[0]
     whole = finish(build_bank(peopled, replace(bank_request(), name="whole")))[0]
     assert stopped[MIXTURE_WEIGHTS_KEY] == whole[MIXTURE_WEIGHTS_KEY] and bank_of(peopled).status == "ready"
+
+
+def test_who_is_asked_is_not_in_the_adapter_that_answers(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, asked, train, sample = list[str](), list[int](), memory_weights.task_adapter_training, sample_cases
+
+    def training(*given: Any) -> AdapterTraining:
+        trained.extend(each.user.name for each in given[3])
+        return train(*given)
+
+    def cases(items: Sequence[Item], seed: int) -> list[LeaveOneOutCase]:
+        asked.extend({item.user_id for item in items})
+        return sample(items, seed)
+
+    monkeypatch.setattr(memory_weights, "task_adapter_training", training)
+    monkeypatch.setattr(memory_weights, "sample_cases", cases)
+    result, _ = finish(build_bank(peopled, bank_request()))
+    names = {peopled.users.by_id(user).name for user in asked}
+    assert trained and names and not names & set(trained)
+    pool = {each.name for each, count in peopled.users.users_with_items(TASK.name) if each.can_anchor and count >= 5}
+    assert names | set(trained) == pool
+    kept = {row.digest for row in peopled.adapters.all() if row.kind == "task"}
+    assert kept == {result["task_adapter"]}, "the other one is dropped"
+
+
+def test_other_anchors_of_the_same_users_have_the_same_weights(peopled: Registry) -> None:
+    first, _ = finish(build_bank(peopled, bank_request()))
+    other, seen = finish(build_bank(peopled, bank_request(anchors=2)))
+    assert other["version"] == 2 and other[MIXTURE_WEIGHTS_KEY] == first[MIXTURE_WEIGHTS_KEY] and not weighed(seen)
+    assert not [e for e in seen if isinstance(e, JobProgress) and e.label == "task adapter of every other user"]
+
+
+def test_a_bank_may_be_weighed_by_its_own_task_adapter(peopled: Registry) -> None:
+    usual, _ = finish(build_bank(peopled, bank_request()))
+    cheap, seen = finish(build_bank(peopled, bank_request(held_out_weights=False)))
+    assert cheap["version"] == 2 and weighed(seen), "another option makes another bank"
+    assert not [e for e in seen if isinstance(e, JobProgress) and e.label == "task adapter of every other user"]
+    assert cheap[MIXTURE_WEIGHTS_KEY] != usual[MIXTURE_WEIGHTS_KEY] and cheap["task_adapter"] == usual["task_adapter"]
 
 
 def test_nothing_is_weighed_for_a_task_of_texts(peopled: Registry) -> None:
@@ -92,10 +131,10 @@ def items(*counts: int) -> list[Item]:
 @pytest.mark.parametrize("counts", [(1,), (2, 9, 300), (7,) * 40, (3,) * 700])
 def test_lessons_are_of_all_people_evenly_and_never_show_what_they_ask(counts: tuple[int, ...]) -> None:
     found = sample_cases(items(*counts), 0)
-    assert 0 < len(found) <= mixture_weights.MAX_GUESSED_ITEMS and found == sample_cases(items(*counts), 0)
+    assert 0 < len(found) <= memory_weights.MAX_GUESSED_ITEMS and found == sample_cases(items(*counts), 0)
     each = Counter(one.item.user_id for one in found)
-    assert len(each) == min(len(counts), mixture_weights.MAX_GUESSED_ITEMS)
-    most = max(1, mixture_weights.MAX_GUESSED_ITEMS // len(each))
+    assert len(each) == min(len(counts), memory_weights.MAX_GUESSED_ITEMS)
+    most = max(1, memory_weights.MAX_GUESSED_ITEMS // len(each))
     assert all(count == min(most, counts[user]) for user, count in each.items())
     for one in found:
         assert one.item not in one.shots and len(set(one.shots)) == len(one.shots)
@@ -113,12 +152,13 @@ def test_a_case_is_scored_without_later_items_and_without_its_users_own() -> Non
     shot = Item(1, 2, "k", TASK.name, "in", TASK.labels[0], None)
     case = LeaveOneOutCase(Item(6, 2, "k", TASK.name, "in", TASK.labels[6], "2006"), (shot,))
 
-    def scores(known: NeighbourIndex) -> list[list[float]]:
+    def scores(known: NeighbourIndex) -> list[float]:
         kernel = NeighbourKernel(4.0, 1.0, 1.0, 0.5)
-        return [part[0].tolist() for part in memory_scores(known, kernel, TASK, [case], np.array([6]))]
+        scored: list[float] = memory_scores(known, kernel, TASK, [case], np.array([6]))[0].tolist()
+        return scored
 
     later_or_own = (np.arange(12) > 6) | (users == 2)
     changed = replace(index, labels=np.where(later_or_own, (labels + 1) % len(TASK.labels), labels))
     assert scores(changed) == scores(index)
     earlier = replace(index, labels=np.where(np.arange(12) == 1, 5, labels))
-    assert scores(earlier)[0] != scores(index)[0] and scores(earlier)[1] != scores(index)[1]
+    assert scores(earlier) != scores(index)
