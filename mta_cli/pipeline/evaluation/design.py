@@ -174,7 +174,8 @@ def evaluation_config(request: EvalRequest) -> dict[str, Any]:
 
 def describe_options(request: EvalRequest) -> str:
     """The other options that determine the answers, as text. Seeds of one design have the same text."""
-    bank = {key: value for key, value in asdict(bank_options(request)).items() if key not in ("anchors", "placement")}
+    named = ("anchors", "placement", "task_epochs")  # keys of their own in a result
+    bank = {key: value for key, value in asdict(bank_options(request)).items() if key not in named}
     rest = {"anchors": "screened", "embedder": request.embedder.name, "calibrate": request.options.calibrate, **bank}
     measured = [f"bank {request.measured.label}"] if request.measured else []
     return ", ".join([*measured, *(f"{key} {value}" for key, value in rest.items())])

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 FORMAT = "mta-evaluation-1"
 MAX_FILE_BYTES = 64 * 2**20  # bytes of a file
 COSTS = ("bytes", "seconds", "seconds_per_query", "tokens_per_second")
+_LATER_KEYS = ("options", "task_epochs")  # files of earlier versions lack them
 _METHOD_PATTERN = re.compile(r"[a-z0-9][a-z0-9:+-]{0,59}")
 _USER_DIGEST_PATTERN = re.compile(rf"[0-9a-f]{{{USER_DIGEST_DIGITS}}}")
 
@@ -127,7 +128,8 @@ def _parse_user_sums(document: Mapping[str, Any]) -> dict[str, UserSums]:
 
 
 def _result(said: Mapping[str, Any], user_sums: Mapping[str, UserSums]) -> dict[str, Any]:
-    design = {"options": "", **{key: said[key] for key in (*DESIGN_KEYS, "seed") if key != "options" or key in said}}
+    keys = [key for key in (*DESIGN_KEYS, "seed") if key in said or key not in _LATER_KEYS]
+    design = {"options": "", **{key: said[key] for key in keys}}
     if not all(isinstance(value, str | int) for value in design.values()):
         raise ValueError("a design is of texts and numbers")
     if design["reference"] not in user_sums or type(design["seed"]) is not int or design["seed"] < 0:

@@ -178,6 +178,7 @@ def result_document(
         "folds": options.folds,
         "history_items": request.prompt.history_items,
         "anchors": request.bank.anchors,
+        "task_epochs": request.bank.task_epochs,
         "placement": options.placement,
         "base": request.base.name,
         "options": describe_options(request),

@@ -60,18 +60,18 @@ def size_chart(document: Document, stem: str) -> Chart:
 
 
 def series_chart(documents: Sequence[Document], by: str, stem: str) -> Chart:
-    """The main metric against `by` (shots or anchors), a panel for each method beside the reference.
+    """The main metric against `by` (shots, anchors or task_epochs), a panel for each method beside the reference.
 
     The documents differ only in `by`, and are in its order, as from `results.find_series`.
     """
-    last = documents[-1]
+    last, amount = documents[-1], by.replace("_", " ")
     caption = (
-        f"{_capitalise(metric_name(last['metric']))} by number of {by}, with bands of the 95 % intervals; better is "
-        f"up. In every panel the dashed line is {short_name(last['reference'])}."
+        f"{_capitalise(metric_name(last['metric']))} by number of {amount}, with bands of the 95 % intervals; better "
+        f"is up. In every panel the dashed line is {short_name(last['reference'])}."
     )
     if not same_settings(documents):
         caption += " Settings differ between these evaluations."
-    return Chart(f"{stem}-by-{by}", caption, lambda: plots.draw_series(documents, by))
+    return Chart(f"{stem}-by-{amount.replace(' ', '-')}", caption, lambda: plots.draw_series(documents, by))
 
 
 def _capitalise(text: str) -> str:

@@ -108,7 +108,7 @@ def draw_series(documents: Sequence[Document], by: str) -> Figure:
     _set_amount_ticks(panels[0], [document[by] for document in documents])
     if last["metric"] in LOWER_IS_BETTER:
         panels[0].invert_yaxis()
-    figure.supxlabel(by, fontsize=9, color=INK_COLOUR)
+    figure.supxlabel(by.replace("_", " "), fontsize=9, color=INK_COLOUR)
     figure.supylabel(short_name(metric_title(last["metric"])), fontsize=9, color=INK_COLOUR)
     return figure
 

@@ -33,6 +33,7 @@ DESIGN_KEYS = (
     "folds",
     "history_items",
     "anchors",
+    "task_epochs",
     "placement",
     "base",
     "dtype",
@@ -43,6 +44,7 @@ DESIGN_KEYS = (
 FILE_NAME_PREFIXES = {
     "shots": "shots",
     "anchors": "anchors",
+    "task_epochs": "epochs",
     "history_items": "history",
     "folds": "folds",
     "placement": "",
@@ -218,7 +220,7 @@ def same_settings(documents: Sequence[Document]) -> bool:
 
 
 def find_series(documents: Sequence[Document], by: str) -> list[list[Document]]:
-    """Groups of at least two documents that differ in `by` (shots or anchors) and otherwise only in settings.
+    """Groups of at least two documents that differ in `by`, a number of the design, and otherwise only in settings.
 
     Where two documents have the same `by`, their settings must agree too. Among documents with the same settings, the
     latest evaluation is taken.

@@ -115,7 +115,7 @@ class Report:
         own = [document for document in documents if "seeds" not in document]
         series = [
             self._chart(charts.series_chart(group, by, self._stem(group[-1], by)))
-            for by in ("shots", "anchors")
+            for by in ("shots", "anchors", "task_epochs")
             for group in find_series(own, by)
         ]
         designs = [self._design(group, find_pooled_document(documents, group)) for group in group_seeds(own)]

@@ -28,6 +28,7 @@ def every_chart(values: dict[str, float] = FEW) -> list[Chart]:
         charts.size_chart(one, "one"),
         charts.series_chart([document(values, shots=n) for n in (2, 5, 10)], "shots", "one"),
         charts.series_chart([document(values, anchors=n) for n in (4, 8)], "anchors", "one"),
+        charts.series_chart([document(values, task_epochs=n) for n in (1, 2)], "task_epochs", "one"),
     ]
 
 
