@@ -49,6 +49,7 @@ BANK_ADVANCED_FIELDS = (
     "task_rank",
     "task_epochs",
     "task_learning_rate",
+    "held_out_weights",
 )
 ADAPT_MAIN_FIELDS = ("shots", "kind", "rank", "steps")
 ADAPT_ADVANCED_FIELDS = ("epochs", "learning_rate", "batch_size", "pull", "alpha", "targets", "placement")
