@@ -104,7 +104,7 @@ class BankOptions:
     task_learning_rate: float = option_field(1e-3, "Peak learning rate of the task adapter.", minimum=1e-8, maximum=1.0)
     held_out_weights: bool = option_field(
         True,
-        "Weigh label memory beside a task adapter that has not seen the users who are asked; takes half of one more.",
+        "Weigh label memory beside task adapters that have not seen the users who are asked; takes one more in time.",
     )
 
 

@@ -34,6 +34,7 @@ PRIOR_STRENGTH = 8.0  # the population's rates count as this many answers in a u
 INITIAL_POWERS, POWER_BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, label prior and discriminant
 MAX_FIT_ITEMS = 2_000  # items to fit on, evenly from all users; one of each where there are more users
 EQUAL_WEIGHT, WEIGHT_BOUNDS = 0.5, [(0.02, 2.0), (0.0, 2.0)]  # of the model and of the memory in their sum
+WEIGHTS_PRIOR_ITEMS = 20.0  # items that a squared distance of one from equal weights counts as
 CROSS_FIT_FOLDS = 5  # parts of the users: each is scored by the discriminant of the others
 MAX_CACHED_TIMES = 8
 QUERY_BLOCK = 256  # queries at once: [block, items] weights are held
@@ -235,7 +236,7 @@ def fit_mixture_weights(
     """The weights under which the `golds` [items] are likeliest; every one of `users` [items] counts the same.
 
     `model` are log-likelihoods of the labels and `memory` the scores of the memory alone (each [items, labels], nats).
-    A squared distance of both weights from ½, equal shares of two guesses, counts as one item.
+    The squared distance of both weights from ½, equal shares of two guesses, counts as `WEIGHTS_PRIOR_ITEMS` items.
     """
     _, user_index, each = np.unique(users, return_inverse=True, return_counts=True)
     shares = 1.0 / (len(each) * each[user_index])
@@ -245,7 +246,7 @@ def fit_mixture_weights(
         sums = weights[0] * model + weights[1] * memory  # [items, labels]
         chosen = sums[rows, golds] - logsumexp(sums, axis=1)
         away: float = np.square(weights - EQUAL_WEIGHT).sum()
-        return float(-shares @ chosen + away / len(golds))
+        return float(-shares @ chosen + WEIGHTS_PRIOR_ITEMS * away / len(golds))
 
     best: Any = minimize(loss, np.full(2, EQUAL_WEIGHT), method="L-BFGS-B", bounds=WEIGHT_BOUNDS)
     return MixtureWeights.from_parts(*map(float, best.x))

@@ -169,16 +169,14 @@ def estimate_build(
 ) -> BuildCost:
     """The most that the build of `request` trains. With a `shared` task adapter, it trains the anchors only.
 
-    The memory's weights take a task adapter of half of the users more.
+    The memory's weights take one more task adapter, in two halves.
     """
     from mta_cli.pipeline.training.estimate import TokenLoad
 
     options, task = request.options, request.task
     row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
-    trained = list(pool) if options.task_adapter and not shared else []
-    if task.labels and options.held_out_weights:
-        trained += trained[::2]
-    pooled = sum(len(c.items) for c in trained) * options.task_epochs
+    pooled = sum(len(c.items) for c in pool) * options.task_epochs if options.task_adapter and not shared else 0
+    pooled *= 2 if task.labels and options.held_out_weights else 1
     longest = sorted((len(c.items) for c in chosen), reverse=True)[: options.anchors]
     return BuildCost(
         (

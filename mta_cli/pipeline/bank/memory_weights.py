@@ -4,8 +4,8 @@ Some items are predicted twice, as a new user's question is: by the base with a 
 items of the same user, and by the label memory, without that user's own items in the bank and without later ones. Tasks
 differ in which of the two predicts better.
 
-The bank's task adapter has learned these answers and would look better than it is for a new user. So a second task
-adapter is trained on every other user, predicts the items of the rest, and is dropped.
+The bank's task adapter has learned these answers and would look better than it is for a new user. So each half of the
+users is predicted by a task adapter of the other half, which is then dropped.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 MAX_GUESSED_ITEMS = 256  # items that are predicted, evenly over all users
 ITEMS_PER_STEP = 32  # items between two progress events
-HELD_OUT_OPTION = "held_out_weights"  # of a bank's options: whether the second task adapter is trained
+HELD_OUT_OPTION = "held_out_weights"  # of a bank's options: whether halves of the users predict each other
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,20 @@ def fit_memory_weights(
     from mta_cli.pipeline.user_weights import load_weights
 
     base = base if base is not None else load_on_device(request.base, request.machine, reg=reg)
-    asked = pool
-    below = load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None
-    if request.options.held_out_weights and bank.task_adapter and len(pool) > 1:
-        asked = pool[1::2]
-        below = yield from _train_on(reg, request, base, pool[::2], run)
     place = {one.item_id: n for n, one in enumerate(labelled_items(reg, bank, task))}
-    cases = sample_cases([item for each in asked for item in each.items if item.id in place], bank.seed)
-    if not cases:
-        return
-    with merge_into_base(base, below):
-        model = yield from _model_label_scores(reg, base, task, cases, request.prompt.history_items)
+    cases = sample_cases([item for each in pool for item in each.items if item.id in place], bank.seed)
+    halves = [pool[::2], pool[1::2]] if request.options.held_out_weights and bank.task_adapter else [pool]
+    users = [{each.user.id for each in half} for half in halves]
+    cases.sort(key=lambda one: next(n for n, half in enumerate(users) if one.item.user_id in half))
+    model: list[list[float]] = []
+    for n, others in enumerate(reversed(halves)):
+        asked = [one for one in cases if one.item.user_id in users[n]]
+        if len(halves) == 2 and asked and others:
+            below: LoraWeights | None = yield from _train_on(reg, request, base, others, n, run)
+        else:
+            below = load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None
+        with merge_into_base(base, below):
+            model += yield from _model_label_scores(reg, base, task, asked, request.prompt.history_items)
     places = np.array([place[one.item.id] for one in cases])
     memory = memory_scores(known, NeighbourKernel(**bank.kernel), task, cases, places)
     golds = np.array([find_label(one.item.output, task.labels) for one in cases])
@@ -115,11 +118,11 @@ def _weights_of_a_sibling(reg: Registry, bank: Bank, request: BankRequest) -> di
 
 
 def _train_on(
-    reg: Registry, request: BankRequest, base: LoadedBase, part: Sequence[Contributor], run: Run | None
+    reg: Registry, request: BankRequest, base: LoadedBase, part: Sequence[Contributor], number: int, run: Run | None
 ) -> Generator[Event, None, LoraWeights]:
     """`return`s a task adapter of these users alone, which is not kept in the store."""
     examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
-    training = task_adapter_training(reg, request, examples, part, run, "task adapter of every other user")
+    training = task_adapter_training(reg, request, examples, part, run, f"task adapter of half {number + 1}")
     kept: list[LoraWeights] = []
     yield JobStarted("weighing of the memory", training.job.schedule.steps)
     yield from train_groups(reg, base, [TrainingGroup([training], partial(_keep_weights, reg, training, kept))])

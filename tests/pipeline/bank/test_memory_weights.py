@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,7 +55,7 @@ def test_an_older_bank_is_weighed_when_it_is_built_again(peopled: Registry) -> N
     again, seen = finish(build_bank(peopled, bank_request()))
     assert again == first and weighed(seen)
     trained = {event.label for event in seen if isinstance(event, JobProgress) and event.loss is not None}
-    assert trained == {"task adapter of every other user"}
+    assert trained == {"task adapter of half 1", "task adapter of half 2"}
     assert not weighed(finish(build_bank(peopled, bank_request()))[1]), "once is enough"
 
 
@@ -73,39 +72,40 @@ def test_a_build_stopped_meanwhile_ends_as_an_unbroken_one(peopled: Registry, mo
 
 
 def test_who_is_asked_is_not_in_the_adapter_that_answers(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained, asked, train, sample = list[str](), list[int](), memory_weights.task_adapter_training, sample_cases
+    trained, asked = list[set[int]](), list[set[int]]()
+    train, score = memory_weights.task_adapter_training, memory_weights._model_label_scores
 
     def training(*given: Any) -> AdapterTraining:
-        trained.extend(each.user.name for each in given[3])
+        trained.append({each.user.id for each in given[3]})
         return train(*given)
 
-    def cases(items: Sequence[Item], seed: int) -> list[LeaveOneOutCase]:
-        asked.extend({item.user_id for item in items})
-        return sample(items, seed)
+    def scores(*given: Any) -> Any:
+        asked.append({one.item.user_id for one in given[3]})
+        return score(*given)
 
     monkeypatch.setattr(memory_weights, "task_adapter_training", training)
-    monkeypatch.setattr(memory_weights, "sample_cases", cases)
+    monkeypatch.setattr(memory_weights, "_model_label_scores", scores)
     result, _ = finish(build_bank(peopled, bank_request()))
-    names = {peopled.users.by_id(user).name for user in asked}
-    assert trained and names and not names & set(trained)
-    pool = {each.name for each, count in peopled.users.users_with_items(TASK.name) if each.can_anchor and count >= 5}
-    assert names | set(trained) == pool
+    assert len(trained) == len(asked) == 2
+    assert asked == trained[::-1] and not trained[0] & trained[1], "each half is asked of the other's adapter"
+    pool = {each.id for each, count in peopled.users.users_with_items(TASK.name) if each.can_anchor and count >= 5}
+    assert trained[0] | trained[1] == pool
     kept = {row.digest for row in peopled.adapters.all() if row.kind == "task"}
-    assert kept == {result["task_adapter"]}, "the other one is dropped"
+    assert kept == {result["task_adapter"]}, "the others are dropped"
 
 
 def test_other_anchors_of_the_same_users_have_the_same_weights(peopled: Registry) -> None:
     first, _ = finish(build_bank(peopled, bank_request()))
     other, seen = finish(build_bank(peopled, bank_request(anchors=2)))
     assert other["version"] == 2 and other[MIXTURE_WEIGHTS_KEY] == first[MIXTURE_WEIGHTS_KEY] and not weighed(seen)
-    assert not [e for e in seen if isinstance(e, JobProgress) and e.label == "task adapter of every other user"]
+    assert not [e for e in seen if isinstance(e, JobProgress) and e.label.startswith("task adapter of half")]
 
 
 def test_a_bank_may_be_weighed_by_its_own_task_adapter(peopled: Registry) -> None:
     usual, _ = finish(build_bank(peopled, bank_request()))
     cheap, seen = finish(build_bank(peopled, bank_request(held_out_weights=False)))
     assert cheap["version"] == 2 and weighed(seen), "another option makes another bank"
-    assert not [e for e in seen if isinstance(e, JobProgress) and e.label == "task adapter of every other user"]
+    assert not [e for e in seen if isinstance(e, JobProgress) and e.label.startswith("task adapter of half")]
     assert cheap[MIXTURE_WEIGHTS_KEY] != usual[MIXTURE_WEIGHTS_KEY] and cheap["task_adapter"] == usual["task_adapter"]
 
 

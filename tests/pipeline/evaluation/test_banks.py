@@ -11,12 +11,12 @@ import pytest
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, JobProgress
 from mta_cli.options import PERMUTED_ANSWERS, ScreeningOptions
-from mta_cli.pipeline.bank.build import contributors, permute_answers
+from mta_cli.pipeline.bank.build import permute_answers
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.banks import FoldBanks, build_fold_banks, cost_of_banks
 from mta_cli.pipeline.evaluation.design import make_design
 from mta_cli.pipeline.models.load import load_on_device
-from mta_cli.pipeline.requests import SCREENING_OPTIONS_KEY, EvalRequest, bank_options
+from mta_cli.pipeline.requests import SCREENING_OPTIONS_KEY, EvalRequest
 from store.records import Item, NewItem
 from store.registry import Registry
 from tests.pipeline.evaluation.trial import eval_request
@@ -145,9 +145,8 @@ def test_the_plan_counts_the_banks_that_are_not_there_yet(peopled: Registry) -> 
     assert before["banks"].startswith("3 to build") and {"tokens", "memory", "time"} <= set(before)
     row = request.task.query_tokens + request.task.answer_tokens // 4 + 2 * request.task.item_tokens
     given = sum(len(peopled.items.recent_items(user, "lamp-2")) for fold in plan.folds for user in fold.bank)
-    pools = [contributors(peopled, "lamp-2", bank_options(request), frozenset(fold.bank)) for fold in plan.folds]
-    again = sum(len(each.items) for pool in pools for each in pool[::2])  # for the weights of the memory
-    assert before["tokens"] == f"at most {row * (given + again + 3 * 2 * 10):,}"  # two anchors of ten items in a fold
+    counted = 2 * given + 3 * 2 * 10  # the memory's weights take as much again; two anchors of ten items in each fold
+    assert before["tokens"] == f"at most {row * counted:,}"
     made(peopled, request)
     assert [(line.name, line.value) for line in cost_of_banks(peopled, request, plan)] == [("banks", "all there")]
 
