@@ -32,6 +32,7 @@ COMMAND_TARGETS = {
     "compare": "chat:compare",
     "chat": "chat:chat",
     "eval": "eval:app",
+    "serve": "serve:app",
     "tui": "tui:tui",
     "demo": "demo:demo",
     "doctor": "doctor:doctor",

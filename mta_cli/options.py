@@ -312,6 +312,33 @@ class ModelOptions:
     embedder: str = option_field("minilm-l6", "The embedder that makes profiles.")
 
 
+@dataclass(frozen=True)
+class ServeOptions:
+    """`mta serve`."""
+
+    section: ClassVar[str] = "serve"
+    host: str = option_field("127.0.0.1", "Address to listen on; another than this machine's own needs keys.")
+    port: int = option_field(8000, "Port to listen on; 0 for any that is free.", minimum=0, maximum=65_535)
+    max_batch: int = option_field(16, "Most answers that are decoded together.", minimum=1, maximum=256)
+    queue: int = option_field(256, "Most answers that wait; further requests get 429.", minimum=1, maximum=100_000)
+    cache: int = option_field(
+        512, "Megabytes for users' models and beginnings of conversations.", minimum=1, maximum=1_000_000
+    )
+    streams: int = option_field(64, "Most requests of one key at a time.", minimum=1, maximum=10_000)
+    cors: str = option_field("", "Web pages that may ask, comma-separated: https://chat.example.org.")
+    log_text: bool = option_field(False, "Log the texts of requests and answers.")
+    max_body: int = option_field(
+        2_048, "Most kilobytes of a request.", minimum=1, maximum=1_000_000, settings_only=True
+    )
+    drain: float = option_field(
+        30.0,
+        "Seconds that running answers get when the server is to end.",
+        minimum=0,
+        maximum=3_600,
+        settings_only=True,
+    )
+
+
 class OptionSet:
     """One instance each of several option classes: `options[BankOptions]`."""
 
@@ -363,6 +390,7 @@ JOB_OPTIONS: tuple[type[Any], ...] = (
     MemoryOptions,
     EvalOptions,
     ModelOptions,
+    ServeOptions,
 )
 
 

@@ -69,7 +69,16 @@ def lazy_commands(places: Mapping[str, str]) -> LazyCommands:
 def _import_command(name: str, place: str) -> Any:
     module, _, attribute = place.partition(":")
     found = getattr(import_module(f"mta_cli.commands.{module}"), attribute)
-    return _build_group(name, found) if isinstance(found, CommandApp) else _build_command(name, found)
+    if isinstance(found, CommandApp):
+        return _build_whole_group(name, found) if found.registered_groups else _build_group(name, found)
+    return _build_command(name, found)
+
+
+def _build_whole_group(name: str, registered: CommandApp) -> TyperGroup:
+    """A group that is a command too, with groups below it: all of it at once."""
+    group = get_group(registered)
+    group.name = name
+    return group
 
 
 def _build_group(name: str, registered: CommandApp) -> TyperGroup:

@@ -69,6 +69,15 @@ class KVCache:
         self._block[:, :, :, :, : other.length] = other._block[:, :, :1, :, : other.length]
         self.length = other.length
 
+    def row_block(self, length: int) -> Tensor:
+        """The first `length` positions of the only row [layers, 2, kv heads, length, head width], as a view."""
+        return self._block[:, :, 0, :, :length]
+
+    def fill_row(self, block: Tensor) -> None:
+        """Make a `row_block` the content of the only row."""
+        self._block[:, :, 0, :, : block.shape[3]] = block
+        self.length = block.shape[3]
+
     def keep_rows(self, order: Sequence[int]) -> None:
         """Row `i` becomes what row `order[i]` was, where `order[i] >= i`; other rows are dropped."""
         for target, source in enumerate(order):

@@ -203,7 +203,7 @@ class TokenBudget:
             try:
                 work(batch)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 waiting += self._split_batch(batch)
 
@@ -217,5 +217,6 @@ class TokenBudget:
         return [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out, on any device."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -11,6 +11,7 @@ from mta_cli.pipeline.runs import bank_label
 from mta_cli.pipeline.users.dependents import banks_pooling_user, join_names, stale_entries, stale_notes
 from mta_cli.pipeline.users.exported_folders import exports_of
 from mta_cli.pipeline.users.in_use import change_when_unused
+from mta_cli.pipeline.users.servers import tell_servers
 from store.snapshot import saved_databases
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def forget_user(reg: Registry, name: str, *, wait: bool = False) -> Iterator[Eve
     """
     user = reg.users.get(name)
     (items, pooled, exports, saved), gone = yield from change_when_unused(partial(_forget, reg, user), wait=wait)
+    for server in tell_servers(reg.root):
+        yield Note(f"the server of process {server} does not answer: end it, it may keep {user.name}", warning=True)
     for path in exports:
         yield Note(f"exported to {path}, which is outside the store and is not touched", warning=True)
     for name in saved:

@@ -1,0 +1,150 @@
+"""`mta serve` and `mta serve key`: signatures, help and rendering; the server is in `mta_cli.serving`."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mta_cli.commands.shared.arguments import JsonOption, TaskOption
+from mta_cli.commands.shared.context import AppContext, app_context
+from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.option_flags import Flags, only, options
+from mta_cli.errors import Interrupted, UsageError
+from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions, ServeOptions
+
+PACKAGES = ("starlette", "uvicorn", "msgspec", "sse_starlette", "prometheus_client")
+app = CommandApp(
+    "Serve every user's model behind one address that speaks OpenAI's interface.",
+    invoke_without_command=True,
+    no_args_is_help=False,
+)
+key_app = CommandApp("Keys of the server: each opens the models of the users that it names.")
+app.add_typer(key_app, name="key")
+
+KeysOption = Annotated[
+    Path | None, typer.Option("--keys", metavar="FILE", help="The file of keys.  [default: in the store]")
+]
+LabelArgument = Annotated[str, typer.Argument(metavar="NAME", help="The key's own name, shown in lists and logs.")]
+UsersOption = Annotated[
+    str, typer.Option("--users", metavar="USER,…", help="The users whose models it opens, or `*` for all.")
+]
+
+
+@app.callback()
+@options(
+    ServeOptions,
+    only(AnswerOptions, "max_tokens", "temperature", "top_p"),
+    MemoryOptions,
+    PromptOptions,
+    only(ModelOptions, "base", "embedder"),
+    MachineOptions,
+)
+def serve(
+    ctx: typer.Context,
+    *,
+    task: TaskOption = None,
+    keys: KeysOption = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Let clients append to histories and start adaptations.")
+    ] = False,
+    flags: Flags,
+) -> None:
+    """Serve every user's model behind one address that speaks OpenAI's interface.
+
+    A model is named by its user: USER to chat as them, USER/TASK for a task's prompt, base for the base. The end of
+    the address is /v1. SIGTERM or Ctrl-C ends the server once running answers are complete; SIGHUP reads the keys
+    again.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    _require_packages()
+    from mta_cli.serving.run import serve_store
+
+    context = app_context(ctx, flags)
+    stopped_by = serve_store(
+        context.open_registry,
+        context.options,
+        task=task,
+        keys=_key_path(context, keys),
+        write=write,
+        on_ready=lambda line: context.output.write_stdout(line),
+        note=context.output.note,
+    )
+    if stopped_by == "SIGINT":
+        raise Interrupted("interrupted")
+
+
+@key_app.command("add")
+def add_key(
+    ctx: typer.Context, label: LabelArgument, users: UsersOption, keys: KeysOption = None, json: JsonOption = False
+) -> None:
+    """Make a key and print it. It is not kept and cannot be shown again."""
+    _require_packages()
+    from mta_cli.serving.keys import EVERYBODY, KeyFile
+
+    context = app_context(ctx, json=json)
+    names = [name.strip() for name in users.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--users names nobody.", hint="--users alice,bob, or --users '*'")
+    with context.open_registry() as reg:
+        for name in names if names != [EVERYBODY] else []:
+            reg.users.get(name)
+    path = _key_path(context, keys)
+    found = KeyFile.read(path)
+    secret = found.add(label, names)
+    found.write(path)
+    context.output.print_result({"name": label, "key": secret, "users": names} if json else secret)
+    context.output.note("A running server takes it after SIGHUP.")
+
+
+@key_app.command("list")
+def list_keys(ctx: typer.Context, keys: KeysOption = None, json: JsonOption = False) -> None:
+    """List the keys, and whose models each opens."""
+    _require_packages()
+    from mta_cli.serving.keys import EVERYBODY, KeyFile
+
+    context = app_context(ctx, json=json)
+    found = KeyFile.read(_key_path(context, keys))
+    with context.open_registry() as reg:
+        names = reg.users.names()
+    rows = [
+        {
+            "name": key.label,
+            "id": key.id,
+            "users": [EVERYBODY] if EVERYBODY in key.users else [name for name in names if found.opens(key, name)],
+        }
+        for key in found.keys
+    ]
+    context.output.print_rows(
+        ("key", "id", "users"), rows, lambda row: (row["name"], row["id"], ", ".join(row["users"]))
+    )
+
+
+@key_app.command("rm")
+def remove_key(ctx: typer.Context, label: LabelArgument, keys: KeysOption = None) -> None:
+    """Take back a key."""
+    _require_packages()
+    from mta_cli.serving.keys import KeyFile
+
+    context = app_context(ctx)
+    path = _key_path(context, keys)
+    found = KeyFile.read(path)
+    found.remove(label)
+    found.write(path)
+    context.output.note(f"Key {label} is taken back; a running server forgets it after SIGHUP.")
+
+
+def _key_path(context: AppContext, given: Path | None) -> Path:
+    return given if given is not None else context.store_dir / "serve-keys.json"
+
+
+def _require_packages() -> None:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"mta serve needs packages that are not installed: {', '.join(missing)}.",
+            hint="pip install 'mta-cli[serve]'",
+        )

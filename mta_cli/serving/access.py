@@ -1,0 +1,57 @@
+"""Who may ask: the `Host` header on the loopback address, and keys."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Callable
+
+from mta_cli.serving.errors import ApiError
+from mta_cli.serving.keys import Key, KeyFile
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is of this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Access:
+    """The rules of one server. `read_keys` reads the file of keys; without any, everybody on this machine may ask."""
+
+    def __init__(self, host: str, read_keys: Callable[[], KeyFile]) -> None:
+        self.on_loopback, self._host, self._read_keys = is_loopback(host), host, read_keys
+        self.keys = read_keys()
+
+    def reread(self) -> None:
+        """Take the keys as the file has them now."""
+        self.keys = self._read_keys()
+
+    def require_host(self, header: str | None) -> None:
+        """Raises ApiError where a request to this machine alone names another host, as a rebound name of a web page."""
+        if self.on_loopback and _host_name(header or "") not in (*LOOPBACK_NAMES, self._host):
+            raise ApiError(403, "The Host header is not this machine's.", code="forbidden_host")
+
+    async def find_key(self, header: str | None) -> Key | None:
+        """The key of an `Authorization` header; None where no keys are needed. Raises ApiError for a wrong one."""
+        if not len(self.keys) and self.on_loopback:
+            return None
+        scheme, _, token = (header or "").partition(" ")
+        key = await asyncio.to_thread(self.keys.find, token.strip()) if scheme.lower() == "bearer" else None
+        if key is None:
+            raise ApiError(401, "The key is missing or wrong.", code="invalid_api_key")
+        return key
+
+
+def _host_name(header: str) -> str:
+    """The host of `host`, `host:port` or `[address]:port`, in small letters."""
+    text = header.strip().lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.rpartition(":")[0] if text.count(":") == 1 else text

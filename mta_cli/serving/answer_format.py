@@ -1,0 +1,147 @@
+"""Answers as OpenAI's interface has them: whole, and piece by piece."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.serving.answer import FinishReason, Piece
+
+if TYPE_CHECKING:
+    from mta_cli.engine.generation.sampler import SampledToken
+
+MIN_LOGPROB = -9999.0  # as OpenAI has it: JSON has no infinity
+
+
+def normalised(scores: Sequence[float]) -> list[float]:
+    """Log-probabilities of scores among themselves, nats."""
+    top = max(scores)
+    total = top + math.log(sum(math.exp(score - top) for score in scores))
+    return [score - total for score in scores]
+
+
+@dataclass
+class Choice:
+    """One of a request's answers as it grows."""
+
+    index: int
+    text: str = ""
+    tokens: int = 0
+    reason: FinishReason | None = None
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+
+
+class TokenNames:
+    """Texts of single tokens for log-probabilities."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def entry(self, token: int, logprob: float) -> dict[str, Any]:
+        """A token with its log-probability and bytes."""
+        text = str(self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": list(text.encode())}
+
+    def chat_entries(self, tokens: Sequence[SampledToken]) -> list[dict[str, Any]]:
+        """`logprobs.content` of a chat's answer."""
+        return [
+            self.entry(one.token, one.logprob)
+            | {"top_logprobs": [self.entry(token, value) for token, value in one.top]}
+            for one in tokens
+            if one.logprob is not None
+        ]
+
+
+def label_entries(labels: Sequence[str], logprobs: Sequence[float], place: int, top: int) -> list[dict[str, Any]]:
+    """`logprobs.content` of an answer that is a label: the label as one token, beside the likeliest labels."""
+
+    def entry(n: int) -> dict[str, Any]:
+        return {"token": labels[n], "logprob": max(logprobs[n], MIN_LOGPROB), "bytes": list(labels[n].encode())}
+
+    order = sorted(range(len(labels)), key=lambda n: -logprobs[n])
+    return [entry(place) | {"top_logprobs": [entry(n) for n in order[:top]]}]
+
+
+def completion_logprobs(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The older form of log-probabilities, of `/v1/completions`."""
+    offsets, place = [], 0
+    for entry in entries:
+        offsets.append(place)
+        place += len(entry["token"])
+    return {
+        "tokens": [entry["token"] for entry in entries],
+        "token_logprobs": [entry["logprob"] for entry in entries],
+        "top_logprobs": [{one["token"]: one["logprob"] for one in entry["top_logprobs"]} for entry in entries],
+        "text_offset": offsets,
+    }
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    """One request's answers in the words of an endpoint. `mta` is this program's own part of each answer."""
+
+    id: str
+    model: str
+    created: int
+    is_chat: bool
+    with_logprobs: bool
+    prompt_tokens: int
+    mta: dict[str, Any]
+
+    def usage(self, choices: Sequence[Choice]) -> dict[str, int]:
+        """The tokens of the prompt and of all answers."""
+        answered = sum(choice.tokens for choice in choices)
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": answered,
+            "total_tokens": self.prompt_tokens + answered,
+        }
+
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """The answer without streaming."""
+        return self._head("chat.completion" if self.is_chat else "text_completion") | {
+            "choices": [self._choice(one, one.text, one.logprobs, "message") for one in choices],
+            "usage": self.usage(choices),
+            "mta": self.mta,
+        }
+
+    def first(self, choice: Choice) -> dict[str, Any]:
+        """The first piece of a chat's answer, which has the role and no text."""
+        delta = {"role": "assistant", "content": ""}
+        return self._chunk() | {
+            "choices": [{"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None}],
+            "mta": self.mta,
+        }
+
+    def piece(self, choice: Choice, piece: Piece, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        """A piece of text."""
+        return self._chunk() | {"choices": [self._choice(choice, piece.text, entries, "delta")]}
+
+    def last(self, choice: Choice) -> dict[str, Any]:
+        """The end of one answer, with its reason."""
+        return self._chunk() | {"choices": [self._choice(choice, "", [], "delta")], "mta": self.mta}
+
+    def usage_chunk(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """The last piece of a stream, where the usage was asked for."""
+        return self._chunk() | {"choices": [], "usage": self.usage(choices)}
+
+    def _chunk(self) -> dict[str, Any]:
+        return self._head("chat.completion.chunk" if self.is_chat else "text_completion")
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _choice(self, choice: Choice, text: str, entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
+        """A choice with a text: the whole, or a piece of it (`delta`)."""
+        logprobs: dict[str, Any] | None = None
+        if self.with_logprobs and (entries or name == "message"):
+            logprobs = {"content": entries, "refusal": None} if self.is_chat else completion_logprobs(entries)
+        rest = {"logprobs": logprobs, "finish_reason": choice.reason}
+        if not self.is_chat:
+            return {"index": choice.index, "text": text, **rest}
+        said: dict[str, Any] = {"content": text} if text or name == "message" else {}
+        if name == "message":
+            said = {"role": "assistant", **said, "refusal": None}
+        return {"index": choice.index, name: said, **rest}

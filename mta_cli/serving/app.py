@@ -1,0 +1,323 @@
+"""The server's routes, in the words of OpenAI's interface, and what stands before them: host, key, size and count."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import struct
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sse_starlette.sse import EventSourceResponse
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from mta_cli.serving import openapi
+from mta_cli.serving.errors import ApiError, api_error
+from mta_cli.serving.metrics import CONTENT_TYPE
+from mta_cli.serving.schemas import (
+    AdaptBody,
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    ItemBody,
+    chat_messages,
+    chat_sampling,
+    completion_sampling,
+    parse_body,
+)
+
+if TYPE_CHECKING:
+    from mta_cli.serving.access import Access
+    from mta_cli.serving.jobs import AdaptJobs
+    from mta_cli.serving.service import Running, Service
+    from mta_cli.serving.user_models import May
+
+SEND_SECONDS = 30  # a reader who takes nothing for so long is dropped
+PING_SECONDS = 15
+CLIENT_CLOSED = 499  # as nginx has it: the client left before it was answered
+JSON_TYPE = "application/json"
+log = logging.getLogger("mta.serve")
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A JSON answer."""
+    return Response(msgspec.json.encode(content), status, headers, JSON_TYPE)
+
+
+class Routes:
+    """The handlers of one server."""
+
+    def __init__(self, service: Service, access: Access, jobs: AdaptJobs | None) -> None:
+        self.service, self.access, self._jobs = service, access, jobs
+        self._running: Counter[str] = Counter()
+
+    def table(self) -> list[Route]:
+        """Every route, with what the document says about it."""
+        writing = [
+            self._route("POST", "/v1/users/{name:path}/items", self.add_item),
+            self._route("POST", "/v1/users/{name:path}/adapt", self.adapt),
+            self._route("GET", "/v1/jobs/{job}", self.job),
+        ]
+        return [
+            self._route("GET", "/health", self.health, open_to_all=True),
+            self._route("GET", "/ready", self.is_ready, open_to_all=True),
+            self._route("GET", "/metrics", self.metrics, open_to_all=self.access.on_loopback),
+            self._route("GET", "/openapi.json", self.openapi, open_to_all=True),
+            self._route("GET", "/docs", self.docs, open_to_all=True),
+            self._route("GET", "/v1/models", self.models),
+            self._route("GET", "/v1/models/{model:path}", self.model),
+            self._route("POST", "/v1/chat/completions", self.chat),
+            self._route("POST", "/v1/completions", self.completions),
+            self._route("POST", "/v1/embeddings", self.embeddings),
+            *(writing if self._jobs is not None else []),
+        ]
+
+    def _route(self, method: str, path: str, handler: Handler, *, open_to_all: bool = False) -> Route:
+        async def guarded(request: Request) -> Response:
+            began, key = time.monotonic(), None
+            try:
+                self.access.require_host(request.headers.get("host"))
+                if not open_to_all:
+                    key = await self.access.find_key(request.headers.get("authorization"))
+                    request.state.key = key
+                response = await self._counted(handler, request, "" if key is None else key.id)
+            except Exception as error:
+                response = self._error_response(error)
+            self.service.metrics.requests.labels(path, str(response.status_code)).inc()
+            took, label = 1000 * (time.monotonic() - began), key.label if key is not None else "-"
+            log.info("%s %s %d %.0f ms, key %s", method, path, response.status_code, took, label)
+            return response
+
+        guarded.__doc__ = handler.__doc__
+        return Route(path, guarded, methods=[method])
+
+    async def _counted(self, handler: Handler, request: Request, who: str) -> Response:
+        """Handle a request that counts as one of `who` until it is answered, a stream until it ends."""
+        most = self.service.options.streams
+        if self._running[who] >= most:
+            raise ApiError(429, f"{most} requests of this key run already.", code="too_many_requests")
+        self._running[who] += 1
+        response: Response | None = None
+        try:
+            response = await handler(request)
+        finally:
+            if not isinstance(response, _Stream):
+                self._running[who] -= 1
+        if isinstance(response, _Stream):
+            response.on_end.append(lambda: self._running.subtract([who]))
+        return response
+
+    def _error_response(self, error: Exception) -> Response:
+        if isinstance(error, ClientDisconnect):
+            return Response(status_code=CLIENT_CLOSED)
+        found = api_error(error)
+        if found.status >= 500 and not isinstance(error, ApiError):
+            log.error("%s", type(error).__name__, exc_info=error if found.code == "internal_error" else None)
+        self.service.metrics.errors.labels(found.code or "error").inc()
+        return json_response(found.body, found.status, found.headers)
+
+    def _may(self, request: Request) -> May:
+        key = request.state.key
+        return (lambda name: True) if key is None else (lambda name: self.access.keys.opens(key, name))
+
+    async def _body(self, request: Request) -> bytes:
+        """The content of a request. Raises ApiError for one that is too long or not JSON by its header."""
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON_TYPE:
+            raise ApiError(415, f"The content type is to be {JSON_TYPE}.", code="unsupported_media_type")
+        limit = self.service.options.max_body * 1024
+        too_long = ApiError(413, f"The request is longer than {limit:,} bytes.", code="request_too_large")
+        if (length := request.headers.get("content-length", "0")).isdigit() and int(length) > limit:
+            raise too_long
+        content = bytearray()
+        async for piece in request.stream():
+            content += piece
+            if len(content) > limit:
+                raise too_long
+        return bytes(content)
+
+    async def health(self, request: Request) -> Response:
+        """Whether the program runs."""
+        return json_response({"status": "ok"})
+
+    async def is_ready(self, request: Request) -> Response:
+        """Whether the model is loaded."""
+        self.service.require_ready()
+        return json_response({"status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        """Numbers for Prometheus; no user is named."""
+        return Response(self.service.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def openapi(self, request: Request) -> Response:
+        """This interface as an OpenAPI document."""
+        return json_response(openapi.document(self.table()))
+
+    async def docs(self, request: Request) -> Response:
+        """This interface as a page."""
+        return Response(openapi.page(self.table()), media_type="text/html")
+
+    async def models(self, request: Request) -> Response:
+        """Every model that the client may ask."""
+        return json_response({"object": "list", "data": await self.service.models(self._may(request))})
+
+    async def model(self, request: Request) -> Response:
+        """One model: `base`, USER or USER/TASK."""
+        return json_response(await self.service.model(request.path_params["model"], self._may(request)))
+
+    async def chat(self, request: Request) -> Response:
+        """Go on with a conversation as the user whose model is named."""
+        body = parse_body(ChatBody, await self._body(request))
+        _refuse_format(body)
+        messages, sampling = chat_messages(body), chat_sampling(body)
+        if self.service.options.log_text:
+            log.info("asked: %r", messages[-1]["content"])
+        running = await self.service.begin_chat(body.model, body.task, messages, sampling, self._may(request))
+        return await self._respond(request, [running])
+
+    async def completions(self, request: Request) -> Response:
+        """Go on with a text as it is."""
+        body = parse_body(CompletionBody, await self._body(request))
+        texts, sampling = [body.prompt] if isinstance(body.prompt, str) else body.prompt, completion_sampling(body)
+        if sampling.stream and len(texts) > 1:
+            raise ApiError(400, "A stream goes on with one prompt.", code="invalid_value", param="prompt")
+        runs = []
+        try:
+            for text in texts:
+                runs.append(
+                    await self.service.begin_completion(body.model, body.task, text, sampling, self._may(request))
+                )
+        except BaseException:
+            for running in runs:
+                self.service.cancel(running)
+            raise
+        return await self._respond(request, runs)
+
+    async def _respond(self, request: Request, runs: list[Running]) -> Response:
+        if runs[0].sampling.stream:
+            events = self._events(runs[0], request)
+            stream = _Stream(events, sep="\n", ping=PING_SECONDS, send_timeout=SEND_SECONDS)
+            stream.on_end.append(lambda: self.service.cancel(runs[0]))
+            return stream
+        answers = [await self.service.whole(running, request.is_disconnected) for running in runs]
+        if await request.is_disconnected():
+            raise ClientDisconnect
+        return json_response(_joined(answers))
+
+    async def _events(self, running: Running, request: Request) -> AsyncIterator[dict[str, str]]:
+        shape = running.format
+        try:
+            if shape.is_chat:
+                for choice in running.choices:
+                    yield _event(shape.first(choice))
+            async for choice, piece, entries in self.service.updates(running, request.is_disconnected):
+                yield _event(shape.piece(choice, piece, entries))
+            for choice in running.choices:
+                yield _event(shape.last(choice))
+            if running.sampling.include_usage:
+                yield _event(shape.usage_chunk(running.choices))
+        except Exception as error:
+            found = api_error(error)
+            self.service.metrics.errors.labels(found.code or "error").inc()
+            yield _event(found.body)
+        yield {"data": "[DONE]"}
+
+    async def embeddings(self, request: Request) -> Response:
+        """Vectors of texts by the embedder."""
+        body = parse_body(EmbeddingBody, await self._body(request))
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        vectors = await self.service.embeddings(body.model, texts)
+        shown = [_base64(v) for v in vectors] if body.encoding_format == "base64" else vectors
+        data = [{"object": "embedding", "index": n, "embedding": one} for n, one in enumerate(shown)]
+        usage = {"prompt_tokens": 0, "total_tokens": 0}
+        return json_response({"object": "list", "data": data, "model": body.model, "usage": usage})
+
+    async def add_item(self, request: Request) -> Response:
+        """Append a question and an answer that is good to a user's history."""
+        body = parse_body(ItemBody, await self._body(request))
+        target = await self.service.target(request.path_params["name"], self._may(request))
+        return json_response(await self.service.add_item(target, body.task, body.input, body.output), 201)
+
+    async def adapt(self, request: Request) -> Response:
+        """Let a user's model learn from their newest items; the answer has the job's id."""
+        assert self._jobs is not None
+        body = parse_body(AdaptBody, await self._body(request))
+        target = await self.service.target(request.path_params["name"], self._may(request))
+        assert target.user is not None
+        key = request.state.key
+        return json_response(self._jobs.add(target.user, body.task, body.shots, key.id if key else ""), 202)
+
+    async def job(self, request: Request) -> Response:
+        """The state of a job."""
+        assert self._jobs is not None
+        key = request.state.key
+        return json_response(self._jobs.find(request.path_params["job"], key.id if key else ""))
+
+
+class _Stream(EventSourceResponse):
+    """A stream that calls `on_end` when it has ended, however that came."""
+
+    def __init__(self, *given: Any, **settings: Any) -> None:
+        super().__init__(*given, **settings)
+        self.on_end: list[Callable[[], None]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See Starlette's `Response`."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for end in self.on_end:
+                end()
+
+
+def build_app(service: Service, access: Access, jobs: AdaptJobs | None) -> Starlette:
+    """The ASGI application."""
+    origins = [origin.strip() for origin in service.options.cors.split(",") if origin.strip()]
+    layers = [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])]
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        found = ApiError(error.status_code, f"{request.method} here: {error.detail}.", code=code)
+        return json_response(found.body, found.status, dict(error.headers or {}))
+
+    routes = Routes(service, access, jobs).table()
+    return Starlette(
+        routes=routes, middleware=layers if origins else [], exception_handlers={HTTPException: on_http_error}
+    )
+
+
+def _refuse_format(body: ChatBody) -> None:
+    if body.response_format is not None and body.response_format.type != "text":
+        raise ApiError(
+            400,
+            f"response_format {body.response_format.type} is not supported; text is.",
+            code="unsupported_value",
+            param="response_format",
+        )
+
+
+def _event(content: dict[str, Any]) -> dict[str, str]:
+    return {"data": msgspec.json.encode(content).decode()}
+
+
+def _joined(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The answers of several prompts as one, their choices numbered on."""
+    whole = answers[0]
+    choices = [choice for answer in answers for choice in answer["choices"]]
+    usage = {name: sum(answer["usage"][name] for answer in answers) for name in whole["usage"]}
+    return whole | {"choices": [choice | {"index": n} for n, choice in enumerate(choices)], "usage": usage}
+
+
+def _base64(vector: list[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,0 +1,52 @@
+"""A cache that forgets what was not used for longest once its values take too many bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class ByteCache(Generic[K, V]):
+    """Values by key, least recently used first. The newest value stays, whatever its size."""
+
+    def __init__(self, max_bytes: int, size_of: Callable[[V], int]) -> None:
+        self._max_bytes, self._size_of = max_bytes, size_of
+        self._values: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self.num_bytes, self.hits, self.misses = 0, 0, 0
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(list(self._values))
+
+    def get(self, key: K) -> V | None:
+        """The value, which counts as used now; None without one."""
+        if key not in self._values:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._values.move_to_end(key)
+        return self._values[key][0]
+
+    def peek(self, key: K) -> V | None:
+        """The value, without counting it as used."""
+        return self._values[key][0] if key in self._values else None
+
+    def put(self, key: K, value: V) -> None:
+        """Keep a value, and drop the least recently used ones that no longer fit."""
+        self.drop(key)
+        size = self._size_of(value)
+        self._values[key] = (value, size)
+        self.num_bytes += size
+        while self.num_bytes > self._max_bytes and len(self._values) > 1:
+            self.drop(next(iter(self._values)))
+
+    def drop(self, key: K) -> None:
+        """Forget a value, if it is there."""
+        if key in self._values:
+            self.num_bytes -= self._values.pop(key)[1]

@@ -1,0 +1,78 @@
+"""Errors as OpenAI's interface has them: a status, a type, a code and the parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
+from mta_cli.serving.scheduler import QueueFull, Stopping
+
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+RETRY_SECONDS = 2
+
+
+class ApiError(Exception):
+    """An error that the client is told. `param` is the parameter that it is about."""
+
+    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        kind = TYPES.get(self.status, "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """When to try again, where that makes sense."""
+        return {"Retry-After": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
+
+
+def unknown_model(model: str) -> ApiError:
+    """The one answer to every model that there is not, or that this key may not ask."""
+    return ApiError(404, f"The model {model!r:.200} does not exist.", code="model_not_found", param="model")
+
+
+def unsupported(param: str, why: str = "") -> ApiError:
+    """A parameter that this server does not honour."""
+    reason = f": {why}" if why else "."
+    return ApiError(400, f"{param} is not supported{reason}", code="unsupported_parameter", param=param)
+
+
+def invalid(param: str, message: str) -> ApiError:
+    """A parameter with a value that cannot be used."""
+    return ApiError(400, message, code="invalid_value", param=param)
+
+
+def api_error(error: BaseException) -> ApiError:
+    """How a client is told an error of this program. Errors that nobody expected say nothing of their content."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, QueueFull):
+        return ApiError(429, error.message, code="queue_full")
+    if isinstance(error, Stopping):
+        return ApiError(503, error.message, code="stopping")
+    if isinstance(error, StoreBusy):
+        return ApiError(503, "The store is busy.", code="store_busy")
+    if isinstance(error, NotFound):
+        return ApiError(404, error.message, code="not_found")
+    if isinstance(error, BadInput):
+        return ApiError(400, error.message, code="invalid_value")
+    if isinstance(error, IntegrityFault):
+        return ApiError(500, error.message, code="integrity_fault")
+    if isinstance(error, MtaError):
+        return ApiError(500, error.message, code="failed")
+    return ApiError(500, "The server failed at this request.", code="internal_error")

@@ -1,0 +1,114 @@
+"""Adaptations that clients ask for: one at a time, each in a process of its own, `mta user adapt`."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Queue
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.serving.errors import ApiError
+
+if TYPE_CHECKING:
+    from store.records import User
+
+MAX_JOBS, MAX_WAITING = 1_000, 100  # jobs that are remembered, and that wait
+LINE_LENGTH = 500
+
+
+@dataclass
+class AdaptJob:
+    """A job. `who` is the key that asked for it; only that key sees it."""
+
+    id: str
+    user: str
+    task: str | None
+    shots: int | None
+    who: str
+    status: str = "queued"
+    error: str | None = None
+    result: Any = None
+    arguments: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The job as a client sees it."""
+        shown = {"id": self.id, "object": "job", "status": self.status, "user": self.user, "task": self.task}
+        return shown | {"error": self.error, "result": self.result}
+
+
+class AdaptJobs:
+    """The queue of jobs of one server. `flags` stand before and behind `user adapt` of every process."""
+
+    def __init__(self, store: Path, flags: list[str]) -> None:
+        self._store, self._flags = store, flags
+        self._jobs: OrderedDict[str, AdaptJob] = OrderedDict()
+        self._queue: Queue[AdaptJob | None] = Queue()
+        self._process: subprocess.Popen[str] | None = None
+        self._thread = threading.Thread(target=self._run, name="adapt jobs", daemon=True)
+        self._thread.start()
+
+    def add(self, user: User, task: str | None, shots: int | None, who: str) -> dict[str, Any]:
+        """Let a user's adaptation wait for its turn. Raises ApiError where too many wait."""
+        if self._queue.qsize() >= MAX_WAITING:
+            raise ApiError(429, f"{MAX_WAITING} adaptations wait already.", code="queue_full")
+        job = AdaptJob(f"job-{secrets.token_hex(8)}", user.name, task, shots, who)
+        job.arguments = ["user", "adapt", "--json", *self._flags]
+        job.arguments += ["--task", task] if task else []
+        job.arguments += ["--shots", str(shots)] if shots else []
+        job.arguments += ["--", user.name]
+        self._jobs[job.id] = job
+        while len(self._jobs) > MAX_JOBS:
+            self._jobs.popitem(last=False)
+        self._queue.put(job)
+        return job.as_json()
+
+    def find(self, number: str, who: str) -> dict[str, Any]:
+        """A job of this key. Raises ApiError."""
+        job = self._jobs.get(number)
+        if job is None or job.who != who:
+            raise ApiError(404, f"There is no job {number!r:.100}.", code="not_found")
+        return job.as_json()
+
+    def forget(self, known: set[str]) -> None:
+        """Drop the jobs of users whose names are not `known` any more."""
+        self._jobs = OrderedDict((number, job) for number, job in self._jobs.items() if job.user in known)
+
+    @property
+    def users(self) -> set[str]:
+        """The names of the users whose jobs are remembered."""
+        return {job.user for job in self._jobs.values()}
+
+    def stop(self) -> None:
+        """End the job that runs, which `mta user adapt` goes on with, and start no other."""
+        self._queue.put(None)
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            if job.id in self._jobs:
+                self._run_job(job)
+
+    def _run_job(self, job: AdaptJob) -> None:
+        job.status = "running"
+        command = [sys.executable, "-m", "mta_cli", "--store", str(self._store), *job.arguments]
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            output, errors = self._process.communicate()
+        except OSError as error:
+            job.status, job.error = "failed", str(error)
+            return
+        if self._process.returncode == 0:
+            job.status, job.result = "succeeded", json.loads(output or "null")
+        else:
+            lines = [line for line in errors.splitlines() if line.strip()]
+            told = next((line for line in reversed(lines) if not line.startswith("hint:")), "it failed")
+            job.status, job.error = "failed", told[:LINE_LENGTH]

@@ -1,0 +1,130 @@
+"""Keys of the server: who may ask which users' models. The file holds no key and no name, only their hashes.
+
+A key is `mta-ID-SECRET`. Its secret is hashed by scrypt (RFC 7914), a user's name by SHA-256 with the file's salt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mta_cli.errors import BadInput, IntegrityFault, NotFound, system_reason
+
+FILE_NAME, FORMAT = "serve-keys.json", "mta-keys-1"
+MAX_FILE_BYTES = 16 * 2**20
+EVERYBODY = "*"
+_KEY_PATTERN = re.compile(r"mta-([0-9a-f]{8})-([A-Za-z0-9_-]{43})")
+_LABEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+_NO_SECRET = "0" * 64
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key as the file has it. `users` are hashes of names, or `*` alone for everybody."""
+
+    id: str
+    label: str
+    salt: str
+    hash: str
+    users: tuple[str, ...]
+
+
+class KeyFile:
+    """The keys of a file, as they were when it was read."""
+
+    def __init__(self, salt: str, keys: Iterable[Key] = ()) -> None:
+        self._salt, self._keys = salt, {key.id: key for key in keys}
+        self._verified: dict[bytes, str] = {}  # digests of keys that were right, so that scrypt runs once for each
+        self._memory_salt = secrets.token_bytes(16)
+
+    @classmethod
+    def read(cls, path: Path) -> KeyFile:
+        """The keys of a file; none where it is missing. Raises IntegrityFault for another kind of file."""
+        try:
+            with path.open("rb") as file:
+                text = file.read(MAX_FILE_BYTES + 1)
+        except FileNotFoundError:
+            return cls(secrets.token_hex(16))
+        except OSError as error:
+            raise BadInput(f"{path} cannot be read: {system_reason(error)}") from error
+        try:
+            found = json.loads(text)
+            if found["format"] != FORMAT or not isinstance(found["salt"], str):
+                raise ValueError
+            return cls(found["salt"], [Key(**{**key, "users": tuple(key["users"])}) for key in found["keys"]])
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityFault(f"{path} is no file of keys.", hint="mta serve key add NAME --users …") from error
+
+    def write(self, path: Path) -> None:
+        """Replace the file, readable by its owner alone."""
+        content = {"format": FORMAT, "salt": self._salt, "keys": [asdict(key) for key in self._keys.values()]}
+        fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+        try:
+            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                json.dump(content, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(fresh, path)
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            raise BadInput(f"{path} cannot be written: {system_reason(error)}") from error
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @property
+    def keys(self) -> list[Key]:
+        """All keys, oldest first."""
+        return list(self._keys.values())
+
+    def add(self, label: str, users: Sequence[str]) -> str:
+        """Make a key for these users' models, `*` for everybody's; returns it. It is not kept."""
+        if not _LABEL_PATTERN.fullmatch(label):
+            raise BadInput(
+                f"{label!r:.60} is no name for a key.", hint="Letters, digits, `.`, `_` and `-`; 40 at most."
+            )
+        if any(key.label == label for key in self._keys.values()):
+            raise BadInput(f"There is a key named {label}.", hint=f"mta serve key rm {label}")
+        number, secret, salt = secrets.token_hex(4), secrets.token_urlsafe(32), secrets.token_hex(16)
+        named = (EVERYBODY,) if EVERYBODY in users else tuple(sorted(self.name_hash(name) for name in users))
+        self._keys[number] = Key(number, label, salt, _scrypt(secret, salt), named)
+        return f"mta-{number}-{secret}"
+
+    def remove(self, label: str) -> None:
+        """Take back a key. Raises NotFound."""
+        found = next((key for key in self._keys.values() if key.label == label), None)
+        if found is None:
+            raise NotFound(f"There is no key named {label!r:.60}.", hint="mta serve key list")
+        del self._keys[found.id]
+
+    def find(self, token: str) -> Key | None:
+        """The key that `token` is; None for any other text. Takes as long for a wrong key as for a right one."""
+        match = _KEY_PATTERN.fullmatch(token)
+        known = self._keys.get(match[1]) if match else None
+        digest = hashlib.sha256(self._memory_salt + token.encode()).digest()
+        if known is not None and self._verified.get(digest) == known.id:
+            return known
+        found = _scrypt(match[2] if match else "", known.salt if known else self._salt)
+        if not hmac.compare_digest(found, known.hash if known else _NO_SECRET) or known is None:
+            return None
+        self._verified[digest] = known.id
+        return known
+
+    def opens(self, key: Key, name: str) -> bool:
+        """Whether the key may ask the model of the user of this name."""
+        return key.users == (EVERYBODY,) or self.name_hash(name) in key.users
+
+    def name_hash(self, name: str) -> str:
+        """A user's name as the file has it."""
+        return hashlib.sha256(f"{self._salt}\0{name}".encode()).hexdigest()
+
+
+def _scrypt(secret: str, salt: str) -> str:
+    return hashlib.scrypt(secret.encode(), salt=salt.encode(), n=2**14, r=8, p=1, dklen=32).hex()

@@ -1,0 +1,45 @@
+"""What the server counts, for Prometheus. No user, key or text is named."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from mta_cli.errors import MtaError
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """One server's numbers."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        self.requests = Counter("mta_requests", "Requests by route and status", ["route", "status"], registry=registry)
+        self.errors = Counter("mta_errors", "Answers that failed, by kind", ["kind"], registry=registry)
+        self.tokens = Counter("mta_answer_tokens", "Tokens of answers", registry=registry)
+        self.prompt_tokens = Counter("mta_prompt_tokens", "Tokens of prompts that were read", registry=registry)
+        self.shrinks = Counter(
+            "mta_batch_shrinks", "Times that memory ran out and the batch was halved", registry=registry
+        )
+        self.model_hits = Counter("mta_model_hits", "Users' models found in memory", registry=registry)
+        self.model_misses = Counter("mta_model_misses", "Users' models that were made", registry=registry)
+        self.waiting = Gauge("mta_waiting", "Answers that wait for a row", registry=registry)
+        self.batch_size = Gauge("mta_batch_size", "Answers that are decoded together", registry=registry)
+        self.models = Gauge("mta_models", "Users' models in memory", registry=registry)
+        self.model_bytes = Gauge("mta_model_bytes", "Bytes of users' models in memory", registry=registry)
+        self.prefix_bytes = Gauge("mta_prefix_bytes", "Bytes of kept beginnings of conversations", registry=registry)
+        self.first_token = Histogram(
+            "mta_first_token_seconds", "From the request to the answer's first text", buckets=SECONDS, registry=registry
+        )
+        self.token_gap = Histogram(
+            "mta_token_gap_seconds", "Between two tokens of an answer", buckets=SECONDS, registry=registry
+        )
+
+    def count_error(self, error: Exception) -> None:
+        """Count an error by its class."""
+        self.errors.labels(type(error).__name__ if isinstance(error, MtaError) else "unexpected").inc()
+
+    def text(self) -> bytes:
+        """All numbers in Prometheus' format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,73 @@
+"""`mta serve`, from options to the end of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mta_cli.errors import UsageError
+from mta_cli.options import MachineOptions, ModelOptions, OptionSet, ServeOptions
+from mta_cli.pipeline.requests import base_model, chat_options
+from mta_cli.serving.access import Access, is_loopback
+from mta_cli.serving.jobs import AdaptJobs
+from mta_cli.serving.keys import KeyFile
+from mta_cli.serving.server import Server, listen
+from mta_cli.serving.service import Service
+
+if TYPE_CHECKING:
+    from store.registry import Registry
+
+
+def serve_store(
+    open_store: Callable[[], Registry],
+    options: OptionSet,
+    *,
+    task: str | None,
+    keys: Path,
+    write: bool,
+    on_ready: Callable[[str], None],
+    note: Callable[[str], None],
+) -> str:
+    """Serve until a signal, whose name is returned. Raises MtaError for a store, base or address that is no good."""
+    serving, entry = options[ServeOptions], base_model(options)
+    with open_store() as reg:
+        root = reg.root
+        if task is not None:
+            from mta_cli.pipeline.data.tasks import find_task
+
+            find_task(reg, task)
+    access = Access(serving.host, lambda: KeyFile.read(keys))
+    if not is_loopback(serving.host) and not len(access.keys):
+        raise UsageError(
+            f"--host {serving.host} can be reached from other machines, and there is no key.",
+            hint="mta serve key add NAME --users USER,…",
+        )
+    chat = chat_options(options, task)
+    service = Service(open_store, entry, chat, serving, options[ModelOptions].embedder)
+    jobs = AdaptJobs(root, _machine_flags(options)) if write else None
+    _prepare_logging()
+    with listen(serving.host, serving.port) as bound:
+        port = bound.getsockname()[1]
+        host = f"[{serving.host}]" if ":" in serving.host else serving.host
+        note(f"Loading {entry.name} …")
+        server = Server(service, access, jobs, root, lambda: on_ready(f"http://{host}:{port}/v1\n"))
+        return asyncio.run(server.run(bound))
+
+
+def _machine_flags(options: OptionSet) -> list[str]:
+    machine = options[MachineOptions]
+    return ["--device", machine.device, "--dtype", machine.dtype, "--base", options[ModelOptions].base]
+
+
+def _prepare_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log = logging.getLogger("mta.serve")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

@@ -1,0 +1,311 @@
+"""Who decodes next: answers of many users in one batch, which they join and leave between two steps.
+
+One thread owns the model. Between two steps it reads at most `PIECE_TOKENS` tokens of waiting prompts, so that running
+answers never wait longer than for such a piece. A failure ends the answer that it belongs to and no other.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mta_cli.errors import MtaError
+from mta_cli.serving.answer import Answer, Failed, Finished
+from mta_cli.serving.byte_cache import ByteCache
+from mta_cli.serving.metrics import Metrics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mta_cli.engine.generation.continuous_batch import PromptPass
+    from mta_cli.engine.lora.row_factors import UserFactors
+    from mta_cli.engine.model.load import LoadedBase
+
+PIECE_TOKENS = 256  # prompt tokens that are read between two decoding steps
+MIN_KEPT_TOKENS = 16  # a shorter beginning of a text is not worth keeping
+Prefix = tuple[list[int], "Tensor"]  # token ids, and their keys and values
+
+
+class QueueFull(MtaError):
+    """As many answers wait as may."""
+
+
+class Stopping(MtaError):
+    """The server ends and takes no more answers."""
+
+
+@dataclass
+class _Row:
+    answer: Answer
+    stepped: float  # when its last token came
+
+
+class Scheduler:
+    """The thread that answers. `submit` and `cancel` may be called from any other."""
+
+    def __init__(
+        self, base: LoadedBase, *, max_batch: int, max_waiting: int, prefix_bytes: int, metrics: Metrics
+    ) -> None:
+        from mta_cli.engine.generation.continuous_batch import ContinuousBatch
+
+        assert base.llama_decoder is not None
+        self._base, self._decoder, self._metrics = base, base.llama_decoder, metrics
+        self._max_batch, self._max_waiting = max_batch, max_waiting
+        self._batch, self._rows = ContinuousBatch(self._decoder), list[_Row]()
+        self._reading: tuple[Answer, PromptPass] | None = None
+        self._prefixes: ByteCache[UserFactors, Prefix] = ByteCache(prefix_bytes, lambda prefix: prefix[1].nbytes)
+        self._waiting: deque[Answer] = deque()
+        self._changed, self._stop, self._drained = threading.Condition(), False, threading.Event()
+        self._calls: deque[tuple[Callable[[], None], threading.Event]] = deque()
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def submit(self, answers: Sequence[Answer]) -> None:
+        """Let these wait for a row. Raises QueueFull where too many wait, and Stopping after `stop`."""
+        with self._changed:
+            if self._stop:
+                raise Stopping("The server is stopping.")
+            if len(self._waiting) + len(answers) > self._max_waiting:
+                raise QueueFull(f"{len(self._waiting)} requests wait already; the most is {self._max_waiting}.")
+            self._waiting.extend(answers)
+            self._changed.notify()
+
+    def cancel(self, answers: Sequence[Answer]) -> None:
+        """End these without a word; their rows are free after the step that runs."""
+        with self._changed:
+            for answer in answers:
+                answer.cancelled = True
+            self._changed.notify()
+
+    def forget(self, gone: Sequence[UserFactors], owners: Sequence[int]) -> None:
+        """Drop what is kept of these models, and end all answers of users number `owners`; returns when it is done."""
+        missing = MtaError("The model was removed.")
+
+        def work() -> None:
+            for user in gone:
+                self._prefixes.drop(user)
+            for answer in [*self._waiting, *(row.answer for row in self._rows)]:
+                self._fail_if(answer, owners, missing)
+            if self._reading is not None:
+                self._fail_if(self._reading[0], owners, missing)
+            self._drop_cancelled()
+            for user in gone:  # rows that have just left kept their beginnings
+                self._prefixes.drop(user)
+
+        self._call(work)
+
+    @property
+    def owners(self) -> set[int]:
+        """The numbers of the users whose answers wait or run."""
+        with self._changed:
+            answers = [*self._waiting, *(row.answer for row in self._rows)]
+            if self._reading is not None:
+                answers.append(self._reading[0])
+        return {answer.owner for answer in answers if answer.owner is not None}
+
+    def stop(self, *, drain_seconds: float) -> None:
+        """Take no more answers, let those that are there end for a while, and end the thread."""
+        with self._changed:
+            self._stop = True
+            self._changed.notify()
+        self._drained.wait(drain_seconds)
+        with self._changed:
+            for answer in [*self._waiting, *(row.answer for row in self._rows)]:
+                answer.cancelled = True
+            if self._reading is not None:
+                self._reading[0].cancelled = True
+            self._changed.notify()
+        self._thread.join(drain_seconds + 10)
+
+    def _call(self, work: Callable[[], None]) -> None:
+        """Do `work` in the thread, between two steps, and wait for it."""
+        done = threading.Event()
+        with self._changed:
+            self._calls.append((work, done))
+            self._changed.notify()
+        while not done.wait(0.1):
+            if not self._thread.is_alive():
+                return
+
+    @staticmethod
+    def _fail_if(answer: Answer, owners: Sequence[int], error: MtaError) -> None:
+        if answer.owner in owners and not answer.cancelled:
+            answer.cancelled = True
+            answer.emit(Failed(error))
+
+    def _run(self) -> None:
+        self._decoder.pack_weights()
+        try:
+            while self._wait_for_work():
+                self._drop_cancelled()
+                self._read_prompts()
+                self._decode()
+                self._publish()
+        finally:
+            self._drained.set()
+
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is something to do; whether the thread goes on."""
+        with self._changed:
+            while True:
+                calls, self._calls = self._calls, deque()
+                for work, done in calls:
+                    work()
+                    done.set()
+                if self._waiting or self._rows or self._reading is not None:
+                    return True
+                if self._stop:
+                    return False
+                self._changed.wait()
+
+    def _publish(self) -> None:
+        self._metrics.batch_size.set(len(self._rows))
+        self._metrics.waiting.set(len(self._waiting))
+        self._metrics.prefix_bytes.set(self._prefixes.num_bytes)
+
+    def _drop_cancelled(self) -> None:
+        with self._changed:
+            self._waiting = deque(answer for answer in self._waiting if not answer.cancelled)
+        if self._reading is not None and self._reading[0].cancelled:
+            self._reading = None
+        self._leave([r for r, row in enumerate(self._rows) if row.answer.cancelled])
+
+    def _leave(self, rows: Sequence[int]) -> None:
+        """Take rows out of the batch, and keep their beginnings for the next turn of the conversation."""
+        if not rows:
+            return
+        for r in rows:
+            self._keep_prefix(r)
+        self._rows = [self._rows[r] for r in self._batch.leave(rows)]
+
+    def _keep_prefix(self, row: int) -> None:
+        answer = self._rows[row].answer
+        ids = answer.ids[:-1]  # the last token was not run
+        clean = answer.user.clean_prefix(len(answer.prompt), len(ids))
+        if clean >= MIN_KEPT_TOKENS:
+            self._prefixes.put(answer.user, (ids[:clean], self._batch.row_block(row, clean)))
+
+    def _read_prompts(self) -> None:
+        """Read up to `PIECE_TOKENS` tokens of prompts; those that are read through become rows, or choose a label."""
+        from mta_cli.engine.scoring.backends import is_out_of_memory
+
+        budget = PIECE_TOKENS
+        while budget > 0 and (self._reading is not None or self._begin_reading()):
+            assert self._reading is not None
+            answer, text = self._reading
+            try:
+                read = min(budget, text.remaining)
+                logits = text.read(read)
+                budget -= read
+                if logits is None:
+                    continue
+                self._reading = None
+                self._end_reading(answer, text, logits)
+            except Exception as error:
+                self._reading = None
+                if is_out_of_memory(error) and self._rows:
+                    self._shrink([answer])
+                else:
+                    self._fail(answer, error)
+
+    def _begin_reading(self) -> bool:
+        """Take the first that waits, if there is room for one more row."""
+        from mta_cli.engine.generation.continuous_batch import PromptPass
+
+        with self._changed:
+            if not self._waiting or len(self._rows) >= self._max_batch:
+                return False
+            answer = self._waiting.popleft()
+        ids, prefix = answer.ids, None
+        if (known := self._prefixes.get(answer.user)) is not None:
+            shared = _common_length(known[0], ids[:-1])
+            shared = answer.user.clean_prefix(len(answer.prompt), shared)
+            prefix = known[1][..., :shared, :] if shared >= MIN_KEPT_TOKENS else None
+        try:
+            text = PromptPass(self._decoder, answer.user, ids, len(answer.prompt), prefix)
+        except Exception as error:
+            self._fail(answer, error)
+            return self._begin_reading()
+        self._metrics.prompt_tokens.inc(text.remaining)
+        self._reading = (answer, text)
+        return True
+
+    def _end_reading(self, answer: Answer, text: PromptPass, logits: Tensor) -> None:
+        if answer.labels:
+            scores = text.completion_log_likelihoods(logits, answer.labels)
+            answer.emit(Finished("stop", 0, tuple(scores)))
+            return
+        if answer.max_tokens <= 0:
+            answer.emit(Finished("length", 0))
+            return
+        if not answer.add(answer.sampler.choose(logits)):
+            self._batch.join(text)
+            self._rows.append(_Row(answer, time.monotonic()))
+        self._metrics.tokens.inc()
+
+    def _decode(self) -> None:
+        """One more token for every row."""
+        from mta_cli.engine.scoring.backends import is_out_of_memory
+
+        if not self._rows:
+            return
+        try:
+            logits = self._batch.decode_step([row.answer.tokens[-1] for row in self._rows])
+        except Exception as error:
+            if is_out_of_memory(error) and len(self._rows) > 1:
+                self._shrink([])
+            else:
+                for row in self._rows:
+                    self._fail(row.answer, error)
+                self._restart_batch()
+            return
+        now, ended = time.monotonic(), []
+        for r, row in enumerate(self._rows):
+            try:
+                if row.answer.add(row.answer.sampler.choose(logits[r])):
+                    ended.append(r)
+            except Exception as error:
+                self._fail(row.answer, error)
+                ended.append(r)
+            self._metrics.token_gap.observe(now - row.stepped)
+            row.stepped = now
+        self._metrics.tokens.inc(len(self._rows))
+        self._leave(ended)
+
+    def _shrink(self, also: Sequence[Answer]) -> None:
+        """Out of memory: half as many rows from now on; the newest go on later, from where they are."""
+        self._max_batch = max(1, len(self._rows) // 2)
+        self._metrics.shrinks.inc()
+        aside = [row.answer for row in self._rows[self._max_batch :]]
+        with self._changed:
+            self._waiting.extendleft(reversed([*aside, *also]))
+        kept = self._rows[: self._max_batch]
+        self._prefixes = ByteCache(0, lambda prefix: prefix[1].nbytes)
+        self._rows = [self._rows[r] for r in self._batch.leave(range(len(kept), len(self._rows)))]
+
+    def _restart_batch(self) -> None:
+        from mta_cli.engine.generation.continuous_batch import ContinuousBatch
+
+        self._batch, self._rows = ContinuousBatch(self._decoder), []
+
+    def _fail(self, answer: Answer, error: Exception) -> None:
+        self._metrics.count_error(error)
+        answer.emit(Failed(error))
+
+
+def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    return next(
+        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )

@@ -1,0 +1,237 @@
+"""Bodies of requests, checked strictly. What is not honoured is refused by name, never ignored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from mta_cli.serving.errors import ApiError, invalid, unsupported
+
+T = TypeVar("T", bound=Struct)
+MAX_MESSAGES, MAX_ANSWERS, MAX_STOPS, MAX_INPUTS = 2_000, 16, 16, 2_048
+MAX_MODEL_NAME = 600
+
+# Parameters of OpenAI's interface that have no effect by their meaning: who asks, and where it is billed or kept.
+WITHOUT_EFFECT = ("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store")
+# Parameters that would change an answer and do not here. `null`, `[]`, `{}` and false say the same as leaving them out.
+REFUSED = {
+    "audio": "answers are text",
+    "best_of": "",
+    "echo": "",
+    "function_call": "these models call no functions",
+    "functions": "these models call no functions",
+    "logit_bias": "",
+    "modalities": "answers are text",
+    "parallel_tool_calls": "these models call no tools",
+    "prediction": "",
+    "reasoning_effort": "these models do not reason apart from their answer",
+    "suffix": "",
+    "tool_choice": "these models call no tools",
+    "tools": "these models call no tools",
+    "verbosity": "",
+    "web_search_options": "",
+    "dimensions": "",
+}
+
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_MODEL_NAME)]
+Temperature = Annotated[float, Meta(ge=0, le=5)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Tokens = Annotated[int, Meta(ge=1, le=1_000_000)]
+Count = Annotated[int, Meta(ge=1, le=MAX_ANSWERS)]
+
+
+class TextPart(Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    """A part of a message's content."""
+
+    text: str
+
+
+class ChatMessage(Struct, forbid_unknown_fields=True):
+    """A message. `name` has no effect, as in most models."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+    refusal: None = None  # as answers of `openai` have it when they are sent back
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    """Whether the last piece of a stream has the usage."""
+
+    include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponseFormat(Struct, forbid_unknown_fields=True):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, Any] | None = None
+
+
+class SamplingFields(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What chat and completions have in common."""
+
+    model: Name
+    max_tokens: Tokens | None = None
+    temperature: Temperature | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    n: Count | None = None
+    stop: str | list[str] | None = None
+    seed: Seed | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    task: Name | None = None
+
+
+class ChatBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+
+
+class CompletionBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
+    """`POST /v1/completions`."""
+
+    prompt: str | Annotated[list[str], Meta(min_length=1, max_length=MAX_ANSWERS)]
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+
+
+class EmbeddingBody(Struct, forbid_unknown_fields=True, kw_only=True):
+    """`POST /v1/embeddings`."""
+
+    model: Name
+    input: str | Annotated[list[str], Meta(min_length=1, max_length=MAX_INPUTS)]
+    encoding_format: Literal["float", "base64"] | None = None
+
+
+class ItemBody(Struct, forbid_unknown_fields=True, kw_only=True):
+    """`POST /v1/users/{name}/items`: a question and the answer that the user calls good."""
+
+    input: Annotated[str, Meta(min_length=1)]
+    output: Annotated[str, Meta(min_length=1)]
+    task: Name | None = None
+
+
+class AdaptBody(Struct, forbid_unknown_fields=True, kw_only=True):
+    """`POST /v1/users/{name}/adapt`."""
+
+    task: Name | None = None
+    shots: Annotated[int, Meta(ge=1, le=1000)] | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the answers of a request are chosen, with the server's defaults for what is not given."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    count: int
+    stops: tuple[str, ...]
+    seed: int | None
+    presence_penalty: float
+    frequency_penalty: float
+    top_logprobs: int | None
+    stream: bool
+    include_usage: bool
+
+
+def parse_body(kind: type[T], content: bytes) -> T:
+    """The body of a request. Raises ApiError that names the parameter."""
+    try:
+        raw = msgspec.json.decode(content)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"The body is not JSON: {error}", code="invalid_json") from error
+    if not isinstance(raw, dict):
+        raise ApiError(400, "The body is not a JSON object.", code="invalid_json")
+    kept = _without_refused(raw, kind)
+    try:
+        return msgspec.convert(kept, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise _as_api_error(str(error)) from error
+
+
+def _without_refused(raw: Mapping[str, Any], kind: type[Struct]) -> dict[str, Any]:
+    own, kept = set(kind.__struct_fields__), dict[str, Any]()
+    for name, value in raw.items():
+        if name in own:
+            kept[name] = value
+        elif name in REFUSED:
+            if value not in (None, [], {}, False, "", "none", ["text"]) and (name, value) != ("best_of", 1):
+                raise unsupported(name, REFUSED[name])
+        elif name in WITHOUT_EFFECT:
+            if name == "store" and value:
+                raise unsupported(name, "nothing that is asked here is kept")
+        else:
+            raise ApiError(400, f"There is no parameter {name!r:.100}.", code="unknown_parameter", param=name[:100])
+    return kept
+
+
+def _as_api_error(message: str) -> ApiError:
+    """msgspec's words, `Expected `int` - at `$.n``, with the parameter that they are about."""
+    place = re.search(r"at `\$\.?([^`]*)`", message)
+    missing = re.search(r"missing required field `([^`]*)`", message)
+    unknown = re.search(r"contains unknown field `([^`]*)`", message)
+    where = ".".join(part for part in (place[1] if place else "", *(m[1] for m in (missing, unknown) if m)) if part)
+    return ApiError(400, f"{message}.", code="invalid_value", param=where or None)
+
+
+def chat_messages(body: ChatBody) -> list[dict[str, str]]:
+    """The messages as the prompt takes them. Raises ApiError where the last one is not the user's."""
+    messages = []
+    for message in body.messages:
+        content = message.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        messages.append({"role": "system" if message.role == "developer" else message.role, "content": text})
+    if messages[-1]["role"] != "user":
+        raise invalid("messages", "The last message is not the user's.")
+    return messages
+
+
+def chat_sampling(body: ChatBody) -> Sampling:
+    """How a chat's answers are chosen. Raises ApiError for parameters that contradict each other."""
+    if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
+        raise invalid("max_tokens", "max_tokens and max_completion_tokens differ.")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise invalid("top_logprobs", "top_logprobs needs logprobs.")
+    top = (body.top_logprobs or 0) if body.logprobs else None
+    return _sampling(body, body.max_completion_tokens or body.max_tokens, top)
+
+
+def completion_sampling(body: CompletionBody) -> Sampling:
+    """How a completion is chosen."""
+    return _sampling(body, body.max_tokens, body.logprobs)
+
+
+def _sampling(body: SamplingFields, max_tokens: int | None, top_logprobs: int | None) -> Sampling:
+    stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    if len(stops) > MAX_STOPS or not all(0 < len(stop) <= 1_000 for stop in stops):
+        raise invalid("stop", f"stop takes up to {MAX_STOPS} texts of 1 to 1,000 characters.")
+    if body.stream_options is not None and not body.stream:
+        raise invalid("stream_options", "stream_options needs stream.")
+    return Sampling(
+        max_tokens,
+        body.temperature,
+        body.top_p,
+        body.n or 1,
+        stops,
+        body.seed,
+        body.presence_penalty or 0.0,
+        body.frequency_penalty or 0.0,
+        top_logprobs,
+        bool(body.stream),
+        body.stream_options is not None and body.stream_options.include_usage,
+    )

@@ -1,0 +1,117 @@
+"""Runs the server: the web server, the socket beside the store, and signals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import uvicorn
+
+from mta_cli.errors import BadInput, system_reason
+from mta_cli.pipeline.users.servers import DONE, short_path, socket_path
+from mta_cli.serving.access import Access
+from mta_cli.serving.app import build_app
+from mta_cli.serving.jobs import AdaptJobs
+from mta_cli.serving.service import Service
+
+BACKLOG = 128
+log = logging.getLogger("mta.serve")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises BadInput with the system's reason."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=False)
+    except OSError as error:
+        raise BadInput(
+            f"{host}:{port} cannot be listened on: {system_reason(error)}.", hint="another --port, or --port 0"
+        ) from error
+
+
+class Server:
+    """One server on a bound socket, until a signal ends it. `on_ready` is called once the model is loaded."""
+
+    def __init__(
+        self, service: Service, access: Access, jobs: AdaptJobs | None, root: Path, on_ready: Callable[[], None]
+    ) -> None:
+        self._service, self._access, self._jobs = service, access, jobs
+        self._root, self._on_ready = root, on_ready
+        self._end, self._ended_by = asyncio.Event(), ""
+
+    async def run(self, bound: socket.socket) -> str:
+        """Serve until SIGTERM, SIGINT or SIGQUIT, and return which it was. SIGHUP reads the keys again.
+
+        Raises what loading raises.
+        """
+        config = uvicorn.Config(
+            build_app(self._service, self._access, self._jobs),
+            access_log=False,
+            log_config=None,
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=max(1, int(self._service.options.drain)),
+            h11_max_incomplete_event_size=64 * 1024,
+        )
+        web = uvicorn.Server(config)
+        web.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+        self._handle_signals()
+        control = await self._open_control()
+        serving = asyncio.create_task(web._serve([bound]))
+        try:
+            await self._service.start()
+            self._on_ready()
+            await self._end.wait()
+            log.info("stopping: running answers have %g s", self._service.options.drain)
+        finally:
+            self._service.ready = False
+            web.should_exit = True
+            await asyncio.gather(self._service.stop(self._service.options.drain), serving, return_exceptions=True)
+            if self._jobs is not None:
+                self._jobs.stop()
+            control.close()
+            socket_path(self._root, os.getpid()).unlink(missing_ok=True)
+        return self._ended_by
+
+    def _finish(self, name: str) -> None:
+        self._ended_by = name
+        self._end.set()
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for name in ("SIGTERM", "SIGINT", "SIGQUIT"):
+            loop.add_signal_handler(getattr(signal, name), self._finish, name)
+        loop.add_signal_handler(signal.SIGHUP, self._reread)
+
+    def _reread(self) -> None:
+        try:
+            self._access.reread()
+            log.info("%d keys were read again", len(self._access.keys))
+        except Exception as error:
+            log.error("the keys stay as they were: %s", error)
+
+    async def _open_control(self) -> asyncio.AbstractServer:
+        path = socket_path(self._root, os.getpid())
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.unlink(missing_ok=True)  # of an earlier process of this number
+        with short_path(path) as place:
+            server = await asyncio.start_unix_server(self._answer_control, place)
+            os.chmod(place, 0o600)
+        return server
+
+    async def _answer_control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Look at the store again for whoever asks, and say when that is done."""
+        with suppress(ConnectionError):
+            if await reader.readline() == b"recheck\n":
+                await self._service.recheck()
+                if self._jobs is not None:
+                    self._jobs.forget(await self._service.existing_users(self._jobs.users))
+                writer.write(DONE)
+                await writer.drain()
+            writer.close()

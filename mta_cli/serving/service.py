@@ -1,0 +1,340 @@
+"""The server without HTTP: from a checked request to the pieces of its answers.
+
+Three threads: the event loop, one that reads the store and makes prompts, and the scheduler's, which owns the model.
+A request is prepared and handed to the scheduler in one go in the store's thread, where removals are noticed too: so no
+answer of a removed user can begin afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mta_cli.errors import UsageError
+from mta_cli.serving.answer import Answer, Failed, Finished, Piece
+from mta_cli.serving.answer_format import AnswerFormat, Choice, TokenNames, label_entries
+from mta_cli.serving.errors import ApiError, unknown_model
+from mta_cli.serving.metrics import Metrics
+from mta_cli.serving.scheduler import Scheduler
+from mta_cli.serving.schemas import Sampling
+from mta_cli.serving.user_models import May, Prepared, Target, UserModels, shown_names
+
+if TYPE_CHECKING:
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.options import ServeOptions
+    from mta_cli.pipeline.models.manifest import ModelEntry
+    from mta_cli.pipeline.requests import ChatOptions
+    from store.registry import Registry
+
+T = TypeVar("T")
+DISCONNECT_POLL_SECONDS = 0.25  # how often a request without streaming looks whether its client is still there
+Prepare = Callable[[UserModels], Prepared]
+Update = tuple[Choice, Piece, list[dict[str, Any]]]
+
+
+@dataclass
+class Running:
+    """A request's answers while they are made. `choices` grow; `events` come from the scheduler's thread."""
+
+    prepared: Prepared
+    sampling: Sampling
+    format: AnswerFormat
+    choices: list[Choice]
+    began: float
+    answers: list[Answer] = field(default_factory=list)
+    events: asyncio.Queue[tuple[int, Piece | Finished | Failed]] = field(default_factory=asyncio.Queue)
+
+
+class Service:
+    """One loaded base, a store, and everybody's models."""
+
+    def __init__(
+        self,
+        open_store: Callable[[], Registry],
+        entry: ModelEntry,
+        chat: ChatOptions,
+        options: ServeOptions,
+        embedder: str,
+    ) -> None:
+        self.metrics, self.options, self.chat = Metrics(), options, chat
+        self._open_store, self._entry, self._embedder_name = open_store, entry, embedder
+        self._store_thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self.ready = False
+        self._reg: Registry
+        self._models: UserModels
+        self._scheduler: Scheduler
+        self._names: TokenNames
+        self._embed: Any = None
+
+    async def start(self) -> None:
+        """Open the store and load the base."""
+        await self._in_store_thread(self._load)
+        self.ready = True
+
+    def _load(self) -> None:
+        from mta_cli.pipeline.models.load import load_on_device
+
+        self._reg = self._open_store()
+        base = load_on_device(self._entry, self.chat.machine, reg=self._reg)
+        require_servable(base)
+        cache_bytes = self.options.cache * 2**20 // 2  # half for users' factors, half for beginnings of conversations
+        self._scheduler = Scheduler(
+            base,
+            max_batch=self.options.max_batch,
+            max_waiting=self.options.queue,
+            prefix_bytes=cache_bytes,
+            metrics=self.metrics,
+        )
+        self._models = UserModels(self._reg, base, self.chat, cache_bytes, self._scheduler.forget)
+        self._names, self.base = TokenNames(base.tokenizer), base
+        self._scheduler.start()
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Let running answers end for a while, then close everything."""
+        self.ready = False
+        with suppress(AttributeError):  # it was stopped while it loaded
+            await asyncio.to_thread(partial(self._scheduler.stop, drain_seconds=drain_seconds))
+            await self._in_store_thread(self._reg.close)
+        self._store_thread.shutdown()
+
+    async def _in_store_thread(self, work: Callable[..., T], *given: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._store_thread, partial(work, *given))
+
+    def require_ready(self) -> None:
+        """Raises ApiError while the base is loading, and once the scheduler has ended."""
+        if not self.ready or not self._scheduler.is_alive:
+            raise ApiError(503, "The model is loading.", code="loading")
+
+    async def begin_chat(
+        self, model: str, task: str | None, messages: Sequence[dict[str, str]], sampling: Sampling, may: May
+    ) -> Running:
+        """Start the answers to a conversation. Raises ApiError."""
+
+        def prepare(models: UserModels) -> Prepared:
+            return models.prepare_chat(models.resolve(model, task, may), messages)
+
+        return await self._begin(model, prepare, sampling, may, is_chat=True)
+
+    async def begin_completion(self, model: str, task: str | None, text: str, sampling: Sampling, may: May) -> Running:
+        """Start the continuations of a text. Raises ApiError."""
+
+        def prepare(models: UserModels) -> Prepared:
+            return models.prepare_text(models.resolve(model, task, may), text)
+
+        return await self._begin(model, prepare, sampling, may, is_chat=False)
+
+    async def _begin(self, model: str, prepare: Prepare, sampling: Sampling, may: May, *, is_chat: bool) -> Running:
+        self.require_ready()
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Piece | Finished | Failed]]()
+
+        def emit(index: int, event: Piece | Finished | Failed) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(events.put_nowait, (index, event))
+
+        def work() -> Running:
+            prepared = prepare(self._models)
+            running = self._running(model, prepared, sampling, may, is_chat=is_chat)
+            running.events = events
+            running.answers = self._answers(prepared, sampling, emit)
+            self._scheduler.submit(running.answers)
+            cache = self._models.cache
+            self.metrics.models.set(len(cache))
+            self.metrics.model_bytes.set(cache.num_bytes)
+            return running
+
+        return await self._in_store_thread(work)
+
+    def _running(self, model: str, prepared: Prepared, sampling: Sampling, may: May, *, is_chat: bool) -> Running:
+        source = prepared.model.source.as_json()
+        source["anchors"] = shown_names(source["anchors"], may)
+        mta = {**source, "task": prepared.model.task.name}
+        kind = "chatcmpl" if is_chat else "cmpl"
+        shape = AnswerFormat(
+            f"{kind}-{secrets.token_hex(12)}",
+            model,
+            int(time.time()),
+            is_chat,
+            sampling.top_logprobs is not None,
+            len(prepared.prompt),
+            mta,
+        )
+        choices = [Choice(index) for index in range(sampling.count)]
+        return Running(prepared, sampling, shape, choices, time.monotonic())
+
+    def _answers(
+        self, prepared: Prepared, sampling: Sampling, emit: Callable[[int, Piece | Finished | Failed], None]
+    ) -> list[Answer]:
+        from mta_cli.engine.generation.generate import StreamingDetokenizer
+        from mta_cli.engine.generation.sampler import TokenSampler
+
+        defaults, model, base = self.chat.answer, prepared.model, self.base
+        asked = sampling.max_tokens if sampling.max_tokens is not None else defaults.max_tokens
+        room = base.window - len(prepared.prompt)
+        temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
+        seed = sampling.seed if sampling.seed is not None else secrets.randbits(62) if temperature else 0
+        count = 1 if prepared.labels else sampling.count  # a label is the same each time
+        return [
+            Answer(
+                model.factors,
+                prepared.prompt,
+                TokenSampler(
+                    temperature,
+                    defaults.top_p if sampling.top_p is None else sampling.top_p,
+                    seed + index,
+                    sampling.presence_penalty,
+                    sampling.frequency_penalty,
+                    sampling.top_logprobs,
+                ),
+                min(asked, room),
+                partial(emit, index),
+                StreamingDetokenizer(base.tokenizer),
+                None if model.user is None else model.user.id,
+                prepared.labels,
+                sampling.stops,
+                base.end_ids,
+            )
+            for index in range(count)
+        ]
+
+    async def updates(self, running: Running, is_gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[Update]:
+        """The pieces of all answers as they come, with their log-probabilities. Raises what failed.
+
+        Ends all answers where the client is gone or leaves. `is_gone` is asked while nothing comes.
+        """
+        open_answers = len(running.answers)
+        try:
+            while open_answers:
+                try:
+                    index, event = await asyncio.wait_for(running.events.get(), DISCONNECT_POLL_SECONDS)
+                except TimeoutError:
+                    if await is_gone():
+                        return
+                    continue
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Finished):
+                    open_answers -= 1
+                    if event.label_scores is not None:
+                        for update in await self._label_updates(running, event.label_scores):
+                            yield update
+                    else:
+                        running.choices[index].tokens, running.choices[index].reason = event.tokens, event.reason
+                    continue
+                choice = running.choices[index]
+                if not choice.text:
+                    self.metrics.first_token.observe(time.monotonic() - running.began)
+                choice.text += event.text
+                entries = self._names.chat_entries(event.tokens)
+                choice.logprobs += entries
+                yield choice, event, entries
+        finally:
+            self._scheduler.cancel(running.answers)
+
+    async def _label_updates(self, running: Running, scores: Sequence[float]) -> list[Update]:
+        """The label as every choice's answer; `mta` gets all labels with their log-probabilities."""
+        prepared, labels = running.prepared, running.prepared.model.task.labels
+        place, logprobs = await self._in_store_thread(self._models.decide_label, prepared, scores)
+        running.format.mta["labels"] = dict(zip(labels, logprobs, strict=True))
+        self.metrics.first_token.observe(time.monotonic() - running.began)
+        top = running.sampling.top_logprobs
+        entries = [] if top is None else label_entries(labels, logprobs, place, top)
+        found = []
+        for choice in running.choices:
+            choice.text, choice.reason, choice.tokens = labels[place], "stop", len(prepared.labels[place])
+            choice.logprobs = entries
+            found.append((choice, Piece(labels[place]), entries))
+        return found
+
+    def cancel(self, running: Running) -> None:
+        """End a request's answers."""
+        self._scheduler.cancel(running.answers)
+
+    async def whole(self, running: Running, is_gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
+        """All answers of a request, once they are complete."""
+        async for _ in self.updates(running, is_gone):
+            pass
+        return running.format.whole(running.choices)
+
+    async def models(self, may: May) -> list[dict[str, Any]]:
+        """Every model that the client may ask."""
+        self.require_ready()
+
+        def work() -> list[dict[str, Any]]:
+            return [self._models.describe(target, may) for target in self._models.list_targets(may)]
+
+        return await self._in_store_thread(work)
+
+    async def model(self, name: str, may: May) -> dict[str, Any]:
+        """One model. Raises ApiError."""
+        self.require_ready()
+
+        def work() -> dict[str, Any]:
+            return self._models.describe(self._models.resolve(name, None, may), may)
+
+        return await self._in_store_thread(work)
+
+    async def embeddings(self, model: str, texts: Sequence[str]) -> list[list[float]]:
+        """Unit vectors of texts by the configured embedder. Raises ApiError for another name."""
+        self.require_ready()
+        return await self._in_store_thread(self._embeddings, model, list(texts))
+
+    def _embeddings(self, model: str, texts: list[str]) -> list[list[float]]:
+        from mta_cli.pipeline.memory.knn import load_embedder
+        from mta_cli.pipeline.models.installed import resolve_model
+
+        name = self._embedder_name
+        if model != name:
+            raise unknown_model(model)
+        if self._embed is None:
+            self._embed = load_embedder(resolve_model(name, "embedder"), self.chat.machine.device)
+        found: list[list[float]] = self._embed(texts).astype(float).tolist()
+        return found
+
+    async def target(self, name: str, may: May) -> Target:
+        """The user of a name, for writing. Raises ApiError for the base and for whom the client may not ask."""
+        self.require_ready()
+
+        def work() -> Target:
+            found = self._models.resolve(f"base:{name}", None, may)
+            if found.user is None or found.task is not None:
+                raise unknown_model(name)
+            return found
+
+        return await self._in_store_thread(work)
+
+    async def add_item(self, target: Target, task: str | None, question: str, answer: str) -> dict[str, Any]:
+        """Append a question and a good answer to a user's history."""
+        from mta_cli.pipeline.chat.conversation import add_exchange_as_item
+        from mta_cli.pipeline.user_weights import FREE_TASK
+
+        def work() -> dict[str, Any]:
+            assert target.user is not None
+            saved = add_exchange_as_item(self._reg, target.user, task or FREE_TASK, question, answer)
+            return {"object": "item", "key": saved.name, "task": task or FREE_TASK}
+
+        return await self._in_store_thread(work)
+
+    async def recheck(self) -> None:
+        """Forget what was made for users who are gone or of parts that have changed; see `UserModels.recheck`."""
+        if self.ready:
+            await self._in_store_thread(lambda: self._models.recheck(self._scheduler.owners))
+
+    async def existing_users(self, names: Iterable[str]) -> set[str]:
+        """Those of `names` that users have."""
+        return await self._in_store_thread(self._reg.users.existing_names, list(names))
+
+
+def require_servable(base: LoadedBase) -> None:
+    """Raises UsageError where the base decodes one user's model at a time."""
+    if base.llama_decoder is None:
+        raise UsageError(
+            f"{base.name} cannot be served: only bases of the Llama family decode several users' models at once.",
+            hint="mta ask and mta chat answer with it",
+        )

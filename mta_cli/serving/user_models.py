@@ -1,0 +1,334 @@
+"""Users' models for the server: who a model's name means, its factors in memory, its prompts and its label memory.
+
+Everything here runs in the one thread that reads the store. Each request looks up what the user has now; factors are
+made again where that has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import MtaError, NotFound
+from mta_cli.pipeline.chat.answer import check_message
+from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.data.tasks import find_task
+from mta_cli.pipeline.memory.bank_memory import BankMemory
+from mta_cli.pipeline.user_weights import (
+    FREE_TASK,
+    AnswerSource,
+    default_task,
+    load_fusion_and_stack,
+    load_weights,
+    most_personal_mode,
+)
+from mta_cli.serving.byte_cache import ByteCache
+from mta_cli.serving.errors import ApiError, invalid, unknown_model, unsupported
+
+if TYPE_CHECKING:
+    from mta_cli.engine.lora.row_factors import UserFactors
+    from mta_cli.engine.model.llama import FusedFactors
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.text.tasks import Task
+    from mta_cli.pipeline.requests import ChatOptions
+    from store.records import Bank, User
+    from store.registry import Registry
+
+BASE_NAME, BASE_PREFIX = "base", "base:"
+LISTED_USERS = 10_000  # users in `/v1/models`; a longer list helps nobody, and every model can be asked by name
+Message = dict[str, str]
+May = Callable[[str], bool]  # whether the client may ask a user's model
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a model's name means: a user, None for the base, and the task whose prompt each message becomes."""
+
+    name: str
+    user: User | None
+    task: str | None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A user's model in memory. `seal` is all that it was made of."""
+
+    user: User | None
+    task: Task
+    source: AnswerSource
+    factors: UserFactors
+    seal: Hashable
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that is ready for the scheduler. `labels` are token ids of the task's labels; empty for a text."""
+
+    model: LoadedModel
+    prompt: list[int]
+    labels: tuple[tuple[int, ...], ...] = ()
+    question: str = ""
+
+
+class UserModels:
+    """The models of a store's users on one loaded base. `on_dropped` is called with factors that no model has now."""
+
+    def __init__(
+        self,
+        reg: Registry,
+        base: LoadedBase,
+        options: ChatOptions,
+        cache_bytes: int,
+        on_dropped: Callable[[Sequence[UserFactors], Sequence[int]], None],
+    ) -> None:
+        from mta_cli.engine.lora.row_factors import UserFactors
+
+        self.reg, self.base, self.options = reg, base, options
+        assert base.llama_decoder is not None
+        self._decoder, self._on_dropped = base.llama_decoder, on_dropped
+        self.cache: ByteCache[tuple[int, str], LoadedModel] = ByteCache(cache_bytes, lambda m: m.factors.num_bytes)
+        self._nobody = UserFactors({}, {}, {})
+        self._task_adapters: dict[str, FusedFactors] = {}
+        self._examples: dict[str, PromptRowBuilder] = {}
+        self._memories: dict[str, tuple[Hashable, BankMemory]] = {}
+
+    def resolve(self, model: str, task: str | None, may: May) -> Target:
+        """What `model` means: `base`, USER or USER/TASK. Raises one ApiError for what is not and what may not."""
+        name = model.removeprefix(BASE_PREFIX)
+        if model == BASE_NAME:
+            return Target(model, None, self._known_task(task, "task") if task else self.options.task)
+        if (user := self._find(name, may)) is not None:
+            return Target(model, user, self._known_task(task, "task") if task else self.options.task)
+        name, slash, own_task = name.rpartition("/")
+        if slash and name == BASE_NAME:
+            return Target(model, None, self._known_task(own_task, "model"))
+        if not slash or (user := self._find(name, may)) is None or not self._is_task(own_task):
+            raise unknown_model(model)
+        if task not in (None, own_task):
+            raise invalid("task", f"The model is of task {own_task}, and task is {task!r:.100}.")
+        return Target(model, user, own_task)
+
+    def _find(self, name: str, may: May) -> User | None:
+        """The user of this name, if the client may ask them; the store is not asked about others."""
+        if not name or not may(name):
+            return None
+        try:
+            return self.reg.users.get(name)
+        except NotFound:
+            return None
+
+    def _is_task(self, name: str) -> bool:
+        try:
+            find_task(self.reg, name)
+        except MtaError:
+            return False
+        return True
+
+    def _known_task(self, name: str, param: str) -> str:
+        if not self._is_task(name):
+            raise invalid(param, f"There is no task {name!r:.100}.")
+        return name
+
+    def prepare_chat(self, target: Target, messages: Sequence[Message]) -> Prepared:
+        """The prompt of a conversation, or of its last message where the target has a task. Raises ApiError."""
+        model = self.load(target)
+        if target.task in (None, FREE_TASK):
+            first = next(message["content"] for message in messages if message["role"] == "user")
+            return Prepared(model, self._fit(model, messages, first, chat=True))
+        if any(message["role"] == "system" for message in messages):
+            raise unsupported("messages", f"task {target.task} has a prompt of its own, which takes no system message")
+        question = messages[-1]["content"]
+        prompt = self._fit(model, messages[-1:], question, chat=False)
+        labels = tuple(tuple(self._builder(model.task).prompter.answer_ids(label)) for label in model.task.labels)
+        return Prepared(model, prompt, labels, question)
+
+    def prepare_text(self, target: Target, text: str) -> Prepared:
+        """A text that the model goes on with, as it is."""
+        from mta_cli.engine.text.tokenizer import PromptTokenizer
+
+        check_message(text)
+        words = PromptTokenizer(self.base.tokenizer)
+        return Prepared(self.load(target), [*words.leading_special_ids(), *words.encode_user_text(text)])
+
+    def _fit(self, model: LoadedModel, messages: Sequence[Message], about: str, *, chat: bool) -> list[int]:
+        """The prompt with as many of the user's items as fit the window."""
+        for message in messages:
+            check_message(message["content"])
+        builder = self._builder(model.task)
+        history = [] if model.user is None else builder.retrieve_history(model.user.id, about, builder.history_items)
+        while True:
+            prompter = builder.prompter
+            ids = prompter.chat_ids(list(messages), history) if chat else prompter.prompt_ids(about, history)
+            if len(ids) < self.base.window:
+                return ids
+            if not history:
+                raise ApiError(
+                    400,
+                    f"The messages make a prompt of {len(ids)} tokens; {self.base.name} reads {self.base.window - 1}.",
+                    code="context_length_exceeded",
+                    param="messages",
+                )
+            history.pop()
+
+    def load(self, target: Target) -> LoadedModel:
+        """The model as the user has it now, from memory where nothing has changed."""
+        user, fingerprint = target.user, self.base.fingerprint
+        name = default_task(self.reg, user, target.task, fingerprint)
+        task = find_task(self.reg, name)
+        mode = most_personal_mode(self.reg, user, name, fingerprint)
+        if user is None or mode == "base":
+            return LoadedModel(user, task, AnswerSource("base"), self._nobody, None)
+        bank = self.reg.banks.latest_ready_bank(name, fingerprint)
+        assert bank is not None
+        seal, key = self._seal(user, name, bank), (user.id, name)
+        known = self.cache.get(key)
+        if known is not None and known.seal == seal:
+            return known
+        if known is not None:
+            self.cache.drop(key)
+            self._on_dropped([known.factors], [])
+        model = self._make(user, task, mode, bank, seal)
+        before = set(self.cache)
+        self.cache.put(key, model)
+        if before - set(self.cache):
+            self._forget_unused_adapters()
+        return model
+
+    def _seal(self, user: User, task: str, bank: Bank) -> Hashable:
+        recipe, stack = self.reg.recipes.get(user.id, task, bank.id), self.reg.stacks.get(user.id, task, bank.id)
+        return (bank.id, bank.key, bank.task_adapter, repr(recipe), repr(stack))
+
+    def _make(self, user: User, task: Task, mode: str, bank: Bank, seal: Hashable) -> LoadedModel:
+        from mta_cli.engine.lora.row_factors import UserFactors
+
+        loras, source = load_fusion_and_stack(self.reg, self.base.fingerprint, user, task.name, mode)
+        shared = self._task_adapter(bank.task_adapter) if bank.task_adapter else {}
+        return LoadedModel(user, task, source, UserFactors.from_loras(self._decoder, loras, shared), seal)
+
+    def _task_adapter(self, digest: str) -> FusedFactors:
+        from mta_cli.engine.lora.row_factors import fused_factors
+
+        if digest not in self._task_adapters:
+            weights = load_weights(self.reg, digest, self.base.fingerprint)
+            self._task_adapters[digest] = fused_factors(self._decoder, weights)
+        return self._task_adapters[digest]
+
+    def _forget_unused_adapters(self) -> None:
+        used = {id(model.factors.shared) for model in self._models()}
+        self._task_adapters = {digest: one for digest, one in self._task_adapters.items() if id(one) in used}
+
+    def _models(self) -> Iterator[LoadedModel]:
+        for key in self.cache:
+            if (model := self.cache.peek(key)) is not None:
+                yield model
+
+    def _builder(self, task: Task) -> PromptRowBuilder:
+        known = self._examples.get(task.name)
+        if known is None or known.task != task:
+            known = PromptRowBuilder(self.reg, self.base, task, self.options.prompt.history_items)
+            self._examples[task.name] = known
+        return known
+
+    def decide_label(self, prepared: Prepared, scores: Sequence[float]) -> tuple[int, list[float]]:
+        """The label to answer, and the log-probability of each, nats: the model's scores with the label memory."""
+        from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
+        from mta_cli.serving.answer_format import normalised
+
+        model = prepared.model
+        memory = self._memory(model.task)
+        prior = memory.prior_for(model.user, model.source.mode, self.options.memory)
+        found = add_label_prior(scores, prior, prepared.question, None)
+        return decide_label(found, model.task.labels, model.task.metric), normalised(found)
+
+    def _memory(self, task: Task) -> BankMemory:
+        """The task's label memory; read again where the bank or its neighbours have changed."""
+        bank = self.reg.banks.latest_ready_bank(task.name, self.base.fingerprint)
+        seal = (bank.id, bank.key, repr(bank.kernel), self.reg.neighbours.count_neighbours(bank.id)) if bank else None
+        known = self._memories.get(task.name)
+        if known is None or known[0] != seal:
+            known = (seal, BankMemory(self.reg, task, bank, device=self.options.machine.device))
+            self._memories[task.name] = known
+        return known[1]
+
+    def recheck(self, asking: Iterable[int]) -> None:
+        """Drop what was made for users who are gone or of parts that have changed, and every kept text.
+
+        `asking` are the numbers of users whose models answer now; `on_dropped` is told who of them is gone.
+        """
+        gone_users, gone_models = [user_id for user_id in asking if not self._exists(user_id)], list[UserFactors]()
+        for (user_id, task), model in [(key, self.cache.peek(key)) for key in self.cache]:
+            assert model is not None and model.user is not None
+            bank = self.reg.banks.latest_ready_bank(task, self.base.fingerprint)
+            there = bank is not None and self._exists(user_id)
+            if not there or bank is None or self._seal(model.user, task, bank) != model.seal:
+                gone_models.append(model.factors)
+                self.cache.drop((user_id, task))
+        self._examples.clear()
+        self._memories.clear()
+        self._forget_unused_adapters()
+        self._on_dropped(gone_models, gone_users)
+
+    def _exists(self, user_id: int) -> bool:
+        try:
+            self.reg.users.by_id(user_id)
+        except NotFound:
+            return False
+        return True
+
+    def describe(self, target: Target, may: May) -> dict[str, Any]:
+        """A model as `/v1/models` shows it. Anchors whom the client may not ask have no name there."""
+        user, created = target.user, 0
+        if user is not None:
+            created = _unix_time(user.created)
+        return {
+            "id": target.name,
+            "object": "model",
+            "created": created,
+            "owned_by": "mta",
+            "mta": self._mta(target, may),
+        }
+
+    def _mta(self, target: Target, may: May) -> dict[str, Any]:
+        fingerprint, user = self.base.fingerprint, target.user
+        name = default_task(self.reg, user, target.task, fingerprint)
+        mode = most_personal_mode(self.reg, user, name, fingerprint)
+        bank = self.reg.banks.latest_ready_bank(name, fingerprint)
+        shown: dict[str, Any] = {"mode": mode, "task": name, "bank": None, "version": None, "anchors": [], "bytes": 0}
+        if user is None or bank is None or mode == "base":
+            return shown
+        recipe = self.reg.recipes.get(user.id, name, bank.id)
+        stack = self.reg.stacks.get(user.id, name, bank.id)
+        shares = stack.recipe if stack is not None else recipe.shares if recipe is not None else ()
+        anchors = {anchor.id: anchor.user for anchor in self.reg.banks.anchors(bank.id)}
+        names = [anchors.get(share.anchor_id) for share in shares if share.weight]
+        size = (recipe.bytes if recipe is not None else 0) + (stack.bytes if stack is not None else 0)
+        return shown | {"bank": bank.name, "version": bank.version, "anchors": shown_names(names, may), "bytes": size}
+
+    def list_targets(self, may: May) -> Iterator[Target]:
+        """The base, and of each user whom the client may ask the chat model and one model for each task."""
+        yield Target(BASE_NAME, None, None)
+        for name in [name for name in self.reg.users.names() if may(name)][:LISTED_USERS]:
+            try:
+                user = self.reg.users.get(name)
+            except NotFound:
+                continue
+            yield Target(name if name != BASE_NAME else f"{BASE_PREFIX}{name}", user, None)
+            for task, _, _ in self.reg.users.tasks_of_user(user.id):
+                if task != FREE_TASK:
+                    yield Target(f"{name}/{task}", user, task)
+
+
+def shown_names(names: Sequence[str | None], may: May) -> list[str | None]:
+    """Names of anchors, None for those whom the client may not ask and for users who were forgotten."""
+    return [name if name is not None and may(name) else None for name in names]
+
+
+def _unix_time(text: str) -> int:
+    from datetime import UTC, datetime
+
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return 0
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

@@ -1,0 +1,132 @@
+"""Rows that join and leave: each gets what it would get alone, whenever the others come and go."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from mta_cli.engine.generation.continuous_batch import ContinuousBatch, PromptPass
+from mta_cli.engine.generation.generate import generate_tokens, label_scores
+from mta_cli.engine.lora.adapter import merge_into_base
+from mta_cli.engine.lora.merge import merge_loras
+from mta_cli.engine.lora.row_factors import UserFactors, fused_factors
+from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.scoring.log_likelihood import UserLoras, completion_log_likelihoods
+from mta_cli.engine.scoring.prefix_tree import PromptTree
+from tests.engine.generation.test_generate_batch import endless, lora, plain_of, prompts_of
+
+
+def kinds(base: LoadedBase) -> list[tuple[UserLoras, UserLoras]]:
+    """People as (task adapter, own LoRAs): of several ranks and places, late ones among them, and nobody."""
+    task, late = lora(base, 7, rank=2), lora(base, 5, "upper", 4, rank=3)
+    return [
+        ((task,), (lora(base, 1, "upper"),)),
+        ((), (lora(base, 2, rank=1),)),
+        ((task,), (late,)),
+        ((), ()),
+        ((task,), (lora(base, 3, "upper", rank=5), late)),
+        ((), (late,)),
+    ]
+
+
+def factors(base: LoadedBase) -> list[UserFactors]:
+    decoder, shared = plain_of(base), dict[int, dict]()
+    found = []
+    for task, own in kinds(base):
+        if task:
+            shared.setdefault(0, fused_factors(decoder, task[0]))
+        found.append(UserFactors.from_loras(decoder, own, shared[0] if task else {}))
+    return found
+
+
+def alone(base: LoadedBase, prompt: Sequence[int], loras: UserLoras, count: int) -> list[int]:
+    """The answer by the path of `mta ask`: LoRAs of all tokens merged into the weights, a late one on top."""
+    everywhere = merge_loras([(one, 1.0) for one in loras if one.placement.late_tokens is None])
+    late = merge_loras([(one, 1.0) for one in loras if one.placement.late_tokens is not None])
+    with merge_into_base(base, everywhere):
+        return list(generate_tokens(base, prompt, max_tokens=count, late=late))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whoever_comes_and_goes_each_row_gets_its_own_answer(base: LoadedBase, seed: int) -> None:
+    base, draw = endless(base), random.Random(seed)
+    users, own = factors(base), [(*task, *rest) for task, rest in kinds(base)]
+    asked = [(draw.randrange(len(users)), draw.randrange(1, 40), draw.randrange(1, 12)) for _ in range(14)]
+    prompts = prompts_of([length for _, length, _ in asked], seed)
+    expected = [alone(base, prompt, own[user], count) for prompt, (user, _, count) in zip(prompts, asked, strict=True)]
+    batch, rows, answers = ContinuousBatch(plain_of(base)), list[int](), [list[int]() for _ in asked]
+    waiting = list(range(len(asked)))
+    while waiting or rows:
+        if waiting and (len(rows) < 2 or (len(rows) < 5 and draw.random() < 0.5)):
+            place = waiting.pop(0)
+            text = PromptPass(plain_of(base), users[asked[place][0]], prompts[place])
+            while (logits := text.read(draw.choice((3, 7, 100)))) is None:
+                assert text.remaining
+            answers[place].append(int(logits.argmax()))
+            assert batch.join(text) == len(rows)
+            rows.append(place)
+        done = [r for r, place in enumerate(rows) if len(answers[place]) == asked[place][2]]
+        if done:
+            rows = [rows[r] for r in batch.leave(done)]
+        if rows:
+            step = batch.decode_step([answers[place][-1] for place in rows])
+            for place, logits in zip(rows, step, strict=True):
+                answers[place].append(int(logits.argmax()))
+    assert answers == expected and len(batch) == 0
+
+
+def test_a_known_prefix_is_not_read_again(base: LoadedBase) -> None:
+    base = endless(base)
+    for user, (task, own) in zip(factors(base), kinds(base), strict=True):
+        (prompt,) = prompts_of([30])
+        first = PromptPass(plain_of(base), user, prompt)
+        first.read(100)
+        clean = user.clean_prefix(30, 29)
+        assert clean == (26 if any(one.placement.late_tokens for one in own) else 29)
+        longer = [*prompt[:clean], *prompts_of([9], 1)[0]]
+        again = PromptPass(plain_of(base), user, longer, prefix=first.cache.row_block(clean).clone())
+        assert again.remaining == 9
+        logits = again.read(100)
+        assert logits is not None and int(logits.argmax()) == alone(base, longer, (*task, *own), 1)[0]
+
+
+def test_a_row_goes_on_where_it_was_put_aside(base: LoadedBase) -> None:
+    """A late LoRA counts from the prompt's end, also where tokens of an answer are read with the prompt."""
+    base = endless(base)
+    for user, (task, own) in zip(factors(base), kinds(base), strict=True):
+        (prompt,) = prompts_of([20])
+        expected = alone(base, prompt, (*task, *own), 8)
+        logits = PromptPass(plain_of(base), user, [*prompt, *expected[:5]], prompt=20).read(100)
+        assert logits is not None and int(logits.argmax()) == expected[5]
+
+
+def test_completions_are_scored_behind_the_text(base: LoadedBase) -> None:
+    draw = random.Random(3)
+    labels = [tuple(draw.randrange(3, 250) for _ in range(length)) for length in (1, 4, 2, 3, 1)]
+    for user, (task, own) in zip(factors(base), kinds(base), strict=True):
+        (prompt,) = prompts_of([25])
+        text = PromptPass(plain_of(base), user, prompt)
+        logits = text.read(100)
+        assert logits is not None
+        found = text.completion_log_likelihoods(logits, labels)
+        expected = completion_log_likelihoods(
+            base, [PromptTree(tuple(prompt), tuple(labels))], [(*task, *own)], [(0, 0)]
+        )
+        assert found == pytest.approx(expected[0], abs=2e-4)
+        assert text.completion_log_likelihoods(logits, labels[:1]) == pytest.approx(found[:1], abs=1e-5)
+    assert label_scores(base, prompt, labels)  # the shortest path, without LoRAs
+
+
+def test_memory_follows_the_rows(base: LoadedBase) -> None:
+    batch, decoder = ContinuousBatch(plain_of(base)), plain_of(base)
+    before = batch.num_bytes
+    for prompt in prompts_of([300, 5, 5, 5, 5]):
+        text = PromptPass(decoder, UserFactors({}, {}, {}), prompt)
+        text.read(1000)
+        batch.join(text)
+    assert batch.num_bytes == 4 * before, "twice the rows, twice the positions"
+    assert batch.leave([0, 1, 2, 3]) == [4] and len(batch) == 1
+    assert torch.isfinite(batch.decode_step([3])).all()

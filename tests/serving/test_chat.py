@@ -1,0 +1,122 @@
+"""Chats with users' models: the answers of `mta ask`, whole and in pieces, many at a time."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from mta_cli.pipeline.chat.answer import answer_question
+from mta_cli.pipeline.models.installed import resolve_model
+from tests.pipeline.world import asking, result_of
+from tests.serving.conftest import Start
+from tests.serving.running import Running, ask
+
+PEOPLE = ("alice", "bob", "carol", "dave", None)
+
+
+def asked(running: Running, user: str | None, text: str, **options: Any) -> dict[str, Any]:
+    """The answer of `mta ask`."""
+    with running.open_store() as reg:
+        found: dict[str, Any] = result_of(
+            answer_question(reg, resolve_model("tiny", "base"), user, text, asking(**options))
+        )[0]
+        return found
+
+
+@pytest.mark.parametrize("stacks", ["upper", "late"])
+def test_everybody_answers_as_mta_ask_does(start: Start, stacks: str) -> None:
+    served = start(stacks=stacks)
+    for user in PEOPLE:
+        expected = asked(served, user, "What is it about?")
+        found = served.chat(user or "base", "What is it about?")
+        (choice,) = found["choices"]
+        assert choice["message"]["content"] == expected["text"]
+        assert choice["finish_reason"] == ("stop" if expected["ended"] == "end" else "length")
+        assert found["usage"]["completion_tokens"] == expected["tokens"] and found["usage"]["prompt_tokens"] > 0
+        assert found["object"] == "chat.completion" and found["model"] == (user or "base")
+        assert found["mta"] == {**expected["source"], "task": "free"}
+    assert len({served.text(user, "Hello?") for user in ("alice", "bob", "base")}) == 3, "they differ"
+
+
+def test_a_stream_says_the_same_in_pieces(served: Running) -> None:
+    wordy = max(("alice", "bob", "carol", "base"), key=lambda name: len(served.text(name, "Tell me.")))
+    whole = served.chat(wordy, "Tell me.", max_tokens=12)
+    pieces = served.stream(ask(wordy, "Tell me.", max_tokens=12, stream_options={"include_usage": True}))
+    assert pieces[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert (
+        "".join(p["choices"][0]["delta"].get("content", "") for p in pieces[:-1])
+        == whole["choices"][0]["message"]["content"]
+    )
+    assert pieces[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+    assert pieces[-1]["choices"] == [] and pieces[-1]["usage"] == whole["usage"]
+    assert all(p["object"] == "chat.completion.chunk" and p["id"] == pieces[0]["id"] for p in pieces)
+    assert len(pieces) >= 4, "role, text, end and usage"
+
+
+def test_many_at_once_get_what_each_gets_alone(served: Running) -> None:
+    bodies = [ask(user or "base", f"Question {n}?", max_tokens=3 + n % 9) for n, user in enumerate(PEOPLE * 8)]
+    alone = [served.post("/chat/completions", body).json()["choices"] for body in bodies]
+    with ThreadPoolExecutor(40) as pool:
+        together = list(pool.map(lambda body: served.post("/chat/completions", body).json()["choices"], bodies))
+    assert together == alone
+
+
+def test_a_conversation_goes_on(served: Running) -> None:
+    first = served.chat("alice", "Who are you?", max_tokens=20)
+    said = first["choices"][0]["message"]
+    turns = [{"role": "user", "content": "Who are you?"}, said, {"role": "user", "content": "And then?"}]
+    before = served.service._scheduler._prefixes.hits
+    body = {"model": "alice", "messages": turns, "max_tokens": 8}
+    found = served.post("/chat/completions", body).json()
+    assert served.service._scheduler._prefixes.hits > before, "its beginning was kept"
+    served.service._scheduler._prefixes.drop(next(iter(served.service._scheduler._prefixes)))
+    assert served.post("/chat/completions", body).json()["choices"] == found["choices"], "and changes nothing"
+
+
+def test_system_messages_and_parts_of_texts(served: Running) -> None:
+    parts = [{"type": "text", "text": "Who "}, {"type": "text", "text": "are you?"}]
+    assert served.text("bob", parts) == served.text("bob", "Who are you?")  # type: ignore[arg-type]
+    system = {"role": "system", "content": "Be brief."}
+    developer = {**system, "role": "developer"}
+    answers = [
+        served.post("/chat/completions", {"model": "bob", "messages": [one, {"role": "user", "content": "Hi"}]}).json()
+        for one in (system, developer)
+    ]
+    assert answers[0]["choices"] == answers[1]["choices"]
+
+
+def test_names_of_models(served: Running) -> None:
+    listed = served.get("/models").json()
+    assert listed["object"] == "list"
+    names = [one["id"] for one in listed["data"]]
+    assert names == ["base", "alice", "bob", "carol", "dave", "erin"]
+    by_name = {one["id"]: one["mta"] for one in listed["data"]}
+    assert by_name["alice"]["mode"] == "adapted" and by_name["bob"]["mode"] == "fused"
+    assert by_name["carol"]["mode"] == by_name["base"]["mode"] == "base"
+    assert by_name["alice"]["anchors"] == ["dave", "erin"] and by_name["alice"]["bytes"] > by_name["bob"]["bytes"] == 24
+    for name in names:
+        assert served.get(f"/models/{name}").json()["id"] == name
+    assert served.text("base:alice", "Hi") == served.text("alice", "Hi")
+
+
+@pytest.mark.parametrize("name", ["nobody", "alice/no-task", "nobody/free", "base:nobody", "../alice", "base/nothing"])
+def test_an_unknown_model_is_never_the_base(served: Running, name: str) -> None:
+    for answered in (
+        served.post("/chat/completions", ask(name, "Hi")),
+        served.get(f"/models/{name.replace('../', '..%2F')}"),
+    ):
+        error = answered.json()["error"]
+        assert (answered.status_code, error["code"]) in ((404, "model_not_found"), (400, "invalid_value"))
+
+
+def test_names_with_a_slash_and_beyond_ascii(start: Start) -> None:
+    def rename(world: Any) -> None:
+        for name in ("Élodie/taste", "文/free", "base"):
+            world.reg.users.add(name)
+
+    served = start(prepare=rename)
+    for model in ("Élodie/taste", "文/free", "base:base", "文/free/lamp-2"):
+        assert served.get(f"/models/{model.replace('/', '%2F')}").json()["id"] == model
+        assert served.chat(model, "Hi", max_tokens=2)["mta"]["mode"] == "base"
