@@ -12,6 +12,7 @@ from mta_cli.serving.answer import FinishReason, Piece
 if TYPE_CHECKING:
     from mta_cli.engine.generation.sampler import SampledToken
 
+REPLACEMENT = "\ufffd"  # what a tokenizer shows for a part of a character
 MIN_LOGPROB = -9999.0  # as OpenAI has it: JSON has no infinity
 
 
@@ -40,9 +41,10 @@ class TokenNames:
         self._tokenizer = tokenizer
 
     def entry(self, token: int, logprob: float) -> dict[str, Any]:
-        """A token with its log-probability and bytes."""
+        """A token with its log-probability, and its bytes where it is a text by itself."""
         text = str(self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": list(text.encode())}
+        content = None if REPLACEMENT in text else list(text.encode())
+        return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": content}
 
     def chat_entries(self, tokens: Sequence[SampledToken]) -> list[dict[str, Any]]:
         """`logprobs.content` of a chat's answer."""

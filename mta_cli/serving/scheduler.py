@@ -6,6 +6,7 @@ answers never wait longer than for such a piece. A failure ends the answer that 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.lora.row_factors import UserFactors
     from mta_cli.engine.model.load import LoadedBase
 
+log = logging.getLogger("mta.serve")
 PIECE_TOKENS = 256  # prompt tokens that are read between two decoding steps
 MIN_KEPT_TOKENS = 16  # a shorter beginning of a text is not worth keeping
 Prefix = tuple[list[int], "Tensor"]  # token ids, and their keys and values
@@ -149,9 +151,13 @@ class Scheduler:
         self._decoder.pack_weights()
         try:
             while self._wait_for_work():
-                self._drop_cancelled()
-                self._read_prompts()
-                self._decode()
+                try:
+                    self._drop_cancelled()
+                    self._read_prompts()
+                    self._decode()
+                except Exception as error:  # nothing else is known to fail: begin again, with an empty batch
+                    log.error("the batch failed", exc_info=error)
+                    self._fail_all(error)
                 self._publish()
         finally:
             self._drained.set()
@@ -294,6 +300,13 @@ class Scheduler:
         kept = self._rows[: self._max_batch]
         self._prefixes = ByteCache(0, lambda prefix: prefix[1].nbytes)
         self._rows = [self._rows[r] for r in self._batch.leave(range(len(kept), len(self._rows)))]
+
+    def _fail_all(self, error: Exception) -> None:
+        reading = [self._reading[0]] if self._reading is not None else []
+        for answer in [*(row.answer for row in self._rows), *reading]:
+            self._fail(answer, error)
+        self._reading = None
+        self._restart_batch()
 
     def _restart_batch(self) -> None:
         from mta_cli.engine.generation.continuous_batch import ContinuousBatch

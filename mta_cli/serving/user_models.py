@@ -256,7 +256,8 @@ class UserModels:
 
         `asking` are the numbers of users whose models answer now; `on_dropped` is told who of them is gone.
         """
-        gone_users, gone_models = [user_id for user_id in asking if not self._exists(user_id)], list[UserFactors]()
+        gone_users = [user_id for user_id in asking if not self._exists(user_id)]
+        gone_models: list[UserFactors] = []
         for (user_id, task), model in [(key, self.cache.peek(key)) for key in self.cache]:
             assert model is not None and model.user is not None
             bank = self.reg.banks.latest_ready_bank(task, self.base.fingerprint)

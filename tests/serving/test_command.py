@@ -1,0 +1,124 @@
+"""`mta serve` as a process: addresses, signals, keys and what it says."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.pipeline.world import make_world
+from tests.serving.running import ask
+from tests.shell import mta, mta_ok
+
+
+class Process:
+    """A server of its own process, ready to answer."""
+
+    def __init__(self, *flags: str) -> None:
+        command = [sys.executable, "-m", "mta_cli", "serve", "--port", "0", "--dtype", "float32", *flags]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()
+        assert self.url.startswith("http://"), self.process.communicate()[1]
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """Send a signal; the exit code and what was said."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        _, said = self.process.communicate(timeout=60)
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def process(store_root: Path) -> Iterator[Process]:
+    """A server on the world."""
+    make_world(store_root).reg.close()
+    made = Process()
+    yield made
+    made.end(signal.SIGKILL)
+
+
+def test_it_answers_and_ends_when_it_is_told(process: Process, store_root: Path) -> None:
+    body = ask("alice", "the canary sings", max_tokens=5)
+    assert httpx.post(f"{process.url}/chat/completions", json=body, timeout=60).status_code == 200
+    assert [path.suffix for path in (store_root / "servers").iterdir()] == [".sock"]
+    code, said = process.end()
+    assert code == 0 and not list((store_root / "servers").iterdir())
+    assert "POST /v1/chat/completions 200" in said and "canary" not in said and "alice" not in said
+
+
+def test_running_answers_end_before_it_does(process: Process) -> None:
+    body = {**ask("bob", "Tell me everything.", max_tokens=200, temperature=5, seed=1), "stream": True}
+    with httpx.stream("POST", f"{process.url}/chat/completions", json=body, timeout=60) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        process.process.send_signal(signal.SIGTERM)
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert process.end()[0] == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{process.url}/models")
+
+
+def test_ctrl_c_ends_it_as_every_job(process: Process) -> None:
+    assert process.end(signal.SIGINT)[0] == 130
+
+
+def test_removing_a_user_tells_the_server(process: Process) -> None:
+    text = "a question that is long enough to be kept"
+    assert httpx.post(f"{process.url}/chat/completions", json=ask("alice", text), timeout=60).status_code == 200
+    ran = mta_ok("user", "rm", "alice", "--yes")
+    assert "does not answer" not in ran.err
+    assert httpx.post(f"{process.url}/chat/completions", json=ask("alice", text), timeout=60).status_code == 404
+
+
+def test_keys_are_made_listed_read_again_and_taken_back(process: Process) -> None:
+    made = mta_ok("serve", "key", "add", "phone", "--users", "alice,bob", "--json").json()
+    assert made["users"] == ["alice", "bob"]
+    assert mta_ok("serve", "key", "list", "--json").json()[0]["users"] == ["alice", "bob"]
+    assert httpx.get(f"{process.url}/models").status_code == 200, "until it reads them again"
+    process.process.send_signal(signal.SIGHUP)
+    for _ in range(100):
+        if (answered := httpx.get(f"{process.url}/models")).status_code == 401:
+            break
+        time.sleep(0.05)
+    assert answered.status_code == 401
+    opened = httpx.get(f"{process.url}/models", headers={"authorization": f"Bearer {made['key']}"}).json()
+    assert [one["id"] for one in opened["data"]] == ["base", "alice", "bob"]
+    mta_ok("serve", "key", "rm", "phone")
+    assert mta_ok("serve", "key", "list", "--json").json() == []
+    assert mta("serve", "key", "rm", "phone").code == 3
+    assert mta("serve", "key", "add", "x", "--users", "nobody").code == 3
+    assert mta("serve", "key", "add", "x", "--users", " , ").code == 2
+
+
+def test_what_cannot_be_served_is_said_at_once(store_root: Path) -> None:
+    assert mta("serve").code == 3, "no store"
+    make_world(store_root).reg.close()
+    open_to_all = mta("serve", "--host", "0.0.0.0", "--port", "0")
+    assert open_to_all.code == 2 and "mta serve key add" in open_to_all.err
+    assert mta("serve", "--task", "nothing").code == 3
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        busy = mta("serve", "--port", taken.getsockname()[1])
+    assert busy.code == 4 and "cannot be listened on" in busy.err
+
+
+def test_missing_packages_are_named(store_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mta_cli.commands.serve.PACKAGES", ("starlette", "no_such_package"))
+    ran = mta("serve")
+    assert ran.code == 2 and "no_such_package" in ran.err and "mta-cli[serve]" in ran.err
+
+
+def test_a_socket_of_a_server_that_was_killed_disturbs_nobody(process: Process, store_root: Path) -> None:
+    process.end(signal.SIGKILL)
+    assert list((store_root / "servers").iterdir())
+    assert "does not answer" not in mta_ok("user", "rm", "alice", "--yes").err
+    assert json.loads(mta_ok("user", "list", "--json").out)

@@ -1,0 +1,257 @@
+"""What changes in the store while the server runs, and what it must not keep."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from mta_cli.errors import MtaError
+from mta_cli.pipeline.users.forget import forget_user
+from mta_cli.pipeline.users.servers import running_servers, socket_path, tell_servers
+from mta_cli.serving.server import Server
+from tests.serving.conftest import Start
+from tests.serving.running import Running, ask
+
+
+def recheck(running: Running) -> None:
+    """What the socket beside the store does."""
+    done = threading.Event()
+
+    async def work() -> None:
+        await running.service.recheck()
+        done.set()
+
+    asyncio.run(work())
+    assert done.is_set()
+
+
+def user_id(running: Running, name: str) -> int:
+    """A user's number."""
+    with running.open_store() as reg:
+        return reg.users.get(name).id
+
+
+def forget(running: Running, name: str) -> None:
+    with running.open_store() as reg:
+        list(forget_user(reg, name))
+    recheck(running)
+
+
+def test_a_change_counts_from_the_next_request_on(served: Running) -> None:
+    before = served.chat("alice", "Hi", logprobs=True)
+    with served.open_store() as reg:
+        alice = reg.users.get("alice")
+        bank = reg.banks.get("tests")
+        reg.stacks.remove(alice.id, "free", bank.id)
+    after = served.chat("alice", "Hi", logprobs=True)
+    assert (before["mta"]["mode"], after["mta"]["mode"]) == ("adapted", "fused")
+    assert after["choices"] != before["choices"]
+    with served.open_store() as reg:
+        reg.recipes.remove(alice.id, "free", bank.id)
+    assert served.chat("alice", "Hi")["mta"]["mode"] == "base"
+
+
+def test_a_removed_user_is_gone_with_all_that_was_kept(served: Running) -> None:
+    secret = "the canary sings at noon " * 3
+    served.text("alice", secret)
+    served.text("bob", "something else, which is long enough to be kept")
+    models, scheduler = served.service._models, served.service._scheduler
+    assert len(models.cache) == 2 and len(scheduler._prefixes) == 2
+    forget(served, "alice")
+    assert [user for user, _ in models.cache] == [user_id(served, "bob")]
+    assert len(scheduler._prefixes) == 1 and not models._examples
+    assert served.post("/chat/completions", ask("alice", "Hi")).json()["error"]["code"] == "model_not_found"
+    assert served.text("bob", "Hi")
+
+
+def test_answers_of_a_removed_user_end(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that wait and those that run, and nobody else's."""
+    scheduler, errors = served.service._scheduler, dict[str, Any]()
+    step = scheduler._batch.decode_step
+    monkeypatch.setattr(scheduler._batch, "decode_step", lambda tokens: (time.sleep(0.05), step(tokens))[1])
+
+    def long(name: str) -> None:
+        body = ask(name, "Tell me everything.", max_tokens=1500, temperature=5, seed=1)
+        errors[name] = served.post("/chat/completions", body)
+
+    threads = [threading.Thread(target=long, args=(name,)) for name in ("alice", "bob")]
+    for thread in threads:
+        thread.start()
+    while len(scheduler._rows) < 2:
+        time.sleep(0.01)
+    forget(served, "alice")
+    assert {row.answer.owner for row in scheduler._rows} <= {user_id(served, "bob")}
+    threads[0].join(10)
+    assert errors["alice"].status_code == 500 and "removed" in errors["alice"].text
+    monkeypatch.setattr(scheduler._batch, "decode_step", step)
+    threads[1].join(60)
+    assert errors["bob"].status_code == 200
+
+
+def test_who_rests_on_a_removed_anchor_is_served_as_they_are_now(served: Running) -> None:
+    served.text("bob", "Hi")
+    forget(served, "dave")
+    with served.open_store() as reg:
+        there = reg.recipes.of_user(reg.users.get("bob").id)
+    assert served.chat("bob", "Hi")["mta"]["mode"] == ("fused" if there else "base")
+
+
+def test_the_socket_beside_the_store_answers_when_all_is_dropped(start: Start) -> None:
+    running = start()
+    loop, ready, ends = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+
+    async def control() -> None:
+        server = Server(running.service, running.access, None, running.root, lambda: None)
+        opened = await server._open_control()
+        ready.set()
+        await ends.wait()
+        opened.close()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(control()))
+    thread.start()
+    assert ready.wait(10)
+    import os
+
+    try:
+        assert running_servers(running.root) == [os.getpid()]
+        running.text("alice", "a text that is long enough to be kept in the cache")
+        with running.open_store() as reg:
+            list(forget_user(reg, "alice"))
+        assert len(running.service._models.cache) == 0, "before `user rm` returns"
+        assert tell_servers(running.root) == []
+        running.service.recheck = None  # it cannot answer
+        assert tell_servers(running.root) == [os.getpid()]
+    finally:
+        loop.call_soon_threadsafe(ends.set)
+        thread.join(10)
+        loop.close()
+    socket_path(running.root, os.getpid()).unlink(missing_ok=True)
+    assert running_servers(running.root) == [] == tell_servers(running.root)
+
+
+def test_a_failure_takes_nobody_along(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = served.service._models
+    made = models._make
+    monkeypatch.setattr(models, "_make", lambda user, *rest: _fail() if user.name == "bob" else made(user, *rest))
+    failed = served.post("/chat/completions", ask("bob", "Hi"))
+    assert failed.status_code == 500 and "broken" in failed.text
+    assert served.text("alice", "Hi")
+
+
+def _fail() -> Any:
+    raise MtaError("it is broken")
+
+
+def test_an_answer_that_fails_half_way_ends_alone(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mta_cli.engine.generation.sampler import TokenSampler
+
+    choose = TokenSampler.choose
+
+    def broken(self: TokenSampler, logits: Any) -> Any:
+        if self.seed == 77 and self._counts.total() == 3:
+            raise ValueError("secret words")
+        return choose(self, logits)
+
+    monkeypatch.setattr(TokenSampler, "choose", broken)
+    answers: dict[int, Any] = {}
+
+    def post(seed: int) -> None:
+        answers[seed] = served.post("/chat/completions", ask("bob", "Hi", seed=seed, temperature=1, max_tokens=30))
+
+    threads = [threading.Thread(target=post, args=(seed,)) for seed in (1, 77, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [answers[seed].status_code for seed in (1, 77, 2)] == [200, 500, 200]
+    assert "secret" not in answers[77].text and answers[77].json()["error"]["code"] == "internal_error"
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    scheduler = served.service._scheduler
+    bodies = [ask(name, f"Question {n}", max_tokens=20) for n, name in enumerate(("alice", "bob", "carol", "base") * 2)]
+    expected = [served.post("/chat/completions", body).json()["choices"] for body in bodies]
+    step, failed = scheduler._batch.decode_step, list[int]()
+
+    def tight(tokens: list[int]) -> Any:
+        if len(tokens) > 3:
+            failed.append(len(tokens))
+            raise torch.OutOfMemoryError("no room")
+        return step(tokens)
+
+    monkeypatch.setattr(scheduler._batch, "decode_step", tight)
+    found: dict[int, Any] = {}
+    threads = [
+        threading.Thread(target=lambda n=n, body=body: found.update({n: served.post("/chat/completions", body)}))
+        for n, body in enumerate(bodies)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert [found[n].json()["choices"] for n in range(len(bodies))] == expected
+    assert failed and b"mta_batch_shrinks_total" in served.service.metrics.text()
+
+
+def test_clients_that_leave_free_their_rows(served: Running) -> None:
+    import httpx
+
+    scheduler = served.service._scheduler
+    body = ask("bob", "Tell me everything.", max_tokens=1800, temperature=5, seed=3)
+    with httpx.stream("POST", f"{served.url}/chat/completions", json={**body, "stream": True}, timeout=60) as stream:
+        next(stream.iter_lines())
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{served.url}/chat/completions", json=body, timeout=0.05)
+    for _ in range(100):
+        if not scheduler._rows and scheduler._reading is None and not scheduler._waiting:
+            return
+        time.sleep(0.05)
+    raise AssertionError("rows are still there")
+
+
+def test_a_full_queue_says_when_to_come_back(start: Start) -> None:
+    from mta_cli.options import ServeOptions
+
+    running = start(options=ServeOptions(queue=2))
+    answered = running.post("/chat/completions", ask("base", "Hi", n=3))
+    assert answered.status_code == 429 and answered.headers["retry-after"] == "2"
+    assert answered.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_metrics_name_nobody(served: Running) -> None:
+    served.text("alice", "the canary")
+    text = served.get("/../metrics").text
+    assert "alice" not in text and "canary" not in text and "mta_answer_tokens_total" in text
+    for name in ("mta_batch_size", "mta_waiting", "mta_first_token_seconds_bucket", "mta_models 1.0"):
+        assert name in text
+
+
+def test_writing_is_off_unless_it_was_asked_for(start: Start) -> None:
+    assert start().post("/users/alice/items", {"input": "a", "output": "b"}).status_code == 404
+
+
+def test_items_and_adaptations(start: Start) -> None:
+    running = start(write=True)
+    added = running.post("/users/carol/items", {"input": "What now?", "output": "Nothing."})
+    assert added.status_code == 201
+    with running.open_store() as reg:
+        (item,) = reg.items.recent_items(reg.users.get("carol").id, "free")
+        assert (item.input, item.output) == ("What now?", "Nothing.")
+    assert running.post("/users/nobody/items", {"input": "a", "output": "b"}).status_code == 404
+    assert running.post("/users/base/items", {"input": "a", "output": "b"}).status_code == 404
+    job = running.post("/users/nobody/adapt", {})
+    assert job.status_code == 404
+    job = running.post("/users/carol/adapt", {"task": "no-task"}).json()
+    for _ in range(600):
+        state = running.get(f"/jobs/{job['id']}").json()
+        if state["status"] in ("succeeded", "failed"):
+            break
+        time.sleep(0.1)
+    assert state["status"] == "failed" and "no-task" in state["error"]
+    assert running.get("/jobs/job-0").status_code == 404

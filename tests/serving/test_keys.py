@@ -1,0 +1,191 @@
+"""Keys: each opens the models that it names; the others might as well not be there."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mta_cli.errors import BadInput, IntegrityFault, NotFound
+from mta_cli.serving.access import Access, is_loopback
+from mta_cli.serving.errors import ApiError
+from mta_cli.serving.keys import KeyFile
+from tests.serving.conftest import Start
+from tests.serving.running import Running, ask
+
+
+@pytest.fixture
+def keyed(start: Start, tmp_path: Path) -> tuple[Running, str, str]:
+    """A server with a key for alice and bob, and one for everybody."""
+    path = tmp_path / "keys.json"
+    keys = KeyFile.read(path)
+    few, every = keys.add("few", ["alice", "bob"]), keys.add("all", ["*"])
+    keys.write(path)
+    return start(keys=path), few, every
+
+
+def with_key(running: Running, key: str) -> Running:
+    """The same server, asked with a key."""
+    running.headers = {"authorization": f"Bearer {key}"}
+    return running
+
+
+def test_without_a_right_key_nothing_is_told(keyed: tuple[Running, str, str]) -> None:
+    running, few, _ = keyed
+    for header in ({}, {"authorization": few}, {"authorization": f"Bearer {few}x"}, {"authorization": "Bearer"}):
+        for answered in (
+            running.get("/models", headers=header),
+            running.post("/chat/completions", ask("alice", "Hi"), headers=header),
+        ):
+            assert answered.status_code == 401 and answered.json()["error"]["code"] == "invalid_api_key"
+            assert "alice" not in answered.text
+    assert running.get("/../health").status_code == running.get("/../ready").status_code == 200
+
+
+def test_a_key_opens_the_users_that_it_names(keyed: tuple[Running, str, str]) -> None:
+    running, few, every = keyed
+    own = with_key(running, few)
+    assert [one["id"] for one in own.get("/models").json()["data"]] == ["base", "alice", "bob"]
+    assert own.chat("alice", "Hi")["mta"]["anchors"] == [None, None], "who they are is not for this key"
+    unknown = own.post("/chat/completions", ask("nobody", "Hi"))
+    for name in ("carol", "dave", "carol/free"):
+        there = own.post("/chat/completions", ask(name, "Hi"))
+        assert there.status_code == 404 and there.text == unknown.text.replace("nobody", name)
+        assert own.get(f"/models/{name}").status_code == 404
+    assert with_key(running, every).chat("carol", "Hi")["mta"]["mode"] == "base"
+    assert with_key(running, every).chat("alice", "Hi")["mta"]["anchors"] == ["dave", "erin"]
+
+
+def test_a_user_who_is_there_takes_no_longer_to_be_refused(keyed: tuple[Running, str, str]) -> None:
+    """The store is not asked about a user whom the key does not name."""
+    running, few, _ = keyed
+    own, asked = with_key(running, few), list[str]()
+    find = running.service._models.reg.users.get
+    running.service._models.reg.users.get = lambda name: asked.append(name) or find(name)
+    for name in ("carol", "nobody", "alice"):
+        own.get(f"/models/{name}")
+    assert asked == ["alice"]
+
+
+def test_the_file_has_neither_keys_nor_names(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    keys = KeyFile.read(path)
+    secret = keys.add("phone", ["alice"])
+    keys.write(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert secret.rpartition("-")[2] not in path.read_text() and "alice" not in path.read_text()
+    again = KeyFile.read(path)
+    (key,) = again.keys
+    assert again.find(secret) == key and again.opens(key, "alice") and not again.opens(key, "bob")
+    for wrong in ("", "mta-", secret[:-1], secret[:-1] + "!", "x" * 100_000, "mta-00000000-" + "a" * 43):
+        assert again.find(wrong) is None
+    again.remove("phone")
+    again.write(path)
+    assert KeyFile.read(path).find(secret) is None
+    with pytest.raises(NotFound, match="phone"):
+        again.remove("phone")
+
+
+def test_a_right_key_is_hashed_once_and_a_wrong_one_each_time(tmp_path: Path) -> None:
+    keys = KeyFile.read(tmp_path / "keys.json")
+    secret = keys.add("one", ["*"])
+
+    def seconds(token: str) -> float:
+        began = time.perf_counter()
+        keys.find(token)
+        return time.perf_counter() - began
+
+    first, unknown = seconds(secret), seconds("mta-00000000-" + "a" * 43)
+    assert seconds(secret) < first / 3 and unknown > first / 3, "a wrong number costs a hash too"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "other"}', '{"format": "mta-keys-1", "salt": 1}'])
+def test_another_file_is_no_file_of_keys(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text(content)
+    with pytest.raises(IntegrityFault, match="no file of keys"):
+        KeyFile.read(path)
+    with pytest.raises(BadInput):
+        KeyFile.read(tmp_path)
+
+
+def test_names_of_keys(tmp_path: Path) -> None:
+    keys = KeyFile.read(tmp_path / "keys.json")
+    keys.add("a", ["*"])
+    for label in ("a", "", "b c", "../x", "x" * 41):
+        with pytest.raises(BadInput):
+            keys.add(label, ["*"])
+
+
+@pytest.mark.parametrize(
+    "header", ["evil.example", "evil.example:8000", "", "127.0.0.1.evil.example", "[::2]:80", "0.0.0.0"]
+)
+def test_a_rebound_name_of_a_web_page_is_refused(served: Running, header: str) -> None:
+    answered = served.get("/models", headers={"host": header})
+    assert answered.status_code == 403 and answered.json()["error"]["code"] == "forbidden_host"
+    assert served.get("/../metrics", headers={"host": header}).status_code == 403
+
+
+@pytest.mark.parametrize("header", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:9", "[::1]:8000"])
+def test_names_of_this_machine(header: str) -> None:
+    Access("127.0.0.1", lambda: KeyFile("")).require_host(header)
+    Access("0.0.0.0", lambda: KeyFile("")).require_host("any.example")
+    with pytest.raises(ApiError):
+        Access("::1", lambda: KeyFile("")).require_host("any.example")
+    assert is_loopback("127.3.4.5") and not is_loopback("0.0.0.0") and not is_loopback("example.org")
+
+
+def test_one_key_does_not_take_everybodys_place(start: Start, tmp_path: Path) -> None:
+    from mta_cli.options import ServeOptions
+
+    path = tmp_path / "keys.json"
+    keys = KeyFile.read(path)
+    first, second = keys.add("one", ["*"]), keys.add("two", ["*"])
+    keys.write(path)
+    running = start(keys=path, options=ServeOptions(streams=1))
+    running.service._scheduler.submit = lambda answers: None  # nobody is answered: the first stream stays
+    waiting = _Waiting(running, first)
+    try:
+        assert with_key(running, first).get("/models").status_code == 429
+        assert with_key(running, second).get("/models").status_code == 200
+    finally:
+        waiting.leave()
+    for _ in range(200):
+        if (answered := with_key(running, first).get("/models")).status_code == 200:
+            return
+        time.sleep(0.05)
+    raise AssertionError(answered.text)
+
+
+class _Waiting:
+    """A stream that has begun and is not read."""
+
+    def __init__(self, running: Running, key: str) -> None:
+        import socket
+
+        host, _, port = running.url.removeprefix("http://").removesuffix("/v1").partition(":")
+        body = json.dumps(ask("base", "Hi", stream=True)).encode()
+        self._socket = socket.create_connection((host, int(port)))
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        self._socket.sendall(head.encode() + body)
+        assert self._socket.recv(15).startswith(b"HTTP/1.1 200")
+
+    def leave(self) -> None:
+        """Close it."""
+        self._socket.close()
+
+
+def test_pages_of_other_origins_are_told_nothing_unless_they_are_named(start: Start) -> None:
+    from mta_cli.options import ServeOptions
+
+    asked: dict[str, Any] = {"headers": {"origin": "https://page.example"}}
+    assert "access-control-allow-origin" not in start().get("/models", **asked).headers
+    named = start(options=ServeOptions(cors="https://page.example"))
+    assert named.get("/models", **asked).headers["access-control-allow-origin"] == "https://page.example"
+    assert (
+        "access-control-allow-origin" not in named.get("/models", headers={"origin": "https://other.example"}).headers
+    )

@@ -1,0 +1,191 @@
+"""Every parameter of OpenAI's interface: honoured, without effect by its meaning, or refused by name."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import struct
+from typing import Any
+
+import pytest
+
+from mta_cli.serving.schemas import REFUSED, WITHOUT_EFFECT
+from tests.serving.running import Running, ask
+
+REFUSING = {
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "tool_choice": "auto",
+    "logit_bias": {"5": 1},
+    "response_format": {"type": "json_object"},
+    "modalities": ["audio"],
+    "n": 17,
+    "temperature": 6,
+    "top_p": 0,
+    "max_tokens": 0,
+    "presence_penalty": 3,
+    "frequency_penalty": "much",
+    "stop": [""],
+    "seed": 1.5,
+    "top_logprobs": 2,
+    "stream_options": {"include_usage": True},
+    "messages": [],
+    "model": "",
+    "store": True,
+    "temprature": 1,
+}
+
+
+def refused(running: Running, body: Any, path: str = "/chat/completions") -> tuple[int, str | None]:
+    """The status and the parameter that a refusal names."""
+    answered = running.post(path, body)
+    error = answered.json()["error"]
+    assert error["message"] and error["type"] == "invalid_request_error" and error["code"]
+    return answered.status_code, error["param"]
+
+
+@pytest.mark.parametrize("name", REFUSING)
+def test_what_is_not_honoured_is_refused_by_name(served: Running, name: str) -> None:
+    status, param = refused(served, ask("alice", "Hi") | {name: REFUSING[name]})
+    assert status == 400 and param is not None and param.split(".")[0] == name
+
+
+def test_saying_nothing_is_no_refusal(served: Running) -> None:
+    empty = dict.fromkeys(REFUSED) | {"tools": [], "logit_bias": {}, "tool_choice": "none"}
+    plain = served.text("alice", "Hi")
+    assert served.text("alice", "Hi", **empty) == plain
+    assert served.text("alice", "Hi", user="bob", metadata={"a": "b"}, service_tier="auto", store=False) == plain
+    assert {"user", "metadata", "service_tier", "store"} <= set(WITHOUT_EFFECT)
+
+
+def test_limits_of_the_answer(served: Running) -> None:
+    short = served.chat("bob", "Hi", max_tokens=3)
+    assert short["usage"]["completion_tokens"] == 3 and short["choices"][0]["finish_reason"] == "length"
+    assert served.chat("bob", "Hi", max_completion_tokens=3)["choices"] == short["choices"]
+    assert refused(served, ask("bob", "Hi", max_tokens=3, max_completion_tokens=4)) == (400, "max_tokens")
+
+
+def test_a_stop_text_ends_the_answer_before_itself(served: Running) -> None:
+    whole = served.text("bob", "Hi", max_tokens=60)
+    stop = whole[4:7]
+    cut = served.chat("bob", "Hi", max_tokens=60, stop=stop)["choices"][0]
+    assert cut["message"]["content"] == whole[: whole.index(stop)] and cut["finish_reason"] == "stop"
+    pieces = served.stream(ask("bob", "Hi", max_tokens=60, stop=["never-said", stop]))
+    assert "".join(p["choices"][0]["delta"].get("content", "") for p in pieces) == cut["message"]["content"]
+
+
+def test_a_seed_gives_the_same_answer_again(served: Running) -> None:
+    warm = {"temperature": 1.5, "max_tokens": 20}
+    first = served.text("carol", "Hi", seed=1, **warm)
+    assert first == served.text("carol", "Hi", seed=1, **warm)
+    assert len({served.text("carol", "Hi", seed=seed, **warm) for seed in range(6)}) > 1
+    assert len({served.text("carol", "Hi", **warm) for _ in range(6)}) > 1, "without a seed, chance"
+    several = served.chat("carol", "Hi", seed=1, n=3, **warm)["choices"]
+    assert [one["index"] for one in several] == [0, 1, 2]
+    assert several[0]["message"]["content"] == first and len({one["message"]["content"] for one in several}) > 1
+    assert served.text("carol", "Hi", temperature=3, top_p=1e-9) == served.text("carol", "Hi", temperature=0)
+
+
+def test_penalties_make_repetition_rarer(served: Running) -> None:
+    def distinct(**parameters: Any) -> int:
+        entries = served.chat("bob", "Hi", max_tokens=60, logprobs=True, **parameters)["choices"][0]["logprobs"][
+            "content"
+        ]
+        return len({entry["token"] for entry in entries})
+
+    assert distinct(frequency_penalty=2) > distinct() and distinct(presence_penalty=2) > distinct()
+
+
+def test_log_probabilities(served: Running) -> None:
+    choice = served.chat("alice", "Hi", max_tokens=6, logprobs=True, top_logprobs=3)["choices"][0]
+    entries = choice["logprobs"]["content"]
+    assert len(entries) == 6 or choice["finish_reason"] == "stop"
+    assert all(entry["bytes"] is None or bytes(entry["bytes"]).decode() == entry["token"] for entry in entries)
+    for entry in entries:
+        best = entry["top_logprobs"]
+        assert len(best) == 3 and best[0]["logprob"] == entry["logprob"] <= 0, "greedy takes the likeliest"
+        assert best == sorted(best, key=lambda one: -one["logprob"])
+        assert sum(math.exp(one["logprob"]) for one in best) <= 1.001
+    streamed = served.stream(ask("alice", "Hi", max_tokens=6, logprobs=True, top_logprobs=3))
+    found = [e for p in streamed for e in ((p["choices"][0]["logprobs"] or {}).get("content") or [])]
+    assert [one["token"] for one in found] == [one["token"] for one in entries]
+    logprobs = [one["logprob"] for one in entries]
+    assert [one["logprob"] for one in found] == pytest.approx(logprobs, abs=1e-4), "the prompt's beginning was kept"
+    assert served.chat("alice", "Hi", max_tokens=6)["choices"][0]["logprobs"] is None
+
+
+def test_a_label_is_the_answer_of_a_task_with_labels(labelled: Running) -> None:
+    answer = labelled.chat("alice/lamp-2", "about robots", logprobs=True, top_logprobs=20)
+    (choice,), labels = answer["choices"], answer["mta"]["labels"]
+    assert choice["message"]["content"] in labels and choice["finish_reason"] == "stop"
+    assert sum(math.exp(value) for value in labels.values()) == pytest.approx(1.0)
+    (entry,) = choice["logprobs"]["content"]
+    assert entry["token"] == choice["message"]["content"] and entry["logprob"] == labels[entry["token"]]
+    assert {one["token"]: one["logprob"] for one in entry["top_logprobs"]} == labels
+    assert labelled.chat("alice", "about robots", task="lamp-2")["mta"] == answer["mta"], "as a parameter"
+    pieces = labelled.stream(ask("alice/lamp-2", "about robots", n=2))
+    said = [(p["choices"][0]["index"], p["choices"][0]["delta"].get("content")) for p in pieces]
+    assert [(n, choice["message"]["content"]) for n in (0, 1)] == [one for one in said if one[1]]
+    assert pieces[-1]["mta"]["labels"] == labels
+    system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert refused(labelled, {"model": "alice/lamp-2", "messages": system}) == (400, "messages")
+    assert refused(labelled, ask("alice/lamp-2", "Hi", task="free")) == (400, "task")
+
+
+def test_texts_are_gone_on_with(served: Running) -> None:
+    body = {"model": "bob", "prompt": "Once upon", "max_tokens": 8}
+    found = served.post("/completions", body).json()
+    assert found["object"] == "text_completion" and found["choices"][0]["text"]
+    both = served.post("/completions", {**body, "prompt": ["Once upon", "Never"], "n": 2, "logprobs": 2}).json()
+    assert [one["index"] for one in both["choices"]] == [0, 1, 2, 3]
+    assert both["choices"][0]["text"] == both["choices"][1]["text"] == found["choices"][0]["text"]
+    logprobs = both["choices"][0]["logprobs"]
+    assert len(logprobs["tokens"]) == len(logprobs["token_logprobs"]) == len(logprobs["text_offset"]) == 8
+    pieces = served.stream(body, "/completions")
+    assert "".join(p["choices"][0]["text"] for p in pieces) == found["choices"][0]["text"]
+    assert refused(served, {**body, "prompt": ["a", "b"], "stream": True}, "/completions") == (400, "prompt")
+    assert refused(served, {**body, "suffix": "end"}, "/completions") == (400, "suffix")
+    assert refused(served, {**body, "prompt": [1, 2]}, "/completions")[0] == 400
+
+
+def test_embeddings(served: Running) -> None:
+    body = {"model": "tiny-embedder", "input": ["one", "two"]}
+    floats = [one["embedding"] for one in served.post("/embeddings", body).json()["data"]]
+    assert len(floats) == 2 and sum(x * x for x in floats[0]) == pytest.approx(1.0, abs=1e-3)
+    packed = served.post("/embeddings", {**body, "encoding_format": "base64"}).json()["data"]
+    for vector, one in zip(floats, packed, strict=True):
+        raw = base64.b64decode(one["embedding"])
+        assert list(struct.unpack(f"<{len(raw) // 4}f", raw)) == pytest.approx(vector)
+    assert served.post("/embeddings", {**body, "model": "alice"}).status_code == 404
+    assert refused(served, {**body, "dimensions": 8}, "/embeddings") == (400, "dimensions")
+
+
+def test_a_prompt_that_is_too_long_is_told_as_clients_know_it(served: Running) -> None:
+    error = served.post("/chat/completions", ask("alice", "word " * 3000)).json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"model":"alice"}', b"\xff", b"[" * 100_000, b'"x"'])
+def test_bodies_that_are_none(served: Running, content: bytes) -> None:
+    assert served.post("/chat/completions", content).json()["error"]["code"] in ("invalid_json", "invalid_value")
+
+
+def test_other_ways_to_ask_wrongly(served: Running) -> None:
+    body = json.dumps(ask("alice", "Hi"))
+    plain = served.post("/chat/completions", body, headers={"content-type": "text/plain"})
+    assert plain.status_code == 415, "a web page of another origin could send it"
+    assert served.post("/chat/completions", " " * 3_000_000 + body).status_code == 413
+    assert served.get("/chat/completions").status_code == 405 and served.get("/nothing").status_code == 404
+    last = {"model": "alice", "messages": [{"role": "assistant", "content": "Hi"}]}
+    assert refused(served, last) == (400, "messages")
+    assert refused(served, {**last, "messages": [{"role": "tool", "content": "x"}]})[0] == 400
+    assert refused(served, {**last, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]})[0] == 400
+    assert refused(served, ask("alice", ""))[0] == 400 and refused(served, ask("alice", "\ud800"))[0] == 400
+
+
+def test_the_page_and_the_document_name_every_route(served: Running) -> None:
+    root = served.url.removesuffix("/v1")
+    document = served.get("/../openapi.json").json()
+    assert {"/v1/chat/completions", "/v1/models/{model}", "/metrics"} <= set(document["paths"])
+    assert "temperature" in document["components"]["schemas"]["ChatBody"]["properties"]
+    assert "/v1/embeddings" in served.get("/../docs").text and root
