@@ -37,7 +37,41 @@ def _walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 def pages() -> dict[str, str]:
     """File name and text of every generated page."""
-    return {"commands.md": _commands_page(), "settings.md": _settings_page(), "../store/schema.sql": _schema_page()}
+    return {
+        "commands.md": _commands_page(),
+        "settings.md": _settings_page(),
+        "serve-parameters.md": _parameters_page(),
+        "../store/schema.sql": _schema_page(),
+    }
+
+
+def _parameters_page() -> str:
+    """Every parameter of the server's bodies."""
+    from mta_cli.serving.schemas import REFUSED, WITHOUT_EFFECT, ChatBody, CompletionBody, EmbeddingBody
+
+    bodies = {"chat": ChatBody, "completions": CompletionBody, "embeddings": EmbeddingBody}
+    honoured = dict.fromkeys(name for body in bodies.values() for name in body.__struct_fields__)
+    rows = []
+    for name in sorted({*honoured, *REFUSED, *WITHOUT_EFFECT}):
+        cells = [
+            "honoured" if name in body.__struct_fields__ else "no effect" if name in WITHOUT_EFFECT else "refused"
+            for body in bodies.values()
+        ]
+        rows.append(f"| `{name}` | {' | '.join(cells)} | {_cell(REFUSED.get(name, ''))} |")
+    return (
+        "\n\n".join(
+            [
+                "# Parameters of the server",
+                MADE,
+                "What `mta serve` does with the parameters of OpenAI's interface. A refusal is 400 and names the parameter; "
+                "`null`, `[]`, `{}` and false are never refused. `store: true` is refused. Any other name is refused too. "
+                "`response_format` takes `text`, `json_object` and `json_schema`. An answer that is a label is always the "
+                "best one, whatever the sampling.",
+                "\n".join([f"| parameter | {' | '.join(bodies)} | why |", "|---|---|---|---|---|", *rows]),
+            ]
+        )
+        + "\n"
+    )
 
 
 def _schema_page() -> str:

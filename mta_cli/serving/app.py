@@ -178,7 +178,6 @@ class Routes:
     async def chat(self, request: Request) -> Response:
         """Go on with a conversation as the user whose model is named."""
         body = parse_body(ChatBody, await self._body(request))
-        _refuse_format(body)
         messages, sampling = chat_messages(body), chat_sampling(body)
         if self.service.options.log_text:
             log.info("asked: %r", messages[-1]["content"])
@@ -295,16 +294,6 @@ def build_app(service: Service, access: Access, jobs: AdaptJobs | None) -> Starl
     return Starlette(
         routes=routes, middleware=layers if origins else [], exception_handlers={HTTPException: on_http_error}
     )
-
-
-def _refuse_format(body: ChatBody) -> None:
-    if body.response_format is not None and body.response_format.type != "text":
-        raise ApiError(
-            400,
-            f"response_format {body.response_format.type} is not supported; text is.",
-            code="unsupported_value",
-            param="response_format",
-        )
 
 
 def _event(content: dict[str, Any]) -> dict[str, str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from mta_cli.serving.errors import ApiError, invalid, unsupported
+from mta_cli.serving.json_format import json_schema
 
 T = TypeVar("T", bound=Struct)
 MAX_MESSAGES, MAX_ANSWERS, MAX_STOPS, MAX_INPUTS = 2_000, 16, 16, 2_048
@@ -147,6 +148,7 @@ class Sampling:
     top_logprobs: int | None
     stream: bool
     include_usage: bool
+    schema: dict[str, Any] | None = None
 
 
 def parse_body(kind: type[T], content: bytes) -> T:
@@ -208,7 +210,8 @@ def chat_sampling(body: ChatBody) -> Sampling:
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("top_logprobs", "top_logprobs needs logprobs.")
     top = (body.top_logprobs or 0) if body.logprobs else None
-    return _sampling(body, body.max_completion_tokens or body.max_tokens, top)
+    schema = json_schema(body.response_format)
+    return replace(_sampling(body, body.max_completion_tokens or body.max_tokens, top), schema=schema)
 
 
 def completion_sampling(body: CompletionBody) -> Sampling:

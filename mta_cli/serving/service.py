@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mta_cli.errors import UsageError
 from mta_cli.serving.answer import Answer, Failed, Finished, Piece
 from mta_cli.serving.answer_format import AnswerFormat, Choice, TokenNames, label_entries
-from mta_cli.serving.errors import ApiError, unknown_model
+from mta_cli.serving.errors import ApiError, unknown_model, unsupported
+from mta_cli.serving.json_format import JsonFormats
 from mta_cli.serving.metrics import Metrics
 from mta_cli.serving.scheduler import Scheduler
 from mta_cli.serving.schemas import Sampling
@@ -71,6 +72,7 @@ class Service:
         self._models: UserModels
         self._scheduler: Scheduler
         self._names: TokenNames
+        self._formats: JsonFormats
         self._embed: Any = None
 
     async def start(self) -> None:
@@ -93,7 +95,7 @@ class Service:
             metrics=self.metrics,
         )
         self._models = UserModels(self._reg, base, self.chat, cache_bytes, self._scheduler.forget)
-        self._names, self.base = TokenNames(base.tokenizer), base
+        self._names, self._formats, self.base = TokenNames(base.tokenizer), JsonFormats(base), base
         self._scheduler.start()
 
     async def stop(self, drain_seconds: float) -> None:
@@ -180,6 +182,8 @@ class Service:
         temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(62) if temperature else 0
         count = 1 if prepared.labels else sampling.count  # a label is the same each time
+        if prepared.labels and sampling.schema is not None:
+            raise unsupported("response_format", f"task {model.task.name} answers with a label")
         return [
             Answer(
                 model.factors,
@@ -191,6 +195,7 @@ class Service:
                     sampling.presence_penalty,
                     sampling.frequency_penalty,
                     sampling.top_logprobs,
+                    self._formats.constraint(sampling.schema) if sampling.schema is not None else None,
                 ),
                 min(asked, room),
                 partial(emit, index),

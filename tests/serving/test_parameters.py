@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ REFUSING = {
     "tools": [{"type": "function", "function": {"name": "f"}}],
     "tool_choice": "auto",
     "logit_bias": {"5": 1},
-    "response_format": {"type": "json_object"},
+    "response_format": {"type": "json_schema"},
     "modalities": ["audio"],
     "n": 17,
     "temperature": 6,
@@ -148,6 +149,40 @@ def test_texts_are_gone_on_with(served: Running) -> None:
     assert refused(served, {**body, "prompt": [1, 2]}, "/completions")[0] == 400
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"enum": ["ada", "bob"]},
+        "ages": {"type": "array", "items": {"type": "integer"}, "maxItems": 3},
+    },
+    "required": ["name", "ages"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("model", ["alice", "base"])
+def test_an_answer_in_a_form_that_was_asked_for(served: Running, model: str) -> None:
+    pytest.importorskip("llguidance", reason="llguidance is not installed")
+    wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
+    found = served.chat(model, "Who?", response_format=wanted, max_tokens=300, temperature=1, seed=4, n=3)["choices"]
+    for choice in found:
+        if choice["finish_reason"] == "stop":
+            said = json.loads(choice["message"]["content"])
+            assert said["name"] in ("ada", "bob") and len(said["ages"]) <= 3
+    assert any(choice["finish_reason"] == "stop" for choice in found)
+    anything = served.text(model, "Who?", response_format={"type": "json_object"}, max_tokens=50)
+    assert anything.startswith("{")
+    assert served.text(model, "Who?", response_format={"type": "text"}) == served.text(model, "Who?")
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "nothing"}, {"$ref": "#/nowhere"}, "x", {"pattern": "(", "type": "string"}]
+)
+def test_a_schema_that_is_none_is_refused(served: Running, schema: Any) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    assert refused(served, ask("alice", "Hi", response_format=wanted)) == (400, "response_format")
+
+
 def test_embeddings(served: Running) -> None:
     body = {"model": "tiny-embedder", "input": ["one", "two"]}
     floats = [one["embedding"] for one in served.post("/embeddings", body).json()["data"]]
@@ -189,3 +224,58 @@ def test_the_page_and_the_document_name_every_route(served: Running) -> None:
     assert {"/v1/chat/completions", "/v1/models/{model}", "/metrics"} <= set(document["paths"])
     assert "temperature" in document["components"]["schemas"]["ChatBody"]["properties"]
     assert "/v1/embeddings" in served.get("/../docs").text and root
+
+
+PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
+NEEDED = {
+    "chat": ask("alice", "Hi"),
+    "completions": {"model": "alice", "prompt": "Hi"},
+    "embeddings": {"model": "tiny-embedder", "input": "Hi"},
+}
+SAMPLES: dict[str, Any] = {
+    "frequency_penalty": 0.5,
+    "max_completion_tokens": 2,
+    "max_tokens": 2,
+    "n": 2,
+    "presence_penalty": 0.5,
+    "response_format": {"type": "text"},
+    "seed": 1,
+    "stop": ["x"],
+    "stream": False,
+    "stream_options": {"include_usage": True},
+    "task": "free",
+    "temperature": 0.5,
+    "top_logprobs": 1,
+    "top_p": 0.5,
+    "encoding_format": "base64",
+    "metadata": {"a": "b"},
+    "store": False,
+}
+
+
+def rows() -> list[tuple[str, str, str]]:
+    """The cells of the page that lists all parameters: parameter, endpoint, what happens."""
+    page = (Path(__file__).parents[2] / "docs" / "serve-parameters.md").read_text()
+    table = [
+        [cell.strip(" `") for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:2] == "| "
+    ]
+    return [(row[0], kind, row[n]) for row in table[1:] for n, kind in enumerate(PATHS, start=1)]
+
+
+def test_the_page_of_parameters_says_what_happens(served: Running) -> None:
+    found = rows()
+    assert len(found) > 100
+    for name, kind, said in found:
+        body = dict(NEEDED[kind])
+        if name not in body:
+            logprobs: Any = True if kind == "chat" else 1
+            body |= {name: {**SAMPLES, "logprobs": logprobs}.get(name, "x")}
+        body |= {"logprobs": True} if name == "top_logprobs" and kind == "chat" else {}
+        if name == "stream_options" and said == "honoured":
+            assert served.stream(body, PATHS[kind])[-1]["usage"]
+            continue
+        answered = served.post(PATHS[kind], body)
+        if said == "refused":
+            assert answered.status_code == 400 and answered.json()["error"]["param"] == name, (name, kind)
+        else:
+            assert answered.status_code == 200, (name, kind, answered.text)

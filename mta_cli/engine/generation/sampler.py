@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mta_cli.engine.generation.generate import sample_token
 
-TokenMask = Callable[[], Tensor | None]  # the tokens that may follow, bool [vocabulary]; None for any
+
+class TokenConstraint(Protocol):
+    """What an answer may say, token by token."""
+
+    def allowed(self) -> Tensor:
+        """The tokens that may follow, bool [vocabulary] or longer."""
+        ...
+
+    def take(self, token: int) -> None:
+        """A token that was chosen."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,8 +38,7 @@ class TokenSampler:
     """One answer's choices. Temperature 0 is greedy; `seed` draws the tokens.
 
     The penalties are OpenAI's: from a token's logit comes off `presence_penalty` where it stands in the answer, and
-    `frequency_penalty` for each time. `top_logprobs` None computes no log-probabilities. `mask` gives the tokens that
-    may follow, and is asked once a token.
+    `frequency_penalty` for each time. `top_logprobs` None computes no log-probabilities.
     """
 
     temperature: float = 0.0
@@ -38,7 +47,7 @@ class TokenSampler:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     top_logprobs: int | None = None
-    mask: TokenMask | None = None
+    constraint: TokenConstraint | None = None
     _counts: Counter[int] = field(default_factory=Counter)
     _random: torch.Generator | None = None
 
@@ -48,6 +57,8 @@ class TokenSampler:
             self._random = torch.Generator().manual_seed(self.seed)
         token = sample_token(self._adjusted(logits), self.temperature, self.top_p, self._random)
         self._counts[token] += 1
+        if self.constraint is not None:
+            self.constraint.take(token)
         if self.top_logprobs is None:
             return SampledToken(token)
         logs = torch.log_softmax(logits.float(), -1)
@@ -59,6 +70,7 @@ class TokenSampler:
             tokens = torch.tensor(list(self._counts), device=logits.device)
             times = torch.tensor(list(self._counts.values()), device=logits.device, dtype=torch.float32)
             logits = logits.float().index_add(0, tokens, -(self.presence_penalty + self.frequency_penalty * times))
-        if self.mask is not None and (allowed := self.mask()) is not None:
+        if self.constraint is not None:
+            allowed = self.constraint.allowed()[: len(logits)]
             logits = logits.masked_fill(~allowed.to(logits.device), float("-inf"))
         return logits
