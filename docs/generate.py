@@ -63,10 +63,15 @@ def _parameters_page() -> str:
             [
                 "# Parameters of the server",
                 MADE,
-                "What `mta serve` does with the parameters of OpenAI's interface. A refusal is 400 and names the parameter; "
-                "`null`, `[]`, `{}` and false are never refused. `store: true` is refused. Any other name is refused too. "
-                "`response_format` takes `text`, `json_object` and `json_schema`. An answer that is a label is always the "
-                "best one, whatever the sampling.",
+                " ".join(
+                    (
+                        "What `mta serve` does with the parameters of OpenAI's interface.",
+                        "A refusal is 400 and names the parameter; `null`, `[]`, `{}` and false are never refused.",
+                        "`store: true` is refused, and any other name.",
+                        "`response_format` takes `text`, `json_object` and `json_schema`.",
+                        "An answer that is a label is always the best one, whatever the sampling.",
+                    )
+                ),
                 "\n".join([f"| parameter | {' | '.join(bodies)} | why |", "|---|---|---|---|---|", *rows]),
             ]
         )
