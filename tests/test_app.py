@@ -116,6 +116,7 @@ def test_commands_are_listed_in_reading_order() -> None:
         "compare",
         "chat",
         "eval",
+        "serve",
         "tui",
         "demo",
         "doctor",
