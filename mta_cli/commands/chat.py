@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
 from mta_cli.commands.chat_repl.comparison_table import ANSWER_MODES, render_comparison, tokens_as_progress
 from mta_cli.commands.shared.arguments import JsonOption, TaskOption, UserOption, complete_users
-from mta_cli.commands.shared.context import app_context, stdin_binary, stdin_is_terminal
+from mta_cli.commands.shared.context import AppContext, app_context, stdin_binary, stdin_is_terminal
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import BadInput, UsageError
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions
@@ -37,6 +38,9 @@ ModeOption = Annotated[
 ]
 FreeDecodingOption = Annotated[
     bool, typer.Option("--free-decoding", help="Let a task with labels answer in its own words.")
+]
+ServerOption = Annotated[
+    str | None, typer.Option("--server", metavar="URL", help="Talk over a running server: http://127.0.0.1:8000/v1.")
 ]
 NoSaveOption = Annotated[bool, typer.Option("--no-save", help="Do not store the conversation.")]
 ANSWER_TABLES = (AnswerOptions, MemoryOptions, PromptOptions, only(ModelOptions, "base"), MachineOptions)
@@ -104,11 +108,13 @@ def chat(
     mode: ModeOption = None,
     no_save: NoSaveOption = False,
     free_decoding: FreeDecodingOption = False,
+    server: ServerOption = None,
     flags: Flags,
 ) -> None:
     """Talk with a user's model. Type /help for what else can be typed; lines are read from standard input in a pipe.
 
     The base is loaded once: another user or mode only changes its weights. Conversations are stored unless --no-save.
+    With --server, a running `mta serve` answers, and nothing is loaded or stored here; MTA_SERVER_KEY holds a key.
     """
     from mta_cli.commands.chat_repl.repl import ChatShell
     from mta_cli.pipeline.chat.answer import ChatModel
@@ -116,6 +122,10 @@ def chat(
     from mta_cli.pipeline.requests import base_model, chat_options
 
     context = app_context(ctx, flags)
+    if server is not None:
+        if code := _chat_with_server(context, server, user, task, mode):
+            raise typer.Exit(code)
+        return
     asking = chat_options(context.options, task, mode, free_decoding=free_decoding)
     with context.open_registry() as reg:
         found = reg.users.get(user) if user is not None else None
@@ -124,6 +134,16 @@ def chat(
         code = shell.run_chat(interactive=stdin_is_terminal())
     if code:
         raise typer.Exit(code)
+
+
+def _chat_with_server(context: AppContext, url: str, user: str | None, task: str | None, mode: str | None) -> int:
+    from mta_cli.commands.chat_repl.repl import ChatShell
+    from mta_cli.pipeline.chat.remote import RemoteConversation
+
+    if mode is not None:
+        raise UsageError("--mode is not for a server, which answers with the most personal model.")
+    conversation = RemoteConversation(url, user, key=os.environ.get("MTA_SERVER_KEY"), task=task)
+    return ChatShell(context.output, conversation).run_chat(interactive=stdin_is_terminal())
 
 
 def _read_message(given: str | None) -> str:

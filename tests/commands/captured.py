@@ -19,6 +19,7 @@ JOBS = {
     "chat": "mta_cli.pipeline.chat.answer.ChatModel.load_for_user",
     "eval run": "mta_cli.pipeline.evaluation.run.run_evaluation",
     "eval tune": "mta_cli.pipeline.evaluation.run.tune_evaluation",
+    "serve": "mta_cli.serving.run.Service",
     "demo": "mta_cli.pipeline.demo.run_demo",
 }
 """The job of every command that has options, by the command's name."""

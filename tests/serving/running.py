@@ -66,6 +66,15 @@ class Running:
         assert lines[-1] == "data: [DONE]"
         yield from (json.loads(line.removeprefix("data: ")) for line in lines[:-1])
 
+    def wait_until_idle(self) -> None:
+        """Return when nothing is answered; an answer leaves its row just after its end was told."""
+        scheduler = self.service._scheduler
+        for _ in range(200):
+            if not scheduler._rows and scheduler._reading is None and not scheduler._waiting:
+                return
+            threading.Event().wait(0.05)
+        raise AssertionError("rows are still there")
+
     def open_store(self) -> Registry:
         """The store, for a look at what the server has written."""
         return Registry.open(self.root)

@@ -202,17 +202,12 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(served: Running, monke
 def test_clients_that_leave_free_their_rows(served: Running) -> None:
     import httpx
 
-    scheduler = served.service._scheduler
     body = ask("bob", "Tell me everything.", max_tokens=1800, temperature=5, seed=3)
     with httpx.stream("POST", f"{served.url}/chat/completions", json={**body, "stream": True}, timeout=60) as stream:
         next(stream.iter_lines())
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{served.url}/chat/completions", json=body, timeout=0.05)
-    for _ in range(100):
-        if not scheduler._rows and scheduler._reading is None and not scheduler._waiting:
-            return
-        time.sleep(0.05)
-    raise AssertionError("rows are still there")
+    served.wait_until_idle()
 
 
 def test_a_full_queue_says_when_to_come_back(start: Start) -> None:

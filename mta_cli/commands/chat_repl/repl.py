@@ -17,6 +17,7 @@ from mta_cli.signals import exit_on_signals
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.chat.conversation import Conversation
+    from mta_cli.pipeline.chat.remote import RemoteConversation
 
 MAX_LINE_BYTES = 4_000_000  # bytes of one piped line
 
@@ -26,7 +27,7 @@ LineReader = Callable[[str], str | None]
 class ChatShell:
     """Runs a conversation until the lines end. In a terminal errors and Ctrl-C end an answer, never the chat."""
 
-    def __init__(self, output: Output, conversation: Conversation) -> None:
+    def __init__(self, output: Output, conversation: Conversation | RemoteConversation) -> None:
         self.output, self.conversation = output, conversation
 
     def run_chat(self, *, interactive: bool) -> int:
@@ -99,12 +100,10 @@ class ChatShell:
         return True
 
     def _prompt_text(self) -> str:
-        model = self.conversation.model
-        name = f"{model.user.name} " if model.user else ""
-        return f"{clean_line(name)} ({model.source.mode})> ".lstrip()
+        return f"{clean_line(self.conversation.prompt_label)}> "
 
     def _complete_line(self, line: str) -> list[str]:
-        return complete_line(line, self.conversation.model.reg.users.names)
+        return complete_line(line, self.conversation.user_names)
 
 
 def pipe_reader(stream: BinaryIO) -> LineReader:

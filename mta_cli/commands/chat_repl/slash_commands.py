@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mta_cli.commands.chat_repl.comparison_table import render_comparison, tokens_as_progress
 from mta_cli.errors import UsageError
@@ -17,7 +17,9 @@ from mta_cli.output import Output, group, table, text
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.chat.conversation import Conversation
+    from mta_cli.pipeline.chat.remote import RemoteConversation
 
+AnyConversation: TypeAlias = "Conversation | RemoteConversation"
 SlashRender = Callable[[Any, Output], Any]
 
 
@@ -32,7 +34,7 @@ class SlashCommand:
     name: str
     argument: str
     help: str
-    run: Callable[[Conversation, str], Iterator[Event]]
+    run: Callable[[AnyConversation, str], Iterator[Event]]
     render: SlashRender | None = None
 
     @property
@@ -68,16 +70,16 @@ def complete_line(line: str, users: Callable[[], list[str]]) -> list[str]:
     ]
 
 
-def _list_commands(conversation: Conversation, argument: str) -> Iterator[Event]:
+def _list_commands(conversation: AnyConversation, argument: str) -> Iterator[Event]:
     yield JobResult([{"command": command.usage, "what": command.help} for command in SLASH_COMMANDS])
 
 
-def _leave_chat(conversation: Conversation, argument: str) -> Iterator[Event]:
+def _leave_chat(conversation: AnyConversation, argument: str) -> Iterator[Event]:
     yield from ()
     raise LeaveChat
 
 
-def _switch_to_mode(mode: str) -> Callable[[Conversation, str], Iterator[Event]]:
+def _switch_to_mode(mode: str) -> Callable[[AnyConversation, str], Iterator[Event]]:
     return lambda conversation, argument: conversation.switch_mode(mode)
 
 

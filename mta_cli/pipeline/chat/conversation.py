@@ -70,6 +70,16 @@ class Conversation:
         """The number of the stored conversation; None before it is stored."""
         return None if self.chat is None else self.chat.id
 
+    @property
+    def prompt_label(self) -> str:
+        """Who answers, for the prompt of a terminal."""
+        user = self.model.user
+        return f"{user.name} ({self.model.source.mode})" if user is not None else f"({self.model.source.mode})"
+
+    def user_names(self) -> list[str]:
+        """The names of the users whose models can be talked with."""
+        return self.model.reg.users.names()
+
     def opening_notes(self) -> Iterator[Event]:
         """Notes on the user, the weights and what is stored."""
         model = self.model

@@ -28,6 +28,7 @@ WORDS: dict[str, list[str]] = {
     "chat": [],
     "eval run": ["--task", "lamp-2"],
     "eval tune": ["--task", "lamp-2"],
+    "serve": [],
     "demo": [],
 }
 ANSWERING = ("answer", "memory", "prompt", "models", "machine")
@@ -41,6 +42,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "chat": ANSWERING,
     "eval run": ("eval", "bank", "prompt", "models", "machine"),
     "eval tune": ("eval", "bank", "prompt", "models", "machine"),
+    "serve": ("serve", *ANSWERING),
     "demo": ("machine",),
 }
 """The sections whose options a command has flags for, the first that has a name before the others."""
@@ -77,7 +79,7 @@ def other_value(setting: Setting) -> list[str]:
     if setting.choices:
         return [setting.flag, next(choice for choice in setting.choices if choice != setting.default)]
     if setting.kind is str:
-        return [setting.flag, {"device": "cpu"}.get(setting.key.partition(".")[2], "base")]
+        return [setting.flag, {"device": "cpu", "host": "127.0.0.2"}.get(setting.key.partition(".")[2], "base")]
     assert setting.minimum is not None and setting.maximum is not None
     return [setting.flag, str(setting.kind(setting.minimum if setting.default != setting.minimum else setting.maximum))]
 
@@ -110,7 +112,7 @@ def test_every_option_is_a_flag_or_says_that_it_is_a_setting() -> None:
 
 def test_memory_is_a_flag_wherever_labels_are_weighed() -> None:
     with_memory = {command for command in JOBS if "memory" in option_flags(command)}
-    assert with_memory == {"user adapt", "ask", "compare", "chat", "eval run", "eval tune"}
+    assert with_memory == {"user adapt", "ask", "compare", "chat", "eval run", "eval tune", "serve"}
 
 
 def plans(monkeypatch: pytest.MonkeyPatch, *more: str) -> Iterator[tuple[str, dict[str, tuple[str, str]]]]:

@@ -1,0 +1,160 @@
+"""A conversation with a user's model on a server that speaks OpenAI's interface, as `mta serve` does."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import httpx
+
+from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
+from mta_cli.events import Event, JobResult, Note, TextChunk
+from mta_cli.pipeline.chat.answer import Message, check_message
+
+CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
+BASE_MODEL = "base"
+
+
+class RemoteConversation:
+    """Turns with one model of a server at a time. What is said stays in this process and on the server's machine."""
+
+    def __init__(self, url: str, model: str | None, *, key: str | None = None, task: str | None = None) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"--server {url!r:.100} is no address.", hint="--server http://127.0.0.1:8000/v1")
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+        self._client = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=timeout)
+        self._model, self._task, self._mode = model or BASE_MODEL, task, ""
+        self._messages: list[Message] = []
+
+    @property
+    def prompt_label(self) -> str:
+        """Who answers, for the prompt of a terminal."""
+        return f"{self._model} ({self._mode or 'server'})"
+
+    def user_names(self) -> list[str]:
+        """The models that the server lists."""
+        return [str(one["id"]) for one in self._get("/models")["data"]]
+
+    def opening_notes(self) -> Iterator[Event]:
+        """A note on the model. Raises NotFound where the server has none of this name."""
+        self._mode = self._describe(self._model)
+        yield Note(f"{self._model} · {self._mode} · {self._client.base_url}")
+
+    def answer_message(self, text: str) -> Iterator[Event]:
+        """Answer one message. An interruption keeps the text that came before it."""
+        check_message(text)
+        messages = [*self._messages, {"role": "user", "content": text}]
+        said, source, began = "", dict[str, Any](), time.perf_counter()
+        try:
+            for piece in self._stream(messages):
+                source = piece.get("mta") or source
+                for choice in piece.get("choices", ()):
+                    if chunk := (choice.get("delta") or {}).get("content"):
+                        said += chunk
+                        yield TextChunk(chunk)
+        finally:
+            if said:
+                self._messages = [*messages, {"role": "assistant", "content": said}]
+        seconds = time.perf_counter() - began
+        self._mode = str(source.get("mode", self._mode))
+        yield Note(f"{self._model} · {self._mode} · {seconds:.1f} s")
+        yield JobResult({"user": self._model, "text": said, "seconds": round(seconds, 3), "source": source})
+
+    def switch_user(self, name: str) -> Iterator[Event]:
+        """Change to another model, in a new conversation."""
+        self._mode = self._describe(name)
+        self._model = name
+        yield from self.reset()
+
+    def reset(self) -> Iterator[Event]:
+        """Start a new conversation with the same model."""
+        self._messages = []
+        yield Note(f"A new conversation with {self._model} begins.")
+
+    def switch_mode(self, mode: str) -> Iterator[Event]:
+        """Not here: a server answers with the most personal model."""
+        self._refuse()
+
+    def compare(self, text: str = "") -> Iterator[Event]:
+        """Not here."""
+        self._refuse()
+
+    def stored_chats(self, which: str = "") -> Iterator[Event]:
+        """Not here: nothing is stored."""
+        self._refuse()
+
+    def accept_exchange(self) -> Iterator[Event]:
+        """Keep the last exchange as a history item, where the server lets clients write."""
+        if not self._messages:
+            raise BadInput("There is no answer yet to call good.")
+        question, answer = self._messages[-2]["content"], self._messages[-1]["content"]
+        body = {"input": question, "output": answer} | ({"task": self._task} if self._task else {})
+        with self._explained():
+            told = self._client.post(f"/users/{self._model}/items", json=body)
+        self._require_success(told)
+        yield Note(f"history item {told.json()['key']}")
+
+    def save(self, target: str = "") -> Iterator[Event]:
+        """Not here: nothing is stored."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise UsageError("This is not for a conversation over a server.", hint="mta chat without --server")
+
+    def _describe(self, name: str) -> str:
+        model = self._get(f"/models/{name}")
+        return str((model.get("mta") or {}).get("mode", "server"))
+
+    def _get(self, path: str) -> dict[str, Any]:
+        with self._explained():
+            answered = self._client.get(path)
+        self._require_success(answered)
+        found: dict[str, Any] = answered.json()
+        return found
+
+    def _stream(self, messages: list[Message]) -> Iterator[dict[str, Any]]:
+        body = {"model": self._model, "messages": messages, "stream": True}
+        body |= {"task": self._task} if self._task else {}
+        with self._explained(), self._client.stream("POST", "/chat/completions", json=body) as answered:
+            if answered.status_code >= 400:
+                answered.read()
+            self._require_success(answered)
+            for line in answered.iter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    piece = json.loads(line.removeprefix("data: "))
+                    if "error" in piece:
+                        raise MtaError(str(piece["error"].get("message")))
+                    yield piece
+
+    def _explained(self) -> _Explained:
+        return _Explained(str(self._client.base_url))
+
+    def _require_success(self, answered: httpx.Response) -> None:
+        if answered.status_code < 400:
+            return
+        try:
+            message = str(answered.json()["error"]["message"])
+        except (ValueError, KeyError, TypeError):
+            message = f"The server answered {answered.status_code}."
+        if answered.status_code == 404:
+            raise NotFound(message, hint="/user NAME chooses another model")
+        if answered.status_code == 401:
+            raise UsageError(message, hint="MTA_SERVER_KEY holds the key")
+        raise BadInput(message) if answered.status_code < 500 else MtaError(message)
+
+
+class _Explained:
+    """Inside, a server that cannot be reached is an MtaError with its address."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, httpx.HTTPError):
+            raise MtaError(f"{self._url} does not answer: {error}", hint="is mta serve running?") from error
