@@ -62,10 +62,34 @@ def nonsense(draw: random.Random, depth: int = 0) -> Any:
     return draw.choice(kinds)()
 
 
-FIELDS = (
-    "model messages role content type text temperature top_p n stop seed max_tokens stream stream_options tools "
-    "logprobs top_logprobs presence_penalty response_format json_schema schema include_usage task prompt input user"
-).split()
+FIELDS = [
+    "model",
+    "messages",
+    "role",
+    "content",
+    "type",
+    "text",
+    "temperature",
+    "top_p",
+    "n",
+    "stop",
+    "seed",
+    "max_tokens",
+    "stream",
+    "stream_options",
+    "tools",
+    "logprobs",
+    "top_logprobs",
+    "presence_penalty",
+    "response_format",
+    "json_schema",
+    "schema",
+    "include_usage",
+    "task",
+    "prompt",
+    "input",
+    "user",
+]
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/embeddings"])
