@@ -33,6 +33,7 @@ COMMAND_TARGETS = {
     "chat": "chat:chat",
     "eval": "eval:app",
     "serve": "serve:app",
+    "ps": "ps:ps",
     "tui": "tui:tui",
     "demo": "demo:demo",
     "doctor": "doctor:doctor",

@@ -117,6 +117,7 @@ def test_commands_are_listed_in_reading_order() -> None:
         "chat",
         "eval",
         "serve",
+        "ps",
         "tui",
         "demo",
         "doctor",

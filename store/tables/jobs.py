@@ -48,6 +48,11 @@ class Jobs:
                 with contextlib.suppress(MtaError):  # what is left of it holds no user
                     self._remove_job(job_id)
 
+    def running_jobs(self) -> list[tuple[str, int]]:
+        """The title of each running job, oldest first, and how many users it holds."""
+        sql = """SELECT id, title, (SELECT count(*) FROM job_users WHERE job_id = jobs.id) FROM jobs ORDER BY id"""
+        return [(title, users) for job_id, title, users in self._db.fetch_tuples(sql) if self._is_running(job_id)]
+
     def require_unused(self, user_id: int, name: str) -> None:
         """Raises UserInUse where a running job holds the user."""
         sql = "SELECT id, title FROM jobs WHERE id IN (SELECT job_id FROM job_users WHERE user_id = ?) ORDER BY id"

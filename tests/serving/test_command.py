@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from store.registry import Registry
 from tests.pipeline.world import make_world
 from tests.serving.running import ask
 from tests.shell import mta, mta_ok
@@ -64,6 +65,16 @@ def test_running_answers_end_before_it_does(process: Process) -> None:
     assert process.end()[0] == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{process.url}/models")
+
+
+def test_it_is_listed_with_the_running_jobs(process: Process, store_root: Path) -> None:
+    with Registry.open(store_root) as reg, reg.hold_users("bank build of films", [reg.users.get("alice").id]):
+        found = mta_ok("ps", "--json").json()
+    assert {"kind": "job", "what": "bank build of films", "process": None, "users": 1} in found
+    assert [one["process"] for one in found if one["kind"] == "server"] == [process.process.pid]
+    assert "mta serve" in mta_ok("ps").out
+    process.end()
+    assert mta_ok("ps", "--json").json() == []
 
 
 def test_ctrl_c_ends_it_as_every_job(process: Process) -> None:
