@@ -12,7 +12,7 @@ from mta_cli.commands.shared.arguments import JsonOption, TaskOption
 from mta_cli.commands.shared.context import AppContext, app_context
 from mta_cli.commands.shared.lazy_typer import CommandApp
 from mta_cli.commands.shared.option_flags import Flags, only, options
-from mta_cli.errors import Interrupted, UsageError
+from mta_cli.errors import Interrupted, NotFound, UsageError
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions, ServeOptions
 
 PACKAGES = ("starlette", "uvicorn", "msgspec", "sse_starlette", "prometheus_client")
@@ -64,6 +64,8 @@ def serve(
     from mta_cli.serving.run import serve_store
 
     context = app_context(ctx, flags)
+    if keys is not None and not keys.exists():
+        raise NotFound(f"There is no file of keys {keys}.", hint=f"mta serve key add NAME --users … --keys {keys}")
     stopped_by = serve_store(
         context.open_registry,
         context.options,
@@ -92,10 +94,11 @@ def add_key(
     with context.open_registry() as reg:
         for name in names if names != [EVERYBODY] else []:
             reg.users.get(name)
-    path = _key_path(context, keys)
-    found = KeyFile.read(path)
-    secret = found.add(label, names)
-    found.write(path)
+        with reg.job_lock("keys of the server", timeout=10):
+            path = _key_path(context, keys)
+            found = KeyFile.read(path)
+            secret = found.add(label, names)
+            found.write(path)
     context.output.print_result({"name": label, "key": secret, "users": names} if json else secret)
     context.output.note("A running server takes it after SIGHUP.")
 
@@ -114,7 +117,7 @@ def list_keys(ctx: typer.Context, keys: KeysOption = None, json: JsonOption = Fa
         {
             "name": key.label,
             "id": key.id,
-            "users": [EVERYBODY] if EVERYBODY in key.users else [name for name in names if found.opens(key, name)],
+            "users": [EVERYBODY] if EVERYBODY in key.users else [name for name in names if found.allows(key, name)],
         }
         for key in found.keys
     ]
@@ -131,9 +134,10 @@ def remove_key(ctx: typer.Context, label: LabelArgument, keys: KeysOption = None
 
     context = app_context(ctx)
     path = _key_path(context, keys)
-    found = KeyFile.read(path)
-    found.remove(label)
-    found.write(path)
+    with context.open_registry() as reg, reg.job_lock("keys of the server", timeout=10):
+        found = KeyFile.read(path)
+        found.remove(label)
+        found.write(path)
     context.output.note(f"Key {label} is taken back; a running server forgets it after SIGHUP.")
 
 

@@ -23,24 +23,29 @@ def is_loopback(host: str) -> bool:
 
 
 class Access:
-    """The rules of one server. `read_keys` reads the file of keys; without any, everybody on this machine may ask."""
+    """The rules of one server. `read_keys` reads the file of keys.
+
+    Without a file, everybody on this machine may ask. Once there was one, a file without keys opens nothing.
+    """
 
     def __init__(self, host: str, read_keys: Callable[[], KeyFile]) -> None:
         self.on_loopback, self._host, self._read_keys = is_loopback(host), host, read_keys
         self.keys = read_keys()
+        self._needs_key = self.keys.is_there or not self.on_loopback
 
     def reread(self) -> None:
         """Take the keys as the file has them now."""
         self.keys = self._read_keys()
+        self._needs_key = self._needs_key or self.keys.is_there
 
-    def require_host(self, header: str | None) -> None:
+    def refuse_foreign_host(self, header: str | None) -> None:
         """Raises ApiError where a request to this machine alone names another host, as a rebound name of a web page."""
         if self.on_loopback and _host_name(header or "") not in (*LOOPBACK_NAMES, self._host):
             raise ApiError(403, "The Host header is not this machine's.", code="forbidden_host")
 
     async def find_key(self, header: str | None) -> Key | None:
         """The key of an `Authorization` header; None where no keys are needed. Raises ApiError for a wrong one."""
-        if not len(self.keys) and self.on_loopback:
+        if not self._needs_key:
             return None
         scheme, _, token = (header or "").partition(" ")
         key = await asyncio.to_thread(self.keys.find, token.strip()) if scheme.lower() == "bearer" else None

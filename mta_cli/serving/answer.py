@@ -90,6 +90,7 @@ class Answer:
     stops: Sequence[str] = ()
     end_ids: Sequence[int] = ()
     cancelled: bool = False
+    keeps_prefix: bool = True
     tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:

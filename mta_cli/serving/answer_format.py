@@ -66,9 +66,9 @@ def label_entries(labels: Sequence[str], logprobs: Sequence[float], place: int, 
     return [entry(place) | {"top_logprobs": [entry(n) for n in order[:top]]}]
 
 
-def completion_logprobs(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The older form of log-probabilities, of `/v1/completions`."""
-    offsets, place = [], 0
+def completion_logprobs(entries: Sequence[dict[str, Any]], place: int) -> dict[str, Any]:
+    """The older form of log-probabilities, of `/v1/completions`, for text that begins at `place`."""
+    offsets = []
     for entry in entries:
         offsets.append(place)
         place += len(entry["token"])
@@ -117,7 +117,7 @@ class AnswerFormat:
             "mta": self.mta,
         }
 
-    def piece(self, choice: Choice, piece: Piece, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    def text_chunk(self, choice: Choice, piece: Piece, entries: list[dict[str, Any]]) -> dict[str, Any]:
         """A piece of text."""
         return self._chunk() | {"choices": [self._choice(choice, piece.text, entries, "delta")]}
 
@@ -138,8 +138,9 @@ class AnswerFormat:
     def _choice(self, choice: Choice, text: str, entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
         """A choice with a text: the whole, or a piece of it (`delta`)."""
         logprobs: dict[str, Any] | None = None
+        start = 0 if name == "message" else len(choice.text) - len(text)
         if self.with_logprobs and (entries or name == "message"):
-            logprobs = {"content": entries, "refusal": None} if self.is_chat else completion_logprobs(entries)
+            logprobs = {"content": entries, "refusal": None} if self.is_chat else completion_logprobs(entries, start)
         rest = {"logprobs": logprobs, "finish_reason": choice.reason}
         if not self.is_chat:
             return {"index": choice.index, "text": text, **rest}

@@ -25,6 +25,7 @@ from mta_cli.serving import openapi
 from mta_cli.serving.errors import ApiError, api_error
 from mta_cli.serving.metrics import CONTENT_TYPE
 from mta_cli.serving.schemas import (
+    MAX_ANSWERS,
     AdaptBody,
     ChatBody,
     CompletionBody,
@@ -72,7 +73,7 @@ class Routes:
         return [
             self._route("GET", "/health", self.health, open_to_all=True),
             self._route("GET", "/ready", self.is_ready, open_to_all=True),
-            self._route("GET", "/metrics", self.metrics, open_to_all=self.access.on_loopback),
+            self._route("GET", "/metrics", self.metrics),
             self._route("GET", "/openapi.json", self.openapi, open_to_all=True),
             self._route("GET", "/docs", self.docs, open_to_all=True),
             self._route("GET", "/v1/models", self.models),
@@ -87,11 +88,13 @@ class Routes:
         async def guarded(request: Request) -> Response:
             began, key = time.monotonic(), None
             try:
-                self.access.require_host(request.headers.get("host"))
-                if not open_to_all:
+                self.access.refuse_foreign_host(request.headers.get("host"))
+                if open_to_all:
+                    response = await handler(request)
+                else:
                     key = await self.access.find_key(request.headers.get("authorization"))
                     request.state.key = key
-                response = await self._counted(handler, request, "" if key is None else key.id)
+                    response = await self._counted(handler, request, "" if key is None else key.id)
             except Exception as error:
                 response = self._error_response(error)
             self.service.metrics.requests.labels(path, str(response.status_code)).inc()
@@ -129,7 +132,7 @@ class Routes:
 
     def _may(self, request: Request) -> May:
         key = request.state.key
-        return (lambda name: True) if key is None else (lambda name: self.access.keys.opens(key, name))
+        return (lambda name: True) if key is None else (lambda name: self.access.keys.allows(key, name))
 
     async def _body(self, request: Request) -> bytes:
         """The content of a request. Raises ApiError for one that is too long or not JSON by its header."""
@@ -188,6 +191,8 @@ class Routes:
         """Go on with a text as it is."""
         body = parse_body(CompletionBody, await self._body(request))
         texts, sampling = [body.prompt] if isinstance(body.prompt, str) else body.prompt, completion_sampling(body)
+        if len(texts) * sampling.count > MAX_ANSWERS:
+            raise ApiError(400, f"A request has up to {MAX_ANSWERS} answers.", code="invalid_value", param="prompt")
         if sampling.stream and len(texts) > 1:
             raise ApiError(400, "A stream goes on with one prompt.", code="invalid_value", param="prompt")
         runs = []
@@ -208,7 +213,11 @@ class Routes:
             stream = _Stream(events, sep="\n", ping=PING_SECONDS, send_timeout=SEND_SECONDS)
             stream.on_end.append(lambda: self.service.cancel(runs[0]))
             return stream
-        answers = [await self.service.whole(running, request.is_disconnected) for running in runs]
+        try:
+            answers = [await self.service.whole(running, request.is_disconnected) for running in runs]
+        finally:
+            for running in runs:
+                self.service.cancel(running)
         if await request.is_disconnected():
             raise ClientDisconnect
         return json_response(_joined(answers))
@@ -219,8 +228,8 @@ class Routes:
             if shape.is_chat:
                 for choice in running.choices:
                     yield _event(shape.first(choice))
-            async for choice, piece, entries in self.service.updates(running, request.is_disconnected):
-                yield _event(shape.piece(choice, piece, entries))
+            async for choice, piece, entries in self.service.pieces(running, request.is_disconnected):
+                yield _event(shape.text_chunk(choice, piece, entries))
             for choice in running.choices:
                 yield _event(shape.last(choice))
             if running.sampling.include_usage:
@@ -251,7 +260,7 @@ class Routes:
         """Let a user's model learn from their newest items; the answer has the job's id."""
         assert self._jobs is not None
         body = parse_body(AdaptBody, await self._body(request))
-        target = await self.service.target(request.path_params["name"], self._may(request))
+        target = await self.service.target(request.path_params["name"], self._may(request), body.task)
         assert target.user is not None
         key = request.state.key
         return json_response(self._jobs.add(target.user, body.task, body.shots, key.id if key else ""), 202)

@@ -37,14 +37,23 @@ class ByteCache(Generic[K, V]):
         """The value, without counting it as used."""
         return self._values[key][0] if key in self._values else None
 
-    def put(self, key: K, value: V) -> None:
-        """Keep a value, and drop the least recently used ones that no longer fit."""
+    def clear(self) -> None:
+        """Forget everything."""
+        for key in self:
+            self.drop(key)
+
+    def put(self, key: K, value: V) -> list[V]:
+        """Keep a value, and drop and return the least recently used ones that no longer fit."""
+        dropped: list[V] = []
         self.drop(key)
         size = self._size_of(value)
         self._values[key] = (value, size)
         self.num_bytes += size
         while self.num_bytes > self._max_bytes and len(self._values) > 1:
-            self.drop(next(iter(self._values)))
+            oldest = next(iter(self._values))
+            dropped.append(self._values[oldest][0])
+            self.drop(oldest)
+        return dropped
 
     def drop(self, key: K) -> None:
         """Forget a value, if it is there."""

@@ -50,6 +50,7 @@ class AdaptJobs:
         self._jobs: OrderedDict[str, AdaptJob] = OrderedDict()
         self._queue: Queue[AdaptJob | None] = Queue()
         self._process: subprocess.Popen[str] | None = None
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, name="adapt jobs", daemon=True)
         self._thread.start()
 
@@ -75,9 +76,9 @@ class AdaptJobs:
             raise ApiError(404, f"There is no job {number!r:.100}.", code="not_found")
         return job.as_json()
 
-    def forget(self, known: set[str]) -> None:
-        """Drop the jobs of users whose names are not `known` any more."""
-        self._jobs = OrderedDict((number, job) for number, job in self._jobs.items() if job.user in known)
+    def drop_users(self, gone: set[str]) -> None:
+        """Drop the jobs of these users."""
+        self._jobs = OrderedDict((number, job) for number, job in self._jobs.items() if job.user not in gone)
 
     @property
     def users(self) -> set[str]:
@@ -86,26 +87,28 @@ class AdaptJobs:
 
     def stop(self) -> None:
         """End the job that runs, which `mta user adapt` goes on with, and start no other."""
+        self._stopped = True
         self._queue.put(None)
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
+            if self._stopped:
+                return
             if job.id in self._jobs:
-                self._run_job(job)
+                try:
+                    self._run_job(job)
+                except Exception as error:  # the next job is not to suffer
+                    job.status, job.error = "failed", f"{type(error).__name__}: {error}"[:LINE_LENGTH]
 
     def _run_job(self, job: AdaptJob) -> None:
         job.status = "running"
         command = [sys.executable, "-m", "mta_cli", "--store", str(self._store), *job.arguments]
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-            output, errors = self._process.communicate()
-        except OSError as error:
-            job.status, job.error = "failed", str(error)
-            return
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        output, errors = self._process.communicate()
         if self._process.returncode == 0:
             job.status, job.result = "succeeded", json.loads(output or "null")
         else:

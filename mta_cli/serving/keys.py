@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ class Key:
 class KeyFile:
     """The keys of a file, as they were when it was read."""
 
-    def __init__(self, salt: str, keys: Iterable[Key] = ()) -> None:
+    def __init__(self, salt: str, keys: Iterable[Key] = (), *, is_there: bool = True) -> None:
+        self.is_there = is_there
         self._salt, self._keys = salt, {key.id: key for key in keys}
         self._verified: dict[bytes, str] = {}  # digests of keys that were right, so that scrypt runs once for each
         self._memory_salt = secrets.token_bytes(16)
@@ -51,7 +53,7 @@ class KeyFile:
             with path.open("rb") as file:
                 text = file.read(MAX_FILE_BYTES + 1)
         except FileNotFoundError:
-            return cls(secrets.token_hex(16))
+            return cls(secrets.token_hex(16), is_there=False)
         except OSError as error:
             raise BadInput(f"{path} cannot be read: {system_reason(error)}") from error
         try:
@@ -117,13 +119,14 @@ class KeyFile:
         self._verified[digest] = known.id
         return known
 
-    def opens(self, key: Key, name: str) -> bool:
+    def allows(self, key: Key, name: str) -> bool:
         """Whether the key may ask the model of the user of this name."""
         return key.users == (EVERYBODY,) or self.name_hash(name) in key.users
 
     def name_hash(self, name: str) -> str:
         """A user's name as the file has it."""
-        return hashlib.sha256(f"{self._salt}\0{name}".encode()).hexdigest()
+        text = unicodedata.normalize("NFC", name)  # as the store has names
+        return hashlib.sha256(f"{self._salt}\0{text}".encode()).hexdigest()
 
 
 def _scrypt(secret: str, salt: str) -> str:

@@ -22,8 +22,8 @@ class Metrics:
         self.shrinks = Counter(
             "mta_batch_shrinks", "Times that memory ran out and the batch was halved", registry=registry
         )
-        self.model_hits = Counter("mta_model_hits", "Users' models found in memory", registry=registry)
-        self.model_misses = Counter("mta_model_misses", "Users' models that were made", registry=registry)
+        self.model_hits = Gauge("mta_model_hits", "Users' models found in memory", registry=registry)
+        self.model_misses = Gauge("mta_model_misses", "Users' models that were made", registry=registry)
         self.waiting = Gauge("mta_waiting", "Answers that wait for a row", registry=registry)
         self.batch_size = Gauge("mta_batch_size", "Answers that are decoded together", registry=registry)
         self.models = Gauge("mta_models", "Users' models in memory", registry=registry)

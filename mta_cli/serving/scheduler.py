@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
 
 log = logging.getLogger("mta.serve")
+STEPS_PER_ROW = 64  # steps until the batch may be a row larger again, after memory ran out
 PIECE_TOKENS = 256  # prompt tokens that are read between two decoding steps
 MIN_KEPT_TOKENS = 16  # a shorter beginning of a text is not worth keeping
+PrefixKey = tuple[int | None, "UserFactors"]  # the user's number, and the model
 Prefix = tuple[list[int], "Tensor"]  # token ids, and their keys and values
 
 
@@ -57,9 +59,10 @@ class Scheduler:
         assert base.llama_decoder is not None
         self._base, self._decoder, self._metrics = base, base.llama_decoder, metrics
         self._max_batch, self._max_waiting = max_batch, max_waiting
+        self._room, self._steps_since_shrink = max_batch, 0  # rows that fit, as far as is known
         self._batch, self._rows = ContinuousBatch(self._decoder), list[_Row]()
         self._reading: tuple[Answer, PromptPass] | None = None
-        self._prefixes: ByteCache[UserFactors, Prefix] = ByteCache(prefix_bytes, lambda prefix: prefix[1].nbytes)
+        self._prefixes: ByteCache[PrefixKey, Prefix] = ByteCache(prefix_bytes, lambda prefix: prefix[1].nbytes)
         self._waiting: deque[Answer] = deque()
         self._changed, self._stop, self._drained = threading.Condition(), False, threading.Event()
         self._calls: deque[tuple[Callable[[], None], threading.Event]] = deque()
@@ -91,31 +94,41 @@ class Scheduler:
                 answer.cancelled = True
             self._changed.notify()
 
+    def known_owners(self) -> set[int]:
+        """The numbers of the users whose answers wait or run, or of whose conversations something is kept."""
+        found: set[int] = set()
+
+        def work() -> None:
+            found.update(answer.owner for answer in self._answers() if answer.owner is not None)
+            found.update(owner for owner, _ in self._prefixes if owner is not None)
+
+        self._call(work)
+        return found
+
     def forget(self, gone: Sequence[UserFactors], owners: Sequence[int]) -> None:
-        """Drop what is kept of these models, and end all answers of users number `owners`; returns when it is done."""
+        """Drop what is kept of these models and of users number `owners`, whose answers end; wait for it."""
         missing = MtaError("The model was removed.")
 
         def work() -> None:
-            for user in gone:
-                self._prefixes.drop(user)
-            for answer in [*self._waiting, *(row.answer for row in self._rows)]:
-                self._fail_if(answer, owners, missing)
-            if self._reading is not None:
-                self._fail_if(self._reading[0], owners, missing)
+            for answer in self._answers():
+                if answer.owner in owners and not answer.cancelled:
+                    answer.cancelled = True
+                    answer.emit(Failed(missing))
+                if answer.user in gone or answer.owner in owners:
+                    answer.keeps_prefix = False
             self._drop_cancelled()
-            for user in gone:  # rows that have just left kept their beginnings
-                self._prefixes.drop(user)
+            for owner, user in self._prefixes:
+                if owner in owners or user in gone:
+                    self._prefixes.drop((owner, user))
 
         self._call(work)
 
-    @property
-    def owners(self) -> set[int]:
-        """The numbers of the users whose answers wait or run."""
+    def _answers(self) -> list[Answer]:
+        """Every answer that waits or runs. Call it in the scheduler's thread."""
         with self._changed:
-            answers = [*self._waiting, *(row.answer for row in self._rows)]
-            if self._reading is not None:
-                answers.append(self._reading[0])
-        return {answer.owner for answer in answers if answer.owner is not None}
+            waiting = list(self._waiting)
+        reading = [self._reading[0]] if self._reading is not None else []
+        return [*waiting, *reading, *(row.answer for row in self._rows)]
 
     def stop(self, *, drain_seconds: float) -> None:
         """Take no more answers, let those that are there end for a while, and end the thread."""
@@ -123,12 +136,7 @@ class Scheduler:
             self._stop = True
             self._changed.notify()
         self._drained.wait(drain_seconds)
-        with self._changed:
-            for answer in [*self._waiting, *(row.answer for row in self._rows)]:
-                answer.cancelled = True
-            if self._reading is not None:
-                self._reading[0].cancelled = True
-            self._changed.notify()
+        self._call(lambda: self.cancel(self._answers()))
         self._thread.join(drain_seconds + 10)
 
     def _call(self, work: Callable[[], None]) -> None:
@@ -141,35 +149,40 @@ class Scheduler:
             if not self._thread.is_alive():
                 return
 
-    @staticmethod
-    def _fail_if(answer: Answer, owners: Sequence[int], error: MtaError) -> None:
-        if answer.owner in owners and not answer.cancelled:
-            answer.cancelled = True
-            answer.emit(Failed(error))
-
     def _run(self) -> None:
-        self._decoder.pack_weights()
         try:
+            self._decoder.pack_weights()
             while self._wait_for_work():
                 try:
                     self._drop_cancelled()
                     self._read_prompts()
                     self._decode()
+                    self._publish()
                 except Exception as error:  # nothing else is known to fail: begin again, with an empty batch
                     log.error("the batch failed", exc_info=error)
                     self._fail_all(error)
-                self._publish()
         finally:
+            with self._changed:
+                self._stop = True
+            for answer in self._answers():
+                answer.emit(Failed(Stopping("The server has stopped.")))
             self._drained.set()
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; whether the thread goes on."""
-        with self._changed:
-            while True:
+        while True:
+            with self._changed:
                 calls, self._calls = self._calls, deque()
-                for work, done in calls:
+            for work, done in calls:
+                try:
                     work()
+                except Exception as error:
+                    log.error("a call failed", exc_info=error)
+                finally:
                     done.set()
+            with self._changed:
+                if self._calls:
+                    continue
                 if self._waiting or self._rows or self._reading is not None:
                     return True
                 if self._stop:
@@ -193,15 +206,24 @@ class Scheduler:
         if not rows:
             return
         for r in rows:
-            self._keep_prefix(r)
+            if self._rows[r].answer.keeps_prefix:
+                self._keep_prefix(r)
         self._rows = [self._rows[r] for r in self._batch.leave(rows)]
 
     def _keep_prefix(self, row: int) -> None:
+        from mta_cli.engine.scoring.backends import is_out_of_memory
+
         answer = self._rows[row].answer
         ids = answer.ids[:-1]  # the last token was not run
-        clean = answer.user.clean_prefix(len(answer.prompt), len(ids))
-        if clean >= MIN_KEPT_TOKENS:
-            self._prefixes.put(answer.user, (ids[:clean], self._batch.row_block(row, clean)))
+        clean = answer.user.reusable_length(len(answer.prompt), len(ids))
+        if clean < MIN_KEPT_TOKENS:
+            return
+        try:
+            self._prefixes.put((answer.owner, answer.user), (ids[:clean], self._batch.row_block(row, clean)))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._prefixes.clear()  # nothing is lost but time
 
     def _read_prompts(self) -> None:
         """Read up to `PIECE_TOKENS` tokens of prompts; those that are read through become rows, or choose a label."""
@@ -222,26 +244,30 @@ class Scheduler:
             except Exception as error:
                 self._reading = None
                 if is_out_of_memory(error) and self._rows:
-                    self._shrink([answer])
+                    self._halve_batch([answer])
                 else:
                     self._fail(answer, error)
 
     def _begin_reading(self) -> bool:
         """Take the first that waits, if there is room for one more row."""
         from mta_cli.engine.generation.continuous_batch import PromptPass
+        from mta_cli.engine.scoring.backends import is_out_of_memory
 
         with self._changed:
-            if not self._waiting or len(self._rows) >= self._max_batch:
+            if not self._waiting or len(self._rows) >= self._room:
                 return False
             answer = self._waiting.popleft()
         ids, prefix = answer.ids, None
-        if (known := self._prefixes.get(answer.user)) is not None:
+        if (known := self._prefixes.get((answer.owner, answer.user))) is not None:
             shared = _common_length(known[0], ids[:-1])
-            shared = answer.user.clean_prefix(len(answer.prompt), shared)
+            shared = answer.user.reusable_length(len(answer.prompt), shared)
             prefix = known[1][..., :shared, :] if shared >= MIN_KEPT_TOKENS else None
         try:
             text = PromptPass(self._decoder, answer.user, ids, len(answer.prompt), prefix)
         except Exception as error:
+            if is_out_of_memory(error) and self._rows:
+                self._halve_batch([answer])
+                return False
             self._fail(answer, error)
             return self._begin_reading()
         self._metrics.prompt_tokens.inc(text.remaining)
@@ -271,12 +297,11 @@ class Scheduler:
             logits = self._batch.decode_step([row.answer.tokens[-1] for row in self._rows])
         except Exception as error:
             if is_out_of_memory(error) and len(self._rows) > 1:
-                self._shrink([])
+                self._halve_batch([])
             else:
-                for row in self._rows:
-                    self._fail(row.answer, error)
-                self._restart_batch()
+                self._fail_all(error)
             return
+        self._grow_again()
         now, ended = time.monotonic(), []
         for r, row in enumerate(self._rows):
             try:
@@ -290,28 +315,33 @@ class Scheduler:
         self._metrics.tokens.inc(len(self._rows))
         self._leave(ended)
 
-    def _shrink(self, also: Sequence[Answer]) -> None:
-        """Out of memory: half as many rows from now on; the newest go on later, from where they are."""
-        self._max_batch = max(1, len(self._rows) // 2)
+    def _halve_batch(self, also: Sequence[Answer]) -> None:
+        """Out of memory: half as many rows for a while; the newest go on later, from where they are."""
+        self._room, self._steps_since_shrink = max(1, len(self._rows) // 2), 0
         self._metrics.shrinks.inc()
-        aside = [row.answer for row in self._rows[self._max_batch :]]
+        self._prefixes.clear()
+        aside = [row.answer for row in self._rows[self._room :]]
         with self._changed:
             self._waiting.extendleft(reversed([*aside, *also]))
-        kept = self._rows[: self._max_batch]
-        self._prefixes = ByteCache(0, lambda prefix: prefix[1].nbytes)
-        self._rows = [self._rows[r] for r in self._batch.leave(range(len(kept), len(self._rows)))]
+        self._rows = [self._rows[r] for r in self._batch.leave(range(self._room, len(self._rows)))]
+        self._batch.trim()
+
+    def _grow_again(self) -> None:
+        """After `STEPS_PER_ROW` steps without trouble, room for one row more, up to what was asked for."""
+        self._steps_since_shrink += 1
+        if self._room < self._max_batch and self._steps_since_shrink >= STEPS_PER_ROW:
+            self._room, self._steps_since_shrink = self._room + 1, 0
 
     def _fail_all(self, error: Exception) -> None:
-        reading = [self._reading[0]] if self._reading is not None else []
-        for answer in [*(row.answer for row in self._rows), *reading]:
-            self._fail(answer, error)
-        self._reading = None
-        self._restart_batch()
-
-    def _restart_batch(self) -> None:
+        """End every answer that runs, and begin with an empty batch."""
         from mta_cli.engine.generation.continuous_batch import ContinuousBatch
 
-        self._batch, self._rows = ContinuousBatch(self._decoder), []
+        running = [*(row.answer for row in self._rows), *([self._reading[0]] if self._reading is not None else [])]
+        self._reading, self._rows = None, []
+        for answer in running:
+            self._fail(answer, error)
+        self._prefixes.clear()
+        self._batch = ContinuousBatch(self._decoder)
 
     def _fail(self, answer: Answer, error: Exception) -> None:
         self._metrics.count_error(error)

@@ -21,6 +21,7 @@ from mta_cli.serving.jobs import AdaptJobs
 from mta_cli.serving.service import Service
 
 BACKLOG = 128
+STOP_SECONDS = 1.0  # that answers without a listener get
 log = logging.getLogger("mta.serve")
 
 
@@ -72,7 +73,8 @@ class Server:
         finally:
             self._service.ready = False
             web.should_exit = True
-            await asyncio.gather(self._service.stop(self._service.options.drain), serving, return_exceptions=True)
+            await asyncio.gather(serving, return_exceptions=True)  # running answers end, new requests are refused
+            await self._service.stop(STOP_SECONDS)
             if self._jobs is not None:
                 self._jobs.stop()
             control.close()
@@ -111,7 +113,8 @@ class Server:
             if await reader.readline() == b"recheck\n":
                 await self._service.recheck()
                 if self._jobs is not None:
-                    self._jobs.forget(await self._service.existing_users(self._jobs.users))
+                    users = self._jobs.users
+                    self._jobs.drop_users(users - await self._service.existing_users(users))
                 writer.write(DONE)
                 await writer.drain()
             writer.close()

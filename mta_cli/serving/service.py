@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+import unicodedata
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,7 +24,7 @@ from mta_cli.serving.answer_format import AnswerFormat, Choice, TokenNames, labe
 from mta_cli.serving.errors import ApiError, unknown_model, unsupported
 from mta_cli.serving.json_format import JsonFormats
 from mta_cli.serving.metrics import Metrics
-from mta_cli.serving.scheduler import Scheduler
+from mta_cli.serving.scheduler import Scheduler, Stopping
 from mta_cli.serving.schemas import Sampling
 from mta_cli.serving.user_models import May, Prepared, Target, UserModels, shown_names
 
@@ -67,6 +68,8 @@ class Service:
         self.metrics, self.options, self.chat = Metrics(), options, chat
         self._open_store, self._entry, self._embedder_name = open_store, entry, embedder
         self._store_thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._embed_thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
+        self._loaded = False
         self.ready = False
         self._reg: Registry
         self._models: UserModels
@@ -97,14 +100,17 @@ class Service:
         self._models = UserModels(self._reg, base, self.chat, cache_bytes, self._scheduler.forget)
         self._names, self._formats, self.base = TokenNames(base.tokenizer), JsonFormats(base), base
         self._scheduler.start()
+        self._loaded = True
 
     async def stop(self, drain_seconds: float) -> None:
         """Let running answers end for a while, then close everything."""
         self.ready = False
-        with suppress(AttributeError):  # it was stopped while it loaded
+        if self._loaded:
             await asyncio.to_thread(partial(self._scheduler.stop, drain_seconds=drain_seconds))
+        if hasattr(self, "_reg"):
             await self._in_store_thread(self._reg.close)
         self._store_thread.shutdown()
+        self._embed_thread.shutdown()
 
     async def _in_store_thread(self, work: Callable[..., T], *given: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._store_thread, partial(work, *given))
@@ -147,6 +153,8 @@ class Service:
             running.answers = self._answers(prepared, sampling, emit)
             self._scheduler.submit(running.answers)
             cache = self._models.cache
+            self.metrics.model_hits.set(cache.hits)
+            self.metrics.model_misses.set(cache.misses)
             self.metrics.models.set(len(cache))
             self.metrics.model_bytes.set(cache.num_bytes)
             return running
@@ -208,19 +216,24 @@ class Service:
             for index in range(count)
         ]
 
-    async def updates(self, running: Running, is_gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[Update]:
+    async def pieces(self, running: Running, is_gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[Update]:
         """The pieces of all answers as they come, with their log-probabilities. Raises what failed.
 
         Ends all answers where the client is gone or leaves. `is_gone` is asked while nothing comes.
         """
-        open_answers = len(running.answers)
+        open_answers, looked = len(running.answers), time.monotonic()
         try:
             while open_answers:
-                try:
+                event = None
+                with suppress(TimeoutError):
                     index, event = await asyncio.wait_for(running.events.get(), DISCONNECT_POLL_SECONDS)
-                except TimeoutError:
+                if time.monotonic() - looked > DISCONNECT_POLL_SECONDS:
+                    looked = time.monotonic()
                     if await is_gone():
                         return
+                    if event is None and not self._scheduler.is_alive and running.events.empty():
+                        raise Stopping("The server has stopped.")
+                if event is None:
                     continue
                 if isinstance(event, Failed):
                     raise event.error
@@ -229,6 +242,8 @@ class Service:
                     if event.label_scores is not None:
                         for update in await self._label_updates(running, event.label_scores):
                             yield update
+                        for one in running.choices:
+                            one.reason = "stop"
                     else:
                         running.choices[index].tokens, running.choices[index].reason = event.tokens, event.reason
                     continue
@@ -252,7 +267,7 @@ class Service:
         entries = [] if top is None else label_entries(labels, logprobs, place, top)
         found = []
         for choice in running.choices:
-            choice.text, choice.reason, choice.tokens = labels[place], "stop", len(prepared.labels[place])
+            choice.text, choice.tokens = labels[place], len(prepared.labels[place])
             choice.logprobs = entries
             found.append((choice, Piece(labels[place]), entries))
         return found
@@ -263,7 +278,7 @@ class Service:
 
     async def whole(self, running: Running, is_gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
         """All answers of a request, once they are complete."""
-        async for _ in self.updates(running, is_gone):
+        async for _ in self.pieces(running, is_gone):
             pass
         return running.format.whole(running.choices)
 
@@ -288,7 +303,8 @@ class Service:
     async def embeddings(self, model: str, texts: Sequence[str]) -> list[list[float]]:
         """Unit vectors of texts by the configured embedder. Raises ApiError for another name."""
         self.require_ready()
-        return await self._in_store_thread(self._embeddings, model, list(texts))
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._embed_thread, self._embeddings, model, list(texts))
 
     def _embeddings(self, model: str, texts: list[str]) -> list[list[float]]:
         from mta_cli.pipeline.memory.knn import load_embedder
@@ -302,13 +318,13 @@ class Service:
         found: list[list[float]] = self._embed(texts).astype(float).tolist()
         return found
 
-    async def target(self, name: str, may: May) -> Target:
-        """The user of a name, for writing. Raises ApiError for the base and for whom the client may not ask."""
+    async def target(self, name: str, may: May, task: str | None = None) -> Target:
+        """The user of a name, for writing. Raises ApiError for the base, for others and for an unknown `task`."""
         self.require_ready()
 
         def work() -> Target:
-            found = self._models.resolve(f"base:{name}", None, may)
-            if found.user is None or found.task is not None:
+            found = self._models.resolve(f"base:{name}", task, may)
+            if found.user is None or found.user.name != unicodedata.normalize("NFC", name):
                 raise unknown_model(name)
             return found
 
@@ -327,12 +343,14 @@ class Service:
         return await self._in_store_thread(work)
 
     async def recheck(self) -> None:
-        """Forget what was made for users who are gone or of parts that have changed; see `UserModels.recheck`."""
-        if self.ready:
-            await self._in_store_thread(lambda: self._models.recheck(self._scheduler.owners))
+        """Forget what was made for users who are gone or of parts that have changed; see `UserModels.drop_what_is_gone`."""
+        if self._loaded:
+            await self._in_store_thread(lambda: self._models.drop_what_is_gone(self._scheduler.known_owners()))
 
     async def existing_users(self, names: Iterable[str]) -> set[str]:
         """Those of `names` that users have."""
+        if not self._loaded:
+            return set(names)
         return await self._in_store_thread(self._reg.users.existing_names, list(names))
 
 

@@ -6,6 +6,7 @@ made again where that has changed.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 BASE_NAME, BASE_PREFIX = "base", "base:"
-LISTED_USERS = 10_000  # users in `/v1/models`; a longer list helps nobody, and every model can be asked by name
+MAX_CHARACTERS_PER_TOKEN = 100  # a text of more than this a token of the window is not cut into tokens
+LISTED_USERS = 1_000  # users in `/v1/models`; a longer list helps nobody, and every model can be asked by name
 Message = dict[str, str]
 May = Callable[[str], bool]  # whether the client may ask a user's model
 
@@ -95,13 +97,14 @@ class UserModels:
 
     def resolve(self, model: str, task: str | None, may: May) -> Target:
         """What `model` means: `base`, USER or USER/TASK. Raises one ApiError for what is not and what may not."""
-        name = model.removeprefix(BASE_PREFIX)
         if model == BASE_NAME:
             return Target(model, None, self._known_task(task, "task") if task else self.options.task)
+        named = model.startswith(BASE_PREFIX) and self._find(model, may) is None
+        name = model.removeprefix(BASE_PREFIX) if named else model
         if (user := self._find(name, may)) is not None:
             return Target(model, user, self._known_task(task, "task") if task else self.options.task)
         name, slash, own_task = name.rpartition("/")
-        if slash and name == BASE_NAME:
+        if slash and name == BASE_NAME and not named:
             return Target(model, None, self._known_task(own_task, "model"))
         if not slash or (user := self._find(name, may)) is None or not self._is_task(own_task):
             raise unknown_model(model)
@@ -113,8 +116,11 @@ class UserModels:
         """The user of this name, if the client may ask them; the store is not asked about others."""
         if not name or not may(name):
             return None
+        (found, *_) = [*self.reg.users.existing_names([unicodedata.normalize("NFC", name)]), None]
+        if found is None:  # `users.get` would look for names like it
+            return None
         try:
-            return self.reg.users.get(name)
+            return self.reg.users.get(found)
         except NotFound:
             return None
 
@@ -132,7 +138,7 @@ class UserModels:
 
     def prepare_chat(self, target: Target, messages: Sequence[Message]) -> Prepared:
         """The prompt of a conversation, or of its last message where the target has a task. Raises ApiError."""
-        model = self.load(target)
+        model = self.current_model(target)
         if target.task in (None, FREE_TASK):
             first = next(message["content"] for message in messages if message["role"] == "user")
             return Prepared(model, self._fit(model, messages, first, chat=True))
@@ -148,13 +154,28 @@ class UserModels:
         from mta_cli.engine.text.tokenizer import PromptTokenizer
 
         check_message(text)
+        self._require_length(len(text), "prompt")
         words = PromptTokenizer(self.base.tokenizer)
-        return Prepared(self.load(target), [*words.leading_special_ids(), *words.encode_user_text(text)])
+        ids = [*words.leading_special_ids(), *words.encode_user_text(text)]
+        if len(ids) >= self.base.window:
+            raise self._too_long(f"The prompt has {len(ids)} tokens", "prompt")
+        return Prepared(self.current_model(target), ids)
+
+    def _require_length(self, characters: int, param: str) -> None:
+        """Raises ApiError for a text that fits no window, before it is cut into tokens."""
+        if characters > MAX_CHARACTERS_PER_TOKEN * self.base.window:
+            raise self._too_long(f"{param} has {characters:,} characters", param)
+
+    def _too_long(self, what: str, param: str) -> ApiError:
+        message = f"{what}; {self.base.name} reads {self.base.window - 1} tokens."
+        return ApiError(400, message, code="context_length_exceeded", param=param)
 
     def _fit(self, model: LoadedModel, messages: Sequence[Message], about: str, *, chat: bool) -> list[int]:
         """The prompt with as many of the user's items as fit the window."""
         for message in messages:
-            check_message(message["content"])
+            if message["content"].strip() or message is messages[-1]:  # an earlier answer may have been empty
+                check_message(message["content"])
+        self._require_length(sum(len(message["content"]) for message in messages), "messages")
         builder = self._builder(model.task)
         history = [] if model.user is None else builder.retrieve_history(model.user.id, about, builder.history_items)
         while True:
@@ -163,15 +184,10 @@ class UserModels:
             if len(ids) < self.base.window:
                 return ids
             if not history:
-                raise ApiError(
-                    400,
-                    f"The messages make a prompt of {len(ids)} tokens; {self.base.name} reads {self.base.window - 1}.",
-                    code="context_length_exceeded",
-                    param="messages",
-                )
+                raise self._too_long(f"The messages make a prompt of {len(ids)} tokens", "messages")
             history.pop()
 
-    def load(self, target: Target) -> LoadedModel:
+    def current_model(self, target: Target) -> LoadedModel:
         """The model as the user has it now, from memory where nothing has changed."""
         user, fingerprint = target.user, self.base.fingerprint
         name = default_task(self.reg, user, target.task, fingerprint)
@@ -185,19 +201,19 @@ class UserModels:
         known = self.cache.get(key)
         if known is not None and known.seal == seal:
             return known
-        if known is not None:
-            self.cache.drop(key)
-            self._on_dropped([known.factors], [])
+        dropped = [known] if known is not None else []
+        self.cache.drop(key)
         model = self._make(user, task, mode, bank, seal)
-        before = set(self.cache)
-        self.cache.put(key, model)
-        if before - set(self.cache):
+        dropped += self.cache.put(key, model)
+        if dropped:
             self._forget_unused_adapters()
+            self._on_dropped([one.factors for one in dropped], [])
         return model
 
     def _seal(self, user: User, task: str, bank: Bank) -> Hashable:
         recipe, stack = self.reg.recipes.get(user.id, task, bank.id), self.reg.stacks.get(user.id, task, bank.id)
-        return (bank.id, bank.key, bank.task_adapter, repr(recipe), repr(stack))
+        anchors = tuple((anchor.id, anchor.user) for anchor in self.reg.banks.anchors(bank.id))
+        return (bank.id, bank.key, bank.task_adapter, anchors, repr(recipe), repr(stack))
 
     def _make(self, user: User, task: Task, mode: str, bank: Bank, seal: Hashable) -> LoadedModel:
         from mta_cli.engine.lora.row_factors import UserFactors
@@ -251,12 +267,12 @@ class UserModels:
             self._memories[task.name] = known
         return known[1]
 
-    def recheck(self, asking: Iterable[int]) -> None:
+    def drop_what_is_gone(self, known: Iterable[int]) -> None:
         """Drop what was made for users who are gone or of parts that have changed, and every kept text.
 
-        `asking` are the numbers of users whose models answer now; `on_dropped` is told who of them is gone.
+        `known` are the numbers of users of whom the scheduler knows; `on_dropped` is told who of them is gone.
         """
-        gone_users = [user_id for user_id in asking if not self._exists(user_id)]
+        gone_users = [user_id for user_id in known if not self._exists(user_id)]
         gone_models: list[UserFactors] = []
         for (user_id, task), model in [(key, self.cache.peek(key)) for key in self.cache]:
             assert model is not None and model.user is not None
@@ -314,10 +330,11 @@ class UserModels:
                 user = self.reg.users.get(name)
             except NotFound:
                 continue
-            yield Target(name if name != BASE_NAME else f"{BASE_PREFIX}{name}", user, None)
+            shown = name if name != BASE_NAME else f"{BASE_PREFIX}{name}"
+            yield Target(shown, user, None)
             for task, _, _ in self.reg.users.tasks_of_user(user.id):
                 if task != FREE_TASK:
-                    yield Target(f"{name}/{task}", user, task)
+                    yield Target(f"{shown}/{task}", user, task)
 
 
 def shown_names(names: Sequence[str | None], may: May) -> list[str | None]:

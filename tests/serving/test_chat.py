@@ -113,10 +113,13 @@ def test_an_unknown_model_is_never_the_base(served: Running, name: str) -> None:
 
 def test_names_with_a_slash_and_beyond_ascii(start: Start) -> None:
     def rename(world: Any) -> None:
-        for name in ("Élodie/taste", "文/free", "base"):
+        for name in ("Élodie/taste", "文/free", "base", "base:bob"):
             world.reg.users.add(name)
 
     served = start(prepare=rename)
     for model in ("Élodie/taste", "文/free", "base:base", "文/free/lamp-2"):
         assert served.get(f"/models/{model.replace('/', '%2F')}").json()["id"] == model
         assert served.chat(model, "Hi", max_tokens=2)["mta"]["mode"] == "base"
+    listed = [one["id"] for one in served.get("/models").json()["data"]]
+    assert "base:base" in listed and listed.count("base") == 1
+    assert served.chat("base:bob", "Hi")["mta"]["mode"] == "base", "a user of this very name"

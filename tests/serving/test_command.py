@@ -115,6 +115,7 @@ def test_what_cannot_be_served_is_said_at_once(store_root: Path) -> None:
     open_to_all = mta("serve", "--host", "0.0.0.0", "--port", "0")
     assert open_to_all.code == 2 and "mta serve key add" in open_to_all.err
     assert mta("serve", "--task", "nothing").code == 3
+    assert mta("serve", "--keys", "no-file").code == 3
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as taken:

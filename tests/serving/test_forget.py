@@ -11,7 +11,7 @@ import pytest
 
 from mta_cli.errors import MtaError
 from mta_cli.pipeline.users.forget import forget_user
-from mta_cli.pipeline.users.servers import running_servers, socket_path, tell_servers
+from mta_cli.pipeline.users.servers import recheck_servers, running_servers, socket_path
 from mta_cli.serving.server import Server
 from tests.serving.conftest import Start
 from tests.serving.running import Running, ask
@@ -69,6 +69,40 @@ def test_a_removed_user_is_gone_with_all_that_was_kept(served: Running) -> None:
     assert served.text("bob", "Hi")
 
 
+def test_nothing_is_kept_of_who_has_no_model_nor_of_models_that_were_dropped(start: Start) -> None:
+    """A user without a model has the base's factors; a model that no longer fits into memory leaves with its texts."""
+    from mta_cli.options import ServeOptions
+
+    running = start(options=ServeOptions(cache=1))
+    scheduler, models = running.service._scheduler, running.service._models
+    models.cache._max_bytes = 1  # room for one model
+    for name in ("carol", "alice", "bob"):
+        running.text(name, f"a long enough question of {name}, to be kept")
+    running.wait_until_idle()
+    kept = {owner for owner, _ in scheduler._prefixes}
+    assert user_id(running, "carol") in kept and user_id(running, "alice") not in kept
+    carol = user_id(running, "carol")
+    forget(running, "carol")
+    assert carol not in {owner for owner, _ in scheduler._prefixes}
+
+
+def test_an_answer_of_a_model_that_changed_keeps_nothing(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = served.service._scheduler
+    step = scheduler._batch.decode_step
+    monkeypatch.setattr(scheduler._batch, "decode_step", lambda tokens: (time.sleep(0.02), step(tokens))[1])
+    body = ask("alice", "a question that takes a while", max_tokens=40, temperature=5, seed=1)
+    thread = threading.Thread(target=served.post, args=("/chat/completions", body))
+    thread.start()
+    while not scheduler._rows:
+        time.sleep(0.01)
+    with served.open_store() as reg:
+        reg.stacks.remove(reg.users.get("alice").id, "free", reg.banks.get("tests").id)
+    recheck(served)
+    thread.join(60)
+    served.wait_until_idle()
+    assert len(scheduler._prefixes) == 0
+
+
 def test_answers_of_a_removed_user_end(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that wait and those that run, and nobody else's."""
     scheduler, errors = served.service._scheduler, dict[str, Any]()
@@ -123,15 +157,15 @@ def test_the_socket_beside_the_store_answers_when_all_is_dropped(start: Start) -
         with running.open_store() as reg:
             list(forget_user(reg, "alice"))
         assert len(running.service._models.cache) == 0, "before `user rm` returns"
-        assert tell_servers(running.root) == []
+        assert recheck_servers(running.root) == []
         running.service.recheck = None  # it cannot answer
-        assert tell_servers(running.root) == [os.getpid()]
+        assert recheck_servers(running.root) == [os.getpid()]
     finally:
         loop.call_soon_threadsafe(ends.set)
         thread.join(10)
         loop.close()
     socket_path(running.root, os.getpid()).unlink(missing_ok=True)
-    assert running_servers(running.root) == [] == tell_servers(running.root)
+    assert running_servers(running.root) == [] == recheck_servers(running.root)
 
 
 def test_a_failure_takes_nobody_along(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +245,20 @@ def test_clients_that_leave_free_their_rows(served: Running) -> None:
     served.wait_until_idle()
 
 
+def test_a_client_that_leaves_while_tokens_come_frees_its_row(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+
+    scheduler = served.service._scheduler
+    step = scheduler._batch.decode_step
+    monkeypatch.setattr(scheduler._batch, "decode_step", lambda tokens: (time.sleep(0.02), step(tokens))[1])
+    body = ask("bob", "Tell me everything.", max_tokens=1900, temperature=5, seed=3)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{served.url}/chat/completions", json=body, timeout=0.5)
+    began = time.monotonic()
+    served.wait_until_idle()
+    assert time.monotonic() - began < 5, "1,900 tokens would take 38 seconds"
+
+
 def test_a_full_queue_says_when_to_come_back(start: Start) -> None:
     from mta_cli.options import ServeOptions
 
@@ -243,11 +291,13 @@ def test_items_and_adaptations(start: Start) -> None:
     assert running.post("/users/base/items", {"input": "a", "output": "b"}).status_code == 404
     job = running.post("/users/nobody/adapt", {})
     assert job.status_code == 404
-    job = running.post("/users/carol/adapt", {"task": "no-task"}).json()
+    assert running.post("/users/carol/adapt", {"task": "no-task"}).status_code == 400
+    job = running.post("/users/carol/adapt", {"task": "lamp-5"}).json()
     for _ in range(600):
         state = running.get(f"/jobs/{job['id']}").json()
         if state["status"] in ("succeeded", "failed"):
             break
         time.sleep(0.1)
-    assert state["status"] == "failed" and "no-task" in state["error"]
+    assert state["status"] == "failed" and "lamp-5" in state["error"]
     assert running.get("/jobs/job-0").status_code == 404
+    assert running.post("/users/carol/adapt", {"task": "a\0b"}).status_code == 400

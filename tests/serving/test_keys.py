@@ -43,6 +43,7 @@ def test_without_a_right_key_nothing_is_told(keyed: tuple[Running, str, str]) ->
             assert answered.status_code == 401 and answered.json()["error"]["code"] == "invalid_api_key"
             assert "alice" not in answered.text
     assert running.get("/../health").status_code == running.get("/../ready").status_code == 200
+    assert running.get("/../metrics").status_code == 401
 
 
 def test_a_key_opens_the_users_that_it_names(keyed: tuple[Running, str, str]) -> None:
@@ -79,7 +80,7 @@ def test_the_file_has_neither_keys_nor_names(tmp_path: Path) -> None:
     assert secret.rpartition("-")[2] not in path.read_text() and "alice" not in path.read_text()
     again = KeyFile.read(path)
     (key,) = again.keys
-    assert again.find(secret) == key and again.opens(key, "alice") and not again.opens(key, "bob")
+    assert again.find(secret) == key and again.allows(key, "alice") and not again.allows(key, "bob")
     for wrong in ("", "mta-", secret[:-1], secret[:-1] + "!", "x" * 100_000, "mta-00000000-" + "a" * 43):
         assert again.find(wrong) is None
     again.remove("phone")
@@ -112,6 +113,25 @@ def test_another_file_is_no_file_of_keys(tmp_path: Path, content: str) -> None:
         KeyFile.read(tmp_path)
 
 
+def test_a_file_without_keys_opens_nothing(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    keys = KeyFile.read(path)
+    keys.add("one", ["*"])
+    keys.remove("one")
+    keys.write(path)
+    running = start(keys=path)
+    assert running.get("/models").status_code == 401
+    path.unlink()
+    running.access.reread()
+    assert running.get("/models").status_code == 401, "there were keys"
+
+
+def test_a_name_is_one_name_however_it_is_typed(tmp_path: Path) -> None:
+    keys = KeyFile.read(tmp_path / "keys.json")
+    keys.add("one", ["E\u0301lodie"])
+    assert keys.allows(keys.keys[0], "\u00c9lodie")
+
+
 def test_names_of_keys(tmp_path: Path) -> None:
     keys = KeyFile.read(tmp_path / "keys.json")
     keys.add("a", ["*"])
@@ -131,10 +151,10 @@ def test_a_rebound_name_of_a_web_page_is_refused(served: Running, header: str) -
 
 @pytest.mark.parametrize("header", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:9", "[::1]:8000"])
 def test_names_of_this_machine(header: str) -> None:
-    Access("127.0.0.1", lambda: KeyFile("")).require_host(header)
-    Access("0.0.0.0", lambda: KeyFile("")).require_host("any.example")
+    Access("127.0.0.1", lambda: KeyFile("")).refuse_foreign_host(header)
+    Access("0.0.0.0", lambda: KeyFile("")).refuse_foreign_host("any.example")
     with pytest.raises(ApiError):
-        Access("::1", lambda: KeyFile("")).require_host("any.example")
+        Access("::1", lambda: KeyFile("")).refuse_foreign_host("any.example")
     assert is_loopback("127.3.4.5") and not is_loopback("0.0.0.0") and not is_loopback("example.org")
 
 

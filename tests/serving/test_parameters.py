@@ -128,6 +128,7 @@ def test_a_label_is_the_answer_of_a_task_with_labels(labelled: Running) -> None:
     said = [(p["choices"][0]["index"], p["choices"][0]["delta"].get("content")) for p in pieces]
     assert [(n, choice["message"]["content"]) for n in (0, 1)] == [one for one in said if one[1]]
     assert pieces[-1]["mta"]["labels"] == labels
+    assert [p["choices"][0]["finish_reason"] for p in pieces] == [None, None, None, None, "stop", "stop"]
     system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     assert refused(labelled, {"model": "alice/lamp-2", "messages": system}) == (400, "messages")
     assert refused(labelled, ask("alice/lamp-2", "Hi", task="free")) == (400, "task")
@@ -198,6 +199,9 @@ def test_embeddings(served: Running) -> None:
 def test_a_prompt_that_is_too_long_is_told_as_clients_know_it(served: Running) -> None:
     error = served.post("/chat/completions", ask("alice", "word " * 3000)).json()["error"]
     assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+    for text in ("word " * 3000, "x" * 900_000):
+        error = served.post("/completions", {"model": "bob", "prompt": text}).json()["error"]
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"model":"alice"}', b"\xff", b"[" * 100_000, b'"x"'])
@@ -216,6 +220,15 @@ def test_other_ways_to_ask_wrongly(served: Running) -> None:
     assert refused(served, {**last, "messages": [{"role": "tool", "content": "x"}]})[0] == 400
     assert refused(served, {**last, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]})[0] == 400
     assert refused(served, ask("alice", ""))[0] == 400 and refused(served, ask("alice", "\ud800"))[0] == 400
+
+
+def test_a_conversation_goes_on_after_an_empty_answer(served: Running) -> None:
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "Hello?"},
+    ]
+    assert served.post("/chat/completions", {"model": "alice", "messages": turns}).status_code == 200
 
 
 def test_the_page_and_the_document_name_every_route(served: Running) -> None:

@@ -105,10 +105,14 @@ class ContinuousBatch:
 
     @torch.inference_mode()
     def join(self, text: PromptPass) -> int:
-        """Add a text that was read as a row; returns its number, which is the last."""
-        row = self._cache.add_row(text.cache)
-        self._factors.add_row(text.user)
-        return row
+        """Add a text that was read as a row; returns its number, which is the last. An error changes nothing."""
+        before = len(self)
+        try:
+            self._factors.add_row(text.user)
+            return self._cache.add_row(text.cache)
+        except BaseException:
+            self._factors.keep_rows(range(before))
+            raise
 
     @torch.inference_mode()
     def decode_step(self, tokens: Sequence[int]) -> Tensor:
@@ -120,6 +124,10 @@ class ContinuousBatch:
         x = decoder.run_layers(x, decoder.rope(cache.positions), mask, loras=loras, past=cache, read="packed")
         cache.advance()
         return decoder.logits(x[:, -1], "packed")
+
+    def trim(self) -> None:
+        """Give back memory that no row uses."""
+        self._cache.trim()
 
     def row_block(self, row: int, length: int) -> Tensor:
         """See `RowKVCache.row_block`."""

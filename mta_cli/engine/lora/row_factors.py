@@ -62,14 +62,14 @@ class UserFactors:
             loras.append(BatchedLora(self.late, acts.to(device, dtype)[None, :, None]))
         return loras
 
-    def clean_prefix(self, prompt: int, length: int) -> int:
+    def reusable_length(self, prompt: int, length: int) -> int:
         """How many of a text's first `length` positions no late LoRA has touched."""
         if self.late_placement is None:
             return length
         return min(length, self.late_placement.first_position(prompt))
 
     @cached_property
-    def own(self) -> FusedFactors:
+    def decoding_factors(self) -> FusedFactors:
         """`everywhere` and `late` side by side: what the user adds to each new token."""
         joined = dict(self.everywhere)
         for key, (a, b) in self.late.items():
@@ -83,7 +83,7 @@ class UserFactors:
     def num_bytes(self) -> int:
         """The memory of the user's own factors."""
         return sum(_bytes(factors) for factors in (self.everywhere, self.late)) + (
-            _bytes(self.own) if self.everywhere and self.late else 0
+            _bytes(self.decoding_factors) if self.everywhere and self.late else 0
         )
 
 
@@ -103,7 +103,7 @@ class RowFactors:
         """Append a row of this user."""
         row = len(self._users)
         self._users.append(user)
-        for key, (a, b) in user.own.items():
+        for key, (a, b) in user.decoding_factors.items():
             self._make_room(key, row + 1, a, b)
         for key, (a_slots, b_slots) in self._slots.items():
             self._make_room(key, row + 1, a_slots[0], b_slots[0])
@@ -117,7 +117,9 @@ class RowFactors:
                 if source != target:
                     a_slots[target], b_slots[target] = a_slots[source], b_slots[source]
         self._users = [self._users[source] for source in order]
-        self._slots = {key: slots for key, slots in self._slots.items() if any(key in u.own for u in self._users)}
+        self._slots = {
+            key: slots for key, slots in self._slots.items() if any(key in u.decoding_factors for u in self._users)
+        }
         self._shared = _shared_lora(self._users)
 
     def batched_loras(self) -> list[BatchedLora]:
@@ -142,8 +144,8 @@ class RowFactors:
     def _write(self, key: tuple[int, str], row: int, user: UserFactors) -> None:
         a_slots, b_slots = self._slots[key]
         a_slots[row], b_slots[row] = 0.0, 0.0
-        if key in user.own:
-            a, b = user.own[key]
+        if key in user.decoding_factors:
+            a, b = user.decoding_factors[key]
             a_slots[row, :, : a.shape[-1]], b_slots[row, : a.shape[-1]] = a, b
 
 

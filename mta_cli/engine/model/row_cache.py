@@ -78,12 +78,25 @@ class RowKVCache:
         return self._block[:, :, row, :, :length].clone()
 
     def keep_rows(self, order: Sequence[int]) -> None:
-        """Row `i` becomes what row `order[i]` was, where `order[i] >= i`; other rows are dropped."""
+        """Row `i` becomes what row `order[i]` was, where `order[i] >= i`; other rows are dropped, and zeros again.
+
+        Attention multiplies what is left in a row by zero, which a number that is not finite would survive.
+        """
+        used = [length + 1 for length in self.lengths]  # a step that failed may have written one more
+        for row in set(range(len(used))).difference(order):
+            self._block[:, :, row, :, : used[row]] = 0.0
         for target, source in enumerate(order):
             if source != target:
                 length = self.lengths[source]
                 self._block[:, :, target, :, :length] = self._block[:, :, source, :, :length]
+                self._block[:, :, source, :, : used[source]] = 0.0
         self.lengths = [self.lengths[source] for source in order]
+
+    def trim(self) -> None:
+        """Give back the memory of rows and positions that are not in use."""
+        rows, positions = max(INITIAL_ROWS, len(self.lengths)), max(INITIAL_POSITIONS, *self.lengths, 0)
+        block = self._block[:, :, :rows, :, :positions].clone()
+        self._set_block(block)
 
     def _reserve(self, rows: int, positions: int) -> None:
         shape = self._block.shape

@@ -11,7 +11,7 @@ from mta_cli.pipeline.runs import bank_label
 from mta_cli.pipeline.users.dependents import banks_pooling_user, join_names, stale_entries, stale_notes
 from mta_cli.pipeline.users.exported_folders import exports_of
 from mta_cli.pipeline.users.in_use import change_when_unused
-from mta_cli.pipeline.users.servers import tell_servers
+from mta_cli.pipeline.users.servers import recheck_servers
 from store.snapshot import saved_databases
 
 if TYPE_CHECKING:
@@ -54,8 +54,11 @@ def forget_user(reg: Registry, name: str, *, wait: bool = False) -> Iterator[Eve
     that may have been trained on the user's items, and the exported folders.
     """
     user = reg.users.get(name)
-    (items, pooled, exports, saved), gone = yield from change_when_unused(partial(_forget, reg, user), wait=wait)
-    for server in tell_servers(reg.root):
+    try:
+        (items, pooled, exports, saved), gone = yield from change_when_unused(partial(_forget, reg, user), wait=wait)
+    finally:  # also where all is removed and only its bytes are still to be overwritten
+        silent = recheck_servers(reg.root)
+    for server in silent:
         yield Note(f"the server of process {server} does not answer: end it, it may keep {user.name}", warning=True)
     for path in exports:
         yield Note(f"exported to {path}, which is outside the store and is not touched", warning=True)

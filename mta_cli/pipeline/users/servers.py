@@ -45,7 +45,7 @@ def running_servers(root: Path) -> list[int]:
     return found
 
 
-def tell_servers(root: Path) -> list[int]:
+def recheck_servers(root: Path) -> list[int]:
     """Let every server of the store look at it again; returns those that did not answer in time."""
     silent = []
     for path in _sockets(root):

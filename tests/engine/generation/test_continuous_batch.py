@@ -84,7 +84,7 @@ def test_a_known_prefix_is_not_read_again(base: LoadedBase) -> None:
         (prompt,) = prompts_of([30])
         first = PromptPass(plain_of(base), user, prompt)
         first.read(100)
-        clean = user.clean_prefix(30, 29)
+        clean = user.reusable_length(30, 29)
         assert clean == (26 if any(one.placement.late_tokens for one in own) else 29)
         longer = [*prompt[:clean], *prompts_of([9], 1)[0]]
         again = PromptPass(plain_of(base), user, longer, prefix=first.cache.row_block(clean).clone())
