@@ -343,7 +343,7 @@ class Service:
         return await self._in_store_thread(work)
 
     async def recheck(self) -> None:
-        """Forget what was made for users who are gone or of parts that have changed; see `UserModels.drop_what_is_gone`."""
+        """See `UserModels.drop_what_is_gone`."""
         if self._loaded:
             await self._in_store_thread(lambda: self._models.drop_what_is_gone(self._scheduler.known_owners()))
 
