@@ -63,6 +63,7 @@ def demo_tasks(quick: bool) -> tuple[DemoTask, DemoTask]:
         min_items=MAX_NEW_USER_ITEMS + 1,
         batch_size=4,
         learning_rate=1e-3,
+        held_out_weights=not quick,
     )
     return (
         DemoTask(
