@@ -40,6 +40,7 @@ REQUIRED_PACKAGES = (
     "rich",
     "textual",
     "jinja2",
+    "httpx",
 )
 MIN_VERSIONS = {
     "torch": (2, 10),
