@@ -84,7 +84,6 @@ def add_key(
     ctx: typer.Context, label: LabelArgument, users: UsersOption, keys: KeysOption = None, json: JsonOption = False
 ) -> None:
     """Make a key and print it. It is not kept and cannot be shown again."""
-    _require_packages()
     from mta_cli.serving.keys import EVERYBODY, KeyFile
 
     context = app_context(ctx, json=json)
@@ -106,7 +105,6 @@ def add_key(
 @key_app.command("list")
 def list_keys(ctx: typer.Context, keys: KeysOption = None, json: JsonOption = False) -> None:
     """List the keys, and whose models each opens."""
-    _require_packages()
     from mta_cli.serving.keys import EVERYBODY, KeyFile
 
     context = app_context(ctx, json=json)
@@ -129,7 +127,6 @@ def list_keys(ctx: typer.Context, keys: KeysOption = None, json: JsonOption = Fa
 @key_app.command("rm")
 def remove_key(ctx: typer.Context, label: LabelArgument, keys: KeysOption = None) -> None:
     """Take back a key."""
-    _require_packages()
     from mta_cli.serving.keys import KeyFile
 
     context = app_context(ctx)
@@ -142,7 +139,9 @@ def remove_key(ctx: typer.Context, label: LabelArgument, keys: KeysOption = None
 
 
 def _key_path(context: AppContext, given: Path | None) -> Path:
-    return given if given is not None else context.store_dir / "serve-keys.json"
+    from mta_cli.serving.keys import FILE_NAME
+
+    return given if given is not None else context.store_dir / FILE_NAME
 
 
 def _require_packages() -> None:

@@ -253,17 +253,16 @@ class Routes:
     async def add_item(self, request: Request) -> Response:
         """Append a question and an answer that is good to a user's history."""
         body = parse_body(ItemBody, await self._body(request))
-        target = await self.service.target(request.path_params["name"], self._may(request))
-        return json_response(await self.service.add_item(target, body.task, body.input, body.output), 201)
+        user = await self.service.user(request.path_params["name"], self._may(request), body.task)
+        return json_response(await self.service.add_item(user, body.task, body.input, body.output), 201)
 
     async def adapt(self, request: Request) -> Response:
         """Let a user's model learn from their newest items; the answer has the job's id."""
         assert self._jobs is not None
         body = parse_body(AdaptBody, await self._body(request))
-        target = await self.service.target(request.path_params["name"], self._may(request), body.task)
-        assert target.user is not None
+        user = await self.service.user(request.path_params["name"], self._may(request), body.task)
         key = request.state.key
-        return json_response(self._jobs.add(target.user, body.task, body.shots, key.id if key else ""), 202)
+        return json_response(self._jobs.add(user, body.task, body.shots, key.id if key else ""), 202)
 
     async def job(self, request: Request) -> Response:
         """The state of a job."""

@@ -251,6 +251,7 @@ class Scheduler:
     def _begin_reading(self) -> bool:
         """Take the first that waits, if there is room for one more row."""
         from mta_cli.engine.generation.continuous_batch import PromptPass
+        from mta_cli.engine.generation.generate_batch import common_prefix_length
         from mta_cli.engine.scoring.backends import is_out_of_memory
 
         with self._changed:
@@ -259,7 +260,7 @@ class Scheduler:
             answer = self._waiting.popleft()
         ids, prefix = answer.ids, None
         if (known := self._prefixes.get((answer.owner, answer.user))) is not None:
-            shared = _common_length(known[0], ids[:-1])
+            shared = common_prefix_length([known[0], ids[:-1]])
             shared = answer.user.reusable_length(len(answer.prompt), shared)
             prefix = known[1][..., :shared, :] if shared >= MIN_KEPT_TOKENS else None
         try:
@@ -346,9 +347,3 @@ class Scheduler:
     def _fail(self, answer: Answer, error: Exception) -> None:
         self._metrics.count_error(error)
         answer.emit(Failed(error))
-
-
-def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    return next(
-        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-import unicodedata
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,13 +25,14 @@ from mta_cli.serving.json_format import JsonFormats
 from mta_cli.serving.metrics import Metrics
 from mta_cli.serving.scheduler import Scheduler, Stopping
 from mta_cli.serving.schemas import Sampling
-from mta_cli.serving.user_models import May, Prepared, Target, UserModels, shown_names
+from mta_cli.serving.user_models import May, Prepared, UserModels, shown_names
 
 if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.options import ServeOptions
     from mta_cli.pipeline.models.manifest import ModelEntry
     from mta_cli.pipeline.requests import ChatOptions
+    from store.records import User
     from store.registry import Registry
 
 T = TypeVar("T")
@@ -219,7 +219,7 @@ class Service:
     async def pieces(self, running: Running, is_gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[Update]:
         """The pieces of all answers as they come, with their log-probabilities. Raises what failed.
 
-        Ends all answers where the client is gone or leaves. `is_gone` is asked while nothing comes.
+        Ends all answers where the client is gone or leaves. `is_gone` is asked a few times a second.
         """
         open_answers, looked = len(running.answers), time.monotonic()
         try:
@@ -318,26 +318,24 @@ class Service:
         found: list[list[float]] = self._embed(texts).astype(float).tolist()
         return found
 
-    async def target(self, name: str, may: May, task: str | None = None) -> Target:
-        """The user of a name, for writing. Raises ApiError for the base, for others and for an unknown `task`."""
+    async def user(self, name: str, may: May, task: str | None = None) -> User:
+        """The user of a name, for writing. Raises ApiError for others and for an unknown `task`."""
         self.require_ready()
 
-        def work() -> Target:
-            found = self._models.resolve(f"base:{name}", task, may)
-            if found.user is None or found.user.name != unicodedata.normalize("NFC", name):
-                raise unknown_model(name)
-            return found
+        def work() -> User:
+            if task is not None:
+                self._models.require_task(task, "task")
+            return self._models.require_user(name, may)
 
         return await self._in_store_thread(work)
 
-    async def add_item(self, target: Target, task: str | None, question: str, answer: str) -> dict[str, Any]:
+    async def add_item(self, user: User, task: str | None, question: str, answer: str) -> dict[str, Any]:
         """Append a question and a good answer to a user's history."""
         from mta_cli.pipeline.chat.conversation import add_exchange_as_item
         from mta_cli.pipeline.user_weights import FREE_TASK
 
         def work() -> dict[str, Any]:
-            assert target.user is not None
-            saved = add_exchange_as_item(self._reg, target.user, task or FREE_TASK, question, answer)
+            saved = add_exchange_as_item(self._reg, user, task or FREE_TASK, question, answer)
             return {"object": "item", "key": saved.name, "task": task or FREE_TASK}
 
         return await self._in_store_thread(work)

@@ -98,19 +98,31 @@ class UserModels:
     def resolve(self, model: str, task: str | None, may: May) -> Target:
         """What `model` means: `base`, USER or USER/TASK. Raises one ApiError for what is not and what may not."""
         if model == BASE_NAME:
-            return Target(model, None, self._known_task(task, "task") if task else self.options.task)
+            return Target(model, None, self.require_task(task, "task") if task else self.options.task)
         named = model.startswith(BASE_PREFIX) and self._find(model, may) is None
         name = model.removeprefix(BASE_PREFIX) if named else model
         if (user := self._find(name, may)) is not None:
-            return Target(model, user, self._known_task(task, "task") if task else self.options.task)
+            return Target(model, user, self.require_task(task, "task") if task else self.options.task)
         name, slash, own_task = name.rpartition("/")
         if slash and name == BASE_NAME and not named:
-            return Target(model, None, self._known_task(own_task, "model"))
+            return Target(model, None, self.require_task(own_task, "model"))
         if not slash or (user := self._find(name, may)) is None or not self._is_task(own_task):
             raise unknown_model(model)
         if task not in (None, own_task):
             raise invalid("task", f"The model is of task {own_task}, and task is {task!r:.100}.")
         return Target(model, user, own_task)
+
+    def require_user(self, name: str, may: May) -> User:
+        """The user of this name. Raises ApiError for one whom there is not or whom the client may not ask."""
+        if (user := self._find(name, may)) is None:
+            raise unknown_model(name)
+        return user
+
+    def require_task(self, name: str, param: str) -> str:
+        """The task's name. Raises ApiError for one that there is not."""
+        if not self._is_task(name):
+            raise invalid(param, f"There is no task {name!r:.100}.")
+        return name
 
     def _find(self, name: str, may: May) -> User | None:
         """The user of this name, if the client may ask them; the store is not asked about others."""
@@ -130,11 +142,6 @@ class UserModels:
         except MtaError:
             return False
         return True
-
-    def _known_task(self, name: str, param: str) -> str:
-        if not self._is_task(name):
-            raise invalid(param, f"There is no task {name!r:.100}.")
-        return name
 
     def prepare_chat(self, target: Target, messages: Sequence[Message]) -> Prepared:
         """The prompt of a conversation, or of its last message where the target has a task. Raises ApiError."""

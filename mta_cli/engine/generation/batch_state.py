@@ -62,11 +62,7 @@ class DecodingBatch:
 
     def keep_alive_rows(self, alive: Sequence[int]) -> list[int]:
         """Drop all rows but `alive`. Returns which of the old rows each row is now."""
-        # The last rows move into the places of dropped ones, so that few rows of the cache are copied.
-        holes = sorted(set(range(len(alive))).difference(alive))
-        order = list(range(len(alive)))
-        for hole, row in zip(holes, (row for row in alive if row >= len(alive)), strict=True):
-            order[hole] = row
+        order = compact_rows(alive)
         self._cache.keep_rows(order)
         self._rows = [self._rows[i] for i in order]
         self._prepare_rows()
@@ -115,6 +111,18 @@ class DecodingBatch:
             read="packed",
         )
         return x[:, -1]
+
+
+def compact_rows(alive: Sequence[int]) -> list[int]:
+    """Which of the old rows each row is, once only `alive` are left: the last ones fill the places of dropped ones.
+
+    So few rows of a cache are copied, and `order[i] >= i`.
+    """
+    holes = sorted(set(range(len(alive))).difference(alive))
+    order = list(range(len(alive)))
+    for hole, row in zip(holes, (row for row in alive if row >= len(alive)), strict=True):
+        order[hole] = row
+    return order
 
 
 def _additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:

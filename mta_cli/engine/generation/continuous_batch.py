@@ -11,9 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mta_cli.engine.generation.batch_state import compact_rows
+from mta_cli.engine.generation.generate import causal_mask_with_past
 from mta_cli.engine.lora.row_factors import RowFactors, UserFactors
 from mta_cli.engine.model.kv_cache import KVCache
-from mta_cli.engine.model.llama import LlamaDecoder, causal_mask
+from mta_cli.engine.model.llama import LlamaDecoder
 from mta_cli.engine.model.row_cache import RowKVCache
 
 
@@ -47,7 +49,9 @@ class PromptPass:
         """Read up to `most` tokens; the logits [vocabulary] that follow the text once it is read, else None."""
         decoder, first = self._decoder, self.cache.length
         last = min(len(self.ids), first + most)
-        x = self._run(self.ids[first:last], torch.arange(first, last), _behind(decoder, first, last - first))
+        x = self._run(
+            self.ids[first:last], torch.arange(first, last), causal_mask_with_past(decoder, first, last - first)
+        )
         self.cache.advance(last - first)
         return decoder.logits(x[:, -1], "packed")[0] if last == len(self.ids) else None
 
@@ -136,19 +140,8 @@ class ContinuousBatch:
     @torch.inference_mode()
     def leave(self, rows: Sequence[int]) -> list[int]:
         """Drop these rows. Returns which of the old rows each row is now."""
-        kept = [row for row in range(len(self)) if row not in set(rows)]
-        # The last rows move into the places of dropped ones, so that few rows are copied.
-        holes = sorted(set(range(len(kept))).difference(kept))
-        order = list(range(len(kept)))
-        for hole, row in zip(holes, (row for row in kept if row >= len(kept)), strict=True):
-            order[hole] = row
+        dropped = set(rows)
+        order = compact_rows([row for row in range(len(self)) if row not in dropped])
         self._cache.keep_rows(order)
         self._factors.keep_rows(order)
         return order
-
-
-def _behind(decoder: LlamaDecoder, past: int, new: int) -> Tensor | None:
-    """The mask [1, 1, 1, new, past + new] of `new` tokens behind `past` ones; None where nothing is hidden."""
-    if new == 1:
-        return None
-    return torch.nn.functional.pad(causal_mask(new, decoder.dtype, decoder.device), (past, 0))

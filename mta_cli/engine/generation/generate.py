@@ -286,12 +286,12 @@ def _llama_next_logits(
         x = decoder.embed(torch.tensor([ids[first : first + PREFILL_CHUNK_TOKENS]], device=decoder.device))
         past, new = cache.length, x.shape[1]
         rope = decoder.rope(torch.arange(past, past + new, device=decoder.device)[None])
-        x = decoder.run_layers(x, rope, _causal_mask_with_past(decoder, past, new), loras=loras, past=cache, read=read)
+        x = decoder.run_layers(x, rope, causal_mask_with_past(decoder, past, new), loras=loras, past=cache, read=read)
         cache.advance(new)
     return decoder.logits(x[:, -1], read=read)[0]
 
 
-def _causal_mask_with_past(decoder: LlamaDecoder, past: int, new: int) -> Tensor | None:
+def causal_mask_with_past(decoder: LlamaDecoder, past: int, new: int) -> Tensor | None:
     """The mask [1, 1, 1, new, past + new] of `new` tokens behind `past` ones; None where nothing is hidden."""
     if new == 1:
         return None

@@ -224,7 +224,7 @@ def _prefill_shared_prefix(
     if len(requests) == 1 or (everywhere and len(owners) > 1):
         return None
     lates = [lora.placement for lora in loras if lora.placement.late_tokens is not None]
-    length = _common_prefix_length([request.prompt[:-1] for request in requests])
+    length = common_prefix_length([request.prompt[:-1] for request in requests])
     length = min([length, *(late.first_position(len(request.prompt)) for late in lates for request in requests)])
     if length == 0:
         return None
@@ -233,7 +233,7 @@ def _prefill_shared_prefix(
     return cache
 
 
-def _common_prefix_length(texts: Sequence[Sequence[int]]) -> int:
+def common_prefix_length(texts: Sequence[Sequence[int]]) -> int:
     """How many tokens all of `texts` begin with."""
     length = 0
     for tokens in zip(*texts, strict=False):

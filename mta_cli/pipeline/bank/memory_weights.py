@@ -71,7 +71,7 @@ def fit_memory_weights(
     if (known := load_neighbours(reg, bank, task)) is None:
         return
     if (found := _weights_of_a_sibling(reg, bank, request)) is not None:
-        _store_weights(reg, bank, found)
+        _store_weights(reg, bank, request, found)
         return
     import numpy as np
 
@@ -89,7 +89,7 @@ def fit_memory_weights(
     for n, others in enumerate(reversed(halves)):
         asked = [one for one in cases if one.item.user_id in users[n]]
         if len(halves) == 2 and asked and others:
-            below: LoraWeights | None = yield from _train_on(reg, request, base, others, n, run)
+            below: LoraWeights | None = yield from _train_on(reg, request, base, others, 2 - n, run)
         else:
             below = load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None
         with merge_into_base(base, below):
@@ -98,15 +98,17 @@ def fit_memory_weights(
     memory = memory_scores(known, NeighbourKernel(**bank.kernel), task, cases, places)
     golds = np.array([find_label(one.item.output, task.labels) for one in cases])
     weights = fit_mixture_weights(np.array(model), memory, golds, known.item_users[places])
-    _store_weights(reg, bank, {"model": weights.model, "memory": weights.memory})
+    _store_weights(reg, bank, request, {"model": weights.model, "memory": weights.memory})
     yield Note(
         f"In an answer the model counts {weights.model:.2f} times and the memory {weights.memory:.2f} times, "
         f"judged by {len(cases)} items of the bank."
     )
 
 
-def _store_weights(reg: Registry, bank: Bank, weights: dict[str, float]) -> None:
-    reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, MIXTURE_WEIGHTS_KEY: weights})
+def _store_weights(reg: Registry, bank: Bank, request: BankRequest, weights: dict[str, float]) -> None:
+    """Keep the weights with how they were fitted, which a bank of an earlier version does not say."""
+    told = {HELD_OUT_OPTION: request.options.held_out_weights, MIXTURE_WEIGHTS_KEY: weights}
+    reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, **told})
 
 
 def _weights_of_a_sibling(reg: Registry, bank: Bank, request: BankRequest) -> dict[str, float] | None:
@@ -122,7 +124,7 @@ def _train_on(
 ) -> Generator[Event, None, LoraWeights]:
     """`return`s a task adapter of these users alone, which is not kept in the store."""
     examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
-    training = task_adapter_training(reg, request, examples, part, run, f"task adapter of half {number + 1}")
+    training = task_adapter_training(reg, request, examples, part, run, f"task adapter of half {number}")
     kept: list[LoraWeights] = []
     yield JobStarted("weighing of the memory", training.job.schedule.steps)
     yield from train_groups(reg, base, [TrainingGroup([training], partial(_keep_weights, reg, training, kept))])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import httpx
@@ -129,8 +130,14 @@ class RemoteConversation:
                         raise MtaError(str(piece["error"].get("message")))
                     yield piece
 
-    def _explained(self) -> _Explained:
-        return _Explained(str(self._client.base_url))
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Inside, a server that cannot be reached is an MtaError with its address."""
+        try:
+            yield
+        except httpx.HTTPError as error:
+            message = f"{self._client.base_url} does not answer: {error}"
+            raise MtaError(message, hint="is mta serve running?") from error
 
     def _require_success(self, answered: httpx.Response) -> None:
         if answered.status_code < 400:
@@ -144,17 +151,3 @@ class RemoteConversation:
         if answered.status_code == 401:
             raise UsageError(message, hint="MTA_SERVER_KEY holds the key")
         raise BadInput(message) if answered.status_code < 500 else MtaError(message)
-
-
-class _Explained:
-    """Inside, a server that cannot be reached is an MtaError with its address."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, httpx.HTTPError):
-            raise MtaError(f"{self._url} does not answer: {error}", hint="is mta serve running?") from error
