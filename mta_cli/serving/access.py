@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from mta_cli.serving.errors import ApiError
 from mta_cli.serving.keys import Key, KeyFile
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+MAX_CHECKS = 16  # keys that wait to be hashed; one core at most is spent on wrong ones
 
 
 def is_loopback(host: str) -> bool:
@@ -32,6 +34,7 @@ class Access:
         self.on_loopback, self._host, self._read_keys = is_loopback(host), host, read_keys
         self.keys = read_keys()
         self._needs_key = self.keys.is_there or not self.on_loopback
+        self._check_thread, self._checks = ThreadPoolExecutor(1, thread_name_prefix="keys"), 0
 
     def reread(self) -> None:
         """Take the keys as the file has them now."""
@@ -48,10 +51,22 @@ class Access:
         if not self._needs_key:
             return None
         scheme, _, token = (header or "").partition(" ")
-        key = await asyncio.to_thread(self.keys.find, token.strip()) if scheme.lower() == "bearer" else None
+        key = await self._find(token.strip()) if scheme.lower() == "bearer" else None
         if key is None:
             raise ApiError(401, "The key is missing or wrong.", code="invalid_api_key")
         return key
+
+    async def _find(self, token: str) -> Key | None:
+        """A key that was right before at once; others are hashed one after another. Raises ApiError for too many."""
+        if (known := self.keys.find_verified(token)) is not None:
+            return known
+        if self._checks >= MAX_CHECKS:
+            raise ApiError(429, "Too many keys are being checked.", code="too_many_keys")
+        self._checks += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._check_thread, self.keys.find, token)
+        finally:
+            self._checks -= 1
 
 
 def _host_name(header: str) -> str:

@@ -244,10 +244,10 @@ class Routes:
         """Vectors of texts by the embedder."""
         body = parse_body(EmbeddingBody, await self._body(request))
         texts = [body.input] if isinstance(body.input, str) else body.input
-        vectors = await self.service.embeddings(body.model, texts)
+        vectors, tokens = await self.service.embeddings(body.model, texts)
         shown = [_base64(v) for v in vectors] if body.encoding_format == "base64" else vectors
         data = [{"object": "embedding", "index": n, "embedding": one} for n, one in enumerate(shown)]
-        usage = {"prompt_tokens": 0, "total_tokens": 0}
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return json_response({"object": "list", "data": data, "model": body.model, "usage": usage})
 
     async def add_item(self, request: Request) -> Response:

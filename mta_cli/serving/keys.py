@@ -106,18 +106,24 @@ class KeyFile:
             raise NotFound(f"There is no key named {label!r:.60}.", hint="mta serve key list")
         del self._keys[found.id]
 
+    def find_verified(self, token: str) -> Key | None:
+        """The key that `token` is, if `find` has found it before."""
+        return self._keys.get(self._verified.get(self._digest(token), ""))
+
     def find(self, token: str) -> Key | None:
-        """The key that `token` is; None for any other text. Takes as long for a wrong key as for a right one."""
+        """The key that `token` is; None for any other text. Takes as long for an unknown key as for a wrong secret."""
+        if (verified := self.find_verified(token)) is not None:
+            return verified
         match = _KEY_PATTERN.fullmatch(token)
         known = self._keys.get(match[1]) if match else None
-        digest = hashlib.sha256(self._memory_salt + token.encode()).digest()
-        if known is not None and self._verified.get(digest) == known.id:
-            return known
         found = _scrypt(match[2] if match else "", known.salt if known else self._salt)
         if not hmac.compare_digest(found, known.hash if known else _NO_SECRET) or known is None:
             return None
-        self._verified[digest] = known.id
+        self._verified[self._digest(token)] = known.id
         return known
+
+    def _digest(self, token: str) -> bytes:
+        return hashlib.sha256(self._memory_salt + token.encode()).digest()
 
     def allows(self, key: Key, name: str) -> bool:
         """Whether the key may ask the model of the user of this name."""

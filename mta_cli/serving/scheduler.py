@@ -1,7 +1,8 @@
 """Who decodes next: answers of many users in one batch, which they join and leave between two steps.
 
-One thread owns the model. Between two steps it reads at most `PIECE_TOKENS` tokens of waiting prompts, so that running
-answers never wait longer than for such a piece. A failure ends the answer that it belongs to and no other.
+One thread owns the model. Between two steps it reads at most `PIECE_TOKENS` tokens of waiting prompts, in at most
+`PIECE_TOKENS / PASS_TOKENS` passes, so that running answers never wait longer than for such a piece. A failure ends the
+answer that it belongs to and no other.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mta.serve")
 STEPS_PER_ROW = 64  # steps until the batch may be a row larger again, after memory ran out
 PIECE_TOKENS = 256  # prompt tokens that are read between two decoding steps
+PASS_TOKENS = 64  # what a shorter pass counts for: it reads all weights too
 MIN_KEPT_TOKENS = 16  # a shorter beginning of a text is not worth keeping
 PrefixKey = tuple[int | None, "UserFactors"]  # the user's number, and the model
 Prefix = tuple[list[int], "Tensor"]  # token ids, and their keys and values
@@ -236,7 +238,7 @@ class Scheduler:
             try:
                 read = min(budget, text.remaining)
                 logits = text.read(read)
-                budget -= read
+                budget -= max(read, PASS_TOKENS)
                 if logits is None:
                     continue
                 self._reading = None

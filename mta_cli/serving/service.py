@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mta_cli.errors import UsageError
 from mta_cli.serving.answer import Answer, Failed, Finished, Piece
 from mta_cli.serving.answer_format import AnswerFormat, Choice, TokenNames, label_entries
-from mta_cli.serving.errors import ApiError, unknown_model, unsupported
+from mta_cli.serving.errors import ApiError, invalid, unknown_model, unsupported
 from mta_cli.serving.json_format import JsonFormats
 from mta_cli.serving.metrics import Metrics
 from mta_cli.serving.scheduler import Scheduler, Stopping
@@ -190,6 +190,8 @@ class Service:
         temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(62) if temperature else 0
         count = 1 if prepared.labels else sampling.count  # a label is the same each time
+        if count > self.options.queue:
+            raise invalid("n", f"At most {self.options.queue} answers may wait here.")
         if prepared.labels and sampling.schema is not None:
             raise unsupported("response_format", f"task {model.task.name} answers with a label")
         return [
@@ -300,13 +302,13 @@ class Service:
 
         return await self._in_store_thread(work)
 
-    async def embeddings(self, model: str, texts: Sequence[str]) -> list[list[float]]:
-        """Unit vectors of texts by the configured embedder. Raises ApiError for another name."""
+    async def embeddings(self, model: str, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+        """Unit vectors of texts by the configured embedder, and how many tokens it read. Raises ApiError."""
         self.require_ready()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._embed_thread, self._embeddings, model, list(texts))
 
-    def _embeddings(self, model: str, texts: list[str]) -> list[list[float]]:
+    def _embeddings(self, model: str, texts: list[str]) -> tuple[list[list[float]], int]:
         from mta_cli.pipeline.memory.knn import load_embedder
         from mta_cli.pipeline.models.installed import resolve_model
 
@@ -315,8 +317,8 @@ class Service:
             raise unknown_model(model)
         if self._embed is None:
             self._embed = load_embedder(resolve_model(name, "embedder"), self.chat.machine.device)
-        found: list[list[float]] = self._embed(texts).astype(float).tolist()
-        return found
+        found: list[list[float]] = self._embed.embed(texts).astype(float).tolist()
+        return found, self._embed.count_tokens(texts)
 
     async def user(self, name: str, may: May, task: str | None = None) -> User:
         """The user of a name, for writing. Raises ApiError for others and for an unknown `task`."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,22 @@ class Running:
                 return
             threading.Event().wait(0.05)
         raise AssertionError("rows are still there")
+
+    @contextmanager
+    def full_queue(self) -> Iterator[None]:
+        """The scheduler stands still, and as many answers wait as may."""
+        go_on, scheduler = threading.Event(), self.service._scheduler
+        threading.Thread(target=scheduler._call, args=(go_on.wait,), daemon=True).start()
+        body = ask("base", "Hi", n=scheduler._max_waiting, max_tokens=1)
+        waiting = threading.Thread(target=self.post, args=("/chat/completions", body))
+        waiting.start()
+        while len(scheduler._waiting) < scheduler._max_waiting:
+            threading.Event().wait(0.01)
+        try:
+            yield
+        finally:
+            go_on.set()
+            waiting.join()
 
     def open_store(self) -> Registry:
         """The store, for a look at what the server has written."""

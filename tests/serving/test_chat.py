@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from mta_cli.engine.generation.continuous_batch import PromptPass
+from mta_cli.options import ServeOptions
 from mta_cli.pipeline.chat.answer import answer_question
 from mta_cli.pipeline.models.installed import resolve_model
+from mta_cli.serving.scheduler import PASS_TOKENS, PIECE_TOKENS
 from tests.pipeline.world import asking, result_of
 from tests.serving.conftest import Start
 from tests.serving.running import Running, ask
@@ -123,3 +126,24 @@ def test_names_with_a_slash_and_beyond_ascii(start: Start) -> None:
     listed = [one["id"] for one in served.get("/models").json()["data"]]
     assert "base:base" in listed and listed.count("base") == 1
     assert served.chat("base:bob", "Hi")["mta"]["mode"] == "base", "a user of this very name"
+
+
+def test_between_two_steps_few_passes_read_prompts(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where beginnings are kept, many prompts are nearly read; each still takes a pass through all weights."""
+    running = start(options=ServeOptions(max_batch=16))
+    running.chat("alice", "a question that is asked again", max_tokens=1)
+    scheduler, most = running.service._scheduler, PIECE_TOKENS // PASS_TOKENS
+    counts, read, read_prompts = list[int](), PromptPass.read, scheduler._read_prompts
+
+    def counted(self: PromptPass, tokens: int) -> Any:
+        counts[-1] += 1
+        return read(self, tokens)
+
+    def each_round() -> None:
+        counts.append(0)
+        read_prompts()
+
+    monkeypatch.setattr(PromptPass, "read", counted)
+    monkeypatch.setattr(scheduler, "_read_prompts", each_round)
+    answers = running.chat("alice", "a question that is asked again", n=16, max_tokens=4)["choices"]
+    assert len(answers) == 16 and sum(counts) >= 16 and max(counts) == most

@@ -95,8 +95,8 @@ def test_the_openai_package_waits_where_the_queue_is_full(start: Start) -> None:
     from mta_cli.options import ServeOptions
 
     running = start(options=ServeOptions(queue=1))
-    with pytest.raises(openai.RateLimitError):
-        client(running).chat.completions.create(**ask("base", "Hi", n=2))
+    with running.full_queue(), pytest.raises(openai.RateLimitError):
+        client(running).chat.completions.create(**ask("base", "Hi"))
 
 
 def python_of(package: str) -> str:

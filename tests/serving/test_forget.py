@@ -263,7 +263,8 @@ def test_a_full_queue_says_when_to_come_back(start: Start) -> None:
     from mta_cli.options import ServeOptions
 
     running = start(options=ServeOptions(queue=2))
-    answered = running.post("/chat/completions", ask("base", "Hi", n=3))
+    with running.full_queue():
+        answered = running.post("/chat/completions", ask("base", "Hi"))
     assert answered.status_code == 429 and answered.headers["retry-after"] == "2"
     assert answered.json()["error"]["type"] == "rate_limit_error"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,21 @@ def test_a_right_key_is_hashed_once_and_a_wrong_one_each_time(tmp_path: Path) ->
 
     first, unknown = seconds(secret), seconds("mta-00000000-" + "a" * 43)
     assert seconds(secret) < first / 3 and unknown > first / 3, "a wrong number costs a hash too"
+
+
+def test_wrong_keys_keep_nobody_waiting_who_has_a_right_one(keyed: tuple[Running, str, str]) -> None:
+    running, few, _ = keyed
+    right = {"authorization": f"Bearer {few}"}
+    assert running.get("/models", headers=right).status_code == 200
+    with ThreadPoolExecutor(64) as pool:
+        wrong = [
+            pool.submit(running.get, "/models", headers={"authorization": f"Bearer mta-00000000-{n:043d}"})
+            for n in range(96)
+        ]
+        while not wrong[0].done():  # the queue of keys to check is full
+            time.sleep(0.01)
+        assert running.get("/models", headers=right).status_code == 200
+        assert {one.result().status_code for one in wrong} == {401, 429}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "other"}', '{"format": "mta-keys-1", "salt": 1}'])

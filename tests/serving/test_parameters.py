@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from mta_cli.options import ServeOptions
 from mta_cli.serving.schemas import REFUSED, WITHOUT_EFFECT
+from tests.serving.conftest import Start
 from tests.serving.running import Running, ask
 
 REFUSING = {
@@ -188,12 +190,20 @@ def test_embeddings(served: Running) -> None:
     body = {"model": "tiny-embedder", "input": ["one", "two"]}
     floats = [one["embedding"] for one in served.post("/embeddings", body).json()["data"]]
     assert len(floats) == 2 and sum(x * x for x in floats[0]) == pytest.approx(1.0, abs=1e-3)
+    counts = [served.post("/embeddings", {**body, "input": text}).json()["usage"] for text in (["one"], ["one"] * 3)]
+    assert 3 * counts[0]["prompt_tokens"] == counts[1]["prompt_tokens"] == counts[1]["total_tokens"] > 3
     packed = served.post("/embeddings", {**body, "encoding_format": "base64"}).json()["data"]
     for vector, one in zip(floats, packed, strict=True):
         raw = base64.b64decode(one["embedding"])
         assert list(struct.unpack(f"<{len(raw) // 4}f", raw)) == pytest.approx(vector)
     assert served.post("/embeddings", {**body, "model": "alice"}).status_code == 404
     assert refused(served, {**body, "dimensions": 8}, "/embeddings") == (400, "dimensions")
+
+
+def test_more_answers_than_may_ever_wait_are_refused(start: Start) -> None:
+    running = start(options=ServeOptions(queue=2))
+    assert refused(running, ask("alice", "Hi", n=3)) == (400, "n")
+    assert len(running.chat("alice", "Hi", n=2, max_tokens=1)["choices"]) == 2
 
 
 def test_a_prompt_that_is_too_long_is_told_as_clients_know_it(served: Running) -> None:

@@ -161,7 +161,7 @@ def try_neighbours(scene: Scene) -> dict[str, Any] | None:
     known = load_neighbours(reg, bank, task)
     if known is None or bank.kernel is None:
         return None
-    embed = load_embedder(embedder, "cpu")
+    embed = load_embedder(embedder, "cpu").embed
 
     def said(pairs: Sequence[tuple[str, str]]) -> tuple[list[float], list[bool]]:
         if not pairs:

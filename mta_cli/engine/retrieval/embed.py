@@ -64,6 +64,10 @@ class Embedder:
             raise IntegrityFault("the embedder gives numbers that are not finite", hint="pull the embedder again")
         return rows
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens `embed` reads for these texts, special tokens included."""
+        return sum(len(piece["input_ids"]) for piece in self._tokenize_windows(texts)[0])
+
     def _tokenize_windows(self, texts: Sequence[str]) -> tuple[list[dict[str, list[int]]], list[int]]:
         """The windows of all texts as token ids, special tokens included, and which text each belongs to."""
         prompt = self._model.prompts.get(self._model.default_prompt_name or "", "") or ""

@@ -102,7 +102,7 @@ class EvalContext:
     def _embed(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors of questions [texts, width]; the embedder is loaded on first use."""
         if self._embedder is None:
-            self._embedder = load_embedder(self.request.embedder, self.request.machine.device)
+            self._embedder = load_embedder(self.request.embedder, self.request.machine.device).embed
         return self._embedder(texts)
 
     def method_users(self, users: Sequence[int]) -> list[UserShots]:

@@ -48,7 +48,7 @@ class BankMemory:
         if bank is None:
             return LabelMemory(labels)
         if bank.kernel is not None and (self._embed is not None or self._embedder is not None):
-            embed = self._embed or load_embedder(self._embedder, self._device)  # type: ignore[arg-type]
+            embed = self._embed or load_embedder(self._embedder, self._device).embed  # type: ignore[arg-type]
             if (neighbours := load_fitted_neighbours(self._reg, bank, self._task, embed)) is not None:
                 return LabelMemory(labels, tuple(neighbours.index.rates.tolist()), neighbours)
         return self.without_neighbours

@@ -19,6 +19,7 @@ from store.records import Bank, Item, Neighbour, User
 if TYPE_CHECKING:
     from mta_cli.engine.memory.knn import EmbedFunction, MixtureWeights, NeighbourIndex
     from mta_cli.engine.memory.label_memory import FittedNeighbours
+    from mta_cli.engine.retrieval.embed import Embedder
     from mta_cli.engine.text.tasks import Task
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
@@ -95,7 +96,7 @@ def _embed_items(
 ) -> Iterator[Event]:
     import numpy as np
 
-    embed = load_embedder(embedder, device)
+    embed = load_embedder(embedder, device).embed
     yield Note(f"Embedding what {len(new):,} history items answer, with {embedder.name}.")
     yield JobStarted(f"neighbours of {task.name}", len(new), "items")
     for start in range(0, len(new), EMBED_BATCH):
@@ -106,13 +107,13 @@ def _embed_items(
         yield JobProgress(task.name, start + len(piece), seconds=time.monotonic() - began)
 
 
-def load_embedder(embedder: ModelEntry, device: str) -> EmbedFunction:
-    """The embedder's function from texts to unit vectors, on the machine's device."""
+def load_embedder(embedder: ModelEntry, device: str) -> Embedder:
+    """The embedder on the machine's device."""
     from mta_cli.engine.retrieval.embed import Embedder
     from mta_cli.pipeline.models.verify import verify_in_background
 
     with verify_in_background([embedder]):
-        return Embedder(embedder.path, device.split(",")[0]).embed
+        return Embedder(embedder.path, device.split(",")[0])
 
 
 def labelled_items(reg: Registry, bank: Bank, task: Task) -> list[Neighbour]:

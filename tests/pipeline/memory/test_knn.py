@@ -34,7 +34,7 @@ def test_a_bank_keeps_what_its_people_answered_to_what(peopled: Registry) -> Non
     labelled = {item.id: item for item in items if item.output in TASK.labels}
     kept = peopled.neighbours.consenting_neighbours(bank.id)
     assert result["neighbours"] == len(kept) == len(labelled) == 90 and {one.item_id for one in kept} == set(labelled)
-    embed = load_embedder(resolve_model("tiny-embedder", "embedder"), "cpu")
+    embed = load_embedder(resolve_model("tiny-embedder", "embedder"), "cpu").embed
     for one in kept[::30]:
         row = embed([labelled[one.item_id].input])[0]
         assert np.frombuffer(one.vector, "<f2") == pytest.approx(row, abs=1e-3)
