@@ -40,7 +40,7 @@ def speaking(base: LoadedBase, weights: LoraWeights, *, packed: bool = True) -> 
         def __init__(self, plain: LlamaDecoder) -> None:
             vars(self).update(vars(plain))
 
-        def pack_weights(self, int8: bool = False) -> None:
+        def pack_weights(self, int8: bool = False, *, one_row: bool = True, many_rows: bool = True) -> None:
             """Leave the weights in their own order."""
 
     AdapterMerger(base).set_adapter(weights)

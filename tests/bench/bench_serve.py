@@ -1,7 +1,8 @@
-"""`mta serve` with open streams of different users, beside `generate` and PEFT's `set_adapter` for one after another.
+"""`mta serve` with open streams of different users, beside llama.cpp's server, PEFT one by one, and our batch alone.
 
-Both sides have the same random LoRAs, prompts and number of tokens. Ours is a process of its own that is asked over the
-loopback address; theirs is called in this process, without HTTP, which is to its advantage.
+All sides have the same random LoRAs, prompts and number of tokens. The servers are processes of their own, asked
+over the loopback address; PEFT (`generate` after `set_adapter`) and the batch are called in this process, without HTTP,
+which is to their advantage. llama.cpp's side needs the package `xllamacpp` and is left out without it.
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests.bench import harness, personal
+from tests.bench import harness, llamacpp, personal
 from tests.bench import rival_answers as rival
 
-OURS, THEIRS = "mta serve", "PEFT set_adapter, one by one, no HTTP"
-TASK, SHOWN = "free", 3
+if TYPE_CHECKING:
+    from mta_cli.engine.lora.adapter import LoraWeights
+
+OURS, THEIRS, BATCH = "mta serve", "PEFT set_adapter, one by one, no HTTP", "mta, one batch, no HTTP"
+TASK = "free"
 THEIR_MOST = 4  # answers of theirs that are timed; its rate does not depend on how many wait
 
 
@@ -82,21 +86,16 @@ def server(root: Path, batch: int) -> Iterator[str]:
             process.wait(60)
 
 
-async def ask_all(url: str, users: Sequence[str], texts: Sequence[str], tokens: int) -> tuple[float, list[Stream]]:
+async def ask_all(url: str, bodies: Sequence[dict[str, Any]], tokens: int) -> tuple[float, list[Stream]]:
     """All answers at once, and how long that took."""
     import httpx
 
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
 
-        async def one(user: str, text: str) -> Stream:
-            body = {
-                "model": user,
-                "messages": [{"role": "user", "content": text}],
-                "stream": True,
-                "max_tokens": tokens,
-                "stream_options": {"include_usage": True},
-            }
+        async def one(given: dict[str, Any]) -> Stream:
+            body = {**given, "stream": True, "temperature": 0, "max_tokens": tokens}
+            body["stream_options"] = {"include_usage": True}
             began, times, counted = time.perf_counter(), list[float](), 0
             async with client.stream("POST", "/chat/completions", json=body) as answered:
                 answered.raise_for_status()
@@ -104,32 +103,43 @@ async def ask_all(url: str, users: Sequence[str], texts: Sequence[str], tokens: 
                     if not line.startswith("data: {"):
                         continue
                     piece = json.loads(line[6:])
-                    counted = piece.get("usage", {}).get("completion_tokens", counted)
+                    counted = (piece.get("usage") or {}).get("completion_tokens", counted)
                     if piece["choices"] and piece["choices"][0]["delta"].get("content"):
                         times.append(time.perf_counter())
             gaps = tuple(b - a for a, b in itertools.pairwise(times))
             return Stream((times[0] if times else time.perf_counter()) - began, gaps, counted)
 
         began = time.perf_counter()
-        found = await asyncio.gather(*(one(user, text) for user, text in zip(users, texts, strict=True)))
+        found = await asyncio.gather(*map(one, bodies))
         return time.perf_counter() - began, found
 
 
-def row(streams: int, runs: Sequence[tuple[float, Sequence[Stream]]]) -> dict[str, Any]:
+def row(streams: int, side: str, runs: Sequence[tuple[float, Sequence[Stream]]]) -> dict[str, Any]:
     """The medians over runs for one number of streams."""
-    seconds = statistics.median(run[0] for run in runs)
-    tokens = statistics.median(sum(one.tokens for one in run[1]) for run in runs)
     gaps = sorted(gap for run in runs for one in run[1] for gap in one.gaps) or [0.0]
     firsts = [one.first for run in runs for one in run[1]]
     return {
         "streams": streams,
-        "side": OURS,
-        "tokens/s": tokens / seconds,
+        "side": side,
+        "tokens/s": statistics.median(sum(one.tokens for one in run[1]) / run[0] for run in runs),
         "first token s": statistics.median(firsts),
         "gap ms": 1000 * statistics.median(gaps),
         "gap p99 ms": 1000 * gaps[int(0.99 * (len(gaps) - 1))],
-        "tokens": int(tokens),
+        "tokens": int(statistics.median(sum(one.tokens for one in run[1]) for run in runs)),
     }
+
+
+def body(text: str, **more: Any) -> dict[str, Any]:
+    """A request with one message."""
+    return {"model": "base", "messages": [{"role": "user", "content": text}], **more}
+
+
+def in_one_batch(weights: Sequence[LoraWeights], texts: Sequence[str], tokens: int) -> Callable[[], list[list[int]]]:
+    """The same answers by one call of the engine, all begun together, without a server."""
+    from mta_cli.engine.generation.generate_batch import generate_answers
+
+    base, prompts, people = harness.load(), [_prompt(text) for text in texts], [(own,) for own in weights]
+    return lambda: generate_answers(base, prompts, people, range(len(people)), max_tokens=tokens)
 
 
 def main() -> None:
@@ -138,35 +148,66 @@ def main() -> None:
     parser.add_argument("--streams", default="1,4,16,64")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--formats", default="bf16,q8_0", help="of llama.cpp's weights")
     asked = parser.parse_args()
     counts = [int(number) for number in asked.streams.split(",")]
     most = max(counts)
-    people = harness.people(most, 8)
-    texts = [person.queries[0].input for person in people]
+    people = harness.people(most, 8, queries=asked.repeats + 1)
+    # A run asks what no run before has asked: a server keeps the beginnings of conversations.
+    texts = [[person.queries[run % len(person.queries)].input for person in people] for run in range(asked.repeats + 1)]
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        names, weights = make_store(Path(folder) / "store", most)
-        rows = []
-        with server(Path(folder) / "store", most) as url:
-            asyncio.run(ask_all(url, names, texts, 4))  # every model is in memory
+        root, entry = Path(folder), harness.base_entry()
+        names, weights = make_store(root / "store", most)
+        with server(root / "store", most) as url:
+            asyncio.run(ask_all(url, [body(text, model=name) for name, text in zip(names, texts[-1], strict=True)], 4))
             for count in counts:
-                runs = [
-                    asyncio.run(ask_all(url, names[:count], texts[:count], asked.tokens)) for _ in range(asked.repeats)
-                ]
-                rows.append(row(count, runs))
-        entry = harness.base_entry()
-        own = personal.folders(weights[:THEIR_MOST], entry, Path(folder) / "peft")
+                runs = []
+                for run in range(asked.repeats):
+                    bodies = [
+                        body(f"{count}. {text}", model=name)
+                        for name, text in zip(names[:count], texts[run], strict=False)
+                    ]
+                    runs.append(asyncio.run(ask_all(url, bodies, asked.tokens)))
+                rows.append(row(count, OURS, runs))
+        if llamacpp.is_there():
+            adapters = llamacpp.write_adapters(root, entry.path, weights)
+            for number_format in asked.formats.split(","):
+                llamacpp.write_base(root / "base.gguf", entry.path, number_format)
+                for count in counts:
+                    rows.append(llamacpp_row(root / "base.gguf", number_format, adapters[:count], texts[0], asked))
+        sides = {f"{BATCH}/{n}": in_one_batch(weights[:n], texts[0][:n], asked.tokens) for n in counts if n > 1}
+        own = personal.folders(weights[:THEIR_MOST], entry, root / "peft")
         model = rival.with_adapters(entry.path, own, "bfloat16")
-        prompts = [_prompt(text) for text in texts[:THEIR_MOST]]
-        timed = harness.interleave(
-            {THEIRS: lambda: rival.answer_each(model, prompts, asked.tokens, users=list(own)).ids}, asked.repeats
-        )[THEIRS]
-        seconds, tokens = harness.median_seconds(timed), sum(len(ids) for ids in timed[-1].value)
-    theirs = tokens / seconds
-    for count, one in zip(counts, list(rows), strict=True):
-        one["times theirs"] = one["tokens/s"] / theirs
-        wait = (count + 1) / 2 * seconds / len(prompts)  # the median answer waits for half of the others
-        rows.append({"streams": count, "side": THEIRS, "tokens/s": theirs, "answer s": wait, "times theirs": 1.0})
+        prompts = [_prompt(text) for text in texts[0][:THEIR_MOST]]
+        sides[THEIRS] = lambda: rival.answer_each(model, prompts, asked.tokens, users=list(own)).ids
+        timed = harness.interleave(sides, asked.repeats)
+    rates = {name: sum(map(len, runs[-1].value)) / harness.median_seconds(runs) for name, runs in timed.items()}
+    rows += [{"streams": n, "side": BATCH, "tokens/s": rates[f"{BATCH}/{n}"]} for n in counts if n > 1]
+    for count in counts:
+        wait = (count + 1) / 2 * harness.median_seconds(timed[THEIRS]) / len(prompts)  # half of the others come before
+        rows.append({"streams": count, "side": THEIRS, "tokens/s": rates[THEIRS], "first token s": wait})
+    for one in rows:
+        one["times PEFT"] = one["tokens/s"] / rates[THEIRS]
     harness.report("serve", rows, load=os.getloadavg()[0])
+
+
+def llamacpp_row(
+    base: Path, number_format: str, adapters: Sequence[Path], texts: Sequence[str], asked: argparse.Namespace
+) -> dict[str, Any]:
+    """llama.cpp's server at as many streams as there are adapters, one run; the first answer is not counted."""
+    count = len(adapters)
+    bodies = [body(f"{count}. {text}", **llamacpp.adapter_of(n, count)) for n, text in enumerate(texts[:count])]
+    with llamacpp.server(base, adapters, count, torch_threads()) as url:
+        asyncio.run(ask_all(url, bodies[:1], 4))
+        return row(count, f"llama.cpp's server, {number_format}", [asyncio.run(ask_all(url, bodies, asked.tokens))])
+
+
+def torch_threads() -> int:
+    """As many threads as the other sides have."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _prompt(text: str) -> list[int]:

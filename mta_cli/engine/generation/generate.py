@@ -129,7 +129,7 @@ def generate_tokens(
         for step in range(min(max_tokens, room)):
             # 2. faster copies of the weights, after the first token, which need not wait for them
             if step == 1 and base.llama_decoder is not None and (int8 or max_tokens >= MIN_TOKENS_TO_PACK):
-                base.llama_decoder.pack_weights(int8)
+                base.llama_decoder.pack_weights(int8, many_rows=False)
             # 3. logits behind the pending tokens, and the next token
             read: WeightFormat = "int8" if int8 and step > 0 else "packed"
             token = sample_token(_next_logits(base, prompt_cache, pending, loras, read), temperature, top_p, random)

@@ -118,7 +118,7 @@ def _generate_batched(
     params: SamplingParams,
 ) -> None:
     # 1. the prefix that all prompts share, once
-    decoder.pack_weights()
+    decoder.pack_weights(one_row=False)
     prefix, budget = _prefill_shared_prefix(decoder, requests, users), TokenBudget(base)
 
     def work(batch: list[GenerationRequest]) -> None:
@@ -149,7 +149,7 @@ def _stream_batch(
         return
     batch_state = _start_batch(decoder, requests, users, _prefill_shared_prefix(decoder, requests, users))
     logits = batch_state.prefill(device_batch_tokens(base.device))
-    decoder.pack_weights(int8)
+    decoder.pack_weights(int8, one_row=False)
     yield from _decode_until_done(batch_state, logits, requests, params, base.end_ids, "int8" if int8 else "packed")
 
 

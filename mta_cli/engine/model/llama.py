@@ -20,6 +20,7 @@ from mta_cli.engine.model.activation_cache import ActivationCache
 LENGTH_INDEPENDENT_ROPES = ("default", "linear", "llama3", "yarn")  # angles that do not depend on how long the text is
 EAGER_ATTENTION_MAX_KEYS = 512  # up to so many keys, matrix products beat the fused attention kernel on a CPU
 PACKED_MAX_ROWS = 64  # up to so many rows of input, oneDNN reads weights in its own order about 1.5 times faster
+HALF_CAPABILITIES = ("AVX2", "AVX512")  # CPUs on which PyTorch reads float16 weights at the memory's speed, for one row
 INT8_MAX_ROWS = 8  # up to so many rows of input, 8-bit weights are read at the memory's speed
 ONEDNN_OPS = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")  # private: may be absent
 
@@ -76,6 +77,7 @@ class FusedLinear:
             biases = [module.bias.detach() for module in modules if module.bias is not None]
             self.bias = torch.cat(biases) if biases else None
         self._packed: Tensor | None = None
+        self._half: Tensor | None = None  # [Σ out, in] float16
         self._int8: tuple[Tensor, Tensor] | None = None  # [Σ out, in] int8, and the scale of each output [Σ out]
 
     def __call__(self, x: Tensor, read: WeightFormat = "weights") -> Tensor:
@@ -85,6 +87,8 @@ class FusedLinear:
             if read == "int8" and self._int8 is not None and rows <= INT8_MAX_ROWS:
                 few = _int8_product(x.reshape(rows, -1), *self._int8).view(*x.shape[:-1], -1)
                 return few if self.bias is None else few + self.bias
+            if self._half is not None and rows == 1:
+                return F.linear(x.half(), self._half).to(x.dtype)
             if self._packed is not None and rows <= PACKED_MAX_ROWS:
                 packed: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
                 return packed
@@ -95,6 +99,14 @@ class FusedLinear:
         if self._packed is None:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
 
+    def copy_as_half(self) -> None:
+        """Keep a copy of the weight as it is now in float16, where there is no bias.
+
+        A bfloat16 of an absolute value from 2⁻¹⁴ to 65,280 is the same number in float16; smaller ones lose bits.
+        """
+        if self._half is None and self.bias is None:
+            self._half = self.weight.half()
+
     def quantize_int8(self) -> None:
         """Keep a copy of the weight as it is now, in whole numbers from −127 to 127 times one scale for each output."""
         if self._int8 is None:
@@ -103,8 +115,17 @@ class FusedLinear:
             self._int8 = (whole, scale)
 
     def drop_copies(self) -> None:
-        """Drop both copies: the weight has changed, or is about to."""
-        self._packed = self._int8 = None
+        """Drop all copies: the weight has changed, or is about to."""
+        self._packed = self._half = self._int8 = None
+
+    @property
+    def has_half(self) -> bool:
+        """Whether there is a copy in float16."""
+        return self._half is not None
+
+    def drop_half(self) -> None:
+        """Drop the copy in float16."""
+        self._half = None
 
 
 class RMSNorm:
@@ -156,6 +177,7 @@ class LlamaDecoder:
         self.head_dim, self.scaling = int(first.head_dim), float(first.scaling)
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.activation_cache = ActivationCache()
+        self._half_overflows = False  # whether a state was too large for float16
         self._rotary = decoder.rotary_emb
         self._table: Rope | None = None
 
@@ -178,16 +200,21 @@ class LlamaDecoder:
         """Every projection, the head's last."""
         return [*(fused for layer in self.layers for fused in layer.projections.values()), self.head]
 
-    def pack_weights(self, int8: bool = False) -> None:
-        """Copy the weights as they are now, for decoding steps of few rows on a CPU.
+    def pack_weights(self, int8: bool = False, *, one_row: bool = True, many_rows: bool = True) -> None:
+        """Copy bfloat16 weights as they are now, for decoding steps of few rows on a CPU.
 
-        The copy is in oneDNN's order (bfloat16 alone), or with `int8` in 8 bits, which needs `supports_int8`.
+        Steps of `one_row` read a copy in float16, those of `many_rows` one in oneDNN's order. With `int8`, which needs
+        `supports_int8`, both read one in 8 bits.
         """
-        if int8:
-            for projection in self.all_projections():
+        if self.dtype != torch.bfloat16 or self.device.type != "cpu":
+            return
+        for projection in self.all_projections():
+            if int8:
                 projection.quantize_int8()
-        elif self.dtype == torch.bfloat16 and self.device.type == "cpu" and _onednn_packs_bfloat16():
-            for projection in self.all_projections():
+                continue
+            if one_row and not self._half_overflows and torch.backends.cpu.get_cpu_capability() in HALF_CAPABILITIES:
+                projection.copy_as_half()
+            if many_rows and _onednn_packs_bfloat16():
                 projection.pack_onednn()
 
     @property
@@ -236,6 +263,27 @@ class LlamaDecoder:
         rows. `past` holds the keys and values of earlier positions and takes the new ones. `read` names the copy of the
         weights to read; copies round differently.
         """
+        found = self._run_layers(x, rope, mask, first, last, loras, past, read)
+        one_row = read == "packed" and x.numel() == x.shape[-1]
+        if one_row and self.head.has_half and not bool(torch.isfinite(found).all()):
+            # A number was too large for float16: this base goes on without that copy, from this step on.
+            self._half_overflows = True
+            for projection in self.all_projections():
+                projection.drop_half()
+            found = self._run_layers(x, rope, mask, first, last, loras, past, read)
+        return found
+
+    def _run_layers(
+        self,
+        x: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        first: int,
+        last: int | None,
+        loras: Sequence[BatchedLora],
+        past: PastKeyValues | None,
+        read: WeightFormat,
+    ) -> Tensor:
         for i in range(first, len(self.layers) if last is None else last):
             layer = self.layers[i]
             # 1. attention, added to the residual stream  [rows, time, width]

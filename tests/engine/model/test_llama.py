@@ -210,7 +210,9 @@ def test_packed_weights_give_the_same_within_rounding(family: str, rows: int) ->
     plain, ids = decoder(EXACT[family]().to(torch.bfloat16)), random_ids(rows, 12)
     loose = ours(plain, ids)
     plain.pack_weights()
-    assert all(joint._packed is not None for joint in plain.all_projections())
+    assert all(
+        joint._packed is not None and joint.has_half != (joint.bias is not None) for joint in plain.all_projections()
+    )
     assert torch.equal(ours(plain, ids), loose)  # nobody asked for them
     packed = ours(plain, ids, read="packed")
     assert (packed - loose).abs().mean() < 0.02 * loose.std()
@@ -229,7 +231,7 @@ def test_packed_weights_are_dropped_when_something_is_folded(base: LoadedBase) -
     plain.pack_weights()
     packed, folder = ours(plain, ids, read="packed"), AdapterMerger(coarse)
     folder.set_adapter(random_lora(made, 1))
-    assert all(joint._packed is None for joint in plain.all_projections())
+    assert all(joint._packed is None and not joint.has_half for joint in plain.all_projections())
     inside = ours(plain, ids, read="packed")
     assert (inside - theirs(made, ids)).abs().mean() < 0.02 * inside.std()
     assert (inside - packed).abs().mean() > 0.05 * packed.std()
@@ -237,6 +239,37 @@ def test_packed_weights_are_dropped_when_something_is_folded(base: LoadedBase) -
     folder.set_adapter(None)
     assert all(joint._packed is None for joint in plain.all_projections())
     assert (ours(plain, ids, read="packed") - packed).abs().mean() < 0.02 * packed.std()
+
+
+def halvable() -> bool:
+    return torch.backends.cpu.get_cpu_capability() in plains.HALF_CAPABILITIES
+
+
+@pytest.mark.skipif(not halvable(), reason="this CPU reads float16 slowly")
+def test_one_row_reads_float16_and_is_closer_to_exact_numbers() -> None:
+    made = EXACT["llama"]()
+    token = random_ids(1, 1)
+    with torch.no_grad():
+        for weights in made.parameters():
+            weights.copy_(weights.bfloat16())  # the same numbers in both formats
+        exact = theirs(made, token).float()
+    plain = decoder(made.to(torch.bfloat16))
+    rounded = ours(plain, token).float()
+    plain.pack_weights(many_rows=False)
+    halved = ours(plain, token, read="packed").float()
+    assert all(joint.has_half and joint._packed is None for joint in plain.all_projections())
+    assert 0 < (halved - exact).abs().mean() < (rounded - exact).abs().mean()
+
+
+@pytest.mark.skipif(not halvable(), reason="this CPU reads float16 slowly")
+def test_numbers_too_large_for_float16_are_computed_without_it() -> None:
+    plain, token = decoder(EXACT["llama"]().to(torch.bfloat16)), random_ids(1, 1)
+    plain.layers[0].projections["gate_up"].weight.mul_(3e4)  # the product of gate and up is far beyond 65,504
+    loose = ours(plain, token)
+    plain.pack_weights(many_rows=False)
+    assert torch.equal(ours(plain, token, read="packed"), loose) and bool(torch.isfinite(loose).all())
+    plain.pack_weights(many_rows=False)
+    assert not any(joint.has_half for joint in plain.all_projections()), "it is not tried again"
 
 
 @pytest.mark.skipif(not packable(), reason="this CPU has no bfloat16 products")

@@ -1,0 +1,255 @@
+"""Writes GGUF, the format of llama.cpp, Ollama and LM Studio: a LoRA, or a whole model with its tokenizer.
+
+Tensors have llama.cpp's names. Where its layers rotate pairs that lie side by side, the rows of the query and key
+projections are put in that order, as its own converter does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import BadInput
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from mta_cli.engine.lora.adapter import LoraWeights
+
+NUMBER_FORMATS = ("f16", "bf16", "q8_0")  # of a model's matrices; vectors are float32
+NORMAL_TOKEN, CONTROL_TOKEN, USER_TOKEN, UNUSED_TOKEN = 1, 3, 4, 5  # llama.cpp's token types
+_DIGITS = {"type": "Digits", "individual_digits": True}
+_QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class GgufFamily:
+    """How llama.cpp calls a family, whether it rotates pairs side by side, and whether a whole model can be written."""
+
+    architecture: str
+    pairs_side_by_side: bool = False
+    whole: bool = False
+
+
+FAMILIES: Mapping[str, GgufFamily] = {  # by transformers' `model_type`
+    "llama": GgufFamily("llama", pairs_side_by_side=True, whole=True),
+    "mistral": GgufFamily("llama", pairs_side_by_side=True, whole=True),
+    "smollm3": GgufFamily("smollm3", pairs_side_by_side=True),
+    "granite": GgufFamily("granite", pairs_side_by_side=True),
+    "qwen2": GgufFamily("qwen2", whole=True),
+    "qwen3": GgufFamily("qwen3", whole=True),
+    "gemma2": GgufFamily("gemma2"),
+    "gemma3_text": GgufFamily("gemma3"),
+    "olmo2": GgufFamily("olmo2"),
+}
+
+
+def gguf_family(config: Mapping[str, Any]) -> GgufFamily:
+    """The family of a base by its `config.json`. Raises BadInput for one whose names are not known here."""
+    kind = str(config.get("model_type"))
+    if kind not in FAMILIES:
+        raise BadInput(
+            f"GGUF is not written for bases of type {kind}; known are {', '.join(FAMILIES)}.",
+            hint="--format merged, which llama.cpp's convert_hf_to_gguf.py reads",
+        )
+    return FAMILIES[kind]
+
+
+def write_lora_gguf(path: Path, weights: LoraWeights, config: Mapping[str, Any], facts: Mapping[str, str]) -> None:
+    """Write `weights`, which have one rank in all modules, as llama.cpp's LoRA adapter in float16.
+
+    `facts` are strings for the metadata, by key. Raises BadInput for a base of another family.
+    """
+    import numpy as np
+    from gguf import GGUFEndian, GGUFType, GGUFWriter, Keys
+
+    family = gguf_family(config)
+    names = _tensor_names(family, config["num_hidden_layers"])
+    writer = GGUFWriter(path, family.architecture, endianess=GGUFEndian.LITTLE)
+    writer.add_type(GGUFType.ADAPTER)
+    writer.add_string(Keys.Adapter.TYPE, "lora")
+    writer.add_float32(Keys.Adapter.LORA_ALPHA, weights.scale * weights.rank)  # llama.cpp divides it by the rank
+    for key, text in facts.items():
+        writer.add_string(key, text)
+    for module, (a, b) in sorted(weights.factors.items()):
+        heads = rotary_heads(module, config) if family.pairs_side_by_side else None
+        rows = b.float() if heads is None else pair_rows(b.float(), heads)
+        for half, factor in (("lora_a", a.float()), ("lora_b", rows)):
+            writer.add_tensor(f"{names(module)}.weight.{half}", factor.contiguous().numpy().astype(np.float16))
+    _finish(writer)
+
+
+def write_model_gguf(
+    path: Path,
+    weights: Iterable[tuple[str, Callable[[], Tensor]]],
+    folder: Path,
+    number_format: str,
+    facts: Mapping[str, str],
+) -> None:
+    """Write a whole model: `weights` by transformers' names, configuration and tokenizer of the base in `folder`.
+
+    `weights` are asked for one at a time and twice. Raises BadInput for a family or a tokenizer that is not known here.
+    """
+    from gguf import GGUFEndian, GGUFWriter, LlamaFileType
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    family = gguf_family(config)
+    if not family.whole:
+        raise BadInput(
+            f"A whole GGUF is not written for bases of type {config['model_type']}.",
+            hint="--format gguf-lora, or --format merged and llama.cpp's convert_hf_to_gguf.py",
+        )
+    writer = GGUFWriter(path, family.architecture, endianess=GGUFEndian.LITTLE)
+    _add_shape(writer, config)
+    _add_tokenizer(writer, folder, config)
+    file_types = {"f16": LlamaFileType.MOSTLY_F16, "bf16": LlamaFileType.MOSTLY_BF16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
+    writer.add_file_type(file_types[number_format])
+    writer.add_quantization_version(2)
+    for key, text in facts.items():
+        writer.add_string(key, text)
+    names = _tensor_names(family, config["num_hidden_layers"])
+    for name, load in weights:
+        module, _, kind = name.rpartition(".")
+        heads = rotary_heads(module, config) if family.pairs_side_by_side else None
+        weight = load().float()
+        packed, raw_type = _packed(weight if heads is None else pair_rows(weight, heads), number_format)
+        writer.add_tensor(f"{names(module)}.{kind}", packed, raw_dtype=raw_type)
+    _finish(writer)
+
+
+def rotary_heads(module: str, config: Mapping[str, Any]) -> int | None:
+    """The number of heads of a query or key projection; None for other modules."""
+    if module.endswith(".q_proj"):
+        return int(config["num_attention_heads"])
+    if module.endswith(".k_proj"):
+        return int(config.get("num_key_value_heads") or config["num_attention_heads"])
+    return None
+
+
+def pair_rows(weight: Tensor, heads: int) -> Tensor:
+    """Rows [out, …] from transformers' rotary order (halves) to llama.cpp's (pairs side by side), head by head."""
+    rows, rest = weight.shape[0], weight.shape[1:]
+    return weight.reshape(heads, 2, rows // heads // 2, *rest).transpose(1, 2).reshape(weight.shape)
+
+
+def _tensor_names(family: GgufFamily, layers: int) -> Callable[[str], str]:
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
+    table = get_tensor_name_map(MODEL_ARCH[family.architecture.upper()], layers)
+
+    def name(module: str) -> str:
+        found: str | None = table.get_name(module)
+        if found is None:
+            raise BadInput(f"llama.cpp has no name for {module} in its family {family.architecture}.")
+        return found
+
+    return name
+
+
+def _packed(weight: Tensor, number_format: str) -> tuple[NDArray[Any], Any]:
+    """A tensor in the file's format, and llama.cpp's name of that format. Vectors stay float32."""
+    import numpy as np
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    values: NDArray[Any] = weight.contiguous().numpy().astype(np.float32)
+    if values.ndim == 1:
+        return values, GGMLQuantizationType.F32
+    kind = GGMLQuantizationType[number_format.upper()]
+    return (values.astype(np.float16) if number_format == "f16" else quantize(values, kind)), kind
+
+
+def _add_shape(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
+    heads = config["num_attention_heads"]
+    width = config.get("head_dim") or config["hidden_size"] // heads
+    rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10_000.0)}
+    if rope.get("rope_type", "default") != "default" or config.get("rope_scaling"):
+        raise BadInput(
+            "A whole GGUF is not written for a base with scaled rotary positions.",
+            hint="--format merged, which llama.cpp's convert_hf_to_gguf.py reads",
+        )
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    writer.add_rope_dimension_count(width)
+    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
+    writer.add_vocab_size(config["vocab_size"])
+
+
+def _add_tokenizer(writer: GGUFWriter, folder: Path, config: Mapping[str, Any]) -> None:
+    """The vocabulary, merges, special tokens and chat template. Raises BadInput for another kind of tokenizer."""
+    from transformers import AutoTokenizer
+
+    raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    split = _pre_tokenizer_name(raw)
+    known = {number: token for token, number in raw["model"]["vocab"].items()}
+    added = {entry["id"]: entry for entry in raw["added_tokens"]}
+    tokens, kinds = [], []
+    for number in range(config["vocab_size"]):
+        if number in added:
+            tokens.append(added[number]["content"])
+            kinds.append(CONTROL_TOKEN if added[number]["special"] else USER_TOKEN)
+        else:
+            tokens.append(known.get(number, f"[PAD{number}]"))
+            kinds.append(NORMAL_TOKEN if number in known else UNUSED_TOKEN)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split)
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    merges = raw["model"]["merges"]
+    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ends = config.get("eos_token_id")
+    special = {
+        "bos": tokenizer.bos_token_id,
+        "eos": ends[0] if isinstance(ends, list) else ends if ends is not None else tokenizer.eos_token_id,
+        "unk": tokenizer.unk_token_id,
+        "pad": tokenizer.pad_token_id,
+    }
+    for name, number in special.items():
+        if number is not None:
+            getattr(writer, f"add_{name}_token_id")(number)
+    writer.add_add_bos_token(False)  # the chat template writes what the base wants at its beginning
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _pre_tokenizer_name(raw: Mapping[str, Any]) -> str:
+    """llama.cpp's name of how the tokenizer cuts a text before it merges. Raises BadInput for one not known here."""
+    before = raw.get("pre_tokenizer") or {}
+    steps = before.get("pretokenizers", [before])
+    kinds = [step.get("type") for step in steps]
+    bytewise = raw["model"]["type"] == "BPE" and kinds[-1:] == ["ByteLevel"]
+    if bytewise and kinds == ["Digits", "ByteLevel"] and _DIGITS.items() <= steps[0].items():
+        return "smollm"
+    pattern = steps[0].get("pattern", {}).get("Regex") if kinds == ["Split", "ByteLevel"] else None
+    if bytewise and pattern == _QWEN:
+        return "qwen2"
+    if bytewise and pattern == _QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|"):
+        return "llama-bpe"
+    raise BadInput(
+        "The base's tokenizer is of a kind for which no whole GGUF is written.",
+        hint="--format gguf-lora, or --format merged and llama.cpp's convert_hf_to_gguf.py",
+    )
+
+
+def _finish(writer: GGUFWriter) -> None:
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()

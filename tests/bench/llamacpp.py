@@ -1,0 +1,82 @@
+"""llama.cpp's server as a rival, from the package `xllamacpp`: the base and everybody's LoRA as GGUF of ours."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mta_cli.engine.lora.adapter import LoraWeights
+
+TOKENS_PER_STREAM = 512  # of the context, which llama.cpp divides among its streams
+SERVER = """
+import json, sys, xllamacpp
+given = json.loads(sys.argv[1])
+params = xllamacpp.CommonParams()
+params.model.path, params.n_parallel, params.n_ctx = given["model"], given["streams"], given["context"]
+params.hostnames, params.port, params.cpuparams.n_threads = ["127.0.0.1"], 0, given["threads"]
+params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in given["adapters"]]
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
+def is_there() -> bool:
+    """Whether the package is installed."""
+    return find_spec("xllamacpp") is not None
+
+
+def write_base(path: Path, folder: Path, number_format: str) -> None:
+    """The base of a folder as GGUF."""
+    from safetensors import safe_open
+
+    from mta_cli.engine.model.gguf_writer import write_model_gguf
+
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        weights = [(name, lambda name=name: file.get_tensor(name)) for name in file.keys()]  # noqa: SIM118
+        write_model_gguf(path, weights, folder, number_format, {})
+
+
+def write_adapters(root: Path, folder: Path, weights: Sequence[LoraWeights]) -> list[Path]:
+    """Everybody's LoRA as GGUF."""
+    from mta_cli.engine.model.gguf_writer import write_lora_gguf
+    from mta_cli.pipeline.personalize.export import pad_to_uniform_rank
+
+    config = json.loads((folder / "config.json").read_text())
+    paths = [root / f"{number}.gguf" for number in range(len(weights))]
+    for path, own in zip(paths, weights, strict=True):
+        write_lora_gguf(path, pad_to_uniform_rank(own), config, {})
+    return paths
+
+
+def adapter_of(number: int, count: int) -> Mapping[str, Any]:
+    """What a request for user `number` of `count` has besides its messages: their adapter alone."""
+    return {"lora": [{"id": other, "scale": float(other == number)} for other in range(count)]}
+
+
+@contextmanager
+def server(base: Path, adapters: Sequence[Path], streams: int, threads: int) -> Iterator[str]:
+    """A running server; its address, with `/v1`."""
+    given = {
+        "model": str(base),
+        "adapters": [str(path) for path in adapters],
+        "streams": streams,
+        "context": TOKENS_PER_STREAM * streams,
+        "threads": threads,
+    }
+    command = [sys.executable, "-c", SERVER, json.dumps(given)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            yield f"{process.stdout.readline().strip()}/v1"
+        finally:
+            process.stdin.close()
+            process.wait(60)
