@@ -51,16 +51,16 @@ class _Row:
 
 
 class Scheduler:
-    """The thread that answers. `submit` and `cancel` may be called from any other."""
+    """The thread that answers, on `cores` cores. `submit` and `cancel` may be called from any other."""
 
     def __init__(
-        self, base: LoadedBase, *, max_batch: int, max_waiting: int, prefix_bytes: int, metrics: Metrics
+        self, base: LoadedBase, *, max_batch: int, max_waiting: int, prefix_bytes: int, metrics: Metrics, cores: int
     ) -> None:
         from mta_cli.engine.generation.continuous_batch import ContinuousBatch
 
         assert base.llama_decoder is not None
         self._base, self._decoder, self._metrics = base, base.llama_decoder, metrics
-        self._max_batch, self._max_waiting = max_batch, max_waiting
+        self._max_batch, self._max_waiting, self._cores = max_batch, max_waiting, cores
         self._room, self._steps_since_shrink = max_batch, 0  # rows that fit, as far as is known
         self._batch, self._rows = ContinuousBatch(self._decoder), list[_Row]()
         self._reading: tuple[Answer, PromptPass] | None = None
@@ -152,7 +152,10 @@ class Scheduler:
                 return
 
     def _run(self) -> None:
+        import torch
+
         try:
+            torch.set_num_threads(self._cores)
             self._decoder.pack_weights()
             while self._wait_for_work():
                 try:

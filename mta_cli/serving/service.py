@@ -67,8 +67,9 @@ class Service:
     ) -> None:
         self.metrics, self.options, self.chat = Metrics(), options, chat
         self._open_store, self._entry, self._embedder_name = open_store, entry, embedder
-        self._store_thread = ThreadPoolExecutor(1, thread_name_prefix="store")
-        self._embed_thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
+        self._store_thread = ThreadPoolExecutor(1, "store", initializer=_compute_on_one_core)
+        self._embed_thread = ThreadPoolExecutor(1, "embedder", initializer=_compute_on_one_core)
+        self._cores: int
         self._loaded = False
         self.ready = False
         self._reg: Registry
@@ -80,6 +81,7 @@ class Service:
 
     async def start(self) -> None:
         """Open the store and load the base."""
+        self._cores = await asyncio.to_thread(_count_cores)
         await self._in_store_thread(self._load)
         self.ready = True
 
@@ -96,6 +98,7 @@ class Service:
             max_waiting=self.options.queue,
             prefix_bytes=cache_bytes,
             metrics=self.metrics,
+            cores=self._cores,
         )
         self._models = UserModels(self._reg, base, self.chat, cache_bytes, self._scheduler.forget)
         self._names, self._formats, self.base = TokenNames(base.tokenizer), JsonFormats(base), base
@@ -352,6 +355,19 @@ class Service:
         if not self._loaded:
             return set(names)
         return await self._in_store_thread(self._reg.users.existing_names, list(names))
+
+
+def _count_cores() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _compute_on_one_core() -> None:
+    """For threads beside the scheduler's: OpenMP's threads are slower once there are more of them than cores."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def require_servable(base: LoadedBase) -> None:
