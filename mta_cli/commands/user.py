@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -251,9 +251,23 @@ def export(
     user: UserArgument,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to make.")],
     task: TaskOption = None,
+    form: Annotated[
+        Literal["peft", "merged", "gguf-lora", "gguf"],
+        typer.Option("--format", help="A LoRA for PEFT and vLLM, or as GGUF; or a whole model, as either."),
+    ] = "peft",
     rank: Annotated[
         int | None, typer.Option("--rank", min=1, help="Reduce to this rank; else exact, at the sum of all ranks.")
     ] = None,
+    number_format: Annotated[
+        Literal["f16", "bf16", "q8_0"], typer.Option("--type", help="Number format of a whole GGUF's weights.")
+    ] = "f16",
+    base_name: Annotated[
+        str | None,
+        typer.Option("--base-name", metavar="NAME", help="What the base is called where this will run."),
+    ] = None,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Let parts for late tokens act on all, since nothing else knows them.")
+    ] = False,
     flags: Flags,
     all_data: Annotated[
         bool,
@@ -262,14 +276,16 @@ def export(
     yes: YesOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Write a user's model as one PEFT adapter folder that PEFT and vLLM load as it is."""
-    from mta_cli.pipeline.personalize.export import export_user
+    """Write a user's model as a folder for other programs: PEFT, vLLM, llama.cpp, Ollama, LM Studio."""
+    from mta_cli.pipeline.personalize.export import ExportOptions, export_user
     from mta_cli.pipeline.requests import base_model
     from mta_cli.pipeline.user_weights import resolve_user_task
     from mta_cli.pipeline.users.export_all_data import export_all_data
 
     context = app_context(ctx, flags, json=json)
-    given = {"--task": task, "--rank": rank, "--yes": yes or None}
+    given = {"--task": task, "--rank": rank, "--yes": yes or None, "--base-name": base_name}
+    given |= {"--format": form if form != "peft" else None, "--approximate": approximate or None}
+    given |= {"--type": number_format if number_format != "f16" else None}
     refused = [*(flag for flag, value in given.items() if value is not None), *flags.given_flags()]
     if all_data and refused:
         raise UsageError(f"--all-data is everything: {', '.join(refused)} cannot be given with it.")
@@ -278,10 +294,9 @@ def export(
             context.output.run_job_and_print(export_all_data(reg, user, to))
             return
         known = reg.users.get(user)
-        entry = base_model(context.options)
-        context.output.run_job_and_print(
-            export_user(reg, entry, known, resolve_user_task(reg, known, task), to, rank=rank, replace=yes)
-        )
+        chosen = ExportOptions(form, rank, number_format, base_name, approximate, yes)
+        entry, task = base_model(context.options), resolve_user_task(reg, known, task)
+        context.output.run_job_and_print(export_user(reg, entry, known, task, to, chosen))
 
 
 def _user_cells(user: UserSummary) -> tuple[object, ...]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mta_cli.engine.lora.adapter import LoraWeights, Placement, linear_layers
 from mta_cli.engine.lora.merge import merge_loras
-from mta_cli.pipeline.personalize.export import CONFIG_FILE, WEIGHTS_FILE, peft_config
+from mta_cli.pipeline.personalize.export_formats import CONFIG_FILE, WEIGHTS_FILE, peft_config
 from tests.bench import harness
 from tests.bench.rivals import load
 

@@ -139,7 +139,7 @@ def peft_folder(weights: LoraWeights, entry: ModelEntry, to: Path) -> Path:
     What `mta user export` writes has one rank everywhere, for readers that know no other; PEFT would multiply zeros.
     """
     from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.pipeline.personalize.export import CONFIG_FILE, WEIGHTS_FILE, peft_config
+    from mta_cli.pipeline.personalize.export_formats import CONFIG_FILE, WEIGHTS_FILE, peft_config
 
     scaled = {path: (a.float(), weights.scale * b.float()) for path, (a, b) in weights.factors.items()}
     plain = LoraWeights(scaled, 1.0, weights.placement)

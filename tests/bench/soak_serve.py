@@ -34,8 +34,9 @@ MOST_GROWTH = 1.05  # of memory, in the last third of the time
 class Server:
     """The process that is watched."""
 
-    def __init__(self, store: str) -> None:
+    def __init__(self, store: str, *more: str) -> None:
         command = [sys.executable, "-m", "mta_cli", "--store", store, "serve", "--port", "0", "--streams", "1000"]
+        command += more
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()

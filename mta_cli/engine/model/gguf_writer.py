@@ -6,12 +6,12 @@ projections are put in that order, as its own converter does.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.engine.model.checkpoint_files import read_config, read_json
 from mta_cli.errors import BadInput
 
 if TYPE_CHECKING:
@@ -95,20 +95,14 @@ def write_model_gguf(
 ) -> None:
     """Write a whole model: `weights` by transformers' names, configuration and tokenizer of the base in `folder`.
 
-    `weights` are asked for one at a time and twice. Raises BadInput for a family or a tokenizer that is not known here.
+    `weights` are loaded one after another. Raises BadInput for a family or a tokenizer that is not known here.
     """
     from gguf import GGUFEndian, GGUFWriter, LlamaFileType
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    family = gguf_family(config)
-    if not family.whole:
-        raise BadInput(
-            f"A whole GGUF is not written for bases of type {config['model_type']}.",
-            hint="--format gguf-lora, or --format merged and llama.cpp's convert_hf_to_gguf.py",
-        )
+    family, config, raw, split = require_whole_gguf(folder)
     writer = GGUFWriter(path, family.architecture, endianess=GGUFEndian.LITTLE)
     _add_shape(writer, config)
-    _add_tokenizer(writer, folder, config)
+    _add_tokenizer(writer, folder, config, raw, split)
     file_types = {"f16": LlamaFileType.MOSTLY_F16, "bf16": LlamaFileType.MOSTLY_BF16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
     writer.add_file_type(file_types[number_format])
     writer.add_quantization_version(2)
@@ -122,6 +116,23 @@ def write_model_gguf(
         packed, raw_type = _packed(weight if heads is None else pair_rows(weight, heads), number_format)
         writer.add_tensor(f"{names(module)}.{kind}", packed, raw_dtype=raw_type)
     _finish(writer)
+
+
+def require_whole_gguf(folder: Path) -> tuple[GgufFamily, dict[str, Any], dict[str, Any], str]:
+    """The family, `config.json` and `tokenizer.json` of a base, and llama.cpp's name of how its tokenizer cuts a text.
+
+    Raises BadInput where no whole GGUF can be written.
+    """
+    config, raw = read_config(folder), read_json(folder / "tokenizer.json")
+    family, split = gguf_family(config), _pre_tokenizer_name(raw)
+    rope = config.get("rope_parameters") or {}
+    scaled = rope.get("rope_type", "default") != "default" or bool(config.get("rope_scaling"))
+    if not family.whole or split is None or scaled:
+        raise BadInput(
+            "A whole GGUF is not written for this base: its family, its tokenizer or its scaled positions.",
+            hint="--format gguf-lora, or --format merged and llama.cpp's convert_hf_to_gguf.py",
+        )
+    return family, config, raw, split
 
 
 def rotary_heads(module: str, config: Mapping[str, Any]) -> int | None:
@@ -170,11 +181,6 @@ def _add_shape(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
     heads = config["num_attention_heads"]
     width = config.get("head_dim") or config["hidden_size"] // heads
     rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10_000.0)}
-    if rope.get("rope_type", "default") != "default" or config.get("rope_scaling"):
-        raise BadInput(
-            "A whole GGUF is not written for a base with scaled rotary positions.",
-            hint="--format merged, which llama.cpp's convert_hf_to_gguf.py reads",
-        )
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -189,12 +195,12 @@ def _add_shape(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
     writer.add_vocab_size(config["vocab_size"])
 
 
-def _add_tokenizer(writer: GGUFWriter, folder: Path, config: Mapping[str, Any]) -> None:
-    """The vocabulary, merges, special tokens and chat template. Raises BadInput for another kind of tokenizer."""
-    from transformers import AutoTokenizer
+def _add_tokenizer(
+    writer: GGUFWriter, folder: Path, config: Mapping[str, Any], raw: Mapping[str, Any], split: str
+) -> None:
+    """The vocabulary, merges, special tokens and chat template."""
+    from mta_cli.engine.model.load import load_tokenizer
 
-    raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    split = _pre_tokenizer_name(raw)
     known = {number: token for token, number in raw["model"]["vocab"].items()}
     added = {entry["id"]: entry for entry in raw["added_tokens"]}
     tokens, kinds = [], []
@@ -211,7 +217,7 @@ def _add_tokenizer(writer: GGUFWriter, folder: Path, config: Mapping[str, Any]) 
     writer.add_token_types(kinds)
     merges = raw["model"]["merges"]
     writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     ends = config.get("eos_token_id")
     special = {
         "bos": tokenizer.bos_token_id,
@@ -227,8 +233,8 @@ def _add_tokenizer(writer: GGUFWriter, folder: Path, config: Mapping[str, Any]) 
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _pre_tokenizer_name(raw: Mapping[str, Any]) -> str:
-    """llama.cpp's name of how the tokenizer cuts a text before it merges. Raises BadInput for one not known here."""
+def _pre_tokenizer_name(raw: Mapping[str, Any]) -> str | None:
+    """llama.cpp's name of how a byte-level BPE tokenizer cuts a text before it merges; None for one not known here."""
     before = raw.get("pre_tokenizer") or {}
     steps = before.get("pretokenizers", [before])
     kinds = [step.get("type") for step in steps]
@@ -240,10 +246,7 @@ def _pre_tokenizer_name(raw: Mapping[str, Any]) -> str:
         return "qwen2"
     if bytewise and pattern == _QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|"):
         return "llama-bpe"
-    raise BadInput(
-        "The base's tokenizer is of a kind for which no whole GGUF is written.",
-        hint="--format gguf-lora, or --format merged and llama.cpp's convert_hf_to_gguf.py",
-    )
+    return None
 
 
 def _finish(writer: GGUFWriter) -> None:

@@ -55,7 +55,7 @@ def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", 
     Raises BadInput when the folder is unsafe or no causal language model, IntegrityFault when its weights are
     incomplete or not finite.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     quiet_libraries()
     place = resolve_device(device)
@@ -64,7 +64,7 @@ def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", 
     with load_errors_as_bad_input(f"{name} cannot be loaded as a causal language model", f"look into {path}"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         require_config_fits_weights(path, config.to_dict())
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        tokenizer = load_tokenizer(path)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=number,
@@ -82,6 +82,13 @@ def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", 
         base.llama_decoder = build_llama_decoder(model)
         base.head_is_exact = base.llama_decoder is not None or _head_is_exact(model, place)
     return base
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a model's folder, by transformers."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
 
 
 def quiet_libraries() -> None:

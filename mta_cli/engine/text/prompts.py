@@ -83,6 +83,15 @@ class PromptBuilder:
             contents[first] = self._with_history(contents[first], history)
         return self._encode(roles, contents)
 
+    def words_around_turns(self) -> tuple[str, str, str, str]:
+        """The template's own words before a question, after it, between an answer and the next question, and after it.
+
+        The system message is among the first.
+        """
+        layout, _ = self._layout(("user", "assistant", "user"))
+        first, after, between, last = layout.texts
+        return first, after, between, last
+
     def truncate_query(self, text: str) -> str:
         """A query's `text` as its prompt has it: at most the task's `query_tokens`."""
         return self._words.truncate_text(text, self.task.query_tokens)

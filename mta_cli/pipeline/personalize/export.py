@@ -1,60 +1,74 @@
-"""A user's model as one PEFT adapter folder: task adapter, fusion and stack with their ranks concatenated.
+"""A user's model as a folder for other programs: task adapter, fusion and stack with their ranks concatenated.
 
-PEFT and vLLM load the folder as it is. The export loads no model and writes no user's name.
+The folder is one LoRA or a whole model, for PEFT, vLLM, llama.cpp or Ollama. No name of a user is written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shlex
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.engine.model.safetensors_header import read_safetensors_header
-from mta_cli.errors import BadInput, MtaError, NotFound
+from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note
 from mta_cli.pipeline.data.tasks import find_task
-from mta_cli.pipeline.user_weights import AnswerSource, merge_user_weights, most_personal_mode
-from mta_cli.pipeline.users.exported_folders import record_export, resolve_export_folder, write_folder
-from store.files import sha256
+from mta_cli.pipeline.personalize.export_card import MODELFILE, ExportCard
+from mta_cli.pipeline.personalize.export_formats import CARD_FILE, ExportedModel, ExportFormat, public_base_name
+from mta_cli.pipeline.user_weights import AnswerSource, merge_by_placement, most_personal_mode
+from mta_cli.pipeline.users.exported_folders import (
+    FileContent,
+    file_digest,
+    record_export,
+    resolve_export_folder,
+    write_folder,
+)
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.text.prompts import PromptBuilder
     from mta_cli.engine.text.tasks import Task
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.records import User
     from store.registry import Registry
 
 FILES_KEY = "files"  # in the metadata of the weights: the SHA-256 of the other files
-WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "adapter_model.safetensors", "adapter_config.json", "README.md"
-_HUB = re.compile(r"hf:(?P<repository>[^@]+)(?:@(?P<revision>.+))?")
+LIST_FILE = "mta-export.json"  # names the files of an export with their SHA-256, so that a later one may replace them
+LARGE_BYTES, SMALL_RANK = 10_000_000, 8  # from this size on, an export is offered at this rank
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a model is exported. `rank` None is exact; `base_name` is what the base is called where it will run."""
+
+    form: ExportFormat = "peft"
+    rank: int | None = None
+    number_format: str = "f16"
+    base_name: str | None = None
+    approximate: bool = False
+    replace: bool = False
 
 
 def export_user(
-    reg: Registry,
-    base_entry: ModelEntry,
-    user: User,
-    task: str,
-    to: Path,
-    *,
-    rank: int | None = None,
-    replace: bool = False,
+    reg: Registry, base_entry: ModelEntry, user: User, task: str, to: Path, options: ExportOptions | None = None
 ) -> Iterator[Event]:
     """Write the user's most personal model of `task` to the folder `to`, which appears whole or not at all.
 
-    `rank` reduces it to the nearest adapter of that rank. A folder with content is refused unless `replace`; then the
-    files of an earlier export in it are replaced. Raises BadInput where another file would be.
+    A folder with content is refused unless `options.replace`; then the files of an earlier export in it are replaced.
+    Raises BadInput where another file would be, where parts act on late tokens (unless `options.approximate` lets them
+    act on all), and where the base cannot have this form.
     """
+    options = options or ExportOptions()
     target = resolve_export_folder(
         reg,
         to,
-        "an adapter",
-        replace=replace,
-        hint="Name another folder with --to, or replace the adapter in it with --yes.",
+        "an export",
+        replace=options.replace,
+        hint="Name another folder with --to, or replace the export in it with --yes.",
     )
     mode = most_personal_mode(reg, user, task, base_entry.fingerprint)
     if mode == "base":
@@ -62,62 +76,101 @@ def export_user(
             f"{user.name} has no fusion for {task} on {base_entry.name}, so there is nothing to export.",
             hint=f"mta user fuse {shlex.quote(user.name)} --task {task}",
         )
-    weights, source = merge_user_weights(reg, base_entry.fingerprint, user, task, mode)
-    if weights is None:
+    exact, source, notes = _weights_of_all_tokens(reg, base_entry, user, task, mode, options.approximate)
+    if exact is None:
         raise NotFound(f"{user.name}'s model for {task} is the base itself: there is nothing to export.")
-    padded = pad_to_uniform_rank((yield from _compress_to_rank(weights, rank)))
-    digest = content_digest(padded)
-    texts = {
-        CONFIG_FILE: _json(peft_config(padded, base_entry)),
-        CARD_FILE: _card(base_entry, find_task(reg, task), padded.rank).encode(),
-    }
-    digests = {name: sha256(content) for name, content in texts.items()}
-    about = _adapter_metadata(base_entry, task, source, digest) | {FILES_KEY: digests}
-    files = {WEIGHTS_FILE: padded.to_bytes(about), **texts}
-    _require_own_files(target)
-    with record_export(reg, user, target, "adapter"):
-        write_folder(target, files, "The adapter")
-    yield ArtifactSaved("adapter folder", str(target), f"rank {padded.rank}")
+    weights, lost = _compress_to_rank(exact, options.rank)
+    for note in (notes := [*notes, *lost]):
+        yield Note(note)
+    weights = pad_to_uniform_rank(weights)
+    digest = content_digest(weights)
+    about = _metadata(base_entry, task, source, digest)
+    model = ExportedModel(weights, base_entry, options.base_name, options.number_format, about)
+    files = model.files(options.form) | _texts(base_entry, find_task(reg, task), weights.rank, options, notes)
+    _require_own_files(target, files)
+    with record_export(reg, user, target, options.form):
+        size = write_folder(target, files, "The export", list_file=LIST_FILE)
+    yield ArtifactSaved(f"{options.form} folder", str(target), f"rank {weights.rank}, {size / 1e6:.1f} MB")
+    if options.form in ("peft", "gguf-lora") and size > LARGE_BYTES and weights.rank > SMALL_RANK:
+        yield Note(f"--rank {SMALL_RANK} would make it about {size * SMALL_RANK / weights.rank / 1e6:.0f} MB.")
     yield JobResult(
         {
             "user": user.name,
             "to": str(target),
             "task": task,
             "base": base_entry.fingerprint,
+            "format": options.form,
             "source": source.as_json(),
-            "rank": padded.rank,
-            "modules": len(padded.factors),
-            "bytes": sum(len(content) for content in files.values()),
+            "rank": weights.rank,
+            "modules": len(weights.factors),
+            "bytes": size,
             "digest": digest,
         }
     )
 
 
-def _require_own_files(target: Path) -> None:
+def _weights_of_all_tokens(
+    reg: Registry, entry: ModelEntry, user: User, task: str, mode: str, approximate: bool
+) -> tuple[LoraWeights | None, AnswerSource, list[str]]:
+    """The user's weights as one LoRA on all tokens, and what that changed. Raises BadInput for late parts."""
+    from mta_cli.engine.lora.merge import merge_loras
+
+    weights, late, source = merge_by_placement(reg, entry.fingerprint, user, task, mode)
+    if late is None:
+        return weights, source, []
+    if not approximate:
+        raise BadInput(
+            f"The {mode} model of {user.name} acts on late tokens only, which no other program can do.",
+            hint="Build bank and stacks with --placement upper, or let it act on all tokens with --approximate.",
+        )
+    moved = replace(late, placement=replace(late.placement, late_tokens=None))
+    parts = [(one, 1.0) for one in (weights, moved) if one is not None]
+    note = "Parts that were trained for late tokens alone act on all tokens here, so answers may differ."
+    return merge_loras(parts), source, [note]
+
+
+def _texts(
+    entry: ModelEntry, task: Task, rank: int, options: ExportOptions, notes: Sequence[str]
+) -> dict[str, FileContent]:
+    base = options.base_name or public_base_name(entry)
+    card = ExportCard(options.form, base, entry.fingerprint, rank, task, tuple(notes))
+    texts: dict[str, FileContent] = {CARD_FILE: card.readme()}
+    if options.form in ("gguf", "gguf-lora"):
+        texts[MODELFILE] = card.modelfile(_prompter(entry, task), options.base_name)
+    return texts
+
+
+def _prompter(entry: ModelEntry, task: Task) -> PromptBuilder:
+    """The task's prompts for the base, without its weights."""
+    from mta_cli.engine.model.load import load_tokenizer
+    from mta_cli.engine.text.prompts import PromptBuilder
+
+    tokenizer = load_tokenizer(entry.path)
+    return PromptBuilder(tokenizer, task, [tokenizer.eos_token_id])
+
+
+def _require_own_files(target: Path, files: Mapping[str, object]) -> None:
     """Raises BadInput for a file that an export would replace and that no earlier export wrote as it is."""
-    there = [name for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE) if (target / name).exists()]
     digests: dict[str, str] = {}
-    with suppress(MtaError, OSError, ValueError, KeyError, TypeError):
-        about = json.loads(read_safetensors_header(target / WEIGHTS_FILE).metadata["mta"])
-        digests = {WEIGHTS_FILE: "", **about[FILES_KEY]}
-    for name in there:
-        if name not in digests or digests[name] not in ("", sha256((target / name).read_bytes())):
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        digests = dict(json.loads((target / LIST_FILE).read_bytes())["files"])
+    for name in files:
+        if (target / name).exists() and digests.get(name) != file_digest(target / name):
             raise BadInput(
                 f"{target / name} is not as an export of mta wrote it, and would be replaced.",
                 hint="Name another folder with --to, or move the file.",
             )
 
 
-def _compress_to_rank(weights: LoraWeights, rank: int | None) -> Generator[Event, None, LoraWeights]:
-    """The nearest weights of rank `rank`, where the rank is higher; a note says how much is lost."""
+def _compress_to_rank(weights: LoraWeights, rank: int | None) -> tuple[LoraWeights, list[str]]:
+    """The nearest weights of rank `rank`, where the rank is higher, and a sentence on how much is lost."""
     from mta_cli.engine.lora.merge import compress_to_rank
 
     if rank is None or rank >= weights.rank:
-        return weights
+        return weights, []
     small = compress_to_rank(weights, rank)
     lost = 1 - (small.norm() / weights.norm()) ** 2 if weights.norm() else 0.0
-    yield Note(f"Rank {weights.rank} was reduced to {rank}: {max(lost, 0.0):.1%} of the change's energy is lost.")
-    return small
+    return small, [f"Rank {weights.rank} was reduced to {rank}: {max(lost, 0.0):.1%} of the change's energy is lost."]
 
 
 def pad_to_uniform_rank(weights: LoraWeights) -> LoraWeights:
@@ -147,53 +200,14 @@ def content_digest(weights: LoraWeights) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def peft_config(weights: LoraWeights, entry: ModelEntry) -> dict[str, Any]:
-    """`adapter_config.json`: alpha equals the rank, so PEFT's scale is 1. Modules are named by their full paths."""
-    hub = _HUB.fullmatch(entry.name)
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": hub["repository"] if hub else str(entry.path),
-        "revision": hub["revision"] if hub else None,
-        "r": weights.rank,
-        "lora_alpha": weights.rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "target_modules": sorted(weights.factors),
-    }
-
-
-def _adapter_metadata(entry: ModelEntry, task: str, source: AnswerSource, digest: str) -> dict[str, Any]:
+def _metadata(entry: ModelEntry, task: str, source: AnswerSource, digest: str) -> dict[str, Any]:
     """The metadata of the file. It names neither the user nor the anchors, because the folder may be shared."""
     return {
         "digest": digest,
         "base": entry.fingerprint,
-        "base_name": _public_base_name(entry),
+        "base_name": public_base_name(entry),
         "task": task,
         "mode": source.mode,
         "bank": source.bank,
         "bank_version": source.version,
     }
-
-
-def _public_base_name(entry: ModelEntry) -> str:
-    return entry.name if _HUB.fullmatch(entry.name) else Path(entry.name).name
-
-
-def _card(entry: ModelEntry, task: Task, rank: int) -> str:
-    """A README on how to prompt this adapter: the messages it was trained with, for readers that do not use mta."""
-    from mta_cli.engine.text.tasks import TEMPLATE_SYSTEM_MESSAGE
-
-    system = [] if task.system == TEMPLATE_SYSTEM_MESSAGE else [{"role": "system", "content": task.system}]
-    messages = [*system, {"role": "user", "content": task.prompt}]
-    return (
-        f"---\nlibrary_name: peft\ntags: [lora]\n---\n\nA LoRA of rank {rank} for {_public_base_name(entry)}, "
-        f"fingerprint `{entry.fingerprint}`.\n\nIt was trained under the base's own chat template with these messages, "
-        f"`{{input}}` being the question:\n\n```json\n{json.dumps(messages, indent=2, ensure_ascii=False)}\n```\n"
-    )
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -5,10 +5,12 @@ Knows nothing of their contents. No path here contains the user's name.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from store.records import User
     from store.registry import Registry
 
+FileContent = bytes | Callable[[Path], None]
 EXPORT_RUN_KIND = "user export"  # the kind of its run
 
 
@@ -49,11 +52,14 @@ def resolve_export_folder(
     return target
 
 
-def write_folder(target: Path, files: Mapping[str, bytes], what: str, *, private: bool = False) -> None:
+def write_folder(
+    target: Path, files: Mapping[str, FileContent], what: str, *, private: bool = False, list_file: str | None = None
+) -> int:
     """Write the folder beside its place, then move it there; in a folder that is not empty, replace these files.
 
-    `files` by their paths below it, with `/`. A `private` folder is for its owner alone. BadInput with the system's
-    reason leaves nothing.
+    `files` by their paths below it, with `/`: their bytes, or a function that writes the file. A `private` folder is
+    for its owner alone. With `list_file`, a file of that name says the SHA-256 of each. Returns the bytes written.
+    BadInput with the system's reason leaves nothing.
     """
     draft: Path | None = None
     try:
@@ -62,18 +68,34 @@ def write_folder(target: Path, files: Mapping[str, bytes], what: str, *, private
         draft.mkdir(mode=0o700 if private else 0o777)
         for name, content in files.items():
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            (draft / name).write_bytes(content)
+            if isinstance(content, bytes):
+                (draft / name).write_bytes(content)
+            else:
+                content(draft / name)
             sync_file(draft / name)
+        size, names = sum((draft / name).stat().st_size for name in files), list(files)
+        if list_file is not None:
+            digests = {name: file_digest(draft / name) for name in files}
+            (draft / list_file).write_text(json.dumps({"files": digests}, indent=2) + "\n", encoding="utf-8")
+            names.append(list_file)
         if target.is_dir() and any(target.iterdir()):
-            for name in files:
+            for name in names:
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(draft / name, target / name)
         else:
             os.replace(draft, target)
+        return size
     except OSError as error:
         raise BadInput(f"{what} cannot be written to {target}: {system_reason(error)}") from error
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from mta_cli.engine.model.load import load_base
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import JobResult, Note
 from mta_cli.pipeline.models.manifest import ModelEntry
-from mta_cli.pipeline.personalize.export import content_digest, export_user, pad_to_uniform_rank
+from mta_cli.pipeline.personalize.export import ExportOptions, content_digest, export_user, pad_to_uniform_rank
 from mta_cli.pipeline.user_weights import merge_user_weights
 from tests.pipeline.world import World, make_world
 
@@ -46,6 +46,7 @@ def test_the_result_describes_the_folder(world: World, tmp_path: Path) -> None:
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "mta-export.json",
     ]
     assert result["source"]["mode"] == "adapted" and result["rank"] == 2 + 3 + 4 + 2
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -76,13 +77,12 @@ def test_a_folder_with_something_in_it_is_kept(world: World, tmp_path: Path) -> 
     (tmp_path / "full" / "letter.txt").write_text("mine")
     with pytest.raises(BadInput, match="not empty"):
         list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "full"))
-    list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "full", replace=True))
+    list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "full", ExportOptions(replace=True)))
     assert (tmp_path / "full" / "letter.txt").read_text() == "mine"
     assert (tmp_path / "full" / "adapter_config.json").exists()
     with pytest.raises(BadInput, match="is a file"):
-        list(
-            export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "full" / "letter.txt", replace=True)
-        )
+        letter = tmp_path / "full" / "letter.txt"
+        list(export_user(world.reg, world.entry, world.alice, world.task, letter, ExportOptions(replace=True)))
 
 
 def test_only_files_of_an_earlier_export_are_replaced(world: World, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_only_files_of_an_earlier_export_are_replaced(world: World, tmp_path: Pa
     place.mkdir()
 
     def write() -> None:
-        list(export_user(world.reg, world.entry, world.alice, world.task, place, replace=True))
+        list(export_user(world.reg, world.entry, world.alice, world.task, place, ExportOptions(replace=True)))
 
     (place / "README.md").write_text("my own project")
     with pytest.raises(BadInput, match=r"README\.md is not as an export"):
@@ -157,7 +157,7 @@ def test_a_smaller_rank_is_the_nearest_and_says_what_is_lost(world: World, tmp_p
 
     exact = merge_user_weights(world.reg, world.entry.fingerprint, world.alice, world.task, "adapted")[0]
     assert exact is not None and exact.rank > 3
-    seen = list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "small", rank=3))
+    seen = list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "small", ExportOptions(rank=3)))
     assert any(isinstance(event, Note) and "reduced to 3" in event.text for event in seen)
     tensors = load_file(tmp_path / "small" / "adapter_model.safetensors")
     path = "model.layers.1.self_attn.q_proj"

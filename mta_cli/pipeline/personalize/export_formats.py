@@ -1,0 +1,137 @@
+"""The forms in which a user's model leaves the store: files for PEFT and vLLM, for llama.cpp, and whole models.
+
+A form is the files of a folder; the README and the list of files come from `export`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mta_cli.pipeline.models.manifest import MANIFEST, ModelEntry
+from mta_cli.pipeline.users.exported_folders import FileContent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mta_cli.engine.lora.adapter import LoraWeights
+
+ExportFormat = Literal["peft", "merged", "gguf-lora", "gguf"]
+FORMATS: tuple[ExportFormat, ...] = ("peft", "merged", "gguf-lora", "gguf")
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+LORA_FILE, MODEL_FILE, CARD_FILE = "adapter.gguf", "model.gguf", "README.md"
+_HUB = re.compile(r"hf:(?P<repository>[^@]+)(?:@(?P<revision>.+))?")
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """What is exported: weights of one rank, the base below them, and how the base is called where it will run."""
+
+    weights: LoraWeights
+    entry: ModelEntry
+    base_name: str | None
+    number_format: str
+    about: Mapping[str, Any]
+
+    def files(self, form: ExportFormat) -> dict[str, FileContent]:
+        """The files of a form, by name. Raises BadInput where the base cannot have it."""
+        makers = {"peft": self._peft, "merged": self._merged, "gguf-lora": self._gguf_lora, "gguf": self._gguf}
+        return makers[form]()
+
+    def _peft(self) -> dict[str, FileContent]:
+        config = peft_config(self.weights, self.entry, self.base_name)
+        return {WEIGHTS_FILE: self.weights.to_bytes(self.about), CONFIG_FILE: json_bytes(config)}
+
+    def _merged(self) -> dict[str, FileContent]:
+        """The base's own files, the user's changes added to its weights in the weights' number format."""
+        from mta_cli.engine.model.checkpoint_files import model_files, weight_files
+
+        folder, shards = self.entry.path, weight_files(self.entry.path)
+        rest = [path for path in model_files(folder) if path not in shards and path.name not in (MANIFEST, CARD_FILE)]
+        copied: dict[str, FileContent] = {path.as_posix(): (folder / path).read_bytes() for path in rest}
+        return copied | {path.as_posix(): partial(self._write_shard, folder / path) for path in shards}
+
+    def _write_shard(self, shard: Path, to: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+        from safetensors.torch import save_file
+
+        with safe_open(shard, "pt") as file:
+            tensors = {name: self._changed(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            try:
+                save_file(tensors, to, metadata=file.metadata())
+            except SafetensorError as error:  # the disk is full, for one
+                raise OSError(str(error)) from error
+
+    def _changed(self, name: str, weight: Tensor) -> Tensor:
+        """A weight of the base with the user's change, in its own number format."""
+        module, _, kind = name.rpartition(".")
+        if kind != "weight" or module not in self.weights.factors:
+            return weight
+        return (weight.float() + self.weights.delta_weight(module)).to(weight.dtype)
+
+    def _gguf_lora(self) -> dict[str, FileContent]:
+        from mta_cli.engine.model.checkpoint_files import read_config
+        from mta_cli.engine.model.gguf_writer import gguf_family, write_lora_gguf
+
+        config = read_config(self.entry.path)
+        gguf_family(config)  # refuses before anything is written
+        write = partial(write_lora_gguf, weights=self.weights, config=config, facts=self._facts())
+        return {LORA_FILE: write}
+
+    def _gguf(self) -> dict[str, FileContent]:
+        from mta_cli.engine.model.gguf_writer import require_whole_gguf, write_model_gguf
+
+        require_whole_gguf(self.entry.path)
+
+        def write(path: Path) -> None:
+            weights = self._all_weights()
+            write_model_gguf(path, weights, self.entry.path, self.number_format, self._facts())
+
+        return {MODEL_FILE: write}
+
+    def _all_weights(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+        from safetensors import safe_open
+
+        from mta_cli.engine.model.checkpoint_files import weight_files
+
+        for shard in weight_files(self.entry.path):
+            with safe_open(self.entry.path / shard, "pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    yield name, lambda file=file, name=name: self._changed(name, file.get_tensor(name))  # type: ignore[misc]
+
+    def _facts(self) -> dict[str, str]:
+        return {"mta.about": json.dumps(dict(self.about))}
+
+
+def peft_config(weights: LoraWeights, entry: ModelEntry, base_name: str | None = None) -> dict[str, Any]:
+    """`adapter_config.json`: alpha equals the rank, so PEFT's scale is 1. Modules are named by their full paths."""
+    hub = _HUB.fullmatch(entry.name)
+    own_name = hub["repository"] if hub else str(entry.path)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name or own_name,
+        "revision": hub["revision"] if hub and base_name is None else None,
+        "r": weights.rank,
+        "lora_alpha": weights.rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": sorted(weights.factors),
+    }
+
+
+def public_base_name(entry: ModelEntry) -> str:
+    """The base's name without a folder of this machine."""
+    return entry.name if _HUB.fullmatch(entry.name) else Path(entry.name).name
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """A JSON file's content."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

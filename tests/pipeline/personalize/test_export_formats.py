@@ -1,0 +1,199 @@
+"""Other forms of an export: what transformers, the `gguf` library and llama.cpp make of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mta_cli.engine.lora.adapter import AdapterMerger, LoraWeights, merge_into_base
+from mta_cli.engine.model.gguf_writer import gguf_family, pair_rows, write_lora_gguf
+from mta_cli.engine.model.load import load_base
+from mta_cli.errors import BadInput
+from mta_cli.events import JobResult, Note
+from mta_cli.pipeline.personalize.export import ExportOptions, export_user
+from mta_cli.pipeline.personalize.export_formats import FORMATS
+from mta_cli.pipeline.user_weights import merge_user_weights
+from tests.pipeline.world import World, make_world
+
+LLAMACPP = """
+import json, sys, urllib.request, xllamacpp
+given = json.loads(sys.argv[1])
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel = given["model"], 512, 1
+params.hostnames, params.port, params.cpuparams.n_threads = ["127.0.0.1"], 0, 1
+params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 1.0) for path in given["adapters"]]
+server, found = xllamacpp.Server(params), []
+for ids in given["prompts"]:
+    asked = {"prompt": ids, "temperature": 0, "n_predict": given["tokens"], "return_tokens": True}
+    body = json.dumps({**asked, "cache_prompt": False}).encode()
+    with urllib.request.urlopen(urllib.request.Request(server.listening_address + "/completion", body)) as answered:
+        found.append(json.load(answered)["tokens"])
+print("FOUND" + json.dumps(found))
+"""
+
+
+def exported(world: World, to: Path, user: str = "alice", **options: Any) -> dict[str, Any]:
+    """Export, and return the result."""
+    person = world.reg.users.get(user)
+    *_, done = export_user(world.reg, world.entry, person, world.task, to, ExportOptions(**options))
+    assert isinstance(done, JobResult)
+    return done.result
+
+
+def exact(world: World, user: str = "alice") -> LoraWeights:
+    weights, _ = merge_user_weights(
+        world.reg,
+        world.entry.fingerprint,
+        world.reg.users.get(user),
+        world.task,
+        "adapted" if user == "alice" else "fused",
+    )
+    assert weights is not None
+    return weights
+
+
+def test_a_merged_folder_is_a_model_that_gives_our_logits(world: World, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    exported(world, tmp_path / "m", form="merged")
+    ids = torch.tensor([[5, 80, 9, 200, 31, 7]])
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)(ids).logits.detach()
+    base = load_base(world.entry.path, name="tiny", fingerprint=world.entry.fingerprint, device="cpu", dtype="float32")
+    with torch.no_grad():
+        before = base.model(ids).logits
+        with merge_into_base(base, exact(world)):
+            ours = base.model(ids).logits
+    assert torch.allclose(ours, theirs, atol=1e-3) and not torch.allclose(before, theirs, atol=1e-2)
+    assert AutoTokenizer.from_pretrained(tmp_path / "m").chat_template == base.tokenizer.chat_template
+    assert not (tmp_path / "m" / "mta-model.json").exists()
+
+
+def test_a_gguf_lora_holds_the_change_in_llama_cpps_order(world: World, tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    result = exported(world, tmp_path / "g", form="gguf-lora")
+    reader = GGUFReader(tmp_path / "g" / "adapter.gguf")
+    facts = {name: field.contents() for name, field in reader.fields.items()}
+    assert (facts["general.type"], facts["adapter.type"], facts["general.architecture"]) == ("adapter", "lora", "llama")
+    assert facts["adapter.lora.alpha"] == result["rank"]
+    tensors = {tensor.name: torch.from_numpy(tensor.data.copy()).float() for tensor in reader.tensors}
+    weights = exact(world)
+    assert len(tensors) == 2 * len(weights.factors)
+    config = json.loads((world.entry.path / "config.json").read_text())
+    names = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    for module in weights.factors:
+        _, _, layer, _, kind = module.split(".")
+        ours = f"blk.{layer}.{names.get(kind, f'ffn_{kind[:-5]}')}.weight"
+        delta, wanted = tensors[f"{ours}.lora_b"] @ tensors[f"{ours}.lora_a"], weights.delta_weight(module)
+        assert torch.allclose(delta, pair_rows(wanted, heads[kind]) if kind in heads else wanted, atol=1e-3)
+    assert any(module.endswith("q_proj") for module in weights.factors)
+
+
+def test_rows_in_pairs_are_those_that_reading_puts_back() -> None:
+    from mta_cli.engine.model.gguf import _unpermute_rope
+
+    weight = torch.randn(24, 5)
+    assert torch.equal(_unpermute_rope(pair_rows(weight, 3), 3), weight) and not torch.equal(
+        pair_rows(weight, 3), weight
+    )
+
+
+def test_a_modelfile_asks_as_the_task_does(world: World, tmp_path: Path) -> None:
+    exported(world, tmp_path / "g", form="gguf-lora", base_name="smol:135m")
+    text = (tmp_path / "g" / "Modelfile").read_text()
+    assert text.startswith("FROM smol:135m\nADAPTER ./adapter.gguf\n") and "{{ .Content }}" in text
+    assert text.count('"""') == 2 and "PARAMETER stop" in text
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_form_names_nobody_and_is_replaced_by_its_own_kind_alone(
+    world: World, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if form == "gguf":
+        monkeypatch.setattr("mta_cli.engine.model.gguf_writer._pre_tokenizer_name", lambda raw: "smollm")
+    place = tmp_path / "x"
+    first = exported(world, place, form=form)
+    assert first["format"] == form and first["bytes"] > 0
+    written = {path.name: path.read_bytes() for path in place.iterdir()}
+    assert not any(name in content for name in (b"alice", b"dave", b"erin") for content in written.values())
+    exported(world, place, form=form, replace=True)
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == written, "the same bytes"
+    changed = sorted(name for name in written if name.endswith((".gguf", ".safetensors")))[0]
+    (place / changed).write_bytes(b"mine")
+    with pytest.raises(BadInput, match="not as an export"):
+        exported(world, place, form=form, replace=True)
+    assert (place / changed).read_bytes() == b"mine"
+
+
+def test_a_base_that_llama_cpp_would_read_otherwise_is_refused(world: World, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="whole GGUF"):  # the tiny base's tokenizer is of no known kind
+        exported(world, tmp_path / "x", form="gguf")
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(BadInput, match="rwkv"):
+        gguf_family({"model_type": "rwkv"})
+
+
+def test_late_parts_leave_only_where_that_is_wanted(store_root: Path, tmp_path: Path) -> None:
+    world = make_world(store_root, stacks="late")
+    with pytest.raises(BadInput, match="late tokens"):
+        exported(world, tmp_path / "x", form="gguf-lora")
+    seen = list(
+        export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "x", ExportOptions(approximate=True))
+    )
+    assert any(isinstance(event, Note) and "late tokens alone" in event.text for event in seen)
+    assert "late tokens alone" in (tmp_path / "x" / "README.md").read_text()
+    world.reg.close()
+
+
+def llamacpp_tokens(model: Path, adapters: list[Path], prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    """Greedy tokens by llama.cpp."""
+    given = {"model": str(model), "adapters": [str(path) for path in adapters], "prompts": prompts, "tokens": tokens}
+    command = [sys.executable, "-c", LLAMACPP, json.dumps(given)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    found: list[list[int]] = json.loads(ran.stdout.rpartition("FOUND")[2])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp is not installed: pip install 'mta-cli[bench]'")
+def test_llama_cpp_says_what_we_say(real_root: Path, tmp_path: Path) -> None:
+    """Base and LoRA, and the merged model: the same greedy tokens as ours, but for ties within rounding to float16."""
+    from mta_cli.engine.generation.generate import generate_tokens
+    from mta_cli.pipeline.personalize.export import pad_to_uniform_rank
+    from tests.bench import llamacpp, personal
+
+    real_base = real_root / "smollm2-135m-instruct"
+    base = load_base(real_base, name="real", fingerprint="f", device="cpu", dtype="float32")
+    (weights,) = personal.adapters(base.model, 1)
+    texts = [
+        f"Tell me about {what}."
+        for what in ["rain", "bread", "chess", "Rome", "music", "trains", "bees", "tea", "snow", "birds"]
+    ]
+    prompts = [
+        base.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in texts
+    ]
+    config = json.loads((real_base / "config.json").read_text())
+    write_lora_gguf(tmp_path / "lora.gguf", pad_to_uniform_rank(weights), config, {})
+    llamacpp.write_base(tmp_path / "base.gguf", real_base, "f16")
+    theirs = llamacpp_tokens(tmp_path / "base.gguf", [tmp_path / "lora.gguf"], prompts, 16)
+    plain = llamacpp_tokens(tmp_path / "base.gguf", [], prompts, 16)
+    AdapterMerger(base).set_adapter(weights)
+    for prompt, said in zip(prompts, theirs, strict=True):
+        ours = list(generate_tokens(base, prompt, max_tokens=16))
+        place = next((n for n, pair in enumerate(zip(ours, said, strict=False)) if pair[0] != pair[1]), None)
+        if place is not None:
+            with torch.no_grad():
+                logs = base.model(torch.tensor([[*prompt, *ours[:place]]])).logits[0, -1].log_softmax(-1)
+            assert float(logs[ours[place]] - logs[said[place]]) < 0.1, "not a tie"
+    assert theirs != plain
