@@ -17,23 +17,22 @@ T = TypeVar("T", bound=Struct)
 MAX_MESSAGES, MAX_ANSWERS, MAX_STOPS, MAX_INPUTS = 2_000, 16, 16, 2_048
 MAX_MODEL_NAME = 600
 
-# Parameters of OpenAI's interface that have no effect by their meaning: who asks, and where it is billed or kept.
-WITHOUT_EFFECT = ("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store")
+# Parameters of OpenAI's interface that have no effect by their meaning: who asks, where it is billed or kept, and tools
+# that a model may call and these never do.
+TOOLS = ("tools", "functions", "parallel_tool_calls")
+WITHOUT_EFFECT = ("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store", *TOOLS)
 # Parameters that would change an answer and do not here. `null`, `[]`, `{}` and false say the same as leaving them out.
 REFUSED = {
     "audio": "answers are text",
     "best_of": "",
     "echo": "",
     "function_call": "these models call no functions",
-    "functions": "these models call no functions",
     "logit_bias": "",
     "modalities": "answers are text",
-    "parallel_tool_calls": "these models call no tools",
     "prediction": "",
     "reasoning_effort": "these models do not reason apart from their answer",
     "suffix": "",
     "tool_choice": "these models call no tools",
-    "tools": "these models call no tools",
     "verbosity": "",
     "web_search_options": "",
     "dimensions": "",
@@ -172,7 +171,7 @@ def _without_refused(raw: Mapping[str, Any], kind: type[Struct]) -> dict[str, An
         if name in own:
             kept[name] = value
         elif name in REFUSED:
-            if value not in (None, [], {}, False, "", "none", ["text"]) and (name, value) != ("best_of", 1):
+            if value not in (None, [], {}, False, "", "none", "auto", ["text"]) and (name, value) != ("best_of", 1):
                 raise unsupported(name, REFUSED[name])
         elif name in WITHOUT_EFFECT:
             if name == "store" and value:

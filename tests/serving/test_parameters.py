@@ -17,8 +17,8 @@ from tests.serving.conftest import Start
 from tests.serving.running import Running, ask
 
 REFUSING = {
-    "tools": [{"type": "function", "function": {"name": "f"}}],
-    "tool_choice": "auto",
+    "tool_choice": "required",
+    "function_call": {"name": "f"},
     "logit_bias": {"5": 1},
     "response_format": {"type": "json_schema"},
     "modalities": ["audio"],
@@ -54,10 +54,12 @@ def test_what_is_not_honoured_is_refused_by_name(served: Running, name: str) -> 
 
 
 def test_saying_nothing_is_no_refusal(served: Running) -> None:
-    empty = dict.fromkeys(REFUSED) | {"tools": [], "logit_bias": {}, "tool_choice": "none"}
+    empty = dict.fromkeys(REFUSED) | {"tools": [], "logit_bias": {}, "tool_choice": "none", "function_call": "auto"}
     plain = served.text("alice", "Hi")
     assert served.text("alice", "Hi", **empty) == plain
     assert served.text("alice", "Hi", user="bob", metadata={"a": "b"}, service_tier="auto", store=False) == plain
+    offered = [{"type": "function", "function": {"name": "f"}}]  # as Open WebUI sends them with every chat
+    assert served.text("alice", "Hi", tools=offered, tool_choice="auto", parallel_tool_calls=True) == plain
     assert {"user", "metadata", "service_tier", "store"} <= set(WITHOUT_EFFECT)
 
 
