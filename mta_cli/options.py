@@ -58,6 +58,17 @@ class MachineOptions:
 
 
 @dataclass(frozen=True)
+class ExecutorOptions:
+    """Where groups of adapters are trained. The result does not depend on it."""
+
+    section: ClassVar[str] = "executor"
+    executor: str = option_field("local", "Train in this process, or on workers of Ray.", choices=("local", "ray"))
+    workers: int = option_field(2, "Workers of Ray; each holds the base.", minimum=1, maximum=10_000)
+    ray_address: str = option_field("", "A running Ray cluster, `auto` or HOST:PORT; else one on this machine.")
+    gpus: float = option_field(1.0, "GPUs of each worker, where the base is on one.", minimum=0.01, maximum=8)
+
+
+@dataclass(frozen=True)
 class PromptOptions:
     """The contents of a prompt besides the user's text."""
 
@@ -349,6 +360,11 @@ class OptionSet:
         found: T = self._by_class[cls]
         return found
 
+    def get(self, cls: type[T]) -> T:
+        """The instance, or the defaults where a command or a form has no such options."""
+        found: T = self._by_class.get(cls) or cls()
+        return found
+
 
 PERMUTED_ANSWERS = "permuted"  # a control: banks of evaluations whose anchors learned answers in random order
 PRESETS: dict[str, dict[str, Any]] = {
@@ -391,6 +407,7 @@ JOB_OPTIONS: tuple[type[Any], ...] = (
     EvalOptions,
     ModelOptions,
     ServeOptions,
+    ExecutorOptions,
 )
 
 

@@ -12,7 +12,14 @@ from mta_cli.commands.shared.context import AppContext, app_context, confirm
 from mta_cli.commands.shared.lazy_typer import CommandApp
 from mta_cli.commands.shared.option_flags import Flags, options
 from mta_cli.errors import UsageError
-from mta_cli.options import BankOptions, MachineOptions, ModelOptions, PromptOptions, ScreeningOptions
+from mta_cli.options import (
+    BankOptions,
+    ExecutorOptions,
+    MachineOptions,
+    ModelOptions,
+    PromptOptions,
+    ScreeningOptions,
+)
 
 app = CommandApp("Banks: anchor users and their meta-LoRAs.")
 
@@ -29,7 +36,7 @@ VersionOption = Annotated[int | None, typer.Option("--bank-version", help="Which
 
 
 @app.command()
-@options(BankOptions, ScreeningOptions, PromptOptions, ModelOptions, MachineOptions, preset=True)
+@options(BankOptions, ScreeningOptions, PromptOptions, ModelOptions, MachineOptions, ExecutorOptions, preset=True)
 def build(
     ctx: typer.Context,
     *,

@@ -24,7 +24,15 @@ from mta_cli.commands.shared.context import app_context, confirm, make_consent_p
 from mta_cli.commands.shared.lazy_typer import CommandApp
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import UsageError
-from mta_cli.options import AdaptOptions, FuseOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions
+from mta_cli.options import (
+    AdaptOptions,
+    ExecutorOptions,
+    FuseOptions,
+    MachineOptions,
+    MemoryOptions,
+    ModelOptions,
+    PromptOptions,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -217,6 +225,7 @@ def fuse(
     PromptOptions,
     ModelOptions,
     MachineOptions,
+    ExecutorOptions,
     preset=True,
 )
 def adapt(

@@ -16,6 +16,7 @@ from mta_cli.options import (
     AnswerOptions,
     BankOptions,
     EvalOptions,
+    ExecutorOptions,
     FuseOptions,
     MachineOptions,
     MemoryOptions,
@@ -60,6 +61,7 @@ class BankRequest:
     gates: ScreeningOptions = field(default_factory=ScreeningOptions)
     on_bank_started: Callable[[int], None] = lambda number: None
     permute_answers: bool = False
+    executor: ExecutorOptions = field(default_factory=ExecutorOptions)
 
     @property
     def plan_options(self) -> tuple[Any, ...]:
@@ -81,6 +83,7 @@ class FuseRequest:
     prompt: PromptOptions
     machine: MachineOptions
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    executor: ExecutorOptions = field(default_factory=ExecutorOptions)
 
     @property
     def plan_options(self) -> tuple[Any, ...]:
@@ -178,6 +181,7 @@ def bank_request(reg: Registry, options: OptionSet, task: str, name: str | None 
         options[MachineOptions],
         name,
         gates=options[ScreeningOptions],
+        executor=options.get(ExecutorOptions),
     )
 
 
@@ -191,6 +195,7 @@ def fuse_request(reg: Registry, options: OptionSet, task: str) -> FuseRequest:
         options[PromptOptions],
         options[MachineOptions],
         options[MemoryOptions],
+        options.get(ExecutorOptions),
     )
 
 

@@ -28,6 +28,7 @@ from mta_cli.pipeline.bank.task_adapter import (
 )
 from mta_cli.pipeline.bank.verify import bank_json
 from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.executors import open_executor
 from mta_cli.pipeline.memory.bank_memory import LABEL_RATES_KEY
 from mta_cli.pipeline.memory.knn import update_neighbours
 from mta_cli.pipeline.models.load import load_on_device
@@ -294,22 +295,24 @@ def _train_bank(
     trainings = [*([pooled] if pooled else []), *(anchor_trainings[anchor.id] for group in groups for anchor in group)]
     yield JobStarted("bank build", total=sum(t.job.schedule.steps for t in trainings))
     done = 0
-    if pooled is not None:
-        yield from train_groups(
-            reg, base, [TrainingGroup([pooled], partial(store_task_adapter, reg, bank, pool, pooled))]
-        )
-        done = pooled.job.schedule.steps
-    task_adapter = reg.banks.by_id(bank.id).task_adapter
-    below = load_weights(reg, task_adapter, base.fingerprint) if task_adapter else None
+    with open_executor(request.executor, base, request.base.path) as executor:
+        if pooled is not None:
+            first = TrainingGroup([pooled], partial(store_task_adapter, reg, bank, pool, pooled))
+            yield from train_groups(reg, base, [first], executor=executor)
+            done = pooled.job.schedule.steps
+        task_adapter = reg.banks.by_id(bank.id).task_adapter
+        below = load_weights(reg, task_adapter, base.fingerprint) if task_adapter else None
+        executor.set_task_adapter(below)
+        with merge_into_base(base, below):
+            ready = [
+                TrainingGroup(
+                    [with_task_adapter(anchor_trainings[anchor.id], task_adapter) for anchor in group],
+                    partial(_store_anchors, reg, group, [anchor_trainings[anchor.id] for anchor in group]),
+                )
+                for group in groups
+            ]
+            yield from train_groups(reg, base, ready, done, executor)
     with merge_into_base(base, below):
-        ready = [
-            TrainingGroup(
-                [with_task_adapter(anchor_trainings[anchor.id], task_adapter) for anchor in group],
-                partial(_store_anchors, reg, group, [anchor_trainings[anchor.id] for anchor in group]),
-            )
-            for group in groups
-        ]
-        yield from train_groups(reg, base, ready, done)
         chosen = [each.user.id for each in anchor_candidates(pool, request.task.name, options)]
         yield from screen_anchors(reg, bank, base, examples, chosen, request.gates)
     yield from fit_memory_weights(reg, bank, request, pool, run, base)

@@ -16,6 +16,7 @@ from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine, UnitFailed
 from mta_cli.options import AdaptOptions
 from mta_cli.pipeline.bank.lora_xs_basis import load_or_make_basis
+from mta_cli.pipeline.executors import open_executor
 from mta_cli.pipeline.personalize.fuse import (
     FusionContext,
     anchor_users,
@@ -36,7 +37,7 @@ from mta_cli.pipeline.training.groups import (
     max_group_size,
     train_groups,
 )
-from mta_cli.pipeline.user_weights import current_bank, load_recipe_anchors
+from mta_cli.pipeline.user_weights import current_bank, load_recipe_anchors, load_task_adapter
 from mta_cli.pipeline.users.dependents import join_names
 from store.records import Adapter, Bank, Item, Recipe, Run, Stack, User
 from store.tables.recipes_and_stacks import pack_anchor_weights
@@ -46,22 +47,12 @@ if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.scoring.label_examples import TrainingExample
     from mta_cli.engine.training.trainer import GroupMember
+    from mta_cli.engine.training.work import MeasuredLosses
     from store.registry import Registry
 
 MIN_EFFECTIVE_STEPS = 5
 MIN_LOSS_CHANGE = 0.01  # a relative change of the loss below this counts as none
 MIN_TRAINABLE_LOSS = 0.05  # nats: a loss below it leaves almost nothing to learn
-
-
-@dataclass(frozen=True)
-class AdaptLosses:
-    """Mean losses on the shots and on the held-out queries (None without any).
-
-    Nats per labelled token, or per choice of a label beside neighbours and label prior.
-    """
-
-    shots: float | None
-    heldout: float | None
 
 
 @dataclass(frozen=True)
@@ -87,6 +78,7 @@ class AdaptContext:
         self.reg, self.base, self.fusing, self.request, self.options = reg, base, fusing, request, options
         self.bank = fusing.bank.bank
         self.basis = load_or_make_basis(reg, self.bank) if options.kind == CORE_KIND else None
+        self.task_adapter = next(iter(load_task_adapter(reg, self.bank.task, self.bank.base)), None)
         self.start = initial_stack(fusing.bank.methods, options)
 
     def merge_fusion(self, recipe: Recipe) -> tuple[LoraWeights, ...]:
@@ -95,19 +87,6 @@ class AdaptContext:
 
         anchors, _ = load_recipe_anchors(self.reg, self.bank, recipe.shares)
         return merge_shares([weights for weights, _ in anchors], [weight for _, weight in anchors])
-
-
-def measure_losses(
-    targets: Sequence[AdaptTarget], base: LoadedBase, stacks: Sequence[tuple[LoraWeights, ...]]
-) -> list[AdaptLosses]:
-    """The losses of all `targets` under their fusion and `stacks`, in one batch. `base` holds the task adapter."""
-    from mta_cli.engine.scoring.log_likelihood import mean_losses
-
-    loras = [(*target.member.frozen_loras, *stack) for target, stack in zip(targets, stacks, strict=True)]
-    cases = [(p.member.examples, user_loras) for p, user_loras in zip(targets, loras, strict=True)]
-    cases += [(p.heldout_examples, user_loras) for p, user_loras in zip(targets, loras, strict=True)]
-    losses = mean_losses(base, cases)
-    return [AdaptLosses(a, b) for a, b in zip(losses[: len(targets)], losses[len(targets) :], strict=True)]
 
 
 def adapt_users(
@@ -261,7 +240,9 @@ def _train_stacks(
         ready = (
             _training_group(context, group, runs, results) for group in _start_group_runs(context.reg, groups, runs)
         )
-        yield from train_groups(context.reg, context.base, ready)
+        with open_executor(context.request.executor, context.base, context.request.base.path) as executor:
+            executor.set_task_adapter(context.task_adapter)
+            yield from train_groups(context.reg, context.base, ready, executor=executor)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | GeneratorExit)
         with context.reg.transaction():
@@ -290,7 +271,7 @@ def _training_group(
     return TrainingGroup(
         trainings,
         partial(_store_stacks, context, targets, runs, results),
-        partial(measure_losses, targets),
+        tuple(one.heldout_examples for one in targets),
         context.basis,
     )
 
@@ -362,7 +343,12 @@ def _store_stacks(
 
 
 def _make_stack(
-    target: AdaptTarget, bank: Bank, adapter: Adapter, before: AdaptLosses, after: AdaptLosses, numbers: bytes | None
+    target: AdaptTarget,
+    bank: Bank,
+    adapter: Adapter,
+    before: MeasuredLosses,
+    after: MeasuredLosses,
+    numbers: bytes | None,
 ) -> Stack:
     return Stack(
         target.user.id,

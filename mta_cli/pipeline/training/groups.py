@@ -10,15 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mta_cli.engine.training.session import (
-    SessionReport,
-    SessionStarted,
-    SessionStep,
-    TrainingResult,
-    TrainingSession,
-)
+from mta_cli.engine.training.session import SessionReport, SessionStarted, SessionStep, TrainingResult
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, JobProgress, Note
+from mta_cli.pipeline.executors.local import Executor, LocalExecutor
 from mta_cli.pipeline.runs import library_versions
 from store.records import Adapter
 
@@ -26,8 +21,8 @@ if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.scoring.label_examples import TrainingExample
-    from mta_cli.engine.training.session import MeasureLosses
     from mta_cli.engine.training.trainer import GroupMember, Schedule, TrainStep
+    from mta_cli.engine.training.work import GroupWork
     from store.records import Run
     from store.registry import Registry
 
@@ -121,13 +116,12 @@ class TrainingGroup:
     """Trainings that run together: all have the same modules, rank, alpha and placement, or are cores on `basis`.
 
     `on_trained` is called with the stored adapters, or with the error of each failed member. It stores what depends on
-    them and yields events. `measure_losses` is called with the base and each member's new LoRAs (none before the
-    training) and returns a measurement for each member.
+    them and yields events. With `heldout`, examples for each member, losses are measured before and after.
     """
 
     trainings: Sequence[AdapterTraining]
     on_trained: OnTrained
-    measure_losses: MeasureLosses | None = None
+    heldout: tuple[Sequence[TrainingExample], ...] | None = None
     basis: BankBasis | None = None
 
     @property
@@ -179,35 +173,55 @@ def format_losses(adapter: Adapter) -> str:
     return f"{adapter.loss_first:.3f} → {adapter.loss_last:.3f}" if adapter.loss_first is not None else "unknown"
 
 
-def train_groups(reg: Registry, base: LoadedBase, groups: Iterable[TrainingGroup], done: int = 0) -> Iterator[Event]:
-    """Train groups one after another on `base`, and store the result of each.
+def train_groups(
+    reg: Registry,
+    base: LoadedBase,
+    groups: Iterable[TrainingGroup],
+    done: int = 0,
+    executor: Executor | None = None,
+) -> Iterator[Event]:
+    """Train groups, and store the result of each: by `executor`, or one after another on `base`.
 
     `done` is the number of steps already counted in the progress. A checkpoint of each group is kept while it runs,
     also when the generator is closed. It is deleted when the group's adapters are stored.
     """
-    for group in groups:
-        recorder = _SessionRecorder(reg, base, group)
-        try:
-            for report in recorder.session.run_training():
-                yield from recorder.record_report(report, done)
-        except GeneratorExit:  # stopped between two steps: nothing of this training is lost
-            recorder.save_checkpoint()
-            raise
-        done += group.steps
+    executor = executor if executor is not None else LocalExecutor(base)
+    recorders = list[_SessionRecorder]()
+
+    def works() -> Iterator[GroupWork]:
+        for group in groups:
+            recorders.append(_SessionRecorder(reg, base, group))
+            yield recorders[-1].work
+
+    try:
+        for number, report in executor.run(works()):
+            others = sum(one.steps_counted for one in recorders if one is not recorders[number])
+            yield from recorders[number].record_report(report, done + others)
+    except GeneratorExit:  # stopped between two steps: nothing of a training is lost
+        for number, recorder in enumerate(recorders):
+            recorder.save_checkpoint(executor.checkpoint(number))
+        raise
 
 
 class _SessionRecorder:
     """A group in training, and everything that is written about it."""
 
     def __init__(self, reg: Registry, base: LoadedBase, group: TrainingGroup) -> None:
+        from mta_cli.engine.training.work import GroupWork
+
         self._base, self._steps_taken = base, 0
         self._reg, self._group, self._key = reg, group, group_key(base, group.jobs)
         self._settled = False
-        members = [one.member(base) for one in group.trainings]
-        self.session = TrainingSession(base, members, reg.files.read_checkpoint(self._key), group.measure_losses)
+        members = tuple(one.member(base) for one in group.trainings)
+        self.work = GroupWork(members, reg.files.read_checkpoint(self._key), group.heldout)
+
+    @property
+    def steps_counted(self) -> int:
+        """The steps that the progress counts: all of a finished group, though some of its members may have failed."""
+        return self._group.steps if self._settled else self._steps_taken
 
     def record_report(self, report: SessionReport, done: int) -> Iterator[Event]:
-        """Store the content of a report and yield its events. `done`: the steps of earlier groups."""
+        """Store the content of a report and yield its events. `done`: the steps of other groups."""
         if isinstance(report, SessionStarted):
             self._steps_taken = report.steps_taken
             if not report.checkpoint_matches:
@@ -234,11 +248,9 @@ class _SessionRecorder:
         if report.checkpoint is not None:
             self._reg.files.write_checkpoint(self._key, report.checkpoint)
 
-    def save_checkpoint(self) -> None:
+    def save_checkpoint(self, state: bytes | None) -> None:
         """Store a checkpoint of a training that has begun and is not finished."""
-        if self._settled:
-            return
-        if (state := self.session.checkpoint_bytes()) is not None:
+        if state is not None and not self._settled:
             self._reg.files.write_checkpoint(self._key, state)
 
     def _store_adapters(self, trained: TrainingResult) -> Iterator[Event]:

@@ -1,0 +1,57 @@
+"""A group's training as a value, so that any process with the base can do it. It holds numbers, and no one's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mta_cli.engine.scoring.log_likelihood import mean_losses
+from mta_cli.engine.training.session import SessionReport, TrainingSession
+
+if TYPE_CHECKING:
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.scoring.label_examples import TrainingExample
+    from mta_cli.engine.training.trainer import GroupMember
+
+
+@dataclass(frozen=True)
+class MeasuredLosses:
+    """Mean losses of one member, nats per labelled token or choice; None without examples."""
+
+    shots: float | None
+    heldout: float | None
+
+
+@dataclass(frozen=True)
+class GroupWork:
+    """Members that train together, from `checkpoint` where there is one.
+
+    With `heldout`, examples for each member, their losses and those of the members' own examples are measured before
+    and after the training.
+    """
+
+    members: tuple[GroupMember, ...]
+    checkpoint: bytes | None = field(default=None, repr=False)
+    heldout: tuple[Sequence[TrainingExample], ...] | None = None
+
+    def session(self, base: LoadedBase) -> TrainingSession:
+        """The training on `base`, which holds the task adapter."""
+        return TrainingSession(
+            base, self.members, self.checkpoint, None if self.heldout is None else self.measure_losses
+        )
+
+    def run(self, base: LoadedBase) -> Iterator[SessionReport]:
+        """Train. Yields and raises what `TrainingSession.run_training` does."""
+        return self.session(base).run_training()
+
+    def measure_losses(self, base: LoadedBase, loras: Sequence[tuple[LoraWeights, ...]]) -> list[MeasuredLosses]:
+        """The losses of all members under their frozen LoRAs and `loras`, in one batch."""
+        assert self.heldout is not None
+        users = [(*member.frozen_loras, *own) for member, own in zip(self.members, loras, strict=True)]
+        cases = [(member.examples, own) for member, own in zip(self.members, users, strict=True)]
+        cases += list(zip(self.heldout, users, strict=True))
+        losses = mean_losses(base, cases)
+        count = len(self.members)
+        return [MeasuredLosses(a, b) for a, b in zip(losses[:count], losses[count:], strict=True)]

@@ -1,0 +1,115 @@
+"""Groups that are trained by workers become the same bytes as here, also when workers are lost."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mta_cli.engine.training.session import SessionStep
+from mta_cli.errors import BadInput, UsageError
+from mta_cli.options import AdaptOptions, ExecutorOptions
+from mta_cli.pipeline.bank.build import build_bank
+from mta_cli.pipeline.executors import ray_workers
+from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.training import groups
+from store.registry import Registry
+from tests.pipeline.town import LORA, QUICK, bank_request, finish, fuse_request, people
+
+LOCAL = ExecutorOptions()
+
+
+_connect = socket.socket.connect
+
+
+@pytest.fixture(autouse=True)
+def small_groups(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several groups, so that there is something to do for several workers; Ray may talk to this machine."""
+    monkeypatch.setattr(groups, "MAX_USERS_PER_GROUP", 2)
+    own = {"127.0.0.1", "::1", *(entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), None))}
+
+    def connect(self: socket.socket, address: object) -> None:
+        if self.family != socket.AF_UNIX and (not isinstance(address, tuple) or address[0] not in own):
+            raise AssertionError(f"a test reached for the network: {address!r}")
+        _connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture
+def ray() -> Any:
+    """Ray, where it is installed."""
+    return pytest.importorskip("ray", reason="Ray is not installed: pip install 'mta-cli[ray]'")
+
+
+def made(root: Path, executor: ExecutorOptions, stacks: AdaptOptions = QUICK) -> list[Any]:
+    """A bank and everybody's stacks in a new store: the digests of all adapters, and the numbers of all cores."""
+    with Registry.open(root, create=True) as reg:
+        people(reg)
+        finish(build_bank(reg, replace(bank_request(anchors=4), executor=executor)))
+        results, _ = finish(adapt_users(reg, None, replace(fuse_request(), executor=executor), stacks))
+        bank = reg.banks.get("lamp-2")
+        own = [reg.stacks.get(reg.users.get(one["user"]).id, "lamp-2", bank.id) for one in results]
+        losses = [(one["loss_before"], one["loss_after"], one["heldout_after"]) for one in results]
+        anchors = [anchor.digest for anchor in reg.banks.anchors(bank.id)]
+        return [bank.task_adapter, anchors, [(one.digest, one.numbers) for one in own if one is not None], losses]
+
+
+@pytest.mark.parametrize(("workers", "stacks"), [(1, QUICK), (2, QUICK), (2, LORA)])
+def test_workers_make_the_same_bytes(
+    ray: Any, store_root: Path, tmp_path: Path, workers: int, stacks: AdaptOptions
+) -> None:
+    here = made(tmp_path / "here", LOCAL, stacks)
+    assert len(here[1]) == 3 and len(here[2]) > 2, "several groups"
+    assert made(tmp_path / "there", ExecutorOptions(executor="ray", workers=workers), stacks) == here
+
+
+def test_a_group_whose_worker_is_lost_goes_on_elsewhere(
+    ray: Any, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, killed = made(tmp_path / "here", LOCAL), list[int]()
+    take = ray_workers.RayExecutor._next_report
+
+    def kill_once(self: ray_workers.RayExecutor, one: Any) -> Any:
+        report = take(self, one)
+        if isinstance(report, SessionStep) and len(killed) < 2:
+            killed.append(one.number)
+            ray.kill(one.worker)
+        return report
+
+    monkeypatch.setattr(ray_workers.RayExecutor, "_next_report", kill_once)
+    assert made(tmp_path / "there", ExecutorOptions(executor="ray", workers=2)) == here and len(killed) == 2
+
+
+def test_a_group_that_loses_every_worker_ends_the_job(
+    ray: Any, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = ray_workers.RayExecutor._start
+
+    def start_and_kill(self: ray_workers.RayExecutor, *given: Any) -> Any:
+        one = start(self, *given)
+        ray.kill(one.worker)
+        return one
+
+    monkeypatch.setattr(ray_workers.RayExecutor, "_start", start_and_kill)
+    with pytest.raises(BadInput, match="lost 4 workers"):
+        made(tmp_path / "there", ExecutorOptions(executor="ray", workers=1))
+
+
+def test_a_node_with_another_base_is_told(
+    ray: Any, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ray_workers.WorkerBase
+    monkeypatch.setattr(ray_workers, "WorkerBase", lambda path, name, _, *rest: given(path, name, "sha256:0", *rest))
+    with pytest.raises(BadInput, match="is not tiny"):
+        made(tmp_path / "there", ExecutorOptions(executor="ray", workers=1))
+
+
+def test_without_ray_the_way_to_it_is_named(store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(UsageError, match="needs Ray") as refused:
+        made(tmp_path / "there", ExecutorOptions(executor="ray"))
+    assert "mta-cli[ray]" in str(refused.value.hint)
