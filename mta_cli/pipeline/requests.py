@@ -66,7 +66,7 @@ class BankRequest:
     @property
     def plan_options(self) -> tuple[Any, ...]:
         """The options that its plan shows."""
-        return self.options, self.gates, self.prompt, self.machine
+        return self.options, self.gates, self.prompt, self.machine, self.executor
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class AdaptRequest:
     @property
     def plan_options(self) -> tuple[Any, ...]:
         """The options that its plan shows."""
-        return self.options, *self.fuse.plan_options
+        return self.options, *self.fuse.plan_options, self.fuse.executor
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ WORDS: dict[str, list[str]] = {
 }
 ANSWERING = ("answer", "memory", "prompt", "models", "machine")
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "bank build": ("bank", "gates", "prompt", "models", "machine"),
+    "bank build": ("bank", "gates", "prompt", "models", "machine", "executor"),
     "user fuse": ("fuse", "prompt", "models", "machine"),
-    "user adapt": ("adapt", "fuse", "memory", "prompt", "models", "machine"),
+    "user adapt": ("adapt", "fuse", "memory", "prompt", "models", "machine", "executor"),
     "user export": ("models",),
     "ask": ANSWERING,
     "compare": ANSWERING,
