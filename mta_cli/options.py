@@ -240,7 +240,12 @@ class AnswerOptions:
     """`mta ask`, `mta compare` and `mta chat`."""
 
     section: ClassVar[str] = "answer"
-    max_tokens: int = option_field(256, "Most tokens in an answer.", minimum=1, maximum=32_768)
+    max_tokens: int | None = option_field(
+        None,
+        "Most tokens in an answer; where not given, as many as the task's answers have, and 256 in a chat.",
+        minimum=1,
+        maximum=32_768,
+    )
     temperature: float = option_field(0.0, "0 picks the likeliest token; above it samples.", minimum=0, maximum=5)
     top_p: float = option_field(
         1.0, "Sample from the smallest set of tokens with this probability.", minimum=0.01, maximum=1

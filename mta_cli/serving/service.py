@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli.errors import UsageError
+from mta_cli.pipeline.chat.answer import answer_limit
 from mta_cli.serving.answer import Answer, Failed, Finished, Piece
 from mta_cli.serving.answer_format import AnswerFormat, Choice, TokenNames, label_entries
 from mta_cli.serving.errors import ApiError, invalid, unknown_model, unsupported
@@ -188,7 +189,11 @@ class Service:
         from mta_cli.engine.generation.sampler import TokenSampler
 
         defaults, model, base = self.chat.answer, prepared.model, self.base
-        asked = sampling.max_tokens if sampling.max_tokens is not None else defaults.max_tokens
+        asked = (
+            sampling.max_tokens
+            if sampling.max_tokens is not None
+            else answer_limit(defaults, model.task if prepared.question else None)
+        )
         room = base.window - len(prepared.prompt)
         temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(62) if temperature else 0

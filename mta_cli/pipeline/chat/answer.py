@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.prompts import HistoryExample
+    from mta_cli.engine.text.tasks import Task
+    from mta_cli.options import AnswerOptions
     from mta_cli.pipeline.models.manifest import ModelEntry
     from mta_cli.pipeline.requests import ChatOptions
     from store.records import User
     from store.registry import Registry
 
+CHAT_TOKENS = 256  # most tokens of an answer in a chat, where nothing else was asked for
 MESSAGE_LIMIT = 1_000_000  # characters; a longer message takes minutes to tokenise and fits no window
 
 Message = dict[str, str]
@@ -47,6 +50,13 @@ class Generation:
     seconds: float = 0.0
     finish_reason: str = "interrupted"
     label_logliks: dict[str, float] = field(default_factory=dict)  # log-likelihoods, where the answer is a label
+
+
+def answer_limit(options: AnswerOptions, task: Task | None) -> int:
+    """The most tokens of an answer: what was asked for, else what the task's answers have; `task` None is a chat."""
+    if options.max_tokens is not None:
+        return options.max_tokens
+    return CHAT_TOKENS if task is None else min(task.answer_tokens, CHAT_TOKENS)
 
 
 class ChatModel:
@@ -166,10 +176,15 @@ class ChatModel:
             return self.prompter.prompt_ids(messages[-1]["content"], history)
         return self.prompter.chat_ids(list(messages), history)
 
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of an answer."""
+        return answer_limit(self.options.answer, self.task if self.uses_task_prompt else None)
+
     def fit_prompt(self, messages: Sequence[Message], history: Sequence[HistoryExample]) -> tuple[list[int], int, int]:
         """A prompt that leaves room for the answer, and how many of the oldest exchanges and items it leaves out."""
         check_message(messages[-1]["content"])
-        room = self.base.window - min(self.options.answer.max_tokens, self.base.window // 4)
+        room = self.base.window - min(self.max_tokens, self.base.window // 4)
         kept, items = list(messages), list(history)
         while len(ids := self.prompt_ids(kept, items)) > room:
             if len(kept) > 2:
@@ -202,7 +217,7 @@ class ChatModel:
         for token in generate_tokens(
             self.base,
             ids,
-            max_tokens=options.max_tokens,
+            max_tokens=self.max_tokens,
             temperature=options.temperature,
             top_p=options.top_p,
             seed=self.options.machine.seed,
@@ -215,7 +230,7 @@ class ChatModel:
                 yield piece
         if rest := decoder.flush():
             yield rest
-        cut = spoken.tokens >= min(options.max_tokens, self.base.window - len(ids))
+        cut = spoken.tokens >= min(self.max_tokens, self.base.window - len(ids))
         spoken.finish_reason = "length" if cut else "end"
 
     def _choose_label(self, ids: list[int], spoken: Generation, question: str) -> Iterator[str]:

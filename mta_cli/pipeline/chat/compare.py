@@ -170,7 +170,7 @@ def _generate_all(model: ChatModel, ids: list[int], columns: Sequence[ComparedMo
     from mta_cli.engine.generation.generate_batch import SamplingParams, stream_answers
 
     options, started = model.options.answer, time.perf_counter()
-    choice = SamplingParams(options.max_tokens, options.temperature, options.top_p)
+    choice = SamplingParams(model.max_tokens, options.temperature, options.top_p)
     decoders = [StreamingDetokenizer(model.base.tokenizer) for _ in columns]
     stream = stream_answers(
         model.base,
@@ -185,7 +185,7 @@ def _generate_all(model: ChatModel, ids: list[int], columns: Sequence[ComparedMo
         columns[place].generation.tokens += 1
         columns[place].generation.seconds = time.perf_counter() - started
         yield from _append_text(columns[place], decoders[place].add_token(token))
-    room = min(options.max_tokens, model.base.window - len(ids))
+    room = min(model.max_tokens, model.base.window - len(ids))
     for column, decoder in zip(columns, decoders, strict=True):
         yield from _append_text(column, decoder.flush())
         column.generation.finish_reason = "length" if column.generation.tokens >= room else "end"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from mta_cli.engine.generation.generate import label_scores
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.options import AnswerOptions
 from mta_cli.pipeline.chat.answer import (
+    CHAT_TOKENS,
     MESSAGE_LIMIT,
     ChatModel,
     Generation,
+    answer_limit,
     answer_question,
     check_message,
 )
@@ -161,3 +165,16 @@ def test_late_parts_answer_without_being_folded(store_root: Path) -> None:
     list(voice.stream_answer(ids, fused, text))
     assert fused.text != found[1]
     world.reg.close()
+
+
+def test_an_answer_to_a_tasks_question_is_as_long_as_its_answers_are() -> None:
+    task = replace(BUILTIN_TASKS["lamp-5"], answer_tokens=7)
+    assert answer_limit(AnswerOptions(), task) == 7 and answer_limit(AnswerOptions(max_tokens=40), task) == 40
+    assert answer_limit(AnswerOptions(), None) == CHAT_TOKENS
+    assert answer_limit(AnswerOptions(), replace(task, answer_tokens=9_000)) == CHAT_TOKENS
+
+
+def test_the_limit_is_the_tasks_where_its_prompt_is_used(world: World) -> None:
+    asked = asking(task="lamp-5", answer=AnswerOptions())
+    result, _ = result_of(answer_question(world.reg, world.entry, "carol", "Hello", asked))
+    assert 0 < result["tokens"] <= BUILTIN_TASKS["lamp-5"].answer_tokens < CHAT_TOKENS
