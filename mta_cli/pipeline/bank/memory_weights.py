@@ -11,7 +11,7 @@ users is predicted by a task adapter of the other half, which is then dropped.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from mta_cli.engine.text.labels import find_label
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.bank.task_adapter import task_adapter_training
 from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.executors import open_executor
 from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY, labelled_items, load_neighbours
 from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.training.groups import TrainingGroup, pair_with_adapters, train_groups
@@ -85,15 +86,16 @@ def fit_memory_weights(
     halves = [pool[::2], pool[1::2]] if request.options.held_out_weights and bank.task_adapter else [pool]
     users = [{each.user.id for each in half} for half in halves]
     cases.sort(key=lambda one: next(n for n, half in enumerate(users) if one.item.user_id in half))
+    asked = [[one for one in cases if one.item.user_id in half] for half in users]
+    parts = {n: others for n, others in enumerate(reversed(halves)) if len(halves) == 2 and asked[n] and others}
+    trained = (yield from _train_on(reg, request, base, parts, run)) if parts else {}
     model: list[list[float]] = []
-    for n, others in enumerate(reversed(halves)):
-        asked = [one for one in cases if one.item.user_id in users[n]]
-        if len(halves) == 2 and asked and others:
-            below: LoraWeights | None = yield from _train_on(reg, request, base, others, 2 - n, run)
-        else:
-            below = load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None
+    for n in range(len(halves)):
+        below = trained.get(n)
+        if below is None and bank.task_adapter:
+            below = load_weights(reg, bank.task_adapter, base.fingerprint)
         with merge_into_base(base, below):
-            model += yield from _model_label_scores(reg, base, task, asked, request.prompt.history_items)
+            model += yield from _model_label_scores(reg, base, task, asked[n], request.prompt.history_items)
     places = np.array([place[one.item.id] for one in cases])
     memory = memory_scores(known, NeighbourKernel(**bank.kernel), task, cases, places)
     golds = np.array([find_label(one.item.output, task.labels) for one in cases])
@@ -120,27 +122,38 @@ def _weights_of_a_sibling(reg: Registry, bank: Bank, request: BankRequest) -> di
 
 
 def _train_on(
-    reg: Registry, request: BankRequest, base: LoadedBase, part: Sequence[Contributor], number: int, run: Run | None
-) -> Generator[Event, None, LoraWeights]:
-    """`return`s a task adapter of these users alone, which is not kept in the store."""
+    reg: Registry, request: BankRequest, base: LoadedBase, parts: Mapping[int, Sequence[Contributor]], run: Run | None
+) -> Generator[Event, None, dict[int, LoraWeights]]:
+    """`return`s a task adapter of each part's users alone, by the part's number; none is kept in the store.
+
+    Part 0 are the users of the second half, who predict the first.
+    """
     examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
-    training = task_adapter_training(reg, request, examples, part, run, f"task adapter of half {number}")
-    kept: list[LoraWeights] = []
-    yield JobStarted("weighing of the memory", training.job.schedule.steps)
-    yield from train_groups(reg, base, [TrainingGroup([training], partial(_keep_weights, reg, training, kept))])
-    return kept[0]
+    trainings = {
+        n: task_adapter_training(reg, request, examples, part, run, f"task adapter of half {2 - n}")
+        for n, part in parts.items()
+    }
+    kept: dict[int, LoraWeights] = {}
+    groups = [
+        TrainingGroup([training], partial(_keep_weights, reg, training, kept, n)) for n, training in trainings.items()
+    ]
+    yield JobStarted("weighing of the memory", sum(group.steps for group in groups))
+    with open_executor(request.executor, base, request.base.path) as executor:
+        yield from train_groups(reg, base, groups, executor=executor)
+    return kept
 
 
 def _keep_weights(
     reg: Registry,
     training: AdapterTraining,
-    kept: list[LoraWeights],
+    kept: dict[int, LoraWeights],
+    part: int,
     results: Sequence[Adapter | str],
     trained: TrainingResult,
 ) -> Iterator[Event]:
     ((_, adapter),) = pair_with_adapters([training], [training], results)
     reg.adapters.remove_if_unreferenced(adapter.digest)
-    kept.append(trained.weights[0])
+    kept[part] = trained.weights[0]
     return iter(())
 
 
