@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
 
 NUMBER_FORMATS = ("f16", "bf16", "q8_0")  # of a model's matrices; vectors are float32
+Q8_BLOCK = 32  # numbers that share a scale in q8_0
 NORMAL_TOKEN, CONTROL_TOKEN, USER_TOKEN, UNUSED_TOKEN = 1, 3, 4, 5  # llama.cpp's token types
 _DIGITS = {"type": "Digits", "individual_digits": True}
 _QWEN = (
@@ -95,7 +96,8 @@ def write_model_gguf(
 ) -> None:
     """Write a whole model: `weights` by transformers' names, configuration and tokenizer of the base in `folder`.
 
-    `weights` are loaded one after another. Raises BadInput for a family or a tokenizer that is not known here.
+    `weights` are loaded one after another, and kept in the file's format until all are written. Raises BadInput for a
+    family or a tokenizer that is not known here.
     """
     from gguf import GGUFEndian, GGUFWriter, LlamaFileType
 
@@ -173,6 +175,10 @@ def _packed(weight: Tensor, number_format: str) -> tuple[NDArray[Any], Any]:
     values: NDArray[Any] = weight.contiguous().numpy().astype(np.float32)
     if values.ndim == 1:
         return values, GGMLQuantizationType.F32
+    if number_format == "q8_0" and values.shape[-1] % Q8_BLOCK:
+        number_format = "f16"  # as llama.cpp's own converter does
+    if number_format == "f16" and float(np.abs(values).max(initial=0)) > np.finfo(np.float16).max:
+        raise BadInput("The base has weights that float16 cannot hold.", hint="--type bf16")
     kind = GGMLQuantizationType[number_format.upper()]
     return (values.astype(np.float16) if number_format == "f16" else quantize(values, kind)), kind
 

@@ -83,10 +83,14 @@ class PromptBuilder:
             contents[first] = self._with_history(contents[first], history)
         return self._encode(roles, contents)
 
-    def words_around_turns(self) -> tuple[str, str, str, str]:
-        """The template's own words before a question, after it, between an answer and the next question, and after it.
+    def messages(self, words: str) -> list[dict[str, str]]:
+        """The messages that ask `words`, as the base's chat template gets them."""
+        system = [] if self._system is None else [{"role": "system", "content": self._system}]
+        return [*system, {"role": "user", "content": self._with_history(words, ())}]
 
-        The system message is among the first.
+    def words_around_turns(self) -> tuple[str, str, str, str]:
+        """The template's own words before the first question, before an answer that was given, before the next
+        question, and before the answer to come. A system message that the template takes is among the first.
         """
         layout, _ = self._layout(("user", "assistant", "user"))
         first, after, between, last = layout.texts

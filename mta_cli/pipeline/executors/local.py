@@ -20,7 +20,7 @@ class Executor(Protocol):
         ...
 
     def set_task_adapter(self, below: LoraWeights | None) -> None:
-        """What the works that follow are trained above. A base in this process holds it already."""
+        """What the works that follow are trained above. A base in this process holds it by then."""
         ...
 
     def checkpoint(self, number: int) -> bytes | None:
@@ -42,6 +42,7 @@ class LocalExecutor:
             self._running = (number, session)
             for report in session.run_training():
                 yield number, report
+            self._running = None
 
     def set_task_adapter(self, below: LoraWeights | None) -> None:
         """See `Executor`."""

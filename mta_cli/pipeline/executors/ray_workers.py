@@ -7,6 +7,7 @@ on elsewhere from its last one.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mta_cli.options import ExecutorOptions
 
 MAX_TRIES = 4  # of one group, as workers are lost
+PLACE_SECONDS = 300.0  # that workers may take until they are ready, while nothing runs
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class WorkerBase:
 
 
 class TrainingWorker:
-    """The actor: one process with the base and the task adapter."""
+    """The actor: one process with the base."""
 
     def __init__(self, given: WorkerBase) -> None:
         import torch
@@ -61,21 +63,22 @@ class TrainingWorker:
         self._fault, path = None, Path(given.path)
         try:
             if given.version != __version__:
-                raise BadInput(f"This node has mta {__version__}, and the driver {given.version}.")
+                raise BadInput(f"mta {__version__} is there, and {given.version} here.")
             if fingerprint(path) != given.fingerprint:
-                raise IntegrityFault(f"{path} on this node is not {given.name}.", hint="pull the base there")
-            self._base = load_base(
+                raise IntegrityFault(f"{path} is not {given.name} there.", hint="pull the base on that node")
+            base = load_base(
                 path, name=given.name, fingerprint=given.fingerprint, device=given.device, dtype=given.dtype
             )
-            self._merger = AdapterMerger(self._base)
+            self._base, self._merger = base, AdapterMerger(base)
         except MtaError as error:
-            self._fault = WorkerFault(error.message, error.hint)
+            self._fault = WorkerFault(f"Node {import_ray().util.get_node_ip_address()}: {error.message}", error.hint)
+
+    def fault(self) -> WorkerFault | None:
+        """Why this worker can train nothing; None where it can."""
+        return self._fault
 
     def train(self, work: GroupWork, below: LoraWeights | None) -> Iterator[SessionReport | WorkerFault]:
         """Train a group above a task adapter; the reports as they come."""
-        if self._fault is not None:
-            yield self._fault
-            return
         try:
             self._merger.set_adapter(below)
             yield from work.run(self._base)
@@ -84,12 +87,15 @@ class TrainingWorker:
 
 
 @dataclass
-class _Running:
+class _Task:
+    """A work on its way: where it runs, and how often it was begun. `is_done`: its result was delivered."""
+
     number: int
     work: GroupWork
-    worker: Any
-    reports: Any
-    tries: int = 1
+    worker: Any = None
+    reports: Any = None
+    tries: int = 0
+    is_done: bool = False
 
 
 class RayExecutor:
@@ -100,11 +106,13 @@ class RayExecutor:
         import torch
 
         ray = self._ray = import_ray()
-        self.workers = list[Any]()
+        self.workers, self._lost_at_start = list[Any](), 0
+        names = ("RayActorError", "WorkerCrashedError", "ObjectLostError", "NodeDiedError")
+        self._losses = tuple(getattr(ray.exceptions, name) for name in names if hasattr(ray.exceptions, name))
         threads = torch.get_num_threads()
-        need, self._began = options.workers * threads, not ray.is_initialized()
+        self._began = not ray.is_initialized()
         if self._began:
-            here = {"num_cpus": need, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            here = {"num_cpus": options.workers * threads, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             address, cluster = (options.ray_address, {}) if options.ray_address else ("local", here)
             try:
                 ray.init(address, log_to_driver=False, logging_level="error", **cluster)
@@ -112,54 +120,93 @@ class RayExecutor:
                 raise UsageError(
                     f"There is no Ray cluster at {options.ray_address}.", hint="ray start --head, or leave it out"
                 ) from error
-        if (there := int(ray.cluster_resources().get("CPU", 0))) < need:
-            self.close()
-            raise UsageError(
-                f"{options.workers} workers of {threads} threads need {need} processors; the cluster has {there}.",
-                hint=f"--workers {max(1, there // threads)}, or fewer threads by OMP_NUM_THREADS",
-            )
         on_gpu = base.device.type == "cuda"
         environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
         self._class = ray.remote(TrainingWorker).options(
             num_cpus=threads, num_gpus=options.gpus if on_gpu else 0, runtime_env=environment
         )
+        self._require_room(threads, options, on_gpu=on_gpu)
         dtype = str(base.dtype).removeprefix("torch.")
         self._given = WorkerBase(str(path), base.name, base.fingerprint, base.device.type, dtype, threads)
         self._below = ray.put(None)
-        self._idle = [self._new_worker() for _ in range(options.workers)]
+        self._idle, self._pending = list[Any](), dict[Any, Any]()  # workers that are ready; others by what says so
+        for _ in range(options.workers):
+            self._begin_worker()
 
-    def _new_worker(self) -> Any:
+    def _require_room(self, threads: int, options: ExecutorOptions, *, on_gpu: bool) -> None:
+        """Raises UsageError where the cluster has no room for the workers; they would wait for ever."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        places = sum(int(node.get("CPU", 0)) // threads for node in nodes)
+        if on_gpu:
+            places = min(places, sum(int(node.get("GPU", 0) / options.gpus + 1e-9) for node in nodes))
+        if places < options.workers:
+            self.close()
+            each = f"{threads} processors" + (f" and {options.gpus:g} GPUs" if on_gpu else "")
+            raise UsageError(
+                f"{options.workers} workers of {each} each do not fit the cluster; {places} would.",
+                hint=f"--workers {places}" if places else "fewer threads by OMP_NUM_THREADS",
+            )
+
+    def _begin_worker(self) -> None:
         worker = self._class.remote(self._given)
         self.workers.append(worker)
-        return worker
+        self._pending[worker.fault.remote()] = worker
 
     def set_task_adapter(self, below: LoraWeights | None) -> None:
         """See `Executor`."""
         self._below = self._ray.put(below)
 
     def run(self, works: Iterable[GroupWork]) -> Iterator[tuple[int, SessionReport]]:
-        """See `Executor`."""
-        waiting, running = enumerate(works), list[_Running]()
+        """See `Executor`. A work whose worker is lost goes on from its last checkpoint on the next that is free."""
+        fresh, lost, running = enumerate(works), deque[_Task](), list[_Task]()
         try:
             while True:
-                while self._idle and (drawn := next(waiting, None)) is not None:
-                    running.append(self._start(*drawn, self._idle.pop()))
-                if not running:
+                while self._idle and (task := lost.popleft() if lost else _drawn(fresh)) is not None:
+                    running.append(self._start(task, self._idle.pop()))
+                if not running and not lost and (self._idle or not self._pending):
                     return
-                (ready, *_), _ = self._ray.wait([one.reports for one in running], num_returns=1)
-                one = next(one for one in running if one.reports is ready)
-                report = self._next_report(one)
+                refs = [task.reports for task in running] + list(self._pending)
+                ready, _ = self._ray.wait(refs, num_returns=1, timeout=None if running else PLACE_SECONDS)
+                if not ready:
+                    raise BadInput(f"No worker was ready within {PLACE_SECONDS:.0f} s.", hint="look at the cluster")
+                if ready[0] in self._pending:
+                    self._welcome(ready[0])
+                    continue
+                task = next(task for task in running if task.reports is ready[0])
+                try:
+                    report = self._next_report(task)
+                except self._losses as error:
+                    running.remove(task)
+                    self._begin_worker()
+                    if task.tries >= MAX_TRIES and not task.is_done:
+                        raise BadInput(f"A group lost {MAX_TRIES} workers.", hint="look at Ray's logs") from error
+                    if not task.is_done:
+                        lost.append(task)
+                    continue
                 if report is None:
-                    running.remove(one)
-                    self._idle.append(one.worker)
-                elif isinstance(report, WorkerFault):
-                    raise BadInput(report.message, hint=report.hint)
+                    running.remove(task)
+                    self._idle.append(task.worker)
                 else:
-                    yield one.number, report
+                    yield task.number, report
         finally:
-            for one in running:
+            for task in running:
                 with suppress(Exception):
-                    self._ray.kill(one.worker)
+                    self._ray.kill(task.worker)
+
+    def _welcome(self, ref: Any) -> None:
+        """A worker is ready, or has a fault, or is lost already. Raises BadInput for a fault."""
+        worker = self._pending.pop(ref)
+        try:
+            fault: WorkerFault | None = self._ray.get(ref)
+        except self._losses as error:
+            self._lost_at_start += 1
+            if self._lost_at_start >= MAX_TRIES:
+                raise BadInput(f"{MAX_TRIES} workers ended before they were ready.", hint="see Ray's logs") from error
+            self._begin_worker()
+            return
+        if fault is not None:
+            raise BadInput(fault.message, hint=fault.hint)
+        self._idle.append(worker)
 
     def checkpoint(self, number: int) -> bytes | None:
         """None: workers send theirs with the reports."""
@@ -173,28 +220,28 @@ class RayExecutor:
         if self._began:
             self._ray.shutdown()
 
-    def _start(self, number: int, work: GroupWork, worker: Any) -> _Running:
-        return _Running(number, work, worker, worker.train.options(num_returns="streaming").remote(work, self._below))
+    def _start(self, task: _Task, worker: Any) -> _Task:
+        task.worker, task.tries = worker, task.tries + 1
+        task.reports = worker.train.options(num_returns="streaming").remote(task.work, self._below)
+        return task
 
-    def _next_report(self, one: _Running) -> SessionReport | WorkerFault | None:
-        """The next report; None at the end. A group whose worker is lost begins again from its last checkpoint."""
-        lost = (self._ray.exceptions.RayActorError, self._ray.exceptions.WorkerCrashedError)
-        while True:
-            try:
-                report: SessionReport | WorkerFault = self._ray.get(next(one.reports))
-            except StopIteration:
-                return None
-            except lost as error:
-                if one.tries >= MAX_TRIES:
-                    raise BadInput(f"A group lost {MAX_TRIES} workers.", hint="look at Ray's logs") from error
-                again = self._start(one.number, one.work, self._new_worker())
-                one.worker, one.reports, one.tries = again.worker, again.reports, one.tries + 1
-                continue
-            if isinstance(report, SessionStep) and report.checkpoint is not None:
-                one.work = replace(one.work, checkpoint=report.checkpoint)
-            if isinstance(report, TrainingResult):
-                one.work = replace(one.work, checkpoint=None)
-            return report
+    def _next_report(self, task: _Task) -> SessionReport | None:
+        """The next report; None at the end. Raises BadInput for a fault, and one of `_losses` for a lost worker."""
+        try:
+            report: SessionReport | WorkerFault = self._ray.get(next(task.reports))
+        except StopIteration:
+            return None
+        if isinstance(report, WorkerFault):
+            raise BadInput(report.message, hint=report.hint)
+        if isinstance(report, SessionStep) and report.checkpoint is not None:
+            task.work = replace(task.work, checkpoint=report.checkpoint)
+        task.is_done = task.is_done or isinstance(report, TrainingResult)
+        return report
+
+
+def _drawn(fresh: Iterator[tuple[int, GroupWork]]) -> _Task | None:
+    drawn = next(fresh, None)
+    return None if drawn is None else _Task(*drawn)
 
 
 def import_ray() -> Any:

@@ -6,7 +6,6 @@ The folder is one LoRA or a whole model, for PEFT, vLLM, llama.cpp or Ollama. No
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,11 +17,19 @@ from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.personalize.export_card import MODELFILE, ExportCard
-from mta_cli.pipeline.personalize.export_formats import CARD_FILE, ExportedModel, ExportFormat, public_base_name
+from mta_cli.pipeline.personalize.export_formats import (
+    CARD_FILE,
+    LIST_FILE,
+    ExportedModel,
+    ExportFormat,
+    loadable_base_name,
+    public_base_name,
+)
 from mta_cli.pipeline.user_weights import AnswerSource, merge_by_placement, most_personal_mode
 from mta_cli.pipeline.users.exported_folders import (
     FileContent,
     file_digest,
+    read_list,
     record_export,
     resolve_export_folder,
     write_folder,
@@ -36,8 +43,6 @@ if TYPE_CHECKING:
     from store.records import User
     from store.registry import Registry
 
-FILES_KEY = "files"  # in the metadata of the weights: the SHA-256 of the other files
-LIST_FILE = "mta-export.json"  # names the files of an export with their SHA-256, so that a later one may replace them
 LARGE_BYTES, SMALL_RANK = 10_000_000, 8  # from this size on, an export is offered at this rank
 
 
@@ -87,9 +92,11 @@ def export_user(
     about = _metadata(base_entry, task, source, digest)
     model = ExportedModel(weights, base_entry, options.base_name, options.number_format, about)
     files = model.files(options.form) | _texts(base_entry, find_task(reg, task), weights.rank, options, notes)
-    _require_own_files(target, files)
+    known = _own_files(target, files)
     with record_export(reg, user, target, options.form):
-        size = write_folder(target, files, "The export", list_file=LIST_FILE)
+        size = write_folder(target, files, "The export", list_file=LIST_FILE, listed=known)
+        for name in known.keys() - files.keys():  # of an export in another form: a model that is no longer described
+            (target / name).unlink(missing_ok=True)
     yield ArtifactSaved(f"{options.form} folder", str(target), f"rank {weights.rank}, {size / 1e6:.1f} MB")
     if options.form in ("peft", "gguf-lora") and size > LARGE_BYTES and weights.rank > SMALL_RANK:
         yield Note(f"--rank {SMALL_RANK} would make it about {size * SMALL_RANK / weights.rank / 1e6:.0f} MB.")
@@ -132,11 +139,12 @@ def _weights_of_all_tokens(
 def _texts(
     entry: ModelEntry, task: Task, rank: int, options: ExportOptions, notes: Sequence[str]
 ) -> dict[str, FileContent]:
-    base = options.base_name or public_base_name(entry)
-    card = ExportCard(options.form, base, entry.fingerprint, rank, task, tuple(notes))
-    texts: dict[str, FileContent] = {CARD_FILE: card.readme()}
+    loadable = loadable_base_name(entry, options.base_name)
+    card = ExportCard(options.form, public_base_name(entry), loadable, entry.fingerprint, rank, task, tuple(notes))
+    prompter = _prompter(entry, task)
+    texts: dict[str, FileContent] = {CARD_FILE: card.readme(prompter)}
     if options.form in ("gguf", "gguf-lora"):
-        texts[MODELFILE] = card.modelfile(_prompter(entry, task), options.base_name)
+        texts[MODELFILE] = card.modelfile(prompter)
     return texts
 
 
@@ -149,17 +157,29 @@ def _prompter(entry: ModelEntry, task: Task) -> PromptBuilder:
     return PromptBuilder(tokenizer, task, [tokenizer.eos_token_id])
 
 
-def _require_own_files(target: Path, files: Mapping[str, object]) -> None:
-    """Raises BadInput for a file that an export would replace and that no earlier export wrote as it is."""
-    digests: dict[str, str] = {}
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        digests = dict(json.loads((target / LIST_FILE).read_bytes())["files"])
-    for name in files:
-        if (target / name).exists() and digests.get(name) != file_digest(target / name):
+def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]]:
+    """The files in `target` that an earlier export wrote and that are as it wrote them, with their SHA-256.
+
+    Raises BadInput for a file that this export would replace and that is none of them.
+    """
+    listed: dict[str, list[str]] = {}
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        listed = {str(name): list(digests) for name, digests in read_list(target / LIST_FILE).items()}
+    own = dict[str, list[str]]()
+    for name in {**listed, **files}:
+        path = target / name
+        try:
+            digest = file_digest(path) if path.exists() else None
+        except OSError:
+            digest = ""
+        if digest is not None and digest in listed.get(name, ()):
+            own[name] = [digest]
+        elif digest is not None and name in files:
             raise BadInput(
-                f"{target / name} is not as an export of mta wrote it, and would be replaced.",
+                f"{path} is not as an export of mta wrote it, and would be replaced.",
                 hint="Name another folder with --to, or move the file.",
             )
+    return own
 
 
 def _compress_to_rank(weights: LoraWeights, rank: int | None) -> tuple[LoraWeights, list[str]]:

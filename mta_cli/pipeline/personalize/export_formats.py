@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mta_cli.errors import BadInput
 from mta_cli.pipeline.models.manifest import MANIFEST, ModelEntry
 from mta_cli.pipeline.users.exported_folders import FileContent
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 ExportFormat = Literal["peft", "merged", "gguf-lora", "gguf"]
 FORMATS: tuple[ExportFormat, ...] = ("peft", "merged", "gguf-lora", "gguf")
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+LIST_FILE = "mta-export.json"  # names the files of an export with their SHA-256, so that a later one may replace them
 LORA_FILE, MODEL_FILE, CARD_FILE = "adapter.gguf", "model.gguf", "README.md"
 _HUB = re.compile(r"hf:(?P<repository>[^@]+)(?:@(?P<revision>.+))?")
 
@@ -52,7 +54,9 @@ class ExportedModel:
         from mta_cli.engine.model.checkpoint_files import model_files, weight_files
 
         folder, shards = self.entry.path, weight_files(self.entry.path)
-        rest = [path for path in model_files(folder) if path not in shards and path.name not in (MANIFEST, CARD_FILE)]
+        self._require_every_module()
+        ours = (MANIFEST, CARD_FILE, LIST_FILE)
+        rest = [path for path in model_files(folder) if path not in shards and path.name not in ours]
         copied: dict[str, FileContent] = {path.as_posix(): (folder / path).read_bytes() for path in rest}
         return copied | {path.as_posix(): partial(self._write_shard, folder / path) for path in shards}
 
@@ -87,6 +91,7 @@ class ExportedModel:
         from mta_cli.engine.model.gguf_writer import require_whole_gguf, write_model_gguf
 
         require_whole_gguf(self.entry.path)
+        self._require_every_module()
 
         def write(path: Path) -> None:
             weights = self._all_weights()
@@ -103,6 +108,19 @@ class ExportedModel:
             with safe_open(self.entry.path / shard, "pt") as file:
                 for name in file.keys():  # noqa: SIM118
                     yield name, lambda file=file, name=name: self._changed(name, file.get_tensor(name))  # type: ignore[misc]
+
+    def _require_every_module(self) -> None:
+        """Raises BadInput where the base's files do not hold a weight that the user changes, under its own name."""
+        from mta_cli.engine.model.checkpoint_files import weight_files
+        from mta_cli.engine.model.safetensors_header import read_safetensors_header
+
+        shards = [self.entry.path / shard for shard in weight_files(self.entry.path)]
+        known = {name for shard in shards for name in read_safetensors_header(shard).tensors}
+        if missing := [module for module in self.weights.factors if f"{module}.weight" not in known]:
+            raise BadInput(
+                f"{self.entry.path} has no weight named {missing[0]}.weight, so the change cannot be added to it.",
+                hint="--format peft, or --format gguf-lora",
+            )
 
     def _facts(self) -> dict[str, str]:
         return {"mta.about": json.dumps(dict(self.about))}
@@ -125,6 +143,12 @@ def peft_config(weights: LoraWeights, entry: ModelEntry, base_name: str | None =
         "inference_mode": True,
         "target_modules": sorted(weights.factors),
     }
+
+
+def loadable_base_name(entry: ModelEntry, base_name: str | None) -> str:
+    """What a command can load the base by, elsewhere; `BASE` where that is not known here."""
+    hub = _HUB.fullmatch(entry.name)
+    return base_name or (hub["repository"] if hub else "BASE")
 
 
 def public_base_name(entry: ModelEntry) -> str:

@@ -191,7 +191,7 @@ def train_groups(
     def works() -> Iterator[GroupWork]:
         for group in groups:
             recorders.append(_SessionRecorder(reg, base, group))
-            yield recorders[-1].work
+            yield recorders[-1].take_work()
 
     try:
         for number, report in executor.run(works()):
@@ -207,13 +207,16 @@ class _SessionRecorder:
     """A group in training, and everything that is written about it."""
 
     def __init__(self, reg: Registry, base: LoadedBase, group: TrainingGroup) -> None:
-        from mta_cli.engine.training.work import GroupWork
-
         self._base, self._steps_taken = base, 0
         self._reg, self._group, self._key = reg, group, group_key(base, group.jobs)
         self._settled = False
-        members = tuple(one.member(base) for one in group.trainings)
-        self.work = GroupWork(members, reg.files.read_checkpoint(self._key), group.heldout)
+
+    def take_work(self) -> GroupWork:
+        """What an executor trains; only it keeps the members' factors."""
+        from mta_cli.engine.training.work import GroupWork
+
+        members = tuple(one.member(self._base) for one in self._group.trainings)
+        return GroupWork(members, self._reg.files.read_checkpoint(self._key), self._group.heldout)
 
     @property
     def steps_counted(self) -> int:

@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,12 +53,19 @@ def resolve_export_folder(
 
 
 def write_folder(
-    target: Path, files: Mapping[str, FileContent], what: str, *, private: bool = False, list_file: str | None = None
+    target: Path,
+    files: Mapping[str, FileContent],
+    what: str,
+    *,
+    private: bool = False,
+    list_file: str | None = None,
+    listed: Mapping[str, Sequence[str]] | None = None,
 ) -> int:
     """Write the folder beside its place, then move it there; in a folder that is not empty, replace these files.
 
     `files` by their paths below it, with `/`: their bytes, or a function that writes the file. A `private` folder is
-    for its owner alone. With `list_file`, a file of that name says the SHA-256 of each. Returns the bytes written.
+    for its owner alone. With `list_file`, a file of that name says the SHA-256 of each, and of those `listed` before;
+    it is replaced first, so that an interrupted replacement can be repeated. Returns the bytes written.
     BadInput with the system's reason leaves nothing.
     """
     draft: Path | None = None
@@ -75,9 +82,11 @@ def write_folder(
             sync_file(draft / name)
         size, names = sum((draft / name).stat().st_size for name in files), list(files)
         if list_file is not None:
-            digests = {name: file_digest(draft / name) for name in files}
+            digests = {name: list(known) for name, known in (listed or {}).items()}
+            for name in files:
+                digests[name] = sorted({*digests.get(name, ()), file_digest(draft / name)})
             (draft / list_file).write_text(json.dumps({"files": digests}, indent=2) + "\n", encoding="utf-8")
-            names.append(list_file)
+            names.insert(0, list_file)
         if target.is_dir() and any(target.iterdir()):
             for name in names:
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +99,12 @@ def write_folder(
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def read_list(path: Path) -> dict[str, list[str]]:
+    """The SHA-256 of each file that a `list_file` names."""
+    found: dict[str, list[str]] = json.loads(path.read_bytes())["files"]
+    return found
 
 
 def file_digest(path: Path) -> str:

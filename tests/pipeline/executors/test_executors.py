@@ -73,14 +73,14 @@ def test_a_group_whose_worker_is_lost_goes_on_elsewhere(
     here, killed = made(tmp_path / "here", LOCAL), list[int]()
     take = ray_workers.RayExecutor._next_report
 
-    def kill_once(self: ray_workers.RayExecutor, one: Any) -> Any:
-        report = take(self, one)
+    def kill_twice(self: ray_workers.RayExecutor, task: Any) -> Any:
+        report = take(self, task)
         if isinstance(report, SessionStep) and len(killed) < 2:
-            killed.append(one.number)
-            ray.kill(one.worker)
+            killed.append(task.number)
+            ray.kill(task.worker)
         return report
 
-    monkeypatch.setattr(ray_workers.RayExecutor, "_next_report", kill_once)
+    monkeypatch.setattr(ray_workers.RayExecutor, "_next_report", kill_twice)
     assert made(tmp_path / "there", ExecutorOptions(executor="ray", workers=2)) == here and len(killed) == 2
 
 
@@ -104,7 +104,7 @@ def test_a_node_with_another_base_is_told(
 ) -> None:
     given = ray_workers.WorkerBase
     monkeypatch.setattr(ray_workers, "WorkerBase", lambda path, name, _, *rest: given(path, name, "sha256:0", *rest))
-    with pytest.raises(BadInput, match="is not tiny"):
+    with pytest.raises(BadInput, match=r"Node .* is not tiny"):
         made(tmp_path / "there", ExecutorOptions(executor="ray", workers=1))
 
 
@@ -113,3 +113,12 @@ def test_without_ray_the_way_to_it_is_named(store_root: Path, tmp_path: Path, mo
     with pytest.raises(UsageError, match="needs Ray") as refused:
         made(tmp_path / "there", ExecutorOptions(executor="ray"))
     assert "mta-cli[ray]" in str(refused.value.hint)
+
+
+def test_workers_that_do_not_fit_are_refused_before_they_wait(
+    ray: Any, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}] * 2)
+    with pytest.raises(UsageError, match="do not fit") as refused:
+        made(tmp_path / "there", ExecutorOptions(executor="ray", workers=3))
+    assert refused.value.hint is not None

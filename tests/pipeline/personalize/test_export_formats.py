@@ -111,6 +111,37 @@ def test_a_modelfile_asks_as_the_task_does(world: World, tmp_path: Path) -> None
     text = (tmp_path / "g" / "Modelfile").read_text()
     assert text.startswith("FROM smol:135m\nADAPTER ./adapter.gguf\n") and "{{ .Content }}" in text
     assert text.count('"""') == 2 and "PARAMETER stop" in text
+    assert (
+        "smol:135m" in (tmp_path / "g" / "README.md").read_text()
+        or "BASE.gguf" in (tmp_path / "g" / "README.md").read_text()
+    )
+
+
+def test_another_form_takes_the_place_of_the_one_before(world: World, tmp_path: Path) -> None:
+    """A stale model would be read under a README that describes another; and the list would refuse the way back."""
+    place = tmp_path / "x"
+    exported(world, place, form="peft")
+    (place / "notes.txt").write_text("mine")
+    exported(world, place, form="gguf-lora", replace=True)
+    kinds = {path.name for path in place.iterdir()}
+    assert kinds == {"README.md", "Modelfile", "adapter.gguf", "mta-export.json", "notes.txt"}
+    exported(world, place, form="peft", replace=True)
+    assert "adapter.gguf" not in {path.name for path in place.iterdir()} and (place / "notes.txt").exists()
+
+
+def test_a_base_without_the_changed_weights_is_refused(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files may name them otherwise; then the change would go nowhere."""
+    from mta_cli.engine.model.safetensors_header import SafetensorsHeader
+
+    monkeypatch.setattr(
+        "mta_cli.engine.model.safetensors_header.read_safetensors_header",
+        lambda path: SafetensorsHeader({"layers.0.self_attn.q_proj.weight": {}}, {}),
+    )
+    with pytest.raises(BadInput, match="no weight named"):
+        exported(world, tmp_path / "x", form="merged")
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("form", FORMATS)
