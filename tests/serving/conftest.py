@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.network import allow_hosts
 from tests.serving.running import Running, run_server
-
-_connect = socket.socket.connect
 
 
 @pytest.fixture(autouse=True)
 def loopback(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients may reach the loopback address, and no other."""
     pytest.importorskip("starlette", reason="mta serve's packages are not installed")
-
-    def connect(self: socket.socket, address: object) -> None:
-        if self.family != socket.AF_UNIX and (not isinstance(address, tuple) or address[0] not in ("127.0.0.1", "::1")):
-            raise AssertionError(f"a test reached for the network: {address!r}")
-        _connect(self, address)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
+    allow_hosts(monkeypatch)
 
 
 Start = Callable[..., Running]

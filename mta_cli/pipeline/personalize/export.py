@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.engine.model.checkpoint_files import sha256_file
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note
 from mta_cli.pipeline.data.tasks import find_task
@@ -28,7 +29,6 @@ from mta_cli.pipeline.personalize.export_formats import (
 from mta_cli.pipeline.user_weights import AnswerSource, merge_by_placement, most_personal_mode
 from mta_cli.pipeline.users.exported_folders import (
     FileContent,
-    file_digest,
     read_list,
     record_export,
     resolve_export_folder,
@@ -169,8 +169,8 @@ def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]
     for name in {**listed, **files}:
         path = target / name
         try:
-            digest = file_digest(path) if path.exists() else None
-        except OSError:
+            digest = sha256_file(path) if path.exists() else None
+        except BadInput:  # a folder, or not readable: at any rate not ours
             digest = ""
         if digest is not None and digest in listed.get(name, ()):
             own[name] = [digest]

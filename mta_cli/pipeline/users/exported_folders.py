@@ -5,7 +5,6 @@ Knows nothing of their contents. No path here contains the user's name.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mta_cli.engine.model.checkpoint_files import sha256_file
 from mta_cli.errors import BadInput, system_reason
 from mta_cli.pipeline.runs import REQUEST_KEY, record_request
 from store.files import sync_file
@@ -84,7 +84,7 @@ def write_folder(
         if list_file is not None:
             digests = {name: list(known) for name, known in (listed or {}).items()}
             for name in files:
-                digests[name] = sorted({*digests.get(name, ()), file_digest(draft / name)})
+                digests[name] = sorted({*digests.get(name, ()), sha256_file(draft / name)})
             (draft / list_file).write_text(json.dumps({"files": digests}, indent=2) + "\n", encoding="utf-8")
             names.insert(0, list_file)
         if target.is_dir() and any(target.iterdir()):
@@ -105,12 +105,6 @@ def read_list(path: Path) -> dict[str, list[str]]:
     """The SHA-256 of each file that a `list_file` names."""
     found: dict[str, list[str]] = json.loads(path.read_bytes())["files"]
     return found
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -17,26 +17,18 @@ from mta_cli.pipeline.executors import ray_workers
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.training import groups
 from store.registry import Registry
+from tests.network import LOOPBACK, allow_hosts
 from tests.pipeline.town import LORA, QUICK, bank_request, finish, fuse_request, people
 
 LOCAL = ExecutorOptions()
-
-
-_connect = socket.socket.connect
 
 
 @pytest.fixture(autouse=True)
 def small_groups(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several groups, so that there is something to do for several workers; Ray may talk to this machine."""
     monkeypatch.setattr(groups, "MAX_USERS_PER_GROUP", 2)
-    own = {"127.0.0.1", "::1", *(entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), None))}
-
-    def connect(self: socket.socket, address: object) -> None:
-        if self.family != socket.AF_UNIX and (not isinstance(address, tuple) or address[0] not in own):
-            raise AssertionError(f"a test reached for the network: {address!r}")
-        _connect(self, address)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
+    own = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
+    allow_hosts(monkeypatch, {*LOOPBACK, *own})
 
 
 @pytest.fixture

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from importlib.util import find_spec
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
@@ -20,23 +19,9 @@ from mta_cli.events import JobResult, Note
 from mta_cli.pipeline.personalize.export import ExportOptions, export_user
 from mta_cli.pipeline.personalize.export_formats import FORMATS
 from mta_cli.pipeline.user_weights import merge_user_weights
+from tests.bench import llamacpp
+from tests.network import allow_hosts
 from tests.pipeline.world import World, make_world
-
-LLAMACPP = """
-import json, sys, urllib.request, xllamacpp
-given = json.loads(sys.argv[1])
-params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.n_parallel = given["model"], 512, 1
-params.hostnames, params.port, params.cpuparams.n_threads = ["127.0.0.1"], 0, 1
-params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 1.0) for path in given["adapters"]]
-server, found = xllamacpp.Server(params), []
-for ids in given["prompts"]:
-    asked = {"prompt": ids, "temperature": 0, "n_predict": given["tokens"], "return_tokens": True}
-    body = json.dumps({**asked, "cache_prompt": False}).encode()
-    with urllib.request.urlopen(urllib.request.Request(server.listening_address + "/completion", body)) as answered:
-        found.append(json.load(answered)["tokens"])
-print("FOUND" + json.dumps(found))
-"""
 
 
 def exported(world: World, to: Path, user: str = "alice", **options: Any) -> dict[str, Any]:
@@ -184,23 +169,24 @@ def test_late_parts_leave_only_where_that_is_wanted(store_root: Path, tmp_path: 
     world.reg.close()
 
 
-def llamacpp_tokens(model: Path, adapters: list[Path], prompts: list[list[int]], tokens: int) -> list[list[int]]:
-    """Greedy tokens by llama.cpp."""
-    given = {"model": str(model), "adapters": [str(path) for path in adapters], "prompts": prompts, "tokens": tokens}
-    command = [sys.executable, "-c", LLAMACPP, json.dumps(given)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    found: list[list[int]] = json.loads(ran.stdout.rpartition("FOUND")[2])
-    return found
+def llamacpp_tokens(
+    model: Path, adapters: list[Path], prompts: list[list[int]], tokens: int, lora: Mapping[str, Any]
+) -> list[list[int]]:
+    """Greedy tokens by llama.cpp; `lora` says which adapters act."""
+    asked = {"temperature": 0, "n_predict": tokens, "return_tokens": True, "cache_prompt": False, **lora}
+    with llamacpp.server(model, adapters, 1, 1) as url, httpx.Client(base_url=url[: -len("/v1")], timeout=60) as http:
+        return [http.post("/completion", json={"prompt": prompt, **asked}).json()["tokens"] for prompt in prompts]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp is not installed: pip install 'mta-cli[bench]'")
-def test_llama_cpp_says_what_we_say(real_root: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(not llamacpp.is_there(), reason="xllamacpp is not installed: pip install 'mta-cli[bench]'")
+def test_llama_cpp_says_what_we_say(real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Base and LoRA, and the merged model: the same greedy tokens as ours, but for ties within rounding to float16."""
     from mta_cli.engine.generation.generate import generate_tokens
     from mta_cli.pipeline.personalize.export import pad_to_uniform_rank
-    from tests.bench import llamacpp, personal
+    from tests.bench import personal
 
+    allow_hosts(monkeypatch)
     real_base = real_root / "smollm2-135m-instruct"
     base = load_base(real_base, name="real", fingerprint="f", device="cpu", dtype="float32")
     (weights,) = personal.adapters(base.model, 1)
@@ -217,8 +203,9 @@ def test_llama_cpp_says_what_we_say(real_root: Path, tmp_path: Path) -> None:
     config = json.loads((real_base / "config.json").read_text())
     write_lora_gguf(tmp_path / "lora.gguf", pad_to_uniform_rank(weights), config, {})
     llamacpp.write_base(tmp_path / "base.gguf", real_base, "f16")
-    theirs = llamacpp_tokens(tmp_path / "base.gguf", [tmp_path / "lora.gguf"], prompts, 16)
-    plain = llamacpp_tokens(tmp_path / "base.gguf", [], prompts, 16)
+    lora = [tmp_path / "lora.gguf"]
+    theirs = llamacpp_tokens(tmp_path / "base.gguf", lora, prompts, 16, llamacpp.adapter_of(0, 1))
+    plain = llamacpp_tokens(tmp_path / "base.gguf", [], prompts, 16, {})
     AdapterMerger(base).set_adapter(weights)
     for prompt, said in zip(prompts, theirs, strict=True):
         ours = list(generate_tokens(base, prompt, max_tokens=16))
