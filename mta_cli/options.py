@@ -343,6 +343,10 @@ class ServeOptions:
     streams: int = option_field(64, "Most requests of one key at a time.", minimum=1, maximum=10_000)
     cors: str = option_field("", "Web pages that may ask, comma-separated: https://chat.example.org.")
     log_text: bool = option_field(False, "Log the texts of requests and answers.")
+    vllm: str = option_field("", "Address of a vLLM server that computes, in place of this process.")
+    adapters: str = option_field("", "With --vllm: the folder from which that server loads adapters.")
+    max_rank: int = option_field(64, "With --vllm: its --max-lora-rank.", minimum=1, maximum=512)
+    approximate: bool = option_field(False, "With --vllm: let parts of late tokens act on all tokens.")
     max_body: int = option_field(
         2_048, "Most kilobytes of a request.", minimum=1, maximum=1_000_000, settings_only=True
     )

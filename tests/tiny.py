@@ -37,7 +37,7 @@ def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE):  # type: ignore[n
     return tokenizer
 
 
-def make_base(path: Path, *, seed: int = 0) -> Path:
+def make_base(path: Path, *, seed: int = 0, heads: int = 4) -> Path:
     """Saves the tiny base (about 100,000 parameters, grouped keys, tied head) as a folder and returns the path."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -47,7 +47,7 @@ def make_base(path: Path, *, seed: int = 0) -> Path:
         hidden_size=64,
         intermediate_size=144,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=heads,
         num_key_value_heads=2,
         max_position_embeddings=2048,
         bos_token_id=1,

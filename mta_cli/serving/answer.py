@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from mta_cli.errors import MtaError
+from mta_cli.serving.weights import W
 
 if TYPE_CHECKING:
     from mta_cli.engine.generation.sampler import SampledToken, TokenSampler
-    from mta_cli.engine.lora.row_factors import UserFactors
 
 FinishReason = Literal["stop", "length"]
 
@@ -72,14 +72,15 @@ def _overlap(text: str, stop: str) -> int:
 
 
 @dataclass(eq=False)
-class Answer:
-    """What was asked, and what came of it so far.
+class Answer(Generic[W]):
+    """What was asked of a model, and what came of it so far.
 
     `labels` are the token ids of the labels of which one is the answer; empty for a text. `owner` is the user's number,
-    None for the base. `detokenizer` turns tokens into text. `emit` may be called from any thread.
+    None for the base. `detokenizer` turns tokens into text. The answer is JSON of `schema`, where there is one. `emit`
+    may be called from any thread.
     """
 
-    user: UserFactors
+    model: W
     prompt: Sequence[int]
     sampler: TokenSampler
     max_tokens: int
@@ -89,6 +90,7 @@ class Answer:
     labels: Sequence[Sequence[int]] = ()
     stops: Sequence[str] = ()
     end_ids: Sequence[int] = ()
+    schema: dict[str, Any] | None = None
     cancelled: bool = False
     keeps_prefix: bool = True
     tokens: list[int] = field(default_factory=list)
@@ -105,7 +107,7 @@ class Answer:
     def add(self, chosen: SampledToken) -> bool:
         """Take the next token; whether the answer has ended."""
         if chosen.token in self.end_ids:
-            return self._end("stop")
+            return self.end("stop")
         self.tokens.append(chosen.token)
         self._unshown.append(chosen)
         shown, stopped = self._filter.add(self.detokenizer.add_token(chosen.token))
@@ -114,9 +116,10 @@ class Answer:
             self._unshown.clear()
             self.emit(Finished("stop", len(self.tokens)))
             return True
-        return self._end("length") if len(self.tokens) >= self.max_tokens else False
+        return self.end("length") if len(self.tokens) >= self.max_tokens else False
 
-    def _end(self, reason: FinishReason) -> bool:
+    def end(self, reason: FinishReason) -> bool:
+        """There is no further token; always true."""
         shown, stopped = self._filter.add(self.detokenizer.flush())
         self._show(shown if stopped else shown + self._filter.flush(), last=True)
         self.emit(Finished("stop" if stopped else reason, len(self.tokens)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
-from mta_cli.serving.scheduler import QueueFull, Stopping
+from mta_cli.serving.engine import EngineUnavailable, QueueFull, Stopping
 
 TYPES = {
     400: "invalid_request_error",
@@ -65,6 +65,8 @@ def api_error(error: BaseException) -> ApiError:
         return ApiError(429, error.message, code="queue_full")
     if isinstance(error, Stopping):
         return ApiError(503, error.message, code="stopping")
+    if isinstance(error, EngineUnavailable):
+        return ApiError(503, error.message, code="engine_unavailable")
     if isinstance(error, StoreBusy):
         return ApiError(503, "The store is busy.", code="store_busy")
     if isinstance(error, NotFound):

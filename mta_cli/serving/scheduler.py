@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from mta_cli.errors import MtaError
 from mta_cli.serving.answer import Answer, Failed, Finished
 from mta_cli.serving.byte_cache import ByteCache
+from mta_cli.serving.engine import QueueFull, Stopping
 from mta_cli.serving.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -33,20 +34,13 @@ PIECE_TOKENS = 256  # prompt tokens that are read between two decoding steps
 PASS_TOKENS = 64  # what a shorter pass counts for: it reads all weights too
 MIN_KEPT_TOKENS = 16  # a shorter beginning of a text is not worth keeping
 PrefixKey = tuple[int | None, "UserFactors"]  # the user's number, and the model
+LocalAnswer = Answer["UserFactors"]
 Prefix = tuple[list[int], "Tensor"]  # token ids, and their keys and values
-
-
-class QueueFull(MtaError):
-    """As many answers wait as may."""
-
-
-class Stopping(MtaError):
-    """The server ends and takes no more answers."""
 
 
 @dataclass
 class _Row:
-    answer: Answer
+    answer: LocalAnswer
     stepped: float  # when its last token came
 
 
@@ -63,9 +57,9 @@ class Scheduler:
         self._max_batch, self._max_waiting, self._cores = max_batch, max_waiting, cores
         self._room, self._steps_since_shrink = max_batch, 0  # rows that fit, as far as is known
         self._batch, self._rows = ContinuousBatch(self._decoder), list[_Row]()
-        self._reading: tuple[Answer, PromptPass] | None = None
+        self._reading: tuple[LocalAnswer, PromptPass] | None = None
         self._prefixes: ByteCache[PrefixKey, Prefix] = ByteCache(prefix_bytes, lambda prefix: prefix[1].nbytes)
-        self._waiting: deque[Answer] = deque()
+        self._waiting: deque[LocalAnswer] = deque()
         self._changed, self._stop, self._drained = threading.Condition(), False, threading.Event()
         self._calls: deque[tuple[Callable[[], None], threading.Event]] = deque()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -79,7 +73,7 @@ class Scheduler:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def submit(self, answers: Sequence[Answer]) -> None:
+    def submit(self, answers: Sequence[LocalAnswer]) -> None:
         """Let these wait for a row. Raises QueueFull where too many wait, and Stopping after `stop`."""
         with self._changed:
             if self._stop:
@@ -89,7 +83,7 @@ class Scheduler:
             self._waiting.extend(answers)
             self._changed.notify()
 
-    def cancel(self, answers: Sequence[Answer]) -> None:
+    def cancel(self, answers: Sequence[LocalAnswer]) -> None:
         """End these without a word; their rows are free after the step that runs."""
         with self._changed:
             for answer in answers:
@@ -116,7 +110,7 @@ class Scheduler:
                 if answer.owner in owners and not answer.cancelled:
                     answer.cancelled = True
                     answer.emit(Failed(missing))
-                if answer.user in gone or answer.owner in owners:
+                if answer.model in gone or answer.owner in owners:
                     answer.keeps_prefix = False
             self._drop_cancelled()
             for owner, user in self._prefixes:
@@ -125,7 +119,7 @@ class Scheduler:
 
         self._call(work)
 
-    def _answers(self) -> list[Answer]:
+    def _answers(self) -> list[LocalAnswer]:
         """Every answer that waits or runs. Call it in the scheduler's thread."""
         with self._changed:
             waiting = list(self._waiting)
@@ -220,11 +214,11 @@ class Scheduler:
 
         answer = self._rows[row].answer
         ids = answer.ids[:-1]  # the last token was not run
-        clean = answer.user.reusable_length(len(answer.prompt), len(ids))
+        clean = answer.model.reusable_length(len(answer.prompt), len(ids))
         if clean < MIN_KEPT_TOKENS:
             return
         try:
-            self._prefixes.put((answer.owner, answer.user), (ids[:clean], self._batch.row_block(row, clean)))
+            self._prefixes.put((answer.owner, answer.model), (ids[:clean], self._batch.row_block(row, clean)))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -264,12 +258,12 @@ class Scheduler:
                 return False
             answer = self._waiting.popleft()
         ids, prefix = answer.ids, None
-        if (known := self._prefixes.get((answer.owner, answer.user))) is not None:
+        if (known := self._prefixes.get((answer.owner, answer.model))) is not None:
             shared = common_prefix_length([known[0], ids[:-1]])
-            shared = answer.user.reusable_length(len(answer.prompt), shared)
+            shared = answer.model.reusable_length(len(answer.prompt), shared)
             prefix = known[1][..., :shared, :] if shared >= MIN_KEPT_TOKENS else None
         try:
-            text = PromptPass(self._decoder, answer.user, ids, len(answer.prompt), prefix)
+            text = PromptPass(self._decoder, answer.model, ids, len(answer.prompt), prefix)
         except Exception as error:
             if is_out_of_memory(error) and self._rows:
                 self._halve_batch([answer])
@@ -280,7 +274,7 @@ class Scheduler:
         self._reading = (answer, text)
         return True
 
-    def _end_reading(self, answer: Answer, text: PromptPass, logits: Tensor) -> None:
+    def _end_reading(self, answer: LocalAnswer, text: PromptPass, logits: Tensor) -> None:
         if answer.labels:
             scores = text.completion_log_likelihoods(logits, answer.labels)
             answer.emit(Finished("stop", 0, tuple(scores)))
@@ -321,7 +315,7 @@ class Scheduler:
         self._metrics.tokens.inc(len(self._rows))
         self._leave(ended)
 
-    def _halve_batch(self, also: Sequence[Answer]) -> None:
+    def _halve_batch(self, also: Sequence[LocalAnswer]) -> None:
         """Out of memory: half as many rows for a while; the newest go on later, from where they are."""
         self._room, self._steps_since_shrink = max(1, len(self._rows) // 2), 0
         self._metrics.shrinks.inc()
@@ -349,6 +343,6 @@ class Scheduler:
         self._prefixes.clear()
         self._batch = ContinuousBatch(self._decoder)
 
-    def _fail(self, answer: Answer, error: Exception) -> None:
+    def _fail(self, answer: LocalAnswer, error: Exception) -> None:
         self._metrics.count_error(error)
         answer.emit(Failed(error))

@@ -1,7 +1,7 @@
 """The server without HTTP: from a checked request to the pieces of its answers.
 
-Three threads: the event loop, one that reads the store and makes prompts, and the scheduler's, which owns the model.
-A request is prepared and handed to the scheduler in one go in the store's thread, where removals are noticed too: so no
+Three threads: the event loop, one that reads the store and makes prompts, and the engine's, which computes.
+A request is prepared and handed to the engine in one go in the store's thread, where removals are noticed too: so no
 answer of a removed user can begin afterwards.
 """
 
@@ -21,12 +21,12 @@ from mta_cli.errors import UsageError
 from mta_cli.pipeline.chat.answer import answer_limit
 from mta_cli.serving.answer import Answer, Failed, Finished, Piece
 from mta_cli.serving.answer_format import AnswerFormat, Choice, TokenNames, label_entries
+from mta_cli.serving.engine import AnswerEngine, Formats, ServedBase, Stopping
 from mta_cli.serving.errors import ApiError, invalid, unknown_model, unsupported
-from mta_cli.serving.json_format import JsonFormats
 from mta_cli.serving.metrics import Metrics
-from mta_cli.serving.scheduler import Scheduler, Stopping
 from mta_cli.serving.schemas import Sampling
 from mta_cli.serving.user_models import May, Prepared, UserModels, shown_names
+from mta_cli.serving.weights import FactorsMaker
 
 if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DISCONNECT_POLL_SECONDS = 0.25  # how often a request without streaming looks whether its client is still there
-Prepare = Callable[[UserModels], Prepared]
+Prepare = Callable[[UserModels[Any]], Prepared[Any]]
 Update = tuple[Choice, Piece, list[dict[str, Any]]]
 
 
@@ -46,12 +46,12 @@ Update = tuple[Choice, Piece, list[dict[str, Any]]]
 class Running:
     """A request's answers while they are made. `choices` grow; `events` come from the scheduler's thread."""
 
-    prepared: Prepared
+    prepared: Prepared[Any]
     sampling: Sampling
     format: AnswerFormat
     choices: list[Choice]
     began: float
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[Answer[Any]] = field(default_factory=list)
     events: asyncio.Queue[tuple[int, Piece | Finished | Failed]] = field(default_factory=asyncio.Queue)
 
 
@@ -74,10 +74,10 @@ class Service:
         self._loaded = False
         self.ready = False
         self._reg: Registry
-        self._models: UserModels
-        self._scheduler: Scheduler
+        self._models: UserModels[Any]
+        self._engine: AnswerEngine[Any]
         self._names: TokenNames
-        self._formats: JsonFormats
+        self._formats: Formats
         self._embed: Any = None
 
     async def start(self) -> None:
@@ -87,30 +87,43 @@ class Service:
         self.ready = True
 
     def _load(self) -> None:
-        from mta_cli.pipeline.models.load import load_on_device
-
         self._reg = self._open_store()
+        cache_bytes = self.options.cache * 2**20 // 2  # half for users' models, half for beginnings of conversations
+        served = self._open_base(cache_bytes)
+        self.base, self._engine, self._formats = served.base, served.engine, served.formats
+        forget = self._engine.forget
+        self._models = UserModels(self._reg, self.base, self.chat, cache_bytes, served.maker, forget)
+        self._names = TokenNames(self.base.tokenizer)
+        self._engine.start()
+        self._loaded = True
+
+    def _open_base(self, prefix_bytes: int) -> ServedBase[Any]:
+        """The base in this process, or beside a vLLM server. Raises MtaError."""
+        if self.options.vllm:
+            from mta_cli.serving.vllm_engine import connect_vllm
+
+            return connect_vllm(self._entry, self.options, self.metrics)
+        from mta_cli.pipeline.models.load import load_on_device
+        from mta_cli.serving.json_format import JsonFormats
+        from mta_cli.serving.scheduler import Scheduler
+
         base = load_on_device(self._entry, self.chat.machine, reg=self._reg)
         require_servable(base)
-        cache_bytes = self.options.cache * 2**20 // 2  # half for users' factors, half for beginnings of conversations
-        self._scheduler = Scheduler(
+        scheduler = Scheduler(
             base,
             max_batch=self.options.max_batch,
             max_waiting=self.options.queue,
-            prefix_bytes=cache_bytes,
+            prefix_bytes=prefix_bytes,
             metrics=self.metrics,
             cores=self._cores,
         )
-        self._models = UserModels(self._reg, base, self.chat, cache_bytes, self._scheduler.forget)
-        self._names, self._formats, self.base = TokenNames(base.tokenizer), JsonFormats(base), base
-        self._scheduler.start()
-        self._loaded = True
+        return ServedBase(base, FactorsMaker(base), scheduler, JsonFormats(base))
 
     async def stop(self, drain_seconds: float) -> None:
         """Let running answers end for a while, then close everything."""
         self.ready = False
         if self._loaded:
-            await asyncio.to_thread(partial(self._scheduler.stop, drain_seconds=drain_seconds))
+            await asyncio.to_thread(partial(self._engine.stop, drain_seconds=drain_seconds))
         if hasattr(self, "_reg"):
             await self._in_store_thread(self._reg.close)
         self._store_thread.shutdown()
@@ -121,7 +134,7 @@ class Service:
 
     def require_ready(self) -> None:
         """Raises ApiError while the base is loading, and once the scheduler has ended."""
-        if not self.ready or not self._scheduler.is_alive:
+        if not self.ready or not self._engine.is_alive:
             raise ApiError(503, "The model is loading.", code="loading")
 
     async def begin_chat(
@@ -129,7 +142,7 @@ class Service:
     ) -> Running:
         """Start the answers to a conversation. Raises ApiError."""
 
-        def prepare(models: UserModels) -> Prepared:
+        def prepare(models: UserModels[Any]) -> Prepared[Any]:
             return models.prepare_chat(models.resolve(model, task, may), messages)
 
         return await self._begin(model, prepare, sampling, may, is_chat=True)
@@ -137,7 +150,7 @@ class Service:
     async def begin_completion(self, model: str, task: str | None, text: str, sampling: Sampling, may: May) -> Running:
         """Start the continuations of a text. Raises ApiError."""
 
-        def prepare(models: UserModels) -> Prepared:
+        def prepare(models: UserModels[Any]) -> Prepared[Any]:
             return models.prepare_text(models.resolve(model, task, may), text)
 
         return await self._begin(model, prepare, sampling, may, is_chat=False)
@@ -155,7 +168,7 @@ class Service:
             running = self._running(model, prepared, sampling, may, is_chat=is_chat)
             running.events = events
             running.answers = self._answers(prepared, sampling, emit)
-            self._scheduler.submit(running.answers)
+            self._engine.submit(running.answers)
             cache = self._models.cache
             self.metrics.model_hits.set(cache.hits)
             self.metrics.model_misses.set(cache.misses)
@@ -165,7 +178,7 @@ class Service:
 
         return await self._in_store_thread(work)
 
-    def _running(self, model: str, prepared: Prepared, sampling: Sampling, may: May, *, is_chat: bool) -> Running:
+    def _running(self, model: str, prepared: Prepared[Any], sampling: Sampling, may: May, *, is_chat: bool) -> Running:
         source = prepared.model.source.as_json()
         source["anchors"] = shown_names(source["anchors"], may)
         mta = {**source, "task": prepared.model.task.name}
@@ -183,8 +196,8 @@ class Service:
         return Running(prepared, sampling, shape, choices, time.monotonic())
 
     def _answers(
-        self, prepared: Prepared, sampling: Sampling, emit: Callable[[int, Piece | Finished | Failed], None]
-    ) -> list[Answer]:
+        self, prepared: Prepared[Any], sampling: Sampling, emit: Callable[[int, Piece | Finished | Failed], None]
+    ) -> list[Answer[Any]]:
         from mta_cli.engine.generation.generate import StreamingDetokenizer
         from mta_cli.engine.generation.sampler import TokenSampler
 
@@ -204,7 +217,7 @@ class Service:
             raise unsupported("response_format", f"task {model.task.name} answers with a label")
         return [
             Answer(
-                model.factors,
+                model.weights,
                 prepared.prompt,
                 TokenSampler(
                     temperature,
@@ -222,6 +235,7 @@ class Service:
                 prepared.labels,
                 sampling.stops,
                 base.end_ids,
+                sampling.schema,
             )
             for index in range(count)
         ]
@@ -241,7 +255,7 @@ class Service:
                     looked = time.monotonic()
                     if await is_gone():
                         return
-                    if event is None and not self._scheduler.is_alive and running.events.empty():
+                    if event is None and not self._engine.is_alive and running.events.empty():
                         raise Stopping("The server has stopped.")
                 if event is None:
                     continue
@@ -265,7 +279,7 @@ class Service:
                 choice.logprobs += entries
                 yield choice, event, entries
         finally:
-            self._scheduler.cancel(running.answers)
+            self._engine.cancel(running.answers)
 
     async def _label_updates(self, running: Running, scores: Sequence[float]) -> list[Update]:
         """The label as every choice's answer; `mta` gets all labels with their log-probabilities."""
@@ -284,7 +298,7 @@ class Service:
 
     def cancel(self, running: Running) -> None:
         """End a request's answers."""
-        self._scheduler.cancel(running.answers)
+        self._engine.cancel(running.answers)
 
     async def whole(self, running: Running, is_gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
         """All answers of a request, once they are complete."""
@@ -353,7 +367,7 @@ class Service:
     async def recheck(self) -> None:
         """See `UserModels.drop_what_is_gone`."""
         if self._loaded:
-            await self._in_store_thread(lambda: self._models.drop_what_is_gone(self._scheduler.known_owners()))
+            await self._in_store_thread(lambda: self._models.drop_what_is_gone(self._engine.known_owners()))
 
     async def existing_users(self, names: Iterable[str]) -> set[str]:
         """Those of `names` that users have."""

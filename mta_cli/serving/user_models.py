@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from mta_cli.errors import MtaError, NotFound
 from mta_cli.pipeline.chat.answer import check_message
@@ -20,17 +20,14 @@ from mta_cli.pipeline.user_weights import (
     FREE_TASK,
     AnswerSource,
     default_task,
-    load_fusion_and_stack,
-    load_weights,
     most_personal_mode,
 )
 from mta_cli.serving.byte_cache import ByteCache
 from mta_cli.serving.errors import ApiError, invalid, unknown_model, unsupported
+from mta_cli.serving.weights import W, WeightsMaker
 
 if TYPE_CHECKING:
-    from mta_cli.engine.lora.row_factors import UserFactors
-    from mta_cli.engine.model.llama import FusedFactors
-    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.model.load import BaseInfo, LoadedBase
     from mta_cli.engine.text.tasks import Task
     from mta_cli.pipeline.requests import ChatOptions
     from store.records import Bank, User
@@ -53,45 +50,41 @@ class Target:
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A user's model in memory. `seal` is all that it was made of."""
+class LoadedModel(Generic[W]):
+    """A user's model, made. `seal` is all that it was made of."""
 
     user: User | None
     task: Task
     source: AnswerSource
-    factors: UserFactors
+    weights: W
     seal: Hashable
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Prepared(Generic[W]):
     """A request that is ready for the scheduler. `labels` are token ids of the task's labels; empty for a text."""
 
-    model: LoadedModel
+    model: LoadedModel[W]
     prompt: list[int]
     labels: tuple[tuple[int, ...], ...] = ()
     question: str = ""
 
 
-class UserModels:
-    """The models of a store's users on one loaded base. `on_dropped` is called with factors that no model has now."""
+class UserModels(Generic[W]):
+    """The models of a store's users on one base. `on_dropped` is called with weights that no model has now."""
 
     def __init__(
         self,
         reg: Registry,
-        base: LoadedBase,
+        base: LoadedBase | BaseInfo,
         options: ChatOptions,
         cache_bytes: int,
-        on_dropped: Callable[[Sequence[UserFactors], Sequence[int]], None],
+        maker: WeightsMaker[W],
+        on_dropped: Callable[[Sequence[W], Sequence[int]], None],
     ) -> None:
-        from mta_cli.engine.lora.row_factors import UserFactors
-
         self.reg, self.base, self.options = reg, base, options
-        assert base.llama_decoder is not None
-        self._decoder, self._on_dropped = base.llama_decoder, on_dropped
-        self.cache: ByteCache[tuple[int, str], LoadedModel] = ByteCache(cache_bytes, lambda m: m.factors.num_bytes)
-        self._nobody = UserFactors({}, {}, {})
-        self._task_adapters: dict[str, FusedFactors] = {}
+        self._maker, self._on_dropped = maker, on_dropped
+        self.cache: ByteCache[tuple[int, str], LoadedModel[W]] = ByteCache(cache_bytes, lambda m: m.weights.num_bytes)
         self._examples: dict[str, PromptRowBuilder] = {}
         self._memories: dict[str, tuple[Hashable, BankMemory]] = {}
 
@@ -143,7 +136,7 @@ class UserModels:
             return False
         return True
 
-    def prepare_chat(self, target: Target, messages: Sequence[Message]) -> Prepared:
+    def prepare_chat(self, target: Target, messages: Sequence[Message]) -> Prepared[W]:
         """The prompt of a conversation, or of its last message where the target has a task. Raises ApiError."""
         model = self.current_model(target)
         if target.task in (None, FREE_TASK):
@@ -156,7 +149,7 @@ class UserModels:
         labels = tuple(tuple(self._builder(model.task).prompter.answer_ids(label)) for label in model.task.labels)
         return Prepared(model, prompt, labels, question)
 
-    def prepare_text(self, target: Target, text: str) -> Prepared:
+    def prepare_text(self, target: Target, text: str) -> Prepared[W]:
         """A text that the model goes on with, as it is."""
         from mta_cli.engine.text.tokenizer import PromptTokenizer
 
@@ -177,7 +170,7 @@ class UserModels:
         message = f"{what}; {self.base.name} reads {self.base.window - 1} tokens."
         return ApiError(400, message, code="context_length_exceeded", param=param)
 
-    def _fit(self, model: LoadedModel, messages: Sequence[Message], about: str, *, chat: bool) -> list[int]:
+    def _fit(self, model: LoadedModel[W], messages: Sequence[Message], about: str, *, chat: bool) -> list[int]:
         """The prompt with as many of the user's items as fit the window."""
         for message in messages:
             if message["content"].strip() or message is messages[-1]:  # an earlier answer may have been empty
@@ -194,54 +187,40 @@ class UserModels:
                 raise self._too_long(f"The messages make a prompt of {len(ids)} tokens", "messages")
             history.pop()
 
-    def current_model(self, target: Target) -> LoadedModel:
+    def current_model(self, target: Target) -> LoadedModel[W]:
         """The model as the user has it now, from memory where nothing has changed."""
         user, fingerprint = target.user, self.base.fingerprint
         name = default_task(self.reg, user, target.task, fingerprint)
         task = find_task(self.reg, name)
         mode = most_personal_mode(self.reg, user, name, fingerprint)
         if user is None or mode == "base":
-            return LoadedModel(user, task, AnswerSource("base"), self._nobody, None)
+            return LoadedModel(user, task, AnswerSource("base"), self._maker.nobody, None)
         bank = self.reg.banks.latest_ready_bank(name, fingerprint)
         assert bank is not None
         seal, key = self._seal(user, name, bank), (user.id, name)
         known = self.cache.get(key)
-        if known is not None and known.seal == seal:
+        if known is not None and known.seal == seal and self._maker.is_there(known.weights):
             return known
         dropped = [known] if known is not None else []
         self.cache.drop(key)
-        model = self._make(user, task, mode, bank, seal)
+        weights, source = self._maker.make(self.reg, user, name, mode, bank)
+        model = LoadedModel(user, task, source, weights, seal)
         dropped += self.cache.put(key, model)
         if dropped:
-            self._forget_unused_adapters()
-            self._on_dropped([one.factors for one in dropped], [])
+            self._drop([one.weights for one in dropped], [])
         return model
+
+    def _drop(self, weights: Sequence[W], owners: Sequence[int]) -> None:
+        """Let go of weights, and tell of them and of the numbers of users who are gone."""
+        self._maker.keep_for(model.weights for model in self._models())
+        self._on_dropped(weights, owners)
 
     def _seal(self, user: User, task: str, bank: Bank) -> Hashable:
         recipe, stack = self.reg.recipes.get(user.id, task, bank.id), self.reg.stacks.get(user.id, task, bank.id)
         anchors = tuple((anchor.id, anchor.user) for anchor in self.reg.banks.anchors(bank.id))
         return (bank.id, bank.key, bank.task_adapter, anchors, repr(recipe), repr(stack))
 
-    def _make(self, user: User, task: Task, mode: str, bank: Bank, seal: Hashable) -> LoadedModel:
-        from mta_cli.engine.lora.row_factors import UserFactors
-
-        loras, source = load_fusion_and_stack(self.reg, self.base.fingerprint, user, task.name, mode)
-        shared = self._task_adapter(bank.task_adapter) if bank.task_adapter else {}
-        return LoadedModel(user, task, source, UserFactors.from_loras(self._decoder, loras, shared), seal)
-
-    def _task_adapter(self, digest: str) -> FusedFactors:
-        from mta_cli.engine.lora.row_factors import fused_factors
-
-        if digest not in self._task_adapters:
-            weights = load_weights(self.reg, digest, self.base.fingerprint)
-            self._task_adapters[digest] = fused_factors(self._decoder, weights)
-        return self._task_adapters[digest]
-
-    def _forget_unused_adapters(self) -> None:
-        used = {id(model.factors.shared) for model in self._models()}
-        self._task_adapters = {digest: one for digest, one in self._task_adapters.items() if id(one) in used}
-
-    def _models(self) -> Iterator[LoadedModel]:
+    def _models(self) -> Iterator[LoadedModel[W]]:
         for key in self.cache:
             if (model := self.cache.peek(key)) is not None:
                 yield model
@@ -253,7 +232,7 @@ class UserModels:
             self._examples[task.name] = known
         return known
 
-    def decide_label(self, prepared: Prepared, scores: Sequence[float]) -> tuple[int, list[float]]:
+    def decide_label(self, prepared: Prepared[W], scores: Sequence[float]) -> tuple[int, list[float]]:
         """The label to answer, and the log-probability of each, nats: the model's scores with the label memory."""
         from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
         from mta_cli.serving.answer_format import normalised
@@ -280,18 +259,17 @@ class UserModels:
         `known` are the numbers of users of whom the scheduler knows; `on_dropped` is told who of them is gone.
         """
         gone_users = [user_id for user_id in known if not self._exists(user_id)]
-        gone_models: list[UserFactors] = []
+        gone: list[W] = []
         for (user_id, task), model in [(key, self.cache.peek(key)) for key in self.cache]:
             assert model is not None and model.user is not None
             bank = self.reg.banks.latest_ready_bank(task, self.base.fingerprint)
             there = bank is not None and self._exists(user_id)
             if not there or bank is None or self._seal(model.user, task, bank) != model.seal:
-                gone_models.append(model.factors)
+                gone.append(model.weights)
                 self.cache.drop((user_id, task))
         self._examples.clear()
         self._memories.clear()
-        self._forget_unused_adapters()
-        self._on_dropped(gone_models, gone_users)
+        self._drop(gone, gone_users)
 
     def _exists(self, user_id: int) -> bool:
         try:

@@ -69,7 +69,7 @@ class Running:
 
     def wait_until_idle(self) -> None:
         """Return when nothing is answered; an answer leaves its row just after its end was told."""
-        scheduler = self.service._scheduler
+        scheduler = self.service._engine
         for _ in range(200):
             if not scheduler._rows and scheduler._reading is None and not scheduler._waiting:
                 return
@@ -79,7 +79,7 @@ class Running:
     @contextmanager
     def full_queue(self) -> Iterator[None]:
         """The scheduler stands still, and as many answers wait as may."""
-        go_on, scheduler = threading.Event(), self.service._scheduler
+        go_on, scheduler = threading.Event(), self.service._engine
         threading.Thread(target=scheduler._call, args=(go_on.wait,), daemon=True).start()
         body = ask("base", "Hi", n=scheduler._max_waiting, max_tokens=1)
         waiting = threading.Thread(target=self.post, args=("/chat/completions", body))

@@ -70,11 +70,11 @@ def test_a_conversation_goes_on(served: Running) -> None:
     first = served.chat("alice", "Who are you?", max_tokens=20)
     said = first["choices"][0]["message"]
     turns = [{"role": "user", "content": "Who are you?"}, said, {"role": "user", "content": "And then?"}]
-    before = served.service._scheduler._prefixes.hits
+    before = served.service._engine._prefixes.hits
     body = {"model": "alice", "messages": turns, "max_tokens": 8}
     found = served.post("/chat/completions", body).json()
-    assert served.service._scheduler._prefixes.hits > before, "its beginning was kept"
-    served.service._scheduler._prefixes.drop(next(iter(served.service._scheduler._prefixes)))
+    assert served.service._engine._prefixes.hits > before, "its beginning was kept"
+    served.service._engine._prefixes.drop(next(iter(served.service._engine._prefixes)))
     assert served.post("/chat/completions", body).json()["choices"] == found["choices"], "and changes nothing"
 
 
@@ -132,7 +132,7 @@ def test_between_two_steps_few_passes_read_prompts(start: Start, monkeypatch: py
     """Where beginnings are kept, many prompts are nearly read; each still takes a pass through all weights."""
     running = start(options=ServeOptions(max_batch=16))
     running.chat("alice", "a question that is asked again", max_tokens=1)
-    scheduler, most = running.service._scheduler, PIECE_TOKENS // PASS_TOKENS
+    scheduler, most = running.service._engine, PIECE_TOKENS // PASS_TOKENS
     counts, read, read_prompts = list[int](), PromptPass.read, scheduler._read_prompts
 
     def counted(self: PromptPass, tokens: int) -> Any:

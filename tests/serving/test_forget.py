@@ -60,7 +60,7 @@ def test_a_removed_user_is_gone_with_all_that_was_kept(served: Running) -> None:
     served.text("alice", secret)
     served.text("bob", "something else, which is long enough to be kept")
     served.wait_until_idle()  # a row that leaves keeps its beginning
-    models, scheduler = served.service._models, served.service._scheduler
+    models, scheduler = served.service._models, served.service._engine
     assert len(models.cache) == 2 and len(scheduler._prefixes) == 2
     forget(served, "alice")
     assert [user for user, _ in models.cache] == [user_id(served, "bob")]
@@ -74,7 +74,7 @@ def test_nothing_is_kept_of_who_has_no_model_nor_of_models_that_were_dropped(sta
     from mta_cli.options import ServeOptions
 
     running = start(options=ServeOptions(cache=1))
-    scheduler, models = running.service._scheduler, running.service._models
+    scheduler, models = running.service._engine, running.service._models
     models.cache._max_bytes = 1  # room for one model
     for name in ("carol", "alice", "bob"):
         running.text(name, f"a long enough question of {name}, to be kept")
@@ -87,7 +87,7 @@ def test_nothing_is_kept_of_who_has_no_model_nor_of_models_that_were_dropped(sta
 
 
 def test_an_answer_of_a_model_that_changed_keeps_nothing(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler = served.service._scheduler
+    scheduler = served.service._engine
     step = scheduler._batch.decode_step
     monkeypatch.setattr(scheduler._batch, "decode_step", lambda tokens: (time.sleep(0.02), step(tokens))[1])
     body = ask("alice", "a question that takes a while", max_tokens=40, temperature=5, seed=1)
@@ -105,7 +105,7 @@ def test_an_answer_of_a_model_that_changed_keeps_nothing(served: Running, monkey
 
 def test_answers_of_a_removed_user_end(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that wait and those that run, and nobody else's."""
-    scheduler, errors = served.service._scheduler, dict[str, Any]()
+    scheduler, errors = served.service._engine, dict[str, Any]()
     step = scheduler._batch.decode_step
     monkeypatch.setattr(scheduler._batch, "decode_step", lambda tokens: (time.sleep(0.05), step(tokens))[1])
 
@@ -169,9 +169,13 @@ def test_the_socket_beside_the_store_answers_when_all_is_dropped(start: Start) -
 
 
 def test_a_failure_takes_nobody_along(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = served.service._models
-    made = models._make
-    monkeypatch.setattr(models, "_make", lambda user, *rest: _fail() if user.name == "bob" else made(user, *rest))
+    maker = served.service._models._maker
+    made = maker.make
+
+    def make(reg: Any, user: Any, *rest: Any) -> Any:
+        return _fail() if user.name == "bob" else made(reg, user, *rest)
+
+    monkeypatch.setattr(maker, "make", make)
     failed = served.post("/chat/completions", ask("bob", "Hi"))
     assert failed.status_code == 500 and "broken" in failed.text
     assert served.text("alice", "Hi")
@@ -209,7 +213,7 @@ def test_an_answer_that_fails_half_way_ends_alone(served: Running, monkeypatch: 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    scheduler = served.service._scheduler
+    scheduler = served.service._engine
     bodies = [ask(name, f"Question {n}", max_tokens=20) for n, name in enumerate(("alice", "bob", "carol", "base") * 2)]
     expected = [served.post("/chat/completions", body).json()["choices"] for body in bodies]
     step, failed = scheduler._batch.decode_step, list[int]()
@@ -248,7 +252,7 @@ def test_clients_that_leave_free_their_rows(served: Running) -> None:
 def test_a_client_that_leaves_while_tokens_come_frees_its_row(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
 
-    scheduler = served.service._scheduler
+    scheduler = served.service._engine
     step = scheduler._batch.decode_step
     monkeypatch.setattr(scheduler._batch, "decode_step", lambda tokens: (time.sleep(0.02), step(tokens))[1])
     body = ask("bob", "Tell me everything.", max_tokens=1900, temperature=5, seed=3)

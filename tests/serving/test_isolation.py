@@ -42,7 +42,7 @@ def test_a_prefix_of_one_user_is_not_anothers(served: Running) -> None:
     again = [served.chat(name, text, logprobs=True)["choices"] for name in ("bob", "alice")][::-1]
     for one, other in zip(first, again, strict=True):
         assert one[0]["message"] == other[0]["message"]
-    assert served.service._scheduler._prefixes.hits >= 2
+    assert served.service._engine._prefixes.hits >= 2
 
 
 def nonsense(draw: random.Random, depth: int = 0) -> Any:

@@ -182,7 +182,7 @@ def test_one_key_does_not_take_everybodys_place(start: Start, tmp_path: Path) ->
     first, second = keys.add("one", ["*"]), keys.add("two", ["*"])
     keys.write(path)
     running = start(keys=path, options=ServeOptions(streams=1))
-    running.service._scheduler.submit = lambda answers: None  # nobody is answered: the first stream stays
+    running.service._engine.submit = lambda answers: None  # nobody is answered: the first stream stays
     waiting = _Waiting(running, first)
     try:
         assert with_key(running, first).get("/models").status_code == 429

@@ -46,7 +46,32 @@ class LoadedBase:
     @property
     def window(self) -> int:
         """The most tokens that the base reads at once."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 2048)
+        return _window(self.model.config)
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """What prompts and answers need of a base whose weights are computed with elsewhere; see `LoadedBase`."""
+
+    tokenizer: Any
+    fingerprint: str
+    name: str
+    end_ids: tuple[int, ...]
+    window: int
+
+
+def read_base_info(path: Path, *, name: str, fingerprint: str) -> BaseInfo:
+    """The base in folder `path` without its weights. Raises BadInput when it is unsafe or no causal language model."""
+    from transformers import AutoConfig, GenerationConfig
+
+    quiet_libraries()
+    check_folder(path)
+    with load_errors_as_bad_input(f"{name} cannot be read as a causal language model", f"look into {path}"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        tokenizer = load_tokenizer(path)
+        has_own = (path / "generation_config.json").exists()
+        generation = GenerationConfig.from_pretrained(path, local_files_only=True) if has_own else None
+    return BaseInfo(tokenizer, fingerprint, name, _end_ids(config, generation, tokenizer), _window(config))
 
 
 def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", dtype: str = "auto") -> LoadedBase:
@@ -77,7 +102,8 @@ def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", 
     _require_complete(name, info)
     _require_finite(name, model)
     model = _to_device(model, place).eval().requires_grad_(False)
-    base = LoadedBase(model, tokenizer, fingerprint, name, place, number, _end_ids(model, tokenizer))
+    ends = _end_ids(model.config, model.generation_config, tokenizer)
+    base = LoadedBase(model, tokenizer, fingerprint, name, place, number, ends)
     with load_errors_as_bad_input(f"{name} is of no use as a causal language model", f"look into {path}"):
         base.llama_decoder = build_llama_decoder(model)
         base.head_is_exact = base.llama_decoder is not None or _head_is_exact(model, place)
@@ -202,10 +228,14 @@ def _head_is_exact(model: Any, device: torch.device) -> bool:
     )
 
 
-def _end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+def _window(config: Any) -> int:
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2048)
+
+
+def _end_ids(config: Any, generation: Any, tokenizer: Any) -> tuple[int, ...]:
     ids: list[int] = []
-    generation = getattr(model.generation_config, "eos_token_id", None)
-    for value in (tokenizer.eos_token_id, generation, model.config.get_text_config().eos_token_id):
+    of_generation = getattr(generation, "eos_token_id", None)
+    for value in (tokenizer.eos_token_id, of_generation, config.get_text_config().eos_token_id):
         ids.extend([] if value is None else value if isinstance(value, list) else [value])
     return tuple(dict.fromkeys(ids))
 

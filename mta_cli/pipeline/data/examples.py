@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from store.records import Item, Query
 
 if TYPE_CHECKING:
-    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.model.load import BaseInfo, LoadedBase
     from mta_cli.engine.text.prompts import HistoryExample, TrainingRow
     from mta_cli.engine.text.tasks import Task
     from store.registry import Registry
@@ -32,7 +32,7 @@ class PromptRowBuilder:
     def __init__(
         self,
         reg: Registry,
-        base: LoadedBase,
+        base: LoadedBase | BaseInfo,
         task: Task,
         history_items: int,
         among: Mapping[int, Sequence[int]] | None = None,

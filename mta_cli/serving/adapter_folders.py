@@ -1,0 +1,103 @@
+"""Users' models as PEFT folders that a vLLM server loads by name. A name is a digest: it says nothing of the user."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mta_cli.errors import BadInput, system_reason
+from mta_cli.pipeline.user_weights import merge_by_placement
+from mta_cli.serving.vllm_resolver import ADAPTER_NAME
+
+if TYPE_CHECKING:
+    from mta_cli.pipeline.models.manifest import ModelEntry
+    from mta_cli.pipeline.user_weights import AnswerSource
+    from store.records import Bank, User
+    from store.registry import Registry
+
+
+@dataclass(frozen=True, eq=False)  # one object is one model, though two users may have the same folder
+class AdapterFolder:
+    """A model as vLLM knows it: its name there, and what its folder takes on disk; 0 for the base."""
+
+    name: str
+    num_bytes: int
+
+
+class AdapterFolders:
+    """Makes a folder for each model, in `root`, of rank `max_rank` at most. `base_name` is the base's name at vLLM."""
+
+    def __init__(self, root: Path, entry: ModelEntry, base_name: str, *, max_rank: int, approximate: bool) -> None:
+        self._root, self._entry, self._max_rank, self._approximate = root, entry, max_rank, approximate
+        self._base_name = base_name
+        self._uses, self._lock = Counter[str](), threading.Lock()
+        self.nobody = AdapterFolder(base_name, 0)
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for left_over in root.iterdir():  # by a server that was killed
+                if ADAPTER_NAME.fullmatch(left_over.name):
+                    shutil.rmtree(left_over)
+        except OSError as error:
+            raise BadInput(
+                f"{root} cannot hold users' adapters: {system_reason(error)}.", hint="another folder with --adapters"
+            ) from error
+
+    def make(self, reg: Registry, user: User, task: str, mode: str, bank: Bank) -> tuple[AdapterFolder, AnswerSource]:
+        """See `WeightsMaker`. Raises BadInput for late parts unless they may act on all tokens."""
+        from mta_cli.engine.lora.merge import compress_to_rank, merge_loras
+        from mta_cli.pipeline.personalize.export import content_digest, pad_to_uniform_rank
+        from mta_cli.pipeline.personalize.export_formats import CONFIG_FILE, WEIGHTS_FILE, json_bytes, peft_config
+        from mta_cli.pipeline.users.exported_folders import write_folder
+
+        weights, late, source = merge_by_placement(reg, self._entry.fingerprint, user, task, mode)
+        if late is not None:
+            if not self._approximate:
+                raise BadInput(
+                    f"The model for {task} acts on late tokens only, which vLLM cannot do: build its bank with "
+                    "--placement upper, or start the server with --approximate."
+                )
+            moved = replace(late, placement=replace(late.placement, late_tokens=None))
+            weights = merge_loras([(one, 1.0) for one in (weights, moved) if one is not None])
+        if weights is None:
+            return self.nobody, source
+        if weights.rank > self._max_rank:
+            weights = compress_to_rank(weights, self._max_rank)
+        weights = pad_to_uniform_rank(weights)
+        name = content_digest(weights).removeprefix("sha256:")
+        target, config = self._root / name, peft_config(weights, self._entry, self._base_name)
+        content = weights.to_bytes({})
+        files = {WEIGHTS_FILE: content, CONFIG_FILE: json_bytes(config)}
+        with self._lock:
+            if not target.is_dir():
+                write_folder(target, files, "An adapter for vLLM", private=True)
+            self._uses[name] += 1
+        return AdapterFolder(name, len(content)), source
+
+    def is_there(self, weights: AdapterFolder) -> bool:
+        """See `WeightsMaker`."""
+        return not weights.num_bytes or (self._root / weights.name).is_dir()
+
+    def keep_for(self, models: Iterable[AdapterFolder]) -> None:
+        """See `WeightsMaker`; folders are removed one by one."""
+
+    def remove(self, weights: AdapterFolder) -> None:
+        """Remove a model's folder, unless another user's model is the same."""
+        if not weights.num_bytes:
+            return
+        with self._lock:
+            self._uses[weights.name] -= 1
+            if self._uses[weights.name] <= 0:
+                del self._uses[weights.name]
+                shutil.rmtree(self._root / weights.name, ignore_errors=True)
+
+    def remove_all(self) -> None:
+        """Remove every folder."""
+        with self._lock:
+            for name in self._uses:
+                shutil.rmtree(self._root / name, ignore_errors=True)
+            self._uses.clear()

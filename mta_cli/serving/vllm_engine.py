@@ -1,0 +1,407 @@
+"""Answers that a vLLM server computes: prompts, own items, label memory and forgetting stay here, weights go there.
+
+vLLM gets token ids, and the digest of a folder that it loads as a LoRA. A text comes as a stream of token ids. Labels
+are scored by the tree of their tokens: one prompt for each beginning of a label, whose next tokens' log-probabilities
+vLLM tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from mta_cli.errors import BadInput, IntegrityFault, MtaError, UsageError
+from mta_cli.serving.adapter_folders import AdapterFolder, AdapterFolders
+from mta_cli.serving.answer import Answer, Failed, Finished
+from mta_cli.serving.engine import EngineUnavailable, QueueFull, ServedBase, Stopping
+
+if TYPE_CHECKING:
+    from mta_cli.engine.generation.sampler import SampledToken
+    from mta_cli.engine.model.load import BaseInfo
+    from mta_cli.options import ServeOptions
+    from mta_cli.pipeline.models.manifest import ModelEntry
+    from mta_cli.serving.metrics import Metrics
+
+KEY_VARIABLE = "VLLM_API_KEY"
+CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
+SCORED_TOKENS = 128  # of how many tokens vLLM tells the log-probabilities at one position
+TOKEN_PREFIX = "token_id:"
+PROBE = "Naïve café, 12 × 34 = 408?\n\tYes — 好的."
+LabelPrefix = tuple[int, ...]
+VllmAnswer = Answer[AdapterFolder]
+
+
+def connect_vllm(entry: ModelEntry, options: ServeOptions, metrics: Metrics) -> ServedBase[AdapterFolder]:
+    """The base `entry` as the vLLM server at `options.vllm` serves it.
+
+    Raises BadInput where there is no such server, and IntegrityFault where its base has another tokenizer.
+    """
+    from mta_cli.engine.model.load import read_base_info
+
+    if not options.adapters:
+        raise UsageError("--vllm needs --adapters: the folder that MTA_VLLM_ADAPTERS names there.")
+    base = read_base_info(entry.path, name=entry.name, fingerprint=entry.fingerprint)
+    with httpx.Client(**_client_settings(options.vllm)) as client:
+        name, window = _served_base(client, base)
+    base = replace(base, window=min(base.window, window))
+    folders = AdapterFolders(
+        Path(options.adapters).expanduser(), entry, name, max_rank=options.max_rank, approximate=options.approximate
+    )
+    engine = VllmEngine(options.vllm, folders, max_batch=options.max_batch, max_waiting=options.queue, metrics=metrics)
+    return ServedBase(base, folders, engine, VllmFormats())
+
+
+def _client_settings(address: str) -> dict[str, Any]:
+    key = os.environ.get(KEY_VARIABLE)
+    return {
+        "base_url": address.rstrip("/").removesuffix("/v1"),
+        "headers": {"Authorization": f"Bearer {key}"} if key else {},
+        "timeout": httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+        "limits": httpx.Limits(max_connections=None),
+    }
+
+
+def _served_base(client: httpx.Client, base: BaseInfo) -> tuple[str, int]:
+    """The base's name at the server, and how many tokens it reads. Raises as `connect_vllm`."""
+    address = client.base_url
+    hint = "vllm serve BASE --enable-lora …; see docs/scale.md"
+    try:
+        models = client.get("/v1/models").raise_for_status().json()["data"]
+        served = next(model for model in models if model["parent"] is None)
+        name, window = str(served["id"]), int(served["max_model_len"])
+        body = {"model": name, "prompt": PROBE, "add_special_tokens": False}
+        found = client.post("/tokenize", json=body).raise_for_status().json()["tokens"]
+    except httpx.HTTPError as error:
+        raise BadInput(f"There is no vLLM server at {address}: {error}", hint=hint) from error
+    except (ValueError, KeyError, TypeError, StopIteration) as error:
+        raise BadInput(f"{address} does not answer as vLLM does.", hint=hint) from error
+    if found != base.tokenizer.encode(PROBE, add_special_tokens=False):
+        raise IntegrityFault(
+            f"{address} serves {name}, whose tokenizer is not that of {base.name}.",
+            hint="name the base that it serves with --base",
+        )
+    return name, window
+
+
+class VllmFormats:
+    """Answers that are JSON, by vLLM's own grammars."""
+
+    def constraint(self, schema: dict[str, Any]) -> None:
+        """vLLM gets the schema with the request."""
+
+
+class VllmEngine:
+    """An `AnswerEngine`: one thread with an event loop, and a request to the server for each answer."""
+
+    def __init__(
+        self, address: str, folders: AdapterFolders, *, max_batch: int, max_waiting: int, metrics: Metrics
+    ) -> None:
+        self._address, self._folders, self._metrics = address, folders, metrics
+        self._max_batch, self._max_waiting = max_batch, max_waiting
+        self._lock, self._waiting, self._stop = threading.Lock(), 0, False
+        self._tasks: dict[VllmAnswer, asyncio.Task[None]] = {}  # of the loop's thread alone, as what follows
+        self._unused: set[AdapterFolder] = set()  # goes once no answer needs it
+        self._loop, self._begun = asyncio.new_event_loop(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+        self._begun.wait()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def submit(self, answers: Sequence[VllmAnswer]) -> None:
+        """See `AnswerEngine`."""
+        with self._lock:
+            if self._stop:
+                raise Stopping("The server is stopping.")
+            if self._waiting + len(answers) > self._max_waiting:
+                raise QueueFull(f"{self._waiting} requests wait already; the most is {self._max_waiting}.")
+            self._waiting += len(answers)
+        self._loop.call_soon_threadsafe(self._begin, list(answers))
+
+    def cancel(self, answers: Sequence[VllmAnswer]) -> None:
+        """End these without a word; vLLM ends them when the connection closes."""
+        for answer in answers:
+            answer.cancelled = True
+        with suppress(RuntimeError):  # the loop has ended, and every answer with it
+            self._loop.call_soon_threadsafe(self._cancel, list(answers))
+
+    def known_owners(self) -> set[int]:
+        """See `AnswerEngine`."""
+        return self._call(self._owners) or set()
+
+    def forget(self, gone: Sequence[AdapterFolder], owners: Sequence[int]) -> None:
+        """See `AnswerEngine`. Folders of `gone` are removed, once the answers that need them have ended.
+
+        vLLM may keep a removed adapter in memory until others need the room; nothing here names it any more.
+        """
+        self._call(self._forget, list(gone), set(owners))
+
+    def stop(self, *, drain_seconds: float) -> None:
+        """See `AnswerEngine`."""
+        with self._lock:
+            self._stop = True
+        if self.is_alive:
+            with suppress(RuntimeError):
+                asyncio.run_coroutine_threadsafe(self._drain(drain_seconds), self._loop)
+            self._thread.join(drain_seconds + 10)
+        self._folders.remove_all()
+
+    def _call(self, work: Any, *given: Any) -> Any:
+        """What `work` says, done in the loop's thread; None once that has ended."""
+
+        async def done() -> Any:
+            return work(*given)
+
+        with suppress(RuntimeError, CancelledError):  # the loop has ended
+            return asyncio.run_coroutine_threadsafe(done(), self._loop).result()
+        return None
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._client = httpx.AsyncClient(**_client_settings(self._address))
+        self._places = asyncio.Semaphore(self._max_batch)
+        self._loop.call_soon(self._begun.set)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.run_until_complete(self._client.aclose())
+            self._loop.close()
+
+    async def _drain(self, seconds: float) -> None:
+        tasks = list(self._tasks.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        for answer, task in list(self._tasks.items()):
+            answer.emit(Failed(Stopping("The server has stopped.")))
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._loop.stop()
+
+    def _begin(self, answers: Sequence[VllmAnswer]) -> None:
+        for answer in answers:
+            self._tasks[answer] = self._loop.create_task(self._answer(answer))
+        self._publish()
+
+    def _cancel(self, answers: Sequence[VllmAnswer]) -> None:
+        for answer in answers:
+            if (task := self._tasks.get(answer)) is not None:
+                task.cancel()
+
+    def _owners(self) -> set[int]:
+        return {answer.owner for answer in self._tasks if answer.owner is not None}
+
+    def _forget(self, gone: Sequence[AdapterFolder], owners: set[int]) -> None:
+        missing = MtaError("The model was removed.")
+        ended = [answer for answer in self._tasks if answer.owner in owners and not answer.cancelled]
+        for answer in ended:
+            answer.cancelled = True
+            answer.emit(Failed(missing))
+        self._cancel(ended)
+        self._unused.update(gone)
+        self._remove_unused()
+
+    def _remove_unused(self) -> None:
+        needed = {answer.model for answer in self._tasks if not answer.cancelled}
+        for folder in self._unused - needed:
+            self._folders.remove(folder)
+        self._unused &= needed
+
+    def _publish(self) -> None:
+        self._metrics.waiting.set(self._waiting)
+        self._metrics.batch_size.set(len(self._tasks) - self._waiting)
+
+    async def _answer(self, answer: VllmAnswer) -> None:
+        waits = True
+        try:
+            async with self._places:
+                waits = self._leave_queue()
+                self._metrics.prompt_tokens.inc(len(answer.prompt))
+                if answer.labels:
+                    answer.emit(Finished("stop", 0, tuple(await self._label_scores(answer))))
+                elif answer.max_tokens <= 0:
+                    answer.emit(Finished("length", 0))
+                else:
+                    await self._text(answer)
+        except Exception as error:
+            if not answer.cancelled:
+                self._metrics.count_error(error)
+                answer.emit(Failed(error))
+        finally:
+            if waits:
+                self._leave_queue()
+            del self._tasks[answer]
+            self._remove_unused()
+            self._publish()
+
+    def _leave_queue(self) -> bool:
+        """Wait no longer; always false."""
+        with self._lock:
+            self._waiting -= 1
+        self._publish()
+        return False
+
+    async def _text(self, answer: VllmAnswer) -> None:
+        stepped, ended = 0.0, False
+        async for chosen, reason in self._stream(_text_request(answer)):
+            for one in chosen:
+                now = time.monotonic()
+                if stepped:
+                    self._metrics.token_gap.observe(now - stepped)
+                stepped = now
+                self._metrics.tokens.inc()
+                if answer.add(one):
+                    return
+            if reason and not ended:
+                ended = True
+                answer.end("length" if reason == "length" else "stop")
+        if not ended:
+            raise EngineUnavailable("vLLM ended an answer before it was complete.")
+
+    async def _stream(self, body: Mapping[str, Any]) -> AsyncIterator[tuple[list[SampledToken], str | None]]:
+        """The tokens of an answer as they come, and why it ended. Raises MtaError."""
+        try:
+            async with self._client.stream("POST", "/v1/completions", json=body) as response:
+                if response.status_code != 200:
+                    raise _refusal(response.status_code, await response.aread())
+                async for line in response.aiter_lines():
+                    content = line.removeprefix("data: ").strip()
+                    if content in ("", "[DONE]"):
+                        continue
+                    event = json.loads(content)
+                    if "error" in event:
+                        raise _refusal(500, content.encode())
+                    for choice in event["choices"]:
+                        yield _chosen(choice), choice["finish_reason"]
+        except httpx.HTTPError as error:
+            raise _no_answer(error) from error
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise EngineUnavailable("vLLM answered what mta does not understand.") from error
+
+    async def _label_scores(self, answer: VllmAnswer) -> list[float]:
+        """The log-likelihood of each label after the prompt, nats. Raises MtaError."""
+        logs: dict[tuple[LabelPrefix, int], float] = {}
+        for tokens, prefixes in scoring_requests(answer.labels):
+            body = {
+                "model": answer.model.name,
+                "prompt": [[*answer.prompt, *prefix] for prefix in prefixes],
+                "max_tokens": 1,
+                "temperature": 0,
+                "logprobs": 0,
+                "logprob_token_ids": tokens,
+                "return_tokens_as_token_ids": True,
+            }
+            for prefix, found in zip(prefixes, await self._next_tokens(body, len(prefixes)), strict=True):
+                logs.update({(prefix, token): found[token] for token in tokens})
+        return [sum(logs[tuple(label[:n]), label[n]] for n in range(len(label))) for label in answer.labels]
+
+    async def _next_tokens(self, body: Mapping[str, Any], count: int) -> list[dict[int, float]]:
+        try:
+            response = await self._client.post("/v1/completions", json=body)
+            if response.status_code != 200:
+                raise _refusal(response.status_code, response.content)
+            choices = sorted(response.json()["choices"], key=lambda choice: choice["index"])
+            found = [_by_token(choice["logprobs"]["top_logprobs"][0]) for choice in choices]
+        except httpx.HTTPError as error:
+            raise _no_answer(error) from error
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise EngineUnavailable("vLLM answered what mta does not understand.") from error
+        if len(found) != count or any(token not in one for one in found for token in body["logprob_token_ids"]):
+            raise EngineUnavailable("vLLM did not tell the log-probabilities that it was asked for.")
+        return found
+
+
+def scoring_requests(labels: Sequence[Sequence[int]]) -> list[tuple[list[int], list[LabelPrefix]]]:
+    """What to ask to score labels by their tokens: next tokens, at most `SCORED_TOKENS`, after which beginnings."""
+    following: dict[LabelPrefix, set[int]] = {}
+    for label in labels:
+        for n in range(len(label)):
+            following.setdefault(tuple(label[:n]), set()).add(label[n])
+    requests: list[tuple[list[int], list[LabelPrefix]]] = []
+    tokens, prefixes = set[int](), list[LabelPrefix]()
+    for prefix, wanted in following.items():
+        left = sorted(wanted)
+        while left:
+            if len(tokens | set(left)) > SCORED_TOKENS and prefixes:
+                requests.append((sorted(tokens), prefixes))
+                tokens, prefixes = set(), []
+            tokens |= set(left[:SCORED_TOKENS])
+            prefixes.append(prefix)
+            left = left[SCORED_TOKENS:]
+    return [*requests, (sorted(tokens), prefixes)] if prefixes else requests
+
+
+def _text_request(answer: VllmAnswer) -> dict[str, Any]:
+    sampler = answer.sampler
+    body: dict[str, Any] = {
+        "model": answer.model.name,
+        "prompt": answer.prompt,
+        "max_tokens": answer.max_tokens,
+        "temperature": sampler.temperature,
+        "top_p": sampler.top_p,
+        "seed": sampler.seed,
+        "presence_penalty": sampler.presence_penalty,
+        "frequency_penalty": sampler.frequency_penalty,
+        "stop_token_ids": list(answer.end_ids),
+        "stream": True,
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+    }
+    if sampler.top_logprobs is not None:
+        body["logprobs"] = sampler.top_logprobs
+    if answer.schema is not None:
+        body["structured_outputs"] = {"json": answer.schema}
+    return body
+
+
+def _chosen(choice: Mapping[str, Any]) -> list[SampledToken]:
+    """The tokens of a chunk, with log-probabilities where they were asked for: the likeliest first."""
+    from mta_cli.engine.generation.sampler import SampledToken
+
+    tokens, logs = [int(token) for token in choice["token_ids"] or ()], choice.get("logprobs")
+    if not logs:
+        return [SampledToken(token) for token in tokens]
+    chosen = []
+    for n, token in enumerate(tokens):
+        found = sorted(_by_token(logs["top_logprobs"][n]).items(), key=lambda pair: -pair[1])
+        chosen.append(SampledToken(token, float(logs["token_logprobs"][n]), tuple(found)))
+    return chosen
+
+
+def _by_token(shown: Mapping[str, float]) -> dict[int, float]:
+    return {int(name.removeprefix(TOKEN_PREFIX)): float(value) for name, value in shown.items()}
+
+
+def _no_answer(error: httpx.HTTPError) -> EngineUnavailable:
+    return EngineUnavailable(f"The vLLM server does not answer ({type(error).__name__}).")
+
+
+def _refusal(status: int, content: bytes) -> MtaError:
+    """An error of vLLM in our words; its own words are for the requests that it refuses."""
+    message = ""
+    with suppress(ValueError, KeyError, TypeError):
+        message = str(json.loads(content)["error"]["message"])[:500]
+    if status == 404:
+        return EngineUnavailable(
+            "The vLLM server does not load adapters: it needs --enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and "
+            "MTA_VLLM_ADAPTERS with the folder of --adapters."
+        )
+    if status == 400:
+        return BadInput(f"vLLM refuses the request: {message}")
+    return EngineUnavailable(f"The vLLM server failed at the request (status {status}).")

@@ -1,0 +1,86 @@
+"""What a user's model is for whoever computes the answers: factors in memory here, or a folder that vLLM loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from mta_cli.pipeline.user_weights import load_fusion_and_stack, load_weights
+
+if TYPE_CHECKING:
+    from mta_cli.engine.lora.row_factors import UserFactors
+    from mta_cli.engine.model.llama import FusedFactors
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.pipeline.user_weights import AnswerSource
+    from store.records import Bank, User
+    from store.registry import Registry
+
+
+class Weights(Protocol):
+    """A user's model; one object is one model."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes, in memory or on disk."""
+        ...
+
+
+W = TypeVar("W", bound=Weights)
+
+
+class WeightsMaker(Protocol[W]):
+    """Makes users' models from what the store has of them. Used in the thread that reads the store."""
+
+    @property
+    def nobody(self) -> W:
+        """The base as it is."""
+        ...
+
+    def make(self, reg: Registry, user: User, task: str, mode: str, bank: Bank) -> tuple[W, AnswerSource]:
+        """The user's model for a task. Raises MtaError."""
+        ...
+
+    def is_there(self, weights: W) -> bool:
+        """Whether what was made is still there."""
+        ...
+
+    def keep_for(self, models: Iterable[W]) -> None:
+        """Forget what is kept for other models than these."""
+        ...
+
+
+class FactorsMaker:
+    """Models as factors in the memory of this process, for the base's decoder. Task adapters are shared."""
+
+    def __init__(self, base: LoadedBase) -> None:
+        from mta_cli.engine.lora.row_factors import UserFactors
+
+        assert base.llama_decoder is not None
+        self._decoder, self._fingerprint = base.llama_decoder, base.fingerprint
+        self.nobody = UserFactors({}, {}, {})
+        self._task_adapters: dict[str, FusedFactors] = {}
+
+    def make(self, reg: Registry, user: User, task: str, mode: str, bank: Bank) -> tuple[UserFactors, AnswerSource]:
+        """See `WeightsMaker`."""
+        from mta_cli.engine.lora.row_factors import UserFactors
+
+        loras, source = load_fusion_and_stack(reg, self._fingerprint, user, task, mode)
+        shared = self._task_adapter(reg, bank.task_adapter) if bank.task_adapter else {}
+        return UserFactors.from_loras(self._decoder, loras, shared), source
+
+    def _task_adapter(self, reg: Registry, digest: str) -> FusedFactors:
+        from mta_cli.engine.lora.row_factors import fused_factors
+
+        if digest not in self._task_adapters:
+            weights = load_weights(reg, digest, self._fingerprint)
+            self._task_adapters[digest] = fused_factors(self._decoder, weights)
+        return self._task_adapters[digest]
+
+    def is_there(self, weights: UserFactors) -> bool:
+        """See `WeightsMaker`."""
+        return True
+
+    def keep_for(self, models: Iterable[UserFactors]) -> None:
+        """See `WeightsMaker`."""
+        used = {id(model.shared) for model in models}
+        self._task_adapters = {digest: one for digest, one in self._task_adapters.items() if id(one) in used}
