@@ -322,7 +322,8 @@ def test_vllm_itself_answers_as_this_process(alone: None, start: Start, tmp_path
         ours, theirs = start(task="lamp-2"), start(task="lamp-2", options=there)
         for model in ("alice", "bob", "base", "alice"):
             asked = {"logprobs": True, "top_logprobs": 2}
-            entries = [
+            logs = [one.chat(model, QUESTION, **asked)["choices"][0]["logprobs"] for one in (ours, theirs)]
+            entries = [one["content"] for one in logs]
                 one.chat(model, QUESTION, **asked)["choices"][0]["logprobs"]["content"] for one in (ours, theirs)
             ]
             for here, other in zip(*entries, strict=False):
