@@ -324,8 +324,6 @@ def test_vllm_itself_answers_as_this_process(alone: None, start: Start, tmp_path
             asked = {"logprobs": True, "top_logprobs": 2}
             logs = [one.chat(model, QUESTION, **asked)["choices"][0]["logprobs"] for one in (ours, theirs)]
             entries = [one["content"] for one in logs]
-                one.chat(model, QUESTION, **asked)["choices"][0]["logprobs"]["content"] for one in (ours, theirs)
-            ]
             for here, other in zip(*entries, strict=False):
                 assert here["logprob"] == pytest.approx(other["logprob"], abs=1e-3)
                 if here["bytes"] != other["bytes"] or here["token"] != other["token"]:
