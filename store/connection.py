@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
+from store.database_copy import copy_database, save_before_migration
 from store.process_lock import process_lock
 from store.schema import SCHEMA_VERSION, known_schema_version, schema_version
-from store.snapshot import copy_database, save_before_migration
 
 MIN_SQLITE_VERSION = (3, 35, 0)
 SqlParameters = Sequence[Any] | Mapping[str, Any]
