@@ -158,9 +158,9 @@ class Registry:
 
     def _recover_after_crash(self) -> None:
         """After a crash: remove temporary files, files without rows, and bytes of forgotten users."""
+        claims = self.files.remove_abandoned_temporaries()  # also in a copy of a snapshot, after a stopped pull
         if not self._db.writable:
             return
-        claims = self.files.remove_abandoned_temporaries()
         self.runs.remove_ended_locks()
         steps = (
             partial(self.adapters.delete_unrecorded_files, claims),

@@ -18,6 +18,7 @@ from store.records import is_core_intact
 from store.schema import SCHEMA_FILE, SCHEMA_VERSION, TABLES, schema_version
 from store.tables.recipes_and_stacks import RECIPE_ENTRY_BYTES
 
+_CORES_AT_ONCE = 10_000  # all cores of a million users would take most of a gigabyte
 # What is left out: indexes that SQLite makes, its statistics, and the record of migrations, all known by their SQL,
 # because SQLite believes that and not the other columns.
 _STRUCTURE = """SELECT type, name, tbl_name, sql FROM sqlite_master
@@ -150,11 +151,14 @@ def _check_recipes(db: Connection, user: str) -> Iterator[str]:
 
 
 def _check_cores(db: Connection, user: str) -> Iterator[str]:
-    sql = f"""SELECT {user}, task, numbers, numbers_sha256 FROM stacks JOIN users ON users.id = user_id
-    WHERE numbers IS NOT NULL"""
-    for name, task, numbers, digest in db.fetch_tuples(sql):
-        if not is_core_intact(numbers, digest):
-            yield f"the core of {name} for task {task} is damaged: its SHA-256 is not the stored one"
+    sql = f"""SELECT {user}, task, numbers, numbers_sha256, stacks.rowid FROM stacks JOIN users ON users.id = user_id
+    WHERE numbers IS NOT NULL AND stacks.rowid > ? ORDER BY stacks.rowid LIMIT {_CORES_AT_ONCE}"""
+    last = 0
+    while page := db.fetch_tuples(sql, (last,)):
+        for name, task, numbers, digest, _ in page:
+            if not is_core_intact(numbers, digest):
+                yield f"the core of {name} for task {task} is damaged: its SHA-256 is not the stored one"
+        last = page[-1][-1]
 
 
 def _check_files(db: Connection, files: AdapterFiles) -> Iterator[str]:

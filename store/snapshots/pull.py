@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound
+from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
 from store.connection import COPY_MARKER, is_pulled_copy, translate_sqlite_errors
-from store.files import AdapterFiles, atomic_write, disk_fault, make_private_folder, remove_file, sync_file, sync_folder
+from store.files import AdapterFiles, disk_fault, make_private_folder, remove_file, replace_file, sync_file, sync_folder
 from store.integrity.check import find_foreign_parts
 from store.process_lock import process_lock
 from store.registry import Registry
@@ -47,6 +47,7 @@ class Pull:
     found: ReadManifest
     _place: SnapshotPlace
     _content: bytes = field(repr=False)
+    _marker: bytes | None = field(repr=False)
 
     @classmethod
     def begin(cls, root: Path, place: SnapshotPlace, key: bytes | None, timeout: float) -> Pull:
@@ -61,7 +62,8 @@ class Pull:
                 f"There is no snapshot at {place.address}.",
                 hint="mta snapshot TO makes one; mta model pull NAME fetches a model",
             )
-        pull = cls(root, timeout, read_manifest(content, key, place.address), place, content)
+        found = read_manifest(content, key, place.address)
+        pull = cls(root, timeout, found, place, content, _read_marker(root))
         pull._require_copy()
         pull._require_room()
         return pull
@@ -98,6 +100,8 @@ class Pull:
                 self._verify_database(staged)
             with process_lock(self.root, "pull", self.timeout, "pulling a snapshot into this store"):
                 self._require_copy()
+                if _read_marker(self.root) != self._marker:
+                    raise StoreBusy("Another pull has changed this store meanwhile.", hint="run it again")
                 return self._install(staged, database if database.exists() else None)
 
     def _require_copy(self) -> None:
@@ -131,8 +135,8 @@ class Pull:
     def _installed(self) -> SnapshotManifest | None:
         """The manifest of the copy; None where a first pull was stopped, and for one of another version."""
         try:
-            return read_manifest((self.root / COPY_MARKER).read_bytes(), None, str(self.root)).content
-        except (OSError, MtaError):
+            return read_manifest(self._marker or b"", None, str(self.root)).content
+        except MtaError:
             return None
 
     def _has_registry(self) -> bool:
@@ -194,20 +198,25 @@ class Pull:
 
     def _install(self, staged: Path, database: Path | None) -> PullResult:
         """Adapters first, then the database, then the manifest: what is killed in between is done by the next pull."""
-        marker, files = self.root / COPY_MARKER, AdapterFiles(self.root)
-        if not marker.exists():
-            atomic_write(marker, b"{}")
+        files = AdapterFiles(self.root)
+        if self._marker is None:
+            self._write_marker(b"{}")
         for digest in self.manifest.adapters.intersection(self.missing):
             self._move(self._target(staged, digest), files.path(digest))
         is_purged = True
         if database is not None:
             with translate_sqlite_errors(self.root, self.timeout):
                 is_purged = self._replace_database(database)
-        atomic_write(marker, self._content)
+        self._write_marker(self._content)
         old = files.find_orphans(self.manifest.adapters)
         for path in old:
             remove_file(path)
         return PullResult(len(old), is_purged)
+
+    def _write_marker(self, content: bytes) -> None:
+        with replace_file(self.root / COPY_MARKER, self.root / "partial") as temporary:
+            temporary.write_bytes(content)
+            sync_file(temporary)
 
     def _move(self, source: Path, target: Path) -> None:
         try:
@@ -224,3 +233,11 @@ class Pull:
             return replace_database(self.root, new, None)
         with closing(sqlite3.connect(path, isolation_level=None, timeout=self.timeout)) as live:
             return replace_database(self.root, new, live)
+
+
+def _read_marker(root: Path) -> bytes | None:
+    """The manifest of the copy in `root`, as it was pulled; None where there is no copy."""
+    try:
+        return (root / COPY_MARKER).read_bytes()
+    except OSError:
+        return None

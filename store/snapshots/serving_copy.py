@@ -42,8 +42,8 @@ _COPIED = {
         WHERE task IN (SELECT value FROM json_each(:labelled)) AND task IN (SELECT task FROM banks)
             AND user_id IN (SELECT id FROM users)
     ) WHERE label IS NOT NULL ORDER BY id""",
-    "neighbours": """SELECT {columns} FROM registry.neighbours WHERE bank_id IN (SELECT id FROM banks)
-        AND item_id IN (SELECT items.id FROM items JOIN users ON users.id = user_id WHERE can_anchor)""",
+    "neighbours": """SELECT {columns} FROM registry.neighbours
+        WHERE bank_id IN (SELECT id FROM banks) AND item_id IN (SELECT id FROM items)""",
     "anchors": """SELECT id, bank_id, CASE WHEN user_id IN (SELECT id FROM users) THEN user_id END, cluster,
         cluster_size, items, digest, loss_first, loss_last, stale
         FROM registry.anchors WHERE bank_id IN (SELECT id FROM banks)""",

@@ -180,7 +180,7 @@ def test_a_pull_that_is_stopped_anywhere_is_completed_by_the_next(
     full: Registry, fleet: Path, node: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(full, fleet)
-    for function in ("process_lock", "atomic_write", "sync_folder", "replace_database", "remove_file"):
+    for function in ("process_lock", "replace_file", "sync_folder", "replace_database", "remove_file"):
         with monkeypatch.context() as broken:
             broken.setattr(f"store.snapshots.pull.{function}", _refuse)
             if function == "remove_file":
@@ -203,6 +203,25 @@ def test_two_pulls_do_not_write_at_once(full: Registry, fleet: Path, node: Path)
     pull(node, fleet)
     with process_lock(node, "pull", 0, "x"), pytest.raises(StoreBusy, match="pulling a snapshot"):
         pull(node, fleet)
+
+
+def test_a_pull_beside_another_that_came_first_is_run_again(full: Registry, fleet: Path, node: Path) -> None:
+    publish(full, fleet)
+    pull(node, fleet)
+    full.users.forget(full.users.get("bob").id)
+    publish(full, fleet)
+    slow = Pull.begin(node, SnapshotPlace(str(fleet)), KEY, 0.1)
+    adapted(full, full.users.get("carol").id, full.banks.get("free"), b"carol's")
+    publish(full, fleet)
+    pull(node, fleet)
+    after = contents(node)
+    with pytest.raises(MtaError):  # its files are gone from the snapshot, or the copy is another one now
+        list(slow.run())
+    assert contents(node) == after
+    slow = Pull.begin(node, SnapshotPlace(str(fleet)), KEY, 0.1)
+    (node / "snapshot.json").write_bytes(b"{}")
+    with pytest.raises(StoreBusy, match="Another pull"):
+        list(slow.run())
 
 
 Harm = Callable[[Path, str], None]
@@ -333,6 +352,16 @@ def test_a_hostile_snapshot_changes_no_copy(
     assert contents(node) == before
     with Registry.open(node) as copy:
         assert copy.check_integrity() == []
+
+
+def test_an_object_without_an_end_is_not_read_to_it(
+    full: Registry, fleet: Path, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(full, fleet)
+    monkeypatch.setattr(SnapshotPlace, "read_object", lambda self, digest: iter(lambda: b"0" * 99_999, b""))
+    with pytest.raises(IntegrityFault, match="damaged"):
+        pull(node, fleet)
+    assert not node.exists()
 
 
 def test_a_wrong_key_changes_nothing(full: Registry, fleet: Path, node: Path) -> None:
