@@ -203,10 +203,8 @@ class Pull:
             self._write_marker(b"{}")
         for digest in self.manifest.adapters.intersection(self.missing):
             self._move(self._target(staged, digest), files.path(digest))
-        is_purged = True
-        if database is not None:
-            with translate_sqlite_errors(self.root, self.timeout):
-                is_purged = self._replace_database(database)
+        with translate_sqlite_errors(self.root, self.timeout):
+            is_purged = self._empty_log() if database is None else self._replace_database(database)
         self._write_marker(self._content)
         old = files.find_orphans(self.manifest.adapters)
         for path in old:
@@ -231,8 +229,17 @@ class Pull:
         path = self.root / "registry.db"
         if not path.exists():
             return replace_database(self.root, new, None)
-        with closing(sqlite3.connect(path, isolation_level=None, timeout=self.timeout)) as live:
+        with closing(self._connect(path)) as live:
             return replace_database(self.root, new, live)
+
+    def _empty_log(self) -> bool:
+        """Do what an earlier pull could not do beside a reader; returns whether no byte of an earlier copy is left."""
+        with closing(self._connect(self.root / "registry.db")) as live:
+            busy, _, _ = live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+
+    def _connect(self, path: Path) -> sqlite3.Connection:
+        return sqlite3.connect(path, isolation_level=None, timeout=self.timeout)
 
 
 def _read_marker(root: Path) -> bytes | None:

@@ -154,6 +154,8 @@ def test_a_reader_in_the_middle_sees_the_old_copy_to_its_end(full: Registry, fle
         assert reader.execute("SELECT name FROM users").fetchall() == before
         reader.execute("COMMIT")
         assert reader.execute("SELECT name FROM users").fetchall() == [("alice",), ("carol",)]
+        assert pull(node, fleet).is_purged
+        assert not [path for path in node.rglob("*") if path.is_file() and b"bob" in path.read_bytes()]
 
 
 def test_a_store_that_is_no_copy_is_never_replaced(full: Registry, fleet: Path, tmp_path: Path) -> None:
