@@ -39,6 +39,8 @@ COMMAND_TARGETS = {
     "doctor": "doctor:doctor",
     "backup": "backup:backup",
     "restore": "backup:restore",
+    "snapshot": "snapshot:snapshot",
+    "pull": "snapshot:pull",
 }
 """Where each command is, in the order in which data flows through them."""
 

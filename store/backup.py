@@ -22,9 +22,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, StoreBusy
 from store.columns import utc_now
+from store.database_copy import purge_copy
 from store.files import disk_fault, hold_temporary, remove_leftover_temporaries, sync_file, sync_folder
 from store.schema import SCHEMA_VERSION, TABLES, schema_version
-from store.snapshot import purge_copy
 
 if TYPE_CHECKING:
     from store.registry import Registry

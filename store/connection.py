@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
+from store.database_copy import copy_database, save_before_migration
 from store.process_lock import process_lock
 from store.schema import SCHEMA_VERSION, known_schema_version, schema_version
-from store.snapshot import copy_database, save_before_migration
 
 MIN_SQLITE_VERSION = (3, 35, 0)
+COPY_MARKER = "snapshot.json"
+"""The file that makes a store a pulled copy of a snapshot, which is only read: the snapshot's manifest."""
+
 SqlParameters = Sequence[Any] | Mapping[str, Any]
 
 
@@ -58,6 +61,7 @@ class Connection:
         path = root / "registry.db"
         _ensure_database_file(root, path, create=create)
         writable = os.access(root, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+        is_copy = is_pulled_copy(root)
         with translate_sqlite_errors(root, timeout):
             try:
                 conn = _open_current(root, timeout, writable, create=create)
@@ -66,6 +70,11 @@ class Connection:
                     raise
                 raise _unreadable_log_error(root) from error
             if conn is None:
+                if is_copy:
+                    raise BadInput(
+                        f"The store at {root} is a copy of a snapshot of an older mta.",
+                        hint="mta pull, from a snapshot of this version",
+                    )
                 if not writable:
                     raise _unwritable_error(root)
                 with process_lock(root, "schema", timeout, "bringing the store to the newest schema"):
@@ -74,7 +83,9 @@ class Connection:
                         _migrate_schema(root, timeout)
                         conn = _open_current(root, timeout, writable, create=create)
                         assert conn is not None
-        return cls(root, conn, timeout=timeout, writable=writable)
+        if is_copy:
+            conn.execute("PRAGMA query_only = ON")
+        return cls(root, conn, timeout=timeout, writable=writable and not is_copy)
 
     def close(self) -> None:
         """Close it. Closing twice is harmless."""
@@ -221,6 +232,11 @@ class Connection:
             raise _unwritable_error(self.root)
 
 
+def is_pulled_copy(root: Path) -> bool:
+    """Whether the store in `root` is a copy of a snapshot, which only `mta pull` changes."""
+    return (root / COPY_MARKER).exists()
+
+
 def _file_identity(root: Path) -> tuple[int, int] | None:
     """Device and inode of the database in `root`; None when there is none."""
     try:
@@ -350,6 +366,11 @@ def _fault_of(action: Callable[[], None]) -> MtaError | None:
 
 
 def _unwritable_error(root: Path) -> BadInput:
+    if is_pulled_copy(root):
+        return BadInput(
+            f"The store at {root} is a copy of a snapshot and is only read.",
+            hint="change the store that the snapshot is made from, then mta snapshot and mta pull",
+        )
     if _is_read_only(root):
         return BadInput(
             f"The store at {root} cannot be written: its file system is read-only.",

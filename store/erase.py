@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 from store.columns import utc_now
 from store.connection import Connection
+from store.database_copy import remove_saved_databases
 from store.files import AdapterFiles
 from store.names import FORGOTTEN_NAME, quote_text
 from store.queries.dependents import find_dependent_users
 from store.records import User
-from store.snapshot import remove_saved_databases
 from store.tables.adapters import Adapters
 from store.tables.jobs import Jobs
 from store.tables.users import ForgetResult

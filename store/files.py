@@ -239,6 +239,10 @@ class AdapterFiles:
             )
         return data
 
+    def has_intact(self, digest: str) -> bool:
+        """Whether the file is there with its content."""
+        return self._has_content(self.path(digest), digest)
+
     def delete(self, digest: str) -> None:
         """Remove the file if it is there."""
         self._require_in_place()

@@ -38,6 +38,7 @@ from store.tables.users import Users
 
 if TYPE_CHECKING:
     from store.integrity.repair import Repair
+    from store.snapshots.serving_copy import ServingChoice
     from store.staged_records import StagedRecords
 
 
@@ -127,6 +128,12 @@ class Registry:
 
         return find_problems(self._db, self.files, names=names)
 
+    def check_database(self) -> list[str]:
+        """The faults of the database alone, without those of files."""
+        from store.integrity.check import find_database_problems
+
+        return find_database_problems(self._db)
+
     def repairs(self) -> list[Repair]:
         """The repairs without loss that the store needs; empty when there are none."""
         from store.integrity.repair import find_repairs
@@ -137,6 +144,12 @@ class Registry:
         """Copy the committed state of one moment to a new file. Writers need not wait. Raises as any read does."""
         self._db.copy_to(path)
 
+    def write_serving_copy(self, path: Path, choice: ServingChoice) -> None:
+        """Write the part of the registry that answers need, without texts, to `path`, an empty file."""
+        from store.snapshots.serving_copy import write_serving_copy
+
+        write_serving_copy(self.root, path, choice, self._db.timeout)
+
     def count_rows(self) -> dict[str, int]:
         """How many rows each table has."""
         from store.integrity.check import count_rows
@@ -145,9 +158,9 @@ class Registry:
 
     def _recover_after_crash(self) -> None:
         """After a crash: remove temporary files, files without rows, and bytes of forgotten users."""
+        claims = self.files.remove_abandoned_temporaries()  # also in a copy of a snapshot, after a stopped pull
         if not self._db.writable:
             return
-        claims = self.files.remove_abandoned_temporaries()
         self.runs.remove_ended_locks()
         steps = (
             partial(self.adapters.delete_unrecorded_files, claims),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mta_cli.errors import BadInput, IntegrityFault, StoreBusy
 from store.backup import Manifest, unpack_backup
-from store.connection import translate_sqlite_errors
+from store.connection import is_pulled_copy, translate_sqlite_errors
 from store.files import AdapterFiles, disk_fault, hold_temporary, sync_file, sync_folder
 from store.held_files import remove_abandoned
 from store.integrity.check import find_foreign_parts
@@ -64,7 +64,7 @@ class StagedRestore:
         """Unpack, migrate and verify an archive; yields each member's name. Raises as `unpack_backup`."""
         manifest = yield from unpack_backup(archive, self._staged)
         try:
-            _require_schema(self._staged / "registry.db", manifest.schema)
+            require_schema(self._staged / "registry.db", manifest.schema)
             with Registry.open(self._staged, timeout=self._timeout) as reg:
                 faults = [*find_foreign_parts(self._staged), *reg.check_integrity()]
         except (IntegrityFault, sqlite3.DatabaseError) as error:
@@ -91,7 +91,7 @@ class StagedRestore:
             for digest in digests:
                 self._move_file(files, digest)
             with translate_sqlite_errors(self._root, self._timeout):
-                _replace_database(self._root, self._staged / "registry.db", live)
+                replace_database(self._root, self._staged / "registry.db", live)
             for digest in digests:
                 files.release_claim(digest)
         Registry.open(self._root, timeout=self._timeout).close()  # removes unused files
@@ -110,7 +110,19 @@ class StagedRestore:
 
 @contextmanager
 def stage_restore(root: Path, timeout: float) -> Iterator[StagedRestore]:
-    """A folder beside the store `root` to unpack a backup in, removed afterwards."""
+    """A folder beside the store `root` to unpack a backup in, removed afterwards.
+
+    Raises BadInput where the store is a pulled copy of a snapshot.
+    """
+    if is_pulled_copy(root):
+        raise BadInput(f"The store at {root} is a copy of a snapshot.", hint="choose another --store DIR")
+    with stage_folder(root) as staged:
+        yield StagedRestore(root, staged, timeout)
+
+
+@contextmanager
+def stage_folder(root: Path) -> Iterator[Path]:
+    """A folder in the store `root`, which may be missing, for the parts of a new store; removed afterwards."""
     with ExitStack() as held:
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -122,7 +134,7 @@ def stage_restore(root: Path, timeout: float) -> Iterator[StagedRestore]:
             staged = held.enter_context(hold_temporary(root / "partial", is_folder=True))
         except OSError as error:
             raise disk_fault(root, error) from error
-        yield StagedRestore(root, staged, timeout)
+        yield staged
 
 
 def _remove_empty_store(root: Path) -> None:
@@ -219,7 +231,7 @@ def _replay(reg: Registry, replaced: ReplacedStore) -> tuple[int, int]:
     return forgotten, withdrawn
 
 
-def _require_schema(path: Path, schema: int) -> None:
+def require_schema(path: Path, schema: int) -> None:
     """Raises IntegrityFault unless the database is a store of this schema."""
     try:
         with closing(sqlite3.connect(path)) as conn:
@@ -230,15 +242,18 @@ def _require_schema(path: Path, schema: int) -> None:
         raise IntegrityFault(f"its database does not say that it is a store of schema {schema}")
 
 
-def _replace_database(root: Path, new: Path, live: sqlite3.Connection | None) -> None:
-    """Replace the store's database: in one transaction, or by one rename where the old one is unreadable."""
+def replace_database(root: Path, new: Path, live: sqlite3.Connection | None) -> bool:
+    """Replace the store's database: in one transaction, or by one rename where the old one is missing or unreadable.
+
+    Returns whether no byte of the old one is left: a reader may keep them in the log.
+    """
     path = root / "registry.db"
     if live is not None:
         try:
             with closing(sqlite3.connect(new)) as source:
                 source.backup(live)
-            live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            return
+            busy, _, _ = live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
         except sqlite3.DatabaseError as error:
             if not error.sqlite_errorname.startswith(_UNREADABLE):
                 raise
@@ -251,3 +266,4 @@ def _replace_database(root: Path, new: Path, live: sqlite3.Connection | None) ->
         sync_folder(root)
     except OSError as error:
         raise disk_fault(path, error) from error
+    return True

@@ -16,6 +16,9 @@ APPLICATION_ID = 0x4D544131
 SCHEMA_VERSION = 12
 """The newest schema that this program knows: the number of steps in `store.migrations`."""
 
+SCHEMA_FILE = Path(__file__).with_name("schema.sql")
+"""Its SQL."""
+
 TABLES = (
     "users",
     "items",

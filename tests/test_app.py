@@ -123,6 +123,8 @@ def test_commands_are_listed_in_reading_order() -> None:
         "doctor",
         "backup",
         "restore",
+        "snapshot",
+        "pull",
     ]
 
 

@@ -71,6 +71,8 @@ def test_every_verb_of_the_design_is_there() -> None:
         "doctor": (),
         "backup": (),
         "restore": (),
+        "snapshot": (),
+        "pull": (),
     }
     missing = [f"mta {noun}" for noun in wanted if f"mta {noun}" not in COMMANDS]
     missing += [

@@ -15,10 +15,10 @@ from mta_cli.errors import IntegrityFault, MtaError
 from store.connection import Connection, sqlite_uri
 from store.files import AdapterFiles
 from store.records import is_core_intact
-from store.schema import SCHEMA_VERSION, TABLES, schema_version
+from store.schema import SCHEMA_FILE, SCHEMA_VERSION, TABLES, schema_version
 from store.tables.recipes_and_stacks import RECIPE_ENTRY_BYTES
 
-_SCHEMA = Path(__file__).parents[1] / "schema.sql"
+_CORES_AT_ONCE = 10_000  # all cores of a million users would take most of a gigabyte
 # What is left out: indexes that SQLite makes, its statistics, and the record of migrations, all known by their SQL,
 # because SQLite believes that and not the other columns.
 _STRUCTURE = """SELECT type, name, tbl_name, sql FROM sqlite_master
@@ -34,15 +34,18 @@ def count_rows(db: Connection) -> dict[str, int]:
 
 def find_problems(db: Connection, files: AdapterFiles, *, names: bool = True) -> list[str]:
     """Every fault of the store, one line each; empty when it is sound. Without `names`, users are numbers."""
+    return find_database_problems(db, names=names) + _collect(_check_files(db, files), _check_removals(db))
+
+
+def find_database_problems(db: Connection, *, names: bool = True) -> list[str]:
+    """The same for the database alone."""
+    user = _column_of_user(names)
+    return _collect(_check_database(db), _check_fulltext_index(db), _check_recipes(db, user), _check_cores(db, user))
+
+
+def _collect(*checks: Iterator[str]) -> list[str]:
     found: list[str] = []
-    for check in (
-        _check_database(db),
-        _check_fulltext_index(db),
-        _check_recipes(db, _column_of_user(names)),
-        _check_cores(db, _column_of_user(names)),
-        _check_files(db, files),
-        _check_removals(db),
-    ):
+    for check in checks:
         try:
             found.extend(check)
         except MtaError as error:
@@ -81,7 +84,7 @@ def _schema_mismatches(conn: sqlite3.Connection) -> list[str]:
 @cache
 def _expected_columns() -> dict[str, list[tuple[Any, ...]]]:
     with closing(sqlite3.connect(":memory:")) as conn:
-        conn.executescript(_SCHEMA.read_text(encoding="utf-8"))
+        conn.executescript(SCHEMA_FILE.read_text(encoding="utf-8"))
         return {name: _table_info(conn, name) for name in TABLES}
 
 
@@ -92,7 +95,7 @@ def _table_info(conn: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
 def find_foreign_parts(root: Path) -> list[str]:
     """Tables, indexes, views and triggers that are missing, changed or not in the schema."""
     with closing(sqlite3.connect(root / "registry.db")) as conn, closing(sqlite3.connect(":memory:")) as fresh:
-        fresh.executescript(_SCHEMA.read_text(encoding="utf-8"))
+        fresh.executescript(SCHEMA_FILE.read_text(encoding="utf-8"))
         found, expected = _structure(conn), _structure(fresh)
     return sorted(f"its {part[0]} {str(part[1])[:80]} is not as a store's" for part in found ^ expected)
 
@@ -148,11 +151,14 @@ def _check_recipes(db: Connection, user: str) -> Iterator[str]:
 
 
 def _check_cores(db: Connection, user: str) -> Iterator[str]:
-    sql = f"""SELECT {user}, task, numbers, numbers_sha256 FROM stacks JOIN users ON users.id = user_id
-    WHERE numbers IS NOT NULL"""
-    for name, task, numbers, digest in db.fetch_tuples(sql):
-        if not is_core_intact(numbers, digest):
-            yield f"the core of {name} for task {task} is damaged: its SHA-256 is not the stored one"
+    sql = f"""SELECT {user}, task, numbers, numbers_sha256, stacks.rowid FROM stacks JOIN users ON users.id = user_id
+    WHERE numbers IS NOT NULL AND stacks.rowid > ? ORDER BY stacks.rowid LIMIT {_CORES_AT_ONCE}"""
+    last = 0
+    while page := db.fetch_tuples(sql, (last,)):
+        for name, task, numbers, digest, _ in page:
+            if not is_core_intact(numbers, digest):
+                yield f"the core of {name} for task {task} is damaged: its SHA-256 is not the stored one"
+        last = page[-1][-1]
 
 
 def _check_files(db: Connection, files: AdapterFiles) -> Iterator[str]:

@@ -100,10 +100,13 @@ def add_name_conditions(wanted: UserFilter, into: SqlConditions) -> None:
 
 
 def add_task_conditions(wanted: UserFilter, into: SqlConditions) -> None:
-    """The user has items or queries of each task. A name that is no task's, as while typing, matches as a prefix."""
+    """The user has items, queries or a recipe of each task.
+
+    A name that is no task's, as while typing, matches as a prefix.
+    """
     for task in wanted.tasks:
         exact, start = into.bind_value(task), into.bind_value(f"{_escape_like(task)}%")
-        held = "SELECT user_id, task FROM items UNION ALL SELECT user_id, task FROM queries"
+        held = " UNION ALL ".join(f"SELECT user_id, task FROM {table}" for table in ("items", "queries", "recipes"))
         known = f"EXISTS (SELECT 1 FROM ({held}) WHERE task = {exact})"
         fits = f"task = {exact} OR (NOT {known} AND task LIKE {start} ESCAPE '\\')"
         into.sql.append(f"users.id IN (SELECT user_id FROM ({held}) WHERE {fits})")

@@ -74,13 +74,17 @@ _STATUS_SQL = status_sql(
     fused="users.id IN (SELECT user_id FROM recipes WHERE +bank_id IN current {and_})",
     anchor="users.id IN (SELECT user_id FROM anchors WHERE bank_id IN current)",
 )
-# Two look-ups a user in an index; a set of all users with the task would read all items.
+# A few look-ups a user in an index; a set of all users with the task would read all items. A pulled copy of a snapshot
+# has recipes without items.
 _HAS_TASK = """(EXISTS (SELECT 1 FROM items WHERE user_id = users.id AND task = :task)
-    OR EXISTS (SELECT 1 FROM queries WHERE user_id = users.id AND task = :task))"""
+    OR EXISTS (SELECT 1 FROM queries WHERE user_id = users.id AND task = :task)
+    OR EXISTS (SELECT 1 FROM recipes WHERE user_id = users.id AND task = :task))"""
 _SELECT_MAIN_TASK = """(SELECT task FROM (
     SELECT task, count(*) AS items, 0 AS queries FROM items WHERE user_id = users.id GROUP BY task
     UNION ALL
     SELECT task, 0, count(*) FROM queries WHERE user_id = users.id GROUP BY task
+    UNION ALL
+    SELECT task, 0, 0 FROM recipes WHERE user_id = users.id
 ) GROUP BY task ORDER BY sum(items) DESC, sum(queries) DESC, task LIMIT 1)"""
 
 

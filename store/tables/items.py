@@ -119,7 +119,7 @@ class Items:
             known = {item.id for item in found}
             latest = self._read_items(_SELECT_LATEST_ITEMS, values)
             found += itertools.islice((item for item in latest if item.id not in known), limit - len(found))
-        return found
+        return [item for item in found if item.input]  # a pulled copy of a snapshot has labels without their texts
 
     def queries(self, user_id: int, task: str, limit: int | None = None) -> list[Query]:
         """The user's held-out queries of a task, the first `limit` in order."""

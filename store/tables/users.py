@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 
 _SELECT_USER = "SELECT id, name, can_anchor, created FROM users"
 
+# A pulled copy of a snapshot has recipes without items.
 _SELECT_USER_TASKS = """
 SELECT task, sum(items) AS items, sum(queries) AS queries FROM (
     SELECT task, count(*) AS items, 0 AS queries FROM items WHERE user_id = :user GROUP BY task
     UNION ALL
     SELECT task, 0, count(*) FROM queries WHERE user_id = :user GROUP BY task
+    UNION ALL
+    SELECT task, 0, 0 FROM recipes WHERE user_id = :user
 ) GROUP BY task ORDER BY items DESC, task
 """
 
@@ -126,7 +129,7 @@ class Users:
         return dict(self._db.fetch_tuples(sql))
 
     def tasks_of_user(self, user_id: int) -> list[tuple[str, int, int]]:
-        """The user's tasks as (task, items, queries), most items first."""
+        """The tasks that the user has items, queries or a recipe of, as (task, items, queries), most items first."""
         return self._db.fetch_tuples(_SELECT_USER_TASKS, {"user": user_id})
 
     def set_can_anchor(self, user_id: int, can_anchor: bool) -> list[StaleAnchor]:

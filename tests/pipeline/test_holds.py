@@ -288,6 +288,7 @@ ONE_TRANSACTION = {"import_file", "add_user", "set_consent", "forget_user", "Con
 OF_OTHER_JOBS = {"run_demo", "resume_job"}
 NOTHING_BY_USER = {
     *("plan_demo", "plan_forget", "pull_model", "back_up", "restore", "repair", "run_checks"),
+    *("publish_snapshot", "pull_snapshot"),
     *(f"Conversation.{name}" for name in ("opening_notes", "switch_user", "switch_mode", "reset", "resume")),
     "Conversation.stored_chats",
 }

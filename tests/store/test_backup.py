@@ -19,10 +19,10 @@ import pytest
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
 from store import backup
 from store.backup import Manifest, create_backup
+from store.database_copy import saved_databases
 from store.registry import Registry
 from store.restore import RestoreResult, read_replaced_store, stage_restore
 from store.schema import SCHEMA_VERSION
-from store.snapshot import saved_databases
 from tests.store.making import adapted, adapter, bank, item, person
 from tests.store.test_schema import older_store, sql
 from tests.trust.tally import tally
@@ -464,7 +464,7 @@ def test_a_migration_does_not_begin_where_nothing_can_be_kept(root: Path, monkey
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("store.snapshot.sync_file", refuse)
+    monkeypatch.setattr("store.database_copy.sync_file", refuse)
     with pytest.raises(MtaError, match="full"):
         Registry.open(root)
     assert sql(root, "PRAGMA user_version") == [(7,)] and list((root / "partial").iterdir()) == []

@@ -63,6 +63,7 @@ SCENES = {
         Scene("data import", "people", IMPORT),
         Scene("large data import", "people", LARGE_IMPORT),
         Scene("user rm", "adapted", ("user", "rm", "ida", "--yes"), again=(0, 3)),
+        Scene("pull", "copy", ("pull", "fleet")),
         Scene("restore", "forgotten", ("restore", "backup.mta", "--yes")),
         Scene("model pull", "nothing", ("model", "pull", "tiny", "--name", "mine")),
         Scene("chat", "adapted", CHAT, LINES),
@@ -96,7 +97,12 @@ class Trial:
 
     def faults(self) -> list[str]:
         """See `inspection`."""
-        return torn_models(self.models) if self.scene.start == "nothing" else faults(self.store, self.place)
+        if self.scene.start == "nothing":
+            return torn_models(self.models)
+        found = faults(self.store, self.place)
+        if self.scene.name == "pull":  # a file too many, which the next pull removes
+            found = [line for line in found if "belongs to no adapter" not in line]
+        return found
 
     def contents(self) -> Contents:
         """See `inspection`."""
@@ -179,6 +185,17 @@ class Stage:
                 ("user", "consent", "kim", "--no-can-anchor"),
             ):
                 ran = self.begin(root, arguments).wait()
+                assert ran.code == 0, ran.err
+        elif name == "copy":
+            source = self.place / "stores" / "published"
+            shutil.copytree(self.store("adapted"), source)
+            for store, arguments in (
+                (source, ("snapshot", "fleet")),
+                (root, ("pull", "fleet")),
+                (source, ("user", "rm", "ida", "--yes")),
+                (source, ("snapshot", "fleet")),
+            ):
+                ran = self.begin(store, arguments).wait()
                 assert ran.code == 0, ran.err
         else:
             earlier, commands = ("people", [BUILD]) if name == "bank" else ("bank", [LORAS, CHAT])

@@ -25,6 +25,7 @@ SHARES = {
     "large data import": 2,
     "user rm": 3,
     "restore": 3,
+    "pull": 2,
     "model pull": 1,
     "chat": 1,
     "migration": 2,
@@ -85,7 +86,7 @@ def test_killed_at_any_moment(stage: Stage, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "share"), [("model pull", 1), ("user rm", 1), ("restore", 2), ("user adapt --kind lora", 12)]
+    ("name", "share"), [("model pull", 1), ("user rm", 1), ("restore", 2), ("pull", 2), ("user adapt --kind lora", 12)]
 )
 def test_killed_before_every_call_that_changes_files(stage: Stage, name: str, share: int) -> None:
     """Before every call, or, unless there are 200 kills, before one of `share` calls."""

@@ -35,6 +35,7 @@ REQUIRED_PACKAGES = (
     "matplotlib",
     "gguf",
     "huggingface-hub",
+    "fsspec",
     "sqlite-utils",
     "typer",
     "rich",

@@ -12,7 +12,7 @@ from mta_cli.pipeline.users.dependents import banks_pooling_user, join_names, st
 from mta_cli.pipeline.users.exported_folders import exports_of
 from mta_cli.pipeline.users.in_use import change_when_unused
 from mta_cli.pipeline.users.servers import recheck_servers
-from store.snapshot import saved_databases
+from store.database_copy import saved_databases
 
 if TYPE_CHECKING:
     from store.records import Bank, User

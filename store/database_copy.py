@@ -1,4 +1,4 @@
-"""Copies of the database at one moment, also beside writers. Knows only the tables of forgetting."""
+"""Copies of the whole database at one moment, also beside writers. Knows only the tables of forgetting."""
 
 from __future__ import annotations
 

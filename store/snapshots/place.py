@@ -1,0 +1,153 @@
+"""Where a snapshot lies: a folder, or a bucket that fsspec reaches (`s3://…`, `gs://…`).
+
+It has `manifest.json`, and `objects/<first two>/<sha256>` for every file. A file is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mta_cli.errors import BadInput, MtaError, NotFound, UsageError, system_reason
+from store.files import disk_fault, make_private_folder, remove_leftover_temporaries, replace_file, sync_file
+
+MANIFEST_NAME = "manifest.json"
+_CHUNK_BYTES = 2**20
+_OBJECT_PATTERN = re.compile(r".*/objects/([0-9a-f]{2})/(\1[0-9a-f]{62})")
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
+
+
+class SnapshotPlace:
+    """A place for a snapshot. `folder` is its path where it is a folder of this machine, else None.
+
+    Raises UsageError for an address that no installed package reaches. Every method raises BadInput where the place
+    cannot be read or written, and IntegrityFault where its disk fails.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._fs, self._path = _open_file_system(address)
+        local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+        self.folder = Path(os.path.abspath(self._path)) if local else None
+
+    def read_manifest(self, limit: int) -> bytes | None:
+        """The manifest's file; None where there is none. Raises BadInput for one of more than `limit` bytes."""
+        with self._translated_errors("read"):
+            self._fs.invalidate_cache()
+            try:
+                with self._open(MANIFEST_NAME) as file:
+                    content = file.read(limit + 1)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        if len(content) > limit:
+            raise BadInput(f"{self.address}/{MANIFEST_NAME} has more than {limit:,} bytes: it is no manifest.")
+        return content
+
+    def object_sizes(self) -> dict[str, int]:
+        """The size of every object, by digest."""
+        with self._translated_errors("read"):
+            self._fs.invalidate_cache()
+            found = self._fs.find(f"{self._path}/objects", detail=True)
+        return {match[2]: info["size"] for path, info in found.items() if (match := _OBJECT_PATTERN.fullmatch(path))}
+
+    def read_object(self, digest: str) -> Iterator[bytes]:
+        """The content of an object, in chunks. Raises NotFound."""
+        with self._translated_errors("read"):
+            try:
+                file = self._open(_object_name(digest))
+            except FileNotFoundError as error:
+                raise NotFound(
+                    f"{self.address}/{_object_name(digest)} is gone.",
+                    hint="run it again, if a newer snapshot was written meanwhile; else mta snapshot writes it again",
+                ) from error
+            with file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    yield chunk
+
+    def write_object(self, digest: str, source: Path) -> None:
+        """Write an object, in place of one that is there."""
+        self._write(_object_name(digest), source)
+
+    def write_manifest(self, source: Path) -> None:
+        """Replace the manifest: readers see the old one or the new one."""
+        self._write(MANIFEST_NAME, source)
+
+    def remove_object(self, digest: str) -> None:
+        """Remove an object if it is there."""
+        with self._translated_errors("removed"), suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._path}/{_object_name(digest)}")
+
+    def remove_leftovers(self) -> None:
+        """Remove files of earlier writes that were killed. A bucket keeps none."""
+        if self.folder is not None:
+            remove_leftover_temporaries(self.folder)
+
+    def _open(self, name: str) -> BinaryIO:
+        """Raises BadInput for a link and for what is no file, such as a pipe, whose reader would wait for ever."""
+        path = f"{self._path}/{name}"
+        info = self._fs.info(path)
+        if info["type"] != "file" or info.get("islink"):
+            raise BadInput(f"{self.address}/{name} is a link or no file.", hint="mta snapshot writes plain files")
+        opened: BinaryIO = self._fs.open(path, "rb")
+        return opened
+
+    def _write(self, name: str, source: Path) -> None:
+        with self._translated_errors("written"):
+            if self.folder is None:  # a bucket shows a file once all of it is written
+                self._fs.put_file(str(source), f"{self._path}/{name}")
+                return
+            target = self.folder / name
+            make_private_folder(target.parent)
+            with replace_file(target, self.folder) as temporary:
+                shutil.copyfile(source, temporary)
+                sync_file(temporary)
+
+    @contextmanager
+    def _translated_errors(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except MtaError:
+            raise
+        except OSError as error:
+            if self.folder is not None:
+                raise disk_fault(self.folder, error, done) from error
+            raise self._unreachable(error, done) from error
+        except Exception as error:  # each package of fsspec has errors of its own
+            raise self._unreachable(error, done) from error
+
+    def _unreachable(self, error: Exception, done: str) -> BadInput:
+        reason = (system_reason(error).splitlines() or [""])[0]
+        return BadInput(
+            f"{self.address} cannot be {done}: {reason:.200}.",
+            hint="check the address, the network and your credentials",
+        )
+
+
+def _object_name(digest: str) -> str:
+    return f"objects/{digest[:2]}/{digest}"
+
+
+def _open_file_system(address: str) -> tuple[Any, str]:
+    """fsspec's file system of an address, and the path in it."""
+    import fsspec.core
+
+    protocol = address.partition("://")[0] if "://" in address else ""
+    try:
+        found, path = fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        package = _PACKAGES.get(protocol)
+        raise UsageError(
+            f"{protocol}:// needs a package that is not installed{': ' + package if package else ''}.",
+            hint=f"pip install {package}" if package else str(error),
+        ) from error
+    except Exception as error:  # an unknown protocol, or a package's own complaint
+        raise UsageError(
+            f"{address[:200]!r} is no place for a snapshot: {system_reason(error):.200}.",
+            hint="a folder, s3://BUCKET/PATH or gs://BUCKET/PATH",
+        ) from error
+    return found, str(path).rstrip("/")

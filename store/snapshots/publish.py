@@ -1,0 +1,107 @@
+"""Publishes the serving part of a store as a snapshot: new files first, then the manifest, then old files go.
+
+A reader sees the snapshot before or the snapshot after, never a mix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mta_cli.errors import BadInput, IntegrityFault, StoreBusy
+from store.columns import utc_now
+from store.files import disk_fault, hold_temporary
+from store.schema import SCHEMA_VERSION
+from store.snapshots.manifest import MAX_MANIFEST_BYTES, SnapshotManifest, is_manifest, write_manifest
+from store.snapshots.place import MANIFEST_NAME, SnapshotPlace
+from store.snapshots.serving_copy import ServingChoice
+
+if TYPE_CHECKING:
+    from store.registry import Registry
+
+COUNTED_TABLES = ("users", "banks", "recipes", "stacks", "adapters")
+
+
+@dataclass(frozen=True)
+class StagedSnapshot:
+    """A snapshot that is ready to be published: `new` are the digests to write, `old` those to remove afterwards."""
+
+    manifest: SnapshotManifest
+    new: list[str]
+    old: list[str]
+    _reg: Registry
+    _place: SnapshotPlace
+    _registry_file: Path
+
+    @property
+    def new_bytes(self) -> int:
+        """Bytes of the new files."""
+        return sum(self.manifest.sizes[digest] for digest in self.new)
+
+    def publish(self, key: bytes | None) -> Generator[str, None, None]:
+        """Write the snapshot, signed where there is a key; yields the digest of each file once it is written.
+
+        Raises BadInput where the place cannot be written, IntegrityFault for a damaged adapter file, StoreBusy where
+        another process removed an adapter meanwhile.
+        """
+        self._place.remove_leftovers()
+        for digest in self.new:
+            self._place.write_object(digest, self._verified_file(digest))
+            yield digest
+        with hold_temporary(self._registry_file.parent) as signed:
+            signed.write_bytes(write_manifest(self.manifest, key))
+            self._place.write_manifest(signed)
+        for digest in self.old:
+            self._place.remove_object(digest)
+
+    def _verified_file(self, digest: str) -> Path:
+        if digest == self.manifest.registry:
+            return self._registry_file
+        try:
+            self._reg.files.verify(digest)
+        except IntegrityFault:
+            if self._reg.adapters.is_recorded(digest):
+                raise
+            raise StoreBusy(
+                "Another process removed an adapter meanwhile.", hint="run it again: it goes on from what is written"
+            ) from None
+        return self._reg.files.path(digest)
+
+
+@contextmanager
+def stage_snapshot(
+    reg: Registry, place: SnapshotPlace, choice: ServingChoice, program: str, *, hashed_names: bool
+) -> Iterator[StagedSnapshot]:
+    """The serving part of the store, compared with the snapshot that is at `place`. Writes nothing there.
+
+    Raises BadInput for a place that cannot be read or holds another program's manifest, or where the store's disk is
+    full.
+    """
+    _require_free(place)
+    try:
+        with hold_temporary(reg.files.checkpoint_folder) as path:
+            reg.write_serving_copy(path, choice)
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            with closing(sqlite3.connect(path)) as conn:
+                counts = {name: conn.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in COUNTED_TABLES}
+                sizes = dict(conn.execute("SELECT digest, bytes FROM adapters ORDER BY digest"))
+            sizes[digest] = path.stat().st_size
+            tasks = None if choice.tasks is None else list(choice.tasks)
+            manifest = SnapshotManifest(utc_now(), program, SCHEMA_VERSION, tasks, hashed_names, counts, digest, sizes)
+            there = place.object_sizes()
+            new = [digest for digest, size in sizes.items() if there.get(digest) != size]
+            yield StagedSnapshot(manifest, new, sorted(there.keys() - sizes.keys()), reg, place, path)
+    except OSError as error:
+        raise disk_fault(reg.root, error) from error
+
+
+def _require_free(place: SnapshotPlace) -> None:
+    found = place.read_manifest(MAX_MANIFEST_BYTES)
+    if found is not None and not is_manifest(found):
+        raise BadInput(f"{place.address}/{MANIFEST_NAME} is a file of another program.", hint="choose an empty place")

@@ -1,0 +1,250 @@
+"""Pulls a snapshot: a store that is only read is made, or brought to what the snapshot has now.
+
+All that is missing is fetched into a folder beside the store and verified there; then it is put in place. Readers of
+the store go on: its database is replaced in one transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sqlite3
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
+from store.connection import COPY_MARKER, is_pulled_copy, translate_sqlite_errors
+from store.files import AdapterFiles, disk_fault, make_private_folder, remove_file, replace_file, sync_file, sync_folder
+from store.integrity.check import find_foreign_parts
+from store.process_lock import process_lock
+from store.registry import Registry
+from store.restore import replace_database, require_schema, stage_folder
+from store.schema import SCHEMA_VERSION, schema_version
+from store.snapshots.manifest import MAX_MANIFEST_BYTES, ReadManifest, SnapshotManifest, read_manifest
+from store.snapshots.place import SnapshotPlace
+
+
+@dataclass(frozen=True)
+class PullResult:
+    """How a pull ended: `removed` counts adapters that the snapshot no longer has.
+
+    `is_purged` is False where a reader kept the bytes of the database before in the log.
+    """
+
+    removed: int
+    is_purged: bool
+
+
+@dataclass(frozen=True)
+class Pull:
+    """A snapshot whose manifest is read and verified, and the store `root` that it is for."""
+
+    root: Path
+    timeout: float
+    found: ReadManifest
+    _place: SnapshotPlace
+    _content: bytes = field(repr=False)
+    _marker: bytes | None = field(repr=False)
+
+    @classmethod
+    def begin(cls, root: Path, place: SnapshotPlace, key: bytes | None, timeout: float) -> Pull:
+        """Read and verify the manifest. Changes nothing.
+
+        Raises NotFound without a snapshot, BadInput for a store that is no copy or has no room, IntegrityFault for a
+        manifest that is malformed, not signed with the key, or older than the copy.
+        """
+        content = place.read_manifest(MAX_MANIFEST_BYTES)
+        if content is None:
+            raise NotFound(
+                f"There is no snapshot at {place.address}.",
+                hint="mta snapshot TO makes one; mta model pull NAME fetches a model",
+            )
+        found = read_manifest(content, key, place.address)
+        pull = cls(root, timeout, found, place, content, _read_marker(root))
+        pull._require_copy()
+        pull._require_room()
+        return pull
+
+    @property
+    def manifest(self) -> SnapshotManifest:
+        """The snapshot's content."""
+        return self.found.content
+
+    @cached_property
+    def missing(self) -> list[str]:
+        """The digests of files that the store has not, or has damaged; reads those that it has."""
+        files = AdapterFiles(self.root)
+        missing = [digest for digest in sorted(self.manifest.adapters) if not files.has_intact(digest)]
+        return missing if self._has_registry() else [*missing, self.manifest.registry]
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes of the missing files."""
+        return sum(self.manifest.sizes[digest] for digest in self.missing)
+
+    def run(self) -> Generator[str, None, PullResult]:
+        """Fetch, verify, and put in place; yields each digest once it is fetched.
+
+        Raises NotFound and IntegrityFault for files that are gone or differ from the manifest; the store is then as
+        before. Raises StoreBusy while another pull writes.
+        """
+        with stage_folder(self.root) as staged:
+            for digest in self.missing:
+                self._fetch(digest, self._target(staged, digest))
+                yield digest
+            database = staged / "registry.db"
+            if database.exists():
+                self._verify_database(staged)
+            with process_lock(self.root, "pull", self.timeout, "pulling a snapshot into this store"):
+                self._require_copy()
+                if _read_marker(self.root) != self._marker:
+                    raise StoreBusy("Another pull has changed this store meanwhile.", hint="run it again")
+                return self._install(staged, database if database.exists() else None)
+
+    def _require_copy(self) -> None:
+        if not (self.root / "registry.db").exists():
+            return
+        if not is_pulled_copy(self.root):
+            raise BadInput(
+                f"The store at {self.root} is no copy of a snapshot, and a pull would replace it.",
+                hint="choose another --store DIR",
+            )
+        if (installed := self._installed()) is not None and installed.created > self.manifest.created:
+            raise IntegrityFault(
+                f"The snapshot at {self._place.address} is of {self.manifest.created}, and the copy at {self.root} is "
+                f"newer ({installed.created}): users who were removed since may be in the snapshot.",
+                hint="remove the copy first, if that is meant",
+            )
+
+    def _require_room(self) -> None:
+        place = next(path for path in (self.root, *self.root.parents) if path.exists())
+        try:
+            free = shutil.disk_usage(place).free
+        except OSError as error:
+            raise disk_fault(self.root, error, "read") from error
+        if self.missing_bytes > free:
+            raise BadInput(
+                f"The snapshot at {self._place.address} needs {self.missing_bytes:,} bytes, and {self.root} has room "
+                f"for {free:,}.",
+                hint="free some space and run it again",
+            )
+
+    def _installed(self) -> SnapshotManifest | None:
+        """The manifest of the copy; None where a first pull was stopped, and for one of another version."""
+        try:
+            return read_manifest(self._marker or b"", None, str(self.root)).content
+        except MtaError:
+            return None
+
+    def _has_registry(self) -> bool:
+        """Whether the store's database is the snapshot's."""
+        installed = self._installed()
+        if installed is None or installed.registry != self.manifest.registry:
+            return False
+        try:
+            with closing(
+                sqlite3.connect(f"{(self.root / 'registry.db').absolute().as_uri()}?mode=rw", uri=True)
+            ) as conn:
+                return schema_version(conn) == SCHEMA_VERSION
+        except sqlite3.DatabaseError:
+            return False
+
+    def _target(self, staged: Path, digest: str) -> Path:
+        if digest == self.manifest.registry:
+            return staged / "registry.db"
+        return AdapterFiles(staged).path(digest)
+
+    def _fetch(self, digest: str, target: Path) -> None:
+        found, left = hashlib.sha256(), self.manifest.sizes[digest]
+        try:
+            make_private_folder(target.parent)
+            with target.open("xb") as file:
+                target.chmod(0o600)
+                for chunk in self._place.read_object(digest):
+                    left -= len(chunk)
+                    if left < 0:
+                        break
+                    found.update(chunk)
+                    file.write(chunk)
+            sync_file(target)
+        except OSError as error:
+            raise disk_fault(target, error) from error
+        if left or found.hexdigest() != digest:
+            raise IntegrityFault(
+                f"Object {digest} of the snapshot at {self._place.address} is damaged; nothing was changed.",
+                hint="delete it and run mta snapshot again, which writes it anew",
+            )
+
+    def _verify_database(self, staged: Path) -> None:
+        """Raises IntegrityFault unless the fetched database is a sound store of the manifest's adapters."""
+        try:
+            require_schema(staged / "registry.db", SCHEMA_VERSION)
+            faults = find_foreign_parts(staged)
+            if not faults:
+                with Registry.open(staged, timeout=self.timeout) as reg:
+                    faults = reg.check_database()
+                    if {adapter.digest for adapter in reg.adapters.all()} != self.manifest.adapters:
+                        faults.append("its adapters are not those of the manifest")
+        except (IntegrityFault, sqlite3.DatabaseError) as error:
+            faults = [str(error)]
+        if faults:
+            raise IntegrityFault(
+                f"The snapshot at {self._place.address} holds a damaged registry: {faults[0]}",
+                hint="mta snapshot TO makes one anew; nothing was changed",
+            )
+
+    def _install(self, staged: Path, database: Path | None) -> PullResult:
+        """Adapters first, then the database, then the manifest: what is killed in between is done by the next pull."""
+        files = AdapterFiles(self.root)
+        if self._marker is None:
+            self._write_marker(b"{}")
+        for digest in self.manifest.adapters.intersection(self.missing):
+            self._move(self._target(staged, digest), files.path(digest))
+        with translate_sqlite_errors(self.root, self.timeout):
+            is_purged = self._empty_log() if database is None else self._replace_database(database)
+        self._write_marker(self._content)
+        old = files.find_orphans(self.manifest.adapters)
+        for path in old:
+            remove_file(path)
+        return PullResult(len(old), is_purged)
+
+    def _write_marker(self, content: bytes) -> None:
+        with replace_file(self.root / COPY_MARKER, self.root / "partial") as temporary:
+            temporary.write_bytes(content)
+            sync_file(temporary)
+
+    def _move(self, source: Path, target: Path) -> None:
+        try:
+            make_private_folder(target.parent)
+            source.replace(target)
+            sync_folder(target.parent)
+        except OSError as error:
+            raise disk_fault(target, error) from error
+
+    def _replace_database(self, new: Path) -> bool:
+        """Replace the database beside readers; returns whether no byte of the one before is left."""
+        path = self.root / "registry.db"
+        if not path.exists():
+            return replace_database(self.root, new, None)
+        with closing(self._connect(path)) as live:
+            return replace_database(self.root, new, live)
+
+    def _empty_log(self) -> bool:
+        """Do what an earlier pull could not do beside a reader; returns whether no byte of an earlier copy is left."""
+        with closing(self._connect(self.root / "registry.db")) as live:
+            busy, _, _ = live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+
+    def _connect(self, path: Path) -> sqlite3.Connection:
+        return sqlite3.connect(path, isolation_level=None, timeout=self.timeout)
+
+
+def _read_marker(root: Path) -> bytes | None:
+    """The manifest of the copy in `root`, as it was pulled; None where there is no copy."""
+    try:
+        return (root / COPY_MARKER).read_bytes()
+    except OSError:
+        return None
