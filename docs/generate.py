@@ -1,10 +1,11 @@
-"""Writes commands.md, settings.md and store/schema.sql from the program, after a command, setting or table changed.
+"""Writes commands.md, settings.md, cost.md and store/schema.sql, after a command, setting, table or figure changed.
 
 `pages()` gives the texts without writing them, for the test that they are up to date. Knows no job.
 """
 
 from __future__ import annotations
 
+import runpy
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +42,15 @@ def pages() -> dict[str, str]:
         "commands.md": _commands_page(),
         "settings.md": _settings_page(),
         "serve-parameters.md": _parameters_page(),
+        "cost.md": _cost_page(),
         "../store/schema.sql": _schema_page(),
     }
+
+
+def _cost_page() -> str:
+    """The page that `cost.py` makes."""
+    page: str = runpy.run_path(str(FOLDER / "cost.py"))["page"]()
+    return page
 
 
 def _parameters_page() -> str:
