@@ -88,7 +88,7 @@ class FuseRequest:
     @property
     def plan_options(self) -> tuple[Any, ...]:
         """The options that its plan shows."""
-        return self.options, self.prompt, self.machine, self.memory
+        return self.options, self.prompt, self.machine, self.memory, self.executor
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class AdaptRequest:
     @property
     def plan_options(self) -> tuple[Any, ...]:
         """The options that its plan shows."""
-        return self.options, *self.fuse.plan_options, self.fuse.executor
+        return self.options, *self.fuse.plan_options
 
 
 @dataclass(frozen=True)

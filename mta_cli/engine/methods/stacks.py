@@ -83,7 +83,7 @@ def fit_stacks(
     if not able or start is None:
         return stacks
     members = [stack_member(context, users[place], fusions[place], start, options, memory) for place in able]
-    *_, result = TrainingSession(context.loaded_base, members).run_training()
+    *_, result = TrainingSession(context.loaded_base, members).run()
     assert isinstance(result, TrainingResult)
     for member, place in enumerate(able):
         lora = result.weights.get(member)

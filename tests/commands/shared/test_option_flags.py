@@ -34,7 +34,7 @@ WORDS: dict[str, list[str]] = {
 ANSWERING = ("answer", "memory", "prompt", "models", "machine")
 SECTIONS: dict[str, tuple[str, ...]] = {
     "bank build": ("bank", "gates", "prompt", "models", "machine", "executor"),
-    "user fuse": ("fuse", "prompt", "models", "machine"),
+    "user fuse": ("fuse", "prompt", "models", "machine", "executor"),
     "user adapt": ("adapt", "fuse", "memory", "prompt", "models", "machine", "executor"),
     "user export": ("models",),
     "ask": ANSWERING,
