@@ -138,11 +138,12 @@ class EvalRequest:
     method_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     measured: MeasuredBank | None = None
     gates: ScreeningOptions = field(default_factory=ScreeningOptions)
+    executor: ExecutorOptions = field(default_factory=ExecutorOptions)
 
     @property
     def plan_options(self) -> tuple[Any, ...]:
         """The options that its plan shows."""
-        return self.options, bank_options(self), self.prompt, self.machine
+        return self.options, bank_options(self), self.prompt, self.machine, self.executor
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,7 @@ def eval_request(
         options[MachineOptions],
         method_settings,
         gates=options[ScreeningOptions],
+        executor=options.get(ExecutorOptions),
     )
 
 

@@ -40,8 +40,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "ask": ANSWERING,
     "compare": ANSWERING,
     "chat": ANSWERING,
-    "eval run": ("eval", "bank", "prompt", "models", "machine"),
-    "eval tune": ("eval", "bank", "prompt", "models", "machine"),
+    "eval run": ("eval", "bank", "prompt", "models", "machine", "executor"),
+    "eval tune": ("eval", "bank", "prompt", "models", "machine", "executor"),
     "serve": ("serve", *ANSWERING),
     "demo": ("machine",),
 }

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mta_cli.engine.methods import anchor_weights
 from mta_cli.engine.training.session import SessionStep
 from mta_cli.errors import BadInput, UsageError
 from mta_cli.options import AdaptOptions, ExecutorOptions
@@ -17,27 +15,10 @@ from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.executors import ray_workers
 from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY
 from mta_cli.pipeline.personalize.adapt import adapt_users
-from mta_cli.pipeline.training import groups
 from store.registry import Registry
-from tests.network import LOOPBACK, allow_hosts
 from tests.pipeline.town import LORA, QUICK, bank_request, finish, fuse_request, people
 
 LOCAL = ExecutorOptions()
-
-
-@pytest.fixture(autouse=True)
-def small_groups(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several groups, so that there is something to do for several workers; Ray may talk to this machine."""
-    monkeypatch.setattr(groups, "MAX_USERS_PER_GROUP", 2)
-    monkeypatch.setattr(anchor_weights, "MAX_USERS_PER_BATCH", 2)
-    own = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
-    allow_hosts(monkeypatch, {*LOOPBACK, *own})
-
-
-@pytest.fixture
-def ray() -> Any:
-    """Ray, where it is installed."""
-    return pytest.importorskip("ray", reason="Ray is not installed: pip install 'mta-cli[ray]'")
 
 
 def made(
