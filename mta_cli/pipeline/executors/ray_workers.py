@@ -189,6 +189,11 @@ class RayExecutor:
         self.workers.append(worker)
         self._pending[worker.fault.remote()] = worker
 
+    def _end_worker(self, worker: Any) -> None:
+        self.workers.remove(worker)
+        with suppress(Exception):
+            self._ray.kill(worker)
+
     def run(
         self, works: Iterable[Work[ReportT]], below: LoraWeights | None = None, anchors: AnchorLookup = ()
     ) -> Iterator[tuple[int, ReportT]]:
@@ -217,6 +222,7 @@ class RayExecutor:
                     report = self._next_report(task)
                 except self._losses as error:
                     running.remove(task)
+                    self._end_worker(task.worker)  # it may live where only what it sent is lost
                     self._begin_worker()
                     if task.work is not None:
                         if task.tries >= MAX_TRIES:
@@ -230,8 +236,7 @@ class RayExecutor:
                     yield task.number, report
         finally:
             for task in running:
-                with suppress(Exception):
-                    self._ray.kill(task.worker)
+                self._end_worker(task.worker)
 
     def _welcome(self, ref: Any) -> None:
         """A worker is ready, or has a fault, or is lost already. Raises BadInput for a fault."""
@@ -239,6 +244,7 @@ class RayExecutor:
         try:
             fault: WorkerFault | None = self._ray.get(ref)
         except self._losses as error:
+            self._end_worker(worker)
             self._lost_at_start += 1
             if self._lost_at_start >= MAX_TRIES:
                 raise BadInput(f"{MAX_TRIES} workers ended before they were ready.", hint="see Ray's logs") from error
@@ -254,11 +260,11 @@ class RayExecutor:
 
     def close(self) -> None:
         """End the workers, and the cluster if it began here."""
-        for worker in self.workers:
-            with suppress(Exception):
-                self._ray.kill(worker)
+        for worker in list(self.workers):
+            self._end_worker(worker)
         if self._began:
             self._ray.shutdown()
+            self._began = False
 
     def _start(self, task: _Task, worker: Any, factors: _Factors) -> _Task:
         assert task.work is not None, "something is left to do"
