@@ -246,12 +246,15 @@ class RayExecutor:
         except self._losses as error:
             self._end_worker(worker)
             self._lost_at_start += 1
-            if self._lost_at_start >= MAX_TRIES:
-                raise BadInput(f"{MAX_TRIES} workers ended before they were ready.", hint="see Ray's logs") from error
+            if self._lost_at_start >= MAX_TRIES * self._options.workers:  # Ray knows late which nodes are lost
+                raise BadInput(
+                    f"{self._lost_at_start} workers in a row ended before they were ready.", hint="see Ray's logs"
+                ) from error
             self._begin_worker()
             return
         if fault is not None:
             raise BadInput(fault.message, hint=fault.hint)
+        self._lost_at_start = 0
         self._idle.append(worker)
 
     def checkpoint(self, number: int) -> bytes | None:
