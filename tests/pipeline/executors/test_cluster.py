@@ -1,4 +1,4 @@
-"""A cluster of eight small nodes: most of them replaced in the middle of a job."""
+"""A cluster of eight small nodes: asked for their versions, and most of them replaced in the middle of a job."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 
 from mta_cli.engine.training.session import SessionStep
 from mta_cli.options import ExecutorOptions
-from mta_cli.pipeline.executors import ray_workers
+from mta_cli.pipeline.executors import nodes, ray_workers
 from tests.pipeline.executors.test_executors import LOCAL, made
+from tests.shell import mta
 
 NODES, WORKERS = 8, 4
 LOST = 5  # more than are without a worker
@@ -32,6 +33,16 @@ def cluster() -> Iterator[Any]:
 
 def add_node(cluster: Any) -> None:
     cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+
+
+def test_doctor_asks_every_node(cluster: Any, store_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = mta("doctor", "--ray-address", cluster.address, "--json")
+    (found,) = [check for check in ran.json()["checks"] if check["name"] == "cluster"]
+    assert found["ok"] and f"{NODES + 1} nodes; here mta " in found["detail"], found["detail"]
+    monkeypatch.setattr(nodes, "__version__", "0.0")
+    ran = mta("doctor", "--ray-address", cluster.address, "--json")
+    (found,) = [check for check in ran.json()["checks"] if check["name"] == "cluster"]
+    assert ran.code == 5 and found["detail"].count(" has mta ") == NODES + 1
 
 
 def test_nodes_that_are_replaced_change_nothing(
