@@ -67,6 +67,11 @@ class ExecutorOptions:
     ray_address: str = option_field("", "A running Ray cluster, `auto` or HOST:PORT; else one on this machine.")
     gpus: float = option_field(1.0, "GPUs of each worker, where the base is on one.", minimum=0.01, maximum=8)
 
+    @property
+    def place(self) -> str:
+        """Where a job computes, as the end of its title: empty for this process."""
+        return "" if self.executor == "local" else f" on {self.workers} workers of Ray"
+
 
 @dataclass(frozen=True)
 class PromptOptions:

@@ -141,7 +141,7 @@ def build_bank(
     whose = [candidate.user.id for candidate in pool]
     with (
         reg.job_lock(f"bank {name}{own}"),
-        reg.hold_users(f"bank build of {name}", whose, consenting=True),
+        reg.hold_users(f"bank build of {name}{request.executor.place}", whose, consenting=True),
         open_executors(request.executor, executors) as own_executors,
     ):
         yield from _build(reg, request, name, pool, own_executors)

@@ -143,7 +143,7 @@ def _start_evaluation(reg: Registry, request: EvalRequest, design: Design, kind:
     with (
         reg.job_lock(job_name(task, design.key)),
         reg.job_lock(f"bank {request.measured.bank.name}") if request.measured else nullcontext(),
-        reg.hold_users(f"evaluation of {task}", design.all_users),
+        reg.hold_users(f"evaluation of {task}{request.executor.place}", design.all_users),
     ):
         record_models(reg, request.base, request.embedder)
         begun = reg.evaluations.get_or_create_evaluation(

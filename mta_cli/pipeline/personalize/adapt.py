@@ -130,7 +130,7 @@ def adapt_users(
     used = [*(user.id for user in chosen), *anchor_users(reg, bank)]
     with (
         reg.job_lock(f"adapt {request.task.name}"),
-        reg.hold_users(f"adaptation for {request.task.name}", used),
+        reg.hold_users(f"adaptation for {request.task.name}{request.executor.place}", used),
         record_request(reg, ADAPT_RUN_KIND, asked, bank_id=bank.id, asked_users=whom),
         open_executors(request.executor) as executors,
     ):

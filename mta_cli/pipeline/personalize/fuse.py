@@ -53,7 +53,7 @@ def fuse_user(
         user.id, request.task.name, request.options.shots
     )
     with (
-        reg.hold_users(f"fusion for {request.task.name}", [user.id, *anchor_users(reg, bank)]),
+        reg.hold_users(f"fusion for {request.task.name}{request.executor.place}", [user.id, *anchor_users(reg, bank)]),
         open_executors(request.executor) as executors,
     ):
         base = load_with_task_adapter(reg, bank, request) if needs_base else None

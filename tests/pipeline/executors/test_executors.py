@@ -104,6 +104,22 @@ def test_without_ray_the_way_to_it_is_named(store_root: Path, tmp_path: Path, mo
     assert "mta-cli[ray]" in str(refused.value.hint)
 
 
+def test_a_running_job_tells_its_workers(
+    ray: Any, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[str]()
+
+    def look(self: ray_workers.RayExecutor) -> None:
+        with Registry.open(tmp_path / "there") as reg:
+            seen.extend(title for title, _ in reg.jobs.running_jobs())
+        raise UsageError("enough")
+
+    monkeypatch.setattr(ray_workers.RayExecutor, "_begin", look)
+    with pytest.raises(UsageError, match="enough"):
+        made(tmp_path / "there", ExecutorOptions(executor="ray", workers=3))
+    assert seen == ["bank build of lamp-2 on 3 workers of Ray"]
+
+
 def test_workers_that_do_not_fit_are_refused_before_they_wait(
     ray: Any, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
