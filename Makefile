@@ -81,7 +81,7 @@ screens: demo  ## draw the window's rooms on the demo's store into docs/screens
 	$(BIN)/python docs/screens.py "$$($(BIN)/mta demo --json | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)["store"])')"
 
 bench: models $(DEV)  ## the benchmarks beside PEFT and TRL, one after another (about 40 minutes on two cores)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,bench,ray]'
 	@for script in tests/bench/bench_*.py; do echo "== $$script"; \
 	  GOMP_SPINCOUNT=10000 $(BIN)/python -W ignore -m tests.bench.$$(basename $$script .py) || exit 1; done
 

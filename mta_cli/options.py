@@ -59,13 +59,18 @@ class MachineOptions:
 
 @dataclass(frozen=True)
 class ExecutorOptions:
-    """Where groups of adapters are trained. The result does not depend on it."""
+    """Where groups of users are trained and weighed. The result does not depend on it."""
 
     section: ClassVar[str] = "executor"
-    executor: str = option_field("local", "Train in this process, or on workers of Ray.", choices=("local", "ray"))
+    executor: str = option_field("local", "Compute in this process, or on workers of Ray.", choices=("local", "ray"))
     workers: int = option_field(2, "Workers of Ray; each holds the base.", minimum=1, maximum=10_000)
     ray_address: str = option_field("", "A running Ray cluster, `auto` or HOST:PORT; else one on this machine.")
     gpus: float = option_field(1.0, "GPUs of each worker, where the base is on one.", minimum=0.01, maximum=8)
+
+    @property
+    def place(self) -> str:
+        """Where a job computes, as the end of its title: empty for this process."""
+        return "" if self.executor == "local" else f" on {self.workers} workers of Ray"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,14 @@ def doctor(
             help="Make the full-text index anew; remove abandoned files and damaged downloads. Asks before it does.",
         ),
     ] = False,
+    ray_address: Annotated[
+        str,
+        typer.Option(
+            "--ray-address",
+            metavar="ADDRESS",
+            help="A running Ray cluster, `auto` or HOST:PORT: check that every node has these versions.",
+        ),
+    ] = "",
     yes: YesOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -35,7 +43,7 @@ def doctor(
     from mta_cli.pipeline.maintenance.doctor import run_checks, summary
 
     context = app_context(ctx, json=json)
-    what = _build_examination(context, deep, names)
+    what = _build_examination(context, deep, names, ray_address)
     repairs = _run_repairs(context, what, yes=yes) if mend else {}
     result = context.output.run_job(run_checks(what)) | repairs
     context.output.print_result(result, _render_checks)
@@ -57,7 +65,7 @@ def _run_repairs(context: AppContext, what: Any, *, yes: bool) -> dict[str, Any]
     return done
 
 
-def _build_examination(context: AppContext, deep: bool, names: bool) -> Any:
+def _build_examination(context: AppContext, deep: bool, names: bool, ray_address: str) -> Any:
     """What to check. Unreadable settings are a finding and end nothing."""
     from mta_cli.options import ModelOptions
     from mta_cli.pipeline.maintenance.doctor import DoctorRequest
@@ -69,7 +77,9 @@ def _build_examination(context: AppContext, deep: bool, names: bool) -> Any:
         models, timeout, fault = context.model_options, context.settings.build_options(StoreOptions).timeout, None
     except MtaError as error:
         settings, models, timeout, fault = (), ModelOptions(), StoreOptions().timeout, error.message
-    return DoctorRequest(context.store_dir, models.base, models.embedder, settings, fault, timeout, deep, names)
+    return DoctorRequest(
+        context.store_dir, models.base, models.embedder, settings, fault, timeout, deep, names, ray_address
+    )
 
 
 def _render_checks(result: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,15 @@ from mta_cli.commands.shared.context import AppContext, app_context, confirm
 from mta_cli.commands.shared.lazy_typer import CommandApp
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import UsageError
-from mta_cli.options import BankOptions, EvalOptions, MachineOptions, ModelOptions, PromptOptions, ScreeningOptions
+from mta_cli.options import (
+    BankOptions,
+    EvalOptions,
+    ExecutorOptions,
+    MachineOptions,
+    ModelOptions,
+    PromptOptions,
+    ScreeningOptions,
+)
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.evaluation.finished_evaluation import FinishedEvaluation
@@ -61,9 +70,9 @@ TestUsersOption = Annotated[
     ),
 ]
 MethodSettings = dict[str, dict[str, str]]
-FLAGS_BESIDE_BANK = frozenset(
-    ("--methods", "--reference", "--shots", "--memory", "--calibrate", "--device", "--dtype", "--seed")
-)
+OWN_FLAGS_BESIDE_BANK = ("--methods", "--reference", "--shots", "--memory", "--calibrate")
+MACHINE_FLAGS = ("--device", "--dtype", "--seed", "--executor", "--workers", "--ray-address", "--gpus")
+FLAGS_BESIDE_BANK = frozenset((*OWN_FLAGS_BESIDE_BANK, *MACHINE_FLAGS))
 
 
 BENCH_TABLES = (
@@ -72,6 +81,7 @@ BENCH_TABLES = (
     PromptOptions,
     ModelOptions,
     MachineOptions,
+    ExecutorOptions,
 )
 
 
@@ -109,7 +119,8 @@ def run(
 
         names = None if test_users is None else read_user_names(test_users)
         options, machine = use.options[EvalOptions], use.options[MachineOptions]
-        return measured_bank_request(reg, reg.banks.get(bank), task, names, options, machine, method_settings)
+        found = measured_bank_request(reg, reg.banks.get(bank), task, names, options, machine, method_settings)
+        return replace(found, executor=use.options[ExecutorOptions])
 
     _run_eval_job(use, run_evaluation, render_result, task, given, dry_run=dry_run, make_request=request)
 

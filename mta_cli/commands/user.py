@@ -192,7 +192,7 @@ def items(
 
 
 @app.command()
-@options(FuseOptions, PromptOptions, only(MemoryOptions), ModelOptions, MachineOptions, preset=True)
+@options(FuseOptions, PromptOptions, only(MemoryOptions), ModelOptions, MachineOptions, ExecutorOptions, preset=True)
 def fuse(
     ctx: typer.Context,
     *,

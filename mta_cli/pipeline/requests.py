@@ -88,7 +88,7 @@ class FuseRequest:
     @property
     def plan_options(self) -> tuple[Any, ...]:
         """The options that its plan shows."""
-        return self.options, self.prompt, self.machine, self.memory
+        return self.options, self.prompt, self.machine, self.memory, self.executor
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class AdaptRequest:
     @property
     def plan_options(self) -> tuple[Any, ...]:
         """The options that its plan shows."""
-        return self.options, *self.fuse.plan_options, self.fuse.executor
+        return self.options, *self.fuse.plan_options
 
 
 @dataclass(frozen=True)
@@ -138,11 +138,12 @@ class EvalRequest:
     method_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     measured: MeasuredBank | None = None
     gates: ScreeningOptions = field(default_factory=ScreeningOptions)
+    executor: ExecutorOptions = field(default_factory=ExecutorOptions)
 
     @property
     def plan_options(self) -> tuple[Any, ...]:
         """The options that its plan shows."""
-        return self.options, bank_options(self), self.prompt, self.machine
+        return self.options, bank_options(self), self.prompt, self.machine, self.executor
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,7 @@ def eval_request(
         options[MachineOptions],
         method_settings,
         gates=options[ScreeningOptions],
+        executor=options.get(ExecutorOptions),
     )
 
 

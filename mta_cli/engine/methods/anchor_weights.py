@@ -21,10 +21,12 @@ from mta_cli.engine.lora.merge import (
 )
 from mta_cli.engine.methods.method import NEEDS_SHOTS, AnchorWeighting, MethodContext, UserShots
 from mta_cli.engine.methods.shots import shot_examples
+from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.retrieval.nearest import nearest_rows
-from mta_cli.engine.scoring.label_examples import build_prompt_tree, example_log_likelihood
+from mta_cli.engine.scoring.label_examples import TrainingExample, build_prompt_tree, example_log_likelihood
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, prune_examples
 from mta_cli.engine.training.fusion_weights import learn_weights
+from mta_cli.engine.work import AnchorLookup, SingleReport
 from mta_cli.options import FuseOptions, MemoryOptions
 
 MIN_ANCHOR_WEIGHT = 0.001  # most evidence weights are almost zero; a smaller weight is left out of a recipe
@@ -48,6 +50,42 @@ class AnchorShare:
 
 
 Candidates = list[tuple[int, float]]  # anchors by place with their cosines, the nearest first
+
+
+@dataclass(frozen=True)
+class ShotCase:
+    """A user whose anchors are weighed by evidence: the shots as examples, and the candidates with their cosines."""
+
+    examples: tuple[TrainingExample, ...]
+    candidates: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class EvidenceWork:
+    """The recipes of users who are computed together, by evidence or learned weights."""
+
+    cases: tuple[ShotCase, ...]
+    weighting: AnchorWeighting
+    options: FuseOptions
+
+    @property
+    def anchors_used(self) -> Sequence[int]:
+        """All candidates."""
+        return sorted({place for case in self.cases for place, _ in case.candidates})
+
+    def session(self, base: LoadedBase, anchors: AnchorLookup) -> SingleReport[list[list[AnchorShare]]]:
+        """The computation on `base`, which holds the task adapter. It reports the recipe of each case."""
+        return SingleReport(lambda: self._weigh(base, anchors))
+
+    def remaining(self, report: list[list[AnchorShare]]) -> None:
+        """None: there is one report."""
+
+    def _weigh(self, base: LoadedBase, anchors: AnchorLookup) -> list[list[AnchorShare]]:
+        evidence = _evidence(base, anchors, self.cases)
+        return [
+            _evidence_shares(base, anchors, case, self.weighting, self.options, own) if case.candidates else []
+            for case, own in zip(self.cases, evidence, strict=True)
+        ]
 
 
 def weighting_for(user: UserShots, weighting: AnchorWeighting) -> AnchorWeighting:
@@ -128,20 +166,26 @@ def evidence_of(
     shot.
     """
     key = ("evidence", tuple((user.number, user.rows) for user in users), options.candidates, memory)
-    return context.cached(key, lambda: _evidence(context, users, options, memory))
+    cases = shot_cases(context, users, options, memory)
+    return context.cached(key, lambda: _evidence(context.loaded_base, context.anchors, cases))
 
 
-def _evidence(
+def shot_cases(
     context: MethodContext, users: Sequence[UserShots], options: FuseOptions, memory: MemoryOptions
-) -> list[dict[int | None, float]]:
-    base = context.loaded_base
-    candidates: list[list[int | None]] = [
-        [None, *(place for place, _ in _candidates(context, user, options)[: options.candidates])] for user in users
-    ]
+) -> tuple[ShotCase, ...]:
+    """The users as evidence is computed for them."""
+    return tuple(
+        ShotCase(shot_examples(context, user, memory), tuple(_candidates(context, user, options)[: options.candidates]))
+        for user in users
+    )
+
+
+def _evidence(base: LoadedBase, anchors: AnchorLookup, cases: Sequence[ShotCase]) -> list[dict[int | None, float]]:
+    candidates: list[list[int | None]] = [[None, *(place for place, _ in case.candidates)] for case in cases]
     # 1. each candidate of these users once; the shots as examples
     columns = {place: n for n, place in enumerate(dict.fromkeys(place for places in candidates for place in places))}
-    loras = [() if place is None else (context.anchors[place],) for place in columns]
-    whole = [(shot_examples(context, user, memory), ()) for user in users]
+    loras = [() if place is None else (anchors[place],) for place in columns]
+    whole = [(case.examples, ()) for case in cases]
     # 2. drop labels that are improbable without an anchor
     placements = [lora.placement for anchor in loras for lora in anchor]
     shots = prune_examples(base, whole, placements)
@@ -180,7 +224,8 @@ def _weigh(
     if not candidates:
         return []
     if weighting in NEEDS_SHOTS:
-        return _evidence_shares(context, user, weighting, options, memory, candidates, evidence[user.number])
+        (case,) = shot_cases(context, [user], options, memory)
+        return _evidence_shares(context.loaded_base, context.anchors, case, weighting, options, evidence[user.number])
     nearest = candidates[: options.top_k]
     cosines = [min(value, options.max_cosine) for _, value in nearest]
     if weighting == "softmax":
@@ -201,12 +246,11 @@ def _random_shares(context: MethodContext, user: UserShots, options: FuseOptions
 
 
 def _evidence_shares(
-    context: MethodContext,
-    user: UserShots,
+    base: LoadedBase,
+    anchors: AnchorLookup,
+    case: ShotCase,
     weighting: AnchorWeighting,
     options: FuseOptions,
-    memory: MemoryOptions,
-    candidates: Candidates,
     evidence: dict[int | None, float],
 ) -> list[AnchorShare]:
     """The `top_k` anchors with the likeliest shots, each with `scale` times its posterior share.
@@ -215,8 +259,7 @@ def _evidence_shares(
     other user. Learned weights start at these values and stay near them.
     """
     # 1. the likeliest anchors of those with evidence
-    tried = [(place, value) for place, value in candidates if place in evidence]
-    best = sorted(tried, key=lambda pair: -evidence[pair[0]])[: options.top_k]
+    best = sorted(case.candidates, key=lambda pair: -evidence[pair[0]])[: options.top_k]
     # 2. their share of the posterior, beside the task adapter alone; almost zero weights are left out
     shares = evidence_weights([evidence[place] for place, _ in best], evidence[None], options.sharpness)
     weights = [options.scale * share for share in shares]
@@ -224,8 +267,7 @@ def _evidence_shares(
     best, weights = [pair for pair, _ in kept], [weight for _, weight in kept]
     # 3. learned weights start there
     if weighting == "learned" and best:
-        anchors = [context.anchors[place] for place, _ in best]
-        weights = learn_weights(context.loaded_base, anchors, weights, shot_examples(context, user, memory))
+        weights = learn_weights(base, [anchors[place] for place, _ in best], weights, case.examples)
     return [AnchorShare.rounded(place, value, w) for (place, value), w in zip(best, weights, strict=True)]
 
 

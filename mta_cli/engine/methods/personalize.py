@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from mta_cli.engine.methods.anchor_weights import SHARE_BYTES, merge_shares, weigh_anchors
 from mta_cli.engine.methods.method import Method, MethodContext, MethodOptions, Settings, UserModel, UserShots
-from mta_cli.engine.methods.stacks import UserStack, fit_stacks
+from mta_cli.engine.methods.stacks import read_stacks, stack_work, train_here
+from mta_cli.engine.training.session import TrainingResult
+from mta_cli.engine.training.work import GroupWork
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """The models of a group before their stacks are trained: the training, if there is one, and what its result gives.
+
+    `finish` takes the result of `work`, and None where there is no work.
+    """
+
+    work: GroupWork | None
+    finish: Callable[[TrainingResult | None], list[UserModel]]
 
 
 def build_models(
     method: Method, context: MethodContext, users: Sequence[UserShots], settings: Settings
 ) -> list[UserModel]:
     """The model of each of `users` under `method`. The same users in the same order get the same models."""
+    plan = plan_models(method, context, users, settings)
+    return plan.finish(None if plan.work is None else train_here(context, plan.work))
+
+
+def plan_models(method: Method, context: MethodContext, users: Sequence[UserShots], settings: Settings) -> ModelPlan:
+    """All of `build_models` before the stacks are trained."""
     options = MethodOptions.from_settings(method, settings)
-    models = method.build(context, users, settings) if method.build else _compose(method, context, users, options)
-    if method.memory is None:
-        return models
-    with_memory = []
-    for user, model in zip(users, models, strict=True):
-        prior = context.memory.prior_of(user.answers, options.memory)
-        size = context.memory.stored_bytes(user.answers) if prior is not None else 0
-        with_memory.append(replace(model, prior=prior, bytes=model.bytes + size))
-    return with_memory
-
-
-def _compose(
-    method: Method, context: MethodContext, users: Sequence[UserShots], options: MethodOptions
-) -> list[UserModel]:
+    if method.build is not None:
+        models = method.build(context, users, settings)
+        return ModelPlan(None, lambda result: _with_memory(method, context, users, options, models))
     # 1. anchors and their weights
     recipes = weigh_anchors(context, users, method.anchors, options.fuse, options.memory)
     # 2. the frozen merge of the anchors
@@ -38,10 +46,30 @@ def _compose(
         for recipe in recipes
     ]
     # 3. the user's own stack above it
-    stacks = [UserStack() for _ in users]
-    if method.stack != "none":
-        stacks = fit_stacks(context, users, fusions, options.adapt, options.memory)
-    return [
-        UserModel((*fusion, *stack.loras), bytes=SHARE_BYTES * len(recipe) + stack.bytes, failed=stack.failed)
-        for recipe, fusion, stack in zip(recipes, fusions, stacks, strict=True)
-    ]
+    work = stack_work(context, users, fusions, options.adapt, options.memory) if method.stack != "none" else None
+
+    def finish(result: TrainingResult | None) -> list[UserModel]:
+        models = [
+            UserModel((*fusion, *stack.loras), bytes=SHARE_BYTES * len(recipe) + stack.bytes, failed=stack.failed)
+            for recipe, fusion, stack in zip(recipes, fusions, read_stacks(users, work, result), strict=True)
+        ]
+        return _with_memory(method, context, users, options, models)
+
+    return ModelPlan(work, finish)
+
+
+def _with_memory(
+    method: Method,
+    context: MethodContext,
+    users: Sequence[UserShots],
+    options: MethodOptions,
+    models: Sequence[UserModel],
+) -> list[UserModel]:
+    if method.memory is None:
+        return list(models)
+    with_memory = []
+    for user, model in zip(users, models, strict=True):
+        prior = context.memory.prior_of(user.answers, options.memory)
+        size = context.memory.stored_bytes(user.answers) if prior is not None else 0
+        with_memory.append(replace(model, prior=prior, bytes=model.bytes + size))
+    return with_memory

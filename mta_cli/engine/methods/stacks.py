@@ -9,8 +9,9 @@ from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
 from mta_cli.engine.lora.lora_xs import LoraXsCore, truncate_basis
 from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.methods.shots import shot_examples
-from mta_cli.engine.training.session import TrainingResult, TrainingSession
+from mta_cli.engine.training.session import TrainingResult
 from mta_cli.engine.training.trainer import GroupMember, Schedule
+from mta_cli.engine.training.work import GroupWork
 from mta_cli.options import AdaptOptions, MemoryOptions
 
 FrozenLoras = tuple[LoraWeights, ...]
@@ -68,6 +69,40 @@ def stack_member(
     return GroupMember(start, examples, stack_schedule(len(examples), options), context.seed, fusion)
 
 
+def stack_work(
+    context: MethodContext,
+    users: Sequence[UserShots],
+    fusions: Sequence[FrozenLoras],
+    options: AdaptOptions,
+    memory: MemoryOptions,
+) -> GroupWork | None:
+    """The training of a stack above their fusion for each of `users` with shots, in one group; None without any.
+
+    None also where the bank has no basis for cores.
+    """
+    options = options.with_kind_defaults(bool(context.task.labels))
+    start = initial_stack(context, options)
+    if start is None:
+        return None
+    members = tuple(
+        stack_member(context, user, fusion, start, options, memory)
+        for user, fusion in zip(users, fusions, strict=True)
+        if user.rows
+    )
+    return GroupWork(members) if members else None
+
+
+def read_stacks(users: Sequence[UserShots], work: GroupWork | None, result: TrainingResult | None) -> list[UserStack]:
+    """The stack of each of `users` from the result of `stack_work`, rounded to float16 as in the store."""
+    if work is None:
+        return [UserStack() for _ in users]
+    assert result is not None, "the work was done"
+    size = 2 * work.members[0].initial_weights.num_parameters
+    loras = (result.weights.get(member) for member in range(len(work.members)))
+    trained = (UserStack(failed=True) if lora is None else UserStack((lora,), size) for lora in loras)
+    return [next(trained) if user.rows else UserStack() for user in users]
+
+
 def fit_stacks(
     context: MethodContext,
     users: Sequence[UserShots],
@@ -75,17 +110,13 @@ def fit_stacks(
     options: AdaptOptions,
     memory: MemoryOptions,
 ) -> list[UserStack]:
-    """A stack for each of `users` above their fusion, trained in one group and rounded to float16 as in the store."""
-    options = options.with_kind_defaults(bool(context.task.labels))
-    stacks = [UserStack() for _ in users]
-    start = initial_stack(context, options)
-    able = [place for place, user in enumerate(users) if user.rows]
-    if not able or start is None:
-        return stacks
-    members = [stack_member(context, users[place], fusions[place], start, options, memory) for place in able]
-    *_, result = TrainingSession(context.loaded_base, members).run_training()
+    """A stack for each of `users` above their fusion, trained here."""
+    work = stack_work(context, users, fusions, options, memory)
+    return read_stacks(users, work, None if work is None else train_here(context, work))
+
+
+def train_here(context: MethodContext, work: GroupWork) -> TrainingResult:
+    """Train on the context's base."""
+    *_, result = work.session(context.loaded_base).run()
     assert isinstance(result, TrainingResult)
-    for member, place in enumerate(able):
-        lora = result.weights.get(member)
-        stacks[place] = UserStack(failed=True) if lora is None else UserStack((lora,), 2 * start.num_parameters)
-    return stacks
+    return result

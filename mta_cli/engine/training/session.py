@@ -91,7 +91,7 @@ class TrainingSession:
         self._resume_checkpoint, self._measure = checkpoint, measure_losses
         self._trainer: Trainer | None = None
 
-    def run_training(self) -> Iterator[SessionReport]:
+    def run(self) -> Iterator[SessionReport]:
         """Train. Yields one `SessionStarted`, a `SessionStep` for every step, and one `TrainingResult`.
 
         Raises as `Trainer.train_steps`.

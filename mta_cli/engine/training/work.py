@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mta_cli.engine.scoring.log_likelihood import mean_losses
-from mta_cli.engine.training.session import SessionReport, TrainingSession
+from mta_cli.engine.training.session import SessionReport, SessionStep, TrainingResult, TrainingSession
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.scoring.label_examples import TrainingExample
     from mta_cli.engine.training.trainer import GroupMember
+    from mta_cli.engine.work import AnchorLookup
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,24 @@ class GroupWork:
     checkpoint: bytes | None = field(default=None, repr=False)
     heldout: tuple[Sequence[TrainingExample], ...] | None = None
 
-    def session(self, base: LoadedBase) -> TrainingSession:
+    @property
+    def anchors_used(self) -> Sequence[int]:
+        """None: members hold their fusions."""
+        return ()
+
+    def session(self, base: LoadedBase, anchors: AnchorLookup = ()) -> TrainingSession:
         """The training on `base`, which holds the task adapter."""
         return TrainingSession(
             base, self.members, self.checkpoint, None if self.heldout is None else self.measure_losses
         )
 
-    def run(self, base: LoadedBase) -> Iterator[SessionReport]:
-        """Train. Yields and raises what `TrainingSession.run_training` does."""
-        return self.session(base).run_training()
+    def remaining(self, report: SessionReport) -> GroupWork | None:
+        """The training from the last checkpoint; None after the result."""
+        if isinstance(report, TrainingResult):
+            return None
+        if isinstance(report, SessionStep) and report.checkpoint is not None:
+            return replace(self, checkpoint=report.checkpoint)
+        return self
 
     def measure_losses(self, base: LoadedBase, loras: Sequence[tuple[LoraWeights, ...]]) -> list[MeasuredLosses]:
         """The losses of all members under their frozen LoRAs and `loras`, in one batch."""

@@ -28,7 +28,7 @@ from mta_cli.pipeline.bank.task_adapter import (
 )
 from mta_cli.pipeline.bank.verify import bank_json
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.executors import open_executor
+from mta_cli.pipeline.executors import Executors, open_executors
 from mta_cli.pipeline.memory.bank_memory import LABEL_RATES_KEY
 from mta_cli.pipeline.memory.knn import update_neighbours
 from mta_cli.pipeline.models.load import load_on_device
@@ -114,9 +114,17 @@ def bank_key(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -
 
 
 def build_bank(
-    reg: Registry, request: BankRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
+    reg: Registry,
+    request: BankRequest,
+    *,
+    plan: Sequence[PlanLine] = (),
+    dry_run: bool = False,
+    executors: Executors | None = None,
 ) -> Iterator[Event]:
-    """Build or finish the bank that `request` describes. `JobResult.result` has the keys of `mta bank build --json`."""
+    """Build or finish the bank that `request` describes. `JobResult.result` has the keys of `mta bank build --json`.
+
+    `executors` are those of the job that the build is a part of.
+    """
     require_targets(request.options.targets, request.base.path)
     pool = contributors(reg, request.task.name, request.options, request.user_ids)
     chosen = anchor_candidates(pool, request.task.name, request.options)
@@ -133,9 +141,10 @@ def build_bank(
     whose = [candidate.user.id for candidate in pool]
     with (
         reg.job_lock(f"bank {name}{own}"),
-        reg.hold_users(f"bank build of {name}", whose, consenting=True),
+        reg.hold_users(f"bank build of {name}{request.executor.place}", whose, consenting=True),
+        open_executors(request.executor, executors) as own_executors,
     ):
-        yield from _build(reg, request, name, pool)
+        yield from _build(reg, request, name, pool, own_executors)
 
 
 def build_plan_lines(
@@ -188,7 +197,9 @@ def estimate_build(
     )
 
 
-def _build(reg: Registry, request: BankRequest, name: str, pool: Sequence[Contributor]) -> Iterator[Event]:
+def _build(
+    reg: Registry, request: BankRequest, name: str, pool: Sequence[Contributor], executors: Executors
+) -> Iterator[Event]:
     from mta_cli.pipeline.models.installed import record_models
 
     record_models(reg, request.base, request.embedder)
@@ -215,7 +226,7 @@ def _build(reg: Registry, request: BankRequest, name: str, pool: Sequence[Contri
     yield from update_neighbours(reg, bank, request.task, whose, request.embedder, request.machine.device)
     bank = reg.banks.by_id(bank.id)
     if bank.status == "ready":
-        yield from fit_memory_weights(reg, bank, request, pool)
+        yield from fit_memory_weights(reg, bank, request, pool, executors)
         yield Note(f"Bank {bank.name} v{bank.version} was built from the same data and settings; nothing to do.")
         yield JobResult(bank_json(reg, reg.banks.by_id(bank.id)))
         return
@@ -225,7 +236,7 @@ def _build(reg: Registry, request: BankRequest, name: str, pool: Sequence[Contri
             reg, request, bank, anchor_candidates(pool, request.task.name, request.options)
         )
         yield from reuse_task_adapter(reg, request, bank, pool)
-        yield from _train_bank(reg, request, reg.banks.by_id(bank.id), anchors, pool, run)
+        yield from _train_bank(reg, request, reg.banks.by_id(bank.id), anchors, pool, run, executors)
     result = bank_json(reg, reg.banks.by_id(bank.id))
     # A run outlives a forgotten user, so it contains no names.
     reg.runs.finish_run(run.id, {key: value for key, value in result.items() if key != "anchors"})
@@ -270,7 +281,13 @@ def _plan_anchors(
 
 
 def _train_bank(
-    reg: Registry, request: BankRequest, bank: Bank, anchors: Sequence[Anchor], pool: Sequence[Contributor], run: Run
+    reg: Registry,
+    request: BankRequest,
+    bank: Bank,
+    anchors: Sequence[Anchor],
+    pool: Sequence[Contributor],
+    run: Run,
+    executors: Executors,
 ) -> Iterator[Event]:
     from mta_cli.engine.lora.adapter import find_target_modules, merge_into_base
     from mta_cli.engine.scoring.backends import require_supported_placements
@@ -294,28 +311,26 @@ def _train_bank(
     groups = _groups(reg, base, anchors, anchor_trainings)
     trainings = [*([pooled] if pooled else []), *(anchor_trainings[anchor.id] for group in groups for anchor in group)]
     yield JobStarted("bank build", total=sum(t.job.schedule.steps for t in trainings))
-    done = 0
-    with open_executor(request.executor, base, request.base.path) as executor:
-        if pooled is not None:
-            first = TrainingGroup([pooled], partial(store_task_adapter, reg, bank, pool, pooled))
-            yield from train_groups(reg, base, [first], executor=executor)
-            done = pooled.job.schedule.steps
-        task_adapter = reg.banks.by_id(bank.id).task_adapter
-        below = load_weights(reg, task_adapter, base.fingerprint) if task_adapter else None
-        executor.set_task_adapter(below)
-        with merge_into_base(base, below):
-            ready = [
-                TrainingGroup(
-                    [with_task_adapter(anchor_trainings[anchor.id], task_adapter) for anchor in group],
-                    partial(_store_anchors, reg, group, [anchor_trainings[anchor.id] for anchor in group]),
-                )
-                for group in groups
-            ]
-            yield from train_groups(reg, base, ready, done, executor)
+    done, executor = 0, executors.for_base(base, request.base.path)
+    if pooled is not None:
+        first = TrainingGroup([pooled], partial(store_task_adapter, reg, bank, pool, pooled))
+        yield from train_groups(reg, base, [first], executor=executor)
+        done = pooled.job.schedule.steps
+    task_adapter = reg.banks.by_id(bank.id).task_adapter
+    below = load_weights(reg, task_adapter, base.fingerprint) if task_adapter else None
+    with merge_into_base(base, below):
+        ready = [
+            TrainingGroup(
+                [with_task_adapter(anchor_trainings[anchor.id], task_adapter) for anchor in group],
+                partial(_store_anchors, reg, group, [anchor_trainings[anchor.id] for anchor in group]),
+            )
+            for group in groups
+        ]
+        yield from train_groups(reg, base, ready, done, executor, below)
     with merge_into_base(base, below):
         chosen = [each.user.id for each in anchor_candidates(pool, request.task.name, options)]
         yield from screen_anchors(reg, bank, base, examples, chosen, request.gates)
-    yield from fit_memory_weights(reg, bank, request, pool, run, base)
+    yield from fit_memory_weights(reg, bank, request, pool, executors, run, base)
     mark_ready(reg, bank.id)
 
 

@@ -20,7 +20,7 @@ from mta_cli.engine.text.labels import find_label
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.bank.task_adapter import task_adapter_training
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.executors import open_executor
+from mta_cli.pipeline.executors import Executors
 from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY, labelled_items, load_neighbours
 from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.training.groups import TrainingGroup, pair_with_adapters, train_groups
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.text.tasks import Task
     from mta_cli.engine.training.session import TrainingResult
     from mta_cli.pipeline.bank.build import Contributor
+    from mta_cli.pipeline.executors.local import Executor
     from mta_cli.pipeline.requests import BankRequest
     from mta_cli.pipeline.training.groups import AdapterTraining
     from store.registry import Registry
@@ -58,6 +59,7 @@ def fit_memory_weights(
     bank: Bank,
     request: BankRequest,
     pool: Sequence[Contributor],
+    executors: Executors,
     run: Run | None = None,
     base: LoadedBase | None = None,
 ) -> Iterator[Event]:
@@ -88,7 +90,8 @@ def fit_memory_weights(
     cases.sort(key=lambda one: next(n for n, half in enumerate(users) if one.item.user_id in half))
     asked = [[one for one in cases if one.item.user_id in half] for half in users]
     parts = {n: others for n, others in enumerate(reversed(halves)) if len(halves) == 2 and asked[n] and others}
-    trained = (yield from _train_on(reg, request, base, parts, run)) if parts else {}
+    executor = executors.for_base(base, request.base.path)
+    trained = (yield from _train_on(reg, request, executor, base, parts, run)) if parts else {}
     model: list[list[float]] = []
     for n in range(len(halves)):
         below = trained.get(n)
@@ -122,7 +125,12 @@ def _weights_of_a_sibling(reg: Registry, bank: Bank, request: BankRequest) -> di
 
 
 def _train_on(
-    reg: Registry, request: BankRequest, base: LoadedBase, parts: Mapping[int, Sequence[Contributor]], run: Run | None
+    reg: Registry,
+    request: BankRequest,
+    executor: Executor,
+    base: LoadedBase,
+    parts: Mapping[int, Sequence[Contributor]],
+    run: Run | None,
 ) -> Generator[Event, None, dict[int, LoraWeights]]:
     """`return`s a task adapter of each part's users alone, by the part's number; none is kept in the store.
 
@@ -138,8 +146,7 @@ def _train_on(
         TrainingGroup([training], partial(_keep_weights, reg, training, kept, n)) for n, training in trainings.items()
     ]
     yield JobStarted("weighing of the memory", sum(group.steps for group in groups))
-    with open_executor(request.executor, base, request.base.path) as executor:
-        yield from train_groups(reg, base, groups, executor=executor)
+    yield from train_groups(reg, base, groups, executor=executor)
     return kept
 
 

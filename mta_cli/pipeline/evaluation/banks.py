@@ -18,6 +18,7 @@ from store.records import Bank
 if TYPE_CHECKING:
     from mta_cli.engine.evaluation.folds import UserFold
     from mta_cli.engine.methods.method import Method
+    from mta_cli.pipeline.executors import Executors
     from store.registry import Registry
 
 PURPOSE = "eval"
@@ -30,7 +31,12 @@ def bank_presets(methods: Sequence[Method]) -> tuple[str, ...]:
 
 
 def build_fold_banks(
-    reg: Registry, request: EvalRequest, plan: Design, evaluation: int, presets: Sequence[str] = ("",)
+    reg: Registry,
+    request: EvalRequest,
+    plan: Design,
+    evaluation: int,
+    presets: Sequence[str] = ("",),
+    executors: Executors | None = None,
 ) -> Generator[Event, None, FoldBanks]:
     """Build or finish every fold's bank, one for each of `presets`, and `return` them. Raises as `build_bank`."""
     from mta_cli.pipeline.bank.build import build_bank
@@ -49,7 +55,7 @@ def build_fold_banks(
             started = partial(reg.evaluations.set_fold_bank, evaluation, number, preset=preset)
             own = replace(_request(request, fold, preset), on_bank_started=started)
             try:
-                built: dict[str, Any] = yield from forward_events(build_bank(reg, own))
+                built: dict[str, Any] = yield from forward_events(build_bank(reg, own, executors=executors))
             except BadInput as error:
                 raise BadInput(f"Fold {number + 1}: {error.message}", hint=error.hint) from error
             bank = reg.banks.get(built["bank"], built["version"])

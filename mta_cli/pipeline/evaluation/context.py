@@ -25,6 +25,7 @@ from store.records import Bank
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.memory.knn import EmbedFunction, Vectors
     from mta_cli.engine.methods.method import Method, MethodContext, UserShots
     from store.registry import Registry
@@ -42,6 +43,7 @@ class EvalContext:
         self.base = load_on_device(request.base, request.machine)
         self._profiles, self._folder = profiles, AdapterMerger(self.base)
         self._folded_bank: Bank | None = None
+        self.below: LoraWeights | None = None  # the task adapter that the base holds now
         self._bank_contexts: dict[tuple[int, str], BankContext] = {}
         self._method_contexts: dict[tuple[int, str, str], MethodContext] = {}
         self._embedder: EmbedFunction | None = None
@@ -59,7 +61,8 @@ class EvalContext:
         if wanted is self._folded_bank:
             return
         digest = wanted.task_adapter if wanted is not None else None
-        self._folder.set_adapter(load_weights(self.reg, digest, self.base.fingerprint) if digest else None)
+        self.below = load_weights(self.reg, digest, self.base.fingerprint) if digest else None
+        self._folder.set_adapter(self.below)
         self._folded_bank = wanted
 
     def bank_context(self, fold: int, preset: str = "") -> BankContext:

@@ -6,9 +6,10 @@ Groups are the same in every run, so a continued run makes the same models as an
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Event, JobProgress, Note, PlanLine
@@ -21,19 +22,43 @@ from mta_cli.pipeline.evaluation.added_memory import (
 from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, ScoredAnswer, answer_queries
 from mta_cli.pipeline.evaluation.context import EvalContext
 from mta_cli.pipeline.evaluation.design import Design
+from mta_cli.pipeline.executors.local import Executor, LocalExecutor
 from mta_cli.pipeline.requests import EvalRequest
 from store.records import Query
 from store.tables.predictions import EvalCell, Prediction
 
 if TYPE_CHECKING:
     from mta_cli.engine.methods.method import DirectAnswerer, Method, MethodContext, UserModel
+    from mta_cli.engine.methods.personalize import ModelPlan
+    from mta_cli.engine.training.session import TrainingResult
+    from mta_cli.engine.training.work import GroupWork
     from store.registry import Registry
 
 MAX_USERS_PER_GROUP = 16  # users whose models are made and answer together
 MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # LoRA parameters of the users in one batch; a single user may have more
 
 
+Group = tuple[int, ...]  # users whose models are made together
 AnsweredCell = tuple[EvalCell, list[Prediction]]
+
+
+@dataclass(frozen=True)
+class AnsweredGroup:
+    """The answers of a group, how many of its trainings failed, and the seconds that it took."""
+
+    cells: list[AnsweredCell]
+    failed: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _PlannedGroup:
+    """A group whose stacks are not trained yet; `seconds` is how long planning took since `started`."""
+
+    group: Group
+    plan: ModelPlan
+    started: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -52,13 +77,13 @@ class MethodRun:
         return self.fold, *memoryless_answers_key(self.method, self.settings)
 
 
-def groups_of(plan: Design, fold: int) -> list[tuple[int, ...]]:
+def groups_of(plan: Design, fold: int) -> list[Group]:
     """Users whose models are made together; the same groups in every run."""
     users = plan.answering_users(fold)
     return [users[start : start + MAX_USERS_PER_GROUP] for start in range(0, len(users), MAX_USERS_PER_GROUP)]
 
 
-def timed_group(plan: Design) -> tuple[int, ...]:
+def timed_group(plan: Design) -> Group:
     """The users whose models and answers are timed without cached states.
 
     Their time is the reported cost. All other users share states that earlier methods computed.
@@ -102,15 +127,21 @@ def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, runs: Seq
     return PlanLine("answers", f"about {format_duration(seconds)} on top{but}", "earlier evaluations")
 
 
-def unanswered_groups(eval_context: EvalContext, evaluation: int, run: MethodRun) -> list[tuple[int, ...]]:
+def unanswered_groups(eval_context: EvalContext, evaluation: int, run: MethodRun) -> list[Group]:
     """The groups of a method run that are not answered yet."""
     groups = groups_of(eval_context.design, run.fold)
     done = eval_context.reg.evaluations.predictions.finished_cells(evaluation, run.fold, run.method.name, run.settings)
     return [group for group in groups if not done.keys() >= set(group)]
 
 
-def run_method(eval_context: EvalContext, evaluation: int, run: MethodRun, done: int) -> Iterator[Event]:
-    """Answer the missing queries of a method run. `done` users are already counted in the progress."""
+def run_method(
+    eval_context: EvalContext, evaluation: int, run: MethodRun, done: int, executor: Executor | None = None
+) -> Iterator[Event]:
+    """Answer the missing queries of a method run. `done` users are already counted in the progress.
+
+    Stacks are trained by `executor`, else on the context's base, where all else is computed. The timed group is made
+    and answered there as well.
+    """
     groups = unanswered_groups(eval_context, evaluation, run)
     if not groups:
         return
@@ -118,41 +149,86 @@ def run_method(eval_context: EvalContext, evaluation: int, run: MethodRun, done:
     context = eval_context.method_context(run.fold, run.method)
     known = AnswersWithoutMemory.load(eval_context.reg, evaluation, run.fold, run.method, run.settings)
     timed = timed_group(eval_context.design) if run.fold == 0 else ()
-    for group in groups:
-        started = time.perf_counter()
-        own = eval_context.without_cached_states(context) if group == timed else context
-        if known.cover(group):
-            cells = _add_memory(eval_context, run, own, group, known)
-        else:
-            cells = yield from _build_and_answer(eval_context, run, own, group, is_timed=group == timed)
-        eval_context.reg.evaluations.predictions.save_cells(evaluation, cells)
-        done += len(group)
-        yield JobProgress(f"fold {run.fold + 1}, {run.method.name}", done, seconds=time.perf_counter() - started)
+    trains = run.method.stack != "none" and run.method.build is None
+    here = [group for group in groups if group == timed or known.cover(group) or not trains]
+    elsewhere = [group for group in groups if group not in here]
+    executor = executor if executor is not None else LocalExecutor(eval_context.base)
+    for answered in chain(
+        (_answer_here(eval_context, run, context, group, known, is_timed=group == timed) for group in here),
+        _answer_trained(eval_context, run, context, elsewhere, executor),
+    ):
+        if answered.failed:
+            yield Note(
+                f"Fold {run.fold + 1}, {run.method.name}: training failed for {answered.failed} users; "
+                "they are measured without a stack.",
+                warning=True,
+            )
+        eval_context.reg.evaluations.predictions.save_cells(evaluation, answered.cells)
+        done += len(answered.cells)
+        yield JobProgress(f"fold {run.fold + 1}, {run.method.name}", done, seconds=answered.seconds)
 
 
-def _build_and_answer(
-    eval_context: EvalContext, run: MethodRun, context: MethodContext, group: Sequence[int], *, is_timed: bool
-) -> Generator[Event, None, list[AnsweredCell]]:
+def _answer_here(
+    eval_context: EvalContext,
+    run: MethodRun,
+    context: MethodContext,
+    group: Group,
+    known: AnswersWithoutMemory,
+    *,
+    is_timed: bool,
+) -> AnsweredGroup:
+    """Make the models of a group and answer, on the context's base. A timed group starts without cached states."""
     from mta_cli.engine.methods.personalize import build_models
     from mta_cli.engine.model.load import fresh_activation_cache
 
     started = time.perf_counter()
+    own = eval_context.without_cached_states(context) if is_timed else context
+    if known.cover(group):
+        return AnsweredGroup(_add_memory(eval_context, run, own, group, known), 0, time.perf_counter() - started)
+    begun = time.perf_counter()
     with fresh_activation_cache(eval_context.base) if is_timed else nullcontext():
-        made = build_models(run.method, context, eval_context.method_users(group), run.settings)
-        seconds = (time.perf_counter() - started) / len(group)
-        rows = _answer_group(eval_context, run, group, made)
-    yield from _failures(run, made)
-    return [
-        (EvalCell(run.fold, run.method.name, run.settings, user, one.bytes, seconds), rows[user])
-        for user, one in zip(group, made, strict=True)
-    ]
+        made = build_models(run.method, own, eval_context.method_users(group), run.settings)
+        cells = _answer_models(eval_context, run, group, made, time.perf_counter() - begun)
+    return AnsweredGroup(cells, sum(one.failed for one in made), time.perf_counter() - started)
+
+
+def _answer_trained(
+    eval_context: EvalContext, run: MethodRun, context: MethodContext, groups: Sequence[Group], executor: Executor
+) -> Iterator[AnsweredGroup]:
+    """Have the stacks of groups trained by `executor`; answer each group as it comes, on the context's base."""
+    from mta_cli.engine.methods.personalize import plan_models
+    from mta_cli.engine.training.session import TrainingResult
+
+    planned: list[_PlannedGroup] = []  # of those with something to train, in the order of their works
+    untrained: list[_PlannedGroup] = []
+
+    def works() -> Iterator[GroupWork]:
+        for group in groups:
+            started = time.perf_counter()
+            plan = plan_models(run.method, context, eval_context.method_users(group), run.settings)
+            one = _PlannedGroup(group, plan, started, time.perf_counter() - started)
+            (untrained if plan.work is None else planned).append(one)
+            if plan.work is not None:
+                yield plan.work
+
+    def answer(one: _PlannedGroup, result: TrainingResult | None) -> AnsweredGroup:
+        made = one.plan.finish(result)
+        trained = sum(step.seconds for steps in result.steps for step in steps) if result is not None else 0.0
+        cells = _answer_models(eval_context, run, one.group, made, one.seconds + trained)
+        return AnsweredGroup(cells, sum(model.failed for model in made), time.perf_counter() - one.started)
+
+    for number, report in executor.run(works(), eval_context.below):
+        if isinstance(report, TrainingResult):
+            yield answer(planned[number], report)
+    for one in untrained:
+        yield answer(one, None)
 
 
 def _add_memory(
     eval_context: EvalContext,
     run: MethodRun,
     context: MethodContext,
-    group: Sequence[int],
+    group: Group,
     known: AnswersWithoutMemory,
 ) -> list[AnsweredCell]:
     task, queries = eval_context.request.task, eval_context.design.queries
@@ -162,18 +238,10 @@ def _add_memory(
     ]
 
 
-def _failures(run: MethodRun, made: Sequence[UserModel]) -> Iterator[Event]:
-    if failed := sum(one.failed for one in made):
-        yield Note(
-            f"Fold {run.fold + 1}, {run.method.name}: training failed for {failed} users; "
-            "they are measured without a stack.",
-            warning=True,
-        )
-
-
-def _answer_group(
-    eval_context: EvalContext, run: MethodRun, group: Sequence[int], made: Sequence[UserModel]
-) -> dict[int, list[Prediction]]:
+def _answer_models(
+    eval_context: EvalContext, run: MethodRun, group: Group, made: Sequence[UserModel], seconds: float
+) -> list[AnsweredCell]:
+    """The users' cells and answers. `seconds` is how long it took to make all models."""
     rows: dict[int, list[Prediction]] = {user: [] for user in group}
     model = [(user, one) for user, one in zip(group, made, strict=True) if one.answerer is None]
     for portion in _model_batches(model):
@@ -192,7 +260,10 @@ def _answer_group(
             rows[user] = [
                 _predict_directly(query, run.method.name, one.answerer) for query in eval_context.design.queries[user]
             ]
-    return rows
+    return [
+        (EvalCell(run.fold, run.method.name, run.settings, user, one.bytes, seconds / len(group)), rows[user])
+        for user, one in zip(group, made, strict=True)
+    ]
 
 
 def _model_batches(made: Sequence[tuple[int, UserModel]]) -> Iterator[list[tuple[int, UserModel]]]:

@@ -20,6 +20,7 @@ from mta_cli.pipeline.evaluation.design import Design, evaluation_config, job_na
 from mta_cli.pipeline.evaluation.method_run import MethodRun, cost_of_answers, run_method
 from mta_cli.pipeline.evaluation.method_settings import resolve_settings, trials
 from mta_cli.pipeline.evaluation.result_document import FoldSettings, result_document, score_method
+from mta_cli.pipeline.executors import open_executors
 from mta_cli.pipeline.requests import EvalRequest, eval_request_json
 from mta_cli.pipeline.runs import record_request
 from store.tables.evaluations import Evaluation, TunedSettings
@@ -142,7 +143,7 @@ def _start_evaluation(reg: Registry, request: EvalRequest, design: Design, kind:
     with (
         reg.job_lock(job_name(task, design.key)),
         reg.job_lock(f"bank {request.measured.bank.name}") if request.measured else nullcontext(),
-        reg.hold_users(f"evaluation of {task}", design.all_users),
+        reg.hold_users(f"evaluation of {task}{request.executor.place}", design.all_users),
     ):
         record_models(reg, request.base, request.embedder)
         begun = reg.evaluations.get_or_create_evaluation(
@@ -190,17 +191,19 @@ def _answer_missing(
         yield Note(f"Evaluation {evaluation.id} holds all these answers; nothing to compute.")
         return
     presets = bank_presets([run.method for run in runs])
-    banks: FoldBanks = yield from build_fold_banks(reg, request, design, evaluation.id, presets)
-    profiles = yield from embed_shot_profiles(request, design)
-    context = EvalContext(reg, request, design, banks, profiles)
-    yield JobStarted("eval run", total=total, unit="users")
-    finished = sum(counts)
-    # Methods above the same weights are grouped, so that their shared states are computed once. Answers to which a
-    # memory is only added come first.
-    for run in sorted(runs, key=lambda c: (c.fold, c.method.below, c.method.memory_is_only_added)):
-        answered = len(design.answering_users(run.fold))
-        yield from run_method(context, evaluation.id, run, finished)
-        finished += answered - counts[runs.index(run)]
+    with open_executors(request.executor) as executors:
+        banks: FoldBanks = yield from build_fold_banks(reg, request, design, evaluation.id, presets, executors)
+        profiles = yield from embed_shot_profiles(request, design)
+        context = EvalContext(reg, request, design, banks, profiles)
+        executor = executors.for_base(context.base, request.base.path)
+        yield JobStarted("eval run", total=total, unit="users")
+        finished = sum(counts)
+        # Methods above the same weights are grouped, so that their shared states are computed once. Answers to which a
+        # memory is only added come first.
+        for run in sorted(runs, key=lambda c: (c.fold, c.method.below, c.method.memory_is_only_added)):
+            answered = len(design.answering_users(run.fold))
+            yield from run_method(context, evaluation.id, run, finished, executor)
+            finished += answered - counts[runs.index(run)]
 
 
 def _choose(

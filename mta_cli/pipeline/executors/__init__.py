@@ -1,4 +1,4 @@
-"""Where groups are trained: in this process (`local`), or by workers of a Ray cluster (`ray_workers`)."""
+"""Where works run: in this process (`local`), or on workers of a Ray cluster (`ray_workers`)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,49 @@ from mta_cli.pipeline.executors.local import Executor, LocalExecutor
 if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.options import ExecutorOptions
+    from mta_cli.pipeline.executors.ray_workers import RayExecutor, WorkerBase
+
+
+class Executors:
+    """The executors of a job. Workers of Ray begin with the first work, once for each base, and stay."""
+
+    def __init__(self, options: ExecutorOptions) -> None:
+        """Raises UsageError where Ray is asked for and not installed."""
+        if options.executor == "ray":
+            from mta_cli.pipeline.executors.ray_workers import import_ray
+
+            import_ray()
+        self._options = options
+        self._with_workers: dict[WorkerBase, RayExecutor] = {}
+
+    def for_base(self, base: LoadedBase, path: Path) -> Executor:
+        """The executor for a base from the folder `path`."""
+        if self._options.executor == "local":
+            return LocalExecutor(base)
+        from mta_cli.pipeline.executors.ray_workers import RayExecutor, WorkerBase
+
+        given = WorkerBase.of(base, path)
+        if given not in self._with_workers:
+            self._with_workers[given] = RayExecutor(given, self._options)
+        return self._with_workers[given]
+
+    def close(self) -> None:
+        """End all workers, and the cluster if it began here."""
+        for executor in self._with_workers.values():
+            executor.close()
 
 
 @contextmanager
-def open_executor(options: ExecutorOptions, base: LoadedBase, path: Path) -> Iterator[Executor]:
-    """The executor of a job; `path` is the base's folder. Its workers end with the block. Raises UsageError."""
-    if options.executor == "local":
-        yield LocalExecutor(base)
-        return
-    from mta_cli.pipeline.executors.ray_workers import RayExecutor
+def open_executors(options: ExecutorOptions, outer: Executors | None = None) -> Iterator[Executors]:
+    """The executors of a job, or those of the `outer` job that it is a part of. Workers end with the outermost block.
 
-    executor = RayExecutor(base, path, options)
+    Raises UsageError where Ray is asked for and not installed.
+    """
+    if outer is not None:
+        yield outer
+        return
+    executors = Executors(options)
     try:
-        yield executor
+        yield executors
     finally:
-        executor.close()
+        executors.close()

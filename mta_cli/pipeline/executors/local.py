@@ -1,26 +1,27 @@
-"""Trains groups one after another in this process."""
+"""Runs works one after another in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.training.session import SessionReport, TrainingSession
-    from mta_cli.engine.training.work import GroupWork
+    from mta_cli.engine.work import AnchorLookup, ReportT, Session, Work
 
 
 class Executor(Protocol):
-    """Where groups are trained. What a group becomes does not depend on it."""
+    """Where works run. What becomes of a work does not depend on it."""
 
-    def run(self, works: Iterable[GroupWork]) -> Iterator[tuple[int, SessionReport]]:
-        """Train the works, which are drawn as there is room for them; the reports of each, by its number."""
-        ...
+    def run(
+        self, works: Iterable[Work[ReportT]], below: LoraWeights | None = None, anchors: AnchorLookup = ()
+    ) -> Iterator[tuple[int, ReportT]]:
+        """Run the works above the task adapter `below`; the reports of each, by its number.
 
-    def set_task_adapter(self, below: LoraWeights | None) -> None:
-        """What the works that follow are trained above. A base in this process holds it by then."""
+        Works are drawn as there is room for them. They name `anchors` by number. A base in this process holds the task
+        adapter by then.
+        """
         ...
 
     def checkpoint(self, number: int) -> bytes | None:
@@ -33,19 +34,18 @@ class LocalExecutor:
 
     def __init__(self, base: LoadedBase) -> None:
         self._base = base
-        self._running: tuple[int, TrainingSession] | None = None
+        self._running: tuple[int, Session[Any]] | None = None
 
-    def run(self, works: Iterable[GroupWork]) -> Iterator[tuple[int, SessionReport]]:
+    def run(
+        self, works: Iterable[Work[ReportT]], below: LoraWeights | None = None, anchors: AnchorLookup = ()
+    ) -> Iterator[tuple[int, ReportT]]:
         """See `Executor`."""
         for number, work in enumerate(works):
-            session = work.session(self._base)
+            session = work.session(self._base, anchors)
             self._running = (number, session)
-            for report in session.run_training():
+            for report in session.run():
                 yield number, report
             self._running = None
-
-    def set_task_adapter(self, below: LoraWeights | None) -> None:
-        """See `Executor`."""
 
     def checkpoint(self, number: int) -> bytes | None:
         """See `Executor`."""

@@ -1,4 +1,4 @@
-"""Trains groups on workers of a Ray cluster. Each worker loads the base once and keeps it.
+"""Runs works on workers of a Ray cluster. Each worker loads the base once and keeps it, and each anchor as well.
 
 A worker gets token ids, factors and seeds, and neither names nor the store; it needs mta in the same version, and the
 base in a folder of the same fingerprint. Checkpoints come back with the reports, so a group whose worker is lost goes
@@ -10,21 +10,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli import __version__
-from mta_cli.engine.training.session import SessionReport, SessionStep, TrainingResult
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, UsageError
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.training.work import GroupWork
+    from mta_cli.engine.work import AnchorLookup, ReportT, Work
     from mta_cli.options import ExecutorOptions
 
-MAX_TRIES = 4  # of one group, as workers are lost
+BELOW = -1  # the task adapter's number beside those of anchors
+MAX_TRIES = 4  # of one work, as workers are lost
 PLACE_SECONDS = 300.0  # that workers may take until they are ready, while nothing runs
 
 
@@ -48,8 +48,16 @@ class WorkerBase:
     threads: int
     version: str = __version__
 
+    @classmethod
+    def of(cls, base: LoadedBase, path: Path) -> WorkerBase:
+        """What a worker needs to compute as `base` does here, which came from the folder `path`."""
+        import torch
 
-class TrainingWorker:
+        dtype = str(base.dtype).removeprefix("torch.")
+        return cls(str(path), base.name, base.fingerprint, base.device.type, dtype, torch.get_num_threads())
+
+
+class Worker:
     """The actor: one process with the base."""
 
     def __init__(self, given: WorkerBase) -> None:
@@ -61,6 +69,7 @@ class TrainingWorker:
 
         torch.set_num_threads(given.threads)
         self._fault, path = None, Path(given.path)
+        self._factors: dict[int, tuple[Any, LoraWeights | None]] = {}  # with the references that they came by
         try:
             if given.version != __version__:
                 raise BadInput(f"mta {__version__} is there, and {given.version} here.")
@@ -74,44 +83,74 @@ class TrainingWorker:
             self._fault = WorkerFault(f"Node {import_ray().util.get_node_ip_address()}: {error.message}", error.hint)
 
     def fault(self) -> WorkerFault | None:
-        """Why this worker can train nothing; None where it can."""
+        """Why this worker can compute nothing; None where it can."""
         return self._fault
 
-    def train(self, work: GroupWork, below: LoraWeights | None) -> Iterator[SessionReport | WorkerFault]:
-        """Train a group above a task adapter; the reports as they come."""
+    def run(self, work: Work[Any], factors: dict[int, Any]) -> Iterator[Any]:
+        """Run a work with the task adapter and the anchors of these references, by number; the reports as they come.
+
+        Factors that came by the same reference before are not fetched again.
+        """
         try:
-            self._merger.set_adapter(below)
-            yield from work.run(self._base)
+            before = self._factors.get(BELOW, (None, None))[0]
+            for number, reference in factors.items():
+                if number not in self._factors or self._factors[number][0] != reference:
+                    self._factors[number] = (reference, import_ray().get(reference))
+            if before != factors[BELOW]:
+                self._merger.set_adapter(self._factors[BELOW][1])
+            anchors = {number: found for number, (_, found) in self._factors.items() if found is not None}
+            yield from work.session(self._base, anchors).run()
         except MtaError as error:
             yield WorkerFault(error.message, error.hint)
 
 
 @dataclass
 class _Task:
-    """A work on its way: where it runs, and how often it was begun. `is_done`: its result was delivered."""
+    """A work on its way: what is left of it, where it runs, and how often it was begun."""
 
     number: int
-    work: GroupWork
+    work: Work[Any] | None
     worker: Any = None
     reports: Any = None
     tries: int = 0
-    is_done: bool = False
+
+
+@dataclass
+class _Factors:
+    """The task adapter and the anchors of a run, each put into Ray's object store once, when it is first needed."""
+
+    put: Any
+    below: LoraWeights | None
+    anchors: AnchorLookup
+    references: dict[int, Any] = field(default_factory=dict)
+
+    def references_for(self, work: Work[Any]) -> dict[int, Any]:
+        """The references that a worker needs for this work."""
+        for number in (BELOW, *work.anchors_used):
+            if number not in self.references:
+                self.references[number] = self.put(self.below if number == BELOW else self.anchors[number])
+        return {number: self.references[number] for number in (BELOW, *work.anchors_used)}
 
 
 class RayExecutor:
-    """On `options.workers` workers, each with as many threads as this process, so that the bytes are the same."""
+    """On `options.workers` workers, each with as many threads as this process, so that the bytes are the same.
 
-    def __init__(self, base: LoadedBase, path: Path, options: ExecutorOptions) -> None:
-        """Connect to the cluster, or begin one on this machine. Raises UsageError without Ray."""
-        import torch
+    They begin with the first work, in a running cluster, or in one that begins and ends here.
+    """
 
+    def __init__(self, given: WorkerBase, options: ExecutorOptions) -> None:
+        """Begins nothing. Raises UsageError without Ray."""
         ray = self._ray = import_ray()
-        self.workers, self._lost_at_start = list[Any](), 0
+        self._given, self._options = given, options
+        self.workers, self._lost_at_start, self._began = list[Any](), 0, False
         names = ("RayActorError", "WorkerCrashedError", "ObjectLostError", "NodeDiedError")
         self._losses = tuple(getattr(ray.exceptions, name) for name in names if hasattr(ray.exceptions, name))
-        threads = torch.get_num_threads()
-        self._began = not ray.is_initialized()
-        if self._began:
+        self._idle, self._pending = list[Any](), dict[Any, Any]()  # workers that are ready; others by what says so
+
+    def _begin(self) -> None:
+        """Connect to the cluster, or begin one on this machine, and begin the workers. Raises UsageError."""
+        ray, options, threads = self._ray, self._options, self._given.threads
+        if not ray.is_initialized():
             here = {"num_cpus": options.workers * threads, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             address, cluster = (options.ray_address, {}) if options.ray_address else ("local", here)
             try:
@@ -120,16 +159,14 @@ class RayExecutor:
                 raise UsageError(
                     f"There is no Ray cluster at {options.ray_address}.", hint="ray start --head, or leave it out"
                 ) from error
-        on_gpu = base.device.type == "cuda"
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
-        self._class = ray.remote(TrainingWorker).options(
-            num_cpus=threads, num_gpus=options.gpus if on_gpu else 0, runtime_env=environment
+            self._began = True
+        on_gpu = self._given.device == "cuda"
+        self._class = ray.remote(Worker).options(
+            num_cpus=threads,
+            num_gpus=options.gpus if on_gpu else 0,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
         )
         self._require_room(threads, options, on_gpu=on_gpu)
-        dtype = str(base.dtype).removeprefix("torch.")
-        self._given = WorkerBase(str(path), base.name, base.fingerprint, base.device.type, dtype, threads)
-        self._below = ray.put(None)
-        self._idle, self._pending = list[Any](), dict[Any, Any]()  # workers that are ready; others by what says so
         for _ in range(options.workers):
             self._begin_worker()
 
@@ -152,18 +189,26 @@ class RayExecutor:
         self.workers.append(worker)
         self._pending[worker.fault.remote()] = worker
 
-    def set_task_adapter(self, below: LoraWeights | None) -> None:
-        """See `Executor`."""
-        self._below = self._ray.put(below)
+    def _end_worker(self, worker: Any) -> None:
+        self.workers.remove(worker)
+        with suppress(Exception):
+            self._ray.kill(worker)
 
-    def run(self, works: Iterable[GroupWork]) -> Iterator[tuple[int, SessionReport]]:
+    def run(
+        self, works: Iterable[Work[ReportT]], below: LoraWeights | None = None, anchors: AnchorLookup = ()
+    ) -> Iterator[tuple[int, ReportT]]:
         """See `Executor`. A work whose worker is lost goes on from its last checkpoint on the next that is free."""
-        fresh, lost, running = enumerate(works), deque[_Task](), list[_Task]()
+        fresh, running = enumerate(works), list[_Task]()
+        if (first := _drawn(fresh)) is None:
+            return
+        if not self.workers:
+            self._begin()
+        factors, waiting = _Factors(self._ray.put, below, anchors), deque([first])  # waiting: the first, and lost ones
         try:
             while True:
-                while self._idle and (task := lost.popleft() if lost else _drawn(fresh)) is not None:
-                    running.append(self._start(task, self._idle.pop()))
-                if not running and not lost and (self._idle or not self._pending):
+                while self._idle and (task := waiting.popleft() if waiting else _drawn(fresh)) is not None:
+                    running.append(self._start(task, self._idle.pop(), factors))
+                if not running and not waiting and (self._idle or not self._pending):
                     return
                 refs = [task.reports for task in running] + list(self._pending)
                 ready, _ = self._ray.wait(refs, num_returns=1, timeout=None if running else PLACE_SECONDS)
@@ -177,11 +222,12 @@ class RayExecutor:
                     report = self._next_report(task)
                 except self._losses as error:
                     running.remove(task)
+                    self._end_worker(task.worker)  # it may live where only what it sent is lost
                     self._begin_worker()
-                    if task.tries >= MAX_TRIES and not task.is_done:
-                        raise BadInput(f"A group lost {MAX_TRIES} workers.", hint="look at Ray's logs") from error
-                    if not task.is_done:
-                        lost.append(task)
+                    if task.work is not None:
+                        if task.tries >= MAX_TRIES:
+                            raise BadInput(f"A group lost {MAX_TRIES} workers.", hint="look at Ray's logs") from error
+                        waiting.append(task)
                     continue
                 if report is None:
                     running.remove(task)
@@ -190,8 +236,7 @@ class RayExecutor:
                     yield task.number, report
         finally:
             for task in running:
-                with suppress(Exception):
-                    self._ray.kill(task.worker)
+                self._end_worker(task.worker)
 
     def _welcome(self, ref: Any) -> None:
         """A worker is ready, or has a fault, or is lost already. Raises BadInput for a fault."""
@@ -199,13 +244,17 @@ class RayExecutor:
         try:
             fault: WorkerFault | None = self._ray.get(ref)
         except self._losses as error:
+            self._end_worker(worker)
             self._lost_at_start += 1
-            if self._lost_at_start >= MAX_TRIES:
-                raise BadInput(f"{MAX_TRIES} workers ended before they were ready.", hint="see Ray's logs") from error
+            if self._lost_at_start >= MAX_TRIES * self._options.workers:  # Ray knows late which nodes are lost
+                raise BadInput(
+                    f"{self._lost_at_start} workers in a row ended before they were ready.", hint="see Ray's logs"
+                ) from error
             self._begin_worker()
             return
         if fault is not None:
             raise BadInput(fault.message, hint=fault.hint)
+        self._lost_at_start = 0
         self._idle.append(worker)
 
     def checkpoint(self, number: int) -> bytes | None:
@@ -214,32 +263,33 @@ class RayExecutor:
 
     def close(self) -> None:
         """End the workers, and the cluster if it began here."""
-        for worker in self.workers:
-            with suppress(Exception):
-                self._ray.kill(worker)
+        for worker in list(self.workers):
+            self._end_worker(worker)
         if self._began:
             self._ray.shutdown()
+            self._began = False
 
-    def _start(self, task: _Task, worker: Any) -> _Task:
+    def _start(self, task: _Task, worker: Any, factors: _Factors) -> _Task:
+        assert task.work is not None, "something is left to do"
         task.worker, task.tries = worker, task.tries + 1
-        task.reports = worker.train.options(num_returns="streaming").remote(task.work, self._below)
+        run = worker.run.options(num_returns="streaming")
+        task.reports = run.remote(task.work, factors.references_for(task.work))
         return task
 
-    def _next_report(self, task: _Task) -> SessionReport | None:
+    def _next_report(self, task: _Task) -> Any:
         """The next report; None at the end. Raises BadInput for a fault, and one of `_losses` for a lost worker."""
         try:
-            report: SessionReport | WorkerFault = self._ray.get(next(task.reports))
+            report = self._ray.get(next(task.reports))
         except StopIteration:
             return None
         if isinstance(report, WorkerFault):
             raise BadInput(report.message, hint=report.hint)
-        if isinstance(report, SessionStep) and report.checkpoint is not None:
-            task.work = replace(task.work, checkpoint=report.checkpoint)
-        task.is_done = task.is_done or isinstance(report, TrainingResult)
+        if task.work is not None:
+            task.work = task.work.remaining(report)
         return report
 
 
-def _drawn(fresh: Iterator[tuple[int, GroupWork]]) -> _Task | None:
+def _drawn(fresh: Iterator[tuple[int, Work[Any]]]) -> _Task | None:
     drawn = next(fresh, None)
     return None if drawn is None else _Task(*drawn)
 

@@ -65,7 +65,8 @@ class DoctorRequest:
     """What to check: the store's directory, the two default models, settings as (key, value, origin), and how deep.
 
     The findings have no user's name unless `names` are asked for, so that they can be pasted into a report.
-    `settings_fault` says why the settings could not be read; the other values are then the defaults.
+    `settings_fault` says why the settings could not be read; the other values are then the defaults. With
+    `ray_address` the nodes of that cluster are asked for their versions.
     """
 
     store: Path
@@ -76,6 +77,7 @@ class DoctorRequest:
     timeout: float = 10.0
     deep: bool = False
     names: bool = False
+    ray_address: str = ""
 
 
 def run_checks(what: DoctorRequest) -> Iterator[Event]:
@@ -94,6 +96,7 @@ def run_checks(what: DoctorRequest) -> Iterator[Event]:
         ("base", lambda: _check_default_model("base", what.base)),
         ("embedder", lambda: _check_default_model("embedder", what.embedder)),
         ("settings", lambda: _check_settings(what)),
+        *([("cluster", lambda: _check_cluster(what.ray_address))] if what.ray_address else []),
     ]
     yield JobStarted("doctor", len(probes), "checks")
     checks = []
@@ -251,6 +254,20 @@ def _check_default_model(kind: str, name: str) -> Check:
 def _check_settings(what: DoctorRequest) -> Check:
     own = [f"{key} = {value} ({origin})" for key, value, origin in what.settings if origin != "default"]
     return Check("settings", what.settings_fault is None, what.settings_fault or "; ".join(own) or "all defaults")
+
+
+def _check_cluster(address: str) -> Check:
+    """Whether every node has the versions of this process; workers compute the same bytes only then."""
+    from mta_cli.pipeline.executors.nodes import node_versions, versions_here
+
+    ours, nodes, faults = versions_here(), node_versions(address), []
+    for node, found in nodes.items():
+        if isinstance(found, str):
+            faults.append(f"{node} cannot run mta: {found}")
+        else:
+            faults += [f"{node} has {name} {found[name]}" for name in ours if found[name] != ours[name]]
+    versions = ", ".join(f"{name} {version}" for name, version in ours.items())
+    return Check("cluster", not faults, "; ".join([*faults, f"{len(nodes)} nodes; here {versions}"]))
 
 
 def summary(result: dict[str, Any]) -> str:

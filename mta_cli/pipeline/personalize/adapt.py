@@ -16,7 +16,8 @@ from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine, UnitFailed
 from mta_cli.options import AdaptOptions
 from mta_cli.pipeline.bank.lora_xs_basis import load_or_make_basis
-from mta_cli.pipeline.executors import open_executor
+from mta_cli.pipeline.executors import Executors, open_executors
+from mta_cli.pipeline.executors.local import Executor
 from mta_cli.pipeline.personalize.fuse import (
     FusionContext,
     anchor_users,
@@ -37,7 +38,7 @@ from mta_cli.pipeline.training.groups import (
     max_group_size,
     train_groups,
 )
-from mta_cli.pipeline.user_weights import current_bank, load_recipe_anchors, load_task_adapter
+from mta_cli.pipeline.user_weights import current_bank, load_recipe_anchors
 from mta_cli.pipeline.users.dependents import join_names
 from store.records import Adapter, Bank, Item, Recipe, Run, Stack, User
 from store.tables.recipes_and_stacks import pack_anchor_weights
@@ -71,14 +72,20 @@ class AdaptContext:
     """A base with the task adapter merged in, and what the stacks of all users share."""
 
     def __init__(
-        self, reg: Registry, base: LoadedBase, fusing: FusionContext, request: FuseRequest, options: AdaptOptions
+        self,
+        reg: Registry,
+        base: LoadedBase,
+        executor: Executor,
+        fusing: FusionContext,
+        request: FuseRequest,
+        options: AdaptOptions,
     ) -> None:
         from mta_cli.engine.methods.stacks import initial_stack
 
-        self.reg, self.base, self.fusing, self.request, self.options = reg, base, fusing, request, options
+        self.reg, self.base, self.executor = reg, base, executor
+        self.fusing, self.request, self.options = fusing, request, options
         self.bank = fusing.bank.bank
         self.basis = load_or_make_basis(reg, self.bank) if options.kind == CORE_KIND else None
-        self.task_adapter = next(iter(load_task_adapter(reg, self.bank.task, self.bank.base)), None)
         self.start = initial_stack(fusing.bank.methods, options)
 
     def merge_fusion(self, recipe: Recipe) -> tuple[LoraWeights, ...]:
@@ -123,10 +130,11 @@ def adapt_users(
     used = [*(user.id for user in chosen), *anchor_users(reg, bank)]
     with (
         reg.job_lock(f"adapt {request.task.name}"),
-        reg.hold_users(f"adaptation for {request.task.name}", used),
+        reg.hold_users(f"adaptation for {request.task.name}{request.executor.place}", used),
         record_request(reg, ADAPT_RUN_KIND, asked, bank_id=bank.id, asked_users=whom),
+        open_executors(request.executor) as executors,
     ):
-        recipes, context = yield from _prepare_context(reg, bank, chosen, request, options)
+        recipes, context = yield from _prepare_context(reg, bank, chosen, request, options, executors)
         results: dict[int, dict[str, Any]] = {}
         targets: list[AdaptTarget] = []
         for user in chosen:
@@ -178,7 +186,12 @@ def _plan_lines(
 
 
 def _prepare_context(
-    reg: Registry, bank: Bank, users: Sequence[User], request: FuseRequest, options: AdaptOptions
+    reg: Registry,
+    bank: Bank,
+    users: Sequence[User],
+    request: FuseRequest,
+    options: AdaptOptions,
+    executors: Executors,
 ) -> Generator[Event, None, tuple[dict[int, Recipe], AdaptContext]]:
     """The loaded base and the recipes of all users. An existing recipe is kept unless weights were asked for."""
     from mta_cli.pipeline.models.installed import record_models
@@ -188,9 +201,10 @@ def _prepare_context(
     missing = [user for user in users if kept[user.id] is None or _needs_new_recipe(kept[user.id], request)]
     base = load_with_task_adapter(reg, bank, request)
     fusing = yield from prepare_fusing(reg, bank, users, request, base)
-    made = (yield from make_recipes(reg, fusing, missing, request)) if missing else {}
+    executor = executors.for_base(base, request.base.path)
+    made = (yield from make_recipes(reg, fusing, missing, request, executor)) if missing else {}
     recipes = {user_id: recipe for user_id, recipe in kept.items() if recipe is not None} | made
-    return recipes, AdaptContext(reg, base, fusing, request, options)
+    return recipes, AdaptContext(reg, base, executor, fusing, request, options)
 
 
 def _needs_new_recipe(recipe: Recipe | None, request: FuseRequest) -> bool:
@@ -240,9 +254,8 @@ def _train_stacks(
         ready = (
             _training_group(context, group, runs, results) for group in _start_group_runs(context.reg, groups, runs)
         )
-        with open_executor(context.request.executor, context.base, context.request.base.path) as executor:
-            executor.set_task_adapter(context.task_adapter)
-            yield from train_groups(context.reg, context.base, ready, executor=executor)
+        below = context.fusing.task_adapter
+        yield from train_groups(context.reg, context.base, ready, executor=context.executor, below=below)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | GeneratorExit)
         with context.reg.transaction():

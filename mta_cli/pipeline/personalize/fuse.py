@@ -11,6 +11,8 @@ from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult
 from mta_cli.options import FuseOptions
 from mta_cli.pipeline.bank.screening import usable_anchors
 from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.executors import open_executors
+from mta_cli.pipeline.executors.local import Executor, LocalExecutor
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.personalize.method_inputs import BankContext, load_bank_context, load_profiles, user_shots
@@ -20,6 +22,8 @@ from store.records import Bank, Recipe, User
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.methods.anchor_weights import AnchorShare, EvidenceWork
     from mta_cli.engine.methods.method import AnchorWeighting, UserShots
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.pipeline.requests import FuseRequest
@@ -48,10 +52,14 @@ def fuse_user(
     needs_base = weighting_of(request.options) in NEEDS_SHOTS and reg.items.recent_items(
         user.id, request.task.name, request.options.shots
     )
-    with reg.hold_users(f"fusion for {request.task.name}", [user.id, *anchor_users(reg, bank)]):
+    with (
+        reg.hold_users(f"fusion for {request.task.name}{request.executor.place}", [user.id, *anchor_users(reg, bank)]),
+        open_executors(request.executor) as executors,
+    ):
         base = load_with_task_adapter(reg, bank, request) if needs_base else None
         fusing = yield from prepare_fusing(reg, bank, [user], request, base)
-        recipes = yield from make_recipes(reg, fusing, [user], request)
+        executor = executors.for_base(base, request.base.path) if base is not None else None
+        recipes = yield from make_recipes(reg, fusing, [user], request, executor)
     yield ArtifactSaved("recipe", user.name, f"{recipes[user.id].bytes} bytes")
     yield JobResult(recipe_json(reg, user, bank, recipes[user.id]))
 
@@ -89,18 +97,25 @@ def load_with_task_adapter(reg: Registry, bank: Bank, request: FuseRequest) -> L
     from mta_cli.engine.lora.adapter import AdapterMerger
 
     base = load_on_device(request.base, request.machine, reg=reg)
-    if bank.task_adapter:
-        AdapterMerger(base).set_adapter(load_weights(reg, bank.task_adapter, bank.base))
+    AdapterMerger(base).set_adapter(_task_adapter(reg, bank))
     return base
+
+
+def _task_adapter(reg: Registry, bank: Bank) -> LoraWeights | None:
+    return load_weights(reg, bank.task_adapter, bank.base) if bank.task_adapter else None
 
 
 @dataclass(frozen=True)
 class FusionContext:
-    """A bank's context with what turns its users into shots. `rows` is None where no base is loaded."""
+    """A bank's context with what turns its users into shots, and the task adapter that the base holds.
+
+    `rows` and `task_adapter` are None where no base is loaded.
+    """
 
     bank: BankContext
     profiles: Mapping[int, Tensor]
     rows: PromptRowBuilder | None
+    task_adapter: LoraWeights | None = None
 
     def user_shots(self, reg: Registry, user: User, shots: int) -> UserShots:
         """The user with the most recent `shots` items."""
@@ -124,21 +139,25 @@ def prepare_fusing(
     rows = None if base is None else PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
     memory = BankMemory(reg, request.task, bank, device=request.machine.device)
     context = load_bank_context(reg, bank, request.task, base, memory, seed=request.machine.seed, rows=rows)
-    return FusionContext(context, load_profiles(reg, request.task.name, request.embedder.fingerprint, users), rows)
+    profiles = load_profiles(reg, request.task.name, request.embedder.fingerprint, users)
+    return FusionContext(context, profiles, rows, None if base is None else _task_adapter(reg, bank))
 
 
 def make_recipes(
-    reg: Registry, fusing: FusionContext, users: Sequence[User], request: FuseRequest
+    reg: Registry,
+    fusing: FusionContext,
+    users: Sequence[User],
+    request: FuseRequest,
+    executor: Executor | None = None,
 ) -> Generator[Event, None, dict[int, Recipe]]:
     """Compute and store the recipes of `users`; `return`s them by user id.
 
-    Raises UsersChanged where anchors were replaced meanwhile, and NotFound where the bank was.
+    Evidence is computed by `executor`, else on the context's base. Raises UsersChanged where anchors were replaced
+    meanwhile, and NotFound where the bank was.
     """
-    from mta_cli.engine.methods.anchor_weights import user_batches, weigh_anchors, weighting_for
-
-    weighting, options, context = weighting_of(request.options), request.options, fusing.bank.methods
     by_id = {user.id: user for user in users}
-    asking = [fusing.user_shots(reg, user, options.shots) for user in users]
+    shares: dict[int, list[AnchorShare]] = {}
+    asking = [fusing.user_shots(reg, user, request.options.shots) for user in users]
     for one in asking:
         if one.profile is None:
             yield Note(
@@ -146,20 +165,54 @@ def make_recipes(
                 "the task adapter alone answers.",
                 warning=True,
             )
-    recipes: dict[int, Recipe] = {}
     yield JobStarted("weights of anchors", total=len(asking), unit="users")
-    for batch in user_batches(context, asking, weighting, options):
-        shares_of_batch = weigh_anchors(context, batch, weighting, options, request.memory)
-        context.cache.clear()  # these users are not needed again
-        for one, shares in zip(batch, shares_of_batch, strict=True):
-            method = weighting_for(one, weighting)
-            recipes[one.number] = fusing.bank.to_recipe(by_id[one.number], method, shares)
-        yield JobProgress(by_id[batch[-1].number].name, len(recipes))
+    for found in _weigh_batches(fusing, asking, request, executor):
+        shares |= found
+        yield JobProgress(by_id[next(reversed(found))].name, len(shares))
+    recipes = {
+        one.number: fusing.bank.to_recipe(by_id[one.number], _method(one, request), shares[one.number])
+        for one in asking
+    }
     with reg.transaction():
         _require_anchors(reg, fusing.bank.bank, [share.anchor_id for one in recipes.values() for share in one.shares])
         for recipe in recipes.values():
             reg.recipes.save_recipe(recipe)
     return recipes
+
+
+def _method(user: UserShots, request: FuseRequest) -> AnchorWeighting:
+    from mta_cli.engine.methods.anchor_weights import weighting_for
+
+    return weighting_for(user, weighting_of(request.options))
+
+
+def _weigh_batches(
+    fusing: FusionContext, asking: Sequence[UserShots], request: FuseRequest, executor: Executor | None
+) -> Iterator[dict[int, list[AnchorShare]]]:
+    """The weights of each batch of users, by user id. Evidence is computed by `executor`, in its own order."""
+    from mta_cli.engine.methods.anchor_weights import EvidenceWork, shot_cases, user_batches, weigh_anchors
+    from mta_cli.engine.methods.method import NEEDS_SHOTS
+
+    context, options, memory = fusing.bank.methods, request.options, request.memory
+    weighting = weighting_of(options)
+    batches: list[list[UserShots]] = []
+    needs_shots = {one.number for one in asking if _method(one, request) in NEEDS_SHOTS}
+    if others := [one for one in asking if one.number not in needs_shots]:
+        found = weigh_anchors(context, others, weighting, options, memory)
+        yield {one.number: own for one, own in zip(others, found, strict=True)}
+    if not needs_shots:
+        return
+
+    def works() -> Iterator[EvidenceWork]:
+        for batch in user_batches(context, asking, weighting, options):
+            if own := [one for one in batch if one.number in needs_shots]:
+                batches.append(own)
+                yield EvidenceWork(shot_cases(context, own, options, memory), weighting, options)
+            context.cache.clear()  # these users are not needed again
+
+    runner = executor if executor is not None else LocalExecutor(context.loaded_base)
+    for number, found in runner.run(works(), fusing.task_adapter, context.anchors):
+        yield {one.number: own for one, own in zip(batches[number], found, strict=True)}
 
 
 def _require_anchors(reg: Registry, bank: Bank, anchors: Sequence[int]) -> None:

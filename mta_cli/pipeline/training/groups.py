@@ -179,9 +179,11 @@ def train_groups(
     groups: Iterable[TrainingGroup],
     done: int = 0,
     executor: Executor | None = None,
+    below: LoraWeights | None = None,
 ) -> Iterator[Event]:
     """Train groups, and store the result of each: by `executor`, or one after another on `base`.
 
+    `below` is the task adapter that they are trained above, which `base` holds by then.
     `done` is the number of steps already counted in the progress. A checkpoint of each group is kept while it runs,
     also when the generator is closed. It is deleted when the group's adapters are stored.
     """
@@ -194,7 +196,7 @@ def train_groups(
             yield recorders[-1].take_work()
 
     try:
-        for number, report in executor.run(works()):
+        for number, report in executor.run(works(), below):
             others = sum(one.steps_counted for one in recorders if one is not recorders[number])
             yield from recorders[number].record_report(report, done + others)
     except GeneratorExit:  # stopped between two steps: nothing of a training is lost

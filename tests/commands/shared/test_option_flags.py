@@ -34,14 +34,14 @@ WORDS: dict[str, list[str]] = {
 ANSWERING = ("answer", "memory", "prompt", "models", "machine")
 SECTIONS: dict[str, tuple[str, ...]] = {
     "bank build": ("bank", "gates", "prompt", "models", "machine", "executor"),
-    "user fuse": ("fuse", "prompt", "models", "machine"),
+    "user fuse": ("fuse", "prompt", "models", "machine", "executor"),
     "user adapt": ("adapt", "fuse", "memory", "prompt", "models", "machine", "executor"),
     "user export": ("models",),
     "ask": ANSWERING,
     "compare": ANSWERING,
     "chat": ANSWERING,
-    "eval run": ("eval", "bank", "prompt", "models", "machine"),
-    "eval tune": ("eval", "bank", "prompt", "models", "machine"),
+    "eval run": ("eval", "bank", "prompt", "models", "machine", "executor"),
+    "eval tune": ("eval", "bank", "prompt", "models", "machine", "executor"),
     "serve": ("serve", *ANSWERING),
     "demo": ("machine",),
 }

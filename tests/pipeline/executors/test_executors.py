@@ -1,8 +1,7 @@
-"""Groups that are trained by workers become the same bytes as here, also when workers are lost."""
+"""Groups that are trained and weighed by workers become the same bytes as here, also when workers are lost."""
 
 from __future__ import annotations
 
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,49 +13,47 @@ from mta_cli.errors import BadInput, UsageError
 from mta_cli.options import AdaptOptions, ExecutorOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.executors import ray_workers
+from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY
 from mta_cli.pipeline.personalize.adapt import adapt_users
-from mta_cli.pipeline.training import groups
 from store.registry import Registry
-from tests.network import LOOPBACK, allow_hosts
 from tests.pipeline.town import LORA, QUICK, bank_request, finish, fuse_request, people
 
 LOCAL = ExecutorOptions()
 
 
-@pytest.fixture(autouse=True)
-def small_groups(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several groups, so that there is something to do for several workers; Ray may talk to this machine."""
-    monkeypatch.setattr(groups, "MAX_USERS_PER_GROUP", 2)
-    own = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
-    allow_hosts(monkeypatch, {*LOOPBACK, *own})
-
-
-@pytest.fixture
-def ray() -> Any:
-    """Ray, where it is installed."""
-    return pytest.importorskip("ray", reason="Ray is not installed: pip install 'mta-cli[ray]'")
-
-
-def made(root: Path, executor: ExecutorOptions, stacks: AdaptOptions = QUICK) -> list[Any]:
-    """A bank and everybody's stacks in a new store: the digests of all adapters, and the numbers of all cores."""
+def made(
+    root: Path, executor: ExecutorOptions, stacks: AdaptOptions = QUICK, weights: str | None = None
+) -> dict[str, Any]:
+    """A bank and everybody's recipes and stacks in a new store: digests, weights, and the numbers of all cores."""
     with Registry.open(root, create=True) as reg:
         people(reg)
         finish(build_bank(reg, replace(bank_request(anchors=4), executor=executor)))
-        results, _ = finish(adapt_users(reg, None, replace(fuse_request(), executor=executor), stacks))
+        results, _ = finish(adapt_users(reg, None, replace(fuse_request(weights=weights), executor=executor), stacks))
         bank = reg.banks.get("lamp-2")
-        own = [reg.stacks.get(reg.users.get(one["user"]).id, "lamp-2", bank.id) for one in results]
-        losses = [(one["loss_before"], one["loss_after"], one["heldout_after"]) for one in results]
-        anchors = [anchor.digest for anchor in reg.banks.anchors(bank.id)]
-        return [bank.task_adapter, anchors, [(one.digest, one.numbers) for one in own if one is not None], losses]
+        users = [reg.users.get(one["user"]).id for one in results]
+        recipes = [reg.recipes.get(user, "lamp-2", bank.id) for user in users]
+        own = [reg.stacks.get(user, "lamp-2", bank.id) for user in users]
+        return {
+            "task adapter": bank.task_adapter,
+            "anchors": [anchor.digest for anchor in reg.banks.anchors(bank.id)],
+            "memory": bank.config[MIXTURE_WEIGHTS_KEY],
+            "recipes": [(one.method, one.shares) for one in recipes if one is not None],
+            "stacks": [(one.digest, one.numbers) for one in own if one is not None],
+            "losses": [(one["loss_before"], one["loss_after"], one["heldout_after"]) for one in results],
+        }
 
 
-@pytest.mark.parametrize(("workers", "stacks"), [(1, QUICK), (2, QUICK), (2, LORA)])
+@pytest.mark.parametrize(
+    ("workers", "stacks", "weights"),
+    [(1, QUICK, None), (2, QUICK, None), (4, QUICK, None), (2, LORA, "learned")],
+)
 def test_workers_make_the_same_bytes(
-    ray: Any, store_root: Path, tmp_path: Path, workers: int, stacks: AdaptOptions
+    ray: Any, store_root: Path, tmp_path: Path, workers: int, stacks: AdaptOptions, weights: str | None
 ) -> None:
-    here = made(tmp_path / "here", LOCAL, stacks)
-    assert len(here[1]) == 3 and len(here[2]) > 2, "several groups"
-    assert made(tmp_path / "there", ExecutorOptions(executor="ray", workers=workers), stacks) == here
+    here = made(tmp_path / "here", LOCAL, stacks, weights)
+    assert len(here["anchors"]) == 3 and len(here["stacks"]) > 2, "several groups"
+    assert {method for method, _ in here["recipes"]} == {weights or "evidence"}
+    assert made(tmp_path / "there", ExecutorOptions(executor="ray", workers=workers), stacks, weights) == here
 
 
 def test_a_group_whose_worker_is_lost_goes_on_elsewhere(
@@ -94,8 +91,8 @@ def test_a_group_that_loses_every_worker_ends_the_job(
 def test_a_node_with_another_base_is_told(
     ray: Any, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = ray_workers.WorkerBase
-    monkeypatch.setattr(ray_workers, "WorkerBase", lambda path, name, _, *rest: given(path, name, "sha256:0", *rest))
+    given = ray_workers.WorkerBase.of
+    monkeypatch.setattr(ray_workers.WorkerBase, "of", lambda *of: replace(given(*of), fingerprint="sha256:0"))
     with pytest.raises(BadInput, match=r"Node .* is not tiny"):
         made(tmp_path / "there", ExecutorOptions(executor="ray", workers=1))
 
@@ -105,6 +102,22 @@ def test_without_ray_the_way_to_it_is_named(store_root: Path, tmp_path: Path, mo
     with pytest.raises(UsageError, match="needs Ray") as refused:
         made(tmp_path / "there", ExecutorOptions(executor="ray"))
     assert "mta-cli[ray]" in str(refused.value.hint)
+
+
+def test_a_running_job_tells_its_workers(
+    ray: Any, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[str]()
+
+    def look(self: ray_workers.RayExecutor) -> None:
+        with Registry.open(tmp_path / "there") as reg:
+            seen.extend(title for title, _ in reg.jobs.running_jobs())
+        raise UsageError("enough")
+
+    monkeypatch.setattr(ray_workers.RayExecutor, "_begin", look)
+    with pytest.raises(UsageError, match="enough"):
+        made(tmp_path / "there", ExecutorOptions(executor="ray", workers=3))
+    assert seen == ["bank build of lamp-2 on 3 workers of Ray"]
 
 
 def test_workers_that_do_not_fit_are_refused_before_they_wait(

@@ -1,0 +1,63 @@
+"""A computation above the base as a value, so that any process with the base can do it. It holds no one's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.model.load import LoadedBase
+
+ReportT = TypeVar("ReportT")
+ReportT_co = TypeVar("ReportT_co", covariant=True)
+
+
+class AnchorLookup(Protocol):
+    """The factors of a bank's anchors, by number."""
+
+    def __getitem__(self, number: int, /) -> LoraWeights: ...
+
+
+class Session(Protocol[ReportT_co]):
+    """A work in progress."""
+
+    def run(self) -> Iterator[ReportT_co]:
+        """Compute; the reports as they come."""
+        ...
+
+    def checkpoint_bytes(self) -> bytes | None:
+        """A checkpoint; None where there is none to go on from. May only be called between two reports."""
+        ...
+
+
+class Work(Protocol[ReportT]):
+    """What an executor runs. What becomes of it depends on the work, the task adapter and the anchors alone."""
+
+    @property
+    def anchors_used(self) -> Sequence[int]:
+        """The numbers of the anchors that the work needs."""
+        ...
+
+    def session(self, base: LoadedBase, anchors: AnchorLookup) -> Session[ReportT]:
+        """The computation on `base`, which holds the task adapter."""
+        ...
+
+    def remaining(self, report: ReportT) -> Work[ReportT] | None:
+        """What is left to do where its process is lost after this report; None after the last one."""
+        ...
+
+
+class SingleReport(Generic[ReportT]):
+    """A session of one report, without checkpoints."""
+
+    def __init__(self, compute: Callable[[], ReportT]) -> None:
+        self._compute = compute
+
+    def run(self) -> Iterator[ReportT]:
+        """See `Session`."""
+        yield self._compute()
+
+    def checkpoint_bytes(self) -> bytes | None:
+        """See `Session`."""
+        return None

@@ -1,0 +1,64 @@
+"""The versions on every node of a Ray cluster, which must be those of the driver."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mta_cli import __version__
+from mta_cli.errors import UsageError
+from mta_cli.pipeline.executors.ray_workers import import_ray
+
+ANSWER_SECONDS = 120.0  # that a node may take to answer
+
+
+def versions_here() -> dict[str, str]:
+    """Versions of mta, Python and Ray in this process."""
+    return {"mta": __version__, "python": platform.python_version(), "ray": import_ray().__version__}
+
+
+def node_versions(address: str) -> dict[str, dict[str, str] | str]:
+    """Of every node of a cluster, by its address: its versions, or the fault in place of them. Raises UsageError.
+
+    A node without mta is a fault: the question is asked by mta's own code.
+    """
+    with connected(address) as ray:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        ask = ray.remote(versions_here)
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        answers = {
+            f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}": ask.options(
+                num_cpus=0,
+                max_retries=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            ).remote()
+            for node in nodes
+        }
+        return {name: _answer(ray, reference) for name, reference in answers.items()}
+
+
+def _answer(ray: Any, reference: Any) -> dict[str, str] | str:
+    try:
+        found: dict[str, str] = ray.get(reference, timeout=ANSWER_SECONDS)
+    except Exception as error:  # of whatever the node lacks
+        return str(error).strip().splitlines()[-1] or type(error).__name__
+    return found
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """Ray, connected to a running cluster. Raises UsageError where there is none, or none of this version."""
+    ray = import_ray()
+    try:
+        ray.init(address, log_to_driver=False, logging_level="error")
+    except (ConnectionError, ValueError, OSError) as error:
+        raise UsageError(f"There is no Ray cluster at {address}.", hint="ray start --head") from error
+    except RuntimeError as error:  # Ray or Python of another version
+        raise UsageError(str(error).strip().splitlines()[0], hint="the same versions on all nodes") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
