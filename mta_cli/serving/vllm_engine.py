@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,7 @@ class VllmEngine:
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._lock, self._waiting, self._stop = threading.Lock(), 0, False
         self._tasks: dict[VllmAnswer, asyncio.Task[None]] = {}  # of the loop's thread alone, as what follows
+        self._placed: set[VllmAnswer] = set()  # those that wait no longer
         self._unused: set[AdapterFolder] = set()  # goes once no answer needs it
         self._loop, self._begun = asyncio.new_event_loop(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)
@@ -196,7 +198,16 @@ class VllmEngine:
 
     def _begin(self, answers: Sequence[VllmAnswer]) -> None:
         for answer in answers:
-            self._tasks[answer] = self._loop.create_task(self._answer(answer))
+            task = self._tasks[answer] = self._loop.create_task(self._answer(answer))
+            task.add_done_callback(partial(self._end, answer))  # a task that is cancelled early never runs at all
+        self._publish()
+
+    def _end(self, answer: VllmAnswer, task: asyncio.Task[None]) -> None:
+        del self._tasks[answer]
+        if answer not in self._placed:
+            self._leave_queue()
+        self._placed.discard(answer)
+        self._remove_unused()
         self._publish()
 
     def _cancel(self, answers: Sequence[VllmAnswer]) -> None:
@@ -228,10 +239,11 @@ class VllmEngine:
         self._metrics.batch_size.set(len(self._tasks) - self._waiting)
 
     async def _answer(self, answer: VllmAnswer) -> None:
-        waits = True
         try:
             async with self._places:
-                waits = self._leave_queue()
+                self._placed.add(answer)
+                self._leave_queue()
+                self._publish()
                 self._metrics.prompt_tokens.inc(len(answer.prompt))
                 if answer.labels:
                     answer.emit(Finished("stop", 0, tuple(await self._label_scores(answer))))
@@ -243,19 +255,10 @@ class VllmEngine:
             if not answer.cancelled:
                 self._metrics.count_error(error)
                 answer.emit(Failed(error))
-        finally:
-            if waits:
-                self._leave_queue()
-            del self._tasks[answer]
-            self._remove_unused()
-            self._publish()
 
-    def _leave_queue(self) -> bool:
-        """Wait no longer; always false."""
+    def _leave_queue(self) -> None:
         with self._lock:
             self._waiting -= 1
-        self._publish()
-        return False
 
     async def _text(self, answer: VllmAnswer) -> None:
         stepped, ended = 0.0, False

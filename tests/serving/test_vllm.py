@@ -23,6 +23,8 @@ from mta_cli.errors import BadInput, IntegrityFault, UsageError
 from mta_cli.options import ServeOptions
 from mta_cli.pipeline.models.installed import resolve_model, uninstall_model
 from mta_cli.pipeline.requests import ChatOptions
+from mta_cli.serving.answer import Failed
+from mta_cli.serving.engine import Stopping
 from mta_cli.serving.metrics import Metrics
 from mta_cli.serving.vllm_engine import SCORED_TOKENS, connect_vllm, scoring_requests
 from mta_cli.serving.vllm_resolver import ADAPTER_NAME, FOLDER_VARIABLE, find_adapter, register
@@ -220,6 +222,27 @@ def test_answers_wait_for_a_place_and_no_longer_than_may(upstream: StandIn, star
     for thread in threads:
         thread.join(60)
     assert len(upstream.requests) == 3
+
+
+def test_an_answer_that_is_cancelled_before_it_began_leaves_nothing(upstream: StandIn, start: Start) -> None:
+    running = start(options=options(upstream, queue=1))
+    engine, submit = running.service._engine, running.service._engine.submit
+
+    def submit_and_cancel(answers: Any) -> None:
+        both = threading.Event()
+        engine._loop.call_soon_threadsafe(both.wait, 20)  # so that begin and cancel run one right after the other
+        submit(answers)
+        engine.cancel(answers)
+        both.set()
+        for answer in answers:
+            answer.emit(Failed(Stopping("cancelled")))
+
+    engine.submit = submit_and_cancel
+    for _ in range(3):
+        assert running.post("/chat/completions", ask("bob", QUESTION)).status_code == 503
+    assert engine.known_owners() == set() and engine._waiting == 0 and not upstream.requests
+    engine.submit = submit
+    assert running.text("bob", QUESTION)
 
 
 def test_the_vllm_server_is_gone(upstream: StandIn, start: Start) -> None:
