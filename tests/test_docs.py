@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from mta_cli.settings import all_settings
 
@@ -25,7 +27,7 @@ GENERATE = _generator()
 COMMANDS = dict(GENERATE.commands())
 
 
-@pytest.mark.parametrize("name", ["commands.md", "settings.md", "serve-parameters.md", "../store/schema.sql"])
+@pytest.mark.parametrize("name", GENERATE.pages())
 def test_the_checked_in_page_is_up_to_date(name: str) -> None:
     assert (DOCS / name).read_text(encoding="utf-8") == GENERATE.pages()[name], "run `make docs`"
 
@@ -38,6 +40,19 @@ def test_every_command_and_option_is_documented(path: str) -> None:
     for parameter in COMMANDS[path].params:
         if parameter.param_type_name == "option" and "--help" not in parameter.opts and not parameter.hidden:
             assert all(option in section for option in parameter.opts), parameter.opts
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "rayjob.yaml"])
+def test_the_cluster_files_call_commands_that_there_are(name: str) -> None:
+    text = (DOCS / "cluster" / name).read_text(encoding="utf-8")
+    assert yaml.safe_load(text)
+    called = re.findall(r"\bmta ((?:--store \S+ )?[a-z].*?)(?: &&|$)", text, re.MULTILINE)
+    assert called
+    for line in called:
+        words = line.removeprefix("--store /store ").split()
+        path = max((" ".join(["mta", *words[:n]]) for n in (1, 2)), key=lambda path: (path in COMMANDS, len(path)))
+        known = {option for parameter in COMMANDS[path].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line
 
 
 @pytest.mark.parametrize("path", COMMANDS)
