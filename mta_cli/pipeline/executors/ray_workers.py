@@ -1,8 +1,8 @@
 """Runs works on workers of a Ray cluster. Each worker loads the base once and keeps it, and each anchor as well.
 
-A worker gets token ids, factors and seeds, and neither names nor the store; it needs mta in the same version, and the
-base in a folder of the same fingerprint. Checkpoints come back with the reports, so a group whose worker is lost goes
-on elsewhere from its last one.
+A worker gets token ids, factors and seeds, and neither names nor the store; it needs mta in the same version. It takes
+the base from a folder of the same path and fingerprint, or else gets it through Ray, once for each node. Checkpoints
+come back with the reports, so a group whose worker is lost goes on elsewhere from its last one.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mta_cli import __version__
-from mta_cli.errors import BadInput, IntegrityFault, MtaError, UsageError
+from mta_cli.errors import BadInput, MtaError, UsageError
+from mta_cli.pipeline.executors.shipped_base import Pieces, put_base, receive_base, received_folder
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
@@ -63,28 +64,33 @@ class Worker:
     def __init__(self, given: WorkerBase) -> None:
         import torch
 
+        torch.set_num_threads(given.threads)
+        self._given = given
+        self._factors: dict[int, tuple[Any, LoraWeights | None]] = {}  # with the references that they came by
+
+    def prepare(self, pieces: Pieces | None = None) -> WorkerFault | Literal["ready", "needs base"]:
+        """Load the base: from a folder of this node, or from `pieces`. The answer says what this worker can do."""
         from mta_cli.engine.lora.adapter import AdapterMerger
         from mta_cli.engine.model.checkpoint_files import fingerprint
         from mta_cli.engine.model.load import load_base
 
-        torch.set_num_threads(given.threads)
-        self._fault, path = None, Path(given.path)
-        self._factors: dict[int, tuple[Any, LoraWeights | None]] = {}  # with the references that they came by
+        given = self._given
         try:
             if given.version != __version__:
                 raise BadInput(f"mta {__version__} is there, and {given.version} here.")
-            if fingerprint(path) != given.fingerprint:
-                raise IntegrityFault(f"{path} is not {given.name} there.", hint="pull the base on that node")
+            places = (Path(given.path), received_folder(given.fingerprint))
+            path = next((one for one in places if one.is_dir() and fingerprint(one) == given.fingerprint), None)
+            if path is None and pieces is None:
+                return "needs base"
+            if path is None:
+                path = receive_base(given.fingerprint, pieces or {}, import_ray().get)
             base = load_base(
                 path, name=given.name, fingerprint=given.fingerprint, device=given.device, dtype=given.dtype
             )
             self._base, self._merger = base, AdapterMerger(base)
         except MtaError as error:
-            self._fault = WorkerFault(f"Node {import_ray().util.get_node_ip_address()}: {error.message}", error.hint)
-
-    def fault(self) -> WorkerFault | None:
-        """Why this worker can compute nothing; None where it can."""
-        return self._fault
+            return WorkerFault(f"Node {import_ray().util.get_node_ip_address()}: {error.message}", error.hint)
+        return "ready"
 
     def run(self, work: Work[Any], factors: dict[int, Any]) -> Iterator[Any]:
         """Run a work with the task adapter and the anchors of these references, by number; the reports as they come.
@@ -146,6 +152,7 @@ class RayExecutor:
         names = ("RayActorError", "WorkerCrashedError", "ObjectLostError", "NodeDiedError")
         self._losses = tuple(getattr(ray.exceptions, name) for name in names if hasattr(ray.exceptions, name))
         self._idle, self._pending = list[Any](), dict[Any, Any]()  # workers that are ready; others by what says so
+        self._pieces: Pieces | None = None  # of the base, once a node needs them
 
     def _begin(self) -> None:
         """Connect to the cluster, or begin one on this machine, and begin the workers. Raises UsageError."""
@@ -187,7 +194,7 @@ class RayExecutor:
     def _begin_worker(self) -> None:
         worker = self._class.remote(self._given)
         self.workers.append(worker)
-        self._pending[worker.fault.remote()] = worker
+        self._pending[worker.prepare.remote()] = worker
 
     def _end_worker(self, worker: Any) -> None:
         self.workers.remove(worker)
@@ -239,10 +246,10 @@ class RayExecutor:
                 self._end_worker(task.worker)
 
     def _welcome(self, ref: Any) -> None:
-        """A worker is ready, or has a fault, or is lost already. Raises BadInput for a fault."""
+        """A worker is ready, or needs the base, or has a fault, or is lost already. Raises BadInput for a fault."""
         worker = self._pending.pop(ref)
         try:
-            fault: WorkerFault | None = self._ray.get(ref)
+            answer: WorkerFault | str = self._ray.get(ref)
         except self._losses as error:
             self._end_worker(worker)
             self._lost_at_start += 1
@@ -252,8 +259,12 @@ class RayExecutor:
                 ) from error
             self._begin_worker()
             return
-        if fault is not None:
-            raise BadInput(fault.message, hint=fault.hint)
+        if isinstance(answer, WorkerFault):
+            raise BadInput(answer.message, hint=answer.hint)
+        if answer == "needs base":
+            self._pieces = self._pieces or put_base(Path(self._given.path), self._ray.put)
+            self._pending[worker.prepare.remote(self._pieces)] = worker
+            return
         self._lost_at_start = 0
         self._idle.append(worker)
 

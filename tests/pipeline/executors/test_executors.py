@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.training.session import SessionStep
-from mta_cli.errors import BadInput, UsageError
+from mta_cli.errors import BadInput, IntegrityFault, UsageError
 from mta_cli.options import AdaptOptions, ExecutorOptions
 from mta_cli.pipeline.bank.build import build_bank
-from mta_cli.pipeline.executors import ray_workers
+from mta_cli.pipeline.executors import ray_workers, shipped_base
 from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY
+from mta_cli.pipeline.models.installed import list_models, resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from store.registry import Registry
 from tests.pipeline.town import LORA, QUICK, bank_request, finish, fuse_request, people
@@ -88,13 +89,48 @@ def test_a_group_that_loses_every_worker_ends_the_job(
         made(tmp_path / "there", ExecutorOptions(executor="ray", workers=1))
 
 
-def test_a_node_with_another_base_is_told(
+def test_a_node_with_another_version_is_told(
     ray: Any, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ray_workers.WorkerBase.of
-    monkeypatch.setattr(ray_workers.WorkerBase, "of", lambda *of: replace(given(*of), fingerprint="sha256:0"))
-    with pytest.raises(BadInput, match=r"Node .* is not tiny"):
+    monkeypatch.setattr(ray_workers.WorkerBase, "of", lambda *of: replace(given(*of), version="0.0.0"))
+    with pytest.raises(BadInput, match=r"Node .* 0\.0\.0 here"):
         made(tmp_path / "there", ExecutorOptions(executor="ray", workers=1))
+
+
+def test_a_node_without_the_base_gets_it_once(
+    ray: Any, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, put, here = ray_workers.RayExecutor._begin_worker, ray_workers.put_base, made(tmp_path / "here", LOCAL)
+    calls = list[Path]()
+
+    def begin_elsewhere(self: ray_workers.RayExecutor) -> None:
+        given, self._given = self._given, replace(self._given, path=str(tmp_path / "nowhere"))
+        begin(self)
+        self._given = given
+
+    def put_and_count(path: Path, to: Any) -> Any:
+        calls.append(path)
+        return put(path, to)
+
+    monkeypatch.setattr(shipped_base, "PIECE_BYTES", 50_000)
+    monkeypatch.setattr(ray_workers, "put_base", put_and_count)
+    monkeypatch.setattr(ray_workers.RayExecutor, "_begin_worker", begin_elsewhere)
+    assert made(tmp_path / "there", ExecutorOptions(executor="ray", workers=2)) == here
+    assert len(calls) == 1, "whatever the number of workers"
+    (folder,) = [path for path in shipped_base.received_folder("").iterdir() if path.is_dir()]
+    assert folder == shipped_base.received_folder(resolve_model("tiny", "base").fingerprint)
+    assert "tiny" in {entry.name for entry in list_models()} and folder.name not in {e.name for e in list_models()}
+
+
+def test_a_received_base_is_verified(store_root: Path, tmp_path: Path) -> None:
+    entry, pieces = resolve_model("tiny", "base"), list[bytes]()
+    files = shipped_base.put_base(entry.path, lambda piece: pieces.append(piece) or len(pieces) - 1)
+    with pytest.raises(IntegrityFault, match="received"):
+        shipped_base.receive_base("sha256:" + 64 * "0", files, pieces.__getitem__)
+    assert not shipped_base.received_folder(64 * "0").exists()
+    folder = shipped_base.receive_base(entry.fingerprint, files, pieces.__getitem__)
+    assert shipped_base.receive_base(entry.fingerprint, {}, pieces.__getitem__) == folder, "it is there"
 
 
 def test_without_ray_the_way_to_it_is_named(store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

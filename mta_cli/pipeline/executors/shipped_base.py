@@ -1,0 +1,59 @@
+"""A base's files for nodes that do not have it: pieces in Ray's object store, put together once on each node."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mta_cli.engine.model.checkpoint_files import fingerprint, model_files
+from mta_cli.errors import BadInput, IntegrityFault, system_reason
+from mta_cli.pipeline.models.manifest import models_dir
+
+PIECE_BYTES = 64 * 2**20
+Pieces = Mapping[str, Sequence[Any]]  # references of a file's pieces, by its path below the folder
+
+
+def put_base(path: Path, put: Callable[[bytes], Any]) -> Pieces:
+    """Put every file of the base in the folder `path` into the object store."""
+    return {name.as_posix(): [put(piece) for piece in _pieces(path / name)] for name in model_files(path)}
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as source:
+        while piece := source.read(PIECE_BYTES):
+            yield piece
+
+
+def received_folder(digest: str) -> Path:
+    """Where a node keeps the received base of this fingerprint: beside its models, hidden from their list."""
+    return models_dir() / ".received" / digest.removeprefix("sha256:")
+
+
+def receive_base(digest: str, pieces: Pieces, get: Callable[[Any], bytes]) -> Path:
+    """The folder of the base, put together unless another worker of this node has done so.
+
+    Raises BadInput where it cannot be written, and IntegrityFault where it is not the base of this fingerprint.
+    """
+    from filelock import FileLock
+
+    target = received_folder(digest)
+    try:
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with FileLock(target.with_name(f"{target.name}.lock")):
+            if not target.is_dir():
+                draft = target.with_name(f"{target.name}.draft")
+                shutil.rmtree(draft, ignore_errors=True)  # of a worker that was killed
+                for name, parts in pieces.items():
+                    (draft / name).parent.mkdir(parents=True, exist_ok=True)
+                    with (draft / name).open("wb") as file:
+                        for part in parts:
+                            file.write(get(part))
+                if fingerprint(draft) != digest:
+                    raise IntegrityFault("The base that was received is not the base that was sent.")
+                os.replace(draft, target)
+    except OSError as error:
+        raise BadInput(f"The base cannot be kept in {target.parent}: {system_reason(error)}") from error
+    return target
