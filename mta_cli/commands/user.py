@@ -277,6 +277,10 @@ def export(
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Let parts for late tokens act on all, since nothing else knows them.")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Answer up to 20 of the user's questions before and after, and count changes."),
+    ] = False,
     flags: Flags,
     all_data: Annotated[
         bool,
@@ -294,6 +298,7 @@ def export(
     context = app_context(ctx, flags, json=json)
     given = {"--task": task, "--rank": rank, "--yes": yes or None, "--base-name": base_name}
     given |= {"--format": form if form != "peft" else None, "--approximate": approximate or None}
+    given |= {"--check": check or None}
     given |= {"--type": number_format if number_format != "f16" else None}
     refused = [*(flag for flag, value in given.items() if value is not None), *flags.given_flags()]
     if all_data and refused:
@@ -303,7 +308,7 @@ def export(
             context.output.run_job_and_print(export_all_data(reg, user, to))
             return
         known = reg.users.get(user)
-        chosen = ExportOptions(form, rank, number_format, base_name, approximate, yes)
+        chosen = ExportOptions(form, rank, number_format, base_name, approximate, yes, check)
         entry, task = base_model(context.options), resolve_user_task(reg, known, task)
         context.output.run_job_and_print(export_user(reg, entry, known, task, to, chosen))
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 import shutil
+import stat
 import threading
 from collections import Counter
 from collections.abc import Iterable
@@ -12,13 +16,17 @@ from typing import TYPE_CHECKING
 
 from mta_cli.errors import BadInput, system_reason
 from mta_cli.pipeline.user_weights import merge_by_placement
-from mta_cli.serving.vllm_resolver import ADAPTER_NAME
+from mta_cli.serving.vllm_resolver import ADAPTER_NAME, BASE_FILE, find_adapter
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
     from mta_cli.pipeline.user_weights import AnswerSource
     from store.records import Bank, User
     from store.registry import Registry
+
+
+DRAFT_NAME = re.compile(r"\.[0-9a-f]{40}\.[0-9a-f]{8}")  # of a folder that is being written
+log = logging.getLogger("mta.serve")
 
 
 @dataclass(frozen=True, eq=False)  # one object is one model, though two users may have the same folder
@@ -37,15 +45,28 @@ class AdapterFolders:
         self._base_name = base_name
         self._uses, self._lock = Counter[str](), threading.Lock()
         self.nobody = AdapterFolder(base_name, 0)
+        self._own_root()
+
+    def _own_root(self) -> None:
+        """Take the folder for this process, and empty it. Raises BadInput for one that others may use."""
+        from filelock import FileLock, Timeout
+
+        root, hint = self._root, "another folder with --adapters"
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            there = root.lstat()
+            if stat.S_ISLNK(there.st_mode) or there.st_uid != os.getuid() or there.st_mode & 0o022:
+                raise BadInput(f"{root} is a link, or others may write to it.", hint=hint)
+            self._held = FileLock(root / ".lock", blocking=False, thread_local=False)
+            self._held.acquire()
             for left_over in root.iterdir():  # by a server that was killed
-                if ADAPTER_NAME.fullmatch(left_over.name):
+                if ADAPTER_NAME.fullmatch(left_over.name) or DRAFT_NAME.fullmatch(left_over.name):
                     shutil.rmtree(left_over)
+            (root / BASE_FILE).write_text(self._entry.fingerprint)
+        except Timeout as error:
+            raise BadInput(f"Another server has its adapters in {root}.", hint=hint) from error
         except OSError as error:
-            raise BadInput(
-                f"{root} cannot hold users' adapters: {system_reason(error)}.", hint="another folder with --adapters"
-            ) from error
+            raise BadInput(f"{root} cannot hold users' adapters: {system_reason(error)}.", hint=hint) from error
 
     def make(self, reg: Registry, user: User, task: str, mode: str, bank: Bank) -> tuple[AdapterFolder, AnswerSource]:
         """See `WeightsMaker`. Raises BadInput for late parts unless they may act on all tokens."""
@@ -73,14 +94,15 @@ class AdapterFolders:
         content = weights.to_bytes({})
         files = {WEIGHTS_FILE: content, CONFIG_FILE: json_bytes(config)}
         with self._lock:
-            if not target.is_dir():
+            if find_adapter(self._root, name) is None:
+                shutil.rmtree(target, ignore_errors=True)  # what somebody has left of it
                 write_folder(target, files, "An adapter for vLLM", private=True)
             self._uses[name] += 1
         return AdapterFolder(name, len(content)), source
 
     def is_there(self, weights: AdapterFolder) -> bool:
         """See `WeightsMaker`."""
-        return not weights.num_bytes or (self._root / weights.name).is_dir()
+        return not weights.num_bytes or find_adapter(self._root, weights.name) is not None
 
     def keep_for(self, models: Iterable[AdapterFolder]) -> None:
         """See `WeightsMaker`; folders are removed one by one."""
@@ -93,11 +115,20 @@ class AdapterFolders:
             self._uses[weights.name] -= 1
             if self._uses[weights.name] <= 0:
                 del self._uses[weights.name]
-                shutil.rmtree(self._root / weights.name, ignore_errors=True)
+                self._remove_folder(weights.name)
 
     def remove_all(self) -> None:
-        """Remove every folder."""
+        """Remove every folder, and let go of the place."""
         with self._lock:
             for name in self._uses:
-                shutil.rmtree(self._root / name, ignore_errors=True)
+                self._remove_folder(name)
             self._uses.clear()
+        self._held.release()
+
+    def _remove_folder(self, name: str) -> None:
+        try:
+            shutil.rmtree(self._root / name)
+        except FileNotFoundError:  # somebody was faster
+            pass
+        except OSError as error:
+            log.error("a user's adapter cannot be removed from %s: %s", self._root, system_reason(error))

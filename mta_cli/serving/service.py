@@ -88,7 +88,9 @@ class Service:
 
     def _load(self) -> None:
         self._reg = self._open_store()
-        cache_bytes = self.options.cache * 2**20 // 2  # half for users' models, half for beginnings of conversations
+        cache_bytes = self.options.cache * 2**20
+        if not self.options.vllm:
+            cache_bytes //= 2  # half for users' models, half for beginnings of conversations
         served = self._open_base(cache_bytes)
         self.base, self._engine, self._formats = served.base, served.engine, served.formats
         forget = self._engine.forget

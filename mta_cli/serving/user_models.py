@@ -145,8 +145,9 @@ class UserModels(Generic[W]):
         if any(message["role"] == "system" for message in messages):
             raise unsupported("messages", f"task {target.task} has a prompt of its own, which takes no system message")
         question = messages[-1]["content"]
-        prompt = self._fit(model, messages[-1:], question, chat=False)
         labels = tuple(tuple(self._builder(model.task).prompter.answer_ids(label)) for label in model.task.labels)
+        room = max(map(len, labels), default=1)
+        prompt = self._fit(model, messages[-1:], question, chat=False, room=room)
         return Prepared(model, prompt, labels, question)
 
     def prepare_text(self, target: Target, text: str) -> Prepared[W]:
@@ -170,8 +171,10 @@ class UserModels(Generic[W]):
         message = f"{what}; {self.base.name} reads {self.base.window - 1} tokens."
         return ApiError(400, message, code="context_length_exceeded", param=param)
 
-    def _fit(self, model: LoadedModel[W], messages: Sequence[Message], about: str, *, chat: bool) -> list[int]:
-        """The prompt with as many of the user's items as fit the window."""
+    def _fit(
+        self, model: LoadedModel[W], messages: Sequence[Message], about: str, *, chat: bool, room: int = 1
+    ) -> list[int]:
+        """The prompt with as many of the user's items as fit the window beside `room` tokens of an answer."""
         for message in messages:
             if message["content"].strip() or message is messages[-1]:  # an earlier answer may have been empty
                 check_message(message["content"])
@@ -181,7 +184,7 @@ class UserModels(Generic[W]):
         while True:
             prompter = builder.prompter
             ids = prompter.chat_ids(list(messages), history) if chat else prompter.prompt_ids(about, history)
-            if len(ids) < self.base.window:
+            if len(ids) + room <= self.base.window:
                 return ids
             if not history:
                 raise self._too_long(f"The messages make a prompt of {len(ids)} tokens", "messages")
@@ -203,11 +206,13 @@ class UserModels(Generic[W]):
             return known
         dropped = [known] if known is not None else []
         self.cache.drop(key)
-        weights, source = self._maker.make(self.reg, user, name, mode, bank)
-        model = LoadedModel(user, task, source, weights, seal)
-        dropped += self.cache.put(key, model)
-        if dropped:
-            self._drop([one.weights for one in dropped], [])
+        try:
+            weights, source = self._maker.make(self.reg, user, name, mode, bank)
+            model = LoadedModel(user, task, source, weights, seal)
+            dropped += self.cache.put(key, model)
+        finally:
+            if dropped:
+                self._drop([one.weights for one in dropped], [])
         return model
 
     def _drop(self, weights: Sequence[W], owners: Sequence[int]) -> None:
@@ -260,16 +265,18 @@ class UserModels(Generic[W]):
         """
         gone_users = [user_id for user_id in known if not self._exists(user_id)]
         gone: list[W] = []
-        for (user_id, task), model in [(key, self.cache.peek(key)) for key in self.cache]:
-            assert model is not None and model.user is not None
-            bank = self.reg.banks.latest_ready_bank(task, self.base.fingerprint)
-            there = bank is not None and self._exists(user_id)
-            if not there or bank is None or self._seal(model.user, task, bank) != model.seal:
-                gone.append(model.weights)
-                self.cache.drop((user_id, task))
-        self._examples.clear()
-        self._memories.clear()
-        self._drop(gone, gone_users)
+        try:
+            for (user_id, task), model in [(key, self.cache.peek(key)) for key in self.cache]:
+                assert model is not None and model.user is not None
+                bank = self.reg.banks.latest_ready_bank(task, self.base.fingerprint)
+                there = bank is not None and self._exists(user_id)
+                if not there or bank is None or self._seal(model.user, task, bank) != model.seal:
+                    self.cache.drop((user_id, task))
+                    gone.append(model.weights)
+        finally:
+            self._examples.clear()
+            self._memories.clear()
+            self._drop(gone, gone_users)
 
     def _exists(self, user_id: int) -> bool:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import threading
 import time
@@ -36,9 +37,13 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "VLLM_API_KEY"
 CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
+ANSWER_SECONDS = 3_600.0  # an answer that takes longer is given up, whatever comes
+REMOVE_AFTER_SECONDS = 2.0  # from an answer's end: vLLM must not miss the folder of an answer that it is ending
+MAX_TOKEN_ID = 2**31
 SCORED_TOKENS = 128  # of how many tokens vLLM tells the log-probabilities at one position
 TOKEN_PREFIX = "token_id:"
 PROBE = "Naïve café, 12 × 34 = 408?\n\tYes — 好的."
+NOT_UNDERSTOOD = (ValueError, KeyError, TypeError, IndexError, AttributeError)
 LabelPrefix = tuple[int, ...]
 VllmAnswer = Answer[AdapterFolder]
 
@@ -53,7 +58,11 @@ def connect_vllm(entry: ModelEntry, options: ServeOptions, metrics: Metrics) -> 
     if not options.adapters:
         raise UsageError("--vllm needs --adapters: the folder that MTA_VLLM_ADAPTERS names there.")
     base = read_base_info(entry.path, name=entry.name, fingerprint=entry.fingerprint)
-    with httpx.Client(**_client_settings(options.vllm)) as client:
+    try:
+        client = httpx.Client(**_client_settings(options.vllm))
+    except httpx.InvalidURL as error:
+        raise UsageError(f"--vllm {options.vllm!r:.100} is no address: {error}") from error
+    with client:
         name, window = _served_base(client, base)
     base = replace(base, window=min(base.window, window))
     folders = AdapterFolders(
@@ -70,6 +79,7 @@ def _client_settings(address: str) -> dict[str, Any]:
         "headers": {"Authorization": f"Bearer {key}"} if key else {},
         "timeout": httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
         "limits": httpx.Limits(max_connections=None),
+        "trust_env": False,  # no proxy reads along
     }
 
 
@@ -85,7 +95,7 @@ def _served_base(client: httpx.Client, base: BaseInfo) -> tuple[str, int]:
         found = client.post("/tokenize", json=body).raise_for_status().json()["tokens"]
     except httpx.HTTPError as error:
         raise BadInput(f"There is no vLLM server at {address}: {error}", hint=hint) from error
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
+    except (*NOT_UNDERSTOOD, StopIteration) as error:
         raise BadInput(f"{address} does not answer as vLLM does.", hint=hint) from error
     if found != base.tokenizer.encode(PROBE, add_special_tokens=False):
         raise IntegrityFault(
@@ -172,7 +182,10 @@ class VllmEngine:
             return work(*given)
 
         with suppress(RuntimeError, CancelledError):  # the loop has ended
-            return asyncio.run_coroutine_threadsafe(done(), self._loop).result()
+            found = asyncio.run_coroutine_threadsafe(done(), self._loop)
+            while self.is_alive:
+                with suppress(TimeoutError):
+                    return found.result(0.1)
         return None
 
     def _run(self) -> None:
@@ -194,6 +207,7 @@ class VllmEngine:
             answer.emit(Failed(Stopping("The server has stopped.")))
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(REMOVE_AFTER_SECONDS if tasks else 0)
         self._loop.stop()
 
     def _begin(self, answers: Sequence[VllmAnswer]) -> None:
@@ -229,9 +243,10 @@ class VllmEngine:
         self._remove_unused()
 
     def _remove_unused(self) -> None:
-        needed = {answer.model for answer in self._tasks if not answer.cancelled}
+        """Remove folders a little after the last answer that needs them: vLLM may still be ending it."""
+        needed = {answer.model for answer in self._tasks}
         for folder in self._unused - needed:
-            self._folders.remove(folder)
+            self._loop.call_later(REMOVE_AFTER_SECONDS, self._folders.remove, folder)
         self._unused &= needed
 
     def _publish(self) -> None:
@@ -240,7 +255,7 @@ class VllmEngine:
 
     async def _answer(self, answer: VllmAnswer) -> None:
         try:
-            async with self._places:
+            async with self._places, asyncio.timeout(ANSWER_SECONDS):
                 self._placed.add(answer)
                 self._leave_queue()
                 self._publish()
@@ -252,6 +267,8 @@ class VllmEngine:
                 else:
                     await self._text(answer)
         except Exception as error:
+            if isinstance(error, TimeoutError):
+                error = EngineUnavailable(f"vLLM was not done within {ANSWER_SECONDS:.0f} s.")
             if not answer.cancelled:
                 self._metrics.count_error(error)
                 answer.emit(Failed(error))
@@ -261,8 +278,8 @@ class VllmEngine:
             self._waiting -= 1
 
     async def _text(self, answer: VllmAnswer) -> None:
-        stepped, ended = 0.0, False
-        async for chosen, reason in self._stream(_text_request(answer)):
+        stepped = 0.0
+        async for chosen, reason in self._stream(_text_request(answer), answer.sampler.top_logprobs):
             for one in chosen:
                 now = time.monotonic()
                 if stepped:
@@ -271,30 +288,33 @@ class VllmEngine:
                 self._metrics.tokens.inc()
                 if answer.add(one):
                     return
-            if reason and not ended:
-                ended = True
+            if reason in ("stop", "length"):
                 answer.end("length" if reason == "length" else "stop")
-        if not ended:
-            raise EngineUnavailable("vLLM ended an answer before it was complete.")
+                return
+            if reason is not None:
+                break
+        raise EngineUnavailable("vLLM ended an answer before it was complete.")
 
-    async def _stream(self, body: Mapping[str, Any]) -> AsyncIterator[tuple[list[SampledToken], str | None]]:
-        """The tokens of an answer as they come, and why it ended. Raises MtaError."""
+    async def _stream(
+        self, body: Mapping[str, Any], top: int | None
+    ) -> AsyncIterator[tuple[list[SampledToken], str | None]]:
+        """The tokens of an answer as they come, with the `top` likeliest, and why it ended. Raises MtaError."""
         try:
             async with self._client.stream("POST", "/v1/completions", json=body) as response:
                 if response.status_code != 200:
-                    raise _refusal(response.status_code, await response.aread())
+                    raise _refusal(response.status_code, await response.aread(), body["model"])
                 async for line in response.aiter_lines():
                     content = line.removeprefix("data: ").strip()
                     if content in ("", "[DONE]"):
                         continue
                     event = json.loads(content)
                     if "error" in event:
-                        raise _refusal(500, content.encode())
+                        raise _refusal(500, content.encode(), body["model"])
                     for choice in event["choices"]:
-                        yield _chosen(choice), choice["finish_reason"]
+                        yield _chosen(choice, top), choice["finish_reason"]
         except httpx.HTTPError as error:
             raise _no_answer(error) from error
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except NOT_UNDERSTOOD as error:
             raise EngineUnavailable("vLLM answered what mta does not understand.") from error
 
     async def _label_scores(self, answer: VllmAnswer) -> list[float]:
@@ -318,14 +338,15 @@ class VllmEngine:
         try:
             response = await self._client.post("/v1/completions", json=body)
             if response.status_code != 200:
-                raise _refusal(response.status_code, response.content)
+                raise _refusal(response.status_code, response.content, body["model"])
             choices = sorted(response.json()["choices"], key=lambda choice: choice["index"])
             found = [_by_token(choice["logprobs"]["top_logprobs"][0]) for choice in choices]
         except httpx.HTTPError as error:
             raise _no_answer(error) from error
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except NOT_UNDERSTOOD as error:
             raise EngineUnavailable("vLLM answered what mta does not understand.") from error
-        if len(found) != count or any(token not in one for one in found for token in body["logprob_token_ids"]):
+        asked = body["logprob_token_ids"]
+        if len(found) != count or any(not math.isfinite(one.get(token, math.nan)) for one in found for token in asked):
             raise EngineUnavailable("vLLM did not tell the log-probabilities that it was asked for.")
         return found
 
@@ -358,6 +379,9 @@ def _text_request(answer: VllmAnswer) -> dict[str, Any]:
         "max_tokens": answer.max_tokens,
         "temperature": sampler.temperature,
         "top_p": sampler.top_p,
+        "top_k": 0,  # these three would else be the model's own
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
         "seed": sampler.seed,
         "presence_penalty": sampler.presence_penalty,
         "frequency_penalty": sampler.frequency_penalty,
@@ -373,17 +397,19 @@ def _text_request(answer: VllmAnswer) -> dict[str, Any]:
     return body
 
 
-def _chosen(choice: Mapping[str, Any]) -> list[SampledToken]:
-    """The tokens of a chunk, with log-probabilities where they were asked for: the likeliest first."""
+def _chosen(choice: Mapping[str, Any], top: int | None) -> list[SampledToken]:
+    """The tokens of a chunk, with log-probabilities where they were asked for: the `top` likeliest first."""
     from mta_cli.engine.generation.sampler import SampledToken
 
-    tokens, logs = [int(token) for token in choice["token_ids"] or ()], choice.get("logprobs")
-    if not logs:
+    tokens = [int(token) for token in choice["token_ids"] or ()]
+    if any(not 0 <= token < MAX_TOKEN_ID for token in tokens):
+        raise ValueError("no token has such a number")
+    if top is None:
         return [SampledToken(token) for token in tokens]
-    chosen = []
+    chosen, logs = [], choice["logprobs"]
     for n, token in enumerate(tokens):
-        found = sorted(_by_token(logs["top_logprobs"][n]).items(), key=lambda pair: -pair[1])
-        chosen.append(SampledToken(token, float(logs["token_logprobs"][n]), tuple(found)))
+        found = sorted(_by_token(logs["top_logprobs"][n]).items(), key=lambda pair: -pair[1])  # the chosen one too
+        chosen.append(SampledToken(token, float(logs["token_logprobs"][n]), tuple(found[:top])))
     return chosen
 
 
@@ -395,16 +421,18 @@ def _no_answer(error: httpx.HTTPError) -> EngineUnavailable:
     return EngineUnavailable(f"The vLLM server does not answer ({type(error).__name__}).")
 
 
-def _refusal(status: int, content: bytes) -> MtaError:
+def _refusal(status: int, content: bytes, model: str) -> MtaError:
     """An error of vLLM in our words; its own words are for the requests that it refuses."""
     message = ""
-    with suppress(ValueError, KeyError, TypeError):
+    with suppress(*NOT_UNDERSTOOD):
         message = str(json.loads(content)["error"]["message"])[:500]
     if status == 404:
         return EngineUnavailable(
-            "The vLLM server does not load adapters: it needs --enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and "
-            "MTA_VLLM_ADAPTERS with the folder of --adapters."
+            "The vLLM server does not load adapters: it needs --enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, "
+            "MTA_VLLM_ADAPTERS with the folder of --adapters, and this base."
         )
+    if status == 400 and model in message:
+        return EngineUnavailable("The vLLM server cannot load an adapter: is its --max-lora-rank below --max-rank?")
     if status == 400:
         return BadInput(f"vLLM refuses the request: {message}")
     return EngineUnavailable(f"The vLLM server failed at the request (status {status}).")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,15 +18,17 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, Response
 
+from mta_cli.engine.model.checkpoint_files import fingerprint
 from mta_cli.errors import BadInput, IntegrityFault, UsageError
 from mta_cli.options import ServeOptions
 from mta_cli.pipeline.models.installed import resolve_model, uninstall_model
 from mta_cli.pipeline.requests import ChatOptions
+from mta_cli.serving import vllm_engine
 from mta_cli.serving.answer import Failed
 from mta_cli.serving.engine import Stopping
 from mta_cli.serving.metrics import Metrics
 from mta_cli.serving.vllm_engine import SCORED_TOKENS, connect_vllm, scoring_requests
-from mta_cli.serving.vllm_resolver import ADAPTER_NAME, FOLDER_VARIABLE, find_adapter, register
+from mta_cli.serving.vllm_resolver import ADAPTER_NAME, BASE_FILE, FOLDER_VARIABLE, find_adapter, register
 from tests.pipeline.world import asking
 from tests.serving.conftest import Start
 from tests.serving.running import Running, ask
@@ -52,7 +53,17 @@ def options(upstream: StandIn, **rest: Any) -> ServeOptions:
 
 
 def folders(upstream: StandIn) -> set[str]:
-    return {path.name for path in upstream.adapters.iterdir()}
+    return {path.name for path in upstream.adapters.iterdir() if path.name not in (".lock", BASE_FILE)}
+
+
+def wait_for(upstream: StandIn, count: int) -> set[str]:
+    """The folders, once there are so many: they go a little after the answers that need them."""
+    for _ in range(200):
+        if len(folders(upstream)) == count:
+            break
+        time.sleep(0.05)
+    assert len(folders(upstream)) == count
+    return folders(upstream)
 
 
 def without_ids(answer: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +129,7 @@ def test_a_removed_user_is_refused_at_once_and_their_folder_goes(upstream: Stand
     running.text("bob", QUESTION)
     forget(running, "alice")
     assert running.post("/chat/completions", ask("alice", QUESTION)).json()["error"]["code"] == "model_not_found"
-    assert len(folders(upstream)) == 1 and not folders(upstream) & alices
+    assert not wait_for(upstream, 1) & alices
     assert running.text("bob", QUESTION)
 
 
@@ -132,7 +143,7 @@ def test_a_running_answer_of_a_removed_user_ends(upstream: StandIn, start: Start
     forget(running, "alice")
     thread.join(30)
     go_on.set()
-    assert answers[0].status_code == 500 and "removed" in answers[0].text and not folders(upstream)
+    assert answers[0].status_code == 500 and "removed" in answers[0].text and not wait_for(upstream, 0)
 
 
 def test_folders_are_bounded_and_made_again(upstream: StandIn, start: Start) -> None:
@@ -140,9 +151,10 @@ def test_folders_are_bounded_and_made_again(upstream: StandIn, start: Start) -> 
     running.service._models.cache._max_bytes = 1  # room for one model
     before = running.text("alice", QUESTION)
     running.text("bob", QUESTION)
-    assert len(folders(upstream)) == 1
-    assert running.text("alice", QUESTION) == before and len(folders(upstream)) == 1
-    shutil.rmtree(upstream.adapters / folders(upstream).pop())  # by whoever cleans up
+    wait_for(upstream, 1)
+    assert running.text("alice", QUESTION) == before
+    for path in (upstream.adapters / wait_for(upstream, 1).pop()).iterdir():
+        path.unlink()  # by whoever cleans up
     assert running.text("alice", QUESTION) == before
     running.stop()
     assert not folders(upstream)
@@ -150,9 +162,38 @@ def test_folders_are_bounded_and_made_again(upstream: StandIn, start: Start) -> 
 
 def test_a_later_server_removes_what_a_killed_one_left(upstream: StandIn, start: Start) -> None:
     (upstream.adapters / ("0" * 64)).mkdir()
+    (upstream.adapters / f".{40 * '0'}.01234567").mkdir()
     (upstream.adapters / "notes").mkdir()
     start(options=options(upstream))
     assert folders(upstream) == {"notes"}
+
+
+def test_a_folder_that_others_use_is_refused(upstream: StandIn, start: Start, tmp_path: Path) -> None:
+    start(options=options(upstream))
+    entry, metrics = resolve_model("tiny", "base"), Metrics()
+    with pytest.raises(BadInput, match="Another server"):
+        connect_vllm(entry, options(upstream), metrics)
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "open").mkdir(mode=0o777)
+    (tmp_path / "open").chmod(0o777)
+    for name in ("link", "open"):
+        with pytest.raises(BadInput, match="others may write"):
+            connect_vllm(entry, ServeOptions(vllm=upstream.url, adapters=str(tmp_path / name)), metrics)
+
+
+def test_a_model_that_can_no_longer_be_made_leaves_no_folder(
+    upstream: StandIn, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: Any) -> Any:
+        raise BadInput("it acts on late tokens now")
+
+    running = start(options=options(upstream))
+    running.text("alice", QUESTION)
+    with running.open_store() as reg:
+        reg.stacks.remove(reg.users.get("alice").id, "free", reg.banks.get("tests").id)
+    monkeypatch.setattr(running.service._models._maker, "make", fail)
+    assert running.post("/chat/completions", ask("alice", QUESTION)).status_code == 400
+    wait_for(upstream, 0)
 
 
 def test_parts_of_late_tokens_are_refused_or_act_everywhere(upstream: StandIn, start: Start) -> None:
@@ -177,6 +218,8 @@ NOT_UNDERSTOOD = [
     Response(b'data: {"error": {"message": "a secret"}}\n\n', 200, media_type="text/event-stream"),
     Response(b"data: [DONE]\n\n", 200, media_type="text/event-stream"),
     JSONResponse({"error": {"message": "a secret"}}, 500),
+    Response(b'data: {"choices": [{"token_ids": [-1], "finish_reason": null}]}\n\n', media_type="text/event-stream"),
+    Response(b'data: {"choices": [{"token_ids": [5], "finish_reason": "abort"}]}\n\n', media_type="text/event-stream"),
 ]
 
 
@@ -192,11 +235,32 @@ def test_an_answer_that_is_none_is_an_error(upstream: StandIn, start: Start, ans
     assert running.text(f"bob/{task}", QUESTION)
 
 
+def test_a_score_that_is_no_number_is_an_error(
+    upstream: StandIn, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, logits = start(task="lamp-3", options=options(upstream)), upstream.logits
+    monkeypatch.setattr(upstream, "logits", lambda *given: logits(*given) * float("nan"))
+    got = running.post("/chat/completions", ask("bob/lamp-3", QUESTION))
+    assert got.status_code == 503
+
+
+def test_an_answer_without_end_is_given_up(upstream: StandIn, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = start(options=options(upstream))
+    monkeypatch.setattr(vllm_engine, "ANSWER_SECONDS", 0.3)
+    upstream.hold = partial(time.sleep, 1)
+    got = running.post("/chat/completions", ask("bob", QUESTION))
+    assert got.status_code == 503 and "was not done" in got.text
+
+
 def test_a_server_that_loads_no_adapters_is_told_how(upstream: StandIn, start: Start) -> None:
     running = start(options=options(upstream))
     upstream.answer = JSONResponse({"error": {"message": "The model does not exist."}}, 404)
     got = running.post("/chat/completions", ask("alice", QUESTION))
     assert got.status_code == 503 and FOLDER_VARIABLE in got.text
+    (name,) = folders(upstream)
+    upstream.answer = JSONResponse({"error": {"message": f"LoRA adapter '{name}' could not be loaded."}}, 400)
+    got = running.post("/chat/completions", ask("alice", QUESTION))
+    assert got.status_code == 503 and "--max-rank" in got.text and name not in got.text
 
 
 def test_what_vllm_refuses_is_the_clients_error(upstream: StandIn, start: Start) -> None:
@@ -256,6 +320,8 @@ def test_another_servers_address_is_refused(upstream: StandIn, start: Start, mon
     entry, metrics = resolve_model("tiny", "base"), Metrics()
     with pytest.raises(UsageError, match="--adapters"):
         connect_vllm(entry, ServeOptions(vllm=upstream.url), metrics)
+    with pytest.raises(UsageError, match="no address"):
+        connect_vllm(entry, ServeOptions(vllm="http://[::1", adapters=str(upstream.adapters)), metrics)
     other = start()
     with pytest.raises(BadInput, match="vLLM"):
         connect_vllm(entry, ServeOptions(vllm=other.url, adapters=str(upstream.adapters)), metrics)
@@ -289,7 +355,7 @@ def test_only_digests_name_adapters(tmp_path: Path, name: str) -> None:
     assert find_adapter(tmp_path, name) is None
 
 
-def test_the_plugin_finds_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plugin_finds_folders(tmp_path: Path, tiny_base_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the two modules of vLLM that it uses replaced."""
     import asyncio
 
@@ -313,6 +379,12 @@ def test_the_plugin_finds_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / name).mkdir()
     (tmp_path / name / "adapter_config.json").write_text("{}")
     assert asyncio.run(known["mta"].resolve_lora("base", name)) == (name, 1, str(tmp_path / name))
+    (tmp_path / BASE_FILE).write_text(fingerprint(tiny_base_path))
+    register()
+    assert asyncio.run(known["mta"].resolve_lora(str(tiny_base_path), name)) == (name, 1, str(tmp_path / name))
+    (tmp_path / BASE_FILE).write_text("sha256:0")
+    register()
+    assert asyncio.run(known["mta"].resolve_lora(str(tiny_base_path), name)) is None
 
 
 @pytest.mark.skipif("MTA_TEST_VLLM" not in os.environ, reason="MTA_TEST_VLLM names no program vllm")

@@ -48,7 +48,10 @@ LARGE_BYTES, SMALL_RANK = 10_000_000, 8  # from this size on, an export is offer
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How a model is exported. `rank` None is exact; `base_name` is what the base is called where it will run."""
+    """How a model is exported. `rank` None is exact; `base_name` is what the base is called where it will run.
+
+    `check` answers some of the user's questions before and after, and counts the answers that changed.
+    """
 
     form: ExportFormat = "peft"
     rank: int | None = None
@@ -56,6 +59,7 @@ class ExportOptions:
     base_name: str | None = None
     approximate: bool = False
     replace: bool = False
+    check: bool = False
 
 
 def export_user(
@@ -85,9 +89,17 @@ def export_user(
     if exact is None:
         raise NotFound(f"{user.name}'s model for {task} is the base itself: there is nothing to export.")
     weights, lost = _compress_to_rank(exact, options.rank)
+    weights, checked = pad_to_uniform_rank(weights), {}
+    if options.check:
+        from mta_cli.pipeline.personalize.export_check import count_changed_answers
+
+        parts = merge_by_placement(reg, base_entry.fingerprint, user, task, mode)[:2]
+        before = [part for part in parts if part is not None]
+        changed, asked = count_changed_answers(reg, base_entry, user, find_task(reg, task), before, weights)
+        checked = {"changed": changed, "asked": asked}
+        lost.append(f"{changed} of {asked} answers differ from those of the user's model, both greedy.")
     for note in (notes := [*notes, *lost]):
         yield Note(note)
-    weights = pad_to_uniform_rank(weights)
     digest = content_digest(weights)
     about = _metadata(base_entry, task, source, digest)
     model = ExportedModel(weights, base_entry, options.base_name, options.number_format, about)
@@ -112,6 +124,7 @@ def export_user(
             "modules": len(weights.factors),
             "bytes": size,
             "digest": digest,
+            **checked,
         }
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,26 @@ def test_a_model_with_late_parts_is_refused(store_root: Path, tmp_path: Path) ->
     list(export_user(world.reg, world.entry, world.bob, world.task, tmp_path / "b"))
     assert (tmp_path / "b" / "adapter_config.json").exists()
     world.reg.close()
+
+
+def test_a_check_counts_the_answers_that_change(world: World, tmp_path: Path) -> None:
+    """None where nothing is lost, though all parts are added up; some where only rank 1 of much stays."""
+    found = {}
+    for name, options in (("exact", ExportOptions(check=True)), ("small", ExportOptions(rank=1, check=True))):
+        *events, done = export_user(world.reg, world.entry, world.alice, world.task, tmp_path / name, options)
+        assert isinstance(done, JobResult)
+        found[name] = (done.result["changed"], done.result["asked"])
+        sentence = f"{found[name][0]} of {found[name][1]} answers differ"
+        assert any(isinstance(event, Note) and sentence in event.text for event in events)
+        assert sentence in (tmp_path / name / "README.md").read_text()
+    assert found["exact"] == (0, 4) and found["small"][0] > 0
+
+
+def test_a_check_needs_something_to_ask(world: World, tmp_path: Path) -> None:
+    bank, zoe = world.reg.banks.get("tests"), world.reg.users.add("zoe")
+    known = world.reg.recipes.get(world.bob.id, world.task, bank.id)
+    assert known is not None
+    world.reg.recipes.save_recipe(replace(known, user_id=zoe.id))
+    with pytest.raises(NotFound, match="to ask about"):
+        list(export_user(world.reg, world.entry, zoe, world.task, tmp_path / "a", ExportOptions(check=True)))
+    assert not (tmp_path / "a").exists()
