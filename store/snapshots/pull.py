@@ -105,13 +105,13 @@ class Pull:
                 return self._install(staged, database if database.exists() else None)
 
     def _require_copy(self) -> None:
-        if not (self.root / "registry.db").exists():
-            return
         if not is_pulled_copy(self.root):
-            raise BadInput(
-                f"The store at {self.root} is no copy of a snapshot, and a pull would replace it.",
-                hint="choose another --store DIR",
-            )
+            if any((self.root / name).exists() for name in ("registry.db", "adapters")):
+                raise BadInput(
+                    f"The store at {self.root} is no copy of a snapshot, and a pull would replace it.",
+                    hint="choose another --store DIR",
+                )
+            return
         if (installed := self._installed()) is not None and installed.created > self.manifest.created:
             raise IntegrityFault(
                 f"The snapshot at {self._place.address} is of {self.manifest.created}, and the copy at {self.root} is "

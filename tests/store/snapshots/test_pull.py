@@ -169,6 +169,17 @@ def test_a_store_that_is_no_copy_is_never_replaced(full: Registry, fleet: Path, 
     assert contents(other) == before
 
 
+def test_files_of_others_are_not_taken_for_a_copys(full: Registry, fleet: Path, tmp_path: Path) -> None:
+    """A project's own folder `adapters`, or a store whose database was moved aside."""
+    publish(full, fleet)
+    own = tmp_path / "project" / "adapters" / "v1" / "mine.safetensors"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"weights")
+    with pytest.raises(BadInput, match="no copy of a snapshot"):
+        pull(tmp_path / "project", fleet)
+    assert own.read_bytes() == b"weights"
+
+
 def test_an_older_snapshot_does_not_bring_removed_users_back(full: Registry, fleet: Path, node: Path) -> None:
     first = publish(full, fleet)
     older = write_manifest(replace(first.manifest, created="2020-01-01T00:00:00+00:00"), KEY)
