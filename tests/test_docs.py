@@ -25,7 +25,9 @@ GENERATE = _generator()
 COMMANDS = dict(GENERATE.commands())
 
 
-@pytest.mark.parametrize("name", ["commands.md", "settings.md", "serve-parameters.md", "../store/schema.sql"])
+@pytest.mark.parametrize(
+    "name", ["commands.md", "settings.md", "bases.md", "serve-parameters.md", "../store/schema.sql"]
+)
 def test_the_checked_in_page_is_up_to_date(name: str) -> None:
     assert (DOCS / name).read_text(encoding="utf-8") == GENERATE.pages()[name], "run `make docs`"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -157,3 +159,25 @@ def test_a_file_outside_the_folder_is_refused_before_a_download(hub: Hub, file: 
     assert ran.code == 5
     assert "lists a file outside its folder" in ran.err
     assert hub.sent == {} and files_left(models_root) == []
+
+
+def test_a_short_name_is_the_model_of_the_hub_that_it_stands_for(hub: Hub) -> None:
+    hub.repository = "Qwen/Qwen3-0.6B"
+    assert pull(hub, "qwen3-0.6b").code == 0
+    assert resolve_model("qwen3-0.6b").name == resolve_model("hf:Qwen/Qwen3-0.6B").name == "hf:Qwen/Qwen3-0.6B"
+    assert "already here" in pull(hub, "hf:Qwen/Qwen3-0.6B").err
+    plan: dict[str, Any] = json.loads(pull(hub, "qwen3-1.7b", "--dry-run", "--json").out or "{}")
+    assert plan == {}, "this hub has no other repository"
+
+
+def test_pulling_again_says_that_the_hub_has_another_commit(hub: Hub) -> None:
+    assert pull(hub).code == 0
+    assert "now has commit" not in pull(hub).err
+    hub.commit = "f" * 40
+    ran = pull(hub)
+    assert ran.code == 0
+    assert f"now has commit {'f' * 40}" in ran.err and COMMIT in ran.err
+    assert resolve_model(NAME).detail["revision"] == COMMIT
+    hub.url = "http://127.0.0.1:9"
+    without = pull(hub)
+    assert without.code == 0 and "now has commit" not in without.err
