@@ -1,4 +1,4 @@
-"""Writes commands.md, settings.md, cost.md and store/schema.sql, after a command, setting, table or figure changed.
+"""Writes every page of `pages()`, after a command, setting, base, table or figure changed.
 
 `pages()` gives the texts without writing them, for the test that they are up to date. Knows no job.
 """
@@ -42,9 +42,16 @@ def pages() -> dict[str, str]:
         "commands.md": _commands_page(),
         "settings.md": _settings_page(),
         "serve-parameters.md": _parameters_page(),
+        "bases.md": _bases_page(),
         "cost.md": _cost_page(),
         "../store/schema.sql": _schema_page(),
     }
+
+
+def _bases_page() -> str:
+    """The page that `bases.py` makes."""
+    page: str = runpy.run_path(str(FOLDER / "bases.py"))["page"]()
+    return page
 
 
 def _cost_page() -> str:

