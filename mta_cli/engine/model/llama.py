@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ EAGER_ATTENTION_MAX_KEYS = 512  # up to so many keys, matrix products beat the f
 PACKED_MAX_ROWS = 64  # up to so many rows of input, oneDNN reads weights in its own order about 1.5 times faster
 HALF_CAPABILITIES = ("AVX2", "AVX512")  # CPUs on which PyTorch reads float16 weights at the memory's speed, for one row
 INT8_MAX_ROWS = 8  # up to so many rows of input, 8-bit weights are read at the memory's speed
+PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # other formats are packed, or need a scale
 ONEDNN_OPS = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")  # private: may be absent
 
 Rope = tuple[Tensor, Tensor]
@@ -414,7 +415,16 @@ def _is_llama_architecture(model: Any) -> bool:
     windows = set(getattr(config, "layer_types", None) or [default])
     if rope.get("rope_type", "default") not in LENGTH_INDEPENDENT_ROPES or windows != {"full_attention"}:
         return False
-    return all(_is_llama_layer(layer) for layer in decoder.layers)
+    return _has_plain_weight(model.get_output_embeddings()) and all(_is_llama_layer(layer) for layer in decoder.layers)
+
+
+def _has_plain_weight(module: Any) -> TypeGuard[nn.Linear]:
+    """Whether `module` is a linear layer whose weight is its numbers, and no packed or scaled form of them."""
+    return (
+        isinstance(module, nn.Linear)
+        and module.weight.dtype in PLAIN_DTYPES
+        and module.weight.shape == (module.out_features, module.in_features)
+    )
 
 
 def _is_llama_layer(layer: Any) -> bool:
@@ -424,7 +434,7 @@ def _is_llama_layer(layer: Any) -> bool:
         module
         for parent, children in (("self_attn", "q_proj k_proj v_proj o_proj"), ("mlp", "gate_proj up_proj down_proj"))
         for name in children.split()
-        if isinstance(module := getattr(getattr(layer, parent, None), name, None), nn.Linear)
+        if _has_plain_weight(module := getattr(getattr(layer, parent, None), name, None))
     ]
     same_bias = all(len({m.bias is None for m in group}) == 1 for group in (linear[:3], linear[4:6]))
     norms = [getattr(layer, name, None) for name in ("input_layernorm", "post_attention_layernorm")]

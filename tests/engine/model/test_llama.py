@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mta_cli.engine.lora.adapter import AdapterMerger, merge_into_base
 from mta_cli.engine.lora.batched import FrozenLoras
 from mta_cli.engine.model import llama as plains
 from mta_cli.engine.model.llama import BatchedLora, LlamaDecoder, build_llama_decoder, causal_mask
 from mta_cli.engine.model.load import LoadedBase
+from mta_cli.errors import BadInput
 from tests.engine.families import EXACT, REFUSED, model
 from tests.engine.lora_cases import random_lora
 
@@ -55,6 +56,36 @@ def test_the_logits_are_transformers_own(family: str) -> None:
 @pytest.mark.parametrize("family", REFUSED)
 def test_what_it_cannot_compute_exactly_it_refuses(family: str) -> None:
     assert build_llama_decoder(REFUSED[family]()) is None
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer as quantization leaves it: two weights of 4 bits in a byte, and the layer's own forward."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = plain.in_features, plain.out_features, plain.bias
+        self.weight = nn.Parameter(torch.zeros(plain.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+        self.plain = plain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As before packing."""
+        result: Tensor = self.plain(x)
+        return result
+
+
+@pytest.mark.parametrize("path", ["model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj", "lm_head"])
+def test_packed_weights_of_a_quantized_base_are_not_taken_for_numbers(path: str) -> None:
+    made = EXACT["llama"]()
+    made.set_submodule(path, PackedLinear(made.get_submodule(path)))
+    assert build_llama_decoder(made) is None
+
+
+def test_nothing_is_merged_into_packed_weights(base: LoadedBase) -> None:
+    path = "model.layers.1.self_attn.q_proj"
+    lora = random_lora(base.model, 1)
+    base.model.set_submodule(path, PackedLinear(base.model.get_submodule(path)))
+    with pytest.raises(BadInput, match="uint8"):
+        AdapterMerger(base).set_adapter(lora)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3-tied", "gelu", "granite"])
