@@ -64,7 +64,9 @@ EXACT: dict[str, Callable[[], Any]] = {
     "qwen3": lambda: model("Qwen3", head_dim=24),
     "qwen3-tied": lambda: model("Qwen3", head_dim=16, tie_word_embeddings=True),
     "mistral": lambda: model("Mistral", sliding_window=None),
+    "smollm3": lambda: model("SmolLM3", no_rope_layer_interval=2),
 }
+FAMILIES = ("llama", "qwen2", "qwen3", "smollm3")  # of `EXACT`: one configuration of each shape of a layer
 REFUSED: dict[str, Callable[[], Any]] = {
     "gpt-neox": lambda: model("GPTNeoX"),
     "opt": lambda: model("OPT", ffn_dim=96, word_embed_proj_dim=64),
@@ -74,7 +76,6 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "granite": lambda: model("Granite", logits_scaling=3.0, embedding_multiplier=2.0),
     "cohere": lambda: model("Cohere"),
     "olmo2": lambda: model("Olmo2"),
-    "smollm3-without-some-positions": lambda: model("SmolLM3", no_rope_layer_interval=2),
     "mistral-window-beyond-the-check": lambda: model("Mistral", sliding_window=48),
     "qwen2-window": lambda: model("Qwen2", use_sliding_window=True, sliding_window=48, max_window_layers=1),
     "qwen3-window": lambda: model("Qwen3", use_sliding_window=True, sliding_window=48, max_window_layers=1),

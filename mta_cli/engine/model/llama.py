@@ -9,20 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeGuard
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mta_cli.engine.model.activation_cache import ActivationCache
+from mta_cli.engine.model.layer_spec import PROJECTIONS, DecoderSpec, LayerSpec, read_decoder_spec
 
-LENGTH_INDEPENDENT_ROPES = ("default", "linear", "llama3", "yarn")  # angles that do not depend on how long the text is
 EAGER_ATTENTION_MAX_KEYS = 512  # up to so many keys, matrix products beat the fused attention kernel on a CPU
 PACKED_MAX_ROWS = 64  # up to so many rows of input, oneDNN reads weights in its own order about 1.5 times faster
 HALF_CAPABILITIES = ("AVX2", "AVX512")  # CPUs on which PyTorch reads float16 weights at the memory's speed, for one row
 INT8_MAX_ROWS = 8  # up to so many rows of input, 8-bit weights are read at the memory's speed
-PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # other formats are packed, or need a scale
 ONEDNN_OPS = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")  # private: may be absent
 
 Rope = tuple[Tensor, Tensor]
@@ -149,17 +148,12 @@ class RMSNorm:
 
 
 class DecoderLayer:
-    """One decoder layer."""
+    """One decoder layer, as `spec` describes it."""
 
-    def __init__(self, module: Any) -> None:
-        attention, mlp = module.self_attn, module.mlp
+    def __init__(self, module: Any, spec: LayerSpec) -> None:
+        attention, self.spec = module.self_attn, spec
         self.norm_in, self.norm_mid = RMSNorm(module.input_layernorm), RMSNorm(module.post_attention_layernorm)
-        self.projections = {
-            "qkv": FusedLinear(attention.q_proj, attention.k_proj, attention.v_proj),
-            "out": FusedLinear(attention.o_proj),
-            "gate_up": FusedLinear(mlp.gate_proj, mlp.up_proj),
-            "down": FusedLinear(mlp.down_proj),
-        }
+        self.projections = {name: FusedLinear(*map(module.get_submodule, paths)) for name, paths in PROJECTIONS.items()}
         self.norm_q, self.norm_k = (
             RMSNorm(getattr(attention, name)) if getattr(attention, name, None) is not None else None
             for name in ("q_norm", "k_norm")
@@ -169,11 +163,11 @@ class DecoderLayer:
 class LlamaDecoder:
     """The decoder of a causal language model; `build_llama_decoder` makes it where it computes the same logits."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, spec: DecoderSpec) -> None:
         decoder, config = model.model, model.config.get_text_config()
         self.embedding, self.norm = decoder.embed_tokens, RMSNorm(decoder.norm)
         self.head = FusedLinear(model.get_output_embeddings())
-        self.layers = [DecoderLayer(layer) for layer in decoder.layers]
+        self.layers = [DecoderLayer(layer, one) for layer, one in zip(decoder.layers, spec.layers, strict=True)]
         first = decoder.layers[0].self_attn
         self.head_dim, self.scaling = int(first.head_dim), float(first.scaling)
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -322,7 +316,9 @@ class LlamaDecoder:
             q, k = torch.split(qk, [self.heads, self.kv_heads], 2)
             qk = torch.cat([layer.norm_q(q), layer.norm_k(k)], 2)
         # 2. rotary positions, on queries and keys together
-        q, k = torch.split(_rotate(qk, rope), [self.heads, self.kv_heads], 2)
+        if layer.spec.rotary:
+            qk = _rotate(qk, rope)
+        q, k = torch.split(qk, [self.heads, self.kv_heads], 2)
         # 3. keys and values behind those of earlier positions  [rows, kv heads, keys, head width]
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         if past is not None:
@@ -386,10 +382,10 @@ def causal_mask(time: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def build_llama_decoder(model: Any) -> LlamaDecoder | None:
-    """The Llama decoder of `model` where it has the family's shape and gives the same logits; else None."""
-    if not _is_llama_architecture(model):
+    """The decoder of `model` where its layers are known and it gives the same logits; else None."""
+    if (spec := read_decoder_spec(model)) is None:
         return None
-    decoder = LlamaDecoder(model)
+    decoder = LlamaDecoder(model, spec)
     # 32 tokens from the whole vocabulary: the first are special, and too noisy in bfloat16 to compare  [1, 32]
     vocabulary = decoder.embedding.weight.shape[0]
     ids = (torch.arange(1, 33, device=decoder.device) * vocabulary // 33)[None]
@@ -403,44 +399,3 @@ def build_llama_decoder(model: Any) -> LlamaDecoder | None:
         ours = decoder.logits(states[0]).float()
     relative_error = (ours - theirs).abs().mean() / theirs.std().clamp_min(1e-6)
     return decoder if float(relative_error) < (1e-4 if decoder.dtype == torch.float32 else 0.1) else None
-
-
-def _is_llama_architecture(model: Any) -> bool:
-    config = model.config.get_text_config()
-    decoder: Any = getattr(model, "model", None)
-    if getattr(model, "base_model_prefix", "") != "model" or not hasattr(decoder, "rotary_emb"):
-        return False
-    rope = getattr(config, "rope_parameters", None) or {}
-    default = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
-    windows = set(getattr(config, "layer_types", None) or [default])
-    if rope.get("rope_type", "default") not in LENGTH_INDEPENDENT_ROPES or windows != {"full_attention"}:
-        return False
-    return _has_plain_weight(model.get_output_embeddings()) and all(_is_llama_layer(layer) for layer in decoder.layers)
-
-
-def _has_plain_weight(module: Any) -> TypeGuard[nn.Linear]:
-    """Whether `module` is a linear layer whose weight is its numbers, and no packed or scaled form of them."""
-    return (
-        isinstance(module, nn.Linear)
-        and module.weight.dtype in PLAIN_DTYPES
-        and module.weight.shape == (module.out_features, module.in_features)
-    )
-
-
-def _is_llama_layer(layer: Any) -> bool:
-    """Whether a layer has exactly the modules that `DecoderLayer` reads."""
-    names = {name for name, _ in layer.named_children()}
-    linear = [
-        module
-        for parent, children in (("self_attn", "q_proj k_proj v_proj o_proj"), ("mlp", "gate_proj up_proj down_proj"))
-        for name in children.split()
-        if _has_plain_weight(module := getattr(getattr(layer, parent, None), name, None))
-    ]
-    same_bias = all(len({m.bias is None for m in group}) == 1 for group in (linear[:3], linear[4:6]))
-    norms = [getattr(layer, name, None) for name in ("input_layernorm", "post_attention_layernorm")]
-    return (
-        names == {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-        and len(linear) == 7
-        and same_bias
-        and all(hasattr(norm, "variance_epsilon") for norm in norms)
-    )
