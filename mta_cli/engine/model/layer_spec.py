@@ -5,36 +5,75 @@ The decoder computes every layer in the same way; a description says what the la
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 LENGTH_INDEPENDENT_ROPES = ("default", "linear", "llama3", "yarn")  # angles that do not depend on how long the text is
 PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # other formats are packed, or need a scale
-NORMS = {"input_layernorm", "post_attention_layernorm"}
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {  # by the name in a configuration
+    "silu": F.silu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+}
 PROJECTIONS: Mapping[str, tuple[str, ...]] = {  # modules that read the same input, by their joint name
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "out": ("self_attn.o_proj",),
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
+ONE_ROPE = "all"  # the name of the rotary table where all layers have the same
+
+
+@dataclass(frozen=True)
+class NormPlaces:
+    """The names of a layer's norms by their places; None: there is none."""
+
+    before_attention: str | None = None
+    after_attention: str | None = None
+    before_mlp: str | None = None
+    after_mlp: str | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """The norms that there are."""
+        return {name for name in astuple(self) if name is not None}
+
+
+NORM_PLACES = (
+    NormPlaces(before_attention="input_layernorm", before_mlp="post_attention_layernorm"),  # Llama's
+    NormPlaces(  # Gemma's from its second version on
+        before_attention="input_layernorm",
+        after_attention="post_attention_layernorm",
+        before_mlp="pre_feedforward_layernorm",
+        after_mlp="post_feedforward_layernorm",
+    ),
+)
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One decoder layer. `rotary`: whether queries and keys are rotated by their positions."""
+    """One decoder layer.
 
-    rotary: bool = True
+    `rope` is the name of the table by which queries and keys are rotated; None: they are not. A token sees the last
+    `window` positions, its own counted; None: all.
+    """
+
+    norms: NormPlaces
+    rope: str | None = ONE_ROPE
+    window: int | None = None
 
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """All layers of a decoder, from the first to the last."""
+    """All layers of a decoder, from the first to the last, and the activation of their gates."""
 
     layers: tuple[LayerSpec, ...]
+    activation: Callable[[Tensor], Tensor]
 
 
 def read_decoder_spec(model: Any) -> DecoderSpec | None:
@@ -43,16 +82,41 @@ def read_decoder_spec(model: Any) -> DecoderSpec | None:
     decoder: Any = getattr(model, "model", None)
     if getattr(model, "base_model_prefix", "") != "model" or not hasattr(decoder, "rotary_emb"):
         return None
-    rope = getattr(config, "rope_parameters", None) or {}
+    activation = ACTIVATIONS.get(str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)))
+    caps = [getattr(config, name, None) for name in ("attn_logit_softcapping", "final_logit_softcapping")]
+    if activation is None or any(caps) or not _has_plain_weight(model.get_output_embeddings()):
+        return None
     default = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
-    windows = set(getattr(config, "layer_types", None) or [default])
-    if rope.get("rope_type", "default") not in LENGTH_INDEPENDENT_ROPES or windows != {"full_attention"}:
+    kinds = getattr(config, "layer_types", None) or [default] * len(decoder.layers)
+    layers = [_read_layer(layer, config, kind) for layer, kind in zip(decoder.layers, kinds, strict=True)]
+    known = tuple(layer for layer in layers if layer is not None)
+    return DecoderSpec(known, activation) if len(known) == len(layers) else None
+
+
+def _read_layer(layer: Any, config: Any, kind: str) -> LayerSpec | None:
+    """The description of a layer whose attention is of `kind`."""
+    modules = dict(layer.named_modules())
+    # 1. the norms: whatever is beside attention and MLP
+    children = {name for name, _ in layer.named_children()} - {"self_attn", "mlp"}
+    norms = next((places for places in NORM_PLACES if places.names == children), None)
+    # 2. the projections: these linear layers and no others, with a bias in all of a group or in none
+    linear = {path for path, module in modules.items() if isinstance(module, nn.Linear)}
+    if norms is None or linear != {path for paths in PROJECTIONS.values() for path in paths}:
         return None
-    if not _has_plain_weight(model.get_output_embeddings()) or not all(map(_is_known_layer, decoder.layers)):
+    plain = all(_has_plain_weight(modules[path]) for path in linear)
+    if not plain or any(len({modules[path].bias is None for path in paths}) > 1 for paths in PROJECTIONS.values()):
         return None
-    return DecoderSpec(
-        tuple(LayerSpec(rotary=bool(getattr(layer.self_attn, "use_rope", True))) for layer in decoder.layers)
-    )
+    # 3. positions: a table of angles for each kind of attention, or one for all; over the whole width of a head
+    ropes = getattr(config, "rope_parameters", None) or {}
+    rope, name = (ropes[kind], kind) if isinstance(ropes.get(kind), Mapping) else (ropes, ONE_ROPE)
+    part = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None)) or 1.0
+    if rope.get("rope_type", "default") not in LENGTH_INDEPENDENT_ROPES or part != 1.0:
+        return None
+    # 4. how far a token sees
+    if kind not in ("full_attention", "sliding_attention"):
+        return None
+    window = config.sliding_window if kind == "sliding_attention" else None
+    return LayerSpec(norms, name if getattr(layer.self_attn, "use_rope", True) else None, window)
 
 
 def _has_plain_weight(module: Any) -> TypeGuard[nn.Linear]:
@@ -61,18 +125,4 @@ def _has_plain_weight(module: Any) -> TypeGuard[nn.Linear]:
         isinstance(module, nn.Linear)
         and module.weight.dtype in PLAIN_DTYPES
         and module.weight.shape == (module.out_features, module.in_features)
-    )
-
-
-def _is_known_layer(layer: Any) -> bool:
-    """Whether a layer has the projections and norms that the decoder reads, and no others."""
-    modules = dict(layer.named_modules())
-    linear = {path for path, module in modules.items() if isinstance(module, nn.Linear)}
-    if linear != {path for paths in PROJECTIONS.values() for path in paths}:
-        return False
-    return (
-        {name for name, _ in layer.named_children()} == {"self_attn", "mlp", *NORMS}
-        and all(_has_plain_weight(modules[path]) for path in linear)
-        and all(len({modules[path].bias is None for path in paths}) == 1 for paths in PROJECTIONS.values())
-        and all(hasattr(modules[name], "variance_epsilon") for name in NORMS)
     )

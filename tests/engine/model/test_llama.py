@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from mta_cli.engine.lora.adapter import AdapterMerger, merge_into_base
 from mta_cli.engine.lora.batched import FrozenLoras
 from mta_cli.engine.model import llama as plains
+from mta_cli.engine.model.layer_spec import ONE_ROPE
 from mta_cli.engine.model.llama import BatchedLora, LlamaDecoder, build_llama_decoder, causal_mask
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.errors import BadInput
-from tests.engine.families import EXACT, REFUSED, model
+from tests.engine.families import EXACT, REFUSED
 from tests.engine.lora_cases import random_lora
 
 
@@ -33,7 +34,7 @@ def ours(plain: LlamaDecoder, ids: Tensor, **wishes: Any) -> Tensor:
     """Logits [rows, time, vocabulary] of whole texts."""
     positions = torch.arange(ids.shape[1])[None].expand(len(ids), -1)
     with torch.no_grad():
-        mask = causal_mask(ids.shape[1], plain.dtype, plain.device)
+        mask = plain.mask_windows(causal_mask(ids.shape[1], plain.dtype, plain.device), positions[:1], positions[:1])
         states = plain.run_layers(plain.embed(ids), plain.rope(positions), mask, **wishes)
         return plain.logits(states, read=wishes.get("read", "weights")).float()
 
@@ -88,7 +89,7 @@ def test_nothing_is_merged_into_packed_weights(base: LoadedBase) -> None:
         AdapterMerger(base).set_adapter(lora)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3-tied", "gelu", "granite"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3-tied", "gemma3", "gelu", "granite"])
 def test_making_one_changes_no_weight_and_no_logit(family: str) -> None:
     made, ids = {**EXACT, **REFUSED}[family](), random_ids(1, 20)
     before = {name: value.clone() for name, value in made.state_dict().items()}
@@ -133,8 +134,9 @@ def test_what_is_folded_is_seen_and_comes_out_bit_for_bit(base: LoadedBase) -> N
     assert torch.equal(ours(base.llama_decoder, ids), before)
 
 
-def test_a_model_moved_to_other_numbers_before_is_followed() -> None:
-    made, ids = model("Qwen2", dtype=torch.bfloat16), random_ids(2, 40)
+@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+def test_a_model_moved_to_other_numbers_before_is_followed(family: str) -> None:
+    made, ids = EXACT[family]().to(torch.bfloat16), random_ids(2, 40)
     plain = decoder(made)
     assert plain.dtype == torch.bfloat16
     expected = theirs(made, ids)
@@ -196,8 +198,8 @@ def test_token_by_token_equals_at_once(step: int) -> None:
 def test_positions_beyond_the_first_table() -> None:
     """Angles are those of the position itself, whatever was asked before."""
     plain = decoder(EXACT["llama3-rope"]())
-    few = plain.rope(torch.arange(5)[None])
-    cos, sin = plain.rope(torch.tensor([[0, 4, 255, 256, 1000]]))
+    few = plain.rope(torch.arange(5)[None])[ONE_ROPE]
+    cos, sin = plain.rope(torch.tensor([[0, 4, 255, 256, 1000]]))[ONE_ROPE]
     assert torch.equal(cos[:, :2], few[0][:, [0, 4]]) and torch.equal(sin[:, :2], few[1][:, [0, 4]])
     real_cos, real_sin = plain._rotary(plain.norm.weight, torch.tensor([[0, 4, 255, 256, 1000]]))
     half = plain.head_dim // 2
@@ -235,7 +237,7 @@ def packable() -> bool:
 
 
 @pytest.mark.skipif(not packable(), reason="this CPU has no bfloat16 products")
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_packed_weights_give_the_same_within_rounding(family: str, rows: int) -> None:
     plain, ids = decoder(EXACT[family]().to(torch.bfloat16)), random_ids(rows, 12)
