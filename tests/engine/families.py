@@ -85,12 +85,26 @@ EXACT: dict[str, Callable[[], Any]] = {
     "gemma3": lambda: model(
         "Gemma3", config="Gemma3TextConfig", query_pre_attn_scalar=64, rope_parameters=TWO_ROPES, **ALTERNATING
     ),
+    "gemma2": lambda: model(
+        "Gemma2",
+        query_pre_attn_scalar=10,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=1.5,
+        **ALTERNATING,
+    ),
 }
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral-window", "smollm3", "gemma3")  # of `EXACT`: every shape of a layer
+FAMILIES = (  # of `EXACT`: every shape of a layer
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mistral-window",
+    "smollm3",
+    "gemma3",
+    "gemma2",
+)
 REFUSED: dict[str, Callable[[], Any]] = {
     "gpt-neox": lambda: model("GPTNeoX"),
     "opt": lambda: model("OPT", ffn_dim=96, word_embed_proj_dim=64),
-    "gemma2": lambda: model("Gemma2", head_dim=16),
     "phi": lambda: model("Phi"),
     "granite": lambda: model("Granite", logits_scaling=3.0, embedding_multiplier=2.0),
     "cohere": lambda: model("Cohere"),

@@ -70,10 +70,15 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """All layers of a decoder, from the first to the last, and the activation of their gates."""
+    """All layers of a decoder, from the first to the last, and the activation of their gates.
+
+    Attention scores and logits are capped softly, `cap · tanh(x / cap)`, where there is a cap.
+    """
 
     layers: tuple[LayerSpec, ...]
     activation: Callable[[Tensor], Tensor]
+    score_cap: float | None = None
+    logit_cap: float | None = None
 
 
 def read_decoder_spec(model: Any) -> DecoderSpec | None:
@@ -84,13 +89,13 @@ def read_decoder_spec(model: Any) -> DecoderSpec | None:
         return None
     activation = ACTIVATIONS.get(str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)))
     caps = [getattr(config, name, None) for name in ("attn_logit_softcapping", "final_logit_softcapping")]
-    if activation is None or any(caps) or not _has_plain_weight(model.get_output_embeddings()):
+    if activation is None or not _has_plain_weight(model.get_output_embeddings()):
         return None
     default = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
     kinds = getattr(config, "layer_types", None) or [default] * len(decoder.layers)
     layers = [_read_layer(layer, config, kind) for layer, kind in zip(decoder.layers, kinds, strict=True)]
     known = tuple(layer for layer in layers if layer is not None)
-    return DecoderSpec(known, activation) if len(known) == len(layers) else None
+    return DecoderSpec(known, activation, *caps) if len(known) == len(layers) else None
 
 
 def _read_layer(layer: Any, config: Any, kind: str) -> LayerSpec | None:

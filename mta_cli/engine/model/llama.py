@@ -196,6 +196,7 @@ class LlamaDecoder:
         self.activation_cache = ActivationCache()
         self._half_overflows = False  # whether a state was too large for float16
         self.activation: Callable[[Tensor], Tensor] = spec.activation
+        self.score_cap, self.logit_cap = spec.score_cap, spec.logit_cap
         self.windows = sorted({one.window for one in spec.layers if one.window is not None})
         self._rotary = decoder.rotary_emb
         nothing = torch.zeros(0)
@@ -345,7 +346,8 @@ class LlamaDecoder:
 
     def logits(self, x: Tensor, read: WeightFormat = "weights") -> Tensor:
         """Logits [n, vocabulary] of states [n, width] after the last layer."""
-        return self.head(self.norm(x), read)
+        logits = self.head(self.norm(x), read)
+        return logits if self.logit_cap is None else soft_cap(logits, self.logit_cap)
 
     def _project(self, i: int, name: str, x: Tensor, loras: Sequence[BatchedLora], read: WeightFormat) -> Tensor:
         y = self.layers[i].projections[name](x, read)
@@ -389,27 +391,34 @@ class LlamaDecoder:
         rows, time, heads, width = q.shape
         groups, keys = heads // self.kv_heads, k.shape[2]
         # One new position: the query heads of a group stand where the fused kernel has the positions of one head.
-        if time == 1:
+        if time == 1 and self.score_cap is None:
             grouped, hidden = q.view(rows, self.kv_heads, groups, width), mask.squeeze(2) if mask is not None else None
             output = F.scaled_dot_product_attention(grouped, k, v, attn_mask=hidden, scale=self.scaling)
             return output.reshape(rows, 1, heads * width)
         # Many keys, or a GPU: the fused kernel.
-        if keys > EAGER_ATTENTION_MAX_KEYS or q.device.type != "cpu":
+        if self.score_cap is None and (keys > EAGER_ATTENTION_MAX_KEYS or q.device.type != "cpu"):
             hidden = mask.squeeze(2) if mask is not None else None
             output = F.scaled_dot_product_attention(
                 q.transpose(1, 2), k, v, attn_mask=hidden, scale=self.scaling, enable_gqa=groups > 1
             )
             return output.transpose(1, 2).reshape(rows, time, heads * width)
-        # Few keys on a CPU, as matrix products.
+        # Few keys on a CPU, or scores with a cap, which the kernel does not have: matrix products.
         # 1. queries by the key head that they share  [rows, kv heads, groups, time, head width]
         q = (q * self.scaling).view(rows, time, self.kv_heads, groups, width).permute(0, 2, 3, 1, 4)
         # 2. scores  [rows, kv heads, groups · time, keys]
         scores = q.reshape(rows, self.kv_heads, groups * time, width) @ k.transpose(2, 3)
+        if self.score_cap is not None:
+            scores = soft_cap(scores, self.score_cap)
         if mask is not None:
             scores = (scores.view(rows, self.kv_heads, groups, time, keys) + mask).view_as(scores)
         # 3. weighted values, heads side by side again  [rows, time, heads · head width]
         output = (torch.softmax(scores, -1) @ v).view(rows, self.kv_heads, groups, time, width)
         return output.permute(0, 3, 1, 2, 4).reshape(rows, time, heads * width)
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """`x` between −cap and cap: nearly itself where it is small."""
+    return cap * torch.tanh(x / cap)
 
 
 def _onednn_packs_bfloat16() -> bool:

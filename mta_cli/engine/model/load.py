@@ -106,7 +106,8 @@ def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", 
     base = LoadedBase(model, tokenizer, fingerprint, name, place, number, ends)
     with load_errors_as_bad_input(f"{name} is of no use as a causal language model", f"look into {path}"):
         base.llama_decoder = build_llama_decoder(model)
-        base.head_is_exact = base.llama_decoder is not None or _head_is_exact(model, place)
+        decoder = base.llama_decoder
+        base.head_is_exact = (decoder is not None and decoder.logit_cap is None) or _head_is_exact(model, place)
     return base
 
 

@@ -145,6 +145,7 @@ class PrefixCacheScorer:
             target_ids,
             [state_of[target[:2]] for target in targets],
             [target[4] for target in targets],
+            self.decoder.logit_cap,
         )
         return TokenLogLikelihoods(values, target_row, [target[2] for target in targets])
 
