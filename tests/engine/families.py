@@ -41,6 +41,14 @@ ALTERNATING = {  # layers of two kinds of attention, both also in the upper thir
     "sliding_window": 16,
     "head_dim": 24,
 }
+PART_ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [2.0] * 8,
+    "original_max_position_embeddings": 64,
+}
 DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
 
 
@@ -85,6 +93,8 @@ EXACT: dict[str, Callable[[], Any]] = {
     "gemma3": lambda: model(
         "Gemma3", config="Gemma3TextConfig", query_pre_attn_scalar=64, rope_parameters=TWO_ROPES, **ALTERNATING
     ),
+    "olmo2": lambda: model("Olmo2"),
+    "phi3": lambda: model("Phi3", sliding_window=16),
     "gemma2": lambda: model(
         "Gemma2",
         query_pre_attn_scalar=10,
@@ -101,6 +111,8 @@ FAMILIES = (  # of `EXACT`: every shape of a layer
     "smollm3",
     "gemma3",
     "gemma2",
+    "olmo2",
+    "phi3",
 )
 REFUSED: dict[str, Callable[[], Any]] = {
     "gpt-neox": lambda: model("GPTNeoX"),
@@ -108,7 +120,8 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "phi": lambda: model("Phi"),
     "granite": lambda: model("Granite", logits_scaling=3.0, embedding_multiplier=2.0),
     "cohere": lambda: model("Cohere"),
-    "olmo2": lambda: model("Olmo2"),
+    "phi3-rope-on-a-part": lambda: model("Phi3", rope_parameters=PART_ROPE),
+    "phi3-longrope": lambda: model("Phi3", rope_parameters=LONG_ROPE),
     "dynamic-rope": lambda: model("Llama", rope_parameters=DYNAMIC_ROPE, max_position_embeddings=64),
     "gelu": lambda: model("Llama", hidden_act="gelu"),
     "relu": lambda: model("Llama", hidden_act="relu"),

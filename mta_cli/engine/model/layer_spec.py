@@ -5,7 +5,7 @@ The decoder computes every layer in the same way; a description says what the la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any, TypeGuard
@@ -20,12 +20,20 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {  # by the name in a co
     "silu": F.silu,
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
 }
-PROJECTIONS: Mapping[str, tuple[str, ...]] = {  # modules that read the same input, by their joint name
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "out": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
+PROJECTIONS: Sequence[Mapping[str, tuple[str, ...]]] = (  # modules that read the same input, by their joint name
+    {
+        "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "out": ("self_attn.o_proj",),
+        "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+        "down": ("mlp.down_proj",),
+    },
+    {  # Phi 3's, joined in the checkpoint
+        "qkv": ("self_attn.qkv_proj",),
+        "out": ("self_attn.o_proj",),
+        "gate_up": ("mlp.gate_up_proj",),
+        "down": ("mlp.down_proj",),
+    },
+)
 ONE_ROPE = "all"  # the name of the rotary table where all layers have the same
 
 
@@ -52,6 +60,7 @@ NORM_PLACES = (
         before_mlp="pre_feedforward_layernorm",
         after_mlp="post_feedforward_layernorm",
     ),
+    NormPlaces(after_attention="post_attention_layernorm", after_mlp="post_feedforward_layernorm"),  # Olmo 2's
 )
 
 
@@ -64,6 +73,7 @@ class LayerSpec:
     """
 
     norms: NormPlaces
+    projections: Mapping[str, tuple[str, ...]]
     rope: str | None = ONE_ROPE
     window: int | None = None
 
@@ -101,15 +111,16 @@ def read_decoder_spec(model: Any) -> DecoderSpec | None:
 def _read_layer(layer: Any, config: Any, kind: str) -> LayerSpec | None:
     """The description of a layer whose attention is of `kind`."""
     modules = dict(layer.named_modules())
-    # 1. the norms: whatever is beside attention and MLP
-    children = {name for name, _ in layer.named_children()} - {"self_attn", "mlp"}
+    # 1. the norms: whatever is beside attention and MLP; dropout does nothing outside a training of the base
+    children = {name for name, child in layer.named_children() if not isinstance(child, nn.Dropout)}
+    children -= {"self_attn", "mlp"}
     norms = next((places for places in NORM_PLACES if places.names == children), None)
     # 2. the projections: these linear layers and no others, with a bias in all of a group or in none
     linear = {path for path, module in modules.items() if isinstance(module, nn.Linear)}
-    if norms is None or linear != {path for paths in PROJECTIONS.values() for path in paths}:
+    joined = next((one for one in PROJECTIONS if {path for paths in one.values() for path in paths} == linear), None)
+    if norms is None or joined is None or not all(_has_plain_weight(modules[path]) for path in linear):
         return None
-    plain = all(_has_plain_weight(modules[path]) for path in linear)
-    if not plain or any(len({modules[path].bias is None for path in paths}) > 1 for paths in PROJECTIONS.values()):
+    if any(len({modules[path].bias is None for path in paths}) > 1 for paths in joined.values()):
         return None
     # 3. positions: a table of angles for each kind of attention, or one for all; over the whole width of a head
     ropes = getattr(config, "rope_parameters", None) or {}
@@ -121,7 +132,7 @@ def _read_layer(layer: Any, config: Any, kind: str) -> LayerSpec | None:
     if kind not in ("full_attention", "sliding_attention"):
         return None
     window = config.sliding_window if kind == "sliding_attention" else None
-    return LayerSpec(norms, name if getattr(layer.self_attn, "use_rope", True) else None, window)
+    return LayerSpec(norms, joined, name if getattr(layer.self_attn, "use_rope", True) else None, window)
 
 
 def _has_plain_weight(module: Any) -> TypeGuard[nn.Linear]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mta_cli.engine.model.activation_cache import ActivationCache
-from mta_cli.engine.model.layer_spec import ONE_ROPE, PROJECTIONS, DecoderSpec, LayerSpec, read_decoder_spec
+from mta_cli.engine.model.layer_spec import ONE_ROPE, DecoderSpec, LayerSpec, read_decoder_spec
 
 EAGER_ATTENTION_MAX_KEYS = 512  # up to so many keys, matrix products beat the fused attention kernel on a CPU
 PACKED_MAX_ROWS = 64  # up to so many rows of input, oneDNN reads weights in its own order about 1.5 times faster
@@ -175,11 +175,21 @@ class DecoderLayer:
         self.norm_in, self.norm_attention, self.norm_mid, self.norm_mlp = (
             RMSNorm(getattr(module, name)) if name is not None else _no_norm for name in astuple(spec.norms)
         )
-        self.projections = {name: FusedLinear(*map(module.get_submodule, paths)) for name, paths in PROJECTIONS.items()}
+        self.projections = {
+            name: FusedLinear(*map(module.get_submodule, paths)) for name, paths in spec.projections.items()
+        }
+        attention = module.self_attn
         self.norm_q, self.norm_k = (
-            RMSNorm(getattr(module.self_attn, name)) if getattr(module.self_attn, name, None) is not None else None
-            for name in ("q_norm", "k_norm")
+            _head_norm(getattr(attention, name, None), attention.head_dim) for name in ("q_norm", "k_norm")
         )
+
+
+def _head_norm(module: Any, head_dim: int) -> Callable[[Tensor], Tensor] | None:
+    """A norm of `[rows, time, heads, head width]`: of each head by itself, or of all together."""
+    if module is None:
+        return None
+    norm = RMSNorm(module)
+    return norm if norm.weight.numel() == head_dim else lambda x: norm(x.flatten(2)).view_as(x)
 
 
 class LlamaDecoder:
