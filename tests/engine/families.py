@@ -94,6 +94,9 @@ EXACT: dict[str, Callable[[], Any]] = {
         "Gemma3", config="Gemma3TextConfig", query_pre_attn_scalar=64, rope_parameters=TWO_ROPES, **ALTERNATING
     ),
     "olmo2": lambda: model("Olmo2"),
+    "olmo3": lambda: model("Olmo3", rope_parameters=TWO_ROPES, **ALTERNATING),
+    "ministral": lambda: model("Ministral", **ALTERNATING),
+    "seed-oss": lambda: model("SeedOss", head_dim=16),
     "phi3": lambda: model("Phi3", sliding_window=16),
     "gemma2": lambda: model(
         "Gemma2",
@@ -120,6 +123,10 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "phi": lambda: model("Phi"),
     "granite": lambda: model("Granite", logits_scaling=3.0, embedding_multiplier=2.0),
     "cohere": lambda: model("Cohere"),
+    "llama-with-a-setting-of-mistral": lambda: model("Llama", sliding_window=48),
+    "ministral3-scaled-in-long-texts": lambda: model("Ministral3"),
+    "exaone4": lambda: model("Exaone4", layer_types=["sliding_attention", "full_attention"] * 2, num_hidden_layers=4),
+    "helium": lambda: model("Helium", head_dim=16),
     "phi3-rope-on-a-part": lambda: model("Phi3", rope_parameters=PART_ROPE),
     "phi3-longrope": lambda: model("Phi3", rope_parameters=LONG_ROPE),
     "dynamic-rope": lambda: model("Llama", rope_parameters=DYNAMIC_ROPE, max_position_embeddings=64),

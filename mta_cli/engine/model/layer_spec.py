@@ -15,6 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LENGTH_INDEPENDENT_ROPES = ("default", "linear", "llama3", "yarn")  # angles that do not depend on how long the text is
+ROPE_SETTINGS = {  # of these kinds of angles; any other may act on long texts alone, where no comparison would see it
+    *("rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "attention_factor"),
+    *("original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "partial_rotary_factor",
+}
+ONE_WINDOW_FAMILIES = ("mistral", "phi3")  # their `sliding_window` holds in all layers, which do not repeat it
 PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # other formats are packed, or need a scale
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {  # by the name in a configuration
     "silu": F.silu,
@@ -34,6 +40,7 @@ PROJECTIONS: Sequence[Mapping[str, tuple[str, ...]]] = (  # modules that read th
         "down": ("mlp.down_proj",),
     },
 )
+SCALES = ("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale")  # of Granite and Cohere
 ONE_ROPE = "all"  # the name of the rotary table where all layers have the same
 
 
@@ -99,7 +106,8 @@ def read_decoder_spec(model: Any) -> DecoderSpec | None:
         return None
     activation = ACTIVATIONS.get(str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)))
     caps = [getattr(config, name, None) for name in ("attn_logit_softcapping", "final_logit_softcapping")]
-    if activation is None or not _has_plain_weight(model.get_output_embeddings()):
+    scaled = any((getattr(config, name, None) or 1.0) != 1.0 for name in SCALES)
+    if activation is None or scaled or not _has_plain_weight(model.get_output_embeddings()):
         return None
     default = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
     kinds = getattr(config, "layer_types", None) or [default] * len(decoder.layers)
@@ -126,12 +134,14 @@ def _read_layer(layer: Any, config: Any, kind: str) -> LayerSpec | None:
     ropes = getattr(config, "rope_parameters", None) or {}
     rope, name = (ropes[kind], kind) if isinstance(ropes.get(kind), Mapping) else (ropes, ONE_ROPE)
     part = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None)) or 1.0
-    if rope.get("rope_type", "default") not in LENGTH_INDEPENDENT_ROPES or part != 1.0:
+    known = rope.get("rope_type", "default") in LENGTH_INDEPENDENT_ROPES and set(rope) <= ROPE_SETTINGS
+    if not known or part != 1.0 or kind not in ("full_attention", "sliding_attention"):
         return None
-    # 4. how far a token sees
-    if kind not in ("full_attention", "sliding_attention"):
-        return None
+    # 4. how far a token sees; a setting that the layer does not know may be left over from another model
     window = config.sliding_window if kind == "sliding_attention" else None
+    of_all = window if config.model_type in ONE_WINDOW_FAMILIES else None
+    if window != getattr(layer.self_attn, "sliding_window", of_all):
+        return None
     return LayerSpec(norms, joined, name if getattr(layer.self_attn, "use_rope", True) else None, window)
 
 

@@ -1,4 +1,4 @@
-"""A decoder of the Llama family as tensor operations on the base's own weights, with LoRA factors for each row.
+"""A decoder of Llama and its relatives as tensor operations on the base's own weights, with LoRA factors for each row.
 
 It computes what transformers' modules compute, in fewer and larger operations: projections that read the same input are
 fused, and a pass may begin at any layer, with states and with keys and values computed before.
