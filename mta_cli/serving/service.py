@@ -395,6 +395,7 @@ def require_servable(base: LoadedBase) -> None:
     """Raises UsageError where the base decodes one user's model at a time."""
     if base.llama_decoder is None:
         raise UsageError(
-            f"{base.name} cannot be served: only bases of the Llama family decode several users' models at once.",
+            f"{base.name} cannot be served: {base.model.config.model_type} has no fast path, and only that decodes "
+            "several users' models at once.",
             hint="mta ask and mta chat answer with it",
         )

@@ -53,8 +53,13 @@ class DecodingBatch:
         # 1. embeddings of the new tokens  [rows, 1, width]
         x = decoder.embed(torch.tensor(tokens, device=decoder.device)[:, None])
         # 2. positions, without the padding on the left  [rows, 1]
-        rope = decoder.rope(past - self._pads[:, None])
-        mask = self._mask[..., : past + 1] if self._mask is not None else None
+        positions = past - self._pads[:, None]
+        rope = decoder.rope(positions)
+        mask = decoder.mask_windows(
+            self._mask[..., : past + 1] if self._mask is not None else None,
+            positions,
+            self._column_positions[:, : past + 1],
+        )
         # 3. all layers  [rows, 1, width]
         x = decoder.run_layers(x, rope, mask, loras=self._row_loras, past=self._cache, read=read)
         self._cache.advance(1)
@@ -74,9 +79,12 @@ class DecodingBatch:
         self._pads = torch.tensor([self._width - len(row.prompt) for row in self._rows], device=device)  # [rows]
         owners = [row.owner for row in self._rows]
         self._row_loras = [BatchedLora(one.factors_for_rows(owners)) for one in self._user_loras]
+        columns = torch.arange(self._cache.capacity, device=device)
+        behind_pads = (columns - self._pads[:, None]).clamp_(min=0)
+        self._column_positions = torch.where(columns < self._shared, columns, behind_pads)  # [rows, capacity]
         self._mask: Tensor | None = None
         if bool(self._pads.any()):
-            visible = self._token_mask(torch.arange(self._cache.capacity, device=device))  # [rows, capacity]
+            visible = self._token_mask(columns)  # [rows, capacity]
             self._mask = _additive_mask(~visible, decoder.dtype)[:, None, None, None]
 
     def _token_mask(self, columns: Tensor) -> Tensor:
@@ -90,7 +98,8 @@ class DecodingBatch:
         start = self._shared + int(pads.min())
         cache = self._cache.row_view(first, last, start)
         columns = torch.arange(self._width, device=decoder.device)
-        positions = (columns[start:] - pads[:, None]).clamp_(min=0)  # [rows, time]
+        key_positions = self._column_positions[first:last, : self._width]  # [rows, keys]
+        positions = key_positions[:, start:]  # [rows, time]
         # 2. what each column sees: earlier tokens of its row; padding sees itself, so that its states stay finite
         is_token = self._token_mask(columns)[first:last]  # [rows, keys]
         visible = (columns[start:, None] >= columns) & is_token[:, None]  # [rows, time, keys]
@@ -105,7 +114,7 @@ class DecodingBatch:
         x = decoder.run_layers(
             decoder.embed(ids.to(decoder.device)),
             decoder.rope(positions),
-            _additive_mask(~visible, decoder.dtype)[:, None, None],
+            decoder.mask_windows(_additive_mask(~visible, decoder.dtype)[:, None, None], positions, key_positions),
             loras=[one.rows_lora([row.owner for row in rows], positions, lengths) for one in self._user_loras],
             past=cache,
             read="packed",

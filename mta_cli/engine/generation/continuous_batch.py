@@ -15,7 +15,7 @@ from mta_cli.engine.generation.batch_state import compact_rows
 from mta_cli.engine.generation.generate import causal_mask_with_past
 from mta_cli.engine.lora.row_factors import RowFactors, UserFactors
 from mta_cli.engine.model.kv_cache import KVCache
-from mta_cli.engine.model.llama import LlamaDecoder
+from mta_cli.engine.model.llama import LlamaDecoder, Masks
 from mta_cli.engine.model.row_cache import RowKVCache
 
 
@@ -77,14 +77,19 @@ class PromptPass:
         mask = torch.zeros(visible.shape, dtype=decoder.dtype).masked_fill_(~visible, float("-inf"))
         # 3. the log-likelihoods of the tokens that follow  [time]
         self.cache.reserve(len(ids))
-        x = self._run(ids, past + offset, mask.to(decoder.device)[None, None, None])
+        positions = past + offset
+        key_positions = torch.cat([torch.arange(past), positions]).to(decoder.device)
+        masks = decoder.mask_windows(
+            mask.to(decoder.device)[None, None, None], positions.to(decoder.device)[None], key_positions[None]
+        )
+        x = self._run(ids, positions, masks)
         follows = torch.tensor([token for one in completions for token in one[1:]], device=decoder.device)
         logs = torch.log_softmax(decoder.logits(x[0]).float(), -1).gather(-1, follows[:, None])[:, 0].tolist()
         for place, value in zip(owner.tolist(), logs, strict=True):
             scores[place] += value
         return scores
 
-    def _run(self, ids: Sequence[int], positions: Tensor, mask: Tensor | None) -> Tensor:
+    def _run(self, ids: Sequence[int], positions: Tensor, mask: Masks) -> Tensor:
         decoder = self._decoder
         x = decoder.embed(torch.tensor([list(ids)], device=decoder.device))
         rope = decoder.rope(positions.to(decoder.device)[None])
@@ -122,7 +127,7 @@ class ContinuousBatch:
     def decode_step(self, tokens: Sequence[int]) -> Tensor:
         """Run one more token of each row; the logits [rows, vocabulary] that follow."""
         decoder, cache = self._decoder, self._cache
-        mask = cache.begin_step()
+        mask = decoder.mask_windows(cache.begin_step(), cache.positions, cache.key_positions)
         x = decoder.embed(torch.tensor(tokens, device=decoder.device)[:, None])
         loras = self._factors.batched_loras()
         x = decoder.run_layers(x, decoder.rope(cache.positions), mask, loras=loras, past=cache, read="packed")

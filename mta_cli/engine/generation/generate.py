@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.model.kv_cache import KVCache
-from mta_cli.engine.model.llama import BatchedLora, LlamaDecoder, WeightFormat, causal_mask
+from mta_cli.engine.model.llama import BatchedLora, LlamaDecoder, Masks, WeightFormat, causal_mask
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.backends import group_frozen_loras, require_supported_placements
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
@@ -182,7 +182,7 @@ def require_int8(base: LoadedBase) -> None:
     """Raises UsageError where the base cannot have 8-bit weights."""
     if base.llama_decoder is None or not base.llama_decoder.supports_int8:
         raise UsageError(
-            f"--int8 needs a base of the Llama family in bfloat16 on a CPU; {base.name} in {str(base.dtype)[6:]} on "
+            f"--int8 needs a base with a fast path in bfloat16 on a CPU; {base.name} in {str(base.dtype)[6:]} on "
             f"{base.device} is none.",
             hint="Leave --int8 out, or add --dtype bfloat16.",
         )
@@ -291,12 +291,15 @@ def _llama_next_logits(
     return decoder.logits(x[:, -1], read=read)[0]
 
 
-def causal_mask_with_past(decoder: LlamaDecoder, past: int, new: int) -> Tensor | None:
+def causal_mask_with_past(decoder: LlamaDecoder, past: int, new: int) -> Masks:
     """The mask [1, 1, 1, new, past + new] of `new` tokens behind `past` ones; None where nothing is hidden."""
-    if new == 1:
-        return None
-    new_mask = causal_mask(new, decoder.dtype, decoder.device)
-    return torch.nn.functional.pad(new_mask, (past, 0))
+    mask = None
+    if new > 1:
+        mask = torch.nn.functional.pad(causal_mask(new, decoder.dtype, decoder.device), (past, 0))
+    if not decoder.windows:
+        return mask
+    positions = torch.arange(past + new, device=decoder.device)[None]
+    return decoder.mask_windows(mask, positions[:, past:], positions)
 
 
 def _forward(base: LoadedBase, rows: Tensor, cache: Any, **options: int) -> tuple[Tensor, Any]:

@@ -267,6 +267,11 @@ class AdapterMerger:
             raise IntegrityFault(f"this base has no layer {path}", hint="the adapter is for another base") from error
         if not isinstance(module, nn.Linear):
             raise IntegrityFault(f"{path} of this base is no linear layer", hint="the adapter is for another base")
+        if not module.weight.is_floating_point():
+            raise BadInput(
+                f"{path}: nothing can be merged into packed weights ({str(module.weight.dtype)[6:]})",
+                hint="take the base with weights that are not quantized",
+            )
         return module.weight.detach()
 
 

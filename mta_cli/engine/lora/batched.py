@@ -6,7 +6,6 @@ A user is a number here. `TrainableLoras` train, `FrozenLoras` do not; rows that
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,17 +17,6 @@ from torch.nn import functional as F
 from mta_cli.engine.lora.adapter import Factors, LoraWeights, merge_placements
 from mta_cli.engine.model.llama import BatchedLora, FusedFactors, LlamaDecoder
 from mta_cli.errors import IntegrityFault
-
-PROJECTION_BY_MODULE = {
-    "self_attn.q_proj": "qkv",
-    "self_attn.k_proj": "qkv",
-    "self_attn.v_proj": "qkv",
-    "self_attn.o_proj": "out",
-    "mlp.gate_proj": "gate_up",
-    "mlp.up_proj": "gate_up",
-    "mlp.down_proj": "down",
-}
-_PATH = re.compile(r"model\.layers\.(\d+)\.(\w+\.\w+)")
 
 
 @dataclass(frozen=True)
@@ -47,15 +35,19 @@ class ModuleSlice:
 
 def module_slices(decoder: LlamaDecoder, paths: Sequence[str]) -> dict[str, ModuleSlice]:
     """The place of each module path. Raises IntegrityFault when the base has no such module."""
+    places = {
+        f"model.layers.{layer}.{name}": (layer, projection, index)
+        for layer, one in enumerate(decoder.layers)
+        for projection, names in one.spec.projections.items()
+        for index, name in enumerate(names)
+    }
     slices = {}
     for path in paths:
-        match = _PATH.fullmatch(path)
-        projection = PROJECTION_BY_MODULE.get(match[2]) if match is not None else None
-        if match is None or projection is None or int(match[1]) >= len(decoder.layers):
+        if path not in places:
             raise IntegrityFault(f"this base has no layer {path}", hint="the adapter is for another base")
-        layer, fused = int(match[1]), [name for name, other in PROJECTION_BY_MODULE.items() if other == projection]
+        layer, projection, index = places[path]
         modules = decoder.layers[layer].projections[projection].modules
-        widths, index = [module.out_features for module in modules], fused.index(match[2])
+        widths = [module.out_features for module in modules]
         shape = (widths[index], modules[index].in_features)
         slices[path] = ModuleSlice(layer, projection, sum(widths[:index]), sum(widths[index + 1 :]), shape)
     return slices

@@ -1,5 +1,6 @@
 """The frozen base: reading a checkpoint and running its layers.
 
-Read `load` first, then `llama` (the decoder of the Llama family), `kv_cache` and `activation_cache`.
+Read `load` first, then `layer_spec` (what a family's layers are made of), `llama` (the decoder that computes them),
+`kv_cache` and `activation_cache`.
 `checkpoint_files`, `safetensors_header` and `gguf` read files.
 """

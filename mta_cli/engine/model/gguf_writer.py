@@ -129,9 +129,11 @@ def require_whole_gguf(folder: Path) -> tuple[GgufFamily, dict[str, Any], dict[s
     family, split = gguf_family(config), _pre_tokenizer_name(raw)
     rope = config.get("rope_parameters") or {}
     scaled = rope.get("rope_type", "default") != "default" or bool(config.get("rope_scaling"))
-    if not family.whole or split is None or scaled:
+    windows = bool(config.get("sliding_window")) and config.get("use_sliding_window", True)
+    if not family.whole or split is None or scaled or windows or config.get("hidden_act", "silu") != "silu":
         raise BadInput(
-            "A whole GGUF is not written for this base: its family, its tokenizer or its scaled positions.",
+            "A whole GGUF is not written for this base: its family, tokenizer, scaled positions, sliding windows or "
+            "activation.",
             hint="--format gguf-lora, or --format merged and llama.cpp's convert_hf_to_gguf.py",
         )
     return family, config, raw, split

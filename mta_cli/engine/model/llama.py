@@ -1,4 +1,4 @@
-"""A decoder of the Llama family as tensor operations on the base's own weights, with LoRA factors for each row.
+"""A decoder of Llama and its relatives as tensor operations on the base's own weights, with LoRA factors for each row.
 
 It computes what transformers' modules compute, in fewer and larger operations: projections that read the same input are
 fused, and a pass may begin at any layer, with states and with keys and values computed before.
@@ -7,8 +7,8 @@ fused, and a pass may begin at any layer, with states and with keys and values c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mta_cli.engine.model.activation_cache import ActivationCache
+from mta_cli.engine.model.layer_spec import ONE_ROPE, DecoderSpec, LayerSpec, read_decoder_spec
 
-LENGTH_INDEPENDENT_ROPES = ("default", "linear", "llama3", "yarn")  # angles that do not depend on how long the text is
 EAGER_ATTENTION_MAX_KEYS = 512  # up to so many keys, matrix products beat the fused attention kernel on a CPU
 PACKED_MAX_ROWS = 64  # up to so many rows of input, oneDNN reads weights in its own order about 1.5 times faster
 HALF_CAPABILITIES = ("AVX2", "AVX512")  # CPUs on which PyTorch reads float16 weights at the memory's speed, for one row
@@ -25,6 +25,8 @@ INT8_MAX_ROWS = 8  # up to so many rows of input, 8-bit weights are read at the 
 ONEDNN_OPS = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")  # private: may be absent
 
 Rope = tuple[Tensor, Tensor]
+Ropes = Mapping[str, Rope]  # by the name of the table; see `LayerSpec`
+Masks = Tensor | None | Mapping[int | None, Tensor | None]  # by window where layers have windows
 WeightFormat = Literal["weights", "packed", "int8"]  # which copy a projection reads: see `LlamaDecoder.pack_weights`
 FusedFactors = dict[tuple[int, str], tuple[Tensor, Tensor]]
 
@@ -129,15 +131,22 @@ class FusedLinear:
 
 
 class RMSNorm:
-    """Root-mean-square normalisation (Zhang & Sennrich, arXiv 1910.07467) with the module's own weight."""
+    """Root-mean-square normalisation (Zhang & Sennrich, arXiv 1910.07467) with the module's own weight.
+
+    Where the module multiplies by 1 + w, the sum is kept here, in float32, as the module computes with it.
+    """
 
     def __init__(self, module: Any) -> None:
         self.weight: Tensor = module.weight
-        self.eps = float(module.variance_epsilon)
+        self.eps = float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)
+        if _multiplies_by_one_plus_weight(module):
+            self.weight = 1.0 + module.weight.detach().float()
         self._nothing = torch.zeros((), dtype=self.weight.dtype, device=self.weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[…, width]` → `[…, width]`."""
+        if x.dtype != self.weight.dtype:
+            return self(x.to(self.weight.dtype)).to(x.dtype)
         width = x.shape[-1]
         if x.numel() > width or x.device.type != "cpu" or x.requires_grad:
             return F.rms_norm(x, (width,), self.weight, self.eps)
@@ -147,39 +156,62 @@ class RMSNorm:
         return torch.addcmul(self._nothing, x, self.weight, value=scale)
 
 
-class DecoderLayer:
-    """One decoder layer."""
+def _multiplies_by_one_plus_weight(module: Any) -> bool:
+    weight = module.weight.detach()
+    with torch.no_grad():
+        found = module(torch.ones_like(weight)).float()  # ones have the length that norms give: the factor is left
+    return bool((found - 1.0 - weight.float()).abs().max() < (found - weight.float()).abs().max())
 
-    def __init__(self, module: Any) -> None:
-        attention, mlp = module.self_attn, module.mlp
-        self.norm_in, self.norm_mid = RMSNorm(module.input_layernorm), RMSNorm(module.post_attention_layernorm)
-        self.projections = {
-            "qkv": FusedLinear(attention.q_proj, attention.k_proj, attention.v_proj),
-            "out": FusedLinear(attention.o_proj),
-            "gate_up": FusedLinear(mlp.gate_proj, mlp.up_proj),
-            "down": FusedLinear(mlp.down_proj),
-        }
-        self.norm_q, self.norm_k = (
-            RMSNorm(getattr(attention, name)) if getattr(attention, name, None) is not None else None
-            for name in ("q_norm", "k_norm")
+
+def _no_norm(x: Tensor) -> Tensor:
+    return x
+
+
+class DecoderLayer:
+    """One decoder layer, as `spec` describes it."""
+
+    def __init__(self, module: Any, spec: LayerSpec) -> None:
+        self.spec = spec
+        self.norm_in, self.norm_attention, self.norm_mid, self.norm_mlp = (
+            RMSNorm(getattr(module, name)) if name is not None else _no_norm for name in astuple(spec.norms)
         )
+        self.projections = {
+            name: FusedLinear(*map(module.get_submodule, paths)) for name, paths in spec.projections.items()
+        }
+        attention = module.self_attn
+        self.norm_q, self.norm_k = (
+            _head_norm(getattr(attention, name, None), attention.head_dim) for name in ("q_norm", "k_norm")
+        )
+
+
+def _head_norm(module: Any, head_dim: int) -> Callable[[Tensor], Tensor] | None:
+    """A norm of `[rows, time, heads, head width]`: of each head by itself, or of all together."""
+    if module is None:
+        return None
+    norm = RMSNorm(module)
+    return norm if norm.weight.numel() == head_dim else lambda x: norm(x.flatten(2)).view_as(x)
 
 
 class LlamaDecoder:
     """The decoder of a causal language model; `build_llama_decoder` makes it where it computes the same logits."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, spec: DecoderSpec) -> None:
         decoder, config = model.model, model.config.get_text_config()
         self.embedding, self.norm = decoder.embed_tokens, RMSNorm(decoder.norm)
         self.head = FusedLinear(model.get_output_embeddings())
-        self.layers = [DecoderLayer(layer) for layer in decoder.layers]
+        self.layers = [DecoderLayer(layer, one) for layer, one in zip(decoder.layers, spec.layers, strict=True)]
         first = decoder.layers[0].self_attn
         self.head_dim, self.scaling = int(first.head_dim), float(first.scaling)
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.activation_cache = ActivationCache()
         self._half_overflows = False  # whether a state was too large for float16
+        self.activation: Callable[[Tensor], Tensor] = spec.activation
+        self.score_cap, self.logit_cap = spec.score_cap, spec.logit_cap
+        self.windows = sorted({one.window for one in spec.layers if one.window is not None})
         self._rotary = decoder.rotary_emb
-        self._table: Rope | None = None
+        nothing = torch.zeros(0)
+        self._tables: dict[str, Rope] = {one.rope: (nothing, nothing) for one in spec.layers if one.rope is not None}
+        self._table_length = 0  # positions that each table has
 
     @property
     def width(self) -> int:
@@ -233,23 +265,49 @@ class LlamaDecoder:
         result: Tensor = self.embedding(ids)
         return result
 
-    def rope(self, positions: Tensor) -> Rope:
+    def rope(self, positions: Tensor) -> Ropes:
         """Cosines and sines at `positions` [rows, time], each [rows, time, 1, head width]; signs are in the sines."""
         length = int(positions.max()) + 1 if positions.numel() else 1
-        if self._table is None or len(self._table[0]) < length:
+        if length > self._table_length:
+            self._table_length = max(256, 1 << (length - 1).bit_length())
             with torch.inference_mode(False), torch.no_grad():  # training may use the table after decoding made it
-                steps = torch.arange(max(256, 1 << (length - 1).bit_length()), device=positions.device)
-                cos, sin = self._rotary(self.norm.weight, steps[None])
-                sin[..., : self.head_dim // 2].neg_()
-                self._table = (cos[0].contiguous(), sin[0].contiguous())
-        cos, sin = self._table
-        return cos[positions].unsqueeze(2), sin[positions].unsqueeze(2)
+                steps = torch.arange(self._table_length, device=positions.device)
+                self._tables = {name: self._rope_table(name, steps) for name in self._tables}
+        return {
+            name: (cos[positions].unsqueeze(2), sin[positions].unsqueeze(2))
+            for name, (cos, sin) in self._tables.items()
+        }
+
+    def _rope_table(self, name: str, steps: Tensor) -> Rope:
+        cos, sin = self._rotary(self.head.weight, steps[None], *(() if name == ONE_ROPE else (name,)))
+        cos, sin = cos[0].to(self.dtype, copy=True), sin[0].to(self.dtype, copy=True)
+        sin[..., : self.head_dim // 2].neg_()
+        return cos, sin
+
+    def mask_windows(self, mask: Tensor | None, positions: Tensor, key_positions: Tensor) -> Masks:
+        """`mask` for each window that layers of this decoder have; `mask` itself where none has one.
+
+        Queries are at `positions` [rows or 1, time] and keys at `key_positions` [rows or 1, keys]. A key that `mask`
+        hides may have any position.
+        """
+        if not self.windows:
+            return mask
+        masks: dict[int | None, Tensor | None] = {None: mask}
+        distance = positions[:, :, None] - key_positions[:, None]  # [rows, time, keys]
+        for window in self.windows:
+            is_far = distance >= window
+            masks[window] = mask
+            if bool(is_far.any()):
+                far = torch.zeros(is_far.shape, dtype=self.dtype, device=self.device)
+                far = far.masked_fill_(is_far, float("-inf"))[:, None, None]  # [rows, 1, 1, time, keys]
+                masks[window] = far if mask is None else mask + far
+        return masks
 
     def run_layers(
         self,
         x: Tensor,
-        rope: Rope,
-        mask: Tensor | None,
+        rope: Ropes,
+        mask: Masks,
         *,
         first: int = 0,
         last: int | None = None,
@@ -259,9 +317,10 @@ class LlamaDecoder:
     ) -> Tensor:
         """States [rows, time, width] after layers `first` to `last` (exclusive; None: all), from the states `x` before.
 
-        `mask` [rows or 1, 1, 1, time, keys] is added to attention scores; None hides nothing. `loras` act on their own
-        rows. `past` holds the keys and values of earlier positions and takes the new ones. `read` names the copy of the
-        weights to read; copies round differently.
+        `mask` [rows or 1, 1, 1, time, keys] is added to attention scores; None hides nothing. Where the decoder has
+        `windows`, it is what `mask_windows` gives. `loras` act on their own rows. `past` holds the keys and values of
+        earlier positions and takes the new ones. `read` names the copy of the weights to read; copies round
+        differently.
         """
         found = self._run_layers(x, rope, mask, first, last, loras, past, read)
         one_row = read == "packed" and x.numel() == x.shape[-1]
@@ -276,26 +335,29 @@ class LlamaDecoder:
     def _run_layers(
         self,
         x: Tensor,
-        rope: Rope,
-        mask: Tensor | None,
+        rope: Ropes,
+        mask: Masks,
         first: int,
         last: int | None,
         loras: Sequence[BatchedLora],
         past: PastKeyValues | None,
         read: WeightFormat,
     ) -> Tensor:
+        masks: Mapping[int | None, Tensor | None] = mask if isinstance(mask, Mapping) else {None: mask}
         for i in range(first, len(self.layers) if last is None else last):
             layer = self.layers[i]
             # 1. attention, added to the residual stream  [rows, time, width]
-            x = x + self._attention(i, layer.norm_in(x), rope, mask, loras, past, read)
-            # 2. gated MLP: silu(gate) · up  [rows, time, inner], back to  [rows, time, width]
+            attended = self._attention(i, layer.norm_in(x), rope, masks[layer.spec.window], loras, past, read)
+            x = x + layer.norm_attention(attended)
+            # 2. gated MLP: activation(gate) · up  [rows, time, inner], back to  [rows, time, width]
             gate, up = self._project(i, "gate_up", layer.norm_mid(x), loras, read).chunk(2, -1)
-            x = x + self._project(i, "down", F.silu(gate) * up, loras, read)
+            x = x + layer.norm_mlp(self._project(i, "down", self.activation(gate) * up, loras, read))
         return x
 
     def logits(self, x: Tensor, read: WeightFormat = "weights") -> Tensor:
         """Logits [n, vocabulary] of states [n, width] after the last layer."""
-        return self.head(self.norm(x), read)
+        logits = self.head(self.norm(x), read)
+        return logits if self.logit_cap is None else soft_cap(logits, self.logit_cap)
 
     def _project(self, i: int, name: str, x: Tensor, loras: Sequence[BatchedLora], read: WeightFormat) -> Tensor:
         y = self.layers[i].projections[name](x, read)
@@ -307,7 +369,7 @@ class LlamaDecoder:
         self,
         i: int,
         x: Tensor,
-        rope: Rope,
+        rope: Ropes,
         mask: Tensor | None,
         loras: Sequence[BatchedLora],
         past: PastKeyValues | None,
@@ -321,7 +383,9 @@ class LlamaDecoder:
             q, k = torch.split(qk, [self.heads, self.kv_heads], 2)
             qk = torch.cat([layer.norm_q(q), layer.norm_k(k)], 2)
         # 2. rotary positions, on queries and keys together
-        q, k = torch.split(_rotate(qk, rope), [self.heads, self.kv_heads], 2)
+        if layer.spec.rope is not None:
+            qk = _rotate(qk, rope[layer.spec.rope])
+        q, k = torch.split(qk, [self.heads, self.kv_heads], 2)
         # 3. keys and values behind those of earlier positions  [rows, kv heads, keys, head width]
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         if past is not None:
@@ -337,27 +401,34 @@ class LlamaDecoder:
         rows, time, heads, width = q.shape
         groups, keys = heads // self.kv_heads, k.shape[2]
         # One new position: the query heads of a group stand where the fused kernel has the positions of one head.
-        if time == 1:
+        if time == 1 and self.score_cap is None:
             grouped, hidden = q.view(rows, self.kv_heads, groups, width), mask.squeeze(2) if mask is not None else None
             output = F.scaled_dot_product_attention(grouped, k, v, attn_mask=hidden, scale=self.scaling)
             return output.reshape(rows, 1, heads * width)
         # Many keys, or a GPU: the fused kernel.
-        if keys > EAGER_ATTENTION_MAX_KEYS or q.device.type != "cpu":
+        if self.score_cap is None and (keys > EAGER_ATTENTION_MAX_KEYS or q.device.type != "cpu"):
             hidden = mask.squeeze(2) if mask is not None else None
             output = F.scaled_dot_product_attention(
                 q.transpose(1, 2), k, v, attn_mask=hidden, scale=self.scaling, enable_gqa=groups > 1
             )
             return output.transpose(1, 2).reshape(rows, time, heads * width)
-        # Few keys on a CPU, as matrix products.
+        # Few keys on a CPU, or scores with a cap, which the kernel does not have: matrix products.
         # 1. queries by the key head that they share  [rows, kv heads, groups, time, head width]
         q = (q * self.scaling).view(rows, time, self.kv_heads, groups, width).permute(0, 2, 3, 1, 4)
         # 2. scores  [rows, kv heads, groups · time, keys]
         scores = q.reshape(rows, self.kv_heads, groups * time, width) @ k.transpose(2, 3)
+        if self.score_cap is not None:
+            scores = soft_cap(scores, self.score_cap)
         if mask is not None:
             scores = (scores.view(rows, self.kv_heads, groups, time, keys) + mask).view_as(scores)
         # 3. weighted values, heads side by side again  [rows, time, heads · head width]
         output = (torch.softmax(scores, -1) @ v).view(rows, self.kv_heads, groups, time, width)
         return output.permute(0, 3, 1, 2, 4).reshape(rows, time, heads * width)
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """`x` between −cap and cap: nearly itself where it is small."""
+    return cap * torch.tanh(x / cap)
 
 
 def _onednn_packs_bfloat16() -> bool:
@@ -385,52 +456,21 @@ def causal_mask(time: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def build_llama_decoder(model: Any) -> LlamaDecoder | None:
-    """The Llama decoder of `model` where it has the family's shape and gives the same logits; else None."""
-    if not _is_llama_architecture(model):
+    """The decoder of `model` where its layers are known and it gives the same logits; else None."""
+    if (spec := read_decoder_spec(model)) is None:
         return None
-    decoder = LlamaDecoder(model)
+    decoder = LlamaDecoder(model, spec)
     # 32 tokens from the whole vocabulary: the first are special, and too noisy in bfloat16 to compare  [1, 32]
     vocabulary = decoder.embedding.weight.shape[0]
     ids = (torch.arange(1, 33, device=decoder.device) * vocabulary // 33)[None]
+    positions = torch.arange(32, device=ids.device)[None]
     with torch.no_grad():
         theirs = model(input_ids=ids, use_cache=False).logits[0].float()
         states = decoder.run_layers(
             decoder.embed(ids),
-            decoder.rope(torch.arange(32, device=ids.device)[None]),
-            causal_mask(32, decoder.dtype, decoder.device),
+            decoder.rope(positions),
+            decoder.mask_windows(causal_mask(32, decoder.dtype, decoder.device), positions, positions),
         )
         ours = decoder.logits(states[0]).float()
     relative_error = (ours - theirs).abs().mean() / theirs.std().clamp_min(1e-6)
     return decoder if float(relative_error) < (1e-4 if decoder.dtype == torch.float32 else 0.1) else None
-
-
-def _is_llama_architecture(model: Any) -> bool:
-    config = model.config.get_text_config()
-    decoder: Any = getattr(model, "model", None)
-    if getattr(model, "base_model_prefix", "") != "model" or not hasattr(decoder, "rotary_emb"):
-        return False
-    rope = getattr(config, "rope_parameters", None) or {}
-    default = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
-    windows = set(getattr(config, "layer_types", None) or [default])
-    if rope.get("rope_type", "default") not in LENGTH_INDEPENDENT_ROPES or windows != {"full_attention"}:
-        return False
-    return all(_is_llama_layer(layer) for layer in decoder.layers)
-
-
-def _is_llama_layer(layer: Any) -> bool:
-    """Whether a layer has exactly the modules that `DecoderLayer` reads."""
-    names = {name for name, _ in layer.named_children()}
-    linear = [
-        module
-        for parent, children in (("self_attn", "q_proj k_proj v_proj o_proj"), ("mlp", "gate_proj up_proj down_proj"))
-        for name in children.split()
-        if isinstance(module := getattr(getattr(layer, parent, None), name, None), nn.Linear)
-    ]
-    same_bias = all(len({m.bias is None for m in group}) == 1 for group in (linear[:3], linear[4:6]))
-    norms = [getattr(layer, name, None) for name in ("input_layernorm", "post_attention_layernorm")]
-    return (
-        names == {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-        and len(linear) == 7
-        and same_bias
-        and all(hasattr(norm, "variance_epsilon") for norm in norms)
-    )

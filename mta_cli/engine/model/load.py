@@ -19,6 +19,7 @@ from mta_cli.engine.model.checkpoint_files import (
     load_errors_as_bad_input,
     require_config_fits_weights,
 )
+from mta_cli.engine.model.layer_spec import read_decoder_spec
 from mta_cli.engine.model.llama import LlamaDecoder, build_llama_decoder
 from mta_cli.errors import BadInput, IntegrityFault, UsageError
 
@@ -106,8 +107,25 @@ def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", 
     base = LoadedBase(model, tokenizer, fingerprint, name, place, number, ends)
     with load_errors_as_bad_input(f"{name} is of no use as a causal language model", f"look into {path}"):
         base.llama_decoder = build_llama_decoder(model)
-        base.head_is_exact = base.llama_decoder is not None or _head_is_exact(model, place)
+        decoder = base.llama_decoder
+        base.head_is_exact = (decoder is not None and decoder.logit_cap is None) or _head_is_exact(model, place)
     return base
+
+
+def family_without_decoder(path: Path) -> str | None:
+    """The family (`model_type`) of the base in folder `path` where the decoder does not know its layers; else None.
+
+    The model is built without weights. Whether the decoder gives the same logits is seen only once they are loaded.
+    Raises BadInput when the folder holds no causal language model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    quiet_libraries()
+    with load_errors_as_bad_input(f"{path} cannot be read as a causal language model"), torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+        quantized = getattr(config, "quantization_config", None) is not None
+        return str(config.model_type) if quantized or read_decoder_spec(model) is None else None
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -53,6 +53,11 @@ class RowKVCache:
         """The position [rows, 1] of the token that the next pass adds to each row."""
         return self._next[:, None]
 
+    @property
+    def key_positions(self) -> Tensor:
+        """The positions [1, positions] of all keys of the next pass."""
+        return torch.arange(self._longest, device=self._device)[None]
+
     def update_kv(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """See `PastKeyValues`; `k` and `v` are of one new position a row."""
         keys, values = self._layers[layer]

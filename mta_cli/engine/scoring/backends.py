@@ -180,7 +180,7 @@ def require_supported_placements(base: LoadedBase, placements: Sequence[Placemen
     """Raises UsageError for a late placement on a base without Llama decoder, which alone keeps early tokens apart."""
     if base.llama_decoder is None and any(one.late_tokens is not None for one in placements):
         raise UsageError(
-            f"late parts need a base of the Llama family; {base.name} is none, or differs from it in some detail.",
+            f"late parts need a base with a fast path; {base.name} ({base.model.config.model_type}) has none.",
             hint="--placement upper",
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from mta_cli.engine.lora.adapter import Placement
 from mta_cli.engine.lora.batched import FrozenLoras, owner_blocks
 from mta_cli.engine.model.activation_cache import ACTIVATION_CACHE_BYTES, ActivationCache, CachedPrefix
-from mta_cli.engine.model.llama import BatchedLora, FusedFactors, LlamaDecoder, causal_mask
+from mta_cli.engine.model.llama import BatchedLora, FusedFactors, LlamaDecoder, Masks, causal_mask
 from mta_cli.engine.scoring.prefix_tree import PROMPT_SEGMENT, PromptTree
 from mta_cli.engine.scoring.token_logprobs import token_log_likelihoods
 
@@ -145,6 +145,7 @@ class PrefixCacheScorer:
             target_ids,
             [state_of[target[:2]] for target in targets],
             [target[4] for target in targets],
+            self.decoder.logit_cap,
         )
         return TokenLogLikelihoods(values, target_row, [target[2] for target in targets])
 
@@ -196,7 +197,7 @@ class PrefixCacheScorer:
         """Keys and values from the placement's first layer on, [layers, 2, rows, kv heads, time, head width]."""
         time, recorder = x.shape[1], _KeyValueRecorder()
         positions = torch.arange(time, device=x.device).expand(len(chosen), -1)
-        mask = causal_mask(time, x.dtype, x.device)
+        mask = self.decoder.mask_windows(causal_mask(time, x.dtype, x.device), positions[:1], positions[:1])
         rope, loras = self.decoder.rope(positions), self._prefix_loras(chosen, positions)
         self.decoder.run_layers(x, rope, mask, first=self.placement.first_layer, loras=loras, past=recorder)
         return torch.stack(recorder.recorded)
@@ -219,7 +220,7 @@ class PrefixCacheScorer:
 
     def _positions_and_mask(
         self, trees: Sequence[PromptTree], offsets: Sequence[int], time: int, prefix_kv: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Masks]:
         """Positions [rows, time] of a pass that begins at `offsets`, and its mask [rows, 1, 1, time, keys]."""
         device, dtype = self.decoder.device, self.decoder.dtype
         # 1. the position and the segment (prompt, completion or padding) of each token  [rows, time]
@@ -231,11 +232,14 @@ class PrefixCacheScorer:
         visible = ((key == PROMPT_SEGMENT) | (key == query)) & (positions[:, None, :] <= positions[:, :, None])
         visible &= (query != PADDING_SEGMENT) | (key == PADDING_SEGMENT)
         # 3. all tokens see the cached keys before their row's offset  [rows, time, longest + time]
+        key_positions = positions
         if prefix_kv is not None:
-            cached = torch.arange(prefix_kv.shape[-2], device=device) < torch.tensor(offsets, device=device)[:, None]
+            early = torch.arange(prefix_kv.shape[-2], device=device).expand(len(trees), -1)
+            cached = early < torch.tensor(offsets, device=device)[:, None]
             visible = torch.cat([cached[:, None, :].expand(-1, time, -1), visible], -1)
+            key_positions = torch.cat([early, positions], -1)
         mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, float("-inf"))
-        return positions, mask[:, None, None]
+        return positions, self.decoder.mask_windows(mask[:, None, None], positions, key_positions)
 
     def _prefix_bytes(self, tree: PromptTree) -> int:
         """The size of a tree's cached prefix."""

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mta_cli.engine.model.llama import soft_cap
+
 CPU_MAX_LOGITS, GPU_MAX_LOGITS = 1 << 23, 1 << 27  # held at once
 CPU_MAX_HEAD_WEIGHTS = 1 << 18  # of the head in float32 at once: what a core's own cache holds
 GPU_MAX_HEAD_WEIGHTS = 1 << 27
@@ -28,6 +30,7 @@ def token_log_likelihoods(
     tokens: Tensor,
     state_index: Sequence[int] | None = None,
     allowed: Sequence[Sequence[int] | None] = (),
+    cap: float | None = None,
 ) -> Tensor:
     """Log-likelihoods of `tokens` [n] in nats, float32 [n]; differentiable in the states alone.
 
@@ -38,7 +41,7 @@ def token_log_likelihoods(
     state_index = range(len(tokens)) if state_index is None else state_index
     restricted = [n for n, candidates in enumerate(allowed) if candidates is not None]
     if not restricted:
-        return _full_vocab_log_likelihoods(states, weight, bias, tokens, state_index)
+        return _full_vocab_log_likelihoods(states, weight, bias, tokens, state_index, cap)
     # 1. tokens with few candidates  [restricted]
     restricted_values = _restricted_log_likelihoods(
         states[[state_index[n] for n in restricted]],
@@ -46,6 +49,7 @@ def token_log_likelihoods(
         bias,
         tokens[restricted],
         [candidates for candidates in allowed if candidates is not None],
+        cap,
     )
     full = [n for n, candidates in enumerate(allowed) if candidates is None]
     if not full:
@@ -53,7 +57,7 @@ def token_log_likelihoods(
     # 2. the other tokens, from the states that they follow  [full]
     used = {state: i for i, state in enumerate(dict.fromkeys(state_index[n] for n in full))}
     full_values = _full_vocab_log_likelihoods(
-        states[list(used)], weight, bias, tokens[full], [used[state_index[n]] for n in full]
+        states[list(used)], weight, bias, tokens[full], [used[state_index[n]] for n in full], cap
     )
     # 3. both in the order of `tokens`  [n]
     order = torch.tensor(full + restricted, device=states.device).argsort()
@@ -61,14 +65,19 @@ def token_log_likelihoods(
 
 
 def _full_vocab_log_likelihoods(
-    states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, state_index: Sequence[int]
+    states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, state_index: Sequence[int], cap: float | None
 ) -> Tensor:
-    result: Tensor = _FusedLinearLogLikelihood.apply(states, weight, bias, tokens, state_index)  # type: ignore[no-untyped-call]
+    result: Tensor = _FusedLinearLogLikelihood.apply(states, weight, bias, tokens, state_index, cap)  # type: ignore[no-untyped-call]
     return result
 
 
 def _restricted_log_likelihoods(
-    states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, allowed: Sequence[Sequence[int]]
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    allowed: Sequence[Sequence[int]],
+    cap: float | None,
 ) -> Tensor:
     """The same where each of `tokens` [n], behind `states` [n, width], is one of its allowed tokens."""
     # 1. logits of every token that is allowed anywhere  [n, candidates]
@@ -76,6 +85,8 @@ def _restricted_log_likelihoods(
     column = {token: i for i, token in enumerate(vocabulary)}
     ids = torch.tensor(vocabulary, device=states.device)
     logits = F.linear(states.float(), weight[ids].float(), None if bias is None else bias[ids].float())
+    if cap is not None:
+        logits = soft_cap(logits, cap)
     # 2. −∞ where a token is not allowed  [n, candidates]
     places = [(n, column[token]) for n, candidates in enumerate(allowed) for token in candidates]
     row, allowed_column = torch.tensor(places, device=states.device).T
@@ -88,7 +99,13 @@ def _restricted_log_likelihoods(
 class _FusedLinearLogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, state_index: Sequence[int]
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens: Tensor,
+        state_index: Sequence[int],
+        cap: float | None,
     ) -> Tensor:
         """See `token_log_likelihoods`; keeps each token's state gradient, up to the factor that `backward` gets."""
         chunk = max(16, (GPU_MAX_LOGITS if states.is_cuda else CPU_MAX_LOGITS) // len(weight))
@@ -101,14 +118,22 @@ class _FusedLinearLogLikelihood(torch.autograd.Function):
             following = slice(bisect_left(state_index, start), bisect_left(state_index, start + chunk))
             targets, row = tokens[following], index[following] - start
             logits = _fill_logits(chunk_states, weight, bias, buffer[: len(chunk_states)])
+            rates = None  # d capped logit / d logit; None: 1 everywhere
+            if cap is not None:
+                logits.div_(cap).tanh_()
+                rates = 1.0 - logits.square() if ctx.needs_input_grad[0] else None
+                logits.mul_(cap)
             # 2. log softmax at the tokens; the buffer now holds exp(logit − top)  [tokens of the chunk]
             chosen, top = logits[row, targets], logits.amax(-1, keepdim=True)
             total = logits.sub_(top).exp_().sum(-1, keepdim=True)
             values.append(chosen - (top + total.log()).squeeze(1)[row])
             # 3. gradient: the token's row of the head less the mean row by softmax  [tokens of the chunk, width]
             if ctx.needs_input_grad[0]:
-                mean = (logits.to(weight.dtype) @ weight).float() / total
-                slopes.append((weight[targets] - mean[row]).to(weight.dtype))
+                shares, target_weights = logits, weight[targets]
+                if rates is not None:
+                    shares, target_weights = logits * rates, weight[targets] * rates[row, targets][:, None]
+                mean = (shares.to(weight.dtype) @ weight).float() / total
+                slopes.append((target_weights - mean[row]).to(weight.dtype))
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(torch.cat(slopes), index)
             ctx.states = len(states)
@@ -120,7 +145,7 @@ class _FusedLinearLogLikelihood(torch.autograd.Function):
         slopes, index = ctx.saved_tensors
         by_token = slopes * grads[0].unsqueeze(1)  # [n, width]
         by_state = by_token.new_zeros(ctx.states, by_token.shape[1]).index_add_(0, index, by_token)
-        return by_state.to(slopes.dtype), None, None, None, None
+        return by_state.to(slopes.dtype), None, None, None, None, None
 
 
 def _fill_logits(states: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor) -> Tensor:

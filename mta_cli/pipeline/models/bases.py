@@ -13,7 +13,8 @@ from typing import Literal
 
 from mta_cli.pipeline.models.catalog import PACKAGES
 
-FAST_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})  # those that `engine/model/llama.py` computes
+# those that `engine/model/layer_spec.py` describes
+FAST_FAMILIES = frozenset({"gemma3_text", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
 NUMBER_BYTES = 2  # bfloat16
 PASS_TOKENS = 1024  # tokens of a training pass on a CPU: `CPU_BATCH_TOKENS` of the engine
 ROW_TOKENS = 128  # assumed: tokens of a training example

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mta_cli.errors import MtaError
 from mta_cli.events import PlanLine
 from mta_cli.options import MachineOptions
 
@@ -57,7 +58,22 @@ def cost_lines(
         PlanLine("tokens", f"at most {sum(each.count for each in busy):,}"),
         PlanLine("memory", f"about {gigabytes:.1f} GB"),
         PlanLine("time", f"about {format_duration(seconds)}", "a matrix product" if guess else "earlier trainings"),
+        *speed_lines(base),
     )
+
+
+def speed_lines(base: ModelEntry) -> tuple[PlanLine, ...]:
+    """A line where transformers' modules compute with the base instead of the decoder.
+
+    A folder that cannot be read is no error here; loading it reports that.
+    """
+    from mta_cli.engine.model.load import family_without_decoder
+
+    try:
+        family = family_without_decoder(base.path)
+    except MtaError:
+        return ()
+    return () if family is None else (PlanLine("speed", f"several times slower: no fast path for {family}"),)
 
 
 def format_duration(seconds: float) -> str:

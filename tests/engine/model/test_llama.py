@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mta_cli.engine.lora.adapter import AdapterMerger, merge_into_base
 from mta_cli.engine.lora.batched import FrozenLoras
 from mta_cli.engine.model import llama as plains
+from mta_cli.engine.model.layer_spec import ONE_ROPE
 from mta_cli.engine.model.llama import BatchedLora, LlamaDecoder, build_llama_decoder, causal_mask
 from mta_cli.engine.model.load import LoadedBase
-from tests.engine.families import EXACT, REFUSED, model
+from mta_cli.errors import BadInput
+from tests.engine.families import EXACT, REFUSED
 from tests.engine.lora_cases import random_lora
 
 
@@ -32,7 +34,7 @@ def ours(plain: LlamaDecoder, ids: Tensor, **wishes: Any) -> Tensor:
     """Logits [rows, time, vocabulary] of whole texts."""
     positions = torch.arange(ids.shape[1])[None].expand(len(ids), -1)
     with torch.no_grad():
-        mask = causal_mask(ids.shape[1], plain.dtype, plain.device)
+        mask = plain.mask_windows(causal_mask(ids.shape[1], plain.dtype, plain.device), positions[:1], positions[:1])
         states = plain.run_layers(plain.embed(ids), plain.rope(positions), mask, **wishes)
         return plain.logits(states, read=wishes.get("read", "weights")).float()
 
@@ -57,7 +59,37 @@ def test_what_it_cannot_compute_exactly_it_refuses(family: str) -> None:
     assert build_llama_decoder(REFUSED[family]()) is None
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3-tied", "gelu", "granite"])
+class PackedLinear(nn.Linear):
+    """A linear layer as quantization leaves it: two weights of 4 bits in a byte, and the layer's own forward."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = plain.in_features, plain.out_features, plain.bias
+        self.weight = nn.Parameter(torch.zeros(plain.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+        self.plain = plain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As before packing."""
+        result: Tensor = self.plain(x)
+        return result
+
+
+@pytest.mark.parametrize("path", ["model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj", "lm_head"])
+def test_packed_weights_of_a_quantized_base_are_not_taken_for_numbers(path: str) -> None:
+    made = EXACT["llama"]()
+    made.set_submodule(path, PackedLinear(made.get_submodule(path)))
+    assert build_llama_decoder(made) is None
+
+
+def test_nothing_is_merged_into_packed_weights(base: LoadedBase) -> None:
+    path = "model.layers.1.self_attn.q_proj"
+    lora = random_lora(base.model, 1)
+    base.model.set_submodule(path, PackedLinear(base.model.get_submodule(path)))
+    with pytest.raises(BadInput, match="uint8"):
+        AdapterMerger(base).set_adapter(lora)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3-tied", "gemma3", "gelu", "granite"])
 def test_making_one_changes_no_weight_and_no_logit(family: str) -> None:
     made, ids = {**EXACT, **REFUSED}[family](), random_ids(1, 20)
     before = {name: value.clone() for name, value in made.state_dict().items()}
@@ -102,8 +134,9 @@ def test_what_is_folded_is_seen_and_comes_out_bit_for_bit(base: LoadedBase) -> N
     assert torch.equal(ours(base.llama_decoder, ids), before)
 
 
-def test_a_model_moved_to_other_numbers_before_is_followed() -> None:
-    made, ids = model("Qwen2", dtype=torch.bfloat16), random_ids(2, 40)
+@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+def test_a_model_moved_to_other_numbers_before_is_followed(family: str) -> None:
+    made, ids = EXACT[family]().to(torch.bfloat16), random_ids(2, 40)
     plain = decoder(made)
     assert plain.dtype == torch.bfloat16
     expected = theirs(made, ids)
@@ -165,8 +198,8 @@ def test_token_by_token_equals_at_once(step: int) -> None:
 def test_positions_beyond_the_first_table() -> None:
     """Angles are those of the position itself, whatever was asked before."""
     plain = decoder(EXACT["llama3-rope"]())
-    few = plain.rope(torch.arange(5)[None])
-    cos, sin = plain.rope(torch.tensor([[0, 4, 255, 256, 1000]]))
+    few = plain.rope(torch.arange(5)[None])[ONE_ROPE]
+    cos, sin = plain.rope(torch.tensor([[0, 4, 255, 256, 1000]]))[ONE_ROPE]
     assert torch.equal(cos[:, :2], few[0][:, [0, 4]]) and torch.equal(sin[:, :2], few[1][:, [0, 4]])
     real_cos, real_sin = plain._rotary(plain.norm.weight, torch.tensor([[0, 4, 255, 256, 1000]]))
     half = plain.head_dim // 2
@@ -204,7 +237,7 @@ def packable() -> bool:
 
 
 @pytest.mark.skipif(not packable(), reason="this CPU has no bfloat16 products")
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_packed_weights_give_the_same_within_rounding(family: str, rows: int) -> None:
     plain, ids = decoder(EXACT[family]().to(torch.bfloat16)), random_ids(rows, 12)

@@ -21,6 +21,7 @@ from mta_cli.engine.model.load import (
     resolve_dtype,
 )
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageError
+from tests.engine.families import EXACT
 
 CPU = torch.device("cpu")
 
@@ -96,6 +97,17 @@ def test_a_model_that_scales_its_logits_takes_the_long_way(tiny_base_path: Path,
     rows, cols = torch.tensor([1, 2, 1]), torch.tensor([8, 5, 8])
     whole = scaled.model(input_ids=ids).logits
     assert torch.allclose(head_logits(scaled, ids, rows, cols), whole[rows, cols], atol=1e-5)
+
+
+def test_logits_with_a_cap_that_the_decoder_knows_are_not_the_heads_own(tiny_base_path: Path, tmp_path: Path) -> None:
+    made = EXACT["gemma2"]()
+    shutil.copytree(tiny_base_path, tmp_path / "gemma2", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    made.save_pretrained(tmp_path / "gemma2")
+    capped = loaded(tmp_path / "gemma2")
+    assert capped.llama_decoder is not None and not capped.head_is_exact
+    ids, rows, cols = batch(), torch.tensor([1, 2, 1]), torch.tensor([8, 5, 8])
+    whole = capped.model(input_ids=ids).logits
+    assert torch.allclose(head_logits(capped, ids, rows, cols), whole[rows, cols], atol=1e-5)
 
 
 def test_a_base_that_is_gone(tmp_path: Path) -> None:

@@ -10,21 +10,24 @@ from mta_cli.engine.scoring import token_logprobs
 from mta_cli.engine.scoring.token_logprobs import token_log_likelihoods
 
 
+@pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("at_once", [1, 100 * 16, 1 << 23])
 def test_values_and_gradients_are_those_of_cross_entropy(
-    monkeypatch: pytest.MonkeyPatch, at_once: int, biased: bool
+    monkeypatch: pytest.MonkeyPatch, at_once: int, biased: bool, cap: float | None
 ) -> None:
     monkeypatch.setattr(token_logprobs, "CPU_MAX_LOGITS", at_once)
     torch.manual_seed(0)
     weight, states = torch.randn(100, 12), torch.randn(70, 12, requires_grad=True)
     bias = torch.randn(100) if biased else None
     tokens, shares = torch.randint(100, (70,)), torch.rand(70)
-    found = token_log_likelihoods(states, weight, bias, tokens)
+    found = token_log_likelihoods(states, weight, bias, tokens, cap=cap)
     (found * shares).sum().backward()
     assert states.grad is not None
     slopes, states.grad = states.grad, None
-    expected = -F.cross_entropy(F.linear(states, weight, bias), tokens, reduction="none")
+    logits = F.linear(states, weight, bias)
+    capped = logits if cap is None else cap * torch.tanh(logits / cap)
+    expected = -F.cross_entropy(capped, tokens, reduction="none")
     (expected * shares).sum().backward()
     assert torch.allclose(found, expected, atol=1e-5)
     assert torch.allclose(slopes, states.grad, atol=1e-5)
@@ -79,3 +82,15 @@ def test_nothing_asked() -> None:
     assert token_log_likelihoods(torch.zeros(0, 4), torch.ones(9, 4), None, torch.zeros(0, dtype=torch.long)).shape == (
         0,
     )
+
+
+def test_a_cap_counts_among_a_few_tokens_as_well() -> None:
+    torch.manual_seed(2)
+    weight, states = torch.randn(100, 12), torch.randn(3, 12, requires_grad=True)
+    tokens, candidates = torch.tensor([4, 7, 9]), [(4, 5, 6), (7, 4), (9, 50, 99)]
+    found = token_log_likelihoods(states, weight, None, tokens, None, candidates, 2.0)
+    capped = 2.0 * torch.tanh(states @ weight.T / 2.0)
+    expected = torch.stack([row[list(few)].log_softmax(0)[0] for row, few in zip(capped, candidates, strict=True)])
+    assert torch.allclose(found, expected, atol=1e-6)
+    (slopes,) = torch.autograd.grad(found.sum(), states, retain_graph=True)
+    assert torch.allclose(slopes, torch.autograd.grad(expected.sum(), states)[0], atol=1e-6)

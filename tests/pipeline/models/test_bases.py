@@ -30,7 +30,7 @@ FAMILIES = {
     "olmo2": "olmo2",
     "qwen2": "qwen2-tied",
     "qwen3": "qwen3-tied",
-    "smollm3": "smollm3-without-some-positions",
+    "smollm3": "smollm3",
 }
 
 

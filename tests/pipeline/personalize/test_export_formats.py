@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from mta_cli.engine.lora.adapter import AdapterMerger, LoraWeights, merge_into_base
-from mta_cli.engine.model.gguf_writer import gguf_family, pair_rows, write_lora_gguf
+from mta_cli.engine.model.gguf_writer import gguf_family, pair_rows, require_whole_gguf, write_lora_gguf
 from mta_cli.engine.model.load import load_base
 from mta_cli.errors import BadInput
 from mta_cli.events import JobResult, Note
@@ -155,6 +156,28 @@ def test_a_base_that_llama_cpp_would_read_otherwise_is_refused(world: World, tmp
     assert not (tmp_path / "x").exists()
     with pytest.raises(BadInput, match="rwkv"):
         gguf_family({"model_type": "rwkv"})
+
+
+@pytest.mark.parametrize("shape", [{"sliding_window": 16}, {"hidden_act": "gelu_pytorch_tanh"}])
+def test_a_whole_gguf_says_nothing_of_windows_and_activations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any]
+) -> None:
+    """llama.cpp takes what the file does not say for Llama's."""
+    monkeypatch.setattr("mta_cli.engine.model.gguf_writer._pre_tokenizer_name", lambda raw: "smollm")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for config, refused in (({"model_type": "mistral"}, False), ({"model_type": "mistral", **shape}, True)):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(BadInput, match="whole GGUF") if refused else nullcontext():
+            require_whole_gguf(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3_text", "smollm3", "phi3", "olmo2"])
+def test_a_family_that_the_decoder_covers_is_not_taken_for_llama(kind: str) -> None:
+    try:
+        family = gguf_family({"model_type": kind})
+    except BadInput:
+        return
+    assert family.architecture != "llama" and not family.whole
 
 
 def test_late_parts_leave_only_where_that_is_wanted(store_root: Path, tmp_path: Path) -> None:

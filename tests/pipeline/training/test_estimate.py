@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from mta_cli.engine.model.activation_cache import ACTIVATION_CACHE_BYTES
 from mta_cli.events import PlanLine
 from mta_cli.options import MachineOptions
 from mta_cli.pipeline.models.installed import resolve_model
+from mta_cli.pipeline.models.manifest import ModelEntry
 from mta_cli.pipeline.training import estimate
 from mta_cli.pipeline.training.estimate import (
     TokenLoad,
@@ -20,9 +23,11 @@ from mta_cli.pipeline.training.estimate import (
     format_duration,
     measure_matmul_rate,
     measured_token_rate,
+    speed_lines,
 )
 from store.records import Adapter
 from store.registry import Registry
+from tests.engine.families import EXACT, REFUSED
 from tests.pipeline.town import CPU, built
 
 
@@ -100,8 +105,28 @@ def test_what_is_kept_counts_up_to_its_limit() -> None:
 def test_minutes_and_hours_for_what_takes_long(peopled: Registry) -> None:
     assert [format_duration(s) for s in (119, 121, 7199, 7200, 4e6)] == ["119 s", "2 min", "120 min", "2 h", "1,111 h"]
     huge = replace(resolve_model("tiny", "base"), detail={"parameters": 10**11})
-    assert cost_lines(peopled, huge, CPU, [TokenLoad(10**7, "all")], 100)[-1].value.endswith(" h")
+    (time,) = (line for line in cost_lines(peopled, huge, CPU, [TokenLoad(10**7, "all")], 100) if line.name == "time")
+    assert time.value.endswith(" h")
     assert measure_matmul_rate("cpu", "float32") > 1e6
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [("gemma3", None), ("granite", "granite"), ("gelu", "llama"), ("phi3-longrope", "phi3"), ("opt", "opt")],
+)
+def test_a_plan_says_where_there_is_no_fast_path(tmp_path: Path, family: str, said: str | None) -> None:
+    made = {**EXACT, **REFUSED}[family]()
+    made.config.save_pretrained(tmp_path)  # the plan needs no weights
+    found = [line.value for line in speed_lines(ModelEntry("x", "base", tmp_path, "sha256:x"))]
+    assert found == ([] if said is None else [f"several times slower: no fast path for {said}"])
+
+
+def test_a_plan_of_a_quantized_base_says_so_and_of_an_unreadable_one_nothing(tmp_path: Path) -> None:
+    entry = ModelEntry("x", "base", tmp_path, "sha256:x")
+    assert speed_lines(entry) == ()
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 32, "num_hidden_layers": 1}))
+    assert [line.value for line in speed_lines(entry)] == ["several times slower: no fast path for llama"]
 
 
 def test_a_format_that_a_cpu_emulates_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
