@@ -34,7 +34,7 @@ def page() -> str:
 
 {_table()}
 
-**Speed.** Fast bases are computed by mta's own decoder ([performance](performance.md)). Slow ones take the path through transformers' modules. SmolLM3 is slow because some of its layers have no rotary positions, Granite because it multiplies states by constants, OLMo 2 and Gemma 3 because their norms are in other places.
+**Speed.** Fast bases are computed by mta's own decoder ([performance](performance.md)). Slow ones take the path through transformers' modules. Granite is slow because it multiplies states by constants.
 
 **Gated** bases ask you to accept a licence on their page of the hub. Then log in with `hf auth login`, or set `HF_TOKEN`. The hub may ask the same for others.
 
