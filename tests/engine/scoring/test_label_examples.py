@@ -284,9 +284,9 @@ def test_what_is_abridged_is_taught_to_the_same_end(
         )
     assert quick == pytest.approx(taught(), abs=1e-4)
     assert len(quickly) == len(read) + 2  # to see what may be left out
-    *_, tokens, _, allowed = quickly[-1]
+    _, _, _, tokens, _, allowed, _ = quickly[-1]
     assert len(tokens) < 0.8 * len(read[-1][3])
-    assert all(rivals is None for *_, rivals_of_tokens in read for rivals in rivals_of_tokens)
+    assert all(rivals is None for *_, rivals_of_tokens, _ in read for rivals in rivals_of_tokens)
     assert len([rivals for rivals in allowed if rivals is not None]) == 6
 
 

@@ -175,7 +175,7 @@ def test_nothing_is_left_in_the_base(base: LoadedBase) -> None:
 
 
 def test_late_pieces_need_a_plain_decoder(base: LoadedBase) -> None:
-    with pytest.raises(UsageError, match="Llama"):
+    with pytest.raises(UsageError, match="fast path"):
         found(replace(base, llama_decoder=None), [random_lora(base.model, 1, placement="late")], a_user(2))
 
 
