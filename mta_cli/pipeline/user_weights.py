@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageError
@@ -176,6 +176,14 @@ def merge_by_placement(
     loras = (*load_task_adapter(reg, task, base), *loras)
     everywhere = merge_loras([(lora, 1.0) for lora in loras if lora.placement.late_tokens is None])
     return everywhere, merge_loras([(lora, 1.0) for lora in loras if lora.placement.late_tokens is not None]), source
+
+
+def act_on_all_tokens(everywhere: LoraWeights | None, late: LoraWeights) -> LoraWeights | None:
+    """Both LoRAs of `merge_by_placement` as one, late or not on all tokens: an approximation of the user's model."""
+    from mta_cli.engine.lora.merge import merge_loras
+
+    moved = replace(late, placement=replace(late.placement, late_tokens=None))
+    return merge_loras([(one, 1.0) for one in (everywhere, moved) if one is not None])
 
 
 def merge_user_weights(

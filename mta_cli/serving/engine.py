@@ -1,4 +1,4 @@
-"""What computes the answers: this process (`scheduler`), or a vLLM server (`vllm_engine`)."""
+"""What computes the answers: this process (`scheduler`), or a vLLM server (`vllm`)."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Service:
     def _open_base(self, prefix_bytes: int) -> ServedBase[Any]:
         """The base in this process, or beside a vLLM server. Raises MtaError."""
         if self.options.vllm:
-            from mta_cli.serving.vllm_engine import connect_vllm
+            from mta_cli.serving.vllm.vllm_engine import connect_vllm
 
             return connect_vllm(self._entry, self.options, self.metrics)
         from mta_cli.pipeline.models.load import load_on_device

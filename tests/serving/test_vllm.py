@@ -23,12 +23,12 @@ from mta_cli.errors import BadInput, IntegrityFault, UsageError
 from mta_cli.options import ServeOptions
 from mta_cli.pipeline.models.installed import resolve_model, uninstall_model
 from mta_cli.pipeline.requests import ChatOptions
-from mta_cli.serving import vllm_engine
 from mta_cli.serving.answer import Failed
 from mta_cli.serving.engine import Stopping
 from mta_cli.serving.metrics import Metrics
-from mta_cli.serving.vllm_engine import SCORED_TOKENS, connect_vllm, scoring_requests
-from mta_cli.serving.vllm_resolver import ADAPTER_NAME, BASE_FILE, FOLDER_VARIABLE, find_adapter, register
+from mta_cli.serving.vllm import vllm_engine
+from mta_cli.serving.vllm.vllm_engine import SCORED_TOKENS, connect_vllm, scoring_requests
+from mta_cli.serving.vllm.vllm_resolver import ADAPTER_NAME, BASE_FILE, FOLDER_VARIABLE, find_adapter, register
 from tests.pipeline.world import asking
 from tests.serving.conftest import Start
 from tests.serving.running import Running, ask

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from torch import Tensor
 
-from mta_cli.serving.vllm_resolver import find_adapter
+from mta_cli.serving.vllm.vllm_resolver import find_adapter
 
 BASE_NAME = "served-base"
 

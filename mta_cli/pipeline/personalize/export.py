@@ -9,7 +9,7 @@ import hashlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from mta_cli.pipeline.personalize.export_formats import (
     loadable_base_name,
     public_base_name,
 )
-from mta_cli.pipeline.user_weights import AnswerSource, merge_by_placement, most_personal_mode
+from mta_cli.pipeline.user_weights import AnswerSource, act_on_all_tokens, merge_by_placement, most_personal_mode
 from mta_cli.pipeline.users.exported_folders import (
     FileContent,
     read_list,
@@ -79,25 +79,16 @@ def export_user(
         replace=options.replace,
         hint="Name another folder with --to, or replace the export in it with --yes.",
     )
-    mode = most_personal_mode(reg, user, task, base_entry.fingerprint)
-    if mode == "base":
-        raise NotFound(
-            f"{user.name} has no fusion for {task} on {base_entry.name}, so there is nothing to export.",
-            hint=f"mta user fuse {shlex.quote(user.name)} --task {task}",
-        )
+    mode = _require_personal_mode(reg, base_entry, user, task)
     exact, source, notes = _weights_of_all_tokens(reg, base_entry, user, task, mode, options.approximate)
     if exact is None:
         raise NotFound(f"{user.name}'s model for {task} is the base itself: there is nothing to export.")
     weights, lost = _compress_to_rank(exact, options.rank)
-    weights, checked = pad_to_uniform_rank(weights), {}
-    if options.check:
-        from mta_cli.pipeline.personalize.export_check import count_changed_answers
-
-        parts = merge_by_placement(reg, base_entry.fingerprint, user, task, mode)[:2]
-        before = [part for part in parts if part is not None]
-        changed, asked = count_changed_answers(reg, base_entry, user, find_task(reg, task), before, weights)
-        checked = {"changed": changed, "asked": asked}
-        lost.append(f"{changed} of {asked} answers differ from those of the user's model, both greedy.")
+    weights = pad_to_uniform_rank(weights)
+    checked = _check(reg, base_entry, user, task, mode, weights) if options.check else {}
+    if checked:
+        said = "{changed} of {asked} answers differ from those of the user's model, both greedy."
+        lost.append(said.format(**checked))
     for note in (notes := [*notes, *lost]):
         yield Note(note)
     digest = content_digest(weights)
@@ -129,12 +120,21 @@ def export_user(
     )
 
 
+def _require_personal_mode(reg: Registry, entry: ModelEntry, user: User, task: str) -> str:
+    """The user's most personal mode. Raises NotFound where that is the base."""
+    mode = most_personal_mode(reg, user, task, entry.fingerprint)
+    if mode == "base":
+        raise NotFound(
+            f"{user.name} has no fusion for {task} on {entry.name}, so there is nothing to export.",
+            hint=f"mta user fuse {shlex.quote(user.name)} --task {task}",
+        )
+    return mode
+
+
 def _weights_of_all_tokens(
     reg: Registry, entry: ModelEntry, user: User, task: str, mode: str, approximate: bool
 ) -> tuple[LoraWeights | None, AnswerSource, list[str]]:
     """The user's weights as one LoRA on all tokens, and what that changed. Raises BadInput for late parts."""
-    from mta_cli.engine.lora.merge import merge_loras
-
     weights, late, source = merge_by_placement(reg, entry.fingerprint, user, task, mode)
     if late is None:
         return weights, source, []
@@ -143,10 +143,18 @@ def _weights_of_all_tokens(
             f"The {mode} model of {user.name} acts on late tokens only, which no other program can do.",
             hint="Build bank and stacks with --placement upper, or let it act on all tokens with --approximate.",
         )
-    moved = replace(late, placement=replace(late.placement, late_tokens=None))
-    parts = [(one, 1.0) for one in (weights, moved) if one is not None]
     note = "Parts that were trained for late tokens alone act on all tokens here, so answers may differ."
-    return merge_loras(parts), source, [note]
+    return act_on_all_tokens(weights, late), source, [note]
+
+
+def _check(reg: Registry, entry: ModelEntry, user: User, task: str, mode: str, exported: LoraWeights) -> dict[str, int]:
+    """How many answers to how many of the user's questions the exported weights change. Raises NotFound without any."""
+    from mta_cli.pipeline.personalize.export_check import count_changed_answers
+
+    everywhere, late, _ = merge_by_placement(reg, entry.fingerprint, user, task, mode)
+    before = [part for part in (everywhere, late) if part is not None]
+    changed, asked = count_changed_answers(reg, entry, user, find_task(reg, task), before, exported)
+    return {"changed": changed, "asked": asked}
 
 
 def _texts(

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, UsageError
-from mta_cli.serving.adapter_folders import AdapterFolder, AdapterFolders
 from mta_cli.serving.answer import Answer, Failed, Finished
 from mta_cli.serving.engine import EngineUnavailable, QueueFull, ServedBase, Stopping
+from mta_cli.serving.vllm.adapter_folders import AdapterFolder, AdapterFolders
 
 if TYPE_CHECKING:
     from mta_cli.engine.generation.sampler import SampledToken

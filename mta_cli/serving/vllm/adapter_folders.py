@@ -10,13 +10,13 @@ import stat
 import threading
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import BadInput, system_reason
-from mta_cli.pipeline.user_weights import merge_by_placement
-from mta_cli.serving.vllm_resolver import ADAPTER_NAME, BASE_FILE, find_adapter
+from mta_cli.pipeline.user_weights import act_on_all_tokens, merge_by_placement
+from mta_cli.serving.vllm.vllm_resolver import ADAPTER_NAME, BASE_FILE, find_adapter
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
@@ -70,7 +70,7 @@ class AdapterFolders:
 
     def make(self, reg: Registry, user: User, task: str, mode: str, bank: Bank) -> tuple[AdapterFolder, AnswerSource]:
         """See `WeightsMaker`. Raises BadInput for late parts unless they may act on all tokens."""
-        from mta_cli.engine.lora.merge import compress_to_rank, merge_loras
+        from mta_cli.engine.lora.merge import compress_to_rank
         from mta_cli.pipeline.personalize.export import content_digest, pad_to_uniform_rank
         from mta_cli.pipeline.personalize.export_formats import CONFIG_FILE, WEIGHTS_FILE, json_bytes, peft_config
         from mta_cli.pipeline.users.exported_folders import write_folder
@@ -82,8 +82,7 @@ class AdapterFolders:
                     f"The model for {task} acts on late tokens only, which vLLM cannot do: build its bank with "
                     "--placement upper, or start the server with --approximate."
                 )
-            moved = replace(late, placement=replace(late.placement, late_tokens=None))
-            weights = merge_loras([(one, 1.0) for one in (weights, moved) if one is not None])
+            weights = act_on_all_tokens(weights, late)
         if weights is None:
             return self.nobody, source
         if weights.rank > self._max_rank:
