@@ -144,9 +144,11 @@ def _parse_table(
     stream: BinaryIO, path: Path, form: str, source: ImportSource, intake: ParsedFile, find: FindTask
 ) -> Iterator[Record]:
     findings = intake.findings
-    rows = checked_rows(FORMATS[form].load_rows().read_rows(stream, path.name, findings), source, path.name)
+    rows = FORMATS[form].load_rows().read_rows(stream, path.name, findings)
     if (preset := source.known_preset) is not None:
+        rows = checked_rows(rows, path.name, lambda sample: preset.require_columns(sample.columns, path.name))
         rows = preset.read(rows, preset.read_details(path, findings), findings)
+    rows = checked_rows(rows, path.name, lambda sample: sample.require_columns(source))
     yield from parse_rows(rows, source.default_task, findings, intake.staged, source.user, source.mapping)
     if preset is not None:  # an export's other columns are no mistake of the user's
         findings.ignored_fields.clear()

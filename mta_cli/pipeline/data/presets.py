@@ -82,7 +82,7 @@ class Preset:
             if rating in ("", "0"):
                 findings.skip_counts[NO_RATING] += 1
                 continue
-            row = {**details.get(_key(row, keys), {}), **{name: text for name, text in row.items() if text}}
+            row = {**row, **details.get(_key(row, keys), {}), **{name: text for name, text in row.items() if text}}
             stand_ins = {name: row.get(other, "") for name, other in self.stand_ins.items() if not row.get(name)}
             yield place, {**row, **stand_ins, self.rating: rating}
 

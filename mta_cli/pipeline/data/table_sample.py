@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +44,11 @@ class TableSample:
         return source.mapping.missing_parts(self.columns, one_user=source.user is not None)
 
     def require_columns(self, source: ImportSource) -> None:
-        """Raises `BadInput`, with the columns and an example command, when the mapping does not fit the file."""
-        unknown, missing = source.mapping.unknown_columns(self.columns), self.missing_parts(source)
+        """Raises `BadInput`, with the columns and an example command, when the mapping does not fit the file.
+
+        Columns that only a preset names may be absent.
+        """
+        unknown, missing = source.columns.unknown_columns(self.columns), self.missing_parts(source)
         if not unknown and not missing:
             return
         names = [format_value(name) for name in self.columns[:_LISTED_COLUMNS]]
@@ -54,7 +57,7 @@ class TableSample:
         wanted = ", ".join(format_value(name) for name in unknown) if unknown else ", ".join(missing)
         raise BadInput(
             f"{self.file} has no column {wanted}; its columns are {there}",
-            hint=f"for example: {self.example_command(source)}",
+            hint=f"for example: {self.example_command(source)}" if source.preset is None else None,
         )
 
     def example_command(self, source: ImportSource) -> str:
@@ -75,15 +78,12 @@ class TableSample:
         return ColumnMapping(input=text).unknown_columns(self.columns)
 
 
-def checked_rows(rows: Iterable[RawRow], source: ImportSource, file: str) -> Iterator[RawRow]:
-    """The same rows. Raises `BadInput` before the first one when the columns are not those that are needed."""
+def checked_rows(rows: Iterable[RawRow], file: str, check: Callable[[TableSample], None]) -> Iterator[RawRow]:
+    """The same rows, after a check of their beginning, where there are any; it raises before the first is used."""
     waiting = iter(rows)
     first = list(_take_sample(waiting))
-    sample = TableSample(file, tuple(row for _, row in first))
-    if first and source.known_preset is not None:
-        source.known_preset.require_columns(sample.columns, file)
-    elif first:
-        sample.require_columns(source)
+    if first:
+        check(TableSample(file, tuple(row for _, row in first)))
     return itertools.chain(first, waiting)
 
 

@@ -122,4 +122,15 @@ def test_requests_that_do_not_fit(reg: Registry, tmp_path: Path) -> None:
         take(reg, "movielens", tmp_path / "ratings.csv")
     with pytest.raises(BadInput, match="is no export of Goodreads: it has no column Author and none My Rating; there"):
         take(reg, "goodreads", EXPORTS / "imdb" / "ratings.csv", user="ann")
+    with pytest.raises(BadInput, match="has no column 'Titel'; its columns are 'Const'") as caught:
+        take(reg, "imdb", EXPORTS / "imdb", user="ann", columns=ColumnMapping(input="{Titel}"))
+    assert caught.value.hint is None
     assert reg.users.names() == []
+
+
+def test_columns_of_the_second_file_can_be_mapped(reg: Registry) -> None:
+    take(reg, "letterboxd", EXPORTS / "letterboxd", user="ann", columns=ColumnMapping(input="{Name}: {Tags}"))
+    assert [item[0] for item in items(reg, "ann", "letterboxd")][:2] == [
+        "The Ferry at Dusk: boats, evening",
+        "Nine Quiet Rooms",
+    ]
