@@ -38,15 +38,18 @@ def complete_presets(incomplete: str) -> list[str]:
     return [name for name in PRESETS if name.startswith(incomplete)]
 
 
-FormatAndPathArgument = Annotated[
-    list[str],
+FormatArgument = Annotated[
+    str | None,
     typer.Argument(
-        metavar="[FORMAT] PATH",
-        help=f"The file, or a folder of files; - reads standard input. FORMAT is one of {', '.join(FORMATS)}; without "
-        "it the content says which.",
+        metavar="FORMAT",
+        help=f"One of {', '.join(FORMATS)}. It may be left out: then the content says which.",
         autocompletion=complete_formats,
         show_default=False,
     ),
+]
+PathArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="PATH", help="The file, or a folder of files; - reads standard input.", show_default=False),
 ]
 OutputsOption = Annotated[
     Path | None, typer.Option("--outputs", metavar="FILE", help="The answers to LaMP's questions.")
@@ -101,7 +104,8 @@ SeedOption = Annotated[
 @app.command("import")
 def import_(
     ctx: typer.Context,
-    format_and_path: FormatAndPathArgument,
+    format: FormatArgument = None,
+    path: PathArgument = None,
     user: UserColumnOption = None,
     input: InputColumnOption = None,
     output: OutputColumnOption = None,
@@ -126,11 +130,11 @@ def import_(
     from store.names import check_name
 
     context = app_context(ctx, json=json)
-    format, path = _split_format(format_and_path)
-    piped = path == "-"
+    format, path = _place_words(format, path)
+    piped = str(path) == "-"
     source = ImportSource(
         format,
-        Path("/dev/stdin" if piped else path),
+        Path("/dev/stdin") if piped else path,
         task,
         outputs,
         None if me is None else check_name(me),
@@ -148,13 +152,14 @@ def import_(
         context.output.run_job_and_print(job, _render_import, dry_run=dry_run, resumes=True)
 
 
-def _split_format(words: list[str]) -> tuple[str | None, str]:
-    """The format, where one is named, and the path. Raises UsageError for any other number of words."""
-    if len(words) > 2:
-        raise UsageError(f"one file or folder at a time, not {len(words)} words", hint="mta data import [FORMAT] PATH")
-    if len(words) == 1 and words[0] in FORMATS and not Path(words[0]).exists():
-        raise UsageError(f"{words[0]} is a format; which file?", hint=f"mta data import {words[0]} PATH")
-    return (None, words[0]) if len(words) == 1 else (words[0], words[1])
+def _place_words(first: str | None, path: Path | None) -> tuple[str | None, Path]:
+    """The format, where one is named, and the path: a word alone is the path. Raises UsageError without one."""
+    if path is not None:
+        return first, path
+    if first is None or (first in FORMATS and not Path(first).exists()):
+        what = "which file?" if first is None else f"{first} is a format; which file?"
+        raise UsageError(what, hint=f"mta data import {first or '[FORMAT]'} PATH")
+    return None, Path(first)
 
 
 def _render_import(result: dict[str, Any]) -> RenderableType:

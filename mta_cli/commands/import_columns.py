@@ -1,4 +1,4 @@
-"""Asks at a terminal which columns of a file are the user, the input and the output."""
+"""Asks at a terminal which columns of a file are the user, the input, the output and the time."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ QUESTIONS = {
     "user": "user: the column with the users' names, or else the one user's name",
     "input": 'input: a column, or several as "{title}. {text}"',
     "output": "output: a column",
+    "time": "time: a column, or - for none",
 }
+NONE = "-"
 EXAMPLE_CHARACTERS = 60
 
 
 def ask_for_columns(output: Output, source: ImportSource) -> ImportSource:
     """The source with the columns that the user types; itself where none is missing, or the file has none.
 
-    Enter takes the guess in brackets. Raises as reading the file does, and MtaError where no answer comes.
+    The time is asked for along with them, where a column may be one. Enter takes the guess in brackets. Raises as
+    reading the file does, and MtaError where no answer comes.
     """
+    from mta_cli.pipeline.data.column_mapping import find_column
     from mta_cli.pipeline.data.table_sample import read_table_sample
 
     sample = None if source.preset is not None else read_table_sample(source)
@@ -38,7 +42,8 @@ def ask_for_columns(output: Output, source: ImportSource) -> ImportSource:
     output.note(f"{sample.file} has the columns:")
     for name in sample.columns:
         output.note(f"  {name}: {guess.examples[name][:EXAMPLE_CHARACTERS]}")
-    for part in missing:
+    timed = guess.columns.time and source.columns.time is None and find_column("time", sample.columns) is None
+    for part in [*missing, *(["time"] if timed else [])]:
         source = _ask_for_part(output, source, sample, part, getattr(guess.columns, part))
     output.note(f"The same by flags: mta data import {shlex.join([str(source.path), *_flags(source)])}")
     return source
@@ -55,6 +60,8 @@ def _ask_for_part(
         chosen = answer or guessed
         if not chosen:
             continue
+        if part == "time" and chosen == NONE:
+            return source
         try:
             columns = replace(source.columns, **{part: chosen})
             unknown = columns.unknown_columns(sample.columns)

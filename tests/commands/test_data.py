@@ -16,6 +16,7 @@ FILMS = "person,film,stars\n" + "".join(
     for who in ("ann", "bob")
     for stars, place in enumerate(("salt", "ferries", "lanterns", "letters"), 1)
 )
+OWN = "text;label;day\nsalt;go;2026-01-04\na ferry;skip;2026-01-03\nan orchard;go;2026-01-02\na tide;skip;2026-01-01\n"
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Registry.open(tmp_path / "store", create=True).close()
     write(tmp_path / "notes.jsonl", rows("ann", 6))
     write(tmp_path / "films.csv", FILMS)
-    write(tmp_path / "own.csv", "text;label\nsalt and sea;go\na ferry at dusk;skip\nan orchard;go\nmore salt;skip\n")
+    write(tmp_path / "own.csv", OWN)
     return tmp_path / "store"
 
 
@@ -46,7 +47,8 @@ def test_the_format_may_be_named(store: Path, words: list[str]) -> None:
     ("words", "code", "what"),
     [
         (["csv"], 2, "csv is a format; which file?"),
-        (["csv", "films.csv", "notes.jsonl"], 2, "one file or folder at a time"),
+        ([], 2, "which file?"),
+        (["csv", "films.csv", "notes.jsonl"], 2, "unexpected extra argument"),
         (["xml", "films.csv"], 2, "'xml' is no format"),
         (["csv", "notes.jsonl"], 4, "notes.jsonl looks like jsonl, not csv"),
         (["films.csv"], 4, "films.csv has no column user, input, output; its columns are 'person', 'film', 'stars'"),
@@ -95,8 +97,11 @@ def test_a_file_of_one_user_is_asked_for_the_name(store: Path) -> None:
         terminal.type("cy\r")
         terminal.until("[text]:")
         terminal.type("\r")
+        terminal.until("time: a column, or - for none [day]:")
+        terminal.type("\r")
+        terminal.until("mta data import own.csv --input text --output label --time day --me cy")
         assert terminal.ended() == 0
-    assert stored(store, "cy")[0] == ("salt and sea", "go")
+    assert stored(store, "cy")[0] == ("a tide", "skip")
 
 
 def test_without_an_answer_nothing_is_imported(store: Path) -> None:
