@@ -143,10 +143,14 @@ class _Column:
         return self.share(_NUMBER.fullmatch) >= _MOST
 
     @property
-    def is_time(self) -> bool:
-        """Whether these are dates; years and Unix times are only where the name says so."""
-        named = self.is_named(TIME_WORDS)
-        return self.share(_is_moment if named else _is_date) >= _MOST
+    def is_date(self) -> bool:
+        """Whether these are dates with a month at least, whatever the name."""
+        return self.share(_is_date) >= _MOST
+
+    @property
+    def is_named_time(self) -> bool:
+        """Whether these are years or Unix times, and the name says so."""
+        return self.is_named(TIME_WORDS) and self.share(_is_moment) >= _MOST
 
     @property
     def is_text(self) -> bool:
@@ -171,7 +175,7 @@ def guess_columns(rows: Sequence[Mapping[str, Any]]) -> ColumnGuess:
             left.remove(found)
         return found
 
-    time = take(lambda column: column.is_time)
+    time = take(lambda column: column.is_date, lambda column: column.is_named_time)
     user = take(
         lambda column: column.name.casefold() == "user",
         lambda column: column.is_named(USER_WORDS) and column.is_short and column.repeats,

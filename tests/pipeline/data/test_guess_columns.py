@@ -59,6 +59,16 @@ CASES = {
         rows(text=lambda n: text(n, 9), label=lambda n: ("go", "skip")[n % 2], url=lambda n: f"https://x/{n}"),
         ColumnMapping(None, "text", "label"),
     ),
+    "a date comes before a year": (
+        rows(
+            published=lambda n: str(1980 + n),
+            reader=person,
+            book=lambda n: text(n, 4),
+            read=lambda n: f"2026/3/{n + 1}",
+            rating=lambda n: n % 5 + 1,
+        ),
+        ColumnMapping("reader", "book", "rating", "read"),
+    ),
     "a year is no time": (
         rows(user=person, title=lambda n: text(n, 3), year=lambda n: str(1980 + n), mood=lambda n: "ab"[n % 2]),
         ColumnMapping("user", "title", "mood"),
