@@ -6,8 +6,12 @@ Knows no format. The records are in no table of the store until the whole file i
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import sqlite3
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +29,7 @@ PRAGMA cache_size = -16000;
 CREATE TABLE records (
     id INTEGER PRIMARY KEY, user TEXT NOT NULL, held_out INTEGER NOT NULL, task TEXT NOT NULL, key TEXT NOT NULL,
     input TEXT NOT NULL, output TEXT NOT NULL, time TEXT, record INTEGER, line INTEGER, content INTEGER NOT NULL,
+    stored INTEGER NOT NULL DEFAULT 0,
     UNIQUE (user, task, key, held_out)
 );
 CREATE TABLE occurrences (user TEXT, task TEXT, digest TEXT, n INTEGER NOT NULL, PRIMARY KEY (user, task, digest))
@@ -36,6 +41,8 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 _SELECT_FIRST = """SELECT input, output, time, record FROM records
 WHERE user = ? AND task = ? AND key = ? AND held_out = ?"""
 _SELECT_ALL = "SELECT user, held_out, key, task, input, output, time, record, line, id FROM records ORDER BY id"
+_SELECT_SIDES = """SELECT user, task, id, key, time, held_out, stored, content FROM records
+ORDER BY user, task, id"""
 _COUNT_OCCURRENCE = """INSERT INTO occurrences VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET n = n + 1"""
 _SELECT_OCCURRENCES = "SELECT n FROM occurrences WHERE user = ? AND task = ? AND digest = ?"
 _COUNT_LEAKED = """SELECT count(*) FROM records AS q WHERE held_out
@@ -58,6 +65,27 @@ class FirstUse(NamedTuple):
 
     record: int | None
     same: bool
+
+
+@dataclass
+class HeldOut:
+    """How many items became queries, and the users (by name and task) who have fewer queries than were wanted."""
+
+    queries: int = 0
+    short: list[tuple[str, str]] = field(default_factory=list)
+
+
+class _Side(NamedTuple):
+    """What decides whether a record can become a query."""
+
+    user: str
+    task: str
+    id: int
+    key: str
+    time: str | None
+    held_out: bool
+    stored: bool
+    content: int
 
 
 class StagedRecords:
@@ -101,6 +129,36 @@ class StagedRecords:
         """Change the time of the record with this `id`."""
         self._conn.execute("UPDATE records SET time = ? WHERE id = ?", (time, number))
 
+    def mark_stored(self, number: int) -> None:
+        """Say that the store has the record with this `id`: `hold_out` leaves it as it is."""
+        self._conn.execute("UPDATE records SET stored = 1 WHERE id = ?", (number,))
+
+    def make_query(self, number: int) -> bool:
+        """Make a query of the history item with this `id`; False where a query has its key."""
+        return bool(self._conn.execute("UPDATE OR IGNORE records SET held_out = 1 WHERE id = ?", (number,)).rowcount)
+
+    def hold_out(self, most: int, keep: int, seed: int) -> HeldOut:
+        """Make queries of history items until each user has `most` in each task, or `keep` items are left.
+
+        The latest items where all times are known; else those that `seed` and their keys draw, so that the same file
+        gives the same queries. Items that are stored, or come twice with the same content, stay history items.
+        """
+        held = HeldOut()
+        chosen: list[int] = []
+        sides = map(_Side._make, self._conn.execute(_SELECT_SIDES))
+        for owner, group in itertools.groupby(sides, key=lambda side: (side.user, side.task)):
+            records = list(group)
+            taken = [side for side in records if side.held_out]
+            items = [side for side in records if not side.held_out]
+            wanted = most - len(taken)
+            free = _drawable(items, {side.key for side in taken}, seed)[: max(0, min(wanted, len(items) - keep))]
+            chosen += [side.id for side in free]
+            if len(free) < wanted:
+                held.short.append(owner)
+        self._conn.executemany("UPDATE records SET held_out = 1 WHERE id = ?", ((number,) for number in chosen))
+        held.queries = len(chosen)
+        return held
+
     def count_leaked_queries(self) -> int:
         """How many queries are also items of their user and task, with the same output."""
         self._conn.execute("CREATE INDEX IF NOT EXISTS by_content ON records (content)")
@@ -123,3 +181,13 @@ class StagedRecords:
             size += length
         if batch:
             yield batch
+
+
+def _drawable(items: Sequence[_Side], taken_keys: set[str], seed: int) -> list[_Side]:
+    """The items that may become queries, in the order in which they are taken."""
+    times_known = all(item.time is not None for item in items)
+    contents = Counter(item.content for item in items)
+    free = [item for item in items if not item.stored and contents[item.content] == 1 and item.key not in taken_keys]
+    if times_known:
+        return sorted(free, key=lambda item: (item.time or "", item.id), reverse=True)
+    return sorted(free, key=lambda item: hashlib.sha256(f"{seed}:{item.key}".encode()).digest())

@@ -15,8 +15,9 @@ from mta_cli.commands.shared.arguments import (
     ImportTaskOption,
     JsonOption,
 )
-from mta_cli.commands.shared.context import app_context, make_consent_prompt
+from mta_cli.commands.shared.context import app_context, make_consent_prompt, stdin_is_terminal
 from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.errors import UsageError
 from mta_cli.pipeline.data.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -27,23 +28,93 @@ app = CommandApp("Import histories.")
 
 def complete_formats(incomplete: str) -> list[tuple[str, str]]:
     """Formats that begin with the typed text, each with its meaning."""
-    return [(name, meaning) for name, meaning in FORMATS.items() if name.startswith(incomplete)]
+    return [(name, each.meaning) for name, each in FORMATS.items() if name.startswith(incomplete)]
+
+
+def complete_presets(incomplete: str) -> list[str]:
+    """Presets that begin with the typed text."""
+    from mta_cli.pipeline.data.presets import PRESETS
+
+    return [name for name in PRESETS if name.startswith(incomplete)]
 
 
 FormatArgument = Annotated[
-    str, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.", autocompletion=complete_formats)
+    str | None,
+    typer.Argument(
+        metavar="FORMAT",
+        help=f"One of {', '.join(FORMATS)}. It may be left out: then the content says which.",
+        autocompletion=complete_formats,
+        show_default=False,
+    ),
 ]
-PathArgument = Annotated[Path, typer.Argument(metavar="PATH", help="The file; - reads standard input.")]
+PathArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="PATH", help="The file, or a folder of files; - reads standard input.", show_default=False),
+]
 OutputsOption = Annotated[
     Path | None, typer.Option("--outputs", metavar="FILE", help="The answers to LaMP's questions.")
+]
+UserColumnOption = Annotated[
+    str | None,
+    typer.Option("--user", metavar="COLUMN", help="The column of the user; {file} is the name of each row's file."),
+]
+InputColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--input", metavar="COLUMN", help='The column of the input, or a template such as "{title} ({year}). {review}".'
+    ),
+]
+OutputColumnOption = Annotated[
+    str | None, typer.Option("--output", metavar="COLUMN", help="The column of the output, or a template.")
+]
+TimeColumnOption = Annotated[
+    str | None,
+    typer.Option("--time", metavar="COLUMN", help='The column of the time; "" reads none. Else time, where it is.'),
+]
+IdColumnOption = Annotated[
+    str | None,
+    typer.Option("--id", metavar="COLUMN", help='The column of the item\'s id; "" reads none. Else id, where it is.'),
+]
+MeOption = Annotated[
+    str | None, typer.Option("--me", metavar="NAME", help="The user of all rows, in a file of one user.")
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="SITE",
+        help="Read the export of a site: letterboxd, imdb, goodreads or movielens; also adds a task for its ratings.",
+        autocompletion=complete_presets,
+    ),
+]
+HoldOutOption = Annotated[
+    int,
+    typer.Option(
+        "--hold-out",
+        metavar="N",
+        min=0,
+        help="Hold out N items of each user as queries: the last by time, else drawn; 3 stay in the history.",
+    ),
+]
+SeedOption = Annotated[
+    int, typer.Option("--seed", metavar="N", min=0, help="What draws the held-out items of users without times.")
 ]
 
 
 @app.command("import")
 def import_(
     ctx: typer.Context,
-    format: FormatArgument,
-    path: PathArgument,
+    format: FormatArgument = None,
+    path: PathArgument = None,
+    user: UserColumnOption = None,
+    input: InputColumnOption = None,
+    output: OutputColumnOption = None,
+    time: TimeColumnOption = None,
+    id: IdColumnOption = None,
+    me: MeOption = None,
+    preset: PresetOption = None,
+    hold_out: HoldOutOption = 0,
+    seed: SeedOption = 0,
     outputs: OutputsOption = None,
     task: ImportTaskOption = None,
     can_anchor: ConsentOption = None,
@@ -52,17 +123,43 @@ def import_(
     json: JsonOption = False,
 ) -> None:
     """Import a file of histories after checking all of it. Importing it again changes nothing; new items are added."""
-    from mta_cli.pipeline.users.import_file import import_file
+    from mta_cli.commands.import_columns import ask_for_columns
+    from mta_cli.pipeline.data.column_mapping import ColumnMapping
+    from mta_cli.pipeline.data.import_source import ImportSource
+    from mta_cli.pipeline.users.import_file import import_source
+    from store.names import check_name
 
     context = app_context(ctx, json=json)
+    format, path = _place_words(format, path)
     piped = str(path) == "-"
-    source = Path("/dev/stdin") if piped else path
+    source = ImportSource(
+        format,
+        Path("/dev/stdin") if piped else path,
+        task,
+        outputs,
+        None if me is None else check_name(me),
+        ColumnMapping(user, input, output, time, id),
+        preset,
+        hold_out,
+        seed,
+    )
+    source.require_consistent()
     ask = make_consent_prompt(context, can_anchor, yes=yes, piped=piped)
     with context.open_registry() as reg:
-        job = import_file(
-            reg, format, source, task=task, outputs=outputs, can_anchor=can_anchor, ask=ask, dry_run=dry_run
-        )
+        if stdin_is_terminal() and not piped and not json:
+            source = ask_for_columns(context.output, source)
+        job = import_source(reg, source, can_anchor=can_anchor, ask=ask, dry_run=dry_run)
         context.output.run_job_and_print(job, _render_import, dry_run=dry_run, resumes=True)
+
+
+def _place_words(first: str | None, path: Path | None) -> tuple[str | None, Path]:
+    """The format, where one is named, and the path: a word alone is the path. Raises UsageError without one."""
+    if path is not None:
+        return first, path
+    if first is None or (first in FORMATS and not Path(first).exists()):
+        what = "which file?" if first is None else f"{first} is a format; which file?"
+        raise UsageError(what, hint=f"mta data import {first or '[FORMAT]'} PATH")
+    return None, Path(first)
 
 
 def _render_import(result: dict[str, Any]) -> RenderableType:

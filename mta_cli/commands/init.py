@@ -28,6 +28,6 @@ def _render_init(result: dict[str, Any]) -> Any:
         f"Made a store at {result['store']}\n\n"
         "Next:  mta model pull smollm2-135m-instruct     fetch the default base\n"
         "       mta model pull minilm-l6                 and the embedder that makes profiles\n"
-        "       mta data import jsonl FILE               histories of many users\n"
+        "       mta data import FILE                     histories of many users\n"
         "       mta demo                                 or watch every stage on a sample first"
     )

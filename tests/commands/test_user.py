@@ -76,7 +76,8 @@ def test_a_list_is_filtered_as_in_the_window_and_cut(mta: Mta, tmp_path: Path) -
 def test_import_from_standard_input(mta: Mta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Path] = []
     monkeypatch.setattr(
-        "mta_cli.pipeline.users.import_file.import_file", lambda reg, form, path, **_: given.append(path) or iter(())
+        "mta_cli.pipeline.users.import_file.import_source",
+        lambda reg, source, **_: given.append(source.path) or iter(()),
     )
     mta("data", "import", "jsonl", "-")
     assert given == [Path("/dev/stdin")]
@@ -94,8 +95,8 @@ def test_dry_run(mta: Mta, tmp_path: Path) -> None:
     ("words", "code", "said"),
     [
         (["data", "import", "jsonl", "none.jsonl"], 3, "There is no file"),
-        (["data", "import", "xml", "a.jsonl"], 2, "lamp, users, jsonl, csv"),
-        (["data", "import", "jsonl", "bad.jsonl"], 4, "bad.jsonl: record 1, field output: is missing"),
+        (["data", "import", "xml", "a.jsonl"], 2, "lamp, users, parquet, jsonl, json, csv"),
+        (["data", "import", "jsonl", "bad.jsonl"], 4, "bad.jsonl: record 1, field output: is empty"),
         (["data", "import", "jsonl", "a.jsonl", "--task", "lamp-22"], 3, "lamp-2"),
         (["user", "show", "alcie"], 3, "alice"),
         (["user", "history", "alcie"], 3, "alice"),
@@ -116,7 +117,7 @@ def test_dry_run(mta: Mta, tmp_path: Path) -> None:
 )
 def test_what_goes_wrong(mta: Mta, tmp_path: Path, words: list[str], code: int, said: str) -> None:
     write(tmp_path / "a.jsonl", rows())
-    write(tmp_path / "bad.jsonl", [{"user": "ann", "input": "i"}])
+    write(tmp_path / "bad.jsonl", [{"user": "ann", "input": "i", "output": ""}])
     assert mta("user", "add", "alice")[0] == 0
     got, out, err = mta(*words)
     assert (got, out) == (code, "")

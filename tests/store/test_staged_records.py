@@ -77,3 +77,60 @@ def test_a_store_that_cannot_be_written_says_so(root: Path) -> None:
         (root / "partial").write_text("no folder")
         with pytest.raises(BadInput), reg.stage_records():
             pass
+
+
+def timed(key: str, time: str | None, user: str = "ann", text: str | None = None) -> StagedRecord:
+    return StagedRecord(user, False, NewItem(key, "free", text or key, "o", time), 1, None)
+
+
+def held(staged: StagedRecords) -> list[tuple[str, str]]:
+    return [(each.user, each.item.key) for each in staged if each.held_out]
+
+
+def test_the_last_items_by_time_are_held_out(staged: StagedRecords) -> None:
+    for key, day in (("a", 3), ("b", 1), ("c", 5), ("d", 2), ("e", 4)):
+        staged.add(timed(key, f"2026-01-0{day}"))
+    assert staged.hold_out(2, 3, 0).queries == 2
+    assert held(staged) == [("ann", "c"), ("ann", "e")]
+
+
+def test_without_times_the_keys_and_the_seed_draw(staged: StagedRecords) -> None:
+    keys = [f"k{n}" for n in range(20)]
+
+    def draw(order: list[str], seed: int) -> set[tuple[str, str]]:
+        records = StagedRecords(sqlite3.connect(":memory:", isolation_level=None))
+        for key in order:
+            records.add(timed(key, None))
+        records.hold_out(3, 3, seed)
+        return set(held(records))
+
+    assert len(draw(keys, 0)) == 3
+    assert draw(keys, 0) == draw(keys[::-1], 0) != draw(keys, 1)
+
+
+def test_users_keep_a_history_and_those_with_too_little_are_named(staged: StagedRecords) -> None:
+    for user, count in (("ann", 6), ("bob", 4), ("cy", 2)):
+        for number in range(count):
+            staged.add(timed(f"{number}", "2026", user))
+    found = staged.hold_out(2, 3, 0)
+    assert (found.queries, found.short) == (3, [("bob", "free"), ("cy", "free")])
+    assert held(staged) == [("ann", "4"), ("ann", "5"), ("bob", "3")]
+
+
+def test_stored_items_twins_and_used_keys_stay_in_the_history(staged: StagedRecords) -> None:
+    for key in "abcdefg":
+        staged.add(timed(key, "2026", text="twin" if key in "fg" else None))
+    staged.add(record("e", held_out=True))
+    stored = next(each.id for each in staged if each.item.key == "d")
+    staged.mark_stored(stored)
+    staged.hold_out(2, 3, 0)
+    assert held(staged) == [("ann", "c"), ("ann", "e")]
+
+
+def test_an_item_becomes_a_query_unless_a_query_has_its_key(staged: StagedRecords) -> None:
+    staged.add(record("1"))
+    staged.add(record("2"))
+    staged.add(record("2", held_out=True))
+    first, second, _ = (each.id for each in staged)
+    assert staged.make_query(first) and not staged.make_query(second)
+    assert held(staged) == [("ann", "1"), ("ann", "2")]

@@ -123,6 +123,7 @@ def _histories(ground: Ground) -> list[Importer]:
         Importer("lamp", [json.dumps(LAMP).encode()], spoil_json, offer("lamp", "lamp-2")),
         Importer("users", [json.dumps(USERS).encode()], spoil_json, offer("users", None)),
         Importer("jsonl", [lines], spoil_lines, offer("jsonl", None)),
+        Importer("json", [json.dumps(ROWS).encode()], spoil_json, offer("json", None)),
         Importer("csv", [table, table.replace(b",", b";")], spoil_bytes, offer("csv", None)),
     ]
 

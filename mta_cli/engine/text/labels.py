@@ -1,9 +1,17 @@
-"""Which of a task's labels a text names. Where the labels are whole numbers, equal numbers are one label."""
+"""Which of a task's labels a text names. Where the labels are numbers, equal numbers are one label."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
+
+_NUMBER = re.compile(r"[+-]?\d{1,9}(\.\d{1,6})?", re.ASCII)
+
+
+def parse_number(label: str) -> float | None:
+    """The number that a label is, such as `4` or `3.5`; None for words, also for `nan` and `1e3`."""
+    return float(label) if _NUMBER.fullmatch(label) else None
 
 
 def find_label(text: str, labels: Sequence[str]) -> int | None:
@@ -23,10 +31,7 @@ def find_label(text: str, labels: Sequence[str]) -> int | None:
 
 @lru_cache(maxsize=64)
 def _indices(labels: tuple[str, ...]) -> tuple[dict[str, int], dict[float, int]]:
-    """The index of each label by its text, and by its number where all labels are different whole numbers."""
+    """The index of each label by its text, and by its number where all labels are different numbers."""
     exact = {label: i for i, label in reversed(list(enumerate(labels)))}
-    try:
-        numbers = {float(int(label)): i for i, label in enumerate(labels)}
-    except ValueError:
-        return exact, {}
+    numbers = {number: i for i, label in enumerate(labels) if (number := parse_number(label)) is not None}
     return exact, numbers if len(numbers) == len(labels) else {}

@@ -9,6 +9,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
+from mta_cli.engine.text.labels import parse_number
 from mta_cli.engine.text.tasks import DEFAULT_SCORE_LABELS, INPUT_PLACEHOLDER, METRIC_BY_KIND, OUTPUT_PLACEHOLDER, Task
 from mta_cli.errors import BadInput
 from mta_cli.toml_parser import parse_toml
@@ -107,9 +108,9 @@ def _contradictions(table: dict[str, Any]) -> list[str]:
     if kind == "label" and len(labels) < 2:
         faults.append("kind label needs labels: two or more")
     if kind == "score":
-        odd = [label for label in labels if not re.fullmatch(r"-?\d{1,9}", label)]
-        faults += [f"labels of kind score are whole numbers, not {odd[0]!r}"] if odd else []
-        same = [label for i, label in enumerate(labels) if not odd and int(label) in map(int, labels[:i])]
+        odd = [label for label in labels if parse_number(label) is None]
+        faults += [f"labels of kind score are numbers such as 4 or 3.5, not {odd[0]!r}"] if odd else []
+        same = [label for i, label in enumerate(labels) if not odd and float(label) in map(float, labels[:i])]
         faults += [f"label {same[0]!r} is the same number as one before it"] if same else []
         if len(labels) < 2:
             faults.append("kind score needs two or more labels")

@@ -1,4 +1,4 @@
-"""One file → checked records, staged, and findings; nothing is imported. Knows formats and tasks, no store."""
+"""Files → checked records, staged, and findings; nothing is imported. Knows formats and tasks, no store."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from mta_cli.engine.text.labels import find_label
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats.detect import is_clearly_known, read_sample, require_format
 from mta_cli.pipeline.data.formats.json_array import iter_array
-from mta_cli.pipeline.data.formats.lamp import (
-    NO_GOLD,
-    FieldMapping,
-    GoldAnswers,
-    parse_golds,
-    parse_questions,
-    parse_users,
-)
+from mta_cli.pipeline.data.formats.lamp import NO_GOLD, FieldMapping, GoldAnswers, parse_golds, parse_questions
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record, format_value
-from mta_cli.pipeline.data.formats.reading import iter_lines, open_file, read_document
-from mta_cli.pipeline.data.formats.rows import csv_rows, jsonl_rows, parse_rows
+from mta_cli.pipeline.data.formats.reading import open_rewindable, read_document
+from mta_cli.pipeline.data.formats.rows import parse_rows
+from mta_cli.pipeline.data.formats.users import parse_users
+from mta_cli.pipeline.data.import_source import DEFAULT_TASK, ImportSource
+from mta_cli.pipeline.data.table_sample import checked_rows
 
 if TYPE_CHECKING:
     from mta_cli.engine.text.tasks import Task
@@ -33,27 +30,9 @@ PROGRESS_EVERY = 5_000
 """Records between two steps of the progress bar."""
 MAX_COUNTED_ANSWERS = 1_000
 """Different answers of which it is counted how often they are given, where they are no labels."""
-DEFAULT_TASK = "free"
+UNKNOWN_FILES = "files in no known format"
 
 FindTask = Callable[[str], "Task"]
-
-
-@dataclass(frozen=True)
-class ImportSource:
-    """The request: a file, its format, and the user and task for records that name none."""
-
-    format: str
-    path: Path
-    task: str | None = None
-    outputs: Path | None = None
-    user: str | None = None
-
-    def require_consistent(self) -> None:
-        """Raises UsageError when the parts contradict each other."""
-        if self.format not in FORMATS:
-            raise UsageError(f"{format_value(self.format)} is no format", hint=f"choose one of {', '.join(FORMATS)}")
-        if self.outputs is not None and self.format != "lamp":
-            raise UsageError(f"--outputs belongs to the format lamp, not to {self.format}")
 
 
 @dataclass
@@ -72,8 +51,9 @@ class UnknownLabels:
 
 @dataclass
 class ParsedFile:
-    """A checked file, with its records. `tasks` holds every task of its records, `counts` how many are queries.
+    """Checked files, with their records. `tasks` holds every task of the records, `counts` how many are queries.
 
+    `formats` are those that the files have.
     `times_not_stored` counts records whose time is not stored, because the store already has them without one.
     """
 
@@ -86,6 +66,7 @@ class ParsedFile:
     findings: ParseFindings = field(default_factory=ParseFindings)
     warnings: list[str] = field(default_factory=list)
     times_not_stored: int = 0
+    formats: dict[str, None] = field(default_factory=dict)
 
     @property
     def user_names(self) -> Collection[str]:
@@ -115,52 +96,80 @@ class ParsedFile:
 def parse_import_file(
     source: ImportSource, find: FindTask, staged: StagedRecords
 ) -> Generator[Event, None, ParsedFile]:
-    """Check the whole file and stage its records.
+    """Check all of a consistent source and stage its records.
 
     Raises `NotFound`, `UsageError` or `BadInput`; the latter lists every fault.
     """
-    source.require_consistent()
     intake = ParsedFile(staged, source.task)
     if source.user is not None:
         intake.findings.add_user(source.user, source.user)
     if source.task is not None:
         intake.tasks[source.task] = find(source.task)
-    yield JobStarted(f"read {source.path.name}", unit="records")
+    yield JobStarted(f"read {source.name}", unit="records")
     for number, record in enumerate(_parse_records(source, intake, find), 1):
         intake.count(record, find)
         if number % PROGRESS_EVERY == 0:
             yield JobProgress("", number)
-    unnamed = source.format == "users" and source.task is None
-    hint = f"it was read as task {DEFAULT_TASK}; name another with --task" if unnamed else None
-    intake.findings.raise_faults(source.path.name, hint)
+    intake.findings.raise_faults(source.name, _hint(source, intake))
     if not intake.counts and not intake.findings.skip_counts:
-        raise BadInput(f"{source.path.name} holds no records")
+        raise BadInput(f"{source.name} holds no records")
     return intake
 
 
+def _hint(source: ImportSource, intake: ParsedFile) -> str | None:
+    """What may help against the faults of a file."""
+    if "users" in intake.formats and source.task is None:
+        return f"it was read as task {DEFAULT_TASK}; name another with --task"
+    if "time" in intake.findings.fault_fields and all(FORMATS[form].rows for form in intake.formats):
+        return 'name another column with --time, or read no times with --time ""'
+    return None
+
+
 def _parse_records(source: ImportSource, intake: ParsedFile, find: FindTask) -> Iterator[Record]:
-    name, findings = source.path.name, intake.findings
-    answers, task = _gold_answers(source, intake)
-    with open_file(source.path) as stream:
-        if source.format == "lamp":
-            shape, entries = _field_mapping(intake, task, find), iter_array(stream, name, findings)
-            yield from parse_questions(entries, answers, shape, name, findings, intake.staged)
-        elif source.format == "users":
-            shape = _field_mapping(intake, source.task or DEFAULT_TASK, find)
-            yield from parse_users(iter_array(stream, name, findings), shape, name, findings, intake.staged)
-        else:
-            lines = iter_lines(stream, name, findings)
-            required = frozenset({"input", "output"} if source.user is not None else {"user", "input", "output"})
-            jsonl = source.format == "jsonl"
-            rows = jsonl_rows(lines, name, findings) if jsonl else csv_rows(lines, name, findings, required)
-            yield from parse_rows(rows, source.task or DEFAULT_TASK, findings, intake.staged, source.user)
+    for path in source.files():
+        with open_rewindable(path) as stream:
+            if source.passes_over_unknown and not is_clearly_known(stream, path.name):
+                intake.findings.skip_counts[UNKNOWN_FILES] += 1
+                continue
+            form = require_format(read_sample(stream, path.name), "csv" if source.preset else source.format)
+            source.require_format_consistent(form)
+            intake.formats[form] = None
+            parse = _parse_table if FORMATS[form].rows else _parse_document
+            yield from parse(stream, path, form, source, intake, find)
+    if not intake.formats:
+        raise BadInput(f"{source.name} holds no file in a known format", hint=f"known: {', '.join(FORMATS)}")
+
+
+def _parse_table(
+    stream: BinaryIO, path: Path, form: str, source: ImportSource, intake: ParsedFile, find: FindTask
+) -> Iterator[Record]:
+    findings = intake.findings
+    rows = FORMATS[form].load_rows().read_rows(stream, path.name, findings)
+    if (preset := source.known_preset) is not None:
+        rows = checked_rows(rows, path.name, lambda sample: preset.require_columns(sample.columns, path.name))
+        rows = preset.read(rows, preset.read_details(path, findings), findings)
+    rows = checked_rows(rows, path.name, lambda sample: sample.require_columns(source))
+    yield from parse_rows(rows, source.default_task, findings, intake.staged, source.user, source.mapping)
+    if preset is not None:  # an export's other columns are no mistake of the user's
+        findings.ignored_fields.clear()
+
+
+def _parse_document(
+    stream: BinaryIO, path: Path, form: str, source: ImportSource, intake: ParsedFile, find: FindTask
+) -> Iterator[Record]:
+    entries = iter_array(stream, path.name, intake.findings)
+    if form == "lamp":
+        answers, task = _gold_answers(source, intake)
+        shape = _field_mapping(intake, task, find)
+        yield from parse_questions(entries, answers, shape, path.name, intake.findings, intake.staged)
+    else:
+        shape = _field_mapping(intake, source.default_task, find)
+        yield from parse_users(entries, shape, path.name, intake.findings, intake.staged)
 
 
 def _gold_answers(source: ImportSource, intake: ParsedFile) -> tuple[Mapping[str, str], str]:
     """The answers to LaMP's questions, and their task, from the request or the outputs."""
-    if source.format != "lamp":
-        return {}, ""
-    name, golds = source.path.name, GoldAnswers("", {})
+    name, golds = source.name, GoldAnswers("", {})
     if source.outputs is not None:
         golds = parse_golds(read_document(source.outputs), source.outputs.name, intake.findings)
     told = golds.task.casefold().replace("_", "-")

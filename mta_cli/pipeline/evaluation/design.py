@@ -93,7 +93,7 @@ def make_design(reg: Registry, request: EvalRequest) -> Design:
     except ValueError as error:
         raise BadInput(
             f"Task {task.name} cannot be evaluated in {options.folds} folds: {error}.",
-            hint="a smaller --folds, or import more users with held-out queries (mta data import)",
+            hint="a smaller --folds, or import more users with held-out queries (mta data import FILE --hold-out N)",
         ) from error
     shots = {user: reg.items.recent_items(user, task.name, options.shots) for user in counts}
     return Design(_key(reg, request, queries), tuple(folds), shots, queries)

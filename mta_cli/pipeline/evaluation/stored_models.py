@@ -66,7 +66,8 @@ def evaluate_users(
         asked = [user for user in users if queries[user.id]]
         if not asked:
             raise BadInput(
-                f"None of these users has held-out queries of task {task.name}.", hint="mta data import users FILE"
+                f"None of these users has held-out queries of task {task.name}.",
+                hint="mta data import FILE --hold-out 5",
             )
         base = load_on_device(base_entry, machine)
         examples, folder = PromptRowBuilder(reg, base, task, prompt.history_items), AdapterMerger(base)

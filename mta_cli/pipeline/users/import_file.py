@@ -13,15 +13,19 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mta_cli.engine.text.task_files import task_to_toml
 from mta_cli.errors import MtaError, UsersChanged
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
 from mta_cli.pipeline.data.confusable_names import confusable_name_warnings
+from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.parse_results import SourceLocation, format_value
-from mta_cli.pipeline.data.parse_file import ImportSource, ParsedFile, import_notes, parse_import_file
+from mta_cli.pipeline.data.import_source import ImportSource
+from mta_cli.pipeline.data.parse_file import FindTask, ParsedFile, import_notes, parse_import_file
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.users.consent import ConsentEffects, change_consent
 
 if TYPE_CHECKING:
+    from mta_cli.engine.text.tasks import Task
     from store.registry import Registry
     from store.staged_records import StagedRecord
 
@@ -36,9 +40,14 @@ TURN_SECONDS, PAUSE_SECONDS = 0.4, 0.1
 """How long a transaction of a large import lasts, and how long other writers have after it."""
 
 
+KEPT_ITEMS = 3
+"""History items that a user keeps at least when others are held out: fewer make no history."""
+NAMED_USERS = 5
+
+
 def import_file(
     reg: Registry,
-    format: str,
+    format: str | None,
     path: Path,
     *,
     task: str | None = None,
@@ -48,20 +57,36 @@ def import_file(
     user: str | None = None,
     dry_run: bool = False,
 ) -> Iterator[Event]:
-    """Import a file; `user` is its user. `can_anchor` None leaves known users' consent unchanged.
+    """`import_source` of a file with its own columns."""
+    source = ImportSource(format, path, task, outputs, user)
+    return import_source(reg, source, can_anchor=can_anchor, ask=ask, dry_run=dry_run)
 
-    For that many new users, `ask` decides whether they may be anchors; without it they may.
+
+def import_source(
+    reg: Registry,
+    source: ImportSource,
+    *,
+    can_anchor: bool | None = None,
+    ask: AskConsent | None = None,
+    dry_run: bool = False,
+) -> Iterator[Event]:
+    """Import a file or a folder. `can_anchor` None leaves known users' consent unchanged.
+
+    For that many new users, `ask` decides whether they may be anchors; without it they may. A task that a preset brings
+    is added to the store with the first import that uses it.
 
     Raises `NotFound` for a missing file or task, `BadInput` with every fault of the file, and `UsersChanged` where a
     known user is removed meanwhile; then no record was written.
     """
-    source = ImportSource(format, path, task, outputs, user)
+    source.require_consistent()
     with reg.stage_records() as staged:
-        intake = yield from parse_import_file(source, lambda name: find_task(reg, name), staged)
+        intake = yield from parse_import_file(source, _make_find(reg, source), staged)
         names, findings = reg.users.names(), intake.findings
         stored = set(names)
         known = _count_stored(reg, source, intake, stored)
-        findings.raise_faults(source.path.name, "what is stored never changes: give a changed item a new id")
+        findings.raise_faults(source.name, "what is stored never changes: give a changed item a new id")
+        if source.hold_out:
+            yield from _hold_out(source, intake)
         yield from import_notes(intake)
         alike = confusable_name_warnings(intake.user_names, names, findings.spellings)
         yield from (Note(text, warning=True) for text in alike)
@@ -75,24 +100,60 @@ def import_file(
         yield from _write(reg, source, intake, stored, can_anchor, newcomers)
 
 
+def _make_find(reg: Registry, source: ImportSource) -> FindTask:
+    """Finds a task in the store, else that of the preset."""
+    preset = source.known_preset
+
+    def find(name: str) -> Task:
+        if preset is not None and name == preset.task.name and reg.tasks.get(name) is None:
+            return preset.task
+        return find_task(reg, name)
+
+    return find
+
+
+def _hold_out(source: ImportSource, intake: ParsedFile) -> Iterator[Note]:
+    """Turn history items into queries; a note says whose are too few."""
+    held = intake.staged.hold_out(source.hold_out, KEPT_ITEMS, source.seed)
+    intake.counts.update({False: -held.queries, True: held.queries})
+    if held.short:
+        named = ", ".join(format_value(user) for user, _ in held.short[:NAMED_USERS])
+        more = len(held.short) - NAMED_USERS
+        yield Note(
+            f"users with fewer than {source.hold_out:,} held-out queries, because {KEPT_ITEMS} items stay history: "
+            f"{named}{f' and {more:,} more' if more > 0 else ''}",
+            warning=True,
+        )
+
+
 def _count_stored(reg: Registry, source: ImportSource, intake: ParsedFile, stored: set[str]) -> Counter[bool]:
     """Count the stored records, by whether it is a query. An id with other stored content is a fault.
 
-    A time that only one side knows is no contradiction: the stored record stays unchanged.
+    A time that only one side knows is no contradiction: the stored record stays unchanged. What is stored
+    as a query stays one, so that what was held out once is never trained on.
     """
     known = Counter[bool]()
+    from_rows = all(FORMATS[form].rows for form in intake.formats)
     ids = {name: reg.users.get(name).id for name in intake.user_names if name in stored}
     for record in intake.staged if ids else ():
         item, user_id = record.item, ids.get(record.user)
-        there = reg.items.find_stored(user_id, item, held_out=record.held_out) if user_id is not None else None
+        if user_id is None:
+            continue
+        there, held_out = reg.items.find_stored(user_id, item, held_out=record.held_out), record.held_out
+        if there is None and not held_out and (query := reg.items.find_stored(user_id, item, held_out=True)):
+            same = (query.input, query.output) == (item.input, item.output)
+            if (from_rows or same) and intake.staged.make_query(record.id):
+                there, held_out = query, True
+                intake.counts.update({False: -1, True: 1})
         if there is None:
             continue
-        known[record.held_out] += 1
+        known[held_out] += 1
+        intake.staged.mark_stored(record.id)
         if (there.input, there.output) != (item.input, item.output) or (
             there.time != item.time and None not in (there.time, item.time)
         ):
             what = f"{format_value(item.key)} of {format_value(record.user)} is stored already and says something else"
-            intake.findings.add_fault(SourceLocation(source.path.name, record.record, record.line), what, "id")
+            intake.findings.add_fault(SourceLocation(source.name, record.record, record.line), what, "id")
         elif there.time != item.time:
             intake.staged.set_time(record.id, there.time)
             intake.times_not_stored += there.time is None
@@ -109,7 +170,7 @@ def _write(
 ) -> Iterator[Event]:
     """Write the staged records: few in one transaction, many in several, between which others can write."""
     total, names = intake.counts.total(), intake.user_names
-    yield JobStarted(f"import {source.path.name}", total, "items")
+    yield JobStarted(f"import {source.name}", total, "items")
     counts = dict.fromkeys(("items_added", "items_unchanged", "queries_added", "queries_unchanged"), 0)
     ids: dict[str, int] = {}
 
@@ -127,11 +188,12 @@ def _write(
     written = 0
     try:
         with reg.transaction() if few else nullcontext():
+            _add_preset_task(reg, source, intake)
             changed = _change_consent(reg, names, can_anchor)
             pause = 0.0 if few else PAUSE_SECONDS
             for _ in _write_in_turns(reg, _batched(names, BATCH_RECORDS), add_users, pause):
                 pass
-            with nullcontext() if few else reg.hold_users(f"import of {source.path.name}", ids.values()):
+            with nullcontext() if few else reg.hold_users(f"import of {source.name}", ids.values()):
                 batches = intake.staged.batches(BATCH_RECORDS, BATCH_CHARACTERS)
                 for written in _write_in_turns(reg, batches, add_records, pause):
                     yield JobProgress("", written)
@@ -141,8 +203,14 @@ def _write(
             yield Note(said, warning=True)
         raise
     yield from changed.consequence_notes(reg, "users of this file")
-    yield ArtifactSaved("history", source.path.name, f"new items: {counts['items_added']:,}, users: {len(ids):,}")
+    yield ArtifactSaved("history", source.name, f"new items: {counts['items_added']:,}, users: {len(ids):,}")
     yield JobResult(_summary(source, intake) | counts)
+
+
+def _add_preset_task(reg: Registry, source: ImportSource, intake: ParsedFile) -> None:
+    preset = source.known_preset
+    if preset is not None and preset.task.name in intake.tasks and reg.tasks.get(preset.task.name) is None:
+        reg.tasks.save_task(preset.task.name, task_to_toml(preset.task))
 
 
 def _require_still_there(reg: Registry, names: set[str]) -> None:
@@ -194,7 +262,7 @@ def _plan(
     consent = {None: "new users may", True: "all may", False: "none may"}[can_anchor]
     return (
         PlanLine("file", str(source.path), "flag PATH"),
-        PlanLine("format", source.format, "flag FORMAT"),
+        PlanLine("format", ", ".join(intake.formats), "flag FORMAT" if source.format else "by the content"),
         PlanLine("task", ", ".join(intake.tasks) or "none", "flag --task" if source.task else "derived"),
         PlanLine("users", f"{len(intake.user_names):,}, of whom {met:,} are known already"),
         PlanLine("history items", f"{intake.counts[False]:,}, of which {known[False]:,} are stored already"),
@@ -206,7 +274,7 @@ def _plan(
 def _summary(source: ImportSource, intake: ParsedFile) -> dict[str, Any]:
     used = list(intake.tasks)
     return {
-        "format": source.format,
+        "format": ", ".join(intake.formats),
         "path": str(source.path),
         "task": used[0] if len(used) == 1 else None,
         "tasks": used,

@@ -257,10 +257,9 @@ def _import_fields(context: FormContext) -> tuple[FormField, ...]:
         FormField(
             "format",
             "format",
-            default_text="by its name",
+            default_text="by its content",
             choices=tuple(FORMATS),
-            help="The format of the file; empty: jsonl or csv by the file's name; a .json file is lamp where answers "
-            "are given, else users.",
+            help="The format of the file; empty: by its content.",
         ),
         FormField(
             "outputs",
@@ -280,33 +279,19 @@ def _import_fields(context: FormContext) -> tuple[FormField, ...]:
 
 
 def _import_request(context: FormContext, filled: FormValues) -> JobRequest:
-    from mta_cli.pipeline.data.parse_file import ImportSource
+    from mta_cli.pipeline.data.import_source import ImportSource
 
     path, outputs = _parse_path(filled["path"]), _parse_path(filled["outputs"]) if filled["outputs"] else None
-    form = filled["format"]
-    if not form and filled["path"]:  # without a file the form says that it is needed
-        form = format_from_file_name(path, answers=outputs is not None)
-    if form:
-        ImportSource(form, path, filled["task"] or None, outputs).require_consistent()
+    source = ImportSource(filled["format"] or None, path, filled["task"] or None, outputs)
+    source.require_consistent()
     can_anchor = {"yes": True, "no": False}.get(filled["can_anchor"])
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
-        from mta_cli.pipeline.users.import_file import import_file
+        from mta_cli.pipeline.users.import_file import import_source
 
-        task = filled["task"] or None
-        return import_file(reg, form, path, task=task, outputs=outputs, can_anchor=can_anchor, dry_run=dry_run)
+        return import_source(reg, source, can_anchor=can_anchor, dry_run=dry_run)
 
     return JobRequest("data import", path.name, make)
-
-
-def format_from_file_name(path: Path, *, answers: bool) -> str:
-    """The format that a file's name stands for. UsageError where it stands for none."""
-    ending = path.suffix.lower()
-    if ending == ".json":
-        return "lamp" if answers else "users"
-    if ending.removeprefix(".") in ("jsonl", "csv"):
-        return ending.removeprefix(".")
-    raise UsageError(f"{path.name:.80}: the name does not say how the file is written", hint="choose a format")
 
 
 def _demo_fields(context: FormContext) -> tuple[FormField, ...]:

@@ -37,6 +37,11 @@ SPELLED, PLAIN = ["01", "4.0", " 4 ", "+5", "six", "4.5"], ["1", "4", "4", "5", 
         ("001", ("1", "01"), None),  # of another kind than scores: the texts alone are the labels
         ("1", ("one", "two"), None),
         ("1", (), None),
+        ("3.50", ("3", "3.5", "4.0"), 1),
+        ("4", ("3", "3.5", "4.0"), 2),
+        ("4.25", ("3", "3.5", "4.0"), None),
+        ("inf", ("nan", "inf"), 1),
+        ("infinity", ("nan", "inf"), None),  # words, not numbers
     ],
 )
 def test_which_label_a_text_names(text: str, labels: tuple[str, ...], place: int | None) -> None:

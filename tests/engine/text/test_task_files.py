@@ -76,7 +76,7 @@ def test_all_faults_come_at_once() -> None:
         ('kind = "label"', "needs labels"),
         ('labels = ["one"]', "needs labels: two or more"),
         ('kind = "text"\nlabels = ["a", "b"]', "kind text has no labels"),
-        ('kind = "score"\nlabels = ["1", "good"]', "whole numbers, not 'good'"),
+        ('kind = "score"\nlabels = ["1", "good"]', "numbers such as 4 or 3.5, not 'good'"),
         ('kind = "score"\nlabels = ["1"]', "two or more"),
         ('metric = "accuracy"', "metric accuracy does not measure kind text"),
         ('labels = ["a", " b"]', "number 2 is ' b'"),
@@ -142,6 +142,16 @@ def test_every_key_is_documented_and_the_example_is_a_task() -> None:
     assert {task.kind for task in tasks} == {"label", "score", "text"}
 
 
-def test_scores_that_are_one_number_are_one_label() -> None:
-    (fault,) = faults(LEAST + 'kind = "score"\nlabels = ["1", "2", "01"]')
-    assert "'01' is the same number as one before it" in fault
+@pytest.mark.parametrize("label", ["01", "1.0"])
+def test_scores_that_are_one_number_are_one_label(label: str) -> None:
+    (fault,) = faults(LEAST + f'kind = "score"\nlabels = ["1", "2", "{label}"]')
+    assert f"'{label}' is the same number as one before it" in fault
+
+
+def test_scores_may_be_halves() -> None:
+    assert parse_task(LEAST + 'kind = "score"\nlabels = ["0.5", "1", "1.5"]', "it").labels == ("0.5", "1", "1.5")
+
+
+@pytest.mark.parametrize("label", ["nan", "inf", "1e3", "1_0", ""])
+def test_what_only_python_reads_as_a_number_is_no_score(label: str) -> None:
+    assert faults(LEAST + f'kind = "score"\nlabels = ["1", "{label}"]')

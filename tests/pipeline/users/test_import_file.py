@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +14,10 @@ from typing import Any
 import pytest
 
 from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
-from mta_cli.events import JobPlan, JobProgress, JobStarted
-from mta_cli.pipeline.users.import_file import import_file
+from mta_cli.events import JobPlan, JobProgress, JobStarted, Note
+from mta_cli.pipeline.data.column_mapping import ColumnMapping
+from mta_cli.pipeline.data.import_source import ImportSource
+from mta_cli.pipeline.users.import_file import import_file, import_source
 from store.registry import Registry
 from tests.pipeline.histories import imported, person, rows, run, tagged, write
 
@@ -116,6 +121,164 @@ def test_csv(reg: Registry, tmp_path: Path) -> None:
     assert [item[0] for item in items_of(reg, "ann")] == ["first", "later"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "user,input,output\nzo\u00eb,caf\u00e9,o\n",
+        '{"user": "zo\u00eb", "input": "caf\u00e9", "output": "o"}\n',
+        '[{"user": "zo\u00eb", "input": "caf\u00e9", "output": "o"}]',
+    ],
+    ids=["csv", "jsonl", "json"],
+)
+def test_files_with_a_byte_order_mark(reg: Registry, tmp_path: Path, content: str, encoding: str) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(content.encode(encoding))
+    assert run(import_file(reg, None, path))[0]["items_added"] == 1
+    assert items_of(reg, "zo\u00eb") == [("caf\u00e9", "o")]
+
+
+def test_utf16_that_is_cut_short_is_refused(reg: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes("user,input,output\n".encode("utf-16")[:-1])
+    with pytest.raises(BadInput, match=r"data\.csv is not valid UTF-16"):
+        run(import_file(reg, None, path))
+
+
+def test_a_pipe_is_read_like_a_file(reg: Registry, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    content = "\n".join(json.dumps(row) for row in rows(count=3_000)).encode()
+    writer = threading.Thread(target=pipe.write_bytes, args=[content])
+    writer.start()
+    assert run(import_file(reg, None, pipe))[0]["items_added"] == 3_000
+    writer.join()
+
+
+def source(path: Path, **options: Any) -> ImportSource:
+    return ImportSource(options.pop("format", None), path, **options)
+
+
+FILMS = ColumnMapping(user="person", input="{film}. {review}", output="stars")
+
+
+def test_columns_of_ones_own(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "films.csv", "person,film,review,stars\nann,Salt,Fine,4\nann,Ferry,,2\n")
+    result, notes = run(import_source(reg, source(path, columns=FILMS)))
+    assert (result["format"], result["items_added"], notes) == ("csv", 2, [])
+    assert items_of(reg, "ann") == [("Salt. Fine", "4"), ("Ferry", "2")]
+
+
+def test_columns_that_are_missing_are_one_line_with_a_command_that_works(reg: Registry, tmp_path: Path) -> None:
+    table = "person,film,review,stars\n" + "".join(
+        f"{who},Film {n}{who},A long word about film {n} of {who},{n}\n" for who in ("ann", "bob") for n in range(1, 6)
+    )
+    path = write(tmp_path / "my films.csv", table)
+    with pytest.raises(BadInput) as caught:
+        run(import_file(reg, None, path))
+    assert caught.value.message == (
+        "my films.csv has no column user, input, output; its columns are 'person', 'film', 'review', 'stars'"
+    )
+    assert caught.value.faults == () and caught.value.hint is not None
+    words = shlex.split(caught.value.hint.removeprefix("for example: "))
+    assert words == ["mta", "data", "import", str(path), *FILMS.flags()]
+
+
+def test_a_column_that_is_not_there_is_named(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "f.csv", "person,film,review,stars\nann,Salt,Fine,4\n")
+    with pytest.raises(BadInput, match=r"f\.csv has no column 'flim'; its columns are 'person', 'film'"):
+        run(import_source(reg, source(path, columns=ColumnMapping("person", "{flim}", "stars"))))
+
+
+def test_times_in_another_form_say_how_to_do_without(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "f.csv", "user,input,output,time\nann,i,o,20:15\n")
+    with pytest.raises(BadInput) as caught:
+        run(import_file(reg, None, path))
+    assert caught.value.hint == 'name another column with --time, or read no times with --time ""'
+    assert run(import_source(reg, source(path, columns=ColumnMapping(time=""))))[0]["items_added"] == 1
+
+
+def test_the_rows_of_one_user(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "notes.csv", "input,output\na,b\n")
+    with pytest.raises(BadInput) as caught:
+        run(import_file(reg, None, path))
+    assert "--me NAME" in str(caught.value.hint)
+    assert run(import_source(reg, source(path, user="ann")))[0]["items_added"] == 1
+    assert items_of(reg, "ann") == [("a", "b")]
+
+
+def test_a_folder_is_one_history(reg: Registry, tmp_path: Path) -> None:
+    folder = tmp_path / "all"
+    folder.mkdir()
+    write(folder / "bob.csv", "input,output\nsecond,o\n")
+    write(folder / "ann.jsonl", [{"input": "first", "output": "o"}])
+    write(folder / "README.txt", "Hello, this is no table\n")
+    write(folder / ".hidden.csv", "input,output\nhidden,o\n")
+    (folder / "inner").mkdir()
+    result, notes = run(import_source(reg, source(folder, columns=ColumnMapping(user="{file}"))))
+    assert (result["format"], result["users"], result["items_added"]) == ("jsonl, csv", 2, 2)
+    assert notes == ["left out, files in no known format: 1"]
+    assert items_of(reg, "ann") == [("first", "o")] and items_of(reg, "bob") == [("second", "o")]
+
+
+def test_a_folder_with_nothing_to_read(reg: Registry, tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    with pytest.raises(BadInput, match="is a folder without files"):
+        run(import_file(reg, None, folder))
+    write(folder / "README.txt", "Hello\n")
+    with pytest.raises(BadInput, match="empty holds no file in a known format"):
+        run(import_file(reg, None, folder))
+
+
+def test_faults_of_a_folder_name_their_file(reg: Registry, tmp_path: Path) -> None:
+    for name, output in (("a", "o"), ("b", "")):
+        write(tmp_path / f"{name}.csv", f"user,input,output\nann,i,{output}\n")
+    with pytest.raises(BadInput) as caught:
+        run(import_file(reg, None, tmp_path))
+    assert caught.value.faults == ("b.csv: record 1 (line 2), field output: is empty",)
+
+
+def queries_of(reg: Registry, name: str, task: str = "free") -> list[str]:
+    return [query.input for query in reg.items.queries(reg.users.get(name).id, task)]
+
+
+DAYS = [row | {"time": f"2026-01-0{day}"} for day, row in enumerate(rows(count=6), 1)]
+
+
+def test_the_last_items_are_held_out_and_stay_so(reg: Registry, tmp_path: Path) -> None:
+    first, longer = write(tmp_path / "a.jsonl", DAYS[:5]), write(tmp_path / "b.jsonl", DAYS)
+    result, notes = run(import_source(reg, source(first, hold_out=2)))
+    assert (result["items_added"], result["queries_added"], notes) == (3, 2, [])
+    assert queries_of(reg, "ann") == ["note 3", "note 4"]
+    for options in ({"hold_out": 2}, {}):
+        again, _ = run(import_source(reg, source(first, **options)))
+        assert (again["items_added"], again["queries_added"]) == (0, 0)
+        assert (again["items_unchanged"], again["queries_unchanged"]) == (3, 2)
+    longer_result, _ = run(import_source(reg, source(longer, hold_out=2)))
+    assert (longer_result["items_added"], longer_result["queries_added"]) == (1, 0)
+    assert queries_of(reg, "ann") == ["note 3", "note 4"], "what was trained on is no query, what was held out no item"
+
+
+def test_held_out_items_are_in_the_plan_and_users_with_too_few_are_named(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [*DAYS, *rows("bob", 4), *rows("cy", 1)])
+    events = list(import_source(reg, source(path, hold_out=2), dry_run=True))
+    (plan,) = (event for event in events if isinstance(event, JobPlan))
+    values = {line.name: line.value for line in plan.lines}
+    assert values["held-out queries"] == "3, of which 0 are stored already"
+    assert values["history items"] == "8, of which 0 are stored already"
+    (note,) = (event.text for event in events if isinstance(event, Note))
+    assert note == "users with fewer than 2 held-out queries, because 3 items stay history: 'bob', 'cy'"
+
+
+def test_queries_of_a_users_document_count(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "u.json", [person("ann", 6, 1)])
+    for added in (1, 0):
+        result, _ = run(import_source(reg, source(path, hold_out=2, task="lamp-2")))
+        assert result["queries_added"] == 2 * added and result["items_added"] == 5 * added
+    assert queries_of(reg, "ann", "lamp-2") == ["a plot 0", "film 5 about a lighthouse"]
+
+
 def test_one_fault_and_nothing_is_written(reg: Registry, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [*rows(count=30), {"user": "bob", "input": 3, "output": "o"}])
     with pytest.raises(BadInput) as caught:
@@ -126,7 +289,7 @@ def test_one_fault_and_nothing_is_written(reg: Registry, tmp_path: Path) -> None
 
 
 def test_twenty_faults_are_shown_and_all_are_counted(reg: Registry, tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [{"user": "ann"}] * 40)
+    path = write(tmp_path / "a.jsonl", [*rows(count=1), *[{"user": "ann"}] * 40])
     with pytest.raises(BadInput, match=r"80 faults \(the first 20 are shown\)") as caught:
         imported(reg, "jsonl", path)
     assert len(caught.value.faults) == 20
@@ -172,6 +335,7 @@ def test_a_time_that_one_side_does_not_know_is_no_contradiction(reg: Registry, t
         ("jsonl", {"outputs": Path("o.json")}, UsageError),
         ("jsonl", {"task": "lamp-22"}, NotFound),
         ("users", {"task": "../x"}, NotFound),
+        ("users", {"user": "ann"}, UsageError),
     ],
 )
 def test_wrong_requests(
@@ -207,10 +371,19 @@ def test_a_missing_file(reg: Registry, tmp_path: Path, form: str) -> None:
         imported(reg, form, tmp_path / "none", task="free")
 
 
-@pytest.mark.parametrize("form", ["lamp", "users", "jsonl", "csv"])
-def test_a_file_that_is_not_utf8(reg: Registry, tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "content"),
+    [
+        ("lamp", '[{"id": "1", "profile": [], "input": "caf\u00e9"}]'),
+        ("users", '[{"user_id": "caf\u00e9", "profile": []}]'),
+        ("jsonl", '{"user": "ann", "input": "i", "output": "o"}\n{"user": "ann", "input": "caf\u00e9"}'),
+        ("json", '[{"user": "ann", "input": "caf\u00e9"}]'),
+        ("csv", 'user,input,output\nann,"caf\u00e9",o\n'),
+    ],
+)
+def test_a_file_that_is_not_utf8(reg: Registry, tmp_path: Path, form: str, content: str) -> None:
     path = tmp_path / "latin"
-    path.write_bytes('user,input,output\nann,"caf\u00e9",o\n'.encode("latin-1"))
+    path.write_bytes(content.encode("latin-1"))
     with pytest.raises(BadInput) as caught:
         imported(reg, form, path, task="free")
     assert "UTF-8" in caught.value.message + " ".join(caught.value.faults)

@@ -96,9 +96,9 @@ class RecordFields:
             return None
         value = self.values[name]
         try:
-            if not isinstance(value, str):
+            if not isinstance(value, str | int | float):
                 raise ValueError
-            return normalise_time(value)
+            return normalise_time(str(value))
         except ValueError:
             self.add_field_fault(
                 name, f"{format_value(value)} is no ISO 8601 date or time, like 2026-08-01 or 2026-08-01T12:30:00Z"

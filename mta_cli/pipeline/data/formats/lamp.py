@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from mta_cli.pipeline.data.formats.detect import FileSample
 from mta_cli.pipeline.data.formats.fields import RecordFields
 from mta_cli.pipeline.data.formats.parse_results import (
     ParseFindings,
@@ -23,6 +24,11 @@ from store.staged_records import StagedRecords
 
 NO_GOLD = "queries without a gold answer"
 NO_QUESTION = "gold answers without a question"
+
+
+def recognise(sample: FileSample) -> bool:
+    """Whether the file is a list of questions with their users' profiles."""
+    return sample.is_json_list and sample.record is not None and {"profile", "input"} <= sample.record.keys()
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def parse_questions(
             fields.add_field_fault("id", f"{format_value(key)} was already used in record {asked[key]}")
         user = fields.read_user("id" if fields.values.get("user_id") is None else "user_id")
         question, time = shape.parse_question(fields), fields.read_time("time", "date")
-        yield from _history(fields, user, shape, ids)
+        yield from read_history(fields, user, shape, ids)
         if key is None or user is None or question is None or repeated:
             continue
         if key in answers:
@@ -134,29 +140,10 @@ def _report_unused_golds(
         findings.skip_counts[NO_QUESTION] += unused
 
 
-def parse_users(
-    entries: Iterable[object], shape: FieldMapping, file: str, findings: ParseFindings, staged: StagedRecords
-) -> Iterator[Record]:
-    """Histories and held-out queries of a file of users, staged: `[{user_id, profile, query: [{id, input, gold,
-    date?}]}]`."""
-    ids, known = SeenIds(findings, staged), dict[str, int]()
-    for number, entry in enumerate(entries, 1):
-        fields = RecordFields.from_value(entry, SourceLocation(file, number), findings)
-        if fields is None:
-            continue
-        user = fields.read_user("user_id")
-        if user is not None and known.setdefault(user, number) != number:
-            fields.add_field_fault("user_id", f"{format_value(user)} is already the user of record {known[user]}")
-        yield from _history(fields, user, shape, ids, once=True)
-        for query in fields.read_objects("query", required=False):
-            record = _query(query, user, shape)
-            if record is not None and ids.add_if_new(record, query.path("id")):
-                yield record
-
-
-def _history(
+def read_history(
     fields: RecordFields, user: str | None, shape: FieldMapping, ids: SeenIds, *, once: bool = False
 ) -> Iterator[Record]:
+    """The history items of an entry's profile, staged. `once`: an id that comes again is a fault, even unchanged."""
     for entry in fields.read_objects("profile"):
         item = shape.parse_history_item(entry)
         if item is None or user is None:
@@ -164,17 +151,6 @@ def _history(
         record = Record(user, item, fields.location)
         if ids.add_if_new(record, entry.path("id"), may_repeat=not once):
             yield record
-
-
-def _query(query: RecordFields, user: str | None, shape: FieldMapping) -> Record | None:
-    key, question, time = query.read_id(), shape.parse_question(query), query.read_time("time", "date")
-    if not query.has_value("gold"):
-        query.findings.skip_counts[NO_GOLD] += 1
-        return None
-    gold = query.read_scalar("gold")
-    if key is None or question is None or gold is None or user is None:
-        return None
-    return Record(user, NewItem(key, shape.task, question, gold, time), query.location, held_out=True)
 
 
 def _require_list(value: object, place: SourceLocation, findings: ParseFindings, inside: str) -> list[object]:

@@ -40,11 +40,12 @@ class Record:
 
 
 class ParseFindings:
-    """A parser's findings besides records: faults (the first 20 in words, all counted), and notes."""
+    """A parser's findings besides records: faults (the first 20 in words with fields; all counted), and notes."""
 
     def __init__(self) -> None:
         self.fault_lines: list[str] = []
         self.fault_count = 0
+        self.fault_fields: set[str] = set()
         self.skip_counts: Counter[str] = Counter()
         self.ignored_fields: dict[str, None] = {}
         self.users: dict[str, None] = {}
@@ -54,6 +55,7 @@ class ParseFindings:
         """A fault, which makes the file unusable; `field` is the path inside the record."""
         self.fault_count += 1
         if len(self.fault_lines) < MAX_LISTED_FAULTS:
+            self.fault_fields.add(field)
             self.fault_lines.append(f"{place}{f', field {field}' if field else ''}: {what}")
 
     def add_ignored_field(self, name: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, cast
 
 from mta_cli.errors import BadInput, NotFound, system_reason
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation, escape_unprintable
@@ -18,7 +20,11 @@ FILE_BYTES = 1 << 30
 LINE_BYTES = 10_000_000
 """Longest line of a JSONL or CSV file."""
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
+"""UTF-8's byte order mark."""
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_COPIED_BYTES = 1 << 20
+_IN_MEMORY_BYTES = 16 << 20  # a longer copy of a pipe, or of a recoded file, is a temporary file without a name
 _FOREIGN_MAGIC = {
     b"\xff\xfe": ("is UTF-16, not UTF-8", "save it as UTF-8"),
     b"\xfe\xff": ("is UTF-16, not UTF-8", "save it as UTF-8"),
@@ -38,6 +44,42 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
             yield stream
     except OSError as error:
         raise BadInput(f"{escape_unprintable(str(path))} cannot be read: {system_reason(error)}") from error
+
+
+@contextmanager
+def open_rewindable(path: Path) -> Iterator[BinaryIO]:
+    """The same file, which can be read from its start again: a pipe is copied, UTF-16 with its mark becomes UTF-8."""
+    with open_file(path) as stream:
+        seekable = stream.seekable()
+        with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES) as spooled:
+            copy = cast(BinaryIO, spooled)
+            if not seekable:
+                _copy(stream, copy, path, None)
+                stream = copy
+            start = stream.read(2)
+            stream.seek(0)
+            if start not in _UTF16_MARKS:
+                yield stream
+                return
+            with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES) as recoded:
+                _copy(stream, cast(BinaryIO, recoded), path, codecs.getincrementaldecoder("utf-16")())
+                yield cast(BinaryIO, recoded)
+
+
+def _copy(stream: BinaryIO, copy: BinaryIO, path: Path, decoder: codecs.IncrementalDecoder | None) -> None:
+    """Copy a stream, as UTF-8 where there is a decoder; `copy` is at its start then."""
+    total = 0
+    try:
+        while piece := stream.read(_COPIED_BYTES):
+            total += len(piece)
+            if total > FILE_BYTES:
+                raise_too_large(path, total)
+            copy.write(piece if decoder is None else decoder.decode(piece).encode())
+        if decoder is not None:
+            copy.write(decoder.decode(b"", final=True).encode())
+    except UnicodeError as error:
+        raise BadInput(f"{path.name} is not valid UTF-16", hint="save it as UTF-8") from error
+    copy.seek(0)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -116,9 +158,9 @@ def reject_magic_bytes(start: bytes, file: str) -> None:
 def decode_utf8(content: bytes, file: str) -> str:
     """UTF-8 bytes as text, without a byte order mark. Raises `BadInput` with the first wrong byte and its offset."""
     try:
-        return content.removeprefix(_BOM).decode()
+        return content.removeprefix(BOM).decode()
     except UnicodeDecodeError as error:
-        raise_not_utf8(file, error, 3 if content.startswith(_BOM) else 0)
+        raise_not_utf8(file, error, 3 if content.startswith(BOM) else 0)
 
 
 def raise_not_utf8(file: str, error: UnicodeDecodeError, before: int) -> NoReturn:
@@ -134,7 +176,7 @@ def iter_lines(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator
         number += 1
         if number == 1:
             reject_magic_bytes(line, file)
-            line = line.removeprefix(_BOM)
+            line = line.removeprefix(BOM)
         total += len(line)
         if len(line) > LINE_BYTES:
             findings.add_fault(SourceLocation(file, number), f"the line is longer than {LINE_BYTES:,} bytes")

@@ -1,4 +1,4 @@
-"""ISO 8601 moments in one form that sorts as text. Knows no records."""
+"""ISO 8601 moments, and Unix times, in one form that sorts as text. Knows no records."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from datetime import UTC, date, datetime
 
 _YEAR_OR_MONTH = re.compile(r"(?!0000)\d{4}(-(0[1-9]|1[0-2]))?")
 _DATE = re.compile(r"\d{4}-?(\d{2}-?\d{2}|W\d{2}-?\d)", re.ASCII)
+_SLASHED_DATE = re.compile(r"\d{4}/\d{1,2}/\d{1,2}", re.ASCII)
+_UNIX = re.compile(r"(\d{9,10})(\d{3})?(\.\d+)?", re.ASCII)
 
 
 def normalise_time(text: str) -> str:
     """`YYYY`, `YYYY-MM`, `YYYY-MM-DD` or `YYYY-MM-DDTHH:MM:SS[.ffffff]` in UTC, assumed where no offset is.
 
-    Raises ValueError for anything else.
+    Also of `YYYY/MM/DD`, and of Unix time in seconds (9 or 10 digits) or milliseconds (12 or 13). Raises ValueError for
+    anything else.
     """
     text = text.strip()
     if not text.isascii():
@@ -21,6 +24,10 @@ def normalise_time(text: str) -> str:
         return text
     if _DATE.fullmatch(text):
         return date.fromisoformat(text).isoformat()
+    if _SLASHED_DATE.fullmatch(text):
+        return date(*map(int, text.split("/"))).isoformat()
+    if unix := _UNIX.fullmatch(text):
+        return datetime.fromtimestamp(int(unix[1]), UTC).replace(tzinfo=None).isoformat()
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is not None:

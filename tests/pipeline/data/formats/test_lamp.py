@@ -12,9 +12,9 @@ from mta_cli.pipeline.data.formats.lamp import (
     FieldMapping,
     parse_golds,
     parse_questions,
-    parse_users,
 )
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record
+from mta_cli.pipeline.data.formats.users import parse_users
 from tests.pipeline.histories import staged
 
 SHAPE = FieldMapping("lamp-2", ("description",), ("tag",), lambda raw: raw.partition("description: ")[2] or raw)
@@ -93,7 +93,7 @@ def test_a_profile_that_contradicts_itself_is_a_fault() -> None:
         ({"profile": [ITEM | {"tag": ["x"]}]}, "field profile[0].tag: is a list, not text"),
         ({"profile": [ITEM | {"tag": float("inf")}]}, "field profile[0].tag: is not a finite number"),
         ({"profile": [ITEM | {"date": "yesterday"}]}, "field profile[0].date: 'yesterday' is no ISO 8601 date"),
-        ({"profile": [ITEM | {"date": 2020}]}, "field profile[0].date: 2020 is no ISO 8601 date"),
+        ({"profile": [ITEM | {"date": 20}]}, "field profile[0].date: 20 is no ISO 8601 date"),
     ],
 )
 def test_every_wrong_field_is_named(changes: dict[str, Any], line: str) -> None:

@@ -9,10 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mta_cli.errors import BadInput
-from mta_cli.pipeline.data.formats.lamp import FieldMapping, parse_golds, parse_questions, parse_users
+from mta_cli.pipeline.data.column_mapping import ColumnMapping
+from mta_cli.pipeline.data.formats.delimited import csv_rows
+from mta_cli.pipeline.data.formats.json_lines import jsonl_rows
+from mta_cli.pipeline.data.formats.lamp import FieldMapping, parse_golds, parse_questions
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record
 from mta_cli.pipeline.data.formats.reading import parse_document
-from mta_cli.pipeline.data.formats.rows import csv_rows, jsonl_rows, parse_rows
+from mta_cli.pipeline.data.formats.rows import parse_rows
+from mta_cli.pipeline.data.formats.users import parse_users
 from tests.pipeline.histories import staged
 
 SHAPE = FieldMapping("free", ("input",), ("output",), str)
@@ -71,6 +75,11 @@ def test_any_jsonl(values: list[Any], user: str | None) -> None:
     lines = [(number, json.dumps(value).encode()) for number, value in enumerate(values, 1)]
     findings = ParseFindings()
     sound(list(parse_rows(jsonl_rows(lines, "f", findings), "free", findings, staged(), user)), findings)
+    mapping, findings = (
+        ColumnMapping(user="id", input="{input} ({profile})", output="{output}", time="date"),
+        ParseFindings(),
+    )
+    sound(list(parse_rows(jsonl_rows(lines, "f", findings), "free", findings, staged(), None, mapping)), findings)
 
 
 @settings(deadline=None)
@@ -81,7 +90,7 @@ def test_any_jsonl(values: list[Any], user: str | None) -> None:
 def test_any_bytes_as_rows(lines: list[bytes], header: bytes) -> None:
     numbered = list(enumerate((header + b"\n".join(lines)).splitlines(keepends=True), 1))
     findings = ParseFindings()
-    rows = csv_rows(numbered, "f", findings, frozenset({"input", "output"}))
+    rows = csv_rows(numbered, "f", findings)
     sound(list(parse_rows(rows, "free", findings, staged(), "ann")), findings)
     findings = ParseFindings()
     sound(list(parse_rows(jsonl_rows(numbered, "f", findings), "free", findings, staged())), findings)

@@ -1,4 +1,4 @@
-"""JSONL and CSV."""
+"""Rows of JSONL and CSV files, as records."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 
 import pytest
 
+from mta_cli.pipeline.data.column_mapping import ColumnMapping
+from mta_cli.pipeline.data.formats.delimited import csv_rows
+from mta_cli.pipeline.data.formats.json_lines import jsonl_rows
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record
-from mta_cli.pipeline.data.formats.rows import csv_rows, jsonl_rows, parse_rows
+from mta_cli.pipeline.data.formats.rows import parse_rows
 from tests.pipeline.histories import staged
-
-NEEDED = frozenset({"user", "input", "output"})
 
 
 def numbered(content: bytes) -> list[tuple[int, bytes]]:
@@ -23,11 +24,13 @@ def jsonl(content: bytes | str, user: str | None = None) -> tuple[list[Record], 
     return list(parse_rows(jsonl_rows(lines, "f", findings), "free", findings, staged(), user)), findings
 
 
-def table(content: bytes | str, user: str | None = None) -> tuple[list[Record], ParseFindings]:
+def table(
+    content: bytes | str, user: str | None = None, columns: ColumnMapping | None = None
+) -> tuple[list[Record], ParseFindings]:
     findings = ParseFindings()
-    needed = NEEDED - {"user"} if user else NEEDED
-    lines = numbered(content.encode() if isinstance(content, str) else content)
-    return list(parse_rows(csv_rows(lines, "f", findings, needed), "free", findings, staged(), user)), findings
+    rows = csv_rows(numbered(content.encode() if isinstance(content, str) else content), "f", findings)
+    mapping = columns or ColumnMapping()
+    return list(parse_rows(rows, "free", findings, staged(), user, mapping)), findings
 
 
 def test_jsonl_records() -> None:
@@ -106,9 +109,7 @@ def test_jsonl_that_is_not_utf8_goes_on() -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        ("user,input\nann,i\n", "f, field header: no column output; there are 'user', 'input'"),
         ("user,input,output,input\n", "f, field header: the column 'input' stands there twice"),
-        ("ann,i,o\n", "f, field header: no column input and none output and none user; there are 'ann', 'i', 'o'"),
         ("user,input,output\nann,i\n", "f: record 1 (line 2): has 2 cells where the header has 3"),
         ('user,input,output\nann,i,"o', "f: record 1 (line 2): is not CSV: unexpected end of data"),
         ('user,input,output\nann,"i"x,o', "f: record 1 (line 2): is not CSV: "),
@@ -128,6 +129,33 @@ def test_csv_faults(content: bytes | str, what: str) -> None:
 def test_csv_without_records(content: str) -> None:
     records, findings = table(content)
     assert (records, findings.fault_count) == ([], 0)
+
+
+FILMS = ColumnMapping(user="Person", input="{film} ({about}). {review}", output="stars", id="")
+
+
+def test_columns_of_ones_own() -> None:
+    content = "id;person;film;about;review;stars;task;seen\n1;ann;Salt;sea;Fine.;4;x;y\n1;bob;Salt;;;5;x;y\n"
+    records, findings = table(content, columns=FILMS)
+    assert findings.fault_count == 0
+    assert [(record.user, record.item.input, record.item.output, record.item.task) for record in records] == [
+        ("ann", "Salt (sea). Fine.", "4", "free"),
+        ("bob", "Salt", "5", "free"),
+    ]
+    assert list(findings.ignored_fields) == ["id", "task", "seen"]
+
+
+def test_rows_whose_mapped_cells_are_empty_are_left_out_and_counted() -> None:
+    content = "person,film,about,review,stars\nann,Salt,,,\nann,,,,4\n,Salt,,,3\nann,Salt,,,2\n"
+    records, findings = table(content, columns=FILMS)
+    assert [record.item.output for record in records] == ["2"]
+    assert findings.skip_counts == {"rows without output": 1, "rows without input": 1, "rows without user": 1}
+    assert findings.fault_count == 0
+
+
+def test_a_time_may_be_a_number() -> None:
+    records, _ = jsonl('{"user": "ann", "input": "i", "output": "o", "time": 964982703}\n')
+    assert records[0].item.time == "2000-07-30T18:45:03"
 
 
 def test_duplicate_ids_are_faults() -> None:

@@ -1,0 +1,79 @@
+"""Asks at a terminal which columns of a file are the user, the input, the output and the time."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mta_cli.errors import MtaError
+
+if TYPE_CHECKING:
+    from mta_cli.output import Output
+    from mta_cli.pipeline.data.import_source import ImportSource
+    from mta_cli.pipeline.data.table_sample import TableSample
+
+QUESTIONS = {
+    "user": "user: the column with the users' names, or else the one user's name",
+    "input": 'input: a column, or several as "{title}. {text}"',
+    "output": "output: a column",
+    "time": "time: a column, or - for none",
+}
+NONE = "-"
+EXAMPLE_CHARACTERS = 60
+
+
+def ask_for_columns(output: Output, source: ImportSource) -> ImportSource:
+    """The source with the columns that the user types; itself where none is missing, or the file has none.
+
+    The time is asked for along with them, where a column may be one. Enter takes the guess in brackets. Raises as
+    reading the file does, and MtaError where no answer comes.
+    """
+    from mta_cli.pipeline.data.column_mapping import find_column
+    from mta_cli.pipeline.data.table_sample import read_table_sample
+
+    sample = None if source.preset is not None else read_table_sample(source)
+    if sample is None or not sample.rows or source.columns.unknown_columns(sample.columns):
+        return source
+    missing = sample.missing_parts(source)
+    if not missing:
+        return source
+    guess = sample.guess()
+    output.note(f"{sample.file} has the columns:")
+    for name in sample.columns:
+        output.note(f"  {name}: {guess.examples[name][:EXAMPLE_CHARACTERS]}")
+    timed = guess.columns.time and source.columns.time is None and find_column("time", sample.columns) is None
+    for part in [*missing, *(["time"] if timed else [])]:
+        source = _ask_for_part(output, source, sample, part, getattr(guess.columns, part))
+    output.note(f"The same by flags: mta data import {shlex.join([str(source.path), *_flags(source)])}")
+    return source
+
+
+def _ask_for_part(
+    output: Output, source: ImportSource, sample: TableSample, part: str, guessed: str | None
+) -> ImportSource:
+    question = QUESTIONS[part] + (f" [{guessed}]" if guessed else "")
+    while True:
+        answer = output.read_answer(f"{question}:")
+        if answer is None:
+            raise MtaError("nothing was imported", hint="name the columns with --user, --input and --output")
+        chosen = answer or guessed
+        if not chosen:
+            continue
+        if part == "time" and chosen == NONE:
+            return source
+        try:
+            columns = replace(source.columns, **{part: chosen})
+            unknown = columns.unknown_columns(sample.columns)
+        except MtaError as error:
+            output.warn(error.message)
+            continue
+        if not unknown:
+            return replace(source, columns=columns)
+        if part == "user" and guessed is None and "{" not in chosen:
+            return replace(source, user=chosen)
+        output.warn(f"there is no column {unknown[0]!r}")
+
+
+def _flags(source: ImportSource) -> list[str]:
+    return [*source.columns.flags(), *(["--me", source.user] if source.user is not None else [])]

@@ -1,0 +1,115 @@
+"""Which columns of a table make a record. Knows no file format and no store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mta_cli.pipeline.data.column_template import ColumnTemplate
+
+NEEDED = ("user", "input", "output")
+"""What every record has; time and id are optional."""
+FILE_COLUMN = "file"
+"""In a template, the name of the row's file without its ending, unless a column has this name."""
+
+
+@dataclass(frozen=True)
+class ColumnMapping:
+    """The column, or the template with `{column}`, of each part of a record.
+
+    None takes the column of that part's own name; an empty `time` or `id` takes none. Names of columns are compared
+    exactly, else without case. Without any mapping a column `task` names each row's task.
+    """
+
+    user: str | None = None
+    input: str | None = None
+    output: str | None = None
+    time: str | None = None
+    id: str | None = None
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing is mapped."""
+        return all(value is None for value in self._given.values())
+
+    @cached_property
+    def templates(self) -> dict[str, ColumnTemplate]:
+        """The template of each part that is mapped. Raises UsageError for one that is none."""
+        return {name: ColumnTemplate.parse(text) for name, text in self._given.items() if text}
+
+    @cached_property
+    def _given(self) -> dict[str, str | None]:
+        return {part.name: getattr(self, part.name) for part in fields(self)}
+
+    def merged_over(self, other: ColumnMapping) -> ColumnMapping:
+        """This mapping, with the other's parts where this one has none."""
+        return replace(other, **{name: text for name, text in self._given.items() if text is not None})
+
+    def missing_parts(self, columns: Sequence[str], *, one_user: bool = False) -> list[str]:
+        """The needed parts for which there is neither a mapping nor a column; with `one_user` no user is needed."""
+        needed = NEEDED[1:] if one_user else NEEDED
+        return [name for name in needed if not self._given[name] and find_column(name, columns) is None]
+
+    def unknown_columns(self, columns: Sequence[str]) -> list[str]:
+        """The columns that are named here and are not there."""
+        named = dict.fromkeys(column for template in self.templates.values() for column in template.columns)
+        return [name for name in named if find_column(name, columns) is None and name != FILE_COLUMN]
+
+    def read(self, row: Mapping[str, Any], file: str) -> dict[str, Any]:
+        """The parts of a row's record: mapped ones as text, the others as they stand there, where they do."""
+        values: dict[str, Any] = {}
+        for part, given in self._given.items():
+            if part in self.templates:
+                values[part] = self.templates[part].fill(lambda column: _cell(row, column, file))
+            elif given is None and (column := find_column(part, row)) is not None:
+                values[part] = row[column]
+        if self.is_default and (column := find_column("task", row)) is not None:
+            values["task"] = row[column]
+        return values
+
+    @cached_property
+    def read_columns(self) -> frozenset[str]:
+        """The columns that are read, in folded case."""
+        named = {column for template in self.templates.values() for column in template.columns}
+        named |= {name for name, given in self._given.items() if given is None}
+        return frozenset(name.casefold() for name in named | ({"task"} if self.is_default else set()))
+
+    def flags(self) -> list[str]:
+        """The words of a command line that ask for this mapping."""
+        return [word for name, text in self._given.items() if text is not None for word in (f"--{name}", text)]
+
+
+def find_column(name: str, columns: Iterable[str]) -> str | None:
+    """The column of that name: exactly, else without case."""
+    if isinstance(columns, Mapping) and name in columns:  # almost always, for every cell of a file
+        return name
+    there = list(columns)
+    if name in there:
+        return name
+    return next((column for column in there if column.casefold() == name.casefold()), None)
+
+
+def cell_text(value: object) -> str:
+    """A cell as text: lists joined by commas; nothing for null, NaN and objects."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return str(value) if math.isfinite(value) else ""
+    if isinstance(value, list):
+        return ", ".join(text for each in value if not isinstance(each, list) and (text := cell_text(each)))
+    return ""
+
+
+def _cell(row: Mapping[str, Any], column: str, file: str) -> str:
+    found = find_column(column, row)
+    if found is None:
+        return Path(file).stem if column == FILE_COLUMN else ""
+    return cell_text(row[found])

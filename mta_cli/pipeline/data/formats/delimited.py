@@ -1,0 +1,85 @@
+"""Tables as text: a header line, and cells between commas, semicolons or tabs. Knows no meaning of a column."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+from mta_cli.pipeline.data.formats.detect import FileSample
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation, format_value
+from mta_cli.pipeline.data.formats.reading import LINE_BYTES, iter_lines
+from mta_cli.pipeline.data.formats.rows import Lines, RawRow
+
+_SEPARATORS = (",", ";", "\t")
+
+
+def recognise(sample: FileSample) -> bool:
+    """Whether the first line is no JSON and has two cells or more."""
+    line = sample.first_line
+    return line[:1] not in "{[" and "\0" not in line and len(_split_header(line)[0]) > 1
+
+
+def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
+    """Every row under the header line; the separator is the one that makes most columns of it."""
+    return csv_rows(iter_lines(stream, file, findings), file, findings)
+
+
+def csv_rows(lines: Lines, file: str, findings: ParseFindings) -> Iterator[RawRow]:
+    """The same of numbered lines. Invalid UTF-8 bytes become lone surrogates."""
+    numbered = iter(lines)
+    head = next(((line, text) for line, text in _decode_lines(numbered) if text.strip()), None)
+    if head is None:
+        return
+    names, separator = _split_header(head[1])
+    counts = Counter(name.casefold() for name in names if name)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    for name in twice:
+        findings.add_fault(SourceLocation(file), f"the column {format_value(name)} stands there twice", "header")
+    if not twice:
+        yield from _read_body(numbered, names, separator, file, findings)
+
+
+def _read_body(
+    lines: Iterator[tuple[int, bytes]], names: list[str], separator: str, file: str, findings: ParseFindings
+) -> Iterator[RawRow]:
+    at = [1]
+
+    def texts() -> Iterator[str]:
+        for line, text in _decode_lines(lines):
+            at[0] = line
+            yield text
+
+    csv.field_size_limit(LINE_BYTES)
+    number = 0
+    try:
+        for cells in csv.reader(texts(), delimiter=separator, strict=True):
+            if not any(cells):
+                continue
+            number += 1
+            place = SourceLocation(file, number, at[0])
+            if len(cells) == len(names):
+                yield place, {name: cell for name, cell in zip(names, cells, strict=True) if name}
+            else:
+                findings.add_fault(place, f"has {len(cells)} cells where the header has {len(names)}")
+    except csv.Error as error:
+        findings.add_fault(SourceLocation(file, number + 1, at[0]), f"is not CSV: {error}")
+
+
+def _decode_lines(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str]]:
+    return ((line, content.decode("utf-8", "surrogateescape")) for line, content in lines)
+
+
+def _split_header(header: str) -> tuple[list[str], str]:
+    """The names of the columns, without white space around them, and the separator between them."""
+    found = [(_split_line(header, each), each) for each in _SEPARATORS]
+    return max(found, key=lambda split: len(split[0]))
+
+
+def _split_line(header: str, separator: str) -> list[str]:
+    try:
+        cells = next(csv.reader([header], delimiter=separator), [])
+    except csv.Error:
+        return []
+    return [cell.strip() for cell in cells]

@@ -1,0 +1,99 @@
+"""Which format a file has: by its first bytes, else by its name. Knows no format; each recognises itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mta_cli.errors import BadInput
+from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats.json_array import iter_array
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings
+from mta_cli.pipeline.data.formats.reading import BOM, reject_magic_bytes, strict_json_loads
+
+SAMPLE_BYTES = 1 << 16
+"""Bytes of a file by which its format is recognised."""
+
+
+@dataclass(frozen=True)
+class FileSample:
+    """The beginning of a file: its name, its first bytes without white space, and its first JSON object.
+
+    `record` is the first member of a JSON list, or the first line, where that is an object; else None.
+    """
+
+    name: str
+    start: bytes
+    record: dict[str, Any] | None = None
+
+    @property
+    def is_json_list(self) -> bool:
+        """Whether a JSON list begins here."""
+        return self.start.startswith(b"[")
+
+    @property
+    def first_line(self) -> str:
+        """The first line that is not blank, cut at the end of the sample; bytes that are not UTF-8 are replaced."""
+        return self.start.partition(b"\n")[0].decode("utf-8", "replace").rstrip("\r")
+
+
+def read_sample(stream: BinaryIO, name: str) -> FileSample:
+    """The beginning of a file, which is back at its start then. Raises `BadInput` for an empty or packed file."""
+    start = stream.read(SAMPLE_BYTES)
+    reject_magic_bytes(start, name)
+    start = start.removeprefix(BOM).lstrip(b" \t\r\n")
+    stream.seek(0)
+    if not start:
+        raise BadInput(f"{name} is empty")
+    record = _first_record(stream, name, start)
+    stream.seek(0)
+    return FileSample(name, start, record if isinstance(record, dict) else None)
+
+
+def _first_record(stream: BinaryIO, name: str, start: bytes) -> object:
+    try:
+        if start.startswith(b"["):
+            return next(iter_array(stream, name, ParseFindings()), None)
+        return strict_json_loads(start.partition(b"\n")[0].decode()) if start.startswith(b"{") else None
+    except (BadInput, ValueError):  # the format's own reader says what is wrong, and where
+        return None
+
+
+def detect_format(sample: FileSample) -> str | None:
+    """The format of a file, by its content, else by its name; None where neither says one."""
+    found = _recognise(sample)
+    ending = Path(sample.name).suffix.casefold()
+    return found or next((name for name, each in FORMATS.items() if ending in each.endings), None)
+
+
+def require_format(sample: FileSample, named: str | None) -> str:
+    """The format of a file; `named` is the user's word. Raises `BadInput` for a file of another, or of no known one."""
+    if named is None:
+        if found := detect_format(sample):
+            return found
+        raise BadInput(f"{sample.name} is in no known format", hint=f"known: {', '.join(FORMATS)}")
+    if not FORMATS[named].load().recognise(sample) and (other := _recognise(sample)):
+        raise BadInput(
+            f"{sample.name} looks like {other}, not {named}",
+            hint=f"leave the format out, or use {other}",
+        )
+    return named
+
+
+def is_clearly_known(stream: BinaryIO, name: str) -> bool:
+    """Whether a file that nobody named is read: prose between the tables of a folder could be taken for a table.
+
+    `stream` is at its start, before and after.
+    """
+    try:
+        sample = read_sample(stream, name)
+    except BadInput:
+        stream.seek(0)
+        return False
+    found = detect_format(sample)
+    return found is not None and (found != "csv" or Path(name).suffix.casefold() in FORMATS[found].endings)
+
+
+def _recognise(sample: FileSample) -> str | None:
+    return next((name for name, each in FORMATS.items() if each.load().recognise(sample)), None)

@@ -1,0 +1,43 @@
+"""Apache Parquet tables. Knows no meaning of a column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any, BinaryIO
+
+from mta_cli.errors import BadInput, UsageError
+from mta_cli.pipeline.data.formats.detect import FileSample
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
+from mta_cli.pipeline.data.formats.rows import RawRow
+
+BATCH_ROWS = 1_000  # rows in memory at once
+
+
+def recognise(sample: FileSample) -> bool:
+    """Whether the file begins as every Parquet file does."""
+    return sample.start.startswith(b"PAR1")
+
+
+def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
+    """Every row; dates become ISO 8601. Raises UsageError without pyarrow, and `BadInput` for a damaged file."""
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise UsageError("Parquet files need pyarrow", hint="pip install 'mta-cli[parquet]'") from error
+    try:
+        batches = ParquetFile(stream).iter_batches(BATCH_ROWS)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield SourceLocation(file, number), {name: _plain(value) for name, value in row.items()}
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BadInput(f"{file} is not a Parquet file that can be read: {reason}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, date | datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, Decimal) else value

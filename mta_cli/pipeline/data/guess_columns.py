@@ -1,0 +1,252 @@
+"""Guesses what a table's columns are, and what kind of task its outputs make. Pure functions of a sample of rows.
+
+A guess is shown to the user, or stands in an example command; nothing is imported by it alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.pipeline.data.column_mapping import NEEDED, ColumnMapping, cell_text
+from mta_cli.pipeline.data.formats.timestamps import normalise_time
+
+if TYPE_CHECKING:
+    from mta_cli.engine.text.tasks import TaskKind
+
+USER_WORDS = frozenset(
+    [
+        "user",
+        "username",
+        "userid",
+        "person",
+        "author",
+        "reviewer",
+        "reader",
+        "member",
+        "customer",
+        "client",
+        "account",
+        "participant",
+        "student",
+        "player",
+        "annotator",
+        "rater",
+        "worker",
+        "employee",
+        "sender",
+        "email",
+        "nickname",
+        "login",
+        "who",
+        "by",
+    ]
+)
+TIME_WORDS = frozenset(
+    ["time", "date", "datetime", "timestamp", "created", "updated", "day", "when", "at", "on", "published"]
+)
+OUTPUT_WORDS = frozenset(
+    [
+        "output",
+        "rating",
+        "stars",
+        "score",
+        "label",
+        "class",
+        "category",
+        "tag",
+        "answer",
+        "response",
+        "reply",
+        "completion",
+        "target",
+        "gold",
+        "grade",
+        "sentiment",
+        "verdict",
+        "decision",
+        "choice",
+        "result",
+        "mark",
+        "vote",
+        "rated",
+    ]
+)
+INPUT_WORDS = frozenset(["input", "prompt", "question", "instruction", "query"])
+"""A column of such a name is the whole input."""
+
+MAX_LABELS = 50
+MAX_LABEL_CHARACTERS = 40
+MAX_SCORES = 21
+"""Most scores of a scale: 0 to 20, or 0 to 10 in halves."""
+_INPUT_COLUMNS = 4
+_MOST = 0.9  # share of a column's cells that are dates, or numbers, where the column is taken for such
+_NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,6})?", re.ASCII)
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+
+
+@dataclass(frozen=True)
+class ColumnGuess:
+    """A mapping with the columns that were guessed, the needed parts without a guess, and an example of each column."""
+
+    columns: ColumnMapping
+    missing: tuple[str, ...]
+    examples: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class OutputGuess:
+    """The kind of task that some outputs make, with its labels or the whole scale of its scores, in order."""
+
+    kind: TaskKind
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    cells: Sequence[str]  # of all rows; empty where there is none
+
+    @property
+    def filled(self) -> list[str]:
+        return [cell for cell in self.cells if cell]
+
+    @property
+    def distinct(self) -> int:
+        return len(set(self.filled))
+
+    @property
+    def length(self) -> float:
+        return sum(map(len, self.filled)) / max(len(self.filled), 1)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the text could be a name or a label."""
+        return self.length <= MAX_LABEL_CHARACTERS
+
+    def share(self, test: Callable[[str], object]) -> float:
+        return sum(bool(test(cell)) for cell in self.filled) / max(len(self.filled), 1)
+
+    def is_named(self, words: frozenset[str]) -> bool:
+        return bool(words & {word.casefold() for word in _WORDS.findall(self.name)})
+
+    @property
+    def repeats(self) -> bool:
+        """Whether values come again: half as many different ones as cells, or fewer."""
+        return 1 <= self.distinct <= max(len(self.filled) / 2, 1)
+
+    @property
+    def is_number(self) -> bool:
+        return self.share(_NUMBER.fullmatch) >= _MOST
+
+    @property
+    def is_date(self) -> bool:
+        """Whether these are dates with a month at least, whatever the name."""
+        return self.share(_is_date) >= _MOST
+
+    @property
+    def is_named_time(self) -> bool:
+        """Whether these are years or Unix times, and the name says so."""
+        return self.is_named(TIME_WORDS) and self.share(_is_moment) >= _MOST
+
+    @property
+    def is_text(self) -> bool:
+        return self.share(lambda cell: any(char.isalpha() for char in cell) and "://" not in cell) >= 0.5
+
+
+def guess_columns(rows: Sequence[Mapping[str, Any]]) -> ColumnGuess:
+    """Which column is the user, the output and the time, and which make the input, by names and by content.
+
+    The time is a dated column; the output a column with a telling name, else one of few different values, else the last
+    text; the user one that repeats, with a telling name or short text; the input is all other text, at most four
+    columns.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [_Column(name, [cell_text(row.get(name)).strip() for row in rows]) for name in names]
+    examples = {column.name: next(iter(column.filled), "") for column in columns}
+    left = [column for column in columns if column.filled]
+
+    def take(*rules: Callable[[_Column], bool]) -> _Column | None:
+        found = next((column for rule in rules for column in left if rule(column)), None)
+        if found is not None:
+            left.remove(found)
+        return found
+
+    time = take(lambda column: column.is_date, lambda column: column.is_named_time)
+    user = take(
+        lambda column: column.name.casefold() == "user",
+        lambda column: column.is_named(USER_WORDS) and column.is_short and column.repeats,
+    )
+    output = take(
+        lambda column: column.name.casefold() == "output",
+        lambda column: column.is_named(OUTPUT_WORDS) and column.repeats,
+        lambda column: column.is_named(OUTPUT_WORDS),
+    )
+    if user is None:
+        user = take(lambda column: column.distinct > 1 and column.is_text and column.is_short and column.repeats)
+    if output is None:
+        left.reverse()  # an output mostly comes after its input
+        output = take(lambda column: column.is_short and column.repeats)
+        if output is None and len([column for column in left if column.is_text]) > 1:
+            output = take(lambda column: column.is_text)
+        left.reverse()
+    mapping = ColumnMapping(
+        user.name if user else None,
+        _guess_input(left),
+        output.name if output else None,
+        time.name if time else None,
+    )
+    missing = tuple(part for part in NEEDED if getattr(mapping, part) is None)
+    return ColumnGuess(mapping, missing, examples)
+
+
+def _guess_input(columns: Sequence[_Column]) -> str | None:
+    """A column's name, or a template of several, in the order of the file."""
+    whole = [column for column in columns if column.is_named(INPUT_WORDS) and column.is_text]
+    texts = whole[:1] or [column for column in columns if column.is_text and column.distinct > 1] or columns[:1]
+    longest = sorted(texts, key=lambda column: -column.length)[:_INPUT_COLUMNS]
+    chosen = [column.name for column in texts if column in longest]
+    return ". ".join(f"{{{name}}}" for name in chosen) if len(chosen) > 1 else next(iter(chosen), None)
+
+
+def guess_kind(outputs: Sequence[str]) -> OutputGuess:
+    """Scores where the outputs are numbers of one scale, labels where few short ones come again, else texts."""
+    counts = Counter(text for output in outputs if (text := output.strip()))
+    if len(counts) < 2:
+        return OutputGuess("text")
+    if all(_NUMBER.fullmatch(text) for text in counts) and (scale := _guess_scale([float(text) for text in counts])):
+        return OutputGuess("score", scale)
+    few = len(counts) <= min(MAX_LABELS, max(counts.total() / 3, 2))
+    if few and all(len(text) <= MAX_LABEL_CHARACTERS and "\n" not in text for text in counts):
+        return OutputGuess("label", tuple(sorted(counts, key=str.casefold)))
+    return OutputGuess("text")
+
+
+def _guess_scale(scores: Sequence[float]) -> tuple[str, ...]:
+    """The scale of different scores: 1 to 5 or to 10 where they lie within, in halves where there are any.
+
+    Empty for fewer than three scores, for other fractions, and for a scale of too many steps.
+    """
+    step = 1.0 if all(score == int(score) for score in scores) else 0.5
+    if len(scores) < 3 or any(score % step for score in scores):
+        return ()
+    low, high = min(scores), max(scores)
+    if low > 0:
+        low, high = min(step, low), next((end for end in (5.0, 10.0) if high <= end), high)
+    count = round((high - low) / step) + 1
+    return tuple(f"{low + step * place:g}" for place in range(count)) if count <= MAX_SCORES else ()
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        normalise_time(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_date(text: str) -> bool:
+    return not text.isdigit() and len(text) >= len("2026-08") and _is_moment(text)

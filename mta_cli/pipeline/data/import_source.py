@@ -1,0 +1,109 @@
+"""The request of an import: which files, how they are read, and what is held out. Reads nothing but names of files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mta_cli.errors import BadInput, UsageError, system_reason
+from mta_cli.pipeline.data.column_mapping import ColumnMapping
+from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats.parse_results import format_value
+from mta_cli.pipeline.data.presets import PRESETS, Preset
+
+DEFAULT_TASK = "free"
+
+
+@dataclass(frozen=True)
+class ImportSource:
+    """A file, or a folder of files, and how it is read.
+
+    `format` None: by the content. `user` is the user of rows without one, `task` the task of records that name none.
+    Of each user `hold_out` items become queries; `seed` draws them where times are unknown.
+    """
+
+    format: str | None
+    path: Path
+    task: str | None = None
+    outputs: Path | None = None
+    user: str | None = None
+    columns: ColumnMapping = field(default_factory=ColumnMapping)
+    preset: str | None = None
+    hold_out: int = 0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.path.name or str(self.path)
+
+    @property
+    def known_preset(self) -> Preset | None:
+        """The preset, which `require_consistent` has looked up."""
+        return None if self.preset is None else PRESETS[self.preset]
+
+    @property
+    def passes_over_unknown(self) -> bool:
+        """Whether a file in no known format is left out: in a folder of which only the name is given."""
+        return self.format is None and self.preset is None and self.path.is_dir()
+
+    @property
+    def default_task(self) -> str:
+        """The task of records that name none."""
+        preset = self.known_preset
+        return self.task or (DEFAULT_TASK if preset is None else preset.task.name)
+
+    @property
+    def mapping(self) -> ColumnMapping:
+        """The columns that are given, over those of the preset."""
+        preset = self.known_preset
+        return self.columns if preset is None else self.columns.merged_over(preset.columns)
+
+    def require_consistent(self) -> None:
+        """Raises UsageError when the parts contradict each other."""
+        if self.format is not None and self.format not in FORMATS:
+            raise UsageError(f"{format_value(self.format)} is no format", hint=f"choose one of {', '.join(FORMATS)}")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise UsageError(f"{format_value(self.preset)} is no preset", hint=f"choose one of {', '.join(PRESETS)}")
+        self.require_format_consistent(self.format)
+        if self.user is not None and self.columns.user is not None:
+            raise UsageError("--me and --user contradict each other", hint="give the column of the users, or one name")
+        self._require_preset_consistent()
+        _ = self.mapping.templates
+
+    def require_format_consistent(self, format: str | None) -> None:
+        """Raises UsageError when an option does not belong to the format, once it is known."""
+        if self.outputs is not None and format not in (None, "lamp"):
+            raise UsageError(f"--outputs belongs to the format lamp, not to {format}")
+        if format is not None and not FORMATS[format].rows:
+            if not self.columns.is_default:
+                raise UsageError(f"{self.columns.flags()[0]} belongs to files with columns, not to {format}")
+            if self.user is not None:
+                raise UsageError(f"--me belongs to files with columns, not to {format}, which names its users")
+
+    def _require_preset_consistent(self) -> None:
+        preset = self.known_preset
+        if preset is None:
+            return
+        if self.format not in (None, "csv"):
+            raise UsageError(f"--preset {preset.name} reads csv, not {self.format}")
+        if preset.has_one_user and self.user is None and self.columns.user is None:
+            raise UsageError(f"an export of {preset.site} does not name its user", hint="add --me NAME")
+        if not preset.has_one_user and self.user is not None:
+            raise UsageError(f"an export of {preset.site} names its users", hint="leave --me out")
+
+    def files(self) -> list[Path]:
+        """The file, or those of the folder, by name, without hidden ones. Raises `BadInput` for an empty folder."""
+        if (preset := self.known_preset) is not None:
+            return [preset.find_file(self.path)]
+        if not self.path.is_dir():
+            return [self.path]
+        if self.outputs is not None:
+            raise UsageError("--outputs belongs to one file, not to a folder")
+        try:
+            inside = sorted(each for each in self.path.iterdir() if each.is_file() and not each.name.startswith("."))
+        except OSError as error:
+            raise BadInput(f"{format_value(str(self.path), 200)} cannot be read: {system_reason(error)}") from error
+        if not inside:
+            raise BadInput(f"{format_value(str(self.path), 200)} is a folder without files")
+        return inside

@@ -1,0 +1,192 @@
+"""The exports of sites where people rate things, by name: their columns, and a task for their scale. Knows no store."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mta_cli.engine.text.tasks import Task
+from mta_cli.errors import BadInput, NotFound
+from mta_cli.pipeline.data.column_mapping import ColumnMapping, cell_text, find_column
+from mta_cli.pipeline.data.formats.delimited import read_rows
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, format_value
+from mta_cli.pipeline.data.formats.reading import open_rewindable
+from mta_cli.pipeline.data.formats.rows import RawRow
+
+NO_RATING = "rows without a rating"
+_BREAK = re.compile(r"<br\s*/?>|</p>", re.IGNORECASE)
+_TAG = re.compile(r"</?[a-zA-Z][^<>]{0,500}>")
+
+
+@dataclass(frozen=True)
+class Details:
+    """A second file, beside the rated one or named by `needed`, whose cells are added by the columns in `keys`."""
+
+    file: str
+    keys: tuple[str, ...]
+    needed: bool
+
+
+@dataclass(frozen=True)
+class Preset:
+    """An export: the file in its folder, the columns without which it is another, and how they make a record.
+
+    `stand_ins` names columns that are read where another is empty.
+    """
+
+    name: str
+    site: str
+    file: str
+    rating: str
+    needed: tuple[str, ...]
+    columns: ColumnMapping
+    task: Task
+    details: Details | None = None
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_one_user(self) -> bool:
+        """Whether an export holds the ratings of one user, and no name."""
+        return self.columns.user is None
+
+    def find_file(self, path: Path) -> Path:
+        """The file with the ratings: the path itself, or in the folder. Raises NotFound."""
+        return _require(path / self.file, self) if path.is_dir() else path
+
+    def read_details(self, path: Path, findings: ParseFindings) -> dict[tuple[str, ...], dict[str, str]]:
+        """The cells of the second file beside `path`, by its keys; none where there is no such file, or it is `path`.
+
+        Raises NotFound for one that is needed.
+        """
+        if self.details is None or path.name == self.details.file:
+            return {}
+        beside, keys = path.parent / self.details.file, self.details.keys
+        if not self.details.needed and not beside.is_file():
+            return {}
+        with open_rewindable(_require(beside, self)) as stream:
+            rows = (_texts(row) for _, row in read_rows(stream, beside.name, findings))
+            return {_key(row, keys): row for row in rows}
+
+    def read(
+        self, rows: Iterable[RawRow], details: Mapping[tuple[str, ...], Mapping[str, str]], findings: ParseFindings
+    ) -> Iterator[RawRow]:
+        """The rated rows, completed; unrated ones (no rating, or 0) are counted as left out."""
+        keys = self.details.keys if self.details is not None else ()
+        for place, raw in rows:
+            row = _texts(raw)
+            rating = _plain_number(row.get(self.rating, ""))
+            if rating in ("", "0"):
+                findings.skip_counts[NO_RATING] += 1
+                continue
+            row = {**row, **details.get(_key(row, keys), {}), **{name: text for name, text in row.items() if text}}
+            stand_ins = {name: row.get(other, "") for name, other in self.stand_ins.items() if not row.get(name)}
+            yield place, {**row, **stand_ins, self.rating: rating}
+
+    def require_columns(self, columns: Sequence[str], file: str) -> None:
+        """Raises `BadInput` when this is no such export."""
+        missing = [name for name in self.needed if find_column(name, columns) is None]
+        if missing:
+            there = ", ".join(format_value(name) for name in columns[:12])
+            raise BadInput(
+                f"{file} is no export of {self.site}: it has no column {' and none '.join(missing)}; there are {there}",
+                hint="docs/formats.md says where to find the export; leave --preset out for any other table",
+            )
+
+
+def _require(path: Path, preset: Preset) -> Path:
+    if path.is_file():
+        return path
+    raise NotFound(
+        f"There is no {path.name} in {format_value(str(path.parent), 200)}",
+        hint=f"docs/formats.md says which files an export of {preset.site} has",
+    )
+
+
+def _key(row: Mapping[str, str], keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(row.get(name, "") for name in keys)
+
+
+def _texts(row: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _plain_text(cell_text(value)) for name, value in row.items()}
+
+
+def _plain_text(text: str) -> str:
+    """A review without its HTML."""
+    if "<" not in text and "&" not in text:
+        return text.strip()
+    return html.unescape(_TAG.sub("", _BREAK.sub("\n", text))).strip()
+
+
+def _plain_number(text: str) -> str:
+    """`4` for 4.0; a text that is no number stays."""
+    return text.removesuffix(".0")
+
+
+def _rating_task(name: str, site: str, thing: str, scale: Sequence[str]) -> Task:
+    return Task(
+        name=name,
+        kind="score",
+        description=f"{site}: the rating from {scale[0]} to {scale[-1]} that somebody gives a {thing}",
+        prompt=f"{{input}}\nMy rating from {scale[0]} to {scale[-1]}:",
+        item="{input}\nRating: {output}",
+        history_header=f"{thing.capitalize()}s I rated:",
+        labels=tuple(scale),
+        metric="mae",
+        query_tokens=128,
+        item_tokens=48,
+        answer_tokens=6,
+    )
+
+
+_HALVES = tuple(f"{half / 2:g}" for half in range(1, 11))
+_TEN = tuple(str(score) for score in range(1, 11))
+_FIVE = tuple(str(score) for score in range(1, 6))
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "letterboxd",
+            "Letterboxd",
+            "ratings.csv",
+            "Rating",
+            ("Name", "Year", "Rating"),
+            ColumnMapping(None, "{Name} ({Year}). {Review}", "Rating", "Date", ""),
+            _rating_task("letterboxd", "Letterboxd", "film", _HALVES),
+            Details("reviews.csv", ("Name", "Year"), needed=False),
+        ),
+        Preset(
+            "imdb",
+            "IMDb",
+            "ratings.csv",
+            "Your Rating",
+            ("Const", "Your Rating", "Title"),
+            ColumnMapping(None, "{Title} ({Year}). {Genres}. {Directors}", "Your Rating", "Date Rated", ""),
+            _rating_task("imdb", "IMDb", "title", _TEN),
+        ),
+        Preset(
+            "goodreads",
+            "Goodreads",
+            "goodreads_library_export.csv",
+            "My Rating",
+            ("Title", "Author", "My Rating"),
+            ColumnMapping(None, "{Title} by {Author}. {My Review}", "My Rating", "Date Read", ""),
+            _rating_task("goodreads", "Goodreads", "book", _FIVE),
+            stand_ins={"Date Read": "Date Added"},
+        ),
+        Preset(
+            "movielens",
+            "MovieLens",
+            "ratings.csv",
+            "rating",
+            ("userId", "movieId", "rating"),
+            ColumnMapping("userId", "{title}. {genres}", "rating", "timestamp", ""),
+            _rating_task("movielens", "MovieLens", "film", _HALVES),
+            Details("movies.csv", ("movieId",), needed=True),
+        ),
+    )
+}

@@ -1,0 +1,110 @@
+"""A file's columns and first rows: to check a mapping before the file is read, and to ask for what is missing."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mta_cli.errors import BadInput
+from mta_cli.pipeline.data.column_mapping import ColumnMapping
+from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats.detect import is_clearly_known, read_sample, require_format
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, format_value
+from mta_cli.pipeline.data.formats.reading import open_rewindable
+from mta_cli.pipeline.data.formats.rows import RawRow
+from mta_cli.pipeline.data.guess_columns import ColumnGuess, guess_columns
+from mta_cli.pipeline.data.import_source import ImportSource
+
+SAMPLE_ROWS, SAMPLE_CHARACTERS = 200, 1_000_000
+"""Most rows, and about most characters, of a sample."""
+_LISTED_COLUMNS = 12
+
+
+@dataclass(frozen=True)
+class TableSample:
+    """The first rows of a file, and its columns as far as these rows name them."""
+
+    file: str
+    rows: tuple[Mapping[str, Any], ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names in their order."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in row))
+
+    def guess(self) -> ColumnGuess:
+        """What the columns are, by their names and content."""
+        return guess_columns(self.rows)
+
+    def missing_parts(self, source: ImportSource) -> list[str]:
+        """The needed parts of a record that the source's mapping does not find here."""
+        return source.mapping.missing_parts(self.columns, one_user=source.user is not None)
+
+    def require_columns(self, source: ImportSource) -> None:
+        """Raises `BadInput`, with the columns and an example command, when the mapping does not fit the file.
+
+        Columns that only a preset names may be absent.
+        """
+        unknown, missing = source.columns.unknown_columns(self.columns), self.missing_parts(source)
+        if not unknown and not missing:
+            return
+        names = [format_value(name) for name in self.columns[:_LISTED_COLUMNS]]
+        more = len(self.columns) - len(names)
+        there = ", ".join(names) + (f" and {more:,} more" if more else "")
+        wanted = ", ".join(format_value(name) for name in unknown) if unknown else ", ".join(missing)
+        raise BadInput(
+            f"{self.file} has no column {wanted}; its columns are {there}",
+            hint=f"for example: {self.example_command(source)}" if source.preset is None else None,
+        )
+
+    def example_command(self, source: ImportSource) -> str:
+        """A command line with the guessed columns where the source has none; words in capitals are to be replaced."""
+        guess = self.guess().columns
+        words = ["mta", "data", "import", "-" if str(source.path) == "/dev/stdin" else str(source.path)]
+        if source.user is not None or (guess.user is None and source.columns.user is None):
+            words += ["--me", source.user or "NAME"]
+        for part in ("user", "input", "output", "time"):
+            needless = part == "user" and "--me" in words
+            given = getattr(source.columns, part)
+            known = given if given and not self._unknown(given) else getattr(guess, part)
+            if not needless and (known or part != "time"):
+                words += [f"--{part}", known or "COLUMN"]
+        return shlex.join(words + (["--task", source.task] if source.task else []))
+
+    def _unknown(self, text: str) -> list[str]:
+        return ColumnMapping(input=text).unknown_columns(self.columns)
+
+
+def checked_rows(rows: Iterable[RawRow], file: str, check: Callable[[TableSample], None]) -> Iterator[RawRow]:
+    """The same rows, after a check of their beginning, where there are any; it raises before the first is used."""
+    waiting = iter(rows)
+    first = list(_take_sample(waiting))
+    if first:
+        check(TableSample(file, tuple(row for _, row in first)))
+    return itertools.chain(first, waiting)
+
+
+def read_table_sample(source: ImportSource) -> TableSample | None:
+    """The beginning of the source's first file; None for a format without columns. Raises as an import does."""
+    for path in source.files():
+        with open_rewindable(path) as stream:
+            if source.passes_over_unknown and not is_clearly_known(stream, path.name):
+                continue
+            form = require_format(read_sample(stream, path.name), source.format)
+            if not FORMATS[form].rows:
+                return None
+            rows = FORMATS[form].load_rows().read_rows(stream, path.name, ParseFindings())
+            return TableSample(path.name, tuple(row for _, row in _take_sample(iter(rows))))
+    return None
+
+
+def _take_sample(rows: Iterator[RawRow]) -> Iterator[RawRow]:
+    size = 0
+    for number, (place, row) in enumerate(rows, 1):
+        yield place, row
+        size += sum(len(cell) for cell in row.values() if isinstance(cell, str))
+        if number == SAMPLE_ROWS or size >= SAMPLE_CHARACTERS:
+            return

@@ -1,0 +1,114 @@
+"""`mta data import` from the outside: its two words, its flags, and the questions at a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from store.registry import Registry
+from tests.pipeline.histories import rows, write
+from tests.shell import mta, mta_ok
+from tests.terminal import Terminal
+
+FILMS = "person,film,stars\n" + "".join(
+    f"{who},A film about {place},{stars}\n"
+    for who in ("ann", "bob")
+    for stars, place in enumerate(("salt", "ferries", "lanterns", "letters"), 1)
+)
+OWN = "text;label;day\nsalt;go;2026-01-04\na ferry;skip;2026-01-03\nan orchard;go;2026-01-02\na tide;skip;2026-01-01\n"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store, and files beside it in the folder that commands run in."""
+    monkeypatch.setenv("MTA_STORE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    Registry.open(tmp_path / "store", create=True).close()
+    write(tmp_path / "notes.jsonl", rows("ann", 6))
+    write(tmp_path / "films.csv", FILMS)
+    write(tmp_path / "own.csv", OWN)
+    return tmp_path / "store"
+
+
+def stored(store: Path, name: str) -> list[tuple[str, str]]:
+    with Registry.open(store) as reg:
+        return [(item.input, item.output) for item in reg.items.recent_items(reg.users.get(name).id, "free")]
+
+
+@pytest.mark.parametrize("words", [["jsonl", "notes.jsonl"], ["notes.jsonl"], ["--hold-out", "2", "notes.jsonl"]])
+def test_the_format_may_be_named(store: Path, words: list[str]) -> None:
+    result = mta_ok("data", "import", *words, "--json").json()
+    assert result["format"] == "jsonl" and result["items_added"] + result["queries_added"] == 6
+    assert result["queries_added"] == (2 if "--hold-out" in words else 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "what"),
+    [
+        (["csv"], 2, "csv is a format; which file?"),
+        ([], 2, "which file?"),
+        (["csv", "films.csv", "notes.jsonl"], 2, "unexpected extra argument"),
+        (["xml", "films.csv"], 2, "'xml' is no format"),
+        (["csv", "notes.jsonl"], 4, "notes.jsonl looks like jsonl, not csv"),
+        (["films.csv"], 4, "films.csv has no column user, input, output; its columns are 'person', 'film', 'stars'"),
+        (["films.csv", "--me", "ann", "--user", "person"], 2, "--me and --user contradict each other"),
+        (["films.csv", "--input", "{film"], 2, "'{film' is no template"),
+        (["films.csv", "--me", "--x"], 4, "cannot be a user's name"),
+        (["films.csv", "--preset", "imdb"], 2, "an export of IMDb does not name its user"),
+        (["none.csv"], 3, "There is no file 'none.csv'"),
+    ],
+)
+def test_wrong_words_are_one_line(store: Path, words: list[str], code: int, what: str) -> None:
+    ran = mta("data", "import", *words)
+    assert ran.code == code and what in ran.err
+    assert len(ran.err.strip().splitlines()) <= 2
+
+
+def test_flags_map_the_columns(store: Path) -> None:
+    mta_ok("data", "import", "films.csv", "--user", "person", "--input", "Film: {film}", "--output", "stars")
+    assert stored(store, "bob")[0] == ("Film: A film about salt", "1")
+
+
+def test_a_file_of_one_user(store: Path) -> None:
+    result = mta_ok("data", "import", "own.csv", "--me", "cy", "--input", "text", "--output", "label", "--json").json()
+    assert (result["format"], result["users"], result["items_added"]) == ("csv", 1, 4)
+
+
+def test_a_terminal_is_asked_for_missing_columns(store: Path) -> None:
+    with Terminal(["data", "import", "films.csv", "--yes"], columns=120) as terminal:
+        terminal.until("user: the column with the users' names, or else the one user's name [person]:")
+        assert "film: A film about salt" in terminal.look()
+        terminal.type("flim\r")
+        terminal.until("there is no column 'flim'")
+        terminal.type("\r")
+        terminal.until("[film]:")
+        terminal.type("About {film}\r")
+        terminal.until("[stars]:")
+        terminal.type("\r")
+        terminal.until("mta data import films.csv --user person --input 'About {film}' --output stars")
+        assert terminal.ended() == 0
+    assert stored(store, "ann")[1] == ("About A film about ferries", "2")
+
+
+def test_a_file_of_one_user_is_asked_for_the_name(store: Path) -> None:
+    with Terminal(["data", "import", "own.csv", "--yes", "--output", "label"], columns=120) as terminal:
+        terminal.until("the one user's name:")
+        terminal.type("cy\r")
+        terminal.until("[text]:")
+        terminal.type("\r")
+        terminal.until("time: a column, or - for none [day]:")
+        terminal.type("\r")
+        terminal.until("mta data import own.csv --input text --output label --time day --me cy")
+        assert terminal.ended() == 0
+    assert stored(store, "cy")[0] == ("a tide", "skip")
+
+
+def test_without_an_answer_nothing_is_imported(store: Path) -> None:
+    with Terminal(["data", "import", "films.csv"], columns=120) as terminal:
+        terminal.until("[person]:")
+        terminal.type("\x04")
+        assert terminal.ended() == 1
+        assert b"nothing was imported" in terminal.bytes
+    with Registry.open(store) as reg:
+        assert reg.users.names() == []

@@ -1,0 +1,110 @@
+"""Which format a file has."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from mta_cli.errors import BadInput
+from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats.detect import detect_format, is_clearly_known, read_sample, require_format
+from tests.pipeline.histories import person, rows, tagged
+
+LAMP = [{"id": "1", "user_id": "ann", "input": "a plot", "profile": [tagged(1)]}]
+LONG_LAMP = [{"id": "1", "profile": [tagged(number) for number in range(5_000)], "input": "a plot"}]
+CONTENTS = {
+    "lamp": json.dumps(LAMP),
+    "lamp, longer than a sample": json.dumps(LONG_LAMP),
+    "users": json.dumps([person("ann")], indent=2),
+    "users without a history": json.dumps([{"user_id": "ann", "query": []}]),
+    "json": json.dumps(rows()),
+    "jsonl": "\n".join(json.dumps(row) for row in rows()),
+    "csv": "user,input,output\nann,i,o\n",
+    "csv with semicolons": "\n\nuser;input;output\nann;i;o\n",
+    "csv with tabs": "user\tinput\toutput\nann\ti\to\n",
+    "csv with a mark": "\ufeffuser,input,output\n",
+    "parquet": "PAR1\0\0",
+}
+
+
+def detected(content: str | bytes, name: str = "data") -> str | None:
+    raw = content if isinstance(content, bytes) else content.encode()
+    stream = io.BytesIO(raw)
+    sample = read_sample(stream, name)
+    assert stream.tell() == 0
+    return detect_format(sample)
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_by_the_content(name: str) -> None:
+    assert detected(CONTENTS[name]) == name.partition(",")[0].split()[0]
+    assert detected(CONTENTS[name], "wrong.jsonl") == name.partition(",")[0].split()[0]
+
+
+def test_every_format_is_recognised_by_one_content() -> None:
+    assert {detected(content) for content in CONTENTS.values()} == set(FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "found"),
+    [
+        ("note\nfirst\n", "notes.csv", "csv"),
+        ('{"user": "ann", ', "a.JSONL", "jsonl"),
+        ("[1, 2]", "a.json", "json"),
+        ("note\nfirst\n", "notes.txt", None),
+        ("[[[", "x", None),
+        (b"\0" * 100, "x", None),
+        (b"\xff\xfa", "x", None),
+    ],
+)
+def test_by_the_name_where_the_content_does_not_say(content: str | bytes, name: str, found: str | None) -> None:
+    assert detected(content, name) == found
+
+
+@pytest.mark.parametrize(
+    ("content", "named", "other"),
+    [
+        ("csv", "jsonl", "csv"),
+        ("jsonl", "csv", "jsonl"),
+        ("json", "jsonl", "json"),
+        ("users", "json", "users"),
+        ("lamp", "users", "lamp"),
+        ("users", "lamp", "users"),
+        ("jsonl", "users", "jsonl"),
+        ("parquet", "csv", "parquet"),
+    ],
+)
+def test_another_format_than_the_named_one_is_one_line(content: str, named: str, other: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        require_format(read_sample(io.BytesIO(CONTENTS[content].encode()), "data"), named)
+    assert caught.value.message == f"data looks like {other}, not {named}"
+    assert caught.value.hint == f"leave the format out, or use {other}"
+
+
+def test_what_no_format_recognises_is_read_as_named_and_else_refused() -> None:
+    sample = read_sample(io.BytesIO(b"one\ntwo\n"), "data")
+    assert require_format(sample, "csv") == "csv"
+    with pytest.raises(BadInput, match="data is in no known format"):
+        require_format(sample, None)
+
+
+@pytest.mark.parametrize(("content", "what"), [(b"", "is empty"), (b" \n", "is empty"), (b"PK\x03\x04", "zip archive")])
+def test_empty_and_packed_files(content: bytes, what: str) -> None:
+    with pytest.raises(BadInput, match=what):
+        read_sample(io.BytesIO(content), "f")
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "known"),
+    [
+        (b"a,b\n", "a.csv", True),
+        (b"Dear all, hello\n", "README.md", False),
+        (b"", "a.csv", False),
+        (b"PK\x03\x04", "a.csv", False),
+        (b'{"a": 1}\n', "a.txt", True),
+    ],
+)
+def test_prose_in_a_folder_is_no_table(content: bytes, name: str, known: bool) -> None:
+    assert is_clearly_known(io.BytesIO(content), name) is known

@@ -1,0 +1,115 @@
+"""Guesses: which column is what, by its name and by what it holds, and what kind of task the outputs make."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from mta_cli.pipeline.data.column_mapping import ColumnMapping
+from mta_cli.pipeline.data.guess_columns import guess_columns, guess_kind
+
+WORDS = ["salt", "ferry", "lantern", "harbour", "quiet", "engine", "tide", "letters", "orchard", "signal"]
+
+
+def text(seed: int, words: int) -> str:
+    return " ".join(random.Random(seed).choices(WORDS, k=words)) + f" {seed}"
+
+
+def rows(**columns: Any) -> list[dict[str, Any]]:
+    """Thirty rows; a column is a function of the row's number."""
+    return [{name: make(number) for name, make in columns.items()} for number in range(30)]
+
+
+def person(number: int) -> str:
+    return ("ann", "bob", "cy")[number % 3]
+
+
+CASES = {
+    "films": (
+        rows(
+            person=person,
+            film=lambda n: text(n, 2),
+            about=lambda n: text(n + 99, 5) if n % 4 else "",
+            review=lambda n: text(n + 200, 9),
+            stars=lambda n: n % 5 + 1,
+        ),
+        ColumnMapping("person", "{film}. {about}. {review}", "stars"),
+    ),
+    "ids and unix times": (
+        rows(userId=lambda n: n % 4, movieId=lambda n: 100 + n, rating=lambda n: n % 9 / 2, timestamp=lambda n: 10**9),
+        ColumnMapping("userId", "movieId", "rating", "timestamp"),
+    ),
+    "questions and answers": (
+        rows(
+            created_at=lambda n: f"2026-01-{n + 1:02}",
+            sender=person,
+            prompt=lambda n: text(n, 8),
+            topic=lambda n: text(n, 2),
+            reply=lambda n: text(n + 50, 12),
+        ),
+        ColumnMapping("sender", "prompt", "reply", "created_at"),
+    ),
+    "names that say nothing": (
+        rows(c1=person, c2=lambda n: text(n, 9), c3=lambda n: ("yes", "no")[n % 2], c4=lambda n: f"2026-03-{n + 1:02}"),
+        ColumnMapping("c1", "c2", "c3", "c4"),
+    ),
+    "one user's labels": (
+        rows(text=lambda n: text(n, 9), label=lambda n: ("go", "skip")[n % 2], url=lambda n: f"https://x/{n}"),
+        ColumnMapping(None, "text", "label"),
+    ),
+    "a date comes before a year": (
+        rows(
+            published=lambda n: str(1980 + n),
+            reader=person,
+            book=lambda n: text(n, 4),
+            read=lambda n: f"2026/3/{n + 1}",
+            rating=lambda n: n % 5 + 1,
+        ),
+        ColumnMapping("reader", "book", "rating", "read"),
+    ),
+    "a year is no time": (
+        rows(user=person, title=lambda n: text(n, 3), year=lambda n: str(1980 + n), mood=lambda n: "ab"[n % 2]),
+        ColumnMapping("user", "title", "mood"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_columns(name: str) -> None:
+    sample, expected = CASES[name]
+    guess = guess_columns(sample)
+    assert guess.columns == expected
+    assert guess.missing == (() if expected.user else ("user",))
+    assert list(guess.examples) == list(sample[0])
+
+
+def test_nothing_can_be_guessed_from_nothing() -> None:
+    guess = guess_columns([])
+    assert guess.columns == ColumnMapping() and guess.missing == ("user", "input", "output")
+    assert guess_columns([{"a": None}, {"a": ""}]).examples == {"a": ""}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "kind", "labels"),
+    [
+        (["1", "3", "5", " 4 ", "4.0"] * 3, "score", ("1", "2", "3", "4", "5")),
+        (["2", "3", "4"], "score", ("1", "2", "3", "4", "5")),
+        (["7", "9", "10"], "score", tuple(map(str, range(1, 11)))),
+        (["0.5", "3", "4.5", "5"], "score", ("0.5", "1", "1.5", "2", "2.5", "3", "3.5", "4", "4.5", "5")),
+        (["0", "1", "2", "3"], "score", ("0", "1", "2", "3")),
+        (["-1", "0", "1"], "score", ("-1", "0", "1")),
+        (["go", "skip", "Anna"] * 4, "label", ("Anna", "go", "skip")),
+        (["0", "1"] * 5, "label", ("0", "1")),
+        ([f"{n / 10}" for n in range(60)], "text", ()),
+        ([f"{n}" for n in range(400)], "text", ()),
+        (["a", "b", "c", "d"], "text", ()),
+        (["x" * 60, "y" * 60] * 9, "text", ()),
+        (["same"] * 9, "text", ()),
+        ([], "text", ()),
+    ],
+)
+def test_kinds(outputs: list[str], kind: str, labels: tuple[str, ...]) -> None:
+    guess = guess_kind(outputs)
+    assert (guess.kind, guess.labels) == (kind, labels)
