@@ -1,0 +1,221 @@
+"""The job behind `mta bench`: how fast and how large a base is on this machine.
+
+A shape of the catalog is measured with random weights, so that nothing has to be pulled; an installed base with its
+own. Knows no store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import BadInput
+from mta_cli.events import Event, JobPlan, JobProgress, JobResult, JobStarted, PlanLine
+from mta_cli.options import BankOptions, MachineOptions
+from mta_cli.pipeline.models.bases import HUB_BASES, PASS_TOKENS, PROGRAM_BYTES, HubBase, full_name, memory_bytes
+from mta_cli.pipeline.models.manifest import ModelEntry
+
+if TYPE_CHECKING:
+    import torch
+
+    from mta_cli.engine.model.load import LoadedBase
+
+DEFAULT_SECONDS, DEFAULT_USERS = 5.0, 16
+MIN_PASS_TOKENS = PASS_TOKENS  # smaller passes would not measure what a training does
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What to measure: the shape of a base, or an installed base; `seconds` for each of four measurements.
+
+    `users` decode in one batch.
+    """
+
+    base: HubBase | ModelEntry
+    machine: MachineOptions
+    seconds: float = DEFAULT_SECONDS
+    users: int = DEFAULT_USERS
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """Where a bench computes, with how many tokens in a training pass, and how many bytes it needs at most.
+
+    `computed` is None for a base whose shape is not in the catalog, `free` where the system does not say it.
+    """
+
+    name: str
+    parameters: int
+    device: torch.device
+    dtype: torch.dtype
+    pass_tokens: int
+    computed: int | None
+    free: int | None
+
+
+def run_bench(request: BenchRequest, *, dry_run: bool = False) -> Iterator[Event]:
+    """Measure. `JobResult.result` is the document of `mta bench --json`.
+
+    Raises BadInput before anything large is allocated where the memory is not there.
+    """
+    plan = plan_bench(request)
+    yield JobPlan("bench", _plan_lines(plan, request))
+    if dry_run:
+        yield JobResult({"dry_run": True, **_facts(plan)})
+        return
+    _require_memory(plan)
+    yield JobStarted("bench", 5, "measurements")
+    from mta_cli.engine import throughput
+    from mta_cli.engine.model import device_memory
+
+    device_memory.reset_peak(plan.device)
+    base = _load(request)
+    yield JobProgress("base", 1)
+    seed, seconds = request.machine.seed, request.seconds
+    measurements: dict[str, Callable[[], throughput.Throughput]] = {
+        "train_tokens": lambda: throughput.measure(throughput.train_tokens(base, plan.pass_tokens, seed), seconds),
+        "adapters": lambda: throughput.adapt_users(base, seconds, seed),
+        "decode_tokens": lambda: throughput.measure(throughput.decode_tokens(base, seed), seconds, warm_up=2),
+        "batch_tokens": lambda: throughput.measure(
+            throughput.decode_batch_tokens(base, request.users, seed), seconds, warm_up=2
+        ),
+    }
+    rates = {}
+    for number, (name, measurement) in enumerate(measurements.items(), 2):
+        rates[f"{name}_per_second"] = measurement().rate
+        yield JobProgress(name.replace("_", " "), number)
+    yield JobResult(
+        {
+            **_facts(plan),
+            "decoder": "transformers" if base.llama_decoder is None else "fast",
+            "batch_users": request.users,
+            **rates,
+            "peak_bytes": device_memory.peak_bytes(plan.device),
+            **_environment(plan.device),
+        }
+    )
+
+
+def plan_bench(request: BenchRequest) -> BenchPlan:
+    """Where and with how much. Raises UsageError for a device or number format that is not there."""
+    from mta_cli.engine.model.device_memory import free_bytes
+    from mta_cli.engine.model.load import resolve_device, resolve_dtype
+    from mta_cli.engine.scoring.prefix_cache_scoring import device_batch_tokens
+
+    device = resolve_device(request.machine.device)
+    dtype = resolve_dtype(request.machine.dtype, device)
+    shape, free, tokens = _shape(request.base), free_bytes(device), device_batch_tokens(device)
+    parameters = request.base.parameters if isinstance(request.base, HubBase) else request.base.detail["parameters"]
+    computed = None
+    if shape is not None:
+        file_is_read = not isinstance(request.base, HubBase)
+        computed = computed_bytes(shape, device.type, dtype.itemsize, tokens, request.users, file_is_read=file_is_read)
+        while free is not None and computed > free and tokens > MIN_PASS_TOKENS:  # as a training does
+            tokens //= 2
+            computed = computed_bytes(
+                shape, device.type, dtype.itemsize, tokens, request.users, file_is_read=file_is_read
+            )
+    return BenchPlan(request.base.name, parameters, device, dtype, tokens, computed, free)
+
+
+def computed_bytes(
+    shape: HubBase, device: str, number_bytes: int, pass_tokens: int, users: int, *, file_is_read: bool
+) -> int:
+    """The most memory of a bench by the formulas of `memory_bytes`, with the LoRAs of the batch's users.
+
+    A base from a file has one more copy of its weights on a CPU, the mapped file.
+    """
+    from mta_cli.engine.throughput import BATCH_CONTEXT
+
+    on_cpu = device == "cpu"
+    mapped = 1 if on_cpu and file_is_read else 0
+    packed = 2 if on_cpu and shape.fast and number_bytes == 2 else 0  # for steps of one row, and of several
+    program = PROGRAM_BYTES if on_cpu else 0
+    train = memory_bytes(
+        shape, "train", number_bytes=number_bytes, copies=1 + mapped, tokens=pass_tokens, program=program
+    )
+    serve = memory_bytes(
+        shape,
+        "serve",
+        number_bytes=number_bytes,
+        copies=1 + mapped + packed,
+        tokens=users * BATCH_CONTEXT,
+        program=program,
+    )
+    rank, heads = BankOptions().rank, shape.head_dim * (shape.heads + 2 * shape.kv_heads)
+    layer = rank * (
+        (4 * shape.width + heads + shape.head_dim * shape.heads)  # queries, keys, values; attention's output
+        + 3 * (shape.width + shape.inner)
+    )
+    factors = max(1, shape.layers // 3) * layer
+    return max(train, serve + users * factors * (4 + 3 * number_bytes))  # in float32, cast, and fused with zeros
+
+
+def _shape(base: HubBase | ModelEntry) -> HubBase | None:
+    """The shape of a base; None where the catalog does not have it."""
+    if isinstance(base, HubBase):
+        return base
+    return next((shape for name, shape in HUB_BASES.items() if full_name(name) == base.name), None)
+
+
+def _require_memory(plan: BenchPlan) -> None:
+    if plan.computed is not None and plan.free is not None and plan.computed > plan.free:
+        raise BadInput(
+            f"{plan.name} needs about {plan.computed / 1e9:.1f} GB on {plan.device} in {str(plan.dtype)[6:]}; "
+            f"{plan.free / 1e9:.1f} GB are free",
+            hint="a smaller shape: mta model list --available",
+        )
+
+
+def _load(request: BenchRequest) -> LoadedBase:
+    machine = request.machine
+    if isinstance(request.base, HubBase):
+        from mta_cli.engine.model.random_base import make_random_base
+
+        shape = request.base
+        return make_random_base(
+            shape.family, shape.config, device=machine.device, dtype=machine.dtype, seed=machine.seed
+        )
+    from mta_cli.pipeline.models.load import load_on_device
+
+    return load_on_device(request.base, machine)
+
+
+def _plan_lines(plan: BenchPlan, request: BenchRequest) -> tuple[PlanLine, ...]:
+    weights = "random weights" if isinstance(request.base, HubBase) else "its own weights"
+    needed, free = (
+        "not known" if size is None else f"about {size / 1e9:.1f} GB" for size in (plan.computed, plan.free)
+    )
+    return (
+        PlanLine("base", f"{plan.name}, {plan.parameters:,} parameters, {weights}"),
+        PlanLine("device", f"{plan.device}, {str(plan.dtype)[6:]}"),
+        PlanLine("memory", needed),
+        PlanLine("free", free),
+        PlanLine("time", f"{request.seconds:g} s or somewhat more for each of 4 measurements"),
+    )
+
+
+def _facts(plan: BenchPlan) -> dict[str, Any]:
+    return {
+        "base": plan.name,
+        "parameters": plan.parameters,
+        "device": str(plan.device),
+        "dtype": str(plan.dtype)[6:],
+        "pass_tokens": plan.pass_tokens,
+        "computed_bytes": plan.computed,
+        "free_bytes": plan.free,
+    }
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    import torch
+
+    from mta_cli import __version__
+    from mta_cli.pipeline.runs import library_versions
+
+    return {
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "versions": {"mta": __version__, **library_versions()},
+    }
