@@ -51,20 +51,17 @@ class Throughput:
 
 
 def measure(pieces: Pieces, seconds: float, *, warm_up: int = 1) -> Throughput:
-    """The speed of `pieces` over about `seconds`, without the first `warm_up` of them.
-
-    Where the warm-up alone takes so long, it counts.
-    """
-    begin, done, number = time.perf_counter(), 0, 0
+    """The speed of `pieces` over `seconds` and the piece that is under way then, without the first `warm_up` pieces."""
     found = Throughput(0, 1.0)
     with closing(pieces):
+        for _ in itertools.islice(pieces, warm_up):
+            pass
+        begin, done = time.perf_counter(), 0
         for piece in pieces:
-            done, number = done + piece, number + 1
+            done += piece
             found = Throughput(done, time.perf_counter() - begin)
             if found.seconds >= seconds:
                 break
-            if number == warm_up:
-                begin, done = time.perf_counter(), 0
     return found
 
 

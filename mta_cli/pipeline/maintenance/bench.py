@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, JobPlan, JobProgress, JobResult, JobStarted, PlanLine
-from mta_cli.options import BankOptions, MachineOptions
+from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, MachineOptions
 from mta_cli.pipeline.models.bases import HUB_BASES, PASS_TOKENS, PROGRAM_BYTES, HubBase, full_name, memory_bytes
 from mta_cli.pipeline.models.manifest import ModelEntry
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.throughput import Throughput
 
 DEFAULT_SECONDS, DEFAULT_USERS = 5.0, 16
 MIN_PASS_TOKENS = PASS_TOKENS  # smaller passes would not measure what a training does
@@ -66,23 +68,13 @@ def run_bench(request: BenchRequest, *, dry_run: bool = False) -> Iterator[Event
         return
     _require_memory(plan)
     yield JobStarted("bench", 5, "measurements")
-    from mta_cli.engine import throughput
     from mta_cli.engine.model import device_memory
 
     device_memory.reset_peak(plan.device)
     base = _load(request)
     yield JobProgress("base", 1)
-    seed, seconds = request.machine.seed, request.seconds
-    measurements: dict[str, Callable[[], throughput.Throughput]] = {
-        "train_tokens": lambda: throughput.measure(throughput.train_tokens(base, plan.pass_tokens, seed), seconds),
-        "adapters": lambda: throughput.adapt_users(base, seconds, seed),
-        "decode_tokens": lambda: throughput.measure(throughput.decode_tokens(base, seed), seconds, warm_up=2),
-        "batch_tokens": lambda: throughput.measure(
-            throughput.decode_batch_tokens(base, request.users, seed), seconds, warm_up=2
-        ),
-    }
     rates = {}
-    for number, (name, measurement) in enumerate(measurements.items(), 2):
+    for number, (name, measurement) in enumerate(_measurements(base, request, plan.pass_tokens), 2):
         rates[f"{name}_per_second"] = measurement().rate
         yield JobProgress(name.replace("_", " "), number)
     yield JobResult(
@@ -95,6 +87,22 @@ def run_bench(request: BenchRequest, *, dry_run: bool = False) -> Iterator[Event
             **_environment(plan.device),
         }
     )
+
+
+def _measurements(
+    base: LoadedBase, request: BenchRequest, pass_tokens: int
+) -> Iterator[tuple[str, Callable[[], Throughput]]]:
+    """What is measured, by name. Training comes last, when the copies of the weights for decoding are gone again."""
+    from mta_cli.engine import throughput
+
+    seed, seconds = request.machine.seed, request.seconds
+    one, many = throughput.decode_tokens(base, seed), throughput.decode_batch_tokens(base, request.users, seed)
+    yield "decode_tokens", lambda: throughput.measure(one, seconds, warm_up=2)  # the prompt, and packing the weights
+    yield "batch_tokens", lambda: throughput.measure(many, seconds, warm_up=2)
+    if base.llama_decoder is not None:
+        base.llama_decoder.invalidate_caches()
+    yield "adapters", lambda: throughput.adapt_users(base, seconds, seed)
+    yield "train_tokens", lambda: throughput.measure(throughput.train_tokens(base, pass_tokens, seed), seconds)
 
 
 def plan_bench(request: BenchRequest) -> BenchPlan:
@@ -122,34 +130,35 @@ def plan_bench(request: BenchRequest) -> BenchPlan:
 def computed_bytes(
     shape: HubBase, device: str, number_bytes: int, pass_tokens: int, users: int, *, file_is_read: bool
 ) -> int:
-    """The most memory of a bench by the formulas of `memory_bytes`, with the LoRAs of the batch's users.
+    """The most memory of a bench: the formulas of `memory_bytes`, and the LoRAs that are in memory.
 
     A base from a file has one more copy of its weights on a CPU, the mapped file.
     """
-    from mta_cli.engine.throughput import BATCH_CONTEXT
+    from mta_cli.engine.methods.anchor_weights import MAX_USERS_PER_BATCH
+    from mta_cli.engine.throughput import BATCH_CONTEXT, GROUP_USERS, ROW_TOKENS
 
     on_cpu = device == "cpu"
-    mapped = 1 if on_cpu and file_is_read else 0
+    copies = 1 + (on_cpu and file_is_read)
     packed = 2 if on_cpu and shape.fast and number_bytes == 2 else 0  # for steps of one row, and of several
-    program = PROGRAM_BYTES if on_cpu else 0
-    train = memory_bytes(
-        shape, "train", number_bytes=number_bytes, copies=1 + mapped, tokens=pass_tokens, program=program
-    )
-    serve = memory_bytes(
-        shape,
-        "serve",
-        number_bytes=number_bytes,
-        copies=1 + mapped + packed,
-        tokens=users * BATCH_CONTEXT,
-        program=program,
-    )
-    rank, heads = BankOptions().rank, shape.head_dim * (shape.heads + 2 * shape.kv_heads)
-    layer = rank * (
-        (4 * shape.width + heads + shape.head_dim * shape.heads)  # queries, keys, values; attention's output
-        + 3 * (shape.width + shape.inner)
-    )
-    factors = max(1, shape.layers // 3) * layer
-    return max(train, serve + users * factors * (4 + 3 * number_bytes))  # in float32, cast, and fused with zeros
+    compute = partial(memory_bytes, shape, number_bytes=number_bytes, program=PROGRAM_BYTES if on_cpu else 0)
+    upper, frozen = lora_numbers(shape, max(1, shape.layers // 3)), 4 + 3 * number_bytes  # float32, cast, fused
+    # 1. a group in all layers: factors, gradients and two moments in float32; the pass's own factors and gradients
+    train = compute("train", copies=copies, tokens=pass_tokens)
+    train += GROUP_USERS * lora_numbers(shape, shape.layers) * (4 * 4 + 2 * number_bytes)
+    # 2. users on their merged anchors, in the upper third
+    shots = min(pass_tokens, MAX_USERS_PER_BATCH * AdaptOptions().shots * ROW_TOKENS)
+    adapt = compute("train", copies=copies, tokens=shots // 3)
+    adapt += MAX_USERS_PER_BATCH * FuseOptions().top_k * upper * frozen
+    # 3. a batch of answers
+    serve = compute("serve", copies=copies + packed, tokens=users * BATCH_CONTEXT) + users * upper * frozen
+    return max(train, adapt, serve)
+
+
+def lora_numbers(shape: HubBase, layers: int) -> int:
+    """How many numbers a LoRA of the default bank has in so many layers."""
+    queries, keys = shape.head_dim * shape.heads, shape.head_dim * shape.kv_heads
+    attention = 4 * shape.width + 2 * queries + 2 * keys
+    return layers * BankOptions().rank * (attention + 3 * (shape.width + shape.inner))
 
 
 def _shape(base: HubBase | ModelEntry) -> HubBase | None:

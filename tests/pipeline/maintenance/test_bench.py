@@ -15,7 +15,7 @@ from mta_cli.engine.model.random_base import make_random_base
 from mta_cli.errors import BadInput, UsageError
 from mta_cli.events import JobPlan, JobProgress
 from mta_cli.options import MachineOptions
-from mta_cli.pipeline.maintenance.bench import BenchRequest, computed_bytes, plan_bench, run_bench
+from mta_cli.pipeline.maintenance.bench import BenchRequest, computed_bytes, lora_numbers, plan_bench, run_bench
 from mta_cli.pipeline.models import bases
 from mta_cli.pipeline.models.bases import HUB_BASES, PROGRAM_BYTES, HubBase, memory_bytes
 from mta_cli.pipeline.models.installed import resolve_model
@@ -108,6 +108,25 @@ def test_computed_memory_is_that_of_the_catalog_where_it_is_the_same_work() -> N
 def test_rows_are_as_long_as_the_computed_memory_assumes() -> None:
     assert throughput.ROW_TOKENS == bases.ROW_TOKENS
     assert throughput.ANSWER_TOKENS == bases.ROW_TOKENS * bases.ANSWER_SHARE
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
+def test_the_numbers_of_a_lora_are_counted(family: str) -> None:
+    shape = replace(TINY, family=family, layers=6, kv_heads=1, head_dim=24)
+    base = make_random_base(family, shape.config, device="cpu", dtype="float32")
+    assert throughput.random_lora(base, 0).num_parameters == lora_numbers(shape, 2), "the upper third"
+
+
+def test_the_copies_for_decoding_are_gone_when_users_are_adapted(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+
+    def adapt(base: Any, seconds: float, seed: int) -> throughput.Throughput:
+        kept.extend(projection.has_half for projection in base.llama_decoder.all_projections())
+        return throughput.Throughput(1, 1.0)
+
+    monkeypatch.setattr(throughput, "adapt_users", adapt)
+    measured(TINY, MachineOptions(device="cpu", dtype="bfloat16"))
+    assert kept and not any(kept)
 
 
 def test_a_plan_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
