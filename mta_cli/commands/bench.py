@@ -77,7 +77,7 @@ def _measured_base(context: AppContext, shape: str | None) -> HubBase | ModelEnt
 
 def _render_bench(result: dict[str, Any]) -> Any:
     device = result["device"] if result["device_name"] is None else f"{result['device']} ({result['device_name']})"
-    threads = f", {result['threads']} threads" if result["device"] == "cpu" else ""
+    threads = f", threads: {result['threads']}" if result["device"] == "cpu" else ""
     decoder = "fast decoder" if result["decoder"] == "fast" else "transformers' modules"
     rows = (
         ("base", f"{result['base']}, {result['parameters'] / 1e6:,.0f}M parameters"),

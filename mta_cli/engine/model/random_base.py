@@ -24,13 +24,16 @@ def make_random_base(
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)
     cards = [place.index or 0] if place.type == "cuda" else []
-    with torch.random.fork_rng(devices=cards), place:  # weights are made where they are needed
-        torch.manual_seed(seed)
-        try:
+    try:
+        with torch.random.fork_rng(devices=cards), place:  # weights are made where they are needed
+            torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 AutoConfig.for_model(family, **config), dtype=number
             )
-        except torch.OutOfMemoryError as error:
-            raise BadInput(f"random weights of this shape do not fit into {place}'s memory") from error
-    model = model.eval().requires_grad_(False)
-    return with_decoder(LoadedBase(model, None, f"random:{seed}", family, place, number, ()))
+        model = model.eval().requires_grad_(False)
+        return with_decoder(LoadedBase(model, None, f"random:{seed}", family, place, number, ()))
+    except torch.OutOfMemoryError as error:
+        raise BadInput(
+            f"random weights of this shape do not fit into the memory of {place}",
+            hint="a smaller shape, or --device cpu",
+        ) from error

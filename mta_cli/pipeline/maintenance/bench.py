@@ -69,13 +69,22 @@ def run_bench(request: BenchRequest, *, dry_run: bool = False) -> Iterator[Event
     _require_memory(plan)
     yield JobStarted("bench", 5, "measurements")
     from mta_cli.engine.model import device_memory
+    from mta_cli.engine.scoring.backends import is_out_of_memory
 
     device_memory.reset_peak(plan.device)
     base = _load(request)
     yield JobProgress("base", 1)
     rates = {}
     for number, (name, measurement) in enumerate(_measurements(base, request, plan.pass_tokens), 2):
-        rates[f"{name}_per_second"] = measurement().rate
+        try:
+            rates[f"{name}_per_second"] = measurement().rate
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise BadInput(
+                f"{plan.name}: the memory of {plan.device} ran out ({name.replace('_', ' ')})",
+                hint="fewer --users, or a smaller shape: mta model list --available",
+            ) from error
         yield JobProgress(name.replace("_", " "), number)
     yield JobResult(
         {

@@ -79,6 +79,17 @@ def test_missing_memory_is_refused_before_anything_is_made(monkeypatch: pytest.M
         measured(HUB_BASES["llama-3.1-8b-instruct"], MachineOptions(device="cpu", dtype="bfloat16"))
 
 
+def test_memory_that_runs_out_meanwhile_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*rest: Any) -> Any:
+        yield 1
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(throughput, "decode_batch_tokens", full)
+    with pytest.raises(BadInput, match=r"tiny: the memory of cpu ran out \(batch tokens\)") as refused:
+        measured(TINY)
+    assert "--users" in str(refused.value.hint)
+
+
 def test_where_free_memory_is_not_known_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_memory, "free_bytes", lambda device: None)
     assert measured(TINY)["free_bytes"] is None
