@@ -8,12 +8,14 @@ DEV    := $(VENV)/.installed-dev
 
 # Small models on few cores: one computing thread for each test worker is fastest.
 WORKERS ?= 2
+# What `make check-gpu` checks: auto, cpu, cuda, cuda:N or mps.
+DEVICE  ?= auto
 TRUST   = tests/trust tests/tui/test_terminal.py tests/pipeline/users/test_consent.py tests/commands/test_traces.py \
   tests/store/test_erase.py
 PYTEST  = OMP_NUM_THREADS=1 MTA_TEST_MODELS="$$($(BIN)/mta model path)" $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo test test-fast test-slow nightly trust versions lint types format docs screens bench clean
+.PHONY: help install models demo test test-fast test-slow nightly trust versions lint types format docs screens bench check-gpu clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -84,6 +86,9 @@ bench: models $(DEV)  ## the benchmarks beside PEFT and TRL, one after another (
 	$(BIN)/python -m pip install --quiet --editable '.[dev,bench,ray]'
 	@for script in tests/bench/bench_*.py; do echo "== $$script"; \
 	  GOMP_SPINCOUNT=10000 $(BIN)/python -W ignore -m tests.bench.$$(basename $$script .py) || exit 1; done
+
+check-gpu: $(DEV)  ## whether all is computed right on this machine's GPU, and how fast; ends in one JSON document
+	@$(BIN)/python -m tests.check_gpu --device $(DEVICE)
 
 clean:  ## remove .venv, caches and what was built
 	rm -rf $(VENV) $(VENV)-lowest-direct $(VENV)-highest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -77,6 +77,8 @@ A token costs two operations a parameter forward and two back to the activations
 |---|---:|---:|
 {chr(10).join(checks)}
 
+`mta bench --shape NAME` measures on your own machine what this model assumes: `adapters_per_second`, for `upper`, 16 anchors and rows of 128 tokens ([bases](bases.md#on-your-machine)).
+
 So the model may be carried over. On a GPU that reaches {GPU_FLOPS / 1e12:.0f} TFLOP/s (assumed: 35 % of an H100's 989) a base of 8B takes {1000 * gpu_seconds:.0f} ms a user, `late`.
 
 | time to adapt everybody, `late` | 10³ users | 10⁵ | 10⁶ |

@@ -37,6 +37,7 @@ COMMAND_TARGETS = {
     "tui": "tui:tui",
     "demo": "demo:demo",
     "doctor": "doctor:doctor",
+    "bench": "bench:bench",
     "backup": "backup:backup",
     "restore": "backup:restore",
     "snapshot": "snapshot:snapshot",

@@ -121,6 +121,7 @@ def test_commands_are_listed_in_reading_order() -> None:
         "tui",
         "demo",
         "doctor",
+        "bench",
         "backup",
         "restore",
         "snapshot",

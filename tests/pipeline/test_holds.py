@@ -287,7 +287,7 @@ def test_who_leaves_while_their_history_is_read_does_not_come_back(peopled: Regi
 ONE_TRANSACTION = {"import_file", "add_user", "set_consent", "forget_user", "Conversation.accept_exchange"}
 OF_OTHER_JOBS = {"run_demo", "resume_job"}
 NOTHING_BY_USER = {
-    *("plan_demo", "plan_forget", "pull_model", "back_up", "restore", "repair", "run_checks"),
+    *("plan_demo", "plan_forget", "pull_model", "back_up", "restore", "repair", "run_checks", "run_bench"),
     *("publish_snapshot", "pull_snapshot"),
     *(f"Conversation.{name}" for name in ("opening_notes", "switch_user", "switch_mode", "reset", "resume")),
     "Conversation.stored_chats",

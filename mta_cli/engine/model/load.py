@@ -104,11 +104,15 @@ def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", 
     _require_finite(name, model)
     model = _to_device(model, place).eval().requires_grad_(False)
     ends = _end_ids(model.config, model.generation_config, tokenizer)
-    base = LoadedBase(model, tokenizer, fingerprint, name, place, number, ends)
     with load_errors_as_bad_input(f"{name} is of no use as a causal language model", f"look into {path}"):
-        base.llama_decoder = build_llama_decoder(model)
-        decoder = base.llama_decoder
-        base.head_is_exact = (decoder is not None and decoder.logit_cap is None) or _head_is_exact(model, place)
+        return with_decoder(LoadedBase(model, tokenizer, fingerprint, name, place, number, ends))
+
+
+def with_decoder(base: LoadedBase) -> LoadedBase:
+    """The same base with its decoder where the decoder computes it, after looking at its output layer."""
+    decoder = base.llama_decoder = build_llama_decoder(base.model)
+    exact = decoder is not None and decoder.logit_cap is None
+    base.head_is_exact = exact or _head_is_exact(base.model, base.device)
     return base
 
 

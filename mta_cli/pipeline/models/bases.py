@@ -9,8 +9,9 @@ import difflib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from mta_cli.errors import NotFound
 from mta_cli.pipeline.models.catalog import PACKAGES
 
 # those that `engine/model/layer_spec.py` describes
@@ -22,6 +23,15 @@ ANSWER_SHARE = 1 / 8  # assumed: the share of them that are answers and have log
 CONTEXT_TOKENS = 4096  # tokens of the conversation that is served
 FAST_COPIES = {"train": 2, "serve": 4}  # of the weights on a CPU: file, fused; served also float16, oneDNN's order
 PROGRAM_BYTES = 600 * 10**6  # measured: the process with its libraries and the embedder, without a base
+FAMILY_SETTINGS = {"granite": {"residual_multiplier": 0.22, "logits_scaling": 8.0}}  # they keep a base from being fast
+SHORT_NAMES = {  # of shapes
+    "smollm2-135m": "smollm2-135m-instruct",
+    "smollm2-360m": "smollm2-360m-instruct",
+    "llama-1b": "llama-3.2-1b-instruct",
+    "llama-3b": "llama-3.2-3b-instruct",
+    "llama-8b": "llama-3.1-8b-instruct",
+    "mistral-7b": "mistral-7b-instruct-v0.3",
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,23 @@ class HubBase:
         return self.family in FAST_FAMILIES
 
     @property
+    def config(self) -> dict[str, Any]:
+        """What its `config.json` says about its shape, by transformers' names."""
+        return {
+            "num_hidden_layers": self.layers,
+            "hidden_size": self.width,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.inner,
+            "vocab_size": self.vocabulary,
+            "tie_word_embeddings": self.tied,
+            "pad_token_id": 0,
+            "max_position_embeddings": CONTEXT_TOKENS,
+            **FAMILY_SETTINGS.get(self.family, {}),
+        }
+
+    @property
     def parameters(self) -> int:
         """How many numbers its weights are."""
         heads = self.head_dim * (self.heads + 2 * self.kv_heads)  # width of queries, keys and values
@@ -81,27 +108,41 @@ class HubBase:
         return NUMBER_BYTES * stored
 
 
-def memory_bytes(base: HubBase, use: Literal["train", "serve"]) -> int:
-    """An estimate of the most resident memory of a process, in bytes, on a CPU in bfloat16 with mta's defaults.
+def memory_bytes(
+    base: HubBase,
+    use: Literal["train", "serve"],
+    *,
+    number_bytes: int = NUMBER_BYTES,
+    copies: int | None = None,
+    tokens: int | None = None,
+    program: int = PROGRAM_BYTES,
+) -> int:
+    """An estimate of the most resident memory of a process, in bytes; on a CPU in bfloat16 with mta's defaults.
+
+    For others: bytes of a number, `copies` of the weights, `tokens` of a training pass or of all conversations, and
+    bytes of the `program`.
 
     Both: `PROGRAM_BYTES`, and the weights with the fast decoder's copies (`engine/model/llama.py`).
     Training: what a pass of `PASS_TOKENS` keeps for its backward pass, in all layers because the task adapter acts in
     all, and logits of the answers with their gradients in float32. What is kept is counted from the fast decoder;
     transformers' modules keep more. Serving: keys and values of one conversation of `CONTEXT_TOKENS`.
     """
-    weights = NUMBER_BYTES * base.parameters * (FAST_COPIES[use] if base.fast else 1)
+    if copies is None:
+        copies = FAST_COPIES[use] if base.fast else 1
+    if tokens is None:
+        tokens = CONTEXT_TOKENS if use == "serve" else PASS_TOKENS
+    weights = number_bytes * base.parameters * copies
     if use == "serve":
-        key_values = NUMBER_BYTES * 2 * base.layers * base.kv_heads * base.head_dim * CONTEXT_TOKENS
-        return PROGRAM_BYTES + weights + key_values
+        return program + weights + number_bytes * 2 * base.layers * base.kv_heads * base.head_dim * tokens
     per_token = (
         4 * base.width  # residual stream and normalised states, before attention and before the MLP
         + base.head_dim * (3 * base.heads + 2 * base.kv_heads)  # queries twice, keys, values and attention's output
         + base.heads * ROW_TOKENS  # attention weights
         + 4 * base.inner  # gate, its activation, up, and their product
     )
-    kept = NUMBER_BYTES * PASS_TOKENS * base.layers * per_token
-    logits = 3 * 4 * round(PASS_TOKENS * ANSWER_SHARE) * base.vocabulary  # logits, probabilities and gradients
-    return PROGRAM_BYTES + weights + kept + logits
+    kept = number_bytes * tokens * base.layers * per_token
+    logits = 3 * 4 * round(tokens * ANSWER_SHARE) * base.vocabulary  # logits, probabilities and gradients
+    return program + weights + kept + logits
 
 
 def _smollm2(size: str, layers: int, width: int, heads: int, kv_heads: int, inner: int) -> HubBase:
@@ -157,6 +198,15 @@ HUB_BASES: dict[str, HubBase] = {base.name: base for base in _ALL}
 def full_name(name: str) -> str:
     """The name under which a model is installed: a short name of the catalog stands for its name on the hub."""
     return HUB_BASES[name].hub_name if name in HUB_BASES and name not in PACKAGES else name
+
+
+def find_shape(name: str) -> HubBase:
+    """The base of the catalog whose shape has this name. Raises NotFound with similar names."""
+    if (base := HUB_BASES.get(SHORT_NAMES.get(name, name))) is not None:
+        return base
+    near = near_names(name, (*HUB_BASES, *SHORT_NAMES))
+    meant = f"did you mean {', '.join(near)}?" if near else "mta model list --available shows the names"
+    raise NotFound(f"There is no shape {name[:200]!r}", hint=meant)
 
 
 def can_be_pulled(name: str) -> bool:

@@ -9,12 +9,15 @@ import torch
 
 from mta_cli.engine.model.llama import build_llama_decoder
 from mta_cli.engine.scoring.prefix_cache_scoring import CPU_BATCH_TOKENS
+from mta_cli.errors import NotFound
 from mta_cli.pipeline.models.bases import (
     FAST_FAMILIES,
     HUB_BASES,
     PASS_TOKENS,
+    SHORT_NAMES,
     HubBase,
     can_be_pulled,
+    find_shape,
     full_name,
     memory_bytes,
     near_names,
@@ -47,18 +50,7 @@ def empty_model(base: HubBase) -> Any:
     """transformers' own model of the base's shape, without memory for weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(
-        base.family,
-        num_hidden_layers=base.layers,
-        hidden_size=base.width,
-        num_attention_heads=base.heads,
-        num_key_value_heads=base.kv_heads,
-        head_dim=base.head_dim,
-        intermediate_size=base.inner,
-        vocab_size=base.vocabulary,
-        tie_word_embeddings=base.tied,
-        pad_token_id=0,
-    )
+    config = AutoConfig.for_model(base.family, **base.config)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
@@ -118,3 +110,15 @@ def test_a_short_name_stands_for_the_hub_name() -> None:
 )
 def test_near_names(name: str, near: list[str]) -> None:
     assert near_names(name, HUB_BASES)[: len(near) or 5] == near
+
+
+@pytest.mark.parametrize("name", [*HUB_BASES, *SHORT_NAMES])
+def test_every_name_of_the_catalog_and_every_short_one_is_a_shape(name: str) -> None:
+    assert find_shape(name).name == SHORT_NAMES.get(name, name)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("llama-2b", "llama-1b"), ("Qwen3", "qwen3-0.6b"), ("?", "--available")])
+def test_an_unknown_shape_is_refused_with_similar_names(name: str, hint: str) -> None:
+    with pytest.raises(NotFound, match="no shape") as refused:
+        find_shape(name)
+    assert hint in str(refused.value.hint)

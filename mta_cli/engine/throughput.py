@@ -1,0 +1,155 @@
+"""How fast a base trains, adapts and decodes on its device, by the product's own code on random texts.
+
+Each measurement is a generator that reports what it has done, piece by piece, and goes on for as long as it is asked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import torch
+
+from mta_cli.engine.generation.generate import generate_tokens
+from mta_cli.engine.generation.generate_batch import SamplingParams, stream_answers
+from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
+from mta_cli.engine.lora.lora_xs import bank_basis
+from mta_cli.engine.methods.anchor_weights import MAX_USERS_PER_BATCH
+from mta_cli.engine.methods.catalog import find_method
+from mta_cli.engine.methods.method import MethodContext, UserShots
+from mta_cli.engine.methods.personalize import build_models
+from mta_cli.engine.model.load import LoadedBase, fresh_activation_cache
+from mta_cli.engine.text.prompts import TrainingRow
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
+from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
+from mta_cli.errors import IntegrityFault
+from mta_cli.options import MAX_STACK_RANK, AdaptOptions, BankOptions
+
+ROW_TOKENS, ANSWER_TOKENS = 128, 16  # of a row of training, and of its answer
+GROUP_USERS = 8  # users who train together
+PROFILE_WIDTH = 384  # numbers of a profile, as the default embedder makes them
+BATCH_CONTEXT = 1024  # tokens of each conversation of a batch; their cache is allocated in advance
+ENDLESS = 10**6  # steps of a training that stops when time is up
+
+Pieces = Generator[int, None, None]
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What was done, and in how many seconds."""
+
+    done: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """How much was done in a second."""
+        return self.done / self.seconds
+
+
+def measure(pieces: Pieces, seconds: float, *, warm_up: int = 1) -> Throughput:
+    """The speed of `pieces` over `seconds` and the piece that is under way then, without the first `warm_up` pieces."""
+    found = Throughput(0, 1.0)
+    with closing(pieces):
+        for _ in itertools.islice(pieces, warm_up):
+            pass
+        begin, done = time.perf_counter(), 0
+        for piece in pieces:
+            done += piece
+            found = Throughput(done, time.perf_counter() - begin)
+            if found.seconds >= seconds:
+                break
+    return found
+
+
+def train_tokens(base: LoadedBase, tokens: int, seed: int) -> Pieces:
+    """The tokens of each step in which `GROUP_USERS` users train LoRAs of the default bank, in all layers.
+
+    A step has about `tokens` tokens. Raises IntegrityFault where the loss is not finite.
+    """
+    options = BankOptions()
+    start = init_lora_weights(base.model, options.targets, "all", options.rank, options.alpha, seed)
+    rows = max(1, tokens // (GROUP_USERS * ROW_TOKENS))
+    schedule = Schedule(ENDLESS, rows, options.learning_rate)
+    texts = _random_rows(base, GROUP_USERS * rows, seed)
+    members = [GroupMember(start, texts[i * rows : (i + 1) * rows], schedule, seed) for i in range(GROUP_USERS)]
+    trainer = Trainer(base, members)
+    for steps in trainer.train_steps():
+        if trainer.failed:
+            raise IntegrityFault(f"training failed: {next(iter(trainer.failed.values()))}", hint="--dtype float32")
+        yield sum(step.tokens for step in steps.values())
+
+
+def adapt_users(base: LoadedBase, seconds: float, seed: int) -> Throughput:
+    """Users adapted by the method `mta` with its defaults, above a bank of the default size, and their seconds.
+
+    Groups of 1, 2, 4, … users are adapted until about `seconds` are over; the fastest group counts. Raises
+    IntegrityFault where a stack fails.
+    """
+    bank, shots = BankOptions(), AdaptOptions().shots
+    anchors = [random_lora(base, seed + i) for i in range(bank.anchors)]
+    basis = bank_basis(anchors, MAX_STACK_RANK)
+    generator = torch.Generator().manual_seed(seed)
+    profiles = torch.nn.functional.normalize(torch.randn(bank.anchors, PROFILE_WIDTH, generator=generator), dim=-1)
+    context = MethodContext(base, BUILTIN_TASKS["free"], anchors, profiles, seed, make_basis=lambda: basis)
+    method, size, numbers, begin = find_method("mta"), 1, itertools.count(), time.perf_counter()
+    best: Throughput | None = None
+    while best is None or time.perf_counter() - begin < seconds:
+        users = []
+        for number in itertools.islice(numbers, size):
+            rows = tuple(_random_rows(base, shots, seed + number))
+            users.append(UserShots(number, ("",) * shots, ("",) * shots, rows, profiles[number % bank.anchors]))
+        started = time.perf_counter()
+        with fresh_activation_cache(base):
+            models = build_models(method, context, users, {})
+        context.cache.clear()
+        if any(model.failed for model in models):
+            raise IntegrityFault("a stack did not end in finite weights", hint="--dtype float32")
+        found = Throughput(size, time.perf_counter() - started)
+        best = found if best is None else max(best, found, key=lambda one: one.rate)
+        size = min(2 * size, MAX_USERS_PER_BATCH)
+    return best
+
+
+def decode_tokens(base: LoadedBase, seed: int) -> Pieces:
+    """1 for each token of one user's answer. The user's LoRAs are merged into the weights, and so cost nothing."""
+    endless = replace(base, end_ids=())
+    for _ in generate_tokens(endless, _random_tokens(base, ROW_TOKENS, seed), max_tokens=base.window - ROW_TOKENS):
+        yield 1
+
+
+def decode_batch_tokens(base: LoadedBase, users: int, seed: int) -> Pieces:
+    """The tokens of each step of a batch of `users` answers of different users, each with a LoRA of the bank's kind."""
+    loras = [(random_lora(base, seed + user),) for user in range(users)]
+    prompts = [_random_tokens(base, ROW_TOKENS, seed + user) for user in range(users)]
+    params = SamplingParams(max_tokens=min(base.window, BATCH_CONTEXT) - ROW_TOKENS)
+    answers = stream_answers(replace(base, end_ids=()), prompts, loras, range(users), params, seed=seed)
+    for number, _ in enumerate(answers, 1):
+        if number % users == 0:
+            yield users
+
+
+def random_lora(base: LoadedBase, seed: int) -> LoraWeights:
+    """A LoRA of the default bank, with a ΔW that is small and not zero."""
+    options = BankOptions()
+    start = init_lora_weights(base.model, options.targets, options.placement, options.rank, options.alpha, seed)
+    generator = torch.Generator().manual_seed(seed)
+    factors = {path: (a, 1e-3 * torch.randn(b.shape, generator=generator)) for path, (a, b) in start.factors.items()}
+    return replace(start, factors=factors)
+
+
+def _random_rows(base: LoadedBase, count: int, seed: int) -> list[TrainingRow]:
+    tokens = _random_tokens(base, count * ROW_TOKENS, seed)
+    return [
+        TrainingRow(tuple(tokens[i * ROW_TOKENS : (i + 1) * ROW_TOKENS]), ROW_TOKENS - ANSWER_TOKENS)
+        for i in range(count)
+    ]
+
+
+def _random_tokens(base: LoadedBase, count: int, seed: int) -> list[int]:
+    vocabulary = int(base.model.get_input_embeddings().weight.shape[0])
+    tokens: list[int] = torch.randint(vocabulary, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return tokens

@@ -1,0 +1,239 @@
+"""The job behind `mta bench`: how fast and how large a base is on this machine.
+
+A shape of the catalog is measured with random weights, so that nothing has to be pulled; an installed base with its
+own. Knows no store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import BadInput
+from mta_cli.events import Event, JobPlan, JobProgress, JobResult, JobStarted, PlanLine
+from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, MachineOptions
+from mta_cli.pipeline.models.bases import HUB_BASES, PASS_TOKENS, PROGRAM_BYTES, HubBase, full_name, memory_bytes
+from mta_cli.pipeline.models.manifest import ModelEntry
+
+if TYPE_CHECKING:
+    import torch
+
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.throughput import Throughput
+
+DEFAULT_SECONDS, DEFAULT_USERS = 5.0, 16
+MIN_PASS_TOKENS = PASS_TOKENS  # smaller passes would not measure what a training does
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What to measure: the shape of a base, or an installed base; `seconds` for each of four measurements.
+
+    `users` decode in one batch.
+    """
+
+    base: HubBase | ModelEntry
+    machine: MachineOptions
+    seconds: float = DEFAULT_SECONDS
+    users: int = DEFAULT_USERS
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """Where a bench computes, with how many tokens in a training pass, and how many bytes it needs at most.
+
+    `computed` is None for a base whose shape is not in the catalog, `free` where the system does not say it.
+    """
+
+    name: str
+    parameters: int
+    device: torch.device
+    dtype: torch.dtype
+    pass_tokens: int
+    computed: int | None
+    free: int | None
+
+
+def run_bench(request: BenchRequest, *, dry_run: bool = False) -> Iterator[Event]:
+    """Measure. `JobResult.result` is the document of `mta bench --json`.
+
+    Raises BadInput before anything large is allocated where the memory is not there.
+    """
+    plan = plan_bench(request)
+    yield JobPlan("bench", _plan_lines(plan, request))
+    if dry_run:
+        yield JobResult({"dry_run": True, **_facts(plan)})
+        return
+    _require_memory(plan)
+    yield JobStarted("bench", 5, "measurements")
+    from mta_cli.engine.model import device_memory
+    from mta_cli.engine.scoring.backends import is_out_of_memory
+
+    device_memory.reset_peak(plan.device)
+    base = _load(request)
+    yield JobProgress("base", 1)
+    rates = {}
+    for number, (name, measurement) in enumerate(_measurements(base, request, plan.pass_tokens), 2):
+        try:
+            rates[f"{name}_per_second"] = measurement().rate
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise BadInput(
+                f"{plan.name}: the memory of {plan.device} ran out ({name.replace('_', ' ')})",
+                hint="fewer --users, or a smaller shape: mta model list --available",
+            ) from error
+        yield JobProgress(name.replace("_", " "), number)
+    yield JobResult(
+        {
+            **_facts(plan),
+            "decoder": "transformers" if base.llama_decoder is None else "fast",
+            "batch_users": request.users,
+            **rates,
+            "peak_bytes": device_memory.peak_bytes(plan.device),
+            **_environment(plan.device),
+        }
+    )
+
+
+def _measurements(
+    base: LoadedBase, request: BenchRequest, pass_tokens: int
+) -> Iterator[tuple[str, Callable[[], Throughput]]]:
+    """What is measured, by name. Training comes last, when the copies of the weights for decoding are gone again."""
+    from mta_cli.engine import throughput
+
+    seed, seconds = request.machine.seed, request.seconds
+    one, many = throughput.decode_tokens(base, seed), throughput.decode_batch_tokens(base, request.users, seed)
+    yield "decode_tokens", lambda: throughput.measure(one, seconds, warm_up=2)  # the prompt, and packing the weights
+    yield "batch_tokens", lambda: throughput.measure(many, seconds, warm_up=2)
+    if base.llama_decoder is not None:
+        base.llama_decoder.invalidate_caches()
+    yield "adapters", lambda: throughput.adapt_users(base, seconds, seed)
+    yield "train_tokens", lambda: throughput.measure(throughput.train_tokens(base, pass_tokens, seed), seconds)
+
+
+def plan_bench(request: BenchRequest) -> BenchPlan:
+    """Where and with how much. Raises UsageError for a device or number format that is not there."""
+    from mta_cli.engine.model.device_memory import free_bytes
+    from mta_cli.engine.model.load import resolve_device, resolve_dtype
+    from mta_cli.engine.scoring.prefix_cache_scoring import device_batch_tokens
+
+    device = resolve_device(request.machine.device)
+    dtype = resolve_dtype(request.machine.dtype, device)
+    shape, free, tokens = _shape(request.base), free_bytes(device), device_batch_tokens(device)
+    parameters = request.base.parameters if isinstance(request.base, HubBase) else request.base.detail["parameters"]
+    computed = None
+    if shape is not None:
+        file_is_read = not isinstance(request.base, HubBase)
+        computed = computed_bytes(shape, device.type, dtype.itemsize, tokens, request.users, file_is_read=file_is_read)
+        while free is not None and computed > free and tokens > MIN_PASS_TOKENS:  # as a training does
+            tokens //= 2
+            computed = computed_bytes(
+                shape, device.type, dtype.itemsize, tokens, request.users, file_is_read=file_is_read
+            )
+    return BenchPlan(request.base.name, parameters, device, dtype, tokens, computed, free)
+
+
+def computed_bytes(
+    shape: HubBase, device: str, number_bytes: int, pass_tokens: int, users: int, *, file_is_read: bool
+) -> int:
+    """The most memory of a bench: the formulas of `memory_bytes`, and the LoRAs that are in memory.
+
+    A base from a file has one more copy of its weights on a CPU, the mapped file.
+    """
+    from mta_cli.engine.methods.anchor_weights import MAX_USERS_PER_BATCH
+    from mta_cli.engine.throughput import BATCH_CONTEXT, GROUP_USERS, ROW_TOKENS
+
+    on_cpu = device == "cpu"
+    copies = 1 + (on_cpu and file_is_read)
+    packed = 2 if on_cpu and shape.fast and number_bytes == 2 else 0  # for steps of one row, and of several
+    compute = partial(memory_bytes, shape, number_bytes=number_bytes, program=PROGRAM_BYTES if on_cpu else 0)
+    upper, frozen = lora_numbers(shape, max(1, shape.layers // 3)), 4 + 3 * number_bytes  # float32, cast, fused
+    # 1. a group in all layers: factors, gradients and two moments in float32; the pass's own factors and gradients
+    train = compute("train", copies=copies, tokens=pass_tokens)
+    train += GROUP_USERS * lora_numbers(shape, shape.layers) * (4 * 4 + 2 * number_bytes)
+    # 2. users on their merged anchors, in the upper third
+    shots = min(pass_tokens, MAX_USERS_PER_BATCH * AdaptOptions().shots * ROW_TOKENS)
+    adapt = compute("train", copies=copies, tokens=shots // 3)
+    adapt += MAX_USERS_PER_BATCH * FuseOptions().top_k * upper * frozen
+    # 3. a batch of answers
+    serve = compute("serve", copies=copies + packed, tokens=users * BATCH_CONTEXT) + users * upper * frozen
+    return max(train, adapt, serve)
+
+
+def lora_numbers(shape: HubBase, layers: int) -> int:
+    """How many numbers a LoRA of the default bank has in so many layers."""
+    queries, keys = shape.head_dim * shape.heads, shape.head_dim * shape.kv_heads
+    attention = 4 * shape.width + 2 * queries + 2 * keys
+    return layers * BankOptions().rank * (attention + 3 * (shape.width + shape.inner))
+
+
+def _shape(base: HubBase | ModelEntry) -> HubBase | None:
+    """The shape of a base; None where the catalog does not have it."""
+    if isinstance(base, HubBase):
+        return base
+    return next((shape for name, shape in HUB_BASES.items() if full_name(name) == base.name), None)
+
+
+def _require_memory(plan: BenchPlan) -> None:
+    if plan.computed is not None and plan.free is not None and plan.computed > plan.free:
+        raise BadInput(
+            f"{plan.name} needs about {plan.computed / 1e9:.1f} GB on {plan.device} in {str(plan.dtype)[6:]}; "
+            f"{plan.free / 1e9:.1f} GB are free",
+            hint="a smaller shape: mta model list --available",
+        )
+
+
+def _load(request: BenchRequest) -> LoadedBase:
+    machine = request.machine
+    if isinstance(request.base, HubBase):
+        from mta_cli.engine.model.random_base import make_random_base
+
+        shape = request.base
+        return make_random_base(
+            shape.family, shape.config, device=machine.device, dtype=machine.dtype, seed=machine.seed
+        )
+    from mta_cli.pipeline.models.load import load_on_device
+
+    return load_on_device(request.base, machine)
+
+
+def _plan_lines(plan: BenchPlan, request: BenchRequest) -> tuple[PlanLine, ...]:
+    weights = "random weights" if isinstance(request.base, HubBase) else "its own weights"
+    needed, free = (
+        "not known" if size is None else f"about {size / 1e9:.1f} GB" for size in (plan.computed, plan.free)
+    )
+    return (
+        PlanLine("base", f"{plan.name}, {plan.parameters:,} parameters, {weights}"),
+        PlanLine("device", f"{plan.device}, {str(plan.dtype)[6:]}"),
+        PlanLine("memory", needed),
+        PlanLine("free", free),
+        PlanLine("time", f"{request.seconds:g} s or somewhat more for each of 4 measurements"),
+    )
+
+
+def _facts(plan: BenchPlan) -> dict[str, Any]:
+    return {
+        "base": plan.name,
+        "parameters": plan.parameters,
+        "device": str(plan.device),
+        "dtype": str(plan.dtype)[6:],
+        "pass_tokens": plan.pass_tokens,
+        "computed_bytes": plan.computed,
+        "free_bytes": plan.free,
+    }
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    import torch
+
+    from mta_cli import __version__
+    from mta_cli.pipeline.runs import library_versions
+
+    return {
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "versions": {"mta": __version__, **library_versions()},
+    }

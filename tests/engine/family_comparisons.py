@@ -1,0 +1,191 @@
+"""Every family of decoder layers on a device, beside transformers' modules on the CPU, in all that decoders do.
+
+The reference runs a whole text through the modules, with `B A x` added by hooks from the first position on at which a
+LoRA acts. All is float32. A comparison yields pairs: what the decoder gives on the device, and the reference.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mta_cli.engine.generation import generate
+from mta_cli.engine.generation.batch_state import DecodingBatch, PromptRow
+from mta_cli.engine.generation.continuous_batch import ContinuousBatch, PromptPass
+from mta_cli.engine.lora.adapter import Factors, LoraWeights
+from mta_cli.engine.lora.row_factors import UserFactors
+from mta_cli.engine.model.kv_cache import KVCache
+from mta_cli.engine.model.llama import LlamaDecoder, build_llama_decoder
+from mta_cli.engine.scoring.backends import LlamaBackend, group_frozen_loras
+from mta_cli.engine.scoring.prefix_tree import PromptTree
+from tests.engine.families import EXACT
+from tests.engine.lora_cases import random_lora
+
+PROMPTS, ANSWER = (70, 23, 61), 20  # tokens; windows of the configurations are shorter
+Pair = tuple[Tensor, Tensor]
+
+
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    """In the Euclidean norm; a reference of zeros would prove nothing."""
+    assert ours.shape == theirs.shape and theirs.norm() > 1e-3
+    return float((ours.cpu() - theirs).norm() / theirs.norm())
+
+
+def decoder_on(device: torch.device, made: Any) -> LlamaDecoder:
+    """The decoder of a copy of `made` on the device."""
+    decoder = build_llama_decoder(copy.deepcopy(made).to(device))
+    assert decoder is not None
+    return decoder
+
+
+def random_text(length: int, seed: int) -> list[int]:
+    return torch.randint(3, 250, (length,), generator=torch.Generator().manual_seed(seed)).tolist()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def attached(made: Any, factors: Mapping[str, tuple[Tensor, Tensor]], start: int) -> Iterator[None]:
+    """`made` with `B A x` (the scale inside B) added to modules at positions from `start` on."""
+
+    def add(a: Tensor, b: Tensor, _: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        acts = (torch.arange(output.shape[1]) >= start)[None, :, None]
+        return output + (inputs[0] @ a.T @ b.T) * acts
+
+    with ExitStack() as stack:
+        for path, (a, b) in factors.items():
+            stack.callback(made.get_submodule(path).register_forward_hook(partial(add, a, b)).remove)
+        yield
+
+
+def reference(made: Any, ids: Sequence[int], loras: Sequence[LoraWeights] = (), prompt: int = 0) -> Tensor:
+    """Logits [time, vocabulary] of a text with `prompt` prompt tokens under `loras`."""
+    with torch.no_grad(), ExitStack() as stack:
+        for one in loras:
+            scaled = {path: (a, one.scale * b) for path, (a, b) in one.factors.items()}
+            stack.enter_context(attached(made, scaled, one.placement.first_position(prompt)))
+        logits: Tensor = made(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
+    return logits
+
+
+def log_likelihoods_and_gradients(family: str, device: torch.device, placement: str) -> Iterator[Pair]:
+    made = EXACT[family]()
+    start = random_lora(made, 1, placement=placement)
+    trees = [PromptTree(tuple(random_text(n, n)), (tuple(random_text(6, n + 1)),)) for n in PROMPTS]
+
+    def leaves(where: torch.device | str) -> Factors:
+        halves = {
+            path: [half.to(where, copy=True).requires_grad_() for half in pair] for path, pair in start.factors.items()
+        }
+        return {path: (a, b) for path, (a, b) in halves.items()}
+
+    def theirs(factors: Factors) -> Tensor:
+        found = []
+        for tree in trees:
+            with attached(made, factors, start.placement.first_position(len(tree.prompt))):
+                logits = made(input_ids=torch.tensor([tree.tokens]), use_cache=False).logits[0]
+            answer = torch.tensor(tree.completions[0])
+            found.append(logits[-len(answer) :].log_softmax(-1).gather(1, answer[:, None])[:, 0])
+        return torch.cat(found)
+
+    backend = LlamaBackend(decoder_on(device, made), trees, start.placement, (), ())
+    values, grads = list[Tensor](), list[list[Tensor]]()
+    sides: tuple[tuple[Callable[[Factors], Tensor], torch.device | str], ...] = (
+        (lambda factors: backend.score_rows(range(len(trees)), factors).log_likelihoods, device),
+        (theirs, "cpu"),
+    )
+    for run, where in sides:
+        own = leaves(where)
+        values.append(run(own))
+        values[-1].square().sum().backward()  # type: ignore[no-untyped-call]
+        grads.append([half.grad for pair in own.values() for half in pair if half.grad is not None])
+    yield values[0].detach(), values[1].detach()
+    yield from zip(*grads, strict=True)
+
+
+def prompt_and_tokens_one_by_one(family: str, device: torch.device) -> Iterator[Pair]:
+    made, ids = EXACT[family](), random_text(PROMPTS[0] + ANSWER, 0)
+    decoder = decoder_on(device, made)
+    cache, expected = KVCache(decoder), reference(made, ids)
+    with torch.no_grad():
+        for first, last in [(0, PROMPTS[0]), *((i, i + 1) for i in range(PROMPTS[0], len(ids)))]:
+            yield generate._llama_next_logits(decoder, cache, ids[first:last], (), "weights"), expected[last - 1]
+
+
+def users_of(made: Any) -> list[tuple[LoraWeights, ...]]:
+    """Three users: a LoRA at all tokens, a late one, and both."""
+    everywhere, late = random_lora(made, 1), random_lora(made, 2, placement="late", rank=2)
+    return [(everywhere,), (late,), (random_lora(made, 3, placement="upper"), late)]
+
+
+def batch_of_users_padded_on_the_left(family: str, device: torch.device) -> Iterator[Pair]:
+    made = EXACT[family]()
+    decoder, users = decoder_on(device, made), users_of(made)
+    shared = random_text(12, 9)  # what all prompts begin with, without LoRAs
+    texts = [shared + random_text(length + ANSWER, length) for length in PROMPTS]
+    prompts = [len(text) - ANSWER for text in texts]
+    late_only = [(users[1][0],), (), (users[1][0],)]
+    expected = [reference(made, *case) for case in zip(texts, late_only, prompts, strict=True)]
+    with torch.no_grad():
+        prefix = KVCache(decoder, 1, len(shared))
+        DecodingBatch(decoder, [], [PromptRow(shared, 0)], prefix).prefill(100)
+        cache = KVCache(decoder, len(texts), max(map(len, texts)))
+        cache.copy_prefix(prefix)
+        rows = [PromptRow(text[:prompt], i) for i, (text, prompt) in enumerate(zip(texts, prompts, strict=True))]
+        batch = DecodingBatch(decoder, group_frozen_loras(decoder, late_only), rows, cache)
+        logits = batch.prefill(10_000)
+        for step in range(ANSWER):
+            yield from ((logits[row], expected[row][prompt - 1 + step]) for row, prompt in enumerate(prompts))
+            logits = batch.decode_step(
+                [text[prompt + step] for text, prompt in zip(texts, prompts, strict=True)], "weights"
+            )
+
+
+def rows_that_join_a_running_batch(family: str, device: torch.device) -> Iterator[Pair]:
+    made = EXACT[family]()
+    decoder, users = decoder_on(device, made), users_of(made)
+    texts = [random_text(length + ANSWER, length) for length in PROMPTS]
+    expected = [reference(made, *case) for case in zip(texts, users, PROMPTS, strict=True)]
+    batch = ContinuousBatch(decoder)
+    read = list[int]()  # tokens of each row that were read
+    for text, loras, length in zip(texts, users, PROMPTS, strict=True):
+        prompt = PromptPass(decoder, UserFactors.from_loras(decoder, loras, {}), text[:length])
+        while (logits := prompt.read(25)) is None:
+            pass
+        yield logits, expected[len(read)][length - 1]
+        batch.join(prompt)
+        read.append(length)
+        for _ in range(6):  # a few steps before the next row joins
+            rows = batch.decode_step([texts[row][place] for row, place in enumerate(read)])
+            yield from ((rows[row], expected[row][place]) for row, place in enumerate(read))
+            read = [place + 1 for place in read]
+
+
+def completions_of_a_text_that_was_read(family: str, device: torch.device) -> Iterator[Pair]:
+    made, ids = EXACT[family](), random_text(PROMPTS[0], 0)
+    prompt = PromptPass(decoder_on(device, made), UserFactors({}, {}, {}), ids)
+    logits = prompt.read(1000)
+    assert logits is not None
+    completions = [random_text(length, length) for length in (1, 9, 4)]
+    found = prompt.completion_log_likelihoods(logits, completions)
+    for value, completion in zip(found, completions, strict=True):
+        steps = reference(made, [*ids, *completion])[len(ids) - 1 : -1].log_softmax(-1)
+        yield torch.tensor(value), steps.gather(1, torch.tensor(completion)[:, None]).sum()
+
+
+COMPARISONS: Mapping[str, Callable[[str, torch.device], Iterator[Pair]]] = {
+    **{
+        f"log-likelihoods and gradients of LoRA factors, {placement}": partial(
+            log_likelihoods_and_gradients, placement=placement
+        )
+        for placement in ("all", "upper", "late")
+    },
+    "a prompt, and tokens one by one": prompt_and_tokens_one_by_one,
+    "a batch of users, padded on the left": batch_of_users_padded_on_the_left,
+    "rows that join a running batch": rows_that_join_a_running_batch,
+    "completions of a text that was read": completions_of_a_text_that_was_read,
+}
