@@ -1,4 +1,7 @@
-"""vLLM on a CPU as a rival, from an environment of its own, which `MTA_BENCH_VLLM` names by its Python."""
+"""vLLM on a CPU as a rival, from an environment of its own, which `MTA_BENCH_VLLM` names by its Python.
+
+It compiles its model, as it does by default; that takes a C++ compiler.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from vllm.lora.request import LoRARequest
 given = json.loads(sys.argv[1])
 shape = {"max_model_len": given["window"], "max_num_seqs": 1, "enable_prefix_caching": False}
 loras = {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": given["rank"]}
-engine = LLM(given["model"], dtype=given["dtype"], enforce_eager=True, **shape, **loras)
+engine = LLM(given["model"], dtype=given["dtype"], **shape, **loras)
 lora = LoRARequest("user", 1, given["adapter"])
 print("ready", file=answers, flush=True)
 for line in sys.stdin:
