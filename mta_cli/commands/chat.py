@@ -142,6 +142,9 @@ def _chat_with_server(context: AppContext, url: str, user: str | None, task: str
 
     if mode is not None:
         raise UsageError("--mode is not for a server, which answers with the most personal model.")
+    assert context.flags is not None
+    if given := context.flags.given_flags():
+        raise UsageError(f"{', '.join(given)}: not for a server, which decodes as it was started.")
     conversation = RemoteConversation(url, user, key=os.environ.get("MTA_SERVER_KEY"), task=task)
     return ChatShell(context.output, conversation).run_chat(interactive=stdin_is_terminal())
 

@@ -1,29 +1,42 @@
-"""Answers with personal models, beside `generate` and PEFT: one user decoding, and 16 users with 16 models in a batch.
+"""Answers with personal models, beside PEFT, llama.cpp and vLLM: one user, and 16 users with 16 models in a batch.
 
-Both sides have the same random weights, prompts and number of new tokens, choose greedily, and stop at no end token.
+All sides have the same random weights, prompts and number of new tokens, choose greedily, and stop at no end token.
 While one user decodes, loading, merging into the weights and our packing of them are not counted; for many users, where
 we pack in every run, packing is. The limit is reading prompts at the rate of a bare matrix product, then the weights
 once a token, and each user's factors, at the memory's speed.
+
+llama.cpp is asked over the loopback address, and is left out without the package `xllamacpp`. vLLM is asked through a
+pipe, and is left out where `MTA_BENCH_VLLM` names no Python that has it.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.bench import harness, personal
+from tests.bench import harness, llamacpp, personal, vllm_engine
 from tests.bench import rival_answers as rival
 from tests.bench.harness import Timed
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.pipeline.models.manifest import ModelEntry
 
 PEFT, FOLDED, STATIC = "generate + PEFT", "generate, PEFT merged", "generate, PEFT merged, static cache"
 PLAIN, PACKED, INT8 = "mta, weights as they are", "mta", "mta --int8"
+LLAMACPP = {name: f"llama.cpp, {name}" for name in ("bf16", "q8_0", "q4_0")}
+VLLM = "vLLM"
+BYTES = {  # of a number in the layers and in the head, its share of scales included, where they are not the base's own
+    INT8: (1.0, 1.0),
+    LLAMACPP["q8_0"]: (34 / 32, 34 / 32),
+    LLAMACPP["q4_0"]: (18 / 32, 34 / 32),
+}
 MIXED, LOOP, TOGETHER = "PEFT adapter_names", "PEFT set_adapter, one by one", "mta, one batch"
 SHOWN = 3  # history items in a prompt, which makes it about 120 tokens
 Prompt = Sequence[int]
@@ -50,7 +63,7 @@ def speaking(base: LoadedBase, weights: LoraWeights, *, packed: bool = True) -> 
 
 
 def one_user(load: Callable[[], LoadedBase], entry: Path, weights: LoraWeights, adapter: Path, prompt: Prompt) -> Sides:
-    """Ways to decode for one user, each a function of the number of new tokens."""
+    """Ways to decode for one user in this process, each a function of the number of new tokens."""
     from mta_cli.engine.generation.generate import generate_tokens
 
     def ours(base: LoadedBase, int8: bool = False) -> Callable[[int], Ids]:
@@ -69,6 +82,31 @@ def one_user(load: Callable[[], LoadedBase], entry: Path, weights: LoraWeights, 
     if packed.llama_decoder is not None and packed.llama_decoder.supports_int8:
         sides[INT8] = ours(speaking(load(), weights), int8=True)
     return sides
+
+
+@contextmanager
+def engines(
+    root: Path, entry: ModelEntry, weights: LoraWeights, adapter: Path, prompt: Prompt, threads: int
+) -> Iterator[Sides]:
+    """Other engines that decode for one user, each a process; those that are not here are named on standard error."""
+    sides: Sides = {}
+    with ExitStack() as running:
+        if llamacpp.is_there():
+            loras = llamacpp.write_adapters(root, entry.path, [weights])
+            for number_format, name in LLAMACPP.items():
+                base = root / f"base-{number_format}.gguf"
+                if not base.exists():
+                    llamacpp.write_base(base, entry.path, number_format)
+                url = running.enter_context(llamacpp.server(base, loras, 1, threads))
+                sides[name] = lambda count, url=url: [llamacpp.answer_one(url, prompt, count)]  # type: ignore[misc]
+        else:
+            print("llama.cpp is left out: xllamacpp is not installed", file=sys.stderr)
+        if reason := vllm_engine.why_not():
+            print(f"vLLM is left out: {reason}", file=sys.stderr)
+        else:
+            answer = running.enter_context(vllm_engine.engine(entry.path, adapter, personal.RANK, "bfloat16", threads))
+            sides[VLLM] = lambda count: [answer(prompt, count)]
+        yield sides
 
 
 def both(sides: Sides, tokens: int) -> dict[str, Callable[[], Ids]]:
@@ -160,25 +198,35 @@ def prompts_of(base: LoadedBase, users: int) -> list[Prompt]:
     return [prompts.prompt_ids(p.queries[0].input, p.items[:SHOWN]) for p in harness.people(users, SHOWN)]
 
 
-def decode(repeats: int, tokens: int) -> None:
-    """Measure one user, and hold both sides' tokens together in float32."""
+def decode(repeats: int, tokens: int, threads: Sequence[int]) -> None:
+    """Measure one user with each number of threads, and hold PEFT's and our tokens together in float32."""
+    import torch
+
     entry, base = harness.base_entry(), harness.load("bfloat16")
     (weights,), (prompt,) = personal.adapters(base.model, 1), prompts_of(base, 1)
-    with tempfile.TemporaryDirectory() as root:
-        (adapter,) = personal.folders([weights], entry, Path(root)).values()
+    assert base.llama_decoder is not None
+    default = torch.get_num_threads()
+    rows, rates, limits = [], {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (adapter,) = personal.folders([weights], entry, root).values()
         exact = one_user(lambda: harness.load("float32"), entry.path, weights, adapter, prompt)
         same = personal.alike(exact[PACKED](tokens), exact[PEFT](tokens))
         del exact
-        sides = one_user(lambda: harness.load("bfloat16"), entry.path, weights, adapter, prompt)
-    rate = harness.read_bandwidth()
-    runs = harness.interleave(both(sides, tokens), repeats)
-    assert base.llama_decoder is not None
-    rate = max(rate, harness.read_bandwidth())
-    floors = {name: personal.weight_bytes(base.llama_decoder, 1 if name == INT8 else None) / rate for name in sides}
+        ours = one_user(lambda: harness.load("bfloat16"), entry.path, weights, adapter, prompt)
+        for count in threads:
+            torch.set_num_threads(count)
+            with engines(root, entry, weights, adapter, prompt, count) as others:
+                sides = ours | others
+                rate = harness.read_bandwidth()
+                runs = harness.interleave(both(sides, tokens), repeats)
+                rate = max(rate, harness.read_bandwidth())
+            floors = {name: personal.weight_bytes(base.llama_decoder, *BYTES.get(name, ())) / rate for name in sides}
+            rows += [{"threads": count, **row} for row in one_user_rows(runs, tokens, floors)]
+            rates[count], limits[count] = rate, {name: 1e3 * floor for name, floor in floors.items()}
+    torch.set_num_threads(default)
     told = personal.facts(base, prompt_tokens=len(prompt), new_tokens=tokens, float32_tokens_alike=same)
-    limits = {name: 1e3 * floor for name, floor in floors.items()}
-    found = one_user_rows(runs, tokens, floors)
-    harness.report("decode", found, read_bandwidth=rate, floor_ms=limits, repeats=repeats, **told)
+    harness.report("decode", rows, read_bandwidth=rates, floor_ms=limits, repeats=repeats, **told)
 
 
 def batch(repeats: int, users: int, tokens: int, few: int) -> None:
@@ -202,11 +250,12 @@ def main() -> None:
     """Measure, and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=("decode", "batch"))
+    parser.add_argument("--threads", default="1,2", help="of one user; several are measured one after another")
     for name, default in (("repeats", 5), ("tokens", 48), ("users", 16), ("batch-tokens", 64), ("one-by-one", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     chosen = parser.parse_args()
     if chosen.only != "batch":
-        decode(chosen.repeats, chosen.tokens)
+        decode(chosen.repeats, chosen.tokens, [int(number) for number in chosen.threads.split(",")])
     if chosen.only != "decode":
         batch(chosen.repeats, chosen.users, chosen.batch_tokens, chosen.one_by_one)
 

@@ -34,14 +34,41 @@ def is_there() -> bool:
 
 
 def write_base(path: Path, folder: Path, number_format: str) -> None:
-    """The base of a folder as GGUF."""
+    """The base of a folder as GGUF: in a format of `mta user export`, or in q4_0."""
     from safetensors import safe_open
 
     from mta_cli.engine.model.gguf_writer import write_model_gguf
 
     with safe_open(folder / "model.safetensors", "pt") as file:
         weights = [(name, lambda name=name: file.get_tensor(name)) for name in file.keys()]  # noqa: SIM118
-        write_model_gguf(path, weights, folder, number_format, {})
+        write_model_gguf(path, weights, folder, "bf16" if number_format == "q4_0" else number_format, {})
+    if number_format == "q4_0":
+        _round_to_q4_0(path)
+
+
+def _round_to_q4_0(path: Path) -> None:
+    """Round a file's matrices to 4 bits, the embedding, which is the head too, to 8, as llama.cpp's own tool does."""
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, Keys, LlamaFileType
+    from gguf.quants import dequantize, quantize
+
+    exact = path.rename(path.with_suffix(".exact.gguf"))
+    reader = GGUFReader(exact)
+    writer = GGUFWriter(path, reader.fields[Keys.General.ARCHITECTURE].contents())
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name not in (Keys.General.ARCHITECTURE, Keys.General.FILE_TYPE):
+            kind, *inner = field.types
+            writer.add_key_value(field.name, field.contents(), kind, inner[-1] if inner else None)
+    writer.add_file_type(LlamaFileType.MOSTLY_Q4_0)
+    for tensor in reader.tensors:
+        kind = GGMLQuantizationType.Q8_0 if tensor.name == "token_embd.weight" else GGMLQuantizationType.Q4_0
+        if len(tensor.shape) == 1:  # norms stay as they are
+            kind = tensor.tensor_type
+        writer.add_tensor(tensor.name, quantize(dequantize(tensor.data, tensor.tensor_type), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    exact.unlink()
 
 
 def write_adapters(root: Path, folder: Path, weights: Sequence[LoraWeights]) -> list[Path]:
@@ -59,6 +86,16 @@ def write_adapters(root: Path, folder: Path, weights: Sequence[LoraWeights]) -> 
 def adapter_of(number: int, count: int) -> Mapping[str, Any]:
     """What a request for user `number` of `count` has besides its messages: their adapter alone."""
     return {"lora": [{"id": other, "scale": float(other == number)} for other in range(count)]}
+
+
+def answer_one(url: str, prompt: Sequence[int], tokens: int) -> list[int]:
+    """The greedy answer of a server with one adapter, which no end token stops; nothing is kept of earlier prompts."""
+    import httpx
+
+    body = {"prompt": list(prompt), "n_predict": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+    body |= {"return_tokens": True, **adapter_of(0, 1)}
+    answered = httpx.post(f"{url.removesuffix('/v1')}/completion", json=body, timeout=600)
+    return list(answered.raise_for_status().json()["tokens"])
 
 
 @contextmanager

@@ -63,9 +63,14 @@ def alike(ours: Sequence[Answer], theirs: Sequence[Answer]) -> float:
     return sum(a == b for a, b in pairs) / len(pairs)
 
 
-def weight_bytes(plain: LlamaDecoder, itemsize: int | None = None) -> int:
-    """Bytes that one token must read: every projection and the head once, `itemsize` bytes a number."""
-    return sum(joint.weight.numel() * (itemsize or joint.weight.dtype.itemsize) for joint in plain.all_projections())
+def weight_bytes(plain: LlamaDecoder, layers: float | None = None, head: float | None = None) -> float:
+    """Bytes that one token must read: every projection and the head once.
+
+    A number has `layers` bytes, in the head `head`; where not given, those of the base's own format.
+    """
+    own = plain.dtype.itemsize
+    sizes = [(joint.weight.numel(), head if joint is plain.head else layers) for joint in plain.all_projections()]
+    return sum(numbers * (own if size is None else size) for numbers, size in sizes)
 
 
 def reading(plain: LlamaDecoder, tokens: int) -> int:

@@ -112,7 +112,8 @@ def test_floors_count_every_weight_once(base: LoadedBase) -> None:
     numbers = sum(weight.numel() for weight in matrices.values())
     if embedding is not base.model.get_output_embeddings().weight:
         numbers -= embedding.numel()
-    assert personal.weight_bytes(plain) == 4 * personal.weight_bytes(plain, 1) == 4 * numbers
+    assert personal.weight_bytes(plain) == 4 * personal.weight_bytes(plain, 1, 1) == 4 * numbers
+    assert personal.weight_bytes(plain, 0.5, 1) == numbers / 2 + plain.head.weight.numel() / 2
     assert personal.reading(plain, 3) == 6 * (numbers - plain.head.weight.numel())
 
 

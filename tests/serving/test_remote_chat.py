@@ -61,3 +61,5 @@ def test_the_command(served: Running) -> None:
     assert ran.code == 2 and "without --server" in ran.err, "one line was for a store"
     assert mta("chat", "--server", served.url, "--user", "nobody", stdin="Hi\n").code == 3
     assert mta("chat", "--server", served.url, "--mode", "base", stdin="Hi\n").code == 2
+    refused = mta("chat", "--server", served.url, "--int8", "--top-p", "0.5", stdin="Hi\n")
+    assert refused.code == 2 and "--top-p, --int8: not for a server" in refused.err
