@@ -15,6 +15,7 @@ FinishReason = Literal["end", "length", "repetition", "stop"]
 MAX_BLOCK = 64  # tokens of a block whose repetition is looked for
 MIN_TIMES, MIN_TOKENS = 3, 32  # a block that is said so often, in so many tokens in all, is a repetition
 SENTENCE_ENDS = tuple(".!?…。！？")
+SENTENCE_END_TOKENS = 4  # an end with what may follow it is in so many
 CLOSING = "\"'”’»)*_ \n"  # what may follow the end of a sentence
 
 
@@ -71,7 +72,8 @@ class RepetitionFilter:
         A block may begin anywhere in a loop: `Yes! I know! I know!` repeats `! I know`.
         """
         for place in range(new, new + block):
-            text = self._tokenizer.decode(self.tokens[place - 1 : place], skip_special_tokens=True)
+            last = self.tokens[max(0, place - SENTENCE_END_TOKENS) : place]
+            text = self._tokenizer.decode(last, skip_special_tokens=True)
             if text.rstrip(CLOSING).endswith(SENTENCE_ENDS):
                 return place
         return new

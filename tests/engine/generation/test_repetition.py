@@ -48,6 +48,8 @@ LOOPS = [
     (" ".join(["broken", "/"] * 20), "broken /"),
     (" ".join(["no"] * 50), "no"),
     (f"A list: {'and so on, ' * 20}".strip(), "A list: and so on,"),
+    (" ".join(["I am so glad.", "\n\n"] * 20), "I am so glad. \n\n"),
+    (" ".join(["she said: I know.", '"', "\n"] * 20), 'she said: I know. " \n'),
 ]
 POEM = """Row, row, row your boat gently down the stream, merrily, merrily, merrily, merrily, life is but a dream.
 Row, row, row your boat gently down the stream, if you see a crocodile, don't forget to scream."""
