@@ -212,7 +212,8 @@ class Service:
         asked = sampling.max_tokens if sampling.max_tokens is not None else answer_limit(defaults, task)
         penalty = sampling.repetition_penalty
         if penalty is None:
-            penalty = answer_penalty(defaults, is_chat=is_chat and task is None)
+            # vLLM counts the prompt's tokens too, so that a default would be against the user's own words
+            penalty = answer_penalty(defaults, is_chat=is_chat and task is None and not self.options.vllm)
         room = base.window - len(prepared.prompt)
         temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(62) if temperature else 0
