@@ -255,6 +255,16 @@ class AnswerOptions:
     top_p: float = option_field(
         1.0, "Sample from the smallest set of tokens with this probability.", minimum=0.01, maximum=1
     )
+    min_p: float = option_field(
+        0.0, "Sample no token with less than this share of the likeliest one's probability.", minimum=0, maximum=1
+    )
+    repetition_penalty: float | None = option_field(
+        None,
+        "How much less likely tokens become that the answer has already; where not given 1.1 in a chat, and 1, which "
+        "changes nothing, for a task's questions.",
+        minimum=0.1,
+        maximum=10,
+    )
     int8: bool = option_field(False, "Decode with weights rounded to 8 bits: faster on a CPU, slightly other answers.")
 
 

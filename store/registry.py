@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from mta_cli.errors import MtaError
 from store.connection import Connection
 from store.erase import UserEraser
+from store.erase_items import ItemEraser
 from store.files import AdapterFiles
 from store.names import quote_text
 from store.process_lock import process_lock
@@ -54,7 +55,7 @@ class Registry:
         self._eraser = UserEraser(db, self.adapters, self.files, self.jobs)
         self.users = Users(db, self._eraser, self.jobs)
         self.user_table = UserTable(db)
-        self.items = Items(db)
+        self.items = Items(db, ItemEraser(db, self.adapters, self._eraser, self.jobs))
         self.profiles = Profiles(db)
         self.models = ModelRecords(db)
         self.tasks = Tasks(db)

@@ -14,6 +14,7 @@ from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import BadInput, UsageError
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions
 
+SERVER_SAMPLING = ("max_tokens", "temperature", "top_p", "min_p", "repetition_penalty")  # as servers call them
 MAX_STDIN_BYTES = 4_000_000  # bytes; a longer message is refused anyway
 
 
@@ -43,6 +44,14 @@ ServerOption = Annotated[
     str | None, typer.Option("--server", metavar="URL", help="Talk over a running server: http://127.0.0.1:8000/v1.")
 ]
 NoSaveOption = Annotated[bool, typer.Option("--no-save", help="Do not store the conversation.")]
+ContinueOption = Annotated[bool, typer.Option("--continue", help="Go on with the user's newest stored conversation.")]
+StopOption = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="End the answer where it says this, without it; repeat it for more."),
+]
+SystemOption = Annotated[
+    str | None, typer.Option("--system", metavar="TEXT", help="A system message in front of the prompt.")
+]
 ANSWER_TABLES = (AnswerOptions, MemoryOptions, PromptOptions, only(ModelOptions, "base"), MachineOptions)
 
 
@@ -54,6 +63,8 @@ def ask(
     user: UserOption = None,
     task: TaskOption = None,
     mode: ModeOption = None,
+    system: SystemOption = None,
+    stop: StopOption = None,
     free_decoding: FreeDecodingOption = False,
     flags: Flags,
     json: JsonOption = False,
@@ -67,7 +78,7 @@ def ask(
     from mta_cli.pipeline.requests import base_model, chat_options
 
     context = app_context(ctx, flags, json=json)
-    asking = chat_options(context.options, task, mode, free_decoding=free_decoding)
+    asking = chat_options(context.options, task, mode, free_decoding=free_decoding, stops=stop or (), system=system)
     words = _read_message(message)
     with context.open_registry() as reg:
         result = context.output.run_job(answer_question(reg, base_model(context.options), user, words, asking))
@@ -82,6 +93,8 @@ def compare(
     user: RequiredUserOption,
     message: MessageArgument = None,
     task: TaskOption = None,
+    system: SystemOption = None,
+    stop: StopOption = None,
     free_decoding: FreeDecodingOption = False,
     flags: Flags,
     json: JsonOption = False,
@@ -91,7 +104,7 @@ def compare(
     from mta_cli.pipeline.requests import base_model, chat_options
 
     context = app_context(ctx, flags, json=json)
-    asking = chat_options(context.options, task, free_decoding=free_decoding)
+    asking = chat_options(context.options, task, free_decoding=free_decoding, stops=stop or (), system=system)
     words = _read_message(message)
     with context.open_registry() as reg:
         events = compare_user_models(reg, base_model(context.options), user, words, asking)
@@ -106,6 +119,9 @@ def chat(
     user: UserOption = None,
     task: TaskOption = None,
     mode: ModeOption = None,
+    go_on: ContinueOption = False,
+    system: SystemOption = None,
+    stop: StopOption = None,
     no_save: NoSaveOption = False,
     free_decoding: FreeDecodingOption = False,
     server: ServerOption = None,
@@ -122,30 +138,41 @@ def chat(
     from mta_cli.pipeline.requests import base_model, chat_options
 
     context = app_context(ctx, flags)
+    if go_on and (no_save or user is None):
+        raise UsageError("--continue is for a --user, and stores what follows.", hint="leave --no-save out")
     if server is not None:
-        if code := _chat_with_server(context, server, user, task, mode):
+        ours = {"--mode": mode, "--continue": go_on, "--free-decoding": free_decoding}
+        sent = {f"--{name.replace('_', '-')}" for name in SERVER_SAMPLING}
+        refused = [name for name, given in ours.items() if given] + sorted(set(flags.given_flags()) - sent)
+        if refused:
+            raise UsageError(f"{', '.join(refused)}: the server decides that.", hint="leave it out, or --server")
+        if code := _chat_with_server(context, server, user, task, system, stop or []):
             raise typer.Exit(code)
         return
-    asking = chat_options(context.options, task, mode, free_decoding=free_decoding)
+    asking = chat_options(context.options, task, mode, free_decoding=free_decoding, stops=stop or (), system=system)
     with context.open_registry() as reg:
         found = reg.users.get(user) if user is not None else None
         model = ChatModel.load_for_user(reg, base_model(context.options), found, asking)
-        shell = ChatShell(context.output, Conversation(model, autosave=not no_save))
-        code = shell.run_chat(interactive=stdin_is_terminal())
+        conversation = Conversation(model, autosave=not no_save)
+        if go_on:
+            context.output.run_job(conversation.resume_latest())
+        code = ChatShell(context.output, conversation).run_chat(interactive=stdin_is_terminal())
     if code:
         raise typer.Exit(code)
 
 
-def _chat_with_server(context: AppContext, url: str, user: str | None, task: str | None, mode: str | None) -> int:
+def _chat_with_server(
+    context: AppContext, url: str, user: str | None, task: str | None, system: str | None, stops: list[str]
+) -> int:
     from mta_cli.commands.chat_repl.repl import ChatShell
     from mta_cli.pipeline.chat.remote import RemoteConversation
 
-    if mode is not None:
-        raise UsageError("--mode is not for a server, which answers with the most personal model.")
     assert context.flags is not None
-    if given := context.flags.given_flags():
-        raise UsageError(f"{', '.join(given)}: not for a server, which decodes as it was started.")
-    conversation = RemoteConversation(url, user, key=os.environ.get("MTA_SERVER_KEY"), task=task)
+    known = context.build_options(AnswerOptions)[AnswerOptions]  # refuses values out of bounds
+    sampling = {name: getattr(known, name) for name in SERVER_SAMPLING if context.flags.values[name] is not None}
+    sampling |= {"stop": stops} if stops else {}
+    key = os.environ.get("MTA_SERVER_KEY")
+    conversation = RemoteConversation(url, user, key=key, task=task, sampling=sampling, system=system)
     return ChatShell(context.output, conversation).run_chat(interactive=stdin_is_terminal())
 
 

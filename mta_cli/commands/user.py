@@ -20,7 +20,7 @@ from mta_cli.commands.shared.arguments import (
     YesOption,
     complete_users,
 )
-from mta_cli.commands.shared.context import app_context, confirm, make_consent_prompt
+from mta_cli.commands.shared.context import AppContext, app_context, confirm, make_consent_prompt
 from mta_cli.commands.shared.lazy_typer import CommandApp
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import UsageError
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 app = CommandApp("Users: who they are, their histories, recipes and stacks.")
 
+SHOWN_ITEMS = 20  # items that are shown where no --limit is given
 _USER_COLUMNS = ("name", "items", "queries", "task", "status", "stack bytes", "may be anchor")
 
 HistoryOption = Annotated[
@@ -116,7 +117,10 @@ def add(
 @app.command()
 def consent(
     ctx: typer.Context,
-    user: UserArgument,
+    user: Annotated[
+        str | None,
+        typer.Argument(metavar="[USER]", help="The user's name; else --all.", autocompletion=complete_users),
+    ] = None,
     can_anchor: Annotated[
         bool | None,
         typer.Option(
@@ -125,17 +129,27 @@ def consent(
             show_default=False,
         ),
     ] = None,
+    everybody: Annotated[bool, typer.Option("--all", help="Of all users, or of those with items of --task.")] = False,
+    task: TaskOption = None,
     wait: WaitOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Say whether a user may be an anchor from now on. Without consent their anchors become stale and are listed."""
-    from mta_cli.pipeline.users.consent import set_consent
+    """Say whether users may be anchors from now on. Without consent their anchors become stale and are listed."""
+    from mta_cli.pipeline.users.consent import set_consent, set_consent_of_all
 
     context = app_context(ctx, json=json)
+    if (user is None) != everybody:
+        raise UsageError("name one user, or all of them with --all", hint="mta user consent NAME --can-anchor")
+    if task is not None and not everybody:
+        raise UsageError("--task is for --all: consent is for every task of a user", hint="leave --task out")
     if can_anchor is None:
         raise UsageError("say whether the user may be an anchor", hint="add --can-anchor or --no-can-anchor")
     with context.open_registry() as reg:
-        context.output.run_job_and_print(set_consent(reg, user, can_anchor, wait=wait), _render_consent)
+        if user is None:
+            job = set_consent_of_all(reg, can_anchor, task=task, wait=wait)
+            context.output.run_job_and_print(job, _render_consent_of_all)
+        else:
+            context.output.run_job_and_print(set_consent(reg, user, can_anchor, wait=wait), _render_consent)
 
 
 @app.command()
@@ -176,19 +190,44 @@ def items(
     ctx: typer.Context,
     user: UserArgument,
     task: TaskOption = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="At most so many.")] = 20,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, max=1_000_000, help="At most so many; 20 where not given.")
+    ] = None,
     search: Annotated[
         str | None, typer.Option("--search", metavar="TEXT", help="Best matches of these words instead.")
     ] = None,
+    rm: Annotated[
+        list[str] | None,
+        typer.Option("--rm", metavar="ID", help="Remove the item with this id, and what was made from it; repeat it."),
+    ] = None,
+    yes: YesOption = False,
+    wait: WaitOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Show a user's most recent history items, or those that match a search."""
+    """Show a user's most recent history items, or those that match a search; or remove items by their ids."""
+    context = app_context(ctx, json=json)
+    if rm:
+        if search is not None or limit is not None:
+            raise UsageError("--rm removes items by their ids: --search and --limit are for showing them.")
+        _remove_items(context, user, rm, task, yes=yes, wait=wait)
+        return
+    if yes or wait:
+        raise UsageError("--yes and --wait are for --rm.", hint="name the items with --rm ID")
     from mta_cli.pipeline.users.stored_data import find_items, item_entry
 
-    context = app_context(ctx, json=json)
     with context.open_registry() as reg:
-        found = find_items(reg, user, task=task, limit=limit, search=search)
+        found = find_items(reg, user, task=task, limit=limit or SHOWN_ITEMS, search=search)
         context.output.print_result([item_entry(item) for item in found], _items_table)
+
+
+def _remove_items(context: AppContext, user: str, ids: list[str], task: str | None, *, yes: bool, wait: bool) -> None:
+    from mta_cli.pipeline.users.remove_items import plan_removal, remove_items
+
+    with context.open_registry() as reg:
+        if not yes:
+            context.output.run_job(plan_removal(reg, user, ids, task=task, aloud=True))
+        confirm(context.output, "Remove this, and what was made from it?", yes=yes)
+        context.output.run_job_and_print(remove_items(reg, user, ids, task=task, wait=wait), _render_removal)
 
 
 @app.command()
@@ -319,6 +358,17 @@ def _user_cells(user: UserSummary) -> tuple[object, ...]:
 
 def _render_consent(result: dict[str, Any]) -> RenderableType:
     return out.key_value_grid([("user", result["user"]), ("may be an anchor", result["can_anchor"])])
+
+
+def _render_consent_of_all(result: dict[str, Any]) -> RenderableType:
+    rows = [("users", result["users"]), ("may be anchors", result["can_anchor"]), ("changed", len(result["changed"]))]
+    return out.key_value_grid(rows)
+
+
+def _render_removal(result: dict[str, Any]) -> RenderableType:
+    kept = ("user", "task", "recipes", "stacks")
+    rows = [(name, result[name]) for name in kept]
+    return out.key_value_grid([*rows[:2], ("items", ", ".join(result["items"])), *rows[2:]])
 
 
 def _items_table(items: list[dict[str, Any]]) -> RenderableType:

@@ -28,7 +28,7 @@ from mta_cli.options import (
 )
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.models.installed import resolve_model
-from mta_cli.pipeline.user_weights import resolve_user_task
+from mta_cli.pipeline.user_weights import FREE_TASK, resolve_user_task
 from store.records import Bank, User
 from store.tables.evaluations import Evaluation
 
@@ -150,7 +150,8 @@ class EvalRequest:
 class ChatOptions:
     """The options of questions.
 
-    Without `task` the text is the prompt; without `mode` the most personal model answers.
+    Without `task` the text is the prompt; without `mode` the most personal model answers. An answer ends at the first
+    of the texts `stops`; `system` is a system message in front of the prompt.
     """
 
     machine: MachineOptions = field(default_factory=MachineOptions)
@@ -160,6 +161,8 @@ class ChatOptions:
     mode: str | None = None
     free_decoding: bool = False
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    stops: tuple[str, ...] = ()
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -232,9 +235,19 @@ def eval_request(
 
 
 def chat_options(
-    options: OptionSet, task: str | None = None, mode: str | None = None, *, free_decoding: bool = False
+    options: OptionSet,
+    task: str | None = None,
+    mode: str | None = None,
+    *,
+    free_decoding: bool = False,
+    stops: Sequence[str] = (),
+    system: str | None = None,
 ) -> ChatOptions:
-    """The options of `mta ask`, `compare` and `chat`."""
+    """The options of `mta ask`, `compare` and `chat`. Raises UsageError for those that contradict each other."""
+    if not all(stops):
+        raise UsageError("--stop: an empty text stops nothing.", hint="--stop TEXT, as often as there are texts")
+    if system is not None and task not in (None, FREE_TASK):
+        raise UsageError(f"Task {task} has a prompt of its own, which takes no --system.", hint="leave one of them out")
     return ChatOptions(
         options[MachineOptions],
         options[PromptOptions],
@@ -243,6 +256,8 @@ def chat_options(
         mode,
         free_decoding,
         options[MemoryOptions],
+        tuple(stops),
+        system or None,
     )
 
 

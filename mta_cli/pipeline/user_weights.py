@@ -64,12 +64,16 @@ def current_bank(reg: Registry, task: str, base: str) -> Bank:
 
 
 def resolve_user_task(reg: Registry, user: User, task: str | None) -> str:
-    """`task`, or the user's only task. Raises UsageError when there are several, and NotFound without any."""
+    """`task`, or the user's only task, or the only one of them that has a bank.
+
+    Raises UsageError when there are several, and NotFound without any.
+    """
     if task is not None:
         return task
     known = [name for name, _, _ in reg.users.tasks_of_user(user.id)]
-    if len(known) == 1:
-        return known[0]
+    banked = [name for name in known if reg.banks.latest_ready_bank(name) is not None]
+    if len(known) == 1 or len(banked) == 1:
+        return (banked or known)[0]
     if known:
         raise UsageError(f"{user.name} has items in several tasks: {', '.join(known)}.", hint="say which with --task")
     raise NotFound(f"{user.name} has no items yet.", hint="mta user add NAME --history FILE, or --task NAME")

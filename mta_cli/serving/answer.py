@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
+from mta_cli.engine.generation.answer_text import AnswerText
+from mta_cli.engine.generation.repetition import RepetitionFilter
 from mta_cli.errors import MtaError
 from mta_cli.serving.weights import W
 
@@ -42,42 +45,12 @@ class Failed:
 Emit = Callable[[Piece | Finished | Failed], None]
 
 
-class StopFilter:
-    """Holds back text that may be the beginning of a stop text, and ends at the first stop text."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops, self._held = [stop for stop in stops if stop], ""
-
-    def add(self, text: str) -> tuple[str, bool]:
-        """The text that may be shown now, and whether a stop text was met; nothing is shown from there on."""
-        self._held += text
-        met = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if met:
-            shown, self._held = self._held[: min(met)], ""
-            return shown, True
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        cut = len(self._held) - keep
-        shown, self._held = self._held[:cut], self._held[cut:]
-        return shown, False
-
-    def flush(self) -> str:
-        """What is still held back."""
-        shown, self._held = self._held, ""
-        return shown
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that `stop` begins with."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
-
-
 @dataclass(eq=False)
 class Answer(Generic[W]):
     """What was asked of a model, and what came of it so far.
 
     `labels` are the token ids of the labels of which one is the answer; empty for a text. `owner` is the user's number,
-    None for the base. `detokenizer` turns tokens into text. The answer is JSON of `schema`, where there is one. `emit`
-    may be called from any thread.
+    None for the base. The answer is JSON of `schema`, where there is one. `emit` may be called from any thread.
     """
 
     model: W
@@ -85,7 +58,7 @@ class Answer(Generic[W]):
     sampler: TokenSampler
     max_tokens: int
     emit: Emit
-    detokenizer: Any
+    tokenizer: Any
     owner: int | None = None
     labels: Sequence[Sequence[int]] = ()
     stops: Sequence[str] = ()
@@ -93,11 +66,18 @@ class Answer(Generic[W]):
     schema: dict[str, Any] | None = None
     cancelled: bool = False
     keeps_prefix: bool = True
-    tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._filter = StopFilter(self.stops)
+        # A schema ends its answers by itself, and is not met by half of one.
+        self._repetition = RepetitionFilter(self.tokenizer, active=self.schema is None)
+        self._text = AnswerText(self.tokenizer, self.stops)
+        self._held: deque[SampledToken] = deque()  # what may be a repetition
         self._unshown: list[SampledToken] = []
+
+    @property
+    def tokens(self) -> list[int]:
+        """The answer's tokens so far."""
+        return self._repetition.tokens
 
     @property
     def ids(self) -> list[int]:
@@ -108,22 +88,33 @@ class Answer(Generic[W]):
         """Take the next token; whether the answer has ended."""
         if chosen.token in self.end_ids:
             return self.end("stop")
-        self.tokens.append(chosen.token)
-        self._unshown.append(chosen)
-        shown, stopped = self._filter.add(self.detokenizer.add_token(chosen.token))
-        self._show(shown)
-        if stopped:
-            self._unshown.clear()
-            self.emit(Finished("stop", len(self.tokens)))
+        self._held.append(chosen)
+        new, repeats = self._repetition.add(chosen.token)
+        if self._show_tokens(len(new)):
             return True
+        if repeats:
+            return self.end("stop")
         return self.end("length") if len(self.tokens) >= self.max_tokens else False
 
     def end(self, reason: FinishReason) -> bool:
         """There is no further token; always true."""
-        shown, stopped = self._filter.add(self.detokenizer.flush())
-        self._show(shown if stopped else shown + self._filter.flush(), last=True)
-        self.emit(Finished("stop" if stopped else reason, len(self.tokens)))
+        if self._show_tokens(len(self._repetition.flush())):
+            return True
+        self._show(self._text.flush(), last=True)
+        self.emit(Finished("stop" if self._text.stopped else reason, len(self.tokens)))
         return True
+
+    def _show_tokens(self, count: int) -> bool:
+        """Show the first `count` tokens that are held back; whether a stop text was met, which ends the answer."""
+        for _ in range(count):
+            chosen = self._held.popleft()
+            self._unshown.append(chosen)
+            self._show(self._text.add_token(chosen.token))
+            if self._text.stopped:
+                self._unshown.clear()
+                self.emit(Finished("stop", len(self.tokens) - len(self._held)))
+                return True
+        return False
 
     def _show(self, text: str, *, last: bool = False) -> None:
         if text or (last and self._unshown):

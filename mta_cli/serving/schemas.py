@@ -87,6 +87,8 @@ class SamplingFields(Struct, forbid_unknown_fields=True, kw_only=True):
     seed: Seed | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     task: Name | None = None
@@ -144,6 +146,8 @@ class Sampling:
     seed: int | None
     presence_penalty: float
     frequency_penalty: float
+    min_p: float | None
+    repetition_penalty: float | None
     top_logprobs: int | None
     stream: bool
     include_usage: bool
@@ -233,6 +237,8 @@ def _sampling(body: SamplingFields, max_tokens: int | None, top_logprobs: int | 
         body.seed,
         body.presence_penalty or 0.0,
         body.frequency_penalty or 0.0,
+        body.min_p,
+        body.repetition_penalty,
         top_logprobs,
         bool(body.stream),
         body.stream_options is not None and body.stream_options.include_usage,

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli.errors import UsageError
-from mta_cli.pipeline.chat.answer import answer_limit
+from mta_cli.pipeline.chat.answer import answer_limit, answer_penalty
 from mta_cli.serving.answer import Answer, Failed, Finished, Piece
 from mta_cli.serving.answer_format import AnswerFormat, Choice, TokenNames, label_entries
 from mta_cli.serving.engine import AnswerEngine, Formats, ServedBase, Stopping
@@ -169,7 +169,7 @@ class Service:
             prepared = prepare(self._models)
             running = self._running(model, prepared, sampling, may, is_chat=is_chat)
             running.events = events
-            running.answers = self._answers(prepared, sampling, emit)
+            running.answers = self._answers(prepared, sampling, emit, is_chat=is_chat)
             self._engine.submit(running.answers)
             cache = self._models.cache
             self.metrics.model_hits.set(cache.hits)
@@ -198,17 +198,22 @@ class Service:
         return Running(prepared, sampling, shape, choices, time.monotonic())
 
     def _answers(
-        self, prepared: Prepared[Any], sampling: Sampling, emit: Callable[[int, Piece | Finished | Failed], None]
+        self,
+        prepared: Prepared[Any],
+        sampling: Sampling,
+        emit: Callable[[int, Piece | Finished | Failed], None],
+        *,
+        is_chat: bool,
     ) -> list[Answer[Any]]:
-        from mta_cli.engine.generation.generate import StreamingDetokenizer
         from mta_cli.engine.generation.sampler import TokenSampler
 
         defaults, model, base = self.chat.answer, prepared.model, self.base
-        asked = (
-            sampling.max_tokens
-            if sampling.max_tokens is not None
-            else answer_limit(defaults, model.task if prepared.question else None)
-        )
+        task = model.task if prepared.question else None
+        asked = sampling.max_tokens if sampling.max_tokens is not None else answer_limit(defaults, task)
+        penalty = sampling.repetition_penalty
+        if penalty is None:
+            # vLLM counts the prompt's tokens too, so that a default would be against the user's own words
+            penalty = answer_penalty(defaults, is_chat=is_chat and task is None and not self.options.vllm)
         room = base.window - len(prepared.prompt)
         temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(62) if temperature else 0
@@ -229,10 +234,12 @@ class Service:
                     sampling.frequency_penalty,
                     sampling.top_logprobs,
                     self._formats.constraint(sampling.schema) if sampling.schema is not None else None,
+                    defaults.min_p if sampling.min_p is None else sampling.min_p,
+                    penalty if sampling.schema is None or sampling.repetition_penalty is not None else 1.0,
                 ),
                 min(asked, room),
                 partial(emit, index),
-                StreamingDetokenizer(base.tokenizer),
+                base.tokenizer,
                 None if model.user is None else model.user.id,
                 prepared.labels,
                 sampling.stops,

@@ -49,6 +49,11 @@ def format_signed(value: float | None) -> str:
     return shown.replace("+0.", "+.").replace("-0.", "−.").replace("-", "−")
 
 
+def ending_words(ended: str) -> str:
+    """How an answer ended, behind its number of tokens, where that is worth telling."""
+    return {"length": " · cut", "repetition": " · began to repeat itself"}.get(ended, "")
+
+
 def _format_value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -176,9 +176,11 @@ def _check_files(db: Connection, files: AdapterFiles) -> Iterator[str]:
 
 def _check_removals(db: Connection) -> Iterator[str]:
     """What a removal still owes: opening the store does it, so something keeps it from that."""
-    users = db.fetch_value("SELECT count(*) FROM tombstones WHERE NOT erased")
+    removals = db.fetch_value("SELECT count(*) FROM tombstones WHERE NOT erased")
     files = db.fetch_value("SELECT count(*) FROM doomed_files")
-    owed = [f"{users:,} removed users"] * bool(users) + [f"{files:,} files of removed adapters"] * bool(files)
+    owed = [f"{removals:,} removed users or items"] * bool(removals) + [f"{files:,} files of removed adapters"] * bool(
+        files
+    )
     if owed:
         yield (
             f"bytes of {' and '.join(owed)} are still on the disk: free space or end other mta processes, then run any "

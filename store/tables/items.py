@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from store.connection import Connection, SqlParameters
 from store.names import quote_text
 from store.queries.full_text import fts5_query, rank_bm25
 from store.records import Item, NewItem, Query
+
+if TYPE_CHECKING:
+    from store.erase_items import ItemEraser, RemovedItems
+    from store.records import User
 
 INSERT_BATCH_SIZE = 500
 """Rows in one statement. The full-text index writes what it has gathered at the end of every statement."""
@@ -48,8 +52,8 @@ ORDER BY time DESC, id DESC LIMIT :limit
 class Items:
     """The items and queries of all users. The order is: items without a time, then by time, then by arrival."""
 
-    def __init__(self, db: Connection) -> None:
-        self._db = db
+    def __init__(self, db: Connection, eraser: ItemEraser) -> None:
+        self._db, self._eraser = db, eraser
 
     def append_items(self, user_id: int, items: Iterable[NewItem]) -> tuple[int, int]:
         """Add items to a history; returns how many were added and how many existed already, unchanged.
@@ -79,6 +83,19 @@ class Items:
         values = {"user": user_id, "task": task, "exclude": None, "time": None, "id": 0, "among": None}
         values["limit"] = _sql_limit(limit)
         return list(reversed(self._read_items(_SELECT_LATEST_ITEMS, values)))
+
+    def items_with_keys(self, user_id: int, keys: Sequence[str]) -> list[Item]:
+        """The user's items of any task with one of these keys, by number."""
+        sql = f"{_SELECT_ITEM} WHERE user_id = ? AND key IN (SELECT value FROM json_each(?)) ORDER BY id"
+        return self._read_items(sql, (user_id, json.dumps(list(keys))))
+
+    def remove_items(self, user: User, task: str, items: Sequence[Item], since: str) -> RemovedItems:
+        """Remove items of a task, and everything of the user that was made from them; anchors become stale.
+
+        `since` is the time before which none of them was there, empty where that is not known: what was made earlier
+        stays. Raises UserInUse while a job uses the user's items, and StoreBusy as `Users.forget` does.
+        """
+        return self._eraser.erase_items(user, task, items, since)
 
     def items_after(self, user_id: int, task: str, last_item: int) -> list[Item]:
         """The user's items that arrived after item number `last_item`, by number."""

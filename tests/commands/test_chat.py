@@ -15,7 +15,7 @@ import pytest
 from mta_cli.app import run_command_line as run_mta
 from mta_cli.commands.chat_repl.repl import ChatShell, terminal_reader
 from mta_cli.commands.chat_repl.slash_commands import SLASH_COMMANDS, complete_line, parse_slash_command
-from mta_cli.engine.generation.generate import StreamingDetokenizer
+from mta_cli.engine.generation.answer_text import StreamingDetokenizer
 from mta_cli.errors import UsageError
 from mta_cli.output import Output
 from mta_cli.pipeline.chat.answer import ChatModel
@@ -91,6 +91,10 @@ def test_ask_reads_a_pipe(world: World, mta: Mta, dash: tuple[str, ...]) -> None
         (("--base", "nothing", "hi"), b"", 3, "nothing"),
         (("--max-tokens", "0", "hi"), b"", 2, "max_tokens"),
         (("--temperature", "-1", "hi"), b"", 2, "temperature"),
+        (("--min-p", "2", "hi"), b"", 2, "min_p"),
+        (("--repetition-penalty", "0", "hi"), b"", 2, "repetition_penalty"),
+        (("--stop", "", "hi"), b"", 2, "stops nothing"),
+        (("--task", "lamp-2", "--system", "Be brief.", "hi"), b"", 2, "prompt of its own"),
     ],
 )
 def test_what_cannot_be_asked(
@@ -151,6 +155,10 @@ def test_every_slash_command_works_in_a_pipe(world: World, mta: Mta, tmp_path: P
         "/help",
         "hello",
         "/good",
+        "/undo",
+        "/good",
+        "/system Be brief.",
+        "/system",
         "/compare",
         "/compare what else?",
         "/base",
@@ -166,6 +174,8 @@ def test_every_slash_command_works_in_a_pipe(world: World, mta: Mta, tmp_path: P
         "/quit",
         "never",
     ]
+    for table in ("recipes", "stacks"):  # older than what is kept: /undo leaves them
+        world.reg._db.execute_write(f"UPDATE {table} SET created = '2000'")
     told = mta("chat", "--user", "alice", *FAST, stdin="\n".join(lines).encode())
     assert told.code == 0 and "error" not in told.err
     assert {command.name for command in SLASH_COMMANDS} <= {line.split()[0] for line in lines}
@@ -287,3 +297,29 @@ def test_ctrl_c_at_the_prompt_asks_once(shell: ChatShell, capsys: pytest.Capture
 def test_errors_do_not_end_a_typed_chat(shell: ChatShell, capsys: pytest.CaptureFixture[str]) -> None:
     shell._run_terminal(typed("/nope", "/user nobody", "hello"))
     assert len(shell.conversation.exchanges) == 1 and "/nope" in capsys.readouterr().err
+
+
+def test_an_answer_ends_at_a_stop_text(world: World, mta: Mta) -> None:
+    whole = json.loads(mta("ask", "--user", "alice", "hello there", "--json", *FAST).out)["text"]
+    stop = whole[3:6]
+    cut = json.loads(
+        mta("ask", "--user", "alice", "hello there", "--stop", "never", "--stop", stop, "--json", *FAST).out
+    )
+    assert (cut["text"], cut["ended"]) == (whole[: whole.index(stop)], "stop")
+    compared = json.loads(mta("compare", "--user", "alice", "hello there", "--stop", stop, "--json", *FAST).out)
+    assert compared["answers"]["adapted"] == cut["text"] and compared["details"]["adapted"]["ended"] == "stop"
+
+
+def test_the_last_conversation_is_gone_on_with(world: World, mta: Mta) -> None:
+    told = mta("chat", "--user", "alice", "--continue", *FAST, stdin=b"hi\n")
+    assert told.code == 3 and "alice has no stored conversation" in told.err
+    mta("chat", "--user", "alice", *FAST, stdin=b"an older one\n")
+    mta("chat", "--user", "alice", *FAST, stdin=b"the first question\n")
+    told = mta("chat", "--user", "alice", "--continue", *FAST, stdin=b"the second question\n")
+    assert told.code == 0 and "Going on with chat" in told.err
+    newest, older = world.reg.chats.of_user(world.alice.id)
+    asked = [message.content for message in world.reg.chats.messages(newest.id)][::2]
+    assert asked == ["the first question", "the second question"] and older.title == "an older one"
+    for extra in (("--user", "alice", "--no-save"), ()):
+        told = mta("chat", "--continue", *extra, *FAST)
+        assert told.code == 2 and "--continue is for a --user" in told.err

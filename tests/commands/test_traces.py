@@ -47,6 +47,18 @@ def holding(home: Path, *words: str) -> Iterator[Path]:
             yield path
 
 
+def test_an_exchange_that_was_kept_and_taken_back_is_in_no_file(home: Path) -> None:
+    kept = ("chat", "--user", "alice", "--no-save", *CPU)
+    said = mta_ok(*kept, stdin=f"{TYPED}\n/good\n")
+    assert "history item" in said.err and list(holding(home, TYPED))
+    (item,) = (one for one in mta_ok("user", "items", "alice", "--json").json() if one["input"] == TYPED)
+    mta_ok("user", "items", "alice", "--rm", item["id"], "--yes")
+    assert list(holding(home, TYPED, "plumfrotz")) == []
+    mta_ok(*kept, stdin=f"{TYPED}\n/good\n/undo\n")
+    assert list(holding(home, TYPED, "plumfrotz")) == []
+    tally("files of a home searched for an item that was removed", "without a word", 2)
+
+
 def test_asking_talking_and_looking_leave_nothing_outside_the_store(home: Path) -> None:
     mta_ok("ask", "--user", "alice", TYPED, *CPU)
     mta_ok("compare", "--user", "alice", TYPED, *CPU)

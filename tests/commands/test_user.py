@@ -113,6 +113,15 @@ def test_dry_run(mta: Mta, tmp_path: Path) -> None:
         (["user", "items", "alice", "--limit", "0"], 2, "limit"),
         (["user", "list", "--task", "lamp-22"], 3, "lamp-2"),
         (["user", "items", "alice", "--task", "lamp-22"], 3, "lamp-2"),
+        (["user", "items", "alice", "--rm", "x", "--yes"], 3, "no item with the id x"),
+        (["user", "items", "alice", "--rm", "x", "--search", "y"], 2, "--search and --limit"),
+        (["user", "items", "alice", "--rm", "x", "--limit", "3"], 2, "--search and --limit"),
+        (["user", "items", "alice", "--yes"], 2, "--rm ID"),
+        (["user", "consent", "--can-anchor"], 2, "--all"),
+        (["user", "consent", "alice", "--all", "--can-anchor"], 2, "one user, or all"),
+        (["user", "consent", "alice", "--task", "free", "--can-anchor"], 2, "--task is for --all"),
+        (["user", "consent", "--all", "--task", "lamp-22", "--can-anchor"], 3, "lamp-2"),
+        (["user", "consent", "--all", "--task", "free", "--can-anchor"], 3, "No user has items of task free"),
     ],
 )
 def test_what_goes_wrong(mta: Mta, tmp_path: Path, words: list[str], code: int, said: str) -> None:
@@ -202,3 +211,38 @@ def test_a_missing_store_says_what_to_do(mta: Mta, monkeypatch: pytest.MonkeyPat
     assert code == 3
     assert "mta init" in err
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_items_are_removed_by_their_ids(mta: Mta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [one | {"id": f"n{number}"} for number, one in enumerate(rows(None, 4))]
+    write(tmp_path / "notes.jsonl", records)
+    answer(mta, "user", "add", "alice", "--history", "notes.jsonl")
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    code, out, err = mta("user", "items", "alice", "--rm", "n1")
+    assert (code, out) == (2, "") and "add --yes" in err
+    assert "item n1, free: note 1 → answer 1" in err and "recipes: 0, stacks: 0, anchor of: no bank" in err
+    for typed, kept in (("n\n", 4), ("y\n", 3)):
+        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        assert mta("user", "items", "alice", "--rm", "n1")[0] == (1 if kept == 4 else 0)
+        assert len(answer(mta, "user", "items", "alice")) == kept
+    gone = answer(mta, "user", "items", "alice", "--rm", "n0", "--rm", "n3", "--yes")
+    assert gone["items"] == ["n0", "n3"] and {name: gone[name] for name in NOTHING_LEFT} == NOTHING_LEFT
+    assert [one["id"] for one in answer(mta, "user", "items", "alice")] == ["n2"]
+
+
+def test_consent_of_all_users(mta: Mta, tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", rows("ann") + rows("bob"))
+    write(tmp_path / "users.json", [person("cid")])
+    answer(mta, "data", "import", "jsonl", "a.jsonl", "--no-can-anchor")
+    answer(mta, "data", "import", "users", "users.json", "--task", "lamp-2", "--no-can-anchor")
+
+    def consenting() -> list[str]:
+        return [one["name"] for one in answer(mta, "user", "list") if one["can_anchor"]]
+
+    changed = answer(mta, "user", "consent", "--all", "--can-anchor", "--task", "free")
+    assert (changed["users"], changed["can_anchor"], changed["changed"]) == (2, True, ["ann", "bob"])
+    assert consenting() == ["ann", "bob"]
+    assert answer(mta, "user", "consent", "--all", "--can-anchor")["changed"] == ["cid"]
+    code, out, err = mta("user", "consent", "--all", "--no-can-anchor")
+    assert code == 0 and "3 users may not be anchors; 3 of them could before" in err and "changed" in out
+    assert consenting() == []

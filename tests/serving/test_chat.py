@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.generation.continuous_batch import PromptPass
-from mta_cli.options import ServeOptions
+from mta_cli.options import AnswerOptions, ServeOptions
 from mta_cli.pipeline.chat.answer import answer_question
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.serving.scheduler import PASS_TOKENS, PIECE_TOKENS
@@ -36,11 +36,40 @@ def test_everybody_answers_as_mta_ask_does(start: Start, stacks: str) -> None:
         found = served.chat(user or "base", "What is it about?")
         (choice,) = found["choices"]
         assert choice["message"]["content"] == expected["text"]
-        assert choice["finish_reason"] == ("stop" if expected["ended"] == "end" else "length")
+        assert choice["finish_reason"] == ("length" if expected["ended"] == "length" else "stop")
         assert found["usage"]["completion_tokens"] == expected["tokens"] and found["usage"]["prompt_tokens"] > 0
         assert found["object"] == "chat.completion" and found["model"] == (user or "base")
         assert found["mta"] == {**expected["source"], "task": "free"}
     assert len({served.text(user, "Hello?") for user in ("alice", "bob", "base")}) == 3, "they differ"
+
+
+def test_an_answer_that_repeats_itself_ends_as_that_of_mta_ask(served: Running) -> None:
+    options = AnswerOptions(max_tokens=200, repetition_penalty=1.0)
+    expected = {user: asked(served, user, "Tell me.", answer=options) for user in PEOPLE}
+    looping = [user for user, answer in expected.items() if answer["ended"] == "repetition"]
+    assert looping
+    for user in PEOPLE:
+        body = ask(user or "base", "Tell me.", max_tokens=200, repetition_penalty=1.0)
+        whole = served.post("/chat/completions", body).json()
+        (choice,) = whole["choices"]
+        assert choice["message"]["content"] == expected[user]["text"]
+        assert choice["finish_reason"] == ("length" if expected[user]["ended"] == "length" else "stop")
+        assert whole["usage"]["completion_tokens"] == expected[user]["tokens"]
+        pieces = served.stream(body)
+        assert "".join(p["choices"][0]["delta"].get("content", "") for p in pieces) == expected[user]["text"]
+        assert pieces[-1]["choices"][0]["finish_reason"] == choice["finish_reason"]
+
+
+def test_a_chat_has_the_penalty_of_mta_ask_and_may_have_another(served: Running) -> None:
+    for penalty in (None, 1.0, 3.0):
+        body = {} if penalty is None else {"repetition_penalty": penalty}
+        expected = asked(served, "alice", "Tell me.", answer=AnswerOptions(max_tokens=24, repetition_penalty=penalty))
+        assert served.text("alice", "Tell me.", max_tokens=24, **body) == expected["text"]
+    texts = {served.text("alice", "Tell me.", max_tokens=24, repetition_penalty=value) for value in (1.0, 3.0)}
+    assert len(texts) == 2
+    warm = {"temperature": 3.0, "seed": 1, "max_tokens": 12}
+    assert served.text("alice", "Hi", min_p=1.0, **warm) == served.text("alice", "Hi", max_tokens=12)
+    assert served.text("alice", "Hi", **warm) != served.text("alice", "Hi", max_tokens=12)
 
 
 def test_a_stream_says_the_same_in_pieces(served: Running) -> None:

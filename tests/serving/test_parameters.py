@@ -28,6 +28,8 @@ REFUSING = {
     "max_tokens": 0,
     "presence_penalty": 3,
     "frequency_penalty": "much",
+    "repetition_penalty": 0,
+    "min_p": 2,
     "stop": [""],
     "seed": 1.5,
     "top_logprobs": 2,
@@ -259,6 +261,8 @@ NEEDED = {
 }
 SAMPLES: dict[str, Any] = {
     "frequency_penalty": 0.5,
+    "min_p": 0.1,
+    "repetition_penalty": 1.2,
     "max_completion_tokens": 2,
     "max_tokens": 2,
     "n": 2,

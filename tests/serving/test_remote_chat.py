@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mta_cli.errors import MtaError, NotFound, UsageError
+from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
 from mta_cli.pipeline.chat.remote import RemoteConversation
+from mta_cli.printable import clean_text
 from tests.pipeline.world import notes_of, result_of, text_of
 from tests.serving.conftest import Start
 from tests.serving.running import Running
@@ -57,9 +58,40 @@ def test_good_is_kept_where_the_server_lets_clients_write(start: Start) -> None:
 
 def test_the_command(served: Running) -> None:
     ran = mta("chat", "--server", served.url, "--user", "alice", stdin="Who are you?\n/compare\n/user bob\nHi\n")
-    assert served.text("alice", "Who are you?") in ran.out and served.text("bob", "Hi") in ran.out
+    for user, words in (("alice", "Who are you?"), ("bob", "Hi")):
+        assert clean_text(served.text(user, words)) in ran.out
     assert ran.code == 2 and "without --server" in ran.err, "one line was for a store"
     assert mta("chat", "--server", served.url, "--user", "nobody", stdin="Hi\n").code == 3
-    assert mta("chat", "--server", served.url, "--mode", "base", stdin="Hi\n").code == 2
-    refused = mta("chat", "--server", served.url, "--int8", "--top-p", "0.5", stdin="Hi\n")
-    assert refused.code == 2 and "--top-p, --int8: not for a server" in refused.err
+    for refused in (("--mode", "base"), ("--continue", "--user", "alice"), ("--device", "cpu"), ("--free-decoding",)):
+        ran = mta("chat", "--server", served.url, *refused, stdin="Hi\n")
+        assert ran.code == 2 and f"{refused[0]}: the server decides that" in ran.err
+
+
+def test_how_words_are_chosen_goes_to_the_server(served: Running) -> None:
+    whole = served.text("alice", "Who are you?", max_tokens=12)
+    assert len(whole) > 3
+    flags = ("--max-tokens", "12", "--stop", whole[1:3], "--system", "Be brief.", "--repetition-penalty", "3")
+    system = {"role": "system", "content": "Be brief."}
+    body = {"model": "alice", "messages": [system, {"role": "user", "content": "Who are you?"}], "max_tokens": 12}
+    body |= {"stop": [whole[1:3]], "repetition_penalty": 3}
+    expected = served.post("/chat/completions", body).json()["choices"][0]["message"]["content"]
+    ran = mta("chat", "--server", served.url, "--user", "alice", *flags, stdin="Who are you?\n")
+    assert ran.code == 0 and ran.out.rstrip("\n") == clean_text(expected).rstrip("\n")
+    assert mta("chat", "--server", served.url, "--min-p", "2", stdin="Hi\n").code == 2
+    talk = RemoteConversation(served.url, "alice")
+    list(talk.set_system("Be brief."))
+    again, _ = result_of(talk.answer_message("Who are you?"))
+    list(talk.set_system())
+    bare, _ = result_of(RemoteConversation(served.url, "alice").answer_message("Who are you?"))
+    assert again["text"] != bare["text"] == served.text("alice", "Who are you?")
+
+
+def test_good_refuses_a_stopped_answer_and_undo_is_not_here(start: Start) -> None:
+    talk = RemoteConversation(start(write=True).url, "carol")
+    events = talk.answer_message("What now?")
+    next(events)
+    events.close()  # type: ignore[attr-defined]
+    with pytest.raises(BadInput, match="stopped or is empty"):
+        list(talk.accept_exchange())
+    with pytest.raises(UsageError, match="not for a conversation over a server"):
+        talk.undo_accept()

@@ -439,7 +439,7 @@ def test_a_full_disk_says_what_is_done_and_what_is_owed(
     with pytest.raises(NotFound):
         reg.users.get(NAME)
     (owed,) = reg.check_integrity()
-    assert owed.startswith("bytes of 1 removed users are still on the disk: free space")
+    assert owed.startswith("bytes of 1 removed users or items are still on the disk: free space")
     monkeypatch.setattr(reg._db, "_conn", whole)
     with Registry.open(root) as again:
         assert again.check_integrity() == []

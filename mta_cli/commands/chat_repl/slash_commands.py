@@ -130,6 +130,13 @@ SLASH_COMMANDS: tuple[SlashCommand, ...] = (
     SlashCommand(
         "/good", "", "Keep the last exchange as a history item, to learn from.", lambda c, a: c.accept_exchange()
     ),
+    SlashCommand("/undo", "", "Take the last /good back, and what was made from it.", lambda c, a: c.undo_accept()),
+    SlashCommand(
+        "/system",
+        "[TEXT]",
+        "Put a system message in front of the conversation; alone, take it away.",
+        lambda c, a: c.set_system(a),
+    ),
     SlashCommand(
         "/save",
         "[FILE]",

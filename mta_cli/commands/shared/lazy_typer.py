@@ -107,8 +107,7 @@ def _skip_conversions(parameters: list[Any]) -> list[Any]:
 
 def _process_value(parameter: Any, convert: Callable[[Any, Any], Any], ctx: Any, value: Any) -> Any:
     """Click's `process_value`, which skips plain text, defaults, and options that were not given."""
-    single = parameter.nargs == 1 and not parameter.multiple
-    absent = value is None and single and (ctx.resilient_parsing or not parameter.required)
+    absent = value is None and parameter.nargs == 1 and (ctx.resilient_parsing or not parameter.required)
     kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
     if not absent and type(value) is not kind:
         return convert(ctx, value)

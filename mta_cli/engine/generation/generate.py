@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mta_cli.engine.generation.repetition import FinishReason, RepetitionFilter
+from mta_cli.engine.generation.sampler import TokenSampler
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.model.kv_cache import KVCache
 from mta_cli.engine.model.llama import BatchedLora, LlamaDecoder, Masks, WeightFormat, causal_mask
@@ -21,13 +23,11 @@ from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.backends import group_frozen_loras, require_supported_placements
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
 from mta_cli.engine.scoring.prefix_tree import PromptTree
-from mta_cli.errors import BadInput, IntegrityFault, UsageError
+from mta_cli.errors import BadInput, UsageError
 
 PREFILL_CHUNK_TOKENS = 1024  # prompt tokens that run at once
 MIN_TOKENS_TO_PACK = 8  # from so many tokens of answer on, packing the weights takes less time than it saves
 MAX_SCORED_LOGITS = 32_000_000  # most logits held at once while labels are scored: 128 MB in float32
-MIN_TEMPERATURE = 1e-9  # below it, logits divided by the temperature would overflow: the likeliest token is taken
-REPLACEMENT = "\ufffd"  # what a tokenizer shows for bytes that do not make a character yet
 
 
 class PromptCache:
@@ -67,37 +67,6 @@ class PromptCache:
             del self.ids[length:]
 
 
-class StreamingDetokenizer:
-    """Turns token ids into text piece by piece, never splitting a character that spans several tokens."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._shown = 0  # the text of the ids before this one was returned already
-        self._context = 0  # decoding starts here, so that word boundaries come out as in the whole text
-
-    def add_token(self, token_id: int) -> str:
-        """The text that `token_id` completes; empty while a character is still open."""
-        self._ids.append(token_id)
-        text = self._text(self._context, len(self._ids))
-        return "" if text.endswith(REPLACEMENT) else self._take(text)
-
-    def flush(self) -> str:
-        """The text that is still held back, with U+FFFD for bytes that did not become a character."""
-        return self._take(self._text(self._context, len(self._ids)))
-
-    def _take(self, text: str) -> str:
-        piece = text[len(self._text(self._context, self._shown)) :]
-        self._context, self._shown = self._shown, len(self._ids)
-        return piece
-
-    def _text(self, start: int, end: int) -> str:
-        decoded = self._tokenizer.decode(
-            self._ids[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return str(decoded)
-
-
 def generate_tokens(
     base: LoadedBase,
     prompt_ids: Sequence[int],
@@ -106,21 +75,26 @@ def generate_tokens(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop_at_repetition: bool = True,
     prompt_cache: PromptCache | None = None,
     late: LoraWeights | None = None,
     int8: bool = False,
-) -> Iterator[int]:
-    """The answer's token ids one by one, without the end of turn. Temperature 0 is greedy.
+) -> Generator[int, None, FinishReason]:
+    """The answer's token ids one by one, without the end of turn; returns why it ended. Temperature 0 is greedy.
 
-    `late` is a LoRA that acts on the last tokens of the prompt and on the answer. With `int8`, weights rounded to
-    8 bits choose all tokens but the first. Raises BadInput where the prompt leaves no room, IntegrityFault where the
-    logits are not finite, UsageError where the base cannot have late LoRAs or 8-bit weights.
+    An answer that repeats itself ends there, and says it once. `late` is a LoRA that acts on the last tokens of the
+    prompt and on the answer. With `int8`, weights rounded to 8 bits choose all tokens but the first. Raises BadInput
+    where the prompt leaves no room, IntegrityFault where the logits are not finite, UsageError where the base cannot
+    have late LoRAs or 8-bit weights.
     """
     room = remaining_context(base, prompt_ids)
     if int8:
         require_int8(base)
     prompt_cache = prompt_cache if prompt_cache is not None else PromptCache()
-    random = torch.Generator().manual_seed(seed)
+    sampler = TokenSampler(temperature, top_p, seed, min_p=min_p, repetition_penalty=repetition_penalty)
+    answer = RepetitionFilter(base.tokenizer, active=stop_at_repetition)
     loras = _late_loras(base, late)
     # 1. keep what the cache shares with the prompt; the rest of the prompt has to run
     start = _restore_prefix(base, prompt_cache, prompt_ids, late)
@@ -132,11 +106,18 @@ def generate_tokens(
                 base.llama_decoder.pack_weights(int8, many_rows=False)
             # 3. logits behind the pending tokens, and the next token
             read: WeightFormat = "int8" if int8 and step > 0 else "packed"
-            token = sample_token(_next_logits(base, prompt_cache, pending, loras, read), temperature, top_p, random)
+            token = sampler.choose(_next_logits(base, prompt_cache, pending, loras, read)).token
             if token in base.end_ids:
-                return
+                yield from answer.flush()
+                return "end"
             pending = [token]
-            yield token
+            # 4. tokens that are no repetition
+            shown, repeats = answer.add(token)
+            yield from shown
+            if repeats:
+                return "repetition"
+        yield from answer.flush()
+        return "length"
     finally:
         if late is not None:  # drop what the late LoRA has touched: it must not act on early tokens of the next prompt
             prompt_cache.crop_to(start)
@@ -312,29 +293,6 @@ def _forward(base: LoadedBase, rows: Tensor, cache: Any, **options: int) -> tupl
     arguments = {key: value for key, value in options.items() if key in known}
     output = base.model(input_ids=rows, use_cache=True, **{name: cache}, **arguments)
     return output.logits, output[name]
-
-
-def require_finite_logits(logits: Tensor) -> None:
-    """Raises IntegrityFault where a row of `logits` [..., vocabulary] has NaN or no finite maximum."""
-    if not bool(torch.isfinite(logits.amax(-1)).all()):  # the maximum of numbers with NaN among them is NaN
-        raise IntegrityFault(
-            "The model gave no usable numbers (NaN or infinite logits).",
-            hint="Try --dtype float32; an adapter may be damaged: mta doctor",
-        )
-
-
-def sample_token(logits: Tensor, temperature: float, top_p: float, random: torch.Generator) -> int:
-    """One token id from `logits` [vocabulary]. Draws on the CPU, so that a seed means the same on every device."""
-    require_finite_logits(logits)
-    if temperature < MIN_TEMPERATURE:
-        return int(logits.argmax())
-    probabilities = torch.softmax(logits.float().cpu() / temperature, dim=-1)
-    if top_p < 1:
-        ordered, tokens = probabilities.sort(descending=True)
-        before = ordered.cumsum(-1) - ordered  # probability of all likelier tokens
-        ordered[before >= top_p] = 0
-        probabilities = torch.zeros_like(probabilities).scatter_(0, tokens, ordered)
-    return int(torch.multinomial(probabilities, 1, generator=random))
 
 
 def _croppable(cache: Any) -> bool:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from mta_cli.engine.generation.batch_state import DecodingBatch, PromptRow
-from mta_cli.engine.generation.generate import (
-    generate_tokens,
-    remaining_context,
-    require_finite_logits,
-    require_int8,
-    sample_token,
-)
+from mta_cli.engine.generation.generate import generate_tokens, remaining_context, require_int8
+from mta_cli.engine.generation.repetition import FinishReason, RepetitionFilter
+from mta_cli.engine.generation.sampler import TokenSampler, require_finite_logits
 from mta_cli.engine.lora.adapter import merge_into_base
 from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.engine.model.kv_cache import KVCache
@@ -35,6 +31,14 @@ class SamplingParams:
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop_at_repetition: bool = True
+
+    def sampler(self, seed: int) -> TokenSampler:
+        """The choices of one answer."""
+        penalty = self.repetition_penalty
+        return TokenSampler(self.temperature, self.top_p, seed, min_p=self.min_p, repetition_penalty=penalty)
 
 
 @dataclass
@@ -46,6 +50,16 @@ class GenerationRequest:
     max_new_tokens: int
     seed: int = 0
     answer: list[int] = field(default_factory=list)
+    finish: FinishReason = "length"
+
+
+@dataclass
+class _GrowingRow:
+    """A request in a batch: its choices, and its tokens, of which some may be held back."""
+
+    request: GenerationRequest
+    sampler: TokenSampler
+    filter: RepetitionFilter
 
 
 def generate_answers(
@@ -55,18 +69,20 @@ def generate_answers(
     owners: Sequence[int],
     *,
     max_tokens: int,
+    stop_at_repetition: bool = True,
 ) -> list[list[int]]:
     """The token ids of the greedy answer to each prompt, without the end of turn; user `owners[i]` answers prompt `i`.
 
-    A user is the LoRAs above the base as it is. An answer does not depend on the other prompts. Raises BadInput where a
+    A user is the LoRAs above the base as it is. An answer does not depend on the other prompts, and ends where it
+    repeats itself. Raises BadInput where a
     prompt leaves no room, IntegrityFault where the logits are not finite, UsageError where the base cannot have late
     LoRAs.
     """
-    params = SamplingParams(max_tokens)
+    params = SamplingParams(max_tokens, stop_at_repetition=stop_at_repetition)
     requests = _requests(base, prompts, owners, max_tokens)
     waiting = [request for request in requests if request.max_new_tokens > 0]
     if base.llama_decoder is None:
-        for _ in _generate_sequentially(base, waiting, users, params):
+        for _ in _generate_sequentially(base, waiting, users, params, _always):
             pass
     elif waiting:
         _generate_batched(base, base.llama_decoder, waiting, users, params)
@@ -82,22 +98,29 @@ def stream_answers(
     *,
     seed: int = 0,
     int8: bool = False,
-) -> Iterator[tuple[int, int]]:
-    """The tokens of all answers one by one, as (index of the prompt, token). One batch holds all prompts.
+    goes_on: Callable[[int], bool] = lambda place: True,
+) -> Generator[tuple[int, int], None, list[FinishReason]]:
+    """The tokens of all answers one by one, as (index of the prompt, token); returns why each ended.
 
-    `seed` draws each answer's tokens as if it were alone. With `int8`, weights rounded to 8 bits choose all tokens but
-    the first ones. Raises what `generate_answers` raises.
+    One batch holds all prompts. `seed` draws each answer's tokens as if it were alone. With `int8`, weights rounded to
+    8 bits choose all tokens but the first ones. An answer ends as well where `goes_on`, asked by the index of its
+    prompt after each of its tokens, is false. Raises what `generate_answers` raises.
     """
     if int8:
         require_int8(base)
     requests = _requests(base, prompts, owners, params.max_tokens, seed)
     waiting = [request for request in requests if request.max_new_tokens > 0]
-    if base.llama_decoder is None:
-        tokens_by_request = _generate_sequentially(base, waiting, users, params)
-    else:
-        tokens_by_request = _stream_batch(base, base.llama_decoder, waiting, users, params, int8)
     places = {id(request): place for place, request in enumerate(requests)}
+
+    def wanted(request: GenerationRequest) -> bool:
+        return goes_on(places[id(request)])
+
+    if base.llama_decoder is None:
+        tokens_by_request = _generate_sequentially(base, waiting, users, params, wanted)
+    else:
+        tokens_by_request = _stream_batch(base, base.llama_decoder, waiting, users, params, int8, wanted)
     yield from ((places[id(request)], token) for request, token in tokens_by_request)
+    return [request.finish for request in requests]
 
 
 def _requests(
@@ -125,7 +148,8 @@ def _generate_batched(
         for request in batch:
             request.answer.clear()  # the batch may run again in halves, where it did not fit into memory
         batch_state = _start_batch(decoder, batch, users, prefix)
-        for _ in _decode_until_done(batch_state, batch_state.prefill(budget.tokens), list(batch), params, base.end_ids):
+        rows = [_growing_row(base, request, params) for request in batch]
+        for _ in _decode_until_done(batch_state, batch_state.prefill(budget.tokens), rows, base.end_ids, _always):
             pass
 
     # 2. batches of similar length that fit into memory, of so many rows that packed weights are read
@@ -144,13 +168,24 @@ def _stream_batch(
     users: Sequence[UserLoras],
     params: SamplingParams,
     int8: bool,
+    wanted: Callable[[GenerationRequest], bool],
 ) -> Iterator[tuple[GenerationRequest, int]]:
     if not requests:
         return
     batch_state = _start_batch(decoder, requests, users, _prefill_shared_prefix(decoder, requests, users))
     logits = batch_state.prefill(device_batch_tokens(base.device))
     decoder.pack_weights(int8, one_row=False)
-    yield from _decode_until_done(batch_state, logits, requests, params, base.end_ids, "int8" if int8 else "packed")
+    rows = [_growing_row(base, request, params) for request in requests]
+    yield from _decode_until_done(batch_state, logits, rows, base.end_ids, wanted, "int8" if int8 else "packed")
+
+
+def _always(request: GenerationRequest) -> bool:
+    return True
+
+
+def _growing_row(base: LoadedBase, request: GenerationRequest, params: SamplingParams) -> _GrowingRow:
+    tokens = RepetitionFilter(base.tokenizer, active=params.stop_at_repetition)
+    return _GrowingRow(request, params.sampler(request.seed), tokens)
 
 
 def _start_batch(
@@ -170,45 +205,56 @@ def _start_batch(
 def _decode_until_done(
     batch_state: DecodingBatch,
     logits: Tensor,
-    requests: list[GenerationRequest],
-    params: SamplingParams,
+    rows: list[_GrowingRow],
     end_ids: Sequence[int],
+    wanted: Callable[[GenerationRequest], bool],
     read: WeightFormat = "packed",
 ) -> Iterator[tuple[GenerationRequest, int]]:
-    """Decode until every request has its answer, yielding each token; a row leaves the batch when its answer ends."""
-    randoms = [torch.Generator().manual_seed(request.seed) for request in requests]
+    """Decode until every request has its answer, yielding each token; a row leaves the batch when its answer ends.
+
+    An answer that is not `wanted` any more ends as well.
+    """
     while True:
-        # 1. one token for each row
-        tokens = _sample_tokens(logits, params, randoms)
-        for request, token in zip(requests, tokens, strict=True):
-            if token not in end_ids:
-                request.answer.append(token)
-                yield request, token
-        # 2. rows whose answers go on
-        alive = [
-            r
-            for r, (request, token) in enumerate(zip(requests, tokens, strict=True))
-            if token not in end_ids and len(request.answer) < request.max_new_tokens
-        ]
+        # 1. one token for each row, and what each may show
+        tokens, alive = _choose_tokens(logits, rows), list[int]()
+        for r, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            shown, finish = _add_token(row, token, end_ids)
+            for one in shown:
+                row.request.answer.append(one)
+                yield row.request, one
+            # 2. rows whose answers go on
+            if finish is not None:
+                row.request.finish = finish
+            elif wanted(row.request):
+                alive.append(r)
         if not alive:
             return
-        if len(alive) < len(requests):
+        if len(alive) < len(rows):
             order = batch_state.keep_alive_rows(alive)
-            requests, randoms = [requests[i] for i in order], [randoms[i] for i in order]
-            tokens = [tokens[i] for i in order]
+            rows, tokens = [rows[i] for i in order], [tokens[i] for i in order]
         # 3. logits behind the new tokens  [rows, vocabulary]
         logits = batch_state.decode_step(tokens, read)
 
 
-def _sample_tokens(logits: Tensor, params: SamplingParams, randoms: Sequence[torch.Generator]) -> list[int]:
+def _add_token(row: _GrowingRow, token: int, end_ids: Sequence[int]) -> tuple[list[int], FinishReason | None]:
+    """The tokens that a row may show after its next `token`, and why it ends, if it does."""
+    if token in end_ids:
+        return row.filter.flush(), "end"
+    shown, repeats = row.filter.add(token)
+    if repeats:
+        return shown, "repetition"
+    if len(row.filter.tokens) >= row.request.max_new_tokens:
+        return shown + row.filter.flush(), "length"
+    return shown, None
+
+
+def _choose_tokens(logits: Tensor, rows: Sequence[_GrowingRow]) -> list[int]:
     """One token for each row of `logits` [rows, vocabulary]."""
-    if params.temperature <= 0:
+    if all(row.sampler.takes_likeliest for row in rows):
         require_finite_logits(logits)
         tokens: list[int] = logits.argmax(-1).tolist()
         return tokens
-    return [
-        sample_token(row, params.temperature, params.top_p, random) for row, random in zip(logits, randoms, strict=True)
-    ]
+    return [row.sampler.choose(own).token for own, row in zip(logits, rows, strict=True)]
 
 
 def _prefill_shared_prefix(
@@ -254,22 +300,43 @@ def _request_bytes(decoder: LlamaDecoder, request: GenerationRequest, users: Seq
 
 
 def _generate_sequentially(
-    base: LoadedBase, requests: Sequence[GenerationRequest], users: Sequence[UserLoras], params: SamplingParams
+    base: LoadedBase,
+    requests: Sequence[GenerationRequest],
+    users: Sequence[UserLoras],
+    params: SamplingParams,
+    wanted: Callable[[GenerationRequest], bool],
 ) -> Iterator[tuple[GenerationRequest, int]]:
     """Through the base's own modules: each user's LoRAs merged in turn, one request after another."""
     require_supported_placements(base, [lora.placement for loras in users for lora in loras])
     for user in dict.fromkeys(request.owner for request in requests):
         with merge_into_base(base, merge_loras([(lora, 1.0) for lora in users[user]])):
             for request in requests:
-                if request.owner != user:
-                    continue
-                for token in generate_tokens(
-                    base,
-                    request.prompt,
-                    max_tokens=request.max_new_tokens,
-                    temperature=params.temperature,
-                    top_p=params.top_p,
-                    seed=request.seed,
-                ):
-                    request.answer.append(token)
-                    yield request, token
+                if request.owner == user:
+                    yield from _generate_alone(base, request, params, wanted)
+
+
+def _generate_alone(
+    base: LoadedBase,
+    request: GenerationRequest,
+    params: SamplingParams,
+    wanted: Callable[[GenerationRequest], bool],
+) -> Iterator[tuple[GenerationRequest, int]]:
+    tokens = generate_tokens(
+        base,
+        request.prompt,
+        max_tokens=request.max_new_tokens,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        seed=request.seed,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        stop_at_repetition=params.stop_at_repetition,
+    )
+    while wanted(request):
+        try:
+            token = next(tokens)
+        except StopIteration as end:
+            request.finish = end.value
+            return
+        request.answer.append(token)
+        yield request, token

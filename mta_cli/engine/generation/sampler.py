@@ -9,7 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mta_cli.engine.generation.generate import sample_token
+from mta_cli.errors import IntegrityFault
+
+MIN_TEMPERATURE = 1e-9  # below it, logits divided by the temperature would overflow: the likeliest token is taken
 
 
 class TokenConstraint(Protocol):
@@ -37,8 +39,10 @@ class SampledToken:
 class TokenSampler:
     """One answer's choices. Temperature 0 is greedy; `seed` draws the tokens.
 
-    The penalties are OpenAI's: from a token's logit comes off `presence_penalty` where it stands in the answer, and
-    `frequency_penalty` for each time. `top_logprobs` None computes no log-probabilities.
+    `min_p` leaves out tokens with less than this share of the likeliest one's probability, after the temperature.
+    Two penalties are OpenAI's: from a token's logit comes off `presence_penalty` where it stands in the answer, and
+    `frequency_penalty` for each time. `repetition_penalty` is CTRL's (arXiv 1909.05858), for tokens of the answer: a
+    logit above 0 is divided by it, another one multiplied. `top_logprobs` None computes no log-probabilities.
     """
 
     temperature: float = 0.0
@@ -48,14 +52,22 @@ class TokenSampler:
     frequency_penalty: float = 0.0
     top_logprobs: int | None = None
     constraint: TokenConstraint | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     _counts: Counter[int] = field(default_factory=Counter)
     _random: torch.Generator | None = None
+
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether each choice is the likeliest token by the logits as they are."""
+        changed = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
+        return self.temperature <= 0 and not changed and self.constraint is None and self.top_logprobs is None
 
     def choose(self, logits: Tensor) -> SampledToken:
         """The next token from `logits` [vocabulary]. Raises IntegrityFault where they are not finite."""
         if self._random is None:
             self._random = torch.Generator().manual_seed(self.seed)
-        token = sample_token(self._adjusted(logits), self.temperature, self.top_p, self._random)
+        token = sample_token(self._adjusted(logits), self.temperature, self.top_p, self._random, self.min_p)
         self._counts[token] += 1
         if self.constraint is not None:
             self.constraint.take(token)
@@ -66,11 +78,41 @@ class TokenSampler:
         return SampledToken(token, float(logs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
 
     def _adjusted(self, logits: Tensor) -> Tensor:
-        if self._counts and (self.presence_penalty or self.frequency_penalty):
+        if self._counts and (self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1):
             tokens = torch.tensor(list(self._counts), device=logits.device)
             times = torch.tensor(list(self._counts.values()), device=logits.device, dtype=torch.float32)
-            logits = logits.float().index_add(0, tokens, -(self.presence_penalty + self.frequency_penalty * times))
+            logits = logits.float()
+            said = logits[tokens]
+            said = torch.where(said > 0, said / self.repetition_penalty, said * self.repetition_penalty)
+            said = said - (self.presence_penalty + self.frequency_penalty * times)
+            logits = logits.index_copy(0, tokens, said)
         if self.constraint is not None:
             allowed = self.constraint.allowed()[: len(logits)]
             logits = logits.masked_fill(~allowed.to(logits.device), float("-inf"))
         return logits
+
+
+def require_finite_logits(logits: Tensor) -> None:
+    """Raises IntegrityFault where a row of `logits` [..., vocabulary] has NaN or no finite maximum."""
+    if not bool(torch.isfinite(logits.amax(-1)).all()):  # the maximum of numbers with NaN among them is NaN
+        raise IntegrityFault(
+            "The model gave no usable numbers (NaN or infinite logits).",
+            hint="Try --dtype float32; an adapter may be damaged: mta doctor",
+        )
+
+
+def sample_token(logits: Tensor, temperature: float, top_p: float, random: torch.Generator, min_p: float = 0.0) -> int:
+    """One token id from `logits` [vocabulary]. Draws on the CPU, so that a seed means the same on every device."""
+    require_finite_logits(logits)
+    if temperature < MIN_TEMPERATURE:
+        return int(logits.argmax())
+    probabilities = torch.softmax(logits.float().cpu() / temperature, dim=-1)
+    if min_p > 0:
+        probabilities[probabilities < min_p * probabilities.max()] = 0
+        probabilities /= probabilities.sum()
+    if top_p < 1:
+        ordered, tokens = probabilities.sort(descending=True)
+        before = ordered.cumsum(-1) - ordered  # probability of all likelier tokens
+        ordered[before >= top_p] = 0
+        probabilities = torch.zeros_like(probabilities).scatter_(0, tokens, ordered)
+    return int(torch.multinomial(probabilities, 1, generator=random))

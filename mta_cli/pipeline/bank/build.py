@@ -89,6 +89,19 @@ def anchor_candidates(pool: Sequence[Contributor], task: str, options: BankOptio
     return found
 
 
+def _require_consent(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -> None:
+    """Raises BadInput where there are users with enough items, and none of them has consented."""
+    if pool:
+        return
+    task, least = request.task.name, request.options.min_items
+    shy = sum(count >= least and not user.can_anchor for user, count in reg.users.users_with_items(task))
+    if shy:
+        raise BadInput(
+            f"No user of task {task} has consented to be an anchor; {shy:,} who have not hold at least {least} items.",
+            hint=f"mta user consent --all --can-anchor --task {task}, if they do; or one by one",
+        )
+
+
 def bank_key(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -> str:
     """A hash of everything that determines the bank: base, embedder, task, options, seed and data."""
     options = asdict(request.options)
@@ -127,6 +140,7 @@ def build_bank(
     """
     require_targets(request.options.targets, request.base.path)
     pool = contributors(reg, request.task.name, request.options, request.user_ids)
+    _require_consent(reg, request, pool)
     chosen = anchor_candidates(pool, request.task.name, request.options)
     yield JobPlan("bank build", (*plan, *build_plan_lines(reg, request, pool, chosen)))
     if dry_run:

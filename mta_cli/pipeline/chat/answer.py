@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound, StoreBusy, UsageError
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 CHAT_TOKENS = 256  # most tokens of an answer in a chat, where nothing else was asked for
+CHAT_PENALTY = 1.1  # repetition penalty of a chat, where nothing else was asked for
 MESSAGE_LIMIT = 1_000_000  # characters; a longer message takes minutes to tokenise and fits no window
 
 Message = dict[str, str]
@@ -42,7 +43,8 @@ Message = dict[str, str]
 class Generation:
     """One answer while it grows.
 
-    `finish_reason` is `interrupted` until the answer is complete, then `end`, `length` (cut) or `label`.
+    `finish_reason` is `interrupted` until the answer is complete, then `end`, `length` (cut), `repetition` (it began to
+    repeat itself), `stop` (at a stop text) or `label`.
     """
 
     text: str = ""
@@ -57,6 +59,13 @@ def answer_limit(options: AnswerOptions, task: Task | None) -> int:
     if options.max_tokens is not None:
         return options.max_tokens
     return CHAT_TOKENS if task is None else min(task.answer_tokens, CHAT_TOKENS)
+
+
+def answer_penalty(options: AnswerOptions, *, is_chat: bool) -> float:
+    """The repetition penalty of an answer: what was asked for, else a mild one in a chat; 1 changes nothing."""
+    if options.repetition_penalty is not None:
+        return options.repetition_penalty
+    return CHAT_PENALTY if is_chat else 1.0
 
 
 class ChatModel:
@@ -122,6 +131,17 @@ class ChatModel:
         self.user, self.task, self.source, self._late_lora = user, examples.task, source, late
         self._examples, self.prompter = examples, examples.prompter
 
+    def set_system(self, text: str) -> None:
+        """Put a system message in front of what follows; an empty text takes it away.
+
+        Raises UsageError where each message is a task's prompt.
+        """
+        if self.uses_task_prompt:
+            raise UsageError(f"Task {self.task.name} has a prompt of its own, which takes no system message.")
+        if text:
+            check_message(text)
+        self.options = replace(self.options, system=text or None)
+
     @contextmanager
     def disable_adapters(self) -> Iterator[None]:
         """Inside, the base has no user's weights, so that LoRAs can be added on top."""
@@ -174,7 +194,9 @@ class ChatModel:
         """Token ids of the conversation so far, or of its last message alone where each message is a task prompt."""
         if self.uses_task_prompt:
             return self.prompter.prompt_ids(messages[-1]["content"], history)
-        return self.prompter.chat_ids(list(messages), history)
+        system = self.options.system
+        before = [] if system is None else [{"role": "system", "content": system}]
+        return self.prompter.chat_ids([*before, *messages], history)
 
     @property
     def max_tokens(self) -> int:
@@ -210,28 +232,43 @@ class ChatModel:
             yield TextChunk(piece, column)
         spoken.seconds = time.perf_counter() - started
 
-    def _generate_text(self, ids: list[int], spoken: Generation) -> Iterator[str]:
-        from mta_cli.engine.generation.generate import StreamingDetokenizer, generate_tokens
+    @property
+    def repetition_penalty(self) -> float:
+        """See `answer_penalty`."""
+        return answer_penalty(self.options.answer, is_chat=not self.uses_task_prompt)
 
-        options, decoder = self.options.answer, StreamingDetokenizer(self.base.tokenizer)
-        for token in generate_tokens(
+    def _generate_text(self, ids: list[int], spoken: Generation) -> Iterator[str]:
+        from mta_cli.engine.generation.answer_text import AnswerText
+        from mta_cli.engine.generation.generate import generate_tokens
+
+        options, text = self.options.answer, AnswerText(self.base.tokenizer, self.options.stops)
+        tokens = generate_tokens(
             self.base,
             ids,
             max_tokens=self.max_tokens,
             temperature=options.temperature,
             top_p=options.top_p,
             seed=self.options.machine.seed,
+            min_p=options.min_p,
+            repetition_penalty=self.repetition_penalty,
             prompt_cache=self._kv_cache,
             late=self._late_lora,
             int8=options.int8,
-        ):
-            spoken.tokens += 1
-            if piece := decoder.add_token(token):
-                yield piece
-        if rest := decoder.flush():
+        )
+        finish = "stop"
+        with closing(tokens):
+            while not text.stopped:
+                try:
+                    token = next(tokens)
+                except StopIteration as end:
+                    finish = end.value
+                    break
+                spoken.tokens += 1
+                if piece := text.add_token(token):
+                    yield piece
+        if rest := text.flush():
             yield rest
-        cut = spoken.tokens >= min(self.max_tokens, self.base.window - len(ids))
-        spoken.finish_reason = "length" if cut else "end"
+        spoken.finish_reason = "stop" if text.stopped else finish
 
     def _choose_label(self, ids: list[int], spoken: Generation, question: str) -> Iterator[str]:
         from mta_cli.engine.generation.generate import label_scores
@@ -324,6 +361,8 @@ def generation_notes(model: ChatModel, spoken: Generation) -> Iterator[Event]:
     """Notes on the source of the answer, its time, and whether it was cut."""
     unit = "tokens" if spoken.tokens != 1 else "token"
     yield Note(f"{source_line(model.source, model.task.name)} · {spoken.tokens} {unit}, {spoken.seconds:.1f} s")
+    if spoken.finish_reason == "repetition":
+        yield Note("The answer began to repeat itself and was ended there.")
     if spoken.finish_reason == "length":
         yield Note(f"The answer was cut after {spoken.tokens} {unit} (--max-tokens).", warning=True)
 

@@ -166,12 +166,14 @@ def _load_compared_model(model: ChatModel, key: str, user: User | None, mode: st
 
 def _generate_all(model: ChatModel, ids: list[int], columns: Sequence[ComparedModel]) -> Iterator[Event]:
     """Generated text of all columns, one token for each in turn."""
-    from mta_cli.engine.generation.generate import StreamingDetokenizer
+    from mta_cli.engine.generation.answer_text import AnswerText
     from mta_cli.engine.generation.generate_batch import SamplingParams, stream_answers
 
     options, started = model.options.answer, time.perf_counter()
-    choice = SamplingParams(model.max_tokens, options.temperature, options.top_p)
-    decoders = [StreamingDetokenizer(model.base.tokenizer) for _ in columns]
+    choice = SamplingParams(
+        model.max_tokens, options.temperature, options.top_p, options.min_p, model.repetition_penalty
+    )
+    texts = [AnswerText(model.base.tokenizer, model.options.stops) for _ in columns]
     stream = stream_answers(
         model.base,
         [ids] * len(columns),
@@ -180,15 +182,22 @@ def _generate_all(model: ChatModel, ids: list[int], columns: Sequence[ComparedMo
         choice,
         seed=model.options.machine.seed,
         int8=options.int8,
+        goes_on=lambda place: not texts[place].stopped,
     )
-    for place, token in stream:
-        columns[place].generation.tokens += 1
-        columns[place].generation.seconds = time.perf_counter() - started
-        yield from _append_text(columns[place], decoders[place].add_token(token))
-    room = min(model.max_tokens, model.base.window - len(ids))
-    for column, decoder in zip(columns, decoders, strict=True):
-        yield from _append_text(column, decoder.flush())
-        column.generation.finish_reason = "length" if column.generation.tokens >= room else "end"
+    while True:
+        try:
+            place, token = next(stream)
+        except StopIteration as end:
+            finishes = end.value
+            break
+        spoken = columns[place].generation
+        if not texts[place].stopped:  # tokens that were held back may come together
+            spoken.tokens += 1
+            spoken.seconds = time.perf_counter() - started
+            yield from _append_text(columns[place], texts[place].add_token(token))
+    for column, text, finish in zip(columns, texts, finishes, strict=True):
+        yield from _append_text(column, text.flush())
+        column.generation.finish_reason = "stop" if text.stopped else finish
 
 
 def _choose_labels(

@@ -9,14 +9,12 @@ import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound, StoreBusy, system_reason
-from mta_cli.events import ArtifactSaved, Event, JobResult, Note
+from mta_cli.events import ArtifactSaved, Event, JobResult, Note, forward_events
 from mta_cli.pipeline.chat.answer import (
     ChatModel,
     Generation,
@@ -48,8 +46,16 @@ class Exchange:
     question: str
     answer: str
     source: dict[str, Any]
-    is_history_item: bool = False
+    kept_as: tuple[str, str] | None = None  # the task and the id of the history item that it became
     stored: bool = False
+
+
+UNFIT_ANSWERS = {
+    "interrupted": "The last answer was stopped",
+    "repetition": "The last answer began to repeat itself",
+    "empty": "The last answer was empty",
+}
+"""Why an exchange is no example to learn from, by how it ended."""
 
 
 class Conversation:
@@ -63,6 +69,7 @@ class Conversation:
         self.exchanges: list[Exchange] = []
         self.first_in_window = 0  # exchanges before this one no longer fit the window
         self.chat: Chat | None = None
+        self._last_ended = ""  # how the last answer ended: see `Generation`, or `empty`
         self._history: list[HistoryExample] | None = None
 
     @property
@@ -102,8 +109,11 @@ class Conversation:
             try:
                 yield from self.model.stream_answer(ids, spoken, text)
             finally:
+                self._last_ended = spoken.finish_reason
                 if spoken.text:
                     trouble = self._record_exchange(text, spoken)
+                if not spoken.text.strip() and spoken.finish_reason != "interrupted":
+                    self._last_ended = "empty"
         yield from trouble
         yield from generation_notes(self.model, spoken)
         yield JobResult(chat_result(self.model, spoken))
@@ -139,18 +149,60 @@ class Conversation:
         yield Note("A new conversation begins.")
 
     def accept_exchange(self) -> Iterator[Event]:
-        """Make the last exchange a history item of the user's task, `free` unless the chat was opened with a task."""
+        """Make the last exchange a history item of the user's task, `free` unless the chat was opened with a task.
+
+        Raises BadInput for an answer that was stopped, is empty or repeats itself.
+        """
+        if self._last_ended in UNFIT_ANSWERS:
+            raise BadInput(
+                f"{UNFIT_ANSWERS[self._last_ended]}, so it is no example to learn from.",
+                hint="/good keeps a whole answer.",
+            )
         if not self.exchanges:
             raise BadInput("There is no answer yet to call good.")
         user, last = self._require_user("keep an item for"), self.exchanges[-1]
-        if last.is_history_item:
+        if last.kept_as is not None:
             yield Note("This exchange is a history item already.")
             return
-        saved = add_exchange_as_item(
-            self.model.reg, user, self.model.options.task or FREE_TASK, last.question, last.answer
-        )
-        last.is_history_item = True
+        task = self.model.options.task or FREE_TASK
+        saved = add_exchange_as_item(self.model.reg, user, task, last.question, last.answer)
+        last.kept_as = (task, saved.name)
         yield saved
+
+    def undo_accept(self) -> Iterator[Event]:
+        """Remove the history item that `accept_exchange` made last in this conversation, and what was made from it.
+
+        Raises BadInput where there is none, and as `remove_items`.
+        """
+        from mta_cli.pipeline.users.remove_items import remove_items
+
+        kept = next((exchange for exchange in reversed(self.exchanges) if exchange.kept_as is not None), None)
+        if kept is None or kept.kept_as is None:
+            raise BadInput("There is nothing to undo: no exchange of this conversation was kept with /good.")
+        user, (task, key) = self._require_user("undo this for"), kept.kept_as
+        gone = yield from forward_events(remove_items(self.model.reg, user.name, [key], task=task))
+        kept.kept_as = None
+        self._history = None  # it may show the item
+        if gone["recipes"] or gone["stacks"]:
+            yield from self._use_what_is_left(user)
+
+    def _use_what_is_left(self, user: User) -> Iterator[Event]:
+        """After the user's recipe or stack is gone: answer with the most personal weights that there are."""
+        self.model.set_user(user, None)
+        yield Note(source_line(self.model.source, self.model.task.name))
+
+    def set_system(self, text: str = "") -> Iterator[Event]:
+        """Put a system message in front of the conversation; an empty text takes it away. It is not stored."""
+        self.model.set_system(text)
+        yield Note("The conversation has a system message now." if text else "The conversation has no system message.")
+
+    def resume_latest(self) -> Iterator[Event]:
+        """Continue the user's newest stored chat. Raises NotFound where they have none."""
+        user = self._require_user("go on with")
+        chats = self.model.reg.chats.of_user(user.id)
+        if not chats:
+            raise NotFound(f"{user.name} has no stored conversation to go on with.", hint="leave --continue out")
+        yield from self.resume(chats[0].id)
 
     def resume(self, chat_id: int) -> Iterator[Event]:
         """Continue one of the user's stored chats. Raises NotFound where they have none of that number."""
@@ -275,22 +327,20 @@ class Conversation:
 def add_exchange_as_item(reg: Registry, user: User, task: str, question: str, answer: str) -> ArtifactSaved:
     """Make an exchange a history item of a task. Raises BadInput for an answer that is not a label of the task."""
     from mta_cli.engine.text.labels import find_label
+    from mta_cli.pipeline.data.kept_items import kept_item
     from mta_cli.pipeline.data.tasks import find_task
-    from store.records import NewItem
 
     labels = find_task(reg, task).labels
     if labels and find_label(answer, labels) is None:
         raise BadInput(f"{answer.strip()[:80]!r} is no label of {task}.", hint=f"Labels: {', '.join(labels)}")
-    now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="seconds")  # as imports have it
-    content = "\0".join((now, question, answer))
-    key = f"chat-{sha256(content.encode()).hexdigest()[:16]}"
+    item = kept_item(task, question, answer)
     with reg.transaction():
         reg.users.by_id(user.id)
-        reg.items.append_items(user.id, [NewItem(key, task, question, answer, now)])
+        reg.items.append_items(user.id, [item])
     learn = f"learn from it with: mta user adapt {shlex.quote(user.name)} --task {task}"
     if reg.banks.latest_ready_bank(task) is None:
         learn = f"what learns from it needs a bank first: mta bank build --task {task}"
-    return ArtifactSaved("history item", key, f"task {task}; {learn}")
+    return ArtifactSaved("history item", item.key, f"task {task}; {learn}")
 
 
 def _turn(who: str, text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -21,7 +21,17 @@ BASE_MODEL = "base"
 class RemoteConversation:
     """Turns with one model of a server at a time. What is said stays in this process and on the server's machine."""
 
-    def __init__(self, url: str, model: str | None, *, key: str | None = None, task: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str | None,
+        *,
+        key: str | None = None,
+        task: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        system: str | None = None,
+    ) -> None:
+        """`sampling` are parameters of the interface, as `temperature` and `stop`; the server decides the others."""
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"--server {url!r:.100} is no address.", hint="--server http://127.0.0.1:8000/v1")
         headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -29,6 +39,8 @@ class RemoteConversation:
         self._client = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=timeout)
         self._model, self._task, self._mode = model or BASE_MODEL, task, ""
         self._messages: list[Message] = []
+        self._sampling, self._system = dict(sampling or {}), system
+        self._complete = True  # whether the last answer came to its end
 
     @property
     def prompt_label(self) -> str:
@@ -49,6 +61,7 @@ class RemoteConversation:
         check_message(text)
         messages = [*self._messages, {"role": "user", "content": text}]
         said, source, began = "", dict[str, Any](), time.perf_counter()
+        self._complete = False
         try:
             for piece in self._stream(messages):
                 source = piece.get("mta") or source
@@ -59,6 +72,7 @@ class RemoteConversation:
         finally:
             if said:
                 self._messages = [*messages, {"role": "assistant", "content": said}]
+        self._complete = bool(said.strip())
         seconds = time.perf_counter() - began
         self._mode = str(source.get("mode", self._mode))
         yield Note(f"{self._model} · {self._mode} · {seconds:.1f} s")
@@ -72,7 +86,7 @@ class RemoteConversation:
 
     def reset(self) -> Iterator[Event]:
         """Start a new conversation with the same model."""
-        self._messages = []
+        self._messages, self._complete = [], True
         yield Note(f"A new conversation with {self._model} begins.")
 
     def switch_mode(self, mode: str) -> Iterator[Event]:
@@ -89,14 +103,28 @@ class RemoteConversation:
 
     def accept_exchange(self) -> Iterator[Event]:
         """Keep the last exchange as a history item, where the server lets clients write."""
-        if not self._messages:
+        if not self._messages and self._complete:
             raise BadInput("There is no answer yet to call good.")
+        if not self._complete:
+            raise BadInput(
+                "The last answer was stopped or is empty, so it is no example to learn from.",
+                hint="/good keeps a whole answer.",
+            )
         question, answer = self._messages[-2]["content"], self._messages[-1]["content"]
         body = {"input": question, "output": answer} | ({"task": self._task} if self._task else {})
         with self._explained():
             told = self._client.post(f"/users/{self._model}/items", json=body)
         self._require_success(told)
         yield Note(f"history item {told.json()['key']}")
+
+    def undo_accept(self) -> Iterator[Event]:
+        """Not here: a server's clients remove nothing."""
+        self._refuse()
+
+    def set_system(self, text: str = "") -> Iterator[Event]:
+        """Put a system message in front of the conversation; an empty text takes it away."""
+        self._system = text or None
+        yield Note("The conversation has a system message now." if text else "The conversation has no system message.")
 
     def save(self, target: str = "") -> Iterator[Event]:
         """Not here: nothing is stored."""
@@ -117,7 +145,8 @@ class RemoteConversation:
         return found
 
     def _stream(self, messages: list[Message]) -> Iterator[dict[str, Any]]:
-        body = {"model": self._model, "messages": messages, "stream": True}
+        system = [] if self._system is None else [{"role": "system", "content": self._system}]
+        body = {**self._sampling, "model": self._model, "messages": [*system, *messages], "stream": True}
         body |= {"task": self._task} if self._task else {}
         with self._explained(), self._client.stream("POST", "/chat/completions", json=body) as answered:
             if answered.status_code >= 400:

@@ -72,13 +72,7 @@ def export_user(
     act on all), and where the base cannot have this form.
     """
     options = options or ExportOptions()
-    target = resolve_export_folder(
-        reg,
-        to,
-        "an export",
-        replace=options.replace,
-        hint="Name another folder with --to, or replace the export in it with --yes.",
-    )
+    target = resolve_export_folder(reg, to, "an export", replace=options.replace, list_file=LIST_FILE)
     mode = _require_personal_mode(reg, base_entry, user, task)
     exact, source, notes = _weights_of_all_tokens(reg, base_entry, user, task, mode, options.approximate)
     if exact is None:
@@ -186,6 +180,11 @@ def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]
     listed: dict[str, list[str]] = {}
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         listed = {str(name): list(digests) for name, digests in read_list(target / LIST_FILE).items()}
+    if not listed and (target / LIST_FILE).exists():
+        raise BadInput(
+            f"{target / LIST_FILE} is not as an export of mta wrote it, and would be replaced.",
+            hint="Name another folder with --to, or move the file.",
+        )
     own = dict[str, list[str]]()
     for name in {**listed, **files}:
         path = target / name

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from mta_cli.errors import NotFound
 from mta_cli.events import Event, JobResult, Note
 from mta_cli.pipeline.users.dependents import Dependent, banks_pooling_user, find_dependents, stale_entries, stale_notes
 from mta_cli.pipeline.users.in_use import change_when_unused
@@ -57,3 +58,29 @@ def set_consent(reg: Registry, name: str, can_anchor: bool, *, wait: bool = Fals
     changed = user.can_anchor != can_anchor
     found = stale_entries(left.stale_anchors, left.dependents, left.pooling_banks)
     yield JobResult({"user": user.name, "can_anchor": can_anchor, "changed": changed, **found})
+
+
+def set_consent_of_all(
+    reg: Registry, can_anchor: bool, *, task: str | None = None, wait: bool = False
+) -> Iterator[Event]:
+    """Record the consent of every user, or of those with items of `task`, all or none.
+
+    The result names those whose consent has changed, and lists what is stale now. Raises NotFound for an unknown task
+    and where there is no such user, and UserInUse as `set_consent` does.
+    """
+    from mta_cli.pipeline.data.tasks import find_task
+
+    if task is None:
+        users = [reg.users.get(name) for name in reg.users.names()]
+    else:
+        users = [user for user, _ in reg.users.users_with_items(find_task(reg, task).name)]
+    if not users:
+        raise NotFound("There are no users yet." if task is None else f"No user has items of task {task}.")
+    changed = [user for user in users if user.can_anchor != can_anchor]
+    left = yield from change_when_unused(partial(change_consent, reg, changed, can_anchor), wait=wait)
+    said = f"{len(users):,} users may {'' if can_anchor else 'not '}be anchors"
+    yield Note(f"{said}; {len(changed):,} of them could {'not ' if can_anchor else ''}before.")
+    yield from left.consequence_notes(reg, "them")
+    found = stale_entries(left.stale_anchors, left.dependents, left.pooling_banks)
+    names = [user.name for user in changed]
+    yield JobResult({"users": len(users), "can_anchor": can_anchor, "changed": names, **found})

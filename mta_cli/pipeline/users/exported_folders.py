@@ -28,11 +28,12 @@ EXPORT_RUN_KIND = "user export"  # the kind of its run
 
 
 def resolve_export_folder(
-    reg: Registry, to: Path, what: str, *, replace: bool = False, hint: str = "Name another folder with --to."
+    reg: Registry, to: Path, what: str, *, replace: bool = False, list_file: str | None = None
 ) -> Path:
     """`to` as an absolute path. Raises BadInput for a file, and for a folder that is not empty unless `replace`.
 
-    Raises BadInput for a folder in the store, and with the system's reason for an invalid path.
+    Raises BadInput for a folder in the store, and with the system's reason for an invalid path. A folder with an
+    earlier export, which has a `list_file`, is offered to be replaced.
     """
     try:
         target = Path(os.path.abspath(to.expanduser()))
@@ -48,7 +49,9 @@ def resolve_export_folder(
     if inside:
         raise BadInput(f"{target} lies in the store.", hint="Name a folder outside it with --to.")
     if full and not replace:
-        raise BadInput(f"{target} is not empty.", hint=hint)
+        ours = list_file is not None and (target / list_file).is_file()
+        also = ", or replace the export in it with --yes" if ours else ""
+        raise BadInput(f"{target} is not empty.", hint=f"Name another folder with --to{also}.")
     return target
 
 

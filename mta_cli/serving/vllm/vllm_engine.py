@@ -380,8 +380,8 @@ def _text_request(answer: VllmAnswer) -> dict[str, Any]:
         "temperature": sampler.temperature,
         "top_p": sampler.top_p,
         "top_k": 0,  # these three would else be the model's own
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
+        "min_p": sampler.min_p,
+        "repetition_penalty": sampler.repetition_penalty,
         "seed": sampler.seed,
         "presence_penalty": sampler.presence_penalty,
         "frequency_penalty": sampler.frequency_penalty,

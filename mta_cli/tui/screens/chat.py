@@ -17,7 +17,7 @@ from mta_cli.events import ArtifactSaved, Event, JobResult, Note, TextChunk
 from mta_cli.formatting import format_rate
 from mta_cli.printable import clean_text
 from mta_cli.tui.screens.base import BaseScreen
-from mta_cli.tui.text import block_text, line_text
+from mta_cli.tui.text import block_text, ending_words, line_text
 from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown
 from mta_cli.tui.widgets.prompt import PromptArea
 from mta_cli.tui.workers.chat_turn import (
@@ -374,5 +374,5 @@ def _answer_source_line(result: dict[str, Any]) -> str:
     source, tokens, seconds = result["source"], result["tokens"], result["seconds"]
     bank = f" · {result['task']} · bank {source['bank']} v{source['version']}" if source["bank"] else ""
     rate = f", {format_rate(tokens / seconds)}/s" if seconds and result["ended"] != "label" else ""
-    cut = " · cut" if result["ended"] == "length" else ""
-    return f"{source['mode']}{bank} · {tokens} token{'s' if tokens != 1 else ''}{rate}{cut}"
+    ending = ending_words(result["ended"])
+    return f"{source['mode']}{bank} · {tokens} token{'s' if tokens != 1 else ''}{rate}{ending}"

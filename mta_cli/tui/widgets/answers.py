@@ -20,6 +20,7 @@ from textual.widgets import Static
 
 from mta_cli.formatting import format_rate
 from mta_cli.printable import clean_line, clean_text
+from mta_cli.tui.text import ending_words
 
 ORDER = ("base", "fused", "adapted")  # columns of other users follow in the order they came
 MIN_COLUMN_WIDTH = 20  # of a column; where there are more than fit, they are scrolled
@@ -223,7 +224,7 @@ def _speed_lines(answer: dict[str, Any]) -> Iterator[str]:
     if answer["ended"] == "label":
         yield f"1 of {len(answer['labels'])} labels"
         return
-    cut = " · cut" if answer["ended"] == "length" else ""
+    cut = ending_words(answer["ended"])
     yield f"{tokens} token{'s' if tokens != 1 else ''}" + (f" · {format_rate(rate)}/s" if rate else "") + cut
 
 

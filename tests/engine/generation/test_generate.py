@@ -10,12 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from mta_cli.engine.generation.generate import (
-    PromptCache,
-    StreamingDetokenizer,
-    generate_tokens,
-    label_scores,
-)
+from mta_cli.engine.generation.answer_text import StreamingDetokenizer
+from mta_cli.engine.generation.generate import PromptCache, generate_tokens, label_scores
 from mta_cli.engine.lora.adapter import LoraWeights, Placement, merge_into_base
 from mta_cli.engine.model.llama import BatchedLora, causal_mask
 from mta_cli.engine.model.load import LoadedBase, load_base
@@ -249,7 +245,7 @@ def test_prompts_run_in_chunks(plain_base: LoadedBase, monkeypatch: pytest.Monke
 
 def test_the_cache_grows_with_the_answer(plain_base: LoadedBase) -> None:
     ids = ids_of(plain_base, "x")
-    whole = list(generate_tokens(endless(plain_base), ids, max_tokens=300))
+    whole = list(generate_tokens(endless(plain_base), ids, max_tokens=300, stop_at_repetition=False))
     expected = plain_base.model.generate(
         torch.tensor([ids]), max_new_tokens=300, do_sample=False, eos_token_id=-1, pad_token_id=0
     )

@@ -14,6 +14,7 @@ from mta_cli.engine.generation import generate_batch
 from mta_cli.engine.generation.batch_state import DecodingBatch, PromptRow
 from mta_cli.engine.generation.generate import generate_tokens
 from mta_cli.engine.generation.generate_batch import SamplingParams, generate_answers, stream_answers
+from mta_cli.engine.generation.repetition import RepetitionFilter
 from mta_cli.engine.lora.adapter import LoraWeights, Placement, merge_into_base
 from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.engine.model.kv_cache import KVCache
@@ -257,7 +258,7 @@ def test_a_stream_gives_the_same_answers_a_token_at_a_time(base: LoadedBase, pla
     people, prompts = everywhere(base), prompts_of((9, 9, 9, 9))
     answers: list[list[int]] = [[] for _ in prompts]
     places = []
-    for place, token in stream_answers(spoken, prompts, people, range(4), SamplingParams(5)):
+    for place, token in stream_answers(spoken, prompts, people, range(4), SamplingParams(5, stop_at_repetition=False)):
         answers[place].append(token)
         places.append(place)
     assert answers == generate_answers(spoken, prompts, people, range(4), max_tokens=5)
@@ -280,3 +281,76 @@ def test_a_stream_draws_what_each_would_draw_alone(base: LoadedBase) -> None:
 def test_a_stream_refuses_8_bits_where_there_are_none(base: LoadedBase) -> None:
     with pytest.raises(UsageError, match="int8"):
         list(stream_answers(base, prompts_of((9,)), [()], [0], SamplingParams(3), int8=True))
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_answers_that_repeat_themselves_end_the_same_alone_and_in_company(base: LoadedBase, plain: bool) -> None:
+    spoken = endless(base) if plain else replace(endless(base), llama_decoder=None)
+    people, prompts, owners = everywhere(base), prompts_of(LENGTHS), [0, 1, 2, 3, 1, 0]
+    raw = generate_answers(spoken, prompts, people, owners, max_tokens=120, stop_at_repetition=False)
+    assert all(len(answer) == 120 for answer in raw)
+    kept = []
+    for answer in raw:
+        tokens = RepetitionFilter(base.tokenizer)
+        kept.append(tokens.tokens if any(tokens.add(token)[1] for token in answer) else answer)
+    assert sum(len(answer) < 120 for answer in kept) > 0, "some loop"
+    assert generate_answers(spoken, prompts, people, owners, max_tokens=120) == kept
+    assert generate_answers(spoken, prompts[::-1], people, owners[::-1], max_tokens=120) == kept[::-1]
+    answers, finishes = streamed(spoken, prompts, people, owners, SamplingParams(120))
+    assert answers == kept
+    assert finishes == ["length" if len(answer) == 120 else "repetition" for answer in kept]
+    for prompt, owner, answer in zip(prompts, owners, kept, strict=True):
+        assert generate_answers(spoken, [prompt], people, [owner], max_tokens=120) == [answer]
+        with merge_into_base(base, merge_loras([(part, 1.0) for part in people[owner]])):
+            assert list(generate_tokens(spoken, prompt, max_tokens=120)) == answer
+
+
+def streamed(
+    base: LoadedBase,
+    prompts: Sequence[Sequence[int]],
+    people: Sequence[UserLoras],
+    owners: Sequence[int],
+    params: SamplingParams,
+    goes_on: Callable[[int], bool] = lambda place: True,
+) -> tuple[list[list[int]], list[str]]:
+    """All answers of a stream, and why each ended."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    stream = stream_answers(base, prompts, people, owners, params, goes_on=goes_on)
+    while True:
+        try:
+            place, token = next(stream)
+        except StopIteration as end:
+            return answers, end.value
+        answers[place].append(token)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_reader_ends_one_answer_and_the_others_go_on(base: LoadedBase, plain: bool) -> None:
+    spoken = endless(base) if plain else replace(endless(base), llama_decoder=None)
+    people, prompts, owners = everywhere(base), prompts_of((9, 12, 14)), [0, 1, 2]
+    params = SamplingParams(12, stop_at_repetition=False)
+    whole, _ = streamed(spoken, prompts, people, owners, params)
+    asked: list[int] = []
+
+    def goes_on(place: int) -> bool:
+        asked.append(place)
+        return place != 1 or asked.count(1) < 5
+
+    found, _ = streamed(spoken, prompts, people, owners, params, goes_on)
+    assert [found[0], found[2]] == [whole[0], whole[2]]
+    assert found[1] == whole[1][: len(found[1])] and 3 <= len(found[1]) <= 5
+
+
+def test_penalties_and_min_p_are_those_of_each_alone(base: LoadedBase) -> None:
+    people, prompts, owners = everywhere(base), prompts_of((9, 12, 14, 10)), [0, 1, 2, 3]
+    params = SamplingParams(30, 1.5, 1.0, 0.2, 1.8)
+    found, _ = streamed(endless(base), prompts, people, owners, params)
+    for prompt, owner, answer in zip(prompts, owners, found, strict=True):
+        with merge_into_base(base, merge_loras([(part, 1.0) for part in people[owner]])):
+            alone = generate_tokens(
+                endless(base), prompt, max_tokens=30, temperature=1.5, min_p=0.2, repetition_penalty=1.8
+            )
+            assert list(alone) == answer
+    greedy_raw, _ = streamed(endless(base), prompts, people, owners, SamplingParams(30, stop_at_repetition=False))
+    penalised, _ = streamed(endless(base), prompts, people, owners, SamplingParams(30, repetition_penalty=5.0))
+    assert sum(len(set(answer)) for answer in penalised) > sum(len(set(answer)) for answer in greedy_raw)

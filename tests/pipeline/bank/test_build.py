@@ -19,6 +19,7 @@ from mta_cli.events import ArtifactSaved, JobPlan, JobProgress, JobStarted
 from mta_cli.options import PromptOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.bank.verify import remove_bank, verify_bank
+from mta_cli.pipeline.users.consent import set_consent_of_all
 from store.registry import Registry
 from tests.pipeline.town import CPU, bank_request, built, finish, notes
 
@@ -154,6 +155,18 @@ def test_more_anchors_than_candidates_is_refused_with_the_number(peopled: Regist
     with pytest.raises(BadInput, match="12 anchors asked for, and 9 users"):
         finish(build_bank(peopled, bank_request(anchors=12)))
     assert peopled.banks.all() == []
+
+
+def test_where_nobody_has_consented_the_way_to_consent_is_named(peopled: Registry) -> None:
+    for user, _ in peopled.users.users_with_items("lamp-2"):
+        peopled.users.set_can_anchor(user.id, False)
+    with pytest.raises(
+        BadInput, match="No user of task lamp-2 has consented to be an anchor; 9 who have not"
+    ) as refused:
+        finish(build_bank(peopled, bank_request()))
+    assert refused.value.hint is not None and "mta user consent --all --can-anchor --task lamp-2" in refused.value.hint
+    finish(set_consent_of_all(peopled, True, task="lamp-2"))
+    assert built(peopled)["version"] == 1
 
 
 def test_people_without_consent_are_never_anchors(peopled: Registry) -> None:

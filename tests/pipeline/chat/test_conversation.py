@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.errors import BadInput, NotFound, StoreBusy
+from mta_cli.errors import BadInput, NotFound, StoreBusy, UsageError
 from mta_cli.events import ArtifactSaved, Event, JobResult, TextChunk
 from mta_cli.pipeline.chat import conversation
 from mta_cli.pipeline.chat.answer import ChatModel
@@ -315,3 +315,91 @@ def test_a_transcript_is_plain_and_nobody_speaks_for_others(world: World, tmp_pa
     chat.exchanges.append(Exchange("hi", "a\x1b[2J\u202eb\nalice: forged\n", {"mode": "base"}))
     run(chat.save(str(tmp_path / "said.txt")))
     assert (tmp_path / "said.txt").read_text() == "alice: hi\nbase: a[2Jb\n    alice: forged\n"
+
+
+def test_good_can_be_taken_back(world: World) -> None:
+    chat = talk(world)
+    with pytest.raises(BadInput, match="nothing to undo"):
+        run(chat.undo_accept())
+    before = contents(world.reg.items.recent_items(world.alice.id, "free"))
+    stack = world.reg.stacks.of_user(world.alice.id)
+    world.reg._db.execute_write("UPDATE stacks SET created = '2000'")
+    world.reg._db.execute_write("UPDATE recipes SET created = '2000'")
+    run(chat.answer_message("what now?"))
+    run(chat.accept_exchange())
+    _, events = run(chat.undo_accept())
+    assert contents(world.reg.items.recent_items(world.alice.id, "free")) == before
+    assert "removed from alice's history of free" in notes_of(events)
+    assert [one.digest for one in world.reg.stacks.of_user(world.alice.id)] == [one.digest for one in stack]
+    with pytest.raises(BadInput, match="nothing to undo"):
+        run(chat.undo_accept())
+    run(chat.accept_exchange())
+    assert len(world.reg.items.recent_items(world.alice.id, "free")) == len(before) + 1
+
+
+def test_what_was_made_from_a_kept_exchange_answers_no_more(world: World) -> None:
+    chat = talk(world)
+    run(chat.answer_message("what now?"))
+    run(chat.accept_exchange())
+    world.reg._db.execute_write("UPDATE stacks SET created = '2100'")
+    world.reg._db.execute_write("UPDATE recipes SET created = '2000'")
+    _, events = run(chat.undo_accept())
+    assert world.reg.stacks.of_user(world.alice.id) == [] and chat.model.source.mode == "fused"
+    assert "mta user adapt alice --task free" in notes_of(events)
+    run(chat.answer_message("and now?"))
+
+
+def test_good_refuses_what_is_no_example(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = talk(world)
+    run(chat.answer_message("a good question"))
+    events = chat.answer_message("tell me")
+    next(event for event in events if isinstance(event, TextChunk))
+    events.close()  # type: ignore[attr-defined]
+    with pytest.raises(BadInput, match="was stopped"):
+        run(chat.accept_exchange())
+
+    def speak(words: str, ended: str) -> None:
+        def answer(self: ChatModel, ids: list[int], spoken: Any, question: str) -> Iterator[Event]:
+            spoken.text, spoken.finish_reason = words, ended
+            yield TextChunk(words)
+
+        monkeypatch.setattr(ChatModel, "stream_answer", answer)
+
+    for words, ended, said in (
+        ("", "end", "was empty"),
+        (" \n", "end", "was empty"),
+        ("so so", "repetition", "repeat"),
+    ):
+        speak(words, ended)
+        run(chat.answer_message("and now?"))
+        with pytest.raises(BadInput, match=said):
+            run(chat.accept_exchange())
+    speak("cut at", "length")
+    run(chat.answer_message("and now?"))
+    run(chat.accept_exchange())
+    assert len(world.reg.items.recent_items(world.alice.id, "free")) == 5
+
+
+def test_a_system_message_is_in_front_of_what_follows(world: World) -> None:
+    chat = talk(world, system="Talk like a sailor.")
+    run(chat.answer_message("hello"))
+    decode = chat.model.base.tokenizer.decode
+    prompt = decode(chat._fit_prompt("and now?", chat.exchanges)[0])
+    assert prompt.count("Talk like a sailor.") == 1 and prompt.index("sailor") < prompt.index("hello")
+    run(chat.set_system("Talk like a judge."))
+    prompt = decode(chat._fit_prompt("and now?", chat.exchanges)[0])
+    assert "judge" in prompt and "sailor" not in prompt
+    run(chat.set_system())
+    assert "judge" not in decode(chat._fit_prompt("and now?", chat.exchanges)[0])
+    with pytest.raises(UsageError, match="prompt of its own"):
+        run(talk(world, task="lamp-2").set_system("Be brief."))
+
+
+def test_the_newest_stored_chat_is_gone_on_with(world: World) -> None:
+    with pytest.raises(NotFound, match="no stored conversation"):
+        run(talk(world).resume_latest())
+    for words in ("older", "newer"):
+        run(talk(world).answer_message(words))
+    chat = talk(world)
+    run(chat.resume_latest())
+    assert [exchange.question for exchange in chat.exchanges] == ["newer"]

@@ -94,12 +94,23 @@ def test_only_files_of_an_earlier_export_are_replaced(world: World, tmp_path: Pa
         list(export_user(world.reg, world.entry, world.alice, world.task, place, ExportOptions(replace=True)))
 
     (place / "README.md").write_text("my own project")
+    with pytest.raises(BadInput, match="is not empty") as full:
+        list(export_user(world.reg, world.entry, world.alice, world.task, place))
+    assert full.value.hint == "Name another folder with --to.", "there is no export to replace"
     with pytest.raises(BadInput, match=r"README\.md is not as an export"):
         write()
     assert [path.name for path in place.iterdir()] == ["README.md"]
     (place / "README.md").unlink()
+    (place / "mta-export.json").write_text("a file of mine")
+    with pytest.raises(BadInput, match=r"mta-export\.json is not as an export"):
+        write()
+    assert (place / "mta-export.json").read_text() == "a file of mine"
+    (place / "mta-export.json").unlink()
     write()
     write()
+    with pytest.raises(BadInput, match="is not empty") as full:
+        list(export_user(world.reg, world.entry, world.alice, world.task, place))
+    assert full.value.hint is not None and "replace the export in it with --yes" in full.value.hint
     for name in ("README.md", "adapter_config.json"):
         before = (place / name).read_bytes()
         (place / name).write_text("changed since")

@@ -1,0 +1,29 @@
+"""History items that were kept from conversations: when they were kept, and the key that says so."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from store.records import Item, NewItem
+
+
+def kept_item(task: str, question: str, answer: str) -> NewItem:
+    """An exchange of a conversation as a history item of now."""
+    from store.records import NewItem
+
+    now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="seconds")  # as imports have it
+    return NewItem(_kept_key(now, question, answer), task, question, answer, now)
+
+
+def kept_since(item: Item) -> str:
+    """When the item was kept from a conversation; empty where it came in another way, so that nobody knows."""
+    known = item.time is not None and item.key == _kept_key(item.time, item.input, item.output)
+    return item.time if known and item.time is not None else ""
+
+
+def _kept_key(time: str, question: str, answer: str) -> str:
+    content = "\0".join((time, question, answer))
+    return f"chat-{sha256(content.encode()).hexdigest()[:16]}"

@@ -1,0 +1,192 @@
+"""Removing single items: no byte of them is left, what was made from them goes, and everything else stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mta_cli.errors import NotFound, UsageError, UserInUse
+from mta_cli.events import JobPlan
+from mta_cli.pipeline.chat.conversation import add_exchange_as_item
+from mta_cli.pipeline.data.kept_items import kept_since
+from mta_cli.pipeline.users.remove_items import plan_removal, remove_items
+from store.records import Item, Profile
+from store.registry import Registry
+from store.tables.predictions import Prediction
+from tests.pipeline.histories import imported, person, rows, run, write
+from tests.store.making import adapted, adapter, bank, item
+
+SECRET = "the heron stood on one leg behind the old cannery"
+LONG_AGO = "2000-01-01T00:00:00+00:00"
+
+
+@pytest.fixture
+def reg(tmp_path: Path) -> Iterator[Registry]:
+    with Registry.open(tmp_path / "store", create=True) as registry:
+        imported(registry, "jsonl", write(tmp_path / "a.jsonl", rows("ann", 5) + rows("bob", 300)))
+        ann = registry.users.get("ann")
+        registry.items.append_items(ann.id, [item("secret", SECRET, SECRET)])
+        yield registry
+
+
+def bytes_of(root: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in root.rglob("*") if path.is_file())
+
+
+def keys(reg: Registry, name: str = "ann") -> list[str]:
+    return [one.key for one in reg.items.recent_items(reg.users.get(name).id, "free")]
+
+
+def items_of(reg: Registry) -> list[Item]:
+    return reg.items.recent_items(reg.users.get("ann").id, "free")
+
+
+def profile(reg: Registry, last_item: int, content: bytes = SECRET.encode()) -> None:
+    reg.profiles.save_profile(Profile(reg.users.get("ann").id, "free", "e", content, 6, last_item))
+
+
+def test_no_byte_of_an_item_is_left(reg: Registry) -> None:
+    ann = reg.users.get("ann")
+    reg.files.write_checkpoint("stack of ann", SECRET.encode())
+    profile(reg, items_of(reg)[-1].id)
+    evaluation = reg.evaluations.add_evaluation("free", None, {}, {})
+    shown = Prediction(ann.id, 1, "rag", SECRET, "a", "g", -1.0, 3, 0.1)
+    reg.evaluations.predictions.add_predictions(evaluation, [shown])
+    assert bytes_of(reg.root).count(SECRET.encode()) > 3
+    result, _ = run(remove_items(reg, "ann", ["secret"]))
+    assert (result["user"], result["task"], result["items"]) == ("ann", "free", ["secret"])
+    for trace in (SECRET, "cannery", "secret"):
+        assert trace.encode() not in bytes_of(reg.root)
+    assert reg.profiles.get(ann.id, "free", "e") is None, "it is computed again from what is left"
+    assert len(keys(reg)) == 5 and len(keys(reg, "bob")) == 300
+    assert reg.items.search_items(ann.id, "free", "heron", limit=5, fill=False) == []
+    assert reg.check_integrity() == []
+
+
+def test_what_was_made_from_it_goes_and_anchors_are_stale(reg: Registry) -> None:
+    ann, bob = reg.users.get("ann"), reg.users.get("bob")
+    made = bank(reg, [ann.id, bob.id])
+    assert made.task_adapter is not None
+    reg.banks.set_task_adapter(made.id, made.task_adapter, [ann.id, bob.id])
+    adapted(reg, ann.id, made, b"the stack of ann")
+    adapted(reg, bob.id, made, b"the stack of bob")
+    mine, others = reg.banks.anchors(made.id)
+    result, notes = run(remove_items(reg, "ann", ["secret"]))
+    assert (result["recipes"], result["stacks"], len(result["adapters_removed"])) == (1, 1, 1)
+    assert result["stale_anchors"] == [{"bank": "free", "version": 1, "anchor": mine.id}]
+    assert result["resting"] == [{"user": "bob", "bank": "free", "version": 1}]
+    assert result["task_adapters"] == [{"bank": "free", "version": 1}]
+    assert [anchor.stale for anchor in reg.banks.anchors(made.id)] == [True, False]
+    assert reg.stacks.of_user(bob.id) and reg.recipes.of_user(bob.id)
+    assert any("mta user adapt ann --task free" in note for note in notes)
+    assert any("trained on what was removed" in note for note in notes)
+    assert others.digest is not None
+
+
+def test_what_is_older_than_a_kept_exchange_stays(reg: Registry) -> None:
+    """A stray /good costs nothing that was trained before it."""
+    ann = reg.users.get("ann")
+    made = bank(reg, [ann.id])
+    assert made.task_adapter is not None
+    reg.banks.set_task_adapter(made.id, made.task_adapter, [ann.id])
+    stack = adapted(reg, ann.id, made)
+    with reg.transaction():
+        for table in ("adapters", "recipes", "stacks"):
+            reg._db.execute_write(f"UPDATE {table} SET created = ?", (LONG_AGO,))
+    profile(reg, items_of(reg)[-1].id)
+    key = add_exchange_as_item(reg, ann, "free", "who?", "me").name
+    result, notes = run(remove_items(reg, "ann", [key]))
+    assert (result["recipes"], result["stacks"], result["stale_anchors"]) == (0, 0, [])
+    assert result["task_adapters"] == []
+    assert reg.stacks.get(ann.id, "free", made.id) is not None and stack.digest
+    assert reg.profiles.get(ann.id, "free", "e") is not None
+    assert key not in keys(reg) and len(notes) == 1
+
+
+def test_what_is_later_than_a_kept_exchange_goes(reg: Registry) -> None:
+    ann = reg.users.get("ann")
+    key = add_exchange_as_item(reg, ann, "free", "who?", "me").name
+    (kept,) = reg.items.items_with_keys(ann.id, [key])
+    assert kept_since(kept) == kept.time
+    adapted(reg, ann.id, bank(reg, [ann.id]))
+    result, _ = run(remove_items(reg, "ann", [key]))
+    assert (result["recipes"], result["stacks"], len(result["stale_anchors"])) == (1, 1, 1)
+
+
+def test_only_the_program_s_own_keys_tell_a_time(reg: Registry) -> None:
+    ann = reg.users.get("ann")
+    reg.items.append_items(ann.id, [item("chat-0123456789abcdef", "who?", "me", time="2100-01-01T00:00:00")])
+    (kept,) = reg.items.items_with_keys(ann.id, ["chat-0123456789abcdef"])
+    assert kept_since(kept) == ""
+
+
+def test_other_tasks_of_the_user_stay(reg: Registry, tmp_path: Path) -> None:
+    imported(reg, "users", write(tmp_path / "u.json", [person("ann")]), task="lamp-2")
+    ann = reg.users.get("ann")
+    made = bank(reg, [ann.id], name="tags", task="lamp-2")
+    adapted(reg, ann.id, made, task="lamp-2")
+    result, _ = run(remove_items(reg, "ann", ["secret"]))
+    assert (result["stacks"], result["stale_anchors"]) == (0, [])
+    assert reg.stacks.get(ann.id, "lamp-2", made.id) is not None
+
+
+def test_all_or_none_and_one_task(reg: Registry) -> None:
+    ann = reg.users.get("ann")
+    before = keys(reg)
+    with pytest.raises(NotFound, match="no item with the id nix") as missing:
+        run(remove_items(reg, "ann", ["secret", "nix"]))
+    assert missing.value.hint == "mta user items ann shows the ids"
+    assert keys(reg) == before
+    reg.items.append_items(ann.id, [item("secret", task="lamp-2")])
+    with pytest.raises(UsageError, match="several tasks: free, lamp-2"):
+        run(remove_items(reg, "ann", ["secret"]))
+    run(remove_items(reg, "ann", ["secret", "secret"], task="lamp-2"))
+    assert keys(reg) == before
+    with pytest.raises(NotFound, match="no item of lamp-2"):
+        run(remove_items(reg, "ann", ["secret"], task="lamp-2"))
+
+
+def test_not_beside_a_job_that_uses_them(reg: Registry) -> None:
+    with reg.hold_users("bank build", [reg.users.get("ann").id]), pytest.raises(UserInUse, match="bank build"):
+        run(remove_items(reg, "ann", ["secret"]))
+    assert "secret" in keys(reg)
+
+
+def test_the_plan_changes_nothing(reg: Registry) -> None:
+    adapted(reg, reg.users.get("ann").id, bank(reg, [reg.users.get("ann").id]))
+    events = list(plan_removal(reg, "ann", ["secret"], aloud=True))
+    (plan,) = (event for event in events if isinstance(event, JobPlan))
+    assert {line.name: line.value for line in plan.lines} == {
+        "item secret": f"free: {SECRET} → {SECRET}",
+        "recipes": "1",
+        "stacks": "1",
+        "anchor of": "free v1",
+    }
+    assert "secret" in keys(reg) and reg.stacks.of_user(reg.users.get("ann").id)
+
+
+def test_a_crash_before_the_bytes_are_overwritten_is_made_up_for(
+    reg: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reg._eraser, "purge_deleted_bytes", crash)
+    with pytest.raises(KeyboardInterrupt):
+        run(remove_items(reg, "ann", ["secret"]))
+    root = reg.root
+    reg.close()
+    Registry.open(root).close()
+    assert b"cannery" not in bytes_of(root)
+
+
+def test_an_adapter_that_another_stack_uses_stays(reg: Registry) -> None:
+    ann, bob = reg.users.get("ann"), reg.users.get("bob")
+    made = bank(reg, [bob.id])
+    adapted(reg, ann.id, made, b"one content")
+    adapted(reg, bob.id, made, b"one content")
+    result, _ = run(remove_items(reg, "ann", ["secret"]))
+    assert result["adapters_removed"] == []
+    assert reg.adapters.verified_path(adapter(reg, b"one content", kind="stack")).exists()
