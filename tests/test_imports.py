@@ -40,6 +40,7 @@ QUICK = [
     ["model", "list"],
     ["model", "list", "--available"],
     ["model", "path"],
+    ["help", "bank", "build"],
 ]
 MEASURED = {
     "task": "free",
