@@ -17,6 +17,7 @@ from mta_cli.commands.shared.arguments import (
 )
 from mta_cli.commands.shared.context import app_context, make_consent_prompt
 from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.next_steps import suggest_after_import
 from mta_cli.pipeline.data.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -51,7 +52,10 @@ def import_(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Import a file of histories after checking all of it. Importing it again changes nothing; new items are added."""
+    """Import a file of histories.
+
+    All of the file is checked first. Importing it again changes nothing; new items are added.
+    """
     from mta_cli.pipeline.users.import_file import import_file
 
     context = app_context(ctx, json=json)
@@ -62,7 +66,9 @@ def import_(
         job = import_file(
             reg, format, source, task=task, outputs=outputs, can_anchor=can_anchor, ask=ask, dry_run=dry_run
         )
-        context.output.run_job_and_print(job, _render_import, dry_run=dry_run, resumes=True)
+        done = context.output.run_job_and_print(job, _render_import, dry_run=dry_run, resumes=True)
+        if not dry_run:
+            suggest_after_import(context, reg, done["tasks"])
 
 
 def _render_import(result: dict[str, Any]) -> RenderableType:
