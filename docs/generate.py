@@ -155,7 +155,8 @@ def _settings_page() -> str:
         "A value is taken from the first of these that gives one: the command's flag, its `--preset`, the environment, "
         f"`{SETTINGS_FILE_NAME}` in the store's directory, your own `{SETTINGS_FILE_NAME}` (in the "
         "platform's configuration directory, or the file that `MTA_CONFIG` names), the default. "
-        "`--dry-run` shows every value of a job and where it came from.",
+        "`--dry-run` shows every value of a job and where it came from; `mta config list` shows all, and "
+        "`mta config set` changes one.",
         "```toml\n[bank]\nrank = 8\n\n[adapt]\nshots = 10\n```",
         "Besides these, `MTA_STORE` names the store's directory and `MTA_MODELS` the directory of models.",
     ]

@@ -38,6 +38,7 @@ COMMAND_TARGETS = {
     "ps": "ps:ps",
     "tui": "tui:tui",
     "demo": "demo:demo",
+    "config": "config:app",
     "doctor": "doctor:doctor",
     "backup": "backup:backup",
     "restore": "backup:restore",

@@ -120,6 +120,7 @@ def test_commands_are_listed_in_reading_order() -> None:
         "ps",
         "tui",
         "demo",
+        "config",
         "doctor",
         "backup",
         "restore",

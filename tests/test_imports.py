@@ -40,6 +40,7 @@ QUICK = [
     ["model", "list"],
     ["model", "list", "--available"],
     ["model", "path"],
+    ["config", "list"],
     ["help", "bank", "build"],
 ]
 MEASURED = {

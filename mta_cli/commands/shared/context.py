@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 WARN_SLOWDOWN_FACTOR = 3.0  # times; a 16-bit format that is so much slower than float32 is hardly ever intended
 
 
-STORE_COMMANDS = "init|task|data|user|bank|ask|compare|chat|eval|serve|ps|tui|doctor|backup|restore|pull"
+STORE_COMMANDS = "init|task|data|user|bank|ask|compare|chat|eval|serve|ps|tui|doctor|backup|restore|pull|config"
 """Commands on the store that was given. `snapshot` is not among them: hints mean another machine's store."""
 
 
