@@ -193,7 +193,7 @@ def _usage_error(error: typer.TyperException) -> MtaError:
     """A mistake on the command line as a UsageError, with the nearest options or the help command as a hint."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "mta"
-    near = sorted(getattr(error, "possibilities", None) or ())
+    near = list(getattr(error, "possibilities", None) or ())[:2]
     message = (error.message if near else error.format_message()) or "a command is missing"
     return MtaError(message, hint=did_you_mean(near, f"{path} --help"))
 
