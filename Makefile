@@ -35,7 +35,7 @@ $(DEV): $(RUN)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $(DEV)
 
-models: $(RUN)  ## fetch the embedded default models (about 180 MB, once)
+models: $(RUN)  ## fetch the embedded default models (about 180 MB to fetch, 360 MB on disk, once)
 	$(BIN)/mta model pull smollm2-135m-instruct
 	$(BIN)/mta model pull minilm-l6
 

@@ -14,12 +14,15 @@ from typing import Any
 from typer.main import get_command
 
 from mta_cli.app import app
+from mta_cli.commands.shared.examples import EXAMPLES
+from mta_cli.commands.shared.help_page import usage_pieces
 from mta_cli.options import PRESETS
 from mta_cli.settings import OPTION_CLASSES, SETTINGS_FILE_NAME, Setting, all_settings
 from store.migrations.steps import migrate
 from store.schema import SCHEMA_VERSION, TABLES
 
 FOLDER = Path(__file__).parent
+GLOBAL = "`--store`, `-v` and `-q` are taken anywhere on the line: `mta user list --store DIR`."
 MADE = "<!-- Made by `make docs` from the program; do not edit. -->"
 
 
@@ -108,29 +111,18 @@ def _schema_page() -> str:
 
 
 def _commands_page() -> str:
-    parts = ["# Commands", MADE, "Flags before the command are global: `mta --store DIR user list`."]
+    parts = ["# Commands", MADE, GLOBAL]
     for path, command in commands():
         parts.append(f"{'#' * min(2 + path.count(' '), 4)} `{path}`")
         if command.help:
-            parts.append(" ".join(command.help.split("\n\n")[0].split()))
-        if getattr(command, "commands", None) is None:
-            parts.append(f"```\n{_usage(path, command)}\n```")
+            parts.append(" ".join(command.help.split()))
+        lines = [] if getattr(command, "commands", None) else [" ".join([path, *usage_pieces(command.params)])]
+        if lines := [*lines, *EXAMPLES.get(path.removeprefix("mta "), ())]:
+            parts.append("```\n{}\n```".format("\n".join(lines)))
         rows = [row for parameter in command.params if (row := _row(parameter)) is not None]
         if rows:
             parts.append("\n".join(["| argument or option | default | meaning |", "|---|---|---|", *rows]))
     return "\n\n".join(parts) + "\n"
-
-
-def _usage(path: str, command: Any) -> str:
-    words = [path]
-    arguments = [each for each in command.params if each.param_type_name == "argument" and not each.hidden]
-    if len(arguments) < len(command.params):
-        words.append("[OPTIONS]")
-    for each in arguments:
-        name = each.metavar or each.name.upper()
-        many = "..." if each.nargs == -1 and not name.endswith("...") else ""
-        words.append(name + many if each.required else f"[{name}]{many}")
-    return " ".join(words)
 
 
 def _row(parameter: Any) -> str | None:
@@ -163,7 +155,8 @@ def _settings_page() -> str:
         "A value is taken from the first of these that gives one: the command's flag, its `--preset`, the environment, "
         f"`{SETTINGS_FILE_NAME}` in the store's directory, your own `{SETTINGS_FILE_NAME}` (in the "
         "platform's configuration directory, or the file that `MTA_CONFIG` names), the default. "
-        "`--dry-run` shows every value of a job and where it came from.",
+        "`--dry-run` shows every value of a job and where it came from; `mta config list` shows all, and "
+        "`mta config set` changes one.",
         "```toml\n[bank]\nrank = 8\n\n[adapt]\nshots = 10\n```",
         "Besides these, `MTA_STORE` names the store's directory and `MTA_MODELS` the directory of models.",
     ]

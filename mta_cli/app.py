@@ -5,9 +5,11 @@ Knows no job. Exit codes: 0 done, 1 unexpected, 2 usage, 3 not found, 4 bad inpu
 
 from __future__ import annotations
 
+import copy
 import gc
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +19,8 @@ from typer.main import get_command
 from mta_cli import __version__
 from mta_cli.commands.shared.arguments import StoreOption
 from mta_cli.commands.shared.context import GlobalFlags
-from mta_cli.commands.shared.lazy_typer import CommandApp, LazyTyperGroup, lazy_commands
-from mta_cli.errors import Interrupted, MtaError, UsageError
+from mta_cli.commands.shared.lazy_typer import CommandApp, LazyTyperGroup, NoSuchCommand, lazy_commands
+from mta_cli.errors import Interrupted, MtaError, UsageError, did_you_mean
 from mta_cli.output import Output, StdoutClosed, flush_stdout, prepare_streams
 
 COMMAND_TARGETS = {
@@ -36,14 +38,21 @@ COMMAND_TARGETS = {
     "ps": "ps:ps",
     "tui": "tui:tui",
     "demo": "demo:demo",
+    "config": "config:app",
     "doctor": "doctor:doctor",
     "bench": "bench:bench",
     "backup": "backup:backup",
     "restore": "backup:restore",
     "snapshot": "snapshot:snapshot",
     "pull": "snapshot:pull",
+    "help": "help:help_",
 }
 """Where each command is, in the order in which data flows through them."""
+HIDDEN_TARGETS = {"version": "help:version"}
+"""Commands that the help does not list, because a flag does the same."""
+OPTIONS_ANYWHERE = ("store", "verbose", "quiet")
+COMPLETION_FLAGS = ("--show-completion", "--install-completion")
+SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
 
 class RootGroup(LazyTyperGroup):
@@ -51,11 +60,26 @@ class RootGroup(LazyTyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = lazy_commands(COMMAND_TARGETS)
+        self.commands = lazy_commands({**COMMAND_TARGETS, **HIDDEN_TARGETS})
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of the commands."""
         return list(COMMAND_TARGETS)
+
+    @cached_property
+    def options_anywhere(self) -> list[Any]:
+        """Twins of the options that are taken after a command as well. They are hidden there."""
+        return [_late_twin(each) for each in self.params if each.name in OPTIONS_ANYWHERE]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line. `--show-completion SHELL` is for that shell; alone, it is for the running one."""
+        if len(args) == 2 and args[0] in COMPLETION_FLAGS:
+            if args[1] not in SHELLS:
+                raise UsageError(f"There is no completion for {args[1]!r:.80}.", hint=f"one of {', '.join(SHELLS)}")
+            flag = next(each for each in self.params if args[0] in each.opts)
+            assert flag.callback is not None
+            flag.callback(ctx, flag, args[1])  # ends the program
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command. Ctrl-C raises Interrupted, where Typer would exit silently."""
@@ -84,7 +108,8 @@ def set_global_flags(
     ctx: typer.Context,
     store: StoreOption = None,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
     verbose: Annotated[
         int,
@@ -97,11 +122,32 @@ def set_global_flags(
     ] = False,
 ) -> None:
     """Keep the flags that stand before the command."""
+    _keep_flags(ctx.ensure_object(GlobalFlags), store=store, verbose=verbose, quiet=quiet)
+
+
+def _keep_flags(given: GlobalFlags, *, store: str | None = None, verbose: int = 0, quiet: bool = False) -> None:
     if store == "":
         raise UsageError("--store names no directory.", hint="mta --store DIR … , or leave --store out")
-    given = ctx.ensure_object(GlobalFlags)
-    given.store = None if store is None else Path(store)
-    given.quiet, given.verbosity = quiet, verbose
+    if store is not None:
+        given.store = Path(store)
+    given.verbosity += verbose
+    given.quiet = given.quiet or quiet
+
+
+def _late_twin(option: Any) -> Any:
+    """A global option for the place after the command, where it does the same."""
+    twin = copy.copy(option)
+    vars(twin).pop("process_value", None)  # it belongs to the option
+    twin.hidden, twin.expose_value, twin.callback = True, False, _keep_late_flag
+    return twin
+
+
+def _keep_late_flag(ctx: Any, parameter: Any, value: Any) -> None:
+    if value is None or value is False or value == 0:
+        return
+    ctx.find_root().params[parameter.name] = value  # where the completion of names reads the store
+    if (given := ctx.find_object(GlobalFlags)) is not None:
+        _keep_flags(given, **{parameter.name: value})
 
 
 def run_command_line(arguments: Sequence[str]) -> int:
@@ -113,6 +159,8 @@ def run_command_line(arguments: Sequence[str]) -> int:
     except StdoutClosed:
         return 0
     except BaseException as error:
+        if isinstance(error, MtaError) and error.hint:
+            error.hint = given.name_store(error.hint)
         return _handle_error(error, Output(quiet=given.quiet, verbosity=given.verbosity))
 
 
@@ -125,6 +173,10 @@ def _handle_error(error: BaseException, output: Output) -> int:
     if isinstance(error, MtaError):
         output.error(error)
         return error.exit_code
+    if isinstance(error, NoSuchCommand):
+        near = [f"{error.path} {name}" for name in error.near]
+        hint = did_you_mean(near, f"{error.path} --help")
+        return _handle_error(UsageError(f"There is no command {error.name!r:.80} in {error.path}.", hint=hint), output)
     if isinstance(error, typer.Abort):
         output.error(MtaError("stopped; nothing was changed"))
         return 1
@@ -139,15 +191,12 @@ def _handle_error(error: BaseException, output: Output) -> int:
 
 
 def _usage_error(error: typer.TyperException) -> MtaError:
-    """A mistake on the command line as a UsageError, with the help command as a hint."""
+    """A mistake on the command line as a UsageError, with the nearest options or the help command as a hint."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "mta"
-    message = error.format_message() or "a command is missing"
-    if "No such option: --store" in message:
-        return MtaError(
-            message, hint=f"--store stands before the command: mta --store DIR {path.removeprefix('mta ')} …"
-        )
-    return MtaError(message, hint=f"{path} --help")
+    near = list(getattr(error, "possibilities", None) or ())[:2]
+    message = (error.message if near else error.format_message()) or "a command is missing"
+    return MtaError(message, hint=did_you_mean(near, f"{path} --help"))
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class MtaError(Exception):
     """A failure that is explained in one line: what happened (with the values), and a hint on what to do."""
@@ -58,6 +60,14 @@ class Interrupted(MtaError):
     """The user pressed Ctrl-C; the job was closed and left no partial result."""
 
     exit_code = 130
+
+
+def did_you_mean(near: Sequence[str], otherwise: str) -> str:
+    """The hint at a name that is not known: the nearest names, or `otherwise` where there are none."""
+    if not near:
+        return otherwise
+    *others, last = near
+    return f"did you mean {', '.join(others)} or {last}?" if others else f"did you mean {last}?"
 
 
 def system_reason(error: Exception) -> str:

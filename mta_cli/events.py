@@ -58,10 +58,11 @@ class ArtifactSaved:
 
 @dataclass(frozen=True)
 class Note:
-    """One line for the user. `warning` when the result is less than they asked for."""
+    """One line for the user. `warning` when the result is less than they asked for; `detail`: only with -v."""
 
     text: str
     warning: bool = False
+    detail: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Knows neither streams nor widgets.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from mta_cli.errors import BadInput, MtaError
 from mta_cli.events import ArtifactSaved, Event, JobProgress, Note, UnitFailed
@@ -47,6 +47,42 @@ class RateMeter:
         """None where the total or the rate is not known."""
         rate = self.units_per_second
         return max(self.total - self._done, 0) / rate if self.total is not None and rate is not None else None
+
+
+def pluralise(amount: int, one: str, more: str = "") -> str:
+    """An amount with its noun: 1 item, 1,200 items."""
+    return f"{amount:,} {one if amount == 1 else more or one + 's'}"
+
+
+CHANGES = ((0.2, "much"), (0.05, ""), (0.01, "a little"))
+"""From which relative change of a loss on it is much better (or worse), better, and a little better."""
+
+
+def loss_verdict(before: float, after: float) -> str:
+    """What a change of a loss means, in plain words: `a little better`, `much worse`, `no different`."""
+    change = (before - after) / max(abs(before), 1e-9)
+    way = "better" if change > 0 else "worse"
+    return next((f"{word} {way}".strip() for least, word in CHANGES if abs(change) >= least), "no different")
+
+
+AGES = ((86_400 * 2, 86_400, "days"), (3_600, 3_600, "h"), (60, 60, "min"))
+MAX_AGE = timedelta(days=30)
+
+
+def format_age(moment: str | None, now: datetime) -> str | None:
+    """How long ago an ISO moment was: `just now`, `5 min ago`, `2 h ago`, `3 days ago`; its date after 30 days.
+
+    A text that is no moment is returned as it is.
+    """
+    try:
+        then = datetime.fromisoformat(moment or "")
+    except ValueError:
+        return moment
+    then = then if then.tzinfo is not None else then.replace(tzinfo=UTC)
+    seconds = (now - then).total_seconds()
+    if not 0 <= seconds < MAX_AGE.total_seconds():
+        return then.date().isoformat()
+    return next((f"{seconds // unit:.0f} {name} ago" for least, unit, name in AGES if seconds >= least), "just now")
 
 
 def format_rate(per_second: float) -> str:

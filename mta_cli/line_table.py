@@ -24,13 +24,25 @@ class LineTable:
         for index, width in enumerate(self._widths):
             self._widths[index] = max([width, *(cell_len(row[index]) for row in rows)])
 
+    @property
+    def width(self) -> int:
+        """The cells of a line."""
+        return sum(self._widths) + len(_GAP) * (len(self._widths) - 1)
+
     def header(self) -> tuple[str, str]:
         """The line of titles and the rule below it."""
-        return self._line(self._titles), "─" * (sum(self._widths) + len(_GAP) * (len(self._widths) - 1))
+        return self._line(self._titles), "─" * self.width
 
     def lines(self, rows: Sequence[Sequence[str]]) -> Iterator[str]:
         """One line a row, each with its line break."""
         return (f"{self._line(row)}\n" for row in rows)
+
+    def stacked(self, rows: Sequence[Sequence[str]]) -> Iterator[str]:
+        """Each row as lines of title and value, and an empty line, for a terminal that is too narrow for a table."""
+        longest = max(map(cell_len, self._titles))
+        for row in rows:
+            named = zip(self._titles, row, strict=True)
+            yield "".join(f"{title}{' ' * (longest - cell_len(title))}  {cell}\n" for title, cell in named) + "\n"
 
     def _line(self, row: Sequence[str]) -> str:
         cells = []

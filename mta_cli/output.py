@@ -13,12 +13,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli import events as ev
 from mta_cli.errors import Interrupted, MtaError, system_reason
-from mta_cli.formatting import error_lines, event_text
+from mta_cli.formatting import error_lines, event_text, format_age
 from mta_cli.printable import clean_line, clean_text, to_json, to_jsonable
 
 if TYPE_CHECKING:
@@ -45,20 +46,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Co
 
     The columns with the indices in `right` are always right-aligned.
     """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from mta_cli.fitted_table import FittedTable
 
     body = [tuple(row) for row in rows]
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for index, name in enumerate(columns):
-        numeric = _are_numbers([row[index] for row in body])
-        shown.add_column(Text(name), justify="right" if numeric or index in right else "left", overflow="fold")
-    for row in body:
-        shown.add_row(
-            *(Text(_format_cell(value), style="bold" if isinstance(value, BoldCell) else "") for value in row)
-        )
-    return shown
+    numbers = {index for index in range(len(columns)) if _are_numbers([row[index] for row in body])}
+    cells = [[(_format_cell(value), isinstance(value, BoldCell)) for value in row] for row in body]
+    return FittedTable(columns, cells, numbers | set(right))
 
 
 def key_value_grid(rows: Iterable[tuple[str, object]]) -> RenderableType:
@@ -196,14 +189,17 @@ class Output:
         self.end_line()
         first = next(pages, [])
         layout = LineTable(columns, {i for i in range(len(columns)) if _are_numbers([row[i] for row in first])})
+        narrow = False
         for number, page in enumerate(itertools.chain([first], pages)):
             shown = [[_format_cell(value) for value in row] for row in page]
             layout.fit(shown)
             if number == 0:
+                narrow = layout.width > self.console(stderr=False).width
+            if number == 0 and not narrow:
                 titles, rule = layout.header()
                 self._print_renderable(text(titles, style="bold"))
                 self.write_stdout(f"{rule}\n")
-            self.write_stdout("".join(layout.lines(shown)))
+            self.write_stdout("".join(layout.stacked(shown) if narrow else layout.lines(shown)))
 
     def write_stdout(self, raw: str) -> None:
         """Cleaned text to standard output at once, without styling."""
@@ -215,6 +211,17 @@ class Output:
         """One line for the user, on standard error; silent with --quiet."""
         if not self.quiet:
             self._print_stderr(message)
+
+    def suggest(self, *steps: tuple[str, str]) -> None:
+        """What to run next, a command and its meaning each, on standard error; nothing with --json or --quiet."""
+        longest = max(len(command) for command, _ in steps)
+        for number, (command, meaning) in enumerate(steps):
+            if not self.json:
+                self.note(f"{'      ' if number else 'Next: '}{command:<{longest}}   {meaning}")
+
+    def age(self, moment: str | None) -> str | None:
+        """An ISO moment as `2 h ago`; as it is with --verbose."""
+        return moment if self.verbosity else format_age(moment, datetime.now(UTC))
 
     def warn(self, message: str) -> None:
         """A warning on standard error; --quiet does not hide it."""
@@ -322,6 +329,8 @@ class Output:
             self._show_text_chunk(event)
         elif isinstance(event, ev.Note) and event.warning:
             self.warn(event.text)
+        elif isinstance(event, ev.Note) and event.detail and not self.verbosity:
+            return
         elif (said := event_text(event)) is not None:
             (self.warn if isinstance(event, ev.UnitFailed) else self.note)(said)
 
@@ -380,9 +389,16 @@ def _render_default(value: Any) -> RenderableType:
     value = to_jsonable(value)
     if not isinstance(value, Mapping):
         return text(str(value))
-    return key_value_grid(
-        (key, to_json(inner) if isinstance(inner, dict | list) else inner) for key, inner in value.items()
-    )
+    return key_value_grid((key, _in_words(inner)) for key, inner in value.items())
+
+
+def _in_words(value: Any) -> object:
+    """A value of a record as words: `mode adapted, bank taste`; `none` for an empty list."""
+    if isinstance(value, list):
+        return "; ".join(str(_in_words(inner)) for inner in value) or "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_in_words(inner)}" for key, inner in value.items() if inner is not None) or "none"
+    return value
 
 
 def _is_layout(shown: RenderableType) -> bool:

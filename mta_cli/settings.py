@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 from mta_cli import options
-from mta_cli.errors import BadInput, NotFound, UsageError, system_reason
+from mta_cli.errors import BadInput, NotFound, UsageError, did_you_mean, system_reason
 from mta_cli.events import PlanLine
 
 SETTINGS_FILE_NAME = "mta.toml"
@@ -110,7 +110,7 @@ def parse_path(raw: str, what: str) -> Path:
 
 
 @dataclass(frozen=True)
-class _RawValue:
+class RawValue:
     """A raw value and where it was found."""
 
     value: Any
@@ -122,7 +122,7 @@ class Settings:
     `flag --NAME`.
     """
 
-    def __init__(self, given: Mapping[str, _RawValue]) -> None:
+    def __init__(self, given: Mapping[str, RawValue]) -> None:
         self._known = all_settings()
         self._given = dict(given)
         self.origins = {key: given[key].origin if key in given else "default" for key in self._known}
@@ -135,9 +135,9 @@ class Settings:
         Raises `BadInput` for a file that cannot be read, `UsageError` for a key, variable or preset that does not
         exist.
         """
-        given: dict[str, _RawValue] = {}
+        given: dict[str, RawValue] = {}
         for file in (config_path(), *([store / SETTINGS_FILE_NAME] if store is not None else [])):
-            given.update(_read_file(file))
+            given.update(read_settings_file(file))
         given.update(_read_environment())
         if preset is not None:
             given.update(_read_preset(preset))
@@ -186,12 +186,13 @@ class Settings:
         faults += found
         return None
 
-    def plan_lines(self, *instances: Any) -> tuple[PlanLine, ...]:
-        """One line for each field of the given options that is used: key, value and origin.
+    def plan_lines(self, *instances: Any, all_keys: bool = False) -> tuple[PlanLine, ...]:
+        """One line for each field of the given options that is used, or with `all_keys` for all: key, value and origin.
 
         A value that a job changed after it was built is `derived`.
         """
-        unused = {key for instance in instances for key in getattr(instance, "unused_keys", ())}
+        known = () if all_keys else instances
+        unused = {key for instance in known for key in getattr(instance, "unused_keys", ())}
         return tuple(
             PlanLine(
                 key, _format_value(value), self.origins[key] if self._built.get(key, value) == value else "derived"
@@ -202,11 +203,11 @@ class Settings:
             if key not in unused
         )
 
-    def _resolve_value(self, setting: Setting, flag: Any) -> _RawValue:
+    def _resolve_value(self, setting: Setting, flag: Any) -> RawValue:
         if flag is not None:
             name = setting.flag if flag is not False else "--no-" + setting.flag.removeprefix("--")
-            return _RawValue(flag, f"flag {name}")
-        return self._given.get(setting.key, _RawValue(setting.default, "default"))
+            return RawValue(flag, f"flag {name}")
+        return self._given.get(setting.key, RawValue(setting.default, "default"))
 
     def _add_origin(self, fault: str) -> str:
         head, _, rest = fault.partition(": ")
@@ -236,6 +237,28 @@ def convert_value(setting: Setting, raw: Any) -> Any:
     return number
 
 
+def find_setting(key: str) -> Setting:
+    """The setting called `key`. Raises NotFound with the nearest names."""
+    known = all_settings()
+    if key not in known:
+        near = difflib.get_close_matches(key[:200], list(known), n=1)
+        raise NotFound(f"There is no setting {key!r:.80}.", hint=did_you_mean(near, "mta config list shows all"))
+    return known[key]
+
+
+def check_value(setting: Setting, raw: str) -> Any:
+    """`raw` as a value that the setting can have. Raises UsageError for a wrong type or one out of bounds."""
+    section, _, name = setting.key.partition(".")
+    try:
+        value = convert_value(setting, raw)
+    except ValueError as error:
+        raise UsageError(f"{setting.key} = {raw!r:.80}: {error}") from None
+    owner = next(each for each in OPTION_CLASSES if each.__dict__["section"] == section)
+    if faults := options.find_option_faults(owner(**{name: value})):
+        raise UsageError(_join_faults(faults))
+    return value
+
+
 def _parse_boolean(raw: Any) -> bool:
     if isinstance(raw, bool):
         return raw
@@ -245,7 +268,8 @@ def _parse_boolean(raw: Any) -> bool:
     raise ValueError("this is true or false")
 
 
-def _read_file(path: Path) -> dict[str, _RawValue]:
+def read_settings_file(path: Path) -> dict[str, RawValue]:
+    """The settings in a file by key; none where it is missing. Raises BadInput, and UsageError for unknown keys."""
     try:
         if not path.exists():
             return {}
@@ -262,11 +286,11 @@ def _read_file(path: Path) -> dict[str, _RawValue]:
     given, faults = {}, []
     for key, value in _flatten_sections(content):
         if key in known:
-            given[key] = _RawValue(value, f"file {path}")
+            given[key] = RawValue(value, f"file {path}")
         else:
             faults.append(f"{path}: there is no setting {key!r:.80}{_suggest_name(key, known)}")
     if faults:
-        raise UsageError(_join_faults(faults), hint="docs/settings.md lists every setting")
+        raise UsageError(_join_faults(faults), hint="mta config list shows every setting")
     return given
 
 
@@ -279,24 +303,24 @@ def _flatten_sections(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _read_environment() -> dict[str, _RawValue]:
+def _read_environment() -> dict[str, RawValue]:
     by_variable = {setting.env_variable: setting.key for setting in all_settings().values()}
     sections = tuple(f"MTA_{section.section.upper()}_" for section in OPTION_CLASSES)
     given, faults = {}, []
     for name, value in os.environ.items():
         if name in by_variable:
-            given[by_variable[name]] = _RawValue(value, f"environment {name}")
+            given[by_variable[name]] = RawValue(value, f"environment {name}")
         elif name.startswith(sections):
             faults.append(f"environment: there is no setting {name!r:.80}{_suggest_name(name, by_variable)}")
     if faults:
-        raise UsageError(_join_faults(faults), hint="docs/settings.md lists every setting")
+        raise UsageError(_join_faults(faults), hint="mta config list shows every setting")
     return given
 
 
-def _read_preset(name: str) -> dict[str, _RawValue]:
+def _read_preset(name: str) -> dict[str, RawValue]:
     if name not in options.PRESETS:
         raise UsageError(f"There is no preset {name!r:.80}.", hint=f"--preset {' or '.join(options.PRESETS)}")
-    return {key: _RawValue(value, f"preset {name}") for key, value in options.PRESETS[name].items()}
+    return {key: RawValue(value, f"preset {name}") for key, value in options.PRESETS[name].items()}
 
 
 def _suggest_name(name: str, known: Mapping[str, Any]) -> str:

@@ -23,7 +23,14 @@ from typing import IO, TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, StoreBusy
 from store.columns import utc_now
 from store.database_copy import purge_copy
-from store.files import disk_fault, hold_temporary, remove_leftover_temporaries, sync_file, sync_folder
+from store.files import (
+    disk_fault,
+    hold_temporary,
+    missing_file_hint,
+    remove_leftover_temporaries,
+    sync_file,
+    sync_folder,
+)
 from store.schema import SCHEMA_VERSION, TABLES, schema_version
 
 if TYPE_CHECKING:
@@ -171,7 +178,8 @@ def _open_archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, int]]:
             with zipfile.ZipFile(raw) as archive:
                 yield archive, path.stat().st_size
     except FileNotFoundError as error:
-        raise NotFound(f"There is no file {path}.", hint="mta backup FILE makes one") from error
+        hint = missing_file_hint(path, "mta backup FILE makes one")
+        raise NotFound(f"There is no file {path}.", hint=hint) from error
     except _READ_ERRORS as error:
         raise _damaged(path, str(error) or type(error).__name__) from error
     except OSError as error:

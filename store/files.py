@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
+import itertools
 import math
 import os
 import re
@@ -12,17 +14,31 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mta_cli.errors import BadInput, IntegrityFault, MtaError
+from mta_cli.errors import BadInput, IntegrityFault, MtaError, did_you_mean
 from store.held_files import HeldFile, is_held, remove_abandoned
 
 MIN_ORPHAN_AGE_SECONDS = 3600
 """How old a file without a row must be before it is removed as an orphan."""
+
+MAX_NAMES_READ = 10_000
+"""How many names of a folder are compared with that of a missing file."""
 
 _SUFFIX = ".safetensors"
 _DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY_NAME_PATTERN = re.compile(r"\.mta-[0-9a-f]+(?:-([0-9a-f]+))?\.tmp")
 _TEMPORARY_GLOB = ".*.tmp"
 _RESTORE_HINT = "mta restore FILE brings back a backup; else remove what uses the file and build it again"
+
+
+def missing_file_hint(path: Path, otherwise: str | None = None) -> str | None:
+    """The files beside a missing one whose names are nearest, as a hint; `otherwise` where there are none."""
+    try:
+        with os.scandir(path.parent) as entries:
+            known = [entry.name for entry in itertools.islice(entries, MAX_NAMES_READ)]
+    except (OSError, ValueError):
+        return otherwise
+    near = difflib.get_close_matches(path.name[:200], known, n=3)
+    return did_you_mean([str(path.with_name(name)) for name in near], otherwise or "") or None
 
 
 def atomic_write(path: Path, data: bytes) -> None:

@@ -120,12 +120,14 @@ def test_commands_are_listed_in_reading_order() -> None:
         "ps",
         "tui",
         "demo",
+        "config",
         "doctor",
         "bench",
         "backup",
         "restore",
         "snapshot",
         "pull",
+        "help",
     ]
 
 
@@ -133,8 +135,58 @@ def test_version() -> None:
     assert mta("--version").out == f"mta {__version__}\n"
 
 
-def test_store_after_the_command_is_explained() -> None:
-    assert "mta --store DIR user list" in mta("user", "list", "--store", "x").err
+def test_global_flags_are_taken_anywhere(tmp_path: Path, failing: Callable[[BaseException], None]) -> None:
+    store = tmp_path / "s"
+    assert mta("init", "--json", "--store", store).json() == {"store": str(store), "created": True}
+    for words in (["user", "list", "--store", store], ["user", "--store", store, "list"]):
+        assert mta(*words, "--json").json() == []
+    assert mta("init", "--store", tmp_path / "q", "-q").err == ""
+    failing(RuntimeError("boom"))
+    assert "Traceback" in mta("init", "-vv").err and "Traceback" in mta("-v", "init", "-v").err
+    assert mta("init", "--store", "").code == 2
+
+
+def test_a_late_store_is_completed_from(tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    with AppContext(GlobalFlags(store=store)).open_registry(create=True) as registry:
+        registry.users.add("alice")
+    assert completions(f"mta user show --store {store} al") == ["alice"]
+
+
+def completions(line: str) -> list[str]:
+    """What bash offers at the end of a line."""
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1 + line.endswith(" "))}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "_MTA_COMPLETE": "complete_bash", **words}
+    ran = subprocess.run([sys.executable, "-m", "mta_cli"], env=env, capture_output=True, text=True, check=False)
+    assert ran.stderr == ""
+    return ran.stdout.splitlines()
+
+
+def test_completions_are_written_as_the_shell_reads_them(tmp_path: Path) -> None:
+    with AppContext(GlobalFlags(store=tmp_path / "s")).open_registry(create=True) as registry:
+        registry.users.add("Anna Berg")
+        registry.users.add("Chiara")
+    start = f"mta --store {tmp_path / 's'} user show"
+    assert completions(f"{start} an") == ["Anna\\ Berg"]
+    assert completions(f'{start} "An') == ["Anna Berg"]
+    assert completions(f"{start} ch") == ["Chiara"]
+
+
+def test_methods_complete_after_a_comma() -> None:
+    assert "mta,majority" in completions("mta eval run --methods mta,maj")
+
+
+def test_a_script_for_the_shell_that_is_named() -> None:
+    assert mta("--show-completion", "fish").out.startswith("complete --command mta")
+    assert mta("--show-completion", "zsh").out.startswith("#compdef mta")
+    ran = mta("--show-completion", "tcsh")
+    assert ran.code == 2 and "bash, zsh, fish" in ran.err
+
+
+def test_a_hint_names_the_store_that_was_given(tmp_path: Path) -> None:
+    store = tmp_path / "a store"
+    mta("--store", store, "init")
+    assert f"hint: mta --store '{store}' task list shows all" in mta("--store", store, "user", "list", "-t", "zzz").err
 
 
 def test_global_flags_reach_the_command(tmp_path: Path) -> None:

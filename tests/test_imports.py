@@ -40,6 +40,8 @@ QUICK = [
     ["model", "list"],
     ["model", "list", "--available"],
     ["model", "path"],
+    ["config", "list"],
+    ["help", "bank", "build"],
 ]
 MEASURED = {
     "task": "free",

@@ -16,7 +16,10 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The archive.
 
 
 def backup(ctx: typer.Context, file: FileArgument, yes: YesOption = False, json: JsonOption = False) -> None:
-    """Write the whole store to one archive, verified and readable by you alone. Other processes can go on working."""
+    """Write the whole store to one archive.
+
+    It is verified, and readable by you alone. Other processes can go on working.
+    """
     from mta_cli.pipeline.maintenance.backup import back_up
 
     context = app_context(ctx, json=json)
@@ -32,7 +35,10 @@ def restore(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Replace the store by an archive, after verifying all of it. Removed users are not brought back."""
+    """Replace the store by an archive.
+
+    All of the archive is verified first. Removed users are not brought back.
+    """
     from mta_cli.pipeline.maintenance.backup import restore as restore_store
 
     context = app_context(ctx, json=json)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
 
 from mta_cli import output as out
-from mta_cli.commands.shared.arguments import DryRunOption, JsonOption, YesOption, complete_banks, complete_tasks
+from mta_cli.commands.shared.arguments import (
+    DryRunOption,
+    JsonOption,
+    RequiredTaskOption,
+    YesOption,
+    complete_banks,
+)
 from mta_cli.commands.shared.context import AppContext, app_context, confirm
 from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.next_steps import suggest_after_build
 from mta_cli.commands.shared.option_flags import Flags, options
 from mta_cli.errors import UsageError
+from mta_cli.events import Event
+from mta_cli.formatting import loss_verdict, pluralise
 from mta_cli.options import (
     BankOptions,
     ExecutorOptions,
@@ -40,15 +51,17 @@ VersionOption = Annotated[int | None, typer.Option("--bank-version", help="Which
 def build(
     ctx: typer.Context,
     *,
-    task: Annotated[str, typer.Option("--task", metavar="TASK", help="The task.", autocompletion=complete_tasks)],
+    task: RequiredTaskOption,
     name: Annotated[str | None, typer.Option("--name", help="The bank's name; else the task's.")] = None,
     refresh: RefreshOption = False,
     flags: Flags,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Build a bank: profiles, anchors, the task adapter and a meta-LoRA per anchor. Run it again
-    to finish a stopped build.
+    """Build a task's bank of anchors.
+
+    Makes profiles, chooses anchors, trains the task adapter and a meta-LoRA per anchor. Run it again to finish a
+    stopped build.
     """
     from mta_cli.pipeline.bank.build import build_bank
     from mta_cli.pipeline.requests import bank_request
@@ -61,7 +74,7 @@ def build(
     with context.open_registry() as reg:
         request = bank_request(reg, given, task, name)
         job = build_bank(reg, request, plan=context.settings.plan_lines(*request.plan_options), dry_run=dry_run)
-        context.output.run_job_and_print(job, _render_bank, dry_run=dry_run, resumes=True)
+        _run_and_print(context, job, dry_run=dry_run)
 
 
 def _run_refresh(context: AppContext, flags: Flags, task: str, name: str | None, *, dry_run: bool) -> None:
@@ -77,12 +90,22 @@ def _run_refresh(context: AppContext, flags: Flags, task: str, name: str | None,
     machine = context.build_options(MachineOptions)[MachineOptions]
     with context.open_registry() as reg:
         job = refresh_bank(reg, find_task(reg, task).name, machine, name=name, dry_run=dry_run)
-        context.output.run_job_and_print(job, _render_bank, dry_run=dry_run, resumes=True)
+        _run_and_print(context, job, dry_run=dry_run)
+
+
+def _run_and_print(context: AppContext, job: Iterator[Event], *, dry_run: bool) -> None:
+    """Run a build to its end, print the bank in short, and say what to run next."""
+    details = bool(context.output.verbosity)
+    bank = context.output.run_job_and_print(
+        job, lambda made: _render_bank(made, details=details), dry_run=dry_run, resumes=True
+    )
+    if not dry_run:
+        suggest_after_build(context, bank)
 
 
 @app.command("list")
 def list_(ctx: typer.Context, json: JsonOption = False) -> None:
-    """List banks with their task, anchors and state."""
+    """List the banks."""
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
         rows = [
@@ -98,22 +121,29 @@ def list_(ctx: typer.Context, json: JsonOption = False) -> None:
             for b in reg.banks.all()
         ]
     columns = ("bank", "version", "task", "status", "anchors", "stale", "created")
-    context.output.print_result(rows, lambda found: out.table(columns, [[row[c] for c in columns] for row in found]))
+
+    def render(found: list[dict[str, Any]]) -> Any:
+        return out.table(
+            columns, [[*(row[c] for c in columns[:-1]), context.output.age(row["created"])] for row in found]
+        )
+
+    context.output.print_result(rows, render)
 
 
 @app.command()
 def show(ctx: typer.Context, bank: BankArgument, version: VersionOption = None, json: JsonOption = False) -> None:
-    """Show a bank's anchors, their losses and the digests of their files."""
+    """Show a bank: anchors, losses, digests."""
     from mta_cli.pipeline.bank.verify import bank_json
 
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
-        context.output.print_result(bank_json(reg, reg.banks.get(bank, version)), _render_bank)
+        found = bank_json(reg, reg.banks.get(bank, version))
+        context.output.print_result(found, lambda value: _render_bank(value, details=True))
 
 
 @app.command()
 def verify(ctx: typer.Context, bank: BankArgument, version: VersionOption = None, json: JsonOption = False) -> None:
-    """Read every file of a bank and compare it with its digest and its row."""
+    """Check a bank's files against its records."""
     from mta_cli.pipeline.bank.verify import verify_bank
 
     context = app_context(ctx, json=json)
@@ -129,7 +159,7 @@ def rm(
     yes: YesOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Remove one version of a bank, with the recipes and stacks that depend on it."""
+    """Remove a version of a bank. The recipes and stacks that depend on it go too."""
     from mta_cli.pipeline.bank.verify import remove_bank
 
     context = app_context(ctx, json=json)
@@ -139,34 +169,54 @@ def rm(
         context.output.print_result(remove_bank(reg, found), _render_removal)
 
 
-def _render_bank(bank: dict[str, Any]) -> Any:
+def _render_bank(bank: dict[str, Any], *, details: bool) -> Any:
+    """A bank: its anchors and whether they learned. `details` adds digests, the task adapter and label memory."""
+    columns = ["anchor", "items", "stands for", "training loss", "is", ""]
     rows = [
-        (
+        [
             a["user"] or "(forgotten)",
             a["items"],
-            a["cluster_size"],
-            out.format_loss(a["loss_first"]),
-            out.format_loss(a["loss_last"]),
-            (a["digest"] or "")[:12],
+            pluralise(a["cluster_size"], "user"),
+            f"{out.format_loss(a['loss_first'])} → {out.format_loss(a['loss_last'])}",
+            None if a["loss_first"] is None else loss_verdict(a["loss_first"], a["loss_last"]),
             "stale" if a["stale"] else "",
-        )
+        ]
         for a in bank["anchors"]
     ]
-    speed = f"{bank['tokens']:,} tokens in {bank['seconds']:.0f} s" if bank["seconds"] else bank["status"]
+    if details:
+        columns.insert(-1, "digest")
+        for row, anchor in zip(rows, bank["anchors"], strict=True):
+            row.insert(-1, (anchor["digest"] or "")[:12])
+    trained = f"trained on {bank['tokens']:,} tokens in {bank['seconds']:.0f} s" if bank["seconds"] else bank["status"]
+    anchors = pluralise(len(bank["anchors"]), "anchor")
     return out.group(
-        out.text(
-            f"Bank {bank['bank']} v{bank['version']} for task {bank['task']}: {len(bank['anchors'])} anchors, {speed}"
-        ),
-        out.table(("anchor", "items", "cluster", "loss first", "loss last", "digest", ""), rows),
-        *([out.text(_task_adapter_line(bank["task_adapter_people"]))] if bank["task_adapter"] else []),
-        *([out.text(_neighbours_line(bank))] if bank["kernel"] else []),
+        out.text(f"Bank {bank['bank']} v{bank['version']} for task {bank['task']}: {anchors}, {trained}"),
+        out.table(columns, rows),
+        *([out.text(_verdict_line(bank["anchors"]))] if any(a["digest"] for a in bank["anchors"]) else []),
+        *([out.text(_task_adapter_line(bank["task_adapter_people"]))] if details and bank["task_adapter"] else []),
+        *([out.text(_neighbours_line(bank))] if details and bank["kernel"] else []),
         *_render_screening(bank["gates"]),
     )
 
 
+def _verdict_line(anchors: list[dict[str, Any]]) -> str:
+    """Whether the anchors learned, on average, and those who did not."""
+    known = [a for a in anchors if a["loss_first"] is not None and a["loss_last"] is not None]
+    if not known:
+        return "No anchor has a measured loss."
+    before, after = fmean(a["loss_first"] for a in known), fmean(a["loss_last"] for a in known)
+    worse = [
+        str(a["user"] or "(forgotten)")
+        for a in known
+        if loss_verdict(a["loss_first"], a["loss_last"]).endswith("worse")
+    ]
+    rose = f" It rose for {', '.join(worse)}." if worse else ""
+    return f"Training loss {before:.3f} → {after:.3f} on average: {loss_verdict(before, after)}.{rose}"
+
+
 def _task_adapter_line(users: int | None) -> str:
-    count = "an unknown number of" if users is None else f"{users:,}"
-    return f"The task adapter was trained on the items of {count} users; it serves all users."
+    whose = "an unknown number of users" if users is None else pluralise(users, "user")
+    return f"The task adapter was trained on the items of {whose}; it serves all users."
 
 
 _KERNEL_TERMS = {"votes": "votes", "label prior": "habit", "discriminant": "linear"}  # shown names and stored keys
@@ -183,7 +233,7 @@ def _neighbours_line(bank: dict[str, Any]) -> str:
         else f"in an answer the model counts × {weights['model']:.2f} and this × {weights['memory']:.2f}"
     )
     return (
-        f"{count:,} answers of {users:,} users serve as neighbours "
+        f"{pluralise(count, 'answer')} of {pluralise(users, 'user')} serve as neighbours "
         f"(sharpness {kernel['sharpness']:.2f}, {powers}; {share})."
     )
 
@@ -200,5 +250,5 @@ def _render_screening(found: list[dict[str, Any]]) -> list[Any]:
 
 
 def _render_removal(result: dict[str, Any]) -> Any:
-    along = f"{result['recipes']} recipes and {result['stacks']} stacks"
+    along = f"{pluralise(result['recipes'], 'recipe')} and {pluralise(result['stacks'], 'stack')}"
     return out.text(f"Removed bank {result['bank']} v{result['version']}, {along}.")

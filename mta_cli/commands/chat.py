@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -13,6 +15,7 @@ from mta_cli.commands.shared.context import AppContext, app_context, stdin_binar
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import BadInput, UsageError
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions
+from mta_cli.output import group
 
 SERVER_SAMPLING = ("max_tokens", "temperature", "top_p", "min_p", "repetition_penalty")  # as servers call them
 MAX_STDIN_BYTES = 4_000_000  # bytes; a longer message is refused anyway
@@ -22,11 +25,30 @@ def _complete_mode(incomplete: str) -> list[str]:
     return [mode for mode in ANSWER_MODES if mode.startswith(incomplete)]
 
 
-MessageArgument = Annotated[
-    str | None, typer.Argument(metavar="TEXT", help="What to ask; read from standard input without it, or for -.")
+_TEXT_HELP = "read from standard input where it is left out, or -."
+AskedArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[USER] [TEXT]",
+        help=f"Who answers, and what to ask. One word or text alone asks the base; {_TEXT_HELP}",
+        autocompletion=complete_users,
+    ),
 ]
-RequiredUserOption = Annotated[
-    str, typer.Option("--user", metavar="USER", help="The user.", autocompletion=complete_users)
+ComparedArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[USER] [TEXT]",
+        help=f"The user, and what to ask: {_TEXT_HELP}",
+        autocompletion=complete_users,
+    ),
+]
+OptionalUserArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[USER]", help="The user; without one, the base answers.", autocompletion=complete_users),
+]
+UsersOption = Annotated[
+    list[str] | None,
+    typer.Option("--user", "-u", metavar="USER", help="A user; again for others.", autocompletion=complete_users),
 ]
 ModeOption = Annotated[
     str | None,
@@ -59,7 +81,7 @@ ANSWER_TABLES = (AnswerOptions, MemoryOptions, PromptOptions, only(ModelOptions,
 def ask(
     ctx: typer.Context,
     *,
-    message: MessageArgument = None,
+    asked: AskedArgument = None,
     user: UserOption = None,
     task: TaskOption = None,
     mode: ModeOption = None,
@@ -69,19 +91,28 @@ def ask(
     flags: Flags,
     json: JsonOption = False,
 ) -> None:
-    """Get one answer, streamed to standard output; the model that answered goes to standard error.
+    """Ask for one answer.
 
-    The text is sent as typed, after the user's own history items. With --task it becomes that task's prompt, and
-    a task with labels answers with one of them.
+    It is streamed to standard output; a line on standard error says which model answered. The text is sent as typed,
+    after the user's own history items. With --task it becomes that task's prompt, and a task with labels answers with
+    one of them.
     """
     from mta_cli.pipeline.chat.answer import answer_question
     from mta_cli.pipeline.requests import base_model, chat_options
 
     context = app_context(ctx, flags, json=json)
     asking = chat_options(context.options, task, mode, free_decoding=free_decoding, stops=stop or (), system=system)
-    words = _read_message(message)
+    users, message = split_asked(asked, [user] if user is not None else [])
+    if len(users) > 1:
+        raise UsageError(
+            f"mta ask asks one user, and {' and '.join(users)} were named.", hint="mta compare asks several"
+        )
+    text = _read_message(message)
     with context.open_registry() as reg:
-        result = context.output.run_job(answer_question(reg, base_model(context.options), user, words, asking))
+        if not users and reg.users.existing_names([text]):
+            context.output.note(f"{text} is a user: `mta ask {shlex.quote(text)} TEXT` asks their model.")
+        name = users[0] if users else None
+        result = context.output.run_job(answer_question(reg, base_model(context.options), name, text, asking))
     if json:
         context.output.print_result(result)
 
@@ -90,8 +121,8 @@ def ask(
 def compare(
     ctx: typer.Context,
     *,
-    user: RequiredUserOption,
-    message: MessageArgument = None,
+    asked: ComparedArgument = None,
+    user: UsersOption = None,
     task: TaskOption = None,
     system: SystemOption = None,
     stop: StopOption = None,
@@ -99,23 +130,33 @@ def compare(
     flags: Flags,
     json: JsonOption = False,
 ) -> None:
-    """Put one question to base, fused and adapted with the same prompt, and show the answers side by side."""
+    """Compare answers of base, fused and adapted.
+
+    All three get the same prompt. With several users, each is answered in turn, and --json prints an array.
+    """
     from mta_cli.pipeline.chat.compare import compare_user_models
     from mta_cli.pipeline.requests import base_model, chat_options
 
     context = app_context(ctx, flags, json=json)
     asking = chat_options(context.options, task, free_decoding=free_decoding, stops=stop or (), system=system)
-    words = _read_message(message)
+    users, message = split_asked(asked, user or [], needs_user=True)
+    if not users:
+        raise UsageError("There is no user to compare.", hint='mta compare USER "TEXT"')
+    text = _read_message(message)
     with context.open_registry() as reg:
-        events = compare_user_models(reg, base_model(context.options), user, words, asking)
-        result = context.output.run_job(tokens_as_progress(events))
-    context.output.print_result(result, lambda value: render_comparison(value, context.output))
+        events = compare_user_models(reg, base_model(context.options), users, text, asking)
+        results = context.output.run_job(tokens_as_progress(events))
+    context.output.print_result(
+        results[0] if len(results) == 1 else results,
+        lambda _: group(*(render_comparison(each, context.output) for each in results)),
+    )
 
 
 @options(*ANSWER_TABLES)
 def chat(
     ctx: typer.Context,
     *,
+    name: OptionalUserArgument = None,
     user: UserOption = None,
     task: TaskOption = None,
     mode: ModeOption = None,
@@ -127,8 +168,9 @@ def chat(
     server: ServerOption = None,
     flags: Flags,
 ) -> None:
-    """Talk with a user's model. Type /help for what else can be typed; lines are read from standard input in a pipe.
+    """Talk with a user's model.
 
+    Type /help for what else can be typed; in a pipe, lines are read from standard input.
     The base is loaded once: another user or mode only changes its weights. Conversations are stored unless --no-save.
     With --server, a running `mta serve` answers, and nothing is loaded or stored here; MTA_SERVER_KEY holds a key.
     """
@@ -138,6 +180,9 @@ def chat(
     from mta_cli.pipeline.requests import base_model, chat_options
 
     context = app_context(ctx, flags)
+    if name is not None and user is not None and name != user:
+        raise UsageError(f"mta chat is with one user, and {name} and {user} were named.", hint="leave one of them out")
+    user = user if name is None else name
     if go_on and (no_save or user is None):
         raise UsageError("--continue is for a --user, and stores what follows.", hint="leave --no-save out")
     if server is not None:
@@ -176,12 +221,30 @@ def _chat_with_server(
     return ChatShell(context.output, conversation).run_chat(interactive=stdin_is_terminal())
 
 
+def split_asked(
+    asked: Sequence[str] | None, named: Sequence[str], *, needs_user: bool = False
+) -> tuple[list[str], str | None]:
+    """The users and the text of `[USER] [TEXT]` and the users `named` by flags; None where there is no text.
+
+    One word or text alone is what to ask, or the user where one is needed and none was named. Raises UsageError for
+    more than two.
+    """
+    given, users = list(asked or ()), list(named)
+    if len(given) == 2 or (len(given) == 1 and needs_user and not users):
+        users.insert(0, given.pop(0))
+    if len(given) > 1:
+        raise UsageError(
+            f"A user and one text can be given, and there are {len(given)} words.", hint="put the text in quotes"
+        )
+    return list(dict.fromkeys(users)), given[0] if given else None
+
+
 def _read_message(given: str | None) -> str:
     """The question: the argument, or all of standard input."""
     if given is not None and given != "-":
         return given
     if stdin_is_terminal():
-        raise UsageError("There is nothing to ask.", hint='mta ask --user NAME "…", or pipe the text in')
+        raise UsageError("There is nothing to ask.", hint='mta ask USER "TEXT", or pipe the text in')
     raw = stdin_binary().read(MAX_STDIN_BYTES + 1)
     if len(raw) > MAX_STDIN_BYTES:
         raise BadInput(f"Standard input holds more than {MAX_STDIN_BYTES:,} bytes.")

@@ -17,6 +17,7 @@ from mta_cli.commands.shared.arguments import (
 )
 from mta_cli.commands.shared.context import app_context, make_consent_prompt, stdin_is_terminal
 from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.next_steps import suggest_after_import
 from mta_cli.errors import UsageError
 from mta_cli.pipeline.data.formats import FORMATS
 
@@ -122,7 +123,10 @@ def import_(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Import a file of histories after checking all of it. Importing it again changes nothing; new items are added."""
+    """Import a file of histories.
+
+    All of the file is checked first. Importing it again changes nothing; new items are added.
+    """
     from mta_cli.commands.import_columns import ask_for_columns
     from mta_cli.pipeline.data.column_mapping import ColumnMapping
     from mta_cli.pipeline.data.import_source import ImportSource
@@ -149,7 +153,9 @@ def import_(
         if stdin_is_terminal() and not piped and not json:
             source = ask_for_columns(context.output, source)
         job = import_source(reg, source, can_anchor=can_anchor, ask=ask, dry_run=dry_run)
-        context.output.run_job_and_print(job, _render_import, dry_run=dry_run, resumes=True)
+        done = context.output.run_job_and_print(job, _render_import, dry_run=dry_run, resumes=True)
+        if not dry_run:
+            suggest_after_import(context, reg, done["tasks"])
 
 
 def _place_words(first: str | None, path: Path | None) -> tuple[str | None, Path]:

@@ -52,9 +52,10 @@ def demo(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Take the carried sample through every stage, in a store of its own, and sum up what happened.
+    """Run every stage on a sample.
 
-    The store stays, so that you can look around in it. Running the demo again continues or just shows the summary.
+    It has a store of its own. At the end it sums up what happened. The store stays, so that you can look around in it.
+    Running the demo again continues or just shows the summary.
     """
     from mta_cli.pipeline.demo import plan_demo, require_demo_store, run_demo
     from mta_cli.pipeline.requests import demo_request
@@ -169,8 +170,8 @@ def _next_steps(result: dict[str, Any]) -> str:
     mta = f"mta --store {shlex.quote(result['store'])}"
     lines = (
         ("its users, and what each of them has", f"{mta} user list"),
-        ("ask a user's model", f"{mta} ask --user {shown['user']} --task taste {shlex.quote(shown['prompt'])}"),
-        ("a conversation; /help inside", f"{mta} chat --user {shown['user']} --task voice"),
+        ("ask a user's model", f"{mta} ask {shown['user']} -t taste {shlex.quote(shown['prompt'])}"),
+        ("a conversation; /help inside", f"{mta} chat {shown['user']} -t voice"),
         ("one user's adapter for PEFT", f"{mta} user export {shown['user']} --task voice --to {shown['user']}-voice"),
         ("forget a user, every trace", f"{mta} user rm {shown['user']}"),
         ("a store of your own", "mta init"),

@@ -39,7 +39,10 @@ def doctor(
     yes: YesOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Check versions, devices, disk, the store and the models, ready to paste into a report; exit code 5 on a fault."""
+    """Check the installation, store and models.
+
+    The table can be pasted into a report. Exit code 5 means a fault.
+    """
     from mta_cli.pipeline.maintenance.doctor import run_checks, summary
 
     context = app_context(ctx, json=json)

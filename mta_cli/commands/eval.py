@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mta_cli import output as out
-from mta_cli.commands.shared.arguments import DryRunOption, JsonOption, YesOption, complete_banks, complete_tasks
+from mta_cli.commands.shared.arguments import (
+    DryRunOption,
+    JsonOption,
+    RequiredTaskOption,
+    YesOption,
+    complete_banks,
+)
 from mta_cli.commands.shared.context import AppContext, app_context, confirm
 from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.next_steps import suggest_after_evaluation
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import UsageError
 from mta_cli.options import (
@@ -31,11 +38,8 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.requests import EvalRequest
     from store.registry import Registry
 
-app = CommandApp("Evaluation: methods on the same users, with intervals over them and paired differences.")
+app = CommandApp("Evaluations: methods on the same users.")
 
-RequiredTaskOption = Annotated[
-    str, typer.Option("--task", metavar="TASK", help="The task.", autocompletion=complete_tasks)
-]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="METHOD.SETTING=VALUE", help="A method's own setting; may be given several times."),
@@ -98,9 +102,10 @@ def run(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Compare methods: each method answers every tested user's queries. Run it again to
-    finish a stopped evaluation or to add methods. With --bank, an existing bank is measured
-    on users whom it does not rest on.
+    """Compare methods on the same users.
+
+    Each method answers every tested user's queries. Run it again to finish a stopped evaluation or to add methods.
+    With --bank, an existing bank is measured on users whom it does not rest on.
     """
     from mta_cli.commands.eval_tables import render_result
     from mta_cli.pipeline.evaluation.run import run_evaluation
@@ -109,7 +114,9 @@ def run(
     if bank is None and test_users is not None:
         raise UsageError("--test-users is for the users on whom an existing bank is measured", hint="--bank BANK")
     if bank is None:
-        _run_eval_job(use, run_evaluation, render_result, task, given, dry_run=dry_run)
+        done = _run_eval_job(use, run_evaluation, render_result, task, given, dry_run=dry_run)
+        if not dry_run:
+            suggest_after_evaluation(use, done["evaluation"])
         return
     if unused := [flag for flag in flags.given_flags() if flag not in FLAGS_BESIDE_BANK]:
         raise UsageError(f"{', '.join(unused)}: bank {bank} is built already, and decides this")
@@ -122,7 +129,9 @@ def run(
         found = measured_bank_request(reg, reg.banks.get(bank), task, names, options, machine, method_settings)
         return replace(found, executor=use.options[ExecutorOptions])
 
-    _run_eval_job(use, run_evaluation, render_result, task, given, dry_run=dry_run, make_request=request)
+    done = _run_eval_job(use, run_evaluation, render_result, task, given, dry_run=dry_run, make_request=request)
+    if not dry_run:
+        suggest_after_evaluation(use, done["evaluation"])
 
 
 @app.command()
@@ -136,8 +145,9 @@ def tune(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Choose the settings of methods, for each fold on users who are not tested in it; `run` with
-    the same options takes them.
+    """Choose the settings of methods.
+
+    For each fold they are chosen on users who are not tested in it; `run` with the same options takes them.
     """
     from mta_cli.commands.eval_tables import render_tuning
     from mta_cli.pipeline.evaluation.run import tune_evaluation
@@ -147,7 +157,7 @@ def tune(
 
 @app.command()
 def methods(ctx: typer.Context, json: JsonOption = False) -> None:
-    """List the methods that can be compared, with their own settings."""
+    """List the methods that can be compared."""
     from mta_cli.pipeline.evaluation.method_settings import method_rows
 
     use = app_context(ctx, json=json)
@@ -159,7 +169,7 @@ def methods(ctx: typer.Context, json: JsonOption = False) -> None:
 
 @app.command("list")
 def list_(ctx: typer.Context, json: JsonOption = False) -> None:
-    """List evaluations."""
+    """List the evaluations."""
     from mta_cli.commands.eval_tables import render_evaluation_list
 
     use = app_context(ctx, json=json)
@@ -177,7 +187,7 @@ def list_(ctx: typer.Context, json: JsonOption = False) -> None:
             }
             for e in reg.evaluations.all()
         ]
-    use.output.print_result(rows, render_evaluation_list)
+    use.output.print_result(rows, lambda found: render_evaluation_list(found, use.output.age))
 
 
 @app.command()
@@ -187,7 +197,7 @@ def show(
     reference: ReferenceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show an evaluation's results; for several that differ in the seed alone, their common results."""
+    """Show the results of an evaluation. Several that differ in the seed alone are shown as one."""
     from mta_cli.commands.eval_tables import render_result
     from mta_cli.pipeline.evaluation.seeds import evaluation_document
 
@@ -204,7 +214,7 @@ def report(
     reference: ReferenceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write the results of evaluations as Markdown, a self-contained HTML page, charts and JSON."""
+    """Write results as Markdown, HTML and charts. The HTML page is self-contained; JSON is beside it."""
     from mta_cli.pipeline.evaluation.seeds import report_documents
     from mta_cli.pipeline.report.write_report import write_reports
 
@@ -222,8 +232,9 @@ def export(
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where it goes.")],
     json: JsonOption = False,
 ) -> None:
-    """Write a finished evaluation as a file without texts and names, to show and report it
-    together with those of other machines.
+    """Write an evaluation to one file.
+
+    It is without texts and names. It can be shown and reported together with those of other machines.
     """
     from mta_cli.pipeline.evaluation.evaluation_file import export_evaluation
     from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evaluation
@@ -241,7 +252,7 @@ def export(
 
 @app.command()
 def rm(ctx: typer.Context, number: EvaluationArgument, yes: YesOption = False, json: JsonOption = False) -> None:
-    """Remove an evaluation with its answers, and the banks that no other one needs."""
+    """Remove an evaluation. Its answers go, and the banks that no other one needs."""
     from mta_cli.pipeline.evaluation.design import job_name
 
     use = app_context(ctx, json=json)
@@ -274,8 +285,11 @@ def _run_eval_job(
     *,
     dry_run: bool,
     make_request: Callable[[Registry, MethodSettings], EvalRequest] | None = None,
-) -> None:
-    """Run `work` with the command's options; `given` are methods' own settings, METHOD.SETTING=VALUE."""
+) -> Any:
+    """Run `work` with the command's options, and print and return its result.
+
+    `given` are methods' own settings, METHOD.SETTING=VALUE.
+    """
     from mta_cli.pipeline.evaluation.method_settings import parse_settings
     from mta_cli.pipeline.requests import eval_request
 
@@ -286,4 +300,4 @@ def _run_eval_job(
         else:
             request = make_request(reg, method_settings)
         job = work(reg, request, plan=use.settings.plan_lines(*request.plan_options), dry_run=dry_run)
-        use.output.run_job_and_print(job, render, dry_run=dry_run, resumes=True)
+        return use.output.run_job_and_print(job, render, dry_run=dry_run, resumes=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mta_cli import output as out
@@ -36,10 +36,12 @@ def render_result(document: Mapping[str, Any]) -> RenderableType:
     return out.group(out.text(_headline(document), style="bold"), *by_memory, _methods_table(document), *parts)
 
 
-def render_evaluation_list(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """The rows of `mta eval list`."""
+def render_evaluation_list(
+    rows: Sequence[Mapping[str, Any]], age: Callable[[str | None], str | None]
+) -> RenderableType:
+    """The rows of `mta eval list`; `age` says when a moment was."""
     columns = ("no.", "task", "shots", "folds", "seed", "methods", "status", "created")
-    return out.table(columns, map(_list_row, rows))
+    return out.table(columns, (_list_row(row, age) for row in rows))
 
 
 def render_tuning(result: Mapping[str, Any]) -> RenderableType:
@@ -121,10 +123,9 @@ def _differences_table(document: Mapping[str, Any], metric: str) -> RenderableTy
     return out.group(out.text(f"\nPaired differences, {metric_title(metric)}"), out.table(columns, rows, right=(2, 3)))
 
 
-def _list_row(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def _list_row(row: Mapping[str, Any], age: Callable[[str | None], str | None]) -> tuple[Any, ...]:
     names = list(row["methods"])
     rest = f" +{len(names) - MAX_METHODS_SHOWN}" if len(names) > MAX_METHODS_SHOWN else ""
-    created = str(row["created"] or "")[:10]
     methods = ", ".join(map(str, names[:MAX_METHODS_SHOWN])) + rest
     return (
         row["evaluation"],
@@ -134,5 +135,5 @@ def _list_row(row: Mapping[str, Any]) -> tuple[Any, ...]:
         row["seed"],
         methods or None,
         row["status"],
-        created or None,
+        age(row["created"]),
     )

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from mta_cli.commands.shared.arguments import JsonOption
-from mta_cli.commands.shared.context import app_context
+from mta_cli.commands.shared.context import AppContext, app_context
 from mta_cli.output import text
 
 
@@ -19,15 +19,23 @@ def init(ctx: typer.Context, json: JsonOption = False) -> None:
     with context.open_registry(create=True) as registry:
         result = {"store": str(Path(registry.root)), "created": not existed}
     context.output.print_result(result, _render_init)
+    if not existed:
+        context.suggest(
+            *((f"mta model pull {name}", purpose) for name, purpose in _missing_models(context)),
+            ("mta data import FILE", "histories of many users"),
+            ("mta demo", "or watch every stage on a sample first"),
+        )
+
+
+def _missing_models(context: AppContext) -> list[tuple[str, str]]:
+    """The configured models that are not here, each with what it is for."""
+    from mta_cli.pipeline.models.installed import list_models
+
+    here, chosen = {entry.name for entry in list_models()}, context.model_options
+    wanted = ((chosen.base, "fetch the base"), (chosen.embedder, "fetch the embedder, which makes profiles"))
+    return [(name, purpose) for name, purpose in wanted if name not in here]
 
 
 def _render_init(result: dict[str, Any]) -> Any:
-    if not result["created"]:
-        return text(f"The store at {result['store']} is there already.")
-    return text(
-        f"Made a store at {result['store']}\n\n"
-        "Next:  mta model pull smollm2-135m-instruct     fetch the default base\n"
-        "       mta model pull minilm-l6                 and the embedder that makes profiles\n"
-        "       mta data import FILE                     histories of many users\n"
-        "       mta demo                                 or watch every stage on a sample first"
-    )
+    made = "Made a store at {}" if result["created"] else "The store at {} is there already."
+    return text(made.format(result["store"]))

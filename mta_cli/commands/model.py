@@ -14,7 +14,7 @@ from mta_cli.output import group, key_value_grid, table, text
 if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
 
-app = CommandApp("Models on this machine: bases and embedders.")
+app = CommandApp("Models: bases and embedders.")
 
 PullArgument = Annotated[
     str,
@@ -42,9 +42,10 @@ def pull_model(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Fetch a model, or give a local folder a name (nothing is copied). Pulling again continues an interrupted pull.
+    """Fetch a model, or name a local folder.
 
-    A folder can also be used without pulling: its path can stand for a model's name.
+    Nothing of a folder is copied. Pulling again continues an interrupted pull. A folder can also be used without
+    pulling: its path can stand for a model's name.
     """
     from mta_cli.pipeline.models.pull import pull_model
 
@@ -62,7 +63,7 @@ def list_all(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """The installed models, and the embedded defaults that can be pulled."""
+    """List the models. Defaults that are not here yet are listed as well."""
     from mta_cli.pipeline.models.catalog import PACKAGES
     from mta_cli.pipeline.models.installed import available_bases, list_models
 
@@ -87,7 +88,7 @@ def list_all(
 
 @app.command("show")
 def show(ctx: typer.Context, name: AnyModelArgument, json: JsonOption = False) -> None:
-    """All facts about a model: source, fingerprint, licence, size and files."""
+    """Show a model: source, licence, size, files."""
     from mta_cli.pipeline.models.installed import resolve_model
 
     app_context(ctx, json=json).output.print_result(_model_facts(resolve_model(name)), _render_facts)
@@ -95,7 +96,7 @@ def show(ctx: typer.Context, name: AnyModelArgument, json: JsonOption = False) -
 
 @app.command("path")
 def path(ctx: typer.Context, name: OptionalModelArgument = None, json: JsonOption = False) -> None:
-    """Print the folder of a model; without a name, the folder that holds all models."""
+    """Print a model's folder, or that of all."""
     from mta_cli.pipeline.models.installed import resolve_model
     from mta_cli.pipeline.models.manifest import models_dir
 
@@ -107,7 +108,7 @@ def path(ctx: typer.Context, name: OptionalModelArgument = None, json: JsonOptio
 
 @app.command("rm")
 def remove_model(ctx: typer.Context, name: ModelArgument, yes: YesOption = False, json: JsonOption = False) -> None:
-    """Remove a pulled model. A local folder only loses its name here; its files stay."""
+    """Remove a model. A local folder only loses its name here; its files stay."""
     from mta_cli.pipeline.models.installed import removal_preview, uninstall_model
 
     output = app_context(ctx, json=json).output
@@ -127,9 +128,8 @@ def _model_facts(entry: ModelEntry) -> dict[str, Any]:
 
 
 def _render_pull(result: dict[str, Any]) -> Any:
-    return text(
-        f"{result['name']} is ready: {result['kind']}, {result['parameters']:,} parameters, {result['bytes']:,} bytes."
-    )
+    size = f"{_format_parameters(result['parameters'])} parameters, {_format_megabytes(result['bytes'])} on disk"
+    return text(f"{result['name']} is ready: {result['kind']}, {size}.")
 
 
 def _render_models(rows: list[dict[str, Any]]) -> Any:
@@ -137,21 +137,31 @@ def _render_models(rows: list[dict[str, Any]]) -> Any:
         (
             row["name"],
             row["kind"],
-            row.get("parameters"),
-            row.get("bytes"),
+            _format_parameters(row.get("parameters")),
+            _format_megabytes(row.get("bytes")),
             row.get("licence") or None,
-            row.get("fault") or (row["fingerprint"][:19] if row["pulled"] else "not pulled"),
+            row.get("fault") or ("here" if row["pulled"] else "not pulled"),
         )
         for row in rows
     ]
-    return table(("name", "kind", "parameters", "bytes", "licence", "fingerprint"), cells)
+    return table(("name", "kind", "parameters", "on disk", "licence", "state"), cells, right=(2, 3))
+
+
+def _format_parameters(count: int | None) -> str | None:
+    if count is None:
+        return None
+    return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.0f}M"
+
+
+def _format_megabytes(size: int | None) -> str | None:
+    return None if size is None else f"{size / 1e6:,.0f} MB"
 
 
 def _render_available(rows: list[dict[str, Any]]) -> Any:
     cells = [
         (
             row["name"],
-            f"{row['parameters'] / 1e9:.1f}B" if row["parameters"] >= 1e9 else f"{row['parameters'] / 1e6:.0f}M",
+            _format_parameters(row["parameters"]),
             "here" if row["pulled"] else f"{row['download_bytes'] / 1e9:.1f}",
             f"{row['train_bytes'] / 1e9:.1f}",
             f"{row['serve_bytes'] / 1e9:.1f}",
@@ -165,7 +175,13 @@ def _render_available(rows: list[dict[str, Any]]) -> Any:
 
 
 def _render_facts(facts: dict[str, Any]) -> Any:
-    return key_value_grid((key, list(value) if key == "files" else value) for key, value in facts.items())
+    return key_value_grid((key, _fact(key, value)) for key, value in facts.items())
+
+
+def _fact(key: str, value: Any) -> object:
+    if key == "files":
+        return list(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _render_removal(result: dict[str, Any]) -> Any:

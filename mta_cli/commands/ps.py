@@ -9,7 +9,7 @@ from mta_cli.commands.shared.context import app_context
 
 
 def ps(ctx: typer.Context, json: JsonOption = False) -> None:
-    """List the running jobs and servers of the store."""
+    """List the running jobs and servers."""
     from mta_cli.pipeline.users.servers import running_servers
 
     context = app_context(ctx, json=json)

@@ -17,11 +17,11 @@ from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, ModelO
 
 PACKAGES = ("starlette", "uvicorn", "msgspec", "sse_starlette", "prometheus_client")
 app = CommandApp(
-    "Serve every user's model behind one address that speaks OpenAI's interface.",
+    "Serve all users' models, as OpenAI does.",
     invoke_without_command=True,
     no_args_is_help=False,
 )
-key_app = CommandApp("Keys of the server: each opens the models of the users that it names.")
+key_app = CommandApp("Keys of the server.")
 app.add_typer(key_app, name="key")
 
 KeysOption = Annotated[
@@ -52,11 +52,11 @@ def serve(
     ] = False,
     flags: Flags,
 ) -> None:
-    """Serve every user's model behind one address that speaks OpenAI's interface.
+    """Serve all users' models, as OpenAI does.
 
-    A model is named by its user: USER to chat as them, USER/TASK for a task's prompt, base for the base. The end of
-    the address is /v1. SIGTERM or Ctrl-C ends the server once running answers are complete; SIGHUP reads the keys
-    again.
+    One address answers for every user. A model is named by its user: USER to chat as them, USER/TASK for a task's
+    prompt, base for the base. The end of the address is /v1. SIGTERM or Ctrl-C ends the server once running answers are
+    complete; SIGHUP reads the keys again.
     """
     if ctx.invoked_subcommand is not None:
         return

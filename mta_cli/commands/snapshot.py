@@ -23,7 +23,9 @@ def snapshot(
     to: Annotated[str, typer.Argument(metavar="TO", help=PLACE, show_default=False)],
     task: Annotated[
         list[str] | None,
-        typer.Option("--task", metavar="TASK", help="Only this task; again for others.", autocompletion=complete_tasks),
+        typer.Option(
+            "--task", "-t", metavar="TASK", help="Only this task; again for others.", autocompletion=complete_tasks
+        ),
     ] = None,
     hash_names: Annotated[
         bool, typer.Option("--hash-names", help="Replace users' names by HMACs with the key.")
@@ -32,10 +34,10 @@ def snapshot(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Publish what answers need of the store, without texts, for other machines to pull.
+    """Publish the store for other machines.
 
-    The snapshot has banks, recipes, stacks, labels and names; no texts, chats or runs. Only files that are not there
-    yet are written. mta pull makes a store of it, which is only read.
+    The snapshot holds what answers need: banks, recipes, stacks, labels and names; no texts, chats or runs. Only
+    files that are not there yet are written. mta pull makes a store of it, which is only read.
     """
     from mta_cli.pipeline.maintenance.snapshot import publish_snapshot
 
@@ -52,10 +54,10 @@ def pull(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Make the store a copy of a snapshot, or bring that copy up to date. It is only read.
+    """Make the store a copy of a snapshot.
 
-    Only files that are missing are fetched. All are verified before anything is changed. A running mta serve goes on
-    with the new copy. A store that is no copy is not replaced.
+    An earlier copy is brought up to date. It is only read. Only files that are missing are fetched. All are verified
+    before anything is changed. A running mta serve goes on with the new copy. A store that is no copy is not replaced.
     """
     from mta_cli.pipeline.maintenance.snapshot import pull_snapshot
 

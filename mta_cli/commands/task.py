@@ -18,7 +18,7 @@ from mta_cli.output import key_value_grid, text
 if TYPE_CHECKING:
     from store.registry import Registry
 
-app = CommandApp("Tasks: how a history item becomes a prompt, and how an answer is scored.")
+app = CommandApp("Tasks: prompts, labels and scores.")
 
 _TASK_COLUMNS = ("name", "kind", "metric", "users", "description")
 
@@ -40,7 +40,7 @@ def _registry_if_exists(context: AppContext) -> Iterator[Registry | None]:
 
 @app.command("list")
 def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
-    """The built-in tasks and the added ones."""
+    """List the tasks, built-in and added."""
     from mta_cli.pipeline.data.tasks import list_tasks
 
     context = app_context(ctx, json=json)
@@ -55,7 +55,7 @@ def show(
     toml: Annotated[bool, typer.Option("--toml", help="Print it as a task file, as a start for your own.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """All of one task: prompts, labels, fields, budgets."""
+    """Show a task: prompt, labels, fields, limits."""
     from mta_cli.pipeline.data.tasks import task_json, task_toml
 
     context = app_context(ctx, json=json)
@@ -68,7 +68,7 @@ def show(
 
 @app.command("add")
 def add(ctx: typer.Context, file: FileArgument, json: JsonOption = False) -> None:
-    """Check a task file and add its task. Adding the same file again changes nothing."""
+    """Add the task of a task file. All of the file is checked first; adding it again changes nothing."""
     from mta_cli.pipeline.data.tasks import add_task, task_json
 
     context = app_context(ctx, json=json)

@@ -9,7 +9,7 @@ from mta_cli.errors import UsageError
 
 
 def tui(ctx: typer.Context) -> None:
-    """Browse users, banks and results, compare answers, chat and run jobs in one window."""
+    """Open the window: all of this in one place."""
     context = app_context(ctx)
     if not (stdin_is_terminal() and context.output.console(stderr=False).is_terminal):
         raise UsageError("mta tui needs a terminal", hint="mta --help lists commands for pipes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from mta_cli.commands.shared.context import AppContext, app_context, confirm, ma
 from mta_cli.commands.shared.lazy_typer import CommandApp
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import UsageError
+from mta_cli.formatting import pluralise
 from mta_cli.options import (
     AdaptOptions,
     ExecutorOptions,
@@ -39,10 +41,10 @@ if TYPE_CHECKING:
 
     from store.records import UserSummary
 
-app = CommandApp("Users: who they are, their histories, recipes and stacks.")
+app = CommandApp("Users: histories, recipes and stacks.")
 
 SHOWN_ITEMS = 20  # items that are shown where no --limit is given
-_USER_COLUMNS = ("name", "items", "queries", "task", "status", "stack bytes", "may be anchor")
+_USER_COLUMNS = ("name", "items", "queries", "task", "status", "stack bytes", "anchor?")
 
 HistoryOption = Annotated[
     Path | None,
@@ -73,7 +75,7 @@ def list_(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many; else all.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """List users with their items, held-out queries, main task, status, bytes of stack and consent to be an anchor."""
+    """List the users."""
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
         if task is not None:
@@ -85,12 +87,13 @@ def list_(
 
 @app.command()
 def show(ctx: typer.Context, user: UserArgument, json: JsonOption = False) -> None:
-    """Show the stored data about a user; with --json all of it."""
+    """Show what is stored about a user. --json shows all of it, with texts."""
     from mta_cli.pipeline.users.stored_data import describe_user
 
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
-        context.output.print_result(describe_user(reg, user, with_texts=json), _render_user)
+        found = describe_user(reg, user, with_texts=json)
+        context.output.print_result(found, lambda value: _render_user(value, context.output.age))
 
 
 @app.command()
@@ -104,7 +107,7 @@ def add(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Add a user, with or without a history. The history of an existing user is extended."""
+    """Add a user, or extend their history."""
     from mta_cli.pipeline.users.add import add_user
 
     context = app_context(ctx, json=json)
@@ -134,7 +137,7 @@ def consent(
     wait: WaitOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Say whether users may be anchors from now on. Without consent their anchors become stale and are listed."""
+    """Say whether users may be anchors. Without consent their anchors become stale and are listed."""
     from mta_cli.pipeline.users.consent import set_consent, set_consent_of_all
 
     context = app_context(ctx, json=json)
@@ -161,7 +164,8 @@ def rm(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Remove every trace of a user. Anchors trained on them are listed and become stale."""
+    """Remove every trace of a user. Anchors that were trained on them are listed and become stale."""
+    from mta_cli.commands.user_tables import render_removal
     from mta_cli.pipeline.users.forget import forget_user, plan_forget
 
     context = app_context(ctx, json=json)
@@ -172,17 +176,21 @@ def rm(
         if not yes:
             context.output.run_job(plan_forget(reg, user, aloud=True))
         confirm(context.output, f"Remove every trace of {user}?", yes=yes)
-        context.output.run_job_and_print(forget_user(reg, user, wait=wait))
+        context.output.run_job_and_print(forget_user(reg, user, wait=wait), render_removal)
 
 
 @app.command()
 def history(ctx: typer.Context, user: UserArgument, json: JsonOption = False) -> None:
-    """Show the runs about a user, with their results."""
+    """List the jobs on a user, with results."""
+    from mta_cli.commands.user_tables import render_runs
     from mta_cli.pipeline.users.stored_data import user_runs
 
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
-        context.output.print_result(user_runs(reg, user), _runs_table)
+        output = context.output
+        output.print_result(
+            user_runs(reg, user), lambda runs: render_runs(runs, output.age, details=bool(output.verbosity))
+        )
 
 
 @app.command()
@@ -204,7 +212,7 @@ def items(
     wait: WaitOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Show a user's most recent history items, or those that match a search; or remove items by their ids."""
+    """List a user's newest items, search them, or remove some."""
     context = app_context(ctx, json=json)
     if rm:
         if search is not None or limit is not None:
@@ -241,7 +249,9 @@ def fuse(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Make a user's recipe: the anchors that fit them, with weights. Replaces their earlier recipe."""
+    """Choose and weigh a user's anchors. The recipe replaces their earlier one."""
+    from mta_cli.commands.shared.next_steps import suggest_after_fusion
+    from mta_cli.commands.user_tables import render_fusion
     from mta_cli.pipeline.personalize.fuse import fuse_user
     from mta_cli.pipeline.requests import fuse_request
     from mta_cli.pipeline.user_weights import resolve_user_task
@@ -253,7 +263,10 @@ def fuse(
         request = fuse_request(reg, given, resolve_user_task(reg, found, task))
         plan, explicit = context.settings.plan_lines(*request.plan_options), flags.values["top_k"] is not None
         job = fuse_user(reg, found, request, plan=plan, explicit_top_k=explicit, dry_run=dry_run)
-        context.output.run_job_and_print(job, _render_fusion, dry_run=dry_run)
+        details = bool(context.output.verbosity)
+        context.output.run_job_and_print(job, lambda made: render_fusion(made, details=details), dry_run=dry_run)
+        if not dry_run:
+            suggest_after_fusion(context, user, request.task.name)
 
 
 @app.command()
@@ -276,7 +289,9 @@ def adapt(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Train a stack on top of the fusion with a few shots. Makes a missing recipe first."""
+    """Train users' own stacks on a few items. A missing recipe is made first."""
+    from mta_cli.commands.shared.next_steps import suggest_after_adaptation
+    from mta_cli.commands.user_tables import render_adapted
     from mta_cli.pipeline.personalize.adapt import adapt_users
     from mta_cli.pipeline.requests import adapt_request
 
@@ -288,7 +303,12 @@ def adapt(
         job = adapt_users(
             reg, request.users, request.fuse, request.options, plan=plan, explicit_top_k=explicit, dry_run=dry_run
         )
-        context.output.run_job_and_print(job, _render_adapted_users, dry_run=dry_run, resumes=True)
+        details = bool(context.output.verbosity)
+        made = context.output.run_job_and_print(
+            job, lambda results: render_adapted(results, details=details), dry_run=dry_run, resumes=True
+        )
+        if not dry_run:
+            suggest_after_adaptation(context, [each["user"] for each in made], request.fuse.task.name)
 
 
 @app.command()
@@ -328,7 +348,12 @@ def export(
     yes: YesOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Write a user's model as a folder for other programs: PEFT, vLLM, llama.cpp, Ollama, LM Studio."""
+    """Write a user's model for other programs.
+
+    They are PEFT, vLLM, llama.cpp, Ollama and LM Studio.
+    """
+    from mta_cli.commands.shared.next_steps import suggest_after_export
+    from mta_cli.commands.user_tables import render_export
     from mta_cli.pipeline.personalize.export import ExportOptions, export_user
     from mta_cli.pipeline.requests import base_model
     from mta_cli.pipeline.user_weights import resolve_user_task
@@ -349,7 +374,8 @@ def export(
         known = reg.users.get(user)
         chosen = ExportOptions(form, rank, number_format, base_name, approximate, yes, check)
         entry, task = base_model(context.options), resolve_user_task(reg, known, task)
-        context.output.run_job_and_print(export_user(reg, entry, known, task, to, chosen))
+        made = context.output.run_job_and_print(export_user(reg, entry, known, task, to, chosen), render_export)
+        suggest_after_export(context, made)
 
 
 def _user_cells(user: UserSummary) -> tuple[object, ...]:
@@ -378,26 +404,14 @@ def _items_table(items: list[dict[str, Any]]) -> RenderableType:
     return out.table(("id", "time", "task", "input", "output"), rows)
 
 
-def _runs_table(runs: list[dict[str, Any]]) -> RenderableType:
-    rows = (
-        (each["id"], each["kind"], each["status"], each["started"], each["ended"], _format_outcome(each))
-        for each in runs
-    )
-    return out.table(("run", "kind", "status", "started", "ended", "result"), rows)
-
-
-def _format_outcome(run: dict[str, Any]) -> str:
-    if run["error"]:
-        return str(run["error"])
-    values = [(name, value) for name, value in (run["result"] or {}).items() if value is not None]
-    return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values)
-
-
-def _render_user(user: dict[str, Any]) -> RenderableType:
+def _render_user(user: dict[str, Any], age: Callable[[str | None], str | None]) -> RenderableType:
     lines: list[tuple[str, object]] = [("name", user["name"]), ("may be an anchor", user["can_anchor"])]
-    lines += [("added", user["created"])]
-    lines += [(f"task {each['task']}", f"{each['items']} items, {each['queries']} queries") for each in user["tasks"]]
-    lines += [("profile", f"{each['task']}: {each['items']} items by {each['embedder']}") for each in user["profiles"]]
+    lines += [("added", age(user["created"]))]
+    lines += [(f"task {each['task']}", _counts_line(each)) for each in user["tasks"]]
+    lines += [
+        ("profile", f"{each['task']}: {pluralise(each['items'], 'item')} by {each['embedder']}")
+        for each in user["profiles"]
+    ]
     lines += [("recipe", _recipe_line(each)) for each in user["recipes"]]
     lines += [("stack", _stack_line(each)) for each in user["stacks"]]
     lines += [("rests on", _dependencies_line(each)) for each in user["rests_on"]]
@@ -405,6 +419,10 @@ def _render_user(user: dict[str, Any]) -> RenderableType:
     lines += [("given to", _contributions_line(each)) for each in user["given_to"]]
     lines += [("chats", len(user["chats"])), ("runs", len(user["runs"]))]
     return out.key_value_grid(lines)
+
+
+def _counts_line(task: dict[str, Any]) -> str:
+    return f"{pluralise(task['items'], 'item')}, {pluralise(task['queries'], 'query', 'queries')}"
 
 
 def _recipe_line(recipe: dict[str, Any]) -> str:
@@ -415,14 +433,14 @@ def _recipe_line(recipe: dict[str, Any]) -> str:
 def _stack_line(stack: dict[str, Any]) -> str:
     losses = f"loss {stack['loss_before']:.3f} → {stack['loss_after']:.3f}"
     kind = f"a {stack['kind']} of {stack['stack_bytes']:,} bytes"
-    return f"{stack['bank']} v{stack['version']}: {kind}, {stack['shots']} shots, {losses}"
+    return f"{stack['bank']} v{stack['version']}: {kind}, {pluralise(stack['shots'], 'shot')}, {losses}"
 
 
 def _dependencies_line(part: dict[str, Any]) -> str:
     """The other users whose items a user's answers depend on."""
     pooled, near = part["task_adapter_people"], part["neighbours"]
     parts = [f"anchors trained on {', '.join(part['anchors'])}"] if part["anchors"] else []
-    parts += [f"the main directions of {part['basis_anchors']} anchors"] if part["basis_anchors"] else []
+    parts += [f"the main directions of {pluralise(part['basis_anchors'], 'anchor')}"] if part["basis_anchors"] else []
     if part["task_adapter"]:
         parts += [f"a task adapter trained on {'unknown' if pooled is None else f'{pooled:,}'} users"]
     parts += [f"{near:,} answers of {part['neighbour_people']:,} users as neighbours"] if near else []
@@ -438,52 +456,10 @@ def _contributions_line(part: dict[str, Any]) -> str:
 
 def _anchor_line(anchor: dict[str, Any]) -> str:
     trained = "stale" if anchor["stale"] else "trained" if anchor["digest"] else "not trained yet"
-    return f"{anchor['bank']} v{anchor['version']}: anchor {anchor['anchor']}, {anchor['items']} items, {trained}"
+    items = pluralise(anchor["items"], "item")
+    return f"{anchor['bank']} v{anchor['version']}: anchor {anchor['anchor']}, {items}, {trained}"
 
 
 def _shorten(text: str, most: int = 60) -> str:
     line = " ".join(text[: 4 * most].split())
     return line if len(line) <= most and len(text) <= 4 * most else f"{line[: most - 1]}…"
-
-
-def _render_fusion(recipe: dict[str, Any]) -> Any:
-    rows = [(a["user"], f"{a['similarity']:.3f}", f"{a['weight']:.3f}") for a in recipe["anchors"]]
-    rest = (
-        [("(task adapter alone)", "", f"{recipe['null_weight']:.3f}")]
-        if recipe["method"] in ("evidence", "learned")
-        else []
-    )
-    bank = f"bank {recipe['bank']} v{recipe['version']}"
-    head = f"{recipe['user']}: {recipe['method']} over {bank}, {recipe['recipe_bytes']} bytes"
-    return out.group(out.text(head), out.table(("anchor", "similarity", "weight"), [*rows, *rest]))
-
-
-def _render_adapted_users(results: list[dict[str, Any]]) -> Any:
-    columns = (
-        "user",
-        "shots",
-        "steps",
-        "loss before",
-        "after",
-        "held-out before",
-        "after",
-        "recipe",
-        "stack",
-        "seconds",
-    )
-    rows = [
-        (
-            r["user"],
-            r["shots"],
-            r["steps"],
-            out.format_loss(r["loss_before"]),
-            out.format_loss(r["loss_after"]),
-            out.format_loss(r["heldout_before"]),
-            out.format_loss(r["heldout_after"]),
-            f"{r['recipe_bytes']} B",
-            f"{r['stack_bytes']:,} B",
-            f"{r['seconds']:.1f}",
-        )
-        for r in results
-    ]
-    return out.table(columns, rows)

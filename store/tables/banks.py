@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from mta_cli.errors import NotFound
+from mta_cli.errors import NotFound, did_you_mean
 from store.columns import dump_json, load_boolean_columns, load_json_columns, utc_now
 from store.connection import Connection
 from store.names import quote_text
@@ -209,7 +209,7 @@ class Banks:
             wanted = f"version {version}" if version is not None else "ready version"
             return NotFound(f"Bank {quote_text(name)} has no {wanted}.", hint=f"there is {there}")
         near = difflib.get_close_matches(name, {bank.name for bank in self.all()}, n=3)
-        hint = f"did you mean {' or '.join(map(quote_text, near))}?" if near else "mta bank build makes one"
+        hint = did_you_mean([quote_text(one) for one in near], "mta bank list shows all; mta bank build makes one")
         return NotFound(f"There is no bank {quote_text(name)}.", hint=hint)
 
 

@@ -65,7 +65,7 @@ class Jobs:
         sql = "SELECT count(*), total(can_anchor) FROM users WHERE id IN (SELECT value FROM json_each(?))"
         ((there, consented),) = self._db.fetch_tuples(sql, (ids,))
         if there < total == 1:
-            raise NotFound("The user was removed.", hint="mta user list shows who there is")
+            raise NotFound("The user was removed.", hint="mta user list shows all")
         if there < total:
             raise UsersChanged("Users were removed as this began.", hint="run it again")
         if consenting and consented < total:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, NotFound
+from mta_cli.errors import BadInput, NotFound, did_you_mean
 from store.columns import utc_now
 from store.connection import Connection
 from store.names import MAX_NAME_CHARS, check_name, normalise_name, quote_text
@@ -86,7 +86,7 @@ class Users:
         found = self._find(unicodedata.normalize("NFC", name[: 4 * MAX_NAME_CHARS]))
         if found is None:
             near = [quote_text(other) for other in self._similar_names(name[:MAX_NAME_CHARS])]
-            hint = f"did you mean {' or '.join(near)}?" if near else "mta user list shows who there is"
+            hint = did_you_mean(near, "mta user list shows all")
             raise NotFound(f"There is no user {quote_text(name)}.", hint=hint)
         return found
 

@@ -90,7 +90,9 @@ def test_a_recipe_by_similarity_and_an_export_load_no_model(peopled: Path, tmp_p
 def test_tables_for_people(peopled: Path) -> None:
     shown = mta_ok("bank", "build", "--task", "lamp-2", *QUICK)
     assert "3 anchors" in shown.out and "loss" in shown.out
-    assert "90 answers of 9 users serve as neighbours (sharpness" in shown.out
+    assert "neighbours" not in shown.out and "on average" in shown.out
+    assert "Next: mta user adapt -t lamp-2" in shown.err
+    assert "90 answers of 9 users serve as neighbours (sharpness" in mta_ok("bank", "show", "lamp-2").out
     assert "task adapter alone" in mta_ok("user", "fuse", "ida").out
     adapted = mta_ok("user", "adapt", "ida", "--steps", 6)
     assert "ida" in adapted.out and "held-out" in adapted.out

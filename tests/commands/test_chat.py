@@ -132,6 +132,32 @@ def test_compare_shows_three_answers(world: World, mta: Mta, monkeypatch: pytest
     assert starts == sorted(starts) and len(set(starts)) == 3
 
 
+def test_the_user_is_named_by_position_or_flag(world: World, mta: Mta) -> None:
+    for words, user in ((["alice", "hi"], "alice"), (["-u", "alice", "hi"], "alice"), (["hi"], None)):
+        assert json.loads(mta("ask", *words, "--json", *FAST).out)["user"] == user
+    assert json.loads(mta("ask", "alice", "-", "--json", *FAST, stdin=b"hi").out)["user"] == "alice"
+    assert "alice is a user" in mta("ask", "alice", *FAST).err
+    both = json.loads(mta("compare", "bob", "-u", "alice", "hi", "--json", *FAST).out)
+    assert [each["user"] for each in both] == ["bob", "alice"]
+    told = mta("compare", "-u", "bob", "-u", "alice", "hi", *FAST).out
+    assert told.index("bob: hi") < told.index("alice: hi")
+    assert mta("chat", "alice", *FAST, stdin=b"hello\n").err.count("alice · ") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ask", "-u", "alice", "bob", "hi"], "mta compare asks several"),
+        (["ask", "alice", "how", "are", "you"], "put the text in quotes"),
+        (["compare"], "no user"),
+        (["chat", "alice", "--user", "bob"], "leave one of them out"),
+    ],
+)
+def test_too_many_words_and_too_few(world: World, mta: Mta, words: list[str], said: str) -> None:
+    told = mta(*words)
+    assert (told.code, told.out) == (2, "") and said in told.err
+
+
 def test_compare_shows_a_dash_where_there_is_no_model(world: World, mta: Mta) -> None:
     told = mta("compare", "--user", "bob", "hello", *FAST)
     assert "–" in told.out and "no stack" in told.err

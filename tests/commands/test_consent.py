@@ -116,7 +116,7 @@ def test_it_is_changed_and_shown(store: Path) -> None:
     }
     assert mta_ok("user", "list", "--json").json()[0]["can_anchor"] is False
     table = mta_ok("user", "list").out
-    assert "may be anchor" in table and table.splitlines()[-1].split()[-1] == "no"
+    assert "anchor?" in table and table.splitlines()[-1].split()[-1] == "no"
     assert mta_ok("user", "show", "ann", "--json").json()["can_anchor"] is False
     assert "yes" in mta_ok("user", "consent", "ann", "--can-anchor").out and may(store) == {"ann": True}
 

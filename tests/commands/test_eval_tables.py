@@ -126,7 +126,7 @@ def test_the_list_has_a_line_for_each_evaluation() -> None:
             "created": None,
         },
     ]
-    found = lines(render_evaluation_list(rows))
+    found = lines(render_evaluation_list(rows, lambda moment: moment and moment[:10]))
     assert len(found) == 4 and max(map(len, found)) <= 80
     assert found[2].split() == ["3", "lamp-2", "5", "3", "0", "mta,", "base", "+2", "done", "2026-01-02"]
     assert found[3].split() == ["4", "free", "–", "–", "–", "–", "running", "–"]
@@ -155,5 +155,5 @@ def test_hostile_names_are_shown_as_they_are_spelt() -> None:
         "status": "done",
         "created": HOSTILE[2],
     }
-    text = "\n".join(lines(render_evaluation_list([entry]), width=200))
+    text = "\n".join(lines(render_evaluation_list([entry], lambda moment: moment), width=200))
     assert clean_text(text) == text and HOSTILE[1] in text

@@ -14,8 +14,20 @@ from tests.shell import mta, mta_ok
 def test_it_makes_a_store_and_says_what_comes_next(tmp_path: Path) -> None:
     store = tmp_path / "new" / "store"
     shown = mta_ok("--store", store, "init")
-    assert str(store) in shown.out and "mta model pull" in shown.out
+    assert str(store) in shown.out and f"mta --store {store} data import" in shown.err
     assert (store / "registry.db").is_file()
+
+
+def test_only_models_that_are_missing_are_to_be_pulled(
+    tmp_path: Path, tiny_base_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTA_MODELS", str(tmp_path / "models"))
+    shown = mta_ok("--store", tmp_path / "a", "init").err
+    assert "mta model pull smollm2-135m-instruct" in shown and "mta model pull minilm-l6" in shown
+    mta_ok("model", "pull", tiny_base_path, "--name", "tiny")
+    monkeypatch.setenv("MTA_MODELS_BASE", "tiny")
+    shown = mta_ok("--store", tmp_path / "b", "init").err
+    assert "pull tiny" not in shown and "mta model pull minilm-l6" in shown
 
 
 def test_doing_it_again_changes_nothing(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_lists_of_a_copy_show_what_it_has(store: Path, tmp_path: Path) -> None:
     assert mta_ok("--store", node, "user", "show", "bob").code == 0
     assert mta("--store", node, "doctor", "--json").json()["checks"][8]["ok"]
     ran = mta("--store", node, "user", "add", "carol")
-    assert ran.code == 4 and "copy of a snapshot" in ran.err and "mta pull" in ran.err
+    assert ran.code == 4 and "copy of a snapshot" in ran.err and f"mta --store {node} pull" in ran.err
 
 
 def test_names_are_hashed_with_the_key(store: Path, key: Path, tmp_path: Path) -> None:

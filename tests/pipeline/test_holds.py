@@ -126,7 +126,7 @@ def asked(reg: Registry) -> Iterator[Event]:
 
 
 def comparing(reg: Registry) -> Iterator[Event]:
-    return compare_user_models(reg, bank_request().base, "ida", sentence("ida"), asking())
+    return compare_user_models(reg, bank_request().base, ["ida"], sentence("ida"), asking())
 
 
 def comparing_in_the_window(reg: Registry) -> Iterator[Event]:

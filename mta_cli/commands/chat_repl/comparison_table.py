@@ -29,7 +29,8 @@ def render_comparison(result: dict[str, Any], output: Output) -> Any:
     from rich import box
     from rich.table import Table
 
-    head = text(str(result["prompt"]), style="bold")
+    who = f"{result['user']}: " if result["user"] is not None else ""
+    head = text(f"{who}{result['prompt']}", style="bold")
     cells = {mode: result["answers"][mode] for mode in ANSWER_MODES}
     if output.console(stderr=False).width < MIN_SIDE_BY_SIDE_COLUMNS:
         parts = [

@@ -22,7 +22,8 @@ def _make_completer(find: Callable[[AppContext], Iterable[str]]) -> CompletionCa
         try:
             given = ctx.find_root().params.get("store")
             names = find(AppContext(GlobalFlags(store=given if given is None else Path(given))))
-            return [name for name in names if name.startswith(incomplete) and clean_text(name) == name]
+            typed = incomplete.casefold()
+            return [name for name in names if name.casefold().startswith(typed) and clean_text(name) == name]
         except Exception:
             return []
 
@@ -50,16 +51,36 @@ def _task_names_or_builtin(context: AppContext) -> list[str]:
 
 
 def _model_names(context: AppContext) -> list[str]:
+    return sorted({*_base_names(context), *_embedder_names(context)})
+
+
+def _base_names(context: AppContext) -> list[str]:
+    return _names_of_kind("base", context.model_options.base)
+
+
+def _embedder_names(context: AppContext) -> list[str]:
+    return _names_of_kind("embedder", context.model_options.embedder)
+
+
+def _names_of_kind(kind: str, chosen: str) -> list[str]:
     from mta_cli.pipeline.models.installed import list_models
 
-    chosen = context.model_options
-    return sorted({chosen.base, chosen.embedder, *(entry.name for entry in list_models())})
+    return sorted({chosen, *(entry.name for entry in list_models() if entry.kind == kind)})
+
+
+def _method_names(_: AppContext) -> list[str]:
+    from mta_cli.pipeline.evaluation.method_settings import method_rows
+
+    return [row["method"] for row in method_rows()]
 
 
 complete_users: CompletionCallback = _make_completer(_user_names)
 complete_banks: CompletionCallback = _make_completer(_bank_names)
 complete_tasks: CompletionCallback = _make_completer(_task_names_or_builtin)
 complete_models: CompletionCallback = _make_completer(_model_names)
+complete_bases: CompletionCallback = _make_completer(_base_names)
+complete_embedders: CompletionCallback = _make_completer(_embedder_names)
+complete_methods: CompletionCallback = _make_completer(_method_names)
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
@@ -73,19 +94,26 @@ StoreOption = Annotated[
     ),
 ]
 TaskOption = Annotated[
-    str | None, typer.Option("--task", metavar="TASK", help="The task.", autocompletion=complete_tasks)
+    str | None, typer.Option("--task", "-t", metavar="TASK", help="The task.", autocompletion=complete_tasks)
+]
+RequiredTaskOption = Annotated[
+    str, typer.Option("--task", "-t", metavar="TASK", help="The task.", autocompletion=complete_tasks)
 ]
 BankOption = Annotated[
     str | None, typer.Option("--bank", metavar="BANK", help="The bank.", autocompletion=complete_banks)
 ]
 UserOption = Annotated[
-    str | None, typer.Option("--user", metavar="USER", help="The user.", autocompletion=complete_users)
+    str | None, typer.Option("--user", "-u", metavar="USER", help="The user.", autocompletion=complete_users)
 ]
 UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's name.", autocompletion=complete_users)]
 ImportTaskOption = Annotated[
     str | None,
     typer.Option(
-        "--task", metavar="TASK", help="The task of records that name none; else free.", autocompletion=complete_tasks
+        "--task",
+        "-t",
+        metavar="TASK",
+        help="The task of records that name none; else free.",
+        autocompletion=complete_tasks,
     ),
 ]
 ConsentOption = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import typer
 
-from mta_cli.errors import MtaError, NotFound, UsageError
+from mta_cli.errors import MtaError, UsageError
 from mta_cli.options import MachineOptions, ModelOptions, OptionSet
 from mta_cli.output import Output
 from mta_cli.settings import Settings, StoreOptions, store_path
@@ -25,13 +26,24 @@ if TYPE_CHECKING:
 WARN_SLOWDOWN_FACTOR = 3.0  # times; a 16-bit format that is so much slower than float32 is hardly ever intended
 
 
+STORE_COMMANDS = "init|task|data|user|bank|ask|compare|chat|eval|serve|ps|tui|doctor|backup|restore|pull|config"
+"""Commands on the store that was given. `snapshot` is not among them: hints mean another machine's store."""
+
+
 @dataclass
 class GlobalFlags:
-    """The flags before the command's name."""
+    """The flags of every command, before its name or after."""
 
     store: Path | None = None
     quiet: bool = False
     verbosity: int = 0
+
+    def name_store(self, text: str) -> str:
+        """`text` with --store, where it was given, in each command of ours, so that it can be run as it is."""
+        if self.store is None:
+            return text
+        named = f"mta --store {shlex.quote(str(self.store))} "
+        return re.sub(rf"(?<![\w/.-])mta (?=(?:{STORE_COMMANDS})\b)", lambda _: named, text)
 
 
 class AppContext:
@@ -90,12 +102,11 @@ class AppContext:
         from store.registry import Registry
 
         timeout = self.settings.build_options(StoreOptions).timeout
-        try:
-            return Registry.open(self.store_dir, create=create, timeout=timeout)
-        except NotFound as error:
-            if self.global_flags.store is not None:
-                error.hint = f"mta --store {shlex.quote(str(self.global_flags.store))} init"
-            raise
+        return Registry.open(self.store_dir, create=create, timeout=timeout)
+
+    def suggest(self, *steps: tuple[str, str]) -> None:
+        """What to run next: commands, each with its meaning."""
+        self.output.suggest(*((self.global_flags.name_store(command), meaning) for command, meaning in steps))
 
 
 def app_context(ctx: typer.Context, flags: Flags | None = None, *, json: bool = False) -> AppContext:

@@ -1,13 +1,16 @@
 """Typer's classes with less work: only what a command line names is imported and converted.
 
 Typer builds every command before it runs one, and converts every value through pydantic, even the unused defaults.
-Each of these takes as long as a whole quick command. Knows no command.
+Each of these takes as long as a whole quick command. Help pages and completions are ours too. Knows no command.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections import UserDict
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from typing import Any, TypeVar
@@ -17,22 +20,92 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_command_name, get_group
 
 CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
+MIN_LIKENESS = 0.65  # of two commands' names, so that one is suggested for the other
+OTHER_WORDS = {
+    "create": ("add", "build"),
+    "del": ("rm",),
+    "delete": ("rm",),
+    "info": ("show",),
+    "ls": ("list",),
+    "new": ("add", "build"),
+    "remove": ("rm",),
+    "run": ("ask", "chat"),
+    "train": ("bank", "build", "adapt"),
+}
+"""What other programs call our commands."""
+
+
+class NoSuchCommand(Exception):
+    """A command that a group does not have; `near` are the names that may be meant, `path` is the group's."""
+
+    def __init__(self, name: str, path: str, near: list[str]) -> None:
+        super().__init__(name)
+        self.name, self.path, self.near = name, path, near
 
 
 class LazyTyperCommand(TyperCommand):
     """A command."""
 
     def get_params(self, ctx: Any) -> Any:
-        """Its parameters, with conversions only where needed."""
-        return _skip_conversions(super().get_params(ctx))
+        """Its parameters, and the root's that are taken anywhere; converted only where needed."""
+        return _prepare([*super().get_params(ctx), *_options_anywhere(ctx)])
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The usage line: options, then arguments."""
+        from mta_cli.commands.shared.help_page import usage_pieces
+
+        return usage_pieces(self.params)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Its arguments, and its options by panel."""
+        from mta_cli.commands.shared.help_page import write_parameters
+
+        write_parameters(formatter, self.get_params(ctx))
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Examples of its use."""
+        from mta_cli.commands.shared.help_page import write_examples
+
+        write_examples(formatter, ctx.command_path)
 
 
 class LazyTyperGroup(TyperGroup):
     """A group of commands."""
 
     def get_params(self, ctx: Any) -> Any:
-        """Its parameters, with conversions only where needed."""
-        return _skip_conversions(super().get_params(ctx))
+        """Its parameters, and the root's that are taken anywhere; converted only where needed."""
+        return _prepare([*super().get_params(ctx), *_options_anywhere(ctx)])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that `args` begin with. Raises NoSuchCommand."""
+        if not args[0].startswith("-") and not ctx.resilient_parsing:
+            self.find_command(ctx, args[0])
+        return super().resolve_command(ctx, args)
+
+    def find_command(self, ctx: Any, name: str) -> Any:
+        """The command called `name`. Raises NoSuchCommand."""
+        found = self.get_command(ctx, name)
+        if found is None:
+            raise NoSuchCommand(name, ctx.command_path, self._near_commands(name.lower()))
+        return found
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Its options by panel, and its commands."""
+        from mta_cli.commands.shared.help_page import write_parameters
+
+        write_parameters(formatter, self.get_params(ctx))
+        self.format_commands(ctx, formatter)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Examples of its use."""
+        from mta_cli.commands.shared.help_page import write_examples
+
+        write_examples(formatter, ctx.command_path)
+
+    def _near_commands(self, name: str) -> list[str]:
+        known = self.list_commands(None)  # type: ignore[arg-type]  # the names do not depend on a context
+        meant = [each for each in OTHER_WORDS.get(name, ()) if each in known]
+        return meant or get_close_matches(name, known, n=2, cutoff=MIN_LIKENESS)
 
 
 class CommandApp(typer.Typer):
@@ -98,17 +171,51 @@ def _build_command(name: str, function: Callable[..., Any]) -> Any:
     return get_command(alone)
 
 
-def _skip_conversions(parameters: list[Any]) -> list[Any]:
+def _options_anywhere(ctx: Any) -> list[Any]:
+    """The root's options that are taken after its commands as well; none for the root, whose own they are."""
+    return [] if ctx.parent is None else getattr(ctx.find_root().command, "options_anywhere", [])
+
+
+def _prepare(parameters: list[Any]) -> list[Any]:
     for each in parameters:
         if "process_value" not in vars(each):
             each.process_value = partial(_process_value, each, each.process_value)
+            if each._custom_shell_complete is not None:
+                each.shell_complete = partial(_complete, each)
     return parameters
+
+
+def _complete(parameter: Any, ctx: Any, incomplete: str) -> list[Any]:
+    """The completions that begin with the typed text in any case, written as the shell reads them.
+
+    Typer itself keeps only those of the same case, so it is asked for all. In a list with commas the last name counts.
+    """
+    head, comma, typed = incomplete.rpartition(",") if "," in (parameter.metavar or "") else ("", "", incomplete)
+    wanted = typed.casefold()
+    found = [
+        each
+        for each in parameter._custom_shell_complete(ctx, parameter, "")
+        if each.value.casefold().startswith(wanted)
+    ]
+    for each in found:
+        each.value = _quote_for_bash(f"{head}{comma}{each.value}", incomplete)
+    return found
+
+
+def _quote_for_bash(value: str, incomplete: str) -> str:
+    """`value` with blanks and signs escaped, where bash asks, which takes completions as they are; not in quotes."""
+    line = os.environ.get("COMP_WORDS")
+    if line is None or line.endswith(('"' + incomplete, "'" + incomplete)):
+        return value
+    return re.sub(r"([^\w@%+=:,./-])", r"\\\1", value)
 
 
 def _process_value(parameter: Any, convert: Callable[[Any, Any], Any], ctx: Any, value: Any) -> Any:
     """Click's `process_value`, which skips plain text, defaults, and options that were not given."""
     absent = value is None and parameter.nargs == 1 and (ctx.resilient_parsing or not parameter.required)
     kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
-    if not absent and type(value) is not kind:
+    if kind == list[str] and value:
+        value = list(value)
+    elif not absent and type(value) is not kind:
         return convert(ctx, value)
     return value if parameter.callback is None else parameter.callback(ctx, parameter, value)

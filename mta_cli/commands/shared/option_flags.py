@@ -13,11 +13,29 @@ from typing import Annotated, Any
 
 import typer
 
-from mta_cli.commands.shared.arguments import complete_models
-from mta_cli.options import PRESETS, ModelOptions
+from mta_cli.commands.shared.arguments import complete_bases, complete_embedders, complete_methods
+from mta_cli.options import PRESETS
 from mta_cli.settings import Setting, all_settings
 
 Command = Callable[..., None]
+PANELS = {
+    "bank": "Anchors",
+    "bank.task_": "Task adapter",
+    "gates": "Limits for anchors",
+    "fuse": "Weights of anchors",
+    "adapt": "Stack",
+    "answer": "Answer",
+    "memory": "Label memory",
+    "prompt": "Prompt",
+    "eval": "Comparison",
+    "serve": "Server",
+    "models": "Models",
+    "machine": "Machine",
+    "executor": "Workers",
+}
+"""The title under which a command's help shows the options of a section, or those whose key begins so."""
+COMPLETERS = {"models.base": complete_bases, "models.embedder": complete_embedders, "eval.methods": complete_methods}
+METAVARS = {"models": "MODEL", "eval.methods": "METHOD,…", "eval.reference": "METHOD"}
 
 
 @dataclass(frozen=True)
@@ -92,18 +110,21 @@ def _flag_names(cls: type[Any]) -> tuple[str, ...]:
 def _parameter(cls: type[Any], name: str) -> inspect.Parameter:
     setting = all_settings()[f"{cls.__dict__['section']}.{name}"]
     kind: Any = setting.kind
-    annotation = Annotated[kind | None, _typer_option(setting, is_model=cls is ModelOptions)]
+    annotation = Annotated[kind | None, _typer_option(setting)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _typer_option(setting: Setting, *, is_model: bool) -> Any:
+def _typer_option(setting: Setting) -> Any:
     flag, choices, default = setting.flag, setting.choices, setting.default
+    section = setting.key.partition(".")[0]
+    panels = [title for start, title in PANELS.items() if setting.key.startswith(start)]
     return typer.Option(
         f"{flag}/--no-{flag[2:]}" if setting.kind is bool else flag,
         help=setting.help,
         show_default=False if default is None else str(default).lower() if isinstance(default, bool) else str(default),
-        metavar="MODEL" if is_model else "|".join(choices) or None,
-        autocompletion=complete_models if is_model else _complete_choices(choices) if choices else None,
+        metavar=METAVARS.get(setting.key, METAVARS.get(section)) or "|".join(choices) or None,
+        autocompletion=COMPLETERS.get(setting.key) or (_complete_choices(choices) if choices else None),
+        rich_help_panel=panels[-1],
     )
 
 

@@ -13,7 +13,7 @@ from typing import get_args
 
 from mta_cli.engine.methods.baselines import majority, neighbours, per_pcs, prime
 from mta_cli.engine.methods.method import AnchorWeighting, BaseLevel, Method, Settings, StackKind
-from mta_cli.errors import UsageError
+from mta_cli.errors import UsageError, did_you_mean
 from mta_cli.options import ALL_MEMORIES, MEMORIES, PERMUTED_ANSWERS, PRESETS
 
 _PUBLISHED = {
@@ -162,9 +162,7 @@ def _find_stem(stem: str) -> Method:
     if ":" in stem:
         return _compose(stem)
     near = difflib.get_close_matches(stem, PRESETS_BY_NAME, n=1)
-    raise UsageError(
-        f"there is no method {stem!r:.80}", hint=f"did you mean {near[0]}?" if near else "mta eval methods"
-    )
+    raise UsageError(f"there is no method {stem!r:.80}", hint=did_you_mean(near, "mta eval methods lists all"))
 
 
 def _compose(stem: str) -> Method:

@@ -106,7 +106,8 @@ def fit_memory_weights(
     _store_weights(reg, bank, request, {"model": weights.model, "memory": weights.memory})
     yield Note(
         f"In an answer the model counts {weights.model:.2f} times and the memory {weights.memory:.2f} times, "
-        f"judged by {len(cases)} items of the bank."
+        f"judged by {len(cases)} items of the bank.",
+        detail=True,
     )
 
 

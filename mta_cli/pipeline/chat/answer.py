@@ -307,15 +307,17 @@ def answer_question(
     """One answer. `JobResult` has user, text, tokens, seconds and source."""
     check_message(text)
     user = reg.users.get(user_name) if user_name is not None else None
+    started = time.perf_counter()
     model = ChatModel.load_for_user(reg, entry, user, asking)
+    loading = time.perf_counter() - started
     yield from personalisation_hints(model)
     spoken = Generation()
     with model.hold_users():
         ids, _, items = model.fit_prompt([{"role": "user", "content": text}], model.prompt_history(text))
         yield from truncation_notes(0, items)
         yield from model.stream_answer(ids, spoken, text)
-    yield from generation_notes(model, spoken)
-    yield JobResult(chat_result(model, spoken))
+    yield from generation_notes(model, spoken, loading)
+    yield JobResult(chat_result(model, spoken) | {"loading_seconds": round(loading, 3)})
 
 
 def check_message(text: str) -> None:
@@ -357,10 +359,12 @@ def answer_json(user: User | None, task: str, source: AnswerSource, spoken: Gene
     return {**result, "labels": spoken.label_logliks} if spoken.label_logliks else result
 
 
-def generation_notes(model: ChatModel, spoken: Generation) -> Iterator[Event]:
-    """Notes on the source of the answer, its time, and whether it was cut."""
+def generation_notes(model: ChatModel, spoken: Generation, loading: float | None = None) -> Iterator[Event]:
+    """Notes on the source of the answer, its time, that of `loading` in seconds, and whether it was cut."""
     unit = "tokens" if spoken.tokens != 1 else "token"
-    yield Note(f"{source_line(model.source, model.task.name)} · {spoken.tokens} {unit}, {spoken.seconds:.1f} s")
+    loaded = f" (loading: {loading:.1f} s)" if loading is not None else ""
+    source = source_line(model.source, model.task.name)
+    yield Note(f"{source} · {spoken.tokens} {unit}, {spoken.seconds:.1f} s{loaded}")
     if spoken.finish_reason == "repetition":
         yield Note("The answer began to repeat itself and was ended there.")
     if spoken.finish_reason == "length":
@@ -413,7 +417,7 @@ def _require_mode(reg: Registry, user: User | None, task: str, mode: str | None,
     if mode not in PERSONALISATION_MODES:
         raise UsageError(f"There is no mode {mode!r}.", hint=f"Choose {', '.join(PERSONALISATION_MODES)}.")
     if user is None:
-        raise BadInput(f"Without a user there is no {mode} model.", hint="Name a user with --user.")
+        raise BadInput(f"Without a user there is no {mode} model.", hint="name a user: mta ask USER TEXT")
     best = most_personal_mode(reg, user, task, fingerprint)
     if PERSONALISATION_MODES.index(best) < PERSONALISATION_MODES.index(mode):
         missing, verb = ("stack", "adapt") if mode == "adapted" else ("fusion", "fuse")

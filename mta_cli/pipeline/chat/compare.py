@@ -28,6 +28,7 @@ from mta_cli.pipeline.requests import ChatOptions
 from mta_cli.pipeline.user_weights import (
     PERSONALISATION_MODES,
     AnswerSource,
+    default_task,
     load_fusion_and_stack,
     load_task_adapter,
     most_personal_mode,
@@ -70,12 +71,27 @@ class ComparedModel:
 
 
 def compare_user_models(
-    reg: Registry, entry: ModelEntry, user_name: str, text: str, asking: ChatOptions
+    reg: Registry, entry: ModelEntry, names: Sequence[str], text: str, asking: ChatOptions
 ) -> Iterator[Event]:
-    """The same question to base, fused and adapted, with the same prompt. Missing models have the answer None."""
+    """The same question to base, fused and adapted of each user; `JobResult` lists their results, one a user.
+
+    A user's models get the same prompt. Missing models have the answer None. The base is loaded once.
+    """
     check_message(text)
-    model = ChatModel.load_for_user(reg, entry, reg.users.get(user_name), asking)
-    yield from compare_question(model, Question(text))
+    users = [reg.users.get(name) for name in names]
+    for user in users[1:]:  # the first is checked as the model is loaded for them
+        default_task(reg, user, asking.task, entry.fingerprint)
+    model = ChatModel.load_for_user(reg, entry, users[0], asking)
+    results = []
+    for user in users:
+        if user is not users[0]:
+            model.set_user(user, None)
+        for event in compare_question(model, Question(text)):
+            if isinstance(event, JobResult):
+                results.append(event.result)
+            else:
+                yield event
+    yield JobResult(results)
 
 
 def compare_question(model: ChatModel, question: Question, others: Sequence[User] = ()) -> Iterator[Event]:

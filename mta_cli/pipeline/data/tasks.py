@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.task_files import MAX_TASK_FILE_CHARACTERS, parse_task, task_to_toml
 from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
-from mta_cli.errors import BadInput, IntegrityFault, NotFound
+from mta_cli.errors import BadInput, IntegrityFault, NotFound, did_you_mean
 
 if TYPE_CHECKING:
     from store.registry import Registry
@@ -93,7 +93,7 @@ def remove_task(reg: Registry, name: str) -> dict[str, Any]:
 
 def _unknown_task_error(reg: Registry | None, name: str) -> NotFound:
     near = get_close_matches(name[:80].casefold().replace("_", "-"), task_names(reg), 3, 0.5)
-    hint = f"nearest: {', '.join(near)}" if near else "`mta task list` shows all"
+    hint = did_you_mean(near, "mta task list shows all; mta task add FILE adds one")
     return NotFound(f"There is no task {name[:80]!r}.", hint=hint)
 
 

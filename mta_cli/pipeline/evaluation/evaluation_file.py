@@ -21,6 +21,7 @@ from mta_cli.pipeline.evaluation.method_settings import label_memory_of
 from mta_cli.pipeline.report.files import write_whole_file
 from mta_cli.pipeline.report.results import DESIGN_KEYS
 from mta_cli.printable import clean_line
+from store.files import missing_file_hint
 
 if TYPE_CHECKING:
     from mta_cli.engine.evaluation.user_sums import UserSums
@@ -90,7 +91,8 @@ def read_evaluation(path: Path) -> FinishedEvaluation:
 def _content(path: Path) -> bytes:
     try:
         if not path.is_file():
-            raise NotFound(f"{path} is neither the number of an evaluation nor a file.", hint="mta eval list")
+            hint = missing_file_hint(path, "mta eval list shows all")
+            raise NotFound(f"{path} is neither the number of an evaluation nor a file.", hint=hint)
         if path.stat().st_size > MAX_FILE_BYTES:
             raise BadInput(
                 f"{path} has {path.stat().st_size:,} bytes; an evaluation's file has at most {MAX_FILE_BYTES:,}."

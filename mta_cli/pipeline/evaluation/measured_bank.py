@@ -11,6 +11,7 @@ from mta_cli.errors import BadInput, NotFound, UsageError, system_reason
 from mta_cli.options import BankOptions, EvalOptions, MachineOptions, PromptOptions, options_from_json
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.requests import EvalRequest, MeasuredBank, model_by_fingerprint
+from store.files import missing_file_hint
 from store.names import quote_text
 from store.records import Bank
 
@@ -100,7 +101,8 @@ def read_user_names(path: Path) -> list[str]:
             raise BadInput(f"{path} is too large for a list of names: at most {MAX_FILE_BYTES:,} bytes.")
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise NotFound(f"There is no file {path}.", hint="a file of users' names, one a line") from None
+        hint = missing_file_hint(path, "a file of users' names, one a line")
+        raise NotFound(f"There is no file {path}.", hint=hint) from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
     except OSError as error:

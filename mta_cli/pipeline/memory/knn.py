@@ -97,7 +97,7 @@ def _embed_items(
     import numpy as np
 
     embed = load_embedder(embedder, device).embed
-    yield Note(f"Embedding what {len(new):,} history items answer, with {embedder.name}.")
+    yield Note(f"Embedding what {len(new):,} history items answer, with {embedder.name}.", detail=True)
     yield JobStarted(f"neighbours of {task.name}", len(new), "items")
     for start in range(0, len(new), EMBED_BATCH):
         piece, began = new[start : start + EMBED_BATCH], time.monotonic()

@@ -214,6 +214,11 @@ def can_be_pulled(name: str) -> bool:
     return name in PACKAGES or full_name(name).startswith("hf:")
 
 
+def hub_name(name: str) -> str | None:
+    """`hf:ORG/NAME` where `name` is that without `hf:`; None for any other text."""
+    return f"hf:{name}" if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) else None
+
+
 def near_names(name: str, known: Collection[str]) -> list[str]:
     """At most five of the `known` names that `name` may mean: those that begin with it, else the most similar ones.
 

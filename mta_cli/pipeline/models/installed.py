@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.model.checkpoint_files import model_files, sha256_file
-from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound
-from mta_cli.pipeline.models.bases import HUB_BASES, can_be_pulled, full_name, memory_bytes, near_names
+from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, did_you_mean
+from mta_cli.pipeline.models.bases import HUB_BASES, can_be_pulled, full_name, hub_name, memory_bytes, near_names
 from mta_cli.pipeline.models.catalog import PACKAGES
 from mta_cli.pipeline.models.manifest import (
     MANIFEST,
@@ -187,10 +187,12 @@ def _unknown_model_error(name: str) -> NotFound:
     if can_be_pulled(name):
         return NotFound(f"{name} is not here yet", hint=f"mta model pull {name}")
     if os.sep in name or name.startswith((".", "~")):
-        return NotFound(f"There is no model folder at {name[:200]!r}", hint="mta model list shows what is here")
+        near = [hub] if (hub := hub_name(name)) is not None else []
+        return NotFound(
+            f"There is no model folder at {name[:200]!r}", hint=did_you_mean(near, "mta model list shows all")
+        )
     near = near_names(name, model_names())
-    meant = f"did you mean {', '.join(near)}?" if near else "mta model list shows what is here"
-    return NotFound(f"There is no model {name[:200]!r}", hint=meant)
+    return NotFound(f"There is no model {name[:200]!r}", hint=did_you_mean(near, "mta model list shows all"))
 
 
 def _with_article(kind: str) -> str:

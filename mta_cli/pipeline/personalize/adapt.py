@@ -388,7 +388,7 @@ def _warn_if_unmoved(user: User, stack: Stack, norm: float) -> Iterator[Event]:
         yield Note(
             f"{user.name}: {steps} optimiser steps hardly moved the model ({measured}); "
             "try more --steps or a higher --learning-rate.",
-            warning=True,
+            detail=True,
         )
 
 

@@ -80,8 +80,8 @@ def stale_notes(
     reg: Registry, whose: str, stale: Sequence[StaleAnchor], resting: Sequence[Dependent], pooled: Iterable[Bank]
 ) -> Iterator[Note]:
     """Notes for the user: stale anchors trained on `whose` items, the users who depend on them, the remedy."""
-    for bank, version, anchor in stale:
-        yield Note(f"anchor {anchor} of {bank} v{version} was trained on {whose}: it is stale", warning=True)
+    for bank, version, _ in stale:
+        yield Note(f"the anchor of {bank} v{version} that was trained on {whose} is stale", warning=True)
     if resting:
         names = list(dict.fromkeys(user for user, _, _ in resting))
         yield Note(f"recipes or stacks that rest on what is stale: those of {join_names(names)}", warning=True)

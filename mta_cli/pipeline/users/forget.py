@@ -65,7 +65,8 @@ def forget_user(reg: Registry, name: str, *, wait: bool = False) -> Iterator[Eve
     for name in saved:
         yield Note(f"{name}, the copy from before the last migration, is removed too: it holds {user.name}")
     yield from stale_notes(reg, "them", gone.stale_anchors, gone.dependents, pooled)
-    yield Note(f"forgotten; history items: {items:,}, adapter files: {len(gone.adapters_removed):,}")
+    told = f"forgotten; history items: {items:,}, adapter files: {len(gone.adapters_removed):,}"
+    yield Note(told, detail=True)
     yield JobResult(
         {
             "user": gone.name,

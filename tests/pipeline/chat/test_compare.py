@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.text.tasks import MOVIE_TAGS
-from mta_cli.errors import UsersChanged
+from mta_cli.errors import NotFound, UsersChanged
 from mta_cli.events import TextChunk
 from mta_cli.options import AnswerOptions, MemoryOptions
 from mta_cli.pipeline.chat.answer import ChatModel, answer_question
@@ -30,8 +30,8 @@ def test_compare_answers_in_every_mode_with_one_load(world: World, monkeypatch: 
     loads, load = [], loading.load_base
     monkeypatch.setattr(loading, "load_base", lambda *a, **k: (loads.append(a), load(*a, **k))[1])
     drawn = AnswerOptions(max_tokens=12, temperature=1.0)  # the tiny base's likeliest tokens are no characters
-    result, events = result_of(
-        compare_user_models(world.reg, world.entry, "alice", "hello there", asking(answer=drawn))
+    (result,), events = result_of(
+        compare_user_models(world.reg, world.entry, ["alice"], "hello there", asking(answer=drawn))
     )
     assert len(loads) == 1
     assert set(result) >= {"user", "prompt", "answers"} and result["prompt"] == "hello there"
@@ -46,22 +46,40 @@ def test_compare_answers_in_every_mode_with_one_load(world: World, monkeypatch: 
 
 
 def test_compare_leaves_out_what_is_not_there(world: World) -> None:
-    result, events = result_of(compare_user_models(world.reg, world.entry, "bob", "hello", asking()))
+    (result,), events = result_of(compare_user_models(world.reg, world.entry, ["bob"], "hello", asking()))
     assert result["answers"]["adapted"] is None and result["answers"]["fused"]
     assert "no stack" in notes_of(events)
 
 
+def test_several_users_are_answered_with_one_load(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mta_cli.engine.model import load as loading
+
+    loads, load = [], loading.load_base
+    monkeypatch.setattr(loading, "load_base", lambda *a, **k: (loads.append(a), load(*a, **k))[1])
+    drawn = asking(answer=AnswerOptions(max_tokens=12, temperature=1.0))
+    both, _ = result_of(compare_user_models(world.reg, world.entry, ["bob", "alice"], "hello", drawn))
+    assert len(loads) == 1 and [each["user"] for each in both] == ["bob", "alice"]
+    (alone,), _ = result_of(compare_user_models(world.reg, world.entry, ["alice"], "hello", drawn))
+    assert both[1]["answers"] == alone["answers"]
+
+
+def test_an_unknown_user_is_refused_before_the_base_is_loaded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ChatModel, "load_for_user", lambda *a: pytest.fail("the base was loaded"))
+    with pytest.raises(NotFound, match="'alise'"):
+        result_of(compare_user_models(world.reg, world.entry, ["bob", "alise"], "hello", asking()))
+
+
 def test_answers_grow_together(world: World) -> None:
     drawn = AnswerOptions(max_tokens=12, temperature=1.0)
-    _, events = result_of(compare_user_models(world.reg, world.entry, "alice", "hello there", asking(answer=drawn)))
+    _, events = result_of(compare_user_models(world.reg, world.entry, ["alice"], "hello there", asking(answer=drawn)))
     columns = [event.column for event in events if isinstance(event, TextChunk)]
     assert len(set(columns[: len(columns) // 2])) == 3
 
 
 def test_labels_of_every_mode_are_those_of_each_alone(labelled: World) -> None:
     of_task = asking(task="lamp-2")
-    result, events = result_of(
-        compare_user_models(labelled.reg, labelled.entry, "alice", "a film about space", of_task)
+    (result,), events = result_of(
+        compare_user_models(labelled.reg, labelled.entry, ["alice"], "a film about space", of_task)
     )
     for mode, answer in result["answers"].items():
         single, _ = result_of(
@@ -82,8 +100,8 @@ def test_personal_columns_add_what_the_person_is_used_to_say(labelled: World) ->
     reg.items.append_items(labelled.alice.id, [NewItem(f"x{n}", "lamp-2", "zzz", tags[9]) for n in range(30)])
     of_task = asking(history_items=0, task="lamp-2")
     without = asking(history_items=0, task="lamp-2", answer=BRIEF, memory=MemoryOptions(memory="off"))
-    used, _ = result_of(compare_user_models(reg, labelled.entry, "alice", question, of_task))
-    bare, _ = result_of(compare_user_models(reg, labelled.entry, "alice", question, without))
+    (used,), _ = result_of(compare_user_models(reg, labelled.entry, ["alice"], question, of_task))
+    (bare,), _ = result_of(compare_user_models(reg, labelled.entry, ["alice"], question, without))
     assert used["details"]["base"]["labels"] == pytest.approx(bare["details"]["base"]["labels"])
     for mode in ("fused", "adapted"):
         added = [used["details"][mode]["labels"][tag] - bare["details"][mode]["labels"][tag] for tag in tags]

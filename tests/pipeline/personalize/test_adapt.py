@@ -227,7 +227,7 @@ def plan_tokens(reg: Registry, options: AdaptOptions) -> str:
     return next(line.value for line in plan.lines if line.name == "tokens")
 
 
-def test_too_few_steps_is_a_warning_with_the_number(peopled: Registry) -> None:
+def test_too_few_steps_are_told_with_the_number(peopled: Registry) -> None:
     built(peopled)
     users = [peopled.users.get("ida")]
     _, seen = finish(adapt_users(peopled, users, fuse_request(), AdaptOptions(steps=1, learning_rate=1e-8)))

@@ -86,7 +86,7 @@ def test_taking_it_back_marks_the_anchor_and_names_banks_and_people(peopled: Reg
         "task_adapters": [{"bank": "lamp-2", "version": 1}],
     }
     said = "\n".join(notes(seen))
-    assert f"anchor {first.id} of lamp-2 v1" in said and resting[0] in said
+    assert "the anchor of lamp-2 v1 that was trained on" in said and resting[0] in said
     assert "mta bank build --task lamp-2 --refresh" in said and "task adapters" in said
     now = peopled.banks.anchors(first.bank_id)
     assert [anchor.stale for anchor in now] == [True, False, False] and now[0].user == first.user and now[1:] == others
@@ -176,7 +176,7 @@ def test_an_import_that_takes_it_back_says_what_is_stale(peopled: Registry, tmp_
     name = str(peopled.banks.anchors(peopled.banks.get("lamp-2").id)[0].user)
     path = write(tmp_path / "a.jsonl", rows(name, 1, id="new"))
     _, seen = finish(import_file(peopled, "jsonl", path, can_anchor=False))
-    assert any("it is stale" in text for text in notes(seen)) and any("--refresh" in text for text in notes(seen))
+    assert any("is stale" in text for text in notes(seen)) and any("--refresh" in text for text in notes(seen))
     assert not peopled.users.get(name).can_anchor
     _, seen = finish(import_file(peopled, "jsonl", path, can_anchor=False))
     assert not any("stale" in text for text in notes(seen)), "nothing changed"

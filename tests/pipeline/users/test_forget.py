@@ -50,7 +50,7 @@ def test_anchors_of_them_are_named_and_stale(reg: Registry, tmp_path: Path) -> N
     assert {line.name: line.value for line in plan.lines}["anchor of"] == "tags v1"
     result, notes = run(forget_user(reg, "ann"))
     assert result["stale_anchors"] == [{"bank": "tags", "version": 1, "anchor": anchors[0].id}]
-    assert any(f"anchor {anchors[0].id} of tags v1" in note for note in notes)
+    assert any("the anchor of tags v1 that was trained on them is stale" in note for note in notes)
     assert any("mta bank rm tags --bank-version 1" in note for note in notes), "it is not ready, so not refreshed"
     assert [anchor.stale for anchor in reg.banks.anchors(bank.id)] == [True, False]
 

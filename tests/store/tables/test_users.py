@@ -57,7 +57,7 @@ def test_the_nearest_names_are_suggested(reg: Registry) -> None:
     assert caught.value.hint == "did you mean 'Bob'?"
     with pytest.raises(NotFound) as caught:
         reg.users.get("qqqqqq")
-    assert caught.value.hint == "mta user list shows who there is"
+    assert caught.value.hint == "mta user list shows all"
     with pytest.raises(NotFound):
         reg.users.by_id(99)
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NoReturn, cast
 
 from mta_cli.errors import BadInput, NotFound, system_reason
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation, escape_unprintable
+from store.files import missing_file_hint
 
 FILE_BYTES = 1 << 30
 """Largest file that is read."""
@@ -87,7 +88,7 @@ def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except FileNotFoundError as error:
-        raise NotFound(f"There is no file {name}") from error
+        raise NotFound(f"There is no file {name}", hint=missing_file_hint(path)) from error
     except IsADirectoryError as error:
         raise BadInput(f"{name} is a directory, not a file") from error
     except ValueError as error:

@@ -1,0 +1,133 @@
+"""Results of `mta user` as sentences and tables for a terminal of 80 columns. Reads dicts; stores nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from mta_cli import output as out
+from mta_cli.formatting import loss_verdict, pluralise
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+MAX_VALUES_SHOWN = 3  # of a run's result in the list of runs
+
+
+def render_fusion(recipe: Mapping[str, Any], *, details: bool) -> RenderableType:
+    """A recipe: its anchors with their weights, and what is left to the task adapter."""
+    rows: list[tuple[object, ...]] = [
+        (each["user"], f"{each['similarity']:.3f}", f"{each['weight']:.3f}") for each in recipe["anchors"]
+    ]
+    if recipe["method"] in ("evidence", "learned"):
+        rows.append(("(task adapter alone)", "", f"{recipe['null_weight']:.3f}"))
+    made = f" by {recipe['method']}, {recipe['recipe_bytes']} bytes" if details else ""
+    head = f"{recipe['user']}: the anchors of bank {recipe['bank']} v{recipe['version']} that fit best{made}"
+    return out.group(out.text(head), out.table(("anchor", "similarity", "weight"), rows))
+
+
+def render_adapted(results: Sequence[Mapping[str, Any]], *, details: bool) -> RenderableType:
+    """A sentence for one user; a table and a sentence on all for several. `details` adds sizes and steps."""
+    if len(results) == 1 and not details:
+        return out.text(_adapted_sentence(results[0]))
+    columns = ["user", "shots", "loss", "held-out loss", "held-out is"]
+    columns += ["steps", "recipe", "stack", "seconds"] if details else []
+    rows = []
+    for each in results:
+        row = [each["user"], each["shots"], _losses(each, "loss"), _losses(each, "heldout"), _verdict(each, "heldout")]
+        if details:
+            sizes = (f"{each['recipe_bytes']} B", f"{each['stack_bytes']:,} B")
+            row += [each["steps"], *sizes, f"{each['seconds']:.1f}"]
+        rows.append(row)
+    return out.group(out.table(columns, rows), out.text(_summary_sentence(results)))
+
+
+def render_export(result: Mapping[str, Any]) -> RenderableType:
+    """An export: where it is, its size and what it holds."""
+    source = result["source"]
+    anchors = pluralise(len(source["anchors"]), "anchor")
+    parts = {"fused": f"the task adapter and {anchors}", "adapted": f"the task adapter, {anchors} and the stack"}
+    lines = [
+        f"Wrote {result['user']}'s model for {result['task']} to {result['to']}: {result['format']}, "
+        f"{result['bytes'] / 1e6:.1f} MB.",
+        f"It holds {parts[source['mode']]} of bank {source['bank']} v{source['version']}, of rank {result['rank']}.",
+    ]
+    return out.text("\n".join(lines))
+
+
+def render_removal(result: Mapping[str, Any]) -> RenderableType:
+    """What went with a user."""
+    files = pluralise(len(result["adapters_removed"]), "adapter file")
+    return out.text(f"Removed every trace of {result['user']}: {pluralise(result['items'], 'item')} and {files}.")
+
+
+def render_runs(
+    runs: Sequence[Mapping[str, Any]], age: Callable[[str | None], str | None], *, details: bool
+) -> RenderableType:
+    """The runs about a user; `age` says when a moment was."""
+    rows = [
+        (each["id"], each["kind"], each["status"], age(each["started"]), _outcome(each, details=details))
+        for each in runs
+    ]
+    return out.table(("run", "kind", "status", "started", "result"), rows)
+
+
+def _adapted_sentence(result: Mapping[str, Any]) -> str:
+    user = result["user"]
+    if result["loss_before"] is None:
+        return f"{user}: no history, so no stack; the recipe alone answers."
+    if result["heldout_before"] is not None:
+        queries = pluralise(result["heldout_queries"], "query", "queries")
+        return (
+            f"{user}: held-out loss {_losses(result, 'heldout')} ({queries}): {_advised(_verdict(result, 'heldout'))}."
+        )
+    told = f"{user}: loss on {pluralise(result['shots'], 'shot')} {_losses(result, 'loss')}"
+    return f"{told}: {_advised(_verdict(result, 'loss'))}. Without held-out queries nothing else can judge it."
+
+
+def _summary_sentence(results: Sequence[Mapping[str, Any]]) -> str:
+    """The verdict on all users who have held-out queries, else on all."""
+    held_out = [each for each in results if each["heldout_before"] is not None]
+    kind = "heldout" if held_out else "loss"
+    known = held_out or [each for each in results if each["loss_before"] is not None]
+    if not known:
+        return "No user has a history, so there is no stack."
+    before, after = (fmean(each[f"{kind}_{when}"] for each in known) for when in ("before", "after"))
+    verdicts = [_verdict(each, kind) or "" for each in known]
+    counts = {word: sum(verdict.endswith(word) for verdict in verdicts) for word in ("better", "worse", "different")}
+    what = "held-out loss" if held_out else "loss on the shots"
+    return (
+        f"{pluralise(len(known), 'user')}: {what} {before:.3f} → {after:.3f} on average: "
+        f"{loss_verdict(before, after)} ({counts['better']} better, {counts['different']} no different, "
+        f"{counts['worse']} worse). Lower is better."
+    )
+
+
+def _losses(result: Mapping[str, Any], kind: str) -> str | None:
+    before, after = result[f"{kind}_before"], result[f"{kind}_after"]
+    return None if before is None or after is None else f"{before:.3f} → {after:.3f}"
+
+
+def _verdict(result: Mapping[str, Any], kind: str) -> str | None:
+    before, after = result[f"{kind}_before"], result[f"{kind}_after"]
+    return None if before is None or after is None else loss_verdict(before, after)
+
+
+def _advised(verdict: str | None) -> str:
+    return f"{verdict}; try more --steps or a higher --learning-rate" if verdict == "no different" else str(verdict)
+
+
+def _outcome(run: Mapping[str, Any], *, details: bool) -> str:
+    if run["error"]:
+        return str(run["error"])
+    result = run["result"] or {}
+    if not details and result.get("loss_before") is not None and result.get("loss_after") is not None:
+        held_out = result.get("heldout_before") is not None and result.get("heldout_after") is not None
+        return f"{'held-out loss' if held_out else 'loss'} {_losses(result, 'heldout' if held_out else 'loss')}"
+    values = [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in result.items()
+        if isinstance(value, bool | int | float | str)
+    ]
+    return ", ".join(values if details else values[:MAX_VALUES_SHOWN])
