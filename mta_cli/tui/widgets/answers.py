@@ -88,7 +88,7 @@ class AnswerColumn(VerticalScroll):
         lines = []
         if gold := answer.get("gold"):
             lines += [_metric_line(name, value) for name, value in gold["metrics"].items()]
-            likelihood = _format_likelihood(gold) + (", the highest" if best else "")
+            likelihood = _format_likelihood(gold) + (" (best)" if best else "")
             lines.append(Content.styled(likelihood, "bold" if best else ""))
         lines += [Content(text) for text in _speed_lines(answer)]
         self._metrics.update(Content("\n").join(lines))

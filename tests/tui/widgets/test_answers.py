@@ -117,7 +117,7 @@ def test_numbers_are_told_in_plain_words_and_the_likeliest_gold_is_marked() -> N
                 "gold −1.250 nats per token",
                 "rouge-1 .500",
                 "rouge-l .250",
-                "gold at 90 %, the highest",
+                "gold at 90 % (best)",
                 "✓ right",
                 "✗ off by 2",
                 "1 token ·",
