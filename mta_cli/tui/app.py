@@ -7,22 +7,24 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual import work
 from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.constants import DEFAULT_THEME
 from textual.filter import LineFilter
-from textual.screen import Screen
+from textual.screen import Screen, SystemModalScreen
 
+from mta_cli.errors import MtaError
 from mta_cli.options import ModelOptions
 from mta_cli.settings import Settings, StoreOptions
 from mta_cli.signals import ENDING_SIGNALS, exit_code_of
 from mta_cli.tui.command_palette import CommandProvider
 from mta_cli.tui.dialogs.basic import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
-from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
+from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen, screen_class
 from mta_cli.tui.text import PrintableFilter
+from mta_cli.tui.window_state import WindowState
 from mta_cli.tui.workers.job_queue import JobQueue, JobUpdated
 from mta_cli.tui.workers.model_worker import ModelWorker
 from mta_cli.tui.workers.store_reader import StoreReader
@@ -33,8 +35,7 @@ if TYPE_CHECKING:
 
 def _make_screen(name: str) -> Screen[Any]:
     """A screen at its first use: importing all of them would hold up the first one by half a second."""
-    made: Screen[Any] = resolve_name(f"mta_cli.tui.screens.{name}:{SCREEN_TITLES[name]}Screen")()
-    return made
+    return screen_class(name)()
 
 
 # Textual reads Alt and a digit as the sign that a Mac's keyboard has there ("¡" for 1). This private table says so.
@@ -70,8 +71,11 @@ class MtaApp(App[None]):
     DEFAULT_MODE = "users"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - declared by Textual as no ClassVar
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("f1", "help", "Help", id="app.help", tooltip="Help on what has the focus"),
+        Binding(
+            "f1", "help", "Help", id="app.help", priority=True, tooltip="Help on what has the focus, also in a form"
+        ),
         *_SCREEN_BINDINGS,
+        Binding("z", "zoom", "Enlarge", id="app.zoom", show=False, tooltip="Enlarge the pane with the focus, or back"),
         Binding("ctrl+t", "change_theme", "Theme", id="app.theme", show=False, tooltip="Choose another theme"),
         Binding("q", "quit", "Quit", id="app.quit", tooltip="Close the window; asks while a job runs"),
         Binding(
@@ -97,20 +101,46 @@ class MtaApp(App[None]):
         self.selected_user: str | None = None
         self.selected_task: str | None = None
         self.store_changes = 0  # how often jobs have saved something
+        self._saved_state = WindowState.load(store)
 
     def on_mount(self) -> None:
-        """A signal that asks the program to end closes the window, which gives the terminal back."""
+        """Go on where the last window was left. A signal that asks the program to end closes the window properly."""
+        saved = self._saved_state
+        if saved.theme in self.available_themes:
+            self.theme = saved.theme
+        if saved.screen in SCREEN_TITLES:
+            self.show_screen(saved.screen)
+        if saved.user_id is not None:
+            self._select_saved_user(saved.user_id)
         for number in ENDING_SIGNALS:
             with suppress(NotImplementedError, RuntimeError):  # Windows, or not in the main thread
                 asyncio.get_running_loop().add_signal_handler(number, self._end_by_signal, number)
+
+    @work
+    async def _select_saved_user(self, user_id: int) -> None:
+        with suppress(MtaError):  # forgotten since, or the store cannot be read, which the screen says
+            user = await self.store_reader.read(lambda reg: reg.users.by_id(user_id))
+            if self.selected_user is None:
+                self.select_user(user.name)
+
+    async def _save_state(self) -> None:
+        name, user_id = self.selected_user, None
+        if name is not None:
+            with suppress(MtaError):
+                user_id = (await self.store_reader.read(lambda reg: reg.users.get(name))).id
+        theme = "" if self.theme == DEFAULT_THEME else self.theme
+        state = WindowState(theme, self.current_mode if self.current_mode in SCREEN_TITLES else "", user_id)
+        if state != self._saved_state:
+            state.save(self.store_reader.root)
 
     def _end_by_signal(self, number: int) -> None:
         self._stop_threads()
         self.exit(return_code=exit_code_of(number))
 
     async def on_unmount(self) -> None:
-        """Stop all threads, however the window came to its end."""
+        """Stop all threads, however the window came to its end, and keep what the next one begins with."""
         self._stop_threads()
+        await self._save_state()
         await self.store_reader.close()
         await self.profile_reader.close()
 
@@ -153,17 +183,46 @@ class MtaApp(App[None]):
         filled: dict[str, str] | None = await self.push_screen_wait(FormDialog(form))
         return filled
 
+    def copy_to_clipboard(self, text: str) -> None:
+        """Copy a text and say so, whichever key or widget asked for it."""
+        super().copy_to_clipboard(text)
+        self.notify("copied", markup=False, timeout=2)
+
+    @work(group="stays", exit_on_error=False)
+    async def run_on_screen(self, name: str, action: str) -> None:
+        """Show a screen, wait until it has read the store, and do what one of its keys does."""
+        await self.switch_mode(name)
+        screen = self.screen
+        if isinstance(screen, BaseScreen):
+            await screen.reload()
+        if not await self.run_action(action, screen):
+            self.notify("nothing to do that with here yet", markup=False)
+
+    def action_zoom(self) -> None:
+        """Let the pane with the focus fill the window, or give the others their room back."""
+        screen = self.screen
+        if not isinstance(screen, BaseScreen):
+            return
+        if screen.maximized is not None:
+            screen.minimize()
+        elif self.focused is None or not screen.maximize(self.focused):
+            self.notify("Tab goes to a pane; z enlarges it", markup=False)
+
     def action_show_screen(self, name: str) -> None:
         """Show a screen, by key; not over a dialog."""
         if isinstance(self.screen, BaseScreen):
             self.show_screen(name)
 
     def action_help(self) -> None:
-        """Help on what has the focus."""
-        screen = self.current_screen
-        if isinstance(self.screen, HelpDialog) or screen is None:
-            return
-        self.push_screen(HelpDialog(screen.help_for(self.focused), self._list_active_keys()))
+        """Help on what has the focus; over the help, back."""
+        from mta_cli.tui.dialogs.form import FormDialog
+
+        screen = self.screen
+        if isinstance(screen, HelpDialog):
+            screen.dismiss()
+        elif not isinstance(screen, SystemModalScreen):  # such as the palette, which is Textual's
+            text = screen.help_for(self.focused) if isinstance(screen, BaseScreen | FormDialog) else ""
+            self.push_screen(HelpDialog(text, self._list_active_keys()))
 
     def _list_active_keys(self) -> list[tuple[str, str]]:
         """The keys that work now, and what each does: the screen's, the window's, then Textual's own widgets'."""

@@ -1,15 +1,16 @@
-"""What Textual's command palette (ctrl+p) offers: screens, the keys of a screen, and users."""
+"""What Textual's command palette (ctrl+p) offers: screens, the keys of every screen, and users."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+from textual.binding import Binding
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
 from mta_cli.printable import clean_line
-from mta_cli.tui.screens.base import SCREEN_TITLES
+from mta_cli.tui.screens.base import SCREEN_TITLES, screen_class
 from mta_cli.tui.text import line_text
 
 if TYPE_CHECKING:
@@ -21,17 +22,17 @@ MAX_PALETTE_USERS = 8  # names that the palette offers at once
 
 
 class CommandProvider(Provider):
-    """Screens, the keys of the screen that is shown, and users by name."""
+    """Screens, the keys of all screens, those of the one that is shown first, and users by name."""
 
     async def discover(self) -> Hits:
-        """Everything but users."""
+        """Screens, and the keys of the one that is shown."""
         for name, about, run in self._list_commands():
             yield DiscoveryHit(name, run, help=about)
 
     async def search(self, query: str) -> Hits:
         """What matches the typed text."""
         matcher = self.matcher(query)
-        for name, about, run in self._list_commands():
+        for name, about, run in [*self._list_commands(), *self._list_commands_elsewhere()]:
             if (score := matcher.match(name)) > 0:
                 yield Hit(score, line_text(name), run, help=about)
         async for name in self._find_users(query):
@@ -53,19 +54,27 @@ class CommandProvider(Provider):
         ]
         for active in self.screen.active_bindings.values():
             binding = active.binding
-            if binding.id and active.enabled and binding.id.split(".")[0] in SCREEN_TITLES and binding.description:
-                offers.append(
-                    (
-                        binding.description,
-                        binding.tooltip,
-                        partial(self.app.run_action, binding.action, active.node),
-                    )
-                )
+            if active.enabled and _is_screen_command(binding):
+                run = partial(self.app.run_action, binding.action, active.node)
+                offers.append((binding.description, binding.tooltip, run))
         return offers
 
+    def _list_commands_elsewhere(self) -> Iterator[tuple[str, str, Callable[[], object]]]:
+        """What the keys of the other screens do."""
+        for name, title in SCREEN_TITLES.items():
+            for binding in screen_class(name).BINDINGS if name != self._mta_app.current_mode else ():
+                if isinstance(binding, Binding) and _is_screen_command(binding) and binding.key != "escape":
+                    run = partial(self._mta_app.run_on_screen, name, binding.action)
+                    yield f"{title}: {binding.description}", binding.tooltip, run
+
     async def _find_users(self, query: str) -> AsyncIterator[str]:
+        task = self._mta_app.selected_task
         names = await self._mta_app.store_reader.read(
-            lambda reg: reg.user_table.user_page(query, "name", False, 0, MAX_PALETTE_USERS, None)
+            lambda reg: reg.user_table.user_page(query, "name", False, 0, MAX_PALETTE_USERS, task)
         )
         for row in names:
             yield clean_line(row.name)
+
+
+def _is_screen_command(binding: Binding) -> bool:
+    return bool(binding.description) and (binding.id or "").split(".")[0] in SCREEN_TITLES

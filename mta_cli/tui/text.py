@@ -41,6 +41,11 @@ def block_text(value: str, style: str = "") -> Text:
     return Text(clean_text(value), style=style)
 
 
+def format_hint(hint: str) -> str:
+    """A hint as a sentence of its own: a question as it is, anything else after "Try"."""
+    return hint[:1].upper() + hint[1:] if hint.startswith("did you mean") else f"Try: {hint}"
+
+
 def format_signed(value: float | None) -> str:
     """A difference in three decimals with its sign; no zero before the point."""
     if value is None or value != value:

@@ -14,6 +14,9 @@ from mta_cli.errors import MtaError, NotFound, StoreBusy, UserInUse, UsersChange
 from store.connection import Connection
 from store.process_lock import lock_path, process_lock
 
+_HELD_HERE: set[tuple[Path, int]] = set()
+"""The jobs that this process holds, by store and number."""
+
 
 class Jobs:
     """The users that each running job uses."""
@@ -42,16 +45,21 @@ class Jobs:
                 held.enter_context(process_lock(self._root, _lock_name(job_id), 0, title))
                 rows = "INSERT INTO job_users (user_id, job_id) SELECT value, ? FROM json_each(?)"
                 self._db.execute_write(rows, (job_id, ids))
+                _HELD_HERE.add((self._root, job_id))
             try:
                 yield
             finally:
+                _HELD_HERE.discard((self._root, job_id))
                 with contextlib.suppress(MtaError):  # what is left of it holds no user
                     self._remove_job(job_id)
 
-    def running_jobs(self) -> list[tuple[str, int]]:
-        """The title of each running job, oldest first, and how many users it holds."""
+    def running_jobs(self, *, elsewhere: bool = False) -> list[tuple[str, int]]:
+        """The title of each running job, oldest first, and how many users it holds; `elsewhere`: by other processes."""
         sql = """SELECT id, title, (SELECT count(*) FROM job_users WHERE job_id = jobs.id) FROM jobs ORDER BY id"""
-        return [(title, users) for job_id, title, users in self._db.fetch_tuples(sql) if self._is_running(job_id)]
+        rows = self._db.fetch_tuples(sql)
+        if elsewhere:
+            rows = [row for row in rows if (self._root, row[0]) not in _HELD_HERE]
+        return [(title, users) for job_id, title, users in rows if self._is_running(job_id)]
 
     def require_unused(self, user_id: int, name: str) -> None:
         """Raises UserInUse where a running job holds the user."""

@@ -43,6 +43,8 @@ class Runs:
     def __init__(self, db: Connection) -> None:
         self._db = db
         self._held: dict[int, HeldFile] = {}
+        self.started_ids: list[int] = []
+        """The runs that were started through this registry, oldest first."""
 
     def start_run(
         self,
@@ -70,10 +72,12 @@ class Runs:
                     sql, ((run_id, position, user) for position, user in enumerate(asked_users))
                 )
                 self._hold(run_id)
-                return self.get(run_id)
+                run = self.get(run_id)
         except BaseException:
             self._release(run_id)  # a number that was rolled back is given again
             raise
+        self.started_ids.append(run_id)
+        return run
 
     def record_step(self, run_id: int, unit: str, step: int, loss: float | None, tokens: int, seconds: float) -> None:
         """Record one step of a run."""

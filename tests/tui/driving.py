@@ -76,6 +76,13 @@ def _line(runs: list[tuple[int, str]]) -> str:
     return shown.rstrip()
 
 
+def notices(app: MtaApp) -> list[str]:
+    """What the window tells from now on in its corner, which tests do not draw."""
+    told: list[str] = []
+    app.notify = lambda message, **how: told.append(message)  # type: ignore[method-assign]
+    return told
+
+
 def settle_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time zone and the language of dates are the same on every machine."""
     monkeypatch.setenv("TZ", "UTC")

@@ -12,17 +12,19 @@ import pytest
 from textual._xterm_parser import XTermParser
 from textual.app import ComposeResult
 from textual.events import Key
-from textual.widgets import Input, Static
+from textual.widgets import Input, Log, Static
 
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobStarted
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.basic import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
+from mta_cli.tui.dialogs.form import Form, FormDialog, FormField
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
 from mta_cli.tui.workers.job_queue import Job, JobUpdated
 from store.registry import Registry
-from tests.tui.driving import open_app, run, screen_text, settled, until
+from tests.tui.driving import notices, open_app, run, screen_text, settled, until
 
+MODES = MtaApp.MODES  # before the fixture puts cells in their place
 heard: list[object] = []
 
 
@@ -34,6 +36,7 @@ class Cell(BaseScreen):
     def compose_body(self) -> ComposeResult:
         yield Static(f"in {self.SCREEN_NAME}")
         yield Input(id="words")
+        yield Log()
 
     async def reload(self) -> None:
         heard.append(f"reload {self.SCREEN_NAME}")
@@ -136,7 +139,60 @@ def test_a_chosen_user_is_told_to_the_screen_and_shown_above_it(empty_store: Pat
             app.select_user("ida\x1b[2J")
             await settled(app, pilot)
             assert heard.count("reload users") == 2
-            assert "ida[2J" in screen_text(app).splitlines()[0]
+            assert "● ida[2J" in screen_text(app).splitlines()[0]
+
+    run(drive())
+
+
+def test_the_bar_keeps_the_user_and_the_job_apart(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store, size=(120, 24)) as (app, pilot):
+            app.select_user("fleur")
+            job = app.job_queue.add_job("user adapt", "a walk", forever)
+            await until(pilot, lambda: job.progress.done > 1)
+            await settled(app, pilot)
+            assert screen_text(app).splitlines()[0].rstrip().endswith("● fleur  ▶ user adapt")
+            app.job_queue.stop_job(job)
+            await until(pilot, lambda: job.finished)
+            await settled(app, pilot)
+            assert screen_text(app).splitlines()[0].rstrip().endswith("● fleur")
+
+    run(drive())
+
+
+def test_f1_explains_a_field_of_a_form_and_goes_back_to_it(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            field = FormField("rank", "rank", default_text="8", help="Rank of each meta-LoRA.", setting_key="bank.rank")
+            app.push_screen(FormDialog(Form("bank build", (field,))))
+            await settled(app, pilot)
+            await pilot.press("f1")
+            await settled(app, pilot)
+            shown = screen_text(app)
+            assert isinstance(app.screen, HelpDialog) and "rank: Rank of each meta-LoRA." in shown
+            assert "Setting: bank.rank" in shown and "Show the plan, then start" in shown
+            await pilot.press("f1")
+            await settled(app, pilot)
+            assert isinstance(app.screen, FormDialog) and isinstance(app.focused, Input)
+
+    run(drive())
+
+
+def test_z_enlarges_the_pane_with_the_focus_and_gives_the_room_back(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            told = notices(app)
+            await no_focus(app)
+            await pilot.press("z")
+            await pilot.pause()
+            assert app.screen.maximized is None and told == ["Tab goes to a pane; z enlarges it"]
+            app.screen.query_one(Log).focus()
+            await pilot.press("z")
+            await pilot.pause()
+            assert app.screen.maximized is app.screen.query_one(Log) and "in users" not in screen_text(app)
+            await pilot.press("z")
+            await pilot.pause()
+            assert app.screen.maximized is None and "in users" in screen_text(app)
 
     run(drive())
 
@@ -265,6 +321,39 @@ def test_the_palette_goes_to_screens(empty_store: Path) -> None:
                 if "in results" in screen_text(app):
                     break
             assert "in results" in screen_text(app)
+
+    run(drive())
+
+
+def test_the_palette_knows_the_commands_of_all_screens(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MtaApp, "MODES", MODES)
+
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            await pilot.press("ctrl+p")
+            await pilot.press(*"bank build")
+            await until(pilot, lambda: "Jobs: Bank build" in screen_text(app) and "Go to Users" not in screen_text(app))
+            for _ in range(100):  # the palette takes no Enter while it still searches
+                await pilot.press("enter")
+                await pilot.pause(0.1)
+                if isinstance(app.screen, FormDialog):
+                    break
+            assert app.current_mode == "jobs" and "Anchors, the task adapter" in screen_text(app)
+
+    run(drive())
+
+
+def test_a_command_of_another_screen_that_has_nothing_to_work_on_says_so(
+    empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MtaApp, "MODES", MODES)
+
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            told = notices(app)
+            app.run_on_screen("jobs", "resume")
+            await until(pilot, lambda: told == ["nothing to do that with here yet"])
+            assert app.current_mode == "jobs"
 
     run(drive())
 

@@ -144,6 +144,17 @@ def compare_prompt(
     yield JobResult(result if gold is None else {**result, "gold": gold})
 
 
+def expected_columns(reg: Registry, user: User, asked: str | None, base: str, others: Sequence[User]) -> list[str]:
+    """The keys of the columns that a comparison of a user's models has, without loading any.
+
+    `asked` is the task, None for the text as typed; `base` the base's fingerprint.
+    """
+    task = default_task(reg, user, asked, base)
+    best = most_personal_mode(reg, user, task, base)
+    beside = [f"@{other.name}" for other in others if most_personal_mode(reg, other, task, base) != "base"]
+    return [*PERSONALISATION_MODES[: PERSONALISATION_MODES.index(best) + 1], *beside]
+
+
 def _answer_details(column: ComparedModel, task: str) -> dict[str, Any]:
     spoken = column.generation
     rate = spoken.tokens / spoken.seconds if spoken.seconds and spoken.finish_reason != "label" else None
@@ -255,7 +266,7 @@ def _score_against_gold(
     """Score every column against the right answer; `measured` gets a record for each.
 
     `loglik` is the gold's, in nats: over the task's labels with their priors where answers are labels (`over: labels`),
-    else over the vocabulary, per token (`over: token`).
+    else over the vocabulary, per token (`over: token`). `label` is the label that the gold names, if any.
     """
     labels = list(columns[0].generation.label_logliks)
     place = find_label(gold, labels)
@@ -272,7 +283,8 @@ def _score_against_gold(
     over = "token" if place is None else "labels"
     for column, loglik in zip(columns, logliks, strict=True):
         metrics = answer_metrics(model.task.metric, model.task.labels, column.generation.text, gold)
-        measured.append({"loglik": loglik, "over": over, "metrics": metrics})
+        named = labels[place] if place is not None else None
+        measured.append({"loglik": loglik, "over": over, "label": named, "metrics": metrics})
 
 
 def _label_log_probability(labels: dict[str, float], gold: str) -> float:

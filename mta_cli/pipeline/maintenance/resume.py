@@ -7,13 +7,13 @@ Knows no settings and renders nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, Note
-from mta_cli.options import EvalOptions, MachineOptions
+from mta_cli.options import AdaptOptions, EvalOptions, MachineOptions
 from mta_cli.pipeline.evaluation.design import job_name
 from mta_cli.pipeline.requests import restore_adapt_request, restore_bank_request, restore_eval_request
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, bank_label
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 BANK_BUILD, USER_ADAPT, EVAL_RUN, EVAL_TUNE = "bank build", "user adapt", "eval run", "eval tune"
+MAX_NAMES = 3  # users whom a title names
 
 
 @dataclass(frozen=True)
@@ -149,17 +150,30 @@ def _unfinished_adaptations(reg: Registry, bank: Bank) -> Iterator[UnfinishedJob
     for run in _latest(reg, reg.runs.of_bank(bank.id), (ADAPT_RUN_KIND,)):
         all_users, users = run.config[REQUEST_KEY]["everybody"], reg.runs.asked_users(run.id)
         if run.status == "interrupted" and (all_users or users):
-            who = "all users" if all_users else users[0].name if len(users) == 1 else f"{len(users)} users"
+            who = "all users" if all_users else _name_some([user.name for user in users])
+            given = _given_options(AdaptOptions(), run.config[REQUEST_KEY]["options"])
             yield UnfinishedJob(
                 USER_ADAPT,
-                f"{who}, {bank.task}",
+                f"{who} · {bank.task}",
                 _ended_at(run, ""),
                 run.id,
-                f"on bank {bank_label(bank)}",
+                ", ".join([f"on bank {bank_label(bank)}", *given]),
                 _error_text(run),
                 run.id,
                 run.config[REQUEST_KEY],
             )
+
+
+def _name_some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _given_options(defaults: AdaptOptions, asked: dict[str, Any]) -> list[str]:
+    """The options of a request that are not the default, in words."""
+    known = ((name, value, asked.get(name)) for name, value in asdict(defaults).items() if value is not None)
+    return [f"{name.replace('_', ' ')} {given}" for name, value, given in known if given not in (None, value)]
 
 
 def _unfinished_evaluation(reg: Registry, one: Evaluation) -> Iterator[UnfinishedJob]:

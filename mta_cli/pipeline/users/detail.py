@@ -27,13 +27,17 @@ RUNS_SHOWN = 20
 
 @dataclass(frozen=True)
 class AnchorMatch:
-    """An anchor for a user: cosine of both profiles where both are known, and its weight in the user's recipe."""
+    """An anchor for a user: cosine of both profiles where both are known, and its weight in the user's recipe.
+
+    `place` is its place in the bank, from 0.
+    """
 
     anchor_id: int
     name: str
     stale: bool
     similarity: float | None
     weight: float | None
+    place: int
 
 
 @dataclass(frozen=True)
@@ -137,11 +141,11 @@ def _rank_anchors(
     cosines = _cosines(reg, user, bank, anchors)
     shares = {share.anchor_id: share for share in recipe.shares} if recipe is not None else {}
     near = []
-    for anchor in anchors:
+    for place, anchor in enumerate(anchors):
         share = shares.get(anchor.id)
         similarity = cosines.get(anchor.id, share.similarity if share is not None else None)
         weight = share.weight if share is not None else None
-        near.append(AnchorMatch(anchor.id, anchor_label(anchor), anchor.stale, similarity, weight))
+        near.append(AnchorMatch(anchor.id, anchor_label(anchor), anchor.stale, similarity, weight, place))
     return tuple(sorted(near, key=lambda one: (one.similarity is None, -(one.similarity or 0.0), -(one.weight or 0.0))))
 
 

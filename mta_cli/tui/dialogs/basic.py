@@ -13,7 +13,7 @@ from textual.widgets import Button, Static, TextArea
 
 from mta_cli.errors import BadInput, MtaError
 from mta_cli.printable import clean_text
-from mta_cli.tui.text import block_text, line_text
+from mta_cli.tui.text import block_text, format_hint, line_text
 
 
 class ConfirmDialog(ModalScreen[bool]):
@@ -75,7 +75,7 @@ class ErrorDialog(ModalScreen[None]):
         with Vertical(classes="dialog error"):
             yield Static(block_text(error_message(self._error), "bold"))
             if hint := getattr(self._error, "hint", None):
-                yield Static(block_text(f"Try: {hint}"))
+                yield Static(block_text(format_hint(hint)))
             area = TextArea(error_details(self._error), read_only=True, soft_wrap=True)
             area.can_focus = True
             yield area
@@ -97,14 +97,13 @@ class ErrorDialog(ModalScreen[None]):
     def action_copy(self) -> None:
         """Put everything into the clipboard."""
         self.app.copy_to_clipboard(f"{error_message(self._error)}\n\n{error_details(self._error)}")
-        self.notify("copied", markup=False, timeout=2)
 
 
 class HelpDialog(ModalScreen[None]):
     """Help on what has the focus and on the screen, with every key that works there."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,enter,f1,q", "dismiss", "Close", id="help.close", tooltip="Back to the screen"),
+        Binding("escape,enter,q", "dismiss", "Close", id="help.close", tooltip="Back to the screen"),
     ]
 
     def __init__(self, text: str, keys: list[tuple[str, str]]) -> None:

@@ -1,10 +1,11 @@
-"""Forms: a few fields with defaults, refused in place in the command line's words, and the plan before the start.
+"""Forms: a few fields with defaults, refused in place, and the plan before the start.
 
 A field that is left empty was not given: settings decide, and its default is shown dimmed. Knows no job.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -16,12 +17,13 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.events import DescendantFocus
 from textual.screen import ModalScreen
+from textual.widget import Widget
 from textual.widgets import Button, Collapsible, Input, Select, Static
 
 from mta_cli.errors import BadInput, MtaError
 from mta_cli.events import JobPlan
 from mta_cli.printable import clean_line, clean_text
-from mta_cli.tui.text import block_text, line_text
+from mta_cli.tui.text import block_text, format_hint, line_text
 
 if TYPE_CHECKING:
     from mta_cli.settings import Settings
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 FormValues = dict[str, str]
 FormCheck = Callable[[FormValues], None]
 FormPlanner = Callable[[FormValues], Awaitable[Sequence[JobPlan]]]
+FORM_ORIGIN = "this form"
+_GIVEN_FLAG_PATTERN = re.compile(r" \(flag --[a-z0-9-]+\)")
+_FLAG_PATTERN = re.compile(r"--[a-z][a-z0-9-]*")
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,10 @@ def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bo
 
 
 def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple[dict[str, str], list[str]]:
-    """The lines of an error by the field that they are about, and those that are about none."""
+    """The lines of an error by the field that they are about, and those that are about none.
+
+    Flags of the command line are called by the label of their field.
+    """
     own: dict[str, str] = {}
     rest: list[str] = []
     for text in (*error.message.splitlines(), *(error.faults if isinstance(error, BadInput) else ())):
@@ -95,10 +103,12 @@ def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple
         if owner is None:
             rest.append(text)
         else:
-            own.setdefault(owner.name, text)
+            own.setdefault(owner.name, _GIVEN_FLAG_PATTERN.sub("", text.replace(owner.setting_key, owner.label, 1)))
     if own and rest and rest[0].endswith("cannot be used:"):
         del rest[0]
-    return own, rest + ([f"Try: {error.hint}"] if error.hint else [])
+    rest += [format_hint(error.hint)] if error.hint else []
+    labels = {f"--{field.name.replace('_', '-')}": field.label for field in fields}
+    return own, [_FLAG_PATTERN.sub(lambda flag: labels.get(flag[0], flag[0]), text) for text in rest]
 
 
 class FieldRow(Vertical):
@@ -141,7 +151,10 @@ class FormDialog(ModalScreen[FormValues | None]):
     """A form over a screen: the fields, then the plan if it has one. Gives the values, or None when it was left."""
 
     CSS_PATH = "form.tcss"
-    HELP: ClassVar[str] = "Empty fields keep the default that is shown dimmed."
+    HELP: ClassVar[str] = (
+        "Empty fields keep the default that is shown dimmed. Tab and Shift+Tab go from field to field, Enter opens a "
+        "list of choices.\nCtrl+S shows the plan, and from there starts the job; nothing runs before."
+    )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "submit", "Continue", id="form.go", tooltip="Show the plan, then start", priority=True),
         Binding("escape", "back", "Back", id="form.back", tooltip="Back to the fields, then out", priority=True),
@@ -235,7 +248,7 @@ class FormDialog(ModalScreen[FormValues | None]):
 
     def on_descendant_focus(self, event: DescendantFocus) -> None:
         """Help on the field that has the focus."""
-        row = next((node for node in event.widget.ancestors if isinstance(node, FieldRow)), None)
+        row = _row_of(event.widget)
         self.query_one("#hint", Static).update(block_text(row.field.help if row else "", "dim"))
 
     @work(exclusive=True, group="plan")
@@ -255,6 +268,11 @@ class FormDialog(ModalScreen[FormValues | None]):
         go.disabled, go.label = False, self._next_label()
         if self.plan_shown:
             go.focus()
+
+    def help_for(self, widget: Widget | None) -> str:
+        """Help on the field that has the focus, and on the form."""
+        row = _row_of(widget)
+        return "\n\n".join([*([field_help(row.field)] if row is not None else []), self.HELP])
 
     def _next_label(self) -> str:
         return self.form.submit_label if self.form.plan is None or (self.is_mounted and self.plan_shown) else "Plan"
@@ -298,6 +316,20 @@ class FormDialog(ModalScreen[FormValues | None]):
                 node.collapsed = False
 
 
+def field_help(field: FormField) -> str:
+    """What a field means, what can be chosen, what holds while it is empty, and the setting that gives its default."""
+    lines = [f"{field.label}: {field.help}"]
+    lines += [f"Choices: {', '.join(field.choices)}"] if field.choices else []
+    lines += [f"Empty: {field.default_text}"] if field.default_text else []
+    lines += [f"Setting: {field.setting_key}"] if field.setting_key else []
+    return "\n".join(lines)
+
+
+def _row_of(widget: Widget | None) -> FieldRow | None:
+    nodes = widget.ancestors if widget is not None else ()
+    return next((node for node in nodes if isinstance(node, FieldRow)), None)
+
+
 def plan_table(planned: Sequence[JobPlan]) -> Table:
     """Every line of plans: name, value, and where the value comes from; what the job found out, before its options."""
     table = Table.grid(padding=(0, 2))
@@ -307,5 +339,6 @@ def plan_table(planned: Sequence[JobPlan]) -> Table:
     for each in sorted((each for event in planned for each in event.lines), key=lambda each: "." in each.name):
         given = each.origin.startswith(("flag ", "file ", "environment "))
         value = block_text(each.value.replace("\n", " "), "bold" if given else "")
-        table.add_row(line_text(each.name), value, line_text(each.origin, "dim"))
+        origin = FORM_ORIGIN if each.origin.startswith("flag ") else each.origin
+        table.add_row(line_text(each.name), value, line_text(origin, "dim"))
     return table

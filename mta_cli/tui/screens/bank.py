@@ -19,7 +19,8 @@ from textual.widgets import DataTable, Static
 from mta_cli.errors import NotFound
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import MISSING_VALUE, format_signed, line_text
-from mta_cli.tui.widgets.charts.user_map import HighlightedUser, UserMapView, anchor_letter
+from mta_cli.tui.widgets.charts.anchor_colours import anchor_colour, anchor_letter
+from mta_cli.tui.widgets.charts.user_map import HighlightedUser, UserMapView
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.bank.anchor_use import AnchorUsage
@@ -79,6 +80,7 @@ class BankScreen(BaseScreen):
         self._banks: list[Bank] = []
         self._bank: Bank | None = None
         self._anchor_uses: list[AnchorUsage] = []
+        self._followed_user: str | None = None  # the selected user for whom the bank was chosen
         self._map: UserMap | None = None
         self._map_key: tuple[int, ProfilesStamp] | None = None
 
@@ -96,12 +98,17 @@ class BankScreen(BaseScreen):
 
     async def reload(self) -> None:
         """Read banks, anchors and the selected user; then profiles, where they changed."""
-        number = self._bank.id if self._bank is not None else None
+        number, name = self._bank.id if self._bank is not None else None, self.mta_app.selected_user
         found = await self.mta_app.profile_reader.read(
             partial(
-                _read_bank_snapshot, number=number, task=self.mta_app.selected_task, name=self.mta_app.selected_user
+                _read_bank_snapshot,
+                number=number,
+                task=self.mta_app.selected_task,
+                name=name,
+                follow=name != self._followed_user,
             )
         )
+        self._followed_user = name
         self._banks, self._bank, self._anchor_uses = found.banks, found.bank, found.anchor_uses
         self.set_class(found.bank is None, "-empty")
         if found.bank is None:
@@ -210,17 +217,26 @@ class BankScreen(BaseScreen):
             view.show_map(self._map, HighlightedUser(user.id, user.name, [one.user_id for one in near]))
 
 
-def _read_bank_snapshot(reg: Registry, *, number: int | None, task: str | None, name: str | None) -> _BankSnapshot:
-    """The banks of a task, newest first; the one of this number, else the newest that is ready, else the newest."""
+def _read_bank_snapshot(
+    reg: Registry, *, number: int | None, task: str | None, name: str | None, follow: bool
+) -> _BankSnapshot:
+    """The banks of a task, newest first; the one of this number, else the newest that is ready, else the newest.
+
+    With `follow` a bank of the user's own tasks comes before them all, of the task with most of their items first.
+    """
     from mta_cli.pipeline.bank.anchor_use import anchor_usage
 
     banks = sorted((b for b in reg.banks.all() if task in (None, b.task)), key=lambda bank: -bank.id)
     ready = [bank for bank in banks if bank.status == "ready"]
-    bank = next((bank for bank in (*(b for b in banks if b.id == number), *ready, *banks)), None)
     try:
         user = reg.users.get(name) if name is not None else None
     except NotFound:
         user = None
+    order = [*(bank for bank in banks if bank.id == number), *ready, *banks]
+    if follow and user is not None:
+        tasks = [held for held, _, _ in reg.users.tasks_of_user(user.id)]
+        order.sort(key=lambda bank: tasks.index(bank.task) if bank.task in tasks else len(tasks))
+    bank = next(iter(order), None)
     if bank is None:
         return _BankSnapshot([], None, [], (0, 0, 0), user)
     return _BankSnapshot(
@@ -242,7 +258,11 @@ def _anchor_row_cells(number: int, use: AnchorUsage, nearest: int | None) -> lis
     )
     name = line_text(f"{anchor.user or 'stale'} ({'forgotten' if anchor.user is None else 'stale'})", "italic")
     name = name if anchor.stale else line_text(anchor.user)
-    return [line_text(anchor_letter(number), "bold"), name, *(Text(value, justify="right") for value in numbers)]
+    return [
+        line_text(anchor_letter(number), f"bold {anchor_colour(number)}"),
+        name,
+        *(Text(value, justify="right") for value in numbers),
+    ]
 
 
 def _anchor_description(number: int, use: AnchorUsage, nearest: int | None) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual import events, work
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mta_cli.tui.app import MtaApp
 
 MIN_PALETTE_WIDTH = 100  # columns
+USER_MARK = "●"  # before the selected user, in the bar, in the table of users and on the map
 SCREEN_TITLES = {
     "users": "Users",
     "compare": "Compare",
@@ -26,6 +28,12 @@ SCREEN_TITLES = {
     "chat": "Chat",
     "results": "Results",
 }
+
+
+def screen_class(name: str) -> type[BaseScreen]:
+    """The class of a screen; its module is imported now."""
+    found: type[BaseScreen] = resolve_name(f"mta_cli.tui.screens.{name}:{SCREEN_TITLES[name]}Screen")
+    return found
 
 
 class ScreenTab(Static):
@@ -46,18 +54,20 @@ class ScreenTabBar(Horizontal):
     def __init__(self, here: str) -> None:
         super().__init__()
         self._current_name = here
-        self._status = Static(id="about")
+        self._user, self._job = Static(id="about"), Static(id="job")
 
     def compose(self) -> ComposeResult:
-        """The tabs, then the user and the job."""
+        """The tabs; at the right the user, and beside them the job."""
         for number, name in enumerate(SCREEN_TITLES, start=1):
             yield ScreenTab(number, name, here=name == self._current_name)
-        yield self._status
+        yield self._user
+        yield self._job
 
     def update_status(self, user: str | None, running: str | None) -> None:
         """Show the selected user and the kind of the running job."""
-        parts = [part for part in (f"▶ {running}" if running else "", user or "") if part]
-        self._status.update(line_text("  ".join(parts)))
+        self._user.update(line_text(f"{USER_MARK} {user}" if user else ""))
+        self._job.display = running is not None
+        self._job.update(line_text(f"▶ {running}" if running else ""))
 
 
 class BaseScreen(Screen[None]):

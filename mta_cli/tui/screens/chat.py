@@ -13,17 +13,19 @@ from textual.containers import Container, Vertical, VerticalScroll
 from textual.widgets import Input, OptionList, Static
 
 from mta_cli.errors import MtaError, NotFound
-from mta_cli.events import ArtifactSaved, Event, JobResult, Note, TextChunk
+from mta_cli.events import ArtifactSaved, Event, JobResult, JobStarted, Note, TextChunk
 from mta_cli.formatting import format_rate
 from mta_cli.printable import clean_text
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, ending_words, line_text
 from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown
 from mta_cli.tui.widgets.prompt import PromptArea
+from mta_cli.tui.widgets.waiting import WaitingLine
 from mta_cli.tui.workers.chat_turn import (
     NO_TASK_LABEL,
     ActiveRequest,
     ChatSession,
+    likely_task,
     next_in_cycle,
     request_from_settings,
 )
@@ -56,6 +58,7 @@ class ChatScreen(BaseScreen):
         "history item of the user, to learn from."
     )
     CSS_PATH = "chat.tcss"
+    AUTO_FOCUS = ""  # with a user `reload` goes to the prompt; without one every key belongs to the window
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("i", "focus_prompt", "Type", id="chat.write", tooltip="Type a message"),
         Binding("n", "new", "New", id="chat.new", tooltip="Begin a new conversation"),
@@ -78,7 +81,7 @@ class ChatScreen(BaseScreen):
     def __init__(self) -> None:
         super().__init__()
         self._user: str | None = None
-        self._user_tasks: tuple[str, ...] = ()
+        self._user_tasks: dict[str, int] = {}
         self._prompt_task: str | None = None  # None: the text as typed
         self._mode: str | None = None
         self._chats: list[ChatSummary] = []
@@ -86,6 +89,7 @@ class ChatScreen(BaseScreen):
         self._last_prompt = ""  # what was asked last
         self._warnings: list[str] = []  # told while it was answered
         self._reply: AnswerMarkdown | None = None
+        self._waiting = WaitingLine()  # below the reply until its first word
 
     def compose_body(self) -> ComposeResult:
         """Earlier conversations, this one, the prompt."""
@@ -113,12 +117,15 @@ class ChatScreen(BaseScreen):
             name = None
         self.set_class(name is None, "-no-user")
         if name != self._user:
-            self._user, self._prompt_task, self._mode = name, None, None
+            self._user, self._mode = name, None
+            self._prompt_task = likely_task(tuple(tasks or ()), self.mta_app.selected_task)
             await self._reset_chat()
             self.query_one("#search", Input).value = ""
             if name is not None:
                 self.query_one(PromptArea).focus()
-        self._user_tasks = tasks or ()
+        if name is None:
+            self.set_focus(None)
+        self._user_tasks = tasks or {}
         if self._prompt_task not in (None, *self._user_tasks):
             self._prompt_task = None
         self._show_prompt_settings()
@@ -215,7 +222,6 @@ class ChatScreen(BaseScreen):
         replies = self.query(AnswerMarkdown)
         if replies:
             self.app.copy_to_clipboard(clean_text(replies.last().answer_text))
-            self.notify("copied", markup=False, timeout=2)
 
     def action_stop(self) -> None:
         """Stop the answer; else close the list, or leave the prompt."""
@@ -269,9 +275,10 @@ class ChatScreen(BaseScreen):
         self._last_prompt, self._reply, self._warnings = message.text, AnswerMarkdown(), []
         self.query_one(PromptArea).replace_text("")
         turns = self.query_one("#turns")
-        turns.mount(Static(block_text(self._last_prompt), classes="said"), self._reply)
+        self._waiting = WaitingLine()
+        turns.mount(Static(block_text(self._last_prompt), classes="said"), self._reply, self._waiting)
         turns.anchor()
-        self._show_status("asking …")
+        self._show_status("")
         self.run_worker(self._reply.stream_chunks(), group="stream")
         session, user, text, changes = self._session, self._user, self._last_prompt, self.mta_app.store_changes
         self.active_request.start_request(
@@ -282,9 +289,12 @@ class ChatScreen(BaseScreen):
 
     def _handle_event(self, event: Event) -> None:
         reply = self._reply
-        if isinstance(event, TextChunk) and reply is not None:
+        if isinstance(event, JobStarted):
+            self._waiting.start(event.job)
+        elif isinstance(event, TextChunk) and reply is not None:
             if not reply.answer_text:
                 self._show_status("")
+                self._waiting.remove()
             reply.append_chunk(event.text)
         elif isinstance(event, Note) and not (reply and reply.answer_text):
             self._show_status(event.text)
@@ -299,6 +309,7 @@ class ChatScreen(BaseScreen):
 
     def _handle_end(self, error: BaseException | None, stopped: bool) -> None:
         said = self._finish_reply()
+        self._waiting.remove()
         if error is not None or (stopped and not said):
             self._restore_prompt(keep=said)
         if error is not None:
@@ -316,7 +327,8 @@ class ChatScreen(BaseScreen):
         if not prompt.text.strip():
             prompt.replace_text(self._last_prompt)
         if not keep:
-            for widget in list(self.query_one("#turns").children)[-2:]:
+            shown = [widget for widget in self.query_one("#turns").children if not isinstance(widget, WaitingLine)]
+            for widget in shown[-2:]:
                 widget.remove()
 
     def _finish_reply(self) -> bool:
@@ -333,20 +345,35 @@ class ChatScreen(BaseScreen):
     def _show_prompt_settings(self) -> None:
         mode, how = self._mode or "most personal", self._prompt_task or NO_TASK_LABEL
         parts = (Text("user "), line_text(self._user, "bold"), Text(" · model "), line_text(mode, "bold"))
-        self.query_one("#how", Static).update(Text.assemble(*parts, Text(" · prompt "), line_text(how, "bold")))
+        labels = self._user_tasks.get(self._prompt_task or "", 0)
+        alone = ", each message by itself" if self._prompt_task is not None else ""
+        answers = f", answered with one of {labels} labels" if labels else ""
+        change = " (t changes it)" if self._user_tasks else ""
+        self.query_one("#how", Static).update(
+            Text.assemble(*parts, Text(" · prompt "), line_text(how, "bold"), Text(alone + answers + change))
+        )
 
     def _show_status(self, words: str) -> None:
         self.query_one("#notes", Static).update(line_text(words))
 
 
-def _read_user_tasks(reg: Registry, name: str | None) -> tuple[str, ...] | None:
-    """The user's tasks; None without a user, or where the user was removed."""
+def _read_user_tasks(reg: Registry, name: str | None) -> dict[str, int] | None:
+    """The user's tasks and how many labels each has; None without a user, or where the user was removed."""
+    from mta_cli.pipeline.data.tasks import find_task
+
     if name is None:
         return None
     try:
-        return tuple(task for task, _, _ in reg.users.tasks_of_user(reg.users.get(name).id))
+        tasks = [task for task, _, _ in reg.users.tasks_of_user(reg.users.get(name).id)]
     except NotFound:
         return None
+    counts = {}
+    for task in tasks:
+        try:
+            counts[task] = len(find_task(reg, task).labels)
+        except MtaError:  # its definition is gone or damaged; asking with it says so
+            counts[task] = 0
+    return counts
 
 
 def _chat_option_text(chat: ChatSummary, *, here: bool) -> Text:

@@ -15,14 +15,22 @@ from textual.containers import Container, Vertical
 from textual.widgets import OptionList, Static
 
 from mta_cli.errors import MtaError, NotFound
-from mta_cli.events import Event, JobResult, Note, TextChunk
+from mta_cli.events import Event, JobResult, JobStarted, Note, TextChunk
 from mta_cli.printable import clean_line, clean_text
 from mta_cli.tui.dialogs.user_picker import UserPicker
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
-from mta_cli.tui.widgets.answers import COLUMN_BINDINGS, AnswerColumn, AnswerColumns
+from mta_cli.tui.widgets.answers import COLUMN_BINDINGS, AnswerColumn, AnswerColumns, gold_summary
 from mta_cli.tui.widgets.prompt import PromptArea
-from mta_cli.tui.workers.chat_turn import NO_TASK_LABEL, ActiveRequest, next_in_cycle, request_from_settings
+from mta_cli.tui.workers.chat_turn import (
+    ANSWERING,
+    LOADING,
+    NO_TASK_LABEL,
+    ActiveRequest,
+    likely_task,
+    next_in_cycle,
+    request_from_settings,
+)
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.chat.compare import Question
@@ -86,6 +94,7 @@ class CompareScreen(BaseScreen):
         Binding("r", "ask_again", "Again", id="compare.again", show=False, tooltip="Ask the same again"),
         *COLUMN_BINDINGS,
         Binding("g", "keep", "Good", id="compare.keep", tooltip="Keep the selected answer as a history item"),
+        Binding("y", "copy", "Copy", id="compare.copy", show=False, tooltip="Copy the selected answer, or the first"),
         Binding("escape", "stop", "Stop", id="compare.stop", tooltip="Stop the answers; else leave the prompt"),
     ]
 
@@ -98,6 +107,7 @@ class CompareScreen(BaseScreen):
         self._picked_query: Query | None = None
         self._last_request: CompareRequest | None = None
         self._kept_columns: set[str] = set()
+        self._gold_summary = ""  # how much likelier personal models find the gold answer
         self._warnings: list[str] = []  # told while it was answered
 
     def compose_body(self) -> ComposeResult:
@@ -125,6 +135,7 @@ class CompareScreen(BaseScreen):
         self.set_class(name is None, "-no-user")
         if name != self._user:
             self._reset_for_user(name)
+            self._prompt_task = likely_task(held.tasks if held is not None else (), self.mta_app.selected_task)
         if held is not None and held != self._user_queries:
             self._user_queries = held
             self._fill_query_list()
@@ -137,6 +148,7 @@ class CompareScreen(BaseScreen):
         self._user, self._picked_query, self._last_request, self._prompt_task = name, None, None, None
         self._other_users = [other for other in self._other_users if other != name]
         self._user_queries = UserQueries((), ())
+        self.query_one(PromptArea).replace_text("")
         self.query_one(AnswerColumns).clear_columns()
         self._show_status("")
 
@@ -160,8 +172,10 @@ class CompareScreen(BaseScreen):
         self._start_comparison()
 
     def action_focus_prompt(self) -> None:
-        """To the prompt."""
-        self.query_one(PromptArea).focus()
+        """To the prompt; what is typed replaces the last question, and an arrow key keeps it."""
+        prompt = self.query_one(PromptArea)
+        prompt.focus()
+        prompt.select_all()
 
     def action_pick(self) -> None:
         """To the list of held-out questions."""
@@ -202,6 +216,12 @@ class CompareScreen(BaseScreen):
     def action_step_column(self, step: int) -> None:
         """Choose a column, wherever the focus is."""
         self.query_one(AnswerColumns).action_step_column(step)
+
+    def action_copy(self) -> None:
+        """An answer, into the clipboard."""
+        answers = self.query_one(AnswerColumns)
+        if answers.column_keys:
+            self.app.copy_to_clipboard(answers.answer_of(answers.selected_key or answers.column_keys[0]))
 
     def action_stop(self) -> None:
         """Stop the answers; else close the list, or leave the prompt."""
@@ -261,9 +281,10 @@ class CompareScreen(BaseScreen):
         self._last_request = CompareRequest(self._user, self._prompt_task, self._question())
         self._kept_columns.clear()
         self._warnings.clear()
+        self._gold_summary = ""
         self.query_one(AnswerColumns).clear_columns()
         self._show_prompt_settings()
-        self._show_status("asking …")
+        self._show_status("")
         asked, others = self._last_request, tuple(self._other_users)
         self.active_request.start_request(
             lambda context: _run_comparison(context, asked, others, asking), self._handle_event, self._handle_end
@@ -272,17 +293,22 @@ class CompareScreen(BaseScreen):
     def _handle_event(self, event: Event) -> None:
         answers = self.query_one(AnswerColumns)
         if isinstance(event, TextChunk):
-            if not answers.column_keys:
-                self._show_status(" ".join(self._warnings))
             answers.append_answer(event.column, event.text)
+        elif isinstance(event, JobStarted):
+            answers.show_waiting(event.job)
+            self._show_status(" ".join(self._warnings))
         elif isinstance(event, Note):
             if event.warning:
                 self._warnings.append(event.text)
             self._show_status(" ".join(self._warnings) if event.warning else event.text)
         elif isinstance(event, JobResult):
             answers.show_result(event.result)
+            self._gold_summary = gold_summary(event.result)
+            self._other_users = [name for name in self._other_users if f"@{name}" in event.result["details"]]
+            self._show_prompt_settings()
 
     def _handle_end(self, error: BaseException | None, stopped: bool) -> None:
+        self.query_one(AnswerColumns).stop_waiting()
         if error is not None:
             self._show_status("")
             self.mta_app.show_error(error)  # the question is still in the prompt
@@ -294,10 +320,13 @@ class CompareScreen(BaseScreen):
         """One line: the task of the next prompt, the other users, and the gold answer of the last question."""
         how = self._prompt_task or NO_TASK_LABEL
         parts = [Text("prompt "), line_text(how, "bold")]
+        if self._user_queries.tasks:
+            parts.append(Text(" (t changes it)"))
         if self._other_users:
             parts += [Text(" · and users "), line_text(", ".join(self._other_users), "bold")]
         if self._last_request is not None and self._last_request.question.gold is not None:
             parts += [Text(" · gold "), line_text(clean_line(self._last_request.question.gold), "bold")]
+            parts.append(Text(f": {self._gold_summary}" if self._gold_summary else ""))
         self.query_one("#how", Static).update(Text.assemble(*parts))
 
     def _show_status(self, words: str) -> None:
@@ -332,6 +361,9 @@ def _run_comparison(
     from mta_cli.pipeline.chat.compare import compare_question
 
     user, beside = context.reg.users.get(asked.user), [context.reg.users.get(name) for name in others]
-    if not context.base_loaded:
-        yield Note("The base is being loaded …")
-    yield from compare_question(context.chat_model_for(user, asking), asked.question, beside)
+    for key in context.expected_columns(user, asking, beside):
+        yield TextChunk("", key)
+    yield JobStarted(ANSWERING if context.base_loaded else LOADING)
+    model = context.chat_model_for(user, asking)
+    yield JobStarted(ANSWERING)
+    yield from compare_question(model, asked.question, beside)

@@ -22,6 +22,7 @@ from textual.widgets.option_list import Option
 from mta_cli.options import EvalOptions, MachineOptions
 from mta_cli.pipeline.maintenance import resume
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob, list_unfinished_jobs
+from mta_cli.pipeline.report.wording import pluralise
 from mta_cli.tui.dialogs.job_forms import JOB_FORMS, queue_job_from_form
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
@@ -40,6 +41,7 @@ NO_JOBS_HELP = """No job is running, and none was interrupted. Start one:
 {starts}
 
 Begin with i or m; then b builds a bank, a adapts users to it, and e measures the result."""
+ELSEWHERE_SECONDS = 3.0  # between two looks at what other processes do
 
 
 class JobKindPicker(ModalScreen[str | None]):
@@ -72,10 +74,12 @@ class JobsScreen(BaseScreen):
     CSS_PATH = "jobs.tcss"
     HELP = """Jobs run one after another; you can use the other screens meanwhile.
 ↻ interrupted; can be resumed with the options that it was started with
+↗ runs in another process on this store, as `mta ps` lists it
 ▶ running   · waiting   ✓ done   ✗ failed   ■ stopped
-Enter resumes an interrupted job, and on other jobs moves to the log.
+Enter resumes an interrupted or stopped job, and on other jobs moves to the log.
 A stopped job keeps what is finished and a checkpoint of the rest.
-The curve is the loss from its first value to its last."""
+The curve is the loss of each training step, before the weights change; the loss in the log is measured after the last
+step. The height is relative: the percentage says how much the loss changed."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("n", "new", "New job", id="jobs.new", tooltip="Choose a job to start"),
         Binding("r", "resume", "Resume", id="jobs.resume", tooltip="Resume the interrupted job"),
@@ -98,6 +102,7 @@ The curve is the loss from its first value to its last."""
         super().__init__()
         self._interrupted_jobs: dict[str, UnfinishedJob] = {}
         self._resumed: dict[str, Job] = {}
+        self._elsewhere: dict[str, str] = {}  # the jobs of other processes, by row
         self._ids: list[str] = []
         self._written_log: tuple[Job, int] | None = None  # the job, and how many lines of its log are shown
 
@@ -117,13 +122,18 @@ The curve is the loss from its first value to its last."""
     def on_mount(self) -> None:
         """Update the clock of a running job between its steps."""
         self.set_interval(1.0, self._refresh_job_header)
+        self.set_interval(ELSEWHERE_SECONDS, self._look_elsewhere)
         self.screen_layout_refresh_signal.subscribe(self.query_one("#log"), self._show_detail_after_layout)
 
     async def reload(self) -> None:
-        """Look for interrupted jobs, and show all."""
-        found = await self.mta_app.store_reader.read(list_unfinished_jobs)
+        """Look for interrupted jobs and for those of other processes, and show all."""
+        found, self._elsewhere = await self.mta_app.store_reader.read(
+            lambda reg: (list_unfinished_jobs(reg), _read_elsewhere(reg))
+        )
         self._interrupted_jobs = {
-            key: one for one in found if not self._is_resumed_or_running(key := _interrupted_job_key(one), one)
+            self._option_id_of(key, one): one
+            for one in found
+            if not self._is_resumed_or_running(key := _interrupted_job_key(one), one)
         }
         self._show_list()
 
@@ -202,7 +212,7 @@ The curve is the loss from its first value to its last."""
 
         job = self.mta_app.job_queue.add_job(one.kind, one.title, make)
         self._resumed[_interrupted_job_key(one)] = job
-        self._interrupted_jobs.pop(_interrupted_job_key(one), None)
+        self._interrupted_jobs = {key: other for key, other in self._interrupted_jobs.items() if other is not one}
         self._show_list(select=_job_option_id(job))
 
     @work(exit_on_error=False)
@@ -235,12 +245,21 @@ The curve is the loss from its first value to its last."""
             return True
         return one.run is None and any(job.kind == one.kind and not job.finished for job in self.mta_app.job_queue.jobs)
 
+    def _option_id_of(self, key: str, one: UnfinishedJob) -> str:
+        """The row of an interrupted job: that of the job of this window which left it, else one of its own."""
+        left = (job for job in self.mta_app.job_queue.jobs if job.finished and one.run in job.run_ids)
+        job = self._resumed.get(key) or next(left, None)
+        return _job_option_id(job) if job is not None else key
+
     def _show_list(self, select: str | None = None) -> None:
         shown, width = self.query_one("#list", OptionList), self._list_width
         wanted = select or self._selected_option_id
         jobs = list(reversed(self.mta_app.job_queue.jobs))
         prompts = {key: job_row.interrupted_job_list_entry(one, width) for key, one in self._interrupted_jobs.items()}
-        prompts |= {_job_option_id(job): job_row.job_list_entry(job, width) for job in jobs}
+        ids = [_job_option_id(job) for job in jobs]
+        prompts = {key: prompt for key, prompt in prompts.items() if key not in ids}
+        prompts |= {key: job_row.job_list_entry(job, width) for key, job in zip(ids, jobs, strict=True)}
+        prompts |= {key: job_row.elsewhere_list_entry(what, width) for key, what in self._elsewhere.items()}
         self._ids = list(prompts)
         shown.set_options(Option(prompt, key) for key, prompt in prompts.items())
         if self._ids:
@@ -267,12 +286,16 @@ The curve is the loss from its first value to its last."""
         job, one, log = self._selected_job, self._selected_interrupted_job, self.query_one("#log", RichLog)
         self.query_one(LabelledSparkline).show_values(job.progress.losses if job is not None else ())
         if job is None:
-            self.query_one("#head", Static).update(Text() if one is None else job_row.interrupted_job_header(one))
+            what = self._elsewhere.get(self._selected_option_id or "")
+            head = job_row.interrupted_job_header(one) if one is not None else job_row.elsewhere_header(what or "")
+            self.query_one("#head", Static).update(head)
             self._written_log = None
             log.clear()
             return
         width = self.query_one("#head").content_size.width or 78
-        self.query_one("#head", Static).update(job_row.job_header(job, width, time.time()))
+        self.query_one("#head", Static).update(
+            job_row.job_header(job, width, time.time(), resumable=self._selected_interrupted_job is not None)
+        )
         if (
             not log.content_size.width
         ):  # lines would be folded for no width at all: `_show_detail_after_layout` comes back
@@ -302,9 +325,22 @@ The curve is the loss from its first value to its last."""
             width = self.query_one("#head").content_size.width or 78
             self.query_one("#head", Static).update(job_row.job_header(job, width, time.time()))
 
+    @work(group="elsewhere", exclusive=True, exit_on_error=False)
+    async def _look_elsewhere(self) -> None:
+        """Show what other processes began; what they ended has changed the store."""
+        if self.is_current and await self.mta_app.store_reader.read(_read_elsewhere) != self._elsewhere:
+            self.mta_app.store_changes += 1
+            self.reload_if_current()
+
     @property
     def _list_width(self) -> int:
         return max(20, (self.query_one("#list").content_size.width or 78) - 2)
+
+
+def _read_elsewhere(reg: Registry) -> dict[str, str]:
+    """The jobs of other processes on this store, each with its users, under the id of its row."""
+    jobs = reg.jobs.running_jobs(elsewhere=True)
+    return {f"elsewhere {n}": f"{title}, {pluralise(users, 'user')}" for n, (title, users) in enumerate(jobs)}
 
 
 def _job_kind_line(kind: str) -> Text:

@@ -20,7 +20,7 @@ from textual.widgets import Input, Static
 
 from mta_cli.errors import NotFound
 from mta_cli.pipeline.report.wording import format_bytes
-from mta_cli.tui.screens.base import BaseScreen
+from mta_cli.tui.screens.base import USER_MARK, BaseScreen
 from mta_cli.tui.text import format_signed, line_text
 from mta_cli.tui.widgets.lazy_table import Cell, Column, LazyTable
 from mta_cli.tui.widgets.user_detail import UserPane
@@ -53,17 +53,17 @@ NO_USERS_HELP = """There are no users yet.
 
 Press m for the demo, which takes included sample users through every stage.
 Press i to import histories from a file, or type in a shell
-  mta data import jsonl FILE
+  mta data import FILE
   mta demo"""
 
 
 @dataclass(frozen=True)
 class _TableState:
-    """How many users there are, how many match, and the cursor's row."""
+    """How many users there are, how many match, and the row of the user that was asked for, if it is among them."""
 
     total: int
     matching: int
-    cursor: int
+    cursor: int | None
 
 
 class UsersScreen(BaseScreen):
@@ -75,7 +75,7 @@ class UsersScreen(BaseScreen):
     HELP = (
         "Type part of a name after /. Conditions that a filter knows, all of which must hold:\n"
         "status:adapted (new, anchor, fused), task:NAME, items>5, queries=0, anchors<4, bytes>=100, change>0\n"
-        "change: by how much the stack lowered the loss on held-out queries; more is better.\n"
+        "change: by how many nats the stack lowered the loss on held-out queries; more is better.\n"
         "bytes: what is stored for the user, recipe and stack.\n"
         "Enter selects the user for all screens."
     )
@@ -99,7 +99,7 @@ class UsersScreen(BaseScreen):
         self._sort_by: tuple[str, bool] = ("name", False)
         self._history_limit = HISTORY_PAGE_ITEMS
         self._shown_user: str | None = None
-        self._loaded_once = False
+        self._followed_user: str | None = None  # the selected user that the cursor went to
 
     def compose_body(self) -> ComposeResult:
         """The filter and the count; then the table beside or above the pane."""
@@ -124,8 +124,14 @@ class UsersScreen(BaseScreen):
         return row.name if row is not None else None
 
     async def reload(self) -> None:
-        """Read everything again; the cursor stays on its user, or at first goes to the selected one."""
-        await self._load(self.highlighted_user if self._loaded_once else self.mta_app.selected_user)
+        """Read everything again; the cursor stays on its user, or goes to the selected one where that is another."""
+        selected = self.mta_app.selected_user
+        if selected in (None, self._followed_user):
+            await self._load(self.highlighted_user)
+        elif not await self._load(selected) and self._filter_text:
+            self._clear_filter()
+            await self._load(selected)
+        self._followed_user = selected
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Actions on a user are dim without one; the demo is offered where there are no users."""
@@ -179,8 +185,7 @@ class UsersScreen(BaseScreen):
 
     def action_clear(self) -> None:
         """From the words back to the table, without them."""
-        words = self.query_one("#filter", Input)
-        words.value = ""
+        self.query_one("#filter", Input).value = ""
         self.user_table.focus()
 
     def action_open_screen(self, screen: str) -> None:
@@ -258,22 +263,26 @@ class UsersScreen(BaseScreen):
     async def _load_in_worker(self, name: str | None) -> None:
         await self._load(name)
 
-    async def _load(self, name: str | None) -> None:
-        """Load the users that match, with the cursor on `name` if it is among them."""
+    def _clear_filter(self) -> None:
+        with self.prevent(Input.Changed):
+            self.query_one("#filter", Input).value = ""
+
+    async def _load(self, name: str | None) -> bool:
+        """Load the users that match, with the cursor on `name` if it is among them. Returns whether it is."""
         words, task, (sort, descending) = self._filter_text, self.mta_app.selected_task, self._sort_by
         found = await self.mta_app.store_reader.read(partial(_read_table_state, words, task, sort, descending, name))
-        self._loaded_once = True
         was_empty = self.has_class("-empty")
         self.set_class(not found.total and task is None, "-empty")
         self.set_class(bool(found.total or task) and not found.matching, "-no-match")
         self.query_one("#count", Static).update(line_text(_count_label(found, task)))
-        await self.user_table.load_rows(found.matching, found.cursor, sorted_by=self._sort_by)
+        await self.user_table.load_rows(found.matching, found.cursor or 0, sorted_by=self._sort_by)
         if not found.matching:
             self._shown_user = None
             self.query_one(UserPane).clear_user()
         if was_empty and found.total:
             self.user_table.focus()
         self.refresh_bindings()
+        return found.cursor is not None
 
     @property
     def _filter_text(self) -> str:
@@ -289,7 +298,7 @@ class UsersScreen(BaseScreen):
         chosen = row.name == self.mta_app.selected_user
         change = "" if row.change is None else "good" if row.change > 0 else "bad"
         return (
-            Cell(f"● {row.name}" if chosen else row.name, "chosen" if chosen else ""),
+            Cell(f"{USER_MARK} {row.name}" if chosen else row.name, "chosen" if chosen else ""),
             Cell(row.status, "quiet" if row.status == "new" else ""),
             Cell(f"{row.items:,}"),
             Cell(f"{row.queries:,}"),
@@ -347,7 +356,7 @@ def _read_table_state(
         reg.user_table.count_users_matching(words, task, sort=sort, descending=descending) if words.strip() else total
     )
     place = reg.user_table.index_of_user(name, words, sort, descending, task) if name is not None else None
-    return _TableState(total, fitting, place or 0)
+    return _TableState(total, fitting, place)
 
 
 def _count_label(found: _TableState, task: str | None) -> str:

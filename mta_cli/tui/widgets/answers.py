@@ -21,9 +21,13 @@ from textual.widgets import Static
 from mta_cli.formatting import format_rate
 from mta_cli.printable import clean_line, clean_text
 from mta_cli.tui.text import ending_words
+from mta_cli.tui.widgets.charts.bars import Bar, BarChart
+from mta_cli.tui.widgets.waiting import WaitingLine
 
 ORDER = ("base", "fused", "adapted")  # columns of other users follow in the order they came
 MIN_COLUMN_WIDTH = 20  # of a column; where there are more than fit, they are scrolled
+RIGHT, WRONG, GOLD, CHOSEN, OTHER = "✓", "✗", "◆", "▸", "·"  # a label: answered and right or wrong; right; answered
+RIGHT_STYLE, WRONG_STYLE = "bold $text-success", "bold $text-error"
 DIFF_STYLE = "bold underline $text-accent"
 MAX_DIFF_WORDS = 1500  # of an answer that are compared; the time grows with their square
 COLUMN_BINDINGS: list[BindingType] = [
@@ -40,23 +44,32 @@ _WORD = re.compile(r"\S+")
 class AnswerColumn(VerticalScroll):
     """One column: the source of the answer, its text, its metrics. It scrolls by itself."""
 
-    HELP: ClassVar[str] = "Left and right select a column; g keeps the selected answer as a history item."
+    HELP: ClassVar[str] = (
+        "Left and right select a column; g keeps the selected answer as a history item.\n"
+        "Where the task has labels each has a bar: its share among all labels. ✓ answered and right, ✗ answered and "
+        "wrong, ◆ the right one, ▸ answered where the right one is not known."
+    )
 
     def __init__(self, key: str) -> None:
         super().__init__()
         self.key = key
         self.answer_text = ""
         self._source = Static(Content.styled(clean_line(key), "bold"), classes="source")  # until more is known
-        self._body, self._metrics = Static(classes="body"), Static(classes="metrics")
+        self.waiting = WaitingLine()
+        self._body, self._labels, self._metrics = Static(classes="body"), BarChart(), Static(classes="metrics")
 
     def compose(self) -> ComposeResult:
         """From top to bottom."""
         yield self._source
+        yield self.waiting
         yield self._body
         yield self._metrics
+        yield self._labels
 
     def show_answer(self, differing: list[tuple[int, int]] | None = None) -> None:
         """Show what is there, the given stretches of it marked."""
+        if self.answer_text:
+            self.waiting.stop()
         spans = [Span(start, end, DIFF_STYLE) for start, end in differing or []]
         self._body.update(Content(self.answer_text, spans))
 
@@ -72,12 +85,19 @@ class AnswerColumn(VerticalScroll):
         self._source.tooltip = Content(about)
 
     def show_metrics(self, answer: dict[str, Any], *, best: bool) -> None:
-        """Show tokens and speed and, where the gold answer is known, its likelihood and the metrics."""
-        lines = [Content(text) for text in _speed_lines(answer)]
+        """Show tokens and speed and, where the gold answer is known, the metrics and the gold's likelihood."""
+        lines = []
         if gold := answer.get("gold"):
-            lines.append(Content.styled(_format_likelihood(gold), "bold $text-success" if best else ""))
-            lines += [Content(_format_metric(name, value)) for name, value in gold["metrics"].items()]
+            lines += [_metric_line(name, value) for name, value in gold["metrics"].items()]
+            likelihood = _format_likelihood(gold) + (" (best)" if best else "")
+            lines.append(Content.styled(likelihood, "bold" if best else ""))
+        lines += [Content(text) for text in _speed_lines(answer)]
         self._metrics.update(Content("\n").join(lines))
+
+    def show_labels(self, answer: dict[str, Any]) -> None:
+        """Show the share of each label, where the answer is one of them."""
+        gold = (answer.get("gold") or {}).get("label")
+        self._labels.show_bars(label_bars(answer.get("labels") or {}, self.answer_text, gold))
 
 
 class AnswerColumns(HorizontalScroll):
@@ -119,6 +139,7 @@ class AnswerColumns(HorizontalScroll):
         self.selected_key: str | None = None
         self._columns: dict[str, AnswerColumn] = {}
         self._undrawn_keys: set[str] = set()
+        self._waiting_for = ""
 
     @property
     def column_keys(self) -> list[str]:
@@ -134,7 +155,24 @@ class AnswerColumns(HorizontalScroll):
         self.selected_key = None
         self._columns.clear()
         self._undrawn_keys.clear()
+        self._waiting_for = ""
         self.query(AnswerColumn).remove()
+
+    def show_waiting(self, what: str) -> None:
+        """Say in every column without words what it waits for."""
+        self._waiting_for = what
+        for column in self._columns.values():
+            if not column.answer_text:
+                column.waiting.start(what)
+
+    def stop_waiting(self) -> None:
+        """Nothing more comes: columns without words are taken away."""
+        self._waiting_for = ""
+        for key, column in list(self._columns.items()):
+            if not column.answer_text:
+                del self._columns[key]
+                column.remove()
+        self._set_column_widths()
 
     def append_answer(self, key: str, piece: str) -> None:
         """Let a column grow; many pieces are drawn at once."""
@@ -155,6 +193,7 @@ class AnswerColumns(HorizontalScroll):
             first = first or column.answer_text
             column.show_answer(list(differing_spans(first, column.answer_text)))
             column.show_source(answer)
+            column.show_labels(answer)
             column.show_metrics(answer, best=len(likelihoods) > 1 and likelihoods.get(key) == best)
         self._undrawn_keys.clear()
 
@@ -180,6 +219,8 @@ class AnswerColumns(HorizontalScroll):
     def _get_or_add_column(self, key: str) -> AnswerColumn:
         if key not in self._columns:
             column = AnswerColumn(key)
+            if self._waiting_for:
+                column.waiting.start(self._waiting_for)
             self._columns[key] = column
             self._columns = dict(sorted(self._columns.items(), key=lambda pair: _column_rank(pair[0])))
             keys = list(self._columns)
@@ -221,23 +262,45 @@ def _column_rank(key: str) -> int:
 
 def _speed_lines(answer: dict[str, Any]) -> Iterator[str]:
     tokens, rate = answer["tokens"], answer.get("tokens_per_second")
-    if answer["ended"] == "label":
-        yield f"1 of {len(answer['labels'])} labels"
+    if answer["ended"] == "label":  # found in one pass, without generating
         return
     cut = ending_words(answer["ended"])
     yield f"{tokens} token{'s' if tokens != 1 else ''}" + (f" · {format_rate(rate)}/s" if rate else "") + cut
 
 
 def _format_likelihood(gold: dict[str, Any]) -> str:
-    value = f"{gold['loglik']:.3f}".replace("-", "−")
     if gold["over"] == "labels":
-        return f"gold {value} nats ({math.exp(gold['loglik']):.0%})"
-    return f"gold {value} nats/token"
+        return f"gold at {100 * math.exp(gold['loglik']):.0f} %"
+    return f"gold {gold['loglik']:.3f} nats per token".replace("-", "−")
 
 
-def _format_metric(name: str, value: float) -> str:
-    if name == "accuracy":
-        return "right" if value == 1.0 else "wrong"
-    if name == "mae":
-        return "right" if value == 0 else f"off by {value:g}"
-    return f"{name.replace('_', '-')} {value:.3f}".replace(" 0.", " .")
+def _metric_line(name: str, value: float) -> Content:
+    """A metric of one answer in words; right is green and wrong is red."""
+    if name in ("accuracy", "mae"):
+        right = value == (1.0 if name == "accuracy" else 0.0)
+        wrong = "wrong" if name == "accuracy" else f"off by {value:g}"
+        return Content.styled(f"{RIGHT} right" if right else f"{WRONG} {wrong}", RIGHT_STYLE if right else WRONG_STYLE)
+    return Content(f"{name.replace('_', '-')} {value:.3f}".replace(" 0.", " ."))
+
+
+def label_bars(logliks: dict[str, float], answer: str, gold: str | None) -> list[Bar]:
+    """A bar for each label in the task's order: its share among all labels, what was answered, and the gold label."""
+    top = max(logliks.values(), default=0.0)
+    total = sum(math.exp(value - top) for value in logliks.values())
+    bars = []
+    for label, value in logliks.items():
+        share, chosen, right = math.exp(value - top) / total, label == answer, label == gold
+        tone = "good" if right and chosen else "bad" if chosen and gold is not None else ""
+        mark = {"good": RIGHT, "bad": WRONG}.get(tone, GOLD if right else CHOSEN if chosen else OTHER)
+        bars.append(Bar(f"{mark} {clean_line(label)}", share, f"{100 * share:.0f} %", chosen or right, tone))
+    return bars
+
+
+def gold_summary(result: dict[str, Any]) -> str:
+    """By how much the most personal model of the user finds the gold likelier than the base; empty if not known."""
+    golds = {key: one["gold"] for key, one in result["details"].items() if key in ORDER and one and one.get("gold")}
+    best = next((key for key in reversed(ORDER) if key in golds), "base")
+    if best == "base" or "base" not in golds or golds["base"]["over"] != "labels":
+        return ""
+    before, after = (100 * math.exp(golds[key]["loglik"]) for key in ("base", best))
+    return f"base {before:.0f} % → {best} {after:.0f} %, {after - before:+.0f} points".replace("-", "−")

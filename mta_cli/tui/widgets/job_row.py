@@ -12,6 +12,7 @@ from mta_cli.tui.text import line_text
 from mta_cli.tui.workers.job_queue import Job, ProgressState
 
 STATE_MARKS = {"waiting": "·", "running": "▶", "done": "✓", "failed": "✗", "stopped": "■"}
+RESUME_HINT = "r resumes it with the same options · x discards it"
 STATE_STYLES = {"running": "bold", "failed": "red", "waiting": "dim"}
 
 
@@ -59,8 +60,26 @@ def interrupted_job_list_entry(one: UnfinishedJob, width: int) -> Text:
     return shown
 
 
-def job_header(job: Job, width: int, now: float) -> Text:
-    """Title, state and progress of a job, in three rows at most."""
+def elsewhere_list_entry(what: str, width: int) -> Text:
+    """What another process does, in the list."""
+    shown = _truncate_text(line_text(f"↗ {what}", "bold"), width)
+    return Text("\n").join([shown, _truncate_text(line_text("  in another process", "dim"), width)])
+
+
+def elsewhere_header(what: str) -> Text:
+    """What another process does, and where it can be stopped; empty where there is none."""
+    if not what:
+        return Text()
+    return Text("\n").join(
+        [
+            line_text(f"↗ {what}", "bold"),
+            line_text("It runs in another process, which shows its progress and stops it."),
+        ]
+    )
+
+
+def job_header(job: Job, width: int, now: float, *, resumable: bool = False) -> Text:
+    """Title, state and progress of a job, and what can be done about one that was stopped, in four rows at most."""
     state: str = job.state
     if job.started_at is not None:
         state += (
@@ -74,6 +93,8 @@ def job_header(job: Job, width: int, now: float) -> Text:
         rows.append(Text(shown))
     if said := " · ".join(part for part in (progress_line(progress), progress.label) if part):
         rows.append(line_text(said))
+    if resumable:
+        rows.append(line_text(RESUME_HINT))
     return Text("\n").join(_truncate_text(row, width) for row in rows)
 
 
@@ -83,7 +104,7 @@ def interrupted_job_header(one: UnfinishedJob) -> Text:
         line_text(f"↻ {one.kind} · {one.title}", "bold"),
         line_text(f"interrupted {one.ended_at.replace('T', ' ').removesuffix('+00:00')} UTC · {one.detail}"),
         *([line_text(f"error: {one.error}")] if one.error else []),
-        line_text("r resumes it with the same options · x discards it"),
+        line_text(RESUME_HINT),
     ]
     return Text("\n").join(rows)
 

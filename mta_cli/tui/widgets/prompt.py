@@ -64,6 +64,11 @@ class PromptArea(TextArea):
             event.prevent_default()
             self.action_submit()
 
+    def on_resize(self) -> None:
+        """Lines are folded anew, so the height and what is in view change too."""
+        self.refresh(layout=True)
+        self.call_after_refresh(self.scroll_cursor_visible, animate=False)
+
     def on_paste(self, event: events.Paste) -> None:
         """Clean what is pasted, before the text area inserts it."""
         event.text = clean_text(event.text)

@@ -13,18 +13,20 @@ from textual.widgets import Static
 
 from mta_cli.pipeline.report.wording import format_bytes, pluralise
 from mta_cli.printable import clean_line
-from mta_cli.tui.text import MISSING_VALUE, format_signed, line_text
+from mta_cli.tui.text import MISSING_VALUE, line_text
 from mta_cli.tui.widgets.charts.bars import Bar, BarChart
 from mta_cli.tui.widgets.charts.canvas import truncate_line
+from mta_cli.tui.widgets.charts.recipe_bar import RecipeBar, RecipePart
 from mta_cli.tui.widgets.charts.sparkline import LabelledSparkline
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.users.detail import AnchorMatch, Results, UserDetail
     from store.records import Item, Run
 
+SMALLEST_PERCENT = 0.05  # a smaller change rounds to none
 MAX_ANCHORS_SHOWN, INPUT_CUT, OUTPUT_CUT, MAX_RUNS_SHOWN = 12, 240, 120, 8
 SECTION_TITLES = {
-    "near": "Nearest anchors",
+    "recipe": "Recipe",
     "loss": "Loss of the last adaptation",
     "results": "Results",
     "runs": "Runs",
@@ -32,7 +34,7 @@ SECTION_TITLES = {
 }
 
 SECTION_WIDGETS: Mapping[str, Callable[..., Widget]] = {
-    "near": BarChart,
+    "recipe": RecipeBar,
     "loss": LabelledSparkline,
     "results": BarChart,
 }
@@ -42,8 +44,11 @@ class UserPane(VerticalScroll):
     """Everything of one user, a section below another; empty sections are hidden."""
 
     HELP: ClassVar[str] = (
-        "Bars are similarities of profiles; w is the anchor's weight in the recipe. The held-out loss is the mean on "
-        "queries that were never trained on, before and after the stack: a rise of quality is a fall of loss."
+        "Recipe: whose models make up this user's, as shares of one bar; letters and colours are those of the map in "
+        "Bank, ░ is what is left to the task adapter. Without a recipe the most similar anchors are named, with the "
+        "cosine of both profiles.\n"
+        "Loss: of each training step, then of the saved stack. A loss is the mean surprise at the right answer, in "
+        "nats: 0 is certain, 0.7 is one in two, 2.3 is one in ten. Held-out queries were never trained on."
     )
 
     def compose(self) -> ComposeResult:
@@ -66,15 +71,18 @@ class UserPane(VerticalScroll):
     def show_user(self, user: UserDetail, items: Sequence[Item]) -> None:
         """Show a user and the newest items of the history."""
         self.query_one("#who", Static).update(user_summary(user))
-        near = anchor_bars(user.anchors)
-        self.query_one("#near", BarChart).show_bars(near)
-        self.query_one("#loss", LabelledSparkline).show_values(user.losses)
+        parts = recipe_parts(user)
+        self.query_one("#head-recipe", Static).update(
+            line_text(SECTION_TITLES["recipe"] if user.recipe is not None else "Nearest anchors", "bold")
+        )
+        self.query_one("#recipe", RecipeBar).show_parts(parts)
+        self.query_one("#loss", LabelledSparkline).show_values(shown_losses(user))
         self.query_one("#results", BarChart).show_bars(result_bars(user.results))
         self.query_one("#runs", Static).update(run_lines(user.runs))
         self.query_one("#history", Static).update(history_lines(items, user.items))
         if user.results is not None:
             self.query_one("#head-results", Static).update(results_head(user.results))
-        there = {"near": near, "loss": user.losses, "results": user.results, "runs": user.runs, "history": items}
+        there = {"recipe": parts, "loss": user.losses, "results": user.results, "runs": user.runs, "history": items}
         for name in SECTION_TITLES:
             self._show_section(name, bool(there[name]))
 
@@ -110,12 +118,7 @@ def _model_line(user: UserDetail) -> str:
         return "no bank for this task yet: 3 and n build one"
     parts = [f"bank {user.bank.name} v{user.bank.version}"]
     if (recipe := user.recipe) is not None:
-        rest = (
-            f", {format_two_decimals(user.task_adapter_share)} left to the task adapter"
-            if user.task_adapter_share is not None
-            else ""
-        )
-        parts.append(f"recipe {format_bytes(recipe.bytes)} by {recipe.method}{rest}")
+        parts.append(f"recipe {format_bytes(recipe.bytes)} by {recipe.method}")
     if (stack := user.stack) is not None:
         parts.append(f"stack {format_bytes(stack.bytes)}, {stack.shots} shots, {stack.steps} steps")
     return " · ".join(parts if len(parts) > 1 else [*parts, "no recipe yet: a adapts"])
@@ -125,24 +128,32 @@ def _held_out_loss_line(user: UserDetail) -> str:
     stack = user.stack
     if stack is None or stack.heldout_before is None or stack.heldout_after is None:
         return ""
-    change = stack.heldout_before - stack.heldout_after
-    return f"held-out loss {stack.heldout_before:.3f} → {stack.heldout_after:.3f} (quality {format_signed(change)})"
+    before, after = stack.heldout_before, stack.heldout_after
+    arrow = f"{before:.3f} → {after:.3f} nats"
+    percent = 100 * abs(after - before) / before if before > 0 else 0.0
+    if percent < SMALLEST_PERCENT:
+        return f"adapting left the loss on held-out queries as it was: {arrow}"
+    way = ("lowered", "better") if after < before else ("raised", "worse")
+    return f"adapting {way[0]} the loss on held-out queries by {percent:.1f} % ({way[1]}): {arrow}"
 
 
-def anchor_bars(near: Sequence[AnchorMatch]) -> list[Bar]:
-    """The nearest anchors, and those farther away or of unknown similarity that are in the recipe."""
-    shown = [one for n, one in enumerate(near) if one.weight or (n < MAX_ANCHORS_SHOWN and one.similarity is not None)]
-    weights = [f"  w {format_two_decimals(one.weight)}" if one.weight else "" for one in shown]
-    room = max(map(len, weights), default=0)
-    return [
-        Bar(
-            _label(one),
-            one.similarity,
-            f"{format_two_decimals(one.similarity):>4}{weight:<{room}}",
-            strong=bool(weight),
-        )
-        for one, weight in zip(shown, weights, strict=True)
-    ]
+def recipe_parts(user: UserDetail) -> list[RecipePart]:
+    """The anchors of the recipe by weight and the task adapter's share; without a recipe the nearest anchors."""
+    if user.recipe is None:
+        near = [one for one in user.anchors if one.similarity is not None][:MAX_ANCHORS_SHOWN]
+        return [RecipePart(one.place, _label(one), None, format_two_decimals(one.similarity)) for one in near]
+    weighed = sorted((one for one in user.anchors if one.weight), key=lambda one: -abs(one.weight or 0.0))
+    parts = [RecipePart(one.place, _label(one), one.weight, format_two_decimals(one.weight)) for one in weighed]
+    if (share := user.task_adapter_share) is not None:
+        parts.append(RecipePart(None, "task adapter", max(share, 0.0), format_two_decimals(share)))
+    return parts
+
+
+def shown_losses(user: UserDetail) -> tuple[float, ...]:
+    """The loss of each step of the last adaptation, and of the stack that it saved."""
+    stack = user.stack
+    saved = stack is not None and stack.steps == len(user.losses)
+    return (*user.losses, stack.loss_after) if stack is not None and saved and user.losses else user.losses
 
 
 def _label(near: AnchorMatch) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from mta_cli.events import Note
+from mta_cli.events import JobStarted
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, PromptOptions
+from mta_cli.pipeline.user_weights import FREE_TASK
 
 if TYPE_CHECKING:
     from mta_cli.events import Event
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from mta_cli.tui.workers.model_worker import ModelRequest, ModelWorker, WorkerContext
 
 NO_TASK_LABEL = "as typed"
+LOADING, ANSWERING = "loading the base", "answering"  # stages of a request, the titles of `JobStarted`
 
 
 def request_from_settings(settings: Settings, task: str | None, mode: str | None = None) -> ChatOptions:
@@ -29,6 +31,12 @@ def request_from_settings(settings: Settings, task: str | None, mode: str | None
 def next_in_cycle(values: list[str | None], current: str | None) -> str | None:
     """The value after `current`, around the end; the first where `current` is none of them."""
     return values[(values.index(current) + 1) % len(values)] if current in values else values[0]
+
+
+def likely_task(tasks: Sequence[str], selected: str | None) -> str | None:
+    """The task whose prompt suits a user best: the one that is shown, else the only one; None for the text as typed."""
+    own = [task for task in tasks if task != FREE_TASK]
+    return selected if selected in own else own[0] if len(own) == 1 else None
 
 
 class ActiveRequest:
@@ -109,13 +117,13 @@ class ChatSession:
         from mta_cli.pipeline.chat.conversation import Conversation
 
         user, conversation = context.reg.users.get(name), self._conversation
-        if not context.base_loaded:
-            yield Note("The base is being loaded …")
+        yield JobStarted(ANSWERING if context.base_loaded else LOADING)
         model = conversation.model if conversation is not None else None
         changed = self._store_changes != store_changes
         if model is None or changed or (model.options, model.user) != (options, user):
             model = context.chat_model_for(user, options)
             self._store_changes = store_changes
+        yield JobStarted(ANSWERING)
         if conversation is None:
             conversation = Conversation(model, autosave=True)
             if self._chat_id is not None:

@@ -54,7 +54,7 @@ class Job:
     """A long job.
 
     `log` holds the newest of all `logged_lines` lines, cleaned; `unreported_saves` counts what was saved since the last
-    update; `on_end` is called in the window's thread when the job has run.
+    update; `on_end` is called in the window's thread when the job has run. `run_ids` are the runs that it recorded.
     """
 
     number: int
@@ -71,6 +71,7 @@ class Job:
     error: BaseException | None = None
     result: Any = None
     unreported_saves: int = 0
+    run_ids: tuple[int, ...] = ()
     stop_requested: threading.Event = field(default_factory=threading.Event)
     _meter: RateMeter | None = None
 
@@ -102,6 +103,8 @@ class Job:
     def finish(self, state: JobState, error: BaseException | None = None) -> None:
         """Record how the job ended; an error is logged in the command line's words."""
         self.state, self.ended_at, self.progress.seconds_left, self.error = state, time.time(), None, error
+        if state == "done" and self.progress.total is not None:  # steps that were done before are counted too
+            self.progress.done = self.progress.total
         if error is not None:
             self._log_error(error)
         elif state == "stopped":
@@ -190,7 +193,10 @@ class JobQueue:
         buffer = EventBuffer(self._app, partial(self._apply_events, job), UPDATE_SECONDS)
         try:
             with Registry.open(self._root, create=True, timeout=self._timeout) as registry:
-                state = self._forward_events(job, job.make_events(registry), buffer)
+                try:
+                    state = self._forward_events(job, job.make_events(registry), buffer)
+                finally:
+                    job.run_ids = tuple(registry.runs.started_ids)
         except BaseException as raised:
             state, error = "failed", raised
         if get_current_worker().is_cancelled:  # the window is gone

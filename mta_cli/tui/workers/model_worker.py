@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,14 @@ class WorkerContext:
     def base_loaded(self) -> bool:
         """Whether the base is in memory already."""
         return self._chat_model is not None
+
+    def expected_columns(self, user: User, options: ChatOptions, others: Sequence[User]) -> list[str]:
+        """The columns that a comparison with these options will have, before the base is loaded."""
+        from mta_cli.pipeline.chat.compare import expected_columns
+        from mta_cli.pipeline.models.installed import resolve_model
+
+        base = resolve_model(self._base_name, "base").fingerprint
+        return expected_columns(self.reg, user, options.task, base, others)
 
     def chat_model_for(self, user: User | None, options: ChatOptions) -> ChatModel:
         """The chat model of `user`. The base is loaded at the first call, and again when the machine options change."""

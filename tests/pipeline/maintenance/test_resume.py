@@ -141,7 +141,11 @@ def test_a_stopped_adaptation_goes_on_with_its_own_options_and_people(peopled: R
     run = begin_adaptation(peopled, SHORT, options)
     peopled.runs.fail_run(run, "stopped", interrupted=True)
     (one,) = list_unfinished_jobs(peopled)
-    assert (one.kind, one.title, one.detail) == ("user adapt", "3 users, lamp-2", "on bank lamp-2 v1")
+    assert (one.kind, one.title, one.detail) == (
+        "user adapt",
+        "ida, jon, kim · lamp-2",
+        "on bank lamp-2 v1, shots 2, rank 1, steps 6",
+    )
     results, seen = go_on(peopled, one)
     assert [(r["user"], r["shots"], r["steps"], r["weights"]) for r in results] == [
         (name, 2, 6, "uniform") for name in SHORT
@@ -154,7 +158,7 @@ def test_an_adaptation_of_everybody_that_was_killed_is_offered(peopled: Registry
     begin_adaptation(peopled, None, QUICK)
     abandon_runs(peopled)
     (one,) = list_unfinished_jobs(peopled)
-    assert one.title == "all users, lamp-2"
+    assert one.title == "all users · lamp-2"
     results, _ = go_on(peopled, one)
     assert len(results) == 9
 
@@ -164,7 +168,7 @@ def test_a_forgotten_user_is_left_out(peopled: Registry) -> None:
     peopled.runs.fail_run(begin_adaptation(peopled, ("ida", "jon"), QUICK), "stopped", interrupted=True)
     peopled.users.forget(peopled.users.get("jon").id)
     (one,) = list_unfinished_jobs(peopled)
-    assert one.title == "ida, lamp-2"
+    assert one.title == "ida · lamp-2"
     results, _ = go_on(peopled, one)
     assert [r["user"] for r in results] == ["ida"]
 
@@ -183,10 +187,10 @@ def test_only_the_newest_run_of_what_was_asked_counts(peopled: Registry) -> None
     assert list_unfinished_jobs(peopled) == []  # it is at work
     peopled.runs.fail_run(second, "stopped", interrupted=True)
     peopled.runs.fail_run(begin_adaptation(peopled, ("kim",), QUICK), "stopped", interrupted=True)
-    assert {one.title for one in list_unfinished_jobs(peopled)} == {"ida, lamp-2", "kim, lamp-2"}
+    assert {one.title for one in list_unfinished_jobs(peopled)} == {"ida · lamp-2", "kim · lamp-2"}
     peopled.runs.finish_run(begin_adaptation(peopled, ("ida",), QUICK), {})
     (left,) = list_unfinished_jobs(peopled)
-    assert left.title == "kim, lamp-2"
+    assert left.title == "kim · lamp-2"
     discard_job(peopled, left)
     assert list_unfinished_jobs(peopled) == []
 
@@ -280,7 +284,7 @@ def test_an_adaptation_that_is_stopped_before_and_during_training_goes_on(
                 break
         job.close()  # type: ignore[attr-defined]
         (one,) = list_unfinished_jobs(peopled)
-        assert (one.kind, one.title, one.error) == ("user adapt", "3 users, lamp-2", "stopped")
+        assert (one.kind, one.title, one.error) == ("user adapt", "ida, jon, kim · lamp-2", "stopped")
     results, seen = go_on(peopled, one)
     assert [r["user"] for r in results] == list(SHORT) and "ida: adapted already" in " ".join(notes(seen))
     assert list_unfinished_jobs(peopled) == []

@@ -86,7 +86,9 @@ def test_a_forgotten_anchor_has_no_name_and_no_profile(world: World) -> None:
     world.reg.users.forget(world.reg.users.get("dave").id)
     near = load_user_detail(world.reg, "alice").anchors
     assert [(one.name, one.stale) for one in near] == [("erin", False), (f"(forgotten #{near[1].anchor_id})", True)]
-    assert near[1] == AnchorMatch(near[1].anchor_id, near[1].name, True, pytest.approx(0.9), pytest.approx(0.7))
+    assert near[1] == AnchorMatch(
+        near[1].anchor_id, near[1].name, True, pytest.approx(0.9), pytest.approx(0.7), near[1].place
+    )
 
 
 def test_losses_are_those_of_the_last_adaptation_that_took_steps(world: World) -> None:

@@ -104,7 +104,7 @@ def test_what_is_left_empty_was_not_given() -> None:
     assert filled == {"name": "mine", "anchors": "4", "rank": "", "placement": "", "task_adapter": "", "alpha": ""}
 
 
-def test_a_bad_value_is_refused_beside_its_field_in_the_words_of_the_command_line() -> None:
+def test_a_bad_value_is_refused_beside_its_field() -> None:
     async def act(window: Window, pilot: Pilot[None]) -> None:
         await pilot.press(*"mine", "tab", *"many", "tab", *"0")
         assert "this is a whole number" in fault(window, "anchors")
@@ -112,7 +112,7 @@ def test_a_bad_value_is_refused_beside_its_field_in_the_words_of_the_command_lin
         assert window.answer == NOT_ASKED and window.focused is window.screen.query(Input)[1]
         await pilot.press("backspace", "backspace", "backspace", "backspace", "3")
         assert fault(window, "anchors") == ""
-        assert fault(window, "rank") == "bank.rank = 0 (flag --rank): the least is 1"
+        assert fault(window, "rank") == "rank = 0: the least is 1"
 
     assert driven(bank_form(), act).answer == NOT_ASKED
 
@@ -135,7 +135,7 @@ def test_a_fault_among_the_folded_fields_unfolds_them() -> None:
         window.screen.query(Input).last().value = "-1"
         await pilot.press(*"x", "enter")
         assert not window.screen.query_one(Collapsible).collapsed
-        assert "bank.alpha" in fault(window, "alpha")
+        assert fault(window, "alpha") == "alpha = -1.0: the least is 0.001"
 
     driven(bank_form(), act)
 
@@ -217,7 +217,7 @@ def test_what_the_plan_meets_is_told_in_the_form() -> None:
         await pilot.press(*"x", "enter")
         faults = window.screen.query_one("#faults")
         await until(pilot, lambda: "9 [b]users" in str(faults.content))  # type: ignore[attr-defined]
-        assert "Try: --anchors 9" in str(faults.content) and "two" in str(faults.content)  # type: ignore[attr-defined]
+        assert "Try: anchors 9" in str(faults.content) and "two" in str(faults.content)  # type: ignore[attr-defined]
         await pilot.press(*"y", "enter")
         await until(pilot, lambda: "ValueError: unforeseen" in str(faults.content))  # type: ignore[attr-defined]
         assert not window.screen.query_one("#go", Button).disabled and not dialog(window).plan_shown
@@ -288,11 +288,30 @@ def test_faults_find_their_fields_and_the_rest_stands_alone() -> None:
     )
     several = UsageError("2 settings cannot be used:\nbank.rank = 0 (flag --rank): the least is 1\nbank.alpha: no")
     own, rest = split_faults_by_field(several, fields)
-    assert own == {"rank": "bank.rank = 0 (flag --rank): the least is 1", "alpha": "bank.alpha: no"} and rest == []
+    assert own == {"rank": "rank = 0: the least is 1", "alpha": "alpha: no"} and rest == []
     assert split_faults_by_field(UsageError("all wrong", hint="begin anew"), fields) == (
         {},
         ["all wrong", "Try: begin anew"],
     )
+
+
+def test_a_form_speaks_of_fields_and_not_of_flags() -> None:
+    fields = (FormField("anchors", "anchors"), FormField("min_items", "min items"))
+    refused = BadInput("--min-items: none has 8", hint="--anchors 1, or a smaller --min-items, else --other-flag")
+    assert split_faults_by_field(refused, fields)[1] == [
+        "min items: none has 8",
+        "Try: anchors 1, or a smaller min items, else --other-flag",
+    ]
+    assert split_faults_by_field(BadInput("no user", hint="did you mean 'corin'?"), ())[1][1] == "Did you mean 'corin'?"
+
+
+def test_a_plan_names_the_form_where_the_shell_has_flags() -> None:
+    from rich.console import Console
+
+    console = Console(width=70, no_color=True)
+    with console.capture() as captured:
+        console.print(plan_table([JobPlan("data import", (PlanLine("file", "a.csv", "flag PATH"),))]))
+    assert captured.get().split() == ["file", "a.csv", "this", "form"]
 
 
 def test_a_plan_says_what_was_found_out_first_and_shows_markup_as_it_is() -> None:

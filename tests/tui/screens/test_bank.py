@@ -131,6 +131,25 @@ def test_somebody_without_a_profile_is_said_to_have_none(demo_store: Path) -> No
     run(drive())
 
 
+def test_the_bank_of_the_selected_users_task_is_opened(demo_store: Path) -> None:
+    with Registry.open(demo_store) as reg:
+        making.bank(reg, [making.person(reg, "nora", "a mail", task="mails")], name="mails", key="m", task="mails")
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            for user, bank in (("nora", "mails"), ("ida", "lamp-2"), ("nora", "mails")):
+                app.select_user(user)
+                await settled(app, pilot)
+                assert head(app).startswith(f"Bank {bank} v1")
+            await pilot.press("b")
+            await settled(app, pilot)
+            app.screen.reload_if_current()  # type: ignore[attr-defined]
+            await settled(app, pilot)
+            assert head(app).startswith("Bank lamp-2 v1"), "another bank can be looked at for the same user"
+
+    run(drive())
+
+
 def test_profiles_are_read_again_only_when_they_changed(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mta_cli.pipeline.bank import user_map as pipeline
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,8 @@ from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
 from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown
 from mta_cli.tui.widgets.prompt import PromptArea
+from mta_cli.tui.widgets.waiting import WaitingLine
+from mta_cli.tui.workers.model_worker import WorkerContext
 from store.records import Message
 from store.registry import Registry
 from tests.tui.driving import open_app, run, screen_text, settled, until
@@ -61,10 +65,63 @@ def test_without_a_user_the_screen_says_what_to_press(empty_store: Path) -> None
     run(drive())
 
 
+def test_without_a_user_every_key_works(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "chat", None)
+            await pilot.press("2")
+            await settled(app, pilot)
+            assert app.current_mode == "compare"
+            await enter(app, pilot, "chat", "ida")
+            assert isinstance(app.focused, PromptArea)
+            app.select_user(None)
+            await settled(app, pilot)
+            await pilot.press("1")
+            await settled(app, pilot)
+            assert app.current_mode == "users"
+
+    run(drive())
+
+
+def test_the_only_task_gives_the_prompt_and_says_how_it_is_answered(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store, size=(100, 30)) as (app, pilot):
+            await enter(app, pilot, "chat", "ida")
+            told = " ".join(screen_text(app).split())
+            assert "prompt lamp-2, each message by itself, answered with one of 15 labels (t changes it)" in told
+            await pilot.press("escape", "t")
+            assert "prompt as typed (t changes it)" in screen_text(app)
+
+    run(drive())
+
+
+def test_what_is_waited_for_is_told_where_the_answer_will_be(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, load = threading.Event(), WorkerContext.chat_model_for
+
+    def slow(self: WorkerContext, *rest: Any) -> ChatModel:
+        gate.wait(30)
+        return load(self, *rest)
+
+    monkeypatch.setattr(WorkerContext, "chat_model_for", slow)
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "chat", "ida")
+            app.screen.query_one(PromptArea).focus()
+            await pilot.press("a", "enter")
+            await until(pilot, lambda: re.search("loading the base … [1-9]", screen_text(app)) is not None)
+            gate.set()
+            await answered(app, pilot)
+            assert not app.screen.query(WaitingLine) and len(replies(app)) == 1
+
+    run(drive())
+
+
 def test_what_is_said_is_shown_and_stored_with_its_source(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "chat", "ida")
+            await pilot.press("escape", "t")
             await type_and_ask(app, pilot, "one?")
             await type_and_ask(app, pilot, "two?")
             shown = screen_text(app)
@@ -81,7 +138,7 @@ def test_mode_and_task_change_who_answers_and_how(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "chat", "ida")
-            await pilot.press("escape", "m", "t")
+            await pilot.press("escape", "m", "t", "t")
             assert "model base · prompt lamp-2" in screen_text(app)
             await type_and_ask(app, pilot, "a ship")
             (messages,) = stored(demo_store, "ida")
@@ -225,6 +282,7 @@ def test_a_conversation_gone_on_with_is_part_of_the_prompt(demo_store: Path, mon
         async with open_app(demo_store) as (app, pilot):
             screen = await enter(app, pilot, "chat", "ida")
             await screen._open(chat)
+            await pilot.press("escape", "t")
             await type_and_ask(app, pilot, "go on")
             assert [m["content"] for m in prompts[0]] == ["what of the sea?", "It has a lighthouse.", "go on"]
 
@@ -237,6 +295,7 @@ def test_the_last_exchange_becomes_a_history_item(demo_store: Path) -> None:
             await enter(app, pilot, "chat", "ida")
             await pilot.press("escape", "g")
             assert "ask something first" in screen_text(app)
+            await pilot.press("t")
             await type_and_ask(app, pilot, "what next?")
             await press_and_hear(app, pilot, "escape", "g")
             assert "kept: task free" in screen_text(app)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,16 @@ from textual.widgets import Input, OptionList
 
 from mta_cli.errors import IntegrityFault, NotFound
 from mta_cli.events import Event, TextChunk
+from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
 from mta_cli.tui.dialogs.user_picker import UserPicker
 from mta_cli.tui.widgets.answers import AnswerColumn, AnswerColumns
 from mta_cli.tui.widgets.prompt import PromptArea
+from mta_cli.tui.workers.model_worker import WorkerContext
 from store.records import NewItem
 from store.registry import Registry
-from tests.tui.driving import open_app, run, screen_text, settled, until
+from tests.tui.driving import notices, open_app, run, screen_text, settled, until
 from tests.tui.voices import answered, enter, only_voices, press_and_hear, type_and_ask
 
 
@@ -38,7 +42,7 @@ def test_without_a_user_the_screen_says_what_to_press(demo_store: Path) -> None:
             assert "No user selected" in screen_text(app)
             app.select_user("ida")
             await settled(app, pilot)
-            assert "No user selected" not in screen_text(app) and "as typed" in screen_text(app)
+            assert "No user selected" not in screen_text(app) and "prompt lamp-2 (t changes it)" in screen_text(app)
 
     run(drive())
 
@@ -47,6 +51,7 @@ def test_a_typed_question_is_answered_in_every_column(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "compare", "ida")
+            await pilot.press("t")
             await type_and_ask(app, pilot, "what next?")
             assert answers(app).column_keys == ["base", "fused", "adapted"]
             shown = screen_text(app)
@@ -66,9 +71,10 @@ def test_a_picked_question_shows_the_gold_and_how_good_each_answer_is(demo_store
             await press_and_hear(app, pilot, "p", "down", "enter")
             shown = screen_text(app)
             assert "another ship 1" in app.screen.query_one(PromptArea).text
-            assert "prompt lamp-2" in shown and "gold comedy" in shown
-            assert shown.count("nats (") == 3 and shown.count("right") + shown.count("wrong") == 3
-            assert shown.count("1 of 15 labels") == 3
+            assert "prompt lamp-2" in shown and "gold comedy: base " in shown and " points" in shown
+            assert shown.count("gold at ") == 3 and shown.count("✓ right") + shown.count("✗ wrong") == 3
+            assert shown.count("✓ comedy") + shown.count("◆ comedy") == 3
+            assert "dystopia" in shown
 
     run(drive())
 
@@ -81,7 +87,75 @@ def test_changed_words_are_no_held_out_question_any_more(demo_store: Path) -> No
             assert screen._last_request.question.held_out
             await type_and_ask(app, pilot, "!")
             assert screen._last_request.question.gold is None and screen._last_request.task == "lamp-2"
-            assert "nats" not in screen_text(app)
+            assert "gold" not in screen_text(app)
+
+    run(drive())
+
+
+def test_a_new_question_takes_the_place_of_the_last_one(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "compare", "ida")
+            prompt = app.screen.query_one(PromptArea)
+            prompt.replace_text("the last question")
+            app.screen.set_focus(None)
+            await pilot.press("i", "n", "e", "w")
+            assert prompt.text == "new"
+            app.select_user("jon")
+            await settled(app, pilot)
+            assert prompt.text == ""
+
+    run(drive())
+
+
+def test_all_columns_wait_from_the_start_and_say_for_what(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, load = threading.Event(), WorkerContext.chat_model_for
+
+    def slow(self: WorkerContext, *rest: Any) -> ChatModel:
+        gate.wait(30)
+        return load(self, *rest)
+
+    monkeypatch.setattr(WorkerContext, "chat_model_for", slow)
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "compare", "ida")
+            app.screen.query_one(PromptArea).focus()
+            await pilot.press("a", "enter")
+            await until(pilot, lambda: len(re.findall("loading the base … [1-9]", screen_text(app))) == 3)
+            assert answers(app).column_keys == ["base", "fused", "adapted"]
+            gate.set()
+            await answered(app, pilot)
+            assert "loading" not in screen_text(app) and "answering" not in screen_text(app)
+
+    run(drive())
+
+
+def test_the_selected_answer_is_copied(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "compare", "ida")
+            answers(app).append_answer("base", "one")
+            answers(app).append_answer("fused", "two")
+            app.screen.set_focus(None)
+            told = notices(app)
+            await pilot.press("y")
+            assert app.clipboard == "one" and told == ["copied"]
+            await pilot.press("right", "right", "y")
+            assert app.clipboard == "two"
+
+    run(drive())
+
+
+def test_a_user_without_a_model_is_not_said_to_answer_beside(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store, size=(120, 40)) as (app, pilot):
+            screen = await enter(app, pilot, "compare", "ida")
+            screen._other_users.append("kim")
+            await type_and_ask(app, pilot, "a ship")
+            shown = screen_text(app)
+            assert "kim has no model of their own" in shown and "and users" not in shown
+            assert answers(app).column_keys == ["base", "fused", "adapted"]
 
     run(drive())
 
@@ -147,7 +221,7 @@ def test_the_chosen_answer_is_kept_as_a_history_item_once(demo_store: Path) -> N
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "compare", "ida")
             app.screen.set_focus(None)
-            await pilot.press("g")
+            await pilot.press("t", "g")
             assert "no complete answer to keep yet" in screen_text(app)
             await type_and_ask(app, pilot, "what next?")
             await pilot.press("escape", "right")
@@ -229,12 +303,13 @@ def test_escape_stops_the_answers_and_another_question_can_be_asked(
                 patch.setattr("mta_cli.pipeline.chat.compare.compare_question", endless)
                 app.screen.query_one(PromptArea).focus()
                 await pilot.press("a", "enter")
-                await until(pilot, lambda: len(answers(app).column_keys) == 2)
+                await until(pilot, lambda: "word word" in screen_text(app))
                 await pilot.press("enter")
                 assert "being generated" in screen_text(app)
                 await pilot.press("escape")
                 await answered(app, pilot)
             assert "stopped" in screen_text(app) and "word word" in screen_text(app)
+            assert answers(app).column_keys == ["base", "fused"], "the adapted one had said nothing yet"
             await type_and_ask(app, pilot, "b")
             assert len(answers(app).column_keys) == 3
 

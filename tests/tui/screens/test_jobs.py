@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,7 +162,11 @@ def test_from_an_empty_store_to_an_adapted_user_by_keys_alone(empty_store: Path,
             await ask("i", path=str(path))
             await ask("b", task="lamp-2", anchors="2", rank="1", epochs="1", min_items="5")
             await ask("a", users="p5", shots="2", steps="3")
-            assert rows(app) == ["✓ user adapt · p5", "✓ bank build · lamp-2", "✓ data import · people.jsonl"]
+            assert rows(app) == [
+                "✓ user adapt · p5 · shots 2, steps 3",
+                "✓ bank build · lamp-2 · anchors 2, rank 1, epochs 1, min items 5",
+                "✓ data import · people.jsonl",
+            ]
             assert [each.name for each in await app.store_reader.read(_adapted)] == ["p5"]
 
     run(go())
@@ -173,7 +179,7 @@ def test_what_the_plan_refuses_is_told_in_the_form_and_nothing_starts(demo_store
             form = await dialog(app, pilot, FormDialog)
             await pilot.press(*"kin", "ctrl+s")
             await until(pilot, lambda: "There is no user" in str(form.query_one("#faults").content))
-            assert "did you mean" in str(form.query_one("#faults").content) and not form.plan_shown
+            assert "Did you mean 'kim'?" in str(form.query_one("#faults").content) and not form.plan_shown
             await pilot.press("escape")
             await back(app, pilot)
             assert app.job_queue.jobs == []
@@ -194,7 +200,7 @@ def test_a_job_is_watched_and_stopped_when_the_user_means_it(demo_store: Path) -
             assert (
                 "10/100 steps" in shown and "tokens/s" in shown and "ETA" in shown and "━" in shown and "Stop" in shown
             )
-            assert "loss 4.980 █" in shown and "▁ 4.800" in shown
+            assert "loss 4.980 █" in shown and "▁ 4.800 (−3.6 %)" in shown
             await pilot.press("s")
             await dialog(app, pilot, ConfirmDialog)
             await pilot.press("n")
@@ -269,7 +275,68 @@ def test_what_goes_on_is_not_offered_meanwhile(demo_store: Path, monkeypatch: py
             slow.let()
             await until(pilot, lambda: app.job_queue.jobs[0].finished)
             await settled(app, pilot)
-            assert rows(app) == ["↻ bank build · mine v1", "■ bank build · mine v1"]
+            assert rows(app) == ["■ bank build · mine v1"]
+            assert "r resumes it with the same options" in screen_text(app) and "Resume" in screen_text(app)
+
+    run(go())
+
+
+def test_a_stopped_job_is_one_row_and_goes_on_from_there(demo_store: Path) -> None:
+    async def go() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            asked = bank_request(name="mine", task_rank=1)
+            job = app.job_queue.add_job("bank build", "mine", lambda reg: build_bank(reg, asked))
+            await until(pilot, lambda: job.progress.done > 0)
+            app.job_queue.stop_job(job)
+            await until(pilot, lambda: job.finished)
+            app.screen.reload_if_current()  # type: ignore[attr-defined]
+            await settled(app, pilot)
+            assert job.state == "stopped" and rows(app) == ["■ bank build · mine"]
+            await pilot.press("r")
+            await until(pilot, lambda: len(app.job_queue.jobs) == 2 and app.job_queue.jobs[1].finished)
+            await settled(app, pilot)
+            assert rows(app) == ["✓ bank build · mine v1", "■ bank build · mine"]
+            await pilot.press("end")
+            assert "Resume" not in screen_text(app)
+
+    run(go())
+
+
+def test_jobs_of_other_processes_are_shown_while_they_run(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mta_cli.tui.screens.jobs.ELSEWHERE_SECONDS", 0.1)
+    code = (
+        "import sys; from pathlib import Path; from store.registry import Registry\n"
+        "with Registry.open(Path(sys.argv[1])) as reg, reg.hold_users('build of bank [b]far[/b]', [1, 2]):\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+
+    async def go() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            with subprocess.Popen(
+                [sys.executable, "-c", code, str(demo_store)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            ) as other:
+                assert other.stdin is not None and other.stdout is not None and other.stdout.readline()
+                await until(pilot, lambda: rows(app) == ["↗ build of bank [b]far[/b], 2 users"])
+                assert "in another process" in screen_text(app) and "Resume" not in screen_text(app)
+                other.stdin.close()
+            await until(pilot, lambda: rows(app) == [])
+            assert "No job is running" in screen_text(app)
+
+    run(go())
+
+
+def test_the_job_of_this_window_is_not_one_of_another_process(demo_store: Path) -> None:
+    def holds(reg: Registry) -> Iterator[Event]:
+        with reg.hold_users("here", [1]):
+            yield JobStarted("here", 1)
+            assert reg.jobs.running_jobs() == [("here", 1)] and reg.jobs.running_jobs(elsewhere=True) == []
+            yield JobResult({})
+
+    async def go() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            job = app.job_queue.add_job("bank build", "here", holds)
+            await until(pilot, lambda: job.finished)
+            assert job.state == "done", job.log
 
     run(go())
 

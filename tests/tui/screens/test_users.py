@@ -81,9 +81,13 @@ def test_the_pane_says_what_a_model_is_made_of_and_how_it_came(demo_store: Path)
     async def drive() -> None:
         async with open_app(demo_store, (200, 60)) as (app, pilot):
             text = pane(app)
-            assert "bank lamp-2 v1 · recipe" in text and "by evidence" in text and "left to the task adapter" in text
-            assert "held-out loss" in text and "Loss of the last adaptation" in text and "user adapt  done" in text
-            assert "Nearest anchors" in text and text.count("█") > 20 and "w ." in text
+            assert "bank lamp-2 v1 · recipe" in text and "by evidence" in text and "░ task adapter ." in text
+            assert (
+                "the loss on held-out queries" in text
+                and "Loss of the last adaptation" in text
+                and "user adapt  done" in text
+            )
+            assert "\nRecipe\n" in text and text.count("█") > 20 and "Nearest anchors" not in text
             assert text.index("film 2 about a ship → comedy") < text.index("film 0 about a ship → comedy")
             assert "Results" not in text
             await pilot.press("down", "down")
@@ -205,6 +209,28 @@ def test_the_screen_opens_on_the_chosen_user(demo_store: Path) -> None:
         async with app.run_test(size=(80, 24)) as pilot:
             await settled(app, pilot)
             assert table(app).cursor_row.name == "user5" and "● user5" in screen_text(app)
+
+    run(drive())
+
+
+def test_the_cursor_goes_to_a_user_who_is_selected_elsewhere(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            app.select_user("user5")
+            await settled(app, pilot)
+            assert table(app).cursor_row.name == "user5"
+            await pilot.press("down")
+            app.screen.reload_if_current()  # type: ignore[attr-defined]
+            await settled(app, pilot)
+            assert table(app).cursor_row.name == "user6", "only another selected user moves it"
+            await typed(app, pilot, "jo")
+            app.select_user("kim")
+            await settled(app, pilot)
+            assert words(app).value == "" and table(app).cursor_row.name == "kim" and names(app) == EVERYBODY
+            table(app).focus()
+            await pilot.press("d")
+            await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
+            assert "Remove kim and all their data?" in screen_text(app)
 
     run(drive())
 

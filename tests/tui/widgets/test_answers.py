@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 from textual.app import App, ComposeResult
 
-from mta_cli.tui.widgets.answers import MAX_DIFF_WORDS, AnswerColumn, AnswerColumns, differing_spans
+from mta_cli.tui.widgets.answers import (
+    MAX_DIFF_WORDS,
+    AnswerColumn,
+    AnswerColumns,
+    differing_spans,
+    gold_summary,
+    label_bars,
+)
 from tests.tui.driving import run, screen_text
 
 
@@ -87,9 +95,9 @@ def test_many_pieces_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_numbers_are_told_in_plain_words_and_the_likeliest_gold_is_marked() -> None:
-    gold = {"loglik": -1.25, "over": "token", "metrics": {"rouge_1": 0.5, "rouge_l": 0.25}}
-    label = {"loglik": -0.105, "over": "labels", "metrics": {"accuracy": 1.0}}
-    score = {"loglik": -0.5, "over": "labels", "metrics": {"mae": 2.0}}
+    gold = {"loglik": -1.25, "over": "token", "label": None, "metrics": {"rouge_1": 0.5, "rouge_l": 0.25}}
+    label = {"loglik": -0.105, "over": "labels", "label": "b", "metrics": {"accuracy": 1.0}}
+    score = {"loglik": -0.5, "over": "labels", "label": "3", "metrics": {"mae": 2.0}}
 
     async def drive() -> None:
         app = Wall()
@@ -106,13 +114,12 @@ def test_numbers_are_told_in_plain_words_and_the_likeliest_gold_is_marked() -> N
             shown = screen_text(app)  # type: ignore[arg-type]
             for words in (
                 "7 tokens · 7/s · cut",
-                "gold −1.250 nats/token",
+                "gold −1.250 nats per token",
                 "rouge-1 .500",
                 "rouge-l .250",
-                "1 of 2 labels",
-                "gold −0.105 nats (90%)",
-                "right",
-                "off by 2",
+                "gold at 90 % (best)",
+                "✓ right",
+                "✗ off by 2",
                 "1 token ·",
                 "(an empty answer)",
                 "bob · adapted",
@@ -121,7 +128,57 @@ def test_numbers_are_told_in_plain_words_and_the_likeliest_gold_is_marked() -> N
             ):
                 assert words in shown, words
             below = {column.key: str(column._metrics.visual) for column in app.query(AnswerColumn)}
-            assert "nats" not in below["@bob"]
+            assert "gold" not in below["@bob"]
+
+    run(drive())
+
+
+LABELS = {"go": -1.0, "skip": -1.0 - math.log(3), "wait": -50.0}
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "marks", "tones"),
+    [
+        ("go", "go", ["✓ go", "· skip", "· wait"], ["good", "", ""]),
+        ("skip", "go", ["◆ go", "✗ skip", "· wait"], ["", "bad", ""]),
+        ("skip", None, ["· go", "▸ skip", "· wait"], ["", "", ""]),
+    ],
+)
+def test_each_label_has_its_share_and_signs_say_what_colours_say(
+    answer: str, gold: str | None, marks: list[str], tones: list[str]
+) -> None:
+    bars = label_bars(LABELS, answer, gold)
+    assert [bar.label for bar in bars] == marks and [bar.tone for bar in bars] == tones
+    assert [bar.value_text for bar in bars] == ["75 %", "25 %", "0 %"]
+    assert bars[0].value == pytest.approx(0.75)
+
+
+def test_what_personalising_did_to_the_gold_is_one_sentence() -> None:
+    def known(key: str, share: float, over: str = "labels") -> dict[str, Any]:
+        return detail(key, gold={"loglik": math.log(share), "over": over, "label": "go", "metrics": {}})
+
+    both = {"base": known("base", 0.54), "fused": None, "adapted": known("adapted", 0.15), "@bob": known("fused", 0.9)}
+    assert gold_summary({"details": both}) == "base 54 % → adapted 15 %, −39 points"
+    assert gold_summary({"details": {"base": known("base", 0.5), "adapted": None}}) == ""
+    assert gold_summary({"details": {"base": known("base", 0.5, "token"), "fused": known("fused", 0.6, "token")}}) == ""
+
+
+def test_all_columns_wait_and_those_without_words_go_at_the_end() -> None:
+    async def drive() -> None:
+        app = Wall()
+        async with app.run_test(size=(100, 20)) as pilot:
+            for key in ("base", "fused"):
+                app.answers.append_answer(key, "")
+            app.answers.show_waiting("loading the base")
+            app.answers.append_answer("adapted", "")
+            await pilot.pause()
+            assert screen_text(app).count("loading the base … 0 s") == 3  # type: ignore[arg-type]
+            app.answers.append_answer("base", "word")
+            await pilot.pause()
+            assert screen_text(app).count("loading the base … 0 s") == 2  # type: ignore[arg-type]
+            app.answers.stop_waiting()
+            await pilot.pause()
+            assert app.answers.column_keys == ["base"] and "…" not in screen_text(app)  # type: ignore[arg-type]
 
     run(drive())
 

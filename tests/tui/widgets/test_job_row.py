@@ -77,6 +77,15 @@ def test_the_head_says_state_bar_and_rates() -> None:
     assert "stopped after 0:01:10" in job_header(one, 60, 9999.0).plain
 
 
+def test_a_job_that_is_done_has_a_full_bar_also_where_steps_were_done_before() -> None:
+    one = job(JobStarted("x", 20), JobProgress("", 10))
+    one.finish("done")
+    assert "━" * 40 in job_header(one, 60, 1001.0).plain and "20/20 steps" in job_header(one, 60, 1001.0).plain
+    one = job(JobStarted("x", 20), JobProgress("", 10))
+    one.finish("stopped")
+    assert "10/20 steps" in job_header(one, 60, 1001.0).plain
+
+
 def test_nothing_from_data_reaches_the_screen_uncleaned() -> None:
     one = job(
         JobStarted(HOSTILE, 4), JobProgress(HOSTILE, 1), Note(HOSTILE), UnitFailed(HOSTILE, HOSTILE), title=HOSTILE

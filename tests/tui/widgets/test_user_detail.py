@@ -10,15 +10,16 @@ import pytest
 from mta_cli.pipeline.users.detail import AnchorMatch, MethodResult, Results, UserDetail
 from mta_cli.tui.widgets.user_detail import (
     MAX_ANCHORS_SHOWN,
-    anchor_bars,
     format_time,
     format_two_decimals,
     history_lines,
+    recipe_parts,
     result_bars,
     run_lines,
+    shown_losses,
     user_summary,
 )
-from store.records import Item, Run, Stack, User
+from store.records import Item, Recipe, Run, Stack, User
 
 ANN = UserDetail(User(1, "ann", True, "2020"), None, (), "new", None, (), None, None, None, (), None, ())
 STACK = Stack(1, "free", 1, "d", 5, 10, 2.0, 1.0, b"", 560)
@@ -27,25 +28,42 @@ STACK = Stack(1, "free", 1, "d", 5, 10, 2.0, 1.0, b"", 560)
 def near(
     place: int, similarity: float | None = 0.5, weight: float | None = None, *, stale: bool = False
 ) -> AnchorMatch:
-    return AnchorMatch(place, f"a{place}", stale, similarity, weight)
+    return AnchorMatch(place, f"a{place}", stale, similarity, weight, place)
 
 
-def test_the_nearest_are_shown_and_whoever_else_is_in_the_recipe() -> None:
-    far = near(98, -0.1, 0.25)
-    shown = anchor_bars([*map(near, range(30)), far, near(99, None), near(100, None, 0.5)])
-    assert [bar.label for bar in shown] == [*(f"a{place}" for place in range(MAX_ANCHORS_SHOWN)), "a98", "a100"]
-    assert [bar.strong for bar in shown[-3:]] == [False, True, True]
-    assert [bar.value_text for bar in shown[-3:]] == [" .50       ", "−.10  w .25", "   –  w .50"]
+def recipe(method: str = "evidence") -> Recipe:
+    return Recipe(1, "free", 1, method, (), 24)
 
 
-def test_without_a_recipe_only_similarities_stand_there() -> None:
-    assert [bar.value_text for bar in anchor_bars([near(1, 0.9), near(2, 1.0)])] == [" .90", "1.00"]
-    assert anchor_bars([near(1, None)]) == [] == anchor_bars([])
+def test_a_recipe_is_its_anchors_by_weight_and_the_rest() -> None:
+    user = replace(ANN, anchors=(near(0, 0.9, 0.1), near(1, 0.8), near(2, None, 0.3)), recipe=recipe())
+    parts = recipe_parts(replace(user, task_adapter_share=0.6))
+    assert [(part.sign, part.name, part.weight_text) for part in parts] == [
+        ("C", "a2", ".30"),
+        ("A", "a0", ".10"),
+        ("░", "task adapter", ".60"),
+    ]
+    assert [part.number for part in recipe_parts(user)] == [2, 0]
+
+
+def test_without_a_recipe_the_most_similar_anchors_are_named() -> None:
+    user = replace(ANN, anchors=(*map(near, range(30)), near(99, None)))
+    parts = recipe_parts(user)
+    assert [part.number for part in parts] == list(range(MAX_ANCHORS_SHOWN))
+    assert {(part.weight, part.weight_text) for part in parts} == {(None, ".50")} and recipe_parts(ANN) == []
 
 
 def test_a_stale_anchor_is_told() -> None:
-    forgotten = AnchorMatch(3, "(forgotten #3)", True, 0.5, 0.5)
-    assert [bar.label for bar in anchor_bars([near(1, stale=True), forgotten])] == ["a1 (stale)", "(forgotten #3)"]
+    forgotten = AnchorMatch(3, "(forgotten #3)", True, 0.5, 0.5, 1)
+    parts = recipe_parts(replace(ANN, anchors=(near(1, stale=True), forgotten)))
+    assert [part.name for part in parts] == ["a1 (stale)", "(forgotten #3)"]
+
+
+def test_the_curve_ends_with_the_loss_of_the_saved_stack() -> None:
+    trained = replace(ANN, losses=(3.0, 2.5), stack=replace(STACK, steps=2))
+    assert shown_losses(trained) == (3.0, 2.5, STACK.loss_after)
+    assert shown_losses(replace(trained, stack=replace(STACK, steps=3))) == (3.0, 2.5)
+    assert shown_losses(ANN) == ()
 
 
 def test_somebody_without_items_or_consent_is_described() -> None:
@@ -62,10 +80,14 @@ def test_without_a_bank_the_pane_says_how_to_make_one() -> None:
     ]
 
 
-def test_quality_rises_when_the_loss_falls() -> None:
-    for after, told in ((1.5, "+.500"), (2.25, "−.250")):
+def test_what_adapting_did_is_told_in_words_with_its_unit() -> None:
+    for after, told in (
+        (1.5, "lowered the loss on held-out queries by 25.0 % (better): 2.000 → 1.500 nats"),
+        (2.25, "raised the loss on held-out queries by 12.5 % (worse): 2.000 → 2.250 nats"),
+        (2.0004, "left the loss on held-out queries as it was: 2.000 → 2.000 nats"),
+    ):
         user = replace(ANN, stack=replace(STACK, heldout_before=2.0, heldout_after=after))
-        assert user_summary(user).plain.splitlines()[-1] == f"held-out loss 2.000 → {after:.3f} (quality {told})"
+        assert user_summary(user).plain.splitlines()[-1] == f"adapting {told}"
     assert "held-out" not in user_summary(replace(ANN, stack=STACK)).plain
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,12 +22,16 @@ LABEL_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Bar:
-    """A labelled value; None has no bar. `shown` is the number beside it, `strong` sets the line apart."""
+    """A labelled value; None has no bar. `value_text` is the number beside it, `strong` sets the line apart.
+
+    `tone` is one of good and bad, or nothing; the label says the same without colour.
+    """
 
     label: str
     value: float | None
     value_text: str
     strong: bool = False
+    tone: str = ""
 
 
 def bar_text(value: float | None, most: float, width: int) -> str:
@@ -41,8 +45,12 @@ def bar_text(value: float | None, most: float, width: int) -> str:
     return FULL_BLOCK * whole + EIGHTHS[eighths].strip()
 
 
-def bar_lines(bars: Sequence[Bar], width: int, style: str = "", quiet: str = "dim") -> Text:
+def bar_lines(
+    bars: Sequence[Bar], width: int, style: str = "", quiet: str = "dim", tones: Mapping[str, str] | None = None
+) -> Text:
     """Label, bar and number of each in `width` cells; `style` is the bars', `quiet` that of what is not strong.
+
+    `tones` are the styles of bars with a tone, which their labels have too.
 
     A full bar is 1, or the largest value where that is more.
     """
@@ -53,11 +61,11 @@ def bar_lines(bars: Sequence[Bar], width: int, style: str = "", quiet: str = "di
     values = [abs(one.value) for one in bars if one.value is not None and math.isfinite(one.value)]
     most = max([1.0, *values])
     for n, one in enumerate(bars):
-        label = truncate_line(one.label, labels)
+        label, tone = truncate_line(one.label, labels), (tones or {}).get(one.tone, "")
         shown.append("\n" if n else "")
-        shown.append(label + " " * (labels - cell_len(label) + 1), "bold" if one.strong else "")
+        shown.append(label + " " * (labels - cell_len(label) + 1), f"bold {tone}" if one.strong else tone)
         drawn = bar_text(one.value, most, room)
-        shown.append(drawn + " " * (room - len(drawn) + 1), style)
+        shown.append(drawn + " " * (room - len(drawn) + 1), tone or style)
         shown.append(truncate_line(one.value_text, numbers).rjust(numbers), "" if one.strong else quiet)
     return shown
 
@@ -65,11 +73,13 @@ def bar_lines(bars: Sequence[Bar], width: int, style: str = "", quiet: str = "di
 class BarChart(Widget):
     """As many lines as there are bars."""
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {"bars--bar", "bars--quiet"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"bars--bar", "bars--quiet", "bars--good", "bars--bad"}
     DEFAULT_CSS = """
     BarChart { height: auto; width: 1fr; }
     BarChart > .bars--bar { color: $primary; }
     BarChart > .bars--quiet { color: $text-muted; }
+    BarChart > .bars--good { color: $text-success; }
+    BarChart > .bars--bad { color: $text-error; }
     """
 
     def __init__(self, bars: Sequence[Bar] = (), *, id: str | None = None) -> None:
@@ -87,5 +97,7 @@ class BarChart(Widget):
 
     def render(self) -> RenderableType:
         """All of them, as wide as there is room."""
-        style, quiet = (self.get_component_rich_style(f"bars--{name}") for name in ("bar", "quiet"))
-        return bar_lines(self._bars, self.size.width, str(style), str(quiet))
+        bar, quiet, good, bad = (
+            str(self.get_component_rich_style(f"bars--{name}")) for name in ("bar", "quiet", "good", "bad")
+        )
+        return bar_lines(self._bars, self.size.width, bar, quiet, {"good": good, "bad": bad})

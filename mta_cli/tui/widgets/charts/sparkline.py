@@ -14,7 +14,10 @@ from mta_cli.tui.text import line_text
 
 
 class LabelledSparkline(Horizontal):
-    """One line: a title, the first value, the curve of means, the last value. No line where there are no values."""
+    """One line: a title, the first value, the curve of means, the last value and its change. No line without values.
+
+    The curve fills the height whatever it spans; the change says how much that is.
+    """
 
     DEFAULT_CSS = """
     LabelledSparkline { height: 1; display: none; }
@@ -41,5 +44,6 @@ class LabelledSparkline(Horizontal):
         self._curve.display = self._last.display = len(finite) > 1
         if finite:
             self._first.update(line_text(f"{self._title}{finite[0]:.3f}"))
-            self._last.update(line_text(f"{finite[-1]:.3f}"))
+            change = f" ({100 * (finite[-1] / finite[0] - 1):+.1f} %)".replace("-", "−") if finite[0] > 0 else ""
+            self._last.update(line_text(f"{finite[-1]:.3f}{change}"))
             self._curve.data = finite

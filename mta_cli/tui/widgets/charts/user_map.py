@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from string import ascii_lowercase, ascii_uppercase, digits
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
@@ -17,6 +16,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.reactive import reactive
 
+from mta_cli.tui.widgets.charts.anchor_colours import ANCHOR_COLOURS, ANCHOR_LETTERS, anchor_letter
 from mta_cli.tui.widgets.charts.braille import DOTS_PER_CELL_X, DOTS_PER_CELL_Y, braille_grid
 from mta_cli.tui.widgets.charts.canvas import Canvas, truncate_line
 from mta_cli.tui.widgets.charts.plot import Plot
@@ -27,17 +27,12 @@ if TYPE_CHECKING:
 
     from mta_cli.pipeline.bank.user_map import UserMap
 
-ANCHOR_LETTERS = ascii_uppercase + ascii_lowercase + digits
-UNLETTERED_CHAR, USER_CHAR, NEIGHBOUR_CHAR = "◆", "●", "○"
+USER_CHAR, NEIGHBOUR_CHAR = "●", "○"
+ANCHOR_STYLES = {f"anchor-{number}": colour for number, colour in enumerate(ANCHOR_COLOURS)}
 DENSITY_STYLES = ("few", "some", "many", "most")
 CLICK_RADIUS_CELLS = 2.5  # cells within which a click selects a user
 MIN_DENSITY_RATIO = 2.0  # a cell is the selected anchor's where its users are this many times as frequent as overall
 SIDEWAYS_COST = 2.0  # how much more it costs an arrow key to go aside than ahead
-
-
-def anchor_letter(number: int) -> str:
-    """The sign of a bank's anchor, by its place in the bank."""
-    return ANCHOR_LETTERS[number] if number < len(ANCHOR_LETTERS) else UNLETTERED_CHAR
 
 
 @dataclass(frozen=True)
@@ -59,25 +54,27 @@ class UserMapView(Plot, can_focus=True):
     )
     COMPONENT_PREFIX = "user-map"
     COMPONENT_CLASSES: ClassVar[set[str]] = {
-        f"user-map--{name}" for name in (*DENSITY_STYLES, "own", "anchor", "selected", "user", "neighbour", "words")
+        f"user-map--{name}"
+        for name in (*DENSITY_STYLES, "own", *ANCHOR_STYLES, "anchor", "selected", "user", "neighbour", "words")
     }
-    DEFAULT_CSS = """
-    UserMapView {
+    DEFAULT_CSS = f"""
+    UserMapView {{
         height: 1fr;
         min-height: 5;
         border: round $panel;
-        & > .user-map--few { color: $foreground 35%; }
-        & > .user-map--some { color: $foreground 55%; }
-        & > .user-map--many { color: $foreground 75%; }
-        & > .user-map--most { color: $foreground; }
-        & > .user-map--own { color: $primary-lighten-2; }
-        & > .user-map--anchor { color: $warning; text-style: bold; }
-        & > .user-map--selected { color: $warning; text-style: bold reverse; }
-        & > .user-map--user { color: $success; text-style: bold; }
-        & > .user-map--neighbour { color: $success; }
-        & > .user-map--words { color: $text-muted; }
-        &:focus { border: round $primary; }
-    }
+        & > .user-map--few {{ color: $foreground 35%; }}
+        & > .user-map--some {{ color: $foreground 55%; }}
+        & > .user-map--many {{ color: $foreground 75%; }}
+        & > .user-map--most {{ color: $foreground; }}
+        & > .user-map--own {{ color: $primary-lighten-2; }}
+        & > .user-map--anchor {{ color: $warning; text-style: bold; }}
+        & > .user-map--selected {{ color: $warning; text-style: bold reverse; }}
+        & > .user-map--user {{ color: $success; text-style: bold; }}
+        & > .user-map--neighbour {{ color: $success; }}
+        & > .user-map--words {{ color: $text-muted; }}
+        &:focus {{ border: round $primary; }}
+        {"".join(f"& > .user-map--{n} {{ color: {c}; text-style: bold; }}" for n, c in ANCHOR_STYLES.items())}
+    }}
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
@@ -238,7 +235,7 @@ class UserMapView(Plot, can_focus=True):
                 canvas.write_text(x, y, NEIGHBOUR_CHAR, "neighbour")
         cells = self._anchor_cells(width, height)
         for number in sorted(cells, key=lambda number: number == self.selected_anchor):
-            style = "selected" if number == self.selected_anchor else "anchor"
+            style = "selected" if number == self.selected_anchor else f"anchor-{number % len(ANCHOR_STYLES)}"
             own = lit is not None and user_map.map_anchors[number].anchor.user_id == lit.user_id
             canvas.write_text(*cells[number], anchor_letter(number), "user" if own else style)
         place = user_map.locate_user(lit.user_id) if lit is not None else None

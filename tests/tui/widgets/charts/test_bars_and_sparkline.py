@@ -46,6 +46,12 @@ def test_labels_bars_and_numbers_stand_in_columns() -> None:
     assert [cell_len(line) for line in lines] == [20, 20]
 
 
+def test_a_tone_colours_bar_and_label_of_its_line_alone() -> None:
+    shown = bar_lines([Bar("a", 1.0, "1", tone="good"), Bar("b", 1.0, "1")], 20, "blue", tones={"good": "green"})
+    coloured = [shown.plain[span.start : span.end] for span in shown.spans if span.style == "green"]
+    assert coloured == ["a ", "█" * 16 + " "]
+
+
 def test_hostile_labels_stay_text_of_one_line() -> None:
     shown = bar_lines([Bar("[b]\x1b[2J\nx", 1.0, "[/]"), Bar("界" * 30, None, "1")], 30).plain
     assert shown.count("\n") == 1 and "[b][2J x" in shown and "\x1b" not in shown
@@ -73,7 +79,7 @@ def test_widgets_are_as_high_as_what_they_show() -> None:
             await pilot.pause()
             assert (bars.size.height, curve.size.height) == (2, 1)
             assert bars.render_line(1).text.split() == ["b", bar_text(0.5, 1.0, 35), ".5"]
-            assert screen_text(app).splitlines()[2] == f"loss 2.000 {'█' * 12}{'▁' * 11} 1.000"
+            assert screen_text(app).splitlines()[2] == f"loss 2.000 {'█' * 7}{'▁' * 6} 1.000 (−50.0 %)"
             curve.show_values([math.nan, 1.5])
             await pilot.pause()
             assert screen_text(app).splitlines()[2] == "loss 1.500"

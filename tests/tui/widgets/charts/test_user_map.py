@@ -10,7 +10,8 @@ import pytest
 from textual.app import App, ComposeResult
 
 from mta_cli.pipeline.bank.user_map import MapAnchor, UserMap
-from mta_cli.tui.widgets.charts.user_map import HighlightedUser, UserMapView, anchor_letter
+from mta_cli.tui.widgets.charts.anchor_colours import anchor_letter
+from mta_cli.tui.widgets.charts.user_map import HighlightedUser, UserMapView
 from store.records import Anchor
 
 CORNERS = {1: (-1.0, 1.0), 2: (1.0, 1.0), 3: (-1.0, -1.0), 4: (1.0, -1.0), 5: (0.0, 0.0)}
@@ -96,7 +97,7 @@ def test_anchors_are_letters_over_the_dots() -> None:
     sheet = drawn(made(CORNERS, (1, 4)))
     assert sheet.plain()[1][1] == "A"
     assert sheet.plain()[8][19] == "B"
-    assert sheet.style_at(1, 1) == "anchor"
+    assert sheet.style_at(1, 1) == "anchor-0" and sheet.style_at(19, 8) == "anchor-1"
 
 
 def test_there_are_letters_for_many_anchors_and_one_sign_for_the_rest() -> None:

@@ -1,0 +1,99 @@
+"""A recipe as one bar: a stretch for each anchor in its colour and with its letter, then what is left to the task.
+
+Draws numbers that were computed elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.console import RenderableType
+from rich.text import Text
+from textual.geometry import Size
+from textual.widget import Widget
+
+from mta_cli.tui.widgets.charts.anchor_colours import anchor_colour, anchor_letter
+from mta_cli.tui.widgets.charts.canvas import truncate_line
+
+FILL_CHAR, REST_CHAR = "█", "░"
+ENTRY_GAP = 2  # cells between two entries of the legend
+
+
+@dataclass(frozen=True)
+class RecipePart:
+    """An anchor by its place in the bank, or with None the task adapter; `weight` None has no stretch of the bar."""
+
+    number: int | None
+    name: str
+    weight: float | None
+    weight_text: str
+
+    @property
+    def sign(self) -> str:
+        """What stands for it in the bar."""
+        return REST_CHAR if self.number is None else anchor_letter(self.number)
+
+    @property
+    def style(self) -> str:
+        """Its colour; the task adapter is grey."""
+        return "dim" if self.number is None else anchor_colour(self.number)
+
+
+def recipe_lines(parts: Sequence[RecipePart], width: int) -> list[Text]:
+    """The bar in `width` cells, where any part has a weight, and below it what its letters mean."""
+    bar = Text(no_wrap=True, overflow="crop", end="")
+    weighed = [part for part in parts if part.weight]
+    for part, cells in zip(weighed, stretch_widths([abs(part.weight or 0.0) for part in weighed], width), strict=True):
+        rest = REST_CHAR if part.number is None else FILL_CHAR
+        bar.append((part.sign + rest * (cells - 1))[:cells], part.style)
+    lines = [bar] if weighed else []
+    line = Text(no_wrap=True, overflow="crop", end="")
+    for part in parts:
+        entry = truncate_line(f"{part.sign} {part.name} {part.weight_text}", width)
+        if line and line.cell_len + ENTRY_GAP + cell_len(entry) > width:
+            lines.append(line)
+            line = Text(no_wrap=True, overflow="crop", end="")
+        line.append(" " * ENTRY_GAP if line else "")
+        line.append(entry[:1], f"bold {part.style}")
+        line.append(entry[1:], "" if part.weight else "dim")
+    return [*lines, line] if line else lines
+
+
+def stretch_widths(values: Sequence[float], width: int) -> list[int]:
+    """Cells in proportion to the values, `width` in all; none is without a cell while there are enough."""
+    total = sum(values)
+    if not total or width < len(values):
+        return [1] * min(len(values), max(width, 0)) + [0] * max(0, len(values) - max(width, 0))
+    exact = [(width - len(values)) * value / total for value in values]
+    cells = [1 + int(value) for value in exact]
+    by_remainder = sorted(range(len(values)), key=lambda n: int(exact[n]) - exact[n])
+    for n in by_remainder[: width - sum(cells)]:
+        cells[n] += 1
+    return cells
+
+
+class RecipeBar(Widget):
+    """The bar and its legend, as high as they need to be."""
+
+    DEFAULT_CSS = """
+    RecipeBar { height: auto; width: 1fr; }
+    """
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._parts: tuple[RecipePart, ...] = ()
+
+    def show_parts(self, parts: Sequence[RecipePart]) -> None:
+        """Show these instead."""
+        self._parts = tuple(parts)
+        self.refresh(layout=True)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """The lines that this width takes."""
+        return len(recipe_lines(self._parts, width))
+
+    def render(self) -> RenderableType:
+        """All of it."""
+        return Text("\n").join(recipe_lines(self._parts, self.size.width))
