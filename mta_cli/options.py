@@ -53,8 +53,8 @@ class MachineOptions:
     quantize: str = option_field(
         "off", "Pack the base's linear layers: NF4 takes 4 bits a weight.", choices=("off", "nf4")
     )
-    max_memory: str = option_field(
-        "", "The most memory that a job may plan for, such as 6GB; where not given, as much as is fastest."
+    max_memory: str | None = option_field(
+        None, "The most memory that a job may plan for, such as 6GB; where not given, as much as is fastest."
     )
     seed: int = option_field(0, "Seed of every random choice.", minimum=0, maximum=2**31 - 1)
     verify: bool = option_field(
@@ -71,7 +71,7 @@ class MachineOptions:
     @property
     def memory_limit(self) -> int | None:
         """`max_memory` in bytes. Raises UsageError where it is no size."""
-        if not self.max_memory:
+        if self.max_memory is None:
             return None
         match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([MGT])i?B?", self.max_memory.strip(), re.IGNORECASE)
         if match is None or not float(match[1]):

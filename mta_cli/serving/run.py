@@ -46,7 +46,7 @@ def serve_store(
             hint="mta serve key add NAME --users USER,…",
         )
     chat = chat_options(options, task)
-    if serving.vllm and (chat.machine.quantize != "off" or chat.machine.max_memory):
+    if serving.vllm and (chat.machine.quantize != "off" or chat.machine.max_memory is not None):
         raise UsageError(
             "With --vllm another server holds the base, which --quantize and --max-memory do not reach.",
             hint="vllm serve --quantization bitsandbytes, and --gpu-memory-utilization",
@@ -64,9 +64,9 @@ def serve_store(
 
 def _machine_flags(options: OptionSet) -> list[str]:
     machine = options[MachineOptions]
-    flags = {"--device": machine.device, "--dtype": machine.dtype, "--quantize": machine.quantize}
-    flags |= {"--base": options[ModelOptions].base, "--max-memory": machine.max_memory}
-    return [part for flag, value in flags.items() for part in (flag, value)]
+    flags = ["--device", machine.device, "--dtype", machine.dtype, "--quantize", machine.quantize]
+    flags += ["--max-memory", machine.max_memory] if machine.max_memory is not None else []
+    return [*flags, "--base", options[ModelOptions].base]
 
 
 def _prepare_logging() -> None:

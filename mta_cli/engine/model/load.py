@@ -148,6 +148,8 @@ def load_base(
     _require_finite(name, model.named_parameters() if quantize == OFF else _stored_weights(path))
     model = _to_device(model, place).eval().requires_grad_(False)
     _keep_packed_layout(model)
+    if quantize != OFF:
+        _copy_from_files(model)
     ends = _end_ids(model.config, model.generation_config, tokenizer)
     limits = limits or MemoryLimits()
     base = LoadedBase(model, tokenizer, fingerprint, name, place, number, ends, quantize=quantize, limits=limits)
@@ -385,6 +387,13 @@ def _keep_packed_layout(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
+
+
+def _copy_from_files(model: nn.Module) -> None:
+    """Copy the weights that were not packed, which else keep whole files mapped and their pages in memory."""
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.clone()
 
 
 def _stored_weights(path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -106,6 +106,8 @@ def pass_bytes(shape: Shape, form: str, tokens: int, row: int, layers: int) -> i
         + shape.heads * row  # attention weights
         + 4 * shape.inner  # gate, its activation, up, and their product
     )
+    if form.startswith("nf4"):  # outputs of queries, keys, values, gate and up before they are joined
+        per_token += shape.head_dim * (shape.heads + 2 * shape.kv_heads) + 2 * shape.inner
     logits = 3 * 4 * min(HELD_LOGITS, round(tokens * ANSWER_SHARE) * shape.vocabulary)
     return number_bytes(form) * tokens * layers * per_token + logits
 
