@@ -16,7 +16,7 @@ from mta_cli.pipeline.models.memory import (
 
 EMBEDDED = HUB_BASES["smollm2-135m-instruct"]
 SERVED = 1.66e9  # peak resident bytes (VmHWM) of 32 tokens behind a prompt of 4,063, with a server's copies
-TRAINED = {"float32": 3.16e9, "bfloat16": 2.21e9, "nf4+bfloat16": 1.66e9}  # the same of the task adapter's training
+TRAINED = {"float32": 3.16e9, "bfloat16": 2.39e9, "nf4+bfloat16": 1.66e9}  # the same of the task adapter's training
 
 
 def page() -> str:
@@ -56,7 +56,7 @@ Parameters follow from the shape in the base's `config.json`; a test compares th
     kept  = 4 · width + head width · (3 · heads + 2 · key heads) + {ROW_TOKENS} · heads + 4 · inner width
     serve = {PROGRAM_BYTES / 1e9:.1f} GB + 4 · weights + 2 bytes · 2 · layers · key heads · head width · {CONTEXT_TOKENS:,} tokens
 
-- {PROGRAM_BYTES / 1e9:.1f} GB are the libraries and the embedder.
+- {PROGRAM_BYTES / 1e9:.1f} GB are the libraries, the embedder, and freed memory that the process keeps.
 - The fast decoder joins projections, so weights count twice: in the mapped file, whose pages the system can take back, and joined. A server keeps two more copies, for one row and for several. Slow bases have neither, and their weights count once.
 - A training merges the task adapter into the projections (the linear layers of all decoder layers) and keeps their original weights.
 - `kept` is the numbers for each token and layer that a training pass keeps for its backward pass. The task adapter acts in all layers; meta-LoRAs and stacks act in a third of them and need less.
@@ -65,7 +65,7 @@ Parameters follow from the shape in the base's `config.json`; a test compares th
 - NF4 takes 0.52 bytes for each number of the projections, once, and 2 (or 4) for each other one.
 - On a GPU there are no copies, and a pass has up to 32,768 tokens.
 
-Computed and measured for the embedded base, with the embedder in memory: the task adapter of `mta bank build` for the sample's `taste`, in steps of 8 rows (about 1,000 tokens), one thread on a busy machine. NF4 was measured in the same steps without the rest of the build.
+Computed and measured for the embedded base, with the embedder in memory: `mta bank build` for the sample's `taste` while task adapters train, in steps of 8 rows (about 1,000 tokens), one thread on a busy machine. NF4 was measured in the same steps without the rest of the build.
 
 {_measured()}
 
