@@ -65,7 +65,7 @@ Parameters follow from the shape in the base's `config.json`; a test compares th
 - NF4 takes 0.52 bytes for each number of the projections, once, and 2 (or 4) for each other one.
 - On a GPU there are no copies, and a pass has up to 32,768 tokens.
 
-Computed and measured for the embedded base, with the embedder in memory: `mta bank build` for the sample's `taste` up to the weighing of label memory, in steps of 8 rows (about 1,000 tokens), one thread on a busy machine. NF4 was measured in the same steps without the rest of the build.
+Computed and measured for the embedded base, with the embedder in memory: `mta bank build` for the sample's `taste` up to the weighing of label memory, in steps of 8 rows (about 1,000 tokens), one thread on a busy machine. NF4 was measured in the same steps alone; a whole build may take half a gigabyte more.
 
 {_measured()}
 
