@@ -3,27 +3,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from mta_cli.engine.throughput import GROUP_USERS
-from mta_cli.pipeline.models.bases import (
+from mta_cli.pipeline.models.bases import HUB_BASES, SHORT_NAMES, HubBase
+from mta_cli.pipeline.models.memory import (
     ANSWER_SHARE,
     CONTEXT_TOKENS,
-    HUB_BASES,
     PASS_TOKENS,
     PROGRAM_BYTES,
     ROW_TOKENS,
-    SHORT_NAMES,
-    HubBase,
-    memory_bytes,
+    answering_bytes,
+    training_bytes,
 )
 
 EMBEDDED = HUB_BASES["smollm2-135m-instruct"]
-MEASURED: tuple[tuple[str, Literal["train", "serve"], float], ...] = (  # peak resident bytes (VmHWM)
-    ("one training pass of 8 rows of 128 tokens, 16 of them answers, in all layers", "train", 2.08e9),
-    ("`mta bank build` of the demo, while the task adapter trains", "train", 2.26e9),
-    ("32 tokens behind a prompt of 4,063, with a server's copies", "serve", 1.66e9),
-)
+SERVED = 1.66e9  # peak resident bytes (VmHWM) of 32 tokens behind a prompt of 4,063, with a server's copies
+TRAINED = {"float32": 3.16e9, "bfloat16": 2.67e9, "nf4+bfloat16": 1.66e9}  # the same of the task adapter's training
 BENCH = """$ mta bench --shape smollm2-135m
 base       smollm2-135m-instruct, 135M parameters
 device     cpu, bfloat16, threads: 1, fast decoder
@@ -44,32 +38,47 @@ def page() -> str:
 
 {_table()}
 
+Sizes are GB. The columns for training and serving are memory, [computed](#how-memory-is-computed) in bfloat16.
+
 **Speed.** Fast bases are computed by mta's own decoder ([performance](performance.md)). Slow ones take the path through transformers' modules. Granite is slow because it multiplies states by constants.
 
 **Gated** bases ask you to accept a licence on their page of the hub. Then log in with `hf auth login`, or set `HF_TOKEN`. The hub may ask the same for others.
 
 **Commit and digests** come from the hub at the time of the pull. mta compares every weight file with the SHA-256 that the hub announces and removes what differs. The manifest keeps the commit and the digests (`mta model show NAME`). Pulling again says when the hub has another commit. A connection that breaks during a pull is taken up where it broke, to the last 10 MB. A pull that was stopped keeps the files that came whole. `smollm2-135m-instruct` comes from the Python package index, with pinned digests.
 
+## Less memory
+
+`--quantize nf4` packs the linear layers of the base in 4 bits while they are read: NF4 with double quantisation, by bitsandbytes (`pip install 'mta-cli[quantize]'`). LoRAs, their gradients and moments stay in float32 above it, as in QLoRA (arXiv 2305.14314). Embeddings, norms and the output layer keep `--dtype`.
+
+- Every command that trains or answers takes it, `mta serve` as well; `quantize = "nf4"` under `[machine]` in the [settings](settings.md) makes it the default. Use it for a bank and its users alike: a stack learns what the numbers of its base leave open.
+- ΔW cannot be added to packed weights. Task adapter, fusion and stack act beside them, in training and in every answer, which costs some time.
+- The base is the same one, with the same fingerprint. An adapter that was trained above NF4 loads on the plain weights, and the other way round. Banks of the two are different banks, and the store keeps which is which. `mta user export` always writes for the plain base; `--format merged` and `gguf` add the change to its plain weights.
+- `--int8` and `--vllm` are refused beside it. A CPU and CUDA compute it; Apple's GPU does not.
+
+`--max-memory 6GB` bounds what a job plans for. Of what the weights leave, half goes to training passes, a quarter to computed states and a quarter to the adapters that train together, so a smaller number makes smaller passes and groups. A job that does not fit is refused before it loads anything, and the hint names a number format that would fit. It bounds the estimate below; nothing watches the process.
+
 ## How memory is computed
 
 Parameters follow from the shape in the base's `config.json`; a test compares them with the model that transformers builds. A parameter is 2 bytes on disk (bfloat16). Memory is the most resident memory of a process on a CPU in bfloat16:
 
-    train = {PROGRAM_BYTES / 1e9:.1f} GB + 2 · weights + 2 bytes · {PASS_TOKENS:,} tokens · layers · kept + 12 bytes · {PASS_TOKENS * ANSWER_SHARE:.0f} tokens · vocabulary
+    train = {PROGRAM_BYTES / 1e9:.1f} GB + 2 · weights + projections + 2 bytes · {PASS_TOKENS:,} tokens · layers · kept + 12 bytes · logits
     kept  = 4 · width + head width · (3 · heads + 2 · key heads) + {ROW_TOKENS} · heads + 4 · inner width
     serve = {PROGRAM_BYTES / 1e9:.1f} GB + 4 · weights + 2 bytes · 2 · layers · key heads · head width · {CONTEXT_TOKENS:,} tokens
 
-- {PROGRAM_BYTES / 1e9:.1f} GB are the libraries and the embedder.
+- {PROGRAM_BYTES / 1e9:.1f} GB are the libraries, the embedder, and freed memory that the process keeps.
 - The fast decoder joins projections, so weights count twice: in the mapped file, whose pages the system can take back, and joined. A server keeps two more copies, for one row and for several. Slow bases have neither, and their weights count once.
+- A training merges the task adapter into the projections (the linear layers of all decoder layers) and keeps their original weights.
 - `kept` is the numbers for each token and layer that a training pass keeps for its backward pass. The task adapter acts in all layers; meta-LoRAs and stacks act in a third of them and need less.
-- Rows of {ROW_TOKENS} tokens and one answer token in {1 / ANSWER_SHARE:.0f} are assumptions. Longer rows need more.
-- Float32 (`--dtype float32`, and CPUs without bfloat16) doubles weights and what is kept, without the server's copies.
+- Rows of {ROW_TOKENS} tokens and one answer token in {1 / ANSWER_SHARE:.0f} are assumptions of the table. The plan of a job counts the tokens of a sample of the data, and adds computed states and the adapters that train together.
+- Float32 (`--dtype float32`, and CPUs without bfloat16) doubles weights and what is kept, without the copies.
+- NF4 takes 0.52 bytes for each number of the projections, once, and 2 (or 4) for each other one.
 - On a GPU there are no copies, and a pass has up to 32,768 tokens.
 
-Computed and measured for the embedded base (two cores, AVX-512 with bfloat16):
+Computed and measured for the embedded base, with the embedder in memory: `mta bank build` for the sample's `taste` up to the weighing of label memory, in steps of 8 rows (about 1,000 tokens), one thread on a busy machine. NF4 was measured in the same steps alone; a whole build may take half a gigabyte more.
 
 {_measured()}
 
-The embedder is in memory in all three. Two caches come on top and depend on the data: computed states in a job (at most 2.1 GB), users' models in a server (`serve.cache`, 512 MB). The demo, which does everything in one process, had reached 3.58 GB in its second bank. Larger bases, slow ones and GPUs were not measured.
+`python -m tests.bench.bench_memory` compares plan and peak in each format, with tokens a second, loss and the answers that change. One thread trained 286 tokens a second of its own time in bfloat16, 244 in NF4 and 140 in float32, and decoded 38, 11 and 16: packed weights are unpacked for every token. A server with the embedded base in bfloat16 was computed as {answering_bytes(EMBEDDED.shape, "bfloat16") / 1e9:.2f} GB and measured as {SERVED / 1e9:.2f}. Users' models in a server come on top (`serve.cache`, 512 MB). The demo, which does everything in one process, had reached 3.58 GB in its second bank. Larger bases, slow ones and GPUs were not measured.
 
 ## On your machine
 
@@ -94,15 +103,15 @@ def _short_names() -> str:
 
 def _measured() -> str:
     rows = []
-    for what, use, measured in MEASURED:
-        computed = memory_bytes(EMBEDDED, use)
-        rows.append(f"| {what} | {computed / 1e9:.2f} | {measured / 1e9:.2f} | {measured / computed:.2f} |")
+    for form, measured in TRAINED.items():
+        computed = training_bytes(EMBEDDED.shape, form)
+        rows.append(f"| {form} | {computed / 1e9:.2f} | {measured / 1e9:.2f} | {measured / computed:.2f} |")
     return "\n".join(["| | computed, GB | measured, GB | measured / computed |", "|---|---:|---:|---:|", *rows])
 
 
 def _table() -> str:
-    head = "| name | repository | parameters, millions | download, GB | train, GB | serve, GB | licence | speed |"
-    return "\n".join([head, "|---|---|---:|---:|---:|---:|---|---|", *map(_row, HUB_BASES.values())])
+    head = "| name | repository | parameters, millions | download | train | train in NF4 | serve | licence | speed |"
+    return "\n".join([head, "|---|---|---:|---:|---:|---:|---:|---|---|", *map(_row, HUB_BASES.values())])
 
 
 def _row(base: HubBase) -> str:
@@ -111,8 +120,9 @@ def _row(base: HubBase) -> str:
         base.repository,
         f"{base.parameters / 1e6:,.0f}",
         f"{base.download_bytes / 1e9:.2f}",
-        f"{memory_bytes(base, 'train') / 1e9:.1f}",
-        f"{memory_bytes(base, 'serve') / 1e9:.1f}",
+        f"{training_bytes(base.shape, 'bfloat16') / 1e9:.1f}",
+        f"{training_bytes(base.shape, 'nf4+bfloat16') / 1e9:.1f}",
+        f"{answering_bytes(base.shape, 'bfloat16') / 1e9:.1f}",
         f"{base.licence}{', gated' if base.gated else ''}",
         "fast" if base.fast else "slow",
     )

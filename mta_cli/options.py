@@ -6,6 +6,7 @@ under `[bank]` in a settings file and `MTA_BANK_RANK` in the environment.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self, TypeVar
@@ -49,12 +50,35 @@ class MachineOptions:
     section: ClassVar[str] = "machine"
     device: str = option_field("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.")
     dtype: str = option_field("auto", "Number format of the base.", choices=("auto", "float32", "bfloat16", "float16"))
+    quantize: str = option_field(
+        "off", "Pack the base's linear layers: NF4 takes 4 bits a weight.", choices=("off", "nf4")
+    )
+    max_memory: str | None = option_field(
+        None, "The most memory that a job may plan for, such as 6GB; where not given, as much as is fastest."
+    )
     seed: int = option_field(0, "Seed of every random choice.", minimum=0, maximum=2**31 - 1)
     verify: bool = option_field(
         True,
         "Read the base's files and the registry in full, once in a process, and refuse what is damaged.",
         settings_only=True,
     )
+
+    @property
+    def formats(self) -> dict[str, str]:
+        """The number formats, as they are stored with what was made in them. Plain weights are not named."""
+        return {"dtype": self.dtype, **({"quantize": self.quantize} if self.quantize != "off" else {})}
+
+    @property
+    def memory_limit(self) -> int | None:
+        """`max_memory` in bytes. Raises UsageError where it is no size."""
+        if self.max_memory is None:
+            return None
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([MGT])i?B?", self.max_memory.strip(), re.IGNORECASE)
+        if match is None or not float(match[1]):
+            raise UsageError(
+                f"{self.section}.max_memory = {self.max_memory!r:.80} is no size.", hint="--max-memory 6GB, or 500MB"
+            )
+        return round(float(match[1]) * {"M": 1e6, "G": 1e9, "T": 1e12}[match[2].upper()])
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,17 @@ TestUsersOption = Annotated[
 ]
 MethodSettings = dict[str, dict[str, str]]
 OWN_FLAGS_BESIDE_BANK = ("--methods", "--reference", "--shots", "--memory", "--calibrate")
-MACHINE_FLAGS = ("--device", "--dtype", "--seed", "--executor", "--workers", "--ray-address", "--gpus")
+MACHINE_FLAGS = (
+    "--device",
+    "--dtype",
+    "--quantize",
+    "--max-memory",
+    "--seed",
+    "--executor",
+    "--workers",
+    "--ray-address",
+    "--gpus",
+)
 FLAGS_BESIDE_BANK = frozenset((*OWN_FLAGS_BESIDE_BANK, *MACHINE_FLAGS))
 
 

@@ -117,7 +117,9 @@ def adapt_users(base: LoadedBase, seconds: float, seed: int) -> Throughput:
 def decode_tokens(base: LoadedBase, seed: int) -> Pieces:
     """1 for each token of one user's answer. The user's LoRAs are merged into the weights, and so cost nothing."""
     endless = replace(base, end_ids=())
-    for _ in generate_tokens(endless, _random_tokens(base, ROW_TOKENS, seed), max_tokens=base.window - ROW_TOKENS):
+    most = base.window - ROW_TOKENS
+    prompt = _random_tokens(base, ROW_TOKENS, seed)
+    for _ in generate_tokens(endless, prompt, max_tokens=most, stop_at_repetition=False):
         yield 1
 
 
@@ -125,7 +127,7 @@ def decode_batch_tokens(base: LoadedBase, users: int, seed: int) -> Pieces:
     """The tokens of each step of a batch of `users` answers of different users, each with a LoRA of the bank's kind."""
     loras = [(random_lora(base, seed + user),) for user in range(users)]
     prompts = [_random_tokens(base, ROW_TOKENS, seed + user) for user in range(users)]
-    params = SamplingParams(max_tokens=min(base.window, BATCH_CONTEXT) - ROW_TOKENS)
+    params = SamplingParams(max_tokens=min(base.window, BATCH_CONTEXT) - ROW_TOKENS, stop_at_repetition=False)
     answers = stream_answers(replace(base, end_ids=()), prompts, loras, range(users), params, seed=seed)
     for number, _ in enumerate(answers, 1):
         if number % users == 0:

@@ -314,7 +314,7 @@ def adapt_request_json(request: AdaptRequest) -> dict[str, Any]:
         "fuse": asdict(fuse.options),
         "history_items": fuse.prompt.history_items,
         "seed": fuse.machine.seed,
-        "dtype": fuse.machine.dtype,
+        **fuse.machine.formats,
         "memory": asdict(fuse.memory),
     }
 
@@ -412,4 +412,5 @@ def _restore_memory(document: Mapping[str, Any]) -> MemoryOptions:
 
 
 def _restore_machine(machine: MachineOptions, document: Mapping[str, Any]) -> MachineOptions:
-    return replace(machine, seed=document.get("seed", machine.seed), dtype=document["dtype"])
+    seed, quantize = document.get("seed", machine.seed), document.get("quantize", "off")
+    return replace(machine, seed=seed, dtype=document["dtype"], quantize=quantize)

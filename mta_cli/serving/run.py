@@ -46,6 +46,11 @@ def serve_store(
             hint="mta serve key add NAME --users USER,…",
         )
     chat = chat_options(options, task)
+    if serving.vllm and (chat.machine.quantize != "off" or chat.machine.max_memory is not None):
+        raise UsageError(
+            "With --vllm another server holds the base, which --quantize and --max-memory do not reach.",
+            hint="vllm serve --quantization bitsandbytes, and --gpu-memory-utilization",
+        )
     service = Service(open_store, entry, chat, serving, options[ModelOptions].embedder)
     jobs = AdaptJobs(root, _machine_flags(options)) if write else None
     _prepare_logging()
@@ -59,7 +64,9 @@ def serve_store(
 
 def _machine_flags(options: OptionSet) -> list[str]:
     machine = options[MachineOptions]
-    return ["--device", machine.device, "--dtype", machine.dtype, "--base", options[ModelOptions].base]
+    flags = ["--device", machine.device, "--dtype", machine.dtype, "--quantize", machine.quantize]
+    flags += ["--max-memory", machine.max_memory] if machine.max_memory is not None else []
+    return [*flags, "--base", options[ModelOptions].base]
 
 
 def _prepare_logging() -> None:

@@ -109,7 +109,7 @@ class Service:
         from mta_cli.serving.json_format import JsonFormats
         from mta_cli.serving.scheduler import Scheduler
 
-        base = load_on_device(self._entry, self.chat.machine, reg=self._reg)
+        base = load_on_device(self._entry, self.chat.machine, reg=self._reg, use="answer")
         require_servable(base)
         scheduler = Scheduler(
             base,

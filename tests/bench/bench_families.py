@@ -89,7 +89,7 @@ def decoding(base: LoadedBase, length: int, tokens: int) -> Callable[[], int]:
     from mta_cli.engine.generation.generate import generate_tokens
 
     prompt = [3 + 7 * place % 30_000 for place in range(length)]
-    return lambda: sum(1 for _ in generate_tokens(base, prompt, max_tokens=tokens))
+    return lambda: sum(1 for _ in generate_tokens(base, prompt, max_tokens=tokens, stop_at_repetition=False))
 
 
 def measure(family: str, chosen: argparse.Namespace) -> dict[str, Any]:

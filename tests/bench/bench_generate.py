@@ -67,7 +67,9 @@ def one_user(load: Callable[[], LoadedBase], entry: Path, weights: LoraWeights, 
     from mta_cli.engine.generation.generate import generate_tokens
 
     def ours(base: LoadedBase, int8: bool = False) -> Callable[[int], Ids]:
-        return lambda count: [list(generate_tokens(base, prompt, max_tokens=count, int8=int8))]
+        return lambda count: [
+            list(generate_tokens(base, prompt, max_tokens=count, int8=int8, stop_at_repetition=False))
+        ]
 
     packed = speaking(load(), weights)
     dtype = str(packed.dtype)[6:]

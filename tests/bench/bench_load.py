@@ -66,7 +66,7 @@ def works() -> dict[str, tuple[Callable[[], Any], float]]:
     return {
         "training": (train, float(sum(len(row.input_ids) for row in rows))),
         "scoring": (score, float(len(asked))),
-        "decoding": (lambda: list(generate_tokens(base, asked[0], max_tokens=32)), 32.0),
+        "decoding": (lambda: list(generate_tokens(base, asked[0], max_tokens=32, stop_at_repetition=False)), 32.0),
     }
 
 

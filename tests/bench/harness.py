@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
 
 MODEL = "smollm2-135m-instruct"
-LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate")
+LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 THREADING = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
 WIDE = 256 * 2**20  # bytes of an array that no cache holds
 SHAPES = [(rows, *sides) for rows in (256, 1024, 2048) for sides in ((576, 576), (576, 1536), (1536, 576))]

@@ -83,8 +83,9 @@ class AppContext:
         return built
 
     def _require_machine(self, machine: MachineOptions) -> None:
-        """Raises UsageError for a missing device; warns of a number format that this machine emulates."""
-        if machine.device not in ("auto", "cpu"):
+        """Raises UsageError for what this machine lacks; warns of a number format that it emulates."""
+        _ = machine.memory_limit  # raises where it is no size
+        if machine.device not in ("auto", "cpu") or machine.quantize != "off":
             from mta_cli.pipeline.training.estimate import require_device
 
             require_device(machine)

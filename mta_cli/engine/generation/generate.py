@@ -163,9 +163,9 @@ def require_int8(base: LoadedBase) -> None:
     """Raises UsageError where the base cannot have 8-bit weights."""
     if base.llama_decoder is None or not base.llama_decoder.supports_int8:
         raise UsageError(
-            f"--int8 needs a base with a fast path in bfloat16 on a CPU; {base.name} in {str(base.dtype)[6:]} on "
+            f"--int8 needs a base with a fast path in bfloat16 on a CPU; {base.name} in {base.number_format} on "
             f"{base.device} is none.",
-            hint="Leave --int8 out, or add --dtype bfloat16.",
+            hint="Leave --int8 out, or take --dtype bfloat16 without --quantize.",
         )
 
 

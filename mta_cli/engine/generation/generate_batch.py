@@ -19,7 +19,7 @@ from mta_cli.engine.model.llama import PACKED_MAX_ROWS, LlamaDecoder, WeightForm
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.backends import TokenBudget, group_frozen_loras, require_supported_placements
 from mta_cli.engine.scoring.log_likelihood import UserLoras
-from mta_cli.engine.scoring.prefix_cache_scoring import device_batch_tokens, pack_by_length
+from mta_cli.engine.scoring.prefix_cache_scoring import pack_by_length
 
 CPU_BATCH_BYTES, GPU_BATCH_BYTES = 2 << 30, 8 << 30  # of caches and factors held at once
 
@@ -173,7 +173,7 @@ def _stream_batch(
     if not requests:
         return
     batch_state = _start_batch(decoder, requests, users, _prefill_shared_prefix(decoder, requests, users))
-    logits = batch_state.prefill(device_batch_tokens(base.device))
+    logits = batch_state.prefill(TokenBudget(base).tokens)
     decoder.pack_weights(int8, one_row=False)
     rows = [_growing_row(base, request, params) for request in requests]
     yield from _decode_until_done(batch_state, logits, rows, base.end_ids, wanted, "int8" if int8 else "packed")

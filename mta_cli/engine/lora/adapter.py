@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mta_cli.engine.lora.adapter_file import read_adapter_file
 from mta_cli.engine.lora.targets import LAYER_INDEX_PATTERN, select_target_modules
+from mta_cli.engine.model.layer_spec import has_plain_weight
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.errors import BadInput, IntegrityFault, UsageError
 
@@ -233,12 +235,14 @@ def attach_lora_layers(model: nn.Module, factors: Mapping[str, tuple[Tensor, Ten
 class AdapterMerger:
     """Merges one LoRA at a time into a base's own weights, so that it runs at the base's speed.
 
-    The original weights of adapted modules are kept, so that `set_adapter(None)` restores the base bit for bit.
+    The original weights of adapted modules are kept, so that `set_adapter(None)` restores the base bit for bit. A
+    packed weight stays as it is: its module adds `B A x` to what it computes.
     """
 
     def __init__(self, base: LoadedBase) -> None:
         self.base = base
         self._original: dict[str, Tensor] = {}
+        self._hooks: list[RemovableHandle] = []  # on modules with packed weights
 
     @torch.no_grad()
     def set_adapter(self, weights: LoraWeights | None) -> None:
@@ -248,31 +252,42 @@ class AdapterMerger:
             raise UsageError("late parts cannot be folded into weights: early tokens must not meet them")
         if self.base.llama_decoder is not None:
             self.base.llama_decoder.invalidate_caches()
+        while self._hooks:
+            self._hooks.pop().remove()
         for path, original in self._original.items():
             if path not in factors:
-                self._weight(path).copy_(original)
+                self._module(path).weight.copy_(original)
         for path in factors:
             assert weights is not None
-            weight = self._weight(path)
+            module = self._module(path)
+            a, b = (factor.to(module.weight.device, torch.float32) for factor in factors[path])
+            if (shape := (b.shape[0], a.shape[1])) != (fitting := (module.out_features, module.in_features)):
+                raise IntegrityFault(f"{path}: ΔW {shape} does not fit the base's {fitting}")
+            if not has_plain_weight(module):
+                self._hooks.append(module.register_forward_hook(_add_delta(a, weights.scale * b, self.base.dtype)))
+                continue
+            weight = module.weight
             original = self._original.setdefault(path, weight.clone())
-            a, b = (factor.to(weight.device, torch.float32) for factor in factors[path])
-            if (shape := (b.shape[0], a.shape[1])) != weight.shape:
-                raise IntegrityFault(f"{path}: ΔW {shape} does not fit the base's {tuple(weight.shape)}")
             weight.copy_(torch.addmm(original.float(), b, a, alpha=weights.scale))
 
-    def _weight(self, path: str) -> Tensor:
+    def _module(self, path: str) -> nn.Linear:
         try:
             module = self.base.model.get_submodule(path)
         except AttributeError as error:
             raise IntegrityFault(f"this base has no layer {path}", hint="the adapter is for another base") from error
         if not isinstance(module, nn.Linear):
             raise IntegrityFault(f"{path} of this base is no linear layer", hint="the adapter is for another base")
-        if not module.weight.is_floating_point():
-            raise BadInput(
-                f"{path}: nothing can be merged into packed weights ({str(module.weight.dtype)[6:]})",
-                hint="take the base with weights that are not quantized",
-            )
-        return module.weight.detach()
+        return module
+
+
+def _add_delta(a: Tensor, b: Tensor, dtype: torch.dtype) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    """A forward hook that adds `b a x`, for `a` [rank, in] and scaled `b` [out, rank], computed in `dtype`."""
+    a, b = a.to(dtype), b.to(dtype)
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + nn.functional.linear(nn.functional.linear(inputs[0], a), b)
+
+    return add
 
 
 @contextmanager

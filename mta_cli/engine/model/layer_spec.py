@@ -107,7 +107,7 @@ def read_decoder_spec(model: Any) -> DecoderSpec | None:
     activation = ACTIVATIONS.get(str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)))
     caps = [getattr(config, name, None) for name in ("attn_logit_softcapping", "final_logit_softcapping")]
     scaled = any((getattr(config, name, None) or 1.0) != 1.0 for name in SCALES)
-    if activation is None or scaled or not _has_plain_weight(model.get_output_embeddings()):
+    if activation is None or scaled or not has_plain_weight(model.get_output_embeddings()):
         return None
     default = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
     kinds = getattr(config, "layer_types", None) or [default] * len(decoder.layers)
@@ -126,7 +126,7 @@ def _read_layer(layer: Any, config: Any, kind: str) -> LayerSpec | None:
     # 2. the projections: these linear layers and no others, with a bias in all of a group or in none
     linear = {path for path, module in modules.items() if isinstance(module, nn.Linear)}
     joined = next((one for one in PROJECTIONS if {path for paths in one.values() for path in paths} == linear), None)
-    if norms is None or joined is None or not all(_has_plain_weight(modules[path]) for path in linear):
+    if norms is None or joined is None:
         return None
     if any(len({modules[path].bias is None for path in paths}) > 1 for paths in joined.values()):
         return None
@@ -145,7 +145,7 @@ def _read_layer(layer: Any, config: Any, kind: str) -> LayerSpec | None:
     return LayerSpec(norms, joined, name if getattr(layer.self_attn, "use_rope", True) else None, window)
 
 
-def _has_plain_weight(module: Any) -> TypeGuard[nn.Linear]:
+def has_plain_weight(module: Any) -> TypeGuard[nn.Linear]:
     """Whether `module` is a linear layer whose weight is its numbers, and no packed or scaled form of them."""
     return (
         isinstance(module, nn.Linear)

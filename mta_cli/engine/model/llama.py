@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mta_cli.engine.model.activation_cache import ActivationCache
-from mta_cli.engine.model.layer_spec import ONE_ROPE, DecoderSpec, LayerSpec, read_decoder_spec
+from mta_cli.engine.model.layer_spec import ONE_ROPE, DecoderSpec, LayerSpec, has_plain_weight, read_decoder_spec
 
 EAGER_ATTENTION_MAX_KEYS = 512  # up to so many keys, matrix products beat the fused attention kernel on a CPU
 PACKED_MAX_ROWS = 64  # up to so many rows of input, oneDNN reads weights in its own order about 1.5 times faster
@@ -130,6 +130,26 @@ class FusedLinear:
         self._half = None
 
 
+class SeparateLinears:
+    """Linear modules that read the same input, each computed by itself because a weight is packed, as NF4 is.
+
+    What hooks add to a module is part of its output here.
+    """
+
+    def __init__(self, *modules: nn.Linear) -> None:
+        self.modules = modules
+
+    def __call__(self, x: Tensor, read: WeightFormat = "weights") -> Tensor:
+        """`[…, in]` → `[…, Σ out]`. There is one form of the weights, whatever `read` says."""
+        outputs = [module(x) for module in self.modules]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+
+
+def _join(*modules: nn.Linear) -> FusedLinear | SeparateLinears:
+    plain = all(has_plain_weight(module) for module in modules)
+    return FusedLinear(*modules) if plain else SeparateLinears(*modules)
+
+
 class RMSNorm:
     """Root-mean-square normalisation (Zhang & Sennrich, arXiv 1910.07467) with the module's own weight.
 
@@ -175,9 +195,7 @@ class DecoderLayer:
         self.norm_in, self.norm_attention, self.norm_mid, self.norm_mlp = (
             RMSNorm(getattr(module, name)) if name is not None else _no_norm for name in astuple(spec.norms)
         )
-        self.projections = {
-            name: FusedLinear(*map(module.get_submodule, paths)) for name, paths in spec.projections.items()
-        }
+        self.projections = {name: _join(*map(module.get_submodule, paths)) for name, paths in spec.projections.items()}
         attention = module.self_attn
         self.norm_q, self.norm_k = (
             _head_norm(getattr(attention, name, None), attention.head_dim) for name in ("q_norm", "k_norm")
@@ -229,8 +247,14 @@ class LlamaDecoder:
         return self.head.weight.device
 
     def all_projections(self) -> list[FusedLinear]:
-        """Every projection, the head's last."""
-        return [*(fused for layer in self.layers for fused in layer.projections.values()), self.head]
+        """Every projection whose weights are plain, the head's last."""
+        found = (one for layer in self.layers for one in layer.projections.values() if isinstance(one, FusedLinear))
+        return [*found, self.head]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether weights of its layers are packed."""
+        return any(isinstance(one, SeparateLinears) for layer in self.layers for one in layer.projections.values())
 
     def pack_weights(self, int8: bool = False, *, one_row: bool = True, many_rows: bool = True) -> None:
         """Copy bfloat16 weights as they are now, for decoding steps of few rows on a CPU.
@@ -252,7 +276,7 @@ class LlamaDecoder:
     @property
     def supports_int8(self) -> bool:
         """Whether products with 8-bit weights are faster here."""
-        return self.device.type == "cpu" and self.dtype == torch.bfloat16
+        return self.device.type == "cpu" and self.dtype == torch.bfloat16 and not self.is_packed
 
     def invalidate_caches(self) -> None:
         """Drop all that was computed from the weights: they have changed, or are about to."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import logging
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,17 +16,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mta_cli.engine.model.activation_cache import ActivationCache
+from mta_cli.engine.model.activation_cache import ACTIVATION_CACHE_BYTES, ActivationCache
 from mta_cli.engine.model.checkpoint_files import (
     check_folder,
     load_errors_as_bad_input,
     require_config_fits_weights,
+    weight_files,
 )
 from mta_cli.engine.model.layer_spec import read_decoder_spec
 from mta_cli.engine.model.llama import LlamaDecoder, build_llama_decoder
 from mta_cli.errors import BadInput, IntegrityFault, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZE_PACKAGES = ("bitsandbytes", "accelerate")
+OFF = "off"  # as `quantize`: weights are not packed
+
+
+@dataclass(frozen=True)
+class MemoryLimits:
+    """How much of a computation is held at once. Less takes longer, and changes nothing but the last bits.
+
+    `batch_tokens` are those of one pass, padding counted; None: as many as keep the device busy. `cache_bytes` are of
+    computed states, `group_bytes` of factors, gradients and moments that train together.
+    """
+
+    batch_tokens: int | None = None
+    cache_bytes: int = ACTIVATION_CACHE_BYTES
+    group_bytes: int = 1 << 30
 
 
 @dataclass
@@ -31,7 +50,8 @@ class LoadedBase:
     """A base in memory, frozen and in eval mode.
 
     `end_ids` are the tokens that end an answer, the tokenizer's first. `head_is_exact`: logits are the output layer
-    applied to the backbone's last state, without a scale or cap.
+    applied to the backbone's last state, without a scale or cap. `quantize` is what packs the weights of its linear
+    layers, or `off`; `dtype` is then that of all other numbers.
     """
 
     model: Any
@@ -43,6 +63,13 @@ class LoadedBase:
     end_ids: tuple[int, ...]
     head_is_exact: bool = field(default=False)
     llama_decoder: LlamaDecoder | None = field(default=None)
+    quantize: str = OFF
+    limits: MemoryLimits = field(default_factory=MemoryLimits)
+
+    @property
+    def number_format(self) -> str:
+        """The format of its numbers, as text; see `number_format`."""
+        return _format_text(self.dtype, self.quantize)
 
     @property
     def window(self) -> int:
@@ -75,21 +102,37 @@ def read_base_info(path: Path, *, name: str, fingerprint: str) -> BaseInfo:
     return BaseInfo(tokenizer, fingerprint, name, _end_ids(config, generation, tokenizer), _window(config))
 
 
-def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", dtype: str = "auto") -> LoadedBase:
+def load_base(
+    path: Path,
+    *,
+    name: str,
+    fingerprint: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str = OFF,
+    limits: MemoryLimits | None = None,
+) -> LoadedBase:
     """The base in folder `path`, on its device.
 
-    Raises BadInput when the folder is unsafe or no causal language model, IntegrityFault when its weights are
-    incomplete or not finite.
+    With `quantize` "nf4", the weights of its decoder's linear layers are packed while they are read. Raises BadInput
+    when the folder is unsafe or no causal language model, IntegrityFault when its weights are incomplete or not finite,
+    UsageError when it cannot be packed.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     quiet_libraries()
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)
+    require_quantize(quantize, place)
     check_folder(path)
     with load_errors_as_bad_input(f"{name} cannot be loaded as a causal language model", f"look into {path}"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         require_config_fits_weights(path, config.to_dict())
+        if (is_packed := getattr(config, "quantization_config", None) is not None) and quantize != OFF:
+            raise UsageError(f"{name} is packed already, as its files are.", hint=f"leave out --quantize {quantize}")
+        if is_packed or quantize != OFF:
+            _import_bitsandbytes()
+        packing = _nf4_arguments(number, place) if quantize != OFF else {}
         tokenizer = load_tokenizer(path)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -98,19 +141,27 @@ def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", 
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            **packing,
         )
     model, info = loaded
     _require_complete(name, info)
-    _require_finite(name, model)
+    _require_finite(name, model.named_parameters() if quantize == OFF else _stored_weights(path))
     model = _to_device(model, place).eval().requires_grad_(False)
+    _keep_packed_layout(model)
+    if quantize != OFF:
+        _copy_from_files(model)
     ends = _end_ids(model.config, model.generation_config, tokenizer)
+    limits = limits or MemoryLimits()
+    base = LoadedBase(model, tokenizer, fingerprint, name, place, number, ends, quantize=quantize, limits=limits)
     with load_errors_as_bad_input(f"{name} is of no use as a causal language model", f"look into {path}"):
-        return with_decoder(LoadedBase(model, tokenizer, fingerprint, name, place, number, ends))
+        return with_decoder(base)
 
 
 def with_decoder(base: LoadedBase) -> LoadedBase:
     """The same base with its decoder where the decoder computes it, after looking at its output layer."""
     decoder = base.llama_decoder = build_llama_decoder(base.model)
+    if decoder is not None:
+        decoder.activation_cache = ActivationCache(base.limits.cache_bytes)
     exact = decoder is not None and decoder.logit_cap is None
     base.head_is_exact = exact or _head_is_exact(base.model, base.device)
     return base
@@ -128,8 +179,9 @@ def family_without_decoder(path: Path) -> str | None:
     with load_errors_as_bad_input(f"{path} cannot be read as a causal language model"), torch.device("meta"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
-        quantized = getattr(config, "quantization_config", None) is not None
-        return str(config.model_type) if quantized or read_decoder_spec(model) is None else None
+        packing = getattr(config, "quantization_config", None) or {"quant_method": "bitsandbytes"}
+        known = packing.get("quant_method") == "bitsandbytes"  # its packed layers are linear modules still
+        return None if known and read_decoder_spec(model) is not None else str(config.model_type)
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -141,10 +193,11 @@ def load_tokenizer(path: Path) -> Any:
 
 def quiet_libraries() -> None:
     """Silences transformers' progress bars and log lines; what matters is raised as an error instead."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # others import it as well, where it is installed
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module=r"(transformers|sentence_transformers|huggingface_hub)(\..*)?"
     )
@@ -189,9 +242,56 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def dtype_name(dtype: str, device: str) -> str:
-    """What the number format called `dtype` is on `device`: `float32`, `bfloat16` or `float16`."""
-    return str(resolve_dtype(dtype, resolve_device(device))).removeprefix("torch.")
+def number_format(dtype: str, device: str, quantize: str = OFF) -> str:
+    """What the number format called `dtype` is on `device`: `float32`, `bfloat16` or `float16`.
+
+    With packed weights it follows their own format: `nf4+bfloat16`.
+    """
+    return _format_text(resolve_dtype(dtype, resolve_device(device)), quantize)
+
+
+def _format_text(dtype: torch.dtype, quantize: str) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return name if quantize == OFF else f"{quantize}+{name}"
+
+
+def require_quantize(quantize: str, device: torch.device) -> None:
+    """Raises UsageError where weights cannot be packed: without bitsandbytes, or on this device."""
+    if quantize == OFF:
+        return
+    if missing := [name for name in QUANTIZE_PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UsageError(
+            f"--quantize {quantize} needs {' and '.join(missing)}.", hint="pip install 'mta-cli[quantize]'"
+        )
+    if device.type == "mps":
+        raise UsageError(f"--quantize {quantize} computes on a CPU or on CUDA, not on {device}.", hint="--device cpu")
+
+
+def _import_bitsandbytes() -> None:
+    """Import it, where it is installed, before others do: without compiled code that it would fetch from the hub."""
+    if "bitsandbytes" in sys.modules or importlib.util.find_spec("bitsandbytes") is None:
+        return
+    fetching = sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # its import fails now, as where it is not installed
+    try:
+        importlib.import_module("bitsandbytes")
+    finally:
+        del sys.modules["kernels"]
+        if fetching is not None:
+            sys.modules["kernels"] = fetching
+
+
+def _nf4_arguments(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What makes transformers pack weights in NF4 with double quantisation (QLoRA, arXiv 2305.14314)."""
+    from transformers import BitsAndBytesConfig
+
+    packing = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": packing, "device_map": {"": device}}
 
 
 @contextmanager
@@ -200,7 +300,8 @@ def fresh_activation_cache(base: LoadedBase) -> Iterator[None]:
     if base.llama_decoder is None:
         yield
         return
-    before, base.llama_decoder.activation_cache = base.llama_decoder.activation_cache, ActivationCache()
+    before = base.llama_decoder.activation_cache
+    base.llama_decoder.activation_cache = ActivationCache(before.limit)
     try:
         yield
     finally:
@@ -286,8 +387,32 @@ def _require_complete(name: str, info: Any) -> None:
             )
 
 
-def _require_finite(name: str, model: Any) -> None:
-    for key, weight in model.named_parameters():
+def _keep_packed_layout(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing weights anew for AVX-512: that layout drops gradients, and not all widths fit."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
+
+
+def _copy_from_files(model: nn.Module) -> None:
+    """Copy the weights that were not packed, which else keep whole files mapped and their pages in memory."""
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.clone()
+
+
+def _stored_weights(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The weights as they are in the files: packing would hide a number that is not finite."""
+    from safetensors import safe_open
+
+    for file in weight_files(path):
+        with safe_open(path / file, "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                yield key, opened.get_tensor(key)
+
+
+def _require_finite(name: str, weights: Iterable[tuple[str, Tensor]]) -> None:
+    for key, weight in weights:
         if not torch.isfinite(weight.sum(dtype=torch.float32)):
             raise IntegrityFault(
                 f"{name}: {key} holds numbers that are not finite", hint="pull or copy the model again"

@@ -28,11 +28,11 @@ class Embedder:
     def __init__(self, path: Path, device: str = "auto") -> None:
         """Loads the folder. Raises BadInput when it is unsafe, damaged or no sentence embedder."""
         check_folder(path)
-        from sentence_transformers import SentenceTransformer
-
         from mta_cli.engine.model.load import quiet_libraries, resolve_device
 
         quiet_libraries()
+        from sentence_transformers import SentenceTransformer
+
         self.device = resolve_device(device)
         with load_errors_as_bad_input(f"{path} cannot be loaded as a sentence embedder"):
             self._model = SentenceTransformer(

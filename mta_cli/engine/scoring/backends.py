@@ -189,7 +189,7 @@ class TokenBudget:
     """How many tokens run at once, with padding; halved where memory runs out."""
 
     def __init__(self, base: LoadedBase, tokens: int | None = None) -> None:
-        self.tokens = tokens or device_batch_tokens(base.device)
+        self.tokens = tokens or base.limits.batch_tokens or device_batch_tokens(base.device)
         self._device = base.device
 
     def run_batches(self, batches: list[list[T]], work: Callable[[list[T]], None]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mta_cli.engine.lora.adapter import Placement
 from mta_cli.engine.lora.batched import FrozenLoras, owner_blocks
-from mta_cli.engine.model.activation_cache import ACTIVATION_CACHE_BYTES, ActivationCache, CachedPrefix
+from mta_cli.engine.model.activation_cache import ActivationCache, CachedPrefix
 from mta_cli.engine.model.llama import BatchedLora, FusedFactors, LlamaDecoder, Masks, causal_mask
 from mta_cli.engine.scoring.prefix_tree import PROMPT_SEGMENT, PromptTree
 from mta_cli.engine.scoring.token_logprobs import token_log_likelihoods
@@ -65,8 +65,8 @@ class PrefixCacheScorer:
 
     `frozen_loras` always act; tree `i` has those of user `tree_users[i]`. Prefixes that the base alone decides are
     cached with the base, for every other scorer; prefixes that depend on `frozen_loras` are cached here. Prefixes of
-    more than `cache_bytes` bytes in all are computed again for each pass. Valid as long as the base's weights do not
-    change: make another scorer after merging something into them.
+    more than `cache_bytes` bytes in all (None: as many as the base caches) are computed again for each pass. Valid as
+    long as the base's weights do not change: make another scorer after merging something into them.
     """
 
     def __init__(
@@ -77,9 +77,10 @@ class PrefixCacheScorer:
         *,
         frozen_loras: Sequence[FrozenLoras] = (),
         tree_users: Sequence[int] = (),
-        cache_bytes: int = ACTIVATION_CACHE_BYTES,
+        cache_bytes: int | None = None,
     ) -> None:
         self.decoder, self.trees, self.placement = decoder, trees, placement
+        cache_bytes = decoder.activation_cache.limit if cache_bytes is None else cache_bytes
         self._frozen_loras, self._tree_users = [one for one in frozen_loras if one.placement is not None], tree_users
         full_trees = [tree.full_tree for tree in trees]
         only_embeddings = placement.first_layer == 0 and placement.late_tokens is None

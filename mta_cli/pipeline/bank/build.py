@@ -27,7 +27,7 @@ from mta_cli.pipeline.bank.task_adapter import (
     task_adapter_training,
 )
 from mta_cli.pipeline.bank.verify import bank_json
-from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.data.examples import PromptRowBuilder, history_mix
 from mta_cli.pipeline.executors import Executors, open_executors
 from mta_cli.pipeline.memory.bank_memory import LABEL_RATES_KEY
 from mta_cli.pipeline.memory.knn import update_neighbours
@@ -35,6 +35,7 @@ from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.requests import SCREENING_OPTIONS_KEY
 from mta_cli.pipeline.runs import fail_run_on_error
 from mta_cli.pipeline.training.groups import (
+    MAX_USERS_PER_GROUP,
     AdapterJob,
     AdapterTraining,
     TrainingGroup,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.tasks import Task
     from mta_cli.pipeline.requests import BankRequest
-    from mta_cli.pipeline.training.estimate import TokenLoad
+    from mta_cli.pipeline.training.estimate import RowTokens, TokenLoad
     from store.registry import Registry
 
 
@@ -114,7 +115,7 @@ def bank_key(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -
         "options": options,
         "history_items": request.prompt.history_items,
         "seed": request.machine.seed,
-        "dtype": request.machine.dtype,
+        **request.machine.formats,
         "data": [[c.user.name, reg.items.hash_items(c.items)] for c in pool],
     }
     if request.gates != ScreeningOptions():
@@ -164,11 +165,11 @@ def build_bank(
 def build_plan_lines(
     reg: Registry, request: BankRequest, pool: Sequence[Contributor], chosen: Sequence[Contributor]
 ) -> tuple[PlanLine, ...]:
-    """Data, memory and time of a build, estimated from the task's token limits and the speed of this machine."""
+    """Data, memory and time of a build, estimated from a sample of the data and the speed of this machine."""
     from mta_cli.pipeline.training.estimate import cost_lines
 
     shared = find_reusable_task_adapter(reg, request, pool) is not None
-    work = estimate_build(request, pool, chosen, shared)
+    rows = sample_rows(reg, request, pool)
     return (
         PlanLine("task", request.task.name),
         PlanLine("bank", request.name or request.task.name),
@@ -176,38 +177,60 @@ def build_plan_lines(
         PlanLine("embedder", request.embedder.name),
         PlanLine("candidates", f"{len(chosen)} users, {sum(len(c.items) for c in chosen)} items"),
         *([PlanLine("task adapter", "there, trained on the same items")] if shared else []),
-        *cost_lines(reg, request.base, request.machine, work.token_loads, work.tokens_per_step),
+        *cost_lines(
+            reg,
+            request.base,
+            request.machine,
+            estimate_build(request, pool, chosen, shared, rows),
+            rows.anchors,
+            request.options.batch_size,
+        ),
     )
 
 
 @dataclass(frozen=True)
-class BuildCost:
-    """The most that a build trains, and the tokens of one step."""
+class BuildRows:
+    """The tokens of a build's training rows. Those of anchors show the most history."""
 
-    token_loads: tuple[TokenLoad, ...]
-    tokens_per_step: int
+    task_adapter: RowTokens
+    anchors: RowTokens
+
+
+def sample_rows(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -> BuildRows:
+    """The tokens of the training rows of `pool`, counted in a sample."""
+    from mta_cli.pipeline.training.estimate import sample_row_tokens
+
+    items, shown = [item for candidate in pool for item in candidate.items], request.prompt.history_items
+    task_adapter, anchors = (
+        sample_row_tokens(reg, request.base, request.task, items, shown, mix) for mix in (history_mix(shown), None)
+    )
+    return BuildRows(task_adapter, anchors)
 
 
 def estimate_build(
-    request: BankRequest, pool: Sequence[Contributor], chosen: Sequence[Contributor], shared: bool
-) -> BuildCost:
+    request: BankRequest, pool: Sequence[Contributor], chosen: Sequence[Contributor], shared: bool, rows: BuildRows
+) -> tuple[TokenLoad, ...]:
     """The most that the build of `request` trains. With a `shared` task adapter, it trains the anchors only.
 
     The memory's weights take one more task adapter, in two halves.
     """
     from mta_cli.pipeline.training.estimate import TokenLoad
 
-    options, task = request.options, request.task
-    row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
-    pooled = sum(len(c.items) for c in pool) * options.task_epochs if options.task_adapter and not shared else 0
-    pooled *= 2 if task.labels and options.held_out_weights else 1
-    longest = sorted((len(c.items) for c in chosen), reverse=True)[: options.anchors]
-    return BuildCost(
-        (
-            TokenLoad(row * pooled, options.task_placement),
-            TokenLoad(row * sum(longest) * options.epochs, options.placement),
+    options, row, pooled_row = request.options, rows.anchors.mean, rows.task_adapter.mean
+    items = sum(len(c.items) for c in pool) if options.task_adapter and not shared else 0
+    pooled = items * options.task_epochs * (2 if request.task.labels and options.held_out_weights else 1)
+    longest = sum(sorted((len(c.items) for c in chosen), reverse=True)[: options.anchors])
+    return (
+        TokenLoad(
+            round(pooled_row * pooled), options.task_placement, round(pooled_row * items), rank=options.task_rank
         ),
-        row * options.batch_size,
+        TokenLoad(
+            round(row * longest * options.epochs),
+            options.placement,
+            round(row * longest),
+            min(options.anchors, MAX_USERS_PER_GROUP),
+            options.rank,
+        ),
     )
 
 
@@ -221,7 +244,7 @@ def _build(
     config = {
         **asdict(request.options),
         "history_items": request.prompt.history_items,
-        "dtype": request.machine.dtype,
+        **request.machine.formats,
         **label_rates_config(request.task, pool),
         SCREENING_OPTIONS_KEY: asdict(request.gates),
     }

@@ -112,7 +112,7 @@ def _task_adapter_identity(reg: Registry, request: BankRequest, pool: Sequence[C
         "seed": request.machine.seed,
         "options": {name: options[name] for name in _OPTIONS},
         "history_items": request.prompt.history_items,
-        "dtype": request.machine.dtype,
+        **request.machine.formats,
         "data": [[c.user.name, reg.items.hash_items(c.items)] for c in pool],
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

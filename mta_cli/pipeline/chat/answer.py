@@ -90,7 +90,12 @@ class ChatModel:
         from mta_cli.pipeline.models.load import load_on_device
 
         find_task(reg, name)
-        base = load_on_device(entry, asking.machine, reg=reg)
+        if asking.answer.int8 and asking.machine.quantize != "off":
+            raise UsageError(
+                f"--int8 rounds plain weights, and --quantize {asking.machine.quantize} packs them.",
+                hint="leave one of the two out",
+            )
+        base = load_on_device(entry, asking.machine, reg=reg, use="answer")
         if asking.answer.int8:
             from mta_cli.engine.generation.generate import require_int8
 

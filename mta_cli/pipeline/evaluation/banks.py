@@ -67,31 +67,33 @@ def cost_of_banks(
     reg: Registry, request: EvalRequest, plan: Design, presets: Sequence[str] = ("",)
 ) -> tuple[PlanLine, ...]:
     """Tokens, memory and time of the missing banks. Raises BadInput where a fold has too few candidates."""
-    from mta_cli.pipeline.bank.build import anchor_candidates, contributors, estimate_build
+    from mta_cli.pipeline.bank.build import anchor_candidates, contributors, estimate_build, sample_rows
     from mta_cli.pipeline.bank.task_adapter import find_reusable_task_adapter
-    from mta_cli.pipeline.training.estimate import cost_lines
+    from mta_cli.pipeline.training.estimate import TokenLoad, cost_lines
 
     if request.measured is not None:
         return (PlanLine("bank", request.measured.label, "flag --bank"),)
     known = reg.evaluations.find_by_key(plan.key)
     there = reg.evaluations.fold_banks(known.id) if known is not None else {}
     ready = {key for key, bank in there.items() if reg.banks.by_id(bank).status == "ready"}
-    works = []
+    rows, loads, banks = None, list[TokenLoad](), 0
     for number, fold, preset in _each_bank(plan, presets):
         if (number, preset) not in ready:
             own = _request(request, fold, preset)
             pool = contributors(reg, request.task.name, own.options, own.user_ids)
             try:
                 chosen = anchor_candidates(pool, request.task.name, own.options)
-                works.append(estimate_build(own, pool, chosen, find_reusable_task_adapter(reg, own, pool) is not None))
+                rows = rows or sample_rows(reg, own, pool)
+                shared = find_reusable_task_adapter(reg, own, pool) is not None
+                loads += estimate_build(own, pool, chosen, shared, rows)
+                banks += 1
             except BadInput as error:
                 raise BadInput(f"Fold {number + 1}: {error.message}", hint=error.hint) from error
-    if not works:
+    if rows is None:
         return (PlanLine("banks", "all there"),)
-    tokens = [each for work in works for each in work.token_loads]
     return (
-        PlanLine("banks", f"{len(works)} to build; what they cost follows"),
-        *cost_lines(reg, request.base, request.machine, tokens, works[0].tokens_per_step),
+        PlanLine("banks", f"{banks} to build; what they cost follows"),
+        *cost_lines(reg, request.base, request.machine, loads, rows.anchors, request.bank.batch_size),
     )
 
 

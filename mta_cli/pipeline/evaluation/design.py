@@ -123,7 +123,7 @@ def _measured_bank_design(reg: Registry, request: EvalRequest, measured: Measure
 
 
 def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]], measured: Sequence[Any] = ()) -> str:
-    from mta_cli.engine.model.load import dtype_name
+    from mta_cli.engine.model.load import number_format
 
     options, items, machine = request.options, reg.items, request.machine
     histories = [
@@ -145,7 +145,7 @@ def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]]
         "folds": options.folds,
         "history_items": request.prompt.history_items,
         "seed": machine.seed,
-        "dtype": dtype_name(machine.dtype, machine.device),
+        "dtype": number_format(machine.dtype, machine.device, machine.quantize),
         "people": sorted(histories),
         **({"measured_bank": list(measured)} if measured else {}),
         **({"gates": asdict(request.gates)} if request.gates != ScreeningOptions() else {}),
@@ -167,7 +167,7 @@ def evaluation_config(request: EvalRequest) -> dict[str, Any]:
         "placement": request.options.placement,
         "history_items": request.prompt.history_items,
         "seed": request.machine.seed,
-        "dtype": request.machine.dtype,
+        **request.machine.formats,
         "bank": asdict(bank_options(request)),
     }
 

@@ -160,7 +160,7 @@ def result_document(
     reg: Registry, request: EvalRequest, plan: Design, evaluation: int, chosen: Mapping[str, FoldSettings]
 ) -> dict[str, Any]:
     """The document of `mta eval run`: all of `chosen`'s methods on all test users."""
-    from mta_cli.engine.model.load import dtype_name
+    from mta_cli.engine.model.load import number_format
 
     task, options, machine = request.task, request.options, request.machine
     judged = {
@@ -182,7 +182,7 @@ def result_document(
         "placement": options.placement,
         "base": request.base.name,
         "options": describe_options(request),
-        "dtype": dtype_name(machine.dtype, machine.device),
+        "dtype": number_format(machine.dtype, machine.device, machine.quantize),
         "evaluation": evaluation,
         **compare_methods({name: one.user_sums for name, one in judged.items()}, reference, machine.seed),
         "costs": {m: _costs(reg, plan, evaluation, m, chosen[m], one) for m, one in judged.items()},

@@ -58,7 +58,7 @@ def evaluate_users(
     measured.
     """
     from mta_cli.engine.lora.adapter import AdapterMerger
-    from mta_cli.engine.model.load import dtype_name
+    from mta_cli.engine.model.load import number_format
     from mta_cli.pipeline.models.load import load_on_device
 
     with reg.hold_users(f"evaluation of {task.name}", [user.id for user in users]):
@@ -92,7 +92,7 @@ def evaluate_users(
             "seed": machine.seed,
             "history_items": prompt.history_items,
             "base": base_entry.name,
-            "dtype": dtype_name(machine.dtype, machine.device),
+            "dtype": number_format(machine.dtype, machine.device, machine.quantize),
             "reference": modes[-1],
             **_summarise_modes(task, modes, answers, machine.seed),
             "costs": {mode: _costs(reg, base.fingerprint, task.name, asked, mode, answers) for mode in modes},

@@ -20,7 +20,7 @@ from mta_cli.pipeline.executors.shipped_base import Pieces, put_base, receive_ba
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.model.load import LoadedBase, MemoryLimits
     from mta_cli.engine.work import AnchorLookup, ReportT, Work
     from mta_cli.options import ExecutorOptions
 
@@ -46,6 +46,8 @@ class WorkerBase:
     fingerprint: str
     device: str
     dtype: str
+    quantize: str
+    limits: MemoryLimits
     threads: int
     version: str = __version__
 
@@ -55,7 +57,8 @@ class WorkerBase:
         import torch
 
         dtype = str(base.dtype).removeprefix("torch.")
-        return cls(str(path), base.name, base.fingerprint, base.device.type, dtype, torch.get_num_threads())
+        kept = (base.device.type, dtype, base.quantize, base.limits)
+        return cls(str(path), base.name, base.fingerprint, *kept, torch.get_num_threads())
 
 
 class Worker:
@@ -85,7 +88,13 @@ class Worker:
             if path is None:
                 path = receive_base(given.fingerprint, pieces or {}, import_ray().get)
             base = load_base(
-                path, name=given.name, fingerprint=given.fingerprint, device=given.device, dtype=given.dtype
+                path,
+                name=given.name,
+                fingerprint=given.fingerprint,
+                device=given.device,
+                dtype=given.dtype,
+                quantize=given.quantize,
+                limits=given.limits,
             )
             self._base, self._merger = base, AdapterMerger(base)
         except MtaError as error:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, JobPlan, JobProgress, JobResult, JobStarted, PlanLine
 from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, MachineOptions
-from mta_cli.pipeline.models.bases import HUB_BASES, PASS_TOKENS, PROGRAM_BYTES, HubBase, full_name, memory_bytes
+from mta_cli.pipeline.models.bases import HUB_BASES, HubBase, full_name
 from mta_cli.pipeline.models.manifest import ModelEntry
+from mta_cli.pipeline.models.memory import PASS_TOKENS, PROGRAM_BYTES, key_value_bytes, pass_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +140,7 @@ def plan_bench(request: BenchRequest) -> BenchPlan:
 def computed_bytes(
     shape: HubBase, device: str, number_bytes: int, pass_tokens: int, users: int, *, file_is_read: bool
 ) -> int:
-    """The most memory of a bench: the formulas of `memory_bytes`, and the LoRAs that are in memory.
+    """The most memory of a bench: the formulas of `pipeline/models/memory.py`, and the LoRAs that are in memory.
 
     A base from a file has one more copy of its weights on a CPU, the mapped file.
     """
@@ -149,18 +150,19 @@ def computed_bytes(
     on_cpu = device == "cpu"
     copies = 1 + (on_cpu and file_is_read)
     packed = 2 if on_cpu and shape.fast and number_bytes == 2 else 0  # for steps of one row, and of several
-    compute = partial(memory_bytes, shape, number_bytes=number_bytes, program=PROGRAM_BYTES if on_cpu else 0)
+    sizes, form = shape.shape, "float32" if number_bytes == 4 else "bfloat16"
+    weights = number_bytes * sizes.parameters
+    fixed = (PROGRAM_BYTES if on_cpu else 0) + copies * weights
+    compute = partial(pass_bytes, sizes, form, row=ROW_TOKENS, layers=sizes.layers)
     upper, frozen = lora_numbers(shape, max(1, shape.layers // 3)), 4 + 3 * number_bytes  # float32, cast, fused
     # 1. a group in all layers: factors, gradients and two moments in float32; the pass's own factors and gradients
-    train = compute("train", copies=copies, tokens=pass_tokens)
-    train += GROUP_USERS * lora_numbers(shape, shape.layers) * (4 * 4 + 2 * number_bytes)
+    train = compute(tokens=pass_tokens) + GROUP_USERS * lora_numbers(shape, shape.layers) * (4 * 4 + 2 * number_bytes)
     # 2. users on their merged anchors, in the upper third
     shots = min(pass_tokens, MAX_USERS_PER_BATCH * AdaptOptions().shots * ROW_TOKENS)
-    adapt = compute("train", copies=copies, tokens=shots // 3)
-    adapt += MAX_USERS_PER_BATCH * FuseOptions().top_k * upper * frozen
+    adapt = compute(tokens=shots // 3) + MAX_USERS_PER_BATCH * FuseOptions().top_k * upper * frozen
     # 3. a batch of answers
-    serve = compute("serve", copies=copies + packed, tokens=users * BATCH_CONTEXT) + users * upper * frozen
-    return max(train, adapt, serve)
+    serve = packed * weights + key_value_bytes(sizes, form, users * BATCH_CONTEXT) + users * upper * frozen
+    return fixed + max(train, adapt, serve)
 
 
 def lora_numbers(shape: HubBase, layers: int) -> int:

@@ -164,9 +164,9 @@ def _check_sqlite() -> Check:
 def _check_cpu() -> Check:
     import torch
 
-    from mta_cli.engine.model.load import dtype_name
+    from mta_cli.engine.model.load import number_format
 
-    automatic = dtype_name("auto", "cpu")
+    automatic = number_format("auto", "cpu")
     return Check(
         "cpu",
         True,

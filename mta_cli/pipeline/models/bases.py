@@ -9,20 +9,15 @@ import difflib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from mta_cli.errors import NotFound
 from mta_cli.pipeline.models.catalog import PACKAGES
+from mta_cli.pipeline.models.memory import CONTEXT_TOKENS, Shape
 
 # those that `engine/model/layer_spec.py` describes
 FAST_FAMILIES = frozenset({"gemma3_text", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
 NUMBER_BYTES = 2  # bfloat16
-PASS_TOKENS = 1024  # tokens of a training pass on a CPU: `CPU_BATCH_TOKENS` of the engine
-ROW_TOKENS = 128  # assumed: tokens of a training example
-ANSWER_SHARE = 1 / 8  # assumed: the share of them that are answers and have logits
-CONTEXT_TOKENS = 4096  # tokens of the conversation that is served
-FAST_COPIES = {"train": 2, "serve": 4}  # of the weights on a CPU: file, fused; served also float16, oneDNN's order
-PROGRAM_BYTES = 600 * 10**6  # measured: the process with its libraries and the embedder, without a base
 FAMILY_SETTINGS = {"granite": {"residual_multiplier": 0.22, "logits_scaling": 8.0}}  # they keep a base from being fast
 SHORT_NAMES = {  # of shapes
     "smollm2-135m": "smollm2-135m-instruct",
@@ -107,42 +102,11 @@ class HubBase:
         stored = self.parameters + (self.vocabulary * self.width if self.stores_tied_head else 0)
         return NUMBER_BYTES * stored
 
-
-def memory_bytes(
-    base: HubBase,
-    use: Literal["train", "serve"],
-    *,
-    number_bytes: int = NUMBER_BYTES,
-    copies: int | None = None,
-    tokens: int | None = None,
-    program: int = PROGRAM_BYTES,
-) -> int:
-    """An estimate of the most resident memory of a process, in bytes; on a CPU in bfloat16 with mta's defaults.
-
-    For others: bytes of a number, `copies` of the weights, `tokens` of a training pass or of all conversations, and
-    bytes of the `program`.
-
-    Both: `PROGRAM_BYTES`, and the weights with the fast decoder's copies (`engine/model/llama.py`).
-    Training: what a pass of `PASS_TOKENS` keeps for its backward pass, in all layers because the task adapter acts in
-    all, and logits of the answers with their gradients in float32. What is kept is counted from the fast decoder;
-    transformers' modules keep more. Serving: keys and values of one conversation of `CONTEXT_TOKENS`.
-    """
-    if copies is None:
-        copies = FAST_COPIES[use] if base.fast else 1
-    if tokens is None:
-        tokens = CONTEXT_TOKENS if use == "serve" else PASS_TOKENS
-    weights = number_bytes * base.parameters * copies
-    if use == "serve":
-        return program + weights + number_bytes * 2 * base.layers * base.kv_heads * base.head_dim * tokens
-    per_token = (
-        4 * base.width  # residual stream and normalised states, before attention and before the MLP
-        + base.head_dim * (3 * base.heads + 2 * base.kv_heads)  # queries twice, keys, values and attention's output
-        + base.heads * ROW_TOKENS  # attention weights
-        + 4 * base.inner  # gate, its activation, up, and their product
-    )
-    kept = number_bytes * tokens * base.layers * per_token
-    logits = 3 * 4 * round(tokens * ANSWER_SHARE) * base.vocabulary  # logits, probabilities and gradients
-    return program + weights + kept + logits
+    @property
+    def shape(self) -> Shape:
+        """What decides its memory."""
+        sizes = (self.layers, self.width, self.heads, self.kv_heads, self.head_dim, self.inner, self.vocabulary)
+        return Shape(*sizes, self.parameters, self.fast)
 
 
 def _smollm2(size: str, layers: int, width: int, heads: int, kv_heads: int, inner: int) -> HubBase:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.model.checkpoint_files import model_files, sha256_file
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, did_you_mean
-from mta_cli.pipeline.models.bases import HUB_BASES, can_be_pulled, full_name, hub_name, memory_bytes, near_names
+from mta_cli.pipeline.models.bases import HUB_BASES, can_be_pulled, full_name, hub_name, near_names
 from mta_cli.pipeline.models.catalog import PACKAGES
 from mta_cli.pipeline.models.manifest import (
     MANIFEST,
@@ -25,6 +25,7 @@ from mta_cli.pipeline.models.manifest import (
     models_dir,
     read_manifest,
 )
+from mta_cli.pipeline.models.memory import answering_bytes, training_bytes
 from mta_cli.pipeline.models.pull import missing_bytes
 from store.files import disk_fault
 from store.records import ModelRecord
@@ -71,8 +72,9 @@ def available_bases() -> list[dict[str, Any]]:
             "licence": base.licence,
             "parameters": base.parameters,
             "download_bytes": package.wheel_bytes if package else base.download_bytes,
-            "train_bytes": memory_bytes(base, "train"),
-            "serve_bytes": memory_bytes(base, "serve"),
+            "train_bytes": training_bytes(base.shape, "bfloat16"),
+            "train_nf4_bytes": training_bytes(base.shape, "nf4+bfloat16"),
+            "serve_bytes": answering_bytes(base.shape, "bfloat16"),
             "fast": base.fast,
             "gated": base.gated,
             "pulled": full_name(name) in here,

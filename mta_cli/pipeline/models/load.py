@@ -8,19 +8,30 @@ if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.options import MachineOptions
     from mta_cli.pipeline.models.manifest import ModelEntry
+    from mta_cli.pipeline.models.memory import Use
     from store.registry import Registry
 
 
-def load_on_device(entry: ModelEntry, machine: MachineOptions, reg: Registry | None = None) -> LoadedBase:
-    """The base on the machine's device. Raises as `load_base`.
+def load_on_device(
+    entry: ModelEntry, machine: MachineOptions, reg: Registry | None = None, use: Use = "train"
+) -> LoadedBase:
+    """The base on the machine's device. Raises as `load_base`, and UsageError where it needs more than `--max-memory`.
 
     Unless the machine options say no, its files are verified meanwhile, and with `reg` the registry: see `verify`.
     """
+    from mta_cli.pipeline.models.memory import loading_limits
     from mta_cli.pipeline.models.verify import verify_in_background
 
+    limits = loading_limits(entry, machine, use)
     with verify_in_background([entry] if machine.verify else [], reg if machine.verify else None):
         from mta_cli.engine.model.load import load_base
 
         return load_base(
-            entry.path, name=entry.name, fingerprint=entry.fingerprint, device=machine.device, dtype=machine.dtype
+            entry.path,
+            name=entry.name,
+            fingerprint=entry.fingerprint,
+            device=machine.device,
+            dtype=machine.dtype,
+            quantize=machine.quantize,
+            limits=limits,
         )

@@ -32,6 +32,7 @@ from mta_cli.pipeline.requests import AdaptRequest, FuseRequest, adapt_request_j
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, record_request
 from mta_cli.pipeline.training.groups import (
     CORE_KIND,
+    MAX_USERS_PER_GROUP,
     AdapterJob,
     AdapterTraining,
     TrainingGroup,
@@ -170,18 +171,25 @@ def _plan_lines(
     shots: dict[int, list[Item]],
 ) -> tuple[PlanLine, ...]:
     from mta_cli.engine.methods.stacks import stack_schedule
-    from mta_cli.pipeline.training.estimate import TokenLoad, cost_lines
+    from mta_cli.pipeline.training.estimate import TokenLoad, cost_lines, sample_row_tokens
 
-    task, busy = request.task, [items for items in shots.values() if items]
-    row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
+    busy = [items for items in shots.values() if items]
+    every = [item for items in busy for item in items]
+    row = sample_row_tokens(reg, request.base, request.task, every, request.prompt.history_items)
     rows = sum(min(len(items), options.batch_size) * stack_schedule(len(items), options).steps for items in busy)
-    tokens = TokenLoad(rows * row, options.placement or bank.config["placement"])
+    load = TokenLoad(
+        round(rows * row.mean),
+        options.placement or bank.config["placement"],
+        round(len(every) * row.mean),
+        min(len(busy), MAX_USERS_PER_GROUP),
+        options.rank if options.kind != CORE_KIND else 0,
+    )
     return (
         PlanLine(
             "users", f"{join_names([user.name for user in users])}: {len(users)}, {len(busy)} of them with a history"
         ),
         *bank_plan_lines(bank, request),
-        *cost_lines(reg, request.base, request.machine, [tokens], row * options.batch_size),
+        *cost_lines(reg, request.base, request.machine, [load], row, options.batch_size),
     )
 
 

@@ -110,10 +110,18 @@ class ExportedModel:
                     yield name, lambda file=file, name=name: self._changed(name, file.get_tensor(name))  # type: ignore[misc]
 
     def _require_every_module(self) -> None:
-        """Raises BadInput where the base's files do not hold a weight that the user changes, under its own name."""
-        from mta_cli.engine.model.checkpoint_files import weight_files
+        """Raises BadInput where the base's files do not hold a weight that the user changes, under its own name.
+
+        A weight that is packed in them cannot be changed either.
+        """
+        from mta_cli.engine.model.checkpoint_files import read_config, weight_files
         from mta_cli.engine.model.safetensors_header import read_safetensors_header
 
+        if read_config(self.entry.path).get("quantization_config") is not None:
+            raise BadInput(
+                f"The weights in {self.entry.path} are packed, so no change can be added to them.",
+                hint="--format peft, or --base with the same base's plain weights",
+            )
         shards = [self.entry.path / shard for shard in weight_files(self.entry.path)]
         known = {name for shard in shards for name in read_safetensors_header(shard).tensors}
         if missing := [module for module in self.weights.factors if f"{module}.weight" not in known]:

@@ -1,4 +1,5 @@
-"""Estimates what a training costs on this machine, from earlier trainings of the same base and placement.
+"""Estimates what a training costs on this machine: time from earlier trainings of the same base and placement, tokens
+from a sample of the data, and memory from the base's shape.
 
 Without earlier trainings, the estimate measures one matrix product. A frozen base with LoRAs costs about 4 operations
 per parameter and token (forward, and backward through the activations).
@@ -15,50 +16,117 @@ from typing import TYPE_CHECKING
 from mta_cli.errors import MtaError
 from mta_cli.events import PlanLine
 from mta_cli.options import MachineOptions
+from mta_cli.pipeline.models.memory import (
+    FACTOR_BYTES,
+    PASS_TOKENS,
+    PROGRAM_BYTES,
+    Shape,
+    divide_memory,
+    format_gigabytes,
+    number_bytes,
+    pass_bytes,
+    read_shape,
+    require_memory,
+    weight_bytes,
+)
 
 if TYPE_CHECKING:
+    from mta_cli.engine.model.load import MemoryLimits
+    from mta_cli.engine.text.tasks import Task
     from mta_cli.pipeline.models.manifest import ModelEntry
+    from store.records import Item
     from store.registry import Registry
 
 RECENT_ADAPTERS = 8  # adapters whose speed is averaged
 FLOAT32_EFFICIENCY = 0.5  # of the bare matrix rate, reached in training a small transformer on a CPU
 HALF_PRECISION_EFFICIENCY = 0.25  # more time goes into other operations: .1 to .45, depending on the machine
 PLACEMENT_SPEEDUP = {"all": 1.0, "upper": 2.0, "late": 20.0}  # relative to all layers, without earlier measurements
-RUNTIME_BYTES = 0.7e9  # bytes that the libraries occupy
-ACTIVATION_BYTES = 100.0  # bytes per token and root of the parameters: 1.2 MB a token for 135M
-CACHED_STATE_BYTES = 0.7  # the same for states that are kept for later steps of late parts: 8 kB a token for 135M
+SAMPLED_ROWS = 128  # training rows whose tokens are counted
+
+
+@dataclass(frozen=True)
+class RowTokens:
+    """The tokens of training rows: of one on average, and of the longest."""
+
+    mean: float
+    longest: int
 
 
 @dataclass(frozen=True)
 class TokenLoad:
-    """At most `count` tokens that adapters of one `placement` are trained on."""
+    """`count` tokens that adapters of one `placement` and `rank` are trained on, `distinct` of them different.
+
+    At most `adapters` of them train at a time.
+    """
 
     count: int
     placement: str
+    distinct: int = 0
+    adapters: int = 1
+    rank: int = 0
+
+
+def sample_row_tokens(
+    reg: Registry,
+    base: ModelEntry,
+    task: Task,
+    items: Sequence[Item],
+    history_items: int,
+    mix: Sequence[int] | None = None,
+) -> RowTokens:
+    """The tokens of the training rows of `items`, counted in a sample; for `mix` see `PromptRowBuilder.training_rows`.
+
+    Raises BadInput where the base's folder cannot be read.
+    """
+    from mta_cli.engine.model.load import read_base_info
+    from mta_cli.pipeline.data.examples import PromptRowBuilder
+
+    if not items:
+        return RowTokens(0.0, 0)
+    info = read_base_info(base.path, name=base.name, fingerprint=base.fingerprint)
+    sampled = items[:: max(1, len(items) // SAMPLED_ROWS)]
+    rows = PromptRowBuilder(reg, info, task, history_items).training_rows(sampled, mix=mix)
+    lengths = [len(row.input_ids) for row in rows]
+    return RowTokens(sum(lengths) / len(lengths), max(lengths))
 
 
 def cost_lines(
-    reg: Registry, base: ModelEntry, machine: MachineOptions, tokens: Sequence[TokenLoad], step: int
+    reg: Registry,
+    base: ModelEntry,
+    machine: MachineOptions,
+    loads: Sequence[TokenLoad],
+    rows: RowTokens,
+    batch_size: int,
 ) -> tuple[PlanLine, ...]:
-    """Tokens, memory and time of a plan with `step` tokens per step, and the source of the speed."""
-    from mta_cli.engine.model.load import dtype_name
+    """Tokens, memory and time of a plan with `batch_size` rows per step, and the source of the speed.
 
-    dtype = dtype_name(machine.dtype, machine.device)
-    parameters, busy = base.detail.get("parameters", 0), [each for each in tokens if each.count]
-    rates = {each.placement: measured_token_rate(reg, base.fingerprint, dtype, each.placement) for each in busy}
+    Raises UsageError where the memory is more than the machine options allow.
+    """
+    from mta_cli.engine.model.load import number_format
+
+    form = number_format(machine.dtype, machine.device, machine.quantize)
+    parameters, busy = base.detail.get("parameters", 0), [each for each in loads if each.count]
+    family = _family_without_decoder(base)
+    shape = read_shape(base, fast=family is None)
+    step = math.ceil(rows.mean * batch_size)
+    most = machine.memory_limit
+
+    def needed(form: str) -> int:
+        limits = None if most is None else divide_memory(shape, form, "train", most)
+        return estimate_memory(shape, form, busy, rows, step, limits)
+
+    require_memory(base.name, machine, needed)
+    rates = {each.placement: measured_token_rate(reg, base.fingerprint, form, each.placement) for each in busy}
     guess = 0.0
     if None in rates.values():
-        efficiency = FLOAT32_EFFICIENCY if dtype == "float32" else HALF_PRECISION_EFFICIENCY
-        guess = efficiency * measure_matmul_rate(machine.device, dtype) / (4.0 * max(parameters, 1))
+        efficiency = FLOAT32_EFFICIENCY if form.endswith("float32") else HALF_PRECISION_EFFICIENCY
+        guess = efficiency * measure_matmul_rate(machine.device, machine.dtype) / (4.0 * max(parameters, 1))
     seconds = sum(each.count / (rates[each.placement] or guess * PLACEMENT_SPEEDUP[each.placement]) for each in busy)
-    gigabytes = estimate_memory_gb(
-        parameters, sum(each.count for each in busy if each.placement == "late"), step, dtype
-    )
     return (
-        PlanLine("tokens", f"at most {sum(each.count for each in busy):,}"),
-        PlanLine("memory", f"about {gigabytes:.1f} GB"),
+        PlanLine("tokens", f"about {sum(each.count for each in busy):,}"),
+        PlanLine("memory", f"about {format_gigabytes(needed(form))}"),
         PlanLine("time", f"about {format_duration(seconds)}", "a matrix product" if guess else "earlier trainings"),
-        *speed_lines(base),
+        *_speed_lines(family),
     )
 
 
@@ -67,12 +135,19 @@ def speed_lines(base: ModelEntry) -> tuple[PlanLine, ...]:
 
     A folder that cannot be read is no error here; loading it reports that.
     """
+    return _speed_lines(_family_without_decoder(base))
+
+
+def _family_without_decoder(base: ModelEntry) -> str | None:
     from mta_cli.engine.model.load import family_without_decoder
 
     try:
-        family = family_without_decoder(base.path)
+        return family_without_decoder(base.path)
     except MtaError:
-        return ()
+        return None
+
+
+def _speed_lines(family: str | None) -> tuple[PlanLine, ...]:
     return () if family is None else (PlanLine("speed", f"several times slower: no fast path for {family}"),)
 
 
@@ -83,13 +158,30 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.0f} h"
 
 
-def estimate_memory_gb(parameters: int, kept_tokens: int, step: int, dtype: str) -> float:
-    """Gigabytes of a training with `step` tokens per step, and cached states of `kept_tokens` where they fit."""
-    from mta_cli.engine.model.activation_cache import ACTIVATION_CACHE_BYTES
+def estimate_memory(
+    shape: Shape,
+    form: str,
+    loads: Sequence[TokenLoad],
+    rows: RowTokens,
+    step: int,
+    limits: MemoryLimits | None = None,
+) -> int:
+    """The most bytes of a training with `step` tokens in each adapter's step, within `limits`.
 
-    weights = parameters * (4 if dtype == "float32" else 2) * 2  # the folded originals are kept beside them
-    kept = min(ACTIVATION_CACHE_BYTES, CACHED_STATE_BYTES * kept_tokens * math.sqrt(parameters))
-    return (RUNTIME_BYTES + weights + ACTIVATION_BYTES * step * math.sqrt(parameters) + kept) / 1e9
+    It is the weights and the largest of the `loads`: a pass, computed states that are kept, and a group's factors.
+    """
+    from mta_cli.engine.model.load import MemoryLimits
+
+    limits = limits or MemoryLimits()
+    sizes = [0]
+    for load in loads:
+        layers = shape.layers if load.placement == "all" else max(1, shape.layers // 3)
+        tokens = max(rows.longest, min(limits.batch_tokens or PASS_TOKENS, step * load.adapters))
+        passes = pass_bytes(shape, form, tokens, rows.longest, layers)
+        states = number_bytes(form) * shape.width * load.distinct if load.placement != "all" else 0
+        factors = FACTOR_BYTES * load.rank * layers * shape.factor_widths * load.adapters
+        sizes.append(passes + min(limits.cache_bytes, states) + min(limits.group_bytes, factors))
+    return PROGRAM_BYTES + weight_bytes(shape, form, "train") + max(sizes)
 
 
 def measured_token_rate(reg: Registry, base: str, dtype: str, placement: str) -> float | None:
@@ -120,10 +212,12 @@ def measure_matmul_rate(device: str, dtype: str, rows: int = 512, width: int = 1
 
 
 def require_device(machine: MachineOptions) -> None:
-    """Raise UsageError where this machine lacks the device, or the device lacks the number format."""
-    from mta_cli.engine.model.load import resolve_device, resolve_dtype
+    """Raise UsageError where this machine lacks the device, or the device lacks the number format or the packing."""
+    from mta_cli.engine.model.load import require_quantize, resolve_device, resolve_dtype
 
-    resolve_dtype(machine.dtype, resolve_device(machine.device))
+    device = resolve_device(machine.device)
+    resolve_dtype(machine.dtype, device)
+    require_quantize(machine.quantize, device)
 
 
 def dtype_slowdown(machine: MachineOptions) -> float:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 CORE_KIND = "core"  # the kind of a job that trains LoRA-XS cores on its group's basis
 MAX_USERS_PER_GROUP = 64  # the most users in a group
-MAX_GROUP_BYTES = 1 << 30  # for factors, gradients and moments of a group
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class TrainingGroup:
 
 
 def max_group_size(base: LoadedBase, job: AdapterJob) -> int:
-    """The largest number of adapters like this one that train together within `MAX_GROUP_BYTES`.
+    """The largest number of adapters like this one that train together within the base's limits.
 
     Cores are so small that only `MAX_USERS_PER_GROUP` limits them.
     """
@@ -145,9 +144,10 @@ def max_group_size(base: LoadedBase, job: AdapterJob) -> int:
     if job.kind == CORE_KIND:
         return MAX_USERS_PER_GROUP
     paths, _ = find_target_modules(base.model, job.targets, job.placement)
-    shapes = [base.model.get_submodule(path).weight.shape for path in paths]
-    bytes_each: int = 4 * 4 * job.rank * sum(out + inputs for out, inputs in shapes)  # value, gradient and two moments
-    return max(1, min(MAX_USERS_PER_GROUP, MAX_GROUP_BYTES // bytes_each))
+    modules = [base.model.get_submodule(path) for path in paths]
+    widths = sum(module.out_features + module.in_features for module in modules)
+    bytes_each: int = 4 * 4 * job.rank * widths  # value, gradient and two moments
+    return max(1, min(MAX_USERS_PER_GROUP, base.limits.group_bytes // bytes_each))
 
 
 def group_key(base: LoadedBase, jobs: Sequence[AdapterJob]) -> str:
@@ -312,7 +312,7 @@ def _write_adapter(
         placement=str(weights.placement),
         dtype="float16",
         bytes=size,
-        config={**job.config, **asdict(job.schedule), "compute": str(base.dtype).removeprefix("torch.")},
+        config={**job.config, **asdict(job.schedule), "compute": base.number_format},
         versions=library_versions(),
         tokens=sum(s.tokens for s in taken),
         seconds=sum(s.seconds for s in taken),

@@ -56,7 +56,7 @@ ADAPT_ADVANCED_FIELDS = ("epochs", "learning_rate", "batch_size", "pull", "alpha
 EVAL_MAIN_FIELDS = ("methods", "reference", "shots", "folds")
 EVAL_ADVANCED_FIELDS = ("placement", "memory", "calibrate")
 EVAL_BANK_FIELDS = ("anchors", "epochs", "min_items", "max_items", "task_epochs")
-MACHINE_FIELDS = ("seed", "device", "dtype")
+MACHINE_FIELDS = ("seed", "device", "dtype", "quantize", "max_memory")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from mta_cli.engine.model import llama as plains
 from mta_cli.engine.model.layer_spec import ONE_ROPE
 from mta_cli.engine.model.llama import BatchedLora, LlamaDecoder, build_llama_decoder, causal_mask
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.errors import BadInput
 from tests.engine.families import EXACT, REFUSED
 from tests.engine.lora_cases import random_lora
 
@@ -66,27 +65,43 @@ class PackedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.bias = plain.in_features, plain.out_features, plain.bias
         self.weight = nn.Parameter(torch.zeros(plain.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
-        self.plain = plain
+        self.plain = [plain]  # no module of its own
 
     def forward(self, x: Tensor) -> Tensor:
         """As before packing."""
-        result: Tensor = self.plain(x)
+        result: Tensor = self.plain[0](x)
         return result
 
 
-@pytest.mark.parametrize("path", ["model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj", "lm_head"])
-def test_packed_weights_of_a_quantized_base_are_not_taken_for_numbers(path: str) -> None:
-    made = EXACT["llama"]()
+@pytest.mark.parametrize("path", ["model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj"])
+def test_a_packed_layer_computes_by_itself(path: str) -> None:
+    made, ids = EXACT["llama"](), random_ids(2, 20)
+    plain, expected = ours(decoder(made), ids), theirs(made, ids)
     made.set_submodule(path, PackedLinear(made.get_submodule(path)))
+    beside = decoder(made)
+    assert (ours(beside, ids) - expected).abs().max() < 1e-4 and (plain - expected).abs().max() < 1e-4
+    assert beside.is_packed and not beside.supports_int8 and not decoder(EXACT["llama"]()).is_packed
+
+
+def test_a_packed_head_is_not_taken_for_numbers() -> None:
+    made = EXACT["llama"]()
+    made.set_submodule("lm_head", PackedLinear(made.lm_head))
     assert build_llama_decoder(made) is None
 
 
-def test_nothing_is_merged_into_packed_weights(base: LoadedBase) -> None:
-    path = "model.layers.1.self_attn.q_proj"
+def test_what_is_merged_into_a_packed_layer_acts_beside_it(base: LoadedBase) -> None:
+    """The decoder and transformers' modules both see it, as they see what is folded into plain weights."""
+    path, ids = "model.layers.1.self_attn.q_proj", random_ids(2, 20)
     lora = random_lora(base.model, 1)
+    with merge_into_base(base, lora):
+        folded = theirs(base.model, ids)
     base.model.set_submodule(path, PackedLinear(base.model.get_submodule(path)))
-    with pytest.raises(BadInput, match="uint8"):
-        AdapterMerger(base).set_adapter(lora)
+    weight, bare = base.model.get_submodule(path).weight, theirs(base.model, ids)
+    with merge_into_base(base, lora):
+        assert torch.equal(base.model.get_submodule(path).weight, weight)
+        for found in (theirs(base.model, ids), ours(decoder(base.model), ids)):
+            assert (found - folded).abs().max() < 1e-3 < (found - bare).abs().max()
+    assert torch.equal(theirs(base.model, ids), bare)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3-tied", "gemma3", "gelu", "granite"])

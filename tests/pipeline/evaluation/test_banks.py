@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mta_cli.engine.model.load import read_base_info
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, JobProgress
 from mta_cli.options import PERMUTED_ANSWERS, ScreeningOptions
@@ -143,10 +144,13 @@ def test_the_plan_counts_the_banks_that_are_not_there_yet(peopled: Registry) -> 
     plan = make_design(peopled, request)
     before = {line.name: line.value for line in cost_of_banks(peopled, request, plan)}
     assert before["banks"].startswith("3 to build") and {"tokens", "memory", "time"} <= set(before)
-    row = request.task.query_tokens + request.task.answer_tokens // 4 + 2 * request.task.item_tokens
-    given = sum(len(peopled.items.recent_items(user, "lamp-2")) for fold in plan.folds for user in fold.bank)
-    counted = 2 * given + 3 * 2 * 10  # the memory's weights take as much again; two anchors of ten items in each fold
-    assert before["tokens"] == f"at most {row * counted:,}"
+    given = [item for fold in plan.folds for user in fold.bank for item in peopled.items.recent_items(user, "lamp-2")]
+    counted = 2 * len(given) + 3 * 2 * 10  # the memory's weights take as much again; two anchors of ten items a fold
+    info = read_base_info(request.base.path, name="tiny", fingerprint="f")
+    builders = [PromptRowBuilder(peopled, info, request.task, shown) for shown in (0, 2)]
+    lengths = [len(row.input_ids) for builder in builders for row in builder.training_rows(given)]
+    tokens = int(before["tokens"].removeprefix("about ").replace(",", ""))
+    assert counted * min(lengths) < tokens < counted * max(lengths)
     made(peopled, request)
     assert [(line.name, line.value) for line in cost_of_banks(peopled, request, plan)] == [("banks", "all there")]
 

@@ -72,7 +72,7 @@ def test_another_machines_number_format_makes_another_evaluation(
 ) -> None:
     keys = set()
     for own in ("float32", "bfloat16"):
-        monkeypatch.setattr("mta_cli.engine.model.load.dtype_name", lambda dtype, device, own=own: own)
+        monkeypatch.setattr("mta_cli.engine.model.load.number_format", lambda *asked, own=own: own)
         keys.add(make_design(peopled, machine(dtype="auto")(eval_request())).key)
     assert len(keys) == 2
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.methods.catalog import PRESETS_BY_NAME
-from mta_cli.engine.model.load import dtype_name
+from mta_cli.engine.model.load import number_format
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, StoreBusy, UsageError
 from mta_cli.events import JobPlan, JobProgress, JobResult, JobStarted, Note
@@ -39,7 +39,7 @@ def test_every_method_answers_everybody_once(peopled: Registry) -> None:
 def test_the_document_says_which_number_format_auto_was(peopled: Registry) -> None:
     request = eval_request(methods="majority")
     result, _ = finish(run_evaluation(peopled, replace(request, machine=replace(request.machine, dtype="auto"))))
-    assert result["dtype"] == dtype_name("auto", "cpu") in ("float32", "bfloat16")
+    assert result["dtype"] == number_format("auto", "cpu") in ("float32", "bfloat16")
 
 
 def planned(reg: Registry, request: EvalRequest) -> dict[str, str]:

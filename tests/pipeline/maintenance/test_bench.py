@@ -16,9 +16,10 @@ from mta_cli.errors import BadInput, UsageError
 from mta_cli.events import JobPlan, JobProgress
 from mta_cli.options import MachineOptions
 from mta_cli.pipeline.maintenance.bench import BenchRequest, computed_bytes, lora_numbers, plan_bench, run_bench
-from mta_cli.pipeline.models import bases
-from mta_cli.pipeline.models.bases import HUB_BASES, PROGRAM_BYTES, HubBase, memory_bytes
+from mta_cli.pipeline.models import memory
+from mta_cli.pipeline.models.bases import HUB_BASES, HubBase
 from mta_cli.pipeline.models.installed import resolve_model
+from mta_cli.pipeline.models.memory import PROGRAM_BYTES, training_bytes
 from tests.pipeline.town import finish
 
 TINY = HubBase("mta/tiny", "llama", "none", 3, 64, 4, 2, 16, 96, 300)
@@ -109,16 +110,16 @@ def test_a_gpu_takes_smaller_passes_where_large_ones_do_not_fit(monkeypatch: pyt
 
 def test_computed_memory_is_that_of_the_catalog_where_it_is_the_same_work() -> None:
     shape = HUB_BASES["smollm2-135m-instruct"]
-    weights = 2 * shape.parameters
+    weights, below_task_adapter = 2 * shape.parameters, 2 * shape.shape.projections
     for mapped in (False, True):
         computed = computed_bytes(shape, "cpu", 2, 1_024, 1, file_is_read=mapped)
-        assert computed >= memory_bytes(shape, "train") - (0 if mapped else weights)
+        assert computed >= training_bytes(shape.shape, "bfloat16") - below_task_adapter - (0 if mapped else weights)
     assert computed_bytes(shape, "cuda", 2, 1_024, 1, file_is_read=True) < computed - PROGRAM_BYTES
 
 
 def test_rows_are_as_long_as_the_computed_memory_assumes() -> None:
-    assert throughput.ROW_TOKENS == bases.ROW_TOKENS
-    assert throughput.ANSWER_TOKENS == bases.ROW_TOKENS * bases.ANSWER_SHARE
+    assert throughput.ROW_TOKENS == memory.ROW_TOKENS
+    assert throughput.ANSWER_TOKENS == memory.ROW_TOKENS * memory.ANSWER_SHARE
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])

@@ -10,29 +10,38 @@ import pytest
 import torch
 
 from mta_cli.engine.model.activation_cache import ACTIVATION_CACHE_BYTES
+from mta_cli.engine.model.load import MemoryLimits
+from mta_cli.errors import UsageError
 from mta_cli.events import PlanLine
 from mta_cli.options import MachineOptions
+from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.models.bases import HUB_BASES
 from mta_cli.pipeline.models.installed import resolve_model
+from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.models.manifest import ModelEntry
 from mta_cli.pipeline.training import estimate
 from mta_cli.pipeline.training.estimate import (
+    RowTokens,
     TokenLoad,
     cost_lines,
     dtype_slowdown,
-    estimate_memory_gb,
+    estimate_memory,
     format_duration,
     measure_matmul_rate,
     measured_token_rate,
+    sample_row_tokens,
     speed_lines,
 )
 from store.records import Adapter
 from store.registry import Registry
 from tests.engine.families import EXACT, REFUSED
-from tests.pipeline.town import CPU, built
+from tests.pipeline.town import CPU, TASK, built
+
+ROWS = RowTokens(10.0, 20)
 
 
 def lines(reg: Registry, machine: MachineOptions, *trainings: TokenLoad) -> dict[str, PlanLine]:
-    return {line.name: line for line in cost_lines(reg, resolve_model("tiny", "base"), machine, trainings, 10)}
+    return {line.name: line for line in cost_lines(reg, resolve_model("tiny", "base"), machine, trainings, ROWS, 8)}
 
 
 def test_the_first_estimate_is_a_guess_and_later_ones_are_measured(peopled: Registry) -> None:
@@ -90,22 +99,55 @@ def test_each_placement_has_its_own_speed(peopled: Registry, monkeypatch: pytest
     assert lines(peopled, CPU, TokenLoad(5000, "late"))["time"].value == "about 2 s"
 
 
-def test_memory_grows_with_the_step_and_the_base() -> None:
-    least = estimate_memory_gb(1_000_000, 0, 100, "float32")
-    assert (
-        estimate_memory_gb(1_000_000, 0, 1000, "float32") > least < estimate_memory_gb(10_000_000, 0, 100, "bfloat16")
-    )
+def test_memory_grows_with_the_step_the_longest_row_and_the_base() -> None:
+    small, large = HUB_BASES["smollm2-135m-instruct"].shape, HUB_BASES["qwen3-0.6b"].shape
+    load = [TokenLoad(1000, "all")]
+    least = estimate_memory(small, "bfloat16", load, ROWS, 100)
+    assert estimate_memory(small, "bfloat16", load, ROWS, 1000) > least
+    assert estimate_memory(small, "bfloat16", load, replace(ROWS, longest=900), 100) > least
+    assert estimate_memory(large, "bfloat16", load, ROWS, 100) > least
+    assert estimate_memory(small, "bfloat16", [TokenLoad(1000, "upper")], ROWS, 100) < least
+    assert estimate_memory(small, "bfloat16", [TokenLoad(1000, "all", adapters=16, rank=64)], ROWS, 100) > least
+    ended = estimate_memory(small, "bfloat16", load, ROWS, 10**6)
+    assert ended == estimate_memory(small, "bfloat16", load, ROWS, 10**5), "a pass has a most"
+    assert estimate_memory(small, "bfloat16", load, ROWS, 10**6, MemoryLimits(batch_tokens=200)) < ended
 
 
 def test_what_is_kept_counts_up_to_its_limit() -> None:
-    few, many, endless = (estimate_memory_gb(10**8, tokens, 100, "bfloat16") for tokens in (10, 10**5, 10**9))
-    assert few < many < endless == pytest.approx(few + ACTIVATION_CACHE_BYTES / 1e9, rel=1e-3)
+    shape = HUB_BASES["smollm2-135m-instruct"].shape
+    loads = [[TokenLoad(1, "late", distinct)] for distinct in (0, 10**5, 10**9)]
+    few, many, endless = (estimate_memory(shape, "bfloat16", load, ROWS, 100) for load in loads)
+    assert few < many < endless == few + ACTIVATION_CACHE_BYTES
+    assert estimate_memory(shape, "bfloat16", loads[2], ROWS, 100, MemoryLimits(cache_bytes=5)) == few + 5
+
+
+def test_tokens_are_those_of_the_data(peopled: Registry) -> None:
+    """Not the task's budgets, which a short history does not fill."""
+    entry, items = resolve_model("tiny", "base"), peopled.items.recent_items(peopled.users.get("user0").id, TASK.name)
+    few, many = (sample_row_tokens(peopled, entry, TASK, items, shown) for shown in (0, 3))
+    assert few.mean <= few.longest < many.longest and few.mean < many.mean <= many.longest
+    base = load_on_device(entry, CPU)
+    lengths = [len(row.input_ids) for row in PromptRowBuilder(peopled, base, TASK, 3).training_rows(items)]
+    assert many == RowTokens(sum(lengths) / len(lengths), max(lengths))
+    longer = sample_row_tokens(peopled, entry, replace(TASK, query_tokens=1000, item_tokens=1000), items, 3)
+    assert longer.longest < 1000
+    assert sample_row_tokens(peopled, entry, TASK, [], 3) == RowTokens(0.0, 0)
+
+
+def test_a_plan_beyond_the_most_memory_is_refused(peopled: Registry) -> None:
+    with pytest.raises(UsageError, match=r"takes about 0\.\d GB, and --max-memory is 0\.5 GB"):
+        lines(peopled, replace(CPU, max_memory="500MB"), TokenLoad(1000, "all"))
+    assert "memory" in lines(peopled, replace(CPU, max_memory="1GB"), TokenLoad(1000, "all"))
+    with pytest.raises(UsageError, match="is no size"):
+        lines(peopled, replace(CPU, max_memory="much"), TokenLoad(1000, "all"))
 
 
 def test_minutes_and_hours_for_what_takes_long(peopled: Registry) -> None:
     assert [format_duration(s) for s in (119, 121, 7199, 7200, 4e6)] == ["119 s", "2 min", "120 min", "2 h", "1,111 h"]
     huge = replace(resolve_model("tiny", "base"), detail={"parameters": 10**11})
-    (time,) = (line for line in cost_lines(peopled, huge, CPU, [TokenLoad(10**7, "all")], 100) if line.name == "time")
+    (time,) = (
+        line for line in cost_lines(peopled, huge, CPU, [TokenLoad(10**7, "all")], ROWS, 8) if line.name == "time"
+    )
     assert time.value.endswith(" h")
     assert measure_matmul_rate("cpu", "float32") > 1e6
 
@@ -124,9 +166,10 @@ def test_a_plan_says_where_there_is_no_fast_path(tmp_path: Path, family: str, sa
 def test_a_plan_of_a_quantized_base_says_so_and_of_an_unreadable_one_nothing(tmp_path: Path) -> None:
     entry = ModelEntry("x", "base", tmp_path, "sha256:x")
     assert speed_lines(entry) == ()
-    config = {"model_type": "llama", "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
-    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 32, "num_hidden_layers": 1}))
-    assert [line.value for line in speed_lines(entry)] == ["several times slower: no fast path for llama"]
+    for method, said in (("gptq", ["several times slower: no fast path for llama"]), ("bitsandbytes", [])):
+        config = {"model_type": "llama", "quantization_config": {"quant_method": method, "bits": 4}}
+        (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 32, "num_hidden_layers": 1}))
+        assert [line.value for line in speed_lines(entry)] == said
 
 
 def test_a_format_that_a_cpu_emulates_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,198 @@
+"""The memory of a process with a base: computed from the base's shape, and divided up under `--max-memory`.
+
+All numbers are estimates of resident memory on a CPU; `docs/bases.md` says how they compare with what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from mta_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from mta_cli.engine.model.load import MemoryLimits
+    from mta_cli.options import MachineOptions
+    from mta_cli.pipeline.models.manifest import ModelEntry
+
+Use = Literal["train", "answer"]
+
+PROGRAM_BYTES = 800 * 10**6  # measured: libraries, the embedder, and freed memory that the allocator keeps
+PASS_TOKENS = 1024  # tokens of a training pass on a CPU: `CPU_BATCH_TOKENS` of the engine
+LEAST_PASS_TOKENS = 128  # of a pass under `--max-memory`
+ROW_TOKENS = 128  # assumed where there are no data: tokens of a training example
+ANSWER_SHARE = 1 / 8  # assumed: the share of them that are answers and have logits
+CONTEXT_TOKENS = 4096  # tokens of the conversation that is served
+HELD_LOGITS = 1 << 23  # most logits that a pass holds at once: `CPU_MAX_LOGITS` of the engine
+FAST_COPIES = {"train": 2, "answer": 4}  # of bfloat16 weights on a CPU: file, fused; answering also in other orders
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits, and its block's scale in 8 bits with a scale of its own
+FACTOR_BYTES = 4 * 4  # a trained number in float32: value, gradient and two moments
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides a base's memory. `fast`: the fast decoder computes it."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    inner: int
+    vocabulary: int
+    parameters: int
+    fast: bool = True
+
+    @property
+    def projections(self) -> int:
+        """How many numbers the linear layers of all decoder layers hold."""
+        attention = self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return self.layers * self.width * (attention + 3 * self.inner)
+
+    @property
+    def factor_widths(self) -> int:
+        """The sum of inputs and outputs of one layer's linear modules: so many numbers for each rank of a LoRA."""
+        attention = 4 * self.width + self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return attention + 3 * (self.width + self.inner)
+
+
+def read_shape(entry: ModelEntry, *, fast: bool = True) -> Shape:
+    """The shape of an installed base, from its configuration. Raises BadInput where that cannot be read."""
+    from transformers import AutoConfig
+
+    from mta_cli.engine.model.checkpoint_files import load_errors_as_bad_input
+    from mta_cli.engine.model.load import quiet_libraries
+
+    quiet_libraries()
+    with load_errors_as_bad_input(f"{entry.path} cannot be read as a causal language model"):
+        config: Any = AutoConfig.from_pretrained(entry.path, trust_remote_code=False, local_files_only=True)
+        config = config.get_text_config()
+        width, heads = int(config.hidden_size), int(config.num_attention_heads)
+        return Shape(
+            layers=int(config.num_hidden_layers),
+            width=width,
+            heads=heads,
+            kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+            head_dim=int(getattr(config, "head_dim", None) or width // heads),
+            inner=int(getattr(config, "intermediate_size", None) or 4 * width),
+            vocabulary=int(config.vocab_size),
+            parameters=int(entry.detail.get("parameters", 0)),
+            fast=fast,
+        )
+
+
+def weight_bytes(shape: Shape, form: str, use: Use) -> int:
+    """The bytes of the weights in the number format `form`, with all copies that a use makes of them.
+
+    A base in training keeps the original weights below the task adapter that is merged into it, unless they are packed.
+    """
+    number = number_bytes(form)
+    if form.startswith("nf4"):
+        rest = shape.parameters - shape.projections
+        return round(NF4_BYTES * shape.projections) + number * rest
+    copies = FAST_COPIES[use] if shape.fast and number == 2 else 1
+    return number * (copies * shape.parameters + (shape.projections if use == "train" else 0))
+
+
+def pass_bytes(shape: Shape, form: str, tokens: int, row: int, layers: int) -> int:
+    """What a training pass of `tokens` tokens in rows of `row` keeps for its backward pass through `layers` layers.
+
+    It is counted from the fast decoder; transformers' modules keep more.
+    """
+    per_token = (
+        4 * shape.width  # residual stream and normalised states, before attention and before the MLP
+        + shape.head_dim * (3 * shape.heads + 2 * shape.kv_heads)  # queries twice, keys, values, attention's output
+        + shape.heads * row  # attention weights
+        + 4 * shape.inner  # gate, its activation, up, and their product
+    )
+    if form.startswith("nf4"):  # outputs of queries, keys, values, gate and up before they are joined
+        per_token += shape.head_dim * (shape.heads + 2 * shape.kv_heads) + 2 * shape.inner
+    logits = 3 * 4 * min(HELD_LOGITS, round(tokens * ANSWER_SHARE) * shape.vocabulary)
+    return number_bytes(form) * tokens * layers * per_token + logits
+
+
+def number_bytes(form: str) -> int:
+    """The bytes of a number in a number format, of those that are not packed."""
+    return 4 if form.endswith("float32") else 2
+
+
+def training_bytes(shape: Shape, form: str) -> int:
+    """The most memory of a training without its data: one pass of `PASS_TOKENS` in all layers."""
+    passes = pass_bytes(shape, form, PASS_TOKENS, ROW_TOKENS, shape.layers)
+    return PROGRAM_BYTES + weight_bytes(shape, form, "train") + passes
+
+
+def answering_bytes(shape: Shape, form: str) -> int:
+    """The most memory of a server with one conversation of `CONTEXT_TOKENS`."""
+    return PROGRAM_BYTES + weight_bytes(shape, form, "answer") + key_value_bytes(shape, form, CONTEXT_TOKENS)
+
+
+def key_value_bytes(shape: Shape, form: str, tokens: int) -> int:
+    """The keys and values of `tokens` tokens in all layers."""
+    return number_bytes(form) * 2 * shape.layers * shape.kv_heads * shape.head_dim * tokens
+
+
+def loading_limits(entry: ModelEntry, machine: MachineOptions, use: Use) -> MemoryLimits:
+    """The limits of a base that is about to be loaded. Raises UsageError where `--max-memory` has no room for it."""
+    from mta_cli.engine.model.load import MemoryLimits, number_format
+
+    most = machine.memory_limit
+    if most is None:
+        return MemoryLimits()
+    shape = read_shape(entry)
+    require_memory(entry.name, machine, lambda form: least_bytes(shape, form, use))
+    return divide_memory(shape, number_format(machine.dtype, machine.device, machine.quantize), use, most)
+
+
+def divide_memory(shape: Shape, form: str, use: Use, most: int) -> MemoryLimits:
+    """Limits within `most` bytes: of what the weights leave, half for passes, a quarter each for states and groups."""
+    from mta_cli.engine.model.load import MemoryLimits
+
+    usual, spare = MemoryLimits(), max(0, most - PROGRAM_BYTES - weight_bytes(shape, form, use))
+    one = pass_bytes(shape, form, LEAST_PASS_TOKENS, ROW_TOKENS, shape.layers) / LEAST_PASS_TOKENS
+    tokens = max(LEAST_PASS_TOKENS, int(spare / 2 / one))
+    return MemoryLimits(
+        tokens if tokens < PASS_TOKENS else None,
+        min(usual.cache_bytes, spare // 4),
+        min(usual.group_bytes, spare // 4),
+    )
+
+
+def least_bytes(shape: Shape, form: str, use: Use) -> int:
+    """The least memory that a use takes; a training with passes of `LEAST_PASS_TOKENS`, and as much for the rest."""
+    if use == "answer":
+        return answering_bytes(shape, form)
+    passes = pass_bytes(shape, form, LEAST_PASS_TOKENS, ROW_TOKENS, shape.layers)
+    return PROGRAM_BYTES + weight_bytes(shape, form, use) + 2 * passes
+
+
+def require_memory(name: str, machine: MachineOptions, needed: Callable[[str], int]) -> None:
+    """Raises UsageError where `needed(form)` bytes are more than `--max-memory`; the hint names formats that fit."""
+    from mta_cli.engine.model.load import number_format
+
+    most, form = machine.memory_limit, number_format(machine.dtype, machine.device, machine.quantize)
+    if most is None or needed(form) <= most:
+        return
+    smaller = {
+        " ".join(flags): needed(other)
+        for dtype in dict.fromkeys((machine.dtype, "bfloat16"))
+        for quantize in dict.fromkeys((machine.quantize, "nf4"))
+        if (other := number_format(dtype, machine.device, quantize)) != form
+        for flags in (_changed_flags(machine, dtype, quantize),)
+    }
+    fitting = [f"{flags} takes about {format_gigabytes(size)}" for flags, size in smaller.items() if size <= most]
+    raise UsageError(
+        f"{name} in {form} takes about {format_gigabytes(needed(form))}, and --max-memory is {format_gigabytes(most)}.",
+        hint=fitting[0] if fitting else "a smaller base (mta model list --available), or fewer --history-items",
+    )
+
+
+def _changed_flags(machine: MachineOptions, dtype: str, quantize: str) -> list[str]:
+    flags = [] if dtype == machine.dtype else [f"--dtype {dtype}"]
+    return flags if quantize == machine.quantize else [*flags, f"--quantize {quantize}"]
+
+
+def format_gigabytes(size: int) -> str:
+    """Bytes as text, in gigabytes."""
+    return f"{size / 1e9:.1f} GB"
