@@ -72,8 +72,10 @@ def choose_base(reg: Registry, default: str, task: str | None = None, user: User
     names = [base_name(reg, fingerprint) for fingerprint in known]
     if len(names) == 1:
         return names[0]
-    whose = "the store's banks are" if user is None else f"{user.name}'s models are"
+    listed = ", ".join(names)
     raise UsageError(
-        f"No base was chosen; {whose} on {', '.join(names)}.",
+        f"No base was chosen; the store's banks are on {listed}."
+        if user is None
+        else f"No base was chosen; {user.name}'s models are on {listed}.",
         hint=f"{base_flags(names)}; models.base in mta.toml keeps the choice",
     )
