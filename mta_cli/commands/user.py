@@ -75,8 +75,6 @@ def list_(
     json: JsonOption = False,
 ) -> None:
     """List users with their items, held-out queries, main task, status, bytes of stack and consent to be an anchor."""
-    from mta_cli.pipeline.bases_in_use import has_several_bases
-
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
         if task is not None:
@@ -84,7 +82,7 @@ def list_(
 
             find_task(reg, task)
         users = reg.user_table.summaries(task, filter or "", limit)
-        if has_several_bases(reg):
+        if len(reg.banks.bases(ready=False)) > 1:
             columns = (*_USER_COLUMNS, "models on")
             context.output.print_rows(columns, users, lambda user: (*_user_cells(user), _bases_cell(user)))
         else:
