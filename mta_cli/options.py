@@ -402,11 +402,15 @@ class OptionSet:
     """One instance each of several option classes: `options[BankOptions]`."""
 
     def __init__(self, *instances: Any) -> None:
-        self._by_class: Mapping[type[Any], Any] = {type(instance): instance for instance in instances}
+        self._by_class: dict[type[Any], Any] = {type(instance): instance for instance in instances}
 
     def __getitem__(self, cls: type[T]) -> T:
         found: T = self._by_class[cls]
         return found
+
+    def with_instance(self, instance: Any) -> OptionSet:
+        """The same with `instance` in place of the one of its class."""
+        return OptionSet(*(self._by_class | {type(instance): instance}).values())
 
     def get(self, cls: type[T]) -> T:
         """The instance, or the defaults where a command or a form has no such options."""

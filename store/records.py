@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +60,7 @@ class Query:
 class UserSummary:
     """One line of `mta user list`. `task` is the one with most items; `status` is new, anchor, fused or adapted.
 
-    `can_anchor` is the user's consent to serve others.
+    `can_anchor` is the user's consent to serve others. `bases` is their status on each base that has a model of theirs.
     """
 
     name: str
@@ -69,6 +70,7 @@ class UserSummary:
     status: str
     stack_bytes: int
     can_anchor: bool
+    bases: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from statistics import fmean
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,6 +33,9 @@ from mta_cli.options import (
     ScreeningOptions,
 )
 
+if TYPE_CHECKING:
+    from store.registry import Registry
+
 app = CommandApp("Banks: anchor users and their meta-LoRAs.")
 
 BankArgument = Annotated[str, typer.Argument(metavar="BANK", help="The bank's name.", autocompletion=complete_banks)]
@@ -40,7 +44,7 @@ RefreshOption = Annotated[
     typer.Option(
         "--refresh",
         help="Replace the stale anchors of the task's newest bank by other users and train only those, and bring its "
-        "neighbours up to date. All else is as it was built; --name says which bank.",
+        "neighbours up to date. All else is as it was built; --name or --base says which bank.",
     ),
 ]
 VersionOption = Annotated[int | None, typer.Option("--bank-version", help="Which version; else the newest ready one.")]
@@ -74,31 +78,31 @@ def build(
     with context.open_registry() as reg:
         request = bank_request(reg, given, task, name)
         job = build_bank(reg, request, plan=context.settings.plan_lines(*request.plan_options), dry_run=dry_run)
-        _run_and_print(context, job, dry_run=dry_run)
+        _run_and_print(context, reg, job, dry_run=dry_run)
 
 
 def _run_refresh(context: AppContext, flags: Flags, task: str, name: str | None, *, dry_run: bool) -> None:
     """Refresh the task's bank, which keeps its options. Raises UsageError with the options that were given."""
     from mta_cli.pipeline.bank.refresh import refresh_bank
     from mta_cli.pipeline.data.tasks import find_task
+    from mta_cli.pipeline.models.installed import resolve_model
 
-    if refused := [flag for flag in flags.given_flags() if flag != "--device"]:
+    if refused := [flag for flag in flags.given_flags() if flag not in ("--device", "--base")]:
         raise UsageError(
             f"--refresh keeps the bank's own options: {', '.join(refused)} cannot be given with it.",
             hint="without --refresh another version is built",
         )
-    machine = context.build_options(MachineOptions)[MachineOptions]
+    machine, base = context.build_options(MachineOptions)[MachineOptions], flags.values["base"]
     with context.open_registry() as reg:
-        job = refresh_bank(reg, find_task(reg, task).name, machine, name=name, dry_run=dry_run)
-        _run_and_print(context, job, dry_run=dry_run)
+        fingerprint = None if base is None else resolve_model(base, "base").fingerprint
+        job = refresh_bank(reg, find_task(reg, task).name, machine, name=name, base=fingerprint, dry_run=dry_run)
+        _run_and_print(context, reg, job, dry_run=dry_run)
 
 
-def _run_and_print(context: AppContext, job: Iterator[Event], *, dry_run: bool) -> None:
+def _run_and_print(context: AppContext, reg: Registry, job: Iterator[Event], *, dry_run: bool) -> None:
     """Run a build to its end, print the bank in short, and say what to run next."""
-    details = bool(context.output.verbosity)
-    bank = context.output.run_job_and_print(
-        job, lambda made: _render_bank(made, details=details), dry_run=dry_run, resumes=True
-    )
+    render = partial(_render_bank, reg, details=bool(context.output.verbosity))
+    bank = context.output.run_job_and_print(job, render, dry_run=dry_run, resumes=True)
     if not dry_run:
         suggest_after_build(context, bank)
 
@@ -106,26 +110,30 @@ def _run_and_print(context: AppContext, job: Iterator[Event], *, dry_run: bool) 
 @app.command("list")
 def list_(ctx: typer.Context, json: JsonOption = False) -> None:
     """List the banks."""
+    from mta_cli.pipeline.bases_in_use import base_name, has_several_bases
+
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
+        base = ("base_name",) if has_several_bases(reg) else ()
         rows = [
             {
                 "bank": b.name,
                 "version": b.version,
                 "task": b.task,
                 "status": b.status,
+                "base": b.base,
+                "base_name": base_name(reg, b.base),
                 "created": b.created,
                 "anchors": len(reg.banks.anchors(b.id)),
                 "stale": sum(a.stale for a in reg.banks.anchors(b.id)),
             }
             for b in reg.banks.all()
         ]
-    columns = ("bank", "version", "task", "status", "anchors", "stale", "created")
+    keys = ("bank", "version", "task", *base, "status", "anchors", "stale")
+    columns = [*(key.removesuffix("_name") for key in keys), "created"]
 
     def render(found: list[dict[str, Any]]) -> Any:
-        return out.table(
-            columns, [[*(row[c] for c in columns[:-1]), context.output.age(row["created"])] for row in found]
-        )
+        return out.table(columns, [[*(row[key] for key in keys), context.output.age(row["created"])] for row in found])
 
     context.output.print_result(rows, render)
 
@@ -138,7 +146,7 @@ def show(ctx: typer.Context, bank: BankArgument, version: VersionOption = None, 
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
         found = bank_json(reg, reg.banks.get(bank, version))
-        context.output.print_result(found, lambda value: _render_bank(value, details=True))
+        context.output.print_result(found, partial(_render_bank, reg, details=True))
 
 
 @app.command()
@@ -169,8 +177,10 @@ def rm(
         context.output.print_result(remove_bank(reg, found), _render_removal)
 
 
-def _render_bank(bank: dict[str, Any], *, details: bool) -> Any:
+def _render_bank(reg: Registry, bank: dict[str, Any], *, details: bool) -> Any:
     """A bank: its anchors and whether they learned. `details` adds digests, the task adapter and label memory."""
+    from mta_cli.pipeline.bases_in_use import on_base
+
     columns = ["anchor", "items", "stands for", "training loss", "is", ""]
     rows = [
         [
@@ -190,7 +200,10 @@ def _render_bank(bank: dict[str, Any], *, details: bool) -> Any:
     trained = f"trained on {bank['tokens']:,} tokens in {bank['seconds']:.0f} s" if bank["seconds"] else bank["status"]
     anchors = pluralise(len(bank["anchors"]), "anchor")
     return out.group(
-        out.text(f"Bank {bank['bank']} v{bank['version']} for task {bank['task']}: {anchors}, {trained}"),
+        out.text(
+            f"Bank {bank['bank']} v{bank['version']} for task {bank['task']}{on_base(reg, bank['base'])}: "
+            f"{anchors}, {trained}"
+        ),
         out.table(columns, rows),
         *([out.text(_verdict_line(bank["anchors"]))] if any(a["digest"] for a in bank["anchors"]) else []),
         *([out.text(_task_adapter_line(bank["task_adapter_people"]))] if details and bank["task_adapter"] else []),

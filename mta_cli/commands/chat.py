@@ -112,7 +112,8 @@ def ask(
         if not users and reg.users.existing_names([text]):
             context.output.note(f"{text} is a user: `mta ask {shlex.quote(text)} TEXT` asks their model.")
         name = users[0] if users else None
-        result = context.output.run_job(answer_question(reg, base_model(context.options), name, text, asking))
+        given = context.options if name is None else context.options_on_base(reg, task, reg.users.get(name))
+        result = context.output.run_job(answer_question(reg, base_model(given), name, text, asking))
     if json:
         context.output.print_result(result)
 
@@ -144,7 +145,8 @@ def compare(
         raise UsageError("There is no user to compare.", hint='mta compare USER "TEXT"')
     text = _read_message(message)
     with context.open_registry() as reg:
-        events = compare_user_models(reg, base_model(context.options), users, text, asking)
+        given = context.options_on_base(reg, task, reg.users.get(users[0]))
+        events = compare_user_models(reg, base_model(given), users, text, asking)
         results = context.output.run_job(tokens_as_progress(events))
     context.output.print_result(
         results[0] if len(results) == 1 else results,
@@ -197,7 +199,8 @@ def chat(
     asking = chat_options(context.options, task, mode, free_decoding=free_decoding, stops=stop or (), system=system)
     with context.open_registry() as reg:
         found = reg.users.get(user) if user is not None else None
-        model = ChatModel.load_for_user(reg, base_model(context.options), found, asking)
+        given = context.options if found is None else context.options_on_base(reg, task, found)
+        model = ChatModel.load_for_user(reg, base_model(given), found, asking)
         conversation = Conversation(model, autosave=not no_save)
         if go_on:
             context.output.run_job(conversation.resume_latest())

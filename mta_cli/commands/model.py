@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mta_cli.commands.shared.arguments import DryRunOption, JsonOption, YesOption, complete_models
-from mta_cli.commands.shared.context import app_context, confirm
+from mta_cli.commands.shared.context import AppContext, app_context, confirm
 from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.errors import MtaError
 from mta_cli.output import group, key_value_grid, table, text
 
 if TYPE_CHECKING:
@@ -70,8 +73,9 @@ def list_all(
     if available:
         app_context(ctx, json=json).output.print_result(available_bases(), _render_available)
         return
-    entries = list_models()
-    here = [_model_row(entry) for entry in entries]
+    context, entries = app_context(ctx, json=json), list_models()
+    banks = _banks_by_base(context)
+    here = [_model_row(entry) | {"banks": banks.get(entry.fingerprint, [])} for entry in entries]
     absent = [
         {
             "name": package.name,
@@ -83,7 +87,7 @@ def list_all(
         for package in PACKAGES.values()
         if package.name not in {entry.name for entry in entries}
     ]
-    app_context(ctx, json=json).output.print_result([*here, *absent], _render_models)
+    context.output.print_result([*here, *absent], partial(_render_models, with_banks=len(banks) > 1))
 
 
 @app.command("show")
@@ -118,6 +122,17 @@ def remove_model(ctx: typer.Context, name: ModelArgument, yes: YesOption = False
     output.print_result(uninstall_model(name), _render_removal)
 
 
+def _banks_by_base(context: AppContext) -> dict[str, list[str]]:
+    """The banks of the store on each base, by fingerprint; none where there is no store that can be read."""
+    from mta_cli.pipeline.runs import bank_label
+
+    found: dict[str, list[str]] = {}
+    with suppress(MtaError), context.open_registry() as reg:
+        for bank in reg.banks.all():
+            found.setdefault(bank.base, []).append(bank_label(bank))
+    return found
+
+
 def _model_row(entry: ModelEntry) -> dict[str, Any]:
     return {"pulled": True} | {key: value for key, value in _model_facts(entry).items() if key != "files"}
 
@@ -132,7 +147,8 @@ def _render_pull(result: dict[str, Any]) -> Any:
     return text(f"{result['name']} is ready: {result['kind']}, {size}.")
 
 
-def _render_models(rows: list[dict[str, Any]]) -> Any:
+def _render_models(rows: list[dict[str, Any]], *, with_banks: bool) -> Any:
+    banks = ("banks",) if with_banks else ()
     cells = [
         (
             row["name"],
@@ -141,10 +157,11 @@ def _render_models(rows: list[dict[str, Any]]) -> Any:
             _format_megabytes(row.get("bytes")),
             row.get("licence") or None,
             row.get("fault") or ("here" if row["pulled"] else "not pulled"),
+            *(", ".join(row.get(key, [])) for key in banks),
         )
         for row in rows
     ]
-    return table(("name", "kind", "parameters", "on disk", "licence", "state"), cells, right=(2, 3))
+    return table(("name", "kind", "parameters", "on disk", "licence", "state", *banks), cells, right=(2, 3))
 
 
 def _format_parameters(count: int | None) -> str | None:

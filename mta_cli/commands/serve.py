@@ -66,9 +66,11 @@ def serve(
     context = app_context(ctx, flags)
     if keys is not None and not keys.exists():
         raise NotFound(f"There is no file of keys {keys}.", hint=f"mta serve key add NAME --users … --keys {keys}")
+    with context.open_registry() as reg:
+        given = context.options_on_base(reg, task)
     stopped_by = serve_store(
         context.open_registry,
-        context.options,
+        given,
         task=task,
         keys=_key_path(context, keys),
         write=write,

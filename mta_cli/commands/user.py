@@ -82,18 +82,24 @@ def list_(
             from mta_cli.pipeline.data.tasks import find_task
 
             find_task(reg, task)
-        context.output.print_rows(_USER_COLUMNS, reg.user_table.summaries(task, filter or "", limit), _user_cells)
+        users = reg.user_table.summaries(task, filter or "", limit)
+        if len(reg.banks.bases(ready=False)) > 1:
+            columns = (*_USER_COLUMNS, "models on")
+            context.output.print_rows(columns, users, lambda user: (*_user_cells(user), _bases_cell(user)))
+        else:
+            context.output.print_rows(_USER_COLUMNS, users, _user_cells)
 
 
 @app.command()
 def show(ctx: typer.Context, user: UserArgument, json: JsonOption = False) -> None:
     """Show what is stored about a user. --json shows all of it, with texts."""
+    from mta_cli.pipeline.bases_in_use import has_several_bases
     from mta_cli.pipeline.users.stored_data import describe_user
 
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
-        found = describe_user(reg, user, with_texts=json)
-        context.output.print_result(found, lambda value: _render_user(value, context.output.age))
+        found, with_bases = describe_user(reg, user, with_texts=json), has_several_bases(reg)
+        context.output.print_result(found, lambda value: _render_user(value, context.output.age, with_bases=with_bases))
 
 
 @app.command()
@@ -257,10 +263,10 @@ def fuse(
     from mta_cli.pipeline.user_weights import resolve_user_task
 
     context = app_context(ctx, flags, json=json)
-    given = context.options
     with context.open_registry() as reg:
         found = reg.users.get(user)
-        request = fuse_request(reg, given, resolve_user_task(reg, found, task))
+        task = resolve_user_task(reg, found, task)
+        request = fuse_request(reg, context.options_on_base(reg, task), task)
         plan, explicit = context.settings.plan_lines(*request.plan_options), flags.values["top_k"] is not None
         job = fuse_user(reg, found, request, plan=plan, explicit_top_k=explicit, dry_run=dry_run)
         details = bool(context.output.verbosity)
@@ -293,12 +299,12 @@ def adapt(
     from mta_cli.commands.shared.next_steps import suggest_after_adaptation
     from mta_cli.commands.user_tables import render_adapted
     from mta_cli.pipeline.personalize.adapt import adapt_users
-    from mta_cli.pipeline.requests import adapt_request
+    from mta_cli.pipeline.requests import adapt_request, resolve_adapt_task
 
     context = app_context(ctx, flags, json=json)
-    given = context.options
     with context.open_registry() as reg:
-        request = adapt_request(reg, given, users or None, task)
+        task = resolve_adapt_task(reg, [reg.users.get(name) for name in users] if users else None, task)
+        request = adapt_request(reg, context.options_on_base(reg, task), users or None, task)
         plan, explicit = context.settings.plan_lines(*request.plan_options), flags.values["top_k"] is not None
         job = adapt_users(
             reg, request.users, request.fuse, request.options, plan=plan, explicit_top_k=explicit, dry_run=dry_run
@@ -373,13 +379,18 @@ def export(
             return
         known = reg.users.get(user)
         chosen = ExportOptions(form, rank, number_format, base_name, approximate, yes, check)
-        entry, task = base_model(context.options), resolve_user_task(reg, known, task)
+        task = resolve_user_task(reg, known, task)
+        entry = base_model(context.options_on_base(reg, task, known))
         made = context.output.run_job_and_print(export_user(reg, entry, known, task, to, chosen), render_export)
         suggest_after_export(context, made)
 
 
 def _user_cells(user: UserSummary) -> tuple[object, ...]:
     return (user.name, user.items, user.queries, user.task, user.status, user.stack_bytes, user.can_anchor)
+
+
+def _bases_cell(user: UserSummary) -> str:
+    return ", ".join(f"{base} ({status})" for base, status in user.bases.items())
 
 
 def _render_consent(result: dict[str, Any]) -> RenderableType:
@@ -404,7 +415,11 @@ def _items_table(items: list[dict[str, Any]]) -> RenderableType:
     return out.table(("id", "time", "task", "input", "output"), rows)
 
 
-def _render_user(user: dict[str, Any], age: Callable[[str | None], str | None]) -> RenderableType:
+def _render_user(user: dict[str, Any], age: Callable[[str | None], str | None], *, with_bases: bool) -> RenderableType:
+    def of_bank(line: Callable[[dict[str, Any]], str], each: dict[str, Any]) -> str:
+        base = f" on {each['base_name']}" if with_bases else ""
+        return f"{each['bank']} v{each['version']}{base}{line(each)}"
+
     lines: list[tuple[str, object]] = [("name", user["name"]), ("may be an anchor", user["can_anchor"])]
     lines += [("added", age(user["created"]))]
     lines += [(f"task {each['task']}", _counts_line(each)) for each in user["tasks"]]
@@ -412,11 +427,11 @@ def _render_user(user: dict[str, Any], age: Callable[[str | None], str | None]) 
         ("profile", f"{each['task']}: {pluralise(each['items'], 'item')} by {each['embedder']}")
         for each in user["profiles"]
     ]
-    lines += [("recipe", _recipe_line(each)) for each in user["recipes"]]
-    lines += [("stack", _stack_line(each)) for each in user["stacks"]]
-    lines += [("rests on", _dependencies_line(each)) for each in user["rests_on"]]
-    lines += [("anchor", _anchor_line(each)) for each in user["anchors"]]
-    lines += [("given to", _contributions_line(each)) for each in user["given_to"]]
+    lines += [("recipe", of_bank(_recipe_line, each)) for each in user["recipes"]]
+    lines += [("stack", of_bank(_stack_line, each)) for each in user["stacks"]]
+    lines += [("rests on", of_bank(_dependencies_line, each)) for each in user["rests_on"]]
+    lines += [("anchor", of_bank(_anchor_line, each)) for each in user["anchors"]]
+    lines += [("given to", of_bank(_contributions_line, each)) for each in user["given_to"]]
     lines += [("chats", len(user["chats"])), ("runs", len(user["runs"]))]
     return out.key_value_grid(lines)
 
@@ -427,13 +442,13 @@ def _counts_line(task: dict[str, Any]) -> str:
 
 def _recipe_line(recipe: dict[str, Any]) -> str:
     shares = ", ".join(f"{each['user'] or 'a forgotten user'} {each['weight']:.2f}" for each in recipe["anchors"])
-    return f"{recipe['bank']} v{recipe['version']} by {recipe['method']}: {shares} ({recipe['recipe_bytes']} bytes)"
+    return f" by {recipe['method']}: {shares} ({recipe['recipe_bytes']} bytes)"
 
 
 def _stack_line(stack: dict[str, Any]) -> str:
     losses = f"loss {stack['loss_before']:.3f} → {stack['loss_after']:.3f}"
     kind = f"a {stack['kind']} of {stack['stack_bytes']:,} bytes"
-    return f"{stack['bank']} v{stack['version']}: {kind}, {pluralise(stack['shots'], 'shot')}, {losses}"
+    return f": {kind}, {pluralise(stack['shots'], 'shot')}, {losses}"
 
 
 def _dependencies_line(part: dict[str, Any]) -> str:
@@ -444,20 +459,19 @@ def _dependencies_line(part: dict[str, Any]) -> str:
     if part["task_adapter"]:
         parts += [f"a task adapter trained on {'unknown' if pooled is None else f'{pooled:,}'} users"]
     parts += [f"{near:,} answers of {part['neighbour_people']:,} users as neighbours"] if near else []
-    return f"{part['bank']} v{part['version']}: {'; '.join(parts) or 'no other user'}"
+    return f": {'; '.join(parts) or 'no other user'}"
 
 
 def _contributions_line(part: dict[str, Any]) -> str:
     """A bank's data from a user besides their anchors."""
     parts = ["perhaps its task adapter"] if part["perhaps_task_adapter"] else []
     parts += [f"{part['neighbours']:,} answers as neighbours"] if part["neighbours"] else []
-    return f"{part['bank']} v{part['version']}: {', '.join(parts)}"
+    return f": {', '.join(parts)}"
 
 
 def _anchor_line(anchor: dict[str, Any]) -> str:
     trained = "stale" if anchor["stale"] else "trained" if anchor["digest"] else "not trained yet"
-    items = pluralise(anchor["items"], "item")
-    return f"{anchor['bank']} v{anchor['version']}: anchor {anchor['anchor']}, {items}, {trained}"
+    return f": anchor {anchor['anchor']}, {pluralise(anchor['items'], 'item')}, {trained}"
 
 
 def _shorten(text: str, most: int = 60) -> str:

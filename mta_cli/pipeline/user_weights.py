@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageError
+from mta_cli.pipeline.bases_in_use import base_flag, base_flags, base_name, base_names
 from store.records import Anchor, AnchorWeight, Bank, Recipe, Stack, User
 
 if TYPE_CHECKING:
@@ -50,17 +52,27 @@ def load_stack_weights(reg: Registry, stack: Stack, base: str) -> LoraWeights:
 
 
 def current_bank(reg: Registry, task: str, base: str) -> Bank:
-    """The newest ready bank of a task. Raises NotFound without one, and IntegrityFault when all are for other bases."""
+    """The newest ready bank of a task for a base (a fingerprint). Raises NotFound without one."""
     bank = reg.banks.latest_ready_bank(task, base)
     if bank is not None:
         return bank
-    other = reg.banks.latest_ready_bank(task)
-    if other is not None:
-        raise IntegrityFault(
-            f"Bank {other.name} v{other.version} was built for another base: {other.base}, and this base is {base}.",
-            hint=f"mta bank build --task {task}, or choose the other base with --base",
+    if others := base_names(reg, task):
+        raise NotFound(
+            f"There is no bank for task {task} on this base; there is one on {', '.join(others)}.",
+            hint=f"{base_flags(others)}, or mta bank build --task {shlex.quote(task)} with this base",
         )
     raise NotFound(f"There is no bank for task {task}.", hint=f"mta bank build --task {task}")
+
+
+def user_command(reg: Registry, verb: str, user: User, task: str, base: str, name: str | None = None) -> str:
+    """`mta user fuse USER --task TASK`, or another verb; with the base (a fingerprint, and its name) where it must."""
+    return f"mta user {verb} {shlex.quote(user.name)} --task {shlex.quote(task)}{base_flag(reg, base, name)}"
+
+
+def other_bases_hint(reg: Registry, user: User, task: str, base: str) -> str:
+    """`--base NAME, or ` for each other base on which the user has a model of the task; empty without one."""
+    others = [base_name(reg, other) for other in reg.banks.bases_of_user(user.id, task) if other != base]
+    return f"{base_flags(others)}, or " if others else ""
 
 
 def resolve_user_task(reg: Registry, user: User, task: str | None) -> str:
@@ -151,9 +163,9 @@ def load_fusion_and_stack(
     recipe = reg.recipes.get(user.id, task, bank.id)
     stack = reg.stacks.get(user.id, task, bank.id)
     if mode == "adapted" and stack is None:
-        raise NotFound(f"{user.name} has no stack for task {task}.", hint=f"mta user adapt {user.name} --task {task}")
+        raise NotFound(f"{user.name} has no stack for task {task}.", hint=user_command(reg, "adapt", user, task, base))
     if mode == "fused" and recipe is None:
-        raise NotFound(f"{user.name} has no recipe for task {task}.", hint=f"mta user fuse {user.name} --task {task}")
+        raise NotFound(f"{user.name} has no recipe for task {task}.", hint=user_command(reg, "fuse", user, task, base))
     # A stack belongs to the recipe that it was trained on, not to a newer one.
     shares = stack.recipe if mode == "adapted" and stack else recipe.shares if recipe else ()
     loras, names = load_recipe_anchors(reg, bank, shares)

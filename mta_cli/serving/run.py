@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mta_cli.errors import UsageError
 from mta_cli.options import MachineOptions, ModelOptions, OptionSet, ServeOptions
+from mta_cli.pipeline.bases_in_use import base_flags, base_name
 from mta_cli.pipeline.requests import base_model, chat_options
 from mta_cli.serving.access import Access, is_loopback
 from mta_cli.serving.jobs import AdaptJobs
@@ -39,6 +40,7 @@ def serve_store(
             from mta_cli.pipeline.data.tasks import find_task
 
             find_task(reg, task)
+        others = [base_name(reg, base) for base in reg.banks.bases() if base != entry.fingerprint]
     access = Access(serving.host, lambda: KeyFile.read(keys))
     if not is_loopback(serving.host) and not len(access.keys):
         raise UsageError(
@@ -57,6 +59,8 @@ def serve_store(
     with listen(serving.host, serving.port) as bound:
         port = bound.getsockname()[1]
         host = f"[{serving.host}]" if ":" in serving.host else serving.host
+        if others:
+            note(f"Models on {', '.join(others)} are not served here; another server does that: {base_flags(others)}")
         note(f"Loading {entry.name} …")
         server = Server(service, access, jobs, root, lambda: on_ready(f"http://{host}:{port}/v1\n"))
         return asyncio.run(server.run(bound))

@@ -14,7 +14,7 @@ from pathlib import Path
 import uvicorn
 
 from mta_cli.errors import BadInput, system_reason
-from mta_cli.pipeline.users.servers import DONE, short_path, socket_path
+from mta_cli.pipeline.users.servers import BASE, DONE, RECHECK, short_path, socket_path
 from mta_cli.serving.access import Access
 from mta_cli.serving.app import build_app
 from mta_cli.serving.jobs import AdaptJobs
@@ -108,9 +108,13 @@ class Server:
         return server
 
     async def _answer_control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Look at the store again for whoever asks, and say when that is done."""
+        """Look at the store again for whoever asks, and say when that is done; or tell the name of the base."""
         with suppress(ConnectionError):
-            if await reader.readline() == b"recheck\n":
+            asked = await reader.readline()
+            if asked == BASE:
+                writer.write(f"{self._service.base_name}\n".encode())
+                await writer.drain()
+            if asked == RECHECK:
                 await self._service.recheck()
                 if self._jobs is not None:
                     users = self._jobs.users

@@ -80,6 +80,11 @@ class Service:
         self._formats: Formats
         self._embed: Any = None
 
+    @property
+    def base_name(self) -> str:
+        """The name of the base that all models here are on."""
+        return self._entry.name
+
     async def start(self) -> None:
         """Open the store and load the base."""
         self._cores = await asyncio.to_thread(_count_cores)

@@ -96,7 +96,8 @@ class MtaApp(App[None]):
         self.store_reader = StoreReader(store, timeout)
         self.profile_reader = StoreReader(store, timeout)  # for long readings, which would hold up the other one
         self.job_queue = JobQueue(self, store, timeout)
-        self.model_worker = ModelWorker(self, store, timeout, self.model_options.base)
+        chosen = settings.origins["models.base"] != "default"
+        self.model_worker = ModelWorker(self, store, timeout, self.model_options.base, chosen=chosen)
         self._printable = PrintableFilter()
         self.selected_user: str | None = None
         self.selected_task: str | None = None

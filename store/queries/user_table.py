@@ -32,10 +32,12 @@ MAX_PAGE_ROWS = 500
 
 MAX_CACHED_ORDERS = 2  # orders: that of the pages, and that of all users, for their count
 
-# A user's status is that in the newest ready version of every bank.
+# A user's status is that in the newest ready version of every bank, on each base.
 _WITH_CURRENT_BANKS = """current AS MATERIALIZED (
     SELECT id FROM banks AS b WHERE status = 'ready' AND purpose = '' AND (:task IS NULL OR task = :task)
-        AND version = (SELECT max(version) FROM banks WHERE name = b.name AND status = 'ready' AND purpose = '')
+        AND version = (
+            SELECT max(version) FROM banks WHERE name = b.name AND base = b.base AND status = 'ready' AND purpose = ''
+        )
 )"""
 
 # `+bank_id`: by user, not by bank, which may hold all users. With max(), the other columns are those of its row.
@@ -68,6 +70,12 @@ _JOINS_BY_COLUMN = {
     "bytes": "sr",
     "change": "s",
 }
+# The best status on each base; a base that the store has not met is named by its fingerprint.
+_SELECT_STATUS_BY_BASE = f"""WITH {_WITH_CURRENT_BANKS}, made AS (
+    SELECT user_id, bank_id, 3 AS status FROM stacks WHERE +bank_id IN current AND user_id {{among}}
+    UNION ALL SELECT user_id, bank_id, 2 FROM recipes WHERE +bank_id IN current AND user_id {{among}}
+) SELECT user_id, coalesce(bases.name, base), max(made.status) FROM made JOIN banks ON banks.id = bank_id
+LEFT JOIN bases ON fingerprint = base GROUP BY user_id, base ORDER BY user_id, max(bank_id) DESC"""
 # For all users at once, a test for membership in a set is three times as fast as a join.
 _STATUS_SQL = status_sql(
     adapted="users.id IN (SELECT user_id FROM stacks WHERE +bank_id IN current {and_})",
@@ -183,8 +191,11 @@ class UserTable:
         question = _make_table_query(filter, "name", False, task)
         order = self._ordered_user_ids(question, parse_user_filter(filter))[:limit]
         for start in range(0, len(order), MAX_PAGE_ROWS):
-            for row in self._load_columns(columns, order[start : start + MAX_PAGE_ROWS], task):
-                yield UserSummary(**load_boolean_columns(row, "can_anchor"))
+            page = order[start : start + MAX_PAGE_ROWS]
+            bases = self._status_by_base(page, task)
+            for row in self._load_columns(columns | {"number": "users.id"}, page, task):
+                on_bases = bases.get(row.pop("number"), {})
+                yield UserSummary(**load_boolean_columns(row, "can_anchor"), bases=on_bases)
 
     def tasks_with_user_counts(self) -> list[tuple[str, int]]:
         """Every task with items or queries, and how many users have some; most users first."""
@@ -217,6 +228,17 @@ class UserTable:
 
     def _load_rows(self, numbers: Sequence[int], task: str | None) -> list[UserRow]:
         return [UserRow(**row) for row in self._load_columns({"id": "users.id", **_COLUMN_SQL}, numbers, task)]
+
+    def _status_by_base(self, numbers: Sequence[int], task: str | None) -> dict[int, dict[str, str]]:
+        """Of these users, by id: their status on each base on which they have a recipe or stack, newest bank first."""
+        import json
+
+        among = "IN (SELECT value FROM json_each(:numbers))"
+        values = {"task": task, "numbers": json.dumps(list(numbers))}
+        found: dict[int, dict[str, str]] = {}
+        for number, base, status in self._db.fetch_tuples(_SELECT_STATUS_BY_BASE.format(among=among), values):
+            found.setdefault(number, {})[base] = USER_STATUSES[status]
+        return found
 
     def _load_columns(self, columns: dict[str, str], numbers: Sequence[int], task: str | None) -> list[dict[str, Any]]:
         """These columns, without the id, and the task of the users of these numbers, in their order."""

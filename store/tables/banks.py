@@ -20,6 +20,11 @@ UNION SELECT items.user_id FROM neighbours JOIN items ON items.id = item_id WHER
 _SELECT_TRAINED = "SELECT user_id FROM task_adapter_users WHERE bank_id = ?"
 _SELECT_BANK = """SELECT id, name, version, key, task, base, embedder, task_adapter, status, seed, config, tokens,
 seconds, created, purpose, basis, kernel FROM banks"""
+_SELECT_USER_BASES = """SELECT base FROM banks AS b WHERE (:task IS NULL OR task = :task) AND id = (
+    SELECT max(id) FROM banks WHERE task = b.task AND base = b.base AND status = 'ready' AND purpose = ''
+) AND id IN (
+    SELECT bank_id FROM recipes WHERE user_id = :user UNION SELECT bank_id FROM stacks WHERE user_id = :user
+) GROUP BY base ORDER BY max(id) DESC"""
 _SELECT_ANCHOR = """SELECT anchors.id, bank_id, user_id, users.name AS user, cluster, cluster_size, items, digest,
 loss_first, loss_last, stale FROM anchors LEFT JOIN users ON users.id = user_id"""
 
@@ -114,11 +119,15 @@ class Banks:
             self._db.execute_write("UPDATE anchors SET stale = 1 WHERE bank_id = ? AND digest IS NULL", (bank_id,))
             self._update_bank(bank_id, status="ready", tokens=tokens, seconds=seconds)
 
-    def get(self, name: str, version: int | None = None) -> Bank:
-        """The newest ready version of a bank, or the given one in any state. Raises NotFound with the known ones."""
+    def get(self, name: str, version: int | None = None, *, base: str | None = None) -> Bank:
+        """The newest ready version of a bank, or the given one in any state. Raises NotFound with the known ones.
+
+        With `base`, the newest ready version for that fingerprint.
+        """
         if version is None:
-            which = "name = ? AND status = 'ready' AND purpose = ''"
-            row = self._db.fetch_dict(f"{_SELECT_BANK} WHERE {which} ORDER BY version DESC", (name,))
+            which = "name = :name AND status = 'ready' AND purpose = '' AND (:base IS NULL OR base = :base)"
+            values = {"name": name, "base": base}
+            row = self._db.fetch_dict(f"{_SELECT_BANK} WHERE {which} ORDER BY version DESC", values)
         else:
             row = self._db.fetch_dict(f"{_SELECT_BANK} WHERE name = ? AND version = ?", (name, version))
         if row is None:
@@ -139,6 +148,18 @@ class Banks:
             f"{_SELECT_BANK} WHERE {which} ORDER BY id DESC LIMIT 1", {"task": task, "base": base}
         )
         return _bank_from_row(row) if row is not None else None
+
+    def bases(self, task: str | None = None, *, ready: bool = True) -> list[str]:
+        """The fingerprints of all bases with a bank, the newest bank's first; of ready banks, or also of unfinished."""
+        which = "purpose = '' AND (:task IS NULL OR task = :task) AND (status = 'ready' OR NOT :ready)"
+        sql = f"SELECT base FROM banks WHERE {which} GROUP BY base ORDER BY max(id) DESC"
+        return [base for (base,) in self._db.fetch_tuples(sql, {"task": task, "ready": ready})]
+
+    def bases_of_user(self, user_id: int, task: str | None = None) -> list[str]:
+        """The fingerprints of bases on whose newest ready bank of a task the user has a recipe or a stack, the newest
+        bank's first."""
+        values = {"user": user_id, "task": task}
+        return [base for (base,) in self._db.fetch_tuples(_SELECT_USER_BASES, values)]
 
     def all(self) -> list[Bank]:
         """Every bank, by name and version."""

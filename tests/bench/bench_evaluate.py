@@ -88,7 +88,8 @@ def answering(
 
     def together() -> Found:
         personal.fresh(ours)
-        return generate_answers(ours, asked.prompts, [(own,) for own in people], asked.owners, max_tokens=tokens)
+        loras = [(own,) for own in people]
+        return generate_answers(ours, asked.prompts, loras, asked.owners, max_tokens=tokens, stop_at_repetition=False)
 
     return {
         GENERATE: lambda: rival.answer_each(model, asked.prompts[:few], tokens, users=users).ids,

@@ -163,7 +163,7 @@ def many_users(
 
     def together() -> Ids:
         personal.fresh(ours)
-        return generate_answers(ours, prompts, people, range(len(people)), max_tokens=tokens)
+        return generate_answers(ours, prompts, people, range(len(people)), max_tokens=tokens, stop_at_repetition=False)
 
     return {
         MIXED: lambda: rival.answer_mixed(model, prompts, users, tokens).ids,

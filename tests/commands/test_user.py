@@ -52,6 +52,7 @@ def test_import_and_list(mta: Mta, tmp_path: Path) -> None:
         "status": "new",
         "stack_bytes": 0,
         "can_anchor": True,
+        "bases": {},
     }
     assert (bob["name"], bob["queries"]) == ("bob", 0)
     assert answer(mta, "user", "list", "--task", "lamp-4") == [] or all(

@@ -152,7 +152,7 @@ def test_the_socket_beside_the_store_answers_when_all_is_dropped(start: Start) -
     import os
 
     try:
-        assert running_servers(running.root) == [os.getpid()]
+        assert running_servers(running.root) == [(os.getpid(), "tiny")]
         running.text("alice", "a text that is long enough to be kept in the cache")
         with running.open_store() as reg:
             list(forget_user(reg, "alice"))

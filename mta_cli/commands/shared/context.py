@@ -6,7 +6,7 @@ import io
 import re
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -21,8 +21,10 @@ from mta_cli.settings import Settings, StoreOptions, store_path
 if TYPE_CHECKING:
     from mta_cli.commands.shared.option_flags import Flags
     from mta_cli.pipeline.users.import_file import AskConsent
+    from store.records import User
     from store.registry import Registry
 
+BASE_SETTING = "models.base"
 WARN_SLOWDOWN_FACTOR = 3.0  # times; a 16-bit format that is so much slower than float32 is hardly ever intended
 
 
@@ -73,6 +75,22 @@ class AppContext:
         """The command's options, from flags and settings. Raises UsageError for a bad value or a missing device."""
         assert self.flags is not None
         return self.build_options(*self.flags.classes)
+
+    def options_on_base(self, reg: Registry, task: str | None = None, user: User | None = None) -> OptionSet:
+        """The options, with the base that holds the user's models, or the task's banks, where none was chosen.
+
+        A flag, a settings file or the environment chooses a base. Raises UsageError where several could be meant.
+        """
+        from mta_cli.pipeline.bases_in_use import choose_base
+
+        models = self.options[ModelOptions]
+        if self.settings.origins[BASE_SETTING] != "default":
+            return self.options
+        base = choose_base(reg, models.base, task, user)
+        if base != models.base:
+            what = f"{user.name}'s models are" if user is not None else "the banks are"
+            self.output.note(f"Base {base}: {what} on it, and not on {models.base}.")
+        return self.options.with_instance(replace(models, base=base))
 
     def build_options(self, *classes: type[Any]) -> OptionSet:
         """Options of these classes alone, in the same way as `options`."""

@@ -153,10 +153,12 @@ def build_bank(
     own = (
         f" {bank_key(reg, request, pool)[:12]}" if request.purpose else ""
     )  # another build may use the same name meanwhile
-    whose = [candidate.user.id for candidate in pool]
+    whose, title = [candidate.user.id for candidate in pool], f"bank build of {name}"
+    if set(reg.banks.bases(ready=False)) - {request.base.fingerprint}:
+        title += f" on {request.base.name}"
     with (
         reg.job_lock(f"bank {name}{own}"),
-        reg.hold_users(f"bank build of {name}{request.executor.place}", whose, consenting=True),
+        reg.hold_users(f"{title}{request.executor.place}", whose, consenting=True),
         open_executors(request.executor, executors) as own_executors,
     ):
         yield from _build(reg, request, name, pool, own_executors)

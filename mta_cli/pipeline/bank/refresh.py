@@ -46,6 +46,7 @@ from mta_cli.pipeline.training.groups import (
     pair_with_adapters,
     train_groups,
 )
+from mta_cli.pipeline.user_weights import current_bank
 from mta_cli.pipeline.users.dependents import join_names, refresh_command
 from store.queries.dependents import AnchorReplacement
 from store.records import Adapter, Anchor, Bank, Item, Run, User
@@ -83,16 +84,18 @@ def refresh_bank(
     machine: MachineOptions,
     *,
     name: str | None = None,
+    base: str | None = None,
     plan: Sequence[PlanLine] = (),
     dry_run: bool = False,
 ) -> Iterator[Event]:
     """Replace the stale anchors of the task's newest bank, or of the bank `name`, on the device of `machine`.
 
+    With `base` (a fingerprint), the newest for that base.
     The neighbours become those of a new build; all else stays. `JobResult.result` has the keys of `mta bank build
     --json`, and `replaced`, `removed` (stale anchors without a replacement) and `people` (users who lost their recipes
     or stacks). Raises NotFound without such a bank, and BadInput when no user can be an anchor.
     """
-    bank = newest_bank(reg, task, name)
+    bank = newest_bank(reg, task, name, base)
     request = restore_bank_request(reg, bank, machine)
     work = _RefreshState(reg, bank, request, contributors(reg, task, request.options))
     stale, change = work.stale_anchors, neighbour_change(reg, bank, request.task, work.user_items)
@@ -128,12 +131,14 @@ def refresh_bank(
     yield JobResult(_result(work))
 
 
-def newest_bank(reg: Registry, task: str, name: str | None = None) -> Bank:
-    """The newest ready bank of a task, or the one called `name`.
+def newest_bank(reg: Registry, task: str, name: str | None = None, base: str | None = None) -> Bank:
+    """The newest ready bank of a task, or the one called `name`; with `base` (a fingerprint), for that base.
 
     Raises NotFound without one, and UsageError when it belongs to another task.
     """
-    bank = reg.banks.get(name) if name is not None else reg.banks.latest_ready_bank(task)
+    if name is None and base is not None:
+        return current_bank(reg, task, base)
+    bank = reg.banks.get(name, base=base) if name is not None else reg.banks.latest_ready_bank(task)
     if bank is None:
         raise NotFound(f"There is no bank for task {task}.", hint=f"mta bank build --task {task}")
     if bank.task != task:

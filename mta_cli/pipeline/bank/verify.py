@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import IntegrityFault
 from mta_cli.pipeline.bank.screening import findings_json
+from mta_cli.pipeline.bases_in_use import base_name
 from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY
 from mta_cli.pipeline.user_weights import load_weights
 from mta_cli.pipeline.users.provenance import count_bank_users
@@ -35,6 +36,7 @@ def bank_json(reg: Registry, bank: Bank) -> dict[str, Any]:
         "task": bank.task,
         "status": bank.status,
         "base": bank.base,
+        "base_name": base_name(reg, bank.base),
         "task_adapter": bank.task_adapter,
         "neighbours": reg.neighbours.count_neighbours(bank.id),
         "kernel": bank.kernel,

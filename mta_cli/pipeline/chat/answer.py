@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound, StoreBusy, UsageError
 from mta_cli.events import Event, JobResult, Note, TextChunk
+from mta_cli.pipeline.bases_in_use import on_base
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.user_weights import (
     FREE_TASK,
@@ -19,6 +19,8 @@ from mta_cli.pipeline.user_weights import (
     default_task,
     merge_by_placement,
     most_personal_mode,
+    other_bases_hint,
+    user_command,
 )
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class ChatModel:
     def load_for_user(cls, reg: Registry, entry: ModelEntry, user: User | None, asking: ChatOptions) -> ChatModel:
         """Load the base and merge `user`'s weights into it. Checks that need no model come before loading."""
         name = default_task(reg, user, asking.task, entry.fingerprint)
-        _require_mode(reg, user, name, asking.mode, entry.fingerprint)
+        _require_mode(reg, user, name, asking.mode, entry)
         _require_labels(reg, asking)
         from mta_cli.pipeline.data.tasks import find_task
         from mta_cli.pipeline.models.load import load_on_device
@@ -121,7 +123,7 @@ class ChatModel:
         from mta_cli.pipeline.data.tasks import find_task
 
         name = default_task(self.reg, user, self.options.task, self.base.fingerprint)
-        _require_mode(self.reg, user, name, mode, self.base.fingerprint)
+        _require_mode(self.reg, user, name, mode, self.base)
         mode = mode or most_personal_mode(self.reg, user, name, self.base.fingerprint)
         examples = PromptRowBuilder(self.reg, self.base, find_task(self.reg, name), self.options.prompt.history_items)
         weights, late, source = merge_by_placement(self.reg, self.base.fingerprint, user, name, mode)
@@ -337,12 +339,12 @@ def check_message(text: str) -> None:
         raise BadInput(f"The message is not UTF-8 (at character {error.start}).") from error
 
 
-def source_line(source: AnswerSource, task: str) -> str:
-    """The source of an answer in one line: mode, bank and anchors."""
+def source_line(source: AnswerSource, task: str, on_base: str = "") -> str:
+    """The source of an answer in one line: mode, bank and anchors. `on_base` is ` on NAME` where it must be said."""
     if source.bank is None:
-        return source.mode
+        return f"{source.mode}{on_base}"
     anchors = f" · anchors {', '.join(source.anchors)}" if source.anchors else ""
-    return f"{source.mode} · task {task} · bank {source.bank} v{source.version}{anchors}"
+    return f"{source.mode} · task {task} · bank {source.bank} v{source.version}{on_base}{anchors}"
 
 
 def chat_result(model: ChatModel, spoken: Generation) -> dict[str, Any]:
@@ -368,7 +370,7 @@ def generation_notes(model: ChatModel, spoken: Generation, loading: float | None
     """Notes on the source of the answer, its time, that of `loading` in seconds, and whether it was cut."""
     unit = "tokens" if spoken.tokens != 1 else "token"
     loaded = f" (loading: {loading:.1f} s)" if loading is not None else ""
-    source = source_line(model.source, model.task.name)
+    source = source_line(model.source, model.task.name, on_base(model.reg, model.base.fingerprint))
     yield Note(f"{source} · {spoken.tokens} {unit}, {spoken.seconds:.1f} s{loaded}")
     if spoken.finish_reason == "repetition":
         yield Note("The answer began to repeat itself and was ended there.")
@@ -386,13 +388,15 @@ def personalisation_hints(model: ChatModel) -> Iterator[Event]:
         yield Note(lacks, warning=True)
     if model.user is None or model.options.mode is not None:
         return
-    task, name = model.task.name, model.user.name
-    rest = f"{shlex.quote(name)} --task {task}"
-    best = most_personal_mode(model.reg, model.user, task, model.base.fingerprint)
+    reg, user, base, task = model.reg, model.user, model.base, model.task.name
+    best = most_personal_mode(reg, user, task, base.fingerprint)
     if best == "base":
-        yield Note(f"{name} has no fusion for {task} on {model.base.name} yet: mta user fuse {rest}", warning=True)
+        other = other_bases_hint(reg, user, task, base.fingerprint)
+        made = user_command(reg, "fuse", user, task, base.fingerprint, base.name)
+        yield Note(f"{user.name} has no fusion for {task} on {base.name} yet: {other}{made}", warning=True)
     elif best == "fused":
-        yield Note(f"{name} has a fusion but no stack for {task} yet: mta user adapt {rest}")
+        made = user_command(reg, "adapt", user, task, base.fingerprint, base.name)
+        yield Note(f"{user.name} has a fusion but no stack for {task} yet: {made}")
 
 
 def truncation_notes(exchanges: int, items: int) -> Iterator[Event]:
@@ -415,7 +419,7 @@ def _require_labels(reg: Registry, asking: ChatOptions) -> None:
         )
 
 
-def _require_mode(reg: Registry, user: User | None, task: str, mode: str | None, fingerprint: str) -> None:
+def _require_mode(reg: Registry, user: User | None, task: str, mode: str | None, base: ModelEntry | LoadedBase) -> None:
     """Raise NotFound when `mode` needs a recipe or stack that does not exist."""
     if mode in (None, "base"):
         return
@@ -423,10 +427,11 @@ def _require_mode(reg: Registry, user: User | None, task: str, mode: str | None,
         raise UsageError(f"There is no mode {mode!r}.", hint=f"Choose {', '.join(PERSONALISATION_MODES)}.")
     if user is None:
         raise BadInput(f"Without a user there is no {mode} model.", hint="name a user: mta ask USER TEXT")
-    best = most_personal_mode(reg, user, task, fingerprint)
+    best = most_personal_mode(reg, user, task, base.fingerprint)
     if PERSONALISATION_MODES.index(best) < PERSONALISATION_MODES.index(mode):
         missing, verb = ("stack", "adapt") if mode == "adapted" else ("fusion", "fuse")
         raise NotFound(
-            f"{user.name} has no {missing} for {task} on this base.",
-            hint=f"mta user {verb} {shlex.quote(user.name)} --task {task}",
+            f"{user.name} has no {missing} for {task} on {base.name}.",
+            hint=other_bases_hint(reg, user, task, base.fingerprint)
+            + user_command(reg, verb, user, task, base.fingerprint, base.name),
         )

@@ -23,6 +23,7 @@ from mta_cli.pipeline.personalize.fuse import (
     anchor_users,
     bank_plan_lines,
     check_top_k,
+    job_title,
     load_with_task_adapter,
     make_recipes,
     prepare_fusing,
@@ -131,7 +132,7 @@ def adapt_users(
     used = [*(user.id for user in chosen), *anchor_users(reg, bank)]
     with (
         reg.job_lock(f"adapt {request.task.name}"),
-        reg.hold_users(f"adaptation for {request.task.name}{request.executor.place}", used),
+        reg.hold_users(job_title("adaptation", reg, request), used),
         record_request(reg, ADAPT_RUN_KIND, asked, bank_id=bank.id, asked_users=whom),
         open_executors(request.executor) as executors,
     ):

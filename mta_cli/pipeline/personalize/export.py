@@ -6,7 +6,6 @@ The folder is one LoRA or a whole model, for PEFT, vLLM, llama.cpp or Ollama. No
 from __future__ import annotations
 
 import hashlib
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,7 +25,14 @@ from mta_cli.pipeline.personalize.export_formats import (
     loadable_base_name,
     public_base_name,
 )
-from mta_cli.pipeline.user_weights import AnswerSource, act_on_all_tokens, merge_by_placement, most_personal_mode
+from mta_cli.pipeline.user_weights import (
+    AnswerSource,
+    act_on_all_tokens,
+    merge_by_placement,
+    most_personal_mode,
+    other_bases_hint,
+    user_command,
+)
 from mta_cli.pipeline.users.exported_folders import (
     FileContent,
     read_list,
@@ -120,7 +126,8 @@ def _require_personal_mode(reg: Registry, entry: ModelEntry, user: User, task: s
     if mode == "base":
         raise NotFound(
             f"{user.name} has no fusion for {task} on {entry.name}, so there is nothing to export.",
-            hint=f"mta user fuse {shlex.quote(user.name)} --task {task}",
+            hint=other_bases_hint(reg, user, task, entry.fingerprint)
+            + user_command(reg, "fuse", user, task, entry.fingerprint, entry.name),
         )
     return mode
 

@@ -65,18 +65,19 @@ class ExportedModel:
         from safetensors.torch import save_file
 
         with safe_open(shard, "pt") as file:
-            tensors = {name: self._changed(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            loaded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: self._changed(name, weight).to(weight.dtype) for name, weight in loaded.items()}
             try:
                 save_file(tensors, to, metadata=file.metadata())
             except SafetensorError as error:  # the disk is full, for one
                 raise OSError(str(error)) from error
 
     def _changed(self, name: str, weight: Tensor) -> Tensor:
-        """A weight of the base with the user's change, in its own number format."""
+        """A weight of the base as it is, or in float32 with the user's change: who writes it rounds once."""
         module, _, kind = name.rpartition(".")
         if kind != "weight" or module not in self.weights.factors:
             return weight
-        return (weight.float() + self.weights.delta_weight(module)).to(weight.dtype)
+        return weight.float() + self.weights.delta_weight(module)
 
     def _gguf_lora(self) -> dict[str, FileContent]:
         from mta_cli.engine.model.checkpoint_files import read_config

@@ -10,6 +10,7 @@ from mta_cli.errors import UsageError, UsersChanged
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import FuseOptions
 from mta_cli.pipeline.bank.screening import usable_anchors
+from mta_cli.pipeline.bases_in_use import on_base
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.executors import open_executors
 from mta_cli.pipeline.executors.local import Executor, LocalExecutor
@@ -53,7 +54,7 @@ def fuse_user(
         user.id, request.task.name, request.options.shots
     )
     with (
-        reg.hold_users(f"fusion for {request.task.name}{request.executor.place}", [user.id, *anchor_users(reg, bank)]),
+        reg.hold_users(job_title("fusion", reg, request), [user.id, *anchor_users(reg, bank)]),
         open_executors(request.executor) as executors,
     ):
         base = load_with_task_adapter(reg, bank, request) if needs_base else None
@@ -62,6 +63,11 @@ def fuse_user(
         recipes = yield from make_recipes(reg, fusing, [user], request, executor)
     yield ArtifactSaved("recipe", user.name, f"{recipes[user.id].bytes} bytes")
     yield JobResult(recipe_json(reg, user, bank, recipes[user.id]))
+
+
+def job_title(job: str, reg: Registry, request: FuseRequest) -> str:
+    """The title of a running job: its task, its base where the store has several, and where it computes."""
+    return f"{job} for {request.task.name}{on_base(reg, request.base.fingerprint)}{request.executor.place}"
 
 
 def anchor_users(reg: Registry, bank: Bank) -> list[int]:

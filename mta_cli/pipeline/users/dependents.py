@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Note
 from mta_cli.options import BankOptions, options_from_json
+from mta_cli.pipeline.bases_in_use import base_flag
 from mta_cli.pipeline.runs import bank_label
 
 if TYPE_CHECKING:
@@ -31,13 +32,14 @@ def join_names(names: Sequence[str]) -> str:
 
 
 def refresh_command(reg: Registry, bank: Bank) -> str:
-    """The command that removes stale anchors from a bank: a refresh of the newest, else the removal."""
-    newest = reg.banks.latest_ready_bank(bank.task)
+    """The command that removes stale anchors from a bank: a refresh of its base's newest, else the removal."""
+    newest, refresh = reg.banks.latest_ready_bank(bank.task, bank.base), f"--refresh{base_flag(reg, bank.base)}"
     if newest is not None and newest.id == bank.id:
-        return f"mta bank build --task {shlex.quote(bank.task)} --refresh"
-    others = [each for each in reg.banks.all() if each.name == bank.name and each.status == "ready"]
-    if others and others[-1].id == bank.id:
-        return f"mta bank build --task {shlex.quote(bank.task)} --name {shlex.quote(bank.name)} --refresh"
+        return f"mta bank build --task {shlex.quote(bank.task)} {refresh}"
+    others = [each for each in reg.banks.all() if (each.name, each.base) == (bank.name, bank.base)]
+    ready = [each for each in others if each.status == "ready"]
+    if ready and ready[-1].id == bank.id:
+        return f"mta bank build --task {shlex.quote(bank.task)} --name {shlex.quote(bank.name)} {refresh}"
     return f"mta bank rm {shlex.quote(bank.name)} --bank-version {bank.version}"
 
 
@@ -95,8 +97,8 @@ def stale_notes(
         )
     pools = list(pooled)
     if pools:
-        tasks = dict.fromkeys(bank.task for bank in pools)
-        builds = ", ".join(f"`mta bank build --task {shlex.quote(task)}`" for task in tasks)
+        tasks = dict.fromkeys(f"{shlex.quote(bank.task)}{base_flag(reg, bank.base)}" for bank in pools)
+        builds = ", ".join(f"`mta bank build --task {task}`" for task in tasks)
         yield Note(
             f"task adapters that were trained on many users and may hold something of {whose}: those of "
             f"{', '.join(bank_label(bank) for bank in pools)}. A new build is without it: {builds}",

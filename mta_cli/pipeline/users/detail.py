@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
+from mta_cli.pipeline.bases_in_use import base_name, base_names, has_several_bases
 from mta_cli.pipeline.user_weights import anchor_label
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ class Results:
 class UserDetail:
     """A user, for one task: `held` is their data as (task, items, queries).
 
-    `bank` is the task's newest that is ready; recipe, stack and `near` are about it, the nearest anchors first.
+    `bank` is the task's newest that is ready, of the base that was asked for where that has one; recipe, stack and
+    `near` are about it, the nearest anchors first. `base` is its base's name where the store has banks on several, and
+    `other_bases` the names of others on which the user has a model of the task.
     `rest` is the share of the task adapter alone in the recipe. `losses` are those of the last adaptation, by step.
     """
 
@@ -79,6 +82,8 @@ class UserDetail:
     losses: tuple[float, ...]
     results: Results | None
     runs: tuple[Run, ...]
+    base: str | None = None
+    other_bases: tuple[str, ...] = ()
 
     @property
     def items(self) -> int:
@@ -91,12 +96,12 @@ class UserDetail:
         return sum(queries for task, _, queries in self.task_counts if task == self.task)
 
 
-def load_user_detail(reg: Registry, name: str, task: str | None = None) -> UserDetail:
-    """A user for a task, or for the one with most items. Raises NotFound."""
+def load_user_detail(reg: Registry, name: str, task: str | None = None, base: str | None = None) -> UserDetail:
+    """A user for a task, or for the one with most items, and on the base called `base` first. Raises NotFound."""
     user = reg.users.get(name)
     held = tuple(reg.users.tasks_of_user(user.id))
     task = task if task is not None else held[0][0] if held else None
-    bank = reg.banks.latest_ready_bank(task) if task is not None else None
+    bank = _bank_on_base(reg, task, base) if task is not None else None
     anchors = reg.banks.anchors(bank.id) if bank is not None else []
     recipe = reg.recipes.get(user.id, bank.task, bank.id) if bank is not None else None
     stack = reg.stacks.get(user.id, bank.task, bank.id) if bank is not None else None
@@ -114,7 +119,17 @@ def load_user_detail(reg: Registry, name: str, task: str | None = None) -> UserD
         _losses(reg, runs, task),
         _results(reg, user, task),
         tuple(runs[:RUNS_SHOWN]),
+        base_name(reg, bank.base) if bank is not None and has_several_bases(reg) else None,
+        tuple(name for name in base_names(reg, task, user) if bank is not None and name != base_name(reg, bank.base)),
     )
+
+
+def _bank_on_base(reg: Registry, task: str, base: str | None) -> Bank | None:
+    """The newest ready bank of a task on the base of this name; without one, on any."""
+    for fingerprint in reg.banks.bases(task):
+        if base_name(reg, fingerprint) == base:
+            return reg.banks.latest_ready_bank(task, fingerprint)
+    return reg.banks.latest_ready_bank(task)
 
 
 def load_history_page(reg: Registry, name: str, task: str, offset: int = 0, limit: int = 20) -> list[Item]:

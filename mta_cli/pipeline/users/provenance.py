@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
+from mta_cli.pipeline.bases_in_use import base_name
 from mta_cli.pipeline.user_weights import anchor_label
 from mta_cli.pipeline.users.dependents import banks_pooling_user
 
@@ -53,6 +54,7 @@ def user_dependencies(reg: Registry, user: User) -> list[Entry]:
                 "bank": bank.name,
                 "version": bank.version,
                 "task": bank.task,
+                "base_name": base_name(reg, bank.base),
                 "anchors": [anchor_label(anchor) for anchor in anchors if anchor.id in used],
                 "basis_anchors": len(anchors) if number in cores else 0,
                 "task_adapter": bank.task_adapter is not None,
@@ -72,6 +74,7 @@ def user_contributions(reg: Registry, user: User) -> list[Entry]:
         {
             "bank": name,
             "version": version,
+            "base_name": base_name(reg, reg.banks.get(name, version).base),
             "perhaps_task_adapter": (name, version) in pooled,
             "neighbours": held.get((name, version), 0),
         }

@@ -1,7 +1,7 @@
 """Running servers of a store: how they are found, and how they are told that users or models have changed.
 
 A server listens on a socket in the store's folder `servers`. Whoever connects is answered once the server has looked at
-the store again and has dropped what is gone; nothing is sent but that.
+the store again and has dropped what is gone, or is told the name of the server's base.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-FOLDER, SUFFIX, DONE = "servers", ".sock", b"done\n"
-ANSWER_SECONDS = 30.0
+FOLDER, SUFFIX = "servers", ".sock"
+RECHECK, DONE, BASE = b"recheck\n", b"done\n", b"base\n"
+ANSWER_SECONDS, BASE_SECONDS = 30.0, 2.0
+MAX_NAME_BYTES = 4096  # bytes of a base's name, which may be a path
 MAX_SOCKET_PATH = 100  # characters of a socket's path that every system takes
 
 
@@ -35,13 +37,13 @@ def short_path(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def running_servers(root: Path) -> list[int]:
-    """The process numbers of the servers that answer on a socket of this store."""
+def running_servers(root: Path) -> list[tuple[int, str]]:
+    """The servers that answer on a socket of this store: process number, and the name of the base."""
     found = []
     for path in _sockets(root):
         if (connection := _connect(path)) is not None:
-            connection.close()
-            found.append(int(path.stem))
+            with connection:
+                found.append((int(path.stem), _ask_base(connection)))
     return found
 
 
@@ -54,12 +56,23 @@ def recheck_servers(root: Path) -> list[int]:
         with connection:
             connection.settimeout(ANSWER_SECONDS)
             try:
-                connection.sendall(b"recheck\n")
+                connection.sendall(RECHECK)
                 if connection.recv(len(DONE)) != DONE:
                     silent.append(int(path.stem))
             except OSError:
                 silent.append(int(path.stem))
     return silent
+
+
+def _ask_base(connection: socket.socket) -> str:
+    """The name of a server's base; `?` where it does not say."""
+    connection.settimeout(BASE_SECONDS)
+    try:
+        connection.sendall(BASE)
+        with connection.makefile("rb") as answer:
+            return answer.readline(MAX_NAME_BYTES).decode(errors="replace").strip() or "?"
+    except OSError:
+        return "?"
 
 
 def _sockets(root: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.pipeline.bases_in_use import base_name
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.users.provenance import user_contributions, user_dependencies
 
@@ -96,8 +97,9 @@ def _profile_entries(reg: Registry, user: User, tasks: list[str]) -> list[Entry]
     return entries
 
 
-def _bank_entry(bank: Bank) -> Entry:
-    return {"bank": bank.name, "version": bank.version, "task": bank.task}
+def _bank_entry(reg: Registry, bank: Bank) -> Entry:
+    name = base_name(reg, bank.base)
+    return {"bank": bank.name, "version": bank.version, "task": bank.task, "base": bank.base, "base_name": name}
 
 
 def _recipe_entry(reg: Registry, recipe: Recipe) -> Entry:
@@ -107,14 +109,14 @@ def _recipe_entry(reg: Registry, recipe: Recipe) -> Entry:
         for share in recipe.shares
     ]
     made = {"method": recipe.method, "recipe_bytes": recipe.bytes, "created": recipe.created}
-    return _bank_entry(reg.banks.by_id(recipe.bank_id)) | made | {"anchors": shares}
+    return _bank_entry(reg, reg.banks.by_id(recipe.bank_id)) | made | {"anchors": shares}
 
 
 def _stack_entry(reg: Registry, stack: Stack) -> Entry:
     kept = ("digest", "shots", "steps", "loss_before", "loss_after", "heldout_before", "heldout_after", "created")
     values = {name: value for name, value in asdict(stack).items() if name in kept}
     return (
-        _bank_entry(reg.banks.by_id(stack.bank_id))
+        _bank_entry(reg, reg.banks.by_id(stack.bank_id))
         | values
         | {
             "kind": "lora" if stack.numbers is None else "core",
@@ -125,7 +127,8 @@ def _stack_entry(reg: Registry, stack: Stack) -> Entry:
 
 def _anchor_entries(reg: Registry, user: User) -> list[Entry]:
     return [
-        _bank_entry(bank) | {"anchor": anchor.id, "items": anchor.items, "digest": anchor.digest, "stale": anchor.stale}
+        _bank_entry(reg, bank)
+        | {"anchor": anchor.id, "items": anchor.items, "digest": anchor.digest, "stale": anchor.stale}
         for bank in reg.banks.all()
         for anchor in reg.banks.anchors(bank.id)
         if anchor.user_id == user.id

@@ -42,13 +42,17 @@ ProfilesStamp = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class _BankSnapshot:
-    """What was read: all banks of the task, newest first, the one that is shown, and the selected user."""
+    """What was read: all banks of the task, newest first, the one that is shown, and the selected user.
+
+    `on_base` is ` on NAME` where the store has banks on several bases.
+    """
 
     banks: list[Bank]
     bank: Bank | None
     anchor_uses: list[AnchorUsage]
     profiles_stamp: ProfilesStamp
     selected_user: User | None
+    on_base: str = ""
 
 
 class BankScreen(BaseScreen):
@@ -114,7 +118,7 @@ class BankScreen(BaseScreen):
         if found.bank is None:
             self.query_one("#head", Static).update(line_text("No bank"))
             return
-        self.query_one("#head", Static).update(self._headline(found.bank))
+        self.query_one("#head", Static).update(self._headline(found.bank, found.on_base))
         self._fill_table()
         await self._draw_map(found.bank, found.profiles_stamp, found.selected_user)
 
@@ -164,12 +168,12 @@ class BankScreen(BaseScreen):
         table: DataTable[Text] = self.query_one("#anchors", DataTable)
         return table
 
-    def _headline(self, bank: Bank) -> Text:
+    def _headline(self, bank: Bank, on_base: str) -> Text:
         place = [other.id for other in self._banks].index(bank.id) + 1
         speed = f"{bank.tokens:,} tokens in {bank.seconds:,.0f} s" if bank.seconds else ""
         count = f"{len(self._anchor_uses)} anchors"
         which = f" ({place} of {len(self._banks)})" if len(self._banks) > 1 else ""
-        parts = (f"Bank {bank.name} v{bank.version}{which}", f"task {bank.task}", bank.status, count, speed)
+        parts = (f"Bank {bank.name} v{bank.version}{on_base}{which}", f"task {bank.task}", bank.status, count, speed)
         return line_text(" · ".join(part for part in parts if part))
 
     def _fill_table(self) -> None:
@@ -225,6 +229,7 @@ def _read_bank_snapshot(
     With `follow` a bank of the user's own tasks comes before them all, of the task with most of their items first.
     """
     from mta_cli.pipeline.bank.anchor_use import anchor_usage
+    from mta_cli.pipeline.bases_in_use import on_base
 
     banks = sorted((b for b in reg.banks.all() if task in (None, b.task)), key=lambda bank: -bank.id)
     ready = [bank for bank in banks if bank.status == "ready"]
@@ -239,9 +244,8 @@ def _read_bank_snapshot(
     bank = next(iter(order), None)
     if bank is None:
         return _BankSnapshot([], None, [], (0, 0, 0), user)
-    return _BankSnapshot(
-        banks, bank, anchor_usage(reg, bank), reg.profiles.version_stamp(bank.task, bank.embedder), user
-    )
+    stamp = reg.profiles.version_stamp(bank.task, bank.embedder)
+    return _BankSnapshot(banks, bank, anchor_usage(reg, bank), stamp, user, on_base(reg, bank.base))
 
 
 def _anchor_row_cells(number: int, use: AnchorUsage, nearest: int | None) -> list[Text]:

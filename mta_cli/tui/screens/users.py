@@ -315,9 +315,10 @@ class UsersScreen(BaseScreen):
 
         await asyncio.sleep(LOOKUP_DELAY_SECONDS)
         task, count = self.mta_app.selected_task, self._history_limit
+        base = self.mta_app.model_options.base
 
         def look(reg: Registry) -> tuple[UserDetail, list[Item]]:
-            user = load_user_detail(reg, name, task)
+            user = load_user_detail(reg, name, task, base)
             return user, load_history_page(reg, name, user.task, 0, count) if user.task is not None else []
 
         try:

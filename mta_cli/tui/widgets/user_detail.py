@@ -116,12 +116,16 @@ def _model_line(user: UserDetail) -> str:
         return ""
     if user.bank is None:
         return "no bank for this task yet: 3 and n build one"
-    parts = [f"bank {user.bank.name} v{user.bank.version}"]
+    base = f" on {user.base}" if user.base is not None else ""
+    parts = [f"bank {user.bank.name} v{user.bank.version}{base}"]
     if (recipe := user.recipe) is not None:
         parts.append(f"recipe {format_bytes(recipe.bytes)} by {recipe.method}")
     if (stack := user.stack) is not None:
         parts.append(f"stack {format_bytes(stack.bytes)}, {stack.shots} shots, {stack.steps} steps")
-    return " · ".join(parts if len(parts) > 1 else [*parts, "no recipe yet: a adapts"])
+    parts = parts if len(parts) > 1 else [*parts, "no recipe yet: a adapts"]
+    if user.other_bases:
+        parts.append(f"also a model on {', '.join(user.other_bases)}")
+    return " · ".join(parts)
 
 
 def _held_out_loss_line(user: UserDetail) -> str:

@@ -30,9 +30,9 @@ UPDATE_SECONDS = 1 / 30  # between two batches of tokens
 class WorkerContext:
     """What a request finds in the model's thread: a registry, and a chat model on the loaded base."""
 
-    def __init__(self, reg: Registry, base: str) -> None:
+    def __init__(self, reg: Registry, base: str, *, chosen: bool = True) -> None:
         self.reg = reg
-        self._base_name = base
+        self._base_name, self._base_chosen = base, chosen
         self._chat_model: ChatModel | None = None
 
     @property
@@ -50,6 +50,7 @@ class WorkerContext:
 
     def chat_model_for(self, user: User | None, options: ChatOptions) -> ChatModel:
         """The chat model of `user`. The base is loaded at the first call, and again when the machine options change."""
+        from mta_cli.pipeline.bases_in_use import choose_base
         from mta_cli.pipeline.chat.answer import ChatModel
         from mta_cli.pipeline.models.installed import resolve_model
 
@@ -57,7 +58,8 @@ class WorkerContext:
             self._chat_model.set_user_and_options(user, options)
             return self._chat_model
         self._chat_model = None  # freed before the next base is loaded
-        self._chat_model = ChatModel.load_for_user(self.reg, resolve_model(self._base_name, "base"), user, options)
+        name = self._base_name if self._base_chosen else choose_base(self.reg, self._base_name)
+        self._chat_model = ChatModel.load_for_user(self.reg, resolve_model(name, "base"), user, options)
         return self._chat_model
 
 
@@ -86,12 +88,15 @@ class ModelRequest:
 
 
 class ModelWorker:
-    """Answers requests one after another, in one long-lived thread worker of the app."""
+    """Answers requests one after another, in one long-lived thread worker of the app.
+
+    A base that was not `chosen` is replaced by the one that the store's banks are on.
+    """
 
     GROUP = "model"
 
-    def __init__(self, app: App[Any], root: Path, timeout: float, base: str) -> None:
-        self._app, self._root, self._timeout, self._base = app, root, timeout, base
+    def __init__(self, app: App[Any], root: Path, timeout: float, base: str, *, chosen: bool = True) -> None:
+        self._app, self._root, self._timeout, self._base, self._chosen = app, root, timeout, base, chosen
         self._queue: queue.SimpleQueue[ModelRequest | None] = queue.SimpleQueue()
         self._open_requests: list[ModelRequest] = []
         self._started = False
@@ -130,9 +135,8 @@ class ModelWorker:
                 buffer = EventBuffer(self._app, request.handle_events, UPDATE_SECONDS)
                 try:
                     if context is None:
-                        context = WorkerContext(
-                            Registry.open(self._root, create=True, timeout=self._timeout), self._base
-                        )
+                        reg = Registry.open(self._root, create=True, timeout=self._timeout)
+                        context = WorkerContext(reg, self._base, chosen=self._chosen)
                     self._answer(request, context, buffer)
                 except BaseException as raised:
                     error = raised

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from mta_cli.engine.model.gguf_writer import gguf_family, pair_rows, require_who
 from mta_cli.engine.model.load import load_base
 from mta_cli.errors import BadInput
 from mta_cli.events import JobResult, Note
-from mta_cli.pipeline.personalize.export import ExportOptions, export_user
-from mta_cli.pipeline.personalize.export_formats import FORMATS
+from mta_cli.pipeline.personalize.export import ExportOptions, export_user, pad_to_uniform_rank
+from mta_cli.pipeline.personalize.export_formats import FORMATS, ExportedModel
 from mta_cli.pipeline.user_weights import merge_user_weights
 from tests.bench import llamacpp
 from tests.network import allow_hosts
@@ -81,6 +82,27 @@ def test_a_gguf_lora_holds_the_change_in_llama_cpps_order(world: World, tmp_path
         delta, wanted = tensors[f"{ours}.lora_b"] @ tensors[f"{ours}.lora_a"], weights.delta_weight(module)
         assert torch.allclose(delta, pair_rows(wanted, heads[kind]) if kind in heads else wanted, atol=1e-3)
     assert any(module.endswith("q_proj") for module in weights.factors)
+
+
+def test_a_whole_gguf_rounds_the_change_once(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float16 holds more of it than the base's bfloat16 would."""
+    from gguf import GGUFReader
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.setattr("mta_cli.engine.model.gguf_writer._pre_tokenizer_name", lambda raw: "smollm")
+    plain = AutoModelForCausalLM.from_pretrained(world.entry.path, dtype=torch.bfloat16)
+    plain.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(world.entry.path).save_pretrained(tmp_path / "base")
+    entry, module = replace(world.entry, path=tmp_path / "base"), "model.layers.1.mlp.down_proj"
+    weights = pad_to_uniform_rank(exact(world))
+    write = ExportedModel(weights, entry, None, "f16", {}).files("gguf")["model.gguf"]
+    assert callable(write)
+    write(tmp_path / "model.gguf")
+    tensors = {tensor.name: tensor.data for tensor in GGUFReader(tmp_path / "model.gguf").tensors}
+    wanted = plain.get_submodule(module).weight.detach().float() + weights.delta_weight(module)
+    written = torch.from_numpy(tensors["blk.1.ffn_down.weight"].copy()).float()
+    lost, lost_by_bfloat16 = (float((one - wanted).norm() / wanted.norm()) for one in (written, wanted.bfloat16()))
+    assert lost < 2**-11 < lost_by_bfloat16
 
 
 def test_rows_in_pairs_are_those_that_reading_puts_back() -> None:
@@ -206,7 +228,6 @@ def llamacpp_tokens(
 def test_llama_cpp_says_what_we_say(real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Base and LoRA, and the merged model: the same greedy tokens as ours, but for ties within rounding to float16."""
     from mta_cli.engine.generation.generate import generate_tokens
-    from mta_cli.pipeline.personalize.export import pad_to_uniform_rank
     from tests.bench import personal
 
     allow_hosts(monkeypatch)

@@ -181,10 +181,10 @@ def test_older_banks_are_a_key_away(demo_store: Path) -> None:
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
-            assert head(app).startswith("Bank other v1 (1 of 2) · ")
+            assert head(app).startswith("Bank other v1 on sha256:bbbbbbbbbbbb (1 of 2) · ")
             await pilot.press("b")
             await settled(app, pilot)
-            assert head(app).startswith("Bank lamp-2 v1 (2 of 2) · ")
+            assert head(app).startswith("Bank lamp-2 v1 on tiny (2 of 2) · ")
             assert table(app).row_count == 3
             await pilot.press("b")
             await settled(app, pilot)
