@@ -19,7 +19,7 @@ from tests.pipeline.town import finish
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted(path for path in (ROOT / "README.md", *DOCS.glob("*.md")) if path.exists())
+PAGES = sorted(ROOT.glob("*.md")) + sorted(DOCS.rglob("*.md"))
 SAMPLE = ROOT / "mta_cli" / "sample"
 LINK = re.compile(r"(?<!!)\[[^\]\n]+\]\(([^)\s]+)\)")
 EXAMPLES = re.compile(r"^## (\w+)\n(.*?)(?=^## |\Z)", re.S | re.M)

@@ -27,6 +27,8 @@ SHELL_WORDS = {
     "make",
     "mta",
     "pip",
+    "pipx",
+    "uv",
     "python",
     "python3",
     "echo",
