@@ -12,12 +12,14 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from store.connection import translate_sqlite_errors
 from store.files import disk_fault, hold_temporary
 from store.records import NewItem
+from store.staged_mails import StagedMails
 
 # No journal: after a crash the file is removed unread.
 _SCHEMA = """
@@ -124,6 +126,11 @@ class StagedRecords:
         """How often this was called with these values, this call included."""
         self._conn.execute(_COUNT_OCCURRENCE, (user, task, digest))
         return int(self._conn.execute(_SELECT_OCCURRENCES, (user, task, digest)).fetchone()[0])
+
+    @cached_property
+    def mails(self) -> StagedMails:
+        """A place in the same database for the mails that records are made of."""
+        return StagedMails(self._conn)
 
     def set_time(self, number: int, time: str | None) -> None:
         """Change the time of the record with this `id`."""

@@ -77,7 +77,13 @@ IdColumnOption = Annotated[
     typer.Option("--id", metavar="COLUMN", help='The column of the item\'s id; "" reads none. Else id, where it is.'),
 ]
 MeOption = Annotated[
-    str | None, typer.Option("--me", metavar="NAME", help="The user of all rows, in a file of one user.")
+    list[str] | None,
+    typer.Option(
+        "--me",
+        metavar="NAME",
+        help="The user of a file of one user. For mail, your addresses: repeat it; the first may be another name.",
+        show_default=False,
+    ),
 ]
 PresetOption = Annotated[
     str | None,
@@ -141,11 +147,12 @@ def import_(
         Path("/dev/stdin") if piped else path,
         task,
         outputs,
-        None if me is None else check_name(me),
+        check_name(me[0]) if me else None,
         ColumnMapping(user, input, output, time, id),
         preset,
         hold_out,
         seed,
+        tuple(me[1:]) if me else (),
     )
     source.require_consistent()
     ask = make_consent_prompt(context, can_anchor, yes=yes, piped=piped)

@@ -11,6 +11,7 @@ from tests.pipeline.histories import rows, write
 from tests.shell import mta, mta_ok
 from tests.terminal import Terminal
 
+EXPORTS = Path(__file__).parent.parent / "pipeline" / "data" / "exports"
 FILMS = "person,film,stars\n" + "".join(
     f"{who},A film about {place},{stars}\n"
     for who in ("ann", "bob")
@@ -56,6 +57,9 @@ def test_the_format_may_be_named(store: Path, words: list[str]) -> None:
         (["films.csv", "--input", "{film"], 2, "'{film' is no template"),
         (["films.csv", "--me", "--x"], 4, "cannot be a user's name"),
         (["films.csv", "--preset", "imdb"], 2, "an export of IMDb does not name its user"),
+        ([str(EXPORTS / "mail" / "takeout.mbox")], 2, "which mails in takeout.mbox are yours?"),
+        ([str(EXPORTS / "claude" / "conversations.json")], 2, "does not name its user"),
+        (["notes.jsonl", "--me", "ann", "--me", "bo"], 2, "--me 'bo' is one name too many"),
         (["none.csv"], 3, "There is no file 'none.csv'"),
     ],
 )
@@ -73,6 +77,15 @@ def test_flags_map_the_columns(store: Path) -> None:
 def test_a_file_of_one_user(store: Path) -> None:
     result = mta_ok("data", "import", "own.csv", "--me", "cy", "--input", "text", "--output", "label", "--json").json()
     assert (result["format"], result["users"], result["items_added"]) == ("csv", 1, 4)
+
+
+def test_mail_takes_a_name_and_several_addresses(store: Path) -> None:
+    names = ["--me", "ann", "--me", "ann@example.org", "--me", "ann.reed@work.example"]
+    result = mta_ok("data", "import", str(EXPORTS / "mail" / "takeout.mbox"), *names, "--yes", "--json").json()
+    assert (result["format"], result["users"], result["items_added"]) == ("mbox", 1, 2)
+    assert stored(store, "ann")[1][0] == "Boat house\n\nDo you bring the brushes?\nAnd who drives?"
+    with Registry.open(store) as reg:
+        assert not reg.users.get("ann").can_anchor
 
 
 def test_a_terminal_is_asked_for_missing_columns(store: Path) -> None:

@@ -28,6 +28,7 @@ from tests.trust.mutations import (
     spoil_zip,
 )
 
+EXPORTS = Path(__file__).parent.parent / "pipeline" / "data" / "exports"
 ITEMS = [{"id": str(n), "text": f"film {n}", "tag": "comedy", "date": "2026-01-02"} for n in range(3)]
 LAMP = [{"id": "q1", "user_id": "ann", "input": "a film", "profile": [{**e, "description": e["text"]} for e in ITEMS]}]
 USERS = [
@@ -107,10 +108,10 @@ class Ground:
 def _histories(ground: Ground) -> list[Importer]:
     from mta_cli.pipeline.users.import_file import import_file
 
-    def offer(format: str, task: str | None) -> Callable[[bytes], None]:
+    def offer(format: str, task: str | None, user: str | None = None) -> Callable[[bytes], None]:
         def each(content: bytes) -> None:
             path = ground.file(f"history.{format}", content)
-            ground.unchanged(lambda: list(import_file(ground.reg, format, path, task=task)))
+            ground.unchanged(lambda: list(import_file(ground.reg, format, path, task=task, user=user)))
             with ground.reg.transaction():  # what is known would be refused for that alone
                 for name in ground.reg.users.names():
                     ground.reg.users.forget(ground.reg.users.get(name).id)
@@ -125,6 +126,16 @@ def _histories(ground: Ground) -> list[Importer]:
         Importer("jsonl", [lines], spoil_lines, offer("jsonl", None)),
         Importer("json", [json.dumps(ROWS).encode()], spoil_json, offer("json", None)),
         Importer("csv", [table, table.replace(b",", b";")], spoil_bytes, offer("csv", None)),
+        *(
+            Importer(name, [(EXPORTS / path).read_bytes()], spoil, offer(name, None, "ann@example.org"))
+            for name, path, spoil in (
+                ("mbox", "mail/takeout.mbox", spoil_bytes),
+                ("telegram", "telegram/result.json", spoil_json),
+                ("chatgpt", "chatgpt/conversations.json", spoil_json),
+                ("claude", "claude/conversations.json", spoil_json),
+                ("messages", "messages/sharegpt.json", spoil_json),
+            )
+        ),
     ]
 
 

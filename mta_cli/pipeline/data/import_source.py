@@ -19,6 +19,7 @@ class ImportSource:
     """A file, or a folder of files, and how it is read.
 
     `format` None: by the content. `user` is the user of rows without one, `task` the task of records that name none.
+    `also_me` are further names of `user`: addresses in mail.
     Of each user `hold_out` items become queries; `seed` draws them where times are unknown.
     """
 
@@ -31,11 +32,17 @@ class ImportSource:
     preset: str | None = None
     hold_out: int = 0
     seed: int = 0
+    also_me: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """What messages call it."""
         return self.path.name or str(self.path)
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        """The user's mail addresses, in folded case."""
+        return frozenset(name.casefold() for name in (self.user or "", *self.also_me) if "@" in name)
 
     @property
     def known_preset(self) -> Preset | None:
@@ -75,11 +82,19 @@ class ImportSource:
         """Raises UsageError when an option does not belong to the format, once it is known."""
         if self.outputs is not None and format not in (None, "lamp"):
             raise UsageError(f"--outputs belongs to the format lamp, not to {format}")
-        if format is not None and not FORMATS[format].rows:
-            if not self.columns.is_default:
-                raise UsageError(f"{self.columns.flags()[0]} belongs to files with columns, not to {format}")
-            if self.user is not None:
-                raise UsageError(f"--me belongs to files with columns, not to {format}, which names its users")
+        if format is None:
+            return
+        kind = FORMATS[format].kind
+        if kind != "table" and not self.columns.is_default:
+            raise UsageError(f"{self.columns.flags()[0]} belongs to files with columns, not to {format}")
+        if kind == "document" and self.user is not None:
+            raise UsageError(f"--me belongs to files of one user, not to {format}, which names its users")
+        if kind == "chat" and self.user is None:
+            raise UsageError(f"a file in the format {format} does not name its user", hint="add --me NAME")
+        others = [name for name in self.also_me if "@" not in name] if kind == "mail" else self.also_me
+        if others:
+            only = "is no address" if kind == "mail" else "is one name too many: only mail takes several"
+            raise UsageError(f"--me {format_value(others[0])} {only}")
 
     def _require_preset_consistent(self) -> None:
         preset = self.known_preset

@@ -20,6 +20,7 @@ from mta_cli.pipeline.data.formats.reading import open_rewindable, read_document
 from mta_cli.pipeline.data.formats.rows import parse_rows
 from mta_cli.pipeline.data.formats.users import parse_users
 from mta_cli.pipeline.data.import_source import DEFAULT_TASK, ImportSource
+from mta_cli.pipeline.data.mail_replies import MailReplies
 from mta_cli.pipeline.data.table_sample import checked_rows
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ class ParsedFile:
     warnings: list[str] = field(default_factory=list)
     times_not_stored: int = 0
     formats: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def input_authors(self) -> list[str]:
+        """Whose words the inputs are, where they are not the user's own affair."""
+        return list(dict.fromkeys(filter(None, (FORMATS[form].input_authors for form in self.formats))))
 
     @property
     def user_names(self) -> Collection[str]:
@@ -120,12 +126,13 @@ def _hint(source: ImportSource, intake: ParsedFile) -> str | None:
     """What may help against the faults of a file."""
     if "users" in intake.formats and source.task is None:
         return f"it was read as task {DEFAULT_TASK}; name another with --task"
-    if "time" in intake.findings.fault_fields and all(FORMATS[form].rows for form in intake.formats):
+    if "time" in intake.findings.fault_fields and all(FORMATS[form].kind == "table" for form in intake.formats):
         return 'name another column with --time, or read no times with --time ""'
     return None
 
 
 def _parse_records(source: ImportSource, intake: ParsedFile, find: FindTask) -> Iterator[Record]:
+    mails = MailReplies(source.addresses, source.name, intake.staged.mails, intake.findings)
     for path in source.files():
         with open_rewindable(path) as stream:
             if source.passes_over_unknown and not is_clearly_known(stream, path.name):
@@ -134,8 +141,12 @@ def _parse_records(source: ImportSource, intake: ParsedFile, find: FindTask) -> 
             form = require_format(read_sample(stream, path.name), "csv" if source.preset else source.format)
             source.require_format_consistent(form)
             intake.formats[form] = None
-            parse = _parse_table if FORMATS[form].rows else _parse_document
+            if FORMATS[form].kind == "mail":
+                mails.add(FORMATS[form].load_mails().read_mails(stream, path.name, intake.findings))
+                continue
+            parse = _parse_document if FORMATS[form].kind == "document" else _parse_table
             yield from parse(stream, path, form, source, intake, find)
+    yield from parse_rows(mails.rows(), source.default_task, intake.findings, intake.staged, source.user)
     if not intake.formats:
         raise BadInput(f"{source.name} holds no file in a known format", hint=f"known: {', '.join(FORMATS)}")
 

@@ -94,7 +94,7 @@ def read_table_sample(source: ImportSource) -> TableSample | None:
             if source.passes_over_unknown and not is_clearly_known(stream, path.name):
                 continue
             form = require_format(read_sample(stream, path.name), source.format)
-            if not FORMATS[form].rows:
+            if FORMATS[form].kind != "table":
                 return None
             rows = FORMATS[form].load_rows().read_rows(stream, path.name, ParseFindings())
             return TableSample(path.name, tuple(row for _, row in _take_sample(iter(rows))))

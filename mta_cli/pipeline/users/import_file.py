@@ -72,7 +72,8 @@ def import_source(
 ) -> Iterator[Event]:
     """Import a file or a folder. `can_anchor` None leaves known users' consent unchanged.
 
-    For that many new users, `ask` decides whether they may be anchors; without it they may. A task that a preset brings
+    For that many new users, `ask` decides whether they may be anchors; without it they may. Where the inputs are other
+    people's words, they may not. A task that a preset brings
     is added to the store with the first import that uses it.
 
     Raises `NotFound` for a missing file or task, `BadInput` with every fault of the file, and `UsersChanged` where a
@@ -88,6 +89,8 @@ def import_source(
         if source.hold_out:
             yield from _hold_out(source, intake)
         yield from import_notes(intake)
+        if intake.input_authors:
+            yield _consent_note(intake.input_authors, can_anchor)
         alike = confusable_name_warnings(intake.user_names, names, findings.spellings)
         yield from (Note(text, warning=True) for text in alike)
         if dry_run:
@@ -96,8 +99,17 @@ def import_source(
             yield JobResult(_summary(source, intake) | counts | {"dry_run": True})
             return
         new = sum(name not in stored for name in intake.user_names)
-        newcomers = ask(new) if ask is not None and can_anchor is None and new else can_anchor is not False
+        if can_anchor is not None or intake.input_authors:
+            newcomers = can_anchor is True
+        else:
+            newcomers = ask is None or not new or ask(new)
         yield from _write(reg, source, intake, stored, can_anchor, newcomers)
+
+
+def _consent_note(authors: Sequence[str], can_anchor: bool | None) -> Note:
+    """Whose words the inputs are, and what follows."""
+    rule = ": new users may not be anchors unless you add --can-anchor" if can_anchor is None else ""
+    return Note(f"the inputs are the words of {' and '.join(authors)}{rule}")
 
 
 def _make_find(reg: Registry, source: ImportSource) -> FindTask:
@@ -133,7 +145,7 @@ def _count_stored(reg: Registry, source: ImportSource, intake: ParsedFile, store
     as a query stays one, so that what was held out once is never trained on.
     """
     known = Counter[bool]()
-    from_rows = all(FORMATS[form].rows for form in intake.formats)
+    from_rows = all(FORMATS[form].kind != "document" for form in intake.formats)
     ids = {name: reg.users.get(name).id for name in intake.user_names if name in stored}
     for record in intake.staged if ids else ():
         item, user_id = record.item, ids.get(record.user)
@@ -259,7 +271,8 @@ def _plan(
     source: ImportSource, intake: ParsedFile, stored: set[str], known: Counter[bool], can_anchor: bool | None
 ) -> tuple[PlanLine, ...]:
     met = sum(name in stored for name in intake.user_names)
-    consent = {None: "new users may", True: "all may", False: "none may"}[can_anchor]
+    default = "new users may not" if intake.input_authors else "new users may"
+    consent = {None: default, True: "all may", False: "none may"}[can_anchor]
     return (
         PlanLine("file", str(source.path), "flag PATH"),
         PlanLine("format", ", ".join(intake.formats), "flag FORMAT" if source.format else "by the content"),

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
     from mta_cli.pipeline.data.formats.detect import FileSample
+    from mta_cli.pipeline.data.formats.mail_message import Mail
     from mta_cli.pipeline.data.formats.parse_results import ParseFindings
     from mta_cli.pipeline.data.formats.rows import RawRow
 
@@ -34,17 +35,31 @@ class RowReader(Reader, Protocol):
         ...
 
 
+class MailReader(Reader, Protocol):
+    """The module of a format whose files are mails."""
+
+    def read_mails(self, stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[Mail]:
+        """Every mail that can be read; the others are counted. `stream` is at its start."""
+        ...
+
+
+Kind = Literal["table", "chat", "mail", "document"]
+"""A table's columns can be mapped. Chats and mail are of one user. A document brings users and queries of its own."""
+
+
 @dataclass(frozen=True)
 class Format:
     """A format: its meaning in a line, the module beside this one, and the endings of its files' names.
 
-    `rows`: the module is a `RowReader`, and columns can be mapped. The others bring users and queries of their own.
+    The module of a table or of chats is a `RowReader`, that of mail a `MailReader`. `input_authors` says whose words
+    the inputs are, where they are somebody else's: then new users may not be anchors unless they are allowed to.
     """
 
     meaning: str
     module: str
     endings: tuple[str, ...] = ()
-    rows: bool = True
+    kind: Kind = "table"
+    input_authors: str = ""
 
     def load(self) -> Reader:
         """The module."""
@@ -54,10 +69,22 @@ class Format:
         """The module of a format of rows."""
         return cast(RowReader, self.load())
 
+    def load_mails(self) -> MailReader:
+        """The module of a format of mails."""
+        return cast(MailReader, self.load())
+
+
+_CORRESPONDENTS = "those who wrote to you"
 
 FORMATS = {
-    "lamp": Format("LaMP's questions, with --outputs also its answers", "lamp", rows=False),
-    "users": Format("one JSON list of users with profile and held-out queries", "users", rows=False),
+    "lamp": Format("LaMP's questions, with --outputs also its answers", "lamp", kind="document"),
+    "users": Format("one JSON list of users with profile and held-out queries", "users", kind="document"),
+    "mbox": Format("a mailbox: mails, and your replies to them", "mbox", (".mbox",), "mail", _CORRESPONDENTS),
+    "eml": Format("one mail, or a folder of mails", "eml", (".eml",), "mail", _CORRESPONDENTS),
+    "telegram": Format("Telegram's export of chats, result.json", "telegram", (), "chat", _CORRESPONDENTS),
+    "chatgpt": Format("ChatGPT's export, conversations.json", "chatgpt", (), "chat", "an assistant"),
+    "claude": Format("Claude's export, conversations.json", "claude", (), "chat", "an assistant"),
+    "messages": Format("conversations for training, OpenAI's or ShareGPT's", "messages", (), "table", "those who ask"),
     "parquet": Format("an Apache Parquet table", "parquet", (".parquet",)),
     "jsonl": Format("one JSON record a line", "json_lines", (".jsonl", ".ndjson")),
     "json": Format("one JSON list of records", "json_records", (".json",)),

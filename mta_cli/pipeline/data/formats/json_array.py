@@ -28,8 +28,8 @@ def iter_array(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator
 
     Raises `BadInput` for what is no UTF-8, no JSON, too deep or too large.
     """
-    text = _JsonText(stream, file)
-    start = text.take()
+    text = JsonText(stream, file)
+    start, found = text.peek(), False
     if start != "[":
         if not start:
             raise BadInput(f"{file} is empty")
@@ -37,28 +37,25 @@ def iter_array(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator
             raise BadInput(f"{file} is not JSON: it begins with neither a list nor another value")
         findings.add_fault(SourceLocation(file), f"is {_KINDS[start]}, not a list")
         return
-    if text.peek() == "]":
-        findings.add_fault(SourceLocation(file), "is an empty list")
-        separator = text.take()
-    else:
-        separator = ","
-    while separator == ",":
+    for _ in text.members():
+        found = True
         yield text.read_value()
-        separator = text.take()
-    if separator != "]":
-        text.fail("Expecting ',' delimiter")
-    if text.peek():
-        text.fail("Extra data")
+    if not found:
+        findings.add_fault(SourceLocation(file), "is an empty list")
+    text.require_end()
 
 
-class _JsonText:
-    """The text of a JSON document, decoded in chunks; what was read is dropped."""
+class JsonText:
+    """The text of a JSON document, decoded in chunks; what was read is dropped.
+
+    `values_read` counts the values that were read whole.
+    """
 
     def __init__(self, stream: BinaryIO, file: str) -> None:
         self._stream, self._file = stream, file
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._text, self._at, self._ended = "", 0, False
-        self._bytes, self._values = 0, 0
+        self._bytes, self.values_read = 0, 0
 
     def peek(self) -> str:
         """The next character that is no white space; empty at the end."""
@@ -75,9 +72,45 @@ class _JsonText:
         self._at += len(found)
         return found
 
+    def members(self) -> Iterator[None]:
+        """Stops at each member of the array that begins here; the caller reads it before the next."""
+        self.take()
+        if self.peek() == "]":
+            self.take()
+            return
+        separator = ","
+        while separator == ",":
+            yield
+            separator = self.take()
+        if separator != "]":
+            self.fail("Expecting ',' delimiter")
+
+    def names(self) -> Iterator[str]:
+        """The name of each member of the object that begins here; the caller reads its value before the next."""
+        self.take()
+        if self.peek() == "}":
+            self.take()
+            return
+        separator = ","
+        while separator == ",":
+            if self.peek() != '"':
+                self.fail("Expecting property name enclosed in double quotes")
+            key = str(self.read_value())
+            if self.take() != ":":
+                self.fail("Expecting ':' delimiter")
+            yield key
+            separator = self.take()
+        if separator != "}":
+            self.fail("Expecting ',' delimiter")
+
+    def require_end(self) -> None:
+        """Raises `BadInput` where anything follows."""
+        if self.peek():
+            self.fail("Extra data")
+
     def read_value(self) -> Any:
         """The value that begins here."""
-        self._values += 1
+        self.values_read += 1
         self.peek()
         size = CHUNK_BYTES
         while True:
@@ -102,7 +135,7 @@ class _JsonText:
     def fail(self, message: str, *, cut: bool = False) -> NoReturn:
         """Raises `BadInput` about this place."""
         what = "is cut short" if cut or not self.peek() else "is not JSON"
-        raise BadInput(f"{self._file} {what}: {message} (record {self._values})")
+        raise BadInput(f"{self._file} {what}: {message} (record {self.values_read})")
 
     def _read_more(self, size: int) -> None:
         piece = self._stream.read(size)

@@ -20,6 +20,8 @@ FILE_BYTES = 1 << 30
 """Largest file that is read."""
 LINE_BYTES = 10_000_000
 """Longest line of a JSONL or CSV file."""
+MBOX_BYTES = 1 << 36
+"""Largest mailbox that is read: it is mostly attachments, which are passed over."""
 
 BOM = b"\xef\xbb\xbf"
 """UTF-8's byte order mark."""
@@ -40,7 +42,7 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with _open(path) as stream:
             info = os.fstat(stream.fileno())
-            if stat.S_ISREG(info.st_mode) and info.st_size > FILE_BYTES:
+            if stat.S_ISREG(info.st_mode) and info.st_size > FILE_BYTES and not _may_be_larger(stream, info.st_size):
                 raise_too_large(path, info.st_size)
             yield stream
     except OSError as error:
@@ -93,6 +95,12 @@ def _open(path: Path) -> BinaryIO:
         raise BadInput(f"{name} is a directory, not a file") from error
     except ValueError as error:
         raise BadInput(f"{name} is no path: {error}") from error
+
+
+def _may_be_larger(stream: BinaryIO, size: int) -> bool:
+    start = stream.read(5)
+    stream.seek(0)
+    return start == b"From " and size <= MBOX_BYTES
 
 
 def raise_too_large(path: Path, size: int) -> NoReturn:

@@ -26,6 +26,15 @@ CONTENTS = {
     "csv with tabs": "user\tinput\toutput\nann\ti\to\n",
     "csv with a mark": "\ufeffuser,input,output\n",
     "parquet": "PAR1\0\0",
+    "mbox": "From x@y Mon Mar 02 08:15:00 2026\nFrom: x@y\n\n",
+    "eml": "Received: by x;\n  Mon, 2 Mar 2026\nfrom: x@y\nSubject: z\n\n",
+    "telegram": json.dumps({"name": None, "type": "personal_chat", "id": 1, "messages": []}, indent=1),
+    "telegram, all chats": json.dumps({"about": "Remember: Telegram", "chats": {}}),
+    "telegram, a group": json.dumps({"name": "x", "type": "private_group", "id": 1}),
+    "chatgpt": json.dumps([{"title": "x", "mapping": {}}]),
+    "claude": json.dumps([{"name": "x", "chat_messages": []}]),
+    "messages": json.dumps({"messages": [{"role": "user", "content": "x"}]}),
+    "messages, ShareGPT's": json.dumps([{"id": "1", "conversations": [{"from": "human", "value": "x"}]}]),
 }
 
 
@@ -54,6 +63,9 @@ def test_every_format_is_recognised_by_one_content() -> None:
         ('{"user": "ann", ', "a.JSONL", "jsonl"),
         ("[1, 2]", "a.json", "json"),
         ("note\nfirst\n", "notes.txt", None),
+        ("From here on: nothing\nis a mail.\n", "notes.txt", None),
+        ("To do: from: x\nnothing\n", "notes.txt", None),
+        ("From: x@y", "a.eml", "eml"),
         ("[[[", "x", None),
         (b"\0" * 100, "x", None),
         (b"\xff\xfa", "x", None),

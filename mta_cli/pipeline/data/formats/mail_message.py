@@ -1,0 +1,115 @@
+"""The bytes of one mail → what is read of it, its text without quotes. Knows neither mailboxes nor users."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import EmailPolicy
+from email.utils import getaddresses, parsedate_to_datetime
+from typing import Any, cast
+
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
+from mta_cli.pipeline.data.formats.quoted_text import own_words
+from mta_cli.pipeline.data.formats.turns import clean_text, known_time
+
+MAIL_BYTES = 2 << 20
+"""How much of a mail is read: its text comes before its attachments."""
+HEADER_CHARS, ADDRESS_CHARS = 2_000, 1 << 16
+"""How much of a header is parsed, and of one with addresses or ids."""
+MAX_PARTS = 30
+UNREADABLE = "mails that cannot be read"
+
+_MESSAGE_ID = re.compile(r"<[^<>\s]{1,998}>")
+_ANSWER_MARKS = re.compile(r"(\s*(re|fwd?|aw|wg|sv|vs|antw|tr)\s*(\[\d+\])?\s*:)+\s*", re.IGNORECASE)
+# Others take quadratic time in the length of the text.
+_ENCODINGS = ("7bit", "8bit", "binary", "quoted-printable", "base64")
+_SLOW_CHARSETS = ("punycode", "idna")
+
+
+@dataclass(frozen=True)
+class Mail:
+    """A mail: the id of the one that it answers, or "", and its addresses in folded case.
+
+    `text` is without quotes and signature; None where the mail has no plain text.
+    """
+
+    place: SourceLocation
+    id: str
+    answered: str
+    sender: str
+    receivers: tuple[str, ...]
+    subject: str
+    text: str | None
+    time: str | None
+
+
+class _BoundedPolicy(EmailPolicy):
+    """The library's default, which takes quadratic time for long headers: only their beginning is parsed."""
+
+    def header_fetch_parse(self, name: str, value: str) -> Any:
+        return super().header_fetch_parse(name, value[:HEADER_CHARS])
+
+
+_POLICY = _BoundedPolicy()
+
+
+def read_mail(content: bytes, place: SourceLocation, findings: ParseFindings) -> Iterator[Mail]:
+    """The mail, or none: then it is counted. Its bytes may be cut after `MAIL_BYTES`."""
+    try:
+        mail = _parse(content, place)
+    except Exception:
+        mail = None
+    if mail is None:
+        findings.skip_counts[UNREADABLE] += 1
+    else:
+        yield mail
+
+
+def _parse(content: bytes, place: SourceLocation) -> Mail | None:
+    if content.count(b"ultipart/") > MAX_PARTS:
+        return None
+    message = cast(EmailMessage, message_from_bytes(content, policy=_POLICY))
+    sender = next(iter(_addresses(message, "from")), "")
+    if not sender:
+        return None
+    answered = _MESSAGE_ID.findall(_raw(message, "in-reply-to")) or _MESSAGE_ID.findall(_raw(message, "references"))
+    return Mail(
+        place,
+        next(iter(_MESSAGE_ID.findall(_raw(message, "message-id"))), ""),
+        answered[-1] if answered else "",
+        sender,
+        tuple(_addresses(message, "to", "cc", "delivered-to")),
+        _ANSWER_MARKS.sub("", clean_text(str(message.get("subject", ""))), count=1),
+        _plain_text(message),
+        _time(_raw(message, "date")),
+    )
+
+
+def _raw(message: EmailMessage, name: str) -> str:
+    """The unparsed values of a header."""
+    found = (str(raw) for key, raw in message.raw_items() if key.lower() == name)
+    return clean_text(" ".join(found)[:ADDRESS_CHARS])
+
+
+def _addresses(message: EmailMessage, *names: str) -> list[str]:
+    pairs = getaddresses([_raw(message, name) for name in names])
+    return list(dict.fromkeys(address.casefold() for _, address in pairs if "@" in address))
+
+
+def _plain_text(message: EmailMessage) -> str | None:
+    part = message.get_body(("plain",))
+    if part is None or str(part.get("content-transfer-encoding", "7bit")).casefold() not in _ENCODINGS:
+        return None
+    if str(part.get_param("charset", "")).casefold() in _SLOW_CHARSETS:
+        return None
+    return own_words(clean_text(part.get_content()))
+
+
+def _time(date: str) -> str | None:
+    try:
+        return known_time(parsedate_to_datetime(date).isoformat())
+    except ValueError:
+        return None

@@ -1,0 +1,45 @@
+"""mbox: mails one after another, each below a line that begins with `From `.
+
+The standard library's `mailbox` wants a path and lists every mail first; this reads a stream, one mail at a time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from mta_cli.pipeline.data.formats.detect import FileSample
+from mta_cli.pipeline.data.formats.mail_message import MAIL_BYTES, Mail, read_mail
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
+
+_START = re.compile(rb"From [^\n]*\n>?[!-9;-~]+:")
+_ESCAPED = re.compile(rb">+From ")
+_PIECE_BYTES = 1 << 16
+
+
+def recognise(sample: FileSample) -> bool:
+    """Whether a line `From …` and a header's line begin the file."""
+    return bool(_START.match(sample.start))
+
+
+def read_mails(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[Mail]:
+    """Every mail, in the file's order."""
+    for number, content in enumerate(split_mails(stream), 1):
+        yield from read_mail(content, SourceLocation(file, number), findings)
+
+
+def split_mails(stream: BinaryIO) -> Iterator[bytes]:
+    """The bytes of each mail, without its first line, cut after `MAIL_BYTES`; `>From ` is `From ` again."""
+    lines, size, begun, line_begins = list[bytes](), 0, False, True
+    while line := stream.readline(_PIECE_BYTES):
+        if line_begins and line.startswith(b"From "):
+            if begun:
+                yield b"".join(lines)
+            lines, size, begun = [], 0, True
+        elif begun and size < MAIL_BYTES:
+            lines.append(line[1:] if line_begins and _ESCAPED.match(line) else line)
+            size += len(line)
+        line_begins = line.endswith(b"\n")
+    if begun:
+        yield b"".join(lines)

@@ -1,0 +1,68 @@
+"""Takes out of a mail's text what its sender did not write in it. Knows no format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# Lines below which nothing is the sender's own.
+_SIGNATURE = re.compile(r"--\s*")
+_DIVIDER = re.compile(r"\s*(-{3,} ?\S[^\n]{2,80}\S ?-{3,}|_{10,}|Begin forwarded message:)\s*")
+_DEVICE = re.compile(r"(Sent from my|Get Outlook for|Von meinem|Envoyé de mon|Enviado desde mi) .{2,60}")
+_HEADER_FROM = re.compile(r"\W{0,3}(From|Von|De|Da|Van|Från|Fra|Od)\s?:.+")
+_HEADER_NEXT = re.compile(r"\W{0,3}[^\W\d][\w-]{1,15}\s?:.*")
+# A line, or up to three, that announce a quote.
+_WROTE = re.compile(
+    r"(On|Am|Le|El|Il|Op|Em|Den)\s.{3,300}\s"
+    r"(wrote|schrieb|a écrit|escribió|ha scritto|schreef|escreveu|skrev)\b.{0,80}:"
+)
+_ANNOUNCES = re.compile(r".*(@|\d{4}|\d:\d\d|\b(wrote|writes|said)\b).*:")
+_ANNOUNCE_LINES, _ANNOUNCE_CHARS = 3, 500
+
+
+def own_words(text: str) -> str:
+    """A mail's text without quotes and the lines that announce them, forwarded mails and the signature.
+
+    Where it is unclear where a quote ends, what follows is left out too.
+    """
+    lines = [line.rstrip() for line in text.splitlines()]
+    kept: list[str] = []
+    for number, line in enumerate(lines):
+        if line.startswith(">"):
+            _drop_announcement(kept)
+        elif _ends_own_words(lines, number):
+            break
+        else:
+            kept.append(line)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
+
+
+def _ends_own_words(lines: Sequence[str], number: int) -> bool:
+    line, after = lines[number], lines[number + 1] if number + 1 < len(lines) else ""
+    if _SIGNATURE.fullmatch(line) or _DIVIDER.fullmatch(line) or _DEVICE.fullmatch(line):
+        return True
+    if _HEADER_FROM.fullmatch(line) and _HEADER_NEXT.fullmatch(after):
+        return True
+    announced = _announcement_length(lines, number)
+    below = lines[number + announced : number + announced + 2]
+    return announced > 0 and not any(each.startswith(">") for each in below)
+
+
+def _announcement_length(lines: Sequence[str], number: int) -> int:
+    """How many lines from this one on say that somebody wrote what follows; 0 where they do not."""
+    for length in range(1, _ANNOUNCE_LINES + 1):
+        joined = " ".join(lines[number : number + length])
+        if len(joined) <= _ANNOUNCE_CHARS and _WROTE.fullmatch(joined):
+            return length
+    return 0
+
+
+def _drop_announcement(kept: list[str]) -> None:
+    """Take off the lines that announce the quote which follows."""
+    last = len(kept) - (kept[-1:] == [""])
+    for length in range(min(_ANNOUNCE_LINES, last), 0, -1):
+        if _announcement_length(kept[last - length : last], 0) == length:
+            del kept[last - length :]
+            return
+    if last and len(kept[last - 1]) <= _ANNOUNCE_CHARS and _ANNOUNCES.fullmatch(kept[last - 1]):
+        del kept[last - 1 :]

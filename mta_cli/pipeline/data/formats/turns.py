@@ -1,0 +1,55 @@
+"""Turns of a conversation → rows: what was said to the user, and what the user said next. Knows no format."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
+from mta_cli.pipeline.data.formats.rows import RawRow
+from mta_cli.pipeline.data.formats.timestamps import normalise_time
+
+UNPROMPTED = "your first words of a conversation"
+
+
+class Turn(NamedTuple):
+    """A message with text, of the user (`mine`) or of the other side."""
+
+    mine: bool
+    text: str
+    time: str | None
+    place: SourceLocation
+
+
+def pair_turns(turns: Iterable[Turn], findings: ParseFindings, title: str = "") -> Iterator[RawRow]:
+    """A row for each turn of the user's: the input is the turn before it, or else the conversation's title.
+
+    Consecutive messages of a side are one turn. Without a title, a first turn of the user's is left out and counted.
+    """
+    before = title
+    for mine, messages in itertools.groupby(turns, key=lambda turn: turn.mine):
+        said = list(messages)
+        text = "\n".join(message.text for message in said)
+        if mine and before:
+            yield said[0].place, {"input": before, "output": text, "time": said[0].time}
+        elif mine:
+            findings.skip_counts[UNPROMPTED] += 1
+        before = text
+
+
+def clean_text(value: object) -> str:
+    """Text that can be stored, without white space around it: no NUL, no half of a surrogate pair; "" for no text."""
+    if not isinstance(value, str):
+        return ""
+    return value.replace("\0", "").encode("utf-8", "replace").decode().strip()
+
+
+def known_time(value: object) -> str | None:
+    """A time in the form in which it is stored; None for none, and for what is no time."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        return normalise_time(str(value))
+    except ValueError:
+        return None

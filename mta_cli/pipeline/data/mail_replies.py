@@ -1,0 +1,87 @@
+"""Mails → rows: what was received, and the user's reply to it. Knows no mailbox and no mail's bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+
+from mta_cli.errors import BadInput, UsageError
+from mta_cli.pipeline.data.formats.mail_message import Mail
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation, format_value
+from mta_cli.pipeline.data.formats.rows import RawRow
+from store.staged_mails import StagedMail, StagedMails
+
+NO_PARENT, TO_MYSELF, NO_QUESTION, NO_WORDS = (
+    "your replies to mails that are not here",
+    "your replies to your own mails",
+    "your replies to mails without plain text",
+    "your replies without words of your own in plain text",
+)
+NO_REPLY = "mails of yours that answer none"
+SEARCHED_MAILS = 2_000
+"""Mails in which the user's address is searched where it was not given."""
+_COUNTED_ADDRESSES, _NAMED_ADDRESSES = 100_000, 3
+
+
+class MailReplies:
+    """The mails of an import, of several files together; `addresses` are the user's, in folded case."""
+
+    def __init__(self, addresses: Collection[str], name: str, staged: StagedMails, findings: ParseFindings) -> None:
+        self._addresses, self._name, self._staged, self._findings = addresses, name, staged, findings
+        self._seen, self._mine = 0, 0
+        self._counts: Counter[str] = Counter()
+
+    def add(self, mails: Iterable[Mail]) -> None:
+        """Take the mails of a file. Raises UsageError, with likely addresses, where the user's are unknown."""
+        for mail in mails:
+            self._seen += 1
+            for address in dict.fromkeys((mail.sender, *mail.receivers)):
+                if address in self._counts or len(self._counts) < _COUNTED_ADDRESSES:
+                    self._counts[address] += 1
+            if not self._addresses and self._seen >= SEARCHED_MAILS:
+                self._raise_unknown_user()
+            mine = mail.sender in self._addresses
+            self._mine += mine
+            if mine and not mail.answered:
+                self._findings.skip_counts[NO_REPLY] += 1
+            file, record, _ = mail.place
+            self._staged.add(StagedMail(mail.id, mine, mail.answered, mail.subject, mail.text, mail.time, file, record))
+
+    def rows(self) -> Iterator[RawRow]:
+        """A row for each of the user's replies whose mail is here. Raises where no mail is the user's."""
+        if not self._addresses and self._seen:
+            self._raise_unknown_user()
+        if not self._mine and self._seen:
+            given = ", ".join(sorted(self._addresses))
+            raise BadInput(f"no mail in {self._name} is from {given}", hint=self._likely())
+        for reply in self._staged.replies():
+            asked = self._staged.find(reply.answered)
+            reason = _fault(asked, reply)
+            if asked is None or reason:
+                self._findings.skip_counts[reason] += 1
+                continue
+            question = f"{asked.subject}\n\n{asked.text}".strip()
+            yield (
+                SourceLocation(reply.file, reply.record),
+                {"input": question, "output": reply.text, "time": reply.time},
+            )
+
+    def _raise_unknown_user(self) -> None:
+        raise UsageError(f"which mails in {self._name} are yours?", hint=f"add --me ADDRESS; {self._likely()}")
+
+    def _likely(self) -> str:
+        """The most frequent addresses, for a message."""
+        most = self._counts.most_common(_NAMED_ADDRESSES)
+        named = ", ".join(f"{format_value(address)} ({count:,} mails)" for address, count in most)
+        return f"the most frequent addresses are {named}"
+
+
+def _fault(asked: StagedMail | None, reply: StagedMail) -> str:
+    """Why a reply makes no row; empty where it does."""
+    if asked is None:
+        return NO_PARENT
+    if asked.mine:
+        return TO_MYSELF
+    if asked.text is None or not (asked.text or asked.subject):
+        return NO_QUESTION
+    return "" if reply.text else NO_WORDS

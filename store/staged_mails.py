@@ -1,0 +1,62 @@
+"""Mails on their way into the store, beside the staged records: a reply is joined to its mail in whatever order.
+
+Knows no format of mail.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS mails (
+    number INTEGER PRIMARY KEY, id TEXT UNIQUE, mine INTEGER NOT NULL, answered TEXT NOT NULL, subject TEXT NOT NULL,
+    text TEXT, time TEXT, file TEXT NOT NULL, record INTEGER
+)
+"""
+_INSERT = """INSERT INTO mails (id, mine, answered, subject, text, time, file, record)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
+_COLUMNS = "id, mine, answered, subject, text, time, file, record"
+
+
+class StagedMail(NamedTuple):
+    """A mail, the user's own (`mine`) or a received one; `answered` is the id of the mail before it.
+
+    Ids are empty where there are none.
+    """
+
+    id: str
+    mine: bool
+    answered: str
+    subject: str
+    text: str | None
+    time: str | None
+    file: str
+    record: int | None
+
+
+class StagedMails:
+    """Mails in the temporary database of staged records, each id once."""
+
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        self._conn = conn
+        self._conn.execute(_SCHEMA)
+
+    def add(self, mail: StagedMail) -> None:
+        """Add a mail; the first with its id stays."""
+        self._conn.execute(_INSERT, (mail.id or None, *mail[1:]))
+
+    def find(self, key: str) -> StagedMail | None:
+        """The mail with this id."""
+        row = self._conn.execute(f"SELECT {_COLUMNS} FROM mails WHERE id = ?", (key,)).fetchone()
+        return None if row is None else _mail(row)
+
+    def replies(self) -> Iterator[StagedMail]:
+        """The user's own mails that answer another, in the order in which they came."""
+        query = f"SELECT {_COLUMNS} FROM mails WHERE mine AND answered != '' ORDER BY number"
+        return map(_mail, self._conn.execute(query))
+
+
+def _mail(row: tuple[str | None, int, str, str, str | None, str | None, str, int | None]) -> StagedMail:
+    return StagedMail(row[0] or "", bool(row[1]), *row[2:])
