@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,14 +25,15 @@ if TYPE_CHECKING:
 
 MODEL_NAMES = {"base": "base", "pooled": "common", "fused": "personal", "adapted": "personal"}
 VERDICTS = {
-    "better": "The personal models are better",
-    "worse": "The personal models are worse",
+    "better": "By the loss, the personal models are better",
+    "worse": "By the loss, the personal models are worse",
     "not told apart": "Nothing improved for sure",
 }
 EXAMPLE_RULE = (
     "Shown is each user's held-out query whose own answer gained most likelihood from the common to the personal "
     "model: the best cases, not typical ones. A lower loss is better."
 )
+NAME_WIDTH = 9  # characters of a model's name before its answer
 MAX_ANSWER_WIDTH = 66  # characters of an answer that are shown: one line of a terminal of 80 columns
 
 KeepOption = Annotated[
@@ -111,26 +113,27 @@ def _render_task(course: dict[str, Any], mta: str) -> list[RenderableType]:
 
 
 def _models_line(course: dict[str, Any]) -> str:
-    anchors, kept = len(course["bank"]["anchors"]), "a stack" if course["adapted"] else "a recipe, untrained"
+    anchors, kept = len(course["bank"]["anchors"]), "a stack" if course["adapted"] else "a recipe only"
     return (
-        f"{course['verdict']['users']} new users got {kept}, above a common model and {anchors} anchors. "
-        f"Prompts show {pluralise(course['evaluation']['history_items'], 'history item')}."
+        f"{course['verdict']['users']} new users got {kept}, above a common model and {anchors} anchors; "
+        f"prompts show {pluralise(course['evaluation']['history_items'], 'history item')}."
     )
 
 
 def _render_text_example(comparison: dict[str, Any], modes: Sequence[str]) -> RenderableType:
     """One held-out query and a line for each kind of model; the personal one is the last that was measured."""
     answers = {MODEL_NAMES[mode]: _shorten(comparison["answers"][mode]) or "(an empty answer)" for mode in modes}
-    rows = [(f"  {name}", answer) for name, answer in answers.items()]
-    head = out.text(f"{comparison['user']}: {comparison['prompt']}")
-    return out.group(head, out.key_value_grid([*rows, ("  own", comparison["gold"])]))
+    rows = (*answers.items(), ("own", comparison["gold"]))
+    told = "".join(f"\n  {name:<{NAME_WIDTH}}{answer}" for name, answer in rows)
+    return out.text(f"{comparison['user']}: {comparison['prompt']}{told}")
 
 
 def _render_label_example(comparison: dict[str, Any], modes: Sequence[str]) -> RenderableType:
-    """One held-out query, and the labels in a line."""
+    """One held-out query, and the labels in a line, with the probability of the user's own one."""
     answers = {MODEL_NAMES[mode]: comparison["answers"][mode] for mode in modes}
     told = " · ".join(f"{name}: {answer}" for name, answer in (*answers.items(), ("own", comparison["gold"])))
-    return out.text(f"{comparison['user']}: {comparison['prompt']}\n  {told}")
+    before, after = (math.exp(comparison["gold_logliks"][mode]) for mode in ("pooled", modes[-1]))
+    return out.text(f"{comparison['user']}: {comparison['prompt']}\n  {told} ({before:.0%} → {after:.0%})")
 
 
 def _shorten(answer: str) -> str:
@@ -140,11 +143,11 @@ def _shorten(answer: str) -> str:
 
 def _verdict_line(course: dict[str, Any]) -> str:
     """What all held-out queries say, with the likelihoods of the users' own answers as losses."""
-    said, methods = course["verdict"], course["evaluation"]["methods"]
-    losses = f"base {-said['base']:.2f}, common {-said['before']:.2f} → personal {-said['after']:.2f}"
-    right = ""
-    if "accuracy" in (base := methods["base"]):
-        before, after = (methods[mode]["accuracy"]["value"] for mode in ("pooled", list(methods)[-1]))
-        right = f" Right: base {base['accuracy']['value']:.0%}, common {before:.0%} → personal {after:.0%}."
-    counts = f"All {said['queries']} held-out queries of {said['users']} users"
-    return f"{counts}: loss {losses}.{right} {VERDICTS[said['verdict']]} ({said['low']:+.2f} to {said['high']:+.2f})."
+    said, evaluation = course["verdict"], course["evaluation"]
+    metric, modes = evaluation["metric"], ("base", "pooled", list(evaluation["methods"])[-1])
+    base, before, after = (evaluation["methods"][mode][metric]["value"] for mode in modes)
+    return (
+        f"All {said['queries']} held-out queries of {said['users']} users: loss base {-said['base']:.2f}, "
+        f"common {-said['before']:.2f} → personal {-said['after']:.2f}; {metric} {base:.2f}, {before:.2f} → {after:.2f}. "
+        f"{VERDICTS[said['verdict']]} (95 %: {said['low']:+.3f} to {said['high']:+.3f})."
+    )

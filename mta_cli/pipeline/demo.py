@@ -90,7 +90,7 @@ def plan_demo(root: Path, request: DemoRequest) -> Iterator[Event]:
     for course in demo_tasks(request.full):
         kept = "recipes" if course.adapt is None else "recipes and stacks"
         lines += [
-            PlanLine(f"{course.task}: bank", f"{course.bank.anchors} anchors, {course.bank.task_epochs} epochs"),
+            PlanLine(f"{course.task}: bank", f"{course.bank.anchors} anchors, {course.bank.epochs} epochs"),
             PlanLine(f"{course.task}: {kept}", f"all users with {MAX_NEW_USER_ITEMS} items or fewer"),
         ]
     yield JobPlan("demo", tuple(lines))
@@ -259,7 +259,14 @@ def _choose_example(reg: Registry, name: str, course: DemoTask, evaluation: Mapp
         return None
     query = next(query for query in reg.items.queries(user.id, course.task) if query.id == best)
     answers = dict.fromkeys(EXAMPLE_MODES) | {mode: one.answer for mode, one in given[best].items()}
-    return {"user": name, "prompt": query.input, "answers": answers, "gold": query.gold, "gain": gains[best]}
+    return {
+        "user": name,
+        "prompt": query.input,
+        "answers": answers,
+        "gold": query.gold,
+        "gold_logliks": {mode: one.gold_loglik for mode, one in given[best].items()},
+        "gain": gains[best],
+    }
 
 
 def _gain(answers: Mapping[str, Prediction], personal: str) -> float:

@@ -139,7 +139,11 @@ def test_the_next_steps_parse_and_run(ran: tuple[Path, Ran], here: Path) -> None
 
 @pytest.mark.parametrize(
     ("verdict", "words"),
-    [("better", "are better ("), ("worse", "are worse ("), ("not told apart", "Nothing improved for sure (")],
+    [
+        ("better", "models are better ("),
+        ("worse", "models are worse ("),
+        ("not told apart", "Nothing improved for sure ("),
+    ],
 )
 def test_the_verdict_says_what_the_held_out_queries_say(
     ran: tuple[Path, Ran], here: Path, verdict: str, words: str
