@@ -148,6 +148,7 @@ def _verdict_line(course: dict[str, Any]) -> str:
     base, before, after = (evaluation["methods"][mode][metric]["value"] for mode in modes)
     return (
         f"All {said['queries']} held-out queries of {said['users']} users: loss base {-said['base']:.2f}, "
-        f"common {-said['before']:.2f} → personal {-said['after']:.2f}; {metric} {base:.2f}, {before:.2f} → {after:.2f}. "
+        f"common {-said['before']:.2f} → personal {-said['after']:.2f}; "
+        f"{metric} {base:.2f}, {before:.2f} → {after:.2f}. "
         f"{VERDICTS[said['verdict']]} (95 %: {said['low']:+.3f} to {said['high']:+.3f})."
     )
