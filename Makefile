@@ -39,7 +39,7 @@ models: $(RUN)  ## fetch the embedded default models (about 180 MB to fetch, 360
 	$(BIN)/mta model pull smollm2-135m-instruct
 	$(BIN)/mta model pull minilm-l6
 
-demo: models  ## every stage on the carried sample, with a summary
+demo: models  ## every stage on the carried sample, three minutes; longer: .venv/bin/mta demo --full
 	$(BIN)/mta demo
 
 test: lint types models $(DEV)  ## lint, types, and every test, the real model's too

@@ -1,22 +1,22 @@
 """The job behind `mta demo`: runs every stage on the included sample, with the jobs of the other commands.
 
-Two tasks: `taste`, a labelling task that is measured on held-out queries, and `voice`, a writing task that is shown.
-Every stage can be repeated. Finished stages are kept, so a stopped demo continues where it stopped.
+Two tasks: `voice`, a writing task, whose difference can be read; and `taste`, a labelling task. Both are measured on
+held-out queries, and a few of these are shown. Every stage can be repeated. Finished stages are kept, so a stopped demo
+continues where it stopped.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound
-from mta_cli.events import Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine, TextChunk, forward_events
+from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine, forward_events
 from mta_cli.options import (
     AdaptOptions,
-    AnswerOptions,
     BankOptions,
     FuseOptions,
     MachineOptions,
@@ -33,43 +33,53 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.requests import DemoRequest
     from store.records import User
     from store.registry import Registry
+    from store.tables.predictions import Prediction
 
 SAMPLE = Path(__file__).parent.parent / "sample"
 MAX_NEW_USER_ITEMS = 12  # a user with at most this many items is new: adapted, never an anchor
 SHOWN_USERS = ("bryn", "fleur", "piran")  # short histories, three kinds of taste and three voices
-EVALUATED_MODES = ("base", "pooled", "fused", "adapted")
+EXAMPLE_MODES = ("base", "pooled", "fused", "adapted")
+EXAMPLE_METRIC = "gold_loglik"  # of a held-out query: what its example and the verdict go by
 
 
 @dataclass(frozen=True)
 class DemoTask:
-    """One task of the demo. `users` are adapted, or all new users; `is_evaluated`: held-out queries are scored."""
+    """One task of the demo. All its new users are fused, and with `adapt` they get stacks too.
+
+    `modes` are the models that are measured, the most personal one last; `pooled` is the common model, which is the
+    task adapter alone.
+    """
 
     task: str
     bank: BankOptions
-    adapt: AdaptOptions
     prompt: PromptOptions
-    users: tuple[str, ...] = ()
-    is_evaluated: bool = False
+    adapt: AdaptOptions | None
+    modes: tuple[str, ...] = EXAMPLE_MODES
 
 
-def demo_tasks(quick: bool) -> tuple[DemoTask, DemoTask]:
-    """The two tasks, sized for a few minutes on two cores; with `quick` for about half of that."""
-    anchors, epochs = (3, 1) if quick else (6, 2)
+def demo_tasks(full: bool) -> tuple[DemoTask, DemoTask]:
+    """The two tasks, sized for less than three minutes on two cores; with `full` for about seven."""
     # Short histories give few steps, so batches are small and the anchors' learning rate is higher.
     bank = BankOptions(
-        anchors=anchors,
-        epochs=epochs,
-        task_epochs=epochs,
+        anchors=6,
+        epochs=2,
+        task_epochs=1,
         min_items=MAX_NEW_USER_ITEMS + 1,
         batch_size=4,
         learning_rate=1e-3,
         held_out_weights=False,  # a task adapter more would take a fifth of the time
     )
+    if full:
+        return (
+            DemoTask("voice", bank, PromptOptions(2), AdaptOptions()),
+            DemoTask("taste", replace(bank, task_epochs=2), PromptOptions(2), AdaptOptions()),
+        )
+    # Without history items prompts are short, and everything personal is in the weights. Labels need no stacks: their
+    # label memory is personal.
+    texts, labels = replace(bank, anchors=8, epochs=4), replace(bank, anchors=4, batch_size=8, task_placement="upper")
     return (
-        DemoTask(
-            "taste", bank, AdaptOptions(), PromptOptions(2), users=SHOWN_USERS if quick else (), is_evaluated=True
-        ),
-        DemoTask("voice", replace(bank, task_epochs=1), AdaptOptions(), PromptOptions(2), users=SHOWN_USERS),
+        DemoTask("voice", texts, PromptOptions(0), AdaptOptions(steps=5), ("base", "pooled", "adapted")),
+        DemoTask("taste", labels, PromptOptions(0), None, ("base", "pooled", "fused")),
     )
 
 
@@ -77,11 +87,11 @@ def plan_demo(root: Path, request: DemoRequest) -> Iterator[Event]:
     """The plan of `run_demo` in a store at `root`, which is not changed."""
     models = request.models
     lines = [PlanLine("store", str(root)), PlanLine("base", models.base), PlanLine("embedder", models.embedder)]
-    for course in demo_tasks(request.quick):
-        who = ", ".join(course.users) or f"all users with {MAX_NEW_USER_ITEMS} items or fewer"
+    for course in demo_tasks(request.full):
+        kept = "recipes" if course.adapt is None else "recipes and stacks"
         lines += [
-            PlanLine(f"{course.task}: bank", f"{course.bank.anchors} anchors, {course.bank.task_epochs} epochs"),
-            PlanLine(f"{course.task}: adapted", who),
+            PlanLine(f"{course.task}: bank", f"{course.bank.anchors} anchors, {course.bank.epochs} epochs"),
+            PlanLine(f"{course.task}: {kept}", f"all users with {MAX_NEW_USER_ITEMS} items or fewer"),
         ]
     yield JobPlan("demo", tuple(lines))
     yield JobResult({"dry_run": True, "store": str(root)})
@@ -93,7 +103,7 @@ def run_demo(reg: Registry, request: DemoRequest) -> Iterator[Event]:
     yield Note(f"This demo keeps everything in {reg.root}")
     base, embedder = yield from _pull_missing_models(request.models)
     results = []
-    for course in demo_tasks(request.quick):
+    for course in demo_tasks(request.full):
         result = yield from _run_demo_task(reg, course, _options(course, request))
         results.append(result)
     yield JobResult(
@@ -101,11 +111,16 @@ def run_demo(reg: Registry, request: DemoRequest) -> Iterator[Event]:
             "store": str(reg.root),
             "base": base.name,
             "embedder": embedder.name,
-            "quick": request.quick,
+            "quick": not request.full,
             "seconds": round(time.monotonic() - started, 1),
             "courses": results,
         }
     )
+
+
+def demo_history_items(full: bool) -> int:
+    """How many history items the demo's prompts show: the setting of its own store, or its models answer worse."""
+    return max(course.prompt.history_items for course in demo_tasks(full))
 
 
 def require_demo_store(root: Path) -> None:
@@ -136,13 +151,13 @@ def _pull_missing_models(models: ModelOptions) -> Generator[Event, None, tuple[M
 
 
 def _options(course: DemoTask, request: DemoRequest) -> OptionSet:
+    adapt = course.adapt or AdaptOptions()
     return OptionSet(
         course.bank,
         ScreeningOptions(),
-        FuseOptions(shots=course.adapt.shots),
-        course.adapt,
+        FuseOptions(shots=adapt.shots),
+        adapt,
         course.prompt,
-        AnswerOptions(max_tokens=40),
         MemoryOptions(),
         request.models,
         request.machine,
@@ -153,20 +168,20 @@ def _run_demo_task(reg: Registry, course: DemoTask, options: OptionSet) -> Gener
     started = time.monotonic()
     task, imported = yield from _import(reg, course)
     bank = yield from _build_demo_bank(reg, course, options)
-    adapted = yield from _adapt(reg, course, options)
-    comparisons = yield from _compare(reg, course, options)
-    evaluation = None
-    if course.is_evaluated:
-        evaluation = yield from _evaluate(reg, course, task, options)
+    users = [user for user, items in reg.users.users_with_items(course.task) if items <= MAX_NEW_USER_ITEMS]
+    recipes, adapted = yield from _personalize(reg, course, users, options)
+    evaluation = yield from _evaluate(reg, course, task, users, options)
+    shown = [example for name in SHOWN_USERS if (example := _choose_example(reg, name, course, evaluation)) is not None]
     return {
         "task": task.name,
         "description": task.description,
         "imported": imported,
         "bank": bank,
-        "recipes": [_shown_user_recipe(reg, name, task.name, options) for name in SHOWN_USERS],
+        "recipes": recipes,
         "adapted": adapted,
-        "comparisons": comparisons,
+        "comparisons": shown,
         "evaluation": evaluation,
+        "verdict": _verdict(course, evaluation),
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -186,74 +201,94 @@ def _import(reg: Registry, course: DemoTask) -> Generator[Event, None, tuple[Tas
 def _build_demo_bank(reg: Registry, course: DemoTask, options: OptionSet) -> Generator[Event, None, dict[str, Any]]:
     from mta_cli.pipeline.bank.build import build_bank
     from mta_cli.pipeline.requests import bank_request
+    from mta_cli.pipeline.user_weights import current_bank
 
     yield Note(f"{course.task}, 2 of 4: the bank (the task adapter, then a meta-LoRA for each anchor)")
     request = bank_request(reg, options, course.task)
     built: dict[str, Any] = yield from forward_events(build_bank(reg, request))
+    newest = current_bank(reg, course.task, request.base.fingerprint)
+    if newest.version != built["version"]:  # of a demo with --full, or built by hand
+        yield Note(f"Bank {newest.name} v{newest.version} is newer and is used instead.", warning=True)
     return built
 
 
-def _adapt(reg: Registry, course: DemoTask, options: OptionSet) -> Generator[Event, None, list[dict[str, Any]]]:
+def _personalize(
+    reg: Registry, course: DemoTask, users: Sequence[User], options: OptionSet
+) -> Generator[Event, None, tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    """A recipe for each of `users`, and a stack where the task has stacks; `return`s the documents of both."""
     from mta_cli.pipeline.personalize.adapt import adapt_users
+    from mta_cli.pipeline.personalize.fuse import fuse_users
     from mta_cli.pipeline.requests import adapt_request
 
-    names = [user.name for user in _adapted_users(reg, course)]
-    yield Note(f"{course.task}, 3 of 4: a recipe and a stack for each of {len(names)} new users")
-    request = adapt_request(reg, options, names, course.task)
-    job = adapt_users(reg, request.users, request.fuse, request.options)
-    adapted: list[dict[str, Any]] = yield from forward_events(job)
-    return adapted
-
-
-def _adapted_users(reg: Registry, course: DemoTask) -> list[User]:
-    if course.users:
-        return [reg.users.get(name) for name in course.users]
-    return [user for user, items in reg.users.users_with_items(course.task) if items <= MAX_NEW_USER_ITEMS]
-
-
-def _shown_user_recipe(reg: Registry, name: str, task: str, options: OptionSet) -> dict[str, Any]:
-    from mta_cli.pipeline.personalize.fuse import recipe_json
-    from mta_cli.pipeline.requests import base_model
-    from mta_cli.pipeline.user_weights import current_bank
-
-    user, bank = reg.users.get(name), current_bank(reg, task, base_model(options).fingerprint)
-    recipe = reg.recipes.get(user.id, task, bank.id)
-    assert recipe is not None  # every shown user was adapted, which makes a recipe first
-    return recipe_json(reg, user, bank, recipe)
-
-
-def _compare(reg: Registry, course: DemoTask, options: OptionSet) -> Generator[Event, None, list[dict[str, Any]]]:
-    """The same held-out question to three users' models, with the gold of each."""
-    from mta_cli.pipeline.chat.answer import ChatModel
-    from mta_cli.pipeline.chat.compare import compare_prompt
-    from mta_cli.pipeline.requests import base_model, chat_options
-
-    yield Note(f"{course.task}, 4 of 4: answers on held-out queries")
-    asking = chat_options(options, course.task)
-    users = [reg.users.get(name) for name in SHOWN_USERS]
-    yield JobStarted(f"compare {course.task}", unit="tokens")
-    model, found, spoken = ChatModel.load_for_user(reg, base_model(options), users[0], asking), [], 0
-    for user in users:
-        query = reg.items.queries(user.id, course.task, 1)[0]
-        model.set_user(user, None)
-        ids, _, _ = model.fit_prompt([{"role": "user", "content": query.input}], model.prompt_history(query.input))
-        for event in compare_prompt(model, query.input, ids):
-            if isinstance(event, JobResult):
-                found.append({**event.result, "gold": query.gold})
-            elif isinstance(event, TextChunk):
-                spoken += 1
-                yield JobProgress(f"{user.name}, {event.column}", spoken)
-    return found
+    made = "a recipe" if course.adapt is None else "a recipe and a stack"
+    yield Note(f"{course.task}, 3 of 4: {made} for each of {len(users)} new users")
+    request = adapt_request(reg, options, [user.name for user in users], course.task)
+    adapted: list[dict[str, Any]] = []
+    if course.adapt is not None:  # adapting makes the recipes that are missing
+        adapted = yield from forward_events(adapt_users(reg, users, request.fuse, request.options))
+    recipes: list[dict[str, Any]] = yield from forward_events(fuse_users(reg, users, request.fuse))
+    return recipes, adapted
 
 
 def _evaluate(
-    reg: Registry, course: DemoTask, task: Task, options: OptionSet
+    reg: Registry, course: DemoTask, task: Task, users: Sequence[User], options: OptionSet
 ) -> Generator[Event, None, dict[str, Any]]:
     from mta_cli.pipeline.evaluation.stored_models import evaluate_users
     from mta_cli.pipeline.requests import base_model
 
-    users = _adapted_users(reg, course)
-    base, machine = base_model(options), options[MachineOptions]
-    job = evaluate_users(reg, base, task, users, EVALUATED_MODES, course.prompt, machine)
+    yield Note(f"{course.task}, 4 of 4: every held-out query of these users, answered by each model")
+    job = evaluate_users(reg, base_model(options), task, users, course.modes, course.prompt, options[MachineOptions])
     evaluation: dict[str, Any] = yield from forward_events(job)
     return evaluation
+
+
+def _choose_example(reg: Registry, name: str, course: DemoTask, evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The user's held-out query whose gold became likeliest from the common to the personal model, with all answers.
+
+    `gain` is that change of the gold's log-likelihood (nats, as the evaluation measures it). None where the user has no
+    query.
+    """
+    user = reg.users.get(name)
+    given: dict[int, dict[str, Prediction]] = {}
+    for one in reg.evaluations.predictions.load_predictions(evaluation["evaluation"]):
+        if one.user_id == user.id:
+            given.setdefault(one.query_id, {})[one.method] = one
+    gains = {number: _gain(answers, course.modes[-1]) for number, answers in given.items()}
+    best = max(gains, key=gains.__getitem__, default=None)
+    if best is None:
+        return None
+    query = next(query for query in reg.items.queries(user.id, course.task) if query.id == best)
+    answers = dict.fromkeys(EXAMPLE_MODES) | {mode: one.answer for mode, one in given[best].items()}
+    return {
+        "user": name,
+        "prompt": query.input,
+        "answers": answers,
+        "gold": query.gold,
+        "gold_logliks": {mode: one.gold_loglik for mode, one in given[best].items()},
+        "gain": gains[best],
+    }
+
+
+def _gain(answers: Mapping[str, Prediction], personal: str) -> float:
+    return (answers[personal].gold_loglik or 0.0) - (answers["pooled"].gold_loglik or 0.0)
+
+
+def _verdict(course: DemoTask, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What all held-out queries say of the personal models against the common one, by the gold's log-likelihood."""
+    from mta_cli.pipeline.report.results import difference_verdict
+
+    difference = next(
+        row for row in evaluation["differences"] if row["b"] == "pooled" and row["metric"] == EXAMPLE_METRIC
+    )
+    values = {mode: found[EXAMPLE_METRIC]["value"] for mode, found in evaluation["methods"].items()}
+    return {
+        "users": evaluation["users"],
+        "queries": evaluation["queries"],
+        "metric": EXAMPLE_METRIC,
+        "base": values["base"],
+        "before": values["pooled"],
+        "after": values[course.modes[-1]],
+        "low": difference["low"],
+        "high": difference["high"],
+        "verdict": difference_verdict(difference),
+    }

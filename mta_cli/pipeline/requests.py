@@ -167,11 +167,11 @@ class ChatOptions:
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """The request of the demo. `quick` trains less and adapts only the three users who are shown."""
+    """The request of the demo. `full` trains more, and stacks for the labels too."""
 
     models: ModelOptions
     machine: MachineOptions
-    quick: bool = False
+    full: bool = False
 
 
 def bank_request(reg: Registry, options: OptionSet, task: str, name: str | None = None) -> BankRequest:
@@ -261,9 +261,9 @@ def chat_options(
     )
 
 
-def demo_request(options: OptionSet, *, quick: bool) -> DemoRequest:
+def demo_request(options: OptionSet, *, full: bool) -> DemoRequest:
     """The request of `mta demo`."""
-    return DemoRequest(options[ModelOptions], options[MachineOptions], quick)
+    return DemoRequest(options[ModelOptions], options[MachineOptions], full)
 
 
 def base_model(options: OptionSet) -> ModelEntry:

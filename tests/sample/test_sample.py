@@ -52,7 +52,7 @@ def test_there_are_enough_people_and_items(name: str) -> None:
     assert all(12 <= len(user["profile"]) <= 40 and 3 <= len(user["query"]) <= 4 for user in people)
     new = [user["user_id"] for user in people if len(user["profile"]) <= MAX_NEW_USER_ITEMS]
     assert len(new) >= 8 and set(SHOWN_USERS) <= set(new)
-    assert len(people) - len(new) >= max(course.bank.anchors for course in demo_tasks(quick=False))
+    assert len(people) - len(new) >= max(course.bank.anchors for full in (False, True) for course in demo_tasks(full))
 
 
 def test_both_tasks_have_the_same_people_and_names_are_plain_data() -> None:

@@ -54,7 +54,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "serve key rm": ("mta serve key rm laptop",),
     "ps": ("mta ps",),
     "tui": ("mta tui",),
-    "demo": ("mta demo --dry-run", "mta demo --quick"),
+    "demo": ("mta demo --dry-run", "mta demo --full"),
     "config list": ("mta config list", "mta config list --changed"),
     "config get": ("mta config get bank.rank",),
     "config set": ("mta config set adapt.shots 10", "mta config set models.base qwen3-0.6b --in-store"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mta_cli.errors import IntegrityFault, NotFound, UsageError
-from mta_cli.pipeline.personalize.fuse import fuse_user
+from mta_cli.pipeline.personalize.fuse import fuse_user, fuse_users
 from mta_cli.pipeline.user_weights import merge_user_weights
 from store.records import ModelRecord
 from store.registry import Registry
@@ -91,3 +91,12 @@ def test_a_dry_run_stores_no_recipe(peopled: Registry) -> None:
     before = peopled.count_rows()
     finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request(), dry_run=True))
     assert peopled.count_rows() == before
+
+
+def test_several_users_are_fused_as_one_by_one_and_those_with_a_recipe_keep_it(peopled: Registry) -> None:
+    built(peopled)
+    alone = fused(peopled, "ida", weights="uniform")
+    users = [peopled.users.get(name) for name in ("ida", "jon", "kim")]
+    together: list = finish(fuse_users(peopled, users, fuse_request()))[0]  # type: ignore[type-arg]
+    assert together == [alone, fused(peopled, "jon"), fused(peopled, "kim")]
+    assert [recipe["method"] for recipe in together] == ["uniform", "evidence", "evidence"]
