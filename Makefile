@@ -15,7 +15,7 @@ TRUST   = tests/trust tests/tui/test_terminal.py tests/pipeline/users/test_conse
 PYTEST  = OMP_NUM_THREADS=1 MTA_TEST_MODELS="$$($(BIN)/mta model path)" $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo test test-fast test-slow nightly trust versions lint types format docs screens bench check-gpu clean
+.PHONY: help install models demo test test-fast test-slow nightly trust versions lint types format docs screens bench check-gpu dist clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -89,6 +89,12 @@ bench: models $(DEV)  ## the benchmarks beside PEFT and TRL, one after another (
 
 check-gpu: $(DEV)  ## whether all is computed right on this machine's GPU, and how fast; ends in one JSON document
 	@$(BIN)/python -m tests.check_gpu --device $(DEVICE)
+
+dist: $(BIN)/python  ## wheel and sdist in dist/, their metadata checked by twine
+	$(BIN)/python -m pip install --quiet build twine
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:  ## remove .venv, caches and what was built
 	rm -rf $(VENV) $(VENV)-lowest-direct $(VENV)-highest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
