@@ -35,6 +35,7 @@ COMMAND_TARGETS = {
     "serve": "serve:app",
     "ps": "ps:ps",
     "tui": "tui:tui",
+    "quick": "quick:quick",
     "demo": "demo:demo",
     "doctor": "doctor:doctor",
     "backup": "backup:backup",

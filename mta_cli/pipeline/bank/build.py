@@ -27,6 +27,7 @@ from mta_cli.pipeline.bank.task_adapter import (
     task_adapter_training,
 )
 from mta_cli.pipeline.bank.verify import bank_json
+from mta_cli.pipeline.bank_sizes import bank_sizes
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.executors import Executors, open_executors
 from mta_cli.pipeline.memory.bank_memory import LABEL_RATES_KEY
@@ -67,21 +68,20 @@ def contributors(
     reg: Registry, task: str, options: BankOptions, user_ids: frozenset[int] | None = None
 ) -> list[Contributor]:
     """Users among `user_ids` (None: all) who consent and have enough items for an anchor or the task adapter."""
-    least = options.min_items if options.task_min_items is None else min(options.task_min_items, options.min_items)
     return [
         Contributor(user, tuple(reg.items.recent_items(user.id, task, options.max_items or None)), count)
         for user, count in reg.users.users_with_items(task)
-        if user.can_anchor and count >= least and (user_ids is None or user.id in user_ids)
+        if user.can_anchor and count >= options.pool_items and (user_ids is None or user.id in user_ids)
     ]
 
 
 def anchor_candidates(pool: Sequence[Contributor], task: str, options: BankOptions) -> list[Contributor]:
     """Those of `pool` with enough items to be an anchor. Raises BadInput when there are too few."""
-    found = [candidate for candidate in pool if candidate.items_held >= options.min_items]
-    if len(found) < options.anchors:
+    found = [candidate for candidate in pool if candidate.items_held >= options.anchor_items]
+    if len(found) < options.anchor_count:
         raise BadInput(
-            f"{options.anchors} anchors asked for, and {len(found)} users may be one "
-            f"(they have consented and hold at least {options.min_items} items of task {task}).",
+            f"{options.anchor_count} anchors asked for, and {len(found)} users may be one "
+            f"(they have consented and hold at least {options.anchor_items} items of task {task}).",
             hint=f"--anchors {len(found)}, or a smaller --min-items"
             if found
             else "a smaller --min-items, or import more",
@@ -126,12 +126,19 @@ def build_bank(
     `executors` are those of the job that the build is a part of.
     """
     require_targets(request.options.targets, request.base.path)
+    sizes = bank_sizes(reg, request.task.name, request.options, request.user_ids)
+    request = replace(request, options=sizes.options)
     pool = contributors(reg, request.task.name, request.options, request.user_ids)
     chosen = anchor_candidates(pool, request.task.name, request.options)
-    yield JobPlan("bank build", (*plan, *build_plan_lines(reg, request, pool, chosen)))
+    yield JobPlan("bank build", (*plan, *sizes.plan_lines, *build_plan_lines(reg, request, pool, chosen)))
     if dry_run:
         yield JobResult(
-            {"dry_run": True, "task": request.task.name, "anchors": request.options.anchors, "candidates": len(chosen)}
+            {
+                "dry_run": True,
+                "task": request.task.name,
+                "anchors": request.options.anchor_count,
+                "candidates": len(chosen),
+            }
         )
         return
     name = request.name or request.task.name
@@ -187,7 +194,7 @@ def estimate_build(
     row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
     pooled = sum(len(c.items) for c in pool) * options.task_epochs if options.task_adapter and not shared else 0
     pooled *= 2 if task.labels and options.held_out_weights else 1
-    longest = sorted((len(c.items) for c in chosen), reverse=True)[: options.anchors]
+    longest = sorted((len(c.items) for c in chosen), reverse=True)[: options.anchor_count]
     return BuildCost(
         (
             TokenLoad(row * pooled, options.task_placement),
@@ -269,12 +276,12 @@ def _plan_anchors(
     picks = choose_anchors(
         profiles,
         [len(c.items) for c in chosen],
-        options.anchors,
+        options.anchor_count,
         seed=request.machine.seed,
         pick=options.pick,
     )
-    if len(picks) < options.anchors:
-        yield Note(f"Only {len(picks)} of {options.anchors} anchors: some profiles coincide.", warning=True)
+    if len(picks) < options.anchor_count:
+        yield Note(f"Only {len(picks)} of {options.anchor_count} anchors: some profiles coincide.", warning=True)
     return reg.banks.plan_anchors(
         bank.id, [(users[p.index].id, p.cluster, p.cluster_size, len(chosen[p.index].items)) for p in picks]
     )

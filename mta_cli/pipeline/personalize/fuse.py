@@ -47,21 +47,42 @@ def fuse_user(
     if dry_run:
         yield JobResult({"dry_run": True, "user": user.name, "bank": bank.name})
         return
+    recipes = yield from _fuse(reg, bank, [user], request)
+    yield ArtifactSaved("recipe", user.name, f"{recipes[user.id].bytes} bytes")
+    yield JobResult(recipe_json(reg, user, bank, recipes[user.id]))
+
+
+def fuse_users(reg: Registry, users: Sequence[User], request: FuseRequest) -> Iterator[Event]:
+    """Make and store the recipes of those of `users` who have none on the current bank.
+
+    `JobResult.result` is a list with the document of `mta user fuse` of each user.
+    """
+    bank = current_bank(reg, request.task.name, request.base.fingerprint)
+    known = {user.id: reg.recipes.get(user.id, request.task.name, bank.id) for user in users}
+    missing = [user for user in users if known[user.id] is None]
+    made = (yield from _fuse(reg, bank, missing, request)) if missing else {}
+    recipes = {user_id: recipe for user_id, recipe in known.items() if recipe is not None} | made
+    yield JobResult([recipe_json(reg, user, bank, recipes[user.id]) for user in users])
+
+
+def _fuse(
+    reg: Registry, bank: Bank, users: Sequence[User], request: FuseRequest
+) -> Generator[Event, None, dict[int, Recipe]]:
+    """Make and store the recipes of `users`; `return`s them by user id. Without shots, no base is loaded."""
     from mta_cli.engine.methods.method import NEEDS_SHOTS
 
-    needs_base = weighting_of(request.options) in NEEDS_SHOTS and reg.items.recent_items(
-        user.id, request.task.name, request.options.shots
+    needs_base = weighting_of(request.options) in NEEDS_SHOTS and any(
+        reg.items.recent_items(user.id, request.task.name, request.options.shots) for user in users
     )
+    held = [*(user.id for user in users), *anchor_users(reg, bank)]
     with (
-        reg.hold_users(f"fusion for {request.task.name}{request.executor.place}", [user.id, *anchor_users(reg, bank)]),
+        reg.hold_users(f"fusion for {request.task.name}{request.executor.place}", held),
         open_executors(request.executor) as executors,
     ):
         base = load_with_task_adapter(reg, bank, request) if needs_base else None
-        fusing = yield from prepare_fusing(reg, bank, [user], request, base)
+        fusing = yield from prepare_fusing(reg, bank, users, request, base)
         executor = executors.for_base(base, request.base.path) if base is not None else None
-        recipes = yield from make_recipes(reg, fusing, [user], request, executor)
-    yield ArtifactSaved("recipe", user.name, f"{recipes[user.id].bytes} bytes")
-    yield JobResult(recipe_json(reg, user, bank, recipes[user.id]))
+        return (yield from make_recipes(reg, fusing, users, request, executor))
 
 
 def anchor_users(reg: Registry, bank: Bank) -> list[int]:
