@@ -22,7 +22,6 @@ from mta_cli.commands.data import (
     UserColumnOption,
 )
 from mta_cli.commands.shared.arguments import (
-    AssumeConsentOption,
     ConsentOption,
     DryRunOption,
     JsonOption,
@@ -46,6 +45,7 @@ from mta_cli.printable import clean_line
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from mta_cli.pipeline.data.import_source import ImportSource
     from store.registry import Registry
 
 FileArgument = Annotated[
@@ -57,6 +57,9 @@ MinutesOption = Annotated[
 HoldOutOption = Annotated[
     int,
     typer.Option("--hold-out", metavar="N", min=1, help="Items of each user that are held out to measure; the latest."),
+]
+AssumeOption = Annotated[
+    bool, typer.Option("--yes", "-y", help="Do not ask: take the guessed columns, and new users may be anchors.")
 ]
 TaskNameOption = Annotated[
     str | None,
@@ -87,7 +90,7 @@ def quick(
     hold_out: HoldOutOption = 2,
     task: TaskNameOption = None,
     can_anchor: ConsentOption = None,
-    yes: AssumeConsentOption = False,
+    yes: AssumeOption = False,
     flags: Flags,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -123,7 +126,7 @@ def _make_source(
     task: str | None,
     hold_out: int,
     seed: int,
-) -> Any:
+) -> ImportSource:
     from mta_cli.pipeline.data.column_mapping import ColumnMapping
     from mta_cli.pipeline.data.import_source import ImportSource
     from store.names import check_name
@@ -174,7 +177,7 @@ def render_verdict(result: dict[str, Any], *, store: Path | None = None) -> Rend
         out.text(""),
         out.text(_gain_lines(result)),
         out.text(f"Verdict: {result['verdict']}: {result['why']}.", style="bold"),
-        out.text(""),
+        out.text(f"{result['example_rule'].capitalize()}:"),
         out.table(columns, examples),
         out.text("Next:\n" + "\n".join(f"  {_in_store(command, store)}" for command in result["next"])),
     )
@@ -211,7 +214,7 @@ def _gain_lines(result: dict[str, Any]) -> str:
     return (
         f"The personal model was better for {result['better']} of {result['measured_users']} users, the same for "
         f"{result['same']}, worse for {result['worse']}.\n"
-        f"Gain over the common model in {METRICS[result['deciding_metric']]}: {gain['value']:+.3f} "
+        f"Gain over the common model in {METRICS[result['deciding_metric']]}, 95 % interval: {gain['value']:+.3f} "
         f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
     )
 

@@ -78,6 +78,11 @@ def contributors(
 def anchor_candidates(pool: Sequence[Contributor], task: str, options: BankOptions) -> list[Contributor]:
     """Those of `pool` with enough items to be an anchor. Raises BadInput when there are too few."""
     found = [candidate for candidate in pool if candidate.items_held >= options.anchor_items]
+    if not found and options.anchors == 1:
+        raise BadInput(
+            f"No user may be an anchor of task {task}: none has consented and {options.anchor_items} items.",
+            hint="mta user consent USER --can-anchor, a smaller --min-items, or import more",
+        )
     if len(found) < options.anchor_count:
         raise BadInput(
             f"{options.anchor_count} anchors asked for, and {len(found)} users may be one "

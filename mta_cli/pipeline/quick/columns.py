@@ -35,15 +35,15 @@ def complete_columns(source: ImportSource) -> CompleteSource:
     source.require_consistent()
     sample = read_table_sample(source)
     if sample is None or not sample.rows:
-        return CompleteSource(source, (PlanLine("file", source.name, "flag FILE"),))
+        return CompleteSource(source, (PlanLine("file", source.name, "given"),))
     guess, lines, columns = sample.guess().columns, [], source.columns
     missing = sample.missing_parts(source)
     for part in PARTS:
         given, own = getattr(columns, part), find_column(part, sample.columns)
         if part == "user" and source.user is not None:
-            lines.append(PlanLine(part, source.user, "flag --me"))
+            lines.append(PlanLine(part, source.user, "given"))
         elif given is not None:
-            lines.append(PlanLine(part, given or "none", f"flag --{part}"))
+            lines.append(PlanLine(part, given or "none", "given"))
         elif own is not None:
             lines.append(PlanLine(part, own, "by its name"))
         elif (guessed := getattr(guess, part)) is not None and (part in missing or part == "time"):

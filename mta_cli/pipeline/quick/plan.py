@@ -5,12 +5,13 @@ The rate is measured by training steps on the file's own prompts. Pure functions
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from mta_cli.events import PlanLine
 from mta_cli.options import AdaptOptions, BankOptions, FuseOptions
+from mta_cli.pipeline.bank.memory_weights import MAX_GUESSED_ITEMS
 from mta_cli.pipeline.bank_sizes import BY_THE_DATA, choose_sizes
 
 if TYPE_CHECKING:
@@ -24,14 +25,15 @@ BATCH_SIZE = 4
 TIMED_STEPS = 2
 OVERHEAD_SECONDS = 10.0  # loading models, embedding items
 # in training rows of all layers
-UPPER_ROW, EVIDENCE_ROW, LABEL_ANSWER, TEXT_ANSWER = 0.5, 0.4, 0.6, 3.0
-BANK_USERS = (1000, 300, 100, 48, 24, 12)
+UPPER_ROW, EVIDENCE_ROW, ANCHOR_EVIDENCE = 0.5, 0.35, 0.12
+MEMORY_ROW, LABEL_ANSWER, TEXT_ANSWER = 0.9, 0.6, 3.0
+BANK_USERS = (1000, 300, 100, 48, 24, 12, 6)
 ITEMS = (200, 100, 50, 25, 12, 8)
 PASSES = ((2, 2, True), (1, 2, True), (1, 1, True), (1, 1, False))
 """Passes of the task adapter and of the anchors, and whether memory is weighed on held-out users; best first."""
-MIN_MEASURED = 12
+MIN_MEASURED = 5
 MEASURING_SHARE = 0.4
-"""Most of the time that answers and users' own models may take, once `MIN_MEASURED` users have theirs."""
+"""The most of the time that users' own models and answers take, once `MIN_MEASURED` users have theirs."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,12 @@ class QuickPlan:
     seconds: float
     lines: tuple[PlanLine, ...]
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """The plan that `dataclasses.asdict` made a document of."""
+        lines = tuple(PlanLine(**line) for line in document["lines"])
+        return cls(QuickSizes(**document["sizes"]), document["seconds"], lines)
+
 
 def make_plan(work: Workload, options: BankOptions, rows_per_second: float, minutes: float) -> QuickPlan:
     """The best sizes that fit into `minutes`; the least where none fits."""
@@ -102,12 +110,13 @@ def estimate_seconds(work: Workload, sizes: QuickSizes, rows_per_second: float) 
     items = [min(count, sizes.max_items) for count in held if count >= sizes.min_items]
     pooled = sum(items) * sizes.task_epochs * (2 if work.labels and sizes.held_out_weights else 1)
     anchors = sum(sorted(items, reverse=True)[: sizes.anchors]) * sizes.epochs * UPPER_ROW
+    memory = min(sum(items), MAX_GUESSED_ITEMS) * MEMORY_ROW if work.labels else 0.0
     personal = sizes.measured_users * _rows_per_measured_user(work, sizes.anchors)
-    return OVERHEAD_SECONDS + (pooled + anchors + personal) / rows_per_second
+    return OVERHEAD_SECONDS + (pooled + anchors + memory + personal) / rows_per_second
 
 
 def _rows_per_measured_user(work: Workload, anchors: int) -> float:
-    own = FuseOptions.shots * (1 + anchors) * EVIDENCE_ROW
+    own = FuseOptions.shots * (EVIDENCE_ROW + ANCHOR_EVIDENCE * anchors)
     if not work.labels:
         own += AdaptOptions.steps * AdaptOptions.shots * UPPER_ROW
     return own + 2 * work.queries_per_user * (LABEL_ANSWER if work.labels else TEXT_ANSWER)
@@ -136,7 +145,8 @@ def _plan_lines(
     fits = f"what fits into {minutes:g} min"
     held = sorted(work.held, reverse=True)[: sizes.bank_users]
     asked = sum(count > 0 for count in work.queries)
-    weighed = [PlanLine("memory", "weighed on held-out users" if sizes.held_out_weights else "not weighed", fits)]
+    seen = "not seen" if sizes.held_out_weights else "seen"
+    weighed = [PlanLine("memory", f"weighed on users whom the task adapter has {seen}", fits)]
     return (
         PlanLine("rate", f"{rows_per_second:.3g} rows a second", f"{TIMED_STEPS} training steps on these prompts"),
         PlanLine("bank's users", f"{len(held)} of {len(work.held)}", fits if sizes.bank_users else BY_THE_DATA),

@@ -44,6 +44,7 @@ from mta_cli.pipeline.quick.verdict import (
 )
 from mta_cli.pipeline.requests import adapt_request, bank_request, base_model, fuse_request
 from mta_cli.pipeline.runs import REQUEST_KEY, record_request
+from mta_cli.pipeline.training.estimate import format_duration
 from mta_cli.pipeline.user_weights import current_bank
 from mta_cli.pipeline.users.import_file import KEPT_ITEMS, AskConsent, import_source
 from store.records import Bank, User
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.text.tasks import Task
     from store.registry import Registry
 
-RUN_KIND = "quick"
+RUN_KIND, PLAN_KEY = "quick", "plan"
 SHOWN_PROMPTS = 3
 OPTION_CLASSES: tuple[type[Any], ...] = (
     BankOptions,
@@ -112,7 +113,7 @@ def run_quick(
     del base
     lines = (*complete.plan_lines, *_task_lines(task), *plan.lines)
     yield JobPlan("quick", lines)
-    with record_request(reg, RUN_KIND, _identity(reg, request, task) | {"sizes": asdict(plan.sizes)}):
+    with record_request(reg, RUN_KIND, _identity(reg, request, task) | {PLAN_KEY: asdict(plan)}):
         measured = yield from _make_and_measure(reg, request, task, plan)
     yield JobResult(
         {
@@ -223,17 +224,16 @@ def _prompt_text(shown: dict[str, str]) -> str:
 def _plan(reg: Registry, request: QuickRequest, base: LoadedBase, summary: FileSummary, task: Task) -> QuickPlan:
     """The plan that an earlier run of the same request began with, else a new one for the measured rate."""
     options = request.options[BankOptions]
-    held = tuple(count for user, count in reg.users.users_with_items(task.name) if user.can_anchor)
     queries = tuple(len(reg.items.queries(user.id, task.name)) for user, _ in reg.users.users_with_items(task.name))
-    work = Workload(held, queries, bool(task.labels))
+    work = Workload(_items_of_consenting(reg, task), queries, bool(task.labels))
     if not any(queries):
         raise BadInput(f"no user of task {task.name} has held-out items", hint="--hold-out 2")
     identity = _identity(reg, request, task)
     for run in reg.runs.of_kind(RUN_KIND):
-        asked = run.config[REQUEST_KEY]
-        if {key: asked.get(key) for key in identity} == identity:
-            sizes = QuickSizes(**asked["sizes"])
-            return QuickPlan(sizes, 0.0, (PlanLine("sizes", "as they were chosen", f"run {run.id}"),))
+        asked = dict(run.config[REQUEST_KEY])
+        begun = asked.pop(PLAN_KEY)
+        if asked == identity:
+            return QuickPlan.from_json(begun)
     rows = sample_rows(base, task, summary.sample, request.options[PromptOptions].history_items)
     return make_plan(work, options, measure_row_rate(base, rows, options), request.minutes)
 
@@ -249,8 +249,13 @@ def _identity(reg: Registry, request: QuickRequest, task: Task) -> dict[str, Any
         "dtype": request.machine.dtype,
         "bank": asdict(options[BankOptions]),
         "history_items": options[PromptOptions].history_items,
-        "held": sorted(count for user, count in reg.users.users_with_items(task.name) if user.can_anchor),
+        "held": sorted(_items_of_consenting(reg, task)),
     }
+
+
+def _items_of_consenting(reg: Registry, task: Task) -> tuple[int, ...]:
+    """How many items each user holds who may be an anchor."""
+    return tuple(count for user, count in reg.users.users_with_items(task.name) if user.can_anchor and count)
 
 
 def _make_and_measure(
@@ -260,8 +265,7 @@ def _make_and_measure(
     from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 
     options = _with_bank_options(request.options, plan.sizes)
-    about = f", about {plan.seconds:.0f} s in all" if plan.seconds else ""
-    yield Note(f"2 of 4: the bank of {plan.sizes.anchors} anchors{about}")
+    yield Note(f"2 of 4: the bank of {plan.sizes.anchors} anchors; about {format_duration(plan.seconds)} for all")
     bank = yield from _build_bank(reg, options, task, plan.sizes)
     users, are_anchors = choose_measured_users(reg, bank, plan.sizes.measured_users, request.machine.seed)
     if are_anchors:

@@ -23,7 +23,7 @@ DECIDING_METRICS = {**MAIN_METRICS, "rouge": "gold_loglik"}
 LOWER_IS_BETTER = frozenset(["mae"])
 MIN_USERS = 5
 """Fewer measured users give no interval to rely on."""
-EXAMPLE_RULE = "one question each of the users with the largest, the median and the smallest gain"
+EXAMPLE_RULE = "a question of the users with the largest, the median and the smallest gain"
 
 WORTH_IT, NOT_TOLD_APART, NOT_WORTH_IT = "worth it", "not told apart", "not worth it"
 
@@ -80,12 +80,12 @@ def decide(gain: Mapping[str, float], over_baseline: Mapping[str, float], users:
     if gain["high"] < 0:
         return NOT_WORTH_IT, "the common model is better"
     if over_baseline["high"] < 0:
-        return NOT_WORTH_IT, "what the user answers most often, without a model, is better"
+        return NOT_WORTH_IT, "what answers without a model is better"
     if gain["low"] <= 0:
         return NOT_TOLD_APART, "more items per user, or use the common model"
     if over_baseline["low"] <= 0:
-        return WORTH_IT, "better than the common model; not told apart from what the user answers most often"
-    return WORTH_IT, "better than the common model, and than what the user answers most often"
+        return WORTH_IT, "better than the common model, but not told apart from what answers without a model"
+    return WORTH_IT, "better than the common model, and than what answers without a model"
 
 
 def gains_by_user(personal: UserSums, common: UserSums, metric: str) -> dict[int, float]:
