@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from mta_cli.errors import BadInput
 from mta_cli.events import PlanLine
 from mta_cli.pipeline.data.column_mapping import find_column
 from mta_cli.pipeline.data.import_source import ImportSource
@@ -30,12 +31,18 @@ class CompleteSource:
 def complete_columns(source: ImportSource) -> CompleteSource:
     """The source with guesses for what no flag names and no column of that name is. Raises as reading the file does.
 
-    Raises `BadInput`, with the columns and an example command, where a needed part cannot be guessed.
+    Raises `BadInput`, with the columns and an example command, where a needed part cannot be guessed, and for a file
+    that is no table where no task is named.
     """
     source.require_consistent()
     sample = read_table_sample(source)
+    if sample is None and source.task is None:
+        raise BadInput(
+            f"{source.name} is no table, so its task cannot be guessed",
+            hint="--task TASK takes one that there is; mta task list shows them",
+        )
     if sample is None or not sample.rows:
-        return CompleteSource(source, (PlanLine("file", source.name, "given"),))
+        return CompleteSource(source, ())
     guess, lines, columns = sample.guess().columns, [], source.columns
     missing = sample.missing_parts(source)
     for part in PARTS:

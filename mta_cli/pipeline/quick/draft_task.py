@@ -44,12 +44,12 @@ class FileSummary:
         return sum(self.counts.values())
 
 
-def summarise_file(reg: Registry, source: ImportSource) -> Generator[Event, None, FileSummary]:
-    """Read all of a source, whatever its task. Raises as an import, and `BadInput` where records name other tasks."""
+def summarise_file(reg: Registry, source: ImportSource, task: Task) -> Generator[Event, None, FileSummary]:
+    """Read all of a source as items of `task`. Raises as an import, and `BadInput` where records name other tasks."""
     counts, outputs, lengths = Counter[str](), list[str](), list[int]()
     sample: dict[str, list[NewItem]] = {}
     with reg.stage_records() as staged:
-        parsed = yield from parse_import_file(source, lambda name: Task(name, "text", ""), staged)
+        parsed = yield from parse_import_file(source, lambda name: task, staged)
         if others := [name for name in parsed.tasks if name != source.task]:
             raise BadInput(
                 f"{source.name} names tasks of its own: {', '.join(map(format_value, others[:5]))}",
@@ -63,6 +63,11 @@ def summarise_file(reg: Registry, source: ImportSource) -> Generator[Event, None
                 own.append(record.item)
     kept = {user: items for user, items in sample.items() if items}
     return FileSummary(dict(counts), tuple(outputs), _long(lengths), kept)
+
+
+def undrafted_task(name: str) -> Task:
+    """What stands for a task while the outputs that it depends on are read."""
+    return Task(name, "text", "")
 
 
 def task_name(path: Path) -> str:

@@ -5,6 +5,7 @@ The rate is measured by training steps on the file's own prompts. Pure functions
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -24,9 +25,9 @@ BATCH_SIZE = 4
 """Rows of a step: short histories give few steps."""
 TIMED_STEPS = 2
 OVERHEAD_SECONDS = 10.0  # loading models, embedding items
-# in training rows of all layers
-UPPER_ROW, EVIDENCE_ROW, ANCHOR_EVIDENCE = 0.5, 0.35, 0.12
-MEMORY_ROW, LABEL_ANSWER, TEXT_ANSWER = 0.9, 0.6, 3.0
+# in rows of the task adapter's training, whose prompts show fewer items than others
+ANCHOR_ROW, EVIDENCE_ROW, ANCHOR_EVIDENCE = 0.8, 0.6, 0.2
+MEMORY_ROW, LABEL_ANSWER, TEXT_ANSWER = 1.1, 1.0, 5.0
 BANK_USERS = (1000, 300, 100, 48, 24, 12, 6)
 ITEMS = (200, 100, 50, 25, 12, 8)
 PASSES = ((2, 2, True), (1, 2, True), (1, 1, True), (1, 1, False))
@@ -109,7 +110,7 @@ def estimate_seconds(work: Workload, sizes: QuickSizes, rows_per_second: float) 
     held = sorted(work.held, reverse=True)[: sizes.bank_users]
     items = [min(count, sizes.max_items) for count in held if count >= sizes.min_items]
     pooled = sum(items) * sizes.task_epochs * (2 if work.labels and sizes.held_out_weights else 1)
-    anchors = sum(sorted(items, reverse=True)[: sizes.anchors]) * sizes.epochs * UPPER_ROW
+    anchors = sum(sorted(items, reverse=True)[: sizes.anchors]) * sizes.epochs * ANCHOR_ROW
     memory = min(sum(items), MAX_GUESSED_ITEMS) * MEMORY_ROW if work.labels else 0.0
     personal = sizes.measured_users * _rows_per_measured_user(work, sizes.anchors)
     return OVERHEAD_SECONDS + (pooled + anchors + memory + personal) / rows_per_second
@@ -118,7 +119,7 @@ def estimate_seconds(work: Workload, sizes: QuickSizes, rows_per_second: float) 
 def _rows_per_measured_user(work: Workload, anchors: int) -> float:
     own = FuseOptions.shots * (EVIDENCE_ROW + ANCHOR_EVIDENCE * anchors)
     if not work.labels:
-        own += AdaptOptions.steps * AdaptOptions.shots * UPPER_ROW
+        own += AdaptOptions.steps * AdaptOptions.shots * ANCHOR_ROW
     return own + 2 * work.queries_per_user * (LABEL_ANSWER if work.labels else TEXT_ANSWER)
 
 
@@ -166,21 +167,23 @@ def _plan_lines(
     )
 
 
-def sample_rows(base: LoadedBase, task: Task, sample: dict[str, list[NewItem]], shown: int) -> list[TrainingRow]:
-    """A training row for the last items of each sampled user, with `shown` earlier ones in the prompt."""
+def sample_rows(
+    base: LoadedBase, task: Task, sample: dict[str, list[NewItem]], mix: Sequence[int]
+) -> list[TrainingRow]:
+    """A training row for the last item of each sampled user; each shows one of `mix` numbers of earlier ones."""
     from mta_cli.engine.text.prompts import HistoryExample, PromptBuilder
 
     prompter = PromptBuilder(base.tokenizer, task, base.end_ids)
-    return [
-        prompter.training_row(
-            items[-1].input, items[-1].output, [HistoryExample(one.input, one.output) for one in items[:-1][-shown:]]
-        )
-        for items in sample.values()
-    ]
+    rows = []
+    for items, shown in zip(sample.values(), itertools.cycle(mix)):
+        *earlier, last = items
+        history = [HistoryExample(one.input, one.output) for one in earlier[len(earlier) - min(shown, len(earlier)) :]]
+        rows.append(prompter.training_row(last.input, last.output, history))
+    return rows
 
 
 def measure_row_rate(base: LoadedBase, rows: Sequence[TrainingRow], options: BankOptions) -> float:
-    """Rows that the task adapter trains in a second on this device: the second of two steps."""
+    """Rows that the task adapter trains in a second on this device, by the faster step."""
     from mta_cli.engine.lora.adapter import init_lora_weights
     from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 
@@ -191,4 +194,4 @@ def measure_row_rate(base: LoadedBase, rows: Sequence[TrainingRow], options: Ban
     schedule = Schedule(TIMED_STEPS, BATCH_SIZE, options.task_learning_rate)
     trainer = Trainer(base, [GroupMember(fresh, batch, schedule, 0)])
     seconds = [step.seconds for steps in trainer.train_steps() for step in steps.values()]
-    return BATCH_SIZE / max(seconds[-1], 1e-6)
+    return BATCH_SIZE / max(min(seconds), 1e-6)

@@ -32,7 +32,7 @@ from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.tasks import find_task, keep_task
 from mta_cli.pipeline.demo import pull_missing_models
 from mta_cli.pipeline.quick.columns import CompleteSource, complete_columns
-from mta_cli.pipeline.quick.draft_task import FileSummary, draft_task, summarise_file, task_name
+from mta_cli.pipeline.quick.draft_task import FileSummary, draft_task, summarise_file, task_name, undrafted_task
 from mta_cli.pipeline.quick.plan import QuickPlan, QuickSizes, Workload, make_plan, measure_row_rate, sample_rows
 from mta_cli.pipeline.quick.verdict import (
     BASELINE,
@@ -97,7 +97,8 @@ def run_quick(
     """
     started = time.monotonic()
     complete = complete_columns(request.source)
-    yield Note(complete.text)
+    if complete.plan_lines:
+        yield Note(complete.text)
     source, summary, task = yield from _read_file(reg, complete)
     if dry_run:
         yield from _plan_without_import(reg, request, complete, summary, task)
@@ -111,7 +112,7 @@ def run_quick(
     yield from (Note(_prompt_text(prompt)) for prompt in prompts)
     plan = _plan(reg, request, base, summary, task)
     del base
-    lines = (*complete.plan_lines, *_task_lines(task), *plan.lines)
+    lines = (*complete.plan_lines, _task_line(complete, task), *plan.lines)
     yield JobPlan("quick", lines)
     with record_request(reg, RUN_KIND, _identity(reg, request, task) | {PLAN_KEY: asdict(plan)}):
         measured = yield from _make_and_measure(reg, request, task, plan)
@@ -142,18 +143,26 @@ def _read_file(
     if source.task is None and name in BUILTIN_TASKS:
         name = f"my-{name}"
     source = replace(source, task=name)
-    summary = yield from summarise_file(reg, source)
+    there = _find_existing(reg, complete)
+    summary = yield from summarise_file(reg, source, there or undrafted_task(name))
     if max(summary.counts.values(), default=0) <= KEPT_ITEMS:
         raise BadInput(
             f"no user of {source.name} has more than {KEPT_ITEMS} items, so none can be held out",
             hint="personal models need histories: eight items a user or more",
         )
-    if complete.source.task is not None:
-        try:
-            return source, summary, find_task(reg, name)
-        except NotFound:
-            pass
-    return source, summary, draft_task(name, source, summary)
+    return source, summary, there or draft_task(name, source, summary)
+
+
+def _find_existing(reg: Registry, complete: CompleteSource) -> Task | None:
+    """The task that was named, where there is one. Raises NotFound where the file is no table and there is none."""
+    if complete.source.task is None:
+        return None
+    try:
+        return find_task(reg, complete.source.task)
+    except NotFound:
+        if not complete.plan_lines:
+            raise
+        return None
 
 
 def keep_task_of_file(reg: Registry, task: Task) -> None:
@@ -172,13 +181,13 @@ def _plan_without_import(
 ) -> Iterator[Event]:
     """The plan of a dry run, for users who all may be anchors. Without the base here, it has no sizes."""
     history = request.options[PromptOptions].history_items
-    lines = (*complete.plan_lines, *_task_lines(task))
+    lines = (*complete.plan_lines, _task_line(complete, task))
     try:
         base = _load(reg, request)
     except NotFound:
         lines += (PlanLine("base", f"{request.options[ModelOptions].base} is pulled first; then the rate is measured"),)
     else:
-        rows = sample_rows(base, task, summary.sample, history)
+        rows = sample_rows(base, task, summary.sample, (history,))
         for user, row in list(zip(summary.sample, rows, strict=True))[:SHOWN_PROMPTS]:
             prompt = base.tokenizer.decode(list(row.input_ids[: row.answer_start]))
             yield Note(_prompt_text({"user": user, "prompt": prompt, "answer": summary.sample[user][-1].output}))
@@ -186,15 +195,16 @@ def _plan_without_import(
         held = [count - min(hold_out, max(count - KEPT_ITEMS, 0)) for count in summary.counts.values()]
         queries = [count - left for count, left in zip(summary.counts.values(), held, strict=True)]
         work = Workload(tuple(held), tuple(queries), bool(task.labels))
-        rate = measure_row_rate(base, rows, request.options[BankOptions])
+        rate = _measure_rate(request, base, summary, task)
         lines += make_plan(work, request.options[BankOptions], rate, request.minutes).lines
     yield JobPlan("quick", lines)
     yield JobResult({"dry_run": True, "task": task.name, "kind": task.kind, "users": len(summary.counts)})
 
 
-def _task_lines(task: Task) -> tuple[PlanLine, ...]:
+def _task_line(complete: CompleteSource, task: Task) -> PlanLine:
     labels = f": {', '.join(task.labels)}"[:60] if task.labels else ""
-    return (PlanLine("task", f"{task.name}, {task.kind}{labels}", "by the outputs"),)
+    origin = "by the outputs" if complete.source.task is None else "flag --task"
+    return PlanLine("task", f"{task.name}, {task.kind}{labels}", origin)
 
 
 def _load(reg: Registry, request: QuickRequest) -> LoadedBase:
@@ -234,8 +244,15 @@ def _plan(reg: Registry, request: QuickRequest, base: LoadedBase, summary: FileS
         begun = asked.pop(PLAN_KEY)
         if asked == identity:
             return QuickPlan.from_json(begun)
-    rows = sample_rows(base, task, summary.sample, request.options[PromptOptions].history_items)
-    return make_plan(work, options, measure_row_rate(base, rows, options), request.minutes)
+    return make_plan(work, options, _measure_rate(request, base, summary, task), request.minutes)
+
+
+def _measure_rate(request: QuickRequest, base: LoadedBase, summary: FileSummary, task: Task) -> float:
+    """Rows of this file that the task adapter trains in a second."""
+    from mta_cli.pipeline.data.examples import history_mix
+
+    rows = sample_rows(base, task, summary.sample, history_mix(request.options[PromptOptions].history_items))
+    return measure_row_rate(base, rows, request.options[BankOptions])
 
 
 def _identity(reg: Registry, request: QuickRequest, task: Task) -> dict[str, Any]:
@@ -265,6 +282,8 @@ def _make_and_measure(
     from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 
     options = _with_bank_options(request.options, plan.sizes)
+    if plan.seconds > 60 * request.minutes:
+        yield Note(f"{request.minutes:g} min are too few here: this is the least that there is.", warning=True)
     yield Note(f"2 of 4: the bank of {plan.sizes.anchors} anchors; about {format_duration(plan.seconds)} for all")
     bank = yield from _build_bank(reg, options, task, plan.sizes)
     users, are_anchors = choose_measured_users(reg, bank, plan.sizes.measured_users, request.machine.seed)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import JobPlan
 from mta_cli.options import MachineOptions, ModelOptions, OptionSet
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.import_source import ImportSource
-from mta_cli.pipeline.data.tasks import find_task
+from mta_cli.pipeline.data.tasks import add_task, find_task
 from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evaluation
 from mta_cli.pipeline.quick import run as quick
 from mta_cli.pipeline.quick.run import OPTION_CLASSES, QuickRequest, choose_measured_users, run_quick
@@ -156,3 +156,25 @@ def test_more_users_than_fit_are_drawn_by_the_seed(peopled: Registry) -> None:
     assert len(chosen) == 4 and not anchors
     assert [user.id for user in chosen] == [user.id for user in choose_measured_users(peopled, bank, 4, seed=1)[0]]
     assert len(choose_measured_users(peopled, bank, 99, seed=1)[0]) == 9
+
+
+def test_a_file_that_is_no_table_needs_a_task_that_is_there(reg: Registry, fast: None) -> None:
+    sample = Path(quick.__file__).parents[2] / "sample" / "taste.users.json"
+    with pytest.raises(BadInput, match="is no table, so its task cannot be guessed"):
+        finish(run_quick(reg, request(sample)))
+    with pytest.raises(NotFound, match="There is no task 'taste'"):
+        finish(run_quick(reg, request(sample, task="taste")))
+    add_task(reg, sample.with_name("taste.toml"))
+    result, _ = finish(run_quick(reg, request(sample, task="taste"), dry_run=True))
+    assert (result["task"], result["kind"]) == ("taste", "label") and result["users"] >= 24
+
+
+def test_too_little_time_is_said(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick, "measure_row_rate", lambda *_: 0.1)
+    job, said = run_quick(reg, request(BOOKS, minutes=1)), ""
+    while "2 of 4" not in said:
+        said = getattr(next(job), "text", "")
+        if "too few" in said:
+            break
+    job.close()  # type: ignore[attr-defined]
+    assert said == "1 min are too few here: this is the least that there is."
