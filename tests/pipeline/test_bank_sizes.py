@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from mta_cli.errors import BadInput
 from mta_cli.events import JobPlan
-from mta_cli.options import BankOptions
+from mta_cli.options import BankOptions, EvalOptions, ModelOptions, OptionSet, PromptOptions, ScreeningOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.bank_sizes import choose_sizes
-from mta_cli.pipeline.requests import restore_bank_request
+from mta_cli.pipeline.requests import eval_request, restore_bank_request
 from store.registry import Registry
 from tests.pipeline.town import CPU, bank_request, finish
 
@@ -52,3 +53,19 @@ def test_a_bank_records_what_the_data_decided_and_says_why(peopled: Registry) ->
     bank = peopled.banks.get(result["bank"])
     assert len(result["anchors"]) == 3 and (bank.config["anchors"], bank.config["min_items"]) == (3, 8)
     assert restore_bank_request(peopled, bank, CPU).options == replace(request.options, anchors=3, min_items=8)
+
+
+def test_an_evaluation_takes_the_numbers_of_all_users_in_every_fold(peopled: Registry) -> None:
+    others = (EvalOptions(), PromptOptions(), ScreeningOptions(), ModelOptions("tiny", "tiny-embedder"), CPU)
+    bank = eval_request(peopled, OptionSet(BankOptions(), *others), "lamp-2", {}).bank
+    assert (bank.anchors, bank.min_items) == (3, 8)
+    given = eval_request(peopled, OptionSet(BankOptions(anchors=2), *others), "lamp-2", {}).bank
+    assert (given.anchors, given.min_items) == (2, 8)
+
+
+def test_nobody_who_may_be_an_anchor_is_said_as_that(peopled: Registry) -> None:
+    for name in peopled.users.names():
+        peopled.users.set_can_anchor(peopled.users.get(name).id, False)
+    with pytest.raises(BadInput, match="No user may be an anchor of task lamp-2") as refused:
+        finish(build_bank(peopled, bank_request(anchors=None, min_items=None)))
+    assert "--can-anchor" in str(refused.value.hint)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import shlex
+import textwrap
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -294,6 +295,8 @@ def _make_and_measure(
     mode = "fused" if task.labels else "adapted"
     yield Note(f"3 of 4: the models of {len(users)} users")
     yield from _make_user_models(reg, options, task, users)
+    if not task.labels:  # a training that diverged leaves no stack
+        users = [user for user in users if reg.stacks.get(user.id, task.name, bank.id) is not None]
     yield Note("4 of 4: their answers to held-out questions, and those of the common model")
     job = evaluate_users(reg, base_model(options), task, users, (COMMON, mode), options[PromptOptions], request.machine)
     evaluation: dict[str, Any] = yield from forward_events(job)
@@ -379,9 +382,9 @@ def _examples(reg: Registry, task: Task, answers: dict[str, Any], mode: str) -> 
 
 def _next_commands(reg: Registry, task: Task, user: User, evaluation: int) -> list[str]:
     name, question = shlex.quote(user.name), reg.items.queries(user.id, task.name, 1)[0].input
-    short = shlex.quote(" ".join(question.split())[:32])
+    short = textwrap.shorten(question, 36, placeholder="") or question[:36]
     return [
-        f"mta ask --user {name} --task {task.name} {short}",
+        f"mta ask --user {name} --task {task.name} {shlex.quote(short)}",
         f"mta chat --user {name} --task {task.name}",
         f"mta eval show {evaluation}",
         f"mta eval run --task {task.name}",

@@ -120,7 +120,9 @@ def _gain(a: UserSums, b: UserSums, metric: str, seed: int) -> dict[str, float]:
     found = paired_difference(a, b, seed=seed)[metric]
     if _sign(metric) > 0:
         return found
-    return {"value": -found["value"], "low": -found["high"], "high": -found["low"], "p": found["p"]}
+    # a difference from 0.0, because a negated zero would be shown as -0.000
+    turned = {"value": 0.0 - found["value"], "low": 0.0 - found["high"], "high": 0.0 - found["low"]}
+    return {**turned, "p": found["p"]}
 
 
 def _sign(metric: str) -> int:
