@@ -37,6 +37,7 @@ COMMAND_TARGETS = {
     "serve": "serve:app",
     "ps": "ps:ps",
     "tui": "tui:tui",
+    "quick": "quick:quick",
     "demo": "demo:demo",
     "config": "config:app",
     "doctor": "doctor:doctor",

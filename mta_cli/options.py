@@ -40,6 +40,8 @@ MAX_STACK_RANK = 4
 PLACEMENTS = ("all", "upper", "late")
 MEMORIES = ("off", "habit", "neighbours")
 ALL_MEMORIES = "all"
+USUAL_ANCHORS, USUAL_MIN_ITEMS = 16, 8
+"""Anchors of a bank, and history items of each, where the data do not ask for fewer."""
 WEIGHT_METHODS = ("evidence", "similarity", "softmax", "uniform", "learned")
 
 
@@ -110,7 +112,12 @@ class BankOptions:
     """`mta bank build`."""
 
     section: ClassVar[str] = "bank"
-    anchors: int = option_field(16, "How many anchor users.", minimum=1, maximum=10_000)
+    anchors: int | None = option_field(
+        None,
+        "How many anchor users; where not given at most 16, and at most a third of the users who may be one.",
+        minimum=1,
+        maximum=10_000,
+    )
     rank: int = option_field(8, "Rank of each meta-LoRA.", minimum=1, maximum=256)
     alpha: float = option_field(
         16.0, "LoRA alpha of each meta-LoRA; its scale is alpha / rank.", minimum=0.001, maximum=4096
@@ -127,7 +134,12 @@ class BankOptions:
         choices=PLACEMENTS,
     )
     pick: str = option_field("longest", "Which member stands for a cluster.", choices=("longest", "medoid"))
-    min_items: int = option_field(8, "History items a user needs to be an anchor.", minimum=1, maximum=1_000_000)
+    min_items: int | None = option_field(
+        None,
+        "History items a user needs to be an anchor; where not given 8, or fewer where few users hold as many.",
+        minimum=1,
+        maximum=1_000_000,
+    )
     max_items: int = option_field(200, "Most recent items used of each user; 0 for all.", minimum=0, maximum=1_000_000)
     task_adapter: bool = option_field(True, "Train one LoRA pooled over all candidates first.")
     task_min_items: int | None = option_field(
@@ -146,6 +158,21 @@ class BankOptions:
         True,
         "Weigh label memory beside task adapters that have not seen the users who are asked; takes one more in time.",
     )
+
+    @property
+    def anchor_count(self) -> int:
+        """How many anchors; the usual number where it is left to data that nobody has looked at."""
+        return USUAL_ANCHORS if self.anchors is None else self.anchors
+
+    @property
+    def anchor_items(self) -> int:
+        """The history items that an anchor needs; the usual number where it is left to the data."""
+        return USUAL_MIN_ITEMS if self.min_items is None else self.min_items
+
+    @property
+    def pool_items(self) -> int:
+        """The history items that a user needs to contribute to a bank in any way."""
+        return self.anchor_items if self.task_min_items is None else min(self.task_min_items, self.anchor_items)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ NONE = "-"
 EXAMPLE_CHARACTERS = 60
 
 
-def ask_for_columns(output: Output, source: ImportSource) -> ImportSource:
+def ask_for_columns(output: Output, source: ImportSource, command: str = "mta data import") -> ImportSource:
     """The source with the columns that the user types; itself where none is missing, or the file has none.
 
     The time is asked for along with them, where a column may be one. Enter takes the guess in brackets. Raises as
@@ -45,7 +45,7 @@ def ask_for_columns(output: Output, source: ImportSource) -> ImportSource:
     timed = guess.columns.time and source.columns.time is None and find_column("time", sample.columns) is None
     for part in [*missing, *(["time"] if timed else [])]:
         source = _ask_for_part(output, source, sample, part, getattr(guess.columns, part))
-    output.note(f"The same by flags: mta data import {shlex.join([str(source.path), *_flags(source)])}")
+    output.note(f"The same by flags: {command} {shlex.join([str(source.path), *_flags(source)])}")
     return source
 
 

@@ -90,10 +90,10 @@ def adapt_users(base: LoadedBase, seconds: float, seed: int) -> Throughput:
     IntegrityFault where a stack fails.
     """
     bank, shots = BankOptions(), AdaptOptions().shots
-    anchors = [random_lora(base, seed + i) for i in range(bank.anchors)]
+    anchors = [random_lora(base, seed + i) for i in range(bank.anchor_count)]
     basis = bank_basis(anchors, MAX_STACK_RANK)
     generator = torch.Generator().manual_seed(seed)
-    profiles = torch.nn.functional.normalize(torch.randn(bank.anchors, PROFILE_WIDTH, generator=generator), dim=-1)
+    profiles = torch.nn.functional.normalize(torch.randn(bank.anchor_count, PROFILE_WIDTH, generator=generator), dim=-1)
     context = MethodContext(base, BUILTIN_TASKS["free"], anchors, profiles, seed, make_basis=lambda: basis)
     method, size, numbers, begin = find_method("mta"), 1, itertools.count(), time.perf_counter()
     best: Throughput | None = None
@@ -101,7 +101,7 @@ def adapt_users(base: LoadedBase, seconds: float, seed: int) -> Throughput:
         users = []
         for number in itertools.islice(numbers, size):
             rows = tuple(_random_rows(base, shots, seed + number))
-            users.append(UserShots(number, ("",) * shots, ("",) * shots, rows, profiles[number % bank.anchors]))
+            users.append(UserShots(number, ("",) * shots, ("",) * shots, rows, profiles[number % bank.anchor_count]))
         started = time.perf_counter()
         with fresh_activation_cache(base):
             models = build_models(method, context, users, {})

@@ -101,7 +101,7 @@ def run_demo(reg: Registry, request: DemoRequest) -> Iterator[Event]:
     """Every stage of both tasks. `JobResult.result`: {store, base, embedder, quick, seconds, courses: [...]}."""
     started = time.monotonic()
     yield Note(f"This demo keeps everything in {reg.root}")
-    base, embedder = yield from _pull_missing_models(request.models)
+    base, embedder = yield from pull_missing_models(request.models)
     results = []
     for course in demo_tasks(request.full):
         result = yield from _run_demo_task(reg, course, _options(course, request))
@@ -134,7 +134,7 @@ def require_demo_store(root: Path) -> None:
             raise BadInput(f"The store at {root} holds other users.", hint="name another place with --keep")
 
 
-def _pull_missing_models(models: ModelOptions) -> Generator[Event, None, tuple[ModelEntry, ModelEntry]]:
+def pull_missing_models(models: ModelOptions) -> Generator[Event, None, tuple[ModelEntry, ModelEntry]]:
     """Pull the base and the embedder where they are not on this machine."""
     from mta_cli.pipeline.models.bases import can_be_pulled
     from mta_cli.pipeline.models.installed import resolve_model

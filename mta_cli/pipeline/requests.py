@@ -26,6 +26,7 @@ from mta_cli.options import (
     ScreeningOptions,
     options_from_json,
 )
+from mta_cli.pipeline.bank_sizes import bank_sizes
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.user_weights import FREE_TASK, resolve_user_task
@@ -219,13 +220,16 @@ def adapt_request(
 def eval_request(
     reg: Registry, options: OptionSet, task: str, method_settings: Mapping[str, Mapping[str, Any]]
 ) -> EvalRequest:
-    """The request of `mta eval run` and `tune`. NotFound for a task or a model that does not exist."""
+    """The request of `mta eval run` and `tune`. NotFound for a task or a model that does not exist.
+
+    The sizes of banks that are left to the data follow from all users of the task, and are the same in every fold.
+    """
     return EvalRequest(
         find_task(reg, task),
         base_model(options),
         embedder_model(options),
         options[EvalOptions],
-        options[BankOptions],
+        bank_sizes(reg, task, options[BankOptions]).options,
         options[PromptOptions],
         options[MachineOptions],
         method_settings,

@@ -108,6 +108,11 @@ class Runs:
         rows = self._db.fetch_dicts(f"{_SELECT_RUN} ORDER BY runs.id DESC LIMIT ?", (limit,))
         return [self._run_from_row(row) for row in rows]
 
+    def of_kind(self, kind: str, limit: int = 20) -> list[Run]:
+        """The `limit` latest runs of a kind, newest first."""
+        rows = self._db.fetch_dicts(f"{_SELECT_RUN} WHERE runs.kind = ? ORDER BY runs.id DESC LIMIT ?", (kind, limit))
+        return [self._run_from_row(row) for row in rows]
+
     def of_user(self, user_id: int) -> list[Run]:
         """Every run about a user, newest first."""
         return self._about("user_id", user_id)

@@ -27,6 +27,7 @@ from mta_cli.pipeline.bank.task_adapter import (
     task_adapter_training,
 )
 from mta_cli.pipeline.bank.verify import bank_json
+from mta_cli.pipeline.bank_sizes import bank_sizes
 from mta_cli.pipeline.data.examples import PromptRowBuilder, history_mix
 from mta_cli.pipeline.executors import Executors, open_executors
 from mta_cli.pipeline.memory.bank_memory import LABEL_RATES_KEY
@@ -68,21 +69,25 @@ def contributors(
     reg: Registry, task: str, options: BankOptions, user_ids: frozenset[int] | None = None
 ) -> list[Contributor]:
     """Users among `user_ids` (None: all) who consent and have enough items for an anchor or the task adapter."""
-    least = options.min_items if options.task_min_items is None else min(options.task_min_items, options.min_items)
     return [
         Contributor(user, tuple(reg.items.recent_items(user.id, task, options.max_items or None)), count)
         for user, count in reg.users.users_with_items(task)
-        if user.can_anchor and count >= least and (user_ids is None or user.id in user_ids)
+        if user.can_anchor and count >= options.pool_items and (user_ids is None or user.id in user_ids)
     ]
 
 
 def anchor_candidates(pool: Sequence[Contributor], task: str, options: BankOptions) -> list[Contributor]:
     """Those of `pool` with enough items to be an anchor. Raises BadInput when there are too few."""
-    found = [candidate for candidate in pool if candidate.items_held >= options.min_items]
-    if len(found) < options.anchors:
+    found = [candidate for candidate in pool if candidate.items_held >= options.anchor_items]
+    if not found and options.anchors == 1:
         raise BadInput(
-            f"{options.anchors} anchors asked for, and {len(found)} users may be one "
-            f"(they have consented and hold at least {options.min_items} items of task {task}).",
+            f"No user may be an anchor of task {task}: none has consented and {options.anchor_items} items.",
+            hint="mta user consent USER --can-anchor, a smaller --min-items, or import more",
+        )
+    if len(found) < options.anchor_count:
+        raise BadInput(
+            f"{options.anchor_count} anchors asked for, and {len(found)} users may be one "
+            f"(they have consented and hold at least {options.anchor_items} items of task {task}).",
             hint=f"--anchors {len(found)}, or a smaller --min-items"
             if found
             else "a smaller --min-items, or import more",
@@ -94,7 +99,7 @@ def _require_consent(reg: Registry, request: BankRequest, pool: Sequence[Contrib
     """Raises BadInput where there are users with enough items, and none of them has consented."""
     if pool:
         return
-    task, least = request.task.name, request.options.min_items
+    task, least = request.task.name, request.options.anchor_items
     shy = sum(count >= least and not user.can_anchor for user, count in reg.users.users_with_items(task))
     if shy:
         raise BadInput(
@@ -140,13 +145,20 @@ def build_bank(
     `executors` are those of the job that the build is a part of.
     """
     require_targets(request.options.targets, request.base.path)
+    sizes = bank_sizes(reg, request.task.name, request.options, request.user_ids)
+    request = replace(request, options=sizes.options)
     pool = contributors(reg, request.task.name, request.options, request.user_ids)
     _require_consent(reg, request, pool)
     chosen = anchor_candidates(pool, request.task.name, request.options)
-    yield JobPlan("bank build", (*plan, *build_plan_lines(reg, request, pool, chosen)))
+    yield JobPlan("bank build", (*plan, *sizes.plan_lines, *build_plan_lines(reg, request, pool, chosen)))
     if dry_run:
         yield JobResult(
-            {"dry_run": True, "task": request.task.name, "anchors": request.options.anchors, "candidates": len(chosen)}
+            {
+                "dry_run": True,
+                "task": request.task.name,
+                "anchors": request.options.anchor_count,
+                "candidates": len(chosen),
+            }
         )
         return
     name = request.name or request.task.name
@@ -221,7 +233,7 @@ def estimate_build(
     options, row, pooled_row = request.options, rows.anchors.mean, rows.task_adapter.mean
     items = sum(len(c.items) for c in pool) if options.task_adapter and not shared else 0
     pooled = items * options.task_epochs * (2 if request.task.labels and options.held_out_weights else 1)
-    longest = sum(sorted((len(c.items) for c in chosen), reverse=True)[: options.anchors])
+    longest = sum(sorted((len(c.items) for c in chosen), reverse=True)[: options.anchor_count])
     return (
         TokenLoad(
             round(pooled_row * pooled), options.task_placement, round(pooled_row * items), rank=options.task_rank
@@ -230,7 +242,7 @@ def estimate_build(
             round(row * longest * options.epochs),
             options.placement,
             round(row * longest),
-            min(options.anchors, MAX_USERS_PER_GROUP),
+            min(options.anchor_count, MAX_USERS_PER_GROUP),
             options.rank,
         ),
     )
@@ -308,12 +320,12 @@ def _plan_anchors(
     picks = choose_anchors(
         profiles,
         [len(c.items) for c in chosen],
-        options.anchors,
+        options.anchor_count,
         seed=request.machine.seed,
         pick=options.pick,
     )
-    if len(picks) < options.anchors:
-        yield Note(f"Only {len(picks)} of {options.anchors} anchors: some profiles coincide.", warning=True)
+    if len(picks) < options.anchor_count:
+        yield Note(f"Only {len(picks)} of {options.anchor_count} anchors: some profiles coincide.", warning=True)
     return reg.banks.plan_anchors(
         bank.id, [(users[p.index].id, p.cluster, p.cluster_size, len(chosen[p.index].items)) for p in picks]
     )

@@ -168,7 +168,7 @@ def _replacement_candidates(work: _RefreshState) -> list[Contributor]:
 def _candidates(work: _RefreshState) -> list[Contributor]:
     refused = refused_anchor_ids(work.reg.banks.by_id(work.bank.id))
     whose = {anchor.user_id for anchor in work.reg.banks.anchors(work.bank.id) if anchor.id in refused}
-    least = work.request.options.min_items
+    least = work.request.options.anchor_items
     return [each for each in work.pool if each.items_held >= least and each.user.id not in whose]
 
 
@@ -212,7 +212,7 @@ def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anch
     if not found:
         raise BadInput(
             f"No user can be an anchor of task {work.bank.task}: no user has consented and has at least "
-            f"{request.options.min_items} items of it.",
+            f"{request.options.anchor_items} items of it.",
             hint=f"import more, or mta bank rm {work.bank.name} --bank-version {work.bank.version}",
         )
     users = [candidate.user for candidate in found]

@@ -21,6 +21,7 @@ from mta_cli.pipeline.data.import_source import ImportSource
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 200, 1_000_000
 """Most rows, and about most characters, of a sample."""
 _LISTED_COLUMNS = 12
+IMPORT_COMMAND = "mta data import"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class TableSample:
         """The needed parts of a record that the source's mapping does not find here."""
         return source.mapping.missing_parts(self.columns, one_user=source.user is not None)
 
-    def require_columns(self, source: ImportSource) -> None:
+    def require_columns(self, source: ImportSource, command: str = IMPORT_COMMAND) -> None:
         """Raises `BadInput`, with the columns and an example command, when the mapping does not fit the file.
 
         Columns that only a preset names may be absent.
@@ -57,13 +58,13 @@ class TableSample:
         wanted = ", ".join(format_value(name) for name in unknown) if unknown else ", ".join(missing)
         raise BadInput(
             f"{self.file} has no column {wanted}; its columns are {there}",
-            hint=f"for example: {self.example_command(source)}" if source.preset is None else None,
+            hint=f"for example: {self.example_command(source, command)}" if source.preset is None else None,
         )
 
-    def example_command(self, source: ImportSource) -> str:
+    def example_command(self, source: ImportSource, command: str = IMPORT_COMMAND) -> str:
         """A command line with the guessed columns where the source has none; words in capitals are to be replaced."""
         guess = self.guess().columns
-        words = ["mta", "data", "import", "-" if str(source.path) == "/dev/stdin" else str(source.path)]
+        words = [*command.split(), "-" if str(source.path) == "/dev/stdin" else str(source.path)]
         if source.user is not None or (guess.user is None and source.columns.user is None):
             words += ["--me", source.user or "NAME"]
         for part in ("user", "input", "output", "time"):

@@ -63,6 +63,11 @@ def add_task(reg: Registry, path: Path) -> tuple[Task, bool]:
         raise BadInput(
             f"{path.name}: name {task.name!r} is that of a built-in task", hint="give your task another name"
         )
+    return task, keep_task(reg, task, text)
+
+
+def keep_task(reg: Registry, task: Task, text: str) -> bool:
+    """Store a task with its TOML text, and return whether it is new. Raises BadInput where another has its name."""
     with reg.transaction():
         earlier = reg.tasks.get(task.name)
         if earlier is not None and parse_task(earlier, task.name) != task:
@@ -71,7 +76,7 @@ def add_task(reg: Registry, path: Path) -> tuple[Task, bool]:
                 hint=f"`mta task rm {task.name}` first, or give yours another name",
             )
         reg.tasks.save_task(task.name, text)
-    return task, earlier is None
+    return earlier is None
 
 
 def count_task_users(reg: Registry, name: str) -> int:

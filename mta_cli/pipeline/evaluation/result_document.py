@@ -177,7 +177,7 @@ def result_document(
         "seed": machine.seed,
         "folds": options.folds,
         "history_items": request.prompt.history_items,
-        "anchors": request.bank.anchors,
+        "anchors": request.bank.anchor_count,
         "task_epochs": request.bank.task_epochs,
         "placement": options.placement,
         "base": request.base.name,

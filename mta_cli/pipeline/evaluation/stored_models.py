@@ -22,6 +22,7 @@ from store.records import Query, User
 from store.tables.predictions import Prediction
 
 if TYPE_CHECKING:
+    from mta_cli.engine.evaluation.user_sums import UserSums
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.memory.label_prior import LabelPrior
     from mta_cli.engine.model.load import LoadedBase
@@ -175,17 +176,20 @@ def _distinct_models(
 def _summarise_modes(task: Task, modes: Sequence[str], answers: Sequence[Prediction], seed: int) -> dict[str, Any]:
     """Each metric of the task, and the gold's mean log-likelihood (nats per query), with 95 % intervals over users."""
     from mta_cli.engine.evaluation import statistics
-    from mta_cli.engine.evaluation.user_sums import UserSums, sum_by_user
 
-    user_sums: dict[str, UserSums] = {}
-    for mode in modes:
-        own = [answer for answer in answers if answer.method == mode]
-        users, given, golds = [a.user_id for a in own], [a.answer for a in own], [a.gold for a in own]
-        user_sums[mode] = sum_by_user(task.metric, task.labels, users, given, golds, [a.gold_loglik for a in own])
+    user_sums = {mode: sum_answers(task, [answer for answer in answers if answer.method == mode]) for mode in modes}
     return {
         "methods": {mode: statistics.bootstrap_metrics(one, seed=seed) for mode, one in user_sums.items()},
         "differences": paired_differences(user_sums, modes[-1], seed),
     }
+
+
+def sum_answers(task: Task, answers: Sequence[Prediction]) -> UserSums:
+    """The answers of one mode, added up by user."""
+    from mta_cli.engine.evaluation.user_sums import sum_by_user
+
+    users, given, golds = [a.user_id for a in answers], [a.answer for a in answers], [a.gold for a in answers]
+    return sum_by_user(task.metric, task.labels, users, given, golds, [a.gold_loglik for a in answers])
 
 
 def _costs(

@@ -61,8 +61,7 @@ def banks_pooling_user(reg: Registry, user: User) -> list[Bank]:
 
 
 def _min_pooled_items(bank: Bank) -> int:
-    options = options_from_json(BankOptions, bank.config)
-    return options.min_items if options.task_min_items is None else min(options.task_min_items, options.min_items)
+    return options_from_json(BankOptions, bank.config).pool_items
 
 
 def find_dependents(reg: Registry, stale: Sequence[StaleAnchor]) -> list[Dependent]:

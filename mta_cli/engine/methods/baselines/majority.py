@@ -12,6 +12,7 @@ from mta_cli.engine.evaluation.metrics import rouge_1
 from mta_cli.engine.memory.label_prior import user_label_prior
 from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserModel, UserShots
 from mta_cli.engine.text.labels import find_label
+from mta_cli.engine.text.tasks import Task
 
 SHOT_PRIOR_STRENGTH = 1.0  # the population's rates count as this many shots
 
@@ -56,19 +57,26 @@ def build_mean_models(context: MethodContext, users: Sequence[UserShots], settin
 def _build_models(
     context: MethodContext, users: Sequence[UserShots], summarise: Callable[[Sequence[float]], float]
 ) -> list[UserModel]:
-    if not context.task.labels:
-        return [UserModel(answerer=NearestShotAnswer(user.inputs, user.outputs)) for user in users]
-    return [UserModel(answerer=_majority_answer(context, user, summarise)) for user in users]
+    task, rates = context.task, context.memory.rates
+    answerers = [simplest_answerer(task, rates, user.inputs, user.outputs, summarise) for user in users]
+    return [UserModel(answerer=answerer) for answerer in answerers]
 
 
-def _majority_answer(
-    context: MethodContext, user: UserShots, summarise: Callable[[Sequence[float]], float]
-) -> MajorityAnswer:
-    labels, rates = context.task.labels, context.memory.rates
-    prior = user_label_prior(user.outputs, labels, rates, SHOT_PRIOR_STRENGTH)
+def simplest_answerer(
+    task: Task,
+    rates: Sequence[float],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    summarise: Callable[[Sequence[float]], float] = statistics.median,
+) -> MajorityAnswer | NearestShotAnswer:
+    """What answers for a user of these items without a model. `rates` are how often users give each label."""
+    labels = task.labels
+    if not labels:
+        return NearestShotAnswer(tuple(inputs), tuple(outputs))
+    prior = user_label_prior(outputs, labels, rates, SHOT_PRIOR_STRENGTH)
     logliks = tuple(value + math.log(rate) for value, rate in zip(prior, rates, strict=True))
-    known = [labels[place] for output in user.outputs if (place := find_label(output, labels)) is not None]
-    if context.task.kind == "score" and known:
+    known = [labels[place] for output in outputs if (place := find_label(output, labels)) is not None]
+    if task.kind == "score" and known:
         return MajorityAnswer(f"{summarise([float(score) for score in known]):.6g}", logliks)
     counts = Counter(known)
     best = max(range(len(labels)), key=lambda i: (counts[labels[i]], rates[i], -i))

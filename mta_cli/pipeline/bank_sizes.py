@@ -1,0 +1,66 @@
+"""How many anchors a bank gets, and how many items an anchor needs, where neither was asked for: by the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mta_cli.events import PlanLine
+from mta_cli.options import USUAL_ANCHORS, USUAL_MIN_ITEMS, BankOptions
+
+if TYPE_CHECKING:
+    from store.registry import Registry
+
+USERS_PER_ANCHOR = 3
+"""Users who may be an anchor, for each anchor: the others are those whom it stands for."""
+BY_THE_DATA = "by the data"
+
+
+@dataclass(frozen=True)
+class BankSizes:
+    """Options with a number of anchors and of their items, and a line of the plan for each that the data decided."""
+
+    options: BankOptions
+    plan_lines: tuple[PlanLine, ...]
+
+
+def bank_sizes(reg: Registry, task: str, options: BankOptions, user_ids: frozenset[int] | None = None) -> BankSizes:
+    """The sizes of a bank of the users among `user_ids` (None: all) who may be anchors."""
+    if None not in (options.anchors, options.min_items):
+        return BankSizes(options, ())
+    held = [
+        count
+        for user, count in reg.users.users_with_items(task)
+        if user.can_anchor and count and (user_ids is None or user.id in user_ids)
+    ]
+    return choose_sizes(held, options)
+
+
+def choose_sizes(held: Sequence[int], options: BankOptions) -> BankSizes:
+    """The sizes for users who hold so many items each. What `options` have is kept."""
+    lines = []
+    if options.min_items is None:
+        options = replace(options, min_items=_choose_min_items(held))
+        enough = sum(count >= options.anchor_items for count in held)
+        lines.append(
+            PlanLine(
+                "items of an anchor", f"{options.anchor_items}: {enough} of {len(held)} users hold them", BY_THE_DATA
+            )
+        )
+    if options.anchors is None:
+        able = _count_able(held, options)
+        options = replace(options, anchors=max(1, min(USUAL_ANCHORS, able // USERS_PER_ANCHOR)))
+        why = "as usual" if options.anchors == USUAL_ANCHORS else f"a third of the {able} users who may be one"
+        lines.append(PlanLine("anchors", f"{options.anchors}: {why}", BY_THE_DATA))
+    return BankSizes(options, tuple(lines))
+
+
+def _count_able(held: Sequence[int], options: BankOptions) -> int:
+    return sum(count >= options.anchor_items for count in held)
+
+
+def _choose_min_items(held: Sequence[int]) -> int:
+    """As many as usual, or what half of the users hold where too few for a usual bank hold as many."""
+    needed = min(USERS_PER_ANCHOR * USUAL_ANCHORS, -(-len(held) // 2))
+    return min(USUAL_MIN_ITEMS, sorted(held, reverse=True)[needed - 1]) if held else USUAL_MIN_ITEMS

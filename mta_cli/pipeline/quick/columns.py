@@ -1,0 +1,61 @@
+"""Completes a source's columns with guesses, and says which part is what and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mta_cli.errors import BadInput
+from mta_cli.events import PlanLine
+from mta_cli.pipeline.data.column_mapping import find_column
+from mta_cli.pipeline.data.import_source import ImportSource
+from mta_cli.pipeline.data.table_sample import read_table_sample
+
+COMMAND = "mta quick"
+PARTS = ("user", "input", "output", "time")
+
+
+@dataclass(frozen=True)
+class CompleteSource:
+    """A source that an import can read, and the lines of a plan that say what its columns are."""
+
+    source: ImportSource
+    plan_lines: tuple[PlanLine, ...]
+
+    @property
+    def text(self) -> str:
+        """The same in one line."""
+        parts = ", ".join(f"{line.name} {line.value} ({line.origin})" for line in self.plan_lines)
+        return f"{self.source.name}: {parts}"
+
+
+def complete_columns(source: ImportSource) -> CompleteSource:
+    """The source with guesses for what no flag names and no column of that name is. Raises as reading the file does.
+
+    Raises `BadInput`, with the columns and an example command, where a needed part cannot be guessed, and for a file
+    that is no table where no task is named.
+    """
+    source.require_consistent()
+    sample = read_table_sample(source)
+    if sample is None and source.task is None:
+        raise BadInput(
+            f"{source.name} is no table, so its task cannot be guessed",
+            hint="--task TASK takes one that there is; mta task list shows them",
+        )
+    if sample is None or not sample.rows:
+        return CompleteSource(source, ())
+    guess, lines, columns = sample.guess().columns, [], source.columns
+    missing = sample.missing_parts(source)
+    for part in PARTS:
+        given, own = getattr(columns, part), find_column(part, sample.columns)
+        if part == "user" and source.user is not None:
+            lines.append(PlanLine(part, source.user, "given"))
+        elif given is not None:
+            lines.append(PlanLine(part, given or "none", "given"))
+        elif own is not None:
+            lines.append(PlanLine(part, own, "by its name"))
+        elif (guessed := getattr(guess, part)) is not None and (part in missing or part == "time"):
+            columns = replace(columns, **{part: guessed})
+            lines.append(PlanLine(part, guessed, "guessed"))
+    complete = replace(source, columns=columns)
+    sample.require_columns(complete, COMMAND)
+    return CompleteSource(complete, tuple(lines))

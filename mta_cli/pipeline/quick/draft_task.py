@@ -1,0 +1,111 @@
+"""Reads a file as an import does, and drafts the task that its outputs make. Stores nothing."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mta_cli.engine.text.task_files import parse_task, task_to_toml
+from mta_cli.engine.text.tasks import METRIC_BY_KIND, Task
+from mta_cli.errors import BadInput
+from mta_cli.events import Event
+from mta_cli.pipeline.data.formats.parse_results import format_value
+from mta_cli.pipeline.data.guess_columns import guess_kind
+from mta_cli.pipeline.data.import_source import ImportSource
+from mta_cli.pipeline.data.parse_file import parse_import_file
+
+if TYPE_CHECKING:
+    from store.records import NewItem
+    from store.registry import Registry
+
+SAMPLE_USERS, SAMPLE_ITEMS = 16, 8
+"""How many users, and items of each, are kept to show prompts and to measure the rate."""
+CHARACTERS_PER_TOKEN = 3.5
+_WORD = re.compile(r"[^\W\d_][\w -]{0,30}")
+_KIND_WORDS = {"label": "answer", "score": "score", "text": "answer"}
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """What a file holds: how many records each user has, all outputs, long inputs' length, and some users' items."""
+
+    counts: dict[str, int]
+    outputs: tuple[str, ...]
+    input_characters: int
+    sample: dict[str, list[NewItem]]
+
+    @property
+    def records(self) -> int:
+        """How many there are."""
+        return sum(self.counts.values())
+
+
+def summarise_file(reg: Registry, source: ImportSource, task: Task) -> Generator[Event, None, FileSummary]:
+    """Read all of a source as items of `task`. Raises as an import, and `BadInput` where records name other tasks."""
+    counts, outputs, lengths = Counter[str](), list[str](), list[int]()
+    sample: dict[str, list[NewItem]] = {}
+    with reg.stage_records() as staged:
+        parsed = yield from parse_import_file(source, lambda name: task, staged)
+        if others := [name for name in parsed.tasks if name != source.task]:
+            raise BadInput(
+                f"{source.name} names tasks of its own: {', '.join(map(format_value, others[:5]))}",
+                hint="mta data import FILE, then mta bank build --task TASK",
+            )
+        for record in parsed.staged:
+            counts[record.user] += 1
+            outputs.append(record.item.output)
+            lengths.append(len(record.item.input))
+            if len(own := sample.setdefault(record.user, [])) < SAMPLE_ITEMS and len(sample) <= SAMPLE_USERS:
+                own.append(record.item)
+    kept = {user: items for user, items in sample.items() if items}
+    return FileSummary(dict(counts), tuple(outputs), _long(lengths), kept)
+
+
+def undrafted_task(name: str) -> Task:
+    """What stands for a task while the outputs that it depends on are read."""
+    return Task(name, "text", "")
+
+
+def task_name(path: Path) -> str:
+    """A task's name after a file's: `My Films.csv` is `my-films`."""
+    name = re.sub(r"[^a-z0-9]+", "-", path.stem.casefold()).strip("-")[:48].strip("-")
+    return name or "quick"
+
+
+def draft_task(name: str, source: ImportSource, summary: FileSummary) -> Task:
+    """The task of these outputs, with prompts that name the output's column. Raises BadInput where it can be none."""
+    guess = guess_kind(summary.outputs)
+    column = (source.columns.output or "output").replace("_", " ")
+    word = column.lower() if _WORD.fullmatch(column) and column != "output" else _KIND_WORDS[guess.kind]
+    scale = f" from {guess.labels[0]} to {guess.labels[-1]}" if guess.kind == "score" else ""
+    query = _budget(summary.input_characters, 256)
+    answer = _budget(_long([len(output) for output in summary.outputs]), 128)
+    what = {"label": f"which {word}", "score": f"the {word}{scale}", "text": f"the {word}"}[guess.kind]
+    task = Task(
+        name,
+        guess.kind,
+        f"{format_value(source.name)}: {what} that a user gives",
+        prompt=f"{{input}}\nMy {word}{scale}:",
+        item=f"{{input}}\n{word.capitalize()}: {{output}}",
+        history_header="What I answered before:",
+        labels=guess.labels,
+        metric=METRIC_BY_KIND[guess.kind],
+        query_tokens=query,
+        item_tokens=min(query, 64) + (answer if guess.kind == "text" else 8),
+        answer_tokens=answer,
+    )
+    return parse_task(task_to_toml(task), source.name)
+
+
+def _long(lengths: Sequence[int]) -> int:
+    """The length that nine of ten do not exceed."""
+    return sorted(lengths)[(len(lengths) - 1) * 9 // 10] if lengths else 0
+
+
+def _budget(characters: int, most: int) -> int:
+    """Tokens for texts of so many characters, in steps of 16."""
+    return min(most, 16 * (1 + int(characters / CHARACTERS_PER_TOKEN) // 16))

@@ -1,0 +1,197 @@
+"""Decides what fits into the time: how many users and items make the bank, how long it trains, who is measured.
+
+The rate is measured by training steps on the file's own prompts. Pure functions, but for that measurement.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+from mta_cli.events import PlanLine
+from mta_cli.options import AdaptOptions, BankOptions, FuseOptions
+from mta_cli.pipeline.bank.memory_weights import MAX_GUESSED_ITEMS
+from mta_cli.pipeline.bank_sizes import BY_THE_DATA, choose_sizes
+
+if TYPE_CHECKING:
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.text.prompts import TrainingRow
+    from mta_cli.engine.text.tasks import Task
+    from store.records import NewItem
+
+BATCH_SIZE = 4
+"""Rows of a step: short histories give few steps."""
+TIMED_STEPS = 2
+OVERHEAD_SECONDS = 10.0  # loading models, embedding items
+# in rows of the task adapter's training, whose prompts show fewer items than others
+ANCHOR_ROW, EVIDENCE_ROW, ANCHOR_EVIDENCE = 0.8, 0.6, 0.2
+MEMORY_ROW, LABEL_ANSWER, TEXT_ANSWER = 1.1, 1.0, 5.0
+BANK_USERS = (1000, 300, 100, 48, 24, 12, 6)
+ITEMS = (200, 100, 50, 25, 12, 8)
+PASSES = ((2, 2, True), (1, 2, True), (1, 1, True), (1, 1, False))
+"""Passes of the task adapter and of the anchors, and whether memory is weighed on held-out users; best first."""
+MIN_MEASURED = 5
+MEASURING_SHARE = 0.4
+"""The most of the time that users' own models and answers take, once `MIN_MEASURED` users have theirs."""
+
+
+@dataclass(frozen=True)
+class QuickSizes:
+    """What is trained and measured. `bank_users`: how many users the bank is made of; None: all."""
+
+    anchors: int
+    min_items: int
+    max_items: int
+    task_epochs: int
+    epochs: int
+    held_out_weights: bool
+    measured_users: int
+    bank_users: int | None = None
+
+    def bank_options(self, options: BankOptions) -> BankOptions:
+        """The options of the bank, with these sizes."""
+        return replace(
+            options,
+            anchors=self.anchors,
+            min_items=self.min_items,
+            max_items=self.max_items,
+            task_epochs=self.task_epochs,
+            epochs=self.epochs,
+            held_out_weights=self.held_out_weights,
+            batch_size=BATCH_SIZE,
+        )
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the plan depends on: the items of each user who may help the bank, and the queries of all users."""
+
+    held: tuple[int, ...]
+    queries: tuple[int, ...]
+    labels: bool
+
+    @property
+    def queries_per_user(self) -> float:
+        """The mean over users with queries."""
+        asked = [count for count in self.queries if count]
+        return sum(asked) / max(len(asked), 1)
+
+
+@dataclass(frozen=True)
+class QuickPlan:
+    """The sizes, the seconds that they are expected to take, and the plan's lines."""
+
+    sizes: QuickSizes
+    seconds: float
+    lines: tuple[PlanLine, ...]
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """The plan that `dataclasses.asdict` made a document of."""
+        lines = tuple(PlanLine(**line) for line in document["lines"])
+        return cls(QuickSizes(**document["sizes"]), document["seconds"], lines)
+
+
+def make_plan(work: Workload, options: BankOptions, rows_per_second: float, minutes: float) -> QuickPlan:
+    """The best sizes that fit into `minutes`; the least where none fits."""
+    sizes, seconds = None, 0.0
+    for sizes in _candidates(work, options, rows_per_second, minutes):
+        seconds = estimate_seconds(work, sizes, rows_per_second)
+        if seconds <= 60 * minutes:
+            break
+    assert sizes is not None
+    return QuickPlan(sizes, seconds, _plan_lines(work, options, sizes, seconds, rows_per_second, minutes))
+
+
+def estimate_seconds(work: Workload, sizes: QuickSizes, rows_per_second: float) -> float:
+    """The time of the bank, of users' models and of the answers."""
+    held = sorted(work.held, reverse=True)[: sizes.bank_users]
+    items = [min(count, sizes.max_items) for count in held if count >= sizes.min_items]
+    pooled = sum(items) * sizes.task_epochs * (2 if work.labels and sizes.held_out_weights else 1)
+    anchors = sum(sorted(items, reverse=True)[: sizes.anchors]) * sizes.epochs * ANCHOR_ROW
+    memory = min(sum(items), MAX_GUESSED_ITEMS) * MEMORY_ROW if work.labels else 0.0
+    personal = sizes.measured_users * _rows_per_measured_user(work, sizes.anchors)
+    return OVERHEAD_SECONDS + (pooled + anchors + memory + personal) / rows_per_second
+
+
+def _rows_per_measured_user(work: Workload, anchors: int) -> float:
+    own = FuseOptions.shots * (EVIDENCE_ROW + ANCHOR_EVIDENCE * anchors)
+    if not work.labels:
+        own += AdaptOptions.steps * AdaptOptions.shots * ANCHOR_ROW
+    return own + 2 * work.queries_per_user * (LABEL_ANSWER if work.labels else TEXT_ANSWER)
+
+
+def _candidates(work: Workload, options: BankOptions, rows_per_second: float, minutes: float) -> Iterator[QuickSizes]:
+    """Sizes from the most to the least: fewer passes, then fewer items of each user, then fewer users."""
+    for users in (None, *(count for count in BANK_USERS if count < len(work.held))):
+        held = sorted(work.held, reverse=True)[:users]
+        chosen = choose_sizes(held, options).options
+        asked = sum(count > 0 for count in work.queries)
+        time = MEASURING_SHARE * (60 * minutes - OVERHEAD_SECONDS) * rows_per_second
+        most = max(MIN_MEASURED, int(time / _rows_per_measured_user(work, chosen.anchor_count)))
+        measured = min(most, max(asked - chosen.anchor_count, 1))
+        longest = max(held, default=0)
+        for items in (count for n, count in enumerate(ITEMS) if n == 0 or count < longest):
+            for task_epochs, epochs, weighed in PASSES:
+                yield QuickSizes(
+                    chosen.anchor_count, chosen.anchor_items, items, task_epochs, epochs, weighed, measured, users
+                )
+
+
+def _plan_lines(
+    work: Workload, options: BankOptions, sizes: QuickSizes, seconds: float, rows_per_second: float, minutes: float
+) -> tuple[PlanLine, ...]:
+    fits = f"what fits into {minutes:g} min"
+    held = sorted(work.held, reverse=True)[: sizes.bank_users]
+    asked = sum(count > 0 for count in work.queries)
+    seen = "not seen" if sizes.held_out_weights else "seen"
+    weighed = [PlanLine("memory", f"weighed on users whom the task adapter has {seen}", fits)]
+    return (
+        PlanLine("rate", f"{rows_per_second:.3g} rows a second", f"{TIMED_STEPS} training steps on these prompts"),
+        PlanLine("bank's users", f"{len(held)} of {len(work.held)}", fits if sizes.bank_users else BY_THE_DATA),
+        *choose_sizes(held, options).plan_lines,
+        PlanLine("items of a user", f"the latest {sizes.max_items} at most", fits),
+        PlanLine("passes", f"task adapter {sizes.task_epochs}, anchors {sizes.epochs}", fits),
+        PlanLine("rows in a step", str(BATCH_SIZE), "short histories give few steps"),
+        *(weighed if work.labels else []),
+        PlanLine(
+            "users' models",
+            "recipes with label memory" if work.labels else "recipes and stacks",
+            "labels and scores gain nothing from training at the user" if work.labels else "texts",
+        ),
+        PlanLine("measured users", f"{sizes.measured_users} of {asked}", f"no anchors; {fits}"),
+        PlanLine("questions", f"about {sizes.measured_users * work.queries_per_user:.0f}, held out", BY_THE_DATA),
+        PlanLine("time", f"about {seconds:.0f} s{'' if seconds <= 60 * minutes else ': the least there is'}"),
+    )
+
+
+def sample_rows(
+    base: LoadedBase, task: Task, sample: dict[str, list[NewItem]], mix: Sequence[int]
+) -> list[TrainingRow]:
+    """A training row for the last item of each sampled user; each shows one of `mix` numbers of earlier ones."""
+    from mta_cli.engine.text.prompts import HistoryExample, PromptBuilder
+
+    prompter = PromptBuilder(base.tokenizer, task, base.end_ids)
+    rows = []
+    for items, shown in zip(sample.values(), itertools.cycle(mix)):
+        *earlier, last = items
+        history = [HistoryExample(one.input, one.output) for one in earlier[len(earlier) - min(shown, len(earlier)) :]]
+        rows.append(prompter.training_row(last.input, last.output, history))
+    return rows
+
+
+def measure_row_rate(base: LoadedBase, rows: Sequence[TrainingRow], options: BankOptions) -> float:
+    """Rows that the task adapter trains in a second on this device, by the faster step."""
+    from mta_cli.engine.lora.adapter import init_lora_weights
+    from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
+
+    batch = [rows[n % len(rows)] for n in range(BATCH_SIZE)]
+    fresh = init_lora_weights(
+        base.model, options.targets, options.task_placement, options.task_rank, 2.0 * options.task_rank, 0
+    )
+    schedule = Schedule(TIMED_STEPS, BATCH_SIZE, options.task_learning_rate)
+    trainer = Trainer(base, [GroupMember(fresh, batch, schedule, 0)])
+    seconds = [step.seconds for steps in trainer.train_steps() for step in steps.values()]
+    return BATCH_SIZE / max(min(seconds), 1e-6)

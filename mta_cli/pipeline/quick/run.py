@@ -1,0 +1,391 @@
+"""The job behind `mta quick`: a file, its task, a bank, users' models and their held-out answers, by ordinary jobs.
+
+All that it makes is listed by the ordinary commands. Finished parts are kept, so a stopped run goes on where it
+stopped: with the plan that it began with.
+"""
+
+from __future__ import annotations
+
+import random
+import shlex
+import textwrap
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.engine.text.task_files import task_to_toml
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
+from mta_cli.errors import BadInput, NotFound
+from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine, forward_events
+from mta_cli.options import (
+    AdaptOptions,
+    BankOptions,
+    FuseOptions,
+    MachineOptions,
+    MemoryOptions,
+    ModelOptions,
+    OptionSet,
+    PromptOptions,
+    ScreeningOptions,
+)
+from mta_cli.pipeline.data.import_source import ImportSource
+from mta_cli.pipeline.data.tasks import find_task, keep_task
+from mta_cli.pipeline.demo import pull_missing_models
+from mta_cli.pipeline.quick.columns import CompleteSource, complete_columns
+from mta_cli.pipeline.quick.draft_task import FileSummary, draft_task, summarise_file, task_name, undrafted_task
+from mta_cli.pipeline.quick.plan import QuickPlan, QuickSizes, Workload, make_plan, measure_row_rate, sample_rows
+from mta_cli.pipeline.quick.verdict import (
+    BASELINE,
+    COMMON,
+    EXAMPLE_RULE,
+    answer_without_model,
+    choose_examples,
+    compare_models,
+)
+from mta_cli.pipeline.requests import adapt_request, bank_request, base_model, fuse_request
+from mta_cli.pipeline.runs import REQUEST_KEY, record_request
+from mta_cli.pipeline.training.estimate import format_duration
+from mta_cli.pipeline.user_weights import current_bank
+from mta_cli.pipeline.users.import_file import KEPT_ITEMS, AskConsent, import_source
+from store.records import Bank, User
+
+if TYPE_CHECKING:
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.text.tasks import Task
+    from store.registry import Registry
+
+RUN_KIND, PLAN_KEY = "quick", "plan"
+SHOWN_PROMPTS = 3
+OPTION_CLASSES: tuple[type[Any], ...] = (
+    BankOptions,
+    ScreeningOptions,
+    FuseOptions,
+    AdaptOptions,
+    MemoryOptions,
+    PromptOptions,
+    ModelOptions,
+    MachineOptions,
+)
+
+
+@dataclass(frozen=True)
+class QuickRequest:
+    """The request of `mta quick`. `options` holds `OPTION_CLASSES`; the source's task may be one that there is."""
+
+    source: ImportSource
+    options: OptionSet
+    minutes: float
+
+    @property
+    def machine(self) -> MachineOptions:
+        """The device and the seed."""
+        return self.options[MachineOptions]
+
+
+def run_quick(
+    reg: Registry,
+    request: QuickRequest,
+    *,
+    can_anchor: bool | None = None,
+    ask: AskConsent | None = None,
+    dry_run: bool = False,
+) -> Iterator[Event]:
+    """Import a file, build a bank and users' models, and measure them. `can_anchor` and `ask` are as in an import.
+
+    `JobResult.result` is the document of `mta quick --json`. Raises as an import and a bank build do, and `BadInput`
+    where no user has enough items for held-out ones.
+    """
+    started = time.monotonic()
+    complete = complete_columns(request.source)
+    if complete.plan_lines:
+        yield Note(complete.text)
+    source, summary, task = yield from _read_file(reg, complete)
+    if dry_run:
+        yield from _plan_without_import(reg, request, complete, summary, task)
+        return
+    yield from pull_missing_models(request.options[ModelOptions])
+    yield Note(f"1 of 4: the task {task.name} ({task.kind}) and the histories")
+    keep_task_of_file(reg, task)
+    imported = yield from forward_events(import_source(reg, source, can_anchor=can_anchor, ask=ask))
+    base = _load(reg, request)
+    prompts = show_prompts(reg, base, task, request.options[PromptOptions].history_items)
+    yield from (Note(_prompt_text(prompt)) for prompt in prompts)
+    plan = _plan(reg, request, base, summary, task)
+    del base
+    lines = (*complete.plan_lines, _task_line(complete, task), *plan.lines)
+    yield JobPlan("quick", lines)
+    with record_request(reg, RUN_KIND, _identity(reg, request, task) | {PLAN_KEY: asdict(plan)}):
+        measured = yield from _make_and_measure(reg, request, task, plan)
+    yield JobResult(
+        {
+            "file": source.name,
+            "task": task.name,
+            "kind": task.kind,
+            "users": imported["users"],
+            "items": imported["items_added"] + imported["items_unchanged"],
+            "queries": imported["queries_added"] + imported["queries_unchanged"],
+            "prompts": prompts,
+            "plan": [asdict(line) for line in lines],
+            "minutes": request.minutes,
+            "planned_seconds": round(plan.seconds, 1),
+            "seconds": round(time.monotonic() - started, 1),
+            **measured,
+        }
+    )
+
+
+def _read_file(
+    reg: Registry, complete: CompleteSource
+) -> Generator[Event, None, tuple[ImportSource, FileSummary, Task]]:
+    """The source with its task's name, what it holds, and the task: the one that is named and there, else a draft."""
+    source = complete.source
+    name = source.task or task_name(source.path)
+    if source.task is None and name in BUILTIN_TASKS:
+        name = f"my-{name}"
+    source = replace(source, task=name)
+    there = _find_existing(reg, complete)
+    summary = yield from summarise_file(reg, source, there or undrafted_task(name))
+    if max(summary.counts.values(), default=0) <= KEPT_ITEMS:
+        raise BadInput(
+            f"no user of {source.name} has more than {KEPT_ITEMS} items, so none can be held out",
+            hint="personal models need histories: eight items a user or more",
+        )
+    return source, summary, there or draft_task(name, source, summary)
+
+
+def _find_existing(reg: Registry, complete: CompleteSource) -> Task | None:
+    """The task that was named, where there is one. Raises NotFound where the file is no table and there is none."""
+    if complete.source.task is None:
+        return None
+    try:
+        return find_task(reg, complete.source.task)
+    except NotFound:
+        if not complete.plan_lines:
+            raise
+        return None
+
+
+def keep_task_of_file(reg: Registry, task: Task) -> None:
+    """Store the task, unless it is there. Raises BadInput where another task has its name."""
+    if task.name in BUILTIN_TASKS:
+        return
+    try:
+        keep_task(reg, task, task_to_toml(task))
+    except BadInput as error:
+        error.hint = f"--task {task.name} takes it as it is; --task OTHER makes another"
+        raise
+
+
+def _plan_without_import(
+    reg: Registry, request: QuickRequest, complete: CompleteSource, summary: FileSummary, task: Task
+) -> Iterator[Event]:
+    """The plan of a dry run, for users who all may be anchors. Without the base here, it has no sizes."""
+    history = request.options[PromptOptions].history_items
+    lines = (*complete.plan_lines, _task_line(complete, task))
+    try:
+        base = _load(reg, request)
+    except NotFound:
+        lines += (PlanLine("base", f"{request.options[ModelOptions].base} is pulled first; then the rate is measured"),)
+    else:
+        rows = sample_rows(base, task, summary.sample, (history,))
+        for user, row in list(zip(summary.sample, rows, strict=True))[:SHOWN_PROMPTS]:
+            prompt = base.tokenizer.decode(list(row.input_ids[: row.answer_start]))
+            yield Note(_prompt_text({"user": user, "prompt": prompt, "answer": summary.sample[user][-1].output}))
+        hold_out = request.source.hold_out
+        held = [count - min(hold_out, max(count - KEPT_ITEMS, 0)) for count in summary.counts.values()]
+        queries = [count - left for count, left in zip(summary.counts.values(), held, strict=True)]
+        work = Workload(tuple(held), tuple(queries), bool(task.labels))
+        rate = _measure_rate(request, base, summary, task)
+        lines += make_plan(work, request.options[BankOptions], rate, request.minutes).lines
+    yield JobPlan("quick", lines)
+    yield JobResult({"dry_run": True, "task": task.name, "kind": task.kind, "users": len(summary.counts)})
+
+
+def _task_line(complete: CompleteSource, task: Task) -> PlanLine:
+    labels = f": {', '.join(task.labels)}"[:60] if task.labels else ""
+    origin = "by the outputs" if complete.source.task is None else "flag --task"
+    return PlanLine("task", f"{task.name}, {task.kind}{labels}", origin)
+
+
+def _load(reg: Registry, request: QuickRequest) -> LoadedBase:
+    from mta_cli.pipeline.models.load import load_on_device
+
+    return load_on_device(base_model(request.options), request.machine, reg=reg)
+
+
+def show_prompts(reg: Registry, base: LoadedBase, task: Task, history_items: int) -> list[dict[str, str]]:
+    """Finished prompts of the first held-out question of three users, with what the user answered."""
+    from mta_cli.pipeline.data.examples import PromptRowBuilder
+
+    rows, shown = PromptRowBuilder(reg, base, task, history_items), list[dict[str, str]]()
+    for user, _ in reg.users.users_with_items(task.name):
+        for query in reg.items.queries(user.id, task.name, 1):
+            prompt = base.tokenizer.decode(rows.query_prompt(query))
+            shown.append({"user": user.name, "prompt": prompt, "answer": query.gold})
+        if len(shown) == SHOWN_PROMPTS:
+            break
+    return shown
+
+
+def _prompt_text(shown: dict[str, str]) -> str:
+    return f"A finished prompt of {shown['user']}, who answered {shown['answer']!r:.80}:\n{shown['prompt']}"
+
+
+def _plan(reg: Registry, request: QuickRequest, base: LoadedBase, summary: FileSummary, task: Task) -> QuickPlan:
+    """The plan that an earlier run of the same request began with, else a new one for the measured rate."""
+    options = request.options[BankOptions]
+    queries = tuple(len(reg.items.queries(user.id, task.name)) for user, _ in reg.users.users_with_items(task.name))
+    work = Workload(_items_of_consenting(reg, task), queries, bool(task.labels))
+    if not any(queries):
+        raise BadInput(f"no user of task {task.name} has held-out items", hint="--hold-out 2")
+    identity = _identity(reg, request, task)
+    for run in reg.runs.of_kind(RUN_KIND):
+        asked = dict(run.config[REQUEST_KEY])
+        begun = asked.pop(PLAN_KEY)
+        if asked == identity:
+            return QuickPlan.from_json(begun)
+    return make_plan(work, options, _measure_rate(request, base, summary, task), request.minutes)
+
+
+def _measure_rate(request: QuickRequest, base: LoadedBase, summary: FileSummary, task: Task) -> float:
+    """Rows of this file that the task adapter trains in a second."""
+    from mta_cli.pipeline.data.examples import history_mix
+
+    rows = sample_rows(base, task, summary.sample, history_mix(request.options[PromptOptions].history_items))
+    return measure_row_rate(base, rows, request.options[BankOptions])
+
+
+def _identity(reg: Registry, request: QuickRequest, task: Task) -> dict[str, Any]:
+    """What a plan depends on, without the rate of the machine."""
+    options = request.options
+    return {
+        "task": task_to_toml(task),
+        "minutes": request.minutes,
+        "base": base_model(options).fingerprint,
+        "seed": request.machine.seed,
+        "dtype": request.machine.dtype,
+        "bank": asdict(options[BankOptions]),
+        "history_items": options[PromptOptions].history_items,
+        "held": sorted(_items_of_consenting(reg, task)),
+    }
+
+
+def _items_of_consenting(reg: Registry, task: Task) -> tuple[int, ...]:
+    """How many items each user holds who may be an anchor."""
+    return tuple(count for user, count in reg.users.users_with_items(task.name) if user.can_anchor and count)
+
+
+def _make_and_measure(
+    reg: Registry, request: QuickRequest, task: Task, plan: QuickPlan
+) -> Generator[Event, None, dict[str, Any]]:
+    """Build the bank, make users' models and measure them."""
+    from mta_cli.pipeline.evaluation.stored_models import evaluate_users
+
+    options = _with_bank_options(request.options, plan.sizes)
+    if plan.seconds > 60 * request.minutes:
+        yield Note(f"{request.minutes:g} min are too few here: this is the least that there is.", warning=True)
+    yield Note(f"2 of 4: the bank of {plan.sizes.anchors} anchors; about {format_duration(plan.seconds)} for all")
+    bank = yield from _build_bank(reg, options, task, plan.sizes)
+    users, are_anchors = choose_measured_users(reg, bank, plan.sizes.measured_users, request.machine.seed)
+    if are_anchors:
+        yield Note(
+            "Every user with held-out items is an anchor: the bank was trained on their histories.", warning=True
+        )
+    mode = "fused" if task.labels else "adapted"
+    yield Note(f"3 of 4: the models of {len(users)} users")
+    yield from _make_user_models(reg, options, task, users)
+    if not task.labels:  # a training that diverged leaves no stack
+        users = [user for user in users if reg.stacks.get(user.id, task.name, bank.id) is not None]
+    yield Note("4 of 4: their answers to held-out questions, and those of the common model")
+    job = evaluate_users(reg, base_model(options), task, users, (COMMON, mode), options[PromptOptions], request.machine)
+    evaluation: dict[str, Any] = yield from forward_events(job)
+    found = reg.evaluations.predictions.load_predictions(evaluation["evaluation"])
+    answers = {method: [one for one in found if one.method == method] for method in (mode, COMMON)}
+    answers[BASELINE] = answer_without_model(reg, task, bank, users, answers[COMMON])
+    return {
+        "bank": bank.name,
+        "version": bank.version,
+        "anchors": len(reg.banks.anchors(bank.id)),
+        "personal": mode,
+        "measured_users": len(users),
+        "measured_queries": len(answers[COMMON]),
+        "measured_on_anchors": are_anchors,
+        "evaluation": evaluation["evaluation"],
+        **compare_models(task, answers, mode, seed=request.machine.seed),
+        "examples": _examples(reg, task, answers, mode),
+        "example_rule": EXAMPLE_RULE,
+        "next": _next_commands(reg, task, users[0], evaluation["evaluation"]),
+    }
+
+
+def _with_bank_options(options: OptionSet, sizes: QuickSizes) -> OptionSet:
+    rest = [options[cls] for cls in OPTION_CLASSES if cls is not BankOptions]
+    return OptionSet(sizes.bank_options(options[BankOptions]), *rest)
+
+
+def _build_bank(reg: Registry, options: OptionSet, task: Task, sizes: QuickSizes) -> Generator[Event, None, Bank]:
+    """The bank of all users, or of those with the longest histories where there is no time for all."""
+    from mta_cli.pipeline.bank.build import build_bank
+
+    request = bank_request(reg, options, task.name)
+    if sizes.bank_users is not None:
+        whose = [(count, -user.id) for user, count in reg.users.users_with_items(task.name) if user.can_anchor]
+        chosen = sorted(whose, reverse=True)[: sizes.bank_users]
+        request = replace(request, user_ids=frozenset(-number for _, number in chosen))
+    yield from forward_events(build_bank(reg, request))
+    return current_bank(reg, task.name, request.base.fingerprint)
+
+
+def choose_measured_users(reg: Registry, bank: Bank, most: int, seed: int) -> tuple[list[User], bool]:
+    """At most so many users with held-out items, drawn by the seed, and whether they are anchors.
+
+    Anchors are only measured where nobody else can be.
+    """
+    anchors = {anchor.user_id for anchor in reg.banks.anchors(bank.id)}
+    asked = [user for user, _ in reg.users.users_with_items(bank.task) if reg.items.queries(user.id, bank.task, 1)]
+    others = [user for user in asked if user.id not in anchors]
+    chosen = sorted(others or asked, key=lambda user: user.id)
+    if len(chosen) > most:
+        chosen = sorted(random.Random(seed).sample(chosen, most), key=lambda user: user.id)
+    return chosen, not others
+
+
+def _make_user_models(reg: Registry, options: OptionSet, task: Task, users: Sequence[User]) -> Iterator[Event]:
+    """Recipes for a task with labels, which label memory completes; else recipes and stacks."""
+    from mta_cli.pipeline.personalize.adapt import adapt_users
+    from mta_cli.pipeline.personalize.fuse import fuse_users
+
+    if task.labels:
+        yield from forward_events(fuse_users(reg, users, fuse_request(reg, options, task.name)))
+        return
+    request = adapt_request(reg, options, [user.name for user in users], task.name)
+    yield from forward_events(adapt_users(reg, request.users, request.fuse, request.options))
+
+
+def _examples(reg: Registry, task: Task, answers: dict[str, Any], mode: str) -> list[dict[str, str]]:
+    found = []
+    for mine, theirs in choose_examples(task, answers, mode):
+        user = reg.users.by_id(mine.user_id)
+        question = next(one.input for one in reg.items.queries(user.id, task.name) if one.id == mine.query_id)
+        found.append(
+            {
+                "user": user.name,
+                "question": question,
+                "answered": mine.gold,
+                "common": theirs.answer,
+                "personal": mine.answer,
+            }
+        )
+    return found
+
+
+def _next_commands(reg: Registry, task: Task, user: User, evaluation: int) -> list[str]:
+    name, question = shlex.quote(user.name), reg.items.queries(user.id, task.name, 1)[0].input
+    short = textwrap.shorten(question, 36, placeholder="") or question[:36]
+    return [
+        f"mta ask --user {name} --task {task.name} {shlex.quote(short)}",
+        f"mta chat --user {name} --task {task.name}",
+        f"mta eval show {evaluation}",
+        f"mta eval run --task {task.name}",
+    ]

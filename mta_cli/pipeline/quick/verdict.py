@@ -1,0 +1,129 @@
+"""Compares the personal models with the common one and with no model, by the sums and intervals of evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.pipeline.evaluation.result_document import MAIN_METRICS
+from mta_cli.pipeline.evaluation.stored_models import sum_answers
+from mta_cli.pipeline.memory.bank_memory import MAX_RECENT_ANSWERS, BankMemory
+from store.tables.predictions import Prediction
+
+if TYPE_CHECKING:
+    from mta_cli.engine.evaluation.user_sums import UserSums
+    from mta_cli.engine.text.tasks import Task
+    from store.records import Bank, User
+    from store.registry import Registry
+
+COMMON, BASELINE = "pooled", "majority"
+DECIDING_METRICS = {**MAIN_METRICS, "rouge": "gold_loglik"}
+"""What a verdict is by: the share of right labels, the error of scores, the likelihood of the user's own text."""
+LOWER_IS_BETTER = frozenset(["mae"])
+MIN_USERS = 5
+"""Fewer measured users give no interval to rely on."""
+EXAMPLE_RULE = "a question of the users with the largest, the median and the smallest gain"
+
+WORTH_IT, NOT_TOLD_APART, NOT_WORTH_IT = "worth it", "not told apart", "not worth it"
+
+
+def answer_without_model(
+    reg: Registry, task: Task, bank: Bank, users: Sequence[User], answers: Sequence[Prediction]
+) -> list[Prediction]:
+    """The same queries answered with each user's most frequent label, median score or nearest own text."""
+    from mta_cli.engine.methods.baselines.majority import simplest_answerer
+
+    rates = BankMemory(reg, task, bank).without_neighbours.rates
+    answerers = {}
+    for user in users:
+        own = reg.items.recent_items(user.id, task.name, MAX_RECENT_ANSWERS)
+        inputs, outputs = [item.input for item in own], [item.output for item in own]
+        answerers[user.id] = simplest_answerer(task, rates, inputs, outputs)
+    questions = {query.id: query.input for user in users for query in reg.items.queries(user.id, task.name)}
+    return [
+        replace(one, method=BASELINE, answer=answerers[one.user_id](questions[one.query_id])[0], gold_loglik=None)
+        for one in answers
+    ]
+
+
+def compare_models(
+    task: Task, answers: Mapping[str, Sequence[Prediction]], personal: str, *, seed: int
+) -> dict[str, Any]:
+    """What was measured, who gained and the verdict; `answers` are those of the personal, common and no model."""
+    sums = {method: sum_answers(task, own) for method, own in answers.items()}
+    deciding, main = DECIDING_METRICS[task.metric], MAIN_METRICS[task.metric]
+    gain = _gain(sums[personal], sums[COMMON], deciding, seed)
+    over_baseline = _gain(sums[personal], sums[BASELINE], main, seed)
+    gains = gains_by_user(sums[personal], sums[COMMON], deciding)
+    verdict, why = decide(gain, over_baseline, len(gains))
+    return {
+        "metric": main,
+        "deciding_metric": deciding,
+        "models": {
+            method: {name: float(value) for name, value in own.metric_values().items()} for method, own in sums.items()
+        },
+        "better": sum(value > 0 for value in gains.values()),
+        "same": sum(value == 0 for value in gains.values()),
+        "worse": sum(value < 0 for value in gains.values()),
+        "gain": gain,
+        "gain_over_baseline": over_baseline,
+        "verdict": verdict,
+        "why": why,
+    }
+
+
+def decide(gain: Mapping[str, float], over_baseline: Mapping[str, float], users: int) -> tuple[str, str]:
+    """The verdict and its reason. Told apart means: the whole 95 % interval is on one side of zero."""
+    if users < MIN_USERS:
+        return NOT_TOLD_APART, f"{users} measured users are too few, {MIN_USERS} are the least"
+    if gain["high"] < 0:
+        return NOT_WORTH_IT, "the common model is better"
+    if over_baseline["high"] < 0:
+        return NOT_WORTH_IT, "what answers without a model is better"
+    if gain["low"] <= 0:
+        return NOT_TOLD_APART, "more items per user, or use the common model"
+    if over_baseline["low"] <= 0:
+        return WORTH_IT, "better than the common model, but not told apart from what answers without a model"
+    return WORTH_IT, "better than the common model, and than what answers without a model"
+
+
+def gains_by_user(personal: UserSums, common: UserSums, metric: str) -> dict[int, float]:
+    """By user id: how much better the personal model is, in units of the metric; positive is better."""
+    mine, theirs = personal.metrics_from_sums(personal.sums)[metric], common.metrics_from_sums(common.sums)[metric]
+    return dict(zip(personal.users, (_sign(metric) * (mine - theirs)).tolist(), strict=True))
+
+
+def choose_examples(
+    task: Task, answers: Mapping[str, Sequence[Prediction]], personal: str
+) -> list[tuple[Prediction, Prediction]]:
+    """The answers of the personal and the common model that `EXAMPLE_RULE` chooses.
+
+    Equal gains are told apart by the likelihood of the golds. The question is the user's first on which the models
+    differ, else the first.
+    """
+    mine, theirs = (sum_answers(task, answers[method]) for method in (personal, COMMON))
+    gains, finer = (gains_by_user(mine, theirs, metric) for metric in (DECIDING_METRICS[task.metric], "gold_loglik"))
+    order = sorted(gains, key=lambda user: (gains[user], finer[user], user), reverse=True)
+    common = {one.query_id: one for one in answers[COMMON]}
+    found = []
+    for user in dict.fromkeys((order[0], order[len(order) // 2], order[-1])):
+        pairs = [(one, common[one.query_id]) for one in answers[personal] if one.user_id == user]
+        found.append(next((pair for pair in pairs if pair[0].answer != pair[1].answer), pairs[0]))
+    return found
+
+
+def _gain(a: UserSums, b: UserSums, metric: str, seed: int) -> dict[str, float]:
+    """How much better a is than b, with its interval, turned so that positive is better."""
+    from mta_cli.engine.evaluation.statistics import paired_difference
+
+    found = paired_difference(a, b, seed=seed)[metric]
+    if _sign(metric) > 0:
+        return found
+    # a difference from 0.0, because a negated zero would be shown as -0.000
+    turned = {"value": 0.0 - found["value"], "low": 0.0 - found["high"], "high": 0.0 - found["low"]}
+    return {**turned, "p": found["p"]}
+
+
+def _sign(metric: str) -> int:
+    return -1 if metric in LOWER_IS_BETTER else 1

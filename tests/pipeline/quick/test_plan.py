@@ -1,0 +1,53 @@
+"""What fits into the time: less time or a slower machine gives fewer passes, items and users, never more."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+from mta_cli.options import BankOptions
+from mta_cli.pipeline.quick.plan import QuickPlan, Workload, estimate_seconds, make_plan
+
+WORK = Workload(held=(12,) * 60, queries=(2,) * 60, labels=True)
+
+
+def test_much_time_trains_on_everything_and_measures_everybody() -> None:
+    plan = make_plan(WORK, BankOptions(), rows_per_second=1e6, minutes=3)
+    sizes = plan.sizes
+    assert (sizes.anchors, sizes.min_items, sizes.max_items, sizes.bank_users) == (16, 8, 200, None)
+    assert (sizes.task_epochs, sizes.epochs, sizes.held_out_weights, sizes.measured_users) == (2, 2, True, 44)
+
+
+def test_a_plan_fits_where_any_does_and_less_time_never_gives_more() -> None:
+    before = None
+    for minutes in (60, 10, 5, 3, 2):
+        plan = make_plan(WORK, BankOptions(), rows_per_second=3.0, minutes=minutes)
+        assert plan.seconds <= 60 * minutes
+        assert before is None or plan.seconds <= before
+        before = plan.seconds
+    hurried = make_plan(WORK, BankOptions(), rows_per_second=3.0, minutes=1).sizes
+    assert hurried.bank_users is not None and hurried.bank_users < 60
+
+
+def test_where_nothing_fits_the_plan_says_so_and_takes_the_least() -> None:
+    plan = make_plan(WORK, BankOptions(), rows_per_second=0.01, minutes=1)
+    assert plan.seconds > 60 and "the least there is" in plan.lines[-1].value
+    assert plan.sizes.bank_users == 6 and plan.sizes.measured_users == 5
+
+
+def test_every_line_says_where_its_value_comes_from() -> None:
+    lines = {line.name: line for line in make_plan(WORK, BankOptions(anchors=4), 1e6, 3).lines}
+    assert "anchors" not in lines, "it was given, and the settings say where"
+    assert lines["items of an anchor"].origin == "by the data" and lines["passes"].origin == "what fits into 3 min"
+    assert "training steps" in lines["rate"].origin
+
+
+def test_texts_take_stacks_and_more_time() -> None:
+    texts = replace(WORK, labels=False)
+    plan = make_plan(texts, BankOptions(), 1e6, 3)
+    assert "stacks" in {line.name: line.value for line in plan.lines}["users' models"]
+    assert estimate_seconds(texts, plan.sizes, 1.0) != estimate_seconds(WORK, plan.sizes, 1.0)
+
+
+def test_a_plan_goes_through_json() -> None:
+    plan = make_plan(WORK, BankOptions(), 3.0, 3)
+    assert QuickPlan.from_json(asdict(plan)) == plan

@@ -1,0 +1,180 @@
+"""From a file to a verdict on tiny models: everything it makes is ordinary, and a stopped run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mta_cli.errors import BadInput, NotFound
+from mta_cli.events import JobPlan
+from mta_cli.options import MachineOptions, ModelOptions, OptionSet
+from mta_cli.pipeline.data.column_mapping import ColumnMapping
+from mta_cli.pipeline.data.import_source import ImportSource
+from mta_cli.pipeline.data.tasks import add_task, find_task
+from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evaluation
+from mta_cli.pipeline.quick import run as quick
+from mta_cli.pipeline.quick.run import OPTION_CLASSES, QuickRequest, choose_measured_users, run_quick
+from store.registry import Registry
+from tests.pipeline.town import CPU, finish, notes
+
+BOOKS = Path(__file__).parent / "books.csv"
+MODELS = ModelOptions("tiny", "tiny-embedder")
+
+
+def request(path: Path, minutes: float = 3.0, **source: Any) -> QuickRequest:
+    """A request on the tiny models."""
+    rest = [cls() for cls in OPTION_CLASSES if cls not in (ModelOptions, MachineOptions)]
+    return QuickRequest(ImportSource(None, path, hold_out=2, **source), OptionSet(*rest, MODELS, CPU), minutes)
+
+
+@pytest.fixture
+def reg(store_root: Path) -> Iterator[Registry]:
+    with Registry.open(store_root, create=True) as registry:
+        yield registry
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with time for little: one pass, whatever this one is busy with."""
+    monkeypatch.setattr(quick, "measure_row_rate", lambda *_: 2.0)
+
+
+def letters(path: Path, users: int = 6) -> Path:
+    """A file of texts."""
+    rows = [
+        f"u{n},what happened on day {day},{'dear all' if n % 2 else 'well'} it rained {day} times and then u{n} left"
+        for n in range(users)
+        for day in range(7)
+    ]
+    path.write_text("\n".join(["who,question,answer", *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_file_of_scores_becomes_a_task_a_bank_recipes_and_a_verdict(reg: Registry, fast: None) -> None:
+    result, seen = finish(run_quick(reg, request(BOOKS)))
+    assert (result["task"], result["kind"], result["users"]) == ("books", "score", 12)
+    assert (result["items"], result["queries"], result["anchors"]) == (144, 24, 4)
+    task, bank = find_task(reg, "books"), reg.banks.get("books")
+    assert task.labels == ("1", "2", "3", "4", "5") and bank.config["anchors"] == 4
+    anchors = {anchor.user for anchor in reg.banks.anchors(bank.id)}
+    measured = [user for user in reg.users.names() if reg.recipes.get(reg.users.get(user).id, "books", bank.id)]
+    assert len(measured) == result["measured_users"] == 8 and not anchors & set(measured)
+    assert result["measured_queries"] == 16 and not result["measured_on_anchors"]
+    assert len(result["prompts"]) == 3 and "My stars from 1 to 5:" in result["prompts"][0]["prompt"]
+    assert result["better"] + result["same"] + result["worse"] == 8
+    assert result["gain"]["low"] <= result["gain"]["value"] <= result["gain"]["high"]
+    assert {row["user"] for row in result["examples"]} <= set(measured)
+    (plan,) = [event for event in seen if isinstance(event, JobPlan)]
+    origins = {line.name: line.origin for line in plan.lines}
+    assert origins["user"] == "guessed" and origins["anchors"] == "by the data" and "fits" in origins["passes"]
+    assert any(text.startswith("2 of 4") for text in notes(seen))
+
+
+def test_the_verdict_agrees_with_the_evaluation_that_is_stored(reg: Registry, fast: None) -> None:
+    result, _ = finish(run_quick(reg, request(BOOKS)))
+    stored = load_finished_evaluation(reg, result["evaluation"]).result
+    for mode in ("fused", "pooled"):
+        assert stored["methods"][mode]["mae"]["value"] == pytest.approx(result["models"][mode]["mae"])
+    (difference,) = [one for one in stored["differences"] if one["metric"] == "mae" and one["b"] == "pooled"] or [
+        one for one in stored["differences"] if one["metric"] == "mae"
+    ]
+    assert abs(difference["value"]) == pytest.approx(abs(result["gain"]["value"]))
+
+
+def test_the_same_command_again_uses_what_is_there_and_keeps_its_plan(
+    reg: Registry, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = finish(run_quick(reg, request(BOOKS)))
+    monkeypatch.setattr(quick, "measure_row_rate", lambda *_: 1e9)  # another plan, were it made anew
+    again, seen = finish(run_quick(reg, request(BOOKS)))
+    assert "nothing to do" in "\n".join(notes(seen)) and again["plan"] == first["plan"]
+    assert (again["bank"], again["version"]) == (first["bank"], first["version"])
+    assert (again["gain"], again["models"], again["examples"]) == (first["gain"], first["models"], first["examples"])
+    longer, _ = finish(run_quick(reg, request(BOOKS, minutes=9)))
+    assert longer["version"] == first["version"] + 1, "more time makes a better bank"
+
+
+def test_a_stopped_run_goes_on_to_the_same_bank(reg: Registry, fast: None, tmp_path: Path) -> None:
+    job = run_quick(reg, request(BOOKS))
+    for event in job:
+        if getattr(event, "kind", "") == "task adapter":
+            break
+    job.close()  # type: ignore[attr-defined]
+    (bank,) = reg.banks.all()
+    assert bank.status == "building" and bank.task_adapter is not None
+    finish(run_quick(reg, request(BOOKS)))
+    (whole,) = reg.banks.all()
+    assert whole.status == "ready" and whole.task_adapter == bank.task_adapter
+
+
+def test_texts_get_stacks_and_are_judged_by_likelihood(reg: Registry, fast: None, tmp_path: Path) -> None:
+    source = request(letters(tmp_path / "letters.csv"), columns=ColumnMapping("who", "question", "answer"))
+    result, _ = finish(run_quick(reg, source))
+    assert (result["kind"], result["personal"], result["deciding_metric"]) == ("text", "adapted", "gold_loglik")
+    bank = reg.banks.get("letters")
+    assert all(reg.stacks.get(reg.users.get(row["user"]).id, "letters", bank.id) for row in result["examples"])
+
+
+def test_a_task_that_is_there_is_taken_by_its_name_and_never_changed(reg: Registry, fast: None, tmp_path: Path) -> None:
+    finish(run_quick(reg, request(BOOKS, task="mine"), dry_run=True))
+    assert reg.users.names() == [] and reg.tasks.all() == {}, "a dry run changes nothing"
+    source = letters(tmp_path / "books.csv")
+    quick.keep_task_of_file(reg, replace(find_task(reg, "lamp-3"), name="books", prompt="{input}?"))
+    with pytest.raises(BadInput, match="differs") as refused:
+        finish(run_quick(reg, request(source, columns=ColumnMapping("who", "question", "answer"))))
+    assert "--task books takes it as it is" in str(refused.value.hint) and reg.users.names() == []
+
+
+def test_one_user_alone_is_measured_as_the_anchor_and_said_to_be(reg: Registry, fast: None, tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    rows = "".join(f"a film about {n},{'go' if n % 2 else 'skip'}\n" for n in range(9))
+    path.write_text("film,verdict\n" + rows, encoding="utf-8")
+    result, seen = finish(run_quick(reg, request(path, user="ann")))
+    assert result["measured_on_anchors"] and result["measured_users"] == 1
+    assert "too few" in result["why"] and any("is an anchor" in text for text in notes(seen))
+
+
+def test_users_without_enough_items_are_refused_before_anything_is_stored(reg: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "short.csv"
+    path.write_text("user,input,output\n" + "ann,a,go\nann,b,skip\nbob,c,go\n", encoding="utf-8")
+    with pytest.raises(BadInput, match="has more than 3 items"):
+        finish(run_quick(reg, request(path)))
+    assert reg.users.names() == [] and reg.tasks.all() == {}
+
+
+def test_more_users_than_fit_are_drawn_by_the_seed(peopled: Registry) -> None:
+    from mta_cli.pipeline.bank.build import build_bank
+    from tests.pipeline.town import bank_request
+
+    finish(build_bank(peopled, bank_request()))
+    bank = peopled.banks.all()[0]
+    chosen, anchors = choose_measured_users(peopled, bank, 4, seed=1)
+    assert len(chosen) == 4 and not anchors
+    assert [user.id for user in chosen] == [user.id for user in choose_measured_users(peopled, bank, 4, seed=1)[0]]
+    assert len(choose_measured_users(peopled, bank, 99, seed=1)[0]) == 9
+
+
+def test_a_file_that_is_no_table_needs_a_task_that_is_there(reg: Registry, fast: None) -> None:
+    sample = Path(quick.__file__).parents[2] / "sample" / "taste.users.json"
+    with pytest.raises(BadInput, match="is no table, so its task cannot be guessed"):
+        finish(run_quick(reg, request(sample)))
+    with pytest.raises(NotFound, match="There is no task 'taste'"):
+        finish(run_quick(reg, request(sample, task="taste")))
+    add_task(reg, sample.with_name("taste.toml"))
+    result, _ = finish(run_quick(reg, request(sample, task="taste"), dry_run=True))
+    assert (result["task"], result["kind"]) == ("taste", "label") and result["users"] >= 24
+
+
+def test_too_little_time_is_said(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick, "measure_row_rate", lambda *_: 0.1)
+    job, said = run_quick(reg, request(BOOKS, minutes=1)), ""
+    while "2 of 4" not in said:
+        said = getattr(next(job), "text", "")
+        if "too few" in said:
+            break
+    job.close()  # type: ignore[attr-defined]
+    assert said == "1 min are too few here: this is the least that there is."
