@@ -290,12 +290,27 @@ def test_who_leaves_while_their_history_is_read_does_not_come_back(peopled: Regi
     assert "ida" not in peopled.users.names()
 
 
-ONE_TRANSACTION = {"import_file", "add_user", "set_consent", "forget_user", "Conversation.accept_exchange"}
-OF_OTHER_JOBS = {"run_demo", "resume_job"}
+ONE_TRANSACTION = {
+    *("import_file", "import_source", "add_user", "set_consent", "set_consent_of_all", "forget_user", "remove_items"),
+    *("Conversation.accept_exchange", "Conversation.undo_accept"),
+}
+OF_OTHER_JOBS = {"run_demo", "run_quick", "resume_job"}
 NOTHING_BY_USER = {
-    *("plan_demo", "plan_forget", "pull_model", "back_up", "restore", "repair", "run_checks", "run_bench"),
+    *(
+        "plan_demo",
+        "plan_forget",
+        "plan_removal",
+        "pull_model",
+        "pull_missing_models",
+        "back_up",
+        "restore",
+        "repair",
+        "run_checks",
+        "run_bench",
+    ),
     *("publish_snapshot", "pull_snapshot"),
     *(f"Conversation.{name}" for name in ("opening_notes", "switch_user", "switch_mode", "reset", "resume")),
+    *("Conversation.resume_latest", "Conversation.set_system"),
     "Conversation.stored_chats",
 }
 

@@ -79,7 +79,10 @@ def other_value(setting: Setting) -> list[str]:
     if setting.choices:
         return [setting.flag, next(choice for choice in setting.choices if choice != setting.default)]
     if setting.kind is str:
-        return [setting.flag, {"device": "cpu", "host": "127.0.0.2"}.get(setting.key.partition(".")[2], "base")]
+        return [
+            setting.flag,
+            {"device": "cpu", "host": "127.0.0.2", "max_memory": "6GB"}.get(setting.key.partition(".")[2], "base"),
+        ]
     assert setting.minimum is not None and setting.maximum is not None
     return [setting.flag, str(setting.kind(setting.minimum if setting.default != setting.minimum else setting.maximum))]
 

@@ -83,7 +83,9 @@ def test_a_job_has_a_registry_of_its_own_and_all_it_says_is_kept_clean(tmp_path:
     (job,), _ = done(tmp_path, everything)
     assert (job.state, job.title, job.result, job.unreported_saves) == ("done", "a walk", {"miles": 2}, 1)
     progress = job.progress
-    assert (progress.done, progress.total, progress.unit, progress.label) == (2, 4, "miles", "far")
+    assert (progress.done, progress.total, progress.unit, progress.label) == (4, 4, "miles", "far"), (
+        "a job that is done has a full bar"
+    )
     assert progress.losses == [2.0, 1.0] and progress.seconds_left is None
     assert job.log == ["warning: look out", "jon failed: lost his shoe", "saved thing one (3 bytes)"]
     assert job.started_at is not None and job.ended_at is not None and job.ended_at >= job.started_at
