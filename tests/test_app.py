@@ -119,6 +119,7 @@ def test_commands_are_listed_in_reading_order() -> None:
         "serve",
         "ps",
         "tui",
+        "quick",
         "demo",
         "config",
         "doctor",

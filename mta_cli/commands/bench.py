@@ -51,9 +51,10 @@ def bench(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Measure how fast a base trains, adapts users and answers on this machine, and its memory beside the computed one.
+    """Measure a base on this machine.
 
-    With --shape nothing has to be pulled: speed and memory do not depend on what the weights are.
+    How fast it trains, adapts users and answers, and its memory beside the computed one. With --shape nothing has to
+    be pulled: speed and memory do not depend on what the weights are.
     """
     from mta_cli.pipeline.maintenance.bench import BenchRequest, run_bench
 

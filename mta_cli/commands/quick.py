@@ -95,10 +95,11 @@ def quick(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """From a file of your own to a verdict: is a personal model worth it for these users?
+    """Take a table to a verdict on its users.
 
-    Columns and the kind of task are guessed. Each user's last items are held out, a bank and personal models are made
-    of the others, and both they and the common model answer what was held out. Run it again to finish a stopped run.
+    Is a personal model worth it for them? Columns and the kind of task are guessed. Each user's last items are held
+    out, a bank and personal models are made of the others, and both they and the common model answer what was held
+    out. Run it again to finish a stopped run.
     """
     from mta_cli.pipeline.quick.run import QuickRequest, run_quick
 

@@ -218,7 +218,7 @@ def items(
     wait: WaitOption = False,
     json: JsonOption = False,
 ) -> None:
-    """List a user's newest items, search them, or remove some."""
+    """List, search or remove a user's items."""
     context = app_context(ctx, json=json)
     if rm:
         if search is not None or limit is not None:

@@ -88,5 +88,5 @@ def test_a_terminal_asks_for_columns_and_consent(here: Path) -> None:
             terminal.press("enter")
         terminal.until("May the 12 new users be anchors")
         terminal.type("n\r")
-        terminal.until("No user may be an anchor")
+        terminal.until("has consented to be an anchor")
         assert terminal.ended() == 4

@@ -96,7 +96,7 @@ def test_dry_run(mta: Mta, tmp_path: Path) -> None:
     ("words", "code", "said"),
     [
         (["data", "import", "jsonl", "none.jsonl"], 3, "There is no file"),
-        (["data", "import", "xml", "a.jsonl"], 2, "lamp, users, parquet, jsonl, json, csv"),
+        (["data", "import", "xml", "a.jsonl"], 2, "choose one of lamp, users, mbox, "),
         (["data", "import", "jsonl", "bad.jsonl"], 4, "bad.jsonl: record 1, field output: is empty"),
         (["data", "import", "jsonl", "a.jsonl", "--task", "lamp-22"], 3, "lamp-2"),
         (["user", "show", "alcie"], 3, "alice"),

@@ -66,6 +66,6 @@ def test_an_evaluation_takes_the_numbers_of_all_users_in_every_fold(peopled: Reg
 def test_nobody_who_may_be_an_anchor_is_said_as_that(peopled: Registry) -> None:
     for name in peopled.users.names():
         peopled.users.set_can_anchor(peopled.users.get(name).id, False)
-    with pytest.raises(BadInput, match="No user may be an anchor of task lamp-2") as refused:
+    with pytest.raises(BadInput, match="No user of task lamp-2 has consented to be an anchor") as refused:
         finish(build_bank(peopled, bank_request(anchors=None, min_items=None)))
     assert "--can-anchor" in str(refused.value.hint)

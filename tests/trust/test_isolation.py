@@ -235,7 +235,13 @@ def test_user_and_bank_say_whose_words_stand_behind_answers(others: Registry) ->
     assert (rests["neighbours"], rests["neighbour_people"]) == (90, 9)
     assert describe_user(others, "mole")["rests_on"] == describe_user(others, "mole")["given_to"] == []
     (given,) = describe_user(others, "user4")["given_to"]
-    assert given == {"bank": "lamp-2", "version": 1, "perhaps_task_adapter": True, "neighbours": 10}
+    assert given == {
+        "bank": "lamp-2",
+        "version": 1,
+        "base_name": "tiny",
+        "perhaps_task_adapter": True,
+        "neighbours": 10,
+    }
     shown = mta_ok("user", "show", "ida").out
     said = " ".join(shown.split())
     assert all(name in said for name in rests["anchors"]) and "a task adapter trained on 9 users" in said

@@ -29,12 +29,13 @@ FILE_DESCRIPTIONS = {
     "queries.json": "Held-out queries, which measure and never train: id, task, time, input, gold.",
     "profiles.json": "What the items say together, for finding similar users: task, embedder, items (how many), "
     "vector (the sum of as many unit vectors).",
-    "recipes.json": "Which anchors the user's model is merged from: bank, version, task, method, recipe_bytes, "
-    "created, anchors (user, similarity, weight).",
-    "stacks.json": "The user's own residual: bank, version, task, kind, digest, shots, steps, losses before and after, "
-    "stack_bytes, created, anchors (those that it was trained above), file (of a LoRA), numbers (of a core; they stand "
-    "between the bank's main directions, the adapter of that digest, which all users share).",
-    "anchors.json": "The user as an anchor: bank, version, task, anchor, items, digest, stale, file (the "
+    "recipes.json": "Which anchors the user's model is merged from: bank, version, base_name, task, method, "
+    "recipe_bytes, created, anchors (user, similarity, weight).",
+    "stacks.json": "The user's own residual: bank, version, base_name, task, kind, digest, shots, steps, "
+    "losses before and after, stack_bytes, created, anchors (those that it was trained above), file (of a LoRA), "
+    "numbers (of a core; they stand between the bank's main directions, the adapter of that digest, which all users "
+    "share).",
+    "anchors.json": "The user as an anchor: bank, version, base_name, task, anchor, items, digest, stale, file (the "
     "meta-LoRA that was trained on their items), resting (whose recipes or stacks rest on it).",
     "neighbours.json": "Items that banks keep to guess others' labels by: bank, version, task, id, vector (the "
     "embedding of the input).",

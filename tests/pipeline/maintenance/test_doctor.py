@@ -113,7 +113,7 @@ def test_every_package_that_computes_or_draws_is_looked_at(what: DoctorRequest) 
     """Those of pyproject.toml, but for what the program is started with and cannot be without."""
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
-    assert needed - {"filelock", "peft", "platformdirs"} <= set(doctor.REQUIRED_PACKAGES)
+    assert needed - {"filelock", "peft", "pip", "platformdirs", "tomlkit"} <= set(doctor.REQUIRED_PACKAGES)
     _, found = checks(what)
     assert all(f"{name} " in found["packages"]["detail"] for name in doctor.REQUIRED_PACKAGES)
 
