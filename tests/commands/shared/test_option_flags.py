@@ -55,6 +55,7 @@ def peopled(store_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with Registry.open(store_root, create=True) as reg:
         town.people(reg)
     monkeypatch.setattr("mta_cli.pipeline.requests.resolve_model", lambda name, kind: (name, kind))
+    monkeypatch.setattr("mta_cli.engine.model.load.QUANTIZE_PACKAGES", ())  # a flag of an extra that may be missing
     return store_root
 
 
