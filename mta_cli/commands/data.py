@@ -103,6 +103,15 @@ HoldOutOption = Annotated[
         help="Hold out N items of each user as queries: the last by time, else drawn; 3 stay in the history.",
     ),
 ]
+SkipFaultyOption = Annotated[
+    bool, typer.Option("--skip-faulty", help="Leave out records with a fault, and count them.")
+]
+RoundOption = Annotated[
+    float,
+    typer.Option(
+        "--round", metavar="N", min=0.0, help="Round numbers in the output to multiples of N; leave out other outputs."
+    ),
+]
 SeedOption = Annotated[
     int, typer.Option("--seed", metavar="N", min=0, help="What draws the held-out items of users without times.")
 ]
@@ -122,6 +131,8 @@ def import_(
     preset: PresetOption = None,
     hold_out: HoldOutOption = 0,
     seed: SeedOption = 0,
+    skip_faulty: SkipFaultyOption = False,
+    round: RoundOption = 0.0,
     outputs: OutputsOption = None,
     task: ImportTaskOption = None,
     can_anchor: ConsentOption = None,
@@ -153,6 +164,8 @@ def import_(
         hold_out,
         seed,
         tuple(me[1:]) if me else (),
+        skip_faulty,
+        round,
     )
     source.require_consistent()
     ask = make_consent_prompt(context, can_anchor, yes=yes, piped=piped)

@@ -30,6 +30,7 @@ from mta_cli.commands.shared.arguments import (
 from mta_cli.commands.shared.context import AppContext, app_context, make_consent_prompt, stdin_is_terminal
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import NotFound, UsageError
+from mta_cli.formatting import pluralise
 from mta_cli.options import (
     AdaptOptions,
     BankOptions,
@@ -55,8 +56,14 @@ MinutesOption = Annotated[
     float, typer.Option("--minutes", metavar="N", min=0.1, max=10_000, help="About how long it may take.")
 ]
 HoldOutOption = Annotated[
-    int,
-    typer.Option("--hold-out", metavar="N", min=1, help="Items of each user that are held out to measure; the latest."),
+    int | None,
+    typer.Option(
+        "--hold-out",
+        metavar="N",
+        min=1,
+        help="Each user's latest items, held out to measure; else 2, or of one user alone a fifth, 12 at most.",
+        show_default=False,
+    ),
 ]
 AssumeOption = Annotated[
     bool, typer.Option("--yes", "-y", help="Do not ask: take the guessed columns, and new users may be anchors.")
@@ -87,7 +94,7 @@ def quick(
     time: TimeColumnOption = None,
     me: MeOption = None,
     minutes: MinutesOption = 3.0,
-    hold_out: HoldOutOption = 2,
+    hold_out: HoldOutOption = None,
     task: TaskNameOption = None,
     can_anchor: ConsentOption = None,
     yes: AssumeOption = False,
@@ -105,7 +112,7 @@ def quick(
 
     context = app_context(ctx, flags, json=json)
     source = _make_source(
-        file, user, input, output, time, me or (), task, hold_out, context.options[MachineOptions].seed
+        file, user, input, output, time, me or (), task, hold_out or 0, context.options[MachineOptions].seed
     )
     ask = make_consent_prompt(context, can_anchor, yes=yes)
     if stdin_is_terminal() and not yes and not json:
@@ -157,20 +164,23 @@ def _open_store(context: AppContext, *, dry_run: bool) -> Iterator[Registry]:
         yield reg
 
 
+EXAMPLE_ANSWERS = ("answered", "common", "personal")
 METRICS = {"accuracy": "right", "mae": "error", "rouge_1": "ROUGE-1", "gold_loglik": "log-likelihood"}
 SIMPLEST = {
     "label": "no model: most frequent answer",
     "score": "no model: median score",
     "text": "no model: nearest own text",
 }
+COMMON = {"pooled": "common", "base": "untrained"}
 PERSONAL = {"fused": "personal: recipe, label memory", "adapted": "personal: recipe and stack"}
 
 
 def render_verdict(result: dict[str, Any], *, store: Path | None = None) -> RenderableType:
     """The verdict on one screen of 80 columns and 24 lines."""
-    columns = ("user", "question", "answered", "common", "personal")
+    common = COMMON[result["common"]]
+    columns = ("user", "question", "answered", common, "personal")
     examples = [
-        (_cut(one["user"], 10), _cut(one["question"], 24), *(_cut(one[name], 11) for name in columns[2:]))
+        (_cut(one["user"], 10), _cut(one["question"], 24), *(_cut(one[name], 11) for name in EXAMPLE_ANSWERS))
         for one in result["examples"]
     ]
     return out.group(
@@ -187,12 +197,13 @@ def render_verdict(result: dict[str, Any], *, store: Path | None = None) -> Rend
 
 
 def _head(result: dict[str, Any]) -> str:
-    measured = f"{result['measured_users']} users{' (anchors)' if result['measured_on_anchors'] else ''}"
+    anchors = " (anchors)" if result["measured_on_anchors"] and result["users"] > 1 else ""
     return (
-        f"{_cut(result['file'], 30)}: {result['users']:,} users, {result['items']:,} items, {result['queries']:,} held "
-        f"out; task {_cut(result['task'], 16)} ({result['kind']})\n"
-        f"Bank {_cut(result['bank'], 16)} v{result['version']}, {result['anchors']} anchors; {measured} measured on "
-        f"{result['measured_queries']} questions, {result['seconds']:.0f} s"
+        f"{_cut(result['file'], 30)}: {pluralise(result['users'], 'user')}, {result['items']:,} items, "
+        f"{result['queries']:,} held out; task {_cut(result['task'], 16)} ({result['kind']})\n"
+        f"Bank {_cut(result['bank'], 16)} v{result['version']}, {pluralise(result['anchors'], 'anchor')}; "
+        f"{pluralise(result['measured_users'], 'user')}{anchors} measured on {result['measured_queries']} questions, "
+        f"{result['seconds']:.0f} s"
     )
 
 
@@ -204,20 +215,23 @@ def _model_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     names = {
         result["personal"]: PERSONAL[result["personal"]],
         "pooled": "common: task adapter",
+        "base": "untrained: the base",
         "majority": SIMPLEST[result["kind"]],
     }
     return [
         (said, *(_number(result["models"][method].get(metric)) for metric in _shown_metrics(result)))
         for method, said in names.items()
+        if method in result["models"]
     ]
 
 
 def _gain_lines(result: dict[str, Any]) -> str:
     gain = result["gain"]
+    measured, common = sum(result[how] for how in ("better", "same", "worse")), COMMON[result["common"]]
     return (
-        f"The personal model was better for {result['better']} of {result['measured_users']} users, the same for "
+        f"The personal model was better for {result['better']} of {measured} {result['unit']}, the same for "
         f"{result['same']}, worse for {result['worse']}.\n"
-        f"Gain over the common model in {METRICS[result['deciding_metric']]}, 95 % interval: {gain['value']:+.3f} "
+        f"Gain over the {common} model in {METRICS[result['deciding_metric']]}, 95 % interval: {gain['value']:+.3f} "
         f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
     )
 

@@ -125,3 +125,14 @@ def test_without_an_answer_nothing_is_imported(store: Path) -> None:
         assert b"nothing was imported" in terminal.bytes
     with Registry.open(store) as reg:
         assert reg.users.names() == []
+
+
+def test_faulty_rows_are_left_out_and_numbers_rounded_where_asked_for(store: Path) -> None:
+    write(store.parent / "drams.csv", "user,input,output\nann,Salt,68\n-x,Rye,70\nann,Peat,n/a\nann,Oat,83\n")
+    refused = mta("data", "import", "drams.csv")
+    assert refused.code == 4 and "1 fault" in refused.err and "nothing was imported" in refused.err
+    ran = mta_ok("data", "import", "drams.csv", "--skip-faulty", "--round", "10")
+    assert "left out, records with a fault: 1" in ran.err and "output is no number: 1" in ran.err
+    assert stored(store, "ann") == [("Salt", "70"), ("Oat", "80")]
+    write(store.parent / "bad.csv", "user,input,output\n-x,Salt,68\n")
+    assert "1 fault" in mta("data", "import", "bad.csv", "--skip-faulty").err

@@ -14,6 +14,11 @@ def parse_number(label: str) -> float | None:
     return float(label) if _NUMBER.fullmatch(label) else None
 
 
+def format_number(number: float) -> str:
+    """The label that a number is: `4` for 4.0, `3.5`; six decimals at most."""
+    return f"{number:.6f}".rstrip("0").rstrip(".")
+
+
 def find_label(text: str, labels: Sequence[str]) -> int | None:
     """The index of the label that `text` names, without white space around it; None where it names none.
 

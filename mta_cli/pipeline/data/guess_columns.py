@@ -5,12 +5,14 @@ A guess is shown to the user, or stands in an example command; nothing is import
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.engine.text.labels import format_number
 from mta_cli.pipeline.data.column_mapping import NEEDED, ColumnMapping, cell_text
 from mta_cli.pipeline.data.formats.timestamps import normalise_time
 
@@ -99,10 +101,14 @@ class ColumnGuess:
 
 @dataclass(frozen=True)
 class OutputGuess:
-    """The kind of task that some outputs make, with its labels or the whole scale of its scores, in order."""
+    """The kind of task that some outputs make, with its labels or the whole scale of its scores, in order.
+
+    `step` is the distance of two scores: the outputs are rounded to it.
+    """
 
     kind: TaskKind
     labels: tuple[str, ...] = ()
+    step: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,7 @@ def guess_columns(rows: Sequence[Mapping[str, Any]]) -> ColumnGuess:
     user = take(
         lambda column: column.name.casefold() == "user",
         lambda column: column.is_named(USER_WORDS) and column.is_short and column.repeats,
+        lambda column: column.is_named(USER_WORDS) and column.is_short and column.distinct < len(column.filled),
     )
     output = take(
         lambda column: column.name.casefold() == "output",
@@ -213,31 +220,44 @@ def _guess_input(columns: Sequence[_Column]) -> str | None:
 
 
 def guess_kind(outputs: Sequence[str]) -> OutputGuess:
-    """Scores where the outputs are numbers of one scale, labels where few short ones come again, else texts."""
+    """Scores where nearly all outputs are numbers, labels where few short ones come again, else texts."""
     counts = Counter(text for output in outputs if (text := output.strip()))
     if len(counts) < 2:
         return OutputGuess("text")
-    if all(_NUMBER.fullmatch(text) for text in counts) and (scale := _guess_scale([float(text) for text in counts])):
-        return OutputGuess("score", scale)
+    numbers = {text: float(text) for text in counts if _NUMBER.fullmatch(text)}
+    if sum(counts[text] for text in numbers) >= _MOST * counts.total():
+        scale, step = _guess_scale(list(numbers.values()))
+        if scale:
+            return OutputGuess("score", scale, step)
     few = len(counts) <= min(MAX_LABELS, max(counts.total() / 3, 2))
     if few and all(len(text) <= MAX_LABEL_CHARACTERS and "\n" not in text for text in counts):
         return OutputGuess("label", tuple(sorted(counts, key=str.casefold)))
     return OutputGuess("text")
 
 
-def _guess_scale(scores: Sequence[float]) -> tuple[str, ...]:
-    """The scale of different scores: 1 to 5 or to 10 where they lie within, in halves where there are any.
+def _guess_scale(scores: Sequence[float]) -> tuple[tuple[str, ...], float]:
+    """The scale of different scores, and its step: 1 to 5 or 10 where they lie within, in halves where there are any.
 
-    Empty for fewer than three scores, for other fractions, and for a scale of too many steps.
+    A scale of too many steps gets wider ones: 0 to 100 in fives. Empty for fewer than three scores.
     """
-    step = 1.0 if all(score == int(score) for score in scores) else 0.5
-    if len(scores) < 3 or any(score % step for score in scores):
-        return ()
-    low, high = min(scores), max(scores)
-    if low > 0:
-        low, high = min(step, low), next((end for end in (5.0, 10.0) if high <= end), high)
-    count = round((high - low) / step) + 1
-    return tuple(f"{low + step * place:g}" for place in range(count)) if count <= MAX_SCORES else ()
+    if len(scores) < 3:
+        return (), 0.0
+    whole = all(score == int(score) for score in scores)
+    least, low, high = 1.0 if whole else 0.5, min(scores), max(scores)
+    if low > 0 and high <= 10 and not any(score % least for score in scores):
+        low, high = min(least, low), 5.0 if high <= 5 else 10.0
+    for step in _steps(least):
+        places = range(round(low / step), round(high / step) + 1)
+        if len(places) <= MAX_SCORES:
+            break
+    return tuple(format_number(step * place) for place in places), step
+
+
+def _steps(first: float) -> Iterator[float]:
+    """Widths of a scale's steps: `first`, then 2, 5, 10, 20, 50 and so on."""
+    yield first
+    for power in itertools.count():
+        yield from (width * 10.0**power for width in (1, 2, 5) if width * 10.0**power > first)
 
 
 def _is_moment(text: str) -> bool:

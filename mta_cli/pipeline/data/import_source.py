@@ -20,7 +20,8 @@ class ImportSource:
 
     `format` None: by the content. `user` is the user of rows without one, `task` the task of records that name none.
     `also_me` are further names of `user`: addresses in mail.
-    Of each user `hold_out` items become queries; `seed` draws them where times are unknown.
+    Of each user `hold_out` items become queries; `seed` draws them where times are unknown. With `skip_faulty` records
+    with a fault are left out; with `round_to` a table's outputs are numbers, which become multiples of it.
     """
 
     format: str | None
@@ -33,6 +34,8 @@ class ImportSource:
     hold_out: int = 0
     seed: int = 0
     also_me: tuple[str, ...] = ()
+    skip_faulty: bool = False
+    round_to: float = 0.0
 
     @property
     def name(self) -> str:
@@ -85,8 +88,12 @@ class ImportSource:
         if format is None:
             return
         kind = FORMATS[format].kind
+        if kind != "table" and self.round_to:
+            raise UsageError(f"--round belongs to files with columns, not to {format}")
         if kind != "table" and not self.columns.is_default:
             raise UsageError(f"{self.columns.flags()[0]} belongs to files with columns, not to {format}")
+        if kind == "document" and self.skip_faulty:
+            raise UsageError(f"--skip-faulty belongs to files of rows or messages, not to {format}")
         if kind == "document" and self.user is not None:
             raise UsageError(f"--me belongs to files of one user, not to {format}, which names its users")
         if kind == "chat" and self.user is None:

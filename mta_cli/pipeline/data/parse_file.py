@@ -91,7 +91,7 @@ class ParsedFile:
             except NotFound as error:
                 self.unknown_tasks.add(name)
                 hint = f" ({error.hint})" if error.hint else ""
-                self.findings.add_fault(record.location, f"{error.message}{hint}", "task")
+                self.findings.add_fault(record.location, f"{error.message}{hint}", "task", of_record=False)
                 return
         task = self.tasks[name]
         asked = task.learning_prompt is None or record.held_out  # else history items differ in kind from queries
@@ -106,7 +106,7 @@ def parse_import_file(
 
     Raises `NotFound`, `UsageError` or `BadInput`; the latter lists every fault.
     """
-    intake = ParsedFile(staged, source.task)
+    intake = ParsedFile(staged, source.task, findings=ParseFindings(skip_faulty=source.skip_faulty))
     if source.user is not None:
         intake.findings.add_user(source.user, source.user)
     if source.task is not None:
@@ -117,6 +117,8 @@ def parse_import_file(
         if number % PROGRESS_EVERY == 0:
             yield JobProgress("", number)
     intake.findings.raise_faults(source.name, _hint(source, intake))
+    if not intake.counts and intake.findings.skipped_places:
+        intake.findings.raise_all(source.name, _hint(source, intake))
     if not intake.counts and not intake.findings.skip_counts:
         raise BadInput(f"{source.name} holds no records")
     return intake
@@ -160,7 +162,8 @@ def _parse_table(
         rows = checked_rows(rows, path.name, lambda sample: preset.require_columns(sample.columns, path.name))
         rows = preset.read(rows, preset.read_details(path, findings), findings)
     rows = checked_rows(rows, path.name, lambda sample: sample.require_columns(source))
-    yield from parse_rows(rows, source.default_task, findings, intake.staged, source.user, source.mapping)
+    mapping, step = source.mapping, source.round_to
+    yield from parse_rows(rows, source.default_task, findings, intake.staged, source.user, mapping, step)
     if preset is not None:  # an export's other columns are no mistake of the user's
         findings.ignored_fields.clear()
 
@@ -203,6 +206,10 @@ def import_notes(intake: ParsedFile) -> Iterator[Note]:
     for reason, count in intake.findings.skip_counts.items():
         kept = "; their users' histories are imported" if reason == NO_GOLD else ""
         yield Note(f"left out, {reason}: {count:,}{kept}", warning=True)
+    if faulty := len(intake.findings.skipped_places):
+        yield Note(
+            f"left out, records with a fault: {faulty:,}, such as {intake.findings.fault_lines[0]}", warning=True
+        )
     if intake.findings.ignored_fields:
         yield Note(
             f"fields that mean nothing here: {', '.join(format_value(name) for name in intake.findings.ignored_fields)}"

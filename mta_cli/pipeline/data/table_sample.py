@@ -88,6 +88,15 @@ def checked_rows(rows: Iterable[RawRow], file: str, check: Callable[[TableSample
     return itertools.chain(first, waiting)
 
 
+def detect_format(source: ImportSource) -> str | None:
+    """The format of the source's first file in a known one; None without such a file. Raises as an import does."""
+    for path in source.files():
+        with open_rewindable(path) as stream:
+            if not source.passes_over_unknown or is_clearly_known(stream, path.name):
+                return require_format(read_sample(stream, path.name), source.format)
+    return None
+
+
 def read_table_sample(source: ImportSource) -> TableSample | None:
     """The beginning of the source's first file; None for a format without columns. Raises as an import does."""
     for path in source.files():

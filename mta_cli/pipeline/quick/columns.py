@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from mta_cli.errors import BadInput
 from mta_cli.events import PlanLine
 from mta_cli.pipeline.data.column_mapping import find_column
+from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.import_source import ImportSource
-from mta_cli.pipeline.data.table_sample import read_table_sample
+from mta_cli.pipeline.data.table_sample import detect_format, read_table_sample
 
 COMMAND = "mta quick"
 PARTS = ("user", "input", "output", "time")
@@ -16,10 +17,14 @@ PARTS = ("user", "input", "output", "time")
 
 @dataclass(frozen=True)
 class CompleteSource:
-    """A source that an import can read, and the lines of a plan that say what its columns are."""
+    """A source that an import can read, and the lines of a plan that say what its columns are.
+
+    A document (`formats`) is of a task that there is.
+    """
 
     source: ImportSource
     plan_lines: tuple[PlanLine, ...]
+    is_document: bool = False
 
     @property
     def text(self) -> str:
@@ -31,18 +36,23 @@ class CompleteSource:
 def complete_columns(source: ImportSource) -> CompleteSource:
     """The source with guesses for what no flag names and no column of that name is. Raises as reading the file does.
 
-    Raises `BadInput`, with the columns and an example command, where a needed part cannot be guessed, and for a file
-    that is no table where no task is named.
+    Records with a fault are left out. Raises `BadInput`, with the columns and an example command, where a needed part
+    cannot be guessed, and for a document where no task is named.
     """
     source.require_consistent()
-    sample = read_table_sample(source)
-    if sample is None and source.task is None:
+    form = detect_format(source)
+    is_document = form is not None and FORMATS[form].kind == "document"
+    if form is not None:
+        source.require_format_consistent(form)
+    if is_document and source.task is None:
         raise BadInput(
-            f"{source.name} is no table, so its task cannot be guessed",
-            hint="--task TASK takes one that there is; mta task list shows them",
+            f"{source.name} is in the format {form}, which is of a task that there is",
+            hint="--task TASK names it; mta task list shows them",
         )
+    source = replace(source, skip_faulty=not is_document)
+    sample = read_table_sample(source)
     if sample is None or not sample.rows:
-        return CompleteSource(source, ())
+        return CompleteSource(source, (), is_document)
     guess, lines, columns = sample.guess().columns, [], source.columns
     missing = sample.missing_parts(source)
     for part in PARTS:

@@ -13,6 +13,7 @@ from mta_cli.engine.text.task_files import parse_task, task_to_toml
 from mta_cli.engine.text.tasks import METRIC_BY_KIND, Task
 from mta_cli.errors import BadInput
 from mta_cli.events import Event
+from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.data.guess_columns import guess_kind
 from mta_cli.pipeline.data.import_source import ImportSource
@@ -26,17 +27,23 @@ SAMPLE_USERS, SAMPLE_ITEMS = 16, 8
 """How many users, and items of each, are kept to show prompts and to measure the rate."""
 CHARACTERS_PER_TOKEN = 3.5
 _WORD = re.compile(r"[^\W\d_][\w -]{0,30}")
+_WORD_OF_FORMAT = {"mail": "reply", "chat": "message"}
 _KIND_WORDS = {"label": "answer", "score": "score", "text": "answer"}
 
 
 @dataclass(frozen=True)
 class FileSummary:
-    """What a file holds: how many records each user has, all outputs, long inputs' length, and some users' items."""
+    """What a file holds: how many records each user has, all outputs, long inputs' length, and some users' items.
+
+    `input_authors` says whose words the inputs are, where they are somebody else's; `output_word` what an output is.
+    """
 
     counts: dict[str, int]
     outputs: tuple[str, ...]
     input_characters: int
     sample: dict[str, list[NewItem]]
+    input_authors: tuple[str, ...] = ()
+    output_word: str = ""
 
     @property
     def records(self) -> int:
@@ -55,6 +62,8 @@ def summarise_file(reg: Registry, source: ImportSource, task: Task) -> Generator
                 f"{source.name} names tasks of its own: {', '.join(map(format_value, others[:5]))}",
                 hint="mta data import FILE, then mta bank build --task TASK",
             )
+        authors = tuple(parsed.input_authors)
+        words = {_WORD_OF_FORMAT.get(FORMATS[form].kind, "") for form in parsed.formats}
         for record in parsed.staged:
             counts[record.user] += 1
             outputs.append(record.item.output)
@@ -62,7 +71,8 @@ def summarise_file(reg: Registry, source: ImportSource, task: Task) -> Generator
             if len(own := sample.setdefault(record.user, [])) < SAMPLE_ITEMS and len(sample) <= SAMPLE_USERS:
                 own.append(record.item)
     kept = {user: items for user, items in sample.items() if items}
-    return FileSummary(dict(counts), tuple(outputs), _long(lengths), kept)
+    word = words.pop() if len(words) == 1 else ""
+    return FileSummary(dict(counts), tuple(outputs), _long(lengths), kept, authors, word)
 
 
 def undrafted_task(name: str) -> Task:
@@ -76,13 +86,17 @@ def task_name(path: Path) -> str:
     return name or "quick"
 
 
-def draft_task(name: str, source: ImportSource, summary: FileSummary) -> Task:
-    """The task of these outputs, with prompts that name the output's column. Raises BadInput where it can be none."""
+def draft_task(name: str, source: ImportSource, summary: FileSummary) -> tuple[Task, float]:
+    """The task of these outputs, with prompts that name the output's column, and what its scores are rounded to.
+
+    Raises BadInput where it can be none.
+    """
     guess = guess_kind(summary.outputs)
     column = (source.columns.output or "output").replace("_", " ")
-    word = column.lower() if _WORD.fullmatch(column) and column != "output" else _KIND_WORDS[guess.kind]
+    named = _WORD.fullmatch(column) and column != "output"
+    word = column.lower() if named else summary.output_word or _KIND_WORDS[guess.kind]
     scale = f" from {guess.labels[0]} to {guess.labels[-1]}" if guess.kind == "score" else ""
-    query = _budget(summary.input_characters, 256)
+    query = _budget(summary.input_characters, 192)
     answer = _budget(_long([len(output) for output in summary.outputs]), 128)
     what = {"label": f"which {word}", "score": f"the {word}{scale}", "text": f"the {word}"}[guess.kind]
     task = Task(
@@ -95,10 +109,10 @@ def draft_task(name: str, source: ImportSource, summary: FileSummary) -> Task:
         labels=guess.labels,
         metric=METRIC_BY_KIND[guess.kind],
         query_tokens=query,
-        item_tokens=min(query, 64) + (answer if guess.kind == "text" else 8),
+        item_tokens=min(query, 48) + min(answer, 48) if guess.kind == "text" else min(query, 64) + 8,
         answer_tokens=answer,
     )
-    return parse_task(task_to_toml(task), source.name)
+    return parse_task(task_to_toml(task), source.name), guess.step
 
 
 def _long(lengths: Sequence[int]) -> int:

@@ -161,7 +161,7 @@ def _plan_lines(
             "recipes with label memory" if work.labels else "recipes and stacks",
             "labels and scores gain nothing from training at the user" if work.labels else "texts",
         ),
-        PlanLine("measured users", f"{sizes.measured_users} of {asked}", f"no anchors; {fits}"),
+        PlanLine("measured users", f"{sizes.measured_users} of {asked}", f"no anchors; {fits}" if asked > 1 else ""),
         PlanLine("questions", f"about {sizes.measured_users * work.queries_per_user:.0f}, held out", BY_THE_DATA),
         PlanLine("time", f"about {seconds:.0f} s{'' if seconds <= 60 * minutes else ': the least there is'}"),
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.task_files import task_to_toml
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
-from mta_cli.errors import BadInput, NotFound
+from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine, forward_events
 from mta_cli.options import (
     AdaptOptions,
@@ -38,7 +38,8 @@ from mta_cli.pipeline.quick.plan import QuickPlan, QuickSizes, Workload, make_pl
 from mta_cli.pipeline.quick.verdict import (
     BASELINE,
     COMMON,
-    EXAMPLE_RULE,
+    MODEL_WORDS,
+    UNTRAINED,
     answer_without_model,
     choose_examples,
     compare_models,
@@ -56,7 +57,8 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 RUN_KIND, PLAN_KEY = "quick", "plan"
-SHOWN_PROMPTS = 3
+SHOWN_PROMPTS, SHOWN_LINES, SHOWN_LINE = 3, 16, 160
+HELD_OUT, MAX_HELD_OUT = 2, 12
 OPTION_CLASSES: tuple[type[Any], ...] = (
     BankOptions,
     ScreeningOptions,
@@ -101,8 +103,10 @@ def run_quick(
     if complete.plan_lines:
         yield Note(complete.text)
     source, summary, task = yield from _read_file(reg, complete)
+    _require_consent(source, summary, can_anchor)
+    file_lines = (*complete.plan_lines, *_file_lines(complete, source, summary, task))
     if dry_run:
-        yield from _plan_without_import(reg, request, complete, summary, task)
+        yield from _plan_without_import(reg, request, source, summary, task, file_lines)
         return
     yield from pull_missing_models(request.options[ModelOptions])
     yield Note(f"1 of 4: the task {task.name} ({task.kind}) and the histories")
@@ -113,7 +117,7 @@ def run_quick(
     yield from (Note(_prompt_text(prompt)) for prompt in prompts)
     plan = _plan(reg, request, base, summary, task)
     del base
-    lines = (*complete.plan_lines, _task_line(complete, task), *plan.lines)
+    lines = (*file_lines, *plan.lines)
     yield JobPlan("quick", lines)
     with record_request(reg, RUN_KIND, _identity(reg, request, task) | {PLAN_KEY: asdict(plan)}):
         measured = yield from _make_and_measure(reg, request, task, plan)
@@ -151,17 +155,50 @@ def _read_file(
             f"no user of {source.name} has more than {KEPT_ITEMS} items, so none can be held out",
             hint="personal models need histories: eight items a user or more",
         )
-    return source, summary, there or draft_task(name, source, summary)
+    if source.hold_out == 0:
+        source = replace(source, hold_out=choose_hold_out(summary))
+    if there is not None:
+        return source, summary, there
+    task, step = draft_task(name, source, summary)
+    return replace(source, round_to=step), summary, task
+
+
+def choose_hold_out(summary: FileSummary) -> int:
+    """Two items of each of many users; a fifth of the items of one user alone, `MAX_HELD_OUT` at most."""
+    return HELD_OUT if len(summary.counts) > 1 else max(HELD_OUT, min(summary.records // 5, MAX_HELD_OUT))
+
+
+def _require_consent(source: ImportSource, summary: FileSummary, can_anchor: bool | None) -> None:
+    """Raises UsageError where nobody may be an anchor, which a bank needs: by default, or because it was said."""
+    if can_anchor is None and summary.input_authors:
+        raise UsageError(
+            f"the inputs of {source.name} are the words of {' and '.join(summary.input_authors)}, so no bank is made "
+            "of them by default",
+            hint="--can-anchor makes one in this store; no other user has a part in it unless you import one",
+        )
+    if can_anchor is False:
+        raise UsageError("a bank is made of users who may be anchors", hint="leave --no-can-anchor out")
+
+
+def _file_lines(complete: CompleteSource, source: ImportSource, summary: FileSummary, task: Task) -> Iterator[PlanLine]:
+    """What the task is, and what is held out."""
+    labels = f": {', '.join(task.labels)}"[:60] if task.labels else ""
+    origin = "by the outputs" if complete.source.task is None else "flag --task"
+    yield PlanLine("task", f"{task.name}, {task.kind}{labels}", origin)
+    asked = complete.source.hold_out
+    why = "flag --hold-out" if asked else "by the data"
+    each = "each user's" if len(summary.counts) > 1 else "the"
+    yield PlanLine("held out", f"{each} last {source.hold_out} items", why)
 
 
 def _find_existing(reg: Registry, complete: CompleteSource) -> Task | None:
-    """The task that was named, where there is one. Raises NotFound where the file is no table and there is none."""
+    """The task that was named, where there is one. Raises NotFound where there is none and the file is a document."""
     if complete.source.task is None:
         return None
     try:
         return find_task(reg, complete.source.task)
     except NotFound:
-        if not complete.plan_lines:
+        if complete.is_document:
             raise
         return None
 
@@ -178,11 +215,15 @@ def keep_task_of_file(reg: Registry, task: Task) -> None:
 
 
 def _plan_without_import(
-    reg: Registry, request: QuickRequest, complete: CompleteSource, summary: FileSummary, task: Task
+    reg: Registry,
+    request: QuickRequest,
+    source: ImportSource,
+    summary: FileSummary,
+    task: Task,
+    lines: tuple[PlanLine, ...],
 ) -> Iterator[Event]:
     """The plan of a dry run, for users who all may be anchors. Without the base here, it has no sizes."""
     history = request.options[PromptOptions].history_items
-    lines = (*complete.plan_lines, _task_line(complete, task))
     try:
         base = _load(reg, request)
     except NotFound:
@@ -192,20 +233,13 @@ def _plan_without_import(
         for user, row in list(zip(summary.sample, rows, strict=True))[:SHOWN_PROMPTS]:
             prompt = base.tokenizer.decode(list(row.input_ids[: row.answer_start]))
             yield Note(_prompt_text({"user": user, "prompt": prompt, "answer": summary.sample[user][-1].output}))
-        hold_out = request.source.hold_out
-        held = [count - min(hold_out, max(count - KEPT_ITEMS, 0)) for count in summary.counts.values()]
+        held = [count - min(source.hold_out, max(count - KEPT_ITEMS, 0)) for count in summary.counts.values()]
         queries = [count - left for count, left in zip(summary.counts.values(), held, strict=True)]
         work = Workload(tuple(held), tuple(queries), bool(task.labels))
         rate = _measure_rate(request, base, summary, task)
         lines += make_plan(work, request.options[BankOptions], rate, request.minutes).lines
     yield JobPlan("quick", lines)
     yield JobResult({"dry_run": True, "task": task.name, "kind": task.kind, "users": len(summary.counts)})
-
-
-def _task_line(complete: CompleteSource, task: Task) -> PlanLine:
-    labels = f": {', '.join(task.labels)}"[:60] if task.labels else ""
-    origin = "by the outputs" if complete.source.task is None else "flag --task"
-    return PlanLine("task", f"{task.name}, {task.kind}{labels}", origin)
 
 
 def _load(reg: Registry, request: QuickRequest) -> LoadedBase:
@@ -229,7 +263,10 @@ def show_prompts(reg: Registry, base: LoadedBase, task: Task, history_items: int
 
 
 def _prompt_text(shown: dict[str, str]) -> str:
-    return f"A finished prompt of {shown['user']}, who answered {shown['answer']!r:.80}:\n{shown['prompt']}"
+    lines = [line if len(line) <= SHOWN_LINE else line[:SHOWN_LINE] + "…" for line in shown["prompt"].splitlines()]
+    if (hidden := len(lines) - SHOWN_LINES) > 0:
+        lines[SHOWN_LINES // 2 : -SHOWN_LINES // 2] = [f"({hidden} lines more)"]
+    return "\n".join([f"A finished prompt of {shown['user']}, who answered {shown['answer']!r:.80}:", *lines])
 
 
 def _plan(reg: Registry, request: QuickRequest, base: LoadedBase, summary: FileSummary, task: Task) -> QuickPlan:
@@ -288,33 +325,33 @@ def _make_and_measure(
     yield Note(f"2 of 4: the bank of {plan.sizes.anchors} anchors; about {format_duration(plan.seconds)} for all")
     bank = yield from _build_bank(reg, options, task, plan.sizes)
     users, are_anchors = choose_measured_users(reg, bank, plan.sizes.measured_users, request.machine.seed)
-    if are_anchors:
+    alone = len(reg.users.users_with_items(task.name)) == 1
+    if are_anchors and not alone:
         yield Note(
             "Every user with held-out items is an anchor: the bank was trained on their histories.", warning=True
         )
-    mode = "fused" if task.labels else "adapted"
+    mode, common = "fused" if task.labels else "adapted", UNTRAINED if alone else COMMON
     yield Note(f"3 of 4: the models of {len(users)} users")
     yield from _make_user_models(reg, options, task, users)
     if not task.labels:  # a training that diverged leaves no stack
         users = [user for user in users if reg.stacks.get(user.id, task.name, bank.id) is not None]
-    yield Note("4 of 4: their answers to held-out questions, and those of the common model")
-    job = evaluate_users(reg, base_model(options), task, users, (COMMON, mode), options[PromptOptions], request.machine)
+    yield Note(f"4 of 4: their answers to held-out questions, and those of the {MODEL_WORDS[common]} model")
+    job = evaluate_users(reg, base_model(options), task, users, (common, mode), options[PromptOptions], request.machine)
     evaluation: dict[str, Any] = yield from forward_events(job)
     found = reg.evaluations.predictions.load_predictions(evaluation["evaluation"])
-    answers = {method: [one for one in found if one.method == method] for method in (mode, COMMON)}
-    answers[BASELINE] = answer_without_model(reg, task, bank, users, answers[COMMON])
+    answers = {method: [one for one in found if one.method == method] for method in (mode, common)}
+    answers[BASELINE] = answer_without_model(reg, task, bank, users, answers[common])
     return {
         "bank": bank.name,
         "version": bank.version,
         "anchors": len(reg.banks.anchors(bank.id)),
         "personal": mode,
         "measured_users": len(users),
-        "measured_queries": len(answers[COMMON]),
+        "measured_queries": len(answers[common]),
         "measured_on_anchors": are_anchors,
         "evaluation": evaluation["evaluation"],
-        **compare_models(task, answers, mode, seed=request.machine.seed),
-        "examples": _examples(reg, task, answers, mode),
-        "example_rule": EXAMPLE_RULE,
+        **compare_models(task, answers, mode, common, seed=request.machine.seed),
+        "examples": _examples(reg, task, answers, mode, common),
         "next": _next_commands(reg, task, users[0], evaluation["evaluation"]),
     }
 
@@ -363,9 +400,9 @@ def _make_user_models(reg: Registry, options: OptionSet, task: Task, users: Sequ
     yield from forward_events(adapt_users(reg, request.users, request.fuse, request.options))
 
 
-def _examples(reg: Registry, task: Task, answers: dict[str, Any], mode: str) -> list[dict[str, str]]:
+def _examples(reg: Registry, task: Task, answers: dict[str, Any], mode: str, common: str) -> list[dict[str, str]]:
     found = []
-    for mine, theirs in choose_examples(task, answers, mode):
+    for mine, theirs in choose_examples(task, answers, mode, common):
         user = reg.users.by_id(mine.user_id)
         question = next(one.input for one in reg.items.queries(user.id, task.name) if one.id == mine.query_id)
         found.append(

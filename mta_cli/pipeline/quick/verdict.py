@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from store.records import Bank, User
     from store.registry import Registry
 
-COMMON, BASELINE = "pooled", "majority"
+COMMON, UNTRAINED, BASELINE = "pooled", "base", "majority"
+MODEL_WORDS = {COMMON: "common", UNTRAINED: "untrained"}
 DECIDING_METRICS = {**MAIN_METRICS, "rouge": "gold_loglik"}
 """What a verdict is by: the share of right labels, the error of scores, the likelihood of the user's own text."""
 LOWER_IS_BETTER = frozenset(["mae"])
-MIN_USERS = 5
-"""Fewer measured users give no interval to rely on."""
-EXAMPLE_RULE = "a question of the users with the largest, the median and the smallest gain"
+MIN_UNITS = {"users": 5, "questions": 10}
+"""Fewer give no interval to rely on."""
+EXAMPLE_RULES = {
+    "users": "a question of the users with the largest, the median and the smallest gain",
+    "questions": "the questions with the largest, the median and the smallest gain",
+}
 
 WORTH_IT, NOT_TOLD_APART, NOT_WORTH_IT = "worth it", "not told apart", "not worth it"
 
@@ -48,16 +52,21 @@ def answer_without_model(
 
 
 def compare_models(
-    task: Task, answers: Mapping[str, Sequence[Prediction]], personal: str, *, seed: int
+    task: Task, answers: Mapping[str, Sequence[Prediction]], personal: str, common: str, *, seed: int
 ) -> dict[str, Any]:
-    """What was measured, who gained and the verdict; `answers` are those of the personal, common and no model."""
-    sums = {method: sum_answers(task, own) for method, own in answers.items()}
+    """What was measured, who gained and the verdict; `answers` are those of the personal, common and no model.
+
+    Gains and intervals are over users, or over the questions of one user alone.
+    """
+    unit, sums = _sum_by_unit(task, answers)
     deciding, main = DECIDING_METRICS[task.metric], MAIN_METRICS[task.metric]
-    gain = _gain(sums[personal], sums[COMMON], deciding, seed)
+    gain = _gain(sums[personal], sums[common], deciding, seed)
     over_baseline = _gain(sums[personal], sums[BASELINE], main, seed)
-    gains = gains_by_user(sums[personal], sums[COMMON], deciding)
-    verdict, why = decide(gain, over_baseline, len(gains))
+    gains = gains_by_unit(sums[personal], sums[common], deciding)
+    verdict, why = decide(gain, over_baseline, len(gains), unit, MODEL_WORDS[common])
     return {
+        "common": common,
+        "unit": unit,
         "metric": main,
         "deciding_metric": deciding,
         "models": {
@@ -70,45 +79,60 @@ def compare_models(
         "gain_over_baseline": over_baseline,
         "verdict": verdict,
         "why": why,
+        "example_rule": EXAMPLE_RULES[unit],
     }
 
 
-def decide(gain: Mapping[str, float], over_baseline: Mapping[str, float], users: int) -> tuple[str, str]:
+def _sum_by_unit(task: Task, answers: Mapping[str, Sequence[Prediction]]) -> tuple[str, dict[str, UserSums]]:
+    """What is drawn for an interval, and each method's sums over it."""
+    if len({one.user_id for own in answers.values() for one in own}) > 1:
+        return "users", {method: sum_answers(task, own) for method, own in answers.items()}
+    alone = {method: [replace(one, user_id=one.query_id) for one in own] for method, own in answers.items()}
+    return "questions", {method: sum_answers(task, own) for method, own in alone.items()}
+
+
+def decide(
+    gain: Mapping[str, float], over_baseline: Mapping[str, float], measured: int, unit: str, common: str
+) -> tuple[str, str]:
     """The verdict and its reason. Told apart means: the whole 95 % interval is on one side of zero."""
-    if users < MIN_USERS:
-        return NOT_TOLD_APART, f"{users} measured users are too few, {MIN_USERS} are the least"
+    more = "items per user" if unit == "users" else "questions (--hold-out)"
+    if measured < MIN_UNITS[unit]:
+        return NOT_TOLD_APART, f"{measured} measured {unit} are too few, {MIN_UNITS[unit]} are the least"
     if gain["high"] < 0:
-        return NOT_WORTH_IT, "the common model is better"
+        return NOT_WORTH_IT, f"the {common} model is better"
     if over_baseline["high"] < 0:
         return NOT_WORTH_IT, "what answers without a model is better"
     if gain["low"] <= 0:
-        return NOT_TOLD_APART, "more items per user, or use the common model"
+        return NOT_TOLD_APART, f"more {more}, or use the {common} model"
     if over_baseline["low"] <= 0:
-        return WORTH_IT, "better than the common model, but not told apart from what answers without a model"
-    return WORTH_IT, "better than the common model, and than what answers without a model"
+        return WORTH_IT, f"better than the {common} model, but not told apart from what answers without a model"
+    return WORTH_IT, f"better than the {common} model, and than what answers without a model"
 
 
-def gains_by_user(personal: UserSums, common: UserSums, metric: str) -> dict[int, float]:
-    """By user id: how much better the personal model is, in units of the metric; positive is better."""
+def gains_by_unit(personal: UserSums, common: UserSums, metric: str) -> dict[int, float]:
+    """By the id of the user or query: how much better the personal model is in the metric; positive is better."""
     mine, theirs = personal.metrics_from_sums(personal.sums)[metric], common.metrics_from_sums(common.sums)[metric]
     return dict(zip(personal.users, (_sign(metric) * (mine - theirs)).tolist(), strict=True))
 
 
 def choose_examples(
-    task: Task, answers: Mapping[str, Sequence[Prediction]], personal: str
+    task: Task, answers: Mapping[str, Sequence[Prediction]], personal: str, common: str
 ) -> list[tuple[Prediction, Prediction]]:
-    """The answers of the personal and the common model that `EXAMPLE_RULE` chooses.
+    """The answers of the personal and the common model that `EXAMPLE_RULES` choose.
 
-    Equal gains are told apart by the likelihood of the golds. The question is the user's first on which the models
+    Equal gains are told apart by the likelihood of the golds. The question of a user is the first on which the models
     differ, else the first.
     """
-    mine, theirs = (sum_answers(task, answers[method]) for method in (personal, COMMON))
-    gains, finer = (gains_by_user(mine, theirs, metric) for metric in (DECIDING_METRICS[task.metric], "gold_loglik"))
-    order = sorted(gains, key=lambda user: (gains[user], finer[user], user), reverse=True)
-    common = {one.query_id: one for one in answers[COMMON]}
+    unit, sums = _sum_by_unit(task, {method: answers[method] for method in (personal, common)})
+    gains, finer = (
+        gains_by_unit(sums[personal], sums[common], metric) for metric in (DECIDING_METRICS[task.metric], "gold_loglik")
+    )
+    order = sorted(gains, key=lambda one: (gains[one], finer[one], one), reverse=True)
+    others = {one.query_id: one for one in answers[common]}
     found = []
-    for user in dict.fromkeys((order[0], order[len(order) // 2], order[-1])):
-        pairs = [(one, common[one.query_id]) for one in answers[personal] if one.user_id == user]
+    for chosen in dict.fromkeys((order[0], order[len(order) // 2], order[-1])):
+        of_chosen = [one for one in answers[personal] if chosen == (one.user_id if unit == "users" else one.query_id)]
+        pairs = [(one, others[one.query_id]) for one in of_chosen]
         found.append(next((pair for pair in pairs if pair[0].answer != pair[1].answer), pairs[0]))
     return found
 

@@ -165,7 +165,9 @@ def _count_stored(reg: Registry, source: ImportSource, intake: ParsedFile, store
             there.time != item.time and None not in (there.time, item.time)
         ):
             what = f"{format_value(item.key)} of {format_value(record.user)} is stored already and says something else"
-            intake.findings.add_fault(SourceLocation(source.name, record.record, record.line), what, "id")
+            intake.findings.add_fault(
+                SourceLocation(source.name, record.record, record.line), what, "id", of_record=False
+            )
         elif there.time != item.time:
             intake.staged.set_time(record.id, there.time)
             intake.times_not_stored += there.time is None

@@ -15,7 +15,7 @@ from mta_cli.pipeline.quick.draft_task import FileSummary, draft_task, task_name
 
 def drafted(outputs: list[str], column: str = "verdict") -> object:
     source = ImportSource(None, Path("films.csv"), "films", columns=ColumnMapping("user", "film", column))
-    return draft_task("films", source, FileSummary({"ann": len(outputs)}, tuple(outputs), 100, {}))
+    return draft_task("films", source, FileSummary({"ann": len(outputs)}, tuple(outputs), 100, {}))[0]
 
 
 def test_the_kind_the_labels_and_the_words_of_the_prompt_come_from_the_outputs() -> None:

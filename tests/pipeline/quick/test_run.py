@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.errors import BadInput, NotFound
+from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import JobPlan
 from mta_cli.options import MachineOptions, ModelOptions, OptionSet
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
@@ -28,7 +29,7 @@ MODELS = ModelOptions("tiny", "tiny-embedder")
 def request(path: Path, minutes: float = 3.0, **source: Any) -> QuickRequest:
     """A request on the tiny models."""
     rest = [cls() for cls in OPTION_CLASSES if cls not in (ModelOptions, MachineOptions)]
-    return QuickRequest(ImportSource(None, path, hold_out=2, **source), OptionSet(*rest, MODELS, CPU), minutes)
+    return QuickRequest(ImportSource(None, path, **{"hold_out": 2} | source), OptionSet(*rest, MODELS, CPU), minutes)
 
 
 @pytest.fixture
@@ -129,13 +130,52 @@ def test_a_task_that_is_there_is_taken_by_its_name_and_never_changed(reg: Regist
     assert "--task books takes it as it is" in str(refused.value.hint) and reg.users.names() == []
 
 
-def test_one_user_alone_is_measured_as_the_anchor_and_said_to_be(reg: Registry, fast: None, tmp_path: Path) -> None:
+def test_one_user_alone_is_compared_with_the_untrained_base(reg: Registry, fast: None, tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
-    rows = "".join(f"a film about {n},{'go' if n % 2 else 'skip'}\n" for n in range(9))
+    rows = "".join(f"a film about {n},{'go' if n % 2 else 'skip'}\n" for n in range(60))
     path.write_text("film,verdict\n" + rows, encoding="utf-8")
-    result, seen = finish(run_quick(reg, request(path, user="ann")))
-    assert result["measured_on_anchors"] and result["measured_users"] == 1
-    assert "too few" in result["why"] and any("is an anchor" in text for text in notes(seen))
+    result, seen = finish(run_quick(reg, request(path, hold_out=0, user="ann")))
+    assert (result["measured_users"], result["queries"], result["unit"]) == (1, 12, "questions")
+    assert result["common"] == "base" and set(result["models"]) == {"fused", "base", "majority"}
+    assert result["better"] + result["same"] + result["worse"] == 12 and "too few" not in result["why"]
+    assert not any("is an anchor" in text for text in notes(seen))
+    assert len({row["question"] for row in result["examples"]}) == 3, "questions, where users are one"
+    few, _ = finish(run_quick(reg, request(path, task="few", hold_out=3, user="bo")))
+    assert "3 measured questions are too few" in few["why"]
+
+
+def test_chats_and_mail_are_texts_of_one_user_who_says_so(reg: Registry, fast: None, tmp_path: Path) -> None:
+    turns = [
+        {"role": "user" if n % 2 else "assistant", "content": f"{'I ask for' if n % 2 else 'Here is'} number {n}"}
+        for n in range(24)
+    ]
+    nodes: dict[str, Any] = {"root": {"id": "root", "message": None, "parent": None}}
+    for n, turn in enumerate(turns):
+        message = {"author": {"role": turn["role"]}, "content": {"content_type": "text", "parts": [turn["content"]]}}
+        nodes[str(n)] = {"id": str(n), "message": message, "parent": str(n - 1) if n else "root"}
+    path = tmp_path / "conversations.json"
+    path.write_text(json.dumps([{"title": "", "mapping": nodes, "current_node": "23"}]))
+    with pytest.raises(UsageError, match="does not name its user"):
+        finish(run_quick(reg, request(path)))
+    with pytest.raises(UsageError, match="are the words of an assistant, so no bank is made") as refused:
+        finish(run_quick(reg, request(path, user="ann")))
+    assert "--can-anchor" in str(refused.value.hint) and reg.users.names() == []
+    result, _ = finish(run_quick(reg, request(path, user="ann", hold_out=0), can_anchor=True))
+    assert (result["task"], result["kind"], result["queries"]) == ("conversations", "text", 2)
+    assert "My message:" in result["prompts"][0]["prompt"] and result["personal"] == "adapted"
+
+
+def test_dirty_tables_are_read_and_what_is_left_out_is_counted(reg: Registry, fast: None, tmp_path: Path) -> None:
+    path = tmp_path / "drams.csv"
+    lines = [f"u{n % 6},dram {n},{40 + n % 60}" for n in range(60)]
+    path.write_text("\n".join(["reviewer,dram,rating", *lines, "-dash-,dram 1,50", "u1,dram 9,n/a"]) + "\n")
+    result, seen = finish(run_quick(reg, request(path)))
+    said = "\n".join(notes(seen))
+    assert "left out, rows whose output is no number: 1" in said and "left out, records with a fault: 1" in said
+    assert "'-dash-'" in said and result["users"] == 6 and result["items"] + result["queries"] == 60
+    labels = find_task(reg, "drams").labels
+    assert labels[0] == "40" and labels[-1] == "100" and len(labels) <= 21
+    assert all(query.gold in labels for query in reg.items.queries(reg.users.get("u1").id, "drams"))
 
 
 def test_users_without_enough_items_are_refused_before_anything_is_stored(reg: Registry, tmp_path: Path) -> None:
@@ -158,9 +198,9 @@ def test_more_users_than_fit_are_drawn_by_the_seed(peopled: Registry) -> None:
     assert len(choose_measured_users(peopled, bank, 99, seed=1)[0]) == 9
 
 
-def test_a_file_that_is_no_table_needs_a_task_that_is_there(reg: Registry, fast: None) -> None:
+def test_a_document_needs_a_task_that_is_there(reg: Registry, fast: None) -> None:
     sample = Path(quick.__file__).parents[2] / "sample" / "taste.users.json"
-    with pytest.raises(BadInput, match="is no table, so its task cannot be guessed"):
+    with pytest.raises(BadInput, match="is in the format users, which is of a task that there is"):
         finish(run_quick(reg, request(sample)))
     with pytest.raises(NotFound, match="There is no task 'taste'"):
         finish(run_quick(reg, request(sample, task="taste")))

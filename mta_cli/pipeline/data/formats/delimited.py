@@ -22,7 +22,10 @@ def recognise(sample: FileSample) -> bool:
 
 
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """Every row under the header line; the separator is the one that makes most columns of it."""
+    """Every row under the header line; the separator is the one that makes most columns of it.
+
+    The first column, where it has no name, numbers the rows and is not read; another one is called after its place.
+    """
     return csv_rows(iter_lines(stream, file, findings), file, findings)
 
 
@@ -60,11 +63,18 @@ def _read_body(
             number += 1
             place = SourceLocation(file, number, at[0])
             if len(cells) == len(names):
-                yield place, {name: cell for name, cell in zip(names, cells, strict=True) if name}
+                yield place, _name_cells(names, cells)
             else:
                 findings.add_fault(place, f"has {len(cells)} cells where the header has {len(names)}")
     except csv.Error as error:
-        findings.add_fault(SourceLocation(file, number + 1, at[0]), f"is not CSV: {error}")
+        findings.add_fault(SourceLocation(file, number + 1, at[0]), f"is not CSV: {error}", of_record=False)
+
+
+def _name_cells(names: list[str], cells: list[str]) -> dict[str, str]:
+    row = {name: cell for name, cell in zip(names, cells, strict=True) if name}
+    if len(row) < len(names):
+        row |= {f"column {n}": cell for n, cell in enumerate(cells, 1) if n > 1 and cell and not names[n - 1]}
+    return row
 
 
 def _decode_lines(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str]]:

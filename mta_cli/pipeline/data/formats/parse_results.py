@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from mta_cli.errors import BadInput
 from store.records import NewItem
@@ -40,9 +40,14 @@ class Record:
 
 
 class ParseFindings:
-    """A parser's findings besides records: faults (the first 20 in words with fields; all counted), and notes."""
+    """A parser's findings besides records: faults (the first 20 in words with fields; all counted), and notes.
 
-    def __init__(self) -> None:
+    With `skip_faulty` a record with a fault is left out and counted; other faults make the file unusable all the same.
+    """
+
+    def __init__(self, *, skip_faulty: bool = False) -> None:
+        self.skip_faulty = skip_faulty
+        self.skipped_places: set[SourceLocation] = set()
         self.fault_lines: list[str] = []
         self.fault_count = 0
         self.fault_fields: set[str] = set()
@@ -51,9 +56,15 @@ class ParseFindings:
         self.users: dict[str, None] = {}
         self.spellings: dict[str, set[str]] = {}
 
-    def add_fault(self, place: SourceLocation, what: str, field: str = "") -> None:
-        """A fault, which makes the file unusable; `field` is the path inside the record."""
-        self.fault_count += 1
+    def add_fault(self, place: SourceLocation, what: str, field: str = "", *, of_record: bool = True) -> None:
+        """A fault, which makes the file unusable; `field` is the path inside the record.
+
+        `of_record` tells whether the file is sound without this record.
+        """
+        if self.skip_faulty and of_record and place.record is not None:
+            self.skipped_places.add(place)
+        else:
+            self.fault_count += 1
         if len(self.fault_lines) < MAX_LISTED_FAULTS:
             self.fault_fields.add(field)
             self.fault_lines.append(f"{place}{f', field {field}' if field else ''}: {what}")
@@ -75,8 +86,13 @@ class ParseFindings:
         """Raise `BadInput` with all findings, or return when there was no fault."""
         if not self.fault_count:
             return
-        count = "1 fault" if self.fault_count == 1 else f"{self.fault_count:,} faults"
-        shown = f" (the first {MAX_LISTED_FAULTS} are shown)" if self.fault_count > MAX_LISTED_FAULTS else ""
+        self.raise_all(file, hint)
+
+    def raise_all(self, file: str, hint: str | None = None) -> NoReturn:
+        """Raise `BadInput` with all findings, those of records that were left out as well."""
+        total = self.fault_count + len(self.skipped_places)
+        count = "1 fault" if total == 1 else f"{total:,} faults"
+        shown = f" (the first {MAX_LISTED_FAULTS} are shown)" if total > MAX_LISTED_FAULTS else ""
         raise BadInput(f"{file}: {count}{shown}; nothing was imported", hint=hint, faults=tuple(self.fault_lines))
 
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from mta_cli.engine.text.labels import format_number, parse_number
 from mta_cli.pipeline.data.column_mapping import NEEDED, ColumnMapping
 from mta_cli.pipeline.data.formats.fields import RecordFields
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record, SeenIds, SourceLocation, format_value
@@ -16,6 +17,7 @@ Lines = Iterable[tuple[int, bytes]]
 RawRow = tuple[SourceLocation, Mapping[str, Any]]
 
 DEFAULT_COLUMNS = ColumnMapping()
+NO_NUMBER = "rows whose output is no number"
 
 
 def parse_rows(
@@ -25,10 +27,12 @@ def parse_rows(
     staged: StagedRecords,
     user: str | None = None,
     columns: ColumnMapping = DEFAULT_COLUMNS,
+    round_to: float = 0.0,
 ) -> Iterator[Record]:
     """History items of the rows, staged. `task` is for rows that name none; `user`, when given, is that of the file.
 
-    A row whose mapped columns leave a needed part empty is left out and counted.
+    A row whose mapped columns leave a needed part empty is left out and counted. With `round_to` outputs are numbers
+    and become multiples of it; a row with another output is left out and counted.
     """
     ids = SeenIds(findings, staged)
     for place, row in rows:
@@ -43,8 +47,16 @@ def parse_rows(
         owner = _record_user(fields, user)
         question, answer, time = fields.read_text_field("input"), fields.read_scalar("output"), fields.read_time("time")
         of = fields.read_scalar("task") if fields.has_value("task") else task
+        if answer is not None and round_to:
+            number = parse_number(answer.strip())
+            if number is None:
+                findings.skip_counts[NO_NUMBER] += 1
+                continue
+            answer = format_number(round(number / round_to) * round_to)
         key = fields.read_id() if fields.has_value("id") else ""
         if owner is None or question is None or answer is None or of is None or key is None:
+            continue
+        if place in findings.skipped_places:
             continue
         if not key:
             digest = content_key(question, answer, time)

@@ -24,6 +24,6 @@ def test_the_separator_is_the_one_that_makes_most_columns(content: bytes) -> Non
     assert rows == [{"film": "Salt", "note": "sea, mostly"}]
 
 
-def test_a_column_without_a_name_is_not_read() -> None:
-    rows = [dict(row) for _, row in read_rows(io.BytesIO(b",film,\n0,Salt,\n"), "f", ParseFindings())]
-    assert rows == [{"film": "Salt"}]
+def test_a_first_column_without_a_name_is_not_read_and_others_are_called_after_their_place() -> None:
+    rows = [dict(row) for _, row in read_rows(io.BytesIO(b",film,,\n0,Salt,,\n1,Rye,oats,\n"), "f", ParseFindings())]
+    assert rows == [{"film": "Salt"}, {"film": "Rye", "column 3": "oats"}]

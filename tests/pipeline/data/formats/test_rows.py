@@ -173,3 +173,23 @@ def test_a_file_of_one_user() -> None:
     assert [record.user for record in records] == ["ann", "ann"]
     assert findings.fault_lines == ["f: record 3, field user: is 'bob', but this is the history of 'ann'"]
     assert [record.user for record in table("input,output\ni,o\n", "ann")[0]] == ["ann"]
+
+
+def test_with_rounding_outputs_are_multiples_and_no_numbers_are_left_out() -> None:
+    findings = ParseFindings()
+    content = b"user,input,output\nann,a,68\nann,b, 72.5 \nann,c,n/a\nann,d,-3\nann,e,65/100\n"
+    rows = csv_rows(numbered(content), "f", findings)
+    found = list(parse_rows(rows, "free", findings, staged(), round_to=5))
+    assert [record.item.output for record in found] == ["70", "70", "-5"]
+    assert findings.skip_counts == {"rows whose output is no number": 2} and not findings.fault_count
+
+
+def test_faulty_rows_can_be_left_out_but_not_a_table_that_breaks_off() -> None:
+    findings = ParseFindings(skip_faulty=True)
+    content = b"user,input,output,time\n-x,a,1,\nann,b,2,soon\nann,c,3,2026-01-02\nann,d\nann,,4,\n"
+    found = list(parse_rows(csv_rows(numbered(content), "f", findings), "free", findings, staged()))
+    assert [record.item.input for record in found] == ["c"]
+    assert len(findings.skipped_places) == 4 and not findings.fault_count and "'-x'" in findings.fault_lines[0]
+    broken = ParseFindings(skip_faulty=True)
+    rows = csv_rows(numbered(b'user,input,output\nann,a,1\nann,"b" c,2\n'), "f", broken)
+    assert len(list(parse_rows(rows, "free", broken, staged()))) == 1 and broken.fault_count == 1
