@@ -67,10 +67,13 @@ class ExportedModel:
         with safe_open(shard, "pt") as file:
             loaded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             tensors = {name: self._changed(name, weight).to(weight.dtype) for name, weight in loaded.items()}
+            to.touch()
+            mode = to.stat().st_mode
             try:
                 save_file(tensors, to, metadata=file.metadata())
             except SafetensorError as error:  # the disk is full, for one
                 raise OSError(str(error)) from error
+        to.chmod(mode)  # safetensors lets only the owner read
 
     def _changed(self, name: str, weight: Tensor) -> Tensor:
         """A weight of the base as it is, or in float32 with the user's change: who writes it rounds once."""

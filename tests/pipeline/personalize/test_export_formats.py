@@ -60,6 +60,7 @@ def test_a_merged_folder_is_a_model_that_gives_our_logits(world: World, tmp_path
     assert torch.allclose(ours, theirs, atol=1e-3) and not torch.allclose(before, theirs, atol=1e-2)
     assert AutoTokenizer.from_pretrained(tmp_path / "m").chat_template == base.tokenizer.chat_template
     assert not (tmp_path / "m" / "mta-model.json").exists()
+    assert len({path.stat().st_mode for path in (tmp_path / "m").iterdir()}) == 1, "as the user's umask says"
 
 
 def test_a_gguf_lora_holds_the_change_in_llama_cpps_order(world: World, tmp_path: Path) -> None:
