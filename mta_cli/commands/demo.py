@@ -31,7 +31,7 @@ VERDICTS = {
 }
 EXAMPLE_RULE = (
     "Shown is each user's held-out query whose own answer gained most likelihood from the common to the personal "
-    "model: the best cases, not typical ones. A lower loss is better."
+    "model, of those answered right if any: the best cases, not typical ones. A lower loss is better."
 )
 NAME_WIDTH = 9  # characters of a model's name before its answer
 MAX_ANSWER_WIDTH = 66  # characters of an answer that are shown: one line of a terminal of 80 columns

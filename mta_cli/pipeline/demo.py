@@ -245,7 +245,7 @@ def _evaluate(
 def _choose_example(reg: Registry, name: str, course: DemoTask, evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     """The user's held-out query whose gold became likeliest from the common to the personal model, with all answers.
 
-    `gain` is that change of the gold's log-likelihood (nats, as the evaluation measures it). None where the user has no
+    Queries that the personal model answers right come first, where there are any. `gain` is that change of the gold's log-likelihood (nats, as the evaluation measures it). None where the user has no
     query.
     """
     user = reg.users.get(name)
@@ -253,8 +253,10 @@ def _choose_example(reg: Registry, name: str, course: DemoTask, evaluation: Mapp
     for one in reg.evaluations.predictions.load_predictions(evaluation["evaluation"]):
         if one.user_id == user.id:
             given.setdefault(one.query_id, {})[one.method] = one
-    gains = {number: _gain(answers, course.modes[-1]) for number, answers in given.items()}
-    best = max(gains, key=gains.__getitem__, default=None)
+    personal = course.modes[-1]
+    gains = {number: _gain(answers, personal) for number, answers in given.items()}
+    right = {number for number, answers in given.items() if answers[personal].answer == answers[personal].gold}
+    best = max(gains, key=lambda number: (number in right, gains[number]), default=None)
     if best is None:
         return None
     query = next(query for query in reg.items.queries(user.id, course.task) if query.id == best)
