@@ -76,7 +76,7 @@ format: $(DEV)  ## put the source in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(DEV)  ## write docs/commands.md, docs/settings.md and store/schema.sql from the program
+docs: $(DEV)  ## write the generated pages, the man page docs/mta.1 and store/schema.sql
 	$(BIN)/python docs/generate.py
 
 screens: demo  ## draw the window's rooms on the demo's store into docs/screens
