@@ -10,6 +10,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY mta_cli mta_cli
 COPY store store
+COPY docs/mta.1 docs/
 RUN pip install --no-cache-dir "/src[serve]"
 
 FROM python:3.12-slim

@@ -15,7 +15,7 @@ TRUST   = tests/trust tests/tui/test_terminal.py tests/pipeline/users/test_conse
 PYTEST  = OMP_NUM_THREADS=1 MTA_TEST_MODELS="$$($(BIN)/mta model path)" $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo test test-fast test-slow nightly trust versions lint types format docs screens bench check-gpu dist clean
+.PHONY: help install models demo test test-fast test-slow nightly trust versions lint types format docs docs-tour screens bench check-gpu dist clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -76,8 +76,11 @@ format: $(DEV)  ## put the source in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(DEV)  ## write docs/commands.md, docs/settings.md and store/schema.sql from the program
+docs: $(DEV)  ## write the generated pages, the man page docs/mta.1 and store/schema.sql
 	$(BIN)/python docs/generate.py
+
+docs-tour: models  ## run the commands of docs/tour.md and write their output into it (minutes)
+	GOMP_SPINCOUNT=10000 OMP_NUM_THREADS=2 $(BIN)/python docs/tour.py
 
 screens: demo  ## draw the window's rooms on the demo's store into docs/screens
 	$(BIN)/python docs/screens.py "$$($(BIN)/mta demo --json | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)["store"])')"

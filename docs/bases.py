@@ -34,34 +34,37 @@ def page() -> str:
 
 <!-- Made by `make docs` from the program; do not edit. -->
 
-`mta model list --available` shows this catalog, and what of it is on your machine. `mta model pull NAME` downloads a base, and `models.base` in the [settings](settings.md) makes it the default. A base that is not here is pulled by its name on the hub, `mta model pull hf:ORG/NAME`.
+`mta model list --available` shows this catalog. `mta model pull NAME` downloads a base, and `models.base` in the [settings](settings.md) makes it the default. Any other base is pulled by its name on the hub: `mta model pull hf:ORG/NAME`.
+
+Contents: [less memory](#less-memory) · [several bases](#several-bases-in-one-store) · [how memory is computed](#how-memory-is-computed) · [on your machine](#on-your-machine)
 
 {_table()}
 
 Sizes are GB. The columns for training and serving are memory, [computed](#how-memory-is-computed) in bfloat16.
 
-**Speed.** Fast bases are computed by mta's own decoder ([performance](performance.md)). Slow ones take the path through transformers' modules. Granite is slow because it multiplies states by constants.
+**Speed.** Fast bases run on mta's own decoder, slow ones on transformers' modules ([families](performance.md#families)).
 
-**Gated** bases ask you to accept a licence on their page of the hub. Then log in with `hf auth login`, or set `HF_TOKEN`. The hub may ask the same for others.
+**Gated** bases ask you to accept a licence on their page of the hub. Then log in with `hf auth login`, or set `HF_TOKEN`.
 
-**Commit and digests** come from the hub at the time of the pull. mta compares every weight file with the SHA-256 that the hub announces and removes what differs. The manifest keeps the commit and the digests (`mta model show NAME`). Pulling again says when the hub has another commit. A connection that breaks during a pull is taken up where it broke, to the last 10 MB. A pull that was stopped keeps the files that came whole. `smollm2-135m-instruct` comes from the Python package index, with pinned digests.
+**Commit and digests.** mta compares every weight file with the SHA-256 that the hub announces. The manifest keeps the commit and the digests (`mta model show NAME`); pulling again says when the hub has another commit. A stopped or broken pull is continued. `smollm2-135m-instruct` comes from the Python package index, with pinned digests.
 
 ## Less memory
 
 `--quantize nf4` packs the linear layers of the base in 4 bits while they are read: NF4 with double quantisation, by bitsandbytes (`pip install 'mta-cli[quantize]'`). LoRAs, their gradients and moments stay in float32 above it, as in QLoRA (arXiv 2305.14314). Embeddings, norms and the output layer keep `--dtype`.
 
-- Every command that trains or answers takes it, `mta serve` as well; `quantize = "nf4"` under `[machine]` in the [settings](settings.md) makes it the default. Use it for a bank and its users alike: a stack learns what the numbers of its base leave open.
-- ΔW cannot be added to packed weights. Task adapter, fusion and stack act beside them, in training and in every answer, which costs some time.
-- The base is the same one, with the same fingerprint. An adapter that was trained above NF4 loads on the plain weights, and the other way round. Banks of the two are different banks, and the store keeps which is which. `mta user export` always writes for the plain base; `--format merged` and `gguf` add the change to its plain weights.
+- Every command that trains or answers takes it; `machine.quantize = "nf4"` in the [settings](settings.md) makes it the default. Use it for a bank and its users alike.
+- ΔW cannot be added to packed weights. Task adapter, fusion and stack act beside them, which costs some time.
+- The base keeps its fingerprint: an adapter that was trained above NF4 loads on the plain weights, and the other way round. Banks of the two are different banks. `mta user export` always writes for the plain base.
 - `--int8` and `--vllm` are refused beside it. A CPU and CUDA compute it; Apple's GPU does not.
 
-`--max-memory 6GB` bounds what a job plans for. Of what the weights leave, half goes to training passes, a quarter to computed states and a quarter to the adapters that train together, so a smaller number makes smaller passes and groups. A job that does not fit is refused before it loads anything, and the hint names a number format that would fit. It bounds the estimate below; nothing watches the process.
+`--max-memory 6GB` bounds the estimate that a job plans with; nothing watches the process. Of what the weights leave, half goes to training passes, a quarter to computed states and a quarter to the adapters that train together. A job that does not fit is refused before it loads anything, and the hint names a number format that would fit.
+
 ## Several bases in one store
 
-`mta bank build --base qwen3-0.6b` and `mta user adapt --base qwen3-0.6b` make models on another base beside those that are there. A bank on another base is the next version of its name. Users have a recipe and a stack on each, and a bank on one base changes nothing on another.
+`mta bank build --base qwen3-0.6b` and `mta user adapt --base qwen3-0.6b` make models on another base beside those that are there. A bank on another base is the next version of its name. Users have a recipe and a stack on each.
 
-- **Which base is meant.** `--base`, `MTA_MODELS_BASE` or `models.base` in a [settings](settings.md) file says it. Where none does, it is the default base if it has the user's models (for `ask`, `chat`, `compare` and `export`) or the task's banks (for `fuse`, `adapt` and `serve`); else the only base that has, and a line says so; else the command names them and stops.
-- **What belongs to which.** Once a store has banks on two bases, `bank list`, `bank show`, `user list`, `user show`, `model list`, `ps` and the window name the base. In `--json` they always do.
+- **Which base is meant.** `--base`, `MTA_MODELS_BASE` or `models.base` says it. Else it is the default base if it has the user's models (for `ask`, `chat`, `compare` and `export`) or the task's banks (for `fuse`, `adapt` and `serve`); else the only base that has them, and a line says so; else the command names them and stops.
+- Once a store has banks on two bases, lists, `show`, `ps` and the window name the base. In `--json` they always do.
 - `mta bank build --refresh --base NAME` refreshes the bank of that base.
 - A server and a window answer on one base.
 
@@ -74,9 +77,9 @@ Parameters follow from the shape in the base's `config.json`; a test compares th
     serve = {PROGRAM_BYTES / 1e9:.1f} GB + 4 · weights + 2 bytes · 2 · layers · key heads · head width · {CONTEXT_TOKENS:,} tokens
 
 - {PROGRAM_BYTES / 1e9:.1f} GB are the libraries, the embedder, and freed memory that the process keeps.
-- The fast decoder joins projections, so weights count twice: in the mapped file, whose pages the system can take back, and joined. A server keeps two more copies, for one row and for several. Slow bases have neither, and their weights count once.
+- The fast decoder joins projections, so weights count twice: in the mapped file and joined. A server keeps two more copies. Weights of slow bases count once.
 - A training merges the task adapter into the projections (the linear layers of all decoder layers) and keeps their original weights.
-- `kept` is the numbers for each token and layer that a training pass keeps for its backward pass. The task adapter acts in all layers; meta-LoRAs and stacks act in a third of them and need less.
+- `kept` is the numbers for each token and layer that a backward pass needs. The task adapter acts in all layers; meta-LoRAs and stacks need less.
 - Rows of {ROW_TOKENS} tokens and one answer token in {1 / ANSWER_SHARE:.0f} are assumptions of the table. The plan of a job counts the tokens of a sample of the data, and adds computed states and the adapters that train together.
 - Float32 (`--dtype float32`, and CPUs without bfloat16) doubles weights and what is kept, without the copies.
 - NF4 takes 0.52 bytes for each number of the projections, once, and 2 (or 4) for each other one.
@@ -92,7 +95,7 @@ Random bases of 101 million parameters of other families went through every stag
 
 ## On your machine
 
-`mta bench --shape NAME` makes random weights of a shape and measures them; nothing is downloaded, because speed and memory do not depend on what the weights are. `NAME` is a name of the table above, or a short one ({_short_names()}). Without `--shape`, an installed base is measured (`--base`). A shape that needs more memory than is free is refused before anything is made. Real output, from one thread of the same machine while some twenty other processes had its two cores, so an idle one is several times faster; memory does not depend on that:
+`mta bench --shape NAME` measures random weights of a shape; nothing is downloaded. `NAME` is a name of the table above, or a short one ({_short_names()}). Without `--shape`, an installed base is measured (`--base`). A shape that needs more memory than is free is refused. Real output, from one thread of the same machine while some twenty other processes had its two cores, so an idle one is several times faster; memory does not depend on that:
 
 ```
 {BENCH}

@@ -7,42 +7,23 @@ from __future__ import annotations
 
 import runpy
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from typer.main import get_command
-
-from mta_cli.app import app
-from mta_cli.commands.shared.examples import EXAMPLES
-from mta_cli.commands.shared.help_page import usage_pieces
 from mta_cli.options import PRESETS
 from mta_cli.settings import OPTION_CLASSES, SETTINGS_FILE_NAME, Setting, all_settings
 from store.migrations.steps import migrate
 from store.schema import SCHEMA_VERSION, TABLES
 
 FOLDER = Path(__file__).parent
-GLOBAL = "`--store`, `-v` and `-q` are taken anywhere on the line: `mta user list --store DIR`."
+COMMANDS = runpy.run_path(str(FOLDER / "commands.py"))
 MADE = "<!-- Made by `make docs` from the program; do not edit. -->"
-
-
-def commands() -> Iterator[tuple[str, Any]]:
-    """Every command and group that is not hidden, with its full name, in the order of the help."""
-    return _walk("mta", get_command(app))
-
-
-def _walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
-    yield path, command
-    inner: dict[str, Any] = getattr(command, "commands", {})
-    for name in command.list_commands(None) if inner else ():
-        if not inner[name].hidden:
-            yield from _walk(f"{path} {name}", inner[name])
 
 
 def pages() -> dict[str, str]:
     """File name and text of every generated page."""
     return {
-        "commands.md": _commands_page(),
+        "commands.md": COMMANDS["page"](),
+        "mta.1": COMMANDS["manual"](),
         "settings.md": _settings_page(),
         "serve-parameters.md": _parameters_page(),
         "bases.md": _bases_page(),
@@ -108,43 +89,6 @@ def _schema_page() -> str:
     order = sorted(parts, key=lambda name: TABLES.index(name) if name in TABLES else len(TABLES))
     head = f"-- Schema {SCHEMA_VERSION} of the store. Made by `make docs` from store/migrations; do not edit."
     return "\n\n".join([head, *("\n".join(parts[name]) for name in order)]) + "\n"
-
-
-def _commands_page() -> str:
-    parts = ["# Commands", MADE, GLOBAL]
-    for path, command in commands():
-        parts.append(f"{'#' * min(2 + path.count(' '), 4)} `{path}`")
-        if command.help:
-            parts.append(" ".join(command.help.split()))
-        lines = [] if getattr(command, "commands", None) else [" ".join([path, *usage_pieces(command.params)])]
-        if lines := [*lines, *EXAMPLES.get(path.removeprefix("mta "), ())]:
-            parts.append("```\n{}\n```".format("\n".join(lines)))
-        rows = [row for parameter in command.params if (row := _row(parameter)) is not None]
-        if rows:
-            parts.append("\n".join(["| argument or option | default | meaning |", "|---|---|---|", *rows]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _row(parameter: Any) -> str | None:
-    """One parameter as a table row; None for what needs no words (--help, hidden ones)."""
-    if parameter.hidden or "--help" in parameter.opts:
-        return None
-    if parameter.param_type_name == "argument":
-        name = parameter.metavar or parameter.name.upper()
-    else:
-        name = ", ".join([*parameter.opts, *parameter.secondary_opts])
-        if parameter.metavar and not parameter.is_flag:
-            name += f" {parameter.metavar}"
-    return f"| `{_cell(name)}` | {_default(parameter)} | {_cell(parameter.help or '')} |"
-
-
-def _default(parameter: Any) -> str:
-    if isinstance(parameter.show_default, str):
-        return f"`{_cell(parameter.show_default)}`"
-    if parameter.required:
-        return "required"
-    unset = parameter.default is None or parameter.default is False or parameter.default in ((), [], 0)
-    return "" if unset or callable(parameter.default) else f"`{_cell(str(parameter.default))}`"
 
 
 def _settings_page() -> str:

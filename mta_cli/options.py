@@ -321,7 +321,7 @@ class AnswerOptions:
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """Label memory of personal models, for tasks with labels. It is no part of the paper."""
+    """Label memory of personal models, for tasks with labels. The paper does not have it."""
 
     section: ClassVar[str] = "memory"
     memory: str = option_field(

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -24,7 +28,11 @@ def _generator() -> ModuleType:
 
 
 GENERATE = _generator()
-COMMANDS = dict(GENERATE.commands())
+COMMANDS = dict(GENERATE.COMMANDS["commands"]())
+PAGE: str = GENERATE.COMMANDS["page"]()
+MANUAL: str = GENERATE.COMMANDS["manual"]()
+GROUP = re.compile(r"\[([^\]]+)\]\(#[\w-]+\)(?: \(([^)]*)\))?")
+OPTION_LINE = re.compile(r"^- `--.*", re.M)
 
 
 @pytest.mark.parametrize("name", GENERATE.pages())
@@ -32,14 +40,51 @@ def test_the_checked_in_page_is_up_to_date(name: str) -> None:
     assert (DOCS / name).read_text(encoding="utf-8") == GENERATE.pages()[name], "run `make docs`"
 
 
-@pytest.mark.parametrize("path", COMMANDS)
-def test_every_command_and_option_is_documented(path: str) -> None:
-    page = GENERATE.pages()["commands.md"]
-    assert f"`{path}`" in page
-    section = page.split(f"# `{path}`\n", 1)[1].split("\n#", 1)[0]
+def _options(path: str) -> Iterator[Any]:
+    """A command's options that its help lists, without --help."""
     for parameter in COMMANDS[path].params:
         if parameter.param_type_name == "option" and "--help" not in parameter.opts and not parameter.hidden:
-            assert all(option in section for option in parameter.opts), parameter.opts
+            yield parameter
+
+
+def _section(heading: str) -> str:
+    return PAGE.split(f"# {heading}\n", 1)[1].split("\n#", 1)[0]
+
+
+def _documented(path: str) -> list[str]:
+    """The lines of commands.md for a command's options: those of its own section, and of the groups that it names."""
+    own, _, shared = _section(f"`{path}`").partition("\nShared: ")
+    lines = OPTION_LINE.findall(own)
+    for title, names in GROUP.findall(shared):
+        members = OPTION_LINE.findall(_section(title))
+        lines += [line for line in members if not names or line[3:].split("`")[0].split(" ")[0].rstrip(",") in names]
+    return lines
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_every_option_of_a_command_is_documented_once_in_its_section_or_its_groups(path: str) -> None:
+    lines, options = _documented(path), list(_options(path))
+    for option in options:
+        (line,) = (line for line in lines if re.match(rf"- `{', '.join(option.opts)}[ ,`]", line))
+        assert " ".join(option.help.split()) in line
+    assert len(lines) == len(options)
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_the_man_page_has_every_command_and_option(path: str) -> None:
+    text = MANUAL.replace(r"\-", "-")
+    assert path == "mta" or f'.SS "{path}"' in text
+    for option in (name for each in _options(path) for name in each.opts):
+        assert re.search(rf"^\\fB.*{option}\b", text, re.M), option
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
+def test_the_man_page_is_sound_roff() -> None:
+    line = ["groff", "-man", "-Tutf8", "-ww", "-Wbreak"]
+    ran = subprocess.run(line, input=MANUAL, capture_output=True, text=True, check=True)
+    assert ran.stderr == ""
+    shown = re.sub(r"\x1b\[[\d;]*m|.\x08", "", ran.stdout)
+    assert "mta user adapt bryn fleur -t stars" in shown and "EXIT STATUS" in shown
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "rayjob.yaml"])

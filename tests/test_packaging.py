@@ -54,7 +54,13 @@ def _files(folder: Path) -> set[str]:
 def test_the_wheel_holds_every_file_of_the_packages(unpacked: Path) -> None:
     assert _files(unpacked) == _files(ROOT)
     (metadata,) = unpacked.glob("*.dist-info")
-    assert {path.name for path in unpacked.iterdir()} == {*PACKAGES, metadata.name}
+    (data,) = unpacked.glob("*.data")
+    assert {path.name for path in unpacked.iterdir()} == {*PACKAGES, metadata.name, data.name}
+
+
+def test_the_wheel_installs_the_man_page(unpacked: Path) -> None:
+    (page,) = unpacked.glob("*.data/data/share/man/man1/mta.1")
+    assert page.read_bytes() == (ROOT / "docs" / "mta.1").read_bytes()
 
 
 def test_the_licence_travels_with_the_wheel(unpacked: Path) -> None:
@@ -105,6 +111,13 @@ def test_the_wheel_runs_outside_a_checkout(unpacked: Path, store_root: Path, tmp
     where = [sys.executable, "-c", "import mta_cli, store; print(mta_cli.__file__, store.__file__)"]
     ran = subprocess.run(where, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert ran.stdout.split() == [str(unpacked / package / "__init__.py") for package in PACKAGES]
+
+
+def test_the_image_is_built_from_all_that_the_wheel_takes() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    copied = re.findall(r"^COPY (\S+) \S+$", DOCKERFILE, re.MULTILINE)
+    assert {*wheel["packages"], *wheel["shared-data"]} <= set(copied)
 
 
 def test_the_image_takes_the_torch_that_the_project_asks_for() -> None:

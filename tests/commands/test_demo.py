@@ -77,7 +77,9 @@ def test_stacks_are_for_texts_and_labels_are_fused_only(ran: tuple[Path, Ran]) -
     assert all(c["answers"]["fused"] for c in taste["comparisons"])
 
 
-def test_an_example_is_the_query_that_gained_most_of_those_answered_right_if_any(here: Path, ran: tuple[Path, Ran]) -> None:
+def test_an_example_is_the_query_that_gained_most_of_those_answered_right_if_any(
+    here: Path, ran: tuple[Path, Ran]
+) -> None:
     for course in ran[1].json()["courses"]:
         personal = list(course["evaluation"]["methods"])[-1]
         with Registry.open(here / "store-demo") as reg:

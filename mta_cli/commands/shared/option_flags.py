@@ -131,7 +131,7 @@ def _typer_option(setting: Setting) -> Any:
 def _preset_parameter() -> inspect.Parameter:
     option = typer.Option(
         "--preset",
-        help="A set of values for the options below; a flag that is given as well wins.",
+        help="Values for several options; a flag that is given as well wins.",
         metavar="|".join(PRESETS),
         autocompletion=_complete_choices(tuple(PRESETS)),
     )
