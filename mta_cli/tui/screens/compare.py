@@ -323,6 +323,7 @@ class CompareScreen(BaseScreen):
                 place = strips.answered
                 self._picked_query, self._last_request = queries[place], CompareRequest(user, task, questions[place])
                 self.query_one(PromptArea).replace_text(queries[place].input)
+                self.query_one("#questions", OptionList).highlighted = self._user_queries.queries.index(queries[place])
                 strips.add_result(event.result)
                 answers.expect_answers()
             self._handle_event(event)
