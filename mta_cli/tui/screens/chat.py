@@ -209,7 +209,7 @@ class ChatScreen(BaseScreen):
             [widget for message in messages[-MAX_MESSAGES_SHOWN:] for widget in _message_widgets(message)]
         )
         turns.anchor()
-        self.query_one("#past").remove_class("open")
+        self.remove_class("-searching")
         self.query_one(PromptArea).focus()
         await self._load_chat_list()
 
@@ -236,7 +236,7 @@ class ChatScreen(BaseScreen):
 
     def action_search_chats(self) -> None:
         """To the search in earlier conversations."""
-        self.query_one("#past").add_class("open")
+        self.add_class("-searching")
         self.query_one("#search").focus()
 
     def action_mode(self) -> None:
@@ -266,7 +266,7 @@ class ChatScreen(BaseScreen):
             return
         if self.focused is self.query_one(ReasonsPane):
             self.query_one(ReasonsPane).close()
-        self.query_one("#past").remove_class("open")
+        self.remove_class("-searching")
         blank = self.has_class("-blank") and self.has_class("-recent")
         self.query_one("#recent" if blank else "#turns").focus()
 

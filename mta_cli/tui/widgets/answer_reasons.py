@@ -81,7 +81,9 @@ class ReasonsPane(VerticalScroll, can_focus=True):
         self.scroll_home(animate=False)
 
     def close(self) -> None:
-        """Hide it."""
+        """Hide it, and show the rest of the screen where it was enlarged."""
+        if self.screen.maximized is self:
+            self.screen.minimize()
         self.remove_class("open")
 
 

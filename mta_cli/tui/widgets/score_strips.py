@@ -151,7 +151,9 @@ class ScoreStrips(VerticalScroll, can_focus=True):
         return f"{self._title}: {scores}"
 
     def close(self) -> None:
-        """No strips."""
+        """No strips, and the rest of the screen where they were enlarged."""
+        if self.screen.maximized is self:
+            self.screen.minimize()
         self._chart.strips, self._title = {}, ""
         self.remove_class("open")
 

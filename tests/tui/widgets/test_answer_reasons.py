@@ -43,7 +43,7 @@ def test_labels_show_both_probabilities_own_answers_and_votes() -> None:
     )
     assert shown[0] == "adapted · task taste · bank b v2 · anchors ann, bo"
     assert "Labels: the model alone → with label memory" in shown
-    assert "▸ go             19 % →  60 %  ███████▏        3 own   25 % of votes" in shown
+    assert "▸ go             19 % →  60 %  ███████▎        3 own   25 % of votes" in shown
     assert "· stay at home   81 % →  40 %  ████▊          12 own   75 % of votes" in shown
     assert "The 1 nearest of 431 neighbours, each with its share of all votes" in shown
     assert " 3.4 %  osk: a ship → go" in shown
