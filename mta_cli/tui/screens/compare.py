@@ -293,13 +293,15 @@ class CompareScreen(BaseScreen):
 
     def action_ask_all(self) -> None:
         """All held-out questions of the task, one after another."""
+        if self._user is None:
+            return
         task = self._prompt_task or likely_task(self._user_queries.tasks, None)
         queries = [query for query in self._user_queries.queries if query.task == task]
         if task is None and self._user_queries.queries:
             self._show_status("Choose a task first: t.")
         elif not queries:
             self._show_status(f"{self._user} has no held-out questions{f' of {task}' if task else ''}.")
-        elif self._user is not None and not self._refuse_second_request():
+        elif not self._refuse_second_request():
             self._prompt_task = task
             self._start_all(self._user, queries)
 
