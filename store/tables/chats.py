@@ -21,6 +21,13 @@ EXCERPT_CONTEXT_CHARS = 40  # characters shown on each side of a word that was f
 MAX_SEARCH_WORDS = 16
 
 _MESSAGE_COUNT = "(SELECT count(*) FROM messages WHERE chat_id = chats.id)"
+_SELECT_RECENT = """SELECT chats.id, users.name, chats.title, banks.task, coalesce(last.created, chats.created)
+FROM chats JOIN users ON users.id = chats.user_id
+LEFT JOIN messages AS last
+    ON last.id = (SELECT max(id) FROM messages WHERE chat_id = chats.id AND role = 'assistant')
+LEFT JOIN banks
+    ON banks.name = json_extract(last.source, '$.bank') AND banks.version = json_extract(last.source, '$.version')
+ORDER BY chats.id DESC LIMIT ?"""
 _CONTAINS_WORD = """(instr(unicode_lower(title), {place}) OR EXISTS (
     SELECT 1 FROM messages WHERE chat_id = chats.id AND instr(unicode_lower(content), {place})))"""
 _SELECT_FIRST_MATCH = "SELECT content FROM messages WHERE chat_id = ? AND ({any}) ORDER BY id LIMIT 1"
@@ -35,6 +42,17 @@ class ChatSummary:
     created: str
     messages: int
     excerpt: str = ""
+
+
+@dataclass(frozen=True)
+class RecentChat:
+    """A conversation of any user: the task of the bank that answered last, if one did, and when that was."""
+
+    id: int
+    user: str
+    title: str
+    task: str | None
+    answered: str
 
 
 class Chats:
@@ -71,6 +89,10 @@ class Chats:
             _chat_from_row(row)
             for row in self._db.fetch_dicts(f"{_SELECT_CHAT} WHERE user_id = ? ORDER BY id DESC", (user_id,))
         ]
+
+    def recent_chats(self, limit: int) -> list[RecentChat]:
+        """The `limit` newest conversations of all users, newest first, as `of_user` orders them."""
+        return [RecentChat(*row) for row in self._db.fetch_tuples(_SELECT_RECENT, (max(0, limit),))]
 
     def search_chats(self, user_id: int, text: str = "", *, limit: int = 50) -> list[ChatSummary]:
         """The user's `limit` newest conversations with every word of `text` in their titles or messages.

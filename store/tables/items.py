@@ -138,6 +138,11 @@ class Items:
             found += itertools.islice((item for item in latest if item.id not in known), limit - len(found))
         return [item for item in found if item.input]  # a pulled copy of a snapshot has labels without their texts
 
+    def by_ids(self, item_ids: Sequence[int]) -> dict[int, Item]:
+        """The items of these numbers that there are, by number."""
+        found = self._read_items(_SELECT_BY_ID, {"item_ids": json.dumps(list(item_ids))})
+        return {item.id: item for item in found}
+
     def queries(self, user_id: int, task: str, limit: int | None = None) -> list[Query]:
         """The user's held-out queries of a task, the first `limit` in order."""
         sql = f"{_SELECT_QUERY} WHERE user_id = ? AND task = ? ORDER BY time, id LIMIT ?"
@@ -156,7 +161,7 @@ class Items:
         found = self._db.fetch_tuples(_SELECT_MATCHES, values)
         order = rank_bm25(text, found, self._db.fetch_value(_COUNT_SEARCHED, values))
         best = order if values["limit"] < 0 else order[: values["limit"]]
-        items = {item.id: item for item in self._read_items(_SELECT_BY_ID, {"item_ids": json.dumps(best)})}
+        items = self.by_ids(best)
         return [items[item_id] for item_id in best if item_id in items]
 
     def _read_items(self, sql: str, values: SqlParameters) -> list[Item]:

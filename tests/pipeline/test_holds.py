@@ -22,7 +22,7 @@ from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.bank.refresh import refresh_bank
 from mta_cli.pipeline.bank.verify import remove_bank
 from mta_cli.pipeline.chat.answer import ChatModel, answer_question
-from mta_cli.pipeline.chat.compare import Question, compare_question, compare_user_models
+from mta_cli.pipeline.chat.compare import Question, compare_queries, compare_question, compare_user_models
 from mta_cli.pipeline.chat.conversation import Conversation
 from mta_cli.pipeline.evaluation.run import run_evaluation, tune_evaluation
 from mta_cli.pipeline.evaluation.stored_models import evaluate_users
@@ -139,6 +139,10 @@ def comparing_in_the_window(reg: Registry) -> Iterator[Event]:
     return compare_question(model, Question(sentence("ida")), [reg.users.get("jon")])
 
 
+def asking_all_in_the_window(reg: Registry) -> Iterator[Event]:
+    return compare_queries(talk(reg).model, [Question(sentence("ida"), "comedy")], [reg.users.get("jon")])
+
+
 def talk(reg: Registry) -> Conversation:
     model = ChatModel.load_for_user(reg, bank_request().base, reg.users.get("ida"), asking())
     return Conversation(model, autosave=True)
@@ -164,6 +168,7 @@ JOBS: dict[str, tuple[Callable[[Registry], Iterator[Event]], When, str, str]] = 
     "answer_question": (asked, speaking, "ida", "The chat is using ida's items."),
     "compare_user_models": (comparing, speaking, "ida", "The chat is using ida's items."),
     "compare_question": (comparing_in_the_window, speaking, "jon", "The chat is using jon's items."),
+    "compare_queries": (asking_all_in_the_window, speaking, "jon", "The chat is using jon's items."),
     "Conversation.answer_message": (chatting, speaking, "ida", "The chat is using ida's items."),
     "Conversation.compare": (comparing_in_a_chat, speaking, "ida", "The chat is using ida's items."),
 }

@@ -125,7 +125,7 @@ class NeighbourIndex:
         for start in range(0, len(queries), QUERY_BLOCK):
             block = slice(start, start + QUERY_BLOCK)
             # 1. the kernel of each query with each item  [block, items]
-            weights = np.exp(sharpness * (queries[block] @ self.vectors.T - 1.0)).astype(np.float64)
+            weights = self.vote_weights(queries[block], sharpness)
             # 2. an excluded user's items do not vote
             if excluded_users is not None:
                 weights[excluded_users[block, None] == self.item_users] = 0.0
@@ -133,6 +133,11 @@ class NeighbourIndex:
             votes[block] = weights @ one_hot + BACKGROUND_VOTES * self.rates
         logs: Array = np.log(votes / votes.sum(axis=1, keepdims=True))
         return logs
+
+    def vote_weights(self, queries: Vectors, sharpness: float) -> Array:
+        """How much each item votes on unit `queries` [queries, width]: the kernel [queries, items]."""
+        weights: Array = np.exp(sharpness * (queries @ self.vectors.T - 1.0)).astype(np.float64)
+        return weights
 
     def without_user(self, user: int) -> NeighbourIndex:
         """The items of all users except `user`; the rates stay the same."""

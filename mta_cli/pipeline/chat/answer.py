@@ -54,6 +54,7 @@ class Generation:
     seconds: float = 0.0
     finish_reason: str = "interrupted"
     label_logliks: dict[str, float] = field(default_factory=dict)  # log-likelihoods, where the answer is a label
+    model_logliks: dict[str, float] = field(default_factory=dict)  # the same without the label memory
 
 
 def answer_limit(options: AnswerOptions, task: Task | None) -> int:
@@ -305,6 +306,7 @@ class ChatModel:
         labels, prior = self.task.labels, self.memory.prior_for(user, mode, self.options.memory)
         found = add_label_prior(scores, prior, question, time)
         spoken.label_logliks = dict(zip(labels, found, strict=True))
+        spoken.model_logliks = dict(zip(labels, scores, strict=True))
         return decide_label(found, labels, self.task.metric)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.labels import find_label
@@ -99,12 +99,38 @@ def compare_question(model: ChatModel, question: Question, others: Sequence[User
 
     All get the same prompt, with the current user's history.
     """
+    ids = yield from _fit_question(model, question)
+    yield from compare_prompt(model, question.text, ids, gold=question.gold, others=others, asked_at=question.time)
+
+
+def compare_queries(model: ChatModel, questions: Sequence[Question], others: Sequence[User] = ()) -> Iterator[Event]:
+    """Questions with known answers, one after another, to the same columns; their LoRAs are read once.
+
+    Each ends in a `JobResult` as of `compare_question`, with `scores`: each column's task metric over the questions so
+    far, `{metric, value, answers}`. A column whose answers cannot be scored has none.
+    """
+    columns = yield from _gather_columns(model, others)
+    scored: dict[str, list[tuple[str, str]]] = {}  # answers and golds by column
+    with model.hold_users(others), model.disable_adapters():
+        for question in questions:
+            ids = yield from _fit_question(model, question)
+            fresh = [replace(column, generation=Generation()) for column in columns]
+            result = yield from _answer_prompt(model, question.text, ids, fresh, question.gold, question.time)
+            for key, details in result["details"].items():
+                if details is not None and (details.get("gold") or {}).get("metrics"):
+                    scored.setdefault(key, []).append((result["answers"][key], result["gold"]))
+            scores = {key: _running_score(model, pairs) for key, pairs in scored.items()}
+            yield JobResult(result | {"scores": scores})
+
+
+def _fit_question(model: ChatModel, question: Question) -> Generator[Event, None, list[int]]:
+    """The token ids of a question's prompt, with the current user's history."""
     check_message(question.text)
     before = (question.time, MAX_ITEM_ID) if question.held_out else None
     messages = [{"role": "user", "content": question.text}]
     ids, _, items = model.fit_prompt(messages, model.prompt_history(question.text, before))
     yield from truncation_notes(0, items)
-    yield from compare_prompt(model, question.text, ids, gold=question.gold, others=others, asked_at=question.time)
+    return ids
 
 
 def compare_prompt(
@@ -120,28 +146,57 @@ def compare_prompt(
 
     With a `gold`, each column's details have a `gold` too: its log-likelihood and the task's metric of the answer.
     """
+    columns = yield from _gather_columns(model, others)
+    with model.hold_users(others), model.disable_adapters():
+        result = yield from _answer_prompt(model, text, ids, columns, gold, asked_at)
+    if result["answers"]["adapted"] is None:
+        yield from personalisation_hints(model)
+    yield JobResult(result)
+
+
+def _gather_columns(model: ChatModel, others: Sequence[User]) -> Generator[Event, None, list[ComparedModel]]:
+    """The models of the current user, and those of `others` that there are."""
     columns = _user_models(model)
-    whole = columns[-1].key == "adapted"
     for user in others:
         yield from _add_other_user(model, user, columns)
+    return columns
+
+
+def _answer_prompt(
+    model: ChatModel,
+    text: str,
+    ids: list[int],
+    columns: Sequence[ComparedModel],
+    gold: str | None,
+    asked_at: str | None,
+) -> Generator[Event, None, dict[str, Any]]:
+    """Every column's answer to one prompt, above the bare base; the result of the comparison."""
     measured: list[dict[str, Any]] = []
-    with model.hold_users(others), model.disable_adapters():
-        yield from (
-            _choose_labels(model, text, ids, columns, asked_at)
-            if model.answers_with_label
-            else _generate_all(model, ids, columns)
-        )
-        if gold is not None:
-            yield from _score_against_gold(model, ids, columns, gold, measured)
-    if not whole:
-        yield from personalisation_hints(model)
+    yield from (
+        _choose_labels(model, text, ids, columns, asked_at)
+        if model.answers_with_label
+        else _generate_all(model, ids, columns)
+    )
+    if gold is not None:
+        yield from _score_against_gold(model, ids, columns, gold, measured)
     answers: dict[str, str | None] = dict.fromkeys(PERSONALISATION_MODES)
     details: dict[str, Any] = dict.fromkeys(PERSONALISATION_MODES)
     for place, column in enumerate(columns):
         answers[column.key] = column.generation.text
         details[column.key] = _answer_details(column, model.task.name) | ({"gold": measured[place]} if measured else {})
     result = {"user": model.user.name if model.user else None, "prompt": text, "answers": answers, "details": details}
-    yield JobResult(result if gold is None else {**result, "gold": gold})
+    return result if gold is None else {**result, "gold": gold}
+
+
+def _running_score(model: ChatModel, scored: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The task's main metric over answers and their golds."""
+    from mta_cli.engine.evaluation.user_sums import sum_by_user
+    from mta_cli.pipeline.evaluation.result_document import MAIN_METRICS
+
+    answers, golds = zip(*scored, strict=True)
+    count, name = len(scored), MAIN_METRICS[model.task.metric]
+    sums = sum_by_user(model.task.metric, model.task.labels, [0] * count, answers, golds, [None] * count)
+    return {"metric": name, "value": sums.metric_values()[name], "answers": count}
 
 
 def expected_columns(reg: Registry, user: User, asked: str | None, base: str, others: Sequence[User]) -> list[str]:

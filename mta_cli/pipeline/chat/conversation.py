@@ -26,6 +26,7 @@ from mta_cli.pipeline.chat.answer import (
     truncation_notes,
 )
 from mta_cli.pipeline.chat.compare import compare_prompt
+from mta_cli.pipeline.chat.explain import AnsweredPrompt, explain_answer
 from mta_cli.pipeline.user_weights import FREE_TASK
 from mta_cli.pipeline.users.exported_folders import record_export
 from mta_cli.printable import clean_text
@@ -71,6 +72,7 @@ class Conversation:
         self.chat: Chat | None = None
         self._last_ended = ""  # how the last answer ended: see `Generation`, or `empty`
         self._history: list[HistoryExample] | None = None
+        self._last_answered: AnsweredPrompt | None = None
 
     @property
     def chat_id(self) -> int | None:
@@ -103,8 +105,10 @@ class Conversation:
         spoken = Generation()
         trouble: list[Event] = []
         with self.model.hold_users():
-            ids, dropped, items = self._fit_prompt(text, self.exchanges)
+            history = self._prompt_history(text)
+            ids, dropped, items = self._fit_prompt(text, self.exchanges, history)
             self.first_in_window += dropped
+            self._last_answered = AnsweredPrompt(text, tuple(history[: len(history) - items]), spoken)
             yield from truncation_notes(dropped, items)
             try:
                 yield from self.model.stream_answer(ids, spoken, text)
@@ -117,6 +121,12 @@ class Conversation:
         yield from trouble
         yield from generation_notes(self.model, spoken)
         yield JobResult(chat_result(self.model, spoken))
+
+    def explain_last(self) -> dict[str, Any]:
+        """Why the last answer is as it is; see `explain_answer`. Raises BadInput where none was given here yet."""
+        if self._last_answered is None or not self._last_answered.generation.text:
+            raise BadInput("There is no answer of this conversation yet to explain.", hint="ask something first")
+        return explain_answer(self.model, self._last_answered)
 
     def compare(self, text: str = "") -> Iterator[Event]:
         """`text`, or the last question, to base, fused and adapted. The conversation does not change."""
@@ -264,7 +274,17 @@ class Conversation:
         ]
         yield JobResult({"user": user.name, "chats": listed, "more": max(0, len(known) - LISTED_CHATS)})
 
-    def _fit_prompt(self, text: str, exchanges: list[Exchange]) -> tuple[list[int], int, int]:
+    def _prompt_history(self, text: str) -> list[HistoryExample]:
+        """The items that the prompt for `text` may show."""
+        if self.model.uses_task_prompt:
+            return self.model.prompt_history(text)
+        if self._history is None:  # the history precedes the first message: a later change would void the KV cache
+            self._history = self.model.prompt_history(text)
+        return self._history
+
+    def _fit_prompt(
+        self, text: str, exchanges: list[Exchange], history: list[HistoryExample] | None = None
+    ) -> tuple[list[int], int, int]:
         """The fitted prompt for `text` after the part of `exchanges` that still fits."""
         messages: list[Message] = []
         for exchange in exchanges[self.first_in_window :] if not self.model.uses_task_prompt else ():
@@ -273,11 +293,7 @@ class Conversation:
                 {"role": "assistant", "content": exchange.answer},
             ]
         messages.append({"role": "user", "content": text})
-        if self.model.uses_task_prompt:
-            return self.model.fit_prompt(messages, self.model.prompt_history(text))
-        if self._history is None:  # the history precedes the first message: a later change would void the KV cache
-            self._history = self.model.prompt_history(text)
-        return self.model.fit_prompt(messages, self._history)
+        return self.model.fit_prompt(messages, self._prompt_history(text) if history is None else history)
 
     def _record_exchange(self, text: str, spoken: Generation) -> list[Event]:
         self.exchanges.append(Exchange(text, spoken.text, self.model.source.as_json()))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.memory.label_prior import LabelPrior
     from mta_cli.engine.text.tasks import Task
     from mta_cli.options import MemoryOptions
+    from mta_cli.pipeline.memory.knn import NeighbourVotes
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
@@ -71,6 +72,14 @@ class BankMemory:
     def recent_items(self, user: User) -> list[Item]:
         """The user's items whose answers count in the label prior."""
         return self._reg.items.recent_items(user.id, self._task.name, MAX_RECENT_ANSWERS)
+
+    def votes_on(self, question: str, options: MemoryOptions, named: int) -> NeighbourVotes | None:
+        """The neighbours' votes on a question's label, with the `named` strongest; None where no neighbours count."""
+        from mta_cli.pipeline.memory.knn import neighbour_votes
+
+        if self._bank is None or options.memory != "neighbours" or (fitted := self.label_memory.neighbours) is None:
+            return None
+        return neighbour_votes(self._reg, self._bank, self._task, fitted, question, named)
 
     def neighbour_settings(self, options: MemoryOptions) -> dict[str, Any]:
         """The settings that determine how neighbours count, besides their items; empty where they do not count."""

@@ -48,6 +48,25 @@ class NeighbourChange:
         return bool(self.new_items or self.removed_ids or self.needs_fit)
 
 
+@dataclass(frozen=True)
+class NeighbourVote:
+    """An item of a bank's user, and the share of all votes on a question's label that it has."""
+
+    user: str
+    input: str
+    label: str
+    share: float
+
+
+@dataclass(frozen=True)
+class NeighbourVotes:
+    """The votes of a bank's items on a question: each label's share, and the `strongest` of all `count` items."""
+
+    count: int
+    label_shares: tuple[float, ...]
+    strongest: tuple[NeighbourVote, ...]
+
+
 def neighbour_change(
     reg: Registry, bank: Bank, task: Task, histories: Iterable[tuple[User, Sequence[Item]]]
 ) -> NeighbourChange:
@@ -130,12 +149,39 @@ def load_neighbours(reg: Registry, bank: Bank, task: Task) -> NeighbourIndex | N
 
     Raises IntegrityFault when their vectors differ in length.
     """
+    return _index_items(labelled_items(reg, bank, task), bank, task)
+
+
+def neighbour_votes(
+    reg: Registry, bank: Bank, task: Task, fitted: FittedNeighbours, question: str, named: int
+) -> NeighbourVotes | None:
+    """The votes on a question's label, with the `named` strongest; None where there is no item any more."""
+    import numpy as np
+
+    from mta_cli.engine.memory.knn import BACKGROUND_VOTES
+
+    items = labelled_items(reg, bank, task)
+    if (index := _index_items(items, bank, task)) is None:
+        return None
+    vector, sharpness = fitted.embed([question]), fitted.kernel.sharpness
+    weights = index.vote_weights(vector, sharpness)[0]  # [items]
+    shares = weights / (weights.sum() + BACKGROUND_VOTES)
+    best = [(items[place], float(shares[place])) for place in np.argsort(-shares, kind="stable")[:named].tolist()]
+    texts = reg.items.by_ids([item.item_id for item, _ in best])
+    strongest = (
+        NeighbourVote(reg.users.by_id(item.user_id).name, texts[item.item_id].input, item.output, share)
+        for item, share in best
+    )
+    by_label = np.exp(index.log_vote_rates(vector, sharpness)[0])
+    return NeighbourVotes(len(items), tuple(by_label.tolist()), tuple(strongest))
+
+
+def _index_items(items: Sequence[Neighbour], bank: Bank, task: Task) -> NeighbourIndex | None:
     import numpy as np
 
     from mta_cli.engine.memory.knn import NeighbourIndex
     from mta_cli.engine.memory.label_prior import label_rates
 
-    items = labelled_items(reg, bank, task)
     if not items:
         return None
     if len({len(one.vector) for one in items}) > 1:

@@ -124,6 +124,13 @@ def load_user_detail(reg: Registry, name: str, task: str | None = None, base: st
     )
 
 
+def load_recipe(reg: Registry, user: User, bank: Bank) -> tuple[tuple[AnchorMatch, ...], float | None]:
+    """The anchors of a bank with their weights in a user's recipe, and the task adapter's share; none without one."""
+    recipe = reg.recipes.get(user.id, bank.task, bank.id)
+    anchors = reg.banks.anchors(bank.id) if recipe is not None else []
+    return _rank_anchors(reg, user, bank, anchors, recipe), _task_adapter_share(recipe)
+
+
 def _bank_on_base(reg: Registry, task: str, base: str | None) -> Bank | None:
     """The newest ready bank of a task on the base of this name; without one, on any."""
     for fingerprint in reg.banks.bases(task):

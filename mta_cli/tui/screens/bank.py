@@ -5,7 +5,7 @@ Shows what `pipeline.bank.anchor_use` and `pipeline.bank.user_map` found. Buildi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,7 +20,9 @@ from mta_cli.errors import NotFound
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import MISSING_VALUE, format_signed, line_text
 from mta_cli.tui.widgets.charts.anchor_colours import anchor_colour, anchor_letter
+from mta_cli.tui.widgets.charts.recipe_bar import RecipePart
 from mta_cli.tui.widgets.charts.user_map import HighlightedUser, UserMapView
+from mta_cli.tui.widgets.user_detail import weighed_parts
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.bank.anchor_use import AnchorUsage
@@ -42,7 +44,7 @@ ProfilesStamp = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class _BankSnapshot:
-    """What was read: all banks of the task, newest first, the one that is shown, and the selected user.
+    """What was read: all banks of the task, newest first, the one that is shown, the selected user and their recipe.
 
     `on_base` is ` on NAME` where the store has banks on several bases.
     """
@@ -53,19 +55,23 @@ class _BankSnapshot:
     profiles_stamp: ProfilesStamp
     selected_user: User | None
     on_base: str = ""
+    recipe: tuple[RecipePart, ...] = ()
 
 
 class BankScreen(BaseScreen):
-    """One bank at a time: its map, its anchors, and the selected anchor in words."""
+    """One bank at a time: its map, which has most of the room, its anchors, and the selected anchor in words."""
 
     SCREEN_NAME = "bank"
     CSS_PATH = "bank.tcss"
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (170, "-wide")]  # noqa: RUF012 - declared by Textual as no ClassVar
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (34, "-tall")]  # noqa: RUF012
     HELP = (
         "An anchor represents a cluster of users. cluster: its size when the bank was built; nearest: how many users "
         "are nearest to it now; loss: of its training, first and last; recipes: how many users' recipes hold it, and "
         "with what weight; change: by how much the loss on held-out queries fell for the adapted ones (more is "
         "better).\n"
-        "Enter selects the anchor's user for all screens; the map then shows that user's neighbours."
+        "Enter selects the anchor's user for all screens; the map then shows that user's neighbours and recipe. z "
+        "enlarges the map."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("b", "step_bank(1)", "Next bank", id="bank.next", tooltip="Show the next older bank"),
@@ -120,7 +126,7 @@ class BankScreen(BaseScreen):
             return
         self.query_one("#head", Static).update(self._headline(found.bank, found.on_base))
         self._fill_table()
-        await self._draw_map(found.bank, found.profiles_stamp, found.selected_user)
+        await self._draw_map(found)
 
     async def action_step_bank(self, step: int) -> None:
         """Show another bank, round and round."""
@@ -202,23 +208,24 @@ class BankScreen(BaseScreen):
             _anchor_description(number, use, self._nearest_counts().get(use.anchor.id))
         )
 
-    async def _draw_map(self, bank: Bank, stamp: ProfilesStamp, user: User | None) -> None:
+    async def _draw_map(self, found: _BankSnapshot) -> None:
         """The map, and the users nearest to the selected one; with many users that takes a second or more."""
         from mta_cli.pipeline.bank.user_map import compute_user_map, find_similar_users
 
-        view = self.query_one(UserMapView)
-        if self._map_key != (bank.id, stamp) or self._map is None:
+        view, bank, user = self.query_one(UserMapView), found.bank, found.selected_user
+        assert bank is not None
+        if self._map_key != (bank.id, found.profiles_stamp) or self._map is None:
             self._map, self._map_key = None, None
             view.show_map(None, waiting="Reading profiles …")
             self._map = await self.mta_app.profile_reader.read(partial(compute_user_map, bank=bank))
-            self._map_key = bank.id, stamp
+            self._map_key = bank.id, found.profiles_stamp
             self._fill_table()
-        highlighted = HighlightedUser(user.id, user.name) if user is not None else None
+        highlighted = HighlightedUser(user.id, user.name, recipe=found.recipe) if user is not None else None
         view.show_map(self._map, highlighted)
         view.selected_anchor = self._table.cursor_row if self._anchor_uses else None
-        if user is not None:
+        if user is not None and highlighted is not None:
             near = await self.mta_app.profile_reader.read(lambda reg: find_similar_users(reg, bank, user.id))
-            view.show_map(self._map, HighlightedUser(user.id, user.name, [one.user_id for one in near]))
+            view.show_map(self._map, replace(highlighted, neighbours=[one.user_id for one in near]))
 
 
 def _read_bank_snapshot(
@@ -230,6 +237,7 @@ def _read_bank_snapshot(
     """
     from mta_cli.pipeline.bank.anchor_use import anchor_usage
     from mta_cli.pipeline.bases_in_use import on_base
+    from mta_cli.pipeline.users.detail import load_recipe
 
     banks = sorted((b for b in reg.banks.all() if task in (None, b.task)), key=lambda bank: -bank.id)
     ready = [bank for bank in banks if bank.status == "ready"]
@@ -245,7 +253,8 @@ def _read_bank_snapshot(
     if bank is None:
         return _BankSnapshot([], None, [], (0, 0, 0), user)
     stamp = reg.profiles.version_stamp(bank.task, bank.embedder)
-    return _BankSnapshot(banks, bank, anchor_usage(reg, bank), stamp, user, on_base(reg, bank.base))
+    recipe = weighed_parts(*load_recipe(reg, user, bank)) if user is not None else ()
+    return _BankSnapshot(banks, bank, anchor_usage(reg, bank), stamp, user, on_base(reg, bank.base), tuple(recipe))
 
 
 def _anchor_row_cells(number: int, use: AnchorUsage, nearest: int | None) -> list[Text]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,8 +19,10 @@ from mta_cli.formatting import format_rate
 from mta_cli.printable import clean_text
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, ending_words, line_text
+from mta_cli.tui.widgets.answer_reasons import ReasonsPane
 from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown
 from mta_cli.tui.widgets.prompt import PromptArea
+from mta_cli.tui.widgets.recent_chats import RecentChats
 from mta_cli.tui.widgets.waiting import WaitingLine
 from mta_cli.tui.workers.chat_turn import (
     NO_TASK_LABEL,
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 MODES: tuple[str | None, ...] = (None, "base", "fused", "adapted")  # None: the most personal there is
 MAX_MESSAGES_SHOWN = 60  # messages of a stored conversation, its last ones
 MAX_CHATS_LISTED = 100  # conversations
+MAX_RECENT_CHATS = 12  # conversations of all users, where none is open
 NO_USER_HELP = """No user selected.
 
 Press 1, move to a user and press Enter; then come back with 5.
@@ -54,6 +58,9 @@ class ChatScreen(BaseScreen):
         "Escape stops an answer and keeps the text so far. After a failure your message is back in the prompt.\n"
         "m changes the model: the most personal one, the base, the fusion, the adapted one. t switches between the "
         "text as typed and a task's prompt.\n"
+        "w shows why the last answer is as it is: the history items in its prompt, what the label memory added, which "
+        "neighbours voted, and how words were chosen.\n"
+        "Where no conversation is open, the newest ones of all users are listed; Enter goes on with one.\n"
         "h shows earlier conversations; type to search them, Enter continues one. g keeps the last exchange as a "
         "history item of the user, to learn from."
     )
@@ -72,8 +79,16 @@ class ChatScreen(BaseScreen):
             show=False,
             tooltip="Text as typed, or a task's prompt",
         ),
+        Binding("w", "why", "Why", id="chat.why", tooltip="Show why the last answer is as it is, or hide it"),
         Binding("g", "keep_exchange", "Good", id="chat.good", tooltip="Keep the last exchange as a history item"),
-        Binding("y", "copy", "Copy", id="chat.copy", show=False, tooltip="Copy the last answer"),
+        Binding(
+            "y",
+            "copy",
+            "Copy",
+            id="chat.copy",
+            show=False,
+            tooltip="Copy the last answer; the reasons where they have the focus",
+        ),
         Binding("d", "remove", "Remove", id="chat.remove", show=False, tooltip="Remove the conversation; asks"),
         Binding("escape", "stop", "Stop", id="chat.stop", tooltip="Stop the answer; else leave the prompt"),
     ]
@@ -94,12 +109,15 @@ class ChatScreen(BaseScreen):
     def compose_body(self) -> ComposeResult:
         """Earlier conversations, this one, the prompt."""
         yield Static(block_text(NO_USER_HELP), id="no-user")
+        yield RecentChats(how="Enter goes on with one", id="recent-of-all")
         with Container(id="chat"):
             with Vertical(id="past"):
                 yield Input(placeholder="search conversations", id="search")
                 yield OptionList(id="chats")
             with Vertical(id="conversation"):
+                yield RecentChats(how="Esc, then Enter goes on with one", id="recent")
                 yield VerticalScroll(id="turns")
+                yield ReasonsPane()
                 yield Static(id="notes")
                 yield Static(id="how")
                 yield PromptArea("Type a message, Enter asks · Esc leaves the prompt, so that keys work")
@@ -123,13 +141,13 @@ class ChatScreen(BaseScreen):
             self.query_one("#search", Input).value = ""
             if name is not None:
                 self.query_one(PromptArea).focus()
-        if name is None:
-            self.set_focus(None)
         self._user_tasks = tasks or {}
         if self._prompt_task not in (None, *self._user_tasks):
             self._prompt_task = None
         self._show_prompt_settings()
         await self._load_chat_list()
+        if name is None:
+            self.set_focus(self.query_one("#recent-of-all") if self.has_class("-recent") else None)
 
     @work(exclusive=True, group="search", exit_on_error=False)
     async def _reload_chat_list(self) -> None:
@@ -137,6 +155,10 @@ class ChatScreen(BaseScreen):
 
     async def _load_chat_list(self) -> None:
         """The conversations that hold the words searched for."""
+        recent = await self.mta_app.store_reader.read(lambda reg: reg.chats.recent_chats(MAX_RECENT_CHATS))
+        for chats in self.query(RecentChats):
+            chats.show_chats(recent)
+        self.set_class(bool(recent), "-recent")
         name, words = self._user, self.query_one("#search", Input).value
         if name is None:
             self._chats = []
@@ -161,14 +183,22 @@ class ChatScreen(BaseScreen):
 
     @work(exclusive=True, group="open", exit_on_error=False)
     async def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Go on with a stored conversation."""
-        await self._open(self._chats[event.option_index].id)
+        """Go on with a stored conversation, of another user too."""
+        if not isinstance(event.option_list, RecentChats):
+            await self._open(self._chats[event.option_index].id)
+            return
+        chat = event.option_list.chats[event.option_index]
+        if chat.user != self._user:
+            self.mta_app.select_user(chat.user)
+            await self.reload()
+        await self._open(chat.id)
 
     async def _open(self, chat_id: int) -> None:
         messages = await self.mta_app.store_reader.read(lambda reg: reg.chats.messages(chat_id))
         await self._reset_chat()
         self._session.continue_chat(chat_id)
         turns = self.query_one("#turns")
+        self.remove_class("-blank")
         if len(messages) > MAX_MESSAGES_SHOWN:
             turns.mount(
                 Static(
@@ -179,7 +209,7 @@ class ChatScreen(BaseScreen):
             [widget for message in messages[-MAX_MESSAGES_SHOWN:] for widget in _message_widgets(message)]
         )
         turns.anchor()
-        self.query_one("#past").remove_class("open")
+        self.remove_class("-searching")
         self.query_one(PromptArea).focus()
         await self._load_chat_list()
 
@@ -189,6 +219,8 @@ class ChatScreen(BaseScreen):
         self._finish_reply()
         self._session = ChatSession()
         await self.query_one("#turns").remove_children()
+        self.query_one(ReasonsPane).close()
+        self.add_class("-blank")
         self._show_status("")
 
     def action_focus_prompt(self) -> None:
@@ -204,7 +236,7 @@ class ChatScreen(BaseScreen):
 
     def action_search_chats(self) -> None:
         """To the search in earlier conversations."""
-        self.query_one("#past").add_class("open")
+        self.add_class("-searching")
         self.query_one("#search").focus()
 
     def action_mode(self) -> None:
@@ -218,18 +250,49 @@ class ChatScreen(BaseScreen):
         self._show_prompt_settings()
 
     def action_copy(self) -> None:
-        """The last answer, into the clipboard."""
+        """The last answer or its reasons, into the clipboard."""
+        reasons = self.query_one(ReasonsPane)
+        if reasons.has_focus:
+            self.app.copy_to_clipboard(reasons.plain_text)
+            return
         replies = self.query(AnswerMarkdown)
         if replies:
             self.app.copy_to_clipboard(clean_text(replies.last().answer_text))
 
     def action_stop(self) -> None:
-        """Stop the answer; else close the list, or leave the prompt."""
+        """Stop the answer; else close the reasons and the list, or leave the prompt."""
         if self.active_request.stop_request():
             self._show_status("stopping …")
             return
-        self.query_one("#past").remove_class("open")
-        self.query_one("#turns").focus()
+        if self.focused is self.query_one(ReasonsPane):
+            self.query_one(ReasonsPane).close()
+        self.remove_class("-searching")
+        blank = self.has_class("-blank") and self.has_class("-recent")
+        self.query_one("#recent" if blank else "#turns").focus()
+
+    def action_why(self) -> None:
+        """Show the reasons of the last answer, or hide them."""
+        pane = self.query_one(ReasonsPane)
+        if pane.is_open:
+            pane.close()
+            self.query_one("#turns").focus()
+        elif self.active_request.in_progress:
+            self._show_status("An answer is being generated; Escape stops it.")
+        elif not self._session.has_exchange:
+            self._show_status("There is no answer to explain yet; ask something first.")
+        else:
+            self._explain(lambda: pane.focus())
+
+    def _explain(self, shown: Callable[[], object] = lambda: None) -> None:
+        session, pane = self._session, self.query_one(ReasonsPane)
+
+        def handle(event: Event) -> None:
+            if isinstance(event, JobResult):
+                pane.show_reasons(event.result)
+                self._show_status("")
+                shown()
+
+        self.active_request.start_request(session.explain_last, handle, self._show_end_error)
 
     def action_keep_exchange(self) -> None:
         """The last exchange becomes a history item."""
@@ -238,7 +301,7 @@ class ChatScreen(BaseScreen):
             return
         session = self._session
         self.active_request.start_request(
-            lambda context: session.keep_last_exchange(), self._handle_keep_event, self._handle_keep_end
+            lambda context: session.keep_last_exchange(), self._handle_keep_event, self._show_end_error
         )
 
     def _handle_keep_event(self, event: Event) -> None:
@@ -247,7 +310,7 @@ class ChatScreen(BaseScreen):
         elif isinstance(event, Note):
             self._show_status(event.text)
 
-    def _handle_keep_end(self, error: BaseException | None, stopped: bool) -> None:
+    def _show_end_error(self, error: BaseException | None, stopped: bool) -> None:
         if error is not None:
             self.mta_app.show_error(error)
 
@@ -276,6 +339,7 @@ class ChatScreen(BaseScreen):
         self.query_one(PromptArea).replace_text("")
         turns = self.query_one("#turns")
         self._waiting = WaitingLine()
+        self.remove_class("-blank")
         turns.mount(Static(block_text(self._last_prompt), classes="said"), self._reply, self._waiting)
         turns.anchor()
         self._show_status("")
@@ -319,6 +383,8 @@ class ChatScreen(BaseScreen):
             self._show_status("stopped" if said else "stopped before the first word")
             if said:
                 self._tell_source("stopped; the text so far is kept")
+        elif self.query_one(ReasonsPane).is_open:
+            self._explain()
         self._reload_chat_list()
 
     def _restore_prompt(self, *, keep: bool) -> None:
@@ -330,6 +396,7 @@ class ChatScreen(BaseScreen):
             shown = [widget for widget in self.query_one("#turns").children if not isinstance(widget, WaitingLine)]
             for widget in shown[-2:]:
                 widget.remove()
+            self.set_class(len(shown) <= 2, "-blank")
 
     def _finish_reply(self) -> bool:
         """The answer grows no more; whether anything was said."""

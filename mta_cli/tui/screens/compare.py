@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -16,12 +16,14 @@ from textual.widgets import OptionList, Static
 
 from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import Event, JobResult, JobStarted, Note, TextChunk
+from mta_cli.pipeline.report.wording import pluralise
 from mta_cli.printable import clean_line, clean_text
 from mta_cli.tui.dialogs.user_picker import UserPicker
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets.answers import COLUMN_BINDINGS, AnswerColumn, AnswerColumns, gold_summary
 from mta_cli.tui.widgets.prompt import PromptArea
+from mta_cli.tui.widgets.score_strips import ScoreStrips
 from mta_cli.tui.workers.chat_turn import (
     ANSWERING,
     LOADING,
@@ -33,10 +35,11 @@ from mta_cli.tui.workers.chat_turn import (
 )
 
 if TYPE_CHECKING:
+    from mta_cli.pipeline.chat.answer import ChatModel
     from mta_cli.pipeline.chat.compare import Question
     from mta_cli.pipeline.requests import ChatOptions
     from mta_cli.tui.workers.model_worker import WorkerContext
-    from store.records import Query
+    from store.records import Query, User
     from store.registry import Registry
 
 MAX_QUERIES_PER_TASK = 200  # of each task that are listed
@@ -48,6 +51,9 @@ HELD_OUT_WARNING = (
     "This question is held out for measurements. As a history item it can be trained on, and later measurements on it "
     "say less. Keep it anyway?"
 )
+
+
+AskModel = Callable[["ChatModel", Sequence["User"]], Iterator[Event]]  # what a loaded model is asked, others beside it
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ class CompareScreen(BaseScreen):
         "batch of one loaded base.\n"
         "Press i, type a question and press Enter; or press p and pick a held-out one: then the gold answer is "
         "known, and each column shows its likelihood under the model and the metrics of the model's own answer.\n"
+        "A asks all held-out questions of the task, and fills a strip of right and wrong for each column; Escape "
+        "stops.\n"
         "Words that differ from the first column are marked.\n"
         "t switches between the text as typed and a task's prompt. o adds another user's model; x removes the others. "
         "Select a column with the arrow keys or the mouse; g keeps its answer as a history item of the user, to learn "
@@ -86,6 +94,7 @@ class CompareScreen(BaseScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("i", "focus_prompt", "Type", id="compare.write", tooltip="Type a question"),
         Binding("p", "pick", "Pick", id="compare.pick", tooltip="Pick a held-out question with its right answer"),
+        Binding("A", "ask_all", "Ask all", id="compare.all", tooltip="Ask all held-out questions and score columns"),
         Binding("o", "add_user", "Other", id="compare.other", tooltip="Add another user's model as a column"),
         Binding(
             "x", "remove_others", "Alone", id="compare.alone", show=False, tooltip="Remove the columns of other users"
@@ -94,8 +103,16 @@ class CompareScreen(BaseScreen):
         Binding("r", "ask_again", "Again", id="compare.again", show=False, tooltip="Ask the same again"),
         *COLUMN_BINDINGS,
         Binding("g", "keep", "Good", id="compare.keep", tooltip="Keep the selected answer as a history item"),
-        Binding("y", "copy", "Copy", id="compare.copy", show=False, tooltip="Copy the selected answer, or the first"),
+        Binding(
+            "y",
+            "copy",
+            "Copy",
+            id="compare.copy",
+            show=False,
+            tooltip="Copy the selected answer, or the first; the scores where they have the focus",
+        ),
         Binding("escape", "stop", "Stop", id="compare.stop", tooltip="Stop the answers; else leave the prompt"),
+        Binding("s", "stop", show=False),  # as in Jobs
     ]
 
     def __init__(self) -> None:
@@ -118,6 +135,7 @@ class CompareScreen(BaseScreen):
             with Vertical(id="answering"):
                 yield PromptArea("i: type a question, Enter asks · p: pick a held-out one")
                 yield Static(id="how")
+                yield ScoreStrips()
                 yield AnswerColumns()
                 yield Static(id="said")
 
@@ -150,6 +168,7 @@ class CompareScreen(BaseScreen):
         self._user_queries = UserQueries((), ())
         self.query_one(PromptArea).replace_text("")
         self.query_one(AnswerColumns).clear_columns()
+        self.query_one(ScoreStrips).close()
         self._show_status("")
 
     def _fill_query_list(self) -> None:
@@ -218,8 +237,11 @@ class CompareScreen(BaseScreen):
         self.query_one(AnswerColumns).action_step_column(step)
 
     def action_copy(self) -> None:
-        """An answer, into the clipboard."""
-        answers = self.query_one(AnswerColumns)
+        """An answer or the scores, into the clipboard."""
+        answers, strips = self.query_one(AnswerColumns), self.query_one(ScoreStrips)
+        if strips.has_focus:
+            self.app.copy_to_clipboard(strips.summary)
+            return
         if answers.column_keys:
             self.app.copy_to_clipboard(answers.answer_of(answers.selected_key or answers.column_keys[0]))
 
@@ -266,28 +288,73 @@ class CompareScreen(BaseScreen):
 
         text, query = self.query_one(PromptArea).text, self._picked_query
         if query is not None and query.task == self._prompt_task and clean_text(query.input) == text:
-            return Question(query.input, query.gold, query.time, held_out=True)
+            return _held_out_question(query)
         return Question(text)
 
-    def _start_comparison(self) -> None:
-        if self._user is None or self.active_request.in_progress:
-            self._show_status("An answer is being generated; Escape stops it.")
+    def action_ask_all(self) -> None:
+        """All held-out questions of the task, one after another."""
+        if self._user is None:
             return
+        task = self._prompt_task or likely_task(self._user_queries.tasks, None)
+        queries = [query for query in self._user_queries.queries if query.task == task]
+        if task is None and self._user_queries.queries:
+            self._show_status("Choose a task first: t.")
+        elif not queries:
+            self._show_status(f"{self._user} has no held-out questions{f' of {task}' if task else ''}.")
+        elif not self._refuse_second_request():
+            self._prompt_task = task
+            self._start_all(self._user, queries)
+
+    def _start_comparison(self) -> None:
+        if self._user is None or self._refuse_second_request():
+            return
+        asked = CompareRequest(self._user, self._prompt_task, self._question())
+        self._start_request(asked, lambda model, beside: _ask_one(model, asked.question, beside), self._handle_event)
+
+    def _start_all(self, user: str, queries: Sequence[Query]) -> None:
+        """Ask queries of one task; after each, the screen is as if that one had been picked."""
+        strips, task = self.query_one(ScoreStrips), self._prompt_task
+        questions = [_held_out_question(query) for query in queries]
+        strips.begin(f"{user} · {pluralise(len(queries), 'held-out question')} of {task}", len(queries))
+
+        def handle(event: Event) -> None:
+            answers = self.query_one(AnswerColumns)
+            if isinstance(event, TextChunk) and event.text == "":
+                strips.add_column(event.column)
+            if isinstance(event, JobResult):
+                place = strips.answered
+                self._picked_query, self._last_request = queries[place], CompareRequest(user, task, questions[place])
+                self.query_one(PromptArea).replace_text(queries[place].input)
+                self.query_one("#questions", OptionList).highlighted = self._user_queries.queries.index(queries[place])
+                strips.add_result(event.result)
+                answers.expect_answers()
+            self._handle_event(event)
+
+        asked = CompareRequest(user, task, questions[0])
+        self._start_request(asked, lambda model, beside: _ask_in_turn(model, questions, beside), handle)
+
+    def _refuse_second_request(self) -> bool:
+        """Whether answers are being generated; then it says so."""
+        if self.active_request.in_progress:
+            self._show_status("An answer is being generated; Escape stops it.")
+        return self.active_request.in_progress
+
+    def _start_request(self, asked: CompareRequest, ask: AskModel, on_event: Callable[[Event], None]) -> None:
         try:
-            asking = request_from_settings(self.mta_app.settings, self._prompt_task)
+            asking = request_from_settings(self.mta_app.settings, asked.task)
         except MtaError as error:
             self.mta_app.show_error(error)
             return
-        self._last_request = CompareRequest(self._user, self._prompt_task, self._question())
+        self._last_request = asked
         self._kept_columns.clear()
         self._warnings.clear()
         self._gold_summary = ""
         self.query_one(AnswerColumns).clear_columns()
         self._show_prompt_settings()
         self._show_status("")
-        asked, others = self._last_request, tuple(self._other_users)
+        others = tuple(self._other_users)
         self.active_request.start_request(
-            lambda context: _run_comparison(context, asked, others, asking), self._handle_event, self._handle_end
+            lambda context: _run_comparison(context, asked, others, asking, ask), on_event, self._handle_end
         )
 
     def _handle_event(self, event: Event) -> None:
@@ -309,6 +376,7 @@ class CompareScreen(BaseScreen):
 
     def _handle_end(self, error: BaseException | None, stopped: bool) -> None:
         self.query_one(AnswerColumns).stop_waiting()
+        self.query_one(ScoreStrips).finish()
         if error is not None:
             self._show_status("")
             self.mta_app.show_error(error)  # the question is still in the prompt
@@ -354,16 +422,32 @@ def _query_option_text(query: Query) -> Text:
     )
 
 
-def _run_comparison(
-    context: WorkerContext, asked: CompareRequest, others: tuple[str, ...], asking: ChatOptions
-) -> Iterator[Event]:
-    """The comparison, in the model's thread."""
+def _held_out_question(query: Query) -> Question:
+    from mta_cli.pipeline.chat.compare import Question
+
+    return Question(query.input, query.gold, query.time, held_out=True)
+
+
+def _ask_one(model: ChatModel, question: Question, beside: Sequence[User]) -> Iterator[Event]:
     from mta_cli.pipeline.chat.compare import compare_question
 
+    return compare_question(model, question, beside)
+
+
+def _ask_in_turn(model: ChatModel, questions: Sequence[Question], beside: Sequence[User]) -> Iterator[Event]:
+    from mta_cli.pipeline.chat.compare import compare_queries
+
+    return compare_queries(model, questions, beside)
+
+
+def _run_comparison(
+    context: WorkerContext, asked: CompareRequest, others: tuple[str, ...], asking: ChatOptions, ask: AskModel
+) -> Iterator[Event]:
+    """The comparison, in the model's thread. All columns are named before the base is loaded."""
     user, beside = context.reg.users.get(asked.user), [context.reg.users.get(name) for name in others]
     for key in context.expected_columns(user, asking, beside):
         yield TextChunk("", key)
     yield JobStarted(ANSWERING if context.base_loaded else LOADING)
     model = context.chat_model_for(user, asking)
     yield JobStarted(ANSWERING)
-    yield from compare_question(model, asked.question, beside)
+    yield from ask(model, beside)

@@ -44,6 +44,7 @@ _WORD = re.compile(r"\S+")
 class AnswerColumn(VerticalScroll):
     """One column: the source of the answer, its text, its metrics. It scrolls by itself."""
 
+    ALLOW_MAXIMIZE = True
     HELP: ClassVar[str] = (
         "Left and right select a column; g keeps the selected answer as a history item.\n"
         "Where the task has labels each has a bar: its share among all labels. ✓ answered and right, ✗ answered and "
@@ -72,6 +73,12 @@ class AnswerColumn(VerticalScroll):
             self.waiting.stop()
         spans = [Span(start, end, DIFF_STYLE) for start, end in differing or []]
         self._body.update(Content(self.answer_text, spans))
+
+    def clear_answer(self) -> None:
+        """Take away the answer and what was measured of it."""
+        self.answer_text = ""
+        self._metrics.update("")
+        self._labels.show_bars([])
 
     def show_source(self, answer: dict[str, Any]) -> None:
         """Show which model answered."""
@@ -139,6 +146,7 @@ class AnswerColumns(HorizontalScroll):
         self.selected_key: str | None = None
         self._columns: dict[str, AnswerColumn] = {}
         self._undrawn_keys: set[str] = set()
+        self._answered_keys: set[str] = set()  # columns whose next words are another answer's
         self._waiting_for = ""
 
     @property
@@ -155,6 +163,7 @@ class AnswerColumns(HorizontalScroll):
         self.selected_key = None
         self._columns.clear()
         self._undrawn_keys.clear()
+        self._answered_keys.clear()
         self._waiting_for = ""
         self.query(AnswerColumn).remove()
 
@@ -175,11 +184,19 @@ class AnswerColumns(HorizontalScroll):
         self._set_column_widths()
 
     def append_answer(self, key: str, piece: str) -> None:
-        """Let a column grow; many pieces are drawn at once."""
-        self._get_or_add_column(key).answer_text += clean_text(piece)
+        """Let a column grow, or begin anew after `expect_answers`; many pieces are drawn at once."""
+        column = self._get_or_add_column(key)
+        if key in self._answered_keys:
+            self._answered_keys.discard(key)
+            column.clear_answer()
+        column.answer_text += clean_text(piece)
         if not self._undrawn_keys:
             self.call_later(self._draw_undrawn_columns)
         self._undrawn_keys.add(key)
+
+    def expect_answers(self) -> None:
+        """The next words of each column belong to the next question; until then the last answers stay."""
+        self._answered_keys = set(self._columns)
 
     def show_result(self, result: dict[str, Any]) -> None:
         """Show finished answers: mark what differs from the first column, and show sources and metrics."""

@@ -146,10 +146,16 @@ def recipe_parts(user: UserDetail) -> list[RecipePart]:
     if user.recipe is None:
         near = [one for one in user.anchors if one.similarity is not None][:MAX_ANCHORS_SHOWN]
         return [RecipePart(one.place, _label(one), None, format_two_decimals(one.similarity)) for one in near]
-    weighed = sorted((one for one in user.anchors if one.weight), key=lambda one: -abs(one.weight or 0.0))
+    return weighed_parts(user.anchors, user.task_adapter_share)
+
+
+def weighed_parts(anchors: Sequence[AnchorMatch], task_adapter_share: float | None) -> list[RecipePart]:
+    """The anchors with a weight, the largest first, and the task adapter's share."""
+    weighed = sorted((one for one in anchors if one.weight), key=lambda one: -abs(one.weight or 0.0))
     parts = [RecipePart(one.place, _label(one), one.weight, format_two_decimals(one.weight)) for one in weighed]
-    if (share := user.task_adapter_share) is not None:
-        parts.append(RecipePart(None, "task adapter", max(share, 0.0), format_two_decimals(share)))
+    if task_adapter_share is not None:
+        share = format_two_decimals(task_adapter_share)
+        parts.append(RecipePart(None, "task adapter", max(task_adapter_share, 0.0), share))
     return parts
 
 

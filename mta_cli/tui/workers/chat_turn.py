@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from mta_cli.events import JobStarted
+from mta_cli.errors import BadInput
+from mta_cli.events import JobResult, JobStarted
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.user_weights import FREE_TASK
 
@@ -91,6 +92,7 @@ class ChatSession:
         self._store_changes = 0  # of the window, when the weights were read
         self._chat_id: int | None = None
         self._conversation: Conversation | None = None
+        self._answered_with: tuple[str, ChatOptions] | None = None  # the user and the options of the last message
 
     @property
     def chat_id(self) -> int | None:
@@ -129,8 +131,18 @@ class ChatSession:
             if self._chat_id is not None:
                 yield from conversation.resume(self._chat_id)
             self._conversation = conversation
-        conversation.model = model
+        conversation.model, self._answered_with = model, (name, options)
         yield from conversation.answer_message(text)
+
+    def explain_last(self, context: WorkerContext) -> Iterator[Event]:
+        """Why the last answer is as it is, in the model's thread; another request may have changed the model since."""
+        if self._conversation is None or self._answered_with is None:
+            raise BadInput("There is no answer of this conversation yet to explain.", hint="ask something first")
+        name, options = self._answered_with
+        user, model = context.reg.users.get(name), self._conversation.model
+        if (model.options, model.user) != (options, user):
+            self._conversation.model = context.chat_model_for(user, options)
+        yield JobResult(self._conversation.explain_last())
 
     def keep_last_exchange(self) -> Iterator[Event]:
         """Keep the last exchange as a history item, in the model's thread."""

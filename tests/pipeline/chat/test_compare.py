@@ -10,13 +10,14 @@ import pytest
 
 from mta_cli.engine.text.tasks import MOVIE_TAGS
 from mta_cli.errors import NotFound, UsersChanged
-from mta_cli.events import TextChunk
+from mta_cli.events import JobResult, TextChunk
 from mta_cli.options import AnswerOptions, MemoryOptions
 from mta_cli.pipeline.chat.answer import ChatModel, answer_question
 from mta_cli.pipeline.chat.compare import (
     Question,
     answer_metrics,
     compare_prompt,
+    compare_queries,
     compare_question,
     compare_user_models,
 )
@@ -228,6 +229,25 @@ def test_a_held_out_question_sees_no_later_item(world: World, monkeypatch: pytes
     asked(world, Question("where is the key", "here", "2024-06-06", held_out=True))
     asked(world, Question("where is the key"))
     assert ["under the mat" in shown for shown in seen] == [False, True, True]
+
+
+@pytest.mark.parametrize("name", ["labelled", "world"])
+def test_many_questions_are_answered_and_scored_as_each_is_alone(name: str, request: pytest.FixtureRequest) -> None:
+    world: World = request.getfixturevalue(name)
+    how = {"task": "lamp-2"} if name == "labelled" else {}
+    questions = [Question(f"a film about space {n}", MOVIE_TAGS[n], held_out=True) for n in range(3)]
+    voice = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking(**how))
+    bob = world.reg.users.get("bob")
+    found = [event.result for event in compare_queries(voice, questions, [bob]) if isinstance(event, JobResult)]
+    metric = "accuracy" if name == "labelled" else "rouge_1"
+    for place, (question, result) in enumerate(zip(questions, found, strict=True), start=1):
+        alone, _ = result_of(compare_question(voice, question, [bob]))
+        assert result["answers"] == alone["answers"] and list(result["answers"]) == ["base", "fused", "adapted", "@bob"]
+        for key, score in result["scores"].items():
+            own = [one["details"][key]["gold"]["metrics"][metric] for one in found[:place]]
+            assert score == {"metric": metric, "value": pytest.approx(sum(own) / place), "answers": place}
+    assert len(found[-1]["scores"]) == 4
+    assert voice.user == world.alice and voice.source.mode == "adapted"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from store.registry import Registry
 from store.tables.chats import MAX_SEARCH_WORDS
-from tests.store.making import person
+from tests.store.making import bank, person
 from tests.store.queries.test_full_text import HOSTILE
 
 
@@ -53,6 +53,26 @@ def test_nobody_elses_conversations_are_found(reg: Registry) -> None:
     chat(reg, bob, "films", "a secret")
     assert ids(reg, alice, "secret") == [mine]
     assert ids(reg, alice + bob + 7, "secret") == []
+
+
+def test_the_newest_conversations_of_all_users_name_user_task_and_time(reg: Registry) -> None:
+    alice, bob = person(reg, "alice", "a"), person(reg, "bob", "b")
+    bank(reg, [alice], name="films", task="tags")
+    first = chat(reg, alice, "by a bank", "one", "two")
+    source = {"mode": "fused", "bank": "films", "version": 1, "anchors": ["alice"]}
+    answer = reg.chats.add_message(first, "assistant", "three", source)
+    second = chat(reg, bob, "by the base", "one", "two")
+    empty = chat(reg, bob, "nothing yet")
+    found = reg.chats.recent_chats(9)
+    assert [(one.id, one.user, one.title, one.task) for one in found] == [
+        (empty, "bob", "nothing yet", None),
+        (second, "bob", "by the base", None),
+        (first, "alice", "by a bank", "tags"),
+    ]
+    assert found[2].answered == answer.created and found[0].answered == reg.chats.get(empty).created
+    assert [one.id for one in reg.chats.recent_chats(1)] == [reg.chats.of_user(bob)[0].id] == [empty]
+    reg.users.forget(bob)
+    assert [one.user for one in reg.chats.recent_chats(9)] == ["alice"]
 
 
 def test_the_excerpt_stands_around_what_was_found(reg: Registry) -> None:

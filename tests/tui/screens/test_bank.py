@@ -102,6 +102,46 @@ def test_enter_chooses_the_anchors_user_and_shows_their_neighbours(demo_store: P
     run(drive())
 
 
+def test_the_selected_users_recipe_is_lines_on_the_map_and_weights_below_it(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            app.select_user("ida")
+            await settled(app, pilot)
+            with Registry.open(demo_store) as reg:
+                bank = reg.banks.get("lamp-2")
+                recipe = reg.recipes.get(reg.users.get("ida").id, "lamp-2", bank.id)
+                places = [anchor.id for anchor in reg.banks.anchors(bank.id)]
+            assert recipe is not None
+            legend = next(line for line in screen_text(app).splitlines() if "● ida" in line and "users" in line)
+            for share in recipe.shares:
+                letter = "ABC"[places.index(share.anchor_id)]
+                assert f"{letter} {share.weight:.2f}".replace(" 0.", " .") in legend
+            plot = view(app)
+            sheet = plot.draw_map(*plot.content_size)
+            styles = {sheet.style_at(x, y) for x in range(sheet.width) for y in range(sheet.height)}
+            assert any(name.startswith("link-") for name in styles)
+            app.select_user("user0")
+            await settled(app, pilot)
+            sheet = plot.draw_map(*plot.content_size)
+            assert not any("link" in sheet.style_at(x, y) for x in range(sheet.width) for y in range(sheet.height - 1))
+
+    run(drive())
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 50)])
+def test_the_map_has_most_of_the_room(demo_store: Path, size: tuple[int, int]) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store, size) as (app, pilot):
+            room = view(app).region.area
+            assert room > 0.55 * size[0] * size[1]
+            view(app).focus()
+            await pilot.press("z")
+            await pilot.pause()
+            assert view(app).region.area > max(room, 0.9 * size[0] * size[1])
+
+    run(drive())
+
+
 def test_a_click_on_a_dot_chooses_that_user(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):

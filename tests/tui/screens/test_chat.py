@@ -18,8 +18,10 @@ from mta_cli.pipeline.chat.answer import ChatModel, Generation
 from mta_cli.pipeline.chat.conversation import Conversation
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
+from mta_cli.tui.widgets.answer_reasons import ReasonsPane
 from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown
 from mta_cli.tui.widgets.prompt import PromptArea
+from mta_cli.tui.widgets.recent_chats import RecentChats
 from mta_cli.tui.widgets.waiting import WaitingLine
 from mta_cli.tui.workers.model_worker import WorkerContext
 from store.records import Message
@@ -437,6 +439,116 @@ def test_a_long_answer_in_many_pieces_is_whole_at_the_end(demo_store: Path, monk
             assert "word299" in screen_text(app) and "300 tokens" in screen_text(app)
             assert app.screen.query_one("#chats", OptionList).option_count == 1
             assert not turn(app).in_progress and app.screen.query_one("#search", Input).value == ""
+
+    run(drive())
+
+
+def test_w_shows_why_the_last_answer_is_as_it_is(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store, size=(120, 50)) as (app, pilot):
+            await enter(app, pilot, "chat", "ida")
+            await pilot.press("escape", "w")
+            assert "no answer to explain yet" in screen_text(app)
+            await type_and_ask(app, pilot, "film 3 about a ship")
+            (answer,) = replies(app)
+            await press_and_hear(app, pilot, "escape", "w")
+            pane, shown = app.screen.query_one(ReasonsPane), screen_text(app)
+            assert app.focused is pane and f"Why {answer}" in shown
+            assert f"▸ {answer}" in shown and "→ with label memory" in shown and "3 own" in shown
+            assert "The 5 nearest of 90 neighbours" in shown and "film 3 about a ship → " in shown
+            assert "3 history items in the prompt" in pane.plain_text
+            assert pane.plain_text.endswith("the likeliest label, without sampling")
+            await pilot.press("y", "z")
+            await pilot.pause()
+            assert "nearest of 90 neighbours" in app.clipboard and app.screen.maximized is pane
+            await pilot.press("w")
+            await pilot.pause()
+            assert not pane.is_open and app.screen.maximized is None
+            assert "neighbours" not in screen_text(app) and "film 3 about a ship" in screen_text(app)
+            await press_and_hear(app, pilot, "w")
+            await pilot.press("escape")
+            assert not pane.is_open
+
+    run(drive())
+
+
+def test_an_open_why_follows_the_next_answer_also_after_another_user_had_the_model(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store, size=(120, 50)) as (app, pilot):
+            screen = await enter(app, pilot, "chat", "ida")
+            await pilot.press("escape", "t")
+            await type_and_ask(app, pilot, "one?")
+            await press_and_hear(app, pilot, "escape", "w")
+            pane = screen.query_one(ReasonsPane)
+            before = pane.border_title
+            await type_and_ask(app, pilot, "two?")
+            await answered(app, pilot)
+            assert isinstance(app.focused, PromptArea), "the focus stays where one types"
+            assert pane.is_open and pane.border_title != before
+            await pilot.press("escape", "w")
+            assert not pane.is_open
+            session, ends = screen._session, list[object]()
+
+            def take(context: WorkerContext) -> Iterator[Event]:
+                context.chat_model_for(context.reg.users.get("jon"), session._answered_with[1])
+                yield from ()
+
+            app.model_worker.submit_request(take, ends.append, ends.append)
+            await until(pilot, lambda: bool(ends))
+            assert ends == [None] and session._conversation.model.user.name == "jon"
+            await press_and_hear(app, pilot, "w")
+            assert "adapted · task lamp-2" in pane.plain_text and session._conversation.model.user.name == "ida"
+            await pilot.press("n")
+            await settled(app, pilot)
+            assert not pane.is_open, "a new conversation has no answer yet"
+
+    run(drive())
+
+
+def test_recent_conversations_fill_the_empty_space_and_are_gone_on_with(demo_store: Path) -> None:
+    remember(demo_store, "jon", "the old days", "what of the old days?", "They are over.")
+    remember(demo_store, "ida", "the sea", "what of the sea?", "It has a lighthouse.")
+
+    def listed(app: MtaApp) -> list[str]:
+        return [line for line in screen_text(app).splitlines() if "just now" in line]
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "chat", None)
+            ida, jon = listed(app)
+            assert "ida" in ida and "the sea" in ida and "jon" in jon and "the old days" in jon
+            assert "No user selected" in screen_text(app) and isinstance(app.focused, RecentChats)
+            await pilot.press("down", "enter")
+            await settled(app, pilot)
+            assert app.selected_user == "jon" and "They are over." in screen_text(app) and listed(app) == []
+            await pilot.press("escape", "t")
+            await type_and_ask(app, pilot, "and now?")
+            (messages,) = stored(demo_store, "jon")
+            assert [m.content for m in messages[2:]] == ["and now?", replies(app)[-1]]
+            await pilot.press("escape", "n")
+            await settled(app, pilot)
+            assert "lamp-2" in listed(app)[1], "the task of the model that answered last"
+            await pilot.press("escape", "enter")
+            await settled(app, pilot)
+            assert app.selected_user == "ida" and replies(app) == ["It has a lighthouse."]
+            assert isinstance(app.focused, PromptArea)
+
+    run(drive())
+
+
+def test_without_conversations_the_space_stays_empty(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Conversation, "answer_message", broken)
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "chat", "ida")
+            assert "Recent conversations" not in screen_text(app)
+            remember(demo_store, "jon", "the old days", "what?", "that")
+            await type_and_ask(app, pilot, "hello")
+            await until(pilot, lambda: isinstance(app.screen, ErrorDialog))
+            await pilot.press("escape")
+            await settled(app, pilot)
+            assert "Recent conversations" in screen_text(app), "what failed leaves no conversation open"
 
     run(drive())
 

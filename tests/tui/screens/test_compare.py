@@ -12,18 +12,20 @@ import pytest
 from textual.widgets import Input, OptionList
 
 from mta_cli.errors import IntegrityFault, NotFound
-from mta_cli.events import Event, TextChunk
+from mta_cli.events import Event, JobResult, TextChunk
 from mta_cli.pipeline.chat.answer import ChatModel
+from mta_cli.pipeline.chat.compare import compare_queries
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
 from mta_cli.tui.dialogs.user_picker import UserPicker
 from mta_cli.tui.widgets.answers import AnswerColumn, AnswerColumns
 from mta_cli.tui.widgets.prompt import PromptArea
+from mta_cli.tui.widgets.score_strips import ScoreStrips
 from mta_cli.tui.workers.model_worker import WorkerContext
 from store.records import NewItem
 from store.registry import Registry
 from tests.tui.driving import notices, open_app, run, screen_text, settled, until
-from tests.tui.voices import answered, enter, only_voices, press_and_hear, type_and_ask
+from tests.tui.voices import answered, enter, only_voices, press_and_hear, turn, type_and_ask
 
 
 @pytest.fixture(autouse=True)
@@ -312,6 +314,137 @@ def test_escape_stops_the_answers_and_another_question_can_be_asked(
             assert answers(app).column_keys == ["base", "fused"], "the adapted one had said nothing yet"
             await type_and_ask(app, pilot, "b")
             assert len(answers(app).column_keys) == 3
+
+    run(drive())
+
+
+def strip_rows(app: MtaApp) -> list[list[str]]:
+    """Name, score and marks of each strip."""
+    rows = [
+        line.split() for line in screen_text(app).splitlines() if re.match(r" +(base|fused|adapted|jon) +\d/\d", line)
+    ]
+    return [[name, score, "".join(marks)] for name, score, *marks in rows]
+
+
+def test_all_held_out_questions_fill_a_strip_of_right_and_wrong_for_each_column(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            screen = await enter(app, pilot, "compare", "ida")
+            app.screen.set_focus(None)
+            await press_and_hear(app, pilot, "A")
+            assert "ida · 2 held-out questions of lamp-2" in screen_text(app) and "Escape stops" not in screen_text(app)
+            rows = strip_rows(app)
+            assert [name for name, _, _ in rows] == ["base", "fused", "adapted"]
+            for _, score, marks in rows:
+                assert len(marks) == 2 and set(marks) <= {"✓", "✗"} and score == f"{marks.count('✓')}/2"
+            assert app.screen.query_one(PromptArea).text == "another ship 1" and screen._last_request.question.held_out
+            assert answers(app).column_keys == ["base", "fused", "adapted"]
+            await press_and_hear(app, pilot, "r")
+            assert strip_rows(app) == rows, "one question asked again leaves the strips"
+            right = screen_text(app).count("✓ right")
+            assert right == sum(marks[1] == "✓" for _, _, marks in rows), "the last question's answers are shown"
+            app.select_user("jon")
+            await settled(app, pilot)
+            assert strip_rows(app) == [] and "held-out questions of" not in screen_text(app)
+
+    run(drive())
+
+
+def test_all_columns_and_strips_are_there_while_the_base_is_loaded(
+    demo_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, load = threading.Event(), WorkerContext.chat_model_for
+
+    def slow(self: WorkerContext, *rest: Any) -> ChatModel:
+        gate.wait(30)
+        return load(self, *rest)
+
+    monkeypatch.setattr(WorkerContext, "chat_model_for", slow)
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "compare", "ida")
+            app.screen.set_focus(None)
+            await pilot.press("A")
+            await until(pilot, lambda: screen_text(app).count("loading the base …") == 3)
+            assert re.search(r"base +· ·\n +fused +· ·\n +adapted +· ·", screen_text(app))
+            assert "asking 1 of 2, Escape stops" in screen_text(app)
+            gate.set()
+            await answered(app, pilot)
+
+    run(drive())
+
+
+@pytest.mark.parametrize("key", ["escape", "s"])
+def test_asking_all_is_stopped_by_the_keys_that_stop(
+    demo_store: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    done = threading.Event()
+
+    def first_only(voice: Any, questions: Any, others: Any) -> Iterator[Event]:
+        for event in compare_queries(voice, questions, others):
+            yield event
+            if isinstance(event, JobResult):
+                break
+        done.set()
+        yield from endless(voice, None, None)
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "compare", "ida")
+            app.screen.set_focus(None)
+            with monkeypatch.context() as patch:
+                patch.setattr("mta_cli.pipeline.chat.compare.compare_queries", first_only)
+                await pilot.press("A")
+                await until(pilot, lambda: "asking 2 of 2" in screen_text(app) and done.is_set())
+                await pilot.press("A")
+                assert "being generated" in screen_text(app)
+                await pilot.press(key)
+                await answered(app, pilot)
+            assert "ida · 2 held-out questions of lamp-2 · stopped, 1 not asked" in screen_text(app)
+            assert [marks[1] for _, _, marks in strip_rows(app)] == ["·"] * 3
+            await press_and_hear(app, pilot, "A")
+            assert all("·" not in marks for _, _, marks in strip_rows(app))
+
+    run(drive())
+
+
+def test_scores_are_copied_and_enlarged_where_they_have_the_focus(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "compare", "ida")
+            app.screen.set_focus(None)
+            await press_and_hear(app, pilot, "A")
+            rows = strip_rows(app)
+            strips = app.screen.query_one(ScoreStrips)
+            strips.focus()
+            await pilot.press("y", "z")
+            scores = ", ".join(f"{name} {score}" for name, score, _ in rows)
+            assert app.clipboard == f"ida · 2 held-out questions of lamp-2: {scores}"
+            await pilot.pause()
+            assert app.screen.maximized is strips and strip_rows(app) == rows
+            await pilot.press("z", "right", "z")
+            await pilot.pause()
+            assert app.screen.maximized is app.screen.query(AnswerColumn).first()
+
+    run(drive())
+
+
+def test_asking_all_says_what_is_missing(demo_store: Path) -> None:
+    with Registry.open(demo_store) as reg:
+        reg.users.add("una")
+        ida = reg.users.get("ida")
+        reg.items.append_queries(ida.id, [NewItem("v", "lamp-3", "a review", "5")])
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            screen = await enter(app, pilot, "compare", "una")
+            await pilot.press("A")
+            assert "una has no held-out questions." in screen_text(app)
+            screen = await enter(app, pilot, "compare", "ida")
+            assert screen._prompt_task is None
+            await pilot.press("A")
+            assert "Choose a task first: t." in screen_text(app) and not turn(app).in_progress
 
     run(drive())
 

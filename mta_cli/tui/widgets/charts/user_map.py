@@ -1,4 +1,4 @@
-"""A map of all users: each one a dot, anchors as letters, the selected user and their neighbours on top.
+"""A map of all users: each one a dot, anchors as letters, the selected user, their neighbours and recipe on top.
 
 Draws what `pipeline.bank.user_map` computed, again at every size. Reads nothing and computes no profile.
 """
@@ -6,10 +6,12 @@ Draws what `pipeline.bank.user_map` computed, again at every size. Reads nothing
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
@@ -20,6 +22,7 @@ from mta_cli.tui.widgets.charts.anchor_colours import ANCHOR_COLOURS, ANCHOR_LET
 from mta_cli.tui.widgets.charts.braille import DOTS_PER_CELL_X, DOTS_PER_CELL_Y, braille_grid
 from mta_cli.tui.widgets.charts.canvas import Canvas, truncate_line
 from mta_cli.tui.widgets.charts.plot import Plot
+from mta_cli.tui.widgets.charts.recipe_bar import RecipePart
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,8 +31,27 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.bank.user_map import UserMap
 
 USER_CHAR, NEIGHBOUR_CHAR = "●", "○"
-ANCHOR_STYLES = {f"anchor-{number}": colour for number, colour in enumerate(ANCHOR_COLOURS)}
 DENSITY_STYLES = ("few", "some", "many", "most")
+SPARSE_CELLS_PER_USER = 8  # a map with at least so many cells a user has larger dots
+SPARSE_CHARS = "⠶⠿⣿"  # one user, two, more
+LINK_SHARES = {"strong": 0.6, "medium": 0.25, "faint": 0.0}  # of the recipe's largest weight, at least
+COLOUR_STYLES = {
+    "anchor-{}": "color: {}; text-style: bold;",
+    "selected-{}": "color: {}; text-style: bold reverse;",
+    "near-{}": "color: {} 55%;",
+    "name-{}": "color: {} 75%;",
+    "link-{}-strong": "color: {};",
+    "link-{}-medium": "color: {} 75%;",
+    "link-{}-faint": "color: {} 55%;",
+}
+"""What has the colour of an anchor: letter, name, users nearest to it, lines from a user whose recipe holds it."""
+ANCHOR_STYLES = {
+    name.format(number): css.format(colour)
+    for name, css in COLOUR_STYLES.items()
+    for number, colour in enumerate(ANCHOR_COLOURS)
+}
+MIN_LABEL_WIDTH = 50  # cells of a map that has room for names
+MAX_LABEL_CELLS = 12
 CLICK_RADIUS_CELLS = 2.5  # cells within which a click selects a user
 MIN_DENSITY_RATIO = 2.0  # a cell is the selected anchor's where its users are this many times as frequent as overall
 SIDEWAYS_COST = 2.0  # how much more it costs an arrow key to go aside than ahead
@@ -37,25 +59,28 @@ SIDEWAYS_COST = 2.0  # how much more it costs an arrow key to go aside than ahea
 
 @dataclass(frozen=True)
 class HighlightedUser:
-    """The selected user: id, name, and the ids of the neighbours."""
+    """The selected user: id, name, the ids of the neighbours, and the recipe of this bank, the largest weight first."""
 
     user_id: int
     name: str
     neighbours: Collection[int] = ()
+    recipe: Sequence[RecipePart] = ()
 
 
 class UserMapView(Plot, can_focus=True):
     """The map. `selected_anchor` is the place of an anchor in the bank; its users are coloured."""
 
     HELP = (
-        "The map shows every user with a profile along the two main directions of all profiles; brighter means more "
-        "users. Letters are anchors; the users nearest to the selected anchor are coloured.\n"
+        "The map shows every user with a profile along the two main directions of all profiles. Letters are anchors. "
+        "Few users are coloured as their nearest anchor; where there are many, brighter means more, and the users "
+        "nearest to the selected anchor are coloured.\n"
+        "Lines go from the selected user to the anchors of their recipe: a double line to the largest weights, a "
+        "dotted one to small ones. The last line names the weights; ░ is what is left to the task adapter.\n"
         "Arrow keys go to the next anchor in that direction. A click on a letter selects the anchor, on a dot the user."
     )
     COMPONENT_PREFIX = "user-map"
     COMPONENT_CLASSES: ClassVar[set[str]] = {
-        f"user-map--{name}"
-        for name in (*DENSITY_STYLES, "own", *ANCHOR_STYLES, "anchor", "selected", "user", "neighbour", "words")
+        f"user-map--{name}" for name in (*DENSITY_STYLES, *ANCHOR_STYLES, "anchor", "user", "neighbour", "words")
     }
     DEFAULT_CSS = f"""
     UserMapView {{
@@ -66,14 +91,12 @@ class UserMapView(Plot, can_focus=True):
         & > .user-map--some {{ color: $foreground 55%; }}
         & > .user-map--many {{ color: $foreground 75%; }}
         & > .user-map--most {{ color: $foreground; }}
-        & > .user-map--own {{ color: $primary-lighten-2; }}
         & > .user-map--anchor {{ color: $warning; text-style: bold; }}
-        & > .user-map--selected {{ color: $warning; text-style: bold reverse; }}
         & > .user-map--user {{ color: $success; text-style: bold; }}
         & > .user-map--neighbour {{ color: $success; }}
         & > .user-map--words {{ color: $text-muted; }}
         &:focus {{ border: round $primary; }}
-        {"".join(f"& > .user-map--{n} {{ color: {c}; text-style: bold; }}" for n, c in ANCHOR_STYLES.items())}
+        {"".join(f"& > .user-map--{name} {{ {css} }}" for name, css in ANCHOR_STYLES.items())}
     }}
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -129,6 +152,7 @@ class UserMapView(Plot, can_focus=True):
             words = self._waiting_text if self._user_map is None else "No user has a profile yet."
             canvas.write_text(1, height // 2, truncate_line(words, width - 2), "words")
             return canvas
+        self._draw_links(canvas, self._user_map, width, height - 1)
         self._draw_users(canvas, self._user_map, width, height - 1)
         self._draw_markers(canvas, self._user_map, width, height - 1)
         self._draw_legend(canvas, self._user_map, height - 1)
@@ -216,35 +240,79 @@ class UserMapView(Plot, can_focus=True):
         import numpy as np
 
         columns, rows = self._dot_positions(user_map.points, width, height)
+        if len(user_map.user_ids) * SPARSE_CELLS_PER_USER <= width * height:
+            self._draw_few_users(canvas, user_map, columns // DOTS_PER_CELL_X, rows // DOTS_PER_CELL_Y)
+            return
         all_of_them = braille_grid(columns, rows, width, height)
-        strong = np.zeros(all_of_them.counts.shape, bool)
+        strong, own_style = np.zeros(all_of_them.counts.shape, bool), ""
         if self.selected_anchor is not None:
             mine = user_map.nearest_anchor == self.selected_anchor
             own = braille_grid(columns[mine], rows[mine], width, height).counts
             strong = own > all_of_them.counts * min(0.5, MIN_DENSITY_RATIO * float(mine.mean()))
+            own_style = anchor_style("anchor", self.selected_anchor)
         levels = all_of_them.density_levels()
         for y, x in np.argwhere(levels >= 0).tolist():
-            canvas.write_char(x, y, all_of_them.char(x, y), "own" if strong[y, x] else DENSITY_STYLES[levels[y, x]])
+            canvas.write_char(x, y, all_of_them.char(x, y), own_style if strong[y, x] else DENSITY_STYLES[levels[y, x]])
+
+    def _draw_few_users(
+        self, canvas: Canvas, user_map: UserMap, columns: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> None:
+        """A large dot for each user, in the colour of the nearest anchor."""
+        cells = list(zip(columns.tolist(), rows.tolist(), strict=True))
+        users = Counter(cells)
+        for cell, nearest in zip(cells, user_map.nearest_anchor.tolist(), strict=True):
+            part = "anchor" if nearest == self.selected_anchor else "near"
+            style = anchor_style(part, nearest) if nearest >= 0 else DENSITY_STYLES[1]
+            canvas.write_char(*cell, SPARSE_CHARS[min(users[cell], len(SPARSE_CHARS)) - 1], style)
+
+    def _draw_links(self, canvas: Canvas, user_map: UserMap, width: int, height: int) -> None:
+        """A line to each anchor of the selected user's recipe, the largest weights on top."""
+        import numpy as np
+
+        lit = self._highlighted_user
+        here = user_map.locate_user(lit.user_id) if lit is not None else None
+        weighed = [part for part in lit.recipe if part.number is not None and part.weight] if lit is not None else []
+        largest = max((abs(part.weight or 0.0) for part in weighed), default=0.0)
+        for part in reversed(weighed):
+            there = user_map.map_anchors[part.number or 0].point
+            if here is None or there is None:
+                continue
+            share = abs(part.weight or 0.0) / largest
+            level = next(name for name, least in LINK_SHARES.items() if share >= least)
+            columns, rows = self._dot_positions(np.array([here, there], np.float32), width, height)
+            columns, rows = _line_dots(columns, rows, level)
+            inside = (columns < width * DOTS_PER_CELL_X) & (rows < height * DOTS_PER_CELL_Y)
+            line = braille_grid(columns[inside], rows[inside], width, height)
+            for y, x in np.argwhere(line.counts > 0).tolist():
+                canvas.write_char(x, y, line.char(x, y), f"{anchor_style('link', part.number or 0)}-{level}")
 
     def _draw_markers(self, canvas: Canvas, user_map: UserMap, width: int, height: int) -> None:
-        """Neighbours below anchors; the user and the selected anchor on top."""
+        """Neighbours below anchors; the user and the selected anchor on top, and names where there is room."""
         lit = self._highlighted_user
         if lit is not None:
             near = [place for place in map(user_map.locate_user, lit.neighbours) if place is not None]
             for x, y in self._cell_positions(near, width, height):
                 canvas.write_text(x, y, NEIGHBOUR_CHAR, "neighbour")
+        labels = list[tuple[int, int, str, str]]()
         cells = self._anchor_cells(width, height)
         for number in sorted(cells, key=lambda number: number == self.selected_anchor):
-            style = "selected" if number == self.selected_anchor else f"anchor-{number % len(ANCHOR_STYLES)}"
-            own = lit is not None and user_map.map_anchors[number].anchor.user_id == lit.user_id
+            style = anchor_style("selected" if number == self.selected_anchor else "anchor", number)
+            anchor = user_map.map_anchors[number].anchor
+            own = lit is not None and anchor.user_id == lit.user_id
             canvas.write_text(*cells[number], anchor_letter(number), "user" if own else style)
+            labels.append((*cells[number], anchor.user or "", anchor_style("name", number)))
         place = user_map.locate_user(lit.user_id) if lit is not None else None
         if (
             lit is not None
             and place is not None
             and lit.user_id not in (m.anchor.user_id for m in user_map.map_anchors)
         ):
-            canvas.write_text(*self._cell_positions([place], width, height)[0], USER_CHAR, "user")
+            ((x, y),) = self._cell_positions([place], width, height)
+            canvas.write_text(x, y, USER_CHAR, "user")
+            labels.insert(0, (x, y, lit.name, "user"))
+        if width >= MIN_LABEL_WIDTH:
+            for x, y, name, style in labels:
+                _write_label(canvas, x, y, name, style)
 
     def _draw_legend(self, canvas: Canvas, user_map: UserMap, y: int) -> None:
         """One line: the selected user, the signs, the number of users, and the variance that the map shows."""
@@ -260,9 +328,51 @@ class UserMapView(Plot, can_focus=True):
                 if self._highlighted_user.neighbours:
                     x = canvas.write_text(x, y, f"{NEIGHBOUR_CHAR} ", "neighbour")
                     x = canvas.write_text(x, y, "nearest  ", "words")
-        if user_map.map_anchors:
+        recipe = self._highlighted_user.recipe if self._highlighted_user is not None else ()
+        for part in recipe:
+            entry = f"{part.sign} {part.weight_text}  "
+            if x + len(entry) <= canvas.width:
+                x = canvas.write_text(
+                    x, y, part.sign, "words" if part.number is None else anchor_style("anchor", part.number)
+                )
+                x = canvas.write_text(x, y, entry[1:], "words")
+        if user_map.map_anchors and not recipe:
             last = min(len(user_map.map_anchors), len(ANCHOR_LETTERS)) - 1
             x = canvas.write_text(x, y, "A" if last == 0 else f"A…{anchor_letter(last)}", "anchor")
             x = canvas.write_text(x, y, " anchors  ", "words")
         seen = f"{len(user_map.user_ids):,} users, {100 * sum(user_map.explained_variance):.0f} % of variance"
         canvas.write_text(x, y, truncate_line(seen, max(canvas.width - x, 0)), "words")
+
+
+def anchor_style(part: str, number: int) -> str:
+    """The name of a style in an anchor's colour, by its place in the bank."""
+    return f"{part}-{number % len(ANCHOR_COLOURS)}"
+
+
+def _line_dots(
+    columns: NDArray[np.int64], rows: NDArray[np.int64], level: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The dots between two ends: a double line where it is strong, every third dot where it is faint."""
+    import numpy as np
+
+    steps = int(max(abs(columns[1] - columns[0]), abs(rows[1] - rows[0]))) + 1
+    line_columns = np.rint(np.linspace(columns[0], columns[1], steps)).astype(int)
+    line_rows = np.rint(np.linspace(rows[0], rows[1], steps)).astype(int)
+    if level == "faint":
+        return line_columns[::3], line_rows[::3]
+    if level == "strong":
+        flat = abs(columns[1] - columns[0]) >= abs(rows[1] - rows[0])
+        beside_columns, beside_rows = (line_columns, line_rows + 1) if flat else (line_columns + 1, line_rows)
+        return np.concatenate([line_columns, beside_columns]), np.concatenate([line_rows, beside_rows])
+    return line_columns, line_rows
+
+
+def _write_label(canvas: Canvas, x: int, y: int, name: str, style: str) -> None:
+    """A name at the right or left of a cell, else above or below it; none where nothing is blank."""
+    label = truncate_line(name, MAX_LABEL_CELLS)
+    cells = cell_len(label)
+    middle = max(1, min(x - cells // 2, canvas.width - cells - 1))
+    for left, row in ((x + 2, y), (x - cells - 1, y), (middle, y - 1), (middle, y + 1)):
+        if label and row < canvas.height - 1 and canvas.is_blank(left - 1, row, cells + 2):  # the last is the legend
+            canvas.write_text(left, row, label, style)
+            return

@@ -11,6 +11,7 @@ from textual.app import App, ComposeResult
 
 from mta_cli.pipeline.bank.user_map import MapAnchor, UserMap
 from mta_cli.tui.widgets.charts.anchor_colours import anchor_letter
+from mta_cli.tui.widgets.charts.recipe_bar import RecipePart
 from mta_cli.tui.widgets.charts.user_map import HighlightedUser, UserMapView
 from store.records import Anchor
 
@@ -139,10 +140,56 @@ def test_a_hostile_name_is_one_clean_line_of_the_legend() -> None:
 def test_the_users_of_the_selected_anchor_are_coloured() -> None:
     shown = made(CORNERS, (1, 2), nearest=[0, 1, 0, 1, 1])
     styles = {number: {drawn(shown, selected=number).style_at(x, y) for x, y in ((1, 8), (19, 8))} for number in (0, 1)}
-    assert drawn(shown, selected=0).style_at(1, 8) == "own"
-    assert drawn(shown, selected=1).style_at(19, 8) == "own"
-    assert all(len(found) == 2 for found in styles.values())
-    assert drawn(shown, selected=0).style_at(1, 1) == "selected"
+    assert styles == {0: {"anchor-0", "near-1"}, 1: {"near-0", "anchor-1"}}
+    assert drawn(shown, selected=0).style_at(1, 1) == "selected-0"
+
+
+def test_in_a_full_map_only_the_users_of_the_selected_anchor_are_coloured() -> None:
+    places = {n: (-1.0 if n % 2 else 1.0, n / 100) for n in range(200)}
+    shown = made(places, (0, 1), nearest=[n % 2 for n in range(200)])
+    assert drawn(shown, selected=1).style_at(1, 4) == "anchor-1"
+    assert drawn(shown, selected=1).style_at(19, 4) in ("few", "some", "many", "most")
+
+
+def recipe(**weights: float) -> list[RecipePart]:
+    """Parts of a recipe: `a` is the first anchor; `rest` the task adapter."""
+    places = {"a": 0, "b": 1, "c": 2, "rest": None}
+    return [RecipePart(places[name], name, weight, f"{weight:.2f}"[1:]) for name, weight in weights.items()]
+
+
+def test_lines_go_to_the_anchors_of_the_recipe_the_stronger_the_heavier() -> None:
+    lit = HighlightedUser(5, "ann", recipe=recipe(a=0.5, b=0.2, c=0.05, rest=0.25))
+    sheet = drawn(made(CORNERS, (1, 2, 3, 4)), lit, size=(61, 31))
+    styles = {(x, y): sheet.style_at(x, y) for x in range(61) for y in range(30) if "link" in sheet.style_at(x, y)}
+    dots = dict.fromkeys(styles.values(), 0)
+    for (x, y), name in styles.items():
+        dots[name] += (ord(sheet.plain()[y][x]) - 0x2800).bit_count()
+        way = {"0": (True, True), "1": (False, True), "2": (True, False)}[name.split("-")[1]]
+        assert abs(x - 30) < 3 or (x < 30, y < 15) == way
+    assert dots["link-0-strong"] > 1.5 * dots["link-1-medium"] > 2.5 * dots["link-2-faint"] > 0
+    assert set(dots) == {"link-0-strong", "link-1-medium", "link-2-faint"}, "none to the fourth anchor"
+    assert sheet.plain()[-1] == "● ann  A .50  B .20  C .05  ░ .25  5 users, 75 % of variance"
+    assert all(name in "\n".join(sheet.plain()[:-1]) for name in ("p1", "p2", "p3", "p4", "ann"))
+
+
+def test_there_is_no_line_to_a_forgotten_anchor_nor_from_a_user_without_a_profile() -> None:
+    shown = made(CORNERS, (1, 2))
+    gone = UserMap(
+        shown.user_ids,
+        shown.points,
+        shown.explained_variance,
+        (landmark(None, None, 0), shown.map_anchors[1]),
+        shown.nearest_anchor,
+    )
+    for one, user in ((gone, 5), (shown, 9)):
+        sheet = drawn(one, HighlightedUser(user, "ann", recipe=recipe(a=1.0)), size=(40, 11))
+        assert not any("link" in sheet.style_at(x, y) for x in range(40) for y in range(11))
+        assert "A .00" in sheet.plain()[-1]
+
+
+def test_users_of_one_cell_are_a_fuller_dot() -> None:
+    rows = drawn(made({1: (-1.0, 1.0), 2: (-1.0, 1.0), 3: (1.0, -1.0)})).plain()
+    assert rows[1][1] == "⠿" and rows[8][19] == "⠶"
 
 
 def test_full_places_are_brighter_than_thin_ones() -> None:
@@ -154,7 +201,8 @@ def test_full_places_are_brighter_than_thin_ones() -> None:
 
 @pytest.mark.parametrize("size", [(0, 0), (3, 2), (4, 3), (80, 1), (10, 4), (300, 90)])
 def test_every_size_can_be_drawn(size: tuple[int, int]) -> None:
-    sheet = drawn(made(CORNERS, (1, 2)), HighlightedUser(5, "ann", (3,)), size=size)
+    lit = HighlightedUser(5, "ann", (3,), recipe(a=0.5, b=0.2, rest=0.3))
+    sheet = drawn(made(CORNERS, (1, 2)), lit, size=size)
     assert len(sheet.plain()) == size[1]
 
 
