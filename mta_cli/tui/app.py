@@ -22,7 +22,7 @@ from mta_cli.settings import Settings, StoreOptions
 from mta_cli.signals import ENDING_SIGNALS, exit_code_of
 from mta_cli.tui.command_palette import CommandProvider
 from mta_cli.tui.dialogs.basic import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
-from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen, screen_class
+from mta_cli.tui.screens.base import SCREEN_KEYS, SCREEN_TITLES, BaseScreen, screen_class
 from mta_cli.tui.text import PrintableFilter
 from mta_cli.tui.window_state import WindowState
 from mta_cli.tui.workers.job_queue import JobQueue, JobUpdated
@@ -48,14 +48,14 @@ with suppress(ImportError, AttributeError):
 
 _SCREEN_BINDINGS = [
     Binding(
-        f"{number},alt+{number}",
+        f"{SCREEN_KEYS[name]},alt+{SCREEN_KEYS[name]}",
         f"show_screen('{name}')",
         title,
         id=f"app.{name}",
         show=False,
         tooltip=f"Go to {title}; with alt also while typing",
     )
-    for number, (name, title) in enumerate(SCREEN_TITLES.items(), start=1)
+    for name, title in SCREEN_TITLES.items()
 ]
 
 
@@ -68,7 +68,7 @@ class MtaApp(App[None]):
     MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
         name: partial(_make_screen, name) for name in SCREEN_TITLES
     }
-    DEFAULT_MODE = "users"
+    DEFAULT_MODE = "home"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - declared by Textual as no ClassVar
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(

@@ -37,6 +37,16 @@ class ChatSummary:
     excerpt: str = ""
 
 
+@dataclass(frozen=True)
+class LatestChat:
+    """A conversation with its user's name."""
+
+    id: int
+    user: str
+    title: str
+    created: str
+
+
 class Chats:
     """Every user's conversations."""
 
@@ -71,6 +81,12 @@ class Chats:
             _chat_from_row(row)
             for row in self._db.fetch_dicts(f"{_SELECT_CHAT} WHERE user_id = ? ORDER BY id DESC", (user_id,))
         ]
+
+    def latest(self, limit: int) -> list[LatestChat]:
+        """The `limit` latest conversations of all users, newest first."""
+        sql = """SELECT chats.id, users.name, title, chats.created FROM chats JOIN users ON users.id = user_id
+        ORDER BY chats.id DESC LIMIT ?"""
+        return [LatestChat(*row) for row in self._db.fetch_tuples(sql, (limit,))]
 
     def search_chats(self, user_id: int, text: str = "", *, limit: int = 50) -> list[ChatSummary]:
         """The user's `limit` newest conversations with every word of `text` in their titles or messages.

@@ -5,9 +5,10 @@ A field that is left empty was not given: settings decide, and its default is sh
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from rich.table import Table
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 FormValues = dict[str, str]
 FormCheck = Callable[[FormValues], None]
 FormPlanner = Callable[[FormValues], Awaitable[Sequence[JobPlan]]]
+FormSuggester = Callable[[FormValues], Awaitable[Mapping[str, str]]]
+SUGGEST_DELAY_SECONDS = 0.3  # without a key, before suggestions are made
 FORM_ORIGIN = "this form"
 _GIVEN_FLAG_PATTERN = re.compile(r" \(flag --[a-z0-9-]+\)")
 _FLAG_PATTERN = re.compile(r"--[a-z][a-z0-9-]*")
@@ -59,7 +62,8 @@ class FormField:
 class Form:
     """Fields, and what decides about them. `check` raises MtaError for values that cannot be used.
 
-    `plan` says what the job would do with these values. It is shown before the job starts.
+    `plan` says what the job would do with these values. It is shown before the job starts. `suggest` says what holds
+    for text fields that are left empty, by the values of the others; it may raise MtaError too.
     """
 
     title: str
@@ -68,6 +72,7 @@ class Form:
     plan: FormPlanner | None = None
     submit_label: str = "Start"
     about: str = ""
+    suggest: FormSuggester | None = None
 
 
 def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bool = False) -> FormField:
@@ -133,6 +138,12 @@ class FieldRow(Vertical):
             return "" if editor.is_blank() else str(editor.value)
         return cast("Input", editor).value.strip()
 
+    def show_default(self, text: str) -> None:
+        """Show what holds while it is empty; a field with choices keeps its own."""
+        editor = self.query_one(".editor")
+        if isinstance(editor, Input):
+            editor.placeholder = clean_line(text)
+
     def show_fault(self, text: str) -> None:
         """Show what is wrong with it; nothing where the text is empty."""
         self.query_one(".fault", Static).update(line_text(text))
@@ -164,6 +175,7 @@ class FormDialog(ModalScreen[FormValues | None]):
         super().__init__()
         self.form = form
         self._submit_tried = False
+        self._suggested: Mapping[str, str] = {}
 
     def compose(self) -> ComposeResult:
         """Title, fields, the focused one's help, what is wrong, the plan, the buttons."""
@@ -209,6 +221,22 @@ class FormDialog(ModalScreen[FormValues | None]):
         if isinstance(event, Input.Changed) and clean_text(event.value) != event.value:
             event.input.value = clean_text(event.value)
         self._check(missing=self._submit_tried)
+        if self.form.suggest is not None:
+            self._show_suggestions(self.form.suggest)
+
+    @work(exclusive=True, group="suggest")
+    async def _show_suggestions(self, suggest: FormSuggester) -> None:
+        """Show in empty fields what holds for them, and what is wrong with the others; after a pause in typing."""
+        await asyncio.sleep(SUGGEST_DELAY_SECONDS)
+        error: MtaError | None = None
+        try:
+            self._suggested = await suggest(self.form_values)
+        except MtaError as raised:
+            self._suggested, error = {}, MtaError(raised.message)
+        for row in self._rows():
+            row.show_default(self._suggested.get(row.field.name, row.field.default_text))
+        if error is not None and not self.plan_shown:
+            self._show_faults(error)
 
     @on(Input.Submitted)
     def action_submit(self) -> None:
@@ -272,7 +300,10 @@ class FormDialog(ModalScreen[FormValues | None]):
     def help_for(self, widget: Widget | None) -> str:
         """Help on the field that has the focus, and on the form."""
         row = _row_of(widget)
-        return "\n\n".join([*([field_help(row.field)] if row is not None else []), self.HELP])
+        if row is None:
+            return self.HELP
+        field = replace(row.field, default_text=self._suggested.get(row.field.name, row.field.default_text))
+        return "\n\n".join([field_help(field), self.HELP])
 
     def _next_label(self) -> str:
         return self.form.submit_label if self.form.plan is None or (self.is_mounted and self.plan_shown) else "Plan"
