@@ -259,7 +259,8 @@ def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> G
         return None
     metric = DECIDING_METRICS[personal.metric]
     finer = LOGLIK_METRIC if personal.has_loglik and common.has_loglik else metric
-    gains, ties = gains_by_user(personal, common, metric), gains_by_user(personal, common, finer)
+    gains = {user: gain + 0.0 for user, gain in gains_by_user(personal, common, metric).items()}  # -0.0 becomes 0.0
+    ties = gains_by_user(personal, common, finer)
     before, after = (
         dict(zip(sums.users, sums.metrics_from_sums(sums.sums)[metric].tolist(), strict=True))
         for sums in (common, personal)

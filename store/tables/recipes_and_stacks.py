@@ -159,8 +159,9 @@ class Stacks:
         The largest fall comes first, or without `best` the largest rise.
         """
         order = "DESC" if best else "ASC"
-        sql = f"""SELECT name, heldout_before, heldout_after FROM ({_SELECT_CHANGES}) JOIN users ON users.id = user_id
-        ORDER BY change {order}, name LIMIT ?"""
+        sql = f"""SELECT name, heldout_before, heldout_after FROM (
+            {_SELECT_CHANGES} ORDER BY change {order}, user_id LIMIT ?
+        ) JOIN users ON users.id = user_id ORDER BY change {order}, user_id"""
         return self._db.fetch_tuples(sql, (bank_id, limit))
 
     def verified_numbers(self, stack: Stack) -> bytes:

@@ -137,18 +137,25 @@ def test_without_an_evaluation_the_held_out_losses_say_whom_models_helped(reg: R
     assert whole is not None and len(whole.most) == 3 and not {*whole.most} & {*whole.least}
 
 
-def answered(reg: Registry, rows: dict[str, tuple[str, str]], **methods: str) -> int:
-    """An evaluation of stored models: for each user the common and the own answer to a query whose gold is `good`."""
-    result = document({"pooled": 0.5, "fused": 0.5}, task="lamp-2", **{"reference": "fused", **methods})
-    number = reg.evaluations.add_evaluation("lamp-2", None, {}, result)
+def answered(
+    reg: Registry,
+    rows: dict[str, tuple[str, str]],
+    *,
+    task: str = "lamp-2",
+    metric: str = "accuracy",
+    gold: str = "comedy",
+) -> int:
+    """An evaluation of stored models: for each user the common and the own answer to a query."""
+    result = document({"pooled": 0.5, "fused": 0.5}, metric=metric, task=task, reference="fused")
+    number = reg.evaluations.add_evaluation(task, None, {}, result)
     for name, answers in rows.items():
         user, _ = reg.users.get_or_create_user(name)
-        reg.items.append_queries(user.id, [NewItem("q", "lamp-2", "what is it", "comedy", None)])
-        query = reg.items.queries(user.id, "lamp-2")[0].id
+        reg.items.append_queries(user.id, [NewItem("q", task, "what is it", gold, None)])
+        query = reg.items.queries(user.id, task)[0].id
         reg.evaluations.predictions.add_predictions(
             number,
             [
-                Prediction(user.id, query, method, "p", answer, "comedy", -0.1, 1, 0.1)
+                Prediction(user.id, query, method, "p", answer, gold, -0.1, 1, 0.1)
                 for method, answer in zip(("pooled", "fused"), answers, strict=True)
             ],
         )
@@ -167,6 +174,12 @@ def test_the_newest_evaluation_says_whom_models_helped_in_its_metric(reg: Regist
     reg.users.forget(reg.users.get("ann").id)
     again = load_gains(reg, 1)
     assert again is not None and again.measured == 2 and [one.user for one in again.most] == ["bob"]
+
+
+def test_no_change_of_an_error_is_no_negative_zero(reg: Registry) -> None:
+    answered(reg, {"ann": ("3", "3"), "bob": ("2", "2")}, metric="mae", task="lamp-3", gold="3")
+    found = load_gains(reg, 2)
+    assert found is not None and [str(one.gain) for one in (*found.most, *found.least)] == ["0.0", "0.0"]
 
 
 @pytest.mark.parametrize(

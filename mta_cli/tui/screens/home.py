@@ -111,6 +111,8 @@ Enter opens what the entry is about. The arrow keys go from list to list."""
     @on(JobUpdated)
     def refresh_updated_job(self) -> None:
         """A job of this window went on."""
+        if self._overview is not None:
+            self._show_next(self._overview)
         self._show_jobs()
 
     @on(EntryList.Opened)
@@ -147,8 +149,7 @@ Enter opens what the entry is about. The arrow keys go from list to list."""
         verdict = self.query_one("#verdict", Static)
         verdict.display = bool(overview.verdict)
         verdict.update(block_text(overview.verdict))
-        user = self.mta_app.selected_user or overview.example
-        self.query_one("#next", EntryList).show_entries(_next_entries(overview.stage, user))
+        self._show_next(overview)
         now = datetime.now(UTC)
         self.query_one("#chats", EntryList).show_entries(
             [
@@ -160,6 +161,18 @@ Enter opens what the entry is about. The arrow keys go from list to list."""
         self.refresh_bindings()
         if self.focused is None:
             self.query_one("#next").focus()
+
+    def _show_next(self, overview: Overview) -> None:
+        """What comes next; a job of this window that runs before there are models may be it."""
+        running, user = self.mta_app.job_queue.running_job, self.mta_app.selected_user or overview.example
+        if running is not None and overview.stage != "ready":
+            watch = partial(action_line, f"Watch {running.kind} {running.title}", "its log and its loss")
+            entries: Sequence[Entry] = [Entry("watch", watch, Target("jobs"))]
+        else:
+            entries = _next_entries(overview.stage, user)
+        shown = self.query_one("#next", EntryList)
+        if [entry.key for entry in entries] != shown.keys:
+            shown.show_entries(entries)
 
     def _show_jobs(self) -> None:
         """This window's jobs that the store does not remember, and the store's."""
@@ -217,8 +230,8 @@ def _gain_titles(gains: Gains | None) -> tuple[str, str]:
     """The titles of both lists: what the numbers are and from where, and how many users there are."""
     if gains is None:
         return "Helped most", "Helped least"
-    counts = f"{gains.better:,} better, {gains.worse:,} worse of {gains.measured:,}"
-    return f"Helped most · {gains.metric}, {gains.source}", f"Helped least · {counts}"
+    worse = f"{gains.worse:,} of {gains.measured:,} worse"
+    return f"Helped most · {gains.metric}, {gains.source}", f"Helped least · {worse}"
 
 
 def _next_entries(stage: str, user: str | None) -> Sequence[Entry]:

@@ -45,16 +45,18 @@ class EntryList(OptionList):
         self._entries: tuple[Entry, ...] = ()
         self.display = False
 
+    @property
+    def keys(self) -> list[str]:
+        """The keys of all entries, also of those that do not fit."""
+        return [entry.key for entry in self._entries]
+
     def show_entries(self, entries: Sequence[Entry], title: str | None = None) -> None:
         """Show these. In the list with the focus the cursor stays on its entry while that is there."""
         self._entries = tuple(entries)
         self.display = bool(entries)
+        self.styles.max_height = len(entries) + 1  # the title
         if title is not None:
             self.border_title = line_text(title)
-        self._draw()
-
-    def redraw(self) -> None:
-        """Draw the lines of all entries again."""
         self._draw()
 
     def on_resize(self, event: Resize) -> None:

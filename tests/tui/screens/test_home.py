@@ -207,6 +207,7 @@ def test_a_file_of_ones_own_ends_with_its_verdict_on_this_screen(
             assert lines(app, "user", "reader", "guessed")
             await pilot.press("ctrl+s")
             await until(pilot, lambda: bool(app.job_queue.jobs))
+            await until(pilot, lambda: bool(lines(app, "▸ Watch quick books.csv")))
             await until(pilot, lambda: app.job_queue.jobs[0].finished)
             await settled(app, pilot)
             job = app.job_queue.jobs[0]
@@ -218,6 +219,7 @@ def test_a_file_of_ones_own_ends_with_its_verdict_on_this_screen(
             assert lines(app, f"books: {found['verdict']}. ")
             assert lines(app, "Helped most", f"evaluation {found['evaluation']}")
             assert not lines(app, "bank build") and not lines(app, "There are no users yet")
+            assert lines(app, "▸ Chat with") and not lines(app, "Watch")
 
     run(drive())
 
