@@ -97,7 +97,7 @@ def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bo
 def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple[dict[str, str], list[str]]:
     """The lines of an error by the field that they are about, and those that are about none.
 
-    Flags of the command line are called by the label of their field.
+    Flags of the command line are called by the label of their field, but in a command that could be typed.
     """
     own: dict[str, str] = {}
     rest: list[str] = []
@@ -113,7 +113,9 @@ def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple
         del rest[0]
     rest += [format_hint(error.hint)] if error.hint else []
     labels = {f"--{field.name.replace('_', '-')}": field.label for field in fields}
-    return own, [_FLAG_PATTERN.sub(lambda flag: labels.get(flag[0], flag[0]), text) for text in rest]
+    return own, [
+        text if "mta " in text else _FLAG_PATTERN.sub(lambda flag: labels.get(flag[0], flag[0]), text) for text in rest
+    ]
 
 
 class FieldRow(Vertical):
@@ -337,6 +339,7 @@ class FormDialog(ModalScreen[FormValues | None]):
         for row in self._rows():
             row.show_fault(own.get(row.field.name, (lacking or {}).get(row.field.name, "")))
         self.query_one("#faults", Static).update(block_text("\n".join(rest)))
+        self.set_class(bool(rest), "-faulty")
 
     def _rows(self) -> Iterator[FieldRow]:
         yield from self.query(FieldRow)

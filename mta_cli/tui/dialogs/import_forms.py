@@ -149,7 +149,7 @@ def _suggest_import(filled: FormValues) -> Mapping[str, str]:
         return {}
     sample = read_table_sample(source)
     if sample is None:
-        return {"me": _name_words(source)}
+        return {**dict.fromkeys((*COLUMN_HELPS, "id"), "none: the file is no table"), "me": _name_words(source)}
     missing, guess = sample.missing_parts(source), sample.guess().columns
     likely = {part: f"needed; perhaps {guessed}" for part in missing if (guessed := getattr(guess, part))}
     wanted = "needed where no column names the users" if "user" in missing else "none: a column names the users"
