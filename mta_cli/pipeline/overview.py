@@ -274,8 +274,10 @@ def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> G
 
 
 def _user_sums(reg: Registry, evaluation: Evaluation, method: str) -> UserSums | None:
-    """A method's answers by user; None where the task, or what scores it, is gone."""
-    from mta_cli.errors import NotFound
+    """A method's answers by user; None where they cannot be scored: the task is gone or another, or the evaluation is
+    of an earlier version.
+    """
+    from mta_cli.errors import MtaError
     from mta_cli.pipeline.data.tasks import find_task
     from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evaluation
     from mta_cli.pipeline.evaluation.stored_models import sum_answers
@@ -283,8 +285,7 @@ def _user_sums(reg: Registry, evaluation: Evaluation, method: str) -> UserSums |
     try:
         if evaluation.key is not None:
             return load_finished_evaluation(reg, evaluation.id).user_sums(method)
-        task = find_task(reg, evaluation.task)
-    except NotFound:
+        found = reg.evaluations.predictions.load_predictions(evaluation.id)
+        return sum_answers(find_task(reg, evaluation.task), [one for one in found if one.method == method])
+    except (MtaError, KeyError, ValueError):
         return None
-    answers = [one for one in reg.evaluations.predictions.load_predictions(evaluation.id) if one.method == method]
-    return sum_answers(task, answers) if answers else None

@@ -176,6 +176,16 @@ def test_the_newest_evaluation_says_whom_models_helped_in_its_metric(reg: Regist
     assert again is not None and again.measured == 2 and [one.user for one in again.most] == ["bob"]
 
 
+def test_an_evaluation_that_cannot_be_scored_any_more_is_passed_over(reg: Registry) -> None:
+    number = answered(reg, {"ann": ("action", "comedy"), "bob": ("comedy", "comedy")})
+    answered(reg, {"ann": ("3", "3")}, metric="mae", task="gone", gold="3")
+    answered(reg, {"ann": ("3", "3")}, metric="mae", task="lamp-3", gold="no number")
+    old = reg.evaluations.get_or_create_evaluation("key", "lamp-2", {}, [])
+    reg.evaluations.finish_evaluation(old.id, {"methods": document()["methods"], "metric": "accuracy", "costs": {}})
+    found = load_gains(reg, 1)
+    assert found is not None and found.source == f"evaluation {number}"
+
+
 def test_no_change_of_an_error_is_no_negative_zero(reg: Registry) -> None:
     answered(reg, {"ann": ("3", "3"), "bob": ("2", "2")}, metric="mae", task="lamp-3", gold="3")
     found = load_gains(reg, 2)

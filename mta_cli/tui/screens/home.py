@@ -98,8 +98,8 @@ Enter opens what the entry is about. The arrow keys go from list to list."""
 
     @work(group="gains", exclusive=True, exit_on_error=False)
     async def _load_gains(self, changes: int) -> None:
+        self._gains_of = changes  # an error is shown once
         self._gains = await self.mta_app.profile_reader.read(_read_gains)
-        self._gains_of = changes
         self._show_gains()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

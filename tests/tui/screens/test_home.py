@@ -14,6 +14,7 @@ from mta_cli.events import Event, JobProgress, JobStarted
 from mta_cli.pipeline.overview import UserGain
 from mta_cli.pipeline.quick import run as quick
 from mta_cli.pipeline.runs import record_request
+from mta_cli.settings import Settings
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.widgets.entry_list import EntryList
@@ -242,6 +243,26 @@ def test_what_was_measured_is_read_again_only_after_a_change(used_store: Path, m
             app.select_user("ida")
             await settled(app, pilot)
             assert len(reads) == 2
+
+    run(drive())
+
+
+def test_a_long_reading_of_answers_holds_up_no_screen(used_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mta_cli.pipeline import overview
+
+    gate, load = threading.Event(), overview.load_gains
+    monkeypatch.setattr(overview, "load_gains", lambda *rest: gate.wait(PATIENCE) and load(*rest))
+
+    async def drive() -> None:
+        app = MtaApp(used_store, Settings.load(used_store))
+        async with app.run_test(size=(80, 24)) as pilot:
+            await until(pilot, lambda: bool(lines(app, "12 users")))
+            assert not lines(app, "Helped most")
+            await pilot.press("1")
+            await until(pilot, lambda: bool(lines(app, "user7")))
+            await pilot.press("0")
+            gate.set()
+            await until(pilot, lambda: bool(lines(app, "Helped most")))
 
     run(drive())
 
