@@ -230,11 +230,20 @@ class FormDialog(ModalScreen[FormValues | None]):
     async def _show_suggestions(self, suggest: FormSuggester) -> None:
         """Show in empty fields what holds for them, and what is wrong with the others; after a pause in typing."""
         await asyncio.sleep(SUGGEST_DELAY_SECONDS)
+        filled = self.form_values
+        if len(filled) < len(self.form.fields):  # the form is being closed
+            return
+        suggested: Mapping[str, str] = {}
         error: MtaError | None = None
         try:
-            self._suggested = await suggest(self.form_values)
+            suggested = await suggest(filled)
         except MtaError as raised:
-            self._suggested, error = {}, MtaError(raised.message)
+            error = MtaError(raised.message)
+        except Exception as raised:  # the plan would meet it too
+            error = MtaError(f"{type(raised).__name__}: {raised}")
+        if self.form_values != filled:  # changed meanwhile, or closed
+            return
+        self._suggested = suggested
         for row in self._rows():
             row.show_default(self._suggested.get(row.field.name, row.field.default_text))
         if error is not None and not self.plan_shown:

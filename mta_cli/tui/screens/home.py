@@ -55,11 +55,14 @@ class HomeScreen(BaseScreen):
     SCREEN_NAME = "home"
     CSS_PATH = "home.tcss"
     AUTO_FOCUS = "#next"
-    HELP = """Next: what the store lacks first, or what its models can be used for.
-Jobs: the last ones, with what they found. ↗ runs in another process, ↻ was interrupted: started again it goes on.
-Helped most and least: users whose own model changed most against the common one, in the newest evaluation; without
-one, by the held-out loss before and after the adaptation. + is better.
-Enter opens what the entry is about. The arrow keys go from list to list."""
+    HELP = (
+        "Next: what the store lacks first, or what its models can be used for.\n"
+        "Jobs: the last ones, with what they found. ↗ runs in another process, ↻ was interrupted: started again it "
+        "goes on.\n"
+        "Helped most and least: users whose own model changed most against the common one, in the newest evaluation; "
+        "without one, by the held-out loss before and after the adaptation. + is better.\n"
+        "Enter opens what the entry is about. The arrow keys go from list to list."
+    )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f", "start('quick')", "Your file", id="home.quick", tooltip="From a file of your own to a verdict"),
         Binding("i", "start('data import')", "Import", id="home.import", tooltip="Import histories from a file"),

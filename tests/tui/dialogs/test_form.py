@@ -361,6 +361,29 @@ def test_empty_fields_say_what_a_file_suggests_and_faults_of_it_stand_below() ->
     assert driven(form, act).answer == {"path": "", "user": ""}
 
 
+def test_a_form_that_is_closed_while_it_looks_at_a_file_ends_quietly() -> None:
+    asked: list[FormValues] = []
+    gate = asyncio.Event()
+
+    async def suggest(filled: FormValues) -> dict[str, str]:
+        asked.append(filled)
+        await gate.wait()
+        raise OSError("no such disk")
+
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        form = dialog(window)
+        form.query(Input).first().value = "good"
+        await until(pilot, lambda: bool(asked))
+        gate.set()
+        await until(pilot, lambda: "OSError: no such disk" in str(form.query_one("#faults").content))  # type: ignore[attr-defined]
+        form.query(Input).first().value = "better"
+        await pilot.press("ctrl+s")
+        await pilot.pause(0.5)
+
+    window = driven(Form("quick", (FormField("path", "file"),), suggest=suggest), act)
+    assert window.answer == {"path": "better"} and all(set(filled) == {"path"} for filled in asked)
+
+
 def test_a_command_in_a_hint_keeps_its_flags() -> None:
     fields = [FormField("me", "your name")]
     _, rest = split_faults_by_field(
