@@ -20,6 +20,7 @@ FOLDER = Path(__file__).parent / "screens"
 SIZE = (120, 36)
 PATIENCE = 300.0  # seconds for a question to be answered
 WALK: tuple[tuple[str, Sequence[str]], ...] = (
+    ("home", ("0",)),
     ("users", ("1", "down", "enter")),
     ("bank", ("3",)),
     ("results", ("6",)),

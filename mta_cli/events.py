@@ -57,6 +57,14 @@ class ArtifactSaved:
 
 
 @dataclass(frozen=True)
+class ItemKept(ArtifactSaved):
+    """An answer became a history item of a user: `name` is the item's id in the task."""
+
+    user: str = ""
+    task: str = ""
+
+
+@dataclass(frozen=True)
 class Note:
     """One line for the user. `warning` when the result is less than they asked for; `detail`: only with -v."""
 

@@ -245,8 +245,8 @@ def _evaluate(
 def _choose_example(reg: Registry, name: str, course: DemoTask, evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     """The user's held-out query whose gold became likeliest from the common to the personal model, with all answers.
 
-    Queries that the personal model answers right come first, where there are any. `gain` is that change of the gold's log-likelihood (nats, as the evaluation measures it). None where the user has no
-    query.
+    Queries that the personal model answers right come first, where there are any. `gain` is that change of the gold's
+    log-likelihood (nats, as the evaluation measures it). None where the user has no query.
     """
     user = reg.users.get(name)
     given: dict[int, dict[str, Prediction]] = {}

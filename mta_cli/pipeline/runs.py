@@ -37,8 +37,11 @@ def record_request(
     bank_id: int | None = None,
     evaluation_id: int | None = None,
     asked_users: Sequence[int] = (),
-) -> Iterator[None]:
-    """Record a run with its request and its subjects for the duration of the block, and how the block ended."""
+) -> Iterator[dict[str, Any]]:
+    """Record a run with its request and its subjects for the duration of the block, and how the block ended.
+
+    What the block writes into the dict is the run's result. It outlives a forgotten user, so it contains no names.
+    """
     run = reg.runs.start_run(
         kind,
         {REQUEST_KEY: dict(document)},
@@ -47,9 +50,10 @@ def record_request(
         evaluation_id=evaluation_id,
         asked_users=asked_users,
     )
+    result: dict[str, Any] = {}
     with fail_run_on_error(reg, run):
-        yield
-    reg.runs.finish_run(run.id, {})
+        yield result
+    reg.runs.finish_run(run.id, result)
 
 
 @contextmanager

@@ -16,18 +16,20 @@ from textual.constants import DEFAULT_THEME
 from textual.filter import LineFilter
 from textual.screen import Screen, SystemModalScreen
 
-from mta_cli.errors import MtaError
+from mta_cli.errors import MtaError, NotFound
+from mta_cli.events import ItemKept
 from mta_cli.options import ModelOptions
 from mta_cli.settings import Settings, StoreOptions
 from mta_cli.signals import ENDING_SIGNALS, exit_code_of
 from mta_cli.tui.command_palette import CommandProvider
 from mta_cli.tui.dialogs.basic import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
-from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen, screen_class
+from mta_cli.tui.screens.base import SCREEN_KEYS, SCREEN_TITLES, BaseScreen, screen_class
 from mta_cli.tui.text import PrintableFilter
 from mta_cli.tui.window_state import WindowState
-from mta_cli.tui.workers.job_queue import JobQueue, JobUpdated
+from mta_cli.tui.workers.job_queue import Job, JobQueue, JobUpdated
 from mta_cli.tui.workers.model_worker import ModelWorker
 from mta_cli.tui.workers.store_reader import StoreReader
+from mta_cli.tui.workers.undo import UndoPlan, UndoStack, plan_undo, undo
 
 if TYPE_CHECKING:
     from mta_cli.tui.dialogs.form import Form
@@ -48,14 +50,14 @@ with suppress(ImportError, AttributeError):
 
 _SCREEN_BINDINGS = [
     Binding(
-        f"{number},alt+{number}",
+        f"{SCREEN_KEYS[name]},alt+{SCREEN_KEYS[name]}",
         f"show_screen('{name}')",
         title,
         id=f"app.{name}",
         show=False,
         tooltip=f"Go to {title}; with alt also while typing",
     )
-    for number, (name, title) in enumerate(SCREEN_TITLES.items(), start=1)
+    for name, title in SCREEN_TITLES.items()
 ]
 
 
@@ -68,7 +70,7 @@ class MtaApp(App[None]):
     MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
         name: partial(_make_screen, name) for name in SCREEN_TITLES
     }
-    DEFAULT_MODE = "users"
+    DEFAULT_MODE = "home"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - declared by Textual as no ClassVar
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
@@ -76,6 +78,7 @@ class MtaApp(App[None]):
         ),
         *_SCREEN_BINDINGS,
         Binding("z", "zoom", "Enlarge", id="app.zoom", show=False, tooltip="Enlarge the pane with the focus, or back"),
+        Binding("u", "undo", "Undo", id="app.undo", show=False, tooltip="Take back the answer that was kept last"),
         Binding("ctrl+t", "change_theme", "Theme", id="app.theme", show=False, tooltip="Choose another theme"),
         Binding("q", "quit", "Quit", id="app.quit", tooltip="Close the window; asks while a job runs"),
         Binding(
@@ -99,8 +102,12 @@ class MtaApp(App[None]):
         chosen = settings.origins["models.base"] != "default"
         self.model_worker = ModelWorker(self, store, timeout, self.model_options.base, chosen=chosen)
         self._printable = PrintableFilter()
+        self._undo_stack = UndoStack()
+        self._undo_job: Job | None = None
+        self.store_reader.on_kept = self.model_worker.on_kept = self._undo_stack.add
         self.selected_user: str | None = None
         self.selected_task: str | None = None
+        self.chat_to_open: int | None = None  # the next conversation that Chat goes on with, once it is shown
         self.store_changes = 0  # how often jobs have saved something
         self._saved_state = WindowState.load(store)
 
@@ -208,6 +215,43 @@ class MtaApp(App[None]):
             screen.minimize()
         elif self.focused is None or not screen.maximize(self.focused):
             self.notify("Tab goes to a pane; z enlarges it", markup=False)
+
+    @work(group="stays")
+    async def action_undo(self) -> None:
+        """Take back the answer that the window kept last; asks first where models were made from it since."""
+        if not isinstance(self.screen, BaseScreen):
+            return
+        if self._undo_job is not None and not self._undo_job.finished:
+            self.notify("the last undo has not ended yet", markup=False)
+            return
+        if (kept := self._undo_stack.last) is None:
+            self.notify("nothing to undo: no answer was kept in this window", markup=False)
+            return
+        try:
+            plan = await self.store_reader.read(partial(plan_undo, kept=kept))
+        except NotFound:
+            self._undo_stack.remove(kept)
+            self.notify("nothing to undo: the answer that was kept last is removed already", markup=False)
+            return
+        except MtaError as error:
+            self.show_error(error)
+            return
+        goes = "\n".join(plan.effects)
+        question = f"Take back {plan.item}? What was made from it is removed too.\n\n{goes}"
+        if plan.effects and not await self.confirm(question):
+            return
+        waits = self.job_queue.has_unfinished_jobs
+        end = partial(self._handle_undo_end, kept, plan)
+        self._undo_job = self.job_queue.add_job("undo", plan.item, partial(undo, kept=kept), end)
+        if waits:
+            self.notify("undoing waits until the jobs before it have ended", markup=False)
+
+    def _handle_undo_end(self, kept: ItemKept, plan: UndoPlan, job: Job) -> None:
+        if job.error is not None:
+            self.show_error(job.error)
+        elif job.state == "done":
+            self._undo_stack.remove(kept)
+            self.notify(f"undone: {plan.item}", markup=False)
 
     def action_show_screen(self, name: str) -> None:
         """Show a screen, by key; not over a dialog."""

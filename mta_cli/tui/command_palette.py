@@ -10,7 +10,7 @@ from textual.binding import Binding
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
 from mta_cli.printable import clean_line
-from mta_cli.tui.screens.base import SCREEN_TITLES, screen_class
+from mta_cli.tui.screens.base import SCREEN_KEYS, SCREEN_TITLES, screen_class
 from mta_cli.tui.text import line_text
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class CommandProvider(Provider):
 
     def _list_commands(self) -> list[tuple[str, str, Callable[[], object]]]:
         offers: list[tuple[str, str, Callable[[], object]]] = [
-            (f"Go to {title}", f"Key {number}", partial(self._mta_app.show_screen, name))
-            for number, (name, title) in enumerate(SCREEN_TITLES.items(), start=1)
+            (f"Go to {title}", f"Key {SCREEN_KEYS[name]}", partial(self._mta_app.show_screen, name))
+            for name, title in SCREEN_TITLES.items()
         ]
         for active in self.screen.active_bindings.values():
             binding = active.binding

@@ -55,6 +55,10 @@ class Items:
     def __init__(self, db: Connection, eraser: ItemEraser) -> None:
         self._db, self._eraser = db, eraser
 
+    def any_item(self) -> bool:
+        """Whether any user has a history."""
+        return bool(self._db.fetch_value("SELECT EXISTS (SELECT 1 FROM items)"))
+
     def append_items(self, user_id: int, items: Iterable[NewItem]) -> tuple[int, int]:
         """Add items to a history; returns how many were added and how many existed already, unchanged.
 

@@ -32,6 +32,8 @@ FROM (
     FROM recipe_anchors LEFT JOIN stacks USING (user_id, task, bank_id)
     WHERE anchor_id IN (SELECT id FROM anchors WHERE anchors.bank_id = ?) AND weight != 0
 ) GROUP BY anchor_id"""
+_SELECT_CHANGES = """SELECT user_id, heldout_before, heldout_after, heldout_before - heldout_after AS change FROM stacks
+WHERE bank_id = ? AND abs(heldout_before - heldout_after) < 1e300"""
 
 Key = tuple[int, str, int]
 """(user id, task, bank id)"""
@@ -95,6 +97,18 @@ class Recipes:
         rows = self._db.fetch_tuples(_SELECT_USAGE, (bank_id,))
         return {anchor: AnchorTotals(*values) for anchor, *values in rows}
 
+    def count_users(self) -> int:
+        """How many users have a recipe."""
+        return int(self._db.fetch_value("SELECT count(DISTINCT user_id) FROM recipes"))
+
+    def newest_user(self) -> str | None:
+        """The name of a user with a recipe on the newest bank that has any; None without recipes."""
+        sql = """SELECT name FROM users WHERE id = (
+            SELECT user_id FROM recipes WHERE bank_id = (SELECT max(bank_id) FROM recipes) LIMIT 1
+        )"""
+        name: str | None = self._db.fetch_value(sql)
+        return name
+
     def remove(self, user_id: int, task: str, bank_id: int) -> None:
         """Remove a recipe if it exists."""
         self._db.execute_write(f"DELETE FROM recipes {_WHERE_KEY}", (user_id, task, bank_id))
@@ -132,6 +146,23 @@ class Stacks:
         """The user's stacks, by task, newest bank first."""
         rows = self._db.fetch_dicts(f"{_SELECT_STACK} WHERE user_id = ? ORDER BY task, bank_id DESC", (user_id,))
         return [self._with_recipe(row) for row in rows]
+
+    def count_changes(self, bank_id: int) -> tuple[int, int, int]:
+        """Of a bank's stacks with a measured held-out loss: how many there are, how many lowered and raised it."""
+        sql = f"SELECT count(*), total(change > 0), total(change < 0) FROM ({_SELECT_CHANGES})"
+        ((measured, better, worse),) = self._db.fetch_tuples(sql, (bank_id,))
+        return measured, int(better), int(worse)
+
+    def largest_changes(self, bank_id: int, limit: int, *, best: bool) -> list[tuple[str, float, float]]:
+        """Users' names with their mean held-out loss (nats a token) before and after their stacks on a bank.
+
+        The largest fall comes first, or without `best` the largest rise.
+        """
+        order = "DESC" if best else "ASC"
+        sql = f"""SELECT name, heldout_before, heldout_after FROM (
+            {_SELECT_CHANGES} ORDER BY change {order}, user_id LIMIT ?
+        ) JOIN users ON users.id = user_id ORDER BY change {order}, user_id"""
+        return self._db.fetch_tuples(sql, (bank_id, limit))
 
     def verified_numbers(self, stack: Stack) -> bytes:
         """The numbers of a core, verified by SHA-256. Raises IntegrityFault with user and task where they changed."""

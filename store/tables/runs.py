@@ -108,6 +108,11 @@ class Runs:
         rows = self._db.fetch_dicts(f"{_SELECT_RUN} ORDER BY runs.id DESC LIMIT ?", (limit,))
         return [self._run_from_row(row) for row in rows]
 
+    def jobs(self, limit: int) -> list[Run]:
+        """The `limit` latest runs about banks, evaluations or several users, newest first: none about one user."""
+        sql = f"{_SELECT_RUN} WHERE runs.user_id IS NULL ORDER BY runs.id DESC LIMIT ?"
+        return [self._run_from_row(row) for row in self._db.fetch_dicts(sql, (limit,))]
+
     def of_kind(self, kind: str, limit: int = 20) -> list[Run]:
         """The `limit` latest runs of a kind, newest first."""
         rows = self._db.fetch_dicts(f"{_SELECT_RUN} WHERE runs.kind = ? ORDER BY runs.id DESC LIMIT ?", (kind, limit))

@@ -50,6 +50,7 @@ def cells(monkeypatch: pytest.MonkeyPatch) -> None:
     heard.clear()
     made = {name: type(f"{title}Cell", (Cell,), {"SCREEN_NAME": name}) for name, title in SCREEN_TITLES.items()}
     monkeypatch.setattr(MtaApp, "MODES", made)
+    monkeypatch.setattr(MtaApp, "DEFAULT_MODE", "users")
 
 
 async def ended(job: Job) -> None:
@@ -72,8 +73,8 @@ def test_screens_are_reached_by_number_and_by_click(empty_store: Path) -> None:
             assert "in chat" in screen_text(app)
             await pilot.click("ScreenTab:first-of-type")
             await settled(app, pilot)
-            assert "in users" in screen_text(app)
-            assert heard.count("reload users") == 2 and heard.count("reload chat") == 1
+            assert "in home" in screen_text(app)
+            assert [heard.count(f"reload {name}") for name in ("users", "chat", "home")] == [1, 1, 1]
 
     run(drive())
 

@@ -25,7 +25,8 @@ from mta_cli.pipeline.requests import (
     restore_eval_request,
 )
 from mta_cli.settings import Settings
-from mta_cli.tui.dialogs.job_forms import JOB_FORMS, FormContext
+from mta_cli.tui.dialogs.job_forms import JOB_FORMS
+from mta_cli.tui.dialogs.job_request import FormContext
 from mta_cli.tui.workers.chat_turn import request_from_settings
 from store.registry import Registry
 from tests.commands.captured import Call, Captured, capture, job_call

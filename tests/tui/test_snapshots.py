@@ -30,6 +30,12 @@ def peopled_store(empty_store: Path) -> Path:
     return empty_store
 
 
+@pytest.fixture(autouse=True)
+def users_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window opens in Users."""
+    monkeypatch.setattr(MtaApp, "DEFAULT_MODE", "users")
+
+
 def keys(*pressed: str) -> Walk:
     """Press keys one after another."""
 
@@ -86,7 +92,7 @@ def look(store: Path, walk: Walk, size: tuple[int, int]) -> str:
     return run(drive())
 
 
-@pytest.mark.parametrize("screen", range(1, 7))
+@pytest.mark.parametrize("screen", range(7))
 def test_a_screen_of_an_empty_store_says_how_to_begin(empty_store: Path, screen: int) -> None:
     compared(f"empty-{screen}", look(empty_store, keys(str(screen)), (80, 24)))
 

@@ -53,6 +53,8 @@ def test_from_an_empty_store_to_an_adapted_user_by_keys(
         terminal.until("There are no users yet.")
         terminal.press("i")
         fill(terminal, (0, str(histories)))
+        terminal.until("✓ data import")
+        terminal.press("1")
         terminal.until("person5")
         terminal.press("4", "b")
         fill(terminal, (2, "2"), (1, "2"), (1, "1"), (1, "4"))

@@ -65,7 +65,7 @@ def test_a_file_that_cannot_be_used_is_as_good_as_none(demo_store: Path, content
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, _):
-            assert app.selected_user is None and app.current_mode == "users" and "ida" in screen_text(app)
+            assert app.selected_user is None and app.current_mode == "home" and "12 users" in screen_text(app)
 
     run(drive())
 

@@ -34,6 +34,7 @@ def only_voices(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ActiveRequest, "start_request", counted)
     monkeypatch.setattr(MtaApp, "MODES", {"users": Hall, "compare": CompareScreen, "chat": ChatScreen})
+    monkeypatch.setattr(MtaApp, "DEFAULT_MODE", "users")
     monkeypatch.setenv("MTA_ANSWER_MAX_TOKENS", "12")
     monkeypatch.setenv("MTA_ANSWER_TEMPERATURE", "1.0")  # the tiny base's likeliest tokens are no characters
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound, StoreBusy, system_reason
-from mta_cli.events import ArtifactSaved, Event, JobResult, Note, forward_events
+from mta_cli.events import ArtifactSaved, Event, ItemKept, JobResult, Note, forward_events
 from mta_cli.pipeline.chat.answer import (
     ChatModel,
     Generation,
@@ -171,13 +171,21 @@ class Conversation:
         if not self.exchanges:
             raise BadInput("There is no answer yet to call good.")
         user, last = self._require_user("keep an item for"), self.exchanges[-1]
-        if last.kept_as is not None:
+        if last.kept_as is not None and self._is_item(user, *last.kept_as):
             yield Note("This exchange is a history item already.")
             return
         task = self.model.options.task or FREE_TASK
         saved = add_exchange_as_item(self.model.reg, user, task, last.question, last.answer)
         last.kept_as = (task, saved.name)
         yield saved
+
+    def _is_item(self, user: User, task: str, key: str) -> bool:
+        """Whether a kept item is still there: others may have removed it since."""
+        return any(item.task == task for item in self.model.reg.items.items_with_keys(user.id, [key]))
+
+    def reload_history(self) -> None:
+        """Read the user's history again with the next message: items may have been removed."""
+        self._history = None
 
     def undo_accept(self) -> Iterator[Event]:
         """Remove the history item that `accept_exchange` made last in this conversation, and what was made from it.
@@ -340,7 +348,7 @@ class Conversation:
         return self.model.user
 
 
-def add_exchange_as_item(reg: Registry, user: User, task: str, question: str, answer: str) -> ArtifactSaved:
+def add_exchange_as_item(reg: Registry, user: User, task: str, question: str, answer: str) -> ItemKept:
     """Make an exchange a history item of a task. Raises BadInput for an answer that is not a label of the task."""
     from mta_cli.engine.text.labels import find_label
     from mta_cli.pipeline.data.kept_items import kept_item
@@ -356,7 +364,7 @@ def add_exchange_as_item(reg: Registry, user: User, task: str, question: str, an
     learn = f"learn from it with: mta user adapt {shlex.quote(user.name)} --task {task}"
     if reg.banks.latest_ready_bank(task) is None:
         learn = f"what learns from it needs a bank first: mta bank build --task {task}"
-    return ArtifactSaved("history item", item.key, f"task {task}; {learn}")
+    return ItemKept("history item", item.key, f"task {task}; {learn}", user.name, task)
 
 
 def _turn(who: str, text: str) -> str:

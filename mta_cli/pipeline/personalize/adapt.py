@@ -5,7 +5,7 @@ A stack is a core of a few numbers between the bank's main directions, or a LoRA
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -133,7 +133,7 @@ def adapt_users(
     with (
         reg.job_lock(f"adapt {request.task.name}"),
         reg.hold_users(job_title("adaptation", reg, request), used),
-        record_request(reg, ADAPT_RUN_KIND, asked, bank_id=bank.id, asked_users=whom),
+        record_request(reg, ADAPT_RUN_KIND, asked, bank_id=bank.id, asked_users=whom) as kept,
         open_executors(request.executor) as executors,
     ):
         recipes, context = yield from _prepare_context(reg, bank, chosen, request, options, executors)
@@ -147,9 +147,17 @@ def adapt_users(
                 results[user.id] = ready
         yield JobStarted("user adapt", total=sum(target.job.schedule.steps for target in targets))
         yield from _train_stacks(context, targets, results)
+        kept |= _count_better(list(results.values()))
     if chosen and not results:
         raise BadInput("No user could be adapted.", hint="lower --learning-rate")
     yield JobResult([results[user.id] for user in chosen if user.id in results])
+
+
+def _count_better(results: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many users have a model, of how many the loss on held-out queries was measured, and for how many it fell."""
+    losses = [(one["heldout_before"], one["heldout_after"]) for one in results]
+    changes = [before - after for before, after in losses if before is not None and after is not None]
+    return {"users": len(results), "measured": len(changes), "better": sum(change > 0 for change in changes)}
 
 
 def adaptable_users(reg: Registry, bank: Bank) -> list[User]:

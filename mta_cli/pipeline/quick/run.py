@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 RUN_KIND, PLAN_KEY = "quick", "plan"
+VERDICT_KEYS = ("evaluation", "measured_users", "unit", "better", "same", "worse", "verdict", "why")
+"""What the run keeps of its document: no names, no texts of users."""
 SHOWN_PROMPTS, SHOWN_LINES, SHOWN_LINE = 3, 16, 160
 HELD_OUT, MAX_HELD_OUT = 2, 12
 OPTION_CLASSES: tuple[type[Any], ...] = (
@@ -119,8 +121,9 @@ def run_quick(
     del base
     lines = (*file_lines, *plan.lines)
     yield JobPlan("quick", lines)
-    with record_request(reg, RUN_KIND, _identity(reg, request, task) | {PLAN_KEY: asdict(plan)}):
+    with record_request(reg, RUN_KIND, _identity(reg, request, task) | {PLAN_KEY: asdict(plan)}) as kept:
         measured = yield from _make_and_measure(reg, request, task, plan)
+        kept |= {"task": task.name, **{key: measured[key] for key in VERDICT_KEYS}}
     yield JobResult(
         {
             "file": source.name,

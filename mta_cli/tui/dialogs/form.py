@@ -5,9 +5,10 @@ A field that is left empty was not given: settings decide, and its default is sh
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from rich.table import Table
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 FormValues = dict[str, str]
 FormCheck = Callable[[FormValues], None]
 FormPlanner = Callable[[FormValues], Awaitable[Sequence[JobPlan]]]
+FormSuggester = Callable[[FormValues], Awaitable[Mapping[str, str]]]
+SUGGEST_DELAY_SECONDS = 0.3  # without a key, before suggestions are made
 FORM_ORIGIN = "this form"
 _GIVEN_FLAG_PATTERN = re.compile(r" \(flag --[a-z0-9-]+\)")
 _FLAG_PATTERN = re.compile(r"--[a-z][a-z0-9-]*")
@@ -59,7 +62,8 @@ class FormField:
 class Form:
     """Fields, and what decides about them. `check` raises MtaError for values that cannot be used.
 
-    `plan` says what the job would do with these values. It is shown before the job starts.
+    `plan` says what the job would do with these values. It is shown before the job starts. `suggest` says what holds
+    for text fields that are left empty, by the values of the others; it may raise MtaError too.
     """
 
     title: str
@@ -68,6 +72,7 @@ class Form:
     plan: FormPlanner | None = None
     submit_label: str = "Start"
     about: str = ""
+    suggest: FormSuggester | None = None
 
 
 def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bool = False) -> FormField:
@@ -92,7 +97,7 @@ def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bo
 def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple[dict[str, str], list[str]]:
     """The lines of an error by the field that they are about, and those that are about none.
 
-    Flags of the command line are called by the label of their field.
+    Flags of the command line are called by the label of their field, but in a command that could be typed.
     """
     own: dict[str, str] = {}
     rest: list[str] = []
@@ -108,7 +113,9 @@ def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple
         del rest[0]
     rest += [format_hint(error.hint)] if error.hint else []
     labels = {f"--{field.name.replace('_', '-')}": field.label for field in fields}
-    return own, [_FLAG_PATTERN.sub(lambda flag: labels.get(flag[0], flag[0]), text) for text in rest]
+    return own, [
+        text if "mta " in text else _FLAG_PATTERN.sub(lambda flag: labels.get(flag[0], flag[0]), text) for text in rest
+    ]
 
 
 class FieldRow(Vertical):
@@ -132,6 +139,12 @@ class FieldRow(Vertical):
         if isinstance(editor, Select):
             return "" if editor.is_blank() else str(editor.value)
         return cast("Input", editor).value.strip()
+
+    def show_default(self, text: str) -> None:
+        """Show what holds while it is empty; a field with choices keeps its own."""
+        editor = self.query_one(".editor")
+        if isinstance(editor, Input):
+            editor.placeholder = clean_line(text)
 
     def show_fault(self, text: str) -> None:
         """Show what is wrong with it; nothing where the text is empty."""
@@ -164,6 +177,7 @@ class FormDialog(ModalScreen[FormValues | None]):
         super().__init__()
         self.form = form
         self._submit_tried = False
+        self._suggested: Mapping[str, str] = {}
 
     def compose(self) -> ComposeResult:
         """Title, fields, the focused one's help, what is wrong, the plan, the buttons."""
@@ -209,6 +223,31 @@ class FormDialog(ModalScreen[FormValues | None]):
         if isinstance(event, Input.Changed) and clean_text(event.value) != event.value:
             event.input.value = clean_text(event.value)
         self._check(missing=self._submit_tried)
+        if self.form.suggest is not None:
+            self._show_suggestions(self.form.suggest)
+
+    @work(exclusive=True, group="suggest")
+    async def _show_suggestions(self, suggest: FormSuggester) -> None:
+        """Show in empty fields what holds for them, and what is wrong with the others; after a pause in typing."""
+        await asyncio.sleep(SUGGEST_DELAY_SECONDS)
+        filled = self.form_values
+        if len(filled) < len(self.form.fields):  # the form is being closed
+            return
+        suggested: Mapping[str, str] = {}
+        error: MtaError | None = None
+        try:
+            suggested = await suggest(filled)
+        except MtaError as raised:
+            error = MtaError(raised.message)
+        except Exception as raised:  # the plan would meet it too
+            error = MtaError(f"{type(raised).__name__}: {raised}")
+        if self.form_values != filled:  # changed meanwhile, or closed
+            return
+        self._suggested = suggested
+        for row in self._rows():
+            row.show_default(self._suggested.get(row.field.name, row.field.default_text))
+        if error is not None and not self.plan_shown:
+            self._show_faults(error)
 
     @on(Input.Submitted)
     def action_submit(self) -> None:
@@ -272,7 +311,10 @@ class FormDialog(ModalScreen[FormValues | None]):
     def help_for(self, widget: Widget | None) -> str:
         """Help on the field that has the focus, and on the form."""
         row = _row_of(widget)
-        return "\n\n".join([*([field_help(row.field)] if row is not None else []), self.HELP])
+        if row is None:
+            return self.HELP
+        field = replace(row.field, default_text=self._suggested.get(row.field.name, row.field.default_text))
+        return "\n\n".join([field_help(field), self.HELP])
 
     def _next_label(self) -> str:
         return self.form.submit_label if self.form.plan is None or (self.is_mounted and self.plan_shown) else "Plan"
@@ -306,6 +348,7 @@ class FormDialog(ModalScreen[FormValues | None]):
         for row in self._rows():
             row.show_fault(own.get(row.field.name, (lacking or {}).get(row.field.name, "")))
         self.query_one("#faults", Static).update(block_text("\n".join(rest)))
+        self.set_class(bool(rest), "-faulty")
 
     def _rows(self) -> Iterator[FieldRow]:
         yield from self.query(FieldRow)

@@ -5,13 +5,13 @@ Values take the same way as flags on the command line. Knows no widget; nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mta_cli.errors import BadInput, UsageError
+from mta_cli.errors import BadInput
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.options import (
     AdaptOptions,
@@ -21,14 +21,14 @@ from mta_cli.options import (
     MachineOptions,
     MemoryOptions,
     ModelOptions,
-    OptionSet,
     PromptOptions,
     ScreeningOptions,
 )
-from mta_cli.pipeline.data.formats import FORMATS
-from mta_cli.settings import SETTINGS_FILE_NAME, Settings, StoreOptions
+from mta_cli.settings import SETTINGS_FILE_NAME, StoreOptions
 from mta_cli.settings_file import write_setting
 from mta_cli.tui.dialogs.form import Form, FormField, FormValues, setting_field
+from mta_cli.tui.dialogs.import_forms import IMPORT_FORM, QUICK_FORM
+from mta_cli.tui.dialogs.job_request import FormContext, JobForm, JobRequest, build_options, shared_fields, task_field
 
 if TYPE_CHECKING:
     from mta_cli.tui.app import MtaApp
@@ -57,51 +57,22 @@ ADAPT_ADVANCED_FIELDS = ("epochs", "learning_rate", "batch_size", "pull", "alpha
 EVAL_MAIN_FIELDS = ("methods", "reference", "shots", "folds")
 EVAL_ADVANCED_FIELDS = ("placement", "memory", "calibrate")
 EVAL_BANK_FIELDS = ("anchors", "epochs", "min_items", "max_items", "task_epochs")
-MACHINE_FIELDS = ("seed", "device", "dtype", "quantize", "max_memory")
-
-
-@dataclass(frozen=True)
-class FormContext:
-    """What a form's first values come from."""
-
-    settings: Settings
-    store_path: Path
-    task_names: tuple[str, ...] = ()
-    user: str | None = None
-    task: str | None = None
-    store_is_empty: bool = False
-
-
-@dataclass(frozen=True)
-class JobRequest:
-    """A job that was asked for. `make_events(registry, dry_run)` is called where it runs or is planned."""
-
-    kind: str
-    title: str
-    make_events: Callable[[Registry, bool], Iterator[Event]]
-
-
-@dataclass(frozen=True)
-class JobForm:
-    """A kind of job: the fields that ask for it, and its request made from their values; UsageError for bad values."""
-
-    kind: str
-    key: str
-    about: str
-    make_fields: Callable[[FormContext], tuple[FormField, ...]]
-    make_request: Callable[[FormContext, FormValues], JobRequest]
 
 
 def build_form(job_form: JobForm, context: FormContext, app: MtaApp) -> Form:
     """The form that asks for a job and shows its plan."""
 
     async def plan(filled: FormValues) -> Sequence[JobPlan]:
-        return await app.store_reader.read(partial(dry_run_plans, job_form.make_request(context, filled)))
+        return await app.profile_reader.read(partial(dry_run_plans, job_form.make_request(context, filled)))
 
     def check(filled: FormValues) -> None:
         job_form.make_request(context, filled)
 
-    return Form(job_form.kind, job_form.make_fields(context), check, plan, "Start", job_form.about)
+    async def suggest(filled: FormValues) -> Mapping[str, str]:
+        return await asyncio.to_thread(job_form.suggest, filled) if job_form.suggest is not None else {}
+
+    suggestions = suggest if job_form.suggest is not None else None
+    return Form(job_form.kind, job_form.make_fields(context), check, plan, "Start", job_form.about, suggestions)
 
 
 async def queue_job_from_form(app: MtaApp, kind: str, **values: str) -> Job | None:
@@ -149,19 +120,14 @@ def dry_run_plans(request: JobRequest, reg: Registry) -> list[JobPlan]:
     return [*plans, JobPlan("notes", notes)] if notes else plans
 
 
-def build_options(context: FormContext, filled: FormValues, *classes: type[Any]) -> OptionSet:
-    """Options of every class from the fields. UsageError lists every bad value of all of them."""
-    return context.settings.build_option_set(classes, {name: value or None for name, value in filled.items()})
-
-
 def _bank_fields(context: FormContext) -> tuple[FormField, ...]:
     of = partial(setting_field, context.settings, BankOptions)
     return (
-        _task_field(context, needed=True),
+        task_field(context, needed=True),
         FormField("name", "name", default_text="the task's", help="The bank's name."),
         *map(of, BANK_MAIN_FIELDS),
         *(of(name, advanced=True) for name in BANK_ADVANCED_FIELDS),
-        *_shared_fields(context),
+        *shared_fields(context),
     )
 
 
@@ -184,13 +150,13 @@ def _adapt_fields(context: FormContext) -> tuple[FormField, ...]:
     whom = "User names, separated by commas; empty: every user with a history who is not an anchor."
     return (
         FormField("users", "users", context.user or "", "all users", whom),
-        _task_field(context),
+        task_field(context),
         *map(of, ADAPT_MAIN_FIELDS),
         *(of(name, advanced=True) for name in ADAPT_ADVANCED_FIELDS),
         weigh("weights"),
         weigh("top_k"),
         setting_field(context.settings, MemoryOptions, "memory", advanced=True),
-        *_shared_fields(context),
+        *shared_fields(context),
     )
 
 
@@ -227,12 +193,12 @@ def _eval_fields(context: FormContext) -> tuple[FormField, ...]:
     bank = partial(setting_field, context.settings, BankOptions, advanced=True)
     own = "Settings of single methods, METHOD.SETTING=VALUE, separated by blanks."
     return (
-        _task_field(context, needed=True),
+        task_field(context, needed=True),
         *map(of, EVAL_MAIN_FIELDS),
         *(of(name, advanced=True) for name in EVAL_ADVANCED_FIELDS),
         *map(bank, EVAL_BANK_FIELDS),
         FormField("set", "settings", help=own, advanced=True),
-        *_shared_fields(context),
+        *shared_fields(context),
     )
 
 
@@ -254,49 +220,6 @@ def _eval_request(context: FormContext, filled: FormValues) -> JobRequest:
     return JobRequest("eval run", filled["task"], make)
 
 
-def _import_fields(context: FormContext) -> tuple[FormField, ...]:
-    return (
-        FormField("path", "file", help="The path of the file.", required=True),
-        FormField(
-            "format",
-            "format",
-            default_text="by its content",
-            choices=tuple(FORMATS),
-            help="The format of the file; empty: by its content.",
-        ),
-        FormField(
-            "outputs",
-            "answers",
-            default_text="none",
-            help="For the format lamp: the file with the answers.",
-        ),
-        _task_field(context),
-        FormField(
-            "can_anchor",
-            "may be anchors",
-            default_text="new users may",
-            choices=("yes", "no"),
-            help="Whether these users may be anchors, whose models help to serve other users.",
-        ),
-    )
-
-
-def _import_request(context: FormContext, filled: FormValues) -> JobRequest:
-    from mta_cli.pipeline.data.import_source import ImportSource
-
-    path, outputs = _parse_path(filled["path"]), _parse_path(filled["outputs"]) if filled["outputs"] else None
-    source = ImportSource(filled["format"] or None, path, filled["task"] or None, outputs)
-    source.require_consistent()
-    can_anchor = {"yes": True, "no": False}.get(filled["can_anchor"])
-
-    def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
-        from mta_cli.pipeline.users.import_file import import_source
-
-        return import_source(reg, source, can_anchor=can_anchor, dry_run=dry_run)
-
-    return JobRequest("data import", path.name, make)
-
-
 def _demo_fields(context: FormContext) -> tuple[FormField, ...]:
     return (
         FormField(
@@ -314,7 +237,7 @@ def _demo_fields(context: FormContext) -> tuple[FormField, ...]:
             choices=("yes", "no"),
             help="Train longer: about seven minutes on two cores instead of three.",
         ),
-        *_shared_fields(context, prompt=False),
+        *shared_fields(context, prompt=False),
     )
 
 
@@ -342,37 +265,14 @@ def _demo_request(context: FormContext, filled: FormValues) -> JobRequest:
     return JobRequest("demo", filled["where"], make)
 
 
-def _parse_path(text: str) -> Path:
-    if "\0" in text:
-        raise UsageError("a path holds no NUL character")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:  # `~nobody`
-        raise UsageError(f"{text!r:.80} cannot be used: {error}") from None
-
-
-def _task_field(context: FormContext, *, needed: bool = False) -> FormField:
-    value = context.task if context.task in context.task_names else ""
-    return FormField("task", "task", value or "", help="The task.", choices=context.task_names, required=needed)
-
-
-def _shared_fields(context: FormContext, *, prompt: bool = True) -> tuple[FormField, ...]:
-    """Models, machine and prompt, folded away."""
-    models = partial(setting_field, context.settings, ModelOptions, advanced=True)
-    machine = partial(setting_field, context.settings, MachineOptions, advanced=True)
-    shown = (setting_field(context.settings, PromptOptions, "history_items", advanced=True),) if prompt else ()
-    return (*shown, models("base"), models("embedder"), *map(machine, MACHINE_FIELDS))
-
-
 JOB_FORMS = {
     job_form.kind: job_form
     for job_form in (
         JobForm("bank build", "b", "Anchors, the task adapter and a meta-LoRA for each.", _bank_fields, _bank_request),
         JobForm("user adapt", "a", "A stack for one user, for several, or for all.", _adapt_fields, _adapt_request),
         JobForm("eval run", "e", "Methods compared on the same users.", _eval_fields, _eval_request),
-        JobForm(
-            "data import", "i", "Histories from a file, checked as a whole first.", _import_fields, _import_request
-        ),
+        IMPORT_FORM,
+        QUICK_FORM,
         JobForm("demo", "m", "The included sample users, through every stage.", _demo_fields, _demo_request),
     )
 }

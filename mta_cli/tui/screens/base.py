@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MIN_PALETTE_WIDTH = 100  # columns
 USER_MARK = "●"  # before the selected user, in the bar, in the table of users and on the map
 SCREEN_TITLES = {
+    "home": "Home",
     "users": "Users",
     "compare": "Compare",
     "bank": "Bank",
@@ -28,6 +29,9 @@ SCREEN_TITLES = {
     "chat": "Chat",
     "results": "Results",
 }
+
+
+SCREEN_KEYS = {name: str(number) for number, name in enumerate(SCREEN_TITLES)}
 
 
 def screen_class(name: str) -> type[BaseScreen]:
@@ -39,8 +43,8 @@ def screen_class(name: str) -> type[BaseScreen]:
 class ScreenTab(Static):
     """The title of a screen; a click shows it."""
 
-    def __init__(self, number: int, name: str, *, here: bool) -> None:
-        super().__init__(line_text(f"{number} {SCREEN_TITLES[name]}"), classes="here" if here else "")
+    def __init__(self, name: str, *, here: bool) -> None:
+        super().__init__(line_text(f"{SCREEN_KEYS[name]} {SCREEN_TITLES[name]}"), classes="here" if here else "")
         self.screen_name = name
 
     def on_click(self) -> None:
@@ -58,8 +62,8 @@ class ScreenTabBar(Horizontal):
 
     def compose(self) -> ComposeResult:
         """The tabs; at the right the user, and beside them the job."""
-        for number, name in enumerate(SCREEN_TITLES, start=1):
-            yield ScreenTab(number, name, here=name == self._current_name)
+        for name in SCREEN_TITLES:
+            yield ScreenTab(name, here=name == self._current_name)
         yield self._user
         yield self._job
 

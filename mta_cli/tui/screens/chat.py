@@ -146,7 +146,10 @@ class ChatScreen(BaseScreen):
             self._prompt_task = None
         self._show_prompt_settings()
         await self._load_chat_list()
-        if name is None:
+        if (wanted := self.mta_app.chat_to_open) is not None:
+            self.mta_app.chat_to_open = None
+            await self._open(wanted)
+        elif name is None:
             self.set_focus(self.query_one("#recent-of-all") if self.has_class("-recent") else None)
 
     @work(exclusive=True, group="search", exit_on_error=False)

@@ -35,6 +35,7 @@ from mta_cli.tui.workers.chat_turn import (
 )
 
 if TYPE_CHECKING:
+    from mta_cli.events import ItemKept
     from mta_cli.pipeline.chat.answer import ChatModel
     from mta_cli.pipeline.chat.compare import Question
     from mta_cli.pipeline.requests import ChatOptions
@@ -123,7 +124,7 @@ class CompareScreen(BaseScreen):
         self._other_users: list[str] = []
         self._picked_query: Query | None = None
         self._last_request: CompareRequest | None = None
-        self._kept_columns: set[str] = set()
+        self._kept_columns: dict[str, ItemKept] = {}
         self._gold_summary = ""  # how much likelier personal models find the gold answer
         self._warnings: list[str] = []  # told while it was answered
 
@@ -264,7 +265,7 @@ class CompareScreen(BaseScreen):
         if answers.selected_key is None:
             self._show_status("Select a column first: arrow keys, Tab or the mouse.")
             return
-        if answers.selected_key in self._kept_columns:
+        if await self._is_kept(asked.user, answers.selected_key):
             self._show_status("This answer is a history item already.")
             return
         await self._keep(asked, answers.selected_key, answers.answer_of(answers.selected_key))
@@ -279,8 +280,17 @@ class CompareScreen(BaseScreen):
         saved = await self.mta_app.store_reader.read(
             lambda reg: add_exchange_as_item(reg, reg.users.get(asked.user), task, words, answer)
         )
-        self._kept_columns.add(column)
+        self._kept_columns[column] = saved
         self._show_status(f"kept: {saved.detail}")
+
+    async def _is_kept(self, user: str, column: str) -> bool:
+        """Whether the column's answer was kept and is still there: it may have been taken back since."""
+        kept = self._kept_columns.get(column)
+        return kept is not None and await self.mta_app.store_reader.read(
+            lambda reg: any(
+                item.task == kept.task for item in reg.items.items_with_keys(reg.users.get(user).id, [kept.name])
+            )
+        )
 
     def _question(self) -> Question:
         """What the prompt holds. A held-out question counts as such while its words and its task are untouched."""

@@ -125,6 +125,8 @@ class ChatSession:
         if model is None or changed or (model.options, model.user) != (options, user):
             model = context.chat_model_for(user, options)
             self._store_changes = store_changes
+            if conversation is not None and changed:
+                conversation.reload_history()
         yield JobStarted(ANSWERING)
         if conversation is None:
             conversation = Conversation(model, autosave=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from textual.worker import get_current_worker
 
-from mta_cli.events import Event
+from mta_cli.events import Event, ItemKept
 from mta_cli.tui.workers.event_buffer import EventBuffer
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ class ModelWorker:
 
     def __init__(self, app: App[Any], root: Path, timeout: float, base: str, *, chosen: bool = True) -> None:
         self._app, self._root, self._timeout, self._base, self._chosen = app, root, timeout, base, chosen
+        self.on_kept: Callable[[ItemKept], None] = lambda kept: None
+        """Told of every item that an answer became, in the window's thread."""
         self._queue: queue.SimpleQueue[ModelRequest | None] = queue.SimpleQueue()
         self._open_requests: list[ModelRequest] = []
         self._started = False
@@ -110,7 +112,13 @@ class ModelWorker:
         self, generate_events: Callable[[WorkerContext], Iterator[Event]], on_event: OnEvent, on_end: OnEnd
     ) -> ModelRequest:
         """Queue a request. `on_event` gets its events and `on_end` its error or None, both in the window's thread."""
-        request = ModelRequest(generate_events, on_event, on_end)
+
+        def pass_on(event: Event) -> None:
+            if isinstance(event, ItemKept):
+                self.on_kept(event)
+            on_event(event)
+
+        request = ModelRequest(generate_events, pass_on, on_end)
         self._open_requests.append(request)
         self._queue.put(request)
         if not self._started:

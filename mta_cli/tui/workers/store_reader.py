@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from mta_cli.events import ItemKept
+
 if TYPE_CHECKING:
     from store.registry import Registry
 
@@ -22,10 +24,15 @@ class StoreReader:
         self._timeout = timeout
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._registry: Registry | None = None
+        self.on_kept: Callable[[ItemKept], None] = lambda kept: None
+        """Told of every item that a query kept, in the window's thread."""
 
     async def read(self, query: Callable[[Registry], T]) -> T:
         """What `query` returns. Raises what it raises, and what opening the store raises."""
-        return await asyncio.wrap_future(self._thread.submit(self._run_query, query))
+        found = await asyncio.wrap_future(self._thread.submit(self._run_query, query))
+        if isinstance(found, ItemKept):
+            self.on_kept(found)
+        return found
 
     async def close(self) -> None:
         """Close the store after the queries that wait."""

@@ -56,6 +56,8 @@ def test_the_shots_are_learnt_and_everything_is_reported(peopled: Registry, opti
     assert stack.bytes == result["stack_bytes"] == (row.bytes if stack.numbers is None else len(stack.numbers))
     assert row.placement == "1-1/all" and row.task_adapter == document["task_adapter"]
     assert most_personal_mode(peopled, peopled.users.get("ida"), "lamp-2", document["base"]) == "adapted"
+    (run,) = peopled.runs.of_kind("adaptation")
+    assert run.result == {"users": 1, "measured": 1, "better": int(result["heldout_after"] < result["heldout_before"])}
     assert peopled.check_integrity() == []
 
 

@@ -18,7 +18,7 @@ from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.tasks import add_task, find_task
 from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evaluation
 from mta_cli.pipeline.quick import run as quick
-from mta_cli.pipeline.quick.run import OPTION_CLASSES, QuickRequest, choose_measured_users, run_quick
+from mta_cli.pipeline.quick.run import OPTION_CLASSES, VERDICT_KEYS, QuickRequest, choose_measured_users, run_quick
 from store.registry import Registry
 from tests.pipeline.town import CPU, finish, notes
 
@@ -73,6 +73,8 @@ def test_a_file_of_scores_becomes_a_task_a_bank_recipes_and_a_verdict(reg: Regis
     origins = {line.name: line.origin for line in plan.lines}
     assert origins["user"] == "guessed" and origins["anchors"] == "by the data" and "fits" in origins["passes"]
     assert any(text.startswith("2 of 4") for text in notes(seen))
+    (run,) = reg.runs.of_kind("quick")
+    assert run.result == {"task": "books", **{key: result[key] for key in VERDICT_KEYS}}
 
 
 def test_the_verdict_agrees_with_the_evaluation_that_is_stored(reg: Registry, fast: None) -> None:

@@ -332,3 +332,61 @@ def test_a_plan_says_what_was_found_out_first_and_shows_markup_as_it_is() -> Non
 def test_a_form_is_styled_by_themes_alone() -> None:
     styles = Path("mta_cli/tui/dialogs/form.tcss").read_text(encoding="utf-8")
     assert "#" not in "".join(part.partition(":")[2] for part in styles.split("\n"))
+
+
+def test_empty_fields_say_what_a_file_suggests_and_faults_of_it_stand_below() -> None:
+    async def suggest(filled: FormValues) -> dict[str, str]:
+        if filled["path"] == "bad":
+            raise BadInput("bad has no columns", hint="mta quick GOOD")
+        return {"user": f"the column of {filled['path']}\x1b[1m"} if filled["path"] else {}
+
+    fields = (FormField("path", "file"), FormField("user", "user", default_text="guessed", help="Whose."))
+    form = Form("quick", fields, about="From a file.", suggest=suggest)
+
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        path, user = dialog(window).query(Input)
+        assert user.placeholder == "guessed"
+        path.value = "good"
+        await until(pilot, lambda: user.placeholder == "the column of good[1m")
+        assert "Empty: the column of good" in dialog(window).help_for(user)
+        path.value = "bad"
+        faults = dialog(window).query_one("#faults")
+        await until(pilot, lambda: faults.render_line(0).text.strip() == "bad has no columns")
+        assert user.placeholder == "guessed" and faults.size.height == 1
+        assert not dialog(window).query_one("#hint").display
+        path.value = ""
+        await until(pilot, lambda: dialog(window).query_one("#hint").display)
+        await pilot.press("ctrl+s")
+
+    assert driven(form, act).answer == {"path": "", "user": ""}
+
+
+def test_a_form_that_is_closed_while_it_looks_at_a_file_ends_quietly() -> None:
+    asked: list[FormValues] = []
+    gate = asyncio.Event()
+
+    async def suggest(filled: FormValues) -> dict[str, str]:
+        asked.append(filled)
+        await gate.wait()
+        raise OSError("no such disk")
+
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        form = dialog(window)
+        form.query(Input).first().value = "good"
+        await until(pilot, lambda: bool(asked))
+        gate.set()
+        await until(pilot, lambda: "OSError: no such disk" in str(form.query_one("#faults").content))  # type: ignore[attr-defined]
+        form.query(Input).first().value = "better"
+        await pilot.press("ctrl+s")
+        await pilot.pause(0.5)
+
+    window = driven(Form("quick", (FormField("path", "file"),), suggest=suggest), act)
+    assert window.answer == {"path": "better"} and all(set(filled) == {"path"} for filled in asked)
+
+
+def test_a_command_in_a_hint_keeps_its_flags() -> None:
+    fields = [FormField("me", "your name")]
+    _, rest = split_faults_by_field(
+        UsageError("--me is missing", hint="for example: mta quick a.csv --me NAME"), fields
+    )
+    assert rest == ["your name is missing", "Try: for example: mta quick a.csv --me NAME"]

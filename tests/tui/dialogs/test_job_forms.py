@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,19 +13,16 @@ from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import JobPlan, JobResult
 from mta_cli.options import AdaptOptions, BankOptions, EvalOptions
+from mta_cli.pipeline.quick.run import OPTION_CLASSES, QuickRequest
 from mta_cli.settings import Settings
 from mta_cli.tui.dialogs.form import FormValues
-from mta_cli.tui.dialogs.job_forms import (
-    JOB_FORMS,
-    FormContext,
-    JobRequest,
-    dry_run_plans,
-    guess_task,
-    parse_user_names,
-)
+from mta_cli.tui.dialogs.job_forms import JOB_FORMS, dry_run_plans, guess_task, parse_user_names
+from mta_cli.tui.dialogs.job_request import FormContext, JobRequest
 from store.registry import Registry
 from tests.pipeline.town import TASK, finish
 from tests.shell import mta_ok
+
+BOOKS = Path(__file__).parents[2] / "pipeline/quick/books.csv"
 
 
 def known(store: Path, **more: object) -> FormContext:
@@ -225,3 +224,94 @@ def test_the_task_that_is_meant_is_that_of_the_user_or_of_the_only_bank(demo_sto
         assert guess_task(reg, "new") == "lamp-2"
         reg.banks.get_or_create_bank("other", "k", "free", "b", "e", 0, {})
         assert guess_task(reg, None) is None
+
+
+def suggested(kind: str, store: Path, **values: str) -> Mapping[str, str]:
+    """What a form says of its empty fields when these are filled."""
+    filled = {field.name: "" for field in JOB_FORMS[kind].make_fields(known(store))}
+    suggest = JOB_FORMS[kind].suggest
+    assert suggest is not None
+    return suggest({**filled, **values})
+
+
+def test_the_columns_of_a_file_are_guessed_as_the_command_does(empty_store: Path) -> None:
+    found = suggested("quick", empty_store, path=str(BOOKS))
+    assert found["user"] == "reader (guessed)" and found["output"] == "stars (guessed)"
+    assert suggested("quick", empty_store, path=str(BOOKS), user="about")["user"] == "about (given)"
+    assert suggested("quick", empty_store, path=str(BOOKS.parent)) == {}
+    assert suggested("quick", empty_store, path="/dev/zero") == {}
+    with pytest.raises(BadInput, match="has no column 'ink'"):
+        suggested("quick", empty_store, path=str(BOOKS), input="ink")
+
+
+def test_a_quick_run_is_asked_as_on_the_command_line(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[QuickRequest, bool | None]] = []
+
+    def take(reg: Registry, request: QuickRequest, *, can_anchor: bool | None = None, **rest: object) -> object:
+        asked.append((request, can_anchor))
+        return iter([JobResult({})])
+
+    monkeypatch.setattr("mta_cli.pipeline.quick.run.run_quick", take)
+    monkeypatch.setattr("mta_cli.commands.quick.render_verdict", lambda result, store: "")
+    values = {"user": "reader", "output": "stars", "minutes": "1.5", "hold_out": "3", "task": "mine", "seed": "4"}
+    job = order("quick", empty_store, path=str(BOOKS), can_anchor="no", **values)
+    with Registry.open(empty_store, create=True) as reg:
+        list(job.make_events(reg, False))
+    flags = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value)]
+    mta_ok("quick", str(BOOKS), *flags, "--no-can-anchor", "--yes")
+    ((mine, mine_may), (theirs, they_may)) = asked
+    assert (mine.source, mine.minutes, mine_may) == (theirs.source, theirs.minutes, they_may)
+    assert [mine.options[cls] for cls in OPTION_CLASSES] == [theirs.options[cls] for cls in OPTION_CLASSES]
+    assert mine_may is False and (job.kind, job.title) == ("quick", "books.csv")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "words"),
+    [
+        ("quick", {"minutes": "soon"}, "--minutes: 'soon' is no number from 0.1 to 10,000"),
+        ("quick", {"minutes": "nan"}, "--minutes"),
+        ("quick", {"hold_out": "0"}, "--hold-out: '0' is no whole number from 1 on"),
+        ("quick", {"me": "Ada", "user": "who"}, "--me and --user contradict"),
+        ("data import", {"hold_out": "-1"}, "--hold-out"),
+        ("data import", {"hold_out": "9" * 30}, "--hold-out"),
+        ("data import", {"format": "telegram"}, "does not name its user"),
+        ("data import", {"preset": "letterboxd"}, "does not name its user"),
+        ("data import", {"preset": "movielens", "me": "Ada"}, "names its users"),
+        ("data import", {"format": "mbox", "me": "a@b.org, Ada"}, "is no address"),
+    ],
+)
+def test_what_a_file_cannot_be_read_with_is_refused(
+    kind: str, values: dict[str, str], words: str, empty_store: Path
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        order(kind, empty_store, path="a.csv", **values)
+
+
+def test_the_form_of_an_import_says_whether_it_needs_a_name(empty_store: Path, tmp_path: Path) -> None:
+    mail = tmp_path / "letters.eml"
+    mail.write_text("From: a@example.org\nTo: b@example.org\nSubject: lift\nMessage-ID: <1@x>\n\nIt is broken.\n")
+    assert suggested("data import", empty_store, path=str(mail))["me"].startswith("needed: a file in the format eml")
+    found = suggested("data import", empty_store, path=str(BOOKS))
+    assert found["user"] == "needed; perhaps reader" and found["me"].startswith("needed where no column")
+    table = tmp_path / "t.csv"
+    table.write_text("user,input,output\nnia,a,b\n")
+    assert suggested("data import", empty_store, path=str(table)) == {"me": "none: a column names the users"}
+    assert suggested("data import", empty_store, path=str(table), preset="movielens") == {}
+
+
+def test_an_import_takes_a_name_columns_and_held_out_items(empty_store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "notes.csv"
+    path.write_text("question,answer\n" + "".join(f"q{n},a{n}\n" for n in range(6)), encoding="utf-8")
+    job = order("data import", empty_store, path=str(path), me="nia", input="question", output="answer", hold_out="2")
+    with Registry.open(empty_store, create=True) as reg:
+        finish(job.make_events(reg, False))
+        nia = reg.users.get("nia").id
+        assert len(reg.items.queries(nia, "free")) == 2 and len(reg.items.recent_items(nia, "free", 9)) == 4
+
+
+def test_a_preset_brings_its_task(empty_store: Path) -> None:
+    exports = Path(__file__).parents[2] / "pipeline/data/exports"
+    job = order("data import", empty_store, path=str(exports / "letterboxd"), preset="letterboxd", me="nia")
+    with Registry.open(empty_store, create=True) as reg:
+        finish(job.make_events(reg, False))
+        assert reg.users.names() == ["nia"] and reg.tasks.get("letterboxd") is not None

@@ -33,6 +33,7 @@ def this_screen_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other screens are empty ones."""
     others = {name: type(f"{title}Stub", (BaseScreen,), {"SCREEN_NAME": name}) for name, title in SCREEN_TITLES.items()}
     monkeypatch.setattr(MtaApp, "MODES", {**others, "users": UsersScreen})
+    monkeypatch.setattr(MtaApp, "DEFAULT_MODE", "users")
 
 
 def table(app: MtaApp) -> LazyTable:
@@ -399,7 +400,10 @@ from mta_cli.tui.app import MtaApp
 app = MtaApp(Path(sys.argv[1]), Settings.load(Path(sys.argv[1])))
 async def look():
     async with app.run_test(size=(80, 24)) as pilot:
-        while app.screen.query_one("#user").query_one("#who").size.height < 2:
+        while not app.screen.query("#next").first().option_count:
+            await pilot.pause(0.05)
+        await pilot.press("1")
+        while not app.screen.query("#who") or app.screen.query("#who").first().size.height < 2:
             await pilot.pause(0.05)
 asyncio.run(look())
 heavy = {"numpy", "pandas", "torch", "transformers", "peft", "sklearn", "matplotlib"}

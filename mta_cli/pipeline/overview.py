@@ -1,0 +1,295 @@
+"""The state of a store at a glance: what was done last, whom it helped, and what comes next.
+
+`load_overview` stays fast in a store of a million users; `load_gains` reads all answers of one evaluation. Knows no
+terminal and no SQL.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from mta_cli.pipeline.report.results import (
+    LOGLIK_METRIC,
+    difference_verdict,
+    differences,
+    metric_name,
+    rank_methods,
+)
+from mta_cli.pipeline.report.wording import pluralise
+from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, bank_label
+
+if TYPE_CHECKING:
+    from mta_cli.engine.evaluation.user_sums import UserSums
+    from store.records import Bank, Run
+    from store.registry import Registry
+    from store.tables.chats import RecentChat
+    from store.tables.evaluations import Evaluation
+
+Stage = Literal["empty", "no history", "no bank", "no models", "ready"]
+"""The first thing that a store lacks."""
+
+QUICK, BANK_BUILD, EVAL_KINDS = "quick", "bank build", ("eval run", "eval tune")
+PARENT_KINDS = (QUICK, *EVAL_KINDS)
+"""Jobs that run other jobs."""
+RUNS_READ = 60  # to find a few jobs that are not parts of others
+COMMON_METHODS = ("pooled", "base")
+"""What a personal model is compared with: the first of these that was measured."""
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job that the store remembers. `outcome` says in a few words what it found; `error` why it ended early.
+
+    `status`: running, done, failed or interrupted. `started` and `ended` are ISO 8601.
+    """
+
+    kind: str
+    subject: str
+    status: str
+    started: str
+    ended: str | None
+    outcome: str
+    error: str
+    run: int
+
+
+@dataclass(frozen=True)
+class Overview:
+    """`banks` are ready ones. `modelled` is how many users have a recipe, `example` the name of one of them.
+
+    `verdict` is the sentence that the newest job ended with, where that was `mta quick`.
+    """
+
+    stage: Stage
+    users: int
+    modelled: int
+    banks: int
+    evaluations: int
+    example: str | None
+    verdict: str
+    jobs: tuple[JobRecord, ...]
+    chats: tuple[RecentChat, ...]
+
+
+@dataclass(frozen=True)
+class UserGain:
+    """A user's number under the common and under their own model; `gain` is positive where their own is better."""
+
+    user: str
+    before: float
+    after: float
+    gain: float
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Whom personal models helped most and least, of `measured` users; nobody is on both lists.
+
+    `source` names the evaluation or the bank, `metric` what `before` and `after` are.
+    """
+
+    source: str
+    metric: str
+    measured: int
+    better: int
+    worse: int
+    most: tuple[UserGain, ...]
+    least: tuple[UserGain, ...]
+
+
+def load_overview(reg: Registry, *, jobs: int, chats: int) -> Overview:
+    """At most so many of the last jobs and chats, and what the store has."""
+    banks = [bank for bank in reg.banks.all() if bank.status == "ready"]
+    users, modelled = reg.user_table.count_users_matching(), reg.recipes.count_users()
+    evaluations = {one.label: one for one in reg.evaluations.all()}
+    runs = _main_jobs(reg.runs.jobs(RUNS_READ))[:jobs]
+    return Overview(
+        _stage(reg, users, banks, modelled),
+        users,
+        modelled,
+        len(banks),
+        sum(is_finished(one) for one in evaluations.values()),
+        reg.recipes.newest_user(),
+        _verdict(runs[0]) if runs else "",
+        tuple(_job_record(reg, run, evaluations) for run in runs),
+        tuple(reg.chats.recent_chats(chats)),
+    )
+
+
+def load_gains(reg: Registry, limit: int) -> Gains | None:
+    """Whom it helped, at most `limit` users on each list: by the newest finished evaluation that can tell.
+
+    Without one, by the held-out losses of the newest bank with any; None where nothing was measured.
+    """
+    for one in reg.evaluations.all():
+        if is_finished(one) and (found := _gains_of_evaluation(reg, one, limit)) is not None:
+            return found
+    for bank in sorted(reg.banks.all(), key=lambda bank: bank.id, reverse=True):
+        if (found := _gains_of_bank(reg, bank, limit)) is not None:
+            return found
+    return None
+
+
+def is_finished(evaluation: Evaluation) -> bool:
+    """Whether an evaluation has its result."""
+    return evaluation.status == "done" and bool(evaluation.result.get("methods"))
+
+
+def personal_and_common(document: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The method with personal models and the one without that an evaluation compares; None where one is missing.
+
+    Personal is the reference, or where that is a common one the best of the others.
+    """
+    measured = document["methods"]
+    common = next((method for method in COMMON_METHODS if method in measured), None)
+    if common is None:
+        return None
+    reference = document.get("reference")
+    ranked = [method for method in rank_methods(document) if method not in COMMON_METHODS]
+    personal = reference if reference in ranked else next(iter(ranked), None)
+    return None if personal is None else (personal, common)
+
+
+def _stage(reg: Registry, users: int, banks: Sequence[Bank], modelled: int) -> Stage:
+    if not users:
+        return "empty"
+    if not banks:
+        return "no bank" if reg.items.any_item() else "no history"
+    return "ready" if modelled else "no models"
+
+
+def _main_jobs(runs: Sequence[Run]) -> list[Run]:
+    """The runs, newest first, without those that a job of several began: they lie within its time."""
+    parents = [run for run in runs if run.kind in PARENT_KINDS and (run.ended or run.status == "running")]
+    return [run for run in runs if not any(_is_part(run, parent) for parent in parents)]
+
+
+def _is_part(run: Run, parent: Run) -> bool:
+    return run.id > parent.id and (parent.ended is None or run.started < parent.ended)
+
+
+def _job_record(reg: Registry, run: Run, evaluations: Mapping[str, Evaluation]) -> JobRecord:
+    evaluation = evaluations.get(run.subject)
+    subject = _quick_task(run) if run.kind == QUICK else run.subject
+    if evaluation is not None:
+        subject = f"{evaluation.task}, {run.subject}"
+    kind = "user adapt" if run.kind == ADAPT_RUN_KIND else run.kind
+    outcome = _outcome(reg, run, evaluation) if run.status == "done" else ""
+    error = (run.error or "") if run.status in ("failed", "interrupted") else ""
+    return JobRecord(kind, subject, run.status, run.started, run.ended, outcome, error.partition("\n")[0], run.id)
+
+
+def _outcome(reg: Registry, run: Run, evaluation: Evaluation | None) -> str:
+    """What a finished job found; empty where earlier versions did not write it down."""
+    result = run.result or {}
+    if run.kind == QUICK and "verdict" in result:
+        return f"{result['verdict']}: better for {result['better']} of {_count_measured(result)} {result['unit']}"
+    if run.kind == ADAPT_RUN_KIND and "users" in result:
+        return _adaptation_words(result)
+    if run.kind == BANK_BUILD:
+        bank = next((bank for bank in reg.banks.all() if bank_label(bank) == run.subject), None)
+        return "" if bank is None else pluralise(len(reg.banks.anchors(bank.id)), "anchor")
+    if evaluation is not None and is_finished(evaluation):
+        return _evaluation_words(evaluation.result)
+    return ""
+
+
+def _adaptation_words(result: Mapping[str, Any]) -> str:
+    if not result["measured"]:
+        return pluralise(result["users"], "user")
+    return f"held-out loss fell for {result['better']} of {pluralise(result['measured'], 'user')}"
+
+
+def _evaluation_words(document: Mapping[str, Any]) -> str:
+    """The verdict on the personal method against the common one."""
+    pair = personal_and_common(document)
+    if pair is None:
+        return pluralise(len(document["methods"]), "method")
+    personal, common = pair
+    for one in differences(document, document["metric"]):
+        if {one["a"], one["b"]} == set(pair):
+            said: str = difference_verdict(one)
+            if one["a"] != personal:
+                said = {"better": "worse", "worse": "better"}.get(said, said)
+            word = "from" if said == "not told apart" else "than"
+            return f"{personal} {said} {word} {common} in {metric_name(document['metric'])}"
+    return f"{personal} beside {common}"
+
+
+def _verdict(run: Run) -> str:
+    """The verdict of `mta quick` in a sentence; empty for other jobs."""
+    result = run.result or {}
+    if run.kind != QUICK or "verdict" not in result:
+        return ""
+    counts = f"better for {result['better']}, the same for {result['same']}, worse for {result['worse']}"
+    whom = f"{_count_measured(result)} measured {result['unit']}"
+    return f"{result['task']}: {result['verdict']}. {result['why'].capitalize()}. Of {whom}: {counts}."
+
+
+def _count_measured(result: Mapping[str, Any]) -> int:
+    return sum(result[how] for how in ("better", "same", "worse"))
+
+
+def _quick_task(run: Run) -> str:
+    return str(tomllib.loads(run.config[REQUEST_KEY]["task"])["name"])
+
+
+def _gains_of_bank(reg: Registry, bank: Bank, limit: int) -> Gains | None:
+    measured, better, worse = reg.stacks.count_changes(bank.id)
+    if not measured:
+        return None
+    most, least = (
+        tuple(UserGain(name, before, after, before - after) for name, before, after in rows)
+        for rows in (
+            reg.stacks.largest_changes(bank.id, min(limit, (measured + 1) // 2), best=True),
+            reg.stacks.largest_changes(bank.id, min(limit, measured // 2), best=False),
+        )
+    )
+    return Gains(f"bank {bank_label(bank)}", "held-out loss", measured, better, worse, most, least)
+
+
+def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> Gains | None:
+    """Each user's gain in the metric that decides; equal gains are told apart by the likelihood of the golds."""
+    from mta_cli.pipeline.quick.verdict import DECIDING_METRICS, gains_by_unit
+
+    pair = personal_and_common(evaluation.result)
+    if pair is None:
+        return None
+    personal, common = (_user_sums(reg, evaluation, method) for method in pair)
+    if personal is None or common is None or personal.users != common.users:
+        return None
+    metric = DECIDING_METRICS[personal.metric]
+    finer = LOGLIK_METRIC if personal.has_loglik and common.has_loglik else metric
+    gains = {user: gain + 0.0 for user, gain in gains_by_unit(personal, common, metric).items()}  # -0.0 becomes 0.0
+    ties = gains_by_unit(personal, common, finer)
+    before, after = (
+        dict(zip(sums.users, sums.metrics_from_sums(sums.sums)[metric].tolist(), strict=True))
+        for sums in (common, personal)
+    )
+    order = sorted(gains, key=lambda user: (gains[user], ties[user], user), reverse=True)
+    most, least = order[: min(limit, (len(order) + 1) // 2)], order[::-1][: min(limit, len(order) // 2)]
+    names = {user: reg.users.by_id(user).name for user in (*most, *least)}
+    shown = [tuple(UserGain(names[u], before[u], after[u], gains[u]) for u in listed) for listed in (most, least)]
+    better, worse = sum(gain > 0 for gain in gains.values()), sum(gain < 0 for gain in gains.values())
+    return Gains(evaluation.label, metric_name(metric), len(order), better, worse, shown[0], shown[1])
+
+
+def _user_sums(reg: Registry, evaluation: Evaluation, method: str) -> UserSums | None:
+    """A method's answers by user; None where they cannot be scored: the task is gone or another, or the evaluation is
+    of an earlier version.
+    """
+    from mta_cli.errors import MtaError
+    from mta_cli.pipeline.data.tasks import find_task
+    from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evaluation
+    from mta_cli.pipeline.evaluation.stored_models import sum_answers
+
+    try:
+        if evaluation.key is not None:
+            return load_finished_evaluation(reg, evaluation.id).user_sums(method)
+        found = reg.evaluations.predictions.load_predictions(evaluation.id)
+        return sum_answers(find_task(reg, evaluation.task), [one for one in found if one.method == method])
+    except (MtaError, KeyError, ValueError):
+        return None

@@ -1,0 +1,265 @@
+"""Home: what was done last, whom it helped, and what comes next. The first screen of a new window.
+
+Shows what `pipeline.overview` found. Every entry leads to the screen or the form that it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container
+from textual.widgets import Static
+
+from mta_cli.pipeline.report.wording import pluralise
+from mta_cli.tui.screens.base import BaseScreen
+from mta_cli.tui.text import block_text, line_text
+from mta_cli.tui.widgets.entry_list import Entry, EntryList
+from mta_cli.tui.widgets.home_rows import action_line, chat_line, gain_line, job_record_line, window_job_line
+from mta_cli.tui.workers.job_queue import Job, JobUpdated
+
+if TYPE_CHECKING:
+    from mta_cli.pipeline.overview import Gains, JobRecord, Overview
+    from store.registry import Registry
+
+MAX_ENTRIES = 24  # of a list, in the tallest window
+EMPTY_TEXT = "There are no users yet. Begin with one of these:"
+JOB_SCREENS = {
+    "quick": "results",
+    "eval run": "results",
+    "eval tune": "results",
+    "bank build": "bank",
+    "bank refresh": "bank",
+    "user adapt": "users",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an entry leads: a screen, or the form of a kind of job; the user who is selected first, a conversation."""
+
+    screen: str = ""
+    form: str = ""
+    user: str | None = None
+    chat: int | None = None
+
+
+class HomeScreen(BaseScreen):
+    """Lists of entries, and a line on what the store holds."""
+
+    SCREEN_NAME = "home"
+    CSS_PATH = "home.tcss"
+    AUTO_FOCUS = "#next"
+    HELP = (
+        "Next: what the store lacks first, or what its models can be used for.\n"
+        "Jobs: the last ones, with what they found. ↗ runs in another process, ↻ was interrupted: started again it "
+        "goes on.\n"
+        "Helped most and least: users whose own model changed most against the common one, in the newest evaluation; "
+        "without one, by the held-out loss before and after the adaptation. + is better.\n"
+        "Enter opens what the entry is about. The arrow keys go from list to list."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f", "start('quick')", "Your file", id="home.quick", tooltip="From a file of your own to a verdict"),
+        Binding("i", "start('data import')", "Import", id="home.import", tooltip="Import histories from a file"),
+        Binding("m", "start('demo')", "Demo", id="home.demo", tooltip="Start the demo"),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._overview: Overview | None = None
+        self._gains: Gains | None = None
+        self._gains_of = -1  # the changes of the store that the gains were read after
+
+    def compose_body(self) -> ComposeResult:
+        """What the store holds, what comes next, and the lists."""
+        yield Static(id="summary")
+        yield Static(id="verdict")
+        yield EntryList("Next", "next")
+        with Container(id="lists"):
+            with Container(id="done"):
+                yield EntryList("Jobs", "jobs")
+                yield EntryList("Chats", "chats")
+            with Container(id="gains"):
+                yield EntryList("Helped most", "most")
+                yield EntryList("Helped least", "least")
+
+    def on_mount(self) -> None:
+        """No room for gains before there are any."""
+        self.query_one("#gains").display = False
+
+    async def reload(self) -> None:
+        """Read what is at a glance, then whom models helped, which can take longer."""
+        self._overview = await self.mta_app.store_reader.read(_read_overview)
+        self._show_overview(self._overview)
+        if self._gains_of != self.mta_app.store_changes:
+            self._load_gains(self.mta_app.store_changes)
+
+    @work(group="gains", exclusive=True, exit_on_error=False)
+    async def _load_gains(self, changes: int) -> None:
+        self._gains_of = changes  # an error is shown once
+        self._gains = await self.mta_app.profile_reader.read(_read_gains)
+        self._show_gains()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The demo is offered where there are no users."""
+        if parameters == ("demo",):
+            return self._overview is None or self._overview.stage == "empty"
+        return True
+
+    @on(JobUpdated)
+    def refresh_updated_job(self) -> None:
+        """A job of this window went on."""
+        if self._overview is not None:
+            self._show_next(self._overview)
+        self._show_jobs()
+
+    @on(EntryList.Opened)
+    def open_entry(self, event: EntryList.Opened) -> None:
+        """Go where the entry leads."""
+        target = event.entry.target
+        assert isinstance(target, Target)
+        if target.user is not None:
+            self.mta_app.select_user(target.user)
+        self.mta_app.chat_to_open = target.chat
+        if target.form:
+            self.action_start(target.form)
+        else:
+            self.mta_app.show_screen(target.screen)
+
+    @work(group="stays", exit_on_error=False)
+    async def action_start(self, kind: str) -> None:
+        """Ask for a job and queue it; its progress and its end are shown here."""
+        from mta_cli.tui.dialogs.job_forms import queue_job_from_form
+
+        job = await queue_job_from_form(self.mta_app, kind)
+        if job is not None:
+            job.on_end = self._tell_end
+            self._show_jobs()
+
+    def _tell_end(self, job: Job) -> None:
+        """Say on other screens how a job that was started here ended."""
+        if not self.is_current and job.state == "done":
+            self.notify(f"{job.kind} {job.title}: done; 0 shows what came of it", markup=False)
+
+    def _show_overview(self, overview: Overview) -> None:
+        self.query_one("#summary", Static).update(
+            line_text(EMPTY_TEXT if overview.stage == "empty" else _summary(overview))
+        )
+        verdict = self.query_one("#verdict", Static)
+        verdict.display = bool(overview.verdict)
+        verdict.update(block_text(overview.verdict))
+        self._show_next(overview)
+        now = datetime.now(UTC)
+        self.query_one("#chats", EntryList).show_entries(
+            [
+                Entry(
+                    f"chat {chat.id}", partial(chat_line, chat, now=now), Target("chat", user=chat.user, chat=chat.id)
+                )
+                for chat in overview.chats
+            ]
+        )
+        self._show_jobs()
+        self.refresh_bindings()
+        if self.focused is None:
+            self.query_one("#next").focus()
+
+    def _show_next(self, overview: Overview) -> None:
+        """What comes next; a job of this window that runs before there are models may be it."""
+        running, user = self.mta_app.job_queue.running_job, self.mta_app.selected_user or overview.example
+        if running is not None and overview.stage != "ready":
+            watch = partial(action_line, f"Watch {running.kind} {running.title}", "its log and its loss")
+            entries: Sequence[Entry] = [Entry("watch", watch, Target("jobs"))]
+        else:
+            entries = _next_entries(overview.stage, user)
+        shown = self.query_one("#next", EntryList)
+        if [entry.key for entry in entries] != shown.keys:
+            shown.show_entries(entries)
+
+    def _show_jobs(self) -> None:
+        """This window's jobs that the store does not remember, and the store's."""
+        now, jobs = datetime.now(UTC), self.mta_app.job_queue.jobs
+        running = self.mta_app.job_queue.running_job
+        records = self._overview.jobs if self._overview is not None else ()
+        begun = datetime.fromtimestamp(int(running.started_at or 0), UTC).isoformat() if running is not None else None
+        entries = [
+            Entry(f"job {job.number}", partial(window_job_line, job, now=now), Target("jobs"))
+            for job in reversed(jobs)
+            if not (job.finished and job.run_ids)
+        ]
+        entries += [
+            Entry(f"run {record.run}", partial(job_record_line, record, now=now), _job_target(record))
+            for record in records
+            if begun is None or record.started < begun
+        ]
+        self.query_one("#jobs", EntryList).show_entries(entries)
+
+    def _show_gains(self) -> None:
+        found = self._gains
+        most, least = (found.most, found.least) if found is not None else ((), ())
+        self.query_one("#gains").display = found is not None
+        largest = max((abs(gain.gain) for gain in (*most, *least)), default=0.0)
+        for name, title, gains in zip(("most", "least"), _gain_titles(found), (most, least), strict=True):
+            self.query_one(f"#{name}", EntryList).show_entries(
+                [
+                    Entry(f"user {n}", partial(gain_line, gain, largest), Target("users", user=gain.user))
+                    for n, gain in enumerate(gains)
+                ],
+                title,
+            )
+
+
+def _read_overview(reg: Registry) -> Overview:
+    from mta_cli.pipeline.overview import load_overview
+
+    return load_overview(reg, jobs=MAX_ENTRIES, chats=MAX_ENTRIES)
+
+
+def _read_gains(reg: Registry) -> Gains | None:
+    from mta_cli.pipeline.overview import load_gains
+
+    return load_gains(reg, MAX_ENTRIES)
+
+
+def _summary(overview: Overview) -> str:
+    parts = [pluralise(overview.users, "user"), pluralise(overview.banks, "bank")]
+    parts.append(f"{pluralise(overview.modelled, 'user')} with a model")
+    parts.append(pluralise(overview.evaluations, "evaluation"))
+    return " · ".join(parts)
+
+
+def _gain_titles(gains: Gains | None) -> tuple[str, str]:
+    """The titles of both lists: what the numbers are and from where, and how many users there are."""
+    if gains is None:
+        return "Helped most", "Helped least"
+    worse = f"{gains.worse:,} of {gains.measured:,} worse"
+    return f"Helped most · {gains.metric}, {gains.source}", f"Helped least · {worse}"
+
+
+def _next_entries(stage: str, user: str | None) -> Sequence[Entry]:
+    """What the store lacks first; where it lacks nothing, what its models can be used for."""
+    begin = (
+        ("A file of your own", "a table of who answered what: from it to a verdict", Target(form="quick")),
+        ("Import histories", "mail, chats, tables; no training yet", Target(form="data import")),
+    )
+    offers = {
+        "empty": (begin[0], ("Try the demo", "included sample users, a few minutes", Target(form="demo")), begin[1]),
+        "no history": begin,
+        "no bank": (("Build a bank", "the models of a few anchor users", Target(form="bank build")),),
+        "no models": (("Adapt users", "their own models on the bank", Target(form="user adapt")),),
+        "ready": (
+            (f"Chat with {user}", "their own model answers", Target("chat", user=user)),
+            (f"Compare {user}'s models", "base, fused and adapted side by side", Target("compare", user=user)),
+            ("Evaluate methods", "which differences can be told apart", Target(form="eval run")),
+        ),
+    }
+    return [Entry(title, partial(action_line, title, about), target) for title, about, target in offers[stage]]
+
+
+def _job_target(record: JobRecord) -> Target:
+    return Target(JOB_SCREENS.get(record.kind, "jobs") if record.status == "done" else "jobs")

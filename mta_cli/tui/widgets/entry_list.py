@@ -1,0 +1,102 @@
+"""A titled list of entries, of which as many are shown as fit; the arrow keys go on into the next list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.text import Text
+from textual.binding import Binding, BindingType
+from textual.events import Resize
+from textual.message import Message
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+from mta_cli.tui.text import line_text
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`draw` gives the entry's line for a width in cells; `target` is what it leads to."""
+
+    key: str
+    draw: Callable[[int], Text]
+    target: object
+
+
+class EntryList(OptionList):
+    """Entries under a title. Hidden while there are none; never scrolls, unless its style gives it its own height."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "select", "Open", id="entries.open", tooltip="Go to what the entry is about"),
+    ]
+
+    class Opened(Message):
+        """Enter, or a click on an entry."""
+
+        def __init__(self, entry: Entry) -> None:
+            super().__init__()
+            self.entry = entry
+
+    def __init__(self, title: str, id: str) -> None:
+        super().__init__(id=id, markup=False)
+        self.border_title = line_text(title)
+        self._entries: tuple[Entry, ...] = ()
+        self.display = False
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of all entries, also of those that do not fit."""
+        return [entry.key for entry in self._entries]
+
+    def show_entries(self, entries: Sequence[Entry], title: str | None = None) -> None:
+        """Show these. In the list with the focus the cursor stays on its entry while that is there."""
+        self._entries = tuple(entries)
+        self.display = bool(entries)
+        self.styles.max_height = len(entries) + 1  # the title
+        if title is not None:
+            self.border_title = line_text(title)
+        self._draw()
+
+    def on_resize(self, event: Resize) -> None:
+        """Lines are cut, and entries left out, anew."""
+        self._draw()
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """Say which entry it was."""
+        event.stop()
+        self.post_message(self.Opened(self._entries[event.option_index]))
+
+    def action_cursor_down(self) -> None:
+        """The next entry, of the next list after the last."""
+        if self.highlighted in (None, self.option_count - 1):
+            self._go_to_list(1)
+        else:
+            super().action_cursor_down()
+
+    def action_cursor_up(self) -> None:
+        """The entry before, of the list before after the first."""
+        if self.highlighted in (None, 0):
+            self._go_to_list(-1)
+        else:
+            super().action_cursor_up()
+
+    def _go_to_list(self, step: int) -> None:
+        shown = [each for each in self.screen.query(EntryList) if each.display and each.option_count]
+        other = shown[(shown.index(self) + step) % len(shown)]
+        other.focus()
+        other.highlighted = 0 if step > 0 else other.option_count - 1
+
+    def _draw(self) -> None:
+        width, height = self.content_size
+        if not width:  # not laid out yet: on_resize comes
+            return
+        grows = self.styles.height is not None and self.styles.height.is_auto
+        shown = self._entries if grows else self._entries[: max(height, 1)]
+        option = self.highlighted_option if self.has_focus else None
+        at = option.id if option is not None else None
+        keys = [entry.key for entry in shown]
+        self.set_options(Option(entry.draw(width), entry.key) for entry in shown)
+        if shown:
+            self.highlighted = keys.index(at) if at in keys else 0
