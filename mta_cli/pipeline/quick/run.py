@@ -355,7 +355,7 @@ def _make_and_measure(
         "evaluation": evaluation["evaluation"],
         **compare_models(task, answers, mode, common, seed=request.machine.seed),
         "examples": _examples(reg, task, answers, mode, common),
-        "next": _next_commands(reg, task, users[0], evaluation["evaluation"]),
+        "next": _next_commands(reg, task, users[0], evaluation["evaluation"], alone=alone),
     }
 
 
@@ -420,12 +420,12 @@ def _examples(reg: Registry, task: Task, answers: dict[str, Any], mode: str, com
     return found
 
 
-def _next_commands(reg: Registry, task: Task, user: User, evaluation: int) -> list[str]:
+def _next_commands(reg: Registry, task: Task, user: User, evaluation: int, *, alone: bool) -> list[str]:
     name, question = shlex.quote(user.name), reg.items.queries(user.id, task.name, 1)[0].input
     short = textwrap.shorten(question, 36, placeholder="") or question[:36]
     return [
         f"mta ask --user {name} --task {task.name} {shlex.quote(short)}",
         f"mta chat --user {name} --task {task.name}",
         f"mta eval show {evaluation}",
-        f"mta eval run --task {task.name}",
+        *([] if alone else [f"mta eval run --task {task.name}"]),
     ]

@@ -104,6 +104,11 @@ def decide(
         return NOT_WORTH_IT, "what answers without a model is better"
     if gain["low"] <= 0:
         return NOT_TOLD_APART, f"more {more}, or use the {common} model"
+    if over_baseline["value"] < 0:
+        return (
+            NOT_TOLD_APART,
+            f"better than the {common} model, but what answers without a model is ahead, if not surely",
+        )
     if over_baseline["low"] <= 0:
         return WORTH_IT, f"better than the {common} model, but not told apart from what answers without a model"
     return WORTH_IT, f"better than the {common} model, and than what answers without a model"

@@ -141,6 +141,7 @@ def test_one_user_alone_is_compared_with_the_untrained_base(reg: Registry, fast:
     assert result["common"] == "base" and set(result["models"]) == {"fused", "base", "majority"}
     assert result["better"] + result["same"] + result["worse"] == 12 and "too few" not in result["why"]
     assert not any("is an anchor" in text for text in notes(seen))
+    assert not any("eval run" in command for command in result["next"]), "which compares users"
     assert len({row["question"] for row in result["examples"]}) == 3, "questions, where users are one"
     few, _ = finish(run_quick(reg, request(path, task="few", hold_out=3, user="bo")))
     assert "3 measured questions are too few" in few["why"]
