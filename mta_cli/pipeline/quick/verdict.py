@@ -107,7 +107,7 @@ def decide(
     if over_baseline["value"] < 0:
         return (
             NOT_TOLD_APART,
-            f"better than the {common} model, but what answers without a model is ahead, if not surely",
+            f"better than the {common} model, but not than the answers without a model",
         )
     if over_baseline["low"] <= 0:
         return WORTH_IT, f"better than the {common} model, but not told apart from what answers without a model"

@@ -75,7 +75,7 @@ def interval(low: float, high: float) -> dict[str, float]:
         ((0.1, 0.2), (0.1, 0.2), 9, WORTH_IT, "and than what answers without a model"),
         ((0.1, 0.2), (-0.1, 0.2), 9, WORTH_IT, "not told apart from what answers without"),
         ((0.1, 0.2), (-0.2, -0.1), 9, NOT_WORTH_IT, "without a model"),
-        ((0.1, 0.2), (-0.3, 0.1), 9, NOT_TOLD_APART, "but what answers without a model is ahead"),
+        ((0.1, 0.2), (-0.3, 0.1), 9, NOT_TOLD_APART, "but not than the answers without a model"),
         ((0.0, 0.2), (0.1, 0.2), 9, NOT_TOLD_APART, "use the common model"),
         ((-0.2, -0.1), (0.1, 0.2), 9, NOT_WORTH_IT, "the common model is better"),
         ((0.1, 0.2), (0.1, 0.2), 4, NOT_TOLD_APART, "4 measured users are too few"),
