@@ -42,7 +42,7 @@ async def walk(store: Path) -> None:
 
 
 async def compare(app: MtaApp, pilot: Pilot[None]) -> None:
-    """Put the first held-out query to the selected user's models."""
+    """Put the first held-out query to the selected user's models, then all of its task."""
     await pilot.press("2")
     await rest(app, pilot)
     await pilot.press("p")
@@ -50,6 +50,8 @@ async def compare(app: MtaApp, pilot: Pilot[None]) -> None:
     await pilot.press("enter")
     await rest(app, pilot)
     await pilot.press("enter")
+    await rest(app, pilot)
+    await pilot.press("escape", "A")
     await rest(app, pilot)
     keep(app, "compare")
 
