@@ -21,11 +21,11 @@ TRAINED = {"float32": 3.16e9, "bfloat16": 2.67e9, "nf4+bfloat16": 1.66e9}  # the
 BENCH = """$ mta bench --shape smollm2-135m
 base       smollm2-135m-instruct, 135M parameters
 device     cpu, bfloat16, threads: 1, fast decoder
-training   61.5 tokens/s, a group's LoRAs in all layers
-adapting   0.0132 users/s
-answering  9.55 tokens/s, one user
-           44.2 tokens/s, 16 users in one batch
-memory     2.19 GB at most; computed: 2.05 GB"""
+training   294 tokens/s, a group's LoRAs in all layers
+adapting   0.0603 users/s
+answering  38.1 tokens/s, one user
+           219 tokens/s, 16 users in one batch
+memory     2.20 GB at most; computed: 2.25 GB"""
 
 
 def page() -> str:
@@ -85,11 +85,11 @@ Parameters follow from the shape in the base's `config.json`; a test compares th
 - NF4 takes 0.52 bytes for each number of the projections, once, and 2 (or 4) for each other one.
 - On a GPU there are no copies, and a pass has up to 32,768 tokens.
 
-Computed and measured for the embedded base, with the embedder in memory: `mta bank build` for the sample's `taste` up to the weighing of label memory, in steps of 8 rows (about 1,000 tokens), one thread on a busy machine. NF4 was measured in the same steps alone; a whole build may take half a gigabyte more.
+Computed and measured for the embedded base, with the embedder in memory: `mta bank build` for the sample's `taste` up to the weighing of label memory, in steps of 8 rows (about 1,000 tokens), one thread on a busy machine; NF4 in the same steps alone.
 
 {_measured()}
 
-`python -m tests.bench.bench_memory` compares plan and peak in each format, with tokens a second, loss and the answers that change. One thread trained 286 tokens a second of its own time in bfloat16, 244 in NF4 and 140 in float32, and decoded 38, 11 and 16: packed weights are unpacked for every token. A server with the embedded base in bfloat16 was computed as {answering_bytes(EMBEDDED.shape, "bfloat16") / 1e9:.2f} GB and measured as {SERVED / 1e9:.2f}. Users' models in a server come on top (`serve.cache`, 512 MB). The demo, which does everything in one process, had reached 3.58 GB in its second bank. Larger bases, slow ones and GPUs were not measured.
+Whole builds of the same bank with two anchors and six items a user, two threads, nothing else running (`python -m tests.bench.bench_memory --formats bfloat16 nf4 --anchors 2 --items 6`, [JSON](results/bench-memory.json)): bfloat16 was planned as 2.3 GB and took 2.74 (1.19 times), NF4 as 1.9 and took 2.46 (1.30 times). Up to the last anchor they took 2.39 and 2.12; the weighing of label memory adds .35 GB that no plan counts. Both trained 475 tokens a second. The anchors' mean loss is .408 in bfloat16 and .463 in NF4, and 45 of 112 held-out answers under the task adapter differ. One thread trained 286 tokens a second of its own time in bfloat16, 244 in NF4 and 140 in float32, and decoded 38, 11 and 16: packed weights are unpacked for every token. A server with the embedded base in bfloat16 was computed as {answering_bytes(EMBEDDED.shape, "bfloat16") / 1e9:.2f} GB and measured as {SERVED / 1e9:.2f}. Users' models in a server come on top (`serve.cache`, 512 MB). The demo, which does everything in one process, had reached 3.58 GB in its second bank. Larger bases, slow ones and GPUs were not measured.
 
 Random bases of 101 million parameters of other families went through every stage (`python -m tests.bench.whole_run`). Their plans say 2.0 GB. The Qwen3 one had 2.04 GB resident at most in `bank build` and 1.28 GB in `user adapt`. The Gemma 3 one, with two items a user and no weighing of the memory, had 1.67 GB in `bank build`.
 
