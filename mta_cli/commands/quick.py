@@ -61,7 +61,7 @@ HoldOutOption = Annotated[
         "--hold-out",
         metavar="N",
         min=1,
-        help="Each user's latest items, held out to measure; else 2, or of one user alone a fifth, 12 at most.",
+        help="Each user's latest items, held out to measure; else 2, or of one user alone 10 to 12.",
         show_default=False,
     ),
 ]

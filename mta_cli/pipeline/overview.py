@@ -262,6 +262,8 @@ def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> G
     if personal is None or common is None or personal.users != common.users:
         return None
     metric = DECIDING_METRICS[personal.metric]
+    if metric == LOGLIK_METRIC and not (personal.has_loglik and common.has_loglik):
+        return None
     finer = LOGLIK_METRIC if personal.has_loglik and common.has_loglik else metric
     gains = {user: gain + 0.0 for user, gain in gains_by_unit(personal, common, metric).items()}  # -0.0 becomes 0.0
     ties = gains_by_unit(personal, common, finer)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-_NUMBER = re.compile(r"[+-]?\d{1,9}(\.\d{1,6})?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?\d{1,9}(\.\d{1,20})?", re.ASCII)
 
 
 def parse_number(label: str) -> float | None:
@@ -17,6 +18,11 @@ def parse_number(label: str) -> float | None:
 def format_number(number: float) -> str:
     """The label that a number is: `4` for 4.0, `3.5`; six decimals at most."""
     return f"{number:.6f}".rstrip("0").rstrip(".")
+
+
+def round_number(number: float, step: float) -> float:
+    """The nearest multiple of `step`; halfway, the greater one."""
+    return math.floor(number / step + 0.5) * step
 
 
 def find_label(text: str, labels: Sequence[str]) -> int | None:

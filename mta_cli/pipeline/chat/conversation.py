@@ -179,6 +179,9 @@ class Conversation:
         last.kept_as = (task, saved.name)
         yield saved
 
+    def _is_kept(self, exchange: Exchange) -> bool:
+        return exchange.kept_as is not None and self._is_item(self._require_user("undo this for"), *exchange.kept_as)
+
     def _is_item(self, user: User, task: str, key: str) -> bool:
         """Whether a kept item is still there: others may have removed it since."""
         return any(item.task == task for item in self.model.reg.items.items_with_keys(user.id, [key]))
@@ -194,7 +197,7 @@ class Conversation:
         """
         from mta_cli.pipeline.users.remove_items import remove_items
 
-        kept = next((exchange for exchange in reversed(self.exchanges) if exchange.kept_as is not None), None)
+        kept = next((one for one in reversed(self.exchanges) if self._is_kept(one)), None)
         if kept is None or kept.kept_as is None:
             raise BadInput("There is nothing to undo: no exchange of this conversation was kept with /good.")
         user, (task, key) = self._require_user("undo this for"), kept.kept_as

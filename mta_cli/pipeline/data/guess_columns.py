@@ -6,13 +6,14 @@ A guess is shown to the user, or stands in an example command; nothing is import
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.engine.text.labels import format_number
+from mta_cli.engine.text.labels import format_number, parse_number
 from mta_cli.pipeline.data.column_mapping import NEEDED, ColumnMapping, cell_text
 from mta_cli.pipeline.data.formats.timestamps import normalise_time
 
@@ -86,7 +87,6 @@ MAX_SCORES = 21
 """Most scores of a scale: 0 to 20, or 0 to 10 in halves."""
 _INPUT_COLUMNS = 4
 _MOST = 0.9  # share of a column's cells that are dates, or numbers, where the column is taken for such
-_NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,6})?", re.ASCII)
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
@@ -146,7 +146,7 @@ class _Column:
 
     @property
     def is_number(self) -> bool:
-        return self.share(_NUMBER.fullmatch) >= _MOST
+        return self.share(lambda cell: parse_number(cell) is not None) >= _MOST
 
     @property
     def is_date(self) -> bool:
@@ -163,42 +163,48 @@ class _Column:
         return self.share(lambda cell: any(char.isalpha() for char in cell) and "://" not in cell) >= 0.5
 
 
-def guess_columns(rows: Sequence[Mapping[str, Any]]) -> ColumnGuess:
+def guess_columns(rows: Sequence[Mapping[str, Any]], *, given: Collection[str] = ()) -> ColumnGuess:
     """Which column is the user, the output and the time, and which make the input, by names and by content.
 
     The time is a dated column; the output a column with a telling name, else one of few different values, else the last
     text; the user one that repeats, with a telling name or short text; the input is all other text, at most four
-    columns.
+    columns. The parts in `given` are known, and their columns are not in the rows.
     """
     names = dict.fromkeys(name for row in rows for name in row)
     columns = [_Column(name, [cell_text(row.get(name)).strip() for row in rows]) for name in names]
     examples = {column.name: next(iter(column.filled), "") for column in columns}
     left = [column for column in columns if column.filled]
 
-    def take(*rules: Callable[[_Column], bool]) -> _Column | None:
+    def take(part: str, *rules: Callable[[_Column], bool]) -> _Column | None:
+        if part in given:
+            return None
         found = next((column for rule in rules for column in left if rule(column)), None)
         if found is not None:
             left.remove(found)
         return found
 
-    time = take(lambda column: column.is_date, lambda column: column.is_named_time)
+    time = take("time", lambda column: column.is_date, lambda column: column.is_named_time)
     user = take(
+        "user",
         lambda column: column.name.casefold() == "user",
         lambda column: column.is_named(USER_WORDS) and column.is_short and column.repeats,
         lambda column: column.is_named(USER_WORDS) and column.is_short and column.distinct < len(column.filled),
     )
     output = take(
+        "output",
         lambda column: column.name.casefold() == "output",
         lambda column: column.is_named(OUTPUT_WORDS) and column.repeats,
         lambda column: column.is_named(OUTPUT_WORDS),
     )
     if user is None:
-        user = take(lambda column: column.distinct > 1 and column.is_text and column.is_short and column.repeats)
+        user = take(
+            "user", lambda column: column.distinct > 1 and column.is_text and column.is_short and column.repeats
+        )
     if output is None:
         left.reverse()  # an output mostly comes after its input
-        output = take(lambda column: column.is_short and column.repeats)
+        output = take("output", lambda column: column.is_short and column.repeats)
         if output is None and len([column for column in left if column.is_text]) > 1:
-            output = take(lambda column: column.is_text)
+            output = take("output", lambda column: column.is_text)
         left.reverse()
     mapping = ColumnMapping(
         user.name if user else None,
@@ -224,9 +230,9 @@ def guess_kind(outputs: Sequence[str]) -> OutputGuess:
     counts = Counter(text for output in outputs if (text := output.strip()))
     if len(counts) < 2:
         return OutputGuess("text")
-    numbers = {text: float(text) for text in counts if _NUMBER.fullmatch(text)}
+    numbers = {text: number for text in counts if (number := parse_number(text)) is not None}
     if sum(counts[text] for text in numbers) >= _MOST * counts.total():
-        scale, step = _guess_scale(list(numbers.values()))
+        scale, step = _guess_scale(sorted(set(numbers.values())))
         if scale:
             return OutputGuess("score", scale, step)
     few = len(counts) <= min(MAX_LABELS, max(counts.total() / 3, 2))
@@ -242,21 +248,21 @@ def _guess_scale(scores: Sequence[float]) -> tuple[tuple[str, ...], float]:
     """
     if len(scores) < 3:
         return (), 0.0
-    whole = all(score == int(score) for score in scores)
-    least, low, high = 1.0 if whole else 0.5, min(scores), max(scores)
-    if low > 0 and high <= 10 and not any(score % least for score in scores):
+    least = next((step for step in (1.0, 0.5) if not any(score % step for score in scores)), 0.01)
+    low, high = min(scores), max(scores)
+    if low > 0 and high <= 10 and least >= 0.5:
         low, high = min(least, low), 5.0 if high <= 5 else 10.0
     for step in _steps(least):
-        places = range(round(low / step), round(high / step) + 1)
+        places = range(math.floor(low / step + 0.5), math.floor(high / step + 0.5) + 1)
         if len(places) <= MAX_SCORES:
             break
-    return tuple(format_number(step * place) for place in places), step
+    return (tuple(format_number(step * place) for place in places), step) if len(places) > 2 else ((), 0.0)
 
 
 def _steps(first: float) -> Iterator[float]:
-    """Widths of a scale's steps: `first`, then 2, 5, 10, 20, 50 and so on."""
+    """Widths of a scale's steps: `first`, then the next ones of .01, .02, .05, .1 and so on."""
     yield first
-    for power in itertools.count():
+    for power in itertools.count(-2):
         yield from (width * 10.0**power for width in (1, 2, 5) if width * 10.0**power > first)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mta_cli.errors import BadInput
-from mta_cli.pipeline.data.column_mapping import ColumnMapping
+from mta_cli.pipeline.data.column_mapping import ColumnMapping, find_column
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.detect import is_clearly_known, read_sample, require_format
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, format_value
@@ -36,9 +36,17 @@ class TableSample:
         """The names in their order."""
         return tuple(dict.fromkeys(name for row in self.rows for name in row))
 
-    def guess(self) -> ColumnGuess:
-        """What the columns are, by their names and content."""
-        return guess_columns(self.rows)
+    def guess(self, given: ColumnMapping | None = None) -> ColumnGuess:
+        """What the columns are, by their names and content; those that `given` uses are no part of a guess."""
+        known = {part: columns for part, columns in self._given_columns(given).items() if None not in columns}
+        taken = {column for columns in known.values() for column in columns}
+        rows = [{name: cell for name, cell in row.items() if name not in taken} for row in self.rows]
+        return guess_columns(rows, given=known)
+
+    def _given_columns(self, given: ColumnMapping | None) -> dict[str, list[str | None]]:
+        """The columns of each mapped part, None for one that is not there."""
+        templates = given.templates if given is not None else {}
+        return {part: [find_column(name, self.columns) for name in one.columns] for part, one in templates.items()}
 
     def missing_parts(self, source: ImportSource) -> list[str]:
         """The needed parts of a record that the source's mapping does not find here."""
@@ -63,7 +71,7 @@ class TableSample:
 
     def example_command(self, source: ImportSource, command: str = IMPORT_COMMAND) -> str:
         """A command line with the guessed columns where the source has none; words in capitals are to be replaced."""
-        guess = self.guess().columns
+        guess = self.guess(source.columns).columns
         words = [*command.split(), "-" if str(source.path) == "/dev/stdin" else str(source.path)]
         if source.user is not None or (guess.user is None and source.columns.user is None):
             words += ["--me", source.user or "NAME"]

@@ -53,7 +53,7 @@ def complete_columns(source: ImportSource) -> CompleteSource:
     sample = read_table_sample(source)
     if sample is None or not sample.rows:
         return CompleteSource(source, (), is_document)
-    guess, lines, columns = sample.guess().columns, [], source.columns
+    guess, lines, columns = sample.guess(source.columns).columns, [], source.columns
     missing = sample.missing_parts(source)
     for part in PARTS:
         given, own = getattr(columns, part), find_column(part, sample.columns)

@@ -18,6 +18,7 @@ from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.data.guess_columns import guess_kind
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.parse_file import parse_import_file
+from mta_cli.pipeline.users.import_file import KEPT_ITEMS
 
 if TYPE_CHECKING:
     from store.records import NewItem
@@ -46,6 +47,11 @@ class FileSummary:
     output_word: str = ""
 
     @property
+    def is_of_one_user(self) -> bool:
+        """Whether no second user has items to hold out."""
+        return sum(count > KEPT_ITEMS for count in self.counts.values()) <= 1
+
+    @property
     def records(self) -> int:
         """How many there are."""
         return sum(self.counts.values())
@@ -68,11 +74,12 @@ def summarise_file(reg: Registry, source: ImportSource, task: Task) -> Generator
             counts[record.user] += 1
             outputs.append(record.item.output)
             lengths.append(len(record.item.input))
-            if len(own := sample.setdefault(record.user, [])) < SAMPLE_ITEMS and len(sample) <= SAMPLE_USERS:
-                own.append(record.item)
-    kept = {user: items for user, items in sample.items() if items}
+            if record.user in sample or len(sample) < SAMPLE_USERS:
+                own = sample.setdefault(record.user, [])
+                if len(own) < SAMPLE_ITEMS:
+                    own.append(record.item)
     word = words.pop() if len(words) == 1 else ""
-    return FileSummary(dict(counts), tuple(outputs), _long(lengths), kept, authors, word)
+    return FileSummary(dict(counts), tuple(outputs), _long(lengths), sample, authors, word)
 
 
 def undrafted_task(name: str) -> Task:

@@ -131,7 +131,7 @@ def _candidates(work: Workload, options: BankOptions, rows_per_second: float, mi
         asked = sum(count > 0 for count in work.queries)
         time = MEASURING_SHARE * (60 * minutes - OVERHEAD_SECONDS) * rows_per_second
         most = max(MIN_MEASURED, int(time / _rows_per_measured_user(work, chosen.anchor_count)))
-        measured = min(most, max(asked - chosen.anchor_count, 1))
+        measured = min(most, asked - chosen.anchor_count if asked > chosen.anchor_count else asked)
         longest = max(held, default=0)
         for items in (count for n, count in enumerate(ITEMS) if n == 0 or count < longest):
             for task_epochs, epochs, weighed in PASSES:

@@ -10,10 +10,11 @@ import random
 import shlex
 import textwrap
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.engine.text.labels import find_label, parse_number
 from mta_cli.engine.text.task_files import task_to_toml
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, NotFound, UsageError
@@ -38,6 +39,7 @@ from mta_cli.pipeline.quick.plan import QuickPlan, QuickSizes, Workload, make_pl
 from mta_cli.pipeline.quick.verdict import (
     BASELINE,
     COMMON,
+    MIN_UNITS,
     MODEL_WORDS,
     UNTRAINED,
     answer_without_model,
@@ -60,7 +62,7 @@ RUN_KIND, PLAN_KEY = "quick", "plan"
 VERDICT_KEYS = ("evaluation", "measured_users", "unit", "better", "same", "worse", "verdict", "why")
 """What the run keeps of its document: no names, no texts of users."""
 SHOWN_PROMPTS, SHOWN_LINES, SHOWN_LINE = 3, 16, 160
-HELD_OUT, MAX_HELD_OUT = 2, 12
+HELD_OUT, MAX_HELD_OUT = 2, 12  # of each of many users; of one user alone
 OPTION_CLASSES: tuple[type[Any], ...] = (
     BankOptions,
     ScreeningOptions,
@@ -122,7 +124,7 @@ def run_quick(
     lines = (*file_lines, *plan.lines)
     yield JobPlan("quick", lines)
     with record_request(reg, RUN_KIND, _identity(reg, request, task) | {PLAN_KEY: asdict(plan)}) as kept:
-        measured = yield from _make_and_measure(reg, request, task, plan)
+        measured = yield from _make_and_measure(reg, request, task, plan, summary)
         kept |= {"task": task.name, **{key: measured[key] for key in VERDICT_KEYS}}
     yield JobResult(
         {
@@ -161,14 +163,28 @@ def _read_file(
     if source.hold_out == 0:
         source = replace(source, hold_out=choose_hold_out(summary))
     if there is not None:
-        return source, summary, there
+        step = _step_of(there, summary) if complete.plan_lines else 0.0
+        return replace(source, round_to=step), summary, there
     task, step = draft_task(name, source, summary)
     return replace(source, round_to=step), summary, task
 
 
 def choose_hold_out(summary: FileSummary) -> int:
-    """Two items of each of many users; a fifth of the items of one user alone, `MAX_HELD_OUT` at most."""
-    return HELD_OUT if len(summary.counts) > 1 else max(HELD_OUT, min(summary.records // 5, MAX_HELD_OUT))
+    """Two items of each of many users; of one user alone a fifth, at least what a verdict needs, at most 12."""
+    if not summary.is_of_one_user:
+        return HELD_OUT
+    return min(MAX_HELD_OUT, max(MIN_UNITS["questions"], summary.records // 5), summary.records - KEPT_ITEMS)
+
+
+def _step_of(task: Task, summary: FileSummary) -> float:
+    """What outputs are rounded to that are not on the scale of a task that is there; 0 where all are."""
+    numbers = [number for label in task.labels if (number := parse_number(label)) is not None]
+    if task.kind != "score" or len(numbers) != len(task.labels) or len(numbers) < 2:
+        return 0.0
+    off = any(
+        find_label(text, task.labels) is None for text in summary.outputs if parse_number(text.strip()) is not None
+    )
+    return numbers[1] - numbers[0] if off else 0.0
 
 
 def _require_consent(source: ImportSource, summary: FileSummary, can_anchor: bool | None) -> None:
@@ -190,7 +206,7 @@ def _file_lines(complete: CompleteSource, source: ImportSource, summary: FileSum
     yield PlanLine("task", f"{task.name}, {task.kind}{labels}", origin)
     asked = complete.source.hold_out
     why = "flag --hold-out" if asked else "by the data"
-    each = "each user's" if len(summary.counts) > 1 else "the"
+    each = "the" if summary.is_of_one_user else "each user's"
     yield PlanLine("held out", f"{each} last {source.hold_out} items", why)
 
 
@@ -317,9 +333,9 @@ def _items_of_consenting(reg: Registry, task: Task) -> tuple[int, ...]:
 
 
 def _make_and_measure(
-    reg: Registry, request: QuickRequest, task: Task, plan: QuickPlan
+    reg: Registry, request: QuickRequest, task: Task, plan: QuickPlan, summary: FileSummary
 ) -> Generator[Event, None, dict[str, Any]]:
-    """Build the bank, make users' models and measure them."""
+    """Build the bank, make models of the file's users and measure them."""
     from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 
     options = _with_bank_options(request.options, plan.sizes)
@@ -327,8 +343,12 @@ def _make_and_measure(
         yield Note(f"{request.minutes:g} min are too few here: this is the least that there is.", warning=True)
     yield Note(f"2 of 4: the bank of {plan.sizes.anchors} anchors; about {format_duration(plan.seconds)} for all")
     bank = yield from _build_bank(reg, options, task, plan.sizes)
-    users, are_anchors = choose_measured_users(reg, bank, plan.sizes.measured_users, request.machine.seed)
-    alone = len(reg.users.users_with_items(task.name)) == 1
+    users, are_anchors = choose_measured_users(
+        reg, bank, summary.counts, plan.sizes.measured_users, request.machine.seed
+    )
+    alone = summary.is_of_one_user
+    if not alone and len(users) < MIN_UNITS["users"]:
+        yield Note(f"only {len(users)} users can be measured: too few for a verdict", warning=True)
     if are_anchors and not alone:
         yield Note(
             "Every user with held-out items is an anchor: the bank was trained on their histories.", warning=True
@@ -338,6 +358,8 @@ def _make_and_measure(
     yield from _make_user_models(reg, options, task, users)
     if not task.labels:  # a training that diverged leaves no stack
         users = [user for user in users if reg.stacks.get(user.id, task.name, bank.id) is not None]
+        if not users:
+            raise BadInput("every training at a user diverged", hint="mta user adapt --learning-rate 0.001")
     yield Note(f"4 of 4: their answers to held-out questions, and those of the {MODEL_WORDS[common]} model")
     job = evaluate_users(reg, base_model(options), task, users, (common, mode), options[PromptOptions], request.machine)
     evaluation: dict[str, Any] = yield from forward_events(job)
@@ -377,13 +399,16 @@ def _build_bank(reg: Registry, options: OptionSet, task: Task, sizes: QuickSizes
     return current_bank(reg, task.name, request.base.fingerprint)
 
 
-def choose_measured_users(reg: Registry, bank: Bank, most: int, seed: int) -> tuple[list[User], bool]:
-    """At most so many users with held-out items, drawn by the seed, and whether they are anchors.
+def choose_measured_users(
+    reg: Registry, bank: Bank, names: Container[str], most: int, seed: int
+) -> tuple[list[User], bool]:
+    """At most so many of these users with held-out items, drawn by the seed, and whether they are anchors.
 
     Anchors are only measured where nobody else can be.
     """
     anchors = {anchor.user_id for anchor in reg.banks.anchors(bank.id)}
-    asked = [user for user, _ in reg.users.users_with_items(bank.task) if reg.items.queries(user.id, bank.task, 1)]
+    named = [user for user, _ in reg.users.users_with_items(bank.task) if user.name in names]
+    asked = [user for user in named if reg.items.queries(user.id, bank.task, 1)]
     others = [user for user in asked if user.id not in anchors]
     chosen = sorted(others or asked, key=lambda user: user.id)
     if len(chosen) > most:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.pipeline.evaluation.result_document import MAIN_METRICS
 from mta_cli.pipeline.evaluation.stored_models import sum_answers
 from mta_cli.pipeline.memory.bank_memory import MAX_RECENT_ANSWERS, BankMemory
+from mta_cli.pipeline.report.results import SIGNIFICANCE_LEVEL
 from store.tables.predictions import Prediction
 
 if TYPE_CHECKING:
@@ -94,24 +95,32 @@ def _sum_by_unit(task: Task, answers: Mapping[str, Sequence[Prediction]]) -> tup
 def decide(
     gain: Mapping[str, float], over_baseline: Mapping[str, float], measured: int, unit: str, common: str
 ) -> tuple[str, str]:
-    """The verdict and its reason. Told apart means: the whole 95 % interval is on one side of zero."""
-    more = "items per user" if unit == "users" else "questions (--hold-out)"
+    """The verdict and its reason, by the rule of evaluations for what is told apart."""
+    more = "items per user" if unit == "users" else "questions (--hold-out, in a new store)"
     if measured < MIN_UNITS[unit]:
         return NOT_TOLD_APART, f"{measured} measured {unit} are too few, {MIN_UNITS[unit]} are the least"
-    if gain["high"] < 0:
+    said, plain = _direction(gain), _direction(over_baseline)
+    if said < 0:
         return NOT_WORTH_IT, f"the {common} model is better"
-    if over_baseline["high"] < 0:
+    if plain < 0:
         return NOT_WORTH_IT, "what answers without a model is better"
-    if gain["low"] <= 0:
+    if said == 0:
         return NOT_TOLD_APART, f"more {more}, or use the {common} model"
     if over_baseline["value"] < 0:
         return (
             NOT_TOLD_APART,
             f"better than the {common} model, but not than the answers without a model",
         )
-    if over_baseline["low"] <= 0:
+    if plain == 0:
         return WORTH_IT, f"better than the {common} model, but not told apart from what answers without a model"
     return WORTH_IT, f"better than the {common} model, and than what answers without a model"
+
+
+def _direction(gain: Mapping[str, float]) -> int:
+    """1 for better, -1 for worse, 0 where not told apart, as evaluations tell it: by the interval and p."""
+    if gain["low"] <= 0 <= gain["high"] or gain["p"] >= SIGNIFICANCE_LEVEL:
+        return 0
+    return 1 if gain["low"] > 0 else -1
 
 
 def gains_by_unit(personal: UserSums, common: UserSums, metric: str) -> dict[int, float]:

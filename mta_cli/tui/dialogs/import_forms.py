@@ -181,7 +181,7 @@ def _quick_fields(context: FormContext) -> tuple[FormField, ...]:
         FormField(
             "hold_out",
             "hold out",
-            default_text="2; of one user alone a fifth",
+            default_text="2; of one user alone 10 to 12",
             help="Each user's latest items, held out to measure.",
             advanced=True,
         ),

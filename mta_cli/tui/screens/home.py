@@ -174,7 +174,7 @@ class HomeScreen(BaseScreen):
         running, user = self.mta_app.job_queue.running_job, self.mta_app.selected_user or overview.example
         if running is not None and overview.stage != "ready":
             watch = partial(action_line, f"Watch {running.kind} {running.title}", "its log and its loss")
-            entries: Sequence[Entry] = [Entry("watch", watch, Target("jobs"))]
+            entries: Sequence[Entry] = [Entry(f"watch {running.number}", watch, Target("jobs"))]
         else:
             entries = _next_entries(overview.stage, user)
         shown = self.query_one("#next", EntryList)

@@ -47,6 +47,8 @@ def test_columns_are_guessed_and_what_they_are_is_said(tmp_path: Path) -> None:
     found = complete_columns(ImportSource(None, file, columns=ColumnMapping(output="film")))
     assert (found.source.columns.user, found.source.columns.output) == ("reader", "film")
     assert [line.origin for line in found.plan_lines[:3]] == ["guessed", "guessed", "given"]
+    found = complete_columns(ImportSource(None, file, columns=ColumnMapping(output="reader"), user="ann"))
+    assert found.source.columns.input == "film", "what a flag took is no part of the input"
     file.write_text("film,stars\nA,1\nB,2\n")
     with pytest.raises(BadInput, match="has no column user") as refused:
         complete_columns(ImportSource(None, file))

@@ -164,7 +164,7 @@ def test_chats_and_mail_are_texts_of_one_user_who_says_so(reg: Registry, fast: N
         finish(run_quick(reg, request(path, user="ann")))
     assert "--can-anchor" in str(refused.value.hint) and reg.users.names() == []
     result, _ = finish(run_quick(reg, request(path, user="ann", hold_out=0), can_anchor=True))
-    assert (result["task"], result["kind"], result["queries"]) == ("conversations", "text", 2)
+    assert (result["task"], result["kind"], result["queries"]) == ("conversations", "text", 9)
     assert "My message:" in result["prompts"][0]["prompt"] and result["personal"] == "adapted"
 
 
@@ -179,6 +179,8 @@ def test_dirty_tables_are_read_and_what_is_left_out_is_counted(reg: Registry, fa
     labels = find_task(reg, "drams").labels
     assert labels[0] == "40" and labels[-1] == "100" and len(labels) <= 21
     assert all(query.gold in labels for query in reg.items.queries(reg.users.get("u1").id, "drams"))
+    again, _ = finish(run_quick(reg, request(path, task="drams")))
+    assert (again["items"], again["queries"]) == (result["items"], result["queries"]), "the same items, not new ones"
 
 
 def test_users_without_enough_items_are_refused_before_anything_is_stored(reg: Registry, tmp_path: Path) -> None:
@@ -194,11 +196,12 @@ def test_more_users_than_fit_are_drawn_by_the_seed(peopled: Registry) -> None:
     from tests.pipeline.town import bank_request
 
     finish(build_bank(peopled, bank_request()))
-    bank = peopled.banks.all()[0]
-    chosen, anchors = choose_measured_users(peopled, bank, 4, seed=1)
+    bank, names = peopled.banks.all()[0], peopled.users.names()
+    assert choose_measured_users(peopled, bank, {"ida"}, 9, seed=1)[0] == [peopled.users.get("ida")]
+    chosen, anchors = choose_measured_users(peopled, bank, names, 4, seed=1)
     assert len(chosen) == 4 and not anchors
-    assert [user.id for user in chosen] == [user.id for user in choose_measured_users(peopled, bank, 4, seed=1)[0]]
-    assert len(choose_measured_users(peopled, bank, 99, seed=1)[0]) == 9
+    assert chosen == choose_measured_users(peopled, bank, names, 4, seed=1)[0]
+    assert len(choose_measured_users(peopled, bank, names, 99, seed=1)[0]) == 9
 
 
 def test_a_document_needs_a_task_that_is_there(reg: Registry, fast: None) -> None:

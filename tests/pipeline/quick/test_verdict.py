@@ -66,7 +66,7 @@ def test_texts_are_judged_by_the_likelihood_of_the_users_own() -> None:
 
 
 def interval(low: float, high: float) -> dict[str, float]:
-    return {"value": (low + high) / 2, "low": low, "high": high, "p": 0.5}
+    return {"value": (low + high) / 2, "low": low, "high": high, "p": 0.01}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,11 @@ def test_the_verdict_follows_from_the_intervals(
 ) -> None:
     said, reason = decide(interval(*gain), interval(*over), users, "users", "common")
     assert said == verdict and why in reason
+
+
+def test_an_interval_without_zero_is_not_enough_where_p_is_large() -> None:
+    said, _ = decide({**interval(0.1, 0.2), "p": 0.06}, interval(0.1, 0.2), 5, "users", "common")
+    assert said == NOT_TOLD_APART
 
 
 def test_examples_are_of_the_largest_the_median_and_the_smallest_gain() -> None:

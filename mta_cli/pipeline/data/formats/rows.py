@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from mta_cli.engine.text.labels import format_number, parse_number
+from mta_cli.engine.text.labels import format_number, parse_number, round_number
 from mta_cli.pipeline.data.column_mapping import NEEDED, ColumnMapping
 from mta_cli.pipeline.data.formats.fields import RecordFields
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record, SeenIds, SourceLocation, format_value
@@ -47,12 +47,12 @@ def parse_rows(
         owner = _record_user(fields, user)
         question, answer, time = fields.read_text_field("input"), fields.read_scalar("output"), fields.read_time("time")
         of = fields.read_scalar("task") if fields.has_value("task") else task
-        if answer is not None and round_to:
+        if answer is not None and round_to and place not in findings.skipped_places:
             number = parse_number(answer.strip())
             if number is None:
                 findings.skip_counts[NO_NUMBER] += 1
                 continue
-            answer = format_number(round(number / round_to) * round_to)
+            answer = format_number(round_number(number, round_to))
         key = fields.read_id() if fields.has_value("id") else ""
         if owner is None or question is None or answer is None or of is None or key is None:
             continue
