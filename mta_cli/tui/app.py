@@ -236,11 +236,11 @@ class MtaApp(App[None]):
         except MtaError as error:
             self.show_error(error)
             return
-        goes = "\n".join(plan.effects)
-        question = f"Take back {plan.item}? What was made from it is removed too.\n\n{goes}"
-        if plan.effects and not await self.confirm(question):
-            return
         waits = self.job_queue.has_unfinished_jobs
+        goes = [*plan.effects, *(["what unfinished jobs make from it"] if waits else [])]
+        question = f"Take back {plan.item}? What was made from it is removed too.\n\n" + "\n".join(goes)
+        if goes and not await self.confirm(question):
+            return
         end = partial(self._handle_undo_end, kept, plan)
         self._undo_job = self.job_queue.add_job("undo", plan.item, partial(undo, kept=kept), end)
         if waits:

@@ -122,6 +122,23 @@ def test_models_that_were_made_from_the_answer_are_asked_about(demo_store: Path)
     run(drive())
 
 
+def test_while_jobs_run_it_asks_because_they_may_use_the_answer(
+    demo_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await keep(app, "a film")
+            monkeypatch.setattr(type(app.job_queue), "has_unfinished_jobs", property(lambda queue: True))
+            await pilot.press("u")
+            await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
+            assert "what unfinished jobs make from it" in screen_text(app)
+            await pilot.press("n")
+            await settled(app, pilot)
+            assert "a film" in questions(demo_store)
+
+    run(drive())
+
+
 def test_an_answer_that_is_gone_already_is_said_to_be(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
