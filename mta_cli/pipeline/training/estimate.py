@@ -148,7 +148,7 @@ def _family_without_decoder(base: ModelEntry) -> str | None:
 
 
 def _speed_lines(family: str | None) -> tuple[PlanLine, ...]:
-    return () if family is None else (PlanLine("speed", f"several times slower: no fast path for {family}"),)
+    return () if family is None else (PlanLine("speed", f"slower: no fast path for {family}"),)
 
 
 def format_duration(seconds: float) -> str:
