@@ -6,6 +6,7 @@ Usage: python docs/screens.py STORE. Moves through the screens by keys, as a use
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from mta_cli.tui.workers.model_worker import ModelWorker
 
 FOLDER = Path(__file__).parent / "screens"
 SIZE = (120, 36)
+MOVING, SHOWN_SECONDS = ("home", "users", "compare", "bank", "results"), 3
 PATIENCE = 300.0  # seconds for a question to be answered
 WALK: tuple[tuple[str, Sequence[str]], ...] = (
     ("home", ("0",)),
@@ -75,5 +77,22 @@ def keep(app: MtaApp, name: str) -> None:
     (FOLDER / f"{name}.svg").write_text(app.export_screenshot(title="mta", simplify=True), encoding="utf-8")
 
 
+def animate() -> None:
+    """One picture that shows the pictures in turn; the first alone for those who want no motion."""
+    pictures = [(FOLDER / f"{name}.svg").read_text(encoding="utf-8") for name in MOVING]
+    head = re.match(r"<svg[^>]*>", pictures[0])
+    assert head is not None
+    style = (
+        f".frame{{visibility:hidden;animation:show {len(MOVING) * SHOWN_SECONDS}s step-end infinite}}"
+        f"@keyframes show{{0%{{visibility:visible}}{100 / len(MOVING):g}%{{visibility:hidden}}}}"
+        "@media(prefers-reduced-motion){.frame{animation:none}.frame:first-of-type{visibility:visible}}"
+    )
+    inner = [picture.strip().removesuffix("</svg>").partition(">")[2] for picture in pictures]
+    frames = (f'<g class="frame" style="animation-delay:{n * SHOWN_SECONDS}s">{one}</g>' for n, one in enumerate(inner))
+    text = f"{head[0]}<style>{style}</style>{''.join(frames)}</svg>\n"
+    (FOLDER / "moving.svg").write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
     asyncio.run(walk(Path(sys.argv[1])))
+    animate()
