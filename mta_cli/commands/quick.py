@@ -171,14 +171,12 @@ SIMPLEST = {
     "score": "no model: median score",
     "text": "no model: nearest own text",
 }
-COMMON = {"pooled": "common", "base": "untrained"}
 PERSONAL = {"fused": "personal: recipe, label memory", "adapted": "personal: recipe and stack"}
 
 
 def render_verdict(result: dict[str, Any], *, store: Path | None = None) -> RenderableType:
     """The verdict on one screen of 80 columns and 24 lines."""
-    common = COMMON[result["common"]]
-    columns = ("user", "question", "answered", common, "personal")
+    columns = ("user", "question", "answered", result["common_word"], "personal")
     examples = [
         (_cut(one["user"], 10), _cut(one["question"], 24), *(_cut(one[name], 11) for name in EXAMPLE_ANSWERS))
         for one in result["examples"]
@@ -227,7 +225,7 @@ def _model_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _gain_lines(result: dict[str, Any]) -> str:
     gain = result["gain"]
-    measured, common = sum(result[how] for how in ("better", "same", "worse")), COMMON[result["common"]]
+    measured, common = sum(result[how] for how in ("better", "same", "worse")), result["common_word"]
     return (
         f"The personal model was better for {result['better']} of {measured} {result['unit']}, the same for "
         f"{result['same']}, worse for {result['worse']}.\n"

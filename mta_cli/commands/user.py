@@ -317,40 +317,47 @@ def adapt(
             suggest_after_adaptation(context, [each["user"] for each in made], request.fuse.task.name)
 
 
+ExportFolderOption = Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to make.")]
+ExportFormatOption = Annotated[
+    Literal["peft", "merged", "gguf-lora", "gguf"],
+    typer.Option("--format", help="A LoRA for PEFT and vLLM, or as GGUF; or a whole model, as either."),
+]
+ExportRankOption = Annotated[
+    int | None, typer.Option("--rank", min=1, help="Reduce to this rank; else exact, at the sum of all ranks.")
+]
+ExportTypeOption = Annotated[
+    Literal["f16", "bf16", "q8_0"], typer.Option("--type", help="Number format of a whole GGUF's weights.")
+]
+ExportBaseNameOption = Annotated[
+    str | None, typer.Option("--base-name", metavar="NAME", help="What the base is called where this will run.")
+]
+ApproximateOption = Annotated[
+    bool, typer.Option("--approximate", help="Let parts for late tokens act on all, since nothing else knows them.")
+]
+CheckOption = Annotated[
+    bool, typer.Option("--check", help="Answer up to 20 of the user's questions before and after, and count changes.")
+]
+AllDataOption = Annotated[
+    bool, typer.Option("--all-data", help="All stored data about the user instead, as readable files for them.")
+]
+
+
 @app.command()
 @options(only(ModelOptions, "base"))
 def export(
     ctx: typer.Context,
     *,
     user: UserArgument,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to make.")],
+    to: ExportFolderOption,
     task: TaskOption = None,
-    form: Annotated[
-        Literal["peft", "merged", "gguf-lora", "gguf"],
-        typer.Option("--format", help="A LoRA for PEFT and vLLM, or as GGUF; or a whole model, as either."),
-    ] = "peft",
-    rank: Annotated[
-        int | None, typer.Option("--rank", min=1, help="Reduce to this rank; else exact, at the sum of all ranks.")
-    ] = None,
-    number_format: Annotated[
-        Literal["f16", "bf16", "q8_0"], typer.Option("--type", help="Number format of a whole GGUF's weights.")
-    ] = "f16",
-    base_name: Annotated[
-        str | None,
-        typer.Option("--base-name", metavar="NAME", help="What the base is called where this will run."),
-    ] = None,
-    approximate: Annotated[
-        bool, typer.Option("--approximate", help="Let parts for late tokens act on all, since nothing else knows them.")
-    ] = False,
-    check: Annotated[
-        bool,
-        typer.Option("--check", help="Answer up to 20 of the user's questions before and after, and count changes."),
-    ] = False,
+    form: ExportFormatOption = "peft",
+    rank: ExportRankOption = None,
+    number_format: ExportTypeOption = "f16",
+    base_name: ExportBaseNameOption = None,
+    approximate: ApproximateOption = False,
+    check: CheckOption = False,
     flags: Flags,
-    all_data: Annotated[
-        bool,
-        typer.Option("--all-data", help="All stored data about the user instead, as readable files for them."),
-    ] = False,
+    all_data: AllDataOption = False,
     yes: YesOption = False,
     json: JsonOption = False,
 ) -> None:

@@ -37,6 +37,7 @@ PARENT_KINDS = (QUICK, *EVAL_KINDS)
 RUNS_READ = 60  # to find a few jobs that are not parts of others
 COMMON_METHODS = ("pooled", "base")
 """What a personal model is compared with: the first of these that was measured."""
+WITHOUT_MODEL = ("majority", "majority-mean", "neighbours")
 
 
 @dataclass(frozen=True)
@@ -141,14 +142,14 @@ def is_finished(evaluation: Evaluation) -> bool:
 def personal_and_common(document: Mapping[str, Any]) -> tuple[str, str] | None:
     """The method with personal models and the one without that an evaluation compares; None where one is missing.
 
-    Personal is the reference, or where that is a common one the best of the others.
+    Personal is the reference, or where that is a common one the best of the others with a model.
     """
     measured = document["methods"]
     common = next((method for method in COMMON_METHODS if method in measured), None)
     if common is None:
         return None
     reference = document.get("reference")
-    ranked = [method for method in rank_methods(document) if method not in COMMON_METHODS]
+    ranked = [method for method in rank_methods(document) if method not in (*COMMON_METHODS, *WITHOUT_MODEL)]
     personal = reference if reference in ranked else next(iter(ranked), None)
     return None if personal is None else (personal, common)
 

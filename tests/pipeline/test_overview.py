@@ -200,6 +200,8 @@ def test_no_change_of_an_error_is_no_negative_zero(reg: Registry) -> None:
         ({"mta": 0.5, "stack": 0.6, "base": 0.3}, "base", ("stack", "base")),
         ({"mta": 0.5, "oppu": 0.4}, "mta", None),
         ({"base": 0.5, "pooled": 0.4}, "base", None),
+        ({"majority": 0.6, "pooled": 0.4}, "pooled", None),
+        ({"majority": 0.6, "stack": 0.5, "pooled": 0.4}, "pooled", ("stack", "pooled")),
     ],
 )
 def test_what_an_evaluation_compares(methods: dict[str, float], reference: str, pair: tuple[str, str] | None) -> None:

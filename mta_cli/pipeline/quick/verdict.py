@@ -67,6 +67,7 @@ def compare_models(
     verdict, why = decide(gain, over_baseline, len(gains), unit, MODEL_WORDS[common])
     return {
         "common": common,
+        "common_word": MODEL_WORDS[common],
         "unit": unit,
         "metric": main,
         "deciding_metric": deciding,
