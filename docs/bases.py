@@ -34,79 +34,78 @@ def page() -> str:
 
 <!-- Made by `make docs` from the program; do not edit. -->
 
-`mta model list --available` shows this catalog. `mta model pull NAME` downloads a base, and `models.base` in the [settings](settings.md) makes it the default. Any other base is pulled by its name on the hub: `mta model pull hf:ORG/NAME`.
+`mta model pull NAME` downloads a base of this catalog, and `models.base` in the [settings](settings.md) makes it the default. Any other base is pulled by its name on the hub: `mta model pull hf:ORG/NAME`.
 
-Contents: [less memory](#less-memory) · [several bases](#several-bases-in-one-store) · [how memory is computed](#how-memory-is-computed) · [on your machine](#on-your-machine)
+Contents: [less memory](#less-memory) · [several bases](#several-bases-in-one-store) · [on your machine](#on-your-machine) · [how memory is computed](#how-memory-is-computed)
 
 {_table()}
 
-Sizes are GB. The columns for training and serving are memory, [computed](#how-memory-is-computed) in bfloat16.
+Sizes are GB; train and serve are memory in bfloat16, [computed](#how-memory-is-computed).
 
-**Speed.** Fast bases run on mta's own decoder, slow ones on transformers' modules ([families](performance.md#families)).
-
-**Gated** bases ask you to accept a licence on their page of the hub. Then log in with `hf auth login`, or set `HF_TOKEN`.
-
-**Commit and digests.** mta compares every weight file with the SHA-256 that the hub announces. The manifest keeps the commit and the digests (`mta model show NAME`); pulling again says when the hub has another commit. A stopped or broken pull is continued. `smollm2-135m-instruct` comes from the Python package index, with pinned digests.
+- **Speed.** Fast bases run on mta's own decoder, slow ones on transformers' modules ([families](performance.md#families)).
+- **Gated** bases ask you to accept a licence on the hub. Then `hf auth login`, or set `HF_TOKEN`.
+- **Digests.** Weights are compared with the SHA-256 that the hub announces; `mta model show NAME` has commit and digests. Pulling again continues a stopped pull, and says when the hub has another commit. `smollm2-135m-instruct` comes from the Python package index, with pinned digests.
 
 ## Less memory
 
-`--quantize nf4` packs the linear layers of the base in 4 bits while they are read: NF4 with double quantisation, by bitsandbytes (`pip install 'mta-cli[quantize]'`). LoRAs, their gradients and moments stay in float32 above it, as in QLoRA (arXiv 2305.14314). Embeddings, norms and the output layer keep `--dtype`.
+`--quantize nf4` (`pip install 'mta-cli[quantize]'`) holds the linear layers of the base in 4 bits: NF4 with double quantisation, by bitsandbytes. LoRAs, their gradients and moments stay in float32, as in QLoRA (arXiv 2305.14314); embeddings, norms and the output layer keep `--dtype`.
 
-- Every command that trains or answers takes it; `machine.quantize = "nf4"` in the [settings](settings.md) makes it the default. Use it for a bank and its users alike.
-- ΔW cannot be added to packed weights. Task adapter, fusion and stack act beside them, which costs some time.
-- The base keeps its fingerprint: an adapter that was trained above NF4 loads on the plain weights, and the other way round. Banks of the two are different banks. `mta user export` always writes for the plain base.
-- `--int8` and `--vllm` are refused beside it. A CPU and CUDA compute it; Apple's GPU does not.
+- Every command that trains or answers takes it; `machine.quantize = "nf4"` makes it the default. Use it for a bank and its users alike: with and without NF4 are different banks.
+- It runs on a CPU and CUDA, not on Apple's GPU, and is refused with `--vllm`. It costs some time.
+- An adapter loads on plain weights too. `mta user export` always writes for the plain base.
 
-`--max-memory 6GB` bounds the estimate that a job plans with; nothing watches the process. Of what the weights leave, half goes to training passes, a quarter to computed states and a quarter to the adapters that train together. A job that does not fit is refused before it loads anything, and the hint names a number format that would fit.
+`--max-memory 6GB` bounds a job's estimate: half of what the weights leave goes to training passes, a quarter to computed states, a quarter to adapters that train together. A job that does not fit is refused, with a number format that would. Nothing watches the process.
 
 ## Several bases in one store
 
-`mta bank build --base qwen3-0.6b` and `mta user adapt --base qwen3-0.6b` make models on another base beside those that are there. A bank on another base is the next version of its name. Users have a recipe and a stack on each.
+`--base NAME` of `mta bank build` and `mta user adapt` makes models on another base beside the others. A bank there is the next version of its name; a user has a recipe and a stack on each base.
 
-- **Which base is meant.** `--base`, `MTA_MODELS_BASE` or `models.base` says it. Else it is the default base if it has the user's models (for `ask`, `chat`, `compare` and `export`) or the task's banks (for `fuse`, `adapt` and `serve`); else the only base that has them, and a line says so; else the command names them and stops.
-- Once a store has banks on two bases, lists, `show`, `ps` and the window name the base. In `--json` they always do.
+- Without `--base`, `MTA_MODELS_BASE` or `models.base`, commands take the default base if it has the user's models (`ask`, `chat`, `compare`, `export`) or the task's banks (`fuse`, `adapt`, `serve`); else the only base that has them; else they name the bases and stop.
 - `mta bank build --refresh --base NAME` refreshes the bank of that base.
 - A server and a window answer on one base.
 
-## How memory is computed
-
-Parameters follow from the shape in the base's `config.json`; a test compares them with the model that transformers builds. A parameter is 2 bytes on disk (bfloat16). Memory is the most resident memory of a process on a CPU in bfloat16:
-
-    train = {PROGRAM_BYTES / 1e9:.1f} GB + 2 · weights + projections + 2 bytes · {PASS_TOKENS:,} tokens · layers · kept + 12 bytes · logits
-    kept  = 4 · width + head width · (3 · heads + 2 · key heads) + {ROW_TOKENS} · heads + 4 · inner width
-    serve = {PROGRAM_BYTES / 1e9:.1f} GB + 4 · weights + 2 bytes · 2 · layers · key heads · head width · {CONTEXT_TOKENS:,} tokens
-
-- {PROGRAM_BYTES / 1e9:.1f} GB are the libraries, the embedder, and freed memory that the process keeps.
-- The fast decoder joins projections, so weights count twice: in the mapped file and joined. A server keeps two more copies. Weights of slow bases count once.
-- A training merges the task adapter into the projections (the linear layers of all decoder layers) and keeps their original weights.
-- `kept` is the numbers for each token and layer that a backward pass needs. The task adapter acts in all layers; meta-LoRAs and stacks need less.
-- Rows of {ROW_TOKENS} tokens and one answer token in {1 / ANSWER_SHARE:.0f} are assumptions of the table. The plan of a job counts the tokens of a sample of the data, and adds computed states and the adapters that train together.
-- Float32 (`--dtype float32`, and CPUs without bfloat16) doubles weights and what is kept, without the copies.
-- NF4 takes 0.52 bytes for each number of the projections, once, and 2 (or 4) for each other one.
-- On a GPU there are no copies, and a pass has up to 32,768 tokens.
-
-Computed and measured for the embedded base, with the embedder in memory: `mta bank build` for the sample's `taste` up to the weighing of label memory, in steps of 8 rows (about 1,000 tokens), one thread on a busy machine; NF4 in the same steps alone.
-
-{_measured()}
-
-Whole builds of the same bank with two anchors and six items a user, two threads, nothing else running (`python -m tests.bench.bench_memory --formats bfloat16 nf4 --anchors 2 --items 6`, [JSON](results/bench-memory.json)): bfloat16 was planned as 2.3 GB and took 2.74 (1.19 times), NF4 as 1.9 and took 2.46 (1.30 times). No plan counts the weighing of label memory, which comes last. Both trained 475 tokens a second. The anchors' mean loss is .408 in bfloat16 and .463 in NF4, and 45 of 112 held-out answers under the task adapter differ. One thread trained 286 tokens a second of its own time in bfloat16, 244 in NF4 and 140 in float32, and decoded 38, 11 and 16: packed weights are unpacked for every token. A server with the embedded base in bfloat16 was computed as {answering_bytes(EMBEDDED.shape, "bfloat16") / 1e9:.2f} GB and measured as {SERVED / 1e9:.2f}. Users' models in a server come on top (`serve.cache`, 512 MB). The demo, which does everything in one process, had reached 3.58 GB in its second bank. Larger bases, slow ones and GPUs were not measured.
-
-Random bases of 101 million parameters of other families went through every stage (`python -m tests.bench.whole_run`). Their plans say 2.0 GB. The Qwen3 one had 2.04 GB resident at most in `bank build` and 1.28 GB in `user adapt`. The Gemma 3 one, with two items a user and no weighing of the memory, had 1.67 GB in `bank build`.
-
 ## On your machine
 
-`mta bench --shape NAME` measures random weights of a shape; nothing is downloaded. `NAME` is a name of the table above, or a short one ({_short_names()}). Without `--shape`, an installed base is measured (`--base`). A shape that needs more memory than is free is refused. Real output, from one thread of the same machine while some twenty other processes had its two cores, so an idle one is several times faster; memory does not depend on that:
+`mta bench --shape NAME` measures random weights of a shape, without a download: a name of the table, or {_short_names()}. Without `--shape` it measures an installed base (`--base`). One thread of two cores, while some twenty other processes ran; an idle machine is several times faster:
 
 ```
 {BENCH}
 ```
 
-- **training**: {GROUP_USERS} users' LoRAs of rank 8 in all layers, rows of {ROW_TOKENS} tokens. A step fills one pass of the device.
+- **training**: {GROUP_USERS} users' LoRAs of rank 8 in all layers, rows of {ROW_TOKENS} tokens.
 - **adapting**: evidence of 16 anchors and a core of 10 steps, from 5 shots of {ROW_TOKENS} tokens; the fastest of groups of 1, 2, 4, … 16 users.
 - **answering**: greedy, behind prompts of {ROW_TOKENS} tokens; in the batch each user has a LoRA.
-- **memory**: on a CPU the process's peak (Linux), on a GPU what CUDA counts for tensors. The computed one is for these measurements, whose random weights have no mapped file.
+- **memory**: on a CPU the process's peak (Linux), on a GPU CUDA's tensors. The computed one is for these measurements, whose weights have no mapped file.
 
-Each measurement takes about `--seconds`, and longer where a single step does. `make check-gpu` compares a GPU's results with the CPU's for every family and runs this; it ends in one JSON document.
+`make check-gpu` compares a GPU with the CPU for every family and runs this, into one JSON document.
+
+## How memory is computed
+
+Parameters follow from the base's `config.json`. Memory is the most resident memory of a process on a CPU in bfloat16 (2 bytes a number):
+
+    train = {PROGRAM_BYTES / 1e9:.1f} GB + 2 · weights + projections + 2 bytes · {PASS_TOKENS:,} tokens · layers · kept + 12 bytes · logits
+    kept  = 4 · width + head width · (3 · heads + 2 · key heads) + {ROW_TOKENS} · heads + 4 · inner width
+    serve = {PROGRAM_BYTES / 1e9:.1f} GB + 4 · weights + 2 bytes · 2 · layers · key heads · head width · {CONTEXT_TOKENS:,} tokens
+
+- {PROGRAM_BYTES / 1e9:.1f} GB are the libraries, the embedder, and freed memory.
+- Weights count twice on the fast decoder, in the mapped file and joined, and once on slow bases. A server keeps two more copies, a training the projections (linear layers of all decoder layers) before the task adapter is merged in.
+- `kept` is what a backward pass needs for each token and layer; meta-LoRAs and stacks need less than the task adapter.
+- The table assumes rows of {ROW_TOKENS} tokens and one answer token in {1 / ANSWER_SHARE:.0f}. A job's plan counts a sample of the data, computed states, and adapters that train together.
+- Float32 doubles weights and `kept`, without the copies. NF4 takes 0.52 bytes a number of the projections, once, and 2 (or 4) for others.
+- On a GPU there are no copies, and a pass has up to 32,768 tokens.
+
+`mta bank build` for the sample's `taste` on the embedded base, without the weighing of label memory, in steps of about 1,000 tokens, one thread on a busy machine; NF4 alone:
+
+{_measured()}
+
+Whole builds with two anchors and six items a user, two threads, nothing else running (`python -m tests.bench.bench_memory --formats bfloat16 nf4 --anchors 2 --items 6`, [JSON](results/bench-memory.json)):
+
+| | planned, GB | taken | tokens/s | anchors' mean loss |
+|---|---:|---:|---:|---:|
+| bfloat16 | 2.3 | 2.74 | 475 | .408 |
+| NF4 | 1.9 | 2.46 | 475 | .463 |
+
+No plan counts the weighing of label memory. 45 of 112 held-out answers under the task adapter differ between the two. One thread trained 286 tokens a second of CPU time in bfloat16, 244 in NF4 and 140 in float32, and decoded 38, 11 and 16. A server was computed as {answering_bytes(EMBEDDED.shape, "bfloat16") / 1e9:.2f} GB and measured as {SERVED / 1e9:.2f}; users' models come on top (`serve.cache`, 512 MB). `mta demo` in one process had reached 3.58 GB in its second bank. A random Qwen3 base of 101 million parameters, planned as 2.0 GB, had 2.04 in `bank build` and 1.28 in `user adapt`. Larger bases, slow ones and GPUs were not measured.
 """
 
 
