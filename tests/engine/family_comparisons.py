@@ -72,7 +72,9 @@ def reference(made: Any, ids: Sequence[int], loras: Sequence[LoraWeights] = (), 
     return logits
 
 
-def log_likelihoods_and_gradients(family: str, device: torch.device, placement: str) -> Iterator[Pair]:
+def log_likelihoods_and_gradients(
+    family: str, device: torch.device, placement: str, recomputes: bool = False
+) -> Iterator[Pair]:
     made = EXACT[family]()
     start = random_lora(made, 1, placement=placement)
     trees = [PromptTree(tuple(random_text(n, n)), (tuple(random_text(6, n + 1)),)) for n in PROMPTS]
@@ -92,7 +94,9 @@ def log_likelihoods_and_gradients(family: str, device: torch.device, placement: 
             found.append(logits[-len(answer) :].log_softmax(-1).gather(1, answer[:, None])[:, 0])
         return torch.cat(found)
 
-    backend = LlamaBackend(decoder_on(device, made), trees, start.placement, (), ())
+    decoder = decoder_on(device, made)
+    decoder.recomputes_layers = recomputes
+    backend = LlamaBackend(decoder, trees, start.placement, (), ())
     values, grads = list[Tensor](), list[list[Tensor]]()
     sides: tuple[tuple[Callable[[Factors], Tensor], torch.device | str], ...] = (
         (lambda factors: backend.score_rows(range(len(trees)), factors).log_likelihoods, device),
@@ -184,6 +188,9 @@ COMPARISONS: Mapping[str, Callable[[str, torch.device], Iterator[Pair]]] = {
         )
         for placement in ("all", "upper", "late")
     },
+    "the same of layers that are computed again": partial(
+        log_likelihoods_and_gradients, placement="all", recomputes=True
+    ),
     "a prompt, and tokens one by one": prompt_and_tokens_one_by_one,
     "a batch of users, padded on the left": batch_of_users_padded_on_the_left,
     "rows that join a running batch": rows_that_join_a_running_batch,

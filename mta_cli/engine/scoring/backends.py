@@ -186,11 +186,19 @@ def require_supported_placements(base: LoadedBase, placements: Sequence[Placemen
 
 
 class TokenBudget:
-    """How many tokens run at once, with padding; halved where memory runs out."""
+    """How many tokens run at once, with padding; halved where memory runs out.
+
+    A row that does not fit alone is computed with `LlamaDecoder.recomputes_layers`, where the base has that decoder.
+    """
 
     def __init__(self, base: LoadedBase, tokens: int | None = None) -> None:
         self.tokens = tokens or base.limits.batch_tokens or device_batch_tokens(base.device)
-        self._device = base.device
+        self._limit, self._decoder, self._device = base.limits.batch_tokens, base.llama_decoder, base.device
+
+    def admit_rows(self, longest: int) -> None:
+        """Prepare for rows of up to `longest` tokens, which may be more than the base's limit of a pass."""
+        if self._decoder is not None:
+            self._decoder.recomputes_layers = self._limit is not None and longest > self._limit
 
     def run_batches(self, batches: list[list[T]], work: Callable[[list[T]], None]) -> None:
         """Do `work` on each batch, the last first; a batch that does not fit into memory is done in halves.
@@ -208,6 +216,9 @@ class TokenBudget:
                 waiting += self._split_batch(batch)
 
     def _split_batch(self, batch: list[T]) -> list[list[T]]:
+        if len(batch) == 1 and self._decoder is not None and not self._decoder.recomputes_layers:
+            self._decoder.recomputes_layers = True
+            return [batch]
         if len(batch) == 1:
             raise BadInput(
                 f"one row alone does not fit into the memory of {self._device}",

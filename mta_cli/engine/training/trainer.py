@@ -109,8 +109,8 @@ class Trainer:
     """Trains the members' LoRAs, of the same modules, rank, scale and placement, or their cores, all alike, on `base`.
 
     `budget` is how many tokens run at once, with padding; None: as many as keep this device busy. It is halved where
-    memory runs out. Labels of next to no probability before the training are left out. `failed` says by member why
-    training stopped early.
+    memory runs out, down to one row, whose layers the backward pass then computes again. Labels of next to no
+    probability before the training are left out. `failed` says by member why training stopped early.
     """
 
     def __init__(self, base: LoadedBase, members: Sequence[GroupMember], *, budget: int | None = None) -> None:
@@ -133,6 +133,7 @@ class Trainer:
             frozen_loras=[member.frozen_loras for member in members],
             tree_users=owners,
         )
+        self.budget.admit_rows(max(map(self._backend.tokens_per_pass, range(len(self._examples))), default=0))
         self._batches: list[tuple[int, list[list[int]]]] = [(-1, []) for _ in members]  # epoch, and its batches
 
     def train_steps(self) -> Iterator[dict[int, TrainStep]]:

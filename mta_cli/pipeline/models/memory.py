@@ -20,7 +20,6 @@ Use = Literal["train", "answer"]
 
 PROGRAM_BYTES = 800 * 10**6  # measured: libraries, the embedder, and freed memory that the allocator keeps
 PASS_TOKENS = 1024  # tokens of a training pass on a CPU: `CPU_BATCH_TOKENS` of the engine
-LEAST_PASS_TOKENS = 128  # of a pass under `--max-memory`
 ROW_TOKENS = 128  # assumed where there are no data: tokens of a training example
 ANSWER_SHARE = 1 / 8  # assumed: the share of them that are answers and have logits
 CONTEXT_TOKENS = 4096  # tokens of the conversation that is served
@@ -95,10 +94,11 @@ def weight_bytes(shape: Shape, form: str, use: Use) -> int:
     return number * (copies * shape.parameters + (shape.projections if use == "train" else 0))
 
 
-def pass_bytes(shape: Shape, form: str, tokens: int, row: int, layers: int) -> int:
+def pass_bytes(shape: Shape, form: str, tokens: int, row: int, layers: int, *, recomputes: bool = False) -> int:
     """What a training pass of `tokens` tokens in rows of `row` keeps for its backward pass through `layers` layers.
 
-    It is counted from the fast decoder; transformers' modules keep more.
+    It is counted from the fast decoder; transformers' modules keep more. Where the backward pass `recomputes` layers,
+    that is the states before each layer, and one layer as a whole.
     """
     per_token = (
         4 * shape.width  # residual stream and normalised states, before attention and before the MLP
@@ -109,7 +109,8 @@ def pass_bytes(shape: Shape, form: str, tokens: int, row: int, layers: int) -> i
     if form.startswith("nf4"):  # outputs of queries, keys, values, gate and up before they are joined
         per_token += shape.head_dim * (shape.heads + 2 * shape.kv_heads) + 2 * shape.inner
     logits = 3 * 4 * min(HELD_LOGITS, round(tokens * ANSWER_SHARE) * shape.vocabulary)
-    return number_bytes(form) * tokens * layers * per_token + logits
+    kept = layers * shape.width + per_token if recomputes else layers * per_token
+    return number_bytes(form) * tokens * kept + logits
 
 
 def number_bytes(form: str) -> int:
@@ -150,8 +151,8 @@ def divide_memory(shape: Shape, form: str, use: Use, most: int) -> MemoryLimits:
     from mta_cli.engine.model.load import MemoryLimits
 
     usual, spare = MemoryLimits(), max(0, most - PROGRAM_BYTES - weight_bytes(shape, form, use))
-    one = pass_bytes(shape, form, LEAST_PASS_TOKENS, ROW_TOKENS, shape.layers) / LEAST_PASS_TOKENS
-    tokens = max(LEAST_PASS_TOKENS, int(spare / 2 / one))
+    one = pass_bytes(shape, form, ROW_TOKENS, ROW_TOKENS, shape.layers) / ROW_TOKENS
+    tokens = max(1, int(spare / 2 / one))  # a longer row is a pass of its own, which recomputes layers
     return MemoryLimits(
         tokens if tokens < PASS_TOKENS else None,
         min(usual.cache_bytes, spare // 4),
@@ -160,10 +161,10 @@ def divide_memory(shape: Shape, form: str, use: Use, most: int) -> MemoryLimits:
 
 
 def least_bytes(shape: Shape, form: str, use: Use) -> int:
-    """The least memory that a use takes; a training with passes of `LEAST_PASS_TOKENS`, and as much for the rest."""
+    """The least memory that a use takes; a training with one row of `ROW_TOKENS` a pass, and as much for the rest."""
     if use == "answer":
         return answering_bytes(shape, form)
-    passes = pass_bytes(shape, form, LEAST_PASS_TOKENS, ROW_TOKENS, shape.layers)
+    passes = pass_bytes(shape, form, ROW_TOKENS, ROW_TOKENS, shape.layers, recomputes=shape.fast)
     return PROGRAM_BYTES + weight_bytes(shape, form, use) + 2 * passes
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights, merge_into_base
 from mta_cli.engine.lora.batched import TrainableLoras
-from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.model.load import LoadedBase, MemoryLimits
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.training.fusion_weights import learn_weights
 from mta_cli.engine.training.trainer import MAX_GRAD_NORM, GroupMember, Schedule, Trainer, epoch_batches
@@ -261,6 +262,56 @@ def test_one_row_that_never_fits_is_said(base: LoadedBase, monkeypatch: pytest.M
     monkeypatch.setattr(trainer._backend, "score_rows", full)
     with pytest.raises(BadInput, match="does not fit"):
         list(trainer.train_steps())
+
+
+def kept_bytes(trainer: Trainer) -> int:
+    """The most bytes that a training's backward passes needed, summed over its steps."""
+    kept = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        list(trainer.train_steps())
+    return kept
+
+
+@pytest.mark.parametrize("placement", ["all", "late"])
+def test_rows_longer_than_a_pass_may_be_are_computed_again_and_give_the_same_bytes(
+    base: LoadedBase, placement: str
+) -> None:
+    members, decoder = group(base, placement, under=False), base.llama_decoder
+    assert decoder is not None
+    usual = Trainer(base, members, budget=4)
+    kept = kept_bytes(usual)
+    assert not decoder.recomputes_layers
+    limited = Trainer(replace(base, limits=MemoryLimits(batch_tokens=4)), members)
+    assert decoder.recomputes_layers
+    assert kept_bytes(limited) < kept / 4
+    assert all(map(torch.equal, stacked_loras(usual).trainable, stacked_loras(limited).trainable))
+    Trainer(base, members)
+    assert not decoder.recomputes_layers  # the next training keeps its layers
+
+
+def test_one_row_that_fits_only_without_its_layers_is_trained(
+    base: LoadedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = random_rows([12, 12])
+    expected, trainer = alone(base, rows), alone(base, rows)
+    list(expected.train_steps())
+    decoder, real = base.llama_decoder, trainer._backend.score_rows
+    assert decoder is not None
+
+    def small(chosen, factors):  # type: ignore[no-untyped-def]
+        if len(chosen) > 1 or not decoder.recomputes_layers:
+            raise torch.OutOfMemoryError("not enough")
+        return real(chosen, factors)
+
+    monkeypatch.setattr(trainer._backend, "score_rows", small)
+    list(trainer.train_steps())
+    assert difference(trainer.weights(0), expected.weights(0)) < 1e-5
 
 
 def test_a_base_without_a_plain_decoder_trains_the_same(base: LoadedBase) -> None:
