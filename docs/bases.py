@@ -54,7 +54,7 @@ Sizes are GB; train and serve are memory in bfloat16, [computed](#how-memory-is-
 - It runs on a CPU and CUDA, not on Apple's GPU, and is refused with `--vllm`. It costs some time.
 - An adapter loads on plain weights too. `mta user export` always writes for the plain base.
 
-`--max-memory 6GB` bounds a job's estimate: half of what the weights leave goes to training passes, a quarter to computed states, a quarter to adapters that train together. A job that does not fit is refused, with a number format that would. Nothing watches the process.
+`--max-memory 6GB` bounds a job's estimate: half of what the weights leave goes to training passes, a quarter to computed states, a quarter to adapters that train together. A row longer than such a pass is a pass of its own, whose layers the backward pass computes again (gradient checkpointing). A job that does not fit is refused, with a number format that would. Nothing watches the process.
 
 ## Several bases in one store
 

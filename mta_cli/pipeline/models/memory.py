@@ -61,9 +61,9 @@ def read_shape(entry: ModelEntry, *, fast: bool = True) -> Shape:
     from transformers import AutoConfig
 
     from mta_cli.engine.model.checkpoint_files import load_errors_as_bad_input
-    from mta_cli.engine.model.load import quiet_libraries
+    from mta_cli.engine.model.load import prepare_libraries
 
-    quiet_libraries()
+    prepare_libraries()
     with load_errors_as_bad_input(f"{entry.path} cannot be read as a causal language model"):
         config: Any = AutoConfig.from_pretrained(entry.path, trust_remote_code=False, local_files_only=True)
         config = config.get_text_config()
