@@ -55,7 +55,7 @@ Sizes are GB. The columns for training and serving are memory, [computed](#how-m
 - Every command that trains or answers takes it; `machine.quantize = "nf4"` in the [settings](settings.md) makes it the default. Use it for a bank and its users alike.
 - ΔW cannot be added to packed weights. Task adapter, fusion and stack act beside them, which costs some time.
 - The base keeps its fingerprint: an adapter that was trained above NF4 loads on the plain weights, and the other way round. Banks of the two are different banks. `mta user export` always writes for the plain base.
-- `--int8` and `--vllm` are refused beside it. A CPU and CUDA compute it; Apple's GPU does not.
+- `--vllm` is refused beside it. A CPU and CUDA compute it; Apple's GPU does not.
 
 `--max-memory 6GB` bounds the estimate that a job plans with; nothing watches the process. Of what the weights leave, half goes to training passes, a quarter to computed states and a quarter to the adapters that train together. A job that does not fit is refused before it loads anything, and the hint names a number format that would fit.
 
