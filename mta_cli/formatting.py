@@ -1,4 +1,4 @@
-"""Formats events, errors and rates as text, for the command line and the window.
+"""Formats events, errors, rates and counts as text, for the command line, the window and reports.
 
 Knows neither streams nor widgets.
 """

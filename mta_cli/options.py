@@ -316,7 +316,6 @@ class AnswerOptions:
         minimum=0.1,
         maximum=10,
     )
-    int8: bool = option_field(False, "Decode with weights rounded to 8 bits: faster on a CPU, slightly other answers.")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mta_cli import output as out
+from mta_cli.formatting import pluralise
 from mta_cli.pipeline.report import tables, wording
 from mta_cli.pipeline.report.results import (
     LOGLIK_METRIC,
@@ -63,9 +64,7 @@ def render_tuning(result: Mapping[str, Any]) -> RenderableType:
 
 def _headline(document: Mapping[str, Any]) -> str:
     counted = {"users": ("user",), "queries": ("query", "queries"), "shots": ("shot",), "folds": ("fold",)}
-    parts = [
-        wording.pluralise(document[key], *words) for key, words in counted.items() if document.get(key) is not None
-    ]
+    parts = [pluralise(document[key], *words) for key, words in counted.items() if document.get(key) is not None]
     if document.get("seed") is not None:
         parts.append(f"seed {document['seed']}")
     if document.get("seeds") is not None:

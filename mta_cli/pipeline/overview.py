@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from mta_cli.formatting import pluralise
 from mta_cli.pipeline.report.results import (
     LOGLIK_METRIC,
     difference_verdict,
@@ -18,7 +19,6 @@ from mta_cli.pipeline.report.results import (
     metric_name,
     rank_methods,
 )
-from mta_cli.pipeline.report.wording import pluralise
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, bank_label
 
 if TYPE_CHECKING:

@@ -29,11 +29,10 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
 
 PEFT, FOLDED, STATIC = "generate + PEFT", "generate, PEFT merged", "generate, PEFT merged, static cache"
-PLAIN, PACKED, INT8 = "mta, weights as they are", "mta", "mta --int8"
+PLAIN, PACKED = "mta, weights as they are", "mta"
 LLAMACPP = {name: f"llama.cpp, {name}" for name in ("bf16", "q8_0", "q4_0")}
 VLLM = "vLLM"
 BYTES = {  # of a number in the layers and in the head, its share of scales included, where they are not the base's own
-    INT8: (1.0, 1.0),
     LLAMACPP["q8_0"]: (34 / 32, 34 / 32),
     LLAMACPP["q4_0"]: (18 / 32, 34 / 32),
 }
@@ -53,7 +52,7 @@ def speaking(base: LoadedBase, weights: LoraWeights, *, packed: bool = True) -> 
         def __init__(self, plain: LlamaDecoder) -> None:
             vars(self).update(vars(plain))
 
-        def pack_weights(self, int8: bool = False, *, one_row: bool = True, many_rows: bool = True) -> None:
+        def pack_weights(self, *, one_row: bool = True, many_rows: bool = True) -> None:
             """Leave the weights in their own order."""
 
     AdapterMerger(base).set_adapter(weights)
@@ -66,24 +65,19 @@ def one_user(load: Callable[[], LoadedBase], entry: Path, weights: LoraWeights, 
     """Ways to decode for one user in this process, each a function of the number of new tokens."""
     from mta_cli.engine.generation.generate import generate_tokens
 
-    def ours(base: LoadedBase, int8: bool = False) -> Callable[[int], Ids]:
-        return lambda count: [
-            list(generate_tokens(base, prompt, max_tokens=count, int8=int8, stop_at_repetition=False))
-        ]
+    def ours(base: LoadedBase) -> Callable[[int], Ids]:
+        return lambda count: [list(generate_tokens(base, prompt, max_tokens=count, stop_at_repetition=False))]
 
     packed = speaking(load(), weights)
     dtype = str(packed.dtype)[6:]
     peft, folded = rival.with_adapters(entry, {"user": adapter}, dtype), rival.merged(entry, adapter, dtype)
-    sides: Sides = {
+    return {
         PEFT: lambda count: rival.answer_one(peft, prompt, count).ids,
         FOLDED: lambda count: rival.answer_one(folded, prompt, count).ids,
         STATIC: lambda count: rival.answer_one(folded, prompt, count, cache="static").ids,
         PLAIN: ours(speaking(load(), weights, packed=False)),
         PACKED: ours(packed),
     }
-    if packed.llama_decoder is not None and packed.llama_decoder.supports_int8:
-        sides[INT8] = ours(speaking(load(), weights), int8=True)
-    return sides
 
 
 @contextmanager

@@ -33,8 +33,8 @@ def folders(base: LoadedBase, tiny_base_path: Path, tmp_path: Path) -> Iterator[
     yield personal.folders(personal.adapters(base.model, 3), entry, tmp_path)
 
 
-def _load(path: Path) -> LoadedBase:
-    return load_base(path, name="tiny", fingerprint="sha256:tiny", device="cpu", dtype="float32")
+def _load(path: Path, dtype: str = "float32") -> LoadedBase:
+    return load_base(path, name="tiny", fingerprint="sha256:tiny", device="cpu", dtype=dtype)
 
 
 def _plain(base: LoadedBase) -> LlamaDecoder:
@@ -58,19 +58,18 @@ def test_one_user_gets_the_same_tokens_whichever_way_and_no_end_stops_them(
         personal.endless(everywhere).end_ids == () and personal.endless(everywhere).llama_decoder is base.llama_decoder
     )
     sides = bench_generate.one_user(lambda: _load(tiny_base_path), tiny_base_path, weights, folders["user0"], prompt)
-    assert bench_generate.INT8 not in sides, "there are no 8-bit weights in float32"
     made = {name: [list(answer) for answer in side(9)] for name, side in sides.items()}
     assert all(answers == made[bench_generate.PEFT] for answers in made.values())
     assert [len(answer) for answer in made[bench_generate.PEFT]] == [9]
     assert set(bench_generate.both(sides, 9)) == {f"{name}/{count}" for name in sides for count in (1, 9)}
 
 
-def test_weights_that_keep_their_order_are_never_packed(base: LoadedBase) -> None:
+def test_weights_that_keep_their_order_are_never_packed(tiny_base_path: Path) -> None:
+    base = _load(tiny_base_path, "bfloat16")
     speaking = bench_generate.speaking(base, personal.adapters(base.model, 1)[0], packed=False)
     assert isinstance(speaking.llama_decoder, LlamaDecoder) and speaking.llama_decoder is base.llama_decoder
     speaking.llama_decoder.pack_weights()
-    speaking.llama_decoder.pack_weights(int8=True)
-    assert all(joint._packed is None and joint._int8 is None for joint in speaking.llama_decoder.all_projections())
+    assert all(joint._packed is None and not joint.has_half for joint in speaking.llama_decoder.all_projections())
 
 
 def test_many_users_get_the_same_tokens_whichever_way(

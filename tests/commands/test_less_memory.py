@@ -52,11 +52,6 @@ def test_a_bank_a_user_and_answers_above_four_bits(peopled: Path, tmp_path: Path
     assert exported["format"] == "merged", "the base's own files are not packed"
 
 
-@needs_bitsandbytes
-def test_eight_and_four_bits_at_once_are_refused_before_loading(peopled: Path) -> None:
-    refused(mta("ask", "a ship", "--int8", *PACKED), 2, "--int8", "--quantize nf4", "leave one of the two out")
-
-
 @pytest.mark.parametrize(
     "command",
     [("bank", "build", "--task", "lamp-2", *SMALL), ("ask", "a ship"), ("user", "adapt", "ida"), ("serve",)],

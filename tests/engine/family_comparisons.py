@@ -117,7 +117,7 @@ def prompt_and_tokens_one_by_one(family: str, device: torch.device) -> Iterator[
     cache, expected = KVCache(decoder), reference(made, ids)
     with torch.no_grad():
         for first, last in [(0, PROMPTS[0]), *((i, i + 1) for i in range(PROMPTS[0], len(ids)))]:
-            yield generate._llama_next_logits(decoder, cache, ids[first:last], (), "weights"), expected[last - 1]
+            yield generate._llama_next_logits(decoder, cache, ids[first:last], ()), expected[last - 1]
 
 
 def users_of(made: Any) -> list[tuple[LoraWeights, ...]]:
@@ -144,9 +144,7 @@ def batch_of_users_padded_on_the_left(family: str, device: torch.device) -> Iter
         logits = batch.prefill(10_000)
         for step in range(ANSWER):
             yield from ((logits[row], expected[row][prompt - 1 + step]) for row, prompt in enumerate(prompts))
-            logits = batch.decode_step(
-                [text[prompt + step] for text, prompt in zip(texts, prompts, strict=True)], "weights"
-            )
+            logits = batch.decode_step([text[prompt + step] for text, prompt in zip(texts, prompts, strict=True)])
 
 
 def rows_that_join_a_running_batch(family: str, device: torch.device) -> Iterator[Pair]:

@@ -239,7 +239,7 @@ def test_a_score_that_is_no_number_is_an_error(
     upstream: StandIn, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running, logits = start(task="lamp-3", options=options(upstream)), upstream.logits
-    monkeypatch.setattr(upstream, "logits", lambda *given: logits(*given) * float("nan"))
+    monkeypatch.setattr(upstream, "logits", lambda *given, **named: logits(*given, **named) * float("nan"))
     got = running.post("/chat/completions", ask("bob/lamp-3", QUESTION))
     assert got.status_code == 503
 

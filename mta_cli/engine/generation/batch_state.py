@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mta_cli.engine.lora.batched import FrozenLoras
 from mta_cli.engine.model.kv_cache import KVCache
-from mta_cli.engine.model.llama import BatchedLora, LlamaDecoder, WeightFormat
+from mta_cli.engine.model.llama import BatchedLora, LlamaDecoder
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class DecodingBatch:
         slices = [(first, min(first + step, len(self._rows))) for first in range(0, len(self._rows), step)]
         last = torch.cat([self._prefill_rows(first, end) for first, end in slices])  # [rows, width]
         self._cache.advance(self._width - self._shared)
-        return self._decoder.logits(last, "packed")
+        return self._decoder.logits(last, read_copies=True)
 
-    def decode_step(self, tokens: Sequence[int], read: WeightFormat = "packed") -> Tensor:
+    def decode_step(self, tokens: Sequence[int]) -> Tensor:
         """Run one more token of each row; the logits [rows, vocabulary] that follow."""
         decoder, past = self._decoder, self._cache.length
         # 1. embeddings of the new tokens  [rows, 1, width]
@@ -61,9 +61,9 @@ class DecodingBatch:
             self._column_positions[:, : past + 1],
         )
         # 3. all layers  [rows, 1, width]
-        x = decoder.run_layers(x, rope, mask, loras=self._row_loras, past=self._cache, read=read)
+        x = decoder.run_layers(x, rope, mask, loras=self._row_loras, past=self._cache, read_copies=True)
         self._cache.advance(1)
-        return decoder.logits(x[:, -1], read)
+        return decoder.logits(x[:, -1], read_copies=True)
 
     def keep_alive_rows(self, alive: Sequence[int]) -> list[int]:
         """Drop all rows but `alive`. Returns which of the old rows each row is now."""
@@ -117,7 +117,7 @@ class DecodingBatch:
             decoder.mask_windows(_additive_mask(~visible, decoder.dtype)[:, None, None], positions, key_positions),
             loras=[one.rows_lora([row.owner for row in rows], positions, lengths) for one in self._user_loras],
             past=cache,
-            read="packed",
+            read_copies=True,
         )
         return x[:, -1]
 

@@ -53,7 +53,7 @@ class PromptPass:
             self.ids[first:last], torch.arange(first, last), causal_mask_with_past(decoder, first, last - first)
         )
         self.cache.advance(last - first)
-        return decoder.logits(x[:, -1], "packed")[0] if last == len(self.ids) else None
+        return decoder.logits(x[:, -1], read_copies=True)[0] if last == len(self.ids) else None
 
     @torch.inference_mode()
     def completion_log_likelihoods(self, logits: Tensor, completions: Sequence[Sequence[int]]) -> list[float]:
@@ -94,7 +94,7 @@ class PromptPass:
         x = decoder.embed(torch.tensor([list(ids)], device=decoder.device))
         rope = decoder.rope(positions.to(decoder.device)[None])
         loras = self.user.prompt_loras(int(positions[0]), int(positions[0]) + len(ids), self.prompt, decoder.dtype)
-        return decoder.run_layers(x, rope, mask, loras=loras, past=self.cache, read="packed")
+        return decoder.run_layers(x, rope, mask, loras=loras, past=self.cache, read_copies=True)
 
 
 class ContinuousBatch:
@@ -130,9 +130,9 @@ class ContinuousBatch:
         mask = decoder.mask_windows(cache.begin_step(), cache.positions, cache.key_positions)
         x = decoder.embed(torch.tensor(tokens, device=decoder.device)[:, None])
         loras = self._factors.batched_loras()
-        x = decoder.run_layers(x, decoder.rope(cache.positions), mask, loras=loras, past=cache, read="packed")
+        x = decoder.run_layers(x, decoder.rope(cache.positions), mask, loras=loras, past=cache, read_copies=True)
         cache.advance()
-        return decoder.logits(x[:, -1], "packed")
+        return decoder.logits(x[:, -1], read_copies=True)
 
     def trim(self) -> None:
         """Give back memory that no row uses."""

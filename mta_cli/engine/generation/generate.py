@@ -18,7 +18,7 @@ from mta_cli.engine.generation.repetition import FinishReason, RepetitionFilter
 from mta_cli.engine.generation.sampler import TokenSampler
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.model.kv_cache import KVCache
-from mta_cli.engine.model.llama import BatchedLora, LlamaDecoder, Masks, WeightFormat, causal_mask
+from mta_cli.engine.model.llama import BatchedLora, LlamaDecoder, Masks, causal_mask
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.backends import group_frozen_loras, require_supported_placements
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
@@ -80,18 +80,14 @@ def generate_tokens(
     stop_at_repetition: bool = True,
     prompt_cache: PromptCache | None = None,
     late: LoraWeights | None = None,
-    int8: bool = False,
 ) -> Generator[int, None, FinishReason]:
     """The answer's token ids one by one, without the end of turn; returns why it ended. Temperature 0 is greedy.
 
     An answer that repeats itself ends there, and says it once. `late` is a LoRA that acts on the last tokens of the
-    prompt and on the answer. With `int8`, weights rounded to 8 bits choose all tokens but the first. Raises BadInput
-    where the prompt leaves no room, IntegrityFault where the logits are not finite, UsageError where the base cannot
-    have late LoRAs or 8-bit weights.
+    prompt and on the answer. Raises BadInput where the prompt leaves no room, IntegrityFault where the logits are
+    not finite, UsageError where the base cannot have late LoRAs.
     """
     room = remaining_context(base, prompt_ids)
-    if int8:
-        require_int8(base)
     prompt_cache = prompt_cache if prompt_cache is not None else PromptCache()
     sampler = TokenSampler(temperature, top_p, seed, min_p=min_p, repetition_penalty=repetition_penalty)
     answer = RepetitionFilter(base.tokenizer, active=stop_at_repetition)
@@ -102,11 +98,10 @@ def generate_tokens(
     try:
         for step in range(min(max_tokens, room)):
             # 2. faster copies of the weights, after the first token, which need not wait for them
-            if step == 1 and base.llama_decoder is not None and (int8 or max_tokens >= MIN_TOKENS_TO_PACK):
-                base.llama_decoder.pack_weights(int8, many_rows=False)
+            if step == 1 and base.llama_decoder is not None and max_tokens >= MIN_TOKENS_TO_PACK:
+                base.llama_decoder.pack_weights(many_rows=False)
             # 3. logits behind the pending tokens, and the next token
-            read: WeightFormat = "int8" if int8 and step > 0 else "packed"
-            token = sampler.choose(_next_logits(base, prompt_cache, pending, loras, read)).token
+            token = sampler.choose(_next_logits(base, prompt_cache, pending, loras)).token
             if token in base.end_ids:
                 yield from answer.flush()
                 return "end"
@@ -157,16 +152,6 @@ def remaining_context(base: LoadedBase, prompt_ids: Sequence[int]) -> int:
             hint="Shorten it, or show fewer history items.",
         )
     return room
-
-
-def require_int8(base: LoadedBase) -> None:
-    """Raises UsageError where the base cannot have 8-bit weights."""
-    if base.llama_decoder is None or not base.llama_decoder.supports_int8:
-        raise UsageError(
-            f"--int8 needs a base with a fast path in bfloat16 on a CPU; {base.name} in {base.number_format} on "
-            f"{base.device} is none.",
-            hint="Leave --int8 out, or take --dtype bfloat16 without --quantize.",
-        )
 
 
 def require_window(base: LoadedBase, prompt_ids: Sequence[int], answer: int) -> None:
@@ -240,18 +225,14 @@ def _label_tail_scores(base: LoadedBase, prompt_cache: PromptCache, labels: Sequ
 
 @torch.inference_mode()
 def _next_logits(
-    base: LoadedBase,
-    prompt_cache: PromptCache,
-    ids: list[int],
-    loras: Sequence[BatchedLora] = (),
-    read: WeightFormat = "packed",
+    base: LoadedBase, prompt_cache: PromptCache, ids: list[int], loras: Sequence[BatchedLora] = ()
 ) -> Tensor:
     """Run `ids` behind the tokens of `prompt_cache`; the logits [vocabulary] that follow the last of them."""
     cache, known = prompt_cache.cache, prompt_cache.ids
     prompt_cache.clear()  # a pass that is interrupted leaves layers of different lengths
     if base.llama_decoder is not None:
         cache = cache or KVCache(base.llama_decoder)
-        last = _llama_next_logits(base.llama_decoder, cache, ids, loras, read)
+        last = _llama_next_logits(base.llama_decoder, cache, ids, loras)
     else:
         logits, cache = _forward(base, torch.tensor([ids], device=base.device), cache, logits_to_keep=1)
         last = logits[0, -1]
@@ -260,16 +241,17 @@ def _next_logits(
 
 
 def _llama_next_logits(
-    decoder: LlamaDecoder, cache: KVCache, ids: Sequence[int], loras: Sequence[BatchedLora], read: WeightFormat
+    decoder: LlamaDecoder, cache: KVCache, ids: Sequence[int], loras: Sequence[BatchedLora]
 ) -> Tensor:
     cache.reserve(len(ids))
     for first in range(0, len(ids), PREFILL_CHUNK_TOKENS):
         x = decoder.embed(torch.tensor([ids[first : first + PREFILL_CHUNK_TOKENS]], device=decoder.device))
         past, new = cache.length, x.shape[1]
         rope = decoder.rope(torch.arange(past, past + new, device=decoder.device)[None])
-        x = decoder.run_layers(x, rope, causal_mask_with_past(decoder, past, new), loras=loras, past=cache, read=read)
+        mask = causal_mask_with_past(decoder, past, new)
+        x = decoder.run_layers(x, rope, mask, loras=loras, past=cache, read_copies=True)
         cache.advance(new)
-    return decoder.logits(x[:, -1], read=read)[0]
+    return decoder.logits(x[:, -1], read_copies=True)[0]
 
 
 def causal_mask_with_past(decoder: LlamaDecoder, past: int, new: int) -> Masks:

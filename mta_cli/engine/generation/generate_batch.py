@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from mta_cli.engine.generation.batch_state import DecodingBatch, PromptRow
-from mta_cli.engine.generation.generate import generate_tokens, remaining_context, require_int8
+from mta_cli.engine.generation.generate import generate_tokens, remaining_context
 from mta_cli.engine.generation.repetition import FinishReason, RepetitionFilter
 from mta_cli.engine.generation.sampler import TokenSampler, require_finite_logits
 from mta_cli.engine.lora.adapter import merge_into_base
 from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.engine.model.kv_cache import KVCache
-from mta_cli.engine.model.llama import PACKED_MAX_ROWS, LlamaDecoder, WeightFormat
+from mta_cli.engine.model.llama import PACKED_MAX_ROWS, LlamaDecoder
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.backends import TokenBudget, group_frozen_loras, require_supported_placements
 from mta_cli.engine.scoring.log_likelihood import UserLoras
@@ -97,17 +97,14 @@ def stream_answers(
     params: SamplingParams,
     *,
     seed: int = 0,
-    int8: bool = False,
     goes_on: Callable[[int], bool] = lambda place: True,
 ) -> Generator[tuple[int, int], None, list[FinishReason]]:
     """The tokens of all answers one by one, as (index of the prompt, token); returns why each ended.
 
-    One batch holds all prompts. `seed` draws each answer's tokens as if it were alone. With `int8`, weights rounded to
-    8 bits choose all tokens but the first ones. An answer ends as well where `goes_on`, asked by the index of its
-    prompt after each of its tokens, is false. Raises what `generate_answers` raises.
+    One batch holds all prompts. `seed` draws each answer's tokens as if it were alone. An answer ends as well where
+    `goes_on`, asked by the index of its prompt after each of its tokens, is false. Raises what `generate_answers`
+    raises.
     """
-    if int8:
-        require_int8(base)
     requests = _requests(base, prompts, owners, params.max_tokens, seed)
     waiting = [request for request in requests if request.max_new_tokens > 0]
     places = {id(request): place for place, request in enumerate(requests)}
@@ -118,7 +115,7 @@ def stream_answers(
     if base.llama_decoder is None:
         tokens_by_request = _generate_sequentially(base, waiting, users, params, wanted)
     else:
-        tokens_by_request = _stream_batch(base, base.llama_decoder, waiting, users, params, int8, wanted)
+        tokens_by_request = _stream_batch(base, base.llama_decoder, waiting, users, params, wanted)
     yield from ((places[id(request)], token) for request, token in tokens_by_request)
     return [request.finish for request in requests]
 
@@ -167,16 +164,15 @@ def _stream_batch(
     requests: list[GenerationRequest],
     users: Sequence[UserLoras],
     params: SamplingParams,
-    int8: bool,
     wanted: Callable[[GenerationRequest], bool],
 ) -> Iterator[tuple[GenerationRequest, int]]:
     if not requests:
         return
     batch_state = _start_batch(decoder, requests, users, _prefill_shared_prefix(decoder, requests, users))
     logits = batch_state.prefill(TokenBudget(base).tokens)
-    decoder.pack_weights(int8, one_row=False)
+    decoder.pack_weights(one_row=False)
     rows = [_growing_row(base, request, params) for request in requests]
-    yield from _decode_until_done(batch_state, logits, rows, base.end_ids, wanted, "int8" if int8 else "packed")
+    yield from _decode_until_done(batch_state, logits, rows, base.end_ids, wanted)
 
 
 def _always(request: GenerationRequest) -> bool:
@@ -208,7 +204,6 @@ def _decode_until_done(
     rows: list[_GrowingRow],
     end_ids: Sequence[int],
     wanted: Callable[[GenerationRequest], bool],
-    read: WeightFormat = "packed",
 ) -> Iterator[tuple[GenerationRequest, int]]:
     """Decode until every request has its answer, yielding each token; a row leaves the batch when its answer ends.
 
@@ -233,7 +228,7 @@ def _decode_until_done(
             order = batch_state.keep_alive_rows(alive)
             rows, tokens = [rows[i] for i in order], [tokens[i] for i in order]
         # 3. logits behind the new tokens  [rows, vocabulary]
-        logits = batch_state.decode_step(tokens, read)
+        logits = batch_state.decode_step(tokens)
 
 
 def _add_token(row: _GrowingRow, token: int, end_ids: Sequence[int]) -> tuple[list[int], FinishReason | None]:

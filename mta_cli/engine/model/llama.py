@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,11 @@ from mta_cli.engine.model.layer_spec import ONE_ROPE, DecoderSpec, LayerSpec, ha
 EAGER_ATTENTION_MAX_KEYS = 512  # up to so many keys, matrix products beat the fused attention kernel on a CPU
 PACKED_MAX_ROWS = 64  # up to so many rows of input, oneDNN reads weights in its own order about 1.5 times faster
 HALF_CAPABILITIES = ("AVX2", "AVX512")  # CPUs on which PyTorch reads float16 weights at the memory's speed, for one row
-INT8_MAX_ROWS = 8  # up to so many rows of input, 8-bit weights are read at the memory's speed
 ONEDNN_OPS = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")  # private: may be absent
 
 Rope = tuple[Tensor, Tensor]
 Ropes = Mapping[str, Rope]  # by the name of the table; see `LayerSpec`
 Masks = Tensor | None | Mapping[int | None, Tensor | None]  # by window where layers have windows
-WeightFormat = Literal["weights", "packed", "int8"]  # which copy a projection reads: see `LlamaDecoder.pack_weights`
 FusedFactors = dict[tuple[int, str], tuple[Tensor, Tensor]]
 
 
@@ -81,15 +79,11 @@ class FusedLinear:
             self.bias = torch.cat(biases) if biases else None
         self._packed: Tensor | None = None
         self._half: Tensor | None = None  # [Σ out, in] float16
-        self._int8: tuple[Tensor, Tensor] | None = None  # [Σ out, in] int8, and the scale of each output [Σ out]
 
-    def __call__(self, x: Tensor, read: WeightFormat = "weights") -> Tensor:
-        """`[…, in]` → `[…, Σ out]`. Few rows read the copy of the weight that `read` names, where there is one."""
-        if read != "weights" and not x.requires_grad:
+    def __call__(self, x: Tensor, read_copies: bool = False) -> Tensor:
+        """`[…, in]` → `[…, Σ out]`. With `read_copies`, few rows read a copy of the weight, where there is one."""
+        if read_copies and not x.requires_grad:
             rows = x.numel() // x.shape[-1]
-            if read == "int8" and self._int8 is not None and rows <= INT8_MAX_ROWS:
-                few = _int8_product(x.reshape(rows, -1), *self._int8).view(*x.shape[:-1], -1)
-                return few if self.bias is None else few + self.bias
             if self._half is not None and rows == 1:
                 return F.linear(x.half(), self._half).to(x.dtype)
             if self._packed is not None and rows <= PACKED_MAX_ROWS:
@@ -110,16 +104,9 @@ class FusedLinear:
         if self._half is None and self.bias is None:
             self._half = self.weight.half()
 
-    def quantize_int8(self) -> None:
-        """Keep a copy of the weight as it is now, in whole numbers from −127 to 127 times one scale for each output."""
-        if self._int8 is None:
-            scale = (self.weight.abs().amax(1) / 127).clamp_min(1e-12)  # [Σ out], in the weight's own numbers
-            whole = (self.weight / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
-            self._int8 = (whole, scale)
-
     def drop_copies(self) -> None:
         """Drop all copies: the weight has changed, or is about to."""
-        self._packed = self._half = self._int8 = None
+        self._packed = self._half = None
 
     @property
     def has_half(self) -> bool:
@@ -140,8 +127,8 @@ class SeparateLinears:
     def __init__(self, *modules: nn.Linear) -> None:
         self.modules = modules
 
-    def __call__(self, x: Tensor, read: WeightFormat = "weights") -> Tensor:
-        """`[…, in]` → `[…, Σ out]`. There is one form of the weights, whatever `read` says."""
+    def __call__(self, x: Tensor, read_copies: bool = False) -> Tensor:
+        """`[…, in]` → `[…, Σ out]`. There are no copies of the weights, whatever `read_copies` says."""
         outputs = [module(x) for module in self.modules]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
@@ -253,32 +240,18 @@ class LlamaDecoder:
         found = (one for layer in self.layers for one in layer.projections.values() if isinstance(one, FusedLinear))
         return [*found, self.head]
 
-    @property
-    def is_packed(self) -> bool:
-        """Whether weights of its layers are packed."""
-        return any(isinstance(one, SeparateLinears) for layer in self.layers for one in layer.projections.values())
-
-    def pack_weights(self, int8: bool = False, *, one_row: bool = True, many_rows: bool = True) -> None:
+    def pack_weights(self, *, one_row: bool = True, many_rows: bool = True) -> None:
         """Copy bfloat16 weights as they are now, for decoding steps of few rows on a CPU.
 
-        Steps of `one_row` read a copy in float16, those of `many_rows` one in oneDNN's order. With `int8`, which needs
-        `supports_int8`, both read one in 8 bits.
+        Steps of `one_row` read a copy in float16, those of `many_rows` one in oneDNN's order.
         """
         if self.dtype != torch.bfloat16 or self.device.type != "cpu":
             return
         for projection in self.all_projections():
-            if int8:
-                projection.quantize_int8()
-                continue
             if one_row and not self._half_overflows and torch.backends.cpu.get_cpu_capability() in HALF_CAPABILITIES:
                 projection.copy_as_half()
             if many_rows and _onednn_packs_bfloat16():
                 projection.pack_onednn()
-
-    @property
-    def supports_int8(self) -> bool:
-        """Whether products with 8-bit weights are faster here."""
-        return self.device.type == "cpu" and self.dtype == torch.bfloat16 and not self.is_packed
 
     def invalidate_caches(self) -> None:
         """Drop all that was computed from the weights: they have changed, or are about to."""
@@ -339,27 +312,27 @@ class LlamaDecoder:
         last: int | None = None,
         loras: Sequence[BatchedLora] = (),
         past: PastKeyValues | None = None,
-        read: WeightFormat = "weights",
+        read_copies: bool = False,
     ) -> Tensor:
         """States [rows, time, width] after layers `first` to `last` (exclusive; None: all), from the states `x` before.
 
         `mask` [rows or 1, 1, 1, time, keys] is added to attention scores; None hides nothing. Where the decoder has
         `windows`, it is what `mask_windows` gives. `loras` act on their own rows. `past` holds the keys and values of
-        earlier positions and takes the new ones. `read` names the copy of the weights to read; copies round
+        earlier positions and takes the new ones. With `read_copies`, few rows read what `pack_weights` made; it rounds
         differently.
 
         Where `recomputes_layers` is set, the backward pass keeps the states before each layer alone and computes the
         layer once more (gradient checkpointing; Chen et al., arXiv 1604.06174): less memory, a third more time, and
         the same gradients.
         """
-        found = self._run_layers(x, rope, mask, first, last, loras, past, read)
-        one_row = read == "packed" and x.numel() == x.shape[-1]
+        found = self._run_layers(x, rope, mask, first, last, loras, past, read_copies)
+        one_row = read_copies and x.numel() == x.shape[-1]
         if one_row and self.head.has_half and not bool(torch.isfinite(found).all()):
             # A number was too large for float16: this base goes on without that copy, from this step on.
             self._half_overflows = True
             for projection in self.all_projections():
                 projection.drop_half()
-            found = self._run_layers(x, rope, mask, first, last, loras, past, read)
+            found = self._run_layers(x, rope, mask, first, last, loras, past, read_copies)
         return found
 
     def _run_layers(
@@ -371,12 +344,12 @@ class LlamaDecoder:
         last: int | None,
         loras: Sequence[BatchedLora],
         past: PastKeyValues | None,
-        read: WeightFormat,
+        read_copies: bool,
     ) -> Tensor:
         masks: Mapping[int | None, Tensor | None] = mask if isinstance(mask, Mapping) else {None: mask}
         recomputes = self.recomputes_layers and torch.is_grad_enabled()
         for i in range(first, len(self.layers) if last is None else last):
-            given = (i, x, rope, masks[self.layers[i].spec.window], loras, past, read)
+            given = (i, x, rope, masks[self.layers[i].spec.window], loras, past, read_copies)
             if recomputes:
                 x = checkpoint(self._run_layer, *given, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -391,22 +364,22 @@ class LlamaDecoder:
         mask: Tensor | None,
         loras: Sequence[BatchedLora],
         past: PastKeyValues | None,
-        read: WeightFormat,
+        read_copies: bool,
     ) -> Tensor:
         layer = self.layers[i]
         # 1. attention, added to the residual stream  [rows, time, width]
-        x = x + layer.norm_attention(self._attention(i, layer.norm_in(x), rope, mask, loras, past, read))
+        x = x + layer.norm_attention(self._attention(i, layer.norm_in(x), rope, mask, loras, past, read_copies))
         # 2. gated MLP: activation(gate) · up  [rows, time, inner], back to  [rows, time, width]
-        gate, up = self._project(i, "gate_up", layer.norm_mid(x), loras, read).chunk(2, -1)
-        return x + layer.norm_mlp(self._project(i, "down", self.activation(gate) * up, loras, read))
+        gate, up = self._project(i, "gate_up", layer.norm_mid(x), loras, read_copies).chunk(2, -1)
+        return x + layer.norm_mlp(self._project(i, "down", self.activation(gate) * up, loras, read_copies))
 
-    def logits(self, x: Tensor, read: WeightFormat = "weights") -> Tensor:
+    def logits(self, x: Tensor, read_copies: bool = False) -> Tensor:
         """Logits [n, vocabulary] of states [n, width] after the last layer."""
-        logits = self.head(self.norm(x), read)
+        logits = self.head(self.norm(x), read_copies)
         return logits if self.logit_cap is None else soft_cap(logits, self.logit_cap)
 
-    def _project(self, i: int, name: str, x: Tensor, loras: Sequence[BatchedLora], read: WeightFormat) -> Tensor:
-        y = self.layers[i].projections[name](x, read)
+    def _project(self, i: int, name: str, x: Tensor, loras: Sequence[BatchedLora], read_copies: bool) -> Tensor:
+        y = self.layers[i].projections[name](x, read_copies)
         for lora in loras:
             y = lora.add_delta((i, name), x, y)
         return y
@@ -419,11 +392,11 @@ class LlamaDecoder:
         mask: Tensor | None,
         loras: Sequence[BatchedLora],
         past: PastKeyValues | None,
-        read: WeightFormat,
+        read_copies: bool,
     ) -> Tensor:
         layer, (rows, time, _) = self.layers[i], x.shape
         # 1. queries, keys and values in one product  [rows, time, heads + 2 · kv heads, head width]
-        qkv = self._project(i, "qkv", x, loras, read).view(rows, time, -1, self.head_dim)
+        qkv = self._project(i, "qkv", x, loras, read_copies).view(rows, time, -1, self.head_dim)
         qk, v = torch.split(qkv, [self.heads + self.kv_heads, self.kv_heads], 2)
         if layer.norm_q is not None and layer.norm_k is not None:
             q, k = torch.split(qk, [self.heads, self.kv_heads], 2)
@@ -437,7 +410,7 @@ class LlamaDecoder:
         if past is not None:
             k, v = past.update_kv(i, k, v)
         # 4. attention, and the output projection  [rows, time, width]
-        return self._project(i, "out", self._attend(q, k, v, mask), loras, read)
+        return self._project(i, "out", self._attend(q, k, v, mask), loras, read_copies)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attention output [rows, time, heads · head width] for queries `q` [rows, time, heads, head width].
@@ -481,13 +454,6 @@ def _onednn_packs_bfloat16() -> bool:
     """Whether this PyTorch and CPU have oneDNN's products with reordered weights; without them weights stay as is."""
     ops = torch.ops.mkldnn
     return all(hasattr(ops, name) for name in ONEDNN_OPS) and bool(ops._is_mkldnn_bf16_supported())
-
-
-def _int8_product(x: Tensor, whole: Tensor, scale: Tensor) -> Tensor:
-    """`x` [rows, in] times int8 weights `whole` [out, in], each output times its `scale` [out]."""
-    kernel = getattr(torch, "_weight_int8pack_mm", None)  # private: may be absent
-    product: Tensor = F.linear(x, whole.to(x.dtype)) * scale if kernel is None else kernel(x, whole, scale)
-    return product
 
 
 def _rotate(x: Tensor, rope: Rope) -> Tensor:

@@ -93,16 +93,7 @@ class ChatModel:
         from mta_cli.pipeline.models.load import load_on_device
 
         find_task(reg, name)
-        if asking.answer.int8 and asking.machine.quantize != "off":
-            raise UsageError(
-                f"--int8 rounds plain weights, and --quantize {asking.machine.quantize} packs them.",
-                hint="leave one of the two out",
-            )
         base = load_on_device(entry, asking.machine, reg=reg, use="answer")
-        if asking.answer.int8:
-            from mta_cli.engine.generation.generate import require_int8
-
-            require_int8(base)
         model = cls(reg, base, asking)
         model.set_user(user, asking.mode)
         return model
@@ -261,7 +252,6 @@ class ChatModel:
             repetition_penalty=self.repetition_penalty,
             prompt_cache=self._kv_cache,
             late=self._late_lora,
-            int8=options.int8,
         )
         finish = "stop"
         with closing(tokens):

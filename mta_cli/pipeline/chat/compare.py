@@ -263,7 +263,6 @@ def _generate_all(model: ChatModel, ids: list[int], columns: Sequence[ComparedMo
         range(len(columns)),
         choice,
         seed=model.options.machine.seed,
-        int8=options.int8,
         goes_on=lambda place: not texts[place].stopped,
     )
     while True:

@@ -20,6 +20,7 @@ from mta_cli.pipeline.evaluation.finished_evaluation import USER_DIGEST_DIGITS, 
 from mta_cli.pipeline.evaluation.method_settings import label_memory_of
 from mta_cli.pipeline.report.files import write_whole_file
 from mta_cli.pipeline.report.results import DESIGN_KEYS
+from mta_cli.pipeline.report.wording import COUNTED_KEYS
 from mta_cli.printable import clean_line
 from store.files import missing_file_hint
 
@@ -134,6 +135,8 @@ def _result(said: Mapping[str, Any], user_sums: Mapping[str, UserSums]) -> dict[
     design = {"options": "", **{key: said[key] for key in keys}}
     if not all(isinstance(value, str | int) for value in design.values()):
         raise ValueError("a design is of texts and numbers")
+    if not all(type(design[key]) is int for key in COUNTED_KEYS if key in design):
+        raise ValueError("a design counts in whole numbers")
     if design["reference"] not in user_sums or type(design["seed"]) is not int or design["seed"] < 0:
         raise ValueError("no such reference or seed")
     costs = {name: {what: _finite_number(said["costs"][name].get(what)) for what in COSTS} for name in user_sums}

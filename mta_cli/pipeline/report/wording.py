@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from string import Formatter
 from typing import Any
 
+from mta_cli.formatting import pluralise
 from mta_cli.pipeline.report.results import (
     Document,
     difference_verdict,
@@ -110,11 +111,6 @@ def join_words(names: Iterable[object]) -> str:
     """Names as a list in a sentence: a, b and c."""
     found = [str(name) for name in names]
     return " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
-
-
-def pluralise(amount: object, one: str, more: str = "") -> str:
-    """An amount with its noun: 1 fold, 2 folds."""
-    return f"{format_count(amount)} {one if finite_or_none(amount) == 1 else more or one + 's'}"
 
 
 def describe_design(document: Document) -> str:

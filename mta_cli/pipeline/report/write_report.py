@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mta_cli.errors import BadInput
+from mta_cli.formatting import pluralise
 from mta_cli.pipeline.report import charts, tables, wording
 from mta_cli.pipeline.report.charts import Chart
 from mta_cli.pipeline.report.files import write_whole_file
@@ -167,6 +168,6 @@ class Report:
 
 def _design_heading(group: Sequence[Document]) -> str:
     first = group[0]
-    parts = [wording.pluralise(first[key], key[:-1]) for key in ("shots", "anchors") if first.get(key) is not None]
+    parts = [pluralise(first[key], key[:-1]) for key in ("shots", "anchors") if first.get(key) is not None]
     seeds = wording.join_words(document["seed"] for document in group)
     return ", ".join([*parts, f"seed{'s' if len(group) > 1 else ''} {seeds}"])

@@ -16,7 +16,7 @@ from textual.widgets import OptionList, Static
 
 from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import Event, JobResult, JobStarted, Note, TextChunk
-from mta_cli.pipeline.report.wording import pluralise
+from mta_cli.formatting import pluralise
 from mta_cli.printable import clean_line, clean_text
 from mta_cli.tui.dialogs.user_picker import UserPicker
 from mta_cli.tui.screens.base import BaseScreen

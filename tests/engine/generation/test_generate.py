@@ -170,7 +170,7 @@ def test_numbers_that_are_not_numbers_are_an_error(base: LoadedBase, monkeypatch
     monkeypatch.setattr(base.model.lm_head, "forward", lambda hidden: hidden @ torch.full((64, 9), float("nan")))
     if base.llama_decoder is not None:
         monkeypatch.setattr(
-            base.llama_decoder, "logits", lambda states, read: torch.full((len(states), 9), float("nan"))
+            base.llama_decoder, "logits", lambda states, read_copies: torch.full((len(states), 9), float("nan"))
         )
     with pytest.raises(IntegrityFault, match="NaN"):
         list(generate_tokens(base, [1, 2], max_tokens=2))
@@ -250,58 +250,6 @@ def test_the_cache_grows_with_the_answer(plain_base: LoadedBase) -> None:
         torch.tensor([ids]), max_new_tokens=300, do_sample=False, eos_token_id=-1, pad_token_id=0
     )
     assert whole == expected[0, 1:].tolist()
-
-
-def test_eight_bits_choose_nearly_the_same(tiny_base_path: Path) -> None:
-    """Products with rounded weights are near the exact ones; new weights bring new copies."""
-    base = endless(load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype="bfloat16"))
-    plain, ids = base.llama_decoder, ids_of(base, "hello")
-    assert plain is not None
-    joint, x = plain.layers[0].projections["qkv"], torch.randn(3, 1, 64).bfloat16()
-    exact = joint(x)
-    joint.quantize_int8()
-    assert torch.equal(joint(x, "packed"), exact)
-    error = (joint(x, "int8") - exact).float().norm() / exact.float().norm()
-    assert 0 < error < 0.02
-    assert torch.equal(joint(x.repeat(9, 1, 1), "int8"), torch.nn.functional.linear(x.repeat(9, 1, 1), joint.weight))
-    first = list(generate_tokens(base, ids, max_tokens=12, int8=True))
-    part = random_lora(base.model, 3, alpha=64.0)
-    with merge_into_base(base, part):
-        changed = list(generate_tokens(base, ids, max_tokens=12, int8=True))
-    assert changed != first == list(generate_tokens(base, ids, max_tokens=12, int8=True))
-
-
-def test_eight_bits_without_the_private_kernel(tiny_base_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype="bfloat16")
-    assert base.llama_decoder is not None
-    projection, x = base.llama_decoder.layers[0].projections["qkv"], torch.randn(3, 1, 64).bfloat16()
-    projection.quantize_int8()
-    kernel = projection(x, "int8").float()
-    monkeypatch.delattr(torch, "_weight_int8pack_mm", raising=False)
-    public = projection(x, "int8").float()
-    assert (public - kernel).norm() < 0.01 * kernel.norm() and (public - projection(x).float()).norm() > 0
-
-
-def test_eight_bits_serve_only_who_asks_for_them(tiny_base_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies stay after an answer; whoever answers or weighs labels next reads the weights."""
-    base = endless(load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype="bfloat16"))
-    ids, labels, read = ids_of(base, "hello"), [[5, 6], [7]], []
-    rounded = torch._weight_int8pack_mm
-    monkeypatch.setattr(torch, "_weight_int8pack_mm", lambda *given: read.append(1) or rounded(*given))  # type: ignore[func-returns-value]
-    before = list(generate_tokens(base, ids, max_tokens=4)), label_scores(base, ids, labels)
-    list(generate_tokens(base, ids, max_tokens=4, int8=True))
-    assert len(read) > 0
-    read.clear()
-    assert (list(generate_tokens(base, ids, max_tokens=4)), label_scores(base, ids, labels)) == before
-    memory = PromptCache()
-    list(generate_tokens(base, ids, max_tokens=1, int8=True, prompt_cache=memory))
-    list(generate_tokens(base, [*ids, 7, 8], max_tokens=1, int8=True, prompt_cache=memory))  # prompts are read exactly
-    assert read == []
-
-
-def test_eight_bits_are_refused_where_they_cannot_be(base: LoadedBase) -> None:
-    with pytest.raises(UsageError, match="int8"):
-        list(generate_tokens(base, [5, 6], max_tokens=3, int8=True))
 
 
 def test_packed_weights_follow_what_is_folded(tiny_base_path: Path) -> None:

@@ -278,11 +278,6 @@ def test_a_stream_draws_what_each_would_draw_alone(base: LoadedBase) -> None:
             assert list(alone) == answer
 
 
-def test_a_stream_refuses_8_bits_where_there_are_none(base: LoadedBase) -> None:
-    with pytest.raises(UsageError, match="int8"):
-        list(stream_answers(base, prompts_of((9,)), [()], [0], SamplingParams(3), int8=True))
-
-
 @pytest.mark.parametrize("plain", [True, False])
 def test_answers_that_repeat_themselves_end_the_same_alone_and_in_company(base: LoadedBase, plain: bool) -> None:
     spoken = endless(base) if plain else replace(endless(base), llama_decoder=None)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mta_cli.engine.generation.generate import generate_tokens, label_scores, require_int8
+from mta_cli.engine.generation.generate import generate_tokens, label_scores
 from mta_cli.engine.generation.generate_batch import generate_answers
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights, merge_into_base
 from mta_cli.engine.model.llama import LlamaDecoder, SeparateLinears
@@ -122,11 +122,6 @@ def test_a_lora_trains_above_packed_layers(tiny_base_path: Path, fast: bool) -> 
     plain = load(tiny_base_path, quantize="off")
     with merge_into_base(plain, trained):
         assert theirs(plain.model, random_ids(1, 5)).isfinite().all(), "it loads on the plain base"
-
-
-def test_eight_bits_are_refused_on_four(tiny_base_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"nf4\+bfloat16"):
-        require_int8(load(tiny_base_path, "bfloat16"))
 
 
 def test_a_number_that_is_not_finite_is_found_before_packing_hides_it(tiny_base_path: Path, tmp_path: Path) -> None:

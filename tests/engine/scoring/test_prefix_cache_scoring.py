@@ -332,7 +332,6 @@ def test_numbers_do_not_depend_on_what_was_asked_before(tiny_base_path: Path, dt
     plain.invalidate_caches()
     PrefixCacheScorer(plain, forks[::-1], LATE).score_trees(before, {})
     plain.pack_weights()
-    plain.pack_weights(int8=plain.supports_int8)
     assert torch.equal(PrefixCacheScorer(plain, forks, LATE).score_trees(range(len(forks)), {}).log_likelihoods, fresh)
 
 

@@ -160,6 +160,7 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
     "less than nothing": lambda d: d["sums"]["majority"][0].__setitem__(3, -1),
     "no sums": lambda d: d.update(sums={}),
     "a design of lists": lambda d: d["result"].update(shots=[5]),
+    "shots of text": lambda d: d["result"].update(shots="many"),
     "no seed": lambda d: d["result"].pop("seed"),
     "a reference that is not there": lambda d: d["result"].update(reference="mtb"),
     "costs without a method": lambda d: d["result"]["costs"].pop("majority"),

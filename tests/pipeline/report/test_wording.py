@@ -87,11 +87,7 @@ def test_a_difference_that_holms_correction_takes_back_is_exploratory() -> None:
     assert wording.describe_verdict({**row, "p": 0.06}) == "not told apart"
 
 
-def test_one_is_not_many() -> None:
-    assert (
-        wording.pluralise(1, "query", "queries") == "1 query"
-        and wording.pluralise(1200, "query", "queries") == "1,200 queries"
-    )
+def test_names_are_joined_as_in_a_sentence() -> None:
     assert wording.join_words(["a"]) == "a" and wording.join_words([1, 2, 3]) == "1, 2 and 3"
 
 
