@@ -31,7 +31,7 @@ PRAGMA cache_size = -16000;
 CREATE TABLE records (
     id INTEGER PRIMARY KEY, user TEXT NOT NULL, held_out INTEGER NOT NULL, task TEXT NOT NULL, key TEXT NOT NULL,
     input TEXT NOT NULL, output TEXT NOT NULL, time TEXT, record INTEGER, line INTEGER, content INTEGER NOT NULL,
-    stored INTEGER NOT NULL DEFAULT 0,
+    stored INTEGER NOT NULL DEFAULT 0, moved INTEGER NOT NULL DEFAULT 0,
     UNIQUE (user, task, key, held_out)
 );
 CREATE TABLE occurrences (user TEXT, task TEXT, digest TEXT, n INTEGER NOT NULL, PRIMARY KEY (user, task, digest))
@@ -43,8 +43,11 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 _SELECT_FIRST = """SELECT input, output, time, record FROM records
 WHERE user = ? AND task = ? AND key = ? AND held_out = ?"""
 _SELECT_ALL = "SELECT user, held_out, key, task, input, output, time, record, line, id FROM records ORDER BY id"
-_SELECT_SIDES = """SELECT user, task, id, key, time, held_out, stored, content FROM records
+_SELECT_SIDES = """SELECT user, task, id, key, time, held_out, stored, moved, content FROM records
 ORDER BY user, task, id"""
+_SET_KEY = """UPDATE records SET key = :key WHERE id = :id AND NOT EXISTS (
+    SELECT 1 FROM records AS other WHERE other.user = records.user AND other.task = records.task AND other.key = :key
+)"""
 _COUNT_OCCURRENCE = """INSERT INTO occurrences VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET n = n + 1"""
 _SELECT_OCCURRENCES = "SELECT n FROM occurrences WHERE user = ? AND task = ? AND digest = ?"
 _COUNT_LEAKED = """SELECT count(*) FROM records AS q WHERE held_out
@@ -71,10 +74,15 @@ class FirstUse(NamedTuple):
 
 @dataclass
 class HeldOut:
-    """How many items became queries, and the users (by name and task) who have fewer queries than were wanted."""
+    """How many items became queries, and the users (by name and task) who have fewer queries than were wanted.
+
+    `fixed` has the users who would have another number of queries if none of their items were stored: the number that
+    they have.
+    """
 
     queries: int = 0
     short: list[tuple[str, str]] = field(default_factory=list)
+    fixed: dict[tuple[str, str], int] = field(default_factory=dict)
 
 
 class _Side(NamedTuple):
@@ -87,6 +95,7 @@ class _Side(NamedTuple):
     time: str | None
     held_out: bool
     stored: bool
+    moved: bool  # from the items to the queries, as the store has it
     content: int
 
 
@@ -136,13 +145,18 @@ class StagedRecords:
         """Change the time of the record with this `id`."""
         self._conn.execute("UPDATE records SET time = ? WHERE id = ?", (time, number))
 
+    def set_key(self, number: int, key: str) -> bool:
+        """Change the key of the record with this `id`; False where another of the user and task has it."""
+        return bool(self._conn.execute(_SET_KEY, {"id": number, "key": key}).rowcount)
+
     def mark_stored(self, number: int) -> None:
         """Say that the store has the record with this `id`: `hold_out` leaves it as it is."""
         self._conn.execute("UPDATE records SET stored = 1 WHERE id = ?", (number,))
 
     def make_query(self, number: int) -> bool:
         """Make a query of the history item with this `id`; False where a query has its key."""
-        return bool(self._conn.execute("UPDATE OR IGNORE records SET held_out = 1 WHERE id = ?", (number,)).rowcount)
+        sql = "UPDATE OR IGNORE records SET held_out = 1, moved = 1 WHERE id = ?"
+        return bool(self._conn.execute(sql, (number,)).rowcount)
 
     def hold_out(self, most: int, keep: int, seed: int) -> HeldOut:
         """Make queries of history items until each user has `most` in each task, or `keep` items are left.
@@ -155,12 +169,12 @@ class StagedRecords:
         sides = map(_Side._make, self._conn.execute(_SELECT_SIDES))
         for owner, group in itertools.groupby(sides, key=lambda side: (side.user, side.task)):
             records = list(group)
-            taken = [side for side in records if side.held_out]
-            items = [side for side in records if not side.held_out]
-            wanted = most - len(taken)
-            free = _drawable(items, {side.key for side in taken}, seed)[: max(0, min(wanted, len(items) - keep))]
+            free = _choose_queries(records, most, keep, seed)
             chosen += [side.id for side in free]
-            if len(free) < wanted:
+            there = sum(side.held_out for side in records) + len(free)
+            if any(side.stored for side in records) and there != _count_if_new(records, most, keep, seed):
+                held.fixed[owner] = there
+            elif there < most:
                 held.short.append(owner)
         self._conn.executemany("UPDATE records SET held_out = 1 WHERE id = ?", ((number,) for number in chosen))
         held.queries = len(chosen)
@@ -188,6 +202,20 @@ class StagedRecords:
             size += length
         if batch:
             yield batch
+
+
+def _choose_queries(records: Sequence[_Side], most: int, keep: int, seed: int) -> list[_Side]:
+    """The items of one user and task that become queries."""
+    taken = [side for side in records if side.held_out]
+    items = [side for side in records if not side.held_out]
+    room = max(0, min(most - len(taken), len(items) - keep))
+    return _drawable(items, {side.key for side in taken}, seed)[:room]
+
+
+def _count_if_new(records: Sequence[_Side], most: int, keep: int, seed: int) -> int:
+    """How many queries the user would have if the store had none of these records."""
+    new = [side._replace(stored=False, held_out=side.held_out and not side.moved) for side in records]
+    return sum(side.held_out for side in new) + len(_choose_queries(new, most, keep, seed))
 
 
 def _drawable(items: Sequence[_Side], taken_keys: set[str], seed: int) -> list[_Side]:

@@ -61,7 +61,7 @@ def _ask_for_part(
         if not chosen:
             continue
         if part == "time" and chosen == NONE:
-            return source
+            return replace(source, columns=replace(source.columns, time=""))
         try:
             columns = replace(source.columns, **{part: chosen})
             unknown = columns.unknown_columns(sample.columns)
@@ -69,7 +69,7 @@ def _ask_for_part(
             output.warn(error.message)
             continue
         if not unknown:
-            return replace(source, columns=columns)
+            return replace(source, columns=columns, guessed_time=part == "time" and not answer)
         if part == "user" and guessed is None and "{" not in chosen:
             return replace(source, user=chosen)
         output.warn(f"there is no column {unknown[0]!r}")

@@ -61,7 +61,8 @@ HoldOutOption = Annotated[
         "--hold-out",
         metavar="N",
         min=1,
-        help="Each user's latest items, held out to measure; else 2, or of one user alone 10 to 12.",
+        help="Items of each user that are held out to measure: the last by time, else drawn. Where not given 2, or "
+        "of one user alone 10 to 12.",
         show_default=False,
     ),
 ]
@@ -104,7 +105,7 @@ def quick(
 ) -> None:
     """Take a table to a verdict on its users.
 
-    Is a personal model worth it for them? Columns and the kind of task are guessed. Each user's last items are held
+    Is a personal model worth it for them? Columns and the kind of task are guessed. Some items of each user are held
     out, a bank and personal models are made of the others, and both they and the common model answer what was held
     out. Run it again to finish a stopped run.
     """

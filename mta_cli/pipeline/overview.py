@@ -101,12 +101,15 @@ class Gains:
     least: tuple[UserGain, ...]
 
 
-def load_overview(reg: Registry, *, jobs: int, chats: int) -> Overview:
-    """At most so many of the last jobs and chats, and what the store has."""
+def load_overview(reg: Registry, *, jobs: int, chats: int, known_jobs: Sequence[Sequence[int]] = ()) -> Overview:
+    """At most so many of the last jobs and chats, and what the store has.
+
+    `known_jobs` has the runs of each job of which the caller knows them.
+    """
     banks = [bank for bank in reg.banks.all() if bank.status == "ready"]
     users, modelled = reg.user_table.count_users_matching(), reg.recipes.count_users()
     evaluations = {one.label: one for one in reg.evaluations.all()}
-    runs = _main_jobs(reg.runs.jobs(RUNS_READ))[:jobs]
+    runs = _main_jobs(reg.runs.jobs(RUNS_READ), known_jobs)[:jobs]
     return Overview(
         _stage(reg, users, banks, modelled),
         users,
@@ -162,14 +165,19 @@ def _stage(reg: Registry, users: int, banks: Sequence[Bank], modelled: int) -> S
     return "ready" if modelled else "no models"
 
 
-def _main_jobs(runs: Sequence[Run]) -> list[Run]:
-    """The runs, newest first, without those that a job of several began: they lie within its time."""
+def _main_jobs(runs: Sequence[Run], known_jobs: Sequence[Sequence[int]]) -> list[Run]:
+    """The runs, newest first, without those that a job of several began: they lie within its time.
+
+    Where the job of one of both is known, so is whether the other is of the same.
+    """
     parents = [run for run in runs if run.kind in PARENT_KINDS and (run.ended or run.status == "running")]
-    return [run for run in runs if not any(_is_part(run, parent) for parent in parents)]
+    job_of = {run: number for number, own in enumerate(known_jobs) for run in own}
+    return [run for run in runs if not any(_is_part(run, parent, job_of) for parent in parents)]
 
 
-def _is_part(run: Run, parent: Run) -> bool:
-    return run.id > parent.id and (parent.ended is None or run.started < parent.ended)
+def _is_part(run: Run, parent: Run, job_of: Mapping[int, int]) -> bool:
+    within = run.id > parent.id and (parent.ended is None or run.started < parent.ended)
+    return within and job_of.get(run.id) == job_of.get(parent.id)
 
 
 def _job_record(reg: Registry, run: Run, evaluations: Mapping[str, Evaluation]) -> JobRecord:

@@ -28,6 +28,8 @@ _INSERT_ROWS = """INSERT INTO {table} (user_id, key, task, input, {answer}, time
 WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE user_id = column1 AND task = column3 AND key = column2)
 ON CONFLICT DO NOTHING"""
 _SELECT_STORED = "SELECT input, {answer}, time FROM {table} WHERE user_id = ? AND task = ? AND key = ?"
+_SELECT_SAME_TEXTS = """SELECT key FROM {table}
+WHERE user_id = ? AND task = ? AND input = ? AND {answer} = ? AND (time IS NULL) = ? ORDER BY id"""
 _SELECT_ITEM = "SELECT items.id, user_id, key, task, items.input, items.output, time FROM items"
 _SELECT_QUERY = "SELECT id, user_id, key, task, input, gold, time FROM queries"
 _IS_EARLIER = "(:time IS NULL OR time IS NULL OR time < :time OR (time = :time AND items.id < :id))"
@@ -81,6 +83,23 @@ class Items:
         sql = _SELECT_STORED.format(table=table, answer=_answer_column(table))
         found = self._db.fetch_tuples(sql, (user_id, item.task, item.key))
         return NewItem(item.key, item.task, *found[0]) if found else None
+
+    def any_with_time(self, user_id: int, task: str, known: bool) -> bool:
+        """Whether the user has items or queries of a task whose time is known, or else is not."""
+        sql = " OR ".join(
+            f"EXISTS (SELECT 1 FROM {table} WHERE user_id = :user AND task = :task AND (time IS NOT NULL) = :known)"
+            for table in ("items", "queries")
+        )
+        return bool(self._db.fetch_value(f"SELECT {sql}", {"user": user_id, "task": task, "known": known}))
+
+    def keys_of_same_texts(self, user_id: int, item: NewItem, *, held_out: bool) -> list[str]:
+        """The keys of the user's items, or queries, with this item's task and texts: of those with a time where it has
+        none, and of those without one where it has one.
+        """
+        table = "queries" if held_out else "items"
+        sql = _SELECT_SAME_TEXTS.format(table=table, answer=_answer_column(table))
+        values = (user_id, item.task, item.input, item.output, item.time is not None)
+        return [key for (key,) in self._db.fetch_tuples(sql, values)]
 
     def recent_items(self, user_id: int, task: str, limit: int | None = None) -> list[Item]:
         """The user's `limit` most recent items of a task, or all, oldest first."""

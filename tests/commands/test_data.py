@@ -117,6 +117,27 @@ def test_a_file_of_one_user_is_asked_for_the_name(store: Path) -> None:
     assert stored(store, "cy")[0] == ("a tide", "skip")
 
 
+def test_a_guessed_time_that_is_accepted_at_a_terminal_costs_no_row(store: Path) -> None:
+    more = "".join(f"a lamp {n};go;2026-02-01\n" for n in range(9))
+    write(store.parent / "own.csv", OWN.replace("2026-01-04", "soon") + more)
+    for typed, code in (("", 0), ("day", 4)):
+        with Terminal(["data", "import", "own.csv", "--yes", "--output", "label"], columns=120) as terminal:
+            for question, answer in (("one user's name:", "cy"), ("[text]:", ""), ("for none [day]:", typed)):
+                terminal.until(question)
+                terminal.type(f"{answer}\r")
+            terminal.until("kept without a time that cannot be read: 1" if code == 0 else "'soon' is no ISO 8601")
+            assert terminal.ended() == code
+
+
+def test_no_time_can_be_chosen_at_a_terminal(store: Path) -> None:
+    with Terminal(["data", "import", "own.csv", "--yes", "--output", "label"], columns=120) as terminal:
+        for question, answer in (("one user's name:", "cy"), ("[text]:", ""), ("time: a column, or - for none", "-")):
+            terminal.until(question)
+            terminal.type(f"{answer}\r")
+        terminal.until("mta data import own.csv --input text --output label --time '' --me cy")
+        assert terminal.ended() == 0
+
+
 def test_without_an_answer_nothing_is_imported(store: Path) -> None:
     with Terminal(["data", "import", "films.csv"], columns=120) as terminal:
         terminal.until("[person]:")

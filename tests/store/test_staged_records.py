@@ -117,6 +117,24 @@ def test_users_keep_a_history_and_those_with_too_little_are_named(staged: Staged
     assert held(staged) == [("ann", "4"), ("ann", "5"), ("bob", "3")]
 
 
+def test_users_whose_stored_items_decide_the_number_are_told_from_those_with_too_few(staged: StagedRecords) -> None:
+    for user, count in (("ann", 6), ("bob", 6), ("cy", 6), ("dee", 4)):
+        for number in range(count):
+            staged.add(timed(f"{number}", "2026", user))
+    for each in list(staged):
+        number = int(each.item.key)
+        if each.user == "cy" and number < 4:
+            continue  # new in this file
+        if each.user != "cy" and number >= (3 if each.user == "dee" else 4):
+            staged.make_query(each.id)
+        staged.mark_stored(each.id)
+    unchanged = staged.hold_out(2, 3, 0)
+    assert (unchanged.queries, unchanged.short, unchanged.fixed) == (2, [("dee", "free")], {})
+    fewer, more = staged.hold_out(1, 3, 0), staged.hold_out(3, 3, 0)
+    assert fewer.fixed == {("ann", "free"): 2, ("bob", "free"): 2}
+    assert more.fixed == {("ann", "free"): 2, ("bob", "free"): 2} and more.short == [("dee", "free")]
+
+
 def test_stored_items_twins_and_used_keys_stay_in_the_history(staged: StagedRecords) -> None:
     for key in "abcdefg":
         staged.add(timed(key, "2026", text="twin" if key in "fg" else None))
@@ -125,6 +143,14 @@ def test_stored_items_twins_and_used_keys_stay_in_the_history(staged: StagedReco
     staged.mark_stored(stored)
     staged.hold_out(2, 3, 0)
     assert held(staged) == [("ann", "c"), ("ann", "e")]
+
+
+def test_a_key_is_changed_unless_an_item_or_a_query_has_it(staged: StagedRecords) -> None:
+    for each in (record("1"), record("2"), record("3", held_out=True)):
+        staged.add(each)
+    first = next(each.id for each in staged)
+    assert not staged.set_key(first, "2") and not staged.set_key(first, "3") and staged.set_key(first, "4")
+    assert [each.item.key for each in staged] == ["4", "2", "3"]
 
 
 def test_an_item_becomes_a_query_unless_a_query_has_its_key(staged: StagedRecords) -> None:

@@ -20,6 +20,7 @@ class ImportSource:
 
     `format` None: by the content. `user` is the user of rows without one, `task` the task of records that name none.
     `also_me` are further names of `user`: addresses in mail.
+    `guessed_time`: the column of the time in `columns` is a guess.
     Of each user `hold_out` items become queries; `seed` draws them where times are unknown. With `skip_faulty` records
     with a fault are left out; with `round_to` a table's outputs are numbers, which become multiples of it.
     """
@@ -36,6 +37,7 @@ class ImportSource:
     also_me: tuple[str, ...] = ()
     skip_faulty: bool = False
     round_to: float = 0.0
+    guessed_time: bool = False
 
     @property
     def name(self) -> str:
@@ -68,6 +70,11 @@ class ImportSource:
         """The columns that are given, over those of the preset."""
         preset = self.known_preset
         return self.columns if preset is None else self.columns.merged_over(preset.columns)
+
+    @property
+    def keeps_untimed(self) -> bool:
+        """Whether a row whose time cannot be read is kept without it: where the user did not name the column."""
+        return self.columns.time is None or self.guessed_time
 
     def require_consistent(self) -> None:
         """Raises UsageError when the parts contradict each other."""

@@ -22,6 +22,7 @@ from mta_cli.pipeline.data.formats.users import parse_users
 from mta_cli.pipeline.data.import_source import DEFAULT_TASK, ImportSource
 from mta_cli.pipeline.data.mail_replies import MailReplies
 from mta_cli.pipeline.data.table_sample import checked_rows
+from store.staged_records import HeldOut
 
 if TYPE_CHECKING:
     from mta_cli.engine.text.tasks import Task
@@ -55,6 +56,7 @@ class ParsedFile:
     """Checked files, with their records. `tasks` holds every task of the records, `counts` how many are queries.
 
     `formats` are those that the files have.
+    `held_out` says what was held out of the history.
     `times_not_stored` counts records whose time is not stored, because the store already has them without one.
     """
 
@@ -67,6 +69,7 @@ class ParsedFile:
     findings: ParseFindings = field(default_factory=ParseFindings)
     warnings: list[str] = field(default_factory=list)
     times_not_stored: int = 0
+    held_out: HeldOut = field(default_factory=HeldOut)
     formats: dict[str, None] = field(default_factory=dict)
 
     @property
@@ -162,8 +165,8 @@ def _parse_table(
         rows = checked_rows(rows, path.name, lambda sample: preset.require_columns(sample.columns, path.name))
         rows = preset.read(rows, preset.read_details(path, findings), findings)
     rows = checked_rows(rows, path.name, lambda sample: sample.require_columns(source))
-    mapping, step = source.mapping, source.round_to
-    yield from parse_rows(rows, source.default_task, findings, intake.staged, source.user, mapping, step)
+    mapping, step, untimed = source.mapping, source.round_to, source.keeps_untimed
+    yield from parse_rows(rows, source.default_task, findings, intake.staged, source.user, mapping, step, untimed)
     if preset is not None:  # an export's other columns are no mistake of the user's
         findings.ignored_fields.clear()
 
@@ -209,6 +212,12 @@ def import_notes(intake: ParsedFile) -> Iterator[Note]:
     if faulty := len(intake.findings.skipped_places):
         yield Note(
             f"left out, records with a fault: {faulty:,}, such as {intake.findings.fault_lines[0]}", warning=True
+        )
+    if intake.findings.unread_times:
+        yield Note(
+            f"kept without a time that cannot be read: {intake.findings.unread_times:,}, such as "
+            f"{intake.findings.unread_time}",
+            warning=True,
         )
     if intake.findings.ignored_fields:
         yield Note(

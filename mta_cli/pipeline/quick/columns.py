@@ -65,6 +65,7 @@ def complete_columns(source: ImportSource) -> CompleteSource:
             lines.append(PlanLine(part, own, "by its name"))
         elif (guessed := getattr(guess, part)) is not None and (part in missing or part == "time"):
             columns = replace(columns, **{part: guessed})
+            source = replace(source, guessed_time=source.guessed_time or part == "time")
             lines.append(PlanLine(part, guessed, "guessed"))
     complete = replace(source, columns=columns)
     sample.require_columns(complete, COMMAND)

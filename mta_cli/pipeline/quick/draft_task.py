@@ -36,6 +36,7 @@ _KIND_WORDS = {"label": "answer", "score": "score", "text": "answer"}
 class FileSummary:
     """What a file holds: how many records each user has, all outputs, long inputs' length, and some users' items.
 
+    `untimed` are the users of whose items at least one has no time.
     `input_authors` says whose words the inputs are, where they are somebody else's; `output_word` what an output is.
     """
 
@@ -45,6 +46,7 @@ class FileSummary:
     sample: dict[str, list[NewItem]]
     input_authors: tuple[str, ...] = ()
     output_word: str = ""
+    untimed: frozenset[str] = frozenset()
 
     @property
     def is_of_one_user(self) -> bool:
@@ -59,7 +61,7 @@ class FileSummary:
 
 def summarise_file(reg: Registry, source: ImportSource, task: Task) -> Generator[Event, None, FileSummary]:
     """Read all of a source as items of `task`. Raises as an import, and `BadInput` where records name other tasks."""
-    counts, outputs, lengths = Counter[str](), list[str](), list[int]()
+    counts, outputs, lengths, untimed = Counter[str](), list[str](), list[int](), set[str]()
     sample: dict[str, list[NewItem]] = {}
     with reg.stage_records() as staged:
         parsed = yield from parse_import_file(source, lambda name: task, staged)
@@ -74,12 +76,14 @@ def summarise_file(reg: Registry, source: ImportSource, task: Task) -> Generator
             counts[record.user] += 1
             outputs.append(record.item.output)
             lengths.append(len(record.item.input))
+            if record.item.time is None and not record.held_out:
+                untimed.add(record.user)
             if record.user in sample or len(sample) < SAMPLE_USERS:
                 own = sample.setdefault(record.user, [])
                 if len(own) < SAMPLE_ITEMS:
                     own.append(record.item)
     word = words.pop() if len(words) == 1 else ""
-    return FileSummary(dict(counts), tuple(outputs), _long(lengths), sample, authors, word)
+    return FileSummary(dict(counts), tuple(outputs), _long(lengths), sample, authors, word, frozenset(untimed))
 
 
 def undrafted_task(name: str) -> Task:

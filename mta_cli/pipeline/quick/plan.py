@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from mta_cli.events import PlanLine
+from mta_cli.formatting import pluralise
 from mta_cli.options import AdaptOptions, BankOptions, FuseOptions
 from mta_cli.pipeline.bank.memory_weights import MAX_GUESSED_ITEMS
 from mta_cli.pipeline.bank_sizes import BY_THE_DATA, choose_sizes
@@ -66,17 +67,30 @@ class QuickSizes:
 
 @dataclass(frozen=True)
 class Workload:
-    """What the plan depends on: the items of each user who may help the bank, and the queries of all users."""
+    """What the plan depends on: the items of each user who may help the bank, the queries of all users, and options."""
 
     held: tuple[int, ...]
     queries: tuple[int, ...]
     labels: bool
+    fuse: FuseOptions = field(default_factory=FuseOptions)
+    adapt: AdaptOptions = field(default_factory=AdaptOptions)
 
     @property
     def queries_per_user(self) -> float:
         """The mean over users with queries."""
         asked = [count for count in self.queries if count]
         return sum(asked) / max(len(asked), 1)
+
+    @property
+    def stack_steps(self) -> int:
+        """The optimiser steps of a stack."""
+        from mta_cli.engine.methods.stacks import stack_schedule
+
+        return stack_schedule(self.shots(self.adapt), self.adapt.with_kind_defaults(self.labels)).steps
+
+    def shots(self, options: FuseOptions | AdaptOptions) -> int:
+        """As many as these options ask for, but no more than the longest history has."""
+        return min(options.shots, max(self.held, default=0))
 
 
 @dataclass(frozen=True)
@@ -117,9 +131,9 @@ def estimate_seconds(work: Workload, sizes: QuickSizes, rows_per_second: float) 
 
 
 def _rows_per_measured_user(work: Workload, anchors: int) -> float:
-    own = FuseOptions.shots * (EVIDENCE_ROW + ANCHOR_EVIDENCE * anchors)
+    own = work.shots(work.fuse) * (EVIDENCE_ROW + ANCHOR_EVIDENCE * anchors)
     if not work.labels:
-        own += AdaptOptions.steps * AdaptOptions.shots * ANCHOR_ROW
+        own += work.stack_steps * min(work.shots(work.adapt), work.adapt.batch_size) * ANCHOR_ROW
     return own + 2 * work.queries_per_user * (LABEL_ANSWER if work.labels else TEXT_ANSWER)
 
 
@@ -134,10 +148,21 @@ def _candidates(work: Workload, options: BankOptions, rows_per_second: float, mi
         measured = min(most, asked - chosen.anchor_count if asked > chosen.anchor_count else asked)
         longest = max(held, default=0)
         for items in (count for n, count in enumerate(ITEMS) if n == 0 or count < longest):
-            for task_epochs, epochs, weighed in PASSES:
+            for task_epochs, epochs, weighed in _passes(options):
                 yield QuickSizes(
                     chosen.anchor_count, chosen.anchor_items, items, task_epochs, epochs, weighed, measured, users
                 )
+
+
+def _passes(options: BankOptions) -> Iterator[tuple[int, int, bool]]:
+    """`PASSES`, but for the numbers of passes that settings change."""
+    task_epochs, epochs = _given(options, "task_epochs"), _given(options, "epochs")
+    return iter(dict.fromkeys((task_epochs or first, epochs or second, weighed) for first, second, weighed in PASSES))
+
+
+def _given(options: BankOptions, name: str) -> int | None:
+    value: int = getattr(options, name)
+    return None if value == getattr(BankOptions, name) else value
 
 
 def _plan_lines(
@@ -153,18 +178,30 @@ def _plan_lines(
         PlanLine("bank's users", f"{len(held)} of {len(work.held)}", fits if sizes.bank_users else BY_THE_DATA),
         *choose_sizes(held, options).plan_lines,
         PlanLine("items of a user", f"the latest {sizes.max_items} at most", fits),
-        PlanLine("passes", f"task adapter {sizes.task_epochs}, anchors {sizes.epochs}", fits),
+        PlanLine("passes", f"task adapter {sizes.task_epochs}, anchors {sizes.epochs}", _passes_origin(options, fits)),
         PlanLine("rows in a step", str(BATCH_SIZE), "short histories give few steps"),
         *(weighed if work.labels else []),
         PlanLine(
             "users' models",
-            "recipes with label memory" if work.labels else "recipes and stacks",
+            _personal_words(work),
             "labels and scores gain nothing from training at the user" if work.labels else "texts",
         ),
         PlanLine("measured users", f"{sizes.measured_users} of {asked}", f"no anchors; {fits}" if asked > 1 else ""),
         PlanLine("questions", f"about {sizes.measured_users * work.queries_per_user:.0f}, held out", BY_THE_DATA),
         PlanLine("time", f"about {seconds:.0f} s{'' if seconds <= 60 * minutes else ': the least there is'}"),
     )
+
+
+def _passes_origin(options: BankOptions, fits: str) -> str:
+    given = [_given(options, name) is not None for name in ("task_epochs", "epochs")]
+    return "settings" if all(given) else f"settings, and {fits}" if any(given) else fits
+
+
+def _personal_words(work: Workload) -> str:
+    recipes = f"recipes from {pluralise(work.shots(work.fuse), 'shot')}"
+    if work.labels:
+        return f"{recipes}, with label memory"
+    return f"{recipes}, stacks from {work.shots(work.adapt)} in {pluralise(work.stack_steps, 'step')}"
 
 
 def sample_rows(

@@ -10,6 +10,7 @@ import random
 import shlex
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Container, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from mta_cli.engine.text.task_files import task_to_toml
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine, forward_events
+from mta_cli.formatting import pluralise
 from mta_cli.options import (
     AdaptOptions,
     BankOptions,
@@ -31,6 +33,7 @@ from mta_cli.options import (
     ScreeningOptions,
 )
 from mta_cli.pipeline.data.import_source import ImportSource
+from mta_cli.pipeline.data.parse_file import import_notes
 from mta_cli.pipeline.data.tasks import find_task, keep_task
 from mta_cli.pipeline.demo import pull_missing_models
 from mta_cli.pipeline.quick.columns import CompleteSource, complete_columns
@@ -50,7 +53,13 @@ from mta_cli.pipeline.requests import adapt_request, bank_request, base_model, f
 from mta_cli.pipeline.runs import REQUEST_KEY, record_request
 from mta_cli.pipeline.training.estimate import format_duration
 from mta_cli.pipeline.user_weights import current_bank
-from mta_cli.pipeline.users.import_file import KEPT_ITEMS, AskConsent, import_source
+from mta_cli.pipeline.users.import_file import (
+    KEPT_ITEMS,
+    AskConsent,
+    hold_out_notes,
+    import_source,
+    stage_source,
+)
 from store.records import Bank, User
 
 if TYPE_CHECKING:
@@ -108,9 +117,10 @@ def run_quick(
         yield Note(complete.text)
     source, summary, task = yield from _read_file(reg, complete)
     _require_consent(source, summary, can_anchor)
-    file_lines = (*complete.plan_lines, *_file_lines(complete, source, summary, task))
+    held = yield from _hold_out(reg, request, source, summary, task, aloud=dry_run)
+    file_lines = (*complete.plan_lines, *_file_lines(complete, source, summary, task, held))
     if dry_run:
-        yield from _plan_without_import(reg, request, source, summary, task, file_lines)
+        yield from _plan_without_import(reg, request, summary, task, held, file_lines)
         return
     yield from pull_missing_models(request.options[ModelOptions])
     yield Note(f"1 of 4: the task {task.name} ({task.kind}) and the histories")
@@ -161,7 +171,7 @@ def _read_file(
             hint="personal models need histories: eight items a user or more",
         )
     if source.hold_out == 0:
-        source = replace(source, hold_out=choose_hold_out(summary))
+        source = replace(source, hold_out=_stored_hold_out(reg, name, summary) or choose_hold_out(summary))
     if there is not None:
         step = _step_of(there, summary) if complete.plan_lines else 0.0
         return replace(source, round_to=step), summary, there
@@ -174,6 +184,47 @@ def choose_hold_out(summary: FileSummary) -> int:
     if not summary.is_of_one_user:
         return HELD_OUT
     return min(MAX_HELD_OUT, max(MIN_UNITS["questions"], summary.records // 5), summary.records - KEPT_ITEMS)
+
+
+def _stored_hold_out(reg: Registry, task: str, summary: FileSummary) -> int:
+    """How many queries of the task the store has of each of these users, or of the one with most; 0 for none."""
+    known = (reg.users.get(name) for name in reg.users.existing_names(set(summary.counts)))
+    return max((len(reg.items.queries(user.id, task)) for user in known), default=0)
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """How many queries each user will have, as far as that was looked up, and whether records are stored already."""
+
+    queries: Counter[str]
+    is_stored: bool
+
+
+def _hold_out(
+    reg: Registry, request: QuickRequest, source: ImportSource, summary: FileSummary, task: Task, *, aloud: bool
+) -> Generator[Event, None, _HeldOut]:
+    """What the import will hold out; `aloud` with its notes. Stores nothing.
+
+    Raises BadInput where the file is stored with another number: what was history was trained on, and stays history.
+    """
+    if not aloud and not reg.users.existing_names(set(summary.counts)):
+        return _HeldOut(Counter(), is_stored=False)
+    with reg.stage_records() as staged:
+        intake, known, _ = yield from stage_source(reg, source, staged, lambda name: task)
+        queries = Counter(record.user for record in staged if record.held_out)
+        if (fixed := intake.held_out.fixed) and (request.source.hold_out or not queries):
+            least, most = min(fixed.values()), max(fixed.values())
+            each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+            raise BadInput(
+                f"{source.name} is stored in task {task.name} already, with {each} held-out items of "
+                f"{'its' if summary.is_of_one_user else 'each'} user and not {source.hold_out:,}; what is stored stays "
+                "history or held out",
+                hint=f"add --task {task.name}-{source.hold_out}: another task stores the file apart",
+            )
+        if aloud:
+            yield from hold_out_notes(source, intake)
+            yield from import_notes(intake)
+    return _HeldOut(queries, known.total() > 0)
 
 
 def _step_of(task: Task, summary: FileSummary) -> float:
@@ -199,15 +250,28 @@ def _require_consent(source: ImportSource, summary: FileSummary, can_anchor: boo
         raise UsageError("a bank is made of users who may be anchors", hint="leave --no-can-anchor out")
 
 
-def _file_lines(complete: CompleteSource, source: ImportSource, summary: FileSummary, task: Task) -> Iterator[PlanLine]:
+def _file_lines(
+    complete: CompleteSource, source: ImportSource, summary: FileSummary, task: Task, held: _HeldOut
+) -> Iterator[PlanLine]:
     """What the task is, and what is held out."""
     labels = f": {', '.join(task.labels)}"[:60] if task.labels else ""
     origin = "by the outputs" if complete.source.task is None else "flag --task"
     yield PlanLine("task", f"{task.name}, {task.kind}{labels}", origin)
-    asked = complete.source.hold_out
-    why = "flag --hold-out" if asked else "by the data"
-    each = "the" if summary.is_of_one_user else "each user's"
-    yield PlanLine("held out", f"{each} last {source.hold_out} items", why)
+    why = "flag --hold-out" if complete.source.hold_out else "by the store" if held.is_stored else "by the data"
+    yield PlanLine("held out", _hold_out_words(source, summary, held), why)
+
+
+def _hold_out_words(source: ImportSource, summary: FileSummary, held: _HeldOut) -> str:
+    """Which items are held out: the last, but of users without all times those that the seed draws."""
+    items, alone = pluralise(source.hold_out, "item"), summary.is_of_one_user
+    some = f"{items}{'' if alone else ' of each user'}"
+    drawn = f"drawn by seed {source.seed}, because not all times are known"
+    if held.is_stored:
+        return f"{some}, as they are stored"
+    if len(summary.untimed) == len(summary.counts):
+        return f"{some}, {drawn}"
+    last = f"the last {items}" if alone else f"each user's last {items}"
+    return last + (f"; of {pluralise(len(summary.untimed), 'user')} {drawn}" if summary.untimed else "")
 
 
 def _find_existing(reg: Registry, complete: CompleteSource) -> Task | None:
@@ -236,9 +300,9 @@ def keep_task_of_file(reg: Registry, task: Task) -> None:
 def _plan_without_import(
     reg: Registry,
     request: QuickRequest,
-    source: ImportSource,
     summary: FileSummary,
     task: Task,
+    held: _HeldOut,
     lines: tuple[PlanLine, ...],
 ) -> Iterator[Event]:
     """The plan of a dry run, for users who all may be anchors. Without the base here, it has no sizes."""
@@ -252,9 +316,9 @@ def _plan_without_import(
         for user, row in list(zip(summary.sample, rows, strict=True))[:SHOWN_PROMPTS]:
             prompt = base.tokenizer.decode(list(row.input_ids[: row.answer_start]))
             yield Note(_prompt_text({"user": user, "prompt": prompt, "answer": summary.sample[user][-1].output}))
-        held = [count - min(source.hold_out, max(count - KEPT_ITEMS, 0)) for count in summary.counts.values()]
-        queries = [count - left for count, left in zip(summary.counts.values(), held, strict=True)]
-        work = Workload(tuple(held), tuple(queries), bool(task.labels))
+        queries = tuple(held.queries[user] for user in summary.counts)
+        left = tuple(count - held.queries[user] for user, count in summary.counts.items())
+        work = _workload(request, task, left, queries)
         rate = _measure_rate(request, base, summary, task)
         lines += make_plan(work, request.options[BankOptions], rate, request.minutes).lines
     yield JobPlan("quick", lines)
@@ -292,9 +356,9 @@ def _plan(reg: Registry, request: QuickRequest, base: LoadedBase, summary: FileS
     """The plan that an earlier run of the same request began with, else a new one for the measured rate."""
     options = request.options[BankOptions]
     queries = tuple(len(reg.items.queries(user.id, task.name)) for user, _ in reg.users.users_with_items(task.name))
-    work = Workload(_items_of_consenting(reg, task), queries, bool(task.labels))
+    work = _workload(request, task, _items_of_consenting(reg, task), queries)
     if not any(queries):
-        raise BadInput(f"no user of task {task.name} has held-out items", hint="--hold-out 2")
+        raise BadInput(f"no user of task {task.name} has held-out items: items that come twice are never held out")
     identity = _identity(reg, request, task)
     for run in reg.runs.of_kind(RUN_KIND):
         asked = dict(run.config[REQUEST_KEY])
@@ -302,6 +366,11 @@ def _plan(reg: Registry, request: QuickRequest, base: LoadedBase, summary: FileS
         if asked == identity:
             return QuickPlan.from_json(begun)
     return make_plan(work, options, _measure_rate(request, base, summary, task), request.minutes)
+
+
+def _workload(request: QuickRequest, task: Task, held: Sequence[int], queries: Sequence[int]) -> Workload:
+    fuse, adapt = request.options[FuseOptions], request.options[AdaptOptions]
+    return Workload(tuple(held), tuple(queries), bool(task.labels), fuse, adapt)
 
 
 def _measure_rate(request: QuickRequest, base: LoadedBase, summary: FileSummary, task: Task) -> float:
@@ -322,6 +391,8 @@ def _identity(reg: Registry, request: QuickRequest, task: Task) -> dict[str, Any
         "seed": request.machine.seed,
         "dtype": request.machine.dtype,
         "bank": asdict(options[BankOptions]),
+        "fuse": asdict(options[FuseOptions]),
+        "adapt": asdict(options[AdaptOptions]),
         "history_items": options[PromptOptions].history_items,
         "held": sorted(_items_of_consenting(reg, task)),
     }

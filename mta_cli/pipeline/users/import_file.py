@@ -5,13 +5,15 @@ Keeps stored items unchanged. Knows no format (see `parse_file`), no terminal an
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mta_cli.engine.text.task_files import task_to_toml
 from mta_cli.errors import MtaError, UsersChanged
@@ -19,6 +21,7 @@ from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult
 from mta_cli.pipeline.data.confusable_names import confusable_name_warnings
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.parse_results import SourceLocation, format_value
+from mta_cli.pipeline.data.formats.rows import is_content_key
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.parse_file import FindTask, ParsedFile, import_notes, parse_import_file
 from mta_cli.pipeline.data.tasks import find_task
@@ -26,8 +29,9 @@ from mta_cli.pipeline.users.consent import ConsentEffects, change_consent
 
 if TYPE_CHECKING:
     from mta_cli.engine.text.tasks import Task
+    from store.records import NewItem
     from store.registry import Registry
-    from store.staged_records import StagedRecord
+    from store.staged_records import StagedRecord, StagedRecords
 
 T = TypeVar("T", bound=Sequence[Any])
 AskConsent = Callable[[int], bool]
@@ -43,6 +47,14 @@ TURN_SECONDS, PAUSE_SECONDS = 0.4, 0.1
 KEPT_ITEMS = 3
 """History items that a user keeps at least when others are held out: fewer make no history."""
 NAMED_USERS = 5
+
+
+class StagedSource(NamedTuple):
+    """A checked file, how many of its items (False) and queries (True) are stored, and the names of all users then."""
+
+    intake: ParsedFile
+    known: Counter[bool]
+    names: list[str]
 
 
 def import_file(
@@ -81,17 +93,13 @@ def import_source(
     """
     source.require_consistent()
     with reg.stage_records() as staged:
-        intake = yield from parse_import_file(source, _make_find(reg, source), staged)
-        names, findings = reg.users.names(), intake.findings
+        intake, known, names = yield from stage_source(reg, source, staged, _make_find(reg, source))
         stored = set(names)
-        known = _count_stored(reg, source, intake, stored)
-        findings.raise_faults(source.name, "what is stored never changes: give a changed item a new id")
-        if source.hold_out:
-            yield from _hold_out(source, intake)
+        yield from hold_out_notes(source, intake)
         yield from import_notes(intake)
         if intake.input_authors:
             yield _consent_note(intake.input_authors, can_anchor)
-        alike = confusable_name_warnings(intake.user_names, names, findings.spellings)
+        alike = confusable_name_warnings(intake.user_names, names, intake.findings.spellings)
         yield from (Note(text, warning=True) for text in alike)
         if dry_run:
             yield JobPlan("import", _plan(source, intake, stored, known, can_anchor))
@@ -104,6 +112,20 @@ def import_source(
         else:
             newcomers = ask is None or not new or ask(new)
         yield from _write(reg, source, intake, stored, can_anchor, newcomers)
+
+
+def stage_source(
+    reg: Registry, source: ImportSource, staged: StagedRecords, find: FindTask
+) -> Generator[Event, None, StagedSource]:
+    """Check a file, stage its records and hold some out; stores nothing. Raises as `import_source`."""
+    intake = yield from parse_import_file(source, find, staged)
+    names = reg.users.names()
+    known = _count_stored(reg, source, intake, set(names))
+    intake.findings.raise_faults(source.name, "what is stored never changes: give a changed item a new id")
+    if source.hold_out:
+        intake.held_out = intake.staged.hold_out(source.hold_out, KEPT_ITEMS, source.seed)
+        intake.counts.update({False: -intake.held_out.queries, True: intake.held_out.queries})
+    return StagedSource(intake, known, names)
 
 
 def _consent_note(authors: Sequence[str], can_anchor: bool | None) -> Note:
@@ -124,35 +146,48 @@ def _make_find(reg: Registry, source: ImportSource) -> FindTask:
     return find
 
 
-def _hold_out(source: ImportSource, intake: ParsedFile) -> Iterator[Note]:
-    """Turn history items into queries; a note says whose are too few."""
-    held = intake.staged.hold_out(source.hold_out, KEPT_ITEMS, source.seed)
-    intake.counts.update({False: -held.queries, True: held.queries})
+def hold_out_notes(source: ImportSource, intake: ParsedFile) -> Iterator[Note]:
+    """Whose queries are not as many as were wanted, and why."""
+    held, wanted = intake.held_out, f"{source.hold_out:,} held-out queries"
     if held.short:
-        named = ", ".join(format_value(user) for user, _ in held.short[:NAMED_USERS])
-        more = len(held.short) - NAMED_USERS
+        named = _first_names([format_value(user) for user, _ in held.short])
+        yield Note(f"users with fewer than {wanted}, because {KEPT_ITEMS} items stay history: {named}", warning=True)
+    if held.fixed:
+        named = _first_names([f"{format_value(user)} has {count:,}" for (user, _), count in held.fixed.items()])
         yield Note(
-            f"users with fewer than {source.hold_out:,} held-out queries, because {KEPT_ITEMS} items stay history: "
-            f"{named}{f' and {more:,} more' if more > 0 else ''}",
+            f"users without {wanted}, because what is stored as history or held out stays so: {named}; "
+            "another --task stores the file apart",
             warning=True,
         )
+
+
+def _first_names(names: Sequence[str]) -> str:
+    more = len(names) - NAMED_USERS
+    return ", ".join(names[:NAMED_USERS]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _count_stored(reg: Registry, source: ImportSource, intake: ParsedFile, stored: set[str]) -> Counter[bool]:
     """Count the stored records, by whether it is a query. An id with other stored content is a fault.
 
     A time that only one side knows is no contradiction: the stored record stays unchanged. What is stored
-    as a query stays one, so that what was held out once is never trained on.
+    as a query stays one, so that what was held out once is never trained on. Nor does an item come again because its
+    time, which is a part of ids that are made of the content, is read now or no longer.
     """
     known = Counter[bool]()
     from_rows = all(FORMATS[form].kind != "document" for form in intake.formats)
     ids = {name: reg.users.get(name).id for name in intake.user_names if name in stored}
+    other_times = functools.cache(reg.items.any_with_time)
     for record in intake.staged if ids else ():
         item, user_id = record.item, ids.get(record.user)
         if user_id is None:
             continue
-        there, held_out = reg.items.find_stored(user_id, item, held_out=record.held_out), record.held_out
-        if there is None and not held_out and (query := reg.items.find_stored(user_id, item, held_out=True)):
+        held_out = record.held_out
+        there, query = _find_stored(reg, user_id, item, held_out)
+        if there is None and query is None and is_content_key(item.key):
+            lacks_time = item.time is None
+            if other_times(user_id, item.task, lacks_time) and (key := _take_stored_key(reg, intake, user_id, record)):
+                there, query = _find_stored(reg, user_id, replace(item, key=key), held_out)
+        if query is not None:
             same = (query.input, query.output) == (item.input, item.output)
             if (from_rows or same) and intake.staged.make_query(record.id):
                 there, held_out = query, True
@@ -172,6 +207,22 @@ def _count_stored(reg: Registry, source: ImportSource, intake: ParsedFile, store
             intake.staged.set_time(record.id, there.time)
             intake.times_not_stored += there.time is None
     return known
+
+
+def _find_stored(reg: Registry, user_id: int, item: NewItem, held_out: bool) -> tuple[NewItem | None, NewItem | None]:
+    """The stored record of this kind with the item's id; for a history item without one, the query that has it."""
+    there = reg.items.find_stored(user_id, item, held_out=held_out)
+    asked = None if held_out or there is not None else reg.items.find_stored(user_id, item, held_out=True)
+    return there, asked
+
+
+def _take_stored_key(reg: Registry, intake: ParsedFile, user_id: int, record: StagedRecord) -> str | None:
+    """Give the record the id of a stored one that differs in nothing but a time that only one of them has."""
+    for held_out in (False, True):
+        for key in reg.items.keys_of_same_texts(user_id, record.item, held_out=held_out):
+            if intake.staged.set_key(record.id, key):
+                return key
+    return None
 
 
 def _write(

@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
 MINUTES, MIN_MINUTES, MAX_MINUTES = 3.0, 0.1, 10_000.0
 MAX_COUNT = 10**9
+NO_COLUMN = "-"
 COLUMN_HELPS = {
     "user": "The column of the users' names.",
     "input": 'The column of what a user was asked, or a template such as "{title}. {text}".',
     "output": "The column of what the user answered, or a template.",
-    "time": "The column of the time.",
+    "time": f"The column of the time; {NO_COLUMN} for none.",
 }
 
 
@@ -96,7 +97,13 @@ def _import_fields(context: FormContext) -> tuple[FormField, ...]:
             help="Items of each user that are held out to measure: the last by time, else drawn.",
         ),
         _consent_field("new users may, unless inputs are others' words"),
-        FormField("id", "id", default_text="the column of this name", help="The column of the id.", advanced=True),
+        FormField(
+            "id",
+            "id",
+            default_text="the column of this name",
+            help=f"The column of the id; {NO_COLUMN} for none.",
+            advanced=True,
+        ),
         FormField(
             "outputs",
             "answers",
@@ -182,7 +189,7 @@ def _quick_fields(context: FormContext) -> tuple[FormField, ...]:
             "hold_out",
             "hold out",
             default_text="2; of one user alone 10 to 12",
-            help="Each user's latest items, held out to measure.",
+            help="Items of each user that are held out to measure: the last by time, else drawn.",
             advanced=True,
         ),
         replace(_consent_field("new users may"), advanced=True),
@@ -229,7 +236,9 @@ def _suggest_quick(filled: FormValues) -> Mapping[str, str]:
 def _column_mapping(filled: FormValues) -> ColumnMapping:
     from mta_cli.pipeline.data.column_mapping import ColumnMapping
 
-    return ColumnMapping(*(filled.get(part) or None for part in (*COLUMN_HELPS, "id")))
+    typed = {part: filled.get(part) or None for part in (*COLUMN_HELPS, "id")}
+    none = {part: "" for part in ("time", "id") if typed[part] == NO_COLUMN}
+    return ColumnMapping(**typed | none)
 
 
 def _parse_names(text: str) -> tuple[str | None, tuple[str, ...]]:

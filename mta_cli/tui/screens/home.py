@@ -95,7 +95,8 @@ class HomeScreen(BaseScreen):
 
     async def reload(self) -> None:
         """Read what is at a glance, then whom models helped, which can take longer."""
-        self._overview = await self.mta_app.store_reader.read(_read_overview)
+        own = [tuple(job.run_ids) for job in self.mta_app.job_queue.jobs]
+        self._overview = await self.mta_app.store_reader.read(partial(_read_overview, own))
         self._show_overview(self._overview)
         if self._gains_of != self.mta_app.store_changes:
             self._load_gains(self.mta_app.store_changes)
@@ -184,9 +185,8 @@ class HomeScreen(BaseScreen):
     def _show_jobs(self) -> None:
         """This window's jobs that the store does not remember, and the store's."""
         now, jobs = datetime.now(UTC), self.mta_app.job_queue.jobs
-        running = self.mta_app.job_queue.running_job
         records = self._overview.jobs if self._overview is not None else ()
-        begun = datetime.fromtimestamp(int(running.started_at or 0), UTC).isoformat() if running is not None else None
+        shown = {run for job in jobs if not job.finished for run in job.run_ids}
         entries = [
             Entry(f"job {job.number}", partial(window_job_line, job, now=now), Target("jobs"))
             for job in reversed(jobs)
@@ -195,7 +195,7 @@ class HomeScreen(BaseScreen):
         entries += [
             Entry(f"run {record.run}", partial(job_record_line, record, now=now), _job_target(record))
             for record in records
-            if begun is None or record.started < begun
+            if record.run not in shown
         ]
         self.query_one("#jobs", EntryList).show_entries(entries)
 
@@ -214,10 +214,10 @@ class HomeScreen(BaseScreen):
             )
 
 
-def _read_overview(reg: Registry) -> Overview:
+def _read_overview(own: Sequence[Sequence[int]], reg: Registry) -> Overview:
     from mta_cli.pipeline.overview import load_overview
 
-    return load_overview(reg, jobs=MAX_ENTRIES, chats=MAX_ENTRIES)
+    return load_overview(reg, jobs=MAX_ENTRIES, chats=MAX_ENTRIES, known_jobs=own)
 
 
 def _read_gains(reg: Registry) -> Gains | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -54,7 +54,7 @@ class Job:
     """A long job.
 
     `log` holds the newest of all `logged_lines` lines, cleaned; `unreported_saves` counts what was saved since the last
-    update; `on_end` is called in the window's thread when the job has run. `run_ids` are the runs that it recorded.
+    update; `on_end` is called in the window's thread when the job has run. `run_ids` are the runs recorded so far.
     """
 
     number: int
@@ -71,7 +71,7 @@ class Job:
     error: BaseException | None = None
     result: Any = None
     unreported_saves: int = 0
-    run_ids: tuple[int, ...] = ()
+    run_ids: Sequence[int] = ()
     stop_requested: threading.Event = field(default_factory=threading.Event)
     _meter: RateMeter | None = None
 
@@ -193,10 +193,8 @@ class JobQueue:
         buffer = EventBuffer(self._app, partial(self._apply_events, job), UPDATE_SECONDS)
         try:
             with Registry.open(self._root, create=True, timeout=self._timeout) as registry:
-                try:
-                    state = self._forward_events(job, job.make_events(registry), buffer)
-                finally:
-                    job.run_ids = tuple(registry.runs.started_ids)
+                job.run_ids = registry.runs.started_ids
+                state = self._forward_events(job, job.make_events(registry), buffer)
         except BaseException as raised:
             state, error = "failed", raised
         if get_current_worker().is_cancelled:  # the window is gone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from mta_cli.options import BankOptions
+from mta_cli.options import AdaptOptions, BankOptions, FuseOptions
 from mta_cli.pipeline.quick.plan import QuickPlan, Workload, estimate_seconds, make_plan
 
 WORK = Workload(held=(12,) * 60, queries=(2,) * 60, labels=True)
@@ -46,6 +46,36 @@ def test_texts_take_stacks_and_more_time() -> None:
     plan = make_plan(texts, BankOptions(), 1e6, 3)
     assert "stacks" in {line.name: line.value for line in plan.lines}["users' models"]
     assert estimate_seconds(texts, plan.sizes, 1.0) != estimate_seconds(WORK, plan.sizes, 1.0)
+
+
+def test_shots_steps_and_passes_that_were_given_count() -> None:
+    texts, sizes = replace(WORK, labels=False), make_plan(WORK, BankOptions(), 1e6, 3).sizes
+
+    def seconds(**changes: AdaptOptions | FuseOptions) -> float:
+        return estimate_seconds(replace(texts, **changes), sizes, 1.0)
+
+    usual = seconds()
+    assert seconds(adapt=AdaptOptions(steps=20)) > usual > seconds(adapt=AdaptOptions(steps=1))
+    assert seconds(adapt=AdaptOptions(epochs=30)) > usual, "30 steps"
+    assert seconds(adapt=AdaptOptions(shots=2)) < usual and seconds(fuse=FuseOptions(shots=9)) > usual
+    assert seconds(fuse=FuseOptions(shots=12)) == seconds(fuse=FuseOptions(shots=1000)), "12 items are all there are"
+    scores = replace(WORK, adapt=AdaptOptions(steps=99))
+    assert estimate_seconds(scores, sizes, 1.0) == estimate_seconds(WORK, sizes, 1.0), "they take no stacks"
+    assert (
+        make_plan(replace(WORK, fuse=FuseOptions(shots=12)), BankOptions(), 3.0, 3).sizes
+        != make_plan(WORK, BankOptions(), 3.0, 3).sizes
+    ), "what takes longer leaves less for the rest"
+
+
+def test_passes_that_settings_change_are_kept_where_time_is_short() -> None:
+    for options, passes, origin in (
+        (BankOptions(epochs=5), (1, 5), "settings, and what fits into 1 min"),
+        (BankOptions(epochs=5, task_epochs=3), (3, 5), "settings"),
+        (BankOptions(), (1, 1), "what fits into 1 min"),
+    ):
+        plan = make_plan(WORK, options, rows_per_second=0.1, minutes=1)
+        assert (plan.sizes.task_epochs, plan.sizes.epochs) == passes
+        assert next(line.origin for line in plan.lines if line.name == "passes") == origin
 
 
 def test_a_plan_goes_through_json() -> None:

@@ -12,12 +12,13 @@ import pytest
 
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import JobPlan
-from mta_cli.options import MachineOptions, ModelOptions, OptionSet
+from mta_cli.options import AdaptOptions, FuseOptions, MachineOptions, ModelOptions, OptionSet
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.tasks import add_task, find_task
 from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evaluation
 from mta_cli.pipeline.quick import run as quick
+from mta_cli.pipeline.quick.draft_task import FileSummary
 from mta_cli.pipeline.quick.run import OPTION_CLASSES, VERDICT_KEYS, QuickRequest, choose_measured_users, run_quick
 from store.registry import Registry
 from tests.pipeline.town import CPU, finish, notes
@@ -42,6 +43,11 @@ def reg(store_root: Path) -> Iterator[Registry]:
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with time for little: one pass, whatever this one is busy with."""
     monkeypatch.setattr(quick, "measure_row_rate", lambda *_: 2.0)
+
+
+def summary_of(outputs: list[str]) -> FileSummary:
+    """A file with these outputs."""
+    return FileSummary({}, tuple(outputs), 100, {})
 
 
 def letters(path: Path, users: int = 6) -> Path:
@@ -94,11 +100,96 @@ def test_the_same_command_again_uses_what_is_there_and_keeps_its_plan(
     first, _ = finish(run_quick(reg, request(BOOKS)))
     monkeypatch.setattr(quick, "measure_row_rate", lambda *_: 1e9)  # another plan, were it made anew
     again, seen = finish(run_quick(reg, request(BOOKS)))
-    assert "nothing to do" in "\n".join(notes(seen)) and again["plan"] == first["plan"]
+    assert "nothing to do" in "\n".join(notes(seen))
+    plans = [[line for line in found["plan"] if line["name"] != "held out"] for found in (first, again)]
+    assert plans[0] == plans[1] and held_out(seen)[0] == "2 items of each user, as they are stored"
     assert (again["bank"], again["version"]) == (first["bank"], first["version"])
     assert (again["gain"], again["models"], again["examples"]) == (first["gain"], first["models"], first["examples"])
     longer, _ = finish(run_quick(reg, request(BOOKS, minutes=9)))
     assert longer["version"] == first["version"] + 1, "more time makes a better bank"
+
+
+def held_out(seen: list[Any]) -> tuple[str, str]:
+    """The plan's line on what is held out."""
+    (plan,) = [event for event in seen if isinstance(event, JobPlan)]
+    return next((line.value, line.origin) for line in plan.lines if line.name == "held out")
+
+
+def test_another_hold_out_of_a_stored_file_is_refused_and_another_task_takes_it(reg: Registry, fast: None) -> None:
+    finish(run_quick(reg, request(BOOKS, hold_out=0)))
+    asked = {user: reg.items.queries(reg.users.get(user).id, "books") for user in reg.users.names()}
+    for wanted in (1, 4):
+        for dry_run in (True, False):
+            with pytest.raises(BadInput, match=f"task books already, with 2 held-out .* and not {wanted}") as refused:
+                finish(run_quick(reg, request(BOOKS, hold_out=wanted), dry_run=dry_run))
+            assert f"--task books-{wanted}" in str(refused.value.hint)
+    assert asked == {user: reg.items.queries(reg.users.get(user).id, "books") for user in reg.users.names()}
+    for wanted, origin in ((0, "by the store"), (2, "flag --hold-out")):
+        _, seen = finish(run_quick(reg, request(BOOKS, hold_out=wanted), dry_run=True))
+        assert held_out(seen) == ("2 items of each user, as they are stored", origin)
+    apart, seen = finish(run_quick(reg, request(BOOKS, hold_out=4, task="books-4")))
+    assert apart["queries"] == 48 and held_out(seen) == ("each user's last 4 items", "flag --hold-out")
+    again, seen = finish(run_quick(reg, request(BOOKS, hold_out=0, task="books-4")))
+    assert again["queries"] == 48 and held_out(seen)[0].startswith("4 items"), "what is stored, not the default"
+
+
+def test_items_that_are_stored_as_history_are_never_held_out(reg: Registry, fast: None) -> None:
+    columns = ColumnMapping("reader", "{book}. {about}", "stars", "read_on")
+    task = quick.draft_task("books", ImportSource(None, BOOKS, columns=columns), summary_of(["1", "3", "5"] * 9))[0]
+    quick.keep_task_of_file(reg, task)
+    finish(quick.import_source(reg, ImportSource(None, BOOKS, "books", columns=columns)))
+    with pytest.raises(BadInput, match="with 0 held-out items") as refused:
+        finish(run_quick(reg, request(BOOKS, hold_out=0, task="books")))
+    assert "--task books-2" in str(refused.value.hint)
+
+
+def test_a_longer_file_keeps_its_hold_out(reg: Registry, fast: None, tmp_path: Path) -> None:
+    lines = BOOKS.read_text().splitlines()
+    users = {line.split(",")[0] for line in lines[1:]}
+    path = tmp_path / "books.csv"
+    path.write_text("\n".join(lines) + "\n")
+    finish(run_quick(reg, request(path)))
+    path.write_text("\n".join([*lines, *(f"{user},Late,A late one,3,2026-12-01" for user in users)]) + "\n")
+    result, _ = finish(run_quick(reg, request(path)))
+    assert (result["items"], result["queries"]) == (156, 24)
+
+
+def test_what_is_held_out_is_said_as_it_is_chosen(reg: Registry, fast: None, tmp_path: Path) -> None:
+    lines = BOOKS.read_text().splitlines()
+    path = tmp_path / "books.csv"
+
+    def said(lines: list[str], **source: Any) -> tuple[str, list[str]]:
+        path.write_text("\n".join(lines) + "\n")
+        _, seen = finish(run_quick(reg, request(path, **source), dry_run=True))
+        return held_out(seen)[0], notes(seen)
+
+    drawn = "drawn by seed 0, because not all times are known"
+    assert said(lines)[0] == "each user's last 2 items"
+    untimed = [line.rpartition(",")[0] for line in lines]
+    assert said(untimed, hold_out=1)[0] == f"1 item of each user, {drawn}"
+    assert said(lines, columns=ColumnMapping(time=""))[0] == f"2 items of each user, {drawn}"
+    broken = [*lines[:-1], untimed[-1] + ",soon"]
+    held, found = said(broken)
+    assert held == f"each user's last 2 items; of 1 user {drawn}"
+    assert any("kept without a time that cannot be read: 1" in text and "'soon'" in text for text in found)
+    assert not any("left out" in text for text in found), "the row stays"
+    held, found = said(broken, columns=ColumnMapping(time="read_on"))
+    assert held == "each user's last 2 items", "of the rows that are read"
+    assert any("left out, records with a fault: 1" in text for text in found), "the column was named"
+
+
+def test_shots_and_steps_of_the_settings_are_in_the_plan(reg: Registry, fast: None, tmp_path: Path) -> None:
+    path = letters(tmp_path / "letters.csv")
+    source = request(path, columns=ColumnMapping("who", "question", "answer"))
+    options = source.options.with_instance(AdaptOptions(shots=3, steps=40)).with_instance(FuseOptions(shots=2))
+    plans = []
+    for each in (source, replace(source, options=options)):
+        _, seen = finish(run_quick(reg, each, dry_run=True))
+        (plan,) = [event for event in seen if isinstance(event, JobPlan)]
+        plans.append({line.name: line.value for line in plan.lines})
+    assert plans[0]["users' models"] == "recipes from 5 shots, stacks from 5 in 10 steps"
+    assert plans[1]["users' models"] == "recipes from 2 shots, stacks from 3 in 40 steps"
+    assert plans[0]["time"] != plans[1]["time"]
 
 
 def test_a_stopped_run_goes_on_to_the_same_bank(reg: Registry, fast: None, tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_a_column_that_is_not_there_is_named(reg: Registry, tmp_path: Path) -> N
 def test_times_in_another_form_say_how_to_do_without(reg: Registry, tmp_path: Path) -> None:
     path = write(tmp_path / "f.csv", "user,input,output,time\nann,i,o,20:15\n")
     with pytest.raises(BadInput) as caught:
-        run(import_file(reg, None, path))
+        run(import_source(reg, source(path, columns=ColumnMapping(time="time"))))
     assert caught.value.hint == 'name another column with --time, or read no times with --time ""'
     assert run(import_source(reg, source(path, columns=ColumnMapping(time=""))))[0]["items_added"] == 1
 
@@ -258,6 +258,58 @@ def test_the_last_items_are_held_out_and_stay_so(reg: Registry, tmp_path: Path) 
     longer_result, _ = run(import_source(reg, source(longer, hold_out=2)))
     assert (longer_result["items_added"], longer_result["queries_added"]) == (1, 0)
     assert queries_of(reg, "ann") == ["note 3", "note 4"], "what was trained on is no query, what was held out no item"
+
+
+@pytest.mark.parametrize("wanted", [1, 4])
+def test_another_number_of_held_out_items_says_that_stored_ones_stay(
+    reg: Registry, tmp_path: Path, wanted: int
+) -> None:
+    people = [*DAYS[:5], *(row | {"user": "bob"} for row in DAYS)]
+    path = write(tmp_path / "a.jsonl", people)
+    run(import_source(reg, source(path, hold_out=2)))
+    for dry_run in (True, False):
+        result, notes = run(import_source(reg, source(path, hold_out=wanted), dry_run=dry_run))
+        if wanted == 1:
+            assert notes == [
+                "users without 1 held-out queries, because what is stored as history or held out stays so: "
+                "'ann' has 2, 'bob' has 2; another --task stores the file apart"
+            ]
+        else:
+            short, fixed = notes
+            assert short.endswith("because 3 items stay history: 'ann'") and "'bob' has 2; another --task" in fixed
+    assert (result["queries_added"], result["queries_unchanged"]) == (0, 4)
+
+
+def test_a_row_whose_time_cannot_be_read_is_kept_unless_the_column_was_named(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "f.csv", "user,input,output,time\nann,i,o,2026-01-01\nann,j,o,soon\n,k,o,later\n")
+    result, notes = run(import_source(reg, source(path, skip_faulty=True)))
+    assert result["items_added"] == 2
+    assert "kept without a time that cannot be read: 1, such as f.csv: record 2 (line 3): 'soon' is no ISO" in notes[1]
+    assert [item.time for item in reg.items.recent_items(reg.users.get("ann").id, "free")] == [None, "2026-01-01"]
+    named = source(path, columns=ColumnMapping(time="time"))
+    with pytest.raises(BadInput, match=r"f\.csv: 2 faults|f\.csv: 3 faults") as caught:
+        run(import_source(reg, named))
+    assert any("field time: 'soon' is no ISO 8601 date" in fault for fault in caught.value.faults)
+
+
+def test_a_time_that_is_read_later_or_no_longer_makes_no_item_anew(reg: Registry, tmp_path: Path) -> None:
+    lines = [f"ann,note {n},o,2026-01-0{n}" for n in range(1, 7)]
+    broken = [*lines[:2], "ann,note 3,o,soon", *lines[3:5], "ann,note 6,o,later"]
+    first, mended = (
+        write(tmp_path / f"{n}.csv", "\n".join(["user,input,output,time", *each]) + "\n")
+        for n, each in enumerate((broken, lines))
+    )
+    result, _ = run(import_source(reg, source(first, hold_out=2, seed=1)))
+    assert (result["items_added"], result["queries_added"]) == (4, 2)
+    asked = queries_of(reg, "ann")
+    for path, options in ((mended, {}), (mended, {"columns": ColumnMapping(time="")}), (first, {})):
+        again, notes = run(import_source(reg, source(path, hold_out=2, **options)))
+        assert (again["items_added"], again["queries_added"]) == (0, 0)
+        assert (again["items_unchanged"], again["queries_unchanged"]) == (4, 2)
+        assert queries_of(reg, "ann") == asked
+        assert ("stored already without a time, and stay so: 2" in notes) == (path == mended and not options)
+    twice = write(tmp_path / "twice.csv", mended.read_text() + "ann,note 3,o,2026-02-01\n")
+    assert run(import_source(reg, source(twice)))[0]["items_added"] == 1, "once more, at another time"
 
 
 def test_held_out_items_are_in_the_plan_and_users_with_too_few_are_named(reg: Registry, tmp_path: Path) -> None:

@@ -238,6 +238,8 @@ def test_the_columns_of_a_file_are_guessed_as_the_command_does(empty_store: Path
     found = suggested("quick", empty_store, path=str(BOOKS))
     assert found["user"] == "reader (guessed)" and found["output"] == "stars (guessed)"
     assert suggested("quick", empty_store, path=str(BOOKS), user="about")["user"] == "about (given)"
+    assert found["time"] == "read_on (guessed)"
+    assert suggested("quick", empty_store, path=str(BOOKS), time="-")["time"] == "none (given)"
     assert suggested("quick", empty_store, path=str(BOOKS.parent)) == {}
     assert suggested("quick", empty_store, path="/dev/zero") == {}
     with pytest.raises(BadInput, match="has no column 'ink'"):
@@ -307,6 +309,22 @@ def test_an_import_takes_a_name_columns_and_held_out_items(empty_store: Path, tm
         finish(job.make_events(reg, False))
         nia = reg.users.get("nia").id
         assert len(reg.items.queries(nia, "free")) == 2 and len(reg.items.recent_items(nia, "free", 9)) == 4
+
+
+def test_a_form_can_say_that_there_is_no_time(empty_store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "notes.csv"
+    path.write_text("user,input,output,time,id\nnia,a,b,2026-01-01,7\n", encoding="utf-8")
+    with Registry.open(empty_store, create=True) as reg:
+        finish(order("data import", empty_store, path=str(path), time="-", id="-").make_events(reg, False))
+        (item,) = reg.items.recent_items(reg.users.get("nia").id, "free")
+        assert item.time is None and item.key != "7"
+        (plan,) = (
+            event
+            for event in order("quick", empty_store, path=str(BOOKS), time="-").make_events(reg, True)
+            if isinstance(event, JobPlan)
+        )
+    assert "time: none" in [f"{line.name}: {line.value}" for line in plan.lines]
+    assert "drawn by seed 0" in next(line.value for line in plan.lines if line.name == "held out")
 
 
 def test_a_preset_brings_its_task(empty_store: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -175,6 +176,43 @@ def test_a_job_of_the_window_is_shown_while_it_runs_and_once_when_it_ended(used_
             await until(pilot, lambda: job.finished)
             await until(pilot, lambda: shown.options[0].id == f"run {job.run_ids[0]}")
             assert not lines(app, "mine") and lines(app, "✓ bank refresh")
+
+    run(drive())
+
+
+@pytest.mark.parametrize("kind", ["bank refresh", "quick"])
+def test_jobs_of_other_processes_are_shown_beside_one_of_the_window(used_store: Path, kind: str) -> None:
+    gate = threading.Event()
+    document = {"task": 'name = "mine"'}
+
+    def work(reg: Registry) -> Iterator[Event]:
+        with record_request(reg, kind, document), record_request(reg, "bank build", {}):
+            yield JobStarted(kind, total=4, unit="steps")
+            gate.wait(PATIENCE)
+
+    async def drive() -> None:
+        async with open_app(used_store, (120, 50)) as (app, pilot):
+            job = app.job_queue.add_job(kind, "mine", work)
+            await until(pilot, lambda: len(job.run_ids) == 2)
+            with Registry.open(used_store) as other:
+                for status in ("interrupted", "done"):
+                    time.sleep(1.1)  # times of runs are in seconds
+                    bank = other.banks.all()[0].id
+                    if status == "done":
+                        with record_request(other, "eval tune", {}, bank_id=bank):
+                            pass
+                    else:
+                        other.runs.start_run("bank build", {}, bank_id=bank)
+                await pilot.press("1")
+                await settled(app, pilot)
+                await pilot.press("0")
+                await settled(app, pilot)
+                try:
+                    assert lines(app, f"▶ {kind} mine") and not lines(app, "↗", kind)
+                    assert len(lines(app, "eval tune lamp-2 v1")) == 1
+                    assert len(lines(app, "bank build")) == 1, "and none of this window's own parts"
+                finally:
+                    gate.set()
 
     run(drive())
 

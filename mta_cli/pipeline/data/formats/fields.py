@@ -89,8 +89,11 @@ class RecordFields:
         self.findings.add_user(stored, written)
         return stored
 
-    def read_time(self, *names: str) -> str | None:
-        """The first of several optional times, in a form that sorts as text."""
+    def read_time(self, *names: str, may_fail: bool = False) -> str | None:
+        """The first of several optional times, in a form that sorts as text.
+
+        One that cannot be read is a fault; with `may_fail` it is counted and left out.
+        """
         name = next((each for each in names if self.has_value(each)), None)
         if name is None:
             return None
@@ -100,9 +103,11 @@ class RecordFields:
                 raise ValueError
             return normalise_time(str(value))
         except ValueError:
-            self.add_field_fault(
-                name, f"{format_value(value)} is no ISO 8601 date or time, like 2026-08-01 or 2026-08-01T12:30:00Z"
-            )
+            what = f"{format_value(value)} is no ISO 8601 date or time, like 2026-08-01 or 2026-08-01T12:30:00Z"
+            if may_fail:
+                self.findings.add_unread_time(self.location, what)
+            else:
+                self.add_field_fault(name, what)
             return None
 
     def read_objects(self, name: str, *, required: bool = True) -> list[RecordFields]:

@@ -52,6 +52,8 @@ class ParseFindings:
         self.fault_count = 0
         self.fault_fields: set[str] = set()
         self.skip_counts: Counter[str] = Counter()
+        self.unread_times = 0
+        self.unread_time = ""
         self.ignored_fields: dict[str, None] = {}
         self.users: dict[str, None] = {}
         self.spellings: dict[str, set[str]] = {}
@@ -68,6 +70,13 @@ class ParseFindings:
         if len(self.fault_lines) < MAX_LISTED_FAULTS:
             self.fault_fields.add(field)
             self.fault_lines.append(f"{place}{f', field {field}' if field else ''}: {what}")
+
+    def add_unread_time(self, place: SourceLocation, what: str) -> None:
+        """Count a record that is kept without its time, which cannot be read."""
+        if place in self.skipped_places:
+            return
+        self.unread_times += 1
+        self.unread_time = self.unread_time or f"{place}: {what}"
 
     def add_ignored_field(self, name: str) -> None:
         """A field that is not read; at most 20 names are kept."""

@@ -17,6 +17,7 @@ Lines = Iterable[tuple[int, bytes]]
 RawRow = tuple[SourceLocation, Mapping[str, Any]]
 
 DEFAULT_COLUMNS = ColumnMapping()
+CONTENT_PREFIX = "content-"
 NO_NUMBER = "rows whose output is no number"
 
 
@@ -28,11 +29,13 @@ def parse_rows(
     user: str | None = None,
     columns: ColumnMapping = DEFAULT_COLUMNS,
     round_to: float = 0.0,
+    keep_untimed: bool = False,
 ) -> Iterator[Record]:
     """History items of the rows, staged. `task` is for rows that name none; `user`, when given, is that of the file.
 
     A row whose mapped columns leave a needed part empty is left out and counted. With `round_to` outputs are numbers
-    and become multiples of it; a row with another output is left out and counted.
+    and become multiples of it; a row with another output is left out and counted. With `keep_untimed` a row whose time
+    cannot be read is kept without it, and counted.
     """
     ids = SeenIds(findings, staged)
     for place, row in rows:
@@ -45,7 +48,7 @@ def parse_rows(
             findings.skip_counts[f"rows without {blank}"] += 1
             continue
         owner = _record_user(fields, user)
-        question, answer, time = fields.read_text_field("input"), fields.read_scalar("output"), fields.read_time("time")
+        question, answer = fields.read_text_field("input"), fields.read_scalar("output")
         of = fields.read_scalar("task") if fields.has_value("task") else task
         if answer is not None and round_to and place not in findings.skipped_places:
             number = parse_number(answer.strip())
@@ -53,6 +56,7 @@ def parse_rows(
                 findings.skip_counts[NO_NUMBER] += 1
                 continue
             answer = format_number(round_number(number, round_to))
+        time = fields.read_time("time", may_fail=keep_untimed)
         key = fields.read_id() if fields.has_value("id") else ""
         if owner is None or question is None or answer is None or of is None or key is None:
             continue
@@ -75,10 +79,15 @@ def _record_user(fields: RecordFields, user: str | None) -> str | None:
     return user
 
 
+def is_content_key(key: str) -> bool:
+    """Whether an id is made of its item's content."""
+    return key.startswith(CONTENT_PREFIX)
+
+
 def content_key(question: str, answer: str, time: str | None) -> str:
     """An id made of an item's content, so that the same item gets the same id in every import."""
     digest = hashlib.sha256()
     for part in (question, answer, time or ""):
         content = part.encode()
         digest.update(len(content).to_bytes(8, "big") + content)
-    return f"content-{digest.hexdigest()[:24]}"
+    return f"{CONTENT_PREFIX}{digest.hexdigest()[:24]}"
