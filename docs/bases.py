@@ -17,7 +17,6 @@ from mta_cli.pipeline.models.memory import (
 
 EMBEDDED = HUB_BASES["smollm2-135m-instruct"]
 SERVED = 1.66e9  # peak resident bytes (VmHWM) of 32 tokens behind a prompt of 4,063, with a server's copies
-TRAINED = {"float32": 3.16e9, "bfloat16": 2.67e9, "nf4+bfloat16": 1.66e9}  # the same of the task adapter's training
 BENCH = """$ mta bench --shape smollm2-135m
 base       smollm2-135m-instruct, 135M parameters
 device     cpu, bfloat16, threads: 1, fast decoder
@@ -94,10 +93,6 @@ Parameters follow from the base's `config.json`. Memory is the most resident mem
 - Float32 doubles weights and `kept`, without the copies. NF4 takes 0.52 bytes a number of the projections, once, and 2 (or 4) for others.
 - On a GPU there are no copies, and a pass has up to 32,768 tokens.
 
-`mta bank build` for the sample's `taste` on the embedded base, without the weighing of label memory, in steps of about 1,000 tokens, one thread on a busy machine; NF4 alone:
-
-{_measured()}
-
 Whole builds with two anchors and six items a user, the weighing of label memory included, one thread beside other work (`python -m tests.bench.bench_memory --formats bfloat16 nf4 --anchors 2 --items 6`, [JSON](results/bench-memory.json)):
 
 | | planned, GB | taken | taken / planned | tokens/s | anchors' mean loss |
@@ -111,14 +106,6 @@ Whole builds with two anchors and six items a user, the weighing of label memory
 
 def _short_names() -> str:
     return ", ".join(f"`{name}`" for name in SHORT_NAMES)
-
-
-def _measured() -> str:
-    rows = []
-    for form, measured in TRAINED.items():
-        computed = training_bytes(EMBEDDED.shape, form)
-        rows.append(f"| {form} | {computed / 1e9:.2f} | {measured / 1e9:.2f} | {measured / computed:.2f} |")
-    return "\n".join(["| | computed, GB | measured, GB | measured / computed |", "|---|---:|---:|---:|", *rows])
 
 
 def _table() -> str:

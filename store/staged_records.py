@@ -172,7 +172,8 @@ class StagedRecords:
             free = _choose_queries(records, most, keep, seed)
             chosen += [side.id for side in free]
             there = sum(side.held_out for side in records) + len(free)
-            if any(side.stored for side in records) and there != _count_if_new(records, most, keep, seed):
+            usual = {most, _count_if_new(records, most, keep, seed)}
+            if any(side.stored for side in records) and there not in usual:
                 held.fixed[owner] = there
             elif there < most:
                 held.short.append(owner)

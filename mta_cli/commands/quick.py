@@ -61,8 +61,8 @@ HoldOutOption = Annotated[
         "--hold-out",
         metavar="N",
         min=1,
-        help="Items of each user that are held out to measure: the last by time, else drawn. Where not given 2, or "
-        "of one user alone 10 to 12.",
+        help="Items of each user that are held out to measure: the last by time, else drawn. Where not given, as "
+        "stored, else 2, or of one user alone 10 to 12.",
         show_default=False,
     ),
 ]

@@ -76,7 +76,8 @@ def demo_tasks(full: bool) -> tuple[DemoTask, DemoTask]:
         )
     # Without history items prompts are short, and everything personal is in the weights. Labels need no stacks: their
     # label memory is personal.
-    texts, labels = replace(bank, anchors=8, epochs=4), replace(bank, anchors=4, batch_size=8, task_placement="upper")
+    texts = replace(bank, anchors=8, epochs=4)
+    labels = replace(bank, anchors=4, epochs=1, batch_size=8, task_placement="upper")
     return (
         DemoTask("voice", texts, PromptOptions(0), AdaptOptions(steps=5), ("base", "pooled", "adapted")),
         DemoTask("taste", labels, PromptOptions(0), None, ("base", "pooled", "fused")),

@@ -28,8 +28,7 @@ _INSERT_ROWS = """INSERT INTO {table} (user_id, key, task, input, {answer}, time
 WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE user_id = column1 AND task = column3 AND key = column2)
 ON CONFLICT DO NOTHING"""
 _SELECT_STORED = "SELECT input, {answer}, time FROM {table} WHERE user_id = ? AND task = ? AND key = ?"
-_SELECT_SAME_TEXTS = """SELECT key FROM {table}
-WHERE user_id = ? AND task = ? AND input = ? AND {answer} = ? AND (time IS NULL) = ? ORDER BY id"""
+_SELECT_TEXTS = "SELECT key, input, {answer} FROM {table} WHERE user_id = ? AND task = ? AND time {null} ORDER BY id"
 _SELECT_ITEM = "SELECT items.id, user_id, key, task, items.input, items.output, time FROM items"
 _SELECT_QUERY = "SELECT id, user_id, key, task, input, gold, time FROM queries"
 _IS_EARLIER = "(:time IS NULL OR time IS NULL OR time < :time OR (time = :time AND items.id < :id))"
@@ -49,6 +48,11 @@ _SELECT_LATEST_ITEMS = f"""
 {_SELECT_ITEM} WHERE user_id = :user AND task = :task AND id IS NOT :exclude AND {_IS_EARLIER} AND {_IS_AMONG_IDS}
 ORDER BY time DESC, id DESC LIMIT :limit
 """
+
+
+def hash_texts(question: str, answer: str) -> int:
+    """A number of an item's texts, for lookups within this process."""
+    return hash((question, answer))
 
 
 class Items:
@@ -84,22 +88,15 @@ class Items:
         found = self._db.fetch_tuples(sql, (user_id, item.task, item.key))
         return NewItem(item.key, item.task, *found[0]) if found else None
 
-    def any_with_time(self, user_id: int, task: str, known: bool) -> bool:
-        """Whether the user has items or queries of a task whose time is known, or else is not."""
-        sql = " OR ".join(
-            f"EXISTS (SELECT 1 FROM {table} WHERE user_id = :user AND task = :task AND (time IS NOT NULL) = :known)"
-            for table in ("items", "queries")
-        )
-        return bool(self._db.fetch_value(f"SELECT {sql}", {"user": user_id, "task": task, "known": known}))
-
-    def keys_of_same_texts(self, user_id: int, item: NewItem, *, held_out: bool) -> list[str]:
-        """The keys of the user's items, or queries, with this item's task and texts: of those with a time where it has
-        none, and of those without one where it has one.
-        """
-        table = "queries" if held_out else "items"
-        sql = _SELECT_SAME_TEXTS.format(table=table, answer=_answer_column(table))
-        values = (user_id, item.task, item.input, item.output, item.time is not None)
-        return [key for (key,) in self._db.fetch_tuples(sql, values)]
+    def keys_by_texts(self, user_id: int, task: str, *, timed: bool) -> dict[int, list[str]]:
+        """The keys of the user's items and then queries with a time, or without one, by the hash of their texts."""
+        found: dict[int, list[str]] = {}
+        for table in ("items", "queries"):
+            null = "IS NOT NULL" if timed else "IS NULL"
+            sql = _SELECT_TEXTS.format(table=table, answer=_answer_column(table), null=null)
+            for key, *texts in self._db.fetch_tuples(sql, (user_id, task)):
+                found.setdefault(hash_texts(*texts), []).append(key)
+        return found
 
     def recent_items(self, user_id: int, task: str, limit: int | None = None) -> list[Item]:
         """The user's `limit` most recent items of a task, or all, oldest first."""

@@ -127,9 +127,9 @@ def load(folder: Path, dtype: str = "bfloat16") -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from mta_cli.engine.model.load import prepare_libraries
+    from mta_cli.engine.model.load import quiet_libraries
 
-    prepare_libraries()
+    quiet_libraries()
     return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
 
 

@@ -95,7 +95,6 @@ def log_likelihoods_and_gradients(
         return torch.cat(found)
 
     decoder = decoder_on(device, made)
-    decoder.recomputes_layers = recomputes
     backend = LlamaBackend(decoder, trees, start.placement, (), ())
     values, grads = list[Tensor](), list[list[Tensor]]()
     sides: tuple[tuple[Callable[[Factors], Tensor], torch.device | str], ...] = (
@@ -104,7 +103,8 @@ def log_likelihoods_and_gradients(
     )
     for run, where in sides:
         own = leaves(where)
-        values.append(run(own))
+        with decoder.recomputing_layers(recomputes):
+            values.append(run(own))
         values[-1].square().sum().backward()  # type: ignore[no-untyped-call]
         grads.append([half.grad for pair in own.values() for half in pair if half.grad is not None])
     yield values[0].detach(), values[1].detach()

@@ -7,7 +7,8 @@ fused, and a pass may begin at any layer, with states and with keys and values c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Any, Protocol
 
@@ -210,7 +211,7 @@ class LlamaDecoder:
         self.head_dim, self.scaling = int(first.head_dim), float(first.scaling)
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.activation_cache = ActivationCache()
-        self.recomputes_layers = False  # see `run_layers`
+        self._recomputes_layers = False
         self._half_overflows = False  # whether a state was too large for float16
         self.activation: Callable[[Tensor], Tensor] = spec.activation
         self.score_cap, self.logit_cap = spec.score_cap, spec.logit_cap
@@ -321,9 +322,7 @@ class LlamaDecoder:
         earlier positions and takes the new ones. With `read_copies`, few rows read what `pack_weights` made; it rounds
         differently.
 
-        Where `recomputes_layers` is set, the backward pass keeps the states before each layer alone and computes the
-        layer once more (gradient checkpointing; Chen et al., arXiv 1604.06174): less memory, a third more time, and
-        the same gradients.
+        Within `recomputing_layers`, `past` gets a layer's keys and values twice where gradients are needed.
         """
         found = self._run_layers(x, rope, mask, first, last, loras, past, read_copies)
         one_row = read_copies and x.numel() == x.shape[-1]
@@ -334,6 +333,19 @@ class LlamaDecoder:
                 projection.drop_half()
             found = self._run_layers(x, rope, mask, first, last, loras, past, read_copies)
         return found
+
+    @contextmanager
+    def recomputing_layers(self, recomputes: bool = True) -> Iterator[None]:
+        """Until exit, keep only the states before each layer for the backward pass, which computes the layer again.
+
+        This is gradient checkpointing (Chen et al., arXiv 1604.06174): less memory, a third more time, and the same
+        gradients. Nothing changes where gradients are not needed, or where `recomputes` is false.
+        """
+        before, self._recomputes_layers = self._recomputes_layers, recomputes
+        try:
+            yield
+        finally:
+            self._recomputes_layers = before
 
     def _run_layers(
         self,
@@ -347,7 +359,7 @@ class LlamaDecoder:
         read_copies: bool,
     ) -> Tensor:
         masks: Mapping[int | None, Tensor | None] = mask if isinstance(mask, Mapping) else {None: mask}
-        recomputes = self.recomputes_layers and torch.is_grad_enabled()
+        recomputes = self._recomputes_layers and torch.is_grad_enabled()
         for i in range(first, len(self.layers) if last is None else last):
             given = (i, x, rope, masks[self.layers[i].spec.window], loras, past, read_copies)
             if recomputes:

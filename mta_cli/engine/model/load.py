@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -30,7 +29,6 @@ from mta_cli.errors import BadInput, IntegrityFault, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZE_PACKAGES = ("bitsandbytes", "accelerate")
-ONEDNN_KERNELS = "64"  # its own 1,024 took 0.2 GB more in training SmolLM2-135M, and gained no time
 OFF = "off"  # as `quantize`: weights are not packed
 
 
@@ -94,7 +92,7 @@ def read_base_info(path: Path, *, name: str, fingerprint: str) -> BaseInfo:
     """The base in folder `path` without its weights. Raises BadInput when it is unsafe or no causal language model."""
     from transformers import AutoConfig, GenerationConfig
 
-    prepare_libraries()
+    quiet_libraries()
     check_folder(path)
     with load_errors_as_bad_input(f"{name} cannot be read as a causal language model", f"look into {path}"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
@@ -122,7 +120,7 @@ def load_base(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    prepare_libraries()
+    quiet_libraries()
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)
     require_quantize(quantize, place)
@@ -177,7 +175,7 @@ def family_without_decoder(path: Path) -> str | None:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    prepare_libraries()
+    quiet_libraries()
     with load_errors_as_bad_input(f"{path} cannot be read as a causal language model"), torch.device("meta"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
@@ -193,12 +191,8 @@ def load_tokenizer(path: Path) -> Any:
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
 
 
-def prepare_libraries() -> None:
-    """Silences progress bars and log lines, as what matters is raised as an error, and bounds oneDNN's cache.
-
-    oneDNN keeps a compiled kernel for each shape, and rows have many lengths. It reads its limit with its first kernel.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", ONEDNN_KERNELS)
+def quiet_libraries() -> None:
+    """Silences transformers' progress bars and log lines; what matters is raised as an error instead."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mta_cli.engine.model.load import LoadedBase, prepare_libraries, resolve_device, resolve_dtype, with_decoder
+from mta_cli.engine.model.load import LoadedBase, quiet_libraries, resolve_device, resolve_dtype, with_decoder
 from mta_cli.errors import BadInput
 
 
@@ -20,7 +20,7 @@ def make_random_base(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    prepare_libraries()
+    quiet_libraries()
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)
     cards = [place.index or 0] if place.type == "cuda" else []

@@ -28,9 +28,9 @@ class Embedder:
     def __init__(self, path: Path, device: str = "auto") -> None:
         """Loads the folder. Raises BadInput when it is unsafe, damaged or no sentence embedder."""
         check_folder(path)
-        from mta_cli.engine.model.load import prepare_libraries, resolve_device
+        from mta_cli.engine.model.load import quiet_libraries, resolve_device
 
-        prepare_libraries()
+        quiet_libraries()
         from sentence_transformers import SentenceTransformer
 
         self.device = resolve_device(device)

@@ -186,46 +186,47 @@ def require_supported_placements(base: LoadedBase, placements: Sequence[Placemen
 
 
 class TokenBudget:
-    """How many tokens run at once, with padding; halved where memory runs out.
-
-    A row that does not fit alone is computed with `LlamaDecoder.recomputes_layers`, where the base has that decoder.
-    """
+    """How many tokens run at once, with padding; halved where memory runs out."""
 
     def __init__(self, base: LoadedBase, tokens: int | None = None) -> None:
         self.tokens = tokens or base.limits.batch_tokens or device_batch_tokens(base.device)
-        self._limit, self._decoder, self._device = base.limits.batch_tokens, base.llama_decoder, base.device
+        self._device = base.device
 
-    def admit_rows(self, longest: int) -> None:
-        """Prepare for rows of up to `longest` tokens, which may be more than the base's limit of a pass."""
-        if self._decoder is not None:
-            self._decoder.recomputes_layers = self._limit is not None and longest > self._limit
-
-    def run_batches(self, batches: list[list[T]], work: Callable[[list[T]], None]) -> None:
+    def run_batches(
+        self,
+        batches: list[list[T]],
+        work: Callable[[list[T]], None],
+        work_in_less: Callable[[list[T]], None] | None = None,
+    ) -> None:
         """Do `work` on each batch, the last first; a batch that does not fit into memory is done in halves.
 
-        Raises BadInput when one item alone does not fit.
+        One item that does not fit alone is done by `work_in_less`. Raises BadInput when it does not fit there either,
+        or there is none.
         """
         waiting = list(batches)
         while waiting:
             batch = waiting.pop()
-            try:
-                work(batch)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                waiting += self._split_batch(batch)
+            if self._fits(work, batch):
+                continue
+            if len(batch) > 1:
+                self.tokens = max(1, self.tokens // 2)
+                waiting += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+            elif work_in_less is None or not self._fits(work_in_less, batch):
+                raise BadInput(
+                    f"one row alone does not fit into the memory of {self._device}",
+                    hint="--dtype bfloat16, a lower --rank, or fewer --history-items",
+                )
 
-    def _split_batch(self, batch: list[T]) -> list[list[T]]:
-        if len(batch) == 1 and self._decoder is not None and not self._decoder.recomputes_layers:
-            self._decoder.recomputes_layers = True
-            return [batch]
-        if len(batch) == 1:
-            raise BadInput(
-                f"one row alone does not fit into the memory of {self._device}",
-                hint="--dtype bfloat16, a lower --rank, or fewer --history-items",
-            )
-        self.tokens = max(1, self.tokens // 2)
-        return [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+    @staticmethod
+    def _fits(work: Callable[[list[T]], None], batch: list[T]) -> bool:
+        """Do `work`; False where memory runs out."""
+        try:
+            work(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
 
 
 def is_out_of_memory(error: BaseException) -> bool:

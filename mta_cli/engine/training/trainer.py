@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -133,7 +134,6 @@ class Trainer:
             frozen_loras=[member.frozen_loras for member in members],
             tree_users=owners,
         )
-        self.budget.admit_rows(max(map(self._backend.tokens_per_pass, range(len(self._examples))), default=0))
         self._batches: list[tuple[int, list[list[int]]]] = [(-1, []) for _ in members]  # epoch, and its batches
 
     def train_steps(self) -> Iterator[dict[int, TrainStep]]:
@@ -205,12 +205,29 @@ class Trainer:
         numbers, owners = [one.example for one in due], [one.member for one in due]
         plan = plan_batches(self._backend, numbers, owners, self.budget.tokens)
         batches = [[due[i] for i in batch] for batch in plan]
-        self.budget.run_batches(batches, lambda batch: self._forward_backward(batch, terms, totals))
+
+        def run(batch: Sequence[_DueExample]) -> None:
+            self._forward_backward(batch, terms, totals)
+
+        def run_recomputing(batch: Sequence[_DueExample]) -> None:
+            self._forward_backward(batch, terms, totals, recomputes=True)
+
+        self.budget.run_batches(batches, run, run_recomputing if self.base.llama_decoder is not None else None)
         self._group.add_penalty_grad()
         losses: list[float] = totals.tolist()
         return {i: losses[i] for i in terms}
 
-    def _forward_backward(self, batch: Sequence[_DueExample], terms: dict[int, int], totals: Tensor) -> None:
+    def _forward_backward(
+        self, batch: Sequence[_DueExample], terms: dict[int, int], totals: Tensor, recomputes: bool = False
+    ) -> None:
+        """A row of more tokens than the base's limit of a pass, or any with `recomputes`, has its layers recomputed."""
+        limit, decoder = self.base.limits.batch_tokens, self.base.llama_decoder
+        if limit is not None:
+            recomputes |= max(self._backend.tokens_per_pass(one.example) for one in batch) > limit
+        with decoder.recomputing_layers(recomputes) if decoder is not None else nullcontext():
+            self._add_gradients(batch, terms, totals)
+
+    def _add_gradients(self, batch: Sequence[_DueExample], terms: dict[int, int], totals: Tensor) -> None:
         owners, numbers = [one.member for one in batch], [one.example for one in batch]
         # 1. factors of the batch's rows, as leaves of the graph
         params = self._group.params_for_rows(owners, self._backend.dtype)

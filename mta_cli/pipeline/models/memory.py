@@ -61,9 +61,9 @@ def read_shape(entry: ModelEntry, *, fast: bool = True) -> Shape:
     from transformers import AutoConfig
 
     from mta_cli.engine.model.checkpoint_files import load_errors_as_bad_input
-    from mta_cli.engine.model.load import prepare_libraries
+    from mta_cli.engine.model.load import quiet_libraries
 
-    prepare_libraries()
+    quiet_libraries()
     with load_errors_as_bad_input(f"{entry.path} cannot be read as a causal language model"):
         config: Any = AutoConfig.from_pretrained(entry.path, trust_remote_code=False, local_files_only=True)
         config = config.get_text_config()
@@ -136,12 +136,12 @@ def key_value_bytes(shape: Shape, form: str, tokens: int) -> int:
 
 def loading_limits(entry: ModelEntry, machine: MachineOptions, use: Use) -> MemoryLimits:
     """The limits of a base that is about to be loaded. Raises UsageError where `--max-memory` has no room for it."""
-    from mta_cli.engine.model.load import MemoryLimits, number_format
+    from mta_cli.engine.model.load import MemoryLimits, family_without_decoder, number_format
 
     most = machine.memory_limit
     if most is None:
         return MemoryLimits()
-    shape = read_shape(entry)
+    shape = read_shape(entry, fast=family_without_decoder(entry.path) is None)
     require_memory(entry.name, machine, lambda form: least_bytes(shape, form, use))
     return divide_memory(shape, number_format(machine.dtype, machine.device, machine.quantize), use, most)
 

@@ -156,11 +156,11 @@ def _candidates(work: Workload, options: BankOptions, rows_per_second: float, mi
 
 def _passes(options: BankOptions) -> Iterator[tuple[int, int, bool]]:
     """`PASSES`, but for the numbers of passes that settings change."""
-    task_epochs, epochs = _given(options, "task_epochs"), _given(options, "epochs")
+    task_epochs, epochs = _changed(options, "task_epochs"), _changed(options, "epochs")
     return iter(dict.fromkeys((task_epochs or first, epochs or second, weighed) for first, second, weighed in PASSES))
 
 
-def _given(options: BankOptions, name: str) -> int | None:
+def _changed(options: BankOptions, name: str) -> int | None:
     value: int = getattr(options, name)
     return None if value == getattr(BankOptions, name) else value
 
@@ -193,7 +193,7 @@ def _plan_lines(
 
 
 def _passes_origin(options: BankOptions, fits: str) -> str:
-    given = [_given(options, name) is not None for name in ("task_epochs", "epochs")]
+    given = [_changed(options, name) is not None for name in ("task_epochs", "epochs")]
     return "settings" if all(given) else f"settings, and {fits}" if any(given) else fits
 
 

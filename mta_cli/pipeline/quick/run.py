@@ -117,7 +117,7 @@ def run_quick(
         yield Note(complete.text)
     source, summary, task = yield from _read_file(reg, complete)
     _require_consent(source, summary, can_anchor)
-    held = yield from _hold_out(reg, request, source, summary, task, aloud=dry_run)
+    held = yield from _check_hold_out(reg, request, source, summary, task, aloud=dry_run)
     file_lines = (*complete.plan_lines, *_file_lines(complete, source, summary, task, held))
     if dry_run:
         yield from _plan_without_import(reg, request, summary, task, held, file_lines)
@@ -187,9 +187,17 @@ def choose_hold_out(summary: FileSummary) -> int:
 
 
 def _stored_hold_out(reg: Registry, task: str, summary: FileSummary) -> int:
-    """How many queries of the task the store has of each of these users, or of the one with most; 0 for none."""
-    known = (reg.users.get(name) for name in reg.users.existing_names(set(summary.counts)))
-    return max((len(reg.items.queries(user.id, task)) for user in known), default=0)
+    """How many queries of the task the store has of the user with most, where all of the file is stored; else 0."""
+    if len(reg.users.existing_names(set(summary.counts))) < len(summary.counts):
+        return 0
+    most = 0
+    for name, records in summary.counts.items():
+        counts = {of: both for of, *both in reg.users.tasks_of_user(reg.users.get(name).id)}
+        items, queries = counts.get(task, (0, 0))
+        if items + queries < records:
+            return 0
+        most = max(most, queries)
+    return most
 
 
 @dataclass(frozen=True)
@@ -200,7 +208,7 @@ class _HeldOut:
     is_stored: bool
 
 
-def _hold_out(
+def _check_hold_out(
     reg: Registry, request: QuickRequest, source: ImportSource, summary: FileSummary, task: Task, *, aloud: bool
 ) -> Generator[Event, None, _HeldOut]:
     """What the import will hold out; `aloud` with its notes. Stores nothing.
@@ -213,11 +221,14 @@ def _hold_out(
         intake, known, _ = yield from stage_source(reg, source, staged, lambda name: task)
         queries = Counter(record.user for record in staged if record.held_out)
         if (fixed := intake.held_out.fixed) and (request.source.hold_out or not queries):
-            least, most = min(fixed.values()), max(fixed.values())
+            least, most, users = min(fixed.values()), max(fixed.values()), len(fixed)
             each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+            whose = f"{'its' if summary.is_of_one_user else 'each'} user"
+            if users < len(summary.counts):
+                whose = f"{users:,} of its {len(summary.counts):,} users"
             raise BadInput(
                 f"{source.name} is stored in task {task.name} already, with {each} held-out items of "
-                f"{'its' if summary.is_of_one_user else 'each'} user and not {source.hold_out:,}; what is stored stays "
+                f"{whose} and not {source.hold_out:,}; what is stored stays "
                 "history or held out",
                 hint=f"add --task {task.name}-{source.hold_out}: another task stores the file apart",
             )

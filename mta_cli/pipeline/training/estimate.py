@@ -177,7 +177,8 @@ def estimate_memory(
     for load in loads:
         layers = shape.layers if load.placement == "all" else max(1, shape.layers // 3)
         tokens = max(rows.longest, min(limits.batch_tokens or PASS_TOKENS, step * load.adapters))
-        recomputes = shape.fast and limits.batch_tokens is not None and rows.longest > limits.batch_tokens
+        at_once = limits.batch_tokens
+        recomputes = shape.fast and load.placement != "late" and at_once is not None and rows.longest > at_once
         passes = pass_bytes(shape, form, tokens, rows.longest, layers, recomputes=recomputes)
         states = number_bytes(form) * shape.width * load.distinct if load.placement != "all" else 0
         factors = FACTOR_BYTES * load.rank * layers * shape.factor_widths * load.adapters

@@ -9,7 +9,7 @@ import functools
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.parse_file import FindTask, ParsedFile, import_notes, parse_import_file
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.users.consent import ConsentEffects, change_consent
+from store.tables.items import hash_texts
 
 if TYPE_CHECKING:
     from mta_cli.engine.text.tasks import Task
@@ -47,6 +48,7 @@ TURN_SECONDS, PAUSE_SECONDS = 0.4, 0.1
 KEPT_ITEMS = 3
 """History items that a user keeps at least when others are held out: fewer make no history."""
 NAMED_USERS = 5
+KEPT_LOOKUPS = 16  # users whose stored texts are kept while their records are looked up
 
 
 class StagedSource(NamedTuple):
@@ -120,7 +122,7 @@ def stage_source(
     """Check a file, stage its records and hold some out; stores nothing. Raises as `import_source`."""
     intake = yield from parse_import_file(source, find, staged)
     names = reg.users.names()
-    known = _count_stored(reg, source, intake, set(names))
+    known = _match_stored(reg, source, intake, set(names))
     intake.findings.raise_faults(source.name, "what is stored never changes: give a changed item a new id")
     if source.hold_out:
         intake.held_out = intake.staged.hold_out(source.hold_out, KEPT_ITEMS, source.seed)
@@ -155,8 +157,8 @@ def hold_out_notes(source: ImportSource, intake: ParsedFile) -> Iterator[Note]:
     if held.fixed:
         named = _first_names([f"{format_value(user)} has {count:,}" for (user, _), count in held.fixed.items()])
         yield Note(
-            f"users without {wanted}, because what is stored as history or held out stays so: {named}; "
-            "another --task stores the file apart",
+            f"users with another number than {wanted}, because what is stored as history or held out stays so: "
+            f"{named}; another --task stores the file apart",
             warning=True,
         )
 
@@ -166,8 +168,8 @@ def _first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED_USERS]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _count_stored(reg: Registry, source: ImportSource, intake: ParsedFile, stored: set[str]) -> Counter[bool]:
-    """Count the stored records, by whether it is a query. An id with other stored content is a fault.
+def _match_stored(reg: Registry, source: ImportSource, intake: ParsedFile, stored: set[str]) -> Counter[bool]:
+    """Match records with stored ones, and count these by whether it is a query. Other content is a fault.
 
     A time that only one side knows is no contradiction: the stored record stays unchanged. What is stored
     as a query stays one, so that what was held out once is never trained on. Nor does an item come again because its
@@ -176,7 +178,7 @@ def _count_stored(reg: Registry, source: ImportSource, intake: ParsedFile, store
     known = Counter[bool]()
     from_rows = all(FORMATS[form].kind != "document" for form in intake.formats)
     ids = {name: reg.users.get(name).id for name in intake.user_names if name in stored}
-    other_times = functools.cache(reg.items.any_with_time)
+    keys_by_texts = functools.lru_cache(KEPT_LOOKUPS)(reg.items.keys_by_texts)
     for record in intake.staged if ids else ():
         item, user_id = record.item, ids.get(record.user)
         if user_id is None:
@@ -184,8 +186,8 @@ def _count_stored(reg: Registry, source: ImportSource, intake: ParsedFile, store
         held_out = record.held_out
         there, query = _find_stored(reg, user_id, item, held_out)
         if there is None and query is None and is_content_key(item.key):
-            lacks_time = item.time is None
-            if other_times(user_id, item.task, lacks_time) and (key := _take_stored_key(reg, intake, user_id, record)):
+            keys = keys_by_texts(user_id, item.task, timed=item.time is None)
+            if (key := _take_stored_key(intake, record, keys)) is not None:
                 there, query = _find_stored(reg, user_id, replace(item, key=key), held_out)
         if query is not None:
             same = (query.input, query.output) == (item.input, item.output)
@@ -216,13 +218,10 @@ def _find_stored(reg: Registry, user_id: int, item: NewItem, held_out: bool) -> 
     return there, asked
 
 
-def _take_stored_key(reg: Registry, intake: ParsedFile, user_id: int, record: StagedRecord) -> str | None:
-    """Give the record the id of a stored one that differs in nothing but a time that only one of them has."""
-    for held_out in (False, True):
-        for key in reg.items.keys_of_same_texts(user_id, record.item, held_out=held_out):
-            if intake.staged.set_key(record.id, key):
-                return key
-    return None
+def _take_stored_key(intake: ParsedFile, record: StagedRecord, keys: Mapping[int, Sequence[str]]) -> str | None:
+    """Give the record the id of a stored one with the same texts; None where there is none, or all have a record."""
+    stored = keys.get(hash_texts(record.item.input, record.item.output), ())
+    return next((key for key in stored if intake.staged.set_key(record.id, key)), None)
 
 
 def _write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -206,3 +207,7 @@ def test_fingerprint_covers_config_and_weights_but_not_who_saved_them(copy: Path
     weights["model.norm.weight"][0] += 1
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     assert fingerprint(copy) != original
+
+
+def test_onednn_keeps_few_kernels() -> None:
+    assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) <= 64

@@ -84,6 +84,12 @@ def test_less_memory_gives_smaller_passes_states_and_groups() -> None:
     assert before.batch_tokens is not None and before.batch_tokens < PASS_TOKENS
 
 
+def test_the_least_memory_of_a_training_counts_on_recomputing_where_the_decoder_computes() -> None:
+    assert least_bytes(LARGE, "nf4+bfloat16", "train") < least_bytes(
+        replace(LARGE, fast=False), "nf4+bfloat16", "train"
+    )
+
+
 def test_a_loaded_base_keeps_its_limits(peopled: Registry) -> None:
     entry = resolve_model("tiny", "base")
     most = least_bytes(read_shape(entry), "float32", "train") + 100_000

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
 from mta_cli.events import JobPlan
 from mta_cli.options import AdaptOptions, FuseOptions, MachineOptions, ModelOptions, OptionSet
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
@@ -20,6 +20,7 @@ from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evalua
 from mta_cli.pipeline.quick import run as quick
 from mta_cli.pipeline.quick.draft_task import FileSummary
 from mta_cli.pipeline.quick.run import OPTION_CLASSES, VERDICT_KEYS, QuickRequest, choose_measured_users, run_quick
+from mta_cli.pipeline.users import import_file
 from store.registry import Registry
 from tests.pipeline.town import CPU, finish, notes
 
@@ -236,6 +237,33 @@ def test_one_user_alone_is_compared_with_the_untrained_base(reg: Registry, fast:
     assert len({row["question"] for row in result["examples"]}) == 3, "questions, where users are one"
     few, _ = finish(run_quick(reg, request(path, task="few", hold_out=3, user="bo")))
     assert "3 measured questions are too few" in few["why"]
+
+
+def test_an_import_that_was_stopped_goes_on_to_the_same_held_out_items(
+    reg: Registry, fast: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "own.csv"
+    rows = "".join(f"a film about {n},{'go' if n % 2 else 'skip'}\n" for n in range(60))
+    path.write_text("film,verdict\n" + rows, encoding="utf-8")
+    monkeypatch.setattr(import_file, "MAX_WHOLE_RECORDS", 0)
+    monkeypatch.setattr(import_file, "BATCH_RECORDS", 20)
+    monkeypatch.setattr(import_file, "TURN_SECONDS", 0.0)
+    real, calls = reg.items.bulk_append, list[int]()
+
+    def full_disk(items: Any, queries: Any = ()) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            raise MtaError("the disk is full")
+        return real(items, queries)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reg.items, "bulk_append", full_disk)
+        with pytest.raises(MtaError, match="full"):
+            finish(run_quick(reg, request(path, hold_out=0, user="ann")))
+    ann = reg.users.get("ann").id
+    assert 0 < len(reg.items.queries(ann, "own")) < 12
+    result, _ = finish(run_quick(reg, request(path, hold_out=0, user="ann")))
+    assert result["queries"] == len(reg.items.queries(ann, "own")) == 12
 
 
 def test_chats_and_mail_are_texts_of_one_user_who_says_so(reg: Registry, fast: None, tmp_path: Path) -> None:

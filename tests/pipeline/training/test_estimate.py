@@ -111,6 +111,10 @@ def test_memory_grows_with_the_step_the_longest_row_and_the_base() -> None:
     ended = estimate_memory(small, "bfloat16", load, ROWS, 10**6)
     assert ended == estimate_memory(small, "bfloat16", load, ROWS, 10**5), "a pass has a most"
     assert estimate_memory(small, "bfloat16", load, ROWS, 10**6, MemoryLimits(batch_tokens=200)) < ended
+    long, most = replace(ROWS, longest=900), MemoryLimits(batch_tokens=200)
+    recomputed = estimate_memory(small, "bfloat16", load, long, 100, most)
+    assert recomputed < estimate_memory(small, "bfloat16", load, long, 100) / 1.1
+    assert recomputed < estimate_memory(replace(small, fast=False), "bfloat16", load, long, 100, most)
 
 
 def test_what_is_kept_counts_up_to_its_limit() -> None:

@@ -271,8 +271,8 @@ def test_another_number_of_held_out_items_says_that_stored_ones_stay(
         result, notes = run(import_source(reg, source(path, hold_out=wanted), dry_run=dry_run))
         if wanted == 1:
             assert notes == [
-                "users without 1 held-out queries, because what is stored as history or held out stays so: "
-                "'ann' has 2, 'bob' has 2; another --task stores the file apart"
+                "users with another number than 1 held-out queries, because what is stored as history or held out "
+                "stays so: 'ann' has 2, 'bob' has 2; another --task stores the file apart"
             ]
         else:
             short, fixed = notes
