@@ -100,7 +100,7 @@ Whole builds with two anchors and six items a user, the weighing of label memory
 | bfloat16 | 2.3 | 2.39 | 1.04 | 222 | .408 |
 | NF4 | 1.9 | 2.11 | 1.11 | 228 | .463 |
 
-45 of 112 held-out answers under the task adapter differ between the two. One thread trained 286 tokens a second of CPU time in bfloat16, 244 in NF4 and 140 in float32, and decoded 38, 11 and 16. A server was computed as {answering_bytes(EMBEDDED.shape, "bfloat16") / 1e9:.2f} GB and measured as {SERVED / 1e9:.2f}; users' models come on top (`serve.cache`, 512 MB). `mta demo` in one process had reached 3.58 GB in its second bank. A random Qwen3 base of 101 million parameters, planned as 2.0 GB, had 2.04 in `bank build` and 1.28 in `user adapt`. Larger bases, slow ones and GPUs were not measured.
+45 of 112 held-out answers under the task adapter differ between the two. One thread trained 286 tokens a second of CPU time in bfloat16, 244 in NF4 and 140 in float32, and decoded 38, 11 and 16. A server was computed as {answering_bytes(EMBEDDED.shape, "bfloat16") / 1e9:.2f} GB and measured as {SERVED / 1e9:.2f}; users' models come on top (`serve.cache`, 512 MB). `mta demo` in one process had reached 3.58 GB in its second bank. Random Qwen3 and Gemma 3 bases of about 100 million parameters, planned as 1.8 GB, took 1.95 and 2.01 in `bank build`; planned as 1.6 GB, 1.25 and 1.27 in `user adapt`. Larger bases, slow ones and GPUs were not measured.
 """
 
 

@@ -52,9 +52,9 @@ class Exchange:
 
 
 UNFIT_ANSWERS = {
-    "interrupted": "The last answer was stopped",
-    "repetition": "The last answer began to repeat itself",
-    "empty": "The last answer was empty",
+    "interrupted": "The answer was stopped",
+    "repetition": "The answer began to repeat itself",
+    "empty": "The answer was empty",
 }
 """Why an exchange is no example to learn from, by how it ended."""
 

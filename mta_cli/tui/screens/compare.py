@@ -271,9 +271,12 @@ class CompareScreen(BaseScreen):
         await self._keep(asked, answers.selected_key, answers.answer_of(answers.selected_key))
 
     async def _keep(self, asked: CompareRequest, column: str, answer: str) -> None:
-        from mta_cli.pipeline.chat.conversation import add_exchange_as_item
+        from mta_cli.pipeline.chat.conversation import UNFIT_ANSWERS, add_exchange_as_item
         from mta_cli.pipeline.user_weights import FREE_TASK
 
+        if (unfit := UNFIT_ANSWERS.get(self.query_one(AnswerColumns).ending_of(column))) is not None:
+            self._show_status(f"{unfit}, so it is no example to learn from.")
+            return
         if asked.question.held_out and not await self.mta_app.confirm(HELD_OUT_WARNING):
             return
         task, words = asked.task or FREE_TASK, asked.question.text

@@ -55,6 +55,7 @@ class AnswerColumn(VerticalScroll):
         super().__init__()
         self.key = key
         self.answer_text = ""
+        self.ended = ""  # how a finished answer ended: see `Generation`, or `empty`
         self._source = Static(Content.styled(clean_line(key), "bold"), classes="source")  # until more is known
         self.waiting = WaitingLine()
         self._body, self._labels, self._metrics = Static(classes="body"), BarChart(), Static(classes="metrics")
@@ -158,6 +159,10 @@ class AnswerColumns(HorizontalScroll):
         """What a column has said so far."""
         return self._columns[key].answer_text
 
+    def ending_of(self, key: str) -> str:
+        """How a column's answer ended: see `Generation`, or `empty`."""
+        return self._columns[key].ended
+
     def clear_columns(self) -> None:
         """Take all columns away."""
         self.selected_key = None
@@ -206,7 +211,8 @@ class AnswerColumns(HorizontalScroll):
         first = ""
         for key, answer in details.items():
             column = self._get_or_add_column(key)
-            column.answer_text = clean_text(result["answers"][key]).strip() or "(an empty answer)"
+            text = clean_text(result["answers"][key]).strip()
+            column.answer_text, column.ended = text or "(an empty answer)", answer["ended"] if text else "empty"
             first = first or column.answer_text
             column.show_answer(list(differing_spans(first, column.answer_text)))
             column.show_source(answer)

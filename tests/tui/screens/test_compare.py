@@ -228,6 +228,12 @@ def test_the_chosen_answer_is_kept_as_a_history_item_once(demo_store: Path) -> N
             await type_and_ask(app, pilot, "what next?")
             await pilot.press("escape", "right")
             assert answers(app).selected_key == "fused"
+            column = answers(app)._columns["fused"]
+            ended, column.ended = column.ended, "repetition"
+            await pilot.press("g")
+            await settled(app, pilot)
+            assert "The answer began to repeat itself, so it is no example" in screen_text(app)
+            column.ended = ended
             await pilot.press("g")
             await settled(app, pilot)
             assert "kept: task free" in screen_text(app)
