@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine, forward_events
+from mta_cli.formatting import pluralise
 from mta_cli.options import (
     AdaptOptions,
     BankOptions,
@@ -91,7 +92,10 @@ def plan_demo(root: Path, request: DemoRequest) -> Iterator[Event]:
     for course in demo_tasks(request.full):
         kept = "recipes" if course.adapt is None else "recipes and stacks"
         lines += [
-            PlanLine(f"{course.task}: bank", f"{course.bank.anchors} anchors, {course.bank.epochs} epochs"),
+            PlanLine(
+                f"{course.task}: bank",
+                f"{pluralise(course.bank.anchors or 0, 'anchor')}, {pluralise(course.bank.epochs, 'epoch')}",
+            ),
             PlanLine(f"{course.task}: {kept}", f"all users with {MAX_NEW_USER_ITEMS} items or fewer"),
         ]
     yield JobPlan("demo", tuple(lines))

@@ -17,6 +17,7 @@ from mta_cli.engine.lora.targets import require_targets
 from mta_cli.engine.training.session import TrainingResult
 from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
+from mta_cli.formatting import pluralise
 from mta_cli.options import BankOptions, ScreeningOptions
 from mta_cli.pipeline.bank.memory_weights import HELD_OUT_OPTION, fit_memory_weights
 from mta_cli.pipeline.bank.screening import screen_anchors
@@ -291,7 +292,7 @@ def _build(
     result = bank_json(reg, reg.banks.by_id(bank.id))
     # A run outlives a forgotten user, so it contains no names.
     reg.runs.finish_run(run.id, {key: value for key, value in result.items() if key != "anchors"})
-    yield ArtifactSaved("bank", f"{bank.name} v{bank.version}", f"{len(anchors)} anchors")
+    yield ArtifactSaved("bank", f"{bank.name} v{bank.version}", pluralise(len(anchors), "anchor"))
     yield JobResult(result)
 
 

@@ -423,7 +423,9 @@ def _make_and_measure(
     options = _with_bank_options(request.options, plan.sizes)
     if plan.seconds > 60 * request.minutes:
         yield Note(f"{request.minutes:g} min are too few here: this is the least that there is.", warning=True)
-    yield Note(f"2 of 4: the bank of {plan.sizes.anchors} anchors; about {format_duration(plan.seconds)} for all")
+    yield Note(
+        f"2 of 4: the bank of {pluralise(plan.sizes.anchors, 'anchor')}; about {format_duration(plan.seconds)} for all"
+    )
     bank = yield from _build_bank(reg, options, task, plan.sizes)
     users, are_anchors = choose_measured_users(
         reg, bank, summary.counts, plan.sizes.measured_users, request.machine.seed
@@ -436,7 +438,7 @@ def _make_and_measure(
             "Every user with held-out items is an anchor: the bank was trained on their histories.", warning=True
         )
     mode, common = "fused" if task.labels else "adapted", UNTRAINED if alone else COMMON
-    yield Note(f"3 of 4: the models of {len(users)} users")
+    yield Note(f"3 of 4: the models of {pluralise(len(users), 'user')}")
     yield from _make_user_models(reg, options, task, users)
     if not task.labels:  # a training that diverged leaves no stack
         users = [user for user in users if reg.stacks.get(user.id, task.name, bank.id) is not None]
