@@ -199,6 +199,17 @@ def _head_norm(module: Any, head_dim: int) -> Callable[[Tensor], Tensor] | None:
     return norm if norm.weight.numel() == head_dim else lambda x: norm(x.flatten(2)).view_as(x)
 
 
+@dataclass(frozen=True)
+class _LayerInputs:
+    """What all layers of a pass read beside their states; see `LlamaDecoder.run_layers`. `masks` are by window."""
+
+    rope: Ropes
+    masks: Mapping[int | None, Tensor | None]
+    loras: Sequence[BatchedLora]
+    past: PastKeyValues | None
+    read_copies: bool
+
+
 class LlamaDecoder:
     """The decoder of a causal language model; `build_llama_decoder` makes it where it computes the same logits."""
 
@@ -324,14 +335,17 @@ class LlamaDecoder:
 
         Within `recomputing_layers`, `past` gets a layer's keys and values twice where gradients are needed.
         """
-        found = self._run_layers(x, rope, mask, first, last, loras, past, read_copies)
+        masks: Mapping[int | None, Tensor | None] = mask if isinstance(mask, Mapping) else {None: mask}
+        layers = range(first, len(self.layers) if last is None else last)
+        inputs = _LayerInputs(rope, masks, loras, past, read_copies)
+        found = self._run_layers(x, layers, inputs)
         one_row = read_copies and x.numel() == x.shape[-1]
         if one_row and self.head.has_half and not bool(torch.isfinite(found).all()):
             # A number was too large for float16: this base goes on without that copy, from this step on.
             self._half_overflows = True
             for projection in self.all_projections():
                 projection.drop_half()
-            found = self._run_layers(x, rope, mask, first, last, loras, past, read_copies)
+            found = self._run_layers(x, layers, inputs)
         return found
 
     @contextmanager
@@ -347,82 +361,52 @@ class LlamaDecoder:
         finally:
             self._recomputes_layers = before
 
-    def _run_layers(
-        self,
-        x: Tensor,
-        rope: Ropes,
-        mask: Masks,
-        first: int,
-        last: int | None,
-        loras: Sequence[BatchedLora],
-        past: PastKeyValues | None,
-        read_copies: bool,
-    ) -> Tensor:
-        masks: Mapping[int | None, Tensor | None] = mask if isinstance(mask, Mapping) else {None: mask}
+    def _run_layers(self, x: Tensor, layers: range, inputs: _LayerInputs) -> Tensor:
         recomputes = self._recomputes_layers and torch.is_grad_enabled()
-        for i in range(first, len(self.layers) if last is None else last):
-            given = (i, x, rope, masks[self.layers[i].spec.window], loras, past, read_copies)
+        for i in layers:
             if recomputes:
-                x = checkpoint(self._run_layer, *given, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(self._run_layer, i, x, inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = self._run_layer(*given)
+                x = self._run_layer(i, x, inputs)
         return x
 
-    def _run_layer(
-        self,
-        i: int,
-        x: Tensor,
-        rope: Ropes,
-        mask: Tensor | None,
-        loras: Sequence[BatchedLora],
-        past: PastKeyValues | None,
-        read_copies: bool,
-    ) -> Tensor:
+    def _run_layer(self, i: int, x: Tensor, inputs: _LayerInputs) -> Tensor:
         layer = self.layers[i]
         # 1. attention, added to the residual stream  [rows, time, width]
-        x = x + layer.norm_attention(self._attention(i, layer.norm_in(x), rope, mask, loras, past, read_copies))
+        x = x + layer.norm_attention(self._attention(i, layer.norm_in(x), inputs))
         # 2. gated MLP: activation(gate) · up  [rows, time, inner], back to  [rows, time, width]
-        gate, up = self._project(i, "gate_up", layer.norm_mid(x), loras, read_copies).chunk(2, -1)
-        return x + layer.norm_mlp(self._project(i, "down", self.activation(gate) * up, loras, read_copies))
+        gate, up = self._project(i, "gate_up", layer.norm_mid(x), inputs).chunk(2, -1)
+        return x + layer.norm_mlp(self._project(i, "down", self.activation(gate) * up, inputs))
 
     def logits(self, x: Tensor, read_copies: bool = False) -> Tensor:
         """Logits [n, vocabulary] of states [n, width] after the last layer."""
         logits = self.head(self.norm(x), read_copies)
         return logits if self.logit_cap is None else soft_cap(logits, self.logit_cap)
 
-    def _project(self, i: int, name: str, x: Tensor, loras: Sequence[BatchedLora], read_copies: bool) -> Tensor:
-        y = self.layers[i].projections[name](x, read_copies)
-        for lora in loras:
+    def _project(self, i: int, name: str, x: Tensor, inputs: _LayerInputs) -> Tensor:
+        y = self.layers[i].projections[name](x, inputs.read_copies)
+        for lora in inputs.loras:
             y = lora.add_delta((i, name), x, y)
         return y
 
-    def _attention(
-        self,
-        i: int,
-        x: Tensor,
-        rope: Ropes,
-        mask: Tensor | None,
-        loras: Sequence[BatchedLora],
-        past: PastKeyValues | None,
-        read_copies: bool,
-    ) -> Tensor:
+    def _attention(self, i: int, x: Tensor, inputs: _LayerInputs) -> Tensor:
         layer, (rows, time, _) = self.layers[i], x.shape
         # 1. queries, keys and values in one product  [rows, time, heads + 2 · kv heads, head width]
-        qkv = self._project(i, "qkv", x, loras, read_copies).view(rows, time, -1, self.head_dim)
+        qkv = self._project(i, "qkv", x, inputs).view(rows, time, -1, self.head_dim)
         qk, v = torch.split(qkv, [self.heads + self.kv_heads, self.kv_heads], 2)
         if layer.norm_q is not None and layer.norm_k is not None:
             q, k = torch.split(qk, [self.heads, self.kv_heads], 2)
             qk = torch.cat([layer.norm_q(q), layer.norm_k(k)], 2)
         # 2. rotary positions, on queries and keys together
         if layer.spec.rope is not None:
-            qk = _rotate(qk, rope[layer.spec.rope])
+            qk = _rotate(qk, inputs.rope[layer.spec.rope])
         q, k = torch.split(qk, [self.heads, self.kv_heads], 2)
         # 3. keys and values behind those of earlier positions  [rows, kv heads, keys, head width]
         k, v = k.transpose(1, 2), v.transpose(1, 2)
-        if past is not None:
-            k, v = past.update_kv(i, k, v)
+        if inputs.past is not None:
+            k, v = inputs.past.update_kv(i, k, v)
         # 4. attention, and the output projection  [rows, time, width]
-        return self._project(i, "out", self._attend(q, k, v, mask), loras, read_copies)
+        return self._project(i, "out", self._attend(q, k, v, inputs.masks[layer.spec.window]), inputs)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attention output [rows, time, heads · head width] for queries `q` [rows, time, heads, head width].
