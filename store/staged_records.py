@@ -76,8 +76,8 @@ class FirstUse(NamedTuple):
 class HeldOut:
     """How many items became queries, and the users (by name and task) who have fewer queries than were wanted.
 
-    `fixed` has the users who would have another number of queries if none of their items were stored: the number that
-    they have.
+    `fixed` has the users, and their numbers of queries, who have neither as many as were wanted nor as many as they
+    would have if none of their items were stored; they are not in `short`.
     """
 
     queries: int = 0

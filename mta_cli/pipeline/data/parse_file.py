@@ -216,7 +216,7 @@ def import_notes(intake: ParsedFile) -> Iterator[Note]:
     if intake.findings.unread_times:
         yield Note(
             f"kept without a time that cannot be read: {intake.findings.unread_times:,}, such as "
-            f"{intake.findings.unread_time}",
+            f"{intake.findings.unread_time_example}",
             warning=True,
         )
     if intake.findings.ignored_fields:

@@ -53,7 +53,7 @@ class ParseFindings:
         self.fault_fields: set[str] = set()
         self.skip_counts: Counter[str] = Counter()
         self.unread_times = 0
-        self.unread_time = ""
+        self.unread_time_example = ""
         self.ignored_fields: dict[str, None] = {}
         self.users: dict[str, None] = {}
         self.spellings: dict[str, set[str]] = {}
@@ -76,7 +76,7 @@ class ParseFindings:
         if place in self.skipped_places:
             return
         self.unread_times += 1
-        self.unread_time = self.unread_time or f"{place}: {what}"
+        self.unread_time_example = self.unread_time_example or f"{place}: {what}"
 
     def add_ignored_field(self, name: str) -> None:
         """A field that is not read; at most 20 names are kept."""
