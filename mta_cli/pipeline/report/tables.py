@@ -20,6 +20,7 @@ from mta_cli.pipeline.report.results import (
     metric_title,
     metrics,
     rank_methods,
+    same_settings,
     signed_score,
 )
 
@@ -121,17 +122,34 @@ def _difference_table(document: Document, metric: str, found: Sequence[Any]) -> 
 
 def settings_table(document: Document) -> Table:
     """The settings and temperatures of the methods that have any."""
-    settings, calibration = document.get("settings") or {}, document.get("calibration") or {}
+    return _settings_table([document], ("temperature by fold",), "Settings and calibration")
+
+
+def seed_settings_tables(group: Sequence[Document]) -> list[Table]:
+    """As `settings_table` for several seeds: one table if their settings agree, otherwise one for each seed."""
+    if same_settings(group):
+        columns = tuple(f"temperature by fold, seed {document['seed']}" for document in group)
+        return [_settings_table(group, columns, "Settings and calibration")]
+    return [
+        _settings_table([document], ("temperature by fold",), f"Settings and calibration of seed {document['seed']}")
+        for document in group
+    ]
+
+
+def _settings_table(documents: Sequence[Document], temperature_columns: tuple[str, ...], title: str) -> Table:
+    """The settings of documents that agree in them, then the temperatures of each document in a column."""
+    settings = documents[0].get("settings") or {}
+    calibrations = [document.get("calibration") or {} for document in documents]
     rows = [
         (
             Cell(method),
             Cell(wording.describe_settings(settings.get(method))),
-            Cell(_temperatures(calibration.get(method))),
+            *(Cell(_temperatures(calibration.get(method))) for calibration in calibrations),
         )
-        for method in document["methods"]
-        if settings.get(method) or calibration.get(method)
+        for method in documents[0]["methods"]
+        if settings.get(method) or any(calibration.get(method) for calibration in calibrations)
     ]
-    return Table(("method", "settings", "temperature by fold"), rows, title="Settings and calibration", collapsed=True)
+    return Table(("method", "settings", *temperature_columns), rows, title=title, collapsed=True)
 
 
 def _temperatures(found: Any) -> str:

@@ -123,7 +123,10 @@ class Report:
         return {"name": task, "series_charts": series, "designs": designs}
 
     def _design(self, group: Sequence[Document], pooled: Document | None) -> dict[str, Any]:
-        """One design: as a whole (its only seed, or the pooled seeds), then by seed where it has several."""
+        """One design: as a whole (its only seed, or the pooled seeds), then by seed where it has several.
+
+        Seeds that are pooled have their scores beside each other; seeds that are not have all their tables.
+        """
         whole = group[0] if len(group) == 1 else pooled
         several = len(group) > 1
         apart = "" if same_settings(group) else " Settings differ between the seeds."
@@ -133,7 +136,8 @@ class Report:
             "whole": self._evaluation(whole) if whole else None,
             "seeds_note": note if several else "",
             "seed_tables": tables.seed_tables(group) if several else [],
-            "seeds": [(document["seed"], self._evaluation(document)) for document in group if several],
+            "seed_settings": tables.seed_settings_tables(group) if several and pooled else [],
+            "seeds": [(document["seed"], self._evaluation(document)) for document in group if several and not pooled],
         }
 
     def _evaluation(self, document: Document) -> dict[str, Any]:

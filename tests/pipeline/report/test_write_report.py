@@ -223,6 +223,12 @@ def test_what_seeds_found_together_comes_before_them() -> None:
     assert read.table("method", "seed 0", "seed 1", "mean")["base"][2] == "0.250"
     assert "under the seeds 0 and 1; a user's answers under all of them count together" in read.said("p")
     assert "Evaluations 1 and 2." in read.said("p") and read.said("h3") == "5 shots, 16 anchors, seeds 0 and 1"
+    assert read.said("summary").count("Seed") == 0, "their scores are beside each other already"
+    assert read.said("summary").count("Settings and calibration") == 1
+    read.table("method", "settings", "temperature by fold, seed 0", "temperature by fold, seed 1")
+    tuned = {**seeds[1], "settings": {"mta": {"kind": "core", "steps": 60}}}
+    told = Page(render_html(Report([seeds[0], tuned, both]))).said("summary")
+    assert "Settings and calibration of seed 0" in told and "Settings and calibration of seed 1" in told
     other = document(FEW, seed=2, evaluation=3)
     alone = Page(render_html(Report([seeds[0], other, both])))
     assert "count together" not in alone.said("p"), "it is of other evaluations"
