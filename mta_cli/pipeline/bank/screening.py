@@ -122,7 +122,8 @@ def screening_notes(reg: Registry, bank: Bank) -> Iterator[Note]:
         yield Note(finding_line(one), warning=True)
     if any(one["gate"] in REFUSING_GATES for one in found) and bank.purpose == "":
         yield Note(
-            "Refused anchors serve no user. Read what their users wrote; then "
+            "Refused anchors serve no user. A strong voice, or nearly always the same answer, looks like poison here: "
+            "read what their users wrote. "
             f"`mta bank build --task {shlex.quote(bank.task)} --refresh` puts others in their places.",
             warning=True,
         )
