@@ -129,14 +129,14 @@ class Report:
         """
         whole = group[0] if len(group) == 1 else pooled
         several = len(group) > 1
+        seed_tables = [*tables.seed_tables(group), *(tables.seed_settings_tables(group) if pooled else ())]
         apart = "" if same_settings(group) else " Settings differ between the seeds."
         note = f"By seed. The mean is over the seeds and has no interval: each seed's is its own.{apart}"
         return {
             "heading": _design_heading(group),
             "whole": self._evaluation(whole) if whole else None,
             "seeds_note": note if several else "",
-            "seed_tables": tables.seed_tables(group) if several else [],
-            "seed_settings": tables.seed_settings_tables(group) if several and pooled else [],
+            "seed_tables": seed_tables if several else [],
             "seeds": [(document["seed"], self._evaluation(document)) for document in group if several and not pooled],
         }
 
