@@ -142,11 +142,7 @@ def weigh_anchors(
     """Each user's recipe: anchors and weights. It is empty for a user without items, and under `none`.
 
     The users of one batch (see `user_batches`) are computed together. The last bits of a weight depend on the batch.
-    Under `permuted`, a control, each user gets the evidence recipe of the next of `users`; a single user gets none.
     """
-    if weighting == "permuted":
-        recipes = weigh_anchors(context, users, "evidence", options, memory)
-        return recipes[1:] + recipes[:1] if len(users) > 1 else [[] for _ in users]
     recipes = []
     for batch in user_batches(context, users, weighting, options):
         asking = [user for user in batch if weighting_for(user, weighting) in NEEDS_SHOTS]

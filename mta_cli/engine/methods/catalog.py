@@ -1,7 +1,8 @@
-"""Methods by name: presets, a memory suffix for each of them, and compositions.
+"""Methods by name: presets, a memory suffix and a control for each of them, and compositions.
 
 `oppu-pooled+neighbours` is the preset `oppu-pooled` with another label memory. `task:evidence:lora` is composed from
-what lies below, how anchors are weighted, and the stack.
+what lies below, how anchors are weighted, and the stack. `permuted-mta` is a control: `mta`, each user with the LoRAs
+of another.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _EVIDENCE_GRID = tuple(
 _CORE_GRID = tuple(
     {"learning_rate": rate, "neighbour_weight": weight} for rate in (0.03, 0.1) for weight in (0.5, 1.0, 2.0)
 )
+_PERMUTED = "permuted-"
 _MEMORY_GRIDS: dict[str, tuple[Settings, ...]] = {
     "off": (),
     "habit": tuple({"prior_strength": s, "prior_weight": w} for s in (2.0, 8.0) for w in (0.25, 0.5, 1.0)),
@@ -101,9 +103,10 @@ PRESET_METHODS = (
     Method(
         "permuted-recipes",
         "a control: mta-recipe, each user with the recipe of another",
-        anchors="permuted",
+        anchors="evidence",
         memory="neighbours",
         grid=_EVIDENCE_GRID,
+        permuted=True,
     ),
     Method(
         "permuted-anchors",
@@ -159,10 +162,22 @@ def without_memory(method: Method) -> Method:
 def _find_stem(stem: str) -> Method:
     if stem in PRESETS_BY_NAME:
         return PRESETS_BY_NAME[stem]
+    if stem.startswith(_PERMUTED):
+        return _permute(_find_stem(stem.removeprefix(_PERMUTED)))
     if ":" in stem:
         return _compose(stem)
     near = difflib.get_close_matches(stem, PRESETS_BY_NAME, n=1)
     raise UsageError(f"there is no method {stem!r:.80}", hint=did_you_mean(near, "mta eval methods lists all"))
+
+
+def _permute(method: Method) -> Method:
+    """The control of `method`. Raises UsageError where it gives a user no LoRA, or is a control already."""
+    name = f"{_PERMUTED}{method.name}"
+    if method.permuted or method.build is not None or (method.anchors, method.stack) == ("none", "none"):
+        raise UsageError(
+            f"there is no method {name!r:.80}", hint=f"{method.name} has no LoRA of a user's own to permute"
+        )
+    return replace(method, name=name, about=f"a control: {method.name}, each user with another's LoRAs", permuted=True)
 
 
 def _compose(stem: str) -> Method:

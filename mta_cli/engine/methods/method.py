@@ -20,9 +20,7 @@ from mta_cli.options import AdaptOptions, FuseOptions, MemoryOptions, options_fr
 Value = float | int | str | bool
 Settings = Mapping[str, Value]
 BaseLevel = Literal["base", "task"]
-AnchorWeighting = Literal[
-    "none", "similarity", "softmax", "uniform", "evidence", "learned", "random", "permuted", "released"
-]
+AnchorWeighting = Literal["none", "similarity", "softmax", "uniform", "evidence", "learned", "random", "released"]
 StackKind = Literal["none", "core", "lora"]
 ResultT = TypeVar("ResultT")
 
@@ -147,6 +145,7 @@ class Method:
     `overrides` replace defaults of `mta_cli.options`; `grid` is what `mta eval tune` tries. `version` is raised when
     the same settings give other models, so that stored answers are not reused. `bank_preset`: the preset of its bank,
     if any. `keeps_own_answer`: the answer of `answerer` is final, whatever the calibrated label likelihoods say.
+    `permuted`: a control; each user gets the LoRAs of the next of the group, beside a memory of their own.
     """
 
     name: str
@@ -162,6 +161,7 @@ class Method:
     bank_preset: str = ""
     build: BuildModels | None = None
     keeps_own_answer: bool = False
+    permuted: bool = False
 
     @property
     def memory_is_only_added(self) -> bool:
@@ -185,7 +185,7 @@ class Method:
         return {**defaults, **self.overrides}
 
 
-NEEDS_SHOTS = ("evidence", "learned", "permuted")  # anchor weightings that are computed from the likelihood of shots
+NEEDS_SHOTS = ("evidence", "learned")  # anchor weightings that are computed from the likelihood of shots
 _EVIDENCE = ("top_k", "candidates", "sharpness", "scale")
 _ANCHOR_SETTINGS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -196,7 +196,6 @@ _ANCHOR_SETTINGS: dict[str, tuple[str, ...]] = {
     "released": ("top_k",),
     "evidence": _EVIDENCE,
     "learned": _EVIDENCE,
-    "permuted": _EVIDENCE,
 }
 _STACK_SETTINGS: dict[str, tuple[str, ...]] = {
     "none": (),

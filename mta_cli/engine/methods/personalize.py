@@ -53,6 +53,8 @@ def plan_models(method: Method, context: MethodContext, users: Sequence[UserShot
             UserModel((*fusion, *stack.loras), bytes=SHARE_BYTES * len(recipe) + stack.bytes, failed=stack.failed)
             for recipe, fusion, stack in zip(recipes, fusions, read_stacks(users, work, result), strict=True)
         ]
+        if method.permuted:  # a single user has nobody to get LoRAs from
+            models = [UserModel()] if len(models) == 1 else models[1:] + models[:1]
         return _with_memory(method, context, users, options, models)
 
     return ModelPlan(work, finish)

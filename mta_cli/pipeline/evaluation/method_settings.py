@@ -56,15 +56,18 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
     Raises UsageError for an unknown setting and for a value out of bounds.
     """
     given, defaults = request.method_settings.get(method.name, {}), method.settings_for(bool(request.task.labels))
-    if unknown := sorted(set(given) - set(defaults)):
+    types = {name: type(value) for name, value in defaults.items()}
+    if method.stack != "none":
+        types.setdefault("epochs", int)  # has no default: where it is not given, the steps count
+    if unknown := sorted(set(given) - set(types)):
         raise UsageError(
-            f"{method.name} has no setting {', '.join(unknown)}", hint=f"it has {', '.join(defaults) or 'none'}"
+            f"{method.name} has no setting {', '.join(unknown)}", hint=f"it has {', '.join(types) or 'none'}"
         )
     settings = {**defaults, **chosen}
     if settings.get("placement", "all") != "all":
         settings["placement"] = request.options.placement  # where the fold's anchors act
     version = {"version": method.version} if method.version > 1 else {}
-    converted = {key: _convert_setting(f"{method.name}.{key}", defaults[key], value) for key, value in given.items()}
+    converted = {key: _convert_setting(f"{method.name}.{key}", types[key], value) for key, value in given.items()}
     return {**settings, **converted, **version}
 
 
@@ -74,9 +77,9 @@ def label_memory_of(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -
     return "neighbours" if "neighbour_weight" in names else "habit" if "prior_weight" in names else "off"
 
 
-def _convert_setting(name: str, default: Any, value: Any) -> Any:
-    """`value` as the type of `default`. Raises UsageError for another type or a value out of bounds."""
-    kind, key = type(default), name.rpartition(".")[2]
+def _convert_setting(name: str, kind: type, value: Any) -> Any:
+    """`value` as a `kind`. Raises UsageError where it is none, and for a value out of bounds."""
+    key = name.rpartition(".")[2]
     if kind is bool:
         if str(value).lower() not in ("true", "false"):
             raise UsageError(f"{name} = {value!r:.80}: this is true or false")

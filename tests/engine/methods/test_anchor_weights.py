@@ -141,15 +141,6 @@ def test_random_anchors_are_drawn_for_each_user_by_the_seed_alone(base: LoadedBa
     assert {i for shares in found.values() for i in shares} == set(range(6))
 
 
-def test_permuted_recipes_are_those_of_the_next_user(base: LoadedBase) -> None:
-    context = a_context(base, 4, placement="late")
-    users = [a_user(2, 30 + n) for n in range(3)]
-    own = weigh_anchors(context, users, "evidence", PLAIN, OFF)
-    assert weigh_anchors(context, users, "permuted", PLAIN, OFF) == [own[1], own[2], own[0]]
-    assert own[0] != own[1] != own[2]
-    assert weigh_anchors(context, users[:1], "permuted", PLAIN, OFF) == [[]], "there is nobody to give another's"
-
-
 def test_learned_weights_fit_the_shots_better_than_those_they_begin_with(base: LoadedBase) -> None:
     rows = random_rows([24] * 4)
     anchors = [random_lora(base.model, 1, placement="late"), taught(base, rows, steps=6)]

@@ -19,7 +19,14 @@ from tests.engine.methods.tagging import LABELS, tag_context, tagger
 
 NAMES = """majority majority-mean neighbours base rag pooled pooled-rag oppu oppu-pooled fusion fusion-random stack mta
 mta-recipe mta-published mta-released per-pcs prime permuted-recipes permuted-anchors"""
-COMPOSED = ("task:evidence:lora+habit", "base:uniform:none", "task:learned:core+neighbours", "task:softmax:lora+off")
+COMPOSED = (
+    "task:evidence:lora+habit",
+    "base:uniform:none",
+    "task:learned:core+neighbours",
+    "task:softmax:lora+off",
+    "permuted-mta",
+    "permuted-task:none:core+habit",
+)
 METHODS = [*PRESET_METHODS, *map(find_method, COMPOSED)]
 EVERY = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 QUICK = {"steps": 2, "epochs": 1, "evaluations": 6, "placement": "late"}
@@ -55,10 +62,14 @@ def test_names_come_back_once_and_in_their_order() -> None:
         ("task:evidence", "BELOW:ANCHORS:STACK, as task:evidence:lora"),
         ("task:evidence:adapter", "none, core, lora"),
         ("floor:none:none", "base, task"),
+        ("permuted-mat", "did you mean mta?"),
+        ("permuted-pooled", "pooled has no LoRA of a user's own to permute"),
+        ("permuted-majority", "majority has no LoRA"),
+        ("permuted-permuted-mta", "permuted-mta has no LoRA"),
     ],
 )
 def test_a_wrong_name_is_refused_with_what_helps(name: str, hint: str) -> None:
-    with pytest.raises(UsageError, match=f"no method '{name}'") as caught:
+    with pytest.raises(UsageError, match=f"no method '{name.replace('permuted-mat', 'mat')}'") as caught:
         find_methods(["base", name])
     assert hint in (caught.value.hint or "")
 
@@ -83,6 +94,30 @@ def test_a_suffix_gives_any_method_another_label_memory() -> None:
         find_method("mta+some")
     with pytest.raises(UsageError, match="majority has no label memory to choose"):
         find_method("majority+habit")
+
+
+@pytest.mark.parametrize(
+    ("control", "method"),
+    [("permuted-mta", "mta"), ("permuted-task:none:core", "task:none:core"), ("permuted-recipes", "mta-recipe")],
+)
+def test_a_control_gives_each_user_the_loras_of_the_next_beside_their_own_memory(
+    base: LoadedBase, control: str, method: str
+) -> None:
+    context = tag_context(base, 3)
+    users = [tagger(base, context.task, [LABELS[n], LABELS[n], LABELS[2 - n]], n) for n in range(3)]
+    settings = quick(find_method(method), labels=True)
+    own, others = (build_models(find_method(name), context, users, settings) for name in (method, control))
+    rotated = [own[1], own[2], own[0]]
+    for theirs, expected in zip(others, rotated, strict=True):
+        assert all(same(a, b) for a, b in zip(theirs.loras, expected.loras, strict=True)) and theirs.loras
+    assert not same(own[0].loras[-1], own[1].loras[-1])
+    priors = [
+        (a.prior("a film") if a.prior else None, b.prior("a film") if b.prior else None)
+        for a, b in zip(own, others, strict=True)
+    ]
+    assert all(mine == kept for mine, kept in priors)
+    (alone,) = build_models(find_method(control), context, users[:1], settings)
+    assert alone.loras == (), "there is nobody to give another's"
 
 
 def test_the_published_preset_is_the_papers_choice() -> None:

@@ -170,6 +170,22 @@ def test_personal_parts_act_where_the_evaluation_says(peopled: Registry) -> None
     }
 
 
+def test_passes_over_the_shots_are_a_setting_of_every_method_with_a_stack(peopled: Registry) -> None:
+    given = eval_request(methods="mta,mta-recipe", given={"mta": {"epochs": "2"}})
+    assert resolve_settings(PRESETS_BY_NAME["mta"], given, {})["epochs"] == 2
+    assert "epochs" not in resolve_settings(PRESETS_BY_NAME["mta"], eval_request(methods="mta"), {})
+    wrong = eval_request(methods="mta-recipe", given={"mta-recipe": {"epochs": "2"}})
+    with pytest.raises(UsageError, match="mta-recipe has no setting epochs"):
+        resolve_settings(PRESETS_BY_NAME["mta-recipe"], wrong, {})
+    one, many = (
+        finish(
+            run_evaluation(peopled, eval_request(methods="stack", given={"stack": {"epochs": n, "batch_size": "1"}}))
+        )
+        for n in ("1", "4")
+    )
+    assert one[0]["methods"]["stack"]["gold_loglik"] != many[0]["methods"]["stack"]["gold_loglik"]
+
+
 def test_what_is_tried_is_tried_once_the_defaults_first(peopled: Registry) -> None:
     request = eval_request(methods="oppu", given={"oppu": {"rank": "2"}})
     tried = trials(PRESETS_BY_NAME["oppu"], request)
