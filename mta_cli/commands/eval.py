@@ -167,7 +167,11 @@ def tune(
 
 @app.command()
 def methods(ctx: typer.Context, json: JsonOption = False) -> None:
-    """List the methods that can be compared."""
+    """List the methods that can be compared.
+
+    Names can be composed: `stack+habit` has another label memory, `permuted-mta` is a control that gives each user
+    another's LoRAs, and `task:evidence:lora` says what lies below, how anchors are weighted, and the stack.
+    """
     from mta_cli.pipeline.evaluation.method_settings import method_rows
 
     use = app_context(ctx, json=json)

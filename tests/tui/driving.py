@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, TypeVar
 from xml.etree import ElementTree
@@ -15,10 +16,12 @@ import pytest
 from rich.cells import cell_len
 from textual.pilot import Pilot
 
+from mta_cli.events import Event, JobProgress
 from mta_cli.settings import Settings
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.workers.job_queue import JobQueue
 from mta_cli.tui.workers.model_worker import ModelWorker
+from store.registry import Registry
 
 T = TypeVar("T")
 PATIENCE = 60.0  # seconds
@@ -54,6 +57,24 @@ async def until(pilot: Pilot[None], true: Callable[[], bool]) -> None:
         assert time.monotonic() < end, "it never came to pass"
         await pilot.pause(0.02)
     await pilot.pause()
+
+
+def hold_jobs(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let every job wait after its first progress until the event is set, however fast the machine is."""
+    go_on, add_job = threading.Event(), JobQueue.add_job
+
+    def add_held(queue: JobQueue, kind: str, title: str, make_events: Any, on_end: Any = None) -> Any:
+        def held(reg: Registry) -> Iterator[Event]:
+            with closing(make_events(reg)) as events:
+                for event in events:
+                    yield event
+                    if isinstance(event, JobProgress):
+                        go_on.wait(PATIENCE)
+
+        return add_job(queue, kind, title, held, on_end)
+
+    monkeypatch.setattr(JobQueue, "add_job", add_held)
+    return go_on
 
 
 def screen_text(app: MtaApp) -> str:

@@ -23,7 +23,7 @@ from mta_cli.tui.widgets.home_rows import gain_line, window_job_line
 from mta_cli.tui.workers.job_queue import Job
 from store.registry import Registry
 from tests.pipeline import town
-from tests.tui.driving import PATIENCE, open_app, run, screen_text, settled, until
+from tests.tui.driving import PATIENCE, hold_jobs, open_app, run, screen_text, settled, until
 
 BOOKS = Path(__file__).parents[2] / "pipeline/quick/books.csv"
 SIZES = [(80, 24), (120, 40), (200, 50)]
@@ -240,6 +240,7 @@ def test_a_file_of_ones_own_ends_with_its_verdict_on_this_screen(
     empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quick, "measure_row_rate", lambda *_: 2.0)
+    go_on = hold_jobs(monkeypatch)
 
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
@@ -254,6 +255,7 @@ def test_a_file_of_ones_own_ends_with_its_verdict_on_this_screen(
             await pilot.press("ctrl+s")
             await until(pilot, lambda: bool(app.job_queue.jobs))
             await until(pilot, lambda: bool(lines(app, "▸ Watch quick books.csv")))
+            go_on.set()
             await until(pilot, lambda: app.job_queue.jobs[0].finished)
             await settled(app, pilot)
             job = app.job_queue.jobs[0]

@@ -26,7 +26,7 @@ from mta_cli.tui.screens.jobs import JobKindPicker, JobsScreen
 from store.registry import Registry
 from tests.pipeline.maintenance.test_resume import stop_after
 from tests.pipeline.town import TASK, bank_request
-from tests.tui.driving import open_app, run, screen_text, settled, until
+from tests.tui.driving import hold_jobs, open_app, run, screen_text, settled, until
 
 PATIENCE = 30.0  # seconds
 HOSTILE = "a\x1b]0;owned\x07[red]b[/red]\u202e"
@@ -281,13 +281,16 @@ def test_what_goes_on_is_not_offered_meanwhile(demo_store: Path, monkeypatch: py
     run(go())
 
 
-def test_a_stopped_job_is_one_row_and_goes_on_from_there(demo_store: Path) -> None:
+def test_a_stopped_job_is_one_row_and_goes_on_from_there(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = hold_jobs(monkeypatch)
+
     async def go() -> None:
         async with open_app(demo_store) as (app, pilot):
             asked = bank_request(name="mine", task_rank=1)
             job = app.job_queue.add_job("bank build", "mine", lambda reg: build_bank(reg, asked))
             await until(pilot, lambda: job.progress.done > 0)
             app.job_queue.stop_job(job)
+            go_on.set()
             await until(pilot, lambda: job.finished)
             app.screen.reload_if_current()  # type: ignore[attr-defined]
             await settled(app, pilot)
