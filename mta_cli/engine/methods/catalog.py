@@ -173,7 +173,8 @@ def _find_stem(stem: str) -> Method:
 def _permute(method: Method) -> Method:
     """The control of `method`. Raises UsageError where it gives a user no LoRA, or is a control already."""
     name = f"{_PERMUTED}{method.name}"
-    if method.permuted or method.build is not None or (method.anchors, method.stack) == ("none", "none"):
+    makes_loras = method.build is not None or (method.anchors, method.stack) != ("none", "none")
+    if method.permuted or method.memory is None or not makes_loras:
         raise UsageError(
             f"there is no method {name!r:.80}", hint=f"{method.name} has no LoRA of a user's own to permute"
         )

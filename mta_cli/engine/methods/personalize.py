@@ -53,8 +53,6 @@ def plan_models(method: Method, context: MethodContext, users: Sequence[UserShot
             UserModel((*fusion, *stack.loras), bytes=SHARE_BYTES * len(recipe) + stack.bytes, failed=stack.failed)
             for recipe, fusion, stack in zip(recipes, fusions, read_stacks(users, work, result), strict=True)
         ]
-        if method.permuted:  # a single user has nobody to get LoRAs from
-            models = [UserModel()] if len(models) == 1 else models[1:] + models[:1]
         return _with_memory(method, context, users, options, models)
 
     return ModelPlan(work, finish)
@@ -67,6 +65,9 @@ def _with_memory(
     options: MethodOptions,
     models: Sequence[UserModel],
 ) -> list[UserModel]:
+    """The users' models with their own label priors; each user has the LoRAs of the next where `method.permuted`."""
+    if method.permuted:  # a single user has nobody to get LoRAs from
+        models = [UserModel()] if len(models) == 1 else [*models[1:], *models[:1]]
     if method.memory is None:
         return list(models)
     with_memory = []

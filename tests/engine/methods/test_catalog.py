@@ -65,6 +65,7 @@ def test_names_come_back_once_and_in_their_order() -> None:
         ("permuted-mat", "did you mean mta?"),
         ("permuted-pooled", "pooled has no LoRA of a user's own to permute"),
         ("permuted-majority", "majority has no LoRA"),
+        ("permuted-neighbours", "neighbours has no LoRA"),
         ("permuted-permuted-mta", "permuted-mta has no LoRA"),
     ],
 )
@@ -98,7 +99,12 @@ def test_a_suffix_gives_any_method_another_label_memory() -> None:
 
 @pytest.mark.parametrize(
     ("control", "method"),
-    [("permuted-mta", "mta"), ("permuted-task:none:core", "task:none:core"), ("permuted-recipes", "mta-recipe")],
+    [
+        ("permuted-mta", "mta"),
+        ("permuted-task:none:core", "task:none:core"),
+        ("permuted-recipes", "mta-recipe"),
+        ("permuted-per-pcs", "per-pcs"),
+    ],
 )
 def test_a_control_gives_each_user_the_loras_of_the_next_beside_their_own_memory(
     base: LoadedBase, control: str, method: str
