@@ -111,6 +111,7 @@ def _run_and_print(context: AppContext, reg: Registry, job: Iterator[Event], *, 
 def list_(ctx: typer.Context, json: JsonOption = False) -> None:
     """List the banks."""
     from mta_cli.pipeline.bases_in_use import base_name, has_several_bases
+    from mta_cli.pipeline.runs import bank_status
 
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
@@ -120,7 +121,7 @@ def list_(ctx: typer.Context, json: JsonOption = False) -> None:
                 "bank": b.name,
                 "version": b.version,
                 "task": b.task,
-                "status": b.status,
+                "status": bank_status(reg, b),
                 "base": b.base,
                 "base_name": base_name(reg, b.base),
                 "created": b.created,

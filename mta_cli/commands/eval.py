@@ -185,6 +185,7 @@ def methods(ctx: typer.Context, json: JsonOption = False) -> None:
 def list_(ctx: typer.Context, json: JsonOption = False) -> None:
     """List the evaluations."""
     from mta_cli.commands.eval_tables import render_evaluation_list
+    from mta_cli.pipeline.runs import evaluation_status
 
     use = app_context(ctx, json=json)
     with use.open_registry() as reg:
@@ -196,7 +197,7 @@ def list_(ctx: typer.Context, json: JsonOption = False) -> None:
                 "folds": e.config.get("folds"),
                 "seed": e.config.get("seed"),
                 "methods": reg.evaluations.predictions.answered_methods(e.id),
-                "status": e.status,
+                "status": evaluation_status(reg, e),
                 "created": e.created,
             }
             for e in reg.evaluations.all()

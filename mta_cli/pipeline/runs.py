@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from store.records import Bank, Run
 
 if TYPE_CHECKING:
     from store.registry import Registry
+    from store.tables.evaluations import Evaluation
 
 REQUEST_KEY = "asked"  # the key of a run's config that holds its request
 ADAPT_RUN_KIND = "adaptation"  # the kind of the run about all users adapted together; each user has a run too
@@ -18,6 +19,21 @@ ADAPT_RUN_KIND = "adaptation"  # the kind of the run about all users adapted tog
 def bank_label(bank: Bank) -> str:
     """The subject of runs about a bank."""
     return f"{bank.name} v{bank.version}"
+
+
+def bank_status(reg: Registry, bank: Bank) -> str:
+    """The status of a bank: building, ready, or interrupted where no process builds it any more."""
+    return _status(bank.status, "building", lambda: reg.runs.of_bank(bank.id))
+
+
+def evaluation_status(reg: Registry, evaluation: Evaluation) -> str:
+    """The status of an evaluation: running, done, or interrupted where no process runs it any more."""
+    return _status(evaluation.status, "running", lambda: reg.runs.of_evaluation(evaluation.id))
+
+
+def _status(stored: str, unfinished: str, runs: Callable[[], Sequence[Run]]) -> str:
+    goes_on = stored != unfinished or any(run.status == "running" for run in runs())
+    return stored if goes_on else "interrupted"
 
 
 def library_versions() -> dict[str, str]:

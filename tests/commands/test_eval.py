@@ -247,7 +247,7 @@ def test_killed_in_the_middle_and_run_again_it_is_the_same(
     )
     assert died.returncode == -signal.SIGKILL, died.stderr
     (listed,) = mta_ok("eval", "list", "--json").json()
-    assert listed["status"] == "running"
+    assert listed["status"] == "interrupted"
     result = ran()
     assert result["evaluation"] == listed["evaluation"] and timeless(result) == timeless(expected)
     with Registry.open(peopled) as reg:

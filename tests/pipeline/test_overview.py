@@ -10,8 +10,13 @@ from typing import Any
 
 import pytest
 
-from mta_cli.pipeline.overview import QUICK, load_gains, load_overview, personal_and_common
-from mta_cli.pipeline.runs import ADAPT_RUN_KIND, record_request
+from mta_cli.pipeline.overview import (
+    QUICK,
+    load_gains,
+    load_overview,
+    personal_and_common,
+)
+from mta_cli.pipeline.runs import ADAPT_RUN_KIND, bank_status, evaluation_status, record_request
 from store.records import NewItem
 from store.registry import Registry
 from store.tables.predictions import Prediction
@@ -64,6 +69,22 @@ def test_the_stage_is_what_the_store_lacks_first(reg: Registry) -> None:
     adapted(reg, person(reg, "bob", "another"), on)
     found = load_overview(reg, jobs=1, chats=1)
     assert (found.stage, found.users, found.modelled, found.banks, found.example) == ("ready", 2, 1, 1, "bob")
+
+
+def test_what_nobody_works_on_any_more_is_interrupted(reg: Registry) -> None:
+    built = reg.banks.get_or_create_bank("films", "k", "free", "base", "embedder", 0, {}, "")
+    begun = reg.evaluations.get_or_create_evaluation("k", "free", {}, [])
+    assert (bank_status(reg, built), evaluation_status(reg, begun)) == ("interrupted", "interrupted")
+    build, answer = (
+        reg.runs.start_run("bank build", {}, bank_id=built.id),
+        reg.runs.start_run("eval run", {}, evaluation_id=begun.id),
+    )
+    assert (bank_status(reg, built), evaluation_status(reg, begun)) == ("building", "running")
+    reg.runs.fail_run(build.id, "", interrupted=True)
+    reg.runs.fail_run(answer.id, "no memory is left")
+    assert (bank_status(reg, built), evaluation_status(reg, begun)) == ("interrupted", "interrupted")
+    reg.banks.mark_bank_ready(built.id, tokens=1, seconds=1.0)
+    assert bank_status(reg, reg.banks.by_id(built.id)) == "ready"
 
 
 def test_a_job_says_what_it_found_and_one_that_ended_early_why(reg: Registry) -> None:

@@ -8,6 +8,7 @@ from mta_cli.errors import IntegrityFault
 from mta_cli.pipeline.bank.screening import findings_json
 from mta_cli.pipeline.bases_in_use import base_name
 from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY
+from mta_cli.pipeline.runs import bank_status
 from mta_cli.pipeline.user_weights import load_weights
 from mta_cli.pipeline.users.provenance import count_bank_users
 from store.records import Bank
@@ -34,7 +35,7 @@ def bank_json(reg: Registry, bank: Bank) -> dict[str, Any]:
         "bank": bank.name,
         "version": bank.version,
         "task": bank.task,
-        "status": bank.status,
+        "status": bank_status(reg, bank),
         "base": bank.base,
         "base_name": base_name(reg, bank.base),
         "task_adapter": bank.task_adapter,
