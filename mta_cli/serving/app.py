@@ -154,8 +154,8 @@ class Routes:
         return json_response({"status": "ok"})
 
     async def is_ready(self, request: Request) -> Response:
-        """Whether the model is loaded."""
-        self.service.require_ready()
+        """Whether the model is loaded, and vLLM answers where it computes."""
+        await self.service.check_ready()
         return json_response({"status": "ready"})
 
     async def metrics(self, request: Request) -> Response:

@@ -39,6 +39,10 @@ class AnswerEngine(Protocol[W]):
         """Whether it answers."""
         ...
 
+    def check(self) -> None:
+        """Raises EngineUnavailable where another server computes and does not answer; waits for it a moment."""
+        ...
+
     def submit(self, answers: Sequence[Answer[W]]) -> None:
         """Let these wait for their turn. Raises QueueFull where too many wait, and Stopping after `stop`."""
         ...

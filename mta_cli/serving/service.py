@@ -144,6 +144,11 @@ class Service:
         if not self.ready or not self._engine.is_alive:
             raise ApiError(503, "The model is loading.", code="loading")
 
+    async def check_ready(self) -> None:
+        """Raises as `require_ready`, and EngineUnavailable while the vLLM server does not answer."""
+        self.require_ready()
+        await asyncio.to_thread(self._engine.check)
+
     async def begin_chat(
         self, model: str, task: str | None, messages: Sequence[dict[str, str]], sampling: Sampling, may: May
     ) -> Running:

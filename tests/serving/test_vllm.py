@@ -311,7 +311,11 @@ def test_an_answer_that_is_cancelled_before_it_began_leaves_nothing(upstream: St
 
 def test_the_vllm_server_is_gone(upstream: StandIn, start: Start) -> None:
     running = start(options=options(upstream))
+    assert running.get("/../ready").status_code == 200
     upstream.stop()
+    ready = running.get("/../ready")
+    assert ready.status_code == 503 and ready.json()["error"]["code"] == "engine_unavailable"
+    assert running.get("/../health").status_code == 200
     got = running.post("/chat/completions", ask("alice", QUESTION))
     assert got.status_code == 503 and "does not answer" in got.text
 

@@ -122,6 +122,7 @@ def run_stand_in(path: Path, adapters: Path) -> StandIn:
 
     server = StandIn(path, adapters)
     routes = [
+        Route("/health", lambda request: Response()),
         Route("/v1/models", server.models),
         Route("/tokenize", server.tokenize, methods=["POST"]),
         Route("/v1/completions", server.completions, methods=["POST"]),

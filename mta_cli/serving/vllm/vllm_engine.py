@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mta_cli.serving.metrics import Metrics
 
 KEY_VARIABLE = "VLLM_API_KEY"
-CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
+CONNECT_SECONDS, READ_SECONDS, CHECK_SECONDS = 10.0, 600.0, 2.0
 ANSWER_SECONDS = 3_600.0  # an answer that takes longer is given up, whatever comes
 REMOVE_AFTER_SECONDS = 2.0  # from an answer's end: vLLM must not miss the folder of an answer that it is ending
 MAX_TOKEN_ID = 2**31
@@ -136,6 +136,15 @@ class VllmEngine:
     def is_alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
+
+    def check(self) -> None:
+        """See `AnswerEngine`."""
+        settings = {**_client_settings(self._address), "timeout": CHECK_SECONDS}
+        try:
+            with httpx.Client(**settings) as client:
+                client.get("/health").raise_for_status()
+        except httpx.HTTPError as error:
+            raise _no_answer(error) from error
 
     def submit(self, answers: Sequence[VllmAnswer]) -> None:
         """See `AnswerEngine`."""
