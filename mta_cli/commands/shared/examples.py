@@ -25,7 +25,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "user history": ("mta user history bryn",),
     "user items": ("mta user items bryn --search dumplings", "mta user items bryn --rm 42"),
     "user fuse": ("mta user fuse bryn -t stars",),
-    "user adapt": ("mta user adapt bryn fleur -t stars", "mta user adapt --shots 10  # all users"),
+    "user adapt": (
+        "mta user adapt bryn fleur -t stars",
+        "mta user adapt --shots 200  # all users, on all that they wrote",
+    ),
     "user export": (
         "mta user export bryn --to bryn-lora",
         "mta user export bryn --to bryn --format gguf  # for llama.cpp and Ollama",

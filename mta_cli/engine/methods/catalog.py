@@ -26,7 +26,7 @@ _OPPU_GRID = tuple(
     for placement in ("all", "late")
     for epochs, rate in ((2, 1e-4), (2, 1e-3), (4, 1e-3))
 )
-_LORA_GRID = tuple({"steps": 10, "learning_rate": rate} for rate in (1e-3, 2e-3, 5e-3))
+_LORA_GRID = tuple({"learning_rate": rate} for rate in (1e-3, 2e-3, 5e-3))
 _EVIDENCE_GRID = tuple(
     {"sharpness": sharpness, "scale": scale} for sharpness in (0.25, 0.5, 1.0) for scale in (0.25, 0.5, 1.0)
 )

@@ -15,7 +15,7 @@ from mta_cli.engine.memory.label_prior import LabelPrior
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.text.tasks import Task
-from mta_cli.options import AdaptOptions, FuseOptions, MemoryOptions, options_from_json
+from mta_cli.options import FEW_SHOT_STEPS, FEW_SHOTS, AdaptOptions, FuseOptions, MemoryOptions, options_from_json
 
 Value = float | int | str | bool
 Settings = Mapping[str, Value]
@@ -173,8 +173,10 @@ class Method:
         return self.memory == "habit" or (self.memory == "neighbours" and not learns)
 
     def settings_for(self, labels: bool) -> Settings:
-        """All settings of this method with their defaults, for a task with `labels` or of texts."""
-        adapt = AdaptOptions() if self.stack == "none" else AdaptOptions(kind=self.stack).with_kind_defaults(labels)
+        """All settings of this method with their defaults for few shots, for a task with `labels` or of texts."""
+        adapt = AdaptOptions(steps=FEW_SHOT_STEPS, batch_size=FEW_SHOTS)
+        if self.stack != "none":
+            adapt = replace(adapt, kind=self.stack).with_kind_defaults(labels)
         names = {*_ANCHOR_SETTINGS[self.anchors], *_STACK_SETTINGS[self.stack], *MEMORY_SETTINGS[self.memory or "off"]}
         defaults = {
             spec.name: getattr(options, spec.name)

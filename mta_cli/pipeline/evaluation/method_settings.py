@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageError
-from mta_cli.options import PLACEMENTS
+from mta_cli.options import FEW_SHOTS, PLACEMENTS
 from mta_cli.pipeline.requests import EvalRequest
 
 if TYPE_CHECKING:
@@ -64,6 +64,10 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
             f"{method.name} has no setting {', '.join(unknown)}", hint=f"it has {', '.join(types) or 'none'}"
         )
     settings = {**defaults, **chosen}
+    named = {*chosen, *method.overrides, *given}
+    if request.options.shots > FEW_SHOTS:  # each user's number of shots decides, see `stack_schedule`
+        for name in {"batch_size", *(() if "epochs" in named else ("steps",))} - named:
+            settings.pop(name, None)
     if settings.get("placement", "all") != "all":
         settings["placement"] = request.options.placement  # where the fold's anchors act
     version = {"version": method.version} if method.version > 1 else {}

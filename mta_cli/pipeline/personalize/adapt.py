@@ -185,7 +185,9 @@ def _plan_lines(
     busy = [items for items in shots.values() if items]
     every = [item for items in busy for item in items]
     row = sample_row_tokens(reg, request.base, request.task, every, request.prompt.history_items)
-    rows = sum(min(len(items), options.batch_size) * stack_schedule(len(items), options).steps for items in busy)
+    schedules = [stack_schedule(len(items), options) for items in busy]
+    widest = max((own.batch_size for own in schedules), default=1)
+    rows = sum(min(len(items), own.batch_size) * own.steps for items, own in zip(busy, schedules, strict=True))
     load = TokenLoad(
         round(rows * row.mean),
         options.placement or bank.config["placement"],
@@ -198,7 +200,7 @@ def _plan_lines(
             "users", f"{join_names([user.name for user in users])}: {len(users)}, {len(busy)} of them with a history"
         ),
         *bank_plan_lines(bank, request),
-        *cost_lines(reg, request.base, request.machine, [load], row, options.batch_size),
+        *cost_lines(reg, request.base, request.machine, [load], row, widest),
     )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.prompts import TrainingRow
     from mta_cli.engine.text.tasks import Task
+    from mta_cli.engine.training.trainer import Schedule
     from store.records import NewItem
 
 BATCH_SIZE = 4
@@ -82,11 +83,11 @@ class Workload:
         return sum(asked) / max(len(asked), 1)
 
     @property
-    def stack_steps(self) -> int:
-        """The optimiser steps of a stack."""
+    def stack_schedule(self) -> Schedule:
+        """The schedule of a stack."""
         from mta_cli.engine.methods.stacks import stack_schedule
 
-        return stack_schedule(self.shots(self.adapt), self.adapt.with_kind_defaults(self.labels)).steps
+        return stack_schedule(self.shots(self.adapt), self.adapt.with_kind_defaults(self.labels))
 
     def shots(self, options: FuseOptions | AdaptOptions) -> int:
         """As many as these options ask for, but no more than the longest history has."""
@@ -133,7 +134,8 @@ def estimate_seconds(work: Workload, sizes: QuickSizes, rows_per_second: float) 
 def _rows_per_measured_user(work: Workload, anchors: int) -> float:
     own = work.shots(work.fuse) * (EVIDENCE_ROW + ANCHOR_EVIDENCE * anchors)
     if not work.labels:
-        own += work.stack_steps * min(work.shots(work.adapt), work.adapt.batch_size) * ANCHOR_ROW
+        schedule = work.stack_schedule
+        own += schedule.steps * min(work.shots(work.adapt), schedule.batch_size) * ANCHOR_ROW
     return own + 2 * work.queries_per_user * (LABEL_ANSWER if work.labels else TEXT_ANSWER)
 
 
@@ -201,7 +203,7 @@ def _personal_words(work: Workload) -> str:
     recipes = f"recipes from {pluralise(work.shots(work.fuse), 'shot')}"
     if work.labels:
         return f"{recipes}, with label memory"
-    return f"{recipes}, stacks from {work.shots(work.adapt)} in {pluralise(work.stack_steps, 'step')}"
+    return f"{recipes}, stacks from {work.shots(work.adapt)} in {pluralise(work.stack_schedule.steps, 'step')}"
 
 
 def sample_rows(

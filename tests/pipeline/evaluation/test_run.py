@@ -186,6 +186,19 @@ def test_passes_over_the_shots_are_a_setting_of_every_method_with_a_stack(people
     assert one[0]["methods"]["stack"]["gold_loglik"] != many[0]["methods"]["stack"]["gold_loglik"]
 
 
+def test_the_number_of_shots_decides_the_steps_of_many(peopled: Registry) -> None:
+    few, many = eval_request(methods="stack", shots=8), eval_request(methods="stack", shots=9)
+    stack, oppu = PRESETS_BY_NAME["stack"], PRESETS_BY_NAME["oppu"]
+    assert {"steps": 10, "batch_size": 8}.items() <= resolve_settings(stack, few, {}).items()
+    assert not {"steps", "batch_size"} & set(resolve_settings(stack, many, {}))
+    given = replace(many, method_settings={"stack": {"steps": "10"}})
+    assert resolve_settings(stack, given, {})["steps"] == resolve_settings(stack, many, {"steps": 10})["steps"] == 10
+    assert resolve_settings(oppu, many, {}) == resolve_settings(oppu, few, {})
+    runs = [eval_request(methods="stack", shots=9, given=given) for given in ({}, {"stack": {"steps": "1"}})]
+    passes, step = (finish(run_evaluation(peopled, request))[0]["methods"]["stack"] for request in runs)
+    assert passes["gold_loglik"] != step["gold_loglik"]
+
+
 def test_what_is_tried_is_tried_once_the_defaults_first(peopled: Registry) -> None:
     request = eval_request(methods="oppu", given={"oppu": {"rank": "2"}})
     tried = trials(PRESETS_BY_NAME["oppu"], request)

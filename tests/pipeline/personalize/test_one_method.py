@@ -104,10 +104,13 @@ def test_the_anchors_that_the_screening_refuses_serve_in_neither(peopled: Regist
 def test_the_defaults_are_one_table() -> None:
     """`mta` in an evaluation has the settings that `mta user adapt` takes when nothing is given."""
     from mta_cli.engine.methods.catalog import find_method
-    from mta_cli.options import FuseOptions
+    from mta_cli.engine.methods.stacks import stack_schedule
+    from mta_cli.options import FEW_SHOTS, FuseOptions
 
     for labels in (True, False):
-        settings = find_method("mta").settings_for(labels)
+        settings = dict(find_method("mta").settings_for(labels))
+        few = stack_schedule(FEW_SHOTS, AdaptOptions().with_kind_defaults(labels))
+        assert (few.steps, few.batch_size) == (settings.pop("steps"), settings.pop("batch_size"))
         adapt, fuse, memory = AdaptOptions().with_kind_defaults(labels), FuseOptions(), MemoryOptions()
         for name, value in settings.items():
             known = [getattr(one, name) for one in (adapt, fuse, memory) if hasattr(one, name)]
