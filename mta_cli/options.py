@@ -227,7 +227,7 @@ class FuseOptions:
 
 
 FEW_SHOTS, FEW_SHOT_STEPS = 8, 10  # up to so many shots, a stack takes so many steps of all of them
-PASSES = 2  # over more shots, one row a step
+MANY_SHOT_PASSES = 2  # over more shots, one row a step
 _FIELDS_BY_KIND = {"core": ("pull",), "lora": ("alpha", "targets", "placement")}
 KIND_DECIDES = ("learning_rate", *(name for names in _FIELDS_BY_KIND.values() for name in names))
 """Fields of `AdaptOptions` whose defaults differ by kind."""

@@ -39,7 +39,7 @@ class AnswerEngine(Protocol[W]):
         """Whether it answers."""
         ...
 
-    def check(self) -> None:
+    def require_reachable(self) -> None:
         """Raises EngineUnavailable where another server computes and does not answer; waits for it a moment."""
         ...
 

@@ -73,7 +73,7 @@ class Scheduler:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def check(self) -> None:
+    def require_reachable(self) -> None:
         """See `AnswerEngine`: no other server computes."""
 
     def submit(self, answers: Sequence[LocalAnswer]) -> None:

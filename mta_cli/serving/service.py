@@ -147,7 +147,7 @@ class Service:
     async def check_ready(self) -> None:
         """Raises as `require_ready`, and EngineUnavailable while the vLLM server does not answer."""
         self.require_ready()
-        await asyncio.to_thread(self._engine.check)
+        await asyncio.to_thread(self._engine.require_reachable)
 
     async def begin_chat(
         self, model: str, task: str | None, messages: Sequence[dict[str, str]], sampling: Sampling, may: May

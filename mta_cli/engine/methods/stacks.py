@@ -12,7 +12,7 @@ from mta_cli.engine.methods.shots import shot_examples
 from mta_cli.engine.training.session import TrainingResult
 from mta_cli.engine.training.trainer import GroupMember, Schedule
 from mta_cli.engine.training.work import GroupWork
-from mta_cli.options import FEW_SHOT_STEPS, FEW_SHOTS, PASSES, AdaptOptions, MemoryOptions
+from mta_cli.options import FEW_SHOT_STEPS, FEW_SHOTS, MANY_SHOT_PASSES, AdaptOptions, MemoryOptions
 
 FrozenLoras = tuple[LoraWeights, ...]
 
@@ -51,13 +51,14 @@ def initial_stack(context: MethodContext, options: AdaptOptions) -> LoraWeights 
 def stack_schedule(rows: int, options: AdaptOptions) -> Schedule:
     """The schedule of a stack with `rows` shots: `epochs` where they are given, else `steps`.
 
-    Without either, `FEW_SHOTS` rows or fewer take `FEW_SHOT_STEPS` steps of all of them, and more take `PASSES` passes
-    of one row a step, as OPPU does (arXiv 2402.04401): a few steps leave most of a long history unread.
+    Without either, `FEW_SHOTS` rows or fewer take `FEW_SHOT_STEPS` steps of all of them, and more take
+    `MANY_SHOT_PASSES` passes of one row a step, as OPPU does (arXiv 2402.04401): a few steps leave most of a long
+    history unread.
     """
     assert options.learning_rate is not None, "options have the defaults of their kind"
     few = rows <= FEW_SHOTS
     batch_size = options.batch_size or (FEW_SHOTS if few else 1)
-    epochs = options.epochs or (None if few or options.steps else PASSES)
+    epochs = options.epochs or (None if few or options.steps else MANY_SHOT_PASSES)
     if epochs is not None:
         return Schedule.from_epochs(rows, epochs, batch_size, options.learning_rate)
     return Schedule(options.steps or FEW_SHOT_STEPS, batch_size, options.learning_rate)

@@ -137,7 +137,7 @@ class VllmEngine:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def check(self) -> None:
+    def require_reachable(self) -> None:
         """See `AnswerEngine`."""
         settings = {**_client_settings(self._address), "timeout": CHECK_SECONDS}
         try:

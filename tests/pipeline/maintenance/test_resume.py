@@ -135,6 +135,14 @@ def test_a_model_that_is_another_by_now_is_refused(peopled: Registry, monkeypatc
         go_on(peopled, one)
 
 
+def test_a_stopped_adaptation_names_the_passes_that_were_asked_for(peopled: Registry) -> None:
+    built(peopled)
+    run = begin_adaptation(peopled, SHORT, replace(QUICK, epochs=3))
+    peopled.runs.fail_run(run, "stopped", interrupted=True)
+    (one,) = list_unfinished_jobs(peopled)
+    assert one.detail.endswith("epochs 3")
+
+
 def test_a_stopped_adaptation_goes_on_with_its_own_options_and_people(peopled: Registry) -> None:
     built(peopled)
     options = replace(QUICK, rank=1, shots=2)
