@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 from rich.cells import cell_len
+from textual.app import App
 from textual.pilot import Pilot
 
 from mta_cli.events import Event, JobProgress
@@ -51,10 +52,12 @@ async def settled(app: MtaApp, pilot: Pilot[None]) -> None:
 
 
 async def until(pilot: Pilot[None], true: Callable[[], bool]) -> None:
-    """Wait until something is so; fails after `PATIENCE`."""
+    """Wait until something is so; fails after `PATIENCE`, and says what the window showed by then."""
     end = time.monotonic() + PATIENCE
     while not true():
-        assert time.monotonic() < end, "it never came to pass"
+        if time.monotonic() >= end:
+            shown = f"the focus is on {pilot.app.focused}, and the window shows\n{screen_text(pilot.app)}"
+            pytest.fail(f"it never came to pass; {shown}")
         await pilot.pause(0.02)
     await pilot.pause()
 
@@ -77,7 +80,7 @@ def hold_jobs(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return go_on
 
 
-def screen_text(app: MtaApp) -> str:
+def screen_text(app: App[Any]) -> str:
     """What is on the screen, a line a row, without colours and trailing blanks."""
     drawing = ElementTree.fromstring(app.export_screenshot(simplify=True))
     rows: dict[int, list[tuple[int, str]]] = {}

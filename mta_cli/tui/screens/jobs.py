@@ -158,9 +158,10 @@ step. The height is relative: the percentage says how much the loss changed."""
             self.query_one("#log").focus()
 
     def on_resize(self, event: Resize) -> None:
-        """Lines are cut and folded anew."""
+        """Lines are cut and folded anew; without jobs, or before they are known, there are none."""
         self._written_log = None
-        self.call_after_refresh(self._show_list)
+        if self._ids:
+            self.call_after_refresh(self._show_list)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Keys that mean nothing for what is selected are not shown."""

@@ -19,10 +19,12 @@ from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted, Note
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs
+from mta_cli.settings import Settings
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.basic import ConfirmDialog
 from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.screens.jobs import JobKindPicker, JobsScreen
+from mta_cli.tui.workers.store_reader import StoreReader
 from store.registry import Registry
 from tests.pipeline.maintenance.test_resume import stop_after
 from tests.pipeline.town import TASK, bank_request
@@ -97,6 +99,31 @@ def test_an_empty_screen_says_what_to_press(demo_store: Path) -> None:
             await back(app, pilot)
             assert app.job_queue.jobs == []
 
+    run(go())
+
+
+def test_no_lack_of_jobs_is_told_before_they_are_known(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the list is hidden for a moment, and the focus is gone from it when it is back."""
+    interrupted(demo_store)
+    go_on, read = threading.Event(), StoreReader.read
+
+    async def read_late(reader: StoreReader, query: Any) -> Any:
+        while not go_on.is_set():
+            await asyncio.sleep(0.01)
+        return await read(reader, query)
+
+    async def go() -> None:
+        app = MtaApp(demo_store, Settings.load(demo_store))
+        async with app.run_test(size=(80, 24)) as pilot:
+            for _ in range(3):
+                await pilot.pause(0.05)
+            assert "No job is running" not in screen_text(app)
+            assert app.focused is app.screen.query_one("#list")
+            go_on.set()
+            await settled(app, pilot)
+            assert len(rows(app)) == 1 and app.focused is app.screen.query_one("#list")
+
+    monkeypatch.setattr(StoreReader, "read", read_late)
     run(go())
 
 
