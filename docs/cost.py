@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mta_cli.options import MANY_SHOT_PASSES
+
 RESULTS = Path(__file__).parent / "results"
 UPPER = 1 / 3  # the share of the layers that personal parts act in
 STEPS, SHOTS, LATE_TOKENS = 10, 5, 8
@@ -29,13 +31,17 @@ class Shape:
     answer: float
     anchors: int = 4
 
-    def flop(self, parameters: float, placement: str) -> float:
-        """Operations to adapt a user: all rows once, evidence of the anchors, and the steps."""
-        tokens = SHOTS * self.row
-        acting = tokens if placement == "upper" else SHOTS * (LATE_TOKENS + self.answer)
+    def flop(self, parameters: float, placement: str, shots: int = SHOTS, passes: int = STEPS) -> float:
+        """Operations to adapt a user: all rows once, evidence of the anchors, and passes over the rows."""
+        tokens = shots * self.row
+        acting = tokens if placement == "upper" else shots * (LATE_TOKENS + self.answer)
         first, evidence = 2 * tokens, 2 * UPPER * acting * self.anchors
-        steps = STEPS * 4 * UPPER * acting  # forward, and back to the activations; the factors themselves are small
+        steps = passes * 4 * UPPER * acting  # forward, and back to the activations; the factors themselves are small
         return parameters * (first + evidence + steps)
+
+    def whole_history_ratio(self, placement: str) -> float:
+        """How many times as long as five shots a whole history takes."""
+        return self.flop(1, placement, ITEMS, MANY_SHOT_PASSES) / self.flop(1, placement)
 
 
 def page() -> str:
@@ -76,6 +82,8 @@ A token costs two operations a parameter forward and two back to the activations
 | SmolLM2 135M, two cores | predicted, s a user | measured |
 |---|---:|---:|
 {chr(10).join(checks)}
+
+A whole history of {ITEMS} items, which is what `mta user adapt` takes without `--shots 5`, is learned in {MANY_SHOT_PASSES} passes in place of {STEPS}: {shape.whole_history_ratio("late"):.1f} times as long (`late`), or {shape.whole_history_ratio("upper"):.1f} times (`upper`). All times below are for five shots.
 
 `mta bench --shape NAME` measures on your own machine what this model assumes: `adapters_per_second`, for `upper`, 16 anchors and rows of 128 tokens ([bases](bases.md#on-your-machine)).
 

@@ -42,6 +42,7 @@ MEMORIES = ("off", "habit", "neighbours")
 ALL_MEMORIES = "all"
 USUAL_ANCHORS, USUAL_MIN_ITEMS = 16, 8
 """Anchors of a bank, and history items of each, where the data do not ask for fewer."""
+WHOLE_HISTORY = 200  # most recent items; few users have more
 WEIGHT_METHODS = ("evidence", "similarity", "softmax", "uniform", "learned")
 
 
@@ -140,7 +141,9 @@ class BankOptions:
         minimum=1,
         maximum=1_000_000,
     )
-    max_items: int = option_field(200, "Most recent items used of each user; 0 for all.", minimum=0, maximum=1_000_000)
+    max_items: int = option_field(
+        WHOLE_HISTORY, "Most recent items used of each user; 0 for all.", minimum=0, maximum=1_000_000
+    )
     task_adapter: bool = option_field(True, "Train one LoRA pooled over all candidates first.")
     task_min_items: int | None = option_field(
         None,
@@ -219,7 +222,12 @@ class FuseOptions:
         minimum=0,
         maximum=10,
     )
-    shots: int = option_field(5, "Most recent items that count as evidence.", minimum=1, maximum=1000)
+    shots: int = option_field(
+        WHOLE_HISTORY,
+        "Most recent items that count as evidence; those of the stack where it makes the recipe.",
+        minimum=1,
+        maximum=1000,
+    )
     candidates: int = option_field(64, "Nearest anchors whose evidence is computed.", minimum=1, maximum=10_000)
     max_cosine: float = option_field(
         1.0, "The most that a cosine counts in similarity and softmax weights.", minimum=0.01, maximum=1
@@ -238,7 +246,12 @@ class AdaptOptions:
     """`mta user adapt`."""
 
     section: ClassVar[str] = "adapt"
-    shots: int = option_field(5, "Most recent history items the stack is trained on.", minimum=1, maximum=1000)
+    shots: int = option_field(
+        WHOLE_HISTORY,
+        "Most recent history items the stack is trained on; a recipe that is made for it sees the same.",
+        minimum=1,
+        maximum=1000,
+    )
     kind: str = option_field(
         "core",
         "What the stack is: a core of a few numbers between the bank's main directions, or a LoRA.",
@@ -375,7 +388,7 @@ class EvalOptions:
     )
     reference: str = option_field("mta", "The method that all other methods are compared with.")
     shots: int = option_field(
-        5, "Most recent items that are left of each tested user's history.", minimum=1, maximum=1000
+        WHOLE_HISTORY, "Most recent items that are left of each tested user's history.", minimum=1, maximum=1000
     )
     folds: int = option_field(
         3,

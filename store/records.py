@@ -190,7 +190,10 @@ class AnchorWeight:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A user's fusion: the anchors of a bank and their weights. `bytes`: 12 an anchor."""
+    """A user's fusion: the anchors of a bank and their weights. `bytes`: 12 an anchor.
+
+    `shots` is from how many of the user's items it was made; None: from none, or not recorded by an earlier version.
+    """
 
     user_id: int
     task: str
@@ -199,6 +202,7 @@ class Recipe:
     shares: tuple[AnchorWeight, ...]
     bytes: int
     created: str = ""
+    shots: int | None = None
 
 
 CoreBytes = bytes  # for `Stack`, in whose body `bytes` is a field

@@ -1,4 +1,4 @@
--- Schema 12 of the store. Made by `make docs` from store/migrations; do not edit.
+-- Schema 13 of the store. Made by `make docs` from store/migrations; do not edit.
 
 CREATE TABLE "users" (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -135,7 +135,7 @@ CREATE TABLE recipes (
     task TEXT NOT NULL,
     bank_id INTEGER NOT NULL REFERENCES banks ON DELETE CASCADE,
     method TEXT NOT NULL,
-    created TEXT NOT NULL, bytes INTEGER NOT NULL DEFAULT 0,
+    created TEXT NOT NULL, bytes INTEGER NOT NULL DEFAULT 0, shots INTEGER,
     PRIMARY KEY (user_id, task, bank_id)
 );
 CREATE INDEX recipes_on_bank ON recipes (bank_id);

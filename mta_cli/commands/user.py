@@ -295,7 +295,7 @@ def adapt(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Train users' own stacks on a few items. A missing recipe is made first."""
+    """Train users' own stacks on what they wrote. A recipe that is missing or from other items is made first."""
     from mta_cli.commands.shared.next_steps import suggest_after_adaptation
     from mta_cli.commands.user_tables import render_adapted
     from mta_cli.pipeline.personalize.adapt import adapt_users

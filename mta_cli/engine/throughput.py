@@ -26,10 +26,11 @@ from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 from mta_cli.errors import IntegrityFault
-from mta_cli.options import MAX_STACK_RANK, AdaptOptions, BankOptions
+from mta_cli.options import MAX_STACK_RANK, BankOptions
 
 ROW_TOKENS, ANSWER_TOKENS = 128, 16  # of a row of training, and of its answer
 GROUP_USERS = 8  # users who train together
+ADAPT_SHOTS = 5  # of an adapted user
 PROFILE_WIDTH = 384  # numbers of a profile, as the default embedder makes them
 BATCH_CONTEXT = 1024  # tokens of each conversation of a batch; their cache is allocated in advance
 ENDLESS = 10**6  # steps of a training that stops when time is up
@@ -89,7 +90,7 @@ def adapt_users(base: LoadedBase, seconds: float, seed: int) -> Throughput:
     Groups of 1, 2, 4, … users are adapted until about `seconds` are over; the fastest group counts. Raises
     IntegrityFault where a stack fails.
     """
-    bank, shots = BankOptions(), AdaptOptions().shots
+    bank, shots = BankOptions(), ADAPT_SHOTS
     anchors = [random_lora(base, seed + i) for i in range(bank.anchor_count)]
     basis = bank_basis(anchors, MAX_STACK_RANK)
     generator = torch.Generator().manual_seed(seed)

@@ -27,7 +27,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "user fuse": ("mta user fuse bryn -t stars",),
     "user adapt": (
         "mta user adapt bryn fleur -t stars",
-        "mta user adapt --shots 200  # all users, on all that they wrote",
+        "mta user adapt --shots 5  # all users, each on their five latest items",
     ),
     "user export": (
         "mta user export bryn --to bryn-lora",

@@ -108,12 +108,13 @@ def adapt_users(
     explicit_top_k: bool = False,
     dry_run: bool = False,
 ) -> Iterator[Event]:
-    """Adapt `users`; None: all users with a history who are not anchors.
+    """Adapt `users`; None: all users with a history who are not anchors. Recipes are made from the stacks' shots.
 
     `JobResult.result` is the document of `mta user adapt --json`. A user whose stack already has these settings and
     items is skipped, so a stopped run continues where it stopped.
     """
     options = options.with_kind_defaults(bool(request.task.labels))
+    request = replace(request, options=replace(request.options, shots=options.shots))
     if options.targets is not None:
         require_targets(options.targets, request.base.path)
     bank = current_bank(reg, request.task.name, request.base.fingerprint)
@@ -136,7 +137,7 @@ def adapt_users(
         record_request(reg, ADAPT_RUN_KIND, asked, bank_id=bank.id, asked_users=whom) as kept,
         open_executors(request.executor) as executors,
     ):
-        recipes, context = yield from _prepare_context(reg, bank, chosen, request, options, executors)
+        recipes, context = yield from _prepare_context(reg, bank, chosen, shots, request, options, executors)
         results: dict[int, dict[str, Any]] = {}
         targets: list[AdaptTarget] = []
         for user in chosen:
@@ -208,16 +209,17 @@ def _prepare_context(
     reg: Registry,
     bank: Bank,
     users: Sequence[User],
+    shots: dict[int, list[Item]],
     request: FuseRequest,
     options: AdaptOptions,
     executors: Executors,
 ) -> Generator[Event, None, tuple[dict[int, Recipe], AdaptContext]]:
-    """The loaded base and the recipes of all users. An existing recipe is kept unless weights were asked for."""
+    """The loaded base and the recipes of all users, of which those that would come out the same are kept."""
     from mta_cli.pipeline.models.installed import record_models
 
     record_models(reg, request.base, request.embedder)
     kept = {user.id: reg.recipes.get(user.id, request.task.name, bank.id) for user in users}
-    missing = [user for user in users if kept[user.id] is None or _needs_new_recipe(kept[user.id], request)]
+    missing = [user for user in users if _needs_new_recipe(kept[user.id], request, shots[user.id])]
     base = load_with_task_adapter(reg, bank, request)
     fusing = yield from prepare_fusing(reg, bank, users, request, base)
     executor = executors.for_base(base, request.base.path)
@@ -226,9 +228,13 @@ def _prepare_context(
     return recipes, AdaptContext(reg, base, executor, fusing, request, options)
 
 
-def _needs_new_recipe(recipe: Recipe | None, request: FuseRequest) -> bool:
-    """Whether the recipe was made with other options, or before the user had a history."""
+def _needs_new_recipe(recipe: Recipe | None, request: FuseRequest, shots: Sequence[Item]) -> bool:
+    """Whether the recipe was made before the user had a history, from fewer or more shots, or with other weights."""
+    from mta_cli.engine.methods.method import NEEDS_SHOTS
+
     if recipe is None or not recipe.shares:
+        return True
+    if recipe.method in NEEDS_SHOTS and recipe.shots != len(shots):
         return True
     return request.options.weights is not None and recipe.method != request.options.weights
 

@@ -182,6 +182,8 @@ def make_recipes(
     Evidence is computed by `executor`, else on the context's base. Raises UsersChanged where anchors were replaced
     meanwhile, and NotFound where the bank was.
     """
+    from mta_cli.engine.methods.method import NEEDS_SHOTS
+
     by_id = {user.id: user for user in users}
     shares: dict[int, list[AnchorShare]] = {}
     asking = [fusing.user_shots(reg, user, request.options.shots) for user in users]
@@ -196,10 +198,11 @@ def make_recipes(
     for found in _weigh_batches(fusing, asking, request, executor):
         shares |= found
         yield JobProgress(by_id[next(reversed(found))].name, len(shares))
-    recipes = {
-        one.number: fusing.bank.to_recipe(by_id[one.number], _method(one, request), shares[one.number])
-        for one in asking
-    }
+    recipes = {}
+    for one in asking:
+        method = _method(one, request)
+        shots = len(one.rows) if method in NEEDS_SHOTS else None
+        recipes[one.number] = fusing.bank.to_recipe(by_id[one.number], method, shares[one.number], shots)
     with reg.transaction():
         _require_anchors(reg, fusing.bank.bank, [share.anchor_id for one in recipes.values() for share in one.shares])
         for recipe in recipes.values():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mta_cli.events import PlanLine
 from mta_cli.formatting import pluralise
-from mta_cli.options import AdaptOptions, BankOptions, FuseOptions
+from mta_cli.options import WHOLE_HISTORY, AdaptOptions, BankOptions, FuseOptions, OptionSet
 from mta_cli.pipeline.bank.memory_weights import MAX_GUESSED_ITEMS
 from mta_cli.pipeline.bank_sizes import BY_THE_DATA, choose_sizes
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 4
 """Rows of a step: short histories give few steps."""
+QUICK_SHOTS = 5
+"""Evidence of whole histories would leave little time for the bank."""
 TIMED_STEPS = 2
 OVERHEAD_SECONDS = 10.0  # loading models, embedding items
 # in rows of the task adapter's training, whose prompts show fewer items than others
@@ -79,19 +81,39 @@ class Workload:
     @property
     def queries_per_user(self) -> float:
         """The mean over users with queries."""
-        asked = [count for count in self.queries if count]
-        return sum(asked) / max(len(asked), 1)
+        return _mean([count for count in self.queries if count])
 
     @property
-    def stack_schedule(self) -> Schedule:
-        """The schedule of a stack."""
+    def mean_trained_rows(self) -> float:
+        """Rows of all steps of a user's stack; the mean over users."""
+        schedules = [(shots, self.stack_schedule(shots)) for shots in self._shots(self.adapt)]
+        return _mean([own.steps * min(shots, own.batch_size) for shots, own in schedules])
+
+    def stack_schedule(self, shots: int) -> Schedule:
+        """The schedule of a stack with so many shots."""
         from mta_cli.engine.methods.stacks import stack_schedule
 
-        return stack_schedule(self.shots(self.adapt), self.adapt.with_kind_defaults(self.labels))
+        return stack_schedule(shots, self.adapt.with_kind_defaults(self.labels))
 
-    def shots(self, options: FuseOptions | AdaptOptions) -> int:
-        """As many as these options ask for, but no more than the longest history has."""
-        return min(options.shots, max(self.held, default=0))
+    @property
+    def recipe_shots(self) -> FuseOptions | AdaptOptions:
+        """The options that say how many shots recipes see: those of stacks, where there are stacks."""
+        return self.fuse if self.labels else self.adapt
+
+    def most_shots(self, options: FuseOptions | AdaptOptions) -> int:
+        """The shots of the user who has most."""
+        return max(self._shots(options), default=0)
+
+    def mean_shots(self, options: FuseOptions | AdaptOptions) -> float:
+        """As many as these options ask for, but no more than a user has; the mean over users."""
+        return _mean(self._shots(options))
+
+    def _shots(self, options: FuseOptions | AdaptOptions) -> list[int]:
+        return [min(options.shots, count) for count in self.held]
+
+
+def _mean(counts: Sequence[int]) -> float:
+    return sum(counts) / max(len(counts), 1)
 
 
 @dataclass(frozen=True)
@@ -107,6 +129,14 @@ class QuickPlan:
         """The plan that `dataclasses.asdict` made a document of."""
         lines = tuple(PlanLine(**line) for line in document["lines"])
         return cls(QuickSizes(**document["sizes"]), document["seconds"], lines)
+
+
+def quick_shots(options: OptionSet) -> OptionSet:
+    """The options with `QUICK_SHOTS`, but for numbers of shots that settings change."""
+    usual = [one for one in (options[FuseOptions], options[AdaptOptions]) if one.shots == WHOLE_HISTORY]
+    for one in usual:
+        options = options.with_instance(replace(one, shots=QUICK_SHOTS))
+    return options
 
 
 def make_plan(work: Workload, options: BankOptions, rows_per_second: float, minutes: float) -> QuickPlan:
@@ -132,10 +162,9 @@ def estimate_seconds(work: Workload, sizes: QuickSizes, rows_per_second: float) 
 
 
 def _rows_per_measured_user(work: Workload, anchors: int) -> float:
-    own = work.shots(work.fuse) * (EVIDENCE_ROW + ANCHOR_EVIDENCE * anchors)
+    own = work.mean_shots(work.recipe_shots) * (EVIDENCE_ROW + ANCHOR_EVIDENCE * anchors)
     if not work.labels:
-        schedule = work.stack_schedule
-        own += schedule.steps * min(work.shots(work.adapt), schedule.batch_size) * ANCHOR_ROW
+        own += work.mean_trained_rows * ANCHOR_ROW
     return own + 2 * work.queries_per_user * (LABEL_ANSWER if work.labels else TEXT_ANSWER)
 
 
@@ -186,7 +215,7 @@ def _plan_lines(
         PlanLine(
             "users' models",
             _personal_words(work),
-            "labels and scores gain nothing from training at the user" if work.labels else "texts",
+            "labels and scores gain little from training at the user" if work.labels else "texts",
         ),
         PlanLine("measured users", f"{sizes.measured_users} of {asked}", f"no anchors; {fits}" if asked > 1 else ""),
         PlanLine("questions", f"about {sizes.measured_users * work.queries_per_user:.0f}, held out", BY_THE_DATA),
@@ -200,10 +229,11 @@ def _passes_origin(options: BankOptions, fits: str) -> str:
 
 
 def _personal_words(work: Workload) -> str:
-    recipes = f"recipes from {pluralise(work.shots(work.fuse), 'shot')}"
+    recipes = f"recipes from at most {pluralise(work.most_shots(work.recipe_shots), 'shot')}"
     if work.labels:
         return f"{recipes}, with label memory"
-    return f"{recipes}, stacks from {work.shots(work.adapt)} in {pluralise(work.stack_schedule.steps, 'step')}"
+    shots = work.most_shots(work.adapt)
+    return f"{recipes}, stacks from at most {shots} in {pluralise(work.stack_schedule(shots).steps, 'step')}"
 
 
 def sample_rows(

@@ -38,7 +38,15 @@ from mta_cli.pipeline.data.tasks import find_task, keep_task
 from mta_cli.pipeline.demo import pull_missing_models
 from mta_cli.pipeline.quick.columns import CompleteSource, complete_columns
 from mta_cli.pipeline.quick.draft_task import FileSummary, draft_task, summarise_file, task_name, undrafted_task
-from mta_cli.pipeline.quick.plan import QuickPlan, QuickSizes, Workload, make_plan, measure_row_rate, sample_rows
+from mta_cli.pipeline.quick.plan import (
+    QuickPlan,
+    QuickSizes,
+    Workload,
+    make_plan,
+    measure_row_rate,
+    quick_shots,
+    sample_rows,
+)
 from mta_cli.pipeline.quick.verdict import (
     BASELINE,
     COMMON,
@@ -380,8 +388,8 @@ def _plan(reg: Registry, request: QuickRequest, base: LoadedBase, summary: FileS
 
 
 def _workload(request: QuickRequest, task: Task, held: Sequence[int], queries: Sequence[int]) -> Workload:
-    fuse, adapt = request.options[FuseOptions], request.options[AdaptOptions]
-    return Workload(tuple(held), tuple(queries), bool(task.labels), fuse, adapt)
+    options = quick_shots(request.options)
+    return Workload(tuple(held), tuple(queries), bool(task.labels), options[FuseOptions], options[AdaptOptions])
 
 
 def _measure_rate(request: QuickRequest, base: LoadedBase, summary: FileSummary, task: Task) -> float:
@@ -420,7 +428,8 @@ def _make_and_measure(
     """Build the bank, make models of the file's users and measure them."""
     from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 
-    options = _with_bank_options(request.options, plan.sizes)
+    options = quick_shots(request.options)
+    options = options.with_instance(plan.sizes.bank_options(options[BankOptions]))
     if plan.seconds > 60 * request.minutes:
         yield Note(f"{request.minutes:g} min are too few here: this is the least that there is.", warning=True)
     yield Note(
@@ -463,11 +472,6 @@ def _make_and_measure(
         "examples": _examples(reg, task, answers, mode, common),
         "next": _next_commands(reg, task, users[0], evaluation["evaluation"], alone=alone),
     }
-
-
-def _with_bank_options(options: OptionSet, sizes: QuickSizes) -> OptionSet:
-    rest = [options[cls] for cls in OPTION_CLASSES if cls is not BankOptions]
-    return OptionSet(sizes.bank_options(options[BankOptions]), *rest)
 
 
 def _build_bank(reg: Registry, options: OptionSet, task: Task, sizes: QuickSizes) -> Generator[Event, None, Bank]:

@@ -15,7 +15,7 @@ from mta_cli.pipeline.personalize.adapt import adapt_users, adaptable_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.requests import resolve_adapt_task
 from mta_cli.pipeline.user_weights import load_weights, merge_user_weights, most_personal_mode
-from store.records import Stack
+from store.records import NewItem, Stack
 from store.registry import Registry
 from tests.pipeline.town import LORA, QUICK, SHORT, built, finish, fuse_request, notes
 
@@ -195,6 +195,28 @@ def test_a_recipe_that_is_there_is_kept_unless_weights_are_asked_for(peopled: Re
     finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request(weights="uniform")))
     assert adapted(peopled, "ida")[0]["weights"] == "uniform"
     assert adapted(peopled, "ida", weights="similarity")[0]["weights"] == "similarity"
+
+
+def test_a_recipe_follows_the_shots(peopled: Registry) -> None:
+    document = built(peopled)
+    ida = peopled.users.get("ida")
+
+    def made_from(options: AdaptOptions) -> tuple[int | None, str]:
+        """From how many items the recipe was made, and when."""
+        (result,), _ = finish(adapt_users(peopled, [ida], fuse_request(), options))
+        assert result["user"] == "ida"
+        kept = peopled.recipes.get(ida.id, "lamp-2", peopled.banks.get(document["bank"]).id)
+        assert kept is not None
+        return kept.shots, kept.created
+
+    items = len(peopled.items.recent_items(ida.id, "lamp-2", 200))
+    few, whole = replace(QUICK, shots=2), QUICK
+    assert made_from(few)[0] == 2 and items > 2
+    first = made_from(whole)
+    assert first[0] == items and made_from(whole) == first, "made again for other shots, and kept for the same"
+    answer = peopled.items.recent_items(ida.id, "lamp-2", 1)[0].output
+    peopled.items.append_items(ida.id, [NewItem("more", "lamp-2", "one more film", answer, "2020-03-01")])
+    assert made_from(whole)[0] == items + 1
 
 
 def test_an_adapted_user_keeps_the_recipe_their_stack_was_trained_on(peopled: Registry) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from mta_cli.options import AdaptOptions, BankOptions, FuseOptions
-from mta_cli.pipeline.quick.plan import QuickPlan, Workload, estimate_seconds, make_plan
+from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, OptionSet
+from mta_cli.pipeline.quick.plan import QUICK_SHOTS, QuickPlan, Workload, estimate_seconds, make_plan, quick_shots
 
 WORK = Workload(held=(12,) * 60, queries=(2,) * 60, labels=True)
 
@@ -55,16 +55,28 @@ def test_shots_steps_and_passes_that_were_given_count() -> None:
         return estimate_seconds(replace(texts, **changes), sizes, 1.0)
 
     usual = seconds()
-    assert seconds(adapt=AdaptOptions(steps=20)) > usual > seconds(adapt=AdaptOptions(steps=1))
-    assert seconds(adapt=AdaptOptions(epochs=30)) > usual, "30 steps"
-    assert seconds(adapt=AdaptOptions(shots=2)) < usual and seconds(fuse=FuseOptions(shots=9)) > usual
-    assert seconds(fuse=FuseOptions(shots=12)) == seconds(fuse=FuseOptions(shots=1000)), "12 items are all there are"
+    assert seconds(adapt=AdaptOptions(steps=30)) > usual > seconds(adapt=AdaptOptions(steps=1))
+    assert seconds(adapt=AdaptOptions(epochs=3)) > usual, "two passes are usual"
+    assert seconds(adapt=AdaptOptions(shots=2)) < usual
+    assert seconds(adapt=AdaptOptions(shots=12)) == usual, "12 items are all there are"
+    assert seconds(fuse=FuseOptions(shots=2)) == usual, "recipes see what stacks see"
+    assert estimate_seconds(replace(texts, held=(12, 2)), sizes, 1.0) < estimate_seconds(
+        replace(texts, held=(12, 12)), sizes, 1.0
+    ), "each user takes as many shots as they have"
     scores = replace(WORK, adapt=AdaptOptions(steps=99))
     assert estimate_seconds(scores, sizes, 1.0) == estimate_seconds(WORK, sizes, 1.0), "they take no stacks"
+    fewer = replace(WORK, fuse=FuseOptions(shots=2))
+    assert estimate_seconds(fewer, sizes, 1.0) < estimate_seconds(WORK, sizes, 1.0)
     assert (
-        make_plan(replace(WORK, fuse=FuseOptions(shots=12)), BankOptions(), 3.0, 3).sizes
+        make_plan(replace(WORK, fuse=FuseOptions(shots=1)), BankOptions(), 3.0, 3).sizes
         != make_plan(WORK, BankOptions(), 3.0, 3).sizes
     ), "what takes longer leaves less for the rest"
+
+
+def test_settings_decide_the_shots_and_else_they_are_few() -> None:
+    chosen = quick_shots(OptionSet(FuseOptions(), AdaptOptions(shots=9), BankOptions(rank=2)))
+    assert (chosen[FuseOptions].shots, chosen[AdaptOptions].shots) == (QUICK_SHOTS, 9)
+    assert chosen[BankOptions].rank == 2
 
 
 def test_passes_that_settings_change_are_kept_where_time_is_short() -> None:

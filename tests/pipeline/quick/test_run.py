@@ -12,7 +12,7 @@ import pytest
 
 from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
 from mta_cli.events import JobPlan
-from mta_cli.options import AdaptOptions, FuseOptions, MachineOptions, ModelOptions, OptionSet
+from mta_cli.options import AdaptOptions, MachineOptions, ModelOptions, OptionSet
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.tasks import add_task, find_task
@@ -182,14 +182,14 @@ def test_what_is_held_out_is_said_as_it_is_chosen(reg: Registry, fast: None, tmp
 def test_shots_and_steps_of_the_settings_are_in_the_plan(reg: Registry, fast: None, tmp_path: Path) -> None:
     path = letters(tmp_path / "letters.csv")
     source = request(path, columns=ColumnMapping("who", "question", "answer"))
-    options = source.options.with_instance(AdaptOptions(shots=3, steps=40)).with_instance(FuseOptions(shots=2))
+    options = source.options.with_instance(AdaptOptions(shots=3, steps=40))
     plans = []
     for each in (source, replace(source, options=options)):
         _, seen = finish(run_quick(reg, each, dry_run=True))
         (plan,) = [event for event in seen if isinstance(event, JobPlan)]
         plans.append({line.name: line.value for line in plan.lines})
-    assert plans[0]["users' models"] == "recipes from 5 shots, stacks from 5 in 10 steps"
-    assert plans[1]["users' models"] == "recipes from 2 shots, stacks from 3 in 40 steps"
+    assert plans[0]["users' models"] == "recipes from at most 5 shots, stacks from at most 5 in 10 steps"
+    assert plans[1]["users' models"] == "recipes from at most 3 shots, stacks from at most 3 in 40 steps"
     assert plans[0]["time"] != plans[1]["time"]
 
 
