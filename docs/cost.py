@@ -40,7 +40,7 @@ class Shape:
         return parameters * (first + evidence + steps)
 
     def whole_history_ratio(self, placement: str) -> float:
-        """How many times as long as five shots a whole history takes."""
+        """How many times the operations of five shots a history of `ITEMS` items takes."""
         return self.flop(1, placement, ITEMS, MANY_SHOT_PASSES) / self.flop(1, placement)
 
 
@@ -83,7 +83,7 @@ A token costs two operations a parameter forward and two back to the activations
 |---|---:|---:|
 {chr(10).join(checks)}
 
-A whole history of {ITEMS} items, which is what `mta user adapt` takes without `--shots 5`, is learned in {MANY_SHOT_PASSES} passes in place of {STEPS}: {shape.whole_history_ratio("late"):.1f} times as long (`late`), or {shape.whole_history_ratio("upper"):.1f} times (`upper`). All times below are for five shots.
+A whole history of {ITEMS} items, which is what `mta user adapt` takes without `--shots 5`, is learned in {MANY_SHOT_PASSES} passes in place of {STEPS}: {shape.whole_history_ratio("late"):.1f} times the operations (`late`), or {shape.whole_history_ratio("upper"):.1f} times (`upper`). All times below are for five shots.
 
 `mta bench --shape NAME` measures on your own machine what this model assumes: `adapters_per_second`, for `upper`, 16 anchors and rows of 128 tokens ([bases](bases.md#on-your-machine)).
 

@@ -42,7 +42,8 @@ MEMORIES = ("off", "habit", "neighbours")
 ALL_MEMORIES = "all"
 USUAL_ANCHORS, USUAL_MIN_ITEMS = 16, 8
 """Anchors of a bank, and history items of each, where the data do not ask for fewer."""
-WHOLE_HISTORY = 200  # most recent items; few users have more
+USUAL_MAX_ITEMS = 200
+"""The most recent items of a user that banks, recipes and stacks are made from."""
 WEIGHT_METHODS = ("evidence", "similarity", "softmax", "uniform", "learned")
 
 
@@ -142,7 +143,7 @@ class BankOptions:
         maximum=1_000_000,
     )
     max_items: int = option_field(
-        WHOLE_HISTORY, "Most recent items used of each user; 0 for all.", minimum=0, maximum=1_000_000
+        USUAL_MAX_ITEMS, "Most recent items used of each user; 0 for all.", minimum=0, maximum=1_000_000
     )
     task_adapter: bool = option_field(True, "Train one LoRA pooled over all candidates first.")
     task_min_items: int | None = option_field(
@@ -223,7 +224,7 @@ class FuseOptions:
         maximum=10,
     )
     shots: int = option_field(
-        WHOLE_HISTORY,
+        USUAL_MAX_ITEMS,
         "Most recent items that count as evidence; those of the stack where it makes the recipe.",
         minimum=1,
         maximum=1000,
@@ -247,7 +248,7 @@ class AdaptOptions:
 
     section: ClassVar[str] = "adapt"
     shots: int = option_field(
-        WHOLE_HISTORY,
+        USUAL_MAX_ITEMS,
         "Most recent history items the stack is trained on; a recipe that is made for it sees the same.",
         minimum=1,
         maximum=1000,
@@ -388,7 +389,7 @@ class EvalOptions:
     )
     reference: str = option_field("mta", "The method that all other methods are compared with.")
     shots: int = option_field(
-        WHOLE_HISTORY, "Most recent items that are left of each tested user's history.", minimum=1, maximum=1000
+        USUAL_MAX_ITEMS, "Most recent items that are left of each tested user's history.", minimum=1, maximum=1000
     )
     folds: int = option_field(
         3,

@@ -192,7 +192,8 @@ class AnchorWeight:
 class Recipe:
     """A user's fusion: the anchors of a bank and their weights. `bytes`: 12 an anchor.
 
-    `shots` is from how many of the user's items it was made; None: from none, or not recorded by an earlier version.
+    `items_hash` is `Items.hash_items` of the items whose likelihood made the weights; empty where they need none, and
+    for a recipe of an earlier version.
     """
 
     user_id: int
@@ -202,7 +203,7 @@ class Recipe:
     shares: tuple[AnchorWeight, ...]
     bytes: int
     created: str = ""
-    shots: int | None = None
+    items_hash: str = ""
 
 
 CoreBytes = bytes  # for `Stack`, in whose body `bytes` is a field

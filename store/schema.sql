@@ -135,7 +135,7 @@ CREATE TABLE recipes (
     task TEXT NOT NULL,
     bank_id INTEGER NOT NULL REFERENCES banks ON DELETE CASCADE,
     method TEXT NOT NULL,
-    created TEXT NOT NULL, bytes INTEGER NOT NULL DEFAULT 0, shots INTEGER,
+    created TEXT NOT NULL, bytes INTEGER NOT NULL DEFAULT 0, items_hash TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (user_id, task, bank_id)
 );
 CREATE INDEX recipes_on_bank ON recipes (bank_id);

@@ -30,7 +30,7 @@ from mta_cli.options import MAX_STACK_RANK, BankOptions
 
 ROW_TOKENS, ANSWER_TOKENS = 128, 16  # of a row of training, and of its answer
 GROUP_USERS = 8  # users who train together
-ADAPT_SHOTS = 5  # of an adapted user
+ADAPT_SHOTS = 5  # of each user who is adapted
 PROFILE_WIDTH = 384  # numbers of a profile, as the default embedder makes them
 BATCH_CONTEXT = 1024  # tokens of each conversation of a batch; their cache is allocated in advance
 ENDLESS = 10**6  # steps of a training that stops when time is up
@@ -85,7 +85,7 @@ def train_tokens(base: LoadedBase, tokens: int, seed: int) -> Pieces:
 
 
 def adapt_users(base: LoadedBase, seconds: float, seed: int) -> Throughput:
-    """Users adapted by the method `mta` with its defaults, above a bank of the default size, and their seconds.
+    """Users adapted by the method `mta` from a few shots each, above a bank of the default size, and their seconds.
 
     Groups of 1, 2, 4, … users are adapted until about `seconds` are over; the fastest group counts. Raises
     IntegrityFault where a stack fails.

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from store.tables.predictions import Prediction
 
 SAMPLE = Path(__file__).parent.parent / "sample"
-SHOTS = 5  # what a few examples give
+SHOTS = 5  # of a new user
 MAX_NEW_USER_ITEMS = 12  # a user with at most this many items is new: adapted, never an anchor
 SHOWN_USERS = ("bryn", "fleur", "piran")  # short histories, three kinds of taste and three voices
 EXAMPLE_MODES = ("base", "pooled", "fused", "adapted")
@@ -73,15 +73,15 @@ def demo_tasks(full: bool) -> tuple[DemoTask, DemoTask]:
     )
     if full:
         return (
-            DemoTask("voice", bank, PromptOptions(2), AdaptOptions(SHOTS)),
-            DemoTask("taste", replace(bank, task_epochs=2), PromptOptions(2), AdaptOptions(SHOTS)),
+            DemoTask("voice", bank, PromptOptions(2), AdaptOptions(shots=SHOTS)),
+            DemoTask("taste", replace(bank, task_epochs=2), PromptOptions(2), AdaptOptions(shots=SHOTS)),
         )
     # Without history items prompts are short, and everything personal is in the weights. Labels need no stacks: their
     # label memory is personal.
     texts = replace(bank, anchors=8, epochs=4)
     labels = replace(bank, anchors=4, epochs=1, batch_size=8, task_placement="upper")
     return (
-        DemoTask("voice", texts, PromptOptions(0), AdaptOptions(SHOTS, steps=5), ("base", "pooled", "adapted")),
+        DemoTask("voice", texts, PromptOptions(0), AdaptOptions(shots=SHOTS, steps=5), ("base", "pooled", "adapted")),
         DemoTask("taste", labels, PromptOptions(0), None, ("base", "pooled", "fused")),
     )
 
@@ -161,7 +161,7 @@ def _options(course: DemoTask, request: DemoRequest) -> OptionSet:
         course.bank,
         ScreeningOptions(),
         FuseOptions(shots=SHOTS),
-        course.adapt or AdaptOptions(SHOTS),
+        course.adapt or AdaptOptions(shots=SHOTS),
         course.prompt,
         MemoryOptions(),
         request.models,

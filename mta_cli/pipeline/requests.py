@@ -209,12 +209,14 @@ def adapt_request(
 ) -> AdaptRequest:
     """The request of `mta user adapt` for the users of these names; None: all who can be adapted.
 
-    NotFound for a user, task or model that does not exist. UsageError where several tasks could be meant, and for an
-    option that this kind of stack does not have.
+    Recipes see the items that the stacks are trained on. NotFound for a user, task or model that does not exist.
+    UsageError where several tasks could be meant, and for an option that this kind of stack does not have.
     """
     users = None if names is None else [reg.users.get(name) for name in dict.fromkeys(names)]
+    adapt = options[AdaptOptions]
+    options = options.with_instance(replace(options[FuseOptions], shots=adapt.shots))
     fuse = fuse_request(reg, options, resolve_adapt_task(reg, users, task))
-    return AdaptRequest(users, options[AdaptOptions].with_kind_defaults(bool(fuse.task.labels)), fuse)
+    return AdaptRequest(users, adapt.with_kind_defaults(bool(fuse.task.labels)), fuse)
 
 
 def eval_request(

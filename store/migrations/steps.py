@@ -51,4 +51,4 @@ def _run_relations(db: Database) -> None:
 _add_script(10, "m010_preset_banks")
 _add_script(11, "m011_held_runs")
 _add_script(12, "m012_task_adapter_users")
-_add_script(13, "m013_recipe_shots")
+_add_script(13, "m013_recipe_items")

@@ -19,7 +19,7 @@ _WEIGHT_STRUCT = struct.Struct("<Iff")  # anchor id, similarity, weight
 RECIPE_ENTRY_BYTES = _WEIGHT_STRUCT.size
 """Bytes of an anchor in a recipe."""
 
-_SELECT_RECIPE = "SELECT user_id, task, bank_id, method, bytes, created, shots FROM recipes"
+_SELECT_RECIPE = "SELECT user_id, task, bank_id, method, bytes, created, items_hash FROM recipes"
 _STACK_COLUMNS = [field.name for field in fields(Stack) if field.name not in ("recipe", "created", "numbers_sha256")]
 _SELECT_STACK = f"SELECT {', '.join(_STACK_COLUMNS)}, numbers_sha256, created FROM stacks"
 _WHERE_KEY = "WHERE user_id = ? AND task = ? AND bank_id = ?"
@@ -75,7 +75,7 @@ class Recipes:
         """Store a recipe, in place of the user's earlier one for the task and bank."""
         key = (recipe.user_id, recipe.task, recipe.bank_id)
         size = RECIPE_ENTRY_BYTES * len(recipe.shares)
-        values = {name: getattr(recipe, name) for name in ("user_id", "task", "bank_id", "method", "shots")}
+        values = {name: getattr(recipe, name) for name in ("user_id", "task", "bank_id", "method", "items_hash")}
         values |= {"bytes": size, "created": recipe.created or utc_now()}
         with self._db.transaction():
             self.remove(*key)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, JobPlan, JobProgress, JobResult, JobStarted, PlanLine
-from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, MachineOptions
+from mta_cli.options import BankOptions, FuseOptions, MachineOptions
 from mta_cli.pipeline.models.bases import HUB_BASES, HubBase, full_name
 from mta_cli.pipeline.models.manifest import ModelEntry
 from mta_cli.pipeline.models.memory import PASS_TOKENS, PROGRAM_BYTES, key_value_bytes, pass_bytes
@@ -145,7 +145,7 @@ def computed_bytes(
     A base from a file has one more copy of its weights on a CPU, the mapped file.
     """
     from mta_cli.engine.methods.anchor_weights import MAX_USERS_PER_BATCH
-    from mta_cli.engine.throughput import BATCH_CONTEXT, GROUP_USERS, ROW_TOKENS
+    from mta_cli.engine.throughput import ADAPT_SHOTS, BATCH_CONTEXT, GROUP_USERS, ROW_TOKENS
 
     on_cpu = device == "cpu"
     copies = 1 + (on_cpu and file_is_read)
@@ -158,7 +158,7 @@ def computed_bytes(
     # 1. a group in all layers: factors, gradients and two moments in float32; the pass's own factors and gradients
     train = compute(tokens=pass_tokens) + GROUP_USERS * lora_numbers(shape, shape.layers) * (4 * 4 + 2 * number_bytes)
     # 2. users on their merged anchors, in the upper third
-    shots = min(pass_tokens, MAX_USERS_PER_BATCH * AdaptOptions().shots * ROW_TOKENS)
+    shots = min(pass_tokens, MAX_USERS_PER_BATCH * ADAPT_SHOTS * ROW_TOKENS)
     adapt = compute(tokens=shots // 3) + MAX_USERS_PER_BATCH * FuseOptions().top_k * upper * frozen
     # 3. a batch of answers
     serve = packed * weights + key_value_bytes(sizes, form, users * BATCH_CONTEXT) + users * upper * frozen

@@ -1,4 +1,4 @@
-"""The job behind `mta user adapt`: an ultra-low-rank stack on the frozen fusion, trained on a user's few shots.
+"""The job behind `mta user adapt`: an ultra-low-rank stack on the frozen fusion, trained on a user's shots.
 
 A stack is a core of a few numbers between the bank's main directions, or a LoRA.
 """
@@ -23,10 +23,12 @@ from mta_cli.pipeline.personalize.fuse import (
     anchor_users,
     bank_plan_lines,
     check_top_k,
+    hash_evidence_items,
     job_title,
     load_with_task_adapter,
     make_recipes,
     prepare_fusing,
+    weighting_of,
 )
 from mta_cli.pipeline.personalize.method_inputs import query_examples
 from mta_cli.pipeline.requests import AdaptRequest, FuseRequest, adapt_request_json
@@ -108,13 +110,12 @@ def adapt_users(
     explicit_top_k: bool = False,
     dry_run: bool = False,
 ) -> Iterator[Event]:
-    """Adapt `users`; None: all users with a history who are not anchors. Recipes are made from the stacks' shots.
+    """Adapt `users`; None: all users with a history who are not anchors.
 
     `JobResult.result` is the document of `mta user adapt --json`. A user whose stack already has these settings and
     items is skipped, so a stopped run continues where it stopped.
     """
     options = options.with_kind_defaults(bool(request.task.labels))
-    request = replace(request, options=replace(request.options, shots=options.shots))
     if options.targets is not None:
         require_targets(options.targets, request.base.path)
     bank = current_bank(reg, request.task.name, request.base.fingerprint)
@@ -137,7 +138,7 @@ def adapt_users(
         record_request(reg, ADAPT_RUN_KIND, asked, bank_id=bank.id, asked_users=whom) as kept,
         open_executors(request.executor) as executors,
     ):
-        recipes, context = yield from _prepare_context(reg, bank, chosen, shots, request, options, executors)
+        recipes, context = yield from _prepare_context(reg, bank, chosen, request, options, executors)
         results: dict[int, dict[str, Any]] = {}
         targets: list[AdaptTarget] = []
         for user in chosen:
@@ -209,34 +210,43 @@ def _prepare_context(
     reg: Registry,
     bank: Bank,
     users: Sequence[User],
-    shots: dict[int, list[Item]],
     request: FuseRequest,
     options: AdaptOptions,
     executors: Executors,
 ) -> Generator[Event, None, tuple[dict[int, Recipe], AdaptContext]]:
-    """The loaded base and the recipes of all users, of which those that would come out the same are kept."""
+    """The loaded base and the recipes of all users, some of them made anew (see `_new_weights`)."""
     from mta_cli.pipeline.models.installed import record_models
 
     record_models(reg, request.base, request.embedder)
     kept = {user.id: reg.recipes.get(user.id, request.task.name, bank.id) for user in users}
-    missing = [user for user in users if _needs_new_recipe(kept[user.id], request, shots[user.id])]
+    recipes = {user_id: recipe for user_id, recipe in kept.items() if recipe is not None}
     base = load_with_task_adapter(reg, bank, request)
     fusing = yield from prepare_fusing(reg, bank, users, request, base)
     executor = executors.for_base(base, request.base.path)
-    made = (yield from make_recipes(reg, fusing, missing, request, executor)) if missing else {}
-    recipes = {user_id: recipe for user_id, recipe in kept.items() if recipe is not None} | made
+    wanted = {user.id: _new_weights(reg, user, kept[user.id], request) for user in users}
+    for weights in dict.fromkeys(one for one in wanted.values() if one is not None):
+        chosen = [user for user in users if wanted[user.id] == weights]
+        weighing = replace(request, options=replace(request.options, weights=weights))
+        recipes |= yield from make_recipes(reg, fusing, chosen, weighing, executor)
     return recipes, AdaptContext(reg, base, executor, fusing, request, options)
 
 
-def _needs_new_recipe(recipe: Recipe | None, request: FuseRequest, shots: Sequence[Item]) -> bool:
-    """Whether the recipe was made before the user had a history, from fewer or more shots, or with other weights."""
+def _new_weights(reg: Registry, user: User, recipe: Recipe | None, request: FuseRequest) -> str | None:
+    """How the user's anchors are to be weighed anew; None keeps the recipe.
+
+    A recipe is made where there is none, where other weights are asked for, and where its weights come from the
+    likelihood of other items than the request's; then by the same weighting, unless another is asked for.
+    """
     from mta_cli.engine.methods.method import NEEDS_SHOTS
 
-    if recipe is None or not recipe.shares:
-        return True
-    if recipe.method in NEEDS_SHOTS and recipe.shots != len(shots):
-        return True
-    return request.options.weights is not None and recipe.method != request.options.weights
+    asked = request.options.weights
+    if recipe is None or not recipe.shares:  # made before the user had a history
+        return weighting_of(request.options)
+    if asked is not None and asked != recipe.method:
+        return asked
+    if recipe.method in NEEDS_SHOTS and recipe.items_hash != hash_evidence_items(reg, user, request):
+        return recipe.method
+    return None
 
 
 def _prepare_target(

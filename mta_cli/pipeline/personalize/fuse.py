@@ -200,14 +200,19 @@ def make_recipes(
         yield JobProgress(by_id[next(reversed(found))].name, len(shares))
     recipes = {}
     for one in asking:
-        method = _method(one, request)
-        shots = len(one.rows) if method in NEEDS_SHOTS else None
-        recipes[one.number] = fusing.bank.to_recipe(by_id[one.number], method, shares[one.number], shots)
+        user, method = by_id[one.number], _method(one, request)
+        items_hash = hash_evidence_items(reg, user, request) if method in NEEDS_SHOTS else ""
+        recipes[user.id] = fusing.bank.to_recipe(user, method, shares[user.id], items_hash)
     with reg.transaction():
         _require_anchors(reg, fusing.bank.bank, [share.anchor_id for one in recipes.values() for share in one.shares])
         for recipe in recipes.values():
             reg.recipes.save_recipe(recipe)
     return recipes
+
+
+def hash_evidence_items(reg: Registry, user: User, request: FuseRequest) -> str:
+    """The hash of the items whose likelihood weighs the user's anchors."""
+    return reg.items.hash_items(reg.items.recent_items(user.id, request.task.name, request.options.shots))
 
 
 def _method(user: UserShots, request: FuseRequest) -> AnchorWeighting:

@@ -51,12 +51,13 @@ class BankContext:
     memory: BankMemory
     methods: MethodContext
 
-    def to_recipe(self, user: User, method: str, shares: Sequence[AnchorShare], shots: int | None) -> Recipe:
-        """A recipe as the store keeps it. `shots`: from how many items it was made; None where from none."""
+    def to_recipe(self, user: User, method: str, shares: Sequence[AnchorShare], items_hash: str) -> Recipe:
+        """A recipe as the store keeps it; see `Recipe` for `items_hash`."""
         from mta_cli.engine.methods.anchor_weights import SHARE_BYTES
 
         rows = tuple(AnchorWeight(self.anchors[one.anchor].id, one.similarity, one.weight) for one in shares)
-        return Recipe(user.id, self.bank.task, self.bank.id, method, rows, SHARE_BYTES * len(rows), shots=shots)
+        size = SHARE_BYTES * len(rows)
+        return Recipe(user.id, self.bank.task, self.bank.id, method, rows, size, items_hash=items_hash)
 
 
 def load_bank_context(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mta_cli.events import PlanLine
 from mta_cli.formatting import pluralise
-from mta_cli.options import WHOLE_HISTORY, AdaptOptions, BankOptions, FuseOptions, OptionSet
+from mta_cli.options import USUAL_MAX_ITEMS, AdaptOptions, BankOptions, FuseOptions, OptionSet
 from mta_cli.pipeline.bank.memory_weights import MAX_GUESSED_ITEMS
 from mta_cli.pipeline.bank_sizes import BY_THE_DATA, choose_sizes
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 BATCH_SIZE = 4
 """Rows of a step: short histories give few steps."""
 QUICK_SHOTS = 5
-"""Evidence of whole histories would leave little time for the bank."""
+"""Items of a user that recipes and stacks are made from: whole histories would leave little time for the bank."""
 TIMED_STEPS = 2
 OVERHEAD_SECONDS = 10.0  # loading models, embedding items
 # in rows of the task adapter's training, whose prompts show fewer items than others
@@ -96,7 +96,7 @@ class Workload:
         return stack_schedule(shots, self.adapt.with_kind_defaults(self.labels))
 
     @property
-    def recipe_shots(self) -> FuseOptions | AdaptOptions:
+    def recipe_options(self) -> FuseOptions | AdaptOptions:
         """The options that say how many shots recipes see: those of stacks, where there are stacks."""
         return self.fuse if self.labels else self.adapt
 
@@ -132,8 +132,8 @@ class QuickPlan:
 
 
 def quick_shots(options: OptionSet) -> OptionSet:
-    """The options with `QUICK_SHOTS`, but for numbers of shots that settings change."""
-    usual = [one for one in (options[FuseOptions], options[AdaptOptions]) if one.shots == WHOLE_HISTORY]
+    """The options with `QUICK_SHOTS` in place of the usual number; another number stays."""
+    usual = [one for one in (options[FuseOptions], options[AdaptOptions]) if one.shots == USUAL_MAX_ITEMS]
     for one in usual:
         options = options.with_instance(replace(one, shots=QUICK_SHOTS))
     return options
@@ -162,7 +162,7 @@ def estimate_seconds(work: Workload, sizes: QuickSizes, rows_per_second: float) 
 
 
 def _rows_per_measured_user(work: Workload, anchors: int) -> float:
-    own = work.mean_shots(work.recipe_shots) * (EVIDENCE_ROW + ANCHOR_EVIDENCE * anchors)
+    own = work.mean_shots(work.recipe_options) * (EVIDENCE_ROW + ANCHOR_EVIDENCE * anchors)
     if not work.labels:
         own += work.mean_trained_rows * ANCHOR_ROW
     return own + 2 * work.queries_per_user * (LABEL_ANSWER if work.labels else TEXT_ANSWER)
@@ -229,7 +229,7 @@ def _passes_origin(options: BankOptions, fits: str) -> str:
 
 
 def _personal_words(work: Workload) -> str:
-    recipes = f"recipes from at most {pluralise(work.most_shots(work.recipe_shots), 'shot')}"
+    recipes = f"recipes from at most {pluralise(work.most_shots(work.recipe_options), 'shot')}"
     if work.labels:
         return f"{recipes}, with label memory"
     shots = work.most_shots(work.adapt)

@@ -15,7 +15,7 @@ from mta_cli.pipeline.personalize.adapt import adapt_users, adaptable_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.requests import resolve_adapt_task
 from mta_cli.pipeline.user_weights import load_weights, merge_user_weights, most_personal_mode
-from store.records import NewItem, Stack
+from store.records import NewItem, Recipe, Stack
 from store.registry import Registry
 from tests.pipeline.town import LORA, QUICK, SHORT, built, finish, fuse_request, notes
 
@@ -197,26 +197,28 @@ def test_a_recipe_that_is_there_is_kept_unless_weights_are_asked_for(peopled: Re
     assert adapted(peopled, "ida", weights="similarity")[0]["weights"] == "similarity"
 
 
-def test_a_recipe_follows_the_shots(peopled: Registry) -> None:
+def test_a_recipe_follows_the_items_that_evidence_sees(peopled: Registry) -> None:
     document = built(peopled)
     ida = peopled.users.get("ida")
 
-    def made_from(options: AdaptOptions) -> tuple[int | None, str]:
-        """From how many items the recipe was made, and when."""
-        (result,), _ = finish(adapt_users(peopled, [ida], fuse_request(), options))
-        assert result["user"] == "ida"
+    def recipe(shots: int, weights: str | None = None) -> Recipe:
+        request = fuse_request(shots=shots, weights=weights)
+        finish(adapt_users(peopled, [ida], request, replace(QUICK, shots=shots)))
         kept = peopled.recipes.get(ida.id, "lamp-2", peopled.banks.get(document["bank"]).id)
         assert kept is not None
-        return kept.shots, kept.created
+        return kept
 
-    items = len(peopled.items.recent_items(ida.id, "lamp-2", 200))
-    few, whole = replace(QUICK, shots=2), QUICK
-    assert made_from(few)[0] == 2 and items > 2
-    first = made_from(whole)
-    assert first[0] == items and made_from(whole) == first, "made again for other shots, and kept for the same"
+    few = recipe(2)
+    whole = recipe(200)
+    assert few.items_hash and whole.items_hash != few.items_hash
+    assert recipe(200) == whole, "the same items: kept"
     answer = peopled.items.recent_items(ida.id, "lamp-2", 1)[0].output
-    peopled.items.append_items(ida.id, [NewItem("more", "lamp-2", "one more film", answer, "2020-03-01")])
-    assert made_from(whole)[0] == items + 1
+    peopled.items.append_items(ida.id, [NewItem("more", "lamp-2", "one more film", answer, "2030-01-01")])
+    more = recipe(200)
+    assert more.items_hash not in (whole.items_hash, few.items_hash)
+    assert recipe(2, "learned").method == "learned" and recipe(3).method == "learned", "by the same weights"
+    uniform = recipe(2, "uniform")
+    assert uniform.items_hash == "" and recipe(200) == uniform, "it needs no items"
 
 
 def test_an_adapted_user_keeps_the_recipe_their_stack_was_trained_on(peopled: Registry) -> None:
