@@ -225,7 +225,7 @@ class FuseOptions:
     )
     shots: int = option_field(
         USUAL_MAX_ITEMS,
-        "Most recent items that count as evidence; those of the stack where it makes the recipe.",
+        "Most recent items that count as evidence; an adaptation takes those that it trains on.",
         minimum=1,
         maximum=1000,
     )
@@ -249,7 +249,7 @@ class AdaptOptions:
     section: ClassVar[str] = "adapt"
     shots: int = option_field(
         USUAL_MAX_ITEMS,
-        "Most recent history items the stack is trained on; a recipe that is made for it sees the same.",
+        "Most recent history items that the stack is trained on, and its recipe made from.",
         minimum=1,
         maximum=1000,
     )

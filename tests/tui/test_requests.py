@@ -81,8 +81,6 @@ def test_flags_settings_and_forms_make_one_request(
 
     for key, value in {**options, "machine.seed": "3", "machine.dtype": "float32"}.items():
         monkeypatch.setenv("MTA_" + key.upper().replace(".", "_"), value)
-    if "fuse.top_k" in options:
-        monkeypatch.setenv("MTA_FUSE_SHOTS", str(by_flags.options.shots))
     assert request_of(job_call(monkeypatch, command, *words)) == by_flags
 
 
