@@ -387,7 +387,10 @@ class EvalOptions:
         "mta-released",
         "Methods to compare, comma-separated; see mta eval methods.",
     )
-    reference: str = option_field("mta", "The method that all other methods are compared with.")
+    reference: str = option_field(
+        "mta",
+        "The method that all other methods are compared with, with the same label memory where that was measured.",
+    )
     shots: int = option_field(
         USUAL_MAX_ITEMS, "Most recent items that are left of each tested user's history.", minimum=1, maximum=1000
     )

@@ -48,7 +48,12 @@ EvaluationArgument = Annotated[
     int, typer.Argument(metavar="NUMBER", help="The evaluation's number, as mta eval list shows.")
 ]
 ReferenceOption = Annotated[
-    str | None, typer.Option("--reference", metavar="METHOD", help="Compare all methods with this one.")
+    str | None,
+    typer.Option(
+        "--reference",
+        metavar="METHOD",
+        help="Compare all methods with this one, with the same label memory where that was measured.",
+    ),
 ]
 EvaluationsArgument = Annotated[
     list[str],

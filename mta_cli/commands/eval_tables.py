@@ -11,7 +11,7 @@ from mta_cli.pipeline.report import tables, wording
 from mta_cli.pipeline.report.results import (
     LOGLIK_METRIC,
     best_methods,
-    differences,
+    differences_by_reference,
     memory_variants,
     method_cost,
     method_score,
@@ -29,8 +29,8 @@ MAX_METHODS_SHOWN = 2  # methods of an evaluation in the list
 
 def render_result(document: Mapping[str, Any]) -> RenderableType:
     """A result document: the design, the methods, the paired differences, the smallest detectable difference."""
-    shown = [metric for metric in (document["metric"], LOGLIK_METRIC) if differences(document, metric)]
-    parts = [_differences_table(document, metric) for metric in shown]
+    shown = dict.fromkeys((document["metric"], LOGLIK_METRIC))
+    parts = [table for metric in shown for table in _differences_tables(document, metric)]
     if power := wording.describe_power(document):
         parts.append(out.text(f"\n{power}"))
     by_memory = [_memory_table(document)] if memory_variants(document) else []
@@ -99,15 +99,21 @@ def _methods_table(document: Mapping[str, Any]) -> RenderableType:
 
 def _memory_table(document: Mapping[str, Any]) -> RenderableType:
     """The main metric of each method with each label memory."""
-    table = tables.memory_table(document)
+    table = tables.memory_table(document, document["metric"])
     rows = [[out.BoldCell(cell.text) if cell.strong else cell.text for cell in row] for row in table.rows]
     return out.group(out.text(table.title), out.table(table.columns, rows), out.text(""))
 
 
-def _differences_table(document: Mapping[str, Any], metric: str) -> RenderableType:
-    """The differences of all other methods to the reference in one metric."""
-    found = differences(document, metric)
-    reference = found[0]["a"]
+def _differences_tables(document: Mapping[str, Any], metric: str) -> list[RenderableType]:
+    """The differences of the other methods to the reference in one metric, and to its variants by label memory."""
+    parts: list[RenderableType] = []
+    for reference, rows in differences_by_reference(document, metric).items():
+        title = "" if parts else f"\nPaired differences, {metric_title(metric)}"
+        parts += [out.text(title), _differences_table(reference, rows)]
+    return parts
+
+
+def _differences_table(reference: str, found: Sequence[Mapping[str, Any]]) -> RenderableType:
     rows = [
         (
             row["b"],
@@ -119,7 +125,7 @@ def _differences_table(document: Mapping[str, Any], metric: str) -> RenderableTy
         for row in found
     ]
     columns = (f"{reference} minus", "difference [95 %]", "p", "p, Holm", f"{reference} is")
-    return out.group(out.text(f"\nPaired differences, {metric_title(metric)}"), out.table(columns, rows, right=(2, 3)))
+    return out.table(columns, rows, right=(2, 3))
 
 
 def _list_row(row: Mapping[str, Any], age: Callable[[str | None], str | None]) -> tuple[Any, ...]:

@@ -86,8 +86,19 @@ def test_differences_are_judged_the_right_way_round(metric: str, said: str) -> N
     assert "0.210" in stack and stack.endswith("not told apart")
 
 
+def test_each_label_memory_of_the_reference_has_its_own_differences() -> None:
+    found = lines(render_result(by_memory()))
+    own, other = (
+        next(i for i, line in enumerate(found) if line.startswith(f"{one} minus ")) for one in ("mta", "mta+off")
+    )
+    assert [line.split()[0] for line in found[own + 2 : other - 1]] == ["pooled-rag+habit", "mta+off", "majority"]
+    pooled = found[other + 2]
+    assert pooled.startswith("pooled-rag ") and pooled.endswith("not told apart") and "+0.020 [-0.020" in pooled
+    assert found[other].rstrip().endswith("mta+off is")
+
+
 @pytest.mark.parametrize(
-    "made", [document(LONG), document(LONG, metric="mae"), document({f"m{n}": n / 20 for n in range(16)})]
+    "made", [document(LONG), by_memory(), document(LONG, metric="mae"), document({f"m{n}": n / 20 for n in range(16)})]
 )
 def test_every_row_is_one_line_of_80_columns(made: dict[str, Any]) -> None:
     found = lines(render_result(made))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mta_cli.pipeline.evaluation.result_document import with_same_memory
+
 HOSTILE = ("<img src=http://evil onerror=alert(1)>", "[/b][red]x", "a\x1b]0;owned\x07b", "../../$\\frac{1}{2}$|`*y*`")
 FEW = {"mta": 0.50, "base": 0.20, "stack": 0.47, "oppu": 0.52}
 MANY = {**FEW, **{f"method-{n}": 0.2 + n / 50 for n in range(12)}}
@@ -41,7 +43,9 @@ def document(values: Mapping[str, float] = FEW, *, metric: str = "accuracy", **c
         "evaluation": 1,
         "reference": reference,
         "methods": methods,
-        "differences": [difference(methods, reference, other, name) for other, name in pairs],
+        "differences": [
+            difference(methods, with_same_memory(reference, other, methods), other, name) for other, name in pairs
+        ],
         "costs": {
             method: {
                 "bytes": BYTES.get(method, 104 + 10 * n),

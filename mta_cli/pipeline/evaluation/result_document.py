@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.labels import find_label
+from mta_cli.errors import UsageError
 from mta_cli.pipeline.evaluation.added_memory import unpack_scores
 from mta_cli.pipeline.evaluation.design import Design, describe_options
 from mta_cli.pipeline.evaluation.method_run import timed_group
@@ -201,9 +203,9 @@ def compare_methods(user_sums: Mapping[str, UserSums], reference: str, seed: int
     against = "pooled-rag" if "pooled-rag" in others else others[0] if others else None
     power = None
     if against is not None:
-        main = MAIN_METRICS[user_sums[reference].metric]
-        least = minimum_detectable_effect(user_sums[reference], user_sums[against], main)
-        power = {"metric": main, "detectable": least, "basis": f"as {reference} and {against} differed by user"}
+        main, own = MAIN_METRICS[user_sums[reference].metric], with_same_memory(reference, against, user_sums)
+        least = minimum_detectable_effect(user_sums[own], user_sums[against], main)
+        power = {"metric": main, "detectable": least, "basis": f"as {own} and {against} differed by user"}
     return {
         "reference": reference,
         "methods": {name: bootstrap_metrics(one, seed=seed) for name, one in user_sums.items()},
@@ -212,15 +214,33 @@ def compare_methods(user_sums: Mapping[str, UserSums], reference: str, seed: int
     }
 
 
+def with_same_memory(reference: str, method: str, measured: Collection[str]) -> str:
+    """The one of `measured` that is `reference` with the label memory of `method`; `reference` where there is none.
+
+    A method without a memory to choose, one of an earlier version, and the reference's own variants have `reference`.
+    """
+    from mta_cli.engine.methods.catalog import find_method
+
+    with suppress(UsageError):
+        if (memory := find_method(method).memory) is not None:
+            own = find_method(f"{reference.partition('+')[0]}+{memory}").name
+            if own in measured and own != method:
+                return own
+    return reference
+
+
 def paired_differences(user_sums: Mapping[str, UserSums], reference: str, seed: int) -> list[dict[str, Any]]:
-    """The reference minus every other method in every metric: interval, p, and p adjusted for all methods."""
+    """The reference minus every other method in every metric: interval, p, and p adjusted for all methods.
+
+    The reference has the other's label memory where it was measured with it.
+    """
     from mta_cli.engine.evaluation.statistics import holm_adjusted, paired_difference
 
+    pairs = [(with_same_memory(reference, method, user_sums), method) for method in user_sums if method != reference]
     rows: list[dict[str, Any]] = [
-        {"a": reference, "b": method, "metric": metric, **values}
-        for method, other in user_sums.items()
-        if method != reference
-        for metric, values in paired_difference(user_sums[reference], other, seed=seed).items()
+        {"a": own, "b": method, "metric": metric, **values}
+        for own, method in pairs
+        for metric, values in paired_difference(user_sums[own], user_sums[method], seed=seed).items()
     ]
     for metric in {row["metric"] for row in rows}:
         family = [row for row in rows if row["metric"] == metric]

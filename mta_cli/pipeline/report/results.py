@@ -152,6 +152,14 @@ def differences(document: Document, metric: str) -> list[Mapping[str, Any]]:
     return sorted(found, key=lambda row: places.get(row["b"], len(places)))
 
 
+def differences_by_reference(document: Document, metric: str) -> dict[str, list[Mapping[str, Any]]]:
+    """`differences` by their first method: the reference, then its variants with other label memories."""
+    found: dict[str, list[Mapping[str, Any]]] = {document["reference"]: []}
+    for row in differences(document, metric):
+        found.setdefault(row["a"], []).append(row)
+    return {reference: rows for reference, rows in found.items() if rows}
+
+
 def difference_verdict(difference: Mapping[str, Any]) -> Verdict:
     """The verdict on `a` against `b`.
 

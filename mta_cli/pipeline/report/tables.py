@@ -9,10 +9,11 @@ from typing import Any
 from mta_cli.options import MEMORIES
 from mta_cli.pipeline.report import wording
 from mta_cli.pipeline.report.results import (
+    LOGLIK_METRIC,
     Document,
     best_methods,
     difference_verdict,
-    differences,
+    differences_by_reference,
     finite_or_none,
     mean_score,
     memory_variants,
@@ -78,9 +79,16 @@ def methods_table(document: Document) -> Table:
     return Table(columns, rows, len(columns) - 1, document["reference"])
 
 
-def memory_table(document: Document) -> Table:
-    """The main metric of each method with each label memory. No rows where no method has more than one."""
-    metric, variants = document["metric"], memory_variants(document)
+def memory_tables(document: Document) -> list[Table]:
+    """Each method with each label memory, a table by metric. Empty where no method has more than one memory."""
+    if not memory_variants(document):
+        return []
+    return [memory_table(document, one) for one in metrics(document) if one in (document["metric"], LOGLIK_METRIC)]
+
+
+def memory_table(document: Document, metric: str) -> Table:
+    """A metric of each method with each label memory. No rows where no method has more than one."""
+    variants = memory_variants(document)
     memories = [memory for memory in MEMORIES if any(memory in methods for methods in variants.values())]
     best = best_methods(document, metric)
 
@@ -95,16 +103,15 @@ def memory_table(document: Document) -> Table:
 
 
 def difference_tables(document: Document) -> list[Table]:
-    """The paired differences, a table for each metric that has any."""
+    """The paired differences, a table for each metric and each label memory of the reference that has any."""
     return [
-        _difference_table(document, metric, found)
+        _difference_table(document, metric, reference, rows)
         for metric in metrics(document)
-        if (found := differences(document, metric))
+        for reference, rows in differences_by_reference(document, metric).items()
     ]
 
 
-def _difference_table(document: Document, metric: str, found: Sequence[Any]) -> Table:
-    reference = found[0]["a"]
+def _difference_table(document: Document, metric: str, reference: str, found: Sequence[Any]) -> Table:
     rows = [
         (
             Cell(row["b"]),
@@ -168,7 +175,7 @@ def _span(found: Sequence[Any]) -> str:
 
 def seed_tables(group: Sequence[Document]) -> list[Table]:
     """The scores of several seeds of one design, a table for each metric, and the differences in the main one."""
-    return [*(_seed_scores(group, metric) for metric in metrics(group[0])), _seed_differences(group)]
+    return [*(_seed_scores(group, metric) for metric in metrics(group[0])), *_seed_differences(group)]
 
 
 def _seed_scores(group: Sequence[Document], metric: str) -> Table:
@@ -188,17 +195,22 @@ def _descending_key(value: float | None, metric: str) -> tuple[bool, float]:
     return (value is None, 0.0 if value is None else -signed_score(value, metric))
 
 
-def _seed_differences(group: Sequence[Document]) -> Table:
-    """The paired differences in the main metric by seed, with their mean."""
-    found = [{row["b"]: row for row in differences(document, document["metric"])} for document in group]
-    rows = []
-    for other in dict.fromkeys(other for by_method in found for other in by_method):
-        own = [by_method.get(other) for by_method in found]
-        values = [value for row in own if row and (value := finite_or_none(row["value"])) is not None]
-        mean = sum(values) / len(values) if len(values) == len(group) else None
-        rows.append((Cell(other), *map(_seed_difference, own), Cell(wording.format_number(mean, signed=True))))
-    title = f"Paired differences in {metric_title(group[0]['metric'])}: {group[0]['reference']} minus the other"
-    return _seed_table("other method", title, group, rows)
+def _seed_differences(group: Sequence[Document]) -> list[Table]:
+    """The paired differences in the main metric by seed, with their mean, a table for each memory of the reference."""
+    metric = group[0]["metric"]
+    by_seed = [differences_by_reference(document, metric) for document in group]
+    tables = []
+    for reference in dict.fromkeys(reference for found in by_seed for reference in found):
+        found = [{row["b"]: row for row in rows.get(reference, ())} for rows in by_seed]
+        rows = []
+        for other in dict.fromkeys(other for by_method in found for other in by_method):
+            own = [by_method.get(other) for by_method in found]
+            values = [value for row in own if row and (value := finite_or_none(row["value"])) is not None]
+            mean = sum(values) / len(values) if len(values) == len(group) else None
+            rows.append((Cell(other), *map(_seed_difference, own), Cell(wording.format_number(mean, signed=True))))
+        title = f"Paired differences in {metric_title(metric)}: {reference} minus the other"
+        tables.append(_seed_table("other method", title, group, rows))
+    return tables
 
 
 def _seed_difference(row: Any) -> Cell:

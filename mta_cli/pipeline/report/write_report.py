@@ -147,7 +147,7 @@ class Report:
         return {
             "design": wording.describe_design(document),
             "power": wording.describe_power(document),
-            "by_memory": tables.memory_table(document),
+            "by_memory": tables.memory_tables(document),
             "methods": tables.methods_table(document),
             "interval_chart": interval_chart,
             "differences": tables.difference_tables(document),

@@ -23,6 +23,7 @@ from mta_cli.pipeline.report.results import (
     best_methods,
     difference_verdict,
     differences,
+    differences_by_reference,
     finite_or_none,
     method_cost,
     method_score,
@@ -227,12 +228,12 @@ class ResultsScreen(BaseScreen):
         main = document["metric"]
         title = f"{metric_name(main)} (better is higher up) against bytes stored for a user"
         self.query_one(SizePlot).show_points(kept, title, lower_is_better=main in LOWER_IS_BETTER)
-        self._fill_memory_table(document)
+        self._fill_memory_table(document, metric)
         self._fill_score_table(document)
 
-    def _fill_memory_table(self, document: ResultDocument) -> None:
-        """The main metric of each method with each label memory."""
-        shown, found = self.query_one("#by-memory", DataTable), memory_table(document)
+    def _fill_memory_table(self, document: ResultDocument, metric: str) -> None:
+        """A metric of each method with each label memory."""
+        shown, found = self.query_one("#by-memory", DataTable), memory_table(document, metric)
         shown.clear(columns=True)
         shown.display = bool(found.rows)
         self.query_one("#one-memory").display = not found.rows
@@ -331,13 +332,19 @@ def _method_intervals(document: ResultDocument, metric: str) -> tuple[list[Inter
 
 def _difference_intervals(document: ResultDocument, metric: str) -> list[IntervalRow]:
     """The reference minus every other method, with the verdict in words and colour."""
-    spans = []
+    spans, several = [], _has_several_references(document, metric)
     for row in differences(document, metric):
         said = difference_verdict(row)
         value, low, high = (finite_or_none(row.get(part)) for part in ("value", "low", "high"))
         note = f"{wording.format_number(value, signed=True)}  {wording.describe_verdict(row)}"
-        spans.append(IntervalRow(str(row["b"]), value, low, high, note, VERDICT_TONES[said]))
+        name = f"{row['a']} - {row['b']}" if several else str(row["b"])
+        spans.append(IntervalRow(name, value, low, high, note, VERDICT_TONES[said]))
     return spans
+
+
+def _has_several_references(document: ResultDocument, metric: str) -> bool:
+    """Whether the reference was measured with several label memories, and methods are compared with their own."""
+    return len(differences_by_reference(document, metric)) > 1
 
 
 def _power(document: ResultDocument, metric: str) -> Text:
@@ -345,7 +352,10 @@ def _power(document: ResultDocument, metric: str) -> Text:
     if not differences(document, metric):
         return line_text("No differences were computed in this metric.")
     unit = " in nats" if metric == LOGLIK_METRIC else ""
-    lead = f"{document['reference']} minus each method{unit}, and how {document['reference']} does. "
+    reference = document["reference"]
+    lead = f"{reference} minus each method{unit}, and how {reference} does. "
+    if _has_several_references(document, metric):
+        lead = f"{reference} minus each method with the same label memory{unit}, and how the first does. "
     words = line_text(lead + wording.describe_power(document))
     words.no_wrap = False
     return words

@@ -20,6 +20,7 @@ from mta_cli.pipeline.evaluation.result_document import (
     rescore_method,
     result_document,
     score_method,
+    with_same_memory,
 )
 from store.registry import Registry
 from tests.metrics_by_hand import score
@@ -212,6 +213,42 @@ def test_differences_are_the_references_less_the_others(reg: Registry) -> None:
     assert result["power"]["metric"] == "accuracy" and "good and bad" in result["power"]["basis"]
     other = document(reg, made, {"good": [{}, {}], "bad": [{}, {}]}, reference="mta")
     assert other["reference"] == "bad" and other["differences"][0]["value"] == -0.5
+
+
+@pytest.mark.parametrize(
+    ("reference", "method", "own"),
+    [
+        ("mta", "pooled-rag", "mta+off"),
+        ("mta", "pooled-rag+neighbours", "mta"),
+        ("mta", "permuted-mta+off", "mta+off"),
+        ("mta", "pooled-rag+habit", "mta"),  # mta+habit was not measured
+        ("mta", "mta+off", "mta"),  # what the memory brings
+        ("mta+off", "mta", "mta+off"),
+        ("mta+off", "mta-recipe", "mta"),
+        ("mta", "neighbours", "mta"),  # memory alone has no memory to choose
+        ("mta", "majority", "mta"),
+        ("mta", "of an earlier version", "mta"),
+        ("pooled-rag", "mta", "pooled-rag+neighbours"),
+        ("of an earlier version", "mta", "of an earlier version"),
+    ],
+)
+def test_the_reference_has_the_label_memory_of_the_other(reference: str, method: str, own: str) -> None:
+    assert with_same_memory(reference, method, {"mta", "mta+off", "pooled-rag", "pooled-rag+neighbours"}) == own
+
+
+def test_differences_are_between_methods_with_the_same_label_memory(reg: Registry) -> None:
+    made, names = crossed(reg), ("mta", "mta+off", "pooled-rag", "pooled-rag+neighbours", "neighbours")
+    for name in names:
+        answered(made, {"u": RIGHT, "v": RIGHT}, {"w": RIGHT, "x": MISSED if name == "pooled-rag" else RIGHT}, name)
+    result = document(reg, made, {name: [{}, {}] for name in names}, reference="mta")
+    pairs = {(row["a"], row["b"]): row["value"] for row in result["differences"] if row["metric"] == "accuracy"}
+    assert pairs == {
+        ("mta", "mta+off"): 0.0,
+        ("mta+off", "pooled-rag"): 0.25,
+        ("mta", "pooled-rag+neighbours"): 0.0,
+        ("mta", "neighbours"): 0.0,
+    }
+    assert "mta+off and pooled-rag" in result["power"]["basis"] and result["reference"] == "mta"
 
 
 def test_one_method_alone_is_compared_with_nothing(reg: Registry) -> None:

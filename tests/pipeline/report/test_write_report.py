@@ -356,3 +356,24 @@ def test_the_first_table_has_methods_by_label_memory() -> None:
     assert table[2] == ["pooled-rag", "0.450 [0.400, 0.500]", "0.510 [0.460, 0.560]", "–"]
     text = render_markdown(report)
     assert text.index("accuracy by label memory") < text.index("bytes a user")
+    assert text.index("gold log-likelihood (nats) by label memory") < text.index("bytes a user")
+
+
+def test_each_label_memory_of_the_reference_has_its_own_differences() -> None:
+    report = Report([by_memory()])
+    text, page = render_markdown(report), Page(render_html(report))
+    assert "Every other method is compared with mta with the same label memory." in text
+    table = page.table("other method", "mta - other [95 %]", "p", "p, Holm", "mta is")
+    assert set(table) == {"mta+off", "pooled-rag+habit", "majority"}
+    (row,) = page.table("other method", "mta+off - other [95 %]", "p", "p, Holm", "mta+off is").items()
+    assert row[0] == "pooled-rag" and row[1][-1] == "not told apart at 95 %"
+    assert "with the same label memory" not in render_markdown(Report([document()]))
+
+
+def test_each_label_memory_of_the_reference_has_its_own_differences_by_seed() -> None:
+    text = render_markdown(Report([by_memory(), {**by_memory(), "seed": 1, "evaluation": 2}]))
+    tables = [
+        part for part in text.split("**Paired differences in accuracy: ")[1:] if "| other method | seed 0" in part
+    ]
+    assert [part.partition(" minus")[0] for part in tables] == ["mta", "mta+off"]
+    assert "| pooled-rag |" in tables[1] and "| pooled-rag |" not in tables[0]

@@ -139,6 +139,11 @@ def test_memory_has_each_method_with_each_label_memory(empty_store: Path) -> Non
             assert rows(app, "method", "memory off", "memory habit", "memory neighbours")
             assert rows(app, "mta", "0.410 [", "–", "0.500 [") and rows(app, "stack", "0.420 [", "0.430 [", "–")
             assert not rows(app, "base", "0.100 [")
+            await press(app, pilot, "v")
+            assert rows(app, "mta minus each method with the same label memory") and rows(app, "mta+off - stack")
+            await press(app, pilot, "y", "m", "m")
+            assert rows(app, "mta", "-1.590 [", "–", "-1.500 [")
+            await press(app, pilot, "m")
             await press(app, pilot, "down")
             assert rows(app, "mta eval run --memory all") and not rows(app, "memory habit")
 
