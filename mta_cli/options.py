@@ -389,7 +389,7 @@ class EvalOptions:
     )
     reference: str = option_field(
         "mta",
-        "The method that all other methods are compared with, with the same label memory where that was measured.",
+        "The method that all others are compared with; without a suffix, with the other's label memory if measured.",
     )
     shots: int = option_field(
         USUAL_MAX_ITEMS, "Most recent items that are left of each tested user's history.", minimum=1, maximum=1000

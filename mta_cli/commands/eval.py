@@ -52,7 +52,7 @@ ReferenceOption = Annotated[
     typer.Option(
         "--reference",
         metavar="METHOD",
-        help="Compare all methods with this one, with the same label memory where that was measured.",
+        help="Compare all methods with this one; without a suffix, with the other's label memory if measured.",
     ),
 ]
 EvaluationsArgument = Annotated[

@@ -145,16 +145,20 @@ def is_finished(evaluation: Evaluation) -> bool:
 def personal_and_common(document: Mapping[str, Any]) -> tuple[str, str] | None:
     """The method with personal models and the one without that an evaluation compares; None where one is missing.
 
-    Personal is the reference, or where that is a common one the best of the others with a model.
+    Personal is the reference, with the label memory of the common one where that was measured; where the reference is a
+    common one, it is the best of the others with a model.
     """
+    from mta_cli.pipeline.evaluation.result_document import reference_for
+
     measured = document["methods"]
     common = next((method for method in COMMON_METHODS if method in measured), None)
     if common is None:
         return None
     reference = document.get("reference")
     ranked = [method for method in rank_methods(document) if method not in (*COMMON_METHODS, *WITHOUT_MODEL)]
-    personal = reference if reference in ranked else next(iter(ranked), None)
-    return None if personal is None else (personal, common)
+    if reference in ranked:
+        return reference_for(common, reference, measured), common
+    return (ranked[0], common) if ranked else None
 
 
 def _stage(reg: Registry, users: int, banks: Sequence[Bank], modelled: int) -> Stage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mta_cli.pipeline.evaluation.result_document import with_same_memory
+from mta_cli.pipeline.evaluation.result_document import reference_for
 
 HOSTILE = ("<img src=http://evil onerror=alert(1)>", "[/b][red]x", "a\x1b]0;owned\x07b", "../../$\\frac{1}{2}$|`*y*`")
 FEW = {"mta": 0.50, "base": 0.20, "stack": 0.47, "oppu": 0.52}
@@ -44,7 +44,7 @@ def document(values: Mapping[str, float] = FEW, *, metric: str = "accuracy", **c
         "reference": reference,
         "methods": methods,
         "differences": [
-            difference(methods, with_same_memory(reference, other, methods), other, name) for other, name in pairs
+            difference(methods, reference_for(other, reference, methods), other, name) for other, name in pairs
         ],
         "costs": {
             method: {

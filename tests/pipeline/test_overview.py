@@ -213,6 +213,7 @@ def test_no_change_of_an_error_is_no_negative_zero(reg: Registry) -> None:
     ("methods", "reference", "pair"),
     [
         ({"mta": 0.5, "pooled": 0.4, "base": 0.3}, "mta", ("mta", "pooled")),
+        ({"mta": 0.5, "mta+off": 0.45, "pooled": 0.4}, "mta", ("mta+off", "pooled")),
         ({"mta": 0.5, "stack": 0.6, "base": 0.3}, "base", ("stack", "base")),
         ({"mta": 0.5, "oppu": 0.4}, "mta", None),
         ({"base": 0.5, "pooled": 0.4}, "base", None),

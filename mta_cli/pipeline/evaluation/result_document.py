@@ -199,11 +199,11 @@ def compare_methods(user_sums: Mapping[str, UserSums], reference: str, seed: int
     """The document's keys that depend on user sums: reference, methods, differences and power."""
     from mta_cli.engine.evaluation.statistics import bootstrap_metrics, minimum_detectable_effect
 
-    others = [method for method in user_sums if method != reference]
+    others = [method for method in user_sums if method.partition("+")[0] != reference.partition("+")[0]]
     against = "pooled-rag" if "pooled-rag" in others else others[0] if others else None
     power = None
     if against is not None:
-        main, own = MAIN_METRICS[user_sums[reference].metric], with_same_memory(reference, against, user_sums)
+        main, own = MAIN_METRICS[user_sums[reference].metric], reference_for(against, reference, user_sums)
         least = minimum_detectable_effect(user_sums[own], user_sums[against], main)
         power = {"metric": main, "detectable": least, "basis": f"as {own} and {against} differed by user"}
     return {
@@ -214,16 +214,17 @@ def compare_methods(user_sums: Mapping[str, UserSums], reference: str, seed: int
     }
 
 
-def with_same_memory(reference: str, method: str, measured: Collection[str]) -> str:
-    """The one of `measured` that is `reference` with the label memory of `method`; `reference` where there is none.
+def reference_for(method: str, reference: str, measured: Collection[str]) -> str:
+    """The one of `measured` that `method` is compared with: `reference`, with the method's label memory.
 
-    A method without a memory to choose, one of an earlier version, and the reference's own variants have `reference`.
+    It is `reference` itself where that was not measured with this memory or is named with a memory of its own
+    (`mta+off`), and for its own variants, methods without a memory to choose, and those of an earlier version.
     """
     from mta_cli.engine.methods.catalog import find_method
 
     with suppress(UsageError):
-        if (memory := find_method(method).memory) is not None:
-            own = find_method(f"{reference.partition('+')[0]}+{memory}").name
+        if "+" not in reference and (memory := find_method(method).memory) is not None:
+            own = find_method(f"{reference}+{memory}").name
             if own in measured and own != method:
                 return own
     return reference
@@ -232,11 +233,11 @@ def with_same_memory(reference: str, method: str, measured: Collection[str]) -> 
 def paired_differences(user_sums: Mapping[str, UserSums], reference: str, seed: int) -> list[dict[str, Any]]:
     """The reference minus every other method in every metric: interval, p, and p adjusted for all methods.
 
-    The reference has the other's label memory where it was measured with it.
+    Each method is compared with its `reference_for`.
     """
     from mta_cli.engine.evaluation.statistics import holm_adjusted, paired_difference
 
-    pairs = [(with_same_memory(reference, method, user_sums), method) for method in user_sums if method != reference]
+    pairs = [(reference_for(method, reference, user_sums), method) for method in user_sums if method != reference]
     rows: list[dict[str, Any]] = [
         {"a": own, "b": method, "metric": metric, **values}
         for own, method in pairs

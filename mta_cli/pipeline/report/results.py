@@ -153,7 +153,7 @@ def differences(document: Document, metric: str) -> list[Mapping[str, Any]]:
 
 
 def differences_by_reference(document: Document, metric: str) -> dict[str, list[Mapping[str, Any]]]:
-    """`differences` by their first method: the reference, then its variants with other label memories."""
+    """`differences` by the method that is compared: the reference, then its variants with other label memories."""
     found: dict[str, list[Mapping[str, Any]]] = {document["reference"]: []}
     for row in differences(document, metric):
         found.setdefault(row["a"], []).append(row)

@@ -80,7 +80,7 @@ def methods_table(document: Document) -> Table:
 
 
 def memory_tables(document: Document) -> list[Table]:
-    """Each method with each label memory, a table by metric. Empty where no method has more than one memory."""
+    """Each method with each label memory, in the main metric and in likelihood. None where no method has several."""
     if not memory_variants(document):
         return []
     return [memory_table(document, one) for one in metrics(document) if one in (document["metric"], LOGLIK_METRIC)]

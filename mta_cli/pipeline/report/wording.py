@@ -117,7 +117,7 @@ def describe_design(document: Document) -> str:
     """Sentences on the design of the evaluation. Missing values are left out."""
     words = {key: str(document[key]) for key in NAMED_KEYS if document.get(key) not in (None, "auto")}
     if len({row["a"] for row in document.get("differences", ())}) > 1:
-        words["reference"] += " with the same label memory"
+        words["reference"] += ", with the same label memory where both were measured with it"
     words |= {key: join_words(document[key]) for key in LISTED_KEYS if document.get(key)}
     words |= {
         key: pluralise(document[key], *forms) for key, forms in COUNTED_KEYS.items() if document.get(key) is not None

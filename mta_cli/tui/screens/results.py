@@ -332,19 +332,14 @@ def _method_intervals(document: ResultDocument, metric: str) -> tuple[list[Inter
 
 def _difference_intervals(document: ResultDocument, metric: str) -> list[IntervalRow]:
     """The reference minus every other method, with the verdict in words and colour."""
-    spans, several = [], _has_several_references(document, metric)
+    spans = []
     for row in differences(document, metric):
         said = difference_verdict(row)
         value, low, high = (finite_or_none(row.get(part)) for part in ("value", "low", "high"))
-        note = f"{wording.format_number(value, signed=True)}  {wording.describe_verdict(row)}"
-        name = f"{row['a']} - {row['b']}" if several else str(row["b"])
-        spans.append(IntervalRow(name, value, low, high, note, VERDICT_TONES[said]))
+        whose = "" if row["a"] == document["reference"] else f" ({row['a']})"
+        note = f"{wording.format_number(value, signed=True)}  {wording.describe_verdict(row)}{whose}"
+        spans.append(IntervalRow(str(row["b"]), value, low, high, note, VERDICT_TONES[said]))
     return spans
-
-
-def _has_several_references(document: ResultDocument, metric: str) -> bool:
-    """Whether the reference was measured with several label memories, and methods are compared with their own."""
-    return len(differences_by_reference(document, metric)) > 1
 
 
 def _power(document: ResultDocument, metric: str) -> Text:
@@ -354,8 +349,8 @@ def _power(document: ResultDocument, metric: str) -> Text:
     unit = " in nats" if metric == LOGLIK_METRIC else ""
     reference = document["reference"]
     lead = f"{reference} minus each method{unit}, and how {reference} does. "
-    if _has_several_references(document, metric):
-        lead = f"{reference} minus each method with the same label memory{unit}, and how the first does. "
+    if len(variants := differences_by_reference(document, metric)) > 1:
+        lead = f"{' or '.join(variants)} minus each method{unit}, and how the first does. "
     words = line_text(lead + wording.describe_power(document))
     words.no_wrap = False
     return words

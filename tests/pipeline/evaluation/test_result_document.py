@@ -17,10 +17,10 @@ from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.pipeline.evaluation.result_document import (
     CALIBRATION_PARTS,
     FoldSettings,
+    reference_for,
     rescore_method,
     result_document,
     score_method,
-    with_same_memory,
 )
 from store.registry import Registry
 from tests.metrics_by_hand import score
@@ -223,8 +223,8 @@ def test_differences_are_the_references_less_the_others(reg: Registry) -> None:
         ("mta", "permuted-mta+off", "mta+off"),
         ("mta", "pooled-rag+habit", "mta"),  # mta+habit was not measured
         ("mta", "mta+off", "mta"),  # what the memory brings
-        ("mta+off", "mta", "mta+off"),
-        ("mta+off", "mta-recipe", "mta"),
+        ("mta+off", "mta", "mta+off"),  # named with its memory: all are compared with it
+        ("mta+off", "mta-recipe", "mta+off"),
         ("mta", "neighbours", "mta"),  # memory alone has no memory to choose
         ("mta", "majority", "mta"),
         ("mta", "of an earlier version", "mta"),
@@ -233,7 +233,7 @@ def test_differences_are_the_references_less_the_others(reg: Registry) -> None:
     ],
 )
 def test_the_reference_has_the_label_memory_of_the_other(reference: str, method: str, own: str) -> None:
-    assert with_same_memory(reference, method, {"mta", "mta+off", "pooled-rag", "pooled-rag+neighbours"}) == own
+    assert reference_for(method, reference, {"mta", "mta+off", "pooled-rag", "pooled-rag+neighbours"}) == own
 
 
 def test_differences_are_between_methods_with_the_same_label_memory(reg: Registry) -> None:
@@ -248,7 +248,7 @@ def test_differences_are_between_methods_with_the_same_label_memory(reg: Registr
         ("mta", "pooled-rag+neighbours"): 0.0,
         ("mta", "neighbours"): 0.0,
     }
-    assert "mta+off and pooled-rag" in result["power"]["basis"] and result["reference"] == "mta"
+    assert "as mta+off and pooled-rag differed" in result["power"]["basis"] and result["reference"] == "mta"
 
 
 def test_one_method_alone_is_compared_with_nothing(reg: Registry) -> None:

@@ -362,7 +362,9 @@ def test_the_first_table_has_methods_by_label_memory() -> None:
 def test_each_label_memory_of_the_reference_has_its_own_differences() -> None:
     report = Report([by_memory()])
     text, page = render_markdown(report), Page(render_html(report))
-    assert "Every other method is compared with mta with the same label memory." in text
+    assert (
+        "Every other method is compared with mta, with the same label memory where both were measured with it." in text
+    )
     table = page.table("other method", "mta - other [95 %]", "p", "p, Holm", "mta is")
     assert set(table) == {"mta+off", "pooled-rag+habit", "majority"}
     (row,) = page.table("other method", "mta+off - other [95 %]", "p", "p, Holm", "mta+off is").items()

@@ -140,7 +140,7 @@ def test_memory_has_each_method_with_each_label_memory(empty_store: Path) -> Non
             assert rows(app, "mta", "0.410 [", "–", "0.500 [") and rows(app, "stack", "0.420 [", "0.430 [", "–")
             assert not rows(app, "base", "0.100 [")
             await press(app, pilot, "v")
-            assert rows(app, "mta minus each method with the same label memory") and rows(app, "mta+off - stack")
+            assert rows(app, "mta or mta+off minus each method") and rows(app, "stack", "(mta+off)")
             await press(app, pilot, "y", "m", "m")
             assert rows(app, "mta", "-1.590 [", "–", "-1.500 [")
             await press(app, pilot, "m")
