@@ -196,21 +196,23 @@ def _descending_key(value: float | None, metric: str) -> tuple[bool, float]:
 
 
 def _seed_differences(group: Sequence[Document]) -> list[Table]:
-    """The paired differences in the main metric by seed, with their mean, a table for each memory of the reference."""
-    metric = group[0]["metric"]
-    by_seed = [differences_by_reference(document, metric) for document in group]
-    tables = []
-    for reference in dict.fromkeys(reference for found in by_seed for reference in found):
-        found = [{row["b"]: row for row in rows.get(reference, ())} for rows in by_seed]
-        rows = []
-        for other in dict.fromkeys(other for by_method in found for other in by_method):
-            own = [by_method.get(other) for by_method in found]
-            values = [value for row in own if row and (value := finite_or_none(row["value"])) is not None]
-            mean = sum(values) / len(values) if len(values) == len(group) else None
-            rows.append((Cell(other), *map(_seed_difference, own), Cell(wording.format_number(mean, signed=True))))
-        title = f"Paired differences in {metric_title(metric)}: {reference} minus the other"
-        tables.append(_seed_table("other method", title, group, rows))
-    return tables
+    """The paired differences in the main metric by seed, a table for each label memory of the reference."""
+    by_seed = [differences_by_reference(document, document["metric"]) for document in group]
+    references = dict.fromkeys(reference for found in by_seed for reference in found)
+    return [_seed_differences_to(one, group, [found.get(one, []) for found in by_seed]) for one in references]
+
+
+def _seed_differences_to(reference: str, group: Sequence[Document], by_seed: Sequence[Sequence[Any]]) -> Table:
+    """A reference's differences, given by seed, with their mean."""
+    found = [{row["b"]: row for row in rows} for rows in by_seed]
+    rows = []
+    for other in dict.fromkeys(other for by_method in found for other in by_method):
+        own = [by_method.get(other) for by_method in found]
+        values = [value for row in own if row and (value := finite_or_none(row["value"])) is not None]
+        mean = sum(values) / len(values) if len(values) == len(group) else None
+        rows.append((Cell(other), *map(_seed_difference, own), Cell(wording.format_number(mean, signed=True))))
+    title = f"Paired differences in {metric_title(group[0]['metric'])}: {reference} minus the other"
+    return _seed_table("other method", title, group, rows)
 
 
 def _seed_difference(row: Any) -> Cell:
