@@ -223,8 +223,13 @@ def group_seeds(documents: Sequence[Document]) -> list[list[Document]]:
 
 
 def same_settings(documents: Sequence[Document]) -> bool:
-    """Whether the methods of all these documents had the same settings."""
-    return len({_canonical(document.get("settings")) for document in documents}) <= 1
+    """Whether each method had the same settings in all of these documents that measured it."""
+    found: dict[str, set[str]] = {}
+    for document in documents:
+        settings = document.get("settings") or {}
+        for method in document["methods"]:
+            found.setdefault(method, set()).add(_canonical(settings.get(method) or {}))
+    return all(len(own) == 1 for own in found.values())
 
 
 def find_series(documents: Sequence[Document], by: str) -> list[list[Document]]:

@@ -145,7 +145,10 @@ def seed_settings_tables(group: Sequence[Document]) -> list[Table]:
 
 def _settings_table(documents: Sequence[Document], temperature_columns: tuple[str, ...], title: str) -> Table:
     """The settings of documents that agree in them, then the temperatures of each document in a column."""
-    settings = documents[0].get("settings") or {}
+    methods = dict.fromkeys(method for document in documents for method in document["methods"])
+    settings: dict[str, Any] = {}
+    for document in documents:
+        settings |= document.get("settings") or {}
     calibrations = [document.get("calibration") or {} for document in documents]
     rows = [
         (
@@ -153,7 +156,7 @@ def _settings_table(documents: Sequence[Document], temperature_columns: tuple[st
             Cell(wording.describe_settings(settings.get(method))),
             *(Cell(_temperatures(calibration.get(method))) for calibration in calibrations),
         )
-        for method in documents[0]["methods"]
+        for method in methods
         if settings.get(method) or any(calibration.get(method) for calibration in calibrations)
     ]
     return Table(("method", "settings", *temperature_columns), rows, title=title, collapsed=True)

@@ -229,9 +229,24 @@ def test_what_seeds_found_together_comes_before_them() -> None:
     tuned = {**seeds[1], "settings": {"mta": {"kind": "core", "steps": 60}}}
     told = Page(render_html(Report([seeds[0], tuned, both]))).said("summary")
     assert "Settings and calibration of seed 0" in told and "Settings and calibration of seed 1" in told
+    assert "Settings differ between the seeds." in Page(render_html(Report([seeds[0], tuned, both]))).said("p")
     other = document(FEW, seed=2, evaluation=3)
     alone = Page(render_html(Report([seeds[0], other, both])))
     assert "count together" not in alone.said("p"), "it is of other evaluations"
+
+
+def test_a_method_of_one_seed_alone_makes_no_other_settings() -> None:
+    more = {"settings": {"mta": {"steps": 10}, "oppu": {"rank": 8}}, "calibration": {"oppu": [1.5]}}
+    first = document({"mta": 0.5, "base": 0.2, "oppu": 0.4}, seed=0, evaluation=1) | more
+    second = document({"mta": 0.5, "base": 0.2}, seed=1, evaluation=2) | {
+        "settings": {"mta": {"steps": 10}},
+        "calibration": {},
+    }
+    both = document(FEW, seeds=[0, 1], evaluations=[1, 2])
+    read = Page(render_html(Report([second, first, both])))
+    rows = read.table("method", "settings", "temperature by fold, seed 0", "temperature by fold, seed 1")
+    assert rows["mta"][0] == "steps 10" and rows["oppu"] == ["rank 8", "1.500", "–"]
+    assert "Settings differ" not in read.said("p")
 
 
 def test_a_mean_is_over_all_seeds_or_there_is_none() -> None:
