@@ -131,9 +131,12 @@ def describe_design(document: Document) -> str:
 
 
 def describe_power(document: Document) -> str:
-    """The smallest difference that the design can detect, and its basis; empty where it was not estimated."""
+    """The smallest difference that the design can detect, and its basis.
+
+    Empty where it was not estimated, and where it is 0: two methods that always answered alike tell nothing of it.
+    """
     found = document.get("power")
-    if not isinstance(found, Mapping) or finite_or_none(found.get("detectable")) is None:
+    if not isinstance(found, Mapping) or not finite_or_none(found.get("detectable")):
         return ""
     basis = f" ({found['basis']})" if found.get("basis") else ""
     metric = metric_name(str(found.get("metric", document["metric"])))

@@ -100,7 +100,7 @@ def test_power_needs_a_number() -> None:
     assert wording.describe_power(document(power={"metric": "mae", "detectable": 0.0421})).endswith(
         "in MAE that this design can detect is 0.042."
     )
-    for nothing in (None, {}, {"detectable": math.inf}):
+    for nothing in (None, {}, {"detectable": math.inf}, {"detectable": 0.0}):
         assert wording.describe_power(document(power=nothing)) == ""
 
 
