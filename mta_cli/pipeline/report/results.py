@@ -160,6 +160,21 @@ def differences_by_reference(document: Document, metric: str) -> dict[str, list[
     return {reference: rows for reference, rows in found.items() if rows}
 
 
+def differences_by_memory(document: Document, metric: str) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """`differences` between methods with the same label memory, by the other's name without suffix and by memory.
+
+    None where the reference was compared with one label memory only.
+    """
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    if len({row["a"] for row in differences(document, metric)}) > 1:
+        memories = document.get("memory") or {}
+        for row in differences(document, metric):
+            memory = memories.get(row["b"])
+            if memory and memory == memories.get(row["a"]):
+                found.setdefault(row["b"].partition("+")[0], {})[memory] = row
+    return found
+
+
 def difference_verdict(difference: Mapping[str, Any]) -> Verdict:
     """The verdict on `a` against `b`.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,10 @@ from mta_cli.pipeline.report.results import (
     Document,
     best_methods,
     difference_verdict,
+    differences_by_memory,
     differences_by_reference,
     finite_or_none,
+    is_exploratory,
     mean_score,
     memory_variants,
     method_cost,
@@ -28,7 +30,10 @@ from mta_cli.pipeline.report.results import (
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: `strong` marks the best of its column; `verdict` is the verdict of a difference."""
+    """One cell: `strong` marks the best of its column, or a difference that Holm's method leaves.
+
+    `verdict` is the verdict of a difference.
+    """
 
     text: str
     strong: bool = False
@@ -103,12 +108,42 @@ def memory_table(document: Document, metric: str) -> Table:
 
 
 def difference_tables(document: Document) -> list[Table]:
-    """The paired differences, a table for each metric and each label memory of the reference that has any."""
-    return [
-        _difference_table(document, metric, reference, rows)
-        for metric in metrics(document)
+    """The paired differences of each metric.
+
+    First a table by label memory, where the reference was compared with several; then a table of the others for each
+    label memory of the reference.
+    """
+    return [table for metric in metrics(document) for table in _difference_tables(document, metric)]
+
+
+def _difference_tables(document: Document, metric: str) -> list[Table]:
+    by_memory = differences_by_memory(document, metric)
+    placed = {row["b"] for rows in by_memory.values() for row in rows.values()}
+    others = {
+        reference: [row for row in rows if row["b"] not in placed]
         for reference, rows in differences_by_reference(document, metric).items()
-    ]
+    }
+    first = [_memory_difference_table(document, metric, by_memory)] if by_memory else []
+    return first + [_difference_table(document, metric, reference, rows) for reference, rows in others.items() if rows]
+
+
+def _memory_difference_table(document: Document, metric: str, found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The reference less the other methods, both with the same label memory."""
+    memories = [memory for memory in MEMORIES if any(memory in rows for rows in found.values())]
+    rows = [(Cell(stem), *(_difference_cell(own.get(memory)) for memory in memories)) for stem, own in found.items()]
+    columns = ("other method", *(f"memory {memory}" for memory in memories))
+    reference = document["reference"].partition("+")[0]
+    what = f"{reference} minus the other with the same label memory (bold: told apart after Holm's method)"
+    title = f"Paired differences in {metric_title(metric)}: {what}"
+    return Table(columns, rows, len(memories), title=title, collapsed=metric != document["metric"])
+
+
+def _difference_cell(row: Mapping[str, Any] | None) -> Cell:
+    if row is None:
+        return Cell(wording.NO_VALUE)
+    verdict = difference_verdict(row)
+    remains = verdict != "not told apart" and not is_exploratory(row)
+    return Cell(wording.describe_compact_difference(row), strong=remains, verdict=verdict)
 
 
 def _difference_table(document: Document, metric: str, reference: str, found: Sequence[Any]) -> Table:
