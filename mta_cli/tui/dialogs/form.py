@@ -209,6 +209,11 @@ class FormDialog(ModalScreen[FormValues | None]):
         return {row.field.name: row.value for row in self._rows()}
 
     @property
+    def _is_open(self) -> bool:
+        """Whether nobody has left it. Afterwards its fields go one by one, while work on them may still be under way."""
+        return self in self.app.screen_stack
+
+    @property
     def plan_shown(self) -> bool:
         """Whether the plan is what is shown."""
         return bool(self.query_one("#plan").display)
@@ -220,6 +225,8 @@ class FormDialog(ModalScreen[FormValues | None]):
 
         What no terminal should get goes from what was pasted.
         """
+        if not self._is_open:
+            return
         if isinstance(event, Input.Changed) and clean_text(event.value) != event.value:
             event.input.value = clean_text(event.value)
         self._check(missing=self._submit_tried)
@@ -230,9 +237,9 @@ class FormDialog(ModalScreen[FormValues | None]):
     async def _show_suggestions(self, suggest: FormSuggester) -> None:
         """Show in empty fields what holds for them, and what is wrong with the others; after a pause in typing."""
         await asyncio.sleep(SUGGEST_DELAY_SECONDS)
-        filled = self.form_values
-        if len(filled) < len(self.form.fields):  # the form is being closed
+        if not self._is_open:
             return
+        filled = self.form_values
         suggested: Mapping[str, str] = {}
         error: MtaError | None = None
         try:
@@ -241,7 +248,7 @@ class FormDialog(ModalScreen[FormValues | None]):
             error = MtaError(raised.message)
         except Exception as raised:  # the plan would meet it too
             error = MtaError(f"{type(raised).__name__}: {raised}")
-        if self.form_values != filled:  # changed meanwhile, or closed
+        if not self._is_open or self.form_values != filled:  # closed or changed meanwhile
             return
         self._suggested = suggested
         for row in self._rows():
@@ -295,15 +302,20 @@ class FormDialog(ModalScreen[FormValues | None]):
         go = self.query_one("#go", Button)
         go.disabled, go.label = True, "Working out the plan …"
         filled = self.form_values
+        planned: Sequence[JobPlan] = ()
+        fault: MtaError | None = None
         try:
             planned = await plan(filled)
         except MtaError as error:
-            self._show_faults(error)
+            fault = error
         except Exception as error:
-            self._show_faults(MtaError(f"{type(error).__name__}: {error}"))
-        else:
-            if self.form_values == filled:  # else the values changed meanwhile
-                self._show_plan(planned)
+            fault = MtaError(f"{type(error).__name__}: {error}")
+        if not self._is_open:
+            return
+        if fault is not None:
+            self._show_faults(fault)
+        elif self.form_values == filled:  # else the values changed meanwhile
+            self._show_plan(planned)
         go.disabled, go.label = False, self._next_label()
         if self.plan_shown:
             go.focus()

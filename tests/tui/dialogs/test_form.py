@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from textual.app import App
+from textual.css.query import NoMatches
 from textual.pilot import Pilot
 from textual.widgets import Button, Collapsible, Input, Select
 
@@ -17,6 +18,7 @@ from mta_cli.events import JobPlan, PlanLine
 from mta_cli.options import BankOptions, MachineOptions
 from mta_cli.settings import Settings
 from mta_cli.tui.dialogs.form import (
+    FieldRow,
     Form,
     FormDialog,
     FormField,
@@ -382,6 +384,32 @@ def test_a_form_that_is_closed_while_it_looks_at_a_file_ends_quietly() -> None:
 
     window = driven(Form("quick", (FormField("path", "file"),), suggest=suggest), act)
     assert window.answer == {"path": "better"} and all(set(filled) == {"path"} for filled in asked)
+
+
+@pytest.mark.parametrize("work", ["suggest", "plan"])
+def test_a_form_that_is_left_while_it_works_reads_no_field_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    opened: list[Window] = []
+
+    def gone(row: FieldRow) -> str:
+        raise NoMatches(f"the editor of {row.field.name} is gone")
+
+    async def leave(filled: FormValues) -> Any:
+        dialog(opened[0]).dismiss(None)
+        monkeypatch.setattr(FieldRow, "value", property(gone))
+        return {}
+
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        opened.append(window)
+        dialog(window).query(Input).first().value = "good"
+        if work == "plan":
+            await pilot.press("ctrl+s")
+        await until(pilot, lambda: window.answer != NOT_ASKED)
+        await pilot.pause(0.2)
+
+    changes: dict[str, Any] = {work: leave}
+    assert driven(Form("quick", (FormField("path", "file"),), **changes), act).answer is None
 
 
 def test_a_command_in_a_hint_keeps_its_flags() -> None:
