@@ -163,15 +163,16 @@ def differences_by_reference(document: Document, metric: str) -> dict[str, list[
 def differences_by_memory(document: Document, metric: str) -> dict[str, dict[str, Mapping[str, Any]]]:
     """`differences` between methods with the same label memory, by the other's name without suffix and by memory.
 
-    None where the reference was compared with one label memory only.
+    Empty where the reference was compared with one label memory only.
     """
+    rows, memories = differences(document, metric), document.get("memory") or {}
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
-    if len({row["a"] for row in differences(document, metric)}) > 1:
-        memories = document.get("memory") or {}
-        for row in differences(document, metric):
-            memory = memories.get(row["b"])
-            if memory and memory == memories.get(row["a"]):
-                found.setdefault(row["b"].partition("+")[0], {})[memory] = row
+    if len({row["a"] for row in rows}) < 2:
+        return found
+    for row in rows:
+        memory = memories.get(row["b"])
+        if memory and memory == memories.get(row["a"]):
+            found.setdefault(row["b"].partition("+")[0], {})[memory] = row
     return found
 
 

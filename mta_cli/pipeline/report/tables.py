@@ -132,7 +132,7 @@ def _memory_difference_table(document: Document, metric: str, found: Mapping[str
     memories = [memory for memory in MEMORIES if any(memory in rows for rows in found.values())]
     rows = [(Cell(stem), *(_difference_cell(own.get(memory)) for memory in memories)) for stem, own in found.items()]
     columns = ("other method", *(f"memory {memory}" for memory in memories))
-    reference = document["reference"].partition("+")[0]
+    reference = document["reference"]
     what = f"{reference} minus the other with the same label memory (bold: told apart after Holm's method)"
     title = f"Paired differences in {metric_title(metric)}: {what}"
     return Table(columns, rows, len(memories), title=title, collapsed=metric != document["metric"])

@@ -94,10 +94,8 @@ def format_p_value(value: object) -> str:
     return "< 0.001" if found < 0.001 else f"{found:.3f}"
 
 
-def describe_compact_difference(difference: Mapping[str, Any] | None) -> str:
+def describe_compact_difference(difference: Mapping[str, Any]) -> str:
     """A difference with its interval, p and adjusted p in one cell."""
-    if difference is None:
-        return NO_VALUE
     plain, adjusted = (format_p_value(difference.get(key)) for key in ("p", "p_holm"))
     return f"{format_interval(difference, signed=True)}, p {plain} (Holm {adjusted})"
 
