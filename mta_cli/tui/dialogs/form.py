@@ -210,7 +210,7 @@ class FormDialog(ModalScreen[FormValues | None]):
 
     @property
     def _is_open(self) -> bool:
-        """Whether nobody has left it. Afterwards its fields go one by one, while work on them may still be under way."""
+        """Whether nobody has left it. Afterwards its fields go one by one, while work on them may go on."""
         return self in self.app.screen_stack
 
     @property
