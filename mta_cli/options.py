@@ -359,7 +359,7 @@ class MemoryOptions:
         settings_only=True,
     )
     prior_weight: float = option_field(
-        0.25,
+        0.5,
         "Share of the user's label prior that is added to the labels' log-likelihoods where no neighbours count.",
         minimum=0,
         maximum=10,

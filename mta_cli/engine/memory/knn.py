@@ -19,7 +19,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from mta_cli.engine.memory.label_prior import user_label_prior
+from mta_cli.engine.memory.label_prior import PRIOR_STRENGTH, user_label_prior
 from mta_cli.engine.memory.linear_discriminant import LinearDiscriminant, Moments
 
 Array = npt.NDArray[np.float64]
@@ -30,7 +30,6 @@ SHARPNESSES = (2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 20.0)
 BACKGROUND_VOTES = 0.1  # votes, spread as the rates, for queries without a near item
 FIT_SHOTS = 5  # items of a user that are known when another of theirs is predicted, as of a new user
 OLD_PRIOR_SHARE = 0.5  # of the label prior in the sums of banks of earlier versions
-PRIOR_STRENGTH = 8.0  # the population's rates count as this many answers in a user's label prior
 INITIAL_POWERS, POWER_BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, label prior and discriminant
 MAX_FIT_ITEMS = 2_000  # items to fit on, evenly from all users; one of each where there are more users
 EQUAL_WEIGHT, WEIGHT_BOUNDS = 0.5, [(0.02, 2.0), (0.0, 2.0)]  # of the model and of the memory in their sum

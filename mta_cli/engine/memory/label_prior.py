@@ -14,6 +14,7 @@ from typing import Protocol
 
 from mta_cli.engine.text.labels import find_label
 
+PRIOR_STRENGTH = 8.0  # the population's rates count as this many answers in a user's label prior
 MIN_LABEL_RATE = 1e-4  # the least rate of a label, for labels that no user gives
 MEDIAN_THRESHOLD = 0.5 - 1e-9  # tolerance for a sum of probabilities in floating point
 

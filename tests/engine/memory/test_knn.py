@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from mta_cli.engine.memory.knn import (
     BACKGROUND_VOTES,
-    PRIOR_STRENGTH,
     QUERY_BLOCK,
     Array,
     MixtureWeights,
@@ -24,7 +23,7 @@ from mta_cli.engine.memory.knn import (
     fit_kernel,
     fit_mixture_weights,
 )
-from mta_cli.engine.memory.label_prior import label_rates, user_label_prior
+from mta_cli.engine.memory.label_prior import PRIOR_STRENGTH, label_rates, user_label_prior
 
 LABELS = ("yes", "no", "maybe")
 

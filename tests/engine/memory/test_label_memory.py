@@ -7,9 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mta_cli.engine.memory.knn import PRIOR_STRENGTH, MixtureWeights, NeighbourIndex, NeighbourKernel
+from mta_cli.engine.memory.knn import MixtureWeights, NeighbourIndex, NeighbourKernel
 from mta_cli.engine.memory.label_memory import FittedNeighbours, LabelMemory
-from mta_cli.engine.memory.label_prior import FrequencyLabelPrior, add_label_prior, label_rates, user_label_prior
+from mta_cli.engine.memory.label_prior import (
+    PRIOR_STRENGTH,
+    FrequencyLabelPrior,
+    add_label_prior,
+    label_rates,
+    user_label_prior,
+)
 from mta_cli.options import MemoryOptions
 from tests.engine.methods.tagging import embed
 

@@ -9,12 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mta_cli.engine.evaluation.metrics import rouge_1
-from mta_cli.engine.memory.label_prior import user_label_prior
+from mta_cli.engine.memory.label_prior import PRIOR_STRENGTH, user_label_prior
 from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserModel, UserShots
 from mta_cli.engine.text.labels import find_label
 from mta_cli.engine.text.tasks import Task
-
-SHOT_PRIOR_STRENGTH = 1.0  # the population's rates count as this many shots
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def simplest_answerer(
     labels = task.labels
     if not labels:
         return NearestShotAnswer(tuple(inputs), tuple(outputs))
-    prior = user_label_prior(outputs, labels, rates, SHOT_PRIOR_STRENGTH)
+    prior = user_label_prior(outputs, labels, rates, PRIOR_STRENGTH)
     logliks = tuple(value + math.log(rate) for value, rate in zip(prior, rates, strict=True))
     known = [labels[place] for output in outputs if (place := find_label(output, labels)) is not None]
     if task.kind == "score" and known:
@@ -90,12 +88,12 @@ METHOD = Method(
     memory=None,
     build=build_majority_models,
     keeps_own_answer=True,
-    version=2,
+    version=3,
 )
 MEAN_METHOD = replace(
     METHOD,
     name="majority-mean",
     about="for scores the user's rounded mean; else as majority",
     build=build_mean_models,
-    version=1,
+    version=2,
 )
