@@ -60,14 +60,14 @@ def size_chart(document: Document, stem: str) -> Chart:
 
 
 def series_chart(documents: Sequence[Document], by: str, stem: str) -> Chart:
-    """The main metric against `by` (shots, anchors or task_epochs), a panel for each method beside the reference.
+    """The main metric against `by` (shots, anchors or task_epochs), a panel for each method that all have.
 
     The documents differ only in `by`, and are in its order, as from `results.find_series`.
     """
     last, amount = documents[-1], by.replace("_", " ")
     caption = (
         f"{_capitalise(metric_name(last['metric']))} by number of {amount}, with bands of the 95 % intervals; better "
-        f"is up. In every panel the dashed line is {short_name(last['reference'])}."
+        f"is up. In every panel the dashed line is {plots.reference_title(last)}."
     )
     if not same_settings(documents):
         caption += " Settings differ between these evaluations."

@@ -14,6 +14,7 @@ from mta_cli.pipeline.report.point_labels import Point, write_labels
 from mta_cli.pipeline.report.results import (
     LOWER_IS_BETTER,
     Document,
+    compared_with,
     method_cost,
     method_score,
     metric_title,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_PANEL_COLUMNS = 4  # side by side
+MAX_TITLE_LETTERS = 24  # of a panel's title on one line
 SAME_SIZE_DECADES = 0.05  # decades; sizes nearer than this are drawn side by side
 MAX_SPREAD_DECADES = 0.34  # decades over which those are spread at most
 
@@ -86,24 +88,26 @@ def _dots(panel: Axes, document: Document, methods: Sequence[str], metric: str) 
 
 
 def draw_series(documents: Sequence[Document], by: str) -> Figure:
-    """The main metric against `by`: a panel for each method, with the reference in every panel."""
-    last = documents[-1]
-    methods = [method for method in rank_methods(last) if method != last["reference"]] or [last["reference"]]
+    """The main metric against `by`: a panel for each method of all documents, with what it was compared with."""
+    last, compared = documents[-1], compared_with(documents[-1])
+    reference: str = last["reference"]
+    everywhere = set.intersection(*(set(document["methods"]) for document in documents))
+    methods = [method for method in rank_methods(last) if method in everywhere - {reference}] or [reference]
     columns = min(MAX_PANEL_COLUMNS, len(methods))
     rows = math.ceil(len(methods) / columns)
     figure = style.new_figure(style.WIDTH, 0.8 + 1.55 * rows)
     grid: Any = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     panels = list(grid.flat)
     for panel, method in zip(panels, methods, strict=False):
-        panel.set_title(short_name(method), fontweight="bold")
-        _line(panel, documents, last["reference"], by, chosen=True)
-        if method != last["reference"]:
+        panel.set_title(_panel_title(method), fontweight="bold")
+        _line(panel, documents, compared.get(method, reference), by, chosen=True)
+        if method != reference:
             _line(panel, documents, method, by, chosen=False)
     for panel in panels[len(methods) :]:
         panel.set_visible(False)
     for panel in panels[max(0, len(methods) - columns) : len(methods)]:
         panel.tick_params(labelbottom=True)
-    handles, names = panels[0].lines, (short_name(last["reference"]), "the method named above")
+    handles, names = panels[0].lines, (reference_title(last), "the method named above")
     figure.legend(handles, names[: len(handles)], loc="outside upper left", ncols=2, frameon=False)
     _set_amount_ticks(panels[0], [document[by] for document in documents])
     if last["metric"] in LOWER_IS_BETTER:
@@ -111,6 +115,19 @@ def draw_series(documents: Sequence[Document], by: str) -> Figure:
     figure.supxlabel(by.replace("_", " "), fontsize=9, color=INK_COLOUR)
     figure.supylabel(short_name(metric_title(last["metric"])), fontsize=9, color=INK_COLOUR)
     return figure
+
+
+def reference_title(document: Document) -> str:
+    """The reference in the words of a legend."""
+    several = len(set(compared_with(document).values())) > 1
+    return short_name(document["reference"]) + " with the same label memory" * several
+
+
+def _panel_title(method: str) -> str:
+    """The method's name, with its memory on a second line where it is wider than a panel."""
+    name, plus, memory = method.partition("+")
+    lines = [name, plus + memory] if memory and len(method) > MAX_TITLE_LETTERS else [method]
+    return "\n".join(short_name(line, MAX_TITLE_LETTERS) for line in lines)
 
 
 def _line(panel: Axes, documents: Sequence[Document], method: str, by: str, *, chosen: bool) -> None:

@@ -160,6 +160,11 @@ def differences_by_reference(document: Document, metric: str) -> dict[str, list[
     return {reference: rows for reference, rows in found.items() if rows}
 
 
+def compared_with(document: Document) -> dict[str, str]:
+    """What each method was compared with: the reference, or the reference with the method's label memory."""
+    return {row["b"]: row["a"] for row in document.get("differences", ())}
+
+
 def differences_by_memory(document: Document, metric: str) -> dict[str, dict[str, Mapping[str, Any]]]:
     """`differences` between methods with the same label memory, by the other's name without suffix and by memory.
 

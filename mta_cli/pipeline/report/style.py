@@ -90,10 +90,10 @@ def new_figure(width: float, height: float, *, between: float = 0.02) -> Figure:
     return made
 
 
-def short_name(name: object) -> str:
-    """A name for a chart: one clean line, cut when it is long."""
+def short_name(name: object, most: int = MAX_NAME_LENGTH) -> str:
+    """A name for a chart: one clean line of at most `most` letters."""
     text = clean_line(str(name))
-    return text if len(text) <= MAX_NAME_LENGTH else text[: MAX_NAME_LENGTH - 1] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def figure_png(drawn: Figure) -> bytes:

@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mta_cli.pipeline.report import charts
+from mta_cli.pipeline.report import charts, plots
 from mta_cli.pipeline.report.charts import Chart
-from mta_cli.pipeline.report.style import short_name
+from mta_cli.pipeline.report.style import MAX_NAME_LENGTH, short_name
 from mta_cli.printable import clean_text
-from tests.pipeline.documents import FEW, HOSTILE, MANY, document, hostile
+from tests.pipeline.documents import FEW, HOSTILE, MANY, by_memory, document, hostile
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -156,13 +156,26 @@ def test_many_names_beside_points_do_not_cover_each_other() -> None:
 
 
 def test_every_method_has_a_panel_beside_the_reference() -> None:
-    documents = [document(shots=2), document({**FEW, "late": 0.4}, shots=5)]
+    values = {**FEW, "permuted-task:none:core+neighbours": 0.3}
+    documents = [document(values, shots=2), document({**values, "late": 0.4}, shots=5)]
     shown = texts(charts.chart_svg(charts.series_chart(documents, "shots", "x")))
-    assert {"base", "stack", "oppu", "late", "mta", "shots", "2", "5"} <= set(shown)
+    assert {"base", "stack", "oppu", "mta", "shots", "2", "5"} <= set(shown)
+    assert {"permuted-task:none:core", "+neighbours"} <= set(shown)  # one name, on two lines
+    assert "late" not in shown  # one point is no line
     alone = texts(
         charts.chart_svg(charts.series_chart([document({"mta": 0.5}, shots=n) for n in (1, 2)], "shots", "x"))
     )
     assert alone.count("mta") == 2  # the panel and the legend
+
+
+def test_a_panel_has_the_reference_with_the_methods_label_memory() -> None:
+    documents = [{**by_memory(), "shots": 2}, {**by_memory(), "shots": 5}]
+    panels = [panel for panel in plots.draw_series(documents, "shots").axes if panel.get_visible()]
+    first = {panel.get_title(): list(panel.lines[0].get_ydata()) for panel in panels}
+    assert first["pooled-rag"] == [0.47, 0.47]  # mta+off
+    assert first["pooled-rag+habit"] == first["majority"] == [0.58, 0.58]  # mta
+    assert "is mta with the same label memory." in charts.series_chart(documents, "shots", "x").caption
+    assert "same label memory" not in charts.series_chart([document(), document(shots=10)], "shots", "x").caption
 
 
 def test_settings_that_differ_are_said_below_a_series() -> None:
@@ -183,12 +196,13 @@ def test_what_a_document_lacks_is_not_drawn() -> None:
 
 def test_hostile_names_are_text_and_nothing_else() -> None:
     bad = hostile()
-    for chart in (
-        charts.interval_chart(bad, "x"),
-        charts.size_chart(bad, "x"),
-        charts.series_chart([bad, bad], "shots", "x"),
+    for chart, letters in (
+        (charts.interval_chart(bad, "x"), MAX_NAME_LENGTH),
+        (charts.size_chart(bad, "x"), MAX_NAME_LENGTH),
+        (charts.series_chart([bad, bad], "shots", "x"), plots.MAX_TITLE_LETTERS),
     ):
         svg = charts.chart_svg(chart)
         assert clean_text(svg) == svg and "<img" not in svg
-        assert {short_name(name) for name in HOSTILE} <= set(texts(svg))
+        begins = {short_name(text, letters) for text in texts(svg)}  # the reference is whole in the legend
+        assert {short_name(name, letters) for name in HOSTILE} <= begins
         assert charts.chart_png(chart).startswith(PNG)
