@@ -12,6 +12,7 @@ from mta_cli.engine.methods.baselines.majority import MEAN_METHOD, METHOD
 from mta_cli.engine.methods.method import DirectAnswerer, Method, MethodContext
 from mta_cli.engine.methods.personalize import build_models
 from mta_cli.engine.model.load import LoadedBase
+from mta_cli.options import MemoryOptions
 from tests.engine.methods.contexts import a_context, a_user
 from tests.engine.methods.tagging import LABELS, tag_context, tagger
 from tests.metrics_by_hand import mae
@@ -39,6 +40,19 @@ def test_the_most_frequent_label(base: LoadedBase, outputs: list[str], expected:
     answer, logliks = rule(tag_context(base, 0), outputs)("any film")
     assert answer == expected
     assert len(logliks) == len(LABELS) and sum(map(math.exp, logliks)) == pytest.approx(1)
+
+
+def test_its_likelihoods_are_the_users_label_prior_alone(base: LoadedBase) -> None:
+    """The rates count as eight answers, as beside a model with habit."""
+    bench, outputs = tag_context(base, 0), [LABELS[4], LABELS[4], LABELS[2]]
+    rates = bench.memory.rates
+    _, logliks = rule(bench, outputs)("any film")
+    counts = {4: 2, 2: 1}
+    assert logliks == pytest.approx([math.log((counts.get(i, 0) + 8 * rate) / 11) for i, rate in enumerate(rates)])
+    prior = bench.memory.prior_of(outputs, MemoryOptions("habit", prior_weight=1.0))
+    assert prior is not None and logliks == pytest.approx(
+        [math.log(rate) + extra for rate, extra in zip(rates, prior("any film"), strict=True)]
+    )
 
 
 def test_the_commoner_of_equals_is_the_likelier_one_too(base: LoadedBase) -> None:
