@@ -180,7 +180,7 @@ def rm(
             context.output.run_job_and_print(plan_forget(reg, user), dry_run=True)
             return
         if not yes:
-            context.output.run_job(plan_forget(reg, user, aloud=True))
+            context.output.run_job(plan_forget(reg, user, as_notes=True))
         confirm(context.output, f"Remove every trace of {user}?", yes=yes)
         context.output.run_job_and_print(forget_user(reg, user, wait=wait), render_removal)
 
@@ -235,11 +235,11 @@ def items(
 
 
 def _remove_items(context: AppContext, user: str, ids: list[str], task: str | None, *, yes: bool, wait: bool) -> None:
-    from mta_cli.pipeline.users.remove_items import plan_removal, remove_items
+    from mta_cli.pipeline.users.remove_items import plan_item_removal, remove_items
 
     with context.open_registry() as reg:
         if not yes:
-            context.output.run_job(plan_removal(reg, user, ids, task=task, aloud=True))
+            context.output.run_job(plan_item_removal(reg, user, ids, task=task, as_notes=True))
         confirm(context.output, "Remove this, and what was made from it?", yes=yes)
         context.output.run_job_and_print(remove_items(reg, user, ids, task=task, wait=wait), _render_removal)
 

@@ -304,7 +304,7 @@ NOTHING_BY_USER = {
     *(
         "plan_demo",
         "plan_forget",
-        "plan_removal",
+        "plan_item_removal",
         "pull_model",
         "pull_missing_models",
         "back_up",

@@ -150,10 +150,10 @@ def computed_bytes(
     on_cpu = device == "cpu"
     copies = 1 + (on_cpu and file_is_read)
     packed = 2 if on_cpu and shape.fast and number_bytes == 2 else 0  # for steps of one row, and of several
-    sizes, form = shape.shape, "float32" if number_bytes == 4 else "bfloat16"
+    sizes, precision = shape.shape, "float32" if number_bytes == 4 else "bfloat16"
     weights = number_bytes * sizes.parameters
     fixed = (PROGRAM_BYTES if on_cpu else 0) + copies * weights
-    compute = partial(pass_bytes, sizes, form, row=ROW_TOKENS, layers=sizes.layers)
+    compute = partial(pass_bytes, sizes, precision, row=ROW_TOKENS, layers=sizes.layers)
     upper, frozen = lora_numbers(shape, max(1, shape.layers // 3)), 4 + 3 * number_bytes  # float32, cast, fused
     # 1. a group in all layers: factors, gradients and two moments in float32; the pass's own factors and gradients
     train = compute(tokens=pass_tokens) + GROUP_USERS * lora_numbers(shape, shape.layers) * (4 * 4 + 2 * number_bytes)
@@ -161,7 +161,7 @@ def computed_bytes(
     shots = min(pass_tokens, MAX_USERS_PER_BATCH * ADAPT_SHOTS * ROW_TOKENS)
     adapt = compute(tokens=shots // 3) + MAX_USERS_PER_BATCH * FuseOptions().top_k * upper * frozen
     # 3. a batch of answers
-    serve = packed * weights + key_value_bytes(sizes, form, users * BATCH_CONTEXT) + users * upper * frozen
+    serve = packed * weights + key_value_bytes(sizes, precision, users * BATCH_CONTEXT) + users * upper * frozen
     return fixed + max(train, adapt, serve)
 
 

@@ -81,20 +81,20 @@ def read_shape(entry: ModelEntry, *, fast: bool = True) -> Shape:
         )
 
 
-def weight_bytes(shape: Shape, form: str, use: Use) -> int:
-    """The bytes of the weights in the number format `form`, with all copies that a use makes of them.
+def weight_bytes(shape: Shape, precision: str, use: Use) -> int:
+    """The bytes of the weights in the number format `precision`, with all copies that a use makes of them.
 
     A base in training keeps the original weights below the task adapter that is merged into it, unless they are packed.
     """
-    number = number_bytes(form)
-    if form.startswith("nf4"):
+    number = number_bytes(precision)
+    if precision.startswith("nf4"):
         rest = shape.parameters - shape.projections
         return round(NF4_BYTES * shape.projections) + number * rest
     copies = FAST_COPIES[use] if shape.fast and number == 2 else 1
     return number * (copies * shape.parameters + (shape.projections if use == "train" else 0))
 
 
-def pass_bytes(shape: Shape, form: str, tokens: int, row: int, layers: int, *, recomputes: bool = False) -> int:
+def pass_bytes(shape: Shape, precision: str, tokens: int, row: int, layers: int, *, recomputes: bool = False) -> int:
     """What a training pass of `tokens` tokens in rows of `row` keeps for its backward pass through `layers` layers.
 
     It is counted from the fast decoder; transformers' modules keep more. Where the backward pass `recomputes` layers,
@@ -106,32 +106,32 @@ def pass_bytes(shape: Shape, form: str, tokens: int, row: int, layers: int, *, r
         + shape.heads * row  # attention weights
         + 4 * shape.inner  # gate, its activation, up, and their product
     )
-    if form.startswith("nf4"):  # outputs of queries, keys, values, gate and up before they are joined
+    if precision.startswith("nf4"):  # outputs of queries, keys, values, gate and up before they are joined
         per_token += shape.head_dim * (shape.heads + 2 * shape.kv_heads) + 2 * shape.inner
     logits = 3 * 4 * min(HELD_LOGITS, round(tokens * ANSWER_SHARE) * shape.vocabulary)
     kept = layers * shape.width + per_token if recomputes else layers * per_token
-    return number_bytes(form) * tokens * kept + logits
+    return number_bytes(precision) * tokens * kept + logits
 
 
-def number_bytes(form: str) -> int:
+def number_bytes(precision: str) -> int:
     """The bytes of a number in a number format, of those that are not packed."""
-    return 4 if form.endswith("float32") else 2
+    return 4 if precision.endswith("float32") else 2
 
 
-def training_bytes(shape: Shape, form: str) -> int:
+def training_bytes(shape: Shape, precision: str) -> int:
     """The most memory of a training without its data: one pass of `PASS_TOKENS` in all layers."""
-    passes = pass_bytes(shape, form, PASS_TOKENS, ROW_TOKENS, shape.layers)
-    return PROGRAM_BYTES + weight_bytes(shape, form, "train") + passes
+    passes = pass_bytes(shape, precision, PASS_TOKENS, ROW_TOKENS, shape.layers)
+    return PROGRAM_BYTES + weight_bytes(shape, precision, "train") + passes
 
 
-def answering_bytes(shape: Shape, form: str) -> int:
+def answering_bytes(shape: Shape, precision: str) -> int:
     """The most memory of a server with one conversation of `CONTEXT_TOKENS`."""
-    return PROGRAM_BYTES + weight_bytes(shape, form, "answer") + key_value_bytes(shape, form, CONTEXT_TOKENS)
+    return PROGRAM_BYTES + weight_bytes(shape, precision, "answer") + key_value_bytes(shape, precision, CONTEXT_TOKENS)
 
 
-def key_value_bytes(shape: Shape, form: str, tokens: int) -> int:
+def key_value_bytes(shape: Shape, precision: str, tokens: int) -> int:
     """The keys and values of `tokens` tokens in all layers."""
-    return number_bytes(form) * 2 * shape.layers * shape.kv_heads * shape.head_dim * tokens
+    return number_bytes(precision) * 2 * shape.layers * shape.kv_heads * shape.head_dim * tokens
 
 
 def loading_limits(entry: ModelEntry, machine: MachineOptions, use: Use) -> MemoryLimits:
@@ -142,16 +142,16 @@ def loading_limits(entry: ModelEntry, machine: MachineOptions, use: Use) -> Memo
     if most is None:
         return MemoryLimits()
     shape = read_shape(entry, fast=family_without_decoder(entry.path) is None)
-    require_memory(entry.name, machine, lambda form: least_bytes(shape, form, use))
+    require_memory(entry.name, machine, lambda precision: least_bytes(shape, precision, use))
     return divide_memory(shape, number_format(machine.dtype, machine.device, machine.quantize), use, most)
 
 
-def divide_memory(shape: Shape, form: str, use: Use, most: int) -> MemoryLimits:
+def divide_memory(shape: Shape, precision: str, use: Use, most: int) -> MemoryLimits:
     """Limits within `most` bytes: of what the weights leave, half for passes, a quarter each for states and groups."""
     from mta_cli.engine.model.load import MemoryLimits
 
-    usual, spare = MemoryLimits(), max(0, most - PROGRAM_BYTES - weight_bytes(shape, form, use))
-    one = pass_bytes(shape, form, ROW_TOKENS, ROW_TOKENS, shape.layers) / ROW_TOKENS
+    usual, spare = MemoryLimits(), max(0, most - PROGRAM_BYTES - weight_bytes(shape, precision, use))
+    one = pass_bytes(shape, precision, ROW_TOKENS, ROW_TOKENS, shape.layers) / ROW_TOKENS
     tokens = max(1, int(spare / 2 / one))  # a longer row is a pass of its own, which recomputes layers
     return MemoryLimits(
         tokens if tokens < PASS_TOKENS else None,
@@ -160,31 +160,32 @@ def divide_memory(shape: Shape, form: str, use: Use, most: int) -> MemoryLimits:
     )
 
 
-def least_bytes(shape: Shape, form: str, use: Use) -> int:
+def least_bytes(shape: Shape, precision: str, use: Use) -> int:
     """The least memory that a use takes; a training with one row of `ROW_TOKENS` a pass, and as much for the rest."""
     if use == "answer":
-        return answering_bytes(shape, form)
-    passes = pass_bytes(shape, form, ROW_TOKENS, ROW_TOKENS, shape.layers, recomputes=shape.fast)
-    return PROGRAM_BYTES + weight_bytes(shape, form, use) + 2 * passes
+        return answering_bytes(shape, precision)
+    passes = pass_bytes(shape, precision, ROW_TOKENS, ROW_TOKENS, shape.layers, recomputes=shape.fast)
+    return PROGRAM_BYTES + weight_bytes(shape, precision, use) + 2 * passes
 
 
 def require_memory(name: str, machine: MachineOptions, needed: Callable[[str], int]) -> None:
-    """Raises UsageError where `needed(form)` bytes are more than `--max-memory`; the hint names formats that fit."""
+    """Raises UsageError where `needed(precision)` bytes are over `--max-memory`; the hint names formats that fit."""
     from mta_cli.engine.model.load import number_format
 
-    most, form = machine.memory_limit, number_format(machine.dtype, machine.device, machine.quantize)
-    if most is None or needed(form) <= most:
+    most, precision = machine.memory_limit, number_format(machine.dtype, machine.device, machine.quantize)
+    if most is None or needed(precision) <= most:
         return
     smaller = {
         " ".join(flags): needed(other)
         for dtype in dict.fromkeys((machine.dtype, "bfloat16"))
         for quantize in dict.fromkeys((machine.quantize, "nf4"))
-        if (other := number_format(dtype, machine.device, quantize)) != form
+        if (other := number_format(dtype, machine.device, quantize)) != precision
         for flags in (_changed_flags(machine, dtype, quantize),)
     }
     fitting = [f"{flags} takes about {format_gigabytes(size)}" for flags, size in smaller.items() if size <= most]
     raise UsageError(
-        f"{name} in {form} takes about {format_gigabytes(needed(form))}, and --max-memory is {format_gigabytes(most)}.",
+        f"{name} in {precision} takes about {format_gigabytes(needed(precision))}, "
+        f"and --max-memory is {format_gigabytes(most)}.",
         hint=fitting[0] if fitting else "a smaller base (mta model list --available), or fewer --history-items",
     )
 

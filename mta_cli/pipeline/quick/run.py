@@ -125,7 +125,7 @@ def run_quick(
         yield Note(complete.text)
     source, summary, task = yield from _read_file(reg, complete)
     _require_consent(source, summary, can_anchor)
-    held = yield from _check_hold_out(reg, request, source, summary, task, aloud=dry_run)
+    held = yield from _check_hold_out(reg, request, source, summary, task, as_notes=dry_run)
     file_lines = (*complete.plan_lines, *_file_lines(complete, source, summary, task, held))
     if dry_run:
         yield from _plan_without_import(reg, request, summary, task, held, file_lines)
@@ -217,13 +217,13 @@ class _HeldOut:
 
 
 def _check_hold_out(
-    reg: Registry, request: QuickRequest, source: ImportSource, summary: FileSummary, task: Task, *, aloud: bool
+    reg: Registry, request: QuickRequest, source: ImportSource, summary: FileSummary, task: Task, *, as_notes: bool
 ) -> Generator[Event, None, _HeldOut]:
-    """What the import will hold out; `aloud` with its notes. Stores nothing.
+    """What the import will hold out; `as_notes` with its notes. Stores nothing.
 
     Raises BadInput where the file is stored with another number: what was history was trained on, and stays history.
     """
-    if not aloud and not reg.users.existing_names(set(summary.counts)):
+    if not as_notes and not reg.users.existing_names(set(summary.counts)):
         return _HeldOut(Counter(), is_stored=False)
     with reg.stage_records() as staged:
         intake, known, _ = yield from stage_source(reg, source, staged, lambda name: task)
@@ -240,7 +240,7 @@ def _check_hold_out(
                 "history or held out",
                 hint=f"add --task {task.name}-{source.hold_out}: another task stores the file apart",
             )
-        if aloud:
+        if as_notes:
             yield from hold_out_notes(source, intake)
             yield from import_notes(intake)
     return _HeldOut(queries, known.total() > 0)

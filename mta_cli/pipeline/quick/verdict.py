@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.pipeline.evaluation.result_document import MAIN_METRICS
 from mta_cli.pipeline.evaluation.stored_models import sum_answers
 from mta_cli.pipeline.memory.bank_memory import MAX_RECENT_ANSWERS, BankMemory
-from mta_cli.pipeline.report.results import SIGNIFICANCE_LEVEL
+from mta_cli.pipeline.report.results import LOWER_IS_BETTER, SIGNIFICANCE_LEVEL
 from store.tables.predictions import Prediction
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ COMMON, UNTRAINED, BASELINE = "pooled", "base", "majority"
 MODEL_WORDS = {COMMON: "common", UNTRAINED: "untrained"}
 DECIDING_METRICS = {**MAIN_METRICS, "rouge": "gold_loglik"}
 """What a verdict is by: the share of right labels, the error of scores, the likelihood of the user's own text."""
-LOWER_IS_BETTER = frozenset(["mae"])
 MIN_UNITS = {"users": 5, "questions": 10}
 """Fewer give no interval to rely on."""
 EXAMPLE_RULES = {

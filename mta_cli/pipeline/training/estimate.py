@@ -104,27 +104,27 @@ def cost_lines(
     """
     from mta_cli.engine.model.load import number_format
 
-    form = number_format(machine.dtype, machine.device, machine.quantize)
+    precision = number_format(machine.dtype, machine.device, machine.quantize)
     parameters, busy = base.detail.get("parameters", 0), [each for each in loads if each.count]
     family = _family_without_decoder(base)
     shape = read_shape(base, fast=family is None)
     step = math.ceil(rows.mean * batch_size)
     most = machine.memory_limit
 
-    def needed(form: str) -> int:
-        limits = None if most is None else divide_memory(shape, form, "train", most)
-        return estimate_memory(shape, form, busy, rows, step, limits)
+    def needed(precision: str) -> int:
+        limits = None if most is None else divide_memory(shape, precision, "train", most)
+        return estimate_memory(shape, precision, busy, rows, step, limits)
 
     require_memory(base.name, machine, needed)
-    rates = {each.placement: measured_token_rate(reg, base.fingerprint, form, each.placement) for each in busy}
+    rates = {each.placement: measured_token_rate(reg, base.fingerprint, precision, each.placement) for each in busy}
     guess = 0.0
     if None in rates.values():
-        efficiency = FLOAT32_EFFICIENCY if form.endswith("float32") else HALF_PRECISION_EFFICIENCY
+        efficiency = FLOAT32_EFFICIENCY if precision.endswith("float32") else HALF_PRECISION_EFFICIENCY
         guess = efficiency * measure_matmul_rate(machine.device, machine.dtype) / (4.0 * max(parameters, 1))
     seconds = sum(each.count / (rates[each.placement] or guess * PLACEMENT_SPEEDUP[each.placement]) for each in busy)
     return (
         PlanLine("tokens", f"about {sum(each.count for each in busy):,}"),
-        PlanLine("memory", f"about {format_gigabytes(needed(form))}"),
+        PlanLine("memory", f"about {format_gigabytes(needed(precision))}"),
         PlanLine("time", f"about {format_duration(seconds)}", "a matrix product" if guess else "earlier trainings"),
         *_speed_lines(family),
     )
@@ -160,13 +160,13 @@ def format_duration(seconds: float) -> str:
 
 def estimate_memory(
     shape: Shape,
-    form: str,
+    precision: str,
     loads: Sequence[TokenLoad],
     rows: RowTokens,
-    step: int,
+    step_tokens: int,
     limits: MemoryLimits | None = None,
 ) -> int:
-    """The most bytes of a training with `step` tokens in each adapter's step, within `limits`.
+    """The most bytes of a training with `step_tokens` tokens in each adapter's step, within `limits`.
 
     It is the weights and the largest of the `loads`: a pass, computed states that are kept, and a group's factors.
     """
@@ -176,14 +176,14 @@ def estimate_memory(
     sizes = [0]
     for load in loads:
         layers = shape.layers if load.placement == "all" else max(1, shape.layers // 3)
-        tokens = max(rows.longest, min(limits.batch_tokens or PASS_TOKENS, step * load.adapters))
+        tokens = max(rows.longest, min(limits.batch_tokens or PASS_TOKENS, step_tokens * load.adapters))
         at_once = limits.batch_tokens
         recomputes = shape.fast and load.placement != "late" and at_once is not None and rows.longest > at_once
-        passes = pass_bytes(shape, form, tokens, rows.longest, layers, recomputes=recomputes)
-        states = number_bytes(form) * shape.width * load.distinct if load.placement != "all" else 0
+        passes = pass_bytes(shape, precision, tokens, rows.longest, layers, recomputes=recomputes)
+        states = number_bytes(precision) * shape.width * load.distinct if load.placement != "all" else 0
         factors = FACTOR_BYTES * load.rank * layers * shape.factor_widths * load.adapters
         sizes.append(passes + min(limits.cache_bytes, states) + min(limits.group_bytes, factors))
-    return PROGRAM_BYTES + weight_bytes(shape, form, "train") + max(sizes)
+    return PROGRAM_BYTES + weight_bytes(shape, precision, "train") + max(sizes)
 
 
 def measured_token_rate(reg: Registry, base: str, dtype: str, placement: str) -> float | None:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from store.tables.users import ForgetResult
 
 
-def plan_forget(reg: Registry, name: str, *, aloud: bool = False) -> Iterator[Event]:
-    """What `forget_user` would remove, and which anchors would go stale; `aloud` as one note too. Raises `NotFound`."""
+def plan_forget(reg: Registry, name: str, *, as_notes: bool = False) -> Iterator[Event]:
+    """What `forget_user` would remove, and which anchors go stale; `as_notes` as one note too. Raises `NotFound`."""
     user = reg.users.get(name)
     lines = tuple(_traces(reg, user))
-    if aloud:
+    if as_notes:
         yield Note(", ".join(f"{line.name}: {line.value}" for line in lines))
     yield JobPlan("forget", lines)
     yield JobResult({"user": user.name, "dry_run": True})

@@ -49,10 +49,10 @@ class ItemTraces:
     pooled: list[Bank]
 
 
-def plan_removal(
-    reg: Registry, name: str, ids: Sequence[str], *, task: str | None = None, aloud: bool = False
+def plan_item_removal(
+    reg: Registry, name: str, ids: Sequence[str], *, task: str | None = None, as_notes: bool = False
 ) -> Iterator[Event]:
-    """What `remove_items` would remove; `aloud` as notes too. Raises what it raises."""
+    """What `remove_items` would remove; `as_notes` as notes too. Raises what it raises."""
     user = reg.users.get(name)
     found = _find_items(reg, user, ids, task)
     traces = _traces(reg, user, found)
@@ -64,7 +64,7 @@ def plan_removal(
         PlanLine("stacks", f"{len(traces.stacks):,}"),
         PlanLine("anchor of", ", ".join(map(bank_label, traces.anchored)) or "no bank"),
     ]
-    if aloud:
+    if as_notes:
         for line in lines[: len(found)]:
             yield Note(f"{line.name}, {line.value}")
         yield Note(", ".join(f"{line.name}: {line.value}" for line in lines[len(found) :]))

@@ -44,9 +44,9 @@ class UndoStack:
 
 def plan_undo(reg: Registry, kept: ItemKept) -> UndoPlan:
     """What `undo` would remove. Raises NotFound where the user or the item is gone."""
-    from mta_cli.pipeline.users.remove_items import plan_removal
+    from mta_cli.pipeline.users.remove_items import plan_item_removal
 
-    events = plan_removal(reg, kept.user, [kept.name], task=kept.task)
+    events = plan_item_removal(reg, kept.user, [kept.name], task=kept.task)
     first, *rest = next(event for event in events if isinstance(event, JobPlan)).lines
     effects = tuple(f"{line.name}: {line.value}" for line in rest if line.value not in NOTHING_VALUES)
     return UndoPlan(f"{kept.user}, {first.value}", effects)

@@ -57,7 +57,7 @@ def test_anchors_of_them_are_named_and_stale(reg: Registry, tmp_path: Path) -> N
 
 def test_the_plan_changes_nothing(reg: Registry, tmp_path: Path) -> None:
     imported(reg, "jsonl", write(tmp_path / "a.jsonl", rows("ann")))
-    result, notes = run(plan_forget(reg, "ann", aloud=True))
+    result, notes = run(plan_forget(reg, "ann", as_notes=True))
     assert result == {"user": "ann", "dry_run": True}
     assert "history items: 3" in notes[0]
     assert reg.users.names() == ["ann"]

@@ -11,7 +11,7 @@ from mta_cli.errors import NotFound, UsageError, UserInUse
 from mta_cli.events import JobPlan
 from mta_cli.pipeline.chat.conversation import add_exchange_as_item
 from mta_cli.pipeline.data.kept_items import kept_since
-from mta_cli.pipeline.users.remove_items import plan_removal, remove_items
+from mta_cli.pipeline.users.remove_items import plan_item_removal, remove_items
 from store.records import Item, Profile
 from store.registry import Registry
 from store.tables.predictions import Prediction
@@ -156,7 +156,7 @@ def test_not_beside_a_job_that_uses_them(reg: Registry) -> None:
 
 def test_the_plan_changes_nothing(reg: Registry) -> None:
     adapted(reg, reg.users.get("ann").id, bank(reg, [reg.users.get("ann").id]))
-    events = list(plan_removal(reg, "ann", ["secret"], aloud=True))
+    events = list(plan_item_removal(reg, "ann", ["secret"], as_notes=True))
     (plan,) = (event for event in events if isinstance(event, JobPlan))
     assert {line.name: line.value for line in plan.lines} == {
         "item secret": f"free: {SECRET} → {SECRET}",
