@@ -9,23 +9,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mta_cli.engine.memory.label_prior import LabelPrior, decide_label
+from mta_cli.engine.memory.label_prior import LabelPrior, add_label_prior, decide_label
 from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserModel, UserShots
 from mta_cli.options import MemoryOptions
 
 
 @dataclass(frozen=True)
 class NeighbourAnswer:
-    """The likeliest label, or for scores the median, by the population's rates and the user's prior."""
+    """The likeliest label, or for scores the median, by `prior` added to `log_rates` [labels], nats."""
 
     prior: LabelPrior
-    rates: tuple[float, ...]
+    log_rates: tuple[float, ...]
     labels: tuple[str, ...]
     metric: str
 
     def __call__(self, text: str, time: str | None = None) -> tuple[str, tuple[float, ...]]:
         """See `DirectAnswerer`."""
-        scores = tuple(math.log(rate) + extra for rate, extra in zip(self.rates, self.prior(text, time), strict=True))
+        scores = add_label_prior(self.log_rates, self.prior, text, time)
         return self.labels[decide_label(scores, self.labels, self.metric)], scores
 
 
@@ -34,20 +34,24 @@ def build_neighbour_models(context: MethodContext, users: Sequence[UserShots], s
 
     Without neighbours it uses the label prior only.
     """
+    from mta_cli.engine.memory.knn import MixtureWeights
+
     memory, task = context.memory, context.task
     if not task.labels:
         return [UserModel(answerer=_empty_answer) for _ in users]
-    look_ahead = bool(settings["look_ahead"])
+    log_rates = tuple(math.log(rate) for rate in memory.rates)
+    look_ahead, no_model = bool(settings["look_ahead"]), MixtureWeights.from_parts(0.0, 1.0)
     alone = MemoryOptions("habit", prior_weight=1.0)
     models = []
     for user in users:
         prior: LabelPrior | None
         if memory.neighbours is not None:
-            prior = memory.neighbour_prior(user.answers, look_ahead=look_ahead)
+            # replaces the bank's rates by those of the items that are not later than the question
+            prior = memory.neighbour_prior(user.answers, look_ahead=look_ahead).beside_model(no_model)
         else:
             prior = memory.prior_of(user.answers, alone)
         assert prior is not None, "a task of labels has rates"
-        answerer = NeighbourAnswer(prior, memory.rates, task.labels, task.metric)
+        answerer = NeighbourAnswer(prior, log_rates, task.labels, task.metric)
         models.append(UserModel(answerer=answerer, bytes=memory.stored_bytes(user.answers)))
     return models
 
@@ -62,6 +66,6 @@ METHOD = Method(
     below="base",
     memory=None,
     overrides={"look_ahead": False},
-    version=3,
+    version=4,
     build=build_neighbour_models,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from mta_cli.engine.memory.label_memory import BYTES_PER_LABEL
@@ -28,6 +29,38 @@ def test_it_is_the_guess_on_peoples_rates(base: LoadedBase) -> None:
         [math.log(rate) + extra for rate, extra in zip(bench.memory.rates, said, strict=True)]
     )
     assert answer == LABELS[scores.index(max(scores))] == LABELS[7]
+
+
+def test_nothing_of_later_items_counts(base: LoadedBase) -> None:
+    """Not even how often each label is given: the scores are those of a memory without the later items."""
+    bench = tag_context(base, 0)
+    fitted = bench.memory.neighbours
+    assert fitted is not None
+    early, count = fitted.index, len(fitted.index.labels)
+    later = replace(
+        early,
+        vectors=np.concatenate([early.vectors, early.vectors]),
+        labels=np.concatenate([early.labels, np.full(count, 3)]),
+        item_users=np.concatenate([early.item_users, early.item_users]),
+        rates=np.bincount([*early.labels, *[3] * count], minlength=len(LABELS)) / (2.0 * count),
+        times=("2020",) * count + ("2024",) * count,
+    )
+    asked = [
+        replace(
+            bench,
+            memory=replace(bench.memory, rates=tuple(known.rates.tolist()), neighbours=replace(fitted, index=known)),
+        )
+        for known in (later, later.until("2021"))
+    ]
+    person = tagger(base, bench.task, [LABELS[2], LABELS[2], LABELS[5]])
+    before, after = [], []
+    for one in asked:
+        (made,) = build_models(METHOD, one, [person], METHOD.settings_for(True))
+        assert made.answerer is not None
+        before.append(made.answerer("item 7", "2021")[1])
+        after.append(made.answerer("item 7", "2025")[1])
+    assert before[0] == pytest.approx(before[1])
+    assert max(after[0]) == after[0][3] and after[0] != pytest.approx(before[0])
 
 
 def test_scores_are_answered_with_the_median(base: LoadedBase) -> None:
