@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class Preset:
         if not self.details.needed and not beside.is_file():
             return {}
         with open_rewindable(_require(beside, self)) as stream:
-            rows = (_texts(row) for _, row in read_rows(stream, beside.name, findings))
+            rows = (self._texts(row) for _, row in read_rows(stream, beside.name, findings))
             return {_key(row, keys): row for row in rows}
 
     def read(
@@ -77,7 +78,7 @@ class Preset:
         """The rated rows, completed; unrated ones (no rating, or 0) are counted as left out."""
         keys = self.details.keys if self.details is not None else ()
         for place, raw in rows:
-            row = _texts(raw)
+            row = self._texts(raw)
             rating = _plain_number(row.get(self.rating, ""))
             if rating in ("", "0"):
                 findings.skip_counts[NO_RATING] += 1
@@ -96,6 +97,17 @@ class Preset:
                 hint="docs/formats.md says where to find the export; leave --preset out for any other table",
             )
 
+    def _texts(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """The cells as text, each under its column's name as the preset writes it."""
+        return {self._names.get(name.casefold(), name): _plain_text(cell_text(value)) for name, value in row.items()}
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """The columns that are read, by their names in folded case."""
+        mapped = (name for template in self.columns.templates.values() for name in template.columns)
+        keys = self.details.keys if self.details is not None else ()
+        return {name.casefold(): name for name in (*mapped, *keys, *self.stand_ins.values())}
+
 
 def _require(path: Path, preset: Preset) -> Path:
     if path.is_file():
@@ -108,10 +120,6 @@ def _require(path: Path, preset: Preset) -> Path:
 
 def _key(row: Mapping[str, str], keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(row.get(name, "") for name in keys)
-
-
-def _texts(row: Mapping[str, Any]) -> dict[str, str]:
-    return {name: _plain_text(cell_text(value)) for name, value in row.items()}
 
 
 def _plain_text(text: str) -> str:

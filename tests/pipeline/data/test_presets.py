@@ -91,6 +91,17 @@ def test_a_second_import_changes_nothing_and_every_rating_is_a_label(reg: Regist
 
 
 @pytest.mark.parametrize("name", PRESETS)
+def test_the_case_of_the_headers_does_not_matter(reg: Registry, tmp_path: Path, name: str) -> None:
+    user = "ann" if PRESETS[name].has_one_user else None
+    for file in (EXPORTS / name).iterdir():
+        header, _, body = file.read_text(encoding="utf-8").partition("\n")
+        (tmp_path / file.name).write_text(f"{header.lower()}\n{body}", encoding="utf-8")
+    first, _ = take(reg, name, EXPORTS / name, user=user)
+    again, _ = take(reg, name, tmp_path, user=user)
+    assert (again["items_added"], again["items_unchanged"]) == (0, first["items_added"])
+
+
+@pytest.mark.parametrize("name", PRESETS)
 def test_the_tasks_of_presets_are_valid_task_files(name: str) -> None:
     task = PRESETS[name].task
     assert parse_task(task_to_toml(task), name) == task
