@@ -127,8 +127,6 @@ def set_global_flags(
 
 
 def _keep_flags(given: GlobalFlags, *, store: str | None = None, verbose: int = 0, quiet: bool = False) -> None:
-    if store == "":
-        raise UsageError("--store names no directory.", hint="mta --store DIR … , or leave --store out")
     if store is not None:
         given.store = Path(store)
     given.verbosity += verbose

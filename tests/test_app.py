@@ -307,7 +307,7 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
 
 def test_an_empty_store_flag_is_no_directory(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["--store", "", "user", "list"]) == 2
-    assert "--store names no directory" in capsys.readouterr().err
+    assert "--store is empty" in capsys.readouterr().err
 
 
 def test_a_closed_stream_takes_all() -> None:

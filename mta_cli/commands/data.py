@@ -182,8 +182,8 @@ def _place_words(first: str | None, path: Path | None) -> tuple[str | None, Path
     """The format, where one is named, and the path: a word alone is the path. Raises UsageError without one."""
     if path is not None:
         return first, path
-    if first is None or (first in FORMATS and not Path(first).exists()):
-        what = "which file?" if first is None else f"{first} is a format; which file?"
+    if not first or (first in FORMATS and not Path(first).exists()):
+        what = "which file?" if not first else f"{first} is a format; which file?"
         raise UsageError(what, hint=f"mta data import {first or '[FORMAT]'} PATH")
     return None, Path(first)
 

@@ -49,6 +49,8 @@ def test_the_format_may_be_named(store: Path, words: list[str]) -> None:
     [
         (["csv"], 2, "csv is a format; which file?"),
         ([], 2, "which file?"),
+        ([""], 2, "which file?"),
+        (["csv", ""], 2, "PATH is empty"),
         (["csv", "films.csv", "notes.jsonl"], 2, "unexpected extra argument"),
         (["xml", "films.csv"], 2, "'xml' is no format"),
         (["csv", "notes.jsonl"], 4, "notes.jsonl looks like jsonl, not csv"),

@@ -19,6 +19,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_command_name, get_group
 
+from mta_cli.errors import UsageError
+
 CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
 MIN_LIKENESS = 0.65  # of two commands' names, so that one is suggested for the other
 OTHER_WORDS = {
@@ -33,6 +35,7 @@ OTHER_WORDS = {
     "train": ("bank", "build", "adapt"),
 }
 """What other programs call our commands."""
+PATH_METAVARS = ("DIR", "FILE", "PATH", "TO", "FROM")
 
 
 class NoSuchCommand(Exception):
@@ -211,7 +214,13 @@ def _quote_for_bash(value: str, incomplete: str) -> str:
 
 
 def _process_value(parameter: Any, convert: Callable[[Any, Any], Any], ctx: Any, value: Any) -> Any:
-    """Click's `process_value`, which skips plain text, defaults, and options that were not given."""
+    """Click's `process_value`, which skips plain text, defaults, and options that were not given.
+
+    Raises UsageError for an empty path, which Python takes for the working directory.
+    """
+    if value == "" and parameter.metavar in PATH_METAVARS and not ctx.resilient_parsing:
+        name = parameter.metavar if parameter.param_type_name == "argument" else parameter.opts[0]
+        raise UsageError(f"{name} is empty.", hint="name a file or a folder; . is the one that you are in")
     absent = value is None and parameter.nargs == 1 and (ctx.resilient_parsing or not parameter.required)
     kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
     if kind == list[str] and value:

@@ -65,6 +65,28 @@ def test_the_path_of_a_store_is_taken_as_it_is_typed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["data", "import", "jsonl", ""], "PATH"),
+        (["data", "import", "questions.json", "--outputs", ""], "--outputs"),
+        (["quick", ""], "FILE"),
+        (["snapshot", ""], "TO"),
+        (["pull", ""], "FROM"),
+        (["backup", ""], "FILE"),
+        (["restore", ""], "FILE"),
+        (["user", "export", "alice", "--to", ""], "--to"),
+        (["eval", "report", "1", "--to", ""], "--to"),
+        (["--store", "", "user", "list"], "--store"),
+        (["user", "list", "--store", ""], "--store"),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_the_working_directory(words: list[str], name: str) -> None:
+    ran = mta(*words)
+    assert (ran.code, ran.out, ran.err.splitlines()[0]) == (2, "", f"error: {name} is empty.")
+
+
+@pytest.mark.parametrize(
     ("words", "complaint"),
     [
         (["user", "items", "alice", "--limit", "0"], "--limit"),
