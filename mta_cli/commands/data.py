@@ -170,7 +170,7 @@ def import_(
     source.require_consistent()
     ask = make_consent_prompt(context, can_anchor, yes=yes, piped=piped)
     with context.open_registry() as reg:
-        if stdin_is_terminal() and not piped and not json:
+        if stdin_is_terminal() and not json:
             source = ask_for_columns(context.output, source)
         job = import_source(reg, source, can_anchor=can_anchor, ask=ask, dry_run=dry_run)
         done = context.output.run_job_and_print(job, _render_import, dry_run=dry_run, resumes=True)

@@ -24,7 +24,7 @@ EXAMPLE_CHARACTERS = 60
 
 
 def ask_for_columns(output: Output, source: ImportSource, command: str = "mta data import") -> ImportSource:
-    """The source with the columns that the user types; itself where none is missing, or the file has none.
+    """The source with the columns that the user types; itself where none is missing, and for a file without columns or a pipe.
 
     The time is asked for along with them, where a column may be one. Enter takes the guess in brackets. Raises as
     reading the file does, and MtaError where no answer comes.
@@ -32,7 +32,7 @@ def ask_for_columns(output: Output, source: ImportSource, command: str = "mta da
     from mta_cli.pipeline.data.column_mapping import find_column
     from mta_cli.pipeline.data.table_sample import read_table_sample
 
-    sample = None if source.preset is not None else read_table_sample(source)
+    sample = None if source.preset is not None or source.is_stream else read_table_sample(source)
     if sample is None or not sample.rows or source.columns.unknown_columns(sample.columns):
         return source
     missing = sample.missing_parts(source)

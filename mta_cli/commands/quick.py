@@ -142,11 +142,11 @@ def _make_source(
     from mta_cli.pipeline.data.import_source import ImportSource
     from store.names import check_name
 
-    if str(file) == "-":
-        raise UsageError("mta quick reads the file more than once", hint="write it to a file first")
     columns = ColumnMapping(user, input, output, time)
     name, also = (check_name(me[0]), tuple(me[1:])) if me else (None, ())
     source = ImportSource(None, file, task, None, name, columns, hold_out=hold_out, seed=seed, also_me=also)
+    if str(file) == "-" or source.is_stream:
+        raise UsageError("mta quick reads the file more than once", hint="write it to a file first")
     source.require_consistent()
     return source
 

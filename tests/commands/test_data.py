@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,18 @@ def test_no_time_can_be_chosen_at_a_terminal(store: Path) -> None:
             terminal.type(f"{answer}\r")
         terminal.until("mta data import own.csv --input text --output label --time '' --me cy")
         assert terminal.ended() == 0
+
+
+def test_a_pipe_is_read_once_and_no_columns_are_asked_for(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mta_cli.commands.data.stdin_is_terminal", lambda: True)
+    reader, writer = os.pipe()
+    os.write(writer, (store.parent / "notes.jsonl").read_bytes())
+    os.close(writer)
+    try:
+        mta_ok("data", "import", f"/dev/fd/{reader}", "--yes")
+    finally:
+        os.close(reader)
+    assert len(stored(store, "ann")) == 6
 
 
 def test_without_an_answer_nothing_is_imported(store: Path) -> None:

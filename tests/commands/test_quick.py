@@ -72,6 +72,7 @@ def test_wrong_input_is_one_line_and_nothing_is_made(here: Path, tmp_path: Path)
         (("books.csv", "--output", "grade"), 4, "has no column 'grade'"),
         (("books.csv", "--task", "My Task"), 4, "name is 'My Task'"),
         (("-",), 2, "reads the file more than once"),
+        (("/dev/null",), 2, "reads the file more than once"),
         (("books.csv", "--minutes", "0"), 2, "0.1"),
     ):
         ran = refused(*words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +44,11 @@ class ImportSource:
     def name(self) -> str:
         """What messages call it."""
         return self.path.name or str(self.path)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the path is a pipe or a device, which is read once."""
+        return os.path.exists(self.path) and not os.path.isfile(self.path) and not os.path.isdir(self.path)
 
     @property
     def addresses(self) -> frozenset[str]:
