@@ -24,7 +24,7 @@ EXAMPLE_CHARACTERS = 60
 
 
 def ask_for_columns(output: Output, source: ImportSource, command: str = "mta data import") -> ImportSource:
-    """The source with the columns that the user types; itself where none is missing, and for a file without columns or a pipe.
+    """The source with the columns that the user types; itself where none is missing, or the path is a pipe or no table.
 
     The time is asked for along with them, where a column may be one. Enter takes the guess in brackets. Raises as
     reading the file does, and MtaError where no answer comes.
