@@ -13,7 +13,8 @@ from mta_cli.pipeline.data.formats.detect import FileSample
 from mta_cli.pipeline.data.formats.mail_message import MAIL_BYTES, Mail, read_mail
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
 
-_START = re.compile(rb"From [^\n]*\n>?[!-9;-~]+:")
+_HEADER = re.compile(rb">?[!-9;-~]+:")
+_START = re.compile(rb"From [^\n]*\n" + _HEADER.pattern)
 _ESCAPED = re.compile(rb">+From ")
 _PIECE_BYTES = 1 << 16
 
@@ -30,16 +31,22 @@ def read_mails(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator
 
 
 def split_mails(stream: BinaryIO) -> Iterator[bytes]:
-    """The bytes of each mail, without its first line, cut after `MAIL_BYTES`; `>From ` is `From ` again."""
-    lines, size, begun, line_begins = list[bytes](), 0, False, True
-    while line := stream.readline(_PIECE_BYTES):
-        if line_begins and line.startswith(b"From "):
+    """The bytes of each mail, without its first line, cut after `MAIL_BYTES`; `>From ` is `From ` again.
+
+    A mail begins with a line `From …` below an empty line, or the file's first, and above a header.
+    """
+    lines, size, begun, line_begins, after_blank = list[bytes](), 0, False, True, True
+    following = stream.readline(_PIECE_BYTES)
+    while line := following:
+        following = stream.readline(_PIECE_BYTES)
+        if after_blank and line.startswith(b"From ") and _HEADER.match(following):
             if begun:
                 yield b"".join(lines)
             lines, size, begun = [], 0, True
         elif begun and size < MAIL_BYTES:
             lines.append(line[1:] if line_begins and _ESCAPED.match(line) else line)
             size += len(line)
+        after_blank = line_begins and line in (b"\n", b"\r\n")
         line_begins = line.endswith(b"\n")
     if begun:
         yield b"".join(lines)
