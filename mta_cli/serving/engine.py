@@ -67,8 +67,8 @@ class AnswerEngine(Protocol[W]):
 class Formats(Protocol):
     """Answers that are JSON."""
 
-    def constraint(self, schema: dict[str, Any]) -> TokenConstraint | None:
-        """What an answer of a schema may say; None where the engine sees to it. Raises ApiError."""
+    def constraints(self, schema: dict[str, Any], count: int) -> Sequence[TokenConstraint | None]:
+        """What each of `count` answers of a schema may say; None where the engine sees to it. Raises ApiError."""
         ...
 
 

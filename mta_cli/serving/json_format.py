@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +22,15 @@ if TYPE_CHECKING:
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 SCHEMA_KEYS = {"name", "schema", "strict", "description"}
 COMPACT = {"whitespace_flexible": False}  # a small model may write blanks without end
+MAX_CPU_SECONDS = 2  # that a grammar may take
+REMEMBERED = 1_000  # grammars that took less
+# Some patterns and numbers take exponential time together, without a limit of llguidance's own
+TRIAL = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, ({MAX_CPU_SECONDS}, {MAX_CPU_SECONDS}))
+from llguidance import LLMatcher, LLTokenizer
+LLMatcher(LLTokenizer("byte"), sys.stdin.read())
+"""
 
 
 def json_schema(wanted: ResponseFormat | None) -> dict[str, Any] | None:
@@ -36,13 +48,14 @@ def json_schema(wanted: ResponseFormat | None) -> dict[str, Any] | None:
 
 
 class JsonFormats:
-    """Grammars for the tokenizer of one base."""
+    """Grammars for the tokenizer of one base. For one thread: a grammar may take seconds."""
 
     def __init__(self, base: LoadedBase) -> None:
         self._base, self._tokenizer = base, None
+        self._fast: set[bytes] = set()  # digests of grammars
 
-    def constraint(self, schema: dict[str, Any]) -> TokenConstraint:
-        """What an answer under a schema may say. Raises ApiError for a schema that is none or says too much."""
+    def constraints(self, schema: dict[str, Any], count: int) -> list[TokenConstraint]:
+        """What each of `count` answers may say. Raises ApiError for a schema that is none, says or takes too much."""
         try:
             from llguidance import LLMatcher
             from llguidance.hf import from_tokenizer
@@ -54,12 +67,26 @@ class JsonFormats:
             self._tokenizer = from_tokenizer(self._base.tokenizer, vocabulary, list(self._base.end_ids))
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT)
-            fault = LLMatcher.validate_grammar(grammar, self._tokenizer)
+            self._require_fast(grammar)
+            matcher = LLMatcher(self._tokenizer, grammar)
         except (ValueError, RecursionError) as error:
             raise invalid("response_format", f"The schema cannot be used: {error}"[:500]) from error
-        if fault:
+        if fault := matcher.get_error():
             raise invalid("response_format", f"The schema cannot be used: {fault}"[:500])
-        return _Constraint(LLMatcher(self._tokenizer, grammar))
+        return [_Constraint(matcher.deep_copy()) for _ in range(count)]
+
+    def _require_fast(self, grammar: str) -> None:
+        """Raises ApiError for a grammar that a process with little time cannot make."""
+        digest = hashlib.sha256(grammar.encode()).digest()
+        if digest in self._fast:
+            return
+        trial = subprocess.run([sys.executable, "-P", "-c", TRIAL], input=grammar.encode(), capture_output=True)
+        if trial.returncode < 0:  # ended by a signal
+            message = f"The schema takes more than {MAX_CPU_SECONDS} s to prepare. Use fewer or simpler patterns."
+            raise invalid("response_format", message)
+        if len(self._fast) >= REMEMBERED:
+            self._fast.clear()
+        self._fast.add(digest)
 
 
 class _Constraint:

@@ -1,6 +1,7 @@
 """The server without HTTP: from a checked request to the pieces of its answers.
 
-Three threads: the event loop, one that reads the store and makes prompts, and the engine's, which computes.
+Threads: the event loop, one that reads the store and makes prompts, and the engine's, which computes; beside them one
+each for the embedder and for the grammars of schemas, which keep nobody else waiting.
 A request is prepared and handed to the engine in one go in the store's thread, where removals are noticed too: so no
 answer of a removed user can begin afterwards.
 """
@@ -29,6 +30,7 @@ from mta_cli.serving.user_models import May, Prepared, UserModels, shown_names
 from mta_cli.serving.weights import FactorsMaker
 
 if TYPE_CHECKING:
+    from mta_cli.engine.generation.sampler import TokenConstraint
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.options import ServeOptions
     from mta_cli.pipeline.models.manifest import ModelEntry
@@ -70,6 +72,7 @@ class Service:
         self._open_store, self._entry, self._embedder_name = open_store, entry, embedder
         self._store_thread = ThreadPoolExecutor(1, "store", initializer=_compute_on_one_core)
         self._embed_thread = ThreadPoolExecutor(1, "embedder", initializer=_compute_on_one_core)
+        self._format_thread = ThreadPoolExecutor(1, "formats")
         self._cores: int
         self._loaded = False
         self.ready = False
@@ -135,6 +138,7 @@ class Service:
             await self._in_store_thread(self._reg.close)
         self._store_thread.shutdown()
         self._embed_thread.shutdown()
+        self._format_thread.shutdown()
 
     async def _in_store_thread(self, work: Callable[..., T], *given: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._store_thread, partial(work, *given))
@@ -170,6 +174,10 @@ class Service:
     async def _begin(self, model: str, prepare: Prepare, sampling: Sampling, may: May, *, is_chat: bool) -> Running:
         self.require_ready()
         loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Piece | Finished | Failed]]()
+        constraints: Sequence[TokenConstraint | None] = [None] * sampling.count
+        if sampling.schema is not None:
+            make = self._formats.constraints
+            constraints = await loop.run_in_executor(self._format_thread, make, sampling.schema, sampling.count)
 
         def emit(index: int, event: Piece | Finished | Failed) -> None:
             with suppress(RuntimeError):  # the loop has ended
@@ -179,7 +187,7 @@ class Service:
             prepared = prepare(self._models)
             running = self._running(model, prepared, sampling, may, is_chat=is_chat)
             running.events = events
-            running.answers = self._answers(prepared, sampling, emit, is_chat=is_chat)
+            running.answers = self._answers(prepared, sampling, constraints, emit, is_chat=is_chat)
             self._engine.submit(running.answers)
             cache = self._models.cache
             self.metrics.model_hits.set(cache.hits)
@@ -211,6 +219,7 @@ class Service:
         self,
         prepared: Prepared[Any],
         sampling: Sampling,
+        constraints: Sequence[TokenConstraint | None],
         emit: Callable[[int, Piece | Finished | Failed], None],
         *,
         is_chat: bool,
@@ -243,7 +252,7 @@ class Service:
                     sampling.presence_penalty,
                     sampling.frequency_penalty,
                     sampling.top_logprobs,
-                    self._formats.constraint(sampling.schema) if sampling.schema is not None else None,
+                    constraints[index],
                     defaults.min_p if sampling.min_p is None else sampling.min_p,
                     penalty if sampling.schema is None or sampling.repetition_penalty is not None else 1.0,
                 ),

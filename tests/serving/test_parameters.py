@@ -6,6 +6,8 @@ import base64
 import json
 import math
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +190,22 @@ def test_an_answer_in_a_form_that_was_asked_for(served: Running, model: str) -> 
 def test_a_schema_that_is_none_is_refused(served: Running, schema: Any) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     assert refused(served, ask("alice", "Hi", response_format=wanted)) == (400, "response_format")
+
+
+LETTERS = [{"type": "string", "pattern": f".*{letter}.*"} for letter in "abcdefghijklmnopqrst"]
+
+
+@pytest.mark.parametrize("schema", [{"allOf": LETTERS}, {"type": "integer", "multipleOf": 1_000_003}])
+def test_a_schema_that_takes_too_long_is_refused_and_keeps_nobody_waiting(served: Running, schema: Any) -> None:
+    pytest.importorskip("llguidance", reason="llguidance is not installed")
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(served.post, "/chat/completions", ask("alice", "Hi", response_format=wanted))
+        time.sleep(0.2)
+        served.chat("alice", "Hi", max_tokens=1)
+        assert not asked.done()
+        answered = asked.result()
+    assert answered.status_code == 400 and "takes more than 2 s" in answered.json()["error"]["message"]
 
 
 def test_embeddings(served: Running) -> None:

@@ -108,8 +108,9 @@ def _served_base(client: httpx.Client, base: BaseInfo) -> tuple[str, int]:
 class VllmFormats:
     """Answers that are JSON, by vLLM's own grammars."""
 
-    def constraint(self, schema: dict[str, Any]) -> None:
+    def constraints(self, schema: dict[str, Any], count: int) -> list[None]:
         """vLLM gets the schema with the request."""
+        return [None] * count
 
 
 class VllmEngine:
