@@ -5,9 +5,11 @@ Wraps any Hugging Face tokenizer, byte-level or sentencepiece-like, fast or slow
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 TEXT_CACHE_SIZE = 16_384  # truncated texts that are cached
@@ -24,7 +26,8 @@ class PromptTokenizer:
         spoken = {number for text in template for number in self.encode_template(text)}
         self.controls = frozenset(special | set(tokenizer.all_special_ids) | spoken.intersection(added))
         names = tokenizer.convert_ids_to_tokens(sorted(self.controls))
-        self._control_texts = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
+        texts = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
+        self._control_pattern = re.compile("|".join(map(re.escape, texts)) or "(?!)")  # the longest first
         self.truncate_text = lru_cache(TEXT_CACHE_SIZE)(self._truncate_text)
 
     def encode_template(self, text: str) -> list[int]:
@@ -36,16 +39,12 @@ class PromptTokenizer:
         ids = self._ids(text, split=True)
         if self.controls.isdisjoint(ids):
             return ids
-        typed = next((token for token in self._control_texts if token in text), None)
-        if typed is None:  # the tokenizer's own token for a word that it does not know
-            return ids
-        before, after = text.split(typed, 1)
-        return [
-            *self.encode_user_text(before),
-            *self._ids(typed[:1], split=True),
-            *self._ids(typed[1:], split=True),
-            *self.encode_user_text(after),
-        ]
+        # the tokenizer read a control token: cut each behind its first character, and encode the parts apart
+        matches = self._control_pattern.finditer(text)
+        cuts = [0, *(cut for typed in matches for cut in (typed.start(), typed.start() + 1, typed.end())), len(text)]
+        parts = [text[start:end] for start, end in pairwise(cuts)]
+        encoded = {part: self._ids(part, split=True) for part in set(parts)}
+        return [number for part in parts for number in encoded[part]]
 
     def count_control_tokens(self, ids: Iterable[int]) -> int:
         """How many of `ids` are control tokens."""
