@@ -20,7 +20,7 @@ from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted,
 from mta_cli.formatting import pluralise
 from mta_cli.options import BankOptions, ScreeningOptions
 from mta_cli.pipeline.bank.memory_weights import HELD_OUT_OPTION, fit_memory_weights
-from mta_cli.pipeline.bank.screening import screen_anchors
+from mta_cli.pipeline.bank.screening import SCREENING_KEY, screen_anchors
 from mta_cli.pipeline.bank.task_adapter import (
     find_reusable_task_adapter,
     reuse_task_adapter,
@@ -379,9 +379,10 @@ def _train_bank(
             for group in groups
         ]
         yield from train_groups(reg, base, ready, done, executor, below)
-    with merge_into_base(base, below):
-        chosen = [each.user.id for each in anchor_candidates(pool, request.task.name, options)]
-        yield from screen_anchors(reg, bank, base, examples, chosen, request.gates)
+    if SCREENING_KEY not in reg.banks.by_id(bank.id).config:  # else a stopped build has screened: once, against all
+        with merge_into_base(base, below):
+            chosen = [each.user.id for each in anchor_candidates(pool, request.task.name, options)]
+            yield from screen_anchors(reg, bank, base, examples, chosen, request.gates)
     yield from fit_memory_weights(reg, bank, request, pool, executors, run, base)
     mark_ready(reg, bank.id)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mta_cli.engine.retrieval import anchor_screening
 from mta_cli.engine.scoring.backends import FactorPairs
 from mta_cli.engine.scoring.prefix_cache_scoring import TokenLogLikelihoods
 from mta_cli.engine.training import session
@@ -149,6 +150,24 @@ def test_killed_between_checkpoints_gives_the_same_bytes(
         assert digests(result) == expected
         assert any("goes on from step" in text for text in notes(seen))
         assert survivor.check_integrity() == []
+
+
+def test_stopped_after_the_screening_screens_no_more(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who were not refused have a smaller median: judged once more, another might be too large for it."""
+    judged, screen = list[list[float]](), anchor_screening.norm_ratios
+
+    def norm_ratios(norms: Sequence[Mapping[str, float]]) -> list[float]:
+        judged.append(screen(norms))
+        return judged[-1]
+
+    monkeypatch.setattr(anchor_screening, "norm_ratios", norm_ratios)
+    job = build_bank(peopled, bank_request())
+    for event in job:
+        if isinstance(event, JobProgress) and event.label.startswith("task adapter of half"):
+            break
+    job.close()  # type: ignore[attr-defined]
+    finish(build_bank(peopled, bank_request()))
+    assert [len(ratios) for ratios in judged] == [3]
 
 
 def test_more_anchors_than_candidates_is_refused_with_the_number(peopled: Registry) -> None:
