@@ -29,12 +29,25 @@ def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[
         raise UsageError("Parquet files need pyarrow", hint="pip install 'mta-cli[parquet]'") from error
     try:
         batches = ParquetFile(stream).iter_batches(BATCH_ROWS)
-        rows = (row for batch in batches for row in batch.to_pylist())
+        rows = (row for batch in batches for row in _rows(batch))
         for number, row in enumerate(rows, 1):
-            yield SourceLocation(file, number), {name: _plain(value) for name, value in row.items()}
+            yield SourceLocation(file, number), row
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise BadInput(f"{file} is not a Parquet file that can be read: {reason}") from error
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any]]:
+    columns = [[_plain(value) for value in _values(column)] for column in batch.columns]
+    return (dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def _values(column: Any) -> Any:
+    """The cells of a column; its times are text where Python cannot hold one: a year after 9999, or nanoseconds."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        return column.cast("string").to_pylist()
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,8 @@ import pytest
 from mta_cli.errors import BadInput, UsageError
 from mta_cli.pipeline.data.formats.parquet import read_rows
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings
+from mta_cli.pipeline.data.formats.rows import parse_rows
+from tests.pipeline.histories import staged
 
 
 def parquet(columns: dict[str, list[Any]]) -> bytes:
@@ -31,6 +33,18 @@ def test_cells_are_plain_values() -> None:
     assert [place.record for place, _ in rows] == [1, 2]
     assert dict(rows[0][1]) == {"user": "ann", "stars": 4, "price": "1.50", "seen": "2026-01-02T03:04:00+00:00"}
     assert rows[1][1]["user"] is None
+
+
+def test_a_row_with_a_time_that_python_cannot_hold_is_kept() -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    days, moments = pyarrow.array([2932897, 1], pyarrow.date32()), pyarrow.array([1_001, 1], pyarrow.timestamp("ns"))
+    raw = parquet({"user": ["ann", "ann"], "input": ["a", "b"], "output": ["c", "d"], "time": days, "seen": moments})
+    findings = ParseFindings()
+    rows = list(read_rows(io.BytesIO(raw), "f", findings))
+    assert rows[0][1]["seen"] == "1970-01-01 00:00:00.000001001"
+    found = list(parse_rows(rows, "free", findings, staged(), keep_untimed=True))
+    assert [record.item.time for record in found] == [None, "1970-01-02"]
+    assert "'10000-01-01' is no ISO 8601 date" in findings.unread_time_example
 
 
 @pytest.mark.parametrize("cut", [4, 40, -8])
