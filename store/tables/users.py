@@ -36,6 +36,9 @@ SELECT task, sum(items) AS items, sum(queries) AS queries FROM (
 # Banks of evaluations serve no user.
 _FROM_USER_ANCHORS = """FROM anchors JOIN banks ON banks.id = bank_id WHERE user_id = ? AND purpose = ''"""
 
+ITEM_REMOVED = 2
+"""The `stale` of an anchor that was trained on an item that was removed: no consent makes it sound."""
+
 StaleAnchor = tuple[str, int, int]
 """(bank, version, anchor id)"""
 
@@ -136,7 +139,8 @@ class Users:
         """Record whether the user consents to serve others; returns their anchors that are stale now.
 
         Without consent all their anchors are stale, and banks lose their items as neighbours. With consent only anchors
-        that were never trained are stale. Raises UserInUse where consent is withdrawn while a job uses their items.
+        that were never trained, or on an item that was removed, are stale. Raises UserInUse where consent is withdrawn
+        while a job uses their items.
         """
         with self._db.transaction():
             user = self.by_id(user_id)
@@ -146,7 +150,7 @@ class Users:
             self._db.execute_write("UPDATE users SET can_anchor = :can WHERE id = :user", values)
             trained = "(:stale OR digest IS NOT NULL OR status = 'building')"
             mine = f"id IN (SELECT anchors.id {_FROM_USER_ANCHORS} AND {trained})".replace("?", ":user")
-            self._db.execute_write(f"UPDATE anchors SET stale = :stale WHERE {mine}", values)
+            self._db.execute_write(f"UPDATE anchors SET stale = :stale WHERE {mine} AND stale < {ITEM_REMOVED}", values)
             if can_anchor:
                 return []
             items = "SELECT id FROM items WHERE user_id = ?"

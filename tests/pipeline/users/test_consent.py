@@ -19,6 +19,7 @@ from mta_cli.pipeline.users.consent import set_consent
 from mta_cli.pipeline.users.dependents import banks_pooling_user
 from mta_cli.pipeline.users.forget import forget_user
 from mta_cli.pipeline.users.import_file import import_file
+from mta_cli.pipeline.users.remove_items import remove_items
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline import town
@@ -149,6 +150,20 @@ def test_given_again_nothing_of_theirs_is_stale(peopled: Registry) -> None:
     assert not any(anchor.stale for anchor in peopled.banks.anchors(peopled.banks.get("lamp-2").id))
     assert notes(seen) == [f"{name} may be an anchor."]
     assert finish(set_consent(peopled, name, True))[0]["changed"] is False
+
+
+def test_given_again_an_anchor_of_a_removed_item_stays_stale(peopled: Registry) -> None:
+    built(peopled)
+    bank = peopled.banks.get("lamp-2")
+    anchor = peopled.banks.anchors(bank.id)[0]
+    name, user = str(anchor.user), peopled.users.get(str(anchor.user))
+    last = peopled.items.recent_items(user.id, "lamp-2")[-1]
+    finish(remove_items(peopled, name, [last.key], task="lamp-2"))
+    for can_anchor in (True, False, True):
+        finish(set_consent(peopled, name, can_anchor))
+        assert [one.id for one in peopled.banks.anchors(bank.id) if one.stale] == [anchor.id]
+    finish(refresh_bank(peopled, "lamp-2", CPU))
+    assert anchor.id not in [one.id for one in peopled.banks.anchors(bank.id)]
 
 
 def test_a_bank_of_an_evaluation_serves_nobody_and_stays(peopled: Registry) -> None:
