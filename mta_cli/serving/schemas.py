@@ -44,6 +44,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Tokens = Annotated[int, Meta(ge=1, le=1_000_000)]
 Count = Annotated[int, Meta(ge=1, le=MAX_ANSWERS)]
+Empty = Annotated[list[None], Meta(max_length=0)]
 
 
 class TextPart(Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
@@ -58,7 +59,12 @@ class ChatMessage(Struct, forbid_unknown_fields=True):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
-    refusal: None = None  # as answers of `openai` have it when they are sent back
+    # As answers of `openai` have them when they are sent back: empty
+    refusal: None = None
+    annotations: Empty | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Empty | None = None
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):

@@ -52,6 +52,8 @@ def test_the_openai_package(served: Running) -> None:
     own, expected = client(served), served.text("alice", QUESTION)
     messages = [{"role": "user", "content": QUESTION}]
     assert own.chat.completions.create(model="alice", messages=messages).choices[0].message.content == expected
+    answer = own.chat.completions.create(model="alice", messages=messages).choices[0].message.model_dump()
+    assert own.chat.completions.create(model="alice", messages=[*messages, answer, *messages]).choices
     stream = own.chat.completions.create(model="alice", messages=messages, stream=True)
     assert "".join(piece.choices[0].delta.content or "" for piece in stream) == expected
     assert [model.id for model in own.models.list()][:2] == ["base", "alice"]

@@ -263,6 +263,17 @@ def test_a_conversation_goes_on_after_an_empty_answer(served: Running) -> None:
     assert served.post("/chat/completions", {"model": "alice", "messages": turns}).status_code == 200
 
 
+def test_an_answer_goes_back_with_its_empty_fields_and_no_others(served: Running) -> None:
+    def turns(**fields: Any) -> dict[str, Any]:
+        answer = {"role": "assistant", "content": "Hello.", **fields}
+        return {"model": "alice", "messages": [answer, {"role": "user", "content": "Hi"}]}
+
+    for name in ("refusal", "annotations", "audio", "function_call", "tool_calls"):
+        assert served.post("/chat/completions", turns(**{name: None})).status_code == 200
+        assert refused(served, turns(**{name: [{"type": "function"}]}))[0] == 400
+    assert served.post("/chat/completions", turns(annotations=[], tool_calls=[])).status_code == 200
+
+
 def test_the_page_and_the_document_name_every_route(served: Running) -> None:
     root = served.url.removesuffix("/v1")
     document = served.get("/../openapi.json").json()
