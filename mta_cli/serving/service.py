@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli.errors import UsageError
-from mta_cli.pipeline.chat.answer import answer_limit, answer_penalty
+from mta_cli.pipeline.chat.answer import answer_limit, answer_penalty, check_message
 from mta_cli.serving.answer import Answer, Failed, Finished, Piece
 from mta_cli.serving.answer_format import AnswerFormat, Choice, TokenNames, label_entries
 from mta_cli.serving.engine import AnswerEngine, Formats, ServedBase, Stopping
@@ -382,13 +382,17 @@ class Service:
         return await self._in_store_thread(work)
 
     async def add_item(self, user: User, task: str | None, question: str, answer: str) -> dict[str, Any]:
-        """Append a question and a good answer to a user's history."""
+        """Append a question and a good answer to a user's history. Raises BadInput for a blank text."""
         from mta_cli.pipeline.chat.conversation import add_exchange_as_item
         from mta_cli.pipeline.user_weights import FREE_TASK
 
+        check_message(question)
+        check_message(answer)
+        name = task or self.chat.task or FREE_TASK
+
         def work() -> dict[str, Any]:
-            saved = add_exchange_as_item(self._reg, user, task or FREE_TASK, question, answer)
-            return {"object": "item", "key": saved.name, "task": task or FREE_TASK}
+            saved = add_exchange_as_item(self._reg, user, name, question, answer)
+            return {"object": "item", "key": saved.name, "task": name}
 
         return await self._in_store_thread(work)
 

@@ -13,6 +13,7 @@ from mta_cli.errors import MtaError
 from mta_cli.pipeline.users.forget import forget_user
 from mta_cli.pipeline.users.servers import recheck_servers, running_servers, socket_path
 from mta_cli.serving.server import Server
+from tests.pipeline.world import asking
 from tests.serving.conftest import Start
 from tests.serving.running import Running, ask
 
@@ -283,6 +284,15 @@ def test_metrics_name_nobody(served: Running) -> None:
 
 def test_writing_is_off_unless_it_was_asked_for(start: Start) -> None:
     assert start().post("/users/alice/items", {"input": "a", "output": "b"}).status_code == 404
+
+
+def test_an_item_without_a_task_is_of_the_servers_and_no_text_is_blank(start: Start) -> None:
+    running = start(task="lamp-2", chat=asking(task="lamp-2"), write=True)
+    added = running.post("/users/carol/items", {"input": "about robots", "output": "comedy"})
+    assert added.status_code == 201 and added.json()["task"] == "lamp-2"
+    assert running.post("/users/carol/items", {"input": "about robots", "output": "no tag"}).status_code == 400
+    for blank in ({"input": " \n", "output": "Nothing."}, {"input": "What now?", "output": " "}):
+        assert running.post("/users/carol/items", {**blank, "task": "free"}).status_code == 400
 
 
 def test_items_and_adaptations(start: Start) -> None:
