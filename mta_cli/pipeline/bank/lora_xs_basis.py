@@ -27,13 +27,11 @@ def load_or_make_basis(reg: Registry, bank: Bank) -> BankBasis:
 
 def _make_basis(reg: Registry, bank: Bank) -> str:
     from mta_cli.engine.lora.lora_xs import bank_basis
-    from mta_cli.pipeline.bank.screening import refused_anchor_ids
+    from mta_cli.pipeline.bank.screening import usable_anchors
     from mta_cli.pipeline.runs import library_versions
     from mta_cli.pipeline.user_weights import load_weights
 
-    refused = refused_anchor_ids(reg.banks.by_id(bank.id))
-    anchors = [anchor for anchor in reg.banks.anchors(bank.id) if anchor.id not in refused]
-    digests = [anchor.digest for anchor in anchors if anchor.digest is not None]
+    digests = [anchor.digest for anchor in usable_anchors(reg, bank) if anchor.digest is not None]
     found = bank_basis([load_weights(reg, digest, bank.base) for digest in digests], MAX_STACK_RANK)
     if found is None:
         raise BadInput(

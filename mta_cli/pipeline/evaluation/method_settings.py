@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageError
-from mta_cli.options import FEW_SHOTS, PLACEMENTS
+from mta_cli.options import FEW_SHOTS, MAX_STACK_RANK, PLACEMENTS
 from mta_cli.pipeline.requests import EvalRequest
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
         settings["placement"] = request.options.placement  # where the fold's anchors act
     version = {"version": method.version} if method.version > 1 else {}
     converted = {key: _convert_setting(f"{method.name}.{key}", types[key], value) for key, value in given.items()}
+    if method.stack == "core" and converted.get("rank", 1) > MAX_STACK_RANK:
+        raise UsageError(f"{method.name}.rank = {converted['rank']}: a core has a rank of at most {MAX_STACK_RANK}")
     return {**settings, **converted, **version}
 
 

@@ -135,6 +135,7 @@ def test_given_settings_stand_over_all_others(peopled: Registry) -> None:
         ({"methods": "mta", "reference": "mat"}, "no method 'mat'"),
         ({"methods": "stack", "given": {"stack": {"placement": "nowhere"}}}, "choose one of all, upper, late"),
         ({"methods": "mta", "given": {"mta": {"rank": "0"}}}, r"mta.rank = '0': this is a number above 0"),
+        ({"methods": "mta", "given": {"mta": {"rank": "5"}}}, "mta.rank = 5: a core has a rank of at most 4"),
         ({"methods": "mta", "given": {"mta": {"learning_rate": "nan"}}}, "above 0"),
         ({"methods": "stack", "given": {"stack": {"alpha": "inf"}}}, "above 0"),
         ({"methods": "mta", "given": {"mta": {"prior_weight": "-1"}}}, "of at least 0"),

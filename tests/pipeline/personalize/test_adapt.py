@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from mta_cli.pipeline.personalize.adapt import adapt_users, adaptable_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.requests import resolve_adapt_task
 from mta_cli.pipeline.user_weights import load_weights, merge_user_weights, most_personal_mode
+from mta_cli.pipeline.users.consent import set_consent
 from store.records import NewItem, Recipe, Stack
 from store.registry import Registry
 from tests.pipeline.town import LORA, QUICK, SHORT, built, finish, fuse_request, notes
@@ -71,6 +73,17 @@ def test_a_core_is_a_few_numbers_between_directions_that_everybody_shares(people
     basis = peopled.adapters.get(ida.digest)
     assert basis.kind == "basis" and basis.rank == 4
     assert not [adapter for adapter in peopled.adapters.all() if adapter.kind == "stack"]
+
+
+def test_directions_of_cores_are_made_without_those_who_withdrew(peopled: Registry) -> None:
+    built(peopled)
+    bank = peopled.banks.get("lamp-2")
+    one, *others = peopled.banks.anchors(bank.id)
+    finish(set_consent(peopled, str(one.user), False))
+    alone(peopled, "ida")
+    made = peopled.adapters.get(str(peopled.banks.get("lamp-2").basis))
+    of_others = "\n".join(str(anchor.digest) for anchor in others)
+    assert made.data_hash == hashlib.sha256(of_others.encode()).hexdigest()
 
 
 def test_the_model_is_the_fusion_and_the_core_as_it_is_kept(peopled: Registry) -> None:
