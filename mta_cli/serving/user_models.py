@@ -15,7 +15,7 @@ from mta_cli.errors import MtaError, NotFound
 from mta_cli.pipeline.chat.answer import check_message
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.data.tasks import find_task
-from mta_cli.pipeline.memory.bank_memory import BankMemory
+from mta_cli.pipeline.memory.bank_memory import BankMemories
 from mta_cli.pipeline.user_weights import (
     FREE_TASK,
     AnswerSource,
@@ -86,7 +86,7 @@ class UserModels(Generic[W]):
         self._maker, self._on_dropped = maker, on_dropped
         self.cache: ByteCache[tuple[int, str], LoadedModel[W]] = ByteCache(cache_bytes, lambda m: m.weights.num_bytes)
         self._examples: dict[str, PromptRowBuilder] = {}
-        self._memories: dict[str, tuple[Hashable, BankMemory]] = {}
+        self._memories = BankMemories(reg, base.fingerprint, options.machine.device)
 
     def resolve(self, model: str, task: str | None, may: May) -> Target:
         """What `model` means: `base`, USER or USER/TASK. Raises one ApiError for what is not and what may not."""
@@ -243,20 +243,10 @@ class UserModels(Generic[W]):
         from mta_cli.serving.answer_format import normalised
 
         model = prepared.model
-        memory = self._memory(model.task)
+        memory = self._memories.of_task(model.task)
         prior = memory.prior_for(model.user, model.source.mode, self.options.memory)
         found = add_label_prior(scores, prior, prepared.question, None)
         return decide_label(found, model.task.labels, model.task.metric), normalised(found)
-
-    def _memory(self, task: Task) -> BankMemory:
-        """The task's label memory; read again where the bank or its neighbours have changed."""
-        bank = self.reg.banks.latest_ready_bank(task.name, self.base.fingerprint)
-        seal = (bank.id, bank.key, repr(bank.kernel), self.reg.neighbours.count_neighbours(bank.id)) if bank else None
-        known = self._memories.get(task.name)
-        if known is None or known[0] != seal:
-            known = (seal, BankMemory(self.reg, task, bank, device=self.options.machine.device))
-            self._memories[task.name] = known
-        return known[1]
 
     def drop_what_is_gone(self, known: Iterable[int]) -> None:
         """Drop what was made for users who are gone or of parts that have changed, and every kept text.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, NotFound, StoreBusy, UsageError
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.pipeline.bases_in_use import on_base
-from mta_cli.pipeline.memory.bank_memory import BankMemory
+from mta_cli.pipeline.memory.bank_memory import BankMemories, BankMemory
 from mta_cli.pipeline.user_weights import (
     FREE_TASK,
     PERSONALISATION_MODES,
@@ -80,7 +80,7 @@ class ChatModel:
 
         self.reg, self.base, self.options = reg, base, asking
         self._folder, self._kv_cache = AdapterMerger(base), PromptCache()
-        self._memories: dict[str, BankMemory] = {}
+        self._memories = BankMemories(reg, base.fingerprint, asking.machine.device)
         self._late_lora: LoraWeights | None = None  # a LoRA for late tokens only is not merged into the weights
 
     @classmethod
@@ -171,12 +171,8 @@ class ChatModel:
 
     @property
     def memory(self) -> BankMemory:
-        """The label memory of the current task's bank."""
-        name = self.task.name
-        if name not in self._memories:
-            base, device = self.base.fingerprint, self.options.machine.device
-            self._memories[name] = BankMemory.current(self.reg, self.task, base, device=device)
-        return self._memories[name]
+        """The label memory of the current task's bank, as it is now."""
+        return self._memories.of_task(self.task)
 
     @property
     def uses_task_prompt(self) -> bool:

@@ -104,3 +104,25 @@ class BankMemory:
 
         wanted = self._bank.embedder if self._bank is not None else None
         return next((one for one in list_models() if one.fingerprint == wanted and "fault" not in one.detail), None)
+
+
+class BankMemories:
+    """The label memory of each task on one base (a fingerprint), read again where its bank or neighbours changed."""
+
+    def __init__(self, reg: Registry, base: str, device: str) -> None:
+        self._reg, self._base, self._device = reg, base, device
+        self._known: dict[str, tuple[tuple[Task, Bank | None, int], BankMemory]] = {}
+
+    def of_task(self, task: Task) -> BankMemory:
+        """The memory of the task's newest ready bank, as it is now."""
+        bank = self._reg.banks.latest_ready_bank(task.name, self._base)
+        seal = (task, bank, self._reg.neighbours.count_neighbours(bank.id) if bank is not None else 0)
+        known = self._known.get(task.name)
+        if known is None or known[0] != seal:
+            known = seal, BankMemory(self._reg, task, bank, device=self._device)
+            self._known[task.name] = known
+        return known[1]
+
+    def clear(self) -> None:
+        """Forget all that was read."""
+        self._known.clear()

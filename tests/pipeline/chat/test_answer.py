@@ -21,7 +21,12 @@ from mta_cli.pipeline.chat.answer import (
     answer_question,
     check_message,
 )
+from mta_cli.pipeline.models.installed import resolve_model
+from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.user_weights import default_task
+from mta_cli.pipeline.users.forget import forget_user
+from store.registry import Registry
+from tests.pipeline.town import built, finish, fuse_request
 from tests.pipeline.world import World, asking, make_world, notes_of, result_of, text_of
 
 
@@ -108,6 +113,26 @@ def test_labels_are_chosen_by_likelihood(labelled: World) -> None:
     )
     scores = label_scores(voice.base, ids, [voice.prompter.answer_ids(label) for label in voice.task.labels])
     assert result["labels"][result["text"]] == pytest.approx(max(scores), abs=1e-4)
+
+
+def test_a_loaded_model_uses_the_label_memory_as_it_is_now(peopled: Registry) -> None:
+    """A bank that was built meanwhile counts, and a removed user's items do not vote any more."""
+
+    def neighbours_of(model: ChatModel) -> set[str]:
+        votes = model.memory.votes_on("film 7 about a ship", model.options.memory, 100)
+        return set() if votes is None else {vote.user for vote in votes.strongest}
+
+    ida = peopled.users.get("ida")
+    model = ChatModel.load_for_user(peopled, resolve_model("tiny", "base"), ida, asking(task="lamp-2"))
+    assert model.memory.prior_for(ida, "fused", model.options.memory) is None and neighbours_of(model) == set()
+    built(peopled)
+    finish(fuse_user(peopled, ida, fuse_request()))
+    model.set_user(ida, None)
+    assert model.memory.prior_for(ida, model.source.mode, model.options.memory) is not None
+    before, kept = neighbours_of(model), model.memory
+    assert "user0" in before and model.memory is kept, "it is read once"
+    finish(forget_user(peopled, "user0"))
+    assert neighbours_of(model) == before - {"user0"}
 
 
 def test_free_decoding_uses_its_own_words(labelled: World) -> None:
