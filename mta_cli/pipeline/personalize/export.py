@@ -182,11 +182,13 @@ def _prompter(entry: ModelEntry, task: Task) -> PromptBuilder:
 def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]]:
     """The files in `target` that an earlier export wrote and that are as it wrote them, with their SHA-256.
 
-    Raises BadInput for a file that this export would replace and that is none of them.
+    The folder may come from others, so what its list names outside of it is left out. Raises BadInput for a file that
+    this export would replace and that is none of them.
     """
     listed: dict[str, list[str]] = {}
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        listed = {str(name): list(digests) for name, digests in read_list(target / LIST_FILE).items()}
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        found, inside = read_list(target / LIST_FILE), target.resolve()
+        listed = {n: list(known) for n, known in found.items() if (target / n).parent.resolve().is_relative_to(inside)}
     if not listed and (target / LIST_FILE).exists():
         raise BadInput(
             f"{target / LIST_FILE} is not as an export of mta wrote it, and would be replaced.",
@@ -199,7 +201,7 @@ def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]
             digest = sha256_file(path) if path.exists() else None
         except BadInput:  # a folder, or not readable: at any rate not ours
             digest = ""
-        if digest is not None and digest in listed.get(name, ()):
+        if digest and digest in listed.get(name, ()):
             own[name] = [digest]
         elif digest is not None and name in files:
             raise BadInput(

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from mta_cli.engine.lora.adapter import LoraWeights, merge_into_base
+from mta_cli.engine.model.checkpoint_files import sha256_file
 from mta_cli.engine.model.load import load_base
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import JobResult, Note
@@ -121,6 +122,25 @@ def test_only_files_of_an_earlier_export_are_replaced(world: World, tmp_path: Pa
     (place / "adapter_model.safetensors").write_bytes(b"other weights")
     with pytest.raises(BadInput, match="adapter_model"):
         write()
+
+
+def test_what_a_list_names_outside_the_folder_stays(world: World, tmp_path: Path) -> None:
+    place, letter = tmp_path / "shared", tmp_path / "letter.txt"
+    list(export_user(world.reg, world.entry, world.alice, world.task, place))
+    for path in (letter, place / "old.bin"):
+        path.write_text("mine")
+    (place / "link").symlink_to(tmp_path)
+    (place / "folder").mkdir()
+    listed = json.loads((place / "mta-export.json").read_text())
+    known = [sha256_file(letter), ""]
+    for name in ("../letter.txt", str(letter), "link/letter.txt", "folder/../../letter.txt", "old.bin", "folder", ".."):
+        listed["files"][name] = known
+    (place / "mta-export.json").write_text(json.dumps(listed))
+    list(export_user(world.reg, world.entry, world.alice, world.task, place, ExportOptions(replace=True)))
+    assert letter.read_text() == "mine" and (place / "folder").is_dir()
+    assert not (place / "old.bin").exists(), "a file of an export in another form"
+    after = json.loads((place / "mta-export.json").read_text())["files"]
+    assert {"README.md", "old.bin"} <= after.keys() and not any("letter" in name for name in after)
 
 
 def test_an_empty_folder_is_filled(world: World, tmp_path: Path) -> None:
