@@ -79,7 +79,7 @@ class ParsedFile:
 
     @property
     def user_names(self) -> Collection[str]:
-        """All users in the file, in its order, also those without a usable record."""
+        """All users of the records, in the file's order; of `users` and `lamp` also those without one."""
         return self.findings.users.keys()
 
     def count(self, record: Record, find: FindTask) -> None:
@@ -110,8 +110,6 @@ def parse_import_file(
     Raises `NotFound`, `UsageError` or `BadInput`; the latter lists every fault.
     """
     intake = ParsedFile(staged, source.task, findings=ParseFindings(skip_faulty=source.skip_faulty))
-    if source.user is not None:
-        intake.findings.add_user(source.user, source.user)
     if source.task is not None:
         intake.tasks[source.task] = find(source.task)
     yield JobStarted(f"read {source.name}", unit="records")

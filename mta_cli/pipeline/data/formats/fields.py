@@ -77,17 +77,22 @@ class RecordFields:
         return value
 
     def read_user(self, name: str) -> str | None:
+        """A required user's name in the form in which it is stored, added to the file's users."""
+        stored = self.read_name(name)
+        if stored is not None:
+            self.findings.add_user(stored, str(self.values[name]))
+        return stored
+
+    def read_name(self, name: str) -> str | None:
         """A required user's name in the form in which it is stored."""
         written = self.read_scalar(name)
         if written is None:
             return None
         try:
-            stored = _check_name_cached(written)
+            return _check_name_cached(written)
         except BadInput as error:
             self.add_field_fault(name, error.message)
             return None
-        self.findings.add_user(stored, written)
-        return stored
 
     def read_time(self, *names: str, may_fail: bool = False) -> str | None:
         """The first of several optional times, in a form that sorts as text.

@@ -67,13 +67,14 @@ def parse_rows(
             key = f"{digest}.{staged.count_occurrence(owner, of, digest)}"
         record = Record(owner, NewItem(key, of, question, answer, time), place)
         if ids.add_if_new(record, "id"):
+            findings.add_user(owner, str(fields.values["user"]) if fields.has_value("user") else owner)
             yield record
 
 
 def _record_user(fields: RecordFields, user: str | None) -> str | None:
     if user is None:
-        return fields.read_user("user")
-    if fields.has_value("user") and (named := fields.read_user("user")) is not None and named != user:
+        return fields.read_name("user")
+    if fields.has_value("user") and (named := fields.read_name("user")) is not None and named != user:
         fields.add_field_fault("user", f"is {format_value(named)}, but this is the history of {format_value(user)}")
         return None
     return user

@@ -184,6 +184,13 @@ def test_with_rounding_outputs_are_multiples_and_no_numbers_are_left_out() -> No
     assert findings.skip_counts == {"rows whose output is no number": 2} and not findings.fault_count
 
 
+def test_a_row_that_is_left_out_brings_no_user() -> None:
+    findings = ParseFindings(skip_faulty=True)
+    content = b"user,input,output,time\nann,a,1,\nbob,b,n/a,\ncy,c,3,soon\ndee,,4,\n"
+    list(parse_rows(csv_rows(numbered(content), "f", findings), "free", findings, staged(), round_to=1))
+    assert list(findings.users) == ["ann"]
+
+
 def test_faulty_rows_can_be_left_out_but_not_a_table_that_breaks_off() -> None:
     findings = ParseFindings(skip_faulty=True)
     content = b"user,input,output,time\n-x,a,1,\nann,b,2,soon\nann,c,3,2026-01-02\nann,d\nann,,4,\n"
