@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from textual.app import App
 
     from mta_cli.pipeline.chat.answer import ChatModel
+    from mta_cli.pipeline.models.manifest import ModelEntry
     from mta_cli.pipeline.requests import ChatOptions
     from store.records import User
     from store.registry import Registry
@@ -43,24 +44,26 @@ class WorkerContext:
     def expected_columns(self, user: User, options: ChatOptions, others: Sequence[User]) -> list[str]:
         """The columns that a comparison with these options will have, before the base is loaded."""
         from mta_cli.pipeline.chat.compare import expected_columns
-        from mta_cli.pipeline.models.installed import resolve_model
 
-        base = resolve_model(self._base_name, "base").fingerprint
-        return expected_columns(self.reg, user, options.task, base, others)
+        return expected_columns(self.reg, user, options.task, self._choose_base().fingerprint, others)
 
     def chat_model_for(self, user: User | None, options: ChatOptions) -> ChatModel:
         """The chat model of `user`. The base is loaded at the first call, and again when the machine options change."""
-        from mta_cli.pipeline.bases_in_use import choose_base
         from mta_cli.pipeline.chat.answer import ChatModel
-        from mta_cli.pipeline.models.installed import resolve_model
 
         if self._chat_model is not None and self._chat_model.options.machine == options.machine:
             self._chat_model.set_user_and_options(user, options)
             return self._chat_model
         self._chat_model = None  # freed before the next base is loaded
-        name = self._base_name if self._base_chosen else choose_base(self.reg, self._base_name)
-        self._chat_model = ChatModel.load_for_user(self.reg, resolve_model(name, "base"), user, options)
+        self._chat_model = ChatModel.load_for_user(self.reg, self._choose_base(), user, options)
         return self._chat_model
+
+    def _choose_base(self) -> ModelEntry:
+        from mta_cli.pipeline.bases_in_use import choose_base
+        from mta_cli.pipeline.models.installed import resolve_model
+
+        name = self._base_name if self._base_chosen else choose_base(self.reg, self._base_name)
+        return resolve_model(name, "base")
 
 
 class ModelRequest:

@@ -13,6 +13,8 @@ from textual.pilot import Pilot
 
 from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted, Note, TextChunk, UnitFailed
+from mta_cli.settings import Settings
+from mta_cli.tui.workers.chat_turn import request_from_settings
 from mta_cli.tui.workers.job_queue import LOG_LINES, Job, JobQueue, JobUpdated, MakeEvents
 from mta_cli.tui.workers.model_worker import ModelWorker, WorkerContext
 from mta_cli.tui.workers.store_reader import StoreReader
@@ -209,6 +211,13 @@ def test_requests_are_answered_in_order_and_their_errors_are_passed_on(tmp_path:
     run(drive())
     assert [event.text for event in told if isinstance(event, (TextChunk, Note))] == [*"abcd", "end", "x"]
     assert ends[0] is None and isinstance(ends[1], BadInput)
+
+
+def test_columns_are_expected_of_the_base_that_will_answer(demo_store: Path) -> None:
+    options = request_from_settings(Settings.load(demo_store), "lamp-2")
+    with Registry.open(demo_store) as reg:
+        context = WorkerContext(reg, "a base that is not here", chosen=False)
+        assert context.expected_columns(reg.users.get("ida"), options, []) == ["base", "fused", "adapted"]
 
 
 def test_all_requests_are_answered_in_one_thread(tmp_path: Path) -> None:
