@@ -109,7 +109,11 @@ SkipFaultyOption = Annotated[
 RoundOption = Annotated[
     float,
     typer.Option(
-        "--round", metavar="N", min=0.0, help="Round numbers in the output to multiples of N; leave out other outputs."
+        "--round",
+        metavar="N",
+        min=0.0,
+        max=1e9,
+        help="Round numbers in the output to multiples of N; leave out other outputs.",
     ),
 ]
 SeedOption = Annotated[

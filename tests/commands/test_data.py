@@ -64,6 +64,8 @@ def test_the_format_may_be_named(store: Path, words: list[str]) -> None:
         ([str(EXPORTS / "claude" / "conversations.json")], 2, "does not name its user"),
         (["notes.jsonl", "--me", "ann", "--me", "bo"], 2, "--me 'bo' is one name too many"),
         (["none.csv"], 3, "There is no file 'none.csv'"),
+        (["notes.jsonl", "--round", "inf"], 2, "less than or equal to 1000000000"),
+        (["notes.jsonl", "--round", "1e300"], 2, "less than or equal to 1000000000"),
     ],
 )
 def test_wrong_words_are_one_line(store: Path, words: list[str], code: int, what: str) -> None:
