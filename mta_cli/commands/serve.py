@@ -86,7 +86,7 @@ def add_key(
     ctx: typer.Context, label: LabelArgument, users: UsersOption, keys: KeysOption = None, json: JsonOption = False
 ) -> None:
     """Make a key and print it. It is not kept and cannot be shown again."""
-    from mta_cli.serving.keys import EVERYBODY, KeyFile
+    from mta_cli.pipeline.users.serve_keys import EVERYBODY, FILE_LOCK, KeyFile
 
     context = app_context(ctx, json=json)
     names = [name.strip() for name in users.split(",") if name.strip()]
@@ -95,7 +95,7 @@ def add_key(
     with context.open_registry() as reg:
         for name in names if names != [EVERYBODY] else []:
             reg.users.get(name)
-        with reg.job_lock("keys of the server", timeout=10):
+        with reg.job_lock(FILE_LOCK, timeout=10):
             path = _key_path(context, keys)
             found = KeyFile.read(path)
             secret = found.add(label, names)
@@ -107,7 +107,7 @@ def add_key(
 @key_app.command("list")
 def list_keys(ctx: typer.Context, keys: KeysOption = None, json: JsonOption = False) -> None:
     """List the keys, and whose models each opens."""
-    from mta_cli.serving.keys import EVERYBODY, KeyFile
+    from mta_cli.pipeline.users.serve_keys import EVERYBODY, KeyFile
 
     context = app_context(ctx, json=json)
     found = KeyFile.read(_key_path(context, keys))
@@ -129,11 +129,11 @@ def list_keys(ctx: typer.Context, keys: KeysOption = None, json: JsonOption = Fa
 @key_app.command("rm")
 def remove_key(ctx: typer.Context, label: LabelArgument, keys: KeysOption = None) -> None:
     """Take back a key."""
-    from mta_cli.serving.keys import KeyFile
+    from mta_cli.pipeline.users.serve_keys import FILE_LOCK, KeyFile
 
     context = app_context(ctx)
     path = _key_path(context, keys)
-    with context.open_registry() as reg, reg.job_lock("keys of the server", timeout=10):
+    with context.open_registry() as reg, reg.job_lock(FILE_LOCK, timeout=10):
         found = KeyFile.read(path)
         found.remove(label)
         found.write(path)
@@ -141,7 +141,7 @@ def remove_key(ctx: typer.Context, label: LabelArgument, keys: KeysOption = None
 
 
 def _key_path(context: AppContext, given: Path | None) -> Path:
-    from mta_cli.serving.keys import FILE_NAME
+    from mta_cli.pipeline.users.serve_keys import FILE_NAME
 
     return given if given is not None else context.store_dir / FILE_NAME
 

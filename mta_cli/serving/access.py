@@ -7,8 +7,8 @@ import ipaddress
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from mta_cli.pipeline.users.serve_keys import Key, KeyFile
 from mta_cli.serving.errors import ApiError
-from mta_cli.serving.keys import Key, KeyFile
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 MAX_CHECKS = 16  # keys that wait to be hashed; one core at most is spent on wrong ones

@@ -12,9 +12,9 @@ from mta_cli.errors import UsageError
 from mta_cli.options import MachineOptions, ModelOptions, OptionSet, ServeOptions
 from mta_cli.pipeline.bases_in_use import base_flags, base_name
 from mta_cli.pipeline.requests import base_model, chat_options
+from mta_cli.pipeline.users.serve_keys import KeyFile
 from mta_cli.serving.access import Access, is_loopback
 from mta_cli.serving.jobs import AdaptJobs
-from mta_cli.serving.keys import KeyFile
 from mta_cli.serving.server import Server, listen
 from mta_cli.serving.service import Service
 

@@ -108,13 +108,14 @@ class Server:
         return server
 
     async def _answer_control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Look at the store again for whoever asks, and say when that is done; or tell the name of the base."""
+        """Look at store and keys again for whoever asks, and say when that is done; or tell the name of the base."""
         with suppress(ConnectionError):
             asked = await reader.readline()
             if asked == BASE:
                 writer.write(f"{self._service.base_name}\n".encode())
                 await writer.drain()
             if asked == RECHECK:
+                self._reread()
                 await self._service.recheck()
                 if self._jobs is not None:
                     users = self._jobs.users

@@ -118,10 +118,10 @@ def run_server(
     import uvicorn
 
     from mta_cli.pipeline.models.installed import resolve_model
+    from mta_cli.pipeline.users.serve_keys import KeyFile
     from mta_cli.serving.access import Access
     from mta_cli.serving.app import build_app
     from mta_cli.serving.jobs import AdaptJobs
-    from mta_cli.serving.keys import KeyFile
     from mta_cli.serving.server import listen
     from mta_cli.serving.service import Service
 

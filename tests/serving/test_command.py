@@ -89,7 +89,7 @@ def test_removing_a_user_tells_the_server(process: Process) -> None:
     assert httpx.post(f"{process.url}/chat/completions", json=ask("alice", text), timeout=60).status_code == 404
 
 
-def test_keys_are_made_listed_read_again_and_taken_back(process: Process) -> None:
+def test_keys_are_made_listed_read_again_and_taken_back(process: Process, store_root: Path) -> None:
     made = mta_ok("serve", "key", "add", "phone", "--users", "alice,bob", "--json").json()
     assert made["users"] == ["alice", "bob"]
     assert mta_ok("serve", "key", "list", "--json").json()[0]["users"] == ["alice", "bob"]
@@ -102,6 +102,11 @@ def test_keys_are_made_listed_read_again_and_taken_back(process: Process) -> Non
     assert answered.status_code == 401
     opened = httpx.get(f"{process.url}/models", headers={"authorization": f"Bearer {made['key']}"}).json()
     assert [one["id"] for one in opened["data"]] == ["base", "alice", "bob"]
+    mta_ok("user", "rm", "bob", "--yes")
+    with Registry.open(store_root) as reg:
+        reg.users.add("bob")
+    again = httpx.get(f"{process.url}/models", headers={"authorization": f"Bearer {made['key']}"}).json()
+    assert [one["id"] for one in again["data"]] == ["base", "alice"], "another bob"
     mta_ok("serve", "key", "rm", "phone")
     assert mta_ok("serve", "key", "list", "--json").json() == []
     assert mta("serve", "key", "rm", "phone").code == 3

@@ -11,6 +11,7 @@ from mta_cli.pipeline.runs import bank_label
 from mta_cli.pipeline.users.dependents import banks_pooling_user, join_names, stale_entries, stale_notes
 from mta_cli.pipeline.users.exported_folders import exports_of
 from mta_cli.pipeline.users.in_use import change_when_unused
+from mta_cli.pipeline.users.serve_keys import FILE_LOCK, FILE_NAME, KeyFile
 from mta_cli.pipeline.users.servers import recheck_servers
 from store.database_copy import saved_databases
 
@@ -79,8 +80,23 @@ def forget_user(reg: Registry, name: str, *, wait: bool = False) -> Iterator[Eve
 
 
 def _forget(reg: Registry, user: User) -> tuple[tuple[int, list[Bank], list[str], list[str]], ForgetResult]:
-    """Remove the user; returns what was known before: items, banks that may use them, exports, database copies."""
+    """Remove the user; returns what was known before: items, banks that may use them, exports, database copies.
+
+    The name leaves the keys first: after a stop between the two, the same command goes on.
+    """
+    reg.jobs.require_unused(user.id, user.name)
+    _drop_from_keys(reg, user.name)
     items = sum(count for _, count, _ in reg.users.tasks_of_user(user.id))
     saved = [path.name for path in saved_databases(reg.root)]
     told = items, banks_pooling_user(reg, user), exports_of(reg, user), saved
     return told, reg.users.forget(user.id)
+
+
+def _drop_from_keys(reg: Registry, name: str) -> None:
+    """Let no key of the store open a later user of this name."""
+    path = reg.root / FILE_NAME
+    if path.exists():
+        with reg.job_lock(FILE_LOCK, timeout=10):
+            keys = KeyFile.read(path)
+            if keys.drop_user(name):
+                keys.write(path)

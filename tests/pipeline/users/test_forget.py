@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.errors import NotFound
+from mta_cli.errors import NotFound, UserInUse
 from mta_cli.events import JobPlan
 from mta_cli.pipeline.users.forget import forget_user, plan_forget
+from mta_cli.pipeline.users.serve_keys import FILE_NAME, KeyFile
 from store.registry import Registry
 from tests.pipeline.histories import imported, person, rows, run, write
 
@@ -53,6 +54,20 @@ def test_anchors_of_them_are_named_and_stale(reg: Registry, tmp_path: Path) -> N
     assert any("the anchor of tags v1 that was trained on them is stale" in note for note in notes)
     assert any("mta bank rm tags --bank-version 1" in note for note in notes), "it is not ready, so not refreshed"
     assert [anchor.stale for anchor in reg.banks.anchors(bank.id)] == [True, False]
+
+
+def test_a_key_opens_no_later_user_of_the_name(reg: Registry, tmp_path: Path) -> None:
+    imported(reg, "jsonl", write(tmp_path / "a.jsonl", rows("ann") + rows("bob")))
+    path = reg.root / FILE_NAME
+    keys = KeyFile.read(path)
+    keys.add("phone", ["ann", "bob"])
+    keys.write(path)
+    with reg.hold_users("bank build", [reg.users.get("ann").id]), pytest.raises(UserInUse):
+        list(forget_user(reg, "ann"))
+    assert KeyFile.read(path).keys == keys.keys, "the user is still there"
+    list(forget_user(reg, "ann"))
+    (key,) = KeyFile.read(path).keys
+    assert key.users == (keys.name_hash("bob"),)
 
 
 def test_the_plan_changes_nothing(reg: Registry, tmp_path: Path) -> None:

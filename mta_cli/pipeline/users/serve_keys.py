@@ -13,12 +13,13 @@ import re
 import secrets
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, system_reason
 
 FILE_NAME, FORMAT = "serve-keys.json", "mta-keys-1"
+FILE_LOCK = "keys of the server"  # held by whoever changes the file in the store
 MAX_FILE_BYTES = 16 * 2**20
 EVERYBODY = "*"
 _KEY_PATTERN = re.compile(r"mta-([0-9a-f]{8})-([A-Za-z0-9_-]{43})")
@@ -105,6 +106,16 @@ class KeyFile:
         if found is None:
             raise NotFound(f"There is no key named {label!r:.60}.", hint="mta serve key list")
         del self._keys[found.id]
+
+    def drop_user(self, name: str) -> bool:
+        """Let no key open the user of this name; returns whether one did. A key without users opens no user."""
+        gone = self.name_hash(name)
+        left = {
+            number: replace(key, users=tuple(user for user in key.users if user != gone))
+            for number, key in self._keys.items()
+        }
+        changed, self._keys = left != self._keys, left
+        return changed
 
     def find_verified(self, token: str) -> Key | None:
         """The key that `token` is, if `find` has found it before."""
