@@ -69,14 +69,20 @@ def add_task(reg: Registry, path: Path) -> tuple[Task, bool]:
 def keep_task(reg: Registry, task: Task, text: str) -> bool:
     """Store a task with its TOML text, and return whether it is new. Raises BadInput where another has its name."""
     with reg.transaction():
-        earlier = reg.tasks.get(task.name)
-        if earlier is not None and parse_task(earlier, task.name) != task:
-            raise BadInput(
-                f"There is a task {task.name!r} already, and it differs.",
-                hint=f"`mta task rm {task.name}` first, or give yours another name",
-            )
+        is_new = not is_kept(reg, task)
         reg.tasks.save_task(task.name, text)
-    return earlier is None
+    return is_new
+
+
+def is_kept(reg: Registry, task: Task) -> bool:
+    """Whether the store has the added task. Raises BadInput where another has its name."""
+    text = reg.tasks.get(task.name)
+    if text is not None and parse_task(text, task.name) != task:
+        raise BadInput(
+            f"There is a task {task.name!r} already, and it differs.",
+            hint=f"`mta task rm {task.name}` first, or give yours another name",
+        )
+    return text is not None
 
 
 def count_task_users(reg: Registry, name: str) -> int:

@@ -34,7 +34,7 @@ from mta_cli.options import (
 )
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.parse_file import import_notes
-from mta_cli.pipeline.data.tasks import find_task, keep_task
+from mta_cli.pipeline.data.tasks import find_task, is_kept
 from mta_cli.pipeline.demo import pull_missing_models
 from mta_cli.pipeline.quick.columns import CompleteSource, complete_columns
 from mta_cli.pipeline.quick.draft_task import FileSummary, draft_task, summarise_file, task_name, undrafted_task
@@ -132,8 +132,7 @@ def run_quick(
         return
     yield from pull_missing_models(request.options[ModelOptions])
     yield Note(f"1 of 4: the task {task.name} ({task.kind}) and the histories")
-    keep_task_of_file(reg, task)
-    imported = yield from forward_events(import_source(reg, source, can_anchor=can_anchor, ask=ask))
+    imported = yield from forward_events(import_source(reg, source, task=task, can_anchor=can_anchor, ask=ask))
     base = _load(reg, request)
     prompts = show_prompts(reg, base, task, request.options[PromptOptions].history_items)
     yield from (Note(_prompt_text(prompt)) for prompt in prompts)
@@ -184,6 +183,7 @@ def _read_file(
         step = _step_of(there, summary) if complete.plan_lines else 0.0
         return replace(source, round_to=step), summary, there
     task, step = draft_task(name, source, summary)
+    _require_no_other(reg, task)
     return replace(source, round_to=step), summary, task
 
 
@@ -305,12 +305,10 @@ def _find_existing(reg: Registry, complete: CompleteSource) -> Task | None:
         return None
 
 
-def keep_task_of_file(reg: Registry, task: Task) -> None:
-    """Store the task, unless it is there. Raises BadInput where another task has its name."""
-    if task.name in BUILTIN_TASKS:
-        return
+def _require_no_other(reg: Registry, task: Task) -> None:
+    """Raises BadInput where the store has another task of this name."""
     try:
-        keep_task(reg, task, task_to_toml(task))
+        is_kept(reg, task)
     except BadInput as error:
         error.hint = f"--task {task.name} takes it as it is; --task OTHER makes another"
         raise

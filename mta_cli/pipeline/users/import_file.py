@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mta_cli.engine.text.task_files import task_to_toml
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import MtaError, UsersChanged
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
 from mta_cli.pipeline.data.confusable_names import confusable_name_warnings
@@ -24,7 +25,7 @@ from mta_cli.pipeline.data.formats.parse_results import SourceLocation, format_v
 from mta_cli.pipeline.data.formats.rows import is_content_key
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.parse_file import FindTask, ParsedFile, import_notes, parse_import_file
-from mta_cli.pipeline.data.tasks import find_task
+from mta_cli.pipeline.data.tasks import find_task, keep_task
 from mta_cli.pipeline.users.consent import ConsentEffects, change_consent
 from store.tables.items import hash_texts
 
@@ -80,6 +81,7 @@ def import_source(
     reg: Registry,
     source: ImportSource,
     *,
+    task: Task | None = None,
     can_anchor: bool | None = None,
     ask: AskConsent | None = None,
     dry_run: bool = False,
@@ -87,15 +89,15 @@ def import_source(
     """Import a file or a folder. `can_anchor` None leaves known users' consent unchanged.
 
     For that many new users, `ask` decides whether they may be anchors; without it they may. Where the inputs are other
-    people's words, they may not. A task that a preset brings
-    is added to the store with the first import that uses it.
+    people's words, they may not. The `task` of the records, or one that a preset brings, is added to the store with
+    them, unless it is there.
 
     Raises `NotFound` for a missing file or task, `BadInput` with every fault of the file, and `UsersChanged` where a
     known user is removed meanwhile; then no record was written.
     """
     source.require_consistent()
     with reg.stage_records() as staged:
-        intake, known, names = yield from stage_source(reg, source, staged, _make_find(reg, source))
+        intake, known, names = yield from stage_source(reg, source, staged, _make_find(reg, source, task))
         stored = set(names)
         yield from hold_out_notes(source, intake)
         yield from import_notes(intake)
@@ -113,7 +115,7 @@ def import_source(
             newcomers = can_anchor is True
         else:
             newcomers = ask is None or not new or ask(new)
-        yield from _write(reg, source, intake, stored, can_anchor, newcomers)
+        yield from _write(reg, source, task, intake, stored, can_anchor, newcomers)
 
 
 def stage_source(
@@ -136,13 +138,14 @@ def _consent_note(authors: Sequence[str], can_anchor: bool | None) -> Note:
     return Note(f"the inputs are the words of {' and '.join(authors)}{rule}")
 
 
-def _make_find(reg: Registry, source: ImportSource) -> FindTask:
-    """Finds a task in the store, else that of the preset."""
+def _make_find(reg: Registry, source: ImportSource, task: Task | None) -> FindTask:
+    """Finds a task in the store, else `task` or that of the preset."""
     preset = source.known_preset
+    brought = preset.task if task is None and preset is not None else task
 
     def find(name: str) -> Task:
-        if preset is not None and name == preset.task.name and reg.tasks.get(name) is None:
-            return preset.task
+        if brought is not None and name == brought.name and reg.tasks.get(name) is None:
+            return brought
         return find_task(reg, name)
 
     return find
@@ -227,6 +230,7 @@ def _take_stored_key(intake: ParsedFile, record: StagedRecord, keys: Mapping[int
 def _write(
     reg: Registry,
     source: ImportSource,
+    task: Task | None,
     intake: ParsedFile,
     stored: set[str],
     can_anchor: bool | None,
@@ -252,7 +256,7 @@ def _write(
     written = 0
     try:
         with reg.transaction() if few else nullcontext():
-            _add_preset_task(reg, source, intake)
+            _add_task(reg, source, task, intake)
             changed = _change_consent(reg, names, can_anchor)
             pause = 0.0 if few else PAUSE_SECONDS
             for _ in _write_in_turns(reg, _batched(names, BATCH_RECORDS), add_users, pause):
@@ -271,7 +275,9 @@ def _write(
     yield JobResult(_summary(source, intake) | counts)
 
 
-def _add_preset_task(reg: Registry, source: ImportSource, intake: ParsedFile) -> None:
+def _add_task(reg: Registry, source: ImportSource, task: Task | None, intake: ParsedFile) -> None:
+    if task is not None and task.name not in BUILTIN_TASKS:
+        keep_task(reg, task, task_to_toml(task))
     preset = source.known_preset
     if preset is not None and preset.task.name in intake.tasks and reg.tasks.get(preset.task.name) is None:
         reg.tasks.save_task(preset.task.name, task_to_toml(preset.task))

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from mta_cli.engine.text.task_files import task_to_toml
 from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
 from mta_cli.events import JobPlan
 from mta_cli.options import AdaptOptions, MachineOptions, ModelOptions, OptionSet
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.import_source import ImportSource
-from mta_cli.pipeline.data.tasks import add_task, find_task
+from mta_cli.pipeline.data.tasks import add_task, find_task, keep_task
 from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evaluation
 from mta_cli.pipeline.quick import run as quick
 from mta_cli.pipeline.quick.draft_task import FileSummary
@@ -137,8 +138,7 @@ def test_another_hold_out_of_a_stored_file_is_refused_and_another_task_takes_it(
 def test_items_that_are_stored_as_history_are_never_held_out(reg: Registry, fast: None) -> None:
     columns = ColumnMapping("reader", "{book}. {about}", "stars", "read_on")
     task = quick.draft_task("books", ImportSource(None, BOOKS, columns=columns), summary_of(["1", "3", "5"] * 9))[0]
-    quick.keep_task_of_file(reg, task)
-    finish(quick.import_source(reg, ImportSource(None, BOOKS, "books", columns=columns)))
+    finish(quick.import_source(reg, ImportSource(None, BOOKS, "books", columns=columns), task=task))
     with pytest.raises(BadInput, match="with 0 held-out items") as refused:
         finish(run_quick(reg, request(BOOKS, hold_out=0, task="books")))
     assert "--task books-2" in str(refused.value.hint)
@@ -218,10 +218,24 @@ def test_a_task_that_is_there_is_taken_by_its_name_and_never_changed(reg: Regist
     finish(run_quick(reg, request(BOOKS, task="mine"), dry_run=True))
     assert reg.users.names() == [] and reg.tasks.all() == {}, "a dry run changes nothing"
     source = letters(tmp_path / "books.csv")
-    quick.keep_task_of_file(reg, replace(find_task(reg, "lamp-3"), name="books", prompt="{input}?"))
-    with pytest.raises(BadInput, match="differs") as refused:
-        finish(run_quick(reg, request(source, columns=ColumnMapping("who", "question", "answer"))))
-    assert "--task books takes it as it is" in str(refused.value.hint) and reg.users.names() == []
+    other = replace(find_task(reg, "lamp-3"), name="books", prompt="{input}?")
+    keep_task(reg, other, task_to_toml(other))
+    for dry_run in (True, False):
+        with pytest.raises(BadInput, match="differs") as refused:
+            finish(run_quick(reg, request(source, columns=ColumnMapping("who", "question", "answer")), dry_run=dry_run))
+        assert "--task books takes it as it is" in str(refused.value.hint) and reg.users.names() == []
+
+
+def test_a_question_that_is_not_answered_leaves_no_task_in_the_way(reg: Registry, fast: None, tmp_path: Path) -> None:
+    def decline(_: int) -> bool:
+        raise MtaError("nothing was changed")
+
+    path = letters(tmp_path / "letters.csv")
+    with pytest.raises(MtaError, match="nothing was changed"):
+        finish(run_quick(reg, request(path, columns=ColumnMapping("who", "answer", "question")), ask=decline))
+    assert reg.tasks.all() == {}
+    finish(run_quick(reg, request(path, columns=ColumnMapping("who", "question", "answer"))))
+    assert list(reg.tasks.all()) == ["letters"]
 
 
 def test_one_user_alone_is_compared_with_the_untrained_base(reg: Registry, fast: None, tmp_path: Path) -> None:
