@@ -65,7 +65,7 @@ class Design:
         """
         own = self.folds[fold]
         if own.tuning:
-            return replace(self, folds=(replace(own, test=own.tuning),))
+            return replace(self, folds=(replace(own, test=own.tuning, tuning=()),))
         return replace(self, folds=tuple(replace(one, test=()) if one is own else one for one in self.folds))
 
     @property
@@ -176,7 +176,14 @@ def describe_options(request: EvalRequest) -> str:
     """The other options that determine the answers, as text. Seeds of one design have the same text."""
     named = ("anchors", "placement", "task_epochs")  # keys of their own in a result
     bank = {key: value for key, value in asdict(bank_options(request)).items() if key not in named}
-    rest = {"anchors": "screened", "embedder": request.embedder.name, "calibrate": request.options.calibrate, **bank}
+    usual = asdict(ScreeningOptions())
+    strict = "".join(f" {key} {value}" for key, value in asdict(request.gates).items() if value != usual[key])
+    rest = {
+        "anchors": f"screened{strict}",
+        "embedder": request.embedder.name,
+        "calibrate": request.options.calibrate,
+        **bank,
+    }
     measured = [f"bank {request.measured.label}"] if request.measured else []
     return ", ".join([*measured, *(f"{key} {value}" for key, value in rest.items())])
 

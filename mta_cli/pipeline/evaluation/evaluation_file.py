@@ -48,7 +48,10 @@ def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
         "format": FORMAT,
         "metric": first.metric,
         "labels": first.labels,
-        "result": {key: one.result.get(key, "") for key in (*DESIGN_KEYS, "seed", "costs", "settings", "calibration")},
+        "result": {
+            **{key: one.result.get(key, "") for key in (*DESIGN_KEYS, "seed", "costs", "settings", "calibration")},
+            **{key: one.result[key] for key in ("given",) if key in one.result},
+        },
         "people": [f"{number:0{USER_DIGEST_DIGITS}x}" for number in first.users],
         "weighed": {name: sums.has_loglik for name, sums in user_sums.items()},
         "sums": {
@@ -147,6 +150,7 @@ def _result(said: Mapping[str, Any], user_sums: Mapping[str, UserSums]) -> dict[
         "methods": dict.fromkeys(user_sums),
         "costs": costs,
         "settings": settings,
+        **({"given": _validate_given(said["given"])} if "given" in said else {}),
         "calibration": calibration,
         "memory": {name: label_memory_of(own) for name, own in settings.items()},
     }
@@ -156,6 +160,13 @@ def _validate_settings(found: Any) -> Any:
     if not all(isinstance(own, dict) for own in (found if isinstance(found, list) else [found])):
         raise ValueError("settings are named")
     return found
+
+
+def _validate_given(found: Any) -> dict[str, dict[str, str]]:
+    """By method: the settings that were given as text."""
+    return {
+        str(method): {str(name): str(value) for name, value in dict(own).items()} for method, own in dict(found).items()
+    }
 
 
 def _temperatures(found: Any) -> list[Any] | None:

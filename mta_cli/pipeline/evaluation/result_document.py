@@ -191,6 +191,7 @@ def result_document(
         "memory": {method: label_memory_of(settings) for method, settings in chosen.items() if task.labels},
         **({"bank": request.measured.label} if request.measured else {}),
         "settings": {method: _settings_json(settings) for method, settings in chosen.items()},
+        "given": {method: dict(own) for method, own in request.method_settings.items() if method in chosen},
         "calibration": {method: one.temperatures for method, one in judged.items()},
     }
 

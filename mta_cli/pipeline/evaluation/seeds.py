@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 
+OF_ONE_SEED = ("seed", "evaluation", "settings", "given", "calibration")
+"""The keys of a document that several seeds do not have together."""
 EvaluationRef = int | str
 """The number of an evaluation in the store, or the path of a file that `export_evaluation` wrote."""
 
@@ -97,7 +99,7 @@ def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None 
     if len(evaluations) == 1:
         return made
     return {
-        **{key: value for key, value in made.items() if key not in ("seed", "evaluation", "settings", "calibration")},
+        **{key: value for key, value in made.items() if key not in OF_ONE_SEED},
         "seeds": [result["seed"] for result in results],
         "evaluations": [one.id for one in evaluations],
         "costs": {name: {what: _mean(results, name, what) for what in COSTS} for name in methods},
@@ -146,6 +148,13 @@ def _require_one_design(evaluations: Sequence[FinishedEvaluation]) -> None:
         settings = [one.result["settings"][name] for one in evaluations if name in one.result["methods"]]
         if len(set(map(_method_version, settings))) > 1:
             raise UsageError(f"{name} was another method in an earlier version of mta", hint="run one of them again")
+        given = [  # evaluations of earlier versions do not say it
+            one.result["given"].get(name, {})
+            for one in evaluations
+            if name in one.result["methods"] and "given" in one.result
+        ]
+        if any(own != given[0] for own in given):
+            raise UsageError(f"these evaluations differ in more than the seed (--set {name})", hint="mta eval list")
     if len({one.result["seed"] for one in evaluations}) < len(evaluations):
         names = join_words(one.name for one in evaluations)
         raise UsageError(f"{names} have a seed in common", hint="mta eval list")

@@ -148,6 +148,7 @@ def test_roles_as_they_are_stored(peopled: Registry) -> None:
 def test_settings_are_chosen_on_those_who_are_not_tested() -> None:
     plain = Design("k", (UserFold((1,), (2, 3), (4,)),), {}, {})
     assert plain.tuning_design(0).test_users == [2, 3] and len(plain.tuning_design(0).folds) == 1
+    assert plain.tuning_design(0).folds[0].tuning == (), "else temperatures are fitted on those who are judged"
     crossed = Design("k", (UserFold((2, 3), (), (1,)), UserFold((1, 3), (), (2,)), UserFold((1, 2), (), (3,))), {}, {})
     assert [crossed.tuning_design(fold).test_users for fold in range(3)] == [[2, 3], [1, 3], [1, 2]]
     assert [len(fold.test) for fold in crossed.tuning_design(1).folds] == [1, 0, 1]

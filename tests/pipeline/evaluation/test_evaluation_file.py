@@ -62,7 +62,11 @@ def test_a_file_says_what_the_evaluation_found(reg: Registry, written: Path) -> 
         evaluation_document(load_evaluations([str(written)], reg)),
     )
     assert near(figures(told), figures(kept)) and told["seed"] == kept["seed"]
-    assert told["settings"] == kept["settings"] and told["calibration"] == kept["calibration"]
+    assert (
+        told["given"] == kept["given"]
+        and told["settings"] == kept["settings"]
+        and told["calibration"] == kept["calibration"]
+    )
     assert told["evaluation"] != kept["evaluation"] and told == evaluation_document(
         load_evaluations([str(written), written.as_posix()], reg)
     )

@@ -122,6 +122,9 @@ def test_what_is_not_of_one_design_is_refused(reg: Registry, trial: Trial) -> No
     reg.evaluations.finish_evaluation(3, old)
     with pytest.raises(UsageError, match=f"{name} was another method in an earlier version"):
         evaluation_document(load_evaluations([2, 3], reg))
+    reg.evaluations.finish_evaluation(3, {**made.result, "given": {name: {"steps": "500"}}})
+    with pytest.raises(UsageError, match=rf"differ in more than the seed \(--set {name}\)"):
+        evaluation_document(load_evaluations([2, 3], reg))
     reg.evaluations.finish_evaluation(3, made.result)
     stored = reg.evaluations.add_evaluation("lamp-2", None, {}, {"task": "lamp-2", "costs": {}})
     with pytest.raises(UsageError, match=f"evaluation {stored} is one of stored models"):
