@@ -390,12 +390,11 @@ class CompareScreen(BaseScreen):
     def _handle_end(self, error: BaseException | None, stopped: bool) -> None:
         self.query_one(AnswerColumns).stop_waiting()
         self.query_one(ScoreStrips).finish()
+        if error is not None or stopped:
+            self._last_request = None  # half an answer is not kept
+            self._show_status("stopped" if error is None else "")
         if error is not None:
-            self._show_status("")
             self.mta_app.show_error(error)  # the question is still in the prompt
-        elif stopped:
-            self._last_request = None
-            self._show_status("stopped")
 
     def _show_prompt_settings(self) -> None:
         """One line: the task of the next prompt, the other users, and the gold answer of the last question."""

@@ -295,6 +295,27 @@ def test_a_failure_is_told_and_the_prompt_still_holds_the_words(
     run(drive())
 
 
+def test_half_an_answer_is_not_kept(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(voice: Any, question: Any, others: Any) -> Iterator[Event]:
+        yield TextChunk("half a ", "base")
+        raise NotFound("the model is gone")
+
+    monkeypatch.setattr("mta_cli.pipeline.chat.compare.compare_question", breaks)
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "compare", "ida")
+            app.screen.set_focus(None)
+            await pilot.press("t")
+            await type_and_ask(app, pilot, "what next?")
+            await until(pilot, lambda: isinstance(app.screen, ErrorDialog))
+            await pilot.press("escape", "escape", "right", "g")
+            await settled(app, pilot)
+            assert answers(app).selected_key == "base" and "no complete answer to keep yet" in screen_text(app)
+
+    run(drive())
+
+
 def endless(voice: Any, question: Any, others: Any) -> Iterator[Event]:
     while True:
         yield TextChunk("word ", "base")
