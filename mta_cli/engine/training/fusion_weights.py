@@ -9,7 +9,7 @@ import torch
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.scoring.backends import make_scoring_backend
+from mta_cli.engine.scoring.backends import TokenBudget, make_scoring_backend, plan_batches
 from mta_cli.engine.scoring.label_examples import TrainingExample, build_prompt_tree, example_losses
 from mta_cli.engine.scoring.log_likelihood import prune_examples
 
@@ -44,13 +44,22 @@ def learn_weights(
         path: (a.to(base.device, backend.dtype), merged.scale * b.to(base.device, torch.float32))
         for path, (a, b) in merged.factors.items()
     }
-    for _ in range(steps):
+    budget, grad, terms = TokenBudget(base), torch.zeros_like(centre), 0
+
+    def add_gradient(batch: list[int]) -> None:
+        nonlocal terms
         # 3. each rank of B times its anchor's weight  [out, Σ rank]
         factors = {path: (a, (b * weights[owner[path]]).to(backend.dtype)) for path, (a, b) in fixed.items()}
-        losses, _ = example_losses(backend.score_rows(range(len(rows)), factors), rows)
-        loss = losses.mean() + pull * (weights - centre).square().sum()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses, _ = example_losses(backend.score_rows(batch, factors), [rows[i] for i in batch])
+        # 4. the gradient of their sum  [anchors]
+        grad.add_(torch.autograd.grad(losses.sum(), weights)[0])
+        terms += len(losses)
+
+    for _ in range(steps):
+        grad.zero_()
+        terms = 0
+        budget.run_batches(plan_batches(backend, range(len(rows)), [0] * len(rows), budget.tokens), add_gradient)
+        weights.grad = grad / terms + 2.0 * pull * (weights.detach() - centre)
         optimizer.step()
     values: list[float] = weights.detach().cpu().tolist()
     return values
