@@ -7,7 +7,7 @@ import pytest
 from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
 from mta_cli.pipeline.chat.remote import RemoteConversation
 from mta_cli.printable import clean_text
-from tests.pipeline.world import notes_of, result_of, text_of
+from tests.pipeline.world import World, notes_of, result_of, text_of
 from tests.serving.conftest import Start
 from tests.serving.running import Running
 from tests.shell import mta
@@ -95,3 +95,49 @@ def test_good_refuses_a_stopped_answer_and_undo_is_not_here(start: Start) -> Non
         list(talk.accept_exchange())
     with pytest.raises(UsageError, match="not for a conversation over a server"):
         talk.undo_accept()
+
+
+def test_the_oldest_exchanges_leave_a_full_window(served: Running) -> None:
+    talk = RemoteConversation(served.url, "alice", sampling={"max_tokens": 4})
+    long = "word " * (served.service.base.window // 16)
+    for number in range(20):
+        result, seen = result_of(talk.answer_message(f"{number} {long}"))
+        assert result["text"]
+        if "The oldest exchange no longer fits" in notes_of(seen):
+            break
+    else:
+        raise AssertionError("the window was never full")
+    with pytest.raises(BadInput, match="tokens"):
+        list(talk.answer_message("word " * 3000))
+    assert result_of(talk.answer_message("And then?"))[0]["text"], "what was said before is still there"
+
+
+def test_a_cut_answer_is_told(served: Running) -> None:
+    result, seen = result_of(RemoteConversation(served.url, "bob", sampling={"max_tokens": 3}).answer_message("Hi"))
+    assert result["ended"] == "length" and "The answer was cut" in notes_of(seen)
+
+
+def test_good_after_a_task_and_under_a_name_with_marks(start: Start) -> None:
+    def add(world: World) -> None:
+        for name in ("who? #1 50%", "dave/lamp-2"):
+            world.reg.users.add(name)
+
+    running = start(task="lamp-2", write=True, prepare=add)
+    for model, user in (
+        ("alice/lamp-2", "alice"),
+        ("who? #1 50%/lamp-2", "who? #1 50%"),
+        ("dave/lamp-2/lamp-2", "dave/lamp-2"),
+    ):
+        talk = RemoteConversation(running.url, model)
+        list(talk.opening_notes())
+        answer, _ = result_of(talk.answer_message("about robots"))
+        list(talk.accept_exchange())
+        with running.open_store() as reg:
+            (item,) = reg.items.recent_items(reg.users.get(user).id, "lamp-2", 1)
+            assert (item.input, item.output) == ("about robots", answer["text"])
+    talk = RemoteConversation(running.url, "dave/lamp-2", task="free")
+    list(talk.answer_message("Hi"))
+    list(talk.accept_exchange())
+    with running.open_store() as reg:
+        (item,) = reg.items.recent_items(reg.users.get("dave/lamp-2").id, "free", 1)
+        assert item.input == "Hi"

@@ -7,15 +7,20 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import httpx
 
 from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
 from mta_cli.events import Event, JobResult, Note, TextChunk
-from mta_cli.pipeline.chat.answer import Message, check_message
+from mta_cli.pipeline.chat.answer import Message, check_message, truncation_notes
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
 BASE_MODEL = "base"
+
+
+class WindowFull(BadInput):
+    """The messages do not fit into the model's window."""
 
 
 class RemoteConversation:
@@ -60,12 +65,13 @@ class RemoteConversation:
         """Answer one message. An interruption keeps the text that came before it."""
         check_message(text)
         messages = [*self._messages, {"role": "user", "content": text}]
-        said, source, began = "", dict[str, Any](), time.perf_counter()
+        given, said, ended, source, began = len(messages), "", "", dict[str, Any](), time.perf_counter()
         self._complete = False
         try:
-            for piece in self._stream(messages):
+            for piece in self._stream_what_fits(messages):
                 source = piece.get("mta") or source
                 for choice in piece.get("choices", ()):
+                    ended = choice.get("finish_reason") or ended
                     if chunk := (choice.get("delta") or {}).get("content"):
                         said += chunk
                         yield TextChunk(chunk)
@@ -75,8 +81,12 @@ class RemoteConversation:
         self._complete = bool(said.strip())
         seconds = time.perf_counter() - began
         self._mode = str(source.get("mode", self._mode))
+        yield from truncation_notes((given - len(messages)) // 2, 0)
         yield Note(f"{self._model} · {self._mode} · {seconds:.1f} s")
-        yield JobResult({"user": self._model, "text": said, "seconds": round(seconds, 3), "source": source})
+        if ended == "length":
+            yield Note("The answer was cut (--max-tokens, or the end of the window).", warning=True)
+        result = {"user": self._model, "text": said, "seconds": round(seconds, 3), "ended": ended, "source": source}
+        yield JobResult(result)
 
     def switch_user(self, name: str) -> Iterator[Event]:
         """Change to another model, in a new conversation."""
@@ -111,11 +121,17 @@ class RemoteConversation:
                 hint="/good keeps a whole answer.",
             )
         question, answer = self._messages[-2]["content"], self._messages[-1]["content"]
-        body = {"input": question, "output": answer} | ({"task": self._task} if self._task else {})
+        body = {"input": question, "output": answer}
+        user, slash, task = self._model.rpartition("/")
         with self._explained():
-            told = self._client.post(f"/users/{self._model}/items", json=body)
+            told = self._post_item(self._model, self._task, body)
+            if told.status_code == 404 and slash:  # as the server reads a model's name: a user first, then USER/TASK
+                told = self._post_item(user, task, body)
         self._require_success(told)
         yield Note(f"history item {told.json()['key']}")
+
+    def _post_item(self, user: str, task: str | None, body: dict[str, str]) -> httpx.Response:
+        return self._client.post(f"/users/{_quoted(user)}/items", json=body | ({"task": task} if task else {}))
 
     def undo_accept(self) -> Iterator[Event]:
         """Not here: a server's clients remove nothing."""
@@ -134,7 +150,7 @@ class RemoteConversation:
         raise UsageError("This is not for a conversation over a server.", hint="mta chat without --server")
 
     def _describe(self, name: str) -> str:
-        model = self._get(f"/models/{name}")
+        model = self._get(f"/models/{_quoted(name)}")
         return str((model.get("mta") or {}).get("mode", "server"))
 
     def _get(self, path: str) -> dict[str, Any]:
@@ -143,6 +159,17 @@ class RemoteConversation:
         self._require_success(answered)
         found: dict[str, Any] = answered.json()
         return found
+
+    def _stream_what_fits(self, messages: list[Message]) -> Iterator[dict[str, Any]]:
+        """As `_stream`. Drops the oldest exchanges from `messages` until the others fit."""
+        while True:
+            try:
+                yield from self._stream(messages)
+                return
+            except WindowFull:
+                if len(messages) < 3:
+                    raise
+                del messages[:2]
 
     def _stream(self, messages: list[Message]) -> Iterator[dict[str, Any]]:
         system = [] if self._system is None else [{"role": "system", "content": self._system}]
@@ -172,11 +199,19 @@ class RemoteConversation:
         if answered.status_code < 400:
             return
         try:
-            message = str(answered.json()["error"]["message"])
-        except (ValueError, KeyError, TypeError):
-            message = f"The server answered {answered.status_code}."
+            error = answered.json()["error"]
+            message, code = str(error["message"]), error.get("code")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            message, code = f"The server answered {answered.status_code}.", None
+        if code == "context_length_exceeded":
+            raise WindowFull(message)
         if answered.status_code == 404:
             raise NotFound(message, hint="/user NAME chooses another model")
         if answered.status_code == 401:
             raise UsageError(message, hint="MTA_SERVER_KEY holds the key")
         raise BadInput(message) if answered.status_code < 500 else MtaError(message)
+
+
+def _quoted(name: str) -> str:
+    """A model's or user's name as a part of an address."""
+    return quote(name, safe="/")
