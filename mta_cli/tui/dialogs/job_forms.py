@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.options import (
     AdaptOptions,
@@ -105,8 +106,9 @@ async def read_form_context(app: MtaApp) -> FormContext:
 
 def guess_task(reg: Registry, user: str | None) -> str | None:
     """The task of the selected user, else the only task with a bank, else the only task there is."""
-    if user is not None and (held := reg.users.tasks_of_user(reg.users.get(user).id)):
-        return held[0][0]
+    with suppress(NotFound):  # the user was removed elsewhere
+        if user is not None and (held := reg.users.tasks_of_user(reg.users.get(user).id)):
+            return held[0][0]
     found = {bank.task for bank in reg.banks.all()}
     found = found or {task for task, _ in reg.user_table.tasks_with_user_counts()}
     return found.pop() if len(found) == 1 else None

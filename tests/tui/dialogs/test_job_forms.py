@@ -221,7 +221,7 @@ def test_the_task_that_is_meant_is_that_of_the_user_or_of_the_only_bank(demo_sto
     with Registry.open(demo_store) as reg:
         assert guess_task(reg, "ida") == guess_task(reg, None) == "lamp-2"
         reg.users.add("new")
-        assert guess_task(reg, "new") == "lamp-2"
+        assert guess_task(reg, "new") == guess_task(reg, "removed") == "lamp-2"
         reg.banks.get_or_create_bank("other", "k", "free", "b", "e", 0, {})
         assert guess_task(reg, None) is None
 
