@@ -456,7 +456,10 @@ def _run_comparison(
     context: WorkerContext, asked: CompareRequest, others: tuple[str, ...], asking: ChatOptions, ask: AskModel
 ) -> Iterator[Event]:
     """The comparison, in the model's thread. All columns are named before the base is loaded."""
-    user, beside = context.reg.users.get(asked.user), [context.reg.users.get(name) for name in others]
+    user, known = context.reg.users.get(asked.user), context.reg.users.existing_names(others)
+    for name in sorted(set(others).difference(known)):
+        yield Note(f"{name} was removed meanwhile.", warning=True)
+    beside = [context.reg.users.get(name) for name in others if name in known]
     for key in context.expected_columns(user, asking, beside):
         yield TextChunk("", key)
     yield JobStarted(ANSWERING if context.base_loaded else LOADING)

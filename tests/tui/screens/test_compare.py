@@ -15,6 +15,7 @@ from mta_cli.errors import IntegrityFault, NotFound
 from mta_cli.events import Event, JobResult, TextChunk
 from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.chat.compare import compare_queries
+from mta_cli.pipeline.users.forget import forget_user
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
 from mta_cli.tui.dialogs.user_picker import UserPicker
@@ -214,6 +215,20 @@ def test_another_user_answers_beside(demo_store: Path) -> None:
             app.screen.set_focus(None)
             await press_and_hear(app, pilot, "x", "r")
             assert answers(app).column_keys == ["base", "fused", "adapted"]
+
+    run(drive())
+
+
+def test_another_user_who_was_removed_leaves_the_comparison(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store, size=(120, 40)) as (app, pilot):
+            screen = await enter(app, pilot, "compare", "ida")
+            screen._other_users = ["jon", "user0"]
+            with Registry.open(demo_store) as reg:
+                list(forget_user(reg, "user0"))
+            await type_and_ask(app, pilot, "what next?")
+            assert answers(app).column_keys[-1] == "@jon" and screen._other_users == ["jon"]
+            assert "user0 was removed meanwhile." in screen_text(app)
 
     run(drive())
 
