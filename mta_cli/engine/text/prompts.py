@@ -18,6 +18,7 @@ from mta_cli.engine.text.tokenizer import TEXT_CACHE_SIZE, PromptTokenizer
 from mta_cli.errors import BadInput
 
 Roles = tuple[str, ...]
+KEPT_LAYOUTS = 256  # orders of roles whose template is kept; clients of a server choose them
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class PromptBuilder:
     def __init__(self, tokenizer: Any, task: Task, end_ids: Sequence[int]) -> None:
         self.tokenizer, self.task = tokenizer, task
         self._template = load_chat_template(tokenizer)
-        self._layouts: dict[Roles, tuple[ChatLayout, int]] = {}
+        self._layout = lru_cache(KEPT_LAYOUTS)(self._layout_uncached)
         bare = self._template.render_layout(("user",), generation=True).texts if self._template else ()
         self._words = PromptTokenizer(tokenizer, bare)
         self._start = () if self._template else self._words.leading_special_ids()
@@ -147,17 +148,15 @@ class PromptBuilder:
                 ids += self._words.encode_template(text)
         return [*self._start, *ids]
 
-    def _layout(self, roles: Roles) -> tuple[ChatLayout, int]:
+    def _layout_uncached(self, roles: Roles) -> tuple[ChatLayout, int]:
         """The template around messages of these roles, and how many control tokens it speaks."""
-        if roles not in self._layouts:
-            if self._template is None:
-                layout = ChatLayout(("", *("\n" for _ in roles)), tuple(range(len(roles))))
-            else:
-                system = None if roles[:1] == ("system",) else self._system
-                layout = self._template.render_layout(roles, generation=True, system=system)
-            controls = sum(self._words.count_control_tokens(self._words.encode_template(text)) for text in layout.texts)
-            self._layouts[roles] = (layout, controls)
-        return self._layouts[roles]
+        if self._template is None:
+            layout = ChatLayout(("", *("\n" for _ in roles)), tuple(range(len(roles))))
+        else:
+            system = None if roles[:1] == ("system",) else self._system
+            layout = self._template.render_layout(roles, generation=True, system=system)
+        controls = sum(self._words.count_control_tokens(self._words.encode_template(text)) for text in layout.texts)
+        return layout, controls
 
     def _system_message(self, bare: Sequence[str]) -> tuple[str | None, str]:
         """What to give the template as system message, and what to put before the first words where it takes none.

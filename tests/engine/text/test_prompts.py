@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta_cli.engine.text.prompts import HistoryExample, PromptBuilder
+from mta_cli.engine.text.chat_template import ChatLayout
+from mta_cli.engine.text.prompts import KEPT_LAYOUTS, HistoryExample, PromptBuilder
 from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
 from mta_cli.errors import BadInput
 from tests.engine.shapes import ALL, EXACT, LLAMA_3, byte_merges, byte_plain, end_ids, metaspace
@@ -315,3 +318,14 @@ def test_a_second_prompter_gives_the_same_ids(make: Any) -> None:
     assert first.training_row("a film", "comedy", [HistoryExample("b", "classic")]) == second.training_row(
         "a film", "comedy", [HistoryExample("b", "classic")]
     )
+
+
+def test_any_number_of_orders_of_roles_takes_bounded_memory() -> None:
+    def layouts() -> int:
+        return sum(type(one) is ChatLayout for one in gc.get_objects())
+
+    prompter = PromptBuilder(byte_tokenizer(), FREE, end_ids(byte_tokenizer()))
+    before = layouts()
+    for roles in product(("user", "assistant"), repeat=9):  # 512
+        prompter.chat_ids([{"role": role, "content": "a"} for role in roles])
+    assert 0 < layouts() - before <= KEPT_LAYOUTS < 512
