@@ -186,6 +186,8 @@ class AnswerColumns(HorizontalScroll):
             if not column.answer_text:
                 del self._columns[key]
                 column.remove()
+        if self.selected_key not in self._columns:
+            self.selected_key = None
         self._set_column_widths()
 
     def append_answer(self, key: str, piece: str) -> None:

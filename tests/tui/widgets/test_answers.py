@@ -174,11 +174,14 @@ def test_all_columns_wait_and_those_without_words_go_at_the_end() -> None:
             await pilot.pause()
             assert screen_text(app).count("loading the base … 0 s") == 3  # type: ignore[arg-type]
             app.answers.append_answer("base", "word")
+            app.answers.select_column("fused")
             await pilot.pause()
             assert screen_text(app).count("loading the base … 0 s") == 2  # type: ignore[arg-type]
+            app.screen.set_focus(None)
             app.answers.stop_waiting()
             await pilot.pause()
-            assert app.answers.column_keys == ["base"] and "…" not in screen_text(app)  # type: ignore[arg-type]
+            assert app.answers.column_keys == ["base"] and app.answers.selected_key is None
+            assert "…" not in screen_text(app)  # type: ignore[arg-type]
 
     run(drive())
 
