@@ -432,7 +432,7 @@ class ServeOptions:
     )
     streams: int = option_field(64, "Most requests of one key at a time.", minimum=1, maximum=10_000)
     cors: str = option_field("", "Web pages that may ask, comma-separated: https://chat.example.org.")
-    log_text: bool = option_field(False, "Log the texts of requests and answers.")
+    log_text: bool = option_field(False, "Log the last message of each chat request.")
     vllm: str = option_field("", "Address of a vLLM server that computes, in place of this process.")
     adapters: str = option_field("", "With --vllm: the folder from which that server loads adapters.")
     max_rank: int = option_field(64, "With --vllm: its --max-lora-rank.", minimum=1, maximum=512)

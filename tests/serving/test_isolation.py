@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import socket
 import string
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from mta_cli.options import ServeOptions
+from tests.serving.conftest import Start
 from tests.serving.running import Running, ask
 
 CANARY = "zebrafish-quorum-"
@@ -33,6 +36,21 @@ def test_no_ones_words_are_in_anyone_elses_answer(served: Running, caplog: pytes
         tokens = [entry["token"] for entry in one.json()["choices"][0]["logprobs"]["content"]]
         assert tokens == [entry["token"] for entry in before[n % len(names)][0]["logprobs"]["content"]]
     assert CANARY not in caplog.text and not any(name in caplog.text for name in ("alice", "bob", "carol"))
+
+
+def test_log_text_adds_the_last_message_of_a_chat_and_no_other_text(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "mta.serve")
+    served = start(options=ServeOptions(log_text=True))
+    turns = [
+        {"role": "user", "content": f"{CANARY}first"},
+        {"role": "assistant", "content": f"{CANARY}answer"},
+        {"role": "user", "content": f"{CANARY}last"},
+    ]
+    assert served.post("/chat/completions", {"model": "alice", "messages": turns}).status_code == 200
+    assert served.post("/completions", {"model": "alice", "prompt": f"{CANARY}prompt"}).status_code == 200
+    assert re.findall(f"{CANARY}\\w+", caplog.text) == [f"{CANARY}last"] and "alice" not in caplog.text
 
 
 def test_a_prefix_of_one_user_is_not_anothers(served: Running) -> None:
