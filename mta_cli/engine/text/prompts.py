@@ -6,7 +6,8 @@ Knows neither the registry, retrieval nor tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -40,11 +41,15 @@ class TrainingRow:
 class PromptBuilder:
     """Prompts and answers of one task for one tokenizer. `end_ids` are the tokens that end the base's answers.
 
+    `window` is the most tokens that the base reads: where a question and the longest answer have more, the question
+    shows fewer history items, the farthest left out first, and then less of its text.
+
     The tokenizer must stay as it is: everything that does not change is computed once.
     """
 
-    def __init__(self, tokenizer: Any, task: Task, end_ids: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Any, task: Task, end_ids: Sequence[int], window: int | None = None) -> None:
         self.tokenizer, self.task = tokenizer, task
+        self._most_tokens = math.inf if window is None else window - task.answer_tokens - 1  # of a question's prompt
         self._template = load_chat_template(tokenizer)
         self._layout = lru_cache(KEPT_LAYOUTS)(self._layout_uncached)
         bare = self._template.render_layout(("user",), generation=True).texts if self._template else ()
@@ -57,11 +62,11 @@ class PromptBuilder:
 
     def prompt_ids(self, text: str, history: Sequence[HistoryExample] = ()) -> list[int]:
         """Token ids of the prompt that asks `text`, `history` shown before it; they end where the answer begins."""
-        return self._encode_question(self.task.fill_prompt(self.truncate_query(text)), history)
+        return self._encode_question(self.task.fill_prompt, text, history)
 
     def training_row(self, text: str, output: str, history: Sequence[HistoryExample] = ()) -> TrainingRow:
         """The training row of a history item."""
-        prompt = self._encode_question(self.task.fill_learning_prompt(self.truncate_query(text)), history)
+        prompt = self._encode_question(self.task.fill_learning_prompt, text, history)
         return TrainingRow((*prompt, *self._answer(output)), len(prompt))
 
     def answer_ids(self, output: str) -> list[int]:
@@ -98,7 +103,7 @@ class PromptBuilder:
         return first, after, between, last
 
     def truncate_query(self, text: str) -> str:
-        """A query's `text` as its prompt has it: at most the task's `query_tokens`."""
+        """A query's `text` as its prompt has it where it fits: at most the task's `query_tokens`."""
         return self._words.truncate_text(text, self.task.query_tokens)
 
     def render_item(self, example: HistoryExample) -> str:
@@ -117,7 +122,7 @@ class PromptBuilder:
     def _answer_ids_uncached(self, output: str) -> tuple[int, ...]:
         output = self._label_or_text(output)
         kept = self._cut_answer(output, self.task.answer_tokens)
-        ids = self._words.encode_exactly(kept)
+        ids = self._words.encode_exactly(kept) or self._words.encode_exactly(output)[: self.task.answer_tokens]
         return (*ids, self.end_id) if kept == output else tuple(ids)
 
     def _cut_answer(self, output: str, budget: int) -> str:
@@ -128,8 +133,17 @@ class PromptBuilder:
         place = find_label(output, self.task.labels)
         return output if place is None or output.strip() in self.task.labels else self.task.labels[place]
 
-    def _encode_question(self, words: str, history: Sequence[HistoryExample]) -> list[int]:
-        return self._encode(("user",), [self._with_history(words, history)])
+    def _encode_question(self, fill: Callable[[str], str], text: str, history: Sequence[HistoryExample]) -> list[int]:
+        text, budget, shown = self.truncate_query(text), self.task.query_tokens, list(history)
+        while True:
+            ids = self._encode(("user",), [self._with_history(fill(text), shown)])
+            if len(ids) <= self._most_tokens or (not shown and budget == 1):
+                return ids
+            if shown:
+                shown.pop()
+            else:
+                budget = max(1, budget // 2)
+                text = self._words.truncate_text(text, budget)
 
     def _with_history(self, words: str, history: Sequence[HistoryExample]) -> str:
         block = [self._preface] if self._preface else []

@@ -42,7 +42,7 @@ class PromptRowBuilder:
         self.reg, self.task, self.history_items = reg, task, history_items
         self.allowed_items = among if among is not None else {}
         self.shown_answers: Mapping[int, str] = {}
-        self.prompter: PromptBuilder = PromptBuilder(base.tokenizer, task, base.end_ids)
+        self.prompter: PromptBuilder = PromptBuilder(base.tokenizer, task, base.end_ids, base.window)
 
     def with_shown_answers(self, answers: Mapping[int, str]) -> Self:
         """The same builder with these answers of history items, by item id, in place of the stored ones."""

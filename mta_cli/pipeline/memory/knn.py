@@ -145,7 +145,7 @@ def _is_label(one: Item | Neighbour, task: Task) -> bool:
 
 
 def load_neighbours(reg: Registry, bank: Bank, task: Task) -> NeighbourIndex | None:
-    """The labelled items of the bank's users, in the order of their times; None without any.
+    """The labelled items of the bank's users, in the order of their numbers; None without any.
 
     Raises IntegrityFault when their vectors differ in length.
     """

@@ -242,7 +242,7 @@ def sample_rows(
     """A training row for the last item of each sampled user; each shows one of `mix` numbers of earlier ones."""
     from mta_cli.engine.text.prompts import HistoryExample, PromptBuilder
 
-    prompter = PromptBuilder(base.tokenizer, task, base.end_ids)
+    prompter = PromptBuilder(base.tokenizer, task, base.end_ids, base.window)
     rows = []
     for items, shown in zip(sample.values(), itertools.cycle(mix)):
         *earlier, last = items

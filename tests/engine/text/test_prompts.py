@@ -47,9 +47,9 @@ def tokenizer_of(shape: str) -> Any:
 
 
 @cache
-def prompter_of(shape: str, task: Task = FREE) -> PromptBuilder:
+def prompter_of(shape: str, task: Task = FREE, window: int | None = None) -> PromptBuilder:
     tokenizer = tokenizer_of(shape)
-    return PromptBuilder(tokenizer, task, end_ids(tokenizer))
+    return PromptBuilder(tokenizer, task, end_ids(tokenizer), window)
 
 
 def decoded(prompter: PromptBuilder, ids: Any) -> str:
@@ -226,6 +226,29 @@ def test_budgets_hold(shape: str) -> None:
     cut = prompter.answer_ids(long)
     assert len(cut) <= 6
     assert prompter.end_id not in cut
+
+
+@pytest.mark.parametrize("shape", ALL)
+def test_a_question_fits_into_the_bases_window_with_its_answer(shape: str) -> None:
+    """Shown items go first, the last of them before the others; then the end of the question."""
+    task = replace(FREE, query_tokens=60, item_tokens=30, answer_tokens=20)
+    whole, history = prompter_of(shape, task), [HistoryExample(f"thing {n} " * 9, "good") for n in range(3)]
+    text = "question " * 60
+    for shown in (3, 2, 1, 0):
+        needed = len(whole.prompt_ids(text, history[:shown])) + task.answer_tokens + 1
+        tight = prompter_of(shape, task, window=needed)
+        assert tight.prompt_ids(text, history) == whole.prompt_ids(text, history[:shown])
+        row = tight.training_row(text, "a long answer " * 30, history)
+        assert len(row.input_ids) <= needed and row.answer_start == len(tight.prompt_ids(text, history))
+    less = prompter_of(shape, task, window=needed - 10).prompt_ids(text, history)
+    assert len(whole.prompt_ids("")) < len(less) <= needed - 10 - task.answer_tokens - 1
+
+
+def test_an_answer_is_never_cut_to_nothing() -> None:
+    """A character of several tokens, or leading white space, may be more than an answer may have."""
+    for output in ("🎬 film", " " * 40 + "film"):
+        row = prompter_of("byte_chatml", replace(FREE, answer_tokens=1)).training_row("what?", output)
+        assert len(row.input_ids) == row.answer_start + 1
 
 
 def test_a_short_question_leaves_its_tokens_to_the_answer() -> None:
