@@ -48,6 +48,13 @@ _SELECT_LATEST_ITEMS = f"""
 {_SELECT_ITEM} WHERE user_id = :user AND task = :task AND id IS NOT :exclude AND {_IS_EARLIER} AND {_IS_AMONG_IDS}
 ORDER BY time DESC, id DESC LIMIT :limit
 """
+_SELECT_OUTPUTS_ONLY_OF = """
+SELECT text FROM (
+    SELECT trim(output) AS text, user_id FROM items WHERE task = :task
+    UNION ALL SELECT trim(gold), user_id FROM queries WHERE task = :task
+) WHERE text IN (SELECT value FROM json_each(:texts))
+GROUP BY text HAVING min(user_id) = :user AND max(user_id) = :user ORDER BY text
+"""
 
 
 def hash_texts(question: str, answer: str) -> int:
@@ -167,6 +174,11 @@ class Items:
         """The user's held-out queries of a task, the first `limit` in order."""
         sql = f"{_SELECT_QUERY} WHERE user_id = ? AND task = ? ORDER BY time, id LIMIT ?"
         return [Query(*row) for row in self._db.fetch_tuples(sql, (user_id, task, _sql_limit(limit)))]
+
+    def outputs_only_of(self, user_id: int, task: str, texts: Sequence[str]) -> list[str]:
+        """Those of these texts that are outputs of the user's items or queries of the task, and of no other user's."""
+        values = {"user": user_id, "task": task, "texts": json.dumps(list(texts))}
+        return [text for (text,) in self._db.fetch_tuples(_SELECT_OUTPUTS_ONLY_OF, values)]
 
     def hash_histories(self, user_ids: Sequence[int], task: str) -> str:
         """`data_hash_of` the whole histories of users, one after another."""

@@ -6,6 +6,7 @@ stopped: with the plan that it began with.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shlex
 import textwrap
@@ -402,7 +403,7 @@ def _identity(reg: Registry, request: QuickRequest, task: Task) -> dict[str, Any
     """What a plan depends on, without the rate of the machine."""
     options = request.options
     return {
-        "task": task_to_toml(task),
+        "task_sha256": hashlib.sha256(task_to_toml(task).encode()).hexdigest(),  # its labels are users' answers
         "minutes": request.minutes,
         "base": base_model(options).fingerprint,
         "seed": request.machine.seed,

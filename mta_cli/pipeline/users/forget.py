@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from mta_cli.engine.text.task_files import parse_task
+from mta_cli.errors import BadInput
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
+from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.runs import bank_label
 from mta_cli.pipeline.users.dependents import banks_pooling_user, join_names, stale_entries, stale_notes
 from mta_cli.pipeline.users.exported_folders import exports_of
@@ -56,31 +60,44 @@ def forget_user(reg: Registry, name: str, *, wait: bool = False) -> Iterator[Eve
     """
     user = reg.users.get(name)
     try:
-        (items, pooled, exports, saved), gone = yield from change_when_unused(partial(_forget, reg, user), wait=wait)
+        told, gone = yield from change_when_unused(partial(_forget, reg, user), wait=wait)
     finally:  # also where all is removed and only its bytes are still to be overwritten
         silent = recheck_servers(reg.root)
     for server in silent:
         yield Note(f"the server of process {server} does not answer: end it, it may keep {user.name}", warning=True)
-    for path in exports:
+    for path in told.exports:
         yield Note(f"exported to {path}, which is outside the store and is not touched", warning=True)
-    for name in saved:
+    for name in told.saved:
         yield Note(f"{name}, the copy from before the last migration, is removed too: it holds {user.name}")
-    yield from stale_notes(reg, "them", gone.stale_anchors, gone.dependents, pooled)
-    told = f"forgotten; history items: {items:,}, adapter files: {len(gone.adapters_removed):,}"
-    yield Note(told, detail=True)
+    for task, given in told.labels:
+        text = f"labels of task {task} that only they gave stay in it: {', '.join(map(format_value, given))}"
+        yield Note(f"{text}; `mta task rm {task}` removes the task", warning=True)
+    yield from stale_notes(reg, "them", gone.stale_anchors, gone.dependents, told.pooled)
+    text = f"forgotten; history items: {told.items:,}, adapter files: {len(gone.adapters_removed):,}"
+    yield Note(text, detail=True)
     yield JobResult(
         {
             "user": gone.name,
-            "items": items,
+            "items": told.items,
             "adapters_removed": gone.adapters_removed,
-            **stale_entries(gone.stale_anchors, gone.dependents, pooled),
-            "exports": exports,
+            **stale_entries(gone.stale_anchors, gone.dependents, told.pooled),
+            "exports": told.exports,
         }
     )
 
 
-def _forget(reg: Registry, user: User) -> tuple[tuple[int, list[Bank], list[str], list[str]], ForgetResult]:
-    """Remove the user; returns what was known before: items, banks that may use them, exports, database copies.
+class _Before(NamedTuple):
+    """What was known of a user: how many items, banks that may use them, exports, database copies, labels by task."""
+
+    items: int
+    pooled: list[Bank]
+    exports: list[str]
+    saved: list[str]
+    labels: list[tuple[str, list[str]]]
+
+
+def _forget(reg: Registry, user: User) -> tuple[_Before, ForgetResult]:
+    """Remove the user; returns what was known before.
 
     The name leaves the keys first: after a stop between the two, the same command goes on.
     """
@@ -88,8 +105,21 @@ def _forget(reg: Registry, user: User) -> tuple[tuple[int, list[Bank], list[str]
     _drop_from_keys(reg, user.name)
     items = sum(count for _, count, _ in reg.users.tasks_of_user(user.id))
     saved = [path.name for path in saved_databases(reg.root)]
-    told = items, banks_pooling_user(reg, user), exports_of(reg, user), saved
+    labels = list(_own_labels(reg, user))
+    told = _Before(items, banks_pooling_user(reg, user), exports_of(reg, user), saved, labels)
     return told, reg.users.forget(user.id)
+
+
+def _own_labels(reg: Registry, user: User) -> Iterator[tuple[str, list[str]]]:
+    """The added tasks with labels that the user gave and no other user, and these labels."""
+    for name, _, _ in reg.users.tasks_of_user(user.id):
+        text = reg.tasks.get(name)
+        if text is None:  # built in, or removed
+            continue
+        with suppress(BadInput):  # it cannot be read
+            task = parse_task(text, name)
+            if task.kind == "label" and (given := reg.items.outputs_only_of(user.id, name, task.labels)):
+                yield name, given
 
 
 def _drop_from_keys(reg: Registry, name: str) -> None:

@@ -16,12 +16,13 @@ from mta_cli.events import JobPlan
 from mta_cli.options import AdaptOptions, MachineOptions, ModelOptions, OptionSet
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.import_source import ImportSource
-from mta_cli.pipeline.data.tasks import add_task, find_task, keep_task
+from mta_cli.pipeline.data.tasks import add_task, find_task, keep_task, remove_task
 from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evaluation
 from mta_cli.pipeline.quick import run as quick
 from mta_cli.pipeline.quick.draft_task import FileSummary
 from mta_cli.pipeline.quick.run import OPTION_CLASSES, VERDICT_KEYS, QuickRequest, choose_measured_users, run_quick
 from mta_cli.pipeline.users import import_file
+from mta_cli.pipeline.users.forget import forget_user
 from store.registry import Registry
 from tests.pipeline.town import CPU, finish, notes
 
@@ -83,6 +84,18 @@ def test_a_file_of_scores_becomes_a_task_a_bank_recipes_and_a_verdict(reg: Regis
     assert any(text.startswith("2 of 4") for text in notes(seen))
     (run,) = reg.runs.of_kind("quick")
     assert run.result == {"task": "books", **{key: result[key] for key in VERDICT_KEYS}}
+
+
+def test_the_task_alone_keeps_labels_of_a_removed_user(reg: Registry, fast: None, tmp_path: Path) -> None:
+    path, own = tmp_path / "moods.csv", "zanzibarish"
+    rows = [f"u{n},what happened on day {k},{own if n == 0 and k % 2 else 'go'}" for n in range(8) for k in range(10)]
+    path.write_text("\n".join(["who,question,answer", *rows]) + "\n", encoding="utf-8")
+    finish(run_quick(reg, request(path, columns=ColumnMapping("who", "question", "answer"))))
+    _, seen = finish(forget_user(reg, "u0"))
+    assert any(f"task moods that only they gave stay in it: '{own}'" in text for text in notes(seen))
+    remove_task(reg, "moods")
+    reg.close()
+    assert not [file for file in reg.root.rglob("*") if file.is_file() and own.encode() in file.read_bytes()]
 
 
 def test_the_verdict_agrees_with_the_evaluation_that_is_stored(reg: Registry, fast: None) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mta_cli.engine.text.task_files import task_to_toml
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import NotFound, UserInUse
 from mta_cli.events import JobPlan
+from mta_cli.pipeline.data.tasks import keep_task
 from mta_cli.pipeline.users.forget import forget_user, plan_forget
 from mta_cli.pipeline.users.serve_keys import FILE_NAME, KeyFile
 from store.registry import Registry
@@ -54,6 +58,19 @@ def test_anchors_of_them_are_named_and_stale(reg: Registry, tmp_path: Path) -> N
     assert any("the anchor of tags v1 that was trained on them is stale" in note for note in notes)
     assert any("mta bank rm tags --bank-version 1" in note for note in notes), "it is not ready, so not refreshed"
     assert [anchor.stale for anchor in reg.banks.anchors(bank.id)] == [True, False]
+
+
+def test_labels_that_only_they_gave_are_named_with_their_task(reg: Registry, tmp_path: Path) -> None:
+    task = replace(BUILTIN_TASKS["lamp-2"], name="moods", labels=("fine", "low", "odd"))
+    keep_task(reg, task, task_to_toml(task))
+    given = {"ann": ("fine", "low"), "bob": ("fine", "odd"), "cy": ("fine", "low")}
+    history = [row for name, labels in given.items() for label in labels for row in rows(name, 1, output=label)]
+    imported(reg, "jsonl", write(tmp_path / "a.jsonl", history), task="moods")
+    assert not any("moods" in note for note in run(forget_user(reg, "ann"))[1]), "others gave them too"
+    named = "labels of task moods that only they gave stay in it: 'odd'; `mta task rm moods` removes the task"
+    assert named in run(forget_user(reg, "bob"))[1]
+    reg.tasks.save_task("moods", "not a task")
+    assert run(forget_user(reg, "cy"))[0]["user"] == "cy"
 
 
 def test_a_key_opens_no_later_user_of_the_name(reg: Registry, tmp_path: Path) -> None:
