@@ -172,7 +172,7 @@ SIMPLEST = {
     "score": "no model: median score",
     "text": "no model: nearest own text",
 }
-PERSONAL = {"fused": "personal: recipe, label memory", "adapted": "personal: recipe and stack"}
+PERSONAL = {"fused": "personal: recipe", "adapted": "personal: recipe and stack"}
 
 
 def render_verdict(result: dict[str, Any], *, store: Path | None = None) -> RenderableType:
@@ -212,7 +212,7 @@ def _shown_metrics(result: dict[str, Any]) -> list[str]:
 
 def _model_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     names = {
-        result["personal"]: PERSONAL[result["personal"]],
+        result["personal"]: PERSONAL[result["personal"]] + ("" if result["memory"] == "off" else ", label memory"),
         "pooled": "common: task adapter",
         "base": "untrained: the base",
         "majority": SIMPLEST[result["kind"]],

@@ -242,7 +242,8 @@ def _evaluate(
     from mta_cli.pipeline.requests import base_model
 
     yield Note(f"{course.task}, 4 of 4: every held-out query of these users, answered by each model")
-    job = evaluate_users(reg, base_model(options), task, users, course.modes, course.prompt, options[MachineOptions])
+    machine, memory = options[MachineOptions], options[MemoryOptions]
+    job = evaluate_users(reg, base_model(options), task, users, course.modes, course.prompt, machine, memory)
     evaluation: dict[str, Any] = yield from forward_events(job)
     return evaluation
 

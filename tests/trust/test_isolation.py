@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from mta_cli.options import AnswerOptions, PromptOptions
+from mta_cli.options import AnswerOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.chat.answer import ChatModel, answer_question
 from mta_cli.pipeline.chat.compare import Question, compare_question
 from mta_cli.pipeline.chat.conversation import Conversation
@@ -112,7 +112,9 @@ def answers(reg: Registry) -> Seen:
             finish(chat.answer_message(words))[0]["text"] for words in (QUESTION, "and another film")
         ]
     number = finish(
-        evaluate_users(reg, entry, TASK, users, ("base", "pooled", "fused", "adapted"), PromptOptions(2), CPU)
+        evaluate_users(
+            reg, entry, TASK, users, ("base", "pooled", "fused", "adapted"), PromptOptions(2), CPU, MemoryOptions()
+        )
     )[0]["evaluation"]
     names = {user.id: user.name for user in users}
     found["evaluation"] = [

@@ -52,8 +52,9 @@ def evaluate_users(
     modes: Sequence[str],
     prompt: PromptOptions,
     machine: MachineOptions,
+    memory: MemoryOptions,
 ) -> Iterator[Event]:
-    """Answer every held-out query of `users` in each of `modes` and store the predictions.
+    """Answer every held-out query of `users` in each of `modes`, with label `memory`, and store the predictions.
 
     `JobResult.result` has the keys of `mta eval run`; the last mode is the reference. The time to make a model is not
     measured.
@@ -79,7 +80,8 @@ def evaluate_users(
                 continue
             below = load_task_adapter(reg, task.name, base.fingerprint) if "base" not in alike else ()
             folder.set_adapter(below[0] if below else None)
-            for portion in _query_batches(reg, base.fingerprint, task, asked, queries, alike):
+            known = BankMemory.current(reg, task, base.fingerprint, device=machine.device)
+            for portion in _query_batches(reg, base.fingerprint, task, asked, queries, alike, known, memory):
                 for answer in _answer_batch(base, examples, portion):
                     answers.append(answer)
                     yield JobProgress(answer.method, len(answers), tokens=answer.tokens, seconds=answer.seconds)
@@ -108,14 +110,15 @@ def _query_batches(
     users: Sequence[User],
     queries: Mapping[int, Sequence[Query]],
     modes: Sequence[str],
+    known: BankMemory,
+    memory: MemoryOptions,
 ) -> Iterator[list[ModeQuery]]:
     """Every query of every user in each of `modes`, in batches limited by the size of the users' weights."""
-    memory = BankMemory.current(reg, task, base)
     portion: list[ModeQuery] = []
     numbers = 0
     for user in users:
         mode_loras = {mode: _mode_loras(reg, base, user, task.name, mode) for mode in modes}
-        own_priors = {mode: memory.prior_for(user, mode, MemoryOptions()) for mode in modes}
+        own_priors = {mode: known.prior_for(user, mode, memory) for mode in modes}
         own = sum(lora.num_parameters for loras in mode_loras.values() for lora in loras)
         for i, query in enumerate(queries[user.id]):
             if portion and (

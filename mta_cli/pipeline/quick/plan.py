@@ -231,7 +231,7 @@ def _passes_origin(options: BankOptions, fits: str) -> str:
 def _personal_words(work: Workload) -> str:
     recipes = f"recipes from at most {pluralise(work.most_shots(work.recipe_options), 'shot')}"
     if work.labels:
-        return f"{recipes}, with label memory"
+        return recipes
     shots = work.most_shots(work.adapt)
     return f"{recipes}, stacks from at most {shots} in {pluralise(work.stack_schedule(shots).steps, 'step')}"
 

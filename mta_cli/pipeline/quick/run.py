@@ -227,7 +227,7 @@ def _check_hold_out(
     if not as_notes and not reg.users.existing_names(set(summary.counts)):
         return _HeldOut(Counter(), is_stored=False)
     with reg.stage_records() as staged:
-        intake, known, _ = yield from stage_source(reg, source, staged, lambda name: task)
+        intake, known, *_ = yield from stage_source(reg, source, staged, lambda name: task)
         queries = Counter(record.user for record in staged if record.held_out)
         if (fixed := intake.held_out.fixed) and (request.source.hold_out or not queries):
             least, most, users = min(fixed.values()), max(fixed.values()), len(fixed)
@@ -453,7 +453,8 @@ def _make_and_measure(
         if not users:
             raise BadInput("every training at a user diverged", hint="mta user adapt --learning-rate 0.001")
     yield Note(f"4 of 4: their answers to held-out questions, and those of the {MODEL_WORDS[common]} model")
-    job = evaluate_users(reg, base_model(options), task, users, (common, mode), options[PromptOptions], request.machine)
+    prompt, memory = options[PromptOptions], options[MemoryOptions]
+    job = evaluate_users(reg, base_model(options), task, users, (common, mode), prompt, request.machine, memory)
     evaluation: dict[str, Any] = yield from forward_events(job)
     found = reg.evaluations.predictions.load_predictions(evaluation["evaluation"])
     answers = {method: [one for one in found if one.method == method] for method in (mode, common)}
@@ -463,6 +464,7 @@ def _make_and_measure(
         "version": bank.version,
         "anchors": len(reg.banks.anchors(bank.id)),
         "personal": mode,
+        "memory": memory.memory if task.labels else "off",
         "measured_users": len(users),
         "measured_queries": len(answers[common]),
         "measured_on_anchors": are_anchors,

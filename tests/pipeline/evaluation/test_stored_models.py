@@ -31,7 +31,9 @@ def test_every_mode_answers_every_query_and_is_stored(peopled: Registry) -> None
     users = [peopled.users.get(name) for name in SHORT]
     alone = replace(fuse_request(), memory=MemoryOptions(memory="habit"))  # neighbours know all of these answers
     finish(adapt_users(peopled, users, alone, QUICK))
-    job = evaluate_users(peopled, resolve_model("tiny", "base"), TASK, users, EVAL_MODES, PromptOptions(2), CPU)
+    job = evaluate_users(
+        peopled, resolve_model("tiny", "base"), TASK, users, EVAL_MODES, PromptOptions(2), CPU, MemoryOptions()
+    )
     result, _ = finish(job)
     assert result["users"] == 3 and result["queries"] == 6 and set(result["methods"]) == set(EVAL_MODES)
     predictions = peopled.evaluations.predictions.load_predictions(result["evaluation"])
@@ -56,10 +58,31 @@ def test_every_mode_answers_every_query_and_is_stored(peopled: Registry) -> None
     assert texts["base"] != texts["pooled"] != texts["fused"] != texts["adapted"]
 
 
+def test_answers_have_the_memory_that_is_asked_for(peopled: Registry) -> None:
+    built(peopled)
+    users = [peopled.users.get(name) for name in SHORT]
+    finish(adapt_users(peopled, users, fuse_request(), QUICK))
+    entry, found = resolve_model("tiny", "base"), {}
+    for memory in ("neighbours", "off"):
+        job = evaluate_users(
+            peopled, entry, TASK, users, ["base", "adapted"], PromptOptions(2), CPU, MemoryOptions(memory=memory)
+        )
+        number = finish(job)[0]["evaluation"]
+        for one in peopled.evaluations.predictions.load_predictions(number):
+            found[memory, one.method, one.query_id] = one.gold_loglik
+    for method, query in {(method, query) for _, method, query in found}:
+        same = found["off", method, query] == pytest.approx(found["neighbours", method, query])
+        assert same == (method == "base"), "a base has no memory"
+
+
 def test_nobody_to_measure_is_said(peopled: Registry) -> None:
     user = peopled.users.add("nobody")
     with pytest.raises(BadInput, match="held-out"):
-        finish(evaluate_users(peopled, resolve_model("tiny", "base"), TASK, [user], ["base"], PromptOptions(2), CPU))
+        finish(
+            evaluate_users(
+                peopled, resolve_model("tiny", "base"), TASK, [user], ["base"], PromptOptions(2), CPU, MemoryOptions()
+            )
+        )
 
 
 def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +92,7 @@ def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest
     finish(adapt_users(peopled, users, fuse_request(), QUICK))
     entry = resolve_model("tiny", "base")
     monkeypatch.setattr("mta_cli.pipeline.evaluation.stored_models.MAX_ANSWERS_PER_BATCH", 5)
-    result, _ = finish(evaluate_users(peopled, entry, TASK, users, EVAL_MODES, PromptOptions(2), CPU))
+    result, _ = finish(evaluate_users(peopled, entry, TASK, users, EVAL_MODES, PromptOptions(2), CPU, MemoryOptions()))
     base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
     examples, folder = PromptRowBuilder(peopled, base, TASK, 2), AdapterMerger(base)
     labels = [examples.prompter.answer_ids(label) for label in TASK.labels]
@@ -103,7 +126,9 @@ def test_free_answers_and_golds_that_are_no_label(peopled: Registry) -> None:
     base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
     examples, folder = PromptRowBuilder(peopled, base, free, 2), AdapterMerger(base)
     for task in (free, other):
-        result, _ = finish(evaluate_users(peopled, entry, task, users, ["base", "adapted"], PromptOptions(2), CPU))
+        result, _ = finish(
+            evaluate_users(peopled, entry, task, users, ["base", "adapted"], PromptOptions(2), CPU, MemoryOptions())
+        )
         predictions = peopled.evaluations.predictions.load_predictions(result["evaluation"])
         assert len(predictions) == 8
         if task is other:
