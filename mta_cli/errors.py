@@ -53,7 +53,7 @@ class UserInUse(StoreBusy):
 
 
 class UsersChanged(MtaError):
-    """Users of a job were removed, or took their consent back, between its plan and its begin."""
+    """Users of a job were removed, took their consent back, or got other items, between its plan and its begin."""
 
 
 class Interrupted(MtaError):

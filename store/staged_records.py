@@ -43,6 +43,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 _SELECT_FIRST = """SELECT input, output, time, record FROM records
 WHERE user = ? AND task = ? AND key = ? AND held_out = ?"""
 _SELECT_ALL = "SELECT user, held_out, key, task, input, output, time, record, line, id FROM records ORDER BY id"
+_SELECT_KINDS = "SELECT held_out FROM records WHERE user = ? AND task = ? AND key = ?"
 _SELECT_SIDES = """SELECT user, task, id, key, time, held_out, stored, moved, content FROM records
 ORDER BY user, task, id"""
 _SET_KEY = """UPDATE records SET key = :key WHERE id = :id AND NOT EXISTS (
@@ -157,6 +158,10 @@ class StagedRecords:
         """Make a query of the history item with this `id`; False where a query has its key."""
         sql = "UPDATE OR IGNORE records SET held_out = 1, moved = 1 WHERE id = ?"
         return bool(self._conn.execute(sql, (number,)).rowcount)
+
+    def kinds_of_key(self, user: str, task: str, key: str) -> set[bool]:
+        """Whether records with this key are held out; empty where there is none."""
+        return {bool(held_out) for (held_out,) in self._conn.execute(_SELECT_KINDS, (user, task, key))}
 
     def hold_out(self, most: int, keep: int, seed: int) -> HeldOut:
         """Make queries of history items until each user has `most` in each task, or `keep` items are left.

@@ -29,6 +29,8 @@ WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE user_id = column1 AND task = colum
 ON CONFLICT DO NOTHING"""
 _SELECT_STORED = "SELECT input, {answer}, time FROM {table} WHERE user_id = ? AND task = ? AND key = ?"
 _SELECT_TEXTS = "SELECT key, input, {answer} FROM {table} WHERE user_id = ? AND task = ? AND time {null} ORDER BY id"
+_SELECT_KEYS_AFTER = """SELECT {table}.id, name, task, key FROM {table} JOIN users ON users.id = user_id
+WHERE {table}.id > ? ORDER BY {table}.id LIMIT ?"""
 _SELECT_ITEM = "SELECT items.id, user_id, key, task, items.input, items.output, time FROM items"
 _SELECT_QUERY = "SELECT id, user_id, key, task, input, gold, time FROM queries"
 _IS_EARLIER = "(:time IS NULL OR time IS NULL OR time < :time OR (time = :time AND items.id < :id))"
@@ -104,6 +106,21 @@ class Items:
             for key, *texts in self._db.fetch_tuples(sql, (user_id, task)):
                 found.setdefault(hash_texts(*texts), []).append(key)
         return found
+
+    def last_numbers(self) -> tuple[int, int]:
+        """The greatest number of an item and of a query: what is added later has greater ones."""
+        numbers = (self._db.fetch_value(f"SELECT max(id) FROM {table}") for table in ("items", "queries"))
+        items, queries = (number or 0 for number in numbers)
+        return items, queries
+
+    def keys_after(self, last: tuple[int, int]) -> Iterator[tuple[str, str, str, bool]]:
+        """(user, task, key, whether it is a query) of all that has been added since these were the `last_numbers`."""
+        for table, number in zip(("items", "queries"), last, strict=True):
+            sql = _SELECT_KEYS_AFTER.format(table=table)
+            while page := self._db.fetch_tuples(sql, (number, INSERT_BATCH_SIZE)):
+                for _, user, task, key in page:
+                    yield user, task, key, table == "queries"
+                number = page[-1][0]
 
     def recent_items(self, user_id: int, task: str, limit: int | None = None) -> list[Item]:
         """The user's `limit` most recent items of a task, or all, oldest first."""

@@ -53,11 +53,15 @@ KEPT_LOOKUPS = 16  # users whose stored texts are kept while their records are l
 
 
 class StagedSource(NamedTuple):
-    """A checked file, how many of its items (False) and queries (True) are stored, and the names of all users then."""
+    """A checked file, how many of its items (False) and queries (True) are stored, and the names of all users then.
+
+    `last` are the `last_numbers` of what was stored then.
+    """
 
     intake: ParsedFile
     known: Counter[bool]
     names: list[str]
+    last: tuple[int, int]
 
 
 def import_file(
@@ -93,11 +97,12 @@ def import_source(
     them, unless it is there.
 
     Raises `NotFound` for a missing file or task, `BadInput` with every fault of the file, and `UsersChanged` where a
-    known user is removed meanwhile; then no record was written.
+    known user is removed meanwhile, or another import holds out what is history here, or the reverse.
     """
     source.require_consistent()
     with reg.stage_records() as staged:
-        intake, known, names = yield from stage_source(reg, source, staged, _make_find(reg, source, task))
+        found = yield from stage_source(reg, source, staged, _make_find(reg, source, task))
+        intake, known, names, _ = found
         stored = set(names)
         yield from hold_out_notes(source, intake)
         yield from import_notes(intake)
@@ -115,7 +120,7 @@ def import_source(
             newcomers = can_anchor is True
         else:
             newcomers = ask is None or not new or ask(new)
-        yield from _write(reg, source, task, intake, stored, can_anchor, newcomers)
+        yield from _write(reg, source, task, found, can_anchor, newcomers)
 
 
 def stage_source(
@@ -123,13 +128,13 @@ def stage_source(
 ) -> Generator[Event, None, StagedSource]:
     """Check a file, stage its records and hold some out; stores nothing. Raises as `import_source`."""
     intake = yield from parse_import_file(source, find, staged)
-    names = reg.users.names()
+    last, names = reg.items.last_numbers(), reg.users.names()
     known = _match_stored(reg, source, intake, set(names))
     intake.findings.raise_faults(source.name, "what is stored never changes: give a changed item a new id")
     if source.hold_out:
         intake.held_out = intake.staged.hold_out(source.hold_out, KEPT_ITEMS, source.seed)
         intake.counts.update({False: -intake.held_out.queries, True: intake.held_out.queries})
-    return StagedSource(intake, known, names)
+    return StagedSource(intake, known, names, last)
 
 
 def _consent_note(authors: Sequence[str], can_anchor: bool | None) -> Note:
@@ -231,12 +236,13 @@ def _write(
     reg: Registry,
     source: ImportSource,
     task: Task | None,
-    intake: ParsedFile,
-    stored: set[str],
+    found: StagedSource,
     can_anchor: bool | None,
     newcomers: bool,
 ) -> Iterator[Event]:
     """Write the staged records: few in one transaction, many in several, between which others can write."""
+    intake, _, users, last = found
+    stored = set(users)
     total, names = intake.counts.total(), intake.user_names
     yield JobStarted(f"import {source.name}", total, "items")
     counts = dict.fromkeys(("items_added", "items_unchanged", "queries_added", "queries_unchanged"), 0)
@@ -247,10 +253,13 @@ def _write(
         ids.update((name, reg.users.get_or_create_user(name, can_anchor=newcomers)[0].id) for name in batch)
 
     def add_records(batch: Sequence[StagedRecord]) -> None:
+        nonlocal last
+        _require_same_sides(reg, intake.staged, last)
         items = [(ids[record.user], record.item) for record in batch if not record.held_out]
         queries = [(ids[record.user], record.item) for record in batch if record.held_out]
         for name, count in zip(counts, reg.items.bulk_append(items, queries), strict=True):
             counts[name] += count
+        last = reg.items.last_numbers()
 
     few = max(total, len(names)) <= MAX_WHOLE_RECORDS
     written = 0
@@ -287,6 +296,13 @@ def _require_still_there(reg: Registry, names: set[str]) -> None:
     """Raises UsersChanged where one of these users was removed: they would be new, without being asked for consent."""
     if reg.users.existing_names(names) != names:
         raise UsersChanged("Users of this file were removed while it was read.", hint="run it again")
+
+
+def _require_same_sides(reg: Registry, staged: StagedRecords, last: tuple[int, int]) -> None:
+    """Raises UsersChanged where a history item of the file was stored as a query after `last`, or the reverse."""
+    for user, task, key, held_out in reg.items.keys_after(last):
+        if staged.kinds_of_key(user, task, key) == {not held_out}:
+            raise UsersChanged("Another import stored items of this file while it was read.", hint="run it again")
 
 
 def _change_consent(reg: Registry, names: Iterable[str], can_anchor: bool | None) -> ConsentEffects:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
+from mta_cli.errors import BadInput, MtaError, NotFound, UsageError, UsersChanged
 from mta_cli.events import JobPlan, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.import_source import ImportSource
@@ -258,6 +258,27 @@ def test_the_last_items_are_held_out_and_stay_so(reg: Registry, tmp_path: Path) 
     longer_result, _ = run(import_source(reg, source(longer, hold_out=2)))
     assert (longer_result["items_added"], longer_result["queries_added"]) == (1, 0)
     assert queries_of(reg, "ann") == ["note 3", "note 4"], "what was trained on is no query, what was held out no item"
+
+
+@pytest.mark.parametrize(("mine", "others", "clash"), [(2, 0, True), (0, 2, True), (3, 2, True), (2, 2, False)])
+def test_of_two_imports_at_once_none_holds_out_what_is_history_of_the_other(
+    reg: Registry, tmp_path: Path, mine: int, others: int, clash: bool
+) -> None:
+    path = write(tmp_path / "a.jsonl", DAYS)
+
+    def meanwhile(_: int) -> bool:
+        with Registry.open(reg.root) as other:
+            run(import_source(other, source(path, hold_out=others)))
+        return True
+
+    try:
+        result, _ = run(import_source(reg, source(path, hold_out=mine), ask=meanwhile))
+        assert not clash and (result["items_unchanged"], result["queries_unchanged"]) == (4, 2)
+    except UsersChanged as error:
+        assert clash and error.hint == "run it again"
+    for _ in range(2):
+        assert len(items_of(reg, "ann")) == 6 - others and len(queries_of(reg, "ann")) == others
+        run(import_source(reg, source(path, hold_out=mine)))
 
 
 @pytest.mark.parametrize("wanted", [1, 4])

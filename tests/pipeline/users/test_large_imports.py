@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from mta_cli.errors import BadInput, MtaError, StoreBusy, UserInUse
+from mta_cli.errors import BadInput, MtaError, StoreBusy, UserInUse, UsersChanged
 from mta_cli.events import Event, JobProgress, Note
+from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.users import import_file as importing
-from mta_cli.pipeline.users.import_file import import_file
+from mta_cli.pipeline.users.import_file import import_file, import_source
 from store.registry import Registry
 from tests.pipeline.histories import imported, rows, write
+from tests.pipeline.town import finish
 
 BATCH = 10
 
@@ -154,6 +156,25 @@ def test_the_last_line_at_fault_leaves_nothing(reg: Registry, root: Path, tmp_pa
         imported(reg, "jsonl", path)
     assert reg.users.names() == []
     assert list((root / "partial").iterdir()) == [], "nothing of the file stays beside the store either"
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_another_import_between_the_batches_holds_out_nothing_of_this_one(
+    reg: Registry, root: Path, tmp_path: Path
+) -> None:
+    path = history(tmp_path / "a.jsonl")
+    job = import_file(reg, "jsonl", path)
+    while not isinstance(next(job), JobProgress):
+        pass
+    with Registry.open(root) as other:
+        finish(import_source(other, ImportSource("jsonl", path, hold_out=3)))
+    seen, error = until_error(job)
+    assert isinstance(error, UsersChanged) and f"{BATCH} of 35 records are stored" in str(seen)
+    imported(reg, "jsonl", path)
+    users = [reg.users.get(name).id for name in reg.users.names()]
+    held = [query.key for user in users for query in reg.items.queries(user, "free")]
+    kept = [item.key for user in users for item in reg.items.recent_items(user, "free")]
+    assert len(held) == 12 and len(held + kept) == len({*held, *kept}) == 35
 
 
 @pytest.mark.usefixtures("small_batches")

@@ -149,3 +149,14 @@ def test_known_items_use_up_no_numbers(reg: Registry) -> None:
     assert reg.items.append_items(alice, rows) == (500, 700)
     numbers = [item.id for item in reg.items.recent_items(alice, "free")]
     assert numbers == list(range(known[0], known[0] + 1_203)), "an import that is run again ends with the same numbers"
+
+
+def test_what_was_added_since_is_told_by_its_key(reg: Registry) -> None:
+    assert reg.items.last_numbers() == (0, 0)
+    alice = person(reg, "alice", "old")
+    before = reg.items.last_numbers()
+    many = [item(f"new {n}") for n in range(1_200)]
+    reg.items.bulk_append([(alice, one) for one in many], [(alice, item("asked"))])
+    found = list(reg.items.keys_after(before))
+    assert found == [("alice", "free", one.key, False) for one in many] + [("alice", "free", "asked", True)]
+    assert list(reg.items.keys_after(reg.items.last_numbers())) == []
