@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from store.columns import utc_now
 from store.connection import Connection
 from store.erase import UserEraser
-from store.records import Item, User
+from store.records import STALE_FOR_GOOD, Item, User
 from store.tables.adapters import Adapters
 from store.tables.jobs import Jobs
-from store.tables.users import ITEM_REMOVED
 
 _OF_TASK = "user_id = :user AND task = :task"
 _LATER_EVALUATIONS = "SELECT id FROM evaluations WHERE task = :task AND created >= :since"
@@ -60,7 +59,7 @@ class ItemEraser:
             self._jobs.require_unused(user.id, user.name)
             found = f"SELECT banks.name, version, anchors.id {_TRAINED_ANCHORS} ORDER BY anchors.id"
             stale = self._db.fetch_tuples(found, values)
-            ours = f"UPDATE anchors SET stale = {ITEM_REMOVED} WHERE id IN (SELECT anchors.id {_TRAINED_ANCHORS})"
+            ours = f"UPDATE anchors SET stale = {STALE_FOR_GOOD} WHERE id IN (SELECT anchors.id {_TRAINED_ANCHORS})"
             for sql in (ours, *_DELETIONS):
                 self._db.execute_write(sql, values)
             removed = self._adapters.remove_unreferenced()

@@ -159,6 +159,10 @@ class Neighbour:
     time: str | None = None
 
 
+STALE_FOR_GOOD = 2
+"""The stored `stale` of an anchor that was refused, or trained on a removed item: no consent makes it sound."""
+
+
 @dataclass(frozen=True)
 class Anchor:
     """A user who represents a cluster in a bank. `digest` is None until the meta-LoRA is trained.

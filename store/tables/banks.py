@@ -11,7 +11,7 @@ from store.columns import dump_json, load_boolean_columns, load_json_columns, ut
 from store.connection import Connection
 from store.names import quote_text
 from store.queries.dependents import AnchorReplacement, find_dependent_users, remove_anchors, replace_anchors
-from store.records import Anchor, Bank
+from store.records import STALE_FOR_GOOD, Anchor, Bank
 from store.tables.adapters import Adapters
 
 _SELECT_SOURCES = """SELECT user_id FROM anchors WHERE bank_id = :bank AND user_id IS NOT NULL
@@ -103,7 +103,8 @@ class Banks:
         """Record the result of the screening in the bank's `config`, and mark its `refused` anchors as stale."""
         with self._db.transaction():
             self._update_bank(bank_id, config=dump_json(config))
-            self._db.execute_write_many("UPDATE anchors SET stale = 1 WHERE id = ?", ((anchor,) for anchor in refused))
+            change = f"UPDATE anchors SET stale = {STALE_FOR_GOOD} WHERE id = ?"
+            self._db.execute_write_many(change, ((anchor,) for anchor in refused))
 
     def record_trained_anchor(
         self, anchor_id: int, digest: str, loss_first: float | None, loss_last: float | None

@@ -14,7 +14,7 @@ from mta_cli.errors import BadInput, NotFound, did_you_mean
 from store.columns import utc_now
 from store.connection import Connection
 from store.names import MAX_NAME_CHARS, check_name, normalise_name, quote_text
-from store.records import User
+from store.records import STALE_FOR_GOOD, User
 
 if TYPE_CHECKING:
     from store.erase import UserEraser
@@ -35,9 +35,6 @@ SELECT task, sum(items) AS items, sum(queries) AS queries FROM (
 
 # Banks of evaluations serve no user.
 _FROM_USER_ANCHORS = """FROM anchors JOIN banks ON banks.id = bank_id WHERE user_id = ? AND purpose = ''"""
-
-ITEM_REMOVED = 2
-"""The `stale` of an anchor that was trained on an item that was removed: no consent makes it sound."""
 
 StaleAnchor = tuple[str, int, int]
 """(bank, version, anchor id)"""
@@ -139,8 +136,8 @@ class Users:
         """Record whether the user consents to serve others; returns their anchors that are stale now.
 
         Without consent all their anchors are stale, and banks lose their items as neighbours. With consent only anchors
-        that were never trained, or on an item that was removed, are stale. Raises UserInUse where consent is withdrawn
-        while a job uses their items.
+        are stale that were never trained, were refused, or were trained on an item that was removed. Raises UserInUse
+        where consent is withdrawn while a job uses their items.
         """
         with self._db.transaction():
             user = self.by_id(user_id)
@@ -150,7 +147,9 @@ class Users:
             self._db.execute_write("UPDATE users SET can_anchor = :can WHERE id = :user", values)
             trained = "(:stale OR digest IS NOT NULL OR status = 'building')"
             mine = f"id IN (SELECT anchors.id {_FROM_USER_ANCHORS} AND {trained})".replace("?", ":user")
-            self._db.execute_write(f"UPDATE anchors SET stale = :stale WHERE {mine} AND stale < {ITEM_REMOVED}", values)
+            self._db.execute_write(
+                f"UPDATE anchors SET stale = :stale WHERE {mine} AND stale < {STALE_FOR_GOOD}", values
+            )
             if can_anchor:
                 return []
             items = "SELECT id FROM items WHERE user_id = ?"

@@ -67,7 +67,7 @@ def screen_anchors(
 
 
 def usable_anchors(reg: Registry, bank: Bank) -> list[Anchor]:
-    """The anchors that new recipes may use: neither stale nor refused, even if the user has consented again since."""
+    """The anchors that new recipes may use: neither stale nor refused."""
     refused = refused_anchor_ids(reg.banks.by_id(bank.id))
     return [anchor for anchor in reg.banks.anchors(bank.id) if not anchor.stale and anchor.id not in refused]
 
