@@ -247,7 +247,8 @@ def _count_measured(result: Mapping[str, Any]) -> int:
 
 
 def _quick_task(run: Run) -> str:
-    return str(tomllib.loads(run.config[REQUEST_KEY]["task"])["name"])
+    asked = run.config[REQUEST_KEY]
+    return str(asked["task"] if "task_sha256" in asked else tomllib.loads(asked["task"])["name"])  # was the task's TOML
 
 
 def _gains_of_bank(reg: Registry, bank: Bank, limit: int) -> Gains | None:

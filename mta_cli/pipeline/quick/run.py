@@ -403,6 +403,7 @@ def _identity(reg: Registry, request: QuickRequest, task: Task) -> dict[str, Any
     """What a plan depends on, without the rate of the machine."""
     options = request.options
     return {
+        "task": task.name,
         "task_sha256": hashlib.sha256(task_to_toml(task).encode()).hexdigest(),  # its labels are users' answers
         "minutes": request.minutes,
         "base": base_model(options).fingerprint,
