@@ -11,7 +11,6 @@ from pathlib import Path
 
 from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note
-from mta_cli.pipeline.models.manifest import models_dir
 from store.integrity.repair import Repair
 
 ConfirmRepairs = Callable[[Sequence[Repair]], None]
@@ -50,7 +49,7 @@ def _apply_repairs(found: Sequence[Repair], agree: ConfirmRepairs, done: list[Re
 def _of_models() -> tuple[list[Repair], list[Note]]:
     """Repairs for damaged pulled models; notes on damaged registered folders, which are not ours to remove, and on
     models that cannot be read."""
-    from mta_cli.pipeline.models.installed import list_models, model_faults, uninstall_model
+    from mta_cli.pipeline.models.installed import list_models, model_faults, removal_preview, uninstall_model
 
     found, notes = [], []
     for entry in list_models():
@@ -61,7 +60,7 @@ def _of_models() -> tuple[list[Repair], list[Note]]:
             continue
         if not faults:
             continue
-        if entry.path.parent != models_dir():
+        if removal_preview(entry.name)["folder"] is not None:
             notes.append(Note(f"The model {entry.name} in {entry.path} cannot be repaired: {faults[0]}", warning=True))
             continue
         again = f"mta model pull {entry.name}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +94,9 @@ def removal_preview(name: str) -> dict[str, Any]:
         manifest = {"name": full}
     if manifest is None or manifest["name"] != full:
         raise _unknown_model_error(name)
-    size = sum((place / file).stat().st_size for file in model_files(place))
-    return {"name": full, "bytes": size, "folder": manifest.get("folder")}
+    folder = manifest.get("folder")
+    files = [Path(MANIFEST)] if folder is not None else model_files(place)
+    return {"name": full, "bytes": sum((place / file).stat().st_size for file in files), "folder": folder}
 
 
 def uninstall_model(name: str) -> dict[str, Any]:
@@ -102,6 +104,11 @@ def uninstall_model(name: str) -> dict[str, Any]:
     gone = removal_preview(name)
     place = model_dir(gone["name"])
     try:
+        if gone["folder"] is not None:
+            (place / MANIFEST).unlink()
+            with suppress(OSError):  # not empty where the registered folder itself lies in the models directory
+                place.rmdir()
+            return gone
         for path in place.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)

@@ -140,11 +140,26 @@ def test_removing_a_registered_folder_keeps_its_files(own: Path) -> None:
         resolve_model("own")
 
 
+def test_a_registered_folder_in_the_models_directory_keeps_its_files(
+    tiny_base_path: Path, models_root: Path, tmp_path: Path
+) -> None:
+    place = Path(shutil.copytree(tiny_base_path, models_dir() / "mine"))
+    register_folder(place)
+    before = set(folders.model_files(place)) - {Path(manifests.MANIFEST)}
+    (place / "chat_template.jinja").write_text("changed")
+    *notes, result = repair(tmp_path / "store", 1.0, lambda found: None)
+    assert isinstance(result, JobResult) and result.result == {"repairs": []}
+    assert any(isinstance(note, Note) and "cannot be repaired" in note.text for note in notes)
+    assert removal_preview("mine")["bytes"] == (place / manifests.MANIFEST).stat().st_size
+    uninstall_model("mine")
+    assert set(folders.model_files(place)) == before and list_models() == []
+
+
 def test_a_removal_that_the_disk_refuses_is_said_in_words(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(shutil, "rmtree", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(BadInput, match="cannot be removed: Permission denied"):
         uninstall_model("own")
 
