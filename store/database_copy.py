@@ -25,9 +25,13 @@ def copy_database(source: sqlite3.Connection, path: Path) -> None:
 
 
 def purge_copy(path: Path) -> None:
-    """Erase the bytes of forgotten users from a copy that was made before the store's own purge."""
+    """Erase the bytes of forgotten users from a copy that was made before the store's own purge.
+
+    A copy of mostly free pages loses them too: they are zeros, and a restore refuses what packs as well as zeros do.
+    """
     with closing(sqlite3.connect(path, isolation_level=None)) as copy:
-        if copy.execute(_PENDING_PURGE).fetchone() is None:
+        free, pages = (copy.execute(f"PRAGMA {count}").fetchone()[0] for count in ("freelist_count", "page_count"))
+        if copy.execute(_PENDING_PURGE).fetchone() is None and free <= pages / 2:
             return
         copy.execute("PRAGMA journal_mode = OFF").fetchall()
         copy.execute("INSERT INTO items_fts (items_fts) VALUES ('optimize')")

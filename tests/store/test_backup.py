@@ -180,6 +180,20 @@ def test_bytes_that_a_purge_has_not_reached_are_in_no_backup(
     assert b"heron" not in content and b"alice" not in content
 
 
+def test_a_store_of_mostly_free_pages_can_be_restored(
+    full: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup, "MIN_EXPANDED_BYTES", 2**20)
+    full.tasks.save_task("large", "x" * 20 * 2**20)
+    full._db.execute_write("DELETE FROM tasks WHERE name = 'large'")
+    path = tmp_path / "backup.mta"
+    assert backed_up(full, path).total_bytes < 2**20
+    full.close()
+    before = sorted(dump(full.root))
+    restored(full.root, path)
+    assert sorted(dump(full.root)) == before
+
+
 def test_one_flipped_byte_is_named_or_changes_nothing(archive: Path, root: Path, tmp_path: Path) -> None:
     before, content, rng, named = dump(root), archive.read_bytes(), random.Random("archive"), 0
     other = tmp_path / "other"
