@@ -140,7 +140,7 @@ class Pull:
             return None
 
     def _has_registry(self) -> bool:
-        """Whether the store's database is the snapshot's."""
+        """Whether the store's database is the snapshot's and its structure sound."""
         installed = self._installed()
         if installed is None or installed.registry != self.manifest.registry:
             return False
@@ -148,7 +148,8 @@ class Pull:
             with closing(
                 sqlite3.connect(f"{(self.root / 'registry.db').absolute().as_uri()}?mode=rw", uri=True)
             ) as conn:
-                return schema_version(conn) == SCHEMA_VERSION
+                sound = conn.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
+                return sound and schema_version(conn) == SCHEMA_VERSION
         except sqlite3.DatabaseError:
             return False
 

@@ -115,6 +115,18 @@ def test_a_damaged_or_missing_file_of_the_copy_is_fetched_again(full: Registry, 
         assert copy.check_integrity() == []
 
 
+def test_a_damaged_registry_of_the_copy_is_fetched_again(full: Registry, fleet: Path, node: Path) -> None:
+    registry = publish(full, fleet).manifest.registry
+    pull(node, fleet)
+    with (node / "registry.db").open("r+b") as file:
+        file.seek(2 * 4096)
+        file.write(b"\xff" * 4096)
+    assert Pull.begin(node, SnapshotPlace(str(fleet)), KEY, 0.1).missing == [registry]
+    pull(node, fleet)
+    with Registry.open(node) as copy:
+        assert copy.check_integrity() == []
+
+
 def test_no_byte_of_a_forgotten_user_stays(full: Registry, fleet: Path, node: Path) -> None:
     publish(full, fleet)
     pull(node, fleet)
