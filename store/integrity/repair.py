@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,11 +40,19 @@ def _repair_index(db: Connection) -> Iterator[Repair]:
 def _remove_abandoned_files(db: Connection, files: AdapterFiles) -> Iterator[Repair]:
     known = {digest for (digest,) in db.fetch_tuples("SELECT digest FROM adapters")}
     for path in files.find_orphans(known):
-        removal = partial(remove_file, path)
+        removal = partial(_remove_orphan, db, files, path)
         yield Repair(f"{path} belongs to no adapter of the store", "removed", "nothing uses it", removal)
     for path in files.abandoned_temporaries():
         removal = partial(_remove_temporary, path)
         yield Repair(f"{path} is left over from a write that was stopped", "removed", "nothing uses it", removal)
+
+
+def _remove_orphan(db: Connection, files: AdapterFiles, path: Path) -> None:
+    """Remove an adapter file, unless a job has made its row, or claimed it, since it was found."""
+    with db.transaction() if db.writable else nullcontext():
+        known = {digest for (digest,) in db.fetch_tuples("SELECT digest FROM adapters")}
+        if path in files.find_orphans(known):
+            remove_file(path)
 
 
 def _remove_temporary(path: Path) -> None:
