@@ -127,6 +127,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "ministral3-scaled-in-long-texts": lambda: model("Ministral3"),
     "exaone4": lambda: model("Exaone4", layer_types=["sliding_attention", "full_attention"] * 2, num_hidden_layers=4),
     "helium": lambda: model("Helium", head_dim=16),
+    "olmo-norms-without-weights": lambda: model("Olmo"),
     "phi3-rope-on-a-part": lambda: model("Phi3", rope_parameters=PART_ROPE),
     "phi3-longrope": lambda: model("Phi3", rope_parameters=LONG_ROPE),
     "dynamic-rope": lambda: model("Llama", rope_parameters=DYNAMIC_ROPE, max_position_embeddings=64),

@@ -102,7 +102,9 @@ def read_decoder_spec(model: Any) -> DecoderSpec | None:
     """The description of `model`'s decoder; None where a part of it is not known here."""
     config = model.config.get_text_config()
     decoder: Any = getattr(model, "model", None)
-    if getattr(model, "base_model_prefix", "") != "model" or not hasattr(decoder, "rotary_emb"):
+    if getattr(model, "base_model_prefix", "") != "model":
+        return None
+    if not all(hasattr(decoder, part) for part in ("layers", "rotary_emb")):
         return None
     activation = ACTIVATIONS.get(str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)))
     caps = [getattr(config, name, None) for name in ("attn_logit_softcapping", "final_logit_softcapping")]
@@ -119,14 +121,15 @@ def read_decoder_spec(model: Any) -> DecoderSpec | None:
 def _read_layer(layer: Any, config: Any, kind: str) -> LayerSpec | None:
     """The description of a layer whose attention is of `kind`."""
     modules = dict(layer.named_modules())
-    # 1. the norms: whatever is beside attention and MLP; dropout does nothing outside a training of the base
+    # 1. the norms: whatever is beside attention and MLP; dropout does nothing outside a training of the base. Each has
+    #    a weight, which Olmo's first version does not have
     children = {name for name, child in layer.named_children() if not isinstance(child, nn.Dropout)}
     children -= {"self_attn", "mlp"}
     norms = next((places for places in NORM_PLACES if places.names == children), None)
     # 2. the projections: these linear layers and no others, with a bias in all of a group or in none
     linear = {path for path, module in modules.items() if isinstance(module, nn.Linear)}
     joined = next((one for one in PROJECTIONS if {path for paths in one.values() for path in paths} == linear), None)
-    if norms is None or joined is None:
+    if norms is None or joined is None or not all(hasattr(modules[name], "weight") for name in norms.names):
         return None
     if any(len({modules[path].bias is None for path in paths}) > 1 for paths in joined.values()):
         return None

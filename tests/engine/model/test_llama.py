@@ -58,6 +58,14 @@ def test_what_it_cannot_compute_exactly_it_refuses(family: str) -> None:
     assert build_llama_decoder(REFUSED[family]()) is None
 
 
+def test_a_model_whose_layers_have_another_name_is_refused() -> None:
+    """HrmText has stacks of layers that run in cycles."""
+    made = EXACT["llama"]()
+    made.model.stack = made.model.layers
+    del made.model.layers
+    assert build_llama_decoder(made) is None
+
+
 class PackedLinear(nn.Linear):
     """A linear layer as quantization leaves it: two weights of 4 bits in a byte, and the layer's own forward."""
 
