@@ -189,13 +189,19 @@ def _late_loras(base: LoadedBase, late: LoraWeights | None) -> tuple[BatchedLora
 def _module_scores(
     base: LoadedBase, prompt_ids: Sequence[int], label_ids: Sequence[Sequence[int]], batch: int
 ) -> list[float]:
-    """Through the base's own modules: the prompt once, then all labels behind copies of its cache."""
+    """Through the base's own modules: the prompt once, then all labels behind copies of its cache.
+
+    A cache that is not only keys and values, as Mamba's states, is not copied: each label runs behind the whole prompt.
+    """
     prompt_cache = PromptCache()
     # 1. the first token of each label, from the prompt's last state
     first = torch.log_softmax(_next_logits(base, prompt_cache, list(prompt_ids)).float(), dim=-1)  # [vocab]
     scores = [float(first[label[0]]) for label in label_ids]
     # 2. the rest of longer labels, behind copies of the prompt's cache
     longer = [place for place, label in enumerate(label_ids) if len(label) > 1]
+    if longer and not _has_keys_and_values(prompt_cache.cache, windows=True):
+        tree = PromptTree(tuple(prompt_ids), tuple(map(tuple, label_ids)))
+        return completion_log_likelihoods(base, [tree], [()], [(0, 0)])[0]
     for start in range(0, len(longer), batch):
         places = longer[start : start + batch]
         for place, tail in zip(
@@ -234,7 +240,8 @@ def _next_logits(
         cache = cache or KVCache(base.llama_decoder)
         last = _llama_next_logits(base.llama_decoder, cache, ids, loras)
     else:
-        logits, cache = _forward(base, torch.tensor([ids], device=base.device), cache, logits_to_keep=1)
+        new = ids if cache is not None else known + ids
+        logits, cache = _forward(base, torch.tensor([new], device=base.device), cache, logits_to_keep=1)
         last = logits[0, -1]
     prompt_cache.ids, prompt_cache.cache = known + ids, cache
     return last
@@ -266,7 +273,7 @@ def causal_mask_with_past(decoder: LlamaDecoder, past: int, new: int) -> Masks:
 
 
 def _forward(base: LoadedBase, rows: Tensor, cache: Any, **options: int) -> tuple[Tensor, Any]:
-    """Logits and the grown cache. `options` are passed on where the model's forward knows them.
+    """Logits and the grown cache, None where the model gives none. `options` are passed on where the forward knows them.
 
     transformers calls the cache `cache` from 5.24 on and `past_key_values` before.
     """
@@ -274,13 +281,17 @@ def _forward(base: LoadedBase, rows: Tensor, cache: Any, **options: int) -> tupl
     name = "cache" if "cache" in known else "past_key_values"
     arguments = {key: value for key, value in options.items() if key in known}
     output = base.model(input_ids=rows, use_cache=True, **{name: cache}, **arguments)
-    return output.logits, output[name]
+    return output.logits, output.get(name)
 
 
 def _croppable(cache: Any) -> bool:
     """Whether every layer of the cache keeps all positions, so that cutting its end is exact."""
-    if isinstance(cache, KVCache):
-        return True
-    from transformers.cache_utils import DynamicCache, DynamicLayer
+    return isinstance(cache, KVCache) or _has_keys_and_values(cache)
 
-    return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+def _has_keys_and_values(cache: Any, *, windows: bool = False) -> bool:
+    """Whether a cache of transformers is of keys and values alone: of all positions, or with `windows` of the last."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer) if windows else (DynamicLayer,)
+    return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)

@@ -17,6 +17,7 @@ from mta_cli.engine.model.llama import BatchedLora, causal_mask
 from mta_cli.engine.model.load import LoadedBase, load_base
 from mta_cli.engine.scoring.backends import group_frozen_loras
 from mta_cli.errors import BadInput, IntegrityFault, UsageError
+from tests.engine.families import model
 from tests.engine.lora_cases import random_lora
 
 
@@ -76,6 +77,22 @@ def test_label_scores_equal_the_naive_sum(base: LoadedBase) -> None:
         logprobs = torch.log_softmax(logits, -1)
         naive.append(sum(float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(label)))
     assert label_scores(base, prompt, labels) == pytest.approx(naive, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Mamba", "Rwkv"])
+def test_a_base_whose_cache_is_no_keys_and_values(plain_base: LoadedBase, kind: str) -> None:
+    """Mamba's states cannot be copied for each label, and Rwkv gives no cache that could be passed on."""
+    base = replace(plain_base, model=model(kind), llama_decoder=None, head_is_exact=False)
+    prompt, labels = [5, 80, 9, 200, 31, 7], [[5], [6, 7], [8, 9, 10]]
+    rows = [base.model(torch.tensor([prompt + label])).logits[0].log_softmax(-1)[len(prompt) - 1 :] for label in labels]
+    naive = [sum(float(logs[i, t]) for i, t in enumerate(label)) for logs, label in zip(rows, labels, strict=True)]
+    assert label_scores(base, prompt, labels) == pytest.approx(naive, abs=1e-4)
+    text, memory = list(prompt), PromptCache()
+    for _ in range(6):
+        text.append(int(base.model(torch.tensor([text])).logits[0, -1].argmax()))
+    for start in (len(prompt), len(prompt) + 2):  # the second prompt begins as the first text does
+        found = list(generate_tokens(endless(base), text[:start], max_tokens=12 - start, prompt_cache=memory))
+        assert found == text[start:]
 
 
 def test_label_batches_do_not_change_scores(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
