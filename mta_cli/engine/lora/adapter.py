@@ -158,8 +158,13 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and LAYER_INDEX_PATTERN.search(path)
+        if isinstance(module, nn.Linear) and LAYER_INDEX_PATTERN.search(path) and not _is_router(module)
     }
+
+
+def _is_router(module: nn.Module) -> bool:
+    """Whether a linear module gives a choice of experts instead of `W x`, as Llama 4's does."""
+    return type(module).__name__.endswith("Router")
 
 
 def layer_of(path: str) -> int:
@@ -213,6 +218,16 @@ class LoraLinear(nn.Module):
         inner = nn.functional.linear(x, self.a.to(x.dtype))
         result: Tensor = self.linear(x) + nn.functional.linear(inner, self.b.to(x.dtype))
         return result
+
+    @property
+    def weight(self) -> Tensor:
+        """`W + B A`, for layers that multiply by the weight themselves, as Mamba's do."""
+        return self.linear.weight + (self.b @ self.a).to(self.linear.weight.dtype)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen layer's bias."""
+        return self.linear.bias
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from mta_cli.engine.lora.adapter import (
 )
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.errors import BadInput, IntegrityFault, UsageError
+from tests.engine.families import model
 from tests.engine.lora_cases import random_lora
 
 IDS = torch.arange(3, 40)[None]
@@ -144,6 +145,27 @@ def test_folded_equals_attached_and_the_base_comes_back_bit_for_bit(base: Loaded
     assert (beside - plain).abs().max() > 1e-2
     assert torch.allclose(beside, inside, atol=1e-5)
     assert torch.equal(logits(base), plain)
+
+
+def test_layers_that_read_a_weight_themselves_meet_the_lora_too() -> None:
+    """Mamba multiplies by `dt_proj.weight` without calling the module."""
+    made = model("Mamba")
+    weights = random_lora(made, 3)
+    assert any(path.endswith("dt_proj") for path in weights.factors)
+    plain = made(IDS).logits
+    with attach_lora_layers(made, scaled(weights)):
+        attached = made(IDS).logits
+    for path in weights.factors:
+        made.get_submodule(path).weight.add_(weights.delta_weight(path))
+    merged = made(IDS).logits
+    assert torch.allclose(attached, merged, atol=1e-4) and not torch.allclose(plain, merged, atol=1e-2)
+
+
+def test_a_router_is_no_target() -> None:
+    """It is a linear module that gives a choice of experts."""
+    made = model("Llama4", config="Llama4TextConfig", num_local_experts=2, head_dim=16, intermediate_size_mlp=96)
+    paths, _ = find_target_modules(made, "all-linear", "all")
+    assert paths and not any("router" in path for path in paths)
 
 
 def test_folding_another_user_leaves_nothing_of_the_first(base: LoadedBase) -> None:
