@@ -273,7 +273,7 @@ def causal_mask_with_past(decoder: LlamaDecoder, past: int, new: int) -> Masks:
 
 
 def _forward(base: LoadedBase, rows: Tensor, cache: Any, **options: int) -> tuple[Tensor, Any]:
-    """Logits and the grown cache, None where the model gives none. `options` are passed on where the forward knows them.
+    """Logits and the grown cache, or None without one. `options` are passed on where the model's forward knows them.
 
     transformers calls the cache `cache` from 5.24 on and `past_key_values` before.
     """
