@@ -114,7 +114,10 @@ def uninstall_model(name: str) -> dict[str, Any]:
                 shutil.rmtree(path)
             elif path.name != MANIFEST:
                 path.unlink()
-        shutil.rmtree(place)  # the manifest last: a model that a killed removal left can be removed or pulled again
+        # The manifest last: a model that a killed removal left can be removed or pulled again.
+        shutil.rmtree(place.resolve())
+        if place.is_symlink():  # the folder was moved and left a link
+            place.unlink()
     except OSError as error:
         raise disk_fault(place, error, "removed") from error
     return gone

@@ -211,7 +211,9 @@ def _install_model(source: _ModelSource, build: Path, place: Path) -> Iterator[E
             os.chmod(os.path.join(folder, name), FILE_MODE)
         os.chmod(folder, FOLDER_MODE)
         sync_folder(Path(folder))
-    if place.exists():
+    if place.is_symlink():
+        place.unlink()
+    elif place.exists():
         shutil.rmtree(place)  # an incomplete or damaged one, or `_is_installed` would have kept it
     os.replace(build, place)
     sync_folder(place.parent)

@@ -207,6 +207,22 @@ def test_removing_a_pulled_model_frees_its_space(package: ModelPackage) -> None:
 
 
 @pytest.mark.parametrize("then", ["rm", "pull"])
+def test_a_model_that_was_moved_and_left_a_link(package: ModelPackage, tmp_path: Path, then: str) -> None:
+    list(pull_model("carried"))
+    place = models_dir() / "carried"
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    assert verify_model("carried") == []
+    if then == "rm":
+        uninstall_model("carried")
+        assert list_models() == [] and not place.is_symlink() and not (tmp_path / "elsewhere").exists()
+    else:
+        (place / "model.safetensors").unlink()
+        list(pull_model("carried"))
+        assert verify_model("carried") == [] and not place.is_symlink()
+
+
+@pytest.mark.parametrize("then", ["rm", "pull"])
 def test_what_a_killed_removal_left_is_shown_and_can_be_removed_or_pulled_again(
     package: ModelPackage, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
