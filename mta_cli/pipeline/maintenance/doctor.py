@@ -215,6 +215,9 @@ def _check_store(what: DoctorRequest) -> Check:
     from store.registry import Registry
 
     if not (what.store / "registry.db").exists():
+        if any(what.store.glob("adapters/??/*.safetensors")):
+            lost = f"{what.store} has adapters, and registry.db is gone: mta restore FILE brings back a backup"
+            return Check("store", False, lost)
         return Check("store", True, f"none at {what.store} yet; mta init makes one")
     with Registry.open(what.store, timeout=what.timeout) as registry:
         faults = registry.check_integrity(names=what.names)

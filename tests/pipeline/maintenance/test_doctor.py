@@ -54,6 +54,14 @@ def test_a_store_that_is_no_database(what: DoctorRequest) -> None:
     assert not found["store"]["ok"]
 
 
+def test_a_store_that_has_lost_its_registry(what: DoctorRequest) -> None:
+    with Registry.open(what.store, create=True) as reg:
+        bank(reg, [person(reg, "alice")])
+    (what.store / "registry.db").unlink()
+    ok, found = checks(what)
+    assert not ok and "registry.db is gone" in found["store"]["detail"]
+
+
 def test_a_healthy_store_is_counted(what: DoctorRequest) -> None:
     from store.registry import Registry
 
