@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, StoreBusy
 from store.columns import utc_now
+from store.connection import translate_sqlite_errors
 from store.database_copy import purge_copy
 from store.files import (
     disk_fault,
@@ -98,7 +99,8 @@ def create_backup(reg: Registry, path: Path, program: str) -> Generator[str, Non
         for _ in range(MAX_ATTEMPTS):
             with suppress(_RemovedMeanwhileError), hold_temporary(folder) as copy, hold_temporary(folder) as archive:
                 reg.copy_database(copy)
-                purge_copy(copy)
+                with translate_sqlite_errors(reg.root, 0):
+                    purge_copy(copy)
                 manifest = yield from _write_archive(reg, copy, archive, program)
                 archive.replace(path)
                 sync_folder(folder)

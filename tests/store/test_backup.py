@@ -194,6 +194,20 @@ def test_a_store_of_mostly_free_pages_can_be_restored(
     assert sorted(dump(full.root)) == before
 
 
+def test_a_disk_that_fills_while_free_pages_are_dropped(
+    full: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(_: Path) -> None:
+        with sqlite3.connect(":memory:") as conn:
+            conn.execute("PRAGMA max_page_count = 1")
+            conn.execute("CREATE TABLE one (x)")
+
+    monkeypatch.setattr(backup, "purge_copy", fill)
+    with pytest.raises(BadInput, match="disk is full"):
+        backed_up(full, tmp_path / "backup.mta")
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
 def test_one_flipped_byte_is_named_or_changes_nothing(archive: Path, root: Path, tmp_path: Path) -> None:
     before, content, rng, named = dump(root), archive.read_bytes(), random.Random("archive"), 0
     other = tmp_path / "other"
