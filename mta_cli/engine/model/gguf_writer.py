@@ -236,7 +236,9 @@ def _add_tokenizer(
     for name, number in special.items():
         if number is not None:
             getattr(writer, f"add_{name}_token_id")(number)
-    writer.add_add_bos_token(False)  # the chat template writes what the base wants at its beginning
+    # A chat template writes what the base wants at its beginning; without one the tokenizer does.
+    begins = tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
+    writer.add_add_bos_token(begins and not tokenizer.chat_template)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
 

@@ -93,5 +93,6 @@ class ExportCard:
 
 
 def _literal(text: str) -> str:
-    """A text that Ollama's templates print as it is."""
-    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if "{{" in text or '"""' in text else text
+    """A text that Ollama's templates print as it is; what follows it begins with `{{`."""
+    is_plain = "{{" not in text and '"""' not in text and not text.endswith("{")
+    return text if is_plain else f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}"

@@ -53,10 +53,10 @@ class ExportedModel:
         """The base's own files, the user's changes added to its weights in the weights' number format."""
         from mta_cli.engine.model.checkpoint_files import model_files, weight_files
 
-        folder, shards = self.entry.path, weight_files(self.entry.path)
+        folder, shards = self.entry.path, _read_weight_files(self.entry.path)
         self._require_every_module()
-        ours = (MANIFEST, CARD_FILE, LIST_FILE)
-        rest = [path for path in model_files(folder) if path not in shards and path.name not in ours]
+        ours, weights = (MANIFEST, CARD_FILE, LIST_FILE), weight_files(folder)
+        rest = [path for path in model_files(folder) if path not in weights and path.name not in ours]
         copied: dict[str, FileContent] = {path.as_posix(): (folder / path).read_bytes() for path in rest}
         return copied | {path.as_posix(): partial(self._write_shard, folder / path) for path in shards}
 
@@ -106,9 +106,7 @@ class ExportedModel:
     def _all_weights(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         from safetensors import safe_open
 
-        from mta_cli.engine.model.checkpoint_files import weight_files
-
-        for shard in weight_files(self.entry.path):
+        for shard in _read_weight_files(self.entry.path):
             with safe_open(self.entry.path / shard, "pt") as file:
                 for name in file.keys():  # noqa: SIM118
                     yield name, lambda file=file, name=name: self._changed(name, file.get_tensor(name))  # type: ignore[misc]
@@ -118,7 +116,7 @@ class ExportedModel:
 
         A weight that is packed in them cannot be changed either.
         """
-        from mta_cli.engine.model.checkpoint_files import read_config, weight_files
+        from mta_cli.engine.model.checkpoint_files import read_config
         from mta_cli.engine.model.safetensors_header import read_safetensors_header
 
         if read_config(self.entry.path).get("quantization_config") is not None:
@@ -126,7 +124,7 @@ class ExportedModel:
                 f"The weights in {self.entry.path} are packed, so no change can be added to them.",
                 hint="--format peft, or --base with the same base's plain weights",
             )
-        shards = [self.entry.path / shard for shard in weight_files(self.entry.path)]
+        shards = [self.entry.path / shard for shard in _read_weight_files(self.entry.path)]
         known = {name for shard in shards for name in read_safetensors_header(shard).tensors}
         if missing := [module for module in self.weights.factors if f"{module}.weight" not in known]:
             raise BadInput(
@@ -136,6 +134,14 @@ class ExportedModel:
 
     def _facts(self) -> dict[str, str]:
         return {"mta.about": json.dumps(dict(self.about))}
+
+
+def _read_weight_files(folder: Path) -> list[Path]:
+    """The weight files of a base that transformers reads: a copy under Mistral's own names, unchanged, is none."""
+    from mta_cli.engine.model.checkpoint_files import weight_files
+
+    files = weight_files(folder)
+    return [file for file in files if not file.name.startswith("consolidated")] or files
 
 
 def peft_config(weights: LoraWeights, entry: ModelEntry, base_name: str | None = None) -> dict[str, Any]:

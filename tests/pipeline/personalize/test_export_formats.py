@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,13 +13,17 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from safetensors.torch import save_file
+from tokenizers.processors import TemplateProcessing
 
 from mta_cli.engine.lora.adapter import AdapterMerger, LoraWeights, merge_into_base
 from mta_cli.engine.model.gguf_writer import gguf_family, pair_rows, require_whole_gguf, write_lora_gguf
 from mta_cli.engine.model.load import load_base
 from mta_cli.errors import BadInput
 from mta_cli.events import JobResult, Note
+from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.personalize.export import ExportOptions, export_user, pad_to_uniform_rank
+from mta_cli.pipeline.personalize.export_card import ExportCard
 from mta_cli.pipeline.personalize.export_formats import FORMATS, ExportedModel
 from mta_cli.pipeline.user_weights import merge_user_weights
 from tests.bench import llamacpp
@@ -126,6 +131,20 @@ def test_a_modelfile_asks_as_the_task_does(world: World, tmp_path: Path) -> None
     )
 
 
+@pytest.mark.parametrize("around", [("Say {", "}"), ("Say {{", "}}"), ('"""', '"""')])
+def test_a_modelfile_tells_a_prompts_braces_from_its_own(world: World, around: tuple[str, str]) -> None:
+    """In `{{{ .Content }}` the first two would open an action of the template."""
+    from mta_cli.engine.model.load import load_tokenizer
+    from mta_cli.engine.text.prompts import PromptBuilder
+
+    tokenizer, (before, after) = load_tokenizer(world.entry.path), around
+    task = replace(find_task(world.reg, world.task), prompt=f"{before}{{input}}{after}")
+    card = ExportCard("gguf", "tiny", "tiny", "sha256:tiny", 1, task)
+    text = card.modelfile(PromptBuilder(tokenizer, task, [tokenizer.eos_token_id])).decode()
+    assert text.count('"""') == 2 and "{{{" not in text
+    assert f"{{{{ {json.dumps(before)} }}}}{{{{ .Content }}}}" in text
+
+
 def test_another_form_takes_the_place_of_the_one_before(world: World, tmp_path: Path) -> None:
     """A stale model would be read under a README that describes another; and the list would refuse the way back."""
     place = tmp_path / "x"
@@ -171,6 +190,41 @@ def test_every_form_names_nobody_and_is_replaced_by_its_own_kind_alone(
     with pytest.raises(BadInput, match="not as an export"):
         exported(world, place, form=form, replace=True)
     assert (place / changed).read_bytes() == b"mine"
+
+
+def test_a_merged_folder_has_no_second_copy_of_the_base(world: World, tmp_path: Path) -> None:
+    """Mistral's folders have one under its own names, which vLLM may prefer; no change would be in it."""
+    shutil.copytree(world.entry.path, tmp_path / "base")
+    save_file({"layers.0.attention.wq.weight": torch.ones(2, 2)}, tmp_path / "base" / "consolidated.safetensors")
+    entry = replace(world.entry, path=tmp_path / "base")
+    files = ExportedModel(pad_to_uniform_rank(exact(world)), entry, None, "f16", {}).files("merged")
+    assert "model.safetensors" in files and "consolidated.safetensors" not in files
+
+
+@pytest.mark.parametrize("has_template", [True, False])
+def test_a_whole_gguf_of_a_base_without_template_begins_as_its_tokenizer_does(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_template: bool
+) -> None:
+    from gguf import GGUFReader
+    from transformers import AutoTokenizer
+
+    monkeypatch.setattr("mta_cli.engine.model.gguf_writer._pre_tokenizer_name", lambda raw: "smollm")
+    shutil.copytree(world.entry.path, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    bos = tokenizer.bos_token or tokenizer.eos_token
+    tokenizer.bos_token, tokenizer.chat_template = bos, "{{ messages[0]['content'] }}" if has_template else None
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    (tmp_path / "base" / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(tmp_path / "base")
+    entry = replace(world.entry, path=tmp_path / "base")
+    write = ExportedModel(pad_to_uniform_rank(exact(world)), entry, None, "f16", {}).files("gguf")["model.gguf"]
+    assert callable(write)
+    write(tmp_path / "model.gguf")
+    fields = GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is not has_template
+    assert ("tokenizer.chat_template" in fields) is has_template
 
 
 def test_a_base_that_llama_cpp_would_read_otherwise_is_refused(world: World, tmp_path: Path) -> None:
