@@ -147,6 +147,8 @@ def _unfinished_bank(reg: Registry, bank: Bank) -> Iterator[UnfinishedJob]:
 
 
 def _unfinished_adaptations(reg: Registry, bank: Bank) -> Iterator[UnfinishedJob]:
+    if bank != reg.banks.latest_ready_bank(bank.task, bank.base):
+        return  # it would adapt the users on the newer bank, and be offered again
     for run in _latest(reg, reg.runs.of_bank(bank.id), (ADAPT_RUN_KIND,)):
         all_users, users = run.config[REQUEST_KEY]["everybody"], reg.runs.asked_users(run.id)
         if run.status == "interrupted" and (all_users or users):

@@ -143,6 +143,16 @@ def test_a_stopped_adaptation_names_the_passes_that_were_asked_for(peopled: Regi
     assert one.detail.endswith("epochs 3")
 
 
+def test_an_adaptation_on_a_bank_that_was_replaced_is_not_offered(peopled: Registry) -> None:
+    built(peopled)
+    peopled.runs.fail_run(begin_adaptation(peopled, SHORT, QUICK), "stopped", interrupted=True)
+    assert len(list_unfinished_jobs(peopled)) == 1
+    old = peopled.banks.get("lamp-2")
+    new = peopled.banks.get_or_create_bank("lamp-2", "later", old.task, old.base, old.embedder, 0, old.config)
+    peopled.banks.mark_bank_ready(new.id, 0, 0.0)
+    assert list_unfinished_jobs(peopled) == []
+
+
 def test_a_stopped_adaptation_goes_on_with_its_own_options_and_people(peopled: Registry) -> None:
     built(peopled)
     options = replace(QUICK, rank=1, shots=2)
