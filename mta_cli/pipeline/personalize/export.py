@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.engine.model.checkpoint_files import sha256_file
+from mta_cli.engine.model.checkpoint_files import read_config, sha256_file
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note
 from mta_cli.pipeline.data.tasks import find_task
@@ -23,6 +23,7 @@ from mta_cli.pipeline.personalize.export_formats import (
     ExportedModel,
     ExportFormat,
     loadable_base_name,
+    peft_notes,
     public_base_name,
 )
 from mta_cli.pipeline.user_weights import (
@@ -89,6 +90,8 @@ def export_user(
     if checked:
         said = "{changed} of {asked} answers differ from those of the user's model, both greedy."
         lost.append(said.format(**checked))
+    if options.form == "peft":
+        lost += peft_notes(weights, read_config(base_entry.path))
     for note in (notes := [*notes, *lost]):
         yield Note(note)
     digest = content_digest(weights)

@@ -27,6 +27,12 @@ FORMATS: tuple[ExportFormat, ...] = ("peft", "merged", "gguf-lora", "gguf")
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 LIST_FILE = "mta-export.json"  # names the files of an export with their SHA-256, so that a later one may replace them
 LORA_FILE, MODEL_FILE, CARD_FILE = "adapter.gguf", "model.gguf", "README.md"
+_EXPERT_LAYERS = frozenset({"gate_proj", "up_proj", "down_proj"})
+_EXPERT_FAMILIES = (  # of which PEFT 0.21 with transformers 5 takes these layers for experts, wherever they are
+    *("afmoe", "cohere2_moe", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe"),
+    *("glm4_moe_lite", "hunyuan_v1_moe", "longcat_flash", "qwen3_moe", "qwen3_next", "solar_open"),
+)
+_MAMBA_FAMILIES = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 _HUB = re.compile(r"hf:(?P<repository>[^@]+)(?:@(?P<revision>.+))?")
 
 
@@ -161,6 +167,19 @@ def peft_config(weights: LoraWeights, entry: ModelEntry, base_name: str | None =
         "inference_mode": True,
         "target_modules": sorted(weights.factors),
     }
+
+
+def peft_notes(weights: LoraWeights, config: Mapping[str, Any]) -> list[str]:
+    """What PEFT does not load of these weights above a base with this `config.json`, as sentences."""
+    names, family = {module.rpartition(".")[2] for module in weights.factors}, config.get("model_type")
+    dense = sorted(names & _EXPERT_LAYERS) if family in _EXPERT_FAMILIES else []
+    refused = "out_proj" in names and family in _MAMBA_FAMILIES
+    notes = (
+        [f"PEFT takes {', '.join(dense)} of this base for its experts, and leaves their change out."] if dense else []
+    )
+    notes += ["PEFT leaves the change of dt_proj out."] if "dt_proj" in names else []  # its layer reads the weight
+    notes += ["PEFT refuses a LoRA on out_proj of this base."] if refused else []
+    return [f"{note} --format merged has it." for note in notes]
 
 
 def loadable_base_name(entry: ModelEntry, base_name: str | None) -> str:

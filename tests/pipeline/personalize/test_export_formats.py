@@ -24,11 +24,20 @@ from mta_cli.events import JobResult, Note
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.personalize.export import ExportOptions, export_user, pad_to_uniform_rank
 from mta_cli.pipeline.personalize.export_card import ExportCard
-from mta_cli.pipeline.personalize.export_formats import FORMATS, ExportedModel
+from mta_cli.pipeline.personalize.export_formats import FORMATS, ExportedModel, peft_notes
 from mta_cli.pipeline.user_weights import merge_user_weights
 from tests.bench import llamacpp
+from tests.engine.families import EXACT, REFUSED, model
+from tests.engine.lora_cases import random_lora
 from tests.network import allow_hosts
 from tests.pipeline.world import World, make_world
+
+
+PEFT_BASES = {
+    **EXACT,
+    **REFUSED,
+    "jamba": lambda: model("Jamba", attn_layer_period=2, attn_layer_offset=1, num_experts=2, mamba_d_state=8),
+}
 
 
 def exported(world: World, to: Path, user: str = "alice", **options: Any) -> dict[str, Any]:
@@ -225,6 +234,48 @@ def test_a_whole_gguf_of_a_base_without_template_begins_as_its_tokenizer_does(
     fields = GGUFReader(tmp_path / "model.gguf").fields
     assert fields["tokenizer.ggml.add_bos_token"].contents() is not has_template
     assert ("tokenizer.chat_template" in fields) is has_template
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("qwen3-experts-in-some-layers", "down_proj, gate_proj, up_proj of this base for its experts"),
+        ("jamba", "the change of dt_proj"),
+        ("qwen3", ""),
+        ("phi3", ""),
+    ],
+)
+def test_what_peft_leaves_out_is_said(world: World, tmp_path: Path, family: str, said: str) -> None:
+    """It takes dense layers of a base with experts for the experts, and only warns."""
+    from peft import PeftModel
+
+    made, again = (PEFT_BASES[family]() for _ in range(2))
+    weights, ids = pad_to_uniform_rank(random_lora(made, 1)), torch.arange(3, 40)[None]
+    entry = replace(world.entry, path=tmp_path)
+    for name, content in ExportedModel(weights, entry, None, "f16", {}).files("peft").items():
+        assert isinstance(content, bytes)
+        (tmp_path / name).write_bytes(content)
+    theirs = PeftModel.from_pretrained(again, tmp_path)(ids).logits
+    for module in weights.factors:
+        made.get_submodule(module).weight.add_(weights.delta_weight(module))
+    notes = peft_notes(weights, made.config.to_dict())
+    assert notes or torch.allclose(theirs, made(ids).logits, atol=1e-3)
+    assert said in "".join(notes) and bool(said) is bool(notes)
+
+
+def test_the_readme_says_what_peft_does_not_load(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.entry.path, tmp_path / "base")
+    config = tmp_path / "base" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "deepseek_v3"}))
+    entry = replace(world.entry, path=tmp_path / "base")
+    list(export_user(world.reg, entry, world.alice, world.task, tmp_path / "x", ExportOptions()))
+    assert "leaves their change out. --format merged" in (tmp_path / "x" / "README.md").read_text()
+
+
+def test_peft_refuses_mambas_output_layers(world: World) -> None:
+    weights = exact(world)
+    mamba = replace(weights, factors={"model.layers.0.mixer.out_proj": next(iter(weights.factors.values()))})
+    assert "out_proj" in peft_notes(mamba, {"model_type": "mamba"})[0] and not peft_notes(mamba, {"model_type": "lfm2"})
 
 
 def test_a_base_that_llama_cpp_would_read_otherwise_is_refused(world: World, tmp_path: Path) -> None:
