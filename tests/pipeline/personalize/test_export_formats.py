@@ -32,7 +32,6 @@ from tests.engine.lora_cases import random_lora
 from tests.network import allow_hosts
 from tests.pipeline.world import World, make_world
 
-
 PEFT_BASES = {
     **EXACT,
     **REFUSED,
