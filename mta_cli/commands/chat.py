@@ -185,8 +185,10 @@ def chat(
     if name is not None and user is not None and name != user:
         raise UsageError(f"mta chat is with one user, and {name} and {user} were named.", hint="leave one of them out")
     user = user if name is None else name
-    if go_on and (no_save or user is None):
-        raise UsageError("--continue is for a --user, and stores what follows.", hint="leave --no-save out")
+    if go_on and user is None:
+        raise UsageError("--continue needs a user.", hint="mta chat USER --continue")
+    if go_on and no_save:
+        raise UsageError("--continue stores what follows.", hint="leave --no-save out")
     if server is not None:
         ours = {"--mode": mode, "--continue": go_on, "--free-decoding": free_decoding}
         sent = {f"--{name.replace('_', '-')}" for name in SERVER_SAMPLING}

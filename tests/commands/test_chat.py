@@ -346,6 +346,7 @@ def test_the_last_conversation_is_gone_on_with(world: World, mta: Mta) -> None:
     newest, older = world.reg.chats.of_user(world.alice.id)
     asked = [message.content for message in world.reg.chats.messages(newest.id)][::2]
     assert asked == ["the first question", "the second question"] and older.title == "an older one"
-    for extra in (("--user", "alice", "--no-save"), ()):
-        told = mta("chat", "--continue", *extra, *FAST)
-        assert told.code == 2 and "--continue is for a --user" in told.err
+    told = mta("chat", "--continue", *FAST)
+    assert told.code == 2 and "needs a user" in told.err and "hint: mta chat USER --continue" in told.err
+    told = mta("chat", "--user", "alice", "--continue", "--no-save", *FAST)
+    assert told.code == 2 and "hint: leave --no-save out" in told.err
