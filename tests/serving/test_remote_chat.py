@@ -44,6 +44,13 @@ def test_what_a_server_has_not(served: Running) -> None:
         RemoteConversation("ftp://x", None)
     with pytest.raises(MtaError, match="does not answer"):
         list(RemoteConversation("http://127.0.0.1:9/v1", None).opening_notes())
+    with pytest.raises(NotFound) as told:
+        list(RemoteConversation(served.url.removesuffix("/v1"), "alice").opening_notes())
+    assert "ends in /v1" in str(told.value.hint)
+    talk = RemoteConversation(served.url, "alice")
+    list(talk.answer_message("Who are you?"))
+    with pytest.raises(UsageError, match="does not let its clients write"):
+        list(talk.accept_exchange())
 
 
 def test_good_is_kept_where_the_server_lets_clients_write(start: Start) -> None:

@@ -17,6 +17,8 @@ from mta_cli.pipeline.chat.answer import Message, check_message, truncation_note
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
 BASE_MODEL = "base"
+UNKNOWN_URL = "unknown_url"  # the code of an address that the server does not have
+ADDRESS_HINT = "the address of a server ends in /v1: --server http://127.0.0.1:8000/v1"
 
 
 class WindowFull(BadInput):
@@ -127,6 +129,8 @@ class RemoteConversation:
             told = self._post_item(self._model, self._task, body)
             if told.status_code == 404 and slash:  # as the server reads a model's name: a user first, then USER/TASK
                 told = self._post_item(user, task, body)
+        if told.status_code == 404 and UNKNOWN_URL in told.text:
+            raise UsageError("The server does not let its clients write.", hint="mta serve --write does")
         self._require_success(told)
         yield Note(f"history item {told.json()['key']}")
 
@@ -206,7 +210,8 @@ class RemoteConversation:
         if code == "context_length_exceeded":
             raise WindowFull(message)
         if answered.status_code == 404:
-            raise NotFound(message, hint="/user NAME chooses another model")
+            hint = ADDRESS_HINT if code in (None, UNKNOWN_URL) else "/user NAME chooses another model"
+            raise NotFound(message, hint=hint)
         if answered.status_code == 401:
             raise UsageError(message, hint="MTA_SERVER_KEY holds the key")
         raise BadInput(message) if answered.status_code < 500 else MtaError(message)
