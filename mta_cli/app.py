@@ -195,6 +195,7 @@ def _usage_error(error: typer.TyperException) -> MtaError:
     path = context.command_path if context is not None else "mta"
     near = list(getattr(error, "possibilities", None) or ())[:2]
     message = (error.message if near else error.format_message()) or "a command is missing"
+    message = message.replace("Value error, ", "", 1)  # how pydantic begins it
     return MtaError(message, hint=did_you_mean(near, f"{path} --help"))
 
 

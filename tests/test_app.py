@@ -93,6 +93,11 @@ def test_usage_errors_are_two_lines_and_exit_2(arguments: list[str]) -> None:
     assert ran.out == ""
 
 
+def test_a_wrong_choice_is_told_in_plain_words() -> None:
+    told = mta("user", "export", "alice", "--to", "x", "--format", "guff").err
+    assert told.startswith("error: Invalid value for '--format': 'guff' is not one of 'peft', ")
+
+
 def test_help_alone_and_asked_for() -> None:
     for line in ([], ["user"]):
         ran = mta(*line)
