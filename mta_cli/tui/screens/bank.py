@@ -17,6 +17,7 @@ from textual.containers import Container, Vertical
 from textual.widgets import DataTable, Static
 
 from mta_cli.errors import NotFound
+from mta_cli.formatting import pluralise
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import MISSING_VALUE, format_signed, line_text
 from mta_cli.tui.widgets.charts.anchor_colours import anchor_colour, anchor_letter
@@ -282,16 +283,18 @@ def _anchor_description(number: int, use: AnchorUsage, nearest: int | None) -> T
     """The selected anchor in sentences."""
     anchor = use.anchor
     said = [f"{anchor_letter(number)} {anchor.user or '(forgotten)'}:"]
-    said.append(f"{anchor.cluster_size} users when it was chosen" + (f", {nearest:,} now." if nearest else "."))
+    served = pluralise(anchor.cluster_size, "user")
+    said.append(f"{served} when it was chosen" + (f", {nearest:,} now." if nearest else "."))
     if use.user_count:
-        said.append(f"In {use.user_count:,} recipes, with {100 * use.weight_share:.0f} % of all weight.")
+        recipes = pluralise(use.user_count, "recipe")
+        said.append(f"In {recipes}, with {100 * use.weight_share:.0f} % of all weight.")
     else:
         said.append("In no recipe.")
     if use.heldout_gain is not None:
-        better = "fell" if use.heldout_gain >= 0 else "rose"
-        said.append(
-            f"The held-out loss of {use.measured_users:,} of them {better} by {abs(use.heldout_gain):.3f} when adapted."
-        )
+        by = f"{abs(use.heldout_gain):.3f}"
+        way = "fell" if use.heldout_gain > 0 else "rose"
+        change = "stayed as it was" if float(by) == 0 else f"{way} by {by}"
+        said.append(f"The held-out loss of {use.measured_users:,} of them {change} when adapted.")
     if anchor.stale:
         why = "its user was forgotten" if anchor.user is None else "without consent"
         said.append(f"Stale, {why}: mta bank build --refresh.")
