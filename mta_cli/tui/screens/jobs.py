@@ -40,8 +40,8 @@ NO_JOBS_HELP = """No job is running, and none was interrupted. Start one:
 
 {starts}
 
-f does all of it for a table of your own. Or begin with i or m; then b builds a bank, a adapts users to it, and e
-measures the result."""
+f does all of it for a table of your own. Or begin with i or m; then b builds a bank, a adapts users to it, and \
+e measures the result."""
 ELSEWHERE_SECONDS = 3.0  # between two looks at what other processes do
 
 
