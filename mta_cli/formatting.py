@@ -56,6 +56,8 @@ def pluralise(amount: int, one: str, more: str = "") -> str:
 
 CHANGES = ((0.2, "much"), (0.05, ""), (0.01, "a little"))
 """From which relative change of a loss on it is much better (or worse), better, and a little better."""
+LEAST_CHANGE = CHANGES[-1][0]
+"""A smaller relative change is no difference."""
 
 
 def loss_verdict(before: float, after: float) -> str:

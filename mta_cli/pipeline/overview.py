@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from mta_cli.formatting import pluralise
+from mta_cli.formatting import LEAST_CHANGE, pluralise
 from mta_cli.pipeline.report.results import (
     LOGLIK_METRIC,
     difference_verdict,
@@ -252,7 +252,7 @@ def _quick_task(run: Run) -> str:
 
 
 def _gains_of_bank(reg: Registry, bank: Bank, limit: int) -> Gains | None:
-    measured, better, worse = reg.stacks.count_changes(bank.id)
+    measured, better, worse = reg.stacks.count_changes(bank.id, LEAST_CHANGE)
     if not measured:
         return None
     most, least = (

@@ -147,10 +147,15 @@ class Stacks:
         rows = self._db.fetch_dicts(f"{_SELECT_STACK} WHERE user_id = ? ORDER BY task, bank_id DESC", (user_id,))
         return [self._with_recipe(row) for row in rows]
 
-    def count_changes(self, bank_id: int) -> tuple[int, int, int]:
-        """Of a bank's stacks with a measured held-out loss: how many there are, how many lowered and raised it."""
-        sql = f"SELECT count(*), total(change > 0), total(change < 0) FROM ({_SELECT_CHANGES})"
-        ((measured, better, worse),) = self._db.fetch_tuples(sql, (bank_id,))
+    def count_changes(self, bank_id: int, least: float) -> tuple[int, int, int]:
+        """Of a bank's stacks with a measured held-out loss: how many there are, how many lowered and raised it.
+
+        A change below `least` of the loss before is none.
+        """
+        sql = f"""SELECT count(*), total(change > 0 AND told), total(change < 0 AND told) FROM (
+            SELECT change, abs(change) >= ? * abs(heldout_before) AS told FROM ({_SELECT_CHANGES})
+        )"""
+        ((measured, better, worse),) = self._db.fetch_tuples(sql, (least, bank_id))
         return measured, int(better), int(worse)
 
     def largest_changes(self, bank_id: int, limit: int, *, best: bool) -> list[tuple[str, float, float]]:

@@ -14,6 +14,7 @@ from mta_cli.engine.lora.targets import require_targets
 from mta_cli.engine.training.session import TrainingResult
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine, UnitFailed
+from mta_cli.formatting import loss_verdict
 from mta_cli.options import AdaptOptions
 from mta_cli.pipeline.bank.lora_xs_basis import load_or_make_basis
 from mta_cli.pipeline.executors import Executors, open_executors
@@ -156,10 +157,13 @@ def adapt_users(
 
 
 def _count_better(results: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many users have a model, of how many the loss on held-out queries was measured, and for how many it fell."""
+    """How many users have a model, of how many the loss on held-out queries was measured, and for how many it fell.
+
+    A change that is no difference, by `loss_verdict`, is no fall.
+    """
     losses = [(one["heldout_before"], one["heldout_after"]) for one in results]
-    changes = [before - after for before, after in losses if before is not None and after is not None]
-    return {"users": len(results), "measured": len(changes), "better": sum(change > 0 for change in changes)}
+    said = [loss_verdict(before, after) for before, after in losses if before is not None and after is not None]
+    return {"users": len(results), "measured": len(said), "better": sum(each.endswith("better") for each in said)}
 
 
 def adaptable_users(reg: Registry, bank: Bank) -> list[User]:

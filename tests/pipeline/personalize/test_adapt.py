@@ -59,7 +59,11 @@ def test_the_shots_are_learnt_and_everything_is_reported(peopled: Registry, opti
     assert row.placement == "1-1/all" and row.task_adapter == document["task_adapter"]
     assert most_personal_mode(peopled, peopled.users.get("ida"), "lamp-2", document["base"]) == "adapted"
     (run,) = peopled.runs.of_kind("adaptation")
-    assert run.result == {"users": 1, "measured": 1, "better": int(result["heldout_after"] < result["heldout_before"])}
+    assert run.result == {
+        "users": 1,
+        "measured": 1,
+        "better": int(result["heldout_after"] <= 0.99 * result["heldout_before"]),
+    }
     assert peopled.check_integrity() == []
 
 
