@@ -119,7 +119,8 @@ def parse_import_file(
             yield JobProgress("", number)
     intake.findings.raise_faults(source.name, _hint(source, intake))
     if not intake.counts and intake.findings.skipped_places:
-        intake.findings.raise_all(source.name, _hint(source, intake))
+        hint = _hint(source, intake) or "every record has a fault, so none is left to import"
+        intake.findings.raise_all(source.name, hint)
     if not intake.counts and not intake.findings.skip_counts:
         raise BadInput(f"{source.name} holds no records")
     return intake
