@@ -235,6 +235,7 @@ def test_a_whole_gguf_of_a_base_without_template_begins_as_its_tokenizer_does(
     assert ("tokenizer.chat_template" in fields) is has_template
 
 
+@pytest.mark.filterwarnings("ignore:The following:RuntimeWarning", "ignore:Found missing adapter keys:UserWarning")
 @pytest.mark.parametrize(
     ("family", "said"),
     [
