@@ -15,7 +15,7 @@ from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
 from store.registry import Registry
 from tests.pipeline import town
 from tests.tui.driving import notices, open_app, run, screen_text, settled, until
-from tests.tui.voices import enter, only_voices, press_and_hear, type_and_ask
+from tests.tui.voices import compare_without_task, enter, only_voices, press_and_hear, type_and_ask
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +82,7 @@ def test_a_kept_exchange_of_the_chat_is_taken_back_and_can_be_kept_again(demo_st
 def test_a_kept_column_of_compare_is_taken_back_and_can_be_kept_again(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
-            await enter(app, pilot, "compare", "ida")
-            app.screen.set_focus(None)
-            await pilot.press("t")
-            await type_and_ask(app, pilot, "what next?")
+            await compare_without_task(app, pilot, "ida", "what next?")
             await pilot.press("escape", "right", "g")
             await settled(app, pilot)
             assert questions(demo_store, "free") == ["what next?"]

@@ -54,6 +54,14 @@ async def type_and_ask(app: MtaApp, pilot: Pilot[None], words: str) -> None:
     await press_and_hear(app, pilot, *words, "enter")
 
 
+async def compare_without_task(app: MtaApp, pilot: Pilot[None], user: str, words: str) -> None:
+    """Ask in Compare for a user, without their task's prompt."""
+    await enter(app, pilot, "compare", user)
+    app.screen.set_focus(None)
+    await pilot.press("t")
+    await type_and_ask(app, pilot, words)
+
+
 async def press_and_hear(app: MtaApp, pilot: Pilot[None], *keys: str) -> None:
     """Press keys that start a talk; waits until it is over and shown."""
     before = begun[0]

@@ -63,7 +63,9 @@ class KeyFile:
                 raise ValueError
             return cls(found["salt"], [Key(**{**key, "users": tuple(key["users"])}) for key in found["keys"]])
         except (ValueError, KeyError, TypeError) as error:
-            raise IntegrityFault(f"{path} is no file of keys.", hint="mta serve key add NAME --users …") from error
+            raise IntegrityFault(
+                f"{path} is no file of keys.", hint="move it away; `mta serve key add LABEL --users …` makes new keys"
+            ) from error
 
     def write(self, path: Path) -> None:
         """Replace the file, readable by its owner alone."""

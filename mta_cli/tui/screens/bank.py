@@ -296,8 +296,8 @@ def _anchor_description(number: int, use: AnchorUsage, nearest: int | None) -> T
         change = "stayed as it was" if float(by) == 0 else f"{way} by {by}"
         said.append(f"The held-out loss of {use.measured_users:,} of them {change} when adapted.")
     if anchor.stale:
-        why = "its user was forgotten" if anchor.user is None else "without consent"
-        said.append(f"Stale, {why}: mta bank build --refresh.")
+        why = ", its user was forgotten" if anchor.user is None else ""
+        said.append(f"Stale{why}: no new recipe has it. Replace it: mta bank build --refresh.")
     words = line_text(" ".join(said))
     words.no_wrap = False
     return words

@@ -26,7 +26,15 @@ from mta_cli.tui.workers.model_worker import WorkerContext
 from store.records import NewItem
 from store.registry import Registry
 from tests.tui.driving import notices, open_app, run, screen_text, settled, until
-from tests.tui.voices import answered, enter, only_voices, press_and_hear, turn, type_and_ask
+from tests.tui.voices import (
+    answered,
+    compare_without_task,
+    enter,
+    only_voices,
+    press_and_hear,
+    turn,
+    type_and_ask,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -319,10 +327,7 @@ def test_half_an_answer_is_not_kept(demo_store: Path, monkeypatch: pytest.Monkey
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
-            await enter(app, pilot, "compare", "ida")
-            app.screen.set_focus(None)
-            await pilot.press("t")
-            await type_and_ask(app, pilot, "what next?")
+            await compare_without_task(app, pilot, "ida", "what next?")
             await until(pilot, lambda: isinstance(app.screen, ErrorDialog))
             await pilot.press("escape", "escape", "right", "g")
             await settled(app, pilot)
