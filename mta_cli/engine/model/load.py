@@ -96,6 +96,7 @@ def read_base_info(path: Path, *, name: str, fingerprint: str) -> BaseInfo:
     check_folder(path)
     with load_errors_as_bad_input(f"{name} cannot be read as a causal language model", f"look into {path}"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        _require_causal(name, config)
         tokenizer = load_tokenizer(path)
         has_own = (path / "generation_config.json").exists()
         generation = GenerationConfig.from_pretrained(path, local_files_only=True) if has_own else None
@@ -127,6 +128,7 @@ def load_base(
     check_folder(path)
     with load_errors_as_bad_input(f"{name} cannot be loaded as a causal language model", f"look into {path}"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        _require_causal(name, config)
         require_config_fits_weights(path, config.to_dict())
         if (is_packed := getattr(config, "quantization_config", None) is not None) and quantize != OFF:
             raise UsageError(f"{name} is packed already, as its files are.", hint=f"leave out --quantize {quantize}")
@@ -178,6 +180,7 @@ def family_without_decoder(path: Path) -> str | None:
     quiet_libraries()
     with load_errors_as_bad_input(f"{path} cannot be read as a causal language model"), torch.device("meta"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        _require_causal(str(path), config)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
         packing = getattr(config, "quantization_config", None) or {"quant_method": "bitsandbytes"}
         known = packing.get("quant_method") == "bitsandbytes"  # its packed layers are linear modules still
@@ -330,6 +333,18 @@ def _backbone(model: Any) -> nn.Module | None:
     prefix = getattr(model, "base_model_prefix", "")
     inner = getattr(model, prefix, None) if prefix else None
     return inner if isinstance(inner, nn.Module) and inner is not model else None
+
+
+def _require_causal(name: str, config: Any) -> None:
+    """Raises BadInput for an encoder such as BERT: transformers loads it as a causal model, yet it reads both ways."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    one_way = getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not one_way:
+        raise BadInput(
+            f"{name} is an encoder ({config.model_type}): it fills gaps and cannot write",
+            hint="use a causal language model; mta model list --available shows bases",
+        )
 
 
 def _head_is_exact(model: Any, device: torch.device) -> bool:

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForMaskedLM
 
 from mta_cli.engine.model.checkpoint_files import fingerprint
 from mta_cli.engine.model.load import (
     LoadedBase,
+    family_without_decoder,
     head_logits,
     load_base,
     resolve_device,
@@ -23,6 +25,7 @@ from mta_cli.engine.model.load import (
 )
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageError
 from tests.engine.families import EXACT
+from tests.tiny import byte_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -133,8 +136,17 @@ def test_weights_that_are_not_finite_are_refused(copy: Path, poison: float) -> N
         loaded(copy)
 
 
+def test_an_encoder_that_fills_gaps_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    encoder = BertForMaskedLM(BertConfig(vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    encoder.save_pretrained(tmp_path / "encoder")
+    byte_tokenizer().save_pretrained(tmp_path / "encoder")
+    for load in (loaded, family_without_decoder):
+        with pytest.raises(BadInput, match=r"is an encoder \(bert\)"):
+            load(tmp_path / "encoder")
+
+
 def test_an_embedder_is_no_causal_language_model(tiny_embedder_path: Path) -> None:
-    with pytest.raises((BadInput, IntegrityFault), match="copy"):
+    with pytest.raises(BadInput, match=r"is an encoder \(bert\)"):
         loaded(tiny_embedder_path)
 
 
