@@ -172,11 +172,24 @@ def _stage(reg: Registry, users: int, banks: Sequence[Bank], modelled: int) -> S
 def _main_jobs(runs: Sequence[Run], known_jobs: Sequence[Sequence[int]]) -> list[Run]:
     """The runs, newest first, without those that a job of several began: they lie within its time.
 
-    Where the job of one of both is known, so is whether the other is of the same.
+    Where the job of one of both is known, so is whether the other is of the same. A run that was interrupted is left
+    out where a later one ended what it began.
     """
     parents = [run for run in runs if run.kind in PARENT_KINDS and (run.ended or run.status == "running")]
     job_of = {run: number for number, own in enumerate(known_jobs) for run in own}
-    return [run for run in runs if not any(_is_part(run, parent, job_of) for parent in parents)]
+    own = [run for run in runs if not any(_is_part(run, parent, job_of) for parent in parents)]
+    done = [run for run in own if run.status == "done"]
+    return [run for run in own if not (run.status == "interrupted" and any(_ends(later, run) for later in done))]
+
+
+def _ends(later: Run, run: Run) -> bool:
+    """Whether `later` did what `run` left. Adaptations on one bank may be of different users, but for those of all."""
+    same = run.subject and later.id > run.id and (later.kind, later.subject) == (run.kind, run.subject)
+    return bool(same) and (run.kind != ADAPT_RUN_KIND or (_is_of_all_users(run) and _is_of_all_users(later)))
+
+
+def _is_of_all_users(adaptation: Run) -> bool:
+    return bool(adaptation.config.get(REQUEST_KEY, {}).get("everybody"))
 
 
 def _is_part(run: Run, parent: Run, job_of: Mapping[int, int]) -> bool:

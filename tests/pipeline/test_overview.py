@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,30 @@ def test_a_job_says_what_it_found_and_one_that_ended_early_why(reg: Registry) ->
     ]
     failed = load_overview(reg, jobs=1, chats=0).jobs[0]
     assert (failed.status, failed.error) == ("failed", "diverged")
+
+
+def test_a_job_that_was_interrupted_is_told_until_it_is_done(reg: Registry) -> None:
+    on = bank(reg, [person(reg, "ann", "a")], name="films")
+
+    def run(kind: str, request: dict[str, Any], about: int | None, *, stop: bool) -> None:
+        with suppress(KeyboardInterrupt), record_request(reg, kind, request, bank_id=about):
+            if stop:
+                raise KeyboardInterrupt
+
+    everybody, some = {"everybody": True}, {"everybody": False}
+    work = [("bank build", {}, on.id), (ADAPT_RUN_KIND, everybody, on.id), (ADAPT_RUN_KIND, some, on.id)]
+    for kind, request, about in (*work, (QUICK, {"task": 'name = "books"\n'}, None)):
+        run(kind, request, about, stop=True)
+    stopped = [one.kind for one in load_overview(reg, jobs=9, chats=0).jobs]
+    assert stopped == ["quick", "user adapt", "user adapt", "bank build"]
+    for kind, request, about in (*work, (QUICK, {"task": 'name = "books"\n'}, None)):
+        run(kind, request, about, stop=False)
+    states = [(one.kind, one.status) for one in load_overview(reg, jobs=9, chats=0).jobs]
+    assert [kind for kind, state in states if state == "interrupted"] == [
+        "quick",
+        "user adapt",
+    ]  # of other users, maybe
+    assert len(states) == 6
 
 
 def test_an_evaluation_says_whether_personal_models_are_better(reg: Registry) -> None:
