@@ -266,7 +266,8 @@ def fuse(
     with context.open_registry() as reg:
         found = reg.users.get(user)
         task = resolve_user_task(reg, found, task)
-        request = fuse_request(reg, context.options_on_base(reg, task), task)
+        asked = flags.values["embedder"] is not None
+        request = fuse_request(reg, context.options_on_base(reg, task), task, explicit_embedder=asked)
         plan, explicit = context.settings.plan_lines(*request.plan_options), flags.values["top_k"] is not None
         job = fuse_user(reg, found, request, plan=plan, explicit_top_k=explicit, dry_run=dry_run)
         details = bool(context.output.verbosity)
@@ -304,7 +305,8 @@ def adapt(
     context = app_context(ctx, flags, json=json)
     with context.open_registry() as reg:
         task = resolve_adapt_task(reg, [reg.users.get(name) for name in users] if users else None, task)
-        request = adapt_request(reg, context.options_on_base(reg, task), users or None, task)
+        asked = flags.values["embedder"] is not None
+        request = adapt_request(reg, context.options_on_base(reg, task), users or None, task, explicit_embedder=asked)
         plan, explicit = context.settings.plan_lines(*request.plan_options), flags.values["top_k"] is not None
         job = adapt_users(
             reg, request.users, request.fuse, request.options, plan=plan, explicit_top_k=explicit, dry_run=dry_run

@@ -74,12 +74,13 @@ class BankRequest:
 class FuseRequest:
     """The request of a fusion. It uses the newest ready bank of the task for this base.
 
-    `memory`: the label memory of the user's model; evidence does not count what it already knows.
+    `embedder`: the one that was asked for, which has to be the bank's; None: the bank's. `memory`: the label memory of
+    the user's model; evidence does not count what it already knows.
     """
 
     task: Task
     base: ModelEntry
-    embedder: ModelEntry
+    embedder: ModelEntry | None
     options: FuseOptions
     prompt: PromptOptions
     machine: MachineOptions
@@ -190,12 +191,15 @@ def bank_request(reg: Registry, options: OptionSet, task: str, name: str | None 
     )
 
 
-def fuse_request(reg: Registry, options: OptionSet, task: str) -> FuseRequest:
-    """The request of `mta user fuse`. NotFound for a task or a model that does not exist."""
+def fuse_request(reg: Registry, options: OptionSet, task: str, *, explicit_embedder: bool = False) -> FuseRequest:
+    """The request of `mta user fuse`. NotFound for a task or a model that does not exist.
+
+    The bank decides the embedder. With `explicit_embedder`, that of `options` is asked for.
+    """
     return FuseRequest(
         find_task(reg, task),
         base_model(options),
-        embedder_model(options),
+        embedder_model(options) if explicit_embedder else None,
         options[FuseOptions],
         options[PromptOptions],
         options[MachineOptions],
@@ -205,17 +209,23 @@ def fuse_request(reg: Registry, options: OptionSet, task: str) -> FuseRequest:
 
 
 def adapt_request(
-    reg: Registry, options: OptionSet, names: Sequence[str] | None = None, task: str | None = None
+    reg: Registry,
+    options: OptionSet,
+    names: Sequence[str] | None = None,
+    task: str | None = None,
+    *,
+    explicit_embedder: bool = False,
 ) -> AdaptRequest:
     """The request of `mta user adapt` for the users of these names; None: all who can be adapted.
 
-    Recipes see the items that the stacks are trained on. NotFound for a user, task or model that does not exist.
-    UsageError where several tasks could be meant, and for an option that this kind of stack does not have.
+    For `explicit_embedder` see `fuse_request`. Recipes see the items that the stacks are trained on. NotFound for a
+    user, task or model that does not exist. UsageError where several tasks could be meant, and for an option that this
+    kind of stack does not have.
     """
     users = None if names is None else [reg.users.get(name) for name in dict.fromkeys(names)]
     adapt = options[AdaptOptions]
     options = options.with_instance(replace(options[FuseOptions], shots=adapt.shots))
-    fuse = fuse_request(reg, options, resolve_adapt_task(reg, users, task))
+    fuse = fuse_request(reg, options, resolve_adapt_task(reg, users, task), explicit_embedder=explicit_embedder)
     return AdaptRequest(users, adapt.with_kind_defaults(bool(fuse.task.labels)), fuse)
 
 
@@ -314,7 +324,7 @@ def adapt_request_json(request: AdaptRequest) -> dict[str, Any]:
     return {
         "task": fuse.task.name,
         "base": fuse.base.fingerprint,
-        "embedder": fuse.embedder.fingerprint,
+        "embedder": None if fuse.embedder is None else fuse.embedder.fingerprint,
         "everybody": request.users is None,
         "options": asdict(request.options),
         "fuse": asdict(fuse.options),
@@ -328,11 +338,14 @@ def adapt_request_json(request: AdaptRequest) -> dict[str, Any]:
 def restore_adapt_request(
     reg: Registry, run_id: int, document: Mapping[str, Any], machine: MachineOptions
 ) -> AdaptRequest:
-    """The request of a run from its `document`, on the device of `machine`. Users forgotten since are left out."""
+    """The request of a run from its `document`, on the device of `machine`. Users forgotten since are left out.
+
+    The bank decides the embedder; the document of an earlier version may name another one.
+    """
     fuse = FuseRequest(
         find_task(reg, document["task"]),
         model_by_fingerprint(reg, document["base"], "base"),
-        model_by_fingerprint(reg, document["embedder"], "embedder"),
+        None,
         options_from_json(FuseOptions, document["fuse"]),
         PromptOptions(document["history_items"]),
         _restore_machine(machine, document),

@@ -54,7 +54,7 @@ def fuse_request(**changes: Any) -> FuseRequest:
     return FuseRequest(
         TASK,
         resolve_model("tiny", "base"),
-        resolve_model("tiny-embedder", "embedder"),
+        None,
         FuseOptions(**changes),
         PromptOptions(2),
         CPU,

@@ -87,7 +87,7 @@ def test_flags_settings_and_forms_make_one_request(
 def test_a_stored_adaptation_is_asked_again_in_full(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = request_of(job_call(monkeypatch, "user adapt", "ida", "kim", *as_flags(OPTIONS["user adapt"])))
     with Registry.open(demo_store) as reg:
-        record_models(reg, asked.fuse.base, asked.fuse.embedder)
+        record_models(reg, asked.fuse.base)
         run = reg.runs.start_run("adaptation", {}, asked_users=[user.id for user in asked.users or ()])
         assert restore_adapt_request(reg, run.id, adapt_request_json(asked), HERE) == asked
 

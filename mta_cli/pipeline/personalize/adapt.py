@@ -22,6 +22,7 @@ from mta_cli.pipeline.executors.local import Executor
 from mta_cli.pipeline.personalize.fuse import (
     FusionContext,
     anchor_users,
+    bank_embedder,
     bank_plan_lines,
     check_top_k,
     hash_evidence_items,
@@ -120,6 +121,7 @@ def adapt_users(
     if options.targets is not None:
         require_targets(options.targets, request.base.path)
     bank = current_bank(reg, request.task.name, request.base.fingerprint)
+    request = replace(request, embedder=bank_embedder(reg, bank, request.embedder))
     if explicit_top_k:
         check_top_k(reg, bank, request.options)
     chosen = list(users) if users is not None else adaptable_users(reg, bank)
@@ -221,7 +223,7 @@ def _prepare_context(
     """The loaded base and the recipes of all users, some of them made anew (see `_new_weights`)."""
     from mta_cli.pipeline.models.installed import record_models
 
-    record_models(reg, request.base, request.embedder)
+    record_models(reg, request.base)
     kept = {user.id: reg.recipes.get(user.id, request.task.name, bank.id) for user in users}
     recipes = {user_id: recipe for user_id, recipe in kept.items() if recipe is not None}
     base = load_with_task_adapter(reg, bank, request)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import UsageError, UsersChanged
+from mta_cli.errors import NotFound, UsageError, UsersChanged
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import FuseOptions
 from mta_cli.pipeline.bank.screening import usable_anchors
@@ -17,6 +18,7 @@ from mta_cli.pipeline.executors.local import Executor, LocalExecutor
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.personalize.method_inputs import BankContext, load_bank_context, load_profiles, user_shots
+from mta_cli.pipeline.runs import bank_label
 from mta_cli.pipeline.user_weights import anchor_label, current_bank, load_weights
 from store.records import Bank, Recipe, User
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.methods.anchor_weights import AnchorShare, EvidenceWork
     from mta_cli.engine.methods.method import AnchorWeighting, UserShots
     from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.pipeline.models.manifest import ModelEntry
     from mta_cli.pipeline.requests import FuseRequest
     from store.registry import Registry
 
@@ -42,6 +45,7 @@ def fuse_user(
 ) -> Iterator[Event]:
     """Make and store the recipe of one user. `JobResult.result` has the keys of `mta user fuse --json`."""
     bank = current_bank(reg, request.task.name, request.base.fingerprint)
+    bank_embedder(reg, bank, request.embedder)
     if explicit_top_k:
         check_top_k(reg, bank, request.options)
     yield JobPlan("user fuse", (*plan, PlanLine("user", user.name), *bank_plan_lines(bank, request)))
@@ -59,6 +63,7 @@ def fuse_users(reg: Registry, users: Sequence[User], request: FuseRequest) -> It
     `JobResult.result` lists what `mta user fuse --json` prints, one a user.
     """
     bank = current_bank(reg, request.task.name, request.base.fingerprint)
+    bank_embedder(reg, bank, request.embedder)
     kept = {user.id: reg.recipes.get(user.id, request.task.name, bank.id) for user in users}
     if missing := [user for user in users if kept[user.id] is None]:
         kept |= yield from _fuse(reg, bank, missing, request)
@@ -114,6 +119,34 @@ def check_top_k(reg: Registry, bank: Bank, options: FuseOptions) -> None:
         )
 
 
+def bank_embedder(reg: Registry, bank: Bank, asked: ModelEntry | None = None) -> ModelEntry:
+    """The embedder that the bank was built with, ready to load: profiles of two embedders cannot be compared.
+
+    Raises UsageError where another was `asked` for, and NotFound where the bank's is not on this machine.
+    """
+    from mta_cli.pipeline.models.installed import resolve_model
+
+    name, label = reg.models.get(bank.embedder).name, bank_label(bank)
+    anew = f"mta bank build --task {shlex.quote(bank.task)}"
+    if asked is not None:
+        if asked.fingerprint == bank.embedder:
+            return asked
+        raise UsageError(
+            f"--embedder {asked.name}: bank {label} was built with {name}.",
+            hint=f"leave --embedder out, or {anew} --embedder {shlex.quote(asked.name)}",
+        )
+    try:
+        found = resolve_model(name, "embedder")
+    except NotFound as error:
+        raise NotFound(
+            f"Bank {label} was built with the embedder {name}, which is not on this machine.",
+            hint=f"{error.hint}, or {anew}",
+        ) from None
+    if found.fingerprint != bank.embedder:
+        raise NotFound(f"Bank {label} was built with another {name} than the one on this machine.", hint=anew)
+    return found
+
+
 def weighting_of(options: FuseOptions) -> AnchorWeighting:
     """The weighting asked for, else evidence. A user without shots falls back to similarity."""
     return options.weights or "evidence"  # type: ignore[return-value]
@@ -157,16 +190,17 @@ def prepare_fusing(
     """Bring profiles up to date, and `return` the context of `users`. `base` holds the bank's task adapter."""
     from mta_cli.pipeline.data.profiles import refresh_profiles
 
+    embedder = bank_embedder(reg, bank, request.embedder)
     known = {user.id for user in users}
     anchor_ids = {one.user_id for one in usable_anchors(reg, bank) if one.user_id is not None}
     wanted = [*users, *(reg.users.by_id(number) for number in sorted(anchor_ids - known))]
-    for event in refresh_profiles(reg, request.task.name, request.embedder, wanted, request.machine.device):
+    for event in refresh_profiles(reg, request.task.name, embedder, wanted, request.machine.device):
         if not isinstance(event, JobResult):
             yield event
     rows = None if base is None else PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
     memory = BankMemory(reg, request.task, bank, device=request.machine.device)
     context = load_bank_context(reg, bank, request.task, base, memory, seed=request.machine.seed, rows=rows)
-    profiles = load_profiles(reg, request.task.name, request.embedder.fingerprint, users)
+    profiles = load_profiles(reg, request.task.name, embedder.fingerprint, users)
     return FusionContext(context, profiles, rows, None if base is None else _task_adapter(reg, bank))
 
 

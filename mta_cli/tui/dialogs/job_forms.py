@@ -175,7 +175,8 @@ def _adapt_request(context: FormContext, filled: FormValues) -> JobRequest:
         names = parse_user_names(filled["users"], context.user)
         if filled["users"].strip() and not names:
             raise BadInput(f"--users: {filled['users']!r:.80} names no user", hint="leave it empty for all users")
-        request = adapt_request(reg, options, names or None, filled["task"] or None)
+        asked = bool(filled["embedder"])
+        request = adapt_request(reg, options, names or None, filled["task"] or None, explicit_embedder=asked)
         plan, explicit = context.settings.plan_lines(*request.plan_options), bool(filled["top_k"])
         return adapt_users(
             reg, request.users, request.fuse, request.options, plan=plan, explicit_top_k=explicit, dry_run=dry_run
