@@ -14,7 +14,7 @@ from pathlib import Path
 import uvicorn
 
 from mta_cli.errors import BadInput, system_reason
-from mta_cli.pipeline.users.servers import BASE, DONE, RECHECK, short_path, socket_path
+from mta_cli.pipeline.users.servers import BASE, DONE, RECHECK, new_socket_path, remove_dead_sockets, short_path
 from mta_cli.serving.access import Access
 from mta_cli.serving.app import build_app
 from mta_cli.serving.jobs import AdaptJobs
@@ -44,6 +44,7 @@ class Server:
     ) -> None:
         self._service, self._access, self._jobs = service, access, jobs
         self._root, self._on_ready = root, on_ready
+        self._socket = new_socket_path(root)
         self._end, self._ended_by = asyncio.Event(), ""
 
     async def run(self, bound: socket.socket) -> str:
@@ -78,7 +79,7 @@ class Server:
             if self._jobs is not None:
                 self._jobs.stop()
             control.close()
-            socket_path(self._root, os.getpid()).unlink(missing_ok=True)
+            self._socket.unlink(missing_ok=True)
         return self._ended_by
 
     def _finish(self, name: str) -> None:
@@ -99,12 +100,13 @@ class Server:
             log.error("the keys stay as they were: %s", error)
 
     async def _open_control(self) -> asyncio.AbstractServer:
-        path = socket_path(self._root, os.getpid())
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        path.unlink(missing_ok=True)  # of an earlier process of this number
-        with short_path(path) as place:
+        unnamed = self._socket.with_suffix(".new")
+        unnamed.parent.mkdir(mode=0o700, exist_ok=True)
+        remove_dead_sockets(self._root)
+        with short_path(unnamed) as place:
             server = await asyncio.start_unix_server(self._answer_control, place)
             os.chmod(place, 0o600)
+        unnamed.rename(self._socket)  # it accepts connections now: a socket that refuses them is of a killed server
         return server
 
     async def _answer_control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from mta_cli.errors import MtaError
 from mta_cli.pipeline.users.forget import forget_user
-from mta_cli.pipeline.users.servers import recheck_servers, running_servers, socket_path
+from mta_cli.pipeline.users.servers import recheck_servers, running_servers
 from mta_cli.serving.server import Server
 from tests.pipeline.world import asking
 from tests.serving.conftest import Start
@@ -136,23 +139,33 @@ def test_who_rests_on_a_removed_anchor_is_served_as_they_are_now(served: Running
     assert served.chat("bob", "Hi")["mta"]["mode"] == ("fused" if there else "base")
 
 
-def test_the_socket_beside_the_store_answers_when_all_is_dropped(start: Start) -> None:
-    running = start()
+@contextmanager
+def sockets_open(*servers: Server) -> Iterator[None]:
+    """Inside, these servers answer on their sockets, as after their start. They do not take them along."""
     loop, ready, ends = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
 
     async def control() -> None:
-        server = Server(running.service, running.access, None, running.root, lambda: None)
-        opened = await server._open_control()
+        opened = [await server._open_control() for server in servers]
         ready.set()
         await ends.wait()
-        opened.close()
+        for one in opened:
+            one.close()
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(control()))
     thread.start()
-    assert ready.wait(10)
-    import os
-
     try:
+        assert ready.wait(10)
+        yield
+    finally:
+        loop.call_soon_threadsafe(ends.set)
+        thread.join(10)
+        loop.close()
+
+
+def test_the_socket_beside_the_store_answers_when_all_is_dropped(start: Start) -> None:
+    running = start()
+    server = Server(running.service, running.access, None, running.root, lambda: None)
+    with sockets_open(server):
         assert running_servers(running.root) == [(os.getpid(), "tiny")]
         running.text("alice", "a text that is long enough to be kept in the cache")
         with running.open_store() as reg:
@@ -161,12 +174,21 @@ def test_the_socket_beside_the_store_answers_when_all_is_dropped(start: Start) -
         assert recheck_servers(running.root) == []
         running.service.recheck = None  # it cannot answer
         assert recheck_servers(running.root) == [os.getpid()]
-    finally:
-        loop.call_soon_threadsafe(ends.set)
-        thread.join(10)
-        loop.close()
-    socket_path(running.root, os.getpid()).unlink(missing_ok=True)
     assert running_servers(running.root) == [] == recheck_servers(running.root)
+
+
+def test_servers_of_one_process_number_each_have_a_socket(start: Start) -> None:
+    """In two containers both may be process 1. The socket of a server that was killed is removed by the next."""
+    running = start()
+    made = [Server(running.service, running.access, None, running.root, lambda: None) for _ in range(3)]
+    with sockets_open(made[0]):
+        pass
+    assert len(list((running.root / "servers").iterdir())) == 1
+    with sockets_open(made[1], made[2]):
+        assert len(list((running.root / "servers").iterdir())) == 2
+        assert running_servers(running.root) == [(os.getpid(), "tiny")] * 2
+        running.service.recheck = None  # neither can answer
+        assert recheck_servers(running.root) == [os.getpid()] * 2
 
 
 def test_a_failure_takes_nobody_along(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:

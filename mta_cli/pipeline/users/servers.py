@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +20,19 @@ MAX_NAME_BYTES = 4096  # bytes of a base's name, which may be a path
 MAX_SOCKET_PATH = 100  # characters of a socket's path that every system takes
 
 
-def socket_path(root: Path, pid: int) -> Path:
-    """The socket of the server with this process number."""
-    return root / FOLDER / f"{pid}{SUFFIX}"
+def new_socket_path(root: Path) -> Path:
+    """A path for this process's socket that no other server takes: in two containers both may be process 7."""
+    return root / FOLDER / f"{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
+
+
+def remove_dead_sockets(root: Path) -> None:
+    """Remove the sockets of servers that were killed. One that runs accepts connections before it has its name."""
+    for path in _sockets(root):
+        with contextlib.suppress(OSError):
+            try:
+                _connect(path).close()
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -41,9 +52,8 @@ def running_servers(root: Path) -> list[tuple[int, str]]:
     """The servers that answer on a socket of this store: process number, and the name of the base."""
     found = []
     for path in _sockets(root):
-        if (connection := _connect(path)) is not None:
-            with connection:
-                found.append((int(path.stem), _ask_base(connection)))
+        with contextlib.suppress(OSError), _connect(path) as connection:
+            found.append((_process_number(path), _ask_base(connection)))
     return found
 
 
@@ -51,16 +61,18 @@ def recheck_servers(root: Path) -> list[int]:
     """Let every server of the store look at it again; returns those that did not answer in time."""
     silent = []
     for path in _sockets(root):
-        if (connection := _connect(path)) is None:
+        try:
+            connection = _connect(path)
+        except OSError:
             continue  # it has ended without taking its socket along
         with connection:
             connection.settimeout(ANSWER_SECONDS)
             try:
                 connection.sendall(RECHECK)
                 if connection.recv(len(DONE)) != DONE:
-                    silent.append(int(path.stem))
+                    silent.append(_process_number(path))
             except OSError:
-                silent.append(int(path.stem))
+                silent.append(_process_number(path))
     return silent
 
 
@@ -76,15 +88,23 @@ def _ask_base(connection: socket.socket) -> str:
 
 
 def _sockets(root: Path) -> list[Path]:
-    return sorted(path for path in (root / FOLDER).glob(f"*{SUFFIX}") if path.stem.isdigit())
+    return sorted(path for path in (root / FOLDER).glob(f"*{SUFFIX}") if _process_part(path).isdigit())
 
 
-def _connect(path: Path) -> socket.socket | None:
+def _process_number(path: Path) -> int:
+    return int(_process_part(path))
+
+
+def _process_part(path: Path) -> str:
+    return path.stem.partition("-")[0]
+
+
+def _connect(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with short_path(path) as place:
             connection.connect(place)
     except OSError:
         connection.close()
-        return None
+        raise
     return connection
