@@ -18,8 +18,13 @@ LAYER_INDEX_PATTERN = re.compile(r"\.(\d+)\.")
 def select_target_modules(targets: str, known: Set[str]) -> Set[str]:
     """The names among `known` that `targets` (comma-separated, or `all-linear`) selects.
 
-    Raises UsageError for an unknown name, and where nothing is named.
+    Raises UsageError for an unknown name, and where nothing is named. Raises BadInput for a base without linear layers.
     """
+    if not known:
+        raise BadInput(
+            "This base has no linear layers that could be trained; GPT-2 and its like have layers of another kind.",
+            hint="choose another base: mta model list --available",
+        )
     selected = known if targets == ALL_LINEAR else {name.strip() for name in targets.split(",") if name.strip()}
     unknown = sorted(selected - known)
     if unknown or not selected:
@@ -31,17 +36,27 @@ def select_target_modules(targets: str, known: Set[str]) -> Set[str]:
 
 
 def require_targets(targets: str, folder: Path) -> None:
-    """Raises UsageError as `select_target_modules`, from the headers of a folder's model, before it is loaded.
+    """Raises as `select_target_modules`, from the headers of a folder's model, before it is loaded.
 
     A file that cannot be read is no error here; loading it reports that.
     """
     try:
-        known = {
-            name.removesuffix(".weight").rpartition(".")[2]
+        shapes = {
+            name: entry["shape"]
             for file in weight_files(folder)
             for name, entry in read_safetensors_header(folder / file).tensors.items()
-            if name.endswith(".weight") and len(entry["shape"]) == 2 and LAYER_INDEX_PATTERN.search(name)
         }
     except (BadInput, OSError):
         return
-    select_target_modules(targets, known)
+    matrices = {
+        name.removesuffix(".weight"): shape
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) == 2 and LAYER_INDEX_PATTERN.search(name)
+    }
+    # the Conv1D of GPT-2 is [in, out] where a linear layer is [out, in], which its bias tells
+    turned = {
+        path.rpartition(".")[2]
+        for path, (rows, columns) in matrices.items()
+        if rows != columns and shapes.get(f"{path}.bias") == [columns]
+    }
+    select_target_modules(targets, {path.rpartition(".")[2] for path in matrices} - turned)

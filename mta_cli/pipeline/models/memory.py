@@ -31,7 +31,7 @@ FACTOR_BYTES = 4 * 4  # a trained number in float32: value, gradient and two mom
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides a base's memory. `fast`: the fast decoder computes it."""
+    """What decides a base's memory. `fast`: the fast decoder computes it. Layers without attention have no heads."""
 
     layers: int
     width: int
@@ -67,18 +67,24 @@ def read_shape(entry: ModelEntry, *, fast: bool = True) -> Shape:
     with load_errors_as_bad_input(f"{entry.path} cannot be read as a causal language model"):
         config: Any = AutoConfig.from_pretrained(entry.path, trust_remote_code=False, local_files_only=True)
         config = config.get_text_config()
-        width, heads = int(config.hidden_size), int(config.num_attention_heads)
+        width, heads = int(config.hidden_size), _largest(config, "num_attention_heads")
         return Shape(
             layers=int(config.num_hidden_layers),
             width=width,
             heads=heads,
-            kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-            head_dim=int(getattr(config, "head_dim", None) or width // heads),
-            inner=int(getattr(config, "intermediate_size", None) or 4 * width),
+            kv_heads=_largest(config, "num_key_value_heads") or heads,
+            head_dim=(_largest(config, "head_dim") or width // heads) if heads else 0,
+            inner=_largest(config, "intermediate_size") or (_largest(config, "expand") or 4) * width,
             vocabulary=int(config.vocab_size),
             parameters=int(entry.detail.get("parameters", 0)),
             fast=fast,
         )
+
+
+def _largest(config: Any, name: str) -> int:
+    """A setting of all layers, or the largest of them; 0 where there is none, as of heads in Mamba, RWKV and xLSTM."""
+    found = getattr(config, name, None) or 0
+    return int(max(found) if isinstance(found, list | tuple) else found)
 
 
 def weight_bytes(shape: Shape, precision: str, use: Use) -> int:
