@@ -15,7 +15,7 @@ from mta_cli.engine.training.session import TrainingResult
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine, UnitFailed
 from mta_cli.formatting import loss_verdict
-from mta_cli.options import AdaptOptions
+from mta_cli.options import AdaptOptions, MachineOptions
 from mta_cli.pipeline.bank.lora_xs_basis import load_or_make_basis
 from mta_cli.pipeline.executors import Executors, open_executors
 from mta_cli.pipeline.executors.local import Executor
@@ -345,6 +345,8 @@ def _job(context: AdaptContext, user: User, shots: list[Item], recipe: Recipe) -
     }
     if beside := context.fusing.bank.memory.neighbour_settings(request.memory):
         config["beside"] = beside
+    if request.machine.formats != MachineOptions().formats:
+        config["formats"] = request.machine.formats  # stacks of earlier versions name none, which means the default
     job = AdapterJob(
         CORE_KIND if options.kind == CORE_KIND else "stack",
         user.name,

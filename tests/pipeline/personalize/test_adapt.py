@@ -11,7 +11,7 @@ import torch
 from mta_cli.engine.lora.lora_xs import unpack_core
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import ArtifactSaved, JobPlan, JobProgress, JobStarted
-from mta_cli.options import AdaptOptions, MemoryOptions
+from mta_cli.options import AdaptOptions, MachineOptions, MemoryOptions
 from mta_cli.pipeline.personalize.adapt import adapt_users, adaptable_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.requests import resolve_adapt_task
@@ -174,6 +174,30 @@ def test_a_core_or_lora_that_was_stopped_half_way_is_the_same_in_the_end(
     _, seen = finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), options))
     assert any("goes on from step 3 of 6" in text for text in notes(seen))
     assert (stack_of(peopled, "ida").digest, stack_of(peopled, "ida").numbers) == (whole.digest, whole.numbers)
+
+
+def test_a_stack_in_another_number_format_is_another_stack(peopled: Registry) -> None:
+    """Its checkpoint too: a training does not change its format half-way."""
+    built(peopled)
+    ida = peopled.users.get("ida")
+    requests = {
+        dtype: replace(fuse_request(weights="uniform"), machine=MachineOptions(device="cpu", dtype=dtype))
+        for dtype in ("auto", "float32", "bfloat16")
+    }
+    job = adapt_users(peopled, [ida], requests["bfloat16"], LORA)
+    for event in job:
+        if isinstance(event, JobProgress) and event.loss is not None and event.done == 3:
+            break
+    job.close()  # type: ignore[attr-defined]
+    for dtype, request in requests.items():
+        ((result,), seen) = finish(adapt_users(peopled, [ida], request, LORA))
+        assert "unchanged" not in result
+        assert any("goes on from step 3" in text for text in notes(seen)) == (dtype == "bfloat16")
+        ((result,), _) = finish(adapt_users(peopled, [ida], request, LORA))
+        assert result["unchanged"]
+    named = [run.config.get("formats") for run in reversed(peopled.runs.of_user(ida.id)) if run.kind == "user adapt"]
+    float32, bfloat16 = {"dtype": "float32"}, {"dtype": "bfloat16"}
+    assert named == [bfloat16, None, float32, bfloat16], "stacks in the default format stay valid"
 
 
 def test_other_settings_replace_the_stack_and_its_file(peopled: Registry) -> None:
