@@ -1,6 +1,7 @@
 """Erases a user: rows, full-text index, their name in errors of other runs, files, and the bytes of deleted rows.
 
-Rows follow their foreign keys. Errors of runs are the only texts that may name a user; all else refers to users by key.
+Rows follow their foreign keys. Errors of runs are the only texts that may name a user; all else refers to users by key,
+or, in a bank's list of refused users, by id.
 """
 
 from __future__ import annotations
@@ -8,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from store.columns import utc_now
+from store.columns import dump_json, load_json_columns, utc_now
 from store.connection import Connection
 from store.database_copy import remove_saved_databases
 from store.files import AdapterFiles
 from store.names import FORGOTTEN_NAME, quote_text
 from store.queries.dependents import find_dependent_users
-from store.records import User
+from store.records import REFUSED_USERS_KEY, User
 from store.tables.adapters import Adapters
 from store.tables.jobs import Jobs
 from store.tables.users import ForgetResult
@@ -42,6 +43,7 @@ class UserEraser:
             self._add_tombstone(user.id, had_anchor=bool(stale))
             self._db.execute_write("DELETE FROM users WHERE id = ?", (user.id,))
             self._redact_name(user.name)
+            self._remove_from_refused(user.id)
             removed = self._adapters.remove_unreferenced()
             self._db.after_commit(self.purge_deleted_bytes)
         banks = list(dict.fromkeys(f"{name} v{version}" for name, version, _ in stale))
@@ -88,6 +90,14 @@ class UserEraser:
         sql = """INSERT INTO tombstones (forgotten_at, items, had_anchor, user_uuid)
         SELECT ?, (SELECT count(*) FROM items WHERE user_id = users.id), ?, uuid FROM users WHERE id = ?"""
         self._db.execute_write(sql, (utc_now(), int(had_anchor), user_id))
+
+    def _remove_from_refused(self, user_id: int) -> None:
+        """Take the user out of the lists of users whom banks refused."""
+        for row in self._db.fetch_dicts("SELECT id, config FROM banks WHERE instr(config, ?)", (REFUSED_USERS_KEY,)):
+            config = load_json_columns(row, "config")["config"]
+            if user_id in config.get(REFUSED_USERS_KEY, ()):
+                config[REFUSED_USERS_KEY].remove(user_id)
+                self._db.execute_write("UPDATE banks SET config = ? WHERE id = ?", (dump_json(config), row["id"]))
 
     def _redact_name(self, name: str) -> None:
         """Take the name out of runs' errors, but not out of longer names of other users."""

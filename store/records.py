@@ -163,6 +163,10 @@ STALE_FOR_GOOD = 2
 """The stored `stale` of an anchor that was refused, or trained on a removed item: no consent makes it sound."""
 
 
+REFUSED_USERS_KEY = "refused_users"
+"""The key, in a bank's config, of the ids of users whose anchors were refused and replaced."""
+
+
 @dataclass(frozen=True)
 class Anchor:
     """A user who represents a cluster in a bank. `digest` is None until the meta-LoRA is trained.

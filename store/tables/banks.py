@@ -52,7 +52,7 @@ class Banks:
         """The bank of this name, key and purpose, building or ready; else a new version, building.
 
         `latest_ready_bank` and `all` leave out banks with a `purpose`; `get` finds them only by version. `config` holds
-        options, never a user's name, because forgetting does not search it.
+        options, never a user's name: forgetting looks only at the ids of its `REFUSED_USERS_KEY`.
         """
         with self._db.transaction():
             which = "name = ? AND key = ? AND purpose = ?"
@@ -212,10 +212,11 @@ class Banks:
             self._update_bank(bank_id, key=key, config=dump_json(config))
             self._adapters.remove_unreferenced()
 
-    def remove_stale_anchors(self, bank_id: int) -> int:
-        """Remove stale anchors from a bank, and the recipes and stacks that depend on them; returns how many."""
+    def remove_stale_anchors(self, bank_id: int, anchors: Collection[int] | None = None) -> int:
+        """Remove the stale ones of these anchors (None: of all) from a bank, and the recipes and stacks that depend on
+        them; returns how many."""
         with self._db.transaction():
-            stale = [anchor.id for anchor in self.anchors(bank_id) if anchor.stale]
+            stale = [one.id for one in self.anchors(bank_id) if one.stale and (anchors is None or one.id in anchors)]
             remove_anchors(self._db, bank_id, stale)
             self._adapters.remove_unreferenced()
         return len(stale)

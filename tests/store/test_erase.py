@@ -15,7 +15,7 @@ import pytest
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, StoreBusy
 from store.erase import name_pattern
 from store.names import FORGOTTEN_NAME, quote_text
-from store.records import AnchorWeight, Profile
+from store.records import REFUSED_USERS_KEY, AnchorWeight, Profile
 from store.registry import Registry
 from store.tables.evaluations import TunedSettings
 from store.tables.predictions import EvalCell, Prediction
@@ -124,6 +124,14 @@ def test_anchors_trained_on_them_are_named_and_stale(reg: Registry) -> None:
     ]
     assert mine.digest is not None
     assert reg.adapters.verified_path(mine.digest).exists(), "others' recipes still use it"
+
+
+def test_no_bank_remembers_that_it_refused_them(reg: Registry) -> None:
+    me, other = furnish(reg)
+    made = reg.banks.get("free")
+    reg.banks.set_bank_config(made.id, {**made.config, REFUSED_USERS_KEY: [me, other]})
+    reg.users.forget(me)
+    assert reg.banks.get("free").config == {**made.config, REFUSED_USERS_KEY: [other]}
 
 
 def test_a_tombstone_says_that_not_who(reg: Registry) -> None:

@@ -1,8 +1,9 @@
 """The job behind `mta bank build --refresh`: replaces stale anchors with meta-LoRAs of other users.
 
 An anchor is stale when its user was forgotten or withdrew consent, or when the screening refused it. A refused user is
-not chosen again. New anchors are trained on the bank's task adapter, as the others were. Each group is stored as soon
-as it is trained. The bank is complete at every moment, and a stopped refresh continues where it stopped.
+not chosen again. New anchors are trained on the bank's task adapter, as the others were, and screened; one that is
+refused stays, stale, until the next refresh. Each group is stored as soon as it is trained. The bank is complete at
+every moment, and a stopped refresh continues where it stopped.
 
 The neighbours become those of a new build. Only items of users who joined or consented again are embedded. The kernel
 is fitted again.
@@ -33,7 +34,13 @@ from mta_cli.pipeline.bank.build import (
     mark_ready,
     with_task_adapter,
 )
-from mta_cli.pipeline.bank.screening import refused_anchor_ids, screen_anchors, screening_of_anchors
+from mta_cli.pipeline.bank.screening import (
+    mark_unscreened,
+    refused_user_ids,
+    screen_anchors,
+    screening_of_anchors,
+    unscreened_anchor_ids,
+)
 from mta_cli.pipeline.bank.verify import bank_json
 from mta_cli.pipeline.memory.knn import NeighbourChange, neighbour_change, update_neighbours
 from mta_cli.pipeline.requests import BankRequest, restore_bank_request
@@ -57,12 +64,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class _RefreshState:
-    """A refresh in progress: its bank and request, and its results so far."""
+    """A refresh in progress: its bank and request, the ids of the anchors that it replaces, and its results so far."""
 
     reg: Registry
     bank: Bank
     request: BankRequest
     pool: list[Contributor]
+    stale_ids: frozenset[int]
     replaced: list[dict[str, Any]] = field(default_factory=list)
     affected_users: set[str] = field(default_factory=set)
     removed: int = 0
@@ -74,8 +82,14 @@ class _RefreshState:
 
     @property
     def stale_anchors(self) -> list[Anchor]:
-        """The anchors that are still to be replaced."""
-        return [anchor for anchor in self.reg.banks.anchors(self.bank.id) if anchor.stale]
+        """The anchors that are still to be replaced. Those that this refresh refuses are left to the next."""
+        anchors = self.reg.banks.anchors(self.bank.id)
+        return [anchor for anchor in anchors if anchor.stale and anchor.id in self.stale_ids]
+
+    @property
+    def unscreened(self) -> set[int]:
+        """The ids of new anchors that are still to be screened, also of a refresh that was stopped."""
+        return unscreened_anchor_ids(self.reg.banks.by_id(self.bank.id))
 
 
 def refresh_bank(
@@ -97,15 +111,17 @@ def refresh_bank(
     """
     bank = newest_bank(reg, task, name, base)
     request = restore_bank_request(reg, bank, machine)
-    work = _RefreshState(reg, bank, request, contributors(reg, task, request.options))
+    numbers = frozenset(anchor.id for anchor in reg.banks.anchors(bank.id) if anchor.stale)
+    work = _RefreshState(reg, bank, request, contributors(reg, task, request.options), numbers)
     stale, change = work.stale_anchors, neighbour_change(reg, bank, request.task, work.user_items)
-    if dry_run or stale or change:
+    unfinished = bool(stale or work.unscreened)
+    if dry_run or unfinished or change:
         yield JobPlan("bank refresh", (*plan, *_plan(work, stale, change)))
     if dry_run:
         shown = {"bank": bank.name, "version": bank.version, "task": bank.task, "stale": len(stale)}
         yield JobResult({"dry_run": True, **shown, "people": reg.banks.dependent_users(bank.id)})
         return
-    if not stale and not change:
+    if not unfinished and not change:
         yield Note(f"No anchor of bank {bank_label(bank)} is stale, and its neighbours are all there; nothing to do.")
         yield JobResult(_result(work))
         return
@@ -119,7 +135,7 @@ def refresh_bank(
     ):
         run = reg.runs.start_run("bank refresh", {"stale": len(stale)}, bank_id=bank.id)
         with fail_run_on_error(reg, run):
-            if stale:
+            if unfinished:
                 yield from _replace_stale_anchors(work, run)
             yield from update_neighbours(reg, bank, request.task, work.user_items, request.embedder, machine.device)
         # A run outlives a forgotten user, so it contains no names.
@@ -166,14 +182,13 @@ def _replacement_candidates(work: _RefreshState) -> list[Contributor]:
 
 
 def _candidates(work: _RefreshState) -> list[Contributor]:
-    refused = refused_anchor_ids(work.reg.banks.by_id(work.bank.id))
-    whose = {anchor.user_id for anchor in work.reg.banks.anchors(work.bank.id) if anchor.id in refused}
-    least = work.request.options.anchor_items
-    return [each for each in work.pool if each.items_held >= least and each.user.id not in whose]
+    """Users who may be anchors of the bank."""
+    refused, least = refused_user_ids(work.reg, work.bank), work.request.options.anchor_items
+    return [each for each in work.pool if each.items_held >= least and each.user.id not in refused]
 
 
 def _replace_stale_anchors(work: _RefreshState, run: Run) -> Iterator[Event]:
-    """Train the new anchors on the bank's task adapter. Each group is stored as soon as it is trained."""
+    """Train the new anchors on the bank's task adapter and screen them. Each group is stored once it is trained."""
     from mta_cli.engine.lora.adapter import merge_into_base
     from mta_cli.pipeline.data.examples import PromptRowBuilder
     from mta_cli.pipeline.models.installed import record_models
@@ -182,8 +197,8 @@ def _replace_stale_anchors(work: _RefreshState, run: Run) -> Iterator[Event]:
 
     reg, bank, request = work.reg, work.bank, work.request
     record_models(reg, request.base, request.embedder)
-    planned = yield from _choose_new_anchors(work)
-    if planned:
+    planned = (yield from _choose_new_anchors(work)) if work.stale_anchors else []
+    if planned or work.unscreened:
         base = load_on_device(request.base, request.machine, reg=reg)
         examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
         items = {candidate.user.id: candidate.items for candidate in work.pool}
@@ -193,13 +208,13 @@ def _replace_stale_anchors(work: _RefreshState, run: Run) -> Iterator[Event]:
             )
             for i, anchor in enumerate(planned, start=1)
         ]
-        groups = _groups(work, base, planned, trainings)
+        groups = _groups(work, base, planned, trainings) if planned else []
         yield JobStarted("bank refresh", total=sum(training.job.schedule.steps for training in trainings))
         below = load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None
         with merge_into_base(base, below):
             yield from train_groups(reg, base, groups)
             user_ids = [each.user.id for each in _candidates(work)]
-            yield from screen_anchors(reg, bank, base, examples, user_ids, request.gates)
+            yield from screen_anchors(reg, bank, base, examples, user_ids, request.gates, work.unscreened)
     _remove_unreplaced(work)
 
 
@@ -293,8 +308,9 @@ def _remove_unreplaced(work: _RefreshState) -> None:
             hint=f"mta bank rm {work.bank.name} --bank-version {work.bank.version}",
         )
     with work.reg.transaction():
-        work.affected_users.update(work.reg.banks.dependent_users(work.bank.id))
-        work.removed = work.reg.banks.remove_stale_anchors(work.bank.id)
+        numbers = [anchor.id for anchor in left]
+        work.affected_users.update(work.reg.banks.dependent_users(work.bank.id, numbers))
+        work.removed = work.reg.banks.remove_stale_anchors(work.bank.id, numbers)
         _store_replacements(work, [])
 
 
@@ -308,11 +324,12 @@ def _store_replacements(work: _RefreshState, new: Sequence[AnchorReplacement]) -
         config = {
             **before.config,
             **label_rates_config(work.request.task, work.pool),
-            **screening_of_anchors(before, stay),
+            **screening_of_anchors(reg, before, stay),
         }
         gone = [before.key, [[each.stale_anchor_id, each.digest] for each in new], work.removed]
         key = hashlib.sha256(json.dumps(gone).encode()).hexdigest()
         reg.banks.replace_stale_anchors(before.id, new, key, config)
+        mark_unscreened(reg, before, {anchor.id for anchor in reg.banks.anchors(before.id)} - stay)
         mark_ready(reg, before.id)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.events import Event, Note
 from mta_cli.options import FuseOptions, ScreeningOptions
 from mta_cli.pipeline.user_weights import load_weights
-from store.records import Anchor, Bank
+from store.records import REFUSED_USERS_KEY, Anchor, Bank
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 SCREENING_KEY = "gates"  # the key of the findings in a bank's config
+UNSCREENED_KEY = "unscreened"  # beside the findings: ids of anchors of a refresh that is not finished
 REFUSING_GATES = ("norm", "probe")
 SHARE_TOP_K = FuseOptions().top_k  # a user counts for this many nearest anchors
 MIN_DIVERGENCE_BOUND = 0.25  # nats: a change of neutral prompts up to this is always allowed
@@ -42,27 +43,31 @@ def screen_anchors(
     examples: PromptRowBuilder,
     user_ids: Sequence[int],
     options: ScreeningOptions,
+    only: Collection[int] | None = None,
 ) -> Iterator[Event]:
     """Screen the usable anchors, store the findings with the bank beside the earlier ones, and warn of them.
 
-    `base` holds the bank's task adapter. `user_ids` are the users of whom anchors are chosen.
+    `base` holds the bank's task adapter. `user_ids` are the users of whom anchors are chosen. With `only`, size and
+    neutral prompts are judged of the anchors with these ids alone, in comparison with all. Reach is always that of all.
     """
     anchors = [anchor for anchor in usable_anchors(reg, bank) if anchor.digest is not None]
-    if not anchors:
+    judged = {anchor.id for anchor in anchors if only is None or anchor.id in only}
+    if not judged:
         return
     weights = [load_weights(reg, str(anchor.digest), bank.base) for anchor in anchors]
-    found = _find_outliers(base, examples, weights, options)
+    found = [one for one in _find_outliers(base, examples, weights, options) if anchors[one.anchor_index].id in judged]
     refused = {anchors[one.anchor_index].id for one in found}
     capped = _compute_similarity_floors(
         reg, bank, [anchor for anchor in anchors if anchor.id not in refused], user_ids, options
     )
-    config, judged = reg.banks.by_id(bank.id).config, {anchor.id for anchor in anchors}
-    there = {anchor.id for anchor in reg.banks.anchors(bank.id)} - judged
-    before = [one for one in config.get(SCREENING_KEY, {}).get("findings", ()) if one["anchor"] in there]
-    findings = [*before, *({"anchor": anchors[one.anchor_index].id, **_finding_json(one)} for one in found)]
-    reg.banks.record_anchor_screening(
-        bank.id, {**config, SCREENING_KEY: {"findings": findings, "floors": capped}}, refused
-    )
+    with reg.transaction():
+        config = reg.banks.by_id(bank.id).config
+        there = {anchor.id for anchor in reg.banks.anchors(bank.id)} - judged
+        before = [one for one in config.get(SCREENING_KEY, {}).get("findings", ()) if one["anchor"] in there]
+        findings = [*before, *({"anchor": anchors[one.anchor_index].id, **_finding_json(one)} for one in found)]
+        reg.banks.record_anchor_screening(
+            bank.id, {**config, SCREENING_KEY: {"findings": findings, "floors": capped}}, refused
+        )
     yield from screening_notes(reg, reg.banks.by_id(bank.id))
 
 
@@ -79,19 +84,47 @@ def refused_anchor_ids(bank: Bank) -> set[int]:
     }
 
 
+def refused_user_ids(reg: Registry, bank: Bank) -> set[int]:
+    """The users whose anchors were refused, also where a refresh has replaced the anchor."""
+    bank = reg.banks.by_id(bank.id)
+    refused = refused_anchor_ids(bank)
+    held = {anchor.user_id for anchor in reg.banks.anchors(bank.id) if anchor.id in refused}
+    return {*bank.config.get(REFUSED_USERS_KEY, ()), *(user_id for user_id in held if user_id is not None)}
+
+
+def unscreened_anchor_ids(bank: Bank) -> set[int]:
+    """The ids of the anchors that a refresh has stored and not screened."""
+    return set(bank.config.get(SCREENING_KEY, {}).get(UNSCREENED_KEY, ()))
+
+
 def similarity_floors(bank: Bank) -> dict[int, float]:
     """By anchor id, the lowest cosine at which an anchor that is near too many users still serves."""
     return {int(number): float(value) for number, value in bank.config.get(SCREENING_KEY, {}).get("floors", {}).items()}
 
 
-def screening_of_anchors(bank: Bank, anchors: Collection[int]) -> dict[str, Any]:
-    """The screening records of these anchors. Records of removed anchors are dropped, because ids may be used again."""
+def screening_of_anchors(reg: Registry, bank: Bank, anchors: Collection[int]) -> dict[str, Any]:
+    """The part of the bank's config that says what its screening found, when only these anchors stay.
+
+    Records of removed anchors are dropped, because ids may be used again. Users who were refused are kept by user id.
+    """
+    refused = sorted(refused_user_ids(reg, bank))
+    kept: dict[str, Any] = {REFUSED_USERS_KEY: refused} if refused else {}
     found = bank.config.get(SCREENING_KEY)
     if found is None:
-        return {}
+        return kept
     findings = [one for one in found.get("findings", ()) if one["anchor"] in anchors]
     floors = {number: value for number, value in found.get("floors", {}).items() if int(number) in anchors}
-    return {SCREENING_KEY: {"findings": findings, "floors": floors}}
+    unscreened = sorted(unscreened_anchor_ids(bank).intersection(anchors))
+    left = {UNSCREENED_KEY: unscreened} if unscreened else {}
+    return {**kept, SCREENING_KEY: {"findings": findings, "floors": floors, **left}}
+
+
+def mark_unscreened(reg: Registry, bank: Bank, anchors: Collection[int]) -> None:
+    """Record that these anchors are still to be screened."""
+    bank = reg.banks.by_id(bank.id)
+    if numbers := sorted(unscreened_anchor_ids(bank).union(anchors)):
+        found = {**bank.config.get(SCREENING_KEY, {}), UNSCREENED_KEY: numbers}
+        reg.banks.set_bank_config(bank.id, {**bank.config, SCREENING_KEY: found})
 
 
 def findings_json(reg: Registry, bank: Bank) -> list[dict[str, Any]]:

@@ -16,15 +16,17 @@ from mta_cli.pipeline.users.dependents import banks_pooling_user
 from mta_cli.pipeline.users.exported_folders import record_export, resolve_export_folder, write_folder
 from mta_cli.pipeline.users.stored_data import Entry, describe_user
 from mta_cli.printable import to_json
+from store.records import REFUSED_USERS_KEY
 
 if TYPE_CHECKING:
-    from store.records import User
+    from store.records import Bank, User
     from store.registry import Registry
 
 FILE_DESCRIPTIONS = {
     "person.json": "name; can_anchor: consent to be an anchor, who helps to serve others; created; tasks (how "
     "much there is of each); task_adapters: the banks whose task adapter was trained on the user's items, with those "
-    "of many others (bank, version).",
+    "of many others (bank, version); refused_by: the banks whose gates refused an anchor of the user, which was "
+    "replaced, and none is made again (bank, version).",
     "items.json": "The history: id, task, time, input and output of each item.",
     "queries.json": "Held-out queries, which measure and never train: id, task, time, input, gold.",
     "profiles.json": "What the items say together, for finding similar users: task, embedder, items (how many), "
@@ -75,8 +77,13 @@ def collect_user_data(reg: Registry, user: User) -> dict[str, Any]:
         {**each, "scores": _unpack_floats(each["scores"], "<f4")} for each in reg.user_data.eval_predictions(user.id)
     ]
     return {
-        "person": {key: known[key] for key in ("name", "can_anchor", "created", "tasks")}
-        | {"task_adapters": [{"bank": bank.name, "version": bank.version} for bank in banks_pooling_user(reg, user)]},
+        "person": {
+            **{key: known[key] for key in ("name", "can_anchor", "created", "tasks")},
+            "task_adapters": [_bank_document(bank) for bank in banks_pooling_user(reg, user)],
+            "refused_by": [
+                _bank_document(bank) for bank in reg.banks.all() if user.id in bank.config.get(REFUSED_USERS_KEY, ())
+            ],
+        },
         "items": known["items"],
         "queries": known["queries"],
         "profiles": [_profile_document(reg, row) for row in reg.user_data.profiles(user.id)],
@@ -97,6 +104,10 @@ def collect_user_data(reg: Registry, user: User) -> dict[str, Any]:
             "named_in": reg.user_data.runs_asked_for_user(user.id),
         },
     }
+
+
+def _bank_document(bank: Bank) -> Entry:
+    return {"bank": bank.name, "version": bank.version}
 
 
 def _profile_document(reg: Registry, row: Mapping[str, Any]) -> Entry:

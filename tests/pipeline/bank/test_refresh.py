@@ -10,20 +10,22 @@ from typing import Any
 
 import pytest
 
+from mta_cli.engine.retrieval.anchor_screening import ScreeningFinding
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, NotFound, StoreBusy, UsageError
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobStarted
 from mta_cli.options import MachineOptions
+from mta_cli.pipeline.bank import screening
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.bank.refresh import refresh_bank
-from mta_cli.pipeline.bank.screening import SCREENING_KEY
+from mta_cli.pipeline.bank.screening import SCREENING_KEY, UNSCREENED_KEY
 from mta_cli.pipeline.bank.verify import verify_bank
 from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs
 from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.users.consent import set_consent
-from store.records import Anchor, NewItem
+from store.records import REFUSED_USERS_KEY, Anchor, NewItem
 from store.registry import Registry
 from tests.pipeline.town import CPU, LORA, QUICK, SHORT, TAGS, TASK, bank_request, built, finish, fuse_request, notes
 
@@ -374,3 +376,66 @@ def test_what_was_found_of_an_anchor_leaves_with_it(peopled: Registry) -> None:
     assert refreshed(peopled)[0]["removed"] == 1
     left = {"findings": said[:1], "floors": {str(first.id): 0.5}}
     assert peopled.banks.get("lamp-2").config[SCREENING_KEY] == left
+
+
+def refuse(reg: Registry, *places: int) -> list[Anchor]:
+    """Refuse some anchors of the bank, as a screening does; returns them."""
+    bank, found = reg.banks.get("lamp-2"), [anchors(reg)[place] for place in places]
+    said = [{"anchor": one.id, "gate": "norm", "value": 9.0, "bound": 5.0} for one in found]
+    gates = {"findings": said, "floors": {}}
+    reg.banks.record_anchor_screening(bank.id, {**bank.config, SCREENING_KEY: gates}, {one.id for one in found})
+    return found
+
+
+def test_a_refused_user_is_not_chosen_again_by_a_later_refresh(peopled: Registry) -> None:
+    """Three users have each taste, so the refused one's is without an anchor only after two more have left."""
+    built(peopled)
+    (refused,) = refuse(peopled, 0)
+    bank, gone = peopled.banks.get("lamp-2"), []
+    for _ in range(2):
+        (new,) = refreshed(peopled)[0]["replaced"]
+        assert new["user"] not in (refused.user, *gone)
+        gone.append(new["user"])
+        peopled.users.forget(peopled.users.get(new["user"]).id)
+    assert peopled.banks.by_id(bank.id).config[REFUSED_USERS_KEY] == [refused.user_id]
+    result, _ = refreshed(peopled)
+    assert refused.user not in [anchor["user"] for anchor in result["anchors"]]
+    peopled.users.forget(refused.user_id or 0)
+    assert peopled.banks.by_id(bank.id).config[REFUSED_USERS_KEY] == []
+
+
+def test_a_refused_replacement_stays_for_the_next_refresh_and_old_anchors_are_not_judged(
+    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The screening would refuse the first anchor, which has served since the build, and the new one."""
+    built(peopled)
+    forget(peopled, 1)
+    first, _, third = anchors(peopled)
+    found = [ScreeningFinding(place, "norm", 9.0, 5.0) for place in (0, 2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(screening, "_find_outliers", lambda *given: found)
+        result, seen = refreshed(peopled)
+    refused = anchors(peopled)[-1]
+    assert (result["removed"], anchors(peopled)[:2], refused.stale) == (0, [first, third], True)
+    assert [one["user"] for one in result["gates"]] == [refused.user]
+    assert any("--refresh` puts others in their places" in text for text in notes(seen))
+    result, _ = refreshed(peopled)
+    assert [one["stale"] for one in result["replaced"]] == [refused.id] and result["gates"] == []
+    assert len(anchors(peopled)) == 3 and refused.user not in [anchor.user for anchor in anchors(peopled)]
+    assert any("nothing to do" in text for text in notes(refreshed(peopled)[1]))
+
+
+def test_a_refresh_that_was_stopped_before_the_screening_screens(
+    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built(peopled)
+    forget(peopled, 0)
+    job = refresh_bank(peopled, "lamp-2", HERE)
+    next(event for event in job if isinstance(event, ArtifactSaved))
+    job.close()  # type: ignore[attr-defined]
+    new = anchors(peopled)[-1]
+    assert peopled.banks.get("lamp-2").config[SCREENING_KEY][UNSCREENED_KEY] == [new.id] and not new.stale
+    monkeypatch.setattr(screening, "_find_outliers", lambda *given: [ScreeningFinding(2, "norm", 9.0, 5.0)])
+    result, _ = refreshed(peopled)
+    assert [one["anchor"] for one in result["gates"]] == [new.id] and result["replaced"] == []
+    assert UNSCREENED_KEY not in peopled.banks.get("lamp-2").config[SCREENING_KEY]

@@ -15,7 +15,7 @@ from mta_cli.errors import BadInput, IntegrityFault, NotFound
 from mta_cli.pipeline.users.export_all_data import FILE_DESCRIPTIONS, export_all_data
 from mta_cli.pipeline.users.exported_folders import exports_of
 from mta_cli.pipeline.users.forget import forget_user, plan_forget
-from store.records import Profile
+from store.records import REFUSED_USERS_KEY, Profile
 from store.registry import Registry
 from tests.pipeline.histories import run
 from tests.store.making import adapted, bank, person
@@ -76,8 +76,11 @@ def lived(reg: Registry) -> int:
 
 def test_everything_that_tables_hold_of_a_person_is_there(reg: Registry, tmp_path: Path) -> None:
     me = lived(reg)
+    refusing = reg.banks.get("free")
+    reg.banks.set_bank_config(refusing.id, {**refusing.config, REFUSED_USERS_KEY: [me]})
     held = given(reg, tmp_path / "mine")
     assert held["person"]["name"] == NAME and held["person"]["can_anchor"] is True
+    assert held["person"]["refused_by"] == [{"bank": "free", "version": refusing.version}]
     assert (len(held["items"]), len(held["queries"])) == (50, 1) and held["items"][0]["output"] == SECRET
     assert held["profiles"] == [{"task": "free", "embedder": "e", "items": 50, "vector": [1.0, 2.0, 0.5]}]
     assert [each["anchors"][0]["user"] for each in held["recipes"]] == ["bob", NAME]

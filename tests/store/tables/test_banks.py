@@ -139,6 +139,7 @@ def test_stale_anchors_go_with_what_rests_on_them(reg: Registry) -> None:
     assert reg.banks.remove_stale_anchors(made.id) == 0
     reg.users.forget(alice)
     assert reg.banks.anchors(made.id)[0].stale
+    assert reg.banks.remove_stale_anchors(made.id, [fresh.id]) == 0
     assert reg.banks.remove_stale_anchors(made.id) == 1
     assert [each.id for each in reg.banks.anchors(made.id)] == [fresh.id]
     assert reg.recipes.of_user(carol) == []
