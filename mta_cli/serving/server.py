@@ -50,7 +50,7 @@ class Server:
     async def run(self, bound: socket.socket) -> str:
         """Serve until SIGTERM, SIGINT or SIGQUIT, and return which it was. SIGHUP reads the keys again.
 
-        Raises what loading raises.
+        Raises what loading raises, and BadInput where the socket beside the store cannot be made.
         """
         config = uvicorn.Config(
             build_app(self._service, self._access, self._jobs),
@@ -78,8 +78,9 @@ class Server:
             await self._service.stop(STOP_SECONDS)
             if self._jobs is not None:
                 self._jobs.stop()
-            control.close()
-            self._socket.unlink(missing_ok=True)
+            if control is not None:
+                control.close()
+                self._socket.unlink(missing_ok=True)
         return self._ended_by
 
     def _finish(self, name: str) -> None:
@@ -99,14 +100,24 @@ class Server:
         except Exception as error:
             log.error("the keys stay as they were: %s", error)
 
-    async def _open_control(self) -> asyncio.AbstractServer:
+    async def _open_control(self) -> asyncio.AbstractServer | None:
+        """The socket beside the store; None on a store that may only be read. Raises BadInput with the reason."""
         unnamed = self._socket.with_suffix(".new")
-        unnamed.parent.mkdir(mode=0o700, exist_ok=True)
-        remove_dead_sockets(self._root)
-        with short_path(unnamed) as place:
-            server = await asyncio.start_unix_server(self._answer_control, place)
-            os.chmod(place, 0o600)
-        unnamed.rename(self._socket)  # it accepts connections now: a socket that refuses them is of a killed server
+        try:
+            unnamed.parent.mkdir(mode=0o700, exist_ok=True)
+            remove_dead_sockets(self._root)
+            with short_path(unnamed) as place:
+                server = await asyncio.start_unix_server(self._answer_control, place)
+                os.chmod(place, 0o600)
+            unnamed.rename(self._socket)  # it accepts connections now: only a killed server's socket refuses them
+        except OSError as error:
+            if os.access(self._root, os.W_OK):
+                raise BadInput(
+                    f"The server's socket {self._socket} cannot be made: {system_reason(error)}.",
+                    hint="check the store's directory",
+                ) from error
+            log.warning("The store may only be read: `mta user rm` cannot tell this server to drop a user's data.")
+            return None
         return server
 
     async def _answer_control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
