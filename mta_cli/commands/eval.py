@@ -240,7 +240,9 @@ def report(
 
     use = app_context(ctx, json=json)
     with _open_evaluations(use, places) as evaluations:
-        documents = report_documents(evaluations, reference)
+        documents = report_documents(
+            evaluations, reference, on_unpooled=lambda reason: use.output.warn(f"seeds are not pooled: {reason}")
+        )
     files = [str(path) for path in write_reports(documents, to)]
     use.output.print_result({"files": files}, lambda result: out.text("\n".join(result["files"])))
 

@@ -10,16 +10,18 @@
     memory(l) = log r_l + p_v · log(v(l | x) / r_l) + p_d · d(l | x) + p_h · log((n_l + κ r_l) / ((n + κ) r_l))
     score(l) = a · model(l) + b · memory(l)
 
-`r` are the population's label rates, `n` the user's counts, κ a prior count. `off` leaves the model alone.
+`r` are the population's label rates until the question was asked, `n` the user's counts, κ a prior count. `off` leaves
+the model alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from mta_cli.engine.memory.label_prior import FrequencyLabelPrior, LabelPrior, user_label_prior
+from mta_cli.engine.memory.label_prior import FrequencyLabelPrior, LabelPrior
 from mta_cli.engine.text.labels import find_label
 
 if TYPE_CHECKING:
@@ -69,8 +71,18 @@ class LabelMemory:
             return prior.beside_model(self.neighbours.weights, options.neighbour_weight)
         if options.prior_weight == 0.0:
             return None
-        log_ratios = user_label_prior(answers, self.labels, self.rates, options.prior_strength)
-        return FrequencyLabelPrior(tuple(options.prior_weight * value for value in log_ratios))
+        rates = partial(self.rates_until, look_ahead=options.look_ahead)
+        return FrequencyLabelPrior(tuple(answers), self.labels, rates, options.prior_strength, options.prior_weight)
+
+    def rates_until(self, time: str | None, *, look_ahead: bool = False) -> Sequence[float]:
+        """The label rates of the items that are not known to be later than `time`.
+
+        Those of all items where `look_ahead`, and where the bank keeps no items.
+        """
+        if self.neighbours is None or look_ahead:
+            return self.rates
+        known = self.neighbours.index.until(time)
+        return self.rates if known is self.neighbours.index else tuple(known.rates.tolist())
 
     def leave_one_out_prior(
         self, answers: Sequence[str], user: int, options: MemoryOptions

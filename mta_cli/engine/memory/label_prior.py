@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -32,16 +32,25 @@ class LabelPrior(Protocol):
         ...
 
 
+RatesUntil = Callable[[str | None], Sequence[float]]
+"""The population's rate of each label in what was answered until a time, ISO 8601; in all answers for None."""
+
+
 @dataclass(frozen=True)
 class FrequencyLabelPrior:
-    """A prior that does not depend on the question: the user's label frequencies."""
+    """`weight` times `user_label_prior` of the user's `answers`. Of a question, only its time counts."""
 
-    log_ratios: tuple[float, ...]
+    answers: tuple[str, ...]
+    labels: tuple[str, ...]
+    rates_until: RatesUntil
+    strength: float
+    weight: float
     model_weight: float = 1.0
 
     def __call__(self, text: str, time: str | None = None) -> tuple[float, ...]:
         """See `LabelPrior`."""
-        return self.log_ratios
+        ratios = user_label_prior(self.answers, self.labels, self.rates_until(time), self.strength)
+        return tuple(self.weight * value for value in ratios)
 
 
 def add_label_prior(

@@ -40,6 +40,8 @@ _MEMORY_GRIDS: dict[str, tuple[Settings, ...]] = {
     "neighbours": tuple({"neighbour_weight": weight} for weight in (0.5, 1.0, 2.0)),
 }
 
+_MEMORY_VERSIONS = {"habit": 1}  # added to a method's version, as what the memory adds has changed so often
+
 PRESET_METHODS = (
     majority.METHOD,
     majority.MEAN_METHOD,
@@ -105,8 +107,8 @@ PRESET_METHODS = (
         "a control: mta-recipe, each user with the recipe of another",
         anchors="evidence",
         memory="neighbours",
-        grid=_EVIDENCE_GRID,
         permuted=True,
+        control_of="mta-recipe",
     ),
     Method(
         "permuted-anchors",
@@ -114,7 +116,7 @@ PRESET_METHODS = (
         anchors="evidence",
         memory="neighbours",
         bank_preset=PERMUTED_ANSWERS,
-        grid=_EVIDENCE_GRID,
+        control_of="mta-recipe",
     ),
 )
 PRESETS_BY_NAME: dict[str, Method] = {method.name: method for method in PRESET_METHODS}
@@ -135,10 +137,16 @@ def find_method(name: str, memory: str | None = None) -> Method:
         raise UsageError(f"{name!r:.80}: {wanted!r:.40} is no label memory", hint=f"one of {', '.join(MEMORIES)}")
     if method.memory is None:
         raise UsageError(f"{name!r:.80}: {stem} has no label memory to choose", hint=stem)
-    named = replace(method, name=f"{stem}+{wanted}", memory=wanted, about=f"{method.about}; label memory: {wanted}")
+    named = replace(
+        method,
+        name=f"{stem}+{wanted}",
+        memory=wanted,
+        about=f"{method.about}; label memory: {wanted}",
+        version=method.version + _MEMORY_VERSIONS.get(wanted, 0),
+    )
     settings = named.settings_for(labels=True)
     grid = tuple({name: value for name, value in trial.items() if name in settings} for trial in method.grid)
-    return replace(named, grid=grid or _MEMORY_GRIDS[wanted])
+    return replace(named, grid=() if method.control_of else grid or _MEMORY_GRIDS[wanted])
 
 
 def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method]:
@@ -157,6 +165,11 @@ def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method
 def without_memory(method: Method) -> Method:
     """The same method without label memory."""
     return find_method(f"{method.name.partition('+')[0]}+off")
+
+
+def original(control: Method) -> Method:
+    """The method that `control` is a control of, with the same label memory."""
+    return find_method(f"{control.control_of}+{control.memory}")
 
 
 def _find_stem(stem: str) -> Method:
@@ -178,7 +191,8 @@ def _permute(method: Method) -> Method:
         raise UsageError(
             f"there is no method {name!r:.80}", hint=f"{method.name} has no LoRA of a user's own to permute"
         )
-    return replace(method, name=name, about=f"a control: {method.name}, each user with another's LoRAs", permuted=True)
+    about = f"a control: {method.name}, each user with another's LoRAs"
+    return replace(method, name=name, about=about, grid=(), permuted=True, control_of=method.name)
 
 
 def _compose(stem: str) -> Method:

@@ -145,7 +145,8 @@ class Method:
     `overrides` replace defaults of `mta_cli.options`; `grid` is what `mta eval tune` tries. `version` is raised when
     the same settings give other models, so that stored answers are not reused. `bank_preset`: the preset of its bank,
     if any. `keeps_own_answer`: the answer of `answerer` is final, whatever the calibrated label likelihoods say.
-    `permuted`: a control; each user gets the LoRAs of the next of the group, beside a memory of their own.
+    `permuted`: each user gets the LoRAs of the next of the group, beside a memory of their own. `control_of`: the
+    method that this one is a control of; it has its settings, tuned and given ones too.
     """
 
     name: str
@@ -162,6 +163,7 @@ class Method:
     build: BuildModels | None = None
     keeps_own_answer: bool = False
     permuted: bool = False
+    control_of: str = ""
 
     @property
     def memory_is_only_added(self) -> bool:
@@ -171,6 +173,11 @@ class Method:
         """
         learns = self.stack != "none" or self.anchors in NEEDS_SHOTS
         return self.memory == "habit" or (self.memory == "neighbours" and not learns)
+
+    @property
+    def version_settings(self) -> Settings:
+        """The version as a setting, none for the first."""
+        return {"version": self.version} if self.version > 1 else {}
 
     def settings_for(self, labels: bool) -> Settings:
         """All settings of this method with their defaults for few shots, for a task with `labels` or of texts."""

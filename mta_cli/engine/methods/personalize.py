@@ -66,7 +66,7 @@ def _with_memory(
     models: Sequence[UserModel],
 ) -> list[UserModel]:
     """The users' models with their own label priors; each user has the LoRAs of the next where `method.permuted`."""
-    if method.permuted:  # a single user has nobody to get LoRAs from
+    if method.permuted:  # of a single user's group, the task adapter
         models = [UserModel()] if len(models) == 1 else [*models[1:], *models[:1]]
     if method.memory is None:
         return list(models)

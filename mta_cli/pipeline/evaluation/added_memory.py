@@ -52,8 +52,9 @@ def memoryless_answers_key(method: Method, settings: Mapping[str, Any]) -> tuple
     from mta_cli.engine.methods.catalog import without_memory
     from mta_cli.engine.methods.method import MEMORY_SETTINGS
 
-    memory = MEMORY_SETTINGS["neighbours"]
-    return without_memory(method).name, {key: value for key, value in settings.items() if key not in memory}
+    plain, memory = without_memory(method), MEMORY_SETTINGS["neighbours"]
+    own = {key: value for key, value in settings.items() if key not in (*memory, "version")}
+    return plain.name, {**own, **plain.version_settings}
 
 
 def add_memory(

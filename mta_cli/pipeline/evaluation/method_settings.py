@@ -45,8 +45,11 @@ def parse_settings(given: Sequence[str]) -> dict[str, dict[str, str]]:
 
 def trials(method: Method, request: EvalRequest) -> list[dict[str, Any]]:
     """All settings of the method's grid, the defaults first."""
-    found = [resolve_settings(method, request, {})]
-    found += [resolve_settings(method, request, dict(own)) for own in method.grid]
+    from mta_cli.engine.methods.method import MEMORY_SETTINGS
+
+    useless = () if request.task.labels else MEMORY_SETTINGS["neighbours"]  # texts have no label memory
+    grid = [{key: value for key, value in own.items() if key not in useless} for own in method.grid]
+    found = [resolve_settings(method, request, own) for own in ({}, *grid)]
     return [own for i, own in enumerate(found) if own not in found[:i]]
 
 
@@ -70,11 +73,10 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
             settings.pop(name, None)
     if settings.get("placement", "all") != "all":
         settings["placement"] = request.options.placement  # where the fold's anchors act
-    version = {"version": method.version} if method.version > 1 else {}
     converted = {key: _convert_setting(f"{method.name}.{key}", types[key], value) for key, value in given.items()}
     if method.stack == "core" and converted.get("rank", 1) > MAX_STACK_RANK:
         raise UsageError(f"{method.name}.rank = {converted['rank']}: a core has a rank of at most {MAX_STACK_RANK}")
-    return {**settings, **converted, **version}
+    return {**settings, **converted, **method.version_settings}
 
 
 def label_memory_of(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:

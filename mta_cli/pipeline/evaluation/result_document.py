@@ -159,9 +159,17 @@ def _calibrated_answer(
 
 
 def result_document(
-    reg: Registry, request: EvalRequest, plan: Design, evaluation: int, chosen: Mapping[str, FoldSettings]
+    reg: Registry,
+    request: EvalRequest,
+    plan: Design,
+    evaluation: int,
+    chosen: Mapping[str, FoldSettings],
+    given: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The document of `mta eval run`: all of `chosen`'s methods on all test users."""
+    """The document of `mta eval run`: all of `chosen`'s methods on all test users.
+
+    `given` are those settings of each that a user gave, in this run or in the one that measured it.
+    """
     from mta_cli.engine.model.load import number_format
 
     task, options, machine = request.task, request.options, request.machine
@@ -191,7 +199,7 @@ def result_document(
         "memory": {method: label_memory_of(settings) for method, settings in chosen.items() if task.labels},
         **({"bank": request.measured.label} if request.measured else {}),
         "settings": {method: _settings_json(settings) for method, settings in chosen.items()},
-        "given": {method: dict(own) for method, own in request.method_settings.items() if method in chosen},
+        "given": {method: dict(own) for method, own in given.items() if own and method in chosen},
         "calibration": {method: one.temperatures for method, one in judged.items()},
     }
 

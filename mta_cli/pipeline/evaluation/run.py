@@ -7,7 +7,7 @@ then uses the chosen settings.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ def run_evaluation(
     reg: Registry, request: EvalRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
 ) -> Iterator[Event]:
     """Answer every query with every method. `JobResult.result` is the document of `mta eval run`."""
-    methods, request = _resolve_methods(request)
+    asked, (methods, request) = request, _resolve_methods(request)
     design = make_design(reg, request)
     known = reg.evaluations.find_by_key(design.key)
     runs = _method_runs(methods, _tuned_settings(reg, request, known, methods, design))
@@ -46,15 +46,18 @@ def run_evaluation(
     if dry_run:
         yield JobResult({"dry_run": True, "task": request.task.name, "users": len(design.test_users)})
         return
-    with _start_evaluation(reg, request, design, "eval run") as evaluation:
+    with _start_evaluation(reg, asked, design, "eval run") as evaluation:
         chosen = _tuned_settings(reg, request, evaluation, methods, design)
         yield from _answer_missing(reg, request, design, evaluation, _method_runs(methods, chosen))
-        result = result_document(
-            reg, request, design, evaluation.id, chosen | _earlier_settings(reg, evaluation, design, chosen)
-        )
+        earlier = _earlier_settings(evaluation, design, chosen)
+        given = {**evaluation.result.get("given", {}), **{name: {} for name in chosen}, **request.method_settings}
+        result = result_document(reg, request, design, evaluation.id, chosen | earlier, given)
+        if outdated := sorted(filter(_is_outdated, earlier.items())):
+            names = ", ".join(name for name, _ in outdated)
+            yield Note(f"Measured by an earlier version of mta: {names}. Name them to run them again.", warning=True)
         if result["reference"] != request.options.reference:
-            asked = request.options.reference
-            yield Note(f"{asked} is not among the methods: all are compared with {result['reference']}.", warning=True)
+            wanted = request.options.reference
+            yield Note(f"{wanted} is not among the methods: all are compared with {result['reference']}.", warning=True)
         reg.evaluations.finish_evaluation(evaluation.id, result)
     yield JobResult(result)
 
@@ -66,10 +69,14 @@ def tune_evaluation(
 
     `JobResult.result`: {evaluation, task, tuned: [{method, fold, settings, gold_loglik, trials}]}.
     """
-    named, request = _resolve_methods(request)
+    asked, (named, request) = request, _resolve_methods(request)
     methods = [method for method in named if method.grid]
     if not methods:
-        raise UsageError("none of these methods has settings to choose from", hint="mta eval methods")
+        controls = any(method.control_of for method in named)
+        raise UsageError(
+            "none of these methods has settings to choose from",
+            hint="a control has the settings of its method" if controls else "mta eval methods",
+        )
     design = make_design(reg, request)
     runs = [MethodRun(n, m, own) for m in methods for own in trials(m, request) for n in range(len(design.folds))]
     yield JobPlan("eval tune", (*plan, *_plan(reg, request, design, methods, runs)))
@@ -78,7 +85,7 @@ def tune_evaluation(
             {"dry_run": True, "task": request.task.name, "trials": sum(len(trials(m, request)) for m in methods)}
         )
         return
-    with _start_evaluation(reg, request, design, "eval tune") as evaluation:
+    with _start_evaluation(reg, asked, design, "eval tune") as evaluation:
         yield from _answer_missing(reg, request, design, evaluation, runs)
         tuned = [entry for method in methods for entry in _choose(reg, request, design, evaluation, method)]
     yield JobResult({"evaluation": evaluation.id, "task": request.task.name, "tuned": tuned})
@@ -86,7 +93,7 @@ def tune_evaluation(
 
 def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
     """The methods, and the request with the reference and the settings under the names that `--memory` gives them."""
-    from mta_cli.engine.methods.catalog import find_method, find_methods
+    from mta_cli.engine.methods.catalog import find_method, find_methods, original
 
     options = request.options
     memory = options.memory if request.task.labels else None  # texts have no label memory
@@ -96,6 +103,9 @@ def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
     for name in sorted(request.method_settings, key=lambda name: "+" in name):  # a name with its memory stands above
         for method, known in _split_settings(find_methods([name], memory), request.method_settings[name]):
             given[method.name] = {**given.get(method.name, {}), **known}
+    for method in methods:
+        if method.control_of and (own := {**given.get(original(method).name, {}), **given.get(method.name, {})}):
+            given[method.name] = own
     if unused := sorted(set(given) - names):
         raise UsageError(f"settings are given for {', '.join(unused)}, which is not among the methods")
     reference = find_method(options.reference, None if memory == ALL_MEMORIES else memory).name
@@ -156,17 +166,30 @@ def _start_evaluation(reg: Registry, request: EvalRequest, design: Design, kind:
 def _tuned_settings(
     reg: Registry, request: EvalRequest, begun: Evaluation | None, methods: Sequence[Method], design: Design
 ) -> dict[str, FoldSettings]:
-    folds = len(design.folds)
+    from mta_cli.engine.methods.catalog import original
+
+    folds = range(len(design.folds))
     tunings = reg.evaluations.tunings(begun.id) if begun else []
     tuned = {(one.method, one.fold): one.settings for one in tunings}
+    tuned_as = {method.name: original(method).name if method.control_of else method.name for method in methods}
     return {
-        method.name: [resolve_settings(method, request, tuned.get((method.name, fold), {})) for fold in range(folds)]
+        method.name: [resolve_settings(method, request, tuned.get((tuned_as[method.name], fold), {})) for fold in folds]
         for method in methods
     }
 
 
+def _is_outdated(earlier: tuple[str, FoldSettings]) -> bool:
+    """Whether a method has another version today; one that is gone today has none to be run again."""
+    from mta_cli.engine.methods.catalog import find_method
+
+    name, settings = earlier
+    with suppress(UsageError):
+        return any(int(own.get("version", 1)) != find_method(name).version for own in settings)
+    return False
+
+
 def _earlier_settings(
-    reg: Registry, evaluation: Evaluation, design: Design, chosen: Mapping[str, FoldSettings]
+    evaluation: Evaluation, design: Design, chosen: Mapping[str, FoldSettings]
 ) -> dict[str, FoldSettings]:
     """The settings of methods that earlier runs finished and this run does not include."""
     found: dict[str, FoldSettings] = {}

@@ -7,7 +7,7 @@ count together. Intervals are over users; they do not include the variance betwe
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,17 +64,25 @@ def evaluation_document(evaluations: Sequence[FinishedEvaluation], reference: st
     return _document(evaluations[0], reference) if len(evaluations) == 1 else pool_seeds(evaluations, reference)
 
 
-def report_documents(evaluations: Sequence[FinishedEvaluation], reference: str | None = None) -> list[dict[str, Any]]:
+def report_documents(
+    evaluations: Sequence[FinishedEvaluation],
+    reference: str | None = None,
+    *,
+    on_unpooled: Callable[[str], None] = lambda reason: None,
+) -> list[dict[str, Any]]:
     """The documents of evaluations, then one for each design with several seeds of the same users.
 
-    All methods are compared with `reference`, or with each evaluation's own. Raises as `evaluation_document`.
+    All methods are compared with `reference`, or with each evaluation's own. `on_unpooled` is told why seeds of one
+    design cannot be pooled. Raises as `evaluation_document`.
     """
     found = {one.id: one for one in evaluations}
     documents = [_document(one, reference) for one in found.values()]
     for group in group_seeds(documents):
         if len(group) > 1:
-            with suppress(UsageError):  # different users: the seeds are not pooled
+            try:
                 documents.append(pool_seeds([found[document["evaluation"]] for document in group], reference))
+            except UsageError as error:
+                on_unpooled(error.message)
     return documents
 
 

@@ -38,12 +38,12 @@ def answer_without_model(
     """The same queries answered with each user's most frequent label, median score or nearest own text."""
     from mta_cli.engine.methods.baselines.majority import simplest_answerer
 
-    rates = BankMemory(reg, task, bank).without_neighbours.rates
+    rates_until = BankMemory(reg, task, bank).without_neighbours.rates_until
     answerers = {}
     for user in users:
         own = reg.items.recent_items(user.id, task.name, MAX_RECENT_ANSWERS)
         inputs, outputs = [item.input for item in own], [item.output for item in own]
-        answerers[user.id] = simplest_answerer(task, rates, inputs, outputs)
+        answerers[user.id] = simplest_answerer(task, rates_until, inputs, outputs)
     questions = {query.id: query.input for user in users for query in reg.items.queries(user.id, task.name)}
     return [
         replace(one, method=BASELINE, answer=answerers[one.user_id](questions[one.query_id])[0], gold_loglik=None)

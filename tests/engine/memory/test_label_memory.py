@@ -11,7 +11,6 @@ from mta_cli.engine.memory.knn import MixtureWeights, NeighbourIndex, NeighbourK
 from mta_cli.engine.memory.label_memory import FittedNeighbours, LabelMemory
 from mta_cli.engine.memory.label_prior import (
     PRIOR_STRENGTH,
-    FrequencyLabelPrior,
     add_label_prior,
     label_rates,
     user_label_prior,
@@ -41,10 +40,21 @@ def test_off_leaves_the_model_alone() -> None:
 def test_habit_adds_a_share_of_the_users_label_prior() -> None:
     known, options = memory(), MemoryOptions("habit", prior_weight=0.5, prior_strength=2.0)
     own = user_label_prior(ANSWERS, LABELS, known.rates, 2.0)
-    assert known.prior_of(ANSWERS, options) == FrequencyLabelPrior(tuple(0.5 * value for value in own))
+    prior = known.prior_of(ANSWERS, options)
+    assert prior is not None and prior("a text") == tuple(0.5 * value for value in own) and prior.model_weight == 1
     assert known.prior_of(ANSWERS, replace(options, prior_weight=0.0)) is None
-    alone = LabelMemory(LABELS, known.rates)
-    assert alone.prior_of(ANSWERS, replace(options, memory="neighbours")) == alone.prior_of(ANSWERS, options)
+    without = LabelMemory(LABELS, known.rates).prior_of(ANSWERS, replace(options, memory="neighbours"))
+    assert without is not None and without("a text") == prior("a text"), "a bank without items has the habit alone"
+
+
+def test_habit_knows_nothing_of_how_later_items_were_answered() -> None:
+    """The rates, which the user's answers are weighed against, are those of the items until the question."""
+    known, options = memory(times=("2020",) * 4 + ("2024",) * 5), MemoryOptions("habit", prior_weight=1.0)
+    early = label_rates([LABELS[place % 3] for place in range(4)], LABELS)
+    for time, look_ahead, rates in (("2021", False, early), ("2021", True, known.rates), (None, False, known.rates)):
+        prior = known.prior_of(ANSWERS, replace(options, look_ahead=look_ahead))
+        assert prior is not None
+        assert prior("a text", time) == pytest.approx(user_label_prior(ANSWERS, LABELS, rates, 8.0))
 
 
 def test_neighbours_are_a_memory_that_is_weighed_against_the_model() -> None:

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mta_cli.engine.memory.label_prior import (
-    FrequencyLabelPrior,
     add_label_prior,
     decide_label,
     label_rates,
     user_label_prior,
 )
+from tests.engine.memory.fixed_prior import FixedPrior
 
 LABELS = ("a", "b", "c")
 SCORES = ("1", "2", "3", "4", "5")
@@ -86,7 +86,7 @@ def test_habits_that_mean_nothing_are_refused() -> None:
 def test_a_prior_says_how_much_of_the_model_stands_beside_it() -> None:
     scores, known = (-1.0, -2.0, -4.0), (0.5, 0.0, -0.5)
     assert add_label_prior(scores, None, "a film") == scores
-    assert add_label_prior(scores, FrequencyLabelPrior(known), "a film") == (-0.5, -2.0, -4.5)
-    assert add_label_prior(scores, FrequencyLabelPrior(known, model_weight=0.5), "a film") == (0.0, -1.0, -2.5)
+    assert add_label_prior(scores, FixedPrior(known), "a film") == (-0.5, -2.0, -4.5)
+    assert add_label_prior(scores, FixedPrior(known, model_weight=0.5), "a film") == (0.0, -1.0, -2.5)
     with pytest.raises(ValueError):
-        add_label_prior(scores, FrequencyLabelPrior(known[:2]), "a film")
+        add_label_prior(scores, FixedPrior(known[:2]), "a film")

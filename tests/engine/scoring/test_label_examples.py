@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mta_cli.engine.lora.adapter import Placement, init_lora_weights
-from mta_cli.engine.memory.label_prior import FrequencyLabelPrior, add_label_prior
+from mta_cli.engine.memory.label_prior import add_label_prior
 from mta_cli.engine.model.llama import LlamaDecoder
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring import prefix_cache_scoring
@@ -32,6 +32,7 @@ from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, pr
 from mta_cli.engine.training.fusion_weights import learn_weights
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 from tests.engine.lora_cases import random_lora, random_rows
+from tests.engine.memory.fixed_prior import FixedPrior
 
 LABELS = ((7, 2), (9, 11, 2), (9, 12, 13, 2), (30, 2))
 KNOWN = (0.5, -1.0, 0.0, 0.25)
@@ -66,7 +67,7 @@ def decided(base: LoadedBase, one: TrainingExample, part: int | None = None) -> 
     (branches,) = completion_log_likelihoods(base, [build_prompt_tree(one)], [parts], [(0, 0)])
     if not isinstance(one, LabelExample):
         return branches[0]
-    sums = torch.tensor(add_label_prior(branches, FrequencyLabelPrior(one.log_prior, one.model_weight), ""))
+    sums = torch.tensor(add_label_prior(branches, FixedPrior(one.log_prior, one.model_weight), ""))
     return float(sums.log_softmax(0)[one.target_index])
 
 
@@ -100,7 +101,7 @@ def test_what_is_weighed_is_what_is_trained(base: LoadedBase) -> None:
 
 def test_a_choice_knows_what_a_prior_says() -> None:
     (row,) = random_rows([12])
-    one = LabelExample.from_prior(row, [[7, 2], [9, 2]], 1, FrequencyLabelPrior((0.5, -0.5), 0.7), "whatever is asked")
+    one = LabelExample.from_prior(row, [[7, 2], [9, 2]], 1, FixedPrior((0.5, -0.5), 0.7), "whatever is asked")
     assert one == LabelExample(row, ((7, 2), (9, 2)), 1, (0.5, -0.5), 0.7)
     assert prompt_answer_row(one) is row and prompt_answer_row(row) is row
     assert build_prompt_tree(one).prompt == row.input_ids[: row.answer_start] and build_prompt_tree(

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from mta_cli.engine.lora.adapter import LoraWeights
-from mta_cli.engine.memory.label_prior import FrequencyLabelPrior
 from mta_cli.engine.model.load import LoadedBase, load_base
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
@@ -18,6 +17,7 @@ from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, ScoredAnswer,
 from store.records import NewItem, Query
 from store.registry import Registry
 from tests.engine.likelihoods import row_log_likelihoods
+from tests.engine.memory.fixed_prior import FixedPrior
 from tests.pipeline.town import SHORT, TASK
 from tests.pipeline.world import random_lora
 
@@ -77,7 +77,7 @@ def test_a_persons_prior_is_added_to_the_labels_and_not_to_the_gold(peopled: Reg
     examples, (query, *_) = PromptRowBuilder(peopled, base, TASK, 2), queries(peopled)
     prior = tuple(100.0 * (place == 4) for place in range(15))
     plain, with_it = answer_queries(
-        base, examples, [ModelQuery(query, 0), ModelQuery(query, 1)], [(), ()], [None, FrequencyLabelPrior(prior)]
+        base, examples, [ModelQuery(query, 0), ModelQuery(query, 1)], [(), ()], [None, FixedPrior(prior)]
     )
     assert with_it.answer == TASK.labels[4] and with_it.gold_loglik == plain.gold_loglik
     assert with_it.scores == pytest.approx([a + b for a, b in zip(plain.scores, prior, strict=True)])
@@ -91,7 +91,7 @@ def test_a_score_is_answered_with_the_median(peopled: Registry, base: LoadedBase
     )
     plain, _ = answer_queries(base, examples, asked, [(), ()])
     wanted = [math.log(share) - score for share, score in zip((0.4, 0.05, 0.15, 0.05, 0.35), plain.scores, strict=True)]
-    assert answer_queries(base, examples, asked, [(), ()], [None, FrequencyLabelPrior(tuple(wanted))])[1].answer == "3"
+    assert answer_queries(base, examples, asked, [(), ()], [None, FixedPrior(tuple(wanted))])[1].answer == "3"
 
 
 def test_a_task_of_texts_is_answered_in_own_words(

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.memory.label_prior import FrequencyLabelPrior
 from mta_cli.engine.methods.catalog import find_method
 from mta_cli.engine.methods.method import Method, UserModel
 from mta_cli.engine.methods.personalize import build_models
@@ -19,6 +18,7 @@ from mta_cli.pipeline.evaluation.design import make_design
 from mta_cli.pipeline.evaluation.method_run import MethodRun, run_method, unanswered_groups
 from store.registry import Registry
 from store.tables.predictions import Prediction
+from tests.engine.memory.fixed_prior import FixedPrior
 from tests.pipeline.evaluation.test_banks import begun, made
 from tests.pipeline.evaluation.trial import Trial, eval_request, profiles
 from tests.pipeline.town import TASK
@@ -177,10 +177,7 @@ def test_an_answer_is_stored_as_decided_with_the_prior(field: EvalContext) -> No
     number, labels = begun(field.reg, field.request), TASK.labels
 
     def make(bench: Any, people: Any, settings: Any) -> list[UserModel]:
-        return [
-            UserModel(prior=FrequencyLabelPrior(tuple(1000.0 * (label == labels[7]) for label in labels)))
-            for _ in people
-        ]
+        return [UserModel(prior=FixedPrior(tuple(1000.0 * (label == labels[7]) for label in labels))) for _ in people]
 
     list(run_method(field, number, MethodRun(0, Method("sure", "for a test", memory=None, build=make), {}), 0))
     assert {p.answer for p in field.reg.evaluations.predictions.load_predictions(number)} == {labels[7]}

@@ -183,7 +183,7 @@ def test_a_text_is_judged_by_its_words_and_its_likelihood_a_token(reg: Registry)
 
 def document(reg: Registry, made: Made, chosen: dict[str, FoldSettings], **changes: Any) -> dict[str, Any]:
     request = replace(eval_request(folds=2, **changes), task=TAGS)
-    return result_document(reg, request, made.plan, made.evaluation, chosen)
+    return result_document(reg, request, made.plan, made.evaluation, chosen, {})
 
 
 def test_costs_are_means_over_tested_people(reg: Registry) -> None:

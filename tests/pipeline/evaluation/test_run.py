@@ -15,7 +15,8 @@ from mta_cli.errors import BadInput, StoreBusy, UsageError
 from mta_cli.events import JobPlan, JobProgress, JobResult, JobStarted, Note
 from mta_cli.pipeline.evaluation.method_settings import resolve_settings, trials
 from mta_cli.pipeline.evaluation.run import run_evaluation, tune_evaluation
-from mta_cli.pipeline.requests import EvalRequest
+from mta_cli.pipeline.requests import EvalRequest, eval_request_json
+from mta_cli.pipeline.runs import REQUEST_KEY
 from store.records import NewItem
 from store.registry import Registry
 from tests.metrics_by_hand import score
@@ -207,6 +208,8 @@ def test_what_is_tried_is_tried_once_the_defaults_first(peopled: Registry) -> No
         own["rank"] == 2 for own in tried
     )
     assert len(tried) == len(PRESETS_BY_NAME["oppu"].grid) and len(trials(PRESETS_BY_NAME["base"], request)) == 1
+    texts = replace(request, task=BUILTIN_TASKS["lamp-4"])
+    assert [len(trials(PRESETS_BY_NAME["mta"], one)) for one in (request, texts)] == [6, 2], "texts have no memory"
     everywhere = trials(PRESETS_BY_NAME["oppu"], replace(request, options=replace(request.options, placement="all")))
     assert len(everywhere) == 3, "late is where the evaluation says, so half of the grid is the other half"
 
@@ -307,6 +310,44 @@ def test_answers_of_an_older_version_of_a_method_are_not_taken_for_its_own(
     result, seen = finish(run_evaluation(peopled, eval_request(methods="pooled-rag")))
     assert result["settings"]["pooled-rag"] == {"version": 2}
     assert [event for event in seen if isinstance(event, JobProgress) and event.label.endswith("pooled-rag")]
+
+
+def test_what_was_given_for_a_method_is_told_when_others_are_added(
+    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its seed would be pooled with one of other settings. An older version among them is named."""
+    given = {"rag": {"prior_strength": "4"}}
+    finish(run_evaluation(peopled, eval_request(methods="rag", memory="habit", given=given)))
+    monkeypatch.setitem(PRESETS_BY_NAME, "rag", replace(PRESETS_BY_NAME["rag"], version=9))
+    result, seen = finish(run_evaluation(peopled, eval_request(methods="majority")))
+    assert result["given"] == {"rag+habit": {"prior_strength": "4"}} and "majority" in result["methods"]
+    assert any("an earlier version of mta: rag+habit." in note for note in notes(seen))
+    again, seen = finish(run_evaluation(peopled, eval_request(methods="rag", memory="habit")))
+    assert again["given"] == {} and not any("earlier version" in note for note in notes(seen))
+
+
+def test_a_control_is_trained_as_its_method(peopled: Registry) -> None:
+    """With what was tuned and given for the method, and nothing tuned for itself."""
+    names = "task:none:core,permuted-task:none:core"
+    with pytest.raises(UsageError, match="none of these methods"):
+        finish(tune_evaluation(peopled, eval_request(methods="permuted-mta")))
+    tuned, _ = finish(tune_evaluation(peopled, eval_request(methods="task:none:lora+habit", given={})))
+    best = tuned["tuned"][0]["settings"]
+    control = finish(run_evaluation(peopled, eval_request(methods="permuted-task:none:lora+habit")))[0]
+    assert control["settings"]["permuted-task:none:lora+habit"] == best
+    given = {"task:none:core": {"steps": "2"}, "permuted-task:none:core": {"rank": "1"}}
+    result, _ = finish(run_evaluation(peopled, eval_request(methods=names, given=given)))
+    own, other = result["settings"]["task:none:core"], result["settings"]["permuted-task:none:core"]
+    assert (own["steps"], other["steps"], other["rank"]) == (2, 2, 1) and own["rank"] != 1
+
+
+def test_the_record_of_a_run_has_the_settings_as_they_were_given(peopled: Registry) -> None:
+    """A job that is resumed resolves them again."""
+    asked = eval_request(methods="pooled-rag", memory="all", given={"pooled-rag+habit": {"prior_strength": "4"}})
+    result, _ = finish(run_evaluation(peopled, asked))
+    (run,) = peopled.runs.of_evaluation(result["evaluation"])
+    assert run.config[REQUEST_KEY] == eval_request_json(asked)
+    assert run.config[REQUEST_KEY]["given"] == {"pooled-rag+habit": {"prior_strength": "4"}}
 
 
 def test_with_two_folds_settings_are_chosen_after_calibration(peopled: Registry) -> None:

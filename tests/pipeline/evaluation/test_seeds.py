@@ -151,7 +151,9 @@ def test_seeds_of_other_people_are_refused_together_and_reported_apart(store_roo
         finish(run_evaluation(reg, seeded(request, 3, methods="majority")))
         with pytest.raises(UsageError, match="cannot be read as one: tallies of other users"):
             evaluation_document(load_evaluations([3, 4], reg))
-        assert report_documents(load_evaluations([3, 4], reg)) == [
+        told: list[str] = []
+        assert report_documents(load_evaluations([3, 4], reg), on_unpooled=told.append) == [
             evaluation_document(load_evaluations([3], reg)),
             evaluation_document(load_evaluations([4], reg)),
         ]
+        assert len(told) == 1 and "tallies of other users" in told[0]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mta_cli.engine.evaluation.metrics import rouge_1
-from mta_cli.engine.memory.label_prior import PRIOR_STRENGTH, user_label_prior
+from mta_cli.engine.memory.label_prior import PRIOR_STRENGTH, RatesUntil, user_label_prior
 from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserModel, UserShots
 from mta_cli.engine.text.labels import find_label
 from mta_cli.engine.text.tasks import Task
@@ -17,14 +17,27 @@ from mta_cli.engine.text.tasks import Task
 
 @dataclass(frozen=True)
 class MajorityAnswer:
-    """The label that the user gave most often, or one score of all. Ties go to the label more common in the bank."""
+    """The label that the user gave most often, or one score of all. Ties go to the label more common in the bank.
 
-    answer: str
-    logliks: tuple[float, ...]
+    The likelihoods are the user's label rates, of which the population's until the question are a part.
+    """
+
+    task: Task
+    outputs: tuple[str, ...]
+    rates_until: RatesUntil
+    summarise: Callable[[Sequence[float]], float]
 
     def __call__(self, text: str, time: str | None = None) -> tuple[str, tuple[float, ...]]:
         """See `DirectAnswerer`."""
-        return self.answer, self.logliks
+        labels, rates = self.task.labels, self.rates_until(time)
+        prior = user_label_prior(self.outputs, labels, rates, PRIOR_STRENGTH)
+        logliks = tuple(value + math.log(rate) for value, rate in zip(prior, rates, strict=True))
+        known = [labels[place] for output in self.outputs if (place := find_label(output, labels)) is not None]
+        if self.task.kind == "score" and known:
+            return f"{self.summarise([float(score) for score in known]):.6g}", logliks
+        counts = Counter(known)
+        best = max(range(len(labels)), key=lambda i: (counts[labels[i]], rates[i], -i))
+        return labels[best], logliks
 
 
 @dataclass(frozen=True)
@@ -55,30 +68,22 @@ def build_mean_models(context: MethodContext, users: Sequence[UserShots], settin
 def _build_models(
     context: MethodContext, users: Sequence[UserShots], summarise: Callable[[Sequence[float]], float]
 ) -> list[UserModel]:
-    task, rates = context.task, context.memory.rates
-    answerers = [simplest_answerer(task, rates, user.inputs, user.outputs, summarise) for user in users]
+    task, rates_until = context.task, context.memory.rates_until
+    answerers = [simplest_answerer(task, rates_until, user.inputs, user.outputs, summarise) for user in users]
     return [UserModel(answerer=answerer) for answerer in answerers]
 
 
 def simplest_answerer(
     task: Task,
-    rates: Sequence[float],
+    rates_until: RatesUntil,
     inputs: Sequence[str],
     outputs: Sequence[str],
     summarise: Callable[[Sequence[float]], float] = statistics.median,
 ) -> MajorityAnswer | NearestShotAnswer:
-    """What answers for a user of these items without a model. `rates` are how often users give each label."""
-    labels = task.labels
-    if not labels:
+    """What answers for a user of these items without a model."""
+    if not task.labels:
         return NearestShotAnswer(tuple(inputs), tuple(outputs))
-    prior = user_label_prior(outputs, labels, rates, PRIOR_STRENGTH)
-    logliks = tuple(value + math.log(rate) for value, rate in zip(prior, rates, strict=True))
-    known = [labels[place] for output in outputs if (place := find_label(output, labels)) is not None]
-    if task.kind == "score" and known:
-        return MajorityAnswer(f"{summarise([float(score) for score in known]):.6g}", logliks)
-    counts = Counter(known)
-    best = max(range(len(labels)), key=lambda i: (counts[labels[i]], rates[i], -i))
-    return MajorityAnswer(labels[best], logliks)
+    return MajorityAnswer(task, tuple(outputs), rates_until, summarise)
 
 
 METHOD = Method(
@@ -88,12 +93,12 @@ METHOD = Method(
     memory=None,
     build=build_majority_models,
     keeps_own_answer=True,
-    version=3,
+    version=4,
 )
 MEAN_METHOD = replace(
     METHOD,
     name="majority-mean",
     about="for scores the user's rounded mean; else as majority",
     build=build_mean_models,
-    version=2,
+    version=3,
 )

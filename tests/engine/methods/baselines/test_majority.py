@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from mta_cli.engine.methods.baselines.majority import MEAN_METHOD, METHOD
@@ -53,6 +54,29 @@ def test_its_likelihoods_are_the_users_label_prior_alone(base: LoadedBase) -> No
     assert prior is not None and logliks == pytest.approx(
         [math.log(rate) + extra for rate, extra in zip(rates, prior("any film"), strict=True)]
     )
+
+
+def test_later_answers_of_others_decide_nothing(base: LoadedBase) -> None:
+    """Neither the likelihoods nor ties."""
+    bench = tag_context(base, 0)
+    fitted = bench.memory.neighbours
+    assert fitted is not None
+    index, count = fitted.index, len(fitted.index.labels)
+    later = replace(
+        index,
+        vectors=np.concatenate([index.vectors, index.vectors]),
+        labels=np.concatenate([index.labels, np.full(count, 7)]),
+        item_users=np.concatenate([index.item_users, index.item_users]),
+        rates=(np.bincount([*index.labels, *[7] * count], minlength=15) + 1.0) / (2.0 * count + 15),
+        times=("2020",) * count + ("2024",) * count,
+    )
+    fuller = replace(bench.memory, rates=tuple(later.rates.tolist()), neighbours=replace(fitted, index=later))
+    outputs = [LABELS[1], LABELS[7], LABELS[2]]
+    ask = rule(replace(bench, memory=fuller), outputs)
+    before, rates = ask("a film", "2021"), later.until("2021").rates
+    expected = [math.log((outputs.count(name) + 8 * rate) / 11) for name, rate in zip(LABELS, rates, strict=True)]
+    assert before[1] == pytest.approx(expected)
+    assert before[0] != LABELS[7] == ask("a film", "2025")[0] == ask("a film")[0]
 
 
 def test_the_commoner_of_equals_is_the_likelier_one_too(base: LoadedBase) -> None:
