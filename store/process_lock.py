@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mta_cli.errors import StoreBusy
-from store.files import disk_fault, make_private_folder
+from store.files import disk_fault, make_private_folder, sha256
+from store.names import quote_text
 
 
 @contextlib.contextmanager
@@ -31,6 +32,11 @@ def process_lock(root: Path, name: str, timeout: float, doing: str) -> Iterator[
         yield
     finally:
         lock.release()
+
+
+def job_lock(root: Path, name: str, timeout: float = 0) -> contextlib.AbstractContextManager[None]:
+    """Hold a job's lock between processes. Raises StoreBusy when another process holds it for `timeout` seconds."""
+    return process_lock(root, sha256(name.encode()), timeout, f"at the same job ({quote_text(name)})")
 
 
 def lock_path(root: Path, name: str) -> Path:

@@ -19,8 +19,7 @@ from store.connection import Connection
 from store.erase import UserEraser
 from store.erase_items import ItemEraser
 from store.files import AdapterFiles
-from store.names import quote_text
-from store.process_lock import process_lock
+from store.process_lock import job_lock
 from store.queries.user_data import UserData
 from store.queries.user_table import UserTable
 from store.tables.adapters import Adapters
@@ -105,11 +104,7 @@ class Registry:
 
     def job_lock(self, name: str, timeout: float = 0) -> AbstractContextManager[None]:
         """Hold a job's lock between processes. Raises StoreBusy when another process holds it for `timeout` seconds."""
-        import hashlib
-
-        return process_lock(
-            self.root, hashlib.sha256(name.encode()).hexdigest(), timeout, f"at the same job ({quote_text(name)})"
-        )
+        return job_lock(self.root, name, timeout)
 
     def hold_users(
         self, title: str, user_ids: Iterable[int], *, consenting: bool = False

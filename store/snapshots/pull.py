@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sqlite3
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -85,11 +85,14 @@ class Pull:
         """Bytes of the missing files."""
         return sum(self.manifest.sizes[digest] for digest in self.missing)
 
-    def run(self) -> Generator[str, None, PullResult]:
+    def run(
+        self, before_install: Callable[[Sequence[str]], None] = lambda names: None
+    ) -> Generator[str, None, PullResult]:
         """Fetch, verify, and put in place; yields each digest once it is fetched.
 
-        Raises NotFound and IntegrityFault for files that are gone or differ from the manifest; the store is then as
-        before. Raises StoreBusy while another pull writes.
+        `before_install` is called with the names of the copy's users whom the snapshot no longer has. Raises NotFound
+        and IntegrityFault for files that are gone or differ from the manifest, and what `before_install` raises; the
+        store is then as before. Raises StoreBusy while another pull writes.
         """
         with stage_folder(self.root) as staged:
             for digest in self.missing:
@@ -102,7 +105,11 @@ class Pull:
                 self._require_copy()
                 if _read_marker(self.root) != self._marker:
                     raise StoreBusy("Another pull has changed this store meanwhile.", hint="run it again")
-                return self._install(staged, database if database.exists() else None)
+                if not database.exists():
+                    return self._install(staged, None)
+                if gone := self._gone_users(database):
+                    before_install(gone)
+                return self._install(staged, database)
 
     def _require_copy(self) -> None:
         if not is_pulled_copy(self.root):
@@ -196,6 +203,19 @@ class Pull:
                 f"The snapshot at {self._place.address} holds a damaged registry: {faults[0]}",
                 hint="mta snapshot TO makes one anew; nothing was changed",
             )
+
+    def _gone_users(self, new: Path) -> list[str]:
+        """The names of the copy's users who are not in the database `new`; there, the same name may be another user."""
+        with suppress(sqlite3.DatabaseError):  # a copy that cannot be read names nobody
+            return sorted({name for _, name in self._users(self.root / "registry.db") - self._users(new)})
+        return []
+
+    def _users(self, path: Path) -> set[tuple[int, str]]:
+        """Number and name of each user of a database."""
+        if not path.exists():
+            return set()
+        with closing(self._connect(path)) as conn:
+            return set(conn.execute("SELECT id, name FROM users"))
 
     def _install(self, staged: Path, database: Path | None) -> PullResult:
         """Adapters first, then the database, then the manifest: what is killed in between is done by the next pull."""

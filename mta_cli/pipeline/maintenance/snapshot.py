@@ -77,8 +77,10 @@ def pull_snapshot(root: Path, source: str, key_file: Path | None, timeout: float
     `JobResult` is `{store, from, created, schema, tasks, users, banks, adapters, bytes, hashed_names, fetched,
     fetched_bytes, removed, signature}`; `signature` is `verified`, `not verified` or `none`. Raises NotFound
     without a snapshot, UsageError for an address that cannot be reached, BadInput for a store that is no copy of a
-    snapshot, IntegrityFault for a signature or a file that is wrong, StoreBusy beside another pull.
+    snapshot, IntegrityFault for a signature or a file that is wrong, StoreBusy beside another pull. The names of users
+    who are gone leave the copy's keys first: after a stop between the two, the same command goes on.
     """
+    from mta_cli.pipeline.users.serve_keys import drop_from_keys
     from mta_cli.pipeline.users.servers import recheck_servers
     from store.snapshots.manifest import read_key
     from store.snapshots.place import SnapshotPlace
@@ -95,7 +97,7 @@ def pull_snapshot(root: Path, source: str, key_file: Path | None, timeout: float
         why = "--key FILE verifies its signature" if pull.found.is_signed else "it is not signed"
         yield Note(f"Who made the snapshot is not verified: {why}.", warning=True)
     yield JobStarted("pull", len(pull.missing), "files")
-    done = yield from _tell_progress(pull.run())
+    done = yield from _tell_progress(pull.run(partial(drop_from_keys, root)))
     for server in recheck_servers(root):
         yield Note(f"the server of process {server} does not answer: end it, it may keep removed users", warning=True)
     if not done.is_purged:

@@ -15,7 +15,7 @@ from mta_cli.pipeline.runs import bank_label
 from mta_cli.pipeline.users.dependents import banks_pooling_user, join_names, stale_entries, stale_notes
 from mta_cli.pipeline.users.exported_folders import exports_of
 from mta_cli.pipeline.users.in_use import change_when_unused
-from mta_cli.pipeline.users.serve_keys import FILE_LOCK, FILE_NAME, KeyFile
+from mta_cli.pipeline.users.serve_keys import drop_from_keys
 from mta_cli.pipeline.users.servers import recheck_servers
 from store.database_copy import saved_databases
 
@@ -102,7 +102,7 @@ def _forget(reg: Registry, user: User) -> tuple[_Before, ForgetResult]:
     The name leaves the keys first: after a stop between the two, the same command goes on.
     """
     reg.jobs.require_unused(user.id, user.name)
-    _drop_from_keys(reg, user.name)
+    drop_from_keys(reg.root, [user.name])
     items = sum(count for _, count, _ in reg.users.tasks_of_user(user.id))
     saved = [path.name for path in saved_databases(reg.root)]
     labels = list(_own_labels(reg, user))
@@ -120,13 +120,3 @@ def _own_labels(reg: Registry, user: User) -> Iterator[tuple[str, list[str]]]:
             task = parse_task(text, name)
             if task.kind == "label" and (given := reg.items.outputs_only_of(user.id, name, task.labels)):
                 yield name, given
-
-
-def _drop_from_keys(reg: Registry, name: str) -> None:
-    """Let no key of the store open a later user of this name."""
-    path = reg.root / FILE_NAME
-    if path.exists():
-        with reg.job_lock(FILE_LOCK, timeout=10):
-            keys = KeyFile.read(path)
-            if keys.drop_user(name):
-                keys.write(path)

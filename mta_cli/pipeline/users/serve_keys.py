@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, system_reason
+from store.process_lock import job_lock
 
 FILE_NAME, FORMAT = "serve-keys.json", "mta-keys-1"
 FILE_LOCK = "keys of the server"  # held by whoever changes the file in the store
@@ -109,11 +110,11 @@ class KeyFile:
             raise NotFound(f"There is no key named {label!r:.60}.", hint="mta serve key list")
         del self._keys[found.id]
 
-    def drop_user(self, name: str) -> bool:
-        """Let no key open the user of this name; returns whether one did. A key without users opens no user."""
-        gone = self.name_hash(name)
+    def drop_users(self, names: Iterable[str]) -> bool:
+        """Let no key open the users of these names; returns whether one did. A key without users opens no user."""
+        gone = set(map(self.name_hash, names))
         left = {
-            number: replace(key, users=tuple(user for user in key.users if user != gone))
+            number: replace(key, users=tuple(user for user in key.users if user not in gone))
             for number, key in self._keys.items()
         }
         changed, self._keys = left != self._keys, left
@@ -146,6 +147,19 @@ class KeyFile:
         """A user's name as the file has it."""
         text = unicodedata.normalize("NFC", name)  # as the store has names
         return hashlib.sha256(f"{self._salt}\0{text}".encode()).hexdigest()
+
+
+def drop_from_keys(root: Path, names: Iterable[str]) -> None:
+    """Let no key in the file of the store `root` open a later user of these names.
+
+    Raises StoreBusy while another process changes the file, and as `KeyFile.read` and `KeyFile.write`.
+    """
+    path = root / FILE_NAME
+    if path.exists():
+        with job_lock(root, FILE_LOCK, timeout=10):
+            keys = KeyFile.read(path)
+            if keys.drop_users(names):
+                keys.write(path)
 
 
 def _scrypt(secret: str, salt: str) -> str:

@@ -10,6 +10,8 @@ from mta_cli.pipeline.chat.answer import answer_question
 from mta_cli.pipeline.maintenance.snapshot import publish_snapshot, pull_snapshot
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.fuse import fuse_user
+from mta_cli.pipeline.users.forget import forget_user
+from mta_cli.pipeline.users.serve_keys import FILE_NAME, KeyFile
 from store.registry import Registry
 from tests.pipeline.town import TASK, built, finish, fuse_request
 from tests.pipeline.world import World, asking
@@ -64,3 +66,28 @@ def test_a_dry_run_is_a_plan_and_a_job_tells_its_progress(world: World, tmp_path
             range(1, (started.total or 0) + 1)
         )
         assert started.total == 5
+
+
+def test_a_key_on_a_node_does_not_open_a_later_user_of_the_same_name(world: World, tmp_path: Path) -> None:
+    """Also where both the removal and the new user come with one pull."""
+    fleet, node, reg = tmp_path / "fleet", tmp_path / "node", world.reg
+    published(reg, fleet)
+    pulled(node, fleet)
+    keys = KeyFile.read(node / FILE_NAME)
+    keys.add("phone", ["alice", "bob", "carol"])
+    keys.write(node / FILE_NAME)
+
+    def opened() -> list[str]:
+        found = KeyFile.read(node / FILE_NAME)
+        return [name for name in ("alice", "bob", "carol") if found.allows(found.keys[0], name)]
+
+    finish(forget_user(reg, "bob"))
+    reg.users.add("bob")
+    finish(forget_user(reg, "carol"))
+    published(reg, fleet)
+    pulled(node, fleet)
+    assert opened() == ["alice"]
+    reg.users.add("carol")
+    published(reg, fleet)
+    pulled(node, fleet)
+    assert opened() == ["alice"]
