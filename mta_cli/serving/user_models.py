@@ -200,7 +200,7 @@ class UserModels(Generic[W]):
             return LoadedModel(user, task, AnswerSource("base"), self._maker.nobody, None)
         bank = self.reg.banks.latest_ready_bank(name, fingerprint)
         assert bank is not None
-        seal, key = self._seal(user, name, bank), (user.id, name)
+        seal, key = self._seal(user, task, bank), (user.id, name)
         known = self.cache.get(key)
         if known is not None and known.seal == seal and self._maker.is_there(known.weights):
             return known
@@ -220,10 +220,18 @@ class UserModels(Generic[W]):
         self._maker.keep_for(model.weights for model in self._models())
         self._on_dropped(weights, owners)
 
-    def _seal(self, user: User, task: str, bank: Bank) -> Hashable:
-        recipe, stack = self.reg.recipes.get(user.id, task, bank.id), self.reg.stacks.get(user.id, task, bank.id)
+    def _seal(self, user: User, task: Task, bank: Bank) -> Hashable:
+        recipe = self.reg.recipes.get(user.id, task.name, bank.id)
+        stack = self.reg.stacks.get(user.id, task.name, bank.id)
         anchors = tuple((anchor.id, anchor.user) for anchor in self.reg.banks.anchors(bank.id))
-        return (bank.id, bank.key, bank.task_adapter, anchors, repr(recipe), repr(stack))
+        return (task, bank.id, bank.key, bank.task_adapter, anchors, repr(recipe), repr(stack))
+
+    def _current_seal(self, user: User, task: str) -> Hashable:
+        """The seal of a user's model as it would be made now; None without the task or a bank."""
+        bank = self.reg.banks.latest_ready_bank(task, self.base.fingerprint)
+        if bank is None or not self._is_task(task):
+            return None
+        return self._seal(user, find_task(self.reg, task), bank)
 
     def _models(self) -> Iterator[LoadedModel[W]]:
         for key in self.cache:
@@ -256,12 +264,10 @@ class UserModels(Generic[W]):
         gone_users = [user_id for user_id in known if not self._exists(user_id)]
         gone: list[W] = []
         try:
-            for (user_id, task), model in [(key, self.cache.peek(key)) for key in self.cache]:
+            for (user_id, name), model in [(key, self.cache.peek(key)) for key in self.cache]:
                 assert model is not None and model.user is not None
-                bank = self.reg.banks.latest_ready_bank(task, self.base.fingerprint)
-                there = bank is not None and self._exists(user_id)
-                if not there or bank is None or self._seal(model.user, task, bank) != model.seal:
-                    self.cache.drop((user_id, task))
+                if not self._exists(user_id) or self._current_seal(model.user, name) != model.seal:
+                    self.cache.drop((user_id, name))
                     gone.append(model.weights)
         finally:
             self._examples.clear()

@@ -16,6 +16,7 @@ from mta_cli.errors import MtaError
 from mta_cli.pipeline.users.forget import forget_user
 from mta_cli.pipeline.users.servers import recheck_servers, running_servers
 from mta_cli.serving.server import Server
+from store.registry import Registry
 from tests.pipeline.world import asking
 from tests.serving.conftest import Start
 from tests.serving.running import Running, ask
@@ -57,6 +58,26 @@ def test_a_change_counts_from_the_next_request_on(served: Running) -> None:
     with served.open_store() as reg:
         reg.recipes.remove(alice.id, "free", bank.id)
     assert served.chat("alice", "Hi")["mta"]["mode"] == "base"
+
+
+def test_a_task_that_was_replaced_asks_and_answers_anew(start: Start) -> None:
+    task = 'name = "colour"\nkind = "label"\ndescription = "a colour"\nprompt = "{}"\nlabels = [{}]\n'
+
+    def save(reg: Registry, prompt: str, labels: str) -> None:
+        reg.tasks.save_task("colour", task.format(prompt, labels))
+
+    running = start(task="colour", prepare=lambda world: save(world.reg, "Colour of {input}?", '"red", "blue"'))
+    before = running.chat("alice/colour", "the sky")
+    assert before["mta"]["mode"] == "adapted" and set(before["mta"]["labels"]) == {"red", "blue"}
+    with running.open_store() as reg:
+        save(reg, "Which colour, of six, has {input}?", '"green", "black", "white"')
+    after = running.chat("alice/colour", "the sky")
+    assert set(after["mta"]["labels"]) == {"green", "black", "white"}
+    assert after["usage"]["prompt_tokens"] > before["usage"]["prompt_tokens"]
+    with running.open_store() as reg:
+        reg.tasks.remove("colour")
+    recheck(running)
+    assert len(running.service._models.cache) == 0
 
 
 def test_a_removed_user_is_gone_with_all_that_was_kept(served: Running) -> None:
