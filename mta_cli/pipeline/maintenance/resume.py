@@ -70,14 +70,21 @@ def resume_job(
 
 
 def discard_job(reg: Registry, one: UnfinishedJob) -> None:
-    """Never offer `one` again. A bank that is not ready, and an evaluation without a result, are deleted whole."""
+    """Never offer `one` again. A bank that is not ready, and an evaluation without a result, are deleted whole.
+
+    Raises BadInput for a bank that another process has made ready meanwhile, StoreBusy while one works at the job.
+    """
     if one.kind == BANK_BUILD:
         bank = reg.banks.by_id(one.number)
         with reg.job_lock(f"bank {bank.name}"):
+            if reg.banks.by_id(bank.id).status != "building":
+                raise BadInput(f"Bank {bank_label(bank)} is ready now and stays.", hint="mta bank rm removes a bank")
             reg.banks.remove(bank.id)
-    elif one.kind in (EVAL_RUN, EVAL_TUNE) and (found := reg.evaluations.get(one.number)).status == "running":
+    elif one.kind in (EVAL_RUN, EVAL_TUNE):
+        found = reg.evaluations.get(one.number)
         with reg.job_lock(job_name(found.task, found.key)):
-            reg.evaluations.remove(one.number)
+            if reg.evaluations.get(one.number).status == "running":
+                reg.evaluations.remove(one.number)
     if one.run is not None:
         reg.runs.fail_run(one.run, "given up")
 

@@ -222,8 +222,10 @@ step. The height is relative: the percentage says how much the loss changed."""
         """Take an interrupted job from the list for good."""
         one = self._selected_interrupted_job
         if one is not None and await self.mta_app.confirm(_discard_question(one)):
-            await self.mta_app.store_reader.read(partial(resume.discard_job, one=one))
-            await self.reload()
+            try:
+                await self.mta_app.store_reader.read(partial(resume.discard_job, one=one))
+            finally:
+                await self.reload()
 
     @property
     def _selected_option_id(self) -> str | None:

@@ -124,6 +124,32 @@ def test_a_bank_whose_people_changed_cannot_go_on_but_can_be_given_up(peopled: R
     assert list_unfinished_jobs(peopled) == [] and peopled.banks.all() == [] and peopled.adapters.all() == []
 
 
+def test_a_bank_that_became_ready_meanwhile_is_not_given_up(peopled: Registry) -> None:
+    stop_after(build_bank(peopled, bank_request()), 3)
+    (one,) = list_unfinished_jobs(peopled)
+    go_on(peopled, one)
+    with pytest.raises(BadInput, match="lamp-2 v1 is ready now"):
+        discard_job(peopled, one)
+    assert peopled.banks.get("lamp-2").status == "ready"
+
+
+def test_an_evaluation_that_another_process_ended_meanwhile_is_not_given_up(
+    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(run_evaluation(peopled, eval_request(methods="majority", folds=3)), 1)
+    (one,) = list_unfinished_jobs(peopled)
+    lock = peopled.job_lock
+
+    def end_before_the_lock(name: str, timeout: float = 0) -> Any:
+        monkeypatch.setattr(peopled, "job_lock", lock)
+        go_on(peopled, one)
+        return lock(name, timeout)
+
+    monkeypatch.setattr(peopled, "job_lock", end_before_the_lock)
+    discard_job(peopled, one)
+    assert peopled.evaluations.get(one.number).status == "done"
+
+
 def test_a_model_that_is_another_by_now_is_refused(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_after(build_bank(peopled, bank_request()), 3)
     (one,) = list_unfinished_jobs(peopled)

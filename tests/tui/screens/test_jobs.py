@@ -21,7 +21,7 @@ from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs
 from mta_cli.settings import Settings
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs.basic import ConfirmDialog
+from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
 from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.screens.jobs import JobKindPicker, JobsScreen
 from mta_cli.tui.workers.store_reader import StoreReader
@@ -383,6 +383,26 @@ def test_an_interrupted_bank_is_given_up_only_after_a_yes(demo_store: Path) -> N
                 await back(app, pilot)
                 assert len(rows(app)) == left
             assert [bank.name for bank in await app.store_reader.read(lambda reg: reg.banks.all())] == ["lamp-2"]
+
+    run(go())
+
+
+def test_a_bank_that_became_ready_during_the_question_stays_and_is_offered_no_more(demo_store: Path) -> None:
+    interrupted(demo_store)
+
+    async def go() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await pilot.press("x")
+            await dialog(app, pilot, ConfirmDialog)
+            with Registry.open(demo_store) as other:
+                (bank,) = [bank for bank in other.banks.all() if bank.name == "mine"]
+                other._db.execute_write("UPDATE banks SET status = 'ready' WHERE id = ?", (bank.id,))
+            await pilot.press("y")
+            await dialog(app, pilot, ErrorDialog)
+            assert "is ready now" in screen_text(app)
+            await pilot.press("escape")
+            await back(app, pilot)
+            assert rows(app) == []
 
     run(go())
 
