@@ -197,7 +197,8 @@ def _as_api_error(message: str) -> ApiError:
     missing = re.search(r"missing required field `([^`]*)`", message)
     unknown = re.search(r"contains unknown field `([^`]*)`", message)
     where = ".".join(part for part in (place[1] if place else "", *(m[1] for m in (missing, unknown) if m)) if part)
-    return ApiError(400, f"{message}.", code="invalid_value", param=where or None)
+    code = "array_above_max_length" if message.startswith("Expected `array` of length <=") else "invalid_value"
+    return ApiError(400, f"{message}.", code=code, param=where or None)
 
 
 def chat_messages(body: ChatBody) -> list[dict[str, str]]:

@@ -48,6 +48,11 @@ class Target:
     user: User | None
     task: str | None
 
+    @property
+    def asks_task(self) -> bool:
+        """Whether each message is a question of the task by itself, instead of a turn of a chat."""
+        return self.task not in (None, FREE_TASK)
+
 
 @dataclass(frozen=True)
 class LoadedModel(Generic[W]):
@@ -139,7 +144,7 @@ class UserModels(Generic[W]):
     def prepare_chat(self, target: Target, messages: Sequence[Message]) -> Prepared[W]:
         """The prompt of a conversation, or of its last message where the target has a task. Raises ApiError."""
         model = self.current_model(target)
-        if target.task in (None, FREE_TASK):
+        if not target.asks_task:
             first = next(message["content"] for message in messages if message["role"] == "user")
             return Prepared(model, self._fit(model, messages, first, chat=True))
         if any(message["role"] == "system" for message in messages):
@@ -300,6 +305,7 @@ class UserModels(Generic[W]):
         mode = most_personal_mode(self.reg, user, name, fingerprint)
         bank = self.reg.banks.latest_ready_bank(name, fingerprint)
         shown: dict[str, Any] = {"mode": mode, "task": name, "bank": None, "version": None, "anchors": [], "bytes": 0}
+        shown["prompt"] = "task" if target.asks_task else "chat"
         if user is None or bank is None or mode == "base":
             return shown
         recipe = self.reg.recipes.get(user.id, name, bank.id)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
-from mta_cli.pipeline.chat.remote import RemoteConversation
+from mta_cli.options import ServeOptions
+from mta_cli.pipeline.chat.remote import RemoteConversation, WindowFull
 from mta_cli.printable import clean_text
-from tests.pipeline.world import World, notes_of, result_of, text_of
+from mta_cli.serving.schemas import MAX_MESSAGES
+from tests.pipeline.world import World, asking, notes_of, result_of, text_of
 from tests.serving.conftest import Start
 from tests.serving.running import Running
 from tests.shell import mta
@@ -117,6 +119,43 @@ def test_the_oldest_exchanges_leave_a_full_window(served: Running) -> None:
     with pytest.raises(BadInput, match="tokens"):
         list(talk.answer_message("word " * 3000))
     assert result_of(talk.answer_message("And then?"))[0]["text"], "what was said before is still there"
+
+
+def test_more_messages_than_a_request_may_have_are_as_a_full_window(served: Running) -> None:
+    talk = RemoteConversation(served.url, "alice")
+    messages = [{"role": "user", "content": "Hi"}] * (MAX_MESSAGES + 1)
+    with pytest.raises(WindowFull):
+        next(talk._stream(messages))
+
+
+def test_a_conversation_goes_on_beyond_the_longest_request(start: Start) -> None:
+    running = start(options=ServeOptions(max_body=1))
+    talk = RemoteConversation(running.url, "alice", sampling={"max_tokens": 4})
+    for number in range(4):
+        result, seen = result_of(talk.answer_message(f"{number} {'word ' * 60}"))
+        assert result["text"]
+    assert "no longer fit" in notes_of(seen)
+    with pytest.raises(BadInput, match="longer than 1,024 bytes"):
+        list(talk.answer_message("word " * 300))
+    assert result_of(talk.answer_message("And then?"))[0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "server_task"),
+    [("alice", "lamp-2", None), ("alice/lamp-2", None, None), ("alice", None, "lamp-2")],
+)
+def test_a_tasks_question_is_sent_alone(
+    start: Start, monkeypatch: pytest.MonkeyPatch, model: str, task: str | None, server_task: str | None
+) -> None:
+    running = start(task="lamp-2", chat=asking(task=server_task))
+    talk = RemoteConversation(running.url, model, task=task)
+    list(talk.opening_notes())
+    sent, stream = list[int](), talk._stream
+    monkeypatch.setattr(talk, "_stream", lambda messages: (sent.append(len(messages)), stream(messages))[1])
+    for text in ("about robots", "about ships"):
+        result, _ = result_of(talk.answer_message(text))
+        assert result["text"] == running.text("alice/lamp-2", text)
+    assert sent == [1, 1]
 
 
 def test_a_cut_answer_is_told(served: Running) -> None:

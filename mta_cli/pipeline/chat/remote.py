@@ -14,15 +14,17 @@ import httpx
 from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.pipeline.chat.answer import Message, check_message, truncation_notes
+from mta_cli.pipeline.user_weights import FREE_TASK
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
 BASE_MODEL = "base"
 UNKNOWN_URL = "unknown_url"  # the code of an address that the server does not have
+TOO_LONG = ("context_length_exceeded", "request_too_large", "array_above_max_length")  # codes
 ADDRESS_HINT = "the address of a server ends in /v1: --server http://127.0.0.1:8000/v1"
 
 
 class WindowFull(BadInput):
-    """The messages do not fit into the model's window."""
+    """The messages do not fit into the model's window, or are more than the server takes."""
 
 
 class RemoteConversation:
@@ -48,6 +50,7 @@ class RemoteConversation:
         self._messages: list[Message] = []
         self._sampling, self._system = dict(sampling or {}), system
         self._complete = True  # whether the last answer came to its end
+        self._model_asks_task = False
 
     @property
     def prompt_label(self) -> str:
@@ -66,7 +69,8 @@ class RemoteConversation:
     def answer_message(self, text: str) -> Iterator[Event]:
         """Answer one message. An interruption keeps the text that came before it."""
         check_message(text)
-        messages = [*self._messages, {"role": "user", "content": text}]
+        before = [] if self._asks_task else self._messages
+        messages = [*before, {"role": "user", "content": text}]
         given, said, ended, source, began = len(messages), "", "", dict[str, Any](), time.perf_counter()
         self._complete = False
         try:
@@ -154,8 +158,14 @@ class RemoteConversation:
         raise UsageError("This is not for a conversation over a server.", hint="mta chat without --server")
 
     def _describe(self, name: str) -> str:
-        model = self._get(f"/models/{_quoted(name)}")
-        return str((model.get("mta") or {}).get("mode", "server"))
+        about = self._get(f"/models/{_quoted(name)}").get("mta") or {}
+        self._model_asks_task = about.get("prompt") == "task"
+        return str(about.get("mode", "server"))
+
+    @property
+    def _asks_task(self) -> bool:
+        """Whether each message is a task's question by itself: the server then reads the last one alone."""
+        return self._task != FREE_TASK if self._task else self._model_asks_task
 
     def _get(self, path: str) -> dict[str, Any]:
         with self._explained():
@@ -207,7 +217,7 @@ class RemoteConversation:
             message, code = str(error["message"]), error.get("code")
         except (ValueError, KeyError, TypeError, AttributeError):
             message, code = f"The server answered {answered.status_code}.", None
-        if code == "context_length_exceeded":
+        if code in TOO_LONG or answered.status_code == 413:
             raise WindowFull(message)
         if answered.status_code == 404:
             hint = ADDRESS_HINT if code in (None, UNKNOWN_URL) else "/user NAME chooses another model"
