@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,12 +41,15 @@ class LocalExecutor:
         self, works: Iterable[Work[ReportT]], below: LoraWeights | None = None, anchors: AnchorLookup = ()
     ) -> Iterator[tuple[int, ReportT]]:
         """See `Executor`."""
-        for number, work in enumerate(works):
-            session = work.session(self._base, anchors)
+        numbers = itertools.count()
+        for work in works:
+            number, session = next(numbers), work.session(self._base, anchors)
+            del work
             self._running = (number, session)
             for report in session.run():
                 yield number, report
             self._running = None
+            del session  # what the work holds is freed before the next is drawn
 
     def checkpoint(self, number: int) -> bytes | None:
         """See `Executor`."""

@@ -27,6 +27,7 @@ HELD_LOGITS = 1 << 23  # most logits that a pass holds at once: `CPU_MAX_LOGITS`
 FAST_COPIES = {"train": 2, "answer": 4}  # of bfloat16 weights on a CPU: file, fused; answering also in other orders
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits, and its block's scale in 8 bits with a scale of its own
 FACTOR_BYTES = 4 * 4  # a trained number in float32: value, gradient and two moments
+FROZEN_BYTES = 4  # a number of a frozen LoRA, in float32
 
 
 @dataclass(frozen=True)

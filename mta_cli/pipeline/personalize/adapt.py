@@ -64,14 +64,15 @@ MIN_TRAINABLE_LOSS = 0.05  # nats: a loss below it leaves almost nothing to lear
 
 @dataclass(frozen=True)
 class AdaptTarget:
-    """A user whose stack is to be trained, with the shots, the recipe and the training job."""
+    """A user whose stack is to be trained, with the shots, the recipe and the training job.
+
+    It holds no fusion and no examples: they take megabytes a user, and are made for a group when it is trained.
+    """
 
     user: User
     shots: list[Item]
     recipe: Recipe
     job: AdapterJob
-    member: GroupMember
-    heldout_examples: list[TrainingExample]
 
 
 class AdaptContext:
@@ -202,6 +203,7 @@ def _plan_lines(
         round(len(every) * row.mean),
         min(len(busy), MAX_USERS_PER_GROUP),
         options.rank if options.kind != CORE_KIND else 0,
+        request.options.top_k * bank.config.get("rank", 0),
     )
     return (
         PlanLine(
@@ -258,7 +260,7 @@ def _new_weights(reg: Registry, user: User, recipe: Recipe | None, request: Fuse
 def _prepare_target(
     context: AdaptContext, user: User, shots: list[Item], recipe: Recipe
 ) -> Generator[Event, None, AdaptTarget | dict[str, Any]]:
-    """The user with everything that training needs, or the result where no training is needed."""
+    """The user as a target of training, or the result where no training is needed."""
     reg, bank = context.reg, context.bank
     if not shots:
         yield Note(
@@ -270,16 +272,7 @@ def _prepare_target(
     if known is not None and known.identity == job.config["identity"] and known.is_intact:
         yield Note(f"{user.name}: adapted already with these settings and items.")
         return {**_stored_result(reg, user, recipe, known), "unchanged": True}
-    from mta_cli.engine.methods.stacks import stack_member
-
-    fusing, memory = context.fusing, context.request.memory
-    assert context.start is not None and fusing.rows is not None, "the base is loaded and cores have a basis"
-    user_shots = fusing.user_shots(reg, user, context.options.shots)
-    fusion = context.merge_fusion(recipe)
-    member = stack_member(fusing.bank.methods, user_shots, fusion, context.start, context.options, memory)
-    fusing.bank.methods.cache.clear()  # this user is not needed again
-    heldout = query_examples(fusing.bank, user, reg.items.queries(user.id, bank.task), fusing.rows, memory)
-    return AdaptTarget(user, shots, recipe, job, member, heldout)
+    return AdaptTarget(user, shots, recipe, job)
 
 
 def _train_stacks(
@@ -288,7 +281,7 @@ def _train_stacks(
     """Train all stacks in groups; `results` gets each user's result by user id."""
     if not targets:
         return
-    size = max_group_size(context.base, targets[0].job)
+    size = max_group_size(context.base, targets[0].job, _largest_fusion(context, targets))
     groups = [targets[start : start + size] for start in range(0, len(targets), size)]
     runs = dict[int, Run]()
     try:
@@ -303,6 +296,13 @@ def _train_stacks(
             for run in runs.values():
                 context.reg.runs.fail_run(run.id, "stopped" if stopped else str(error), interrupted=stopped)
         raise
+
+
+def _largest_fusion(context: AdaptContext, targets: Sequence[AdaptTarget]) -> int:
+    """The most bytes of a target's fusion, by the files of its anchors: they are float16, and a fusion is float32."""
+    reg, bank = context.reg, context.bank
+    files = {one.id: reg.adapters.get(one.digest).bytes for one in reg.banks.anchors(bank.id) if one.digest is not None}
+    return max(2 * sum(files.get(share.anchor_id, 0) for share in target.recipe.shares) for target in targets)
 
 
 def _start_group_runs(
@@ -321,13 +321,33 @@ def _start_group_runs(
 def _training_group(
     context: AdaptContext, targets: Sequence[AdaptTarget], runs: dict[int, Run], results: dict[int, dict[str, Any]]
 ) -> TrainingGroup:
-    trainings = [AdapterTraining(one.job, one.member.examples, runs[one.user.id], one.member) for one in targets]
-    return TrainingGroup(
-        trainings,
-        partial(_store_stacks, context, targets, runs, results),
-        tuple(one.heldout_examples for one in targets),
-        context.basis,
-    )
+    members = [_stack_member(context, one) for one in targets]
+    heldout = tuple(_heldout_examples(context, one.user) for one in targets)
+    trainings = [
+        AdapterTraining(target.job, member.examples, runs[target.user.id], member)
+        for target, member in zip(targets, members, strict=True)
+    ]
+    queries = [len(examples) for examples in heldout]
+    on_trained = partial(_store_stacks, context, targets, queries, runs, results)
+    return TrainingGroup(trainings, on_trained, heldout, context.basis)
+
+
+def _stack_member(context: AdaptContext, target: AdaptTarget) -> GroupMember:
+    """What the trainer takes for a user: the examples of the shots, and the merged fusion below the stack."""
+    from mta_cli.engine.methods.stacks import stack_member
+
+    assert context.start is not None, "cores have a basis"
+    methods, own = context.fusing.bank.methods, context.fusing.user_shots(target.user, target.shots)
+    fusion = context.merge_fusion(target.recipe)
+    member = stack_member(methods, own, fusion, context.start, context.options, context.request.memory)
+    methods.cache.clear()  # this user is not needed again
+    return member
+
+
+def _heldout_examples(context: AdaptContext, user: User) -> list[TrainingExample]:
+    fusing, queries = context.fusing, context.reg.items.queries(user.id, context.bank.task)
+    assert fusing.rows is not None, "the base is loaded"
+    return query_examples(fusing.bank, user, queries, fusing.rows, context.request.memory)
 
 
 def _job(context: AdaptContext, user: User, shots: list[Item], recipe: Recipe) -> AdapterJob:
@@ -368,12 +388,16 @@ def _job(context: AdaptContext, user: User, shots: list[Item], recipe: Recipe) -
 def _store_stacks(
     context: AdaptContext,
     targets: Sequence[AdaptTarget],
+    queries: Sequence[int],
     runs: dict[int, Run],
     results: dict[int, dict[str, Any]],
     adapters: Sequence[Adapter | str],
     trained: TrainingResult,
 ) -> Iterator[Event]:
-    """Store the stacks of a group and finish its runs; then yield an event for each user."""
+    """Store the stacks of a group and finish its runs; then yield an event for each user.
+
+    `queries`: how many held-out queries each was measured on.
+    """
     reg, made = context.reg, list[Stack | None]()
     for i, (target, adapter) in enumerate(zip(targets, adapters, strict=True)):
         run, before, after = runs[target.user.id], trained.measured_before[i], trained.measured_after[i]
@@ -385,7 +409,7 @@ def _store_stacks(
         reg.stacks.save_stack(stack)
         made.append(stack)
         seconds = sum(step.seconds for step in trained.steps[i])
-        results[target.user.id] = _entry(target.user, target.recipe, stack, len(target.heldout_examples), seconds)
+        results[target.user.id] = _entry(target.user, target.recipe, stack, queries[i], seconds)
         reg.runs.finish_run(run.id, results[target.user.id])
     for target in targets:
         del runs[target.user.id]

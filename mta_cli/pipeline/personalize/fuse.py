@@ -20,7 +20,7 @@ from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.personalize.method_inputs import BankContext, load_bank_context, load_profiles, user_shots
 from mta_cli.pipeline.runs import bank_label
 from mta_cli.pipeline.user_weights import anchor_label, current_bank, load_weights
-from store.records import Bank, Recipe, User
+from store.records import Bank, Item, Recipe, User
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,9 +177,8 @@ class FusionContext:
     rows: PromptRowBuilder | None
     task_adapter: LoraWeights | None = None
 
-    def user_shots(self, reg: Registry, user: User, shots: int) -> UserShots:
-        """The user with the most recent `shots` items."""
-        items = reg.items.recent_items(user.id, self.bank.bank.task, shots)
+    def user_shots(self, user: User, items: Sequence[Item]) -> UserShots:
+        """The user with these `items` as shots."""
         recent = self.bank.memory.recent_items(user) if self.bank.methods.task.labels else ()
         return user_shots(user, items, self.profiles.get(user.id), self.rows, recent)
 
@@ -220,7 +219,8 @@ def make_recipes(
 
     by_id = {user.id: user for user in users}
     shares: dict[int, list[AnchorShare]] = {}
-    asking = [fusing.user_shots(reg, user, request.options.shots) for user in users]
+    shots = {user.id: _evidence_items(reg, user, request) for user in users}
+    asking = [fusing.user_shots(user, shots[user.id]) for user in users]
     for one in asking:
         if one.profile is None:
             yield Note(
@@ -246,7 +246,11 @@ def make_recipes(
 
 def hash_evidence_items(reg: Registry, user: User, request: FuseRequest) -> str:
     """The hash of the items whose likelihood weighs the user's anchors."""
-    return reg.items.hash_items(reg.items.recent_items(user.id, request.task.name, request.options.shots))
+    return reg.items.hash_items(_evidence_items(reg, user, request))
+
+
+def _evidence_items(reg: Registry, user: User, request: FuseRequest) -> list[Item]:
+    return reg.items.recent_items(user.id, request.task.name, request.options.shots)
 
 
 def _method(user: UserShots, request: FuseRequest) -> AnchorWeighting:

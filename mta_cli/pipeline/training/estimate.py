@@ -18,6 +18,7 @@ from mta_cli.events import PlanLine
 from mta_cli.options import MachineOptions
 from mta_cli.pipeline.models.memory import (
     FACTOR_BYTES,
+    FROZEN_BYTES,
     PASS_TOKENS,
     PROGRAM_BYTES,
     Shape,
@@ -56,7 +57,7 @@ class RowTokens:
 class TokenLoad:
     """`count` tokens that adapters of one `placement` and `rank` are trained on, `distinct` of them different.
 
-    At most `adapters` of them train at a time.
+    At most `adapters` of them train at a time, each above frozen LoRAs with a sum of ranks of `frozen_rank`.
     """
 
     count: int
@@ -64,6 +65,7 @@ class TokenLoad:
     distinct: int = 0
     adapters: int = 1
     rank: int = 0
+    frozen_rank: int = 0
 
 
 def sample_row_tokens(
@@ -181,7 +183,8 @@ def estimate_memory(
         recomputes = shape.fast and load.placement != "late" and at_once is not None and rows.longest > at_once
         passes = pass_bytes(shape, precision, tokens, rows.longest, layers, recomputes=recomputes)
         states = number_bytes(precision) * shape.width * load.distinct if load.placement != "all" else 0
-        factors = FACTOR_BYTES * load.rank * layers * shape.factor_widths * load.adapters
+        each_rank = layers * shape.factor_widths * load.adapters
+        factors = (FACTOR_BYTES * load.rank + FROZEN_BYTES * load.frozen_rank) * each_rank
         sizes.append(passes + min(limits.cache_bytes, states) + min(limits.group_bytes, factors))
     return PROGRAM_BYTES + weight_bytes(shape, precision, "train") + max(sizes)
 

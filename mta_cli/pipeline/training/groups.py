@@ -6,6 +6,7 @@ This module does all writing; `engine.training.session` does the computation.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -134,20 +135,20 @@ class TrainingGroup:
         return sum(job.schedule.steps for job in self.jobs)
 
 
-def max_group_size(base: LoadedBase, job: AdapterJob) -> int:
+def max_group_size(base: LoadedBase, job: AdapterJob, frozen_bytes: int = 0) -> int:
     """The largest number of adapters like this one that train together within the base's limits.
 
-    Cores are so small that only `MAX_USERS_PER_GROUP` limits them.
+    Each is above frozen LoRAs of at most `frozen_bytes`. Cores are so small that their own numbers do not count.
     """
     from mta_cli.engine.lora.adapter import find_target_modules
 
-    if job.kind == CORE_KIND:
-        return MAX_USERS_PER_GROUP
-    paths, _ = find_target_modules(base.model, job.targets, job.placement)
-    modules = [base.model.get_submodule(path) for path in paths]
-    widths = sum(module.out_features + module.in_features for module in modules)
-    bytes_each: int = 4 * 4 * job.rank * widths  # value, gradient and two moments
-    return max(1, min(MAX_USERS_PER_GROUP, base.limits.group_bytes // bytes_each))
+    bytes_each = frozen_bytes
+    if job.kind != CORE_KIND:
+        paths, _ = find_target_modules(base.model, job.targets, job.placement)
+        modules = [base.model.get_submodule(path) for path in paths]
+        widths = sum(module.out_features + module.in_features for module in modules)
+        bytes_each += 4 * 4 * job.rank * widths  # value, gradient and two moments
+    return max(1, min(MAX_USERS_PER_GROUP, base.limits.group_bytes // max(1, bytes_each)))
 
 
 def group_key(base: LoadedBase, jobs: Sequence[AdapterJob]) -> str:
@@ -188,19 +189,25 @@ def train_groups(
     also when the generator is closed. It is deleted when the group's adapters are stored.
     """
     executor = executor if executor is not None else LocalExecutor(base)
-    recorders = list[_SessionRecorder]()
+    recorders = dict[int, _SessionRecorder]()  # of the groups in training, by number
 
     def works() -> Iterator[GroupWork]:
+        numbers = itertools.count()
         for group in groups:
-            recorders.append(_SessionRecorder(reg, base, group))
-            yield recorders[-1].take_work()
+            recorders[number := next(numbers)] = _SessionRecorder(reg, base, group)
+            del group  # its examples and frozen LoRAs are freed before the next group's are made
+            yield recorders[number].take_work()
 
     try:
         for number, report in executor.run(works(), below):
-            others = sum(one.steps_counted for one in recorders if one is not recorders[number])
-            yield from recorders[number].record_report(report, done + others)
+            recorder = recorders[number]
+            others = sum(one.steps_counted for one in recorders.values() if one is not recorder)
+            yield from recorder.record_report(report, done + others)
+            if isinstance(report, TrainingResult):
+                done += recorders.pop(number).steps_counted
+            del recorder
     except GeneratorExit:  # stopped between two steps: nothing of a training is lost
-        for number, recorder in enumerate(recorders):
+        for number, recorder in recorders.items():
             recorder.save_checkpoint(executor.checkpoint(number))
         raise
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mta_cli.engine.methods import stacks
 from mta_cli.engine.training import session
+from mta_cli.engine.training.trainer import GroupMember
+from mta_cli.events import JobProgress
+from mta_cli.options import AdaptOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from store.registry import Registry
 from store.tables.banks import Banks
 from store.tables.recipes_and_stacks import Recipes, Stacks
-from tests.pipeline.town import LORA, SHORT, bank_request, built, finish, fuse_request
+from tests.pipeline.town import LORA, QUICK, SHORT, bank_request, built, finish, fuse_request
 
 
 class Stopped(Exception):
@@ -62,6 +68,30 @@ def test_stacks_that_train_together_are_stored_together(peopled: Registry, monke
     assert {run.status for user in users for run in peopled.runs.of_user(user.id)} == {"failed"}
     finish(adapt_users(peopled, users, fuse_request(), LORA))
     assert [len(peopled.stacks.of_user(user.id)) for user in users] == [1, 1, 1] and peopled.check_integrity() == []
+
+
+@pytest.mark.parametrize("options", [QUICK, LORA], ids=lambda options: options.kind)
+def test_only_the_group_in_training_holds_its_fusions(
+    peopled: Registry, options: AdaptOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fusion takes megabytes a user, so those of a thousand users would take gigabytes."""
+    honest, made = stacks.stack_member, list[weakref.ref[GroupMember]]()
+
+    def watched(*arguments: Any) -> GroupMember:
+        gc.collect()
+        assert not [member for member in made if member() is not None], "the group before is still held"
+        member = honest(*arguments)
+        made.append(weakref.ref(member))
+        return member
+
+    monkeypatch.setattr(stacks, "stack_member", watched)
+    monkeypatch.setattr("mta_cli.pipeline.training.groups.MAX_USERS_PER_GROUP", 1)
+    built(peopled)
+    users = [peopled.users.get(name) for name in SHORT]
+    results, seen = finish(adapt_users(peopled, users, fuse_request(), options))
+    assert len(made) == len(results) == 3 and all(result["heldout_queries"] == 2 for result in results)
+    done = [event.done for event in seen if isinstance(event, JobProgress) and event.loss is not None]
+    assert done == list(range(1, 19)), "steps of finished groups count"
 
 
 def test_recipes_that_are_weighed_together_are_stored_together(

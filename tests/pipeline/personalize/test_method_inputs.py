@@ -42,7 +42,7 @@ def test_shots_are_label_examples_where_neighbours_count(peopled: Registry) -> N
     peopled.items.append_items(ida.id, [NewItem("odd", TASK.name, "a film", "no tag of the list", "2020-02-01")])
     items = peopled.items.recent_items(ida.id, TASK.name)
     _, context = prepared(peopled, fuse_request(), "ida")
-    own, methods, memory = context.user_shots(peopled, ida, 9), context.bank.methods, MemoryOptions()
+    own, methods, memory = context.user_shots(ida, items), context.bank.methods, MemoryOptions()
     assert context.rows is not None and own.rows == tuple(context.rows.training_rows(items))
     assert shot_examples(methods, own, ALONE) == own.rows, "without neighbours a shot is a text"
     for n, (item, one) in enumerate(zip(items, shot_examples(methods, own, memory), strict=True)):
@@ -56,7 +56,7 @@ def test_shots_are_label_examples_where_neighbours_count(peopled: Registry) -> N
         assert one.log_prior == pytest.approx(prior(item.input, item.time))
         tokens = [context.rows.prompter.answer_ids(tag) for tag in TASK.labels]
         assert [list(label) for label in one.label_tokens] == tokens
-    assert shot_examples(methods, context.user_shots(peopled, ida, 0), memory) == ()
+    assert shot_examples(methods, context.user_shots(ida, []), memory) == ()
 
 
 def test_a_recipe_is_weighed_by_the_likelihood_of_the_shots(peopled: Registry) -> None:
@@ -67,7 +67,8 @@ def test_a_recipe_is_weighed_by_the_likelihood_of_the_shots(peopled: Registry) -
     recipe = peopled.recipes.get(jon.id, TASK.name, bank.id)
     assert recipe is not None
     base, context = prepared(peopled, request, "jon")
-    shots = shot_examples(context.bank.methods, context.user_shots(peopled, jon, 5), request.memory)
+    items = peopled.items.recent_items(jon.id, TASK.name, 5)
+    shots = shot_examples(context.bank.methods, context.user_shots(jon, items), request.memory)
     digests = {anchor.id: anchor.digest for anchor in peopled.banks.anchors(bank.id)}
     parts = [(), *((load_weights(peopled, str(digests[s.anchor_id]), bank.base),) for s in recipe.shares)]
     asked = [(shot, part) for part in range(len(parts)) for shot in range(len(shots))]
@@ -88,7 +89,8 @@ def test_losses_are_of_the_decision_beside_neighbours(peopled: Registry) -> None
     assert 0.0 < result["loss_after"] < result["loss_before"]
     base, context = prepared(peopled, request, "kim")
     (parts, _) = load_fusion_and_stack(peopled, bank.base, kim, TASK.name, "adapted")
-    shots = shot_examples(context.bank.methods, context.user_shots(peopled, kim, 5), request.memory)
+    items = peopled.items.recent_items(kim.id, TASK.name, 5)
+    shots = shot_examples(context.bank.methods, context.user_shots(kim, items), request.memory)
     queries = peopled.items.queries(kim.id, TASK.name)
     assert context.rows is not None
     heldout = query_examples(context.bank, kim, queries, context.rows, request.memory)

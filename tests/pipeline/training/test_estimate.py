@@ -108,6 +108,9 @@ def test_memory_grows_with_the_step_the_longest_row_and_the_base() -> None:
     assert estimate_memory(large, "bfloat16", load, ROWS, 100) > least
     assert estimate_memory(small, "bfloat16", [TokenLoad(1000, "upper")], ROWS, 100) < least
     assert estimate_memory(small, "bfloat16", [TokenLoad(1000, "all", adapters=16, rank=64)], ROWS, 100) > least
+    stacks = [TokenLoad(1000, "all", adapters=16)]
+    above = estimate_memory(small, "bfloat16", [replace(stacks[0], frozen_rank=32)], ROWS, 100)
+    assert above == estimate_memory(small, "bfloat16", [replace(stacks[0], rank=8)], ROWS, 100)
     ended = estimate_memory(small, "bfloat16", load, ROWS, 10**6)
     assert ended == estimate_memory(small, "bfloat16", load, ROWS, 10**5), "a pass has a most"
     assert estimate_memory(small, "bfloat16", load, ROWS, 10**6, MemoryLimits(batch_tokens=200)) < ended
