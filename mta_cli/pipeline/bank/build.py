@@ -31,8 +31,7 @@ from mta_cli.pipeline.bank.verify import bank_json
 from mta_cli.pipeline.bank_sizes import bank_sizes
 from mta_cli.pipeline.data.examples import PromptRowBuilder, history_mix
 from mta_cli.pipeline.executors import Executors, open_executors
-from mta_cli.pipeline.memory.bank_memory import LABEL_RATES_KEY
-from mta_cli.pipeline.memory.knn import update_neighbours
+from mta_cli.pipeline.memory.knn import LABEL_RATES_KEY, update_neighbours
 from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.requests import SCREENING_OPTIONS_KEY
 from mta_cli.pipeline.runs import fail_run_on_error

@@ -6,10 +6,10 @@ refused stays, stale, until the next refresh. Each group is stored as soon as it
 every moment, and a stopped refresh continues where it stopped.
 
 The neighbours become those of a new build. Only items of users who joined or consented again are embedded. The kernel
-is fitted again.
+is fitted again and the label rates are counted again, also where users have only left.
 
-The task adapter stays. It was trained on all users of the bank, and the bank does not record who they were. Only a new
-build removes what it learned from users who left.
+The task adapter and the weights of model and memory stay. They come from all users of the bank. Only a new build
+removes what they learned from users who left.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from mta_cli.pipeline.bank.build import (
     anchor_training,
     build_plan_lines,
     contributors,
-    label_rates_config,
     mark_ready,
     with_task_adapter,
 )
@@ -170,9 +169,15 @@ def _plan(work: _RefreshState, stale: Sequence[Anchor], change: NeighbourChange)
         PlanLine("bank", bank_label(work.bank)),
         PlanLine("stale anchors", f"{len(stale)} of {total}"),
         PlanLine("recipes and stacks that go", join_names(user_names) if user_names else "none"),
-        PlanLine("neighbours", f"{len(change.new_items):,} items come, {len(change.removed_ids):,} go"),
+        PlanLine("neighbours", _neighbours_value(change)),
         *build_plan_lines(work.reg, replace(work.request, options=options), work.pool, _replacement_candidates(work)),
     )
+
+
+def _neighbours_value(change: NeighbourChange) -> str:
+    if change.needs_fit and not (change.new_items or change.removed_ids):
+        return "none comes or goes; the memory is fitted again"
+    return f"{len(change.new_items):,} items come, {len(change.removed_ids):,} go"
 
 
 def _replacement_candidates(work: _RefreshState) -> list[Contributor]:
@@ -315,17 +320,13 @@ def _remove_unreplaced(work: _RefreshState) -> None:
 
 
 def _store_replacements(work: _RefreshState, new: Sequence[AnchorReplacement]) -> None:
-    """Store the anchors `new` in the bank, with its new key, label rates and totals."""
+    """Store the anchors `new` in the bank, with its new key and totals."""
     reg, before = work.reg, work.reg.banks.by_id(work.bank.id)
     with reg.transaction():
         if new:
             work.affected_users.update(reg.banks.dependent_users(before.id, [each.stale_anchor_id for each in new]))
         stay = {anchor.id for anchor in reg.banks.anchors(before.id)} - {each.stale_anchor_id for each in new}
-        config = {
-            **before.config,
-            **label_rates_config(work.request.task, work.pool),
-            **screening_of_anchors(reg, before, stay),
-        }
+        config = {**before.config, **screening_of_anchors(reg, before, stay)}
         gone = [before.key, [[each.stale_anchor_id, each.digest] for each in new], work.removed]
         key = hashlib.sha256(json.dumps(gone).encode()).hexdigest()
         reg.banks.replace_stale_anchors(before.id, new, key, config)

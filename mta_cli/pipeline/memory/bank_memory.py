@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.memory.label_memory import LabelMemory
+from mta_cli.pipeline.memory.knn import LABEL_RATES_KEY
 from store.records import Bank, Item, User
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MAX_RECENT_ANSWERS = 200  # answers of a user that count in their label prior
-LABEL_RATES_KEY = "label_rates"  # of a bank's config: how often its users give each label
 PERSONAL_MODES = ("fused", "adapted")
 
 

@@ -5,6 +5,8 @@ Only tasks with labels have neighbours. They are stored with the bank and remove
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 EMBED_BATCH = 256  # items embedded and stored together; an interruption costs at most this much work
+LABEL_RATES_KEY = "label_rates"  # of a bank's config: how often its users give each label
+FITTED_ITEMS_KEY = "fitted_items"  # of a bank's config: a digest of the items that its kernel is fitted to
 MIXTURE_WEIGHTS_KEY = "memory_weights"  # of a bank's config: the weights of model and memory in their sum
 OLD_WEIGHT_KEY, OLD_FACTOR = "beside_model", 1.7  # of banks of earlier versions: how much neighbours counted
 KERNEL_FIELDS = ("sharpness", "votes", "habit", "linear")  # fields of a kernel that is used without a model
@@ -37,7 +41,7 @@ OwnedItem = tuple[Item, User]
 class NeighbourChange:
     """The difference between a bank's neighbours and its users' current items: items to embed, and item ids to remove.
 
-    `needs_fit`: no kernel is fitted to the current items, or one of an earlier version.
+    `needs_fit`: kernel and label rates are those of other items, or the kernel is one of an earlier version.
     """
 
     new_items: list[OwnedItem]
@@ -72,10 +76,32 @@ def neighbour_change(
 ) -> NeighbourChange:
     """The difference between the bank's neighbours and the items of `histories` whose outputs are labels."""
     labelled = [(item, user) for user, items in histories for item in items if _is_label(item, task)]
-    known = reg.neighbours.item_ids(bank.id)
+    known, bank = reg.neighbours.item_ids(bank.id), reg.banks.by_id(bank.id)
     new = [(item, user) for item, user in labelled if item.id not in known]
-    unfitted = bool(known) and not has_fitted_kernel(reg.banks.by_id(bank.id))
-    return NeighbourChange(new, known - {item.id for item, _ in labelled}, unfitted)
+    unfitted = bool(known) and not has_fitted_kernel(bank)
+    outdated = _is_fitted_to_others(bank, task, known, [item.output for item, _ in labelled])
+    return NeighbourChange(new, known - {item.id for item, _ in labelled}, unfitted or outdated)
+
+
+def _is_fitted_to_others(bank: Bank, task: Task, known: set[int], outputs: Sequence[str]) -> bool:
+    """Whether the bank's kernel was fitted when it had other neighbours than `known` (item ids).
+
+    A bank of an earlier version has no digest of them. It was, if the rates of the labels in `outputs` are not those
+    that the bank stores: then a user has left since.
+    """
+    from mta_cli.engine.memory.label_prior import label_rates
+
+    if not task.labels:
+        return False
+    if digest := bank.config.get(FITTED_ITEMS_KEY):
+        return bool(digest != _digest_items(known))
+    rates = bank.config.get(LABEL_RATES_KEY)
+    return rates is not None and rates != list(label_rates(outputs, task.labels))
+
+
+def _digest_items(item_ids: Iterable[int]) -> str:
+    """SHA-256 of a set of items, which never change."""
+    return hashlib.sha256(json.dumps(sorted(item_ids)).encode()).hexdigest()
 
 
 def has_fitted_kernel(bank: Bank) -> bool:
@@ -87,18 +113,20 @@ def update_neighbours(
     reg: Registry,
     bank: Bank,
     task: Task,
-    histories: Iterable[tuple[User, Sequence[Item]]],
+    histories: Sequence[tuple[User, Sequence[Item]]],
     embedder: ModelEntry,
     device: str,
 ) -> Iterator[Event]:
-    """Make the items of `histories` whose outputs are labels the bank's neighbours: embed inputs, fit the kernel.
+    """Make the items of `histories` whose outputs are labels the bank's neighbours.
 
-    Continues where it stopped. Does nothing where all is stored or the task has no labels.
+    Embeds their inputs, fits the kernel and counts the label rates. Continues where it stopped. Does nothing where all
+    is stored or the task has no labels.
     """
     change = neighbour_change(reg, bank, task, histories)
     if not change:
         return
     from mta_cli.engine.memory.knn import fit_kernel
+    from mta_cli.engine.memory.label_prior import label_rates
 
     with reg.transaction():
         reg.neighbours.remove_neighbours(bank.id, change.removed_ids)
@@ -107,7 +135,14 @@ def update_neighbours(
         yield from _embed_items(reg, bank, task, change.new_items, embedder, device)
     neighbours = load_neighbours(reg, bank, task)
     kernel = asdict(fit_kernel(neighbours, task.labels, bank.seed)) if neighbours is not None else None
-    reg.banks.set_kernel(bank.id, kernel and {name: kernel[name] for name in KERNEL_FIELDS})
+    rates = label_rates([item.output for _, items in histories for item in items], task.labels)
+    with reg.transaction():
+        reg.banks.set_kernel(bank.id, kernel and {name: kernel[name] for name in KERNEL_FIELDS})
+        fitted = {
+            FITTED_ITEMS_KEY: _digest_items(reg.neighbours.item_ids(bank.id)),
+            LABEL_RATES_KEY: list(rates),
+        }
+        reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, **fitted})
 
 
 def _embed_items(

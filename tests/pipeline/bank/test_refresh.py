@@ -21,7 +21,7 @@ from mta_cli.pipeline.bank.refresh import refresh_bank
 from mta_cli.pipeline.bank.screening import SCREENING_KEY, UNSCREENED_KEY
 from mta_cli.pipeline.bank.verify import verify_bank
 from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs
-from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY
+from mta_cli.pipeline.memory.knn import FITTED_ITEMS_KEY, LABEL_RATES_KEY, MIXTURE_WEIGHTS_KEY
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.users.consent import set_consent
@@ -350,6 +350,33 @@ def test_neighbours_that_were_stopped_are_gone_on_with(peopled: Registry) -> Non
     assert neighbours(peopled, "lamp-2") == (whole[0], None), "all there, and not fitted"
     refreshed(peopled)
     assert neighbours(peopled, "lamp-2") == whole
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("anchor", [False, True])
+def test_the_memory_is_fitted_again_without_who_left(peopled: Registry, anchor: bool, earlier: bool) -> None:
+    """A bank of an `earlier` version has no digest of what its kernel is fitted to."""
+    built(peopled)
+    bank = peopled.banks.get("lamp-2")
+    names = {str(one.user) for one in anchors(peopled)}
+    left = next(name for name in (f"user{n}" for n in range(9)) if (name in names) is anchor)
+    if earlier:
+        config = {key: value for key, value in bank.config.items() if key != FITTED_ITEMS_KEY}
+        peopled.banks.set_bank_config(bank.id, config)
+        assert any("nothing to do" in text for text in notes(refreshed(peopled)[1])), "nobody has left"
+    finish(set_consent(peopled, left, False))
+    _, seen = refreshed(peopled, dry_run=True)
+    lines = {line.name: line.value for event in seen if isinstance(event, JobPlan) for line in event.lines}
+    assert lines["neighbours"] == "none comes or goes; the memory is fitted again"
+    refreshed(peopled)
+    built(peopled, name="new")
+    assert neighbours(peopled, "lamp-2") == neighbours(peopled, "new") and neighbours(peopled, "new")[1] != bank.kernel
+    after, new = peopled.banks.get("lamp-2").config, peopled.banks.get("new").config
+    assert {key: after[key] for key in (LABEL_RATES_KEY, FITTED_ITEMS_KEY)} == {
+        key: new[key] for key in (LABEL_RATES_KEY, FITTED_ITEMS_KEY)
+    }
+    assert after[MIXTURE_WEIGHTS_KEY] == bank.config[MIXTURE_WEIGHTS_KEY], "only a new build weighs model and memory"
+    assert any("nothing to do" in text for text in notes(refreshed(peopled, name="lamp-2")[1]))
 
 
 def test_label_rates_are_those_of_who_is_left(peopled: Registry) -> None:
