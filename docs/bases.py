@@ -89,7 +89,7 @@ Parameters follow from the base's `config.json`. Memory is the most resident mem
 - {PROGRAM_BYTES / 1e9:.1f} GB are the libraries, the embedder, and freed memory.
 - Weights count twice on the fast decoder, in the mapped file and joined, and once on slow bases. A server keeps two more copies, a training the projections (linear layers of all decoder layers) before the task adapter is merged in.
 - `kept` is what a backward pass needs for each token and layer; meta-LoRAs and stacks need less than the task adapter.
-- The table assumes rows of {ROW_TOKENS} tokens and one answer token in {1 / ANSWER_SHARE:.0f}. A job's plan counts a sample of the data, computed states, and adapters that train together.
+- The table assumes rows of {ROW_TOKENS} tokens and one answer token in {1 / ANSWER_SHARE:.0f}. A job's plan counts a sample of the data, computed states, and adapters that train together, with the fusions below them.
 - Float32 doubles weights and `kept`, without the copies. NF4 takes 0.52 bytes a number of the projections, once, and 2 (or 4) for others.
 - On a GPU there are no copies, and a pass has up to 32,768 tokens.
 
