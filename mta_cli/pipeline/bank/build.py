@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shlex
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -34,7 +35,7 @@ from mta_cli.pipeline.executors import Executors, open_executors
 from mta_cli.pipeline.memory.knn import LABEL_RATES_KEY, update_neighbours
 from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.requests import SCREENING_OPTIONS_KEY
-from mta_cli.pipeline.runs import fail_run_on_error
+from mta_cli.pipeline.runs import bank_label, fail_run_on_error
 from mta_cli.pipeline.training.groups import (
     MAX_USERS_PER_GROUP,
     AdapterJob,
@@ -279,6 +280,7 @@ def _build(
     if bank.status == "ready":
         yield from fit_memory_weights(reg, bank, request, pool, executors)
         yield Note(f"Bank {bank.name} v{bank.version} was built from the same data and settings; nothing to do.")
+        yield from _newer_banks_note(reg, bank)
         yield JobResult(bank_json(reg, reg.banks.by_id(bank.id)))
         return
     run = reg.runs.start_run("bank build", config, bank_id=bank.id)
@@ -292,7 +294,22 @@ def _build(
     # A run outlives a forgotten user, so it contains no names.
     reg.runs.finish_run(run.id, {key: value for key, value in result.items() if key != "anchors"})
     yield ArtifactSaved("bank", f"{bank.name} v{bank.version}", pluralise(len(anchors), "anchor"))
+    yield from _newer_banks_note(reg, bank)
     yield JobResult(result)
+
+
+def _newer_banks_note(reg: Registry, bank: Bank) -> Iterator[Event]:
+    """A warning where commands use a newer ready bank of the task and base, with what makes this one current."""
+    those = [other for other in reg.banks.all() if (other.task, other.base) == (bank.task, bank.base)]
+    newer = sorted((other for other in those if other.id > bank.id and other.status == "ready"), key=lambda one: one.id)
+    if not newer or bank.purpose:
+        return
+    removals = [f"`mta bank rm {shlex.quote(one.name)} --bank-version {one.version}`" for one in reversed(newer)]
+    yield Note(
+        f"Answers come from bank {bank_label(newer[-1])}, which is newer than {bank_label(bank)}. To use "
+        f"{bank_label(bank)} instead: {', then '.join(removals)}. Recipes and stacks on a removed bank go with it.",
+        warning=True,
+    )
 
 
 def label_rates_config(task: Task, pool: Sequence[Contributor]) -> dict[str, list[float]]:

@@ -57,6 +57,27 @@ def test_building_again_changes_nothing(peopled: Registry) -> None:
     assert len(peopled.banks.all()) == 1
 
 
+def test_a_bank_that_is_not_the_newest_says_which_one_answers(peopled: Registry) -> None:
+    """Also one that was stopped, and is ready only after a newer bank."""
+    built(peopled)
+    job = build_bank(peopled, bank_request(rank=1))
+    next(event for event in job if isinstance(event, ArtifactSaved))
+    job.close()  # type: ignore[attr-defined]
+    newest, seen = finish(build_bank(peopled, bank_request(rank=3, name="other")))
+    assert not any("Answers come from" in text for text in notes(seen)), "it answers itself"
+    for request, removals in ((bank_request(rank=1), 1), (bank_request(), 2)):
+        _, seen = finish(build_bank(peopled, request))
+        (told,) = [text for text in notes(seen) if "Answers come from bank other v1" in text]
+        assert "`mta bank rm other --bank-version 1`" in told and told.count("mta bank rm") == removals
+    assert "`, then `mta bank rm lamp-2 --bank-version 2`" in told
+    evaluated = replace(bank_request(), purpose="eval")
+    assert not any("Answers come from" in text for text in notes(finish(build_bank(peopled, evaluated))[1]))
+    for name, version in (("other", 1), ("lamp-2", 2)):
+        peopled.banks.remove(peopled.banks.get(name, version).id)
+    current = peopled.banks.latest_ready_bank("lamp-2", newest["base"])
+    assert current is not None and (current.name, current.version) == ("lamp-2", 1)
+
+
 def test_other_settings_or_data_make_a_new_version(peopled: Registry) -> None:
     assert built(peopled)["version"] == 1
     assert built(peopled, rank=1)["version"] == 2
