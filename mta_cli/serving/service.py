@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli.errors import UsageError
-from mta_cli.pipeline.chat.answer import answer_limit, answer_penalty, check_message
+from mta_cli.pipeline.chat.answer import answer_penalty, check_message
 from mta_cli.serving.answer import Answer, Failed, Finished, Piece
 from mta_cli.serving.answer_format import AnswerFormat, Choice, TokenNames, label_entries
 from mta_cli.serving.engine import AnswerEngine, Formats, ServedBase, Stopping
@@ -159,7 +159,7 @@ class Service:
         """Start the answers to a conversation. Raises ApiError."""
 
         def prepare(models: UserModels[Any]) -> Prepared[Any]:
-            return models.prepare_chat(models.resolve(model, task, may), messages)
+            return models.prepare_chat(models.resolve(model, task, may), messages, sampling.max_tokens)
 
         return await self._begin(model, prepare, sampling, may, is_chat=True)
 
@@ -167,7 +167,7 @@ class Service:
         """Start the continuations of a text. Raises ApiError."""
 
         def prepare(models: UserModels[Any]) -> Prepared[Any]:
-            return models.prepare_text(models.resolve(model, task, may), text)
+            return models.prepare_text(models.resolve(model, task, may), text, sampling.max_tokens)
 
         return await self._begin(model, prepare, sampling, may, is_chat=False)
 
@@ -228,7 +228,6 @@ class Service:
 
         defaults, model, base = self.chat.answer, prepared.model, self.base
         task = model.task if prepared.question else None
-        asked = sampling.max_tokens if sampling.max_tokens is not None else answer_limit(defaults, task)
         penalty = sampling.repetition_penalty
         if penalty is None:
             # vLLM counts the prompt's tokens too, so that a default would be against the user's own words
@@ -256,7 +255,7 @@ class Service:
                     defaults.min_p if sampling.min_p is None else sampling.min_p,
                     penalty if sampling.schema is None or sampling.repetition_penalty is not None else 1.0,
                 ),
-                min(asked, room),
+                min(prepared.max_tokens, room),
                 partial(emit, index),
                 base.tokenizer,
                 None if model.user is None else model.user.id,

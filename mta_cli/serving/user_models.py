@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic
 
 from mta_cli.errors import MtaError, NotFound
-from mta_cli.pipeline.chat.answer import check_message
+from mta_cli.pipeline.chat.answer import answer_limit, answer_room, check_message
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.memory.bank_memory import BankMemories
@@ -67,10 +67,14 @@ class LoadedModel(Generic[W]):
 
 @dataclass(frozen=True)
 class Prepared(Generic[W]):
-    """A request that is ready for the scheduler. `labels` are token ids of the task's labels; empty for a text."""
+    """A request that is ready for the scheduler. `max_tokens` is the most of an answer, where the window has room.
+
+    `labels` are token ids of the task's labels; empty for a text.
+    """
 
     model: LoadedModel[W]
     prompt: list[int]
+    max_tokens: int
     labels: tuple[tuple[int, ...], ...] = ()
     question: str = ""
 
@@ -141,22 +145,26 @@ class UserModels(Generic[W]):
             return False
         return True
 
-    def prepare_chat(self, target: Target, messages: Sequence[Message]) -> Prepared[W]:
-        """The prompt of a conversation, or of its last message where the target has a task. Raises ApiError."""
+    def prepare_chat(self, target: Target, messages: Sequence[Message], max_tokens: int | None) -> Prepared[W]:
+        """The prompt of a conversation, or of its last message where the target has a task. Raises ApiError.
+
+        `max_tokens` is what the client asked for.
+        """
         model = self.current_model(target)
+        limit = self._answer_limit(max_tokens, model.task if target.asks_task else None)
         if not target.asks_task:
             first = next(message["content"] for message in messages if message["role"] == "user")
-            return Prepared(model, self._fit(model, messages, first, chat=True))
+            return Prepared(model, self._fit(model, messages, first, limit, chat=True), limit)
         if any(message["role"] == "system" for message in messages):
             raise unsupported("messages", f"task {target.task} has a prompt of its own, which takes no system message")
         question = messages[-1]["content"]
         labels = tuple(tuple(self._builder(model.task).prompter.answer_ids(label)) for label in model.task.labels)
         room = max(map(len, labels), default=1)
-        prompt = self._fit(model, messages[-1:], question, chat=False, room=room)
-        return Prepared(model, prompt, labels, question)
+        prompt = self._fit(model, messages[-1:], question, limit, chat=False, room=room)
+        return Prepared(model, prompt, limit, labels, question)
 
-    def prepare_text(self, target: Target, text: str) -> Prepared[W]:
-        """A text that the model goes on with, as it is."""
+    def prepare_text(self, target: Target, text: str, max_tokens: int | None) -> Prepared[W]:
+        """A text that the model goes on with, as it is. `max_tokens` is what the client asked for."""
         from mta_cli.engine.text.tokenizer import PromptTokenizer
 
         check_message(text)
@@ -165,7 +173,10 @@ class UserModels(Generic[W]):
         ids = [*words.leading_special_ids(), *words.encode_user_text(text)]
         if len(ids) >= self.base.window:
             raise self._too_long(f"The prompt has {len(ids)} tokens", "prompt")
-        return Prepared(self.current_model(target), ids)
+        return Prepared(self.current_model(target), ids, self._answer_limit(max_tokens, None))
+
+    def _answer_limit(self, asked: int | None, task: Task | None) -> int:
+        return asked if asked is not None else answer_limit(self.options.answer, task)
 
     def _require_length(self, characters: int, param: str) -> None:
         """Raises ApiError for a text that fits no window, before it is cut into tokens."""
@@ -177,19 +188,23 @@ class UserModels(Generic[W]):
         return ApiError(400, message, code="context_length_exceeded", param=param)
 
     def _fit(
-        self, model: LoadedModel[W], messages: Sequence[Message], about: str, *, chat: bool, room: int = 1
+        self, model: LoadedModel[W], messages: Sequence[Message], about: str, limit: int, *, chat: bool, room: int = 1
     ) -> list[int]:
-        """The prompt with as many of the user's items as fit the window beside `room` tokens of an answer."""
+        """The prompt with as many of the user's items as leave room for an answer of `limit` tokens, as in `mta ask`.
+
+        Without items it leaves `room` tokens at least.
+        """
         for message in messages:
             if message["content"].strip() or message is messages[-1]:  # an earlier answer may have been empty
                 check_message(message["content"])
         self._require_length(sum(len(message["content"]) for message in messages), "messages")
         builder = self._builder(model.task)
         history = [] if model.user is None else builder.retrieve_history(model.user.id, about, builder.history_items)
+        beside_items = max(room, answer_room(limit, self.base.window))
         while True:
             prompter = builder.prompter
             ids = prompter.chat_ids(list(messages), history) if chat else prompter.prompt_ids(about, history)
-            if len(ids) + room <= self.base.window:
+            if len(ids) + (beside_items if history else room) <= self.base.window:
                 return ids
             if not history:
                 raise self._too_long(f"The messages make a prompt of {len(ids)} tokens", "messages")

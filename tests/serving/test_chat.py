@@ -43,6 +43,20 @@ def test_everybody_answers_as_mta_ask_does(start: Start, stacks: str) -> None:
     assert len({served.text(user, "Hello?") for user in ("alice", "bob", "base")}) == 3, "they differ"
 
 
+def test_items_leave_an_answer_the_room_of_mta_ask(start: Start) -> None:
+    options = AnswerOptions(max_tokens=300)
+    served = start(chat=asking(answer=options))
+    sizes = []
+    for characters in (1_450, 1_650, 1_700):
+        text = ("word " * 400)[:characters]
+        found = served.chat("alice", text)
+        assert found["choices"][0]["message"]["content"] == asked(served, "alice", text, answer=options)["text"]
+        sizes.append(found["usage"]["prompt_tokens"])
+    window = served.service.base.window
+    assert max(sizes) <= window - 300
+    assert served.chat("alice", text, max_tokens=5)["usage"]["prompt_tokens"] > sizes[2], "a short answer needs less"
+
+
 def test_an_answer_that_repeats_itself_ends_as_that_of_mta_ask(served: Running) -> None:
     options = AnswerOptions(max_tokens=200, repetition_penalty=1.0)
     expected = {user: asked(served, user, "Tell me.", answer=options) for user in PEOPLE}

@@ -64,6 +64,11 @@ def answer_limit(options: AnswerOptions, task: Task | None) -> int:
     return CHAT_TOKENS if task is None else min(task.answer_tokens, CHAT_TOKENS)
 
 
+def answer_room(limit: int, window: int) -> int:
+    """The tokens of the window that a prompt leaves for an answer of at most `limit` tokens."""
+    return min(limit, window // 4)
+
+
 def answer_penalty(options: AnswerOptions, *, is_chat: bool) -> float:
     """The repetition penalty of an answer: what was asked for, else a mild one in a chat; 1 changes nothing."""
     if options.repetition_penalty is not None:
@@ -201,7 +206,7 @@ class ChatModel:
     def fit_prompt(self, messages: Sequence[Message], history: Sequence[HistoryExample]) -> tuple[list[int], int, int]:
         """A prompt that leaves room for the answer, and how many of the oldest exchanges and items it leaves out."""
         check_message(messages[-1]["content"])
-        room = self.base.window - min(self.max_tokens, self.base.window // 4)
+        room = self.base.window - answer_room(self.max_tokens, self.base.window)
         kept, items = list(messages), list(history)
         while len(ids := self.prompt_ids(kept, items)) > room:
             if len(kept) > 2:
