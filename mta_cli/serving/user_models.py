@@ -290,6 +290,7 @@ class UserModels(Generic[W]):
                     self.cache.drop((user_id, name))
                     gone.append(model.weights)
         finally:
+            self.reg.items.drop_kept_texts()
             self._examples.clear()
             self._memories.clear()
             self._drop(gone, gone_users)

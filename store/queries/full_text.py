@@ -52,6 +52,11 @@ def rank_bm25(text: str, found: Sequence[tuple[int, str]], searched: int) -> lis
     return sorted(counts, key=lambda item_id: (-score(item_id), item_id))
 
 
+def drop_kept_texts() -> None:
+    """Forget the texts whose words this process has kept for later searches."""
+    _term_counts.cache_clear()
+
+
 @lru_cache(_TERM_COUNTS_CACHE_SIZE)
 def _term_counts(text: str) -> Counter[str]:
     return Counter(_unaccented_words(text))

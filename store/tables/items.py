@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput
 from store.connection import Connection, SqlParameters
 from store.names import quote_text
-from store.queries.full_text import fts5_query, rank_bm25
+from store.queries.full_text import drop_kept_texts, fts5_query, rank_bm25
 from store.records import Item, NewItem, Query
 
 if TYPE_CHECKING:
@@ -181,6 +181,10 @@ class Items:
             latest = self._read_items(_SELECT_LATEST_ITEMS, values)
             found += itertools.islice((item for item in latest if item.id not in known), limit - len(found))
         return [item for item in found if item.input]  # a pulled copy of a snapshot has labels without their texts
+
+    def drop_kept_texts(self) -> None:
+        """Forget the inputs of items that searches have kept in this process's memory."""
+        drop_kept_texts()
 
     def by_ids(self, item_ids: Sequence[int]) -> dict[int, Item]:
         """The items of these numbers that there are, by number."""

@@ -16,6 +16,7 @@ from mta_cli.errors import MtaError
 from mta_cli.pipeline.users.forget import forget_user
 from mta_cli.pipeline.users.servers import recheck_servers, running_servers
 from mta_cli.serving.server import Server
+from store.queries.full_text import _term_counts
 from store.registry import Registry
 from tests.pipeline.world import asking
 from tests.serving.conftest import Start
@@ -92,6 +93,13 @@ def test_a_removed_user_is_gone_with_all_that_was_kept(served: Running) -> None:
     assert len(scheduler._prefixes) == 1 and not models._examples
     assert served.post("/chat/completions", ask("alice", "Hi")).json()["error"]["code"] == "model_not_found"
     assert served.text("bob", "Hi")
+
+
+def test_no_item_of_a_removed_user_is_kept_for_searches(served: Running) -> None:
+    served.text("alice", "What is number 3 about?")
+    assert _term_counts.cache_info().currsize
+    forget(served, "alice")
+    assert not _term_counts.cache_info().currsize
 
 
 def test_nothing_is_kept_of_who_has_no_model_nor_of_models_that_were_dropped(start: Start) -> None:
