@@ -212,13 +212,10 @@ def make_recipes(
 ) -> Generator[Event, None, dict[int, Recipe]]:
     """Compute and store the recipes of `users`; `return`s them by user id.
 
-    Evidence is computed by `executor`, else on the context's base. Raises UsersChanged where anchors were replaced
-    meanwhile, and NotFound where the bank was.
+    Evidence is computed by `executor`, else on the context's base. The recipes of a batch are stored together, as soon
+    as they are computed. Raises UsersChanged where anchors were replaced meanwhile, and NotFound where the bank was.
     """
-    from mta_cli.engine.methods.method import NEEDS_SHOTS
-
     by_id = {user.id: user for user in users}
-    shares: dict[int, list[AnchorShare]] = {}
     shots = {user.id: _evidence_items(reg, user, request) for user in users}
     asking = [fusing.user_shots(user, shots[user.id]) for user in users]
     for one in asking:
@@ -229,19 +226,33 @@ def make_recipes(
                 warning=True,
             )
     yield JobStarted("weights of anchors", total=len(asking), unit="users")
+    recipes = dict[int, Recipe]()
     for found in _weigh_batches(fusing, asking, request, executor):
-        shares |= found
-        yield JobProgress(by_id[next(reversed(found))].name, len(shares))
-    recipes = {}
-    for one in asking:
-        user, method = by_id[one.number], _method(one, request)
-        items_hash = hash_evidence_items(reg, user, request) if method in NEEDS_SHOTS else ""
-        recipes[user.id] = fusing.bank.to_recipe(user, method, shares[user.id], items_hash)
-    with reg.transaction():
-        _require_anchors(reg, fusing.bank.bank, [share.anchor_id for one in recipes.values() for share in one.shares])
-        for recipe in recipes.values():
-            reg.recipes.save_recipe(recipe)
+        batch = [
+            _make_recipe(reg, fusing, by_id[one.number], _method(one, request), shares, shots[one.number])
+            for one, shares in found
+        ]
+        with reg.transaction():
+            _require_anchors(reg, fusing.bank.bank, [share.anchor_id for recipe in batch for share in recipe.shares])
+            for recipe in batch:
+                reg.recipes.save_recipe(recipe)
+        recipes |= {recipe.user_id: recipe for recipe in batch}
+        yield JobProgress(by_id[batch[-1].user_id].name, len(recipes))
     return recipes
+
+
+def _make_recipe(
+    reg: Registry,
+    fusing: FusionContext,
+    user: User,
+    method: AnchorWeighting,
+    shares: Sequence[AnchorShare],
+    shots: Sequence[Item],
+) -> Recipe:
+    from mta_cli.engine.methods.method import NEEDS_SHOTS
+
+    items_hash = reg.items.hash_items(shots) if method in NEEDS_SHOTS else ""
+    return fusing.bank.to_recipe(user, method, shares, items_hash)
 
 
 def hash_evidence_items(reg: Registry, user: User, request: FuseRequest) -> str:
@@ -261,31 +272,37 @@ def _method(user: UserShots, request: FuseRequest) -> AnchorWeighting:
 
 def _weigh_batches(
     fusing: FusionContext, asking: Sequence[UserShots], request: FuseRequest, executor: Executor | None
-) -> Iterator[dict[int, list[AnchorShare]]]:
-    """The weights of each batch of users, by user id. Evidence is computed by `executor`, in its own order."""
+) -> Iterator[list[tuple[UserShots, list[AnchorShare]]]]:
+    """The users of each batch with their weights. Evidence is computed by `executor`.
+
+    Batches come in the order of the users, whatever order the executor works in. So those that a stopped job leaves are
+    the last, and form the same batches again: the last bits of a weight depend on its batch.
+    """
     from mta_cli.engine.methods.anchor_weights import EvidenceWork, shot_cases, user_batches, weigh_anchors
     from mta_cli.engine.methods.method import NEEDS_SHOTS
 
     context, options, memory = fusing.bank.methods, request.options, request.memory
     weighting = weighting_of(options)
     batches: list[list[UserShots]] = []
-    needs_shots = {one.number for one in asking if _method(one, request) in NEEDS_SHOTS}
-    if others := [one for one in asking if one.number not in needs_shots]:
-        found = weigh_anchors(context, others, weighting, options, memory)
-        yield {one.number: own for one, own in zip(others, found, strict=True)}
-    if not needs_shots:
+    weighed = [one for one in asking if _method(one, request) in NEEDS_SHOTS]
+    if others := [one for one in asking if _method(one, request) not in NEEDS_SHOTS]:
+        yield list(zip(others, weigh_anchors(context, others, weighting, options, memory), strict=True))
+    if not weighed:
         return
 
     def works() -> Iterator[EvidenceWork]:
-        for batch in user_batches(context, asking, weighting, options):
-            if own := [one for one in batch if one.number in needs_shots]:
-                batches.append(own)
-                yield EvidenceWork(shot_cases(context, own, options, memory), weighting, options)
+        for batch in user_batches(context, weighed, weighting, options):
+            batches.append(batch)
+            yield EvidenceWork(shot_cases(context, batch, options, memory), weighting, options)
             context.cache.clear()  # these users are not needed again
 
     runner = executor if executor is not None else LocalExecutor(context.loaded_base)
+    done, early = 0, dict[int, Any]()  # how many batches were given, and those that came before their turn
     for number, found in runner.run(works(), fusing.task_adapter, context.anchors):
-        yield {one.number: own for one, own in zip(batches[number], found, strict=True)}
+        early[number] = found
+        while done in early:
+            yield list(zip(batches[done], early.pop(done), strict=True))
+            done += 1
 
 
 def _require_anchors(reg: Registry, bank: Bank, anchors: Sequence[int]) -> None:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import gc
 import shutil
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mta_cli.engine.methods import stacks
+from mta_cli.engine.methods import anchor_weights, stacks
 from mta_cli.engine.training import session
 from mta_cli.engine.training.trainer import GroupMember
-from mta_cli.events import JobProgress
+from mta_cli.events import JobProgress, JobStarted
 from mta_cli.options import AdaptOptions
 from mta_cli.pipeline.bank.build import build_bank
+from mta_cli.pipeline.executors.local import LocalExecutor
 from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.personalize.fuse import fuse_user, fuse_users
+from store.records import NewItem, Recipe
 from store.registry import Registry
 from store.tables.banks import Banks
-from store.tables.recipes_and_stacks import Recipes, Stacks
+from store.tables.recipes_and_stacks import Recipes, Stacks, pack_anchor_weights
 from tests.pipeline.town import LORA, QUICK, SHORT, bank_request, built, finish, fuse_request
 
 
@@ -92,6 +96,72 @@ def test_only_the_group_in_training_holds_its_fusions(
     assert len(made) == len(results) == 3 and all(result["heldout_queries"] == 2 for result in results)
     done = [event.done for event in seen if isinstance(event, JobProgress) and event.loss is not None]
     assert done == list(range(1, 19)), "steps of finished groups count"
+
+
+def test_a_stopped_weighing_keeps_whole_batches_and_goes_on_to_the_same_bytes(
+    peopled: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user without a history is always asked for again, and has no place in a batch."""
+    monkeypatch.setattr(anchor_weights, "MAX_USERS_PER_BATCH", 2)
+    built(peopled)
+    peopled.users.add("nobody")
+    anchors = {anchor.user for anchor in peopled.banks.anchors(peopled.banks.get("lamp-2").id)}
+    users = [peopled.users.get(name) for name in ("nobody", *SHORT, *(f"user{n}" for n in range(9)))]
+    users = [user for user in users if user.name not in anchors][:6]
+    shutil.copytree(peopled.root, tmp_path / "whole")
+    with Registry.open(tmp_path / "whole") as other:
+        finish(adapt_users(other, users, fuse_request(), LORA))
+        expected = [other.recipes.of_user(user.id) for user in users]
+    job = adapt_users(peopled, users, fuse_request(), LORA)
+    for event in job:
+        if isinstance(event, JobProgress) and event.loss is None and event.done == 3:
+            break
+    job.close()  # type: ignore[attr-defined]
+    kept = [peopled.recipes.of_user(user.id) for user in users]
+    assert [len(own) for own in kept] == [1, 1, 1, 0, 0, 0]
+    _, seen = finish(adapt_users(peopled, users, fuse_request(), LORA))
+    started = next(event for event in seen if isinstance(event, JobStarted))
+    assert started.total == 4, "three, and who has no history"
+
+    def content(recipes: list[list[Recipe]]) -> list[tuple[str, bytes, str]]:
+        return [(own.method, pack_anchor_weights(own.shares), own.items_hash) for (own,) in recipes]
+
+    assert content([peopled.recipes.of_user(user.id) for user in users]) == content(expected)
+
+
+def test_batches_are_stored_in_the_order_of_the_users(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers end in any order. What a stop leaves must be the last users, who then form the same batches again."""
+    honest, saved, stored = LocalExecutor.run, Recipes.save_recipe, list[int]()
+
+    def backwards(self: LocalExecutor, *arguments: Any) -> Iterator[Any]:
+        yield from reversed(list(honest(self, *arguments)))
+
+    def noting(self: Recipes, recipe: Recipe) -> None:
+        stored.append(recipe.user_id)
+        saved(self, recipe)
+
+    monkeypatch.setattr(anchor_weights, "MAX_USERS_PER_BATCH", 1)
+    built(peopled)
+    monkeypatch.setattr(LocalExecutor, "run", backwards)
+    monkeypatch.setattr(Recipes, "save_recipe", noting)
+    users = [peopled.users.get(name) for name in SHORT]
+    finish(fuse_users(peopled, users, fuse_request()))
+    assert stored == [user.id for user in users]
+
+
+def test_a_recipe_names_the_items_that_were_weighed(peopled: Registry) -> None:
+    """Not one that arrives meanwhile, which the next adaptation has to see."""
+    built(peopled)
+    ida = peopled.users.get("ida")
+    weighed = peopled.items.hash_items(peopled.items.recent_items(ida.id, "lamp-2"))
+    for event in fuse_user(peopled, ida, fuse_request()):
+        if isinstance(event, JobStarted) and event.job == "weights of anchors":
+            peopled.items.append_items(ida.id, [NewItem("late", "lamp-2", "a film", "comedy", "2030-01-01")])
+    (recipe,) = peopled.recipes.of_user(ida.id)
+    assert recipe.items_hash == weighed
+    finish(adapt_users(peopled, [ida], fuse_request(), LORA))
+    (recipe,) = peopled.recipes.of_user(ida.id)
+    assert recipe.items_hash == peopled.items.hash_items(peopled.items.recent_items(ida.id, "lamp-2")) != weighed
 
 
 def test_recipes_that_are_weighed_together_are_stored_together(
