@@ -251,6 +251,8 @@ def test_other_ways_to_ask_wrongly(served: Running) -> None:
     assert refused(served, last) == (400, "messages")
     assert refused(served, {**last, "messages": [{"role": "tool", "content": "x"}]})[0] == 400
     assert refused(served, {**last, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]})[0] == 400
+    tiny = ask("alice", "Hi", repetition_penalty=1e-300)
+    assert refused(served, tiny) == (400, "repetition_penalty"), "logits would be infinite"
     assert refused(served, ask("alice", ""))[0] == 400 and refused(served, ask("alice", "\ud800"))[0] == 400
 
 
