@@ -124,11 +124,16 @@ class Routes:
     def _error_response(self, error: Exception) -> Response:
         if isinstance(error, ClientDisconnect):
             return Response(status_code=CLIENT_CLOSED)
+        found = self._count_error(error)
+        return json_response(found.body, found.status, found.headers)
+
+    def _count_error(self, error: Exception) -> ApiError:
+        """What the client is told of an error. It is counted, and logged where it is the server's."""
         found = api_error(error)
         if found.status >= 500 and not isinstance(error, ApiError):
             log.error("%s", type(error).__name__, exc_info=error if found.code == "internal_error" else None)
         self.service.metrics.errors.labels(found.code or "error").inc()
-        return json_response(found.body, found.status, found.headers)
+        return found
 
     def _may(self, request: Request) -> May:
         key = request.state.key
@@ -235,9 +240,7 @@ class Routes:
             if running.sampling.include_usage:
                 yield _event(shape.usage_chunk(running.choices))
         except Exception as error:
-            found = api_error(error)
-            self.service.metrics.errors.labels(found.code or "error").inc()
-            yield _event(found.body)
+            yield _event(self._count_error(error).body)
         yield {"data": "[DONE]"}
 
     async def embeddings(self, request: Request) -> Response:
@@ -261,8 +264,8 @@ class Routes:
         assert self._jobs is not None
         body = parse_body(AdaptBody, await self._body(request))
         user = await self.service.user(request.path_params["name"], self._may(request), body.task)
-        key = request.state.key
-        return json_response(self._jobs.add(user, body.task, body.shots, key.id if key else ""), 202)
+        key, task = request.state.key, body.task or self.service.chat.task
+        return json_response(self._jobs.add(user, task, body.shots, key.id if key else ""), 202)
 
     async def job(self, request: Request) -> Response:
         """The state of a job."""

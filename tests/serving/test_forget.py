@@ -237,7 +237,9 @@ def _fail() -> Any:
     raise MtaError("it is broken")
 
 
-def test_an_answer_that_fails_half_way_ends_alone(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_fails_half_way_ends_alone(
+    served: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from mta_cli.engine.generation.sampler import TokenSampler
 
     choose = TokenSampler.choose
@@ -260,6 +262,10 @@ def test_an_answer_that_fails_half_way_ends_alone(served: Running, monkeypatch: 
         thread.join(60)
     assert [answers[seed].status_code for seed in (1, 77, 2)] == [200, 500, 200]
     assert "secret" not in answers[77].text and answers[77].json()["error"]["code"] == "internal_error"
+    monkeypatch.setattr("mta_cli.serving.app.log.propagate", True)
+    caplog.clear()
+    pieces = served.stream(ask("bob", "Hi", seed=77, temperature=1, max_tokens=30))
+    assert pieces[-1]["error"]["code"] == "internal_error" and "ValueError" in caplog.text
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,11 +343,13 @@ def test_writing_is_off_unless_it_was_asked_for(start: Start) -> None:
     assert start().post("/users/alice/items", {"input": "a", "output": "b"}).status_code == 404
 
 
-def test_an_item_without_a_task_is_of_the_servers_and_no_text_is_blank(start: Start) -> None:
+def test_items_and_adaptations_without_a_task_are_of_the_servers_and_no_text_is_blank(start: Start) -> None:
     running = start(task="lamp-2", chat=asking(task="lamp-2"), write=True)
     added = running.post("/users/carol/items", {"input": "about robots", "output": "comedy"})
     assert added.status_code == 201 and added.json()["task"] == "lamp-2"
     assert running.post("/users/carol/items", {"input": "about robots", "output": "no tag"}).status_code == 400
+    assert running.post("/users/carol/adapt", {}).json()["task"] == "lamp-2"
+    assert running.post("/users/carol/adapt", {"task": "free"}).json()["task"] == "free"
     for blank in ({"input": " \n", "output": "Nothing."}, {"input": "What now?", "output": " "}):
         assert running.post("/users/carol/items", {**blank, "task": "free"}).status_code == 400
 
