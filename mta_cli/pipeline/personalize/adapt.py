@@ -17,6 +17,7 @@ from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted,
 from mta_cli.formatting import loss_verdict
 from mta_cli.options import AdaptOptions, MachineOptions
 from mta_cli.pipeline.bank.lora_xs_basis import load_or_make_basis
+from mta_cli.pipeline.bank.screening import usable_anchors
 from mta_cli.pipeline.executors import Executors, open_executors
 from mta_cli.pipeline.executors.local import Executor
 from mta_cli.pipeline.personalize.fuse import (
@@ -170,8 +171,11 @@ def _count_better(results: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def adaptable_users(reg: Registry, bank: Bank) -> list[User]:
-    """Every user with a history of the bank's task who is not one of its anchors. Raises NotFound without any."""
-    anchors = {anchor.user_id for anchor in reg.banks.anchors(bank.id)}
+    """Every user with a history of the bank's task who is not one of its anchors. Raises NotFound without any.
+
+    A user whose anchor serves nobody any more, as after consent was withdrawn, is one of them.
+    """
+    anchors = {anchor.user_id for anchor in usable_anchors(reg, bank)}
     users = [user for user, count in reg.users.users_with_items(bank.task) if count > 0 and user.id not in anchors]
     if not users:
         raise NotFound(

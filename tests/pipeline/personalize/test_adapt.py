@@ -129,6 +129,17 @@ def test_without_names_everybody_with_a_history_who_is_no_anchor(peopled: Regist
     assert {s.name: s.status for s in peopled.user_table.summaries()}["ida"] == "adapted"
 
 
+def test_without_names_somebody_whose_anchor_is_stale_is_adapted_too(peopled: Registry) -> None:
+    document = built(peopled)
+    fleur, *others = (anchor["user"] for anchor in document["anchors"])
+    finish(set_consent(peopled, fleur, False))
+    results = {result["user"]: result for result in adapted(peopled)}
+    assert results[fleur]["shots"] > 0 and not set(others) & set(results)
+    recipe = peopled.recipes.get(peopled.users.get(fleur).id, "lamp-2", peopled.banks.get("lamp-2").id)
+    stale = {anchor.id for anchor in peopled.banks.anchors(peopled.banks.get("lamp-2").id) if anchor.stale}
+    assert recipe is not None and stale and not stale & {share.anchor_id for share in recipe.shares}
+
+
 @both_kinds
 def test_a_stopped_adaptation_goes_on_with_the_next_user(
     peopled: Registry, options: AdaptOptions, monkeypatch: pytest.MonkeyPatch
