@@ -198,7 +198,8 @@ class ScreeningOptions:
     )
     max_share: float = option_field(
         0.75,
-        "Share of users whom one anchor may serve, and never less than twice an equal share; 0 for any.",
+        "Share of users whom one anchor may serve, and never less than twice an equal share, so that a bank of up to "
+        "eight anchors has no limit; 0 for any.",
         minimum=0,
         maximum=1,
     )

@@ -131,7 +131,8 @@ def selection_shares(cosines: NDArray[np.float32], top_k: int) -> list[float]:
 def min_cosine_by_anchor(cosines: NDArray[np.float32], top_k: int, share: float) -> dict[int, float]:
     """The least cosine with which an anchor may serve a user, for each anchor that would serve too many.
 
-    An anchor may serve `share` of the users, and never less than twice an equal share. It keeps the users nearest to
+    An anchor may serve `share` of the users, and never less than twice an equal share, which is all users up to
+    2 · `top_k` anchors: then there is no cap. It keeps the users nearest to
     it; the next nearest anchors take over the others, and may then serve too many in their turn. `cosines`
     [users, anchors] are of the bank's own users: whom an anchor serves must not depend on users who came later. A
     `share` of 0 is no cap.

@@ -19,6 +19,7 @@ from mta_cli.engine.retrieval.anchor_screening import (
     norm_ratios,
     selection_shares,
 )
+from mta_cli.pipeline.bank.screening import SHARE_TOP_K
 from tests.engine.lora_cases import random_lora
 
 
@@ -97,3 +98,12 @@ def test_an_anchor_in_the_middle_of_everybody_keeps_those_nearest_to_it() -> Non
     assert set(found) == {12}
     assert int((cosines[:, 12] >= found[12]).sum()) == 12
     assert min_cosine_by_anchor(cosines, 2, 0.0) == {} and min_cosine_by_anchor(cosines, 7, 0.5) == {}
+
+
+@pytest.mark.parametrize(("anchors", "capped"), [(3, False), (2 * SHARE_TOP_K, False), (2 * SHARE_TOP_K + 1, True)])
+def test_reach_is_limited_in_banks_of_more_than_twice_the_anchors_of_a_recipe(anchors: int, capped: bool) -> None:
+    """The pages say eight: however small the share, an anchor that all users are nearest to keeps them."""
+    assert SHARE_TOP_K == 4
+    cosines = np.tile(np.linspace(1.0, 0.1, anchors, dtype=np.float32), (100, 1))
+    cosines -= 0.001 * np.arange(100, dtype=np.float32)[:, None]
+    assert bool(min_cosine_by_anchor(cosines, SHARE_TOP_K, 0.01)) is capped
