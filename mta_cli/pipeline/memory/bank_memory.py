@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from mta_cli.pipeline.memory.knn import LABEL_RATES_KEY
 from store.records import Bank, Item, User
 
 if TYPE_CHECKING:
-    from mta_cli.engine.memory.knn import EmbedFunction
+    from mta_cli.engine.memory.knn import EmbedFunction, Vectors
     from mta_cli.engine.memory.label_prior import LabelPrior
     from mta_cli.engine.text.tasks import Task
     from mta_cli.options import MemoryOptions
@@ -43,16 +44,24 @@ class BankMemory:
     @cached_property
     def label_memory(self) -> LabelMemory:
         """The engine's label memory."""
-        from mta_cli.pipeline.memory.knn import load_embedder, load_fitted_neighbours
+        from mta_cli.pipeline.memory.knn import load_embedder
 
-        labels, bank = self._task.labels, self._bank
-        if bank is None:
-            return LabelMemory(labels)
-        if bank.kernel is not None and (self._embed is not None or self._embedder is not None):
-            embed = self._embed or load_embedder(self._embedder, self._device).embed  # type: ignore[arg-type]
-            if (neighbours := load_fitted_neighbours(self._reg, bank, self._task, embed)) is not None:
-                return LabelMemory(labels, tuple(neighbours.index.rates.tolist()), neighbours)
-        return self.without_neighbours
+        if self._bank is None or self._bank.kernel is None or (self._embed is None and self._embedder is None):
+            return self.without_neighbours
+        embed = self._embed or load_embedder(self._embedder, self._device).embed  # type: ignore[arg-type]
+        return self._load_label_memory(embed)
+
+    @cached_property
+    def without_votes(self) -> LabelMemory:
+        """The memory for habit: the label rates at any time, for which no embedder is loaded."""
+        return self._load_label_memory(_refuse_to_embed)
+
+    def _load_label_memory(self, embed: EmbedFunction) -> LabelMemory:
+        from mta_cli.pipeline.memory.knn import load_fitted_neighbours
+
+        if self._bank is None or (found := load_fitted_neighbours(self._reg, self._bank, self._task, embed)) is None:
+            return self.without_neighbours
+        return LabelMemory(self._task.labels, tuple(found.index.rates.tolist()), found)
 
     @property
     def without_neighbours(self) -> LabelMemory:
@@ -66,7 +75,7 @@ class BankMemory:
         if user is None or mode not in PERSONAL_MODES or options.memory == "off" or self._bank is None:
             return None
         # no embedder is loaded where the options ask for no neighbours
-        memory = self.label_memory if options.memory == "neighbours" else self.without_neighbours
+        memory = self.label_memory if options.memory == "neighbours" else self.without_votes
         return memory.prior_of([item.output for item in self.recent_items(user)], options)
 
     def recent_items(self, user: User) -> list[Item]:
@@ -104,6 +113,10 @@ class BankMemory:
 
         wanted = self._bank.embedder if self._bank is not None else None
         return next((one for one in list_models() if one.fingerprint == wanted and "fault" not in one.detail), None)
+
+
+def _refuse_to_embed(texts: Sequence[str]) -> Vectors:
+    raise AssertionError("habit asks no neighbours")
 
 
 class BankMemories:
