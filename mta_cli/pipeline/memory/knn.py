@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 EMBED_BATCH = 256  # items embedded and stored together; an interruption costs at most this much work
 LABEL_RATES_KEY = "label_rates"  # of a bank's config: how often its users give each label
 FITTED_ITEMS_KEY = "fitted_items"  # of a bank's config: a digest of the items that its kernel is fitted to
+FIT_IS_DUE = "due"  # in place of the digest while neighbours change, until the kernel is fitted again
 MIXTURE_WEIGHTS_KEY = "memory_weights"  # of a bank's config: the weights of model and memory in their sum
 OLD_WEIGHT_KEY, OLD_FACTOR = "beside_model", 1.7  # of banks of earlier versions: how much neighbours counted
 KERNEL_FIELDS = ("sharpness", "votes", "habit", "linear")  # fields of a kernel that is used without a model
@@ -128,9 +129,9 @@ def update_neighbours(
     from mta_cli.engine.memory.knn import fit_kernel
     from mta_cli.engine.memory.label_prior import label_rates
 
-    with reg.transaction():
+    with reg.transaction():  # the kernel serves on until another is fitted
         reg.neighbours.remove_neighbours(bank.id, change.removed_ids)
-        reg.banks.set_kernel(bank.id, None)  # a run that continues after a stop then fits it again
+        reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, FITTED_ITEMS_KEY: FIT_IS_DUE})
     if change.new_items:
         yield from _embed_items(reg, bank, task, change.new_items, embedder, device)
     neighbours = load_neighbours(reg, bank, task)

@@ -21,7 +21,7 @@ from mta_cli.pipeline.bank.refresh import refresh_bank
 from mta_cli.pipeline.bank.screening import SCREENING_KEY, UNSCREENED_KEY
 from mta_cli.pipeline.bank.verify import verify_bank
 from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs
-from mta_cli.pipeline.memory.knn import FITTED_ITEMS_KEY, LABEL_RATES_KEY, MIXTURE_WEIGHTS_KEY
+from mta_cli.pipeline.memory.knn import FIT_IS_DUE, FITTED_ITEMS_KEY, LABEL_RATES_KEY, MIXTURE_WEIGHTS_KEY
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.users.consent import set_consent
@@ -341,15 +341,18 @@ def test_neighbours_are_those_of_a_new_bank(peopled: Registry, stale: bool) -> N
 
 def test_neighbours_that_were_stopped_are_gone_on_with(peopled: Registry) -> None:
     built(peopled)
-    whole = neighbours(peopled, "lamp-2")
+    whole, before = neighbours(peopled, "lamp-2"), peopled.banks.get("lamp-2")
     finish(set_consent(peopled, "user4", False))
     finish(set_consent(peopled, "user4", True))
     job = refresh_bank(peopled, "lamp-2", HERE)
     next(event for event in job if isinstance(event, JobProgress) and event.label == "lamp-2")
     job.close()  # type: ignore[attr-defined]
-    assert neighbours(peopled, "lamp-2") == (whole[0], None), "all there, and not fitted"
+    assert neighbours(peopled, "lamp-2") == whole, "the memory serves meanwhile as it was fitted"
+    assert peopled.banks.get("lamp-2").config[FITTED_ITEMS_KEY] == FIT_IS_DUE
+    peopled.banks.set_kernel(before.id, dict.fromkeys(whole[1] or {}, 1.0))
     refreshed(peopled)
-    assert neighbours(peopled, "lamp-2") == whole
+    assert neighbours(peopled, "lamp-2") == whole, "it is fitted again"
+    assert peopled.banks.get("lamp-2").config == before.config
 
 
 @pytest.mark.parametrize("earlier", [False, True])
