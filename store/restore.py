@@ -7,7 +7,7 @@ to the restored store before it replaces the old one, by the code that `forget` 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +34,14 @@ class ReplacedStore:
     """The store that a restore replaces. `users` is None for a missing or unreadable store.
 
     `problem` says why the users forgotten since the backup are unknown; empty where they are known. `withdrawn` are
-    the uuids of users without consent.
+    the uuids of users without consent, `people` the uuids and names of all its users.
     """
 
     users: int | None
     problem: str = ""
     tombstones: tuple[Tombstone, ...] = ()
     withdrawn: tuple[str, ...] = ()
+    people: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,11 @@ class StagedRestore:
             raise IntegrityFault(f"{archive} holds a damaged store: {faults[0]}", hint=hint)
         return manifest
 
-    def install(self) -> RestoreResult:
+    def install(self, before_install: Callable[[Sequence[str]], None] = lambda names: None) -> RestoreResult:
         """Replace the store, whole or not at all.
 
-        Raises StoreBusy while another process has the store open, and as `read_replaced_store`.
+        `before_install` is called with the names of users whom the backup does not have, or no longer has. Raises
+        StoreBusy while another process has the store open, what `before_install` raises, and as `read_replaced_store`.
         """
         with _open_alone(self._root) as live:
             replaced = _describe_missing(self._root) if live is None else _read_replaced(self._root, live)
@@ -86,6 +88,10 @@ class StagedRestore:
                 users = reg.count_rows()["users"]
                 digests = [adapter.digest for adapter in reg.adapters.all()]
                 reg.adapters.doom_files(AdapterFiles(self._root).stored_digests() - set(digests))
+                kept = ((name, reg.users.find_by_uuid(uuid)) for uuid, name in replaced.people)
+                gone = sorted({name for name, user in kept if user is None or user.name != name})
+            if gone:
+                before_install(gone)
             files = AdapterFiles(self._root)
             files.drop_all_checkpoints()  # trainings of the store that is replaced
             for digest in digests:
@@ -171,6 +177,7 @@ def _read_replaced(root: Path, conn: sqlite3.Connection) -> ReplacedStore:
             users,
             tombstones=tuple(conn.execute(_TOMBSTONES)),
             withdrawn=tuple(uuid for (uuid,) in conn.execute(_WITHDRAWN)),
+            people=tuple(conn.execute("SELECT uuid, name FROM users")),
         )
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         _raise_unless_damaged(root, error)

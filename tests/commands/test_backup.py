@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mta_cli.pipeline.users.serve_keys import FILE_NAME, KeyFile
 from store.registry import Registry
 from tests.shell import mta, mta_ok
 from tests.store.making import person
@@ -41,6 +42,22 @@ def test_backup_forget_restore(store: Path, tmp_path: Path) -> None:
     assert (done["users"], done["replaced"], done["forgotten"], done["withdrawn"]) == (1, True, 1, 0)
     assert done["not_replayed"] is None and "removed again: 1" in ran.err
     assert names(store) == ["bob"] and mta("doctor", "--json").json()["checks"][8]["ok"]
+
+
+def test_a_key_opens_nobody_of_a_name_that_the_backup_does_not_have(store: Path, tmp_path: Path) -> None:
+    """Neither a user who was added since nor one who was removed and added again."""
+    file = tmp_path / "backup.mta"
+    mta_ok("backup", file)
+    mta_ok("user", "rm", "alice", "--yes")
+    for name in ("alice", "carol"):
+        mta_ok("user", "add", name)
+    keys = KeyFile.read(store / FILE_NAME)
+    keys.add("phone", ["alice", "bob", "carol"])
+    keys.write(store / FILE_NAME)
+    mta_ok("restore", file, "--yes")
+    found = KeyFile.read(store / FILE_NAME)
+    opened = [name for name in ("alice", "bob", "carol") if found.allows(found.keys[0], name)]
+    assert names(store) == opened == ["bob"]
 
 
 def test_what_is_replaced_is_asked_for(store: Path, tmp_path: Path) -> None:

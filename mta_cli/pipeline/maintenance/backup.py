@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,10 +59,12 @@ def restore(root: Path, archive: Path, timeout: float, agree: ConfirmReplace, *,
 
     `JobResult` is `{store, file, created, schema, users, adapters, replaced, forgotten, withdrawn, not_replayed}`:
     `replaced` says whether there was a store, `forgotten` how many users of the backup were removed again, `withdrawn`
-    how many consents were withdrawn again, `not_replayed` why the users removed since are unknown, else None.
+    how many consents were withdrawn again, `not_replayed` why the users removed since are unknown, else None. The names
+    of users whom the backup does not have leave the store's keys first: a later user of such a name needs a new key.
     Raises NotFound, BadInput and IntegrityFault for the archive, IntegrityFault for a newer store, StoreBusy while
     another process has the store open, and what `agree` raises before a store is replaced.
     """
+    from mta_cli.pipeline.users.serve_keys import drop_from_keys
     from store.restore import read_replaced_store, stage_restore
 
     with stage_restore(root, timeout) as staged:
@@ -73,7 +76,7 @@ def restore(root: Path, archive: Path, timeout: float, agree: ConfirmReplace, *,
             return
         if (root / "registry.db").exists():
             agree(f"Replace the store at {root} ({_user_count(there)}) by the backup of {manifest.created}?")
-        done = staged.install()
+        done = staged.install(partial(drop_from_keys, root))
     if done.replaced.problem:
         yield Note(
             f"Who was removed since {manifest.created} is not known, for {done.replaced.problem}. Users who were are "
