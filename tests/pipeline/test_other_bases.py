@@ -31,9 +31,11 @@ WITHOUT_ATTENTION: dict[str, dict[str, Any]] = {
 }
 
 
-def registered(folder: Path, kind: str, suffix: str = "ForCausalLM", **settings: Any) -> ModelEntry:
+def registered(
+    folder: Path, kind: str, suffix: str = "ForCausalLM", config_suffix: str = "Config", **settings: Any
+) -> ModelEntry:
     """A random model of transformers' `kind` with these settings alone, registered as `other`."""
-    config = getattr(transformers, f"{kind}Config")(**SIZES, **TOKENS, **settings)
+    config = getattr(transformers, kind + config_suffix)(**SIZES, **TOKENS, **settings)
     getattr(transformers, kind + suffix)(config).save_pretrained(folder)
     tiny.byte_tokenizer().save_pretrained(folder)
     register_folder(folder, name="other")
@@ -49,6 +51,26 @@ def test_a_base_without_attention_has_a_shape(models_root: Path, tmp_path: Path,
     assert training_bytes(shape, "float32") > answering_bytes(shape, "float32") > 4 * shape.parameters
     limits = loading_limits(entry, replace(CPU, max_memory="1GB"), "train")
     assert limits.group_bytes > 0
+
+
+@pytest.mark.skipif(not hasattr(transformers, "Gemma4TextConfig"), reason="this transformers has no Gemma 4")
+def test_the_shape_of_layers_of_several_sizes_is_the_largest(models_root: Path, tmp_path: Path) -> None:
+    entry = registered(
+        tmp_path / "other",
+        "Gemma4",
+        config_suffix="TextConfig",
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        global_head_dim=32,
+        intermediate_size=128,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=259,
+        num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    )
+    shape = read_shape(entry, fast=False)
+    assert (shape.layers, shape.heads, shape.head_dim, shape.inner) == (3, 2, 32, 128)
 
 
 def test_a_bank_and_a_core_on_mamba(peopled: Registry, tmp_path: Path) -> None:

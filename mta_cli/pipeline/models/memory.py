@@ -84,8 +84,9 @@ def read_shape(entry: ModelEntry, *, fast: bool = True) -> Shape:
 
 def _largest(config: Any, name: str) -> int:
     """A setting of all layers, or the largest of them; 0 where there is none, as of heads in Mamba, RWKV and xLSTM."""
-    found = getattr(config, name, None) or 0
-    return int(max(found) if isinstance(found, list | tuple) else found)
+    layers = getattr(config, "per_layer_config", None)  # Gemma 4 refuses to name one size of heads for all layers
+    found = [getattr(layer, name, None) or 0 for layer in layers or (config,)]
+    return max(int(max(one) if isinstance(one, list | tuple) else one) for one in found)
 
 
 def weight_bytes(shape: Shape, precision: str, use: Use) -> int:
