@@ -38,13 +38,13 @@ def ask_for_columns(output: Output, source: ImportSource, command: str = "mta da
     missing = sample.missing_parts(source)
     if not missing:
         return source
-    guess = sample.guess()
+    examples, guess = sample.guess().examples, sample.guess(source.columns)
     output.note(f"{sample.file} has the columns:")
     for name in sample.columns:
-        output.note(f"  {name}: {guess.examples[name][:EXAMPLE_CHARACTERS]}")
+        output.note(f"  {name}: {examples[name][:EXAMPLE_CHARACTERS]}")
     timed = guess.columns.time and source.columns.time is None and find_column("time", sample.columns) is None
     for part in [*missing, *(["time"] if timed else [])]:
-        source = _ask_for_part(output, source, sample, part, getattr(guess.columns, part))
+        source = _ask_for_part(output, source, sample, part, getattr(sample.guess(source.columns).columns, part))
     output.note(f"The same by flags: {command} {shlex.join([str(source.path), *_flags(source)])}")
     return source
 

@@ -109,6 +109,19 @@ def test_a_terminal_is_asked_for_missing_columns(store: Path) -> None:
     assert stored(store, "ann")[1] == ("About A film about ferries", "2")
 
 
+def test_no_column_is_offered_that_a_flag_uses(store: Path) -> None:
+    rows = "".join(f"ann,glad,a long note about day {n}\n" for n in range(9))
+    write(store.parent / "moods.csv", "person,mood,note\n" + rows)
+    with Terminal(["data", "import", "moods.csv", "--yes", "--output", "note"], columns=120) as terminal:
+        terminal.until("[person]:")
+        terminal.type("\r")
+        terminal.until("input: ")
+        assert "[note]:" not in terminal.look()
+        terminal.type("mood\r")
+        terminal.until("--input mood --output note")
+        assert terminal.ended() == 0
+
+
 def test_a_file_of_one_user_is_asked_for_the_name(store: Path) -> None:
     with Terminal(["data", "import", "own.csv", "--yes", "--output", "label"], columns=120) as terminal:
         terminal.until("the one user's name:")

@@ -248,13 +248,11 @@ def _check_hold_out(
 
 
 def _step_of(task: Task, summary: FileSummary) -> float:
-    """What outputs are rounded to that are not on the scale of a task that is there; 0 where all are."""
+    """What outputs are rounded to where some are not on the scale of a task that is there; 0 where all are."""
     numbers = [number for label in task.labels if (number := parse_number(label)) is not None]
     if task.kind != "score" or len(numbers) != len(task.labels) or len(numbers) < 2:
         return 0.0
-    off = any(
-        find_label(text, task.labels) is None for text in summary.outputs if parse_number(text.strip()) is not None
-    )
+    off = any(find_label(text, task.labels) is None for text in summary.outputs)
     return numbers[1] - numbers[0] if off else 0.0
 
 

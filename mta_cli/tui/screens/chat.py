@@ -303,9 +303,7 @@ class ChatScreen(BaseScreen):
             self._show_status("There is no answer to keep yet; ask something first.")
             return
         session = self._session
-        self.active_request.start_request(
-            lambda context: session.keep_last_exchange(), self._handle_keep_event, self._show_end_error
-        )
+        self.active_request.start_request(session.keep_last_exchange, self._handle_keep_event, self._show_end_error)
 
     def _handle_keep_event(self, event: Event) -> None:
         if isinstance(event, ArtifactSaved):

@@ -122,6 +122,7 @@ class CompareScreen(BaseScreen):
         self._user: str | None = None
         self._prompt_task: str | None = None  # None: the text as typed
         self._other_users: list[str] = []
+        self._asked_others: tuple[str, ...] = ()  # of them, those whom the last question went to
         self._picked_query: Query | None = None
         self._last_request: CompareRequest | None = None
         self._kept_columns: dict[str, ItemKept] = {}
@@ -325,22 +326,32 @@ class CompareScreen(BaseScreen):
         self._start_request(asked, lambda model, beside: _ask_one(model, asked.question, beside), self._handle_event)
 
     def _start_all(self, user: str, queries: Sequence[Query]) -> None:
-        """Ask queries of one task; after each, the screen is as if that one had been picked."""
+        """Ask queries of one task; from its first word on, the screen is as if that one had been picked."""
         strips, task = self.query_one(ScoreStrips), self._prompt_task
         questions = [_held_out_question(query) for query in queries]
+        shown = -1
         strips.begin(f"{user} · {pluralise(len(queries), 'held-out question')} of {task}", len(queries))
 
+        def show_question(place: int) -> None:
+            nonlocal shown
+            if place == shown:
+                return
+            shown, query, listed = place, queries[place], self._user_queries.queries
+            self._picked_query, self._last_request = query, CompareRequest(user, task, questions[place])
+            self._gold_summary = ""
+            self.query_one(PromptArea).replace_text(query.input)
+            # an import or a removal may have taken it from the list meanwhile
+            self.query_one("#questions", OptionList).highlighted = listed.index(query) if query in listed else None
+            self._show_prompt_settings()
+
         def handle(event: Event) -> None:
-            answers = self.query_one(AnswerColumns)
             if isinstance(event, TextChunk) and event.text == "":
                 strips.add_column(event.column)
+            elif isinstance(event, TextChunk | JobResult):
+                show_question(strips.answered)
             if isinstance(event, JobResult):
-                place = strips.answered
-                self._picked_query, self._last_request = queries[place], CompareRequest(user, task, questions[place])
-                self.query_one(PromptArea).replace_text(queries[place].input)
-                self.query_one("#questions", OptionList).highlighted = self._user_queries.queries.index(queries[place])
                 strips.add_result(event.result)
-                answers.expect_answers()
+                self.query_one(AnswerColumns).expect_answers()
             self._handle_event(event)
 
         asked = CompareRequest(user, task, questions[0])
@@ -365,7 +376,7 @@ class CompareScreen(BaseScreen):
         self.query_one(AnswerColumns).clear_columns()
         self._show_prompt_settings()
         self._show_status("")
-        others = tuple(self._other_users)
+        others = self._asked_others = tuple(self._other_users)
         self.active_request.start_request(
             lambda context: _run_comparison(context, asked, others, asking, ask), on_event, self._handle_end
         )
@@ -384,7 +395,8 @@ class CompareScreen(BaseScreen):
         elif isinstance(event, JobResult):
             answers.show_result(event.result)
             self._gold_summary = gold_summary(event.result)
-            self._other_users = [name for name in self._other_users if f"@{name}" in event.result["details"]]
+            gone = [name for name in self._asked_others if f"@{name}" not in event.result["details"]]
+            self._other_users = [name for name in self._other_users if name not in gone]
             self._show_prompt_settings()
 
     def _handle_end(self, error: BaseException | None, stopped: bool) -> None:

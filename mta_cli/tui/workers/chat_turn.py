@@ -140,13 +140,20 @@ class ChatSession:
         """Why the last answer is as it is, in the model's thread; another request may have changed the model since."""
         if self._conversation is None or self._answered_with is None:
             raise BadInput("There is no answer of this conversation yet to explain.", hint="ask something first")
-        name, options = self._answered_with
-        user, model = context.reg.users.get(name), self._conversation.model
-        if (model.options, model.user) != (options, user):
-            self._conversation.model = context.chat_model_for(user, options)
+        self._use_own_model(context, self._conversation, self._answered_with)
         yield JobResult(self._conversation.explain_last())
 
-    def keep_last_exchange(self) -> Iterator[Event]:
-        """Keep the last exchange as a history item, in the model's thread."""
-        assert self._conversation is not None
+    def keep_last_exchange(self, context: WorkerContext) -> Iterator[Event]:
+        """Keep the last exchange as a history item of its user, in the model's thread."""
+        assert self._conversation is not None and self._answered_with is not None
+        self._use_own_model(context, self._conversation, self._answered_with)
         yield from self._conversation.accept_exchange()
+
+    def _use_own_model(
+        self, context: WorkerContext, conversation: Conversation, answered_with: tuple[str, ChatOptions]
+    ) -> None:
+        """Give the model back to this conversation's user and options: Compare may have changed them since."""
+        name, options = answered_with
+        user, model = context.reg.users.get(name), conversation.model
+        if (model.options, model.user) != (options, user):
+            conversation.model = context.chat_model_for(user, options)

@@ -168,6 +168,22 @@ def test_a_longer_file_keeps_its_hold_out(reg: Registry, fast: None, tmp_path: P
     assert (result["items"], result["queries"]) == (156, 24)
 
 
+def test_scores_written_with_decimals_are_the_same_again(reg: Registry, fast: None, tmp_path: Path) -> None:
+    """Else the second run would store all of them anew, held-out ones as history."""
+    lines = [f"{line},film {n}" for n, line in enumerate(BOOKS.read_text().splitlines()[1:])]
+    rows = [line.split(",") for line in lines]
+    path, table = tmp_path / "films.csv", [f"{row[0]},{row[-1]},{float(row[-3]):.1f}" for row in rows]
+    path.write_text("\n".join(["user,input,output", *table, f"{rows[0][0]},film x,n/a"]) + "\n")
+    asked = request(path, task="films")
+    first, seen = finish(run_quick(reg, asked))
+    assert any("output is no number: 1" in note or "no number" in note for note in notes(seen))
+    users = [reg.users.get(name).id for name in reg.users.names()]
+    held = {user: reg.items.queries(user, "films") for user in users}
+    again, _ = finish(run_quick(reg, asked))
+    assert (again["items"], again["queries"]) == (first["items"], first["queries"]) == (len(rows) - 24, 24)
+    assert held == {user: reg.items.queries(user, "films") for user in users}
+
+
 def test_what_is_held_out_is_said_as_it_is_chosen(reg: Registry, fast: None, tmp_path: Path) -> None:
     lines = BOOKS.read_text().splitlines()
     path = tmp_path / "books.csv"

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,29 @@ def test_the_last_exchange_becomes_a_history_item(demo_store: Path) -> None:
             with Registry.open(demo_store) as reg:
                 (item,) = reg.items.recent_items(reg.users.get("ida").id, "free")
                 assert (item.input, item.output) == ("what next?", replies(app)[0])
+
+    run(drive())
+
+
+def test_an_exchange_is_kept_for_its_user_also_after_another_had_the_model(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            screen = await enter(app, pilot, "chat", "ida")
+            await pilot.press("escape", "t")
+            await type_and_ask(app, pilot, "what next?")
+            session, ends = screen._session, list[object]()
+
+            def take(context: WorkerContext) -> Iterator[Event]:
+                context.chat_model_for(context.reg.users.get("jon"), replace(session._answered_with[1], task="lamp-2"))
+                yield from ()
+
+            app.model_worker.submit_request(take, ends.append, ends.append)
+            await until(pilot, lambda: bool(ends))
+            assert ends == [None] and session._conversation.model.user.name == "jon"
+            await press_and_hear(app, pilot, "escape", "g")
+            with Registry.open(demo_store) as reg:
+                (item,) = reg.items.recent_items(reg.users.get("ida").id, "free")
+                assert item.input == "what next?" and not reg.items.recent_items(reg.users.get("jon").id, "free")
 
     run(drive())
 

@@ -19,6 +19,7 @@ from mta_cli.pipeline.users.forget import forget_user
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
 from mta_cli.tui.dialogs.user_picker import UserPicker
+from mta_cli.tui.screens.compare import UserQueries
 from mta_cli.tui.widgets.answers import AnswerColumn, AnswerColumns
 from mta_cli.tui.widgets.prompt import PromptArea
 from mta_cli.tui.widgets.score_strips import ScoreStrips
@@ -393,6 +394,31 @@ def test_all_held_out_questions_fill_a_strip_of_right_and_wrong_for_each_column(
             app.select_user("jon")
             await settled(app, pilot)
             assert strip_rows(app) == [] and "held-out questions of" not in screen_text(app)
+
+    run(drive())
+
+
+def test_each_question_stands_above_its_answers_also_when_it_is_gone_from_the_list(
+    demo_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_then_endless(voice: Any, questions: Any, others: Any) -> Iterator[Event]:
+        yield from compare_queries(voice, questions[:1], others)
+        yield from endless(voice, questions[1], others)
+
+    monkeypatch.setattr("mta_cli.pipeline.chat.compare.compare_queries", first_then_endless)
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            screen = await enter(app, pilot, "compare", "ida")
+            app.screen.set_focus(None)
+            await pilot.press("A")
+            screen._user_queries = UserQueries(screen._user_queries.tasks, ())  # as after a removal elsewhere
+            await until(pilot, lambda: "word" in screen_text(app))
+            assert app.screen.query_one(PromptArea).text == "another ship 1"
+            screen._other_users.append("jon")
+            await pilot.press("escape")
+            await settled(app, pilot)
+            assert screen._other_users == ["jon"], "who was chosen meanwhile stays for the next question"
 
     run(drive())
 

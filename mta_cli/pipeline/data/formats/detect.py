@@ -10,7 +10,7 @@ from mta_cli.errors import BadInput
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.json_array import iter_array
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings
-from mta_cli.pipeline.data.formats.reading import BOM, reject_magic_bytes, strict_json_loads
+from mta_cli.pipeline.data.formats.reading import BOM, LINE_BYTES, reject_magic_bytes, strict_json_loads
 
 SAMPLE_BYTES = 1 << 16
 """Bytes of a file by which its format is recognised."""
@@ -55,7 +55,11 @@ def _first_record(stream: BinaryIO, name: str, start: bytes) -> object:
     try:
         if start.startswith(b"["):
             return next(iter_array(stream, name, ParseFindings()), None)
-        return strict_json_loads(start.partition(b"\n")[0].decode()) if start.startswith(b"{") else None
+        if not start.startswith(b"{"):
+            return None
+        if b"\n" not in start:  # a line that is longer than the sample
+            start = stream.read(LINE_BYTES + SAMPLE_BYTES).removeprefix(BOM).lstrip(b" \t\r\n")
+        return strict_json_loads(start.partition(b"\n")[0].decode())
     except (BadInput, ValueError):  # the format's own reader says what is wrong, and where
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -34,8 +35,8 @@ def parse_rows(
     """History items of the rows, staged. `task` is for rows that name none; `user`, when given, is that of the file.
 
     A row whose mapped columns leave a needed part empty is left out and counted. With `round_to` outputs are numbers
-    and become multiples of it; a row with another output is left out and counted. With `keep_untimed` a row whose time
-    cannot be read is kept without it, and counted.
+    and become multiples of it, and one that is a multiple keeps its text; a row with another output is left out and
+    counted. With `keep_untimed` a row whose time cannot be read is kept without it, and counted.
     """
     ids = SeenIds(findings, staged)
     for place, row in rows:
@@ -55,7 +56,8 @@ def parse_rows(
             if number is None:
                 findings.skip_counts[NO_NUMBER] += 1
                 continue
-            answer = format_number(round_number(number, round_to))
+            if not math.isclose(rounded := round_number(number, round_to), number, abs_tol=1e-9):
+                answer = format_number(rounded)  # others stay as they are written, as without rounding
         time = fields.read_time("time", may_fail=keep_untimed)
         key = fields.read_id() if fields.has_value("id") else ""
         if owner is None or question is None or answer is None or of is None or key is None:

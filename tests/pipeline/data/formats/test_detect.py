@@ -52,6 +52,12 @@ def test_by_the_content(name: str) -> None:
     assert detected(CONTENTS[name], "wrong.jsonl") == name.partition(",")[0].split()[0]
 
 
+@pytest.mark.parametrize("name", ["jsonl", "messages"])
+def test_a_first_line_longer_than_the_sample_is_read_to_its_end(name: str) -> None:
+    record = json.loads(CONTENTS[name].partition("\n")[0])
+    assert detected(json.dumps({"more": "x" * 70_000, **record}) + "\n") == name
+
+
 def test_every_format_is_recognised_by_one_content() -> None:
     assert {detected(content) for content in CONTENTS.values()} == set(FORMATS)
 

@@ -177,10 +177,10 @@ def test_a_file_of_one_user() -> None:
 
 def test_with_rounding_outputs_are_multiples_and_no_numbers_are_left_out() -> None:
     findings = ParseFindings()
-    content = b"user,input,output\nann,a,68\nann,b, 72.5 \nann,c,n/a\nann,d,-3\nann,e,65/100\n"
+    content = b"user,input,output\nann,a,68\nann,b, 72.5 \nann,c,n/a\nann,d,-3\nann,e,65/100\nann,f,70.0\n"
     rows = csv_rows(numbered(content), "f", findings)
     found = list(parse_rows(rows, "free", findings, staged(), round_to=5))
-    assert [record.item.output for record in found] == ["70", "75", "-5"]
+    assert [record.item.output for record in found] == ["70", "75", "-5", "70.0"]
     assert findings.skip_counts == {"rows whose output is no number": 2} and not findings.fault_count
 
 
