@@ -57,6 +57,7 @@ UNFIT_ANSWERS = {
     "empty": "The answer was empty",
 }
 """Why an exchange is no example to learn from, by how it ended."""
+ENDED_KEY = "ended"  # of the source of such an exchange: how it ended
 
 
 class Conversation:
@@ -108,16 +109,16 @@ class Conversation:
             history = self._prompt_history(text)
             ids, dropped, items = self._fit_prompt(text, self.exchanges, history)
             self.first_in_window += dropped
-            self._last_answered = AnsweredPrompt(text, tuple(history[: len(history) - items]), spoken)
             yield from truncation_notes(dropped, items)
             try:
                 yield from self.model.stream_answer(ids, spoken, text)
             finally:
-                self._last_ended = spoken.finish_reason
+                stopped = spoken.finish_reason == "interrupted"
+                if spoken.text or not stopped:  # what is stopped before its first word leaves the exchange before it
+                    self._last_answered = AnsweredPrompt(text, tuple(history[: len(history) - items]), spoken)
+                    self._last_ended = spoken.finish_reason if spoken.text.strip() or stopped else "empty"
                 if spoken.text:
                     trouble = self._record_exchange(text, spoken)
-                if not spoken.text.strip() and spoken.finish_reason != "interrupted":
-                    self._last_ended = "empty"
         yield from trouble
         yield from generation_notes(self.model, spoken)
         yield JobResult(chat_result(self.model, spoken))
@@ -239,6 +240,7 @@ class Conversation:
                 question = message.content
             else:
                 self.exchanges.append(Exchange(question, message.content, message.source, stored=True))
+                self._last_ended = message.source.get(ENDED_KEY, "")
         yield Note(f"Going on with chat {chat_id} of {user.name}.")
 
     def save(self, target: str = "") -> Iterator[Event]:
@@ -307,7 +309,8 @@ class Conversation:
         return self.model.fit_prompt(messages, self._prompt_history(text) if history is None else history)
 
     def _record_exchange(self, text: str, spoken: Generation) -> list[Event]:
-        self.exchanges.append(Exchange(text, spoken.text, self.model.source.as_json()))
+        ended = {ENDED_KEY: self._last_ended} if self._last_ended in UNFIT_ANSWERS else {}
+        self.exchanges.append(Exchange(text, spoken.text, {**self.model.source.as_json(), **ended}))
         try:
             return list(self._store()) if self.autosave else []
         except NotFound as error:

@@ -357,6 +357,10 @@ def test_good_refuses_what_is_no_example(world: World, monkeypatch: pytest.Monke
     events.close()  # type: ignore[attr-defined]
     with pytest.raises(BadInput, match="was stopped"):
         run(chat.accept_exchange())
+    again = talk(world)
+    run(again.resume_latest())
+    with pytest.raises(BadInput, match="was stopped"):
+        run(again.accept_exchange())
 
     def speak(words: str, ended: str) -> None:
         def answer(self: ChatModel, ids: list[int], spoken: Any, question: str) -> Iterator[Event]:
@@ -365,6 +369,13 @@ def test_good_refuses_what_is_no_example(world: World, monkeypatch: pytest.Monke
 
         monkeypatch.setattr(ChatModel, "stream_answer", answer)
 
+    kept = world.reg.items.recent_items(world.alice.id, "free")
+    run(chat.answer_message("a whole answer"))
+    speak("", "interrupted")
+    run(chat.answer_message("stopped before the first word"))
+    assert chat.exchanges[-1].question == chat.explain_last()["question"] == "a whole answer"
+    run(chat.accept_exchange())
+    assert len(world.reg.items.recent_items(world.alice.id, "free")) == len(kept) + 1
     for words, ended, said in (
         ("", "end", "was empty"),
         (" \n", "end", "was empty"),
@@ -377,7 +388,7 @@ def test_good_refuses_what_is_no_example(world: World, monkeypatch: pytest.Monke
     speak("cut at", "length")
     run(chat.answer_message("and now?"))
     run(chat.accept_exchange())
-    assert len(world.reg.items.recent_items(world.alice.id, "free")) == 5
+    assert len(world.reg.items.recent_items(world.alice.id, "free")) == len(kept) + 2
 
 
 def test_a_system_message_is_in_front_of_what_follows(world: World) -> None:
