@@ -146,6 +146,11 @@ class Registry:
 
         write_serving_copy(self.root, path, choice, self._db.timeout)
 
+    @property
+    def data_version(self) -> int:
+        """A number that changes when another process or connection has changed the store; not by own changes."""
+        return int(self._db.fetch_value("PRAGMA data_version"))
+
     def count_rows(self) -> dict[str, int]:
         """How many rows each table has."""
         from store.integrity.check import count_rows

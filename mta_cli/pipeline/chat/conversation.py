@@ -73,6 +73,7 @@ class Conversation:
         self.chat: Chat | None = None
         self._last_ended = ""  # how the last answer ended: see `Generation`, or `empty`
         self._history: list[HistoryExample] | None = None
+        self._history_words, self._history_version = "", 0  # what the history was read for, and of which data
         self._last_answered: AnsweredPrompt | None = None
 
     @property
@@ -291,8 +292,13 @@ class Conversation:
         """The items that the prompt for `text` may show."""
         if self.model.uses_task_prompt:
             return self.model.prompt_history(text)
-        if self._history is None:  # the history precedes the first message: a later change would void the KV cache
-            self._history = self.model.prompt_history(text)
+        # The history precedes the first message: a later change would void the KV cache. Where others have changed the
+        # store it is read again for the same words, and differs only if items have.
+        version = self.model.reg.data_version
+        if self._history is None:
+            self._history_words = text
+        if self._history is None or self._history_version != version:
+            self._history, self._history_version = self.model.prompt_history(self._history_words), version
         return self._history
 
     def _fit_prompt(

@@ -100,6 +100,7 @@ class ChatScreen(BaseScreen):
         self._prompt_task: str | None = None  # None: the text as typed
         self._mode: str | None = None
         self._chats: list[ChatSummary] = []
+        self._words = ""  # what they were searched by
         self._session = ChatSession()
         self._last_prompt = ""  # what was asked last
         self._warnings: list[str] = []  # told while it was answered
@@ -163,16 +164,20 @@ class ChatScreen(BaseScreen):
             chats.show_chats(recent)
         self.set_class(bool(recent), "-recent")
         name, words = self._user, self.query_one("#search", Input).value
+        options = self.query_one("#chats", OptionList)
+        at = options.highlighted if words == self._words else None
+        kept = self._chats[at].id if at is not None and at < len(self._chats) else None
+        self._words = words
         if name is None:
             self._chats = []
         else:
             self._chats = await self.mta_app.store_reader.read(
                 lambda reg: reg.chats.search_chats(reg.users.get(name).id, words, limit=MAX_CHATS_LISTED)
             )
-        options = self.query_one("#chats", OptionList)
         options.clear_options()
         options.add_options([_chat_option_text(chat, here=chat.id == self._session.chat_id) for chat in self._chats])
-        options.highlighted = 0 if self._chats else None
+        ids = [chat.id for chat in self._chats]
+        options.highlighted = ids.index(kept) if kept in ids else 0 if ids else None
         count = len(self._chats)
         self.query_one("#past").border_title = Text(f"{count or 'no'} conversation{'s' if count != 1 else ''}")
 

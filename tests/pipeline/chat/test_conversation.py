@@ -15,7 +15,9 @@ from mta_cli.pipeline.chat import conversation
 from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.chat.conversation import Conversation, Exchange, add_exchange_as_item
 from mta_cli.pipeline.users.exported_folders import exports_of
+from mta_cli.pipeline.users.remove_items import remove_items
 from store.names import FORGOTTEN_NAME
+from store.registry import Registry
 from tests.pipeline.world import World, asking, contents, notes_of
 
 
@@ -144,6 +146,27 @@ def test_the_oldest_exchanges_give_way(world: World) -> None:
     prompt = chat.model.base.tokenizer.decode(ids)
     assert "question 0" not in prompt and "question 4" in prompt
     assert len(ids) + 12 <= chat.model.base.window
+
+
+def test_items_that_another_process_removed_leave_the_prompt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an open conversation. Its history else stays, for the model's states are of it."""
+    shown, fit = [], ChatModel.fit_prompt
+
+    def watch(self: ChatModel, messages: Any, history: Any) -> Any:
+        shown.append([item.input for item in history])
+        return fit(self, messages, history)
+
+    monkeypatch.setattr(ChatModel, "fit_prompt", watch)
+    chat = talk(world)
+    run(chat.answer_message("about alice number 2"))
+    run(chat.answer_message("something else"))
+    assert shown[0] == shown[1] and shown[0]
+    gone = shown[0][0]
+    with Registry.open(world.reg.root) as other:
+        keys = {item.input: item.key for item in other.items.recent_items(world.alice.id, chat.model.task.name)}
+        list(remove_items(other, "alice", [keys[gone]], task=chat.model.task.name))
+    run(chat.answer_message("and now?"))
+    assert gone not in shown[2] and set(shown[0][1:]) <= set(shown[2])
 
 
 def test_an_interrupted_answer_is_kept_and_the_chat_goes_on(world: World) -> None:

@@ -270,6 +270,26 @@ def test_conversations_are_searched_and_gone_on_with(demo_store: Path) -> None:
     run(drive())
 
 
+def test_the_list_of_conversations_keeps_its_place_while_jobs_save(demo_store: Path) -> None:
+    numbers = [remember(demo_store, "ida", f"talk {n}", f"what of {n}?", "this") for n in range(3)]
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            screen = await enter(app, pilot, "chat", "ida")
+            options = screen.query_one("#chats", OptionList)
+            options.highlighted = [chat.id for chat in screen._chats].index(numbers[0])
+            job = app.job_queue.add_job("user adapt", "ida", save_something)
+            await until(pilot, lambda: job.finished and app.store_changes > 0)
+            remember(demo_store, "ida", "talk 3", "what of 3?", "this")
+            await screen.reload()
+            assert screen._chats[options.highlighted or 0].id == numbers[0]
+            screen.query_one("#search", Input).value = "what"
+            await settled(app, pilot)
+            assert options.highlighted == 0, "the first that the words find"
+
+    run(drive())
+
+
 def test_a_conversation_gone_on_with_is_part_of_the_prompt(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = remember(demo_store, "ida", "the sea", "what of the sea?", "It has a lighthouse.")
     prompts: list[list[dict[str, str]]] = []
