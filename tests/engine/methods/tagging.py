@@ -38,6 +38,31 @@ def tag_context(
     return replace(context, task=BUILTIN_TASKS[task], memory=memory, label_tokens=answers)
 
 
+def with_later_items(context: MethodContext, label: int) -> MethodContext:
+    """The context with its items of 2020, and as many of 2024 that all have this label (its place)."""
+    fitted = context.memory.neighbours
+    assert fitted is not None
+    early, count = fitted.index, len(fitted.index.labels)
+    labels = np.concatenate([early.labels, np.full(count, label)])
+    rates = np.bincount(labels, minlength=len(early.rates)) + 1.0
+    index = NeighbourIndex(
+        np.concatenate([early.vectors, early.vectors]),
+        labels,
+        np.concatenate([early.item_users, early.item_users]),
+        rates / rates.sum(),
+        ("2020",) * count + ("2024",) * count,
+    )
+    return with_index(context, index)
+
+
+def with_index(context: MethodContext, index: NeighbourIndex) -> MethodContext:
+    """The context with these items in its label memory, and their label rates."""
+    memory = context.memory
+    assert memory.neighbours is not None
+    neighbours = replace(memory.neighbours, index=index)
+    return replace(context, memory=replace(memory, rates=tuple(index.rates.tolist()), neighbours=neighbours))
+
+
 def embed(texts: Sequence[str]) -> Vectors:
     """A random unit vector [texts, 6] for each text, always the same one."""
     rows = np.stack([np.random.default_rng(zlib.crc32(text.encode())).normal(size=6) for text in texts])

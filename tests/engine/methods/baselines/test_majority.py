@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from mta_cli.engine.methods.baselines.majority import MEAN_METHOD, METHOD
@@ -15,7 +14,7 @@ from mta_cli.engine.methods.personalize import build_models
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.options import MemoryOptions
 from tests.engine.methods.contexts import a_context, a_user
-from tests.engine.methods.tagging import LABELS, tag_context, tagger
+from tests.engine.methods.tagging import LABELS, tag_context, tagger, with_later_items
 from tests.metrics_by_hand import mae
 
 
@@ -58,21 +57,10 @@ def test_its_likelihoods_are_the_users_label_prior_alone(base: LoadedBase) -> No
 
 def test_later_answers_of_others_decide_nothing(base: LoadedBase) -> None:
     """Neither the likelihoods nor ties."""
-    bench = tag_context(base, 0)
-    fitted = bench.memory.neighbours
-    assert fitted is not None
-    index, count = fitted.index, len(fitted.index.labels)
-    later = replace(
-        index,
-        vectors=np.concatenate([index.vectors, index.vectors]),
-        labels=np.concatenate([index.labels, np.full(count, 7)]),
-        item_users=np.concatenate([index.item_users, index.item_users]),
-        rates=(np.bincount([*index.labels, *[7] * count], minlength=15) + 1.0) / (2.0 * count + 15),
-        times=("2020",) * count + ("2024",) * count,
-    )
-    fuller = replace(bench.memory, rates=tuple(later.rates.tolist()), neighbours=replace(fitted, index=later))
-    outputs = [LABELS[1], LABELS[7], LABELS[2]]
-    ask = rule(replace(bench, memory=fuller), outputs)
+    bench = with_later_items(tag_context(base, 0), label=7)
+    assert bench.memory.neighbours is not None
+    later, outputs = bench.memory.neighbours.index, [LABELS[1], LABELS[7], LABELS[2]]
+    ask = rule(bench, outputs)
     before, rates = ask("a film", "2021"), later.until("2021").rates
     expected = [math.log((outputs.count(name) + 8 * rate) / 11) for name, rate in zip(LABELS, rates, strict=True)]
     assert before[1] == pytest.approx(expected)

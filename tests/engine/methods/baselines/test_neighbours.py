@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from mta_cli.engine.memory.label_memory import BYTES_PER_LABEL
@@ -14,7 +13,7 @@ from mta_cli.engine.methods.baselines.neighbours import METHOD
 from mta_cli.engine.methods.personalize import build_models
 from mta_cli.engine.model.load import LoadedBase
 from tests.engine.methods.contexts import a_context, a_user
-from tests.engine.methods.tagging import LABELS, tag_context, tagger
+from tests.engine.methods.tagging import LABELS, tag_context, tagger, with_index, with_later_items
 
 
 def test_it_is_the_guess_on_peoples_rates(base: LoadedBase) -> None:
@@ -33,25 +32,10 @@ def test_it_is_the_guess_on_peoples_rates(base: LoadedBase) -> None:
 
 def test_nothing_of_later_items_counts(base: LoadedBase) -> None:
     """Not even how often each label is given: the scores are those of a memory without the later items."""
-    bench = tag_context(base, 0)
-    fitted = bench.memory.neighbours
-    assert fitted is not None
-    early, count = fitted.index, len(fitted.index.labels)
-    later = replace(
-        early,
-        vectors=np.concatenate([early.vectors, early.vectors]),
-        labels=np.concatenate([early.labels, np.full(count, 3)]),
-        item_users=np.concatenate([early.item_users, early.item_users]),
-        rates=np.bincount([*early.labels, *[3] * count], minlength=len(LABELS)) / (2.0 * count),
-        times=("2020",) * count + ("2024",) * count,
-    )
-    asked = [
-        replace(
-            bench,
-            memory=replace(bench.memory, rates=tuple(known.rates.tolist()), neighbours=replace(fitted, index=known)),
-        )
-        for known in (later, later.until("2021"))
-    ]
+    bench = with_later_items(tag_context(base, 0), label=3)
+    assert bench.memory.neighbours is not None
+    later = bench.memory.neighbours.index
+    asked = [with_index(bench, known) for known in (later, later.until("2021"))]
     person = tagger(base, bench.task, [LABELS[2], LABELS[2], LABELS[5]])
     before, after = [], []
     for one in asked:
