@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +120,13 @@ def load_recipe_anchors(
         if share.weight != 0.0:
             names.append(anchor_label(anchor))
     return loras, tuple(names)
+
+
+def model_parts(reg: Registry, user: User, task: str, bank: Bank) -> Hashable:
+    """All that the user's model on `bank` is made of: where it is equal, the model would be made the same again."""
+    recipe, stack = reg.recipes.get(user.id, task, bank.id), reg.stacks.get(user.id, task, bank.id)
+    anchors = tuple((anchor.id, anchor.user) for anchor in reg.banks.anchors(bank.id))
+    return (bank.id, bank.key, bank.task_adapter, anchors, repr(recipe), repr(stack))
 
 
 def most_personal_mode(reg: Registry, user: User | None, task: str, base: str) -> str:

@@ -20,6 +20,7 @@ from mta_cli.pipeline.user_weights import (
     FREE_TASK,
     AnswerSource,
     default_task,
+    model_parts,
     most_personal_mode,
 )
 from mta_cli.serving.byte_cache import ByteCache
@@ -241,10 +242,7 @@ class UserModels(Generic[W]):
         self._on_dropped(weights, owners)
 
     def _seal(self, user: User, task: Task, bank: Bank) -> Hashable:
-        recipe = self.reg.recipes.get(user.id, task.name, bank.id)
-        stack = self.reg.stacks.get(user.id, task.name, bank.id)
-        anchors = tuple((anchor.id, anchor.user) for anchor in self.reg.banks.anchors(bank.id))
-        return (task, bank.id, bank.key, bank.task_adapter, anchors, repr(recipe), repr(stack))
+        return (task, model_parts(self.reg, user, task.name, bank))
 
     def _current_seal(self, user: User, task: str) -> Hashable:
         """The seal of a user's model as it would be made now; None without the task or a bank."""

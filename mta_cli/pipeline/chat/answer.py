@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from mta_cli.pipeline.user_weights import (
     AnswerSource,
     default_task,
     merge_by_placement,
+    model_parts,
     most_personal_mode,
     other_bases_hint,
     user_command,
@@ -121,7 +122,8 @@ class ChatModel:
 
         name = default_task(self.reg, user, self.options.task, self.base.fingerprint)
         _require_mode(self.reg, user, name, mode, self.base)
-        mode = mode or most_personal_mode(self.reg, user, name, self.base.fingerprint)
+        asked, mode = mode, mode or most_personal_mode(self.reg, user, name, self.base.fingerprint)
+        version, parts = self.reg.data_version, self._parts(user, name)
         examples = PromptRowBuilder(self.reg, self.base, find_task(self.reg, name), self.options.prompt.history_items)
         weights, late, source = merge_by_placement(self.reg, self.base.fingerprint, user, name, mode)
         require_supported_placements(self.base, [late.placement] if late is not None else [])
@@ -134,6 +136,28 @@ class ChatModel:
             raise
         self.user, self.task, self.source, self._late_lora = user, examples.task, source, late
         self._examples, self.prompter = examples, examples.prompter
+        self._asked_mode, self._store_version, self._made_of = asked, version, parts
+
+    def _parts(self, user: User | None, task: str) -> Hashable:
+        """The user's `model_parts`; None without a user or a bank."""
+        bank = self.reg.banks.latest_ready_bank(task, self.base.fingerprint)
+        return None if user is None or bank is None else model_parts(self.reg, user, task, bank)
+
+    def refresh_weights(self) -> bool:
+        """Merge the user's weights again where others have changed or removed them. Returns whether that was so.
+
+        A mode that the user no longer has gives way to the most personal one.
+        """
+        version = self.reg.data_version
+        name = default_task(self.reg, self.user, self.options.task, self.base.fingerprint)
+        if version == self._store_version or self._parts(self.user, name) == self._made_of:
+            self._store_version = version
+            return False
+        try:
+            self.set_user(self.user, self._asked_mode)
+        except NotFound:
+            self.set_user(self.user, None)
+        return True
 
     def set_system(self, text: str) -> None:
         """Put a system message in front of what follows; an empty text takes it away.
@@ -149,7 +173,7 @@ class ChatModel:
     @contextmanager
     def disable_adapters(self) -> Iterator[None]:
         """Inside, the base has no user's weights, so that LoRAs can be added on top."""
-        user, mode = self.user, self.source.mode
+        user, mode = self.user, self._asked_mode
         try:
             self._kv_cache.clear()
             self._folder.set_adapter(None)

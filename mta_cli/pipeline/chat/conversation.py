@@ -107,6 +107,8 @@ class Conversation:
         spoken = Generation()
         trouble: list[Event] = []
         with self.model.hold_users():
+            if self.model.refresh_weights():
+                yield Note(f"The model has changed: {source_line(self.model.source, self.model.task.name)}")
             history = self._prompt_history(text)
             ids, dropped, items = self._fit_prompt(text, self.exchanges, history)
             self.first_in_window += dropped
@@ -187,10 +189,6 @@ class Conversation:
     def _is_item(self, user: User, task: str, key: str) -> bool:
         """Whether a kept item is still there: others may have removed it since."""
         return any(item.task == task for item in self.model.reg.items.items_with_keys(user.id, [key]))
-
-    def reload_history(self) -> None:
-        """Read the user's history again with the next message: items may have been removed."""
-        self._history = None
 
     def undo_accept(self) -> Iterator[Event]:
         """Remove the history item that `accept_exchange` made last in this conversation, and what was made from it.

@@ -350,9 +350,9 @@ class ChatScreen(BaseScreen):
         turns.anchor()
         self._show_status("")
         self.run_worker(self._reply.stream_chunks(), group="stream")
-        session, user, text, changes = self._session, self._user, self._last_prompt, self.mta_app.store_changes
+        session, user, text = self._session, self._user, self._last_prompt
         self.active_request.start_request(
-            lambda context: session.send_message(context, user, asking, text, changes),
+            lambda context: session.send_message(context, user, asking, text),
             self._handle_event,
             self._handle_end,
         )

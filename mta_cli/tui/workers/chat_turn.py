@@ -89,7 +89,6 @@ class ChatSession:
     """One conversation, held by the model's thread between turns. The window reads it while no request runs."""
 
     def __init__(self) -> None:
-        self._store_changes = 0  # of the window, when the weights were read
         self._chat_id: int | None = None
         self._conversation: Conversation | None = None
         self._answered_with: tuple[str, ChatOptions] | None = None  # the user and the options of the last message
@@ -108,25 +107,18 @@ class ChatSession:
         """Continue this stored conversation with the next message."""
         self._chat_id = chat_id
 
-    def send_message(
-        self, context: WorkerContext, name: str, options: ChatOptions, text: str, store_changes: int
-    ) -> Iterator[Event]:
+    def send_message(self, context: WorkerContext, name: str, options: ChatOptions, text: str) -> Iterator[Event]:
         """One message and its answer, in the model's thread.
 
-        The weights are read again when jobs have saved something meanwhile, or another user has used the model. Else
-        the model keeps its KV cache.
+        The weights are read again when another user has used the model. Else the model keeps its KV cache.
         """
         from mta_cli.pipeline.chat.conversation import Conversation
 
         user, conversation = context.reg.users.get(name), self._conversation
         yield JobStarted(ANSWERING if context.base_loaded else LOADING)
         model = conversation.model if conversation is not None else None
-        changed = self._store_changes != store_changes
-        if model is None or changed or (model.options, model.user) != (options, user):
+        if model is None or (model.options, model.user) != (options, user):
             model = context.chat_model_for(user, options)
-            self._store_changes = store_changes
-            if conversation is not None and changed:
-                conversation.reload_history()
         yield JobStarted(ANSWERING)
         if conversation is None:
             conversation = Conversation(model, autosave=True)

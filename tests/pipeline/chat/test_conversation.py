@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mta_cli.errors import BadInput, NotFound, StoreBusy, UsageError
 from mta_cli.events import ArtifactSaved, Event, JobResult, TextChunk
@@ -167,6 +169,34 @@ def test_items_that_another_process_removed_leave_the_prompt(world: World, monke
         list(remove_items(other, "alice", [keys[gone]], task=chat.model.task.name))
     run(chat.answer_message("and now?"))
     assert gone not in shown[2] and set(shown[0][1:]) <= set(shown[2])
+
+
+@pytest.mark.parametrize(("mode", "left"), [(None, "fused"), ("adapted", "fused"), ("base", "base")])
+def test_a_stack_that_another_process_removed_answers_no_more(world: World, mode: str | None, left: str) -> None:
+    """In an open conversation: the most personal model that is left answers, and says so."""
+    chat, key = talk(world, mode=mode), (world.alice.id, world.task, 1)
+    with Registry.open(world.reg.root) as other:
+        other.users.add("frank")  # a change, and none of alice's model
+    _, events = run(chat.answer_message("hello"))
+    assert "changed" not in notes_of(events) and chat.model.source.mode == (mode or "adapted")
+    with Registry.open(world.reg.root) as other:
+        other.stacks.remove(*key)
+    _, events = run(chat.answer_message("hello"))
+    assert f"The model has changed: {left}" in notes_of(events) and chat.model.source.mode == left
+    fresh = talk(world, mode=left).model.base.model.parameters()
+    assert all(map(torch.equal, chat.model.base.model.parameters(), fresh))
+
+
+@pytest.mark.parametrize(("mode", "answers"), [(None, "adapted"), ("fused", "fused")])
+def test_a_stack_that_another_process_made_answers(world: World, mode: str | None, answers: str) -> None:
+    """In an open conversation, unless it was asked for another mode."""
+    (stack,) = world.reg.stacks.of_user(world.alice.id)
+    bob = replace(stack, user_id=world.bob.id)
+    chat = talk(world, user="bob", mode=mode)
+    with Registry.open(world.reg.root) as other:
+        other.stacks.save_stack(bob)
+    run(chat.answer_message("hello"))
+    assert chat.model.source.mode == answers
 
 
 def test_an_interrupted_answer_is_kept_and_the_chat_goes_on(world: World) -> None:

@@ -391,6 +391,12 @@ def save_something(reg: Registry) -> Iterator[Event]:
     yield ArtifactSaved("stack", "ida")
 
 
+def remove_stacks_of_ida(reg: Registry) -> Iterator[Event]:
+    for stack in reg.stacks.of_user(reg.users.get("ida").id):
+        reg.stacks.remove(stack.user_id, stack.task, stack.bank_id)
+        yield ArtifactSaved("stack", "ida")
+
+
 def test_the_memory_of_a_conversation_lasts_until_somebody_else_speaks(demo_store: Path) -> None:
     folds: list[object] = []
     become = ChatModel.set_user
@@ -408,12 +414,15 @@ def test_the_memory_of_a_conversation_lasts_until_somebody_else_speaks(demo_stor
                 assert len(folds) == 1
                 app.show_screen("compare")
                 await settled(app, pilot)
-                job = app.job_queue.add_job("user adapt", "ida", save_something)
-                await until(pilot, lambda: job.finished and app.store_changes > 0)
-                app.show_screen("chat")
-                await settled(app, pilot)
-                await type_and_ask(app, pilot, "four")
-                assert len(folds) == 2, "weights are read again after a job, whichever screen was shown"
+                for change, read in ((save_something, 1), (remove_stacks_of_ida, 2)):
+                    job = app.job_queue.add_job("user adapt", "ida", change)
+                    await until(pilot, lambda job=job: job.finished)
+                    app.show_screen("chat")
+                    await settled(app, pilot)
+                    await type_and_ask(app, pilot, "four")
+                    assert len(folds) == read, "weights are read again where a job has changed them"
+                    app.show_screen("compare")
+                    await settled(app, pilot)
 
     run(drive())
 
