@@ -2,8 +2,8 @@
 
 An anchor is stale when its user was forgotten or withdrew consent, or when the screening refused it. A refused user is
 not chosen again. New anchors are trained on the bank's task adapter, as the others were, and screened; one that is
-refused stays, stale, until the next refresh. Each group is stored as soon as it is trained. The bank is complete at
-every moment, and a stopped refresh continues where it stopped.
+refused stays, stale, until the next refresh. Each group is stored as soon as it is trained, and serves once it is
+screened. A stopped refresh continues where it stopped.
 
 The neighbours become those of a new build. Only items of users who joined or consented again are embedded. The kernel
 is fitted again and the label rates are counted again, also where users have only left.

@@ -45,12 +45,12 @@ def screen_anchors(
     options: ScreeningOptions,
     only: Collection[int] | None = None,
 ) -> Iterator[Event]:
-    """Screen the usable anchors, store the findings with the bank beside the earlier ones, and warn of them.
+    """Screen the anchors that may serve, store the findings with the bank beside the earlier ones, and warn of them.
 
     `base` holds the bank's task adapter. `user_ids` are the users of whom anchors are chosen. With `only`, size and
     neutral prompts are judged of the anchors with these ids alone, in comparison with all. Reach is always that of all.
     """
-    anchors = [anchor for anchor in usable_anchors(reg, bank) if anchor.digest is not None]
+    anchors = [anchor for anchor in _unrefused_anchors(reg, bank) if anchor.digest is not None]
     judged = {anchor.id for anchor in anchors if only is None or anchor.id in only}
     if not judged:
         return
@@ -72,7 +72,12 @@ def screen_anchors(
 
 
 def usable_anchors(reg: Registry, bank: Bank) -> list[Anchor]:
-    """The anchors that new recipes may use: neither stale nor refused."""
+    """The anchors that new recipes may use: neither stale, nor refused, nor still to be screened."""
+    unscreened = unscreened_anchor_ids(reg.banks.by_id(bank.id))
+    return [anchor for anchor in _unrefused_anchors(reg, bank) if anchor.id not in unscreened]
+
+
+def _unrefused_anchors(reg: Registry, bank: Bank) -> list[Anchor]:
     refused = refused_anchor_ids(reg.banks.by_id(bank.id))
     return [anchor for anchor in reg.banks.anchors(bank.id) if not anchor.stale and anchor.id not in refused]
 

@@ -72,7 +72,7 @@ def load_bank_context(
 ) -> BankContext:
     """The bank's context. `base` holds its task adapter; similarity weights need no base. Profiles must exist.
 
-    Anchors that are stale, refused by the screening, or without a profile are left out.
+    Anchors that are stale, not screened, refused by the screening, or without a profile are left out.
     """
     from torch import from_numpy
 

@@ -465,6 +465,9 @@ def test_a_refresh_that_was_stopped_before_the_screening_screens(
     job.close()  # type: ignore[attr-defined]
     new = anchors(peopled)[-1]
     assert peopled.banks.get("lamp-2").config[SCREENING_KEY][UNSCREENED_KEY] == [new.id] and not new.stale
+    finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request(weights="uniform")))
+    (recipe,) = peopled.recipes.of_user(peopled.users.get("ida").id)
+    assert {share.anchor_id for share in recipe.shares} == {one.id for one in anchors(peopled)} - {new.id}
     monkeypatch.setattr(screening, "_find_outliers", lambda *given: [ScreeningFinding(2, "norm", 9.0, 5.0)])
     result, _ = refreshed(peopled)
     assert [one["anchor"] for one in result["gates"]] == [new.id] and result["replaced"] == []
