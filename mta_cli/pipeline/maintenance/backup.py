@@ -64,7 +64,7 @@ def restore(root: Path, archive: Path, timeout: float, agree: ConfirmReplace, *,
     Raises NotFound, BadInput and IntegrityFault for the archive, IntegrityFault for a newer store, StoreBusy while
     another process has the store open, and what `agree` raises before a store is replaced.
     """
-    from mta_cli.pipeline.users.serve_keys import drop_from_keys
+    from mta_cli.pipeline.users.serve_keys import FILE_NAME, drop_from_keys
     from store.restore import read_replaced_store, stage_restore
 
     with stage_restore(root, timeout) as staged:
@@ -87,6 +87,8 @@ def restore(root: Path, archive: Path, timeout: float, agree: ConfirmReplace, *,
         yield Note(f"removed since the backup was made, and removed again: {done.forgotten:,}")
     if done.withdrawn:
         yield Note(f"consent taken back since the backup was made, and taken back again: {done.withdrawn:,}")
+    if done.replaced.users is None and not (root / FILE_NAME).exists():
+        yield Note("keys of the server are in no backup: without any, mta serve answers everybody on this machine")
     yield ArtifactSaved("store", str(root), f"{done.users:,} users, {done.adapters:,} adapters")
     yield JobResult(
         {
