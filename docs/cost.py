@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mta_cli.options import MANY_SHOT_PASSES
+from mta_cli.options import MANY_SHOT_PASSES, FuseOptions
 
 RESULTS = Path(__file__).parent / "results"
 UPPER = 1 / 3  # the share of the layers that personal parts act in
@@ -69,7 +69,7 @@ def page() -> str:
     merge = _bench("merge")["rows"][0]["ms"]
     store = {row["command"]: row["s"] for row in _bench("large-store")["rows"]}
     items = 200_000 / next(seconds for name, seconds in store.items() if "200,000" in name)
-    evidence = Shape(shape.row, shape.answer, 10_000).flop(1, "late") / shape.flop(1, "late")
+    evidence = Shape(shape.row, shape.answer, FuseOptions().candidates).flop(1, "late") / shape.flop(1, "late")
     return f"""<!-- Made by `make docs` from docs/cost.py; do not edit. -->
 # What many users cost
 
@@ -79,11 +79,11 @@ A model of cost: its inputs are measured here, or assumed and called so. Nothing
 
 A token costs two operations a parameter forward and two back to the activations. Five shots of {shape.row:.0f} tokens, {shape.answer:.1f} of them the answer, are read once; evidence of four anchors and ten steps run in the upper third of the layers, under `late` at the last {LATE_TOKENS} prompt tokens and the answer. That is {shape.flop(1, "late"):,.0f} operations a parameter (`late`) and {shape.flop(1, "upper"):,.0f} (`upper`). At the {CPU_FLOPS / 1e9:.0f} GFLOP/s that training reaches on two cores:
 
-| SmolLM2 135M, two cores | predicted, s a user | measured |
+| SmolLM2 135M, two cores | predicted, s a user | measured, with a LoRA stack |
 |---|---:|---:|
 {chr(10).join(checks)}
 
-A whole history of {ITEMS} items, which is what `mta user adapt` takes without `--shots 5`, is learned in {MANY_SHOT_PASSES} passes in place of {STEPS}: {shape.whole_history_ratio("late"):.1f} times the operations (`late`), or {shape.whole_history_ratio("upper"):.1f} times (`upper`). All times below are for five shots.
+A whole history of {ITEMS} items, which is what `mta user adapt` takes without `--shots 5`, is learned in {MANY_SHOT_PASSES} passes in place of {STEPS}: {shape.whole_history_ratio("late"):.1f} times the operations (`late`), or {shape.whole_history_ratio("upper"):.1f} times (`upper`). All times below are for five shots and a bank of four anchors.
 
 `mta bench --shape NAME` measures on your own machine what this model assumes: `adapters_per_second`, for `upper`, 16 anchors and rows of 128 tokens ([bases](bases.md#on-your-machine)).
 
@@ -101,7 +101,7 @@ So the model may be carried over. On a GPU that reaches {GPU_FLOPS / 1e12:.0f} T
 | profile | {PROFILE_BYTES:,} | {PROFILE_BYTES / 1e3:.1f} GB |
 | {ITEMS} items of {ITEM_BYTES} bytes with their index (assumed) | {ITEM_BYTES * ITEMS:,} | {ITEM_BYTES * ITEMS / 1e3:.0f} GB |
 
-The first line is all that a serving node needs ([snapshots](scale.md#a-store-for-every-serving-node)).
+A serving node needs the first line, and for label tasks each item's label and, of consenting users, its embedding of 768 bytes ([snapshots](scale.md#a-store-for-every-serving-node)).
 
 ## A user and a month
 
@@ -119,7 +119,7 @@ Being personal costs about {100 * (gpu_seconds * GPU_DOLLARS / 3600 + kept / 1e9
 
 1. **The driver's one store.** It takes {items:,.0f} items a second, so {ITEMS * 1_000_000:,} items take {_duration(ITEMS * 1e6 / items)}. Results of workers are a core of 560 bytes each and are written beside it.
 2. **Making models of users who come for the first time.** A merge of four anchors of SmolLM2 takes {merge:.0f} ms of a core; a base of 8B has some hundred times as many numbers in an adapter, so about a second. What was made is cached ([the server](serve.md), [vLLM](scale.md#serving-by-vllm)).
-3. **Evidence, in large banks.** It grows with the anchors: 10⁴ anchors make adapting {evidence:.0f} times as long as four do. Weights by similarity do not need it: the 8 nearest of a million profiles take {retrieval["1,000,000"]:.0f} ms, of 100,000 {retrieval["100,000"]:.0f} ms.
+3. **Evidence, in large banks.** It is computed for the {FuseOptions().candidates} nearest anchors at most (`fuse.candidates`), which make adapting {evidence:.1f} times as long as four do. Weights by similarity do not need it: the 8 nearest of a million profiles take {retrieval["1,000,000"]:.0f} ms, of 100,000 {retrieval["100,000"]:.0f} ms.
 
 **Nightly.** Only users with new items need `mta user adapt` again; name them. Forgetting reaches a serving node with the next snapshot and pull, so their interval is the longest time that a removed user is still answered there.
 """
