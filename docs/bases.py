@@ -39,7 +39,7 @@ Contents: [less memory](#less-memory) · [several bases](#several-bases-in-one-s
 
 {_table()}
 
-Sizes are GB; train and serve are memory in bfloat16, [computed](#how-memory-is-computed).
+Sizes are GB; train and serve (one conversation) are memory in bfloat16, [computed](#how-memory-is-computed).
 
 - **Speed.** Fast bases run on mta's own decoder, slow ones on transformers' modules ([families](performance.md#families)).
 - **Gated** bases ask you to accept a licence on the hub. Then `hf auth login`, or set `HF_TOKEN`.
@@ -100,7 +100,7 @@ Whole builds with two anchors and six items a user, the weighing of label memory
 | bfloat16 | 2.3 | 2.39 | 1.04 | 222 | .408 |
 | NF4 | 1.9 | 2.11 | 1.11 | 228 | .463 |
 
-45 of 112 held-out answers under the task adapter differ between the two. One thread trained 286 tokens a second of CPU time in bfloat16, 244 in NF4 and 140 in float32, and decoded 38, 11 and 16. A server was computed as {answering_bytes(EMBEDDED.shape, "bfloat16") / 1e9:.2f} GB and measured as {SERVED / 1e9:.2f}; users' models come on top (`serve.cache`, 512 MB). `mta demo` in one process had reached 3.58 GB in its second bank. Random Qwen3 and Gemma 3 bases of about 100 million parameters, planned as 1.8 GB, took 1.95 and 2.01 in `bank build`; planned as 1.6 GB, 1.25 and 1.27 in `user adapt`. Larger bases, slow ones and GPUs were not measured.
+45 of 112 held-out answers under the task adapter differ between the two. One thread trained 286 tokens a second of CPU time in bfloat16, 244 in NF4 and 140 in float32, and decoded 38, 11 and 16. A server with one conversation was computed as {answering_bytes(EMBEDDED.shape, "bfloat16") / 1e9:.2f} GB and measured as {SERVED / 1e9:.2f}; users' models (`serve.cache`, 512 MB) and other conversations come on top: a server of twelve clients reached 3.55 GB ([JSON](results/soak-serve.json)), one of sixteen, with a cache of 64 MB, 2.53 ([JSON](results/bench-population.json)). `mta demo` in one process had reached 3.58 GB in its second bank. Random Qwen3 and Gemma 3 bases of about 100 million parameters, planned as 1.8 GB, took 1.95 and 2.01 in `bank build`; planned as 1.6 GB, 1.25 and 1.27 in `user adapt`. Larger bases, slow ones and GPUs were not measured.
 """
 
 
