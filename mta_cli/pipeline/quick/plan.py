@@ -36,7 +36,7 @@ BANK_USERS = (1000, 300, 100, 48, 24, 12, 6)
 ITEMS = (200, 100, 50, 25, 12, 8)
 PASSES = ((2, 2, True), (1, 2, True), (1, 1, True), (1, 1, False))
 """Passes of the task adapter and of the anchors, and whether memory is weighed on held-out users; best first."""
-MIN_MEASURED = 5
+MIN_MEASURED = 6
 MEASURING_SHARE = 0.4
 """The most of the time that users' own models and answers take, once `MIN_MEASURED` users have theirs."""
 

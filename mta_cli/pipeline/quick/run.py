@@ -126,6 +126,7 @@ def run_quick(
         yield Note(complete.text)
     source, summary, task = yield from _read_file(reg, complete)
     _require_consent(source, summary, can_anchor)
+    _require_alone(reg, summary, task)
     held = yield from _check_hold_out(reg, request, source, summary, task, as_notes=dry_run)
     file_lines = (*complete.plan_lines, *_file_lines(complete, source, summary, task, held))
     if dry_run:
@@ -266,6 +267,17 @@ def _require_consent(source: ImportSource, summary: FileSummary, can_anchor: boo
         )
     if can_anchor is False:
         raise UsageError("a bank is made of users who may be anchors", hint="leave --no-can-anchor out")
+
+
+def _require_alone(reg: Registry, summary: FileSummary, task: Task) -> None:
+    """Raises BadInput where a file is of one user and others have items of its task: they would be in the bank."""
+    others = [user for user, _ in reg.users.users_with_items(task.name) if user.name not in summary.counts]
+    if summary.is_of_one_user and others:
+        raise BadInput(
+            f"task {task.name} has items of {pluralise(len(others), 'other user')}, and the bank for a file of one "
+            "user is made of that user alone",
+            hint="--task OTHER stores the file apart",
+        )
 
 
 def _file_lines(

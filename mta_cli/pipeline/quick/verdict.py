@@ -22,8 +22,8 @@ COMMON, UNTRAINED, BASELINE = "pooled", "base", "majority"
 MODEL_WORDS = {COMMON: "common", UNTRAINED: "untrained"}
 DECIDING_METRICS = {**MAIN_METRICS, "rouge": "gold_loglik"}
 """What a verdict is by: the share of right labels, the error of scores, the likelihood of the user's own text."""
-MIN_UNITS = {"users": 5, "questions": 10}
-"""Fewer give no interval to rely on."""
+MIN_UNITS = {"users": 6, "questions": 10}
+"""Fewer give no interval to rely on; of five, the swaps that p counts cannot give less than 1/16."""
 EXAMPLE_RULES = {
     "users": "a question of the users with the largest, the median and the smallest gain",
     "questions": "the questions with the largest, the median and the smallest gain",

@@ -278,6 +278,10 @@ def test_one_user_alone_is_compared_with_the_untrained_base(reg: Registry, fast:
     assert not any("is an anchor" in text for text in notes(seen))
     assert not any("eval run" in command for command in result["next"]), "which compares users"
     assert len({row["question"] for row in result["examples"]}) == 3, "questions, where users are one"
+    for dry_run in (True, False):
+        with pytest.raises(BadInput, match="task own has items of 1 other user") as refused:
+            finish(run_quick(reg, request(path, user="bo"), dry_run=dry_run))
+        assert "--task OTHER" in str(refused.value.hint) and reg.users.names() == ["ann"]
     few, _ = finish(run_quick(reg, request(path, task="few", hold_out=3, user="bo")))
     assert "3 measured questions are too few" in few["why"]
 
