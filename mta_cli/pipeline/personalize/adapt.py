@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.training.work import MeasuredLosses
     from store.registry import Registry
 
+EXPLICIT_TOP_K_KEY = "explicit_top_k"  # in a run's request, where `top_k` was asked for
 MIN_EFFECTIVE_STEPS = 5
 MIN_LOSS_CHANGE = 0.01  # a relative change of the loss below this counts as none
 MIN_TRAINABLE_LOSS = 0.05  # nats: a loss below it leaves almost nothing to learn
@@ -117,7 +118,8 @@ def adapt_users(
     """Adapt `users`; None: all users with a history who are not anchors.
 
     `JobResult.result` is the document of `mta user adapt --json`. A user whose stack already has these settings and
-    items is skipped, so a stopped run continues where it stopped.
+    items is skipped, so a stopped run continues where it stopped. With `explicit_top_k`, recipes of more anchors than
+    `top_k` are made anew, and UsageError is raised where the bank has fewer.
     """
     options = options.with_kind_defaults(bool(request.task.labels))
     if options.targets is not None:
@@ -135,6 +137,7 @@ def adapt_users(
         )
         return
     asked = adapt_request_json(AdaptRequest(users, options, request))
+    asked |= {EXPLICIT_TOP_K_KEY: True} if explicit_top_k else {}
     whom = [user.id for user in users or ()]
     used = [*(user.id for user in chosen), *anchor_users(reg, bank)]
     with (
@@ -143,7 +146,7 @@ def adapt_users(
         record_request(reg, ADAPT_RUN_KIND, asked, bank_id=bank.id, asked_users=whom) as kept,
         open_executors(request.executor) as executors,
     ):
-        recipes, context = yield from _prepare_context(reg, bank, chosen, request, options, executors)
+        recipes, context = yield from _prepare_context(reg, bank, chosen, request, options, executors, explicit_top_k)
         results: dict[int, dict[str, Any]] = {}
         targets: list[AdaptTarget] = []
         for user in chosen:
@@ -225,6 +228,7 @@ def _prepare_context(
     request: FuseRequest,
     options: AdaptOptions,
     executors: Executors,
+    explicit_top_k: bool,
 ) -> Generator[Event, None, tuple[dict[int, Recipe], AdaptContext]]:
     """The loaded base and the recipes of all users, some of them made anew (see `_new_weights`)."""
     from mta_cli.pipeline.models.installed import record_models
@@ -235,7 +239,7 @@ def _prepare_context(
     base = load_with_task_adapter(reg, bank, request)
     fusing = yield from prepare_fusing(reg, bank, users, request, base)
     executor = executors.for_base(base, request.base.path)
-    wanted = {user.id: _new_weights(reg, user, kept[user.id], request) for user in users}
+    wanted = {user.id: _new_weights(reg, user, kept[user.id], request, explicit_top_k) for user in users}
     for weights in dict.fromkeys(one for one in wanted.values() if one is not None):
         chosen = [user for user in users if wanted[user.id] == weights]
         weighing = replace(request, options=replace(request.options, weights=weights))
@@ -243,11 +247,14 @@ def _prepare_context(
     return recipes, AdaptContext(reg, base, executor, fusing, request, options)
 
 
-def _new_weights(reg: Registry, user: User, recipe: Recipe | None, request: FuseRequest) -> str | None:
+def _new_weights(
+    reg: Registry, user: User, recipe: Recipe | None, request: FuseRequest, explicit_top_k: bool
+) -> str | None:
     """How the user's anchors are to be weighed anew; None keeps the recipe.
 
-    A recipe is made where there is none, where other weights are asked for, and where its weights come from the
-    likelihood of other items than the request's; then by the same weighting, unless another is asked for.
+    A recipe is made where there is none, where other weights or fewer anchors are asked for, and where its weights come
+    from the likelihood of other items than the request's; then by the same weighting, unless another is asked for.
+    Whether more anchors were asked for is unknown: evidence leaves out almost zero weights.
     """
     from mta_cli.engine.methods.method import NEEDS_SHOTS
 
@@ -256,6 +263,8 @@ def _new_weights(reg: Registry, user: User, recipe: Recipe | None, request: Fuse
         return weighting_of(request.options)
     if asked is not None and asked != recipe.method:
         return asked
+    if explicit_top_k and len(recipe.shares) > request.options.top_k:
+        return recipe.method
     if recipe.method in NEEDS_SHOTS and recipe.items_hash != hash_evidence_items(reg, user, request):
         return recipe.method
     return None

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from mta_cli.engine.lora.lora_xs import unpack_core
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import ArtifactSaved, JobPlan, JobProgress, JobStarted
-from mta_cli.options import AdaptOptions, MachineOptions, MemoryOptions
+from mta_cli.options import AdaptOptions, EvalOptions, MachineOptions, MemoryOptions
+from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs, resume_job
 from mta_cli.pipeline.personalize.adapt import adapt_users, adaptable_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.requests import resolve_adapt_task
@@ -19,7 +21,7 @@ from mta_cli.pipeline.user_weights import load_weights, merge_user_weights, most
 from mta_cli.pipeline.users.consent import set_consent
 from store.records import NewItem, Recipe, Stack
 from store.registry import Registry
-from tests.pipeline.town import LORA, QUICK, SHORT, built, finish, fuse_request, notes
+from tests.pipeline.town import CPU, LORA, QUICK, SHORT, TASK, built, finish, fuse_request, notes
 
 
 def adapted(reg: Registry, *names: str, options: AdaptOptions = QUICK, **fuse: object) -> list[dict]:  # type: ignore[type-arg]
@@ -271,6 +273,23 @@ def test_a_recipe_follows_the_items_that_evidence_sees(peopled: Registry) -> Non
     assert recipe(2, "learned").method == "learned" and recipe(3).method == "learned", "by the same weights"
     uniform = recipe(2, "uniform")
     assert uniform.items_hash == "" and recipe(200) == uniform, "it needs no items"
+
+
+def test_a_recipe_of_more_anchors_than_are_asked_for_is_made_anew(
+    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BUILTIN_TASKS, TASK.name, TASK)
+    document = built(peopled)
+    adapted(peopled, "ida", weights="uniform")
+    ida, bank = peopled.users.get("ida"), peopled.banks.get(document["bank"])
+    job = adapt_users(peopled, [ida], fuse_request(top_k=1), QUICK, explicit_top_k=True)
+    next(job), next(job)  # the plan, and the first event of its run, before the recipe is made
+    job.close()  # type: ignore[attr-defined]
+    (stopped,) = list_unfinished_jobs(peopled)
+    ((result,), _) = finish(resume_job(peopled, stopped, CPU, EvalOptions()))
+    recipe = peopled.recipes.get(ida.id, "lamp-2", bank.id)
+    assert recipe is not None and (recipe.method, len(recipe.shares)) == ("uniform", 1) and "unchanged" not in result
+    assert adapted(peopled, "ida", top_k=3)[0]["unchanged"]
 
 
 def test_an_adapted_user_keeps_the_recipe_their_stack_was_trained_on(peopled: Registry) -> None:
