@@ -70,6 +70,11 @@ def did_you_mean(near: Sequence[str], otherwise: str) -> str:
     return f"did you mean {', '.join(others)} or {last}?" if others else f"did you mean {last}?"
 
 
+def extra_hint(extra: str) -> str:
+    """The hint where packages of an extra are missing."""
+    return f"pip install '.[{extra}]' in a checkout of mta"
+
+
 def system_reason(error: Exception) -> str:
     """The system's reason for an error, in its own words where it has any: `No such file or directory`."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -12,7 +12,7 @@ from mta_cli.commands.shared.arguments import JsonOption, TaskOption
 from mta_cli.commands.shared.context import AppContext, app_context
 from mta_cli.commands.shared.lazy_typer import CommandApp
 from mta_cli.commands.shared.option_flags import Flags, only, options
-from mta_cli.errors import Interrupted, NotFound, UsageError
+from mta_cli.errors import Interrupted, NotFound, UsageError, extra_hint
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions, ServeOptions
 
 PACKAGES = ("starlette", "uvicorn", "msgspec", "sse_starlette", "prometheus_client")
@@ -151,5 +151,5 @@ def _require_packages() -> None:
     if missing:
         raise UsageError(
             f"mta serve needs packages that are not installed: {', '.join(missing)}.",
-            hint="pip install 'mta-cli[serve]'",
+            hint=extra_hint("serve"),
         )

@@ -63,7 +63,7 @@ def test_without_bitsandbytes_the_extra_is_named(
     found = importlib.util.find_spec
     missing = lambda name, *rest: None if name == "bitsandbytes" else found(name, *rest)  # noqa: E731
     monkeypatch.setattr("importlib.util.find_spec", missing)
-    refused(mta(*command, *PACKED), 2, "--quantize nf4 needs bitsandbytes", "pip install 'mta-cli[quantize]'")
+    refused(mta(*command, *PACKED), 2, "--quantize nf4 needs bitsandbytes", "pip install '.[quantize]'")
 
 
 def test_a_mistyped_packing_is_a_usage_error(peopled: Path) -> None:

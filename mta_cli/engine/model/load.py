@@ -25,7 +25,7 @@ from mta_cli.engine.model.checkpoint_files import (
 )
 from mta_cli.engine.model.layer_spec import read_decoder_spec
 from mta_cli.engine.model.llama import LlamaDecoder, build_llama_decoder
-from mta_cli.errors import BadInput, IntegrityFault, UsageError
+from mta_cli.errors import BadInput, IntegrityFault, UsageError, extra_hint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZE_PACKAGES = ("bitsandbytes", "accelerate")
@@ -263,9 +263,7 @@ def require_quantize(quantize: str, device: torch.device) -> None:
     if quantize == OFF:
         return
     if missing := [name for name in QUANTIZE_PACKAGES if importlib.util.find_spec(name) is None]:
-        raise UsageError(
-            f"--quantize {quantize} needs {' and '.join(missing)}.", hint="pip install 'mta-cli[quantize]'"
-        )
+        raise UsageError(f"--quantize {quantize} needs {' and '.join(missing)}.", hint=extra_hint("quantize"))
     if device.type == "mps":
         raise UsageError(f"--quantize {quantize} computes on a CPU or on CUDA, not on {device}.", hint="--device cpu")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mta_cli import __version__
-from mta_cli.errors import BadInput, MtaError, UsageError
+from mta_cli.errors import BadInput, MtaError, UsageError, extra_hint
 from mta_cli.pipeline.executors.shipped_base import Pieces, put_base, receive_base, received_folder
 
 if TYPE_CHECKING:
@@ -320,5 +320,5 @@ def import_ray() -> Any:
         import ray
         import ray.exceptions
     except ImportError as error:
-        raise UsageError("--executor ray needs Ray.", hint="pip install 'mta-cli[ray]'") from error
+        raise UsageError("--executor ray needs Ray.", hint=extra_hint("ray")) from error
     return ray

@@ -137,7 +137,7 @@ def test_without_ray_the_way_to_it_is_named(store_root: Path, tmp_path: Path, mo
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(UsageError, match="needs Ray") as refused:
         made(tmp_path / "there", ExecutorOptions(executor="ray"))
-    assert "mta-cli[ray]" in str(refused.value.hint)
+    assert "'.[ray]'" in str(refused.value.hint)
 
 
 def test_a_running_job_tells_its_workers(

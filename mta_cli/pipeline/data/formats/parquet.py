@@ -7,7 +7,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, BinaryIO
 
-from mta_cli.errors import BadInput, UsageError
+from mta_cli.errors import BadInput, UsageError, extra_hint
 from mta_cli.pipeline.data.formats.detect import FileSample
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
 from mta_cli.pipeline.data.formats.rows import RawRow
@@ -26,7 +26,7 @@ def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise UsageError("Parquet files need pyarrow", hint="pip install 'mta-cli[parquet]'") from error
+        raise UsageError("Parquet files need pyarrow", hint=extra_hint("parquet")) from error
     try:
         batches = ParquetFile(stream).iter_batches(BATCH_ROWS)
         rows = (row for batch in batches for row in _rows(batch))

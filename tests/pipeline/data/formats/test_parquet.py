@@ -59,4 +59,4 @@ def test_without_pyarrow_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match="need pyarrow") as caught:
         list(read_rows(io.BytesIO(b"PAR1"), "f", ParseFindings()))
-    assert caught.value.hint == "pip install 'mta-cli[parquet]'"
+    assert caught.value.hint == "pip install '.[parquet]' in a checkout of mta"
