@@ -47,7 +47,7 @@ Sizes are GB; train and serve (one conversation) are memory in bfloat16, [comput
 
 ## Less memory
 
-`--quantize nf4` (`pip install 'mta-cli[quantize]'`) holds the linear layers of the base in 4 bits: NF4 with double quantisation, by bitsandbytes. LoRAs, their gradients and moments stay in float32, as in QLoRA (arXiv 2305.14314); embeddings, norms and the output layer keep `--dtype`.
+`--quantize nf4` (`pip install '.[quantize]'`) holds the linear layers of the base in 4 bits: NF4 with double quantisation, by bitsandbytes. LoRAs, their gradients and moments stay in float32, as in QLoRA (arXiv 2305.14314); embeddings, norms and the output layer keep `--dtype`.
 
 - Every command that trains or answers takes it; `machine.quantize = "nf4"` makes it the default. Use it for a bank and its users alike: with and without NF4 are different banks.
 - It runs on a CPU and CUDA, not on Apple's GPU, and is refused with `--vllm`. It costs some time.
