@@ -36,6 +36,7 @@ EQUAL_WEIGHT, WEIGHT_BOUNDS = 0.5, [(0.02, 2.0), (0.0, 2.0)]  # of the model and
 WEIGHTS_PRIOR_ITEMS = 20.0  # items that a squared distance of one from equal weights counts as
 CROSS_FIT_FOLDS = 5  # parts of the users: each is scored by the discriminant of the others
 MAX_CACHED_TIMES = 8
+MAX_CACHED_ASKERS = 256  # whose own items are out of a discriminant
 QUERY_BLOCK = 256  # queries at once: [block, items] weights are held
 
 
@@ -144,18 +145,41 @@ class NeighbourIndex:
         return self if others.all() else self._select(others)
 
     @cached_property
+    def _moments(self) -> Moments:
+        return Moments.from_labelled_vectors(self.vectors, self.labels, len(self.rates))
+
+    @cached_property
     def discriminant(self) -> LinearDiscriminant:
         """The discriminant of all items."""
-        return Moments.from_labelled_vectors(self.vectors, self.labels, len(self.rates)).fit_discriminant()
+        return self._moments.fit_discriminant()
 
-    def label_log_ratios(self, kernel: NeighbourKernel, queries: Vectors, user_priors: Array) -> Array:
+    @cached_property
+    def discriminant_without(self) -> Callable[[int], LinearDiscriminant]:
+        """The discriminant of the items of all users except the one of this number."""
+        return lru_cache(MAX_CACHED_ASKERS)(self._fit_without)
+
+    def _fit_without(self, user: int) -> LinearDiscriminant:
+        own = self.item_users == user
+        if not own.any():
+            return self.discriminant
+        others = self._moments - Moments.from_labelled_vectors(self.vectors[own], self.labels[own], len(self.rates))
+        return others.fit_discriminant()
+
+    def label_log_ratios(
+        self, kernel: NeighbourKernel, queries: Vectors, user_priors: Array, asker: int | None = None
+    ) -> Array:
         """The memory's log-score of each label beyond the population's rates [queries, labels], nats.
 
-        `user_priors` [queries, labels] are the askers' label priors (see `label_prior.user_label_prior`).
+        `user_priors` [queries, labels] are the askers' label priors (see `label_prior.user_label_prior`). The items of
+        the user `asker` do not count.
         """
-        votes = self.log_vote_rates(queries, kernel.sharpness) - np.log(self.rates)
+        askers = None if asker is None else np.full(len(queries), asker)
+        votes = self.log_vote_rates(queries, kernel.sharpness, askers) - np.log(self.rates)
         ratios = kernel.votes * votes + kernel.habit * user_priors
-        return ratios + kernel.linear * self.discriminant(queries) if kernel.linear else ratios
+        if not kernel.linear:
+            return ratios
+        discriminant = self.discriminant if asker is None else self.discriminant_without(asker)
+        return ratios + kernel.linear * discriminant(queries)
 
     def cross_fitted_scores(self, items: npt.NDArray[np.int64]) -> Array:
         """The scores of a discriminant of other users for these items [items, labels], nats.
@@ -166,12 +190,11 @@ class NeighbourIndex:
         # 1. the part of each item, by its user; the statistics of all items
         _, user_index = np.unique(self.item_users, return_inverse=True)
         part = user_index % CROSS_FIT_FOLDS  # [items of the bank]
-        whole = Moments.from_labelled_vectors(self.vectors, self.labels, count)
         scores = np.zeros((len(items), count))
         for fold in range(CROSS_FIT_FOLDS):
             # 2. the discriminant of the items outside the part
             inside, asked = part == fold, part[items] == fold
-            others = whole - Moments.from_labelled_vectors(self.vectors[inside], self.labels[inside], count)
+            others = self._moments - Moments.from_labelled_vectors(self.vectors[inside], self.labels[inside], count)
             # 3. the scores of the part's items
             scores[asked] = others.fit_discriminant()(self.vectors[items[asked]])
         return scores
@@ -181,7 +204,7 @@ class NeighbourIndex:
 class NeighbourLabelPrior:
     """A user's label prior (see `label_prior.LabelPrior`) from neighbours and from the user's own `answers`.
 
-    Neighbours that are later than the question do not count, unless `look_ahead`.
+    Neighbours that are later than the question do not count, unless `look_ahead`, and no items of the user `asker`.
     """
 
     neighbours: NeighbourIndex
@@ -190,6 +213,7 @@ class NeighbourLabelPrior:
     task_labels: tuple[str, ...]
     answers: tuple[str, ...]
     look_ahead: bool = False
+    asker: int | None = None
     model_weight: float = 1.0
     rates_weight: float = 0.0
 
@@ -205,7 +229,7 @@ class NeighbourLabelPrior:
         """See `LabelPrior`."""
         known = self.neighbours if self.look_ahead else self.neighbours.until(time)
         user_prior = user_label_prior(self.answers, self.task_labels, known.rates.tolist(), PRIOR_STRENGTH)
-        ratios = known.label_log_ratios(self.kernel, self.embed([text]), np.array([user_prior]))
+        ratios = known.label_log_ratios(self.kernel, self.embed([text]), np.array([user_prior]), self.asker)
         return tuple((ratios[0] + self.rates_weight * np.log(known.rates)).tolist())
 
 

@@ -17,7 +17,7 @@ the model alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -62,12 +62,15 @@ class LabelMemory:
         """Whether neighbours count: the options ask for them, and the bank has some."""
         return options.memory == "neighbours" and self.neighbours is not None
 
-    def prior_of(self, answers: Sequence[str], options: MemoryOptions) -> LabelPrior | None:
-        """The label prior of a user with these `answers`; None where the memory is off or has no data."""
+    def prior_of(self, answers: Sequence[str], options: MemoryOptions, asker: int | None = None) -> LabelPrior | None:
+        """The label prior of a user with these `answers`; None where the memory is off or has no data.
+
+        The items of the user `asker` are no neighbours.
+        """
         if options.memory == "off" or not self.rates:
             return None
         if self.neighbours is not None and self.uses_neighbours(options):
-            prior = self.neighbour_prior(answers, look_ahead=options.look_ahead)
+            prior = replace(self.neighbour_prior(answers, look_ahead=options.look_ahead), asker=asker)
             return prior.beside_model(self.neighbours.weights, options.neighbour_weight)
         if options.prior_weight == 0.0:
             return None

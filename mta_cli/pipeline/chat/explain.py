@@ -66,7 +66,9 @@ def _label_reasons(model: ChatModel, asked: AnsweredPrompt) -> dict[str, Any]:
 
     spoken, options = asked.generation, model.options.memory
     prior = model.memory.prior_for(model.user, model.source.mode, options)
-    votes = model.memory.votes_on(asked.question, options, MAX_VOTES) if prior is not None else None
+    votes = None
+    if prior is not None and model.user is not None:
+        votes = model.memory.votes_on(model.user, asked.question, options, MAX_VOTES)
     alone, whole = (
         np.exp(log_probabilities(list(logliks.values()), 1.0)).tolist()
         for logliks in (spoken.model_logliks, spoken.label_logliks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -75,20 +75,24 @@ class BankMemory:
         if user is None or mode not in PERSONAL_MODES or options.memory == "off" or self._bank is None:
             return None
         # no embedder is loaded where the options ask for no neighbours
-        memory = self.label_memory if options.memory == "neighbours" else self.without_votes
-        return memory.prior_of([item.output for item in self.recent_items(user)], options)
+        if options.memory == "habit" or (memory := self.label_memory).neighbours is None:
+            memory, options = self.without_votes, replace(options, memory="habit")
+        return memory.prior_of([item.output for item in self.recent_items(user)], options, user.id)
 
     def recent_items(self, user: User) -> list[Item]:
         """The user's items whose answers count in the label prior."""
         return self._reg.items.recent_items(user.id, self._task.name, MAX_RECENT_ANSWERS)
 
-    def votes_on(self, question: str, options: MemoryOptions, named: int) -> NeighbourVotes | None:
-        """The neighbours' votes on a question's label, with the `named` strongest; None where no neighbours count."""
+    def votes_on(self, user: User, question: str, options: MemoryOptions, named: int) -> NeighbourVotes | None:
+        """The votes of other users' items on the label of the user's question, with the `named` strongest.
+
+        None where no neighbours count.
+        """
         from mta_cli.pipeline.memory.knn import neighbour_votes
 
         if self._bank is None or options.memory != "neighbours" or (fitted := self.label_memory.neighbours) is None:
             return None
-        return neighbour_votes(self._reg, self._bank, self._task, fitted, question, named)
+        return neighbour_votes(self._reg, self._bank, self._task, fitted, user, question, named)
 
     def neighbour_settings(self, options: MemoryOptions) -> dict[str, Any]:
         """The settings that determine how neighbours count, besides their items; empty where they do not count."""

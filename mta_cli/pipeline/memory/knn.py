@@ -65,7 +65,7 @@ class NeighbourVote:
 
 @dataclass(frozen=True)
 class NeighbourVotes:
-    """The votes of a bank's items on a question: each label's share, and the `strongest` of all `count` items."""
+    """The votes of others' items on a question: each label's share, and the `strongest` of all `count` items."""
 
     count: int
     label_shares: tuple[float, ...]
@@ -189,27 +189,28 @@ def load_neighbours(reg: Registry, bank: Bank, task: Task) -> NeighbourIndex | N
 
 
 def neighbour_votes(
-    reg: Registry, bank: Bank, task: Task, fitted: FittedNeighbours, question: str, named: int
+    reg: Registry, bank: Bank, task: Task, fitted: FittedNeighbours, user: User, question: str, named: int
 ) -> NeighbourVotes | None:
-    """The votes on a question's label, with the `named` strongest; None where there is no item any more."""
+    """The votes on the label of the user's question, with the `named` strongest; None without others' items."""
     import numpy as np
 
     from mta_cli.engine.memory.knn import BACKGROUND_VOTES
 
     items = labelled_items(reg, bank, task)
-    if (index := _index_items(items, bank, task)) is None:
+    if (index := _index_items(items, bank, task)) is None or not (others := index.item_users != user.id).any():
         return None
     vector, sharpness = fitted.embed([question]), fitted.kernel.sharpness
-    weights = index.vote_weights(vector, sharpness)[0]  # [items]
-    shares = weights / (weights.sum() + BACKGROUND_VOTES)
-    best = [(items[place], float(shares[place])) for place in np.argsort(-shares, kind="stable")[:named].tolist()]
+    weights = np.where(others, index.vote_weights(vector, sharpness)[0], 0.0)  # [items]
+    shares, count = weights / (weights.sum() + BACKGROUND_VOTES), int(others.sum())
+    order = np.argsort(-weights, kind="stable")[: min(named, count)].tolist()
+    best = [(items[place], float(shares[place])) for place in order]
     texts = reg.items.by_ids([item.item_id for item, _ in best])
     strongest = (
         NeighbourVote(reg.users.by_id(item.user_id).name, texts[item.item_id].input, item.output, share)
         for item, share in best
     )
-    by_label = np.exp(index.log_vote_rates(vector, sharpness)[0])
-    return NeighbourVotes(len(items), tuple(by_label.tolist()), tuple(strongest))
+    by_label = np.exp(index.log_vote_rates(vector, sharpness, np.array([user.id]))[0])
+    return NeighbourVotes(count, tuple(by_label.tolist()), tuple(strongest))
 
 
 def _index_items(items: Sequence[Neighbour], bank: Bank, task: Task) -> NeighbourIndex | None:

@@ -119,7 +119,7 @@ def test_a_loaded_model_uses_the_label_memory_as_it_is_now(peopled: Registry) ->
     """A bank that was built meanwhile counts, and a removed user's items do not vote any more."""
 
     def neighbours_of(model: ChatModel) -> set[str]:
-        votes = model.memory.votes_on("film 7 about a ship", model.options.memory, 100)
+        votes = model.memory.votes_on(ida, "film 7 about a ship", model.options.memory, 100)
         return set() if votes is None else {vote.user for vote in votes.strongest}
 
     ida = peopled.users.get("ida")

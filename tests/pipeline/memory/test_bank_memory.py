@@ -87,7 +87,8 @@ def test_without_the_embedder_the_habit_speaks_alone_and_that_is_said(
     monkeypatch.setattr("mta_cli.pipeline.models.installed.list_models", list)
     both, lacking = replace(ALONE, memory="neighbours"), memory(peopled)
     assert "tiny-embedder is not here" in str(lacking.missing_embedder_note(both))
-    assert said(lacking.prior_for(ida, "adapted", both)) == said(prior_for(peopled, ida))
+    fallback, habit = lacking.prior_for(ida, "adapted", both), prior_for(peopled, ida)
+    assert fallback is not None and habit is not None and fallback(FILM, "1900") == habit(FILM, "1900") != habit(FILM)
     assert lacking.missing_embedder_note(ALONE) is None, "nobody asked for neighbours"
 
 
@@ -131,6 +132,22 @@ def test_a_leave_one_out_prior_knows_neither_the_answer_nor_the_users_own_items(
     told = shared.neighbour_settings(options)
     fitted = asdict(MixtureWeights.from_parts(**bank.config[MIXTURE_WEIGHTS_KEY]))
     assert told["weights"] == {**fitted, "factor": options.neighbour_weight}
+
+
+def test_an_askers_own_items_are_no_neighbours(peopled: Registry) -> None:
+    """Neither in an answer nor in what explains it: their answers count in their label prior alone."""
+    built(peopled)
+    shared, options, user = memory(peopled), MemoryOptions(), peopled.users.get("user0")
+    (item, *_) = peopled.items.recent_items(user.id, TASK.name)
+    prior = shared.prior_for(user, "adapted", options)
+    assert isinstance(prior, NeighbourLabelPrior)
+    prior = replace(prior, kernel=replace(prior.kernel, votes=1.0, linear=1.0))
+    others = replace(prior, neighbours=prior.neighbours.without_user(user.id), asker=None)
+    assert said(prior, item.input) == pytest.approx(said(others, item.input))
+    assert said(prior, item.input) != pytest.approx(said(replace(prior, asker=None), item.input))
+    told = shared.votes_on(user, item.input, options, 1000)
+    assert told is not None and user.name not in {vote.user for vote in told.strongest}
+    assert len(told.strongest) == told.count == len(others.neighbours.labels)
 
 
 def test_no_leave_one_out_prior_where_no_neighbours_count(peopled: Registry) -> None:
