@@ -27,8 +27,7 @@ FIRST_SCHEMA_WITH_UUIDS = 8
 _TOMBSTONES = f"""SELECT forgotten_at, items, had_anchor, user_uuid FROM tombstones
 WHERE user_uuid NOT GLOB '{WITHDRAWN_PREFIX}*' ORDER BY id"""
 _WITHDRAWN = f"""SELECT uuid FROM users WHERE uuid IS NOT NULL AND NOT can_anchor
-UNION SELECT substr(user_uuid, {len(WITHDRAWN_PREFIX) + 1}) FROM tombstones
-WHERE user_uuid GLOB '{WITHDRAWN_PREFIX}*'"""
+UNION SELECT substr(user_uuid, {len(WITHDRAWN_PREFIX) + 1}) FROM tombstones WHERE user_uuid GLOB '{WITHDRAWN_PREFIX}*'"""
 _UNREADABLE = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 
 
