@@ -67,6 +67,8 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
             f"{method.name} has no setting {', '.join(unknown)}", hint=f"it has {', '.join(types) or 'none'}"
         )
     settings = {**defaults, **chosen}
+    if "steps" in given and "epochs" not in given:
+        settings.pop("epochs", None)  # where there are epochs, they decide and steps do not count
     named = {*chosen, *method.overrides, *given}
     if request.options.shots > FEW_SHOTS:  # each user's number of shots decides, see `stack_schedule`
         for name in {"batch_size", *(() if "epochs" in named else ("steps",))} - named:

@@ -39,6 +39,7 @@ def run_evaluation(
     asked, (methods, request) = request, _resolve_methods(request)
     design = make_design(reg, request)
     known = reg.evaluations.find_by_key(design.key)
+    request = _with_earlier_given(request, methods, known)
     runs = _method_runs(methods, _tuned_settings(reg, request, known, methods, design))
     yield JobPlan("eval run", (*plan, *_plan(reg, request, design, methods, runs)))
     if request.options.memory is not None and not request.task.labels:
@@ -55,6 +56,8 @@ def run_evaluation(
         if outdated := sorted(filter(_is_outdated, earlier.items())):
             names = ", ".join(name for name, _ in outdated)
             yield Note(f"Measured by an earlier version of mta: {names}. Name them to run them again.", warning=True)
+        for control, own in _unlike_originals(chosen | earlier):
+            yield Note(f"{control} has other settings than {own}. Name both to run them alike.", warning=True)
         if result["reference"] != request.options.reference:
             wanted = request.options.reference
             yield Note(f"{wanted} is not among the methods: all are compared with {result['reference']}.", warning=True)
@@ -103,20 +106,46 @@ def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
     for name in sorted(request.method_settings, key=lambda name: "+" in name):  # a name with its memory stands above
         for method, known in _split_settings(find_methods([name], memory), request.method_settings[name]):
             given[method.name] = {**given.get(method.name, {}), **known}
-    for method in methods:
-        if method.control_of and (own := {**given.get(original(method).name, {}), **given.get(method.name, {})}):
-            given[method.name] = own
-    if unused := sorted(set(given) - names):
+    originals = {method.name: original(method).name for method in methods if method.control_of}
+    for control, name in originals.items():
+        if own := {**given.get(name, {}), **given.get(control, {})}:
+            given[control] = own
+    if unused := sorted(set(given) - names - set(originals.values())):
         raise UsageError(f"settings are given for {', '.join(unused)}, which is not among the methods")
     reference = find_method(options.reference, None if memory == ALL_MEMORIES else memory).name
     if reference in names:
         options = replace(options, reference=reference)
     if request.measured is not None and (apart := [method.name for method in methods if method.bank_preset]):
         raise UsageError(f"{', '.join(apart)} has a bank of its own, and --bank measures one bank")
-    request = replace(request, options=options, method_settings=given)
+    of_methods = {name: own for name, own in given.items() if name in names}
+    request = replace(request, options=options, method_settings=of_methods)
     for method in methods:
         resolve_settings(method, request, {})
     return methods, request
+
+
+def _with_earlier_given(request: EvalRequest, methods: Sequence[Method], known: Evaluation | None) -> EvalRequest:
+    """The request; controls also have what was given for their methods in an earlier run, where this run has none."""
+    from mta_cli.engine.methods.catalog import original
+
+    earlier = known.result.get("given", {}) if known else {}
+    given, names = dict(request.method_settings), {method.name for method in methods}
+    for control in methods:
+        if control.control_of and (name := original(control).name) not in names and name in earlier:
+            given[control.name] = {**earlier[name], **given.get(control.name, {})}
+    return replace(request, method_settings=given)
+
+
+def _unlike_originals(settings: Mapping[str, FoldSettings]) -> Iterator[tuple[str, str]]:
+    """The controls that have other settings than their method, whatever the versions, each with its method."""
+    from mta_cli.engine.methods.catalog import find_method, original
+
+    plain = {name: [{**own, "version": 1} for own in by_fold] for name, by_fold in settings.items()}
+    for name in plain:
+        with suppress(UsageError):  # a method of an earlier version
+            method = find_method(name)
+            if method.control_of and plain.get(own := original(method).name, plain[name]) != plain[name]:
+                yield name, own
 
 
 def _split_settings(variants: Sequence[Method], settings: Mapping[str, Any]) -> list[tuple[Method, dict[str, Any]]]:

@@ -188,6 +188,15 @@ def test_passes_over_the_shots_are_a_setting_of_every_method_with_a_stack(people
     assert one[0]["methods"]["stack"]["gold_loglik"] != many[0]["methods"]["stack"]["gold_loglik"]
 
 
+def test_given_steps_count_where_the_method_or_a_tuning_has_epochs(peopled: Registry) -> None:
+    for shots in (8, 9):
+        given = eval_request(methods="oppu", shots=shots, given={"oppu": {"steps": "50"}})
+        found = resolve_settings(PRESETS_BY_NAME["oppu"], given, {"epochs": 4})
+        assert found["steps"] == 50 and "epochs" not in found
+    both = replace(given, method_settings={"oppu": {"steps": "50", "epochs": "3"}})
+    assert resolve_settings(PRESETS_BY_NAME["oppu"], both, {})["epochs"] == 3
+
+
 def test_the_number_of_shots_decides_the_steps_of_many(peopled: Registry) -> None:
     few, many = eval_request(methods="stack", shots=8), eval_request(methods="stack", shots=9)
     stack, oppu = PRESETS_BY_NAME["stack"], PRESETS_BY_NAME["oppu"]
@@ -339,6 +348,16 @@ def test_a_control_is_trained_as_its_method(peopled: Registry) -> None:
     result, _ = finish(run_evaluation(peopled, eval_request(methods=names, given=given)))
     own, other = result["settings"]["task:none:core"], result["settings"]["permuted-task:none:core"]
     assert (own["steps"], other["steps"], other["rank"]) == (2, 2, 1) and own["rank"] != 1
+
+
+def test_a_control_in_a_later_run_has_what_was_given_for_its_method(peopled: Registry) -> None:
+    core, control = "task:none:core", "permuted-task:none:core"
+    finish(run_evaluation(peopled, eval_request(methods=core, given={core: {"steps": "2"}})))
+    result, seen = finish(run_evaluation(peopled, eval_request(methods=control)))
+    assert result["settings"][control]["steps"] == 2 and not any("other settings" in note for note in notes(seen))
+    result, seen = finish(run_evaluation(peopled, eval_request(methods=control, given={core: {"steps": "3"}})))
+    assert result["settings"][control]["steps"] == 3 and result["given"][core] == {"steps": "2"}
+    assert f"{control} has other settings than {core}. Name both to run them alike." in notes(seen)
 
 
 def test_the_record_of_a_run_has_the_settings_as_they_were_given(peopled: Registry) -> None:
