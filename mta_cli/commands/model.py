@@ -47,8 +47,8 @@ def pull_model(
 ) -> None:
     """Fetch a model, or name a local folder.
 
-    Nothing of a folder is copied. Pulling again continues an interrupted pull. A folder can also be used without
-    pulling: its path can stand for a model's name.
+    Nothing of a folder is copied. Pulling again continues an interrupted pull from a hub. A folder can also be used
+    without pulling: its path can stand for a model's name.
     """
     from mta_cli.pipeline.models.pull import pull_model
 
