@@ -1,8 +1,7 @@
 """Replaces a store by an unpacked backup: verified first, in one transaction, without forgotten users.
 
 The replaced store lists the users that were forgotten since the backup, and the withdrawn consents. Both are applied
-to the restored store before it replaces the old one, by the code that `forget` always uses. The restored store lists
-what concerns users whom it lacks, so that a later restore applies that too.
+to the restored store before it replaces the old one, by the code that `forget` always uses.
 """
 
 from __future__ import annotations
@@ -21,13 +20,12 @@ from store.held_files import remove_abandoned
 from store.integrity.check import find_foreign_parts
 from store.registry import Registry
 from store.schema import APPLICATION_ID, known_schema_version, schema_version
-from store.tables.users import WITHDRAWN_PREFIX, Tombstone
+from store.tables.users import Tombstone
 
 FIRST_SCHEMA_WITH_UUIDS = 8
-_TOMBSTONES = f"""SELECT forgotten_at, items, had_anchor, user_uuid FROM tombstones
-WHERE user_uuid NOT GLOB '{WITHDRAWN_PREFIX}*' ORDER BY id"""
-_WITHDRAWN = f"""SELECT uuid FROM users WHERE uuid IS NOT NULL AND NOT can_anchor
-UNION SELECT substr(user_uuid, {len(WITHDRAWN_PREFIX) + 1}) FROM tombstones WHERE user_uuid GLOB '{WITHDRAWN_PREFIX}*'"""
+_TOMBSTONES = """SELECT forgotten_at, items, had_anchor, user_uuid FROM tombstones
+WHERE user_uuid IS NOT NULL ORDER BY id"""
+_WITHDRAWN = "SELECT uuid FROM users WHERE uuid IS NOT NULL AND NOT can_anchor ORDER BY id"
 _UNREADABLE = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 
 
@@ -36,7 +34,7 @@ class ReplacedStore:
     """The store that a restore replaces. `users` is None for a missing or unreadable store.
 
     `problem` says why the users forgotten since the backup are unknown; empty where they are known. `withdrawn` are
-    the uuids of users without consent, also of those whom the store lacks; `people` the uuids and names of its users.
+    the uuids of users without consent, `people` the uuids and names of all its users.
     """
 
     users: int | None
@@ -232,15 +230,11 @@ def _replay(reg: Registry, replaced: ReplacedStore) -> tuple[int, int]:
                 reg.users.forget(user.id)
                 forgotten += 1
             reg.users.keep_tombstone(tombstone)
-        absent = []
         for uuid in replaced.withdrawn:
             user = reg.users.find_by_uuid(uuid)
-            if user is None:
-                absent.append(uuid)
-            elif user.can_anchor:
+            if user is not None and user.can_anchor:
                 reg.users.set_can_anchor(user.id, False)
                 withdrawn += 1
-        reg.users.keep_withdrawals(absent)
     return forgotten, withdrawn
 
 

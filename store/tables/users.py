@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +42,6 @@ StaleAnchor = tuple[str, int, int]
 
 Tombstone = tuple[str, int, int, str]
 """(forgotten at, history items, whether the user was an anchor, the uuid of their row)"""
-
-
-WITHDRAWN_PREFIX = "withdrawn:"
-"""Begins the `user_uuid` of a tombstone that says: this user, whom the store lacks, has not consented."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +107,6 @@ class Users:
         sql = """INSERT INTO tombstones (forgotten_at, items, had_anchor, user_uuid, erased) SELECT ?1, ?2, ?3, ?4, 1
         WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE user_uuid = ?4)"""
         self._db.execute_write(sql, tombstone)
-
-    def keep_withdrawals(self, uuids: Sequence[str]) -> None:
-        """Record that users whom this store lacks have not consented, unless that is known."""
-        sql = """INSERT INTO tombstones (forgotten_at, items, had_anchor, user_uuid, erased)
-        SELECT ?1, 0, 0, uuid, 1 FROM (
-            SELECT ?2 || value AS uuid FROM json_each(?3) EXCEPT SELECT user_uuid FROM tombstones
-        )"""
-        self._db.execute_write(sql, (utc_now(), WITHDRAWN_PREFIX, json.dumps(list(uuids))))
 
     def names(self) -> list[str]:
         """All names, sorted."""

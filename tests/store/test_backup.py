@@ -168,20 +168,6 @@ def test_consent_that_was_taken_back_since_is_taken_back_again(full: Registry, t
         assert [anchor.stale for anchor in reg.banks.anchors(reg.banks.get("free").id)] == [True]
 
 
-def test_consent_stays_withdrawn_over_a_restore_that_lacks_the_user(full: Registry, tmp_path: Path) -> None:
-    root, old, new = full.root, tmp_path / "old", tmp_path / "new"
-    backed_up(full, old)
-    carol = full.users.add("carol").id
-    backed_up(full, new)
-    full.users.set_can_anchor(carol, False)
-    full.close()
-    assert [restored(root, each).withdrawn for each in (old, old, new)] == [0, 0, 1]
-    with Registry.open(root) as reg:
-        reg.users.set_can_anchor(reg.users.get("carol").id, True)
-    done = restored(root, new)
-    assert (done.forgotten, done.withdrawn) == (0, 0), "carol has consented again"
-
-
 def test_bytes_that_a_purge_has_not_reached_are_in_no_backup(
     full: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
