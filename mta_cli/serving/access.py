@@ -1,4 +1,4 @@
-"""Who may ask: the `Host` header on the loopback address, and keys."""
+"""Who may ask: the `Host` header where no keys are needed, and keys."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Access:
     """
 
     def __init__(self, host: str, read_keys: Callable[[], KeyFile]) -> None:
-        self.on_loopback, self._host, self._read_keys = is_loopback(host), host, read_keys
+        self._host, self._read_keys = host, read_keys
         self.keys = read_keys()
-        self._needs_key = self.keys.is_there or not self.on_loopback
+        self._needs_key = self.keys.is_there or not is_loopback(host)
         self._check_thread, self._checks = ThreadPoolExecutor(1, thread_name_prefix="keys"), 0
 
     def reread(self) -> None:
@@ -42,8 +42,8 @@ class Access:
         self._needs_key = self._needs_key or self.keys.is_there
 
     def refuse_foreign_host(self, header: str | None) -> None:
-        """Raises ApiError where a request to this machine alone names another host, as a rebound name of a web page."""
-        if self.on_loopback and _host_name(header or "") not in (*LOOPBACK_NAMES, self._host):
+        """Raises ApiError where no key is needed and a request names another host, as a rebound name of a web page."""
+        if not self._needs_key and _host_name(header or "") not in (*LOOPBACK_NAMES, self._host):
             raise ApiError(403, "The Host header is not this machine's.", code="forbidden_host")
 
     async def find_key(self, header: str | None) -> Key | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +109,20 @@ def test_a_rebound_name_of_a_web_page_is_refused(served: Running, header: str) -
     assert served.get("/../metrics", headers={"host": header}).status_code == 403
 
 
+def test_a_proxy_that_passes_its_host_on_is_answered_where_keys_are_needed(keyed: tuple[Running, str, str]) -> None:
+    running, few, _ = keyed
+    assert with_key(running, few).get("/models", headers={"host": "mta.example"}).status_code == 200
+    running.headers = {}
+    assert running.get("/models", headers={"host": "mta.example"}).status_code == 401
+
+
 @pytest.mark.parametrize("header", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:9", "[::1]:8000"])
 def test_names_of_this_machine(header: str) -> None:
-    Access("127.0.0.1", lambda: KeyFile("")).refuse_foreign_host(header)
-    Access("0.0.0.0", lambda: KeyFile("")).refuse_foreign_host("any.example")
+    no_file = partial(KeyFile, "", is_there=False)
+    Access("127.0.0.1", no_file).refuse_foreign_host(header)
+    Access("0.0.0.0", no_file).refuse_foreign_host("any.example")
     with pytest.raises(ApiError):
-        Access("::1", lambda: KeyFile("")).refuse_foreign_host("any.example")
+        Access("::1", no_file).refuse_foreign_host("any.example")
     assert is_loopback("127.3.4.5") and not is_loopback("0.0.0.0") and not is_loopback("example.org")
 
 
