@@ -97,9 +97,16 @@ class Routes:
                     response = await self._counted(handler, request, "" if key is None else key.id)
             except Exception as error:
                 response = self._error_response(error)
-            self.service.metrics.requests.labels(path, str(response.status_code)).inc()
-            took, label = 1000 * (time.monotonic() - began), key.label if key is not None else "-"
-            log.info("%s %s %d %.0f ms, key %s", method, path, response.status_code, took, label)
+            status, label = response.status_code, key.label if key is not None else "-"
+            self.service.metrics.requests.labels(path, str(status)).inc()
+
+            def write_line() -> None:
+                log.info("%s %s %d %.0f ms, key %s", method, path, status, 1000 * (time.monotonic() - began), label)
+
+            if isinstance(response, _Stream):
+                response.on_end.append(write_line)
+            else:
+                write_line()
             return response
 
         guarded.__doc__ = handler.__doc__

@@ -21,7 +21,8 @@ MAX_MODEL_NAME = 600
 # that a model may call and these never do.
 TOOLS = ("tools", "functions", "parallel_tool_calls")
 WITHOUT_EFFECT = ("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store", *TOOLS)
-# Parameters that would change an answer and do not here. `null`, `[]`, `{}` and false say the same as leaving them out.
+# Parameters that no endpoint honours, though they would change an answer. `null`, `[]`, `{}` and false of them say the
+# same as leaving them out.
 REFUSED = {
     "audio": "answers are text",
     "best_of": "",
@@ -140,6 +141,9 @@ class AdaptBody(Struct, forbid_unknown_fields=True, kw_only=True):
     shots: Annotated[int, Meta(ge=1, le=1000)] | None = None
 
 
+HONOURED = {name for body in (ChatBody, CompletionBody, EmbeddingBody) for name in body.__struct_fields__}
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the answers of a request are chosen, with the server's defaults for what is not given."""
@@ -186,7 +190,7 @@ def _without_refused(raw: Mapping[str, Any], kind: type[Struct]) -> dict[str, An
         elif name in WITHOUT_EFFECT:
             if name == "store" and value:
                 raise unsupported(name, "nothing that is asked here is kept")
-        else:
+        elif value is not None or name not in HONOURED:
             raise ApiError(400, f"There is no parameter {name!r:.100}.", code="unknown_parameter", param=name[:100])
     return kept
 

@@ -106,10 +106,10 @@ class UserModels(Generic[W]):
         name = model.removeprefix(BASE_PREFIX) if named else model
         if (user := self._find(name, may)) is not None:
             return Target(model, user, self.require_task(task, "task") if task else self.options.task)
-        name, slash, own_task = name.rpartition("/")
-        if slash and name == BASE_NAME and not named:
-            return Target(model, None, self.require_task(own_task, "model"))
-        if not slash or (user := self._find(name, may)) is None or not self._is_task(own_task):
+        name, _, own_task = name.rpartition("/")
+        is_base = name == BASE_NAME and not named
+        user = None if is_base else self._find(name, may)
+        if (user is None and not is_base) or not self._is_task(own_task):
             raise unknown_model(model)
         if task not in (None, own_task):
             raise invalid("task", f"The model is of task {own_task}, and task is {task!r:.100}.")
@@ -332,14 +332,14 @@ class UserModels(Generic[W]):
 
     def list_targets(self, may: May) -> Iterator[Target]:
         """The base, and of each user whom the client may ask the chat model and one model for each task."""
-        yield Target(BASE_NAME, None, None)
+        yield Target(BASE_NAME, None, self.options.task)
         for name in [name for name in self.reg.users.names() if may(name)][:LISTED_USERS]:
             try:
                 user = self.reg.users.get(name)
             except NotFound:
                 continue
             shown = name if name != BASE_NAME else f"{BASE_PREFIX}{name}"
-            yield Target(shown, user, None)
+            yield Target(shown, user, self.options.task)
             for task, _, _ in self.reg.users.tasks_of_user(user.id):
                 if task != FREE_TASK:
                     yield Target(f"{shown}/{task}", user, task)

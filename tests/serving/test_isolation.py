@@ -8,6 +8,8 @@ import random
 import re
 import socket
 import string
+import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -51,6 +53,26 @@ def test_log_text_adds_the_last_message_of_a_chat_and_no_other_text(
     assert served.post("/chat/completions", {"model": "alice", "messages": turns}).status_code == 200
     assert served.post("/completions", {"model": "alice", "prompt": f"{CANARY}prompt"}).status_code == 200
     assert re.findall(f"{CANARY}\\w+", caplog.text) == [f"{CANARY}last"] and "alice" not in caplog.text
+
+
+def test_the_line_of_a_stream_has_the_time_until_its_end(
+    served: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, passed = served.service.pieces, list[bool]()
+
+    async def pieces(*given: Any) -> AsyncIterator[Any]:
+        async for piece in whole(*given):
+            yield piece
+        passed.append("POST" in caplog.text)
+
+    caplog.set_level(logging.INFO, "mta.serve")
+    monkeypatch.setattr(served.service, "pieces", pieces)
+    served.stream(ask("alice", "Hi", max_tokens=2))
+    for _ in range(100):
+        if "POST /v1/chat/completions 200" in caplog.text:
+            break
+        time.sleep(0.05)
+    assert passed == [False] and caplog.text.count("POST /v1/chat/completions 200") == 1
 
 
 def test_a_prefix_of_one_user_is_not_anothers(served: Running) -> None:

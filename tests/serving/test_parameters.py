@@ -328,6 +328,7 @@ def test_the_page_of_parameters_says_what_happens(served: Running) -> None:
     for name, kind, said in found:
         body = dict(NEEDED[kind])
         if name not in body:
+            assert served.post(PATHS[kind], body | {name: None}).status_code == 200, (name, kind)
             logprobs: Any = True if kind == "chat" else 1
             body |= {name: {**SAMPLES, "logprobs": logprobs}.get(name, "x")}
         body |= {"logprobs": True} if name == "top_logprobs" and kind == "chat" else {}
