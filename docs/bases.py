@@ -121,7 +121,7 @@ def _row(base: HubBase) -> str:
         f"{base.download_bytes / 1e9:.2f}",
         f"{training_bytes(base.shape, 'bfloat16') / 1e9:.1f}",
         f"{training_bytes(base.shape, 'nf4+bfloat16') / 1e9:.1f}",
-        f"{answering_bytes(base.shape, 'bfloat16') / 1e9:.1f}",
+        f"{answering_bytes(base.shape, 'bfloat16') / 1e9:.1f}" if base.fast else "–",
         f"{base.licence}{', gated' if base.gated else ''}",
         "fast" if base.fast else "slow",
     )

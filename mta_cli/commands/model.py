@@ -181,7 +181,7 @@ def _render_available(rows: list[dict[str, Any]]) -> Any:
             _format_parameters(row["parameters"]),
             "here" if row["pulled"] else f"{row['download_bytes'] / 1e9:.1f}",
             f"{row['train_bytes'] / 1e9:.1f}",
-            f"{row['serve_bytes'] / 1e9:.1f}",
+            f"{row['serve_bytes'] / 1e9:.1f}" if row["fast"] else None,
             f"gated {row['licence']}" if row["gated"] else row["licence"],
             "fast" if row["fast"] else "slow",
         )

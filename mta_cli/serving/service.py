@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mta_cli.errors import UsageError
+from mta_cli.errors import MtaError, UsageError
 from mta_cli.pipeline.chat.answer import answer_penalty, check_message
 from mta_cli.serving.answer import Answer, Failed, Finished, Piece
 from mta_cli.serving.answer_format import AnswerFormat, Choice, TokenNames, label_entries
@@ -31,7 +31,6 @@ from mta_cli.serving.weights import FactorsMaker
 
 if TYPE_CHECKING:
     from mta_cli.engine.generation.sampler import TokenConstraint
-    from mta_cli.engine.model.load import LoadedBase
     from mta_cli.options import ServeOptions
     from mta_cli.pipeline.models.manifest import ModelEntry
     from mta_cli.pipeline.requests import ChatOptions
@@ -110,15 +109,19 @@ class Service:
     def _open_base(self, prefix_bytes: int) -> ServedBase[Any]:
         """The base in this process, or beside a vLLM server. Raises MtaError."""
         if self.options.vllm:
+            from mta_cli.pipeline.models.verify import verify_in_background
             from mta_cli.serving.vllm.vllm_engine import connect_vllm
 
-            return connect_vllm(self._entry, self.options, self.metrics)
+            with verify_in_background(reg=self._reg if self.chat.machine.verify else None):
+                return connect_vllm(self._entry, self.options, self.metrics)
         from mta_cli.pipeline.models.load import load_on_device
         from mta_cli.serving.json_format import JsonFormats
         from mta_cli.serving.scheduler import Scheduler
 
+        require_known_family(self._entry)
         base = load_on_device(self._entry, self.chat.machine, reg=self._reg, use="answer")
-        require_servable(base)
+        if base.llama_decoder is None:
+            raise _not_servable(base.name, base.model.config.model_type)
         scheduler = Scheduler(
             base,
             max_batch=self.options.max_batch,
@@ -420,11 +423,20 @@ def _compute_on_one_core() -> None:
     torch.set_num_threads(1)
 
 
-def require_servable(base: LoadedBase) -> None:
-    """Raises UsageError where the base decodes one user's model at a time."""
-    if base.llama_decoder is None:
-        raise UsageError(
-            f"{base.name} cannot be served: {base.model.config.model_type} has no fast path, and only that decodes "
-            "several users' models at once.",
-            hint="mta ask and mta chat answer with it",
-        )
+def require_known_family(entry: ModelEntry) -> None:
+    """Raises UsageError where the decoder does not know the base's layers, before its weights are read."""
+    from mta_cli.engine.model.load import family_without_decoder
+
+    try:
+        family = family_without_decoder(entry.path)
+    except MtaError:
+        return  # loading the base says what is wrong with its folder
+    if family is not None:
+        raise _not_servable(entry.name, family)
+
+
+def _not_servable(name: str, family: str) -> UsageError:
+    return UsageError(
+        f"{name} cannot be served: {family} has no fast path, and only that decodes several users' models at once.",
+        hint="mta ask and mta chat answer with it",
+    )

@@ -128,6 +128,16 @@ def test_what_cannot_be_served_is_said_at_once(store_root: Path) -> None:
     assert busy.code == 4 and "cannot be listened on" in busy.err
 
 
+def test_a_base_without_a_fast_path_is_refused_before_its_weights_are_read(
+    store_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_world(store_root).reg.close()
+    monkeypatch.setattr("mta_cli.engine.model.load.family_without_decoder", lambda path: "granite")
+    monkeypatch.setattr("mta_cli.pipeline.models.load.load_on_device", None)
+    ran = mta("serve", "--port", "0")
+    assert ran.code == 2 and "granite has no fast path" in ran.err
+
+
 def test_missing_packages_are_named(store_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mta_cli.commands.serve.PACKAGES", ("starlette", "no_such_package"))
     ran = mta("serve")

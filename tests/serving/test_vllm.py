@@ -29,11 +29,12 @@ from mta_cli.serving.metrics import Metrics
 from mta_cli.serving.vllm import vllm_engine
 from mta_cli.serving.vllm.vllm_engine import SCORED_TOKENS, connect_vllm, scoring_requests
 from mta_cli.serving.vllm.vllm_resolver import ADAPTER_NAME, BASE_FILE, FOLDER_VARIABLE, find_adapter, register
-from tests.pipeline.world import asking
+from tests.pipeline.world import asking, make_world
 from tests.serving.conftest import Start
 from tests.serving.running import Running, ask
 from tests.serving.test_forget import forget
 from tests.serving.vllm_stand_in import BASE_NAME, StandIn, run_stand_in
+from tests.shell import mta
 from tests.tiny import make_base
 
 QUESTION = "What is alice about?"
@@ -337,6 +338,16 @@ def test_another_servers_address_is_refused(upstream: StandIn, start: Start, mon
         connect_vllm(entry, options(upstream), metrics)
 
 
+def test_a_damaged_registry_is_named_before_the_first_answer(
+    upstream: StandIn, store_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_world(store_root).reg.close()
+    monkeypatch.setattr("mta_cli.pipeline.models.verify._verified_keys", set())
+    monkeypatch.setattr("store.integrity.check.find_structure_faults", lambda root: ["registry.db is damaged"])
+    ran = mta("serve", "--port", "0", "--vllm", upstream.url, "--adapters", upstream.adapters)
+    assert ran.code == 5 and "registry.db is damaged" in ran.err
+
+
 def test_the_prompt_fits_what_vllm_reads(upstream: StandIn, start: Start) -> None:
     """The stand-in reads 200 tokens, fewer than the base does."""
     chat: ChatOptions = asking(history_items=0)
@@ -388,10 +399,14 @@ def test_the_plugin_finds_folders(tmp_path: Path, tiny_base_path: Path, monkeypa
     assert asyncio.run(known["mta"].resolve_lora("base", name)) == (name, 1, str(tmp_path / name))
     (tmp_path / BASE_FILE).write_text(fingerprint(tiny_base_path))
     register()
-    assert asyncio.run(known["mta"].resolve_lora(str(tiny_base_path), name)) == (name, 1, str(tmp_path / name))
-    (tmp_path / BASE_FILE).write_text("sha256:0")
-    register()
-    assert asyncio.run(known["mta"].resolve_lora(str(tiny_base_path), name)) is None
+
+    async def found() -> Any:
+        return await known["mta"].resolve_lora(str(tiny_base_path), name)
+
+    with asyncio.Runner() as runner:
+        assert runner.run(found()) == (name, 1, str(tmp_path / name))
+        (tmp_path / BASE_FILE).write_text("sha256:0")  # by another server on another base
+        assert runner.run(found()) is None
 
 
 @pytest.mark.skipif("MTA_TEST_VLLM" not in os.environ, reason="MTA_TEST_VLLM names no program vllm")

@@ -40,7 +40,7 @@ class EvalContext:
         from mta_cli.engine.lora.adapter import AdapterMerger
 
         self.reg, self.request, self.design, self.banks = reg, request, plan, banks
-        self.base = load_on_device(request.base, request.machine)
+        self.base = load_on_device(request.base, request.machine, reg=reg)
         self._profiles, self._folder = profiles, AdapterMerger(self.base)
         self._folded_bank: Bank | None = None
         self.below: LoraWeights | None = None  # the task adapter that the base holds now

@@ -71,7 +71,7 @@ def evaluate_users(
                 f"None of these users has held-out queries of task {task.name}.",
                 hint="mta data import FILE --hold-out 5",
             )
-        base = load_on_device(base_entry, machine)
+        base = load_on_device(base_entry, machine, reg=reg)
         examples, folder = PromptRowBuilder(reg, base, task, prompt.history_items), AdapterMerger(base)
         yield JobStarted("evaluate", total=len(modes) * sum(len(queries[user.id]) for user in asked), unit="answers")
         answers: list[Prediction] = []

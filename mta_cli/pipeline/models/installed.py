@@ -75,7 +75,7 @@ def available_bases() -> list[dict[str, Any]]:
             "download_bytes": package.wheel_bytes if package else base.download_bytes,
             "train_bytes": training_bytes(base.shape, "bfloat16"),
             "train_nf4_bytes": training_bytes(base.shape, "nf4+bfloat16"),
-            "serve_bytes": answering_bytes(base.shape, "bfloat16"),
+            "serve_bytes": answering_bytes(base.shape, "bfloat16") if base.fast else None,
             "fast": base.fast,
             "gated": base.gated,
             "pulled": full_name(name) in here,

@@ -23,15 +23,17 @@ def find_adapter(root: Path, name: str) -> Path | None:
     return folder if folder is not None and (folder / CONFIG_FILE).is_file() else None
 
 
-def is_served_base(root: Path, folder: Path) -> bool:
-    """Whether the base in `folder` is the one that the adapters in `root` are for; also where that cannot be told.
-
-    Reads all weights. A base that vLLM loads by its name on a hub has no such folder.
-    """
+def served_fingerprint(folder: Path) -> str | None:
+    """The fingerprint of the base in `folder`; None for one that vLLM loads by its name on a hub. Reads all weights."""
     from mta_cli.engine.model.checkpoint_files import fingerprint
 
+    return fingerprint(folder) if folder.is_dir() else None
+
+
+def wanted_fingerprint(root: Path) -> str | None:
+    """The fingerprint of the base that the adapters in `root` are for now; None where that is not said."""
     wanted = root / BASE_FILE
-    return not folder.is_dir() or not wanted.is_file() or fingerprint(folder) == wanted.read_text().strip()
+    return wanted.read_text().strip() if wanted.is_file() else None
 
 
 def register() -> None:
@@ -46,15 +48,16 @@ def register() -> None:
     class AdapterResolver(LoRAResolver):  # type: ignore[misc]  # vLLM has no types here
         """Adapters of mta's users."""
 
-        checked: asyncio.Task[bool] | None = None
+        reading: asyncio.Task[str | None] | None = None
 
         async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
             """The adapter of that name, whose number vLLM chooses; None without one, and where the base is another."""
             if (folder := find_adapter(root, lora_name)) is None:
                 return None
-            if self.checked is None:
-                self.checked = asyncio.create_task(asyncio.to_thread(is_served_base, root, Path(base_model_name)))
-            if not await self.checked:
+            if self.reading is None:
+                self.reading = asyncio.create_task(asyncio.to_thread(served_fingerprint, Path(base_model_name)))
+            served, wanted = await self.reading, wanted_fingerprint(root)
+            if None not in (served, wanted) and served != wanted:
                 log.error("%s is not the base of the adapters in %s", base_model_name, root)
                 return None
             return LoRARequest(lora_name, 1, str(folder))

@@ -27,6 +27,13 @@ def field(trial: Trial) -> EvalContext:
     return EvalContext(trial.reg, trial.request, trial.plan, banks, profiles(trial.request, trial.plan))
 
 
+def test_a_damaged_registry_is_named_before_the_first_answer(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mta_cli.pipeline.models.verify._verified_keys", set())
+    monkeypatch.setattr("store.integrity.check.find_structure_faults", lambda root: ["registry.db is damaged"])
+    with pytest.raises(IntegrityFault, match="registry"):
+        EvalContext(trial.reg, trial.request, trial.plan, {}, {})
+
+
 def test_no_prompt_of_any_method_shows_more_than_the_shots(trial: Trial, field: EvalContext) -> None:
     """Retrieval over whole histories would find the secret: it shares all the query's words."""
     found = trial.reg.evaluations.predictions.load_predictions(trial.number)

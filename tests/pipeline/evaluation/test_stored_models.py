@@ -11,7 +11,7 @@ from mta_cli.engine.generation.generate import generate_tokens, label_scores
 from mta_cli.engine.lora.adapter import AdapterMerger
 from mta_cli.engine.memory.label_prior import add_label_prior
 from mta_cli.engine.model.load import load_base
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, IntegrityFault
 from mta_cli.options import MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.stored_models import evaluate_users
@@ -24,6 +24,17 @@ from tests.metrics_by_hand import score
 from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request
 
 EVAL_MODES = ("base", "pooled", "fused", "adapted")
+
+
+def test_a_damaged_registry_is_named_before_the_first_answer(
+    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mta_cli.pipeline.models.verify._verified_keys", set())
+    monkeypatch.setattr("store.integrity.check.find_structure_faults", lambda root: ["registry.db is damaged"])
+    users = [peopled.users.get(name) for name in SHORT]
+    entry, machine = resolve_model("tiny", "base"), replace(CPU, verify=True)
+    with pytest.raises(IntegrityFault, match="registry"):
+        finish(evaluate_users(peopled, entry, TASK, users, ("base",), PromptOptions(2), machine, MemoryOptions()))
 
 
 def test_every_mode_answers_every_query_and_is_stored(peopled: Registry) -> None:
