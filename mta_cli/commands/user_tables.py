@@ -57,9 +57,9 @@ def render_export(result: Mapping[str, Any]) -> RenderableType:
 
 
 def render_removal(result: Mapping[str, Any]) -> RenderableType:
-    """What went with a user."""
+    """What went with a user; notes before it name what others' models keep."""
     files = pluralise(len(result["adapters_removed"]), "adapter file")
-    return out.text(f"Removed every trace of {result['user']}: {pluralise(result['items'], 'item')} and {files}.")
+    return out.text(f"Removed {result['user']}: {pluralise(result['items'], 'item')} and {files}.")
 
 
 def render_runs(

@@ -35,7 +35,7 @@ def test_backup_forget_restore(store: Path, tmp_path: Path) -> None:
     made = mta_ok("backup", file, "--json").json()
     size = file.stat().st_size
     assert made == {"file": str(file), "bytes": size, "schema": made["schema"], "users": 2, "adapters": 0}
-    mta_ok("user", "rm", "alice", "--yes")
+    assert mta_ok("user", "rm", "alice", "--yes").out.startswith("Removed alice: ")
     mta_ok("user", "add", "carol")
     ran = mta_ok("restore", file, "--yes", "--json")
     done = ran.json()
