@@ -315,7 +315,7 @@ class MtaApp(App[None]):
             screen.update_tab_bar()
             screen.post_message(JobUpdated(job))
             if saved:
-                screen.reload_if_current()
+                screen.reload_if_current(finish_first=True)
 
     def _reload_current_screen(self) -> None:
         if self.current_screen is not None:

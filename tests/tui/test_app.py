@@ -135,6 +135,30 @@ def test_a_reading_that_fails_is_told_and_the_window_stays(empty_store: Path, mo
     run(drive())
 
 
+def test_a_reading_ends_although_a_job_saves_meanwhile(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def drive() -> None:
+        go_on = asyncio.Event()
+
+        async def reload(self: Cell) -> None:
+            heard.append("begins")
+            await go_on.wait()
+            heard.append("ends")
+
+        async with open_app(empty_store) as (app, pilot):
+            monkeypatch.setattr(Cell, "reload", reload)
+            heard.clear()
+            for _ in range(3):
+                job = Job(1, "user adapt", "ida", lambda reg: iter(()))
+                job.unreported_saves = 1
+                app.on_job_updated(JobUpdated(job))
+                await pilot.pause()
+            go_on.set()
+            await settled(app, pilot)
+            assert [word for word in heard if word in ("begins", "ends")] == ["begins", "ends"] * 2
+
+    run(drive())
+
+
 def test_a_chosen_user_is_told_to_the_screen_and_shown_above_it(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):

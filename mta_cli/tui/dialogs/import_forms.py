@@ -5,6 +5,7 @@ Files are guessed at by the same code as on the command line. Nothing here runs 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MINUTES, MIN_MINUTES, MAX_MINUTES = 3.0, 0.1, 10_000.0
-MAX_COUNT = 10**9
+MAX_COUNT, MAX_STEP = 10**9, 1e9
 NO_COLUMN = "-"
 COLUMN_HELPS = {
     "user": "The column of the users' names.",
@@ -112,6 +113,21 @@ def _import_fields(context: FormContext) -> tuple[FormField, ...]:
             advanced=True,
         ),
         FormField("seed", "seed", default_text="0", help="What draws held-out items without a time.", advanced=True),
+        FormField(
+            "skip_faulty",
+            "skip faulty",
+            default_text="no",
+            choices=("yes", "no"),
+            help="Leave out records with a fault, and count them.",
+            advanced=True,
+        ),
+        FormField(
+            "round",
+            "round",
+            default_text="no",
+            help="Round numbers in the output to multiples of this; other outputs are left out.",
+            advanced=True,
+        ),
     )
 
 
@@ -130,6 +146,8 @@ def _import_source(filled: FormValues) -> ImportSource:
         _parse_count(filled, "hold_out", 0),
         _parse_count(filled, "seed", 0),
         also_me,
+        filled["skip_faulty"] == "yes",
+        _parse_number(filled, "round", 0.0, 0.0, MAX_STEP),
     )
     source.require_consistent()
     return source
@@ -214,7 +232,7 @@ def _quick_request(context: FormContext, filled: FormValues) -> JobRequest:
 
     options = build_options(context, filled, *OPTION_CLASSES)
     source, can_anchor = _quick_source(filled, options[MachineOptions].seed), _parse_consent(filled)
-    request = QuickRequest(source, options, _parse_minutes(filled["minutes"]))
+    request = QuickRequest(source, options, _parse_number(filled, "minutes", MINUTES, MIN_MINUTES, MAX_MINUTES))
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
         return run_quick(reg, request, can_anchor=can_anchor, dry_run=dry_run)
@@ -262,14 +280,15 @@ def _parse_count(filled: FormValues, name: str, default: int, *, least: int = 0)
     return int(text)
 
 
-def _parse_minutes(text: str) -> float:
+def _parse_number(filled: FormValues, name: str, default: float, least: float, most: float) -> float:
+    text = filled[name]
     try:
-        minutes = float(text or MINUTES)
+        number = float(text or default)
     except ValueError:
-        minutes = 0.0
-    if not MIN_MINUTES <= minutes <= MAX_MINUTES:
-        raise UsageError(f"--minutes: {text!r:.80} is no number from {MIN_MINUTES:g} to {MAX_MINUTES:,.0f}")
-    return minutes
+        number = math.nan
+    if not least <= number <= most:
+        raise UsageError(f"--{name}: {text!r:.80} is no number from {least:g} to {most:,.0f}")
+    return number
 
 
 IMPORT_FORM = JobForm(

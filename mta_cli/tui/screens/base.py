@@ -79,6 +79,7 @@ class BaseScreen(Screen[None]):
 
     SCREEN_NAME: ClassVar[str] = ""
     HELP: ClassVar[str] = ""
+    _reload_again = False
 
     @property
     def mta_app(self) -> MtaApp:
@@ -98,15 +99,23 @@ class BaseScreen(Screen[None]):
     async def reload(self) -> None:
         """Read what the screen shows and show it."""
 
-    def reload_if_current(self) -> None:
-        """What is shown may be old: read again if the screen is shown; a reading under way is dropped."""
+    def reload_if_current(self, *, finish_first: bool = False) -> None:
+        """What is shown may be old: read again if the screen is shown.
+
+        A reading under way is dropped; with `finish_first` it ends, and one more follows.
+        """
         self.update_tab_bar()
-        if self.is_current:
+        if finish_first and any(one.node is self and one.group == "reload" and one.is_running for one in self.workers):
+            self._reload_again = True
+        elif self.is_current:
             self._reload_in_worker()
 
     @work(group="reload", exclusive=True, exit_on_error=False)
     async def _reload_in_worker(self) -> None:
-        await self.reload()
+        self._reload_again = True
+        while self._reload_again:
+            self._reload_again = False
+            await self.reload()
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         """Show the error of a worker with `exit_on_error=False` in a dialog; it ends nothing else."""

@@ -272,8 +272,9 @@ class ChatScreen(BaseScreen):
         if self.active_request.stop_request():
             self._show_status("stopping …")
             return
-        if self.focused is self.query_one(ReasonsPane):
-            self.query_one(ReasonsPane).close()
+        reasons = self.query_one(ReasonsPane)
+        if self.focused in (reasons, self.query_one("#turns")):
+            reasons.close()
         self.remove_class("-searching")
         blank = self.has_class("-blank") and self.has_class("-recent")
         self.query_one("#recent" if blank else "#turns").focus()

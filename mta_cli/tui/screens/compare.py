@@ -83,8 +83,8 @@ class CompareScreen(BaseScreen):
         "batch of one loaded base.\n"
         "Press i, type a question and press Enter; or press p and pick a held-out one: then the gold answer is "
         "known, and each column shows its likelihood under the model and the metrics of the model's own answer.\n"
-        "A asks all held-out questions of the task, and fills a strip of right and wrong for each column; Escape "
-        "stops.\n"
+        "A asks the held-out questions of the task, at most 200, and fills a strip of right and wrong for each column; "
+        "Escape stops.\n"
         "Words that differ from the first column are marked.\n"
         "t switches between the text as typed and a task's prompt. o adds another user's model; x removes the others. "
         "Select a column with the arrow keys or the mouse; g keeps its answer as a history item of the user, to learn "
@@ -330,7 +330,8 @@ class CompareScreen(BaseScreen):
         strips, task = self.query_one(ScoreStrips), self._prompt_task
         questions = [_held_out_question(query) for query in queries]
         shown = -1
-        strips.begin(f"{user} · {pluralise(len(queries), 'held-out question')} of {task}", len(queries))
+        first = "first " if len(queries) == MAX_QUERIES_PER_TASK else ""
+        strips.begin(f"{user} · {first}{pluralise(len(queries), 'held-out question')} of {task}", len(queries))
 
         def show_question(place: int) -> None:
             nonlocal shown

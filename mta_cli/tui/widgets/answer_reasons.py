@@ -37,7 +37,7 @@ class ReasonsPane(VerticalScroll, can_focus=True):
         "Why the last answer is as it is. History: the user's items that its prompt showed.\n"
         "Labels: the probability of each by the model alone → with label memory; how often the user gave it; its share "
         "of the neighbours' votes.\n"
-        "Neighbours: items of the bank's users. Each votes for its label, the more the nearer it is to the question.\n"
+        "Neighbours: items of the bank's other users. Each votes for its label, the more the nearer it is.\n"
         "w or Escape closes it, z enlarges it, y copies it."
     )
     DEFAULT_CSS = """

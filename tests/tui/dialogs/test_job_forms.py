@@ -275,6 +275,7 @@ def test_a_quick_run_is_asked_as_on_the_command_line(empty_store: Path, monkeypa
         ("quick", {"hold_out": "0"}, "--hold-out: '0' is no whole number from 1 on"),
         ("quick", {"me": "Ada", "user": "who"}, "--me and --user contradict"),
         ("data import", {"hold_out": "-1"}, "--hold-out"),
+        ("data import", {"round": "-1"}, "--round: '-1' is no number from 0 to"),
         ("data import", {"hold_out": "9" * 30}, "--hold-out"),
         ("data import", {"format": "telegram"}, "does not name its user"),
         ("data import", {"preset": "letterboxd"}, "does not name its user"),
@@ -309,6 +310,15 @@ def test_an_import_takes_a_name_columns_and_held_out_items(empty_store: Path, tm
         finish(job.make_events(reg, False))
         nia = reg.users.get("nia").id
         assert len(reg.items.queries(nia, "free")) == 2 and len(reg.items.recent_items(nia, "free", 9)) == 4
+
+
+def test_an_import_rounds_and_skips_faulty_rows(empty_store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "stars.csv"
+    path.write_text("user,input,output\nnia,a,3.4\nnia,,2\n", encoding="utf-8")
+    with Registry.open(empty_store, create=True) as reg:
+        job = order("data import", empty_store, path=str(path), skip_faulty="yes", round="0.5")
+        finish(job.make_events(reg, False))
+        assert [item.output for item in reg.items.recent_items(reg.users.get("nia").id, "free")] == ["3.5"]
 
 
 def test_a_form_can_say_that_there_is_no_time(empty_store: Path, tmp_path: Path) -> None:

@@ -538,7 +538,7 @@ def test_an_open_why_follows_the_next_answer_also_after_another_user_had_the_mod
             await answered(app, pilot)
             assert isinstance(app.focused, PromptArea), "the focus stays where one types"
             assert pane.is_open and pane.border_title != before
-            await pilot.press("escape", "w")
+            await pilot.press("escape", "escape")
             assert not pane.is_open
             session, ends = screen._session, list[object]()
 

@@ -433,6 +433,7 @@ def test_all_columns_and_strips_are_there_while_the_base_is_loaded(
         return load(self, *rest)
 
     monkeypatch.setattr(WorkerContext, "chat_model_for", slow)
+    monkeypatch.setattr("mta_cli.tui.screens.compare.MAX_QUERIES_PER_TASK", 2)
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
@@ -442,6 +443,7 @@ def test_all_columns_and_strips_are_there_while_the_base_is_loaded(
             await until(pilot, lambda: screen_text(app).count("loading the base …") == 3)
             assert re.search(r"base +· ·\n +fused +· ·\n +adapted +· ·", screen_text(app))
             assert "asking 1 of 2, Escape stops" in screen_text(app)
+            assert "ida · first 2 held-out questions of lamp-2" in screen_text(app), "as many as are read"
             gate.set()
             await answered(app, pilot)
 
