@@ -12,6 +12,7 @@ from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLoc
 from mta_cli.pipeline.data.formats.reading import LINE_BYTES, iter_lines
 from mta_cli.pipeline.data.formats.rows import Lines, RawRow
 
+MAX_HEADER_LINES = 100
 _SEPARATORS = (",", ";", "\t")
 
 
@@ -32,10 +33,17 @@ def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[
 def csv_rows(lines: Lines, file: str, findings: ParseFindings) -> Iterator[RawRow]:
     """The same of numbered lines. Invalid UTF-8 bytes become lone surrogates."""
     numbered = iter(lines)
-    head = next(((line, text) for line, text in _decode_lines(numbered) if text.strip()), None)
+    texts = (text for _, text in _decode_lines(numbered))
+    head = next((text for text in texts if text.strip()), None)
     if head is None:
         return
-    names, separator = _split_header(head[1])
+    names, separator = _split_header(head)
+    while _has_open_quote(head, separator):
+        if head.count("\n") > MAX_HEADER_LINES or not (more := next(texts, "")):
+            findings.add_fault(SourceLocation(file), "has a quote that is not closed", "header")
+            return
+        head += more
+        names, separator = _split_header(head)
     counts = Counter(name.casefold() for name in names if name)
     twice = sorted(name for name, count in counts.items() if count > 1)
     for name in twice:
@@ -92,4 +100,12 @@ def _split_line(header: str, separator: str) -> list[str]:
         cells = next(csv.reader([header], delimiter=separator), [])
     except csv.Error:
         return []
-    return [cell.strip() for cell in cells]
+    return [" ".join(cell.splitlines()).strip() for cell in cells]
+
+
+def _has_open_quote(header: str, separator: str) -> bool:
+    """Whether the next line still belongs to the header's last cell."""
+    try:
+        return len(list(csv.reader([header, "next"], delimiter=separator))) == 1
+    except csv.Error:
+        return False
