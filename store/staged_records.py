@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from store.connection import translate_sqlite_errors
 from store.files import disk_fault, hold_temporary
@@ -31,7 +31,7 @@ PRAGMA cache_size = -16000;
 CREATE TABLE records (
     id INTEGER PRIMARY KEY, user TEXT NOT NULL, held_out INTEGER NOT NULL, task TEXT NOT NULL, key TEXT NOT NULL,
     input TEXT NOT NULL, output TEXT NOT NULL, time TEXT, record INTEGER, line INTEGER, content INTEGER NOT NULL,
-    stored INTEGER NOT NULL DEFAULT 0, moved INTEGER NOT NULL DEFAULT 0,
+    stored INTEGER NOT NULL DEFAULT 0, moved INTEGER NOT NULL DEFAULT 0, repeats INTEGER NOT NULL DEFAULT 0,
     UNIQUE (user, task, key, held_out)
 );
 CREATE TABLE occurrences (user TEXT, task TEXT, digest TEXT, n INTEGER NOT NULL, PRIMARY KEY (user, task, digest))
@@ -42,9 +42,9 @@ _INSERT = """INSERT INTO records (user, held_out, task, key, input, output, time
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 _SELECT_FIRST = """SELECT input, output, time, record FROM records
 WHERE user = ? AND task = ? AND key = ? AND held_out = ?"""
-_SELECT_ALL = "SELECT user, held_out, key, task, input, output, time, record, line, id FROM records ORDER BY id"
+_SELECT_RECORDS = "SELECT user, held_out, key, task, input, output, time, record, line, id FROM records"
 _SELECT_KINDS = "SELECT held_out FROM records WHERE user = ? AND task = ? AND key = ?"
-_SELECT_SIDES = """SELECT user, task, id, key, time, held_out, stored, moved, content FROM records
+_SELECT_SIDES = """SELECT user, task, id, key, time, held_out, stored, moved, repeats, content FROM records
 ORDER BY user, task, id"""
 _SET_KEY = """UPDATE records SET key = :key WHERE id = :id AND NOT EXISTS (
     SELECT 1 FROM records AS other WHERE other.user = records.user AND other.task = records.task AND other.key = :key
@@ -97,6 +97,7 @@ class _Side(NamedTuple):
     held_out: bool
     stored: bool
     moved: bool  # from the items to the queries, as the store has it
+    repeats: bool
     content: int
 
 
@@ -154,6 +155,10 @@ class StagedRecords:
         """Say that the store has the record with this `id`: `hold_out` leaves it as it is."""
         self._conn.execute("UPDATE records SET stored = 1 WHERE id = ?", (number,))
 
+    def mark_repeat(self, number: int) -> None:
+        """Say that the record with this `id` has the content of another one that is stored: it becomes no query."""
+        self._conn.execute("UPDATE records SET repeats = 1 WHERE id = ?", (number,))
+
     def make_query(self, number: int) -> bool:
         """Make a query of the history item with this `id`; False where a query has its key."""
         sql = "UPDATE OR IGNORE records SET held_out = 1, moved = 1 WHERE id = ?"
@@ -167,7 +172,7 @@ class StagedRecords:
         """Make queries of history items until each user has `most` in each task, or `keep` items are left.
 
         The latest items where all times are known; else those that `seed` and their keys draw, so that the same file
-        gives the same queries. Items that are stored, or come twice with the same content, stay history items.
+        gives the same queries. Items that are stored, or repeat another one's content, stay history items.
         """
         held = HeldOut()
         chosen: list[int] = []
@@ -192,9 +197,12 @@ class StagedRecords:
         return int(self._conn.execute(_COUNT_LEAKED).fetchone()[0])
 
     def __iter__(self) -> Iterator[StagedRecord]:
-        for user, held_out, key, task, text, output, time, record, line, number in self._conn.execute(_SELECT_ALL):
-            item = NewItem(key, task, text, output, time)
-            yield StagedRecord(user, bool(held_out), item, record, line, number)
+        return map(_read_record, self._conn.execute(f"{_SELECT_RECORDS} ORDER BY id"))
+
+    def by_user(self) -> Iterator[StagedRecord]:
+        """The records of one user and task after those of another, each in their order; they may change meanwhile."""
+        for row in self._conn.execute("SELECT id FROM records ORDER BY user, task, id"):
+            yield _read_record(self._conn.execute(f"{_SELECT_RECORDS} WHERE id = ?", row).fetchone())
 
     def batches(self, records: int, characters: int) -> Iterator[list[StagedRecord]]:
         """All records in lists of at most so many, and of at most so many characters, unless one alone has more."""
@@ -208,6 +216,11 @@ class StagedRecords:
             size += length
         if batch:
             yield batch
+
+
+def _read_record(row: Sequence[Any]) -> StagedRecord:
+    user, held_out, key, task, text, output, time, record, line, number = row
+    return StagedRecord(user, bool(held_out), NewItem(key, task, text, output, time), record, line, number)
 
 
 def _choose_queries(records: Sequence[_Side], most: int, keep: int, seed: int) -> list[_Side]:
@@ -228,7 +241,8 @@ def _drawable(items: Sequence[_Side], taken_keys: set[str], seed: int) -> list[_
     """The items that may become queries, in the order in which they are taken."""
     times_known = all(item.time is not None for item in items)
     contents = Counter(item.content for item in items)
-    free = [item for item in items if not item.stored and contents[item.content] == 1 and item.key not in taken_keys]
+    new = (item for item in items if not item.stored and not item.repeats)
+    free = [item for item in new if contents[item.content] == 1 and item.key not in taken_keys]
     if times_known:
         return sorted(free, key=lambda item: (item.time or "", item.id), reverse=True)
     return sorted(free, key=lambda item: hashlib.sha256(f"{seed}:{item.key}".encode()).digest())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mta_cli.errors import BadInput
 from store.connection import Connection, SqlParameters
@@ -23,12 +23,21 @@ MAX_FAULTS_SHOWN = 20
 
 UserItem = tuple[int, NewItem]
 
+
+class StoredKey(NamedTuple):
+    """The key and time of a stored item, or query."""
+
+    key: str
+    time: str | None
+    held_out: bool
+
+
 # A conflict alone would use up a row number, and the rows after an import that is run again would have other ones.
 _INSERT_ROWS = """INSERT INTO {table} (user_id, key, task, input, {answer}, time) SELECT * FROM (VALUES {rows})
 WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE user_id = column1 AND task = column3 AND key = column2)
 ON CONFLICT DO NOTHING"""
 _SELECT_STORED = "SELECT input, {answer}, time FROM {table} WHERE user_id = ? AND task = ? AND key = ?"
-_SELECT_TEXTS = "SELECT key, input, {answer} FROM {table} WHERE user_id = ? AND task = ? AND time {null} ORDER BY id"
+_SELECT_TEXTS = "SELECT key, time, input, {answer} FROM {table} WHERE user_id = ? AND task = ? ORDER BY id"
 _SELECT_KEYS_AFTER = """SELECT {table}.id, name, task, key FROM {table} JOIN users ON users.id = user_id
 WHERE {table}.id > ? ORDER BY {table}.id LIMIT ?"""
 _SELECT_ITEM = "SELECT items.id, user_id, key, task, items.input, items.output, time FROM items"
@@ -97,14 +106,13 @@ class Items:
         found = self._db.fetch_tuples(sql, (user_id, item.task, item.key))
         return NewItem(item.key, item.task, *found[0]) if found else None
 
-    def keys_by_texts(self, user_id: int, task: str, *, timed: bool) -> dict[int, list[str]]:
-        """The keys of the user's items and then queries with a time, or without one, by the hash of their texts."""
-        found: dict[int, list[str]] = {}
+    def keys_by_texts(self, user_id: int, task: str) -> dict[int, list[StoredKey]]:
+        """The keys of the user's items and then queries by the hash of their texts."""
+        found: dict[int, list[StoredKey]] = {}
         for table in ("items", "queries"):
-            null = "IS NOT NULL" if timed else "IS NULL"
-            sql = _SELECT_TEXTS.format(table=table, answer=_answer_column(table), null=null)
-            for key, *texts in self._db.fetch_tuples(sql, (user_id, task)):
-                found.setdefault(hash_texts(*texts), []).append(key)
+            sql = _SELECT_TEXTS.format(table=table, answer=_answer_column(table))
+            for key, time, *texts in self._db.fetch_tuples(sql, (user_id, task)):
+                found.setdefault(hash_texts(*texts), []).append(StoredKey(key, time, table == "queries"))
         return found
 
     def last_numbers(self) -> tuple[int, int]:

@@ -58,6 +58,7 @@ class ParsedFile:
     `formats` are those that the files have.
     `held_out` says what was held out of the history.
     `times_not_stored` counts records whose time is not stored, because the store already has them without one.
+    `repeated_queries` are stored queries (user, task, key) whose content an item has at another time.
     """
 
     staged: StagedRecords
@@ -69,6 +70,7 @@ class ParsedFile:
     findings: ParseFindings = field(default_factory=ParseFindings)
     warnings: list[str] = field(default_factory=list)
     times_not_stored: int = 0
+    repeated_queries: set[tuple[str, str, str]] = field(default_factory=set)
     held_out: HeldOut = field(default_factory=HeldOut)
     formats: dict[str, None] = field(default_factory=dict)
 
@@ -229,6 +231,7 @@ def import_notes(intake: ParsedFile) -> Iterator[Note]:
         some = ", ".join(format_value(answer) for answer, _ in unknown.examples.most_common(3))
         yield Note(f"answers that are no label of {name}: {unknown.total:,}, such as {some}", warning=True)
     leaked = intake.staged.count_leaked_queries() if intake.counts[True] else 0
+    leaked += sum(not intake.staged.kinds_of_key(*query) for query in intake.repeated_queries)
     if leaked:
         yield Note(
             f"held-out queries that also stand in their user's history, with the same answer: {leaked:,}", warning=True

@@ -9,7 +9,7 @@ import functools
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from mta_cli.pipeline.data.confusable_names import confusable_name_warnings
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.parse_results import SourceLocation, format_value
 from mta_cli.pipeline.data.formats.rows import is_content_key
+from mta_cli.pipeline.data.formats.timestamps import may_be_same_day
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.parse_file import FindTask, ParsedFile, import_notes, parse_import_file
 from mta_cli.pipeline.data.tasks import find_task, keep_task
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from store.records import NewItem
     from store.registry import Registry
     from store.staged_records import StagedRecord, StagedRecords
+    from store.tables.items import StoredKey
 
 T = TypeVar("T", bound=Sequence[Any])
 AskConsent = Callable[[int], bool]
@@ -49,7 +51,6 @@ TURN_SECONDS, PAUSE_SECONDS = 0.4, 0.1
 KEPT_ITEMS = 3
 """History items that a user keeps at least when others are held out: fewer make no history."""
 NAMED_USERS = 5
-KEPT_LOOKUPS = 16  # users whose stored texts are kept while their records are looked up
 
 
 class StagedSource(NamedTuple):
@@ -179,23 +180,23 @@ def _first_names(names: Sequence[str]) -> str:
 def _match_stored(reg: Registry, source: ImportSource, intake: ParsedFile, stored: set[str]) -> Counter[bool]:
     """Match records with stored ones, and count these by whether it is a query. Other content is a fault.
 
-    A time that only one side knows is no contradiction: the stored record stays unchanged. What is stored
-    as a query stays one, so that what was held out once is never trained on. Nor does an item come again because its
-    time, which is a part of ids that are made of the content, is read now or no longer.
+    Two times of a day, or one that only one side knows, are no contradiction: the stored record stays unchanged. What
+    is stored as a query stays one, so that what was held out once is never trained on. Nor does an item come again
+    because its time, which is a part of ids that are made of the content, is read now, no longer or more exactly.
     """
     known = Counter[bool]()
     from_rows = all(FORMATS[form].kind != "document" for form in intake.formats)
     ids = {name: reg.users.get(name).id for name in intake.user_names if name in stored}
-    keys_by_texts = functools.lru_cache(KEPT_LOOKUPS)(reg.items.keys_by_texts)
-    for record in intake.staged if ids else ():
+    keys_by_texts = functools.lru_cache(1)(reg.items.keys_by_texts)
+    for record in intake.staged.by_user() if ids else ():
         item, user_id = record.item, ids.get(record.user)
         if user_id is None:
             continue
         held_out = record.held_out
         there, query = _find_stored(reg, user_id, item, held_out)
         if there is None and query is None and is_content_key(item.key):
-            keys = keys_by_texts(user_id, item.task, timed=item.time is None)
-            if (key := _take_stored_key(intake, record, keys)) is not None:
+            alike = keys_by_texts(user_id, item.task).get(hash_texts(item.input, item.output), ())
+            if (key := _take_stored_key(intake, record, alike)) is not None:
                 there, query = _find_stored(reg, user_id, replace(item, key=key), held_out)
         if query is not None:
             same = (query.input, query.output) == (item.input, item.output)
@@ -206,9 +207,8 @@ def _match_stored(reg: Registry, source: ImportSource, intake: ParsedFile, store
             continue
         known[held_out] += 1
         intake.staged.mark_stored(record.id)
-        if (there.input, there.output) != (item.input, item.output) or (
-            there.time != item.time and None not in (there.time, item.time)
-        ):
+        same = (there.input, there.output) == (item.input, item.output)
+        if not (same and may_be_same_day(there.time, item.time)):
             what = f"{format_value(item.key)} of {format_value(record.user)} is stored already and says something else"
             intake.findings.add_fault(
                 SourceLocation(source.name, record.record, record.line), what, "id", of_record=False
@@ -226,10 +226,18 @@ def _find_stored(reg: Registry, user_id: int, item: NewItem, held_out: bool) -> 
     return there, asked
 
 
-def _take_stored_key(intake: ParsedFile, record: StagedRecord, keys: Mapping[int, Sequence[str]]) -> str | None:
-    """Give the record the id of a stored one with the same texts; None where there is none, or all have a record."""
-    stored = keys.get(hash_texts(record.item.input, record.item.output), ())
-    return next((key for key in stored if intake.staged.set_key(record.id, key)), None)
+def _take_stored_key(intake: ParsedFile, record: StagedRecord, alike: Sequence[StoredKey]) -> str | None:
+    """Give the record the id of a stored one with the same texts and day; None where none is left for it.
+
+    `alike` are the stored records with its texts.
+    """
+    for each in alike:
+        if may_be_same_day(each.time, record.item.time) and intake.staged.set_key(record.id, each.key):
+            return each.key
+    if alike:
+        intake.staged.mark_repeat(record.id)
+        intake.repeated_queries.update((record.user, record.item.task, each.key) for each in alike if each.held_out)
+    return None
 
 
 def _write(

@@ -308,7 +308,7 @@ def test_a_row_whose_time_cannot_be_read_is_kept_unless_the_column_was_named(reg
     assert "kept without a time that cannot be read: 1, such as f.csv: record 2 (line 3): 'soon' is no ISO" in notes[1]
     assert [item.time for item in reg.items.recent_items(reg.users.get("ann").id, "free")] == [None, "2026-01-01"]
     named = source(path, columns=ColumnMapping(time="time"))
-    with pytest.raises(BadInput, match=r"f\.csv: 2 faults|f\.csv: 3 faults") as caught:
+    with pytest.raises(BadInput, match=r"f\.csv: 1 fault;") as caught:
         run(import_source(reg, named))
     assert any("field time: 'soon' is no ISO 8601 date" in fault for fault in caught.value.faults)
 
@@ -331,6 +331,26 @@ def test_a_time_that_is_read_later_or_no_longer_makes_no_item_anew(reg: Registry
         assert ("stored already without a time, and stay so: 2" in notes) == (path == mended and not options)
     twice = write(tmp_path / "twice.csv", mended.read_text() + "ann,note 3,o,2026-02-01\n")
     assert run(import_source(reg, source(twice)))[0]["items_added"] == 1, "once more, at another time"
+
+
+@pytest.mark.parametrize("hold_out", [0, 2])
+def test_times_that_are_more_exact_make_no_item_anew(reg: Registry, tmp_path: Path, hold_out: int) -> None:
+    first = write(tmp_path / "a.jsonl", DAYS)
+    finer = write(tmp_path / "b.jsonl", [row | {"time": f"{row['time']}T10:00:00"} for row in DAYS])
+    run(import_source(reg, source(first, hold_out=2)))
+    again, notes = run(import_source(reg, source(finer, hold_out=hold_out)))
+    assert (again["items_added"], again["queries_added"], notes) == (0, 0, [])
+    assert (again["items_unchanged"], again["queries_unchanged"]) == (4, 2)
+
+
+def test_what_is_said_again_later_is_history_and_warned_about_where_it_is_held_out(
+    reg: Registry, tmp_path: Path
+) -> None:
+    run(import_source(reg, source(write(tmp_path / "a.jsonl", DAYS), hold_out=2)))
+    later = [row | {"time": f"2026-02-0{day}"} for day, row in enumerate(DAYS, 1)]
+    result, notes = run(import_source(reg, source(write(tmp_path / "b.jsonl", later), hold_out=2)))
+    assert (result["items_added"], result["queries_added"]) == (6, 0), "no query has the content of an item"
+    assert "held-out queries that also stand in their user's history, with the same answer: 2" in notes
 
 
 def test_held_out_items_are_in_the_plan_and_users_with_too_few_are_named(reg: Registry, tmp_path: Path) -> None:

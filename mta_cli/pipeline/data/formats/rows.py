@@ -34,17 +34,19 @@ def parse_rows(
 ) -> Iterator[Record]:
     """History items of the rows, staged. `task` is for rows that name none; `user`, when given, is that of the file.
 
-    A row whose mapped columns leave a needed part empty is left out and counted. With `round_to` outputs are numbers
-    and become multiples of it, and one that is a multiple keeps its text; a row with another output is left out and
-    counted. With `keep_untimed` a row whose time cannot be read is kept without it, and counted.
+    With mapped columns, or `round_to`, a row that leaves a needed part empty is left out and counted. With `round_to`
+    outputs are numbers and become multiples of it, and one that is a multiple keeps its text; a row with another output
+    is left out and counted. With `keep_untimed` a row whose time cannot be read is kept without it, and counted.
     """
     ids = SeenIds(findings, staged)
+    needed = NEEDED if user is None else NEEDED[1:]
+    may_be_blank = () if columns.is_default and not round_to else needed
     for place, row in rows:
         fields = RecordFields(columns.read(row, place.file), place, findings)
         for column in row:
             if column.casefold() not in columns.read_columns:
                 findings.add_ignored_field(column)
-        blank = next((part for part in NEEDED if part in columns.templates and not fields.has_value(part)), None)
+        blank = next((part for part in may_be_blank if not fields.has_value(part)), None)
         if blank is not None:
             findings.skip_counts[f"rows without {blank}"] += 1
             continue

@@ -35,3 +35,9 @@ def normalise_time(text: str) -> str:
     except OverflowError as error:
         raise ValueError("outside the calendar") from error
     return moment.isoformat()
+
+
+def may_be_same_day(one: str | None, other: str | None) -> bool:
+    """Whether two times in that form can be of one day: a year or a month can be each of its days, None any day."""
+    days = one or "", other or ""
+    return days[0][:10].startswith(days[1][:10]) or days[1][:10].startswith(days[0][:10])

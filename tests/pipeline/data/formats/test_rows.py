@@ -153,6 +153,11 @@ def test_rows_whose_mapped_cells_are_empty_are_left_out_and_counted() -> None:
     assert findings.fault_count == 0
 
 
+def test_where_one_column_is_mapped_rows_with_any_empty_part_are_left_out() -> None:
+    _, findings = table("user,input,stars\n,Salt,4\nann,,3\n", columns=ColumnMapping(output="stars"))
+    assert findings.skip_counts == {"rows without user": 1, "rows without input": 1} and not findings.fault_count
+
+
 def test_a_time_may_be_a_number() -> None:
     records, _ = jsonl('{"user": "ann", "input": "i", "output": "o", "time": 964982703}\n')
     assert records[0].item.time == "2000-07-30T18:45:03"
@@ -177,11 +182,12 @@ def test_a_file_of_one_user() -> None:
 
 def test_with_rounding_outputs_are_multiples_and_no_numbers_are_left_out() -> None:
     findings = ParseFindings()
-    content = b"user,input,output\nann,a,68\nann,b, 72.5 \nann,c,n/a\nann,d,-3\nann,e,65/100\nann,f,70.0\n"
+    content = b"user,input,output\nann,a,68\nann,b, 72.5 \nann,c,n/a\nann,d,-3\nann,e,65/100\nann,f,70.0\nann,g,\n"
     rows = csv_rows(numbered(content), "f", findings)
     found = list(parse_rows(rows, "free", findings, staged(), round_to=5))
     assert [record.item.output for record in found] == ["70", "75", "-5", "70.0"]
-    assert findings.skip_counts == {"rows whose output is no number": 2} and not findings.fault_count
+    assert findings.skip_counts == {"rows whose output is no number": 2, "rows without output": 1}
+    assert not findings.fault_count
 
 
 def test_a_row_that_is_left_out_brings_no_user() -> None:
