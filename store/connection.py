@@ -215,8 +215,7 @@ class Connection:
             busy, _, _ = self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StoreBusy(
-                "All is removed, but another process is reading the store and keeps removed bytes in its log.",
-                hint="end it, then run any mta command: that empties the log",
+                "Another process is reading the store and keeps its log.", hint="end it, then run any mta command"
             )
 
     def copy_to(self, path: Path) -> None:
@@ -353,12 +352,11 @@ def _fault_of(action: Callable[[], None]) -> MtaError | None:
     """Do what is left after a commit; returns the error that says what is done and what is owed, if it fails."""
     try:
         action()
-    except StoreBusy as error:
-        return error
     except MtaError as error:
+        before = "end it or let it end" if isinstance(error, StoreBusy) else "mend that"
         owed = type(error)(
             f"The change is done, but removed bytes stay on the disk for now. {error.message}",
-            hint="mend that, then run any mta command: it removes them",
+            hint=f"{before}, then run any mta command: it removes them",
         )
         owed.__cause__ = error
         return owed

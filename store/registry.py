@@ -73,7 +73,8 @@ class Registry:
 
         `timeout` is how many seconds a write waits for another writer. A store that may not be written can be read.
         Raises NotFound when there is none, IntegrityFault when the database is damaged, another program's or of a newer
-        schema, BadInput when it cannot be made.
+        schema, BadInput when it cannot be made, StoreBusy when another process
+        has a store of an older schema open for longer.
         """
         opened = cls(root, Connection.open(root, create=create, timeout=timeout))
         try:
@@ -98,7 +99,7 @@ class Registry:
     def transaction(self) -> AbstractContextManager[None]:
         """All writes inside are committed together or not at all; an inner transaction joins the outer one.
 
-        Raises StoreBusy when another process writes for longer than the timeout.
+        Raises StoreBusy when another process writes for longer than the timeout, and as `Connection.transaction`.
         """
         return self._db.transaction()
 

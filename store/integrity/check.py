@@ -33,7 +33,10 @@ def count_rows(db: Connection) -> dict[str, int]:
 
 
 def find_problems(db: Connection, files: AdapterFiles, *, names: bool = True) -> list[str]:
-    """Every fault of the store, one line each; empty when it is sound. Without `names`, users are numbers."""
+    """Faults of the store, one line each; empty when it is sound. Without `names`, users are numbers.
+
+    Of damaged pages and of broken references, the first 20.
+    """
     return find_database_problems(db, names=names) + _collect(_check_files(db, files), _check_removals(db))
 
 

@@ -22,7 +22,7 @@ _DEPENDENT_STACKS = f"""{_ON_BANK} IN (
 
 @dataclass(frozen=True)
 class AnchorReplacement:
-    """A trained anchor that replaces the one with the number `stale`. `digest`: its stored meta-LoRA."""
+    """A trained anchor that replaces the one with the number `stale_anchor_id`. `digest`: its stored meta-LoRA."""
 
     stale_anchor_id: int
     user_id: int

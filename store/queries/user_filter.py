@@ -31,9 +31,9 @@ def status_sql(*, adapted: str, fused: str, anchor: str) -> str:
 
 @dataclass(frozen=True)
 class UserFilter:
-    """A parsed filter. `names`: each must be in the name. An unfinished comparison such as `items>` filters nothing.
+    """A parsed filter. An unfinished comparison such as `items>` filters nothing.
 
-    `statuses` is None where every status matches.
+    `name_words`: each must be in the name. `statuses` is None where every status matches.
     """
 
     name_words: tuple[str, ...] = ()

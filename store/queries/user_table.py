@@ -144,8 +144,9 @@ class UserTable:
         """At most `limit` (and `MAX_PAGE_ROWS`) users from `offset` on; ties by name, users without a value last.
 
         `filter` holds words of the name, whatever the case, and any of `status:adapted`, `task:NAME`, `items>5`,
-        `queries=0`, `anchors<4`, `bytes>=100`, `change>0`; all must hold. `task` restricts the rows to users with items
-        or queries of that task, and the columns to that task. Raises ValueError for a `sort` not in `SORT_COLUMNS`.
+        `queries=0`, `anchors<4`, `bytes>=100`, `change>0`; all must hold. `task` restricts the rows to users with
+        items, queries or a recipe of that task, and the columns to that task. Raises ValueError for a `sort` not in
+        `SORT_COLUMNS`.
         """
         question = _make_table_query(filter, sort, descending, task)
         offset, limit = max(0, offset), max(0, min(limit, MAX_PAGE_ROWS))
@@ -183,8 +184,8 @@ class UserTable:
     def summaries(self, task: str | None = None, filter: str = "", limit: int | None = None) -> Iterator[UserSummary]:
         """One summary a user, by name, at most `limit`, read in pages: the first are there before the last are read.
 
-        `filter` is that of `user_page`. With `task`, only users with items or queries of it, and about that task. Users
-        who are added or removed meanwhile may be missing.
+        `filter` is that of `user_page`. With `task`, only users with items, queries or a recipe of it, and about that
+        task. Users who are added or removed meanwhile may be missing.
         """
         columns = {"id": "users.id", **{name: _COLUMN_SQL[name] for name in ("name", "items", "queries", "status")}}
         columns |= {"stack_bytes": "coalesce(s.bytes, 0)", "can_anchor": "can_anchor"}
@@ -198,9 +199,10 @@ class UserTable:
                 yield UserSummary(**load_boolean_columns(row, "can_anchor"), bases=on_bases)
 
     def tasks_with_user_counts(self) -> list[tuple[str, int]]:
-        """Every task with items or queries, and how many users have some; most users first."""
+        """Every task with items, queries or recipes, and how many users have some; most users first."""
         sql = """SELECT task, count(*) AS user_count FROM (
             SELECT user_id, task FROM items UNION SELECT user_id, task FROM queries
+            UNION SELECT user_id, task FROM recipes
         ) GROUP BY task ORDER BY user_count DESC, task"""
         return self._db.fetch_tuples(sql)
 

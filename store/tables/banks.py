@@ -132,7 +132,7 @@ class Banks:
         else:
             row = self._db.fetch_dict(f"{_SELECT_BANK} WHERE name = ? AND version = ?", (name, version))
         if row is None:
-            raise self._not_found_error(name, version)
+            raise self._not_found_error(name, version, base)
         return _bank_from_row(row)
 
     def by_id(self, bank_id: int) -> Bank:
@@ -205,7 +205,7 @@ class Banks:
     ) -> None:
         """Replace stale anchors by trained ones. The recipes and stacks of the stale ones are removed.
 
-        The bank becomes another one: `key` and `config` are as for `begin`.
+        The bank becomes another one: `key` and `config` are as for `get_or_create_bank`.
         """
         with self._db.transaction():
             replace_anchors(self._db, bank_id, replacements)
@@ -225,11 +225,12 @@ class Banks:
         change = ", ".join(f"{name} = :{name}" for name in values)
         self._db.execute_write(f"UPDATE banks SET {change} WHERE id = :bank", {**values, "bank": bank_id})
 
-    def _not_found_error(self, name: str, version: int | None) -> NotFound:
+    def _not_found_error(self, name: str, version: int | None, base: str | None) -> NotFound:
         versions = [bank for bank in self.all() if bank.name == name]
         if versions:
             there = ", ".join(f"v{bank.version} ({bank.status})" for bank in versions)
-            wanted = f"version {version}" if version is not None else "ready version"
+            on = "" if base is None else " on this base"
+            wanted = f"version {version}" if version is not None else f"ready version{on}"
             return NotFound(f"Bank {quote_text(name)} has no {wanted}.", hint=f"there is {there}")
         near = difflib.get_close_matches(name, {bank.name for bank in self.all()}, n=3)
         hint = did_you_mean([quote_text(one) for one in near], "mta bank list shows all; mta bank build makes one")

@@ -51,7 +51,7 @@ class TunedSettings:
 
 
 class Evaluations:
-    """Every evaluation. `cells` are their answers."""
+    """Every evaluation. `predictions` are their answers."""
 
     def __init__(self, db: Connection, adapters: Adapters) -> None:
         self._db, self._adapters = db, adapters

@@ -210,7 +210,7 @@ class Items:
         return [text for (text,) in self._db.fetch_tuples(_SELECT_OUTPUTS_ONLY_OF, values)]
 
     def hash_histories(self, user_ids: Sequence[int], task: str) -> str:
-        """`data_hash_of` the whole histories of users, one after another."""
+        """`hash_items` of the whole histories of users, one after another."""
         return _sha256_of_items(item for user_id in user_ids for item in self.recent_items(user_id, task))
 
     def hash_items(self, items: Sequence[Item]) -> str:

@@ -44,18 +44,19 @@ class Profiles:
         return found
 
     def iter_profile_totals(self, task: str, embedder: str, size: int) -> Iterator[list[tuple[int, bytes]]]:
-        """The rows of `totals` for all users, in batches of at most `size` that are read one by one."""
+        """The rows of `profile_totals` for all users, in batches of at most `size` that are read one by one."""
         sql = f"{_SELECT_TOTAL} WHERE user_id > ? AND task = ? AND embedder = ? ORDER BY user_id LIMIT ?"
         last = -1
         while page := self._db.fetch_tuples(sql, (last, task, embedder, size)):
             yield page
             last = page[-1][0]
 
-    def version_stamp(self, task: str, embedder: str) -> tuple[int, int, int]:
-        """Three numbers that change when any of these profiles is stored or removed."""
+    def version_stamp(self, task: str, embedder: str) -> tuple[int, int, int, int]:
+        """Four numbers that change when any of these profiles is stored or removed."""
         count, newest = self._db.fetch_tuples(
             "SELECT count(*), coalesce(max(rowid), 0) FROM profiles WHERE task = ? AND embedder = ?", (task, embedder)
         )[0]
-        # A profile that is stored again keeps its row's number, but has a later item.
-        last_item = self._db.fetch_value("SELECT last_item FROM profiles WHERE rowid = ?", (newest,))
-        return count, newest, last_item or 0
+        # A profile that is stored again gets the highest number; one that had it keeps it, but not these two.
+        found = self._db.fetch_tuples("SELECT items, last_item FROM profiles WHERE rowid = ?", (newest,))
+        items, last_item = found[0] if found else (0, 0)
+        return count, newest, items, last_item

@@ -158,7 +158,7 @@ class Users:
             return self._db.fetch_tuples(sql, (user_id,))
 
     def forget(self, user_id: int) -> ForgetResult:
-        """Remove every trace of a user from database, log and files; anchors trained on them become stale.
+        """Remove a user from database, log and files; anchors trained on them become stale and stay.
 
         Raises NotFound, UserInUse while a job uses their items, and StoreBusy when the rows are deleted but another
         reading process keeps their bytes in the log. Those bytes go when the store is next opened without another

@@ -187,6 +187,8 @@ def test_the_stamp_of_profiles_moves_with_every_change_of_them(reg: Registry) ->
     for number, user in enumerate((bob, alice, bob, alice, alice)):
         reg.profiles.save_profile(Profile(user, "free", "e", bytes(4), number, number + 1))
         assert changed()
+    reg.profiles.save_profile(Profile(alice, "free", "e", bytes(4), 3, 5))  # an older item was removed
+    assert changed()
     reg.profiles.save_profile(Profile(bob, "free", "other", b"", 0, 9))
     assert not changed()
     reg.users.forget(bob)

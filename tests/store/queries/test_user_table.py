@@ -232,6 +232,10 @@ def test_tasks_are_those_that_people_have_something_of(peopled: Registry) -> Non
     erin = peopled.users.get("erin").id
     peopled.items.append_queries(erin, [item("q", task="other"), item("q", task="free")])
     assert peopled.user_table.tasks_with_user_counts() == [("free", 5), ("other", 1)]
+    made = peopled.banks.latest_ready_bank("free")
+    assert made is not None
+    peopled.recipes.save_recipe(Recipe(erin, "copied", made.id, "evidence", (), 0))  # as in a pulled copy
+    assert ("copied", 1) in peopled.user_table.tasks_with_user_counts()
 
 
 def test_summaries_are_those_of_the_filter_and_at_most_so_many(peopled: Registry) -> None:

@@ -100,6 +100,8 @@ def test_a_missing_bank_is_named_with_what_there_is(reg: Registry) -> None:
     with pytest.raises(NotFound) as caught:
         reg.banks.get("fre")
     assert caught.value.hint == "did you mean 'free'?"
+    with pytest.raises(NotFound, match="has no ready version on this base"):
+        reg.banks.get("free", base="no base")
     with pytest.raises(NotFound):
         reg.banks.by_id(99)
 
