@@ -65,8 +65,8 @@ def _parameters_page() -> str:
                 " ".join(
                     (
                         "What `mta serve` does with the parameters of OpenAI's interface.",
-                        "A refusal is 400 and names the parameter. `null` counts as left out, and so do `[]`, `{}` and",
-                        "false where all three endpoints refuse.",
+                        "A refusal is 400 and names the parameter. `null` counts as left out, and so do `[]`, `{}`,",
+                        "false and values that change nothing (`tool_choice: none`) where all three endpoints refuse.",
                         "`store: true` is refused, and any other name.",
                         "`response_format` takes `text`, `json_object` and `json_schema`.",
                         "An answer that is a label is always the best one, whatever the sampling.",

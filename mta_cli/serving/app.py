@@ -183,7 +183,7 @@ class Routes:
         return Response(openapi.page(self.table()), media_type="text/html")
 
     async def models(self, request: Request) -> Response:
-        """Every model that the client may ask."""
+        """The base, and the models of the first 1,000 users that the client may ask."""
         return json_response({"object": "list", "data": await self.service.models(self._may(request))})
 
     async def model(self, request: Request) -> Response:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from mta_cli.errors import MtaError
-
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -16,7 +14,7 @@ class Metrics:
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
         self.requests = Counter("mta_requests", "Requests by route and status", ["route", "status"], registry=registry)
-        self.errors = Counter("mta_errors", "Answers that failed, by kind", ["kind"], registry=registry)
+        self.errors = Counter("mta_errors", "Requests refused or failed, by kind", ["kind"], registry=registry)
         self.tokens = Counter("mta_answer_tokens", "Tokens of answers", registry=registry)
         self.prompt_tokens = Counter("mta_prompt_tokens", "Tokens of prompts that were read", registry=registry)
         self.shrinks = Counter(
@@ -35,10 +33,6 @@ class Metrics:
         self.token_gap = Histogram(
             "mta_token_gap_seconds", "Between two tokens of an answer", buckets=SECONDS, registry=registry
         )
-
-    def count_error(self, error: Exception) -> None:
-        """Count an error by its class."""
-        self.errors.labels(type(error).__name__ if isinstance(error, MtaError) else "unexpected").inc()
 
     def text(self) -> bytes:
         """All numbers in Prometheus' format."""

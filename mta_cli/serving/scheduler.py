@@ -248,7 +248,7 @@ class Scheduler:
                 if is_out_of_memory(error) and self._rows:
                     self._halve_batch([answer])
                 else:
-                    self._fail(answer, error)
+                    answer.emit(Failed(error))
 
     def _begin_reading(self) -> bool:
         """Take the first that waits, if there is room for one more row."""
@@ -271,7 +271,7 @@ class Scheduler:
             if is_out_of_memory(error) and self._rows:
                 self._halve_batch([answer])
                 return False
-            self._fail(answer, error)
+            answer.emit(Failed(error))
             return self._begin_reading()
         self._metrics.prompt_tokens.inc(text.remaining)
         self._reading = (answer, text)
@@ -311,7 +311,7 @@ class Scheduler:
                 if row.answer.add(row.answer.sampler.choose(logits[r])):
                     ended.append(r)
             except Exception as error:
-                self._fail(row.answer, error)
+                row.answer.emit(Failed(error))
                 ended.append(r)
             self._metrics.token_gap.observe(now - row.stepped)
             row.stepped = now
@@ -342,10 +342,6 @@ class Scheduler:
         running = [*(row.answer for row in self._rows), *([self._reading[0]] if self._reading is not None else [])]
         self._reading, self._rows = None, []
         for answer in running:
-            self._fail(answer, error)
+            answer.emit(Failed(error))
         self._prefixes.clear()
         self._batch = ContinuousBatch(self._decoder)
-
-    def _fail(self, answer: LocalAnswer, error: Exception) -> None:
-        self._metrics.count_error(error)
-        answer.emit(Failed(error))

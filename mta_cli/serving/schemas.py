@@ -38,6 +38,15 @@ REFUSED = {
     "web_search_options": "",
     "dimensions": "",
 }
+# Further values that change nothing.
+HARMLESS: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+}
 
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_MODEL_NAME)]
 Temperature = Annotated[float, Meta(ge=0, le=5)]
@@ -185,7 +194,8 @@ def _without_refused(raw: Mapping[str, Any], kind: type[Struct]) -> dict[str, An
         if name in own:
             kept[name] = value
         elif name in REFUSED:
-            if value not in (None, [], {}, False, "", "none", "auto", ["text"]) and (name, value) != ("best_of", 1):
+            left_out = value is None or value is False or value in ([], {})
+            if not left_out and value not in HARMLESS.get(name, ()):
                 raise unsupported(name, REFUSED[name])
         elif name in WITHOUT_EFFECT:
             if name == "store" and value:

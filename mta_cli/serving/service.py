@@ -176,6 +176,7 @@ class Service:
 
     async def _begin(self, model: str, prepare: Prepare, sampling: Sampling, may: May, *, is_chat: bool) -> Running:
         self.require_ready()
+        began = time.monotonic()
         loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Piece | Finished | Failed]]()
         constraints: Sequence[TokenConstraint | None] = [None] * sampling.count
         if sampling.schema is not None:
@@ -188,7 +189,7 @@ class Service:
 
         def work() -> Running:
             prepared = prepare(self._models)
-            running = self._running(model, prepared, sampling, may, is_chat=is_chat)
+            running = self._running(model, prepared, sampling, may, began, is_chat=is_chat)
             running.events = events
             running.answers = self._answers(prepared, sampling, constraints, emit, is_chat=is_chat)
             self._engine.submit(running.answers)
@@ -201,7 +202,9 @@ class Service:
 
         return await self._in_store_thread(work)
 
-    def _running(self, model: str, prepared: Prepared[Any], sampling: Sampling, may: May, *, is_chat: bool) -> Running:
+    def _running(
+        self, model: str, prepared: Prepared[Any], sampling: Sampling, may: May, began: float, *, is_chat: bool
+    ) -> Running:
         source = prepared.model.source.as_json()
         source["anchors"] = shown_names(source["anchors"], may)
         mta = {**source, "task": prepared.model.task.name}
@@ -216,7 +219,7 @@ class Service:
             mta,
         )
         choices = [Choice(index) for index in range(sampling.count)]
-        return Running(prepared, sampling, shape, choices, time.monotonic())
+        return Running(prepared, sampling, shape, choices, began)
 
     def _answers(
         self,
@@ -337,7 +340,7 @@ class Service:
         return running.format.whole(running.choices)
 
     async def models(self, may: May) -> list[dict[str, Any]]:
-        """Every model that the client may ask."""
+        """The base, and the models of the first `LISTED_USERS` users that the client may ask."""
         self.require_ready()
 
         def work() -> list[dict[str, Any]]:

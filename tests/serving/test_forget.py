@@ -251,6 +251,7 @@ def test_an_answer_that_fails_half_way_ends_alone(
 
     monkeypatch.setattr(TokenSampler, "choose", broken)
     answers: dict[int, Any] = {}
+    errors, before = served.service.metrics.errors, _total(served.service.metrics.errors)
 
     def post(seed: int) -> None:
         answers[seed] = served.post("/chat/completions", ask("bob", "Hi", seed=seed, temperature=1, max_tokens=30))
@@ -266,6 +267,11 @@ def test_an_answer_that_fails_half_way_ends_alone(
     caplog.clear()
     pieces = served.stream(ask("bob", "Hi", seed=77, temperature=1, max_tokens=30))
     assert pieces[-1]["error"]["code"] == "internal_error" and "ValueError" in caplog.text
+    assert _total(errors) == before + 2, "each failure counts once"
+
+
+def _total(metric: Any, end: str = "_total") -> float:
+    return sum(sample.value for sample in metric.collect()[0].samples if sample.name.endswith(end))
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,6 +335,16 @@ def test_a_full_queue_says_when_to_come_back(start: Start) -> None:
         answered = running.post("/chat/completions", ask("base", "Hi"))
     assert answered.status_code == 429 and answered.headers["retry-after"] == "2"
     assert answered.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_the_time_to_the_first_text_has_the_making_of_the_model(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, first = served.service._models, served.service.metrics.first_token
+    before, prepare = _total(first, "_sum"), models.prepare_chat
+    monkeypatch.setattr(models, "prepare_chat", lambda *given: (time.sleep(0.5), prepare(*given))[1])
+    served.text("alice", "Hi")
+    assert _total(first, "_sum") - before >= 0.5
 
 
 def test_metrics_name_nobody(served: Running) -> None:

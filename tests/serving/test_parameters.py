@@ -65,6 +65,8 @@ def test_saying_nothing_is_no_refusal(served: Running) -> None:
     offered = [{"type": "function", "function": {"name": "f"}}]  # as Open WebUI sends them with every chat
     assert served.text("alice", "Hi", tools=offered, tool_choice="auto", parallel_tool_calls=True) == plain
     assert {"user", "metadata", "service_tier", "store"} <= set(WITHOUT_EFFECT)
+    for name, value in {"suffix": "none", "echo": 0, "verbosity": "auto", "prediction": ["text"]}.items():
+        assert refused(served, ask("alice", "Hi", **{name: value})) == (400, name)
 
 
 def test_limits_of_the_answer(served: Running) -> None:

@@ -280,7 +280,6 @@ class VllmEngine:
             if isinstance(error, TimeoutError):
                 error = EngineUnavailable(f"vLLM was not done within {ANSWER_SECONDS:.0f} s.")
             if not answer.cancelled:
-                self._metrics.count_error(error)
                 answer.emit(Failed(error))
 
     def _leave_queue(self) -> None:
