@@ -110,14 +110,15 @@ class ChatSession:
     def send_message(self, context: WorkerContext, name: str, options: ChatOptions, text: str) -> Iterator[Event]:
         """One message and its answer, in the model's thread.
 
-        The weights are read again when another user has used the model. Else the model keeps its KV cache.
+        The weights are read again when another user has used the model, or another base is to answer. Else the model
+        keeps its KV cache.
         """
         from mta_cli.pipeline.chat.conversation import Conversation
 
         user, conversation = context.reg.users.get(name), self._conversation
         yield JobStarted(ANSWERING if context.base_loaded else LOADING)
         model = conversation.model if conversation is not None else None
-        if model is None or (model.options, model.user) != (options, user):
+        if model is None or (model.options, model.user) != (options, user) or not context.is_current(model):
             model = context.chat_model_for(user, options)
         yield JobStarted(ANSWERING)
         if conversation is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from textual.worker import get_current_worker
 
+from mta_cli.errors import UsageError
 from mta_cli.events import Event, ItemKept
 from mta_cli.tui.workers.event_buffer import EventBuffer
 
@@ -35,6 +36,7 @@ class WorkerContext:
         self.reg = reg
         self._base_name, self._base_chosen = base, chosen
         self._chat_model: ChatModel | None = None
+        self._loaded: ModelEntry | None = None  # the base of the chat model
 
     @property
     def base_loaded(self) -> bool:
@@ -48,21 +50,36 @@ class WorkerContext:
         return expected_columns(self.reg, user, options.task, self._choose_base().fingerprint, others)
 
     def chat_model_for(self, user: User | None, options: ChatOptions) -> ChatModel:
-        """The chat model of `user`. The base is loaded at the first call, and again when the machine options change."""
+        """The chat model of `user`. The base is loaded at the first call, and again when the machine options or the
+        base of the store's banks change."""
         from mta_cli.pipeline.chat.answer import ChatModel
 
-        if self._chat_model is not None and self._chat_model.options.machine == options.machine:
-            self._chat_model.set_user_and_options(user, options)
-            return self._chat_model
-        self._chat_model = None  # freed before the next base is loaded
-        self._chat_model = ChatModel.load_for_user(self.reg, self._choose_base(), user, options)
+        model = self._chat_model
+        if model is not None and model.options.machine == options.machine and self.is_current(model):
+            model.set_user_and_options(user, options)
+            return model
+        entry = self._choose_base()
+        self._chat_model = model = None  # freed before the next base is loaded
+        self._chat_model, self._loaded = ChatModel.load_for_user(self.reg, entry, user, options), entry
         return self._chat_model
 
+    def is_current(self, model: ChatModel) -> bool:
+        """Whether this is the loaded model, and on the base that is to answer now."""
+        if self._chat_model is not model or self._loaded is None:
+            return False
+        return self._choose_base().fingerprint == self._loaded.fingerprint
+
     def _choose_base(self) -> ModelEntry:
+        """The base that is to answer: of several that could be meant, the loaded one."""
         from mta_cli.pipeline.bases_in_use import choose_base
         from mta_cli.pipeline.models.installed import resolve_model
 
-        name = self._base_name if self._base_chosen else choose_base(self.reg, self._base_name)
+        try:
+            name = self._base_name if self._base_chosen else choose_base(self.reg, self._base_name)
+        except UsageError:
+            if self._loaded is None:
+                raise
+            return self._loaded
         return resolve_model(name, "base")
 
 

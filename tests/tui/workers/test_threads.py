@@ -13,6 +13,9 @@ from textual.pilot import Pilot
 
 from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted, Note, TextChunk, UnitFailed
+from mta_cli.pipeline.chat.answer import ChatModel
+from mta_cli.pipeline.models.manifest import ModelEntry
+from mta_cli.pipeline.requests import ChatOptions
 from mta_cli.settings import Settings
 from mta_cli.tui.workers.chat_turn import request_from_settings
 from mta_cli.tui.workers.job_queue import LOG_LINES, Job, JobQueue, JobUpdated, MakeEvents
@@ -218,6 +221,28 @@ def test_columns_are_expected_of_the_base_that_will_answer(demo_store: Path) -> 
     with Registry.open(demo_store) as reg:
         context = WorkerContext(reg, "a base that is not here", chosen=False)
         assert context.expected_columns(reg.users.get("ida"), options, []) == ["base", "fused", "adapted"]
+
+
+def test_a_base_is_loaded_again_where_the_banks_are_on_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loaded:
+        def __init__(self, options: ChatOptions) -> None:
+            self.options = options
+
+        def set_user_and_options(self, user: object, options: object) -> None:
+            pass
+
+    monkeypatch.setattr(ChatModel, "load_for_user", lambda reg, entry, user, options: Loaded(options))
+    monkeypatch.setattr(
+        "mta_cli.pipeline.models.installed.resolve_model", lambda name, kind: ModelEntry(name, kind, tmp_path, name)
+    )
+    monkeypatch.setattr("mta_cli.pipeline.bases_in_use.choose_base", lambda reg, default: chosen[-1])
+    chosen, options = ["a"], request_from_settings(Settings.load(None), "free")
+    with Registry.open(tmp_path / "store", create=True) as reg:
+        context = WorkerContext(reg, "a", chosen=False)
+        first = context.chat_model_for(None, options)
+        assert context.is_current(first) and context.chat_model_for(None, options) is first
+        chosen.append("b")
+        assert not context.is_current(first) and context.chat_model_for(None, options) is not first
 
 
 def test_all_requests_are_answered_in_one_thread(tmp_path: Path) -> None:
