@@ -19,9 +19,18 @@ def score_errors(
     errors = []
     for answer, raw in _strip_pairs(answers, golds):
         gold = float(raw)
-        given = _number(answer)
+        given = score_of(answer)
         errors.append((low if abs(gold - low) > abs(gold - high) else high) - gold if given is None else given - gold)
     return errors
+
+
+def score_of(text: str) -> float | None:
+    """The finite number that a text is, else None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def rouge_1(answer: str, gold: str) -> float:
@@ -45,14 +54,6 @@ def score_range(labels: Sequence[str]) -> tuple[float, float]:
 
 def _strip_pairs(answers: Sequence[str], golds: Sequence[str]) -> list[tuple[str, str]]:
     return [(answer.strip(), gold.strip()) for answer, gold in zip(answers, golds, strict=True)]
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def _words(text: str) -> list[str]:

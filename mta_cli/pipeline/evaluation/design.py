@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
-from mta_cli.events import PlanLine
+from mta_cli.events import Note, PlanLine
 from mta_cli.options import ScreeningOptions
 from mta_cli.pipeline.report.wording import join_words
 from mta_cli.pipeline.requests import SCREENING_OPTIONS_KEY, EvalRequest, MeasuredBank, bank_options
@@ -22,6 +22,7 @@ from store.tables.evaluations import FoldMember
 
 if TYPE_CHECKING:
     from mta_cli.engine.evaluation.folds import UserFold
+    from mta_cli.engine.text.tasks import Task
     from store.registry import Registry
 
 # The difference between two methods on one query, for the estimate before a run: standard deviation, and the share of
@@ -37,12 +38,16 @@ def job_name(task: str, key: str | None) -> str:
 
 @dataclass(frozen=True)
 class Design:
-    """The users by fold, their shots and queries by user id, and the hash `key` of all inputs."""
+    """The users by fold, their shots and queries by user id, and the hash `key` of all inputs.
+
+    `unscored` counts the queries that are left out: see `scored_queries`.
+    """
 
     key: str
     folds: tuple[UserFold, ...]
     shots: dict[int, list[Item]]
     queries: dict[int, list[Query]]
+    unscored: int = 0
 
     @property
     def role_assignments(self) -> list[FoldMember]:
@@ -87,7 +92,8 @@ def make_design(reg: Registry, request: EvalRequest) -> Design:
         return _measured_bank_design(reg, request, request.measured)
     task, options = request.task, request.options
     counts = {user.id: count for user, count in reg.users.users_with_items(task.name)}
-    queries = {user: found for user in counts if (found := reg.items.queries(user, task.name))}
+    found, unscored = scored_queries(reg, task, counts)
+    queries = {user: own for user, own in found.items() if own}
     try:
         folds = split_users(counts, list(queries), options.folds, request.machine.seed)
     except ValueError as error:
@@ -96,7 +102,29 @@ def make_design(reg: Registry, request: EvalRequest) -> Design:
             hint="a smaller --folds, or import more users with held-out queries (mta data import FILE --hold-out N)",
         ) from error
     shots = {user: reg.items.recent_items(user, task.name, options.shots) for user in counts}
-    return Design(_key(reg, request, queries), tuple(folds), shots, queries)
+    return Design(_key(reg, request, queries), tuple(folds), shots, queries, unscored)
+
+
+def scored_queries(reg: Registry, task: Task, users: Iterable[int]) -> tuple[dict[int, list[Query]], int]:
+    """By user id, the held-out queries that can be scored; and how many cannot be.
+
+    In a task of scores, a query whose gold is no finite number cannot be.
+    """
+    from mta_cli.engine.evaluation.metrics import score_of
+
+    found = {user: reg.items.queries(user, task.name) for user in users}
+    kept = {
+        user: [one for one in own if task.metric != "mae" or score_of(one.gold) is not None]
+        for user, own in found.items()
+    }
+    left = sum(map(len, found.values())) - sum(map(len, kept.values()))
+    return kept, left
+
+
+def unscored_note(count: int) -> Iterator[Note]:
+    """A warning of queries that `scored_queries` left out; none for 0."""
+    if count:
+        yield Note(f"Held-out queries whose answer is no number are left out: {count:,}.", warning=True)
 
 
 def _measured_bank_design(reg: Registry, request: EvalRequest, measured: MeasuredBank) -> Design:
@@ -108,7 +136,7 @@ def _measured_bank_design(reg: Registry, request: EvalRequest, measured: Measure
     from mta_cli.pipeline.bank.screening import usable_anchors
 
     task, bank = request.task.name, measured.bank
-    queries = {user: reg.items.queries(user, task) for user in measured.test_users}
+    queries, unscored = scored_queries(reg, request.task, measured.test_users)
     shots = {user: reg.items.recent_items(user, task, request.options.shots) for user in measured.test_users}
     sources = reg.banks.source_users(bank.id)
     if inside := sources.intersection(measured.test_users):
@@ -119,7 +147,7 @@ def _measured_bank_design(reg: Registry, request: EvalRequest, measured: Measure
     neighbours = [one.item_id for one in reg.neighbours.consenting_neighbours(bank.id)]
     # without the basis, which the first core makes from the anchors
     content = [bank.key, bank.task_adapter, bank.config, bank.kernel, anchors, neighbours]
-    return Design(_key(reg, request, queries, content), (fold,), shots, queries)
+    return Design(_key(reg, request, queries, content), (fold,), shots, queries, unscored)
 
 
 def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]], measured: Sequence[Any] = ()) -> str:

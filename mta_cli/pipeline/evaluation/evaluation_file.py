@@ -82,7 +82,7 @@ def read_evaluation(path: Path) -> FinishedEvaluation:
             raise BadInput(f"{path} is no evaluation of this program's.", hint="mta eval export NUMBER writes one")
         user_sums = _parse_user_sums(document)
         result = {**_result(document["result"], user_sums), "evaluation": hashlib.sha256(content).hexdigest()[:8]}
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise BadInput(
             f"{path} is damaged or no evaluation ({clean_line(str(error) or type(error).__name__)[:200]}).",
             hint="export it once more: mta eval export",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, NotFound, UsageError, system_reason
 from mta_cli.options import BankOptions, EvalOptions, MachineOptions, PromptOptions, options_from_json
 from mta_cli.pipeline.data.tasks import find_task
+from mta_cli.pipeline.evaluation.design import scored_queries
 from mta_cli.pipeline.requests import EvalRequest, MeasuredBank, model_by_fingerprint
 from store.files import missing_file_hint
 from store.names import quote_text
@@ -55,8 +56,9 @@ def measured_bank_request(
 
 def _tested_user_ids(reg: Registry, bank: Bank, names: list[str] | None) -> tuple[int, ...]:
     sources = _require_known_sources(reg, bank)
-    holding = [user for user, _ in reg.users.users_with_items(bank.task)]
-    testable = {user.id for user in holding if reg.items.queries(user.id, bank.task)}
+    holding = [user.id for user, _ in reg.users.users_with_items(bank.task)]
+    queries, _ = scored_queries(reg, find_task(reg, bank.task), holding)
+    testable = {user for user, own in queries.items() if own}
     if names is None:
         if not (found := testable - sources):
             raise BadInput(

@@ -16,7 +16,14 @@ from mta_cli.events import Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import ALL_MEMORIES
 from mta_cli.pipeline.evaluation.banks import FoldBanks, bank_presets, build_fold_banks, cost_of_banks
 from mta_cli.pipeline.evaluation.context import EvalContext, embed_shot_profiles
-from mta_cli.pipeline.evaluation.design import Design, evaluation_config, job_name, make_design, plan_lines
+from mta_cli.pipeline.evaluation.design import (
+    Design,
+    evaluation_config,
+    job_name,
+    make_design,
+    plan_lines,
+    unscored_note,
+)
 from mta_cli.pipeline.evaluation.method_run import MethodRun, cost_of_answers, run_method
 from mta_cli.pipeline.evaluation.method_settings import resolve_settings, trials
 from mta_cli.pipeline.evaluation.result_document import FoldSettings, result_document, score_method
@@ -42,6 +49,7 @@ def run_evaluation(
     request = _with_earlier_given(request, methods, known)
     runs = _method_runs(methods, _tuned_settings(reg, request, known, methods, design))
     yield JobPlan("eval run", (*plan, *_plan(reg, request, design, methods, runs)))
+    yield from unscored_note(design.unscored)
     if request.options.memory is not None and not request.task.labels:
         yield Note(f"Task {request.task.name} has texts, which have no label memory: --memory changes nothing.")
     if dry_run:
@@ -83,6 +91,7 @@ def tune_evaluation(
     design = make_design(reg, request)
     runs = [MethodRun(n, m, own) for m in methods for own in trials(m, request) for n in range(len(design.folds))]
     yield JobPlan("eval tune", (*plan, *_plan(reg, request, design, methods, runs)))
+    yield from unscored_note(design.unscored)
     if dry_run:
         yield JobResult(
             {"dry_run": True, "task": request.task.name, "trials": sum(len(trials(m, request)) for m in methods)}

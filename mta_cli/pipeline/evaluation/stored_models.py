@@ -15,6 +15,7 @@ from mta_cli.events import Event, JobProgress, JobResult, JobStarted
 from mta_cli.options import MachineOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, ScoredAnswer, answer_queries
+from mta_cli.pipeline.evaluation.design import scored_queries, unscored_note
 from mta_cli.pipeline.evaluation.result_document import MAIN_METRICS, paired_differences
 from mta_cli.pipeline.memory.bank_memory import PERSONAL_MODES, BankMemory
 from mta_cli.pipeline.user_weights import load_fusion_and_stack, load_task_adapter
@@ -56,16 +57,17 @@ def evaluate_users(
 ) -> Iterator[Event]:
     """Answer every held-out query of `users` in each of `modes`, with label `memory`, and store the predictions.
 
-    `JobResult.result` has the keys of `mta eval run`; the last mode is the reference. The time to make a model is not
-    measured.
+    `JobResult.result` has keys of `mta eval run`, without its design and settings; the last mode is the
+    reference. The time to make a model is not measured.
     """
     from mta_cli.engine.lora.adapter import AdapterMerger
     from mta_cli.engine.model.load import number_format
     from mta_cli.pipeline.models.load import load_on_device
 
     with reg.hold_users(f"evaluation of {task.name}", [user.id for user in users]):
-        queries = {user.id: reg.items.queries(user.id, task.name) for user in users}
+        queries, unscored = scored_queries(reg, task, [user.id for user in users])
         asked = [user for user in users if queries[user.id]]
+        yield from unscored_note(unscored)
         if not asked:
             raise BadInput(
                 f"None of these users has held-out queries of task {task.name}.",

@@ -43,7 +43,8 @@ def receive_base(digest: str, pieces: Pieces, get: Callable[[Any], bytes]) -> Pa
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(target.with_name(f"{target.name}.lock")):
-            if not target.is_dir():
+            if not target.is_dir() or fingerprint(target) != digest:
+                shutil.rmtree(target, ignore_errors=True)  # damaged since
                 draft = target.with_name(f"{target.name}.draft")
                 shutil.rmtree(draft, ignore_errors=True)  # of a worker that was killed
                 for name, parts in pieces.items():

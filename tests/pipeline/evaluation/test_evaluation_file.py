@@ -173,6 +173,7 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
     "a temperature of text": lambda d: d["result"]["calibration"].update({"pooled-rag": ["hot"]}),
     "a part with a temperature of text": lambda d: d["result"]["calibration"].update({"pooled-rag": [["hot"]]}),
     "a fold without temperatures": lambda d: d["result"]["calibration"].update({"pooled-rag": [[], []]}),
+    "costs that are a list": lambda d: d["result"]["costs"].update(majority=[1]),
     "no weighing": lambda d: d["weighed"].pop("majority"),
 }
 

@@ -250,9 +250,12 @@ def test_a_task_of_scores_from_end_to_end(store_root: Path) -> None:
     with Registry.open(store_root, create=True) as reg:
         writers(reg, "lamp-3", ["1", "4", "5"])
         task = replace(BUILTIN_TASKS["lamp-3"], query_tokens=40, item_tokens=40)
+        odd = [NewItem(f"odd{n}", "lamp-3", "a text", gold, "2021-01-02") for n, gold in enumerate(("great", "nan"))]
+        reg.items.append_queries(reg.users.get("writer0").id, odd)
         methods, given = "majority,pooled-rag,pooled-rag+habit,mta", {"pooled-rag+habit": {"prior_weight": "0.5"}}
         request = replace(eval_request(methods=methods, folds=2, given=given), task=task)
-        result, _ = finish(run_evaluation(reg, request))
+        result, seen = finish(run_evaluation(reg, request))
+        assert result["queries"] == 8 and "Held-out queries whose answer is no number are left out: 2." in notes(seen)
         assert result["metric"] == "mae" and set(result["methods"]["mta"]) == {"mae", "rmse", "gold_loglik"}
         assert result["methods"]["majority"]["mae"]["value"] == 0.0, "everybody here has one score"
         said = {method: values["gold_loglik"]["value"] for method, values in result["methods"].items()}

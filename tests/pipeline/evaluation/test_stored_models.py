@@ -11,6 +11,7 @@ from mta_cli.engine.generation.generate import generate_tokens, label_scores
 from mta_cli.engine.lora.adapter import AdapterMerger
 from mta_cli.engine.memory.label_prior import add_label_prior
 from mta_cli.engine.model.load import load_base
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, IntegrityFault
 from mta_cli.options import MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
@@ -19,9 +20,10 @@ from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.user_weights import load_task_adapter, merge_by_placement
+from store.records import NewItem
 from store.registry import Registry
 from tests.metrics_by_hand import score
-from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request
+from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request, notes
 
 EVAL_MODES = ("base", "pooled", "fused", "adapted")
 
@@ -84,6 +86,17 @@ def test_answers_have_the_memory_that_is_asked_for(peopled: Registry) -> None:
     for method, query in {(method, query) for _, method, query in found}:
         same = found["off", method, query] == pytest.approx(found["neighbours", method, query])
         assert same == (method == "base"), "a base has no memory"
+
+
+def test_a_gold_that_is_no_number_is_left_out_of_scores(peopled: Registry) -> None:
+    user, task = peopled.users.get("ida"), BUILTIN_TASKS["lamp-3"]
+    asked = [NewItem(f"q{n}", task.name, "a text", gold) for n, gold in enumerate(("4", "great"))]
+    peopled.items.append_queries(user.id, asked)
+    entry = resolve_model("tiny", "base")
+    result, seen = finish(
+        evaluate_users(peopled, entry, task, [user], ["base"], PromptOptions(0), CPU, MemoryOptions())
+    )
+    assert result["queries"] == 1 and "Held-out queries whose answer is no number are left out: 1." in notes(seen)
 
 
 def test_nobody_to_measure_is_said(peopled: Registry) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mta_cli.engine.model.checkpoint_files import fingerprint
 from mta_cli.engine.training.session import SessionStep
 from mta_cli.errors import BadInput, IntegrityFault, UsageError
 from mta_cli.options import AdaptOptions, ExecutorOptions
@@ -131,6 +132,9 @@ def test_a_received_base_is_verified(store_root: Path, tmp_path: Path) -> None:
     assert not shipped_base.received_folder(64 * "0").exists()
     folder = shipped_base.receive_base(entry.fingerprint, files, pieces.__getitem__)
     assert shipped_base.receive_base(entry.fingerprint, {}, pieces.__getitem__) == folder, "it is there"
+    next(folder.glob("*.safetensors")).write_bytes(b"damaged")
+    shipped_base.receive_base(entry.fingerprint, files, pieces.__getitem__)
+    assert fingerprint(folder) == entry.fingerprint
 
 
 def test_without_ray_the_way_to_it_is_named(store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
