@@ -287,10 +287,12 @@ class MtaApp(App[None]):
     async def _close_after_threads(self) -> None:
         """Stop all threads, wait for the current step of each, then close the window."""
         job = self.job_queue.running_job
-        if job is not None and not await self.confirm(
-            f"{job.kind} · {job.title} is running. Close anyway? It stops after the current step and can be resumed."
-        ):
-            return
+        if job is not None:
+            waiting = [f"{one.kind} · {one.title}" for one in self.job_queue.jobs if one.state == "waiting"]
+            lost = "\n".join(["\n\nThese wait, and will not happen:", *waiting]) if waiting else ""
+            question = f"{job.kind} · {job.title} is running. Close anyway? {job.stop_note}{lost}"
+            if not await self.confirm(question):
+                return
         job = self.job_queue.running_job
         if job is not None or self.model_worker.has_pending_requests:
             self.push_screen(ClosingDialog("the answer" if job is None else f"{job.kind} · {job.title}"))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 from textual.binding import Binding
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from mta_cli.printable import clean_line
 from mta_cli.tui.screens.base import SCREEN_KEYS, SCREEN_TITLES, screen_class
 from mta_cli.tui.text import line_text
 
@@ -73,7 +72,7 @@ class CommandProvider(Provider):
             lambda reg: reg.user_table.user_page(query, "name", False, 0, MAX_PALETTE_USERS, task)
         )
         for row in names:
-            yield clean_line(row.name)
+            yield row.name
 
 
 def _is_screen_command(binding: Binding) -> bool:

@@ -18,6 +18,7 @@ from textual.widgets import Input, Log, Static
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobStarted
 from mta_cli.tui.app import MtaApp
+from mta_cli.tui.command_palette import CommandProvider
 from mta_cli.tui.dialogs.basic import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
 from mta_cli.tui.dialogs.form import Form, FormDialog, FormField
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
@@ -254,10 +255,12 @@ def test_leaving_asks_while_a_job_runs_and_closing_stops_it(empty_store: Path) -
         async with open_app(empty_store) as (app, pilot):
             await no_focus(app)
             job = app.job_queue.add_job("walk", "a long walk", forever)
+            app.job_queue.add_job("user rm", "ann", steps)
             await until(pilot, lambda: job.progress.done > 10)
             await pilot.press("q")
             await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
-            assert "a long walk is running" in screen_text(app)
+            shown = screen_text(app)
+            assert "a long walk is running" in shown and "user rm · ann" in shown and "resumed" not in shown
             await pilot.press("n")
             assert app.is_running and job.state == "running"
         await ended(job)
@@ -347,6 +350,19 @@ def test_the_palette_goes_to_screens(empty_store: Path) -> None:
                 if "in results" in screen_text(app):
                     break
             assert "in results" in screen_text(app)
+
+    run(drive())
+
+
+def test_the_palette_selects_a_user_by_the_name_as_it_is_stored(empty_store: Path) -> None:
+    with Registry.open(empty_store, create=True) as reg:
+        reg.users.add("ann  lee")
+
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            hits = [hit async for hit in CommandProvider(app.screen).search("ann")]
+            hits[-1].command()  # type: ignore[unused-coroutine]
+            await until(pilot, lambda: app.selected_user == "ann  lee")
 
     run(drive())
 

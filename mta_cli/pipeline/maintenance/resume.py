@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 BANK_BUILD, USER_ADAPT, EVAL_RUN, EVAL_TUNE = "bank build", "user adapt", "eval run", "eval tune"
+RESUMABLE_KINDS = (BANK_BUILD, USER_ADAPT, EVAL_RUN, EVAL_TUNE)
 MAX_NAMES = 3  # users whom a title names
 
 

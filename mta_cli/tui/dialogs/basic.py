@@ -53,9 +53,9 @@ class ClosingDialog(ModalScreen[None]):
         self._job_title = running
 
     def compose(self) -> ComposeResult:
-        """One sentence, or two."""
+        """One sentence."""
         with Vertical(classes="dialog"):
-            yield Static(block_text(f"{self._job_title}: stopping after the current step. What is finished is kept."))
+            yield Static(block_text(f"{self._job_title}: stopping after the current step."))
 
 
 class ErrorDialog(ModalScreen[None]):

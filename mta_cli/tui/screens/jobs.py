@@ -78,14 +78,14 @@ class JobsScreen(BaseScreen):
 ↗ runs in another process on this store, as `mta ps` lists it
 ▶ running   · waiting   ✓ done   ✗ failed   ■ stopped
 Enter resumes an interrupted or stopped job, and on other jobs moves to the log.
-A stopped job keeps what is finished and a checkpoint of the rest.
+A stopped bank build, adaptation or evaluation keeps what is finished and a checkpoint of the rest.
 The curve is the loss of each training step, before the weights change; the loss in the log is measured after the last
 step. The height is relative: the percentage says how much the loss changed."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("n", "new", "New job", id="jobs.new", tooltip="Choose a job to start"),
         Binding("r", "resume", "Resume", id="jobs.resume", tooltip="Resume the interrupted job"),
         Binding("x", "give_up", "Discard", id="jobs.give_up", tooltip="Remove what is half done, and offer it no more"),
-        Binding("s", "stop", "Stop", id="jobs.stop", tooltip="Stop the job; it keeps a checkpoint"),
+        Binding("s", "stop", "Stop", id="jobs.stop", tooltip="Stop the job after the current step"),
         *(
             Binding(
                 start.key,
@@ -193,9 +193,7 @@ step. The height is relative: the percentage says how much the loss changed."""
         if (
             job is not None
             and not job.finished
-            and await self.mta_app.confirm(
-                f"Stop {job.kind} · {job.title}? What is finished is kept, and it can be resumed later."
-            )
+            and await self.mta_app.confirm(f"Stop {job.kind} · {job.title}? {job.stop_note}")
         ):
             self.mta_app.job_queue.stop_job(job)
             self._refresh_job(job)

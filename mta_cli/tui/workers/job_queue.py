@@ -80,6 +80,21 @@ class Job:
         """Whether it is done, failed or stopped."""
         return self.state in ("done", "failed", "stopped")
 
+    @property
+    def can_be_resumed(self) -> bool:
+        """Whether it can go on after a stop."""
+        from mta_cli.pipeline.maintenance.resume import RESUMABLE_KINDS
+
+        return self.kind in RESUMABLE_KINDS
+
+    @property
+    def stop_note(self) -> str:
+        """What a stop does to it, for a question."""
+        if self.state == "waiting":
+            return "It has not begun."
+        kept = " What is finished is kept, and it can be resumed later." if self.can_be_resumed else ""
+        return f"It stops after the current step.{kept}"
+
     def apply_event(self, event: Event) -> None:
         """Update progress, log and result from an event of the job."""
         if isinstance(event, JobStarted):
@@ -108,7 +123,8 @@ class Job:
         if error is not None:
             self._log_error(error)
         elif state == "stopped":
-            self.append_log("stopped; what is finished is kept, and the same job started again continues from there")
+            kept = "; what is finished is kept, and the same job started again continues from there"
+            self.append_log(f"stopped{kept if self.can_be_resumed else ''}")
 
     def _log_error(self, error: BaseException) -> None:
         message, *faults = error_lines(error)

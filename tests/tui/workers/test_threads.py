@@ -151,7 +151,7 @@ def test_a_stopped_job_closes_its_generator_so_that_it_can_keep_what_it_has(tmp_
 
     async def drive() -> None:
         async with host(tmp_path) as (app, pilot):
-            job = app.job_queue.add_job("walk", "x", endless)
+            job = app.job_queue.add_job("bank build", "x", endless)
             await until(pilot, lambda: job.progress.done >= 50)
             app.job_queue.stop_job(job)
             await until(pilot, lambda: job.finished)
