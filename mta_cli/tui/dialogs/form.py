@@ -82,7 +82,7 @@ def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bo
     setting = all_settings()[f"{cls.section}.{name}"]
     value = getattr(settings.build_options(cls), name)
     choices = ("yes", "no") if setting.kind is bool else setting.choices
-    shown = "by the data" if value is None else ("yes" if value else "no") if setting.kind is bool else str(value)
+    shown = "not given" if value is None else ("yes" if value else "no") if setting.kind is bool else str(value)
     return FormField(
         name,
         name.replace("_", " "),

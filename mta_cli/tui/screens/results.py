@@ -61,7 +61,7 @@ Press e to start one, or type
   mta eval run --task TASK
 in a shell. `mta demo` ends with a small one."""
 ONE_MEMORY_NOTE = "No method was measured with more than one label memory; `mta eval run --memory all` does that."
-UNFINISHED_NOTE = "This evaluation is not finished. Jobs can resume it; so can `mta eval run` with the same options."
+UNFINISHED_NOTE = "This evaluation has no result yet. Jobs resumes a stopped one; `mta eval run` goes on after tuning."
 
 ResultDocument = Mapping[str, Any]
 

@@ -94,7 +94,7 @@ def test_defaults_come_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> Non
     field = setting_field(Settings.load(), BankOptions, "anchors")
     assert (field.default_text, field.initial_value, field.setting_key) == ("5", "", "bank.anchors") and field.help
     assert setting_field(Settings.load(), BankOptions, "task_adapter").choices == ("yes", "no")
-    assert setting_field(Settings.load(), BankOptions, "task_min_items").default_text == "by the data"
+    assert setting_field(Settings.load(), BankOptions, "task_min_items").default_text == "not given"
     assert setting_field(Settings.load(), MachineOptions, "dtype").choices[0] == "auto"
 
 
