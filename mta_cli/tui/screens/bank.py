@@ -40,7 +40,7 @@ Press n to build one, or type
   mta bank build --task TASK
 in a shell. `mta demo` makes a small one from included sample users."""
 
-ProfilesStamp = tuple[int, int, int]
+ProfilesStamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
