@@ -252,7 +252,7 @@ def _read_bank_snapshot(
         order.sort(key=lambda bank: tasks.index(bank.task) if bank.task in tasks else len(tasks))
     bank = next(iter(order), None)
     if bank is None:
-        return _BankSnapshot([], None, [], (0, 0, 0), user)
+        return _BankSnapshot([], None, [], (0, 0, 0, 0), user)
     stamp = reg.profiles.version_stamp(bank.task, bank.embedder)
     recipe = weighed_parts(*load_recipe(reg, user, bank)) if user is not None else ()
     return _BankSnapshot(banks, bank, anchor_usage(reg, bank), stamp, user, on_base(reg, bank.base), tuple(recipe))
