@@ -213,7 +213,7 @@ class Scheduler:
         self._rows = [self._rows[r] for r in self._batch.leave(rows)]
 
     def _keep_prefix(self, row: int) -> None:
-        from mta_cli.engine.scoring.backends import is_out_of_memory
+        from mta_cli.engine.model.device_memory import is_out_of_memory
 
         answer = self._rows[row].answer
         ids = answer.ids[:-1]  # the last token was not run
@@ -229,7 +229,7 @@ class Scheduler:
 
     def _read_prompts(self) -> None:
         """Read up to `PIECE_TOKENS` tokens of prompts; those that are read through become rows, or choose a label."""
-        from mta_cli.engine.scoring.backends import is_out_of_memory
+        from mta_cli.engine.model.device_memory import is_out_of_memory
 
         budget = PIECE_TOKENS
         while budget > 0 and (self._reading is not None or self._begin_reading()):
@@ -254,7 +254,7 @@ class Scheduler:
         """Take the first that waits, if there is room for one more row."""
         from mta_cli.engine.generation.continuous_batch import PromptPass
         from mta_cli.engine.generation.generate_batch import common_prefix_length
-        from mta_cli.engine.scoring.backends import is_out_of_memory
+        from mta_cli.engine.model.device_memory import is_out_of_memory
 
         with self._changed:
             if not self._waiting or len(self._rows) >= self._room:
@@ -292,7 +292,7 @@ class Scheduler:
 
     def _decode(self) -> None:
         """One more token for every row."""
-        from mta_cli.engine.scoring.backends import is_out_of_memory
+        from mta_cli.engine.model.device_memory import is_out_of_memory
 
         if not self._rows:
             return

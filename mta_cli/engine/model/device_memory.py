@@ -1,4 +1,4 @@
-"""How much memory a device has free, and how much was in use at most. None where the system does not say it."""
+"""A device's free memory, the most in use (None where the system does not say it), and errors where it has run out."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ def peak_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return _read_proc("/proc/self/status", "VmHWM") if device.type == "cpu" else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return "out of memory" in text or "can't allocate memory" in text
 
 
 def _read_proc(file: str, name: str) -> int | None:

@@ -23,6 +23,7 @@ from mta_cli.engine.model.checkpoint_files import (
     require_config_fits_weights,
     weight_files,
 )
+from mta_cli.engine.model.device_memory import is_out_of_memory
 from mta_cli.engine.model.layer_spec import read_decoder_spec
 from mta_cli.engine.model.llama import LlamaDecoder, build_llama_decoder
 from mta_cli.errors import BadInput, IntegrityFault, UsageError, extra_hint
@@ -36,8 +37,9 @@ OFF = "off"  # as `quantize`: weights are not packed
 class MemoryLimits:
     """How much of a computation is held at once. Less takes longer, and changes nothing but the last bits.
 
-    `batch_tokens` are those of one pass, padding counted; None: as many as keep the device busy. `cache_bytes` are of
-    computed states, `group_bytes` of factors, gradients and moments that train together.
+    `batch_tokens` are those of one pass, padding counted, except passes for prefixes (`PrefixCacheScorer`); None: as
+    many as keep the device busy. `cache_bytes` are of computed states, `group_bytes` of factors, gradients and moments
+    that train together.
     """
 
     batch_tokens: int | None = None
@@ -229,9 +231,9 @@ def resolve_device(name: str) -> torch.device:
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The number format called `name`; `auto` is bfloat16 where the hardware computes in it, else float32.
 
-    It is the format of the base's weights and activations. Trained factors, their gradients, Adam's moments, and the
-    logits of log-likelihoods (without Llama decoder: their softmax) are float32 in any case. TensorFloat-32 stays as
-    PyTorch has it, off for matrix products.
+    It is the format of the base's weights and activations. Trained factors, the sums of their gradients, Adam's
+    moments, and the logits of log-likelihoods (without Llama decoder: their softmax) are float32 in any case.
+    TensorFloat-32 stays as PyTorch has it, off for matrix products.
     """
     if name in DTYPES:
         return DTYPES[name]
@@ -384,7 +386,9 @@ def _cpu_has(probe: str) -> bool:
 def _to_device(model: Any, device: torch.device) -> Any:
     try:
         return model.to(device)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise BadInput(
             f"the base does not fit into {device}'s memory", hint="--device cpu, or --dtype bfloat16"
         ) from error

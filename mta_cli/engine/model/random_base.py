@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mta_cli.engine.model.device_memory import is_out_of_memory
 from mta_cli.engine.model.load import LoadedBase, quiet_libraries, resolve_device, resolve_dtype, with_decoder
 from mta_cli.errors import BadInput
 
@@ -32,7 +33,9 @@ def make_random_base(
             )
         model = model.eval().requires_grad_(False)
         return with_decoder(LoadedBase(model, None, f"random:{seed}", family, place, number, ()))
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise BadInput(
             f"random weights of this shape do not fit into the memory of {place}",
             hint="a smaller shape, or --device cpu",

@@ -14,6 +14,7 @@ from torch import Tensor
 from mta_cli.engine.lora.adapter import LoraWeights, Placement, attach_lora_layers
 from mta_cli.engine.lora.batched import FrozenLoras, ModuleSlice, fuse_factors, module_slices
 from mta_cli.engine.lora.merge import merge_loras
+from mta_cli.engine.model.device_memory import is_out_of_memory
 from mta_cli.engine.model.llama import LlamaDecoder
 from mta_cli.engine.model.load import LoadedBase, head_logits
 from mta_cli.engine.scoring.prefix_cache_scoring import (
@@ -227,8 +228,3 @@ class TokenBudget:
                 raise
             return False
         return True
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory has run out, on any device."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

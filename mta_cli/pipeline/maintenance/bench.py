@@ -70,7 +70,6 @@ def run_bench(request: BenchRequest, *, dry_run: bool = False) -> Iterator[Event
     _require_memory(plan)
     yield JobStarted("bench", 5, "measurements")
     from mta_cli.engine.model import device_memory
-    from mta_cli.engine.scoring.backends import is_out_of_memory
 
     device_memory.reset_peak(plan.device)
     base = _load(request)
@@ -80,7 +79,7 @@ def run_bench(request: BenchRequest, *, dry_run: bool = False) -> Iterator[Event
         try:
             rates[f"{name}_per_second"] = measurement().rate
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not device_memory.is_out_of_memory(error):
                 raise
             raise BadInput(
                 f"{plan.name}: the memory of {plan.device} ran out ({name.replace('_', ' ')})",

@@ -23,6 +23,7 @@ from mta_cli.engine.model.load import (
     resolve_device,
     resolve_dtype,
 )
+from mta_cli.engine.model.random_base import make_random_base
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageError
 from tests.engine.families import EXACT
 from tests.tiny import byte_tokenizer
@@ -42,6 +43,10 @@ def copy(tiny_base_path: Path, tmp_path: Path) -> Path:
 
 def loaded(path: Path) -> LoadedBase:
     return load_base(path, name="copy", fingerprint="sha256:x", device="cpu", dtype="float32")
+
+
+def full(*_: object) -> None:
+    raise RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)")
 
 
 def batch() -> torch.Tensor:
@@ -154,6 +159,15 @@ def test_an_unknown_architecture_is_explained(copy: Path) -> None:
     (copy / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
     with pytest.raises(BadInput, match="cannot be loaded as a causal language model"):
         loaded(copy)
+
+
+def test_a_base_that_does_not_fit_into_a_devices_memory(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.PreTrainedModel.to", full)
+    with pytest.raises(BadInput, match="does not fit into cpu's memory"):
+        loaded(copy)
+    monkeypatch.setattr("mta_cli.engine.model.random_base.with_decoder", full)
+    with pytest.raises(BadInput, match="do not fit into the memory of cpu"):
+        make_random_base("llama", {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 9}, device="cpu")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cuda:x", "meta", "cpu,cpu"])

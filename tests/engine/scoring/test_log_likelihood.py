@@ -195,8 +195,15 @@ def test_one_item_too_large_is_said_with_the_remedy(base: LoadedBase) -> None:
     assert "--dtype" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9")])
-def test_the_cpu_runs_out_of_memory_too(base: LoadedBase, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 9"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+    ],
+)
+def test_other_devices_run_out_of_memory_too(base: LoadedBase, error: Exception) -> None:
     done: list[list[int]] = []
 
     def work(batch: list[int]) -> None:
