@@ -183,10 +183,12 @@ class PromptBuilder:
         if self._template is None:
             return None, wanted
         try:
-            given = self._template.render_layout(("user",), generation=True, system=wanted).texts
+            given = "".join(self._template.render_layout(("user",), generation=True, system=wanted).texts)
         except BadInput:  # a template without a system role
             return None, wanted
-        shorter = len(self._words.encode_template("".join(given))) < len(self._words.encode_template("".join(bare)))
+        if wanted.strip() not in given:  # a template that drops system messages
+            return None, wanted
+        shorter = len(self._words.encode_template(given)) < len(self._words.encode_template("".join(bare)))
         return (wanted, "") if wanted or shorter else (None, "")
 
     def _find_end_of_turn_id(self, end_ids: tuple[int, ...]) -> int:

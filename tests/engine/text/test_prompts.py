@@ -17,7 +17,7 @@ from mta_cli.engine.text.prompts import KEPT_LAYOUTS, HistoryExample, PromptBuil
 from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
 from mta_cli.errors import BadInput
 from tests.engine.shapes import ALL, EXACT, LLAMA_3, byte_merges, byte_plain, end_ids, metaspace
-from tests.tiny import byte_tokenizer
+from tests.tiny import CHAT_TEMPLATE, byte_tokenizer
 
 AWKWARD = (
     "comedy",
@@ -196,11 +196,14 @@ def test_the_system_message(template: str, system: str, begins: str) -> None:
     assert decoded(prompter, prompter.prompt_ids("hello")).startswith(begins)
 
 
-def test_a_template_without_a_system_role_gets_it_before_the_first_words() -> None:
+def test_a_template_that_takes_no_system_message_gets_it_before_the_first_words() -> None:
     prompter = prompter_of("metaspace", replace(FREE, system="Short."))
     assert decoded(prompter, prompter.prompt_ids("hello")) == "<s>[INST] Short.\n\nhello [/INST]"
     prompter = prompter_of("metaspace", TAGS)
     assert decoded(prompter, prompter.prompt_ids("x")).startswith("<s>[INST] x\n")
+    silent = byte_tokenizer(CHAT_TEMPLATE.replace("in messages", "in messages if message['role'] != 'system'"))
+    prompter = PromptBuilder(silent, replace(FREE, system="Short."), end_ids(silent))
+    assert decoded(prompter, prompter.prompt_ids("hello")).startswith("<|im_start|>user\nShort.\n\nhello")
 
 
 def test_roles_that_a_template_refuses_are_a_clear_fault() -> None:
