@@ -15,11 +15,12 @@ _WORD = re.compile(r"[a-z0-9]+")
 def score_errors(
     answers: Sequence[str], golds: Sequence[str], *, low: float = MIN_SCORE, high: float = MAX_SCORE
 ) -> list[float]:
-    """Answer minus gold for each pair. Raises ValueError for a gold that is no number."""
+    """Answer minus gold for each pair. Raises ValueError for a gold that is no finite number."""
     errors = []
     for answer, raw in _strip_pairs(answers, golds):
-        gold = float(raw)
-        given = score_of(answer)
+        gold, given = score_of(raw), score_of(answer)
+        if gold is None:
+            raise ValueError(f"{raw!r} is no finite number")
         errors.append((low if abs(gold - low) > abs(gold - high) else high) - gold if given is None else given - gold)
     return errors
 

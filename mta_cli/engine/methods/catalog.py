@@ -187,7 +187,7 @@ def _permute(method: Method) -> Method:
     """The control of `method`. Raises UsageError where it gives a user no LoRA, or is a control already."""
     name = f"{_PERMUTED}{method.name}"
     makes_loras = method.build is not None or (method.anchors, method.stack) != ("none", "none")
-    if method.permuted or method.memory is None or not makes_loras:
+    if method.control_of or method.memory is None or not makes_loras:
         raise UsageError(
             f"there is no method {name!r:.80}", hint=f"{method.name} has no LoRA of a user's own to permute"
         )

@@ -59,6 +59,12 @@ def test_scores_by_lamps_rule(answer: str, gold: str, error: float) -> None:
     assert score_errors([answer], [gold]) == [error]
 
 
+@pytest.mark.parametrize("gold", ["good", "nan", "-inf"])
+def test_a_gold_that_is_no_finite_number_has_no_error(gold: str) -> None:
+    with pytest.raises(ValueError, match="no finite number"):
+        score_errors(["3"], [gold])
+
+
 def test_scores_on_another_scale() -> None:
     assert score("mae", ["?", "9"], ["2", "10"], ["1", "2", "10"]) == {
         "mae": 4.5,

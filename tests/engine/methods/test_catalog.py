@@ -67,6 +67,7 @@ def test_names_come_back_once_and_in_their_order() -> None:
         ("permuted-majority", "majority has no LoRA"),
         ("permuted-neighbours", "neighbours has no LoRA"),
         ("permuted-permuted-mta", "permuted-mta has no LoRA"),
+        ("permuted-permuted-anchors", "permuted-anchors has no LoRA"),
     ],
 )
 def test_a_wrong_name_is_refused_with_what_helps(name: str, hint: str) -> None:
