@@ -182,7 +182,9 @@ def estimate_memory(
         at_once = limits.batch_tokens
         recomputes = shape.fast and load.placement != "late" and at_once is not None and rows.longest > at_once
         passes = pass_bytes(shape, precision, tokens, rows.longest, layers, recomputes=recomputes)
-        states = number_bytes(precision) * shape.width * load.distinct if load.placement != "all" else 0
+        key_values = 2 * layers * shape.kv_heads * shape.head_dim  # of a token before those on which the LoRA acts
+        each_token = {"all": 0, "upper": shape.width, "late": key_values}[load.placement]
+        states = number_bytes(precision) * each_token * load.distinct
         each_rank = layers * shape.factor_widths * load.adapters
         factors = (FACTOR_BYTES * load.rank + FROZEN_BYTES * load.frozen_rank) * each_rank
         sizes.append(passes + min(limits.cache_bytes, states) + min(limits.group_bytes, factors))

@@ -125,6 +125,7 @@ def test_what_is_kept_counts_up_to_its_limit() -> None:
     loads = [[TokenLoad(1, "late", distinct)] for distinct in (0, 10**5, 10**9)]
     few, many, endless = (estimate_memory(shape, "bfloat16", load, ROWS, 100) for load in loads)
     assert few < many < endless == few + ACTIVATION_CACHE_BYTES
+    assert many - few == 10**5 * 2 * 3840, "keys and values of 3 heads of width 64 in 10 layers, of 2 bytes each"
     assert estimate_memory(shape, "bfloat16", loads[2], ROWS, 100, MemoryLimits(cache_bytes=5)) == few + 5
 
 
