@@ -89,24 +89,28 @@ class NeighbourIndex:
     rates: Array
     times: tuple[str, ...] = ()
 
-    def until(self, time: str | None) -> NeighbourIndex:
-        """The items that are not known to be later than `time`, with their own rates; all items where it is None."""
+    def until(self, time: str | None, asker: int | None = None) -> NeighbourIndex:
+        """The items whose time, as text, is not after `time`, with their own rates; all items where it is None.
+
+        Where items are left out, those of the user `asker` do not count in the rates.
+        """
         if time is None or self._latest <= time:
             return self
-        return self._cached_until(time)
+        return self._cached_until(time, asker if (self.item_users == asker).any() else None)
 
     @cached_property
     def _latest(self) -> str:
         return max(self.times, default="")
 
     @cached_property
-    def _cached_until(self) -> Callable[[str], NeighbourIndex]:
+    def _cached_until(self) -> Callable[[str, int | None], NeighbourIndex]:
         return lru_cache(MAX_CACHED_TIMES)(self._items_until)
 
-    def _items_until(self, time: str) -> NeighbourIndex:
+    def _items_until(self, time: str, asker: int | None) -> NeighbourIndex:
         kept = np.array([known <= time for known in self.times])
         earlier = self._select(kept)
-        counts = np.bincount(earlier.labels, minlength=len(self.rates)) + 1.0  # Laplace, as `label_rates`
+        counted = earlier.labels[earlier.item_users != asker]
+        counts = np.bincount(counted, minlength=len(self.rates)) + 1.0  # Laplace, as `label_rates`
         return replace(earlier, rates=counts / counts.sum())
 
     def _select(self, kept: npt.NDArray[np.bool_]) -> NeighbourIndex:
@@ -227,7 +231,7 @@ class NeighbourLabelPrior:
 
     def __call__(self, text: str, time: str | None = None) -> tuple[float, ...]:
         """See `LabelPrior`."""
-        known = self.neighbours if self.look_ahead else self.neighbours.until(time)
+        known = self.neighbours if self.look_ahead else self.neighbours.until(time, self.asker)
         user_prior = user_label_prior(self.answers, self.task_labels, known.rates.tolist(), PRIOR_STRENGTH)
         ratios = known.label_log_ratios(self.kernel, self.embed([text]), np.array([user_prior]), self.asker)
         return tuple((ratios[0] + self.rates_weight * np.log(known.rates)).tolist())

@@ -113,6 +113,9 @@ def test_a_user_is_left_out_with_the_times_of_their_items() -> None:
     others = index.index.without_user(1)
     assert others.times == ("2020", "2021", "2022", "2026", "2027", "2028") and len(others.labels) == 6
     assert others.until("2026").item_users.tolist() == [0, 0, 0, 2]
+    asked, known = index.index.until("2026", 1), index.index.until("2026", 7)
+    assert asked.rates.tolist() == others.until("2026").rates.tolist() != known.rates.tolist()
+    assert known is index.index.until("2026") and len(asked.labels) == len(known.labels)
 
 
 def test_bytes_are_two_for_each_label_that_was_given() -> None:
