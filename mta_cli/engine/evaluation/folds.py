@@ -14,7 +14,8 @@ class UserFold:
     """Disjoint ids of users: `bank` gives task adapter and anchors, `test` is measured.
 
     Settings and temperatures come from `tuning`. Where it is empty, settings come from the users tested in the other
-    folds, each under a bank without them, and temperatures from the other users tested in this fold.
+    folds, each under a bank without them, and temperatures from the other users tested in this fold or, without any, in
+    other folds.
     """
 
     bank: tuple[int, ...]

@@ -125,7 +125,7 @@ def label_scores(
     *,
     late: LoraWeights | None = None,
 ) -> list[float]:
-    """Log-likelihood of each label's tokens after the prompt, in nats. The prompt runs once; labels share batches."""
+    """Log-likelihood of each label's tokens after the prompt, in nats. The prompt runs once a batch of labels."""
     if not label_ids or not all(label_ids):
         raise BadInput("There is no label to score, or one of them has no tokens.")
     longest = max(len(label) for label in label_ids)

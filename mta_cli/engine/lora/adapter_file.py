@@ -19,7 +19,7 @@ def read_adapter_file(path: Path) -> tuple[dict[str, str], dict[str, tuple[Tenso
     """The metadata of a safetensors file, and its factors `A [rank, in]`, `B [out, rank]` by module path.
 
     The numbers stay in the mapped file until they are used. Raises BadInput where the file is anything else than pairs
-    of factors of one dtype, and OSError where it cannot be opened.
+    of factors of one dtype or cannot be read, and FileNotFoundError where it is not there.
     """
     header = read_safetensors_header(path)
     dtypes = {entry["dtype"] for entry in header.tensors.values()}

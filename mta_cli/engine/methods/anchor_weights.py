@@ -32,7 +32,7 @@ from mta_cli.options import FuseOptions, MemoryOptions
 MIN_ANCHOR_WEIGHT = 0.001  # most evidence weights are almost zero; a smaller weight is left out of a recipe
 SHARE_BYTES = 12  # an anchor's number, similarity and weight in a recipe
 COSINE_TOLERANCE = 1e-6  # the same cosine may differ by this much between batches
-MAX_USERS_PER_BATCH, MAX_ANCHORS_PER_BATCH = 16, 64  # the most in one batch of evidence
+MAX_USERS_PER_BATCH, MAX_ANCHORS_PER_BATCH = 16, 64  # the most in one batch of evidence; a user's own may be more
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def user_batches(
     """Batches of users whose weights are computed together, in the order of `users`.
 
     A batch has at most `MAX_USERS_PER_BATCH` users and, where evidence is computed, `MAX_ANCHORS_PER_BATCH` different
-    anchors.
+    anchors, or one user with more.
     """
     batch: list[UserShots] = []
     anchors: set[int] = set()
@@ -139,7 +139,7 @@ def weigh_anchors(
     options: FuseOptions,
     memory: MemoryOptions,
 ) -> list[list[AnchorShare]]:
-    """Each user's recipe: anchors and weights. It is empty for a user without items, and under `none`.
+    """Each user's recipe: anchors and weights. It is empty under `none`, and without items except under `random`.
 
     The users of one batch (see `user_batches`) are computed together. The last bits of a weight depend on the batch.
     """

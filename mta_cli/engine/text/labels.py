@@ -21,7 +21,7 @@ def format_number(number: float) -> str:
 
 
 def round_number(number: float, step: float) -> float:
-    """The nearest multiple of `step`; halfway, the greater one."""
+    """The nearest multiple of `step`; halfway, the greater one, except where the floats are less than halfway."""
     return math.floor(number / step + 0.5) * step
 
 
