@@ -162,12 +162,11 @@ class Banks:
         values = {"user": user_id, "task": task}
         return [base for (base,) in self._db.fetch_tuples(_SELECT_USER_BASES, values)]
 
-    def all(self) -> list[Bank]:
-        """Every bank, by name and version."""
-        return [
-            _bank_from_row(row)
-            for row in self._db.fetch_dicts(f"{_SELECT_BANK} WHERE purpose = '' ORDER BY name, version")
-        ]
+    def all(self, *, measuring: bool = False) -> list[Bank]:
+        """Every bank, by name and version; with `measuring`, also those of evaluations."""
+        which = "purpose = '' OR :measuring ORDER BY name, version"
+        rows = self._db.fetch_dicts(f"{_SELECT_BANK} WHERE {which}", {"measuring": measuring})
+        return [_bank_from_row(row) for row in rows]
 
     def banks_above(self, task_adapter: str, embedder: str) -> list[Bank]:
         """Every bank on this task adapter and embedder, also those of evaluations, oldest first."""

@@ -43,8 +43,10 @@ def refresh_command(reg: Registry, bank: Bank) -> str:
     return f"mta bank rm {shlex.quote(bank.name)} --bank-version {bank.version}"
 
 
-def banks_pooling_user(reg: Registry, user: User) -> list[Bank]:
+def banks_pooling_user(reg: Registry, user: User, *, measuring: bool = False) -> list[Bank]:
     """Banks whose task adapter was trained on a user's items, whatever the user has consented to since.
+
+    With `measuring`, also those of evaluations.
 
     Banks of earlier versions did not record that: of those, the ones of tasks of which a user with consent has enough
     items, if they were begun after the user was added.
@@ -57,7 +59,7 @@ def banks_pooling_user(reg: Registry, user: User) -> list[Bank]:
         enough = held.get(bank.task, 0) >= _min_pooled_items(bank)
         return bank.task_adapter is not None and enough and user.can_anchor and user.created <= bank.created
 
-    return [bank for bank in reg.banks.all() if has_pooled(bank)]
+    return [bank for bank in reg.banks.all(measuring=measuring) if has_pooled(bank)]
 
 
 def _min_pooled_items(bank: Bank) -> int:

@@ -14,7 +14,7 @@ from mta_cli.errors import NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult
 from mta_cli.pipeline.users.dependents import banks_pooling_user
 from mta_cli.pipeline.users.exported_folders import record_export, resolve_export_folder, write_folder
-from mta_cli.pipeline.users.stored_data import Entry, describe_user
+from mta_cli.pipeline.users.stored_data import Entry, anchor_entries, describe_user
 from mta_cli.printable import to_json
 from store.records import REFUSED_USERS_KEY
 
@@ -79,7 +79,7 @@ def collect_user_data(reg: Registry, user: User) -> dict[str, Any]:
     return {
         "person": {
             **{key: known[key] for key in ("name", "can_anchor", "created", "tasks")},
-            "task_adapters": [_bank_document(bank) for bank in banks_pooling_user(reg, user)],
+            "task_adapters": [_bank_document(bank) for bank in banks_pooling_user(reg, user, measuring=True)],
             "refused_by": [
                 _bank_document(bank) for bank in reg.banks.all() if user.id in bank.config.get(REFUSED_USERS_KEY, ())
             ],
@@ -89,7 +89,7 @@ def collect_user_data(reg: Registry, user: User) -> dict[str, Any]:
         "profiles": [_profile_document(reg, row) for row in reg.user_data.profiles(user.id)],
         "recipes": known["recipes"],
         "stacks": _stack_documents(reg, user, known["stacks"]),
-        "anchors": [_anchor_document(reg, each) for each in known["anchors"]],
+        "anchors": [_anchor_document(reg, each) for each in anchor_entries(reg, user, reg.banks.all(measuring=True))],
         "neighbours": [
             {**row, "vector": _unpack_floats(row["vector"], "<f2")} for row in reg.user_data.neighbours(user.id)
         ],

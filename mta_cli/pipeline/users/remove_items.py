@@ -9,7 +9,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import NotFound, UsageError
@@ -82,13 +81,16 @@ def remove_items(
     The result counts what was removed, and lists what stays: stale anchors, the users who depend on them, task adapters
     that may have been trained on the items, and exported folders.
     """
-    user = reg.users.get(name)
-    traces = _traces(reg, user, _find_items(reg, user, ids, task))
-    saved = [path.name for path in saved_databases(reg.root)]
-    exports = exports_of(reg, user)
-    change = partial(reg.items.remove_items, user, traces.task, traces.items, traces.since)
+
+    def change() -> tuple[User, ItemTraces, list[str], list[str], RemovedItems]:
+        user = reg.users.get(name)
+        traces = _traces(reg, user, _find_items(reg, user, ids, task))
+        saved, exports = [path.name for path in saved_databases(reg.root)], exports_of(reg, user)
+        gone = reg.items.remove_items(user, traces.task, traces.items, traces.since)
+        return user, traces, saved, exports, gone
+
     try:
-        gone: RemovedItems = yield from change_when_unused(change, wait=wait)
+        user, traces, saved, exports, gone = yield from change_when_unused(change, wait=wait)
     finally:  # also where all is removed and only its bytes are still to be overwritten
         silent = recheck_servers(reg.root)
     for server in silent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def describe_user(reg: Registry, name: str, *, with_texts: bool = True) -> Entry
         "profiles": _profile_entries(reg, user, tasks),
         "recipes": [_recipe_entry(reg, recipe) for recipe in reg.recipes.of_user(user.id)],
         "stacks": [_stack_entry(reg, stack) for stack in reg.stacks.of_user(user.id)],
-        "anchors": _anchor_entries(reg, user),
+        "anchors": anchor_entries(reg, user, reg.banks.all()),
         "rests_on": user_dependencies(reg, user),
         "given_to": user_contributions(reg, user),
         "chats": [_chat_entry(reg, chat) for chat in reg.chats.of_user(user.id)],
@@ -125,11 +126,12 @@ def _stack_entry(reg: Registry, stack: Stack) -> Entry:
     )
 
 
-def _anchor_entries(reg: Registry, user: User) -> list[Entry]:
+def anchor_entries(reg: Registry, user: User, banks: Sequence[Bank]) -> list[Entry]:
+    """The user's anchors in these banks."""
     return [
         _bank_entry(reg, bank)
         | {"anchor": anchor.id, "items": anchor.items, "digest": anchor.digest, "stale": anchor.stale}
-        for bank in reg.banks.all()
+        for bank in banks
         for anchor in reg.banks.anchors(bank.id)
         if anchor.user_id == user.id
     ]

@@ -67,7 +67,8 @@ def lived(reg: Registry) -> int:
     reg.neighbours.add_neighbours(
         cores.id, [(reg.items.recent_items(me, "free", 1)[0].id, struct.pack("<2e", 0.25, 1.0))]
     )
-    measured = bank(reg, [other], name="eval free", key="eval", purpose="eval")
+    measured = bank(reg, [other, me], name="eval free", key="eval", purpose="eval")
+    reg.banks.set_task_adapter(measured.id, str(measured.task_adapter), [me])
     evaluated(reg, "a design", bank=(other,), test=(me,), made=measured.id)
     mine = reg.runs.of_user(me)[0]
     reg.runs.finish_run(mine.id, {"loss_after": float("nan")})
@@ -87,7 +88,9 @@ def test_everything_that_tables_hold_of_a_person_is_there(reg: Registry, tmp_pat
     core, lora = held["stacks"]
     assert (core["kind"], core["numbers"], core["file"]) == ("core", [0.5, -1.0], None)
     assert lora["kind"] == "lora" and (tmp_path / "mine" / lora["file"]).read_bytes() == SECRET.encode()
-    (anchor,) = held["anchors"]
+    measuring, anchor = held["anchors"]
+    assert measuring["bank"] == "eval free" and (tmp_path / "mine" / measuring["file"]).is_file()
+    assert {"bank": "eval free", "version": 1} in held["person"]["task_adapters"]
     assert anchor["resting"] == [NAME, "bob"] and (tmp_path / "mine" / anchor["file"]).is_file()
     assert [(each["bank"], each["vector"]) for each in held["neighbours"]] == [("free", [0.25, 1.0])]
     assert {said["content"] for chat in held["chats"] for said in chat["messages"]} == {SECRET}

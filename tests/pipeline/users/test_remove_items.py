@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mta_cli.errors import NotFound, UsageError, UserInUse
-from mta_cli.events import JobPlan
+from mta_cli.events import JobPlan, JobResult
 from mta_cli.pipeline.chat.conversation import add_exchange_as_item
 from mta_cli.pipeline.data.kept_items import kept_since
 from mta_cli.pipeline.users.remove_items import plan_item_removal, remove_items
@@ -152,6 +152,16 @@ def test_not_beside_a_job_that_uses_them(reg: Registry) -> None:
     with reg.hold_users("bank build", [reg.users.get("ann").id]), pytest.raises(UserInUse, match="bank build"):
         run(remove_items(reg, "ann", ["secret"]))
     assert "secret" in keys(reg)
+
+
+def test_what_a_job_makes_before_the_removal_is_counted(reg: Registry) -> None:
+    ann = reg.users.get("ann")
+    with reg.hold_users("user adapt", [ann.id]):
+        job = remove_items(reg, "ann", ["secret"], wait=True)
+        assert "Waiting for its end" in str(next(job))
+        adapted(reg, ann.id, bank(reg, [ann.id]))
+    *_, done = job
+    assert isinstance(done, JobResult) and (done.result["recipes"], done.result["stacks"]) == (1, 1)
 
 
 def test_the_plan_changes_nothing(reg: Registry) -> None:
