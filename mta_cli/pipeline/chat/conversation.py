@@ -27,6 +27,7 @@ from mta_cli.pipeline.chat.answer import (
 )
 from mta_cli.pipeline.chat.compare import compare_prompt
 from mta_cli.pipeline.chat.explain import AnsweredPrompt, explain_answer
+from mta_cli.pipeline.data.kept_items import kept_since
 from mta_cli.pipeline.user_weights import FREE_TASK
 from mta_cli.pipeline.users.exported_folders import record_export
 from mta_cli.printable import clean_text
@@ -233,14 +234,21 @@ class Conversation:
             raise NotFound(f"{user.name} has no chat {chat_id}.", hint="/history lists them.")
         self._clear_state()
         self.chat, self.autosave = chat, True
-        question = ""
+        question, kept = "", self._kept_exchanges(user)
         for message in chats.messages(chat_id):
             if message.role == "user":
                 question = message.content
             else:
-                self.exchanges.append(Exchange(question, message.content, message.source, stored=True))
+                as_item = kept.get((question, message.content))
+                self.exchanges.append(Exchange(question, message.content, message.source, as_item, stored=True))
                 self._last_ended = message.source.get(ENDED_KEY, "")
         yield Note(f"Going on with chat {chat_id} of {user.name}.")
+
+    def _kept_exchanges(self, user: User) -> dict[tuple[str, str], tuple[str, str]]:
+        """The task and id of each item that was kept from a conversation, by its texts."""
+        task = self.model.options.task or FREE_TASK
+        items = self.model.reg.items.recent_items(user.id, task)
+        return {(item.input, item.output): (task, item.key) for item in items if kept_since(item)}
 
     def save(self, target: str = "") -> Iterator[Event]:
         """Store the conversation, and from now on each exchange; with `target`, also write it to that new text file."""

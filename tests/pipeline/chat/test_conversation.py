@@ -390,6 +390,18 @@ def test_good_can_be_taken_back(world: World) -> None:
     assert len(world.reg.items.recent_items(world.alice.id, "free")) == len(before) + 1
 
 
+def test_good_is_known_to_a_continued_conversation(world: World) -> None:
+    chat, again = talk(world), talk(world)
+    run(chat.answer_message("what now?"))
+    run(chat.accept_exchange())
+    kept = contents(world.reg.items.recent_items(world.alice.id, "free"))
+    run(again.resume_latest())
+    _, events = run(again.accept_exchange())
+    assert "is a history item already" in notes_of(events)
+    run(again.undo_accept())
+    assert len(world.reg.items.recent_items(world.alice.id, "free")) == len(kept) - 1
+
+
 def test_what_was_made_from_a_kept_exchange_answers_no_more(world: World) -> None:
     chat = talk(world)
     run(chat.answer_message("what now?"))
