@@ -314,6 +314,10 @@ def _remove_unreplaced(work: _RefreshState) -> None:
         )
     with work.reg.transaction():
         numbers = [anchor.id for anchor in left]
+        bank = work.reg.banks.by_id(work.bank.id)
+        stay = {anchor.id for anchor in work.reg.banks.anchors(bank.id)}.difference(numbers)
+        # A refused user is known by the anchor, so this comes before the removal.
+        work.reg.banks.set_bank_config(bank.id, {**bank.config, **screening_of_anchors(work.reg, bank, stay)})
         work.affected_users.update(work.reg.banks.dependent_users(work.bank.id, numbers))
         work.removed = work.reg.banks.remove_stale_anchors(work.bank.id, numbers)
         _store_replacements(work, [])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import IntegrityFault
-from mta_cli.events import Event, Note
+from mta_cli.events import Event, Note, forward_events
 from mta_cli.pipeline.bank.screening import usable_anchors
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.data.profiles import normalise_rows
+from mta_cli.pipeline.data.profiles import normalise_rows, refresh_profiles
 from mta_cli.pipeline.evaluation.banks import FoldBanks
 from mta_cli.pipeline.evaluation.design import Design
 from mta_cli.pipeline.memory.bank_memory import BankMemory
@@ -119,6 +119,14 @@ class EvalContext:
             number: user_shots(self.reg.users.by_id(number), shots, self._profiles.get(number), rows)
             for number, shots in self.design.shots.items()
         }
+
+
+def refresh_anchor_profiles(reg: Registry, request: EvalRequest, banks: FoldBanks) -> Iterator[Event]:
+    """Bring the profiles of all anchors up to date: a removed item takes its user's profile with it."""
+    anchors = {anchor.user_id for bank in banks.values() for anchor in usable_anchors(reg, bank)}
+    users = [reg.users.by_id(user) for user in sorted(user for user in anchors if user is not None)]
+    job = refresh_profiles(reg, request.task.name, request.embedder, users, request.machine.device)
+    yield from forward_events(job)
 
 
 def embed_shot_profiles(request: EvalRequest, plan: Design) -> Generator[Event, None, dict[int, Tensor]]:

@@ -15,7 +15,7 @@ from mta_cli.errors import UsageError
 from mta_cli.events import Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import ALL_MEMORIES
 from mta_cli.pipeline.evaluation.banks import FoldBanks, bank_presets, build_fold_banks, cost_of_banks
-from mta_cli.pipeline.evaluation.context import EvalContext, embed_shot_profiles
+from mta_cli.pipeline.evaluation.context import EvalContext, embed_shot_profiles, refresh_anchor_profiles
 from mta_cli.pipeline.evaluation.design import (
     Design,
     evaluation_config,
@@ -254,6 +254,7 @@ def _answer_missing(
     presets = bank_presets([run.method for run in runs])
     with open_executors(request.executor) as executors:
         banks: FoldBanks = yield from build_fold_banks(reg, request, design, evaluation.id, presets, executors)
+        yield from refresh_anchor_profiles(reg, request, banks)
         profiles = yield from embed_shot_profiles(request, design)
         context = EvalContext(reg, request, design, banks, profiles)
         executor = executors.for_base(context.base, request.base.path)

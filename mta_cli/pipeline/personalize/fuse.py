@@ -111,8 +111,8 @@ def bank_plan_lines(bank: Bank, request: FuseRequest) -> tuple[PlanLine, ...]:
 
 
 def check_top_k(reg: Registry, bank: Bank, options: FuseOptions) -> None:
-    """Raise UsageError when a recipe of `top_k` anchors is asked of a bank that has fewer."""
-    size = len(reg.banks.anchors(bank.id))
+    """Raise UsageError when a recipe of `top_k` anchors is asked of a bank with fewer that may serve."""
+    size = len(usable_anchors(reg, bank))
     if options.top_k > size:
         raise UsageError(
             f"--top-k {options.top_k}: bank {bank.name} v{bank.version} has {size} anchors.", hint=f"--top-k {size}"

@@ -405,7 +405,8 @@ def test_what_was_found_of_an_anchor_leaves_with_it(peopled: Registry) -> None:
     peopled.banks.record_anchor_screening(bank.id, {**bank.config, SCREENING_KEY: gates}, {last.id})
     assert refreshed(peopled)[0]["removed"] == 1
     left = {"findings": said[:1], "floors": {str(first.id): 0.5}}
-    assert peopled.banks.get("lamp-2").config[SCREENING_KEY] == left
+    config = peopled.banks.get("lamp-2").config
+    assert config[SCREENING_KEY] == left and last.user_id in config[REFUSED_USERS_KEY]
 
 
 def refuse(reg: Registry, *places: int) -> list[Anchor]:

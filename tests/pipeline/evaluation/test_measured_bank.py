@@ -82,6 +82,13 @@ def test_who_made_the_bank_is_refused_by_name(banked: Registry) -> None:
         request(banked, task="lamp-3")
 
 
+def test_an_anchor_whose_profile_went_with_an_item_has_one_again(banked: Registry) -> None:
+    anchor = banked.banks.anchors(banked.banks.get(TASK.name).id)[0]
+    banked._db.execute_write("DELETE FROM profiles WHERE user_id = ?", (anchor.user_id,))
+    result, _ = finish(run_evaluation(banked, request(banked, ["ida"], methods="mta")))
+    assert result["users"] == 1
+
+
 def test_methods_with_banks_of_their_own_are_refused(banked: Registry) -> None:
     with pytest.raises(UsageError, match="mta-published has a bank of its own"):
         finish(run_evaluation(banked, request(banked, methods="mta,mta-published")))
