@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mta_cli import __version__
-from mta_cli.errors import UsageError
-from mta_cli.pipeline.executors.ray_workers import import_ray
+from mta_cli.pipeline.executors.ray_workers import connect, import_ray
 
 ANSWER_SECONDS = 120.0  # that a node may take to answer
 
@@ -52,12 +51,7 @@ def _answer(ray: Any, reference: Any) -> dict[str, str] | str:
 def connected(address: str) -> Iterator[Any]:
     """Ray, connected to a running cluster. Raises UsageError where there is none, or none of this version."""
     ray = import_ray()
-    try:
-        ray.init(address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, ValueError, OSError) as error:
-        raise UsageError(f"There is no Ray cluster at {address}.", hint="ray start --head") from error
-    except RuntimeError as error:  # Ray or Python of another version
-        raise UsageError(str(error).strip().splitlines()[0], hint="the same versions on all nodes") from error
+    connect(ray, address)
     try:
         yield ray
     finally:

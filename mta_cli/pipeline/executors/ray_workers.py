@@ -169,12 +169,7 @@ class RayExecutor:
         if not ray.is_initialized():
             here = {"num_cpus": options.workers * threads, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             address, cluster = (options.ray_address, {}) if options.ray_address else ("local", here)
-            try:
-                ray.init(address, log_to_driver=False, logging_level="error", **cluster)
-            except (ConnectionError, ValueError, OSError) as error:
-                raise UsageError(
-                    f"There is no Ray cluster at {options.ray_address}.", hint="ray start --head, or leave it out"
-                ) from error
+            connect(ray, address, **cluster)
             self._began = True
         on_gpu = self._given.device == "cuda"
         self._class = ray.remote(Worker).options(
@@ -322,3 +317,13 @@ def import_ray() -> Any:
     except ImportError as error:
         raise UsageError("--executor ray needs Ray.", hint=extra_hint("ray")) from error
     return ray
+
+
+def connect(ray: Any, address: str, **cluster: Any) -> None:
+    """Connect to the cluster at `address`; `local` begins one. Raises UsageError without one of the same versions."""
+    try:
+        ray.init(address, log_to_driver=False, logging_level="error", **cluster)
+    except (ConnectionError, ValueError, OSError) as error:
+        raise UsageError(f"There is no Ray cluster at {address}.", hint="ray start --head, or leave it out") from error
+    except RuntimeError as error:  # Ray or Python of another version
+        raise UsageError(str(error).strip().partition("\n")[0], hint="the same versions on all nodes") from error

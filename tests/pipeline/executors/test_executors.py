@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,6 +136,14 @@ def test_a_received_base_is_verified(store_root: Path, tmp_path: Path) -> None:
     next(folder.glob("*.safetensors")).write_bytes(b"damaged")
     shipped_base.receive_base(entry.fingerprint, files, pieces.__getitem__)
     assert fingerprint(folder) == entry.fingerprint
+
+
+def test_a_cluster_of_another_version_is_no_fault_of_the_program() -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Version mismatch: Ray 1\nRay 2")
+
+    with pytest.raises(UsageError, match=r"^Version mismatch: Ray 1$"):
+        ray_workers.connect(SimpleNamespace(init=refuse), "node:6379")
 
 
 def test_without_ray_the_way_to_it_is_named(store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
