@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, IntegrityFault
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note
+from store.files import remove_file
 from store.integrity.repair import Repair
 
 ConfirmRepairs = Callable[[Sequence[Repair]], None]
@@ -49,7 +50,9 @@ def _apply_repairs(found: Sequence[Repair], agree: ConfirmRepairs, done: list[Re
 def _of_models() -> tuple[list[Repair], list[Note]]:
     """Repairs for damaged pulled models; notes on damaged registered folders, which are not ours to remove, and on
     models that cannot be read."""
+    from mta_cli.pipeline.models.bases import can_be_pulled
     from mta_cli.pipeline.models.installed import list_models, model_faults, removal_preview, uninstall_model
+    from mta_cli.pipeline.models.manifest import MANIFEST
 
     found, notes = [], []
     for entry in list_models():
@@ -63,6 +66,16 @@ def _of_models() -> tuple[list[Repair], list[Note]]:
         if removal_preview(entry.name)["folder"] is not None:
             notes.append(Note(f"The model {entry.name} in {entry.path} cannot be repaired: {faults[0]}", warning=True))
             continue
+        if not can_be_pulled(entry.name) and _has_damaged_manifest(entry.path):
+            found.append(
+                Repair(
+                    f"the manifest in {entry.path} is damaged",
+                    "it is removed; other files stay",
+                    "mta model pull with the model's name or folder",
+                    partial(remove_file, entry.path / MANIFEST),
+                )
+            )
+            continue
         again = f"mta model pull {entry.name}"
         found.append(
             Repair(
@@ -73,3 +86,13 @@ def _of_models() -> tuple[list[Repair], list[Note]]:
             )
         )
     return found, notes
+
+
+def _has_damaged_manifest(folder: Path) -> bool:
+    from mta_cli.pipeline.models.manifest import read_manifest
+
+    try:
+        read_manifest(folder)
+    except IntegrityFault:
+        return True
+    return False

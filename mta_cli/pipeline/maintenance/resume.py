@@ -47,7 +47,7 @@ class UnfinishedJob:
 
 
 def list_unfinished_jobs(reg: Registry) -> list[UnfinishedJob]:
-    """Every job that ended early and can go on, newest first. Running jobs are left out."""
+    """Every job that ended early and was not given up, newest first. Running jobs are left out."""
     banks = reg.banks.all()
     building = [one for bank in banks if bank.status == "building" for one in _unfinished_bank(reg, bank)]
     adapting = [one for bank in banks if bank.status == "ready" for one in _unfinished_adaptations(reg, bank)]
@@ -58,10 +58,10 @@ def list_unfinished_jobs(reg: Registry) -> list[UnfinishedJob]:
 def resume_job(
     reg: Registry, one: UnfinishedJob, machine: MachineOptions, defaults: EvalOptions, *, dry_run: bool = False
 ) -> Iterator[Event]:
-    """Resume `one` on the device of `machine`; all else is as at its start.
+    """Resume `one` on the device of `machine` and in this process; what is made is as at its start.
 
-    `defaults` apply to an evaluation whose methods were not recorded. Raises BadInput where the task, the users or
-    their histories have changed since, and as the job itself.
+    `defaults` apply to an evaluation whose methods were not recorded. Raises BadInput where what it was begun with has
+    changed since, for a bank of the users that `mta quick` chose, and as the job itself.
     """
     if one.kind == BANK_BUILD:
         return _resume_bank_build(reg, one, machine, dry_run)
@@ -97,7 +97,8 @@ def _resume_bank_build(reg: Registry, one: UnfinishedJob, machine: MachineOption
     request = restore_bank_request(reg, bank, machine)
     pool = contributors(reg, bank.task, request.options)
     if bank_key(reg, request, pool) != bank.key:
-        raise _changed_since_error(f"bank {bank_label(bank)}", f"mta bank build --task {bank.task}")
+        begin = f"mta bank build --task {bank.task}"
+        raise _changed_since_error(f"bank {bank_label(bank)}", begin, "where mta quick began it, run that again; else ")
     yield from build_bank(reg, request, dry_run=dry_run)
 
 
@@ -129,11 +130,11 @@ def _resume_evaluation(
     yield from work(reg, request, dry_run=dry_run)
 
 
-def _changed_since_error(what: str, command: str) -> BadInput:
+def _changed_since_error(what: str, command: str, first: str = "") -> BadInput:
     return BadInput(
         f"The task, users, histories or bank that {what} was begun with, or mta itself, have changed since: it cannot "
         "go on.",
-        hint=f"give it up and begin anew ({command})",
+        hint=f"{first}give it up and begin anew ({command})",
     )
 
 

@@ -89,6 +89,15 @@ def test_a_stopped_bank_goes_on_to_the_same_bytes(peopled: Registry, tmp_path: P
     assert list_unfinished_jobs(peopled) == [] and peopled.banks.get("lamp-2").seed == 0
 
 
+def test_a_bank_of_users_that_quick_chose_goes_on_with_quick(peopled: Registry) -> None:
+    some = frozenset(user.id for user, _ in list(peopled.users.users_with_items(TASK.name))[:4])
+    stop_after(build_bank(peopled, replace(bank_request(), user_ids=some)), 1)
+    (one,) = list_unfinished_jobs(peopled)
+    with pytest.raises(BadInput) as refused:
+        go_on(peopled, one)
+    assert str(refused.value.hint).startswith("where mta quick began it, run that again")
+
+
 def test_a_bank_that_is_being_built_is_not_offered_and_that_of_a_killed_process_is(
     peopled: Registry,
 ) -> None:

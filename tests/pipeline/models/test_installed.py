@@ -202,6 +202,15 @@ def test_a_damaged_manifest_is_named_and_removable(own: Path) -> None:
     assert list_models() == []
 
 
+def test_a_repair_of_a_damaged_manifest_keeps_the_folder_s_files(own: Path, tmp_path: Path) -> None:
+    place = models_dir() / "own"
+    (place / manifests.MANIFEST).write_text("{")
+    (place / "model.safetensors").write_bytes(b"weights")
+    *_, result = repair(tmp_path / "store", 1.0, lambda found: None)
+    assert isinstance(result, JobResult) and len(result.result["repairs"]) == 1
+    assert [path.name for path in place.iterdir()] == ["model.safetensors"] and list_models() == []
+
+
 def test_completion_knows_what_is_here_and_what_could_be(own: Path) -> None:
     names = model_names()
     assert {"minilm-l6", "own", "qwen3-0.6b", "smollm2-135m-instruct"} <= set(names)
