@@ -60,7 +60,7 @@ class AdapterJob:
 
     @property
     def title(self) -> str:
-        """The text for progress messages. `label` is what the store keeps, and contains no user's name."""
+        """The text for progress messages. `label` is what the store keeps; only a stack's is a user's name."""
         return self.display_label or self.label
 
     def checkpoint_key(self, base: str) -> str:

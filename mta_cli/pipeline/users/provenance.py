@@ -35,8 +35,9 @@ def count_bank_users(reg: Registry, bank: Bank) -> Entry:
 def user_dependencies(reg: Registry, user: User) -> list[Entry]:
     """The other users' data that a user's models depend on, one entry a bank.
 
-    `anchors` are those of the recipe or stack, by their users' names; `basis_anchors` counts those between whose main
-    directions a core is trained. The task adapter and the neighbours, with counts of their users, serve every answer.
+    `anchors` are those of the recipe or stack, by their users' names. `basis_anchors` counts the bank's where a core is
+    trained, between the main directions of those that may serve. The task adapter and the neighbours, with counts of
+    their users, serve every answer.
     """
     shares: dict[int, list[AnchorWeight]] = {}
     cores = set()
