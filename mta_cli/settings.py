@@ -11,7 +11,7 @@ import functools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
@@ -152,7 +152,12 @@ class Settings:
         built = [self._build(cls, flags, faults) for cls in classes]
         if faults:
             raise UsageError(_join_faults(faults))
-        return options.OptionSet(*built)
+        return options.OptionSet(*map(self._drop_unused, built))
+
+    def _drop_unused(self, built: Any) -> Any:
+        """The same options, with the default for what their kind does not use, where no flag gave it."""
+        unused = [key for key in getattr(built, "unused_keys", ()) if not self.origins[key].startswith("flag ")]
+        return replace(built, **{key.partition(".")[2]: self._known[key].default for key in unused})
 
     def build_options(self, cls: type[OptionsT], **flags: Any) -> OptionsT:
         """An instance of the options dataclass `cls`. A flag that is None was not given.
@@ -270,6 +275,22 @@ def _parse_boolean(raw: Any) -> bool:
 
 def read_settings_file(path: Path) -> dict[str, RawValue]:
     """The settings in a file by key; none where it is missing. Raises BadInput, and UsageError for unknown keys."""
+    known = all_settings()
+    given, faults = {}, []
+    for key, value in read_file_values(path).items():
+        if key in known:
+            given[key] = RawValue(value, f"file {path}")
+        else:
+            faults.append(f"{path}: there is no setting {key!r:.80}{_suggest_name(key, known)}")
+    if faults:
+        raise UsageError(
+            _join_faults(faults), hint="mta config unset SETTING, or with --in-store in the store's file, takes it out"
+        )
+    return given
+
+
+def read_file_values(path: Path) -> dict[str, Any]:
+    """The values in a settings file by key, known or not; none where it is missing. Raises BadInput."""
     try:
         if not path.exists():
             return {}
@@ -282,16 +303,7 @@ def read_settings_file(path: Path) -> dict[str, RawValue]:
         raise BadInput(
             f"the settings file {path} cannot be read: {error}", hint="mend the file or move it away"
         ) from None
-    known = all_settings()
-    given, faults = {}, []
-    for key, value in _flatten_sections(content):
-        if key in known:
-            given[key] = RawValue(value, f"file {path}")
-        else:
-            faults.append(f"{path}: there is no setting {key!r:.80}{_suggest_name(key, known)}")
-    if faults:
-        raise UsageError(_join_faults(faults), hint="mta config list shows every setting")
-    return given
+    return dict(_flatten_sections(content))
 
 
 def _flatten_sections(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -313,7 +325,7 @@ def _read_environment() -> dict[str, RawValue]:
         elif name.startswith(sections):
             faults.append(f"environment: there is no setting {name!r:.80}{_suggest_name(name, by_variable)}")
     if faults:
-        raise UsageError(_join_faults(faults), hint="mta config list shows every setting")
+        raise UsageError(_join_faults(faults), hint="unset it, or mend its name")
     return given
 
 

@@ -5,26 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mta_cli.settings import read_settings_file
+from mta_cli.settings import read_file_values
 from store.files import atomic_write
 
 
 def write_setting(path: Path, key: str, value: Any) -> bool:
     """Give `key` a value in the file at `path`, which is made where it is missing; None takes it out.
 
-    Returns whether the file was changed. Raises BadInput or UsageError for a file that cannot be used.
+    Returns whether the file was changed. A key in it that is no setting stays, and can be taken out. Raises BadInput
+    for a file that cannot be read.
     """
     import tomlkit
 
-    known = read_settings_file(path)
-    if (known[key].value if key in known else None) == value:
+    if read_file_values(path).get(key) == value:
         return False
     document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
     section, _, name = key.partition(".")
-    table: Any = document.setdefault(section, tomlkit.table())
-    if value is None:
-        del table[name]
+    if value is not None:
+        document.setdefault(section, tomlkit.table())[name] = value
+    elif key in document:  # it stands in no section
+        del document[key]
     else:
-        table[name] = value
+        del document[section][name]
     atomic_write(path.resolve(), tomlkit.dumps(document).encode())
     return True

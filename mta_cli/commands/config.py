@@ -18,6 +18,7 @@ from mta_cli.settings import (
     check_value,
     config_path,
     find_setting,
+    read_file_values,
 )
 
 app = CommandApp("Settings: what they are, and changing them.")
@@ -77,7 +78,9 @@ def set_(ctx: typer.Context, key: SettingArgument, value: ValueArgument, in_stor
 def unset(ctx: typer.Context, key: SettingArgument, in_store: InStoreOption = False) -> None:
     """Take a setting out of your settings file."""
     context = app_context(ctx)
-    _write(context, find_setting(key).key, None, in_store=in_store)
+    if key not in read_file_values(_settings_file(context, in_store=in_store)):
+        find_setting(key)
+    _write(context, key, None, in_store=in_store)
 
 
 @app.command("path")
@@ -99,10 +102,15 @@ def _rows(context: AppContext) -> list[dict[str, Any]]:
 
 def _write(context: AppContext, key: str, value: Any, *, in_store: bool) -> None:
     from mta_cli.settings_file import write_setting
+    from store.registry import Registry
 
     if in_store:
-        context.open_registry().close()  # so that no file is made where no store is
-    file: Path = context.store_dir / SETTINGS_FILE_NAME if in_store else config_path()
+        Registry.open(context.store_dir).close()  # so that no file is made where no store is; its settings may be wrong
+    file = _settings_file(context, in_store=in_store)
     changed = write_setting(file, key, value)
     shown = "not set" if value is None else str(value).lower() if isinstance(value, bool) else value
     context.output.print_result(f"{key} is {shown} in {file}{'' if changed else ', as before'}")
+
+
+def _settings_file(context: AppContext, *, in_store: bool) -> Path:
+    return context.store_dir / SETTINGS_FILE_NAME if in_store else config_path()

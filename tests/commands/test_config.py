@@ -77,6 +77,21 @@ def test_what_cannot_be_set(own_file: Path, words: list[str], code: int, said: s
     assert own_file.read_text() == OWN
 
 
+@pytest.mark.parametrize("where", [[], ["--in-store"]])
+@pytest.mark.parametrize("wrong", ["bnk.rank", "bank.rnk", "rank"])
+def test_what_is_no_setting_is_refused_and_can_be_taken_out(
+    own_file: Path, tmp_path: Path, where: list[str], wrong: str
+) -> None:
+    file = tmp_path / "store" / "mta.toml" if where else own_file
+    section, _, name = wrong.rpartition(".")
+    file.write_text(f"[{section}]\n{name} = 4\n" if section else f"{name} = 4\n")
+    ran = mta("config", "list")
+    assert ran.code == 2 and "mta config unset SETTING, or with --in-store" in ran.err
+    mta_ok("config", "unset", wrong, *where)
+    mta_ok("config", "list")
+    assert mta("config", "unset", wrong, *where).code == 3
+
+
 def test_a_damaged_file_is_not_written(own_file: Path) -> None:
     own_file.write_text("[bank\nrank = 4")
     ran = mta("config", "set", "bank.rank", "8")

@@ -150,6 +150,15 @@ def test_the_published_choices_reach_the_jobs(monkeypatch: pytest.MonkeyPatch) -
     assert (stack.kind, stack.rank, stack.targets) == ("lora", 4, "all-linear")
 
 
+def test_a_kind_that_a_flag_gives_takes_no_value_of_the_other_kind_but_by_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTA_ADAPT_PLACEMENT", "late")
+    words = (*WORDS["user adapt"], "--preset", "published", "--kind", "core")
+    (_, _, stack), _ = job_call(monkeypatch, "user adapt", *words)
+    assert (stack.kind, stack.rank, stack.alpha, stack.targets, stack.placement) == ("core", 4, None, None, None)
+    refused = mta("user", "adapt", *words, "--alpha", "8")
+    assert refused.code == 2 and "adapt.alpha: a core has none" in refused.err
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_names_settings_and_values_that_are_there(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BASE", "EMBEDDER"):
