@@ -79,14 +79,15 @@ def add(ctx: typer.Context, file: FileArgument, json: JsonOption = False) -> Non
 
 @app.command("rm")
 def remove(ctx: typer.Context, name: TaskArgument, yes: YesOption = False, json: JsonOption = False) -> None:
-    """Remove an added task. Its histories stay until their users are removed."""
+    """Remove an added task. Histories and banks of it stay; its models do not answer until it is added again."""
     from mta_cli.pipeline.data.tasks import count_task_users, remove_task
 
     context = app_context(ctx, json=json)
     with context.open_registry() as registry:
-        confirm(
-            context.output, f"Remove task {name}? {_kept_histories_line(count_task_users(registry, name))}", yes=yes
-        )
+        users = count_task_users(registry, name)
+        banks = dict.fromkeys(bank.name for bank in registry.banks.all() if bank.task == name)
+        question = f"Remove task {name}? {_kept_histories_line(users)}{_kept_banks_line(list(banks))}"
+        confirm(context.output, question, yes=yes)
         context.output.print_result(remove_task(registry, name), _render_removal)
 
 
@@ -94,6 +95,12 @@ def _kept_histories_line(users: int) -> str:
     if not users:
         return "No user has a history of it."
     return f"{users} {'user has' if users == 1 else 'users have'} a history of it, which is kept."
+
+
+def _kept_banks_line(banks: list[str]) -> str:
+    if not banks:
+        return ""
+    return f" Models on {', '.join(banks)} cannot answer until the task is added again."
 
 
 def _task_cells(task: dict[str, Any]) -> list[object]:

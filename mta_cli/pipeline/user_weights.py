@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageError
 from mta_cli.pipeline.bases_in_use import base_flag, base_flags, base_name, base_names
+from mta_cli.pipeline.data.tasks import has_task
 from store.records import Anchor, AnchorWeight, Bank, Recipe, Stack, User
 
 if TYPE_CHECKING:
@@ -143,16 +144,17 @@ def default_task(reg: Registry, user: User | None, asked: str | None, base_finge
     """The task whose weights and items are used for a user.
 
     It is the task asked for; else `free` where the user has a model for it; else the task of their newest stack or
-    recipe for this base; else the task with most of their items.
+    recipe for this base; else the task with most of their items. A removed task is asked for only by name.
     """
     if asked is not None or user is None:
         return asked or FREE_TASK
     parts: list[Recipe | Stack] = [*reg.recipes.of_user(user.id), *reg.stacks.of_user(user.id)]
     for part in sorted(parts, key=lambda part: (part.task == FREE_TASK, part.created), reverse=True):
-        if most_personal_mode(reg, user, part.task, base_fingerprint) != "base":
+        bank = reg.banks.latest_ready_bank(part.task, base_fingerprint)
+        if bank is not None and bank.id == part.bank_id and has_task(reg, part.task):
             return part.task
-    tasks = reg.users.tasks_of_user(user.id)
-    return max(tasks, key=lambda row: row[1])[0] if tasks else FREE_TASK
+    tasks = [name for name, _, _ in reg.users.tasks_of_user(user.id) if has_task(reg, name)]
+    return tasks[0] if tasks else FREE_TASK
 
 
 def load_fusion_and_stack(

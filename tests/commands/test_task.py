@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
+from store.registry import Registry
 from tests.shell import mta, mta_ok
 
 MINE = 'name = "mine"\nprompt = "Say {input}"\nlabels = ["yes", "[/b]no"]\n'
@@ -44,6 +45,13 @@ def test_a_task_is_added_shown_and_removed(file: Path) -> None:
     assert mta("task", "show", "mine").code == 3
     assert mta("task", "rm", "mine", "--yes").code == 3
     assert mta("task", "rm", "free", "--yes").code == 4
+
+
+def test_removing_a_task_says_which_models_cannot_answer(file: Path) -> None:
+    with Registry.open(file.parent / "store", create=True) as reg:
+        reg.tasks.save_task("mine", MINE)
+        reg.banks.get_or_create_bank("moods", "key", "mine", "base", "embedder", 0, {})
+    assert "Models on moods cannot answer until the task is added again." in mta("task", "rm", "mine").err
 
 
 def test_a_task_file_can_be_begun_from_a_built_in_one(file: Path) -> None:

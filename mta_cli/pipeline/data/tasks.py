@@ -26,6 +26,11 @@ def find_task(reg: Registry | None, name: str) -> Task:
     return _parse_stored_task(name, text)
 
 
+def has_task(reg: Registry, name: str) -> bool:
+    """Whether there is a task called `name`."""
+    return name in BUILTIN_TASKS or reg.tasks.get(name) is not None
+
+
 def task_names(reg: Registry | None) -> list[str]:
     """The names of all tasks, built-in ones first."""
     return [*BUILTIN_TASKS, *(reg.tasks.all() if reg is not None else ())]

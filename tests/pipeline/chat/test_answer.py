@@ -150,6 +150,12 @@ def test_words_as_typed_still_use_the_personal_weights(labelled: World) -> None:
     assert result["source"]["mode"] == "adapted" and result["ended"] != "label"
 
 
+def test_a_task_that_is_gone_is_used_only_by_name(labelled: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(BUILTIN_TASKS, "lamp-2")
+    for asked, used in ((None, "free"), ("lamp-2", "lamp-2")):
+        assert default_task(labelled.reg, labelled.alice, asked, labelled.entry.fingerprint) == used
+
+
 def test_a_message_that_cannot_fit_is_refused_and_items_give_way_first(world: World) -> None:
     voice = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking())
     room = voice.base.window - 12
