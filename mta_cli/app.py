@@ -151,7 +151,7 @@ def _keep_late_flag(ctx: Any, parameter: Any, value: Any) -> None:
 
 def run_command_line(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; every failure is explained on standard error."""
-    given = GlobalFlags()
+    given = GlobalFlags(words=tuple(arguments))
     try:
         outcome = get_command(app).main(args=list(arguments), prog_name="mta", standalone_mode=False, obj=given)
         return outcome if isinstance(outcome, int) else 0

@@ -16,7 +16,7 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The archive.
 
 
 def backup(ctx: typer.Context, file: FileArgument, yes: YesOption = False, json: JsonOption = False) -> None:
-    """Write the whole store to one archive.
+    """Write the store to one archive, without its settings and keys of the server.
 
     It is verified, and readable by you alone. Other processes can go on working.
     """

@@ -104,7 +104,7 @@ def _run_and_print(context: AppContext, reg: Registry, job: Iterator[Event], *, 
     render = partial(_render_bank, reg, details=bool(context.output.verbosity))
     bank = context.output.run_job_and_print(job, render, dry_run=dry_run, resumes=True)
     if not dry_run:
-        suggest_after_build(context, bank)
+        suggest_after_build(context, reg, bank)
 
 
 @app.command("list")

@@ -107,10 +107,11 @@ def ask(
         raise UsageError(
             f"mta ask asks one user, and {' and '.join(users)} were named.", hint="mta compare asks several"
         )
-    text = _read_message(message)
+    text = _read_message(message, "mta ask")
     with context.open_registry() as reg:
         if not users and reg.users.existing_names([text]):
-            context.output.note(f"{text} is a user: `mta ask {shlex.quote(text)} TEXT` asks their model.")
+            command = context.global_flags.name_store(f"mta ask {shlex.quote(text)} TEXT")
+            context.output.note(f"{text} is a user: `{command}` asks their model.")
         name = users[0] if users else None
         given = context.options if name is None else context.options_on_base(reg, task, reg.users.get(name))
         result = context.output.run_job(answer_question(reg, base_model(given), name, text, asking))
@@ -143,7 +144,7 @@ def compare(
     users, message = split_asked(asked, user or [], needs_user=True)
     if not users:
         raise UsageError("There is no user to compare.", hint='mta compare USER "TEXT"')
-    text = _read_message(message)
+    text = _read_message(message, "mta compare")
     with context.open_registry() as reg:
         given = context.options_on_base(reg, task, reg.users.get(users[0]))
         events = compare_user_models(reg, base_model(given), users, text, asking)
@@ -244,12 +245,12 @@ def split_asked(
     return list(dict.fromkeys(users)), given[0] if given else None
 
 
-def _read_message(given: str | None) -> str:
-    """The question: the argument, or all of standard input."""
+def _read_message(given: str | None, command: str) -> str:
+    """The question: the argument, or all of standard input. Hints name the `command`."""
     if given is not None and given != "-":
         return given
     if stdin_is_terminal():
-        raise UsageError("There is nothing to ask.", hint='mta ask USER "TEXT", or pipe the text in')
+        raise UsageError("There is nothing to ask.", hint=f'{command} USER "TEXT", or pipe the text in')
     raw = stdin_binary().read(MAX_STDIN_BYTES + 1)
     if len(raw) > MAX_STDIN_BYTES:
         raise BadInput(f"Standard input holds more than {MAX_STDIN_BYTES:,} bytes.")

@@ -175,7 +175,7 @@ def import_(
     ask = make_consent_prompt(context, can_anchor, yes=yes, piped=piped)
     with context.open_registry() as reg:
         if stdin_is_terminal() and not json:
-            source = ask_for_columns(context.output, source)
+            source = ask_for_columns(context.output, source, context.global_flags.words)
         job = import_source(reg, source, can_anchor=can_anchor, ask=ask, dry_run=dry_run)
         done = context.output.run_job_and_print(job, _render_import, dry_run=dry_run, resumes=True)
         if not dry_run:

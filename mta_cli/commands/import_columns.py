@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,12 @@ NONE = "-"
 EXAMPLE_CHARACTERS = 60
 
 
-def ask_for_columns(output: Output, source: ImportSource, command: str = "mta data import") -> ImportSource:
+def ask_for_columns(output: Output, source: ImportSource, words: Sequence[str]) -> ImportSource:
     """The source with the columns that the user types; itself where none is missing, or the path is a pipe or no table.
 
-    The time is asked for along with them, where a column may be one. Enter takes the guess in brackets. Raises as
-    reading the file does, and MtaError where no answer comes.
+    The time is asked for along with them, where a column may be one. Enter takes the guess in brackets. `words`, the
+    command line, are shown with the answers as flags. Raises as reading the file does, and MtaError where no answer
+    comes.
     """
     from mta_cli.pipeline.data.column_mapping import find_column
     from mta_cli.pipeline.data.table_sample import read_table_sample
@@ -43,9 +45,10 @@ def ask_for_columns(output: Output, source: ImportSource, command: str = "mta da
     for name in sample.columns:
         output.note(f"  {name}: {examples[name][:EXAMPLE_CHARACTERS]}")
     timed = guess.columns.time and source.columns.time is None and find_column("time", sample.columns) is None
-    for part in [*missing, *(["time"] if timed else [])]:
+    asked = [*missing, *(["time"] if timed else [])]
+    for part in asked:
         source = _ask_for_part(output, source, sample, part, getattr(sample.guess(source.columns).columns, part))
-    output.note(f"The same by flags: {command} {shlex.join([str(source.path), *_flags(source)])}")
+    output.note(f"The same by flags: {shlex.join(['mta', *words, *_flags(source, asked)])}")
     return source
 
 
@@ -75,5 +78,8 @@ def _ask_for_part(
         output.warn(f"there is no column {unknown[0]!r}")
 
 
-def _flags(source: ImportSource) -> list[str]:
-    return [*source.columns.flags(), *(["--me", source.user] if source.user is not None else [])]
+def _flags(source: ImportSource, parts: Sequence[str]) -> list[str]:
+    """The words that give these parts; a user without a column is the one user."""
+    given = {f"--{part}": getattr(source.columns, part) for part in parts}
+    given |= {"--me": source.user} if "user" in parts else {}
+    return [word for flag, text in given.items() if text is not None for word in (flag, text)]

@@ -62,12 +62,17 @@ HoldOutOption = Annotated[
         metavar="N",
         min=1,
         help="Items of each user that are held out to measure: the last by time, else drawn. Where not given, as "
-        "stored, else 2, or of one user alone 10 to 12.",
+        "stored, else 2, or of one user alone up to 12.",
         show_default=False,
     ),
 ]
 AssumeOption = Annotated[
-    bool, typer.Option("--yes", "-y", help="Do not ask: take the guessed columns, and new users may be anchors.")
+    bool,
+    typer.Option(
+        "--yes",
+        "-y",
+        help="Do not ask: take the guessed columns; new users may be anchors, but not those of mail and chats.",
+    ),
 ]
 TaskNameOption = Annotated[
     str | None,
@@ -119,7 +124,7 @@ def quick(
     if stdin_is_terminal() and not yes and not json:
         from mta_cli.commands.import_columns import ask_for_columns
 
-        source = ask_for_columns(context.output, source, "mta quick")
+        source = ask_for_columns(context.output, source, context.global_flags.words)
     with _open_store(context, dry_run=dry_run) as reg:
         request = QuickRequest(source, context.options, minutes)
         job = run_quick(reg, request, can_anchor=can_anchor, ask=ask, dry_run=dry_run)

@@ -29,7 +29,12 @@ KeysOption = Annotated[
 ]
 LabelArgument = Annotated[str, typer.Argument(metavar="NAME", help="The key's own name, shown in lists and logs.")]
 UsersOption = Annotated[
-    str, typer.Option("--users", metavar="USER,…", help="The users whose models it opens, or `*` for all.")
+    list[str],
+    typer.Option(
+        "--users",
+        metavar="USER,…",
+        help="The users whose models it opens, or `*` for all; --users again for a name with a comma.",
+    ),
 ]
 
 
@@ -89,10 +94,12 @@ def add_key(
     from mta_cli.pipeline.users.serve_keys import EVERYBODY, FILE_LOCK, KeyFile
 
     context = app_context(ctx, json=json)
-    names = [name.strip() for name in users.split(",") if name.strip()]
-    if not names:
-        raise UsageError("--users names nobody.", hint="--users alice,bob, or --users '*'")
     with context.open_registry() as reg:
+        whole = reg.users.existing_names(users)
+        parts = [part.strip() for text in users for part in ([text] if text in whole else text.split(","))]
+        names = [name for name in parts if name]
+        if not names:
+            raise UsageError("--users names nobody.", hint="--users alice,bob, or --users '*'")
         for name in names if names != [EVERYBODY] else []:
             reg.users.get(name)
         with reg.job_lock(FILE_LOCK, timeout=10):

@@ -92,7 +92,7 @@ def list_(
 
 @app.command()
 def show(ctx: typer.Context, user: UserArgument, json: JsonOption = False) -> None:
-    """Show what is stored about a user. --json shows all of it, with texts."""
+    """Show what is stored about a user. --json adds the texts; mta user export --all-data writes all of it."""
     from mta_cli.pipeline.bases_in_use import has_several_bases
     from mta_cli.pipeline.users.stored_data import describe_user
 
@@ -273,7 +273,7 @@ def fuse(
         details = bool(context.output.verbosity)
         context.output.run_job_and_print(job, lambda made: render_fusion(made, details=details), dry_run=dry_run)
         if not dry_run:
-            suggest_after_fusion(context, user, request.task.name)
+            suggest_after_fusion(context, reg, user, request.task.name, request.base)
 
 
 @app.command()
@@ -296,7 +296,10 @@ def adapt(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Train users' own stacks on what they wrote. A recipe that is missing or from other items is made first."""
+    """Train users' own stacks on what they wrote.
+
+    A recipe that is missing, or by evidence of other items, is made first; mta user fuse makes any other anew.
+    """
     from mta_cli.commands.shared.next_steps import suggest_after_adaptation
     from mta_cli.commands.user_tables import render_adapted
     from mta_cli.pipeline.personalize.adapt import adapt_users
@@ -316,7 +319,8 @@ def adapt(
             job, lambda results: render_adapted(results, details=details), dry_run=dry_run, resumes=True
         )
         if not dry_run:
-            suggest_after_adaptation(context, [each["user"] for each in made], request.fuse.task.name)
+            names = [each["user"] for each in made]
+            suggest_after_adaptation(context, reg, names, request.fuse.task.name, request.fuse.base)
 
 
 ExportFolderOption = Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to make.")]

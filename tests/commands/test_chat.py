@@ -136,7 +136,8 @@ def test_the_user_is_named_by_position_or_flag(world: World, mta: Mta) -> None:
     for words, user in ((["alice", "hi"], "alice"), (["-u", "alice", "hi"], "alice"), (["hi"], None)):
         assert json.loads(mta("ask", *words, "--json", *FAST).out)["user"] == user
     assert json.loads(mta("ask", "alice", "-", "--json", *FAST, stdin=b"hi").out)["user"] == "alice"
-    assert "alice is a user" in mta("ask", "alice", *FAST).err
+    store = str(world.reg.root)
+    assert f"alice is a user: `mta --store {store} ask alice TEXT`" in mta("--store", store, "ask", "alice", *FAST).err
     both = json.loads(mta("compare", "bob", "-u", "alice", "hi", "--json", *FAST).out)
     assert [each["user"] for each in both] == ["bob", "alice"]
     told = mta("compare", "-u", "bob", "-u", "alice", "hi", *FAST).out
@@ -156,6 +157,15 @@ def test_the_user_is_named_by_position_or_flag(world: World, mta: Mta) -> None:
 def test_too_many_words_and_too_few(world: World, mta: Mta, words: list[str], said: str) -> None:
     told = mta(*words)
     assert (told.code, told.out) == (2, "") and said in told.err
+
+
+@pytest.mark.parametrize("command", ["ask", "compare"])
+def test_a_terminal_without_a_text_is_told_how_to_ask(
+    world: World, mta: Mta, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mta_cli.commands.chat.stdin_is_terminal", lambda: True)
+    told = mta(command, "-u", "alice")
+    assert told.code == 2 and f'mta {command} USER "TEXT"' in told.err
 
 
 def test_compare_shows_a_dash_where_there_is_no_model(world: World, mta: Mta) -> None:

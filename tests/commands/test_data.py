@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -86,15 +87,18 @@ def test_a_file_of_one_user(store: Path) -> None:
 
 def test_mail_takes_a_name_and_several_addresses(store: Path) -> None:
     names = ["--me", "ann", "--me", "ann@example.org", "--me", "ann.reed@work.example"]
-    result = mta_ok("data", "import", str(EXPORTS / "mail" / "takeout.mbox"), *names, "--yes", "--json").json()
+    words = ("data", "import", str(EXPORTS / "mail" / "takeout.mbox"), *names, "--yes")
+    result = mta_ok(*words, "--json").json()
     assert (result["format"], result["users"], result["items_added"]) == ("mbox", 1, 2)
     assert stored(store, "ann")[1][0] == "Boat house\n\nDo you bring the brushes?\nAnd who drives?"
     with Registry.open(store) as reg:
         assert not reg.users.get("ann").can_anchor
+    assert "Next: mta user consent --all --can-anchor -t free" in mta_ok(*words).err
 
 
 def test_a_terminal_is_asked_for_missing_columns(store: Path) -> None:
-    with Terminal(["data", "import", "films.csv", "--yes"], columns=120) as terminal:
+    words = ["--store", str(store), "data", "import", "films.csv", "--yes", "--task", "free", "--seed", "7"]
+    with Terminal(words, columns=240) as terminal:
         terminal.until("user: the column with the users' names, or else the one user's name [person]:")
         assert "film: A film about salt" in terminal.look()
         terminal.type("flim\r")
@@ -104,7 +108,7 @@ def test_a_terminal_is_asked_for_missing_columns(store: Path) -> None:
         terminal.type("About {film}\r")
         terminal.until("[stars]:")
         terminal.type("\r")
-        terminal.until("mta data import films.csv --user person --input 'About {film}' --output stars")
+        terminal.until(f"mta {shlex.join(words)} --user person --input 'About {{film}}' --output stars")
         assert terminal.ended() == 0
     assert stored(store, "ann")[1] == ("About A film about ferries", "2")
 
@@ -118,7 +122,7 @@ def test_no_column_is_offered_that_a_flag_uses(store: Path) -> None:
         terminal.until("input: ")
         assert "[note]:" not in terminal.look()
         terminal.type("mood\r")
-        terminal.until("--input mood --output note")
+        terminal.until("--output note --user person --input mood")
         assert terminal.ended() == 0
 
 
@@ -130,7 +134,7 @@ def test_a_file_of_one_user_is_asked_for_the_name(store: Path) -> None:
         terminal.type("\r")
         terminal.until("time: a column, or - for none [day]:")
         terminal.type("\r")
-        terminal.until("mta data import own.csv --input text --output label --time day --me cy")
+        terminal.until("mta data import own.csv --yes --output label --input text --time day --me cy")
         assert terminal.ended() == 0
     assert stored(store, "cy")[0] == ("a tide", "skip")
 
@@ -152,7 +156,7 @@ def test_no_time_can_be_chosen_at_a_terminal(store: Path) -> None:
         for question, answer in (("one user's name:", "cy"), ("[text]:", ""), ("time: a column, or - for none", "-")):
             terminal.until(question)
             terminal.type(f"{answer}\r")
-        terminal.until("mta data import own.csv --input text --output label --time '' --me cy")
+        terminal.until("mta data import own.csv --yes --output label --input text --time '' --me cy")
         assert terminal.ended() == 0
 
 

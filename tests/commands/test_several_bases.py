@@ -181,6 +181,14 @@ def test_the_windows_pane_is_about_the_base_that_it_answers_with(two: Path) -> N
     assert (ida["tiny"].base, ida["tiny"].other_bases) == ("tiny", ("other",))
 
 
+def test_what_to_run_next_names_the_base(two: Path) -> None:
+    said = mta_ok("user", "fuse", "kim", *CPU, "--base", "other").err
+    assert "mta user adapt kim -t lamp-2 --base other" in said
+    said = mta_ok("user", "adapt", "ida", *ADAPT, "--base", "tiny").err
+    for command in ('compare ida "TEXT" -t lamp-2', "chat ida", "user export ida -t lamp-2"):
+        assert f"mta {command} --base tiny" in said
+
+
 def test_a_hint_names_the_base_where_another_could_be_meant(two: Path) -> None:
     with Registry.open(two) as reg:
         tiny_base = reg.banks.get("lamp-2", 1).base

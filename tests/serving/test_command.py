@@ -114,6 +114,14 @@ def test_keys_are_made_listed_read_again_and_taken_back(process: Process, store_
     assert mta("serve", "key", "add", "x", "--users", " , ").code == 2
 
 
+def test_a_key_may_be_for_a_name_with_a_comma(store_root: Path) -> None:
+    with Registry.open(store_root, create=True) as reg:
+        for name in ("ann", "Reed, Ann", "bob"):
+            reg.users.add(name)
+    made = mta_ok("serve", "key", "add", "phone", "--users", "Reed, Ann", "--users", "bob,ann", "--json").json()
+    assert made["users"] == ["Reed, Ann", "bob", "ann"]
+
+
 def test_what_cannot_be_served_is_said_at_once(store_root: Path) -> None:
     assert mta("serve").code == 3, "no store"
     make_world(store_root).reg.close()

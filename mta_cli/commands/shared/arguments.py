@@ -120,11 +120,14 @@ ConsentOption = Annotated[
     bool | None,
     typer.Option(
         "--can-anchor/--no-can-anchor",
-        help="Whether these users may be anchors, who help to serve others. Where it is not given, a terminal is asked "
-        "about new users, and else they may.",
+        help="Whether these users may be anchors, who help to serve others. Where it is not given, new users of mail "
+        "and chats may not; a terminal is asked about others, and else they may.",
         show_default=False,
     ),
 ]
 AssumeConsentOption = Annotated[
-    bool, typer.Option("--yes", "-y", help="Do not ask whether new users may be anchors: they may.")
+    bool,
+    typer.Option(
+        "--yes", "-y", help="Do not ask whether new users may be anchors: they may, but not those of mail and chats."
+    ),
 ]

@@ -34,11 +34,12 @@ STORE_COMMANDS = "init|task|data|user|bank|ask|compare|chat|eval|serve|ps|tui|do
 
 @dataclass
 class GlobalFlags:
-    """The flags of every command, before its name or after."""
+    """The flags of every command, before its name or after; `words` are the command line without `mta`."""
 
     store: Path | None = None
     quiet: bool = False
     verbosity: int = 0
+    words: tuple[str, ...] = ()
 
     def name_store(self, text: str) -> str:
         """`text` with --store, where it was given, in each command of ours, so that it can be run as it is."""

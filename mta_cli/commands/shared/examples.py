@@ -42,7 +42,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "ask": (
         'mta ask "What shall we cook?"  # the base, without a user',
         'mta ask bryn "What shall we cook?"',
-        "mta ask bryn -t stars < review.txt",
+        "mta ask bryn - -t stars < review.txt",
     ),
     "compare": ('mta compare bryn "A slow, quiet film." -t stars', 'mta compare -u bryn -u fleur "Hello"'),
     "chat": ("mta chat bryn", "mta chat bryn --server http://127.0.0.1:8000/v1"),

@@ -6,51 +6,63 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.pipeline.bases_in_use import base_flag
+
 if TYPE_CHECKING:
     from mta_cli.commands.shared.context import AppContext
+    from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
 
 def suggest_after_import(context: AppContext, reg: Registry, tasks: Sequence[str]) -> None:
-    """A bank of the first task, or its users' models where it has one."""
+    """A bank of the first task, after consent where nobody may be an anchor; or its users' models where it has one."""
     if not tasks:
         return
     task = shlex.quote(tasks[0])
-    if any(bank.task == tasks[0] and bank.status == "ready" for bank in reg.banks.all()):
-        context.suggest((f"mta user adapt -t {task}", "train the users' own models"))
+    if (bank := reg.banks.latest_ready_bank(tasks[0])) is not None:
+        context.suggest((f"mta user adapt -t {task}{base_flag(reg, bank.base)}", "train the users' own models"))
         return
+    agreed = any(user.can_anchor for user, _ in reg.users.users_with_items(tasks[0]))
+    consent = (f"mta user consent --all --can-anchor -t {task}", "where they agree to be anchors")
     context.suggest(
+        *([] if agreed else [consent]),
         (f"mta bank build -t {task} --dry-run", "show what building its bank takes"),
         (f"mta bank build -t {task}", "build it"),
     )
 
 
-def suggest_after_build(context: AppContext, bank: Mapping[str, Any]) -> None:
+def suggest_after_build(context: AppContext, reg: Registry, bank: Mapping[str, Any]) -> None:
     """Models of its users, and a look at the bank."""
     context.suggest(
-        (f"mta user adapt -t {shlex.quote(bank['task'])}", "train the users' own models"),
+        (
+            f"mta user adapt -t {shlex.quote(bank['task'])}{base_flag(reg, bank['base'], bank['base_name'])}",
+            "train the users' own models",
+        ),
         (f"mta bank show {shlex.quote(bank['bank'])}", "all about the bank"),
     )
 
 
-def suggest_after_fusion(context: AppContext, user: str, task: str) -> None:
+def suggest_after_fusion(context: AppContext, reg: Registry, user: str, task: str, base: ModelEntry) -> None:
     """A stack, and an answer."""
-    name, task = shlex.quote(user), shlex.quote(task)
+    name, on = shlex.quote(user), f"-t {shlex.quote(task)}{base_flag(reg, base.fingerprint, base.name)}"
     context.suggest(
-        (f"mta user adapt {name} -t {task}", "train their own stack on top"),
-        (f'mta compare {name} "TEXT" -t {task}', "ask with and without it"),
+        (f"mta user adapt {name} {on}", "train their own stack on top"),
+        (f'mta compare {name} "TEXT" {on}', "ask with and without it"),
     )
 
 
-def suggest_after_adaptation(context: AppContext, users: Sequence[str], task: str) -> None:
+def suggest_after_adaptation(
+    context: AppContext, reg: Registry, users: Sequence[str], task: str, base: ModelEntry
+) -> None:
     """An answer, a chat and an export of the first user."""
     if not users:
         return
-    name, task = shlex.quote(users[0]), shlex.quote(task)
+    name, flag = shlex.quote(users[0]), base_flag(reg, base.fingerprint, base.name)
+    on = f"-t {shlex.quote(task)}{flag}"
     context.suggest(
-        (f'mta compare {name} "TEXT" -t {task}', "ask base, fused and adapted"),
-        (f"mta chat {name}", "talk with it"),
-        (f"mta user export {name} -t {task} --to DIR", "take it to other programs"),
+        (f'mta compare {name} "TEXT" {on}', "ask base, fused and adapted"),
+        (f"mta chat {name}{flag}", "talk with it"),
+        (f"mta user export {name} {on} --to DIR", "take it to other programs"),
     )
 
 
