@@ -170,7 +170,10 @@ def rm(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Remove a user with all data and models of theirs. What others' models keep of them is named."""
+    """Remove a user with all their data and models.
+
+    What others' models keep of them is named.
+    """
     from mta_cli.commands.user_tables import render_removal
     from mta_cli.pipeline.users.forget import forget_user, plan_forget
 
@@ -181,7 +184,7 @@ def rm(
             return
         if not yes:
             context.output.run_job(plan_forget(reg, user, as_notes=True))
-        confirm(context.output, f"Remove {user} with all data and models of theirs?", yes=yes)
+        confirm(context.output, f"Remove {user} with all their data and models?", yes=yes)
         context.output.run_job_and_print(forget_user(reg, user, wait=wait), render_removal)
 
 
