@@ -18,7 +18,8 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The archive.
 def backup(ctx: typer.Context, file: FileArgument, yes: YesOption = False, json: JsonOption = False) -> None:
     """Write the store to one archive.
 
-    Its settings and keys of the server are not in it. The archive is verified, and readable by you alone. Other processes can go on working.
+    Its settings and keys of the server are not in it. The archive is verified, and readable by you alone. Other
+    processes can go on working.
     """
     from mta_cli.pipeline.maintenance.backup import back_up
 

@@ -6,8 +6,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.pipeline.bases_in_use import base_flag
-
 if TYPE_CHECKING:
     from mta_cli.commands.shared.context import AppContext
     from mta_cli.pipeline.models.manifest import ModelEntry
@@ -20,7 +18,7 @@ def suggest_after_import(context: AppContext, reg: Registry, tasks: Sequence[str
         return
     task = shlex.quote(tasks[0])
     if (bank := reg.banks.latest_ready_bank(tasks[0])) is not None:
-        context.suggest((f"mta user adapt -t {task}{base_flag(reg, bank.base)}", "train the users' own models"))
+        context.suggest((f"mta user adapt -t {task}{_base_flag(reg, bank.base)}", "train the users' own models"))
         return
     agreed = any(user.can_anchor for user, _ in reg.users.users_with_items(tasks[0]))
     consent = (f"mta user consent --all --can-anchor -t {task}", "where they agree to be anchors")
@@ -35,7 +33,7 @@ def suggest_after_build(context: AppContext, reg: Registry, bank: Mapping[str, A
     """Models of its users, and a look at the bank."""
     context.suggest(
         (
-            f"mta user adapt -t {shlex.quote(bank['task'])}{base_flag(reg, bank['base'], bank['base_name'])}",
+            f"mta user adapt -t {shlex.quote(bank['task'])}{_base_flag(reg, bank['base'], bank['base_name'])}",
             "train the users' own models",
         ),
         (f"mta bank show {shlex.quote(bank['bank'])}", "all about the bank"),
@@ -44,7 +42,7 @@ def suggest_after_build(context: AppContext, reg: Registry, bank: Mapping[str, A
 
 def suggest_after_fusion(context: AppContext, reg: Registry, user: str, task: str, base: ModelEntry) -> None:
     """A stack, and an answer."""
-    name, on = shlex.quote(user), f"-t {shlex.quote(task)}{base_flag(reg, base.fingerprint, base.name)}"
+    name, on = shlex.quote(user), f"-t {shlex.quote(task)}{_base_flag(reg, base.fingerprint, base.name)}"
     context.suggest(
         (f"mta user adapt {name} {on}", "train their own stack on top"),
         (f'mta compare {name} "TEXT" {on}', "ask with and without it"),
@@ -57,7 +55,7 @@ def suggest_after_adaptation(
     """An answer, a chat and an export of the first user."""
     if not users:
         return
-    name, flag = shlex.quote(users[0]), base_flag(reg, base.fingerprint, base.name)
+    name, flag = shlex.quote(users[0]), _base_flag(reg, base.fingerprint, base.name)
     on = f"-t {shlex.quote(task)}{flag}"
     context.suggest(
         (f'mta compare {name} "TEXT" {on}', "ask base, fused and adapted"),
@@ -77,3 +75,9 @@ def suggest_after_evaluation(context: AppContext, number: int) -> None:
         (f"mta eval report {number} --to DIR", "pages and charts of these results"),
         (f"mta eval show {number}", "this table again"),
     )
+
+
+def _base_flag(reg: Registry, fingerprint: str, name: str | None = None) -> str:
+    from mta_cli.pipeline.bases_in_use import base_flag  # not for --help
+
+    return base_flag(reg, fingerprint, name)
