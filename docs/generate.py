@@ -120,7 +120,7 @@ def _settings_page() -> str:
 
 
 def _setting_row(setting: Setting) -> str:
-    default = "by the data" if setting.default is None else f"`{str(setting.default).lower()}`"
+    default = "not set" if setting.default is None else f"`{str(setting.default).lower()}`"
     cells = (f"`{setting.key}`", f"`{setting.env_variable}`", default, _cell(_allowed(setting)), _cell(setting.help))
     return f"| {' | '.join(cells)} |"
 

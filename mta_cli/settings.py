@@ -353,4 +353,4 @@ def _join_faults(faults: list[str]) -> str:
 
 
 def _format_value(value: Any) -> str:
-    return "by the data" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -70,7 +70,7 @@ def test_a_plan_says_where_each_value_came_from(monkeypatch: pytest.MonkeyPatch)
         PlanLine("machine.dtype", "auto", "default"),
         PlanLine("machine.seed", "7", "environment MTA_MACHINE_SEED"),
         PlanLine("machine.verify", "true", "default"),
-        PlanLine("fuse.weights", "by the data", "default"),
+        PlanLine("fuse.weights", "not set", "default"),
     ):
         assert line in lines
 

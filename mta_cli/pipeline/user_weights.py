@@ -79,11 +79,11 @@ def other_bases_hint(reg: Registry, user: User, task: str, base: str) -> str:
 def resolve_user_task(reg: Registry, user: User, task: str | None) -> str:
     """`task`, or the user's only task, or the only one of them that has a bank.
 
-    Raises UsageError when there are several, and NotFound without any.
+    A removed task is meant only by name. Raises UsageError when there are several, and NotFound without any.
     """
     if task is not None:
         return task
-    known = [name for name, _, _ in reg.users.tasks_of_user(user.id)]
+    known = [name for name, _, _ in reg.users.tasks_of_user(user.id) if has_task(reg, name)]
     banked = [name for name in known if reg.banks.latest_ready_bank(name) is not None]
     if len(known) == 1 or len(banked) == 1:
         return (banked or known)[0]

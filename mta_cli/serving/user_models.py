@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from mta_cli.errors import MtaError, NotFound
 from mta_cli.pipeline.chat.answer import answer_limit, answer_room, check_message
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.data.tasks import find_task
+from mta_cli.pipeline.data.tasks import find_task, has_task
 from mta_cli.pipeline.memory.bank_memory import BankMemories
 from mta_cli.pipeline.user_weights import (
     FREE_TASK,
@@ -341,7 +341,7 @@ class UserModels(Generic[W]):
             shown = name if name != BASE_NAME else f"{BASE_PREFIX}{name}"
             yield Target(shown, user, self.options.task)
             for task, _, _ in self.reg.users.tasks_of_user(user.id):
-                if task != FREE_TASK:
+                if task != FREE_TASK and has_task(self.reg, task):
                     yield Target(f"{shown}/{task}", user, task)
 
 

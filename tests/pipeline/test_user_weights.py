@@ -9,6 +9,7 @@ import pytest
 from mta_cli.errors import NotFound, UsageError
 from mta_cli.pipeline.chat.conversation import add_exchange_as_item
 from mta_cli.pipeline.user_weights import default_task, resolve_user_task
+from mta_cli.tui.dialogs.job_forms import guess_task
 from store.records import Recipe
 from store.registry import Registry
 from tests.pipeline.world import World, items
@@ -31,6 +32,18 @@ def test_a_kept_exchange_asks_nobody_for_a_task(world: World) -> None:
     reg.banks.mark_bank_ready(bank.id, 1, 1.0)
     with pytest.raises(UsageError, match="several tasks"):
         resolve_user_task(reg, carol, None)
+
+
+def test_a_removed_task_is_meant_only_by_name(world: World) -> None:
+    reg, carol = world.reg, world.carol
+    for name, count in (("letters", 4), ("lamp-2", 3)):
+        reg.items.append_items(carol.id, items(name, count, "film"))
+    reg.tasks.save_task("letters", 'name = "letters"')
+    with pytest.raises(UsageError, match="several tasks: letters, lamp-2"):
+        resolve_user_task(reg, carol, None)
+    reg.tasks.remove("letters")
+    assert resolve_user_task(reg, carol, None) == "lamp-2" and guess_task(reg, carol.name) == "lamp-2"
+    assert resolve_user_task(reg, carol, "letters") == "letters"
 
 
 def test_a_newer_model_on_another_base_decides_nothing(tmp_path: Path) -> None:

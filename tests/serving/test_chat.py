@@ -12,7 +12,7 @@ from mta_cli.options import AnswerOptions, ServeOptions
 from mta_cli.pipeline.chat.answer import answer_question
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.serving.scheduler import PASS_TOKENS, PIECE_TOKENS
-from tests.pipeline.world import asking, result_of
+from tests.pipeline.world import asking, items, result_of
 from tests.serving.conftest import Start
 from tests.serving.running import Running, ask
 
@@ -167,6 +167,8 @@ def test_names_with_a_slash_and_beyond_ascii(start: Start) -> None:
     def rename(world: Any) -> None:
         for name in ("Élodie/taste", "文/free", "base", "base:bob"):
             world.reg.users.add(name)
+        for task in ("lamp-2", "gone"):  # the second has no definition any more
+            world.reg.items.append_items(world.reg.users.get("base").id, items(task, 1, "film"))
 
     served = start(prepare=rename)
     for model in ("Élodie/taste", "文/free", "base:base", "文/free/lamp-2"):
@@ -174,6 +176,7 @@ def test_names_with_a_slash_and_beyond_ascii(start: Start) -> None:
         assert served.chat(model, "Hi", max_tokens=2)["mta"]["mode"] == "base"
     listed = [one["id"] for one in served.get("/models").json()["data"]]
     assert "base:base" in listed and listed.count("base") == 1
+    assert "base:base/lamp-2" in listed and "base:base/gone" not in listed
     assert served.chat("base:bob", "Hi")["mta"]["mode"] == "base", "a user of this very name"
 
 

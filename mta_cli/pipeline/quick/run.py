@@ -33,6 +33,7 @@ from mta_cli.options import (
     PromptOptions,
     ScreeningOptions,
 )
+from mta_cli.pipeline.bases_in_use import base_flag
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.parse_file import import_notes
 from mta_cli.pipeline.data.tasks import find_task, is_kept
@@ -482,7 +483,7 @@ def _make_and_measure(
         "evaluation": evaluation["evaluation"],
         **compare_models(task, answers, mode, common, seed=request.machine.seed),
         "examples": _examples(reg, task, answers, mode, common),
-        "next": _next_commands(reg, task, users[0], evaluation["evaluation"], alone=alone),
+        "next": _next_commands(reg, task, users[0], bank.base, evaluation["evaluation"], alone=alone),
     }
 
 
@@ -545,12 +546,14 @@ def _examples(reg: Registry, task: Task, answers: dict[str, Any], mode: str, com
     return found
 
 
-def _next_commands(reg: Registry, task: Task, user: User, evaluation: int, *, alone: bool) -> list[str]:
+def _next_commands(reg: Registry, task: Task, user: User, base: str, evaluation: int, *, alone: bool) -> list[str]:
+    """What to do with these models, on this `base` (a fingerprint)."""
     name, question = shlex.quote(user.name), reg.items.queries(user.id, task.name, 1)[0].input
     short = textwrap.shorten(question, 36, placeholder="") or question[:36]
+    on = f"--task {task.name}{base_flag(reg, base)}"
     return [
-        f"mta ask --user {name} --task {task.name} {shlex.quote(short)}",
-        f"mta chat --user {name} --task {task.name}",
+        f"mta ask --user {name} {on} {shlex.quote(short)}",
+        f"mta chat --user {name} {on}",
         f"mta eval show {evaluation}",
-        *([] if alone else [f"mta eval run --task {task.name}"]),
+        *([] if alone else [f"mta eval run {on}"]),
     ]

@@ -106,9 +106,12 @@ async def read_form_context(app: MtaApp) -> FormContext:
 
 def guess_task(reg: Registry, user: str | None) -> str | None:
     """The task of the selected user, else the only task with a bank, else the only task there is."""
+    from mta_cli.pipeline.data.tasks import has_task
+
     with suppress(NotFound):  # the user was removed elsewhere
-        if user is not None and (held := reg.users.tasks_of_user(reg.users.get(user).id)):
-            return held[0][0]
+        held = reg.users.tasks_of_user(reg.users.get(user).id) if user is not None else []
+        if kept := [task for task, _, _ in held if has_task(reg, task)]:
+            return kept[0]
     found = {bank.task for bank in reg.banks.all()}
     found = found or {task for task, _ in reg.user_table.tasks_with_user_counts()}
     return found.pop() if len(found) == 1 else None

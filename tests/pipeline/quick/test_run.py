@@ -65,8 +65,11 @@ def letters(path: Path, users: int = 6) -> Path:
 
 
 def test_a_file_of_scores_becomes_a_task_a_bank_recipes_and_a_verdict(reg: Registry, fast: None) -> None:
+    reg.banks.get_or_create_bank("elsewhere", "k", "free", "another base", "e", 0, {})
     result, seen = finish(run_quick(reg, request(BOOKS)))
     assert (result["task"], result["kind"], result["users"]) == ("books", "score", 12)
+    meant = [" --base " in command for command in result["next"]]
+    assert meant == [not command.startswith("mta eval show") for command in result["next"]]
     assert (result["items"], result["queries"], result["anchors"]) == (144, 24, 4)
     task, bank = find_task(reg, "books"), reg.banks.get("books")
     assert task.labels == ("1", "2", "3", "4", "5") and bank.config["anchors"] == 4
