@@ -168,6 +168,8 @@ def test_each_bases_bank_is_refreshed_by_itself(two: Path) -> None:
     done = mta_ok(*commands[1].split()[1:], "--json").json()
     assert done["version"] == 1 and done["replaced"] and not any(anchor["stale"] for anchor in done["anchors"])
     assert any(anchor["stale"] for anchor in mta_ok("bank", "show", "lamp-2", "--json").json()["anchors"])
+    assert "mta bank show lamp-2 --bank-version 1 " in mta_ok(*commands[1].split()[1:]).err
+    assert "mta bank show lamp-2  " in mta_ok(*commands[2].split()[1:]).err
 
 
 def test_the_windows_pane_is_about_the_base_that_it_answers_with(two: Path) -> None:

@@ -31,12 +31,14 @@ def suggest_after_import(context: AppContext, reg: Registry, tasks: Sequence[str
 
 def suggest_after_build(context: AppContext, reg: Registry, bank: Mapping[str, Any]) -> None:
     """Models of its users, and a look at the bank."""
+    newest = reg.banks.get(bank["bank"]).version == bank["version"]
+    version = "" if newest else f" --bank-version {bank['version']}"
     context.suggest(
         (
             f"mta user adapt -t {shlex.quote(bank['task'])}{_base_flag(reg, bank['base'], bank['base_name'])}",
             "train the users' own models",
         ),
-        (f"mta bank show {shlex.quote(bank['bank'])}", "all about the bank"),
+        (f"mta bank show {shlex.quote(bank['bank'])}{version}", "all about the bank"),
     )
 
 
