@@ -99,9 +99,6 @@ TaskOption = Annotated[
 RequiredTaskOption = Annotated[
     str, typer.Option("--task", "-t", metavar="TASK", help="The task.", autocompletion=complete_tasks)
 ]
-BankOption = Annotated[
-    str | None, typer.Option("--bank", metavar="BANK", help="The bank.", autocompletion=complete_banks)
-]
 UserOption = Annotated[
     str | None, typer.Option("--user", "-u", metavar="USER", help="The user.", autocompletion=complete_users)
 ]

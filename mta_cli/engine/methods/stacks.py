@@ -111,18 +111,6 @@ def read_stacks(users: Sequence[UserShots], work: GroupWork | None, result: Trai
     return [next(trained) if user.rows else UserStack() for user in users]
 
 
-def fit_stacks(
-    context: MethodContext,
-    users: Sequence[UserShots],
-    fusions: Sequence[FrozenLoras],
-    options: AdaptOptions,
-    memory: MemoryOptions,
-) -> list[UserStack]:
-    """A stack for each of `users` above their fusion, trained here."""
-    work = stack_work(context, users, fusions, options, memory)
-    return read_stacks(users, work, None if work is None else train_here(context, work))
-
-
 def train_here(context: MethodContext, work: GroupWork) -> TrainingResult:
     """Train on the context's base."""
     *_, result = work.session(context.loaded_base).run()

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from mta_cli.engine.lora.adapter import LoraWeights
 
-NUMBER_FORMATS = ("f16", "bf16", "q8_0")  # of a model's matrices; vectors are float32
 Q8_BLOCK = 32  # numbers that share a scale in q8_0
 NORMAL_TOKEN, CONTROL_TOKEN, USER_TOKEN, UNUSED_TOKEN = 1, 3, 4, 5  # llama.cpp's token types
 _DIGITS = {"type": "Digits", "individual_digits": True}

@@ -108,8 +108,7 @@ def cost_lines(
 
     precision = number_format(machine.dtype, machine.device, machine.quantize)
     parameters, busy = base.detail.get("parameters", 0), [each for each in loads if each.count]
-    family = _family_without_decoder(base)
-    shape = read_shape(base, fast=family is None)
+    shape = read_shape(base, fast=_family_without_decoder(base) is None)
     step = math.ceil(rows.mean * batch_size)
     most = machine.memory_limit
 
@@ -128,7 +127,7 @@ def cost_lines(
         PlanLine("tokens", f"about {sum(each.count for each in busy):,}"),
         PlanLine("memory", f"about {format_gigabytes(needed(precision))}"),
         PlanLine("time", f"about {format_duration(seconds)}", "a matrix product" if guess else "earlier trainings"),
-        *_speed_lines(family),
+        *speed_lines(base),
     )
 
 
@@ -137,7 +136,8 @@ def speed_lines(base: ModelEntry) -> tuple[PlanLine, ...]:
 
     A folder that cannot be read is no error here; loading it reports that.
     """
-    return _speed_lines(_family_without_decoder(base))
+    family = _family_without_decoder(base)
+    return () if family is None else (PlanLine("speed", f"slower: no fast path for {family}"),)
 
 
 def _family_without_decoder(base: ModelEntry) -> str | None:
@@ -147,10 +147,6 @@ def _family_without_decoder(base: ModelEntry) -> str | None:
         return family_without_decoder(base.path)
     except MtaError:
         return None
-
-
-def _speed_lines(family: str | None) -> tuple[PlanLine, ...]:
-    return () if family is None else (PlanLine("speed", f"slower: no fast path for {family}"),)
 
 
 def format_duration(seconds: float) -> str:

@@ -11,7 +11,15 @@ import torch
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.lora.lora_xs import LoraXsCore
 from mta_cli.engine.methods.method import MethodContext, UserShots
-from mta_cli.engine.methods.stacks import UserStack, fit_stacks, initial_stack, stack_member, stack_schedule
+from mta_cli.engine.methods.stacks import (
+    UserStack,
+    initial_stack,
+    read_stacks,
+    stack_member,
+    stack_schedule,
+    stack_work,
+    train_here,
+)
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.training.trainer import Schedule, Trainer
 from mta_cli.errors import UsageError
@@ -34,7 +42,8 @@ def late_context(base: LoadedBase, anchors: int = 3, seed: int = 0) -> MethodCon
 def fit(
     context: MethodContext, users: list[UserShots], options: AdaptOptions, fusions: list[Any] | None = None
 ) -> list[UserStack]:
-    return fit_stacks(context, users, fusions or [()] * len(users), options, OFF)
+    work = stack_work(context, users, fusions or [()] * len(users), options, OFF)
+    return read_stacks(users, work, None if work is None else train_here(context, work))
 
 
 def alone(context: MethodContext, user: UserShots, options: AdaptOptions, fusion: Any = ()) -> LoraWeights:
