@@ -228,6 +228,39 @@ def test_telegram(reg: Registry) -> None:
     ]
 
 
+def test_a_reply_to_a_message_without_text_joins_no_other(reg: Registry, tmp_path: Path) -> None:
+    def said(user: int, text: str, **more: str) -> dict[str, Any]:
+        return {"type": "message", "from_id": f"user{user}", "text": text, **more}
+
+    talk = [said(2, "Dinner at 8?"), said(1, "Yes."), said(2, "", photo="dog.jpg"), said(1, "Is it yours?")]
+    talk += [said(2, "A joke", forwarded_from="X"), said(1, "haha"), said(2, "", photo="x.jpg"), said(2, "Good?")]
+    talk += [said(1, "Very."), said(1, "", photo="y.jpg"), said(1, "Look.")]
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"name": "Bob", "type": "personal_chat", "id": 2, "messages": talk}))
+    _, notes = take(reg, path, "ann")
+    assert [each[:2] for each in items(reg, "ann")] == [("Dinner at 8?", "Yes."), ("Good?", "Very.\nLook.")]
+    assert "left out, your replies to messages without text: 2" in notes
+
+
+def test_a_picture_of_an_assistant_is_no_answer_to_the_next_question(reg: Registry, tmp_path: Path) -> None:
+    asked, red = ("user", "all", "draw a boat"), ("user", "all", "no, red!")
+    nodes: dict[str, Any] = {"0": {"message": None, "parent": None}}
+    for role, to, text in (("assistant", "all", ""), asked, ("assistant", "dalle", "{}"), ("tool", "all", ""), red):
+        message = {"author": {"role": role}, "recipient": to, "content": {"content_type": "text", "parts": [text]}}
+        nodes[str(len(nodes))] = {"message": message, "parent": str(len(nodes) - 1)}
+    claude = [("human", "plot it"), ("assistant", ""), ("human", "larger")]
+    for name, conversation in {
+        "chatgpt": {"title": "Boat", "mapping": nodes, "current_node": "5"},
+        "claude": {"name": "Plot", "chat_messages": [{"sender": sender, "text": text} for sender, text in claude]},
+    }.items():
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps([conversation]))
+        _, notes = take(reg, path, name)
+        assert "left out, your replies to messages without text: 1" in notes
+    assert items(reg, "chatgpt") == [("Boat", "draw a boat", None)]
+    assert items(reg, "claude") == [("Plot", "plot it", None)]
+
+
 def test_one_chat_of_telegram(reg: Registry) -> None:
     assert take(reg, EXPORTS / "telegram" / "one_chat.json", "ann")[0]["items_added"] == 1
     assert items(reg, "ann") == [("Are you at the pier?", "almost", "2026-03-01T09:02:00")]

@@ -49,18 +49,18 @@ def _shown_nodes(conversation: dict[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def _turn(message: object, place: SourceLocation, findings: ParseFindings) -> Turn | None:
-    """The turn of a message between user and assistant; None for hidden ones, calls of tools, and pictures alone."""
+    """The turn of a message between user and assistant; None for hidden ones. Calls of tools have no text."""
     if not isinstance(message, dict):
         return None
     author, content, about = (_object(message.get(name)) for name in ("author", "content", "metadata"))
     hidden = message.get("weight") == 0 or about.get("is_visually_hidden_from_conversation")
-    if hidden or author.get("role") not in ("user", "assistant") or message.get("recipient", "all") != "all":
+    if hidden or author.get("role") not in ("user", "assistant"):
         return None
-    parts = content.get("parts") if content.get("content_type") in ("text", "multimodal_text") else None
+    to_tool = message.get("recipient", "all") != "all"
+    parts = content.get("parts") if not to_tool and content.get("content_type") in ("text", "multimodal_text") else None
     text = "\n".join(filter(None, map(clean_text, parts))) if isinstance(parts, list) else ""
-    if not text:
+    if not text and not to_tool:
         findings.skip_counts[NO_TEXT] += 1
-        return None
     return Turn(author["role"] == "user", text, known_time(message.get("create_time")), place)
 
 

@@ -38,7 +38,6 @@ def _turn(message: object, place: SourceLocation, findings: ParseFindings) -> Tu
     text = _text(message.get("content")) or clean_text(message.get("text"))
     if not text:
         findings.skip_counts[NO_TEXT] += 1
-        return None
     return Turn(message["sender"] == "human", text, known_time(message.get("created_at")), place)
 
 

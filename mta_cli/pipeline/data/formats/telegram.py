@@ -72,13 +72,15 @@ def _read_turns(text: JsonText, other: str, file: str, findings: ParseFindings) 
         message = text.read_value()
         if not isinstance(message, dict) or message.get("type") != "message":
             findings.skip_counts[SERVICE] += 1
-        elif "forwarded_from" in message or "via_bot" in message:
-            findings.skip_counts[FORWARDED] += 1
         elif not isinstance(author := message.get("from_id"), str | int):
             findings.skip_counts[NO_AUTHOR] += 1
-        elif not (words := _words(message.get("text"))):
-            findings.skip_counts[NO_TEXT] += 1
         else:
+            words = _words(message.get("text"))
+            if "forwarded_from" in message or "via_bot" in message:
+                findings.skip_counts[FORWARDED] += 1
+                words = ""
+            elif not words:
+                findings.skip_counts[NO_TEXT] += 1
             time = known_time(message.get("date_unixtime")) or known_time(message.get("date"))
             mine = str(author).removeprefix("user") != other
             yield Turn(mine, words, time, SourceLocation(file, text.values_read))

@@ -11,10 +11,11 @@ from mta_cli.pipeline.data.formats.rows import RawRow
 from mta_cli.pipeline.data.formats.timestamps import normalise_time
 
 UNPROMPTED = "your first words of a conversation"
+NO_QUESTION = "your replies to messages without text"
 
 
 class Turn(NamedTuple):
-    """A message with text, of the user (`mine`) or of the other side."""
+    """A message of the user (`mine`) or of the other side; `text` is "" where its words are left out."""
 
     mine: bool
     text: str
@@ -23,19 +24,22 @@ class Turn(NamedTuple):
 
 
 def pair_turns(turns: Iterable[Turn], findings: ParseFindings, title: str = "") -> Iterator[RawRow]:
-    """A row for each turn of the user's: the input is the turn before it, or else the conversation's title.
+    """A row for each turn of the user's with text: the input is the turn before it, for the first else the title.
 
-    Consecutive messages of a side are one turn. Without a title, a first turn of the user's is left out and counted.
+    Consecutive messages of a side are one turn. The user's turns without an input are left out and counted.
     """
-    before = title
+    before, reason = title, UNPROMPTED
     for mine, messages in itertools.groupby(turns, key=lambda turn: turn.mine):
-        said = list(messages)
+        said = [message for message in messages if message.text]
         text = "\n".join(message.text for message in said)
-        if mine and before:
-            yield said[0].place, {"input": before, "output": text, "time": said[0].time}
-        elif mine:
-            findings.skip_counts[UNPROMPTED] += 1
-        before = text
+        if not mine:
+            before = text or title
+        elif said:
+            if before:
+                yield said[0].place, {"input": before, "output": text, "time": said[0].time}
+            else:
+                findings.skip_counts[reason] += 1
+            title, reason = "", NO_QUESTION
 
 
 def clean_text(value: object) -> str:
