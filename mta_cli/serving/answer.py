@@ -15,7 +15,7 @@ from mta_cli.serving.weights import W
 if TYPE_CHECKING:
     from mta_cli.engine.generation.sampler import SampledToken, TokenSampler
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "repetition"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Answer(Generic[W]):
         if self._show_tokens(len(new)):
             return True
         if repeats:
-            return self.end("stop")
+            return self.end("repetition")
         return self.end("length") if len(self.tokens) >= self.max_tokens else False
 
     def end(self, reason: FinishReason) -> bool:

@@ -142,6 +142,8 @@ class AnswerFormat:
         if self.with_logprobs and (entries or name == "message"):
             logprobs = {"content": entries, "refusal": None} if self.is_chat else completion_logprobs(entries, start)
         rest = {"logprobs": logprobs, "finish_reason": choice.reason}
+        if choice.reason == "repetition":  # OpenAI's interface has no such reason; `stop_reason` is vLLM's
+            rest |= {"finish_reason": "stop", "stop_reason": "repetition"}
         if not self.is_chat:
             return {"index": choice.index, "text": text, **rest}
         said: dict[str, Any] = {"content": text} if text or name == "message" else {}

@@ -196,7 +196,8 @@ class Routes:
         messages, sampling = chat_messages(body), chat_sampling(body)
         if self.service.options.log_text:
             log.info("asked: %r", messages[-1]["content"])
-        running = await self.service.begin_chat(body.model, body.task, messages, sampling, self._may(request))
+        may, truncate = self._may(request), body.truncation == "auto"
+        running = await self.service.begin_chat(body.model, body.task, messages, sampling, may, truncate=truncate)
         return await self._respond(request, [running])
 
     async def completions(self, request: Request) -> Response:

@@ -118,6 +118,7 @@ class ChatBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
+    truncation: Literal["auto", "disabled"] | None = None  # as in OpenAI's Responses
 
 
 class CompletionBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):

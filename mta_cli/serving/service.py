@@ -157,12 +157,20 @@ class Service:
         await asyncio.to_thread(self._engine.require_reachable)
 
     async def begin_chat(
-        self, model: str, task: str | None, messages: Sequence[dict[str, str]], sampling: Sampling, may: May
+        self,
+        model: str,
+        task: str | None,
+        messages: Sequence[dict[str, str]],
+        sampling: Sampling,
+        may: May,
+        *,
+        truncate: bool = False,
     ) -> Running:
-        """Start the answers to a conversation. Raises ApiError."""
+        """Start the answers to a conversation; `truncate` as in `UserModels.prepare_chat`. Raises ApiError."""
 
         def prepare(models: UserModels[Any]) -> Prepared[Any]:
-            return models.prepare_chat(models.resolve(model, task, may), messages, sampling.max_tokens)
+            target = models.resolve(model, task, may)
+            return models.prepare_chat(target, messages, sampling.max_tokens, truncate=truncate)
 
         return await self._begin(model, prepare, sampling, may, is_chat=True)
 
@@ -208,6 +216,7 @@ class Service:
         source = prepared.model.source.as_json()
         source["anchors"] = shown_names(source["anchors"], may)
         mta = {**source, "task": prepared.model.task.name}
+        mta |= {"dropped_messages": prepared.dropped_messages} if prepared.dropped_messages else {}
         kind = "chatcmpl" if is_chat else "cmpl"
         shape = AnswerFormat(
             f"{kind}-{secrets.token_hex(12)}",

@@ -70,7 +70,7 @@ class LoadedModel(Generic[W]):
 class Prepared(Generic[W]):
     """A request that is ready for the scheduler. `max_tokens` is the most of an answer, where the window has room.
 
-    `labels` are token ids of the task's labels; empty for a text.
+    `labels` are token ids of the task's labels; empty for a text. `dropped_messages` of the oldest are not in `prompt`.
     """
 
     model: LoadedModel[W]
@@ -78,6 +78,7 @@ class Prepared(Generic[W]):
     max_tokens: int
     labels: tuple[tuple[int, ...], ...] = ()
     question: str = ""
+    dropped_messages: int = 0
 
 
 class UserModels(Generic[W]):
@@ -146,22 +147,26 @@ class UserModels(Generic[W]):
             return False
         return True
 
-    def prepare_chat(self, target: Target, messages: Sequence[Message], max_tokens: int | None) -> Prepared[W]:
+    def prepare_chat(
+        self, target: Target, messages: Sequence[Message], max_tokens: int | None, *, truncate: bool = False
+    ) -> Prepared[W]:
         """The prompt of a conversation, or of its last message where the target has a task. Raises ApiError.
 
-        `max_tokens` is what the client asked for.
+        `max_tokens` is what the client asked for. With `truncate`, the oldest exchanges that do not fit are dropped.
         """
         model = self.current_model(target)
         limit = self._answer_limit(max_tokens, model.task if target.asks_task else None)
         if not target.asks_task:
             first = next(message["content"] for message in messages if message["role"] == "user")
-            return Prepared(model, self._fit(model, messages, first, limit, chat=True), limit)
+            kept = list(messages)
+            prompt = self._fit(model, kept, first, limit, chat=True, truncate=truncate)
+            return Prepared(model, prompt, limit, dropped_messages=len(messages) - len(kept))
         if any(message["role"] == "system" for message in messages):
             raise unsupported("messages", f"task {target.task} has a prompt of its own, which takes no system message")
         question = messages[-1]["content"]
         labels = tuple(tuple(self._builder(model.task).prompter.answer_ids(label)) for label in model.task.labels)
         room = max(map(len, labels), default=1)
-        prompt = self._fit(model, messages[-1:], question, limit, chat=False, room=room)
+        prompt = self._fit(model, list(messages[-1:]), question, limit, chat=False, room=room)
         return Prepared(model, prompt, limit, labels, question)
 
     def prepare_text(self, target: Target, text: str, max_tokens: int | None) -> Prepared[W]:
@@ -189,11 +194,20 @@ class UserModels(Generic[W]):
         return ApiError(400, message, code="context_length_exceeded", param=param)
 
     def _fit(
-        self, model: LoadedModel[W], messages: Sequence[Message], about: str, limit: int, *, chat: bool, room: int = 1
+        self,
+        model: LoadedModel[W],
+        messages: list[Message],
+        about: str,
+        limit: int,
+        *,
+        chat: bool,
+        room: int = 1,
+        truncate: bool = False,
     ) -> list[int]:
         """The prompt with as many of the user's items as leave room for an answer of `limit` tokens, as in `mta ask`.
 
-        Without items it leaves `room` tokens at least.
+        Without items it leaves `room` tokens at least. With `truncate`, the oldest exchanges go before an item does,
+        also from `messages`.
         """
         for message in messages:
             if message["content"].strip() or message is messages[-1]:  # an earlier answer may have been empty
@@ -205,8 +219,12 @@ class UserModels(Generic[W]):
         while True:
             prompter = builder.prompter
             ids = prompter.chat_ids(list(messages), history) if chat else prompter.prompt_ids(about, history)
-            if len(ids) + (beside_items if history else room) <= self.base.window:
+            exchange = _oldest_exchange(messages) if truncate else slice(0)
+            if len(ids) + (beside_items if history or messages[exchange] else room) <= self.base.window:
                 return ids
+            if messages[exchange]:
+                del messages[exchange]
+                continue
             if not history:
                 raise self._too_long(f"The messages make a prompt of {len(ids)} tokens", "messages")
             history.pop()
@@ -343,6 +361,12 @@ class UserModels(Generic[W]):
             for task, _, _ in self.reg.users.tasks_of_user(user.id):
                 if task != FREE_TASK and has_task(self.reg, task):
                     yield Target(f"{shown}/{task}", user, task)
+
+
+def _oldest_exchange(messages: Sequence[Message]) -> slice:
+    """The place of the oldest user's message with its answers; empty where it is the last message."""
+    users = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    return slice(users[0], users[1]) if len(users) > 1 else slice(0)
 
 
 def shown_names(names: Sequence[str | None], may: May) -> list[str | None]:

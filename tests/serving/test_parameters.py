@@ -309,6 +309,7 @@ SAMPLES: dict[str, Any] = {
     "temperature": 0.5,
     "top_logprobs": 1,
     "top_p": 0.5,
+    "truncation": "auto",
     "encoding_format": "base64",
     "metadata": {"a": "b"},
     "store": False,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
-from mta_cli.options import ServeOptions
+from mta_cli.options import AnswerOptions, ServeOptions
 from mta_cli.pipeline.chat.remote import RemoteConversation, WindowFull
 from mta_cli.printable import clean_text
 from mta_cli.serving.schemas import MAX_MESSAGES
@@ -100,7 +102,7 @@ def test_good_refuses_a_stopped_answer_and_undo_is_not_here(start: Start) -> Non
     events = talk.answer_message("What now?")
     next(events)
     events.close()  # type: ignore[attr-defined]
-    with pytest.raises(BadInput, match="stopped or is empty"):
+    with pytest.raises(BadInput, match="was stopped, so it is no example"):
         list(talk.accept_exchange())
     with pytest.raises(UsageError, match="not for a conversation over a server"):
         talk.undo_accept()
@@ -119,6 +121,44 @@ def test_the_oldest_exchanges_leave_a_full_window(served: Running) -> None:
     with pytest.raises(BadInput, match="tokens"):
         list(talk.answer_message("word " * 3000))
     assert result_of(talk.answer_message("And then?"))[0]["text"], "what was said before is still there"
+
+
+def test_the_oldest_exchanges_go_before_the_users_items_and_the_answers_room(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = start(chat=asking(answer=AnswerOptions(max_tokens=100)))
+    base, engine, asked = running.service.base, running.service._engine, list[Any]()
+    submit = engine.submit
+    monkeypatch.setattr(engine, "submit", lambda answers: (asked.append(answers[0]), submit(answers))[1])
+    talk = RemoteConversation(running.url, "alice", sampling={"seed": 5})
+    list(talk.opening_notes())
+    said = "".join(notes_of(result_of(talk.answer_message(f"{n} " + "word " * 70))[1]) for n in range(8))
+    assert "The oldest exchange no longer fits" in said
+    for answer in asked:
+        assert base.window - len(answer.prompt) >= 100 and "about alice number" in base.tokenizer.decode(answer.prompt)
+
+
+def test_a_client_may_ask_for_the_oldest_exchanges_to_be_dropped(served: Running) -> None:
+    turns = [{"role": role, "content": "word " * 80} for _ in range(30) for role in ("user", "assistant")]
+    messages = [{"role": "system", "content": "Be brief."}, *turns, {"role": "user", "content": "Hi"}]
+    body = {"model": "alice", "messages": messages, "max_tokens": 4}
+    for given in ({}, {"truncation": "disabled"}):
+        assert served.post("/chat/completions", body | given).json()["error"]["code"] == "context_length_exceeded"
+    answered = served.post("/chat/completions", body | {"truncation": "auto"}).json()
+    dropped = answered["mta"]["dropped_messages"]
+    assert 0 < dropped < 60 and dropped % 2 == 0
+    shorter = served.post("/chat/completions", body | {"messages": [messages[0], *messages[1 + dropped :]]}).json()
+    assert shorter["choices"] == answered["choices"] and "dropped_messages" not in shorter["mta"]
+    last = {**body, "messages": [{"role": "user", "content": "word " * 3000}], "truncation": "auto"}
+    assert served.post("/chat/completions", last).status_code == 400
+
+
+def test_an_answer_that_repeats_itself_is_no_example(start: Start) -> None:
+    talk = RemoteConversation(start(write=True).url, "alice", sampling={"max_tokens": 200})
+    result, seen = result_of(talk.answer_message("0 " + "word " * 12))
+    assert result["ended"] == "repetition" and "began to repeat itself" in notes_of(seen)
+    with pytest.raises(BadInput, match="began to repeat itself, so it is no example"):
+        list(talk.accept_exchange())
 
 
 def test_more_messages_than_a_request_may_have_are_as_a_full_window(served: Running) -> None:

@@ -14,6 +14,7 @@ import httpx
 from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.pipeline.chat.answer import Message, check_message, truncation_notes
+from mta_cli.pipeline.chat.conversation import UNFIT_ANSWERS
 from mta_cli.pipeline.user_weights import FREE_TASK
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
@@ -49,8 +50,8 @@ class RemoteConversation:
         self._model, self._task, self._mode = model or BASE_MODEL, task, ""
         self._messages: list[Message] = []
         self._sampling, self._system = dict(sampling or {}), system
-        self._complete = True  # whether the last answer came to its end
-        self._model_asks_task = False
+        self._last_ended = ""  # as a key of UNFIT_ANSWERS, where the last answer is no example
+        self._model_asks_task = self._server_truncates = False
 
     @property
     def prompt_label(self) -> str:
@@ -72,25 +73,29 @@ class RemoteConversation:
         before = [] if self._asks_task else self._messages
         messages = [*before, {"role": "user", "content": text}]
         given, said, ended, source, began = len(messages), "", "", dict[str, Any](), time.perf_counter()
-        self._complete = False
+        self._last_ended = "interrupted"
         try:
             for piece in self._stream_what_fits(messages):
                 source = piece.get("mta") or source
                 for choice in piece.get("choices", ()):
-                    ended = choice.get("finish_reason") or ended
+                    repeats = choice.get("stop_reason") == "repetition"
+                    ended = "repetition" if repeats else choice.get("finish_reason") or ended
                     if chunk := (choice.get("delta") or {}).get("content"):
                         said += chunk
                         yield TextChunk(chunk)
         finally:
             if said:
+                del messages[: source.get("dropped_messages", 0)]
                 self._messages = [*messages, {"role": "assistant", "content": said}]
-        self._complete = bool(said.strip())
+        self._last_ended = "repetition" if ended == "repetition" else "" if said.strip() else "empty"
         seconds = time.perf_counter() - began
         self._mode = str(source.get("mode", self._mode))
         yield from truncation_notes((given - len(messages)) // 2, 0)
         yield Note(f"{self._model} · {self._mode} · {seconds:.1f} s")
         if ended == "length":
             yield Note("The answer was cut (--max-tokens, or the end of the window).", warning=True)
+        if ended == "repetition":
+            yield Note("The answer began to repeat itself and was ended there.")
         result = {"user": self._model, "text": said, "seconds": round(seconds, 3), "ended": ended, "source": source}
         yield JobResult(result)
 
@@ -102,7 +107,7 @@ class RemoteConversation:
 
     def reset(self) -> Iterator[Event]:
         """Start a new conversation with the same model."""
-        self._messages, self._complete = [], True
+        self._messages, self._last_ended = [], ""
         yield Note(f"A new conversation with {self._model} begins.")
 
     def switch_mode(self, mode: str) -> Iterator[Event]:
@@ -119,11 +124,11 @@ class RemoteConversation:
 
     def accept_exchange(self) -> Iterator[Event]:
         """Keep the last exchange as a history item, where the server lets clients write."""
-        if not self._messages and self._complete:
+        if not self._messages and not self._last_ended:
             raise BadInput("There is no answer yet to call good.")
-        if not self._complete:
+        if self._last_ended:
             raise BadInput(
-                "The last answer was stopped or is empty, so it is no example to learn from.",
+                f"{UNFIT_ANSWERS[self._last_ended]}, so it is no example to learn from.",
                 hint="/good keeps a whole answer.",
             )
         question, answer = self._messages[-2]["content"], self._messages[-1]["content"]
@@ -160,6 +165,7 @@ class RemoteConversation:
     def _describe(self, name: str) -> str:
         about = self._get(f"/models/{_quoted(name)}").get("mta") or {}
         self._model_asks_task = about.get("prompt") == "task"
+        self._server_truncates = bool(about)  # other servers may refuse a parameter that they do not know
         return str(about.get("mode", "server"))
 
     @property
@@ -189,6 +195,7 @@ class RemoteConversation:
         system = [] if self._system is None else [{"role": "system", "content": self._system}]
         body = {**self._sampling, "model": self._model, "messages": [*system, *messages], "stream": True}
         body |= {"task": self._task} if self._task else {}
+        body |= {"truncation": "auto"} if self._server_truncates else {}
         with self._explained(), self._client.stream("POST", "/chat/completions", json=body) as answered:
             if answered.status_code >= 400:
                 answered.read()
