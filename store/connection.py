@@ -22,6 +22,9 @@ MIN_SQLITE_VERSION = (3, 35, 0)
 COPY_MARKER = "snapshot.json"
 """The file that makes a store a pulled copy of a snapshot, which is only read: the snapshot's manifest."""
 
+# Sorted or indexed texts are in no file that forgetting does not reach.
+_TEMPORARIES_IN_MEMORY = "PRAGMA temp_store = MEMORY"
+
 SqlParameters = Sequence[Any] | Mapping[str, Any]
 
 
@@ -208,10 +211,17 @@ class Connection:
             self._conn.execute(f"PRAGMA busy_timeout = {int(self.timeout * 1000)}")
 
     def vacuum(self) -> None:
-        """Overwrite deleted rows: rewrite the database and empty the log. Raises StoreBusy while others read."""
+        """Overwrite deleted rows: rewrite the database and empty the log. Raises StoreBusy while others read.
+
+        SQLite's copy of the rows that stay is a temporary file, since the memory may be smaller than the database.
+        """
         self._require_writable()
         with self._translate_errors():
-            self._conn.execute("VACUUM")
+            self._conn.execute("PRAGMA temp_store = FILE")
+            try:
+                self._conn.execute("VACUUM")
+            finally:
+                self._conn.execute(_TEMPORARIES_IN_MEMORY)
             busy, _, _ = self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StoreBusy(
@@ -280,9 +290,9 @@ def _set_pragmas(conn: sqlite3.Connection, timeout: float, writable: bool) -> No
         "recursive_triggers = ON",
         "secure_delete = ON",
         "synchronous = FULL",
-        "temp_store = MEMORY",  # sorted or indexed texts are in no file that forgetting does not reach
     ):
         conn.execute(f"PRAGMA {pragma}")
+    conn.execute(_TEMPORARIES_IN_MEMORY)
     conn.execute("PRAGMA trusted_schema = OFF")
     if not writable:
         conn.execute("PRAGMA query_only = ON")
@@ -297,6 +307,9 @@ def _open_current(root: Path, timeout: float, writable: bool, *, create: bool) -
             raise IntegrityFault(
                 f"The store at {root} is empty.", hint="mta restore FILE brings back a backup; mta init begins anew"
             )
+        if writable and found == SCHEMA_VERSION:
+            with contextlib.suppress(sqlite3.OperationalError):  # in use: a later opening does it
+                conn.execute("PRAGMA journal_mode = WAL").fetchall()  # a file that was copied may have no log
     except BaseException:
         conn.close()
         raise
@@ -406,6 +419,10 @@ def translate_sqlite_errors(root: Path, timeout: float) -> Iterator[None]:
         raise IntegrityFault(
             f"The store at {root} is damaged: its tables have names that are no text.",
             hint="mta restore FILE brings back a backup",
+        ) from error
+    except MemoryError as error:
+        raise BadInput(
+            "There is too little memory for the store.", hint="close other programs and run it again"
         ) from error
     except OverflowError as error:
         raise BadInput(

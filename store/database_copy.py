@@ -36,6 +36,7 @@ def purge_copy(path: Path) -> None:
         copy.execute("PRAGMA journal_mode = OFF").fetchall()
         copy.execute("INSERT INTO items_fts (items_fts) VALUES ('optimize')")
         copy.execute("VACUUM")
+        copy.execute("PRAGMA journal_mode = WAL").fetchall()
     sync_file(path)
 
 

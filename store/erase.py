@@ -54,17 +54,16 @@ class UserEraser:
 
         After a crash, or beside a reader, the next opening of the store does it.
         """
-        if not self._has_pending_purge():
+        last = self._db.fetch_value("SELECT max(id) FROM tombstones WHERE NOT erased")
+        if last is None:
             return
         self._files.drop_all_checkpoints()  # an unfinished training may use their items
         remove_saved_databases(self._db.root)
         self._files.drop_orphans({digest for (digest,) in self._db.fetch_tuples("SELECT digest FROM adapters")})
         self._db.execute_write("INSERT INTO items_fts (items_fts) VALUES ('optimize')")
         self._db.vacuum()
-        self._db.execute_write("UPDATE tombstones SET erased = 1")
-
-    def _has_pending_purge(self) -> bool:
-        return bool(self._db.fetch_tuples("SELECT 1 FROM tombstones WHERE NOT erased LIMIT 1"))
+        # Others may have removed more since; their words may still be in the index.
+        self._db.execute_write("UPDATE tombstones SET erased = 1 WHERE id <= ?", (last,))
 
     def _anchors_of_user(self, user_id: int) -> list[tuple[int, str, int, int]]:
         """The user's anchors: (bank id, bank, version, anchor id)."""

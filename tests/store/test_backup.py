@@ -188,6 +188,8 @@ def test_a_store_of_mostly_free_pages_can_be_restored(
     full._db.execute_write("DELETE FROM tasks WHERE name = 'large'")
     path = tmp_path / "backup.mta"
     assert backed_up(full, path).total_bytes < 2**20
+    with zipfile.ZipFile(path) as found:
+        assert found.read("registry.db")[18:20] == b"\2\2", "with SQLite's log, as every store"
     full.close()
     before = sorted(dump(full.root))
     restored(full.root, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -38,6 +39,15 @@ def test_settings_are_on_for_every_connection(root: Path, reg: Registry, pragma:
     with Registry.open(root) as second:
         for registry in (reg, second):
             assert registry._db.fetch_value(f"PRAGMA {pragma}") == value
+
+
+def test_a_store_without_a_log_gets_one_when_it_is_opened(root: Path, reg: Registry) -> None:
+    reg.close()
+    conn = sqlite3.connect(root / "registry.db")
+    assert conn.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
+    conn.close()
+    with Registry.open(root) as again:
+        assert again._db.fetch_value("PRAGMA journal_mode") == "wal"
 
 
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1])

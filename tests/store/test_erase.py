@@ -221,6 +221,26 @@ def test_a_crash_before_the_bytes_are_gone_is_made_good(
     require_gone(root)
 
 
+def test_who_is_removed_while_others_are_overwritten_is_overwritten_later(
+    root: Path, reg: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me, bob = furnish(reg)
+    overwrite = reg._db.vacuum
+    with Registry.open(root) as other:
+
+        def remove_another() -> None:
+            other.users.forget(me)
+            overwrite()
+
+        monkeypatch.setattr(other._eraser, "purge_deleted_bytes", lambda: None)  # its process ends before
+        monkeypatch.setattr(reg._db, "vacuum", remove_another)
+        reg.users.forget(bob)
+    reg.close()
+    assert traces(root) != []
+    Registry.open(root).close()
+    require_gone(root)
+
+
 def test_a_forgetting_that_fails_forgets_nothing(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     me, _ = furnish(reg)
     before = reg.count_rows()
@@ -419,30 +439,37 @@ def test_a_name_that_is_a_word_of_the_program_takes_nothing_along(reg: Registry)
 
 
 class Full:
-    """A connection to a database on a full disk, where it may not be written anew."""
+    """A connection to a database that may not be written anew: on a full disk, or in too little memory."""
 
-    def __init__(self, conn: sqlite3.Connection) -> None:
-        self._conn = conn
+    def __init__(self, conn: sqlite3.Connection, error: Exception) -> None:
+        self._conn, self._error = conn, error
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._conn, name)
 
     def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
         if sql == "VACUUM":
-            error = sqlite3.OperationalError("database or disk is full")
-            error.sqlite_errorname = "SQLITE_FULL"
-            raise error
+            assert self._conn.execute("PRAGMA temp_store").fetchone() == (1,), "its copy of the database is a file"
+            raise self._error
         return self._conn.execute(sql, *values)  # type: ignore[arg-type]
 
 
+def disk_full() -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorname = "SQLITE_FULL"
+    return error
+
+
+@pytest.mark.parametrize(("error", "reason"), [(disk_full(), "The disk is full"), (MemoryError(), "too little memory")])
 def test_a_full_disk_says_what_is_done_and_what_is_owed(
-    root: Path, reg: Registry, monkeypatch: pytest.MonkeyPatch
+    root: Path, reg: Registry, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     me, _ = furnish(reg)
     whole = reg._db._conn
-    monkeypatch.setattr(reg._db, "_conn", Full(whole))
-    with pytest.raises(BadInput, match=r"The change is done, but removed bytes stay .* The disk is full") as caught:
+    monkeypatch.setattr(reg._db, "_conn", Full(whole, error))
+    with pytest.raises(BadInput, match=rf"The change is done, but removed bytes stay .* {reason}") as caught:
         reg.users.forget(me)
+    assert reg._db.fetch_value("PRAGMA temp_store") == 2, "other texts are in no file"
     assert "nothing was written" not in caught.value.message and "any mta command" in str(caught.value.hint)
     with pytest.raises(NotFound):
         reg.users.get(NAME)
