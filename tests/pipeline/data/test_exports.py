@@ -142,6 +142,41 @@ def test_an_address_is_searched_in_the_first_mails_only(
     assert caught.value.hint is not None and "(2 mails)" in caught.value.hint
 
 
+def test_deleted_mails_and_drafts_are_left_out(reg: Registry, tmp_path: Path) -> None:
+    mails = [mail(1)]
+    headers = [("X-Mozilla-Status", status) for status in ("0011", "0009", "8")]
+    for number, (header, value) in enumerate([*headers, ("X-Gmail-Labels", "Opened, Drafts")], 2):
+        mails.append(mail(number, "ann@example.org", 1))
+        mails[-1][header] = value
+    (tmp_path / "mail").mkdir()
+    raw_box(tmp_path / "mail" / "Sent", *(each.as_bytes() for each in mails))
+    raw_box(tmp_path / "mail" / "Drafts", mail(6, "ann@example.org", 1).as_bytes())
+    _, notes = take(reg, tmp_path / "mail", "ann@example.org")
+    assert [said for _, said, _ in items(reg, "ann@example.org")] == ["Text 2", "Text 4"]
+    assert {"left out, deleted mails: 1", "left out, drafts: 2"} <= {*notes}
+
+
+def test_words_behind_a_picture_are_read_and_no_list_footer(reg: Registry, tmp_path: Path) -> None:
+    def mixed(number: int, sender: str, *parts: str) -> bytes:
+        head = f"From: {sender}\nMessage-ID: <{number}@example.net>\nIn-Reply-To: <{number - 1}@example.net>\n"
+        kind = 'Content-Type: multipart/mixed; boundary="b"\n\n'
+        return "".join([head, kind, *(f"--b\n{part}\n" for part in parts), "--b--\n"]).encode()
+
+    picture, plain = "Content-Type: image/jpeg\nContent-Disposition: inline\n\nx", "Content-Type: text/plain"
+    asked = mixed(1, "bob@x", f"{plain}\n\n\n", picture, f"{plain}\n\nWhich?")
+    others = [f"{plain}\nContent-Disposition: inline\n\nA list", f"{plain}; name=a.txt\n\nA file"]
+    answer = mixed(2, "ann@example.org", f"{plain}\n\nLeft.", picture, f"{plain}\n\nOr both?", *others)
+    take(reg, raw_box(tmp_path / "box", asked, answer), "ann@example.org")
+    assert [each[:2] for each in items(reg, "ann@example.org")] == [("Which?", "Left.\nOr both?")]
+
+
+@pytest.mark.parametrize("name", ["ann@example.org", "Ann @ Work", "[Team] Ann", "Ann; Reed", "'ann@example.org'", ""])
+def test_the_sender_is_the_address_in_angle_brackets(name: str) -> None:
+    content = f"From: {name} <Ann@example.org>\nTo: bob@x\nCc: Ann; Reed <cy@x>\n\ntext".encode()
+    [read] = read_mail(content, SourceLocation("f"), ParseFindings())
+    assert read.sender == "ann@example.org" and "bob@x" in read.receivers
+
+
 NESTED = b"".join(b'Content-Type: multipart/mixed; boundary="%d"\n\n--%d\n' % (n, n) for n in range(3_000))
 HOSTILE = {
     "no sender": b"Subject: x\n\ntext",
@@ -165,6 +200,7 @@ SLOW = {
     "addresses": b"To: " + b"a@b, <" * 100_000 + b"\n\ntext",
     "uuencode": b"Content-Transfer-Encoding: uuencode\n\n" + b"QUFB\n" * 200_000,
     "punycode": b"Content-Type: text/plain; charset=punycode\n\n" + b"aaaa-" * 200_000,
+    "angle brackets": b"From: " + b"<a@" * 100_000 + b"\n\ntext",
     "announcements": b"\n" + b"On a\n> b\n" * 200_000,
 }
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email import message_from_bytes
-from email.message import EmailMessage
+from email.message import EmailMessage, MIMEPart
 from email.policy import EmailPolicy
 from email.utils import getaddresses, parsedate_to_datetime
 from typing import Any, cast
@@ -20,9 +20,12 @@ MAIL_BYTES = 2 << 20
 HEADER_CHARS, ADDRESS_CHARS = 2_000, 1 << 16
 """How much of a header is parsed, and of one with addresses or ids."""
 MAX_PARTS = 30
-UNREADABLE = "mails that cannot be read"
+UNREADABLE, DELETED, DRAFT = "mails that cannot be read", "deleted mails", "drafts"
 
 _MESSAGE_ID = re.compile(r"<[^<>\s]{1,998}>")
+_ADDRESS = re.compile(r"<([^<>\s@]{1,998}@[^<>\s@]{1,998})>")
+# Thunderbird keeps a deleted mail until it compacts the folder, with bit 8 of the status set.
+_DELETED_STATUS = re.compile(r"[0-9a-f]{3}[89a-f]\b", re.IGNORECASE)
 _ANSWER_MARKS = re.compile(r"(\s*(re|fwd?|aw|wg|sv|vs|antw|tr)\s*(\[\d+\])?\s*:)+\s*", re.IGNORECASE)
 # Others take quadratic time in the length of the text.
 _ENCODINGS = ("7bit", "8bit", "binary", "quoted-printable", "base64")
@@ -61,26 +64,32 @@ def read_mail(content: bytes, place: SourceLocation, findings: ParseFindings) ->
     try:
         mail = _parse(content, place)
     except Exception:
-        mail = None
-    if mail is None:
-        findings.skip_counts[UNREADABLE] += 1
+        mail = UNREADABLE
+    if isinstance(mail, str):
+        findings.skip_counts[mail] += 1
     else:
         yield mail
 
 
-def _parse(content: bytes, place: SourceLocation) -> Mail | None:
+def _parse(content: bytes, place: SourceLocation) -> Mail | str:
+    """The mail, or why it is left out."""
     if content.count(b"ultipart/") > MAX_PARTS:
-        return None
+        return UNREADABLE
     message = cast(EmailMessage, message_from_bytes(content, policy=_POLICY))
-    sender = next(iter(_addresses(message, "from")), "")
-    if not sender:
-        return None
+    if _DELETED_STATUS.match(_raw(message, "x-mozilla-status")):
+        return DELETED
+    if "Drafts" in (place.file, *map(str.strip, _raw(message, "x-gmail-labels").split(","))):
+        return DRAFT
+    # `getaddresses` takes names such as `Ann @ Work` for an address, or for a fault.
+    senders = _ADDRESS.findall(_raw(message, "from")) or _addresses(message, "from")
+    if not senders:
+        return UNREADABLE
     answered = _MESSAGE_ID.findall(_raw(message, "in-reply-to")) or _MESSAGE_ID.findall(_raw(message, "references"))
     return Mail(
         place,
         next(iter(_MESSAGE_ID.findall(_raw(message, "message-id"))), ""),
         answered[-1] if answered else "",
-        sender,
+        senders[-1].casefold(),
         tuple(_addresses(message, "to", "cc", "delivered-to")),
         _ANSWER_MARKS.sub("", clean_text(str(message.get("subject", ""))), count=1),
         _plain_text(message),
@@ -95,17 +104,36 @@ def _raw(message: EmailMessage, name: str) -> str:
 
 
 def _addresses(message: EmailMessage, *names: str) -> list[str]:
-    pairs = getaddresses([_raw(message, name) for name in names])
+    pairs = [pair for name in names for pair in getaddresses([_raw(message, name)])]
     return list(dict.fromkeys(address.casefold() for _, address in pairs if "@" in address))
 
 
 def _plain_text(message: EmailMessage) -> str | None:
-    part = message.get_body(("plain",))
-    if part is None or str(part.get("content-transfer-encoding", "7bit")).casefold() not in _ENCODINGS:
+    body = message.get_body(("plain",))
+    if body is None:
         return None
-    if str(part.get_param("charset", "")).casefold() in _SLOW_CHARSETS:
+    parts = _text_parts(message, body)
+    if any(str(part.get("content-transfer-encoding", "7bit")).casefold() not in _ENCODINGS for part in parts):
         return None
-    return own_words(clean_text(part.get_content()))
+    if any(str(part.get_param("charset", "")).casefold() in _SLOW_CHARSETS for part in parts):
+        return None
+    return own_words("\n".join(clean_text(part.get_content()) for part in parts))
+
+
+def _text_parts(message: EmailMessage, body: MIMEPart) -> list[MIMEPart]:
+    """The body, and the texts after it that go on with it between pictures."""
+    for outer in cast(Iterator[MIMEPart], message.walk()):
+        parts = list(outer.iter_parts()) if outer.get_content_type() == "multipart/mixed" else []
+        if body in parts:
+            first = parts.index(body)
+            return [body, *filter(_goes_on, parts[first + 1 : first + MAX_PARTS])]
+    return [body]
+
+
+def _goes_on(part: MIMEPart) -> bool:
+    """Whether a part is a text that is no file, which has a name, nor a mailing list's, which is `inline`."""
+    unnamed = part.get_content_disposition() is None and part.get_filename() is None
+    return unnamed and part.get_content_type() == "text/plain"
 
 
 def _time(date: str) -> str | None:
