@@ -366,7 +366,7 @@ class AdapterFiles:
         return list(self.checkpoint_folder.glob(f"{sha256(key.encode())}.*{_SUFFIX}"))
 
     def _temporary_paths(self) -> Iterator[Path]:
-        for folder in ("adapters", "adapters/??", "partial"):
+        for folder in (".", "adapters", "adapters/??", "partial"):
             yield from self.adapter_folder.parent.glob(f"{folder}/{_TEMPORARY_GLOB}")
 
 

@@ -163,7 +163,7 @@ def test_folders_are_bounded_and_made_again(upstream: StandIn, start: Start) -> 
 
 def test_a_later_server_removes_what_a_killed_one_left(upstream: StandIn, start: Start) -> None:
     (upstream.adapters / ("0" * 64)).mkdir()
-    (upstream.adapters / f".{40 * '0'}.01234567").mkdir()
+    (upstream.adapters / ".mta-0123456789abcdef.tmp").mkdir()
     (upstream.adapters / "notes").mkdir()
     start(options=options(upstream))
     assert folders(upstream) == {"notes"}

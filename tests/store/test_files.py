@@ -214,8 +214,8 @@ def test_orphans_are_sought_in_one_set(files: AdapterFiles) -> None:
 def test_temporary_files_of_the_dead_go_and_of_the_living_stay(files: AdapterFiles, tmp_path: Path) -> None:
     """Also where the dead had this process's number, as the first process of a container has."""
     held = []
-    for folder in ("adapters/ab", "partial"):
-        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("adapters/ab", "partial", "."):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / folder / f".mta-{os.getpid()}-0123456789abcdef.tmp").write_bytes(b"half")
         held.append(HeldFile.create(tmp_path / folder / ".mta-0123456789abcdef.tmp"))
     (tmp_path / "partial" / ".mine.tmp").write_bytes(b"not ours")
@@ -223,7 +223,7 @@ def test_temporary_files_of_the_dead_go_and_of_the_living_stay(files: AdapterFil
     claim.touch()
     for _ in range(2):
         assert files.remove_abandoned_temporaries() == [("ab" * 32, claim)]
-        assert len(everything(tmp_path)) == 4
+        assert len(everything(tmp_path)) == 5
     for one in held:
         one.close()
     files.remove_abandoned_temporaries()

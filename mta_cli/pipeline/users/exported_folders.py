@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mta_cli.engine.model.checkpoint_files import sha256_file
 from mta_cli.errors import BadInput, system_reason
 from mta_cli.pipeline.runs import REQUEST_KEY, record_request
-from store.files import sync_file
+from store.files import hold_temporary, remove_leftover_temporaries, sync_file
 
 if TYPE_CHECKING:
     from store.records import User
@@ -69,39 +67,37 @@ def write_folder(
     `files` by their paths below it, with `/`: their bytes, or a function that writes the file. A `private` folder is
     for its owner alone. With `list_file`, a file of that name says the SHA-256 of each, and of those `listed` before;
     it is replaced first, so that an interrupted replacement can be repeated. Returns the bytes written.
-    BadInput with the system's reason leaves nothing.
+    BadInput with the system's reason leaves nothing. What a killed process left beside the place is removed.
     """
-    draft: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.parent / f".{target.name[:40]}.{secrets.token_hex(4)}"
-        draft.mkdir(mode=0o700 if private else 0o777)
-        for name, content in files.items():
-            (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, bytes):
-                (draft / name).write_bytes(content)
+        remove_leftover_temporaries(target.parent)
+        with hold_temporary(target.parent, is_folder=True) as held:
+            draft = held / "draft"
+            draft.mkdir(mode=0o700 if private else 0o777)
+            for name, content in files.items():
+                (draft / name).parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(content, bytes):
+                    (draft / name).write_bytes(content)
+                else:
+                    content(draft / name)
+                sync_file(draft / name)
+            size, names = sum((draft / name).stat().st_size for name in files), list(files)
+            if list_file is not None:
+                digests = {name: list(known) for name, known in (listed or {}).items()}
+                for name in files:
+                    digests[name] = sorted({*digests.get(name, ()), sha256_file(draft / name)})
+                (draft / list_file).write_text(json.dumps({"files": digests}, indent=2) + "\n", encoding="utf-8")
+                names.insert(0, list_file)
+            if target.is_dir() and any(target.iterdir()):
+                for name in names:
+                    (target / name).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(draft / name, target / name)
             else:
-                content(draft / name)
-            sync_file(draft / name)
-        size, names = sum((draft / name).stat().st_size for name in files), list(files)
-        if list_file is not None:
-            digests = {name: list(known) for name, known in (listed or {}).items()}
-            for name in files:
-                digests[name] = sorted({*digests.get(name, ()), sha256_file(draft / name)})
-            (draft / list_file).write_text(json.dumps({"files": digests}, indent=2) + "\n", encoding="utf-8")
-            names.insert(0, list_file)
-        if target.is_dir() and any(target.iterdir()):
-            for name in names:
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(draft / name, target / name)
-        else:
-            os.replace(draft, target)
-        return size
+                os.replace(draft, target)
+            return size
     except OSError as error:
         raise BadInput(f"{what} cannot be written to {target}: {system_reason(error)}") from error
-    finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
 
 
 def read_list(path: Path) -> dict[str, list[str]]:
@@ -121,6 +117,13 @@ def record_export(reg: Registry, user: User, target: Path, what: str) -> Iterato
 def exports_of(reg: Registry, user: User) -> list[str]:
     """The places of a user's exports, each once, newest first; some may have been moved or removed since."""
     return list(dict.fromkeys(_export_paths(reg, user)))
+
+
+def remove_drafts(exports: Sequence[str]) -> None:
+    """Remove what killed processes left beside these places when they wrote them."""
+    for folder in {Path(place).parent for place in exports}:
+        with suppress(OSError):
+            remove_leftover_temporaries(folder)
 
 
 def _export_paths(reg: Registry, user: User) -> Iterator[str]:

@@ -13,7 +13,7 @@ from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.runs import bank_label
 from mta_cli.pipeline.users.dependents import banks_pooling_user, join_names, stale_entries, stale_notes
-from mta_cli.pipeline.users.exported_folders import exports_of
+from mta_cli.pipeline.users.exported_folders import exports_of, remove_drafts
 from mta_cli.pipeline.users.in_use import change_when_unused
 from mta_cli.pipeline.users.serve_keys import drop_from_keys
 from mta_cli.pipeline.users.servers import recheck_servers
@@ -107,6 +107,7 @@ def _forget(reg: Registry, user: User) -> tuple[_Before, ForgetResult]:
     saved = [path.name for path in saved_databases(reg.root)]
     labels = list(_own_labels(reg, user))
     told = _Before(items, banks_pooling_user(reg, user), exports_of(reg, user), saved, labels)
+    remove_drafts(told.exports)
     return told, reg.users.forget(user.id)
 
 

@@ -22,7 +22,7 @@ from mta_cli.pipeline.users.dependents import (
     stale_entries,
     stale_notes,
 )
-from mta_cli.pipeline.users.exported_folders import exports_of
+from mta_cli.pipeline.users.exported_folders import exports_of, remove_drafts
 from mta_cli.pipeline.users.in_use import change_when_unused
 from mta_cli.pipeline.users.servers import recheck_servers
 from store.database_copy import saved_databases
@@ -86,6 +86,7 @@ def remove_items(
         user = reg.users.get(name)
         traces = _traces(reg, user, _find_items(reg, user, ids, task))
         saved, exports = [path.name for path in saved_databases(reg.root)], exports_of(reg, user)
+        remove_drafts(exports)
         gone = reg.items.remove_items(user, traces.task, traces.items, traces.since)
         return user, traces, saved, exports, gone
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 import unicodedata
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, system_reason
+from store.files import atomic_write
 from store.process_lock import job_lock
 
 FILE_NAME, FORMAT = "serve-keys.json", "mta-keys-1"
@@ -69,18 +69,9 @@ class KeyFile:
             ) from error
 
     def write(self, path: Path) -> None:
-        """Replace the file, readable by its owner alone."""
+        """Replace the file, readable by its owner alone. Raises as `atomic_write`."""
         content = {"format": FORMAT, "salt": self._salt, "keys": [asdict(key) for key in self._keys.values()]}
-        fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
-        try:
-            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                json.dump(content, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(fresh, path)
-        except OSError as error:
-            fresh.unlink(missing_ok=True)
-            raise BadInput(f"{path} cannot be written: {system_reason(error)}") from error
+        atomic_write(path, json.dumps(content, indent=1).encode())
 
     def __len__(self) -> int:
         return len(self._keys)

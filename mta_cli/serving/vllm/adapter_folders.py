@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import stat
 import threading
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from mta_cli.errors import BadInput, system_reason
 from mta_cli.pipeline.user_weights import act_on_all_tokens, merge_by_placement
 from mta_cli.serving.vllm.vllm_resolver import ADAPTER_NAME, BASE_FILE, find_adapter
+from store.files import remove_leftover_temporaries
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 
-DRAFT_NAME = re.compile(r"\.[0-9a-f]{40}\.[0-9a-f]{8}")  # of a folder that is being written
 log = logging.getLogger("mta.serve")
 
 
@@ -59,8 +58,9 @@ class AdapterFolders:
                 raise BadInput(f"{root} is a link, or others may write to it.", hint=hint)
             self._held = FileLock(root / ".lock", blocking=False, thread_local=False)
             self._held.acquire()
+            remove_leftover_temporaries(root)
             for left_over in root.iterdir():  # by a server that was killed
-                if ADAPTER_NAME.fullmatch(left_over.name) or DRAFT_NAME.fullmatch(left_over.name):
+                if ADAPTER_NAME.fullmatch(left_over.name):
                     shutil.rmtree(left_over)
             (root / BASE_FILE).write_text(self._entry.fingerprint)
         except Timeout as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -196,6 +198,28 @@ def test_a_write_that_fails_leaves_nothing(reg: Registry, tmp_path: Path, monkey
             run(export_all_data(reg, NAME, tmp_path / "disk" / "mine"))
     assert list((tmp_path / "disk").iterdir()) == []
     assert exports_of(reg, reg.users.get(NAME)) == []
+
+
+@pytest.mark.parametrize("then", ["another export", "removal"])
+def test_what_a_killed_export_left_goes(reg: Registry, tmp_path: Path, then: str) -> None:
+    person(reg, "ann", SECRET)
+    script = f"""
+import os
+from pathlib import Path
+from mta_cli.pipeline.users import export_all_data, exported_folders
+from store.registry import Registry
+exported_folders.sync_file = lambda _: os._exit(9)
+list(export_all_data.export_all_data(Registry.open(Path({str(reg.root)!r})), "ann", Path({str(tmp_path / "mine")!r})))
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    (tmp_path / ".letter.tmp").write_text("not ours")
+    assert len(list(tmp_path.iterdir())) == 3
+    if then == "removal":
+        run(forget_user(reg, "ann"))
+    else:
+        given(reg, tmp_path / "other", "ann")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"store", ".letter.tmp"} | ({"other"} if then != "removal" else set())
 
 
 def test_a_damaged_adapter_is_no_export(reg: Registry, tmp_path: Path) -> None:

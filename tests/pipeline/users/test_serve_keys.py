@@ -16,7 +16,7 @@ def test_the_file_has_neither_keys_nor_names(tmp_path: Path) -> None:
     keys = KeyFile.read(path)
     secret = keys.add("phone", ["alice"])
     keys.write(path)
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.stat().st_mode & 0o777 == 0o600 and list(tmp_path.iterdir()) == [path]
     assert secret.split("-", 2)[2] not in path.read_text() and "alice" not in path.read_text()
     again = KeyFile.read(path)
     (key,) = again.keys
