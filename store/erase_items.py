@@ -17,7 +17,10 @@ from store.tables.adapters import Adapters
 from store.tables.jobs import Jobs
 
 _OF_TASK = "user_id = :user AND task = :task"
-_LATER_EVALUATIONS = "SELECT id FROM evaluations WHERE task = :task AND created >= :since"
+# Evaluations that were at work when the items were there. Without an end, a run was killed.
+_LATER_EVALUATIONS = """SELECT id FROM evaluations WHERE task = :task AND (created >= :since OR EXISTS (
+    SELECT 1 FROM runs WHERE evaluation_id = evaluations.id AND (ended IS NULL OR ended >= :since)
+))"""
 _DELETIONS = (
     # Banks of evaluations serve no user, so those made from the items are deleted whole.
     f"""DELETE FROM banks WHERE purpose = 'eval' AND id IN (

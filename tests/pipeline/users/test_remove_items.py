@@ -115,6 +115,22 @@ def test_what_is_later_than_a_kept_exchange_goes(reg: Registry) -> None:
     assert (result["recipes"], result["stacks"], len(result["stale_anchors"])) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_an_evaluation_that_was_at_work_when_an_exchange_was_kept_loses_its_bank(reg: Registry, goes_on: bool) -> None:
+    ann = reg.users.get("ann")
+    evaluation = reg.evaluations.get_or_create_evaluation("key", "free", {}, [(0, ann.id, "bank")])
+    run_of_it = reg.runs.start_run("eval run", {}, evaluation_id=evaluation.id)
+    made = bank(reg, [ann.id], name="eval free", purpose="eval")
+    reg.evaluations.set_fold_bank(evaluation.id, 0, made.id)
+    reg.runs.finish_run(run_of_it.id, {})
+    with reg.transaction():
+        reg._db.execute_write("UPDATE evaluations SET created = ?", (LONG_AGO,))
+        if not goes_on:
+            reg._db.execute_write("UPDATE runs SET ended = ?", (LONG_AGO,))
+    run(remove_items(reg, "ann", [add_exchange_as_item(reg, ann, "free", "who?", "me").name]))
+    assert (made.id in [one.id for one in reg.banks.all(measuring=True)]) is not goes_on
+
+
 def test_only_the_program_s_own_keys_tell_a_time(reg: Registry) -> None:
     ann = reg.users.get("ann")
     reg.items.append_items(ann.id, [item("chat-0123456789abcdef", "who?", "me", time="2100-01-01T00:00:00")])
