@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, UsersChanged
 from store.connection import Connection, SqlParameters
 from store.names import quote_text
 from store.queries.full_text import drop_kept_texts, fts5_query, rank_bm25
@@ -55,6 +55,7 @@ SELECT count(*) FROM items WHERE user_id = :user AND task = :task AND id IS NOT 
 AND {_IS_AMONG_IDS}
 """
 _SELECT_BY_ID = f"{_SELECT_ITEM} WHERE items.id IN (SELECT value FROM json_each(:item_ids))"
+_COUNT_STORED = "SELECT count(*) FROM items WHERE id IN (SELECT value FROM json_each(?))"
 _SELECT_LATEST_ITEMS = f"""
 {_SELECT_ITEM} WHERE user_id = :user AND task = :task AND id IS NOT :exclude AND {_IS_EARLIER} AND {_IS_AMONG_IDS}
 ORDER BY time DESC, id DESC LIMIT :limit
@@ -198,6 +199,12 @@ class Items:
         """The items of these numbers that there are, by number."""
         found = self._read_items(_SELECT_BY_ID, {"item_ids": json.dumps(list(item_ids))})
         return {item.id: item for item in found}
+
+    def require_stored(self, items: Iterable[Item]) -> None:
+        """Raises UsersChanged unless all of these items are still there. Call it where their users are held."""
+        numbers = [item.id for item in items]
+        if self._db.fetch_value(_COUNT_STORED, (json.dumps(numbers),)) < len(numbers):
+            raise UsersChanged("Items were removed as this began.", hint="run it again")
 
     def queries(self, user_id: int, task: str, limit: int | None = None) -> list[Query]:
         """The user's held-out queries of a task, the first `limit` in order."""

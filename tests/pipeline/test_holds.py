@@ -35,6 +35,7 @@ from mta_cli.pipeline.users.consent import set_consent
 from mta_cli.pipeline.users.export_all_data import export_all_data
 from mta_cli.pipeline.users.forget import forget_user
 from mta_cli.pipeline.users.import_file import import_file
+from mta_cli.pipeline.users.remove_items import remove_items
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.evaluation.trial import eval_request
@@ -407,6 +408,21 @@ def test_who_leaves_as_a_job_begins_is_noticed(
     left = [peopled.banks.anchors(bank.id) for bank in peopled.banks.all()]
     assert [[anchor.digest for anchor in each] for each in left] == [[a.digest for a in each] for each in before]
     assert peopled.count_rows()["jobs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("begin", "name"), [(building, "user4"), (refreshing, "user4"), (adapting, "ida"), (measuring, "ida")]
+)
+def test_an_item_that_goes_as_a_job_begins_is_noticed(
+    peopled: Registry, begin: Callable[[Registry], Iterator[Event]], name: str
+) -> None:
+    job = begin(peopled)
+    next(job)
+    finish(remove_items(peopled, name, ["own"]))
+    before = len(peopled.adapters.all())
+    with pytest.raises(UsersChanged, match="Items were removed as this began") as caught:
+        finish(job)
+    assert caught.value.hint == "run it again" and len(peopled.adapters.all()) == before
 
 
 def test_a_dead_process_holds_nobody(peopled: Registry) -> None:

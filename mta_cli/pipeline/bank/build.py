@@ -174,6 +174,7 @@ def build_bank(
         reg.hold_users(f"{title}{request.executor.place}", whose, consenting=True),
         open_executors(request.executor, executors) as own_executors,
     ):
+        reg.items.require_stored(item for each in pool for item in each.items)
         yield from _build(reg, request, name, pool, own_executors)
 
 

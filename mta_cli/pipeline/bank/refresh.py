@@ -132,6 +132,7 @@ def refresh_bank(
         reg.hold_users(f"refresh of bank {bank.name}", pool, consenting=True),
         reg.hold_users(f"refresh of bank {bank.name}", anchors),
     ):
+        reg.items.require_stored(item for each in work.pool for item in each.items)
         run = reg.runs.start_run("bank refresh", {"stale": len(stale)}, bank_id=bank.id)
         with fail_run_on_error(reg, run):
             if unfinished:

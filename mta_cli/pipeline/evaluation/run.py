@@ -193,6 +193,7 @@ def _start_evaluation(reg: Registry, request: EvalRequest, design: Design, kind:
         reg.job_lock(f"bank {request.measured.bank.name}") if request.measured else nullcontext(),
         reg.hold_users(f"evaluation of {task}{request.executor.place}", design.all_users),
     ):
+        reg.items.require_stored(item for own in design.shots.values() for item in own)
         record_models(reg, request.base, request.embedder)
         begun = reg.evaluations.get_or_create_evaluation(
             design.key, task, evaluation_config(request), design.role_assignments

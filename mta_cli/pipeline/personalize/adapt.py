@@ -146,6 +146,7 @@ def adapt_users(
         record_request(reg, ADAPT_RUN_KIND, asked, bank_id=bank.id, asked_users=whom) as kept,
         open_executors(request.executor) as executors,
     ):
+        reg.items.require_stored(item for own in shots.values() for item in own)
         recipes, context = yield from _prepare_context(reg, bank, chosen, request, options, executors, explicit_top_k)
         results: dict[int, dict[str, Any]] = {}
         targets: list[AdaptTarget] = []
