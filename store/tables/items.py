@@ -202,8 +202,8 @@ class Items:
 
     def require_stored(self, items: Iterable[Item]) -> None:
         """Raises UsersChanged unless all of these items are still there. Call it where their users are held."""
-        numbers = [item.id for item in items]
-        if self._db.fetch_value(_COUNT_STORED, (json.dumps(numbers),)) < len(numbers):
+        numbers = {item.id for item in items}
+        if self._db.fetch_value(_COUNT_STORED, (json.dumps(list(numbers)),)) < len(numbers):
             raise UsersChanged("Items were removed as this began.", hint="run it again")
 
     def queries(self, user_id: int, task: str, limit: int | None = None) -> list[Query]:
