@@ -59,6 +59,12 @@ def run_evaluation(
         chosen = _tuned_settings(reg, request, evaluation, methods, design)
         yield from _answer_missing(reg, request, design, evaluation, _method_runs(methods, chosen))
         earlier = _earlier_settings(evaluation, design, chosen)
+        if incomplete := [
+            name for name, own in earlier.items() if not _is_complete(reg, evaluation, design, name, own)
+        ]:
+            earlier = {name: own for name, own in earlier.items() if name not in incomplete}
+            names = ", ".join(incomplete)
+            yield Note(f"Answers for some users are missing: {names}. Name them to run them again.", warning=True)
         given = {**evaluation.result.get("given", {}), **{name: {} for name in chosen}, **request.method_settings}
         result = result_document(reg, request, design, evaluation.id, chosen | earlier, given)
         if outdated := sorted(filter(_is_outdated, earlier.items())):
@@ -237,6 +243,15 @@ def _earlier_settings(
             folds = range(len(design.folds))
             found[method] = settings if isinstance(settings, list) else [settings for _ in folds]
     return found
+
+
+def _is_complete(reg: Registry, evaluation: Evaluation, design: Design, method: str, settings: FoldSettings) -> bool:
+    """Whether every test user has answers of a method; a removed item takes those of some with it."""
+    done = reg.evaluations.predictions.finished_cells
+    return all(
+        done(evaluation.id, n, method, own).keys() >= set(fold.test)
+        for n, (fold, own) in enumerate(zip(design.folds, settings, strict=True))
+    )
 
 
 def _answer_missing(

@@ -17,6 +17,7 @@ from mta_cli.pipeline.evaluation.method_settings import resolve_settings, trials
 from mta_cli.pipeline.evaluation.run import run_evaluation, tune_evaluation
 from mta_cli.pipeline.requests import EvalRequest, eval_request_json
 from mta_cli.pipeline.runs import REQUEST_KEY
+from mta_cli.pipeline.users.remove_items import remove_items
 from store.records import NewItem
 from store.registry import Registry
 from tests.metrics_by_hand import score
@@ -301,6 +302,20 @@ def test_methods_added_later_stand_beside_the_earlier_ones(peopled: Registry) ->
     assert list(second["methods"]) == ["pooled", "pooled-rag", "majority"]
     assert second["methods"]["majority"] == first["methods"]["majority"]
     assert list(peopled.evaluations.get(second["evaluation"]).result["methods"]) == list(second["methods"])
+
+
+def test_an_earlier_method_that_lacks_answers_is_left_out_and_named(peopled: Registry) -> None:
+    """A removed item takes the answers of a few with it, and an import of the same file brings it back."""
+    finish(run_evaluation(peopled, eval_request(methods="neighbours,majority")))
+    user = peopled.users.get("ida").id
+    item = peopled.items.recent_items(user, "lamp-2", 1)[0]
+    finish(remove_items(peopled, "ida", [item.key], task="lamp-2"))
+    peopled.items.append_items(user, [NewItem(item.key, item.task, item.input, item.output, item.time)])
+    result, seen = finish(run_evaluation(peopled, eval_request(methods="majority")))
+    assert list(result["methods"]) == ["majority"]
+    assert any("missing: neighbours. Name them" in note for note in notes(seen))
+    again, _ = finish(run_evaluation(peopled, eval_request(methods="neighbours")))
+    assert set(again["methods"]) == {"neighbours", "majority"}
 
 
 def test_settings_and_reference_follow_the_memory_of_all_methods(peopled: Registry) -> None:
