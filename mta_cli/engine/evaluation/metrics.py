@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
 MIN_SCORE, MAX_SCORE = 1.0, 5.0  # the scale of LaMP's scores
 
-_WORD = re.compile(r"[a-z0-9]+")
+_UNSPACED = (  # scripts written without spaces
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    r"\u3005-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana
+    r"\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+)
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}][^\s{_UNSPACED}]*")
 
 
 def score_errors(
@@ -35,7 +41,11 @@ def score_of(text: str) -> float | None:
 
 
 def rouge_1(answer: str, gold: str) -> float:
-    """F1 of shared single words: lower case, letters a–z and digits only, no stemming (as Google's `rouge_score`)."""
+    """F1 of shared single words: letters, digits and their marks, lower case, no stemming.
+
+    In scripts without spaces each character is a word. Of ASCII texts, words are those of Google's `rouge_score`, which
+    reads only a–z and digits: it cuts `naïve` in two and finds no word in Cyrillic.
+    """
     ours, theirs = _words(answer), _words(gold)
     shared = sum((Counter(ours) & Counter(theirs)).values())
     return _f1(shared, len(ours), len(theirs))
@@ -58,7 +68,10 @@ def _strip_pairs(answers: Sequence[str], golds: Sequence[str]) -> list[tuple[str
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    composed = unicodedata.normalize("NFC", text.lower())
+    return _WORD.findall(
+        "".join(one if one.isalnum() or unicodedata.category(one)[0] == "M" else " " for one in composed)
+    )
 
 
 def _lcs_length(left: Sequence[str], right: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ from tests.metrics_by_hand import accuracy, macro_f1, mae, mean_rouge, rmse, sco
 LABELS = ("a", "b", "c")
 near_labels = st.sampled_from(("a", "b", "c", " a", "b ", "A", "", "d"))
 sentences = st.lists(
-    st.sampled_from(("the", "Cat", "cats", "running", "run", "-", "naïve", "3.5", "İ", "_")), max_size=12
+    st.sampled_from(("the", "Cat", "cats", "running", "run", "-", "don't", "3.5", "a_b", "_")), max_size=12
 ).map(" ".join)
 
 
@@ -91,6 +91,23 @@ def test_rouge_as_rouge_score_counts_it(answer: str, gold: str) -> None:
     theirs = RougeScorer(["rouge1", "rougeL"], use_stemmer=False).score(gold, answer)
     for ours, name in ((rouge_1(answer, gold), "rouge1"), (rouge_l(answer, gold), "rougeL")):
         assert ours == pytest.approx(theirs[name].fmeasure)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        ("Хорошая книга.", "хорошая идея", 0.5),
+        ("naïve", "nai\u0308ve", 1),
+        ("naïve", "na ve", 0),
+        ("हिन्दी किताब", "हिन्दी", 2 / 3),
+        ("की", "के", 0),
+        ("本を読む", "本を書く。", 0.5),
+        ("ดี", "ดี!", 1),
+        ("good❤️", "bad❤️", 0),
+    ],
+)
+def test_rouge_reads_words_of_every_script(answer: str, gold: str, expected: float) -> None:
+    assert rouge_1(answer, gold) == rouge_l(answer, gold) == pytest.approx(expected)
 
 
 def test_rouge_does_not_stem() -> None:
