@@ -471,6 +471,7 @@ def _make_and_measure(
     found = reg.evaluations.predictions.load_predictions(evaluation["evaluation"])
     answers = {method: [one for one in found if one.method == method] for method in (mode, common)}
     answers[BASELINE] = answer_without_model(reg, task, bank, users, answers[common])
+    unit = "questions" if alone else "users"
     return {
         "bank": bank.name,
         "version": bank.version,
@@ -481,8 +482,8 @@ def _make_and_measure(
         "measured_queries": len(answers[common]),
         "measured_on_anchors": are_anchors,
         "evaluation": evaluation["evaluation"],
-        **compare_models(task, answers, mode, common, seed=request.machine.seed),
-        "examples": _examples(reg, task, answers, mode, common),
+        **compare_models(task, answers, mode, common, unit=unit, seed=request.machine.seed),
+        "examples": _examples(reg, task, answers, mode, common, unit),
         "next": _next_commands(reg, task, users[0], bank.base, evaluation["evaluation"], alone=alone),
     }
 
@@ -529,9 +530,11 @@ def _make_user_models(reg: Registry, options: OptionSet, task: Task, users: Sequ
     yield from forward_events(adapt_users(reg, request.users, request.fuse, request.options))
 
 
-def _examples(reg: Registry, task: Task, answers: dict[str, Any], mode: str, common: str) -> list[dict[str, str]]:
+def _examples(
+    reg: Registry, task: Task, answers: dict[str, Any], mode: str, common: str, unit: str
+) -> list[dict[str, str]]:
     found = []
-    for mine, theirs in choose_examples(task, answers, mode, common):
+    for mine, theirs in choose_examples(task, answers, mode, common, unit):
         user = reg.users.by_id(mine.user_id)
         question = next(one.input for one in reg.items.queries(user.id, task.name) if one.id == mine.query_id)
         found.append(

@@ -52,13 +52,13 @@ def answer_without_model(
 
 
 def compare_models(
-    task: Task, answers: Mapping[str, Sequence[Prediction]], personal: str, common: str, *, seed: int
+    task: Task, answers: Mapping[str, Sequence[Prediction]], personal: str, common: str, *, unit: str, seed: int
 ) -> dict[str, Any]:
     """What was measured, who gained and the verdict; `answers` are those of the personal, common and no model.
 
-    Gains and intervals are over users, or over the questions of one user alone.
+    Gains and intervals are over `unit`: `users`, or the `questions` of a file of one user.
     """
-    unit, sums = _sum_by_unit(task, answers)
+    sums = _sum_by_unit(task, answers, unit)
     deciding, main = DECIDING_METRICS[task.metric], MAIN_METRICS[task.metric]
     gain = _gain(sums[personal], sums[common], deciding, seed)
     over_baseline = _gain(sums[personal], sums[BASELINE], main, seed)
@@ -84,12 +84,11 @@ def compare_models(
     }
 
 
-def _sum_by_unit(task: Task, answers: Mapping[str, Sequence[Prediction]]) -> tuple[str, dict[str, UserSums]]:
-    """What is drawn for an interval, and each method's sums over it."""
-    if len({one.user_id for own in answers.values() for one in own}) > 1:
-        return "users", {method: sum_answers(task, own) for method, own in answers.items()}
-    alone = {method: [replace(one, user_id=one.query_id) for one in own] for method, own in answers.items()}
-    return "questions", {method: sum_answers(task, own) for method, own in alone.items()}
+def _sum_by_unit(task: Task, answers: Mapping[str, Sequence[Prediction]], unit: str) -> dict[str, UserSums]:
+    """Each method's sums over what is drawn for an interval."""
+    if unit == "questions":
+        answers = {method: [replace(one, user_id=one.query_id) for one in own] for method, own in answers.items()}
+    return {method: sum_answers(task, own) for method, own in answers.items()}
 
 
 def decide(
@@ -130,14 +129,14 @@ def gains_by_unit(personal: UserSums, common: UserSums, metric: str) -> dict[int
 
 
 def choose_examples(
-    task: Task, answers: Mapping[str, Sequence[Prediction]], personal: str, common: str
+    task: Task, answers: Mapping[str, Sequence[Prediction]], personal: str, common: str, unit: str
 ) -> list[tuple[Prediction, Prediction]]:
     """The answers of the personal and the common model that `EXAMPLE_RULES` choose.
 
     Equal gains are told apart by the likelihood of the golds. The question of a user is the first on which the models
     differ, else the first.
     """
-    unit, sums = _sum_by_unit(task, {method: answers[method] for method in (personal, common)})
+    sums = _sum_by_unit(task, {method: answers[method] for method in (personal, common)}, unit)
     gains, finer = (
         gains_by_unit(sums[personal], sums[common], metric) for metric in (DECIDING_METRICS[task.metric], "gold_loglik")
     )

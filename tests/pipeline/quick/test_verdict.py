@@ -32,7 +32,7 @@ def compared(task: object, mine: list[str], common: list[str], plain: list[str],
     methods = {"fused": mine, "pooled": common, "majority": plain}
     found = {name: answers(name, given, golds) for name, given in methods.items()}
     found["majority"] = [replace(one, gold_loglik=None) for one in found["majority"]]
-    return compare_models(task, found, "fused", "pooled", seed=0)  # type: ignore[arg-type]
+    return compare_models(task, found, "fused", "pooled", unit="users", seed=0)  # type: ignore[arg-type]
 
 
 def test_right_answers_for_most_users_are_worth_it() -> None:
@@ -60,7 +60,7 @@ def test_texts_are_judged_by_the_likelihood_of_the_users_own() -> None:
     golds = [f"title {n}" for n in range(12)]
     found = {"adapted": answers("adapted", golds, golds, -1.0), "pooled": answers("pooled", golds, golds, -2.0)}
     found["majority"] = [replace(one, gold_loglik=None) for one in answers("majority", ["no"] * 12, golds)]
-    result = compare_models(TITLES, found, "adapted", "pooled", seed=0)
+    result = compare_models(TITLES, found, "adapted", "pooled", unit="users", seed=0)
     assert result["deciding_metric"] == "gold_loglik" and result["gain"]["value"] == pytest.approx(1.0)
     assert result["verdict"] == WORTH_IT and "gold_loglik" not in result["models"]["majority"]
 
@@ -99,7 +99,7 @@ def test_examples_are_of_the_largest_the_median_and_the_smallest_gain() -> None:
         "fused": answers("fused", ["comedy", "action", "comedy", "classic", "classic", "classic"], golds),
         "pooled": answers("pooled", ["classic", "action", "comedy", "classic", "comedy", "action"], golds),
     }
-    chosen = choose_examples(TAGS, found, "fused", "pooled")
+    chosen = choose_examples(TAGS, found, "fused", "pooled", "users")
     assert [mine.user_id for mine, _ in chosen] == [0, 1, 2]
     assert [mine.query_id for mine, _ in chosen] == [0, 2, 4], "the first question on which the models differ"
     assert all(mine.query_id == common.query_id for mine, common in chosen)
@@ -111,10 +111,13 @@ def test_one_users_gain_is_over_their_questions() -> None:
         method: [replace(one, user_id=7) for one in answers(method, given, golds)]
         for method, given in (("fused", golds), ("base", ["classic"] * 12), ("majority", ["comedy"] * 12))
     }
-    result = compare_models(TAGS, found, "fused", "base", seed=0)
+    result = compare_models(TAGS, found, "fused", "base", unit="questions", seed=0)
     assert (result["unit"], result["better"], result["verdict"]) == ("questions", 12, WORTH_IT)
     assert "untrained model" in result["why"] and result["gain"]["low"] == 1.0
-    chosen = choose_examples(TAGS, found, "fused", "base")
+    chosen = choose_examples(TAGS, found, "fused", "base", "questions")
     assert len(chosen) == 3 and all(mine.user_id == 7 and mine.query_id == other.query_id for mine, other in chosen)
     fewer = {method: own[:8] for method, own in found.items()}
-    assert "8 measured questions are too few" in compare_models(TAGS, fewer, "fused", "base", seed=0)["why"]
+    few = compare_models(TAGS, fewer, "fused", "base", unit="questions", seed=0)
+    assert "8 measured questions are too few" in few["why"]
+    one_of_several = compare_models(TAGS, found, "fused", "base", unit="users", seed=0)
+    assert one_of_several["unit"] == "users" and one_of_several["verdict"] == NOT_TOLD_APART
