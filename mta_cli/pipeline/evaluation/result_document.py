@@ -28,7 +28,8 @@ MAIN_METRICS = {
     "rouge": "rouge_1",
 }  # a task's metric, and the main number of its result
 TEST_ROLE = "test"  # the role of the users whose answers count
-CALIBRATION_PARTS = 5  # parts of a fold's users: each part uses a temperature fitted on the others
+CALIBRATION_PARTS = (5, 4, 3, 2, 7)
+"""How many parts, by id, a fold's users make: the first number that makes two. Each is calibrated on the others."""
 
 FoldSettings = Sequence[Mapping[str, Any]]
 """A method's settings, fold by fold."""
@@ -121,9 +122,9 @@ def _fit_fold_temperatures(
             chosen.append([_fit_temperature(task, own)])
             continue
         elsewhere = [p for n, rows in enumerate(tested) if n != number for p in rows]
-        rest = [
-            [p for p in tested[number] if p.user_id % CALIBRATION_PARTS != part] for part in range(CALIBRATION_PARTS)
-        ]
+        users = {p.user_id for p in tested[number]}
+        parts = next((n for n in CALIBRATION_PARTS if len({one % n for one in users}) > 1), CALIBRATION_PARTS[0])
+        rest = [[p for p in tested[number] if p.user_id % parts != part] for part in range(parts)]
         chosen.append([_fit_temperature(task, others or elsewhere) for others in rest])
     return chosen
 

@@ -146,7 +146,7 @@ def test_nobody_refreshes_the_bank_meanwhile(banked: Registry) -> None:
 
 def test_a_temperature_is_never_fitted_on_the_users_own_answers(banked: Registry) -> None:
     """A user alone has none; of two, each has the other's."""
-    part = banked.users.get("ida").id % CALIBRATION_PARTS
+    part = banked.users.get("ida").id % CALIBRATION_PARTS[0]
     result, _ = finish(run_evaluation(banked, request(banked, ["ida"], methods="pooled-rag")))
     assert result["calibration"]["pooled-rag"][0][part] == 1.0
     result, _ = finish(run_evaluation(banked, request(banked, ["ida", "jon"], methods="pooled-rag")))

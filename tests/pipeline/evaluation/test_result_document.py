@@ -64,9 +64,9 @@ WRONG = [("b", LOUD), ("b", LOUD)]
 def warmth(reg: Registry, made: Made, *folds: str) -> dict[str, float]:
     """The temperature that each person is read with."""
     found = score_method(reg, TAGS, made.plan, made.evaluation, "m", [{}, {}], True).temperatures
-    assert found is not None and [len(own) for own in found] == [CALIBRATION_PARTS, CALIBRATION_PARTS]
+    assert found is not None and [len(own) for own in found] == [CALIBRATION_PARTS[0]] * 2
     return {
-        name: found[n][made.users[name] % CALIBRATION_PARTS]
+        name: found[n][made.users[name] % CALIBRATION_PARTS[0]]
         for n, fold in enumerate(folds or ("uv", "wx"))
         for name in fold
     }
@@ -88,6 +88,14 @@ def test_who_is_alone_in_a_fold_is_read_by_the_other_folds(reg: Registry) -> Non
     first = warmth(reg, made, "u", "wx")
     answered(made, {"u": WRONG}, {"w": WRONG, "x": WRONG})
     assert warmth(reg, made, "u", "wx") == first and first["u"] > 2
+
+
+def test_users_whose_ids_agree_modulo_five_have_the_temperature_of_each_other(reg: Registry) -> None:
+    made = make_up(reg, "lamp-2", dict.fromkeys("uvwxyz", 1), ("vwxy", "", "uz"))
+    made.answer("m", {"u": RIGHT[:1], "z": WRONG[:1]})
+    found = score_method(reg, TAGS, made.plan, made.evaluation, "m", ONE, True).temperatures
+    assert found is not None and len(found[0]) == 4 and made.users["z"] - made.users["u"] == 5
+    assert found[0][made.users["u"] % 4] > 2 and found[0][made.users["z"] % 4] < 1
 
 
 def test_an_evaluation_of_one_temperature_a_fold_is_read_as_it_was(trial: Trial) -> None:
