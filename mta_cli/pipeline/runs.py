@@ -27,8 +27,13 @@ def bank_status(reg: Registry, bank: Bank) -> str:
 
 
 def evaluation_status(reg: Registry, evaluation: Evaluation) -> str:
-    """The status of an evaluation: running, done, or interrupted where no process runs it any more."""
-    return _status(evaluation.status, "running", lambda: reg.runs.of_evaluation(evaluation.id))
+    """The status of an evaluation: running, done, or where no process runs it any more, tuned or interrupted.
+
+    It is tuned where its last job, an `eval tune`, came to its end.
+    """
+    status = _status(evaluation.status, "running", lambda: reg.runs.of_evaluation(evaluation.id))
+    ended = reg.runs.of_evaluation(evaluation.id)[:1] if status == "interrupted" else []
+    return "tuned" if ended and ended[0].status == "done" else status
 
 
 def _status(stored: str, unfinished: str, runs: Callable[[], Sequence[Run]]) -> str:

@@ -81,6 +81,8 @@ def test_what_nobody_works_on_any_more_is_interrupted(reg: Registry) -> None:
     assert (bank_status(reg, built), evaluation_status(reg, begun)) == ("interrupted", "interrupted")
     reg.banks.mark_bank_ready(built.id, tokens=1, seconds=1.0)
     assert bank_status(reg, reg.banks.by_id(built.id)) == "ready"
+    reg.runs.finish_run(reg.runs.start_run("eval tune", {}, evaluation_id=begun.id).id, {})
+    assert evaluation_status(reg, begun) == "tuned"
 
 
 def test_a_job_says_what_it_found_and_one_that_ended_early_why(reg: Registry) -> None:

@@ -34,6 +34,7 @@ from mta_cli.pipeline.report.results import (
     rank_methods,
 )
 from mta_cli.pipeline.report.tables import memory_table
+from mta_cli.pipeline.runs import evaluation_status
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import line_text
 from mta_cli.tui.widgets.charts.intervals import IntervalPlot, IntervalRow, Tone
@@ -295,8 +296,8 @@ def _read_evaluations(reg: Registry, task: str | None) -> list[_EvaluationRow]:
         if task in (None, one.task):
             document = one.result if one.status == "done" and "costs" in one.result else None
             methods = len(document["methods"] if document else reg.evaluations.predictions.answered_methods(one.id))
-            made, shots = one.created[:10], one.config.get("shots")
-            entries.append(_EvaluationRow(one.id, one.task, one.status, made, shots, methods, document))
+            made, shots, status = one.created[:10], one.config.get("shots"), evaluation_status(reg, one)
+            entries.append(_EvaluationRow(one.id, one.task, status, made, shots, methods, document))
     return entries
 
 

@@ -223,7 +223,7 @@ def test_an_unfinished_evaluation_says_how_to_go_on(empty_store: Path) -> None:
 
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
-            assert rows(app, "lamp-2", "running")
+            assert rows(app, "lamp-2", "interrupted")
             assert "This evaluation has no result" in screen_text(app)
             await press(app, pilot, "m", "v", "b", "n", "t")
             assert "This evaluation has no result" in screen_text(app)
