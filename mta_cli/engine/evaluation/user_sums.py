@@ -84,8 +84,8 @@ def count_metric_columns(metric: str, labels: Sequence[str]) -> int:
 def add_user_sums(tallies: Sequence[UserSums]) -> UserSums:
     """One method's answers to the same queries on several occasions, such as seeds, as one tally.
 
-    A user stays one user: sums add up. Raises ValueError unless all are of one task
-    and hold the same users and golds, and for none.
+    A user stays one user: sums add up. Raises ValueError unless all are of one task and hold the same users, numbers of
+    queries and golds, and for none.
     """
     if not tallies:
         raise ValueError("there is no tally")
@@ -94,7 +94,8 @@ def add_user_sums(tallies: Sequence[UserSums]) -> UserSums:
         (one.metric, one.labels, one.has_loglik) != (first.metric, first.labels, first.has_loglik) for one in tallies
     ):
         raise ValueError("tallies of several tasks")
-    if any((one.users, one.golds) != (first.users, first.golds) for one in tallies):
+    asked = [(one.users, one.golds, one.sums[:, 0].tolist()) for one in tallies]
+    if any(own != asked[0] for own in asked):
         raise ValueError("tallies of other users or queries")
     return replace(first, sums=np.sum([one.sums for one in tallies], axis=0))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
 from mta_cli.pipeline.data.tasks import find_task
-from mta_cli.pipeline.evaluation.result_document import rescore_method
+from mta_cli.pipeline.evaluation.result_document import ScoredMethod, rescore_method
 
 if TYPE_CHECKING:
     from mta_cli.engine.evaluation.user_sums import UserSums
@@ -46,26 +46,35 @@ def load_finished_evaluation(reg: Registry, number: int) -> FinishedEvaluation:
             f"Evaluation {number} has no result yet.", hint="mta eval run with the options it was begun with"
         )
 
+    def scored(method: str) -> ScoredMethod:
+        return rescore_method(reg, find_task(reg, found.task), found, method)
+
     def user_sums(method: str) -> UserSums:
-        return rescore_method(reg, find_task(reg, found.task), found, method).user_sums
+        return scored(method).user_sums
 
     def abroad(method: str) -> UserSums:
-        return _to_portable_sums(reg, found.task, user_sums(method))
+        return _to_portable_sums(reg, found.task, scored(method))
 
     return FinishedEvaluation(number, f"evaluation {number}", found.result, user_sums, abroad)
 
 
 def portable_user_id(name: str, queries: Sequence[Query]) -> int:
-    """The id of a user outside the store, a digest of the name and the held-out queries."""
+    """The id of a user outside the store, a digest of the name and the queries that were answered."""
     said = json.dumps([name, sorted([query.input, query.gold] for query in queries)])
     return int(hashlib.sha256(said.encode()).hexdigest()[:USER_DIGEST_DIGITS], 16)
 
 
-def _to_portable_sums(reg: Registry, task: str, user_sums: UserSums) -> UserSums:
-    """The same sums with portable user ids, in their order, without golds."""
+def _to_portable_sums(reg: Registry, task: str, scored: ScoredMethod) -> UserSums:
+    """A method's sums with portable user ids, in their order, without golds."""
     import numpy as np
 
-    numbers = [portable_user_id(reg.users.by_id(user).name, reg.items.queries(user, task)) for user in user_sums.users]
+    user_sums, answered = scored.user_sums, {prediction.query_id for prediction in scored.predictions}
+    numbers = [
+        portable_user_id(
+            reg.users.by_id(user).name, [query for query in reg.items.queries(user, task) if query.id in answered]
+        )
+        for user in user_sums.users
+    ]
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
     return replace(
         user_sums,

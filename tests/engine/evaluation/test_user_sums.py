@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -137,5 +138,10 @@ def test_what_does_not_belong_together_is_not_joined() -> None:
     for others in ([(1, "a", "a"), (3, "a", "b")], [(1, "a", "a"), (2, "a", "c")]):
         with pytest.raises(ValueError, match="other users or queries"):
             add_user_sums([first, tallied("accuracy", LABELS, others)])
+    nameless = [
+        replace(one, golds=()) for one in (first, tallied("accuracy", LABELS, [*[(1, "a", "a")] * 2, (2, "a", "b")]))
+    ]
+    with pytest.raises(ValueError, match="other users or queries"):
+        add_user_sums(nameless)
     with pytest.raises(ValueError, match="several tasks"):
         add_user_sums([first, tallied("accuracy", (*LABELS, "d"), [(1, "a", "a"), (2, "a", "b")])])

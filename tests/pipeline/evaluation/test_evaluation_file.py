@@ -118,7 +118,7 @@ def test_people_are_told_apart_by_name_and_queries() -> None:
     assert all(portable_user_id(str(n), []) < 2**60 for n in range(100))
 
 
-def test_other_people_or_designs_are_refused(reg: Registry, written: Path, tmp_path: Path) -> None:
+def test_other_people_or_designs_are_refused(reg: Registry, written: Path, tmp_path: Path, trial: Trial) -> None:
     export_evaluation(load_finished_evaluation(reg, 4), tmp_path / "four.json")
     with pytest.raises(UsageError, match=r"shots: 3 in .* and 2 in"):
         evaluation_document(load_evaluations([str(written), str(tmp_path / "four.json")], reg))
@@ -129,8 +129,11 @@ def test_other_people_or_designs_are_refused(reg: Registry, written: Path, tmp_p
     with Registry.open(alone) as other:
         user = other.users.get("ida").id
         other.items.append_queries(user, [NewItem("new", "lamp-2", "one more film", "comedy", "2022-01-01")])
+        assert evaluation_document(load_evaluations(["3", str(written)], other))["queries"] == 24, "both without it"
+        later = int(finish(run_evaluation(other, seeded(trial.request, 5, methods="majority")))[0]["evaluation"])
+        export_evaluation(load_finished_evaluation(other, later), tmp_path / "later.json")
         with pytest.raises(UsageError, match="other users or queries"):
-            evaluation_document(load_evaluations(["3", str(written)], other))
+            evaluation_document(load_evaluations([str(tmp_path / "later.json"), str(written)], other))
 
 
 def test_one_of_stored_models_is_not_exported(reg: Registry, tmp_path: Path) -> None:
