@@ -394,7 +394,9 @@ def export(
             context.output.run_job_and_print(export_all_data(reg, user, to))
             return
         known = reg.users.get(user)
-        chosen = ExportOptions(form, rank, number_format, base_name, approximate, yes, check)
+        set_here = context.build_options(MachineOptions, PromptOptions)
+        how = (set_here[MachineOptions], set_here[PromptOptions])
+        chosen = ExportOptions(form, rank, number_format, base_name, approximate, yes, check, *how)
         task = resolve_user_task(reg, known, task)
         entry = base_model(context.options_on_base(reg, task, known))
         made = context.output.run_job_and_print(export_user(reg, entry, known, task, to, chosen), render_export)

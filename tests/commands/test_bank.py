@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mta_cli.pipeline.personalize import export_check
 from mta_cli.pipeline.training import estimate
 from store.registry import Registry
 from tests.pipeline import town
@@ -38,7 +39,7 @@ def refused(ran: Ran, code: int, *words: str) -> None:
         assert word in ran.err
 
 
-def test_from_bank_to_export(peopled: Path, tmp_path: Path) -> None:
+def test_from_bank_to_export(peopled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bank = build()
     assert {"bank", "version", "anchors", "tokens", "seconds", "tokens_per_second"} <= set(bank)
     assert {"user", "items", "loss_first", "loss_last", "digest"} <= set(bank["anchors"][0])
@@ -62,6 +63,18 @@ def test_from_bank_to_export(peopled: Path, tmp_path: Path) -> None:
 
     mta_ok("user", "export", "ida", "--to", tmp_path / "ida")
     assert (tmp_path / "ida" / "adapter_model.safetensors").is_file()
+
+    asked = list[tuple[str, int]]()
+    count = export_check.count_changed_answers
+    monkeypatch.setattr(
+        export_check,
+        "count_changed_answers",
+        lambda *given: (asked.append((given[-2].max_memory, given[-1])), count(*given))[1],
+    )
+    monkeypatch.setenv("MTA_MACHINE_MAX_MEMORY", "900MB")
+    monkeypatch.setenv("MTA_PROMPT_HISTORY_ITEMS", "1")
+    mta_ok("user", "export", "ida", "--to", tmp_path / "checked", "--check")
+    assert asked == [("900MB", 1)]
 
 
 def test_a_recipe_by_similarity_and_an_export_load_no_model(peopled: Path, tmp_path: Path) -> None:

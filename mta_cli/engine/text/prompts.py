@@ -126,12 +126,12 @@ class PromptBuilder:
         return (*ids, self.end_id) if kept == output else tuple(ids)
 
     def _cut_answer(self, output: str, budget: int) -> str:
-        return output if output.strip() in self.task.labels else self._words.truncate_text(output, budget)
+        return output if output in self.task.labels else self._words.truncate_text(output, budget)
 
     def _label_or_text(self, output: str) -> str:
-        """The output; where it is another spelling of a label's number, the label."""
+        """The output; where it is another spelling of a label, the label."""
         place = find_label(output, self.task.labels)
-        return output if place is None or output.strip() in self.task.labels else self.task.labels[place]
+        return output if place is None else self.task.labels[place]
 
     def _encode_question(self, fill: Callable[[str], str], text: str, history: Sequence[HistoryExample]) -> list[int]:
         text, budget, shown = self.truncate_query(text), self.task.query_tokens, list(history)

@@ -5,12 +5,15 @@ A stack is a core of a few numbers between the bank's main directions, or a LoRA
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.lora.targets import require_targets
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.engine.training.session import TrainingResult
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine, UnitFailed
@@ -260,7 +263,7 @@ def _new_weights(
     from mta_cli.engine.methods.method import NEEDS_SHOTS
 
     asked = request.options.weights
-    if recipe is None or not recipe.shares:  # made before the user had a history
+    if recipe is None or (not recipe.shares and recipe.method not in NEEDS_SHOTS):  # before the user had a history
         return weighting_of(request.options)
     if asked is not None and asked != recipe.method:
         return asked
@@ -365,8 +368,6 @@ def _heldout_examples(context: AdaptContext, user: User) -> list[TrainingExample
 
 
 def _job(context: AdaptContext, user: User, shots: list[Item], recipe: Recipe) -> AdapterJob:
-    import hashlib
-
     from mta_cli.engine.methods.stacks import stack_schedule
 
     bank, request, options = context.bank, context.request, context.options
@@ -377,6 +378,8 @@ def _job(context: AdaptContext, user: User, shots: list[Item], recipe: Recipe) -
         "bank": bank.key,
         "recipe": pack_anchor_weights(recipe.shares).hex(),
     }
+    if request.task.name not in BUILTIN_TASKS:  # others can be removed and added again in another form
+        config["task_form"] = hashlib.sha256(json.dumps(asdict(request.task), sort_keys=True).encode()).hexdigest()
     if beside := context.fusing.bank.memory.neighbour_settings(request.memory):
         config["beside"] = beside
     if request.machine.formats != MachineOptions().formats:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.model.checkpoint_files import read_config, sha256_file
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note
+from mta_cli.options import MachineOptions, PromptOptions
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.personalize.export_card import MODELFILE, ExportCard
 from mta_cli.pipeline.personalize.export_formats import (
@@ -57,7 +58,8 @@ LARGE_BYTES, SMALL_RANK = 10_000_000, 8  # from this size on, an export is offer
 class ExportOptions:
     """How a model is exported. `rank` None is exact; `base_name` is what the base is called where it will run.
 
-    `check` answers some of the user's questions before and after, and counts the answers that changed.
+    `check` answers some of the user's questions before and after, and counts the answers that changed; `machine` and
+    `prompt` are for that.
     """
 
     form: ExportFormat = "peft"
@@ -67,6 +69,8 @@ class ExportOptions:
     approximate: bool = False
     replace: bool = False
     check: bool = False
+    machine: MachineOptions = field(default_factory=MachineOptions)
+    prompt: PromptOptions = field(default_factory=PromptOptions)
 
 
 def export_user(
@@ -86,7 +90,7 @@ def export_user(
         raise NotFound(f"{user.name}'s model for {task} is the base itself: there is nothing to export.")
     weights, lost = _compress_to_rank(exact, options.rank)
     weights = pad_to_uniform_rank(weights)
-    checked = _check(reg, base_entry, user, task, mode, weights) if options.check else {}
+    checked = _check(reg, base_entry, user, task, mode, weights, options) if options.check else {}
     if checked:
         said = "{changed} of {asked} answers differ from those of the user's model, both greedy."
         lost.append(said.format(**checked))
@@ -151,13 +155,23 @@ def _weights_of_all_tokens(
     return act_on_all_tokens(weights, late), source, [note]
 
 
-def _check(reg: Registry, entry: ModelEntry, user: User, task: str, mode: str, exported: LoraWeights) -> dict[str, int]:
+def _check(
+    reg: Registry,
+    entry: ModelEntry,
+    user: User,
+    task: str,
+    mode: str,
+    exported: LoraWeights,
+    options: ExportOptions,
+) -> dict[str, int]:
     """How many answers to how many of the user's questions the exported weights change. Raises NotFound without any."""
     from mta_cli.pipeline.personalize.export_check import count_changed_answers
 
     everywhere, late, _ = merge_by_placement(reg, entry.fingerprint, user, task, mode)
     before = [part for part in (everywhere, late) if part is not None]
-    changed, asked = count_changed_answers(reg, entry, user, find_task(reg, task), before, exported)
+    changed, asked = count_changed_answers(
+        reg, entry, user, find_task(reg, task), before, exported, options.machine, options.prompt.history_items
+    )
     return {"changed": changed, "asked": asked}
 
 

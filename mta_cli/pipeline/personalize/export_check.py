@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import NotFound
-from mta_cli.options import MachineOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.models.load import load_on_device
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.text.tasks import Task
+    from mta_cli.options import MachineOptions
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.records import User
     from store.registry import Registry
@@ -21,11 +21,19 @@ CHECKED_QUESTIONS = 20
 
 
 def count_changed_answers(
-    reg: Registry, entry: ModelEntry, user: User, task: Task, before: Sequence[LoraWeights], after: LoraWeights
+    reg: Registry,
+    entry: ModelEntry,
+    user: User,
+    task: Task,
+    before: Sequence[LoraWeights],
+    after: LoraWeights,
+    machine: MachineOptions,
+    history_items: int,
 ) -> tuple[int, int]:
     """How many answers differ, and of how many: held-out questions first, then the newest items.
 
-    `before` are the LoRAs of the user's model, `after` the one that is exported. Raises NotFound without a question.
+    `before` are the LoRAs of the user's model, `after` the one that is exported. A prompt has at most `history_items`
+    of the user. Raises NotFound without a question.
     """
     from mta_cli.engine.generation.generate_batch import generate_answers
 
@@ -33,8 +41,8 @@ def count_changed_answers(
     items = reg.items.recent_items(user.id, task.name, CHECKED_QUESTIONS - len(queries))
     if not queries and not items:
         raise NotFound(f"{user.name} has no item for {task.name} to ask about.", hint="leave out --check")
-    base = load_on_device(entry, MachineOptions(), reg=reg)
-    builder = PromptRowBuilder(reg, base, task, PromptOptions().history_items)
+    base = load_on_device(entry, machine, reg=reg)
+    builder = PromptRowBuilder(reg, base, task, history_items)
     prompts = [builder.query_prompt(query) for query in queries]
     prompts += [list(row.input_ids[: row.answer_start]) for row in builder.training_rows(items)]
     both = [

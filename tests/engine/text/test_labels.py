@@ -67,7 +67,7 @@ def test_metrics_of_other_spellings(metric: str) -> None:
 def test_prompts_show_and_learn_the_label() -> None:
     tokenizer = byte_plain()
     prompter = PromptBuilder(tokenizer, BUILTIN_TASKS["lamp-3"], end_ids(tokenizer))
-    assert prompter.answer_ids("04") == prompter.answer_ids("4")
+    assert prompter.answer_ids("04") == prompter.answer_ids(" 4 ") == prompter.answer_ids("4")
     shown = [prompter.render_item(HistoryExample("a lamp", output)) for output in ("04", "4")]
     assert shown[0] == shown[1]
 

@@ -292,6 +292,30 @@ def test_a_recipe_of_more_anchors_than_are_asked_for_is_made_anew(
     assert adapted(peopled, "ida", top_k=3)[0]["unchanged"]
 
 
+def test_a_recipe_that_evidence_left_without_anchors_stays(peopled: Registry) -> None:
+    built(peopled)
+    before, user = adapted(peopled, "ida", weights="evidence"), peopled.users.get("ida")
+    recipe = peopled.recipes.get(user.id, "lamp-2", peopled.banks.get("lamp-2").id)
+    assert recipe is not None and before[0]["recipe_bytes"]
+    peopled.recipes.save_recipe(replace(recipe, shares=()))
+    assert not adapted(peopled, "ida")[0]["recipe_bytes"]
+    peopled.recipes.save_recipe(replace(recipe, shares=(), method="similarity", items_hash=""))
+    assert adapted(peopled, "ida")[0]["recipe_bytes"], "made before the user had a history"
+
+
+def test_another_form_of_a_task_of_the_users_makes_another_stack(
+    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mta_cli.pipeline.personalize.adapt.BUILTIN_TASKS", {})  # lamp-2 stands for a user's own task
+    built(peopled)
+    ida, request = [peopled.users.get("ida")], fuse_request()
+    finish(adapt_users(peopled, ida, request, QUICK))
+    changed = replace(request, task=replace(request.task, prompt="{input}\nWhich of these would I say?"))
+    for asked, unchanged in ((request, True), (changed, False)):
+        (result,), _ = finish(adapt_users(peopled, ida, asked, QUICK))
+        assert bool(result.get("unchanged")) == unchanged
+
+
 def test_an_adapted_user_keeps_the_recipe_their_stack_was_trained_on(peopled: Registry) -> None:
     document = built(peopled)
     adapted(peopled, "ida", weights="uniform")
