@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,8 @@ def job_name(task: str, key: str | None) -> str:
 class Design:
     """The users by fold, their shots and queries by user id, and the hash `key` of all inputs.
 
-    `unscored` counts the queries that are left out: see `scored_queries`.
+    `unscored` counts the queries that are left out: see `scored_queries`. `data` is a digest of histories and consent,
+    the same for all seeds over them.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Design:
     shots: dict[int, list[Item]]
     queries: dict[int, list[Query]]
     unscored: int = 0
+    data: str = ""
 
     @property
     def role_assignments(self) -> list[FoldMember]:
@@ -102,7 +104,8 @@ def make_design(reg: Registry, request: EvalRequest) -> Design:
             hint="a smaller --folds, or import more users with held-out queries (mta data import FILE --hold-out N)",
         ) from error
     shots = {user: reg.items.recent_items(user, task.name, options.shots) for user in counts}
-    return Design(_key(reg, request, queries), tuple(folds), shots, queries, unscored)
+    histories = _histories(reg, task.name, queries, counts)
+    return Design(_key(request, histories), tuple(folds), shots, queries, unscored, _data_digest(histories))
 
 
 def scored_queries(reg: Registry, task: Task, users: Iterable[int]) -> tuple[dict[int, list[Query]], int]:
@@ -147,23 +150,34 @@ def _measured_bank_design(reg: Registry, request: EvalRequest, measured: Measure
     neighbours = [one.item_id for one in reg.neighbours.consenting_neighbours(bank.id)]
     # without the basis, which the first core makes from the anchors
     content = [bank.key, bank.task_adapter, bank.config, bank.kernel, anchors, neighbours]
-    return Design(_key(reg, request, queries, content), (fold,), shots, queries, unscored)
+    histories = _histories(reg, task, queries, queries)
+    return Design(_key(request, histories, content), (fold,), shots, queries, unscored, _data_digest(histories))
 
 
-def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]], measured: Sequence[Any] = ()) -> str:
-    from mta_cli.engine.model.load import number_format
-
-    options, items, machine = request.options, reg.items, request.machine
-    histories = [
-        [
+def _histories(
+    reg: Registry, task: str, queries: Mapping[int, list[Query]], users: Container[int]
+) -> list[tuple[int, bool, str, list[list[str | None]]]]:
+    """Of each of `users`: id, consent, a digest of the history, and the queries."""
+    return sorted(
+        (
             user.id,
             user.can_anchor,
-            items.hash_histories([user.id], request.task.name),
+            reg.items.hash_histories([user.id], task),
             [[q.key, q.input, q.gold, q.time] for q in queries.get(user.id, ())],
-        ]
-        for user, _ in reg.users.users_with_items(request.task.name)
-        if not measured or user.id in queries
-    ]
+        )
+        for user, _ in reg.users.users_with_items(task)
+        if user.id in users
+    )
+
+
+def _data_digest(histories: Iterable[Sequence[Any]]) -> str:
+    return hashlib.sha256(json.dumps(sorted(own[1:3] for own in histories)).encode()).hexdigest()[:16]
+
+
+def _key(request: EvalRequest, histories: Sequence[Sequence[Any]], measured: Sequence[Any] = ()) -> str:
+    from mta_cli.engine.model.load import number_format
+
+    options, machine = request.options, request.machine
     identity = {
         "task": asdict(request.task),
         "base": request.base.fingerprint,
@@ -174,7 +188,7 @@ def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]]
         "history_items": request.prompt.history_items,
         "seed": machine.seed,
         "dtype": number_format(machine.dtype, machine.device, machine.quantize),
-        "people": sorted(histories),
+        "people": histories,
         **({"measured_bank": list(measured)} if measured else {}),
         **({"gates": asdict(request.gates)} if request.gates != ScreeningOptions() else {}),
         "screened": True,  # before, refused anchors served in evaluations

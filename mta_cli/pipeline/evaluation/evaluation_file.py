@@ -31,6 +31,7 @@ FORMAT = "mta-evaluation-1"
 MAX_FILE_BYTES = 64 * 2**20  # bytes of a file
 COSTS = ("bytes", "seconds", "seconds_per_query", "tokens_per_second")
 _LATER_KEYS = ("options", "task_epochs")  # files of earlier versions lack them
+_OPTIONAL_KEYS: tuple[str, ...] = ("given", "data")  # as these do
 _METHOD_PATTERN = re.compile(r"[a-z0-9][a-z0-9:+-]{0,59}")
 _USER_DIGEST_PATTERN = re.compile(rf"[0-9a-f]{{{USER_DIGEST_DIGITS}}}")
 
@@ -50,7 +51,7 @@ def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
         "labels": first.labels,
         "result": {
             **{key: one.result.get(key, "") for key in (*DESIGN_KEYS, "seed", "costs", "settings", "calibration")},
-            **{key: one.result[key] for key in ("given",) if key in one.result},
+            **{key: one.result[key] for key in _OPTIONAL_KEYS if key in one.result},
         },
         "people": [f"{number:0{USER_DIGEST_DIGITS}x}" for number in first.users],
         "weighed": {name: sums.has_loglik for name, sums in user_sums.items()},
@@ -151,6 +152,7 @@ def _result(said: Mapping[str, Any], user_sums: Mapping[str, UserSums]) -> dict[
         "costs": costs,
         "settings": settings,
         **({"given": _validate_given(said["given"])} if "given" in said else {}),
+        **({"data": str(said["data"])} if "data" in said else {}),
         "calibration": calibration,
         "memory": {name: label_memory_of(own) for name, own in settings.items()},
     }

@@ -199,6 +199,7 @@ def result_document(
         "costs": {m: _costs(reg, plan, evaluation, m, chosen[m], one) for m, one in judged.items()},
         "memory": {method: label_memory_of(settings) for method, settings in chosen.items() if task.labels},
         **({"bank": request.measured.label} if request.measured else {}),
+        "data": plan.data,
         "settings": {method: _settings_json(settings) for method, settings in chosen.items()},
         "given": {method: dict(own) for method, own in given.items() if own and method in chosen},
         "calibration": {method: one.temperatures for method, one in judged.items()},

@@ -102,6 +102,8 @@ def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None 
     methods = [name for name in first["methods"] if all(name in result["methods"] for result in results)]
     chosen = _find_reference(reference or first["reference"], methods)
     user_sums = {name: _pool_user_sums(evaluations, name) for name in methods}
+    if len({result["data"] for result in results if "data" in result}) > 1:  # those of earlier versions do not say it
+        raise UsageError("histories or consent changed between these evaluations", hint="mta eval list")
     users, queries = _count_users_and_queries(user_sums[chosen], len(results))
     made = {**first, "users": users, "queries": queries, **compare_methods(user_sums, chosen, first["seed"])}
     if len(evaluations) == 1:

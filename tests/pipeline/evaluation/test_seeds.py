@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from mta_cli.errors import NotFound, UsageError
+from mta_cli.pipeline.evaluation.evaluation_file import export_evaluation
+from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evaluation
 from mta_cli.pipeline.evaluation.run import run_evaluation
 from mta_cli.pipeline.evaluation.seeds import evaluation_document, load_evaluations, report_documents
 from mta_cli.pipeline.requests import EvalRequest
@@ -157,3 +159,19 @@ def test_seeds_of_other_people_are_refused_together_and_reported_apart(store_roo
             evaluation_document(load_evaluations([4], reg)),
         ]
         assert len(told) == 1 and "tallies of other users" in told[0]
+
+
+def test_seeds_over_other_histories_are_refused_in_the_store_and_in_files(store_root: Path, tmp_path: Path) -> None:
+    request, file = eval_request(folds=2), tmp_path / "0.json"
+    with Registry.open(store_root, create=True) as reg:
+        town.people(reg, items=6)
+        finish(run_evaluation(reg, seeded(request, 0, methods="majority")))
+        export_evaluation(load_finished_evaluation(reg, 1), file)
+        finish(run_evaluation(reg, seeded(request, 1, methods="majority")))
+        item = NewItem("new", "lamp-2", "a film", "comedy", "2020-01-01")
+        reg.items.append_items(reg.users.get("ida").id, [item])
+        finish(run_evaluation(reg, seeded(request, 2, methods="majority")))
+        assert evaluation_document(load_evaluations([str(file), 2], reg))["users"] == 12
+        for place in (str(file), 1):
+            with pytest.raises(UsageError, match="histories or consent changed"):
+                evaluation_document(load_evaluations([place, 3], reg))
