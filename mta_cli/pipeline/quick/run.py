@@ -452,7 +452,7 @@ def _make_and_measure(
     )
     alone = summary.is_of_one_user
     if not alone and len(users) < MIN_UNITS["users"]:
-        yield Note(f"only {len(users)} users can be measured: too few for a verdict", warning=True)
+        yield Note(f"only {pluralise(len(users), 'user')} can be measured: too few for a verdict", warning=True)
     if are_anchors and not alone:
         yield Note(
             "Every user with held-out items is an anchor: the bank was trained on their histories.", warning=True

@@ -97,7 +97,7 @@ def decide(
     """The verdict and its reason, by the rule of evaluations for what is told apart."""
     more = "items per user" if unit == "users" else "questions (--hold-out, with another --task)"
     if measured < MIN_UNITS[unit]:
-        return NOT_TOLD_APART, f"{measured} measured {unit} are too few, {MIN_UNITS[unit]} are the least"
+        return NOT_TOLD_APART, f"too few measured {unit}: {measured}, and {MIN_UNITS[unit]} are the least"
     said, plain = _direction(gain), _direction(over_baseline)
     if said < 0:
         return NOT_WORTH_IT, f"the {common} model is better"

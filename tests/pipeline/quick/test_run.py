@@ -286,7 +286,7 @@ def test_one_user_alone_is_compared_with_the_untrained_base(reg: Registry, fast:
             finish(run_quick(reg, request(path, user="bo"), dry_run=dry_run))
         assert "--task OTHER" in str(refused.value.hint) and reg.users.names() == ["ann"]
     few, _ = finish(run_quick(reg, request(path, task="few", hold_out=3, user="bo")))
-    assert "3 measured questions are too few" in few["why"]
+    assert "too few measured questions: 3" in few["why"]
 
 
 def test_an_import_that_was_stopped_goes_on_to_the_same_held_out_items(
