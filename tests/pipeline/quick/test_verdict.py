@@ -78,7 +78,7 @@ def interval(low: float, high: float) -> dict[str, float]:
         ((0.1, 0.2), (-0.3, 0.1), 9, NOT_TOLD_APART, "but not than the answers without a model"),
         ((0.0, 0.2), (0.1, 0.2), 9, NOT_TOLD_APART, "use the common model"),
         ((-0.2, -0.1), (0.1, 0.2), 9, NOT_WORTH_IT, "the common model is better"),
-        ((0.1, 0.2), (0.1, 0.2), 5, NOT_TOLD_APART, "5 measured users are too few"),
+        ((0.1, 0.2), (0.1, 0.2), 5, NOT_TOLD_APART, "too few measured users: 5"),
     ],
 )
 def test_the_verdict_follows_from_the_intervals(
