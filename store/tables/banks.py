@@ -71,9 +71,13 @@ class Banks:
             sql = "INSERT OR IGNORE INTO task_adapter_users (bank_id, user_id) VALUES (?, ?)"
             self._db.execute_write_many(sql, ((bank_id, user) for user in trained_on))
 
-    def task_adapter_users(self, bank_id: int) -> set[int]:
-        """The users whose items the bank's task adapter was trained on; none where it is not known."""
-        return {user for (user,) in self._db.fetch_tuples(_SELECT_TRAINED, (bank_id,))}
+    def knows_task_adapter_users(self, bank_id: int) -> bool:
+        """Whether it is recorded on whose items the bank's task adapter was trained; earlier versions did not."""
+        return bool(self._db.fetch_value(f"SELECT EXISTS ({_SELECT_TRAINED})", (bank_id,)))
+
+    def is_task_adapter_user(self, bank_id: int, user_id: int) -> bool:
+        """Whether the bank's task adapter is recorded as trained on this user's items."""
+        return bool(self._db.fetch_value(f"SELECT EXISTS ({_SELECT_TRAINED} AND user_id = ?)", (bank_id, user_id)))
 
     def source_users(self, bank_id: int) -> set[int]:
         """The users whom the bank rests on: its anchors', and those of its task adapter and of its neighbours."""

@@ -342,7 +342,7 @@ def test_the_time_to_the_first_text_has_the_making_of_the_model(
 ) -> None:
     models, first = served.service._models, served.service.metrics.first_token
     before, prepare = _total(first, "_sum"), models.prepare_chat
-    monkeypatch.setattr(models, "prepare_chat", lambda *given: (time.sleep(0.5), prepare(*given))[1])
+    monkeypatch.setattr(models, "prepare_chat", lambda *given, **how: (time.sleep(0.5), prepare(*given, **how))[1])
     served.text("alice", "Hi")
     assert _total(first, "_sum") - before >= 0.5
 

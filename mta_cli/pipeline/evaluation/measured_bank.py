@@ -82,7 +82,7 @@ def _tested_user_ids(reg: Registry, bank: Bank, names: list[str] | None) -> tupl
 
 def _require_known_sources(reg: Registry, bank: Bank) -> set[int]:
     """The users whom the bank rests on. Raises BadInput where it is not known who trained its task adapter."""
-    if bank.task_adapter is not None and not reg.banks.task_adapter_users(bank.id):
+    if bank.task_adapter is not None and not reg.banks.knows_task_adapter_users(bank.id):
         raise BadInput(
             f"Bank {bank.name} v{bank.version} does not say whose items its task adapter learned from.",
             hint=f"mta bank build --task {bank.task}",

@@ -54,8 +54,8 @@ def banks_pooling_user(reg: Registry, user: User, *, measuring: bool = False) ->
     held = {task: items for task, items, _ in reg.users.tasks_of_user(user.id)}
 
     def has_pooled(bank: Bank) -> bool:
-        if known := reg.banks.task_adapter_users(bank.id):
-            return user.id in known
+        if reg.banks.knows_task_adapter_users(bank.id):
+            return reg.banks.is_task_adapter_user(bank.id, user.id)
         enough = held.get(bank.task, 0) >= _min_pooled_items(bank)
         return bank.task_adapter is not None and enough and user.can_anchor and user.created <= bank.created
 

@@ -118,6 +118,6 @@ def test_one_users_gain_is_over_their_questions() -> None:
     assert len(chosen) == 3 and all(mine.user_id == 7 and mine.query_id == other.query_id for mine, other in chosen)
     fewer = {method: own[:8] for method, own in found.items()}
     few = compare_models(TAGS, fewer, "fused", "base", unit="questions", seed=0)
-    assert "8 measured questions are too few" in few["why"]
+    assert "too few measured questions: 8" in few["why"]
     one_of_several = compare_models(TAGS, found, "fused", "base", unit="users", seed=0)
     assert one_of_several["unit"] == "users" and one_of_several["verdict"] == NOT_TOLD_APART
