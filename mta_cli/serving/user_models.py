@@ -7,6 +7,7 @@ made again where that has changed.
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic
@@ -216,15 +217,24 @@ class UserModels(Generic[W]):
         builder = self._builder(model.task)
         history = [] if model.user is None else builder.retrieve_history(model.user.id, about, builder.history_items)
         beside_items = max(room, answer_room(limit, self.base.window))
-        while True:
+
+        def prompt_ids(kept: list[Message]) -> list[int]:
             prompter = builder.prompter
-            ids = prompter.chat_ids(list(messages), history) if chat else prompter.prompt_ids(about, history)
-            exchange = _oldest_exchange(messages) if truncate else slice(0)
-            if len(ids) + (beside_items if history or messages[exchange] else room) <= self.base.window:
+            return prompter.chat_ids(kept, history) if chat else prompter.prompt_ids(about, history)
+
+        if truncate:
+            room_for_prompt = self.base.window - beside_items
+            users = [place for place, message in enumerate(messages) if message["role"] == "user"]
+
+            def from_user(place: int) -> list[Message]:
+                return [*messages[: users[0]], *messages[place:]]
+
+            fitting = bisect_left(users, True, key=lambda place: len(prompt_ids(from_user(place))) <= room_for_prompt)
+            messages[:] = from_user(users[min(fitting, len(users) - 1)])
+        while True:
+            ids = prompt_ids(messages)
+            if len(ids) + (beside_items if history else room) <= self.base.window:
                 return ids
-            if messages[exchange]:
-                del messages[exchange]
-                continue
             if not history:
                 raise self._too_long(f"The messages make a prompt of {len(ids)} tokens", "messages")
             history.pop()
@@ -361,12 +371,6 @@ class UserModels(Generic[W]):
             for task, _, _ in self.reg.users.tasks_of_user(user.id):
                 if task != FREE_TASK and has_task(self.reg, task):
                     yield Target(f"{shown}/{task}", user, task)
-
-
-def _oldest_exchange(messages: Sequence[Message]) -> slice:
-    """The place of the oldest user's message with its answers; empty where it is the last message."""
-    users = [place for place, message in enumerate(messages) if message["role"] == "user"]
-    return slice(users[0], users[1]) if len(users) > 1 else slice(0)
 
 
 def shown_names(names: Sequence[str | None], may: May) -> list[str | None]:
