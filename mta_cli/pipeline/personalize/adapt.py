@@ -121,8 +121,8 @@ def adapt_users(
     """Adapt `users`; None: all users with a history who are not anchors.
 
     `JobResult.result` is the document of `mta user adapt --json`. A user whose stack already has these settings and
-    items is skipped, so a stopped run continues where it stopped. With `explicit_top_k`, recipes of more anchors than
-    `top_k` are made anew, and UsageError is raised where the bank has fewer.
+    items is skipped, so a stopped run continues where it stopped. With `explicit_top_k`, recipes of another number of
+    anchors are made anew, and UsageError is raised where the bank has fewer.
     """
     options = options.with_kind_defaults(bool(request.task.labels))
     if options.targets is not None:
@@ -256,9 +256,9 @@ def _new_weights(
 ) -> str | None:
     """How the user's anchors are to be weighed anew; None keeps the recipe.
 
-    A recipe is made where there is none, where other weights or fewer anchors are asked for, and where its weights come
-    from the likelihood of other items than the request's; then by the same weighting, unless another is asked for.
-    Whether more anchors were asked for is unknown: evidence leaves out almost zero weights.
+    A recipe is made where there is none, where other weights or another number of anchors are asked for, and where its
+    weights come from the likelihood of other items than the request's; then by the same weighting, unless another is
+    asked for. A recipe from which evidence left out almost zero weights is made anew each time a number is asked for.
     """
     from mta_cli.engine.methods.method import NEEDS_SHOTS
 
@@ -267,7 +267,7 @@ def _new_weights(
         return weighting_of(request.options)
     if asked is not None and asked != recipe.method:
         return asked
-    if explicit_top_k and len(recipe.shares) > request.options.top_k:
+    if explicit_top_k and len(recipe.shares) != request.options.top_k:
         return recipe.method
     if recipe.method in NEEDS_SHOTS and recipe.items_hash != hash_evidence_items(reg, user, request):
         return recipe.method

@@ -275,7 +275,7 @@ def test_a_recipe_follows_the_items_that_evidence_sees(peopled: Registry) -> Non
     assert uniform.items_hash == "" and recipe(200) == uniform, "it needs no items"
 
 
-def test_a_recipe_of_more_anchors_than_are_asked_for_is_made_anew(
+def test_a_recipe_of_another_number_of_anchors_than_is_asked_for_is_made_anew(
     peopled: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BUILTIN_TASKS, TASK.name, TASK)
@@ -289,7 +289,10 @@ def test_a_recipe_of_more_anchors_than_are_asked_for_is_made_anew(
     ((result,), _) = finish(resume_job(peopled, stopped, CPU, EvalOptions()))
     recipe = peopled.recipes.get(ida.id, "lamp-2", bank.id)
     assert recipe is not None and (recipe.method, len(recipe.shares)) == ("uniform", 1) and "unchanged" not in result
-    assert adapted(peopled, "ida", top_k=3)[0]["unchanged"]
+    assert adapted(peopled, "ida", top_k=3)[0]["unchanged"], "a number that nobody asked for"
+    finish(adapt_users(peopled, [ida], fuse_request(top_k=3), QUICK, explicit_top_k=True))
+    more = peopled.recipes.get(ida.id, "lamp-2", bank.id)
+    assert more is not None and len(more.shares) == 3
 
 
 def test_a_recipe_that_evidence_left_without_anchors_stays(peopled: Registry) -> None:
