@@ -152,15 +152,17 @@ def _zip_info(name: str, compression: int) -> zipfile.ZipInfo:
     return info
 
 
-def unpack_backup(path: Path, root: Path) -> Generator[str, None, Manifest]:
+def unpack_backup(path: Path, root: Path, *, has_old: bool) -> Generator[str, None, Manifest]:
     """Unpack and verify an archive into `root`, an empty folder; yields each member's name once it is unpacked.
 
-    Returns the manifest. Raises NotFound, BadInput for a file that is not a backup or too large for the disk,
-    IntegrityFault for one that is damaged, malformed, or written by a newer program.
+    Returns the manifest. `has_old`: there must be room to write the database once more, over an old one. Raises
+    NotFound, BadInput for a file that is not a backup or too large for the disk, IntegrityFault for one that is
+    damaged, malformed, or written by a newer program.
     """
     with _open_archive(path) as (archive, size):
         manifest = _read_manifest(path, archive)
-        _check_members(path, archive, manifest, size, root)
+        _check_members(path, archive, manifest, size)
+        _require_room(path, manifest.total_bytes + has_old * manifest.members[DATABASE_NAME].bytes, root)
         for name, member in manifest.members.items():
             target = root.joinpath(*name.split("/"))  # checked: one of the names that a backup gives
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -227,8 +229,8 @@ def _parse_manifest(path: Path, document: Any) -> Manifest:
     return Manifest(str(document["created"]), str(document["program"]), schema, counts, members)
 
 
-def _check_members(path: Path, archive: zipfile.ZipFile, manifest: Manifest, size: int, root: Path) -> None:
-    """Raises IntegrityFault unless the members are those of the manifest, BadInput where the disk has no room."""
+def _check_members(path: Path, archive: zipfile.ZipFile, manifest: Manifest, size: int) -> None:
+    """Raises IntegrityFault unless the members are those of the manifest."""
     found = [info for info in archive.infolist() if info.filename != MANIFEST_NAME]
     if sorted(info.filename for info in found) != sorted(manifest.members) or len(archive.infolist()) != len(found) + 1:
         raise _damaged(path, "its members are not those that its manifest names")
@@ -239,10 +241,13 @@ def _check_members(path: Path, archive: zipfile.ZipFile, manifest: Manifest, siz
             raise _damaged(path, f"{info.filename} is packed in a way that no backup is")
     if manifest.total_bytes > max(MIN_EXPANDED_BYTES, MAX_EXPANSION * size):
         raise _damaged(path, f"it says that {size:,} bytes unpack to {manifest.total_bytes:,}")
-    free = shutil.disk_usage(root).free
-    if manifest.total_bytes > free:
+
+
+def _require_room(path: Path, needed: int, root: Path) -> None:
+    """Raises BadInput where the disk of `root` has no room for the `needed` bytes."""
+    if needed > (free := shutil.disk_usage(root).free):
         raise BadInput(
-            f"{path} unpacks to {manifest.total_bytes:,} bytes, and {root} has room for {free:,}.",
+            f"{path} needs {needed:,} bytes, and {root} has room for {free:,}.",
             hint="free some space and run it again",
         )
 

@@ -229,7 +229,7 @@ class Connection:
             )
 
     def copy_to(self, path: Path) -> None:
-        """Copy the committed state of one moment to a new file. Writers need not wait."""
+        """Copy the committed state of one moment to a new file. Writers need not wait. Raises OSError for that file."""
         with self._translate_errors():
             copy_database(self._conn, path)
 

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from store.files import disk_fault, remove_file, replace_file, sync_file
+from store.files import remove_file, replace_file, sync_file
 
 _PENDING_PURGE = "SELECT 1 FROM tombstones WHERE NOT erased LIMIT 1"
 _SAVED_NAMES = "registry.schema*.db"
 
 
 def copy_database(source: sqlite3.Connection, path: Path) -> None:
-    """Copy an open database to `path`, a new or empty file for its owner alone. Raises BadInput, or sqlite3.Error."""
-    try:
+    """Copy an open database to `path`, a new or empty file for its owner alone. Raises OSError or sqlite3.Error."""
+    with _raise_full_disk():
         path.touch(mode=0o600)
         with closing(sqlite3.connect(path, isolation_level=None)) as copy:
             copy.execute("PRAGMA journal_mode = OFF").fetchall()  # a failed copy is deleted
             source.backup(copy)
         sync_file(path)
-    except OSError as error:
-        raise disk_fault(path, error) from error
 
 
 def purge_copy(path: Path) -> None:
     """Erase the bytes of forgotten users from a copy that was made before the store's own purge.
 
     A copy of mostly free pages loses them too: they are zeros, and a restore refuses what packs as well as zeros do.
+    Raises as `copy_database`.
     """
-    with closing(sqlite3.connect(path, isolation_level=None)) as copy:
+    with _raise_full_disk(), closing(sqlite3.connect(path, isolation_level=None)) as copy:
         free, pages = (copy.execute(f"PRAGMA {count}").fetchone()[0] for count in ("freelist_count", "page_count"))
         if copy.execute(_PENDING_PURGE).fetchone() is None and free <= pages / 2:
             return
@@ -38,6 +40,17 @@ def purge_copy(path: Path) -> None:
         copy.execute("VACUUM")
         copy.execute("PRAGMA journal_mode = WAL").fetchall()
     sync_file(path)
+
+
+@contextmanager
+def _raise_full_disk() -> Iterator[None]:
+    """A full disk raises OSError, as for any file: it is the copy's disk, and may not be the store's."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorname", "") != "SQLITE_FULL":
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 def save_before_migration(root: Path, conn: sqlite3.Connection, schema: int) -> None:

@@ -138,7 +138,10 @@ class Registry:
         return find_repairs(self._db, self.files)
 
     def copy_database(self, path: Path) -> None:
-        """Copy the committed state of one moment to a new file. Writers need not wait. Raises as any read does."""
+        """Copy the committed state of one moment to a new file. Writers need not wait.
+
+        Raises OSError for that file, and as any read does.
+        """
         self._db.copy_to(path)
 
     def write_serving_copy(self, path: Path, choice: ServingChoice) -> None:

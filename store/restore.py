@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mta_cli.errors import BadInput, IntegrityFault, StoreBusy
+from mta_cli.errors import BadInput, IntegrityFault, MtaError, StoreBusy
 from store.backup import Manifest, unpack_backup
 from store.connection import is_pulled_copy, translate_sqlite_errors
 from store.files import AdapterFiles, disk_fault, hold_temporary, sync_file, sync_folder
@@ -63,7 +63,7 @@ class StagedRestore:
 
     def unpack(self, archive: Path) -> Generator[str, None, Manifest]:
         """Unpack, migrate and verify an archive; yields each member's name. Raises as `unpack_backup`."""
-        manifest = yield from unpack_backup(archive, self._staged)
+        manifest = yield from unpack_backup(archive, self._staged, has_old=(self._root / "registry.db").exists())
         try:
             require_schema(self._staged / "registry.db", manifest.schema)
             with Registry.open(self._staged, timeout=self._timeout) as reg:
@@ -75,12 +75,29 @@ class StagedRestore:
             raise IntegrityFault(f"{archive} holds a damaged store: {faults[0]}", hint=hint)
         return manifest
 
-    def install(self, before_install: Callable[[Sequence[str]], None] = lambda names: None) -> RestoreResult:
+    def install(
+        self, before_install: Callable[[Sequence[str]], Callable[[], None]] = lambda names: lambda: None
+    ) -> RestoreResult:
         """Replace the store, whole or not at all.
 
-        `before_install` is called with the names of users whom the backup does not have, or no longer has. Raises
-        StoreBusy while another process has the store open, what `before_install` raises, and as `read_replaced_store`.
+        `before_install` is called with the names of users whom the backup does not have, or no longer has; it returns
+        what takes that back, which is called where the store then cannot be replaced. Raises StoreBusy while another
+        process has the store open, what `before_install` raises, and as `read_replaced_store`.
         """
+        take_back: list[Callable[[], None]] = []
+        try:
+            result = self._replace_store(before_install, take_back)
+        except MtaError:
+            if (self._staged / "registry.db").exists():  # it is gone once it has replaced the old one
+                for action in take_back:
+                    action()
+            raise
+        Registry.open(self._root, timeout=self._timeout).close()  # removes unused files
+        return result
+
+    def _replace_store(
+        self, before_install: Callable[[Sequence[str]], Callable[[], None]], take_back: list[Callable[[], None]]
+    ) -> RestoreResult:
         with _open_alone(self._root) as live:
             replaced = _describe_missing(self._root) if live is None else _read_replaced(self._root, live)
             with Registry.open(self._staged, timeout=self._timeout) as reg:
@@ -91,16 +108,15 @@ class StagedRestore:
                 kept = ((name, reg.users.find_by_uuid(uuid)) for uuid, name in replaced.people)
                 gone = sorted({name for name, user in kept if user is None or user.name != name})
             if gone:
-                before_install(gone)
+                take_back.append(before_install(gone))
             files = AdapterFiles(self._root)
-            files.drop_all_checkpoints()  # trainings of the store that is replaced
             for digest in digests:
                 self._move_file(files, digest)
             with translate_sqlite_errors(self._root, self._timeout):
                 replace_database(self._root, self._staged / "registry.db", live)
+            files.drop_all_checkpoints()  # trainings of the store that was replaced
             for digest in digests:
                 files.release_claim(digest)
-        Registry.open(self._root, timeout=self._timeout).close()  # removes unused files
         return RestoreResult(users, len(digests), forgotten, withdrawn, replaced)
 
     def _move_file(self, files: AdapterFiles, digest: str) -> None:
@@ -252,15 +268,18 @@ def require_schema(path: Path, schema: int) -> None:
 def replace_database(root: Path, new: Path, live: sqlite3.Connection | None) -> bool:
     """Replace the store's database: in one transaction, or by one rename where the old one is missing or unreadable.
 
-    Returns whether no byte of the old one is left: a reader may keep them in the log.
+    `new` is gone afterwards. Returns whether no byte of the old one is left: a reader may keep them in the log.
     """
     path = root / "registry.db"
     if live is not None:
         try:
             with closing(sqlite3.connect(new)) as source:
                 source.backup(live)
-            busy, _, _ = live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            return not busy
+            new.unlink()  # the old file may have to grow
+            with suppress(sqlite3.OperationalError):  # the log has all of the new one
+                busy, _, _ = live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                return not busy
+            return False
         except sqlite3.DatabaseError as error:
             if not error.sqlite_errorname.startswith(_UNREADABLE):
                 raise

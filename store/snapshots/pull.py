@@ -86,7 +86,7 @@ class Pull:
         return sum(self.manifest.sizes[digest] for digest in self.missing)
 
     def run(
-        self, before_install: Callable[[Sequence[str]], None] = lambda names: None
+        self, before_install: Callable[[Sequence[str]], object] = lambda names: None
     ) -> Generator[str, None, PullResult]:
         """Fetch, verify, and put in place; yields each digest once it is fetched.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mta_cli.pipeline.users.serve_keys import FILE_NAME, KeyFile
+from store.files import AdapterFiles
 from store.registry import Registry
 from tests.shell import mta, mta_ok
 from tests.store.making import person
@@ -58,6 +59,28 @@ def test_a_key_opens_nobody_of_a_name_that_the_backup_does_not_have(store: Path,
     found = KeyFile.read(store / FILE_NAME)
     opened = [name for name in ("alice", "bob", "carol") if found.allows(found.keys[0], name)]
     assert names(store) == opened == ["bob"]
+
+
+def test_a_restore_that_fails_leaves_keys_and_checkpoints(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "backup.mta"
+    mta_ok("backup", file)
+    mta_ok("user", "add", "carol")
+    keys = KeyFile.read(store / FILE_NAME)
+    keys.add("phone", ["carol"])
+    keys.write(store / FILE_NAME)
+    AdapterFiles(store).write_checkpoint("training", b"checkpoint")
+    before = (store / FILE_NAME).read_bytes()
+
+    def fail(*_: object) -> None:
+        assert (store / FILE_NAME).read_bytes() != before, "a kill from here on leaves no key too many"
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr("store.restore.replace_database", fail)
+    assert mta("restore", file, "--yes").code == 5
+    assert (store / FILE_NAME).read_bytes() == before and names(store) == ["alice", "bob", "carol"]
+    assert AdapterFiles(store).read_checkpoint("training") == b"checkpoint"
 
 
 def test_what_is_replaced_is_asked_for(store: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import sqlite3
 import threading
 import time
@@ -208,6 +209,33 @@ def test_a_disk_that_fills_while_free_pages_are_dropped(
     with pytest.raises(BadInput, match="disk is full"):
         backed_up(full, tmp_path / "backup.mta")
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_full_disk_of_the_backup_is_not_taken_for_the_stores(
+    full: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+
+    def small(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        conn: sqlite3.Connection = connect(*args, **kwargs)
+        conn.execute("PRAGMA max_page_count = 1")
+        return conn
+
+    monkeypatch.setattr("store.database_copy.sqlite3.connect", small)
+    with pytest.raises(BadInput, match=r"backup\.mta was not written"):
+        backed_up(full, tmp_path / "backup.mta")
+
+
+def test_a_restore_needs_room_for_the_database_twice_where_it_replaces_one(
+    archive: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(archive) as found:
+        unpacked = sum(info.file_size for info in found.infolist() if info.filename != "manifest.json")
+    usage = shutil.disk_usage(root)._replace(free=unpacked + 1)
+    monkeypatch.setattr("store.backup.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(BadInput, match="has room for"):
+        restored(root, archive)
+    assert restored(tmp_path / "new", archive).users == 2
 
 
 def test_one_flipped_byte_is_named_or_changes_nothing(archive: Path, root: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -140,17 +140,27 @@ class KeyFile:
         return hashlib.sha256(f"{self._salt}\0{text}".encode()).hexdigest()
 
 
-def drop_from_keys(root: Path, names: Iterable[str]) -> None:
+def drop_from_keys(root: Path, names: Iterable[str]) -> Callable[[], None]:
     """Let no key in the file of the store `root` open a later user of these names.
 
-    Raises StoreBusy while another process changes the file, and as `KeyFile.read` and `KeyFile.write`.
+    Returns what lets the keys open them again, unless the file has changed since. Both raise StoreBusy while another
+    process changes the file, and as `KeyFile.read` and `KeyFile.write`.
     """
     path = root / FILE_NAME
-    if path.exists():
+    if not path.exists():
+        return lambda: None
+    with job_lock(root, FILE_LOCK, timeout=10):
+        keys, before = KeyFile.read(path), path.read_bytes()
+        if keys.drop_users(names):
+            keys.write(path)
+        after = path.read_bytes()
+
+    def put_back() -> None:
         with job_lock(root, FILE_LOCK, timeout=10):
-            keys = KeyFile.read(path)
-            if keys.drop_users(names):
-                keys.write(path)
+            if path.exists() and path.read_bytes() == after:
+                atomic_write(path, before)
+
+    return put_back
 
 
 def _scrypt(secret: str, salt: str) -> str:
