@@ -23,6 +23,7 @@ from mta_cli.pipeline.personalize.export_formats import (
     LIST_FILE,
     ExportedModel,
     ExportFormat,
+    base_revision,
     loadable_base_name,
     peft_notes,
     public_base_name,
@@ -178,8 +179,16 @@ def _check(
 def _texts(
     entry: ModelEntry, task: Task, rank: int, options: ExportOptions, notes: Sequence[str]
 ) -> dict[str, FileContent]:
-    loadable = loadable_base_name(entry, options.base_name)
-    card = ExportCard(options.form, public_base_name(entry), loadable, entry.fingerprint, rank, task, tuple(notes))
+    card = ExportCard(
+        options.form,
+        public_base_name(entry),
+        loadable_base_name(entry, options.base_name),
+        entry.fingerprint,
+        rank,
+        task,
+        tuple(notes),
+        base_revision(entry, options.base_name),
+    )
     prompter = _prompter(entry, task)
     texts: dict[str, FileContent] = {CARD_FILE: card.readme(prompter)}
     if options.form in ("gguf", "gguf-lora"):

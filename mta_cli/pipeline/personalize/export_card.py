@@ -26,10 +26,10 @@ RUN = {
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), ".")
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"{argument}), ".")
 ```
 
-vLLM: `vllm serve {base} --enable-lora --max-lora-rank {served_rank} --lora-modules mine=.`; the model's name is `mine`.
+vLLM serves it as `mine`: `vllm serve {base}{flag} --enable-lora --max-lora-rank {served_rank} --lora-modules mine=.`
 """,
     "merged": """transformers: `AutoModelForCausalLM.from_pretrained(".")`. vLLM: `vllm serve .`.
 Ollama: a Modelfile with `FROM .`. llama.cpp: `convert_hf_to_gguf.py . --outfile model.gguf`.
@@ -46,7 +46,10 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what its --max-lora-rank 
 
 @dataclass(frozen=True)
 class ExportCard:
-    """What the texts of an export say of it: `loadable` is the base's name in commands, `notes` what was lost."""
+    """What the texts of an export say of it: `notes` is what was lost.
+
+    `loadable` is the base's name in commands, `revision` what was pulled of it from the hub.
+    """
 
     form: ExportFormat
     base: str
@@ -55,33 +58,43 @@ class ExportCard:
     rank: int
     task: Task
     notes: tuple[str, ...] = ()
+    revision: str | None = None
 
     def readme(self, prompter: PromptBuilder) -> bytes:
-        """How to run the model and how to ask it: the messages that it was trained with."""
+        """How to run the model and how to ask it: the messages of mta's prompts, or their text without a template."""
         messages = prompter.messages(self.task.prompt)
+        template = prompter.tokenizer.chat_template
+        asked = messages if template else messages[-1]["content"] + "\n"
+        how = "under the base's own chat template with these messages" if template else "with this plain text"
+        argument = f', revision="{self.revision}"' if self.revision else ""
+        flag = f" --revision {self.revision}" if self.revision else ""
         served = next((rank for rank in VLLM_RANKS if rank >= self.rank), VLLM_RANKS[-1])
         file = LORA_FILE if self.form == "gguf-lora" else MODEL_FILE
+        run = RUN[self.form].format(base=self.loadable, argument=argument, flag=flag, served_rank=served, file=file)
         unknown = f"`BASE` is the folder or repository of {self.base}." if self.loadable == "BASE" else ""
         parts = [
             "---\nlibrary_name: peft\ntags: [lora]\n---\n" if self.form == "peft" else "",
             TITLES[self.form].format(rank=self.rank, base=self.base) + f", fingerprint `{self.fingerprint}`.",
             *self.notes,
-            RUN[self.form].format(base=self.loadable, served_rank=served, file=file).strip(),
+            run.strip(),
             unknown if self.form == "peft" else "",
-            "It was trained under the base's own chat template with these messages, `{input}` being the question:",
-            f"```json\n{json.dumps(messages, indent=2, ensure_ascii=False)}\n```",
+            f"mta asks it {how}, `{{input}}` being the question:",
+            f"```json\n{json.dumps(asked, indent=2, ensure_ascii=False)}\n```",
+            "mta also shows the user's own items before the question, in training too. An export has none: compare its "
+            "answers with those of `mta ask --history-items 0`.",
         ]
         return ("\n\n".join(part for part in parts if part) + "\n").encode()
 
     def modelfile(self, prompter: PromptBuilder) -> bytes:
         """A Modelfile: each message of a chat is asked as the task asks its questions."""
         before, after, between, last = prompter.words_around_turns()
-        head, _, tail = prompter.messages(self.task.prompt)[-1]["content"].partition("{input}")
+        parts = prompter.messages(self.task.prompt)[-1]["content"].split("{input}")
+        asked = "{{ .Content }}".join(map(_literal, parts))
         end = prompter.tokenizer.convert_ids_to_tokens(prompter.end_id)
         template = (
             f"{_literal(before)}{{{{ $open := false }}}}{{{{ range $n, $_ := .Messages }}}}"
             f'{{{{ if eq .Role "user" }}}}{{{{ if $open }}}}{_literal(between)}{{{{ end }}}}'
-            f"{_literal(head)}{{{{ .Content }}}}{_literal(tail)}{{{{ $open = true }}}}"
+            f"{asked}{{{{ $open = true }}}}"
             f"{{{{ if eq (len (slice $.Messages $n)) 1 }}}}{_literal(last)}{{{{ else }}}}{_literal(after)}{{{{ end }}}}"
             f'{{{{ else if eq .Role "assistant" }}}}{{{{ .Content }}}}{{{{ end }}}}{{{{ end }}}}'
         )

@@ -158,7 +158,7 @@ def peft_config(weights: LoraWeights, entry: ModelEntry, base_name: str | None =
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name or own_name,
-        "revision": hub["revision"] if hub and base_name is None else None,
+        "revision": base_revision(entry, base_name),
         "r": weights.rank,
         "lora_alpha": weights.rank,
         "lora_dropout": 0.0,
@@ -186,6 +186,12 @@ def loadable_base_name(entry: ModelEntry, base_name: str | None) -> str:
     """What a command can load the base by, elsewhere; `BASE` where that is not known here."""
     hub = _HUB.fullmatch(entry.name)
     return base_name or (hub["repository"] if hub else "BASE")
+
+
+def base_revision(entry: ModelEntry, base_name: str | None) -> str | None:
+    """The commit or branch that the base was pulled at; None where it is called otherwise where it will run."""
+    hub = _HUB.fullmatch(entry.name)
+    return hub["revision"] if hub and base_name is None else None
 
 
 def public_base_name(entry: ModelEntry) -> str:

@@ -5,6 +5,7 @@ Knows nothing of their contents. No path here contains the user's name.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 FileContent = bytes | Callable[[Path], None]
 EXPORT_RUN_KIND = "user export"  # the kind of its run
+_REFUSED_BESIDE = (errno.EACCES, errno.EBUSY, errno.EROFS, errno.EXDEV)  # for a mount, or a parent that is not ours
 
 
 def resolve_export_folder(
@@ -97,7 +99,9 @@ def write_folder(
                 os.replace(draft, target)
             return size
     except OSError as error:
-        raise BadInput(f"{what} cannot be written to {target}: {system_reason(error)}") from error
+        beside = target.is_dir() and os.access(target, os.W_OK) and error.errno in _REFUSED_BESIDE
+        hint = "Name a new folder in it with --to." if beside else None
+        raise BadInput(f"{what} cannot be written to {target}: {system_reason(error)}", hint=hint) from error
 
 
 def read_list(path: Path) -> dict[str, list[str]]:

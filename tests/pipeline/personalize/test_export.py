@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +161,20 @@ def test_a_failed_write_leaves_nothing(world: World, tmp_path: Path, monkeypatch
     assert list(place.iterdir()) == []
 
 
+def test_a_place_that_no_folder_can_be_moved_to_has_a_hint(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+
+    def busy(*_: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr("mta_cli.pipeline.users.exported_folders.os.replace", busy)
+    with pytest.raises(BadInput, match="resource busy") as refused:
+        list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "out"))
+    assert "a new folder in it" in str(refused.value.hint)
+
+
 def test_nothing_personal_is_nothing_to_export(world: World, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no fusion"):
         list(export_user(world.reg, world.entry, world.carol, world.task, tmp_path / "a"))
@@ -182,6 +197,10 @@ def test_a_hub_model_is_named_as_on_the_hub(world: World, tmp_path: Path) -> Non
     list(export_user(world.reg, hub, world.alice, world.task, tmp_path / "a"))
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/model", "main")
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert 'from_pretrained("org/model", revision="main")' in card and "vllm serve org/model --revision main -" in card
+    list(export_user(world.reg, hub, world.alice, world.task, tmp_path / "b", ExportOptions(base_name="mine")))
+    assert "revision" not in (tmp_path / "b" / "README.md").read_text()
 
 
 def test_a_smaller_rank_is_the_nearest_and_says_what_is_lost(world: World, tmp_path: Path) -> None:

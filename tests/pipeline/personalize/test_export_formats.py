@@ -18,7 +18,9 @@ from tokenizers.processors import TemplateProcessing
 
 from mta_cli.engine.lora.adapter import AdapterMerger, LoraWeights, merge_into_base
 from mta_cli.engine.model.gguf_writer import gguf_family, pair_rows, require_whole_gguf, write_lora_gguf
-from mta_cli.engine.model.load import load_base
+from mta_cli.engine.model.load import load_base, load_tokenizer
+from mta_cli.engine.text.prompts import PromptBuilder
+from mta_cli.engine.text.tasks import Task
 from mta_cli.errors import BadInput
 from mta_cli.events import JobResult, Note
 from mta_cli.pipeline.data.tasks import find_task
@@ -57,6 +59,14 @@ def exact(world: World, user: str = "alice") -> LoraWeights:
     )
     assert weights is not None
     return weights
+
+
+def prompter(world: World, task: Task, *, has_template: bool = True) -> PromptBuilder:
+    """The task's prompts for the base."""
+    tokenizer = load_tokenizer(world.entry.path)
+    if not has_template:
+        tokenizer.chat_template = None
+    return PromptBuilder(tokenizer, task, [tokenizer.eos_token_id])
 
 
 def test_a_merged_folder_is_a_model_that_gives_our_logits(world: World, tmp_path: Path) -> None:
@@ -142,15 +152,27 @@ def test_a_modelfile_asks_as_the_task_does(world: World, tmp_path: Path) -> None
 @pytest.mark.parametrize("around", [("Say {", "}"), ("Say {{", "}}"), ('"""', '"""')])
 def test_a_modelfile_tells_a_prompts_braces_from_its_own(world: World, around: tuple[str, str]) -> None:
     """In `{{{ .Content }}` the first two would open an action of the template."""
-    from mta_cli.engine.model.load import load_tokenizer
-    from mta_cli.engine.text.prompts import PromptBuilder
-
-    tokenizer, (before, after) = load_tokenizer(world.entry.path), around
+    before, after = around
     task = replace(find_task(world.reg, world.task), prompt=f"{before}{{input}}{after}")
     card = ExportCard("gguf", "tiny", "tiny", "sha256:tiny", 1, task)
-    text = card.modelfile(PromptBuilder(tokenizer, task, [tokenizer.eos_token_id])).decode()
+    text = card.modelfile(prompter(world, task)).decode()
     assert text.count('"""') == 2 and "{{{" not in text
     assert f"{{{{ {json.dumps(before)} }}}}{{{{ .Content }}}}" in text
+
+
+def test_a_modelfile_fills_every_place_of_the_question(world: World) -> None:
+    task = replace(find_task(world.reg, world.task), prompt="Read {input}\nAgain: {input}\nAnswer:")
+    text = ExportCard("gguf", "tiny", "tiny", "sha256:tiny", 1, task).modelfile(prompter(world, task)).decode()
+    assert "Read {{ .Content }}\nAgain: {{ .Content }}\nAnswer:" in text and "{input}" not in text
+
+
+def test_a_base_without_template_is_asked_with_the_plain_text(world: World) -> None:
+    task = replace(find_task(world.reg, world.task), prompt="Note: {input}\nMine:")
+    asks = prompter(world, task, has_template=False)
+    card = ExportCard("peft", "tiny", "tiny", "sha256:tiny", 1, task).readme(asks).decode()
+    text = "Note: x\nMine:\n"
+    assert asks.tokenizer.decode(asks.prompt_ids("x")) == text
+    assert json.dumps(text).replace("x", "{input}") in card and "chat template" not in card
 
 
 def test_another_form_takes_the_place_of_the_one_before(world: World, tmp_path: Path) -> None:
