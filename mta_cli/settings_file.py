@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
+from mta_cli.errors import BadInput
 from mta_cli.settings import read_file_values
 from store.files import atomic_write
 
@@ -13,7 +15,7 @@ def write_setting(path: Path, key: str, value: Any) -> bool:
     """Give `key` a value in the file at `path`, which is made where it is missing; None takes it out.
 
     Returns whether the file was changed. A key in it that is no setting stays, and can be taken out. Raises BadInput
-    for a file that cannot be read.
+    for a file that cannot be read, or whose section is none.
     """
     import tomlkit
 
@@ -22,7 +24,13 @@ def write_setting(path: Path, key: str, value: Any) -> bool:
     document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
     section, _, name = key.partition(".")
     if value is not None:
-        document.setdefault(section, tomlkit.table())[name] = value
+        table = document.setdefault(section, tomlkit.table())
+        if not isinstance(table, MutableMapping):
+            raise BadInput(
+                f"in the settings file {path} {section} is no section",
+                hint=f"mta config unset {section}, or with --in-store, takes it out",
+            )
+        table[name] = value
     elif key in document:  # it stands in no section
         del document[key]
     else:

@@ -98,6 +98,15 @@ def test_a_damaged_file_is_not_written(own_file: Path) -> None:
     assert ran.code == 4 and str(own_file) in ran.err and own_file.read_text() == "[bank\nrank = 4"
 
 
+@pytest.mark.parametrize("content", ["bank = 4\n", "[[bank]]\nrank = 4\n"])
+def test_a_section_that_is_none_is_named_and_can_be_taken_out(own_file: Path, content: str) -> None:
+    own_file.write_text(content)
+    ran = mta("config", "set", "bank.rank", "8")
+    assert ran.code == 4 and "bank is no section" in ran.err and own_file.read_text() == content
+    mta_ok("config", "unset", "bank")
+    mta_ok("config", "set", "bank.rank", "8")
+
+
 def test_a_link_to_the_file_stays_a_link(own_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = tmp_path / "link.toml"
     link.symlink_to(own_file)
