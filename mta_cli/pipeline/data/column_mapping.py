@@ -21,8 +21,9 @@ FILE_COLUMN = "file"
 class ColumnMapping:
     """The column, or the template with `{column}`, of each part of a record.
 
-    None takes the column of that part's own name; an empty `time` or `id` takes none. Names of columns are compared
-    exactly, else without case. Without any mapping a column `task` names each row's task.
+    None takes the column of that part's own name; an empty `time` or `id` takes none, and a column that names the user
+    is no id. Names of columns are compared exactly, else without case. Without any mapping a column `task` names each
+    row's task.
     """
 
     user: str | None = None
@@ -45,6 +46,15 @@ class ColumnMapping:
     def _given(self) -> dict[str, str | None]:
         return {part.name: getattr(self, part.name) for part in fields(self)}
 
+    @cached_property
+    def _unmapped(self) -> frozenset[str]:
+        """The parts that are read from the column of their own name."""
+        named = self.templates["user"].columns if "user" in self.templates else ()
+        names_user = any(column.casefold() == "id" for column in named)
+        return frozenset(
+            part for part, given in self._given.items() if given is None and not (part == "id" and names_user)
+        )
+
     def merged_over(self, other: ColumnMapping) -> ColumnMapping:
         """This mapping, with the other's parts where this one has none."""
         return replace(other, **{name: text for name, text in self._given.items() if text is not None})
@@ -62,10 +72,10 @@ class ColumnMapping:
     def read(self, row: Mapping[str, Any], file: str) -> dict[str, Any]:
         """The parts of a row's record: mapped ones as text, the others as they stand there, where they do."""
         values: dict[str, Any] = {}
-        for part, given in self._given.items():
+        for part in self._given:
             if part in self.templates:
                 values[part] = self.templates[part].fill(lambda column: _cell(row, column, file))
-            elif given is None and (column := find_column(part, row)) is not None:
+            elif part in self._unmapped and (column := find_column(part, row)) is not None:
                 values[part] = row[column]
         if self.is_default and (column := find_column("task", row)) is not None:
             values["task"] = row[column]
@@ -75,7 +85,7 @@ class ColumnMapping:
     def read_columns(self) -> frozenset[str]:
         """The columns that are read, in folded case."""
         named = {column for template in self.templates.values() for column in template.columns}
-        named |= {name for name, given in self._given.items() if given is None}
+        named |= self._unmapped
         return frozenset(name.casefold() for name in named | ({"task"} if self.is_default else set()))
 
     def flags(self) -> list[str]:

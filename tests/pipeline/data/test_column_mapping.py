@@ -37,6 +37,15 @@ def test_an_empty_time_or_id_is_not_read() -> None:
     assert ColumnMapping(time="", id="").read({"time": "20:15", "id": "1"}, "f") == {}
 
 
+def test_a_column_that_names_the_user_is_no_id() -> None:
+    assert ColumnMapping(user="id", input="q", output="a").read({"ID": "p1", "q": "i", "a": "o"}, "f") == {
+        "user": "p1",
+        "input": "i",
+        "output": "o",
+    }
+    assert ColumnMapping(user="who").read({"ID": "p1", "who": "ann"}, "f") == {"user": "ann", "id": "p1"}
+
+
 def test_what_is_missing() -> None:
     assert ColumnMapping().missing_parts(COLUMNS) == ["user", "input", "output"]
     assert ColumnMapping(input="film").missing_parts(("USER", "film", "output")) == []
