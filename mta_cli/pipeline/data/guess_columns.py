@@ -86,6 +86,7 @@ MAX_LABEL_CHARACTERS = 40
 MAX_SCORES = 21
 """Most scores of a scale: 0 to 20, or 0 to 10 in halves."""
 _INPUT_COLUMNS = 4
+_FEW = 0.05  # share of the outputs that may stand for a missing score
 _MOST = 0.9  # share of a column's cells that are dates, or numbers, where the column is taken for such
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
@@ -167,8 +168,8 @@ def guess_columns(rows: Sequence[Mapping[str, Any]], *, given: Collection[str] =
     """Which column is the user, the output and the time, and which make the input, by names and by content.
 
     The time is a dated column; the output a column with a telling name, else one of few different values, else the last
-    text; the user one that repeats, with a telling name or short text; the input is all other text, at most four
-    columns. The parts in `given` are known, and their columns are not in the rows.
+    text; the user one that repeats, with a telling name or short text; the input is all other text but an `id`, at most
+    four columns. The parts in `given` are known, and their columns are not in the rows.
     """
     names = dict.fromkeys(name for row in rows for name in row)
     columns = [_Column(name, [cell_text(row.get(name)).strip() for row in rows]) for name in names]
@@ -208,7 +209,7 @@ def guess_columns(rows: Sequence[Mapping[str, Any]], *, given: Collection[str] =
         left.reverse()
     mapping = ColumnMapping(
         user.name if user else None,
-        _guess_input(left),
+        _guess_input([column for column in left if column.name.casefold() != "id"] or left),
         output.name if output else None,
         time.name if time else None,
     )
@@ -226,19 +227,48 @@ def _guess_input(columns: Sequence[_Column]) -> str | None:
 
 
 def guess_kind(outputs: Sequence[str]) -> OutputGuess:
-    """Scores where nearly all outputs are numbers, labels where few short ones come again, else texts."""
+    """Scores where nearly all outputs are numbers, labels where few short ones come again, else texts.
+
+    The scale of scores leaves out a few numbers that stand for a missing one, such as 99 or -9.
+    """
     counts = Counter(text for output in outputs if (text := output.strip()))
     if len(counts) < 2:
         return OutputGuess("text")
     numbers = {text: number for text in counts if (number := parse_number(text)) is not None}
     if sum(counts[text] for text in numbers) >= _MOST * counts.total():
-        scale, step = _guess_scale(sorted(set(numbers.values())))
+        often = Counter[float]()
+        for text, number in numbers.items():
+            often[number] += counts[text]
+        scale, step = _guess_scale(_without_missing(often))
         if scale:
             return OutputGuess("score", scale, step)
     few = len(counts) <= min(MAX_LABELS, max(counts.total() / 3, 2))
     if few and all(len(text) <= MAX_LABEL_CHARACTERS and "\n" not in text for text in counts):
         return OutputGuess("label", tuple(sorted(counts, key=str.casefold)))
     return OutputGuess("text")
+
+
+def _without_missing(often: Counter[float]) -> list[float]:
+    """The different scores in order, without those that stand for a missing one; `often` says how often each comes.
+
+    These are at most `_FEW` of all: whole negative ones where no other score is negative, if there is one such value or
+    a gap above them; and those that lie above the others by more than twice the others' range, if the scale has finer
+    steps without them.
+    """
+    scores, few = sorted(often), _FEW * often.total()
+    below = [score for score in scores if score < 0]
+    if 0 < len(below) <= len(scores) - 3 and not any(score % 1 for score in below):
+        many = sum(often[score] for score in below)
+        if many <= few and (len(below) == 1 or scores[len(below)] - below[-1] > 1):
+            scores, few = scores[len(below) :], few - many
+    for end in range(len(scores) - 1, 2, -1):
+        few -= often[scores[end]]
+        if few < 0:
+            break
+        is_apart = scores[end] - scores[end - 1] > 2 * (scores[end - 1] - scores[0])
+        if is_apart and 0 < _guess_scale(scores[:end])[1] < _guess_scale(scores)[1]:
+            scores = scores[:end]
+    return scores
 
 
 def _guess_scale(scores: Sequence[float]) -> tuple[tuple[str, ...], float]:

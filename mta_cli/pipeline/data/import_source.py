@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,8 @@ class ImportSource:
     `also_me` are further names of `user`: addresses in mail.
     `guessed_time`: the column of the time in `columns` is a guess.
     Of each user `hold_out` items become queries; `seed` draws them where times are unknown. With `skip_faulty` records
-    with a fault are left out; with `round_to` a table's outputs are numbers, which become multiples of it.
+    with a fault are left out; with `round_to` a table's outputs are numbers, which become multiples of it, and those
+    below or above `scale` are left out.
     """
 
     format: str | None
@@ -38,6 +40,7 @@ class ImportSource:
     also_me: tuple[str, ...] = ()
     skip_faulty: bool = False
     round_to: float = 0.0
+    scale: tuple[float, float] = (-math.inf, math.inf)
     guessed_time: bool = False
 
     @property

@@ -166,8 +166,9 @@ def _parse_table(
         rows = checked_rows(rows, path.name, lambda sample: preset.require_columns(sample.columns, path.name))
         rows = preset.read(rows, preset.read_details(path, findings), findings)
     rows = checked_rows(rows, path.name, lambda sample: sample.require_columns(source))
-    mapping, step, untimed = source.mapping, source.round_to, source.keeps_untimed
-    yield from parse_rows(rows, source.default_task, findings, intake.staged, source.user, mapping, step, untimed)
+    task, mapping, untimed = source.default_task, source.mapping, source.keeps_untimed
+    step, scale = source.round_to, source.scale
+    yield from parse_rows(rows, task, findings, intake.staged, source.user, mapping, step, untimed, scale)
     if preset is not None:  # an export's other columns are no mistake of the user's
         findings.ignored_fields.clear()
 

@@ -174,20 +174,34 @@ def _read_file(
         name = f"my-{name}"
     source = replace(source, task=name)
     there = _find_existing(reg, complete)
-    summary = yield from summarise_file(reg, source, there or undrafted_task(name))
-    if max(summary.counts.values(), default=0) <= KEPT_ITEMS:
-        raise BadInput(
-            f"no user of {source.name} has more than {KEPT_ITEMS} items, so none can be held out",
-            hint="personal models need histories: eight items a user or more",
-        )
+    summary = yield from _summarise(reg, source, there or undrafted_task(name))
+    if there is not None:
+        task, step = there, _step_of(there, summary)
+    else:
+        task, step = draft_task(name, source, summary)
+        _require_no_other(reg, task)
+    if step and complete.plan_lines:
+        numbers = [float(label) for label in task.labels]
+        source = replace(source, round_to=step, scale=(min(numbers), max(numbers)))
+        if _has_off_scale(task, summary):
+            written, summary = set(summary.outputs), (yield from _summarise(reg, source, task))
+            if not written.issuperset(summary.outputs):
+                yield Note(f"outputs are rounded to steps of {step:g} from {task.labels[0]} to {task.labels[-1]}")
     if source.hold_out == 0:
         source = replace(source, hold_out=_stored_hold_out(reg, name, summary) or choose_hold_out(summary))
-    if there is not None:
-        step = _step_of(there, summary) if complete.plan_lines else 0.0
-        return replace(source, round_to=step), summary, there
-    task, step = draft_task(name, source, summary)
-    _require_no_other(reg, task)
-    return replace(source, round_to=step), summary, task
+    return source, summary, task
+
+
+def _summarise(reg: Registry, source: ImportSource, task: Task) -> Generator[Event, None, FileSummary]:
+    """What the source holds. Raises BadInput where nobody has items enough, else as reading the file does."""
+    summary = yield from summarise_file(reg, source, task)
+    if max(summary.counts.values(), default=0) <= KEPT_ITEMS:
+        scale = f" with a score from {source.scale[0]:g} to {source.scale[1]:g}" if source.round_to else ""
+        raise BadInput(
+            f"no user of {source.name} has more than {KEPT_ITEMS} items{scale}, so none can be held out",
+            hint="personal models need histories: eight items a user or more",
+        )
+    return summary
 
 
 def choose_hold_out(summary: FileSummary) -> int:
@@ -254,8 +268,11 @@ def _step_of(task: Task, summary: FileSummary) -> float:
     numbers = [number for label in task.labels if (number := parse_number(label)) is not None]
     if task.kind != "score" or len(numbers) != len(task.labels) or len(numbers) < 2:
         return 0.0
-    off = any(find_label(text, task.labels) is None for text in summary.outputs)
-    return numbers[1] - numbers[0] if off else 0.0
+    return numbers[1] - numbers[0] if _has_off_scale(task, summary) else 0.0
+
+
+def _has_off_scale(task: Task, summary: FileSummary) -> bool:
+    return any(find_label(text, task.labels) is None for text in summary.outputs)
 
 
 def _require_consent(source: ImportSource, summary: FileSummary, can_anchor: bool | None) -> None:
@@ -553,9 +570,9 @@ def _next_commands(reg: Registry, task: Task, user: User, base: str, evaluation:
     """What to do with these models, on this `base` (a fingerprint)."""
     name, question = shlex.quote(user.name), reg.items.queries(user.id, task.name, 1)[0].input
     short = textwrap.shorten(question, 36, placeholder="") or question[:36]
-    on = f"--task {task.name}{base_flag(reg, base)}"
+    on, ends = f"--task {task.name}{base_flag(reg, base)}", "-- " if short.startswith("-") else ""
     return [
-        f"mta ask --user {name} {on} {shlex.quote(short)}",
+        f"mta ask --user {name} {on} {ends}{shlex.quote(short)}",
         f"mta chat --user {name} {on}",
         f"mta eval show {evaluation}",
         *([] if alone else [f"mta eval run {on}"]),

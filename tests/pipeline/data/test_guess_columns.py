@@ -41,6 +41,10 @@ CASES = {
         rows(userId=lambda n: n % 4, movieId=lambda n: 100 + n, rating=lambda n: n % 9 / 2, timestamp=lambda n: 10**9),
         ColumnMapping("userId", "movieId", "rating", "timestamp"),
     ),
+    "an id is no input": (
+        rows(Id=lambda n: f"r{n:03}", user=person, review=lambda n: text(n, 9), rating=lambda n: n % 5 + 1),
+        ColumnMapping("user", "review", "rating"),
+    ),
     "questions and answers": (
         rows(
             created_at=lambda n: f"2026-01-{n + 1:02}",
@@ -106,6 +110,15 @@ def test_nothing_can_be_guessed_from_nothing() -> None:
         ([f"{n}" for n in range(101)] + ["n/a"], "score", tuple(str(n) for n in range(0, 101, 5))),
         (["0.12", "0.5", "0.93", "1", "0"], "score", tuple(f"{n / 20:g}" for n in range(21))),
         (["3.6666666666666665", "1.3333333333333333", "2"], "score", tuple(f"{n / 5:g}" for n in range(7, 19))),
+        (["1", "2", "3", "5"] * 15 + ["99", "999", "-9"], "score", ("1", "2", "3", "4", "5")),
+        (["0", "1", "2", "3"] * 10 + ["-1"], "score", ("0", "1", "2", "3")),
+        (["0", "1", "2"] * 19 + ["-9", "-8", "98"], "score", ("0", "1", "2")),
+        (["8", "9", "10"] * 20 + ["1"], "score", tuple(map(str, range(1, 11)))),
+        (["0", "1", "2", "3"] * 20 + ["-1", "-2"], "score", tuple(map(str, range(-2, 4)))),
+        (["0", "0.5", "1"] * 20 + ["-0.5"], "score", ("-0.5", "0", "0.5", "1")),
+        ([f"{n}" for n in range(80, 101)] * 2 + ["20"], "score", tuple(str(n) for n in range(20, 101, 5))),
+        ([f"{n}" for n in range(101)] + ["999"] * 3, "score", tuple(str(n) for n in range(0, 101, 5))),
+        (["1", "2", "3"] * 10 + ["99"] * 3, "score", tuple(str(n) for n in range(0, 101, 5))),
         (["0", "0.0", "1"] * 4, "label", ("0", "0.0", "1")),
         ([f"{n}" for n in range(80, 101)], "score", tuple(str(n) for n in range(80, 101))),
         ([f"{n}000" for n in range(1000)], "score", tuple(f"{n}0000" if n else "0" for n in range(0, 101, 5))),

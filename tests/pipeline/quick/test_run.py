@@ -339,17 +339,24 @@ def test_chats_and_mail_are_texts_of_one_user_who_says_so(reg: Registry, fast: N
 
 def test_dirty_tables_are_read_and_what_is_left_out_is_counted(reg: Registry, fast: None, tmp_path: Path) -> None:
     path = tmp_path / "drams.csv"
-    lines = [f"u{n % 6},dram {n},{40 + n % 60}" for n in range(60)]
-    path.write_text("\n".join(["reviewer,dram,rating", *lines, "-dash-,dram 1,50", "u1,dram 9,n/a"]) + "\n")
-    result, seen = finish(run_quick(reg, request(path)))
+    lines = [f"u{n % 6},- dram {n},{40 + n % 60}" for n in range(60)]
+    path.write_text("\n".join(["reviewer,dram,rating", "u0,x,n/a", "u1,y,999", *lines, "-dash-,dram 1,50"]) + "\n")
+    result, seen = finish(run_quick(reg, request(path, hold_out=3)))
     said = "\n".join(notes(seen))
+    assert "left out, rows whose output is off the scale 40 to 100: 1" in said
+    assert "outputs are rounded to steps of 5 from 40 to 100" in said
     assert "left out, rows whose output is no number: 1" in said and "left out, records with a fault: 1" in said
     assert "'-dash-'" in said and result["users"] == 6 and result["items"] + result["queries"] == 60
+    assert " -- '- dram" in result["next"][0], "a question that is no option"
     labels = find_task(reg, "drams").labels
     assert labels[0] == "40" and labels[-1] == "100" and len(labels) <= 21
     assert all(query.gold in labels for query in reg.items.queries(reg.users.get("u1").id, "drams"))
-    again, _ = finish(run_quick(reg, request(path, task="drams")))
+    again, _ = finish(run_quick(reg, request(path, task="drams", hold_out=3)))
     assert (again["items"], again["queries"]) == (result["items"], result["queries"]), "the same items, not new ones"
+    _, seen = finish(run_quick(reg, request(path, hold_out=0), dry_run=True))
+    assert held_out(seen) == ("3 items of each user, as they are stored", "by the store")
+    prompts = "\n".join(note for note in notes(seen) if note.startswith("A finished prompt"))
+    assert "u0, who answered '80'" in prompts and "n/a" not in prompts, "not 82, as the file says"
 
 
 def test_users_without_enough_items_are_refused_before_anything_is_stored(reg: Registry, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ RawRow = tuple[SourceLocation, Mapping[str, Any]]
 DEFAULT_COLUMNS = ColumnMapping()
 CONTENT_PREFIX = "content-"
 NO_NUMBER = "rows whose output is no number"
+_LABEL_ERROR = 1e-6  # of a label, which has six decimals
 
 
 def parse_rows(
@@ -31,12 +32,14 @@ def parse_rows(
     columns: ColumnMapping = DEFAULT_COLUMNS,
     round_to: float = 0.0,
     keep_untimed: bool = False,
+    scale: tuple[float, float] = (-math.inf, math.inf),
 ) -> Iterator[Record]:
     """History items of the rows, staged. `task` is for rows that name none; `user`, when given, is that of the file.
 
     With mapped columns, or `round_to`, a row that leaves a needed part empty is left out and counted. With `round_to`
-    outputs are numbers and become multiples of it, and one that is a multiple keeps its text; a row with another output
-    is left out and counted. With `keep_untimed` a row whose time cannot be read is kept without it, and counted.
+    outputs are numbers and become multiples of it, and one that is a multiple keeps its text; a row whose output is
+    none, or lies off `scale`, is left out and counted. With `keep_untimed` a row whose time cannot be read is kept
+    without it, and counted.
     """
     ids = SeenIds(findings, staged)
     needed = NEEDED if user is None else NEEDED[1:]
@@ -58,7 +61,11 @@ def parse_rows(
             if number is None:
                 findings.skip_counts[NO_NUMBER] += 1
                 continue
-            if not math.isclose(rounded := round_number(number, round_to), number, abs_tol=1e-9):
+            rounded = round_number(number, round_to)
+            if not scale[0] - _LABEL_ERROR <= rounded <= scale[1] + _LABEL_ERROR:
+                findings.skip_counts[f"rows whose output is off the scale {scale[0]:g} to {scale[1]:g}"] += 1
+                continue
+            if not math.isclose(rounded, number, abs_tol=1e-9):
                 answer = format_number(rounded)  # others stay as they are written, as without rounding
         time = fields.read_time("time", may_fail=keep_untimed)
         key = fields.read_id() if fields.has_value("id") else ""

@@ -190,6 +190,15 @@ def test_with_rounding_outputs_are_multiples_and_no_numbers_are_left_out() -> No
     assert not findings.fault_count
 
 
+def test_outputs_off_the_scale_are_left_out() -> None:
+    findings = ParseFindings()
+    content = b"user,input,output\nann,a,5.2\nann,b,99\nann,c,-1\nann,d,0.6\n"
+    rows = csv_rows(numbered(content), "f", findings)
+    found = list(parse_rows(rows, "free", findings, staged(), round_to=1, scale=(1, 5)))
+    assert [record.item.output for record in found] == ["5", "1"]
+    assert findings.skip_counts == {"rows whose output is off the scale 1 to 5": 2}
+
+
 def test_a_row_that_is_left_out_brings_no_user() -> None:
     findings = ParseFindings(skip_faulty=True)
     content = b"user,input,output,time\nann,a,1,\nbob,b,n/a,\ncy,c,3,soon\ndee,,4,\n"
