@@ -179,6 +179,11 @@ class MtaApp(App[None]):
         """Show what went wrong in a dialog."""
         self.push_screen(ErrorDialog(error))
 
+    def tell_failed_job(self, job: Job) -> None:
+        """Say that a job failed, on screens that do not show it."""
+        if job.state == "failed" and self.current_mode not in ("home", "jobs"):
+            self.notify(f"{job.kind} {job.title}: failed; 4 shows why", severity="error", markup=False)
+
     async def confirm(self, question: str) -> bool:
         """Whether the answer is yes; await it in a worker."""
         answer: bool = await self.push_screen_wait(ConfirmDialog(question))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +22,7 @@ from mta_cli.tui.app import MtaApp
 from mta_cli.tui.command_palette import CommandProvider
 from mta_cli.tui.dialogs.basic import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
 from mta_cli.tui.dialogs.form import Form, FormDialog, FormField
+from mta_cli.tui.dialogs.job_forms import queue_job_from_form
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
 from mta_cli.tui.workers.job_queue import Job, JobUpdated
 from store.registry import Registry
@@ -132,6 +134,45 @@ def test_a_reading_that_fails_is_told_and_the_window_stays(empty_store: Path, mo
             await pilot.press("3")
             await settled(app, pilot)
             assert "there is no such bank" in screen_text(app)
+            await pilot.press("enter")
+            await settled(app, pilot)
+            assert isinstance(app.screen, Cell)
+            app.select_user("ida")
+            await settled(app, pilot)
+            assert isinstance(app.screen, ErrorDialog)
+
+    run(drive())
+
+
+def test_a_failed_job_is_told_on_screens_that_do_not_show_it(
+    empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def submit(form: Form) -> dict[str, str]:
+        return {field.name: field.initial_value for field in form.fields}
+
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            told = notices(app)
+            monkeypatch.setattr(app, "show_form", submit)
+            for screen in ("users", "jobs"):
+                app.show_screen(screen)
+                job = await queue_job_from_form(app, "data import", path="gone.csv")
+                assert job is not None
+                await until(pilot, partial(lambda job: job.finished, job))
+                assert told == ["data import gone.csv: failed; 4 shows why"]
+
+    run(drive())
+
+
+def test_a_long_question_scrolls_above_its_answers(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            app.push_screen(ConfirmDialog("\n".join(f"line {n}" for n in range(40))))
+            await settled(app, pilot)
+            assert "line 0" in screen_text(app) and "Yes" in screen_text(app)
+            await pilot.press(*["pagedown"] * 4)
+            await settled(app, pilot)
+            assert "line 39" in screen_text(app) and "Yes" in screen_text(app)
 
     run(drive())
 
@@ -167,6 +208,9 @@ def test_a_chosen_user_is_told_to_the_screen_and_shown_above_it(empty_store: Pat
             await settled(app, pilot)
             assert heard.count("reload users") == 2
             assert "● ida[2J" in screen_text(app).splitlines()[0]
+            app.select_user("anna.smith@example.com")
+            await settled(app, pilot)
+            assert "● anna.smith@" in screen_text(app).splitlines()[0]
 
     run(drive())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -15,8 +15,28 @@ from mta_cli.errors import BadInput, MtaError
 from mta_cli.printable import clean_text
 from mta_cli.tui.text import block_text, format_hint, line_text
 
+Answer = TypeVar("Answer")
 
-class ConfirmDialog(ModalScreen[bool]):
+
+class ScrollingDialog(ModalScreen[Answer]):
+    """A dialog whose buttons have the focus, while keys scroll its `.long` text."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(key, f"scroll_text('{action}')", "Scroll", show=False, tooltip="Scroll the text")
+        for key, action in (
+            ("up", "scroll_up"),
+            ("down", "scroll_down"),
+            ("pageup", "page_up"),
+            ("pagedown", "page_down"),
+        )
+    ]
+
+    async def action_scroll_text(self, action: str) -> None:
+        """Scroll what is longer than its room."""
+        await self.query_one(".long").run_action(action)
+
+
+class ConfirmDialog(ScrollingDialog[bool]):
     """A question with two answers; no is the one that is focused."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -31,7 +51,8 @@ class ConfirmDialog(ModalScreen[bool]):
     def compose(self) -> ComposeResult:
         """The question and both answers."""
         with Vertical(classes="dialog"):
-            yield Static(block_text(self._question))
+            with VerticalScroll(classes="long", can_focus=False):
+                yield Static(block_text(self._question))
             with Horizontal(classes="buttons"):
                 yield Button("No", id="no")
                 yield Button("Yes", id="yes", variant="warning")

@@ -17,13 +17,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.events import DescendantFocus
-from textual.screen import ModalScreen
 from textual.widget import Widget
 from textual.widgets import Button, Collapsible, Input, Select, Static
 
 from mta_cli.errors import BadInput, MtaError
 from mta_cli.events import JobPlan
 from mta_cli.printable import clean_line, clean_text
+from mta_cli.tui.dialogs.basic import ScrollingDialog
 from mta_cli.tui.text import block_text, format_hint, line_text
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class FieldRow(Vertical):
         return Select(options, prompt=field.default_text, value=value, compact=True, classes="editor")
 
 
-class FormDialog(ModalScreen[FormValues | None]):
+class FormDialog(ScrollingDialog[FormValues | None]):
     """A form over a screen: the fields, then the plan if it has one. Gives the values, or None when it was left."""
 
     CSS_PATH = "form.tcss"
@@ -190,7 +190,7 @@ class FormDialog(ModalScreen[FormValues | None]):
                 if folded := [field for field in self.form.fields if field.advanced]:
                     with Collapsible(title="More options"):
                         yield from map(FieldRow, folded)
-            with VerticalScroll(id="plan", can_focus=False):
+            with VerticalScroll(id="plan", classes="long", can_focus=False):
                 yield Static(id="plan-lines")
             yield Static(id="hint")
             yield Static(id="faults")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual import events, work
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.screen import Screen
 from textual.widget import Widget
@@ -38,6 +40,11 @@ def screen_class(name: str) -> type[BaseScreen]:
     """The class of a screen; its module is imported now."""
     found: type[BaseScreen] = resolve_name(f"mta_cli.tui.screens.{name}:{SCREEN_TITLES[name]}Screen")
     return found
+
+
+def action_names(bindings: Sequence[BindingType]) -> frozenset[str]:
+    """The names of the actions that keys have."""
+    return frozenset(one.action.partition("(")[0] for one in bindings if isinstance(one, Binding))
 
 
 class ScreenTab(Static):
@@ -80,6 +87,7 @@ class BaseScreen(Screen[None]):
     SCREEN_NAME: ClassVar[str] = ""
     HELP: ClassVar[str] = ""
     _reload_again = False
+    _error_told = False  # by a dialog over the screen
 
     @property
     def mta_app(self) -> MtaApp:
@@ -109,6 +117,8 @@ class BaseScreen(Screen[None]):
             self._reload_again = True
         elif self.is_current:
             self._reload_in_worker()
+        else:
+            self._error_told = False
 
     @work(group="reload", exclusive=True, exit_on_error=False)
     async def _reload_in_worker(self) -> None:
@@ -120,7 +130,12 @@ class BaseScreen(Screen[None]):
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         """Show the error of a worker with `exit_on_error=False` in a dialog; it ends nothing else."""
         if event.state is WorkerState.ERROR and event.worker.error is not None:
-            self.mta_app.show_error(event.worker.error)
+            self.show_own_error(event.worker.error)
+
+    def show_own_error(self, error: BaseException) -> None:
+        """Show an error in a dialog. Closing it does not read again, which would only show the same one."""
+        self._error_told = self._error_told or self.is_current
+        self.mta_app.show_error(error)
 
     @work(group="stays", exit_on_error=False)
     async def open_job_form(self, kind: str) -> None:
@@ -146,5 +161,9 @@ class BaseScreen(Screen[None]):
         self.query_one(Footer).show_command_palette = event.size.width >= MIN_PALETTE_WIDTH
 
     def on_screen_resume(self, event: events.ScreenResume) -> None:
-        """The screen is shown again."""
-        self.reload_if_current()
+        """The screen is shown again: read, unless only an error was shown over it."""
+        if self._error_told:
+            self._error_told = False
+            self.update_tab_bar()
+        else:
+            self.reload_if_current()

@@ -17,7 +17,7 @@ from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, JobStarted, Note, TextChunk
 from mta_cli.formatting import format_rate
 from mta_cli.printable import clean_text
-from mta_cli.tui.screens.base import BaseScreen
+from mta_cli.tui.screens.base import BaseScreen, action_names
 from mta_cli.tui.text import block_text, ending_words, line_text
 from mta_cli.tui.widgets.answer_reasons import ReasonsPane
 from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown
@@ -92,6 +92,7 @@ class ChatScreen(BaseScreen):
         Binding("d", "remove", "Remove", id="chat.remove", show=False, tooltip="Remove the conversation; asks"),
         Binding("escape", "stop", "Stop", id="chat.stop", tooltip="Stop the answer; else leave the prompt"),
     ]
+    USER_ACTIONS = action_names(BINDINGS)
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,6 +129,10 @@ class ChatScreen(BaseScreen):
         """The request of this screen."""
         return ActiveRequest(self.mta_app.model_worker)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Without a user one can only go on with a conversation."""
+        return self._user is not None or action not in self.USER_ACTIONS
+
     async def reload(self) -> None:
         """Read the selected user's tasks and conversations."""
         name = self.mta_app.selected_user
@@ -137,6 +142,7 @@ class ChatScreen(BaseScreen):
         self.set_class(name is None, "-no-user")
         if name != self._user:
             self._user, self._mode = name, None
+            self.refresh_bindings()
             self._prompt_task = likely_task(tuple(tasks or ()), self.mta_app.selected_task)
             await self._reset_chat()
             self.query_one("#search", Input).value = ""

@@ -19,7 +19,7 @@ from mta_cli.events import Event, JobResult, JobStarted, Note, TextChunk
 from mta_cli.formatting import pluralise
 from mta_cli.printable import clean_line, clean_text
 from mta_cli.tui.dialogs.user_picker import UserPicker
-from mta_cli.tui.screens.base import BaseScreen
+from mta_cli.tui.screens.base import BaseScreen, action_names
 from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets.answers import COLUMN_BINDINGS, AnswerColumn, AnswerColumns, gold_summary
 from mta_cli.tui.widgets.prompt import PromptArea
@@ -115,6 +115,7 @@ class CompareScreen(BaseScreen):
         Binding("escape", "stop", "Stop", id="compare.stop", tooltip="Stop the answers; else leave the prompt"),
         Binding("s", "stop", show=False),  # as in Jobs
     ]
+    USER_ACTIONS = action_names(BINDINGS)
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,6 +147,10 @@ class CompareScreen(BaseScreen):
         """The request of this screen."""
         return ActiveRequest(self.mta_app.model_worker)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Without a user there is nothing to do here."""
+        return self._user is not None or action not in self.USER_ACTIONS
+
     async def reload(self) -> None:
         """Read the selected user's tasks and held-out questions."""
         name = self.mta_app.selected_user
@@ -166,6 +171,7 @@ class CompareScreen(BaseScreen):
     def _reset_for_user(self, name: str | None) -> None:
         self.active_request.discard_request()
         self._user, self._picked_query, self._last_request, self._prompt_task = name, None, None, None
+        self.refresh_bindings()
         self._other_users = [other for other in self._other_users if other != name]
         self._user_queries = UserQueries((), ())
         self.query_one(PromptArea).replace_text("")

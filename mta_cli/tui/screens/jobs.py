@@ -6,6 +6,7 @@ The job queue runs them; the screen shows them and asks. Knows no job's options.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,6 +20,7 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, RichLog, Static
 from textual.widgets.option_list import Option
 
+from mta_cli.errors import MtaError
 from mta_cli.formatting import pluralise
 from mta_cli.options import EvalOptions, MachineOptions
 from mta_cli.pipeline.maintenance import resume
@@ -210,7 +212,7 @@ step. The height is relative: the percentage says how much the loss changed."""
         def make(reg: Registry) -> Iterator[Event]:
             return resume.resume_job(reg, one, machine, defaults)
 
-        job = self.mta_app.job_queue.add_job(one.kind, one.title, make)
+        job = self.mta_app.job_queue.add_job(one.kind, one.title, make, self.mta_app.tell_failed_job)
         self._resumed[_interrupted_job_key(one)] = job
         self._interrupted_jobs = {key: other for key, other in self._interrupted_jobs.items() if other is not one}
         self._show_list(select=_job_option_id(job))
@@ -330,9 +332,12 @@ step. The height is relative: the percentage says how much the loss changed."""
     @work(group="elsewhere", exclusive=True, exit_on_error=False)
     async def _look_elsewhere(self) -> None:
         """Show what other processes began; what they ended has changed the store."""
-        if self.is_current and await self.mta_app.store_reader.read(_read_elsewhere) != self._elsewhere:
-            self.mta_app.store_changes += 1
-            self.reload_if_current()
+        if not self.is_current:
+            return
+        with suppress(MtaError):  # `reload` says it, once
+            if await self.mta_app.store_reader.read(_read_elsewhere) != self._elsewhere:
+                self.mta_app.store_changes += 1
+                self.reload_if_current()
 
     @property
     def _list_width(self) -> int:

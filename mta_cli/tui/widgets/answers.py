@@ -165,6 +165,7 @@ class AnswerColumns(HorizontalScroll):
 
     def clear_columns(self) -> None:
         """Take all columns away."""
+        self._release_focus(*self._columns.values())
         self.selected_key = None
         self._columns.clear()
         self._undrawn_keys.clear()
@@ -185,6 +186,7 @@ class AnswerColumns(HorizontalScroll):
         for key, column in list(self._columns.items()):
             if not column.answer_text:
                 del self._columns[key]
+                self._release_focus(column)
                 column.remove()
         if self.selected_key not in self._columns:
             self.selected_key = None
@@ -257,6 +259,11 @@ class AnswerColumns(HorizontalScroll):
     def on_resize(self) -> None:
         """Columns are as wide as there is room."""
         self._set_column_widths()
+
+    def _release_focus(self, *columns: AnswerColumn) -> None:
+        """Before columns go: else the prompt gets the focus, and takes the screen's keys for words."""
+        if self.screen.focused in columns:
+            self.screen.set_focus(None)
 
     def _set_column_widths(self) -> None:
         """Equal widths; none below the least. Fractions alone would take no notice of it."""

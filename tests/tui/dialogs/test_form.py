@@ -282,6 +282,23 @@ def test_everything_can_be_reached_in_a_small_terminal() -> None:
     driven(bank_form(), act, (60, 20))
 
 
+def test_a_long_plan_scrolls_by_keys() -> None:
+    async def plan(filled: FormValues) -> Sequence[JobPlan]:
+        return [JobPlan("bank", tuple(PlanLine(f"line {n}", "", "") for n in range(60)))]
+
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        await pilot.press(*"x", "enter")
+        await wait_for_plan(pilot, window)
+        shown = window.screen.query_one("#plan")
+        for key in ("down", "pagedown", "pageup", "up"):
+            before = shown.scroll_offset.y
+            await pilot.press(key)
+            await pilot.pause()
+            assert (shown.scroll_offset.y > before) is key.endswith("down"), key
+
+    driven(bank_form(plan=plan), act, (80, 24))
+
+
 def test_faults_find_their_fields_and_the_rest_stands_alone() -> None:
     fields = (
         FormField("rank", "rank", setting_key="bank.rank"),

@@ -72,7 +72,7 @@ def test_without_a_user_every_key_works(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "chat", None)
-            await pilot.press("2")
+            await pilot.press("i", "h", "n", "2")
             await settled(app, pilot)
             assert app.current_mode == "compare"
             await enter(app, pilot, "chat", "ida")

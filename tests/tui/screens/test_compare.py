@@ -51,7 +51,8 @@ def test_without_a_user_the_screen_says_what_to_press(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "compare", None)
-            assert "No user selected" in screen_text(app)
+            await pilot.press("i", "p")
+            assert "No user selected" in screen_text(app) and "Type" not in screen_text(app) and app.focused is None
             app.select_user("ida")
             await settled(app, pilot)
             assert "No user selected" not in screen_text(app) and "prompt lamp-2 (t changes it)" in screen_text(app)
@@ -529,9 +530,11 @@ def test_another_user_empties_the_screen(demo_store: Path) -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "compare", "ida")
             await type_and_ask(app, pilot, "what next?")
+            await pilot.press("escape")
+            assert isinstance(app.focused, AnswerColumn)
             app.select_user("kim")
             await settled(app, pilot)
-            assert answers(app).column_keys == []
+            assert answers(app).column_keys == [] and app.focused is None
             await type_and_ask(app, pilot, "?")
             assert answers(app).column_keys == ["base"] and "mta user fuse kim" in screen_text(app)
 
