@@ -59,7 +59,8 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class Overview:
-    """`banks` are ready ones. `modelled` is how many users have a recipe, `example` the name of one of them.
+    """`banks` are ready ones. `modelled` is how many users have a recipe, `example` the name of one of them: of
+    the selected one, if possible.
 
     `verdict` is the sentence that the newest job ended with, where that was `mta quick`.
     """
@@ -101,7 +102,14 @@ class Gains:
     least: tuple[UserGain, ...]
 
 
-def load_overview(reg: Registry, *, jobs: int, chats: int, known_jobs: Sequence[Sequence[int]] = ()) -> Overview:
+def load_overview(
+    reg: Registry,
+    *,
+    jobs: int,
+    chats: int,
+    known_jobs: Sequence[Sequence[int]] = (),
+    selected_user: str | None = None,
+) -> Overview:
     """At most so many of the last jobs and chats, and what the store has.
 
     `known_jobs` has the runs of each job of which the caller knows them.
@@ -116,7 +124,7 @@ def load_overview(reg: Registry, *, jobs: int, chats: int, known_jobs: Sequence[
         modelled,
         len(banks),
         sum(is_finished(one) for one in evaluations.values()),
-        reg.recipes.newest_user(),
+        selected_user if selected_user and reg.recipes.has_user(selected_user) else reg.recipes.newest_user(),
         _verdict(runs[0]) if runs else "",
         tuple(_job_record(reg, run, evaluations) for run in runs),
         tuple(reg.chats.recent_chats(chats)),

@@ -101,6 +101,11 @@ class Recipes:
         """How many users have a recipe."""
         return int(self._db.fetch_value("SELECT count(DISTINCT user_id) FROM recipes"))
 
+    def has_user(self, name: str) -> bool:
+        """Whether the user of this name has a recipe."""
+        sql = "SELECT EXISTS (SELECT 1 FROM recipes WHERE user_id = (SELECT id FROM users WHERE name = ?))"
+        return bool(self._db.fetch_value(sql, (name,)))
+
     def newest_user(self) -> str | None:
         """The name of a user with a recipe on the newest bank that has any; None without recipes."""
         sql = """SELECT name FROM users WHERE id = (

@@ -95,8 +95,8 @@ class HomeScreen(BaseScreen):
 
     async def reload(self) -> None:
         """Read what is at a glance, then whom models helped, which can take longer."""
-        own = [tuple(job.run_ids) for job in self.mta_app.job_queue.jobs]
-        self._overview = await self.mta_app.store_reader.read(partial(_read_overview, own))
+        own, user = [tuple(job.run_ids) for job in self.mta_app.job_queue.jobs], self.mta_app.selected_user
+        self._overview = await self.mta_app.store_reader.read(partial(_read_overview, own, user))
         self._show_overview(self._overview)
         if self._gains_of != self.mta_app.store_changes:
             self._load_gains(self.mta_app.store_changes)
@@ -147,6 +147,7 @@ class HomeScreen(BaseScreen):
         """Say on other screens how a job that was started here ended."""
         if not self.is_current and job.state == "done":
             self.notify(f"{job.kind} {job.title}: done; 0 shows what came of it", markup=False)
+        self.mta_app.tell_failed_job(job)
 
     def _show_overview(self, overview: Overview) -> None:
         self.query_one("#summary", Static).update(
@@ -172,12 +173,12 @@ class HomeScreen(BaseScreen):
 
     def _show_next(self, overview: Overview) -> None:
         """What comes next; a job of this window that runs before there are models may be it."""
-        running, user = self.mta_app.job_queue.running_job, self.mta_app.selected_user or overview.example
+        running = self.mta_app.job_queue.running_job
         if running is not None and overview.stage != "ready":
             watch = partial(action_line, f"Watch {running.kind} {running.title}", "its log and its loss")
             entries: Sequence[Entry] = [Entry(f"watch {running.number}", watch, Target("jobs"))]
         else:
-            entries = _next_entries(overview.stage, user)
+            entries = _next_entries(overview.stage, overview.example)
         shown = self.query_one("#next", EntryList)
         if [entry.key for entry in entries] != shown.keys:
             shown.show_entries(entries)
@@ -214,10 +215,10 @@ class HomeScreen(BaseScreen):
             )
 
 
-def _read_overview(own: Sequence[Sequence[int]], reg: Registry) -> Overview:
+def _read_overview(own: Sequence[Sequence[int]], user: str | None, reg: Registry) -> Overview:
     from mta_cli.pipeline.overview import load_overview
 
-    return load_overview(reg, jobs=MAX_ENTRIES, chats=MAX_ENTRIES, known_jobs=own)
+    return load_overview(reg, jobs=MAX_ENTRIES, chats=MAX_ENTRIES, known_jobs=own, selected_user=user)
 
 
 def _read_gains(reg: Registry) -> Gains | None:
