@@ -63,7 +63,7 @@ class StagedRestore:
 
     def unpack(self, archive: Path) -> Generator[str, None, Manifest]:
         """Unpack, migrate and verify an archive; yields each member's name. Raises as `unpack_backup`."""
-        manifest = yield from unpack_backup(archive, self._staged, has_old=(self._root / "registry.db").exists())
+        manifest = yield from unpack_backup(archive, self._staged, has_old=_has_readable_database(self._root))
         try:
             require_schema(self._staged / "registry.db", manifest.schema)
             with Registry.open(self._staged, timeout=self._timeout) as reg:
@@ -178,6 +178,14 @@ def read_replaced_store(root: Path) -> ReplacedStore:
         return _read_replaced(root, conn)
 
 
+def _has_readable_database(root: Path) -> bool:
+    """Whether a restore has to keep the old database until the new one is written."""
+    try:
+        return read_replaced_store(root).users is not None
+    except MtaError:  # `install` says it
+        return True
+
+
 def _describe_missing(root: Path) -> ReplacedStore:
     there = (root / "registry.db").exists()
     return ReplacedStore(None, f"the store at {root} cannot be read" if there else f"there is no store at {root}")
@@ -268,7 +276,8 @@ def require_schema(path: Path, schema: int) -> None:
 def replace_database(root: Path, new: Path, live: sqlite3.Connection | None) -> bool:
     """Replace the store's database: in one transaction, or by one rename where the old one is missing or unreadable.
 
-    `new` is gone afterwards. Returns whether no byte of the old one is left: a reader may keep them in the log.
+    `new` is gone afterwards. Returns whether no byte of the old one is left: a reader, or a full disk, may keep them in
+    the log.
     """
     path = root / "registry.db"
     if live is not None:

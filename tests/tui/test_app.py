@@ -136,7 +136,7 @@ def test_a_reading_that_fails_is_told_and_the_window_stays(empty_store: Path, mo
             assert "there is no such bank" in screen_text(app)
             await pilot.press("enter")
             await settled(app, pilot)
-            assert isinstance(app.screen, Cell)
+            assert isinstance(app.screen, Cell), "it is not read again"
             app.select_user("ida")
             await settled(app, pilot)
             assert isinstance(app.screen, ErrorDialog)

@@ -81,7 +81,7 @@ class ExportCard:
             f"mta asks it {how}, `{{input}}` being the question:",
             f"```json\n{json.dumps(asked, indent=2, ensure_ascii=False)}\n```",
             "mta also shows the user's own items before the question, in training too. An export has none: compare its "
-            "answers with those of `mta ask --history-items 0`.",
+            "answers with those of `mta ask --history-items 0 --memory off`.",
         ]
         return ("\n\n".join(part for part in parts if part) + "\n").encode()
 

@@ -7,6 +7,7 @@ stopped: with the plan that it began with.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import shlex
 import textwrap
@@ -16,7 +17,7 @@ from collections.abc import Container, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.engine.text.labels import find_label, parse_number
+from mta_cli.engine.text.labels import find_label, parse_number, round_number
 from mta_cli.engine.text.task_files import task_to_toml
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, NotFound, UsageError
@@ -181,12 +182,12 @@ def _read_file(
         task, step = draft_task(name, source, summary)
         _require_no_other(reg, task)
     if step and complete.plan_lines:
-        numbers = [float(label) for label in task.labels]
+        numbers = sorted(float(label) for label in task.labels)
         source = replace(source, round_to=step, scale=(min(numbers), max(numbers)))
         if _has_off_scale(task, summary):
-            written, summary = set(summary.outputs), (yield from _summarise(reg, source, task))
-            if not written.issuperset(summary.outputs):
-                yield Note(f"outputs are rounded to steps of {step:g} from {task.labels[0]} to {task.labels[-1]}")
+            if any(_is_between(text, step) for text in summary.outputs):
+                yield Note(f"outputs are rounded to steps of {step:g} from {numbers[0]:g} to {numbers[-1]:g}")
+            summary = yield from _summarise(reg, source, task)
     if source.hold_out == 0:
         source = replace(source, hold_out=_stored_hold_out(reg, name, summary) or choose_hold_out(summary))
     return source, summary, task
@@ -265,10 +266,19 @@ def _check_hold_out(
 
 def _step_of(task: Task, summary: FileSummary) -> float:
     """What outputs are rounded to where some are not on the scale of a task that is there; 0 where all are."""
-    numbers = [number for label in task.labels if (number := parse_number(label)) is not None]
+    numbers = sorted(number for label in task.labels if (number := parse_number(label)) is not None)
     if task.kind != "score" or len(numbers) != len(task.labels) or len(numbers) < 2:
         return 0.0
-    return numbers[1] - numbers[0] if _has_off_scale(task, summary) else 0.0
+    step = numbers[1] - numbers[0]
+    if not step or any(_is_between(label, step) for label in task.labels):  # such as 1, 3, 5
+        return 0.0
+    return step if _has_off_scale(task, summary) else 0.0
+
+
+def _is_between(output: str, step: float) -> bool:
+    """Whether the output is a number that rounding to multiples of `step` changes."""
+    number = parse_number(output)
+    return number is not None and not math.isclose(round_number(number, step), number, abs_tol=1e-6)
 
 
 def _has_off_scale(task: Task, summary: FileSummary) -> bool:

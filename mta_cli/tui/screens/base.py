@@ -87,7 +87,7 @@ class BaseScreen(Screen[None]):
     SCREEN_NAME: ClassVar[str] = ""
     HELP: ClassVar[str] = ""
     _reload_again = False
-    _error_told = False  # by a dialog over the screen
+    _error_shown_at: tuple[str | None, int] | None = None  # the state of the window when a reading failed
 
     @property
     def mta_app(self) -> MtaApp:
@@ -117,8 +117,6 @@ class BaseScreen(Screen[None]):
             self._reload_again = True
         elif self.is_current:
             self._reload_in_worker()
-        else:
-            self._error_told = False
 
     @work(group="reload", exclusive=True, exit_on_error=False)
     async def _reload_in_worker(self) -> None:
@@ -130,12 +128,19 @@ class BaseScreen(Screen[None]):
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         """Show the error of a worker with `exit_on_error=False` in a dialog; it ends nothing else."""
         if event.state is WorkerState.ERROR and event.worker.error is not None:
-            self.show_own_error(event.worker.error)
+            if event.worker.group == "reload":
+                self.show_reading_error(event.worker.error)
+            else:
+                self.mta_app.show_error(event.worker.error)
 
-    def show_own_error(self, error: BaseException) -> None:
-        """Show an error in a dialog. Closing it does not read again, which would only show the same one."""
-        self._error_told = self._error_told or self.is_current
+    def show_reading_error(self, error: BaseException) -> None:
+        """Show why the screen could not be read, in a dialog. Closing it reads again only where something changed."""
+        self._error_shown_at = self._window_state
         self.mta_app.show_error(error)
+
+    @property
+    def _window_state(self) -> tuple[str | None, int]:
+        return self.mta_app.selected_user, self.mta_app.store_changes
 
     @work(group="stays", exit_on_error=False)
     async def open_job_form(self, kind: str) -> None:
@@ -161,9 +166,9 @@ class BaseScreen(Screen[None]):
         self.query_one(Footer).show_command_palette = event.size.width >= MIN_PALETTE_WIDTH
 
     def on_screen_resume(self, event: events.ScreenResume) -> None:
-        """The screen is shown again: read, unless only an error was shown over it."""
-        if self._error_told:
-            self._error_told = False
+        """The screen is shown again: read, unless only the error of a reading was shown over it."""
+        told, self._error_shown_at = self._error_shown_at, None
+        if told == self._window_state:
             self.update_tab_bar()
         else:
             self.reload_if_current()

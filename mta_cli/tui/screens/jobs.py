@@ -6,7 +6,6 @@ The job queue runs them; the screen shows them and asks. Knows no job's options.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -106,6 +105,7 @@ step. The height is relative: the percentage says how much the loss changed."""
         self._interrupted_jobs: dict[str, UnfinishedJob] = {}
         self._resumed: dict[str, Job] = {}
         self._elsewhere: dict[str, str] = {}  # the jobs of other processes, by row
+        self._look_failed = False
         self._ids: list[str] = []
         self._written_log: tuple[Job, int] | None = None  # the job, and how many lines of its log are shown
 
@@ -334,10 +334,17 @@ step. The height is relative: the percentage says how much the loss changed."""
         """Show what other processes began; what they ended has changed the store."""
         if not self.is_current:
             return
-        with suppress(MtaError):  # `reload` says it, once
-            if await self.mta_app.store_reader.read(_read_elsewhere) != self._elsewhere:
-                self.mta_app.store_changes += 1
-                self.reload_if_current()
+        try:
+            found = await self.mta_app.store_reader.read(_read_elsewhere)
+        except MtaError:
+            if not self._look_failed:
+                self._look_failed = True
+                self.reload_if_current()  # shows why, once
+            return
+        self._look_failed = False
+        if found != self._elsewhere:
+            self.mta_app.store_changes += 1
+            self.reload_if_current()
 
     @property
     def _list_width(self) -> int:

@@ -177,7 +177,7 @@ class UsersScreen(BaseScreen):
 
     def on_lazy_table_fetch_failed(self, event: LazyTable.FetchFailed) -> None:
         """Show why there are no more rows."""
-        self.show_own_error(event.error)
+        self.show_reading_error(event.error)
 
     def action_filter(self) -> None:
         """Type."""

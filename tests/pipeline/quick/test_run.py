@@ -258,6 +258,20 @@ def test_a_task_that_is_there_is_taken_by_its_name_and_never_changed(reg: Regist
         assert "--task books takes it as it is" in str(refused.value.hint) and reg.users.names() == []
 
 
+def test_outputs_are_rounded_only_to_a_scale_of_equal_steps(reg: Registry, fast: None, tmp_path: Path) -> None:
+    path = tmp_path / "odd.csv"
+    lines = [f"u{n % 6},film {n},{(1, 3, 5)[n % 3]}" for n in range(60)]
+    path.write_text("\n".join(["user,film,rating", "u0,film x,n/a", "u1,film y,2.4", *lines]) + "\n")
+    stars = find_task(reg, "lamp-3")
+    for labels, steps in ((("1", "3", "5"), ""), (("5", "4", "3", "2", "1"), "steps of 1 from 1 to 5")):
+        other = replace(stars, name=f"scale-{len(labels)}", labels=labels)
+        keep_task(reg, other, task_to_toml(other))
+        _, seen = finish(run_quick(reg, request(path, task=other.name), dry_run=True))
+        assert [note for note in notes(seen) if "rounded" in note] == (
+            [f"outputs are rounded to {steps}"] if steps else []
+        )
+
+
 def test_a_question_that_is_not_answered_leaves_no_task_in_the_way(reg: Registry, fast: None, tmp_path: Path) -> None:
     def decline(_: int) -> bool:
         raise MtaError("nothing was changed")
