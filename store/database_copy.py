@@ -17,7 +17,7 @@ _SAVED_NAMES = "registry.schema*.db"
 
 def copy_database(source: sqlite3.Connection, path: Path) -> None:
     """Copy an open database to `path`, a new or empty file for its owner alone. Raises OSError or sqlite3.Error."""
-    with _raise_full_disk():
+    with _full_disk_as_os_error():
         path.touch(mode=0o600)
         with closing(sqlite3.connect(path, isolation_level=None)) as copy:
             copy.execute("PRAGMA journal_mode = OFF").fetchall()  # a failed copy is deleted
@@ -31,7 +31,7 @@ def purge_copy(path: Path) -> None:
     A copy of mostly free pages loses them too: they are zeros, and a restore refuses what packs as well as zeros do.
     Raises as `copy_database`.
     """
-    with _raise_full_disk(), closing(sqlite3.connect(path, isolation_level=None)) as copy:
+    with _full_disk_as_os_error(), closing(sqlite3.connect(path, isolation_level=None)) as copy:
         free, pages = (copy.execute(f"PRAGMA {count}").fetchone()[0] for count in ("freelist_count", "page_count"))
         if copy.execute(_PENDING_PURGE).fetchone() is None and free <= pages / 2:
             return
@@ -43,7 +43,7 @@ def purge_copy(path: Path) -> None:
 
 
 @contextmanager
-def _raise_full_disk() -> Iterator[None]:
+def _full_disk_as_os_error() -> Iterator[None]:
     """A full disk raises OSError, as for any file: it is the copy's disk, and may not be the store's."""
     try:
         yield

@@ -60,7 +60,7 @@ class JobRecord:
 @dataclass(frozen=True)
 class Overview:
     """`banks` are ready ones. `modelled` is how many users have a recipe, `example` the name of one of them: of
-    the selected one, if possible.
+    `preferred_example`, if possible.
 
     `verdict` is the sentence that the newest job ended with, where that was `mta quick`.
     """
@@ -108,7 +108,7 @@ def load_overview(
     jobs: int,
     chats: int,
     known_jobs: Sequence[Sequence[int]] = (),
-    selected_user: str | None = None,
+    preferred_example: str | None = None,
 ) -> Overview:
     """At most so many of the last jobs and chats, and what the store has.
 
@@ -124,7 +124,9 @@ def load_overview(
         modelled,
         len(banks),
         sum(is_finished(one) for one in evaluations.values()),
-        selected_user if selected_user and reg.recipes.has_user(selected_user) else reg.recipes.newest_user(),
+        preferred_example
+        if preferred_example and reg.recipes.has_user(preferred_example)
+        else reg.recipes.newest_user(),
         _verdict(runs[0]) if runs else "",
         tuple(_job_record(reg, run, evaluations) for run in runs),
         tuple(reg.chats.recent_chats(chats)),

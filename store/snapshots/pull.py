@@ -86,13 +86,14 @@ class Pull:
         return sum(self.manifest.sizes[digest] for digest in self.missing)
 
     def run(
-        self, before_install: Callable[[Sequence[str]], object] = lambda names: None
+        self, before_install: Callable[[Sequence[str]], Callable[[], None]] = lambda names: lambda: None
     ) -> Generator[str, None, PullResult]:
         """Fetch, verify, and put in place; yields each digest once it is fetched.
 
-        `before_install` is called with the names of the copy's users whom the snapshot no longer has. Raises NotFound
-        and IntegrityFault for files that are gone or differ from the manifest, and what `before_install` raises; the
-        store is then as before. Raises StoreBusy while another pull writes.
+        `before_install` is called with the names of the copy's users whom the snapshot no longer has; it returns what
+        takes that back, which is called where the copy then cannot be replaced. Raises NotFound and IntegrityFault for
+        files that are gone or differ from the manifest, and what `before_install` raises; the store is then as before.
+        Raises StoreBusy while another pull writes.
         """
         with stage_folder(self.root) as staged:
             for digest in self.missing:
@@ -107,9 +108,14 @@ class Pull:
                     raise StoreBusy("Another pull has changed this store meanwhile.", hint="run it again")
                 if not database.exists():
                     return self._install(staged, None)
-                if gone := self._gone_users(database):
-                    before_install(gone)
-                return self._install(staged, database)
+                gone = self._gone_users(database)
+                take_back = before_install(gone) if gone else None
+                try:
+                    return self._install(staged, database)
+                except MtaError:
+                    if take_back is not None and database.exists():  # it is gone once it has replaced the old one
+                        take_back()
+                    raise
 
     def _require_copy(self) -> None:
         if not is_pulled_copy(self.root):
@@ -132,10 +138,14 @@ class Pull:
             free = shutil.disk_usage(place).free
         except OSError as error:
             raise disk_fault(self.root, error, "read") from error
-        if self.missing_bytes > free:
+        sizes, registry = self.manifest.sizes, self.manifest.registry
+        replaces = (
+            registry in self.missing and (self.root / "registry.db").exists()
+        )  # over an old one, it is written twice
+        needed = self.missing_bytes + (sizes[registry] if replaces else 0)
+        if needed > free:
             raise BadInput(
-                f"The snapshot at {self._place.address} needs {self.missing_bytes:,} bytes, and {self.root} has room "
-                f"for {free:,}.",
+                f"The snapshot at {self._place.address} needs {needed:,} bytes, and {self.root} has room for {free:,}.",
                 hint="free some space and run it again",
             )
 

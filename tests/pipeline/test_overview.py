@@ -66,7 +66,9 @@ def test_the_stage_is_what_the_store_lacks_first(reg: Registry) -> None:
     found = load_overview(reg, jobs=1, chats=1)
     assert (found.stage, found.users, found.modelled, found.banks, found.example) == ("ready", 2, 1, 1, "bob")
     adapted(reg, person(reg, "eve", "a third"), on)
-    chosen = [load_overview(reg, jobs=1, chats=1, selected_user=name).example for name in ("bob", "eve", "ann", "gone")]
+    chosen = [
+        load_overview(reg, jobs=1, chats=1, preferred_example=name).example for name in ("bob", "eve", "ann", "gone")
+    ]
     assert chosen[:2] == ["bob", "eve"] and set(chosen[2:]) <= {"bob", "eve"}
 
 

@@ -47,7 +47,7 @@ class ColumnMapping:
         return {part.name: getattr(self, part.name) for part in fields(self)}
 
     @cached_property
-    def _unmapped(self) -> frozenset[str]:
+    def _parts_by_own_name(self) -> frozenset[str]:
         """The parts that are read from the column of their own name."""
         named = self.templates["user"].columns if "user" in self.templates else ()
         names_user = any(column.casefold() == "id" for column in named)
@@ -75,7 +75,7 @@ class ColumnMapping:
         for part in self._given:
             if part in self.templates:
                 values[part] = self.templates[part].fill(lambda column: _cell(row, column, file))
-            elif part in self._unmapped and (column := find_column(part, row)) is not None:
+            elif part in self._parts_by_own_name and (column := find_column(part, row)) is not None:
                 values[part] = row[column]
         if self.is_default and (column := find_column("task", row)) is not None:
             values["task"] = row[column]
@@ -85,7 +85,7 @@ class ColumnMapping:
     def read_columns(self) -> frozenset[str]:
         """The columns that are read, in folded case."""
         named = {column for template in self.templates.values() for column in template.columns}
-        named |= self._unmapped
+        named |= self._parts_by_own_name
         return frozenset(name.casefold() for name in named | ({"task"} if self.is_default else set()))
 
     def flags(self) -> list[str]:

@@ -65,7 +65,11 @@ class ExportCard:
         messages = prompter.messages(self.task.prompt)
         template = prompter.tokenizer.chat_template
         asked = messages if template else messages[-1]["content"] + "\n"
-        how = "under the base's own chat template with these messages" if template else "with this plain text"
+        how = (
+            "under the base's own chat template with these messages"
+            if template
+            else "with this text, here as a JSON string"
+        )
         argument = f', revision="{self.revision}"' if self.revision else ""
         flag = f" --revision {self.revision}" if self.revision else ""
         served = next((rank for rank in VLLM_RANKS if rank >= self.rank), VLLM_RANKS[-1])
@@ -80,8 +84,8 @@ class ExportCard:
             unknown if self.form == "peft" else "",
             f"mta asks it {how}, `{{input}}` being the question:",
             f"```json\n{json.dumps(asked, indent=2, ensure_ascii=False)}\n```",
-            "mta also shows the user's own items before the question, in training too. An export has none: compare its "
-            "answers with those of `mta ask --history-items 0 --memory off`.",
+            "By default mta also shows the user's own items before the question, in training too. An export has none: "
+            "compare its answers with those of `mta ask --history-items 0 --memory off`.",
         ]
         return ("\n\n".join(part for part in parts if part) + "\n").encode()
 

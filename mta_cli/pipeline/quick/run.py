@@ -184,7 +184,7 @@ def _read_file(
     if step and complete.plan_lines:
         numbers = sorted(float(label) for label in task.labels)
         source = replace(source, round_to=step, scale=(min(numbers), max(numbers)))
-        if _has_off_scale(task, summary):
+        if _has_unknown_label(task, summary):
             if any(_is_between(text, step) for text in summary.outputs):
                 yield Note(f"outputs are rounded to steps of {step:g} from {numbers[0]:g} to {numbers[-1]:g}")
             summary = yield from _summarise(reg, source, task)
@@ -272,7 +272,7 @@ def _step_of(task: Task, summary: FileSummary) -> float:
     step = numbers[1] - numbers[0]
     if not step or any(_is_between(label, step) for label in task.labels):  # such as 1, 3, 5
         return 0.0
-    return step if _has_off_scale(task, summary) else 0.0
+    return step if _has_unknown_label(task, summary) else 0.0
 
 
 def _is_between(output: str, step: float) -> bool:
@@ -281,7 +281,7 @@ def _is_between(output: str, step: float) -> bool:
     return number is not None and not math.isclose(round_number(number, step), number, abs_tol=1e-6)
 
 
-def _has_off_scale(task: Task, summary: FileSummary) -> bool:
+def _has_unknown_label(task: Task, summary: FileSummary) -> bool:
     return any(find_label(text, task.labels) is None for text in summary.outputs)
 
 

@@ -92,7 +92,7 @@ class ChatScreen(BaseScreen):
         Binding("d", "remove", "Remove", id="chat.remove", show=False, tooltip="Remove the conversation; asks"),
         Binding("escape", "stop", "Stop", id="chat.stop", tooltip="Stop the answer; else leave the prompt"),
     ]
-    USER_ACTIONS = action_names(BINDINGS)
+    ACTIONS_ON_A_USER = action_names(BINDINGS)
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class ChatScreen(BaseScreen):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Without a user one can only go on with a conversation."""
-        return self._user is not None or action not in self.USER_ACTIONS
+        return self._user is not None or action not in self.ACTIONS_ON_A_USER
 
     async def reload(self) -> None:
         """Read the selected user's tasks and conversations."""

@@ -115,7 +115,7 @@ class CompareScreen(BaseScreen):
         Binding("escape", "stop", "Stop", id="compare.stop", tooltip="Stop the answers; else leave the prompt"),
         Binding("s", "stop", show=False),  # as in Jobs
     ]
-    USER_ACTIONS = action_names(BINDINGS)
+    ACTIONS_ON_A_USER = action_names(BINDINGS)
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class CompareScreen(BaseScreen):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Without a user there is nothing to do here."""
-        return self._user is not None or action not in self.USER_ACTIONS
+        return self._user is not None or action not in self.ACTIONS_ON_A_USER
 
     async def reload(self) -> None:
         """Read the selected user's tasks and held-out questions."""

@@ -218,7 +218,7 @@ class HomeScreen(BaseScreen):
 def _read_overview(own: Sequence[Sequence[int]], user: str | None, reg: Registry) -> Overview:
     from mta_cli.pipeline.overview import load_overview
 
-    return load_overview(reg, jobs=MAX_ENTRIES, chats=MAX_ENTRIES, known_jobs=own, selected_user=user)
+    return load_overview(reg, jobs=MAX_ENTRIES, chats=MAX_ENTRIES, known_jobs=own, preferred_example=user)
 
 
 def _read_gains(reg: Registry) -> Gains | None:

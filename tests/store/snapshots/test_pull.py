@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +101,34 @@ def test_a_refresh_fetches_what_is_new_and_removes_what_is_gone(full: Registry, 
     assert pull(node, fleet).removed == 1
     with Registry.open(node) as copy:
         assert copy.check_integrity() == [] and copy.files.stored_digests() == then.manifest.adapters
+
+
+def test_a_pull_that_cannot_replace_the_copy_takes_back_what_was_done_before(
+    full: Registry, fleet: Path, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(full, fleet)
+    pull(node, fleet)
+    full.users.forget(full.users.get("bob").id)
+    registry = publish(full, fleet).manifest.registry
+    told: list[object] = []
+
+    def before_install(gone: Sequence[str]) -> Callable[[], None]:
+        told.append(list(gone))
+        return lambda: told.append("taken back")
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("store.snapshots.pull.replace_database", fail)
+        with pytest.raises(MtaError):
+            list(Pull.begin(node, SnapshotPlace(str(fleet)), KEY, 0.1).run(before_install))
+    assert told == [["bob"], "taken back"]
+    size = Pull.begin(node, SnapshotPlace(str(fleet)), KEY, 0.1).manifest.sizes[registry]
+    usage = shutil.disk_usage(node)._replace(free=2 * size - 1)
+    monkeypatch.setattr("store.snapshots.pull.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(BadInput, match="has room"):
+        Pull.begin(node, SnapshotPlace(str(fleet)), KEY, 0.1)
 
 
 def test_a_damaged_or_missing_file_of_the_copy_is_fetched_again(full: Registry, fleet: Path, node: Path) -> None:
