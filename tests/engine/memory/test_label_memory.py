@@ -65,8 +65,10 @@ def test_neighbours_are_a_memory_that_is_weighed_against_the_model() -> None:
     votes = index.log_vote_rates(embed(["a text"]), kernel.sharpness)[0] - np.log(index.rates)
     own = np.array(user_label_prior(ANSWERS, LABELS, known.rates, PRIOR_STRENGTH))
     for weight in (0.5, 5.0):
-        prior = known.prior_of(ANSWERS, MemoryOptions(neighbour_weight=weight))
+        options = MemoryOptions(neighbour_weight=weight)
+        prior = known.prior_of(ANSWERS, options)
         assert prior is not None
+        assert known.prior_of(ANSWERS, replace(options, prior_weight=0.0, prior_strength=1.0)) == prior
         alone = np.log(index.rates) + kernel.votes * votes + kernel.habit * own
         expected = weight * WEIGHTS.memory * alone
         assert prior("a text") == pytest.approx(expected.tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -107,6 +108,27 @@ def test_a_report_has_the_seeds_and_after_them_what_they_found_together(reg: Reg
     ]
 
 
+def test_settings_that_were_given_must_have_had_one_value(reg: Registry, tmp_path: Path) -> None:
+    """A setting counts where the method's memory uses it; earlier versions stored habit's beside neighbours too."""
+    files, name = [tmp_path / "two.json", tmp_path / "three.json"], "pooled-rag+habit"
+    for number, file in zip((2, 3), files, strict=True):
+        export_evaluation(load_finished_evaluation(reg, number), file)
+    alone = evaluation_document(load_evaluations(list(map(str, files)), None))
+
+    def read(weight: float, **others: Any) -> dict[str, Any]:
+        for file, own in zip(files, (0.5, weight), strict=True):
+            document = json.loads(file.read_text())
+            document["result"]["settings"][name] |= {**others, "prior_weight": own}
+            document["result"]["given"] = {name: {"prior_weight": str(own)}} if file == files[1] else {}
+            file.write_text(json.dumps(document))
+        return evaluation_document(load_evaluations(list(map(str, files)), None))
+
+    assert read(0.5)["methods"] == alone["methods"]
+    with pytest.raises(UsageError, match=r"more than the seed \(pooled-rag\+habit.prior_weight: 0.5 and 0.25\)"):
+        read(0.25)
+    assert read(0.25, neighbour_weight=1.0)["methods"] == alone["methods"]
+
+
 def test_what_is_not_of_one_design_is_refused(reg: Registry, trial: Trial) -> None:
     with pytest.raises(UsageError, match=r"shots: 3 in 2 and 2 in 4"):
         evaluation_document(load_evaluations([2, 4], reg))
@@ -123,9 +145,6 @@ def test_what_is_not_of_one_design_is_refused(reg: Registry, trial: Trial) -> No
     old = {**made.result, "settings": {**made.result["settings"], name: {"version": 99}}}
     reg.evaluations.finish_evaluation(3, old)
     with pytest.raises(UsageError, match=f"{name} was another method in an earlier version"):
-        evaluation_document(load_evaluations([2, 3], reg))
-    reg.evaluations.finish_evaluation(3, {**made.result, "given": {name: {"steps": "500"}}})
-    with pytest.raises(UsageError, match=rf"differ in more than the seed \(--set {name}\)"):
         evaluation_document(load_evaluations([2, 3], reg))
     reg.evaluations.finish_evaluation(3, made.result)
     stored = reg.evaluations.add_evaluation("lamp-2", None, {}, {"task": "lamp-2", "costs": {}})
