@@ -87,7 +87,7 @@ class StagedRestore:
         take_back: list[Callable[[], None]] = []
         try:
             result = self._replace_store(before_install, take_back)
-        except BaseException:  # Ctrl-C too
+        except MtaError:
             if (self._staged / "registry.db").exists():  # it is gone once it has replaced the old one
                 for action in take_back:
                     action()

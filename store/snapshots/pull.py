@@ -112,7 +112,7 @@ class Pull:
                 take_back = before_install(gone) if gone else None
                 try:
                     return self._install(staged, database)
-                except BaseException:  # Ctrl-C too
+                except MtaError:
                     if take_back is not None and database.exists():  # it is gone once it has replaced the old one
                         take_back()
                     raise

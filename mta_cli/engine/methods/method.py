@@ -214,5 +214,5 @@ _STACK_SETTINGS: dict[str, tuple[str, ...]] = {
 MEMORY_SETTINGS: dict[str, tuple[str, ...]] = {
     "off": (),
     "habit": ("prior_weight", "prior_strength"),
-    "neighbours": ("neighbour_weight", "look_ahead"),
+    "neighbours": ("neighbour_weight", "prior_weight", "prior_strength", "look_ahead"),
 }

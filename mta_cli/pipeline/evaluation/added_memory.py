@@ -52,7 +52,7 @@ def memoryless_answers_key(method: Method, settings: Mapping[str, Any]) -> tuple
     from mta_cli.engine.methods.catalog import without_memory
     from mta_cli.engine.methods.method import MEMORY_SETTINGS
 
-    plain, memory = without_memory(method), MEMORY_SETTINGS[method.memory or "off"]
+    plain, memory = without_memory(method), MEMORY_SETTINGS["neighbours"]
     own = {key: value for key, value in settings.items() if key not in (*memory, "version")}
     return plain.name, {**own, **plain.version_settings}
 

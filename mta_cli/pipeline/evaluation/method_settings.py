@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageError
@@ -48,7 +47,7 @@ def trials(method: Method, request: EvalRequest) -> list[dict[str, Any]]:
     """All settings of the method's grid, the defaults first."""
     from mta_cli.engine.methods.method import MEMORY_SETTINGS
 
-    useless = () if request.task.labels else {*chain.from_iterable(MEMORY_SETTINGS.values())}  # texts have no memory
+    useless = () if request.task.labels else MEMORY_SETTINGS["neighbours"]  # texts have no label memory
     grid = [{key: value for key, value in own.items() if key not in useless} for own in method.grid]
     found = [resolve_settings(method, request, own) for own in ({}, *grid)]
     return [own for i, own in enumerate(found) if own not in found[:i]]

@@ -7,7 +7,7 @@ count together. Intervals are over users; they do not include the variance betwe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import UsageError
 from mta_cli.pipeline.evaluation.evaluation_file import COSTS, read_evaluation
 from mta_cli.pipeline.evaluation.finished_evaluation import FinishedEvaluation, load_finished_evaluation
-from mta_cli.pipeline.evaluation.method_settings import label_memory_of
 from mta_cli.pipeline.evaluation.result_document import compare_methods
-from mta_cli.pipeline.report.results import DESIGN_KEYS, group_seeds, method_cost
+from mta_cli.pipeline.report.results import DESIGN_KEYS, group_seeds, method_cost, used_settings
 from mta_cli.pipeline.report.wording import join_words
 
 if TYPE_CHECKING:
@@ -157,32 +156,18 @@ def _require_one_design(evaluations: Sequence[FinishedEvaluation]) -> None:
                 raise UsageError(f"these evaluations differ in more than the seed ({told})", hint="mta eval list")
     for name in first.result["methods"]:
         results = [one.result for one in evaluations if name in one.result["methods"]]
-        settings = [_first_settings(result["settings"][name]) for result in results]
+        settings = [own for result in results for own in used_settings(result, name)]
         if len({own.get("version", 1) for own in settings}) > 1:
             raise UsageError(f"{name} was another method in an earlier version of mta", hint="run one of them again")
-        # What was given is the same in all folds; other settings may be tuned, and differ by fold.
         given = {key for result in results for key in result.get("given", {}).get(name, {})}
-        for key in sorted(given.difference(_unused_settings(settings[0]))):
-            values = [own.get(key) for own in settings]
+        for key in sorted(given):  # others may be tuned by seed
+            values = [own.get(key, "not set") for own in settings]
             if any(value != values[0] for value in values):
-                told = f"{name}.{key}: {' and '.join(str(value) for value in dict.fromkeys(values))}"
+                told = f"{name}.{key}: {' and '.join(map(str, dict.fromkeys(values)))}"
                 raise UsageError(f"these evaluations differ in more than the seed ({told})", hint="mta eval list")
     if len({one.result["seed"] for one in evaluations}) < len(evaluations):
         names = join_words(one.name for one in evaluations)
         raise UsageError(f"{names} have a seed in common", hint="mta eval list")
-
-
-def _first_settings(settings: Any) -> dict[str, Any]:
-    """The settings of a method, or those of its first fold."""
-    found: dict[str, Any] = settings if isinstance(settings, dict) else next(iter(settings), {})
-    return found
-
-
-def _unused_settings(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """The settings that earlier versions stored with a method, and that its memory does not use."""
-    from mta_cli.engine.methods.method import MEMORY_SETTINGS
-
-    return MEMORY_SETTINGS["habit"] if label_memory_of(settings) == "neighbours" else ()
 
 
 def _mean(results: Sequence[dict[str, Any]], method: str, what: str) -> float | None:

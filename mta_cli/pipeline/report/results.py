@@ -40,6 +40,7 @@ DESIGN_KEYS = (
     "options",
     "reference",
 )
+_HABIT_SETTINGS = ("prior_weight", "prior_strength")
 # Prefixes in file names for the keys that distinguish the documents of a task.
 FILE_NAME_PREFIXES = {
     "shots": "shots",
@@ -244,13 +245,25 @@ def group_seeds(documents: Sequence[Document]) -> list[list[Document]]:
 
 
 def same_settings(documents: Sequence[Document]) -> bool:
-    """Whether each method had the same settings in all of these documents that measured it."""
+    """Whether each method had the same `used_settings` in all of these documents that measured it."""
     found: dict[str, set[str]] = {}
     for document in documents:
-        settings = document.get("settings") or {}
         for method in document["methods"]:
-            found.setdefault(method, set()).add(_canonical(settings.get(method) or {}))
+            found.setdefault(method, set()).add(_canonical(used_settings(document, method)))
     return all(len(own) == 1 for own in found.values())
+
+
+def used_settings(document: Document, method: str) -> list[dict[str, Any]]:
+    """A method's settings, one dict for all folds or one for each, without those that its label memory does not use.
+
+    These are habit's beside neighbours. A named bank (`bank`) may have no neighbours, and then they count.
+    """
+    settings = (document.get("settings") or {}).get(method) or {}
+    unused = () if "bank" in document else _HABIT_SETTINGS
+    return [
+        {key: value for key, value in own.items() if key not in unused or "neighbour_weight" not in own}
+        for own in (settings if isinstance(settings, list) else [settings])
+    ]
 
 
 def find_series(documents: Sequence[Document], by: str) -> list[list[Document]]:

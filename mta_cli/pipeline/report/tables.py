@@ -25,6 +25,7 @@ from mta_cli.pipeline.report.results import (
     rank_methods,
     same_settings,
     signed_score,
+    used_settings,
 )
 
 
@@ -181,18 +182,16 @@ def seed_settings_tables(group: Sequence[Document]) -> list[Table]:
 def _settings_table(documents: Sequence[Document], temperature_columns: tuple[str, ...], title: str) -> Table:
     """The settings of documents that agree in them, then the temperatures of each document in a column."""
     methods = dict.fromkeys(method for document in documents for method in document["methods"])
-    settings: dict[str, Any] = {}
-    for document in documents:
-        settings |= document.get("settings") or {}
+    settings = {method: used_settings(document, method) for document in documents for method in document["methods"]}
     calibrations = [document.get("calibration") or {} for document in documents]
     rows = [
         (
             Cell(method),
-            Cell(wording.describe_settings(settings.get(method))),
+            Cell(wording.describe_settings(settings[method] if len(settings[method]) > 1 else settings[method][0])),
             *(Cell(_temperatures(calibration.get(method))) for calibration in calibrations),
         )
         for method in methods
-        if settings.get(method) or any(calibration.get(method) for calibration in calibrations)
+        if any(settings[method]) or any(calibration.get(method) for calibration in calibrations)
     ]
     return Table(("method", "settings", *temperature_columns), rows, title=title, collapsed=True)
 

@@ -140,8 +140,7 @@ def test_given_settings_stand_over_all_others(peopled: Registry) -> None:
         ({"methods": "mta", "given": {"mta": {"rank": "5"}}}, "mta.rank = 5: a core has a rank of at most 4"),
         ({"methods": "mta", "given": {"mta": {"learning_rate": "nan"}}}, "above 0"),
         ({"methods": "stack", "given": {"stack": {"alpha": "inf"}}}, "above 0"),
-        ({"methods": "mta+habit", "given": {"mta+habit": {"prior_weight": "-1"}}}, "of at least 0"),
-        ({"methods": "mta", "given": {"mta": {"prior_weight": "1"}}}, "mta has no setting prior_weight"),
+        ({"methods": "mta", "given": {"mta": {"prior_weight": "-1"}}}, "of at least 0"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_done(
@@ -156,9 +155,8 @@ def test_what_cannot_be_is_refused_before_anything_is_done(
 
 def test_the_least_that_a_setting_can_be_is_allowed(peopled: Registry) -> None:
     least = {"prior_weight": "0", "sharpness": "0", "steps": "1", "rank": "1", "top_k": "1"}
-    given = {"mta+habit": least}
-    result, _ = finish(run_evaluation(peopled, eval_request(methods="mta+habit", folds=1, given=given)))
-    own = {name: result["settings"]["mta+habit"][name] for name in least}
+    result, _ = finish(run_evaluation(peopled, eval_request(methods="mta", folds=1, given={"mta": least})))
+    own = {name: result["settings"]["mta"][name] for name in least}
     assert own == {"prior_weight": 0.0, "sharpness": 0.0, "steps": 1, "rank": 1, "top_k": 1}
 
 

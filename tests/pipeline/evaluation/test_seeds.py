@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,24 +109,31 @@ def test_a_report_has_the_seeds_and_after_them_what_they_found_together(reg: Reg
 
 
 def test_settings_that_were_given_must_have_had_one_value(reg: Registry, tmp_path: Path) -> None:
-    """A setting counts where the method's memory uses it; earlier versions stored habit's beside neighbours too."""
+    """Those that a method's memory does not use may differ, and so may others, which may be tuned by seed."""
     files, name = [tmp_path / "two.json", tmp_path / "three.json"], "pooled-rag+habit"
     for number, file in zip((2, 3), files, strict=True):
         export_evaluation(load_finished_evaluation(reg, number), file)
-    alone = evaluation_document(load_evaluations(list(map(str, files)), None))
 
-    def read(weight: float, **others: Any) -> dict[str, Any]:
-        for file, own in zip(files, (0.5, weight), strict=True):
+    def read(settings: Sequence[Any], given: str = "prior_weight") -> dict[str, Any]:
+        for file, own in zip(files, settings, strict=True):
             document = json.loads(file.read_text())
-            document["result"]["settings"][name] |= {**others, "prior_weight": own}
-            document["result"]["given"] = {name: {"prior_weight": str(own)}} if file == files[1] else {}
+            document["result"]["settings"][name] = own
+            document["result"]["given"] = {name: {given: "0.5"}} if file == files[0] else {}
             file.write_text(json.dumps(document))
         return evaluation_document(load_evaluations(list(map(str, files)), None))
 
-    assert read(0.5)["methods"] == alone["methods"]
-    with pytest.raises(UsageError, match=r"more than the seed \(pooled-rag\+habit.prior_weight: 0.5 and 0.25\)"):
-        read(0.25)
-    assert read(0.25, neighbour_weight=1.0)["methods"] == alone["methods"]
+    used, other = {"prior_weight": 0.5, "prior_strength": 8.0}, {"prior_weight": 0.25, "prior_strength": 8.0}
+    assert read([used, used])["seeds"] == [1, 2]
+    refused = {
+        "0.5 and 0.25": [used, other],
+        "0.5 and 0.3": [used, [used, {**used, "prior_weight": 0.3}]],
+        "0.5 and not set": [used, {"prior_strength": 8.0}],
+    }
+    for values, settings in refused.items():
+        with pytest.raises(UsageError, match=rf"more than the seed \(pooled-rag\+habit.prior_weight: {values}\)"):
+            read(settings)
+    assert read([used, other], given="prior_strength")["seeds"] == [1, 2]
+    assert read([{**own, "neighbour_weight": 1.0} for own in (used, other)])["seeds"] == [1, 2]
 
 
 def test_what_is_not_of_one_design_is_refused(reg: Registry, trial: Trial) -> None:

@@ -80,6 +80,15 @@ def test_documents_of_the_same_settings_go_together() -> None:
     assert seeds(results.group_seeds(made)) == [[(0, 1)], [(0, 2), (1, 3)]]
 
 
+def test_habits_settings_are_used_beside_neighbours_only_where_a_bank_may_have_none() -> None:
+    both = [document(settings={"mta": {"steps": 9, "neighbour_weight": 1.0, "prior_weight": w}}) for w in (0.25, 0.5)]
+    habit = [document(settings={"mta": {"steps": 9, "prior_weight": w}}) for w in (0.25, 0.5)]
+    assert results.used_settings(both[0], "mta") == [{"steps": 9, "neighbour_weight": 1.0}]
+    assert results.same_settings(both) and not results.same_settings(habit)
+    assert not results.same_settings([{**one, "bank": "tags v1"} for one in both])
+    assert results.used_settings(document(), "other") == [{}]
+
+
 def test_a_series_has_one_document_for_each_amount() -> None:
     made = [document(shots=n) for n in (10, 2, 5)]
     assert [[one["shots"] for one in group] for group in results.find_series(made, "shots")] == [[2, 5, 10]]
