@@ -139,10 +139,8 @@ class Pull:
         except OSError as error:
             raise disk_fault(self.root, error, "read") from error
         sizes, registry = self.manifest.sizes, self.manifest.registry
-        replaces = (
-            registry in self.missing and (self.root / "registry.db").exists()
-        )  # over an old one, it is written twice
-        needed = self.missing_bytes + (sizes[registry] if replaces else 0)
+        replaces = registry in self.missing and (self.root / "registry.db").exists()
+        needed = self.missing_bytes + (sizes[registry] if replaces else 0)  # over an old database, it is written twice
         if needed > free:
             raise BadInput(
                 f"The snapshot at {self._place.address} needs {needed:,} bytes, and {self.root} has room for {free:,}.",

@@ -40,7 +40,7 @@ DESIGN_KEYS = (
     "options",
     "reference",
 )
-_HABIT_SETTINGS = ("prior_weight", "prior_strength")
+_HABIT_SETTINGS = ("prior_weight", "prior_strength")  # as `MEMORY_SETTINGS`, which imports torch
 # Prefixes in file names for the keys that distinguish the documents of a task.
 FILE_NAME_PREFIXES = {
     "shots": "shots",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mta_cli.engine.methods.method import MEMORY_SETTINGS
 from mta_cli.pipeline.report import results
 from tests.pipeline.documents import FEW, document, hostile
 
@@ -81,8 +82,9 @@ def test_documents_of_the_same_settings_go_together() -> None:
 
 
 def test_habits_settings_are_used_beside_neighbours_only_where_a_bank_may_have_none() -> None:
-    both = [document(settings={"mta": {"steps": 9, "neighbour_weight": 1.0, "prior_weight": w}}) for w in (0.25, 0.5)]
-    habit = [document(settings={"mta": {"steps": 9, "prior_weight": w}}) for w in (0.25, 0.5)]
+    used, changed = {"steps": 9, **dict.fromkeys(MEMORY_SETTINGS["habit"], 0.5)}, {"prior_weight": 0.25}
+    habit = [document(settings={"mta": own}) for own in (used, used | changed)]
+    both = [document(settings={"mta": own | {"neighbour_weight": 1.0}}) for own in (used, used | changed)]
     assert results.used_settings(both[0], "mta") == [{"steps": 9, "neighbour_weight": 1.0}]
     assert results.same_settings(both) and not results.same_settings(habit)
     assert not results.same_settings([{**one, "bank": "tags v1"} for one in both])
