@@ -13,7 +13,7 @@ from mta_cli.errors import IntegrityFault
 APPLICATION_ID = 0x4D544131
 """SQLite's `application_id` of a store: "MTA1"."""
 
-SCHEMA_VERSION = 13
+SCHEMA_VERSION = 14
 """The newest schema that this program knows: the number of steps in `store.migrations`."""
 
 SCHEMA_FILE = Path(__file__).with_name("schema.sql")
@@ -21,6 +21,7 @@ SCHEMA_FILE = Path(__file__).with_name("schema.sql")
 
 TABLES = (
     "users",
+    "user_groups",
     "items",
     "queries",
     "profiles",

@@ -1,4 +1,4 @@
--- Schema 13 of the store. Made by `make docs` from store/migrations; do not edit.
+-- Schema 14 of the store. Made by `make docs` from store/migrations; do not edit.
 
 CREATE TABLE "users" (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -7,6 +7,13 @@ CREATE TABLE "users" (
     created TEXT NOT NULL,
     uuid TEXT);
 CREATE UNIQUE INDEX users_by_uuid ON users (uuid);
+
+CREATE TABLE user_groups (
+    user_id INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+    task TEXT NOT NULL,
+    name TEXT NOT NULL,
+    PRIMARY KEY (user_id, task)
+) WITHOUT ROWID;
 
 CREATE TABLE "items" (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -280,7 +287,7 @@ CREATE TABLE predictions (
     gold_loglik REAL,
     tokens INTEGER NOT NULL,
     seconds REAL NOT NULL,
-    cell_id INTEGER REFERENCES cells ON DELETE CASCADE, gold_tokens INTEGER, scores BLOB);
+    cell_id INTEGER REFERENCES cells ON DELETE CASCADE, gold_tokens INTEGER, scores BLOB, whose BLOB);
 CREATE INDEX predictions_of_evaluation ON predictions (evaluation_id);
 CREATE INDEX predictions_of_user ON predictions (user_id);
 CREATE INDEX predictions_of_cell ON predictions (cell_id);

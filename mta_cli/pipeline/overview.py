@@ -329,6 +329,6 @@ def _user_sums(reg: Registry, evaluation: Evaluation, method: str) -> UserSums |
         if evaluation.key is not None:
             return load_finished_evaluation(reg, evaluation.id).user_sums(method)
         found = reg.evaluations.predictions.load_predictions(evaluation.id)
-        return sum_answers(find_task(reg, evaluation.task), [one for one in found if one.method == method])
+        return sum_answers(find_task(reg, evaluation.task), [one for one in found if one.method == method], "users")
     except (MtaError, KeyError, ValueError):
         return None

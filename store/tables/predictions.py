@@ -16,7 +16,8 @@ class Prediction:
     """One answer of one method to one query.
 
     `gold_loglik` is the log-likelihood of the gold answer where computed (nats, summed over its `gold_tokens` tokens).
-    `scores` are each label's, as little-endian float32.
+    `scores` are each label's, as little-endian float32. `whose` are the gold's log-likelihoods under the user's own
+    model and under those of other users, own first, as little-endian float32.
     """
 
     user_id: int
@@ -30,6 +31,7 @@ class Prediction:
     seconds: float
     gold_tokens: int | None = None
     scores: bytes | None = None
+    whose: bytes | None = None
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,16 @@ class Users:
             raise NotFound(f"There is no user number {user_id}.")
         return user_from_row(found[0])
 
+    def set_group(self, user_id: int, task: str, group: str) -> None:
+        """Record the group that a file gives a user in a task, in place of an earlier one."""
+        self._db.execute_write(
+            "REPLACE INTO user_groups (user_id, task, name) VALUES (?, ?, ?)", (user_id, task, group)
+        )
+
+    def groups(self, task: str) -> dict[int, str]:
+        """The group of each user who has one in a task, by user id."""
+        return dict(self._db.fetch_tuples("SELECT user_id, name FROM user_groups WHERE task = ?", (task,)))
+
     def find_by_uuid(self, uuid: str) -> User | None:
         """The user with this uuid, also in a copy of the store that gave it."""
         found = self._db.fetch_tuples(f"{_SELECT_USER} WHERE uuid = ?", (uuid,))

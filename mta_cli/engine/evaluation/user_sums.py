@@ -52,7 +52,9 @@ def sum_by_user(
     golds: Sequence[str],
     logliks: Sequence[float | None],
 ) -> UserSums:
-    """Add up one method's answers; the sequences are parallel over queries. `metric` is accuracy, mae or rouge.
+    """Add up one method's answers; the sequences are parallel over queries.
+
+    `metric` is accuracy, mae, rouge, or likelihood of texts that were scored and not generated.
 
     `logliks` are nats, or None for all. Raises ValueError for sequences of different length or of nothing, an unknown
     metric, a score whose gold is no number, accuracy without labels, and likelihoods that are missing in part or not
@@ -78,7 +80,7 @@ def count_metric_columns(metric: str, labels: Sequence[str]) -> int:
     """How many columns a metric is made of. ValueError for an unknown metric, and for accuracy without labels."""
     if metric not in _FAMILIES or (metric == "accuracy" and not labels):
         raise ValueError(f"there is no metric {metric!r} of {len(labels)} labels")
-    return 3 * len(labels) if metric == "accuracy" else 2
+    return {"accuracy": 3 * len(labels), "likelihood": 0}.get(metric, 2)
 
 
 def add_user_sums(tallies: Sequence[UserSums]) -> UserSums:
@@ -149,6 +151,10 @@ def _score_metrics(sums: Array, queries: Array) -> dict[str, Array]:
     return {"mae": sums[..., 0] / queries, "rmse": np.sqrt(sums[..., 1] / queries)}
 
 
+def _no_columns(answers: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> Array:
+    return np.zeros((len(answers), 0))
+
+
 def _text_columns(answers: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> Array:
     pairs = zip(answers, golds, strict=True)
     return np.array([[rouge_1(answer, gold), rouge_l(answer, gold)] for answer, gold in pairs])
@@ -159,6 +165,7 @@ def _text_metrics(sums: Array, queries: Array) -> dict[str, Array]:
 
 
 _FAMILIES = {
+    "likelihood": _Family(_no_columns, lambda sums, queries: {}),  # answers that were scored and not generated
     "accuracy": _Family(_label_columns, _label_metrics),
     "mae": _Family(_score_columns, _score_metrics),
     "rouge": _Family(_text_columns, _text_metrics),

@@ -8,10 +8,22 @@ of another.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import get_args
 
+from mta_cli.engine.evaluation.ladder import (
+    ADAPTED,
+    ANOTHERS,
+    BASE,
+    BASE_EXAMPLES,
+    COMMON,
+    COMMON_MEMORY,
+    FUSED,
+    NO_MODEL,
+    STEP_NAMES,
+)
 from mta_cli.engine.methods.baselines import majority, neighbours, per_pcs, prime
 from mta_cli.engine.methods.method import AnchorWeighting, BaseLevel, Method, Settings, StackKind
 from mta_cli.errors import UsageError, did_you_mean
@@ -46,10 +58,10 @@ PRESET_METHODS = (
     majority.METHOD,
     majority.MEAN_METHOD,
     neighbours.METHOD,
-    Method("base", "the base alone", below="base", shows_history=False),
-    Method("rag", "the base, with the user's own items in the prompt", below="base"),
+    Method("base", "the base alone", below="base", shows_history=False, step=BASE),
+    Method("rag", "the base, with the user's own items in the prompt", below="base", step=BASE_EXAMPLES),
     Method("pooled", "the task adapter alone", shows_history=False),
-    Method("pooled-rag", "the task adapter, with the user's own items in the prompt"),
+    Method("pooled-rag", "the task adapter, with the user's own items in the prompt", step=COMMON),
     Method(
         "oppu", "a LoRA per user from the base (OPPU)", below="base", stack="lora", overrides=_OPPU, grid=_OPPU_GRID
     ),
@@ -65,6 +77,7 @@ PRESET_METHODS = (
         memory="neighbours",
         grid=_CORE_GRID,
         version=11,
+        step=ADAPTED,
     ),
     Method(
         "mta-recipe",
@@ -73,6 +86,7 @@ PRESET_METHODS = (
         memory="neighbours",
         grid=_EVIDENCE_GRID,
         version=10,
+        step=FUSED,
     ),
     Method(
         "mta-published",
@@ -143,6 +157,7 @@ def find_method(name: str, memory: str | None = None) -> Method:
         memory=wanted,
         about=f"{method.about}; label memory: {wanted}",
         version=method.version + _MEMORY_VERSIONS.get(wanted, 0),
+        step=COMMON_MEMORY if method.step == COMMON else method.step,
     )
     settings = named.settings_for(labels=True)
     grid = tuple({name: value for name, value in trial.items() if name in settings} for trial in method.grid)
@@ -160,6 +175,26 @@ def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method
     if not methods:
         raise UsageError("no method was named", hint="mta eval methods")
     return list(methods.values())
+
+
+def methods_by_step(names: Collection[str]) -> dict[str, str]:
+    """The method of each step of the ladder among these names, from the bottom, all with one label memory.
+
+    That is neighbours where a step with it is among them, else habit, else none. Names of earlier versions are left
+    out.
+    """
+    known = []
+    for name in names:
+        with suppress(UsageError):
+            known.append(find_method(name))
+    for memory in reversed(MEMORIES):
+        found = {one.step: one.name for one in known if one.step in _WITHOUT_MEMORY or one.memory == memory}
+        if found.keys() & {COMMON_MEMORY, FUSED, ADAPTED}:
+            break
+    return {step: found[step] for step in STEP_NAMES if step in found}
+
+
+_WITHOUT_MEMORY = (NO_MODEL, BASE, BASE_EXAMPLES, COMMON)
 
 
 def without_memory(method: Method) -> Method:
@@ -192,7 +227,8 @@ def _permute(method: Method) -> Method:
             f"there is no method {name!r:.80}", hint=f"{method.name} has no LoRA of a user's own to permute"
         )
     about = f"a control: {method.name}, each user with another's LoRAs"
-    return replace(method, name=name, about=about, grid=(), permuted=True, control_of=method.name)
+    step = ANOTHERS if method.step == ADAPTED else ""
+    return replace(method, name=name, about=about, grid=(), permuted=True, control_of=method.name, step=step)
 
 
 def _compose(stem: str) -> Method:

@@ -145,7 +145,8 @@ class Method:
     `overrides` replace defaults of `mta_cli.options`; `grid` is what `mta eval tune` tries. `version` is raised when
     the same settings give other models, so that stored answers are not reused. `bank_preset`: the preset of its bank,
     if any. `keeps_own_answer`: the answer of `answerer` is final, whatever the calibrated label likelihoods say.
-    `permuted`: each user gets the LoRAs of the next of the group, beside a memory of their own. `control_of`: the
+    `step`: the step of the ladder that it is, if any. `permuted`: each user gets the LoRAs of the next of the group,
+    beside a memory of their own. `control_of`: the
     method that this one is a control of; it has its settings, tuned and given ones too.
     """
 
@@ -164,6 +165,7 @@ class Method:
     keeps_own_answer: bool = False
     permuted: bool = False
     control_of: str = ""
+    step: str = ""
 
     @property
     def memory_is_only_added(self) -> bool:

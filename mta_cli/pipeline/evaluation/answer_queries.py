@@ -48,8 +48,12 @@ def answer_queries(
     asked: Sequence[ModelQuery],
     user_loras: Sequence[tuple[LoraWeights, ...]],
     priors: Sequence[LabelPrior | None] = (),
+    *,
+    generate: bool = True,
 ) -> list[ScoredAnswer]:
     """An answer to each of `asked`: a label (see `label_prior.decide_label`), or generated text where there are none.
+
+    Without `generate` a text is scored only, and its answer is empty.
 
     `user_loras` [models] are the LoRAs above what the base holds now; `priors` [models] the label priors, if any. Each
     query has one prompt, whichever model answers.
@@ -71,6 +75,8 @@ def answer_queries(
     ]
     if labels:
         texts = [labels[decide_label(own, labels, examples.task.metric)] for own in scores]
+    elif not generate:
+        texts = [""] * len(asked)
     else:
         generated = generate_answers(
             base,
@@ -90,6 +96,34 @@ def answer_queries(
         prompt = prompts[one.query.id]
         answers.append(ScoredAnswer(prompt, text, loglik, tokens, own, seconds))
     return answers
+
+
+def gold_log_likelihoods(
+    base: LoadedBase,
+    examples: PromptRowBuilder,
+    asked: Sequence[ModelQuery],
+    user_loras: Sequence[tuple[LoraWeights, ...]],
+    priors: Sequence[LabelPrior | None],
+) -> list[float]:
+    """The log-likelihood of each gold under the model that `asked` names (nats): over the labels, or a token of a text.
+
+    `user_loras` are [models] as in `answer_queries`; `priors` [asked] are the label priors of the users who are asked,
+    whosever model it is.
+    """
+    from mta_cli.engine.evaluation.calibration import gold_loglik
+    from mta_cli.engine.memory.label_prior import add_label_prior
+
+    prompts = {one.query.id: tuple(examples.query_prompt(one.query)) for one in asked}
+    labels = examples.task.labels
+    options = {one.query.id: labels or (one.query.gold,) for one in asked}
+    found = _score_options(base, examples, asked, user_loras, prompts, options)
+    if labels:
+        return [
+            gold_loglik(add_label_prior(own, prior, one.query.input, one.query.time), labels, one.query.gold)
+            for one, own, prior in zip(asked, found, priors, strict=True)
+        ]
+    lengths = [max(1, len(examples.prompter.answer_ids(one.query.gold))) for one in asked]
+    return [values[0] / length for values, length in zip(found, lengths, strict=True)]
 
 
 def _score_options(

@@ -206,8 +206,21 @@ def result_document(
     }
 
 
+def whose_entries(by_step: Mapping[str, Sequence[Prediction]], seed: int) -> list[dict[str, Any]]:
+    """Whose is it? For each step whose answers other users' models were asked about: see `whose.identify`."""
+    from mta_cli.engine.evaluation.whose import identify, sum_whose, unpack_logliks
+
+    found = []
+    for step, answers in by_step.items():
+        known = [one for one in answers if one.whose is not None]
+        sums = sum_whose([one.user_id for one in known], [unpack_logliks(one.whose or b"") for one in known])
+        if sums is not None:
+            found.append({"step": step, **identify(sums, seed=seed)})
+    return found
+
+
 def compare_methods(user_sums: Mapping[str, UserSums], reference: str, seed: int) -> dict[str, Any]:
-    """The document's keys that depend on user sums: reference, methods, differences and power."""
+    """The document's keys that depend on user sums: reference, methods, differences, power and ladder."""
     from mta_cli.engine.evaluation.statistics import bootstrap_metrics, minimum_detectable_effect
 
     others = [method for method in user_sums if method.partition("+")[0] != reference.partition("+")[0]]
@@ -222,7 +235,21 @@ def compare_methods(user_sums: Mapping[str, UserSums], reference: str, seed: int
         "methods": {name: bootstrap_metrics(one, seed=seed) for name, one in user_sums.items()},
         "differences": paired_differences(user_sums, reference, seed),
         "power": power,
+        "ladder": _ladder(user_sums, seed),
     }
+
+
+def _ladder(user_sums: Mapping[str, UserSums], seed: int) -> dict[str, Any] | None:
+    """The ladder of those methods that are its steps, each with its method; None where there is nothing to compare."""
+    from mta_cli.engine.evaluation.ladder import compared_pairs, judge_ladder
+    from mta_cli.engine.methods.catalog import methods_by_step
+
+    methods = methods_by_step(user_sums)
+    if not compared_pairs(methods):
+        return None
+    sums = {step: user_sums[name] for step, name in methods.items()}
+    found = judge_ladder(sums, MAIN_METRICS[next(iter(sums.values())).metric], unit="users", seed=seed)
+    return {**found, "steps": [{**row, "method": methods[row["step"]]} for row in found["steps"]]}
 
 
 def reference_for(method: str, reference: str, measured: Collection[str]) -> str:

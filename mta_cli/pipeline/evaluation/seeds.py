@@ -106,6 +106,8 @@ def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None 
         raise UsageError("histories or consent changed between these evaluations", hint="mta eval list")
     users, queries = _count_users_and_queries(user_sums[chosen], len(results))
     made = {**first, "users": users, "queries": queries, **compare_methods(user_sums, chosen, first["seed"])}
+    if made["ladder"] is not None:
+        made["ladder"]["questions"] = queries
     if len(evaluations) == 1:
         return made
     return {

@@ -1,28 +1,30 @@
-"""Measures users' stored models on their held-out queries. Trains nothing.
+"""Measures users' stored models on their held-out queries, step by step of the ladder. Trains nothing.
 
-Answers under base, pooled, fused and adapted weights. Intervals are percentile bootstraps over users (2,000 draws,
-seeded), so a user with many queries does not count as many users.
+Intervals are over users, or over questions where there are few users; see `engine.evaluation.ladder`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, JobProgress, JobResult, JobStarted
 from mta_cli.options import MachineOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, ScoredAnswer, answer_queries
+from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, answer_queries, gold_log_likelihoods
 from mta_cli.pipeline.evaluation.design import scored_queries, unscored_note
-from mta_cli.pipeline.evaluation.result_document import MAIN_METRICS, paired_differences
-from mta_cli.pipeline.memory.bank_memory import PERSONAL_MODES, BankMemory
+from mta_cli.pipeline.evaluation.others import choose_others
+from mta_cli.pipeline.evaluation.result_document import MAIN_METRICS, paired_differences, whose_entries
+from mta_cli.pipeline.memory.bank_memory import MAX_RECENT_ANSWERS, BankMemory
 from mta_cli.pipeline.user_weights import load_fusion_and_stack, load_task_adapter
 from store.records import Query, User
 from store.tables.predictions import Prediction
 
 if TYPE_CHECKING:
+    from mta_cli.engine.evaluation.ladder import Step
     from mta_cli.engine.evaluation.user_sums import UserSums
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.memory.label_prior import LabelPrior
@@ -33,14 +35,19 @@ if TYPE_CHECKING:
 
 MAX_ANSWERS_PER_BATCH = 128  # the most answers in one batch
 MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # LoRA parameters of the users in one batch; a single user may have more
+EXAMPLE_RULES = {
+    "users": "a question of the users with the largest, the median and the smallest gain",
+    "questions": "the questions with the largest, the median and the smallest gain",
+}
 
 
 @dataclass(frozen=True)
-class ModeQuery:
-    """A query in one mode, and the LoRAs that the mode adds to the base."""
+class _StepQuery:
+    """A query at a step of the ladder: the user whose weights answer, and the LoRAs that these add to what is below."""
 
     query: Query
-    mode: str
+    step: Step
+    owner: int
     loras: tuple[LoraWeights, ...]
     prior: LabelPrior | None
 
@@ -50,17 +57,19 @@ def evaluate_users(
     base_entry: ModelEntry,
     task: Task,
     users: Sequence[User],
-    modes: Sequence[str],
     prompt: PromptOptions,
     machine: MachineOptions,
     memory: MemoryOptions,
+    *,
+    weights: Sequence[str] = ("fused", "adapted"),
 ) -> Iterator[Event]:
-    """Answer every held-out query of `users` in each of `modes`, with label `memory`, and store the predictions.
+    """Answer every held-out query of `users` at each step of the ladder, and store the predictions.
 
-    `JobResult.result` has keys of `mta eval run`, without its design and settings; the last mode is the
-    reference. The time to make a model is not measured.
+    `weights` are the personal ones that all users have: fused, adapted, both or none. Labels and scores are answered;
+    texts are scored, and generated for the `examples` only. `JobResult.result` has keys of `mta eval run`, without its
+    design and settings, with a `ladder` and with `examples` [{user, question, gold, answers: {step: text}}].
     """
-    from mta_cli.engine.lora.adapter import AdapterMerger
+    from mta_cli.engine.evaluation.ladder import MIN_UNITS, ladder_steps
     from mta_cli.engine.model.load import number_format
     from mta_cli.pipeline.models.load import load_on_device
 
@@ -74,138 +83,328 @@ def evaluate_users(
                 hint="mta data import FILE --hold-out 5",
             )
         base = load_on_device(base_entry, machine, reg=reg)
-        examples, folder = PromptRowBuilder(reg, base, task, prompt.history_items), AdapterMerger(base)
-        yield JobStarted("evaluate", total=len(modes) * sum(len(queries[user.id]) for user in asked), unit="answers")
-        answers: list[Prediction] = []
-        for alike in ([mode for mode in modes if mode == "base"], [mode for mode in modes if mode != "base"]):
-            if not alike:
-                continue
-            below = load_task_adapter(reg, task.name, base.fingerprint) if "base" not in alike else ()
-            folder.set_adapter(below[0] if below else None)
-            known = BankMemory.current(reg, task, base.fingerprint, device=machine.device)
-            for portion in _query_batches(reg, base.fingerprint, task, asked, queries, alike, known, memory):
-                for answer in _answer_batch(base, examples, portion):
-                    answers.append(answer)
-                    yield JobProgress(answer.method, len(answers), tokens=answer.tokens, seconds=answer.seconds)
-        folder.set_adapter(None)
-        answers.sort(key=lambda answer: modes.index(answer.method))
+        bank = reg.banks.latest_ready_bank(task.name, base.fingerprint)
+        steps = ladder_steps(
+            memory=bool(task.labels) and memory.memory != "off" and bank is not None,
+            examples=prompt.history_items > 0,
+            weights=weights,
+        )
+        steps = [one for one in steps if not (one.is_control and len(asked) == 1)]
+        steps = [one for one in steps if bank is not None or one.weights in ("none", "base")]
+        measuring = _Measuring(reg, base, task, asked, queries, steps, prompt, machine, memory)
+        yield JobStarted("evaluate", measuring.answer_count, "answers")
+        yield from measuring.answer_all()
+        unit = "users" if len(asked) >= MIN_UNITS["users"] else "questions"
+        answers = [*measuring.answers_without_model(), *measuring.answers]
+        examples = measuring.example_answers(answers, unit)
         result = {
             "task": task.name,
-            "metric": MAIN_METRICS[task.metric],
             "users": len(asked),
             "queries": sum(len(queries[user.id]) for user in asked),
             "seed": machine.seed,
             "history_items": prompt.history_items,
             "base": base_entry.name,
             "dtype": number_format(machine.dtype, machine.device, machine.quantize),
-            "reference": modes[-1],
-            **_summarise_modes(task, modes, answers, machine.seed),
-            "costs": {mode: _costs(reg, base.fingerprint, task.name, asked, mode, answers) for mode in modes},
+            "reference": next(one.name for one in reversed(steps) if not one.is_control),
+            **_summarise(task, steps, answers, unit, machine.seed),
+            "costs": {one.name: _costs(reg, base.fingerprint, task.name, asked, one, answers) for one in steps},
         }
-        yield JobResult({**result, "evaluation": _store(reg, base.fingerprint, task, prompt, result, answers)})
+        number = _store(reg, base.fingerprint, task, prompt, result, answers)
+        yield JobResult({**result, "evaluation": number, "example_rule": EXAMPLE_RULES[unit], "examples": examples})
 
 
-def _query_batches(
-    reg: Registry,
-    base: str,
-    task: Task,
-    users: Sequence[User],
-    queries: Mapping[int, Sequence[Query]],
-    modes: Sequence[str],
-    known: BankMemory,
-    memory: MemoryOptions,
-) -> Iterator[list[ModeQuery]]:
-    """Every query of every user in each of `modes`, in batches limited by the size of the users' weights."""
-    portion: list[ModeQuery] = []
-    numbers = 0
-    for user in users:
-        mode_loras = {mode: _mode_loras(reg, base, user, task.name, mode) for mode in modes}
-        own_priors = {mode: known.prior_for(user, mode, memory) for mode in modes}
-        own = sum(lora.num_parameters for loras in mode_loras.values() for lora in loras)
-        for i, query in enumerate(queries[user.id]):
-            if portion and (
-                len(portion) >= MAX_ANSWERS_PER_BATCH or (i == 0 and numbers + own > MAX_LORA_PARAMS_PER_BATCH)
-            ):
-                yield portion
-                portion, numbers = [], 0
-            portion += [ModeQuery(query, mode, mode_loras[mode], own_priors[mode]) for mode in modes]
-        numbers += own
-    if portion:
-        yield portion
+class _Measuring:
+    """The answers of all steps, made with one loaded base."""
 
+    def __init__(
+        self,
+        reg: Registry,
+        base: LoadedBase,
+        task: Task,
+        users: Sequence[User],
+        queries: Mapping[int, Sequence[Query]],
+        steps: Sequence[Step],
+        prompt: PromptOptions,
+        machine: MachineOptions,
+        memory: MemoryOptions,
+    ) -> None:
+        from mta_cli.engine.lora.adapter import AdapterMerger
 
-def _mode_loras(reg: Registry, base: str, user: User, task: str, mode: str) -> tuple[LoraWeights, ...]:
-    """The LoRAs of `mode` for a user, above the task adapter; `pooled` is the task adapter alone."""
-    return () if mode == "pooled" else load_fusion_and_stack(reg, base, user, task, mode)[0]
+        self._reg, self._base, self._task, self._users, self._queries = reg, base, task, users, queries
+        self._steps, self._folder = [one for one in steps if one.weights != "none"], AdapterMerger(base)
+        self._known = BankMemory.current(reg, task, base.fingerprint, device=machine.device)
+        bank = reg.banks.latest_ready_bank(task.name, base.fingerprint)
+        self._bank_memory = BankMemory(reg, task, bank)
+        self._others = choose_others(reg, task.name, bank.embedder if bank is not None else None, users)
+        self._priors = {user.id: self._known.prior_for(user, "common", memory) for user in users}
+        self._examples = {
+            True: PromptRowBuilder(reg, base, task, prompt.history_items),
+            False: PromptRowBuilder(reg, base, task, 0),
+        }
+        self._by_id = {user.id: user for user in users}
+        self.answers: list[Prediction] = []
 
+    @property
+    def answer_count(self) -> int:
+        """How many answers all steps have."""
+        return len(self._steps) * sum(len(self._queries[user.id]) for user in self._users)
 
-def _answer_batch(base: LoadedBase, examples: PromptRowBuilder, portion: Sequence[ModeQuery]) -> list[Prediction]:
-    """Answer a batch; each answer counts an equal share of the time."""
-    model_loras, priors, owners = _distinct_models(portion)
-    questions = [ModelQuery(asked.query, owner) for asked, owner in zip(portion, owners, strict=True)]
-    return [
-        Prediction(
-            asked.query.user_id,
-            asked.query.id,
-            asked.mode,
-            base.tokenizer.decode(list(given.prompt)),
-            given.answer,
-            asked.query.gold,
-            _gold_loglik(examples.task, asked.query, given),
-            len(given.prompt),
-            given.seconds,
+    def answer_all(self) -> Iterator[Event]:
+        """Answer every query at every step that has a model; then ask other users' models whose each answer is."""
+        try:
+            for (below, shows), steps in groupby(self._steps, lambda one: (one.weights != "base", one.examples)):
+                self._set_below(common=below)
+                together = list(steps)
+                for portion in self._batches(together):
+                    for answer in self._answer(portion, shows=shows):
+                        self.answers.append(answer)
+                        yield JobProgress(
+                            answer.method, len(self.answers), tokens=answer.tokens, seconds=answer.seconds
+                        )
+            self._ask_whose()
+        finally:
+            self._folder.set_adapter(None)
+        order = [one.name for one in self._steps]
+        self.answers.sort(key=lambda answer: order.index(answer.method))
+
+    def _set_below(self, *, common: bool) -> None:
+        found = load_task_adapter(self._reg, self._task.name, self._base.fingerprint) if common else ()
+        self._folder.set_adapter(found[0] if found else None)
+
+    def _batches(self, steps: Sequence[Step]) -> Iterator[list[_StepQuery]]:
+        """Every query of every user at each of `steps`, in batches limited by the size of the users' weights."""
+        portion: list[_StepQuery] = []
+        numbers = 0
+        for user in self._users:
+            owners = {one.name: self._others[user.id][0] if one.is_control else user.id for one in steps}
+            loras = {one.name: self._loras(owners[one.name], one) for one in steps}
+            own = sum(lora.num_parameters for found in loras.values() for lora in found)
+            for i, query in enumerate(self._queries[user.id]):
+                if portion and (
+                    len(portion) >= MAX_ANSWERS_PER_BATCH or (i == 0 and numbers + own > MAX_LORA_PARAMS_PER_BATCH)
+                ):
+                    yield portion
+                    portion, numbers = [], 0
+                portion += [
+                    _StepQuery(query, one, owners[one.name], loras[one.name], self._prior(one, user.id))
+                    for one in steps
+                ]
+            numbers += own
+        if portion:
+            yield portion
+
+    def _prior(self, step: Step, user: int) -> LabelPrior | None:
+        return self._priors[user] if step.memory else None
+
+    def _loras(self, user: int, step: Step) -> tuple[LoraWeights, ...]:
+        """What a step adds to the base or the common model below it."""
+        if step.weights in ("base", "common"):
+            return ()
+        found = load_fusion_and_stack(
+            self._reg, self._base.fingerprint, self._by_id[user], self._task.name, step.weights
         )
-        for asked, given in zip(portion, answer_queries(base, examples, questions, model_loras, priors), strict=True)
-    ]
+        return found[0]
+
+    def _answer(self, portion: Sequence[_StepQuery], *, shows: bool, generate: bool = False) -> list[Prediction]:
+        """Answer a batch; each answer counts an equal share of the time."""
+        from mta_cli.engine.evaluation.calibration import gold_loglik
+
+        models = {(one.step.name, one.query.user_id): one for one in portion}
+        places = {key: n for n, key in enumerate(models)}
+        questions = [ModelQuery(one.query, places[one.step.name, one.query.user_id]) for one in portion]
+        loras, priors = [one.loras for one in models.values()], [one.prior for one in models.values()]
+        examples, labels = self._examples[shows], self._task.labels
+        given = answer_queries(self._base, examples, questions, loras, priors, generate=generate)
+        return [
+            Prediction(
+                one.query.user_id,
+                one.query.id,
+                one.step.name,
+                self._base.tokenizer.decode(list(found.prompt)),
+                found.answer,
+                one.query.gold,
+                gold_loglik(found.scores, labels, one.query.gold)
+                if labels
+                else found.gold_loglik / max(1, found.gold_tokens),
+                len(found.prompt),
+                found.seconds,
+            )
+            for one, found in zip(portion, given, strict=True)
+        ]
+
+    def _ask_whose(self) -> None:
+        """Add to each answer of a personal step how likely the gold is under other users' models, same prompt."""
+        from mta_cli.engine.evaluation.whose import pack_logliks
+
+        for step in (one for one in self._steps if one.is_personal):
+            found: dict[int, list[float]] = {}
+            portion, models = list[ModelQuery](), dict[int, tuple[LoraWeights, ...]]()
+            size = 0
+            wanted = [(user, other) for user in self._users for other in self._others[user.id]]
+            for user, other in sorted(wanted, key=lambda pair: (pair[1], pair[0].id)):
+                if other not in models:
+                    own = self._loras(other, step)
+                    size += sum(lora.num_parameters for lora in own)
+                    if models and size > MAX_LORA_PARAMS_PER_BATCH:
+                        self._add_whose(found, step, portion, models)
+                        portion, models, size = [], {}, sum(lora.num_parameters for lora in own)
+                    models[other] = own
+                place = list(models).index(other)
+                portion += [ModelQuery(query, place) for query in self._queries[user.id]]
+                if len(portion) >= MAX_ANSWERS_PER_BATCH:
+                    self._add_whose(found, step, portion, models)
+                    portion = []
+            self._add_whose(found, step, portion, models)
+            self.answers = [
+                replace(one, whose=pack_logliks(one.gold_loglik or 0.0, found[one.query_id]))
+                if one.method == step.name and one.query_id in found
+                else one
+                for one in self.answers
+            ]
+
+    def _add_whose(
+        self,
+        found: dict[int, list[float]],
+        step: Step,
+        portion: Sequence[ModelQuery],
+        models: Mapping[int, tuple[LoraWeights, ...]],
+    ) -> None:
+        if not portion:
+            return
+        priors = [self._prior(step, one.query.user_id) for one in portion]
+        loras = list(models.values())
+        logliks = gold_log_likelihoods(self._base, self._examples[step.examples], portion, loras, priors)
+        for one, value in zip(portion, logliks, strict=True):
+            found.setdefault(one.query.id, []).append(value)
+
+    def answers_without_model(self) -> list[Prediction]:
+        """The same queries answered with each user's most frequent label, median score or nearest own text.
+
+        The likelihood of a label is that of the user's own label rates; a text has none.
+        """
+        from mta_cli.engine.evaluation.calibration import gold_loglik
+        from mta_cli.engine.evaluation.ladder import NO_MODEL
+        from mta_cli.engine.methods.baselines.majority import simplest_answerer
+
+        rates_until = self._bank_memory.without_neighbours.rates_until
+        rows = []
+        for user in self._users:
+            own = self._reg.items.recent_items(user.id, self._task.name, MAX_RECENT_ANSWERS)
+            answer = simplest_answerer(
+                self._task, rates_until, [item.input for item in own], [item.output for item in own]
+            )
+            for query in self._queries[user.id]:
+                text, scores = answer(query.input, query.time)
+                loglik = gold_loglik(scores, self._task.labels, query.gold) if self._task.labels else None
+                rows.append(Prediction(user.id, query.id, NO_MODEL, "", text, query.gold, loglik, 0, 0.0))
+        return rows
+
+    def example_answers(self, answers: list[Prediction], unit: str) -> list[dict[str, Any]]:
+        """What each step answers to the questions that `EXAMPLE_RULES` choose; texts are generated for it."""
+        from mta_cli.engine.evaluation.ladder import LADDER
+
+        chosen = choose_examples(answers, [one.name for one in self._steps if not one.is_control], unit)
+        if not self._task.labels:
+            self._generate(answers, chosen)
+        asked = {query.id: query for user in self._users for query in self._queries[user.id]}
+        order = [one.name for one in LADDER]
+        found = []
+        for number in chosen:
+            own = sorted((one for one in answers if one.query_id == number), key=lambda one: order.index(one.method))
+            query = asked[number]
+            found.append(
+                {
+                    "user": self._by_id[query.user_id].name,
+                    "question": query.input,
+                    "gold": query.gold,
+                    "answers": {one.method: one.answer for one in own},
+                    "gold_logliks": {one.method: one.gold_loglik for one in own},
+                }
+            )
+        return found
+
+    def _generate(self, answers: list[Prediction], chosen: Sequence[int]) -> None:
+        """Put generated texts into the answers to the `chosen` queries."""
+        texts: dict[tuple[str, int], str] = {}
+        asked = [query for user in self._users for query in self._queries[user.id] if query.id in chosen]
+        try:
+            for (below, shows), steps in groupby(self._steps, lambda one: (one.weights != "base", one.examples)):
+                self._set_below(common=below)
+                portion = []
+                for step in steps:
+                    for query in asked:
+                        owner = self._others[query.user_id][0] if step.is_control else query.user_id
+                        portion.append(_StepQuery(query, step, owner, self._loras(owner, step), None))
+                for given in self._answer(portion, shows=shows, generate=True):
+                    texts[given.method, given.query_id] = given.answer
+        finally:
+            self._folder.set_adapter(None)
+        for place, one in enumerate(answers):
+            if (one.method, one.query_id) in texts:
+                answers[place] = replace(one, answer=texts[one.method, one.query_id])
 
 
-def _gold_loglik(task: Task, query: Query, given: ScoredAnswer) -> float:
-    """The log-likelihood of the gold (nats): over the labels, as the answer was decided, or per token of a text."""
-    from mta_cli.engine.evaluation.calibration import gold_loglik
+def choose_examples(answers: Sequence[Prediction], steps: Sequence[str], unit: str) -> list[int]:
+    """The queries that `EXAMPLE_RULES` choose, by the gain in likelihood from the common model to the highest step.
 
-    if task.labels:
-        return gold_loglik(given.scores, task.labels, query.gold)
-    return given.gold_loglik / max(1, given.gold_tokens)
+    `steps` are in their order. Of a user, it is the question with the largest gain in size.
+    """
+    from mta_cli.engine.evaluation.ladder import COMMON, COMMON_MEMORY
+
+    top = steps[-1]
+    below = next((name for name in (COMMON_MEMORY, COMMON) if name in steps and name != top), steps[0])
+    logliks = {(one.method, one.query_id): one.gold_loglik or 0.0 for one in answers}
+    gains: dict[int, dict[int, float]] = {}  # by user or query: the gain of each query
+    for one in answers:
+        if one.method == top:
+            key = one.user_id if unit == "users" else one.query_id
+            gains.setdefault(key, {})[one.query_id] = (one.gold_loglik or 0.0) - logliks[below, one.query_id]
+    order = sorted(gains, key=lambda key: (sum(gains[key].values()) / len(gains[key]), key), reverse=True)
+    chosen = dict.fromkeys((order[0], order[len(order) // 2], order[-1]))
+    return [max(gains[key], key=lambda number: (abs(gains[key][number]), number)) for key in chosen]
 
 
-def _distinct_models(
-    portion: Sequence[ModeQuery],
-) -> tuple[list[tuple[LoraWeights, ...]], list[LabelPrior | None], list[int]]:
-    """LoRAs and priors of the different models (a user in a mode) of a batch, and the model index of each query."""
-    places = {(asked.query.user_id, asked.mode): asked for asked in portion}
-    numbers = {key: n for n, key in enumerate(places)}
-    owners = [numbers[asked.query.user_id, asked.mode] for asked in portion]
-    return [one.loras for one in places.values()], [one.prior for one in places.values()], owners
-
-
-def _summarise_modes(task: Task, modes: Sequence[str], answers: Sequence[Prediction], seed: int) -> dict[str, Any]:
-    """Each metric of the task, and the gold's mean log-likelihood (nats per query), with 95 % intervals over users."""
+def _summarise(
+    task: Task, steps: Sequence[Step], answers: Sequence[Prediction], unit: str, seed: int
+) -> dict[str, Any]:
+    """Each metric and the gold's mean log-likelihood (nats per query), with 95 % intervals, and the ladder."""
     from mta_cli.engine.evaluation import statistics
+    from mta_cli.engine.evaluation.ladder import judge_ladder
 
-    user_sums = {mode: sum_answers(task, [answer for answer in answers if answer.method == mode]) for mode in modes}
+    metric = MAIN_METRICS[task.metric] if task.labels else "gold_loglik"
+    by_step = {one.name: [answer for answer in answers if answer.method == one.name] for one in steps}
+    sums = {name: sum_answers(task, own, unit) for name, own in by_step.items()}
+    top = next(one.name for one in reversed(steps) if not one.is_control)
+    shown = {name: own for name, own in sums.items() if own.has_loglik or task.labels}
+    ladder = judge_ladder(sums, metric, unit=unit, seed=seed)
     return {
-        "methods": {mode: statistics.bootstrap_metrics(one, seed=seed) for mode, one in user_sums.items()},
-        "differences": paired_differences(user_sums, modes[-1], seed),
+        "metric": metric,
+        "methods": {name: statistics.bootstrap_metrics(own, seed=seed) for name, own in shown.items()},
+        "differences": paired_differences(shown, top, seed),
+        "ladder": {**ladder, "whose": whose_entries(by_step, seed)},
     }
 
 
-def sum_answers(task: Task, answers: Sequence[Prediction]) -> UserSums:
-    """The answers of one mode, added up by user."""
+def sum_answers(task: Task, answers: Sequence[Prediction], unit: str) -> UserSums:
+    """The answers of one step, added up by user or, as `unit` says, by question. Texts count by their likelihood."""
     from mta_cli.engine.evaluation.user_sums import sum_by_user
 
-    users, given, golds = [a.user_id for a in answers], [a.answer for a in answers], [a.gold for a in answers]
-    return sum_by_user(task.metric, task.labels, users, given, golds, [a.gold_loglik for a in answers])
+    owners = [one.user_id if unit == "users" else one.query_id for one in answers]
+    given, golds = [one.answer for one in answers], [one.gold for one in answers]
+    metric = task.metric if task.labels else "likelihood"
+    return sum_by_user(metric, task.labels, owners, given, golds, [one.gold_loglik for one in answers])
 
 
 def _costs(
-    reg: Registry, base: str, task: str, users: Sequence[User], mode: str, answers: Sequence[Prediction]
+    reg: Registry, base: str, task: str, users: Sequence[User], step: Step, answers: Sequence[Prediction]
 ) -> dict[str, float | None]:
-    """Bytes that a mode stores for a user, a mean over `users`, and the speed of its answers."""
+    """Bytes that a step stores for a user, a mean over `users`, and the speed of its answers."""
     bank = reg.banks.latest_ready_bank(task, base)
-    recipes = [reg.recipes.get(user.id, task, bank.id) for user in users] if bank and mode in PERSONAL_MODES else []
-    stacks = [reg.stacks.get(user.id, task, bank.id) for user in users] if bank and mode == "adapted" else []
+    personal = bank is not None and step.weights in ("fused", "adapted")
+    recipes = [reg.recipes.get(user.id, task, bank.id) for user in users] if bank and personal else []
+    stacks = [reg.stacks.get(user.id, task, bank.id) for user in users] if bank and step.weights == "adapted" else []
     kept = sum(one.bytes for one in (*recipes, *stacks) if one is not None)
-    own = [answer for answer in answers if answer.method == mode]
+    own = [answer for answer in answers if answer.method == step.name]
     seconds, tokens = sum(answer.seconds for answer in own), sum(answer.tokens for answer in own)
     return {
         "bytes": kept / len(users),

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MAX_RECENT_ANSWERS = 200  # answers of a user that count in their label prior
-PERSONAL_MODES = ("fused", "adapted")
 
 
 class BankMemory:
@@ -71,8 +70,8 @@ class BankMemory:
         return LabelMemory(self._task.labels, rates if len(rates) == len(self._task.labels) else ())
 
     def prior_for(self, user: User | None, mode: str, options: MemoryOptions) -> LabelPrior | None:
-        """The label prior beside a user's model in a personal `mode`; None where there is none."""
-        if user is None or mode not in PERSONAL_MODES or options.memory == "off" or self._bank is None:
+        """The label prior of a user beside a model above the base, by its `mode`; None where there is none."""
+        if user is None or mode == "base" or options.memory == "off" or self._bank is None:
             return None
         # no embedder is loaded where the options ask for no neighbours
         if options.memory == "habit" or (memory := self.label_memory).neighbours is None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from mta_cli.engine.evaluation.ladder import NO_MODEL
 from mta_cli.engine.evaluation.metrics import rouge_1
 from mta_cli.engine.memory.label_prior import PRIOR_STRENGTH, RatesUntil, user_label_prior
 from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserModel, UserShots
@@ -94,10 +95,12 @@ METHOD = Method(
     build=build_majority_models,
     keeps_own_answer=True,
     version=4,
+    step=NO_MODEL,
 )
 MEAN_METHOD = replace(
     METHOD,
     name="majority-mean",
+    step="",
     about="for scores the user's rounded mean; else as majority",
     build=build_mean_models,
     version=3,

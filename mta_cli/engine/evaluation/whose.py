@@ -1,0 +1,91 @@
+"""Whose is it? How often a user's own model finds the user's answer likelier than other users' models do.
+
+Chance is known: of one own model and n others, 1 / (n + 1). Knows neither models nor stores.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mta_cli.engine.evaluation.user_sums import Array
+
+MAX_OTHERS = 15
+"""The most other users whose models are asked about an answer."""
+TIE = 1e-6  # nats: rounding of float32
+
+
+@dataclass(frozen=True)
+class WhoseSums:
+    """Answers added up by user: `sums` is [users, 4]: questions, own model first, that by chance, and own − mean of
+    the others' log-likelihoods (nats, summed over questions).
+    """
+
+    users: tuple[int, ...]
+    sums: Array
+
+
+def pack_logliks(own: float, others: Sequence[float]) -> bytes:
+    """One answer's log-likelihoods as the store keeps them: own model first, little-endian float32."""
+    return struct.pack(f"<{1 + len(others)}f", own, *others)
+
+
+def unpack_logliks(packed: bytes) -> tuple[float, ...]:
+    """What `pack_logliks` packed."""
+    return struct.unpack(f"<{len(packed) // 4}f", packed)
+
+
+def sum_whose(users: Sequence[int], logliks: Sequence[Sequence[float]]) -> WhoseSums | None:
+    """Add up answers by user; `logliks` of each are the own model's, then the others'. None without any others.
+
+    An own model that is level with n others counts 1 / (n + 1) as first.
+    """
+    rows = [(user, own) for user, own in zip(users, logliks, strict=True) if len(own) > 1]
+    if not rows:
+        return None
+    names, places = np.unique([user for user, _ in rows], return_inverse=True)
+    sums = np.zeros((len(names), 4))
+    for place, (_, (own, *others)) in zip(places, rows, strict=True):
+        rivals = np.asarray(others, dtype=np.float64)
+        level = int((np.abs(rivals - own) <= TIE).sum())
+        first = 0.0 if (rivals > own + TIE).any() else 1 / (1 + level)
+        sums[place] += (1.0, first, 1 / (1 + len(rivals)), own - rivals.mean())
+    return WhoseSums(tuple(names.tolist()), sums)
+
+
+def add_whose_sums(parts: Sequence[WhoseSums]) -> WhoseSums:
+    """Sums of several seeds of the same users as one. Raises ValueError for different users."""
+    if any(part.users != parts[0].users for part in parts):
+        raise ValueError("other users were asked about")
+    return WhoseSums(parts[0].users, np.sum([part.sums for part in parts], axis=0))
+
+
+def identify(found: WhoseSums, *, seed: int, draws: int = 2000) -> dict[str, float]:
+    """How often the own model is first: {first, questions, chance, share, low, high, ahead, users, p, difference}.
+
+    `chance` is the number that is expected of equal models. `share` has a 95 % percentile bootstrap over users. `ahead`
+    counts the users whose answers are, on average, likelier under their own model than under the mean of the others;
+    `p` is the two-sided sign test of it (users who are level are left out). `difference` is that mean in nats.
+    """
+    from scipy.stats import binomtest
+
+    rng = np.random.default_rng(seed)
+    questions, first, chance, difference = found.sums.sum(axis=0)
+    drawn = found.sums[rng.integers(len(found.users), size=(draws, len(found.users)))].sum(axis=1)
+    low, high = np.quantile(drawn[:, 1] / drawn[:, 0], [0.025, 0.975])
+    ahead, behind = int((found.sums[:, 3] > TIE).sum()), int((found.sums[:, 3] < -TIE).sum())
+    return {
+        "first": float(first),
+        "questions": int(questions),
+        "chance": float(chance),
+        "share": float(first / questions),
+        "low": float(low),
+        "high": float(high),
+        "ahead": ahead,
+        "users": len(found.users),
+        "p": float(binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0,
+        "difference": float(difference / questions),
+    }
