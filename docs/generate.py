@@ -16,6 +16,7 @@ from store.schema import SCHEMA_VERSION, TABLES
 
 FOLDER = Path(__file__).parent
 COMMANDS = runpy.run_path(str(FOLDER / "commands.py"))
+RESULTS = runpy.run_path(str(FOLDER / "results.py"))
 MADE = "<!-- Made by `make docs` from the program; do not edit. -->"
 
 
@@ -28,6 +29,8 @@ def pages() -> dict[str, str]:
         "serve-parameters.md": _parameters_page(),
         "bases.md": _bases_page(),
         "cost.md": _cost_page(),
+        "results/README.md": RESULTS["results_page"](),
+        "../README.md": RESULTS["readme"](),
         "../store/schema.sql": _schema_page(),
     }
 

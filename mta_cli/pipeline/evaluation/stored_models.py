@@ -238,7 +238,8 @@ class _Measuring:
 
         for step in (one for one in self._steps if one.is_personal):
             found: dict[int, list[float]] = {}
-            portion, models = list[ModelQuery](), dict[int, tuple[LoraWeights, ...]]()
+            portion: list[ModelQuery] = []
+            models: dict[int, tuple[LoraWeights, ...]] = {}
             size = 0
             wanted = [(user, other) for user in self._users for other in self._others[user.id]]
             for user, other in sorted(wanted, key=lambda pair: (pair[1], pair[0].id)):
@@ -286,13 +287,13 @@ class _Measuring:
         from mta_cli.engine.evaluation.ladder import NO_MODEL
         from mta_cli.engine.methods.baselines.majority import simplest_answerer
 
-        rates_until = self._bank_memory.without_neighbours.rates_until
+        rates, labels = self._bank_memory.without_neighbours, self._task.labels
+        uniform = (1 / max(1, len(labels)),) * len(labels)  # no bank of these labels knows their rates
         rows = []
         for user in self._users:
             own = self._reg.items.recent_items(user.id, self._task.name, MAX_RECENT_ANSWERS)
-            answer = simplest_answerer(
-                self._task, rates_until, [item.input for item in own], [item.output for item in own]
-            )
+            inputs, outputs = [item.input for item in own], [item.output for item in own]
+            answer = simplest_answerer(self._task, lambda time: rates.rates_until(time) or uniform, inputs, outputs)
             for query in self._queries[user.id]:
                 text, scores = answer(query.input, query.time)
                 loglik = gold_loglik(scores, self._task.labels, query.gold) if self._task.labels else None

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from mta_cli.engine.evaluation.calibration import NO_LABEL_LOGLIK, log_probabilities
+from mta_cli.engine.evaluation.whose import unpack_logliks
 from mta_cli.engine.generation.generate import generate_tokens, label_scores
 from mta_cli.engine.lora.adapter import AdapterMerger
 from mta_cli.engine.memory.label_prior import add_label_prior
 from mta_cli.engine.model.load import load_base
-from mta_cli.engine.text.tasks import BUILTIN_TASKS
+from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
 from mta_cli.errors import BadInput, IntegrityFault
 from mta_cli.options import MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.evaluation.stored_models import evaluate_users
+from mta_cli.pipeline.evaluation.others import choose_others
+from mta_cli.pipeline.evaluation.stored_models import choose_examples, evaluate_users
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.user_weights import load_task_adapter, merge_by_placement
-from store.records import NewItem
+from store.records import NewItem, User
 from store.registry import Registry
 from tests.metrics_by_hand import score
 from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request, notes
 
-EVAL_MODES = ("base", "pooled", "fused", "adapted")
+STEPS = ("no-model", "base", "base+examples", "common", "common+memory", "fused", "adapted", "another's")
 
 
 def test_a_damaged_registry_is_named_before_the_first_answer(
@@ -36,56 +40,139 @@ def test_a_damaged_registry_is_named_before_the_first_answer(
     users = [peopled.users.get(name) for name in SHORT]
     entry, machine = resolve_model("tiny", "base"), replace(CPU, verify=True)
     with pytest.raises(IntegrityFault, match="registry"):
-        finish(evaluate_users(peopled, entry, TASK, users, ("base",), PromptOptions(2), machine, MemoryOptions()))
+        finish(evaluate_users(peopled, entry, TASK, users, PromptOptions(2), machine, MemoryOptions(), weights=()))
 
 
-def test_every_mode_answers_every_query_and_is_stored(peopled: Registry) -> None:
+def adapted(reg: Registry, users: list[User]) -> None:
+    """A fusion and a stack of each of `users`."""
+    alone = replace(fuse_request(), memory=MemoryOptions(memory="habit"))  # neighbours know all of these answers
+    finish(adapt_users(reg, users, alone, QUICK))
+
+
+def evaluated(
+    reg: Registry, users: list[User], task: Task = TASK, memory: str = "neighbours", history: int = 2
+) -> dict[str, Any]:
+    """The document of these users, measured at every step."""
+    entry, options = resolve_model("tiny", "base"), MemoryOptions(memory=memory)
+    found: dict[str, Any] = finish(evaluate_users(reg, entry, task, users, PromptOptions(history), CPU, options))[0]
+    return found
+
+
+def test_every_step_answers_every_query_and_is_stored(peopled: Registry) -> None:
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT]
-    alone = replace(fuse_request(), memory=MemoryOptions(memory="habit"))  # neighbours know all of these answers
-    finish(adapt_users(peopled, users, alone, QUICK))
-    job = evaluate_users(
-        peopled, resolve_model("tiny", "base"), TASK, users, EVAL_MODES, PromptOptions(2), CPU, MemoryOptions()
-    )
-    result, _ = finish(job)
-    assert result["users"] == 3 and result["queries"] == 6 and set(result["methods"]) == set(EVAL_MODES)
+    adapted(peopled, users)
+    result = evaluated(peopled, users)
+    assert result["users"] == 3 and result["queries"] == 6 and tuple(result["methods"]) == STEPS
     predictions = peopled.evaluations.predictions.load_predictions(result["evaluation"])
-    assert len(predictions) == 24
-    for mode in EVAL_MODES:
-        own = [p for p in predictions if p.method == mode]
+    assert len(predictions) == 6 * len(STEPS)
+    for step in STEPS:
+        own = [p for p in predictions if p.method == step]
         plain = score("accuracy", [p.answer for p in own], [p.gold for p in own], TASK.labels)
         for name, value in plain.items():
-            interval = result["methods"][mode][name]
+            interval = result["methods"][step][name]
             assert interval["value"] == pytest.approx(value)
             assert interval["low"] <= interval["value"] <= interval["high"]
         assert all(p.answer in TASK.labels and p.gold_loglik <= 0 for p in own)
     assert result["reference"] == "adapted" and result["metric"] == "accuracy"
-    assert {(row["a"], row["b"]) for row in result["differences"]} == {("adapted", mode) for mode in EVAL_MODES[:3]}
-    gap = result["methods"]["adapted"]["gold_loglik"]["value"] - result["methods"]["base"]["gold_loglik"]["value"]
-    (said,) = [row for row in result["differences"] if (row["b"], row["metric"]) == ("base", "gold_loglik")]
-    assert said["value"] == pytest.approx(gap) and said["low"] <= gap <= said["high"]
-    kept = {mode: result["costs"][mode]["bytes"] for mode in EVAL_MODES}
-    assert kept == {"base": 0, "pooled": 0, "fused": 36, "adapted": 36 + 2 * 7 * 2**2}
-    assert all(result["costs"][mode]["tokens_per_second"] > 0 for mode in EVAL_MODES)
-    texts = {mode: [p.gold_loglik for p in predictions if p.method == mode] for mode in EVAL_MODES}
-    assert texts["base"] != texts["pooled"] != texts["fused"] != texts["adapted"]
+    assert {(row["a"], row["b"]) for row in result["differences"]} == {
+        ("adapted", step) for step in STEPS if step != "adapted"
+    }
+    kept = {step: result["costs"][step]["bytes"] for step in STEPS if step != "another's"}
+    assert kept == {**dict.fromkeys(STEPS[:5], 0), "fused": 36, "adapted": 36 + 2 * 7 * 2**2}
+    texts = [[p.gold_loglik for p in predictions if p.method == step] for step in STEPS]
+    assert all(one != other for n, one in enumerate(texts) for other in texts[:n]), "each step changes something"
 
 
-def test_answers_have_the_memory_that_is_asked_for(peopled: Registry) -> None:
+def test_the_ladder_of_few_users_is_over_their_questions_and_the_store_keeps_it(peopled: Registry) -> None:
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT]
-    finish(adapt_users(peopled, users, fuse_request(), QUICK))
-    entry, found = resolve_model("tiny", "base"), {}
-    for memory in ("neighbours", "off"):
-        job = evaluate_users(
-            peopled, entry, TASK, users, ["base", "adapted"], PromptOptions(2), CPU, MemoryOptions(memory=memory)
-        )
-        number = finish(job)[0]["evaluation"]
-        for one in peopled.evaluations.predictions.load_predictions(number):
-            found[memory, one.method, one.query_id] = one.gold_loglik
-    for method, query in {(method, query) for _, method, query in found}:
-        same = found["off", method, query] == pytest.approx(found["neighbours", method, query])
-        assert same == (method == "base"), "a base has no memory"
+    adapted(peopled, users)
+    result = evaluated(peopled, users)
+    ladder = result["ladder"]
+    assert (ladder["unit"], ladder["units"], ladder["questions"]) == ("questions", 6, 6)
+    assert [one["step"] for one in ladder["steps"]] == list(STEPS)
+    for row in ladder["comparisons"]:
+        a, b = (result["methods"][row[side]]["gold_loglik"]["value"] for side in ("step", "below"))
+        assert row["value"] == pytest.approx(a - b) and row["verdict"] == "not shown" and row["why"] == "too few"
+    stored = peopled.evaluations.get(result["evaluation"]).result
+    assert stored["ladder"] == json.loads(json.dumps(ladder))
+    assert not any(name in json.dumps(stored) for name in SHORT), "a stored document holds no names"
+
+
+def test_each_step_and_the_one_below_it_differ_in_one_thing(peopled: Registry) -> None:
+    """The prompts and the label priors are the same from the common model upwards."""
+    built(peopled)
+    users = [peopled.users.get(name) for name in SHORT]
+    adapted(peopled, users)
+    found = peopled.evaluations.predictions.load_predictions(evaluated(peopled, users)["evaluation"])
+    prompts = {step: [p.prompt for p in found if p.method == step] for step in STEPS}
+    with_examples = STEPS[2:]
+    assert (
+        all(prompts[step] == prompts["base+examples"] for step in with_examples)
+        and prompts["base"] != prompts["common"]
+    )
+    plain = evaluated(peopled, users, memory="off", history=0)
+    assert tuple(plain["methods"]) == ("no-model", "base", "common", "fused", "adapted", "another's")
+
+
+def test_the_control_has_anothers_weights_with_ones_own_examples_and_memory(peopled: Registry) -> None:
+    built(peopled)
+    users = [peopled.users.get(name) for name in SHORT]
+    adapted(peopled, users)
+    bank = peopled.banks.latest_ready_bank(TASK.name)
+    assert bank is not None
+    nearest = choose_others(peopled, TASK.name, bank.embedder, users)
+    found = peopled.evaluations.predictions.load_predictions(evaluated(peopled, users)["evaluation"])
+    for one in (p for p in found if p.method == "adapted"):
+        own, *others = unpack_logliks(one.whose or b"")
+        assert own == pytest.approx(one.gold_loglik, abs=1e-5) and len(others) == len(users) - 1
+        (control,) = [p for p in found if p.method == "another's" and p.query_id == one.query_id]
+        place = sorted(nearest[one.user_id]).index(nearest[one.user_id][0])
+        assert others[place] == pytest.approx(control.gold_loglik, abs=1e-4)
+    assert all(p.whose is None for p in found if p.method not in ("fused", "adapted"))
+
+
+def test_whose_is_it_counts_the_answers_whose_own_model_is_first(peopled: Registry) -> None:
+    built(peopled)
+    users = [peopled.users.get(name) for name in SHORT]
+    adapted(peopled, users)
+    result = evaluated(peopled, users)
+    found = peopled.evaluations.predictions.load_predictions(result["evaluation"])
+    for entry in result["ladder"]["whose"]:
+        rows = [unpack_logliks(p.whose or b"") for p in found if p.method == entry["step"]]
+        assert entry["questions"] == len(rows) == 6 and entry["chance"] == pytest.approx(6 / 3)
+        first = sum(own > max(others) + 1e-6 for own, *others in rows)
+        assert entry["first"] >= first and entry["share"] == pytest.approx(entry["first"] / 6)
+    assert [entry["step"] for entry in result["ladder"]["whose"]][:2] == ["fused", "adapted"]
+
+
+def test_one_user_alone_has_no_control_and_nobody_to_be_told_from(peopled: Registry) -> None:
+    built(peopled)
+    ida = peopled.users.get(SHORT[0])
+    adapted(peopled, [ida])
+    result = evaluated(peopled, [ida])
+    assert "another's" not in result["methods"] and result["ladder"]["control"] is None
+    assert result["ladder"]["whose"] == [] and result["ladder"]["unit"] == "questions"
+
+
+def test_a_store_without_a_bank_has_the_lowest_steps(peopled: Registry) -> None:
+    result = evaluated(peopled, [peopled.users.get(name) for name in SHORT])
+    assert tuple(result["methods"]) == ("no-model", "base", "base+examples")
+    assert [row["adds"] for row in result["ladder"]["comparisons"]] == ["own examples in the prompt"]
+
+
+def test_the_examples_are_of_the_largest_the_median_and_the_smallest_gain(peopled: Registry) -> None:
+    built(peopled)
+    users = [peopled.users.get(name) for name in SHORT]
+    adapted(peopled, users)
+    result = evaluated(peopled, users)
+    found = peopled.evaluations.predictions.load_predictions(result["evaluation"])
+    logliks = {(p.method, p.query_id): p.gold_loglik for p in found}
+    gains = {p.query_id: p.gold_loglik - logliks["common+memory", p.query_id] for p in found if p.method == "adapted"}
+    order = sorted(gains, key=lambda query: (gains[query], query), reverse=True)
+    assert choose_examples(found, STEPS[1:7], "questions") == [order[0], order[3], order[5]]
+    assert len(result["examples"]) == 3 and all(set(one["answers"]) == set(STEPS) for one in result["examples"])
 
 
 def test_a_gold_that_is_no_number_is_left_out_of_scores(peopled: Registry) -> None:
@@ -94,7 +181,7 @@ def test_a_gold_that_is_no_number_is_left_out_of_scores(peopled: Registry) -> No
     peopled.items.append_queries(user.id, asked)
     entry = resolve_model("tiny", "base")
     result, seen = finish(
-        evaluate_users(peopled, entry, task, [user], ["base"], PromptOptions(0), CPU, MemoryOptions())
+        evaluate_users(peopled, entry, task, [user], PromptOptions(0), CPU, MemoryOptions(), weights=())
     )
     assert result["queries"] == 1 and "Held-out queries whose answer is no number are left out: 1." in notes(seen)
 
@@ -103,35 +190,39 @@ def test_nobody_to_measure_is_said(peopled: Registry) -> None:
     user = peopled.users.add("nobody")
     with pytest.raises(BadInput, match="held-out"):
         finish(
-            evaluate_users(
-                peopled, resolve_model("tiny", "base"), TASK, [user], ["base"], PromptOptions(2), CPU, MemoryOptions()
-            )
+            evaluate_users(peopled, resolve_model("tiny", "base"), TASK, [user], PromptOptions(2), CPU, MemoryOptions())
         )
 
 
 def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels and gold likelihoods of every user in every mode equal those of the user's model folded into the base."""
+    """Labels and gold likelihoods of every user at every step equal those of the user's model folded into the base."""
     built(peopled, placement="late")
     users = [peopled.users.get(name) for name in SHORT]
     finish(adapt_users(peopled, users, fuse_request(), QUICK))
     entry = resolve_model("tiny", "base")
     monkeypatch.setattr("mta_cli.pipeline.evaluation.stored_models.MAX_ANSWERS_PER_BATCH", 5)
-    result, _ = finish(evaluate_users(peopled, entry, TASK, users, EVAL_MODES, PromptOptions(2), CPU, MemoryOptions()))
+    result = evaluated(peopled, users)
     base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
-    examples, folder = PromptRowBuilder(peopled, base, TASK, 2), AdapterMerger(base)
-    labels = [examples.prompter.answer_ids(label) for label in TASK.labels]
+    folder = AdapterMerger(base)
+    examples = {shown: PromptRowBuilder(peopled, base, TASK, shown) for shown in (0, 2)}
+    memory = BankMemory.current(peopled, TASK, base.fingerprint)
+    labels = [examples[2].prompter.answer_ids(label) for label in TASK.labels]
     for prediction in peopled.evaluations.predictions.load_predictions(result["evaluation"]):
+        if prediction.method in ("no-model", "another's"):
+            continue
         user = peopled.users.by_id(prediction.user_id)
         (query,) = [q for q in peopled.items.queries(user.id, TASK.name) if q.id == prediction.query_id]
-        if prediction.method == "pooled":
+        late = None
+        if prediction.method in ("common", "common+memory"):
             folder.set_adapter(*load_task_adapter(peopled, TASK.name, base.fingerprint))
-            late = None
         else:
-            weights, late, _ = merge_by_placement(peopled, base.fingerprint, user, TASK.name, prediction.method)
+            mode = prediction.method.partition("+")[0]
+            weights, late, _ = merge_by_placement(peopled, base.fingerprint, user, TASK.name, mode)
             folder.set_adapter(weights)
-        scores = label_scores(base, examples.query_prompt(query), labels, late=late)
-        prior = BankMemory.current(peopled, TASK, base.fingerprint).prior_for(user, prediction.method, MemoryOptions())
-        assert (prior is not None) == (prediction.method in ("fused", "adapted"))
+        prompt = examples[0 if prediction.method == "base" else 2].query_prompt(query)
+        scores = label_scores(base, prompt, labels, late=late)
+        has_memory = prediction.method in ("common+memory", "fused", "adapted")
+        prior = memory.prior_for(user, "common", MemoryOptions()) if has_memory else None
         found = add_label_prior(scores, prior, query.input)
         assert prediction.answer == TASK.labels[found.index(max(found))]
         known = log_probabilities(found, 1.0)[TASK.labels.index(query.gold)]
@@ -139,32 +230,45 @@ def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest
         assert (late is not None) == (prediction.method in ("fused", "adapted"))
 
 
-def test_free_answers_and_golds_that_are_no_label(peopled: Registry) -> None:
+def test_texts_are_scored_and_the_shown_ones_generated(peopled: Registry) -> None:
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT[:2]]
     finish(adapt_users(peopled, users, fuse_request(), QUICK))
     entry = resolve_model("tiny", "base")
     free = replace(TASK, labels=(), metric="rouge", answer_tokens=9)
-    gold = peopled.items.queries(users[0].id, TASK.name)[0].gold
-    other = replace(TASK, labels=(gold, "none of theirs"), answer_tokens=9)
     base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
     examples, folder = PromptRowBuilder(peopled, base, free, 2), AdapterMerger(base)
-    for task in (free, other):
-        result, _ = finish(
-            evaluate_users(peopled, entry, task, users, ["base", "adapted"], PromptOptions(2), CPU, MemoryOptions())
-        )
-        predictions = peopled.evaluations.predictions.load_predictions(result["evaluation"])
-        assert len(predictions) == 8
-        if task is other:
-            assert all(p.answer in other.labels for p in predictions)
-            assert all((p.gold_loglik == NO_LABEL_LOGLIK) is (p.gold not in other.labels) for p in predictions)
-            assert {p.gold in other.labels for p in predictions} == {True, False}
-        for prediction in predictions if task is free else ():
-            user = peopled.users.by_id(prediction.user_id)
-            (query,) = [q for q in peopled.items.queries(user.id, TASK.name) if q.id == prediction.query_id]
-            folder.set_adapter(merge_by_placement(peopled, base.fingerprint, user, TASK.name, prediction.method)[0])
+    result = evaluated(peopled, users, free)
+    assert result["metric"] == "gold_loglik" and "common+memory" not in result["methods"]
+    assert result["ladder"]["steps"][0] == {"step": "no-model", "gold_loglik": None, "metric": None}
+    shown = {one["question"]: one for one in result["examples"]}
+    predictions = peopled.evaluations.predictions.load_predictions(result["evaluation"])
+    assert len(predictions) == 4 * 7
+    for prediction in predictions:
+        user = peopled.users.by_id(prediction.user_id)
+        (query,) = [q for q in peopled.items.queries(user.id, TASK.name) if q.id == prediction.query_id]
+        if prediction.method != "no-model":
+            assert bool(prediction.answer) <= (query.input in shown)
+        if prediction.method not in ("fused", "adapted"):
+            continue
+        folder.set_adapter(merge_by_placement(peopled, base.fingerprint, user, TASK.name, prediction.method)[0])
+        if query.input in shown:
             ids = list(generate_tokens(base, examples.query_prompt(query), max_tokens=9))
             assert prediction.answer == base.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            wanted = examples.prompter.answer_ids(query.gold)
-            (known,) = label_scores(base, examples.query_prompt(query), [wanted])
-            assert prediction.gold_loglik == pytest.approx(known / len(wanted), abs=1e-3)
+            assert shown[query.input]["answers"][prediction.method] == prediction.answer
+        wanted = examples.prompter.answer_ids(query.gold)
+        (known,) = label_scores(base, examples.query_prompt(query), [wanted])
+        assert prediction.gold_loglik == pytest.approx(known / len(wanted), abs=1e-3)
+
+
+def test_a_gold_that_is_no_label_counts_as_unlikely(peopled: Registry) -> None:
+    built(peopled)
+    users = [peopled.users.get(name) for name in SHORT[:2]]
+    finish(adapt_users(peopled, users, fuse_request(), QUICK))
+    gold = peopled.items.queries(users[0].id, TASK.name)[0].gold
+    other = replace(TASK, labels=(gold, "none of theirs"), answer_tokens=9)
+    result = evaluated(peopled, users, other)
+    predictions = peopled.evaluations.predictions.load_predictions(result["evaluation"])
+    assert all(p.answer in other.labels for p in predictions)
+    assert all((p.gold_loglik == NO_LABEL_LOGLIK) is (p.gold not in other.labels) for p in predictions)
+    assert {p.gold in other.labels for p in predictions} == {True, False}
