@@ -75,7 +75,7 @@ class Note:
 
 @dataclass(frozen=True)
 class TextChunk:
-    """A piece of generated text. `column` is its answer when several answers stream (base, fused, adapted)."""
+    """A piece of generated text. `column` is its answer when several answers stream (base, common, fused, adapted)."""
 
     text: str
     column: str = ""

@@ -18,7 +18,7 @@ def test_a_base_of_another_family_goes_through_every_stage(family: str, store_ro
     for command in before:
         mta_ok(*command)
     answers = mta_ok(*compare, "--json").json()
-    assert answers["user"] == USER and set(answers["answers"]) == {"base", "fused", "adapted"}
+    assert answers["user"] == USER and set(answers["answers"]) == {"base", "common", "fused", "adapted"}
     shown = mta_ok("model", "show", "other", "--json").json()
     assert mta_ok("bank", "show", "taste", "--json").json()["base"] == shown["fingerprint"]
     (user,) = [each for each in mta_ok("user", "list", "--json").json() if each["name"] == USER]

@@ -132,9 +132,10 @@ def compare(
     flags: Flags,
     json: JsonOption = False,
 ) -> None:
-    """Compare answers of base, fused and adapted.
+    """Compare base, common, fused and adapted.
 
-    All three get the same prompt. With several users, each is answered in turn, and --json prints an array.
+    All get the same prompt, with the same own examples. With several users, each is answered in turn, and --json
+    prints an array.
     """
     from mta_cli.pipeline.chat.compare import compare_user_models
     from mta_cli.pipeline.requests import base_model, chat_options

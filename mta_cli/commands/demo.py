@@ -1,4 +1,4 @@
-"""`mta demo`: the carried sample through every stage, and what came of it on two screens. No logic of any job."""
+"""`mta demo`: the carried sample through every stage, and what came of it, task by task. No logic of any job."""
 
 from __future__ import annotations
 
@@ -19,22 +19,10 @@ from mta_cli.settings import SETTINGS_FILE_NAME, StoreOptions, parse_path
 from mta_cli.settings_file import write_setting
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import RenderableType
 
-MODEL_NAMES = {"base": "base", "pooled": "common", "fused": "personal", "adapted": "personal"}
-VERDICTS = {
-    "better": "By the loss, the personal models are better",
-    "worse": "By the loss, the personal models are worse",
-    "not told apart": "Nothing improved for sure",
-}
-EXAMPLE_RULE = (
-    "Shown is each user's held-out query whose own answer gained most likelihood from the common to the personal "
-    "model, of those answered right if any: the best cases, not typical ones. A lower loss is better."
-)
-NAME_WIDTH = 9  # characters of a model's name before its answer
-MAX_ANSWER_WIDTH = 66  # characters of an answer that are shown: one line of a terminal of 80 columns
+NAME_WIDTH = 15  # characters of a step's name before its answer
+MAX_ANSWER_WIDTH = 62  # characters of an answer that are shown: one line of a terminal of 80 columns
 
 KeepOption = Annotated[
     Path | None,
@@ -59,9 +47,9 @@ def demo(
 ) -> None:
     """Run every stage on a sample.
 
-    It takes about three minutes on two cores and has a store of its own. At the end it shows answers of the base, the
-    common model and three users' own models, and what all held-out queries say. The store stays, so that you can look
-    around in it.
+    It takes about three minutes on two cores and has a store of its own. At the end it shows what each step from the
+    base to a user's own model is worth on all held-out queries, and three of these with the answers. The store stays,
+    so that you can look around in it.
     Running the demo again continues or just shows the summary.
     """
     from mta_cli.pipeline.demo import demo_history_items, plan_demo, require_demo_store, run_demo
@@ -92,63 +80,50 @@ def render_demo(result: dict[str, Any]) -> RenderableType:
     mta = f"mta --store {shlex.quote(result['store'])}"
     parts = [part for course in result["courses"] for part in _render_task(course, mta)]
     head = f"Done in {result['seconds']:.0f} s with {result['base']} and {result['embedder']}."
-    return out.group(out.text(f"{EXAMPLE_RULE}\n"), *parts, out.text(f"{head} Look around: {mta} tui"))
+    return out.group(*parts, out.text(f"{head} Look around: {mta} tui"))
 
 
 def _render_task(course: dict[str, Any], mta: str) -> list[RenderableType]:
-    """One task: an example of each of the three users, the verdict of all held-out queries, and a next step."""
-    shown, evaluation = course["comparisons"], course["evaluation"]
-    is_labels = "accuracy" in next(iter(evaluation["methods"].values()))
-    render_example = _render_label_example if is_labels else _render_text_example
-    asking = f"compare {shown[0]['user']} -t {course['task']} {shlex.quote(shown[0]['prompt'])}"
-    gained = sum(comparison["gain"] > 0 for comparison in shown)
+    """One task: the ladder, what its steps are worth, three questions with their answers, and a next step."""
+    from mta_cli.pipeline.report.ladder_text import table_columns, table_rows, verdict_lines
+    from mta_cli.pipeline.report.results import LOGLIK_METRIC
+
+    ladder, examples = course["ladder"], course["examples"]
+    asked = examples[0]
+    asking = f"compare {asked['user']} -t {course['task']} {shlex.quote(asked['question'])}"
     return [
         out.text(course["description"], style="bold"),
-        out.text(_models_line(course)),
-        *(render_example(comparison, list(evaluation["methods"])) for comparison in shown),
-        *([out.text(f"Even so, it gained for {gained} of {len(shown)} users only.")] if gained < len(shown) else []),
-        out.text(_verdict_line(course), style="bold"),
+        out.text(
+            f"{pluralise(len(course['adapted']), 'new user')} got a recipe and a stack above the common model and "
+            f"{pluralise(len(course['bank']['anchors']), 'anchor')}; prompts show "
+            f"{pluralise(course['evaluation']['history_items'], 'own example')}."
+        ),
+        out.table(table_columns(ladder), table_rows(ladder)),
+        *map(out.text, verdict_lines(ladder)),
+        out.text(f"\nExamples: {course['example_rule']}."),
+        *(_render_example(one, is_labels=ladder["metric"] != LOGLIK_METRIC) for one in examples),
         out.text(f"Next: {mta} {asking}\n"),
     ]
 
 
-def _models_line(course: dict[str, Any]) -> str:
-    anchors, kept = len(course["bank"]["anchors"]), "a stack" if course["adapted"] else "a recipe only"
-    return (
-        f"{course['verdict']['users']} new users got {kept}, above a common model and {anchors} anchors; "
-        f"prompts show {pluralise(course['evaluation']['history_items'], 'history item')}."
-    )
+def _render_example(example: dict[str, Any], *, is_labels: bool) -> RenderableType:
+    """One held-out question, with the answers of the base, the common and the personal model beside the user's own.
 
+    Of the steps with the same weights the highest is shown; beside a label stands the probability of the user's own.
+    """
+    from mta_cli.pipeline.report.ladder_text import PERSONAL_STEPS
 
-def _render_text_example(comparison: dict[str, Any], modes: Sequence[str]) -> RenderableType:
-    """One held-out query and a line for each kind of model; the personal one is the last that was measured."""
-    answers = {MODEL_NAMES[mode]: _shorten(comparison["answers"][mode]) or "(an empty answer)" for mode in modes}
-    rows = (*answers.items(), ("own", comparison["gold"]))
-    told = "".join(f"\n  {name:<{NAME_WIDTH}}{answer}" for name, answer in rows)
-    return out.text(f"{comparison['user']}: {comparison['prompt']}{told}")
-
-
-def _render_label_example(comparison: dict[str, Any], modes: Sequence[str]) -> RenderableType:
-    """One held-out query, and the labels in a line, with the probability of the user's own one."""
-    answers = {MODEL_NAMES[mode]: comparison["answers"][mode] for mode in modes}
-    told = " · ".join(f"{name}: {answer}" for name, answer in (*answers.items(), ("own", comparison["gold"])))
-    before, after = (math.exp(comparison["gold_logliks"][mode]) for mode in ("pooled", modes[-1]))
-    return out.text(f"{comparison['user']}: {comparison['prompt']}\n  {told} ({before:.0%} → {after:.0%})")
+    answers = example["answers"]  # in the ladder's order
+    found = [[name for name in answers if name.startswith(part)] for part in ("base", "common")]
+    found.append([name for name in answers if name in PERSONAL_STEPS])
+    told = ""
+    for name in (names[-1] for names in found):
+        likely = f" (own at {100 * math.exp(example['gold_logliks'][name]):.0f} %)" if is_labels else ""
+        told += f"\n  {name:<{NAME_WIDTH}}{_shorten(answers[name]) or '(an empty answer)'}{likely}"
+    told += f"\n  {'own':<{NAME_WIDTH}}{_shorten(example['gold'])}"
+    return out.text(f"{example['user']}: {example['question']}{told}")
 
 
 def _shorten(answer: str) -> str:
     line = " ".join(answer.split())
     return line if len(line) <= MAX_ANSWER_WIDTH else f"{line[: MAX_ANSWER_WIDTH - 1]}…"
-
-
-def _verdict_line(course: dict[str, Any]) -> str:
-    """What all held-out queries say, with the likelihoods of the users' own answers as losses."""
-    said, evaluation = course["verdict"], course["evaluation"]
-    metric, modes = evaluation["metric"], ("base", "pooled", list(evaluation["methods"])[-1])
-    base, before, after = (evaluation["methods"][mode][metric]["value"] for mode in modes)
-    return (
-        f"All {said['queries']} held-out queries of {said['users']} users: loss base {-said['base']:.2f}, "
-        f"common {-said['before']:.2f} → personal {-said['after']:.2f}; "
-        f"{metric} {base:.2f}, {before:.2f} → {after:.2f}. "
-        f"{VERDICTS[said['verdict']]} (95 %: {said['low']:+.3f} to {said['high']:+.3f})."
-    )

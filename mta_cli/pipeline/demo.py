@@ -1,14 +1,14 @@
 """The job behind `mta demo`: runs every stage on the included sample, with the jobs of the other commands.
 
 Two tasks: `voice`, a writing task, whose difference can be read; and `taste`, a labelling task. Both are measured on
-held-out queries, and a few of these are shown. Every stage can be repeated. Finished stages are kept, so a stopped demo
+held-out queries, step by step of the ladder. Every stage can be repeated. Finished stages are kept, so a stopped demo
 continues where it stopped.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,29 +34,21 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.requests import DemoRequest
     from store.records import User
     from store.registry import Registry
-    from store.tables.predictions import Prediction
 
 SAMPLE = Path(__file__).parent.parent / "sample"
 SHOTS = 5  # of a new user
 MAX_NEW_USER_ITEMS = 12  # a user with at most this many items is new: adapted, never an anchor
-SHOWN_USERS = ("bryn", "fleur", "piran")  # short histories, three kinds of taste and three voices
-EXAMPLE_MODES = ("base", "pooled", "fused", "adapted")
-EXAMPLE_METRIC = "gold_loglik"  # of a held-out query: what its example and the verdict go by
+SAMPLE_USERS = ("bryn", "fleur", "piran")  # with short histories: a store that has them is a demo's
 
 
 @dataclass(frozen=True)
 class DemoTask:
-    """One task of the demo. All its new users are fused, and with `adapt` they get stacks too.
-
-    `modes` are the models that are measured, the most personal one last; `pooled` is the common model, which is the
-    task adapter alone.
-    """
+    """One task of the demo. All its new users get a recipe and a stack."""
 
     task: str
     bank: BankOptions
     prompt: PromptOptions
-    adapt: AdaptOptions | None
-    modes: tuple[str, ...] = EXAMPLE_MODES
+    adapt: AdaptOptions
 
 
 def demo_tasks(full: bool) -> tuple[DemoTask, DemoTask]:
@@ -76,13 +68,12 @@ def demo_tasks(full: bool) -> tuple[DemoTask, DemoTask]:
             DemoTask("voice", bank, PromptOptions(2), AdaptOptions(shots=SHOTS)),
             DemoTask("taste", replace(bank, task_epochs=2), PromptOptions(2), AdaptOptions(shots=SHOTS)),
         )
-    # Without history items prompts are short, and everything personal is in the weights. Labels need no stacks: their
-    # label memory is personal.
+    # Without history items prompts are short, and everything personal is in the weights and the label memory.
     texts = replace(bank, anchors=8, epochs=4)
     labels = replace(bank, anchors=4, epochs=1, batch_size=8, task_placement="upper")
     return (
-        DemoTask("voice", texts, PromptOptions(0), AdaptOptions(shots=SHOTS, steps=5), ("base", "pooled", "adapted")),
-        DemoTask("taste", labels, PromptOptions(0), None, ("base", "pooled", "fused")),
+        DemoTask("voice", texts, PromptOptions(0), AdaptOptions(shots=SHOTS, steps=5)),
+        DemoTask("taste", labels, PromptOptions(0), AdaptOptions(shots=SHOTS, steps=5)),
     )
 
 
@@ -91,13 +82,12 @@ def plan_demo(root: Path, request: DemoRequest) -> Iterator[Event]:
     models = request.models
     lines = [PlanLine("store", str(root)), PlanLine("base", models.base), PlanLine("embedder", models.embedder)]
     for course in demo_tasks(request.full):
-        kept = "recipes" if course.adapt is None else "recipes and stacks"
         lines += [
             PlanLine(
                 f"{course.task}: bank",
                 f"{pluralise(course.bank.anchors or 0, 'anchor')}, {pluralise(course.bank.epochs, 'epoch')}",
             ),
-            PlanLine(f"{course.task}: {kept}", f"all users with {MAX_NEW_USER_ITEMS} items or fewer"),
+            PlanLine(f"{course.task}: recipes and stacks", f"all users with {MAX_NEW_USER_ITEMS} items or fewer"),
         ]
     yield JobPlan("demo", tuple(lines))
     yield JobResult({"dry_run": True, "store": str(root)})
@@ -136,7 +126,7 @@ def require_demo_store(root: Path) -> None:
     if not (root / "registry.db").exists():
         return
     with Registry.open(root) as reg:
-        if reg.users.names() and not reg.users.existing_names(SHOWN_USERS):
+        if reg.users.names() and not reg.users.existing_names(SAMPLE_USERS):
             raise BadInput(f"The store at {root} holds other users.", hint="name another place with --keep")
 
 
@@ -161,7 +151,7 @@ def _options(course: DemoTask, request: DemoRequest) -> OptionSet:
         course.bank,
         ScreeningOptions(),
         FuseOptions(shots=SHOTS),
-        course.adapt or AdaptOptions(shots=SHOTS),
+        course.adapt,
         course.prompt,
         MemoryOptions(),
         request.models,
@@ -176,7 +166,6 @@ def _run_demo_task(reg: Registry, course: DemoTask, options: OptionSet) -> Gener
     users = [user for user, items in reg.users.users_with_items(course.task) if items <= MAX_NEW_USER_ITEMS]
     recipes, adapted = yield from _personalize(reg, course, users, options)
     evaluation = yield from _evaluate(reg, course, task, users, options)
-    shown = [example for name in SHOWN_USERS if (example := _choose_example(reg, name, course, evaluation)) is not None]
     return {
         "task": task.name,
         "description": task.description,
@@ -184,9 +173,8 @@ def _run_demo_task(reg: Registry, course: DemoTask, options: OptionSet) -> Gener
         "bank": bank,
         "recipes": recipes,
         "adapted": adapted,
-        "comparisons": shown,
+        **{key: evaluation.pop(key) for key in ("ladder", "example_rule", "examples")},
         "evaluation": evaluation,
-        "verdict": _verdict(course, evaluation),
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -220,17 +208,15 @@ def _build_demo_bank(reg: Registry, course: DemoTask, options: OptionSet) -> Gen
 def _personalize(
     reg: Registry, course: DemoTask, users: Sequence[User], options: OptionSet
 ) -> Generator[Event, None, tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
-    """A recipe for each of `users`, and a stack where the task has stacks; `return`s the documents of both."""
+    """A recipe and a stack for each of `users`; `return`s the documents of both."""
     from mta_cli.pipeline.personalize.adapt import adapt_users
     from mta_cli.pipeline.personalize.fuse import fuse_users
     from mta_cli.pipeline.requests import adapt_request
 
-    made = "a recipe" if course.adapt is None else "a recipe and a stack"
-    yield Note(f"{course.task}, 3 of 4: {made} for each of {len(users)} new users")
+    yield Note(f"{course.task}, 3 of 4: a recipe and a stack for each of {len(users)} new users")
     request = adapt_request(reg, options, [user.name for user in users], course.task)
-    adapted: list[dict[str, Any]] = []
-    if course.adapt is not None:  # adapting makes the recipes that are missing
-        adapted = yield from forward_events(adapt_users(reg, users, request.fuse, request.options))
+    # adapting makes the recipes that are missing
+    adapted: list[dict[str, Any]] = yield from forward_events(adapt_users(reg, users, request.fuse, request.options))
     recipes: list[dict[str, Any]] = yield from forward_events(fuse_users(reg, users, request.fuse))
     return recipes, adapted
 
@@ -241,62 +227,8 @@ def _evaluate(
     from mta_cli.pipeline.evaluation.stored_models import evaluate_users
     from mta_cli.pipeline.requests import base_model
 
-    yield Note(f"{course.task}, 4 of 4: every held-out query of these users, answered by each model")
+    yield Note(f"{course.task}, 4 of 4: every held-out query of these users, at each step of the ladder")
     machine, memory = options[MachineOptions], options[MemoryOptions]
-    job = evaluate_users(reg, base_model(options), task, users, course.modes, course.prompt, machine, memory)
+    job = evaluate_users(reg, base_model(options), task, users, course.prompt, machine, memory)
     evaluation: dict[str, Any] = yield from forward_events(job)
     return evaluation
-
-
-def _choose_example(reg: Registry, name: str, course: DemoTask, evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The user's held-out query whose gold became likeliest from the common to the personal model, with all answers.
-
-    Queries that the personal model answers right come first, where there are any. `gain` is that change of the gold's
-    log-likelihood (nats, as the evaluation measures it). None where the user has no query.
-    """
-    user = reg.users.get(name)
-    given: dict[int, dict[str, Prediction]] = {}
-    for one in reg.evaluations.predictions.load_predictions(evaluation["evaluation"]):
-        if one.user_id == user.id:
-            given.setdefault(one.query_id, {})[one.method] = one
-    personal = course.modes[-1]
-    gains = {number: _gain(answers, personal) for number, answers in given.items()}
-    right = {number for number, answers in given.items() if answers[personal].answer == answers[personal].gold}
-    best = max(gains, key=lambda number: (number in right, gains[number]), default=None)
-    if best is None:
-        return None
-    query = next(query for query in reg.items.queries(user.id, course.task) if query.id == best)
-    answers = dict.fromkeys(EXAMPLE_MODES) | {mode: one.answer for mode, one in given[best].items()}
-    return {
-        "user": name,
-        "prompt": query.input,
-        "answers": answers,
-        "gold": query.gold,
-        "gold_logliks": {mode: one.gold_loglik for mode, one in given[best].items()},
-        "gain": gains[best],
-    }
-
-
-def _gain(answers: Mapping[str, Prediction], personal: str) -> float:
-    return (answers[personal].gold_loglik or 0.0) - (answers["pooled"].gold_loglik or 0.0)
-
-
-def _verdict(course: DemoTask, evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """What all held-out queries say of the personal models against the common one, by the gold's log-likelihood."""
-    from mta_cli.pipeline.report.results import difference_verdict
-
-    difference = next(
-        row for row in evaluation["differences"] if row["b"] == "pooled" and row["metric"] == EXAMPLE_METRIC
-    )
-    values = {mode: found[EXAMPLE_METRIC]["value"] for mode, found in evaluation["methods"].items()}
-    return {
-        "users": evaluation["users"],
-        "queries": evaluation["queries"],
-        "metric": EXAMPLE_METRIC,
-        "base": values["base"],
-        "before": values["pooled"],
-        "after": values[course.modes[-1]],
-        "low": difference["low"],
-        "high": difference["high"],
-        "verdict": difference_verdict(difference),
-    }

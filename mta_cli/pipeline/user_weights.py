@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from store.registry import Registry
 
-PERSONALISATION_MODES = ("base", "fused", "adapted")
+PERSONALISATION_MODES = ("base", "common", "fused", "adapted")
 FREE_TASK = "free"
 
 
@@ -130,14 +130,22 @@ def model_parts(reg: Registry, user: User, task: str, bank: Bank) -> Hashable:
     return (bank.id, bank.key, bank.task_adapter, anchors, repr(recipe), repr(stack))
 
 
+def available_modes(reg: Registry, user: User | None, task: str, base: str) -> list[str]:
+    """The modes that can answer for this user, the most personal one last; a bank gives everybody `common`."""
+    bank = reg.banks.latest_ready_bank(task, base)
+    if bank is None:
+        return ["base"]
+    found = ["base", "common"]
+    if user is not None and reg.recipes.get(user.id, task, bank.id) is not None:
+        found.append("fused")
+    if user is not None and reg.stacks.get(user.id, task, bank.id) is not None:  # may stand without a recipe
+        found.append("adapted")
+    return found
+
+
 def most_personal_mode(reg: Registry, user: User | None, task: str, base: str) -> str:
     """The most personal mode that this user has: adapted, fused or base."""
-    bank = reg.banks.latest_ready_bank(task, base)
-    if user is None or bank is None:
-        return "base"
-    if reg.stacks.get(user.id, task, bank.id) is not None:
-        return "adapted"
-    return "fused" if reg.recipes.get(user.id, task, bank.id) is not None else "base"
+    return [mode for mode in available_modes(reg, user, task, base) if mode != "common"][-1]
 
 
 def default_task(reg: Registry, user: User | None, asked: str | None, base_fingerprint: str) -> str:
@@ -164,11 +172,15 @@ def load_fusion_and_stack(
 
     Raises NotFound when the user has no such model yet.
     """
-    if mode == "base" or user is None:
+    if mode == "base":
+        return (), AnswerSource("base")
+    bank = current_bank(reg, task, base)
+    if mode == "common":
+        return (), AnswerSource("common", bank.name, bank.version)
+    if user is None:
         return (), AnswerSource("base")
     from mta_cli.engine.lora.merge import merge_loras
 
-    bank = current_bank(reg, task, base)
     recipe = reg.recipes.get(user.id, task, bank.id)
     stack = reg.stacks.get(user.id, task, bank.id)
     if mode == "adapted" and stack is None:

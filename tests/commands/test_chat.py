@@ -87,6 +87,7 @@ def test_ask_reads_a_pipe(world: World, mta: Mta, dash: tuple[str, ...]) -> None
         (("--user", "alise", "hi"), b"", 3, "alice"),
         (("--user", "../x", "hi"), b"", 3, "../x"),
         (("--user", "carol", "--mode", "adapted", "hi"), b"", 3, "no stack"),
+        (("--task", "lamp-2", "--mode", "common", "hi"), b"", 3, "no bank for task lamp-2"),
         (("--task", "lamp-99", "hi"), b"", 3, "lamp-99"),
         (("--base", "nothing", "hi"), b"", 3, "nothing"),
         (("--max-tokens", "0", "hi"), b"", 2, "max_tokens"),
@@ -120,16 +121,23 @@ def test_model_text_cannot_drive_the_terminal(world: World, mta: Mta, monkeypatc
     assert not any(char in told.out + told.err for char in "\x1b\x07\x9b\u202e")
 
 
-def test_compare_shows_three_answers(world: World, mta: Mta, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_shows_four_answers_and_how_many_examples_all_saw(
+    world: World, mta: Mta, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = json.loads(mta("compare", "--user", "alice", "hello", "--json", *FAST).out)
-    assert set(result["answers"]) == {"base", "fused", "adapted"} and result["user"] == "alice"
+    assert list(result["answers"]) == ["base", "common", "fused", "adapted"] and result["user"] == "alice"
     wide = mta("compare", "--user", "alice", "hello", *FAST)
-    (headings,) = [line for line in wide.out.splitlines() if "base" in line and "adapted" in line]
-    assert headings.index("base") < headings.index("fused") < headings.index("adapted")
+    (headings,) = [line for line in wide.out.splitlines() if "base+examples" in line]
+    assert headings.index("base+examples") < headings.index("common") < headings.index("fused")
+    assert headings.index("fused") < headings.index("adapted") and "3 own examples shown to all of them" in wide.out
+    bare = mta("compare", "--user", "alice", "hello", "--history-items", "0", *FAST)
+    assert "base+examples" not in bare.out and "No own examples" in bare.out
     monkeypatch.setattr("mta_cli.commands.chat_repl.comparison_table.MIN_SIDE_BY_SIDE_COLUMNS", 10_000)
     narrow = mta("compare", "--user", "alice", "hello", *FAST).out.splitlines()
-    starts = [n for mode in ("base", "fused", "adapted") for n, line in enumerate(narrow) if line.startswith(mode)]
-    assert starts == sorted(starts) and len(set(starts)) == 3
+    starts = [
+        n for mode in ("base", "common", "fused", "adapted") for n, line in enumerate(narrow) if line.startswith(mode)
+    ]
+    assert starts == sorted(starts) and len(set(starts)) == 4
 
 
 def test_the_user_is_named_by_position_or_flag(world: World, mta: Mta) -> None:
@@ -198,6 +206,7 @@ def test_every_slash_command_works_in_a_pipe(world: World, mta: Mta, tmp_path: P
         "/compare",
         "/compare what else?",
         "/base",
+        "/common",
         "/fused",
         "/adapted",
         "/save",

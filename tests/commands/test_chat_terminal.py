@@ -35,6 +35,8 @@ def test_a_typed_chat(store_root: Path) -> None:
         dimensions=(30, 160),
     )
     chat.expect_exact("bob (fused)> ")
+    chat.send("/comm\t\r")
+    chat.expect_exact("bob (common)> ")
     chat.send("/us\tal\t\r")
     chat.expect_exact("alice (adapted)> ")
     chat.send("tell me everything\r")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from mta_cli.commands.demo import render_demo
-from mta_cli.pipeline.demo import SHOWN_USERS, demo_tasks
+from mta_cli.pipeline.demo import SAMPLE_USERS, demo_tasks
+from mta_cli.pipeline.report.ladder_text import verdict_lines
 from store.registry import Registry
 from tests.shell import Ran, mta, mta_ok
 
@@ -59,47 +61,31 @@ def test_every_stage_is_in_the_document(ran: tuple[Path, Ran]) -> None:
     assert (voice["task"], taste["task"]) == ("voice", "taste")
     for course, anchors in ((voice, 8), (taste, 4)):
         assert course["imported"]["users"] >= 24 and len(course["bank"]["anchors"]) == anchors
-        assert set(SHOWN_USERS) < {recipe["user"] for recipe in course["recipes"]}
+        assert set(SAMPLE_USERS) < {recipe["user"] for recipe in course["recipes"]}
         assert all(
             sum(a["weight"] for a in r["anchors"]) + r["null_weight"] == pytest.approx(1) for r in course["recipes"]
         )
-        assert [c["user"] for c in course["comparisons"]] == list(SHOWN_USERS)
-        assert all(set(c["answers"]) == {"base", "pooled", "fused", "adapted"} for c in course["comparisons"])
-        assert course["verdict"]["users"] == len(course["recipes"]) == 10 and course["verdict"]["queries"] == 40
-    assert set(voice["evaluation"]["methods"]) == {"base", "pooled", "adapted"}
-    assert set(taste["evaluation"]["methods"]) == {"base", "pooled", "fused"}
+        assert len(course["adapted"]) == 10 and all(row["stack_bytes"] > 0 for row in course["adapted"])
+        assert (course["ladder"]["units"], course["ladder"]["questions"]) == (10, 40)
+    names = [[step["step"] for step in course["ladder"]["steps"]] for course in (voice, taste)]
+    assert names[0] == ["no-model", "base", "common", "fused", "adapted", "another's"]
+    assert names[1] == ["no-model", "base", "common", "common+memory", "fused", "adapted", "another's"]
 
 
-def test_stacks_are_for_texts_and_labels_are_fused_only(ran: tuple[Path, Ran]) -> None:
-    voice, taste = ran[1].json()["courses"]
-    assert len(voice["adapted"]) == 10 and all(row["stack_bytes"] > 0 for row in voice["adapted"])
-    assert taste["adapted"] == [] and all(c["answers"]["adapted"] is None for c in taste["comparisons"])
-    assert all(c["answers"]["fused"] for c in taste["comparisons"])
-
-
-def test_an_example_is_the_query_that_gained_most_of_those_answered_right_if_any(
-    here: Path, ran: tuple[Path, Ran]
-) -> None:
+def test_examples_are_held_out_questions_with_the_answer_of_every_step(here: Path, ran: tuple[Path, Ran]) -> None:
     for course in ran[1].json()["courses"]:
-        personal = list(course["evaluation"]["methods"])[-1]
+        assert len(course["examples"]) == 3 and "largest, the median and the smallest gain" in course["example_rule"]
         with Registry.open(here / "store-demo") as reg:
-            given = reg.evaluations.predictions.load_predictions(course["evaluation"]["evaluation"])
-            for shown in course["comparisons"]:
-                user = reg.users.get(shown["user"])
-                prompts = {query.id: query.input for query in reg.items.queries(user.id, course["task"])}
-                likelihoods = {(p.query_id, p.method): p.gold_loglik for p in given if p.user_id == user.id}
-                gains = {prompts[q]: likelihoods[q, personal] - likelihoods[q, "pooled"] for q in prompts}
-                mine = [p for p in given if p.user_id == user.id and p.method == personal]
-                right = {prompts[p.query_id] for p in mine if p.answer == p.gold} or set(gains)
-                best = max(gains[prompt] for prompt in right)
-                assert len(gains) == 4 and shown["gain"] == pytest.approx(best) and shown["prompt"] in right
-                assert gains[shown["prompt"]] == shown["gain"]
+            for example in course["examples"]:
+                queries = reg.items.queries(reg.users.get(example["user"]).id, course["task"])
+                assert (example["question"], example["gold"]) in [(query.input, query.gold) for query in queries]
+                assert set(example["answers"]) == {step["step"] for step in course["ladder"]["steps"]}
 
 
 def test_new_people_are_no_candidates_and_the_person_is_told_where_the_store_is(ran: tuple[Path, Ran]) -> None:
     root, demo = ran
     anchors = {anchor["user"] for course in demo.json()["courses"] for anchor in course["bank"]["anchors"]}
-    assert not anchors & set(SHOWN_USERS)
+    assert not anchors & set(SAMPLE_USERS)
     assert str(root / "store-demo") in demo.err and "voice, 2 of 4" in demo.err
 
 
@@ -107,7 +93,7 @@ def test_the_store_is_whole_and_usable(here: Path) -> None:
     with Registry.open(here / "store-demo") as reg:
         assert reg.check_integrity() == []
     listed = mta_ok("--store", here / "store-demo", "user", "list", "--task", "voice", "--json").json()
-    assert all(row["status"] == "adapted" for row in listed if row["name"] in SHOWN_USERS)
+    assert all(row["status"] == "adapted" for row in listed if row["name"] in SAMPLE_USERS)
 
 
 def test_questions_in_the_demos_store_show_as_many_items_as_its_models_were_trained_with(here: Path) -> None:
@@ -120,17 +106,29 @@ def test_a_second_run_keeps_what_is_there_and_shows_the_summary(here: Path, ran:
     again = mta_ok("demo", "--device", "cpu", "--dtype", "float32")
     assert "nothing to do" in again.err and "adapted already" in again.err
     shown = " ".join(again.out.split())
-    for words in (
-        "All 40 held-out queries of 10 users",
-        "A lower loss is better.",
-        "Next: mta --store",
-        "gained",
-        *SHOWN_USERS,
-    ):
-        assert words in shown
-    voice = ran[1].json()["courses"][0]["comparisons"][0]
-    assert voice["prompt"] in again.out and voice["gold"] in again.out
-    assert len(again.out.splitlines()) <= 2 * 24
+    for course in ran[1].json()["courses"]:
+        for line in verdict_lines(course["ladder"]):
+            assert line in shown
+        for example in course["examples"]:
+            assert f"{example['user']}: {' '.join(example['question'].split())}" in shown
+            assert f"own {' '.join(example['gold'].split())[:40]}" in shown
+
+
+def test_an_example_shows_the_base_the_common_and_the_personal_answer_beside_the_users_own(
+    ran: tuple[Path, Ran],
+) -> None:
+    result = ran[1].json()
+    names = ["no-model", "base", "base+examples", "common", "common+memory", "fused", "adapted", "another's"]
+    example = result["courses"][1]["examples"][0]
+    example["gold_logliks"] = {name: math.log(0.25) for name in names}
+    example |= {"gold": "mine", "answers": {name: f"of {name}" for name in names} | {"adapted": "a\x1b[2J" + "b" * 99}}
+    lines = render(result).splitlines()
+    start = lines.index(f"{example['user']}: {example['question']}", lines.index(result["courses"][1]["description"]))
+    told = [line.split(None, 1) for line in lines[start + 1 : start + 5]]
+    assert told[0] == ["base+examples", "of base+examples (own at 25 %)"]
+    assert told[1] == ["common+memory", "of common+memory (own at 25 %)"]
+    assert told[2][0] == "adapted" and told[2][1].startswith("a[2Jbbb") and "b… (own at 25 %)" in told[2][1]
+    assert told[3] == ["own", "mine"]
 
 
 def test_the_next_steps_parse_and_run(ran: tuple[Path, Ran], here: Path) -> None:
@@ -139,32 +137,7 @@ def test_the_next_steps_parse_and_run(ran: tuple[Path, Ran], here: Path) -> None
     assert len(steps) == 2
     for step in steps:
         answers = mta_ok(*shlex.split(step), "--json").json()["answers"]
-        assert answers["base"] and answers["fused"]
-
-
-@pytest.mark.parametrize(
-    ("verdict", "words"),
-    [
-        ("better", "models are better ("),
-        ("worse", "models are worse ("),
-        ("not told apart", "Nothing improved for sure ("),
-    ],
-)
-def test_the_verdict_says_what_the_held_out_queries_say(
-    ran: tuple[Path, Ran], here: Path, verdict: str, words: str
-) -> None:
-    result = ran[1].json()
-    result["courses"] = result["courses"][:1]
-    result["courses"][0]["verdict"] |= {"verdict": verdict, "base": -4.051, "before": -3.021, "after": -2.904}
-    shown = render(result)
-    assert words in shown and "loss base 4.05, common 3.02 → personal 2.90" in shown
-
-
-def test_users_who_gained_nothing_are_said(ran: tuple[Path, Ran], here: Path) -> None:
-    result = ran[1].json()
-    for number, comparison in enumerate(result["courses"][0]["comparisons"]):
-        comparison["gain"] = 0.1 if number == 0 else -0.1
-    assert "it gained for 1 of 3 users only." in render(result)
+        assert all(answers[mode] for mode in ("base", "common", "fused", "adapted"))
 
 
 def test_a_place_that_can_be_none() -> None:
@@ -191,6 +164,7 @@ def test_keep_says_where_and_a_dry_run_makes_nothing(here: Path, tmp_path: Path)
         "base",
         "embedder",
         "taste: bank",
+        "taste: recipes and stacks",
         "voice: recipes and stacks",
     }
 
@@ -201,12 +175,6 @@ def test_a_base_that_is_not_there_is_refused_with_its_name(here: Path, monkeypat
     assert ran.code == 3 and "nowhere" in ran.err
 
 
-def test_the_full_demo_trains_more_and_stacks_for_labels_too() -> None:
-    (voice, taste), full = demo_tasks(full=False), demo_tasks(full=True)
-    assert [course.task for course in full] == ["voice", "taste"]
-    assert taste.adapt is None and all(course.adapt is not None for course in (voice, *full))
-
-
 def test_a_store_with_a_newer_bank_is_used_and_said(here: Path) -> None:
     """The last of this module, because it changes the store: as after --full, or with a demo of another version."""
     line = ("bank", "build", "-t", "taste", "--anchors", "2", "--epochs", "1", "--task-epochs", "1")
@@ -214,4 +182,4 @@ def test_a_store_with_a_newer_bank_is_used_and_said(here: Path) -> None:
     again = mta_ok("demo", "--device", "cpu", "--dtype", "float32", "--json")
     assert "Bank taste v2 is newer and is used instead." in again.err
     taste = again.json()["courses"][1]
-    assert {recipe["version"] for recipe in taste["recipes"]} == {2} and taste["verdict"]["users"] == 10
+    assert {recipe["version"] for recipe in taste["recipes"]} == {2} and taste["ladder"]["units"] == 10

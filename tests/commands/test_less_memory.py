@@ -44,7 +44,7 @@ def test_a_bank_a_user_and_answers_above_four_bits(peopled: Path, tmp_path: Path
     answer = mta_ok("ask", "--user", "ida", "--task", "lamp-2", "a ship", *PACKED, "--json").json()
     assert answer["text"]
     compared = mta_ok("compare", "--user", "ida", "--task", "lamp-2", "a ship", *PACKED, "--json").json()
-    assert set(compared["answers"]) == {"base", "fused", "adapted"}
+    assert set(compared["answers"]) == {"base", "common", "fused", "adapted"}
     plain_answer = mta_ok("ask", "--user", "ida", "--task", "lamp-2", "a ship", *PACKED[:4], "--json").json()
     assert plain_answer["text"], "what was trained above four bits answers above the plain base"
 

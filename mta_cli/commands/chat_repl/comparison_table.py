@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from mta_cli.events import Event, JobProgress, JobStarted, TextChunk
+from mta_cli.formatting import pluralise
 from mta_cli.output import Output, group, text
 
-ANSWER_MODES = ("base", "fused", "adapted")
-MIN_SIDE_BY_SIDE_COLUMNS = 90  # columns of terminal below which answers are shown one below the other
+ANSWER_MODES = ("base", "common", "fused", "adapted")
+MIN_SIDE_BY_SIDE_COLUMNS = 110  # columns of terminal below which answers are shown one below the other
 
 
 def tokens_as_progress(events: Iterator[Event]) -> Iterator[Event]:
@@ -25,25 +26,35 @@ def tokens_as_progress(events: Iterator[Event]) -> Iterator[Event]:
 
 
 def render_comparison(result: dict[str, Any], output: Output) -> Any:
-    """The answers of a comparison: columns of a table, or one below the other in a narrow terminal."""
+    """The answers of a comparison: columns of a table, or one below the other in a narrow terminal.
+
+    Each is headed by its step of the ladder. The last line says how many own examples all prompts showed.
+    """
     from rich import box
     from rich.table import Table
 
     who = f"{result['user']}: " if result["user"] is not None else ""
     head = text(f"{who}{result['prompt']}", style="bold")
     cells = {mode: result["answers"][mode] for mode in ANSWER_MODES}
+    count = result["own_examples"]
+    foot = text(
+        f"{pluralise(count, 'own example')} shown to all of them: a voice often comes from there."
+        if count
+        else "No own examples were shown.",
+        style="dim",
+    )
     if output.console(stderr=False).width < MIN_SIDE_BY_SIDE_COLUMNS:
         parts = [
             part
             for mode in ANSWER_MODES
             for part in (text(_answer_heading(result, mode), style="bold"), _format_answer(cells[mode]), text(""))
         ]
-        return group(head, text(""), *parts)
+        return group(head, text(""), *parts, foot)
     shown = Table(box=box.SIMPLE_HEAD, expand=False)
     for mode in ANSWER_MODES:
         shown.add_column(text(_answer_heading(result, mode)), overflow="fold", ratio=1)
     shown.add_row(*(_format_answer(cells[mode]) for mode in ANSWER_MODES))
-    return group(head, shown)
+    return group(head, shown, foot)
 
 
 def _format_answer(answer: str | None) -> Any:
@@ -52,7 +63,9 @@ def _format_answer(answer: str | None) -> Any:
 
 def _answer_heading(result: dict[str, Any], mode: str) -> str:
     detail = result["details"][mode]
-    if detail is None or detail["source"]["bank"] is None:
+    if detail is None:
         return mode
-    source = detail["source"]
-    return f"{mode} (bank {source['bank']} v{source['version']}; {', '.join(source['anchors']) or 'no anchors'})"
+    step, source = detail["step"], detail["source"]
+    if mode in ("base", "common"):
+        return str(step) if source["bank"] is None else f"{step} (bank {source['bank']} v{source['version']})"
+    return f"{step} (anchors {', '.join(source['anchors'])})" if source["anchors"] else f"{step} (no anchors)"

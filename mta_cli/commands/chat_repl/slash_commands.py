@@ -109,6 +109,7 @@ SLASH_COMMANDS: tuple[SlashCommand, ...] = (
         "/user", "NAME", "Talk with another user's model, in a new conversation.", lambda c, a: c.switch_user(a)
     ),
     SlashCommand("/base", "", "Let the base answer from here on.", _switch_to_mode("base")),
+    SlashCommand("/common", "", "Let the common model of all users answer from here on.", _switch_to_mode("common")),
     SlashCommand("/fused", "", "Let the fusion of anchors answer from here on.", _switch_to_mode("fused")),
     SlashCommand(
         "/adapted", "", "Let the user's own stack on the fusion answer from here on.", _switch_to_mode("adapted")
@@ -116,7 +117,7 @@ SLASH_COMMANDS: tuple[SlashCommand, ...] = (
     SlashCommand(
         "/compare",
         "[QUESTION]",
-        "Base, fused and adapted side by side, on QUESTION or the last one.",
+        "Base, common, fused and adapted side by side, on QUESTION or the last one.",
         lambda c, a: tokens_as_progress(c.compare(a)),
         render_comparison,
     ),

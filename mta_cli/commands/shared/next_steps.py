@@ -47,7 +47,7 @@ def suggest_after_fusion(context: AppContext, reg: Registry, user: str, task: st
     name, on = shlex.quote(user), f"-t {shlex.quote(task)}{_base_flag(reg, base.fingerprint, base.name)}"
     context.suggest(
         (f"mta user adapt {name} {on}", "train their own stack on top"),
-        (f'mta compare {name} "TEXT" {on}', "ask with and without it"),
+        (f'mta compare {name} "TEXT" {on}', "base, common and fused side by side"),
     )
 
 
@@ -60,7 +60,7 @@ def suggest_after_adaptation(
     name, flag = shlex.quote(users[0]), _base_flag(reg, base.fingerprint, base.name)
     on = f"-t {shlex.quote(task)}{flag}"
     context.suggest(
-        (f'mta compare {name} "TEXT" {on}', "ask base, fused and adapted"),
+        (f'mta compare {name} "TEXT" {on}', "base, common, fused and adapted side by side"),
         (f"mta chat {name}{flag}", "talk with it"),
         (f"mta user export {name} {on} --to DIR", "take it to other programs"),
     )

@@ -16,6 +16,8 @@ from mta_cli.pipeline.user_weights import (
     FREE_TASK,
     PERSONALISATION_MODES,
     AnswerSource,
+    available_modes,
+    current_bank,
     default_task,
     merge_by_placement,
     model_parts,
@@ -56,6 +58,7 @@ class Generation:
     finish_reason: str = "interrupted"
     label_logliks: dict[str, float] = field(default_factory=dict)  # log-likelihoods, where the answer is a label
     model_logliks: dict[str, float] = field(default_factory=dict)  # the same without the label memory
+    has_memory: bool = False  # whether the label memory counted
 
 
 def answer_limit(options: AnswerOptions, task: Task | None) -> int:
@@ -139,9 +142,11 @@ class ChatModel:
         self._asked_mode, self._store_version, self._made_of = asked, version, parts
 
     def _parts(self, user: User | None, task: str) -> Hashable:
-        """The user's `model_parts`; None without a user or a bank."""
+        """The user's `model_parts`, those of the common model without a user; None without a bank."""
         bank = self.reg.banks.latest_ready_bank(task, self.base.fingerprint)
-        return None if user is None or bank is None else model_parts(self.reg, user, task, bank)
+        if bank is None:
+            return None
+        return (bank.id, bank.task_adapter) if user is None else model_parts(self.reg, user, task, bank)
 
     def refresh_weights(self) -> bool:
         """Merge the user's weights again where others have changed or removed them. Returns whether that was so.
@@ -314,7 +319,7 @@ class ChatModel:
     ) -> int:
         """The index of the label to answer, given each label's log-likelihood (nats); `spoken` gets all of them.
 
-        The user's label memory is added where `mode` is personal. `time` is when a held-out question was asked.
+        The user's label memory is added in every mode but base. `time` is when a held-out question was asked.
         """
         from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
 
@@ -322,6 +327,7 @@ class ChatModel:
         found = add_label_prior(scores, prior, question, time)
         spoken.label_logliks = dict(zip(labels, found, strict=True))
         spoken.model_logliks = dict(zip(labels, scores, strict=True))
+        spoken.has_memory = prior is not None
         return decide_label(found, labels, self.task.metric)
 
 
@@ -437,15 +443,17 @@ def _require_labels(reg: Registry, asking: ChatOptions) -> None:
 
 
 def _require_mode(reg: Registry, user: User | None, task: str, mode: str | None, base: ModelEntry | LoadedBase) -> None:
-    """Raise NotFound when `mode` needs a recipe or stack that does not exist."""
+    """Raise NotFound when `mode` needs a bank, recipe or stack that does not exist."""
     if mode in (None, "base"):
         return
     if mode not in PERSONALISATION_MODES:
         raise UsageError(f"There is no mode {mode!r}.", hint=f"Choose {', '.join(PERSONALISATION_MODES)}.")
+    if mode == "common":
+        current_bank(reg, task, base.fingerprint)
+        return
     if user is None:
         raise BadInput(f"Without a user there is no {mode} model.", hint="name a user: mta ask USER TEXT")
-    best = most_personal_mode(reg, user, task, base.fingerprint)
-    if PERSONALISATION_MODES.index(best) < PERSONALISATION_MODES.index(mode):
+    if mode not in available_modes(reg, user, task, base.fingerprint):
         missing, verb = ("stack", "adapt") if mode == "adapted" else ("fusion", "fuse")
         raise NotFound(
             f"{user.name} has no {missing} for {task} on {base.name}.",

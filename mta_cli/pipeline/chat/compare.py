@@ -1,4 +1,4 @@
-"""One question to base, fused and adapted side by side, in one batch.
+"""One question to base, common, fused and adapted side by side, in one batch.
 
 Every column is a row of the batch with its own LoRAs above the bare base, so all answers grow together. Other users'
 models can be columns too. With a known right answer, each column is scored against it.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.labels import find_label
-from mta_cli.errors import MtaError, NotFound
+from mta_cli.errors import MtaError
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.pipeline.chat.answer import (
     ChatModel,
@@ -23,11 +23,13 @@ from mta_cli.pipeline.chat.answer import (
     personalisation_hints,
     truncation_notes,
 )
+from mta_cli.pipeline.chat.explain import answered_steps
 from mta_cli.pipeline.data.examples import MAX_ITEM_ID
 from mta_cli.pipeline.requests import ChatOptions
 from mta_cli.pipeline.user_weights import (
     PERSONALISATION_MODES,
     AnswerSource,
+    available_modes,
     default_task,
     load_fusion_and_stack,
     load_task_adapter,
@@ -73,7 +75,7 @@ class ComparedModel:
 def compare_user_models(
     reg: Registry, entry: ModelEntry, names: Sequence[str], text: str, asking: ChatOptions
 ) -> Iterator[Event]:
-    """The same question to base, fused and adapted of each user; `JobResult` lists their results, one a user.
+    """The same question to every mode of each user; `JobResult` lists their results, one a user.
 
     A user's models get the same prompt. Missing models have the answer None. The base is loaded once.
     """
@@ -99,8 +101,10 @@ def compare_question(model: ChatModel, question: Question, others: Sequence[User
 
     All get the same prompt, with the current user's history.
     """
-    ids = yield from _fit_question(model, question)
-    yield from compare_prompt(model, question.text, ids, gold=question.gold, others=others, asked_at=question.time)
+    ids, shown = yield from _fit_question(model, question)
+    yield from compare_prompt(
+        model, question.text, ids, shown, gold=question.gold, others=others, asked_at=question.time
+    )
 
 
 def compare_queries(model: ChatModel, questions: Sequence[Question], others: Sequence[User] = ()) -> Iterator[Event]:
@@ -113,9 +117,9 @@ def compare_queries(model: ChatModel, questions: Sequence[Question], others: Seq
     scored: dict[str, list[tuple[str, str]]] = {}  # answers and golds by column
     with model.hold_users(others), model.disable_adapters():
         for question in questions:
-            ids = yield from _fit_question(model, question)
+            ids, shown = yield from _fit_question(model, question)
             fresh = [replace(column, generation=Generation()) for column in columns]
-            result = yield from _answer_prompt(model, question.text, ids, fresh, question.gold, question.time)
+            result = yield from _answer_prompt(model, question.text, ids, shown, fresh, question.gold, question.time)
             for key, details in result["details"].items():
                 if details is not None and (details.get("gold") or {}).get("metrics"):
                     scored.setdefault(key, []).append((result["answers"][key], result["gold"]))
@@ -123,20 +127,22 @@ def compare_queries(model: ChatModel, questions: Sequence[Question], others: Seq
             yield JobResult(result | {"scores": scores})
 
 
-def _fit_question(model: ChatModel, question: Question) -> Generator[Event, None, list[int]]:
-    """The token ids of a question's prompt, with the current user's history."""
+def _fit_question(model: ChatModel, question: Question) -> Generator[Event, None, tuple[list[int], int]]:
+    """The token ids of a question's prompt, and how many of the current user's history items it shows."""
     check_message(question.text)
     before = (question.time, MAX_ITEM_ID) if question.held_out else None
     messages = [{"role": "user", "content": question.text}]
-    ids, _, items = model.fit_prompt(messages, model.prompt_history(question.text, before))
+    history = model.prompt_history(question.text, before)
+    ids, _, items = model.fit_prompt(messages, history)
     yield from truncation_notes(0, items)
-    return ids
+    return ids, len(history) - items
 
 
 def compare_prompt(
     model: ChatModel,
     text: str,
     ids: list[int],
+    shown: int,
     *,
     gold: str | None = None,
     others: Sequence[User] = (),
@@ -144,11 +150,12 @@ def compare_prompt(
 ) -> Iterator[Event]:
     """Every column's answer to one prompt, streamed by column. The model is unchanged afterwards.
 
-    With a `gold`, each column's details have a `gold` too: its log-likelihood and the task's metric of the answer.
+    The prompt shows `shown` of the user's own items. With a `gold`, each column's details have a `gold` too: its
+    log-likelihood and the task's metric of the answer.
     """
     columns = yield from _gather_columns(model, others)
     with model.hold_users(others), model.disable_adapters():
-        result = yield from _answer_prompt(model, text, ids, columns, gold, asked_at)
+        result = yield from _answer_prompt(model, text, ids, shown, columns, gold, asked_at)
     if result["answers"]["adapted"] is None:
         yield from personalisation_hints(model)
     yield JobResult(result)
@@ -166,6 +173,7 @@ def _answer_prompt(
     model: ChatModel,
     text: str,
     ids: list[int],
+    shown: int,
     columns: Sequence[ComparedModel],
     gold: str | None,
     asked_at: str | None,
@@ -183,8 +191,16 @@ def _answer_prompt(
     details: dict[str, Any] = dict.fromkeys(PERSONALISATION_MODES)
     for place, column in enumerate(columns):
         answers[column.key] = column.generation.text
-        details[column.key] = _answer_details(column, model.task.name) | ({"gold": measured[place]} if measured else {})
-    result = {"user": model.user.name if model.user else None, "prompt": text, "answers": answers, "details": details}
+        details[column.key] = _answer_details(column, model.task.name, shown) | (
+            {"gold": measured[place]} if measured else {}
+        )
+    result = {
+        "user": model.user.name if model.user else None,
+        "prompt": text,
+        "own_examples": shown,
+        "answers": answers,
+        "details": details,
+    }
     return result if gold is None else {**result, "gold": gold}
 
 
@@ -205,29 +221,23 @@ def expected_columns(reg: Registry, user: User, asked: str | None, base: str, ot
     `asked` is the task, None for the text as typed; `base` the base's fingerprint.
     """
     task = default_task(reg, user, asked, base)
-    best = most_personal_mode(reg, user, task, base)
     beside = [f"@{other.name}" for other in others if most_personal_mode(reg, other, task, base) != "base"]
-    return [*PERSONALISATION_MODES[: PERSONALISATION_MODES.index(best) + 1], *beside]
+    return [*available_modes(reg, user, task, base), *beside]
 
 
-def _answer_details(column: ComparedModel, task: str) -> dict[str, Any]:
+def _answer_details(column: ComparedModel, task: str, shown: int) -> dict[str, Any]:
     spoken = column.generation
+    step = answered_steps(column.source, examples=shown, memory=spoken.has_memory)[-1].name
     rate = spoken.tokens / spoken.seconds if spoken.seconds and spoken.finish_reason != "label" else None
     answer = answer_json(column.user, task, column.source, spoken)
-    return answer | {"tokens_per_second": None if rate is None else round(rate, 1)}
+    return answer | {"step": step, "tokens_per_second": None if rate is None else round(rate, 1)}
 
 
 def _user_models(model: ChatModel) -> list[ComparedModel]:
     """The models of this user, the base first."""
-    base, task = model.base.fingerprint, model.task.name
-    best = most_personal_mode(model.reg, model.user, task, base)
-    columns = [ComparedModel("base", model.user, (), AnswerSource("base"))]
-    for mode in PERSONALISATION_MODES[1 : PERSONALISATION_MODES.index(best) + 1]:
-        try:
-            columns.append(_load_compared_model(model, mode, model.user, mode))
-        except NotFound:  # a stack may stand on the task adapter alone, without a recipe
-            continue
-    return columns
+    modes = available_modes(model.reg, model.user, model.task.name, model.base.fingerprint)
+    bare = ComparedModel("base", model.user, (), AnswerSource("base"))
+    return [bare, *(_load_compared_model(model, mode, model.user, mode) for mode in modes[1:])]
 
 
 def _add_other_user(model: ChatModel, user: User, columns: list[ComparedModel]) -> Iterator[Event]:

@@ -134,7 +134,7 @@ class Conversation:
         return explain_answer(self.model, self._last_answered)
 
     def compare(self, text: str = "") -> Iterator[Event]:
-        """`text`, or the last question, to base, fused and adapted. The conversation does not change."""
+        """`text`, or the last question, to every mode of the user. The conversation does not change."""
         earlier = self.exchanges
         if not text:
             if not earlier:
@@ -142,9 +142,10 @@ class Conversation:
                     "There is no question yet to compare.", hint="/compare QUESTION, or ask something first."
                 )
             text, earlier = earlier[-1].question, earlier[:-1]
-        ids, dropped, items = self._fit_prompt(text, earlier)
+        history = self._prompt_history(text)
+        ids, dropped, items = self._fit_prompt(text, earlier, history)
         yield from truncation_notes(dropped, items)
-        yield from compare_prompt(self.model, text, ids)
+        yield from compare_prompt(self.model, text, ids, len(history) - items)
 
     def switch_user(self, name: str) -> Iterator[Event]:
         """Change to another user: new weights, a new conversation, the same loaded base."""

@@ -1,4 +1,4 @@
-"""Why an answer is as it is: the items its prompt showed, what the label memory added, and how words were chosen."""
+"""Why an answer is as it is: the step of the ladder, the items its prompt showed, label memory, and sampling."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.labels import find_label
+from mta_cli.formatting import pluralise
 from mta_cli.pipeline.chat.answer import ChatModel, Generation
+from mta_cli.pipeline.user_weights import PERSONALISATION_MODES, AnswerSource
 
 if TYPE_CHECKING:
+    from mta_cli.engine.evaluation.ladder import Step
     from mta_cli.engine.text.prompts import HistoryExample
 
 MAX_VOTES = 5  # neighbours that are named
@@ -24,17 +27,37 @@ class AnsweredPrompt:
     generation: Generation
 
 
+def answered_steps(source: AnswerSource, *, examples: int, memory: bool) -> list[Step]:
+    """The steps of the ladder that an answer stands on, from the base to the one that answered, which is the last.
+
+    `examples` are the own items that the prompt showed, `memory` says whether label memory counted.
+    """
+    from mta_cli.engine.evaluation.ladder import ladder_steps
+
+    own = [mode for mode in ("fused", "adapted") if mode == source.mode or source.anchors]
+    top = PERSONALISATION_MODES.index(source.mode)
+    steps = ladder_steps(memory=memory, examples=examples > 0, weights=own)
+    return [one for one in steps if one.weights in PERSONALISATION_MODES[: top + 1] and not one.is_control]
+
+
 def explain_answer(model: ChatModel, asked: AnsweredPrompt) -> dict[str, Any]:
     """The reasons of an answer of `model`, as plain values for JSON.
 
-    `history` are the items that the prompt showed, `decoding` says how words were chosen. Where the answer is a label,
-    `labels` are each label's probability by the model alone and with the label memory, how often the user gave it, and
-    its share of the neighbours' votes; `memory` is the kind that counted, and `neighbours` are the items that voted
-    most, of `neighbour_count`, with their shares of all votes.
+    `step` is the step of the ladder that answered, and `made_of` what it and those below it add. `history` are the
+    items that the prompt showed, `decoding` says how words were chosen. Where the answer is a label, `labels` are each
+    label's probability by the model alone and with the label memory, how often the user gave it, and its share of the
+    neighbours' votes; `memory` is the kind that counted, and `neighbours` are the items that voted most, of
+    `neighbour_count`, with their shares of all votes.
     """
+    from mta_cli.engine.evaluation.ladder import BASE_EXAMPLES
+
+    shown = f"{pluralise(len(asked.shown), 'own example')} in the prompt"
+    steps = answered_steps(model.source, examples=len(asked.shown), memory=asked.generation.has_memory)
     return {
         "user": model.user.name if model.user is not None else None,
         "task": model.task.name,
+        "step": steps[-1].name,
+        "made_of": [shown if step.name == BASE_EXAMPLES else step.adds for step in steps],
         "source": model.source.as_json(),
         "question": asked.question,
         "answer": asked.generation.text,
@@ -65,22 +88,21 @@ def _label_reasons(model: ChatModel, asked: AnsweredPrompt) -> dict[str, Any]:
     from mta_cli.engine.evaluation.calibration import log_probabilities
 
     spoken, options = asked.generation, model.options.memory
-    prior = model.memory.prior_for(model.user, model.source.mode, options)
     votes = None
-    if prior is not None and model.user is not None:
+    if spoken.has_memory and model.user is not None:
         votes = model.memory.votes_on(model.user, asked.question, options, MAX_VOTES)
     alone, whole = (
         np.exp(log_probabilities(list(logliks.values()), 1.0)).tolist()
         for logliks in (spoken.model_logliks, spoken.label_logliks)
     )
-    counts = _own_answers(model) if prior is not None else Counter[str]()
+    counts = _own_answers(model) if spoken.has_memory else Counter[str]()
     label_votes = votes.label_shares if votes is not None else [None] * len(alone)
     labels = [
         {"label": label, "model": before, "with_memory": after, "own_answers": counts[label], "votes": share}
         for label, before, after, share in zip(spoken.label_logliks, alone, whole, label_votes, strict=True)
     ]
     if votes is None:
-        return {"labels": labels, "memory": None if prior is None else "habit"}
+        return {"labels": labels, "memory": "habit" if spoken.has_memory else None}
     strongest = [asdict(vote) for vote in votes.strongest]
     return {"labels": labels, "memory": "neighbours", "neighbours": strongest, "neighbour_count": votes.count}
 

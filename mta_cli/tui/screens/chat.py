@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
     from store.tables.chats import ChatSummary
 
-MODES: tuple[str | None, ...] = (None, "base", "fused", "adapted")  # None: the most personal there is
+MODES: tuple[str | None, ...] = (None, "base", "common", "fused", "adapted")  # None: the most personal there is
 MAX_MESSAGES_SHOWN = 60  # messages of a stored conversation, its last ones
 MAX_CHATS_LISTED = 100  # conversations
 MAX_RECENT_CHATS = 12  # conversations of all users, where none is open
@@ -56,10 +56,10 @@ class ChatScreen(BaseScreen):
         "Type and press Enter; the user's model answers, with the user's history in the prompt. Every exchange is "
         "stored at once.\n"
         "Escape stops an answer and keeps the text so far. After a failure your message is back in the prompt.\n"
-        "m changes the model: the most personal one, the base, the fusion, the adapted one. t switches between the "
-        "text as typed and a task's prompt.\n"
-        "w shows why the last answer is as it is: the history items in its prompt, what the label memory added, which "
-        "neighbours voted, and how words were chosen.\n"
+        "m changes the model: the most personal one, the base, the common model, the fusion, the adapted one. t "
+        "switches between the text as typed and a task's prompt.\n"
+        "w shows why the last answer is as it is: what it is made of, the history items in its prompt, what the label "
+        "memory added, which neighbours voted, and how words were chosen.\n"
         "Where no conversation is open, the newest ones of all users are listed; Enter goes on with one.\n"
         "h shows earlier conversations; type to search them, Enter continues one. g keeps the last exchange as a "
         "history item of the user, to learn from."
@@ -70,7 +70,9 @@ class ChatScreen(BaseScreen):
         Binding("i", "focus_prompt", "Type", id="chat.write", tooltip="Type a message"),
         Binding("n", "new", "New", id="chat.new", tooltip="Begin a new conversation"),
         Binding("h", "search_chats", "History", id="chat.past", tooltip="Search in earlier conversations"),
-        Binding("m", "mode", "Mode", id="chat.mode", tooltip="Change the model: most personal, base, fused or adapted"),
+        Binding(
+            "m", "mode", "Mode", id="chat.mode", tooltip="Change the model: most personal, or one step of the ladder"
+        ),
         Binding(
             "t",
             "task",

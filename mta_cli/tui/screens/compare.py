@@ -1,4 +1,4 @@
-"""Compare: base, fused and adapted side by side, and other users' models beside them, on one prompt."""
+"""Compare: base, common, fused and adapted side by side, and other users' models beside them, on one prompt."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MAX_QUERIES_PER_TASK = 200  # of each task that are listed
 NO_USER_HELP = """No user selected.
 
 Press 1, move to a user and press Enter; then come back with 2.
-An adapted user has three answers here: of the base, of the fusion and of the adapted model."""
+An adapted user has four answers here: of the base, the common model, the fusion and the adapted model."""
 HELD_OUT_WARNING = (
     "This question is held out for measurements. As a history item it can be trained on, and later measurements on it "
     "say less. Keep it anyway?"
@@ -79,8 +79,10 @@ class CompareScreen(BaseScreen):
 
     SCREEN_NAME: ClassVar[str] = "compare"
     HELP: ClassVar[str] = (
-        "The same prompt goes to the base, to the user's fusion of anchors and to the user's adapted model, in one "
-        "batch of one loaded base.\n"
+        "The same prompt goes to the base, to the common model of all users, to the user's fusion of anchors and to "
+        "the user's adapted model, in one batch of one loaded base. Each column is headed by its step of the ladder: "
+        "what is better than the column to its left comes from what that step adds. Own examples in the prompt are "
+        "the same for all.\n"
         "Press i, type a question and press Enter; or press p and pick a held-out one: then the gold answer is "
         "known, and each column shows its likelihood under the model and the metrics of the model's own answer.\n"
         "A asks the held-out questions of the task, at most 200, and fills a strip of right and wrong for each column; "
@@ -128,6 +130,7 @@ class CompareScreen(BaseScreen):
         self._last_request: CompareRequest | None = None
         self._kept_columns: dict[str, ItemKept] = {}
         self._gold_summary = ""  # how much likelier personal models find the gold answer
+        self._own_examples: int | None = None  # that the last prompt showed
         self._warnings: list[str] = []  # told while it was answered
 
     def compose_body(self) -> ComposeResult:
@@ -345,7 +348,7 @@ class CompareScreen(BaseScreen):
                 return
             shown, query, listed = place, queries[place], self._user_queries.queries
             self._picked_query, self._last_request = query, CompareRequest(user, task, questions[place])
-            self._gold_summary = ""
+            self._gold_summary, self._own_examples = "", None
             self.query_one(PromptArea).replace_text(query.input)
             # an import or a removal may have taken it from the list meanwhile
             self.query_one("#questions", OptionList).highlighted = listed.index(query) if query in listed else None
@@ -379,7 +382,7 @@ class CompareScreen(BaseScreen):
         self._last_request = asked
         self._kept_columns.clear()
         self._warnings.clear()
-        self._gold_summary = ""
+        self._gold_summary, self._own_examples = "", None
         self.query_one(AnswerColumns).clear_columns()
         self._show_prompt_settings()
         self._show_status("")
@@ -401,7 +404,7 @@ class CompareScreen(BaseScreen):
             self._show_status(" ".join(self._warnings) if event.warning else event.text)
         elif isinstance(event, JobResult):
             answers.show_result(event.result)
-            self._gold_summary = gold_summary(event.result)
+            self._gold_summary, self._own_examples = gold_summary(event.result), event.result["own_examples"]
             gone = [name for name in self._asked_others if f"@{name}" not in event.result["details"]]
             self._other_users = [name for name in self._other_users if name not in gone]
             self._show_prompt_settings()
@@ -416,13 +419,15 @@ class CompareScreen(BaseScreen):
             self.mta_app.show_error(error)  # the question is still in the prompt
 
     def _show_prompt_settings(self) -> None:
-        """One line: the task of the next prompt, the other users, and the gold answer of the last question."""
+        """One line: the task of the next prompt, the other users; own examples and the gold of the last question."""
         how = self._prompt_task or NO_TASK_LABEL
         parts = [Text("prompt "), line_text(how, "bold")]
         if self._user_queries.tasks:
             parts.append(Text(" (t changes it)"))
         if self._other_users:
             parts += [Text(" · and users "), line_text(", ".join(self._other_users), "bold")]
+        if self._own_examples is not None:
+            parts.append(Text(f" · {pluralise(self._own_examples, 'own example')} shown"))
         if self._last_request is not None and self._last_request.question.gold is not None:
             parts += [Text(" · gold "), line_text(clean_line(self._last_request.question.gold), "bold")]
             parts.append(Text(f": {self._gold_summary}" if self._gold_summary else ""))

@@ -255,7 +255,7 @@ def _next_entries(stage: str, user: str | None) -> Sequence[Entry]:
         "no models": (("Adapt users", "their own models on the bank", Target(form="user adapt")),),
         "ready": (
             (f"Chat with {user}", "their own model answers", Target("chat", user=user)),
-            (f"Compare {user}'s models", "base, fused and adapted side by side", Target("compare", user=user)),
+            (f"Compare {user}'s models", "base, common, fused and adapted side by side", Target("compare", user=user)),
             ("Evaluate methods", "which differences can be told apart", Target(form="eval run")),
         ),
     }

@@ -34,7 +34,8 @@ class ReasonsPane(VerticalScroll, can_focus=True):
 
     ALLOW_MAXIMIZE = True
     HELP: ClassVar[str] = (
-        "Why the last answer is as it is. History: the user's items that its prompt showed.\n"
+        "Why the last answer is as it is. The first line is the step of the ladder that answered, and what it is made "
+        "of. History: the user's items that its prompt showed.\n"
         "Labels: the probability of each by the model alone → with label memory; how often the user gave it; its share "
         "of the neighbours' votes.\n"
         "Neighbours: items of the bank's other users. Each votes for its label, the more the nearer it is.\n"
@@ -92,6 +93,7 @@ def reason_lines(reasons: Mapping[str, Any]) -> Iterator[Text]:
     from mta_cli.pipeline.chat.answer import source_line
     from mta_cli.pipeline.user_weights import AnswerSource
 
+    yield block_text(f"{reasons['step']}: {' + '.join(reasons['made_of'])}", "bold")
     yield block_text(source_line(AnswerSource(**reasons["source"]), reasons["task"]), "dim")
     if "labels" in reasons:
         yield _head(f"Labels: {MEMORY_WORDS[reasons['memory']]}")

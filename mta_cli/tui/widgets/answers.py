@@ -24,8 +24,8 @@ from mta_cli.tui.text import ending_words
 from mta_cli.tui.widgets.charts.bars import Bar, BarChart
 from mta_cli.tui.widgets.waiting import WaitingLine
 
-ORDER = ("base", "fused", "adapted")  # columns of other users follow in the order they came
-MIN_COLUMN_WIDTH = 20  # of a column; where there are more than fit, they are scrolled
+ORDER = ("base", "common", "fused", "adapted")  # columns of other users follow in the order they came
+MIN_COLUMN_WIDTH = 19  # of a column: four fit in 80 cells; where there are more than fit, they are scrolled
 RIGHT, WRONG, GOLD, CHOSEN, OTHER = "✓", "✗", "◆", "▸", "·"  # a label: answered and right or wrong; right; answered
 RIGHT_STYLE, WRONG_STYLE = "bold $text-success", "bold $text-error"
 DIFF_STYLE = "bold underline $text-accent"
@@ -82,12 +82,12 @@ class AnswerColumn(VerticalScroll):
         self._labels.show_bars([])
 
     def show_source(self, answer: dict[str, Any]) -> None:
-        """Show which model answered."""
+        """Show which model answered: its step of the ladder, and the bank and anchors below it."""
         source = answer["source"]
-        name = clean_line(f"{self.key.removeprefix('@')} · {source['mode']}" if self.key[:1] == "@" else self.key)
+        name = clean_line(f"{self.key[1:]} · {source['mode']}" if self.key[:1] == "@" else answer["step"])
         about = "the model as it is"
         if source["bank"] is not None:
-            anchors = ", ".join(source["anchors"]) or "no anchors"
+            anchors = "for all users" if source["mode"] == "common" else ", ".join(source["anchors"]) or "no anchors"
             about = clean_line(f"{source['bank']} v{source['version']} · {anchors}")
         self._source.update(Content.assemble(Content.styled(name, "bold"), "\n", Content.styled(about, "$text-muted")))
         self._source.tooltip = Content(about)
@@ -329,10 +329,14 @@ def label_bars(logliks: dict[str, float], answer: str, gold: str | None) -> list
 
 
 def gold_summary(result: dict[str, Any]) -> str:
-    """By how much the most personal model of the user finds the gold likelier than the base; empty if not known."""
+    """By how much the most personal model finds the gold likelier than the common one, or that than the base.
+
+    Empty if it is not known.
+    """
     golds = {key: one["gold"] for key, one in result["details"].items() if key in ORDER and one and one.get("gold")}
     best = next((key for key in reversed(ORDER) if key in golds), "base")
-    if best == "base" or "base" not in golds or golds["base"]["over"] != "labels":
+    below = "base" if best == "common" else "common"
+    if best == "base" or below not in golds or golds[below]["over"] != "labels":
         return ""
-    before, after = (100 * math.exp(golds[key]["loglik"]) for key in ("base", best))
-    return f"base {before:.0f} % → {best} {after:.0f} %, {after - before:+.0f} points".replace("-", "−")
+    before, after = (100 * math.exp(golds[key]["loglik"]) for key in (below, best))
+    return f"{below} {before:.0f} % → {best} {after:.0f} %, {after - before:+.0f} points".replace("-", "−")

@@ -36,8 +36,9 @@ class StripMark:
 
 @dataclass
 class ColumnStrip:
-    """The marks of one column in the order of the questions, and its score over them in words."""
+    """The name of one column, its marks in the order of the questions, and its score over them in words."""
 
+    name: str
     marks: list[StripMark] = field(default_factory=list)
     score: str = ""
 
@@ -114,14 +115,16 @@ class ScoreStrips(VerticalScroll, can_focus=True):
 
     def add_column(self, key: str) -> None:
         """An empty strip."""
-        self._chart.strips[key] = ColumnStrip()
+        self._chart.strips[key] = ColumnStrip(key.removeprefix("@"))
         self._show_progress()
 
     def add_result(self, result: Mapping[str, Any]) -> None:
         """One more question was answered, with `scores` so far."""
         for key, details in result["details"].items():
             if details is not None:
-                strip = self._chart.strips.setdefault(key, ColumnStrip())
+                strip = self._chart.strips.setdefault(key, ColumnStrip(key.removeprefix("@")))
+                if not key.startswith("@"):
+                    strip.name = details["step"]
                 strip.marks.append(answer_mark((details.get("gold") or {}).get("metrics") or {}))
                 if key in result["scores"]:
                     strip.score = score_words(result["scores"][key])
@@ -145,9 +148,7 @@ class ScoreStrips(VerticalScroll, can_focus=True):
     @property
     def summary(self) -> str:
         """All scores in one line."""
-        scores = ", ".join(
-            f"{key.removeprefix('@')} {strip.score}" for key, strip in self._chart.strips.items() if strip.score
-        )
+        scores = ", ".join(f"{strip.name} {strip.score}" for strip in self._chart.strips.values() if strip.score)
         return f"{self._title}: {scores}"
 
     def close(self) -> None:
@@ -190,7 +191,7 @@ def strip_lines(
     strips: Mapping[str, ColumnStrip], questions: int, width: int, tones: Mapping[str, str] | None = None
 ) -> list[Text]:
     """Name, score and marks of each column in `width` cells; marks that do not fit go on below."""
-    names = {key: truncate_line(key.removeprefix("@"), MAX_NAME_CELLS) for key in strips}
+    names = {key: truncate_line(strip.name, MAX_NAME_CELLS) for key, strip in strips.items()}
     name_cells = max(map(cell_len, names.values()), default=0)
     score_cells = max([cell_len(strip.score) for strip in strips.values()] + [len(f"{questions}/{questions}")])
     head = name_cells + score_cells + 3

@@ -13,10 +13,10 @@ UPDATE_SECONDS = 0.5
 
 
 class WaitingLine(Static):
-    """One line such as "loading the base … 6 s"; nothing while nothing is waited for."""
+    """Words such as "loading the base … 6 s", on two lines in a narrow column; nothing while nothing is waited for."""
 
     DEFAULT_CSS = """
-    WaitingLine { height: 1; display: none; color: $text-muted; }
+    WaitingLine { height: auto; display: none; color: $text-muted; }
     """
 
     def __init__(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mta_cli.engine.generation.generate import label_scores
 from mta_cli.engine.text.tasks import MOVIE_TAGS
 from mta_cli.errors import NotFound, UsersChanged
 from mta_cli.events import JobResult, TextChunk
@@ -20,7 +21,9 @@ from mta_cli.pipeline.chat.compare import (
     compare_queries,
     compare_question,
     compare_user_models,
+    expected_columns,
 )
+from mta_cli.pipeline.user_weights import PERSONALISATION_MODES, load_task_adapter
 from store.records import NewItem
 from tests.pipeline.world import BRIEF, World, asking, notes_of, result_of, text_of
 
@@ -36,9 +39,11 @@ def test_compare_answers_in_every_mode_with_one_load(world: World, monkeypatch: 
     )
     assert len(loads) == 1
     assert set(result) >= {"user", "prompt", "answers"} and result["prompt"] == "hello there"
-    assert result["answers"] == {mode: text_of(events, mode) for mode in ("base", "fused", "adapted")}
-    assert len(set(result["answers"].values())) == 3
-    for mode in ("base", "fused", "adapted"):
+    assert result["answers"] == {mode: text_of(events, mode) for mode in PERSONALISATION_MODES}
+    assert len(set(result["answers"].values())) == 4 and result["own_examples"] == 2
+    steps = {mode: detail["step"] for mode, detail in result["details"].items()}
+    assert steps == {"base": "base+examples", "common": "common", "fused": "fused", "adapted": "adapted"}
+    for mode in PERSONALISATION_MODES:
         single, _ = result_of(
             answer_question(world.reg, world.entry, "alice", "hello there", asking(mode=mode, answer=drawn))
         )
@@ -50,6 +55,20 @@ def test_compare_leaves_out_what_is_not_there(world: World) -> None:
     (result,), events = result_of(compare_user_models(world.reg, world.entry, ["bob"], "hello", asking()))
     assert result["answers"]["adapted"] is None and result["answers"]["fused"]
     assert "no stack" in notes_of(events)
+    assert expected_columns(world.reg, world.bob, None, world.entry.fingerprint, []) == ["base", "common", "fused"]
+
+
+def test_a_user_without_a_model_has_the_common_one_and_a_task_without_a_bank_the_base_alone(labelled: World) -> None:
+    of_task = asking(task="lamp-2", history_items=0)
+    (result,), _ = result_of(compare_user_models(labelled.reg, labelled.entry, ["carol"], "a film", of_task))
+    assert [mode for mode, answer in result["answers"].items() if answer is not None] == ["base", "common"]
+    asked_free = asking(task="free", history_items=0)
+    (result,), _ = result_of(compare_user_models(labelled.reg, labelled.entry, ["alice"], "hi", asked_free))
+    assert [mode for mode, answer in result["answers"].items() if answer is not None] == ["base"]
+    assert result["own_examples"] == 0 and result["details"]["base"]["step"] == "base"
+    with pytest.raises(NotFound, match="no bank for task free") as caught:
+        ChatModel.load_for_user(labelled.reg, labelled.entry, labelled.alice, asking(task="free", mode="common"))
+    assert "mta bank build --task free" in str(caught.value.hint)
 
 
 def test_several_users_are_answered_with_one_load(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +93,7 @@ def test_answers_grow_together(world: World) -> None:
     drawn = AnswerOptions(max_tokens=12, temperature=1.0)
     _, events = result_of(compare_user_models(world.reg, world.entry, ["alice"], "hello there", asking(answer=drawn)))
     columns = [event.column for event in events if isinstance(event, TextChunk)]
-    assert len(set(columns[: len(columns) // 2])) == 3
+    assert len(set(columns[: len(columns) // 2])) == 4
 
 
 def test_labels_of_every_mode_are_those_of_each_alone(labelled: World) -> None:
@@ -93,7 +112,32 @@ def test_labels_of_every_mode_are_those_of_each_alone(labelled: World) -> None:
         assert result["details"][mode]["ended"] == "label"
 
 
-def test_personal_columns_add_what_the_person_is_used_to_say(labelled: World) -> None:
+def test_the_common_column_is_the_base_with_the_task_adapter(labelled: World) -> None:
+    """And nothing of anybody's own but examples and memory, so that what fused has more is the user's anchors."""
+    how = asking(task="lamp-2", memory=MemoryOptions(memory="off"))
+    (result,), _ = result_of(compare_user_models(labelled.reg, labelled.entry, ["alice"], "a film", how))
+    base, common = (result["details"][mode]["labels"] for mode in ("base", "common"))
+    model = ChatModel.load_for_user(labelled.reg, labelled.entry, labelled.alice, how)
+    model.set_user(labelled.alice, "base")
+    ids, _, _ = model.fit_prompt([{"role": "user", "content": "a film"}], model.prompt_history("a film"))
+    answers = [model.prompter.answer_ids(label) for label in MOVIE_TAGS]
+    assert list(base.values()) == pytest.approx(label_scores(model.base, ids, answers), abs=1e-3)
+    (adapter,) = load_task_adapter(labelled.reg, "lamp-2", labelled.entry.fingerprint)
+    model._folder.set_adapter(adapter)
+    assert list(common.values()) == pytest.approx(label_scores(model.base, ids, answers), abs=1e-3)
+    assert list(common.values()) != pytest.approx(list(base.values()), abs=1e-2)
+    assert result["details"]["common"]["source"] == {"mode": "common", "bank": "tests", "version": 1, "anchors": []}
+    assert [one["step"] for one in result["details"].values()] == ["base+examples", "common", "fused", "adapted"]
+
+
+def test_the_common_model_needs_no_user(labelled: World) -> None:
+    of_task = asking(task="lamp-2", history_items=0, mode="common", memory=MemoryOptions(memory="off"))
+    nobodys, _ = result_of(answer_question(labelled.reg, labelled.entry, None, "a film", of_task))
+    alices, _ = result_of(answer_question(labelled.reg, labelled.entry, "alice", "a film", of_task))
+    assert nobodys["labels"] == alices["labels"] and nobodys["source"] == alices["source"]
+
+
+def test_all_columns_but_the_base_add_what_the_person_is_used_to_say(labelled: World) -> None:
     reg, tags = labelled.reg, MOVIE_TAGS
     question = "a film about space"
     rates = json.dumps({"label_rates": [1 / 15] * 15})
@@ -104,7 +148,8 @@ def test_personal_columns_add_what_the_person_is_used_to_say(labelled: World) ->
     (used,), _ = result_of(compare_user_models(reg, labelled.entry, ["alice"], question, of_task))
     (bare,), _ = result_of(compare_user_models(reg, labelled.entry, ["alice"], question, without))
     assert used["details"]["base"]["labels"] == pytest.approx(bare["details"]["base"]["labels"])
-    for mode in ("fused", "adapted"):
+    assert used["details"]["common"]["step"] == "common+memory"
+    for mode in ("common", "fused", "adapted"):
         added = [used["details"][mode]["labels"][tag] - bare["details"][mode]["labels"][tag] for tag in tags]
         assert added.index(max(added)) == 9 and max(added) > 0.5 and min(added) < 0
         alone = asking(history_items=0, task="lamp-2", mode=mode)
@@ -132,7 +177,7 @@ def test_the_gold_is_weighed_in_every_column_as_it_is_alone(world: World) -> Non
     voice = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking())
     ids, _, _ = voice.fit_prompt([{"role": "user", "content": "where?"}], voice.prompt_history("where?"))
     answer = voice.prompter.answer_ids(gold)
-    for mode in ("base", "fused", "adapted"):
+    for mode in PERSONALISATION_MODES:
         voice.set_user(world.alice, mode)
         alone = _loglik(voice, ids, answer) / len(answer)
         assert result["details"][mode]["gold"]["loglik"] == pytest.approx(alone, abs=1e-3)
@@ -190,7 +235,7 @@ def test_another_persons_model_answers_the_same_prompt(world: World) -> None:
     question = Question("hello there", "well")
     drawn = AnswerOptions(max_tokens=12, temperature=1.0)
     result, _ = asked(world, question, "bob", "bob", answer=drawn)
-    assert list(result["answers"]) == ["base", "fused", "adapted", "@bob"]
+    assert list(result["answers"]) == [*PERSONALISATION_MODES, "@bob"]
     detail = result["details"]["@bob"]
     assert detail["user"] == "bob" and detail["source"]["mode"] == "fused"
     # bob's recipe is alice's too, so that his fusion must say what hers says
@@ -200,7 +245,7 @@ def test_another_persons_model_answers_the_same_prompt(world: World) -> None:
 
 def test_who_has_no_model_is_told_and_left_out(world: World) -> None:
     result, told = asked(world, Question("hello there"), "carol")
-    assert list(result["answers"]) == ["base", "fused", "adapted"]
+    assert list(result["answers"]) == list(PERSONALISATION_MODES)
     assert "carol has no model of their own for free" in told
 
 
@@ -242,11 +287,11 @@ def test_many_questions_are_answered_and_scored_as_each_is_alone(name: str, requ
     metric = "accuracy" if name == "labelled" else "rouge_1"
     for place, (question, result) in enumerate(zip(questions, found, strict=True), start=1):
         alone, _ = result_of(compare_question(voice, question, [bob]))
-        assert result["answers"] == alone["answers"] and list(result["answers"]) == ["base", "fused", "adapted", "@bob"]
+        assert result["answers"] == alone["answers"] and list(result["answers"]) == [*PERSONALISATION_MODES, "@bob"]
         for key, score in result["scores"].items():
             own = [one["details"][key]["gold"]["metrics"][metric] for one in found[:place]]
             assert score == {"metric": metric, "value": pytest.approx(sum(own) / place), "answers": place}
-    assert len(found[-1]["scores"]) == 4
+    assert len(found[-1]["scores"]) == 5
     assert voice.user == world.alice and voice.source.mode == "adapted"
 
 
@@ -269,7 +314,7 @@ def test_a_comparison_that_is_broken_off_leaves_the_voice_as_it_was(world: World
     voice = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking())
     before = {key: weight.clone() for key, weight in voice.base.model.state_dict().items()}
     ids, _, _ = voice.fit_prompt([{"role": "user", "content": "hello"}], [])
-    events = compare_prompt(voice, "hello", ids)
+    events = compare_prompt(voice, "hello", ids, 0)
     next(events)
     inside = voice.base.model.state_dict()
     assert any(bool((inside[key] != weight).any()) for key, weight in before.items())

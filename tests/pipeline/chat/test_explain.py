@@ -94,7 +94,31 @@ def test_own_answers_alone_are_told_as_such(fused: Registry) -> None:
 def test_a_base_has_no_memory(fused: Registry) -> None:
     why, _ = explained(fused, mode="base")
     assert why["memory"] is None and why["source"]["mode"] == "base"
+    assert why["step"] == "base+examples" and why["made_of"] == ["the base model", "2 own examples in the prompt"]
     assert {one["own_answers"] for one in why["labels"]} == {0}
+
+
+@pytest.mark.parametrize(
+    ("how", "step", "made_of"),
+    [
+        ({"mode": "base", "history_items": 0}, "base", ["the base model"]),
+        (
+            {"mode": "common", "history_items": 1},
+            "common+memory",
+            ["the base model", "1 own example in the prompt", "the common model", "label memory"],
+        ),
+        (
+            {"history_items": 0, "memory": MemoryOptions(memory="off")},
+            "fused",
+            ["the base model", "the common model", "the user's anchors"],
+        ),
+    ],
+)
+def test_an_answer_names_its_step_and_what_it_is_made_of(
+    fused: Registry, how: dict[str, Any], step: str, made_of: list[str]
+) -> None:
+    why, _ = explained(fused, **how)
+    assert (why["step"], why["made_of"]) == (step, made_of)
 
 
 def test_the_history_is_what_the_prompt_showed(fused: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,3 +155,10 @@ def test_a_conversation_tells_how_its_words_were_chosen(world: World) -> None:
         "seed": 0,
     }
     assert why["user"] == "alice" and why["source"]["mode"] == "adapted" and len(why["history"]) == 2
+    assert why["step"] == "adapted" and why["made_of"] == [
+        "the base model",
+        "2 own examples in the prompt",
+        "the common model",
+        "the user's anchors",
+        "the user's own stack",
+    ]

@@ -155,7 +155,7 @@ def test_a_mode_that_is_not_there_is_a_failure_that_gives_the_words_back(demo_st
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "chat", "kim")
-            await pilot.press("escape", "m", "m", "m")
+            await pilot.press("escape", "m", "m", "m", "m")
             await type_and_ask(app, pilot, "hello")
             await until(pilot, lambda: isinstance(app.screen, ErrorDialog))
             assert "kim has no stack" in screen_text(app) and "mta user adapt kim" in screen_text(app)

@@ -62,31 +62,33 @@ def test_without_a_user_the_screen_says_what_to_press(demo_store: Path) -> None:
 
 def test_a_typed_question_is_answered_in_every_column(demo_store: Path) -> None:
     async def drive() -> None:
-        async with open_app(demo_store) as (app, pilot):
+        async with open_app(demo_store, size=(108, 40)) as (app, pilot):
             await enter(app, pilot, "compare", "ida")
             await pilot.press("t")
             await type_and_ask(app, pilot, "what next?")
-            assert answers(app).column_keys == ["base", "fused", "adapted"]
+            assert answers(app).column_keys == ["base", "common", "fused", "adapted"]
             shown = screen_text(app)
             assert "12 tokens" in shown and "/s" in shown and "lamp-2 v1" in shown
             assert app.screen.query_one(PromptArea).text == "what next?"
-            left, middle, right = (column.region for column in app.screen.query(AnswerColumn))
-            assert left.x < middle.x < right.x and left.y == right.y
+            regions = [column.region for column in app.screen.query(AnswerColumn)]
+            assert len({region.x for region in regions}) == 4 and len({region.y for region in regions}) == 1
+            assert regions == sorted(regions, key=lambda region: region.x)
+            assert "base+examples" in shown and "3 own examples shown" in shown
 
     run(drive())
 
 
 def test_a_picked_question_shows_the_gold_and_how_good_each_answer_is(demo_store: Path) -> None:
     async def drive() -> None:
-        async with open_app(demo_store, size=(120, 40)) as (app, pilot):
+        async with open_app(demo_store, size=(108, 40)) as (app, pilot):
             await enter(app, pilot, "compare", "ida")
             app.screen.set_focus(None)
             await press_and_hear(app, pilot, "p", "down", "enter")
             shown = screen_text(app)
             assert "another ship 1" in app.screen.query_one(PromptArea).text
-            assert "prompt lamp-2" in shown and "gold comedy: base " in shown and " points" in shown
-            assert shown.count("gold at ") == 3 and shown.count("✓ right") + shown.count("✗ wrong") == 3
-            assert shown.count("✓ comedy") + shown.count("◆ comedy") == 3
+            assert "prompt lamp-2" in shown and "gold comedy: common " in shown and " points" in shown
+            assert shown.count("gold at ") == 4 and shown.count("✓ right") + shown.count("✗ wrong") == 4
+            assert shown.count("✓ comedy") + shown.count("◆ comedy") == 4
             assert "dystop…" in shown, "a long label is cut"
 
     run(drive())
@@ -131,12 +133,12 @@ def test_all_columns_wait_from_the_start_and_say_for_what(demo_store: Path, monk
     monkeypatch.setattr(WorkerContext, "chat_model_for", slow)
 
     async def drive() -> None:
-        async with open_app(demo_store) as (app, pilot):
+        async with open_app(demo_store, size=(108, 40)) as (app, pilot):
             await enter(app, pilot, "compare", "ida")
             app.screen.query_one(PromptArea).focus()
             await pilot.press("a", "enter")
-            await until(pilot, lambda: len(re.findall("loading the base … [1-9]", screen_text(app))) == 3)
-            assert answers(app).column_keys == ["base", "fused", "adapted"]
+            await until(pilot, lambda: len(re.findall("loading the base … [1-9]", screen_text(app))) == 4)
+            assert answers(app).column_keys == ["base", "common", "fused", "adapted"]
             gate.set()
             await answered(app, pilot)
             assert "loading" not in screen_text(app) and "answering" not in screen_text(app)
@@ -168,7 +170,7 @@ def test_a_user_without_a_model_is_not_said_to_answer_beside(demo_store: Path) -
             await type_and_ask(app, pilot, "a ship")
             shown = screen_text(app)
             assert "kim has no model of their own" in shown and "and users" not in shown
-            assert answers(app).column_keys == ["base", "fused", "adapted"]
+            assert answers(app).column_keys == ["base", "common", "fused", "adapted"]
 
     run(drive())
 
@@ -208,7 +210,7 @@ def test_a_store_that_cannot_be_read_is_told_by_the_picker(demo_store: Path, mon
 
 def test_another_user_answers_beside(demo_store: Path) -> None:
     async def drive() -> None:
-        async with open_app(demo_store, size=(120, 40)) as (app, pilot):
+        async with open_app(demo_store, size=(108, 40)) as (app, pilot):
             await enter(app, pilot, "compare", "ida")
             app.screen.query_one(PromptArea).replace_text("what next?")
             app.screen.set_focus(None)
@@ -218,13 +220,13 @@ def test_another_user_answers_beside(demo_store: Path) -> None:
             await pilot.press(*"jo")
             await settled(app, pilot)
             await press_and_hear(app, pilot, "enter")
-            assert answers(app).column_keys == ["base", "fused", "adapted", "@jon"]
+            assert answers(app).column_keys == ["base", "common", "fused", "adapted", "@jon"]
             assert "jon · fused" in screen_text(app) and "and users jon" in screen_text(app)
             widths = {column.region.width for column in app.screen.query(AnswerColumn)}
             assert max(widths) - min(widths) <= 1
             app.screen.set_focus(None)
             await press_and_hear(app, pilot, "x", "r")
-            assert answers(app).column_keys == ["base", "fused", "adapted"]
+            assert answers(app).column_keys == ["base", "common", "fused", "adapted"]
 
     run(drive())
 
@@ -252,8 +254,8 @@ def test_the_chosen_answer_is_kept_as_a_history_item_once(demo_store: Path) -> N
             assert "no complete answer to keep yet" in screen_text(app)
             await type_and_ask(app, pilot, "what next?")
             await pilot.press("escape", "right")
-            assert answers(app).selected_key == "fused"
-            column = answers(app)._columns["fused"]
+            assert answers(app).selected_key == "common"
+            column = answers(app)._columns["common"]
             ended, column.ended = column.ended, "repetition"
             await pilot.press("g")
             await settled(app, pilot)
@@ -265,7 +267,7 @@ def test_the_chosen_answer_is_kept_as_a_history_item_once(demo_store: Path) -> N
             await pilot.press("g")
             await settled(app, pilot)
             assert "already" in screen_text(app)
-            said = answers(app).answer_of("fused")
+            said = answers(app).answer_of("common")
             with Registry.open(demo_store) as reg:
                 (item,) = reg.items.recent_items(reg.users.get("ida").id, "free")
                 assert (item.input, item.output) == ("what next?", said)
@@ -284,7 +286,7 @@ def test_a_held_out_question_is_kept_only_when_one_is_sure(demo_store: Path) -> 
             await press_and_hear(app, pilot, "escape", "p", "enter")
             before = len(kept())
             app.screen.set_focus(None)
-            await pilot.press("right", "right")
+            await pilot.press("right", "right", "right")
             assert answers(app).selected_key == "fused"
             for key, more in (("n", 0), ("y", 1)):
                 app.screen.query(AnswerColumn).first().focus()
@@ -362,7 +364,7 @@ def test_escape_stops_the_answers_and_another_question_can_be_asked(
             assert "stopped" in screen_text(app) and "word word" in screen_text(app)
             assert answers(app).column_keys == ["base", "fused"], "the adapted one had said nothing yet"
             await type_and_ask(app, pilot, "b")
-            assert len(answers(app).column_keys) == 3
+            assert len(answers(app).column_keys) == 4
 
     run(drive())
 
@@ -370,7 +372,9 @@ def test_escape_stops_the_answers_and_another_question_can_be_asked(
 def strip_rows(app: MtaApp) -> list[list[str]]:
     """Name, score and marks of each strip."""
     rows = [
-        line.split() for line in screen_text(app).splitlines() if re.match(r" +(base|fused|adapted|jon) +\d/\d", line)
+        line.split()
+        for line in screen_text(app).splitlines()
+        if re.match(r" +(base.*|common.*|fused|adapted|jon) +\d/\d", line)
     ]
     return [[name, score, "".join(marks)] for name, score, *marks in rows]
 
@@ -383,11 +387,11 @@ def test_all_held_out_questions_fill_a_strip_of_right_and_wrong_for_each_column(
             await press_and_hear(app, pilot, "A")
             assert "ida · 2 held-out questions of lamp-2" in screen_text(app) and "Escape stops" not in screen_text(app)
             rows = strip_rows(app)
-            assert [name for name, _, _ in rows] == ["base", "fused", "adapted"]
+            assert [name for name, _, _ in rows] == ["base+examples", "common+memory", "fused", "adapted"]
             for _, score, marks in rows:
                 assert len(marks) == 2 and set(marks) <= {"✓", "✗"} and score == f"{marks.count('✓')}/2"
             assert app.screen.query_one(PromptArea).text == "another ship 1" and screen._last_request.question.held_out
-            assert answers(app).column_keys == ["base", "fused", "adapted"]
+            assert answers(app).column_keys == ["base", "common", "fused", "adapted"]
             await press_and_hear(app, pilot, "r")
             assert strip_rows(app) == rows, "one question asked again leaves the strips"
             right = screen_text(app).count("✓ right")
@@ -437,12 +441,12 @@ def test_all_columns_and_strips_are_there_while_the_base_is_loaded(
     monkeypatch.setattr("mta_cli.tui.screens.compare.MAX_QUERIES_PER_TASK", 2)
 
     async def drive() -> None:
-        async with open_app(demo_store) as (app, pilot):
+        async with open_app(demo_store, size=(108, 40)) as (app, pilot):
             await enter(app, pilot, "compare", "ida")
             app.screen.set_focus(None)
             await pilot.press("A")
-            await until(pilot, lambda: screen_text(app).count("loading the base …") == 3)
-            assert re.search(r"base +· ·\n +fused +· ·\n +adapted +· ·", screen_text(app))
+            await until(pilot, lambda: screen_text(app).count("loading the base …") == 4)
+            assert re.search(r"base +· ·\n +common +· ·\n +fused +· ·\n +adapted +· ·", screen_text(app))
             assert "asking 1 of 2, Escape stops" in screen_text(app)
             assert "ida · first 2 held-out questions of lamp-2" in screen_text(app), "as many as are read"
             gate.set()
@@ -478,7 +482,7 @@ def test_asking_all_is_stopped_by_the_keys_that_stop(
                 await pilot.press(key)
                 await answered(app, pilot)
             assert "ida · 2 held-out questions of lamp-2 · stopped, 1 not asked" in screen_text(app)
-            assert [marks[1] for _, _, marks in strip_rows(app)] == ["·"] * 3
+            assert [marks[1] for _, _, marks in strip_rows(app)] == ["·"] * 4
             await press_and_hear(app, pilot, "A")
             assert all("·" not in marks for _, _, marks in strip_rows(app))
 
@@ -527,7 +531,7 @@ def test_asking_all_says_what_is_missing(demo_store: Path) -> None:
 
 def test_another_user_empties_the_screen(demo_store: Path) -> None:
     async def drive() -> None:
-        async with open_app(demo_store) as (app, pilot):
+        async with open_app(demo_store, size=(120, 40)) as (app, pilot):
             await enter(app, pilot, "compare", "ida")
             await type_and_ask(app, pilot, "what next?")
             await pilot.press("escape")
@@ -536,7 +540,7 @@ def test_another_user_empties_the_screen(demo_store: Path) -> None:
             await settled(app, pilot)
             assert answers(app).column_keys == [] and app.focused is None
             await type_and_ask(app, pilot, "?")
-            assert answers(app).column_keys == ["base"] and "mta user fuse kim" in screen_text(app)
+            assert answers(app).column_keys == ["base", "common"] and "mta user fuse kim" in screen_text(app)
 
     run(drive())
 

@@ -23,7 +23,15 @@ def reasons(**more: Any) -> dict[str, Any]:
     """What the pipeline says of an answer in words."""
     source = {"mode": "adapted", "bank": "b", "version": 2, "anchors": ["ann", "bo"]}
     known = {"user": "ida", "task": "taste", "source": source, "question": "a film", "answer": "go"}
-    return {**known, "history": [], "decoding": {"by": "likeliest label"}, **more}
+    made_of = ["the base model", "the common model", "the user's own stack"]
+    return {
+        **known,
+        "step": "adapted",
+        "made_of": made_of,
+        "history": [],
+        "decoding": {"by": "likeliest label"},
+        **more,
+    }
 
 
 def label(name: str, before: float, after: float, own: int = 0, votes: float | None = None) -> dict[str, Any]:
@@ -41,7 +49,8 @@ def test_labels_show_both_probabilities_own_answers_and_votes() -> None:
         neighbours=[{"user": "osk", "input": "a ship", "label": "go", "share": 0.034}],
         neighbour_count=431,
     )
-    assert shown[0] == "adapted · task taste · bank b v2 · anchors ann, bo"
+    assert shown[0] == "adapted: the base model + the common model + the user's own stack"
+    assert shown[1] == "adapted · task taste · bank b v2 · anchors ann, bo"
     assert "Labels: the model alone → with label memory" in shown
     assert "▸ go             19 % →  60 %  ███████▎        3 own   25 % of votes" in shown
     assert "· stay at home   81 % →  40 %  ████▊          12 own   75 % of votes" in shown
@@ -52,7 +61,9 @@ def test_labels_show_both_probabilities_own_answers_and_votes() -> None:
 def test_without_memory_a_label_has_one_probability() -> None:
     shown = lines(labels=[label("go", 0.5, 0.5), label("stay", 0.5, 0.5)], memory=None)
     assert "Labels: the model alone, no label memory" in shown
-    assert any(line.rstrip() == "▸ go     50 %  ██████" for line in shown) and "own" not in " ".join(shown)
+    assert any(line.rstrip() == "▸ go     50 %  ██████" for line in shown) and not any(
+        "  0 own" in line for line in shown
+    )
 
 
 def test_history_is_listed_or_said_to_be_missing() -> None:

@@ -33,7 +33,15 @@ class Wall(App[None]):
 def detail(mode: str, **more: Any) -> dict[str, Any]:
     """What a comparison says of one column."""
     source = {"mode": mode, "bank": None if mode == "base" else "b", "version": 1, "anchors": ["ann"]}
-    known = {"source": source, "tokens": 7, "seconds": 1.0, "ended": "end", "tokens_per_second": 7.0, "labels": {}}
+    known = {
+        "source": source,
+        "step": mode,
+        "tokens": 7,
+        "seconds": 1.0,
+        "ended": "end",
+        "tokens_per_second": 7.0,
+        "labels": {},
+    }
     return {**known, **more}
 
 
@@ -69,10 +77,10 @@ def test_columns_stand_in_their_order_whoever_speaks_first() -> None:
     async def drive() -> None:
         app = Wall()
         async with app.run_test(size=(100, 20)) as pilot:
-            for key in ("@zoe", "adapted", "base", "@ann", "fused"):
+            for key in ("@zoe", "adapted", "common", "base", "@ann", "fused"):
                 app.answers.append_answer(key, key)
             await pilot.pause()
-            assert app.answers.column_keys == ["base", "fused", "adapted", "@zoe", "@ann"]
+            assert app.answers.column_keys == ["base", "common", "fused", "adapted", "@zoe", "@ann"]
             assert [column.key for column in app.query(AnswerColumn)] == app.answers.column_keys
 
     run(drive())
@@ -157,10 +165,14 @@ def test_what_personalising_did_to_the_gold_is_one_sentence() -> None:
     def known(key: str, share: float, over: str = "labels") -> dict[str, Any]:
         return detail(key, gold={"loglik": math.log(share), "over": over, "label": "go", "metrics": {}})
 
-    both = {"base": known("base", 0.54), "fused": None, "adapted": known("adapted", 0.15), "@bob": known("fused", 0.9)}
-    assert gold_summary({"details": both}) == "base 54 % → adapted 15 %, −39 points"
+    shared = {"base": known("base", 0.2), "common": known("common", 0.54)}
+    both = {**shared, "fused": None, "adapted": known("adapted", 0.15), "@bob": known("fused", 0.9)}
+    assert gold_summary({"details": both}) == "common 54 % → adapted 15 %, −39 points"
+    assert gold_summary({"details": {**shared, "adapted": None}}) == "base 20 % → common 54 %, +34 points"
     assert gold_summary({"details": {"base": known("base", 0.5), "adapted": None}}) == ""
-    assert gold_summary({"details": {"base": known("base", 0.5, "token"), "fused": known("fused", 0.6, "token")}}) == ""
+    assert (
+        gold_summary({"details": {"base": known("base", 0.5, "token"), "common": known("common", 0.6, "token")}}) == ""
+    )
 
 
 def test_all_columns_wait_and_those_without_words_go_at_the_end() -> None:
@@ -214,7 +226,7 @@ def test_five_columns_are_scrolled_where_they_do_not_fit() -> None:
             for key in ("base", "fused", "adapted", "@ann", "@bob"):
                 app.answers.append_answer(key, "words")
             await pilot.pause()
-            assert {column.region.width for column in app.query(AnswerColumn)} == {20}
+            assert {column.region.width for column in app.query(AnswerColumn)} == {19}
             await pilot.resize_terminal(150, 20)
             await pilot.pause()
             assert {column.region.width for column in app.query(AnswerColumn)} == {30}

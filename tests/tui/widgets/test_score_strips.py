@@ -43,7 +43,8 @@ def test_the_score_is_the_evaluations(score: dict[str, Any], words: str) -> None
 def strips(*marks: str) -> dict[str, ColumnStrip]:
     """A strip for each string of signs."""
     return {
-        f"c{n}": ColumnStrip([StripMark(sign, "good") for sign in signs], f"{n}/9") for n, signs in enumerate(marks)
+        f"c{n}": ColumnStrip(f"c{n}", [StripMark(sign, "good") for sign in signs], f"{n}/9")
+        for n, signs in enumerate(marks)
     }
 
 
@@ -59,5 +60,5 @@ def test_many_marks_stand_closer_and_go_on_below() -> None:
 
 
 def test_a_name_from_the_store_is_cleaned_and_cut() -> None:
-    (line,) = strip_lines({"@eve\x1b[2J " + "x" * 40: ColumnStrip()}, 1, 40)
+    (line,) = strip_lines({"@eve": ColumnStrip("eve\x1b[2J " + "x" * 40)}, 1, 40)
     assert line.plain.startswith("eve[2J xxxxxxxx…") and "\x1b" not in line.plain
