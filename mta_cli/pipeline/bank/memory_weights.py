@@ -137,7 +137,7 @@ def _train_on(
 
     Part 0 are the users of the second half, who predict the first.
     """
-    examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
+    examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items, until=request.until)
     trainings = {
         n: task_adapter_training(reg, request, examples, part, run, f"task adapter of half {2 - n}")
         for n, part in parts.items()
