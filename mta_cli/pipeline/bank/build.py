@@ -20,6 +20,7 @@ from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.formatting import pluralise
 from mta_cli.options import BankOptions, ScreeningOptions
+from mta_cli.pipeline.bank.ladder import measure_text_ladder
 from mta_cli.pipeline.bank.memory_weights import HELD_OUT_OPTION, fit_memory_weights
 from mta_cli.pipeline.bank.screening import SCREENING_KEY, screen_anchors
 from mta_cli.pipeline.bank.task_adapter import (
@@ -413,6 +414,7 @@ def _train_bank(
             chosen = [each.user.id for each in anchor_candidates(pool, request.task.name, options)]
             yield from screen_anchors(reg, bank, base, examples, chosen, request.gates)
     yield from fit_memory_weights(reg, bank, request, pool, executors, run, base)
+    yield from measure_text_ladder(reg, bank, request, pool, base)
     mark_ready(reg, bank.id)
 
 
