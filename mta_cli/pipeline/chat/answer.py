@@ -337,8 +337,8 @@ def answer_question(
     loading = time.perf_counter() - started
     yield from personalisation_hints(model)
     bank = reg.banks.latest_ready_bank(model.task.name, model.base.fingerprint)
-    if user is not None and bank is not None and model.answers_with_label and (said := bank_no_model_note(bank)):
-        yield Note(said)
+    if bank is not None and model.source.mode != "base" and model.answers_with_label:
+        yield from (Note(said) for said in [bank_no_model_note(bank)] if said)
     spoken = Generation()
     with model.hold_users():
         ids, _, items = model.fit_prompt([{"role": "user", "content": text}], model.prompt_history(text))
