@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from mta_cli.engine.throughput import GROUP_USERS
 from mta_cli.pipeline.models.bases import HUB_BASES, SHORT_NAMES, HubBase
+from mta_cli.pipeline.models.catalog import SMOLLM2
 from mta_cli.pipeline.models.memory import (
     ANSWER_SHARE,
     CONTEXT_TOKENS,
@@ -43,7 +44,8 @@ Sizes are GB; train and serve (one conversation) are memory in bfloat16, [comput
 
 - **Speed.** Fast bases run on mta's own decoder, slow ones on transformers' modules ([families](performance.md#families)).
 - **Gated** bases ask you to accept a licence on the hub. Then `hf auth login`, or set `HF_TOKEN`.
-- **Digests.** Weights are compared with the SHA-256 that the hub announces; `mta model show NAME` has commit and digests. Pulling again continues a stopped pull, and says when the hub has another commit. `smollm2-135m-instruct` comes from the Python package index, with pinned digests.
+- **Digests.** Weights are compared with the SHA-256 that the hub announces; `mta model show NAME` has commit and digests. Pulling again continues a stopped pull, and says when the hub has another commit.
+- **The embedded base** `{EMBEDDED.name}` comes from the Python package index, with pinned digests. It is a 4-bit GGUF ({SMOLLM2.gguf}) turned back into bfloat16, not the hub's weights: an adapter that was made on it does not belong to the hub's file of the same name. `mta model pull {EMBEDDED.hub_name}` pulls the hub's.
 
 ## Less memory
 
@@ -116,7 +118,7 @@ def _table() -> str:
 def _row(base: HubBase) -> str:
     cells = (
         f"`{base.name}`",
-        base.repository,
+        f"{base.repository}, from a 4-bit file" if base is EMBEDDED else base.repository,
         f"{base.parameters / 1e6:,.0f}",
         f"{base.download_bytes / 1e9:.2f}",
         f"{training_bytes(base.shape, 'bfloat16') / 1e9:.1f}",

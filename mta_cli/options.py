@@ -408,6 +408,10 @@ class EvalOptions:
         choices=(*MEMORIES, ALL_MEMORIES),
     )
     calibrate: bool = option_field(True, "Fit a temperature for each method on users who are not tested with it.")
+    only_earlier: bool = option_field(
+        False,
+        "Build each fold's bank from items that are not later than the first query of the fold's tested users.",
+    )
 
 
 @dataclass(frozen=True)

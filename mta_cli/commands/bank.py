@@ -210,7 +210,25 @@ def _render_bank(reg: Registry, bank: dict[str, Any], *, details: bool) -> Any:
         *([out.text(_task_adapter_line(bank["task_adapter_people"]))] if details and bank["task_adapter"] else []),
         *([out.text(_neighbours_line(bank))] if details and bank["kernel"] else []),
         *_render_screening(bank["gates"]),
+        *_render_ladder(bank["ladder"]),
     )
+
+
+def _render_ladder(ladder: dict[str, Any] | None) -> list[Any]:
+    """What the steps below a personal model are worth on the bank's own users; nothing where that was not measured."""
+    from mta_cli.pipeline.report.ladder_text import table_columns, table_rows, verdict_lines
+
+    if ladder is None:
+        return []
+    measured = (
+        "Measured on held-out queries of the bank's users; the common model has learned from these users."
+        if ladder["seen"]
+        else f"Measured on items of the bank's users as of new users: {ladder['shots']} others of the user are known, "
+        "and the common model has learned from other users."
+    )
+    more = "`mta quick` and `mta eval run` measure the personal steps."
+    lines = [out.text(line) for line in verdict_lines(ladder, more)]
+    return [out.text(measured), out.table(table_columns(ladder), table_rows(ladder)), *lines]
 
 
 def _verdict_line(anchors: list[dict[str, Any]]) -> str:

@@ -150,7 +150,9 @@ def run(
 
 
 @app.command()
-@options(only(EvalOptions, "methods", "shots", "folds", "placement", "memory", "calibrate"), *BENCH_TABLES)
+@options(
+    only(EvalOptions, "methods", "shots", "folds", "placement", "memory", "calibrate", "only_earlier"), *BENCH_TABLES
+)
 def tune(
     ctx: typer.Context,
     *,

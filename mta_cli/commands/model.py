@@ -138,8 +138,11 @@ def _model_row(entry: ModelEntry) -> dict[str, Any]:
 
 
 def _model_facts(entry: ModelEntry) -> dict[str, Any]:
+    from mta_cli.pipeline.models.bases import weights_origin
+
     named = {"name": entry.name, "kind": entry.kind, "path": str(entry.path), "fingerprint": entry.fingerprint}
-    return named | entry.detail
+    origin = weights_origin(entry.fingerprint)
+    return named | ({"origin": origin} if origin else {}) | entry.detail
 
 
 def _render_pull(result: dict[str, Any]) -> Any:

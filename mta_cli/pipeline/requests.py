@@ -47,7 +47,7 @@ class BankRequest:
 
     `user_ids` are the users it may be built from; None: all. For `purpose` see `store.records.Bank`. `on_bank_started`
     is called with the bank's number before training. `permute_answers`, a control of evaluations: each anchor learns
-    the answers of its user in random order.
+    the answers of its user in random order. `until`: items that are known to be later (ISO 8601) are left out.
     """
 
     task: Task
@@ -63,6 +63,7 @@ class BankRequest:
     on_bank_started: Callable[[int], None] = lambda number: None
     permute_answers: bool = False
     executor: ExecutorOptions = field(default_factory=ExecutorOptions)
+    until: str | None = None
 
     @property
     def plan_options(self) -> tuple[Any, ...]:

@@ -105,10 +105,29 @@ def test_tables_for_people(peopled: Path) -> None:
     assert "3 anchors" in shown.out and "loss" in shown.out
     assert "neighbours" not in shown.out and "on average" in shown.out
     assert "Next: mta user adapt -t lamp-2" in shown.err
+    for said in (shown.out, mta_ok("bank", "show", "lamp-2").out):
+        assert "as of new users: 5 others of the user are known" in said and "common+memory" in said
+        assert "Label memory:" in said and "This rests on 90 questions of 9 users" in said
     assert "90 answers of 9 users serve as neighbours (sharpness" in mta_ok("bank", "show", "lamp-2").out
     assert "task adapter alone" in mta_ok("user", "fuse", "ida").out
     adapted = mta_ok("user", "adapt", "ida", "--steps", 6)
     assert "ida" in adapted.out and "held-out" in adapted.out
+
+
+@pytest.mark.parametrize("verdict", ["worse", "not shown", "worth it"])
+def test_an_answer_says_where_its_bank_does_not_beat_no_model(peopled: Path, verdict: str) -> None:
+    build()
+    with Registry.open(peopled) as reg:
+        (bank,) = reg.banks.all()
+        ladder = {**bank.config["ladder"], "no_model": {**bank.config["ladder"]["no_model"], "verdict": verdict}}
+        reg.banks.set_bank_config(bank.id, {**bank.config, "ladder": ladder})
+    asked = ("ask", "ida", "--task", "lamp-2", "--device", "cpu", "another ship")
+    assert "held-out users" not in mta_ok(*asked).err, "the base has answered, without the bank"
+    mta_ok("user", "fuse", "ida")
+    told = mta_ok(*asked).err.count("Bank lamp-2 v1 on held-out users, without personal steps: all of it together is")
+    assert told == (verdict != "worth it")
+    assert "held-out users" not in mta_ok("-q", *asked).err
+    assert "held-out users" not in mta_ok(*asked, "--free-decoding").err, "generated text is not what was measured"
 
 
 def test_a_dry_run_says_where_each_value_came_from(peopled: Path, monkeypatch: pytest.MonkeyPatch) -> None:

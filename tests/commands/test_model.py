@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mta_cli.engine.model.checkpoint_files import fingerprint
+from mta_cli.pipeline.models.catalog import SMOLLM2
 from mta_cli.pipeline.models.manifest import make_manifest, write_manifest
 from tests.shell import mta, mta_ok
 
@@ -44,6 +45,17 @@ def test_the_catalog_shows_what_is_here(tiny_base_path: Path, models_root: Path)
     assert mta("model", "pull", tiny_base_path, "--name", "qwen3-0.6b").code == 4, "the name is taken"
     assert mta_ok("model", "rm", "qwen3-0.6b", "--yes", "--json").json()["name"] == "hf:Qwen/Qwen3-0.6B"
     assert not place.exists()
+
+
+def test_the_embedded_base_says_that_it_is_not_the_hubs(tiny_base_path: Path, models_root: Path) -> None:
+    place = models_root / SMOLLM2.name
+    shutil.copytree(tiny_base_path, place)
+    made = make_manifest(place, name=SMOLLM2.name, source=SMOLLM2.requirement)
+    write_manifest(place, {**made, "fingerprint": SMOLLM2.fingerprint})
+    origin = mta_ok("model", "show", SMOLLM2.name, "--json").json()["origin"]
+    assert "Q4_1.gguf" in origin and "HuggingFaceTB/SmolLM2-135M-Instruct on the hub" in origin
+    assert "Q4_1.gguf" in mta_ok("model", "show", SMOLLM2.name).out
+    assert "origin" not in mta_ok("model", "show", tiny_base_path, "--json").json()
 
 
 def test_a_folder_from_pull_to_rm(tiny_base_path: Path, models_root: Path) -> None:

@@ -20,6 +20,7 @@ from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.formatting import pluralise
 from mta_cli.options import BankOptions, ScreeningOptions
+from mta_cli.pipeline.bank.ladder import measure_text_ladder
 from mta_cli.pipeline.bank.memory_weights import HELD_OUT_OPTION, fit_memory_weights
 from mta_cli.pipeline.bank.screening import SCREENING_KEY, screen_anchors
 from mta_cli.pipeline.bank.task_adapter import (
@@ -67,14 +68,26 @@ class Contributor:
 
 
 def contributors(
-    reg: Registry, task: str, options: BankOptions, user_ids: frozenset[int] | None = None
+    reg: Registry,
+    task: str,
+    options: BankOptions,
+    user_ids: frozenset[int] | None = None,
+    until: str | None = None,
 ) -> list[Contributor]:
-    """Users among `user_ids` (None: all) who consent and have enough items for an anchor or the task adapter."""
-    return [
-        Contributor(user, tuple(reg.items.recent_items(user.id, task, options.max_items or None)), count)
-        for user, count in reg.users.users_with_items(task)
-        if user.can_anchor and count >= options.pool_items and (user_ids is None or user.id in user_ids)
-    ]
+    """Users among `user_ids` (None: all) who consent and have enough items for an anchor or the task adapter.
+
+    Items that are known to be later than `until` do not count.
+    """
+    found = []
+    for user, count in reg.users.users_with_items(task):
+        if user.can_anchor and count >= options.pool_items and (user_ids is None or user.id in user_ids):
+            items = reg.items.recent_items(user.id, task, (options.max_items or None) if until is None else None)
+            if until is not None:
+                items = [item for item in items if item.time is None or item.time <= until]
+                count, items = len(items), items[-options.max_items :]
+            if count >= options.pool_items:
+                found.append(Contributor(user, tuple(items), count))
+    return found
 
 
 def anchor_candidates(pool: Sequence[Contributor], task: str, options: BankOptions) -> list[Contributor]:
@@ -148,7 +161,7 @@ def build_bank(
     require_targets(request.options.targets, request.base.path)
     sizes = bank_sizes(reg, request.task.name, request.options, request.user_ids)
     request = replace(request, options=sizes.options)
-    pool = contributors(reg, request.task.name, request.options, request.user_ids)
+    pool = contributors(reg, request.task.name, request.options, request.user_ids, request.until)
     _require_consent(reg, request, pool)
     chosen = anchor_candidates(pool, request.task.name, request.options)
     yield JobPlan("bank build", (*plan, *sizes.plan_lines, *build_plan_lines(reg, request, pool, chosen)))
@@ -364,7 +377,7 @@ def _train_bank(
 
     options, base = request.options, load_on_device(request.base, request.machine, reg=reg)
     require_supported_placements(base, [find_target_modules(base.model, options.targets, options.placement)[1]])
-    examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
+    examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items, until=request.until)
     items = {candidate.user.id: candidate.items for candidate in pool}
     anchors = [anchor for anchor in anchors if anchor.user_id in items]  # the others' users were forgotten
     pooled = (
@@ -401,6 +414,7 @@ def _train_bank(
             chosen = [each.user.id for each in anchor_candidates(pool, request.task.name, options)]
             yield from screen_anchors(reg, bank, base, examples, chosen, request.gates)
     yield from fit_memory_weights(reg, bank, request, pool, executors, run, base)
+    yield from measure_text_ladder(reg, bank, request, pool, base)
     mark_ready(reg, bank.id)
 
 

@@ -5,7 +5,8 @@ items of the same user, and by the label memory, without that user's own items i
 differ in which of the two predicts better.
 
 The bank's task adapter has learned these answers and would look better than it is for a new user. So each half of the
-users is predicted by a task adapter of the other half, which is then dropped.
+users is predicted by a task adapter of the other half, which is then dropped. The same predictions are the bank's
+ladder (`ladder.label_ladder`), for which each half's weights are fitted on the other half.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.labels import find_label
 from mta_cli.events import Event, JobProgress, JobStarted, Note
+from mta_cli.pipeline.bank.ladder import LADDER_KEY, label_ladder, take_evenly
 from mta_cli.pipeline.bank.task_adapter import task_adapter_training
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.executors import Executors
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MAX_GUESSED_ITEMS = 256  # items that are predicted, evenly over all users
+MAX_LADDER_CASES = 128  # of them on the ladder, for which the bare base predicts them too: some 5 % of a small build
 ITEMS_PER_STEP = 32  # items between two progress events
 HELD_OUT_OPTION = "held_out_weights"  # of a bank's options: whether halves of the users predict each other
 
@@ -63,21 +67,23 @@ def fit_memory_weights(
     run: Run | None = None,
     base: LoadedBase | None = None,
 ) -> Iterator[Event]:
-    """Fit and store the weights of model and memory of the bank that `request` and `pool` make.
+    """Fit and store the weights of model and memory of the bank that `request` and `pool` make, with its ladder.
 
-    Does nothing where they are stored or the bank has no neighbours. `base`, without any adapter, is loaded when
-    it is not given. An interrupted fit starts again; an interrupted training goes on.
+    Does nothing where they are stored or the bank has no neighbours. Banks of evaluations have no ladder, nor has one
+    whose task adapter has seen all users. `base`, without any adapter, is loaded when it is not given. An interrupted
+    fit starts again; an interrupted training goes on.
     """
     bank, task = reg.banks.by_id(bank.id), request.task
     if bank.kernel is None or MIXTURE_WEIGHTS_KEY in bank.config:
         return
     if (known := load_neighbours(reg, bank, task)) is None:
         return
-    if (found := _weights_of_a_sibling(reg, bank, request)) is not None:
-        _store_weights(reg, bank, request, found)
+    if (known_fit := _weights_of_a_sibling(reg, bank, request)) is not None:
+        _store_weights(reg, bank, request, known_fit)
         return
     import numpy as np
 
+    from mta_cli.engine.evaluation.ladder import BASE, BASE_EXAMPLES, COMMON, COMMON_MEMORY
     from mta_cli.engine.lora.adapter import merge_into_base
     from mta_cli.engine.memory.knn import NeighbourKernel, fit_mixture_weights
     from mta_cli.pipeline.user_weights import load_weights
@@ -85,6 +91,8 @@ def fit_memory_weights(
     base = base if base is not None else load_on_device(request.base, request.machine, reg=reg)
     place = {one.item_id: n for n, one in enumerate(labelled_items(reg, bank, task))}
     cases = sample_cases([item for each in pool for item in each.items if item.id in place], bank.seed)
+    own_cases = [list(own) for _, own in groupby(cases, key=lambda one: one.item.user_id)]
+    on_ladder = {one.item.id for one in take_evenly(own_cases, MAX_LADDER_CASES)}
     halves = [pool[::2], pool[1::2]] if request.options.held_out_weights and bank.task_adapter else [pool]
     users = [{each.user.id for each in half} for half in halves]
     cases.sort(key=lambda one: next(n for n, half in enumerate(users) if one.item.user_id in half))
@@ -92,18 +100,33 @@ def fit_memory_weights(
     parts = {n: others for n, others in enumerate(reversed(halves)) if len(halves) == 2 and asked[n] and others}
     executor = executors.for_base(base, request.base.path)
     trained = (yield from _train_on(reg, request, executor, base, parts, run)) if parts else {}
-    model: list[list[float]] = []
+    found: list[list[float]] = []
     for n in range(len(halves)):
         below = trained.get(n)
         if below is None and bank.task_adapter:
             below = load_weights(reg, bank.task_adapter, base.fingerprint)
         with merge_into_base(base, below):
-            model += yield from _model_label_scores(reg, base, task, asked[n], request.prompt.history_items)
+            found += yield from _model_label_scores(reg, base, task, asked[n], request.prompt.history_items)
     places = np.array([place[one.item.id] for one in cases])
     memory = memory_scores(known, NeighbourKernel(**bank.kernel), task, cases, places)
     golds = np.array([find_label(one.item.output, task.labels) for one in cases])
-    weights = fit_mixture_weights(np.array(model), memory, golds, known.item_users[places])
-    _store_weights(reg, bank, request, {"model": weights.model, "memory": weights.memory})
+    model, owners = np.array(found), known.item_users[places]
+    weights = fit_mixture_weights(model, memory, golds, owners)
+    fitted: dict[str, Any] = {MIXTURE_WEIGHTS_KEY: {"model": weights.model, "memory": weights.memory}}
+    if len(parts) == 2 and not request.purpose:
+        shares, first = np.empty((len(cases), 2)), np.arange(len(cases)) < len(asked[0])
+        for half in (first, ~first):  # the weights of the other half's users, so that no case is in its own fit
+            other = fit_mixture_weights(model[~half], memory[~half], golds[~half], owners[~half])
+            shares[half] = other.model, other.memory
+        rows = [n for n, one in enumerate(cases) if one.item.id in on_ladder]
+        judged, scores = [cases[n] for n in rows], {}
+        for step, shown in ((BASE, 0), (BASE_EXAMPLES, request.prompt.history_items)):
+            if shown or step == BASE:
+                scores[step] = np.array((yield from _model_label_scores(reg, base, task, judged, shown)))
+        scores[COMMON] = model[rows]
+        scores[COMMON_MEMORY] = (shares[:, :1] * model + shares[:, 1:] * memory)[rows]
+        fitted[LADDER_KEY] = label_ladder(task, judged, known, scores, bank.seed)
+    _store_weights(reg, bank, request, fitted)
     yield Note(
         f"In an answer the model counts {weights.model:.2f} times and the memory {weights.memory:.2f} times, "
         f"judged by {len(cases)} items of the bank.",
@@ -111,18 +134,19 @@ def fit_memory_weights(
     )
 
 
-def _store_weights(reg: Registry, bank: Bank, request: BankRequest, weights: dict[str, float]) -> None:
-    """Keep the weights with how they were fitted, which a bank of an earlier version does not say."""
-    told = {HELD_OUT_OPTION: request.options.held_out_weights, MIXTURE_WEIGHTS_KEY: weights}
+def _store_weights(reg: Registry, bank: Bank, request: BankRequest, fitted: dict[str, Any]) -> None:
+    """Keep what was fitted with how that was done, which a bank of an earlier version does not say."""
+    told = {HELD_OUT_OPTION: request.options.held_out_weights, **fitted}
     reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, **told})
 
 
-def _weights_of_a_sibling(reg: Registry, bank: Bank, request: BankRequest) -> dict[str, float] | None:
-    """The weights of another bank of the same users, items and settings; only the anchors may differ."""
+def _weights_of_a_sibling(reg: Registry, bank: Bank, request: BankRequest) -> dict[str, Any] | None:
+    """The weights and the ladder of another bank of the same users, items and settings; only the anchors may differ."""
     siblings = reg.banks.banks_above(bank.task_adapter, bank.embedder) if bank.task_adapter else []
     held_out = request.options.held_out_weights
     fitted = [one.config for one in siblings if one.config.get(HELD_OUT_OPTION, False) == held_out]
-    return next((config[MIXTURE_WEIGHTS_KEY] for config in fitted if MIXTURE_WEIGHTS_KEY in config), None)
+    kept = [{key: one[key] for key in (MIXTURE_WEIGHTS_KEY, LADDER_KEY) if key in one} for one in fitted]
+    return max((one for one in kept if MIXTURE_WEIGHTS_KEY in one), key=len, default=None)
 
 
 def _train_on(
@@ -137,7 +161,7 @@ def _train_on(
 
     Part 0 are the users of the second half, who predict the first.
     """
-    examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
+    examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items, until=request.until)
     trainings = {
         n: task_adapter_training(reg, request, examples, part, run, f"task adapter of half {2 - n}")
         for n, part in parts.items()

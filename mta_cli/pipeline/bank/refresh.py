@@ -8,8 +8,8 @@ screened. A stopped refresh continues where it stopped.
 The neighbours become those of a new build. Only items of users who joined or consented again are embedded. The kernel
 is fitted again and the label rates are counted again, also where users have only left.
 
-The task adapter and the weights of model and memory stay. They come from all users of the bank. Only a new build
-removes what they learned from users who left.
+The task adapter, the weights of model and memory, and the ladder stay. They come from all users of the bank. Only a
+new build removes what they learned from users who left.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import IntegrityFault
+from mta_cli.pipeline.bank.ladder import LADDER_KEY
 from mta_cli.pipeline.bank.screening import findings_json
 from mta_cli.pipeline.bases_in_use import base_name
 from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY
@@ -42,6 +43,7 @@ def bank_json(reg: Registry, bank: Bank) -> dict[str, Any]:
         "neighbours": reg.neighbours.count_neighbours(bank.id),
         "kernel": bank.kernel,
         "memory_weights": bank.config.get(MIXTURE_WEIGHTS_KEY),
+        "ladder": bank.config.get(LADDER_KEY),
         **count_bank_users(reg, bank),
         "gates": findings_json(reg, bank),
         "anchors": anchors,

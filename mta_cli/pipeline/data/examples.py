@@ -27,7 +27,10 @@ def history_mix(history_items: int) -> tuple[int, ...]:
 
 
 class PromptRowBuilder:
-    """Token rows of one task for one base. `among` restricts the history items of users, by user id, to these items."""
+    """Token rows of one task for one base. `among` restricts the history items of users, by user id, to these items.
+
+    `until`: the training row of an item without a time shows no item that is known to be later.
+    """
 
     def __init__(
         self,
@@ -36,10 +39,11 @@ class PromptRowBuilder:
         task: Task,
         history_items: int,
         among: Mapping[int, Sequence[int]] | None = None,
+        until: str | None = None,
     ) -> None:
         from mta_cli.engine.text.prompts import PromptBuilder
 
-        self.reg, self.task, self.history_items = reg, task, history_items
+        self.reg, self.task, self.history_items, self.until = reg, task, history_items, until
         self.allowed_items = among if among is not None else {}
         self.shown_answers: Mapping[int, str] = {}
         self.prompter: PromptBuilder = PromptBuilder(base.tokenizer, task, base.end_ids, base.window)
@@ -99,5 +103,6 @@ class PromptRowBuilder:
         return rows
 
     def _row(self, item: Item, count: int) -> TrainingRow:
-        shown = self.retrieve_history(item.user_id, item.input, count, exclude=item.id, before=(item.time, item.id))
+        before = (self.until, MAX_ITEM_ID) if item.time is None else (item.time, item.id)
+        shown = self.retrieve_history(item.user_id, item.input, count, exclude=item.id, before=before)
         return self.prompter.training_row(item.input, item.output, shown)

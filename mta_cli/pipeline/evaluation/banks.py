@@ -51,13 +51,14 @@ def build_fold_banks(
         whole = bank is not None and bank.status == "ready" and (_has_fitted_memory(bank) or not request.task.labels)
         if bank is None or not whole:
             which = f" ({preset})" if preset else ""
-            yield Note(f"Fold {number + 1} of {len(plan.folds)}: the bank of {len(fold.bank)} users{which}")
             started = partial(reg.evaluations.set_fold_bank, evaluation, number, preset=preset)
-            own = replace(_request(request, fold, preset), on_bank_started=started)
+            own = replace(_request(request, plan, fold, preset), on_bank_started=started)
+            items = f", items until {own.until}" if own.until else ""
+            yield Note(f"Fold {number + 1} of {len(plan.folds)}: the bank of {len(fold.bank)} users{which}{items}")
             try:
                 built: dict[str, Any] = yield from forward_events(build_bank(reg, own, executors=executors))
             except BadInput as error:
-                raise BadInput(f"Fold {number + 1}: {error.message}", hint=error.hint) from error
+                raise BadInput(f"Fold {number + 1}{items}: {error.message}", hint=error.hint) from error
             bank = reg.banks.get(built["bank"], built["version"])
         found[key] = bank
     return found
@@ -79,8 +80,8 @@ def cost_of_banks(
     rows, loads, banks = None, list[TokenLoad](), 0
     for number, fold, preset in _each_bank(plan, presets):
         if (number, preset) not in ready:
-            own = _request(request, fold, preset)
-            pool = contributors(reg, request.task.name, own.options, own.user_ids)
+            own = _request(request, plan, fold, preset)
+            pool = contributors(reg, request.task.name, own.options, own.user_ids, own.until)
             try:
                 chosen = anchor_candidates(pool, request.task.name, own.options)
                 rows = rows or sample_rows(reg, own, pool)
@@ -88,7 +89,8 @@ def cost_of_banks(
                 loads += estimate_build(own, pool, chosen, shared, rows)
                 banks += 1
             except BadInput as error:
-                raise BadInput(f"Fold {number + 1}: {error.message}", hint=error.hint) from error
+                items = f", items until {own.until}" if own.until else ""
+                raise BadInput(f"Fold {number + 1}{items}: {error.message}", hint=error.hint) from error
     if rows is None:
         return (PlanLine("banks", "all there"),)
     return (
@@ -108,7 +110,15 @@ def _has_fitted_memory(bank: Bank) -> bool:
     return MIXTURE_WEIGHTS_KEY in bank.config and has_fitted_kernel(bank)
 
 
-def _request(request: EvalRequest, fold: UserFold, preset: str = "") -> BankRequest:
+def _request(request: EvalRequest, plan: Design, fold: UserFold, preset: str = "") -> BankRequest:
+    """The request of a fold's bank. Raises BadInput where only earlier items count and no tested query has a time."""
+    times = [query.time for user in fold.test for query in plan.queries[user] if query.time is not None]
+    if request.options.only_earlier and not times:
+        raise BadInput(
+            f"Fold {plan.folds.index(fold) + 1}: no query of its tested users has a time, so no item is known to be "
+            "later.",
+            hint="without --only-earlier, or import with --time",
+        )
     return BankRequest(
         request.task,
         request.base,
@@ -121,6 +131,7 @@ def _request(request: EvalRequest, fold: UserFold, preset: str = "") -> BankRequ
         purpose=PURPOSE,
         gates=request.gates,
         permute_answers=preset == PERMUTED_ANSWERS,
+        until=min(times) if request.options.only_earlier else None,
     )
 
 

@@ -190,6 +190,7 @@ def _key(request: EvalRequest, histories: Sequence[Sequence[Any]], measured: Seq
         "dtype": number_format(machine.dtype, machine.device, machine.quantize),
         "people": histories,
         **({"measured_bank": list(measured)} if measured else {}),
+        **({"only_earlier": True} if options.only_earlier else {}),
         **({"gates": asdict(request.gates)} if request.gates != ScreeningOptions() else {}),
         "screened": True,  # before, refused anchors served in evaluations
     }
@@ -200,6 +201,7 @@ def evaluation_config(request: EvalRequest) -> dict[str, Any]:
     """The options that are stored with the evaluation. They contain no user's name."""
     return {
         **({"measured_bank": request.measured.bank.id} if request.measured else {}),
+        **({"only_earlier": True} if request.options.only_earlier else {}),
         SCREENING_OPTIONS_KEY: asdict(request.gates),
         "base": request.base.name,
         "fingerprint": request.base.fingerprint,
@@ -227,6 +229,7 @@ def describe_options(request: EvalRequest) -> str:
         **bank,
     }
     measured = [f"bank {request.measured.label}"] if request.measured else []
+    measured += ["only_earlier True"] if request.options.only_earlier else []
     return ", ".join([*measured, *(f"{key} {value}" for key, value in rest.items())])
 
 

@@ -45,7 +45,7 @@ def measured_bank_request(
         find_task(reg, task),
         model_by_fingerprint(reg, bank.base, "base"),
         model_by_fingerprint(reg, bank.embedder, "embedder"),
-        replace(options, folds=1, placement=built.placement),
+        replace(options, folds=1, placement=built.placement, only_earlier=False),
         built,
         PromptOptions(bank.config["history_items"]),
         machine,

@@ -164,6 +164,15 @@ def full_name(name: str) -> str:
     return HUB_BASES[name].hub_name if name in HUB_BASES and name not in PACKAGES else name
 
 
+def weights_origin(fingerprint: str) -> str | None:
+    """What the weights of an embedded base are that are not its repository's; None for any other model."""
+    package = next((one for one in PACKAGES.values() if one.gguf and one.fingerprint == fingerprint), None)
+    if package is None:
+        return None
+    repository = HUB_BASES[package.name].repository
+    return f"the 4-bit file {package.gguf} turned back into bfloat16, not the weights of {repository} on the hub"
+
+
 def find_shape(name: str) -> HubBase:
     """The base of the catalog whose shape has this name. Raises NotFound with similar names."""
     if (base := HUB_BASES.get(SHORT_NAMES.get(name, name))) is not None:

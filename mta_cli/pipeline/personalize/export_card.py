@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mta_cli.pipeline.models.bases import weights_origin
 from mta_cli.pipeline.personalize.export_formats import LORA_FILE, MODEL_FILE, ExportFormat
 
 if TYPE_CHECKING:
@@ -75,10 +76,14 @@ class ExportCard:
         served = next((rank for rank in VLLM_RANKS if rank >= self.rank), VLLM_RANKS[-1])
         file = LORA_FILE if self.form == "gguf-lora" else MODEL_FILE
         run = RUN[self.form].format(base=self.loadable, argument=argument, flag=flag, served_rank=served, file=file)
-        unknown = f"`BASE` is the folder or repository of {self.base}." if self.loadable == "BASE" else ""
+        origin = weights_origin(self.fingerprint)
+        folder = f"that `mta model path {self.base}` prints" if origin else f"or repository of {self.base}"
+        unknown = f"`BASE` is the folder {folder}." if self.loadable == "BASE" else ""
+        apart = f"The base is {origin}: this adapter does not belong to the hub's file of the same name."
         parts = [
             "---\nlibrary_name: peft\ntags: [lora]\n---\n" if self.form == "peft" else "",
             TITLES[self.form].format(rank=self.rank, base=self.base) + f", fingerprint `{self.fingerprint}`.",
+            apart if origin and self.form in ("peft", "gguf-lora") else "",
             *self.notes,
             run.strip(),
             unknown if self.form == "peft" else "",

@@ -18,8 +18,10 @@ from textual.widgets import DataTable, Static
 
 from mta_cli.errors import NotFound
 from mta_cli.formatting import pluralise
+from mta_cli.pipeline.bank.ladder import LADDER_KEY
+from mta_cli.pipeline.report.ladder_text import verdict_lines
 from mta_cli.tui.screens.base import BaseScreen
-from mta_cli.tui.text import MISSING_VALUE, format_signed, line_text
+from mta_cli.tui.text import MISSING_VALUE, block_text, format_signed, line_text
 from mta_cli.tui.widgets.charts.anchor_colours import anchor_colour, anchor_letter
 from mta_cli.tui.widgets.charts.recipe_bar import RecipePart
 from mta_cli.tui.widgets.charts.user_map import HighlightedUser, UserMapView
@@ -96,7 +98,7 @@ class BankScreen(BaseScreen):
         self._map_key: tuple[int, ProfilesStamp] | None = None
 
     def compose_body(self) -> ComposeResult:
-        """The head, the map beside or above the table, and a word on the selected anchor."""
+        """The head, the map beside or above the table, a word on the selected anchor, and the bank's verdicts."""
         yield Static(line_text(""), id="head")
         yield Static(Text(NO_BANK_HELP), id="empty")
         with Container(id="pane"):
@@ -106,6 +108,7 @@ class BankScreen(BaseScreen):
                 table.add_columns(*(line_text(name) for name in COLUMNS))
                 yield table
                 yield Static(line_text(""), id="words")
+                yield Static(line_text(""), id="ladder")
 
     async def reload(self) -> None:
         """Read banks, anchors and the selected user; then profiles, where they changed."""
@@ -127,6 +130,8 @@ class BankScreen(BaseScreen):
             return
         self.query_one("#head", Static).update(self._headline(found.bank, found.on_base))
         self._fill_table()
+        ladder = found.bank.config.get(LADDER_KEY)
+        self.query_one("#ladder", Static).update(block_text("\n".join(verdict_lines(ladder)) if ladder else ""))
         await self._draw_map(found)
 
     async def action_step_bank(self, step: int) -> None:

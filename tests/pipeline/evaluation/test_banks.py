@@ -63,6 +63,66 @@ def test_nobody_who_is_tested_is_in_the_bank_of_their_fold(peopled: Registry, mo
     assert len({bank.id for bank in banks.values()}) == len({bank.task_adapter for bank in banks.values()}) == 3
 
 
+def add_late_items(reg: Registry) -> set[int]:
+    """Gives everybody an item that is later than all queries, and one without a time; returns the former's ids."""
+    late = set()
+    for user, _ in reg.users.users_with_items("lamp-2"):
+        new = [NewItem("late", "lamp-2", "film 9 about a ship", "classic", "2022-01-01")]
+        reg.items.append_items(user.id, [*new, NewItem("undated", "lamp-2", "film of a ship", "comedy")])
+        late |= {item.id for item in reg.items.items_with_keys(user.id, ["late"])}
+    return late
+
+
+def test_a_bank_may_learn_only_what_is_not_later_than_the_first_query(
+    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = make_of_earlier(peopled)
+    assert usual == made(peopled, eval_request()), "where nothing is later it is the same bank"
+    late, learnt, shown = add_late_items(peopled), set[int](), set[str]()
+    rows, retrieve = PromptRowBuilder.training_rows, PromptRowBuilder.retrieve_history
+
+    def watched(examples: PromptRowBuilder, items: Sequence[Item], **more: Any) -> Any:
+        learnt.update(item.id for item in items)
+        return rows(examples, items, **more)
+
+    def retrieved(examples: PromptRowBuilder, *given: Any, **more: Any) -> Any:
+        found = retrieve(examples, *given, **more)
+        if examples.until:  # the others estimate the tokens of a plan
+            shown.update(one.input for one in found)
+        return found
+
+    monkeypatch.setattr(PromptRowBuilder, "training_rows", watched)
+    monkeypatch.setattr(PromptRowBuilder, "retrieve_history", retrieved)
+    banks = make_of_earlier(peopled)
+    assert not learnt & late and "film 9 about a ship" not in shown
+    assert "film of a ship" in shown, "what has no time stays"
+    assert not any(late & peopled.neighbours.item_ids(bank.id) for bank in banks.values())
+    whole = made(peopled, eval_request())
+    assert learnt & late and all(late & peopled.neighbours.item_ids(bank.id) for bank in whole.values())
+    assert not {bank.id for bank in whole.values()} & {bank.id for bank in banks.values()}
+
+
+def make_of_earlier(reg: Registry) -> FoldBanks:
+    return made(reg, eval_request(only_earlier=True))
+
+
+def test_a_fold_without_earlier_items_is_named_with_the_date(peopled: Registry) -> None:
+    request = eval_request(only_earlier=True)
+    asked = make_design(peopled, request).folds[1].test[0]
+    peopled.items.append_queries(asked, [NewItem("first", "lamp-2", "a first film", "comedy", "2019-12-31")])
+    for job in (cost_of_banks, made):
+        with pytest.raises(BadInput, match=r"Fold 2, items until 2019-12-31: 2 anchors asked for, and 0 users"):
+            job(peopled, request, make_design(peopled, request)) if job is cost_of_banks else job(peopled, request)
+
+
+def test_queries_without_a_time_have_no_earlier_items(peopled: Registry) -> None:
+    users = [user.id for user, _ in peopled.users.users_with_items("lamp-2")]
+    plan = make_design(peopled, eval_request(only_earlier=True))
+    timeless = {user: [replace(one, time=None) for one in plan.queries[user]] for user in users}
+    with pytest.raises(BadInput, match="Fold 1: no query of its tested users has a time"):
+        cost_of_banks(peopled, eval_request(only_earlier=True), replace(plan, queries=timeless))
+
+
 def test_they_are_for_evaluations_alone_and_act_where_personal_parts_do(peopled: Registry) -> None:
     banks = made(peopled, eval_request(folds=2, placement="upper"))
     assert [(bank.name, bank.purpose, bank.status) for bank in banks.values()] == [("eval lamp-2", "eval", "ready")] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -46,6 +47,7 @@ def machine(**changes: Any) -> Change:
         options(shots=4),
         options(folds=2),
         options(placement="upper"),
+        options(only_earlier=True),
         bank(anchors=3),
         bank(epochs=2),
         bank(rank=1),
@@ -61,10 +63,24 @@ def machine(**changes: Any) -> Change:
         lambda request: replace(request, base=replace(request.base, fingerprint="sha256:other")),
         lambda request: replace(request, embedder=replace(request.embedder, fingerprint="sha256:other")),
     ],
-    ids=range(17),
+    ids=range(18),
 )
 def test_whatever_decides_an_answer_makes_another_evaluation(peopled: Registry, change: Change) -> None:
     assert make_design(peopled, change(eval_request())).key != make_design(peopled, eval_request()).key
+
+
+def test_evaluations_of_all_items_are_known_by_what_they_were(
+    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were begun before there was a choice go on."""
+    hashed, dumps = list[Any](), json.dumps
+    monkeypatch.setattr(json, "dumps", lambda value, **more: (hashed.append(value), dumps(value, **more))[1])
+    for chosen in ({}, {"only_earlier": False}, {"only_earlier": True}):
+        make_design(peopled, eval_request(**chosen))
+    usual, refused, asked = (set(each) for each in hashed if isinstance(each, dict) and "people" in each)
+    assert usual == refused == asked - {"only_earlier"} != asked
+    assert "only_earlier" not in evaluation_config(eval_request())
+    assert evaluation_config(eval_request(only_earlier=True))["only_earlier"]
 
 
 def test_another_machines_number_format_makes_another_evaluation(

@@ -24,9 +24,10 @@ from mta_cli.engine.text.tasks import Task
 from mta_cli.errors import BadInput
 from mta_cli.events import JobResult, Note
 from mta_cli.pipeline.data.tasks import find_task
+from mta_cli.pipeline.models.catalog import SMOLLM2
 from mta_cli.pipeline.personalize.export import ExportOptions, export_user, pad_to_uniform_rank
 from mta_cli.pipeline.personalize.export_card import ExportCard
-from mta_cli.pipeline.personalize.export_formats import FORMATS, ExportedModel, peft_notes
+from mta_cli.pipeline.personalize.export_formats import FORMATS, ExportedModel, ExportFormat, peft_notes
 from mta_cli.pipeline.user_weights import merge_user_weights
 from tests.bench import llamacpp
 from tests.engine.families import EXACT, REFUSED, model
@@ -173,6 +174,17 @@ def test_a_base_without_template_is_asked_with_the_plain_text(world: World) -> N
     text = "Note: x\nMine:\n"
     assert asks.tokenizer.decode(asks.prompt_ids("x")) == text
     assert json.dumps(text).replace("x", "{input}") in card and "chat template" not in card
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_adapter_of_the_embedded_base_says_that_it_is_not_the_hubs(world: World, form: ExportFormat) -> None:
+    task = find_task(world.reg, world.task)
+    cards = [ExportCard(form, SMOLLM2.name, "BASE", of, 1, task) for of in (SMOLLM2.fingerprint, "sha256:tiny")]
+    embedded, other = (card.readme(prompter(world, task)).decode() for card in cards)
+    said = "does not belong to the hub's file of the same name"
+    assert (said in embedded) == (form in ("peft", "gguf-lora")) and said not in other
+    assert ("folder that `mta model path smollm2-135m-instruct` prints" in embedded) == (form == "peft")
+    assert ("folder or repository of" in other) == (form == "peft")
 
 
 def test_another_form_takes_the_place_of_the_one_before(world: World, tmp_path: Path) -> None:

@@ -61,6 +61,25 @@ def test_the_bank_its_anchors_and_the_map_are_shown(demo_store: Path, size: tupl
     run(drive())
 
 
+def test_the_verdicts_of_the_banks_ladder_are_shown(demo_store: Path) -> None:
+    def row(step: str, below: str) -> dict[str, Any]:
+        return {"step": step, "below": below, "value": 0.5, "low": 0.4, "high": 0.6, "p": 0.001, "verdict": "worth it"}
+
+    memory = {**row("common+memory", "common"), "adds": "label memory", "p_holm": 0.001, "why": "", "detectable": 0.2}
+    ladder = {"unit": "users", "units": 9, "questions": 90, "comparisons": [memory], "control": None}
+    with Registry.open(demo_store) as reg:
+        bank = reg.banks.get("lamp-2")
+        lost = {**row("common+memory", "no-model"), "verdict": "worse"}
+        reg.banks.set_bank_config(bank.id, {**bank.config, "ladder": {**ladder, "no_model": lost}})
+
+    async def drive() -> None:
+        async with open_app(demo_store, (200, 50)) as (app, _):
+            text = " ".join(screen_text(app).split())
+            assert "worse than no model" in text and "Label memory: worth it" in text
+
+    run(drive())
+
+
 def test_an_empty_store_says_what_to_type(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):

@@ -1,0 +1,143 @@
+"""The ladder of a bank (see `engine.evaluation.ladder`): what its common model and its label memory are worth.
+
+For labels and scores: on the items that the memory's weights are fitted to, each predicted as a new user's question is,
+by a task adapter of other users. For texts: on held-out queries of the bank's users, of whom the common model has
+learned other items. The personal steps are not in it; evaluations measure them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mta_cli.events import Event, JobProgress, JobStarted
+from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.report.ladder_text import no_model_lines
+from store.records import Bank
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from mta_cli.engine.memory.knn import NeighbourIndex
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.text.tasks import Task
+    from mta_cli.pipeline.bank.build import Contributor
+    from mta_cli.pipeline.bank.memory_weights import LeaveOneOutCase
+    from mta_cli.pipeline.requests import BankRequest
+    from store.registry import Registry
+
+T = TypeVar("T")
+LADDER_KEY = "ladder"  # of a bank's config and of its JSON document
+MAX_TEXT_QUERIES = 64  # queries that a bank of texts is measured on, evenly over its users
+
+
+def bank_no_model_note(bank: Bank) -> str | None:
+    """One line where the bank's ladder does not show that its steps beat answers without a model; else None."""
+    said = no_model_lines(bank.config[LADDER_KEY]) if LADDER_KEY in bank.config else []
+    if not said:
+        return None
+    whose = f"Bank {bank.name} v{bank.version} on held-out users, without personal steps"
+    return f"{whose}: {said[0][0].lower()}{said[0][1:]}"
+
+
+def label_ladder(
+    task: Task,
+    cases: Sequence[LeaveOneOutCase],
+    known: NeighbourIndex,
+    scores: Mapping[str, npt.NDArray[np.float64]],
+    seed: int,
+) -> dict[str, Any]:
+    """The ladder of `cases` in a task with labels: `judge_ladder`'s, with `seen` and `shots`.
+
+    `scores` are the log-scores of the labels at each step that has a model [cases, labels], nats. Answers without a
+    model come from the shots of each case, with the label rates that the memory has: until the case, of `known`.
+    """
+    from mta_cli.engine.evaluation.calibration import gold_loglik
+    from mta_cli.engine.evaluation.ladder import NO_MODEL
+    from mta_cli.engine.memory.knn import FIT_SHOTS
+    from mta_cli.engine.memory.label_prior import decide_label
+    from mta_cli.engine.methods.baselines.majority import simplest_answerer
+
+    golds = [one.item.output for one in cases]
+    without_model = []
+    for one in cases:
+        shots = [shot.input for shot in one.shots], [shot.output for shot in one.shots]
+        answer = simplest_answerer(task, partial(_rates_until, known, one.item.user_id), *shots)
+        text, own = answer(one.item.input, one.item.time)
+        without_model.append((text, gold_loglik(own, task.labels, one.item.output)))
+    answers = {NO_MODEL: without_model}
+    for step, found in scores.items():
+        answers[step] = [
+            (task.labels[decide_label(own, task.labels, task.metric)], gold_loglik(own, task.labels, gold))
+            for own, gold in zip(found.tolist(), golds, strict=True)
+        ]
+    judged = _judge(task, [one.item.user_id for one in cases], golds, answers, seed)
+    return {**judged, "seen": False, "shots": FIT_SHOTS}
+
+
+def _rates_until(known: NeighbourIndex, asker: int, until: str | None) -> list[float]:
+    rates: list[float] = known.until(until, asker).rates.tolist()
+    return rates
+
+
+def measure_text_ladder(
+    reg: Registry, bank: Bank, request: BankRequest, pool: Sequence[Contributor], base: LoadedBase
+) -> Iterator[Event]:
+    """Measure and store the ladder of a bank of texts; `base` has no adapter.
+
+    Nothing is done for labels, for a bank of an evaluation, without a task adapter, and without held-out queries.
+    """
+    bank, task = reg.banks.by_id(bank.id), request.task
+    if task.labels or request.purpose or not bank.task_adapter or LADDER_KEY in bank.config:
+        return
+    queries = take_evenly([reg.items.queries(each.user.id, task.name) for each in pool], MAX_TEXT_QUERIES)
+    if not queries:
+        return
+    from mta_cli.engine.evaluation.ladder import ladder_steps
+    from mta_cli.engine.lora.adapter import merge_into_base
+    from mta_cli.engine.scoring.log_likelihood import NO_LORAS, mean_losses
+    from mta_cli.pipeline.user_weights import load_weights
+
+    common, answers = load_weights(reg, bank.task_adapter, base.fingerprint), dict[str, list[tuple[str, float]]]()
+    shown = request.prompt.history_items
+    steps = [one for one in ladder_steps(memory=False, examples=shown > 0, weights=()) if one.weights != "none"]
+    yield JobStarted("ladder", len(steps) * len(queries), "answers")
+    for step in steps:
+        began = time.monotonic()
+        rows = PromptRowBuilder(reg, base, task, shown if step.examples else 0).query_rows(queries)
+        with merge_into_base(base, common if step.weights == "common" else None):
+            losses = mean_losses(base, [([row], NO_LORAS) for row in rows])
+        answers[step.name] = [("", -loss) for loss in losses if loss is not None]
+        yield JobProgress(step.name, len(answers) * len(queries), seconds=time.monotonic() - began)
+    judged = _judge(task, [one.user_id for one in queries], [one.gold for one in queries], answers, bank.seed)
+    reg.banks.set_bank_config(bank.id, {**bank.config, LADDER_KEY: {**judged, "seen": True, "shots": None}})
+
+
+def take_evenly(of_users: Iterable[Sequence[T]], most: int) -> list[T]:
+    """The first of each user, then the second of each, and so on: at most `most`."""
+    ranked = [(n, place, one) for place, own in enumerate(of_users) for n, one in enumerate(own)]
+    return [one for _, _, one in sorted(ranked, key=lambda each: each[:2])[:most]]
+
+
+def _judge(
+    task: Task,
+    users: Sequence[int],
+    golds: Sequence[str],
+    answers: Mapping[str, Sequence[tuple[str, float]]],
+    seed: int,
+) -> dict[str, Any]:
+    """The ladder of each step's answers and log-likelihoods, which are parallel to `users` and `golds`."""
+    from mta_cli.engine.evaluation.ladder import LOGLIK, MIN_UNITS, judge_ladder
+    from mta_cli.engine.evaluation.user_sums import sum_by_user
+
+    unit = "users" if len(set(users)) >= MIN_UNITS["users"] else "questions"
+    owners = users if unit == "users" else range(len(users))
+    counted = task.metric if task.labels else "likelihood"
+    sums = {
+        step: sum_by_user(counted, task.labels, owners, [text for text, _ in own], golds, [value for _, value in own])
+        for step, own in answers.items()
+    }
+    return judge_ladder(sums, task.metric if task.labels else LOGLIK, unit=unit, seed=seed)
