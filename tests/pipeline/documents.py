@@ -76,7 +76,7 @@ def by_memory() -> dict[str, Any]:
 
 
 def difference(methods: Mapping[str, Any], a: str, b: str, metric: str) -> dict[str, Any]:
-    """a - b in one metric, told apart where it is larger than .04."""
+    """a - b in one metric, shown where it is larger than .04."""
     value = methods[a][metric]["value"] - methods[b][metric]["value"]
     p_values = {"p": 0.0004, "p_holm": 0.0012} if abs(value) > 0.04 else {"p": 0.21, "p_holm": 0.42}
     return {"a": a, "b": b, "metric": metric, **around(value, 0.04), **p_values}

@@ -88,7 +88,7 @@ def test_differences_have_verdicts_in_words(empty_store: Path) -> None:
         async with open_app(store(empty_store, document())) as (app, pilot):
             await press(app, pilot, "v")
             assert rows(app, "base", "+0.300", "better")
-            assert rows(app, "stack", "+0.030", "not told apart")
+            assert rows(app, "stack", "+0.030", "not shown")
             assert rows(app, "mta minus each method")
             await press(app, pilot, "m", "m")
             assert rows(app, "gold log-likelihood (nats)")
