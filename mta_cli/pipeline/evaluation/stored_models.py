@@ -238,7 +238,8 @@ class _Measuring:
 
         for step in (one for one in self._steps if one.is_personal):
             found: dict[int, list[float]] = {}
-            portion, models = list[ModelQuery](), dict[int, tuple[LoraWeights, ...]]()
+            portion: list[ModelQuery] = []
+            models: dict[int, tuple[LoraWeights, ...]] = {}
             size = 0
             wanted = [(user, other) for user in self._users for other in self._others[user.id]]
             for user, other in sorted(wanted, key=lambda pair: (pair[1], pair[0].id)):

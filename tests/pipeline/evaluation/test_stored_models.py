@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mta_cli.engine.evaluation.calibration import NO_LABEL_LOGLIK, log_probabilities
+from mta_cli.engine.evaluation.whose import unpack_logliks
 from mta_cli.engine.generation.generate import generate_tokens, label_scores
 from mta_cli.engine.lora.adapter import AdapterMerger
 from mta_cli.engine.memory.label_prior import add_label_prior
@@ -25,7 +26,7 @@ from store.registry import Registry
 from tests.metrics_by_hand import score
 from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request, notes
 
-EVAL_MODES = ("base", "pooled", "fused", "adapted")
+STEPS = ("base", "base+examples", "common", "common+memory", "fused", "adapted", "another's")
 
 
 def test_a_damaged_registry_is_named_before_the_first_answer(
@@ -36,39 +37,41 @@ def test_a_damaged_registry_is_named_before_the_first_answer(
     users = [peopled.users.get(name) for name in SHORT]
     entry, machine = resolve_model("tiny", "base"), replace(CPU, verify=True)
     with pytest.raises(IntegrityFault, match="registry"):
-        finish(evaluate_users(peopled, entry, TASK, users, ("base",), PromptOptions(2), machine, MemoryOptions()))
+        finish(evaluate_users(peopled, entry, TASK, users, PromptOptions(2), machine, MemoryOptions()))
 
 
-def test_every_mode_answers_every_query_and_is_stored(peopled: Registry) -> None:
+def test_every_step_answers_every_query_and_is_stored(peopled: Registry) -> None:
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT]
     alone = replace(fuse_request(), memory=MemoryOptions(memory="habit"))  # neighbours know all of these answers
     finish(adapt_users(peopled, users, alone, QUICK))
-    job = evaluate_users(
-        peopled, resolve_model("tiny", "base"), TASK, users, EVAL_MODES, PromptOptions(2), CPU, MemoryOptions()
-    )
+    job = evaluate_users(peopled, resolve_model("tiny", "base"), TASK, users, PromptOptions(2), CPU, MemoryOptions())
     result, _ = finish(job)
-    assert result["users"] == 3 and result["queries"] == 6 and set(result["methods"]) == set(EVAL_MODES)
+    names = ("no-model", *STEPS)
+    assert result["users"] == 3 and result["queries"] == 6 and set(result["methods"]) == set(names)
     predictions = peopled.evaluations.predictions.load_predictions(result["evaluation"])
-    assert len(predictions) == 24
-    for mode in EVAL_MODES:
-        own = [p for p in predictions if p.method == mode]
+    assert len(predictions) == 6 * len(names)
+    for step in names:
+        own = [p for p in predictions if p.method == step]
         plain = score("accuracy", [p.answer for p in own], [p.gold for p in own], TASK.labels)
         for name, value in plain.items():
-            interval = result["methods"][mode][name]
-            assert interval["value"] == pytest.approx(value)
+            interval = result["methods"][step][name]
             assert interval["low"] <= interval["value"] <= interval["high"]
+            assert name == "macro_f1" or interval["value"] == pytest.approx(value)
         assert all(p.answer in TASK.labels and p.gold_loglik <= 0 for p in own)
+        shown = next(one for one in result["ladder"]["steps"] if one["step"] == step)
+        assert shown["gold_loglik"] == pytest.approx(sum(p.gold_loglik for p in own) / 6)
     assert result["reference"] == "adapted" and result["metric"] == "accuracy"
-    assert {(row["a"], row["b"]) for row in result["differences"]} == {("adapted", mode) for mode in EVAL_MODES[:3]}
     gap = result["methods"]["adapted"]["gold_loglik"]["value"] - result["methods"]["base"]["gold_loglik"]["value"]
     (said,) = [row for row in result["differences"] if (row["b"], row["metric"]) == ("base", "gold_loglik")]
     assert said["value"] == pytest.approx(gap) and said["low"] <= gap <= said["high"]
-    kept = {mode: result["costs"][mode]["bytes"] for mode in EVAL_MODES}
-    assert kept == {"base": 0, "pooled": 0, "fused": 36, "adapted": 36 + 2 * 7 * 2**2}
-    assert all(result["costs"][mode]["tokens_per_second"] > 0 for mode in EVAL_MODES)
-    texts = {mode: [p.gold_loglik for p in predictions if p.method == mode] for mode in EVAL_MODES}
-    assert texts["base"] != texts["pooled"] != texts["fused"] != texts["adapted"]
+    kept = {step: result["costs"][step]["bytes"] for step in ("base", "common+memory", "fused", "adapted")}
+    assert kept == {"base": 0, "common+memory": 0, "fused": 36, "adapted": 36 + 2 * 7 * 2**2}
+    assert all(result["costs"][step]["tokens_per_second"] > 0 for step in STEPS)
+    asked = {step: [p.whose for p in predictions if p.method == step] for step in names}
+    assert all((None in asked[step]) == (step not in ("fused", "adapted")) for step in names)
+    assert all(len(unpack_logliks(one)) == 3 for one in asked["adapted"])
+    assert [one["step"] for one in result["ladder"]["whose"]] == ["fused", "adapted"]
 
 
 def test_answers_have_the_memory_that_is_asked_for(peopled: Registry) -> None:
@@ -77,15 +80,14 @@ def test_answers_have_the_memory_that_is_asked_for(peopled: Registry) -> None:
     finish(adapt_users(peopled, users, fuse_request(), QUICK))
     entry, found = resolve_model("tiny", "base"), {}
     for memory in ("neighbours", "off"):
-        job = evaluate_users(
-            peopled, entry, TASK, users, ["base", "adapted"], PromptOptions(2), CPU, MemoryOptions(memory=memory)
-        )
+        job = evaluate_users(peopled, entry, TASK, users, PromptOptions(2), CPU, MemoryOptions(memory=memory))
         number = finish(job)[0]["evaluation"]
         for one in peopled.evaluations.predictions.load_predictions(number):
             found[memory, one.method, one.query_id] = one.gold_loglik
-    for method, query in {(method, query) for _, method, query in found}:
-        same = found["off", method, query] == pytest.approx(found["neighbours", method, query])
-        assert same == (method == "base"), "a base has no memory"
+    assert {step for memory, step, _ in found if memory == "off"} == {"no-model", *STEPS} - {"common+memory"}
+    for step, query in {(step, query) for memory, step, query in found if memory == "off"}:
+        same = found["off", step, query] == pytest.approx(found["neighbours", step, query])
+        assert same == (step not in ("fused", "adapted", "another's")), "nothing below has a memory"
 
 
 def test_a_gold_that_is_no_number_is_left_out_of_scores(peopled: Registry) -> None:
@@ -93,78 +95,88 @@ def test_a_gold_that_is_no_number_is_left_out_of_scores(peopled: Registry) -> No
     asked = [NewItem(f"q{n}", task.name, "a text", gold) for n, gold in enumerate(("4", "great"))]
     peopled.items.append_queries(user.id, asked)
     entry = resolve_model("tiny", "base")
-    result, seen = finish(
-        evaluate_users(peopled, entry, task, [user], ["base"], PromptOptions(0), CPU, MemoryOptions())
-    )
+    job = evaluate_users(peopled, entry, task, [user], PromptOptions(0), CPU, MemoryOptions(), weights=())
+    result, seen = finish(job)
     assert result["queries"] == 1 and "Held-out queries whose answer is no number are left out: 1." in notes(seen)
 
 
 def test_nobody_to_measure_is_said(peopled: Registry) -> None:
     user = peopled.users.add("nobody")
     with pytest.raises(BadInput, match="held-out"):
-        finish(
-            evaluate_users(
-                peopled, resolve_model("tiny", "base"), TASK, [user], ["base"], PromptOptions(2), CPU, MemoryOptions()
-            )
-        )
+        entry = resolve_model("tiny", "base")
+        finish(evaluate_users(peopled, entry, TASK, [user], PromptOptions(2), CPU, MemoryOptions()))
 
 
 def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels and gold likelihoods of every user in every mode equal those of the user's model folded into the base."""
+    """Labels and gold likelihoods of every user at every step equal those of the user's model folded into the base."""
     built(peopled, placement="late")
     users = [peopled.users.get(name) for name in SHORT]
     finish(adapt_users(peopled, users, fuse_request(), QUICK))
     entry = resolve_model("tiny", "base")
     monkeypatch.setattr("mta_cli.pipeline.evaluation.stored_models.MAX_ANSWERS_PER_BATCH", 5)
-    result, _ = finish(evaluate_users(peopled, entry, TASK, users, EVAL_MODES, PromptOptions(2), CPU, MemoryOptions()))
+    result, _ = finish(evaluate_users(peopled, entry, TASK, users, PromptOptions(2), CPU, MemoryOptions()))
     base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
     examples, folder = PromptRowBuilder(peopled, base, TASK, 2), AdapterMerger(base)
     labels = [examples.prompter.answer_ids(label) for label in TASK.labels]
+    memory = BankMemory.current(peopled, TASK, base.fingerprint)
+    checked = 0
     for prediction in peopled.evaluations.predictions.load_predictions(result["evaluation"]):
-        user = peopled.users.by_id(prediction.user_id)
+        user, step, late = peopled.users.by_id(prediction.user_id), prediction.method, None
         (query,) = [q for q in peopled.items.queries(user.id, TASK.name) if q.id == prediction.query_id]
-        if prediction.method == "pooled":
+        if step in ("common", "common+memory"):
             folder.set_adapter(*load_task_adapter(peopled, TASK.name, base.fingerprint))
-            late = None
-        else:
-            weights, late, _ = merge_by_placement(peopled, base.fingerprint, user, TASK.name, prediction.method)
+        elif step in ("fused", "adapted"):
+            weights, late, _ = merge_by_placement(peopled, base.fingerprint, user, TASK.name, step)
             folder.set_adapter(weights)
-        scores = label_scores(base, examples.query_prompt(query), labels, late=late)
-        prior = BankMemory.current(peopled, TASK, base.fingerprint).prior_for(user, prediction.method, MemoryOptions())
-        assert (prior is not None) == (prediction.method in ("fused", "adapted"))
-        found = add_label_prior(scores, prior, query.input)
+            assert late is not None
+        else:
+            continue
+        found = label_scores(base, examples.query_prompt(query), labels, late=late)
+        if step != "common":
+            found = add_label_prior(found, memory.prior_for(user, "fused", MemoryOptions()), query.input, query.time)
         assert prediction.answer == TASK.labels[found.index(max(found))]
         known = log_probabilities(found, 1.0)[TASK.labels.index(query.gold)]
         assert prediction.gold_loglik == pytest.approx(known, abs=1e-3)
-        assert (late is not None) == (prediction.method in ("fused", "adapted"))
+        checked += 1
+    assert checked == 4 * 6
 
 
-def test_free_answers_and_golds_that_are_no_label(peopled: Registry) -> None:
+def test_texts_are_scored_and_naive_bayes_says_whose_they_are(peopled: Registry) -> None:
     built(peopled)
-    users = [peopled.users.get(name) for name in SHORT[:2]]
+    users = [peopled.users.get(name) for name in SHORT]
     finish(adapt_users(peopled, users, fuse_request(), QUICK))
     entry = resolve_model("tiny", "base")
     free = replace(TASK, labels=(), metric="rouge", answer_tokens=9)
-    gold = peopled.items.queries(users[0].id, TASK.name)[0].gold
-    other = replace(TASK, labels=(gold, "none of theirs"), answer_tokens=9)
     base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
     examples, folder = PromptRowBuilder(peopled, base, free, 2), AdapterMerger(base)
-    for task in (free, other):
-        result, _ = finish(
-            evaluate_users(peopled, entry, task, users, ["base", "adapted"], PromptOptions(2), CPU, MemoryOptions())
-        )
-        predictions = peopled.evaluations.predictions.load_predictions(result["evaluation"])
-        assert len(predictions) == 8
-        if task is other:
-            assert all(p.answer in other.labels for p in predictions)
-            assert all((p.gold_loglik == NO_LABEL_LOGLIK) is (p.gold not in other.labels) for p in predictions)
-            assert {p.gold in other.labels for p in predictions} == {True, False}
-        for prediction in predictions if task is free else ():
-            user = peopled.users.by_id(prediction.user_id)
-            (query,) = [q for q in peopled.items.queries(user.id, TASK.name) if q.id == prediction.query_id]
-            folder.set_adapter(merge_by_placement(peopled, base.fingerprint, user, TASK.name, prediction.method)[0])
-            ids = list(generate_tokens(base, examples.query_prompt(query), max_tokens=9))
-            assert prediction.answer == base.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            wanted = examples.prompter.answer_ids(query.gold)
-            (known,) = label_scores(base, examples.query_prompt(query), [wanted])
-            assert prediction.gold_loglik == pytest.approx(known / len(wanted), abs=1e-3)
+    result, _ = finish(evaluate_users(peopled, entry, free, users, PromptOptions(2), CPU, MemoryOptions()))
+    predictions = peopled.evaluations.predictions.load_predictions(result["evaluation"])
+    shown = {one["question"] for one in result["examples"]}
+    for prediction in (p for p in predictions if p.method == "adapted"):
+        user = peopled.users.by_id(prediction.user_id)
+        (query,) = [q for q in peopled.items.queries(user.id, TASK.name) if q.id == prediction.query_id]
+        folder.set_adapter(merge_by_placement(peopled, base.fingerprint, user, TASK.name, "adapted")[0])
+        wanted = examples.prompter.answer_ids(query.gold)
+        (known,) = label_scores(base, examples.query_prompt(query), [wanted])
+        assert prediction.gold_loglik == pytest.approx(known / len(wanted), abs=1e-3)
+        ids = list(generate_tokens(base, examples.query_prompt(query), max_tokens=9))
+        said = base.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        assert prediction.answer == (said if query.input in shown else "")
+    *models, style = result["ladder"]["whose"]
+    assert [one["step"] for one in models] == ["fused", "adapted"] and style["step"] == "naive-bayes"
+    assert (style["first"], style["questions"], style["chance"]) == (6, 6, pytest.approx(2)), "each has one tag"
+    assert not any(one["step"] == "no-model" for one in result["ladder"]["comparisons"])
+
+
+def test_golds_that_are_no_label(peopled: Registry) -> None:
+    users = [peopled.users.get(name) for name in SHORT[:2]]
+    gold = peopled.items.queries(users[0].id, TASK.name)[0].gold
+    other = replace(TASK, labels=(gold, "none of theirs"), answer_tokens=9)
+    job = evaluate_users(
+        peopled, resolve_model("tiny", "base"), other, users, PromptOptions(2), CPU, MemoryOptions(), weights=()
+    )
+    found = peopled.evaluations.predictions.load_predictions(finish(job)[0]["evaluation"])
+    assert {p.method for p in found} == {"no-model", "base", "base+examples"}
+    assert all(p.answer in other.labels for p in found)
+    assert all((p.gold_loglik == NO_LABEL_LOGLIK) is (p.gold not in other.labels) for p in found)
+    assert {p.gold in other.labels for p in found} == {True, False}
