@@ -30,7 +30,8 @@ MAX_METHODS_SHOWN = 2  # methods of an evaluation in the list
 
 def render_result(document: Mapping[str, Any]) -> RenderableType:
     """A result document: the design, the ladder and its verdicts, the methods, the paired differences, the power."""
-    ladder, above = document.get("ladder"), list[RenderableType]()
+    ladder = document.get("ladder")
+    above: list[RenderableType] = []
     if ladder is not None:
         columns = ladder_text.table_columns(ladder)
         verdicts = ladder_text.verdict_lines(ladder, wording.MORE_EVIDENCE)

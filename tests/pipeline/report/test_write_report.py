@@ -13,9 +13,10 @@ import pytest
 from markdown_it import MarkdownIt
 
 from mta_cli.errors import BadInput, MtaError
+from mta_cli.pipeline.report import ladder_text, wording
 from mta_cli.pipeline.report.write_report import Report, render_html, render_markdown, write_reports
 from mta_cli.printable import clean_line, clean_text
-from tests.pipeline.documents import FEW, HOSTILE, MANY, by_memory, document, hostile
+from tests.pipeline.documents import FEW, HOSTILE, MANY, by_memory, document, hostile, with_ladder
 
 VOID = {"meta", "br", "img", "hr", "link", "input"}
 ALONE = {
@@ -401,3 +402,16 @@ def test_each_label_memory_of_the_reference_has_its_own_differences_by_seed() ->
     ]
     assert [part.partition(" minus")[0] for part in tables] == ["mta", "mta+off"]
     assert "| pooled-rag |" in tables[1] and "| pooled-rag |" not in tables[0]
+
+
+def test_the_ladder_and_its_verdicts_come_before_the_methods() -> None:
+    made = with_ladder()
+    page = Page(render_html(Report([made])))
+    columns = ladder_text.table_columns(made["ladder"])
+    found = page.table(*columns)
+    assert found == {cells[0]: list(cells[1:]) for cells in ladder_text.table_rows(made["ladder"])}
+    text = render_markdown(Report([made]))
+    lines = ladder_text.verdict_lines(made["ladder"], wording.MORE_EVIDENCE)
+    places = [text.replace("\\", "").index(line) for line in lines]
+    assert places == sorted(places) and places[-1] < text.index("| method |")
+    assert "The ladder" not in render_markdown(Report([document()]))
