@@ -40,6 +40,10 @@ MAX_STACK_RANK = 4
 PLACEMENTS = ("all", "upper", "late")
 MEMORIES = ("off", "habit", "neighbours")
 ALL_MEMORIES = "all"
+LADDER_METHODS = "ladder"
+"""In place of methods' names: the method of each step of the ladder."""
+MAX_OTHERS = 15
+"""The most other users whose models are asked whose an answer is."""
 USUAL_ANCHORS, USUAL_MIN_ITEMS = 16, 8
 """Anchors of a bank, and history items of each, where the data do not ask for fewer."""
 USUAL_MAX_ITEMS = 200
@@ -384,9 +388,8 @@ class EvalOptions:
 
     section: ClassVar[str] = "eval"
     methods: str = option_field(
-        "majority,neighbours,base,rag,pooled,pooled-rag,oppu,oppu-pooled,fusion,fusion-random,stack,mta,mta-recipe,"
-        "mta-released",
-        "Methods to compare, comma-separated; see mta eval methods.",
+        LADDER_METHODS,
+        "Methods to compare, comma-separated; `ladder` stands for the method of each step. See mta eval methods.",
     )
     reference: str = option_field(
         "mta",
@@ -411,6 +414,12 @@ class EvalOptions:
     only_earlier: bool = option_field(
         False,
         "Build each fold's bank from items that are not later than the first query of the fold's tested users.",
+    )
+    others: int = option_field(
+        MAX_OTHERS,
+        "Other users whose models are asked whose each held-out answer is, those nearest in topic first; 0 asks none.",
+        minimum=0,
+        maximum=MAX_OTHERS,
     )
 
 

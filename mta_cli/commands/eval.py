@@ -79,7 +79,7 @@ TestUsersOption = Annotated[
     ),
 ]
 MethodSettings = dict[str, dict[str, str]]
-OWN_FLAGS_BESIDE_BANK = ("--methods", "--reference", "--shots", "--memory", "--calibrate")
+OWN_FLAGS_BESIDE_BANK = ("--methods", "--reference", "--shots", "--memory", "--calibrate", "--others")
 MACHINE_FLAGS = (
     "--device",
     "--dtype",
@@ -177,14 +177,18 @@ def methods(ctx: typer.Context, json: JsonOption = False) -> None:
     """List the methods that can be compared.
 
     Names can be composed: `stack+habit` has another label memory, `permuted-mta` is a control that gives each user
-    another's LoRAs, and `task:evidence:lora` says what lies below, how anchors are weighted, and the stack.
+    another's LoRAs, and `task:evidence:lora` says what lies below, how anchors are weighted, and the stack. `ladder`
+    stands for the method of each step of the ladder, with a *.
     """
     from mta_cli.pipeline.evaluation.method_settings import method_rows
 
     use = app_context(ctx, json=json)
     use.output.print_result(
         method_rows(),
-        lambda found: out.table(("method", "what it is"), [(row["method"], row["about"]) for row in found]),
+        lambda found: out.table(
+            ("method", "step", "what it is"),
+            [(row["method"], f"{row['step'] or ''}{' *' * row['ladder']}", row["about"]) for row in found],
+        ),
     )
 
 

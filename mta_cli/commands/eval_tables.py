@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli import output as out
 from mta_cli.formatting import pluralise
-from mta_cli.pipeline.report import tables, wording
+from mta_cli.pipeline.report import ladder_text, tables, wording
 from mta_cli.pipeline.report.results import (
     LOGLIK_METRIC,
     best_methods,
     differences_by_reference,
+    is_exploratory,
     memory_variants,
     method_cost,
     method_score,
@@ -28,13 +29,20 @@ MAX_METHODS_SHOWN = 2  # methods of an evaluation in the list
 
 
 def render_result(document: Mapping[str, Any]) -> RenderableType:
-    """A result document: the design, the methods, the paired differences, the smallest detectable difference."""
+    """A result document: the design, the ladder and its verdicts, the methods, the paired differences, the power."""
+    ladder = document.get("ladder")
+    above: list[RenderableType] = []
+    if ladder is not None:
+        columns = ladder_text.table_columns(ladder)
+        verdicts = ladder_text.verdict_lines(ladder, wording.MORE_EVIDENCE)
+        steps = out.table(columns, ladder_text.table_rows(ladder), right=range(1, len(columns) - 3))
+        above = [steps, *map(out.text, verdicts), out.text("")]
     shown = dict.fromkeys((document["metric"], LOGLIK_METRIC))
     parts = [table for metric in shown for table in _differences_tables(document, metric)]
     if power := wording.describe_power(document):
         parts.append(out.text(f"\n{power}"))
     by_memory = [_memory_table(document)] if memory_variants(document) else []
-    return out.group(out.text(_headline(document), style="bold"), *by_memory, _methods_table(document), *parts)
+    return out.group(out.text(_headline(document), style="bold"), *above, *by_memory, _methods_table(document), *parts)
 
 
 def render_evaluation_list(
@@ -110,6 +118,8 @@ def _differences_tables(document: Mapping[str, Any], metric: str) -> list[Render
     for reference, rows in differences_by_reference(document, metric).items():
         title = "" if parts else f"\nPaired differences, {metric_title(metric)}"
         parts += [out.text(title), _differences_table(reference, rows)]
+        if any(is_exploratory(row) for row in rows):
+            parts.append(out.text(wording.EXPLORATORY_NOTE))
     return parts
 
 

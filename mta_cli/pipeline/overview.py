@@ -12,13 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from mta_cli.formatting import LEAST_CHANGE, pluralise
-from mta_cli.pipeline.report.results import (
-    LOGLIK_METRIC,
-    difference_verdict,
-    differences,
-    metric_name,
-    rank_methods,
-)
+from mta_cli.pipeline.report.ladder_text import personal_row, short_verdict
+from mta_cli.pipeline.report.results import LOGLIK_METRIC, metric_name
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, bank_label
 
 if TYPE_CHECKING:
@@ -35,9 +30,6 @@ QUICK, BANK_BUILD, EVAL_KINDS = "quick", "bank build", ("eval run", "eval tune")
 PARENT_KINDS = (QUICK, *EVAL_KINDS)
 """Jobs that run other jobs."""
 RUNS_READ = 60  # to find a few jobs that are not parts of others
-COMMON_METHODS = ("pooled", "base")
-"""What a personal model is compared with: the first of these that was measured."""
-WITHOUT_MODEL = ("majority", "majority-mean", "neighbours")
 
 
 @dataclass(frozen=True)
@@ -153,22 +145,16 @@ def is_finished(evaluation: Evaluation) -> bool:
 
 
 def personal_and_common(document: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The method with personal models and the one without that an evaluation compares; None where one is missing.
+    """The method with personal models and the common one that the ladder of an evaluation compares as a whole.
 
-    Personal is the reference, with the label memory of the common one where that was measured; where the reference is a
-    common one, it is the best of the others with a model.
+    None where one is missing, and in documents of earlier versions.
     """
-    from mta_cli.pipeline.evaluation.result_document import reference_for
-
-    measured = document["methods"]
-    common = next((method for method in COMMON_METHODS if method in measured), None)
-    if common is None:
+    ladder = document.get("ladder")
+    row = personal_row(ladder) if ladder is not None else None
+    if ladder is None or row is None:
         return None
-    reference = document.get("reference")
-    ranked = [method for method in rank_methods(document) if method not in (*COMMON_METHODS, *WITHOUT_MODEL)]
-    if reference in ranked:
-        return reference_for(common, reference, measured), common
-    return (ranked[0], common) if ranked else None
+    methods = {one["step"]: one.get("method", one["step"]) for one in ladder["steps"]}
+    return methods[row["step"]], methods[row["below"]]
 
 
 def _stage(reg: Registry, users: int, banks: Sequence[Bank], modelled: int) -> Stage:
@@ -240,19 +226,9 @@ def _adaptation_words(result: Mapping[str, Any]) -> str:
 
 
 def _evaluation_words(document: Mapping[str, Any]) -> str:
-    """The verdict on the personal method against the common one."""
-    pair = personal_and_common(document)
-    if pair is None:
-        return pluralise(len(document["methods"]), "method")
-    personal, common = pair
-    for one in differences(document, document["metric"]):
-        if {one["a"], one["b"]} == set(pair):
-            said: str = difference_verdict(one)
-            if one["a"] != personal:
-                said = {"better": "worse", "worse": "better"}.get(said, said)
-            word = "from" if said == "not told apart" else "than"
-            return f"{personal} {said} {word} {common} in {metric_name(document['metric'])}"
-    return f"{personal} beside {common}"
+    """Which steps of the ladder are worth it."""
+    ladder = document.get("ladder")
+    return pluralise(len(document["methods"]), "method") if ladder is None else short_verdict(ladder)
 
 
 def _verdict(run: Run) -> str:
@@ -289,31 +265,24 @@ def _gains_of_bank(reg: Registry, bank: Bank, limit: int) -> Gains | None:
 
 
 def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> Gains | None:
-    """Each user's gain in the metric that decides; equal gains are told apart by the likelihood of the golds."""
-    from mta_cli.pipeline.quick.verdict import DECIDING_METRICS, gains_by_unit
-
+    """Each user's gain in the mean log-likelihood of the golds, by which the ladder judges."""
     pair = personal_and_common(evaluation.result)
     if pair is None:
         return None
     personal, common = (_user_sums(reg, evaluation, method) for method in pair)
     if personal is None or common is None or personal.users != common.users:
         return None
-    metric = DECIDING_METRICS[personal.metric]
-    if metric == LOGLIK_METRIC and not (personal.has_loglik and common.has_loglik):
-        return None
-    finer = LOGLIK_METRIC if personal.has_loglik and common.has_loglik else metric
-    gains = {user: gain + 0.0 for user, gain in gains_by_unit(personal, common, metric).items()}  # -0.0 becomes 0.0
-    ties = gains_by_unit(personal, common, finer)
-    before, after = (
-        dict(zip(sums.users, sums.metrics_from_sums(sums.sums)[metric].tolist(), strict=True))
-        for sums in (common, personal)
+    after, before = (
+        dict(zip(sums.users, sums.metrics_from_sums(sums.sums)[LOGLIK_METRIC].tolist(), strict=True))
+        for sums in (personal, common)
     )
-    order = sorted(gains, key=lambda user: (gains[user], ties[user], user), reverse=True)
+    gains = {user: after[user] - before[user] for user in after}
+    order = sorted(gains, key=lambda user: (gains[user], user), reverse=True)
     most, least = order[: min(limit, (len(order) + 1) // 2)], order[::-1][: min(limit, len(order) // 2)]
     names = {user: reg.users.by_id(user).name for user in (*most, *least)}
     shown = [tuple(UserGain(names[u], before[u], after[u], gains[u]) for u in listed) for listed in (most, least)]
     better, worse = sum(gain > 0 for gain in gains.values()), sum(gain < 0 for gain in gains.values())
-    return Gains(evaluation.label, metric_name(metric), len(order), better, worse, shown[0], shown[1])
+    return Gains(evaluation.label, metric_name(LOGLIK_METRIC), len(order), better, worse, shown[0], shown[1])
 
 
 def _user_sums(reg: Registry, evaluation: Evaluation, method: str) -> UserSums | None:

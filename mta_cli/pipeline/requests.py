@@ -364,6 +364,7 @@ def eval_request_json(request: EvalRequest) -> dict[str, Any]:
         "reference": options.reference,
         "memory": options.memory,
         "calibrate": options.calibrate,
+        "others": options.others,
         "given": {method: dict(settings) for method, settings in request.method_settings.items()},
     }
 

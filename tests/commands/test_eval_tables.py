@@ -9,9 +9,12 @@ from rich.console import RenderableType
 from rich.segment import Segment
 
 from mta_cli.commands.eval_tables import render_evaluation_list, render_result, render_tuning
+from mta_cli.engine.evaluation.ladder import STEP_NAMES
+from mta_cli.pipeline.report import wording
+from mta_cli.pipeline.report.ladder_text import verdict_lines
 from mta_cli.printable import clean_line, clean_text
 from mta_cli.progress import CleanConsole
-from tests.pipeline.documents import FEW, HOSTILE, by_memory, document, hostile
+from tests.pipeline.documents import FEW, HOSTILE, by_memory, document, hostile, with_ladder
 
 LONG = {"mta": 0.50, "base": 0.20, "mta-evidence-stk": 0.51, "fusion-evidence": 0.3}
 
@@ -60,6 +63,30 @@ def test_the_best_is_first_and_its_value_alone_is_bold(metric: str, best: str, o
     assert [text for text in bold(shown) if "[0." in text] == [f"{value:.3f} [{value - 0.05:.3f}, {value + 0.05:.3f}]"]
 
 
+def test_the_ladder_comes_first_with_its_verdicts() -> None:
+    made = with_ladder()
+    found = lines(render_result(made))
+    head = "\n".join(found[1:3]).split()
+    assert {"step", "accuracy", "nats", "p", "verdict"} <= set(head) and max(map(len, found)) <= 80
+    steps = [words[0] for line in found if (words := line.split()) and words[0] in STEP_NAMES]
+    assert steps == [one["step"] for one in made["ladder"]["steps"]] == list(STEP_NAMES)
+    said = " ".join(" ".join(found).split())
+    for line in verdict_lines(made["ladder"], wording.MORE_EVIDENCE):
+        assert line in said
+    assert "Label memory: worth it" in said and "A personal model on top: not shown" in said
+    assert "Whose is it? adapted: own model first in" in said and "a larger --shots" in said
+    starts = [said.index(words) for words in ("common+memory", "This rests on", "method", "Paired differences")]
+    assert starts == sorted(starts)
+
+
+def test_what_holds_before_holms_correction_alone_has_a_note() -> None:
+    made = document()
+    assert wording.EXPLORATORY_NOTE not in lines(render_result(made))
+    for one in made["differences"]:
+        one["p_holm"] = 0.07
+    assert row(render_result(made), "oppu")[0] == "oppu" and wording.EXPLORATORY_NOTE in lines(render_result(made))
+
+
 def test_methods_stand_beside_each_other_by_label_memory() -> None:
     found = lines(render_result(by_memory()))
     assert found[1] == "accuracy by label memory" and max(map(len, found)) <= 80
@@ -83,7 +110,7 @@ def test_differences_are_judged_the_right_way_round(metric: str, said: str) -> N
     base = next(line for line in table if line.startswith("base "))
     assert "+0.300 [+0.260, +0.340]" in base and "< 0.001" in base and base.endswith(f"  {said}")
     stack = next(line for line in table if line.startswith("stack "))
-    assert "0.210" in stack and stack.endswith("not told apart")
+    assert "0.210" in stack and stack.endswith("not shown")
 
 
 def test_each_label_memory_of_the_reference_has_its_own_differences() -> None:
@@ -93,7 +120,7 @@ def test_each_label_memory_of_the_reference_has_its_own_differences() -> None:
     )
     assert [line.split()[0] for line in found[own + 2 : other - 1]] == ["pooled-rag+habit", "mta+off", "majority"]
     pooled = found[other + 2]
-    assert pooled.startswith("pooled-rag ") and pooled.endswith("not told apart") and "+0.020 [-0.020" in pooled
+    assert pooled.startswith("pooled-rag ") and pooled.endswith("not shown") and "+0.020 [-0.020" in pooled
     assert found[other].rstrip().endswith("mta+off is")
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from mta_cli.pipeline.evaluation.result_document import reference_for
+import numpy as np
+
+from mta_cli.engine.evaluation.user_sums import sum_by_user
+from mta_cli.engine.evaluation.whose import sum_whose
+from mta_cli.pipeline.evaluation.result_document import compare_methods, reference_for
 
 HOSTILE = ("<img src=http://evil onerror=alert(1)>", "[/b][red]x", "a\x1b]0;owned\x07b", "../../$\\frac{1}{2}$|`*y*`")
 FEW = {"mta": 0.50, "base": 0.20, "stack": 0.47, "oppu": 0.52}
@@ -62,6 +67,22 @@ def document(values: Mapping[str, float] = FEW, *, metric: str = "accuracy", **c
     return {**made, **changed}
 
 
+def with_ladder(metric: str = "accuracy") -> dict[str, Any]:
+    """A document of 24 users in which label memory is worth it and a personal model is not ahead of another user's."""
+    rng, labels = np.random.default_rng(0), ("a", "b")
+    level = {"majority": -1.4, "base": -2.0, "rag": -1.5, "pooled-rag": -1.2, "pooled-rag+neighbours": -0.9}
+    level |= {"mta-recipe": -0.88, "mta": -0.8, "permuted-mta": -0.8}
+    users = [user for user in range(24) for _ in range(2)]
+    plain = rng.normal(0, 0.3, len(users))
+    sums = {}
+    for method, value in level.items():
+        logliks = (plain + value + rng.normal(0, 0.05, len(users))).tolist()
+        sums[method] = sum_by_user("accuracy", labels, users, ["a"] * len(users), ["a"] * len(users), logliks)
+    asked = sum_whose(users, [(-0.8, *rng.normal(-1, 0.3, 9)) for _ in users])
+    sums["mta"] = replace(sums["mta"], whose=asked)
+    return {**document(dict.fromkeys(level, 0.5), metric=metric), **compare_methods(sums, "mta", 0)}
+
+
 def by_memory() -> dict[str, Any]:
     """A document in which two methods were measured with several label memories."""
     values = {"mta": 0.58, "mta+off": 0.47, "pooled-rag": 0.45, "pooled-rag+habit": 0.51, "majority": 0.4}
@@ -76,7 +97,7 @@ def by_memory() -> dict[str, Any]:
 
 
 def difference(methods: Mapping[str, Any], a: str, b: str, metric: str) -> dict[str, Any]:
-    """a - b in one metric, told apart where it is larger than .04."""
+    """a - b in one metric, shown where it is larger than .04."""
     value = methods[a][metric]["value"] - methods[b][metric]["value"]
     p_values = {"p": 0.0004, "p_holm": 0.0012} if abs(value) > 0.04 else {"p": 0.21, "p_holm": 0.42}
     return {"a": a, "b": b, "metric": metric, **around(value, 0.04), **p_values}

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from mta_cli.pipeline.overview import QUICK, load_gains, load_overview, personal_and_common
+from mta_cli.pipeline.report.ladder_text import short_verdict
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, bank_status, evaluation_status, record_request
 from store.records import NewItem
 from store.registry import Registry
 from store.tables.predictions import Prediction
-from tests.pipeline.documents import document
+from tests.pipeline.documents import document, with_ladder
 from tests.store.making import adapted, bank, person
 
 VERDICT = {
@@ -131,17 +132,14 @@ def test_a_job_that_was_interrupted_is_told_until_it_is_done(reg: Registry) -> N
     assert len(states) == 6
 
 
-def test_an_evaluation_says_whether_personal_models_are_better(reg: Registry) -> None:
-    for methods in ({"mta": 0.9, "pooled": 0.5}, {"mta": 0.5, "base": 0.9}, {"mta": 0.51, "base": 0.5}):
-        number = reg.evaluations.add_evaluation("lamp-2", None, {}, document(methods))
+def test_an_evaluation_says_which_steps_are_worth_it(reg: Registry) -> None:
+    for made in (with_ladder(), document({"mta": 0.5, "base": 0.9})):
+        number = reg.evaluations.add_evaluation("lamp-2", None, {}, made)
         with record_request(reg, "eval run", {}, evaluation_id=number):
             pass
-    assert [outcome for _, _, outcome in jobs(reg)] == [
-        "mta not told apart from base in accuracy",
-        "mta worse than base in accuracy",
-        "mta better than pooled in accuracy",
-    ]
-    assert jobs(reg)[0][1] == "lamp-2, evaluation 3"
+    assert [outcome for _, _, outcome in jobs(reg)] == ["2 methods", short_verdict(with_ladder()["ladder"])]
+    assert jobs(reg)[1][2].startswith("worth it: own examples in the prompt, the common model, label memory; not shown")
+    assert jobs(reg)[0][1] == "lamp-2, evaluation 2"
 
 
 def test_a_quick_run_keeps_its_verdict_and_hides_the_jobs_that_it_ran(reg: Registry) -> None:
@@ -195,7 +193,9 @@ def answered(
     gold: str = "comedy",
 ) -> int:
     """An evaluation of stored models: for each user the common and the own answer to a query."""
-    result = document({"pooled": 0.5, "fused": 0.5}, metric=metric, task=task, reference="fused")
+    steps = {"common": 0.5, "fused": 0.5}
+    ladder = {"comparisons": [{"step": "fused", "below": "common"}], "steps": [{"step": step} for step in steps]}
+    result = document(steps, metric=metric, task=task, reference="fused", ladder=ladder)
     number = reg.evaluations.add_evaluation(task, None, {}, result)
     for name, answers in rows.items():
         user, _ = reg.users.get_or_create_user(name)
@@ -204,21 +204,21 @@ def answered(
         reg.evaluations.predictions.add_predictions(
             number,
             [
-                Prediction(user.id, query, method, "p", answer, gold, -0.1, 1, 0.1)
-                for method, answer in zip(("pooled", "fused"), answers, strict=True)
+                Prediction(user.id, query, method, "p", answer, gold, -0.1 if answer == gold else -1.1, 1, 0.1)
+                for method, answer in zip(("common", "fused"), answers, strict=True)
             ],
         )
     return number
 
 
-def test_the_newest_evaluation_says_whom_models_helped_in_its_metric(reg: Registry) -> None:
+def test_the_newest_evaluation_says_whose_answers_became_likelier(reg: Registry) -> None:
     on = bank(reg, [person(reg, "anchor", "a")])
     losses(reg, person(reg, "u0", "a"), on, 2.0, 1.0)
     number = answered(reg, {"ann": ("action", "comedy"), "bob": ("comedy", "comedy"), "cleo": ("comedy", "action")})
     found = load_gains(reg, 1)
-    assert found is not None and (found.source, found.metric) == (f"evaluation {number}", "accuracy")
+    assert found is not None and (found.source, found.metric) == (f"evaluation {number}", "gold log-likelihood")
     assert (found.measured, found.better, found.worse) == (3, 1, 1)
-    assert [(one.user, one.before, one.after, one.gain) for one in found.most] == [("ann", 0.0, 1.0, 1.0)]
+    assert [(one.user, one.before, one.after, one.gain) for one in found.most] == [("ann", -1.1, -0.1, 1.0)]
     assert [one.user for one in found.least] == ["cleo"]
     reg.users.forget(reg.users.get("ann").id)
     again = load_gains(reg, 1)
@@ -235,23 +235,9 @@ def test_an_evaluation_that_cannot_be_scored_any_more_is_passed_over(reg: Regist
     assert found is not None and found.source == f"evaluation {number}"
 
 
-def test_no_change_of_an_error_is_no_negative_zero(reg: Registry) -> None:
-    answered(reg, {"ann": ("3", "3"), "bob": ("2", "2")}, metric="mae", task="lamp-3", gold="3")
-    found = load_gains(reg, 2)
-    assert found is not None and [str(one.gain) for one in (*found.most, *found.least)] == ["0.0", "0.0"]
-
-
-@pytest.mark.parametrize(
-    ("methods", "reference", "pair"),
-    [
-        ({"mta": 0.5, "pooled": 0.4, "base": 0.3}, "mta", ("mta", "pooled")),
-        ({"mta": 0.5, "mta+off": 0.45, "pooled": 0.4}, "mta", ("mta+off", "pooled")),
-        ({"mta": 0.5, "stack": 0.6, "base": 0.3}, "base", ("stack", "base")),
-        ({"mta": 0.5, "oppu": 0.4}, "mta", None),
-        ({"base": 0.5, "pooled": 0.4}, "base", None),
-        ({"majority": 0.6, "pooled": 0.4}, "pooled", None),
-        ({"majority": 0.6, "stack": 0.5, "pooled": 0.4}, "pooled", ("stack", "pooled")),
-    ],
-)
-def test_what_an_evaluation_compares(methods: dict[str, float], reference: str, pair: tuple[str, str] | None) -> None:
-    assert personal_and_common({**document(methods), "reference": reference}) == pair
+def test_personal_and_common_are_those_that_the_ladder_compares_as_a_whole() -> None:
+    assert personal_and_common(with_ladder()) == ("mta", "pooled-rag+neighbours")
+    assert personal_and_common(document({"mta": 0.5, "pooled": 0.4})) is None
+    without = with_ladder()["ladder"]
+    without["comparisons"] = [one for one in without["comparisons"] if one["step"] not in ("fused", "adapted")]
+    assert personal_and_common(document(ladder=without)) is None

@@ -8,12 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from mta_cli.engine.evaluation.metrics import rouge_1, rouge_l, score_errors, score_range
 from mta_cli.engine.text.labels import find_label
+
+if TYPE_CHECKING:
+    from mta_cli.engine.evaluation.whose import WhoseSums
 
 Array = npt.NDArray[np.float64]
 
@@ -24,6 +28,7 @@ class UserSums:
 
     `sums` is `[users, 2 + columns]`: queries, log-likelihoods of the golds (nats; zeros unless `has_loglik`) and what
     the metric is made of. `golds` are each user's, sorted: what two methods must have in common to be compared.
+    `whose` are the sums of the users whose answers other users' models were asked about.
     """
 
     metric: str
@@ -32,6 +37,7 @@ class UserSums:
     golds: tuple[tuple[str, ...], ...]
     sums: Array
     has_loglik: bool
+    whose: WhoseSums | None = None
 
     def metrics_from_sums(self, sums: Array) -> dict[str, Array]:
         """Every metric of samples from their summed rows, `[..., 2 + columns]` → `[...]`."""
@@ -86,9 +92,12 @@ def count_metric_columns(metric: str, labels: Sequence[str]) -> int:
 def add_user_sums(tallies: Sequence[UserSums]) -> UserSums:
     """One method's answers to the same queries on several occasions, such as seeds, as one tally.
 
-    A user stays one user: sums add up. Raises ValueError unless all are of one task and hold the same users, numbers of
-    queries and golds, and for none.
+    A user stays one user: sums add up. `whose` adds up where the same users were asked about every time; else it is
+    None. Raises ValueError unless all are of one task and hold the same users, numbers of queries and golds, and for
+    none.
     """
+    from mta_cli.engine.evaluation.whose import add_whose_sums
+
     if not tallies:
         raise ValueError("there is no tally")
     first = tallies[0]
@@ -99,7 +108,13 @@ def add_user_sums(tallies: Sequence[UserSums]) -> UserSums:
     asked = [(one.users, one.golds, one.sums[:, 0].tolist()) for one in tallies]
     if any(own != asked[0] for own in asked):
         raise ValueError("tallies of other users or queries")
-    return replace(first, sums=np.sum([one.sums for one in tallies], axis=0))
+    parts = [one.whose for one in tallies if one.whose is not None]
+    alike = len(parts) == len(tallies) and len({part.users for part in parts}) == 1
+    return replace(
+        first,
+        sums=np.sum([one.sums for one in tallies], axis=0),
+        whose=add_whose_sums(parts) if alike else None,
+    )
 
 
 def _likelihoods(logliks: Sequence[float | None]) -> Array:

@@ -13,8 +13,6 @@ import numpy as np
 
 from mta_cli.engine.evaluation.user_sums import Array
 
-MAX_OTHERS = 15
-"""The most other users whose models are asked about an answer."""
 TIE = 1e-6  # nats: rounding of float32
 
 

@@ -157,7 +157,7 @@ def find_method(name: str, memory: str | None = None) -> Method:
         memory=wanted,
         about=f"{method.about}; label memory: {wanted}",
         version=method.version + _MEMORY_VERSIONS.get(wanted, 0),
-        step=COMMON_MEMORY if method.step == COMMON else method.step,
+        step={COMMON: COMMON_MEMORY, BASE: "", BASE_EXAMPLES: ""}.get(method.step, method.step),
     )
     settings = named.settings_for(labels=True)
     grid = tuple({name: value for name, value in trial.items() if name in settings} for trial in method.grid)
@@ -175,6 +175,18 @@ def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method
     if not methods:
         raise UsageError("no method was named", hint="mta eval methods")
     return list(methods.values())
+
+
+def ladder_methods(labels: bool, memory: str | None = None) -> list[str]:
+    """The methods that `ladder` stands for in a task of `labels` or texts, a name for each step from the bottom.
+
+    The steps with label memory have `memory`, each with `all`, and neighbours where it is None.
+    """
+    below, personal = ["majority", "base+off", "rag+off", "pooled-rag+off"], ["mta-recipe", "mta", "permuted-mta"]
+    if not labels:
+        return [*below, *personal]
+    memories = MEMORIES if memory == ALL_MEMORIES else (memory or "neighbours",)
+    return [*below, *(f"{name}+{own}" for name in ("pooled-rag", *personal) for own in memories)]
 
 
 def methods_by_step(names: Collection[str]) -> dict[str, str]:

@@ -86,7 +86,7 @@ def add_memory(
     rows = []
     for row in known.predictions[user.number]:
         started, query = time.perf_counter(), asked[row.query_id]
-        row = replace(row, method=method.name)
+        row = replace(row, method=method.name, whose=None)  # what the others' models give with this memory is not kept
         if row.scores is not None:
             scores = add_label_prior(unpack_scores(row.scores), prior, query.input, query.time)
             answer = task.labels[decide_label(scores, task.labels, task.metric)]

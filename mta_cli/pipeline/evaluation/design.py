@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
@@ -22,8 +23,12 @@ from store.tables.evaluations import FoldMember
 
 if TYPE_CHECKING:
     from mta_cli.engine.evaluation.folds import UserFold
+    from mta_cli.engine.evaluation.topics import AlikeGroup
     from mta_cli.engine.text.tasks import Task
     from store.registry import Registry
+
+MAX_USERS_PER_GROUP = 16  # users whose models are made and answer together
+TOPIC_ITEMS, TOPIC_CHARS = 50, 1000  # most recent shots of a user that tell the topic, and characters of each
 
 # The difference between two methods on one query, for the estimate before a run: standard deviation, and the share of
 # its variance that lies between users. For accuracy: one answer in six is right under one method only.
@@ -41,7 +46,7 @@ class Design:
     """The users by fold, their shots and queries by user id, and the hash `key` of all inputs.
 
     `unscored` counts the queries that are left out: see `scored_queries`. `data` is a digest of histories and consent,
-    the same for all seeds over them.
+    the same for all seeds over them. `named_groups` are the groups that files give, by user id.
     """
 
     key: str
@@ -50,6 +55,27 @@ class Design:
     queries: dict[int, list[Query]]
     unscored: int = 0
     data: str = ""
+    named_groups: dict[int, str] = field(default_factory=dict)
+
+    @cached_property
+    def groups(self) -> list[list[AlikeGroup]]:
+        """By fold: users of like topic, whose models are made together. The same in every run, so that a continued run
+        makes the same models as an uninterrupted one.
+        """
+        from mta_cli.engine.evaluation.topics import group_alike
+
+        texts = {
+            user: "\n".join(f"{one.input} {one.output}"[:TOPIC_CHARS] for one in shots[-TOPIC_ITEMS:])
+            for user, shots in self.shots.items()
+        }
+        return [
+            [
+                group
+                for users in (fold.test, fold.tuning)
+                for group in group_alike(users, texts, self.named_groups, MAX_USERS_PER_GROUP)
+            ]
+            for fold in self.folds
+        ]
 
     @property
     def role_assignments(self) -> list[FoldMember]:
@@ -105,7 +131,8 @@ def make_design(reg: Registry, request: EvalRequest) -> Design:
         ) from error
     shots = {user: reg.items.recent_items(user, task.name, options.shots) for user in counts}
     histories = _histories(reg, task.name, queries, counts)
-    return Design(_key(request, histories), tuple(folds), shots, queries, unscored, _data_digest(histories))
+    named = reg.users.groups(task.name)
+    return Design(_key(request, histories), tuple(folds), shots, queries, unscored, _data_digest(histories), named)
 
 
 def scored_queries(reg: Registry, task: Task, users: Iterable[int]) -> tuple[dict[int, list[Query]], int]:
@@ -151,7 +178,8 @@ def _measured_bank_design(reg: Registry, request: EvalRequest, measured: Measure
     # without the basis, which the first core makes from the anchors
     content = [bank.key, bank.task_adapter, bank.config, bank.kernel, anchors, neighbours]
     histories = _histories(reg, task, queries, queries)
-    return Design(_key(request, histories, content), (fold,), shots, queries, unscored, _data_digest(histories))
+    key, data, named = _key(request, histories, content), _data_digest(histories), reg.users.groups(task)
+    return Design(key, (fold,), shots, queries, unscored, data, named)
 
 
 def _histories(

@@ -12,10 +12,12 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound, UsageError, system_reason
+from mta_cli.options import MAX_OTHERS
 from mta_cli.pipeline.evaluation.finished_evaluation import USER_DIGEST_DIGITS, FinishedEvaluation
 from mta_cli.pipeline.evaluation.method_settings import label_memory_of
 from mta_cli.pipeline.report.files import write_whole_file
@@ -26,6 +28,7 @@ from store.files import missing_file_hint
 
 if TYPE_CHECKING:
     from mta_cli.engine.evaluation.user_sums import UserSums
+    from mta_cli.engine.evaluation.whose import WhoseSums
 
 FORMAT = "mta-evaluation-1"
 MAX_FILE_BYTES = 64 * 2**20  # bytes of a file
@@ -45,6 +48,7 @@ def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
         raise UsageError(f"{one.name} is one of stored models: it stands for itself")
     user_sums = {name: one.portable_sums(name) for name in one.result["methods"]}
     first = next(iter(user_sums.values()))
+    whose = {name: _whose_rows(sums) for name, sums in user_sums.items() if sums.whose is not None}
     document = {
         "format": FORMAT,
         "metric": first.metric,
@@ -58,6 +62,7 @@ def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
         "sums": {
             name: [[_compact_number(value) for value in row] for row in sums.sums] for name, sums in user_sums.items()
         },
+        **({"whose": whose} if whose else {}),
     }
     content = json.dumps(document, separators=(",", ":")).encode() + b"\n"
     write_whole_file(path, content)
@@ -68,6 +73,13 @@ def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
         "users": len(first.users),
         "methods": list(user_sums),
     }
+
+
+def _whose_rows(user_sums: UserSums) -> list[list[float | int]]:
+    """By user the columns of `WhoseSums`; zeros for users whose answers no other model was asked about."""
+    assert user_sums.whose is not None
+    by_user = dict(zip(user_sums.whose.users, user_sums.whose.sums.tolist(), strict=True))
+    return [[_compact_number(value) for value in by_user.get(user, (0.0,) * 4)] for user in user_sums.users]
 
 
 def read_evaluation(path: Path) -> FinishedEvaluation:
@@ -131,7 +143,30 @@ def _parse_user_sums(document: Mapping[str, Any]) -> dict[str, UserSums]:
         found[name] = UserSums(metric, labels, users, ((),) * len(users), sums, document["weighed"][name] is True)
     if len({tuple(sums.sums[:, 0]) for sums in found.values()}) != 1:
         raise ValueError("methods have different queries")
+    for name, rows in document.get("whose", {}).items():  # files of earlier versions lack it
+        found[name] = replace(found[name], whose=_parse_whose(name, rows, found[name]))
     return found
+
+
+def _parse_whose(name: str, rows: Any, user_sums: UserSums) -> WhoseSums:
+    """How often the own model is first, by user. Raises ValueError or TypeError for invalid ones."""
+    import numpy as np
+
+    from mta_cli.engine.evaluation.whose import WhoseSums
+
+    sums = np.array(rows, dtype=np.float64)
+    if sums.shape != (len(user_sums.users), 4) or not np.isfinite(sums).all():
+        raise ValueError(f"{name} does not say whose the answers of {len(user_sums.users)} users are")
+    questions, first, chance, _ = sums.T
+    if (questions < 0).any() or (questions % 1).any() or (questions > user_sums.sums[:, 0]).any():
+        raise ValueError(f"{name} was asked whose other answers are")
+    # of n + 1 models, 1 / (n + 1) of the questions is expected, and there is at least one other
+    least = questions / (1 + MAX_OTHERS) - 1e-9
+    bounds = ((first >= 0) & (first <= questions), (chance >= least) & (chance <= questions / 2))
+    asked = questions > 0
+    if not all(bound.all() for bound in bounds) or sums[~asked].any() or not asked.any():
+        raise ValueError(f"{name} counts first models that cannot be")
+    return WhoseSums(tuple(np.array(user_sums.users)[asked].tolist()), sums[asked])
 
 
 def _result(said: Mapping[str, Any], user_sums: Mapping[str, UserSums]) -> dict[str, Any]:

@@ -68,6 +68,8 @@ def _to_portable_sums(reg: Registry, task: str, scored: ScoredMethod) -> UserSum
     """A method's sums with portable user ids, in their order, without golds."""
     import numpy as np
 
+    from mta_cli.engine.evaluation.whose import WhoseSums
+
     user_sums, answered = scored.user_sums, {prediction.query_id for prediction in scored.predictions}
     numbers = [
         portable_user_id(
@@ -76,9 +78,14 @@ def _to_portable_sums(reg: Registry, task: str, scored: ScoredMethod) -> UserSum
         for user in user_sums.users
     ]
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    portable, whose = dict(zip(user_sums.users, numbers, strict=True)), user_sums.whose
+    if whose is not None:
+        found = [portable[user] for user in whose.users]
+        whose = WhoseSums(tuple(sorted(found)), whose.sums[np.argsort(found)])
     return replace(
         user_sums,
         users=tuple(numbers[n] for n in order),
         golds=((),) * len(numbers),
         sums=user_sums.sums[np.array(order)],
+        whose=whose,
     )

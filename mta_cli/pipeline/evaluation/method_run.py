@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,12 @@ from mta_cli.pipeline.evaluation.added_memory import (
     memoryless_answers_key,
     pack_scores,
 )
-from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, ScoredAnswer, answer_queries
+from mta_cli.pipeline.evaluation.answer_queries import (
+    ModelQuery,
+    ScoredAnswer,
+    answer_queries,
+    gold_log_likelihoods,
+)
 from mta_cli.pipeline.evaluation.context import EvalContext
 from mta_cli.pipeline.evaluation.design import Design
 from mta_cli.pipeline.executors.local import Executor, LocalExecutor
@@ -34,7 +39,6 @@ if TYPE_CHECKING:
     from mta_cli.engine.training.work import GroupWork
     from store.registry import Registry
 
-MAX_USERS_PER_GROUP = 16  # users whose models are made and answer together
 MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # LoRA parameters of the users in one batch; a single user may have more
 
 
@@ -77,29 +81,28 @@ class MethodRun:
         return self.fold, *memoryless_answers_key(self.method, self.settings)
 
 
-def groups_of(plan: Design, fold: int) -> list[Group]:
-    """Users whose models are made together; the same groups in every run."""
-    users = plan.answering_users(fold)
-    return [users[start : start + MAX_USERS_PER_GROUP] for start in range(0, len(users), MAX_USERS_PER_GROUP)]
-
-
 def timed_group(plan: Design) -> Group:
     """The users whose models and answers are timed without cached states.
 
     Their time is the reported cost. All other users share states that earlier methods computed.
     """
-    return groups_of(plan, 0)[0]
+    return tuple(plan.groups[0][0])
 
 
-def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, runs: Sequence[MethodRun]) -> PlanLine:
-    """The time of the missing answers, from evaluations with the same task, base and methods."""
+def cost_of_answers(
+    reg: Registry, request: EvalRequest, plan: Design, runs: Sequence[MethodRun]
+) -> tuple[PlanLine, ...]:
+    """The time of the missing answers, from evaluations with the same task, base and methods.
+
+    Where other users' models are asked whose an answer is, a second line says how often.
+    """
     from mta_cli.pipeline.training.estimate import format_duration
 
     speeds: dict[str, dict[str, float]] = {}
     for one in reversed(reg.evaluations.all()):
         if (one.task, one.config.get("fingerprint")) == (request.task.name, request.base.fingerprint):
             speeds |= one.result.get("costs", {})
-    known, seconds, open_to, unknown = reg.evaluations.find_by_key(plan.key), 0.0, 0, set()
+    known, seconds, open_to, scorings, unknown = reg.evaluations.find_by_key(plan.key), 0.0, 0, 0, set()
     answered_first = [(run.fold, run.method.name, run.settings) for run in runs]
 
     def answered(key: tuple[int, str, dict[str, Any]]) -> Collection[int]:
@@ -114,22 +117,30 @@ def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, runs: Seq
             continue
         if run.memoryless_key is not None:
             users = [user for user in users if user not in answered(run.memoryless_key)]
+        queries = sum(len(plan.queries[user]) for user in users)
+        asked = sum(
+            len(plan.queries[user]) * (1 + len(own)) for user, own in _others(request, plan, run) if user in users
+        )
+        scorings += asked
         if users and name not in speeds:
             unknown.add(name)
         elif users:
-            queries = sum(len(plan.queries[user]) for user in users)
-            seconds += len(users) * speeds[name]["seconds"] + queries * speeds[name]["seconds_per_query"]
+            seconds += len(users) * speeds[name]["seconds"]
+            # an answer with a label is one scoring; a text is written too, which takes longer
+            seconds += (queries + (asked if request.task.labels else 0)) * speeds[name]["seconds_per_query"]
     if not open_to:
-        return PlanLine("answers", "all there")
-    if unknown and not seconds:
-        return PlanLine("answers", "time unknown: these methods have no answers on this base yet")
+        return (PlanLine("answers", "all there"),)
     but = f", without {', '.join(sorted(unknown))}" if unknown else ""
-    return PlanLine("answers", f"about {format_duration(seconds)} on top{but}", "earlier evaluations")
+    line = PlanLine("answers", f"about {format_duration(seconds)} on top{but}", "earlier evaluations")
+    if unknown and not seconds:
+        line = PlanLine("answers", "time unknown: these methods have no answers on this base yet")
+    whose = PlanLine("whose is it", f"{scorings:,} scorings of golds under other users' models", "--others 0: none")
+    return (line, whose) if scorings else (line,)
 
 
 def unanswered_groups(eval_context: EvalContext, evaluation: int, run: MethodRun) -> list[Group]:
     """The groups of a method run that are not answered yet."""
-    groups = groups_of(eval_context.design, run.fold)
+    groups = [tuple(group) for group in eval_context.design.groups[run.fold]]
     done = eval_context.reg.evaluations.predictions.finished_cells(evaluation, run.fold, run.method.name, run.settings)
     return [group for group in groups if not done.keys() >= set(group)]
 
@@ -260,10 +271,71 @@ def _answer_models(
             rows[user] = [
                 _predict_directly(query, run.method.name, one.answerer) for query in eval_context.design.queries[user]
             ]
+    _add_whose(eval_context, run, group, made, rows)
     return [
         (EvalCell(run.fold, run.method.name, run.settings, user, one.bytes, seconds / len(group)), rows[user])
         for user, one in zip(group, made, strict=True)
     ]
+
+
+def _others(request: EvalRequest, plan: Design, run: MethodRun) -> list[tuple[int, tuple[int, ...]]]:
+    """The users of a fold, each with the others of the group whose models are asked whose an answer is.
+
+    That is asked of personal steps and, for texts, of no model: of naive Bayes in its place. Without others, none.
+    """
+    from mta_cli.engine.evaluation.ladder import ADAPTED, FUSED, NO_MODEL
+
+    asked = run.method.step in (FUSED, ADAPTED) or (run.method.step == NO_MODEL and not request.task.labels)
+    count = request.options.others if asked else 0
+    found = [(user, others[:count]) for group in plan.groups[run.fold] for user, others in group.items()]
+    return [(user, others) for user, others in found if others]
+
+
+def _add_whose(
+    eval_context: EvalContext,
+    run: MethodRun,
+    group: Group,
+    made: Sequence[UserModel],
+    rows: dict[int, list[Prediction]],
+) -> None:
+    """Add to `rows`, by user, how likely each gold is under the user's own model and under the others', same prompt.
+
+    Without a model, naive Bayes on what the same users wrote says it.
+    """
+    from mta_cli.engine.evaluation.ladder import NO_MODEL
+    from mta_cli.engine.evaluation.naive_bayes import attribute_texts
+    from mta_cli.engine.evaluation.whose import pack_logliks
+
+    queries = eval_context.design.queries
+    others = {user: own for user, own in _others(eval_context.request, eval_context.design, run) if user in group}
+    asked = [query for user in others for query in queries[user]]
+    logliks: dict[int, dict[int, float]] = {query.id: {} for query in asked}  # by query and by whose model it is
+    if run.method.step == NO_MODEL:
+        written = {user: [item.output for item in eval_context.design.shots[user]] for user in group}
+        found = attribute_texts(written, [(one.user_id, one.gold, others[one.user_id]) for one in asked])
+        for query, values in zip(asked, found, strict=True):
+            logliks[query.id] = dict(zip((query.user_id, *others[query.user_id]), values, strict=True))
+    else:
+        models = dict(zip(group, made, strict=True))
+        examples = eval_context.examples(run.method.shows_history)
+        for portion in _model_batches(list(models.items())):
+            whose = [owner for owner, _ in portion]
+            pairs = [
+                ModelQuery(query, n)
+                for n, owner in enumerate(whose)
+                for query in asked
+                if owner in (query.user_id, *others[query.user_id])
+            ]
+            loras, priors = [one.loras for _, one in portion], [models[one.query.user_id].prior for one in pairs]
+            values = gold_log_likelihoods(eval_context.base, examples, pairs, loras, priors)
+            for pair, value in zip(pairs, values, strict=True):
+                logliks[pair.query.id][whose[pair.model_index]] = value
+    for user, of_others in others.items():
+        rows[user] = [
+            replace(row, whose=pack_logliks(own[user], [own[other] for other in of_others]))
+            for row in rows[user]
+            for own in (logliks[row.query_id],)
+        ]
 
 
 def _model_batches(made: Sequence[tuple[int, UserModel]]) -> Iterator[list[tuple[int, UserModel]]]:

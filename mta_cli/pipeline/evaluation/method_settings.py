@@ -114,7 +114,20 @@ def _out_of_bounds(key: str, value: Any) -> str | None:
 
 
 def method_rows() -> list[dict[str, Any]]:
-    """Every method that can be compared: {method, about, settings}."""
-    from mta_cli.engine.methods.catalog import PRESET_METHODS
+    """Every method that can be compared: {method, step, ladder, about, settings}.
 
-    return [{"method": m.name, "about": m.about, "settings": dict(m.settings_for(labels=True))} for m in PRESET_METHODS]
+    `step` is the step of the ladder that the method is, if any; `ladder` says whether `--methods ladder` has it.
+    """
+    from mta_cli.engine.methods.catalog import PRESET_METHODS, find_method, ladder_methods
+
+    in_ladder = {method.name: method for method in map(find_method, ladder_methods(labels=True))}
+    return [
+        {
+            "method": one.name,
+            "step": one.step or None,
+            "ladder": one.name in in_ladder,
+            "about": one.about,
+            "settings": dict(one.settings_for(labels=True)),
+        }
+        for one in {**{one.name: one for one in PRESET_METHODS}, **in_ladder}.values()
+    ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mta_cli.options import MAX_OTHERS
+
 if TYPE_CHECKING:
     from store.records import User
     from store.registry import Registry
@@ -18,7 +20,6 @@ def choose_others(reg: Registry, task: str, embedder: str | None, users: Sequenc
     """
     import numpy as np
 
-    from mta_cli.engine.evaluation.whose import MAX_OTHERS
     from mta_cli.pipeline.data.profiles import profile_matrix
 
     groups, ids = reg.users.groups(task), [user.id for user in users]

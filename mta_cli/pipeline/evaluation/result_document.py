@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.labels import find_label
@@ -19,6 +19,7 @@ from store.tables.predictions import Prediction
 
 if TYPE_CHECKING:
     from mta_cli.engine.evaluation.user_sums import UserSums
+    from mta_cli.engine.evaluation.whose import WhoseSums
     from mta_cli.engine.text.tasks import Task
     from store.registry import Registry
 
@@ -105,7 +106,7 @@ def _score_predictions(
         [p.gold for p in rows],
         [loglik for _, loglik in read],
     )
-    return ScoredMethod(counted, temperatures, rows)
+    return ScoredMethod(replace(counted, whose=whose_sums(rows)), temperatures, rows)
 
 
 def _fit_fold_temperatures(
@@ -206,17 +207,26 @@ def result_document(
     }
 
 
-def whose_entries(by_step: Mapping[str, Sequence[Prediction]], seed: int) -> list[dict[str, Any]]:
-    """Whose is it? For each step whose answers other users' models were asked about: see `whose.identify`."""
-    from mta_cli.engine.evaluation.whose import identify, sum_whose, unpack_logliks
+def whose_sums(answers: Sequence[Prediction]) -> WhoseSums | None:
+    """By user, what the answers that other users' models were asked about say; None where there are none."""
+    from mta_cli.engine.evaluation.whose import sum_whose, unpack_logliks
 
-    found = []
-    for step, answers in by_step.items():
-        known = [one for one in answers if one.whose is not None]
-        sums = sum_whose([one.user_id for one in known], [unpack_logliks(one.whose or b"") for one in known])
-        if sums is not None:
-            found.append({"step": step, **identify(sums, seed=seed)})
-    return found
+    known = [one for one in answers if one.whose is not None]
+    return sum_whose([one.user_id for one in known], [unpack_logliks(one.whose or b"") for one in known])
+
+
+def whose_entries(by_step: Mapping[str, WhoseSums | None], seed: int) -> list[dict[str, Any]]:
+    """Whose is it? For each step that was asked, from the bottom: see `whose.identify`.
+
+    No model, which for texts is naive Bayes, comes last and under this name.
+    """
+    from mta_cli.engine.evaluation.ladder import NO_MODEL
+    from mta_cli.engine.evaluation.whose import identify
+
+    order = sorted(by_step, key=lambda step: step == NO_MODEL)
+    named = {step: "naive-bayes" if step == NO_MODEL else step for step in order}
+    known = [(named[step], sums) for step in order if (sums := by_step[step]) is not None]
+    return [{"step": step, **identify(sums, seed=seed)} for step, sums in known]
 
 
 def compare_methods(user_sums: Mapping[str, UserSums], reference: str, seed: int) -> dict[str, Any]:
@@ -240,7 +250,10 @@ def compare_methods(user_sums: Mapping[str, UserSums], reference: str, seed: int
 
 
 def _ladder(user_sums: Mapping[str, UserSums], seed: int) -> dict[str, Any] | None:
-    """The ladder of those methods that are its steps, each with its method; None where there is nothing to compare."""
+    """The ladder of those methods that are its steps, each with its method, and whose answers they are.
+
+    None where there is nothing to compare.
+    """
     from mta_cli.engine.evaluation.ladder import compared_pairs, judge_ladder
     from mta_cli.engine.methods.catalog import methods_by_step
 
@@ -249,7 +262,11 @@ def _ladder(user_sums: Mapping[str, UserSums], seed: int) -> dict[str, Any] | No
         return None
     sums = {step: user_sums[name] for step, name in methods.items()}
     found = judge_ladder(sums, MAIN_METRICS[next(iter(sums.values())).metric], unit="users", seed=seed)
-    return {**found, "steps": [{**row, "method": methods[row["step"]]} for row in found["steps"]]}
+    return {
+        **found,
+        "steps": [{**row, "method": methods[row["step"]]} for row in found["steps"]],
+        "whose": whose_entries({step: own.whose for step, own in sums.items()}, seed),
+    }
 
 
 def reference_for(method: str, reference: str, measured: Collection[str]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageError
 from mta_cli.events import Event, JobPlan, JobResult, JobStarted, Note, PlanLine
-from mta_cli.options import ALL_MEMORIES
+from mta_cli.options import ALL_MEMORIES, LADDER_METHODS
 from mta_cli.pipeline.evaluation.banks import FoldBanks, bank_presets, build_fold_banks, cost_of_banks
 from mta_cli.pipeline.evaluation.context import EvalContext, embed_shot_profiles, refresh_anchor_profiles
 from mta_cli.pipeline.evaluation.design import (
@@ -86,7 +86,7 @@ def tune_evaluation(
 
     `JobResult.result`: {evaluation, task, tuned: [{method, fold, settings, gold_loglik, trials}]}.
     """
-    asked, (named, request) = request, _resolve_methods(request)
+    asked, (named, request) = request, _resolve_methods(replace(request, options=replace(request.options, others=0)))
     methods = [method for method in named if method.grid]
     if not methods:
         controls = any(method.control_of for method in named)
@@ -111,11 +111,13 @@ def tune_evaluation(
 
 def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
     """The methods, and the request with the reference and the settings under the names that `--memory` gives them."""
-    from mta_cli.engine.methods.catalog import find_method, find_methods, original
+    from mta_cli.engine.methods.catalog import find_method, find_methods, ladder_methods, original
 
     options = request.options
     memory = options.memory if request.task.labels else None  # texts have no label memory
-    methods = find_methods([name.strip() for name in options.methods.split(",") if name.strip()], memory)
+    ladder = ladder_methods(bool(request.task.labels), memory)
+    named = [name.strip() for name in options.methods.split(",") if name.strip()]
+    methods = find_methods([one for name in named for one in (ladder if name == LADDER_METHODS else [name])], memory)
     names = {method.name for method in methods}
     given: dict[str, dict[str, Any]] = {}
     for name in sorted(request.method_settings, key=lambda name: "+" in name):  # a name with its memory stands above
@@ -180,7 +182,7 @@ def _plan(
     return (
         *lines,
         *cost_of_banks(reg, request, design, bank_presets(methods)),
-        cost_of_answers(reg, request, design, runs),
+        *cost_of_answers(reg, request, design, runs),
     )
 
 

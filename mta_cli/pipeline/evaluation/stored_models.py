@@ -17,7 +17,7 @@ from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, answer_queries, gold_log_likelihoods
 from mta_cli.pipeline.evaluation.design import scored_queries, unscored_note
 from mta_cli.pipeline.evaluation.others import choose_others
-from mta_cli.pipeline.evaluation.result_document import MAIN_METRICS, paired_differences, whose_entries
+from mta_cli.pipeline.evaluation.result_document import MAIN_METRICS, paired_differences, whose_entries, whose_sums
 from mta_cli.pipeline.memory.bank_memory import MAX_RECENT_ANSWERS, BankMemory
 from mta_cli.pipeline.user_weights import load_fusion_and_stack, load_task_adapter
 from store.records import Query, User
@@ -281,24 +281,31 @@ class _Measuring:
     def answers_without_model(self) -> list[Prediction]:
         """The same queries answered with each user's most frequent label, median score or nearest own text.
 
-        The likelihood of a label is that of the user's own label rates; a text has none.
+        The likelihood of a label is that of the user's own label rates; a text has none, and naive Bayes says whose
+        it is.
         """
         from mta_cli.engine.evaluation.calibration import gold_loglik
         from mta_cli.engine.evaluation.ladder import NO_MODEL
+        from mta_cli.engine.evaluation.naive_bayes import attribute_texts
+        from mta_cli.engine.evaluation.whose import pack_logliks
         from mta_cli.engine.methods.baselines.majority import simplest_answerer
 
         rates, labels = self._bank_memory.without_neighbours, self._task.labels
         uniform = (1 / max(1, len(labels)),) * len(labels)  # no bank of these labels knows their rates
-        rows = []
+        rows, written = [], dict[int, list[str]]()
         for user in self._users:
             own = self._reg.items.recent_items(user.id, self._task.name, MAX_RECENT_ANSWERS)
             inputs, outputs = [item.input for item in own], [item.output for item in own]
+            written[user.id] = outputs
             answer = simplest_answerer(self._task, lambda time: rates.rates_until(time) or uniform, inputs, outputs)
             for query in self._queries[user.id]:
                 text, scores = answer(query.input, query.time)
                 loglik = gold_loglik(scores, self._task.labels, query.gold) if self._task.labels else None
                 rows.append(Prediction(user.id, query.id, NO_MODEL, "", text, query.gold, loglik, 0, 0.0))
-        return rows
+        if self._task.labels or not any(one.is_personal for one in self._steps):
+            return rows
+        found = attribute_texts(written, [(one.user_id, one.gold, self._others[one.user_id]) for one in rows])
+        return [replace(one, whose=pack_logliks(own[0], own[1:])) for one, own in zip(rows, found, strict=True)]
 
     def example_answers(self, answers: list[Prediction], unit: str) -> list[dict[str, Any]]:
         """What each step answers to the questions that `EXAMPLE_RULES` choose; texts are generated for it."""
@@ -382,7 +389,7 @@ def _summarise(
         "metric": metric,
         "methods": {name: statistics.bootstrap_metrics(own, seed=seed) for name, own in shown.items()},
         "differences": paired_differences(shown, top, seed),
-        "ladder": {**ladder, "whose": whose_entries(by_step, seed)},
+        "ladder": {**ladder, "whose": whose_entries({name: whose_sums(own) for name, own in by_step.items()}, seed)},
     }
 
 

@@ -12,7 +12,7 @@ from mta_cli.pipeline.report.wording import NO_VALUE, format_interval, format_nu
 Ladder = Mapping[str, Any]
 
 PERSONAL_STEPS = ("fused", "adapted")
-TABLE_COLUMNS = ("step", "log-lik.", "adds to the step below [95 %]", "p", "verdict")
+TABLE_COLUMNS = ("step", "nats", "adds to the step below [95 %]", "p", "verdict")
 UNIT_WORDS = {"users": "user", "questions": "question"}
 
 
@@ -45,8 +45,8 @@ def _told(ladder: Ladder, from_below: Mapping[str, Mapping[str, Any]], step: str
 
 
 def p_text(row: Mapping[str, Any]) -> str:
-    """The p-value after Holm's correction, where there is one."""
-    return format_p_value(row.get("p_holm", row.get("p")))
+    """The p-value after Holm's correction, where there is one; short, so that a table fits 80 columns."""
+    return format_p_value(row.get("p_holm", row.get("p"))).replace("< 0.001", "<.001")
 
 
 def difference_text(row: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 Document = Mapping[str, Any]
-Verdict = Literal["better", "worse", "not told apart"]
+Verdict = Literal["better", "worse", "not shown"]
 
 LOGLIK_METRIC = "gold_loglik"
 SIGNIFICANCE_LEVEL = 0.05
@@ -194,14 +194,14 @@ def difference_verdict(difference: Mapping[str, Any]) -> Verdict:
         finite_or_none(difference.get("p")),
     )
     if low is None or high is None or low <= 0 <= high or (p is not None and p >= SIGNIFICANCE_LEVEL):
-        return "not told apart"
+        return "not shown"
     return "better" if signed_score(low, difference["metric"]) > 0 else "worse"
 
 
 def is_exploratory(difference: Mapping[str, Any]) -> bool:
-    """Whether a difference is told apart alone, but not among all methods that it was compared with (`p_holm`)."""
+    """Whether p is below .05 before Holm's correction over all methods but not after (`p_holm`)."""
     adjusted = finite_or_none(difference.get("p_holm"))
-    alone = difference_verdict(difference) != "not told apart"
+    alone = difference_verdict(difference) != "not shown"
     return alone and adjusted is not None and adjusted >= SIGNIFICANCE_LEVEL
 
 

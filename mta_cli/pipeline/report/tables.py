@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mta_cli.options import MEMORIES
-from mta_cli.pipeline.report import wording
+from mta_cli.pipeline.report import ladder_text, wording
 from mta_cli.pipeline.report.results import (
     LOGLIK_METRIC,
     Document,
@@ -68,6 +68,19 @@ COST_COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
 def has_cost(document: Document, what: str) -> bool:
     """Whether the cost is known for any method; see `results.method_cost`."""
     return any(method_cost(document, method, what) is not None for method in document["methods"])
+
+
+def ladder_table(document: Document) -> Table | None:
+    """The steps of the ladder from the bottom, with what each adds; None in documents that compare none."""
+    ladder = document.get("ladder")
+    if ladder is None:
+        return None
+    columns = ladder_text.table_columns(ladder)
+    rows = [
+        (*map(Cell, cells[:-1]), Cell(cells[-1], strong=cells[-1] == "worth it", verdict=cells[-1]))
+        for cells in ladder_text.table_rows(ladder)
+    ]
+    return Table(columns, rows, len(columns) - 2, title="The ladder: what each step adds to the one below it")
 
 
 def methods_table(document: Document) -> Table:
@@ -134,7 +147,7 @@ def _memory_difference_table(document: Document, metric: str, found: Mapping[str
     rows = [(Cell(stem), *(_difference_cell(own.get(memory)) for memory in memories)) for stem, own in found.items()]
     columns = ("other method", *(f"memory {memory}" for memory in memories))
     reference = document["reference"]
-    what = f"{reference} minus the other with the same label memory (bold: told apart after Holm's method)"
+    what = f"{reference} minus the other with the same label memory (bold: p < .05 after Holm's correction)"
     title = f"Paired differences in {metric_title(metric)}: {what}"
     return Table(columns, rows, len(memories), title=title, collapsed=metric != document["metric"])
 
@@ -143,7 +156,7 @@ def _difference_cell(row: Mapping[str, Any] | None) -> Cell:
     if row is None:
         return Cell(wording.NO_VALUE)
     verdict = difference_verdict(row)
-    remains = verdict != "not told apart" and not is_exploratory(row)
+    remains = verdict != "not shown" and not is_exploratory(row)
     return Cell(wording.describe_compact_difference(row), strong=remains, verdict=verdict)
 
 
@@ -248,7 +261,9 @@ def _seed_differences_to(reference: str, group: Sequence[Document], by_seed: Seq
         values = [value for row in own if row and (value := finite_or_none(row["value"])) is not None]
         mean = sum(values) / len(values) if len(values) == len(group) else None
         rows.append((Cell(other), *map(_seed_difference, own), Cell(wording.format_number(mean, signed=True))))
-    title = f"Paired differences in {metric_title(group[0]['metric'])}: {reference} minus the other"
+    marked = any(row and is_exploratory(row) for by_method in found for row in by_method.values())
+    note = f" ({wording.EXPLORATORY_NOTE})" * marked
+    title = f"Paired differences in {metric_title(group[0]['metric'])}: {reference} minus the other{note}"
     return _seed_table("other method", title, group, rows)
 
 

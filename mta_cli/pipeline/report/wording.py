@@ -16,6 +16,9 @@ from mta_cli.pipeline.report.results import (
 )
 
 NO_VALUE = "–"
+EXPLORATORY = "p < .05 before Holm's correction but not after"
+EXPLORATORY_NOTE = f"* {EXPLORATORY}"
+MORE_EVIDENCE = "More: a larger --shots, more users or more items."
 UNITS = ("B", "kB", "MB", "GB", "TB")
 COUNTED_KEYS = {
     "users": ("user",),
@@ -101,16 +104,16 @@ def describe_compact_difference(difference: Mapping[str, Any]) -> str:
 
 
 def describe_verdict(difference: Mapping[str, Any]) -> str:
-    """The verdict on a difference in a table's cell."""
-    return difference_verdict(difference) + " (exploratory)" * is_exploratory(difference)
+    """The verdict on a difference in a table's cell; see `EXPLORATORY_NOTE`."""
+    return difference_verdict(difference) + "*" * is_exploratory(difference)
 
 
 def describe_difference(difference: Mapping[str, Any]) -> str:
     """One difference as a sentence."""
     said = difference_verdict(difference)
-    if said == "not told apart":
-        return f"{said} at 95 %"
-    return f"{said} than {difference['b']}{', exploratory' * is_exploratory(difference)}"
+    if said == "not shown":
+        return said
+    return f"{said} than {difference['b']}{f', {EXPLORATORY}' * is_exploratory(difference)}"
 
 
 def join_words(names: Iterable[object]) -> str:

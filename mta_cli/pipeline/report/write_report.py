@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 
 from mta_cli.errors import BadInput
 from mta_cli.formatting import pluralise
-from mta_cli.pipeline.report import charts, tables, wording
+from mta_cli.pipeline.report import charts, ladder_text, tables, wording
 from mta_cli.pipeline.report.charts import Chart
 from mta_cli.pipeline.report.files import write_whole_file
 from mta_cli.pipeline.report.results import (
@@ -147,6 +147,10 @@ class Report:
         return {
             "design": wording.describe_design(document),
             "power": wording.describe_power(document),
+            "ladder": tables.ladder_table(document),
+            "verdicts": ladder_text.verdict_lines(document["ladder"], wording.MORE_EVIDENCE)
+            if document.get("ladder")
+            else [],
             "by_memory": tables.memory_tables(document),
             "methods": tables.methods_table(document),
             "interval_chart": interval_chart,

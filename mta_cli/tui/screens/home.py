@@ -256,7 +256,7 @@ def _next_entries(stage: str, user: str | None) -> Sequence[Entry]:
         "ready": (
             (f"Chat with {user}", "their own model answers", Target("chat", user=user)),
             (f"Compare {user}'s models", "base, common, fused and adapted side by side", Target("compare", user=user)),
-            ("Evaluate methods", "which differences can be told apart", Target(form="eval run")),
+            ("Evaluate methods", "which step of the ladder is worth it", Target(form="eval run")),
         ),
     }
     return [Entry(title, partial(action_line, title, about), target) for title, about, target in offers[stage]]

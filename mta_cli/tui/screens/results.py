@@ -1,4 +1,4 @@
-"""Results: what evaluations found. Methods, label memories, paired differences, quality against bytes, numbers, tasks.
+"""Results: what evaluations found. The ladder, methods, label memories, differences, quality against bytes, tasks.
 
 Draws stored result documents, read as `pipeline.report` reads them. Measures nothing: that is a job.
 """
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import HorizontalScroll, Vertical, VerticalScroll
 from textual.widgets import DataTable, Static, TabbedContent, TabPane
 
-from mta_cli.pipeline.report import wording
+from mta_cli.line_table import LineTable
+from mta_cli.pipeline.report import ladder_text, wording
 from mta_cli.pipeline.report.results import (
     LOGLIK_METRIC,
     LOWER_IS_BETTER,
@@ -25,6 +26,7 @@ from mta_cli.pipeline.report.results import (
     differences,
     differences_by_reference,
     finite_or_none,
+    is_exploratory,
     method_cost,
     method_score,
     metric_name,
@@ -35,8 +37,9 @@ from mta_cli.pipeline.report.results import (
 )
 from mta_cli.pipeline.report.tables import memory_table
 from mta_cli.pipeline.runs import evaluation_status
+from mta_cli.printable import clean_line
 from mta_cli.tui.screens.base import BaseScreen
-from mta_cli.tui.text import line_text
+from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets.charts.intervals import IntervalPlot, IntervalRow, Tone
 from mta_cli.tui.widgets.charts.size_plot import SizePlot, SizePoint
 
@@ -44,8 +47,9 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 COLUMNS = ("no.", "task", "best", "", "bytes", "shots", "methods", "made")
-VERDICT_TONES: dict[Verdict, Tone] = {"better": "good", "worse": "bad", "not told apart": "plain"}
+VERDICT_TONES: dict[Verdict, Tone] = {"better": "good", "worse": "bad", "not shown": "plain"}
 TABS = {
+    "ladder": "Ladder",
     "methods": "Methods",
     "memory": "Memory",
     "differences": "Differences",
@@ -53,15 +57,16 @@ TABS = {
     "numbers": "Numbers",
     "tasks": "Tasks",
 }
-TAB_KEYS = "iyvbnt"
+TAB_KEYS = "liyvbnt"
 NO_EVALUATIONS_HELP = """There are no evaluations yet.
 
-An evaluation answers every held-out query with several methods and says which differences can be told apart.
+An evaluation answers every held-out query at each step of the ladder and says which step is worth it.
 
 Press e to start one, or type
   mta eval run --task TASK
 in a shell. `mta demo` ends with a small one."""
 ONE_MEMORY_NOTE = "No method was measured with more than one label memory; `mta eval run --memory all` does that."
+NO_LADDER_NOTE = "No two steps of the ladder were measured here; `mta eval run` with its usual methods does that."
 UNFINISHED_NOTE = "This evaluation has no result yet. Jobs resumes a stopped one; `mta eval run` goes on after tuning."
 
 ResultDocument = Mapping[str, Any]
@@ -86,6 +91,7 @@ class ResultsScreen(BaseScreen):
     SCREEN_NAME = "results"
     CSS_PATH = "results.tcss"
     HELP = (
+        "Ladder: what each step adds to the one below, by the likelihood of the users' own answers, all else equal.\n"
         "A bar is a 95 % interval over users, its dot the value; the dotted line is the reference method. "
         "Differences are paired: both methods answered the same queries. A method is better or worse only where that "
         "interval leaves out 0 and the permutation test agrees.\n"
@@ -104,7 +110,7 @@ class ResultsScreen(BaseScreen):
             "View",
             id="results.next",
             key_display="]",
-            tooltip="Show the next view: methods, memory, differences, bytes, numbers, tasks",
+            tooltip="Show the next view: ladder, methods, memory, differences, bytes, numbers, tasks",
         ),
         Binding(
             "left_square_bracket",
@@ -132,6 +138,10 @@ class ResultsScreen(BaseScreen):
             yield table
             yield Static(line_text(""), id="design")
             with TabbedContent(id="views"):
+                with TabPane(TABS["ladder"], id="ladder"), VerticalScroll():
+                    with HorizontalScroll(id="steps"):
+                        yield Static(line_text(""), id="step-table")
+                    yield Static(line_text(""), id="verdicts")
                 with TabPane(TABS["methods"], id="methods"), VerticalScroll():
                     yield IntervalPlot(id="bars")
                 with TabPane(TABS["memory"], id="memory"):
@@ -222,6 +232,9 @@ class ResultsScreen(BaseScreen):
         words = line_text(f"{metric_title(metric)}. {wording.describe_design(document)}")
         words.highlight_regex(r"^[^.]*\.", "bold")
         self.query_one("#design", Static).update(words)
+        steps, verdicts = _ladder_texts(document)
+        self.query_one("#step-table", Static).update(steps)
+        self.query_one("#verdicts", Static).update(verdicts)
         self.query_one("#bars", IntervalPlot).show_intervals(*_method_intervals(document, metric))
         self.query_one("#against", IntervalPlot).show_intervals(_difference_intervals(document, metric), 0.0)
         self.query_one("#power", Static).update(_power(document, metric))
@@ -320,6 +333,20 @@ def _evaluation_row_cells(entry: _EvaluationRow) -> list[Text]:
     return [number, line_text(entry.task), *found, *(line_text(value) for value in rest)]
 
 
+def _ladder_texts(document: ResultDocument) -> tuple[Text, Text]:
+    """The table of the ladder's steps in aligned lines, and its verdicts: texts, so that they can be selected."""
+    ladder = document.get("ladder")
+    if ladder is None:
+        return Text(""), Text(NO_LADDER_NOTE)
+    columns, rows = ladder_text.table_columns(ladder), ladder_text.table_rows(ladder)
+    table = LineTable(columns, range(1, len(columns) - 3))
+    table.fit(rows)
+    lines = [*table.header(), *(line.rstrip("\n") for line in table.lines(rows))]
+    steps = block_text("\n".join(map(clean_line, lines)))
+    steps.no_wrap = True
+    return steps, block_text("\n".join(map(clean_line, ladder_text.verdict_lines(ladder, wording.MORE_EVIDENCE))))
+
+
 def _method_intervals(document: ResultDocument, metric: str) -> tuple[list[IntervalRow], float | None]:
     """The methods from the best to the worst by a metric, and where the reference stands."""
     reference = document["reference"]
@@ -344,7 +371,7 @@ def _difference_intervals(document: ResultDocument, metric: str) -> list[Interva
 
 
 def _power(document: ResultDocument, metric: str) -> Text:
-    """What the bars say, and what could have been told apart."""
+    """What the bars say, and which difference could have been shown."""
     if not differences(document, metric):
         return line_text("No differences were computed in this metric.")
     unit = " in nats" if metric == LOGLIK_METRIC else ""
@@ -352,7 +379,8 @@ def _power(document: ResultDocument, metric: str) -> Text:
     lead = f"{reference} minus each method{unit}, and how {reference} does. "
     if len(variants := differences_by_reference(document, metric)) > 1:
         lead = f"{' or '.join(variants)} minus each method{unit}, and how the first does. "
-    words = line_text(lead + wording.describe_power(document))
+    marked = any(is_exploratory(row) for row in differences(document, metric))
+    words = line_text(f"{lead}{wording.EXPLORATORY_NOTE + '. ' if marked else ''}{wording.describe_power(document)}")
     words.no_wrap = False
     return words
 

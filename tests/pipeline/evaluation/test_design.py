@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.evaluation.folds import UserFold
+from mta_cli.engine.evaluation.ladder import STEP_NAMES
 from mta_cli.engine.methods.catalog import PRESETS_BY_NAME
 from mta_cli.errors import BadInput, UsageError
 from mta_cli.options import PromptOptions
@@ -223,8 +224,12 @@ def test_settings_in_other_words_are_refused(text: str) -> None:
 
 def test_every_method_is_listed_with_its_settings() -> None:
     rows = {row["method"]: row for row in method_rows()}
-    assert list(rows) == list(PRESETS_BY_NAME)
-    assert all(row["about"] == PRESETS_BY_NAME[name].about for name, row in rows.items())
+    assert list(rows) == [*PRESETS_BY_NAME, "pooled-rag+neighbours", "permuted-mta"]
+    assert all(rows[name]["about"] == one.about for name, one in PRESETS_BY_NAME.items())
+    steps = {name: row["step"] for name, row in rows.items() if row["ladder"]}
+    assert list(steps.values()) == sorted(STEP_NAMES, key=[*steps.values()].index), "each step once"
+    assert steps["pooled-rag+neighbours"] == "common+memory" and steps["permuted-mta"] == "another's"
+    assert rows["oppu"]["step"] is None and not rows["oppu"]["ladder"]
     assert rows["stack"]["settings"] == PRESETS_BY_NAME["stack"].settings_for(True)
 
 

@@ -29,7 +29,9 @@ def reg(trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Regi
     """Beside the trial's evaluation, number 1: seeds 1 and 2 (numbers 2 and 3), and seed 3 with two shots (4)."""
     root = shutil.copytree(trial.reg.root, tmp_path_factory.mktemp("files") / "store")
     with Registry.open(root) as registry:
-        for request in (seeded(trial.request, 1), seeded(trial.request, 2), seeded(trial.request, 3, shots=2)):
+        personal = "majority,pooled-rag,pooled-rag+habit,mta-recipe"
+        first, second = (seeded(trial.request, seed, methods=personal) for seed in (1, 2))
+        for request in (first, second, seeded(trial.request, 3, shots=2)):
             finish(run_evaluation(registry, request))
         yield registry
 
@@ -87,6 +89,21 @@ def test_files_and_stored_evaluations_count_together(reg: Registry, written: Pat
     assert "seeds 1 and 2" in paths[0].read_text()
 
 
+def test_whose_an_answer_is_adds_up_over_seeds_and_files(reg: Registry, written: Path) -> None:
+    stored = [evaluation_document(load_evaluations([number], reg))["ladder"]["whose"] for number in (2, 3)]
+    (told,) = evaluation_document(load_evaluations([str(written)], None))["ladder"]["whose"]
+    assert [one["step"] for one in stored[0]] == [told["step"]] == ["fused"]
+    exact = ("first", "questions", "chance", "share", "ahead", "users", "p", "difference")
+    assert [told[key] for key in exact] == pytest.approx([stored[0][0][key] for key in exact])
+    (both,) = evaluation_document(load_evaluations([str(written), "3"], reg))["ladder"]["whose"]
+    for key in ("first", "questions", "chance"):
+        assert both[key] == pytest.approx(stored[0][0][key] + stored[1][0][key])
+    assert both["users"] == 12
+    earlier = edited(written, lambda document: document.pop("whose"))
+    assert evaluation_document(load_evaluations([earlier], None))["ladder"]["whose"] == []
+    assert evaluation_document(load_evaluations([earlier, "3"], reg))["ladder"]["whose"] == [], "one seed does not say"
+
+
 def test_files_stand_for_themselves(written: Path, reg: Registry) -> None:
     assert not needs_store([str(written)]) and needs_store([str(written), "2"]) and needs_store([2])
     assert evaluation_document(load_evaluations([str(written)], None)) == evaluation_document(
@@ -97,7 +114,7 @@ def test_files_stand_for_themselves(written: Path, reg: Registry) -> None:
 def test_nobody_and_nothing_that_was_said_is_in_a_file(reg: Registry, written: Path) -> None:
     said = written.read_text()
     names = [user.name for user, _ in reg.users.users_with_items("lamp-2")]
-    assert len(names) == 12 and not [name for name in names if name in said]
+    assert len(names) == 12 and not [name for name in names if re.search(rf"\b{name}\b", said)]
     assert "film" not in said and "another" not in said and len(json.loads(said)["people"]) == 12
 
 
@@ -178,6 +195,16 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
     "a fold without temperatures": lambda d: d["result"]["calibration"].update({"pooled-rag": [[], []]}),
     "costs that are a list": lambda d: d["result"]["costs"].update(majority=[1]),
     "no weighing": lambda d: d["weighed"].pop("majority"),
+    "whose of a method that is not there": lambda d: d["whose"].update(mtb=d["whose"]["mta-recipe"]),
+    "whose of fewer people": lambda d: d["whose"]["mta-recipe"].pop(),
+    "whose of nobody": lambda d: d["whose"].update({"mta-recipe": [[0, 0, 0, 0] for _ in d["people"]]}),
+    "whose of more questions": lambda d: d["whose"]["mta-recipe"][0].__setitem__(0, 3),
+    "half a question": lambda d: d["whose"]["mta-recipe"][0].__setitem__(0, 1.5),
+    "first more often than asked": lambda d: d["whose"]["mta-recipe"][0].__setitem__(1, 2.1),
+    "less chance than any": lambda d: d["whose"]["mta-recipe"][0].__setitem__(2, 0.1),
+    "more chance than one of two": lambda d: d["whose"]["mta-recipe"][0].__setitem__(2, 1.1),
+    "a difference that is none": lambda d: d["whose"]["mta-recipe"][0].__setitem__(3, float("nan")),
+    "whose that is a list": lambda d: d.update(whose=[1]),
 }
 
 

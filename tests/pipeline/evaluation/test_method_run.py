@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import struct
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 
+from mta_cli.engine.evaluation.calibration import gold_loglik
+from mta_cli.engine.evaluation.whose import unpack_logliks
 from mta_cli.engine.methods.catalog import find_method
 from mta_cli.engine.methods.method import Method, UserModel
 from mta_cli.engine.methods.personalize import build_models
@@ -76,17 +80,19 @@ def test_a_prior_is_added_to_the_scores_of_the_labels(trial: Trial) -> None:
 def test_groups_are_filled_one_after_another_and_stay_the_same(
     field: EvalContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cells, "MAX_USERS_PER_GROUP", 4)
+    monkeypatch.setattr("mta_cli.pipeline.evaluation.design.MAX_USERS_PER_GROUP", 4)
     number, own = begun(field.reg, field.request), column("pooled-rag")
-    users = field.design.answering_users(0)
-    assert unanswered_groups(field, number, own) == [users[:4], users[4:]] and len(users) == 6
+    first, second = (tuple(group) for group in field.design.groups[0])
+    assert sorted((*first, *second)) == sorted(field.design.answering_users(0)) and len(first) == len(second) == 3
+    assert make_design(field.reg, field.request).groups == field.design.groups
+    assert unanswered_groups(field, number, own) == [first, second]
     job = run_method(field, number, own, 10)
     step = next(job)
-    assert isinstance(step, JobProgress) and (step.label, step.done) == ("fold 1, pooled-rag", 14)
+    assert isinstance(step, JobProgress) and (step.label, step.done) == ("fold 1, pooled-rag", 13)
     job.close()
-    assert set(field.reg.evaluations.predictions.finished_cells(number, 0, "pooled-rag", {})) == set(users[:4])
-    assert unanswered_groups(field, number, own) == [users[4:]]
-    seen = list(run_method(field, number, own, 14))
+    assert set(field.reg.evaluations.predictions.finished_cells(number, 0, "pooled-rag", {})) == set(first)
+    assert unanswered_groups(field, number, own) == [second]
+    seen = list(run_method(field, number, own, 13))
     assert [event.done for event in seen if isinstance(event, JobProgress)] == [16]
     assert unanswered_groups(field, number, own) == [] and list(run_method(field, number, own, 16)) == []
     assert len(field.reg.evaluations.predictions.load_predictions(number)) == 12
@@ -144,7 +150,7 @@ def test_what_was_made_for_each_person_is_theirs(field: EvalContext) -> None:
 def test_the_first_group_alone_is_made_as_if_nothing_had_been_computed(
     field: EvalContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cells, "MAX_USERS_PER_GROUP", 4)
+    monkeypatch.setattr("mta_cli.pipeline.evaluation.design.MAX_USERS_PER_GROUP", 4)
     plain = field.base.llama_decoder
     assert plain is not None
     number, found = begun(field.reg, field.request), list[int]()
@@ -158,7 +164,7 @@ def test_the_first_group_alone_is_made_as_if_nothing_had_been_computed(
     assert kept > 0
     list(run_method(field, number, MethodRun(0, Method("again", "for a test", memory=None, build=make), {}), 0))
     assert found[0] == 0 and found[1] >= kept and len(plain.activation_cache) >= kept
-    assert cells.timed_group(field.design) == field.design.answering_users(0)[:4]
+    assert cells.timed_group(field.design) == tuple(field.design.groups[0][0])
 
 
 def test_trainings_that_fail_are_told(field: EvalContext) -> None:
@@ -181,3 +187,50 @@ def test_an_answer_is_stored_as_decided_with_the_prior(field: EvalContext) -> No
 
     list(run_method(field, number, MethodRun(0, Method("sure", "for a test", memory=None, build=make), {}), 0))
     assert {p.answer for p in field.reg.evaluations.predictions.load_predictions(number)} == {labels[7]}
+
+
+def test_an_answer_of_a_personal_step_is_asked_of_the_models_of_the_other_users(trial: Trial) -> None:
+    for method in ("mta", "mta-recipe"):
+        for fold in (0, 1):
+            (group,) = trial.plan.groups[fold]
+            for p in of(trial, method, fold):
+                assert p.whose is not None
+                own, *others = unpack_logliks(p.whose)
+                assert own == pytest.approx(gold_loglik(scores(p), TASK.labels, p.gold), abs=1e-4)
+                assert len(others) == len(group) - 1 and all(math.isfinite(value) for value in others)
+    recipes = {p.query_id: unpack_logliks(p.whose or b"") for p in of(trial, "mta-recipe")}
+    assert any(len(set(values)) > 1 for values in recipes.values())
+    assert all(p.whose is None for name in ("pooled-rag", "permuted-recipes", "majority") for p in of(trial, name))
+    entries = trial.result["ladder"]["whose"]
+    assert [one["step"] for one in entries] == ["fused", "adapted"]
+    assert all((one["questions"], one["users"]) == (24, 12) and one["chance"] == pytest.approx(4) for one in entries)
+    kept = [unpack_logliks(p.whose or b"") for fold in (0, 1) for p in of(trial, "mta", fold)]
+    alone, level = (sum(own > max(others) + by for own, *others in kept) for by in (2e-6, -2e-6))
+    assert alone <= entries[1]["first"] <= level and alone < level, "ties count in part"
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_so_many_others_are_asked_and_the_nearest_in_topic(field: EvalContext, count: int) -> None:
+    field.request = replace(field.request, options=replace(field.request.options, others=count))
+    number, own = begun(field.reg, field.request), column("mta-recipe")
+    cost = {line.name: line.value for line in cells.cost_of_answers(field.reg, field.request, field.design, [own])}
+    assert cost.get("whose is it") == (f"{12 * 3} scorings of golds under other users' models" if count else None)
+    list(run_method(field, number, own, 0))
+    rows = field.reg.evaluations.predictions.load_predictions(number)
+    asked = [unpack_logliks(p.whose) for p in rows if p.whose is not None]
+    assert len(rows) == 12 and [len(one) for one in asked] == [1 + count] * (12 if count else 0)
+    for group in field.design.groups[0]:
+        for user, others in group.items():
+            films = {one: field.design.shots[one][0].input.rpartition(" ")[2] for one in group}
+            alike = [other for other in others if films[other] == films[user]]
+            assert list(others[: len(alike)]) == alike and user not in others
+
+
+def test_a_memory_that_is_only_added_says_nothing_of_whose_an_answer_is(field: EvalContext) -> None:
+    number = begun(field.reg, field.request)
+    for name in ("mta-recipe+off", "mta-recipe+habit"):
+        method = find_method(name)
+        settings = {**method.settings_for(True), **method.version_settings}
+        list(run_method(field, number, MethodRun(0, method, settings), 0))
+    rows = field.reg.evaluations.predictions.load_predictions(number)
+    assert {p.method: p.whose is None for p in rows} == {"mta-recipe+off": False, "mta-recipe+habit": True}

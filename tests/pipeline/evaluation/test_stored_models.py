@@ -241,6 +241,9 @@ def test_texts_are_scored_and_the_shown_ones_generated(peopled: Registry) -> Non
     result = evaluated(peopled, users, free)
     assert result["metric"] == "gold_loglik" and "common+memory" not in result["methods"]
     assert result["ladder"]["steps"][0] == {"step": "no-model", "gold_loglik": None, "metric": None}
+    *models, style = result["ladder"]["whose"]
+    assert [one["step"] for one in models] == ["fused", "adapted"] and style["step"] == "naive-bayes"
+    assert (style["first"], style["questions"]) == (4, 4), "each has a tag of their own"
     shown = {one["question"]: one for one in result["examples"]}
     predictions = peopled.evaluations.predictions.load_predictions(result["evaluation"])
     assert len(predictions) == 4 * 7

@@ -44,20 +44,20 @@ def test_those_that_share_the_best_value_are_all_the_best() -> None:
     [
         ("accuracy", 0.01, 0.2, "better"),
         ("accuracy", -0.2, -0.01, "worse"),
-        ("accuracy", -0.1, 0.1, "not told apart"),
-        ("accuracy", 0.0, 0.1, "not told apart"),
+        ("accuracy", -0.1, 0.1, "not shown"),
+        ("accuracy", 0.0, 0.1, "not shown"),
         ("mae", 0.01, 0.2, "worse"),
         ("mae", -0.2, -0.01, "better"),
         ("rmse", -0.2, -0.1, "better"),
         ("gold_loglik", -0.2, -0.1, "worse"),
-        ("accuracy", None, 0.1, "not told apart"),
-        ("accuracy", math.nan, 0.1, "not told apart"),
+        ("accuracy", None, 0.1, "not shown"),
+        ("accuracy", math.nan, 0.1, "not shown"),
     ],
 )
 def test_a_difference_is_told_where_its_interval_excludes_zero(metric: str, low: Any, high: Any, said: str) -> None:
     assert results.difference_verdict({"metric": metric, "low": low, "high": high}) == said
     assert results.difference_verdict({"metric": metric, "low": low, "high": high, "p": 0.049}) == said
-    assert results.difference_verdict({"metric": metric, "low": low, "high": high, "p": 0.051}) == "not told apart"
+    assert results.difference_verdict({"metric": metric, "low": low, "high": high, "p": 0.051}) == "not shown"
 
 
 def test_differences_come_in_the_order_of_the_methods() -> None:

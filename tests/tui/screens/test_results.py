@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from textual.widgets import DataTable, TabbedContent
+from textual.widgets import DataTable, Static, TabbedContent
 
-from mta_cli.pipeline.report import wording
+from mta_cli.pipeline.report import ladder_text, wording
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
 from mta_cli.tui.screens.results import ResultsScreen
 from store.registry import Registry
-from tests.pipeline.documents import FEW, HOSTILE, MANY, document, hostile
+from tests.pipeline.documents import FEW, HOSTILE, MANY, document, hostile, with_ladder
 from tests.tui.driving import open_app, run, screen_text, settled, until
 
 
@@ -56,10 +56,30 @@ def test_an_empty_store_says_what_to_type(empty_store: Path) -> None:
     run(drive())
 
 
+def test_the_ladder_is_the_first_view_with_the_figures_of_the_document(empty_store: Path) -> None:
+    made, bare = with_ladder(), document()
+
+    async def drive() -> None:
+        async with open_app(store(empty_store, bare, made), (120, 50)) as (app, pilot):
+            assert app.screen.query_one(TabbedContent).active == "ladder"
+            assert rows(app, *ladder_text.table_columns(made["ladder"]))
+            for cells in ladder_text.table_rows(made["ladder"]):
+                assert rows(app, *cells)
+            verdicts = app.screen.query_one("#verdicts", Static)
+            assert str(verdicts.content) == "\n".join(ladder_text.verdict_lines(made["ladder"], wording.MORE_EVIDENCE))
+            assert verdicts.ALLOW_SELECT and app.screen.query_one("#step-table").ALLOW_SELECT
+            await press(app, pilot, "down")
+            assert rows(app, "No two steps of the ladder were measured here")
+            assert not rows(app, "common+memory")
+
+    run(drive())
+
+
 @pytest.mark.parametrize("size", [(80, 24), (200, 50)])
 def test_methods_have_bars_from_the_best_to_the_worst(empty_store: Path, size: tuple[int, int]) -> None:
     async def drive() -> None:
-        async with open_app(store(empty_store, document()), size) as (app, _):
+        async with open_app(store(empty_store, document()), size) as (app, pilot):
+            await press(app, pilot, "i")
             bars = rows(app, "├", "┤")
             assert [row.split()[0] for row in bars] == ["oppu", "mta", "stack", "base"]
             assert bars[0].rstrip(" ▁▂▃▄▅▆▇█").endswith("0.520 [0.470, 0.570]")
@@ -88,7 +108,7 @@ def test_differences_have_verdicts_in_words(empty_store: Path) -> None:
         async with open_app(store(empty_store, document())) as (app, pilot):
             await press(app, pilot, "v")
             assert rows(app, "base", "+0.300", "better")
-            assert rows(app, "stack", "+0.030", "not told apart")
+            assert rows(app, "stack", "+0.030", "not shown")
             assert rows(app, "mta minus each method")
             await press(app, pilot, "m", "m")
             assert rows(app, "gold log-likelihood (nats)")
@@ -172,10 +192,10 @@ def test_brackets_turn_the_views(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(store(empty_store, document())) as (app, pilot):
             views, seen = app.screen.query_one(TabbedContent), []
-            for _ in range(6):
+            for _ in range(7):
                 await press(app, pilot, "right_square_bracket")
                 seen.append(views.active)
-            assert seen == ["memory", "differences", "size", "numbers", "tasks", "methods"]
+            assert seen == ["methods", "memory", "differences", "size", "numbers", "tasks", "ladder"]
             await press(app, pilot, "left_square_bracket")
             assert views.active == "tasks"
 
@@ -187,6 +207,7 @@ def test_another_evaluation_is_shown_when_the_cursor_is_on_it(empty_store: Path)
 
     async def drive() -> None:
         async with open_app(store(empty_store, *made)) as (app, pilot):
+            await press(app, pilot, "i")
             assert rows(app, "newer", "├") and not rows(app, "older", "├")
             app.screen.query_one("#evaluations", DataTable).focus()
             await press(app, pilot, "down")
@@ -238,6 +259,7 @@ def test_a_finished_one_is_shown_before_those_that_run(empty_store: Path) -> Non
 
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
+            await press(app, pilot, "i")
             assert rows(app, "oppu", "├")
             app.screen.query_one("#evaluations", DataTable).focus()
             await press(app, pilot, "up")
@@ -257,7 +279,7 @@ def test_what_a_document_lacks_is_a_dash(empty_store: Path) -> None:
 
     async def drive() -> None:
         async with open_app(store(empty_store, made)) as (app, pilot):
-            for key in "ivbnt":
+            for key in "livbnt":
                 await press(app, pilot, key)
                 assert isinstance(app.screen, ResultsScreen)
             await press(app, pilot, "v")

@@ -30,7 +30,8 @@ class MajorityAnswer:
 
     def __call__(self, text: str, time: str | None = None) -> tuple[str, tuple[float, ...]]:
         """See `DirectAnswerer`."""
-        labels, rates = self.task.labels, self.rates_until(time)
+        labels = self.task.labels
+        rates = self.rates_until(time) or (1 / len(labels),) * len(labels)  # without a bank nothing is known of others
         prior = user_label_prior(self.outputs, labels, rates, PRIOR_STRENGTH)
         logliks = tuple(value + math.log(rate) for value, rate in zip(prior, rates, strict=True))
         known = [labels[place] for output in self.outputs if (place := find_label(output, labels)) is not None]

@@ -1,0 +1,38 @@
+"""Whose text is it, by naive Bayes on characters: the control without a language model for texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+NGRAM_LENGTHS = (1, 4)  # characters
+
+
+def attribute_texts(
+    written: Mapping[int, Sequence[str]], asked: Sequence[tuple[int, str, Sequence[int]]]
+) -> list[list[float]]:
+    """For each (user, text, others): the text's log-probability of being the user's, then each other's (nats).
+
+    `written` are the texts by user that the classifier learns from: of the user and the others alone. The users are
+    equally probable beforehand, however much they wrote. All are level where nobody wrote anything.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.naive_bayes import MultinomialNB
+
+    learned: dict[tuple[int, ...], tuple[CountVectorizer, MultinomialNB]] = {}
+    found = []
+    for user, text, others in asked:
+        candidates = tuple(sorted({user, *others}))
+        # an empty text beside each user's own, so that each has one
+        pairs = [(one, own) for one in candidates for own in ("", *written.get(one, ()))]
+        if not any(own for _, own in pairs):
+            found.append([0.0] * (1 + len(others)))
+            continue
+        if candidates not in learned:
+            counter = CountVectorizer(analyzer="char", ngram_range=NGRAM_LENGTHS, lowercase=False)
+            counts = counter.fit_transform([own for _, own in pairs])
+            learned[candidates] = counter, MultinomialNB(fit_prior=False).fit(counts, [one for one, _ in pairs])
+        counter, classifier = learned[candidates]
+        (values,) = classifier.predict_log_proba(counter.transform([text]))
+        by_user = dict(zip(classifier.classes_.tolist(), values.tolist(), strict=True))
+        found.append([by_user[one] for one in (user, *others)])
+    return found

@@ -1,0 +1,42 @@
+"""Groups of users of like topic, so that topic does not pass for style. Knows no store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+WORD_FEATURES = 1 << 16  # words are counted in so many buckets
+
+AlikeGroup = dict[int, tuple[int, ...]]
+"""The members of a group by user id, each with the other members, the nearest first."""
+
+
+def group_alike(
+    users: Sequence[int], texts: Mapping[int, str], named: Mapping[int, str], max_size: int
+) -> list[AlikeGroup]:
+    """Groups of at most `max_size`, of equal size but for one user; the same users and texts give the same groups.
+
+    `texts` are what each user wrote, `named` the groups that a file gives. Nearest are users of the same named group,
+    then those with the largest cosine of words (TF-IDF).
+    """
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+    if not users:
+        return []
+    order = sorted(users)
+    place = {user: n for n, user in enumerate(order)}
+    counted = HashingVectorizer(n_features=WORD_FEATURES, alternate_sign=False, norm=None, token_pattern=r"\w+")
+    rows = TfidfTransformer(sublinear_tf=True).fit_transform(counted.transform([texts.get(one, "") for one in order]))
+
+    def nearest(user: int, others: Sequence[int]) -> list[int]:
+        cosines = (rows @ rows[place[user]].T).toarray().ravel().round(6)  # [users]
+        apart = {other: user not in named or named.get(other) != named[user] for other in others}
+        return sorted(others, key=lambda other: (apart[other], -cosines[place[other]], other))
+
+    left, groups = order, list[AlikeGroup]()
+    for waiting in range(math.ceil(len(order) / max_size), 0, -1):
+        size = math.ceil(len(left) / waiting)
+        members = sorted([left[0], *nearest(left[0], left[1:])[: size - 1]])
+        groups.append({one: tuple(nearest(one, [other for other in members if other != one])) for one in members})
+        left = [user for user in left if user not in groups[-1]]
+    return groups
