@@ -62,18 +62,8 @@ class Design:
         """By fold: users of like topic, whose models are made together. The same in every run, so that a continued run
         makes the same models as an uninterrupted one.
         """
-        from mta_cli.engine.evaluation.topics import group_alike
-
-        texts = {
-            user: "\n".join(f"{one.input} {one.output}"[:TOPIC_CHARS] for one in shots[-TOPIC_ITEMS:])
-            for user, shots in self.shots.items()
-        }
         return [
-            [
-                group
-                for users in (fold.test, fold.tuning)
-                for group in group_alike(users, texts, self.named_groups, MAX_USERS_PER_GROUP)
-            ]
+            [group for users in (fold.test, fold.tuning) for group in alike_users(users, self.shots, self.named_groups)]
             for fold in self.folds
         ]
 
@@ -110,6 +100,19 @@ class Design:
     def test_users(self) -> list[int]:
         """All test users, by fold."""
         return [user for fold in self.folds for user in fold.test]
+
+
+def alike_users(
+    users: Sequence[int], items: Mapping[int, Sequence[Item]], named: Mapping[int, str]
+) -> list[AlikeGroup]:
+    """Groups of users of like topic, by the groups that files give (`named`) and by the words of their latest items."""
+    from mta_cli.engine.evaluation.topics import group_alike
+
+    texts = {
+        user: "\n".join(f"{one.input} {one.output}"[:TOPIC_CHARS] for one in own[-TOPIC_ITEMS:])
+        for user, own in items.items()
+    }
+    return group_alike(users, texts, named, MAX_USERS_PER_GROUP)
 
 
 def make_design(reg: Registry, request: EvalRequest) -> Design:

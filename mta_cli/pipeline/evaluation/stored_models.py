@@ -15,8 +15,7 @@ from mta_cli.events import Event, JobProgress, JobResult, JobStarted
 from mta_cli.options import MachineOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, answer_queries, gold_log_likelihoods
-from mta_cli.pipeline.evaluation.design import scored_queries, unscored_note
-from mta_cli.pipeline.evaluation.others import choose_others
+from mta_cli.pipeline.evaluation.design import alike_users, scored_queries, unscored_note
 from mta_cli.pipeline.evaluation.result_document import MAIN_METRICS, paired_differences, whose_entries, whose_sums
 from mta_cli.pipeline.memory.bank_memory import MAX_RECENT_ANSWERS, BankMemory
 from mta_cli.pipeline.user_weights import load_fusion_and_stack, load_task_adapter
@@ -135,7 +134,9 @@ class _Measuring:
         self._known = BankMemory.current(reg, task, base.fingerprint, device=machine.device)
         bank = reg.banks.latest_ready_bank(task.name, base.fingerprint)
         self._bank_memory = BankMemory(reg, task, bank)
-        self._others = choose_others(reg, task.name, bank.embedder if bank is not None else None, users)
+        self._items = {user.id: reg.items.recent_items(user.id, task.name, MAX_RECENT_ANSWERS) for user in users}
+        groups = alike_users([user.id for user in users], self._items, reg.users.groups(task.name))
+        self._others = {user: others for group in groups for user, others in group.items()}
         self._priors = {user.id: self._known.prior_for(user, "common", memory) for user in users}
         self._examples = {
             True: PromptRowBuilder(reg, base, task, prompt.history_items),
@@ -294,7 +295,7 @@ class _Measuring:
         uniform = (1 / max(1, len(labels)),) * len(labels)  # no bank of these labels knows their rates
         rows, written = [], dict[int, list[str]]()
         for user in self._users:
-            own = self._reg.items.recent_items(user.id, self._task.name, MAX_RECENT_ANSWERS)
+            own = self._items[user.id]
             inputs, outputs = [item.input for item in own], [item.output for item in own]
             written[user.id] = outputs
             answer = simplest_answerer(self._task, lambda time: rates.rates_until(time) or uniform, inputs, outputs)

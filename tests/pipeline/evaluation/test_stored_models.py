@@ -18,7 +18,7 @@ from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
 from mta_cli.errors import BadInput, IntegrityFault
 from mta_cli.options import MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.evaluation.others import choose_others
+from mta_cli.pipeline.evaluation.design import alike_users
 from mta_cli.pipeline.evaluation.stored_models import choose_examples, evaluate_users
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.models.installed import resolve_model
@@ -120,9 +120,8 @@ def test_the_control_has_anothers_weights_with_ones_own_examples_and_memory(peop
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT]
     adapted(peopled, users)
-    bank = peopled.banks.latest_ready_bank(TASK.name)
-    assert bank is not None
-    nearest = choose_others(peopled, TASK.name, bank.embedder, users)
+    items = {user.id: peopled.items.recent_items(user.id, TASK.name, 50) for user in users}
+    (nearest,) = alike_users([user.id for user in users], items, {})
     found = peopled.evaluations.predictions.load_predictions(evaluated(peopled, users)["evaluation"])
     for one in (p for p in found if p.method == "adapted"):
         own, *others = unpack_logliks(one.whose or b"")
