@@ -56,7 +56,7 @@ BANK_ADVANCED_FIELDS = (
 ADAPT_MAIN_FIELDS = ("shots", "kind", "rank", "steps")
 ADAPT_ADVANCED_FIELDS = ("epochs", "learning_rate", "batch_size", "pull", "alpha", "targets", "placement")
 EVAL_MAIN_FIELDS = ("methods", "reference", "shots", "folds")
-EVAL_ADVANCED_FIELDS = ("placement", "memory", "calibrate", "others")
+EVAL_ADVANCED_FIELDS = ("placement", "memory", "calibrate", "only_earlier", "others")
 EVAL_BANK_FIELDS = ("anchors", "epochs", "min_items", "max_items", "task_epochs")
 
 
