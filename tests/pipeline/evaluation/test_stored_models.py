@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
+from mta_cli.commands.eval_tables import render_result
 from mta_cli.engine.evaluation.calibration import NO_LABEL_LOGLIK, log_probabilities
 from mta_cli.engine.evaluation.whose import unpack_logliks
 from mta_cli.engine.generation.generate import generate_tokens, label_scores
@@ -16,11 +18,15 @@ from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, IntegrityFault
 from mta_cli.options import MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.evaluation.seeds import evaluation_document, load_evaluations
 from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.report.ladder_text import table_rows, verdict_lines
+from mta_cli.pipeline.report.wording import MORE_EVIDENCE
 from mta_cli.pipeline.user_weights import load_task_adapter, merge_by_placement
+from mta_cli.tui.screens.results import ladder_texts
 from store.records import NewItem
 from store.registry import Registry
 from tests.metrics_by_hand import score
@@ -72,6 +78,18 @@ def test_every_step_answers_every_query_and_is_stored(peopled: Registry) -> None
     assert all((None in asked[step]) == (step not in ("fused", "adapted")) for step in names)
     assert all(len(unpack_logliks(one)) == 3 for one in asked["adapted"])
     assert [one["step"] for one in result["ladder"]["whose"]] == ["fused", "adapted"]
+    stored = evaluation_document(load_evaluations([result["evaluation"]], peopled))
+    assert stored["ladder"] == result["ladder"]
+    table, verdicts = (text.plain for text in ladder_texts(stored))
+    console = Console(width=200, color_system=None)
+    with console.capture() as captured:
+        console.print(render_result(stored))
+    for cells in table_rows(result["ladder"]):
+        words = " ".join(cells).split()
+        assert words in [line.split() for line in captured.get().splitlines()]
+        assert words in [line.split() for line in table.splitlines()]
+    lines = verdict_lines(result["ladder"], MORE_EVIDENCE)
+    assert verdicts.splitlines() == lines and all(line in captured.get() for line in lines)
 
 
 def test_answers_have_the_memory_that_is_asked_for(peopled: Registry) -> None:
