@@ -60,7 +60,8 @@ class Query:
 class UserSummary:
     """One line of `mta user list`. `task` is the one with most items; `status` is new, anchor, fused or adapted.
 
-    `can_anchor` is the user's consent to serve others. `bases` is their status on each base that has a model of theirs.
+    `can_anchor` is the user's consent to serve others. `bases` is their status on each base that has a model of theirs,
+    `group` the group that a file gives them in that task.
     """
 
     name: str
@@ -71,6 +72,7 @@ class UserSummary:
     stack_bytes: int
     can_anchor: bool
     bases: Mapping[str, str] = field(default_factory=dict)
+    group: str | None = None
 
 
 @dataclass(frozen=True)

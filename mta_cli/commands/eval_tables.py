@@ -100,7 +100,7 @@ def _methods_table(document: Mapping[str, Any]) -> RenderableType:
                 wording.format_seconds_number(method_cost(document, method, "seconds")),
             )
         )
-    names = [metric_name(metric) for metric in beside] + ["log-lik."] * len(likelihood)
+    names = [metric_name(metric) for metric in beside] + ["nats"] * len(likelihood)
     columns = ("method", f"{metric_name(main)} [95 %]", *names, "bytes", "sec.")
     return out.table(columns, rows, right=range(2, len(columns)))
 

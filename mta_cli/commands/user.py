@@ -441,6 +441,7 @@ def _render_user(user: dict[str, Any], age: Callable[[str | None], str | None], 
     lines: list[tuple[str, object]] = [("name", user["name"]), ("may be an anchor", user["can_anchor"])]
     lines += [("added", age(user["created"]))]
     lines += [(f"task {each['task']}", _counts_line(each)) for each in user["tasks"]]
+    lines += [("group", f"{task}: {group}") for task, group in user["group"].items()]
     lines += [
         ("profile", f"{each['task']}: {pluralise(each['items'], 'item')} by {each['embedder']}")
         for each in user["profiles"]

@@ -20,7 +20,7 @@ JOIN evaluations ON evaluations.id = evaluation_id WHERE user_id = ? ORDER BY ev
 _SELECT_CELLS = """SELECT evaluation_id AS evaluation, fold, method, settings, bytes, seconds FROM cells
 WHERE user_id = ? ORDER BY id"""
 _SELECT_PREDICTIONS = """SELECT p.evaluation_id AS evaluation, v.task, c.fold, p.method, c.settings, p.prompt, p.answer,
-p.gold, p.gold_loglik, p.gold_tokens, p.scores, p.tokens, p.seconds
+p.gold, p.gold_loglik, p.gold_tokens, p.scores, p.whose, p.tokens, p.seconds
 FROM predictions AS p JOIN evaluations AS v ON v.id = p.evaluation_id LEFT JOIN cells AS c ON c.id = p.cell_id
 WHERE p.user_id = ? ORDER BY p.id"""
 

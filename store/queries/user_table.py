@@ -6,6 +6,7 @@ latest orders (8 bytes a user each) are kept until the store changes.
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -194,9 +195,12 @@ class UserTable:
         for start in range(0, len(order), MAX_PAGE_ROWS):
             page = order[start : start + MAX_PAGE_ROWS]
             bases = self._status_by_base(page, task)
+            sql = "SELECT user_id, task, name FROM user_groups WHERE user_id IN (SELECT value FROM json_each(?))"
+            groups = {tuple(key): name for *key, name in self._db.fetch_tuples(sql, (json.dumps(list(page)),))}
             for row in self._load_columns(columns | {"number": "users.id"}, page, task):
-                on_bases = bases.get(row.pop("number"), {})
-                yield UserSummary(**load_boolean_columns(row, "can_anchor"), bases=on_bases)
+                number = row.pop("number")
+                row |= {"bases": bases.get(number, {}), "group": groups.get((number, row["task"]))}
+                yield UserSummary(**load_boolean_columns(row, "can_anchor"))
 
     def tasks_with_user_counts(self) -> list[tuple[str, int]]:
         """Every task with items, queries or recipes, and how many users have some; most users first."""
@@ -233,8 +237,6 @@ class UserTable:
 
     def _status_by_base(self, numbers: Sequence[int], task: str | None) -> dict[int, dict[str, str]]:
         """Of these users, by id: their status on each base on which they have a recipe or stack, newest bank first."""
-        import json
-
         among = "IN (SELECT value FROM json_each(:numbers))"
         values = {"task": task, "numbers": json.dumps(list(numbers))}
         found: dict[int, dict[str, str]] = {}
@@ -244,8 +246,6 @@ class UserTable:
 
     def _load_columns(self, columns: dict[str, str], numbers: Sequence[int], task: str | None) -> list[dict[str, Any]]:
         """These columns, without the id, and the task of the users of these numbers, in their order."""
-        import json
-
         if not numbers:
             return []
         among = "IN (SELECT value FROM json_each(:numbers))"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mta_cli.errors import BadInput, UsersChanged
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 INSERT_BATCH_SIZE = 500
 """Rows in one statement. The full-text index writes what it has gathered at the end of every statement."""
 MAX_FAULTS_SHOWN = 20
+MIN_SAME_ITEMS = 3  # texts that two users must have in common to be taken for one person
 
 UserItem = tuple[int, NewItem]
 
@@ -115,6 +116,36 @@ class Items:
             for key, time, *texts in self._db.fetch_tuples(sql, (user_id, task)):
                 found.setdefault(hash_texts(*texts), []).append(StoredKey(key, time, table == "queries"))
         return found
+
+    def users_with_same_items(self, task: str, touched: Set[int]) -> list[tuple[int, list[int]]]:
+        """Sets of users with the same texts, of whom one is `touched`: how many texts, and the users' ids.
+
+        A text is an input with its output, of a history item or a query, counted once for a user; users with fewer than
+        `MIN_SAME_ITEMS` are left out. Reads every text of the task once, a page at a time.
+        """
+        # 1. of each user the least and the greatest hash of a text: what users with the same texts have in common
+        ends: dict[int, tuple[int, int]] = {}
+        for table in ("items", "queries"):
+            sql = f"""SELECT id, user_id, input, {_answer_column(table)} FROM {table}
+            WHERE id > ? AND task = ? ORDER BY id LIMIT ?"""
+            last = 0
+            while page := self._db.fetch_tuples(sql, (last, task, INSERT_BATCH_SIZE)):
+                for _, user, *texts in page:
+                    digest = hash_texts(*texts)
+                    low, high = ends.get(user, (digest, digest))
+                    ends[user] = min(low, digest), max(high, digest)
+                last = page[-1][0]
+        alike: dict[tuple[int, int], list[int]] = {}
+        for user in sorted(ends):
+            alike.setdefault(ends[user], []).append(user)
+        # 2. of those few, all texts
+        same: dict[frozenset[int], list[int]] = {}
+        for users in alike.values():
+            if len(users) > 1 and not touched.isdisjoint(users):
+                for user in users:
+                    same.setdefault(frozenset(self.keys_by_texts(user, task)), []).append(user)
+        found = [(len(texts), users) for texts, users in same.items() if len(texts) >= MIN_SAME_ITEMS]
+        return [(count, users) for count, users in found if len(users) > 1 and not touched.isdisjoint(users)]
 
     def last_numbers(self) -> tuple[int, int]:
         """The greatest number of an item and of a query: what is added later has greater ones."""

@@ -107,6 +107,11 @@ class Users:
         """The group of each user who has one in a task, by user id."""
         return dict(self._db.fetch_tuples("SELECT user_id, name FROM user_groups WHERE task = ?", (task,)))
 
+    def groups_of_user(self, user_id: int) -> dict[str, str]:
+        """The user's group in each task, where a file gave one."""
+        sql = "SELECT task, name FROM user_groups WHERE user_id = ? ORDER BY task"
+        return dict(self._db.fetch_tuples(sql, (user_id,)))
+
     def find_by_uuid(self, uuid: str) -> User | None:
         """The user with this uuid, also in a copy of the store that gave it."""
         found = self._db.fetch_tuples(f"{_SELECT_USER} WHERE uuid = ?", (uuid,))

@@ -53,6 +53,7 @@ def test_import_and_list(mta: Mta, tmp_path: Path) -> None:
         "stack_bytes": 0,
         "can_anchor": True,
         "bases": {},
+        "group": None,
     }
     assert (bob["name"], bob["queries"]) == ("bob", 0)
     assert answer(mta, "user", "list", "--task", "lamp-4") == [] or all(

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,26 @@ def test_evaluations_and_banks_of_an_older_store_are_kept(root: Path) -> None:
         assert reg.evaluations.predictions.answered_methods(11) == ["base"] and reg.evaluations.fold_members(11) == []
         assert reg.evaluations.remove(11) == {"answers": 1, "banks": 0}
         assert reg.banks.by_id(3) == bank
+
+
+def test_answers_and_users_of_schema_13_get_whose_they_are_and_groups(root: Path) -> None:
+    older_store(root, "m014_ladder")
+    assert sql(root, "PRAGMA user_version") == [(13,)]
+    for statement in (
+        "INSERT INTO users (id, name, created, uuid) VALUES (7, 'alice', '2020', 'u')",
+        "INSERT INTO evaluations (id, task, config, result, created) VALUES (11, 'free', '{}', '{}', '2020')",
+        "INSERT INTO predictions (id, evaluation_id, user_id, query_id, method, prompt, answer, gold, gold_loglik,"
+        " tokens, seconds) VALUES (12, 11, 7, 1, 'base', 'p', 'a', 'g', -1.5, 3, 0.25)",
+    ):
+        sql(root, statement)
+    with Registry.open(root) as reg:
+        (answer,) = reg.evaluations.predictions.load_predictions(11)
+        assert answer == Prediction(7, 1, "base", "p", "a", "g", -1.5, 3, 0.25) and answer.whose is None
+        assert reg.users.groups("free") == {}
+        reg.users.set_group(7, "free", "team")
+        assert reg.users.groups("free") == {7: "team"} and reg.users.groups_of_user(7) == {"free": "team"}
+        reg.evaluations.predictions.add_predictions(11, [replace(answer, whose=b"1234")])
+        assert [one.whose for one in reg.evaluations.predictions.load_predictions(11)] == [None, b"1234"]
 
 
 def test_stacks_of_an_older_store_keep_what_they_are_known_by(root: Path) -> None:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 FILE_DESCRIPTIONS = {
     "person.json": "name; can_anchor: consent to be an anchor, who helps to serve others; created; tasks (how "
-    "much there is of each); task_adapters: the banks whose task adapter was trained on the user's items, with those "
-    "of many others (bank, version); refused_by: the banks whose gates refused an anchor of the user, which was "
+    "much there is of each); group: by task, the group that a file gave; task_adapters: the banks whose task adapter "
+    "was trained on the user's items, with those of many others (bank, version); refused_by: the banks whose gates "
+    "refused an anchor of the user, which was "
     "replaced, and none is made again (bank, version).",
     "items.json": "The history: id, task, time, input and output of each item.",
     "queries.json": "Held-out queries, which measure and never train: id, task, time, input, gold.",
@@ -44,7 +45,8 @@ FILE_DESCRIPTIONS = {
     "chats.json": "Conversations: id, title, created, messages (role, content, source, created).",
     "evaluations.json": "roles: evaluation, task, fold, role. made: evaluation, fold, method, settings, bytes, "
     "seconds. answers: evaluation, task, fold, method, settings, prompt, answer, gold, gold_loglik (nats), "
-    "gold_tokens, scores (of each label), tokens, seconds.",
+    "gold_tokens, scores (of each label), whose (the gold's log-likelihood under the user's own model, then under "
+    "other users'), tokens, seconds.",
     "runs.json": "about: what was done for the user, with config, result and steps (unit, step, loss, tokens, "
     "seconds). named_in: runs about several users that were asked for this one.",
 }
@@ -74,11 +76,12 @@ def collect_user_data(reg: Registry, user: User) -> dict[str, Any]:
     """The documents by the names of their files, without `.json`; see `FILE_DESCRIPTIONS`."""
     known = describe_user(reg, user.name)
     answers = [
-        {**each, "scores": _unpack_floats(each["scores"], "<f4")} for each in reg.user_data.eval_predictions(user.id)
+        {**each, **{key: _unpack_floats(each[key], "<f4") for key in ("scores", "whose")}}
+        for each in reg.user_data.eval_predictions(user.id)
     ]
     return {
         "person": {
-            **{key: known[key] for key in ("name", "can_anchor", "created", "tasks")},
+            **{key: known[key] for key in ("name", "can_anchor", "created", "tasks", "group")},
             "task_adapters": [_bank_document(bank) for bank in banks_pooling_user(reg, user, measuring=True)],
             "refused_by": [
                 _bank_document(bank) for bank in reg.banks.all() if user.id in bank.config.get(REFUSED_USERS_KEY, ())

@@ -27,6 +27,7 @@ from mta_cli.pipeline.data.formats.timestamps import may_be_same_day
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.parse_file import FindTask, ParsedFile, import_notes, parse_import_file
 from mta_cli.pipeline.data.tasks import find_task, keep_task
+from mta_cli.pipeline.report.wording import join_words
 from mta_cli.pipeline.users.consent import ConsentEffects, change_consent
 from store.tables.items import hash_texts
 
@@ -50,7 +51,7 @@ TURN_SECONDS, PAUSE_SECONDS = 0.4, 0.1
 
 KEPT_ITEMS = 3
 """History items that a user keeps at least when others are held out: fewer make no history."""
-NAMED_USERS = 5
+NAMED_USERS = NAMED_TWINS = 5
 
 
 class StagedSource(NamedTuple):
@@ -259,6 +260,8 @@ def _write(
     def add_users(batch: Sequence[str]) -> None:
         _require_still_there(reg, stored.intersection(batch))
         ids.update((name, reg.users.get_or_create_user(name, can_anchor=newcomers)[0].id) for name in batch)
+        for name in intake.findings.groups.keys() & batch:
+            reg.users.set_group(ids[name], source.default_task, intake.findings.groups[name])
 
     def add_records(batch: Sequence[StagedRecord]) -> None:
         nonlocal last
@@ -288,8 +291,23 @@ def _write(
             yield Note(said, warning=True)
         raise
     yield from changed.consequence_notes(reg, "users of this file")
+    if counts["items_added"] or counts["queries_added"]:
+        yield from _twin_notes(reg, list(intake.tasks), set(ids.values()))
     yield ArtifactSaved("history", source.name, f"new items: {counts['items_added']:,}, users: {len(ids):,}")
     yield JobResult(_summary(source, intake) | counts)
+
+
+def _twin_notes(reg: Registry, tasks: Sequence[str], touched: set[int]) -> Iterator[Note]:
+    """A warning for each of the first sets of users with the same items, of whom one is `touched`; the rest counted."""
+    found = [(task, count, users) for task in tasks for count, users in reg.items.users_with_same_items(task, touched)]
+    for task, count, users in found[:NAMED_TWINS]:
+        names = [format_value(reg.users.by_id(user).name) for user in users]
+        who = _first_names(names) if len(names) > NAMED_USERS else join_words(names)
+        yield Note(
+            f"{who} have the same {count:,} items of {task}: one person twice counts twice in evaluations", warning=True
+        )
+    if len(found) > NAMED_TWINS:
+        yield Note(f"further sets of users with the same items: {len(found) - NAMED_TWINS:,}", warning=True)
 
 
 def _add_task(reg: Registry, source: ImportSource, task: Task | None, intake: ParsedFile) -> None:

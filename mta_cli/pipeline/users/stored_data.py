@@ -18,9 +18,9 @@ Entry = dict[str, Any]
 
 
 def describe_user(reg: Registry, name: str, *, with_texts: bool = True) -> Entry:
-    """Consent, items, queries, profiles, recipes, stacks, anchors, chats and runs; the other users' data behind this
-    user's models, and the banks' data from this user. `with_texts`: with the items and queries themselves, not only
-    their counts. Raises `NotFound`."""
+    """Consent, the group in each task, items, queries, profiles, recipes, stacks, anchors, chats and runs; the other
+    users' data behind this user's models, and the banks' data from this user. `with_texts`: with the items and queries
+    themselves, not only their counts. Raises `NotFound`."""
     user = reg.users.get(name)
     held = reg.users.tasks_of_user(user.id)
     tasks = [task for task, _, _ in held]
@@ -29,6 +29,7 @@ def describe_user(reg: Registry, name: str, *, with_texts: bool = True) -> Entry
         "can_anchor": user.can_anchor,
         "created": user.created,
         "tasks": [{"task": task, "items": items, "queries": queries} for task, items, queries in held],
+        "group": reg.users.groups_of_user(user.id),
         "profiles": _profile_entries(reg, user, tasks),
         "recipes": [_recipe_entry(reg, recipe) for recipe in reg.recipes.of_user(user.id)],
         "stacks": [_stack_entry(reg, stack) for stack in reg.stacks.of_user(user.id)],

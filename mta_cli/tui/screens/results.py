@@ -232,7 +232,7 @@ class ResultsScreen(BaseScreen):
         words = line_text(f"{metric_title(metric)}. {wording.describe_design(document)}")
         words.highlight_regex(r"^[^.]*\.", "bold")
         self.query_one("#design", Static).update(words)
-        steps, verdicts = _ladder_texts(document)
+        steps, verdicts = ladder_texts(document)
         self.query_one("#step-table", Static).update(steps)
         self.query_one("#verdicts", Static).update(verdicts)
         self.query_one("#bars", IntervalPlot).show_intervals(*_method_intervals(document, metric))
@@ -333,7 +333,7 @@ def _evaluation_row_cells(entry: _EvaluationRow) -> list[Text]:
     return [number, line_text(entry.task), *found, *(line_text(value) for value in rest)]
 
 
-def _ladder_texts(document: ResultDocument) -> tuple[Text, Text]:
+def ladder_texts(document: ResultDocument) -> tuple[Text, Text]:
     """The table of the ladder's steps in aligned lines, and its verdicts: texts, so that they can be selected."""
     ladder = document.get("ladder")
     if ladder is None:

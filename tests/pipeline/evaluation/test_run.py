@@ -227,9 +227,15 @@ def test_what_is_tried_is_tried_once_the_defaults_first(peopled: Registry) -> No
 def test_a_task_of_texts_from_end_to_end(store_root: Path) -> None:
     with Registry.open(store_root, create=True) as reg:
         writers(reg, "lamp-4", [f"a {word} in town" for word in ("fox", "ship", "robot")])
-        request = eval_request(methods="majority,pooled-rag,mta", folds=2)
+        request = eval_request(methods="ladder", folds=2)
         task = replace(BUILTIN_TASKS["lamp-4"], query_tokens=40, item_tokens=40, answer_tokens=12)
         result, _ = finish(run_evaluation(reg, replace(request, task=task)))
+        names = ["majority", "base", "rag", "pooled-rag", "mta-recipe", "mta", "permuted-mta"]
+        assert list(result["methods"]) == [one["method"] for one in result["ladder"]["steps"]] == names
+        *models, style = result["ladder"]["whose"]
+        assert [one["step"] for one in models] == ["fused", "adapted"] and style["step"] == "naive-bayes"
+        assert all((one["questions"], one["chance"]) == (8, pytest.approx(2)) for one in (*models, style))
+        assert style["first"] > 3 * style["chance"] / 2, "of four users, two write alike"
         assert result["metric"] == "rouge_1" and result["calibration"] == dict.fromkeys(result["methods"])
         assert set(result["methods"]["mta"]) == {"rouge_1", "rouge_l", "gold_loglik"}
         assert set(result["methods"]["majority"]) == {"rouge_1", "rouge_l"}

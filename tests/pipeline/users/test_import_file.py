@@ -18,6 +18,7 @@ from mta_cli.events import JobPlan, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.users.import_file import import_file, import_source
+from mta_cli.pipeline.users.stored_data import describe_user
 from store.registry import Registry
 from tests.pipeline.histories import imported, person, rows, run, tagged, write
 
@@ -49,6 +50,48 @@ def test_a_second_import_changes_nothing(reg: Registry, tmp_path: Path) -> None:
     again = imported(reg, "users", path, task="lamp-2")
     assert (again["items_added"], again["items_unchanged"]) == (0, 3)
     assert (again["queries_added"], again["queries_unchanged"]) == (0, 2)
+
+
+def test_the_groups_of_a_file_are_kept_and_go_with_their_users(reg: Registry, tmp_path: Path) -> None:
+    first = [person("ann") | {"group": "team a"}, person("bob", 5) | {"group": 7}, person("cleo", 4) | {"group": None}]
+    imported(reg, "users", write(tmp_path / "users.json", first), task="lamp-2")
+    ann, bob = (reg.users.get(name).id for name in ("ann", "bob"))
+    assert reg.users.groups("lamp-2") == {ann: "team a", bob: "7"} and reg.users.groups("lamp-3") == {}
+    imported(reg, "users", write(tmp_path / "again.json", [person("ann") | {"group": "team b"}]), task="lamp-2")
+    imported(reg, "users", write(tmp_path / "without.json", [person("bob", 5)]), task="lamp-2")
+    assert reg.users.groups("lamp-2") == {ann: "team b", bob: "7"}, "a known user's too; what a file leaves out stays"
+    assert [one.group for one in reg.user_table.summaries()] == ["team b", "7", None]
+    assert describe_user(reg, "ann")["group"] == {"lamp-2": "team b"}
+    with pytest.raises(BadInput) as refused:
+        imported(reg, "users", write(tmp_path / "bad.json", [person("dan") | {"group": ["x"]}]), task="lamp-2")
+    assert "field group" in refused.value.faults[0]
+    reg.users.forget(ann)
+    assert reg.users.groups("lamp-2") == {bob: "7"}
+    assert reg._db.fetch_value("SELECT count(*) FROM user_groups") == 1
+
+
+def test_two_users_with_the_same_items_are_named(reg: Registry, tmp_path: Path) -> None:
+    def notes(*users: dict[str, Any]) -> list[str]:
+        path = write(tmp_path / "users.json", list(users))
+        found = run(import_file(reg, "users", path, task="lamp-2"))[1]
+        return [note for note in found if "the same" in note]
+
+    def history(name: str, *numbers: int) -> dict[str, Any]:
+        return {"user_id": name, "profile": [tagged(n) | {"id": f"{name}{k}"} for k, n in enumerate(numbers)]}
+
+    ends = "items of lamp-2: one person twice counts twice in evaluations"
+    assert notes(history("ann", 1, 2, 3), history("bob", 3, 1, 2), history("cleo", 1, 2, 4), history("dan", 1, 2)) == [
+        f"'ann' and 'bob' have the same 3 {ends}"
+    ]
+    assert notes(history("ann", 1, 2, 3)) == [], "nothing new"
+    assert notes(history("eve", 8, 9, 10)) == [], "the others are named only with a user of the file"
+    assert notes(history("dan", 1, 2), history("fay", 1, 2)) == [], "two items are no sign"
+    held = {"id": "q", "input": tagged(4)["description"], "gold": "comedy"}
+    assert notes(history("gus", 2, 1, 1) | {"query": [held]}) == [f"'cleo' and 'gus' have the same 3 {ends}"], "as sets"
+    twins = [history(f"{name}{n}", *range(20 * n + 20, 20 * n + 24)) for n in range(7) for name in "xy"]
+    found = notes(*twins)
+    assert found[0] == f"'x0' and 'y0' have the same 4 {ends}" and len(found) == 6
+    assert found[5] == "further sets of users with the same items: 2"
 
 
 def test_a_longer_history_is_appended(reg: Registry, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class ParseFindings:
     """A parser's findings besides records: faults (the first 20 in words with fields; all counted), and notes.
 
     With `skip_faulty` a record with a fault is left out and counted; other faults make the file unusable all the same.
+    `groups` are the groups that the file gives, by user: a repository, a team.
     """
 
     def __init__(self, *, skip_faulty: bool = False) -> None:
@@ -57,6 +58,7 @@ class ParseFindings:
         self.ignored_fields: dict[str, None] = {}
         self.users: dict[str, None] = {}
         self.spellings: dict[str, set[str]] = {}
+        self.groups: dict[str, str] = {}
 
     def add_fault(self, place: SourceLocation, what: str, field: str = "", *, of_record: bool = True) -> None:
         """A fault, which makes the file unusable; `field` is the path inside the record.

@@ -1,4 +1,4 @@
-"""A JSON list of users `[{user_id, profile, query: [{id, input, gold, date?}]}]`. Knows no store."""
+"""A JSON list of users `[{user_id, group?, profile, query: [{id, input, gold, date?}]}]`. Knows no store."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ def recognise(sample: FileSample) -> bool:
 def parse_users(
     entries: Iterable[object], shape: FieldMapping, file: str, findings: ParseFindings, staged: StagedRecords
 ) -> Iterator[Record]:
-    """Histories and held-out queries of a file of users, staged: `[{user_id, profile, query: [{id, input, gold,
-    date?}]}]`."""
+    """Histories and held-out queries of a file of users, staged; their groups go to the findings."""
     ids, known = SeenIds(findings, staged), dict[str, int]()
     for number, entry in enumerate(entries, 1):
         fields = RecordFields.from_value(entry, SourceLocation(file, number), findings)
@@ -31,6 +30,9 @@ def parse_users(
         user = fields.read_user("user_id")
         if user is not None and known.setdefault(user, number) != number:
             fields.add_field_fault("user_id", f"{format_value(user)} is already the user of record {known[user]}")
+        group = fields.read_id("group") if fields.has_value("group") else None
+        if user is not None and group is not None:
+            findings.groups[user] = group
         yield from read_history(fields, user, shape, ids, once=True)
         for query in fields.read_objects("query", required=False):
             record = _query(query, user, shape)
