@@ -127,10 +127,10 @@ def measuring_stored(reg: Registry) -> Iterator[Event]:
         bank_request().base,
         TASK,
         [reg.users.get(name) for name in SHORT],
-        ["base"],
         PromptOptions(2),
         CPU,
         MemoryOptions(),
+        weights=(),
     )
 
 

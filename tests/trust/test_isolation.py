@@ -111,11 +111,7 @@ def answers(reg: Registry) -> Seen:
         found[f"chat {asking.task}"] = [
             finish(chat.answer_message(words))[0]["text"] for words in (QUESTION, "and another film")
         ]
-    number = finish(
-        evaluate_users(
-            reg, entry, TASK, users, ("base", "pooled", "fused", "adapted"), PromptOptions(2), CPU, MemoryOptions()
-        )
-    )[0]["evaluation"]
+    number = finish(evaluate_users(reg, entry, TASK, users, PromptOptions(2), CPU, MemoryOptions()))[0]["evaluation"]
     names = {user.id: user.name for user in users}
     found["evaluation"] = [
         (names[p.user_id], p.method, p.prompt, p.answer, p.gold_loglik)
