@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 WORD_FEATURES = 1 << 16  # words are counted in so many buckets
@@ -14,10 +15,11 @@ AlikeGroup = dict[int, tuple[int, ...]]
 def group_alike(
     users: Sequence[int], texts: Mapping[int, str], named: Mapping[int, str], max_size: int
 ) -> list[AlikeGroup]:
-    """Groups of at most `max_size`, of equal size but for one user; the same users and texts give the same groups.
+    """Groups of at most `max_size` users; the same users and texts give the same groups.
 
-    `texts` are what each user wrote, `named` the groups that a file gives. Nearest are users of the same named group,
-    then those with the largest cosine of words (TF-IDF).
+    `texts` are what each user wrote, `named` the groups that a file gives: their users are grouped among themselves.
+    Whoever is alone in a named group, or in none, is grouped with the rest. Within these, groups have the same size
+    but for one user, and nearest are those with the largest cosine of words (TF-IDF).
     """
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
@@ -30,13 +32,21 @@ def group_alike(
 
     def nearest(user: int, others: Sequence[int]) -> list[int]:
         cosines = (rows @ rows[place[user]].T).toarray().ravel().round(6)  # [users]
-        apart = {other: user not in named or named.get(other) != named[user] for other in others}
-        return sorted(others, key=lambda other: (apart[other], -cosines[place[other]], other))
+        return sorted(others, key=lambda other: (-cosines[place[other]], other))
 
-    left, groups = order, list[AlikeGroup]()
-    for waiting in range(math.ceil(len(order) / max_size), 0, -1):
-        size = math.ceil(len(left) / waiting)
-        members = sorted([left[0], *nearest(left[0], left[1:])[: size - 1]])
-        groups.append({one: tuple(nearest(one, [other for other in members if other != one])) for one in members})
-        left = [user for user in left if user not in groups[-1]]
+    counts = Counter(named[user] for user in order if user in named)
+    pools: dict[str | None, list[int]] = {}
+    for user in order:
+        name = named.get(user)
+        pools.setdefault(name if counts.get(name or "", 0) > 1 else None, []).append(user)
+    if len(pools) > 1 and len(pools.get(None, ())) == 1:  # nobody is left alone: there would be nobody to compare with
+        (alone,) = pools.pop(None)
+        next(iter(pools.values())).append(alone)
+    groups = list[AlikeGroup]()
+    for left in pools.values():
+        for waiting in range(math.ceil(len(left) / max_size), 0, -1):
+            size = math.ceil(len(left) / waiting)
+            members = sorted([left[0], *nearest(left[0], left[1:])[: size - 1]])
+            groups.append({one: tuple(nearest(one, [other for other in members if other != one])) for one in members})
+            left = [user for user in left if user not in groups[-1]]
     return groups

@@ -49,6 +49,9 @@ def test_groups_are_of_equal_size_and_like_topic() -> None:
     assert group_alike(list(reversed(topics)), topics, {}, 16) == groups
     named = group_alike(list(topics), topics, dict.fromkeys((0, 1, 2), "team"), 3)
     assert list(named[0]) == [0, 1, 2], "a group of a file before a topic"
+    teams = {user: "red" if user < 9 else "blue" for user in range(18)}
+    by_team = group_alike(list(topics), topics, teams, 16)
+    assert [list(group) for group in by_team] == [[*range(9), 18], list(range(9, 18))], "whoever is alone joins others"
     assert group_alike([], {}, {}, 16) == [] and group_alike([5], {}, {}, 16) == [{5: ()}]
 
 
