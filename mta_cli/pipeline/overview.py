@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mta_cli.formatting import LEAST_CHANGE, pluralise
 from mta_cli.pipeline.report.results import (
     LOGLIK_METRIC,
+    LOWER_IS_BETTER,
     difference_verdict,
     differences,
     metric_name,
@@ -222,7 +223,7 @@ def _outcome(reg: Registry, run: Run, evaluation: Evaluation | None) -> str:
     """What a finished job found; empty where earlier versions did not write it down."""
     result = run.result or {}
     if run.kind == QUICK and "verdict" in result:
-        return f"{result['verdict']}: better for {result['better']} of {_count_measured(result)} {result['unit']}"
+        return str(result["verdict"])
     if run.kind == ADAPT_RUN_KIND and "users" in result:
         return _adaptation_words(result)
     if run.kind == BANK_BUILD:
@@ -260,13 +261,8 @@ def _verdict(run: Run) -> str:
     result = run.result or {}
     if run.kind != QUICK or "verdict" not in result:
         return ""
-    counts = f"better for {result['better']}, the same for {result['same']}, worse for {result['worse']}"
-    whom = f"{_count_measured(result)} measured {result['unit']}"
-    return f"{result['task']}: {result['verdict']}. {result['why'].capitalize()}. Of {whom}: {counts}."
-
-
-def _count_measured(result: Mapping[str, Any]) -> int:
-    return sum(result[how] for how in ("better", "same", "worse"))
+    whom = pluralise(result["measured_users"], "measured user")
+    return f"{result['task']}, {whom}: {result['verdict']}."
 
 
 def _quick_task(run: Run) -> str:
@@ -290,7 +286,7 @@ def _gains_of_bank(reg: Registry, bank: Bank, limit: int) -> Gains | None:
 
 def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> Gains | None:
     """Each user's gain in the metric that decides; equal gains are told apart by the likelihood of the golds."""
-    from mta_cli.pipeline.quick.verdict import DECIDING_METRICS, gains_by_unit
+    from mta_cli.pipeline.evaluation.result_document import MAIN_METRICS
 
     pair = personal_and_common(evaluation.result)
     if pair is None:
@@ -298,12 +294,11 @@ def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> G
     personal, common = (_user_sums(reg, evaluation, method) for method in pair)
     if personal is None or common is None or personal.users != common.users:
         return None
-    metric = DECIDING_METRICS[personal.metric]
+    metric = LOGLIK_METRIC if personal.metric in ("rouge", "likelihood") else MAIN_METRICS[personal.metric]
     if metric == LOGLIK_METRIC and not (personal.has_loglik and common.has_loglik):
         return None
     finer = LOGLIK_METRIC if personal.has_loglik and common.has_loglik else metric
-    gains = {user: gain + 0.0 for user, gain in gains_by_unit(personal, common, metric).items()}  # -0.0 becomes 0.0
-    ties = gains_by_unit(personal, common, finer)
+    gains, ties = (_gains_by_user(personal, common, name) for name in (metric, finer))
     before, after = (
         dict(zip(sums.users, sums.metrics_from_sums(sums.sums)[metric].tolist(), strict=True))
         for sums in (common, personal)
@@ -314,6 +309,13 @@ def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> G
     shown = [tuple(UserGain(names[u], before[u], after[u], gains[u]) for u in listed) for listed in (most, least)]
     better, worse = sum(gain > 0 for gain in gains.values()), sum(gain < 0 for gain in gains.values())
     return Gains(evaluation.label, metric_name(metric), len(order), better, worse, shown[0], shown[1])
+
+
+def _gains_by_user(personal: UserSums, common: UserSums, metric: str) -> dict[int, float]:
+    """How much better each user's personal model is in the metric; positive is better."""
+    mine, theirs = (own.metrics_from_sums(own.sums)[metric] for own in (personal, common))
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    return dict(zip(personal.users, (sign * (mine - theirs) + 0.0).tolist(), strict=True))  # -0.0 becomes 0.0
 
 
 def _user_sums(reg: Registry, evaluation: Evaluation, method: str) -> UserSums | None:
