@@ -193,6 +193,7 @@ class _Measuring:
                         yield JobProgress(
                             answer.method, len(self.answers), tokens=answer.tokens, seconds=answer.seconds
                         )
+            yield JobProgress("whose is it", len(self.answers))
             self._ask_whose()
         finally:
             self._folder.set_adapter(None)

@@ -27,12 +27,12 @@ BATCH_SIZE = 4
 """Rows of a step: short histories give few steps."""
 QUICK_SHOTS = 5
 """Items of a user that fusion and stack are made from: whole histories would leave little time for the bank."""
-TIMED_STEPS = 2
+TIMED_STEPS = 3
 OVERHEAD_SECONDS = 10.0  # loading models, embedding items
 # in rows of the task adapter's training, measured with the default base on support replies and on labelled messages
-ANCHOR_ROW, STACK_ROW, EVIDENCE_ROW, ANCHOR_EVIDENCE = 0.8, 0.6, 0.6, 0.2
+ANCHOR_ROW, STACK_ROW, EVIDENCE_ROW, ANCHOR_EVIDENCE = 0.8, 0.5, 0.6, 0.2
 MEMORY_ROW = 1.1
-ANSWER_ROWS, WHOSE_ROW, SHOWN_TEXT_ROWS = 3.7, 0.4, 30.0
+ANSWER_ROWS, WHOSE_ROW, SHOWN_TEXT_ROWS = 3.0, 0.35, 30.0
 """Of a question: at all steps, with its losses beside the stack's training; under each other user's model, at both
 personal steps. Of all: the texts that are generated for the examples."""
 BANK_USERS = (1000, 300, 100, 48, 24, 12, 6)

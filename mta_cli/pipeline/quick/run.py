@@ -555,7 +555,7 @@ def _describe(
     shots = quick_shots(request.options)[AdaptOptions].shots
     is_cut = shots < request.options[AdaptOptions].shots and max(_items_of_consenting(reg, task), default=0) > shots
     ways = ["--minutes N measures more users"] if len(measured) < len(measurable) else []
-    ways += ["--hold-out N with another --task NAME holds out more questions", "more items of each user help both"]
+    ways += ["--hold-out N with another --task asks more questions", "or bring more items of each user"]
     return {
         "prompts": [
             {"user": reg.users.by_id(one.user_id).name, "prompt": one.prompt, "answer": one.gold}
@@ -573,7 +573,7 @@ def _describe(
         "measured_queries": evaluation["queries"],
         "measured_on_anchors": are_anchors,
         **{key: evaluation[key] for key in ("evaluation", "ladder", "example_rule", "examples")},
-        "verdict": verdict_lines(evaluation["ladder"], f"More: {', '.join(ways)}."),
+        "verdict": verdict_lines(evaluation["ladder"], f"More: {'; '.join(ways)}."),
         "next": _next_commands(
             reg,
             task,
