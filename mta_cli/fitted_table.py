@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 COLUMN_GAP = 3  # cells between two columns
-MIN_WRAPPED_WIDTH = 24  # cells; the widest column may be wrapped to so many, and no other column
+MIN_WRAPPED_WIDTH = 20  # cells; the widest column may be wrapped to so many, and no other column
 Cell = tuple[str, bool]  # its text, and whether it is bold
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 import tempfile
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -29,7 +31,7 @@ from mta_cli.commands.shared.arguments import (
 )
 from mta_cli.commands.shared.context import AppContext, app_context, make_consent_prompt, stdin_is_terminal
 from mta_cli.commands.shared.option_flags import Flags, only, options
-from mta_cli.errors import NotFound, UsageError
+from mta_cli.errors import MtaError, NotFound, UsageError
 from mta_cli.formatting import pluralise
 from mta_cli.options import (
     AdaptOptions,
@@ -41,12 +43,12 @@ from mta_cli.options import (
     PromptOptions,
     ScreeningOptions,
 )
-from mta_cli.printable import clean_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from mta_cli.pipeline.data.import_source import ImportSource
+    from mta_cli.pipeline.quick.run import AskTime
     from store.registry import Registry
 
 FileArgument = Annotated[
@@ -62,7 +64,7 @@ HoldOutOption = Annotated[
         metavar="N",
         min=1,
         help="Items of each user that are held out to measure: the last by time, else drawn. Where not given, as "
-        "stored, else 2, or of one user alone up to 12.",
+        "stored, else a fifth of a user's items: 2 to 12, and of one user alone 10 to 12.",
         show_default=False,
     ),
 ]
@@ -71,7 +73,8 @@ AssumeOption = Annotated[
     typer.Option(
         "--yes",
         "-y",
-        help="Do not ask: take the guessed columns; new users may be anchors, but not those of mail and chats.",
+        help="Do not ask: take the guessed columns; new users may be anchors, but not those of mail and chats; go on "
+        "where the least takes longer than --minutes.",
     ),
 ]
 TaskNameOption = Annotated[
@@ -111,9 +114,11 @@ def quick(
     """Take a table to a verdict on its users.
 
     Is a personal model worth it for them? Columns and the kind of task are guessed. Some items of each user are held
-    out, a bank and personal models are made of the others, and both they and the common model answer what was held
-    out. Run it again to finish a stopped run.
+    out, and a bank and personal models are made of the others. The held-out items are then answered step by step: by
+    the base, with the user's own examples, by the common model, and by the user's own. Run it again to finish a stopped
+    run; a finished one prints its result again.
     """
+    from mta_cli.pipeline.quick.columns import complete_columns
     from mta_cli.pipeline.quick.run import QuickRequest, run_quick
 
     context = app_context(ctx, flags, json=json)
@@ -125,9 +130,11 @@ def quick(
         from mta_cli.commands.import_columns import ask_for_columns
 
         source = ask_for_columns(context.output, source, context.global_flags.words)
+    complete_columns(source)  # a file that cannot be read makes no store
     with _open_store(context, dry_run=dry_run) as reg:
         request = QuickRequest(source, context.options, minutes)
-        job = run_quick(reg, request, can_anchor=can_anchor, ask=ask, dry_run=dry_run)
+        ask_time = None if yes else _make_time_prompt(context, minutes)
+        job = run_quick(reg, request, can_anchor=can_anchor, ask=ask, ask_time=ask_time, dry_run=dry_run)
         store = context.global_flags.store
         context.output.run_job_and_print(job, partial(render_verdict, store=store), dry_run=dry_run, resumes=True)
 
@@ -170,83 +177,85 @@ def _open_store(context: AppContext, *, dry_run: bool) -> Iterator[Registry]:
         yield reg
 
 
-EXAMPLE_ANSWERS = ("answered", "common", "personal")
-METRICS = {"accuracy": "right", "mae": "error", "rouge_1": "ROUGE-1", "gold_loglik": "log-likelihood"}
-SIMPLEST = {
-    "label": "no model: most frequent answer",
-    "score": "no model: median score",
-    "text": "no model: nearest own text",
-}
-PERSONAL = {"fused": "personal: recipe", "adapted": "personal: recipe and stack"}
+def _make_time_prompt(context: AppContext, minutes: float) -> AskTime:
+    """A function that asks whether to go on where the least takes longer than --minutes."""
+
+    def ask(seconds: float) -> None:
+        least = math.ceil(seconds / 60)
+        if context.output.json or not stdin_is_terminal():
+            raise UsageError(
+                f"the least takes about {least} min, and --minutes is {minutes:g}", hint=f"--minutes {least}, or --yes"
+            )
+        answer = context.output.read_answer(f"The least takes about {least} min. Go on? [y/N]")
+        if (answer or "").lower() not in ("y", "yes"):
+            raise MtaError("nothing was trained; the file is imported", hint=f"--minutes {least}")
+
+    return ask
+
+
+TEXT_STEPS = ("base", "base+examples", "common", "adapted")
+NAME_WIDTH, TEXT_WIDTH, TEXT_LINES = 16, 64, 6
 
 
 def render_verdict(result: dict[str, Any], *, store: Path | None = None) -> RenderableType:
-    """The verdict on one screen of 80 columns and 24 lines."""
-    columns = ("user", "question", "answered", result["common_word"], "personal")
-    examples = [
-        (_cut(one["user"], 10), _cut(one["question"], 24), *(_cut(one[name], 11) for name in EXAMPLE_ANSWERS))
-        for one in result["examples"]
-    ]
+    """The ladder, three questions with their answers, the verdict, and what to do next."""
+    from mta_cli.pipeline.report.ladder_text import table_columns, table_rows
+
+    ladder, examples = result["ladder"], result["examples"]
+    labels = result["kind"] != "text"
+    questions = "\n".join(
+        line for n, one in enumerate(examples, 1) for line in _named_lines(f"{n} {one['user']}", one["question"])
+    )
     return out.group(
-        out.text(_head(result)),
-        out.text(""),
-        out.table(("model", *(METRICS[name] for name in _shown_metrics(result))), _model_rows(result)),
-        out.text(""),
-        out.text(_gain_lines(result)),
-        out.text(f"Verdict: {result['verdict']}: {result['why']}.", style="bold"),
-        out.text(f"{result['example_rule'].capitalize()}:"),
-        out.table(columns, examples),
-        out.text("Next:\n" + "\n".join(f"  {_in_store(command, store)}" for command in result["next"])),
+        out.text(_head(result) + "\n"),
+        out.table(table_columns(ladder), table_rows(ladder)),
+        out.text(f"\n{result['example_rule'].capitalize()}:"),
+        *((out.text(questions), _answer_table(examples)) if labels else map(_texts, range(1, 4), examples)),
+        out.text("\nVerdict", style="bold"),
+        *(out.text(f"- {line}") for line in result["verdict"]),
+        out.text("\nNext:\n" + "\n".join(f"  {_in_store(command, store)}" for command in result["next"])),
     )
 
 
 def _head(result: dict[str, Any]) -> str:
     anchors = " (anchors)" if result["measured_on_anchors"] and result["users"] > 1 else ""
-    return (
-        f"{_cut(result['file'], 30)}: {pluralise(result['users'], 'user')}, {result['items']:,} items, "
-        f"{result['queries']:,} held out; task {_cut(result['task'], 16)} ({result['kind']})\n"
-        f"Bank {_cut(result['bank'], 16)} v{result['version']}, {pluralise(result['anchors'], 'anchor')}; "
+    lines = [
+        f"{result['file']}: {pluralise(result['users'], 'user')}, {result['items']:,} items, "
+        f"{result['queries']:,} held out; task {result['task']} ({result['kind']})",
+        f"Bank {result['bank']} v{result['version']}, {pluralise(result['anchors'], 'anchor')}; "
         f"{pluralise(result['measured_users'], 'user')}{anchors} measured on {result['measured_queries']} questions, "
-        f"{result['seconds']:.0f} s"
-    )
-
-
-def _shown_metrics(result: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys((result["metric"], "gold_loglik")))
-
-
-def _model_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    names = {
-        result["personal"]: PERSONAL[result["personal"]] + ("" if result["memory"] == "off" else ", label memory"),
-        "pooled": "common: task adapter",
-        "base": "untrained: the base",
-        "majority": SIMPLEST[result["kind"]],
-    }
-    return [
-        (said, *(_number(result["models"][method].get(metric)) for metric in _shown_metrics(result)))
-        for method, said in names.items()
-        if method in result["models"]
+        f"{result['seconds']:.0f} s",
     ]
+    if result["shots"] is not None:
+        lines.append(f"Personal models from at most {result['shots']} items of each user; with more it can differ.")
+    if result["users"] == 1:
+        lines.append("The common model, too, is trained on this user's items alone.")
+    return "\n".join(lines)
 
 
-def _gain_lines(result: dict[str, Any]) -> str:
-    gain = result["gain"]
-    measured, common = sum(result[how] for how in ("better", "same", "worse")), result["common_word"]
-    return (
-        f"The personal model was better for {result['better']} of {measured} {result['unit']}, the same for "
-        f"{result['same']}, worse for {result['worse']}.\n"
-        f"Gain over the {common} model in {METRICS[result['deciding_metric']]}, 95 % interval: {gain['value']:+.3f} "
-        f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
-    )
+def _answer_table(examples: Sequence[dict[str, Any]]) -> RenderableType:
+    """A row of answers for the user and for each step, with a column for each question."""
+    rows = [("own answer", *(one["gold"] for one in examples))]
+    rows += [(step, *(one["answers"][step] for one in examples)) for step in examples[0]["answers"]]
+    return out.table(("", *(str(n) for n in range(1, len(examples) + 1))), rows)
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _texts(number: int, example: dict[str, Any]) -> RenderableType:
+    """A question and the answers to it, one below the other."""
+    answers = [(step, example["answers"][step]) for step in TEXT_STEPS if step in example["answers"]]
+    told = [(f"{number} {example['user']}", example["question"]), *answers, ("own answer", example["gold"])]
+    return out.text("\n".join(["", *(line for name, text in told for line in _named_lines(name, text))]))
 
 
-def _cut(value: str, most: int) -> str:
-    line = clean_line(" ".join(value.split()))
-    return line if len(line) <= most else line[: most - 1] + "…"
+def _named_lines(name: str, text: str) -> list[str]:
+    """A text beside its name, wrapped; a long one ends in …"""
+    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, TEXT_WIDTH)] or ["(nothing)"]
+    if len(lines) > TEXT_LINES:
+        lines[TEXT_LINES - 1 :] = [lines[TEXT_LINES - 1] + " …"]
+    names = textwrap.wrap(name, NAME_WIDTH - 1)
+    names += [""] * (len(lines) - len(names))
+    lines += [""] * (len(names) - len(lines))
+    return [f"{name:<{NAME_WIDTH}}{line}".rstrip() for name, line in zip(names, lines, strict=True)]
 
 
 def _in_store(command: str, store: Path | None) -> str:

@@ -208,7 +208,7 @@ def _outcome(reg: Registry, run: Run, evaluation: Evaluation | None) -> str:
     """What a finished job found; empty where earlier versions did not write it down."""
     result = run.result or {}
     if run.kind == QUICK and "verdict" in result:
-        return f"{result['verdict']}: better for {result['better']} of {_count_measured(result)} {result['unit']}"
+        return str(result["verdict"])
     if run.kind == ADAPT_RUN_KIND and "users" in result:
         return _adaptation_words(result)
     if run.kind == BANK_BUILD:
@@ -236,13 +236,8 @@ def _verdict(run: Run) -> str:
     result = run.result or {}
     if run.kind != QUICK or "verdict" not in result:
         return ""
-    counts = f"better for {result['better']}, the same for {result['same']}, worse for {result['worse']}"
-    whom = f"{_count_measured(result)} measured {result['unit']}"
-    return f"{result['task']}: {result['verdict']}. {result['why'].capitalize()}. Of {whom}: {counts}."
-
-
-def _count_measured(result: Mapping[str, Any]) -> int:
-    return sum(result[how] for how in ("better", "same", "worse"))
+    whom = pluralise(result["measured_users"], "measured user")
+    return f"{result['task']}, {whom}: {result['verdict']}."
 
 
 def _quick_task(run: Run) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.shell import Ran, mta, mta_ok
 from tests.terminal import Terminal
 
 BOOKS = Path(__file__).parents[1] / "pipeline" / "quick" / "books.csv"
+STEPS = ("no-model", "base", "base+examples", "common", "common+memory", "fused", "adapted", "another's")
 MACHINE = ("--device", "cpu", "--dtype", "float32")
 
 
@@ -23,30 +25,65 @@ def here(store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return store_root
 
 
-def test_a_file_becomes_a_verdict_on_one_screen_and_every_next_step_parses(here: Path) -> None:
-    ran = mta_ok("quick", "books.csv", "--minutes", "0.1", *MACHINE)
+def test_a_file_becomes_a_verdict_and_every_next_step_parses(here: Path) -> None:
+    ran = mta_ok("quick", "books.csv", "--minutes", "0.1", "--yes", *MACHINE)
     lines = ran.out.splitlines()
-    assert len(lines) <= 23 and max(map(len, lines)) <= 80
     assert lines[0].startswith("books.csv: 12 users, 144 items, 24 held out; task books (score)")
-    assert any(line.startswith("Verdict: ") for line in lines)
+    assert "Personal models from at most 5 items of each user; with more it can differ." in lines
+    steps = [line.split()[0] for line in lines if line.startswith(STEPS)]
+    assert [step for n, step in enumerate(steps) if step not in steps[:n]] == list(STEPS), "from the bottom"
+    assert "own answer" in ran.out and "A personal model on top: " in ran.out
     assert "A finished prompt of" in ran.err and "4 of 4" in ran.err
-    steps = [line.strip() for line in lines[lines.index("Next:") + 1 :]]
-    assert [step.split()[1] for step in steps] == ["ask", "chat", "eval", "eval"]
-    import shlex
-
-    answer = mta_ok(*shlex.split(steps[0])[1:], *MACHINE)
+    nexts = [line.strip() for line in lines[lines.index("Next:") + 1 :]]
+    assert [step.split()[1] for step in nexts] == ["ask", "chat", "eval", "eval"]
+    answer = mta_ok(*shlex.split(nexts[0])[1:], *MACHINE)
     assert answer.out.strip() in ("1", "2", "3", "4", "5")
-    mta_ok(*shlex.split(steps[2])[1:])
-    assert mta_ok("bank", "list", "--json").json()[0]["bank"] == "books"
+    shown = mta_ok(*shlex.split(nexts[2])[1:], "--json").json()
+    again = mta_ok("quick", "books.csv", "--minutes", "0.1", *MACHINE)
+    assert again.out == ran.out and "measured already" in again.err and "A finished prompt" not in again.err
+    document = mta_ok("quick", "books.csv", "--minutes", "0.1", *MACHINE, "--json").json()
+    assert document["ladder"] == shown["ladder"] and document["evaluation"] == 1
+    assert [one["evaluation"] for one in mta_ok("eval", "list", "--json").json()] == [1]
 
 
-def test_the_document_has_the_plan_and_the_examples(here: Path) -> None:
+def test_texts_are_shown_whole_and_cannot_forge_a_line() -> None:
+    from mta_cli.commands.quick import _named_lines
+
+    poem = " ".join(f"word{n}" for n in range(30))
+    lines = _named_lines("own answer", f"Verdict\n{poem}")
+    assert lines[0] == "own answer      Verdict" and all(line.startswith(" " * 16) for line in lines[1:])
+    assert " ".join(line.strip() for line in lines[1:]) == poem and max(map(len, lines)) <= 80
+    long = _named_lines("base", " ".join(["word"] * 200))
+    assert len(long) == 6 and long[-1].endswith(" …")
+    assert _named_lines("base", "") == ["base            (nothing)"]
+
+
+def test_the_document_has_the_plan_the_ladder_and_whole_examples(here: Path) -> None:
     found = mta_ok(
-        "--store", here, "quick", "books.csv", "--minutes", "0.1", "--task", "shelf", *MACHINE, "--json"
+        "--store", here, "quick", "books.csv", "--minutes", "0.1", "--yes", "--task", "shelf", *MACHINE, "--json"
     ).json()
-    assert found["task"] == "shelf" and {line["name"] for line in found["plan"]} >= {"rate", "anchors", "time"}
-    assert all(set(row) == {"user", "question", "answered", "common", "personal"} for row in found["examples"])
-    assert found["verdict"] in ("worth it", "not told apart", "not worth it")
+    assert found["task"] == "shelf" and {line["name"] for line in found["plan"]} >= {"rate", "anchors", "time", "power"}
+    assert [one["step"] for one in found["ladder"]["steps"]] == list(STEPS)
+    for row in found["examples"]:
+        assert set(row["answers"]) == set(STEPS) and row["question"].endswith(".") and row["gold"] in "12345"
+    assert any(line.startswith("A personal model on top: ") for line in found["verdict"])
+    assert not {"common", "better", "gain", "why"} & set(found)
+
+
+def test_minutes_that_do_not_suffice_are_asked_about_before_a_bank_is_built(here: Path) -> None:
+    ran = refused("books.csv", "--minutes", "0.1", *MACHINE)
+    assert ran.code == 2 and "the least takes about 1 min, and --minutes is 0.1" in ran.err
+    assert "hint: --minutes 1, or --yes" in ran.err
+    with Registry.open(here) as reg:
+        assert reg.banks.all() == [] and reg.runs.of_kind("quick") == []
+    with Terminal(["quick", "books.csv", "--minutes", "0.1", "--can-anchor", *MACHINE]) as terminal:
+        for _ in range(4):
+            terminal.until(": a column" if _ else "user: the column")
+            terminal.press("enter")
+        terminal.until("The least takes about 1 min. Go on?")
+        terminal.type("n\r")
+        terminal.until("nothing was trained")
+        assert terminal.ended() == 1
 
 
 def test_a_dry_run_shows_the_plan_and_makes_no_store(here: Path) -> None:
@@ -68,22 +105,24 @@ def test_wrong_input_is_one_line_and_nothing_is_made(here: Path, tmp_path: Path)
         (("none.csv",), 3, "There is no file"),
         (("empty.csv",), 4, "is empty"),
         (("two.csv",), 4, "has no column user"),
-        (("two.csv", "--me", "ann"), 4, "has more than 3 items"),
         (("books.csv", "--output", "grade"), 4, "has no column 'grade'"),
-        (("books.csv", "--task", "My Task"), 4, "name is 'My Task'"),
         (("-",), 2, "reads the file more than once"),
         (("/dev/null",), 2, "reads the file more than once"),
         (("books.csv", "--minutes", "0"), 2, "0.1"),
+        (("two.csv", "--me", "ann"), 4, "has more than 3 items"),
+        (("books.csv", "--task", "My Task"), 4, "name is 'My Task'"),
     ):
         ran = refused(*words)
         assert ran.code == code and what in ran.err, (words, ran.err)
+        if words[1:] not in (("--me", "ann"), ("--task", "My Task")):  # whose files are read in full first
+            assert not (here / "registry.db").exists(), words
     if (here / "registry.db").exists():
         with Registry.open(here) as reg:
             assert reg.users.names() == [] and reg.tasks.all() == {}
 
 
 def test_a_terminal_asks_for_columns_and_consent(here: Path) -> None:
-    with Terminal(["quick", "books.csv", "--minutes", "0.1", *MACHINE]) as terminal:
+    with Terminal(["quick", "books.csv", "--minutes", "3", *MACHINE]) as terminal:
         for part in ("user", "input", "output", "time"):
             terminal.until(f"{part}: a column" if part != "user" else "user: the column")
             terminal.press("enter")

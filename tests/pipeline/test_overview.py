@@ -24,12 +24,7 @@ VERDICT = {
     "task": "books",
     "evaluation": 1,
     "measured_users": 12,
-    "unit": "users",
-    "better": 8,
-    "same": 3,
-    "worse": 1,
-    "verdict": "worth it",
-    "why": "better than the common model",
+    "verdict": "worth it: own examples in the prompt; not shown: a personal model on top",
 }
 
 
@@ -148,9 +143,8 @@ def test_a_quick_run_keeps_its_verdict_and_hides_the_jobs_that_it_ran(reg: Regis
         with record_request(reg, ADAPT_RUN_KIND, {}, bank_id=on.id):
             pass
         kept |= VERDICT
-    assert jobs(reg) == [("quick", "books", "worth it: better for 8 of 12 users")]
-    sentence = "books: worth it. Better than the common model. Of 12 measured users: better for 8, the same for 3, "
-    assert load_overview(reg, jobs=1, chats=0).verdict == sentence + "worse for 1."
+    assert jobs(reg) == [("quick", "books", VERDICT["verdict"])]
+    assert load_overview(reg, jobs=1, chats=0).verdict == f"books, 12 measured users: {VERDICT['verdict']}."
 
 
 def test_runs_about_one_user_are_no_jobs(reg: Registry) -> None:

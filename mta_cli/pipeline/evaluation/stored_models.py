@@ -95,7 +95,9 @@ def evaluate_users(
         yield from measuring.answer_all()
         unit = "users" if len(asked) >= MIN_UNITS["users"] else "questions"
         answers = [*measuring.answers_without_model(), *measuring.answers]
-        examples = measuring.example_answers(answers, unit)
+        summary = _summarise(task, steps, answers, unit, machine.seed)
+        if not task.labels:
+            measuring.generate(answers, choose_examples(answers, summary["ladder"]))
         result = {
             "task": task.name,
             "users": len(asked),
@@ -105,11 +107,41 @@ def evaluate_users(
             "base": base_entry.name,
             "dtype": number_format(machine.dtype, machine.device, machine.quantize),
             "reference": next(one.name for one in reversed(steps) if not one.is_control),
-            **_summarise(task, steps, answers, unit, machine.seed),
+            **summary,
             "costs": {one.name: _costs(reg, base.fingerprint, task.name, asked, one, answers) for one in steps},
         }
         number = _store(reg, base.fingerprint, task, prompt, result, answers)
-        yield JobResult({**result, "evaluation": number, "example_rule": EXAMPLE_RULES[unit], "examples": examples})
+        yield JobResult({**result, "evaluation": number, **_describe_examples(reg, task.name, result, answers)})
+
+
+def stored_document(reg: Registry, number: int) -> dict[str, Any]:
+    """The document of a stored evaluation by `evaluate_users`, with its examples. Raises NotFound."""
+    found = reg.evaluations.get(number)
+    answers = reg.evaluations.predictions.load_predictions(number)
+    return {**found.result, "evaluation": number, **_describe_examples(reg, found.task, found.result, answers)}
+
+
+def _describe_examples(
+    reg: Registry, task: str, result: Mapping[str, Any], answers: Sequence[Prediction]
+) -> dict[str, Any]:
+    """What each step answers to the questions that `EXAMPLE_RULES` choose. Stored documents hold no names and texts."""
+    from mta_cli.engine.evaluation.ladder import STEP_NAMES
+
+    examples = []
+    for number in choose_examples(answers, result["ladder"]):
+        own = sorted((one for one in answers if one.query_id == number), key=lambda one: STEP_NAMES.index(one.method))
+        user = reg.users.by_id(own[0].user_id)
+        query = next(one for one in reg.items.queries(user.id, task) if one.id == number)
+        examples.append(
+            {
+                "user": user.name,
+                "question": query.input,
+                "gold": query.gold,
+                "answers": {one.method: one.answer for one in own},
+                "gold_logliks": {one.method: one.gold_loglik for one in own},
+            }
+        )
+    return {"example_rule": EXAMPLE_RULES[result["ladder"]["unit"]], "examples": examples}
 
 
 class _Measuring:
@@ -162,6 +194,7 @@ class _Measuring:
                         yield JobProgress(
                             answer.method, len(self.answers), tokens=answer.tokens, seconds=answer.seconds
                         )
+            yield JobProgress("whose is it", len(self.answers))
             self._ask_whose()
         finally:
             self._folder.set_adapter(None)
@@ -308,31 +341,7 @@ class _Measuring:
         found = attribute_texts(written, [(one.user_id, one.gold, self._others[one.user_id]) for one in rows])
         return [replace(one, whose=pack_logliks(own[0], own[1:])) for one, own in zip(rows, found, strict=True)]
 
-    def example_answers(self, answers: list[Prediction], unit: str) -> list[dict[str, Any]]:
-        """What each step answers to the questions that `EXAMPLE_RULES` choose; texts are generated for it."""
-        from mta_cli.engine.evaluation.ladder import LADDER
-
-        chosen = choose_examples(answers, [one.name for one in self._steps if not one.is_control], unit)
-        if not self._task.labels:
-            self._generate(answers, chosen)
-        asked = {query.id: query for user in self._users for query in self._queries[user.id]}
-        order = [one.name for one in LADDER]
-        found = []
-        for number in chosen:
-            own = sorted((one for one in answers if one.query_id == number), key=lambda one: order.index(one.method))
-            query = asked[number]
-            found.append(
-                {
-                    "user": self._by_id[query.user_id].name,
-                    "question": query.input,
-                    "gold": query.gold,
-                    "answers": {one.method: one.answer for one in own},
-                    "gold_logliks": {one.method: one.gold_loglik for one in own},
-                }
-            )
-        return found
-
-    def _generate(self, answers: list[Prediction], chosen: Sequence[int]) -> None:
+    def generate(self, answers: list[Prediction], chosen: Sequence[int]) -> None:
         """Put generated texts into the answers to the `chosen` queries."""
         texts: dict[tuple[str, int], str] = {}
         asked = [query for user in self._users for query in self._queries[user.id] if query.id in chosen]
@@ -353,20 +362,21 @@ class _Measuring:
                 answers[place] = replace(one, answer=texts[one.method, one.query_id])
 
 
-def choose_examples(answers: Sequence[Prediction], steps: Sequence[str], unit: str) -> list[int]:
+def choose_examples(answers: Sequence[Prediction], ladder: Mapping[str, Any]) -> list[int]:
     """The queries that `EXAMPLE_RULES` choose, by the gain in likelihood from the common model to the highest step.
 
-    `steps` are in their order. Of a user, it is the question with the largest gain in size.
+    Of a user, it is the question with the largest gain in size.
     """
-    from mta_cli.engine.evaluation.ladder import COMMON, COMMON_MEMORY
+    from mta_cli.engine.evaluation.ladder import ANOTHERS, COMMON, COMMON_MEMORY, NO_MODEL
 
+    steps = [one["step"] for one in ladder["steps"] if one["step"] not in (NO_MODEL, ANOTHERS)]
     top = steps[-1]
     below = next((name for name in (COMMON_MEMORY, COMMON) if name in steps and name != top), steps[0])
     logliks = {(one.method, one.query_id): one.gold_loglik or 0.0 for one in answers}
     gains: dict[int, dict[int, float]] = {}  # by user or query: the gain of each query
     for one in answers:
         if one.method == top:
-            key = one.user_id if unit == "users" else one.query_id
+            key = one.user_id if ladder["unit"] == "users" else one.query_id
             gains.setdefault(key, {})[one.query_id] = (one.gold_loglik or 0.0) - logliks[below, one.query_id]
     order = sorted(gains, key=lambda key: (sum(gains[key].values()) / len(gains[key]), key), reverse=True)
     chosen = dict.fromkeys((order[0], order[len(order) // 2], order[-1]))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mta_cli.events import PlanLine
 from mta_cli.formatting import pluralise
-from mta_cli.options import USUAL_MAX_ITEMS, AdaptOptions, BankOptions, FuseOptions, OptionSet
+from mta_cli.options import MAX_OTHERS, USUAL_MAX_ITEMS, AdaptOptions, BankOptions, OptionSet
 from mta_cli.pipeline.bank.memory_weights import MAX_GUESSED_ITEMS
 from mta_cli.pipeline.bank_sizes import BY_THE_DATA, choose_sizes
 
@@ -26,19 +26,23 @@ if TYPE_CHECKING:
 BATCH_SIZE = 4
 """Rows of a step: short histories give few steps."""
 QUICK_SHOTS = 5
-"""Items of a user that recipes and stacks are made from: whole histories would leave little time for the bank."""
-TIMED_STEPS = 2
+"""Items of a user that fusion and stack are made from: whole histories would leave little time for the bank."""
+TIMED_STEPS = 3
 OVERHEAD_SECONDS = 10.0  # loading models, embedding items
-# in rows of the task adapter's training, whose prompts show fewer items than others
-ANCHOR_ROW, EVIDENCE_ROW, ANCHOR_EVIDENCE = 0.8, 0.6, 0.2
-MEMORY_ROW, LABEL_ANSWER, TEXT_ANSWER = 1.1, 1.0, 5.0
+# in rows of the task adapter's training, measured with the default base on support replies and on labelled messages
+ANCHOR_ROW, STACK_ROW, EVIDENCE_ROW, ANCHOR_EVIDENCE = 0.8, 0.5, 0.6, 0.2
+MEMORY_ROW = 1.1
+ANSWER_ROWS, WHOSE_ROW, SHOWN_TEXT_ROWS = 3.0, 0.35, 30.0
+"""Of a question: at all steps, with its losses beside the stack's training; under each other user's model, at both
+personal steps. Of all: the texts that are generated for the examples."""
 BANK_USERS = (1000, 300, 100, 48, 24, 12, 6)
 ITEMS = (200, 100, 50, 25, 12, 8)
 PASSES = ((2, 2, True), (1, 2, True), (1, 1, True), (1, 1, False))
 """Passes of the task adapter and of the anchors, and whether memory is weighed on held-out users; best first."""
-MIN_MEASURED = 6
 MEASURING_SHARE = 0.4
-"""The most of the time that users' own models and answers take, once `MIN_MEASURED` users have theirs."""
+"""The share of the time that is kept for users' models and answers, where there are so many users."""
+LOGLIK_SD = 0.15
+"""How the difference between the personal and the common model spreads over questions, nats: .05 to .3 were seen."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,6 @@ class Workload:
     held: tuple[int, ...]
     queries: tuple[int, ...]
     labels: bool
-    fuse: FuseOptions = field(default_factory=FuseOptions)
     adapt: AdaptOptions = field(default_factory=AdaptOptions)
 
     @property
@@ -84,9 +87,14 @@ class Workload:
         return _mean([count for count in self.queries if count])
 
     @property
+    def shots(self) -> list[int]:
+        """The shots of each user: as many as the options ask for, but no more than a user has."""
+        return [min(self.adapt.shots, count) for count in self.held]
+
+    @property
     def mean_trained_rows(self) -> float:
         """Rows of all steps of a user's stack; the mean over users."""
-        schedules = [(shots, self.stack_schedule(shots)) for shots in self._shots(self.adapt)]
+        schedules = [(shots, self.stack_schedule(shots)) for shots in self.shots]
         return _mean([own.steps * min(shots, own.batch_size) for shots, own in schedules])
 
     def stack_schedule(self, shots: int) -> Schedule:
@@ -94,22 +102,6 @@ class Workload:
         from mta_cli.engine.methods.stacks import stack_schedule
 
         return stack_schedule(shots, self.adapt.with_kind_defaults(self.labels))
-
-    @property
-    def recipe_options(self) -> FuseOptions | AdaptOptions:
-        """The options that say how many shots recipes see: those of stacks, where there are stacks."""
-        return self.fuse if self.labels else self.adapt
-
-    def most_shots(self, options: FuseOptions | AdaptOptions) -> int:
-        """The shots of the user who has most."""
-        return max(self._shots(options), default=0)
-
-    def mean_shots(self, options: FuseOptions | AdaptOptions) -> float:
-        """As many as these options ask for, but no more than a user has; the mean over users."""
-        return _mean(self._shots(options))
-
-    def _shots(self, options: FuseOptions | AdaptOptions) -> list[int]:
-        return [min(options.shots, count) for count in self.held]
 
 
 def _mean(counts: Sequence[int]) -> float:
@@ -133,20 +125,25 @@ class QuickPlan:
 
 def quick_shots(options: OptionSet) -> OptionSet:
     """The options with `QUICK_SHOTS` in place of the usual number; another number stays."""
-    usual = [one for one in (options[FuseOptions], options[AdaptOptions]) if one.shots == USUAL_MAX_ITEMS]
-    for one in usual:
-        options = options.with_instance(replace(one, shots=QUICK_SHOTS))
-    return options
+    adapt = options[AdaptOptions]
+    return options.with_instance(replace(adapt, shots=QUICK_SHOTS)) if adapt.shots == USUAL_MAX_ITEMS else options
 
 
 def make_plan(work: Workload, options: BankOptions, rows_per_second: float, minutes: float) -> QuickPlan:
-    """The best sizes that fit into `minutes`; the least where none fits."""
-    sizes, seconds = None, 0.0
-    for sizes in _candidates(work, options, rows_per_second, minutes):
-        seconds = estimate_seconds(work, sizes, rows_per_second)
-        if seconds <= 60 * minutes:
+    """The best sizes that fit into `minutes`, then as many measured users as fit; the least where nothing fits."""
+    from mta_cli.engine.evaluation.ladder import MIN_UNITS
+
+    rows, sizes, fitting = 60 * minutes * rows_per_second, None, 0
+    for sizes in _candidates(work, options):
+        kept = int(MEASURING_SHARE * rows / _rows_per_measured_user(work, sizes))
+        wanted = min(sizes.measured_users, max(MIN_UNITS["users"], kept))
+        bank = estimate_seconds(work, replace(sizes, measured_users=0), rows_per_second) * rows_per_second
+        fitting = _fitting_users(work, sizes, rows - bank)
+        if fitting >= wanted:
             break
     assert sizes is not None
+    sizes = replace(sizes, measured_users=min(sizes.measured_users, max(MIN_UNITS["users"], fitting)))
+    seconds = estimate_seconds(work, sizes, rows_per_second)
     return QuickPlan(sizes, seconds, _plan_lines(work, options, sizes, seconds, rows_per_second, minutes))
 
 
@@ -157,26 +154,34 @@ def estimate_seconds(work: Workload, sizes: QuickSizes, rows_per_second: float) 
     pooled = sum(items) * sizes.task_epochs * (2 if work.labels and sizes.held_out_weights else 1)
     anchors = sum(sorted(items, reverse=True)[: sizes.anchors]) * sizes.epochs * ANCHOR_ROW
     memory = min(sum(items), MAX_GUESSED_ITEMS) * MEMORY_ROW if work.labels else 0.0
-    personal = sizes.measured_users * _rows_per_measured_user(work, sizes.anchors)
-    return OVERHEAD_SECONDS + (pooled + anchors + memory + personal) / rows_per_second
+    personal = sizes.measured_users * _rows_per_measured_user(work, sizes)
+    shown = 0.0 if work.labels else SHOWN_TEXT_ROWS
+    return OVERHEAD_SECONDS + (pooled + anchors + memory + personal + shown) / rows_per_second
 
 
-def _rows_per_measured_user(work: Workload, anchors: int) -> float:
-    own = work.mean_shots(work.recipe_options) * (EVIDENCE_ROW + ANCHOR_EVIDENCE * anchors)
-    if not work.labels:
-        own += work.mean_trained_rows * ANCHOR_ROW
-    return own + 2 * work.queries_per_user * (LABEL_ANSWER if work.labels else TEXT_ANSWER)
+def _fitting_users(work: Workload, sizes: QuickSizes, rows: float) -> int:
+    """How many users can be measured in the time of so many rows; the more there are, the more each costs."""
+    cost = [_rows_per_measured_user(work, replace(sizes, measured_users=n)) for n in range(1, MAX_OTHERS + 2)]
+    return max(sum(n * each <= rows for n, each in enumerate(cost, 1)), int(rows / cost[-1]))
 
 
-def _candidates(work: Workload, options: BankOptions, rows_per_second: float, minutes: float) -> Iterator[QuickSizes]:
-    """Sizes from the most to the least: fewer passes, then fewer items of each user, then fewer users."""
+def _rows_per_measured_user(work: Workload, sizes: QuickSizes) -> float:
+    """Evidence for the fusion, the stack's training, and answers that are scored at every step."""
+    own = _mean(work.shots) * (EVIDENCE_ROW + ANCHOR_EVIDENCE * sizes.anchors) + work.mean_trained_rows * STACK_ROW
+    others = min(MAX_OTHERS, max(0, sizes.measured_users - 1))
+    return own + work.queries_per_user * (ANSWER_ROWS + others * WHOSE_ROW)
+
+
+def _candidates(work: Workload, options: BankOptions) -> Iterator[QuickSizes]:
+    """Sizes from the most to the least: fewer passes, then fewer items of each user, then fewer users.
+
+    All users who are no anchors are measured.
+    """
+    asked = sum(count > 0 for count in work.queries)
     for users in (None, *(count for count in BANK_USERS if count < len(work.held))):
         held = sorted(work.held, reverse=True)[:users]
         chosen = choose_sizes(held, options).options
-        asked = sum(count > 0 for count in work.queries)
-        time = MEASURING_SHARE * (60 * minutes - OVERHEAD_SECONDS) * rows_per_second
-        most = max(MIN_MEASURED, int(time / _rows_per_measured_user(work, chosen.anchor_count)))
-        measured = min(most, asked - chosen.anchor_count if asked > chosen.anchor_count else asked)
+        measured = asked - chosen.anchor_count if asked > chosen.anchor_count else asked
         longest = max(held, default=0)
         for items in (count for n, count in enumerate(ITEMS) if n == 0 or count < longest):
             for task_epochs, epochs, weighed in _passes(options):
@@ -212,15 +217,23 @@ def _plan_lines(
         PlanLine("passes", f"task adapter {sizes.task_epochs}, anchors {sizes.epochs}", _passes_origin(options, fits)),
         PlanLine("rows in a step", str(BATCH_SIZE), "short histories give few steps"),
         *(weighed if work.labels else []),
-        PlanLine(
-            "users' models",
-            _personal_words(work),
-            "labels and scores gain little from training at the user" if work.labels else "texts",
-        ),
+        PlanLine("users' models", _personal_words(work), _shots_origin(work)),
         PlanLine("measured users", f"{sizes.measured_users} of {asked}", f"no anchors; {fits}" if asked > 1 else ""),
         PlanLine("questions", f"about {sizes.measured_users * work.queries_per_user:.0f}, held out", BY_THE_DATA),
+        _power_line(work, sizes),
         PlanLine("time", f"about {seconds:.0f} s{'' if seconds <= 60 * minutes else ': the least there is'}"),
     )
+
+
+def _power_line(work: Workload, sizes: QuickSizes) -> PlanLine:
+    from mta_cli.engine.evaluation.statistics import planned_detectable_effect
+    from mta_cli.pipeline.evaluation.design import BETWEEN_USER_VARIANCE
+
+    least = planned_detectable_effect(
+        [max(1, round(work.queries_per_user))] * sizes.measured_users, LOGLIK_SD, BETWEEN_USER_VARIANCE
+    )
+    said = f"a difference of {least:.3f} nats is found with 80 % probability"
+    return PlanLine("power", said, f"guess: differences spread by {LOGLIK_SD:g} a question")
 
 
 def _passes_origin(options: BankOptions, fits: str) -> str:
@@ -229,11 +242,14 @@ def _passes_origin(options: BankOptions, fits: str) -> str:
 
 
 def _personal_words(work: Workload) -> str:
-    recipes = f"recipes from at most {pluralise(work.most_shots(work.recipe_options), 'shot')}"
-    if work.labels:
-        return recipes
-    shots = work.most_shots(work.adapt)
-    return f"{recipes}, stacks from at most {shots} in {pluralise(work.stack_schedule(shots).steps, 'step')}"
+    shots = max(work.shots, default=0)
+    steps = pluralise(work.stack_schedule(shots).steps, "step")
+    return f"fusions from at most {pluralise(shots, 'item')}, stacks from the same in {steps}"
+
+
+def _shots_origin(work: Workload) -> str:
+    few = work.adapt.shots == QUICK_SHOTS
+    return "few items of a user, so that the bank gets the time" if few else "settings: adapt.shots"
 
 
 def sample_rows(

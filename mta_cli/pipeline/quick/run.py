@@ -7,13 +7,14 @@ stopped: with the plan that it began with.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import random
 import shlex
-import textwrap
+import statistics
 import time
 from collections import Counter
-from collections.abc import Container, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -50,17 +51,8 @@ from mta_cli.pipeline.quick.plan import (
     quick_shots,
     sample_rows,
 )
-from mta_cli.pipeline.quick.verdict import (
-    BASELINE,
-    COMMON,
-    MIN_UNITS,
-    MODEL_WORDS,
-    UNTRAINED,
-    answer_without_model,
-    choose_examples,
-    compare_models,
-)
-from mta_cli.pipeline.requests import adapt_request, bank_request, base_model, fuse_request
+from mta_cli.pipeline.report.ladder_text import short_verdict, verdict_lines
+from mta_cli.pipeline.requests import adapt_request, bank_request, base_model
 from mta_cli.pipeline.runs import REQUEST_KEY, record_request
 from mta_cli.pipeline.training.estimate import format_duration
 from mta_cli.pipeline.user_weights import current_bank
@@ -71,18 +63,20 @@ from mta_cli.pipeline.users.import_file import (
     import_source,
     stage_source,
 )
-from store.records import Bank, User
+from store.records import Bank, Run, User
 
 if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.tasks import Task
     from store.registry import Registry
 
-RUN_KIND, PLAN_KEY = "quick", "plan"
-VERDICT_KEYS = ("evaluation", "measured_users", "unit", "better", "same", "worse", "verdict", "why")
-"""What the run keeps of its document: no names, no texts of users."""
+AskTime = Callable[[float], None]
+"""Is told the seconds that the least plan takes; raises where that is too long."""
+
+RUN_KIND, PLAN_KEY, SEAL_KEY = "quick", "plan", "seal"
 SHOWN_PROMPTS, SHOWN_LINES, SHOWN_LINE = 3, 16, 160
-HELD_OUT, MAX_HELD_OUT = 2, 12  # of each of many users; of one user alone
+HELD_OUT_SHARE, MIN_HELD_OUT, MAX_HELD_OUT = 5, 2, 12  # one item in so many, at least and at most
+MAX_NEXT_QUESTION = 120  # characters of a question in a command, where there is one so short
 OPTION_CLASSES: tuple[type[Any], ...] = (
     BankOptions,
     ScreeningOptions,
@@ -115,12 +109,16 @@ def run_quick(
     *,
     can_anchor: bool | None = None,
     ask: AskConsent | None = None,
+    ask_time: AskTime | None = None,
     dry_run: bool = False,
 ) -> Iterator[Event]:
     """Import a file, build a bank and users' models, and measure them. `can_anchor` and `ask` are as in an import.
 
-    `JobResult.result` is the document of `mta quick --json`. Raises as an import and a bank build do, and `BadInput`
-    where no user has enough items for held-out ones.
+    `JobResult.result` is the document of `mta quick --json`. Where the least plan does not fit into the minutes,
+    `ask_time` decides before anything is trained; without it the job goes on with a warning. A run that was finished,
+    and on whose users, items and models nothing changed since, is not run again: its document is read.
+
+    Raises as an import and a bank build do, and `BadInput` where no user has enough items for held-out ones.
     """
     started = time.monotonic()
     complete = complete_columns(request.source)
@@ -137,32 +135,44 @@ def run_quick(
     yield from pull_missing_models(request.options[ModelOptions])
     yield Note(f"1 of 4: the task {task.name} ({task.kind}) and the histories")
     imported = yield from forward_events(import_source(reg, source, task=task, can_anchor=can_anchor, ask=ask))
+    document = {
+        "file": source.name,
+        "task": task.name,
+        "kind": task.kind,
+        "users": imported["users"],
+        "items": imported["items_added"] + imported["items_unchanged"],
+        "queries": imported["queries_added"] + imported["queries_unchanged"],
+        "minutes": request.minutes,
+    }
+    run = _find_run(reg, request, task)
+    if run is not None and _is_current(reg, request, task, summary, run):
+        yield JobPlan("quick", (*file_lines, *_plan_of(run).lines))
+        yield Note("2 to 4: measured already, and nothing changed since")
+        yield JobResult(document | _describe(reg, request, task, summary, run, file_lines))
+        return
     base = _load(reg, request)
-    prompts = show_prompts(reg, base, task, request.options[PromptOptions].history_items)
-    yield from (Note(_prompt_text(prompt)) for prompt in prompts)
-    plan = _plan(reg, request, base, summary, task)
+    yield from (Note(text) for text in show_prompts(reg, base, task, request.options[PromptOptions].history_items))
+    plan = _plan(reg, request, base, summary, task) if run is None else _plan_of(run)
     del base
-    lines = (*file_lines, *plan.lines)
-    yield JobPlan("quick", lines)
+    yield JobPlan("quick", (*file_lines, *plan.lines))
+    if run is None and plan.seconds > 60 * request.minutes:
+        if ask_time is not None:
+            ask_time(plan.seconds)
+        takes = f"the least takes about {format_duration(plan.seconds)}"
+        yield Note(f"{takes}, more than the {request.minutes:g} min that were asked for", warning=True)
     with record_request(reg, RUN_KIND, _identity(reg, request, task) | {PLAN_KEY: asdict(plan)}) as kept:
-        measured = yield from _make_and_measure(reg, request, task, plan, summary)
-        kept |= {"task": task.name, **{key: measured[key] for key in VERDICT_KEYS}}
-    yield JobResult(
-        {
-            "file": source.name,
+        evaluation = yield from _make_and_measure(reg, request, task, plan, summary)
+        kept |= {  # no names and no texts of users: they are read from the store
             "task": task.name,
-            "kind": task.kind,
-            "users": imported["users"],
-            "items": imported["items_added"] + imported["items_unchanged"],
-            "queries": imported["queries_added"] + imported["queries_unchanged"],
-            "prompts": prompts,
-            "plan": [asdict(line) for line in lines],
-            "minutes": request.minutes,
-            "planned_seconds": round(plan.seconds, 1),
+            "evaluation": evaluation["evaluation"],
+            "measured_users": evaluation["users"],
+            "verdict": short_verdict(evaluation["ladder"]),
             "seconds": round(time.monotonic() - started, 1),
-            **measured,
+            SEAL_KEY: _seal(reg, request, task, summary),
         }
-    )
+    finished = _find_run(reg, request, task)
+    assert finished is not None
+    yield JobResult(document | _describe(reg, request, task, summary, finished, file_lines))
 
 
 def _read_file(
@@ -206,10 +216,14 @@ def _summarise(reg: Registry, source: ImportSource, task: Task) -> Generator[Eve
 
 
 def choose_hold_out(summary: FileSummary) -> int:
-    """Two items of each of many users; of one user alone a fifth, at least what a verdict needs, at most 12."""
-    if not summary.is_of_one_user:
-        return HELD_OUT
-    return min(MAX_HELD_OUT, max(MIN_UNITS["questions"], summary.records // 5), summary.records - KEPT_ITEMS)
+    """A fifth of the items of a user in the middle, 2 to 12; of one user alone at least what a verdict needs."""
+    from mta_cli.engine.evaluation.ladder import MIN_UNITS
+
+    if summary.is_of_one_user:
+        fifth = max(MIN_UNITS["questions"], summary.records // HELD_OUT_SHARE)
+        return min(MAX_HELD_OUT, fifth, summary.records - KEPT_ITEMS)
+    middle = statistics.median_low(summary.counts.values())
+    return min(MAX_HELD_OUT, max(MIN_HELD_OUT, middle // HELD_OUT_SHARE))
 
 
 def _stored_hold_out(reg: Registry, task: str, summary: FileSummary) -> int:
@@ -371,7 +385,7 @@ def _plan_without_import(
         rows = sample_rows(base, task, summary.sample, (history,))
         for user, row in list(zip(summary.sample, rows, strict=True))[:SHOWN_PROMPTS]:
             prompt = base.tokenizer.decode(list(row.input_ids[: row.answer_start]))
-            yield Note(_prompt_text({"user": user, "prompt": prompt, "answer": summary.sample[user][-1].output}))
+            yield Note(_prompt_text(user, prompt, summary.sample[user][-1].output))
         queries = tuple(held.queries[user] for user in summary.counts)
         left = tuple(count - held.queries[user] for user, count in summary.counts.items())
         work = _workload(request, task, left, queries)
@@ -387,46 +401,74 @@ def _load(reg: Registry, request: QuickRequest) -> LoadedBase:
     return load_on_device(base_model(request.options), request.machine, reg=reg)
 
 
-def show_prompts(reg: Registry, base: LoadedBase, task: Task, history_items: int) -> list[dict[str, str]]:
-    """Finished prompts of the first held-out question of three users, with what the user answered."""
+def show_prompts(reg: Registry, base: LoadedBase, task: Task, history_items: int) -> list[str]:
+    """Finished prompts of the first held-out question of three users, each with what the user answered."""
     from mta_cli.pipeline.data.examples import PromptRowBuilder
 
-    rows, shown = PromptRowBuilder(reg, base, task, history_items), list[dict[str, str]]()
+    rows, shown = PromptRowBuilder(reg, base, task, history_items), list[str]()
     for user, _ in reg.users.users_with_items(task.name):
         for query in reg.items.queries(user.id, task.name, 1):
-            prompt = base.tokenizer.decode(rows.query_prompt(query))
-            shown.append({"user": user.name, "prompt": prompt, "answer": query.gold})
+            shown.append(_prompt_text(user.name, base.tokenizer.decode(rows.query_prompt(query)), query.gold))
         if len(shown) == SHOWN_PROMPTS:
             break
     return shown
 
 
-def _prompt_text(shown: dict[str, str]) -> str:
-    lines = [line if len(line) <= SHOWN_LINE else line[:SHOWN_LINE] + "…" for line in shown["prompt"].splitlines()]
+def _prompt_text(user: str, prompt: str, answer: str) -> str:
+    lines = [line if len(line) <= SHOWN_LINE else line[:SHOWN_LINE] + "…" for line in prompt.splitlines()]
     if (hidden := len(lines) - SHOWN_LINES) > 0:
         lines[SHOWN_LINES // 2 : -SHOWN_LINES // 2] = [f"({hidden} lines more)"]
-    return "\n".join([f"A finished prompt of {shown['user']}, who answered {shown['answer']!r:.80}:", *lines])
+    return "\n".join([f"A finished prompt of {user}, who answered {answer!r:.80}:", *lines])
+
+
+def _find_run(reg: Registry, request: QuickRequest, task: Task) -> Run | None:
+    """The newest run of the same request on as many items, finished or not: its plan is kept."""
+    identity = _identity(reg, request, task)
+    for run in reg.runs.of_kind(RUN_KIND):
+        if {key: value for key, value in run.config[REQUEST_KEY].items() if key != PLAN_KEY} == identity:
+            return run
+    return None
+
+
+def _plan_of(run: Run) -> QuickPlan:
+    return QuickPlan.from_json(run.config[REQUEST_KEY][PLAN_KEY])
+
+
+def _is_current(reg: Registry, request: QuickRequest, task: Task, summary: FileSummary, run: Run) -> bool:
+    """Whether a run was finished, and its evaluation is there and would be the same again."""
+    found = run.result or {}
+    there = {one.id for one in reg.evaluations.all()}
+    return found.get("evaluation") in there and found.get(SEAL_KEY) == _seal(reg, request, task, summary)
+
+
+def _seal(reg: Registry, request: QuickRequest, task: Task, summary: FileSummary) -> str:
+    """A digest of what the figures rest on, besides the request's identity: items, queries, options and models."""
+    bank = reg.banks.latest_ready_bank(task.name, base_model(request.options).fingerprint)
+    users = [user.id for user, _ in reg.users.users_with_items(task.name)]
+    of_file = [user.id for user, _ in reg.users.users_with_items(task.name) if user.name in summary.counts]
+    parts: list[Any] = [reg.items.hash_histories(users, task.name), of_file]
+    parts += [[query.id for query in reg.items.queries(user, task.name)] for user in of_file]
+    parts += [asdict(request.options[cls]) for cls in OPTION_CLASSES]
+    if bank is not None:
+        parts += [bank.id, bank.config, *((one.id, one.digest) for one in reg.banks.anchors(bank.id))]
+        for user in of_file:
+            if (stack := reg.stacks.get(user, task.name, bank.id)) is not None:
+                parts.append([stack.identity, stack.digest, [asdict(one) for one in stack.recipe]])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _plan(reg: Registry, request: QuickRequest, base: LoadedBase, summary: FileSummary, task: Task) -> QuickPlan:
-    """The plan that an earlier run of the same request began with, else a new one for the measured rate."""
-    options = request.options[BankOptions]
+    """A new plan for the measured rate."""
     queries = tuple(len(reg.items.queries(user.id, task.name)) for user, _ in reg.users.users_with_items(task.name))
     work = _workload(request, task, _items_of_consenting(reg, task), queries)
-    if not any(queries):
-        raise BadInput(f"no user of task {task.name} has held-out items: items that come twice are never held out")
-    identity = _identity(reg, request, task)
-    for run in reg.runs.of_kind(RUN_KIND):
-        asked = dict(run.config[REQUEST_KEY])
-        begun = asked.pop(PLAN_KEY)
-        if asked == identity:
-            return QuickPlan.from_json(begun)
-    return make_plan(work, options, _measure_rate(request, base, summary, task), request.minutes)
+    return make_plan(work, request.options[BankOptions], _measure_rate(request, base, summary, task), request.minutes)
 
 
 def _workload(request: QuickRequest, task: Task, held: Sequence[int], queries: Sequence[int]) -> Workload:
-    options = quick_shots(request.options)
-    return Workload(tuple(held), tuple(queries), bool(task.labels), options[FuseOptions], options[AdaptOptions])
+    """What a plan depends on. Raises BadInput where nothing is held out."""
+    if not any(queries):
+        raise BadInput(f"no user of task {task.name} has held-out items: items that come twice are never held out")
+    return Workload(tuple(held), tuple(queries), bool(task.labels), quick_shots(request.options)[AdaptOptions])
 
 
 def _measure_rate(request: QuickRequest, base: LoadedBase, summary: FileSummary, task: Task) -> float:
@@ -463,55 +505,83 @@ def _items_of_consenting(reg: Registry, task: Task) -> tuple[int, ...]:
 def _make_and_measure(
     reg: Registry, request: QuickRequest, task: Task, plan: QuickPlan, summary: FileSummary
 ) -> Generator[Event, None, dict[str, Any]]:
-    """Build the bank, make models of the file's users and measure them."""
+    """Build the bank, make a fusion and a stack for users of the file, and measure them: the evaluation's document."""
     from mta_cli.pipeline.evaluation.stored_models import evaluate_users
+    from mta_cli.pipeline.personalize.adapt import adapt_users
 
     options = quick_shots(request.options)
     options = options.with_instance(plan.sizes.bank_options(options[BankOptions]))
-    if plan.seconds > 60 * request.minutes:
-        yield Note(f"{request.minutes:g} min are too few here: this is the least that there is.", warning=True)
     yield Note(
         f"2 of 4: the bank of {pluralise(plan.sizes.anchors, 'anchor')}; about {format_duration(plan.seconds)} for all"
     )
     bank = yield from _build_bank(reg, options, task, plan.sizes)
-    users, are_anchors = choose_measured_users(
-        reg, bank, summary.counts, plan.sizes.measured_users, request.machine.seed
-    )
-    alone = summary.is_of_one_user
-    if not alone and len(users) < MIN_UNITS["users"]:
-        yield Note(f"only {pluralise(len(users), 'user')} can be measured: too few for a verdict", warning=True)
-    if are_anchors and not alone:
+    users, are_anchors = measurable_users(reg, bank, summary.counts)
+    users = draw_users(users, plan.sizes.measured_users, request.machine.seed)
+    if are_anchors and not summary.is_of_one_user:
         yield Note(
             "Every user with held-out items is an anchor: the bank was trained on their histories.", warning=True
         )
-    mode, common = "fused" if task.labels else "adapted", UNTRAINED if alone else COMMON
     yield Note(f"3 of 4: the models of {pluralise(len(users), 'user')}")
-    yield from _make_user_models(reg, options, task, users)
-    if not task.labels:  # a training that diverged leaves no stack
-        users = [user for user in users if reg.stacks.get(user.id, task.name, bank.id) is not None]
-        if not users:
-            raise BadInput("every training at a user diverged", hint="mta user adapt --learning-rate 0.001")
-    yield Note(f"4 of 4: their answers to held-out questions, and those of the {MODEL_WORDS[common]} model")
-    prompt, memory = options[PromptOptions], options[MemoryOptions]
-    job = evaluate_users(reg, base_model(options), task, users, (common, mode), prompt, request.machine, memory)
-    evaluation: dict[str, Any] = yield from forward_events(job)
-    found = reg.evaluations.predictions.load_predictions(evaluation["evaluation"])
-    answers = {method: [one for one in found if one.method == method] for method in (mode, common)}
-    answers[BASELINE] = answer_without_model(reg, task, bank, users, answers[common])
-    unit = "questions" if alone else "users"
+    made = adapt_request(reg, options, [user.name for user in users], task.name)
+    yield from forward_events(adapt_users(reg, made.users, made.fuse, made.options))
+    users = [user for user in users if reg.stacks.get(user.id, task.name, bank.id) is not None]  # not where it diverged
+    if not users:
+        raise BadInput("every training at a user diverged", hint="mta user adapt --learning-rate 0.001")
+    yield Note("4 of 4: answers to held-out questions, step by step from no model to the personal one")
+    job = evaluate_users(
+        reg, base_model(options), task, users, options[PromptOptions], request.machine, options[MemoryOptions]
+    )
+    return (yield from forward_events(job))  # type: ignore[no-any-return]
+
+
+def _describe(
+    reg: Registry,
+    request: QuickRequest,
+    task: Task,
+    summary: FileSummary,
+    run: Run,
+    file_lines: Sequence[PlanLine],
+) -> dict[str, Any]:
+    """What a finished run made and measured, read from the store, so that a run repeated says the same."""
+    from mta_cli.pipeline.evaluation.stored_models import stored_document
+
+    plan, kept = _plan_of(run), run.result or {}
+    evaluation = stored_document(reg, kept["evaluation"])
+    bank = current_bank(reg, task.name, base_model(request.options).fingerprint)
+    measurable, are_anchors = measurable_users(reg, bank, summary.counts)
+    answers = reg.evaluations.predictions.load_predictions(evaluation["evaluation"])
+    measured = {one.user_id for one in answers}
+    prompts = {one.user_id: one for one in reversed(answers) if one.method == evaluation["reference"]}
+    shots = quick_shots(request.options)[AdaptOptions].shots
+    is_cut = shots < request.options[AdaptOptions].shots and max(_items_of_consenting(reg, task), default=0) > shots
+    ways = ["--minutes N measures more users"] if len(measured) < len(measurable) else []
+    ways += ["--hold-out N with another --task asks more questions", "or bring more items of each user"]
     return {
+        "prompts": [
+            {"user": reg.users.by_id(one.user_id).name, "prompt": one.prompt, "answer": one.gold}
+            for one in sorted(prompts.values(), key=lambda one: one.user_id)[:SHOWN_PROMPTS]
+        ],
+        "plan": [asdict(line) for line in (*file_lines, *plan.lines)],
+        "planned_seconds": round(plan.seconds, 1),
+        "seconds": kept["seconds"],
         "bank": bank.name,
         "version": bank.version,
         "anchors": len(reg.banks.anchors(bank.id)),
-        "personal": mode,
-        "memory": memory.memory if task.labels else "off",
-        "measured_users": len(users),
-        "measured_queries": len(answers[common]),
+        "memory": request.options[MemoryOptions].memory if task.labels else "off",
+        "shots": shots if is_cut else None,
+        "measured_users": evaluation["users"],
+        "measured_queries": evaluation["queries"],
         "measured_on_anchors": are_anchors,
-        "evaluation": evaluation["evaluation"],
-        **compare_models(task, answers, mode, common, unit=unit, seed=request.machine.seed),
-        "examples": _examples(reg, task, answers, mode, common, unit),
-        "next": _next_commands(reg, task, users[0], bank.base, evaluation["evaluation"], alone=alone),
+        **{key: evaluation[key] for key in ("evaluation", "ladder", "example_rule", "examples")},
+        "verdict": verdict_lines(evaluation["ladder"], f"More: {'; '.join(ways)}."),
+        "next": _next_commands(
+            reg,
+            task,
+            [user for user in measurable if user.id in measured],
+            bank.base,
+            evaluation["evaluation"],
+            alone=summary.is_of_one_user,
+        ),
     }
 
 
@@ -528,10 +598,8 @@ def _build_bank(reg: Registry, options: OptionSet, task: Task, sizes: QuickSizes
     return current_bank(reg, task.name, request.base.fingerprint)
 
 
-def choose_measured_users(
-    reg: Registry, bank: Bank, names: Container[str], most: int, seed: int
-) -> tuple[list[User], bool]:
-    """At most so many of these users with held-out items, drawn by the seed, and whether they are anchors.
+def measurable_users(reg: Registry, bank: Bank, names: Container[str]) -> tuple[list[User], bool]:
+    """Those of these users with held-out items, by id, and whether they are anchors.
 
     Anchors are only measured where nobody else can be.
     """
@@ -539,50 +607,26 @@ def choose_measured_users(
     named = [user for user, _ in reg.users.users_with_items(bank.task) if user.name in names]
     asked = [user for user in named if reg.items.queries(user.id, bank.task, 1)]
     others = [user for user in asked if user.id not in anchors]
-    chosen = sorted(others or asked, key=lambda user: user.id)
-    if len(chosen) > most:
-        chosen = sorted(random.Random(seed).sample(chosen, most), key=lambda user: user.id)
-    return chosen, not others
+    return sorted(others or asked, key=lambda user: user.id), not others
 
 
-def _make_user_models(reg: Registry, options: OptionSet, task: Task, users: Sequence[User]) -> Iterator[Event]:
-    """Recipes for a task with labels, which label memory completes; else recipes and stacks."""
-    from mta_cli.pipeline.personalize.adapt import adapt_users
-    from mta_cli.pipeline.personalize.fuse import fuse_users
-
-    if task.labels:
-        yield from forward_events(fuse_users(reg, users, fuse_request(reg, options, task.name)))
-        return
-    request = adapt_request(reg, options, [user.name for user in users], task.name)
-    yield from forward_events(adapt_users(reg, request.users, request.fuse, request.options))
+def draw_users(users: Sequence[User], most: int, seed: int) -> list[User]:
+    """At most so many of these users, drawn by the seed, by id."""
+    chosen = random.Random(seed).sample(users, most) if len(users) > most else users
+    return sorted(chosen, key=lambda user: user.id)
 
 
-def _examples(
-    reg: Registry, task: Task, answers: dict[str, Any], mode: str, common: str, unit: str
-) -> list[dict[str, str]]:
-    found = []
-    for mine, theirs in choose_examples(task, answers, mode, common, unit):
-        user = reg.users.by_id(mine.user_id)
-        question = next(one.input for one in reg.items.queries(user.id, task.name) if one.id == mine.query_id)
-        found.append(
-            {
-                "user": user.name,
-                "question": question,
-                "answered": mine.gold,
-                "common": theirs.answer,
-                "personal": mine.answer,
-            }
-        )
-    return found
-
-
-def _next_commands(reg: Registry, task: Task, user: User, base: str, evaluation: int, *, alone: bool) -> list[str]:
-    """What to do with these models, on this `base` (a fingerprint)."""
-    name, question = shlex.quote(user.name), reg.items.queries(user.id, task.name, 1)[0].input
-    short = textwrap.shorten(question, 36, placeholder="") or question[:36]
-    on, ends = f"--task {task.name}{base_flag(reg, base)}", "-- " if short.startswith("-") else ""
+def _next_commands(
+    reg: Registry, task: Task, users: Sequence[User], base: str, evaluation: int, *, alone: bool
+) -> list[str]:
+    """What to do with these models, on this `base` (a fingerprint): with a whole question of one of `users`."""
+    asked = [(user, " ".join(query.input.split())) for user in users for query in reg.items.queries(user.id, task.name)]
+    fitting = [one for one in asked if len(one[1]) <= MAX_NEXT_QUESTION]
+    user, question = fitting[0] if fitting else min(asked, key=lambda one: len(one[1]))
+    name, ends = shlex.quote(user.name), "-- " if question.startswith("-") else ""
+    on = f"--task {task.name}{base_flag(reg, base)}"
     return [
-        f"mta ask --user {name} {on} {ends}{shlex.quote(short)}",
+        f"mta ask --user {name} {on} {ends}{shlex.quote(question)}",
         f"mta chat --user {name} {on}",
         f"mta eval show {evaluation}",
         *([] if alone else [f"mta eval run {on}"]),

@@ -206,7 +206,7 @@ def _quick_fields(context: FormContext) -> tuple[FormField, ...]:
         FormField(
             "hold_out",
             "hold out",
-            default_text="as stored, else 2; of one user alone 10 to 12",
+            default_text="as stored, else a fifth, 2 to 12; of one user 10 to 12",
             help="Items of each user that are held out to measure: the last by time, else drawn.",
             advanced=True,
         ),

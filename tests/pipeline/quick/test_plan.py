@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, OptionSet
+import pytest
+
+from mta_cli.options import AdaptOptions, BankOptions, OptionSet
 from mta_cli.pipeline.quick.plan import QUICK_SHOTS, QuickPlan, Workload, estimate_seconds, make_plan, quick_shots
 
 WORK = Workload(held=(12,) * 60, queries=(2,) * 60, labels=True)
@@ -19,7 +21,7 @@ def test_much_time_trains_on_everything_and_measures_everybody() -> None:
 
 def test_a_plan_fits_where_any_does_and_less_time_never_gives_more() -> None:
     before = None
-    for minutes in (60, 10, 5, 3, 2):
+    for minutes in (60, 10, 5, 3):
         plan = make_plan(WORK, BankOptions(), rows_per_second=3.0, minutes=minutes)
         assert plan.seconds <= 60 * minutes
         assert before is None or plan.seconds <= before
@@ -31,7 +33,30 @@ def test_a_plan_fits_where_any_does_and_less_time_never_gives_more() -> None:
 def test_where_nothing_fits_the_plan_says_so_and_takes_the_least() -> None:
     plan = make_plan(WORK, BankOptions(), rows_per_second=0.01, minutes=1)
     assert plan.seconds > 60 and "the least there is" in plan.lines[-1].value
-    assert plan.sizes.bank_users == 6 and plan.sizes.measured_users == 6
+    assert plan.sizes.bank_users == 6 and plan.sizes.measured_users == 8, "fewer give no interval over users"
+
+
+def test_the_measured_users_fill_the_time_that_the_bank_leaves() -> None:
+    many, found = Workload(held=(16,) * 400, queries=(4,) * 400, labels=True), []
+    for minutes in (4, 8, 16, 60):
+        plan = make_plan(many, BankOptions(), rows_per_second=30.0, minutes=minutes)
+        one_more = replace(plan.sizes, measured_users=plan.sizes.measured_users + 1)
+        assert plan.seconds <= 60 * minutes
+        assert plan.sizes.measured_users == 384 or estimate_seconds(many, one_more, 30.0) > 60 * minutes
+        found.append(plan.sizes.measured_users)
+    assert found == sorted(found) and found[0] > 12 and found[-1] == 384
+
+
+def test_more_questions_show_smaller_differences() -> None:
+    def least(users: int, each: int) -> float:
+        work = Workload((20,) * users, (each,) * users, labels=False)
+        line = next(one for one in make_plan(work, BankOptions(), 1e6, 3).lines if one.name == "power")
+        assert "0.15 a question" in line.origin
+        return float(line.value.split()[3])
+
+    # by hand: 8 users of 4 questions, without the 4 anchors; design effect 1 + 3 * .1
+    assert least(12, 4) == pytest.approx(2.8 * 0.15 * (1.3 / 32) ** 0.5, abs=5e-4)
+    assert least(60, 4) < least(12, 4) and least(12, 8) < least(12, 4)
 
 
 def test_every_line_says_where_its_value_comes_from() -> None:
@@ -41,17 +66,16 @@ def test_every_line_says_where_its_value_comes_from() -> None:
     assert "training steps" in lines["rate"].origin
 
 
-def test_texts_take_stacks_and_more_time() -> None:
-    texts = replace(WORK, labels=False)
-    plan = make_plan(texts, BankOptions(), 1e6, 3)
-    assert "stacks" in {line.name: line.value for line in plan.lines}["users' models"]
-    assert estimate_seconds(texts, plan.sizes, 1.0) != estimate_seconds(WORK, plan.sizes, 1.0)
+@pytest.mark.parametrize("labels", [True, False])
+def test_fusion_and_stack_are_made_for_every_kind_of_task(labels: bool) -> None:
+    lines = {line.name: line for line in make_plan(replace(WORK, labels=labels), BankOptions(), 1e6, 3).lines}
+    assert lines["users' models"].value == "fusions from at most 12 items, stacks from the same in 24 steps"
 
 
 def test_shots_steps_and_passes_that_were_given_count() -> None:
     texts, sizes = replace(WORK, labels=False), make_plan(WORK, BankOptions(), 1e6, 3).sizes
 
-    def seconds(**changes: AdaptOptions | FuseOptions) -> float:
+    def seconds(**changes: AdaptOptions) -> float:
         return estimate_seconds(replace(texts, **changes), sizes, 1.0)
 
     usual = seconds()
@@ -59,24 +83,19 @@ def test_shots_steps_and_passes_that_were_given_count() -> None:
     assert seconds(adapt=AdaptOptions(epochs=3)) > usual, "two passes are usual"
     assert seconds(adapt=AdaptOptions(shots=2)) < usual
     assert seconds(adapt=AdaptOptions(shots=12)) == usual, "12 items are all there are"
-    assert seconds(fuse=FuseOptions(shots=2)) == usual, "recipes see what stacks see"
     assert estimate_seconds(replace(texts, held=(12, 2)), sizes, 1.0) < estimate_seconds(
         replace(texts, held=(12, 12)), sizes, 1.0
     ), "each user takes as many shots as they have"
-    scores = replace(WORK, adapt=AdaptOptions(steps=99))
-    assert estimate_seconds(scores, sizes, 1.0) == estimate_seconds(WORK, sizes, 1.0), "they take no stacks"
-    fewer = replace(WORK, fuse=FuseOptions(shots=2))
-    assert estimate_seconds(fewer, sizes, 1.0) < estimate_seconds(WORK, sizes, 1.0)
     assert (
-        make_plan(replace(WORK, fuse=FuseOptions(shots=1)), BankOptions(), 3.0, 3).sizes
+        make_plan(replace(WORK, adapt=AdaptOptions(shots=1)), BankOptions(), 3.0, 3).sizes
         != make_plan(WORK, BankOptions(), 3.0, 3).sizes
     ), "what takes longer leaves less for the rest"
 
 
 def test_settings_decide_the_shots_and_else_they_are_few() -> None:
-    chosen = quick_shots(OptionSet(FuseOptions(), AdaptOptions(shots=9), BankOptions(rank=2)))
-    assert (chosen[FuseOptions].shots, chosen[AdaptOptions].shots) == (QUICK_SHOTS, 9)
-    assert chosen[BankOptions].rank == 2
+    assert quick_shots(OptionSet(AdaptOptions()))[AdaptOptions].shots == QUICK_SHOTS
+    chosen = quick_shots(OptionSet(AdaptOptions(shots=9), BankOptions(rank=2)))
+    assert (chosen[AdaptOptions].shots, chosen[BankOptions].rank) == (9, 2)
 
 
 def test_passes_that_settings_change_are_kept_where_time_is_short() -> None:

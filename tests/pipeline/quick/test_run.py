@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,19 @@ import pytest
 from mta_cli.engine.text.task_files import task_to_toml
 from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
 from mta_cli.events import JobPlan
-from mta_cli.options import AdaptOptions, MachineOptions, ModelOptions, OptionSet
+from mta_cli.options import AdaptOptions, FuseOptions, MachineOptions, MemoryOptions, ModelOptions, OptionSet
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.tasks import add_task, find_task, keep_task, remove_task
 from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evaluation
+from mta_cli.pipeline.evaluation.seeds import evaluation_document
 from mta_cli.pipeline.quick import run as quick
 from mta_cli.pipeline.quick.draft_task import FileSummary
-from mta_cli.pipeline.quick.run import OPTION_CLASSES, VERDICT_KEYS, QuickRequest, choose_measured_users, run_quick
+from mta_cli.pipeline.quick.run import OPTION_CLASSES, QuickRequest, draw_users, measurable_users, run_quick
+from mta_cli.pipeline.report.ladder_text import short_verdict, verdict_lines
 from mta_cli.pipeline.users import import_file
 from mta_cli.pipeline.users.forget import forget_user
+from store.records import NewItem, Query
 from store.registry import Registry
 from tests.pipeline.town import CPU, finish, notes
 
@@ -45,7 +49,7 @@ def reg(store_root: Path) -> Iterator[Registry]:
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with time for little: one pass, whatever this one is busy with."""
-    monkeypatch.setattr(quick, "measure_row_rate", lambda *_: 2.0)
+    monkeypatch.setattr(quick, "measure_row_rate", lambda *_: 5.0)
 
 
 def summary_of(outputs: list[str]) -> FileSummary:
@@ -64,7 +68,7 @@ def letters(path: Path, users: int = 6) -> Path:
     return path
 
 
-def test_a_file_of_scores_becomes_a_task_a_bank_recipes_and_a_verdict(reg: Registry, fast: None) -> None:
+def test_a_file_of_scores_becomes_a_task_a_bank_models_and_a_verdict(reg: Registry, fast: None) -> None:
     reg.banks.get_or_create_bank("elsewhere", "k", "free", "another base", "e", 0, {})
     result, seen = finish(run_quick(reg, request(BOOKS)))
     assert (result["task"], result["kind"], result["users"]) == ("books", "score", 12)
@@ -78,15 +82,16 @@ def test_a_file_of_scores_becomes_a_task_a_bank_recipes_and_a_verdict(reg: Regis
     assert len(measured) == result["measured_users"] == 8 and not anchors & set(measured)
     assert result["measured_queries"] == 16 and not result["measured_on_anchors"]
     assert len(result["prompts"]) == 3 and "My stars from 1 to 5:" in result["prompts"][0]["prompt"]
-    assert result["better"] + result["same"] + result["worse"] == 8
-    assert result["gain"]["low"] <= result["gain"]["value"] <= result["gain"]["high"]
-    assert {row["user"] for row in result["examples"]} <= set(measured)
+    assert all(reg.stacks.get(reg.users.get(user).id, "books", bank.id) for user in measured)
+    assert {row["user"] for row in result["examples"]} <= set(measured) and len(result["examples"]) == 3
+    assert result["shots"] == 5, "of ten and more"
     (plan,) = [event for event in seen if isinstance(event, JobPlan)]
     origins = {line.name: line.origin for line in plan.lines}
     assert origins["user"] == "guessed" and origins["anchors"] == "by the data" and "fits" in origins["passes"]
     assert any(text.startswith("2 of 4") for text in notes(seen))
     (run,) = reg.runs.of_kind("quick")
-    assert run.result == {"task": "books", **{key: result[key] for key in VERDICT_KEYS}}
+    assert run.result is not None and run.result["verdict"] == short_verdict(result["ladder"])
+    assert not any(name in json.dumps(run.result) for name in reg.users.names()), "it outlives its users"
 
 
 def test_the_task_alone_keeps_labels_of_a_removed_user(reg: Registry, fast: None, tmp_path: Path) -> None:
@@ -101,30 +106,77 @@ def test_the_task_alone_keeps_labels_of_a_removed_user(reg: Registry, fast: None
     assert not [file for file in reg.root.rglob("*") if file.is_file() and own.encode() in file.read_bytes()]
 
 
-def test_the_verdict_agrees_with_the_evaluation_that_is_stored(reg: Registry, fast: None) -> None:
+def test_each_step_adds_one_thing_and_the_memory_is_on_both_sides(reg: Registry, fast: None) -> None:
+    asked = request(BOOKS)
+    asked = replace(asked, options=asked.options.with_instance(FuseOptions(scale=0.0)))  # anchors of no weight
+    result, _ = finish(run_quick(reg, asked))
+    found: dict[str, dict[int, float | None]] = {}
+    for one in reg.evaluations.predictions.load_predictions(result["evaluation"]):
+        found.setdefault(one.method, {})[one.query_id] = one.gold_loglik
+    assert list(found) == [step["step"] for step in result["ladder"]["steps"]]
+    assert found["fused"] == pytest.approx(found["common+memory"]), "the fusion adds nothing else"
+    assert found["common"] != pytest.approx(found["common+memory"])
+    assert found["another's"] != pytest.approx(found["adapted"])
+    pairs = [(row["step"], row["below"]) for row in result["ladder"]["comparisons"]]
+    assert ("fused", "common+memory") in pairs and ("adapted", "common+memory") in pairs
+    assert result["ladder"]["control"]["below"] == "another's"
+
+
+def test_without_memory_no_step_has_it(reg: Registry, fast: None) -> None:
+    asked = request(BOOKS)
+    asked = replace(asked, options=asked.options.with_instance(MemoryOptions(memory="off")))
+    result, _ = finish(run_quick(reg, asked))
+    assert "common+memory" not in [step["step"] for step in result["ladder"]["steps"]] and result["memory"] == "off"
+
+
+def test_the_verdict_is_that_of_the_evaluation_that_is_stored(reg: Registry, fast: None) -> None:
     result, _ = finish(run_quick(reg, request(BOOKS)))
-    stored = load_finished_evaluation(reg, result["evaluation"]).result
-    for mode in ("fused", "pooled"):
-        assert stored["methods"][mode]["mae"]["value"] == pytest.approx(result["models"][mode]["mae"])
-    (difference,) = [one for one in stored["differences"] if one["metric"] == "mae" and one["b"] == "pooled"] or [
-        one for one in stored["differences"] if one["metric"] == "mae"
-    ]
-    assert abs(difference["value"]) == pytest.approx(abs(result["gain"]["value"]))
+    stored = evaluation_document([load_finished_evaluation(reg, result["evaluation"])])
+    assert result["ladder"] == stored["ladder"]
+    assert result["verdict"][:-1] == verdict_lines(stored["ladder"])[:-1]
+    assert result["verdict"][-1].startswith("This rests on 16 questions of 8 users")
+    assert "--hold-out N with another --task" in result["verdict"][-1]
+    assert "--minutes" not in result["verdict"][-1], "all were measured"
+    for example in result["examples"]:
+        answers = [
+            one
+            for one in reg.evaluations.predictions.load_predictions(result["evaluation"])
+            if one.gold == example["gold"] and one.gold_loglik == example["gold_logliks"][one.method]
+        ]
+        assert {one.method for one in answers} == set(example["answers"])
 
 
-def test_the_same_command_again_uses_what_is_there_and_keeps_its_plan(
+def test_a_finished_run_is_read_and_nothing_is_computed(
+    reg: Registry, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = finish(run_quick(reg, request(BOOKS)))
+    made = (len(reg.evaluations.all()), len(reg.runs.all()))
+    for name in ("_load", "measure_row_rate", "_make_and_measure"):
+        monkeypatch.setattr(quick, name, None)
+    again, _ = finish(run_quick(reg, request(BOOKS)))
+    lines = [line for line in first["plan"] if line["name"] != "held out"]  # it is stored now
+    assert again | {"plan": lines} == first | {"plan": lines}
+    assert made == (len(reg.evaluations.all()), len(reg.runs.all()))
+
+
+def test_a_change_since_is_measured_with_the_same_plan_and_more_time_makes_another_bank(
     reg: Registry, fast: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = finish(run_quick(reg, request(BOOKS)))
     monkeypatch.setattr(quick, "measure_row_rate", lambda *_: 1e9)  # another plan, were it made anew
+    user = reg.users.get(first["examples"][0]["user"])
+    bank = reg.banks.get("books")
+    reg.stacks.remove(user.id, "books", bank.id)
     again, seen = finish(run_quick(reg, request(BOOKS)))
-    assert "nothing to do" in "\n".join(notes(seen))
+    assert "adapted already" in "\n".join(notes(seen)), "what is there is used"
+    assert again["evaluation"] > first["evaluation"] and again["ladder"] == first["ladder"]
     plans = [[line for line in found["plan"] if line["name"] != "held out"] for found in (first, again)]
     assert plans[0] == plans[1] and held_out(seen)[0] == "2 items of each user, as they are stored"
-    assert (again["bank"], again["version"]) == (first["bank"], first["version"])
-    assert (again["gain"], again["models"], again["examples"]) == (first["gain"], first["models"], first["examples"])
+    reg.items.append_items(user.id, [NewItem("late", "books", "a late book", "3", "2026-12-31")])
+    later, _ = finish(run_quick(reg, request(BOOKS)))
+    assert later["evaluation"] > again["evaluation"], "a user's items changed"
     longer, _ = finish(run_quick(reg, request(BOOKS, minutes=9)))
-    assert longer["version"] == first["version"] + 1, "more time makes a better bank"
+    assert longer["version"] > first["version"], "more time makes a better bank"
 
 
 def held_out(seen: list[Any]) -> tuple[str, str]:
@@ -220,8 +272,8 @@ def test_shots_and_steps_of_the_settings_are_in_the_plan(reg: Registry, fast: No
         _, seen = finish(run_quick(reg, each, dry_run=True))
         (plan,) = [event for event in seen if isinstance(event, JobPlan)]
         plans.append({line.name: line.value for line in plan.lines})
-    assert plans[0]["users' models"] == "recipes from at most 5 shots, stacks from at most 5 in 10 steps"
-    assert plans[1]["users' models"] == "recipes from at most 3 shots, stacks from at most 3 in 40 steps"
+    assert plans[0]["users' models"] == "fusions from at most 5 items, stacks from the same in 10 steps"
+    assert plans[1]["users' models"] == "fusions from at most 3 items, stacks from the same in 40 steps"
     assert plans[0]["time"] != plans[1]["time"]
 
 
@@ -238,12 +290,32 @@ def test_a_stopped_run_goes_on_to_the_same_bank(reg: Registry, fast: None, tmp_p
     assert whole.status == "ready" and whole.task_adapter == bank.task_adapter
 
 
-def test_texts_get_stacks_and_are_judged_by_likelihood(reg: Registry, fast: None, tmp_path: Path) -> None:
+def test_whole_answers_to_texts_and_a_whole_question_are_shown(reg: Registry, fast: None, tmp_path: Path) -> None:
     source = request(letters(tmp_path / "letters.csv"), columns=ColumnMapping("who", "question", "answer"))
     result, _ = finish(run_quick(reg, source))
-    assert (result["kind"], result["personal"], result["deciding_metric"]) == ("text", "adapted", "gold_loglik")
+    assert (result["kind"], result["ladder"]["metric"], result["memory"]) == ("text", "gold_loglik", "off")
     bank = reg.banks.get("letters")
-    assert all(reg.stacks.get(reg.users.get(row["user"]).id, "letters", bank.id) for row in result["examples"])
+    for row in result["examples"]:
+        assert reg.stacks.get(reg.users.get(row["user"]).id, "letters", bank.id)
+        assert row["gold"].endswith("left") and all(row["answers"].values()), "generated at every step"
+    assert result["ladder"]["unit"] == "questions" and result["ladder"]["units"] == 8, "of four users"
+    user, question = (shlex.split(result["next"][0])[place] for place in (3, -1))
+    assert question in [query.input for query in queries_of(reg, user, "letters")], "it is whole"
+
+
+def test_a_question_that_is_too_long_for_a_line_is_not_cut(reg: Registry, fast: None, tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    rows = [f"u{n},{'word ' * (40 + 9 - k)}{n},{'go' if k % 2 else 'skip'}" for n in range(6) for k in range(9)]
+    path.write_text("\n".join(["who,question,answer", *rows]) + "\n", encoding="utf-8")
+    result, _ = finish(run_quick(reg, request(path, columns=ColumnMapping("who", "question", "answer"))))
+    (question,) = [word for word in shlex.split(result["next"][0]) if word.startswith("word ")]
+    shortest = min(len(query.input) for user in reg.users.names() for query in queries_of(reg, user, "long"))
+    assert len(question) == shortest > 120 and question.split()[-1].isdigit()
+
+
+def queries_of(reg: Registry, user: str, task: str) -> list[Query]:
+    """The held-out queries of a user."""
+    return reg.items.queries(reg.users.get(user).id, task)
 
 
 def test_a_task_that_is_there_is_taken_by_its_name_and_never_changed(reg: Registry, fast: None, tmp_path: Path) -> None:
@@ -284,14 +356,15 @@ def test_a_question_that_is_not_answered_leaves_no_task_in_the_way(reg: Registry
     assert list(reg.tasks.all()) == ["letters"]
 
 
-def test_one_user_alone_is_compared_with_the_untrained_base(reg: Registry, fast: None, tmp_path: Path) -> None:
+def test_one_user_alone_is_measured_by_questions(reg: Registry, fast: None, tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     rows = "".join(f"a film about {n},{'go' if n % 2 else 'skip'}\n" for n in range(60))
     path.write_text("film,verdict\n" + rows, encoding="utf-8")
     result, seen = finish(run_quick(reg, request(path, hold_out=0, user="ann")))
-    assert (result["measured_users"], result["queries"], result["unit"]) == (1, 12, "questions")
-    assert result["common"] == "base" and set(result["models"]) == {"fused", "base", "majority"}
-    assert result["better"] + result["same"] + result["worse"] == 12 and "too few" not in result["why"]
+    assert (result["measured_users"], result["queries"], result["ladder"]["unit"]) == (1, 12, "questions")
+    steps = [step["step"] for step in result["ladder"]["steps"]]
+    assert steps[:2] == ["no-model", "base"] and steps[-2:] == ["fused", "adapted"], "there is no other user"
+    assert "too few" not in result["verdict"][-1]
     assert not any("is an anchor" in text for text in notes(seen))
     assert not any("eval run" in command for command in result["next"]), "which compares users"
     assert len({row["question"] for row in result["examples"]}) == 3, "questions, where users are one"
@@ -300,7 +373,7 @@ def test_one_user_alone_is_compared_with_the_untrained_base(reg: Registry, fast:
             finish(run_quick(reg, request(path, user="bo"), dry_run=dry_run))
         assert "--task OTHER" in str(refused.value.hint) and reg.users.names() == ["ann"]
     few, _ = finish(run_quick(reg, request(path, task="few", hold_out=3, user="bo")))
-    assert "too few measured questions: 3" in few["why"]
+    assert "3 questions: too few for a verdict" in few["verdict"][-1]
 
 
 def test_an_import_that_was_stopped_goes_on_to_the_same_held_out_items(
@@ -348,7 +421,7 @@ def test_chats_and_mail_are_texts_of_one_user_who_says_so(reg: Registry, fast: N
     assert "--can-anchor" in str(refused.value.hint) and reg.users.names() == []
     result, _ = finish(run_quick(reg, request(path, user="ann", hold_out=0), can_anchor=True))
     assert (result["task"], result["kind"], result["queries"]) == ("conversations", "text", 9)
-    assert "My message:" in result["prompts"][0]["prompt"] and result["personal"] == "adapted"
+    assert "My message:" in result["prompts"][0]["prompt"] and result["ladder"]["control"] is None
 
 
 def test_dirty_tables_are_read_and_what_is_left_out_is_counted(reg: Registry, fast: None, tmp_path: Path) -> None:
@@ -387,11 +460,21 @@ def test_more_users_than_fit_are_drawn_by_the_seed(peopled: Registry) -> None:
 
     finish(build_bank(peopled, bank_request()))
     bank, names = peopled.banks.all()[0], peopled.users.names()
-    assert choose_measured_users(peopled, bank, {"ida"}, 9, seed=1)[0] == [peopled.users.get("ida")]
-    chosen, anchors = choose_measured_users(peopled, bank, names, 4, seed=1)
-    assert len(chosen) == 4 and not anchors
-    assert chosen == choose_measured_users(peopled, bank, names, 4, seed=1)[0]
-    assert len(choose_measured_users(peopled, bank, names, 99, seed=1)[0]) == 9
+    assert measurable_users(peopled, bank, {"ida"}) == ([peopled.users.get("ida")], False)
+    users, are_anchors = measurable_users(peopled, bank, names)
+    assert len(users) == 9 and not are_anchors
+    drawn = [[user.id for user in draw_users(users, 4, seed)] for seed in (1, 1, 2, 3, 4)]
+    assert drawn[0] == drawn[1] == sorted(drawn[0]) and len(drawn[0]) == 4 and len(set(map(tuple, drawn))) > 1
+    assert draw_users(users, 99, seed=1) == users
+
+
+@pytest.mark.parametrize(
+    ("counts", "hold_out"),
+    [((14,) * 12, 2), ((20,) * 12, 4), ((4, 20, 300), 4), ((300,) * 3, 12), ((5,) * 9, 2), ((60,), 12), ((12,), 9)],
+)
+def test_a_fifth_of_the_items_is_held_out(counts: tuple[int, ...], hold_out: int) -> None:
+    users = {f"u{n}": count for n, count in enumerate(counts)}
+    assert quick.choose_hold_out(FileSummary(users, ("go",), 100, {})) == hold_out
 
 
 def test_a_document_needs_a_task_that_is_there(reg: Registry, fast: None) -> None:
@@ -405,12 +488,23 @@ def test_a_document_needs_a_task_that_is_there(reg: Registry, fast: None) -> Non
     assert (result["task"], result["kind"]) == ("taste", "label") and result["users"] >= 24
 
 
-def test_too_little_time_is_said(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_takes_longer_is_asked_about_before_anything_is_trained(
+    reg: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(quick, "measure_row_rate", lambda *_: 0.1)
-    job, said = run_quick(reg, request(BOOKS, minutes=1)), ""
-    while "2 of 4" not in said:
-        said = getattr(next(job), "text", "")
-        if "too few" in said:
-            break
+    asked = list[float]()
+
+    def decline(seconds: float) -> None:
+        asked.append(seconds)
+        raise UsageError("too long")
+
+    with pytest.raises(UsageError, match="too long"):
+        finish(run_quick(reg, request(BOOKS, minutes=1), ask_time=decline))
+    assert asked and asked[0] > 60 and reg.banks.all() == [] and reg.runs.of_kind("quick") == []
+    job, said = run_quick(reg, request(BOOKS, minutes=1), ask_time=asked.append), list[str]()
+    while not any("2 of 4" in text for text in said):
+        said.append(getattr(next(job), "text", ""))
     job.close()  # type: ignore[attr-defined]
-    assert said == "1 min are too few here: this is the least that there is."
+    assert len(asked) == 2 and any("more than the 1 min that were asked for" in text for text in said)
+    finish(run_quick(reg, request(BOOKS, minutes=1), ask_time=decline))
+    assert len(asked) == 2, "it was agreed to when it was begun"

@@ -14,6 +14,7 @@ from textual.pilot import Pilot
 from mta_cli.events import Event, JobProgress, JobStarted
 from mta_cli.pipeline.overview import UserGain
 from mta_cli.pipeline.quick import run as quick
+from mta_cli.pipeline.report.ladder_text import short_verdict
 from mta_cli.pipeline.runs import record_request
 from mta_cli.settings import Settings
 from mta_cli.tui.app import MtaApp
@@ -239,7 +240,7 @@ def test_a_failed_job_says_why_and_leads_to_jobs(demo_store: Path) -> None:
 def test_a_file_of_ones_own_ends_with_its_verdict_on_this_screen(
     empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quick, "measure_row_rate", lambda *_: 2.0)
+    monkeypatch.setattr(quick, "measure_row_rate", lambda *_: 5.0)
     go_on = hold_jobs(monkeypatch)
 
     async def drive() -> None:
@@ -261,10 +262,9 @@ def test_a_file_of_ones_own_ends_with_its_verdict_on_this_screen(
             job = app.job_queue.jobs[0]
             assert job.state == "done" and app.current_mode == "home", job.log
             found = job.result
-            counts = f"better for {found['better']} of {found['measured_users']} users"
             (row,) = lines(app, "✓ quick books")
-            assert f"{found['verdict']}: {counts}" in row
-            assert lines(app, f"books: {found['verdict']}. ")
+            assert short_verdict(found["ladder"])[:20] in row
+            assert lines(app, f"books, {found['measured_users']} measured users: worth it: ")
             assert lines(app, "Helped most", f"evaluation {found['evaluation']}")
             assert not lines(app, "bank build") and not lines(app, "There are no users yet")
             assert lines(app, "▸ Chat with") and not lines(app, "Watch")
