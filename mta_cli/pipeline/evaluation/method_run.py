@@ -118,9 +118,8 @@ def cost_of_answers(
         if run.memoryless_key is not None:
             users = [user for user in users if user not in answered(run.memoryless_key)]
         queries = sum(len(plan.queries[user]) for user in users)
-        asked = sum(
-            len(plan.queries[user]) * (1 + len(own)) for user, own in _others(request, plan, run) if user in users
-        )
+        others = _others(request, plan, run) if run.method.build is None else []  # naive Bayes takes no time
+        asked = sum(len(plan.queries[user]) * (1 + len(own)) for user, own in others if user in users)
         scorings += asked
         if users and name not in speeds:
             unknown.add(name)
@@ -285,8 +284,10 @@ def _others(request: EvalRequest, plan: Design, run: MethodRun) -> list[tuple[in
     """
     from mta_cli.engine.evaluation.ladder import ADAPTED, FUSED, NO_MODEL
 
+    count = request.options.others
     asked = run.method.step in (FUSED, ADAPTED) or (run.method.step == NO_MODEL and not request.task.labels)
-    count = request.options.others if asked else 0
+    if not (asked and count):
+        return []
     found = [(user, others[:count]) for group in plan.groups[run.fold] for user, others in group.items()]
     return [(user, others) for user, others in found if others]
 
