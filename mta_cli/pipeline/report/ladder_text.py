@@ -12,7 +12,9 @@ from mta_cli.pipeline.report.wording import NO_VALUE, format_interval, format_nu
 Ladder = Mapping[str, Any]
 
 PERSONAL_STEPS = ("fused", "adapted")
-TABLE_COLUMNS = ("step", "nats", "adds to the step below [95 %]", "p", "verdict")
+TABLE_COLUMNS = ("step", "nats", "adds [95 %]", "p", "verdict")
+RIVAL = {"worth it": "beaten", "not shown": "not beaten", "worse": "ahead"}
+"""What no model and another user's model are to the highest step, by the verdict on that step less theirs."""
 UNIT_WORDS = {"users": "user", "questions": "question"}
 
 
@@ -23,7 +25,10 @@ def table_columns(ladder: Ladder) -> tuple[str, ...]:
 
 
 def table_rows(ladder: Ladder) -> list[tuple[str, ...]]:
-    """A row for each step from the bottom: its value, and its difference from the step below with p and verdict."""
+    """A row for each step from the bottom: its value, and its difference from the step below with p and verdict.
+
+    The rows of no model and of another user's model are rivals of the highest step: theirs is its difference from them.
+    """
     from_below: dict[str, Mapping[str, Any]] = {}
     for row in ladder["comparisons"]:
         from_below.setdefault(row["step"], row)  # the nearest step below comes first
@@ -39,9 +44,7 @@ def _told(ladder: Ladder, from_below: Mapping[str, Mapping[str, Any]], step: str
     if (row := from_below.get(step)) is not None:
         return format_interval(row, signed=True), p_text(row), row["verdict"]
     row = {"another's": ladder["control"], "no-model": ladder["no_model"]}.get(step)
-    return (
-        ("", "", "") if row is None else (f"{row['step']} less it {format_interval(row, signed=True)}", p_text(row), "")
-    )
+    return ("", "", "") if row is None else (format_interval(row, signed=True), p_text(row), RIVAL[row["verdict"]])
 
 
 def p_text(row: Mapping[str, Any]) -> str:
