@@ -95,19 +95,27 @@ def _value(row: Mapping[str, Any] | None) -> str:
 
 def gains_table() -> str:
     """What each step adds in likelihood, with its interval, p after Holm's correction and verdict."""
-    lines = [f"| | {' | '.join(one.name for one in TASKS)} |", "|---|" + "---:|" * len(TASKS)]
-    pairs = dict.fromkeys(
-        (row["adds"], row["step"], row["below"]) for one in TASKS for row in one.ladder["comparisons"]
-    )
-    named = dict.fromkeys(adds for adds, _, _ in pairs)
-    for adds in named:
-        rows = [next((row for row in one.ladder["comparisons"] if row["adds"] == adds), None) for one in TASKS]
-        lines.append(f"| {adds} | {' | '.join(_gain(row) for row in rows)} |")
-    for title, key in (("personal, less another user's", "control"), ("all of it, less no model", "no_model")):
-        lines.append(f"| {title} | {' | '.join(_gain(one.ladder[key]) for one in TASKS)} |")
+    lines = [
+        f"| what is added | difference | {' | '.join(one.name for one in TASKS)} |",
+        "|---|---|" + "---:|" * len(TASKS),
+    ]
+    named = dict.fromkeys((row["adds"], row["step"]) for one in TASKS for row in one.ladder["comparisons"])
+    for adds, step in named:
+        rows = [_row(one.ladder, adds, step) for one in TASKS]
+        below = dict.fromkeys(f"`{row['below']}`" for row in rows if row is not None)
+        lines.append(f"| {adds} | `{step}` − {' or '.join(below)} | {' | '.join(_gain(row) for row in rows)} |")
+    for title, rival, key in (
+        ("own in place of another user's", ANOTHERS, "control"),
+        ("all of it", NO_MODEL, "no_model"),
+    ):
+        lines.append(f"| {title} | `{ADAPTED}` − `{rival}` | {' | '.join(_gain(one.ladder[key]) for one in TASKS)} |")
     power = [personal_row(one.ladder) for one in TASKS]
     found = [short(row["detectable"]) if row is not None and row["detectable"] else "–" for row in power]
-    return "\n".join([*lines, f"| 80 % power for a personal gain of | {' | '.join(found)} |"])
+    return "\n".join([*lines, f"| smallest personal gain found with 80 % power | | {' | '.join(found)} |"])
+
+
+def _row(ladder: Mapping[str, Any], adds: str, step: str) -> Mapping[str, Any] | None:
+    return next((row for row in ladder["comparisons"] if (row["adds"], row["step"]) == (adds, step)), None)
 
 
 def _gain(row: Mapping[str, Any] | None) -> str:
