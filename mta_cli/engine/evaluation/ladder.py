@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from mta_cli.engine.evaluation.statistics import holm_adjusted, minimum_detectable_effect, paired_difference
 from mta_cli.engine.evaluation.user_sums import UserSums
+from mta_cli.engine.evaluation.whose import lead_over_others
 
 Weights = Literal["none", "base", "common", "fused", "adapted"]
 Verdict = Literal["worth it", "not shown", "worse"]
@@ -48,6 +49,8 @@ class Step:
 
 NO_MODEL, BASE, COMMON, FUSED, ADAPTED, ANOTHERS = "no-model", "base", "common", "fused", "adapted", "another's"
 BASE_EXAMPLES, COMMON_MEMORY = "base+examples", "common+memory"
+OTHERS = "others"
+"""No step: the mean of other users' models on the same answers."""
 LADDER: tuple[Step, ...] = (
     Step(NO_MODEL, "no model", "none"),
     Step(BASE, "the base model", "base", examples=False, memory=False),
@@ -111,23 +114,26 @@ def judge_ladder(sums: Mapping[str, UserSums], main_metric: str, *, unit: str, s
 
     `unit` is what sums are of and intervals are over: `users`, or the `questions` of few users. Returns {unit, units,
     questions, metric, steps: [{step, gold_loglik, metric}], comparisons: [{step, below, adds, value, low, high, p,
-    p_holm, detectable, metric, verdict, why}], control, no_model}; differences are in nats, `metric` in `main_metric`.
+    p_holm, detectable, metric, verdict, why}], control, others, no_model}; differences are in nats, `metric` in
+    `main_metric`.
 
     A step is worth it where its 95 % interval is above 0 and its permutation p, after Holm's correction over the
-    steps, is below .05. A personal step must also be ahead of `another's`: a claim of two parts, each of which must
-    hold, needs no further correction. A step without likelihoods, such as no model for texts, is not compared.
+    steps, is below .05. A personal step must also be ahead of its rivals, `another's` and, where it was asked whose
+    answers are, the mean of the others: a claim of several parts, all of which must hold, needs no further correction.
+    `why` names the rival that is not beaten. A step without likelihoods, such as no model for texts, is not compared.
     """
     weighed = {name: own for name, own in sums.items() if own.has_loglik}
     first = next(iter(sums.values()))
     differ = {(a, b): _difference(weighed[a], weighed[b], main_metric, seed) for a, b in _needed_pairs(weighed)}
     pairs = compared_pairs(weighed)
     adjusted = holm_adjusted([differ[one.step, one.below]["p"] for one in pairs])
-    control = _against(weighed, differ, ANOTHERS)
+    control, others = _against(weighed, differ, ANOTHERS), _against_others(weighed, seed)
+    rivals = [row for row in (control, others) if row is not None]
     enough = len(first.users) >= MIN_UNITS[unit]
     comparisons = []
     for one, p_holm in zip(pairs, adjusted, strict=True):
         row = {"step": one.step, "below": one.below, "adds": one.adds, **differ[one.step, one.below], "p_holm": p_holm}
-        comparisons.append({**row, **_verdict(row, control if _is_personal(one.step) else None, enough)})
+        comparisons.append({**row, **_verdict(row, rivals if _is_personal(one.step) else [], enough)})
     return {
         "unit": unit,
         "units": len(first.users),
@@ -136,6 +142,7 @@ def judge_ladder(sums: Mapping[str, UserSums], main_metric: str, *, unit: str, s
         "steps": [_step_values(name, sums[name], main_metric) for name in STEP_NAMES if name in sums],
         "comparisons": comparisons,
         "control": control,
+        "others": others,
         "no_model": _against(weighed, differ, NO_MODEL),
     }
 
@@ -167,6 +174,15 @@ def _against(
     return {**row, "verdict": _plain_verdict(row, row["p"])}
 
 
+def _against_others(measured: Mapping[str, UserSums], seed: int) -> dict[str, Any] | None:
+    """The highest step less the mean of other users' models on the same answers; None where these were not asked."""
+    top = _top(measured)
+    if top is None or not _is_personal(top) or (asked := measured[top].whose) is None:
+        return None
+    lead = lead_over_others(asked, seed=seed)
+    return {"step": top, "below": OTHERS, **lead, "verdict": _plain_verdict(lead, lead["p"])}
+
+
 def _difference(a: UserSums, b: UserSums, main_metric: str, seed: int) -> dict[str, Any]:
     """a − b of the likelihood, with its interval, p and the difference that could be found; and of the metric."""
     found = paired_difference(a, b, seed=seed)
@@ -184,13 +200,14 @@ def _plain_verdict(row: Mapping[str, Any], p: float) -> Verdict:
     return "worth it" if row["value"] > 0 else "worse"
 
 
-def _verdict(row: Mapping[str, Any], control: Mapping[str, Any] | None, enough: bool) -> dict[str, str]:
+def _verdict(row: Mapping[str, Any], rivals: Sequence[Mapping[str, Any]], enough: bool) -> dict[str, str]:
     """The verdict on a step, and `why` where something else than its own difference decided."""
     if not enough:
         return {"verdict": "not shown", "why": "too few"}
     found = _plain_verdict(row, row["p_holm"])
-    if found == "worth it" and control is not None and control["verdict"] != "worth it":
-        return {"verdict": "not shown", "why": ANOTHERS}
+    unbeaten = [rival["below"] for rival in rivals if rival["verdict"] != "worth it"]
+    if found == "worth it" and unbeaten:
+        return {"verdict": "not shown", "why": unbeaten[0]}
     return {"verdict": found, "why": ""}
 
 

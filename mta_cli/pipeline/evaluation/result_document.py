@@ -207,15 +207,16 @@ def result_document(
     }
 
 
-def whose_sums(answers: Sequence[Prediction]) -> WhoseSums | None:
-    """By user, what the answers that other users' models were asked about say; None where there are none."""
+def whose_sums(answers: Sequence[Prediction], unit: str = "users") -> WhoseSums | None:
+    """By user, or question as `unit` says, what the answers say that other users' models were asked about, if any."""
     from mta_cli.engine.evaluation.whose import sum_whose, unpack_logliks
 
     known = [one for one in answers if one.whose is not None]
-    return sum_whose([one.user_id for one in known], [unpack_logliks(one.whose or b"") for one in known])
+    owners = [one.user_id if unit == "users" else one.query_id for one in known]
+    return sum_whose(owners, [unpack_logliks(one.whose or b"") for one in known])
 
 
-def whose_entries(by_step: Mapping[str, WhoseSums | None], seed: int) -> list[dict[str, Any]]:
+def whose_entries(sums: Mapping[str, UserSums], seed: int) -> list[dict[str, Any]]:
     """Whose is it? For each step that was asked, from the bottom: see `whose.identify`.
 
     No model, which for texts is naive Bayes, comes last and under this name.
@@ -223,10 +224,10 @@ def whose_entries(by_step: Mapping[str, WhoseSums | None], seed: int) -> list[di
     from mta_cli.engine.evaluation.ladder import NO_MODEL
     from mta_cli.engine.evaluation.whose import identify
 
-    order = sorted(by_step, key=lambda step: step == NO_MODEL)
+    order = sorted(sums, key=lambda step: step == NO_MODEL)
     named = {step: "naive-bayes" if step == NO_MODEL else step for step in order}
-    known = [(named[step], sums) for step in order if (sums := by_step[step]) is not None]
-    return [{"step": step, **identify(sums, seed=seed)} for step, sums in known]
+    known = [(named[step], own) for step in order if (own := sums[step].whose) is not None]
+    return [{"step": step, **identify(own, seed=seed)} for step, own in known]
 
 
 def compare_methods(user_sums: Mapping[str, UserSums], reference: str, seed: int) -> dict[str, Any]:
@@ -265,7 +266,7 @@ def _ladder(user_sums: Mapping[str, UserSums], seed: int) -> dict[str, Any] | No
     return {
         **found,
         "steps": [{**row, "method": methods[row["step"]]} for row in found["steps"]],
-        "whose": whose_entries({step: own.whose for step, own in sums.items()}, seed),
+        "whose": whose_entries(sums, seed),
     }
 
 

@@ -392,7 +392,7 @@ def _summarise(
 
     metric = MAIN_METRICS[task.metric] if task.labels else "gold_loglik"
     by_step = {one.name: [answer for answer in answers if answer.method == one.name] for one in steps}
-    sums = {name: sum_answers(task, own, unit) for name, own in by_step.items()}
+    sums = {name: replace(sum_answers(task, own, unit), whose=whose_sums(own, unit)) for name, own in by_step.items()}
     top = next(one.name for one in reversed(steps) if not one.is_control)
     shown = {name: own for name, own in sums.items() if own.has_loglik or task.labels}
     ladder = judge_ladder(sums, metric, unit=unit, seed=seed)
@@ -400,7 +400,7 @@ def _summarise(
         "metric": metric,
         "methods": {name: statistics.bootstrap_metrics(own, seed=seed) for name, own in shown.items()},
         "differences": paired_differences(shown, top, seed),
-        "ladder": {**ladder, "whose": whose_entries({name: whose_sums(own) for name, own in by_step.items()}, seed)},
+        "ladder": {**ladder, "whose": whose_entries(sums, seed)},
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mta_cli.formatting import pluralise
 from mta_cli.pipeline.report.results import LOGLIK_METRIC, metric_name
-from mta_cli.pipeline.report.wording import NO_VALUE, format_interval, format_number, format_p_value
+from mta_cli.pipeline.report.wording import NO_VALUE, format_interval, format_number, format_p_value, join_words
 
 Ladder = Mapping[str, Any]
 
@@ -78,15 +78,19 @@ def personal_row(ladder: Ladder) -> Mapping[str, Any] | None:
     return found[-1] if found else None
 
 
+RIVALS = {"another's": "another user's model", "others": "the mean of other users' models"}
+
+
 def _comparison_line(ladder: Ladder, row: Mapping[str, Any]) -> str:
     said = f"{row['adds'][0].upper()}{row['adds'][1:]}: {row['verdict']} ({difference_text(row)})"
-    control = ladder["control"]
-    if row["step"] not in PERSONAL_STEPS or control is None or row["why"] == "too few":
+    rivals = {one["below"]: one for one in (ladder["control"], ladder.get("others")) if one is not None}
+    if row["step"] not in PERSONAL_STEPS:
         return f"{said}."
-    if row["why"]:
-        return f"{said}: not ahead of another user's model ({difference_text(control)})."
-    if row["verdict"] == "worth it":
-        return f"{said}, and ahead of another user's model ({difference_text(control)})."
+    if row["why"] in rivals:
+        return f"{said}: not ahead of {RIVALS[row['why']]} ({difference_text(rivals[row['why']])})."
+    if row["verdict"] == "worth it" and rivals:
+        ahead = [f"{RIVALS[name]} ({difference_text(one)})" for name, one in rivals.items()]
+        return f"{said}, and ahead of {join_words(ahead)}."
     return f"{said}."
 
 
@@ -101,17 +105,17 @@ def no_model_lines(ladder: Ladder) -> list[str]:
 
 def whose_lines(ladder: Ladder) -> list[str]:
     """How often each personal step's own model is first, and the style classifier beside them."""
-    return [f"Whose is it? {whose_text(one)}." for one in ladder.get("whose", ())]
+    return [f"Whose is it? {whose_text(one, ladder['unit'])}." for one in ladder.get("whose", ())]
 
 
-def whose_text(one: Mapping[str, Any]) -> str:
+def whose_text(one: Mapping[str, Any], unit: str = "users") -> str:
     """`adapted: own model first in 27 of 40 (chance 4), share .675 [.5, .8]; 9 of 10 users, p .021`."""
     style = one["step"] == "naive-bayes"
     who = "naive Bayes on characters, no model: own texts" if style else f"{one['step']}: own model"
     interval = f"{format_number(one['share'])} [{format_number(one['low'])}, {format_number(one['high'])}]"
     return (
         f"{who} first in {one['first']:.3g} of {one['questions']} (chance {one['chance']:.2g}), share {interval}; "
-        f"ahead of the mean of the others for {one['ahead']} of {pluralise(one['users'], 'user')}, "
+        f"ahead of the mean of the others for {one['ahead']} of {pluralise(one['users'], UNIT_WORDS[unit])}, "
         f"p {format_p_value(one['p'])}"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from mta_cli.engine.evaluation.ladder import (
     ladder_steps,
 )
 from mta_cli.engine.evaluation.user_sums import UserSums, sum_by_user
+from mta_cli.engine.evaluation.whose import WhoseSums
 
 LABELS = ("a", "b")
 
@@ -38,7 +40,7 @@ def shifted(own: UserSums, by: float) -> UserSums:
     """The same answers, likelier by so many nats."""
     other = own.sums.copy()
     other[:, 1] += by * other[:, 0]
-    return UserSums(own.metric, own.labels, own.users, own.golds, other, own.has_loglik)
+    return replace(own, sums=other)
 
 
 def people(count: int = 24, seed: int = 0) -> UserSums:
@@ -103,6 +105,21 @@ def test_a_personal_model_must_be_ahead_of_another_users() -> None:
     anybody = judge_ladder({**both, ANOTHERS: shifted(base, 0.1)}, "accuracy", unit="users", seed=0)
     (row,) = anybody["comparisons"]
     assert (row["verdict"], row["why"]) == ("not shown", ANOTHERS), "anybody's model does as well"
+
+
+def test_a_personal_model_must_be_ahead_of_the_mean_of_others_where_these_were_asked() -> None:
+    base = people()
+
+    def asked(lead: float) -> UserSums:
+        rows = np.column_stack([np.full(24, 3.0), np.ones(24), np.full(24, 0.4), np.full(24, 3 * lead)])
+        return replace(shifted(base, 0.1), whose=WhoseSums(base.users, rows))
+
+    both = {COMMON: base, ANOTHERS: base}
+    own = judge_ladder({**both, ADAPTED: asked(0.05)}, "accuracy", unit="users", seed=0)
+    assert verdicts(own) == {"a personal model on top": "worth it"} and own["others"]["value"] == pytest.approx(0.05)
+    anybody = judge_ladder({**both, ADAPTED: asked(0.0)}, "accuracy", unit="users", seed=0)
+    (row,) = anybody["comparisons"]
+    assert (row["verdict"], row["why"]) == ("not shown", "others") and anybody["control"]["verdict"] == "worth it"
 
 
 def test_no_model_is_compared_with_the_whole_and_a_text_has_no_likelihood_without_one() -> None:
