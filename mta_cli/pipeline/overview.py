@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mta_cli.formatting import LEAST_CHANGE, pluralise
 from mta_cli.pipeline.report.ladder_text import personal_row, short_verdict
-from mta_cli.pipeline.report.results import LOGLIK_METRIC, metric_name
+from mta_cli.pipeline.report.results import LOGLIK_METRIC
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, bank_label
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> G
     names = {user: reg.users.by_id(user).name for user in (*most, *least)}
     shown = [tuple(UserGain(names[u], before[u], after[u], gains[u]) for u in listed) for listed in (most, least)]
     better, worse = sum(gain > 0 for gain in gains.values()), sum(gain < 0 for gain in gains.values())
-    return Gains(evaluation.label, metric_name(LOGLIK_METRIC), len(order), better, worse, shown[0], shown[1])
+    return Gains(evaluation.label, "nats", len(order), better, worse, shown[0], shown[1])
 
 
 def _user_sums(reg: Registry, evaluation: Evaluation, method: str) -> UserSums | None:

@@ -210,7 +210,7 @@ def test_the_newest_evaluation_says_whose_answers_became_likelier(reg: Registry)
     losses(reg, person(reg, "u0", "a"), on, 2.0, 1.0)
     number = answered(reg, {"ann": ("action", "comedy"), "bob": ("comedy", "comedy"), "cleo": ("comedy", "action")})
     found = load_gains(reg, 1)
-    assert found is not None and (found.source, found.metric) == (f"evaluation {number}", "gold log-likelihood")
+    assert found is not None and (found.source, found.metric) == (f"evaluation {number}", "nats")
     assert (found.measured, found.better, found.worse) == (3, 1, 1)
     assert [(one.user, one.before, one.after, one.gain) for one in found.most] == [("ann", -1.1, -0.1, 1.0)]
     assert [one.user for one in found.least] == ["cleo"]

@@ -71,7 +71,7 @@ def test_from_an_empty_store_to_an_adapted_user_by_keys(
         terminal.look(0.5)
         terminal.type("is it mine")
         terminal.press("enter")
-        terminal.until(lambda screen: len(re.findall(r"tokens? · [\d,.]+/s", screen)) == 3)
+        terminal.until(lambda screen: len(re.findall(r"tokens? · [\d,.]+/s", screen)) == 4)
         terminal.press("escape", "5")
         terminal.until("Type a message")
         terminal.look(0.5)

@@ -87,8 +87,13 @@ def report_documents(
 
 
 def _document(one: FinishedEvaluation, reference: str | None) -> dict[str, Any]:
-    is_current = "ladder" in one.result or "settings" not in one.result  # earlier versions compared no steps
-    return one.result if one.in_store and is_current and reference is None else pool_seeds([one], reference)
+    if one.in_store and reference is None:
+        if "ladder" in one.result or "settings" not in one.result:
+            return one.result
+        with suppress(ValueError):  # an earlier version compared no steps; where its users are gone, it stays as it is
+            return pool_seeds([one], reference)
+        return one.result
+    return pool_seeds([one], reference)
 
 
 def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None = None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ NEVER_COPIED = {
     *("queries", "profiles", "task_adapter_users", "runs", "run_users", "steps", "evaluations", "eval_people"),
     *("eval_banks", "cells", "tunings", "predictions", "chats", "messages", "message_anchors", "jobs", "job_users"),
     "tombstones",
+    "user_groups",
 }
 
 
