@@ -280,12 +280,14 @@ def _answer_models(
 def _others(request: EvalRequest, plan: Design, run: MethodRun) -> list[tuple[int, tuple[int, ...]]]:
     """The users of a fold, each with the others of the group whose models are asked whose an answer is.
 
-    That is asked of personal steps and, for texts, of no model: of naive Bayes in its place. Without others, none.
+    That is asked of methods that give users LoRAs of their own and, for texts, of no model: of naive Bayes in its
+    place. Without others, none.
     """
-    from mta_cli.engine.evaluation.ladder import ADAPTED, FUSED, NO_MODEL
+    from mta_cli.engine.evaluation.ladder import NO_MODEL
 
-    count = request.options.others
-    asked = run.method.step in (FUSED, ADAPTED) or (run.method.step == NO_MODEL and not request.task.labels)
+    count, method = request.options.others, run.method
+    is_personal = method.build is None and (method.anchors, method.stack) != ("none", "none") and not method.control_of
+    asked = is_personal or (method.step == NO_MODEL and not request.task.labels)
     if not (asked and count):
         return []
     found = [(user, others[:count]) for group in plan.groups[run.fold] for user, others in group.items()]

@@ -217,7 +217,7 @@ def whose_sums(answers: Sequence[Prediction], unit: str = "users") -> WhoseSums 
 
 
 def whose_entries(sums: Mapping[str, UserSums], seed: int) -> list[dict[str, Any]]:
-    """Whose is it? For each step that was asked, from the bottom: see `whose.identify`.
+    """Whose is it? For each step, or other method, that was asked, in their order: see `whose.identify`.
 
     No model, which for texts is naive Bayes, comes last and under this name.
     """
@@ -262,11 +262,12 @@ def _ladder(user_sums: Mapping[str, UserSums], seed: int) -> dict[str, Any] | No
     if not compared_pairs(methods):
         return None
     sums = {step: user_sums[name] for step, name in methods.items()}
+    others = {name: own for name, own in user_sums.items() if name not in methods.values()}
     found = judge_ladder(sums, MAIN_METRICS[next(iter(sums.values())).metric], unit="users", seed=seed)
     return {
         **found,
         "steps": [{**row, "method": methods[row["step"]]} for row in found["steps"]],
-        "whose": whose_entries(sums, seed),
+        "whose": whose_entries({**sums, **others}, seed),
     }
 
 

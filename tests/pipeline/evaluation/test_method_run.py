@@ -189,7 +189,7 @@ def test_an_answer_is_stored_as_decided_with_the_prior(field: EvalContext) -> No
     assert {p.answer for p in field.reg.evaluations.predictions.load_predictions(number)} == {labels[7]}
 
 
-def test_an_answer_of_a_personal_step_is_asked_of_the_models_of_the_other_users(trial: Trial) -> None:
+def test_an_answer_of_a_personal_method_is_asked_of_the_models_of_the_other_users(trial: Trial) -> None:
     for method in ("mta", "mta-recipe"):
         for fold in (0, 1):
             (group,) = trial.plan.groups[fold]
@@ -201,8 +201,9 @@ def test_an_answer_of_a_personal_step_is_asked_of_the_models_of_the_other_users(
     recipes = {p.query_id: unpack_logliks(p.whose or b"") for p in of(trial, "mta-recipe")}
     assert any(len(set(values)) > 1 for values in recipes.values())
     assert all(p.whose is None for name in ("pooled-rag", "permuted-recipes", "majority") for p in of(trial, name))
-    entries = trial.result["ladder"]["whose"]
-    assert [one["step"] for one in entries] == ["fused", "adapted"]
+    entries, rivals = trial.result["ladder"]["whose"][:2], trial.result["ladder"]["whose"][2:]
+    assert [one["step"] for one in entries] == ["fused", "adapted"], "other methods follow"
+    assert {one["step"] for one in rivals} <= trial.result["methods"].keys()
     assert all((one["questions"], one["users"]) == (24, 12) and one["chance"] == pytest.approx(4) for one in entries)
     kept = [unpack_logliks(p.whose or b"") for fold in (0, 1) for p in of(trial, "mta", fold)]
     alone, level = (sum(own > max(others) + by for own, *others in kept) for by in (2e-6, -2e-6))
