@@ -143,14 +143,7 @@ def short(value: float, *, signed: bool = False) -> str:
 
 def tight(text: str) -> str:
     """The text with the pages' form of numbers."""
-    return (
-        re.sub(r"(?<![\d.])0\.(\d)", r".\1", text)
-        .replace("-.", "−.")
-        .replace("-1.", "−1.")
-        .replace("-2.", "−2.")
-        .replace("-3.", "−3.")
-        .replace("-4.", "−4.")
-    )
+    return re.sub(r"-(?=[.\d])", "−", re.sub(r"(?<![\d.])0\.(\d)", r".\1", text))
 
 
 def fill(page: str, parts: Sequence[str]) -> str:

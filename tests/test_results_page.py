@@ -52,6 +52,15 @@ def test_answers_hardly_change_above_the_common_model(name: str) -> None:
     assert rows and all(row["a"] == "mta" and row["p_holm"] >= 0.05 for row in rows)
 
 
+def test_on_commits_the_style_is_there_and_the_personal_model_hardly_has_it() -> None:
+    assert personal("commits")["verdict"] == "not shown"
+    found = {one["step"]: one for one in TASKS["commits"].ladder["whose"]}
+    chance = found["adapted"]["chance"] / found["adapted"]["questions"]
+    assert found["naive-bayes"]["low"] > 0.4 and found["naive-bayes"]["share"] == pytest.approx(0.5, abs=0.05)
+    assert found["fused"]["low"] < chance < found["fused"]["high"]
+    assert chance < found["adapted"]["low"] and found["adapted"]["share"] < 2 * chance
+
+
 def test_a_place_for_a_table_that_is_missing_is_an_error() -> None:
     with pytest.raises(ValueError, match="1 tables for 0"):
         PAGE["fill"]("no place", ["a table"])
