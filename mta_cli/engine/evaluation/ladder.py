@@ -50,7 +50,7 @@ class Step:
 NO_MODEL, BASE, COMMON, FUSED, ADAPTED, ANOTHERS = "no-model", "base", "common", "fused", "adapted", "another's"
 BASE_EXAMPLES, COMMON_MEMORY = "base+examples", "common+memory"
 OTHERS = "others"
-"""No step: the mean of other users' models on the same answers."""
+"""Not a step; the name for the mean of other users' models on the same answers."""
 LADDER: tuple[Step, ...] = (
     Step(NO_MODEL, "no model", "none"),
     Step(BASE, "the base model", "base", examples=False, memory=False),
@@ -69,7 +69,7 @@ def ladder_steps(*, memory: bool, examples: bool = True, weights: Sequence[str] 
     """The steps that a task has, from the bottom.
 
     Without label `memory` there is no step that adds it, and without `examples` in prompts none that adds those;
-    nothing above has them. `weights` are the user's own that there are. The control has the most personal of them.
+    nothing above has them. `weights` says which personal weights exist; the control has the most personal of them.
     """
     found = []
     for step in LADDER:
@@ -118,13 +118,14 @@ def judge_ladder(sums: Mapping[str, UserSums], main_metric: str, *, unit: str, s
     `main_metric`.
 
     A step is worth it where its 95 % interval is above 0 and its permutation p, after Holm's correction over the
-    steps, is below .05. A personal step must also be ahead of its rivals, `another's` and, where it was asked whose
-    answers are, the mean of the others: a claim of several parts, all of which must hold, needs no further correction.
-    `why` names the rival that is not beaten. A step without likelihoods, such as no model for texts, is not compared.
+    steps, is below .05. For a personal step, the highest one must also be ahead of its rivals: `another's` and, where
+    it was asked whose answers are, the mean of the others. A claim of several parts, all of which must hold, needs no
+    further correction. `why` names the rival that is not beaten. A step without likelihoods, such as no model for
+    texts, is not compared.
     """
     weighed = {name: own for name, own in sums.items() if own.has_loglik}
     first = next(iter(sums.values()))
-    differ = {(a, b): _difference(weighed[a], weighed[b], main_metric, seed) for a, b in _needed_pairs(weighed)}
+    differ = {(a, b): _difference(weighed[a], weighed[b], main_metric, seed) for a, b in _pairs_to_compute(weighed)}
     pairs = compared_pairs(weighed)
     adjusted = holm_adjusted([differ[one.step, one.below]["p"] for one in pairs])
     control, others = _against(weighed, differ, ANOTHERS), _against_others(weighed, seed)
@@ -157,7 +158,7 @@ def _top(measured: Iterable[str]) -> str | None:
     return next((s.name for s in reversed(LADDER) if s.name in names and not s.is_control and s.name != NO_MODEL), None)
 
 
-def _needed_pairs(measured: Mapping[str, UserSums]) -> list[tuple[str, str]]:
+def _pairs_to_compute(measured: Mapping[str, UserSums]) -> list[tuple[str, str]]:
     top = _top(measured)
     controls = [(top, name) for name in (ANOTHERS, NO_MODEL) if top is not None and name in measured]
     return [*((one.step, one.below) for one in compared_pairs(measured)), *controls]
@@ -166,7 +167,7 @@ def _needed_pairs(measured: Mapping[str, UserSums]) -> list[tuple[str, str]]:
 def _against(
     measured: Mapping[str, UserSums], differ: Mapping[tuple[str, str], Mapping[str, Any]], other: str
 ) -> dict[str, Any] | None:
-    """The highest step less `other`; None where one was not measured, or another's model is compared with no own."""
+    """The highest step less `other`; None where either was not measured or, for `another's`, no personal step was."""
     top = _top(measured)
     if top is None or other not in measured or (other == ANOTHERS and not _is_personal(top)):
         return None

@@ -18,8 +18,10 @@ TIE = 1e-6  # nats: rounding of float32
 
 @dataclass(frozen=True)
 class WhoseSums:
-    """Answers added up by user: `sums` is [users, 4]: questions, own model first, that by chance, and own − mean of
-    the others' log-likelihoods (nats, summed over questions).
+    """Answers added up by user.
+
+    `sums` is [users, 4]: questions; times the own model came first; times expected by chance; summed lead of the own
+    model over the mean of the others (nats).
     """
 
     users: tuple[int, ...]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli.events import Event, JobProgress, JobStarted
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.report.ladder_text import no_model_lines
+from mta_cli.pipeline.report.ladder_text import no_model_warning
 from store.records import Bank
 
 if TYPE_CHECKING:
@@ -34,16 +34,16 @@ LADDER_KEY = "ladder"  # of a bank's config and of its JSON document
 MAX_TEXT_QUERIES = 64  # queries that a bank of texts is measured on, evenly over its users
 
 
-def bank_no_model_note(bank: Bank) -> str | None:
+def bank_no_model_warning(bank: Bank) -> str | None:
     """One line where the bank's ladder does not show that its steps beat answers without a model; else None."""
-    said = no_model_lines(bank.config[LADDER_KEY]) if LADDER_KEY in bank.config else []
+    said = no_model_warning(bank.config[LADDER_KEY]) if LADDER_KEY in bank.config else []
     if not said:
         return None
     whose = f"Bank {bank.name} v{bank.version} on held-out users, without personal steps"
     return f"{whose}: {said[0][0].lower()}{said[0][1:]}"
 
 
-def label_ladder(
+def judge_label_ladder(
     task: Task,
     cases: Sequence[LeaveOneOutCase],
     known: NeighbourIndex,
@@ -93,7 +93,7 @@ def measure_text_ladder(
     bank, task = reg.banks.by_id(bank.id), request.task
     if task.labels or request.purpose or not bank.task_adapter or LADDER_KEY in bank.config:
         return
-    queries = take_evenly([reg.items.queries(each.user.id, task.name) for each in pool], MAX_TEXT_QUERIES)
+    queries = take_in_turn([reg.items.queries(each.user.id, task.name) for each in pool], MAX_TEXT_QUERIES)
     if not queries:
         return
     from mta_cli.engine.evaluation.ladder import ladder_steps
@@ -116,7 +116,7 @@ def measure_text_ladder(
     reg.banks.set_bank_config(bank.id, {**bank.config, LADDER_KEY: {**judged, "seen": True, "shots": None}})
 
 
-def take_evenly(of_users: Iterable[Sequence[T]], most: int) -> list[T]:
+def take_in_turn(of_users: Iterable[Sequence[T]], most: int) -> list[T]:
     """The first of each user, then the second of each, and so on: at most `most`."""
     ranked = [(n, place, one) for place, own in enumerate(of_users) for n, one in enumerate(own)]
     return [one for _, _, one in sorted(ranked, key=lambda each: each[:2])[:most]]

@@ -6,7 +6,7 @@ differ in which of the two predicts better.
 
 The bank's task adapter has learned these answers and would look better than it is for a new user. So each half of the
 users is predicted by a task adapter of the other half, which is then dropped. The same predictions are the bank's
-ladder (`ladder.label_ladder`), for which each half's weights are fitted on the other half.
+ladder (`ladder.judge_label_ladder`), for which each half's weights are fitted on the other half.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.labels import find_label
 from mta_cli.events import Event, JobProgress, JobStarted, Note
-from mta_cli.pipeline.bank.ladder import LADDER_KEY, label_ladder, take_evenly
+from mta_cli.pipeline.bank.ladder import LADDER_KEY, judge_label_ladder, take_in_turn
 from mta_cli.pipeline.bank.task_adapter import task_adapter_training
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.executors import Executors
@@ -92,7 +92,7 @@ def fit_memory_weights(
     place = {one.item_id: n for n, one in enumerate(labelled_items(reg, bank, task))}
     cases = sample_cases([item for each in pool for item in each.items if item.id in place], bank.seed)
     own_cases = [list(own) for _, own in groupby(cases, key=lambda one: one.item.user_id)]
-    on_ladder = {one.item.id for one in take_evenly(own_cases, MAX_LADDER_CASES)}
+    on_ladder = {one.item.id for one in take_in_turn(own_cases, MAX_LADDER_CASES)}
     halves = [pool[::2], pool[1::2]] if request.options.held_out_weights and bank.task_adapter else [pool]
     users = [{each.user.id for each in half} for half in halves]
     cases.sort(key=lambda one: next(n for n, half in enumerate(users) if one.item.user_id in half))
@@ -125,7 +125,7 @@ def fit_memory_weights(
                 scores[step] = np.array((yield from _model_label_scores(reg, base, task, judged, shown)))
         scores[COMMON] = model[rows]
         scores[COMMON_MEMORY] = (shares[:, :1] * model + shares[:, 1:] * memory)[rows]
-        fitted[LADDER_KEY] = label_ladder(task, judged, known, scores, bank.seed)
+        fitted[LADDER_KEY] = judge_label_ladder(task, judged, known, scores, bank.seed)
     _store_weights(reg, bank, request, fitted)
     yield Note(
         f"In an answer the model counts {weights.model:.2f} times and the memory {weights.memory:.2f} times, "

@@ -42,7 +42,7 @@ EXAMPLE_RULES = {
 
 @dataclass(frozen=True)
 class _StepQuery:
-    """A query at a step of the ladder: the user whose weights answer, and the LoRAs that these add to what is below."""
+    """A query at a step of the ladder: whose weights answer, and their LoRAs above the base or the common model."""
 
     query: Query
     step: Step
@@ -186,7 +186,7 @@ class _Measuring:
         """Answer every query at every step that has a model; then ask other users' models whose each answer is."""
         try:
             for (below, shows), steps in groupby(self._steps, lambda one: (one.weights != "base", one.examples)):
-                self._set_below(common=below)
+                self._merge_task_adapter(common=below)
                 together = list(steps)
                 for portion in self._batches(together):
                     for answer in self._answer(portion, shows=shows):
@@ -201,7 +201,7 @@ class _Measuring:
         order = [one.name for one in self._steps]
         self.answers.sort(key=lambda answer: order.index(answer.method))
 
-    def _set_below(self, *, common: bool) -> None:
+    def _merge_task_adapter(self, *, common: bool) -> None:
         found = load_task_adapter(self._reg, self._task.name, self._base.fingerprint) if common else ()
         self._folder.set_adapter(found[0] if found else None)
 
@@ -281,15 +281,15 @@ class _Measuring:
                     own = self._loras(other, step)
                     size += sum(lora.num_parameters for lora in own)
                     if models and size > MAX_LORA_PARAMS_PER_BATCH:
-                        self._add_whose(found, step, portion, models)
+                        self._ask_whose_batch(found, step, portion, models)
                         portion, models, size = [], {}, sum(lora.num_parameters for lora in own)
                     models[other] = own
                 place = list(models).index(other)
                 portion += [ModelQuery(query, place) for query in self._queries[user.id]]
                 if len(portion) >= MAX_ANSWERS_PER_BATCH:
-                    self._add_whose(found, step, portion, models)
+                    self._ask_whose_batch(found, step, portion, models)
                     portion = []
-            self._add_whose(found, step, portion, models)
+            self._ask_whose_batch(found, step, portion, models)
             self.answers = [
                 replace(one, whose=pack_logliks(one.gold_loglik or 0.0, found[one.query_id]))
                 if one.method == step.name and one.query_id in found
@@ -297,7 +297,7 @@ class _Measuring:
                 for one in self.answers
             ]
 
-    def _add_whose(
+    def _ask_whose_batch(
         self,
         found: dict[int, list[float]],
         step: Step,
@@ -315,8 +315,8 @@ class _Measuring:
     def answers_without_model(self) -> list[Prediction]:
         """The same queries answered with each user's most frequent label, median score or nearest own text.
 
-        The likelihood of a label is that of the user's own label rates; a text has none, and naive Bayes says whose
-        it is.
+        The likelihood of a label is that of the user's own label rates. Texts have none; naive Bayes attributes them
+        instead.
         """
         from mta_cli.engine.evaluation.calibration import gold_loglik
         from mta_cli.engine.evaluation.ladder import NO_MODEL
@@ -347,7 +347,7 @@ class _Measuring:
         asked = [query for user in self._users for query in self._queries[user.id] if query.id in chosen]
         try:
             for (below, shows), steps in groupby(self._steps, lambda one: (one.weights != "base", one.examples)):
-                self._set_below(common=below)
+                self._merge_task_adapter(common=below)
                 portion = []
                 for step in steps:
                     for query in asked:

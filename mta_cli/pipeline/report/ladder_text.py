@@ -62,11 +62,11 @@ def verdict_lines(ladder: Ladder, more: str = "") -> list[str]:
 
     `more` says how to measure more, in the words of the surface that shows it.
     """
-    told = [_comparison_line(ladder, row) for row in ladder["comparisons"] if not _is_part(ladder, row)]
-    return [*no_model_lines(ladder), *told, *whose_lines(ladder), _basis_line(ladder, more)]
+    told = [_comparison_line(ladder, row) for row in ladder["comparisons"] if not _is_part_of_personal(ladder, row)]
+    return [*no_model_warning(ladder), *told, *whose_lines(ladder), _basis_line(ladder, more)]
 
 
-def _is_part(ladder: Ladder, row: Mapping[str, Any]) -> bool:
+def _is_part_of_personal(ladder: Ladder, row: Mapping[str, Any]) -> bool:
     """Whether a row is of a part of the personal model, which has a row as a whole."""
     whole = personal_row(ladder)
     return row["step"] in PERSONAL_STEPS and row is not whole
@@ -94,7 +94,7 @@ def _comparison_line(ladder: Ladder, row: Mapping[str, Any]) -> str:
     return f"{said}."
 
 
-def no_model_lines(ladder: Ladder) -> list[str]:
+def no_model_warning(ladder: Ladder) -> list[str]:
     """A line where the whole is not shown to be better than answers without a model; else none."""
     row = ladder["no_model"]
     if row is None or row["verdict"] == "worth it":
@@ -134,8 +134,8 @@ def _basis_line(ladder: Ladder, more: str) -> str:
 
 
 def short_verdict(ladder: Ladder) -> str:
-    """The steps that are worth it and the personal model, in one line."""
-    won = [row["adds"] for row in ladder["comparisons"] if row["verdict"] == "worth it" and not _is_part(ladder, row)]
-    lost = [row["adds"] for row in ladder["comparisons"] if row["verdict"] != "worth it" and not _is_part(ladder, row)]
-    parts = [f"worth it: {', '.join(won) or NO_VALUE}"]
-    return "; ".join([*parts, *([f"not shown: {', '.join(lost)}"] if lost else [])])
+    """The steps by what they are worth, in one line."""
+    rows = [row for row in ladder["comparisons"] if not _is_part_of_personal(ladder, row)]
+    named = {verdict: [row["adds"] for row in rows if row["verdict"] == verdict] for verdict in RIVAL}
+    shown = {verdict: adds for verdict, adds in named.items() if adds or verdict == "worth it"}
+    return "; ".join(f"{verdict}: {', '.join(adds) or NO_VALUE}" for verdict, adds in shown.items())

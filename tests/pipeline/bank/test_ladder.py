@@ -17,7 +17,7 @@ from mta_cli.engine.text.tasks import Task
 from mta_cli.events import JobProgress
 from mta_cli.pipeline.bank import memory_weights
 from mta_cli.pipeline.bank.build import build_bank
-from mta_cli.pipeline.bank.ladder import LADDER_KEY, bank_no_model_note, label_ladder, take_evenly
+from mta_cli.pipeline.bank.ladder import LADDER_KEY, bank_no_model_warning, judge_label_ladder, take_in_turn
 from mta_cli.pipeline.bank.memory_weights import LeaveOneOutCase
 from store.records import Bank, Item, NewItem
 from store.registry import Registry
@@ -101,20 +101,22 @@ def test_texts_are_scored_on_held_out_queries_of_the_banks_users(peopled: Regist
     if ladder is not None:
         assert list(values(ladder)) == ["base", "base+examples", "common"]
         assert (ladder["units"], ladder["questions"], ladder["metric"]) == (9, 27, "gold_loglik")
-        assert ladder["seen"] and ladder["no_model"] is None and bank_no_model_note(bank_of(peopled, "words")) is None
+        assert (
+            ladder["seen"] and ladder["no_model"] is None and bank_no_model_warning(bank_of(peopled, "words")) is None
+        )
         assert values(ladder)["common"] > values(ladder)["base+examples"], "it has learned from these users"
 
 
 def test_a_long_ladder_is_cut_evenly_over_users(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert take_evenly([[1], [10, 11, 12], [], [20, 21, 22]], 5) == [1, 10, 20, 11, 21]
+    assert take_in_turn([[1], [10, 11, 12], [], [20, 21, 22]], 5) == [1, 10, 20, 11, 21]
     monkeypatch.setattr(memory_weights, "MAX_LADDER_CASES", 18)
-    asked, judge = list[int](), memory_weights.label_ladder
+    asked, judge = list[int](), memory_weights.judge_label_ladder
 
     def judged(*given: Any) -> dict[str, Any]:
         asked.extend(one.item.user_id for one in given[1])
         return judge(*given)
 
-    monkeypatch.setattr(memory_weights, "label_ladder", judged)
+    monkeypatch.setattr(memory_weights, "judge_label_ladder", judged)
     assert built(peopled)["ladder"]["questions"] == 18 and set(Counter(asked).values()) == {2}
 
 
@@ -137,18 +139,18 @@ def test_a_bank_that_does_not_beat_no_model_says_so(nats: float, says: str | Non
     asked, index = cases(24)
     golds = [n % 2 for n in range(24)]
     scores = {"common": favouring(golds, 0.5), "common+memory": favouring(golds, nats)}
-    ladder = label_ladder(TASK, asked, index, scores, 0)
+    ladder = judge_label_ladder(TASK, asked, index, scores, 0)
     expected = -np.log1p((len(TASK.labels) - 1) * np.exp(-nats))
     assert values(ladder)["common+memory"] == pytest.approx(expected)
     rate = 1 / len(TASK.labels)
     assert values(ladder)["no-model"] == pytest.approx(np.log((2 + 8 * rate) / (2 + 8))), "of a user's own two answers"
     bank = replace(EMPTY, config={LADDER_KEY: ladder})
-    note = bank_no_model_note(bank)
+    note = bank_no_model_warning(bank)
     assert (note is None) == (says is None) and (says is None or says in str(note))
-    assert bank_no_model_note(EMPTY) is None
+    assert bank_no_model_warning(EMPTY) is None
 
 
 def test_few_users_are_judged_by_their_questions() -> None:
     asked, index = cases(7)
-    ladder = label_ladder(TASK, asked, index, {"common": favouring([n % 2 for n in range(7)], 1.0)}, 0)
+    ladder = judge_label_ladder(TASK, asked, index, {"common": favouring([n % 2 for n in range(7)], 1.0)}, 0)
     assert (ladder["unit"], ladder["units"]) == ("questions", 7)
