@@ -7,6 +7,7 @@ Every number comes from `docs/results/*/*.json` by the functions that `mta eval 
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -127,8 +128,11 @@ def _gain(row: Mapping[str, Any] | None) -> str:
 
 
 def whose_lines() -> str:
-    """Whose is it? One line for each step of each task that was asked."""
-    return "\n".join(f"- {one.name}, {tight(whose_text(row))}" for one in TASKS for row in one.ladder.get("whose", ()))
+    """Whose is it? One line for each step of each task that was asked, and of the tasks of `mta demo`."""
+    asked = [(one.name, row) for one in TASKS for row in one.ladder.get("whose", ())]
+    for course in json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))["courses"]:
+        asked += [(f"{course['task']} of `mta demo`", row) for row in course["ladder"]["whose"]]
+    return "\n".join(f"- {name}, {tight(whose_text(row))}" for name, row in asked)
 
 
 def _p(value: float) -> str:

@@ -23,10 +23,10 @@ from mta_cli.pipeline.evaluation.answer_queries import (
     ModelQuery,
     ScoredAnswer,
     answer_queries,
-    gold_log_likelihoods,
 )
 from mta_cli.pipeline.evaluation.context import EvalContext
 from mta_cli.pipeline.evaluation.design import Design
+from mta_cli.pipeline.evaluation.whose import ask_models, ask_naive_bayes, batches_by_size
 from mta_cli.pipeline.executors.local import Executor, LocalExecutor
 from mta_cli.pipeline.requests import EvalRequest
 from store.records import Query
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from mta_cli.engine.training.session import TrainingResult
     from mta_cli.engine.training.work import GroupWork
     from store.registry import Registry
-
-MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # LoRA parameters of the users in one batch; a single user may have more
-
 
 Group = tuple[int, ...]  # users whose models are made together
 AnsweredCell = tuple[EvalCell, list[Prediction]]
@@ -253,14 +250,14 @@ def _answer_models(
 ) -> list[AnsweredCell]:
     """The users' cells and answers. `seconds` is how long it took to make all models."""
     rows: dict[int, list[Prediction]] = {user: [] for user in group}
-    model = [(user, one) for user, one in zip(group, made, strict=True) if one.answerer is None]
-    for portion in _model_batches(model):
+    models = {user: one for user, one in zip(group, made, strict=True) if one.answerer is None}
+    for portion in batches_by_size((user, one.loras) for user, one in models.items()):
         asked = [
             ModelQuery(query, i) for i, (user, _) in enumerate(portion) for query in eval_context.design.queries[user]
         ]
         examples = eval_context.examples(run.method.shows_history)
-        priors = [one.prior for _, one in portion]
-        found = answer_queries(eval_context.base, examples, asked, [one.loras for _, one in portion], priors)
+        priors = [models[user].prior for user, _ in portion]
+        found = answer_queries(eval_context.base, examples, asked, [loras for _, loras in portion], priors)
         for question, given in zip(asked, found, strict=True):
             user, _ = portion[question.model_index]
             prompt = eval_context.base.tokenizer.decode(list(given.prompt))
@@ -301,59 +298,26 @@ def _add_whose(
     made: Sequence[UserModel],
     rows: dict[int, list[Prediction]],
 ) -> None:
-    """Add to `rows`, by user, how likely each gold is under the user's own model and under the others', same prompt.
-
-    Without a model, naive Bayes on what the same users wrote says it.
-    """
+    """Add to `rows`, by user, how likely each gold is under the user's own model and under the others'."""
     from mta_cli.engine.evaluation.ladder import NO_MODEL
-    from mta_cli.engine.evaluation.naive_bayes import attribute_texts
-    from mta_cli.engine.evaluation.whose import pack_logliks
 
-    queries = eval_context.design.queries
-    others = {user: own for user, own in _others(eval_context.request, eval_context.design, run) if user in group}
-    asked = [query for user in others for query in queries[user]]
-    logliks: dict[int, dict[int, float]] = {query.id: {} for query in asked}  # by query and by whose model it is
+    design, models = eval_context.design, dict(zip(group, made, strict=True))
+    others = {user: own for user, own in _others(eval_context.request, design, run) if user in group}
+    queries = [query for user in others for query in design.queries[user]]
     if run.method.step == NO_MODEL:
-        written = {user: [item.output for item in eval_context.design.shots[user]] for user in group}
-        found = attribute_texts(written, [(one.user_id, one.gold, others[one.user_id]) for one in asked])
-        for query, values in zip(asked, found, strict=True):
-            logliks[query.id] = dict(zip((query.user_id, *others[query.user_id]), values, strict=True))
+        written = {user: [item.output for item in design.shots[user]] for user in group}
+        found = ask_naive_bayes(queries, others, written)
     else:
-        models = dict(zip(group, made, strict=True))
-        examples = eval_context.examples(run.method.shows_history)
-        for portion in _model_batches(list(models.items())):
-            whose = [owner for owner, _ in portion]
-            pairs = [
-                ModelQuery(query, n)
-                for n, owner in enumerate(whose)
-                for query in asked
-                if owner in (query.user_id, *others[query.user_id])
-            ]
-            loras, priors = [one.loras for _, one in portion], [models[one.query.user_id].prior for one in pairs]
-            values = gold_log_likelihoods(eval_context.base, examples, pairs, loras, priors)
-            for pair, value in zip(pairs, values, strict=True):
-                logliks[pair.query.id][whose[pair.model_index]] = value
-    for user, of_others in others.items():
-        rows[user] = [
-            replace(row, whose=pack_logliks(own[user], [own[other] for other in of_others]))
-            for row in rows[user]
-            for own in (logliks[row.query_id],)
-        ]
-
-
-def _model_batches(made: Sequence[tuple[int, UserModel]]) -> Iterator[list[tuple[int, UserModel]]]:
-    """Users who are answered together, limited by the size of their LoRAs."""
-    portion: list[tuple[int, UserModel]] = []
-    numbers = 0
-    for user, one in made:
-        own = sum(part.num_parameters for part in one.loras)
-        if portion and numbers + own > MAX_LORA_PARAMS_PER_BATCH:
-            yield portion
-            portion, numbers = [], 0
-        portion.append((user, one))
-        numbers += own
-    if portion:
-        yield portion
+        found = ask_models(
+            eval_context.base,
+            eval_context.examples(run.method.shows_history),
+            queries,
+            others,
+            lambda user: models[user].loras,
+            lambda user: models[user].prior,
+        )
+    for user in others:
+        rows[user] = [replace(row, whose=found[row.query_id]) for row in rows[user]]
 
 
 def _prediction(query: Query, method: str, prompt: str, given: ScoredAnswer) -> Prediction:

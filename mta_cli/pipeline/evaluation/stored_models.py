@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ from mta_cli.errors import BadInput
 from mta_cli.events import Event, JobProgress, JobResult, JobStarted
 from mta_cli.options import MachineOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, answer_queries, gold_log_likelihoods
+from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, answer_queries
 from mta_cli.pipeline.evaluation.design import alike_users, scored_queries, unscored_note
 from mta_cli.pipeline.evaluation.result_document import MAIN_METRICS, paired_differences, whose_entries, whose_sums
+from mta_cli.pipeline.evaluation.whose import MAX_LORA_PARAMS_PER_BATCH, ask_models, ask_naive_bayes
 from mta_cli.pipeline.memory.bank_memory import MAX_RECENT_ANSWERS, BankMemory
 from mta_cli.pipeline.user_weights import load_fusion_and_stack, load_task_adapter
 from store.records import Query, User
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MAX_ANSWERS_PER_BATCH = 128  # the most answers in one batch
-MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # LoRA parameters of the users in one batch; a single user may have more
 EXAMPLE_RULES = {
     "users": "a question of the users with the largest, the median and the smallest gain",
     "questions": "the questions with the largest, the median and the smallest gain",
@@ -268,49 +269,20 @@ class _Measuring:
 
     def _ask_whose(self) -> None:
         """Add to each answer of a personal step how likely the gold is under other users' models, same prompt."""
-        from mta_cli.engine.evaluation.whose import pack_logliks
-
+        queries = [query for user in self._users if self._others[user.id] for query in self._queries[user.id]]
+        others = {query.user_id: self._others[query.user_id] for query in queries}
         for step in (one for one in self._steps if one.is_personal):
-            found: dict[int, list[float]] = {}
-            portion: list[ModelQuery] = []
-            models: dict[int, tuple[LoraWeights, ...]] = {}
-            size = 0
-            wanted = [(user, other) for user in self._users for other in self._others[user.id]]
-            for user, other in sorted(wanted, key=lambda pair: (pair[1], pair[0].id)):
-                if other not in models:
-                    own = self._loras(other, step)
-                    size += sum(lora.num_parameters for lora in own)
-                    if models and size > MAX_LORA_PARAMS_PER_BATCH:
-                        self._ask_whose_batch(found, step, portion, models)
-                        portion, models, size = [], {}, sum(lora.num_parameters for lora in own)
-                    models[other] = own
-                place = list(models).index(other)
-                portion += [ModelQuery(query, place) for query in self._queries[user.id]]
-                if len(portion) >= MAX_ANSWERS_PER_BATCH:
-                    self._ask_whose_batch(found, step, portion, models)
-                    portion = []
-            self._ask_whose_batch(found, step, portion, models)
+            found = ask_models(
+                self._base,
+                self._examples[step.examples],
+                queries,
+                others,
+                partial(self._loras, step=step),
+                partial(self._prior, step),
+            )
             self.answers = [
-                replace(one, whose=pack_logliks(one.gold_loglik or 0.0, found[one.query_id]))
-                if one.method == step.name and one.query_id in found
-                else one
-                for one in self.answers
+                replace(one, whose=found.get(one.query_id)) if one.method == step.name else one for one in self.answers
             ]
-
-    def _ask_whose_batch(
-        self,
-        found: dict[int, list[float]],
-        step: Step,
-        portion: Sequence[ModelQuery],
-        models: Mapping[int, tuple[LoraWeights, ...]],
-    ) -> None:
-        if not portion:
-            return
-        priors = [self._prior(step, one.query.user_id) for one in portion]
-        loras = list(models.values())
-        logliks = gold_log_likelihoods(self._base, self._examples[step.examples], portion, loras, priors)
-        for one, value in zip(portion, logliks, strict=True):
-            found.setdefault(one.query.id, []).append(value)
 
     def answers_without_model(self) -> list[Prediction]:
         """The same queries answered with each user's most frequent label, median score or nearest own text.
@@ -320,8 +292,6 @@ class _Measuring:
         """
         from mta_cli.engine.evaluation.calibration import gold_loglik
         from mta_cli.engine.evaluation.ladder import NO_MODEL
-        from mta_cli.engine.evaluation.naive_bayes import attribute_texts
-        from mta_cli.engine.evaluation.whose import pack_logliks
         from mta_cli.engine.methods.baselines.majority import simplest_answerer
 
         rates, labels = self._bank_memory.without_neighbours, self._task.labels
@@ -338,8 +308,9 @@ class _Measuring:
                 rows.append(Prediction(user.id, query.id, NO_MODEL, "", text, query.gold, loglik, 0, 0.0))
         if self._task.labels or not any(one.is_personal for one in self._steps):
             return rows
-        found = attribute_texts(written, [(one.user_id, one.gold, self._others[one.user_id]) for one in rows])
-        return [replace(one, whose=pack_logliks(own[0], own[1:])) for one, own in zip(rows, found, strict=True)]
+        queries = [query for own in self._queries.values() for query in own]
+        found = ask_naive_bayes(queries, self._others, written)
+        return [replace(one, whose=found[one.query_id]) for one in rows]
 
     def generate(self, answers: list[Prediction], chosen: Sequence[int]) -> None:
         """Put generated texts into the answers to the `chosen` queries."""

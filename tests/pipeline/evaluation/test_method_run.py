@@ -17,6 +17,7 @@ from mta_cli.engine.methods.method import Method, UserModel
 from mta_cli.engine.methods.personalize import build_models
 from mta_cli.events import JobProgress, Note
 from mta_cli.pipeline.evaluation import method_run as cells
+from mta_cli.pipeline.evaluation import whose
 from mta_cli.pipeline.evaluation.context import EvalContext
 from mta_cli.pipeline.evaluation.design import make_design
 from mta_cli.pipeline.evaluation.method_run import MethodRun, run_method, unanswered_groups
@@ -120,7 +121,7 @@ def test_people_answer_in_portions_as_their_parts_allow(field: EvalContext, monk
     monkeypatch.setattr(cells, "answer_queries", counted)
     list(run_method(field, number, own, 0))
     together = field.reg.evaluations.predictions.load_predictions(number)
-    monkeypatch.setattr(cells, "MAX_LORA_PARAMS_PER_BATCH", 1)
+    monkeypatch.setattr(whose, "MAX_LORA_PARAMS_PER_BATCH", 1)
     list(run_method(field, begun(field.reg, eval_request(folds=2, shots=2)), own, 0))
     assert asked == [6, *[1] * 6]
     alone = field.reg.evaluations.predictions.load_predictions(number + 1)

@@ -1,0 +1,85 @@
+"""Asks whose an answer is: how likely each held-out answer is under its user's model and under other users' models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, gold_log_likelihoods
+
+if TYPE_CHECKING:
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.memory.label_prior import LabelPrior
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.pipeline.data.examples import PromptRowBuilder
+    from store.records import Query
+
+MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # LoRA parameters of the users in one batch; a single user may have more
+Loras = tuple["LoraWeights", ...]
+
+
+def ask_models(
+    base: LoadedBase,
+    examples: PromptRowBuilder,
+    queries: Sequence[Query],
+    others: Mapping[int, Sequence[int]],
+    load_loras: Callable[[int], Loras],
+    prior_of: Callable[[int], LabelPrior | None],
+) -> dict[int, bytes]:
+    """By query: the packed log-likelihoods of its gold under the own model and those of `others`, with one prompt.
+
+    `others` are by user, as are the LoRAs above what the base holds now; the label prior is always the asked user's.
+    """
+    owners = sorted({*others, *(other for found in others.values() for other in found)})
+    asked_of = {
+        owner: [one for one in queries if owner == one.user_id or owner in others[one.user_id]] for owner in owners
+    }
+    found: dict[tuple[int, int], float] = {}  # by query and by whose model it is
+    for batch in batches_by_size((owner, load_loras(owner)) for owner in owners):
+        pairs = [ModelQuery(query, place) for place, (owner, _) in enumerate(batch) for query in asked_of[owner]]
+        priors = [prior_of(one.query.user_id) for one in pairs]
+        logliks = gold_log_likelihoods(base, examples, pairs, [loras for _, loras in batch], priors)
+        for pair, value in zip(pairs, logliks, strict=True):
+            found[pair.query.id, batch[pair.model_index][0]] = value
+    return _pack(queries, others, lambda query, owner: found[query.id, owner])
+
+
+def ask_naive_bayes(
+    queries: Sequence[Query], others: Mapping[int, Sequence[int]], written: Mapping[int, Sequence[str]]
+) -> dict[int, bytes]:
+    """The same without a model: naive Bayes on the characters of what each user has `written`."""
+    from mta_cli.engine.evaluation.naive_bayes import attribute_texts
+
+    rows = attribute_texts(written, [(one.user_id, one.gold, others[one.user_id]) for one in queries])
+    found = {
+        (query.id, owner): value
+        for query, row in zip(queries, rows, strict=True)
+        for owner, value in zip((query.user_id, *others[query.user_id]), row, strict=True)
+    }
+    return _pack(queries, others, lambda query, owner: found[query.id, owner])
+
+
+def batches_by_size(models: Iterable[tuple[int, Loras]]) -> Iterator[list[tuple[int, Loras]]]:
+    """Users with their LoRAs, as many together as `MAX_LORA_PARAMS_PER_BATCH` allows."""
+    batch: list[tuple[int, Loras]] = []
+    size = 0
+    for owner, loras in models:
+        own = sum(part.num_parameters for part in loras)
+        if batch and size + own > MAX_LORA_PARAMS_PER_BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append((owner, loras))
+        size += own
+    if batch:
+        yield batch
+
+
+def _pack(
+    queries: Sequence[Query], others: Mapping[int, Sequence[int]], loglik: Callable[[Query, int], float]
+) -> dict[int, bytes]:
+    from mta_cli.engine.evaluation.whose import pack_logliks
+
+    return {
+        one.id: pack_logliks(loglik(one, one.user_id), [loglik(one, other) for other in others[one.user_id]])
+        for one in queries
+    }
