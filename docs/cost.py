@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mta_cli.options import MANY_SHOT_PASSES, FuseOptions
+from mta_cli.engine.methods.stacks import stack_schedule
+from mta_cli.options import AdaptOptions, FuseOptions
 
 RESULTS = Path(__file__).parent / "results"
 UPPER = 1 / 3  # the share of the layers that personal parts act in
@@ -18,7 +19,8 @@ CPU_FLOPS = 0.65 * 410e9  # a second: what training reaches of a bare product on
 GPU_FLOPS = 0.35 * 989e12  # assumed: 35 % of an H100's dense bfloat16
 ANSWER_SHARE = 0.5  # assumed: decoding in batches reaches half as much of a GPU as training
 GPU_DOLLARS, DISK_DOLLARS = 2.50, 0.10  # assumed: an hour of a GPU, a month of a GB
-REGISTRY_BYTES, PROFILE_BYTES, ITEM_BYTES, ITEMS = 1_526, 1_536, 600, 20
+REGISTRY_BYTES, STACK_BYTES, PROFILE_BYTES, ITEM_BYTES, ITEMS = 1_526, 82_000, 1_536, 600, 20
+WHOLE_PASSES = stack_schedule(ITEMS, AdaptOptions().with_kind_defaults(labels=False)).steps // ITEMS
 ANSWERS, ANSWER_TOKENS = 100, 600  # assumed: a month's answers of a user, each with its prompt
 BASES = {"SmolLM2 135M": 134.5e6, "a base of 8B": 8.03e9}
 
@@ -41,7 +43,7 @@ class Shape:
 
     def whole_history_ratio(self, placement: str) -> float:
         """How many times the operations of five shots a history of `ITEMS` items takes."""
-        return self.flop(1, placement, ITEMS, MANY_SHOT_PASSES) / self.flop(1, placement)
+        return self.flop(1, placement, ITEMS, WHOLE_PASSES) / self.flop(1, placement)
 
 
 def page() -> str:
@@ -63,7 +65,7 @@ def page() -> str:
         f"| {name} | {' | '.join(_duration(users * seconds) for users in (1e3, 1e5, 1e6))} |"
         for name, seconds in machines.items()
     ]
-    kept = REGISTRY_BYTES + PROFILE_BYTES + ITEM_BYTES * ITEMS
+    kept = REGISTRY_BYTES + STACK_BYTES + PROFILE_BYTES + ITEM_BYTES * ITEMS
     answering = ANSWERS * ANSWER_TOKENS * 2 * large / (GPU_FLOPS * ANSWER_SHARE)
     retrieval = {row["top 8 of"]: row["ms"] for row in _bench("retrieval")["rows"] if row["side"] == "ours"}
     merge = _bench("merge")["rows"][0]["ms"]
@@ -83,7 +85,7 @@ A token costs two operations a parameter forward and two back to the activations
 |---|---:|---:|
 {chr(10).join(checks)}
 
-A whole history of {ITEMS} items, which is what `mta user adapt` takes without `--shots 5`, is learned in {MANY_SHOT_PASSES} passes in place of {STEPS}: {shape.whole_history_ratio("late"):.1f} times the operations (`late`), or {shape.whole_history_ratio("upper"):.1f} times (`upper`). All times below are for five shots and a bank of four anchors.
+A whole history of {ITEMS} items, which is what `mta user adapt` takes without `--shots 5`, is learned in {WHOLE_PASSES} passes; these five shots were read {STEPS} times: {shape.whole_history_ratio("late"):.1f} times the operations (`late`), or {shape.whole_history_ratio("upper"):.1f} times (`upper`). All times below are for five shots and a bank of four anchors.
 
 `mta bench --shape NAME` measures on your own machine what this model assumes: `adapters_per_second`, for `upper`, 16 anchors and rows of 128 tokens ([bases](bases.md#on-your-machine)).
 
@@ -97,11 +99,12 @@ So the model may be carried over. On a GPU that reaches {GPU_FLOPS / 1e12:.0f} T
 
 | a user | bytes | 10⁶ users |
 |---|---:|---:|
-| recipe and core, as rows of the registry | {REGISTRY_BYTES:,} | {REGISTRY_BYTES / 1e3:.1f} GB |
+| a LoRA of rank 2 on q and v of the upper third, a file | {STACK_BYTES:,} | {STACK_BYTES / 1e3:.0f} GB |
+| recipe, as rows of the registry | {REGISTRY_BYTES:,} | {REGISTRY_BYTES / 1e3:.1f} GB |
 | profile | {PROFILE_BYTES:,} | {PROFILE_BYTES / 1e3:.1f} GB |
 | {ITEMS} items of {ITEM_BYTES} bytes with their index (assumed) | {ITEM_BYTES * ITEMS:,} | {ITEM_BYTES * ITEMS / 1e3:.0f} GB |
 
-A serving node needs the first line, and for label tasks each item's label and, of consenting users, its embedding of 768 bytes ([snapshots](scale.md#a-store-for-every-serving-node)).
+A serving node needs the first two lines, and for label tasks each item's label and, of consenting users, its embedding of 768 bytes ([snapshots](scale.md#a-store-for-every-serving-node)).
 
 ## A user and a month
 
@@ -117,7 +120,7 @@ Being personal costs about {100 * (gpu_seconds * GPU_DOLLARS / 3600 + kept / 1e9
 
 ## What saturates first
 
-1. **The driver's one store.** It takes {items:,.0f} items a second, so {ITEMS * 1_000_000:,} items take {_duration(ITEMS * 1e6 / items)}. Results of workers are a core of 560 bytes each and are written beside it.
+1. **The driver's one store.** It takes {items:,.0f} items a second, so {ITEMS * 1_000_000:,} items take {_duration(ITEMS * 1e6 / items)}. Results of workers are a LoRA of {STACK_BYTES / 1e3:.0f} kB each and are written beside it.
 2. **Making models of users who come for the first time.** A merge of four anchors of SmolLM2 takes {merge:.0f} ms of a core; a base of 8B has some hundred times as many numbers in an adapter, so about a second. What was made is cached ([the server](serve.md), [vLLM](scale.md#serving-by-vllm)).
 3. **Evidence, in large banks.** It is computed for the {FuseOptions().candidates} nearest anchors at most (`fuse.candidates`), which make adapting {evidence:.1f} times as long as four do. Weights by similarity do not need it: the 8 nearest of a million profiles take {retrieval["1,000,000"]:.0f} ms, of 100,000 {retrieval["100,000"]:.0f} ms.
 

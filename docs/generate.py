@@ -30,6 +30,7 @@ def pages() -> dict[str, str]:
         "bases.md": _bases_page(),
         "cost.md": _cost_page(),
         "results/README.md": RESULTS["results_page"](),
+        "results/stacks.md": _stacks_page(),
         "../README.md": RESULTS["readme"](),
         "../store/schema.sql": _schema_page(),
     }
@@ -44,6 +45,20 @@ def _bases_page() -> str:
 def _cost_page() -> str:
     """The page that `cost.py` makes."""
     page: str = runpy.run_path(str(FOLDER / "cost.py"))["page"]()
+    return page
+
+
+def _stacks_page() -> str:
+    """results/stacks.md with its tables."""
+    made = runpy.run_path(str(FOLDER / "stacks.py"))
+    parts = [
+        made["arms_table"]("commits", ("alone", "shown")),
+        made["arms_table"]("voice", ("alone",)),
+        made["arms_table"]("screen", ("alone", "shown")),
+        made["curves_table"]("passes"),
+        made["stopping_line"]("passes"),
+    ]
+    page: str = RESULTS["fill"]((FOLDER / "results" / "stacks.md").read_text(encoding="utf-8"), parts)
     return page
 
 

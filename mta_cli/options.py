@@ -240,8 +240,8 @@ class FuseOptions:
     )
 
 
-FEW_SHOTS, FEW_SHOT_STEPS = 8, 10  # up to so many shots, a stack takes so many steps of all of them
-MANY_SHOT_PASSES = 2  # over more shots, one row a step
+STACK_PASSES, MIN_STACK_PASSES = 16, 2
+"""Passes of a stack over one shot and over very many; in between they fall with the root of the number of shots."""
 _FIELDS_BY_KIND = {"core": ("pull",), "lora": ("alpha", "targets", "placement")}
 KIND_DECIDES = ("learning_rate", *(name for names in _FIELDS_BY_KIND.values() for name in names))
 """Fields of `AdaptOptions` whose defaults differ by kind."""
@@ -259,13 +259,16 @@ class AdaptOptions:
         maximum=1000,
     )
     kind: str = option_field(
-        "core",
-        "What the stack is: a core of a few numbers between the bank's main directions, or a LoRA.",
-        choices=("core", "lora"),
+        "lora",
+        "What the stack is: a LoRA, or a core of a few numbers between the bank's main directions.",
+        choices=("lora", "core"),
     )
     rank: int = option_field(2, "Rank of the stack.", minimum=1, maximum=MAX_STACK_RANK)
     steps: int | None = option_field(
-        None, "Optimiser steps; where not given 10, and with more than 8 shots two passes.", minimum=1, maximum=10_000
+        None,
+        "Optimiser steps; where not given, 16 passes over one shot, fewer the more there are, and at least two.",
+        minimum=1,
+        maximum=10_000,
     )
     epochs: int | None = option_field(
         None, "Passes over the shots; where given, they decide the number of steps.", minimum=1, maximum=1000
@@ -276,9 +279,7 @@ class AdaptOptions:
         minimum=1e-8,
         maximum=1.0,
     )
-    batch_size: int | None = option_field(
-        None, "Rows in a training step; where not given 8, and 1 with more than 8 shots.", minimum=1, maximum=1024
-    )
+    batch_size: int = option_field(1, "Rows in a training step.", minimum=1, maximum=1024)
     pull: float | None = option_field(
         None, "Of a core: weight of its numbers' mean square in the loss; 0.1 where not given.", minimum=0, maximum=1e6
     )

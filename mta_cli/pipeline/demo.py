@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 SAMPLE = Path(__file__).parent.parent / "sample"
-SHOTS = 5  # of a new user
 MAX_NEW_USER_ITEMS = 12  # a user with at most this many items is new: adapted, never an anchor
 SAMPLE_USERS = ("bryn", "fleur", "piran")  # with short histories: a store that has them is a demo's
 
@@ -48,7 +47,6 @@ class DemoTask:
     task: str
     bank: BankOptions
     prompt: PromptOptions
-    adapt: AdaptOptions
 
 
 def demo_tasks(full: bool) -> tuple[DemoTask, DemoTask]:
@@ -65,15 +63,15 @@ def demo_tasks(full: bool) -> tuple[DemoTask, DemoTask]:
     )
     if full:
         return (
-            DemoTask("voice", bank, PromptOptions(2), AdaptOptions(shots=SHOTS)),
-            DemoTask("taste", replace(bank, task_epochs=2), PromptOptions(2), AdaptOptions(shots=SHOTS)),
+            DemoTask("voice", bank, PromptOptions(2)),
+            DemoTask("taste", replace(bank, task_epochs=2), PromptOptions(2)),
         )
     # Without history items prompts are short, and everything personal is in the weights and the label memory.
     texts = replace(bank, anchors=8, epochs=4)
     labels = replace(bank, anchors=4, epochs=1, batch_size=8, task_placement="upper")
     return (
-        DemoTask("voice", texts, PromptOptions(0), AdaptOptions(shots=SHOTS, steps=5)),
-        DemoTask("taste", labels, PromptOptions(0), AdaptOptions(shots=SHOTS, steps=5)),
+        DemoTask("voice", texts, PromptOptions(0)),
+        DemoTask("taste", labels, PromptOptions(0)),
     )
 
 
@@ -150,8 +148,8 @@ def _options(course: DemoTask, request: DemoRequest) -> OptionSet:
     return OptionSet(
         course.bank,
         ScreeningOptions(),
-        FuseOptions(shots=SHOTS),
-        course.adapt,
+        FuseOptions(),
+        AdaptOptions(),
         course.prompt,
         MemoryOptions(),
         request.models,

@@ -7,7 +7,8 @@ a model writes (ROUGE-1, and whether naive Bayes on characters names its user), 
 
 An arm is `NAME:key=value,…`; the keys are those of `AdaptOptions` with `below` (fusion, common, nearest, another),
 `shots`, and `shown`: how many own items training prompts show, in turn, as `0-1-3`. Targets are joined by `+`.
-`common` and `fusion` alone train nothing. Every arm is written to the JSON when it is done; arms that are there are not
+`common` and `fusion` alone train nothing; an arm `curve…` is measured after each pass, with every `held`-th item left
+out of training. Every arm is written to the JSON when it is done; arms that are there are not
 run again.
 
     python -m tests.bench.bench_stacks STORE --task TASK --bank BANK --users FILE --to FILE.json ARM…
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from store.records import Query, User
 
 WITHOUT = "common", "fusion"  # arms that train nothing
-OWN_KEYS = ("below", "shots", "shown", "passes", "basis", "louder")
+OWN_KEYS = ("below", "shots", "shown", "passes", "basis", "louder", "held")
+PORTION = 16  # users who are trained together
 GENERATED = 6  # the most questions of a user that are answered in full
 
 
@@ -169,31 +171,60 @@ class Shots:
         assert found is not None
         return found
 
+    def rows(self, arm: Arm, items: Sequence[Any]) -> list[Any]:
+        """The training rows of items: all with the first number of own items shown, all with the second, and so on."""
+        counts = [int(one) for one in arm.values.get("shown", str(self.setting.history)).split("-")]
+        return [row for count in counts for row in self.builder.training_rows(items, mix=(count,))]
+
+    def members(self, arm: Arm) -> list[Any]:
+        """What the trainer takes for each user; every `held`-th item is left out where there are ten."""
+        from mta_cli.engine.training.trainer import GroupMember, Schedule
+
+        options = arm.options(bool(self.setting.task.labels))
+        start, size, members = self.start(arm, options), options.batch_size or 1, []
+        for user, under in zip(self.setting.users, self.below(arm.values.get("below", "fusion")), strict=True):
+            own = [one for one in self.items[user.id] if one not in self.held(arm, user.id)]
+            steps = max(1, -(-int(len(own) * float(arm.values.get("passes", "2"))) // size))
+            schedule = Schedule(steps, size, options.learning_rate or 0.0)
+            members.append(GroupMember(start, self.rows(arm, own), schedule, 0, under))
+        return members
+
+    def held(self, arm: Arm, user: int) -> list[Any]:
+        """The items that early stopping is decided on."""
+        own, every = self.items[user], arm.number("held", 0)
+        return own[every // 2 :: every] if every and len(own) >= 10 else []
+
+    def curve(self, arm: Arm) -> Iterator[list[tuple[LoraWeights, ...]]]:
+        """Each user's LoRAs after each pass."""
+        from mta_cli.engine.training.trainer import Trainer
+
+        members, passes = self.members(arm), arm.number("passes", 2)
+        trainers = [Trainer(self.setting.base, members[n : n + PORTION]) for n in range(0, len(members), PORTION)]
+        runs = [trainer.train_steps() for trainer in trainers]
+        for number in range(1, passes + 1):
+            found = []
+            for trainer, run in zip(trainers, runs, strict=True):
+                wanted = [one.schedule.steps * number // passes for one in trainer.members]
+                while any(len(done) < want for done, want in zip(trainer.completed_steps, wanted, strict=True)):
+                    next(run)
+                found += [(*one.frozen_loras, trainer.weights(i)) for i, one in enumerate(trainer.members)]
+            yield found
+
     def train(self, arm: Arm) -> tuple[list[tuple[LoraWeights, ...]], int, float, float]:
         """Each user's LoRAs, bytes and seconds a user, and the mean loss on the shots at the end."""
         from mta_cli.engine.methods.stacks import read_stacks, train_here
-        from mta_cli.engine.training.trainer import GroupMember, Schedule
         from mta_cli.engine.training.work import GroupWork
 
         below = self.below(arm.values.get("below", "common" if arm.name == "common" else "fusion"))
         if arm.name in WITHOUT:
             return below, 0, self.recipes[1] if arm.name == "fusion" else 0.0, 0.0
-        options, context = arm.options(bool(self.setting.task.labels)), self.setting.context.methods
-        start = self.start(arm, options)
-        counts = [int(one) for one in arm.values.get("shown", str(self.setting.history)).split("-")]
-        members = []
-        for user, under in zip(self.setting.users, below, strict=True):
-            own = self.items[user.id]
-            rows = [row for count in counts for row in self.builder.training_rows(own, mix=(count,))]
-            size = options.batch_size or 1
-            steps = max(1, -(-int(len(own) * float(arm.values.get("passes", "2"))) // size))
-            members.append(GroupMember(start, rows, Schedule(steps, size, options.learning_rate or 0.0), 0, under))
+        members, context = self.members(arm), self.setting.context.methods
         started = time.perf_counter()
-        stacks, last, portion = [], [], 16
-        for n in range(0, len(members), portion):
-            work = GroupWork(tuple(members[n : n + portion]))
+        stacks, last = [], []
+        for n in range(0, len(members), PORTION):
+            work = GroupWork(tuple(members[n : n + PORTION]))
             result = train_here(context, work)
-            stacks += read_stacks(self.users[n : n + portion], work, result)
+            stacks += read_stacks(self.users[n : n + PORTION], work, result)
             last += [own[-1].loss for own in result.steps]
         seconds = (time.perf_counter() - started) / len(members)
         return (
@@ -219,8 +250,8 @@ def centred_basis(anchors: Sequence[LoraWeights], rank: int) -> LoraWeights:
             [one.scale * (one.factors[path][1].float() @ one.factors[path][0].float()) for one in anchors]
         )
         deltas -= deltas.mean(0)
-        left = torch.linalg.svd(torch.cat(list(deltas), 1), full_matrices=False)[0][:, :rank]
-        right = torch.linalg.svd(torch.cat(list(deltas), 0), full_matrices=False)[2][:rank]
+        left = torch.linalg.eigh((deltas @ deltas.mT).sum(0))[1][:, -rank:]  # ascending eigenvalues
+        right = torch.linalg.eigh((deltas.mT @ deltas).sum(0))[1][:, -rank:].mT
         factors[path] = (right.contiguous(), left.contiguous())
     basis = LoraWeights(factors, 1.0, anchors[0].placement)
     typical = (sum(one.norm() ** 2 for one in anchors) / len(anchors)) ** 0.5
@@ -241,6 +272,30 @@ def measure(setting: Setting, arm: Arm, *, generate: bool) -> dict[str, Any]:
     for label, builder in (("alone", shots.builders[0]), ("shown", shots.builder)):
         told[label] = ask(setting, builder, models, generate=generate)
     return told
+
+
+def measure_curve(setting: Setting, arm: Arm) -> dict[str, Any]:
+    """After each pass, by user: the loss on the items held out of training, and the golds' mean log-likelihoods."""
+    from mta_cli.engine.scoring.log_likelihood import mean_losses
+    from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, gold_log_likelihoods
+
+    shots = setting.few(arm.number("shots", 200))
+    held = [shots.rows(arm, shots.held(arm, user.id)) for user in setting.users]
+    place = {user.id: n for n, user in enumerate(setting.users)}
+    asked = [ModelQuery(one, place[one.user_id]) for one in setting.queries]
+    passes: list[dict[str, Any]] = []
+    for loras in shots.curve(arm):
+        one: dict[str, Any] = {"held": mean_losses(setting.base, list(zip(held, loras, strict=True)))}
+        for label, builder in (("alone", shots.builders[0]), ("shown", shots.builder)):
+            values = gold_log_likelihoods(setting.base, builder, asked, loras, [None] * len(asked))
+            by_user: list[list[float]] = [[] for _ in setting.users]
+            for query, value in zip(asked, values, strict=True):
+                by_user[query.model_index].append(value)
+            one[label] = [sum(own) / len(own) for own in by_user]
+        passes.append(one)
+        told = " ".join(f"{label} {sum(one[label]) / len(place):.3f}" for label in ("alone", "shown"))
+        print(f"  pass {len(passes)}: {told}", flush=True)
+    return {"name": arm.name, "values": dict(arm.values), "passes": passes}
 
 
 def ask(
@@ -299,10 +354,13 @@ def main() -> None:
             arm = Arm.parse(text)
             if any(one["name"] == arm.name and one["values"] == dict(arm.values) for one in document["arms"]):
                 continue
-            found = measure(setting, arm, generate=chosen.generate)
+            is_curve = arm.name.startswith("curve")
+            print(text, flush=True)
+            found = measure_curve(setting, arm) if is_curve else measure(setting, arm, generate=chosen.generate)
             document["arms"].append(found)
             to.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-            print(text, summary(found), flush=True)
+            if not is_curve:
+                print("  ", summary(found), flush=True)
 
 
 def summary(found: Mapping[str, Any]) -> str:

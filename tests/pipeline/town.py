@@ -61,7 +61,7 @@ def fuse_request(**changes: Any) -> FuseRequest:
     )
 
 
-QUICK = AdaptOptions(steps=6, learning_rate=5e-2)
+QUICK = AdaptOptions(kind="core", steps=6, batch_size=8, learning_rate=5e-2)
 LORA = replace(QUICK, kind="lora")
 
 

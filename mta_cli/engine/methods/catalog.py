@@ -38,12 +38,9 @@ _OPPU_GRID = tuple(
     for placement in ("all", "late")
     for epochs, rate in ((2, 1e-4), (2, 1e-3), (4, 1e-3))
 )
-_LORA_GRID = tuple({"learning_rate": rate} for rate in (1e-3, 2e-3, 5e-3))
+_LORA_GRID = tuple({"learning_rate": rate} for rate in (5e-4, 1e-3, 2e-3))
 _EVIDENCE_GRID = tuple(
     {"sharpness": sharpness, "scale": scale} for sharpness in (0.25, 0.5, 1.0) for scale in (0.25, 0.5, 1.0)
-)
-_CORE_GRID = tuple(
-    {"learning_rate": rate, "neighbour_weight": weight} for rate in (0.03, 0.1) for weight in (0.5, 1.0, 2.0)
 )
 _PERMUTED = "permuted-"
 _MEMORY_GRIDS: dict[str, tuple[Settings, ...]] = {
@@ -63,20 +60,33 @@ PRESET_METHODS = (
     Method("pooled", "the task adapter alone", shows_history=False),
     Method("pooled-rag", "the task adapter, with the user's own items in the prompt", step=COMMON),
     Method(
-        "oppu", "a LoRA per user from the base (OPPU)", below="base", stack="lora", overrides=_OPPU, grid=_OPPU_GRID
+        "oppu",
+        "a LoRA per user from the base (OPPU)",
+        below="base",
+        stack="lora",
+        overrides=_OPPU,
+        grid=_OPPU_GRID,
+        version=2,
     ),
-    Method("oppu-pooled", "a LoRA per user above the task adapter", stack="lora", overrides=_OPPU, grid=_OPPU_GRID),
+    Method(
+        "oppu-pooled",
+        "a LoRA per user above the task adapter",
+        stack="lora",
+        overrides=_OPPU,
+        grid=_OPPU_GRID,
+        version=2,
+    ),
     Method("fusion", "the two nearest anchors merged", anchors="similarity", overrides={"top_k": 2}, version=2),
     Method("fusion-random", "two random anchors merged", anchors="random", overrides={"top_k": 2}, version=2),
-    Method("stack", "a LoRA above the task adapter, no fusion", stack="lora", grid=_LORA_GRID),
+    Method("stack", "a LoRA above the task adapter, no fusion", stack="lora", grid=_LORA_GRID, version=2),
     Method(
         "mta",
-        "Merge-then-Adapt: fusion by evidence, a core above it, label memory",
+        "Merge-then-Adapt: fusion by evidence, a LoRA above it, label memory",
         anchors="evidence",
-        stack="core",
+        stack="lora",
         memory="neighbours",
-        grid=_CORE_GRID,
-        version=11,
+        grid=_LORA_GRID,
+        version=12,
         step=ADAPTED,
     ),
     Method(
@@ -96,6 +106,7 @@ PRESET_METHODS = (
         stack="lora",
         bank_preset="published",
         overrides={name: value for name, value in _PUBLISHED.items() if name not in ("weights", "kind")},
+        version=2,
     ),
     Method(
         "mta-released",
@@ -112,7 +123,7 @@ PRESET_METHODS = (
             "batch_size": 8,
             "learning_rate": 5e-5,
         },
-        version=2,
+        version=3,
     ),
     per_pcs.METHOD,
     prime.METHOD,
@@ -253,4 +264,5 @@ def _compose(stem: str) -> Method:
             hint="BELOW:ANCHORS:STACK, as task:evidence:lora; " + "; ".join(", ".join(known) for known in choices),
         )
     below, anchors, stack = parts
-    return Method(stem, f"composed: {below}, {anchors}, {stack}", below, anchors, stack)  # type: ignore[arg-type]
+    about, version = f"composed: {below}, {anchors}, {stack}", 1 if stack == "none" else 2
+    return Method(stem, about, below, anchors, stack, version=version)  # type: ignore[arg-type]

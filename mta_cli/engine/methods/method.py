@@ -15,7 +15,7 @@ from mta_cli.engine.memory.label_prior import LabelPrior
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.text.tasks import Task
-from mta_cli.options import FEW_SHOT_STEPS, FEW_SHOTS, AdaptOptions, FuseOptions, MemoryOptions, options_from_json
+from mta_cli.options import AdaptOptions, FuseOptions, MemoryOptions, options_from_json
 
 Value = float | int | str | bool
 Settings = Mapping[str, Value]
@@ -29,7 +29,9 @@ ResultT = TypeVar("ResultT")
 class UserShots:
     """A user as a method sees them: the shots, without any held-out query.
 
-    `rows` are the shots' training rows; each prompt shows other items of the user. `times` are ISO 8601 or None.
+    `rows` are the shots' training rows; each prompt shows as many other items of the user as at inference. Stacks are
+    trained on `stack_rows`, where they are given: all shots with no item shown, all with one, and so on, so that a
+    user's style is in the weights and examples still help. `times` are ISO 8601 or None.
     `other_answers` are the user's known answers besides the shots; they count in the label prior only. `profile` is the
     user's unit embedding [width], float32; None for a user without items. `number` identifies the user.
     """
@@ -41,6 +43,7 @@ class UserShots:
     profile: Tensor | None = None
     times: tuple[str | None, ...] = ()
     other_answers: tuple[str, ...] = ()
+    stack_rows: tuple[TrainingRow, ...] = ()
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -182,8 +185,8 @@ class Method:
         return {"version": self.version} if self.version > 1 else {}
 
     def settings_for(self, labels: bool) -> Settings:
-        """All settings of this method with their defaults for few shots, for a task with `labels` or of texts."""
-        adapt = AdaptOptions(steps=FEW_SHOT_STEPS, batch_size=FEW_SHOTS)
+        """All settings of this method that have a default, for a task with `labels` or of texts."""
+        adapt = AdaptOptions()
         if self.stack != "none":
             adapt = replace(adapt, kind=self.stack).with_kind_defaults(labels)
         names = {*_ANCHOR_SETTINGS[self.anchors], *_STACK_SETTINGS[self.stack], *MEMORY_SETTINGS[self.memory or "off"]}
@@ -191,7 +194,7 @@ class Method:
             spec.name: getattr(options, spec.name)
             for options in (FuseOptions(), adapt, MemoryOptions())
             for spec in fields(options)
-            if spec.name in names
+            if spec.name in names and getattr(options, spec.name) is not None
         }
         return {**defaults, **self.overrides}
 
@@ -210,8 +213,8 @@ _ANCHOR_SETTINGS: dict[str, tuple[str, ...]] = {
 }
 _STACK_SETTINGS: dict[str, tuple[str, ...]] = {
     "none": (),
-    "core": ("rank", "steps", "batch_size", "learning_rate", "pull"),
-    "lora": ("rank", "alpha", "targets", "placement", "steps", "batch_size", "learning_rate"),
+    "core": ("rank", "batch_size", "learning_rate", "pull"),
+    "lora": ("rank", "alpha", "targets", "placement", "batch_size", "learning_rate"),
 }
 MEMORY_SETTINGS: dict[str, tuple[str, ...]] = {
     "off": (),

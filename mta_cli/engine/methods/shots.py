@@ -5,6 +5,7 @@ from __future__ import annotations
 from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.scoring.label_examples import LabelExample, TrainingExample
 from mta_cli.engine.text.labels import find_label
+from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.options import MemoryOptions
 
 
@@ -13,18 +14,33 @@ def shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions
 
     So nothing is trained that the memory already knows. A shot whose output is not a label counts as a text.
     """
-    key = ("shots", user.number, user.rows, memory)
-    return context.cached(key, lambda: _shot_examples(context, user, memory))
+    return _cached_examples(context, user, user.rows, memory)
 
 
-def _shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions) -> tuple[TrainingExample, ...]:
+def stack_examples(context: MethodContext, user: UserShots, memory: MemoryOptions) -> tuple[TrainingExample, ...]:
+    """What the user's stack is trained on: as `shot_examples`, of `stack_rows` where there are any."""
+    return _cached_examples(context, user, user.stack_rows or user.rows, memory)
+
+
+def _cached_examples(
+    context: MethodContext, user: UserShots, rows: tuple[TrainingRow, ...], memory: MemoryOptions
+) -> tuple[TrainingExample, ...]:
+    key = ("shots", user.number, rows, memory)
+    return context.cached(key, lambda: _examples(context, user, rows, memory))
+
+
+def _examples(
+    context: MethodContext, user: UserShots, rows: tuple[TrainingRow, ...], memory: MemoryOptions
+) -> tuple[TrainingExample, ...]:
+    """The examples of `rows`, which have every shot once or several times, in order."""
     if not context.memory.uses_neighbours(memory):
-        return user.rows
-    labels, examples = context.task.labels, list[TrainingExample](user.rows)
+        return rows
+    labels, examples, count = context.task.labels, list[TrainingExample](rows), len(user.inputs)
     for shot, (text, output) in enumerate(zip(user.inputs, user.outputs, strict=True)):
         prior = context.memory.leave_one_out_prior(user.answers_without(shot), user.number, memory)
         label = find_label(output, labels)
         if label is not None and prior is not None:
             time = user.times[shot] if user.times else None
-            examples[shot] = LabelExample.from_prior(user.rows[shot], context.label_tokens, label, prior, text, time)
+            for n in range(shot, len(rows), count):
+                examples[n] = LabelExample.from_prior(rows[n], context.label_tokens, label, prior, text, time)
     return tuple(examples)

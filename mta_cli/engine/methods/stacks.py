@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
 from mta_cli.engine.lora.lora_xs import LoraXsCore, truncate_basis
 from mta_cli.engine.methods.method import MethodContext, UserShots
-from mta_cli.engine.methods.shots import shot_examples
+from mta_cli.engine.methods.shots import stack_examples
 from mta_cli.engine.training.session import TrainingResult
 from mta_cli.engine.training.trainer import GroupMember, Schedule
 from mta_cli.engine.training.work import GroupWork
-from mta_cli.options import FEW_SHOT_STEPS, FEW_SHOTS, MANY_SHOT_PASSES, AdaptOptions, MemoryOptions
+from mta_cli.options import MIN_STACK_PASSES, STACK_PASSES, AdaptOptions, MemoryOptions
 
 FrozenLoras = tuple[LoraWeights, ...]
 
@@ -51,17 +52,14 @@ def initial_stack(context: MethodContext, options: AdaptOptions) -> LoraWeights 
 def stack_schedule(rows: int, options: AdaptOptions) -> Schedule:
     """The schedule of a stack with `rows` shots: `epochs` where they are given, else `steps`.
 
-    Without either, `FEW_SHOTS` rows or fewer take `FEW_SHOT_STEPS` steps of all of them, and more take
-    `MANY_SHOT_PASSES` passes of one row a step, as OPPU does (arXiv 2402.04401): a few steps leave most of a long
-    history unread.
+    Without either, `STACK_PASSES` / √rows passes, and no fewer than `MIN_STACK_PASSES`: with fewer a style does not
+    show, with more a short history is learned by heart.
     """
     assert options.learning_rate is not None, "options have the defaults of their kind"
-    few = rows <= FEW_SHOTS
-    batch_size = options.batch_size or (FEW_SHOTS if few else 1)
-    epochs = options.epochs or (None if few or options.steps else MANY_SHOT_PASSES)
-    if epochs is not None:
-        return Schedule.from_epochs(rows, epochs, batch_size, options.learning_rate)
-    return Schedule(options.steps or FEW_SHOT_STEPS, batch_size, options.learning_rate)
+    if options.steps is not None and options.epochs is None:
+        return Schedule(options.steps, options.batch_size, options.learning_rate)
+    epochs = options.epochs or max(MIN_STACK_PASSES, round(STACK_PASSES / math.sqrt(max(1, rows))))
+    return Schedule.from_epochs(rows, epochs, options.batch_size, options.learning_rate)
 
 
 def stack_member(
@@ -73,8 +71,8 @@ def stack_member(
     memory: MemoryOptions,
 ) -> GroupMember:
     """The user's stack as a group member: shots, schedule and the frozen fusion below it."""
-    examples = shot_examples(context, user, memory)
-    return GroupMember(start, examples, stack_schedule(len(examples), options), context.seed, fusion)
+    examples = stack_examples(context, user, memory)
+    return GroupMember(start, examples, stack_schedule(len(user.rows), options), context.seed, fusion)
 
 
 def stack_work(

@@ -87,6 +87,10 @@ class PromptRowBuilder:
         choose = random.Random(seed)
         return [self._row(item, choose.choice(counts)) for item in items]
 
+    def mixed_rows(self, items: Sequence[Item]) -> list[TrainingRow]:
+        """All items with no other item shown in the prompt, then all with one, then all as at inference."""
+        return [row for count in history_mix(self.history_items) for row in self.training_rows(items, mix=(count,))]
+
     def query_prompt(self, query: Query) -> list[int]:
         """The prompt of a held-out query, with history from before it."""
         shown = self.retrieve_history(query.user_id, query.input, self.history_items, before=(query.time, MAX_ITEM_ID))

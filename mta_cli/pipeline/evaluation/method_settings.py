@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageError
-from mta_cli.options import FEW_SHOTS, MAX_STACK_RANK, PLACEMENTS
+from mta_cli.options import MAX_STACK_RANK, PLACEMENTS
 from mta_cli.pipeline.requests import EvalRequest
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
     given, defaults = request.method_settings.get(method.name, {}), method.settings_for(bool(request.task.labels))
     types = {name: type(value) for name, value in defaults.items()}
     if method.stack != "none":
-        types.setdefault("epochs", int)  # has no default: where it is not given, the steps count
+        types |= {"steps": int, "epochs": int}  # without defaults: the number of shots decides, see `stack_schedule`
     if unknown := sorted(set(given) - set(types)):
         raise UsageError(
             f"{method.name} has no setting {', '.join(unknown)}", hint=f"it has {', '.join(types) or 'none'}"
@@ -69,10 +69,6 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
     settings = {**defaults, **chosen}
     if "steps" in given and "epochs" not in given:
         settings.pop("epochs", None)  # where there are epochs, they decide and steps do not count
-    named = {*chosen, *method.overrides, *given}
-    if request.options.shots > FEW_SHOTS:  # each user's number of shots decides, see `stack_schedule`
-        for name in {"batch_size", *(() if "epochs" in named else ("steps",))} - named:
-            settings.pop(name, None)
     if settings.get("placement", "all") != "all":
         settings["placement"] = request.options.placement  # where the fold's anchors act
     converted = {key: _convert_setting(f"{method.name}.{key}", types[key], value) for key, value in given.items()}

@@ -21,6 +21,7 @@ from mta_cli.formatting import loss_verdict
 from mta_cli.options import AdaptOptions, MachineOptions
 from mta_cli.pipeline.bank.lora_xs_basis import load_or_make_basis
 from mta_cli.pipeline.bank.screening import usable_anchors
+from mta_cli.pipeline.data.examples import history_mix
 from mta_cli.pipeline.executors import Executors, open_executors
 from mta_cli.pipeline.executors.local import Executor
 from mta_cli.pipeline.personalize.fuse import (
@@ -380,6 +381,8 @@ def _job(context: AdaptContext, user: User, shots: list[Item], recipe: Recipe) -
     }
     if request.task.name not in BUILTIN_TASKS:  # others can be removed and added again in another form
         config["task_form"] = hashlib.sha256(json.dumps(asdict(request.task), sort_keys=True).encode()).hexdigest()
+    if not request.task.labels:
+        config["shown"] = list(history_mix(request.prompt.history_items))
     if beside := context.fusing.bank.memory.neighbour_settings(request.memory):
         config["beside"] = beside
     if request.machine.formats != MachineOptions().formats:

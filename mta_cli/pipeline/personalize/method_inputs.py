@@ -133,6 +133,7 @@ def user_shots(
         profile,
         tuple(item.time for item in items),
         tuple(item.output for item in recent if item.id not in shot_ids),
+        () if rows is None or rows.task.labels else tuple(rows.mixed_rows(items)),
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mta_cli.events import PlanLine
 from mta_cli.formatting import pluralise
-from mta_cli.options import MAX_OTHERS, USUAL_MAX_ITEMS, AdaptOptions, BankOptions, OptionSet
+from mta_cli.options import MAX_OTHERS, AdaptOptions, BankOptions
 from mta_cli.pipeline.bank.memory_weights import MAX_GUESSED_ITEMS
 from mta_cli.pipeline.bank_sizes import BY_THE_DATA, choose_sizes
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 4
 """Rows of a step: short histories give few steps."""
-QUICK_SHOTS = 5
-"""Items of a user that fusion and stack are made from: whole histories would leave little time for the bank."""
 TIMED_STEPS = 3
 OVERHEAD_SECONDS = 10.0  # loading models, embedding items
 # in rows of the task adapter's training, measured with the default base on support replies and on labelled messages
@@ -51,7 +49,7 @@ class QuickSizes:
 
     anchors: int
     min_items: int
-    max_items: int
+    max_items: int  # also the most shots of a user
     task_epochs: int
     epochs: int
     held_out_weights: bool
@@ -86,15 +84,13 @@ class Workload:
         """The mean over users with queries."""
         return _mean([count for count in self.queries if count])
 
-    @property
-    def shots(self) -> list[int]:
-        """The shots of each user: as many as the options ask for, but no more than a user has."""
-        return [min(self.adapt.shots, count) for count in self.held]
+    def shots(self, most: int) -> list[int]:
+        """The shots of each user: as many as the options ask for, but no more than `most` and than the user has."""
+        return [min(self.adapt.shots, most, count) for count in self.held]
 
-    @property
-    def mean_trained_rows(self) -> float:
+    def mean_trained_rows(self, most: int) -> float:
         """Rows of all steps of a user's stack; the mean over users."""
-        schedules = [(shots, self.stack_schedule(shots)) for shots in self.shots]
+        schedules = [(shots, self.stack_schedule(shots)) for shots in self.shots(most)]
         return _mean([own.steps * min(shots, own.batch_size) for shots, own in schedules])
 
     def stack_schedule(self, shots: int) -> Schedule:
@@ -121,12 +117,6 @@ class QuickPlan:
         """The plan that `dataclasses.asdict` made a document of."""
         lines = tuple(PlanLine(**line) for line in document["lines"])
         return cls(QuickSizes(**document["sizes"]), document["seconds"], lines)
-
-
-def quick_shots(options: OptionSet) -> OptionSet:
-    """The options with `QUICK_SHOTS` in place of the usual number; another number stays."""
-    adapt = options[AdaptOptions]
-    return options.with_instance(replace(adapt, shots=QUICK_SHOTS)) if adapt.shots == USUAL_MAX_ITEMS else options
 
 
 def make_plan(work: Workload, options: BankOptions, rows_per_second: float, minutes: float) -> QuickPlan:
@@ -167,7 +157,8 @@ def _fitting_users(work: Workload, sizes: QuickSizes, rows: float) -> int:
 
 def _rows_per_measured_user(work: Workload, sizes: QuickSizes) -> float:
     """Evidence for the fusion, the stack's training, and answers that are scored at every step."""
-    own = _mean(work.shots) * (EVIDENCE_ROW + ANCHOR_EVIDENCE * sizes.anchors) + work.mean_trained_rows * STACK_ROW
+    shots, trained = _mean(work.shots(sizes.max_items)), work.mean_trained_rows(sizes.max_items)
+    own = shots * (EVIDENCE_ROW + ANCHOR_EVIDENCE * sizes.anchors) + trained * STACK_ROW
     others = min(MAX_OTHERS, max(0, sizes.measured_users - 1))
     return own + work.queries_per_user * (ANSWER_ROWS + others * WHOSE_ROW)
 
@@ -217,7 +208,7 @@ def _plan_lines(
         PlanLine("passes", f"task adapter {sizes.task_epochs}, anchors {sizes.epochs}", _passes_origin(options, fits)),
         PlanLine("rows in a step", str(BATCH_SIZE), "short histories give few steps"),
         *(weighed if work.labels else []),
-        PlanLine("users' models", _personal_words(work), _shots_origin(work)),
+        PlanLine("users' models", _personal_words(work, sizes), fits),
         PlanLine("measured users", f"{sizes.measured_users} of {asked}", f"no anchors; {fits}" if asked > 1 else ""),
         PlanLine("questions", f"about {sizes.measured_users * work.queries_per_user:.0f}, held out", BY_THE_DATA),
         _power_line(work, sizes),
@@ -241,15 +232,10 @@ def _passes_origin(options: BankOptions, fits: str) -> str:
     return "settings" if all(given) else f"settings, and {fits}" if any(given) else fits
 
 
-def _personal_words(work: Workload) -> str:
-    shots = max(work.shots, default=0)
+def _personal_words(work: Workload, sizes: QuickSizes) -> str:
+    shots = max(work.shots(sizes.max_items), default=0)
     steps = pluralise(work.stack_schedule(shots).steps, "step")
     return f"fusions from at most {pluralise(shots, 'item')}, stacks from the same in {steps}"
-
-
-def _shots_origin(work: Workload) -> str:
-    few = work.adapt.shots == QUICK_SHOTS
-    return "few items of a user, so that the bank gets the time" if few else "settings: adapt.shots"
 
 
 def sample_rows(

@@ -48,7 +48,6 @@ from mta_cli.pipeline.quick.plan import (
     Workload,
     make_plan,
     measure_row_rate,
-    quick_shots,
     sample_rows,
 )
 from mta_cli.pipeline.report.ladder_text import short_verdict, verdict_lines
@@ -468,7 +467,7 @@ def _workload(request: QuickRequest, task: Task, held: Sequence[int], queries: S
     """What a plan depends on. Raises BadInput where nothing is held out."""
     if not any(queries):
         raise BadInput(f"no user of task {task.name} has held-out items: items that come twice are never held out")
-    return Workload(tuple(held), tuple(queries), bool(task.labels), quick_shots(request.options)[AdaptOptions])
+    return Workload(tuple(held), tuple(queries), bool(task.labels), request.options[AdaptOptions])
 
 
 def _measure_rate(request: QuickRequest, base: LoadedBase, summary: FileSummary, task: Task) -> float:
@@ -509,8 +508,9 @@ def _make_and_measure(
     from mta_cli.pipeline.evaluation.stored_models import evaluate_users
     from mta_cli.pipeline.personalize.adapt import adapt_users
 
-    options = quick_shots(request.options)
+    options, adapt = request.options, request.options[AdaptOptions]
     options = options.with_instance(plan.sizes.bank_options(options[BankOptions]))
+    options = options.with_instance(replace(adapt, shots=min(adapt.shots, plan.sizes.max_items)))
     yield Note(
         f"2 of 4: the bank of {pluralise(plan.sizes.anchors, 'anchor')}; about {format_duration(plan.seconds)} for all"
     )
@@ -552,7 +552,7 @@ def _describe(
     answers = reg.evaluations.predictions.load_predictions(evaluation["evaluation"])
     measured = {one.user_id for one in answers}
     prompts = {one.user_id: one for one in reversed(answers) if one.method == evaluation["reference"]}
-    shots = quick_shots(request.options)[AdaptOptions].shots
+    shots = min(request.options[AdaptOptions].shots, plan.sizes.max_items)
     is_cut = shots < request.options[AdaptOptions].shots and max(_items_of_consenting(reg, task), default=0) > shots
     ways = ["--minutes N measures more users"] if len(measured) < len(measurable) else []
     ways += ["--hold-out N with another --task asks more questions", "or bring more items of each user"]

@@ -54,7 +54,7 @@ def a_user(rows: Sequence[TrainingRow] | int, number: int = 0, profile: Tensor |
 def settings_of(method: Method, *, labels: bool = True, **changes: float | int | str | bool) -> Settings:
     """The method's own settings, some of them changed."""
     own = method.settings_for(labels)
-    assert set(changes) <= set(own)
+    assert set(changes) <= {*own, "steps", "epochs"}
     return {**own, **changes}
 
 

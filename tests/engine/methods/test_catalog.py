@@ -35,7 +35,8 @@ QUICK = {"steps": 2, "epochs": 1, "evaluations": 6, "placement": "late"}
 def quick(method: Method, labels: bool) -> Settings:
     """The method's own settings, with as little work as they allow."""
     own = method.settings_for(labels)
-    return {**own, **{name: value for name, value in QUICK.items() if name in own}}
+    steps = {"steps"} if method.stack != "none" else set()
+    return {**own, **{name: value for name, value in QUICK.items() if name in {*own, *steps}}}
 
 
 def usable(base: LoadedBase, model: UserModel) -> bool:
@@ -186,13 +187,14 @@ def test_no_users_are_no_fault(base: LoadedBase, method: Method) -> None:
 
 
 def test_a_model_is_fusion_stack_and_memory_and_its_bytes_are_counted(base: LoadedBase) -> None:
-    """Late anchors have seven modules; a core of rank 2 has four numbers in each of them."""
+    """The stack is a LoRA of rank 2 on q and v of the upper layer."""
     context = tag_context(base, 3)
     users = [tagger(base, context.task, [LABELS[1], LABELS[2]])]
     (whole,) = build_models(find_method("mta"), context, users, settings_of(find_method("mta")))
     (recipe,) = build_models(find_method("mta-recipe"), context, users, settings_of(find_method("mta-recipe")))
     assert len(whole.loras) == 2 and len(recipe.loras) == 1 and same(whole.loras[0], recipe.loras[0])
-    assert whole.prior == recipe.prior and whole.bytes == recipe.bytes + 2 * 4 * 7
+    assert whole.prior == recipe.prior and whole.bytes == recipe.bytes + 2 * whole.loras[1].num_parameters
+    assert {path.rsplit(".", 1)[-1] for path in whole.loras[1].factors} == {"q_proj", "v_proj"}
     (off,) = build_models(find_method("mta-recipe+off"), context, users, settings_of(find_method("mta-recipe+off")))
     assert off.prior is None and off.bytes % SHARE_BYTES == 0 and recipe.bytes % SHARE_BYTES == 2 * 2
 
@@ -223,5 +225,6 @@ def test_the_defaults_are_those_of_the_options() -> None:
     settings = find_method("mta").settings_for(True)
     fuse, adapt = FuseOptions(), AdaptOptions().with_kind_defaults(labels=True)
     assert settings["sharpness"] == fuse.sharpness and settings["candidates"] == fuse.candidates
-    assert settings["learning_rate"] == adapt.learning_rate == 0.03
-    assert find_method("mta").settings_for(False)["learning_rate"] == 0.1
+    assert settings["learning_rate"] == adapt.learning_rate == 0.002
+    core = find_method("task:evidence:core")
+    assert [core.settings_for(labels)["learning_rate"] for labels in (True, False)] == [0.03, 0.1]

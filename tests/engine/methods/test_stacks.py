@@ -65,20 +65,19 @@ def test_a_lora_fits_the_shots_and_is_kept_in_float16(base: LoadedBase) -> None:
 @pytest.mark.parametrize(
     ("rows", "given", "steps", "batch_size"),
     [
-        (5, {}, 10, 8),
-        (8, {}, 10, 8),
-        (9, {}, 18, 1),
-        (40, {}, 80, 1),
+        (1, {}, 16, 1),
+        (5, {}, 35, 1),
+        (20, {}, 80, 1),
+        (40, {}, 120, 1),
+        (200, {}, 400, 1),
         (40, {"steps": 12}, 12, 1),
-        (40, {"epochs": 3}, 120, 1),
-        (40, {"batch_size": 4}, 20, 4),
-        (5, {"epochs": 3}, 3, 8),
+        (40, {"epochs": 2}, 80, 1),
+        (40, {"batch_size": 4}, 30, 4),
+        (5, {"epochs": 3}, 15, 1),
         (5, {"epochs": 3, "steps": 50, "batch_size": 2}, 9, 2),
     ],
 )
-def test_few_shots_take_steps_of_all_and_more_take_passes(
-    rows: int, given: dict[str, int], steps: int, batch_size: int
-) -> None:
+def test_the_more_shots_the_fewer_passes(rows: int, given: dict[str, int], steps: int, batch_size: int) -> None:
     schedule = stack_schedule(rows, replace(CORE, **given))
     assert (schedule.steps, schedule.batch_size) == (steps, batch_size)
 

@@ -108,9 +108,9 @@ def test_it_goes_on_with_the_same_bank_and_users(banked: Registry) -> None:
 
 def test_the_first_core_does_not_make_it_another_design(banked: Registry) -> None:
     """The bank's basis is made while it is measured."""
-    first, _ = finish(run_evaluation(banked, request(banked, ["ida", "jon"], methods="mta")))
+    first, _ = finish(run_evaluation(banked, request(banked, ["ida", "jon"], methods="task:evidence:core")))
     assert banked.banks.get(TASK.name).basis is not None
-    again, _ = finish(run_evaluation(banked, request(banked, ["ida", "jon"], methods="mta,majority")))
+    again, _ = finish(run_evaluation(banked, request(banked, ["ida", "jon"], methods="task:evidence:core,majority")))
     assert again["evaluation"] == first["evaluation"]
 
 

@@ -62,7 +62,10 @@ def test_what_adapt_stores_is_what_eval_measures(peopled: Registry, anchors: str
     stored, _ = load_fusion_and_stack(peopled, bank.base, ida, TASK.name, "adapted")
 
     method = Method("any", "", anchors=anchors, stack=stack, memory=memory)  # type: ignore[arg-type]
-    settings = {"steps": QUICK.steps, "learning_rate": QUICK.learning_rate, **(LORA if stack == "lora" else CORE)}
+    settings = {
+        **{name: getattr(QUICK, name) for name in ("steps", "batch_size", "learning_rate")},
+        **(LORA if stack == "lora" else CORE),
+    }
     model = measured(peopled, bank, method, ida.id, settings)
     merged = merge_loras([(lora, 1.0) for lora in model.loras])
     assert merged is not None and len(stored) == 1 and same(stored[0], merged)
@@ -104,13 +107,10 @@ def test_the_anchors_that_the_screening_refuses_serve_in_neither(peopled: Regist
 def test_the_defaults_are_one_table() -> None:
     """`mta` in an evaluation has the settings that `mta user adapt` takes when nothing is given."""
     from mta_cli.engine.methods.catalog import find_method
-    from mta_cli.engine.methods.stacks import stack_schedule
-    from mta_cli.options import FEW_SHOTS, FuseOptions
+    from mta_cli.options import FuseOptions
 
     for labels in (True, False):
         settings = dict(find_method("mta").settings_for(labels))
-        few = stack_schedule(FEW_SHOTS, AdaptOptions().with_kind_defaults(labels))
-        assert (few.steps, few.batch_size) == (settings.pop("steps"), settings.pop("batch_size"))
         adapt, fuse, memory = AdaptOptions().with_kind_defaults(labels), FuseOptions(), MemoryOptions()
         for name, value in settings.items():
             known = [getattr(one, name) for one in (adapt, fuse, memory) if hasattr(one, name)]

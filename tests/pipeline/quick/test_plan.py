@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from mta_cli.options import AdaptOptions, BankOptions, OptionSet
-from mta_cli.pipeline.quick.plan import QUICK_SHOTS, QuickPlan, Workload, estimate_seconds, make_plan, quick_shots
+from mta_cli.options import AdaptOptions, BankOptions
+from mta_cli.pipeline.quick.plan import QuickPlan, Workload, estimate_seconds, make_plan
 
 WORK = Workload(held=(12,) * 60, queries=(2,) * 60, labels=True)
 
@@ -69,7 +69,7 @@ def test_every_line_says_where_its_value_comes_from() -> None:
 @pytest.mark.parametrize("labels", [True, False])
 def test_fusion_and_stack_are_made_for_every_kind_of_task(labels: bool) -> None:
     lines = {line.name: line for line in make_plan(replace(WORK, labels=labels), BankOptions(), 1e6, 3).lines}
-    assert lines["users' models"].value == "fusions from at most 12 items, stacks from the same in 24 steps"
+    assert lines["users' models"].value == "fusions from at most 12 items, stacks from the same in 60 steps"
 
 
 def test_shots_steps_and_passes_that_were_given_count() -> None:
@@ -79,8 +79,8 @@ def test_shots_steps_and_passes_that_were_given_count() -> None:
         return estimate_seconds(replace(texts, **changes), sizes, 1.0)
 
     usual = seconds()
-    assert seconds(adapt=AdaptOptions(steps=30)) > usual > seconds(adapt=AdaptOptions(steps=1))
-    assert seconds(adapt=AdaptOptions(epochs=3)) > usual, "two passes are usual"
+    assert seconds(adapt=AdaptOptions(steps=90)) > usual > seconds(adapt=AdaptOptions(steps=1))
+    assert seconds(adapt=AdaptOptions(epochs=6)) > usual, "five passes over twelve items are usual"
     assert seconds(adapt=AdaptOptions(shots=2)) < usual
     assert seconds(adapt=AdaptOptions(shots=12)) == usual, "12 items are all there are"
     assert estimate_seconds(replace(texts, held=(12, 2)), sizes, 1.0) < estimate_seconds(
@@ -92,10 +92,9 @@ def test_shots_steps_and_passes_that_were_given_count() -> None:
     ), "what takes longer leaves less for the rest"
 
 
-def test_settings_decide_the_shots_and_else_they_are_few() -> None:
-    assert quick_shots(OptionSet(AdaptOptions()))[AdaptOptions].shots == QUICK_SHOTS
-    chosen = quick_shots(OptionSet(AdaptOptions(shots=9), BankOptions(rank=2)))
-    assert (chosen[AdaptOptions].shots, chosen[BankOptions].rank) == (9, 2)
+def test_users_models_are_made_from_no_more_items_than_the_plan_reads() -> None:
+    work = replace(WORK, held=(200, 30, 4), adapt=AdaptOptions(shots=150))
+    assert work.shots(200) == [150, 30, 4] and work.shots(25) == [25, 25, 4]
 
 
 def test_passes_that_settings_change_are_kept_where_time_is_short() -> None:

@@ -1,0 +1,140 @@
+# ruff: noqa: E501
+"""Makes the tables of results/stacks.md from what `tests/bench/bench_stacks.py` wrote into results/stacks.
+
+Differences are paired by user, with 95 % bootstrap intervals over users and permutation tests. Knows no job.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mta_cli.engine.evaluation.statistics import holm_adjusted
+from mta_cli.engine.evaluation.whose import WhoseSums, identify, lead_over_others, sum_whose
+
+FOLDER = Path(__file__).parent / "results" / "stacks"
+LABELS = {"alone": "no example shown", "shown": "three own examples shown"}
+Rows = Mapping[str, Mapping[str, Any]]  # by user
+
+
+def document(name: str) -> dict[str, Any]:
+    """A file of the benchmark."""
+    found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def arm_name(arm: Mapping[str, Any]) -> str:
+    """`LoRA, rank 2, q v, 3 passes, above the fusion`: what an arm is, in words."""
+    values = arm["values"]
+    if arm["name"] in ("common", "fusion"):
+        return {"common": "the common model", "fusion": "the fusion, nothing trained"}[arm["name"]]
+    kind = "LoRA" if values["kind"] == "lora" else "core"
+    parts = [f"{kind} of rank {values.get('rank', 2)}"]
+    if values.get("basis"):
+        parts.append("basis of the centred anchors")
+    if values.get("targets"):
+        parts.append("all linear layers")
+    if values.get("placement"):
+        parts.append({"late": "late", "all": "in all layers"}[values["placement"]])
+    if values.get("learning_rate"):
+        parts.append(f"rate {values['learning_rate']}")
+    below = {
+        "fusion": "the fusion",
+        "common": "the common model",
+        "another": "another's fusion",
+        "nearest": "the nearest anchor",
+    }
+    passes = f"{values['passes']} passes over {values['shots']} items"
+    return f"{', '.join(parts)}, {passes}, above {below[values.get('below', 'fusion')]}"
+
+
+def arms_table(name: str, labels: Sequence[str]) -> str:
+    """Each arm's likelihood, gain over the common model, own model first, style named, ROUGE-1, bytes and seconds."""
+    arms = document(name)["arms"]
+    base = next(one for one in arms if one["name"] == "common")
+    heads = [
+        f"{LABELS[label]}: nats | gain over the common model | own model first | named by style | ROUGE-1"
+        for label in labels
+    ]
+    lines = [
+        f"| arm | {' | '.join(heads)} | bytes | s |",
+        "|---|" + "---:|" * (5 * len(labels) + 2),
+    ]
+    gains = {label: _gains(arms, base, label) for label in labels}
+    for place, one in enumerate(arms):
+        cells = [cell for label in labels for cell in (*_values(one[label]), gains[label][place])]
+        ordered = [cells[5 * n + k] for n in range(len(labels)) for k in (0, 4, 1, 2, 3)]
+        lines.append(f"| {arm_name(one)} | {' | '.join(ordered)} | {one['bytes']:,} | {one['seconds']:.1f} |")
+    return "\n".join(lines)
+
+
+def _values(rows: Rows) -> tuple[str, str, str, str]:
+    """Mean log-likelihood over users, own model first, answers whose style is the user's, ROUGE-1."""
+    users = list(rows)
+    logliks = [(user, own) for user in users for own in rows[user]["logliks"]]
+    whose = sum_whose([int(user) for user, _ in logliks], [own for _, own in logliks])
+    assert whose is not None
+    found = identify(whose, seed=0)
+    named = [own for user in users for own in rows[user].get("named", ())]
+    hits = sum(own[0] >= max(own[1:]) for own in named)
+    rouge = [value for user in users for value in rows[user].get("rouge_1", ())]
+    return (
+        f"{np.mean([np.mean([own[0] for own in rows[user]['logliks']]) for user in users]):.3f}",
+        f"{found['first']:.0f} of {found['questions']}",
+        f"{hits} of {len(named)}" if named else "–",
+        f"{np.mean(rouge):.3f}" if rouge else "–",
+    )
+
+
+def _gains(arms: Sequence[Mapping[str, Any]], base: Mapping[str, Any], label: str) -> list[str]:
+    """Of each arm the gain in the mean log-likelihood of a user's answers, with interval and p after Holm."""
+    found = [None if one is base else gain(one[label], base[label]) for one in arms]
+    adjusted = iter(holm_adjusted([one["p"] for one in found if one is not None]))
+    return ["" if one is None else _text(one, next(adjusted)) for one in found]
+
+
+def gain(rows: Rows, below: Rows) -> dict[str, float]:
+    """The mean over users of the difference of their mean log-likelihoods: {value, low, high, p}."""
+    sums = np.zeros((len(rows), 4))
+    sums[:, 0] = 1.0
+    for place, user in enumerate(rows):
+        sums[place, 3] = np.mean(
+            [a[0] - b[0] for a, b in zip(rows[user]["logliks"], below[user]["logliks"], strict=True)]
+        )
+    return lead_over_others(WhoseSums(tuple(map(int, rows)), sums), seed=0)
+
+
+def _text(one: Mapping[str, float], p: float) -> str:
+    told = f"{one['value']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}] p {'< .001' if p < 0.001 else f'{p:.3f}'}"
+    return f"**{told}**" if one["low"] > 0 and p < 0.05 else told
+
+
+def curves_table(name: str) -> str:
+    """Of each arm that was measured after each pass, the means over users."""
+    lines = ["| arm | prompt | pass 1, 2, … |", "|---|---|---|"]
+    for one in document(name)["arms"]:
+        held = ", a fifth held out" if one["values"].get("held") else ""
+        for label, told in LABELS.items():
+            means = " ".join(f"{np.mean(row[label]):.3f}" for row in one["passes"])
+            lines.append(f"| {arm_name(one)}{held} | {told} | {means} |")
+    return "\n".join(lines)
+
+
+def stopping_line(name: str) -> str:
+    """What stopping each user where the loss on the held-out fifth was least is worth, and the same pass for all."""
+    told = []
+    for one in document(name)["arms"]:
+        if one["values"].get("held"):
+            held = np.array([row["held"] for row in one["passes"]], dtype=float)  # [passes, users]
+            shown = np.array([row["shown"] for row in one["passes"]])
+            users = np.arange(held.shape[1])
+            own, same, best = shown[held.argmin(0), users].mean(), shown.mean(1), shown.max(0).mean()
+            told.append(
+                f"{arm_name(one)}: each user's own pass {own:.3f}; the same pass for all {same.max():.3f} (pass {same.argmax() + 1}); "
+                f"the pass that is best on the answers themselves, which nobody can know, {best:.3f}"
+            )
+    return "\n".join(f"- {line}." for line in told)
