@@ -209,11 +209,11 @@ def test_what_a_job_changes_is_told_as_derived() -> None:
 
 def test_a_stack_has_the_defaults_of_its_kind() -> None:
     core, lora = (
-        AdaptOptions().with_kind_defaults(labels=False),
-        AdaptOptions(kind="lora", rank=4).with_kind_defaults(labels=True),
+        AdaptOptions(kind="core").with_kind_defaults(labels=False),
+        AdaptOptions(rank=4).with_kind_defaults(labels=True),
     )
     assert (core.learning_rate, core.pull, core.alpha, core.targets, core.placement) == (0.1, 0.1, None, None, None)
-    assert AdaptOptions().with_kind_defaults(labels=True) == replace(core, learning_rate=0.03)
+    assert AdaptOptions(kind="core").with_kind_defaults(labels=True) == replace(core, learning_rate=0.03)
     assert (lora.learning_rate, lora.alpha, lora.targets, lora.placement) == (2e-3, 8.0, "q_proj,v_proj", "upper")
     assert core.unused_keys == {"adapt.alpha", "adapt.targets", "adapt.placement"} and lora.unused_keys == {
         "adapt.pull"

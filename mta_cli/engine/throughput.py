@@ -16,7 +16,6 @@ import torch
 from mta_cli.engine.generation.generate import generate_tokens
 from mta_cli.engine.generation.generate_batch import SamplingParams, stream_answers
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
-from mta_cli.engine.lora.lora_xs import bank_basis
 from mta_cli.engine.methods.anchor_weights import MAX_USERS_PER_BATCH
 from mta_cli.engine.methods.catalog import find_method
 from mta_cli.engine.methods.method import MethodContext, UserShots
@@ -26,7 +25,7 @@ from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 from mta_cli.errors import IntegrityFault
-from mta_cli.options import MAX_STACK_RANK, BankOptions
+from mta_cli.options import BankOptions
 
 ROW_TOKENS, ANSWER_TOKENS = 128, 16  # of a row of training, and of its answer
 GROUP_USERS = 8  # users who train together
@@ -92,10 +91,9 @@ def adapt_users(base: LoadedBase, seconds: float, seed: int) -> Throughput:
     """
     bank, shots = BankOptions(), ADAPT_SHOTS
     anchors = [random_lora(base, seed + i) for i in range(bank.anchor_count)]
-    basis = bank_basis(anchors, MAX_STACK_RANK)
     generator = torch.Generator().manual_seed(seed)
     profiles = torch.nn.functional.normalize(torch.randn(bank.anchor_count, PROFILE_WIDTH, generator=generator), dim=-1)
-    context = MethodContext(base, BUILTIN_TASKS["free"], anchors, profiles, seed, make_basis=lambda: basis)
+    context = MethodContext(base, BUILTIN_TASKS["free"], anchors, profiles, seed)
     method, size, numbers, begin = find_method("mta"), 1, itertools.count(), time.perf_counter()
     best: Throughput | None = None
     while best is None or time.perf_counter() - begin < seconds:

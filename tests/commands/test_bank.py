@@ -173,8 +173,10 @@ def test_mistakes_with_a_bank(peopled: Path, tmp_path: Path) -> None:
     refused(mta("user", "adapt", "ida", "--shots", 0), 2, "adapt.shots = 0")
     refused(mta("user", "fuse", "ida", "--top-k", 99), 2, "--top-k 99", "3 anchors")
     refused(mta("user", "adapt", "ida", "--rank", 9), 2, "adapt.rank = 9", "the most is 4")
-    refused(mta("user", "adapt", "ida", "--alpha", 4), 2, "adapt.alpha: a core has none", "--kind lora")
-    refused(mta("user", "adapt", "ida", "--kind", "lora", "--pull", 1), 2, "adapt.pull: a lora has none", "--kind core")
+    refused(mta("user", "adapt", "ida", "--pull", 1), 2, "adapt.pull: a lora has none", "--kind core")
+    refused(
+        mta("user", "adapt", "ida", "--kind", "core", "--alpha", 4), 2, "adapt.alpha: a core has none", "--kind lora"
+    )
     refused(mta("user", "fuse", "ida", "--weights", "magic"), 2, "magic", "evidence")
     refused(mta("user", "adapt", "../x", "--json"), 3, "../x")
     refused(mta("user", "fuse", "ida", "--device", "cuda:7"), 2, "cuda:7")

@@ -166,7 +166,8 @@ def test_settings_of_methods_on_the_line(reg: Registry) -> None:
     plain = ran("--methods", "stack")
     given = ran("--methods", "stack", "--set", "stack.steps=2", "--set", "stack.learning_rate=1e-2")
     assert (given["settings"]["stack"]["steps"], given["settings"]["stack"]["learning_rate"]) == (2, 0.01)
-    assert plain["settings"]["stack"] == {**given["settings"]["stack"], "steps": 10, "learning_rate": 2e-3}
+    assert {**plain["settings"]["stack"], "steps": 2, "learning_rate": 0.01} == given["settings"]["stack"]
+    assert "steps" not in plain["settings"]["stack"], "the number of shots decides"
     assert given["evaluation"] == plain["evaluation"] and len(reg.evaluations.predictions.load_predictions(1)) == 48
 
 
@@ -182,7 +183,7 @@ def test_what_tune_chose_is_what_run_takes(peopled: Path) -> None:
 
 def test_methods_are_listed(peopled: Path) -> None:
     rows = {row["method"]: row for row in mta_ok("eval", "methods", "--json").json()}
-    assert rows["stack"]["settings"]["steps"] == 10 and rows["base"]["settings"] == {}
+    assert rows["stack"]["settings"]["learning_rate"] == 2e-3 and rows["base"]["settings"] == {}
     assert all(name in mta_ok("eval", "methods").out for name in rows)
 
 

@@ -64,7 +64,7 @@ def test_every_list_says_which_base(two: Path) -> None:
     rows = {line.split()[0]: line for line in shown["user list"].splitlines() if line.strip()}
     assert rows["ida"].rstrip().endswith("other (fused), tiny (adapted)") and " adapted " in rows["ida"]
     assert rows["jon"].rstrip().endswith("other (adapted)") and "(" not in rows["kim"]
-    for part in ("lamp-2 v1 on tiny: a core", "lamp-2 v2 on other by evidence", "lamp-2 v1 on tiny by evidence"):
+    for part in ("lamp-2 v1 on tiny: a lora", "lamp-2 v2 on other by evidence", "lamp-2 v1 on tiny by evidence"):
         assert part in shown["user show ida"]
     models = {line.split()[0]: line for line in shown["model list"].splitlines() if line.strip()}
     assert "lamp-2 v1" in models["tiny"] and "lamp-2 v2" in models["other"] and "lamp-2" not in models["tiny-embedder"]

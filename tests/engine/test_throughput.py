@@ -66,7 +66,7 @@ def test_users_are_adapted_in_larger_and_larger_groups(base: LoadedBase, monkeyp
     def counted(method, context, users, settings):  # type: ignore[no-untyped-def]
         sizes.append([user.number for user in users])
         models = build(method, context, users, settings)
-        assert all(len(model.loras) == 2 for model in models), "a fusion and a core"
+        assert all(len(model.loras) == 2 for model in models), "a fusion and a stack"
         return models
 
     monkeypatch.setattr(throughput, "build_models", counted)

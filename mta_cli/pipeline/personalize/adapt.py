@@ -1,6 +1,6 @@
 """The job behind `mta user adapt`: an ultra-low-rank stack on the frozen fusion, trained on a user's shots.
 
-A stack is a core of a few numbers between the bank's main directions, or a LoRA.
+A stack is a LoRA, or a core of a few numbers between the bank's main directions.
 """
 
 from __future__ import annotations

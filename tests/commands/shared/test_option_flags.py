@@ -46,7 +46,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "demo": ("machine",),
 }
 """The sections whose options a command has flags for, the first that has a name before the others."""
-OF_A_LORA = ("alpha", "targets", "placement")
+OF_A_CORE = ("pull",)
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,7 @@ def test_every_flag_reaches_the_job_and_its_plan(command: str, monkeypatch: pyte
     flags = option_flags(command)
     assert flags
     for name, setting in flags.items():
-        kind = ["--kind", "lora"] if command == "user adapt" and name in OF_A_LORA else []
+        kind = ["--kind", "core"] if command == "user adapt" and name in OF_A_CORE else []
         asked, plan = given(*kind, *other_value(setting))
         assert asked != given(*kind)[0], name
         if plan and not setting.key.startswith("models."):

@@ -24,6 +24,8 @@ from tests.metrics_by_hand import score
 from tests.pipeline.evaluation.trial import ALL, eval_request, timeless
 from tests.pipeline.town import finish, notes
 
+CORE = "task:evidence:core"
+
 
 def test_every_method_answers_everybody_once(peopled: Registry) -> None:
     result, seen = finish(run_evaluation(peopled, eval_request()))
@@ -137,7 +139,7 @@ def test_given_settings_stand_over_all_others(peopled: Registry) -> None:
         ({"methods": "mta", "reference": "mat"}, "no method 'mat'"),
         ({"methods": "stack", "given": {"stack": {"placement": "nowhere"}}}, "choose one of all, upper, late"),
         ({"methods": "mta", "given": {"mta": {"rank": "0"}}}, r"mta.rank = '0': this is a number above 0"),
-        ({"methods": "mta", "given": {"mta": {"rank": "5"}}}, "mta.rank = 5: a core has a rank of at most 4"),
+        ({"methods": CORE, "given": {CORE: {"rank": "5"}}}, "core.rank = 5: a core has a rank of at most 4"),
         ({"methods": "mta", "given": {"mta": {"learning_rate": "nan"}}}, "above 0"),
         ({"methods": "stack", "given": {"stack": {"alpha": "inf"}}}, "above 0"),
         ({"methods": "mta", "given": {"mta": {"prior_weight": "-1"}}}, "of at least 0"),
@@ -168,6 +170,7 @@ def test_personal_parts_act_where_the_evaluation_says(peopled: Registry) -> None
     given = replace(chosen, method_settings={"stack": {"placement": "late"}})
     assert resolve_settings(PRESETS_BY_NAME["stack"], given, {"steps": 3}) == {
         **PRESETS_BY_NAME["stack"].settings_for(True),
+        **PRESETS_BY_NAME["stack"].version_settings,
         "steps": 3,
         "placement": "late",
     }
@@ -198,11 +201,10 @@ def test_given_steps_count_where_the_method_or_a_tuning_has_epochs(peopled: Regi
     assert resolve_settings(PRESETS_BY_NAME["oppu"], both, {})["epochs"] == 3
 
 
-def test_the_number_of_shots_decides_the_steps_of_many(peopled: Registry) -> None:
+def test_the_number_of_shots_decides_the_steps(peopled: Registry) -> None:
     few, many = eval_request(methods="stack", shots=8), eval_request(methods="stack", shots=9)
     stack, oppu = PRESETS_BY_NAME["stack"], PRESETS_BY_NAME["oppu"]
-    assert {"steps": 10, "batch_size": 8}.items() <= resolve_settings(stack, few, {}).items()
-    assert not {"steps", "batch_size"} & set(resolve_settings(stack, many, {}))
+    assert not {"steps", "epochs"} & set(resolve_settings(stack, few, {}))
     given = replace(many, method_settings={"stack": {"steps": "10"}})
     assert resolve_settings(stack, given, {})["steps"] == resolve_settings(stack, many, {"steps": 10})["steps"] == 10
     assert resolve_settings(oppu, many, {}) == resolve_settings(oppu, few, {})
@@ -214,7 +216,8 @@ def test_the_number_of_shots_decides_the_steps_of_many(peopled: Registry) -> Non
 def test_what_is_tried_is_tried_once_the_defaults_first(peopled: Registry) -> None:
     request = eval_request(methods="oppu", given={"oppu": {"rank": "2"}})
     tried = trials(PRESETS_BY_NAME["oppu"], request)
-    assert tried[0] == {**PRESETS_BY_NAME["oppu"].settings_for(True), "rank": 2} and all(
+    oppu = PRESETS_BY_NAME["oppu"]
+    assert tried[0] == {**oppu.settings_for(True), **oppu.version_settings, "rank": 2} and all(
         own["rank"] == 2 for own in tried
     )
     assert len(tried) == len(PRESETS_BY_NAME["oppu"].grid) and len(trials(PRESETS_BY_NAME["base"], request)) == 1

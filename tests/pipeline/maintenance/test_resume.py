@@ -175,7 +175,7 @@ def test_a_stopped_adaptation_names_the_passes_that_were_asked_for(peopled: Regi
     run = begin_adaptation(peopled, SHORT, replace(QUICK, epochs=3))
     peopled.runs.fail_run(run, "stopped", interrupted=True)
     (one,) = list_unfinished_jobs(peopled)
-    assert one.detail.endswith("epochs 3")
+    assert one.detail.endswith("epochs 3, batch size 8")
 
 
 def test_an_adaptation_on_a_bank_that_was_replaced_is_not_offered(peopled: Registry) -> None:
@@ -197,7 +197,7 @@ def test_a_stopped_adaptation_goes_on_with_its_own_options_and_people(peopled: R
     assert (one.kind, one.title, one.detail) == (
         "user adapt",
         "ida, jon, kim · lamp-2",
-        "on bank lamp-2 v1, shots 2, rank 1, steps 6",
+        "on bank lamp-2 v1, shots 2, kind core, rank 1, steps 6, batch size 8",
     )
     results, seen = go_on(peopled, one)
     assert [(r["user"], r["shots"], r["steps"], r["weights"]) for r in results] == [
