@@ -223,7 +223,7 @@ def test_a_stack_has_the_defaults_of_its_kind() -> None:
         and replace(core, learning_rate=0.5).with_kind_defaults(labels=True).learning_rate == 0.5
     )
     with pytest.raises(UsageError, match=r"adapt\.placement: a core has none"):
-        AdaptOptions(placement="late").with_kind_defaults(labels=False)
+        AdaptOptions(kind="core", placement="late").with_kind_defaults(labels=False)
 
 
 def test_a_settings_file_that_was_named_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,9 @@ _LORA_GRID = tuple({"learning_rate": rate} for rate in (5e-4, 1e-3, 2e-3))
 _EVIDENCE_GRID = tuple(
     {"sharpness": sharpness, "scale": scale} for sharpness in (0.25, 0.5, 1.0) for scale in (0.25, 0.5, 1.0)
 )
+_MTA_GRID = tuple(
+    {"learning_rate": rate, "neighbour_weight": weight} for rate in (1e-3, 2e-3) for weight in (0.5, 1.0, 2.0)
+)
 _PERMUTED = "permuted-"
 _MEMORY_GRIDS: dict[str, tuple[Settings, ...]] = {
     "off": (),
@@ -85,7 +88,7 @@ PRESET_METHODS = (
         anchors="evidence",
         stack="lora",
         memory="neighbours",
-        grid=_LORA_GRID,
+        grid=_MTA_GRID,
         version=12,
         step=ADAPTED,
     ),
