@@ -173,7 +173,7 @@ def _main_jobs(runs: Sequence[Run], known_jobs: Sequence[Sequence[int]]) -> list
     """
     parents = [run for run in runs if run.kind in PARENT_KINDS and (run.ended or run.status == "running")]
     job_of = {run: number for number, own in enumerate(known_jobs) for run in own}
-    own = [run for run in runs if not any(_is_part_of_personal(run, parent, job_of) for parent in parents)]
+    own = [run for run in runs if not any(_is_part(run, parent, job_of) for parent in parents)]
     done = [run for run in own if run.status == "done"]
     return [run for run in own if not (run.status == "interrupted" and any(_ends(later, run) for later in done))]
 
@@ -188,7 +188,7 @@ def _is_of_all_users(adaptation: Run) -> bool:
     return bool(adaptation.config.get(REQUEST_KEY, {}).get("everybody"))
 
 
-def _is_part_of_personal(run: Run, parent: Run, job_of: Mapping[int, int]) -> bool:
+def _is_part(run: Run, parent: Run, job_of: Mapping[int, int]) -> bool:
     within = run.id > parent.id and (parent.ended is None or run.started < parent.ended)
     return within and job_of.get(run.id) == job_of.get(parent.id)
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from store.records import Query, User
 
 WITHOUT = "common", "fusion"  # arms that train nothing
-OWN_KEYS = ("below", "shots", "shown", "passes", "basis", "louder", "held")
+OWN_KEYS = ("below", "shots", "shown", "passes", "basis", "held")
 PORTION = 16  # users who are trained together
 GENERATED = 6  # the most questions of a user that are answered in full
 
@@ -70,7 +70,7 @@ class Arm:
 class Setting:
     """The base with the common model, the tested users and their questions."""
 
-    def __init__(self, reg: Registry, task: str, bank: str, names: Sequence[str], others: int, threads: int) -> None:
+    def __init__(self, reg: Registry, task: str, bank: str, names: Sequence[str], others: int) -> None:
         from mta_cli.engine.lora.adapter import AdapterMerger
         from mta_cli.pipeline.data.tasks import find_task
         from mta_cli.pipeline.evaluation.design import alike_users, scored_queries
@@ -90,7 +90,6 @@ class Setting:
         found = load_task_adapter(reg, task, self.base.fingerprint)
         AdapterMerger(self.base).set_adapter(found[0] if found else None)
         self.history = int(self.bank.config["history_items"])
-        self.threads = threads
 
     @cached_property
     def context(self) -> Any:
@@ -246,9 +245,7 @@ def centred_basis(anchors: Sequence[LoraWeights], rank: int) -> LoraWeights:
 
     factors = {}
     for path in anchors[0].factors:
-        deltas = torch.stack(
-            [one.scale * (one.factors[path][1].float() @ one.factors[path][0].float()) for one in anchors]
-        )
+        deltas = torch.stack([one.delta_weight(path) for one in anchors])  # [anchors, out, in]
         deltas -= deltas.mean(0)
         left = torch.linalg.eigh((deltas @ deltas.mT).sum(0))[1][:, -rank:]  # ascending eigenvalues
         right = torch.linalg.eigh((deltas.mT @ deltas).sum(0))[1][:, -rank:].mT
@@ -262,11 +259,7 @@ def measure(setting: Setting, arm: Arm, *, generate: bool) -> dict[str, Any]:
     """Train an arm and measure it."""
     shots = setting.few(arm.number("shots", 200))
     loras, size, seconds, train_loss = shots.train(arm)
-    factor = float(arm.values.get("louder", 1))
-    models = {
-        user.id: tuple(replace(one, scale=one.scale * factor) for one in own)
-        for user, own in zip(setting.users, loras, strict=True)
-    }
+    models = {user.id: own for user, own in zip(setting.users, loras, strict=True)}
     told: dict[str, Any] = {"name": arm.name, "values": dict(arm.values), "bytes": size, "seconds": round(seconds, 2)}
     told["last_training_loss"] = round(train_loss, 4)
     for label, builder in (("alone", shots.builders[0]), ("shown", shots.builder)):
@@ -347,7 +340,7 @@ def main() -> None:
     to = Path(chosen.to)
     document = json.loads(to.read_text()) if to.exists() else {"arms": []}
     with Registry.open(chosen.store) as reg:
-        setting = Setting(reg, chosen.task, chosen.bank, names, chosen.others, torch.get_num_threads())
+        setting = Setting(reg, chosen.task, chosen.bank, names, chosen.others)
         document |= {"task": chosen.task, "users": len(names), "questions": len(setting.queries)}
         document |= {"threads": torch.get_num_threads(), "dtype": str(setting.base.model.dtype)}
         for text in chosen.arms:
