@@ -74,7 +74,7 @@ Sizes are GB; train and serve (one conversation) are memory in bfloat16, [comput
 ```
 
 - **training**: {GROUP_USERS} users' LoRAs of rank 8 in all layers, rows of {ROW_TOKENS} tokens.
-- **adapting**: evidence of 16 anchors and a core of 10 steps, from 5 shots of {ROW_TOKENS} tokens; the fastest of groups of 1, 2, 4, … 16 users.
+- **adapting**: evidence of 16 anchors and a stack of 10 steps, from 5 shots of {ROW_TOKENS} tokens; the fastest of groups of 1, 2, 4, … 16 users.
 - **answering**: greedy, behind prompts of {ROW_TOKENS} tokens; in the batch each user has a LoRA.
 - **memory**: on a CPU the process's peak (Linux), on a GPU CUDA's tensors. The computed one is for these measurements, whose weights have no mapped file.
 

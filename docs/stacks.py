@@ -32,7 +32,7 @@ def arm_name(arm: Mapping[str, Any]) -> str:
     values = arm["values"]
     if arm["name"] in ("common", "fusion"):
         return {"common": "the common model", "fusion": "the fusion, nothing trained"}[arm["name"]]
-    kind = "LoRA" if values["kind"] == "lora" else "core"
+    kind = "core" if values.get("kind") == "core" else "LoRA"
     parts = [f"{kind} of rank {values.get('rank', 2)}"]
     if values.get("basis"):
         parts.append("basis of the centred anchors")

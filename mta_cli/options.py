@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Self, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
 
 from mta_cli.errors import UsageError
 
@@ -36,7 +36,6 @@ def option_field(
     return field(default=default, metadata=metadata)
 
 
-MAX_STACK_RANK = 4
 PLACEMENTS = ("all", "upper", "late")
 MEMORIES = ("off", "habit", "neighbours")
 ALL_MEMORIES = "all"
@@ -242,9 +241,6 @@ class FuseOptions:
 
 STACK_PASSES, MIN_STACK_PASSES = 16, 2
 """Passes of a stack over one shot and over very many; in between they fall with the root of the number of shots."""
-_FIELDS_BY_KIND = {"core": ("pull",), "lora": ("alpha", "targets", "placement")}
-KIND_DECIDES = ("learning_rate", *(name for names in _FIELDS_BY_KIND.values() for name in names))
-"""Fields of `AdaptOptions` whose defaults differ by kind."""
 
 
 @dataclass(frozen=True)
@@ -258,12 +254,7 @@ class AdaptOptions:
         minimum=1,
         maximum=1000,
     )
-    kind: str = option_field(
-        "lora",
-        "What the stack is: a LoRA, or a core of a few numbers between the bank's main directions.",
-        choices=("lora", "core"),
-    )
-    rank: int = option_field(2, "Rank of the stack.", minimum=1, maximum=MAX_STACK_RANK)
+    rank: int = option_field(2, "Rank of the stack.", minimum=1, maximum=64)
     steps: int | None = option_field(
         None,
         "Optimiser steps; where not given, 16 passes over one shot, fewer the more there are, and at least two.",
@@ -273,50 +264,16 @@ class AdaptOptions:
     epochs: int | None = option_field(
         None, "Passes over the shots; where given, they decide the number of steps.", minimum=1, maximum=1000
     )
-    learning_rate: float | None = option_field(
-        None,
-        "Peak learning rate; where not given 0.002 for a LoRA, and for a core 0.1, or 0.03 in a task of labels.",
-        minimum=1e-8,
-        maximum=1.0,
-    )
+    learning_rate: float = option_field(2e-3, "Peak learning rate.", minimum=1e-8, maximum=1.0)
     batch_size: int = option_field(1, "Rows in a training step.", minimum=1, maximum=1024)
-    pull: float | None = option_field(
-        None, "Of a core: weight of its numbers' mean square in the loss; 0.1 where not given.", minimum=0, maximum=1e6
+    alpha: float = option_field(4.0, "The stack's scale is alpha / rank.", minimum=0.001, maximum=4096)
+    targets: str = option_field(
+        "q_proj,v_proj",
+        "The linear layers that carry the stack, by the last part of their names, comma-separated, or all-linear.",
     )
-    alpha: float | None = option_field(
-        None, "Of a LoRA: its scale is alpha / rank; twice the rank where not given.", minimum=0.001, maximum=4096
+    placement: str = option_field(
+        "upper", "In all layers, the upper third, or there at late tokens only.", choices=PLACEMENTS
     )
-    targets: str | None = option_field(
-        None,
-        "Of a LoRA: the linear layers that carry it, by the last part of their names, comma-separated; "
-        "q_proj,v_proj where not given.",
-    )
-    placement: str | None = option_field(
-        None,
-        "Of a LoRA: in all layers, the upper third, or there at late tokens only; upper where not given. "
-        "A core acts where the bank's anchors do.",
-        choices=PLACEMENTS,
-    )
-
-    @property
-    def unused_keys(self) -> set[str]:
-        """The keys of the options that this kind does not use."""
-        return {f"{self.section}.{name}" for name in _FIELDS_BY_KIND["lora" if self.kind == "core" else "core"]}
-
-    def with_kind_defaults(self, labels: bool) -> Self:
-        """The same with a value for every option of its kind, for a task with `labels` or of texts.
-
-        Raises UsageError for a value that belongs to the other kind.
-        """
-        known: dict[str, Any] = {"learning_rate": 0.03 if labels else 0.1, "pull": 0.1}
-        if self.kind == "lora":
-            known = {"learning_rate": 2e-3, "alpha": 2.0 * self.rank, "targets": "q_proj,v_proj", "placement": "upper"}
-        for name in sorted(key.partition(".")[2] for key in self.unused_keys):
-            if getattr(self, name) is not None:
-                other = "lora" if self.kind == "core" else "core"
-                raise UsageError(f"adapt.{name}: a {self.kind} has none", hint=f"--kind {other}")
-        missing = {name: value for name, value in known.items() if getattr(self, name) is None}
-        return replace(self, **missing)
 
 
 @dataclass(frozen=True)
@@ -499,7 +456,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bank.pick": "longest",
         "fuse.weights": "similarity",
         "fuse.top_k": 2,
-        "adapt.kind": "lora",
         "adapt.rank": 4,
         "adapt.alpha": 8.0,
         "adapt.targets": "all-linear",

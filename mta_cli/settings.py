@@ -11,7 +11,7 @@ import functools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
@@ -152,12 +152,7 @@ class Settings:
         built = [self._build(cls, flags, faults) for cls in classes]
         if faults:
             raise UsageError(_join_faults(faults))
-        return options.OptionSet(*map(self._drop_unused, built))
-
-    def _drop_unused(self, built: Any) -> Any:
-        """The same options, with the default for what their kind does not use, where no flag gave it."""
-        unused = [key for key in getattr(built, "unused_keys", ()) if not self.origins[key].startswith("flag ")]
-        return replace(built, **{key.partition(".")[2]: self._known[key].default for key in unused})
+        return options.OptionSet(*built)
 
     def build_options(self, cls: type[OptionsT], **flags: Any) -> OptionsT:
         """An instance of the options dataclass `cls`. A flag that is None was not given.

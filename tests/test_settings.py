@@ -88,13 +88,13 @@ def test_a_negative_flag_is_named_as_it_was_typed() -> None:
 
 
 def test_all_faults_are_listed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MTA_ADAPT_RANK", "9")
+    monkeypatch.setenv("MTA_ADAPT_RANK", "99")
     with pytest.raises(UsageError) as raised:
         Settings.load(None).build_options(AdaptOptions, shots=0, placement="lower")
     message = raised.value.message
     assert "3 settings" in message
     assert "adapt.shots = 0 (flag --shots): the least is 1" in message
-    assert "adapt.rank = 9 (environment MTA_ADAPT_RANK): the most is 4" in message
+    assert "adapt.rank = 99 (environment MTA_ADAPT_RANK): the most is 64" in message
     assert "adapt.placement = lower (flag --placement): choose one of all, upper" in message
 
 
@@ -205,25 +205,6 @@ def test_what_a_job_changes_is_told_as_derived() -> None:
     lines = {line.name: (line.value, line.origin) for line in settings.plan_lines(replace(built, placement="late"))}
     assert lines["bank.rank"] == ("4", "flag --rank") and lines["bank.placement"] == ("late", "derived")
     assert lines["bank.pick"] == ("longest", "default")
-
-
-def test_a_stack_has_the_defaults_of_its_kind() -> None:
-    core, lora = (
-        AdaptOptions(kind="core").with_kind_defaults(labels=False),
-        AdaptOptions(rank=4).with_kind_defaults(labels=True),
-    )
-    assert (core.learning_rate, core.pull, core.alpha, core.targets, core.placement) == (0.1, 0.1, None, None, None)
-    assert AdaptOptions(kind="core").with_kind_defaults(labels=True) == replace(core, learning_rate=0.03)
-    assert (lora.learning_rate, lora.alpha, lora.targets, lora.placement) == (2e-3, 8.0, "q_proj,v_proj", "upper")
-    assert core.unused_keys == {"adapt.alpha", "adapt.targets", "adapt.placement"} and lora.unused_keys == {
-        "adapt.pull"
-    }
-    assert (
-        core.with_kind_defaults(labels=True) == core
-        and replace(core, learning_rate=0.5).with_kind_defaults(labels=True).learning_rate == 0.5
-    )
-    with pytest.raises(UsageError, match=r"adapt\.placement: a core has none"):
-        AdaptOptions(kind="core", placement="late").with_kind_defaults(labels=False)
 
 
 def test_a_settings_file_that_was_named_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

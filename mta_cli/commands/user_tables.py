@@ -28,19 +28,29 @@ def render_fusion(recipe: Mapping[str, Any], *, details: bool) -> RenderableType
 
 
 def render_adapted(results: Sequence[Mapping[str, Any]], *, details: bool) -> RenderableType:
-    """A sentence for one user; a table and a sentence on all for several. `details` adds sizes and steps."""
-    if len(results) == 1 and not details:
-        return out.text(_adapted_sentence(results[0]))
-    columns = ["user", "shots", "loss", "held-out loss", "held-out is"]
+    """What fusion and stack add for each user on held-out answers, else the loss on the shots; then for all together.
+
+    `details` adds sizes and steps.
+    """
+    held_out = any(each["heldout_before"] is not None for each in results)
+    columns = ["user", "shots", *(("answers", "common", "fused", "adapted") if held_out else ("loss",)), "stack is"]
     columns += ["steps", "recipe", "stack", "seconds"] if details else []
     rows = []
     for each in results:
-        row = [each["user"], each["shots"], _losses(each, "loss"), _losses(each, "heldout"), _verdict(each, "heldout")]
+        row = [each["user"], each["shots"]]
+        if held_out:
+            losses = (each.get(f"heldout_{when}") for when in ("common", "before", "after"))
+            row += [each["heldout_queries"] or None, *(None if loss is None else f"{-loss:.3f}" for loss in losses)]
+        else:
+            row.append(_losses(each, "loss"))
+        row.append(_verdict(each, "heldout" if held_out else "loss"))
         if details:
             sizes = (f"{each['recipe_bytes']} B", f"{each['stack_bytes']:,} B")
             row += [each["steps"], *sizes, f"{each['seconds']:.1f}"]
         rows.append(row)
-    return out.group(out.table(columns, rows), out.text(_summary_sentence(results)))
+    shown = out.table(columns, rows)
+    said = "Held-out answers in nats, nearer to 0 is better. " if held_out else ""
+    return out.group(shown, out.text(said + _summary_sentence(results)))
 
 
 def render_export(result: Mapping[str, Any]) -> RenderableType:
@@ -73,34 +83,26 @@ def render_runs(
     return out.table(("run", "kind", "status", "started", "result"), rows)
 
 
-def _adapted_sentence(result: Mapping[str, Any]) -> str:
-    user = result["user"]
-    if result["loss_before"] is None:
-        return f"{user}: no history, so no stack; the recipe alone answers."
-    if result["heldout_before"] is not None:
-        queries = pluralise(result["heldout_queries"], "query", "queries")
-        return (
-            f"{user}: held-out loss {_losses(result, 'heldout')} ({queries}): {_advised(_verdict(result, 'heldout'))}."
-        )
-    told = f"{user}: loss on {pluralise(result['shots'], 'shot')} {_losses(result, 'loss')}"
-    return f"{told}: {_advised(_verdict(result, 'loss'))}. Without held-out queries nothing else can judge it."
-
-
 def _summary_sentence(results: Sequence[Mapping[str, Any]]) -> str:
     """The verdict on all users who have held-out queries, else on all."""
     held_out = [each for each in results if each["heldout_before"] is not None]
     kind = "heldout" if held_out else "loss"
     known = held_out or [each for each in results if each["loss_before"] is not None]
     if not known:
-        return "No user has a history, so there is no stack."
+        return "No user has a history, so there is no stack; the recipe alone answers."
     before, after = (fmean(each[f"{kind}_{when}"] for each in known) for when in ("before", "after"))
-    verdicts = [_verdict(each, kind) or "" for each in known]
-    counts = {word: sum(verdict.endswith(word) for verdict in verdicts) for word in ("better", "worse", "different")}
-    what = "held-out loss" if held_out else "loss on the shots"
+    verdict = loss_verdict(before, after)
+    if len(known) > 1:
+        verdicts = [_verdict(each, kind) or "" for each in known]
+        counts = {word: sum(one.endswith(word) for one in verdicts) for word in ("better", "worse", "different")}
+        verdict += f" ({counts['better']} better, {counts['different']} no different, {counts['worse']} worse)"
+    elif verdict == "no different":
+        verdict += "; try more --steps or a higher --learning-rate"
+    if held_out:
+        what = "The stack adds" if len(known) == 1 else "On average the stacks add"
+        return f"{what} {before - after:+.3f}: {verdict}."
     return (
-        f"{pluralise(len(known), 'user')}: {what} {before:.3f} → {after:.3f} on average: "
-        f"{loss_verdict(before, after)} ({counts['better']} better, {counts['different']} no different, "
-        f"{counts['worse']} worse). Lower is better."
+        f"Loss on the shots {before:.3f} → {after:.3f}: {verdict}. Without held-out queries nothing else can judge it."
     )
 
 
@@ -112,10 +114,6 @@ def _losses(result: Mapping[str, Any], kind: str) -> str | None:
 def _verdict(result: Mapping[str, Any], kind: str) -> str | None:
     before, after = result[f"{kind}_before"], result[f"{kind}_after"]
     return None if before is None or after is None else loss_verdict(before, after)
-
-
-def _advised(verdict: str | None) -> str:
-    return f"{verdict}; try more --steps or a higher --learning-rate" if verdict == "no different" else str(verdict)
 
 
 def _outcome(run: Mapping[str, Any], *, details: bool) -> str:

@@ -220,14 +220,13 @@ def adapt_request(
     """The request of `mta user adapt` for the users of these names; None: all who can be adapted.
 
     For `explicit_embedder` see `fuse_request`. Recipes see the items that the stacks are trained on. NotFound for a
-    user, task or model that does not exist. UsageError where several tasks could be meant, and for an option that this
-    kind of stack does not have.
+    user, task or model that does not exist. UsageError where several tasks could be meant.
     """
     users = None if names is None else [reg.users.get(name) for name in dict.fromkeys(names)]
     adapt = options[AdaptOptions]
     options = options.with_instance(replace(options[FuseOptions], shots=adapt.shots))
     fuse = fuse_request(reg, options, resolve_adapt_task(reg, users, task), explicit_embedder=explicit_embedder)
-    return AdaptRequest(users, adapt.with_kind_defaults(bool(fuse.task.labels)), fuse)
+    return AdaptRequest(users, adapt, fuse)
 
 
 def eval_request(

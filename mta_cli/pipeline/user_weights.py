@@ -45,8 +45,8 @@ def load_weights(reg: Registry, digest: str, base: str) -> LoraWeights:
 
 
 def load_stack_weights(reg: Registry, stack: Stack, base: str) -> LoraWeights:
-    """A user's stack: their own adapter, or their core between the factors of the bank's basis. Both are verified."""
-    from mta_cli.engine.lora.lora_xs import unpack_core
+    """A user's stack: their own adapter, or the core that an earlier version gave them. Both are verified."""
+    from mta_cli.engine.lora.cores import unpack_core
 
     weights = load_weights(reg, stack.digest, base)
     return weights if stack.numbers is None else unpack_core(weights, reg.stacks.verified_numbers(stack))

@@ -83,10 +83,6 @@ class Banks:
         """The users whom the bank rests on: its anchors', and those of its task adapter and of its neighbours."""
         return {user for (user,) in self._db.fetch_tuples(_SELECT_SOURCES, {"bank": bank_id})}
 
-    def set_basis(self, bank_id: int, digest: str) -> None:
-        """Record the anchors' main directions, between which cores are trained."""
-        self._update_bank(bank_id, basis=digest)
-
     def plan_anchors(self, bank_id: int, rows: Sequence[PlannedAnchor]) -> list[Anchor]:
         """Record the planned anchors; a bank that has a plan keeps it. Returns the anchors."""
         with self._db.transaction():

@@ -1,6 +1,6 @@
 """`python -m tests.bench.bench_population --store DIR`: one server, a thousand users, and a cache for few of them.
 
-The users are copies of the adapted ones in DIR, each with a core of their own, in a copy of that store. Requests come
+The users are copies of the adapted ones in DIR, each with a LoRA of their own, in a copy of that store. Requests come
 for users drawn by Zipf's law, for a while, from clients that each wait for their answer. Then it asks users who were
 never asked before, one at a time, and once more, which shows what a user costs who is served for the first time.
 """
@@ -31,36 +31,44 @@ MAX_TOKENS = 16
 
 
 def populate(root: Path, count: int, seed: int) -> list[str]:
-    """Add `count` users, each with the recipe of an adapted user and other numbers in the core; their models."""
+    """Add `count` users, each with the recipe of an adapted user and other numbers in the stack; their models."""
     from dataclasses import replace
 
-    import numpy as np
+    import torch
 
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.pipeline.user_weights import load_weights
     from store.registry import Registry
 
-    draw = np.random.default_rng(seed)
+    draw = torch.Generator().manual_seed(seed)
     with Registry.open(root) as reg:
         known = [
             (user, stack)
             for user in map(reg.users.get, reg.users.names())
             for task, _, _ in reg.users.tasks_of_user(user.id)
             for bank in reg.banks.all()
-            if (stack := reg.stacks.get(user.id, task, bank.id)) is not None and stack.numbers is not None
+            if (stack := reg.stacks.get(user.id, task, bank.id)) is not None and stack.numbers is None
         ]
         if not known:
-            raise SystemExit(f"{root} has no user with a core.")
+            raise SystemExit(f"{root} has no user with a stack.")
         models = []
         for number, (model, stack) in zip(range(count), itertools.cycle(known), strict=False):
-            assert stack.numbers is not None
-            numbers = np.frombuffer(stack.numbers, "<f2").astype(np.float32)
-            own = (numbers * draw.normal(1, 0.2, numbers.shape)).astype("<f2").tobytes()
+            row = reg.adapters.get(stack.digest)
+            kept = load_weights(reg, row.digest, row.base)
+            factors = {
+                path: (a, b * (1 + 0.2 * torch.randn(b.shape, generator=draw, dtype=torch.float32)).to(b.dtype))
+                for path, (a, b) in kept.factors.items()
+            }
+            header = {"kind": "stack", "base": row.base, "task_adapter": row.task_adapter}
+            own, _ = reg.adapters.write_file(LoraWeights(factors, kept.scale, kept.placement).to_bytes(header))
             recipe = reg.recipes.get(model.id, stack.task, stack.bank_id)
             assert recipe is not None
             user = reg.users.add(f"reader {number}")
             models.append(f"{user.name}/{stack.task}")
             with reg.transaction():
                 reg.recipes.save_recipe(replace(recipe, user_id=user.id))
-                reg.stacks.save_stack(replace(stack, user_id=user.id, numbers=own, numbers_sha256=None))
+                reg.adapters.add_adapter(replace(row, digest=own))
+                reg.stacks.save_stack(replace(stack, user_id=user.id, digest=own))
     return models
 
 

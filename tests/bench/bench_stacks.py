@@ -7,6 +7,10 @@ a model writes (ROUGE-1, and whether naive Bayes on characters names its user), 
 
 An arm is `NAME:key=value,…`; the keys are those of `AdaptOptions` with `below` (fusion, common, nearest, another),
 `shots`, and `shown`: how many own items training prompts show, in turn, as `0-1-3`. Targets are joined by `+`.
+`distilled`: as many inputs of the bank's users, answered by a teacher, are trained on beside the shots: the common
+model with the user's own items in the prompt, or with another user's (`teacher=another`); the answers are drawn from
+its distribution and learned with no item shown, which minimises the divergence from it in the mean. `louder` in place
+of an arm: the gold under `common + γ (personal − common)` for several γ, of the arm that follows the colon.
 `common` and `fusion` alone train nothing; an arm `curve…` is measured after each pass, with every `held`-th item left
 out of training. Every arm is written to the JSON when it is done; arms that are there are not
 run again.
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,8 +42,10 @@ if TYPE_CHECKING:
     from store.records import Query, User
 
 WITHOUT = "common", "fusion"  # arms that train nothing
-OWN_KEYS = ("below", "shots", "shown", "passes", "basis", "held")
+OWN_KEYS = ("below", "shots", "shown", "passes", "held", "distilled", "teacher")
 PORTION = 16  # users who are trained together
+TOGETHER = 32  # a teacher's answers that are drawn together
+GAMMAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 GENERATED = 6  # the most questions of a user that are answered in full
 
 
@@ -58,13 +65,14 @@ class Arm:
     def number(self, key: str, default: int) -> int:
         return int(self.values.get(key, default))
 
-    def options(self, labels: bool) -> AdaptOptions:
+    @property
+    def options(self) -> AdaptOptions:
         own = {key: value for key, value in self.values.items() if key not in OWN_KEYS}
-        numbers = {k: float(v) if k in ("learning_rate", "alpha", "pull") else v for k, v in own.items()}
+        numbers = {k: float(v) if k in ("learning_rate", "alpha") else v for k, v in own.items()}
         typed = {k: int(v) if k in ("rank", "batch_size") else v for k, v in numbers.items()}
         if "targets" in typed:
             typed["targets"] = str(typed["targets"]).replace("+", ",")
-        return AdaptOptions(**typed).with_kind_defaults(labels)  # type: ignore[arg-type]
+        return AdaptOptions(**typed)  # type: ignore[arg-type]
 
 
 class Setting:
@@ -158,34 +166,60 @@ class Shots:
             return [merged[place[self.setting.others[one.id][0]]] for one in self.setting.users]
         return merged
 
-    def start(self, arm: Arm, options: AdaptOptions) -> Any:
-        """The initial stack: a LoRA, or a core on the bank's basis or on that of the centred anchors."""
-        from mta_cli.engine.lora.lora_xs import LoraXsCore
-        from mta_cli.engine.methods.stacks import initial_stack
-
-        context = self.setting.context.methods
-        if arm.values.get("basis") == "centred":
-            return LoraXsCore(centred_basis(list(context.anchors), options.rank), pull=options.pull or 0.0)
-        found = initial_stack(context, options)
-        assert found is not None
-        return found
-
     def rows(self, arm: Arm, items: Sequence[Any]) -> list[Any]:
         """The training rows of items: all with the first number of own items shown, all with the second, and so on."""
         counts = [int(one) for one in arm.values.get("shown", str(self.setting.history)).split("-")]
         return [row for count in counts for row in self.builder.training_rows(items, mix=(count,))]
 
+    def distilled(self, count: int, teacher: str) -> list[list[Any]]:
+        """For each user, training rows of `count` inputs of bank users with the teacher's drawn answers."""
+        key = (count, teacher)
+        if key not in self._distilled:
+            self._distilled[key] = self._distil(count, teacher)
+        return self._distilled[key]
+
+    @cached_property
+    def _distilled(self) -> dict[tuple[int, str], list[list[Any]]]:
+        return {}
+
+    def _distil(self, count: int, teacher: str) -> list[list[Any]]:
+        from mta_cli.engine.generation.generate_batch import SamplingParams, stream_answers
+
+        setting = self.setting
+        base, prompter = setting.base, self.builder.prompter
+        strangers = sorted(setting.reg.banks.source_users(setting.bank.id))
+        known = [
+            one.input for user in strangers for one in setting.reg.items.recent_items(user, setting.task.name, 200)
+        ]
+        draw, asked = random.Random(0), list[tuple[str, tuple[int, ...]]]()
+        for user in setting.users:
+            whose = user.id if teacher == "own" else setting.others[user.id][0]
+            for text in draw.sample(known, count):
+                shown = self.builder.retrieve_history(whose, text, setting.history)
+                asked.append((text, tuple(prompter.prompt_ids(text, shown))))
+        params, answers = SamplingParams(setting.task.answer_tokens, temperature=1.0), [list[int]() for _ in asked]
+        for start in range(0, len(asked), TOGETHER):
+            prompts = [prompt for _, prompt in asked[start : start + TOGETHER]]
+            for place, token in stream_answers(base, prompts, [()], [0] * len(prompts), params, seed=start):
+                answers[start + place].append(token)
+        texts = [base.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+        rows = [prompter.training_row(text, said, []) for (text, _), said in zip(asked, texts, strict=True)]
+        return [rows[n * count : (n + 1) * count] for n in range(len(setting.users))]
+
     def members(self, arm: Arm) -> list[Any]:
         """What the trainer takes for each user; every `held`-th item is left out where there are ten."""
+        from mta_cli.engine.methods.stacks import initial_stack
         from mta_cli.engine.training.trainer import GroupMember, Schedule
 
-        options = arm.options(bool(self.setting.task.labels))
-        start, size, members = self.start(arm, options), options.batch_size or 1, []
-        for user, under in zip(self.setting.users, self.below(arm.values.get("below", "fusion")), strict=True):
+        options, members = arm.options, list[GroupMember]()
+        start, size = initial_stack(self.setting.context.methods, options), options.batch_size
+        taught = self.distilled(arm.number("distilled", 0), arm.values.get("teacher", "own"))
+        below = self.below(arm.values.get("below", "fusion"))
+        for user, under, more in zip(self.setting.users, below, taught, strict=True):
             own = [one for one in self.items[user.id] if one not in self.held(arm, user.id)]
-            steps = max(1, -(-int(len(own) * float(arm.values.get("passes", "2"))) // size))
-            schedule = Schedule(steps, size, options.learning_rate or 0.0)
-            members.append(GroupMember(start, self.rows(arm, own), schedule, 0, under))
+            steps = max(1, -(-int((len(own) + len(more)) * float(arm.values.get("passes", "2"))) // size))
+            schedule = Schedule(steps, size, options.learning_rate)
+            members.append(GroupMember(start, [*self.rows(arm, own), *more], schedule, 0, under))
         return members
 
     def held(self, arm: Arm, user: int) -> list[Any]:
@@ -234,27 +268,6 @@ class Shots:
         )
 
 
-def centred_basis(anchors: Sequence[LoraWeights], rank: int) -> LoraWeights:
-    """The main `rank` directions in which anchors differ from their mean, with their root mean square norm.
-
-    Of each module the left and right singular vectors of the centred ΔW beside and below each other.
-    """
-    import torch
-
-    from mta_cli.engine.lora.adapter import LoraWeights
-
-    factors = {}
-    for path in anchors[0].factors:
-        deltas = torch.stack([one.delta_weight(path) for one in anchors])  # [anchors, out, in]
-        deltas -= deltas.mean(0)
-        left = torch.linalg.eigh((deltas @ deltas.mT).sum(0))[1][:, -rank:]  # ascending eigenvalues
-        right = torch.linalg.eigh((deltas.mT @ deltas).sum(0))[1][:, -rank:].mT
-        factors[path] = (right.contiguous(), left.contiguous())
-    basis = LoraWeights(factors, 1.0, anchors[0].placement)
-    typical = (sum(one.norm() ** 2 for one in anchors) / len(anchors)) ** 0.5
-    return LoraWeights(factors, typical / basis.norm(), anchors[0].placement)
-
-
 def measure(setting: Setting, arm: Arm, *, generate: bool) -> dict[str, Any]:
     """Train an arm and measure it."""
     shots = setting.few(arm.number("shots", 200))
@@ -289,6 +302,42 @@ def measure_curve(setting: Setting, arm: Arm) -> dict[str, Any]:
         told = " ".join(f"{label} {sum(one[label]) / len(place):.3f}" for label in ("alone", "shown"))
         print(f"  pass {len(passes)}: {told}", flush=True)
     return {"name": arm.name, "values": dict(arm.values), "passes": passes}
+
+
+def measure_louder(setting: Setting, arm: Arm) -> dict[str, Any]:
+    """By user: the golds' mean log-likelihoods a token under `common + γ (personal − common)`, for each γ."""
+    shots = setting.few(arm.number("shots", 200))
+    loras = shots.train(arm)[0]
+    models = {user.id: own for user, own in zip(setting.users, loras, strict=True)}
+    told: dict[str, Any] = {"name": arm.name, "values": dict(arm.values), "gammas": GAMMAS}
+    for label, builder in (("alone", shots.builders[0]), ("shown", shots.builder)):
+        rows: dict[int, list[list[float]]] = {user.id: [] for user in setting.users}
+        for query, row in zip(setting.queries, builder.query_rows(setting.queries), strict=True):
+            common, own = (gold_log_probs(setting, row, one) for one in ((), models[query.user_id]))
+            mixed = [(common + gamma * (own - common)).log_softmax(-1) for gamma in GAMMAS]
+            gold = row.input_ids[row.answer_start :]
+            rows[query.user_id].append([float(one[range(len(gold)), gold].mean()) for one in mixed])
+        told[label] = {str(user): own for user, own in rows.items()}
+    return told
+
+
+def gold_log_probs(setting: Setting, row: Any, loras: Sequence[LoraWeights]) -> Any:
+    """The log-probabilities of all tokens where the gold's are predicted, [gold tokens, vocabulary], float32.
+
+    `loras` act at all tokens.
+    """
+    import torch
+
+    from mta_cli.engine.lora.adapter import attach_lora_layers
+    from mta_cli.engine.lora.merge import merge_loras
+
+    model, merged = setting.base.model, merge_loras([(one, 1.0) for one in loras])
+    kept = {} if merged is None else merged.factors
+    scale, dtype = 1.0 if merged is None else merged.scale, model.dtype
+    factors = {path: (a.to(dtype), (scale * b).to(dtype)) for path, (a, b) in kept.items()}
+    with torch.inference_mode(), attach_lora_layers(model, factors):
+        logits = model(torch.tensor([row.input_ids])).logits[0, row.answer_start - 1 : -1]
+    return logits.float().log_softmax(-1)
 
 
 def ask(
@@ -347,12 +396,15 @@ def main() -> None:
             arm = Arm.parse(text)
             if any(one["name"] == arm.name and one["values"] == dict(arm.values) for one in document["arms"]):
                 continue
-            is_curve = arm.name.startswith("curve")
+            is_curve, is_louder = arm.name.startswith("curve"), arm.name.startswith("louder")
             print(text, flush=True)
-            found = measure_curve(setting, arm) if is_curve else measure(setting, arm, generate=chosen.generate)
+            if is_curve or is_louder:
+                found = (measure_curve if is_curve else measure_louder)(setting, arm)
+            else:
+                found = measure(setting, arm, generate=chosen.generate)
             document["arms"].append(found)
             to.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-            if not is_curve:
+            if not (is_curve or is_louder):
                 print("  ", summary(found), flush=True)
 
 

@@ -39,7 +39,7 @@ from mta_cli.pipeline.users.remove_items import remove_items
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.evaluation.trial import eval_request
-from tests.pipeline.town import CPU, LORA, SHORT, TAGS, TASK, bank_request, built, finish, fuse_request
+from tests.pipeline.town import CPU, QUICK, SHORT, TAGS, TASK, bank_request, built, finish, fuse_request
 from tests.pipeline.world import asking
 
 When = Callable[[Event], bool]
@@ -100,7 +100,7 @@ def refreshing(reg: Registry) -> Iterator[Event]:
 
 def adapting(reg: Registry) -> Iterator[Event]:
     built(reg)
-    return adapt_users(reg, [reg.users.get(name) for name in SHORT], fuse_request(), LORA)
+    return adapt_users(reg, [reg.users.get(name) for name in SHORT], fuse_request(), QUICK)
 
 
 def fusing(reg: Registry) -> Iterator[Event]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,9 @@ from mta_cli.events import Event, JobResult, Note
 from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, MachineOptions, PromptOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.models.installed import resolve_model
+from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.requests import BankRequest, FuseRequest
+from mta_cli.pipeline.user_weights import load_weights
 from store.records import NewItem
 from store.registry import Registry
 
@@ -61,8 +64,23 @@ def fuse_request(**changes: Any) -> FuseRequest:
     )
 
 
-QUICK = AdaptOptions(kind="core", steps=6, batch_size=8, learning_rate=5e-2)
-LORA = replace(QUICK, kind="lora")
+QUICK = AdaptOptions(steps=6, batch_size=8, learning_rate=5e-2)
+
+
+def give_core(reg: Registry, name: str) -> None:
+    """Adapt a user, and put a core in place of the stack, as former versions gave them: between an anchor's factors."""
+    user = reg.users.get(name)
+    finish(adapt_users(reg, [user], fuse_request(), QUICK))
+    (stack,) = reg.stacks.of_user(user.id)
+    anchor = next(one for one in reg.banks.anchors(stack.bank_id) if one.digest is not None)
+    row = reg.adapters.get(str(anchor.digest))
+    header = {"kind": "basis", "base": row.base, "task_adapter": row.task_adapter}
+    digest, size = reg.adapters.write_file(load_weights(reg, row.digest, row.base).to_bytes(header))
+    with reg.transaction():
+        reg.adapters.add_adapter(replace(row, kind="basis", digest=digest, bytes=size))
+        reg.banks._update_bank(stack.bank_id, basis=digest)
+        numbers = struct.pack("<7e", *(0.5 - 0.1 * n for n in range(7)))  # rank 1 of seven modules
+        reg.stacks.save_stack(replace(stack, digest=digest, bytes=len(numbers), numbers=numbers, identity="core"))
 
 
 def finish(events: Iterator[Event]) -> tuple[Any, list[Event]]:

@@ -55,8 +55,8 @@ class Ground:
         with Registry.open(self.root, create=True) as reg:
             town.people(reg, long=4, items=6)
             town.built(reg)
-            for names, options in ((["ida"], town.QUICK), (["jon"], town.LORA)):
-                town.finish(adapt_users(reg, [reg.users.get(n) for n in names], town.fuse_request(), options))
+            town.finish(adapt_users(reg, [reg.users.get("ida")], town.fuse_request(), town.QUICK))
+            town.give_core(reg, "jon")  # of a former version
             town.finish(fuse_user(reg, reg.users.get("kim"), town.fuse_request()))
 
     @cached_property

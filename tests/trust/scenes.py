@@ -35,7 +35,6 @@ BUILD = (
     *CPU,
 )
 ADAPT = ("user", "adapt", *town.SHORT, "--steps", "4", *CPU)
-LORAS = (*ADAPT, "--kind", "lora")
 CHAT = ("chat", "--user", "ida", "--max-tokens", "4", *CPU)
 IMPORT = ("data", "import", "jsonl", "history.jsonl")
 LARGE_IMPORT = ("data", "import", "jsonl", "large.jsonl")
@@ -59,7 +58,6 @@ SCENES = {
     for scene in (
         Scene("bank build", "people", BUILD),
         Scene("user adapt", "bank", ADAPT),
-        Scene("user adapt --kind lora", "bank", LORAS),
         Scene("data import", "people", IMPORT),
         Scene("large data import", "people", LARGE_IMPORT),
         Scene("user rm", "adapted", ("user", "rm", "ida", "--yes"), again=(0, 3)),
@@ -198,7 +196,7 @@ class Stage:
                 ran = self.begin(store, arguments).wait()
                 assert ran.code == 0, ran.err
         else:
-            earlier, commands = ("people", [BUILD]) if name == "bank" else ("bank", [LORAS, CHAT])
+            earlier, commands = ("people", [BUILD]) if name == "bank" else ("bank", [ADAPT, CHAT])
             shutil.copytree(self.store(earlier), root)
             for arguments in commands:
                 ran = self.begin(root, arguments, LINES).wait()

@@ -24,7 +24,7 @@ THOROUGH = KILLS >= 200
 WRITERS = [
     ("bank build", False, 10),
     ("bank build", True, 20),
-    ("user adapt --kind lora", False, 8),
+    ("user adapt", False, 8),
     ("user rm", False, 1),
     ("model pull", False, 1),
 ]
@@ -115,7 +115,7 @@ def test_no_file_may_grow(stage: Stage, name: str) -> None:
     assert failed > 1
 
 
-@pytest.mark.parametrize("name", ["data import", "large data import", "user adapt --kind lora"])
+@pytest.mark.parametrize("name", ["data import", "large data import", "user adapt"])
 def test_the_database_may_not_grow(stage: Stage, name: str) -> None:
     plain = stage.trial(name)
     before = plain.contents()

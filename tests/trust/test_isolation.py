@@ -72,12 +72,12 @@ def personalise(reg: Registry, *names: str) -> None:
 
 
 def models(reg: Registry) -> Seen:
-    """What is stored for people: recipes with their weights, cores with their numbers."""
+    """What is stored for people: recipes with their weights, and stacks."""
     found: Seen = {}
     for name in SHORT:
         user = reg.users.get(name).id
         (recipe,), (stack,) = reg.recipes.of_user(user), reg.stacks.of_user(user)
-        found[name] = recipe.shares, recipe.method, stack.recipe, stack.numbers, stack.loss_after
+        found[name] = recipe.shares, recipe.method, stack.recipe, stack.digest, stack.loss_after
     return found
 
 
@@ -229,7 +229,7 @@ def test_user_and_bank_say_whose_words_stand_behind_answers(others: Registry) ->
     (rests,) = describe_user(others, "ida")["rests_on"]
     (recipe,) = others.recipes.of_user(others.users.get("ida").id)
     assert set(rests["anchors"]) <= names and len(rests["anchors"]) == sum(s.weight != 0 for s in recipe.shares)
-    assert (rests["basis_anchors"], rests["task_adapter_people"]) == (3, 9)
+    assert (rests["basis_anchors"], rests["task_adapter_people"]) == (0, 9)
     assert (rests["neighbours"], rests["neighbour_people"]) == (90, 9)
     assert describe_user(others, "mole")["rests_on"] == describe_user(others, "mole")["given_to"] == []
     (given,) = describe_user(others, "user4")["given_to"]

@@ -19,8 +19,7 @@ KILLS = int(os.environ.get("MTA_TEST_KILLS", "20"))
 MIGRATIONS = [name for name in SCENES if name.startswith("migration")]
 SHARES = {
     "bank build": 5,
-    "user adapt": 2,
-    "user adapt --kind lora": 3,
+    "user adapt": 5,
     "data import": 2,
     "large data import": 2,
     "user rm": 3,
@@ -86,7 +85,7 @@ def test_killed_at_any_moment(stage: Stage, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "share"), [("model pull", 1), ("user rm", 1), ("restore", 2), ("pull", 2), ("user adapt --kind lora", 12)]
+    ("name", "share"), [("model pull", 1), ("user rm", 1), ("restore", 2), ("pull", 2), ("user adapt", 12)]
 )
 def test_killed_before_every_call_that_changes_files(stage: Stage, name: str, share: int) -> None:
     """Before every call, or, unless there are 200 kills, before one of `share` calls."""

@@ -120,7 +120,7 @@ def test_the_same_user_is_fused_while_they_are_adapted(stage: Stage) -> None:
     tally("fused while they are adapted", "every item counts once", len(jobs) - 1)
 
 
-@pytest.mark.parametrize("name", ["user adapt", "user adapt --kind lora", "bank build"])
+@pytest.mark.parametrize("name", ["user adapt", "bank build"])
 def test_the_same_job_twice_at_once_is_done_once(stage: Stage, name: str) -> None:
     plain, trial = stage.trial(name), stage.trial(name)
     ok(plain.run())
@@ -153,7 +153,7 @@ def test_others_are_forgotten_while_a_bank_is_built(stage: Stage) -> None:
 
 def adapting(stage: Stage, store: Path) -> Job:
     """An adaptation that has stored a checkpoint and goes on."""
-    job = stage.begin(store, ("user", "adapt", *SHORT, "--kind", "lora", "--steps", "100", *CPU))
+    job = stage.begin(store, ("user", "adapt", *SHORT, "--steps", "100", *CPU))
     while job.process.is_alive() and not any((store / "partial").glob("*")):
         job.process.join(0.01)
     assert job.process.is_alive(), "it ended too soon"

@@ -40,7 +40,7 @@ NAMED: dict[str, tuple[list[str], dict[str, str]]] = {
 """What a job is about, as words of the command line and as fields of a form."""
 OPTIONS = {
     "bank build": {"bank.rank": "3", "bank.task_adapter": "no", "bank.anchors": "2", "prompt.history_items": "1"},
-    "user adapt": {"adapt.kind": "lora", "adapt.alpha": "3.5", "fuse.top_k": "2", "memory.memory": "habit"},
+    "user adapt": {"adapt.alpha": "3.5", "fuse.top_k": "2", "memory.memory": "habit"},
     "eval run": {"eval.methods": "base,mta", "eval.memory": "off", "bank.epochs": "5", "eval.calibrate": "no"},
 }
 

@@ -62,6 +62,7 @@ LADDER: tuple[Step, ...] = (
     Step(ANOTHERS, "another user's model", "adapted", is_control=True),
 )
 STEP_NAMES = tuple(step.name for step in LADDER)
+PERSONAL_STEPS = tuple(step.name for step in LADDER if step.is_personal)
 PERSONAL_MODEL = "a personal model on top"
 
 
@@ -134,7 +135,7 @@ def judge_ladder(sums: Mapping[str, UserSums], main_metric: str, *, unit: str, s
     comparisons = []
     for one, p_holm in zip(pairs, adjusted, strict=True):
         row = {"step": one.step, "below": one.below, "adds": one.adds, **differ[one.step, one.below], "p_holm": p_holm}
-        comparisons.append({**row, **_verdict(row, rivals if _is_personal(one.step) else [], enough)})
+        comparisons.append({**row, **_verdict(row, rivals if one.step in PERSONAL_STEPS else [], enough)})
     return {
         "unit": unit,
         "units": len(first.users),
@@ -146,10 +147,6 @@ def judge_ladder(sums: Mapping[str, UserSums], main_metric: str, *, unit: str, s
         "others": others,
         "no_model": _against(weighed, differ, NO_MODEL),
     }
-
-
-def _is_personal(name: str) -> bool:
-    return next(step for step in LADDER if step.name == name).is_personal
 
 
 def _top(measured: Iterable[str]) -> str | None:
@@ -169,7 +166,7 @@ def _against(
 ) -> dict[str, Any] | None:
     """The highest step less `other`; None where either was not measured or, for `another's`, no personal step was."""
     top = _top(measured)
-    if top is None or other not in measured or (other == ANOTHERS and not _is_personal(top)):
+    if top is None or other not in measured or (other == ANOTHERS and top not in PERSONAL_STEPS):
         return None
     row = {"step": top, "below": other, **differ[top, other]}
     return {**row, "verdict": _plain_verdict(row, row["p"])}
@@ -178,7 +175,7 @@ def _against(
 def _against_others(measured: Mapping[str, UserSums], seed: int) -> dict[str, Any] | None:
     """The highest step less the mean of other users' models on the same answers; None where these were not asked."""
     top = _top(measured)
-    if top is None or not _is_personal(top) or (asked := measured[top].whose) is None:
+    if top is None or top not in PERSONAL_STEPS or (asked := measured[top].whose) is None:
         return None
     lead = lead_over_others(asked, seed=seed)
     return {"step": top, "below": OTHERS, **lead, "verdict": _plain_verdict(lead, lead["p"])}

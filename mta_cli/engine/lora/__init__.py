@@ -1,4 +1,4 @@
 """LoRA weights: how they are made, merged, stored, and applied to many users in one batch.
 
-Read `adapter` first, then `merge` (exact in ΔW), `lora_xs` (a core between frozen factors) and `batched`.
+Read `adapter` first, then `merge` (exact in ΔW), and `batched`; `cores` reads stacks of former versions.
 """

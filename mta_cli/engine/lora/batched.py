@@ -169,9 +169,6 @@ class TrainableLoras:
         """Factors for rows of users `owners`, as leaves that collect gradients."""
         return LoraParams(self, owners, dtype)
 
-    def add_penalty_grad(self) -> None:
-        """Nothing: LoRAs have no penalty."""
-
     def stored_weights(self, user: int) -> LoraWeights:
         """One user's LoRA as a float16 file gives it back. Raises IntegrityFault when a number overflows there."""
         return self.user_weights(user).cast_for_storage()

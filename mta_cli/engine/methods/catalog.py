@@ -173,7 +173,7 @@ def find_method(name: str, memory: str | None = None) -> Method:
         version=method.version + _MEMORY_VERSIONS.get(wanted, 0),
         step={COMMON: COMMON_MEMORY, BASE: "", BASE_EXAMPLES: ""}.get(method.step, method.step),
     )
-    settings = named.settings_for(labels=True)
+    settings = named.default_settings
     grid = tuple({name: value for name, value in trial.items() if name in settings} for trial in method.grid)
     return replace(named, grid=() if method.control_of else grid or _MEMORY_GRIDS[wanted])
 

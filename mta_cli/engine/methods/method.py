@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
@@ -21,7 +20,7 @@ Value = float | int | str | bool
 Settings = Mapping[str, Value]
 BaseLevel = Literal["base", "task"]
 AnchorWeighting = Literal["none", "similarity", "softmax", "uniform", "evidence", "learned", "random", "released"]
-StackKind = Literal["none", "core", "lora"]
+StackKind = Literal["none", "lora"]
 ResultT = TypeVar("ResultT")
 
 
@@ -61,9 +60,8 @@ class MethodContext:
 
     `base` holds the task adapter where the method uses it; None until it is loaded, since similarity weights need no
     base. `anchors` act above the task adapter; `profiles` [anchors, width] are theirs. `min_similarities` are, by
-    index, cosines below which an anchor does not serve. `make_basis` returns the frozen factors around cores, None
-    where the anchors have none. `label_tokens` are each label's tokens. `cache` holds results that several methods
-    need.
+    index, cosines below which an anchor does not serve. `label_tokens` are each label's tokens.
+    `cache` holds results that several methods need.
     """
 
     base: LoadedBase | None
@@ -74,7 +72,6 @@ class MethodContext:
     memory: LabelMemory = field(default_factory=LabelMemory)
     label_tokens: tuple[tuple[int, ...], ...] = ()
     min_similarities: Mapping[int, float] = field(default_factory=dict)
-    make_basis: Callable[[], LoraWeights | None] = lambda: None
     cache: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
@@ -90,11 +87,6 @@ class MethodContext:
             self.cache[key] = compute()
         result: ResultT = self.cache[key]
         return result
-
-    @cached_property
-    def basis(self) -> LoraWeights | None:
-        """The frozen factors around cores."""
-        return self.make_basis()
 
 
 DirectAnswerer = Callable[[str, str | None], tuple[str, tuple[float, ...]]]
@@ -127,10 +119,9 @@ class MethodOptions:
     @classmethod
     def from_settings(cls, method: Method, settings: Settings) -> MethodOptions:
         """The options of `method` with `settings`; all others keep their defaults."""
-        adapt = options_from_json(AdaptOptions, settings)
         return cls(
             options_from_json(FuseOptions, settings),
-            adapt if method.stack == "none" else replace(adapt, kind=method.stack),
+            options_from_json(AdaptOptions, settings),
             replace(options_from_json(MemoryOptions, settings), memory=method.memory or "off"),
         )
 
@@ -184,15 +175,13 @@ class Method:
         """The version as a setting, none for the first."""
         return {"version": self.version} if self.version > 1 else {}
 
-    def settings_for(self, labels: bool) -> Settings:
-        """All settings of this method that have a default, for a task with `labels` or of texts."""
-        adapt = AdaptOptions()
-        if self.stack != "none":
-            adapt = replace(adapt, kind=self.stack).with_kind_defaults(labels)
+    @property
+    def default_settings(self) -> Settings:
+        """All settings of this method that have a default."""
         names = {*_ANCHOR_SETTINGS[self.anchors], *_STACK_SETTINGS[self.stack], *MEMORY_SETTINGS[self.memory or "off"]}
         defaults = {
             spec.name: getattr(options, spec.name)
-            for options in (FuseOptions(), adapt, MemoryOptions())
+            for options in (FuseOptions(), AdaptOptions(), MemoryOptions())
             for spec in fields(options)
             if spec.name in names and getattr(options, spec.name) is not None
         }
@@ -213,7 +202,6 @@ _ANCHOR_SETTINGS: dict[str, tuple[str, ...]] = {
 }
 _STACK_SETTINGS: dict[str, tuple[str, ...]] = {
     "none": (),
-    "core": ("rank", "batch_size", "learning_rate", "pull"),
     "lora": ("rank", "alpha", "targets", "placement", "batch_size", "learning_rate"),
 }
 MEMORY_SETTINGS: dict[str, tuple[str, ...]] = {

@@ -1,4 +1,4 @@
-"""Stage 3, the user's own stack: a LoRA or a core, trained above the frozen fusion."""
+"""Stage 3, the user's own stack: a LoRA, trained above the frozen fusion."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
-from mta_cli.engine.lora.lora_xs import LoraXsCore, truncate_basis
 from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.methods.shots import stack_examples
 from mta_cli.engine.training.session import TrainingResult
@@ -30,23 +29,10 @@ class UserStack:
     failed: bool = False
 
 
-def initial_stack(context: MethodContext, options: AdaptOptions) -> LoraWeights | LoraXsCore | None:
-    """The initial stack of all users: a fresh LoRA, or a core at zero; None where the bank has no basis for cores.
-
-    `options` must have a value for every option of their kind (see `AdaptOptions.with_kind_defaults`).
-    """
-    if options.kind == "core":
-        if context.basis is None:
-            return None
-        return LoraXsCore(truncate_basis(context.basis, options.rank), pull=options.pull or 0.0)
-    return init_lora_weights(
-        context.loaded_base.model,
-        options.targets or "",
-        options.placement or "",
-        options.rank,
-        options.alpha or float(options.rank),
-        context.seed,
-    )
+def initial_stack(context: MethodContext, options: AdaptOptions) -> LoraWeights:
+    """The stack that every user's training starts from; its ΔW is zero."""
+    model = context.loaded_base.model
+    return init_lora_weights(model, options.targets, options.placement, options.rank, options.alpha, context.seed)
 
 
 def stack_schedule(rows: int, options: AdaptOptions) -> Schedule:
@@ -55,7 +41,6 @@ def stack_schedule(rows: int, options: AdaptOptions) -> Schedule:
     Without either, `STACK_PASSES` / √rows passes, and no fewer than `MIN_STACK_PASSES`: with fewer a style does not
     show, with more a short history is learned by heart.
     """
-    assert options.learning_rate is not None, "options have the defaults of their kind"
     if options.steps is not None and options.epochs is None:
         return Schedule(options.steps, options.batch_size, options.learning_rate)
     epochs = options.epochs or max(MIN_STACK_PASSES, round(STACK_PASSES / math.sqrt(max(1, rows))))
@@ -66,7 +51,7 @@ def stack_member(
     context: MethodContext,
     user: UserShots,
     fusion: FrozenLoras,
-    start: LoraWeights | LoraXsCore,
+    start: LoraWeights,
     options: AdaptOptions,
     memory: MemoryOptions,
 ) -> GroupMember:
@@ -82,14 +67,8 @@ def stack_work(
     options: AdaptOptions,
     memory: MemoryOptions,
 ) -> GroupWork | None:
-    """The training of a stack above their fusion for each of `users` with shots, in one group; None without any.
-
-    None also where the bank has no basis for cores.
-    """
-    options = options.with_kind_defaults(bool(context.task.labels))
+    """The training of a stack above their fusion for each of `users` with shots, in one group; None without any."""
     start = initial_stack(context, options)
-    if start is None:
-        return None
     members = tuple(
         stack_member(context, user, fusion, start, options, memory)
         for user, fusion in zip(users, fusions, strict=True)

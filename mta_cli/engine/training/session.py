@@ -47,12 +47,11 @@ class SessionStep:
 class TrainingResult:
     """The result of a group, by member: the weights as read back from their files, or the reason of a failure.
 
-    `packed_cores` are the bytes that cores are stored in. `first_losses` and `last_losses` are mean losses on the probe
+    `first_losses` and `last_losses` are mean losses on the probe
     rows (nats per labelled token or choice). `measured_before` and `measured_after` are what `measure_losses` returned.
     """
 
     weights: dict[int, LoraWeights]
-    packed_cores: dict[int, bytes]
     failures: dict[int, str]
     steps: list[list[TrainStep]]
     first_losses: list[float | None]
@@ -115,9 +114,8 @@ class TrainingSession:
             if (fault := divergence_reason(first[i], end)) is not None:
                 trainer.failed[i] = fault
                 del weights[i]
-        packed = {i: numbers for i in weights if (numbers := trainer.packed_core(i)) is not None}
         after = self._measure_losses([(weights[i],) if i in weights else () for i in range(len(members))])
-        yield TrainingResult(weights, packed, trainer.failed, trainer.completed_steps, first, ends, before, after)
+        yield TrainingResult(weights, trainer.failed, trainer.completed_steps, first, ends, before, after)
 
     def checkpoint_bytes(self) -> bytes | None:
         """A checkpoint; None before `SessionStarted`. May only be called between two reports."""

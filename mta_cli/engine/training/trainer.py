@@ -23,7 +23,6 @@ from torch import Tensor
 
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.lora.batched import TrainableLoras
-from mta_cli.engine.lora.lora_xs import LoraXsCore, TrainableCores
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.model.safetensors_header import read_safetensors_header
 from mta_cli.engine.scoring.backends import TokenBudget, make_scoring_backend, plan_batches
@@ -89,9 +88,9 @@ def epoch_batches(rows: Sequence[TrainingExample], size: int, seed: int, epoch: 
 
 @dataclass(frozen=True)
 class GroupMember:
-    """One user of a group: the initial LoRA or core, examples, schedule, seed, and the frozen LoRAs below."""
+    """One user of a group: the initial LoRA, examples, schedule, seed, and the frozen LoRAs below."""
 
-    initial_weights: LoraWeights | LoraXsCore
+    initial_weights: LoraWeights
     examples: Sequence[TrainingExample]
     schedule: Schedule
     seed: int
@@ -107,7 +106,7 @@ class _DueExample:
 
 
 class Trainer:
-    """Trains the members' LoRAs, of the same modules, rank, scale and placement, or their cores, all alike, on `base`.
+    """Trains the members' LoRAs, of the same modules, rank, scale and placement, on `base`.
 
     `budget` is how many tokens run at once, with padding; None: as many as keep this device busy. It is halved where
     memory runs out, down to one row, whose layers the backward pass then computes again. Labels of next to no
@@ -119,7 +118,7 @@ class Trainer:
         self.budget = TokenBudget(base, budget)
         self.completed_steps: list[list[TrainStep]] = [[] for _ in members]
         self.failed: dict[int, str] = {}
-        self._group = _make_trainables(members, base.device)
+        self._group = TrainableLoras([member.initial_weights for member in members], base.device)
         self._moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in self._group.trainable]
         cases = [(member.examples, member.frozen_loras) for member in members]
         self._examples = [one for own in prune_examples(base, cases, [self._group.placement]) for one in own]
@@ -155,10 +154,6 @@ class Trainer:
     def stored_weights(self, member: int) -> LoraWeights:
         """A member's ΔW as the store gives it back. Raises IntegrityFault when a number is not finite there."""
         return self._group.stored_weights(member)
-
-    def packed_core(self, member: int) -> bytes | None:
-        """A member's numbers as they are kept, where they have a core."""
-        return self._group.packed_core(member) if isinstance(self._group, TrainableCores) else None
 
     def _step(self, active: Sequence[int]) -> dict[int, TrainStep]:
         started = time.perf_counter()
@@ -213,7 +208,6 @@ class Trainer:
             self._forward_backward(batch, terms, totals, recomputes=True)
 
         self.budget.run_batches(batches, run, run_recomputing if self.base.llama_decoder is not None else None)
-        self._group.add_penalty_grad()
         losses: list[float] = totals.tolist()
         return {i: losses[i] for i in terms}
 
@@ -297,14 +291,3 @@ class Trainer:
             for i, (value, moments) in enumerate(zip(self._group.trainable, self._moments, strict=True))
             for name, tensor in zip(("value", "exp_avg", "exp_avg_sq"), (value, *moments), strict=True)
         }
-
-
-def _make_trainables(members: Sequence[GroupMember], device: torch.device) -> TrainableLoras | TrainableCores:
-    """The members' initial weights, stacked. Raises ValueError when they are not of one kind."""
-    starts = [member.initial_weights for member in members]
-    first, loras = starts[0], [start for start in starts if isinstance(start, LoraWeights)]
-    if isinstance(first, LoraXsCore) and all(start is first for start in starts):
-        return TrainableCores(first, len(members), device)
-    if len(loras) < len(starts):
-        raise ValueError("a group trains LoRAs, or one and the same core for all members")
-    return TrainableLoras(loras, device)

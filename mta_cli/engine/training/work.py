@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MeasuredLosses:
-    """Mean losses of one member, nats per labelled token or choice; None without examples."""
+    """Mean losses of one member, nats per labelled token or choice; None without examples.
+
+    `common`: of the held-out examples without any LoRA, measured before the training.
+    """
 
     shots: float | None
     heldout: float | None
+    common: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class GroupWork:
         users = [(*member.frozen_loras, *own) for member, own in zip(self.members, loras, strict=True)]
         cases = [(member.examples, own) for member, own in zip(self.members, users, strict=True)]
         cases += list(zip(self.heldout, users, strict=True))
-        losses = mean_losses(base, cases)
-        count = len(self.members)
-        return [MeasuredLosses(a, b) for a, b in zip(losses[:count], losses[count:], strict=True)]
+        if not any(loras):
+            cases += [(examples, ()) for examples in self.heldout]
+        losses, count = mean_losses(base, cases), len(self.members)
+        return [MeasuredLosses(*losses[i::count]) for i in range(count)]

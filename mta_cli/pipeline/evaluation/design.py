@@ -178,7 +178,6 @@ def _measured_bank_design(reg: Registry, request: EvalRequest, measured: Measure
     fold = UserFold(tuple(sorted(sources)), (), measured.test_users)
     anchors = [[anchor.id, anchor.digest] for anchor in usable_anchors(reg, bank)]
     neighbours = [one.item_id for one in reg.neighbours.consenting_neighbours(bank.id)]
-    # without the basis, which the first core makes from the anchors
     content = [bank.key, bank.task_adapter, bank.config, bank.kernel, anchors, neighbours]
     histories = _histories(reg, task, queries, queries)
     key, data, named = _key(request, histories, content), _data_digest(histories), reg.users.groups(task)

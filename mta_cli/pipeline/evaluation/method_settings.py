@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageError
-from mta_cli.options import MAX_STACK_RANK, PLACEMENTS
+from mta_cli.options import PLACEMENTS
 from mta_cli.pipeline.requests import EvalRequest
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
 
     Raises UsageError for an unknown setting and for a value out of bounds.
     """
-    given, defaults = request.method_settings.get(method.name, {}), method.settings_for(bool(request.task.labels))
+    given, defaults = request.method_settings.get(method.name, {}), method.default_settings
     types = {name: type(value) for name, value in defaults.items()}
     if method.stack != "none":
         types |= {"steps": int, "epochs": int}  # without defaults: the number of shots decides, see `stack_schedule`
@@ -72,8 +72,6 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
     if settings.get("placement", "all") != "all":
         settings["placement"] = request.options.placement  # where the fold's anchors act
     converted = {key: _convert_setting(f"{method.name}.{key}", types[key], value) for key, value in given.items()}
-    if method.stack == "core" and converted.get("rank", 1) > MAX_STACK_RANK:
-        raise UsageError(f"{method.name}.rank = {converted['rank']}: a core has a rank of at most {MAX_STACK_RANK}")
     return {**settings, **converted, **method.version_settings}
 
 
@@ -123,7 +121,7 @@ def method_rows() -> list[dict[str, Any]]:
             "step": one.step or None,
             "ladder": one.name in in_ladder,
             "about": one.about,
-            "settings": dict(one.settings_for(labels=True)),
+            "settings": dict(one.default_settings),
         }
         for one in {**{one.name: one for one in PRESET_METHODS}, **in_ladder}.values()
     ]

@@ -167,7 +167,7 @@ def _unlike_originals(settings: Mapping[str, FoldSettings]) -> Iterator[tuple[st
 
 def _split_settings(variants: Sequence[Method], settings: Mapping[str, Any]) -> list[tuple[Method, dict[str, Any]]]:
     """The settings for each variant of a method: those that it has, and those that no variant has."""
-    own = [set(method.settings_for(labels=True)) for method in variants]
+    own = [set(method.default_settings) for method in variants]
     known = set().union(*own)
     return [
         (method, {key: value for key, value in settings.items() if key in names or key not in known})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, Note
-from mta_cli.options import KIND_DECIDES, AdaptOptions, EvalOptions, MachineOptions
+from mta_cli.options import AdaptOptions, EvalOptions, MachineOptions
 from mta_cli.pipeline.evaluation.design import job_name
 from mta_cli.pipeline.requests import restore_adapt_request, restore_bank_request, restore_eval_request
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, bank_label
@@ -183,8 +183,8 @@ def _name_some(names: Sequence[str]) -> str:
 
 
 def _given_options(defaults: AdaptOptions, asked: dict[str, Any]) -> list[str]:
-    """The options of a request that are not the default, in words; none that the stack's kind may have decided."""
-    known = ((name, value, asked.get(name)) for name, value in asdict(defaults).items() if name not in KIND_DECIDES)
+    """The options of a request that are not the default, in words."""
+    known = ((name, value, asked.get(name)) for name, value in asdict(defaults).items())
     return [f"{name.replace('_', ' ')} {given}" for name, value, given in known if given not in (None, value)]
 
 

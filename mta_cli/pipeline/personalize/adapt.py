@@ -1,7 +1,4 @@
-"""The job behind `mta user adapt`: an ultra-low-rank stack on the frozen fusion, trained on a user's shots.
-
-A stack is a LoRA, or a core of a few numbers between the bank's main directions.
-"""
+"""The job behind `mta user adapt`: a LoRA of very low rank on the frozen fusion, trained on a user's shots."""
 
 from __future__ import annotations
 
@@ -19,7 +16,6 @@ from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine, UnitFailed
 from mta_cli.formatting import loss_verdict
 from mta_cli.options import AdaptOptions, MachineOptions
-from mta_cli.pipeline.bank.lora_xs_basis import load_or_make_basis
 from mta_cli.pipeline.bank.screening import usable_anchors
 from mta_cli.pipeline.data.examples import history_mix
 from mta_cli.pipeline.executors import Executors, open_executors
@@ -41,7 +37,6 @@ from mta_cli.pipeline.personalize.method_inputs import query_examples
 from mta_cli.pipeline.requests import AdaptRequest, FuseRequest, adapt_request_json
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, record_request
 from mta_cli.pipeline.training.groups import (
-    CORE_KIND,
     MAX_USERS_PER_GROUP,
     AdapterJob,
     AdapterTraining,
@@ -98,7 +93,6 @@ class AdaptContext:
         self.reg, self.base, self.executor = reg, base, executor
         self.fusing, self.request, self.options = fusing, request, options
         self.bank = fusing.bank.bank
-        self.basis = load_or_make_basis(reg, self.bank) if options.kind == CORE_KIND else None
         self.start = initial_stack(fusing.bank.methods, options)
 
     def merge_fusion(self, recipe: Recipe) -> tuple[LoraWeights, ...]:
@@ -125,9 +119,7 @@ def adapt_users(
     items is skipped, so a stopped run continues where it stopped. With `explicit_top_k`, recipes of another number of
     anchors are made anew, and UsageError is raised where the bank has fewer.
     """
-    options = options.with_kind_defaults(bool(request.task.labels))
-    if options.targets is not None:
-        require_targets(options.targets, request.base.path)
+    require_targets(options.targets, request.base.path)
     bank = current_bank(reg, request.task.name, request.base.fingerprint)
     request = replace(request, embedder=bank_embedder(reg, bank, request.embedder))
     if explicit_top_k:
@@ -211,10 +203,10 @@ def _plan_lines(
     rows = sum(min(len(items), own.batch_size) * own.steps for items, own in zip(busy, schedules, strict=True))
     load = TokenLoad(
         round(rows * row.mean),
-        options.placement or bank.config["placement"],
+        options.placement,
         round(len(every) * row.mean),
         min(len(busy), MAX_USERS_PER_GROUP),
-        options.rank if options.kind != CORE_KIND else 0,
+        options.rank,
         request.options.top_k * bank.config.get("rank", 0),
     )
     return (
@@ -347,14 +339,13 @@ def _training_group(
     ]
     queries = [len(examples) for examples in heldout]
     on_trained = partial(_store_stacks, context, targets, queries, runs, results)
-    return TrainingGroup(trainings, on_trained, heldout, context.basis)
+    return TrainingGroup(trainings, on_trained, heldout)
 
 
 def _stack_member(context: AdaptContext, target: AdaptTarget) -> GroupMember:
     """What the trainer takes for a user: the examples of the shots, and the merged fusion below the stack."""
     from mta_cli.engine.methods.stacks import stack_member
 
-    assert context.start is not None, "cores have a basis"
     methods, own = context.fusing.bank.methods, context.fusing.user_shots(target.user, target.shots)
     fusion = context.merge_fusion(target.recipe)
     member = stack_member(methods, own, fusion, context.start, context.options, context.request.memory)
@@ -388,18 +379,17 @@ def _job(context: AdaptContext, user: User, shots: list[Item], recipe: Recipe) -
     if request.machine.formats != MachineOptions().formats:
         config["formats"] = request.machine.formats  # stacks of earlier versions name none, which means the default
     job = AdapterJob(
-        CORE_KIND if options.kind == CORE_KIND else "stack",
+        "stack",
         user.name,
         bank.task_adapter,
         options.rank,
-        options.alpha or float(options.rank),
-        options.targets or "",
-        options.placement or "",
+        options.alpha,
+        options.targets,
+        options.placement,
         request.machine.seed,
         context.reg.items.hash_items(shots),
         schedule,
         config,
-        pull=options.pull or 0.0,
     )
     identity = hashlib.sha256(job.checkpoint_key(bank.base).encode()).hexdigest()
     return replace(job, config={**config, "identity": identity})
@@ -425,11 +415,11 @@ def _store_stacks(
             reg.runs.fail_run(run.id, adapter)
             made.append(None)
             continue
-        stack = _make_stack(target, context.bank, adapter, before, after, trained.packed_cores.get(i))
+        stack = _make_stack(target, context.bank, adapter, before, after)
         reg.stacks.save_stack(stack)
         made.append(stack)
         seconds = sum(step.seconds for step in trained.steps[i])
-        results[target.user.id] = _entry(target.user, target.recipe, stack, queries[i], seconds)
+        results[target.user.id] = _entry(target.user, target.recipe, stack, queries[i], before.common, seconds)
         reg.runs.finish_run(run.id, results[target.user.id])
     for target in targets:
         del runs[target.user.id]
@@ -443,12 +433,7 @@ def _store_stacks(
 
 
 def _make_stack(
-    target: AdaptTarget,
-    bank: Bank,
-    adapter: Adapter,
-    before: MeasuredLosses,
-    after: MeasuredLosses,
-    numbers: bytes | None,
+    target: AdaptTarget, bank: Bank, adapter: Adapter, before: MeasuredLosses, after: MeasuredLosses
 ) -> Stack:
     return Stack(
         target.user.id,
@@ -460,9 +445,8 @@ def _make_stack(
         before.shots or 0.0,
         after.shots or 0.0,
         target.recipe.shares,
-        adapter.bytes if numbers is None else len(numbers),
+        adapter.bytes,
         identity=target.job.config["identity"],
-        numbers=numbers,
         heldout_before=before.heldout,
         heldout_after=after.heldout,
     )
@@ -480,8 +464,14 @@ def _warn_if_unmoved(user: User, stack: Stack, norm: float) -> Iterator[Event]:
 
 
 def _entry(
-    user: User, recipe: Recipe, stack: Stack | None = None, queries: int = 0, seconds: float = 0.0
+    user: User,
+    recipe: Recipe,
+    stack: Stack | None = None,
+    queries: int = 0,
+    common: float | None = None,
+    seconds: float = 0.0,
 ) -> dict[str, Any]:
+    """A user's entry in the result: losses on shots, and on held-out queries under common model, fusion and stack."""
     return {
         "user": user.name,
         "shots": stack.shots if stack else 0,
@@ -489,6 +479,7 @@ def _entry(
         "loss_before": stack.loss_before if stack else None,
         "loss_after": stack.loss_after if stack else None,
         "heldout_queries": queries,
+        "heldout_common": common,
         "heldout_before": stack.heldout_before if stack else None,
         "heldout_after": stack.heldout_after if stack else None,
         "recipe_bytes": recipe.bytes,

@@ -96,19 +96,8 @@ def load_bank_context(
         memory.label_memory if base is not None else memory.without_neighbours,
         tokens,
         {n: floors[one.id] for n, one in enumerate(anchors) if one.id in floors},
-        lambda: _basis_weights(reg, bank),
     )
     return BankContext(bank, anchors, memory, methods)
-
-
-def _basis_weights(reg: Registry, bank: Bank) -> LoraWeights | None:
-    from mta_cli.errors import BadInput
-    from mta_cli.pipeline.bank.lora_xs_basis import load_or_make_basis
-
-    try:
-        return load_or_make_basis(reg, bank).weights
-    except BadInput:  # the anchors do not move the model
-        return None
 
 
 def user_shots(

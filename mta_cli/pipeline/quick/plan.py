@@ -97,7 +97,7 @@ class Workload:
         """The schedule of a stack with so many shots."""
         from mta_cli.engine.methods.stacks import stack_schedule
 
-        return stack_schedule(shots, self.adapt.with_kind_defaults(self.labels))
+        return stack_schedule(shots, self.adapt)
 
 
 def _mean(counts: Sequence[int]) -> float:

@@ -28,16 +28,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 T = TypeVar("T")
-CORE_KIND = "core"  # the kind of a job that trains LoRA-XS cores on its group's basis
 MAX_USERS_PER_GROUP = 64  # the most users in a group
-
-
-@dataclass(frozen=True)
-class BankBasis:
-    """The stored LoRA-XS basis of a bank."""
-
-    adapter: Adapter
-    weights: LoraWeights
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,6 @@ class AdapterJob:
     schedule: Schedule
     config: dict[str, Any] = field(default_factory=dict)
     display_label: str = ""
-    pull: float = 0.0
 
     @property
     def title(self) -> str:
@@ -78,7 +68,6 @@ class AdapterJob:
                 self.seed,
                 self.data_hash,
                 self.schedule,
-                self.pull,
                 sorted(self.config.items()),
             )
         )
@@ -113,7 +102,7 @@ OnTrained = Callable[[list[Adapter | str], TrainingResult], Iterator[Event]]
 
 @dataclass(frozen=True)
 class TrainingGroup:
-    """Trainings that run together: all have the same modules, rank, alpha and placement, or are cores on `basis`.
+    """Trainings that run together: all have the same modules, rank, alpha and placement.
 
     `on_trained` is called with the stored adapters, or with the error of each failed member. It stores what depends on
     them and yields events. With `heldout`, examples for each member, losses are measured before and after.
@@ -122,7 +111,6 @@ class TrainingGroup:
     trainings: Sequence[AdapterTraining]
     on_trained: OnTrained
     heldout: tuple[Sequence[TrainingExample], ...] | None = None
-    basis: BankBasis | None = None
 
     @property
     def jobs(self) -> list[AdapterJob]:
@@ -138,16 +126,14 @@ class TrainingGroup:
 def max_group_size(base: LoadedBase, job: AdapterJob, frozen_bytes: int = 0) -> int:
     """The largest number of adapters like this one that train together within the base's limits.
 
-    Each is above frozen LoRAs of at most `frozen_bytes`. Cores are so small that their own numbers do not count.
+    Each is above frozen LoRAs of at most `frozen_bytes`.
     """
     from mta_cli.engine.lora.adapter import find_target_modules
 
-    bytes_each = frozen_bytes
-    if job.kind != CORE_KIND:
-        paths, _ = find_target_modules(base.model, job.targets, job.placement)
-        modules = [base.model.get_submodule(path) for path in paths]
-        widths = sum(module.out_features + module.in_features for module in modules)
-        bytes_each += 4 * 4 * job.rank * widths  # value, gradient and two moments
+    paths, _ = find_target_modules(base.model, job.targets, job.placement)
+    modules = [base.model.get_submodule(path) for path in paths]
+    widths = sum(int(module.out_features) + int(module.in_features) for module in modules)
+    bytes_each = frozen_bytes + 4 * 4 * job.rank * widths  # value, gradient and two moments
     return max(1, min(MAX_USERS_PER_GROUP, base.limits.group_bytes // max(1, bytes_each)))
 
 
@@ -266,22 +252,19 @@ class _SessionRecorder:
             self._reg.files.write_checkpoint(self._key, state)
 
     def _store_adapters(self, trained: TrainingResult) -> Iterator[Event]:
-        """Store the adapters and call the group's `on_trained`, which stores the numbers of cores.
+        """Store the adapters and call the group's `on_trained`.
 
         All members are stored in one transaction: the rest of a half-stored group would train with other members, and
         so to other bytes.
         """
         self._settled = True
-        reg, basis = self._reg, self._group.basis
+        reg = self._reg
         results: list[Adapter | str] = [trained.failures.get(i, "") for i in range(len(self._group.jobs))]
         for i, weights in trained.weights.items():
-            job = self._group.jobs[i]
-            results[i] = (
-                basis.adapter if basis is not None else _write_adapter(reg, self._base, job, weights, trained, i)
-            )
+            results[i] = _write_adapter(reg, self._base, self._group.jobs[i], weights, trained, i)
         with reg.files.consume_checkpoint(self._key), reg.transaction():
             for one in results:
-                if basis is None and isinstance(one, Adapter):
+                if isinstance(one, Adapter):
                     reg.adapters.add_adapter(one)
             told = list(self._group.on_trained(results, trained))
         yield from told

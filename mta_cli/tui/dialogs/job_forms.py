@@ -53,8 +53,8 @@ BANK_ADVANCED_FIELDS = (
     "task_learning_rate",
     "held_out_weights",
 )
-ADAPT_MAIN_FIELDS = ("shots", "kind", "rank", "steps")
-ADAPT_ADVANCED_FIELDS = ("epochs", "learning_rate", "batch_size", "pull", "alpha", "targets", "placement")
+ADAPT_MAIN_FIELDS = ("shots", "rank", "steps")
+ADAPT_ADVANCED_FIELDS = ("epochs", "learning_rate", "batch_size", "alpha", "targets", "placement")
 EVAL_MAIN_FIELDS = ("methods", "reference", "shots", "folds")
 EVAL_ADVANCED_FIELDS = ("placement", "memory", "calibrate", "only_earlier", "others")
 EVAL_BANK_FIELDS = ("anchors", "epochs", "min_items", "max_items", "task_epochs")
@@ -169,7 +169,6 @@ def _adapt_request(context: FormContext, filled: FormValues) -> JobRequest:
     options = build_options(
         context, filled, AdaptOptions, FuseOptions, MemoryOptions, PromptOptions, ModelOptions, MachineOptions
     )
-    options[AdaptOptions].with_kind_defaults(labels=True)  # refuses a value of the other kind before the job begins
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
         from mta_cli.pipeline.personalize.adapt import adapt_users

@@ -46,7 +46,6 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "demo": ("machine",),
 }
 """The sections whose options a command has flags for, the first that has a name before the others."""
-OF_A_CORE = ("pull",)
 
 
 @pytest.fixture(autouse=True)
@@ -98,9 +97,8 @@ def test_every_flag_reaches_the_job_and_its_plan(command: str, monkeypatch: pyte
     flags = option_flags(command)
     assert flags
     for name, setting in flags.items():
-        kind = ["--kind", "core"] if command == "user adapt" and name in OF_A_CORE else []
-        asked, plan = given(*kind, *other_value(setting))
-        assert asked != given(*kind)[0], name
+        asked, plan = given(*other_value(setting))
+        assert asked != given()[0], name
         if plan and not setting.key.startswith("models."):
             assert plan[setting.key] in (f"flag {setting.flag}", f"flag --no-{setting.flag[2:]}")
 
@@ -147,16 +145,7 @@ def test_the_published_choices_reach_the_jobs(monkeypatch: pytest.MonkeyPatch) -
     assert not bank.options.task_adapter and bank.options.placement == "all"
     (_, fuse, stack), _ = job_call(monkeypatch, "user adapt", *WORDS["user adapt"], "--preset", "published")
     assert (fuse.options.weights, fuse.options.top_k, fuse.memory.memory) == ("similarity", 2, "off")
-    assert (stack.kind, stack.rank, stack.targets) == ("lora", 4, "all-linear")
-
-
-def test_a_kind_that_a_flag_gives_takes_no_value_of_the_other_kind_but_by_flag(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MTA_ADAPT_PLACEMENT", "late")
-    words = (*WORDS["user adapt"], "--preset", "published", "--kind", "core")
-    (_, _, stack), _ = job_call(monkeypatch, "user adapt", *words)
-    assert (stack.kind, stack.rank, stack.alpha, stack.targets, stack.placement) == ("core", 4, None, None, None)
-    refused = mta("user", "adapt", *words, "--alpha", "8")
-    assert refused.code == 2 and "adapt.alpha: a core has none" in refused.err
+    assert (stack.rank, stack.alpha, stack.targets) == (4, 8.0, "all-linear")
 
 
 @pytest.mark.parametrize("preset", PRESETS)

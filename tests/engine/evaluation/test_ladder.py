@@ -148,3 +148,11 @@ def test_eight_users_who_all_gain_are_enough_for_all_steps() -> None:
     grown = {name: shifted(base, 0.1 * place) for place, name in enumerate(STEP_NAMES[1:7])}
     found = judge_ladder({**grown, ANOTHERS: base}, "accuracy", unit="users", seed=0)
     assert set(verdicts(found).values()) == {"worth it"} and len(found["comparisons"]) == 6
+
+
+def test_reports_and_steps_mean_the_same_by_personal() -> None:
+    """Reports do not import the engine, so that the window opens quickly."""
+    from mta_cli.engine.evaluation import ladder
+    from mta_cli.pipeline.report import ladder_text
+
+    assert ladder_text.PERSONAL_STEPS == ladder.PERSONAL_STEPS

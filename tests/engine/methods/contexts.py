@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from mta_cli.engine.lora.adapter import LoraWeights
-from mta_cli.engine.lora.lora_xs import bank_basis
 from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserShots
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
-from mta_cli.options import MAX_STACK_RANK
 from tests.engine.lora_cases import random_lora, random_rows
 
 WIDTH = 8
@@ -28,19 +26,11 @@ def units(count: int, seed: int) -> Tensor:
 def a_context(
     base: LoadedBase, anchors: Sequence[LoraWeights] | int = 5, *, placement: str = "upper", seed: int = 0
 ) -> MethodContext:
-    """A context with `anchors`, or with as many random ones, and random profiles. Cores stand on their basis."""
+    """A context with `anchors`, or with as many random ones, and random profiles."""
     if isinstance(anchors, int):
         anchors = [random_lora(base.model, i, placement=placement) for i in range(anchors)]
     given = list(anchors)
-    basis = bank_basis(given, MAX_STACK_RANK)
-    return MethodContext(
-        base,
-        BUILTIN_TASKS["free"],
-        given,
-        units(len(given), 7),
-        seed,
-        make_basis=lambda: None if basis is None else basis.cast_for_storage(),
-    )
+    return MethodContext(base, BUILTIN_TASKS["free"], given, units(len(given), 7), seed)
 
 
 def a_user(rows: Sequence[TrainingRow] | int, number: int = 0, profile: Tensor | None = None) -> UserShots:
@@ -53,7 +43,7 @@ def a_user(rows: Sequence[TrainingRow] | int, number: int = 0, profile: Tensor |
 
 def settings_of(method: Method, *, labels: bool = True, **changes: float | int | str | bool) -> Settings:
     """The method's own settings, some of them changed."""
-    own = method.settings_for(labels)
+    own = method.default_settings
     assert set(changes) <= {*own, "steps", "epochs"}
     return {**own, **changes}
 

@@ -22,10 +22,10 @@ mta-recipe mta-published mta-released per-pcs prime permuted-recipes permuted-an
 COMPOSED = (
     "task:evidence:lora+habit",
     "base:uniform:none",
-    "task:learned:core+neighbours",
+    "task:learned:lora+neighbours",
     "task:softmax:lora+off",
     "permuted-mta",
-    "permuted-task:none:core+habit",
+    "permuted-task:none:lora+habit",
 )
 METHODS = [*PRESET_METHODS, *map(find_method, COMPOSED)]
 EVERY = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -34,7 +34,7 @@ QUICK = {"steps": 2, "epochs": 1, "evaluations": 6, "placement": "late"}
 
 def quick(method: Method, labels: bool) -> Settings:
     """The method's own settings, with as little work as they allow."""
-    own = method.settings_for(labels)
+    own = method.default_settings
     steps = {"steps"} if method.stack != "none" else set()
     return {**own, **{name: value for name, value in QUICK.items() if name in {*own, *steps}}}
 
@@ -61,7 +61,7 @@ def test_names_come_back_once_and_in_their_order() -> None:
         ("fusoin", "did you mean fusion?"),
         ("qqq", "mta eval methods"),
         ("task:evidence", "BELOW:ANCHORS:STACK, as task:evidence:lora"),
-        ("task:evidence:adapter", "none, core, lora"),
+        ("task:evidence:adapter", "none, lora"),
         ("floor:none:none", "base, task"),
         ("permuted-mat", "did you mean mta?"),
         ("permuted-pooled", "pooled has no LoRA of a user's own to permute"),
@@ -89,7 +89,7 @@ def test_a_suffix_gives_any_method_another_label_memory() -> None:
             named = stem if find_method(stem).memory == memory else f"{stem}+{memory}"
             assert (found.name, found.memory) == (named, memory)
             assert (found.anchors, found.stack) == (find_method(stem).anchors, find_method(stem).stack)
-            assert ("prior_weight" in found.settings_for(True)) == (memory != "off")
+            assert ("prior_weight" in found.default_settings) == (memory != "off")
     assert find_method("stack", "habit").name == "stack+habit" and find_method("mta", "neighbours").name == "mta"
     assert find_method("stack+off", "habit").name == "stack", "a suffix stands above the option"
     assert find_method("majority", "habit").name == "majority"
@@ -103,7 +103,7 @@ def test_a_suffix_gives_any_method_another_label_memory() -> None:
     ("control", "method"),
     [
         ("permuted-mta", "mta"),
-        ("permuted-task:none:core", "task:none:core"),
+        ("permuted-task:none:lora", "task:none:lora"),
         ("permuted-recipes", "mta-recipe"),
         ("permuted-per-pcs", "per-pcs"),
     ],
@@ -132,7 +132,7 @@ def test_the_published_preset_is_the_papers_choice() -> None:
     """One table gives it to `mta bank build`, `mta user adapt` and `mta eval run`."""
     method = find_method("mta-published")
     assert (method.below, method.anchors, method.stack, method.memory) == ("base", "similarity", "lora", "off")
-    settings = method.settings_for(True)
+    settings = method.default_settings
     for key, value in PRESETS["published"].items():
         section, _, name = key.partition(".")
         if section in ("fuse", "adapt") and name in settings:
@@ -144,11 +144,10 @@ def test_the_published_preset_is_the_papers_choice() -> None:
 @EVERY
 def test_settings_that_are_tried_are_the_methods_own_and_of_their_kind(method: Method) -> None:
     """Settings are part of what an answer is stored under, where 1 and 1.0 are two."""
-    for labels in (True, False):
-        own = method.settings_for(labels)
-        for laid in method.grid:
-            assert {name: type(value) for name, value in laid.items()} == {name: type(own[name]) for name in laid}
-        assert all(type(value) in (int, float, str, bool) for value in own.values())
+    own = method.default_settings
+    for laid in method.grid:
+        assert {name: type(value) for name, value in laid.items()} == {name: type(own[name]) for name in laid}
+    assert all(type(value) in (int, float, str, bool) for value in own.values())
 
 
 @EVERY
@@ -222,9 +221,7 @@ def test_a_training_that_fails_is_told_and_leaves_the_rest(base: LoadedBase) -> 
 
 
 def test_the_defaults_are_those_of_the_options() -> None:
-    settings = find_method("mta").settings_for(True)
-    fuse, adapt = FuseOptions(), AdaptOptions().with_kind_defaults(labels=True)
+    settings = find_method("mta").default_settings
+    fuse, adapt = FuseOptions(), AdaptOptions()
     assert settings["sharpness"] == fuse.sharpness and settings["candidates"] == fuse.candidates
     assert settings["learning_rate"] == adapt.learning_rate == 0.002
-    core = find_method("task:evidence:core")
-    assert [core.settings_for(labels)["learning_rate"] for labels in (True, False)] == [0.03, 0.1]

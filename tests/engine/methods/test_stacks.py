@@ -1,4 +1,4 @@
-"""Stacks of one group: each user's own LoRA or core, trained on the fusion below it, as the store gives it back."""
+"""Stacks of one group: each user's own LoRA, trained on the fusion below it, as the store gives it back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from mta_cli.engine.lora.adapter import LoraWeights
-from mta_cli.engine.lora.lora_xs import LoraXsCore
 from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.methods.stacks import (
     UserStack,
@@ -30,9 +29,7 @@ from tests.engine.methods.contexts import a_context, a_user, same
 from tests.engine.methods.tagging import taught
 
 OFF = MemoryOptions("off")
-CORE = AdaptOptions(kind="core", learning_rate=0.1)
-LORA = AdaptOptions(kind="lora", placement="late")
-BOTH = pytest.mark.parametrize("options", [LORA, CORE], ids=["lora", "core"])
+LORA = AdaptOptions(placement="late")
 
 
 def late_context(base: LoadedBase, anchors: int = 3, seed: int = 0) -> MethodContext:
@@ -78,53 +75,40 @@ def test_a_lora_fits_the_shots_and_is_kept_in_float16(base: LoadedBase) -> None:
     ],
 )
 def test_the_more_shots_the_fewer_passes(rows: int, given: dict[str, int], steps: int, batch_size: int) -> None:
-    schedule = stack_schedule(rows, replace(CORE, **given))
+    schedule = stack_schedule(rows, replace(LORA, **given))
     assert (schedule.steps, schedule.batch_size) == (steps, batch_size)
 
 
-def test_a_core_fits_the_shots_where_the_anchors_act(base: LoadedBase) -> None:
-    user, context = a_user(4), late_context(base)
-    core = alone(context, user, replace(CORE, steps=30, learning_rate=0.3, pull=0.0))
-    assert mean_loss(base, user.rows, (core,)) < mean_loss(base, user.rows) - 0.02
-    assert core.rank == 2 and core.scale == 1.0 and core.placement == context.anchors[0].placement
-    assert list(core.factors) == list(context.anchors[0].factors)
-
-
-@BOTH
-def test_a_stack_is_what_the_trainer_makes_of_its_members(base: LoadedBase, options: AdaptOptions) -> None:
+def test_a_stack_is_what_the_trainer_makes_of_its_members(base: LoadedBase) -> None:
     context, users = late_context(base, seed=3), [a_user(3), a_user(5, 1)]
     fusions: list[Any] = [(context.anchors[0],), ()]
-    options = replace(options, steps=4, batch_size=2).with_kind_defaults(labels=False)
+    options = replace(LORA, steps=4, batch_size=2)
     start = initial_stack(context, options)
-    assert isinstance(start, LoraXsCore if options.kind == "core" else LoraWeights)
     members = [stack_member(context, u, f, start, options, OFF) for u, f in zip(users, fusions, strict=True)]
     assert all(member.seed == 3 and member.schedule == stack_schedule(0, options) for member in members)
     trainer = Trainer(base, members)
     list(trainer.train_steps())
     for n, own in enumerate(fit(context, users, options, fusions)):
         assert same(own.loras[0], trainer.stored_weights(n))
-        packed = trainer.packed_core(n)
-        assert own.bytes == (len(packed) if packed is not None else 2 * own.loras[0].num_parameters)
+        assert own.bytes == 2 * own.loras[0].num_parameters
 
 
-@BOTH
-def test_it_is_trained_above_the_fusion(base: LoadedBase, options: AdaptOptions) -> None:
+def test_it_is_trained_above_the_fusion(base: LoadedBase) -> None:
     user, context = a_user(random_rows([24] * 4)), late_context(base)
     fusion = (taught(base, user.rows),)
-    options = replace(options, steps=20, learning_rate=5e-3 if options.kind == "lora" else 0.1)
+    options = replace(LORA, steps=20, learning_rate=5e-3)
     above = alone(context, user, options, fusion)
     assert mean_loss(base, user.rows, (*fusion, above)) < mean_loss(base, user.rows, fusion)
     assert not same(above, alone(context, user, options))
 
 
-@BOTH
-def test_company_changes_nothing_but_rounding(base: LoadedBase, options: AdaptOptions) -> None:
+def test_company_changes_nothing_but_rounding(base: LoadedBase) -> None:
     users, context = [a_user(3), a_user(0, 1), a_user(1, 2)], late_context(base)
-    found, again = (fit(context, users, options) for _ in range(2))
+    found, again = (fit(context, users, LORA) for _ in range(2))
     assert found[1] == again[1] == UserStack()
     for n in (0, 2):
         assert same(found[n].loras[0], again[n].loras[0]) and found[n].bytes == again[n].bytes > 0
-        assert difference(found[n].loras[0], alone(context, users[n], options)) < 2e-3
+        assert difference(found[n].loras[0], alone(context, users[n], LORA)) < 2e-3
 
 
 def test_epochs_decide_the_number_of_steps() -> None:
@@ -133,34 +117,27 @@ def test_epochs_decide_the_number_of_steps() -> None:
     assert stack_schedule(5, replace(options, epochs=2)) == Schedule(6, 2, 0.1)
 
 
-@BOTH
-def test_a_user_without_shots_has_no_stack_and_has_not_failed(base: LoadedBase, options: AdaptOptions) -> None:
+def test_a_user_without_shots_has_no_stack_and_has_not_failed(base: LoadedBase) -> None:
     context = late_context(base)
-    assert fit(context, [a_user(0), a_user(0, 1)], options) == [UserStack(), UserStack()]
-    assert fit(context, [], options) == []
+    assert fit(context, [a_user(0), a_user(0, 1)], LORA) == [UserStack(), UserStack()]
+    assert fit(context, [], LORA) == []
 
 
-@BOTH
 @pytest.mark.parametrize(("steps", "rate"), [(1, 1e6), (1, float("nan")), (3, float("nan"))])
-def test_a_training_that_fails_is_told(base: LoadedBase, options: AdaptOptions, steps: int, rate: float) -> None:
+def test_a_training_that_fails_is_told(base: LoadedBase, steps: int, rate: float) -> None:
     """Numbers that float16 cannot hold, numbers that are not finite, and such a loss."""
-    options = replace(options, steps=steps, learning_rate=rate)
+    options = replace(LORA, steps=steps, learning_rate=rate)
     assert fit(late_context(base), [a_user(1), a_user(0, 1)], options) == [UserStack(failed=True), UserStack()]
 
 
-@BOTH
-def test_one_that_fails_leaves_the_others_alone(base: LoadedBase, options: AdaptOptions) -> None:
+def test_one_that_fails_leaves_the_others_alone(base: LoadedBase) -> None:
     users, context = [a_user(3), a_user(2, 1), a_user(2, 2)], late_context(base)
     anchor = context.anchors[0]
     broken = replace(anchor, factors={path: (a, b + float("nan")) for path, (a, b) in anchor.factors.items()})
-    found, wanted = fit(context, users, options, [(), (broken,), ()]), fit(context, users, options)
+    found, wanted = fit(context, users, LORA, [(), (broken,), ()]), fit(context, users, LORA)
     assert found[1] == UserStack(failed=True)
     for n in (0, 2):
         assert difference(found[n].loras[0], wanted[n].loras[0]) < 2e-3
-
-
-def test_a_bank_without_directions_gives_no_core_and_no_failure(base: LoadedBase) -> None:
-    assert fit(a_context(base, 0), [a_user(2), a_user(0, 1)], CORE) == [UserStack(), UserStack()]
 
 
 def test_bytes_are_two_for_each_number(base: LoadedBase) -> None:
@@ -168,8 +145,6 @@ def test_bytes_are_two_for_each_number(base: LoadedBase) -> None:
     for placement, layers in (("late", 1), ("all", 2)):
         (own,) = fit(a_context(base, 0), [a_user(1)], replace(LORA, placement=placement, rank=3))
         assert own.bytes == 2 * 3 * layers * (64 + 64 + 64 + 32)
-    (core,) = fit(late_context(base), [a_user(1)], replace(CORE, rank=3))
-    assert core.bytes == 2 * 7 * 9
 
 
 def test_targets_that_the_base_lacks_are_refused(base: LoadedBase) -> None:

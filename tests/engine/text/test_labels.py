@@ -77,5 +77,5 @@ def test_the_majority_of_other_spellings(base: LoadedBase) -> None:
     task = replace(BUILTIN_TASKS["lamp-3"], kind="label", metric="accuracy")
     bench = replace(bench, task=task, memory=replace(bench.memory, rates=(0.2,) * 5, labels=task.labels))
     for outputs in (["01", "1", "5", "5.0", "1.0"], ["1", "1", "5", "5", "1"]):
-        (made,) = build_models(METHOD, bench, [tagger(base, task, outputs)], METHOD.settings_for(True))
+        (made,) = build_models(METHOD, bench, [tagger(base, task, outputs)], METHOD.default_settings)
         assert made.answerer is not None and made.answerer("any")[0] == "1"

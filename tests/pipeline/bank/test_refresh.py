@@ -28,7 +28,19 @@ from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.users.consent import set_consent
 from store.records import REFUSED_USERS_KEY, Anchor, NewItem
 from store.registry import Registry
-from tests.pipeline.town import CPU, LORA, QUICK, SHORT, TAGS, TASK, bank_request, built, finish, fuse_request, notes
+from tests.pipeline.town import (
+    CPU,
+    QUICK,
+    SHORT,
+    TAGS,
+    TASK,
+    bank_request,
+    built,
+    finish,
+    fuse_request,
+    give_core,
+    notes,
+)
 
 HERE = MachineOptions(device="cpu", dtype="bfloat16", seed=7)  # all but the device must come from the bank
 
@@ -124,7 +136,7 @@ def test_whoever_rested_on_it_is_named_and_the_others_keep_what_they_have(people
     first, second, third = anchors(peopled)
     for name in SHORT:
         finish(fuse_user(peopled, peopled.users.get(name), fuse_request(weights="uniform", top_k=1)))
-        finish(adapt_users(peopled, [peopled.users.get(name)], fuse_request(), LORA))
+        finish(adapt_users(peopled, [peopled.users.get(name)], fuse_request(), QUICK))
     on = {name: peopled.recipes.of_user(peopled.users.get(name).id)[0].shares[0].anchor_id for name in SHORT}
     assert set(on.values()) == {first.id, second.id, third.id}
     forget(peopled, 0)
@@ -141,7 +153,7 @@ def test_whoever_rested_on_it_is_named_and_the_others_keep_what_they_have(people
 def test_a_core_rests_on_every_anchor(peopled: Registry) -> None:
     built(peopled)
     finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request(weights="uniform", top_k=1)))
-    finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), QUICK))
+    give_core(peopled, "ida")
     user = peopled.users.get("ida").id
     mine = peopled.recipes.of_user(user)[0].shares[0].anchor_id
     basis = peopled.banks.get("lamp-2").basis
@@ -273,7 +285,7 @@ def test_no_new_anchor_leaves_while_it_is_trained(peopled: Registry) -> None:
 
 def test_an_anchor_that_nobody_can_replace_is_taken_out(peopled: Registry) -> None:
     built(peopled, anchors=9)
-    finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), QUICK))
+    give_core(peopled, "ida")  # it rests on all anchors
     forget(peopled, 4)
     key = peopled.banks.get("lamp-2").key
     result, seen = refreshed(peopled)

@@ -230,7 +230,7 @@ def test_every_method_is_listed_with_its_settings() -> None:
     assert list(steps.values()) == sorted(STEP_NAMES, key=[*steps.values()].index), "each step once"
     assert steps["pooled-rag+neighbours"] == "common+memory" and steps["permuted-mta"] == "another's"
     assert rows["oppu"]["step"] is None and not rows["oppu"]["ladder"]
-    assert rows["stack"]["settings"] == PRESETS_BY_NAME["stack"].settings_for(True)
+    assert rows["stack"]["settings"] == PRESETS_BY_NAME["stack"].default_settings
 
 
 def test_consent_and_whose_a_query_is_decide_too(peopled: Registry) -> None:

@@ -106,14 +106,6 @@ def test_it_goes_on_with_the_same_bank_and_users(banked: Registry) -> None:
     assert make_design(banked, asked).key == begun.key, "others do not matter"
 
 
-def test_the_first_core_does_not_make_it_another_design(banked: Registry) -> None:
-    """The bank's basis is made while it is measured."""
-    first, _ = finish(run_evaluation(banked, request(banked, ["ida", "jon"], methods="task:evidence:core")))
-    assert banked.banks.get(TASK.name).basis is not None
-    again, _ = finish(run_evaluation(banked, request(banked, ["ida", "jon"], methods="task:evidence:core,majority")))
-    assert again["evaluation"] == first["evaluation"]
-
-
 def test_a_bank_that_has_changed_is_another_design(banked: Registry) -> None:
     """Answers of one evaluation are all of one bank: anchors, neighbours and fitted numbers."""
     asked, bank = request(banked, ["ida", "jon"]), banked.banks.get(TASK.name)

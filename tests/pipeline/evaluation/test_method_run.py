@@ -49,7 +49,7 @@ def field(peopled: Registry) -> EvalContext:
 
 
 def column(name: str, fold: int = 0) -> MethodRun:
-    return MethodRun(fold, find_method(name), dict(find_method(name).settings_for(True)))
+    return MethodRun(fold, find_method(name), dict(find_method(name).default_settings))
 
 
 def test_everything_about_an_answer_is_stored(trial: Trial) -> None:
@@ -232,7 +232,7 @@ def test_a_memory_that_is_only_added_says_nothing_of_whose_an_answer_is(field: E
     number = begun(field.reg, field.request)
     for name in ("mta-recipe+off", "mta-recipe+habit"):
         method = find_method(name)
-        settings = {**method.settings_for(True), **method.version_settings}
+        settings = {**method.default_settings, **method.version_settings}
         list(run_method(field, number, MethodRun(0, method, settings), 0))
     rows = field.reg.evaluations.predictions.load_predictions(number)
     assert {p.method: p.whose is None for p in rows} == {"mta-recipe+off": False, "mta-recipe+habit": True}

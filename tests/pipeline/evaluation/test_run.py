@@ -24,8 +24,6 @@ from tests.metrics_by_hand import score
 from tests.pipeline.evaluation.trial import ALL, eval_request, timeless
 from tests.pipeline.town import finish, notes
 
-CORE = "task:evidence:core"
-
 
 def test_every_method_answers_everybody_once(peopled: Registry) -> None:
     result, seen = finish(run_evaluation(peopled, eval_request()))
@@ -139,7 +137,6 @@ def test_given_settings_stand_over_all_others(peopled: Registry) -> None:
         ({"methods": "mta", "reference": "mat"}, "no method 'mat'"),
         ({"methods": "stack", "given": {"stack": {"placement": "nowhere"}}}, "choose one of all, upper, late"),
         ({"methods": "mta", "given": {"mta": {"rank": "0"}}}, r"mta.rank = '0': this is a number above 0"),
-        ({"methods": CORE, "given": {CORE: {"rank": "5"}}}, "core.rank = 5: a core has a rank of at most 4"),
         ({"methods": "mta", "given": {"mta": {"learning_rate": "nan"}}}, "above 0"),
         ({"methods": "stack", "given": {"stack": {"alpha": "inf"}}}, "above 0"),
         ({"methods": "mta", "given": {"mta": {"prior_weight": "-1"}}}, "of at least 0"),
@@ -169,7 +166,7 @@ def test_personal_parts_act_where_the_evaluation_says(peopled: Registry) -> None
     assert resolve_settings(PRESETS_BY_NAME["oppu"], chosen, {})["placement"] == "all"
     given = replace(chosen, method_settings={"stack": {"placement": "late"}})
     assert resolve_settings(PRESETS_BY_NAME["stack"], given, {"steps": 3}) == {
-        **PRESETS_BY_NAME["stack"].settings_for(True),
+        **PRESETS_BY_NAME["stack"].default_settings,
         **PRESETS_BY_NAME["stack"].version_settings,
         "steps": 3,
         "placement": "late",
@@ -217,7 +214,7 @@ def test_what_is_tried_is_tried_once_the_defaults_first(peopled: Registry) -> No
     request = eval_request(methods="oppu", given={"oppu": {"rank": "2"}})
     tried = trials(PRESETS_BY_NAME["oppu"], request)
     oppu = PRESETS_BY_NAME["oppu"]
-    assert tried[0] == {**oppu.settings_for(True), **oppu.version_settings, "rank": 2} and all(
+    assert tried[0] == {**oppu.default_settings, **oppu.version_settings, "rank": 2} and all(
         own["rank"] == 2 for own in tried
     )
     assert len(tried) == len(PRESETS_BY_NAME["oppu"].grid) and len(trials(PRESETS_BY_NAME["base"], request)) == 1
@@ -364,27 +361,27 @@ def test_what_was_given_for_a_method_is_told_when_others_are_added(
 
 def test_a_control_is_trained_as_its_method(peopled: Registry) -> None:
     """With what was tuned and given for the method, and nothing tuned for itself."""
-    names = "task:none:core,permuted-task:none:core"
+    names = "task:none:lora,permuted-task:none:lora"
     with pytest.raises(UsageError, match="none of these methods"):
         finish(tune_evaluation(peopled, eval_request(methods="permuted-mta")))
     tuned, _ = finish(tune_evaluation(peopled, eval_request(methods="task:none:lora+habit", given={})))
     best = tuned["tuned"][0]["settings"]
     control = finish(run_evaluation(peopled, eval_request(methods="permuted-task:none:lora+habit")))[0]
     assert control["settings"]["permuted-task:none:lora+habit"] == best
-    given = {"task:none:core": {"steps": "2"}, "permuted-task:none:core": {"rank": "1"}}
+    given = {"task:none:lora": {"steps": "2"}, "permuted-task:none:lora": {"rank": "1"}}
     result, _ = finish(run_evaluation(peopled, eval_request(methods=names, given=given)))
-    own, other = result["settings"]["task:none:core"], result["settings"]["permuted-task:none:core"]
+    own, other = result["settings"]["task:none:lora"], result["settings"]["permuted-task:none:lora"]
     assert (own["steps"], other["steps"], other["rank"]) == (2, 2, 1) and own["rank"] != 1
 
 
 def test_a_control_in_a_later_run_has_what_was_given_for_its_method(peopled: Registry) -> None:
-    core, control = "task:none:core", "permuted-task:none:core"
-    finish(run_evaluation(peopled, eval_request(methods=core, given={core: {"steps": "2"}})))
+    alone, control = "task:none:lora", "permuted-task:none:lora"
+    finish(run_evaluation(peopled, eval_request(methods=alone, given={alone: {"steps": "2"}})))
     result, seen = finish(run_evaluation(peopled, eval_request(methods=control)))
     assert result["settings"][control]["steps"] == 2 and not any("other settings" in note for note in notes(seen))
-    result, seen = finish(run_evaluation(peopled, eval_request(methods=control, given={core: {"steps": "3"}})))
-    assert result["settings"][control]["steps"] == 3 and result["given"][core] == {"steps": "2"}
-    assert f"{control} has other settings than {core}. Name both to run them alike." in notes(seen)
+    result, seen = finish(run_evaluation(peopled, eval_request(methods=control, given={alone: {"steps": "3"}})))
+    assert result["settings"][control]["steps"] == 3 and result["given"][alone] == {"steps": "2"}
+    assert f"{control} has other settings than {alone}. Name both to run them alike." in notes(seen)
 
 
 def test_the_record_of_a_run_has_the_settings_as_they_were_given(peopled: Registry) -> None:

@@ -107,7 +107,7 @@ def make_trial(root: Path, base: Path, embedder: Path) -> Trial:
     from mta_cli.pipeline.models.pull import register_folder
 
     little = {"steps": "1", "epochs": "1", "evaluations": "6"}
-    given = {m.name: {k: v for k, v in little.items() if k in m.settings_for(True)} for m in PRESETS_BY_NAME.values()}
+    given = {m.name: {k: v for k, v in little.items() if k in m.default_settings} for m in PRESETS_BY_NAME.values()}
     seen: list[tuple[int, str]] = []
     people = EvalContext.method_users
     with pytest.MonkeyPatch.context() as patch:

@@ -12,26 +12,24 @@ import pytest
 from mta_cli.engine.model.checkpoint_files import fingerprint
 from mta_cli.engine.training.session import SessionStep
 from mta_cli.errors import BadInput, IntegrityFault, UsageError
-from mta_cli.options import AdaptOptions, ExecutorOptions
+from mta_cli.options import ExecutorOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.executors import ray_workers, shipped_base
 from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY
 from mta_cli.pipeline.models.installed import list_models, resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from store.registry import Registry
-from tests.pipeline.town import LORA, QUICK, bank_request, finish, fuse_request, people
+from tests.pipeline.town import QUICK, bank_request, finish, fuse_request, people
 
 LOCAL = ExecutorOptions()
 
 
-def made(
-    root: Path, executor: ExecutorOptions, stacks: AdaptOptions = QUICK, weights: str | None = None
-) -> dict[str, Any]:
-    """A bank and everybody's recipes and stacks in a new store: digests, weights, and the numbers of all cores."""
+def made(root: Path, executor: ExecutorOptions, weights: str | None = None) -> dict[str, Any]:
+    """A bank and everybody's recipes and stacks in a new store: digests, weights."""
     with Registry.open(root, create=True) as reg:
         people(reg)
         finish(build_bank(reg, replace(bank_request(anchors=4), executor=executor)))
-        results, _ = finish(adapt_users(reg, None, replace(fuse_request(weights=weights), executor=executor), stacks))
+        results, _ = finish(adapt_users(reg, None, replace(fuse_request(weights=weights), executor=executor), QUICK))
         bank = reg.banks.get("lamp-2")
         users = [reg.users.get(one["user"]).id for one in results]
         recipes = [reg.recipes.get(user, "lamp-2", bank.id) for user in users]
@@ -41,22 +39,22 @@ def made(
             "anchors": [anchor.digest for anchor in reg.banks.anchors(bank.id)],
             "memory": bank.config[MIXTURE_WEIGHTS_KEY],
             "recipes": [(one.method, one.shares) for one in recipes if one is not None],
-            "stacks": [(one.digest, one.numbers) for one in own if one is not None],
+            "stacks": [one.digest for one in own if one is not None],
             "losses": [(one["loss_before"], one["loss_after"], one["heldout_after"]) for one in results],
         }
 
 
 @pytest.mark.parametrize(
-    ("workers", "stacks", "weights"),
-    [(1, QUICK, None), (2, QUICK, None), (4, QUICK, None), (2, LORA, "learned")],
+    ("workers", "weights"),
+    [(1, None), (2, None), (4, None), (2, "learned")],
 )
 def test_workers_make_the_same_bytes(
-    ray: Any, store_root: Path, tmp_path: Path, workers: int, stacks: AdaptOptions, weights: str | None
+    ray: Any, store_root: Path, tmp_path: Path, workers: int, weights: str | None
 ) -> None:
-    here = made(tmp_path / "here", LOCAL, stacks, weights)
+    here = made(tmp_path / "here", LOCAL, weights)
     assert len(here["anchors"]) == 3 and len(here["stacks"]) > 2, "several groups"
     assert {method for method, _ in here["recipes"]} == {weights or "evidence"}
-    assert made(tmp_path / "there", ExecutorOptions(executor="ray", workers=workers), stacks, weights) == here
+    assert made(tmp_path / "there", ExecutorOptions(executor="ray", workers=workers), weights) == here
 
 
 def test_a_group_whose_worker_is_lost_goes_on_elsewhere(

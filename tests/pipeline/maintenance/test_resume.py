@@ -62,7 +62,7 @@ def begin_adaptation(reg: Registry, names: tuple[str, ...] | None, options: Adap
     """The run that a whole adaptation keeps; returns its number."""
     users = None if names is None else [reg.users.get(name) for name in names]
     bank, request = reg.banks.get("lamp-2"), fuse_request(weights="uniform")
-    document = adapt_request_json(AdaptRequest(users, options.with_kind_defaults(labels=True), request))
+    document = adapt_request_json(AdaptRequest(users, options, request))
     config, whom = {REQUEST_KEY: document}, [user.id for user in users or ()]
     return reg.runs.start_run(ADAPT_RUN_KIND, config, bank_id=bank.id, asked_users=whom).id
 
@@ -175,7 +175,7 @@ def test_a_stopped_adaptation_names_the_passes_that_were_asked_for(peopled: Regi
     run = begin_adaptation(peopled, SHORT, replace(QUICK, epochs=3))
     peopled.runs.fail_run(run, "stopped", interrupted=True)
     (one,) = list_unfinished_jobs(peopled)
-    assert one.detail.endswith("epochs 3, batch size 8")
+    assert one.detail.endswith("epochs 3, learning rate 0.05, batch size 8")
 
 
 def test_an_adaptation_on_a_bank_that_was_replaced_is_not_offered(peopled: Registry) -> None:
@@ -197,7 +197,7 @@ def test_a_stopped_adaptation_goes_on_with_its_own_options_and_people(peopled: R
     assert (one.kind, one.title, one.detail) == (
         "user adapt",
         "ida, jon, kim · lamp-2",
-        "on bank lamp-2 v1, shots 2, kind core, rank 1, steps 6, batch size 8",
+        "on bank lamp-2 v1, shots 2, rank 1, steps 6, learning rate 0.05, batch size 8",
     )
     results, seen = go_on(peopled, one)
     assert [(r["user"], r["shots"], r["steps"], r["weights"]) for r in results] == [
@@ -293,7 +293,7 @@ def test_giving_up_an_evaluation_removes_it_only_where_it_has_no_result(peopled:
 def test_documents_of_what_was_asked_say_it_all_again(peopled: Registry) -> None:
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT]
-    request = AdaptRequest(users, QUICK.with_kind_defaults(labels=True), fuse_request(top_k=2, shots=4))
+    request = AdaptRequest(users, QUICK, fuse_request(top_k=2, shots=4))
     run = peopled.runs.start_run("adaptation", {}, asked_users=[user.id for user in users]).id
     assert restore_adapt_request(peopled, run, adapt_request_json(request), HERE) == request
     everybody = replace(request, users=None)

@@ -100,10 +100,9 @@ def test_a_loaded_base_keeps_its_limits(peopled: Registry) -> None:
     job = AdapterJob("meta", "", None, 64, 8.0, "all-linear", "all", 0, "", None)  # type: ignore[arg-type]
     usual = replace(base, limits=MemoryLimits())
     assert 1 <= max_group_size(base, job) < max_group_size(usual, job)
-    for kind in ("core", "stack"):  # the fusions below them count as well
-        own = replace(job, kind=kind)
-        assert max_group_size(usual, own, 1 << 26) <= 16 < max_group_size(usual, own)
-        assert max_group_size(usual, own, 1 << 31) == 1
+    own = replace(job, rank=2)  # the fusions below them count as well
+    assert max_group_size(usual, own, 1 << 26) <= 16 < max_group_size(usual, own)
+    assert max_group_size(usual, own, 1 << 31) == 1
 
 
 def test_what_does_not_fit_is_refused_before_it_is_loaded(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
 import pytest
 import torch
 
-from mta_cli.engine.lora.lora_xs import unpack_core
+from mta_cli.engine.lora.cores import unpack_core
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
-from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.errors import NotFound, UsageError
 from mta_cli.events import ArtifactSaved, JobPlan, JobProgress, JobStarted
 from mta_cli.options import AdaptOptions, EvalOptions, MachineOptions, MemoryOptions
 from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs, resume_job
@@ -21,7 +20,7 @@ from mta_cli.pipeline.user_weights import load_weights, merge_user_weights, most
 from mta_cli.pipeline.users.consent import set_consent
 from store.records import NewItem, Recipe, Stack
 from store.registry import Registry
-from tests.pipeline.town import CPU, LORA, QUICK, SHORT, TASK, built, finish, fuse_request, notes
+from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request, give_core, notes
 
 
 def adapted(reg: Registry, *names: str, options: AdaptOptions = QUICK, **fuse: object) -> list[dict]:  # type: ignore[type-arg]
@@ -44,20 +43,16 @@ def stack_of(reg: Registry, name: str) -> Stack:
     return found
 
 
-both_kinds = pytest.mark.parametrize("options", [QUICK, LORA], ids=lambda options: options.kind)
-
-
-@both_kinds
-def test_the_shots_are_learnt_and_everything_is_reported(peopled: Registry, options: AdaptOptions) -> None:
+def test_the_shots_are_learnt_and_everything_is_reported(peopled: Registry) -> None:
     document = built(peopled)
-    (result,) = alone(peopled, "ida", options=options)
+    (result,) = alone(peopled, "ida")
     assert result["user"] == "ida" and result["shots"] == 3 and result["steps"] == 6
     assert result["loss_after"] < result["loss_before"]
     assert result["heldout_queries"] == 2 and result["heldout_before"] > 0 and result["heldout_after"] > 0
     assert result["recipe_bytes"] == 36 and result["stack_bytes"] > 0 and result["seconds"] > 0
     stack = stack_of(peopled, "ida")
     row = peopled.adapters.get(stack.digest)
-    assert stack.bytes == result["stack_bytes"] == (row.bytes if stack.numbers is None else len(stack.numbers))
+    assert stack.bytes == result["stack_bytes"] == row.bytes
     assert row.placement == "1-1/all" and row.task_adapter == document["task_adapter"]
     assert most_personal_mode(peopled, peopled.users.get("ida"), "lamp-2", document["base"]) == "adapted"
     (run,) = peopled.runs.of_kind("adaptation")
@@ -69,32 +64,9 @@ def test_the_shots_are_learnt_and_everything_is_reported(peopled: Registry, opti
     assert peopled.check_integrity() == []
 
 
-def test_a_core_is_a_few_numbers_between_directions_that_everybody_shares(peopled: Registry) -> None:
-    built(peopled)
-    alone(peopled, "ida", "jon")
-    ida, jon, bank = stack_of(peopled, "ida"), stack_of(peopled, "jon"), peopled.banks.get("lamp-2")
-    assert ida.digest == jon.digest == bank.basis and ida.numbers != jon.numbers
-    modules = 7  # of the upper layer
-    assert ida.bytes == 2 * modules * 2**2
-    basis = peopled.adapters.get(ida.digest)
-    assert basis.kind == "basis" and basis.rank == 4
-    assert not [adapter for adapter in peopled.adapters.all() if adapter.kind == "stack"]
-
-
-def test_directions_of_cores_are_made_without_those_who_withdrew(peopled: Registry) -> None:
-    built(peopled)
-    bank = peopled.banks.get("lamp-2")
-    one, *others = peopled.banks.anchors(bank.id)
-    finish(set_consent(peopled, str(one.user), False))
-    alone(peopled, "ida")
-    made = peopled.adapters.get(str(peopled.banks.get("lamp-2").basis))
-    of_others = "\n".join(str(anchor.digest) for anchor in others)
-    assert made.data_hash == hashlib.sha256(of_others.encode()).hexdigest()
-
-
-def test_the_model_is_the_fusion_and_the_core_as_it_is_kept(peopled: Registry) -> None:
+def test_a_core_of_a_former_version_is_added_to_the_fusion(peopled: Registry) -> None:
     document = built(peopled)
-    alone(peopled, "ida")
+    give_core(peopled, "ida")
     user, stack = peopled.users.get("ida"), stack_of(peopled, "ida")
     own = unpack_core(load_weights(peopled, stack.digest, document["base"]), stack.numbers or b"")
     whole, _ = merge_user_weights(peopled, document["base"], user, "lamp-2", "adapted")
@@ -104,22 +76,13 @@ def test_the_model_is_the_fusion_and_the_core_as_it_is_kept(peopled: Registry) -
         assert torch.allclose(whole.delta_weight(path) - fused.delta_weight(path), own.delta_weight(path), atol=1e-6)
 
 
-def test_a_stack_of_the_other_kind_takes_its_place(peopled: Registry) -> None:
+def test_a_stack_takes_the_place_of_a_core(peopled: Registry) -> None:
     built(peopled)
-    adapted(peopled, "ida", options=LORA)
-    file = peopled.adapters.verified_path(stack_of(peopled, "ida").digest)
+    give_core(peopled, "ida")
     adapted(peopled, "ida")
-    assert stack_of(peopled, "ida").numbers is not None and not file.exists()
-    adapted(peopled, "ida", options=LORA)
-    assert stack_of(peopled, "ida").numbers is None and file.exists()
+    stack = stack_of(peopled, "ida")
+    assert stack.numbers is None and peopled.adapters.get(stack.digest).kind == "stack"
     assert peopled.check_integrity() == []
-
-
-def test_anchors_that_do_not_move_the_model_carry_no_core(peopled: Registry) -> None:
-    document = built(peopled, learning_rate=1e-8)
-    with pytest.raises(BadInput, match="no core can stand on them"):
-        adapted(peopled, "ida")
-    assert adapted(peopled, "ida", options=LORA)[0]["stack_bytes"] > 0 and document["anchors"]
 
 
 def test_without_names_everybody_with_a_history_who_is_no_anchor(peopled: Registry) -> None:
@@ -142,51 +105,44 @@ def test_without_names_somebody_whose_anchor_is_stale_is_adapted_too(peopled: Re
     assert recipe is not None and stale and not stale & {share.anchor_id for share in recipe.shares}
 
 
-@both_kinds
-def test_a_stopped_adaptation_goes_on_with_the_next_user(
-    peopled: Registry, options: AdaptOptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_adaptation_goes_on_with_the_next_user(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mta_cli.pipeline.training.groups.MAX_USERS_PER_GROUP", 1)
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT]
-    job = adapt_users(peopled, users, fuse_request(), options)
+    job = adapt_users(peopled, users, fuse_request(), QUICK)
     for event in job:
         if isinstance(event, ArtifactSaved) and event.kind == "stack":
             break
     job.close()  # type: ignore[attr-defined]
-    results, seen = finish(adapt_users(peopled, users, fuse_request(), options))
+    results, seen = finish(adapt_users(peopled, users, fuse_request(), QUICK))
     assert [r["user"] for r in results] == list(SHORT)
     assert any("ida: adapted already" in text for text in notes(seen))
     assert len([e for e in seen if isinstance(e, JobProgress) and e.loss is not None]) == 12
 
 
-@both_kinds
-def test_the_same_seed_gives_the_same_stack(peopled: Registry, options: AdaptOptions) -> None:
+def test_the_same_seed_gives_the_same_stack(peopled: Registry) -> None:
     built(peopled)
-    adapted(peopled, "ida", options=options)
+    adapted(peopled, "ida")
     first = stack_of(peopled, "ida")
     peopled.stacks.remove(first.user_id, "lamp-2", first.bank_id)
-    adapted(peopled, "ida", options=options)
+    adapted(peopled, "ida")
     second = stack_of(peopled, "ida")
-    assert first.digest == second.digest and first.numbers == second.numbers
+    assert first.digest == second.digest
 
 
-@both_kinds
-def test_a_core_or_lora_that_was_stopped_half_way_is_the_same_in_the_end(
-    peopled: Registry, options: AdaptOptions
-) -> None:
+def test_a_stack_that_was_stopped_half_way_is_the_same_in_the_end(peopled: Registry) -> None:
     built(peopled)
-    adapted(peopled, "ida", options=options)
+    adapted(peopled, "ida")
     whole = stack_of(peopled, "ida")
     peopled.stacks.remove(whole.user_id, "lamp-2", whole.bank_id)
-    job = adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), options)
+    job = adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), QUICK)
     for event in job:
         if isinstance(event, JobProgress) and event.loss is not None and event.done == 3:
             break
     job.close()  # type: ignore[attr-defined]
-    _, seen = finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), options))
+    _, seen = finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), QUICK))
     assert any("goes on from step 3 of 6" in text for text in notes(seen))
-    assert (stack_of(peopled, "ida").digest, stack_of(peopled, "ida").numbers) == (whole.digest, whole.numbers)
+    assert stack_of(peopled, "ida").digest == whole.digest
 
 
 def test_a_stack_in_another_number_format_is_another_stack(peopled: Registry) -> None:
@@ -197,16 +153,16 @@ def test_a_stack_in_another_number_format_is_another_stack(peopled: Registry) ->
         dtype: replace(fuse_request(weights="uniform"), machine=MachineOptions(device="cpu", dtype=dtype))
         for dtype in ("auto", "float32", "bfloat16")
     }
-    job = adapt_users(peopled, [ida], requests["bfloat16"], LORA)
+    job = adapt_users(peopled, [ida], requests["bfloat16"], QUICK)
     for event in job:
         if isinstance(event, JobProgress) and event.loss is not None and event.done == 3:
             break
     job.close()  # type: ignore[attr-defined]
     for dtype, request in requests.items():
-        ((result,), seen) = finish(adapt_users(peopled, [ida], request, LORA))
+        ((result,), seen) = finish(adapt_users(peopled, [ida], request, QUICK))
         assert "unchanged" not in result
         assert any("goes on from step 3" in text for text in notes(seen)) == (dtype == "bfloat16")
-        ((result,), _) = finish(adapt_users(peopled, [ida], request, LORA))
+        ((result,), _) = finish(adapt_users(peopled, [ida], request, QUICK))
         assert result["unchanged"]
     named = [run.config.get("formats") for run in reversed(peopled.runs.of_user(ida.id)) if run.kind == "user adapt"]
     float32, bfloat16 = {"dtype": "float32"}, {"dtype": "bfloat16"}
@@ -215,27 +171,17 @@ def test_a_stack_in_another_number_format_is_another_stack(peopled: Registry) ->
 
 def test_other_settings_replace_the_stack_and_its_file(peopled: Registry) -> None:
     built(peopled)
-    adapted(peopled, "ida", options=LORA)
+    adapted(peopled, "ida", options=QUICK)
     before = {adapter.digest for adapter in peopled.adapters.all()}
-    adapted(peopled, "ida", options=replace(LORA, rank=1))
+    adapted(peopled, "ida", options=replace(QUICK, rank=1))
     after = {adapter.digest for adapter in peopled.adapters.all()}
     assert len(before) == len(after) and before != after
     assert peopled.check_integrity() == []
 
 
-def test_cores_of_every_rank_stand_on_one_basis(peopled: Registry) -> None:
-    built(peopled)
-    adapted(peopled, "ida")
-    basis = stack_of(peopled, "ida").digest
-    for rank in (1, 4):
-        adapted(peopled, "ida", options=replace(QUICK, rank=rank))
-        assert stack_of(peopled, "ida").digest == basis and stack_of(peopled, "ida").bytes == 2 * 7 * rank**2
-    assert peopled.check_integrity() == []
-
-
 def test_whoever_stands_on_a_forgotten_anchor_has_no_core_after_the_bank_is_mended(peopled: Registry) -> None:
     document = built(peopled)
-    adapted(peopled, "ida")
+    give_core(peopled, "ida")
     bank = peopled.banks.get("lamp-2")
     peopled.users.forget(peopled.users.get(document["anchors"][0]["user"]).id)
     basis = peopled.adapters.verified_path(stack_of(peopled, "ida").digest)

@@ -15,7 +15,6 @@ from mta_cli.engine.methods import anchor_weights, stacks
 from mta_cli.engine.training import session
 from mta_cli.engine.training.trainer import GroupMember
 from mta_cli.events import JobProgress, JobStarted
-from mta_cli.options import AdaptOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.executors.local import LocalExecutor
 from mta_cli.pipeline.personalize.adapt import adapt_users
@@ -24,7 +23,7 @@ from store.records import NewItem, Recipe
 from store.registry import Registry
 from store.tables.banks import Banks
 from store.tables.recipes_and_stacks import Recipes, Stacks, pack_anchor_weights
-from tests.pipeline.town import LORA, QUICK, SHORT, bank_request, built, finish, fuse_request
+from tests.pipeline.town import QUICK, SHORT, bank_request, built, finish, fuse_request
 
 
 class Stopped(Exception):
@@ -67,17 +66,14 @@ def test_stacks_that_train_together_are_stored_together(peopled: Registry, monke
     users = [peopled.users.get(name) for name in SHORT]
     with monkeypatch.context() as stopped, pytest.raises(Stopped):
         stop_at_second(stopped, Stacks, "save_stack")
-        finish(adapt_users(peopled, users, fuse_request(), LORA))
+        finish(adapt_users(peopled, users, fuse_request(), QUICK))
     assert [peopled.stacks.of_user(user.id) for user in users] == [[], [], []]
     assert {run.status for user in users for run in peopled.runs.of_user(user.id)} == {"failed"}
-    finish(adapt_users(peopled, users, fuse_request(), LORA))
+    finish(adapt_users(peopled, users, fuse_request(), QUICK))
     assert [len(peopled.stacks.of_user(user.id)) for user in users] == [1, 1, 1] and peopled.check_integrity() == []
 
 
-@pytest.mark.parametrize("options", [QUICK, LORA], ids=lambda options: options.kind)
-def test_only_the_group_in_training_holds_its_fusions(
-    peopled: Registry, options: AdaptOptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_group_in_training_holds_its_fusions(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fusion takes megabytes a user, so those of a thousand users would take gigabytes."""
     honest, made = stacks.stack_member, list[weakref.ref[GroupMember]]()
 
@@ -92,7 +88,7 @@ def test_only_the_group_in_training_holds_its_fusions(
     monkeypatch.setattr("mta_cli.pipeline.training.groups.MAX_USERS_PER_GROUP", 1)
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT]
-    results, seen = finish(adapt_users(peopled, users, fuse_request(), options))
+    results, seen = finish(adapt_users(peopled, users, fuse_request(), QUICK))
     assert len(made) == len(results) == 3 and all(result["heldout_queries"] == 2 for result in results)
     done = [event.done for event in seen if isinstance(event, JobProgress) and event.loss is not None]
     assert done == list(range(1, 19)), "steps of finished groups count"
@@ -110,16 +106,16 @@ def test_a_stopped_weighing_keeps_whole_batches_and_goes_on_to_the_same_bytes(
     users = [user for user in users if user.name not in anchors][:6]
     shutil.copytree(peopled.root, tmp_path / "whole")
     with Registry.open(tmp_path / "whole") as other:
-        finish(adapt_users(other, users, fuse_request(), LORA))
+        finish(adapt_users(other, users, fuse_request(), QUICK))
         expected = [other.recipes.of_user(user.id) for user in users]
-    job = adapt_users(peopled, users, fuse_request(), LORA)
+    job = adapt_users(peopled, users, fuse_request(), QUICK)
     for event in job:
         if isinstance(event, JobProgress) and event.loss is None and event.done == 3:
             break
     job.close()  # type: ignore[attr-defined]
     kept = [peopled.recipes.of_user(user.id) for user in users]
     assert [len(own) for own in kept] == [1, 1, 1, 0, 0, 0]
-    _, seen = finish(adapt_users(peopled, users, fuse_request(), LORA))
+    _, seen = finish(adapt_users(peopled, users, fuse_request(), QUICK))
     started = next(event for event in seen if isinstance(event, JobStarted))
     assert started.total == 4, "three, and who has no history"
 
@@ -159,7 +155,7 @@ def test_a_recipe_names_the_items_that_were_weighed(peopled: Registry) -> None:
             peopled.items.append_items(ida.id, [NewItem("late", "lamp-2", "a film", "comedy", "2030-01-01")])
     (recipe,) = peopled.recipes.of_user(ida.id)
     assert recipe.items_hash == weighed
-    finish(adapt_users(peopled, [ida], fuse_request(), LORA))
+    finish(adapt_users(peopled, [ida], fuse_request(), QUICK))
     (recipe,) = peopled.recipes.of_user(ida.id)
     assert recipe.items_hash == peopled.items.hash_items(peopled.items.recent_items(ida.id, "lamp-2")) != weighed
 
@@ -171,5 +167,5 @@ def test_recipes_that_are_weighed_together_are_stored_together(
     users = [peopled.users.get(name) for name in SHORT]
     with monkeypatch.context() as stopped, pytest.raises(Stopped):
         stop_at_second(stopped, Recipes, "save_recipe")
-        finish(adapt_users(peopled, users, fuse_request(), LORA))
+        finish(adapt_users(peopled, users, fuse_request(), QUICK))
     assert [peopled.recipes.of_user(user.id) for user in users] == [[], [], []]

@@ -111,12 +111,12 @@ def test_a_stack_rests_on_how_neighbours_count(peopled: Registry) -> None:
     built(peopled)
     ida, bank = peopled.users.get("ida"), peopled.banks.get("lamp-2")
 
-    def adapt(answer: MemoryOptions) -> tuple[bool, bytes | None]:
+    def adapt(answer: MemoryOptions) -> tuple[bool, str]:
         request = replace(fuse_request(), memory=answer)
         ((result,), _) = finish(adapt_users(peopled, [ida], request, QUICK))
         stack = peopled.stacks.get(ida.id, TASK.name, bank.id)
         assert stack is not None
-        return result.get("unchanged", False), stack.numbers
+        return result.get("unchanged", False), stack.digest
 
     unchanged, first = adapt(MemoryOptions())
     assert not unchanged and adapt(MemoryOptions()) == (True, first)

@@ -27,7 +27,6 @@ from tests.pipeline.evaluation.trial import eval_request
 from tests.pipeline.town import QUICK, TASK, bank_request, built, finish, fuse_request
 
 LORA: dict[str, Any] = {"rank": 2, "alpha": 4.0, "targets": "q_proj,v_proj", "placement": "upper"}
-CORE: dict[str, Any] = {"rank": 2, "pull": 0.1}
 
 
 def measured(reg: Registry, bank: Bank, method: Method, user: int, settings: dict[str, Any]) -> UserModel:
@@ -50,21 +49,20 @@ def same(ours: LoraWeights, theirs: LoraWeights) -> bool:
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("stack", ["core", "lora"])
 @pytest.mark.parametrize("anchors", WEIGHT_METHODS)
-def test_what_adapt_stores_is_what_eval_measures(peopled: Registry, anchors: str, stack: str, memory: str) -> None:
+def test_what_adapt_stores_is_what_eval_measures(peopled: Registry, anchors: str, memory: str) -> None:
     """The merged parts and the label weights, for every method that the product can store."""
     built(peopled)
     ida, bank = peopled.users.get("ida"), peopled.banks.get("lamp-2")
     options = MemoryOptions(memory)
     request = replace(fuse_request(weights=anchors), memory=options)
-    finish(adapt_users(peopled, [ida], request, replace(QUICK, kind=stack)))
+    finish(adapt_users(peopled, [ida], request, QUICK))
     stored, _ = load_fusion_and_stack(peopled, bank.base, ida, TASK.name, "adapted")
 
-    method = Method("any", "", anchors=anchors, stack=stack, memory=memory)  # type: ignore[arg-type]
+    method = Method("any", "", anchors=anchors, stack="lora", memory=memory)  # type: ignore[arg-type]
     settings = {
         **{name: getattr(QUICK, name) for name in ("steps", "batch_size", "learning_rate")},
-        **(LORA if stack == "lora" else CORE),
+        **LORA,
     }
     model = measured(peopled, bank, method, ida.id, settings)
     merged = merge_loras([(lora, 1.0) for lora in model.loras])
@@ -109,9 +107,6 @@ def test_the_defaults_are_one_table() -> None:
     from mta_cli.engine.methods.catalog import find_method
     from mta_cli.options import FuseOptions
 
-    for labels in (True, False):
-        settings = dict(find_method("mta").settings_for(labels))
-        adapt, fuse, memory = AdaptOptions().with_kind_defaults(labels), FuseOptions(), MemoryOptions()
-        for name, value in settings.items():
-            known = [getattr(one, name) for one in (adapt, fuse, memory) if hasattr(one, name)]
-            assert known == [value], name
+    for name, value in find_method("mta").default_settings.items():
+        known = [getattr(one, name) for one in (AdaptOptions(), FuseOptions(), MemoryOptions()) if hasattr(one, name)]
+        assert known == [value], name

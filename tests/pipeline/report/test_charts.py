@@ -156,11 +156,11 @@ def test_many_names_beside_points_do_not_cover_each_other() -> None:
 
 
 def test_every_method_has_a_panel_beside_the_reference() -> None:
-    values = {**FEW, "permuted-task:none:core+neighbours": 0.3}
+    values = {**FEW, "permuted-task:none:lora+neighbours": 0.3}
     documents = [document(values, shots=2), document({**values, "late": 0.4}, shots=5)]
     shown = texts(charts.chart_svg(charts.series_chart(documents, "shots", "x")))
     assert {"base", "stack", "oppu", "mta", "shots", "2", "5"} <= set(shown)
-    assert {"permuted-task:none:core", "+neighbours"} <= set(shown)  # one name, on two lines
+    assert {"permuted-task:none:lora", "+neighbours"} <= set(shown)  # one name, on two lines
     assert "late" not in shown  # one point is no line
     alone = texts(
         charts.chart_svg(charts.series_chart([document({"mta": 0.5}, shots=n) for n in (1, 2)], "shots", "x"))

@@ -24,7 +24,7 @@ from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline import town
 from tests.pipeline.histories import imported, rows, run, write
-from tests.pipeline.town import CPU, LORA, QUICK, SHORT, TASK, bank_request, built, finish, fuse_request, notes
+from tests.pipeline.town import CPU, QUICK, SHORT, TASK, bank_request, built, finish, fuse_request, notes
 from tests.trust.tally import tally
 
 
@@ -75,7 +75,7 @@ def test_taking_it_back_marks_the_anchor_and_names_banks_and_people(peopled: Reg
     first, *others = peopled.banks.anchors(peopled.banks.get("lamp-2").id)
     for name in SHORT:
         finish(fuse_user(peopled, peopled.users.get(name), fuse_request(weights="uniform", top_k=1)))
-        finish(adapt_users(peopled, [peopled.users.get(name)], fuse_request(), LORA))
+        finish(adapt_users(peopled, [peopled.users.get(name)], fuse_request(), QUICK))
     resting = [n for n in SHORT if peopled.recipes.of_user(peopled.users.get(n).id)[0].shares[0].anchor_id == first.id]
     result, seen = finish(set_consent(peopled, str(first.user), False))
     assert result == {

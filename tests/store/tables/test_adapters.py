@@ -87,7 +87,7 @@ def test_one_adapter_is_used_by_what_uses_any(reg: Registry) -> None:
     alice, bob = person(reg, "alice", "a"), person(reg, "bob", "a")
     made = bank(reg, [alice])
     basis, below = adapter(reg, b"basis", kind="basis"), adapter(reg, b"below", kind="task")
-    reg.banks.set_basis(made.id, basis)
+    reg.banks._update_bank(made.id, basis=basis)
     stack = adapted(reg, bob, made)
     reg.stacks.save_stack(replace(stack, digest=adapter(reg, b"top", below=adapter(reg, b"between", below=below))))
     lone = adapter(reg, b"lone", below=below)

@@ -90,7 +90,7 @@ def test_a_core_is_its_numbers_beside_the_banks_basis(reg: Registry) -> None:
     alice, bob, carol = (person(reg, name, "a") for name in ("alice", "bob", "carol"))
     made = bank(reg, [alice])
     basis = adapter(reg, b"basis", kind="basis", below=made.task_adapter)
-    reg.banks.set_basis(made.id, basis)
+    reg.banks._update_bank(made.id, basis=basis)
     first = adapted(reg, bob, made, b"a lora")
     core = replace(first, digest=basis, bytes=4, identity="made so", numbers=b"\x00\x3c\x00\x00")
     reg.stacks.save_stack(core)

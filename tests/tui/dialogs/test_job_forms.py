@@ -65,8 +65,6 @@ def test_all_faults_of_all_options_are_listed_at_once(empty_store: Path) -> None
         "prompt.history_items",
         "machine.dtype",
     ]
-    with pytest.raises(UsageError, match=r"adapt\.pull: a lora has none"):
-        order("user adapt", empty_store, pull="4")
     with pytest.raises(UsageError, match="is no setting of a method"):
         order("eval run", empty_store, task="lamp-2", set="mta")
     with pytest.raises(UsageError, match="--outputs belongs to"):

@@ -19,7 +19,7 @@ from tests.metrics_by_hand import mae
 
 
 def rule(bench: MethodContext, outputs: Sequence[str], method: Method = METHOD) -> DirectAnswerer:
-    (made,) = build_models(method, bench, [tagger(bench.base, bench.task, outputs)], method.settings_for(True))
+    (made,) = build_models(method, bench, [tagger(bench.base, bench.task, outputs)], method.default_settings)
     assert made.loras == () and made.prior is None and made.bytes == 0 and made.answerer is not None
     return made.answerer
 
@@ -101,7 +101,7 @@ def test_the_nearest_own_text_and_the_later_of_equals(base: LoadedBase) -> None:
     person = replace(
         a_user(0), inputs=("the red fox", "a blue whale", "a blue whale"), outputs=("fox", "whale", "later whale")
     )
-    (made,) = build_models(METHOD, bench, [person], METHOD.settings_for(True))
+    (made,) = build_models(METHOD, bench, [person], METHOD.default_settings)
     assert made.answerer is not None
     assert made.answerer("what does the FOX say?") == ("fox", ())
     assert made.answerer("whale") == ("later whale", ())

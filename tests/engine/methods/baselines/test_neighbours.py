@@ -19,7 +19,7 @@ from tests.engine.methods.tagging import LABELS, tag_context, tagger, with_index
 def test_it_is_the_guess_on_peoples_rates(base: LoadedBase) -> None:
     bench = tag_context(base, 0)
     person = tagger(base, bench.task, [LABELS[2], LABELS[2], LABELS[5]])
-    (made,) = build_models(METHOD, bench, [person], METHOD.settings_for(True))
+    (made,) = build_models(METHOD, bench, [person], METHOD.default_settings)
     assert METHOD.below == "base" and made.loras == () and made.prior is None and made.bytes == 2 * BYTES_PER_LABEL
     assert made.answerer is not None
     answer, scores = made.answerer("item 7")
@@ -39,7 +39,7 @@ def test_nothing_of_later_items_counts(base: LoadedBase) -> None:
     person = tagger(base, bench.task, [LABELS[2], LABELS[2], LABELS[5]])
     before, after = [], []
     for one in asked:
-        (made,) = build_models(METHOD, one, [person], METHOD.settings_for(True))
+        (made,) = build_models(METHOD, one, [person], METHOD.default_settings)
         assert made.answerer is not None
         before.append(made.answerer("item 7", "2021")[1])
         after.append(made.answerer("item 7", "2025")[1])
@@ -49,14 +49,14 @@ def test_nothing_of_later_items_counts(base: LoadedBase) -> None:
 
 def test_scores_are_answered_with_the_median(base: LoadedBase) -> None:
     bench = tag_context(base, 0, task="lamp-3")
-    (made,) = build_models(METHOD, bench, [tagger(base, bench.task, ["1", "5", "4", "5"])], METHOD.settings_for(True))
+    (made,) = build_models(METHOD, bench, [tagger(base, bench.task, ["1", "5", "4", "5"])], METHOD.default_settings)
     assert made.answerer is not None
     answer, scores = made.answerer("item 2")
     assert answer == bench.task.labels[decide_label(scores, bench.task.labels, "mae")]
 
 
 def test_it_has_nothing_to_say_of_texts(base: LoadedBase) -> None:
-    (made,) = build_models(METHOD, a_context(base, 0), [a_user(2)], METHOD.settings_for(True))
+    (made,) = build_models(METHOD, a_context(base, 0), [a_user(2)], METHOD.default_settings)
     assert made.answerer is not None and made.answerer("anything") == ("", ()) and made.bytes == 0
 
 
@@ -65,7 +65,7 @@ def test_without_neighbours_the_habit_speaks_alone(base: LoadedBase) -> None:
     bench = tag_context(base, 0)
     bench = replace(bench, memory=replace(bench.memory, neighbours=None))
     (made,) = build_models(
-        METHOD, bench, [tagger(base, bench.task, [LABELS[2], LABELS[2], LABELS[5]])], METHOD.settings_for(True)
+        METHOD, bench, [tagger(base, bench.task, [LABELS[2], LABELS[2], LABELS[5]])], METHOD.default_settings
     )
     assert made.answerer is not None
     answer, scores = made.answerer("item 7")

@@ -181,21 +181,21 @@ def test_late_pieces_need_a_plain_decoder(base: LoadedBase) -> None:
 
 def test_three_pieces_of_every_module_are_kept(base: LoadedBase) -> None:
     person = a_user(3)
-    (made,) = build_models(METHOD, a_context(base, 5), [person], METHOD.settings_for(True))
+    (made,) = build_models(METHOD, a_context(base, 5), [person], METHOD.default_settings)
     assert made.bytes == 7 * 3 * 4 and len(made.loras) == 1
-    (few,) = build_models(METHOD, a_context(base, 2), [person], METHOD.settings_for(True))
+    (few,) = build_models(METHOD, a_context(base, 2), [person], METHOD.default_settings)
     assert few.bytes == 7 * 2 * 4
 
 
 def test_somebody_without_shots_and_a_bank_of_nobody(base: LoadedBase) -> None:
-    assert build_models(METHOD, a_context(base), [a_user(0)], METHOD.settings_for(True)) == [UserModel()]
-    assert build_models(METHOD, a_context(base, 0), [a_user(2)], METHOD.settings_for(True)) == [UserModel()]
+    assert build_models(METHOD, a_context(base), [a_user(0)], METHOD.default_settings) == [UserModel()]
+    assert build_models(METHOD, a_context(base, 0), [a_user(2)], METHOD.default_settings) == [UserModel()]
 
 
 def test_the_same_again_in_any_company(base: LoadedBase) -> None:
     bench, person = a_context(base, placement="late"), a_user(1)
-    (alone,) = build_models(METHOD, bench, [person], METHOD.settings_for(True))
-    *_, again = build_models(METHOD, bench, [a_user(4, 1), a_user(0, 2), person], METHOD.settings_for(True))
+    (alone,) = build_models(METHOD, bench, [person], METHOD.default_settings)
+    *_, again = build_models(METHOD, bench, [a_user(4, 1), a_user(0, 2), person], METHOD.default_settings)
     assert same(alone.loras[0], again.loras[0])
 
 

@@ -91,7 +91,7 @@ def test_a_strong_pull_leaves_equal_shares(base: LoadedBase) -> None:
 
 def test_what_is_merged_is_what_was_found(base: LoadedBase) -> None:
     bench, person = a_context(base), a_user(3)
-    (made,) = build_models(METHOD, bench, [person], METHOD.settings_for(True))
+    (made,) = build_models(METHOD, bench, [person], METHOD.default_settings)
     cosines = (bench.profiles @ person.profile).tolist()
     near = sorted(range(5), key=lambda i: -cosines[i])[:3]
     objective = MergeObjective(base, [bench.anchors[i] for i in near], person.rows, 0.1)
@@ -112,10 +112,10 @@ def test_anchors_that_only_harm_are_left_out(base: LoadedBase) -> None:
 
 def test_the_seed_alone_decides(base: LoadedBase) -> None:
     people = [a_user(2), a_user(1, 1)]
-    first, second = (build_models(METHOD, a_context(base), people, METHOD.settings_for(True)) for _ in range(2))
+    first, second = (build_models(METHOD, a_context(base), people, METHOD.default_settings) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert same(one.loras[0], other.loras[0])
-    (other,) = build_models(METHOD, a_context(base, seed=1), people[:1], METHOD.settings_for(True))
+    (other,) = build_models(METHOD, a_context(base, seed=1), people[:1], METHOD.default_settings)
     assert not same(first[0].loras[0], other.loras[0])
 
 
@@ -127,13 +127,13 @@ def test_nobody_is_searched_for_twice_with_the_same_numbers(base: LoadedBase, mo
         return shares
 
     monkeypatch.setattr(prime, "search_weights", kept)
-    build_models(METHOD, a_context(base), [a_user(1), a_user(1, 1), a_user(1, 2)], METHOD.settings_for(True))
+    build_models(METHOD, a_context(base), [a_user(1), a_user(1, 1), a_user(1, 2)], METHOD.default_settings)
     assert len(set(seeds)) == 3
 
 
 def test_few_anchors_and_nobody(base: LoadedBase) -> None:
-    assert build_models(METHOD, a_context(base), [a_user(0)], METHOD.settings_for(True)) == [UserModel()]
-    assert build_models(METHOD, a_context(base, 0), [a_user(2)], METHOD.settings_for(True)) == [UserModel()]
+    assert build_models(METHOD, a_context(base), [a_user(0)], METHOD.default_settings) == [UserModel()]
+    assert build_models(METHOD, a_context(base, 0), [a_user(2)], METHOD.default_settings) == [UserModel()]
     for count in (1, 2):
-        (made,) = build_models(METHOD, a_context(base, count), [a_user(1)], METHOD.settings_for(True))
+        (made,) = build_models(METHOD, a_context(base, count), [a_user(1)], METHOD.default_settings)
         assert made.bytes <= count * SHARE_BYTES

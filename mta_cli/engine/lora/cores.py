@@ -1,0 +1,43 @@
+"""Stacks of former versions: a small matrix for each module between frozen factors that a bank's users share.
+
+`ΔW = s · B_f C A_f` for every module of a `basis`, where C alone is the user's (LoRA-XS, arXiv 2405.17604). Stores that
+have them answer as before; none are trained any more.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from mta_cli.engine.lora.adapter import LoraWeights
+from mta_cli.errors import IntegrityFault
+
+_HINT = "adapt the user again"
+
+
+def unpack_core(basis: LoraWeights, packed: bytes) -> LoraWeights:
+    """The ΔW, float32 with scale 1, of a core on the first directions of `basis`, at the norm of all of them.
+
+    `packed` holds `C [rank, rank]` of every module, float16, little-endian; its length gives the rank. Raises
+    IntegrityFault for bytes that are no core on this basis.
+    """
+    # 1. rank and numbers
+    each, left = divmod(len(packed) // 2, max(1, len(basis.factors)))
+    rank = math.isqrt(each)
+    if len(packed) % 2 or left or rank**2 != each or not 0 < rank <= basis.rank:
+        raise IntegrityFault(f"{len(packed)} bytes are no core on a basis of rank {basis.rank}", hint=_HINT)
+    numbers = torch.from_numpy(np.frombuffer(packed, "<f2").astype(np.float32))
+    if not bool(torch.isfinite(numbers).all()):
+        raise IntegrityFault("a core holds numbers that are not finite", hint=_HINT)
+    # 2. the first directions, scaled to the norm of all
+    factors = {path: (a[:rank].float(), b[:, :rank].float()) for path, (a, b) in basis.factors.items()}
+    narrow = LoraWeights(factors, basis.scale, basis.placement)
+    if narrow.norm() == 0.0:
+        raise IntegrityFault("the directions that cores stand on come to nothing", hint=_HINT)
+    scale = basis.scale * (basis.norm() / narrow.norm() if rank < basis.rank else 1.0)
+    # 3. one C between the factors of each module
+    cores = numbers.reshape(len(factors), rank, rank)
+    found = {path: (a, scale * (b @ c)) for (path, (a, b)), c in zip(factors.items(), cores, strict=True)}
+    return LoraWeights(found, 1.0, basis.placement)
