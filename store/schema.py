@@ -13,8 +13,8 @@ from mta_cli.errors import IntegrityFault
 APPLICATION_ID = 0x4D544131
 """SQLite's `application_id` of a store: "MTA1"."""
 
-SCHEMA_VERSION = 14
-"""The newest schema that this program knows: the number of steps in `store.migrations`."""
+SCHEMA_VERSION, OLDEST_SCHEMA = 14, 13
+"""The newest schema that this program knows, and the oldest that it brings to it."""
 
 SCHEMA_FILE = Path(__file__).with_name("schema.sql")
 """Its SQL."""
@@ -60,13 +60,20 @@ def schema_version(conn: sqlite3.Connection) -> int:
 
 
 def known_schema_version(root: Path, conn: sqlite3.Connection) -> int:
-    """The same for the store in `root`. Raises IntegrityFault for another program's database or a newer schema."""
+    """The same for the store in `root`. Raises IntegrityFault for another program's database, and for a schema
+    that is too old or newer.
+    """
     found = schema_version(conn)
     ours = conn.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
     foreign = conn.execute("SELECT count(*) FROM sqlite_master WHERE name NOT GLOB '*sqlite_*'").fetchone()[0]
     if not ours and (found or foreign):
         raise IntegrityFault(
             f"{root / 'registry.db'} is a database of another program.", hint="choose another --store DIR"
+        )
+    if 0 < found < OLDEST_SCHEMA:
+        raise IntegrityFault(
+            f"The store at {root} has schema {found}, and this program reads schemas from {OLDEST_SCHEMA} on.",
+            hint="make a new store, and import the histories again",
         )
     if found > SCHEMA_VERSION:
         raise IntegrityFault(

@@ -30,7 +30,7 @@ WRITERS = [
 ]
 """Scenes that write files, whether with checkpoints, and of how many calls one fails unless all do."""
 
-DATABASE = ("data import", "large data import", "user adapt", "user rm", "chat", "migration from 1")
+DATABASE = ("data import", "large data import", "user adapt", "user rm", "chat", "migration")
 PEOPLE = ("users", "items", "queries", "chats", "messages")
 """Tables that hold what people wrote."""
 

@@ -12,11 +12,10 @@ import pytest
 
 from tests.trust.inspection import Contents, difference
 from tests.trust.orders import Harm, Outcome
-from tests.trust.scenes import SCENES, SECRET, Stage, Trial
+from tests.trust.scenes import SECRET, Stage, Trial
 from tests.trust.tally import tally
 
 KILLS = int(os.environ.get("MTA_TEST_KILLS", "20"))
-MIGRATIONS = [name for name in SCENES if name.startswith("migration")]
 SHARES = {
     "bank build": 5,
     "user adapt": 5,
@@ -61,17 +60,15 @@ def when(harm: Harm) -> str:
 
 @pytest.mark.parametrize("name", SHARES)
 def test_killed_at_any_moment(stage: Stage, name: str) -> None:
-    plain = {scene: stage.trial(scene) for scene in (MIGRATIONS if name == "migration" else [name])}
-    whole = {scene: trial.run() for scene, trial in plain.items()}
-    assert all(ran.code == 0 for ran in whole.values()), whole
-    expected = {scene: trial.contents() for scene, trial in plain.items()}
-    first = next(iter(plain))
-    largest = max(path.stat().st_size for path in plain[first].place.rglob("*") if path.is_file())
+    plain = stage.trial(name)
+    whole = plain.run()
+    assert whole.code == 0, whole
+    expected = plain.contents()
+    largest = max(path.stat().st_size for path in plain.place.rglob("*") if path.is_file())
     killed = 0
-    chosen = harms(name, whole[first], largest)
+    chosen = harms(name, whole, largest)
     for number, harm in enumerate(chosen):
-        scene = list(plain)[number % len(plain)]
-        trial = stage.trial(scene)
+        trial = stage.trial(name)
         ran = trial.run(harm, checkpoints=number % 2 == 0)
         killed += ran.killed
         assert ran.killed or ran.code == 0, (harm, ran)
@@ -79,7 +76,7 @@ def test_killed_at_any_moment(stage: Stage, name: str) -> None:
         again = trial.run()
         assert again.code in trial.scene.again, (number, harm, again.err)
         assert trial.faults() == [], (number, harm)
-        check_end(trial, expected[scene], f"kill {number}: {harm}")
+        check_end(trial, expected, f"kill {number}: {harm}")
         tally(f"SIGKILL {when(harm)}", ENDED if ran.killed else "ended before it, sound")
     assert killed > len(chosen) // 2, "too many came too late"
 
