@@ -49,12 +49,15 @@ def arm_name(arm: Mapping[str, Any]) -> str:
         "nearest": "the nearest anchor",
     }
     passes = f"{values['passes']} passes over {values['shots']} items"
+    if values.get("distilled"):
+        whose = "another user's" if values.get("teacher") == "another" else "own"
+        passes += f" and {values['distilled']} answers of a teacher with {whose} items in the prompt"
     return f"{', '.join(parts)}, {passes}, above {below[values.get('below', 'fusion')]}"
 
 
 def arms_table(name: str, labels: Sequence[str]) -> str:
     """Each arm's likelihood, gain over the common model, own model first, style named, ROUGE-1, bytes and seconds."""
-    arms = document(name)["arms"]
+    arms = [one for one in document(name)["arms"] if one["name"] != "louder"]
     base = next(one for one in arms if one["name"] == "common")
     heads = [
         f"{LABELS[label]}: nats | gain over the common model | own model first | named by style | ROUGE-1"
@@ -111,6 +114,17 @@ def gain(rows: Rows, below: Rows) -> dict[str, float]:
 def _text(one: Mapping[str, float], p: float) -> str:
     told = f"{one['value']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}] p {'< .001' if p < 0.001 else f'{p:.3f}'}"
     return f"**{told}**" if one["low"] > 0 and p < 0.05 else told
+
+
+def louder_table(name: str) -> str:
+    """The golds' log-likelihood under `common + γ (personal − common)`, the mean over users, for each γ."""
+    (one,) = (arm for arm in document(name)["arms"] if arm["name"] == "louder")
+    heads = " | ".join(f"γ = {gamma:g}" for gamma in one["gammas"])
+    lines = [f"| prompt | {heads} |", "|---|" + "---:|" * len(one["gammas"])]
+    for label, told in LABELS.items():
+        means = np.mean([np.mean(rows, 0) for rows in one[label].values()], 0)
+        lines.append(f"| {told} | {' | '.join(f'{value:.3f}' for value in means)} |")
+    return "\n".join(lines)
 
 
 def curves_table(name: str) -> str:

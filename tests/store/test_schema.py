@@ -174,9 +174,7 @@ def test_a_store_from_before_the_oldest_schema_is_refused_and_left_alone(root: P
     older_store(root, NAMES[-1])
     sql(root, f"PRAGMA user_version = {schema}")
     before = structure(root)
-    with pytest.raises(
-        IntegrityFault, match=rf"schema {schema}, and .* from {OLDEST_SCHEMA} on"
-    ):
+    with pytest.raises(IntegrityFault, match=rf"schema {schema}, and .* from {OLDEST_SCHEMA} on"):
         Registry.open(root)
     assert structure(root) == before and sql(root, "PRAGMA user_version") == [(schema,)]
 

@@ -1,6 +1,6 @@
-"""Who was in the training? Membership inference against a bank: its anchors, task adapter and neighbours.
+"""Who was in the training? Membership inference against a bank, and against its users' own stacks.
 
-    python -m tests.trust.membership --store DIR --bank NAME [--items N] [--clusters] [--out FILE]
+    python -m tests.trust.membership --store DIR --bank NAME [--items N] [--clusters] [--only PART] [--out FILE]
 
 An attacker who knows an item asks how much likelier an adapter makes its answer than what stands below it does. The
 score is the difference of losses per token; the AUC is the chance that an item of the training scores higher than one
@@ -32,7 +32,7 @@ from mta_cli.pipeline.data.profiles import profile_matrix
 from mta_cli.pipeline.memory.knn import load_embedder, load_neighbours, update_neighbours
 from mta_cli.pipeline.requests import BankRequest, restore_bank_request
 from mta_cli.pipeline.training.groups import AdapterTraining, TrainingGroup, train_groups
-from mta_cli.pipeline.user_weights import load_weights
+from mta_cli.pipeline.user_weights import load_fusion_and_stack, load_stack_weights, load_weights
 from store.records import Adapter, Bank
 from store.registry import Registry
 from tests.engine.likelihoods import row_log_likelihoods
@@ -131,6 +131,23 @@ def try_anchors(scene: Scene, digests: dict[int, str]) -> list[Tried]:
             parts = (load_weights(scene.reg, digest, scene.bank.base),)
             rows = [scene.items(user), scene.queries(user), scene.strangers(pooled, user)]
             found.append(Tried(*(gains(scene.base, each, parts) for each in rows)))
+    return found
+
+
+def try_stacks(scene: Scene) -> list[Tried]:
+    """Each user's stack above their fusion, on the items that it was trained on."""
+    reg, bank, rows = scene.reg, scene.bank, scene.examples
+    found = []
+    with merge_into_base(scene.base, scene.task_adapter):
+        for user, _ in reg.users.users_with_items(bank.task):
+            if (stack := reg.stacks.get(user.id, bank.task, bank.id)) is None:
+                continue
+            own = load_stack_weights(reg, stack, bank.base)
+            fused = load_fusion_and_stack(reg, bank.base, user, bank.task, "fused")[0]
+            shots = rows.training_rows(reg.items.recent_items(user.id, bank.task, stack.shots))
+            asked = [shots, scene.queries(user.id), scene.strangers({user.id}, user.id)]
+            pairs = [(losses(scene.base, each, fused), losses(scene.base, each, (*fused, own))) for each in asked]
+            found.append(Tried(*([a - b for a, b in zip(*pair, strict=True)] for pair in pairs)))
     return found
 
 
@@ -240,7 +257,7 @@ def opened(store: Path, name: str, most: int = 0) -> Iterator[Scene]:
 
 
 def measured(
-    scene: Scene, *, clusters: bool, say: Callable[[str, Any], None] = lambda name, found: None
+    scene: Scene, *, clusters: bool, only: str = "", say: Callable[[str, Any], None] = lambda name, found: None
 ) -> dict[str, Any]:
     """Every part of the bank; `say` hears each as soon as it is known."""
     anchors = {a.user_id: str(a.digest) for a in scene.reg.banks.anchors(scene.bank.id) if a.user_id and a.digest}
@@ -248,11 +265,14 @@ def measured(
         ("anchors", lambda: summary(try_anchors(scene, anchors))),
         ("neighbours", lambda: try_neighbours(scene)),
         ("task_adapter", lambda: summary(try_task_adapter(scene))),
+        ("stacks", lambda: summary(try_stacks(scene))),
     ]
     if clusters:
         work.append(("cluster_anchors", lambda: summary(try_anchors(scene, cluster_anchors(scene)))))
     found: dict[str, Any] = {"bank": scene.bank.name, "task": scene.bank.task, "people": len(scene.pool)}
     for name, part in work:
+        if only not in ("", name):
+            continue
         found[name] = part()
         say(name, found)
     return found
@@ -282,6 +302,7 @@ def main() -> None:
     parser.add_argument("--bank", action="append", required=True)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--clusters", action="store_true", help="train anchors on whole clusters, and try these too")
+    parser.add_argument("--only", default="", metavar="PART", help="one part alone, as stacks")
     parser.add_argument("--items", type=int, default=0, help="at most so many items of each person; 0 for all")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -295,7 +316,7 @@ def main() -> None:
     for name in given.bank:
         with opened(given.store, name, given.items) as scene:
             print(f"{name}: AUC    against held-out       against others' items", flush=True)
-            done.append(measured(scene, clusters=given.clusters, say=say))
+            done.append(measured(scene, clusters=given.clusters, only=given.only, say=say))
 
 
 if __name__ == "__main__":

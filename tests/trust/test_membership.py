@@ -69,7 +69,7 @@ def test_every_part_of_a_bank_is_tried_and_the_store_stays_as_it_was(
         tally(f"attacks on the {part.replace('_', ' ')} of people", f"at AUC {figure['value']:.2f}", figure["people"])
     votes = found["neighbours"]["label_has_most_votes"]
     assert votes["kept"] > 0.8 > 0.5 > votes["held_out"]
-    assert found["cluster_anchors"]["against_others"]["people"] == 3
+    assert found["cluster_anchors"]["against_others"]["people"] == found["stacks"]["against_others"]["people"] == 3
     assert capsys.readouterr().out.count("[") >= 6
     with membership.opened(store_root, TASK.name) as scene:
         wide, kept = membership.cluster_anchors(scene), scene.reg.adapters

@@ -22,32 +22,7 @@ from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import Event, JobProgress, JobResult, JobStarted
 from mta_cli.threads import describe_waiting
 
-REQUIRED_PACKAGES = (
-    "torch",
-    "transformers",
-    "safetensors",
-    "tokenizers",
-    "regex",
-    "sentence-transformers",
-    "scikit-learn",
-    "scipy",
-    "numpy",
-    "matplotlib",
-    "gguf",
-    "huggingface-hub",
-    "fsspec",
-    "sqlite-utils",
-    "typer",
-    "rich",
-    "textual",
-    "jinja2",
-    "httpx",
-)
-MIN_VERSIONS = {
-    "torch": (2, 10),
-    "transformers": (5, 3),
-    "jinja2": (3, 1, 6),
-}  # older ones can run code from a model's files
+DISTRIBUTION = "mta-cli"
 MIN_FREE_BYTES = 2 * 10**9
 
 
@@ -135,23 +110,23 @@ def _check_system() -> Check:
 
 
 def _check_packages() -> Check:
+    """What the package says it needs, in the versions that are here."""
+    from packaging.requirements import Requirement
+
+    needed = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or ()]
     found, faults = [], []
-    for name in REQUIRED_PACKAGES:
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            faults.append(f"{name} is missing")
+    for one in needed:
+        if one.marker is not None and not one.marker.evaluate({"extra": ""}):
             continue
-        found.append(f"{name} {version}")
-        least = MIN_VERSIONS.get(name, ())
-        if least and _version_tuple(version) < least:
-            faults.append(f"{name} {version} is older than {'.'.join(map(str, least))}")
+        try:
+            version = metadata.version(one.name)
+        except metadata.PackageNotFoundError:
+            faults.append(f"{one.name} is missing")
+            continue
+        found.append(f"{one.name} {version}")
+        if not one.specifier.contains(version, prereleases=True):
+            faults.append(f"{one.name} {version} is not {one.specifier}")
     return Check("packages", not faults, "; ".join([*faults, ", ".join(found)]))
-
-
-def _version_tuple(version: str) -> tuple[int, ...]:
-    parts = version.split("+")[0].split(".")[:3]
-    return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in parts)
 
 
 def _check_sqlite() -> Check:
