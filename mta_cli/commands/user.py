@@ -312,11 +312,9 @@ def adapt(
     with context.open_registry() as reg:
         task = resolve_adapt_task(reg, [reg.users.get(name) for name in users] if users else None, task)
         asked = flags.values["embedder"] is not None
-        request = adapt_request(reg, context.options_on_base(reg, task), users or None, task, explicit_embedder=asked)
-        plan, explicit = context.settings.plan_lines(*request.plan_options), flags.values["top_k"] is not None
-        job = adapt_users(
-            reg, request.users, request.fuse, request.options, plan=plan, explicit_top_k=explicit, dry_run=dry_run
-        )
+        options, explicit = context.options_on_base(reg, task), flags.values["top_k"] is not None
+        request = adapt_request(reg, options, users or None, task, explicit_embedder=asked, explicit_top_k=explicit)
+        job = adapt_users(reg, request, plan=context.settings.plan_lines(*request.plan_options), dry_run=dry_run)
         details = bool(context.output.verbosity)
         made = context.output.run_job_and_print(
             job, lambda results: render_adapted(results, details=details), dry_run=dry_run, resumes=True

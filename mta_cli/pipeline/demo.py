@@ -214,7 +214,7 @@ def _personalize(
     yield Note(f"{course.task}, 3 of 4: a recipe and a stack for each of {len(users)} new users")
     request = adapt_request(reg, options, [user.name for user in users], course.task)
     # adapting makes the recipes that are missing
-    adapted: list[dict[str, Any]] = yield from forward_events(adapt_users(reg, users, request.fuse, request.options))
+    adapted: list[dict[str, Any]] = yield from forward_events(adapt_users(reg, request))
     recipes: list[dict[str, Any]] = yield from forward_events(fuse_users(reg, users, request.fuse))
     return recipes, adapted
 

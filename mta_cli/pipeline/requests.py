@@ -98,12 +98,14 @@ class FuseRequest:
 class AdaptRequest:
     """The request of an adaptation: the users, the stack's options, and the fusion below it.
 
-    `users` None: every user with a history of the task who is not an anchor.
+    `users` None: every user with a history of the task who is not an anchor. `explicit_top_k`: recipes of another
+    number of anchors than `top_k` are made anew.
     """
 
     users: Sequence[User] | None
     options: AdaptOptions
     fuse: FuseRequest
+    explicit_top_k: bool = False
 
     @property
     def plan_options(self) -> tuple[Any, ...]:
@@ -216,6 +218,7 @@ def adapt_request(
     task: str | None = None,
     *,
     explicit_embedder: bool = False,
+    explicit_top_k: bool = False,
 ) -> AdaptRequest:
     """The request of `mta user adapt` for the users of these names; None: all who can be adapted.
 
@@ -226,7 +229,7 @@ def adapt_request(
     adapt = options[AdaptOptions]
     options = options.with_instance(replace(options[FuseOptions], shots=adapt.shots))
     fuse = fuse_request(reg, options, resolve_adapt_task(reg, users, task), explicit_embedder=explicit_embedder)
-    return AdaptRequest(users, adapt, fuse)
+    return AdaptRequest(users, adapt, fuse, explicit_top_k)
 
 
 def eval_request(
@@ -332,6 +335,7 @@ def adapt_request_json(request: AdaptRequest) -> dict[str, Any]:
         "seed": fuse.machine.seed,
         **fuse.machine.formats,
         "memory": asdict(fuse.memory),
+        "explicit_top_k": request.explicit_top_k,
     }
 
 
@@ -352,7 +356,9 @@ def restore_adapt_request(
         _restore_memory(document),
     )
     users = None if document["everybody"] else reg.runs.asked_users(run_id)
-    return AdaptRequest(users, options_from_json(AdaptOptions, document["options"]), fuse)
+    return AdaptRequest(
+        users, options_from_json(AdaptOptions, document["options"]), fuse, document.get("explicit_top_k", False)
+    )
 
 
 def eval_request_json(request: EvalRequest) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.export import export_user
 from mta_cli.pipeline.personalize.fuse import fuse_user, fuse_users
+from mta_cli.pipeline.requests import AdaptRequest
 from mta_cli.pipeline.users import in_use
 from mta_cli.pipeline.users.add import add_user
 from mta_cli.pipeline.users.consent import set_consent
@@ -100,7 +101,7 @@ def refreshing(reg: Registry) -> Iterator[Event]:
 
 def adapting(reg: Registry) -> Iterator[Event]:
     built(reg)
-    return adapt_users(reg, [reg.users.get(name) for name in SHORT], fuse_request(), QUICK)
+    return adapt_users(reg, AdaptRequest([reg.users.get(name) for name in SHORT], QUICK, fuse_request()))
 
 
 def fusing(reg: Registry) -> Iterator[Event]:

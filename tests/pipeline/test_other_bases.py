@@ -16,6 +16,7 @@ from mta_cli.pipeline.models.manifest import ModelEntry
 from mta_cli.pipeline.models.memory import answering_bytes, loading_limits, read_shape, training_bytes
 from mta_cli.pipeline.models.pull import register_folder
 from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.requests import AdaptRequest
 from store.registry import Registry
 from tests import tiny
 from tests.pipeline.town import CPU, QUICK, bank_request, finish, fuse_request
@@ -77,7 +78,7 @@ def test_a_bank_and_a_core_on_mamba(peopled: Registry, tmp_path: Path) -> None:
     entry = registered(tmp_path / "other", "Mamba")
     finish(build_bank(peopled, replace(bank_request(), base=entry)))
     ida = peopled.users.get("ida")
-    ((result,), _) = finish(adapt_users(peopled, [ida], replace(fuse_request(), base=entry), QUICK))
+    ((result,), _) = finish(adapt_users(peopled, AdaptRequest([ida], QUICK, replace(fuse_request(), base=entry))))
     assert result["stack_bytes"] > 0 and result["steps"] == 6
 
 

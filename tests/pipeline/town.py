@@ -13,7 +13,7 @@ from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, MachineOptio
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
-from mta_cli.pipeline.requests import BankRequest, FuseRequest
+from mta_cli.pipeline.requests import AdaptRequest, BankRequest, FuseRequest
 from mta_cli.pipeline.user_weights import load_weights
 from store.records import NewItem
 from store.registry import Registry
@@ -70,7 +70,7 @@ QUICK = AdaptOptions(steps=6, batch_size=8, learning_rate=5e-2)
 def give_core(reg: Registry, name: str) -> None:
     """Adapt a user, and put a core in place of the stack, as former versions gave them: between an anchor's factors."""
     user = reg.users.get(name)
-    finish(adapt_users(reg, [user], fuse_request(), QUICK))
+    finish(adapt_users(reg, AdaptRequest([user], QUICK, fuse_request())))
     (stack,) = reg.stacks.of_user(user.id)
     anchor = next(one for one in reg.banks.anchors(stack.bank_id) if one.digest is not None)
     row = reg.adapters.get(str(anchor.digest))

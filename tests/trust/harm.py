@@ -24,7 +24,7 @@ from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.models.pull import register_folder
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
-from mta_cli.pipeline.requests import ChatOptions
+from mta_cli.pipeline.requests import AdaptRequest, ChatOptions
 from store.registry import Registry
 from tests.pipeline import town
 
@@ -55,7 +55,7 @@ class Ground:
         with Registry.open(self.root, create=True) as reg:
             town.people(reg, long=4, items=6)
             town.built(reg)
-            town.finish(adapt_users(reg, [reg.users.get("ida")], town.fuse_request(), town.QUICK))
+            town.finish(adapt_users(reg, AdaptRequest([reg.users.get("ida")], town.QUICK, town.fuse_request())))
             town.give_core(reg, "jon")  # of a former version
             town.finish(fuse_user(reg, reg.users.get("kim"), town.fuse_request()))
 

@@ -23,7 +23,7 @@ from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
-from mta_cli.pipeline.requests import ChatOptions
+from mta_cli.pipeline.requests import AdaptRequest, ChatOptions
 from mta_cli.pipeline.user_weights import load_fusion_and_stack
 from mta_cli.pipeline.users.stored_data import describe_user
 from mta_cli.tui.workers.model_worker import WorkerContext
@@ -68,7 +68,7 @@ def add_mole(reg: Registry, *, can_anchor: bool = False) -> None:
 
 def personalise(reg: Registry, *names: str) -> None:
     """Fuse and adapt people, together."""
-    finish(adapt_users(reg, [reg.users.get(name) for name in names], fuse_request(), QUICK))
+    finish(adapt_users(reg, AdaptRequest([reg.users.get(name) for name in names], QUICK, fuse_request())))
 
 
 def models(reg: Registry) -> Seen:

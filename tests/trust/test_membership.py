@@ -10,6 +10,7 @@ import pytest
 
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.requests import AdaptRequest
 from store.registry import Registry
 from tests.pipeline import town
 from tests.pipeline.town import QUICK, SHORT, TASK, built, finish, fuse_request
@@ -52,7 +53,11 @@ def test_every_part_of_a_bank_is_tried_and_the_store_stays_as_it_was(
     with Registry.open(store_root, create=True) as reg:
         town.people(reg)
         built(reg, epochs=20, task_epochs=20, learning_rate=2e-2, task_learning_rate=2e-2)
-        finish(adapt_users(reg, [reg.users.get(name) for name in SHORT], fuse_request(), replace(QUICK, steps=1)))
+        finish(
+            adapt_users(
+                reg, AdaptRequest([reg.users.get(name) for name in SHORT], replace(QUICK, steps=1), fuse_request())
+            )
+        )
         sharp = {"sharpness": 20.0, "votes": 1.0, "habit": 1.0, "linear": 0.0}
         reg.banks.set_kernel(reg.banks.get(TASK.name).id, sharp)
     before = folder(store_root)

@@ -18,6 +18,7 @@ from mta_cli.options import WEIGHT_METHODS, AdaptOptions, MemoryOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
+from mta_cli.pipeline.requests import AdaptRequest
 from mta_cli.pipeline.user_weights import most_personal_mode
 from store.records import NewItem
 from store.registry import Registry
@@ -54,7 +55,7 @@ def history(reg: Registry, name: str, *texts: str, tag: str = "comedy") -> None:
 
 def adapt(reg: Registry, *names: str, options: AdaptOptions = QUICK) -> tuple[Any, list[Event]]:
     """Adapt somebody: the documents and every event."""
-    return finish(adapt_users(reg, [reg.users.get(name) for name in names], fuse_request(), options))
+    return finish(adapt_users(reg, AdaptRequest([reg.users.get(name) for name in names], options, fuse_request())))
 
 
 RATES = [("learning_rate", 1e9), ("task_learning_rate", 1e9), ("learning_rate", NAN)]
@@ -80,7 +81,7 @@ def test_a_stack_whose_training_explodes_leaves_the_fusion(reg: Registry) -> Non
     for count, rate in enumerate((1e9, NAN, INFINITY), 1):
         seen: list[Event] = []
         with pytest.raises(BadInput, match="No user could be adapted") as caught:
-            for event in adapt_users(reg, [ida], alone, replace(QUICK, learning_rate=rate)):
+            for event in adapt_users(reg, AdaptRequest([ida], replace(QUICK, learning_rate=rate), alone)):
                 seen.append(event)
         assert caught.value.hint == "lower --learning-rate"
         assert [event.label for event in seen if isinstance(event, UnitFailed)] == ["ida"]

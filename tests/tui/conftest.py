@@ -29,6 +29,7 @@ def made_town(
     from mta_cli.pipeline.models.pull import register_folder
     from mta_cli.pipeline.personalize.adapt import adapt_users
     from mta_cli.pipeline.personalize.fuse import fuse_user
+    from mta_cli.pipeline.requests import AdaptRequest
 
     root = tmp_path_factory.mktemp("town")
     with pytest.MonkeyPatch.context() as patch:
@@ -38,7 +39,7 @@ def made_town(
         with Registry.open(root / "store", create=True) as reg:
             town.people(reg)
             town.built(reg)
-            town.finish(adapt_users(reg, [reg.users.get("ida")], town.fuse_request(), town.QUICK))
+            town.finish(adapt_users(reg, AdaptRequest([reg.users.get("ida")], town.QUICK, town.fuse_request())))
             town.finish(fuse_user(reg, reg.users.get("jon"), town.fuse_request()))
         yield root
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,6 @@ from mta_cli.pipeline.evaluation.design import evaluation_config
 from mta_cli.pipeline.models.installed import record_models
 from mta_cli.pipeline.requests import (
     AdaptRequest,
-    BankRequest,
-    EvalRequest,
     adapt_request_json,
     eval_request_json,
     restore_adapt_request,
@@ -55,11 +53,10 @@ def as_flags(options: dict[str, str]) -> list[str]:
 
 def request_of(call: Call) -> Any:
     """The request in what a job is given."""
-    arguments, _ = call
-    if isinstance(arguments[0], BankRequest | EvalRequest):
-        return arguments[0]
-    users, fuse, options = arguments
-    return AdaptRequest(users, options, fuse)
+    (asked,), _ = call
+    if isinstance(asked, AdaptRequest):  # of the number of anchors, a flag asks for more than a setting does
+        return replace(asked, explicit_top_k=True)
+    return asked
 
 
 @pytest.mark.parametrize("command", NAMED)

@@ -103,11 +103,9 @@ def _resume_bank_build(reg: Registry, one: UnfinishedJob, machine: MachineOption
 
 
 def _resume_adaptation(reg: Registry, one: UnfinishedJob, machine: MachineOptions, dry_run: bool) -> Iterator[Event]:
-    from mta_cli.pipeline.personalize.adapt import EXPLICIT_TOP_K_KEY, adapt_users
+    from mta_cli.pipeline.personalize.adapt import adapt_users
 
-    request = restore_adapt_request(reg, one.number, one.request, machine)
-    explicit = one.request.get(EXPLICIT_TOP_K_KEY, False)
-    yield from adapt_users(reg, request.users, request.fuse, request.options, explicit_top_k=explicit, dry_run=dry_run)
+    yield from adapt_users(reg, restore_adapt_request(reg, one.number, one.request, machine), dry_run=dry_run)
 
 
 def _resume_evaluation(

@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from mta_cli.engine.training.work import MeasuredLosses
     from store.registry import Registry
 
-EXPLICIT_TOP_K_KEY = "explicit_top_k"  # in a run's request, where `top_k` was asked for
 MIN_EFFECTIVE_STEPS = 5
 MIN_LOSS_CHANGE = 0.01  # a relative change of the loss below this counts as none
 MIN_TRAINABLE_LOSS = 0.05  # nats: a loss below it leaves almost nothing to learn
@@ -104,25 +103,19 @@ class AdaptContext:
 
 
 def adapt_users(
-    reg: Registry,
-    users: Sequence[User] | None,
-    request: FuseRequest,
-    options: AdaptOptions,
-    *,
-    plan: Sequence[PlanLine] = (),
-    explicit_top_k: bool = False,
-    dry_run: bool = False,
+    reg: Registry, asked: AdaptRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
 ) -> Iterator[Event]:
-    """Adapt `users`; None: all users with a history who are not anchors.
+    """Adapt the users who are asked for.
 
     `JobResult.result` is the document of `mta user adapt --json`. A user whose stack already has these settings and
-    items is skipped, so a stopped run continues where it stopped. With `explicit_top_k`, recipes of another number of
-    anchors are made anew, and UsageError is raised where the bank has fewer.
+    items is skipped, so a stopped run continues where it stopped. Raises UsageError where the bank has fewer anchors
+    than were asked for.
     """
+    users, request, options = asked.users, asked.fuse, asked.options
     require_targets(options.targets, request.base.path)
     bank = current_bank(reg, request.task.name, request.base.fingerprint)
     request = replace(request, embedder=bank_embedder(reg, bank, request.embedder))
-    if explicit_top_k:
+    if asked.explicit_top_k:
         check_top_k(reg, bank, request.options)
     chosen = list(users) if users is not None else adaptable_users(reg, bank)
     shots = {user.id: reg.items.recent_items(user.id, request.task.name, options.shots) for user in chosen}
@@ -132,18 +125,19 @@ def adapt_users(
             {"dry_run": True, "bank": bank.name, "version": bank.version, "users": [user.name for user in chosen]}
         )
         return
-    asked = adapt_request_json(AdaptRequest(users, options, request))
-    asked |= {EXPLICIT_TOP_K_KEY: True} if explicit_top_k else {}
+    document = adapt_request_json(replace(asked, fuse=request))
     whom = [user.id for user in users or ()]
     used = [*(user.id for user in chosen), *anchor_users(reg, bank)]
     with (
         reg.job_lock(f"adapt {request.task.name}"),
         reg.hold_users(job_title("adaptation", reg, request), used),
-        record_request(reg, ADAPT_RUN_KIND, asked, bank_id=bank.id, asked_users=whom) as kept,
+        record_request(reg, ADAPT_RUN_KIND, document, bank_id=bank.id, asked_users=whom) as kept,
         open_executors(request.executor) as executors,
     ):
         reg.items.require_stored(item for own in shots.values() for item in own)
-        recipes, context = yield from _prepare_context(reg, bank, chosen, request, options, executors, explicit_top_k)
+        recipes, context = yield from _prepare_context(
+            reg, bank, chosen, request, options, executors, asked.explicit_top_k
+        )
         results: dict[int, dict[str, Any]] = {}
         targets: list[AdaptTarget] = []
         for user in chosen:

@@ -523,7 +523,7 @@ def _make_and_measure(
         )
     yield Note(f"3 of 4: the models of {pluralise(len(users), 'user')}")
     made = adapt_request(reg, options, [user.name for user in users], task.name)
-    yield from forward_events(adapt_users(reg, made.users, made.fuse, made.options))
+    yield from forward_events(adapt_users(reg, made))
     users = [user for user in users if reg.stacks.get(user.id, task.name, bank.id) is not None]  # not where it diverged
     if not users:
         raise BadInput("every training at a user diverged", hint="mta user adapt --learning-rate 0.001")

@@ -178,11 +178,9 @@ def _adapt_request(context: FormContext, filled: FormValues) -> JobRequest:
         if filled["users"].strip() and not names:
             raise BadInput(f"--users: {filled['users']!r:.80} names no user", hint="leave it empty for all users")
         asked = bool(filled["embedder"])
-        request = adapt_request(reg, options, names or None, filled["task"] or None, explicit_embedder=asked)
-        plan, explicit = context.settings.plan_lines(*request.plan_options), bool(filled["top_k"])
-        return adapt_users(
-            reg, request.users, request.fuse, request.options, plan=plan, explicit_top_k=explicit, dry_run=dry_run
-        )
+        task, explicit = filled["task"] or None, bool(filled["top_k"])
+        request = adapt_request(reg, options, names or None, task, explicit_embedder=asked, explicit_top_k=explicit)
+        return adapt_users(reg, request, plan=context.settings.plan_lines(*request.plan_options), dry_run=dry_run)
 
     return JobRequest("user adapt", filled["users"] or "all users", make)
 

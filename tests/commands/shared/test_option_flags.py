@@ -143,7 +143,8 @@ def test_a_preset_stands_above_the_environment_and_below_flags(preset: str, monk
 def test_the_published_choices_reach_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     (bank,), _ = job_call(monkeypatch, "bank build", *WORDS["bank build"], "--preset", "published")
     assert not bank.options.task_adapter and bank.options.placement == "all"
-    (_, fuse, stack), _ = job_call(monkeypatch, "user adapt", *WORDS["user adapt"], "--preset", "published")
+    (asked,), _ = job_call(monkeypatch, "user adapt", *WORDS["user adapt"], "--preset", "published")
+    fuse, stack = asked.fuse, asked.options
     assert (fuse.options.weights, fuse.options.top_k, fuse.memory.memory) == ("similarity", 2, "off")
     assert (stack.rank, stack.alpha, stack.targets) == (4, 8.0, "all-linear")
 

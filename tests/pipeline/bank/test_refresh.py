@@ -25,6 +25,7 @@ from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs
 from mta_cli.pipeline.memory.knn import FIT_IS_DUE, FITTED_ITEMS_KEY, LABEL_RATES_KEY, MIXTURE_WEIGHTS_KEY
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
+from mta_cli.pipeline.requests import AdaptRequest
 from mta_cli.pipeline.users.consent import set_consent
 from store.records import REFUSED_USERS_KEY, Anchor, NewItem
 from store.registry import Registry
@@ -136,7 +137,7 @@ def test_whoever_rested_on_it_is_named_and_the_others_keep_what_they_have(people
     first, second, third = anchors(peopled)
     for name in SHORT:
         finish(fuse_user(peopled, peopled.users.get(name), fuse_request(weights="uniform", top_k=1)))
-        finish(adapt_users(peopled, [peopled.users.get(name)], fuse_request(), QUICK))
+        finish(adapt_users(peopled, AdaptRequest([peopled.users.get(name)], QUICK, fuse_request())))
     on = {name: peopled.recipes.of_user(peopled.users.get(name).id)[0].shares[0].anchor_id for name in SHORT}
     assert set(on.values()) == {first.id, second.id, third.id}
     forget(peopled, 0)
@@ -161,7 +162,10 @@ def test_a_core_rests_on_every_anchor(peopled: Registry) -> None:
     result, _ = refreshed(peopled)
     assert result["people"] == ["ida"] and peopled.stacks.of_user(user) == []
     assert len(peopled.recipes.of_user(user)) == 1 and not peopled.files.path(str(basis)).exists()
-    assert finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), QUICK))[0][0]["steps"] == 6
+    assert (
+        finish(adapt_users(peopled, AdaptRequest([peopled.users.get("ida")], QUICK, fuse_request())))[0][0]["steps"]
+        == 6
+    )
 
 
 def test_the_task_adapter_is_said_to_stay_and_a_new_build_is_without_them(peopled: Registry) -> None:
@@ -214,7 +218,7 @@ def test_nothing_stale_is_nothing_to_do(peopled: Registry) -> None:
 
 def test_a_dry_run_says_what_would_go_and_changes_nothing(peopled: Registry) -> None:
     built(peopled)
-    finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), QUICK))
+    finish(adapt_users(peopled, AdaptRequest([peopled.users.get("ida")], QUICK, fuse_request())))
     forget(peopled, 0)
     before = peopled.count_rows()
     result, seen = refreshed(peopled, dry_run=True)

@@ -23,6 +23,7 @@ from mta_cli.pipeline.evaluation.stored_models import choose_examples, evaluate_
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.requests import AdaptRequest
 from mta_cli.pipeline.user_weights import load_task_adapter, merge_by_placement
 from store.records import NewItem, User
 from store.registry import Registry
@@ -46,7 +47,7 @@ def test_a_damaged_registry_is_named_before_the_first_answer(
 def adapted(reg: Registry, users: list[User]) -> None:
     """A fusion and a stack of each of `users`."""
     alone = replace(fuse_request(), memory=MemoryOptions(memory="habit"))  # neighbours know all of these answers
-    finish(adapt_users(reg, users, alone, QUICK))
+    finish(adapt_users(reg, AdaptRequest(users, QUICK, alone)))
 
 
 def evaluated(
@@ -197,7 +198,7 @@ def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest
     """Labels and gold likelihoods of every user at every step equal those of the user's model folded into the base."""
     built(peopled, placement="late")
     users = [peopled.users.get(name) for name in SHORT]
-    finish(adapt_users(peopled, users, fuse_request(), QUICK))
+    finish(adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request())))
     entry = resolve_model("tiny", "base")
     monkeypatch.setattr("mta_cli.pipeline.evaluation.stored_models.MAX_ANSWERS_PER_BATCH", 5)
     result = evaluated(peopled, users)
@@ -232,7 +233,7 @@ def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest
 def test_texts_are_scored_and_the_shown_ones_generated(peopled: Registry) -> None:
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT[:2]]
-    finish(adapt_users(peopled, users, fuse_request(), QUICK))
+    finish(adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request())))
     entry = resolve_model("tiny", "base")
     free = replace(TASK, labels=(), metric="rouge", answer_tokens=9)
     base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
@@ -266,7 +267,7 @@ def test_texts_are_scored_and_the_shown_ones_generated(peopled: Registry) -> Non
 def test_a_gold_that_is_no_label_counts_as_unlikely(peopled: Registry) -> None:
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT[:2]]
-    finish(adapt_users(peopled, users, fuse_request(), QUICK))
+    finish(adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request())))
     gold = peopled.items.queries(users[0].id, TASK.name)[0].gold
     other = replace(TASK, labels=(gold, "none of theirs"), answer_tokens=9)
     result = evaluated(peopled, users, other)

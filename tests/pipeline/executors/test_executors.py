@@ -18,6 +18,7 @@ from mta_cli.pipeline.executors import ray_workers, shipped_base
 from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY
 from mta_cli.pipeline.models.installed import list_models, resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.requests import AdaptRequest
 from store.registry import Registry
 from tests.pipeline.town import QUICK, bank_request, finish, fuse_request, people
 
@@ -29,7 +30,9 @@ def made(root: Path, executor: ExecutorOptions, weights: str | None = None) -> d
     with Registry.open(root, create=True) as reg:
         people(reg)
         finish(build_bank(reg, replace(bank_request(anchors=4), executor=executor)))
-        results, _ = finish(adapt_users(reg, None, replace(fuse_request(weights=weights), executor=executor), QUICK))
+        results, _ = finish(
+            adapt_users(reg, AdaptRequest(None, QUICK, replace(fuse_request(weights=weights), executor=executor)))
+        )
         bank = reg.banks.get("lamp-2")
         users = [reg.users.get(one["user"]).id for one in results]
         recipes = [reg.recipes.get(user, "lamp-2", bank.id) for user in users]

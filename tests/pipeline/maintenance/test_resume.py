@@ -69,7 +69,7 @@ def begin_adaptation(reg: Registry, names: tuple[str, ...] | None, options: Adap
 
 def test_nothing_is_offered_where_all_is_done(peopled: Registry) -> None:
     built(peopled)
-    finish(adapt_users(peopled, None, fuse_request(), QUICK))
+    finish(adapt_users(peopled, AdaptRequest(None, QUICK, fuse_request())))
     finish(run_evaluation(peopled, eval_request(methods="majority")))
     assert list_unfinished_jobs(peopled) == []
 
@@ -331,7 +331,7 @@ def test_an_adaptation_that_is_stopped_before_and_during_training_goes_on(
     built(peopled)
     users, options = [peopled.users.get(name) for name in SHORT], replace(QUICK, rank=1)
     for end in (JobStarted, ArtifactSaved):
-        job = adapt_users(peopled, users, fuse_request(), options)
+        job = adapt_users(peopled, AdaptRequest(users, options, fuse_request()))
         for event in job:
             if isinstance(event, end):
                 break

@@ -15,7 +15,7 @@ from mta_cli.options import AdaptOptions, EvalOptions, MachineOptions, MemoryOpt
 from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs, resume_job
 from mta_cli.pipeline.personalize.adapt import adapt_users, adaptable_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
-from mta_cli.pipeline.requests import resolve_adapt_task
+from mta_cli.pipeline.requests import AdaptRequest, resolve_adapt_task
 from mta_cli.pipeline.user_weights import load_weights, merge_user_weights, most_personal_mode
 from mta_cli.pipeline.users.consent import set_consent
 from store.records import NewItem, Recipe, Stack
@@ -25,14 +25,16 @@ from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_req
 
 def adapted(reg: Registry, *names: str, options: AdaptOptions = QUICK, **fuse: object) -> list[dict]:  # type: ignore[type-arg]
     users = [reg.users.get(name) for name in names] or None
-    results: list[dict] = finish(adapt_users(reg, users, fuse_request(**fuse), options))[0]  # type: ignore[type-arg]
+    results: list[dict] = finish(adapt_users(reg, AdaptRequest(users, options, fuse_request(**fuse))))[0]  # type: ignore[type-arg]
     return results
 
 
 def alone(reg: Registry, *names: str, options: AdaptOptions = QUICK) -> list[dict]:  # type: ignore[type-arg]
     """The same without neighbours, who know all of these answers and leave nothing to learn."""
     request = replace(fuse_request(), memory=MemoryOptions(memory="habit"))
-    results: list[dict] = finish(adapt_users(reg, [reg.users.get(name) for name in names], request, options))[0]  # type: ignore[type-arg]
+    results: list[dict] = finish(
+        adapt_users(reg, AdaptRequest([reg.users.get(name) for name in names], options, request))
+    )[0]  # type: ignore[type-arg]
     return results
 
 
@@ -109,12 +111,12 @@ def test_a_stopped_adaptation_goes_on_with_the_next_user(peopled: Registry, monk
     monkeypatch.setattr("mta_cli.pipeline.training.groups.MAX_USERS_PER_GROUP", 1)
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT]
-    job = adapt_users(peopled, users, fuse_request(), QUICK)
+    job = adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request()))
     for event in job:
         if isinstance(event, ArtifactSaved) and event.kind == "stack":
             break
     job.close()  # type: ignore[attr-defined]
-    results, seen = finish(adapt_users(peopled, users, fuse_request(), QUICK))
+    results, seen = finish(adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request())))
     assert [r["user"] for r in results] == list(SHORT)
     assert any("ida: adapted already" in text for text in notes(seen))
     assert len([e for e in seen if isinstance(e, JobProgress) and e.loss is not None]) == 12
@@ -135,12 +137,12 @@ def test_a_stack_that_was_stopped_half_way_is_the_same_in_the_end(peopled: Regis
     adapted(peopled, "ida")
     whole = stack_of(peopled, "ida")
     peopled.stacks.remove(whole.user_id, "lamp-2", whole.bank_id)
-    job = adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), QUICK)
+    job = adapt_users(peopled, AdaptRequest([peopled.users.get("ida")], QUICK, fuse_request()))
     for event in job:
         if isinstance(event, JobProgress) and event.loss is not None and event.done == 3:
             break
     job.close()  # type: ignore[attr-defined]
-    _, seen = finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), QUICK))
+    _, seen = finish(adapt_users(peopled, AdaptRequest([peopled.users.get("ida")], QUICK, fuse_request())))
     assert any("goes on from step 3 of 6" in text for text in notes(seen))
     assert stack_of(peopled, "ida").digest == whole.digest
 
@@ -153,16 +155,16 @@ def test_a_stack_in_another_number_format_is_another_stack(peopled: Registry) ->
         dtype: replace(fuse_request(weights="uniform"), machine=MachineOptions(device="cpu", dtype=dtype))
         for dtype in ("auto", "float32", "bfloat16")
     }
-    job = adapt_users(peopled, [ida], requests["bfloat16"], QUICK)
+    job = adapt_users(peopled, AdaptRequest([ida], QUICK, requests["bfloat16"]))
     for event in job:
         if isinstance(event, JobProgress) and event.loss is not None and event.done == 3:
             break
     job.close()  # type: ignore[attr-defined]
     for dtype, request in requests.items():
-        ((result,), seen) = finish(adapt_users(peopled, [ida], request, QUICK))
+        ((result,), seen) = finish(adapt_users(peopled, AdaptRequest([ida], QUICK, request)))
         assert "unchanged" not in result
         assert any("goes on from step 3" in text for text in notes(seen)) == (dtype == "bfloat16")
-        ((result,), _) = finish(adapt_users(peopled, [ida], request, QUICK))
+        ((result,), _) = finish(adapt_users(peopled, AdaptRequest([ida], QUICK, request)))
         assert result["unchanged"]
     named = [run.config.get("formats") for run in reversed(peopled.runs.of_user(ida.id)) if run.kind == "user adapt"]
     float32, bfloat16 = {"dtype": "float32"}, {"dtype": "bfloat16"}
@@ -203,7 +205,7 @@ def test_a_recipe_follows_the_items_that_evidence_sees(peopled: Registry) -> Non
 
     def recipe(shots: int, weights: str | None = None) -> Recipe:
         request = fuse_request(shots=shots, weights=weights)
-        finish(adapt_users(peopled, [ida], request, replace(QUICK, shots=shots)))
+        finish(adapt_users(peopled, AdaptRequest([ida], replace(QUICK, shots=shots), request)))
         kept = peopled.recipes.get(ida.id, "lamp-2", peopled.banks.get(document["bank"]).id)
         assert kept is not None
         return kept
@@ -228,7 +230,7 @@ def test_a_recipe_of_another_number_of_anchors_than_is_asked_for_is_made_anew(
     document = built(peopled)
     adapted(peopled, "ida", weights="uniform")
     ida, bank = peopled.users.get("ida"), peopled.banks.get(document["bank"])
-    job = adapt_users(peopled, [ida], fuse_request(top_k=1), QUICK, explicit_top_k=True)
+    job = adapt_users(peopled, AdaptRequest([ida], QUICK, fuse_request(top_k=1), explicit_top_k=True))
     next(job), next(job)  # the plan, and the first event of its run, before the recipe is made
     job.close()  # type: ignore[attr-defined]
     (stopped,) = list_unfinished_jobs(peopled)
@@ -236,7 +238,7 @@ def test_a_recipe_of_another_number_of_anchors_than_is_asked_for_is_made_anew(
     recipe = peopled.recipes.get(ida.id, "lamp-2", bank.id)
     assert recipe is not None and (recipe.method, len(recipe.shares)) == ("uniform", 1) and "unchanged" not in result
     assert adapted(peopled, "ida", top_k=3)[0]["unchanged"], "a number that nobody asked for"
-    finish(adapt_users(peopled, [ida], fuse_request(top_k=3), QUICK, explicit_top_k=True))
+    finish(adapt_users(peopled, AdaptRequest([ida], QUICK, fuse_request(top_k=3), explicit_top_k=True)))
     more = peopled.recipes.get(ida.id, "lamp-2", bank.id)
     assert more is not None and len(more.shares) == 3
 
@@ -258,10 +260,10 @@ def test_another_form_of_a_task_of_the_users_makes_another_stack(
     monkeypatch.setattr("mta_cli.pipeline.personalize.adapt.BUILTIN_TASKS", {})  # lamp-2 stands for a user's own task
     built(peopled)
     ida, request = [peopled.users.get("ida")], fuse_request()
-    finish(adapt_users(peopled, ida, request, QUICK))
+    finish(adapt_users(peopled, AdaptRequest(ida, QUICK, request)))
     changed = replace(request, task=replace(request.task, prompt="{input}\nWhich of these would I say?"))
     for asked, unchanged in ((request, True), (changed, False)):
-        (result,), _ = finish(adapt_users(peopled, ida, asked, QUICK))
+        (result,), _ = finish(adapt_users(peopled, AdaptRequest(ida, QUICK, asked)))
         assert bool(result.get("unchanged")) == unchanged
 
 
@@ -279,11 +281,11 @@ def test_an_adapted_user_keeps_the_recipe_their_stack_was_trained_on(peopled: Re
 def test_progress_and_plan_count_the_steps_that_epochs_make(peopled: Registry) -> None:
     built(peopled)
     options, ida = replace(QUICK, steps=1000, epochs=2), peopled.users.get("ida")  # three shots in a batch: two steps
-    events = list(adapt_users(peopled, [ida], fuse_request(), options))
+    events = list(adapt_users(peopled, AdaptRequest([ida], options, fuse_request())))
     (started,) = [one for one in events if isinstance(one, JobStarted) and one.job == "user adapt"]
     assert started.total == [one.done for one in events if isinstance(one, JobProgress)][-1] == 2
     assert plan_tokens(peopled, options) == plan_tokens(peopled, replace(QUICK, steps=2))
-    again = list(adapt_users(peopled, [ida], fuse_request(), options))
+    again = list(adapt_users(peopled, AdaptRequest([ida], options, fuse_request())))
     assert [one.total for one in again if isinstance(one, JobStarted) and one.job == "user adapt"] == [0]
 
 
@@ -291,7 +293,7 @@ def plan_tokens(reg: Registry, options: AdaptOptions) -> str:
     """The planned tokens of an adaptation of ida."""
     (plan,) = [
         one
-        for one in adapt_users(reg, [reg.users.get("ida")], fuse_request(), options, dry_run=True)
+        for one in adapt_users(reg, AdaptRequest([reg.users.get("ida")], options, fuse_request()), dry_run=True)
         if isinstance(one, JobPlan)
     ]
     return next(line.value for line in plan.lines if line.name == "tokens")
@@ -300,7 +302,9 @@ def plan_tokens(reg: Registry, options: AdaptOptions) -> str:
 def test_too_few_steps_are_told_with_the_number(peopled: Registry) -> None:
     built(peopled)
     users = [peopled.users.get("ida")]
-    _, seen = finish(adapt_users(peopled, users, fuse_request(), AdaptOptions(steps=1, learning_rate=1e-8)))
+    _, seen = finish(
+        adapt_users(peopled, AdaptRequest(users, AdaptOptions(steps=1, learning_rate=1e-8), fuse_request()))
+    )
     assert any("ida: 1 optimiser steps hardly moved the model" in text for text in notes(seen))
 
 
@@ -308,7 +312,7 @@ def test_somebody_without_a_history_is_told_and_gets_no_stack(peopled: Registry)
     built(peopled)
     peopled.users.add("nobody")
     users = [peopled.users.get("nobody")]
-    (result,), seen = finish(adapt_users(peopled, users, fuse_request(), QUICK))
+    (result,), seen = finish(adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request())))
     assert result["shots"] == 0 and result["stack_bytes"] == 0 and result["loss_before"] is None
     assert any("nothing to train a stack on" in text for text in notes(seen))
 
@@ -316,7 +320,7 @@ def test_somebody_without_a_history_is_told_and_gets_no_stack(peopled: Registry)
 def test_a_dry_run_names_the_users_and_trains_nobody(peopled: Registry) -> None:
     built(peopled)
     before = peopled.count_rows()
-    result, _ = finish(adapt_users(peopled, None, fuse_request(), QUICK, dry_run=True))
+    result, _ = finish(adapt_users(peopled, AdaptRequest(None, QUICK, fuse_request()), dry_run=True))
     assert set(SHORT) <= set(result["users"]) and peopled.count_rows() == before
 
 
@@ -330,7 +334,7 @@ def test_which_task_is_meant(peopled: Registry) -> None:
     with pytest.raises(NotFound):
         resolve_adapt_task(peopled, [peopled.users.add("nobody")], None)
     with pytest.raises(UsageError, match="--top-k 9"):
-        finish(adapt_users(peopled, None, fuse_request(top_k=9), QUICK, explicit_top_k=True))
+        finish(adapt_users(peopled, AdaptRequest(None, QUICK, fuse_request(top_k=9), explicit_top_k=True)))
 
 
 def test_when_all_are_anchors_nobody_is_left(peopled: Registry) -> None:

@@ -19,6 +19,7 @@ from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.executors.local import LocalExecutor
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user, fuse_users
+from mta_cli.pipeline.requests import AdaptRequest
 from store.records import NewItem, Recipe
 from store.registry import Registry
 from store.tables.banks import Banks
@@ -66,10 +67,10 @@ def test_stacks_that_train_together_are_stored_together(peopled: Registry, monke
     users = [peopled.users.get(name) for name in SHORT]
     with monkeypatch.context() as stopped, pytest.raises(Stopped):
         stop_at_second(stopped, Stacks, "save_stack")
-        finish(adapt_users(peopled, users, fuse_request(), QUICK))
+        finish(adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request())))
     assert [peopled.stacks.of_user(user.id) for user in users] == [[], [], []]
     assert {run.status for user in users for run in peopled.runs.of_user(user.id)} == {"failed"}
-    finish(adapt_users(peopled, users, fuse_request(), QUICK))
+    finish(adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request())))
     assert [len(peopled.stacks.of_user(user.id)) for user in users] == [1, 1, 1] and peopled.check_integrity() == []
 
 
@@ -88,7 +89,7 @@ def test_only_the_group_in_training_holds_its_fusions(peopled: Registry, monkeyp
     monkeypatch.setattr("mta_cli.pipeline.training.groups.MAX_USERS_PER_GROUP", 1)
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT]
-    results, seen = finish(adapt_users(peopled, users, fuse_request(), QUICK))
+    results, seen = finish(adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request())))
     assert len(made) == len(results) == 3 and all(result["heldout_queries"] == 2 for result in results)
     done = [event.done for event in seen if isinstance(event, JobProgress) and event.loss is not None]
     assert done == list(range(1, 19)), "steps of finished groups count"
@@ -106,16 +107,16 @@ def test_a_stopped_weighing_keeps_whole_batches_and_goes_on_to_the_same_bytes(
     users = [user for user in users if user.name not in anchors][:6]
     shutil.copytree(peopled.root, tmp_path / "whole")
     with Registry.open(tmp_path / "whole") as other:
-        finish(adapt_users(other, users, fuse_request(), QUICK))
+        finish(adapt_users(other, AdaptRequest(users, QUICK, fuse_request())))
         expected = [other.recipes.of_user(user.id) for user in users]
-    job = adapt_users(peopled, users, fuse_request(), QUICK)
+    job = adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request()))
     for event in job:
         if isinstance(event, JobProgress) and event.loss is None and event.done == 3:
             break
     job.close()  # type: ignore[attr-defined]
     kept = [peopled.recipes.of_user(user.id) for user in users]
     assert [len(own) for own in kept] == [1, 1, 1, 0, 0, 0]
-    _, seen = finish(adapt_users(peopled, users, fuse_request(), QUICK))
+    _, seen = finish(adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request())))
     started = next(event for event in seen if isinstance(event, JobStarted))
     assert started.total == 4, "three, and who has no history"
 
@@ -155,7 +156,7 @@ def test_a_recipe_names_the_items_that_were_weighed(peopled: Registry) -> None:
             peopled.items.append_items(ida.id, [NewItem("late", "lamp-2", "a film", "comedy", "2030-01-01")])
     (recipe,) = peopled.recipes.of_user(ida.id)
     assert recipe.items_hash == weighed
-    finish(adapt_users(peopled, [ida], fuse_request(), QUICK))
+    finish(adapt_users(peopled, AdaptRequest([ida], QUICK, fuse_request())))
     (recipe,) = peopled.recipes.of_user(ida.id)
     assert recipe.items_hash == peopled.items.hash_items(peopled.items.recent_items(ida.id, "lamp-2")) != weighed
 
@@ -167,5 +168,5 @@ def test_recipes_that_are_weighed_together_are_stored_together(
     users = [peopled.users.get(name) for name in SHORT]
     with monkeypatch.context() as stopped, pytest.raises(Stopped):
         stop_at_second(stopped, Recipes, "save_recipe")
-        finish(adapt_users(peopled, users, fuse_request(), QUICK))
+        finish(adapt_users(peopled, AdaptRequest(users, QUICK, fuse_request())))
     assert [peopled.recipes.of_user(user.id) for user in users] == [[], [], []]

@@ -63,7 +63,7 @@ def test_a_recipe_is_weighed_by_the_likelihood_of_the_shots(peopled: Registry) -
     built(peopled)
     jon, request = peopled.users.get("jon"), fuse_request(sharpness=1.0, scale=1.0)
     bank = peopled.banks.get("lamp-2")
-    finish(adapt_users(peopled, [jon], request, QUICK))
+    finish(adapt_users(peopled, AdaptRequest([jon], QUICK, request)))
     recipe = peopled.recipes.get(jon.id, TASK.name, bank.id)
     assert recipe is not None
     base, context = prepared(peopled, request, "jon")
@@ -85,7 +85,7 @@ def test_losses_are_of_the_decision_beside_neighbours(peopled: Registry) -> None
     kim, bank = peopled.users.get("kim"), peopled.banks.get("lamp-2")
     peopled.banks.set_kernel(bank.id, {"sharpness": 2.0, "votes": 0.3, "habit": 0.3, "linear": 0.0})
     request = fuse_request()
-    ((result,), _) = finish(adapt_users(peopled, [kim], request, QUICK))
+    ((result,), _) = finish(adapt_users(peopled, AdaptRequest([kim], QUICK, request)))
     assert 0.0 < result["loss_after"] < result["loss_before"]
     base, context = prepared(peopled, request, "kim")
     (parts, _) = load_fusion_and_stack(peopled, bank.base, kim, TASK.name, "adapted")
@@ -113,7 +113,7 @@ def test_a_stack_rests_on_how_neighbours_count(peopled: Registry) -> None:
 
     def adapt(answer: MemoryOptions) -> tuple[bool, str]:
         request = replace(fuse_request(), memory=answer)
-        ((result,), _) = finish(adapt_users(peopled, [ida], request, QUICK))
+        ((result,), _) = finish(adapt_users(peopled, AdaptRequest([ida], QUICK, request)))
         stack = peopled.stacks.get(ida.id, TASK.name, bank.id)
         assert stack is not None
         return result.get("unchanged", False), stack.digest

@@ -20,6 +20,7 @@ from mta_cli.pipeline.evaluation.context import EvalContext
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.requests import AdaptRequest
 from mta_cli.pipeline.user_weights import load_fusion_and_stack
 from store.records import Bank
 from store.registry import Registry
@@ -56,7 +57,7 @@ def test_what_adapt_stores_is_what_eval_measures(peopled: Registry, anchors: str
     ida, bank = peopled.users.get("ida"), peopled.banks.get("lamp-2")
     options = MemoryOptions(memory)
     request = replace(fuse_request(weights=anchors), memory=options)
-    finish(adapt_users(peopled, [ida], request, QUICK))
+    finish(adapt_users(peopled, AdaptRequest([ida], QUICK, request)))
     stored, _ = load_fusion_and_stack(peopled, bank.base, ida, TASK.name, "adapted")
 
     method = Method("any", "", anchors=anchors, stack="lora", memory=memory)  # type: ignore[arg-type]

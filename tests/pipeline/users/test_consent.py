@@ -14,6 +14,7 @@ from mta_cli.pipeline.bank.build import bank_key, build_bank, contributors
 from mta_cli.pipeline.bank.refresh import refresh_bank
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
+from mta_cli.pipeline.requests import AdaptRequest
 from mta_cli.pipeline.users.add import add_user
 from mta_cli.pipeline.users.consent import set_consent
 from mta_cli.pipeline.users.dependents import banks_pooling_user
@@ -75,7 +76,7 @@ def test_taking_it_back_marks_the_anchor_and_names_banks_and_people(peopled: Reg
     first, *others = peopled.banks.anchors(peopled.banks.get("lamp-2").id)
     for name in SHORT:
         finish(fuse_user(peopled, peopled.users.get(name), fuse_request(weights="uniform", top_k=1)))
-        finish(adapt_users(peopled, [peopled.users.get(name)], fuse_request(), QUICK))
+        finish(adapt_users(peopled, AdaptRequest([peopled.users.get(name)], QUICK, fuse_request())))
     resting = [n for n in SHORT if peopled.recipes.of_user(peopled.users.get(n).id)[0].shares[0].anchor_id == first.id]
     result, seen = finish(set_consent(peopled, str(first.user), False))
     assert result == {
@@ -110,7 +111,7 @@ def test_until_then_nobody_new_rests_on_them(peopled: Registry) -> None:
     recipe, _ = finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request(weights="uniform", top_k=3)))
     assert len(recipe["anchors"]) == 2 and first.user not in {anchor["user"] for anchor in recipe["anchors"]}
     peopled.recipes.remove(peopled.users.get("ida").id, "lamp-2", first.bank_id)
-    finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), QUICK))
+    finish(adapt_users(peopled, AdaptRequest([peopled.users.get("ida")], QUICK, fuse_request())))
     shares = peopled.recipes.of_user(peopled.users.get("ida").id)[0].shares
     assert first.id not in {share.anchor_id for share in shares}
     tally("consent taken back", "in no new recipe", 2)
