@@ -1,4 +1,4 @@
-"""Hostile templates, task files and histories: refused in bounded memory and computing time, in words."""
+"""Templates that reach for Python; hostile task files and histories, refused in bounded memory and time, in words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mta_cli.engine.text.chat_template import ChatTemplate
 from mta_cli.engine.text.task_files import parse_task
 from mta_cli.errors import BadInput, MtaError
 from mta_cli.pipeline.users.import_file import import_file
@@ -16,102 +17,39 @@ from tests.trust.limits import run_bounded
 from tests.trust.tally import tally
 
 SAY = "{{ messages[0]['content'] }}"
-DOUBLE = "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x OP ns.x %}{% endfor %}"
-TEMPLATES = {
-    "infinite index": "{% set x = messages[1e9999] %}{{ x['content'] | trim }}",
-    "100 MB": "{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}",
-    "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "recursive loop": "{% for i in [[[1]]] recursive %}{{ loop([[1]]) }}{{ loop([[1]]) }}{% endfor %}",
-    "macro tree": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(40) }}",
-    "doubling by ~": DOUBLE.replace("OP", "~"),
-    "doubling by +": DOUBLE.replace("OP", "+"),
-    "doubling by blocks": "{% set x = 'aaaaaaaaaa' %}" + "{% set x %}{{ x }}{{ x }}{% endset %}" * 40,
-    "doubling lists": "{% set x = [1] %}" + "{% set x = [x, x] %}" * 60 + "{{ x }}",
-    "comparing lists": "{% set x = [1] %}{% set y = [1] %}"
-    + "{% set x = [x, x] %}{% set y = [y, y] %}" * 60
-    + "{{ x == y }}",
-    "slices kept": "{% set ns = namespace(l=[]) %}{% set a = 'a' * 90000 %}"
-    "{% for i in range(99999) %}{% set ns.l = [ns.l, a[1:]] %}{% endfor %}",
-    "center": "{{ 'a' | center(3000000000) }}",
-    "ljust": "{{ 'a'.ljust(3000000000) }}",
-    "percent": "{{ '%3000000000d' % 1 }}",
-    "percent star": "{{ '%*d' % (3000000000, 1) }}",
-    "format": "{{ '{:3000000000}'.format(1) }}",
-    "format nested": "{{ '{:{}}'.format(1, 3000000000) }}",
-    "format filter": "{{ '%3000000000d' | format(1) }}",
-    "replace": "{% set a = 'a' * 90000 %}{{ a | replace('a', a) }}",
-    "replace method": "{% set a = 'a' * 90000 %}{{ a.replace('a', a) }}",
-    "join": "{% set a = 'a' * 90000 %}{{ a | join(a) | length }}",
-    "join method": "{% set a = 'a' * 90000 %}{{ a.join(range(99999) | map('string')) | length }}",
-    "join generator": "{% set a = 'a' * 90000 %}{{ range(99999) | map('string') | join(a) | length }}",
-    "indent": "{{ ('\n' * 90000) | indent(90000) }}",
-    "tabs": "{{ ('\t' * 90000).expandtabs(90000) }}",
-    "batch": "{{ [1] | batch(3000000000, 'x') | list | length }}",
-    "json": "{{ [[1], [2]] | tojson(indent=3000000000) }}",
-    "lipsum": "{{ lipsum(n=1000000) | length }}",
-    "date": "{{ strftime_now('%3000000000Y' * 9) }}",
-    "power": "{{ 9 ** 9 ** 9 }}",
-    "constants": "{{ 'aaaaaaaaaa' | replace('a', '" + "b" * 10_000 + "') | replace('b', '" + "c" * 10_000 + "') }}",
-    "long": "a" * 3_000_000,
-    "deep": "{{ " + "(" * 40_000 + ")" * 40_000 + " }}",
-    "deep lists": "{{ " + "[" * 3_000 + "]" * 3_000 + " }}",
-    "deep blocks": "{% for i in [1] %}" * 60 + "{% endfor %}" * 60,
-    "deep conditions": "{% if 1 %}" * 300 + "{% endif %}" * 300,
-    "surrogate": "{{ '\\ud800' }}",
+REFUSED_TEMPLATES = {
     "class": "{{ ''.__class__.__mro__ }}",
     "globals": "{{ messages[0].__init__.__globals__ }}",
     "cycler": "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
-    "format attribute": "{{ '{0.__class__}'.format(messages) }}",
-    "format map": "{{ '{x.__class__}'.format_map({'x': messages}) }}",
-    "attr filter": "{{ messages | attr('__class__') }}{{ (messages | attr('__class__')).x }}",
-    "map attribute": "{{ messages | map(attribute='__class__') | list }}{{ 1 / 0 }}",
+    "attr filter": "{{ (messages | attr('__class__')).x }}",
     "include": "{% include '/etc/passwd' %}",
     "import": "{% import 'os' as os %}",
     "append": "{% set _ = messages.append(1) %}",
 }
+SILENT_TEMPLATES = {
+    "format attribute": "{{ '{0.__class__}'.format(messages) }}",
+    "format map": "{{ '{x.__class__}'.format_map({'x': messages}) }}",
+    "attr filter": "{{ messages | attr('__class__') }}",
+    "map attribute": "{{ messages | map(attribute='__class__') | join }}",
+}
 
 
-def test_templates_are_refused_within_a_second_and_without_memory() -> None:
-    """Each in half a gigabyte of address space, all of them together in half a minute of computing."""
-    source = (
-        "import json\nfrom mta_cli.engine.text.chat_template import ChatTemplate\n"
-        f"for label, text in json.loads({json.dumps(json.dumps(TEMPLATES))}).items():\n"
-        f"    whole = text + {SAY!r}\n"
-        "    attempt(label.replace(' ', '_'), "
-        "lambda: ChatTemplate(whole, {}).render_layout(('user', 'assistant')[:1], generation=True))\n"
-    )
-    ran = run_bounded(source, megabytes=512, seconds=30)
-    assert ran.code == 0, ran.err[-2000:]
-    harmless = {
-        "format attribute",
-        "format map",
-        "attr filter",
-        "map attribute",
-    }  # end in an error of their own, or say nothing
-    for label in TEMPLATES:
-        said = ran.said[label.replace(" ", "_")]
-        assert said.startswith("refused BadInput") or label in harmless, (label, said)
-        assert "MemoryError" not in said, (label, said)
-    assert len(ran.said) == len(TEMPLATES)
-    ran.count("chat templates")
+@pytest.mark.parametrize("label", REFUSED_TEMPLATES)
+def test_a_template_that_reaches_for_python_is_refused(label: str) -> None:
+    with pytest.raises(BadInput, match="chat template"):
+        ChatTemplate(REFUSED_TEMPLATES[label] + SAY, {}).render_layout(("user",), generation=True)
+    tally("templates that reach for Python", "refused in words")
 
 
-def test_no_attribute_is_reached() -> None:
-    from mta_cli.engine.text.chat_template import ChatTemplate
-
-    for label in ("class", "globals", "cycler", "format attribute", "format map", "attr filter", "map attribute"):
-        try:
-            said = "".join(ChatTemplate(TEMPLATES[label] + SAY, {}).render_layout(("user",), generation=True).texts)
-        except BadInput:
-            continue
-        assert "class" not in said and "function" not in said, (label, said)
-        tally("templates that reach for attributes", "said nothing of them")
+@pytest.mark.parametrize("label", SILENT_TEMPLATES)
+def test_no_attribute_is_shown(label: str) -> None:
+    layout = ChatTemplate(SILENT_TEMPLATES[label] + SAY, {}).render_layout(("user",), generation=True)
+    assert layout.texts == ("", "")
+    tally("templates that reach for Python", "said nothing of it")
 
 
 def test_templates_that_bases_really_have_are_let_through() -> None:
     """What such templates do, in a conversation of 500 turns: loops, slices, namespaces, filters, splits, macros."""
-    from mta_cli.engine.text.chat_template import ChatTemplate
-
     source = (
         "{%- macro turn(role, text) -%}<|{{ role }}|>{{ text | trim }}{{ eos_token }}{%- endmacro -%}"
         "{%- set ns = namespace(last=0, seen='') -%}{%- if messages[0]['role'] == 'system' -%}"

@@ -1,4 +1,4 @@
 """From a user's item to tokens: tasks, prompts, chat templates and the tokenizer.
 
-Read `tasks` and `prompts` first; `task_files` reads TOML, `template_sandbox` keeps a template from doing harm.
+Read `tasks` and `prompts` first; `task_files` reads TOML.
 """

@@ -1,6 +1,7 @@
-"""A base's chat template, rendered in a sandbox, bounded in size, around placeholders.
+"""A base's chat template, rendered in transformers' sandbox around placeholders.
 
-A template is code that came with a model. It never sees a user's text, which replaces the placeholders afterwards.
+A template is code that came with a model. The sandbox keeps it from Python's attributes; nothing bounds its time and
+memory. It never sees a user's text, which replaces the placeholders afterwards.
 """
 
 from __future__ import annotations
@@ -8,23 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
+from mta_cli.engine.model.checkpoint_files import load_errors_as_bad_input
 from mta_cli.errors import BadInput
 
-RENDER_LIMIT = 1_000_000  # characters; a template that says more is broken or hostile
 _PLACEHOLDER = re.compile(r"mtaSlot(\d+)mta")
-_TEMPLATE_ERRORS = (
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-    MemoryError,
-    SyntaxError,
-    NameError,
-)  # the last: jinja writes 1e9999 into its code as inf
+_DAY = date(2024, 7, 26)  # templates that print today's date would make a trained adapter's prompts change every day
+_FAILED = ("The chat template of this base cannot be used", "Use a base with a sound chat template.")
 
 
 @dataclass(frozen=True)
@@ -46,25 +39,18 @@ class ChatTemplate:
     """One Jinja chat template, with the variables that templates expect."""
 
     def __init__(self, source: str, variables: dict[str, Any]) -> None:
-        """Raises BadInput for what is no template, or a longer one than any base has."""
-        from jinja2 import TemplateError
+        """Raises BadInput for what is no template."""
+        from transformers.utils.chat_template_utils import _compile_jinja_template
 
-        from mta_cli.engine.text.template_sandbox import SOURCE_LIMIT, Sandbox
-
-        self._variables, self._size = variables, len(source)
-        if self._size > SOURCE_LIMIT:
-            raise _template_error(ValueError(f"{self._size:,} characters; the most is {SOURCE_LIMIT:,}"))
-        self._sandbox = Sandbox()
-        try:
-            self._template = self._sandbox.from_string(source)
-        except (TemplateError, *_TEMPLATE_ERRORS) as error:
-            raise _template_error(error) from error
+        self._variables = {"enable_thinking": False, "strftime_now": _DAY.strftime, **variables}
+        with load_errors_as_bad_input(*_FAILED):
+            self._template = _compile_jinja_template(source)
 
     def render_layout(self, roles: Sequence[str], *, generation: bool, system: str | None = None) -> ChatLayout:
         """The conversation of `roles`, with a slot for each message. A `system` text is put in front as it is.
 
         `generation` ends it where the assistant begins to speak. Raises BadInput where the template refuses the roles,
-        misbehaves, or does not show each message once.
+        fails, or does not show each message once.
         """
         fault: BadInput | None = None
         for parts in (False, True):  # templates of models that also see images may insist on a list of parts
@@ -78,29 +64,11 @@ class ChatTemplate:
         raise fault
 
     def _render(self, messages: list[dict[str, Any]], generation: bool) -> str:
-        from jinja2 import TemplateError
-
-        from mta_cli.engine.text.template_sandbox import Meter
-
-        pieces: list[str] = []
-        size = 0
-        self._sandbox.meter = meter = Meter(self._size, len(messages))
-        try:
-            with meter.count_lines():
-                for piece in self._template.generate(
-                    messages=messages, add_generation_prompt=generation, enable_thinking=False, **self._variables
-                ):
-                    size += len(piece)
-                    if size > RENDER_LIMIT:
-                        raise BadInput(
-                            f"The chat template of this base renders more than {RENDER_LIMIT:,} characters.",
-                            hint="Use a base with a sound chat template.",
-                        )
-                    pieces.append(piece)
-            rendered = "".join(pieces)
+        with load_errors_as_bad_input(*_FAILED):
+            rendered: str = self._template.render(
+                messages=messages, add_generation_prompt=generation, **self._variables
+            )
             rendered.encode()  # no half of a surrogate pair reaches a tokenizer
-        except (TemplateError, *_TEMPLATE_ERRORS) as error:
-            raise _template_error(error) from error
         return rendered
 
 
@@ -108,12 +76,10 @@ def load_chat_template(tokenizer: Any) -> ChatTemplate | None:
     """The tokenizer's default chat template; None when it has none. Raises BadInput for one that cannot be read."""
     if not getattr(tokenizer, "chat_template", None):
         return None
-    try:
+    with load_errors_as_bad_input(*_FAILED):
         source = tokenizer.get_chat_template()
-    except _TEMPLATE_ERRORS as error:
-        raise _template_error(error) from error
-    if not isinstance(source, str):
-        raise _template_error(TypeError("it is no text"))
+        if not isinstance(source, str):
+            raise TypeError("it is no text")
     names = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     return ChatTemplate(source, names)
 
@@ -131,11 +97,3 @@ def _split(rendered: str, count: int) -> ChatLayout:
             hint="Use a base with a sound chat template.",
         )
     return ChatLayout(tuple(pieces[0::2]), slots)
-
-
-def _template_error(error: Exception) -> BadInput:
-    lines = str(error).strip().splitlines()
-    return BadInput(
-        f"The chat template of this base cannot be used: {type(error).__name__}: {lines[0][:200] if lines else ''}",
-        hint="Use a base with a sound chat template.",
-    )
