@@ -25,7 +25,7 @@ from mta_cli.engine.lora.adapter_file import read_adapter_file
 from mta_cli.engine.lora.targets import LAYER_INDEX_PATTERN, select_target_modules
 from mta_cli.engine.model.layer_spec import has_plain_weight
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.errors import BadInput, IntegrityFault, UsageError
+from mta_cli.errors import BadInput, IntegrityFault, MtaError, UsageError
 
 PEFT_KEY_PREFIX = "base_model.model."
 LATE_PROMPT_TOKENS = 8  # of the prompt's last tokens: the end of its words and the header of the answer
@@ -142,7 +142,7 @@ class LoraWeights:
             scale, placement = float(header["scale"]), Placement.parse(header["placement"])
             if not math.isfinite(scale):
                 raise ValueError(f"its scale is {scale}")
-        except (BadInput, SafetensorError, ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        except (MtaError, SafetensorError, ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
             raise IntegrityFault(f"{path.name} is no adapter of mta: {error}", hint="mta doctor") from error
         return cls(factors, scale, placement)
 

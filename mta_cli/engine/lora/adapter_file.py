@@ -18,8 +18,9 @@ _FACTOR_KEY = re.compile(r"base_model\.model\.([A-Za-z0-9_.]+)\.lora_([AB])\.wei
 def read_adapter_file(path: Path) -> tuple[dict[str, str], dict[str, tuple[Tensor, Tensor]]]:
     """The metadata of a safetensors file, and its factors `A [rank, in]`, `B [out, rank]` by module path.
 
-    The numbers stay in the mapped file until they are used. Raises BadInput where the file is anything else than pairs
-    of factors of one dtype or cannot be read, and FileNotFoundError where it is not there.
+    The numbers stay in the mapped file until they are used. Raises IntegrityFault where the file is damaged, BadInput
+    where it holds anything else than pairs of factors of one dtype or cannot be read, and FileNotFoundError where it is
+    not there.
     """
     header = read_safetensors_header(path)
     dtypes = {entry["dtype"] for entry in header.tensors.values()}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mta_cli.engine.model.checkpoint_files import weight_files
 from mta_cli.engine.model.safetensors_header import read_safetensors_header
-from mta_cli.errors import BadInput, UsageError
+from mta_cli.errors import BadInput, MtaError, UsageError
 
 ALL_LINEAR = "all-linear"
 LAYER_INDEX_PATTERN = re.compile(r"\.(\d+)\.")
@@ -46,7 +46,7 @@ def require_targets(targets: str, folder: Path) -> None:
             for file in weight_files(folder)
             for name, entry in read_safetensors_header(folder / file).tensors.items()
         }
-    except (BadInput, OSError):
+    except (MtaError, OSError):
         return
     matrices = {
         name.removesuffix(".weight"): shape

@@ -20,7 +20,6 @@ from mta_cli.engine.model.activation_cache import ACTIVATION_CACHE_BYTES, Activa
 from mta_cli.engine.model.checkpoint_files import (
     check_folder,
     load_errors_as_bad_input,
-    require_config_fits_weights,
     weight_files,
 )
 from mta_cli.engine.model.device_memory import is_out_of_memory
@@ -131,7 +130,6 @@ def load_base(
     with load_errors_as_bad_input(f"{name} cannot be loaded as a causal language model", f"look into {path}"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         _require_causal(name, config)
-        require_config_fits_weights(path, config.to_dict())
         if (is_packed := getattr(config, "quantization_config", None) is not None) and quantize != OFF:
             raise UsageError(f"{name} is packed already, as its files are.", hint=f"leave out --quantize {quantize}")
         if is_packed or quantize != OFF:

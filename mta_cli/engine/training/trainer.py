@@ -24,7 +24,6 @@ from torch import Tensor
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.lora.batched import TrainableLoras
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.model.safetensors_header import read_safetensors_header
 from mta_cli.engine.scoring.backends import TokenBudget, make_scoring_backend, plan_batches
 from mta_cli.engine.scoring.label_examples import (
     TrainingExample,
@@ -277,7 +276,8 @@ class Trainer:
     def load_state(self, state: bytes) -> None:
         """Go on from a saved `state`. Raises ValueError or KeyError when it is another training's, unchanged."""
         tensors, current = load_tensors(state), self._tensors()
-        taken, failed = json.loads(read_safetensors_header(state).metadata["taken"])
+        header = json.loads(state[8 : 8 + int.from_bytes(state[:8], "little")])
+        taken, failed = json.loads(header["__metadata__"]["taken"])
         if {key: t.shape for key, t in tensors.items()} != {key: t.shape for key, t in current.items()}:
             raise ValueError("the checkpoint is of another training")
         for key, tensor in current.items():

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.engine.model.checkpoint_files import check_folder, parameter_count, weight_dtypes
-from mta_cli.errors import BadInput, MtaError, NotFound
+from mta_cli.engine.model.checkpoint_files import check_folder, load_errors_as_bad_input, parameter_count, weight_dtypes
+from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_shard_outside_the_folder_is_refused(copy: Path) -> None:
 def test_truncated_weights_are_refused(copy: Path, keep: int) -> None:
     whole = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(whole[:keep])
-    with pytest.raises(BadInput, match=r"model\.safetensors"):
+    with pytest.raises(IntegrityFault, match=r"model\.safetensors is no safetensors file, or a damaged one"):
         check_folder(copy)
 
 
@@ -110,7 +110,7 @@ def test_truncated_weights_are_refused(copy: Path, keep: int) -> None:
 def test_headers_that_are_none(copy: Path, header: str) -> None:
     raw = header.encode()
     (copy / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + b"x")
-    with pytest.raises(BadInput, match="header is not readable"):
+    with pytest.raises(IntegrityFault, match=r"model\.safetensors"):
         check_folder(copy)
 
 
@@ -139,3 +139,13 @@ def test_all_faults_are_listed(copy: Path) -> None:
     with pytest.raises(BadInput) as caught:
         check_folder(copy)
     assert len(caught.value.faults) == 3
+
+
+def test_what_a_library_raises_becomes_one_line() -> None:
+    class Panic(BaseException):
+        """As compiled code raises them."""
+
+    with pytest.raises(BadInput, match=r"^it fails: Panic: first$"), load_errors_as_bad_input("it fails"):
+        raise Panic("first\nsecond")
+    with pytest.raises(KeyboardInterrupt), load_errors_as_bad_input("it fails"):
+        raise KeyboardInterrupt
