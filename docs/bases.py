@@ -45,6 +45,7 @@ Sizes are GB; train and serve (one conversation) are memory in bfloat16, [comput
 - **Speed.** Fast bases run on mta's own decoder, slow ones on transformers' modules ([families](performance.md#families)).
 - **Gated** bases ask you to accept a licence on the hub. Then `hf auth login`, or set `HF_TOKEN`.
 - **Digests.** Weights are compared with the SHA-256 that the hub announces; `mta model show NAME` has commit and digests. Pulling again continues a stopped pull, and says when the hub has another commit.
+- **Trust.** Pull models whose publisher you trust: nothing that a model contains is executed, but a hostile one can use time and memory.
 - **The embedded base** `{EMBEDDED.name}` comes from the Python package index, with pinned digests. It is a 4-bit GGUF ({SMOLLM2.gguf}) turned back into bfloat16, not the hub's weights: an adapter that was made on it does not belong to the hub's file of the same name. `mta model pull {EMBEDDED.hub_name}` pulls the hub's.
 
 ## Less memory

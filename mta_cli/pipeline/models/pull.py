@@ -169,6 +169,9 @@ def _plan(source: _ModelSource, place: Path) -> tuple[PlanLine, ...]:
     ]
     if source.package:
         lines.append(PlanLine("sha256 of the package", source.package.wheel_sha256))
+    if source.listing:
+        publisher = source.listing.repo.partition("/")[0]
+        lines.append(PlanLine("publisher", f"{publisher}; pull models whose publisher you trust"))
     return tuple(lines)
 
 

@@ -170,6 +170,11 @@ def test_a_short_name_is_the_model_of_the_hub_that_it_stands_for(hub: Hub) -> No
     assert plan == {}, "this hub has no other repository"
 
 
+def test_a_plan_names_the_publisher(hub: Hub) -> None:
+    plan = {line["name"]: line["value"] for line in pull(hub, NAME, "--dry-run", "--json").json()["plan"]}
+    assert plan["publisher"] == "org; pull models whose publisher you trust"
+
+
 def test_pulling_again_says_that_the_hub_has_another_commit(hub: Hub) -> None:
     assert pull(hub).code == 0
     assert "now has commit" not in pull(hub).err
