@@ -57,6 +57,7 @@ def _stacks_page() -> str:
         made["arms_table"]("screen", ("alone", "shown")),
         made["curves_table"]("passes"),
         made["stopping_line"]("passes"),
+        made["louder_table"]("louder"),
     ]
     page: str = RESULTS["fill"]((FOLDER / "results" / "stacks.md").read_text(encoding="utf-8"), parts)
     return page

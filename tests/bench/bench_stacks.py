@@ -9,8 +9,7 @@ An arm is `NAME:key=value,…`; the keys are those of `AdaptOptions` with `below
 `shots`, and `shown`: how many own items training prompts show, in turn, as `0-1-3`. Targets are joined by `+`.
 `distilled`: as many inputs of the bank's users, answered by a teacher, are trained on beside the shots: the common
 model with the user's own items in the prompt, or with another user's (`teacher=another`); the answers are drawn from
-its distribution and learned with no item shown, which minimises the divergence from it in the mean. `louder` in place
-of an arm: the gold under `common + γ (personal − common)` for several γ, of the arm that follows the colon.
+its distribution and learned with no item shown, which minimises the divergence from it in the mean.
 `common` and `fusion` alone train nothing; an arm `curve…` is measured after each pass, with every `held`-th item left
 out of training. Every arm is written to the JSON when it is done; arms that are there are not
 run again.
@@ -45,7 +44,6 @@ WITHOUT = "common", "fusion"  # arms that train nothing
 OWN_KEYS = ("below", "shots", "shown", "passes", "held", "distilled", "teacher")
 PORTION = 16  # users who are trained together
 TOGETHER = 32  # a teacher's answers that are drawn together
-GAMMAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 GENERATED = 6  # the most questions of a user that are answered in full
 
 
@@ -304,42 +302,6 @@ def measure_curve(setting: Setting, arm: Arm) -> dict[str, Any]:
     return {"name": arm.name, "values": dict(arm.values), "passes": passes}
 
 
-def measure_louder(setting: Setting, arm: Arm) -> dict[str, Any]:
-    """By user: the golds' mean log-likelihoods a token under `common + γ (personal − common)`, for each γ."""
-    shots = setting.few(arm.number("shots", 200))
-    loras = shots.train(arm)[0]
-    models = {user.id: own for user, own in zip(setting.users, loras, strict=True)}
-    told: dict[str, Any] = {"name": arm.name, "values": dict(arm.values), "gammas": GAMMAS}
-    for label, builder in (("alone", shots.builders[0]), ("shown", shots.builder)):
-        rows: dict[int, list[list[float]]] = {user.id: [] for user in setting.users}
-        for query, row in zip(setting.queries, builder.query_rows(setting.queries), strict=True):
-            common, own = (gold_log_probs(setting, row, one) for one in ((), models[query.user_id]))
-            mixed = [(common + gamma * (own - common)).log_softmax(-1) for gamma in GAMMAS]
-            gold = row.input_ids[row.answer_start :]
-            rows[query.user_id].append([float(one[range(len(gold)), gold].mean()) for one in mixed])
-        told[label] = {str(user): own for user, own in rows.items()}
-    return told
-
-
-def gold_log_probs(setting: Setting, row: Any, loras: Sequence[LoraWeights]) -> Any:
-    """The log-probabilities of all tokens where the gold's are predicted, [gold tokens, vocabulary], float32.
-
-    `loras` act at all tokens.
-    """
-    import torch
-
-    from mta_cli.engine.lora.adapter import attach_lora_layers
-    from mta_cli.engine.lora.merge import merge_loras
-
-    model, merged = setting.base.model, merge_loras([(one, 1.0) for one in loras])
-    kept = {} if merged is None else merged.factors
-    scale, dtype = 1.0 if merged is None else merged.scale, model.dtype
-    factors = {path: (a.to(dtype), (scale * b).to(dtype)) for path, (a, b) in kept.items()}
-    with torch.inference_mode(), attach_lora_layers(model, factors):
-        logits = model(torch.tensor([row.input_ids])).logits[0, row.answer_start - 1 : -1]
-    return logits.float().log_softmax(-1)
-
-
 def ask(
     setting: Setting, examples: PromptRowBuilder, models: Mapping[int, tuple[LoraWeights, ...]], *, generate: bool
 ) -> dict[str, Any]:
@@ -396,15 +358,12 @@ def main() -> None:
             arm = Arm.parse(text)
             if any(one["name"] == arm.name and one["values"] == dict(arm.values) for one in document["arms"]):
                 continue
-            is_curve, is_louder = arm.name.startswith("curve"), arm.name.startswith("louder")
+            is_curve = arm.name.startswith("curve")
             print(text, flush=True)
-            if is_curve or is_louder:
-                found = (measure_curve if is_curve else measure_louder)(setting, arm)
-            else:
-                found = measure(setting, arm, generate=chosen.generate)
+            found = measure_curve(setting, arm) if is_curve else measure(setting, arm, generate=chosen.generate)
             document["arms"].append(found)
             to.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-            if not (is_curve or is_louder):
+            if not is_curve:
                 print("  ", summary(found), flush=True)
 
 
