@@ -89,7 +89,8 @@ def test_the_sdist_has_the_tests_and_what_they_read_but_no_pictures(built: Path)
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert _files(ROOT) <= names
     pages = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.*")}
-    assert pages | {"README.md", "LICENSE", "Dockerfile", "compose.yaml", "tests/test_packaging.py"} <= names
+    others = {"LICENSE", "Dockerfile", "compose.yaml", "examples/one_user.py", "tests/test_packaging.py"}
+    assert pages | others | {"README.md"} <= names
     assert not [name for name in names if name.endswith((".png", ".svg"))]
 
 

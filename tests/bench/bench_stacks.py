@@ -243,7 +243,7 @@ class Shots:
 
     def train(self, arm: Arm) -> tuple[list[tuple[LoraWeights, ...]], int, float, float]:
         """Each user's LoRAs, bytes and seconds a user, and the mean loss on the shots at the end."""
-        from mta_cli.engine.methods.stacks import read_stacks, train_here
+        from mta_cli.engine.methods.stacks import read_stacks
         from mta_cli.engine.training.work import GroupWork
 
         below = self.below(arm.values.get("below", "common" if arm.name == "common" else "fusion"))
@@ -254,7 +254,7 @@ class Shots:
         stacks, last = [], []
         for n in range(0, len(members), PORTION):
             work = GroupWork(tuple(members[n : n + PORTION]))
-            result = train_here(context, work)
+            result = work.train(context.loaded_base)
             stacks += read_stacks(self.users[n : n + PORTION], work, result)
             last += [own[-1].loss for own in result.steps]
         seconds = (time.perf_counter() - started) / len(members)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from mta_cli.engine.methods.anchor_weights import SHARE_BYTES, merge_shares, weigh_anchors
 from mta_cli.engine.methods.method import Method, MethodContext, MethodOptions, Settings, UserModel, UserShots
-from mta_cli.engine.methods.stacks import read_stacks, stack_work, train_here
+from mta_cli.engine.methods.stacks import read_stacks, stack_work
 from mta_cli.engine.training.session import TrainingResult
 from mta_cli.engine.training.work import GroupWork
 
@@ -28,7 +28,7 @@ def build_models(
 ) -> list[UserModel]:
     """The model of each of `users` under `method`. The same users in the same order get the same models."""
     plan = plan_models(method, context, users, settings)
-    return plan.finish(None if plan.work is None else train_here(context, plan.work))
+    return plan.finish(None if plan.work is None else plan.work.train(context.loaded_base))
 
 
 def plan_models(method: Method, context: MethodContext, users: Sequence[UserShots], settings: Settings) -> ModelPlan:

@@ -88,8 +88,13 @@ def read_stacks(users: Sequence[UserShots], work: GroupWork | None, result: Trai
     return [next(trained) if user.rows else UserStack() for user in users]
 
 
-def train_here(context: MethodContext, work: GroupWork) -> TrainingResult:
-    """Train on the context's base."""
-    *_, result = work.session(context.loaded_base).run()
-    assert isinstance(result, TrainingResult)
-    return result
+def train_stacks(
+    context: MethodContext,
+    users: Sequence[UserShots],
+    fusions: Sequence[FrozenLoras],
+    options: AdaptOptions,
+    memory: MemoryOptions,
+) -> list[UserStack]:
+    """The stack of each of `users`, trained above their fusion on the context's base in this process."""
+    work = stack_work(context, users, fusions, options, memory)
+    return read_stacks(users, work, None if work is None else work.train(context.loaded_base))

@@ -107,8 +107,8 @@ def read_base_info(path: Path, *, name: str, fingerprint: str) -> BaseInfo:
 def load_base(
     path: Path,
     *,
-    name: str,
-    fingerprint: str,
+    name: str = "",
+    fingerprint: str = "",
     device: str = "auto",
     dtype: str = "auto",
     quantize: str = OFF,
@@ -116,6 +116,7 @@ def load_base(
 ) -> LoadedBase:
     """The base in folder `path`, on its device.
 
+    `name`, by default the folder's, is what messages call it; `fingerprint` is for callers who store what they train.
     With `quantize` "nf4", the weights of its decoder's linear layers are packed while they are read. Raises BadInput
     when the folder is unsafe or no causal language model, IntegrityFault when its weights are incomplete or not finite,
     UsageError when it cannot be packed.
@@ -123,6 +124,7 @@ def load_base(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     quiet_libraries()
+    name = name or path.name
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)
     require_quantize(quantize, place)

@@ -52,6 +52,12 @@ class GroupWork:
             base, self.members, self.checkpoint, None if self.heldout is None else self.measure_losses
         )
 
+    def train(self, base: LoadedBase) -> TrainingResult:
+        """The result of the training on `base`, run to its end in this process."""
+        *_, result = self.session(base).run()
+        assert isinstance(result, TrainingResult)
+        return result
+
     def remaining(self, report: SessionReport) -> GroupWork | None:
         """The training from the last checkpoint; None after the result."""
         if isinstance(report, TrainingResult):

@@ -13,11 +13,9 @@ from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.methods.stacks import (
     UserStack,
     initial_stack,
-    read_stacks,
     stack_member,
     stack_schedule,
-    stack_work,
-    train_here,
+    train_stacks,
 )
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.training.trainer import Schedule, Trainer
@@ -39,8 +37,7 @@ def late_context(base: LoadedBase, anchors: int = 3, seed: int = 0) -> MethodCon
 def fit(
     context: MethodContext, users: list[UserShots], options: AdaptOptions, fusions: list[Any] | None = None
 ) -> list[UserStack]:
-    work = stack_work(context, users, fusions or [()] * len(users), options, OFF)
-    return read_stacks(users, work, None if work is None else train_here(context, work))
+    return train_stacks(context, users, fusions or [()] * len(users), options, OFF)
 
 
 def alone(context: MethodContext, user: UserShots, options: AdaptOptions, fusion: Any = ()) -> LoraWeights:

@@ -61,6 +61,11 @@ def test_a_loaded_base_is_frozen_and_knows_how_answers_end(base: LoadedBase) -> 
     assert 50_000 < sum(weight.numel() for weight in base.model.parameters()) < 200_000
 
 
+def test_without_a_name_a_base_has_its_folders(copy: Path) -> None:
+    found = load_base(copy, device="cpu")
+    assert (found.name, found.fingerprint) == ("copy", "")
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_head_logits_are_the_models_own(base: LoadedBase, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert base.head_is_exact
