@@ -138,12 +138,12 @@ def test_places_where_a_backup_cannot_be(store: Path, tmp_path: Path) -> None:
 
 def test_removing_a_user_says_that_the_copy_from_before_a_migration_goes(store: Path) -> None:
     older = store.parent / "older"
-    older_store(older, "m008_integrity")
+    older_store(older, "m014_ladder")
     sql(older, "INSERT INTO users (id, name, created) VALUES (7, 'alice', '2020')")
     mta_ok("--store", older, "user", "list")
-    assert (older / "registry.schema7.db").exists()
-    assert "registry.schema7.db" in mta_ok("--store", older, "user", "rm", "alice", "--yes").err
-    assert not (older / "registry.schema7.db").exists()
+    assert (older / "registry.schema13.db").exists()
+    assert "registry.schema13.db" in mta_ok("--store", older, "user", "rm", "alice", "--yes").err
+    assert not (older / "registry.schema13.db").exists()
     with sqlite3.connect(older / "registry.db") as conn:
         assert conn.execute("SELECT count(*) FROM tombstones WHERE erased").fetchone() == (1,)
     conn.close()

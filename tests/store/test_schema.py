@@ -37,6 +37,7 @@ def structure(root: Path) -> set[tuple[object, ...]]:
 
 
 def older_store(root: Path, stop_before: str) -> None:
+    assert stop_before in NAMES
     root.mkdir()
     conn = sqlite3.connect(root / "registry.db", isolation_level=None)
     conn.execute("PRAGMA journal_mode = WAL")

@@ -79,8 +79,9 @@ def test_every_step_answers_every_query_and_is_stored(peopled: Registry) -> None
     assert {(row["a"], row["b"]) for row in result["differences"]} == {
         ("adapted", step) for step in STEPS if step != "adapted"
     }
+    (stack,) = peopled.stacks.of_user(peopled.users.get("ida").id)
     kept = {step: result["costs"][step]["bytes"] for step in STEPS if step != "another's"}
-    assert kept == {**dict.fromkeys(STEPS[:5], 0), "fused": 36, "adapted": 36 + 2 * 7 * 2**2}
+    assert kept == {**dict.fromkeys(STEPS[:5], 0), "fused": 36, "adapted": 36 + stack.bytes}
     texts = [[p.gold_loglik for p in predictions if p.method == step] for step in STEPS]
     assert all(one != other for n, one in enumerate(texts) for other in texts[:n]), "each step changes something"
 

@@ -434,7 +434,7 @@ def test_a_copy_of_an_older_schema_asks_for_a_pull(full: Registry, fleet: Path, 
     publish(full, fleet)
     pull(node, fleet)
     with closing(sqlite3.connect(node / "registry.db")) as conn:
-        conn.execute("PRAGMA user_version = 11")
+        conn.execute("PRAGMA user_version = 13")
     with pytest.raises(BadInput, match="older mta") as caught:
         Registry.open(node)
     assert "mta pull" in (caught.value.hint or "")

@@ -70,7 +70,7 @@ def test_everybody_is_there_and_the_first_in_detail(demo_store: Path, size: tupl
             text = screen_text(app)
             assert names(app) == EVERYBODY and text.splitlines()[1].rstrip().endswith("12")
             row = next(line for line in text.splitlines() if line.startswith(" ida "))
-            assert "adapted" in row and "lamp-2" in row and " B" in row
+            assert "adapted" in row and "lamp-2" in row and " kB" in row
             assert any(sign in row for sign in ("+.", "−."))
             assert "task lamp-2: adapted, 3 items, 2 held-out queries" in text
             assert app.focused is table(app)
