@@ -22,7 +22,6 @@ from store.registry import Registry
 from store.schema import APPLICATION_ID, known_schema_version, schema_version
 from store.tables.users import Tombstone
 
-FIRST_SCHEMA_WITH_UUIDS = 8
 _TOMBSTONES = """SELECT forgotten_at, items, had_anchor, user_uuid FROM tombstones
 WHERE user_uuid IS NOT NULL ORDER BY id"""
 _WITHDRAWN = "SELECT uuid FROM users WHERE uuid IS NOT NULL AND NOT can_anchor ORDER BY id"
@@ -194,11 +193,10 @@ def _describe_missing(root: Path) -> ReplacedStore:
 def _read_replaced(root: Path, conn: sqlite3.Connection) -> ReplacedStore:
     try:
         schema = known_schema_version(root, conn)
-        users = conn.execute("SELECT count(*) FROM users").fetchone()[0] if schema else 0
-        if schema < FIRST_SCHEMA_WITH_UUIDS:
-            return ReplacedStore(users, f"the store at {root} has schema {schema}, which does not say who they were")
+        if schema == 0:
+            return ReplacedStore(0, f"the store at {root} is empty")
         return ReplacedStore(
-            users,
+            conn.execute("SELECT count(*) FROM users").fetchone()[0],
             tombstones=tuple(conn.execute(_TOMBSTONES)),
             withdrawn=tuple(uuid for (uuid,) in conn.execute(_WITHDRAWN)),
             people=tuple(conn.execute("SELECT uuid, name FROM users")),
