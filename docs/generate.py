@@ -6,13 +6,10 @@
 from __future__ import annotations
 
 import runpy
-import sqlite3
 from pathlib import Path
 
 from mta_cli.options import PRESETS
 from mta_cli.settings import OPTION_CLASSES, SETTINGS_FILE_NAME, Setting, all_settings
-from store.migrations.steps import migrate
-from store.schema import SCHEMA_VERSION, TABLES
 
 FOLDER = Path(__file__).parent
 COMMANDS = runpy.run_path(str(FOLDER / "commands.py"))
@@ -32,7 +29,6 @@ def pages() -> dict[str, str]:
         "results/README.md": RESULTS["results_page"](),
         "results/stacks.md": _stacks_page(),
         "../README.md": RESULTS["readme"](),
-        "../store/schema.sql": _schema_page(),
     }
 
 
@@ -58,6 +54,7 @@ def _stacks_page() -> str:
         made["curves_table"]("passes"),
         made["stopping_line"]("passes"),
         made["louder_table"]("louder"),
+        made["louder_line"]("louder"),
     ]
     page: str = RESULTS["fill"]((FOLDER / "results" / "stacks.md").read_text(encoding="utf-8"), parts)
     return page
@@ -96,19 +93,6 @@ def _parameters_page() -> str:
         )
         + "\n"
     )
-
-
-def _schema_page() -> str:
-    """Today's schema, table by table, each with its indexes and triggers."""
-    conn = sqlite3.connect(":memory:", isolation_level=None)
-    migrate(conn)
-    wanted = "sql IS NOT NULL AND tbl_name NOT GLOB '*sqlite_*' AND tbl_name NOT GLOB 'items_fts_*'"
-    parts: dict[str, list[str]] = {}
-    for table, sql in conn.execute(f"SELECT tbl_name, sql FROM sqlite_master WHERE {wanted} ORDER BY rowid"):
-        parts.setdefault(table, []).append(sql.replace("\n, ", ",\n    ") + ";")
-    order = sorted(parts, key=lambda name: TABLES.index(name) if name in TABLES else len(TABLES))
-    head = f"-- Schema {SCHEMA_VERSION} of the store. Made by `make docs` from store/migrations; do not edit."
-    return "\n\n".join([head, *("\n".join(parts[name]) for name in order)]) + "\n"
 
 
 def _settings_page() -> str:

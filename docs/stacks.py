@@ -50,14 +50,13 @@ def arm_name(arm: Mapping[str, Any]) -> str:
     }
     passes = f"{values['passes']} passes over {values['shots']} items"
     if values.get("distilled"):
-        whose = "another user's" if values.get("teacher") == "another" else "own"
-        passes += f" and {values['distilled']} answers of a teacher with {whose} items in the prompt"
+        passes += f" and {values['distilled']} answers of the common model with own items in the prompt"
     return f"{', '.join(parts)}, {passes}, above {below[values.get('below', 'fusion')]}"
 
 
 def arms_table(name: str, labels: Sequence[str]) -> str:
     """Each arm's likelihood, gain over the common model, own model first, style named, ROUGE-1, bytes and seconds."""
-    arms = [one for one in document(name)["arms"] if one["name"] != "louder"]
+    arms = document(name)["arms"]
     base = next(one for one in arms if one["name"] == "common")
     heads = [
         f"{LABELS[label]}: nats | gain over the common model | own model first | named by style | ROUGE-1"
@@ -118,13 +117,25 @@ def _text(one: Mapping[str, float], p: float) -> str:
 
 def louder_table(name: str) -> str:
     """The golds' log-likelihood under `common + γ (personal − common)`, the mean over users, for each γ."""
-    (one,) = (arm for arm in document(name)["arms"] if arm["name"] == "louder")
+    (one,) = document(name)["arms"]
     heads = " | ".join(f"γ = {gamma:g}" for gamma in one["gammas"])
     lines = [f"| prompt | {heads} |", "|---|" + "---:|" * len(one["gammas"])]
     for label, told in LABELS.items():
         means = np.mean([np.mean(rows, 0) for rows in one[label].values()], 0)
         lines.append(f"| {told} | {' | '.join(f'{value:.3f}' for value in means)} |")
     return "\n".join(lines)
+
+
+def louder_line(name: str) -> str:
+    """What a γ that was chosen on half of the users gains over γ = 1 on the other half."""
+    (one,) = document(name)["arms"]
+    plain, told = one["gammas"].index(1.0), []
+    for label, prompt in LABELS.items():
+        values = np.array([np.mean(rows, 0) for rows in one[label].values()])  # [users, gammas]
+        halves = values[::2], values[1::2]
+        gains = [test[:, fit.mean(0).argmax()] - test[:, plain] for fit, test in (halves, halves[::-1])]
+        told.append(f"{np.concatenate(gains).mean():+.3f} with {prompt}")
+    return f"A γ that was chosen on every other author gains, on the rest, {' and '.join(told)} (nats; both halves in turn)."
 
 
 def curves_table(name: str) -> str:

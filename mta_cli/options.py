@@ -243,6 +243,9 @@ STACK_PASSES, MIN_STACK_PASSES = 16, 2
 """Passes of a stack over one shot and over very many; in between they fall with the root of the number of shots."""
 
 
+STACK_TARGETS = "q_proj,v_proj"
+
+
 @dataclass(frozen=True)
 class AdaptOptions:
     """`mta user adapt`."""
@@ -268,8 +271,9 @@ class AdaptOptions:
     batch_size: int = option_field(1, "Rows in a training step.", minimum=1, maximum=1024)
     alpha: float = option_field(4.0, "The stack's scale is alpha / rank.", minimum=0.001, maximum=4096)
     targets: str = option_field(
-        "q_proj,v_proj",
-        "The linear layers that carry the stack, by the last part of their names, comma-separated, or all-linear.",
+        STACK_TARGETS,
+        "The linear layers that carry the stack, by the last part of their names, comma-separated, or all-linear; "
+        "the default is all-linear in a base that has neither of the two.",
     )
     placement: str = option_field(
         "upper", "In all layers, the upper third, or there at late tokens only.", choices=PLACEMENTS

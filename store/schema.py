@@ -1,6 +1,6 @@
 """Today's schema: its number, its tables, and how a database is known as a store. `schema.sql` is its SQL.
 
-`store.migrations` brings older stores to it, and makes `schema.sql`.
+`store.migrations` brings older stores to it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
--- Schema 14 of the store. Made by `make docs` from store/migrations; do not edit.
+-- Today's schema. A change of it needs a step for stores that are there: see store/migrations/steps.py.
 
 CREATE TABLE "users" (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

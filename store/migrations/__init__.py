@@ -1,1 +1,1 @@
-"""Migrations: how a store of an older schema becomes one of today's. `store/schema.sql` shows the result."""
+"""Migrations: how a store of an older schema becomes one of today's. `store/schema.sql` is that."""

@@ -1,7 +1,7 @@
-"""The steps from an empty database to today's schema, in order. A released step never changes.
+"""The steps from older schemas to today's, in order. A released step never changes.
 
-Each sets SQLite's `user_version`, so that an older program refuses a newer store with a clear message. The first step
-has the name of the last of those that it took the place of: stores that have it are left alone.
+A new store gets `schema.sql` at once, and counts as one that has taken all steps. Each step sets SQLite's
+`user_version`, so that an older program refuses a newer store with a clear message.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
 from store.migrations.script import execute_script
+from store.schema import APPLICATION_ID, SCHEMA_FILE, SCHEMA_VERSION, schema_version
 
 migrations = Migrations("mta")
 
@@ -24,15 +25,18 @@ def migrate(conn: sqlite3.Connection) -> None:
     """
     db = Database(conn, recursive_triggers=False, execute_plugins=False)
     with db.atomic():
+        if schema_version(conn) == 0:
+            marks = f"PRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {SCHEMA_VERSION};\n"
+            execute_script(conn, SCHEMA_FILE.read_text(encoding="utf-8") + marks)
         migrations.apply(db)
 
 
-def _add_script(version: int, file: str, name: str) -> None:
+def _add_script(version: int, name: str) -> None:
     @migrations(name=name)
     def run_script(db: Database) -> None:
-        script = Path(__file__).with_name(file).read_text(encoding="utf-8")
-        execute_script(db.conn, f"{script}\nPRAGMA user_version = {version};\n")
+        if schema_version(db.conn) < version:
+            script = Path(__file__).with_name(f"{name}.sql").read_text(encoding="utf-8")
+            execute_script(db.conn, f"{script}\nPRAGMA user_version = {version};\n")
 
 
-_add_script(13, "m013_schema.sql", "m013_recipe_items")
-_add_script(14, "m014_ladder.sql", "m014_ladder")
+_add_script(14, "m014_ladder")

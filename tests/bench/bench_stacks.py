@@ -7,9 +7,6 @@ a model writes (ROUGE-1, and whether naive Bayes on characters names its user), 
 
 An arm is `NAME:key=value,…`; the keys are those of `AdaptOptions` with `below` (fusion, common, nearest, another),
 `shots`, and `shown`: how many own items training prompts show, in turn, as `0-1-3`. Targets are joined by `+`.
-`distilled`: as many inputs of the bank's users, answered by a teacher, are trained on beside the shots: the common
-model with the user's own items in the prompt, or with another user's (`teacher=another`); the answers are drawn from
-its distribution and learned with no item shown, which minimises the divergence from it in the mean.
 `common` and `fusion` alone train nothing; an arm `curve…` is measured after each pass, with every `held`-th item left
 out of training. Every arm is written to the JSON when it is done; arms that are there are not
 run again.
@@ -21,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,9 +37,8 @@ if TYPE_CHECKING:
     from store.records import Query, User
 
 WITHOUT = "common", "fusion"  # arms that train nothing
-OWN_KEYS = ("below", "shots", "shown", "passes", "held", "distilled", "teacher")
+OWN_KEYS = ("below", "shots", "shown", "passes", "held")
 PORTION = 16  # users who are trained together
-TOGETHER = 32  # a teacher's answers that are drawn together
 GENERATED = 6  # the most questions of a user that are answered in full
 
 
@@ -169,41 +164,6 @@ class Shots:
         counts = [int(one) for one in arm.values.get("shown", str(self.setting.history)).split("-")]
         return [row for count in counts for row in self.builder.training_rows(items, mix=(count,))]
 
-    def distilled(self, count: int, teacher: str) -> list[list[Any]]:
-        """For each user, training rows of `count` inputs of bank users with the teacher's drawn answers."""
-        key = (count, teacher)
-        if key not in self._distilled:
-            self._distilled[key] = self._distil(count, teacher)
-        return self._distilled[key]
-
-    @cached_property
-    def _distilled(self) -> dict[tuple[int, str], list[list[Any]]]:
-        return {}
-
-    def _distil(self, count: int, teacher: str) -> list[list[Any]]:
-        from mta_cli.engine.generation.generate_batch import SamplingParams, stream_answers
-
-        setting = self.setting
-        base, prompter = setting.base, self.builder.prompter
-        strangers = sorted(setting.reg.banks.source_users(setting.bank.id))
-        known = [
-            one.input for user in strangers for one in setting.reg.items.recent_items(user, setting.task.name, 200)
-        ]
-        draw, asked = random.Random(0), list[tuple[str, tuple[int, ...]]]()
-        for user in setting.users:
-            whose = user.id if teacher == "own" else setting.others[user.id][0]
-            for text in draw.sample(known, count):
-                shown = self.builder.retrieve_history(whose, text, setting.history)
-                asked.append((text, tuple(prompter.prompt_ids(text, shown))))
-        params, answers = SamplingParams(setting.task.answer_tokens, temperature=1.0), [list[int]() for _ in asked]
-        for start in range(0, len(asked), TOGETHER):
-            prompts = [prompt for _, prompt in asked[start : start + TOGETHER]]
-            for place, token in stream_answers(base, prompts, [()], [0] * len(prompts), params, seed=start):
-                answers[start + place].append(token)
-        texts = [base.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
-        rows = [prompter.training_row(text, said, []) for (text, _), said in zip(asked, texts, strict=True)]
-        return [rows[n * count : (n + 1) * count] for n in range(len(setting.users))]
-
     def members(self, arm: Arm) -> list[Any]:
         """What the trainer takes for each user; every `held`-th item is left out where there are ten."""
         from mta_cli.engine.methods.stacks import initial_stack
@@ -211,13 +171,12 @@ class Shots:
 
         options, members = arm.options, list[GroupMember]()
         start, size = initial_stack(self.setting.context.methods, options), options.batch_size
-        taught = self.distilled(arm.number("distilled", 0), arm.values.get("teacher", "own"))
         below = self.below(arm.values.get("below", "fusion"))
-        for user, under, more in zip(self.setting.users, below, taught, strict=True):
+        for user, under in zip(self.setting.users, below, strict=True):
             own = [one for one in self.items[user.id] if one not in self.held(arm, user.id)]
-            steps = max(1, -(-int((len(own) + len(more)) * float(arm.values.get("passes", "2"))) // size))
+            steps = max(1, -(-int(len(own) * float(arm.values.get("passes", "2"))) // size))
             schedule = Schedule(steps, size, options.learning_rate)
-            members.append(GroupMember(start, [*self.rows(arm, own), *more], schedule, 0, under))
+            members.append(GroupMember(start, self.rows(arm, own), schedule, 0, under))
         return members
 
     def held(self, arm: Arm, user: int) -> list[Any]:

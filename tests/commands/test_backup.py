@@ -138,7 +138,7 @@ def test_places_where_a_backup_cannot_be(store: Path, tmp_path: Path) -> None:
 
 def test_removing_a_user_says_that_the_copy_from_before_a_migration_goes(store: Path) -> None:
     older = store.parent / "older"
-    older_store(older, "m014_ladder")
+    older_store(older)
     sql(older, "INSERT INTO users (id, name, created) VALUES (7, 'alice', '2020')")
     mta_ok("--store", older, "user", "list")
     assert (older / "registry.schema13.db").exists()

@@ -77,8 +77,8 @@ def test_the_shape_of_layers_of_several_sizes_is_the_largest(models_root: Path, 
 def test_a_bank_and_a_stack_on_mamba(peopled: Registry, tmp_path: Path) -> None:
     entry = registered(tmp_path / "other", "Mamba")
     finish(build_bank(peopled, replace(bank_request(), base=entry)))
-    ida, options = peopled.users.get("ida"), replace(QUICK, targets="all-linear")  # it has no q_proj
-    ((result,), _) = finish(adapt_users(peopled, AdaptRequest([ida], options, replace(fuse_request(), base=entry))))
+    ida = peopled.users.get("ida")
+    ((result,), _) = finish(adapt_users(peopled, AdaptRequest([ida], QUICK, replace(fuse_request(), base=entry))))
     assert result["stack_bytes"] > 0 and result["steps"] == 6
 
 

@@ -396,7 +396,7 @@ def test_white_space_of_another_version_in_the_schema_is_no_fault(archive: Path,
 
 
 def test_an_older_backup_is_migrated(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    older_store(root, "m014_ladder")
+    older_store(root)
     sql(root, "INSERT INTO users (id, name, created) VALUES (7, 'alice', '2020')")
     sql(root, "PRAGMA wal_checkpoint(TRUNCATE)")
     content = (root / "registry.db").read_bytes()
@@ -502,7 +502,7 @@ def test_a_damaged_adapter_is_in_no_backup(full: Registry, tmp_path: Path) -> No
 
 
 def test_a_store_is_kept_before_it_is_migrated_and_forgetting_removes_it(root: Path) -> None:
-    older_store(root, "m014_ladder")
+    older_store(root)
     sql(root, "INSERT INTO users (id, name, created) VALUES (7, 'alice', '2020')")
     (root / "registry.schema3.db").write_bytes(b"of an earlier migration")
     with Registry.open(root) as reg:
@@ -518,7 +518,7 @@ def test_a_store_is_kept_before_it_is_migrated_and_forgetting_removes_it(root: P
 
 
 def test_a_migration_does_not_begin_where_nothing_can_be_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    older_store(root, "m014_ladder")
+    older_store(root)
 
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from store.registry import Registry
 from tests.pipeline import town
-from tests.store.test_schema import NAMES, older_store, sql
+from tests.store.test_schema import older_store, sql
 from tests.trust.inspection import Contents, contents, faults, folder, torn_models
 from tests.trust.orders import NOTHING, Harm, Job, Order, Outcome, begin, crew
 
@@ -206,7 +206,7 @@ class Stage:
 
 def _older(root: Path) -> None:
     """A store as it was before, with people and items in it."""
-    older_store(root, NAMES[-1])
+    older_store(root)
     people = ", ".join(f"({n}, 'user{n}', 1, '2020')" for n in range(1, 6))
     items = ", ".join(f"({n}, '{key}', 'free', 'an old sentence', 'out')" for n in range(1, 6) for key in range(12))
     sql(root, f"INSERT INTO users (id, name, can_anchor, created) VALUES {people}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from mta_cli.engine.model.checkpoint_files import weight_files
 from mta_cli.engine.model.safetensors_header import read_safetensors_header
 from mta_cli.errors import BadInput, MtaError, UsageError
+from mta_cli.options import STACK_TARGETS
 
 ALL_LINEAR = "all-linear"
 LAYER_INDEX_PATTERN = re.compile(r"\.(\d+)\.")
@@ -18,6 +19,7 @@ LAYER_INDEX_PATTERN = re.compile(r"\.(\d+)\.")
 def select_target_modules(targets: str, known: Set[str]) -> Set[str]:
     """The names among `known` that `targets` (comma-separated, or `all-linear`) selects.
 
+    The default of stacks is all of them where the base has no layer of those names, as Phi 3 and Mamba.
     Raises UsageError for an unknown name, and where nothing is named. Raises BadInput for a base without linear layers.
     """
     if not known:
@@ -25,7 +27,9 @@ def select_target_modules(targets: str, known: Set[str]) -> Set[str]:
             "This base has no linear layers that could be trained; GPT-2 and its like have layers of another kind.",
             hint="choose another base: mta model list --available",
         )
-    selected = known if targets == ALL_LINEAR else {name.strip() for name in targets.split(",") if name.strip()}
+    selected: Set[str] = {name.strip() for name in targets.split(",") if name.strip()}
+    if targets == ALL_LINEAR or (targets == STACK_TARGETS and not selected & known):
+        selected = known
     unknown = sorted(selected - known)
     if unknown or not selected:
         raise UsageError(

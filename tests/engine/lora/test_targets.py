@@ -9,6 +9,7 @@ import pytest
 
 from mta_cli.engine.lora.targets import ALL_LINEAR, require_targets, select_target_modules
 from mta_cli.errors import UsageError
+from mta_cli.options import AdaptOptions
 
 
 def test_what_is_named_must_be_known() -> None:
@@ -21,6 +22,14 @@ def test_what_is_named_must_be_known() -> None:
         with pytest.raises(UsageError) as caught:
             select_target_modules(targets, known)
         assert caught.value.hint == "choose among q_proj, up_proj, v_proj, or all-linear"
+
+
+def test_the_default_of_stacks_fits_bases_that_name_their_layers_otherwise() -> None:
+    phi = {"qkv_proj", "o_proj", "gate_up_proj"}
+    assert select_target_modules(AdaptOptions().targets, phi) == phi
+    assert select_target_modules(AdaptOptions().targets, {*phi, "q_proj", "v_proj"}) == {"q_proj", "v_proj"}
+    with pytest.raises(UsageError, match="v_proj"):
+        select_target_modules(AdaptOptions().targets, {*phi, "q_proj"})
 
 
 def test_a_model_is_asked_by_its_headers(tiny_base_path: Path, tmp_path: Path) -> None:
