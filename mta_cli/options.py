@@ -48,6 +48,7 @@ USUAL_ANCHORS, USUAL_MIN_ITEMS = 16, 8
 USUAL_MAX_ITEMS = 200
 """The most recent items of a user that banks, recipes and stacks are made from."""
 WEIGHT_METHODS = ("evidence", "similarity", "softmax", "uniform", "learned")
+SHOT_WEIGHTINGS = ("evidence", "learned")  # from the likelihood of shots; the task adapter alone gets the rest of 1
 
 
 @dataclass(frozen=True)

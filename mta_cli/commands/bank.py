@@ -276,7 +276,7 @@ def _render_verification(result: dict[str, Any]) -> Any:
 
 
 def _render_screening(found: list[dict[str, Any]]) -> list[Any]:
-    from mta_cli.pipeline.bank.screening import finding_line
+    from mta_cli.pipeline.anchors import finding_line
 
     return [out.text(f"Gate: {finding_line(one)}.") for one in found]
 

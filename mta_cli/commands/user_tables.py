@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli import output as out
 from mta_cli.formatting import loss_verdict, pluralise
+from mta_cli.options import SHOT_WEIGHTINGS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,7 +21,7 @@ def render_fusion(recipe: Mapping[str, Any], *, details: bool) -> RenderableType
     rows: list[tuple[object, ...]] = [
         (each["user"], f"{each['similarity']:.3f}", f"{each['weight']:.3f}") for each in recipe["anchors"]
     ]
-    if recipe["method"] in ("evidence", "learned"):
+    if recipe["method"] in SHOT_WEIGHTINGS:
         rows.append(("(task adapter alone)", "", f"{recipe['null_weight']:.3f}"))
     made = f" by {recipe['method']}, {recipe['recipe_bytes']} bytes" if details else ""
     head = f"{recipe['user']}: the anchors of bank {recipe['bank']} v{recipe['version']} that fit best{made}"

@@ -27,6 +27,7 @@ from mta_cli.options import (
     options_from_json,
 )
 from mta_cli.pipeline.bank_sizes import bank_sizes
+from mta_cli.pipeline.data.examples import history_mix
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.user_weights import FREE_TASK, resolve_user_task
@@ -41,8 +42,37 @@ if TYPE_CHECKING:
 SCREENING_OPTIONS_KEY = "gate_options"  # in a bank's config
 
 
+class JobSpec:
+    """What the requests of all jobs on a task and a base have, so that it is said here what determines their result."""
+
+    task: Task
+    base: ModelEntry
+    prompt: PromptOptions
+    machine: MachineOptions
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the result of every job, as JSON; each job adds its own options and data."""
+        return {
+            "base": self.base.fingerprint,
+            "task": asdict(self.task),
+            "history_items": self.prompt.history_items,
+            "seed": self.machine.seed,
+        }
+
+    @property
+    def adapter_config(self) -> dict[str, Any]:
+        """What is stored with each adapter that the job trains."""
+        return {"history_items": self.prompt.history_items, "task": self.task.name}
+
+    @property
+    def history_mix(self) -> tuple[int, ...]:
+        """How many own items training prompts show."""
+        return history_mix(self.prompt.history_items)
+
+
 @dataclass(frozen=True)
-class BankRequest:
+class BankRequest(JobSpec):
     """The request of a bank build. `name` defaults to the task's.
 
     `user_ids` are the users it may be built from; None: all. For `purpose` see `store.records.Bank`. `on_bank_started`
@@ -72,7 +102,7 @@ class BankRequest:
 
 
 @dataclass(frozen=True)
-class FuseRequest:
+class FuseRequest(JobSpec):
     """The request of a fusion. It uses the newest ready bank of the task for this base.
 
     `embedder`: the one that was asked for, which has to be the bank's; None: the bank's. `memory`: the label memory of
@@ -127,7 +157,7 @@ class MeasuredBank:
 
 
 @dataclass(frozen=True)
-class EvalRequest:
+class EvalRequest(JobSpec):
     """The request of an evaluation. `method_settings` are settings by method, which override all others.
 
     `measured` is the bank that is measured; None: the evaluation builds its own banks.

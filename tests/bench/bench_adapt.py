@@ -29,7 +29,8 @@ def adapt(
 ) -> list[tuple[LoraWeights, ...]]:
     """Everybody's fusion and stack, from their shots."""
     from mta_cli.engine.lora.adapter import init_lora_weights
-    from mta_cli.engine.lora.merge import evidence_weights, merge_loras
+    from mta_cli.engine.lora.merge import merge_loras
+    from mta_cli.engine.methods.weightings import evidence_weights
     from mta_cli.engine.scoring.log_likelihood import (
         completion_log_likelihoods,
     )

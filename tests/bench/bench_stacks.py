@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.evaluation.whose import unpack_logliks
-from mta_cli.options import AdaptOptions, FuseOptions, MachineOptions, MemoryOptions
+from mta_cli.options import AdaptOptions, FuseOptions, MachineOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.whose import ask_models, ask_naive_bayes, batches_by_size
+from mta_cli.pipeline.requests import FuseRequest, model_by_fingerprint
+from mta_cli.pipeline.workbench import Workbench, user_shots
 from store.registry import Registry
 
 if TYPE_CHECKING:
@@ -76,7 +78,6 @@ class Setting:
         from mta_cli.pipeline.data.tasks import find_task
         from mta_cli.pipeline.evaluation.design import alike_users, scored_queries
         from mta_cli.pipeline.models.load import load_on_device
-        from mta_cli.pipeline.requests import model_by_fingerprint
         from mta_cli.pipeline.user_weights import load_task_adapter
 
         self.reg, self.task, self.bank = reg, find_task(reg, task), reg.banks.get(bank)
@@ -87,19 +88,18 @@ class Setting:
         self.items = {user: reg.items.recent_items(user, task, 200) for user in ids}
         groups = alike_users(ids, self.items, reg.users.groups(task))
         self.others = {user: found[:others] for group in groups for user, found in group.items()}
-        self.base = load_on_device(model_by_fingerprint(reg, self.bank.base, "base"), MachineOptions(), reg=reg)
+        self.base_entry = model_by_fingerprint(reg, self.bank.base, "base")
+        self.base = load_on_device(self.base_entry, MachineOptions(), reg=reg)
         found = load_task_adapter(reg, task, self.base.fingerprint)
         AdapterMerger(self.base).set_adapter(found[0] if found else None)
         self.history = int(self.bank.config["history_items"])
 
     @cached_property
-    def context(self) -> Any:
-        from mta_cli.pipeline.memory.bank_memory import BankMemory
-        from mta_cli.pipeline.personalize.method_inputs import load_bank_context
-
-        memory = BankMemory(self.reg, self.task, self.bank)
-        rows = PromptRowBuilder(self.reg, self.base, self.task, self.history)
-        return load_bank_context(self.reg, self.bank, self.task, self.base, memory, rows=rows)
+    def bench(self) -> Workbench[FuseRequest]:
+        """The bank on the base of this setting, for methods."""
+        prompt, machine = PromptOptions(self.history), MachineOptions()
+        spec = FuseRequest(self.task, self.base_entry, None, FuseOptions(), prompt, machine)
+        return Workbench(self.reg, spec, self.bank, base=self.base)
 
     def few(self, shots: int) -> Shots:
         """The users with their last `shots` items."""
@@ -116,7 +116,9 @@ class Shots:
     """The users as they are with so many items: prompts show these only, and fusions come from them."""
 
     def __init__(self, setting: Setting, shots: int) -> None:
-        from mta_cli.pipeline.personalize.method_inputs import load_profiles, user_shots
+        from torch import from_numpy
+
+        from mta_cli.pipeline.data.profiles import profile_matrix
 
         self.setting = setting
         self.items = {user: own[-shots:] for user, own in setting.items.items()}
@@ -124,7 +126,8 @@ class Shots:
         reg, base, task = setting.reg, setting.base, setting.task
         self.builders = {n: PromptRowBuilder(reg, base, task, n, among) for n in {0, setting.history}}
         self.builder = self.builders[setting.history]
-        profiles = load_profiles(reg, task.name, setting.bank.embedder, setting.users)
+        ids, matrix = profile_matrix(reg, task.name, setting.bank.embedder, [one.id for one in setting.users])
+        profiles = dict(zip(ids, from_numpy(matrix), strict=True))
         self.users: list[UserShots] = [
             user_shots(one, self.items[one.id], profiles.get(one.id), self.builder) for one in setting.users
         ]
@@ -136,7 +139,7 @@ class Shots:
 
         started = time.perf_counter()
         found = weigh_anchors(
-            self.setting.context.methods, self.users, "evidence", FuseOptions(), MemoryOptions(memory="off")
+            self.setting.bench.methods, self.users, "evidence", FuseOptions(), MemoryOptions(memory="off")
         )
         return found, (time.perf_counter() - started) / len(self.users)
 
@@ -144,11 +147,11 @@ class Shots:
         """What each user's stack stands on, above the common model."""
         from mta_cli.engine.methods.anchor_weights import merge_shares, nearest_anchors
 
-        anchors = self.setting.context.methods.anchors
+        anchors = self.setting.bench.methods.anchors
         if kind == "common":
             return [()] * len(self.users)
         if kind == "nearest":
-            near = [nearest_anchors(self.setting.context.methods, one, FuseOptions()) for one in self.users]
+            near = [nearest_anchors(self.setting.bench.methods, one, FuseOptions()) for one in self.users]
             return [(anchors[own[0][0]],) for own in near]
         merged = [
             tuple(merge_shares([anchors[one.anchor] for one in own], [one.weight for one in own], released=False))
@@ -170,7 +173,7 @@ class Shots:
         from mta_cli.engine.training.trainer import GroupMember, Schedule
 
         options, members = arm.options, list[GroupMember]()
-        start, size = initial_stack(self.setting.context.methods, options), options.batch_size
+        start, size = initial_stack(self.setting.bench.methods, options), options.batch_size
         below = self.below(arm.values.get("below", "fusion"))
         for user, under in zip(self.setting.users, below, strict=True):
             own = [one for one in self.items[user.id] if one not in self.held(arm, user.id)]
@@ -208,7 +211,7 @@ class Shots:
         below = self.below(arm.values.get("below", "common" if arm.name == "common" else "fusion"))
         if arm.name in WITHOUT:
             return below, 0, self.recipes[1] if arm.name == "fusion" else 0.0, 0.0
-        members, context = self.members(arm), self.setting.context.methods
+        members, context = self.members(arm), self.setting.bench.methods
         started = time.perf_counter()
         stacks, last = [], []
         for n in range(0, len(members), PORTION):

@@ -44,7 +44,7 @@ def test_what_is_given_stays() -> None:
 
 def test_a_bank_records_what_the_data_decided_and_says_why(peopled: Registry) -> None:
     request = bank_request(anchors=None, min_items=None)
-    _, (plan, *_) = finish(build_bank(peopled, request, dry_run=True))
+    _, (plan, *_) = finish(build_bank(peopled, request, plan=(), dry_run=True))
     assert isinstance(plan, JobPlan)
     said = {line.name: (line.value, line.origin) for line in plan.lines}
     assert said["anchors"] == ("3: a third of the 9 users who may be one", "by the data")

@@ -88,5 +88,5 @@ def test_a_base_without_linear_layers_is_refused_at_the_plan(peopled: Registry, 
     for targets in ("all-linear", "c_attn"):
         options = replace(request.options, targets=targets)
         with pytest.raises(BadInput, match="no linear layers that could be trained") as caught:
-            next(iter(build_bank(peopled, replace(request, base=entry, options=options), dry_run=True)))
+            next(iter(build_bank(peopled, replace(request, base=entry, options=options), plan=(), dry_run=True)))
         assert "mta model list --available" in str(caught.value.hint)

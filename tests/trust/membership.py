@@ -26,13 +26,15 @@ from mta_cli.engine.lora.adapter import LoraWeights, merge_into_base
 from mta_cli.engine.model.load import LoadedBase, load_base
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.options import MachineOptions
-from mta_cli.pipeline.bank.build import Contributor, anchor_candidates, anchor_training, contributors, with_task_adapter
+from mta_cli.pipeline.bank.anchor_training import anchor_trainings
+from mta_cli.pipeline.bank.contributors import Contributor, find_contributors
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.data.profiles import profile_matrix
 from mta_cli.pipeline.memory.knn import load_embedder, load_neighbours, update_neighbours
 from mta_cli.pipeline.requests import BankRequest, restore_bank_request
 from mta_cli.pipeline.training.groups import AdapterTraining, TrainingGroup, train_groups
 from mta_cli.pipeline.user_weights import load_fusion_and_stack, load_stack_weights, load_weights
+from mta_cli.pipeline.workbench import Workbench
 from store.records import Adapter, Bank
 from store.registry import Registry
 from tests.engine.likelihoods import row_log_likelihoods
@@ -80,6 +82,11 @@ class Scene:
         items = [item for user in users for item in self.reg.items.recent_items(user, task, limit)]
         chosen = np.random.default_rng(seed).permutation(len(items))[:OTHERS]
         return self.examples.training_rows([items[place] for place in chosen.tolist()])
+
+    @property
+    def bench(self) -> Workbench[BankRequest]:
+        """The workbench of the bank, on the base that is loaded."""
+        return Workbench(self.reg, self.request, self.bank, base=self.base, rows=self.examples)
 
     @property
     def task_adapter(self) -> LoraWeights | None:
@@ -207,7 +214,7 @@ def cluster_anchors(scene: Scene) -> dict[int, str]:
     """
     reg, bank, request = scene.reg, scene.bank, scene.request
     anchors = [anchor for anchor in reg.banks.anchors(bank.id) if anchor.user_id is not None]
-    users = [each.user.id for each in anchor_candidates(scene.pool, bank.task, replace(request.options, anchors=1))]
+    users = [each.user.id for each in scene.pool if each.items_held >= request.options.anchor_items]
     ids, matrix = profile_matrix(reg, bank.task, bank.embedder, users)
     row = {user: place for place, user in enumerate(ids)}
     nearest = (matrix @ matrix[[row[a.user_id] for a in anchors if a.user_id is not None]].T).argmax(axis=1)
@@ -216,12 +223,12 @@ def cluster_anchors(scene: Scene) -> dict[int, str]:
     parts = []
     for place, anchor in enumerate(anchors):
         assert anchor.user_id is not None
-        alone = anchor_training(reg, request, scene.examples, anchor, str(place), items, run)
+        alone = anchor_trainings(scene.bench, [anchor], items, run)[anchor.id]
         crowd = tuple(item for user in users if nearest[row[user]] == place for item in items[user])
         mine = {**items, anchor.user_id: crowd or items[anchor.user_id]}
-        wide = anchor_training(reg, request, scene.examples, anchor, f"cluster {place}", mine, run)
-        job = replace(wide.job, schedule=alone.job.schedule, label=f"cluster {place}")
-        parts.append(with_task_adapter(replace(wide, job=job), bank.task_adapter))
+        wide = anchor_trainings(scene.bench, [anchor], mine, run)[anchor.id]
+        job = replace(wide.job, schedule=alone.job.schedule, label=f"cluster {place}", task_adapter=bank.task_adapter)
+        parts.append(replace(wide, job=job))
     made = train_anew(scene, parts)
     return {
         a.user_id: one.digest for a, one in zip(anchors, made, strict=True) if isinstance(one, Adapter) and a.user_id
@@ -251,7 +258,7 @@ def opened(store: Path, name: str, most: int = 0) -> Iterator[Scene]:
             request = restore_bank_request(reg, bank, MachineOptions(device="cpu", dtype="float32"))
             entry = request.base
             base = load_base(entry.path, name=entry.name, fingerprint=entry.fingerprint, device="cpu", dtype="float32")
-            pool = contributors(reg, bank.task, request.options)
+            pool = find_contributors(reg, request)
             examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
             yield Scene(reg, bank, base, request, pool, examples, most)
 

@@ -24,13 +24,16 @@ from mta_cli.engine.retrieval.anchor_screening import module_norms, norm_ratios
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
 from mta_cli.engine.scoring.prefix_tree import PromptTree
 from mta_cli.options import BankOptions, ScreeningOptions
-from mta_cli.pipeline.bank.build import anchor_candidates, build_bank, contributors
-from mta_cli.pipeline.bank.screening import SCREENING_KEY, screen_anchors
+from mta_cli.pipeline.anchors import SCREENING_KEY
+from mta_cli.pipeline.bank.build import build_bank
+from mta_cli.pipeline.bank.contributors import find_contributors
+from mta_cli.pipeline.bank.screening import screen_anchors
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.models.pull import register_folder
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.user_weights import load_fusion_and_stack, load_weights
+from mta_cli.pipeline.workbench import Workbench
 from store.records import Adapter, Anchor, Bank, NewItem, User
 from store.registry import Registry
 from tests import tiny
@@ -109,12 +112,10 @@ def put_in(reg: Registry, bank: Bank, anchor: Anchor, weights: LoraWeights) -> N
 
 def gate(reg: Registry, bank: Bank, base: LoadedBase, options: ScreeningOptions) -> None:
     """Judge the bank's anchors anew. `base` holds no adapter."""
-    examples = PromptRowBuilder(reg, base, TASK, 2)
-    pool = contributors(reg, TASK.name, BankOptions(anchors=5, min_items=5))
-    people = [each.user.id for each in anchor_candidates(pool, TASK.name, BankOptions(anchors=5, min_items=5))]
-    below = load_weights(reg, bank.task_adapter, bank.base) if bank.task_adapter else None
-    with merge_into_base(base, below):
-        list(screen_anchors(reg, bank, base, examples, people, options))
+    request = replace(town.bank_request(), options=BankOptions(anchors=5, min_items=5), gates=options)
+    bench = Workbench(reg, request, bank, base=base)
+    with bench.holding_task_adapter():
+        list(screen_anchors(bench, [each.user.id for each in find_contributors(reg, request)]))
 
 
 def answers(

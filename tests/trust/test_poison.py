@@ -13,15 +13,10 @@ import pytest
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.events import Note
 from mta_cli.options import ScreeningOptions
-from mta_cli.pipeline.bank.build import build_bank, contributors
+from mta_cli.pipeline.anchors import SCREENING_KEY, findings_json, refused_anchor_ids, similarity_floors, usable_anchors
+from mta_cli.pipeline.bank.build import build_bank
+from mta_cli.pipeline.bank.contributors import find_contributors
 from mta_cli.pipeline.bank.refresh import refresh_bank
-from mta_cli.pipeline.bank.screening import (
-    SCREENING_KEY,
-    findings_json,
-    refused_anchor_ids,
-    similarity_floors,
-    usable_anchors,
-)
 from mta_cli.pipeline.bank.verify import verify_bank
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.users.consent import set_consent
@@ -186,7 +181,7 @@ def test_bounds_are_part_of_what_a_bank_is_unless_they_are_the_defaults(store_ro
         populate(reg)
         request = bank_request()
         first, _ = finish(build_bank(reg, request))
-        pool = contributors(reg, TASK.name, request.options)
+        pool = find_contributors(reg, request)
         before = {
             "base": request.base.fingerprint,
             "embedder": request.embedder.fingerprint,

@@ -21,15 +21,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mta_cli.engine.lora.adapter import LoraWeights, merge_into_base
-from mta_cli.engine.methods.anchor_weights import NEEDS_SHOTS
 from mta_cli.engine.retrieval.anchor_screening import module_norms, norm_ratios
 from mta_cli.events import Event
-from mta_cli.options import FuseOptions, ScreeningOptions
-from mta_cli.pipeline.bank.build import anchor_training, build_bank, contributors, with_task_adapter
-from mta_cli.pipeline.bank.screening import SCREENING_KEY, screen_anchors
-from mta_cli.pipeline.personalize.fuse import make_recipes, prepare_fusing
+from mta_cli.options import SHOT_WEIGHTINGS, FuseOptions, ScreeningOptions
+from mta_cli.pipeline.anchors import SCREENING_KEY
+from mta_cli.pipeline.bank.anchor_training import anchor_trainings
+from mta_cli.pipeline.bank.build import build_bank
+from mta_cli.pipeline.bank.contributors import find_contributors
+from mta_cli.pipeline.bank.screening import screen_anchors
+from mta_cli.pipeline.personalize.fuse import make_recipes, refresh_bank_profiles
 from mta_cli.pipeline.requests import FuseRequest
 from mta_cli.pipeline.user_weights import load_weights
+from mta_cli.pipeline.workbench import Workbench
 from store.records import Adapter, Anchor, NewItem, User
 from store.registry import Registry
 from tests.pipeline.town import finish
@@ -114,9 +117,16 @@ def fused(scene: Scene, method: str) -> None:
 
     def fusing() -> Iterator[Event]:
         with merge_into_base(scene.base, scene.task_adapter):
-            base = scene.base if method in NEEDS_SHOTS else None
-            context = yield from prepare_fusing(scene.reg, scene.bank, asking(scene), request, base)
-            yield from make_recipes(scene.reg, context, asking(scene), request)
+            bench = Workbench(
+                scene.reg,
+                request,
+                scene.bank,
+                base=scene.base,
+                rows=scene.examples,
+                loads_base=method in SHOT_WEIGHTINGS,
+            )
+            yield from refresh_bank_profiles(bench, asking(scene), request)
+            yield from make_recipes(bench, asking(scene), request)
 
     list(fusing())
 
@@ -126,8 +136,8 @@ def trained(scene: Scene, anchor: Anchor, user: User) -> LoraWeights:
     assert anchor.user_id is not None
     items = {anchor.user_id: tuple(scene.reg.items.recent_items(user.id, scene.bank.task))}
     run = scene.reg.runs.start_run("trigger", {}, bank_id=scene.bank.id)
-    part = anchor_training(scene.reg, scene.request, scene.examples, anchor, user.name, items, run)
-    (made,) = train_anew(scene, [with_task_adapter(part, scene.bank.task_adapter)])
+    part = anchor_trainings(scene.bench, [anchor], items, run)[anchor.id]
+    (made,) = train_anew(scene, [replace(part, job=replace(part.job, task_adapter=scene.bank.task_adapter))])
     assert isinstance(made, Adapter), made
     return load_weights(scene.reg, made.digest, scene.bank.base)
 
@@ -139,7 +149,7 @@ def effect(scene: Scene, anchor: Anchor, history: str, factor: float, gates: str
     ratios = norm_ratios([module_norms(load_weights(reg, str(one.digest), bank.base)) for one in anchors])
     with merge_into_base(scene.base, scene.task_adapter):
         people = [each.user.id for each in scene.pool]
-        list(screen_anchors(reg, bank, scene.base, scene.examples, people, GATED[gates]))
+        list(screen_anchors(replace(scene, request=replace(scene.request, gates=GATED[gates])).bench, people))
     fused(scene, method)
     users = asking(scene)
     plain = [(user, reg.items.queries(user.id, bank.task)[0].input) for user in users]
@@ -192,7 +202,7 @@ def whole(scene: Scene) -> Iterator[Effect]:
     user = mallory(scene, "blunt", reg.users.get(str(next(iter(sorted(filter(None, anchors)))))))
     finish(build_bank(reg, replace(scene.request, gates=OFF)))
     bank = reg.banks.get(scene.bank.name)
-    pool = contributors(reg, bank.task, scene.request.options)
+    pool = find_contributors(reg, scene.request)
     chosen = [anchor for anchor in reg.banks.anchors(bank.id) if anchor.user == user.name]
     anchor = chosen[0] if chosen else reg.banks.anchors(bank.id)[0]
     with TemporaryDirectory() as folder:

@@ -6,7 +6,6 @@ separately would add cross terms `B_i A_j` that are as large as the signal.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -77,31 +76,3 @@ def average_factors(anchors: Sequence[LoraWeights], weights: Sequence[float]) ->
         for path, (a, b) in stack_loras(anchors, torch.device("cpu")).items()
     }
     return LoraWeights(factors, 1.0, merge_placements([anchor.placement for anchor in anchors]))
-
-
-def similarity_weights(similarities: Sequence[float]) -> list[float]:
-    """Each similarity's share of their sum (the paper's rule); negative ones count as zero, all-zero ones as equal."""
-    kept = [max(value, 0.0) for value in similarities]
-    total = sum(kept)
-    return [value / total for value in kept] if total > 0 else uniform_weights(len(kept))
-
-
-def uniform_weights(count: int) -> list[float]:
-    """Equal weights that sum to one."""
-    return [1.0 / count] * count
-
-
-def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
-    """Softmax of `scores / temperature`."""
-    top = max(scores)
-    powers = [math.exp((score - top) / temperature) for score in scores]
-    return [power / sum(powers) for power in powers]
-
-
-def evidence_weights(logliks: Sequence[float], null: float, sharpness: float) -> list[float]:
-    """Weights of anchors from the shots' summed log-likelihoods under each and under the `null` candidate (nats).
-
-    Softmax of `sharpness × log-likelihood`: at sharpness 1 the posterior over candidates under a flat prior. The null
-    candidate gets the rest, so that all sum to one.
-    """
-    return softmax_weights([sharpness * value for value in (*logliks, null)], 1.0)[:-1]

@@ -11,23 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mta_cli.engine.lora.adapter import LoraWeights
-from mta_cli.engine.lora.merge import (
-    average_factors,
-    evidence_weights,
-    merge_loras,
-    similarity_weights,
-    softmax_weights,
-    uniform_weights,
-)
-from mta_cli.engine.methods.method import NEEDS_SHOTS, AnchorWeighting, MethodContext, UserShots
+from mta_cli.engine.lora.merge import average_factors, merge_loras
+from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.methods.shots import shot_examples
+from mta_cli.engine.methods.weightings import WEIGHTINGS, evidence_weights
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.retrieval.nearest import nearest_rows
 from mta_cli.engine.scoring.label_examples import TrainingExample, build_prompt_tree, example_log_likelihood
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, prune_examples
 from mta_cli.engine.training.fusion_weights import learn_weights
 from mta_cli.engine.work import AnchorLookup, SingleReport
-from mta_cli.options import FuseOptions, MemoryOptions
+from mta_cli.options import SHOT_WEIGHTINGS, FuseOptions, MemoryOptions
 
 MIN_ANCHOR_WEIGHT = 0.001  # most evidence weights are almost zero; a smaller weight is left out of a recipe
 SHARE_BYTES = 12  # an anchor's number, similarity and weight in a recipe
@@ -65,7 +59,7 @@ class EvidenceWork:
     """The recipes of users who are computed together, by evidence or learned weights."""
 
     cases: tuple[ShotCase, ...]
-    weighting: AnchorWeighting
+    weighting: str
     options: FuseOptions
 
     @property
@@ -88,9 +82,9 @@ class EvidenceWork:
         ]
 
 
-def weighting_for(user: UserShots, weighting: AnchorWeighting) -> AnchorWeighting:
+def weighting_for(user: UserShots, weighting: str) -> str:
     """The weighting for this user. Without shots, a weighting that needs them falls back to similarity."""
-    return "similarity" if weighting in NEEDS_SHOTS and not user.rows else weighting
+    return "similarity" if weighting in SHOT_WEIGHTINGS and not user.rows else weighting
 
 
 def nearest_anchors(context: MethodContext, user: UserShots, options: FuseOptions) -> Candidates:
@@ -111,7 +105,7 @@ def nearest_anchors(context: MethodContext, user: UserShots, options: FuseOption
 
 
 def user_batches(
-    context: MethodContext, users: Sequence[UserShots], weighting: AnchorWeighting, options: FuseOptions
+    context: MethodContext, users: Sequence[UserShots], weighting: str, options: FuseOptions
 ) -> Iterator[list[UserShots]]:
     """Batches of users whose weights are computed together, in the order of `users`.
 
@@ -121,7 +115,7 @@ def user_batches(
     batch: list[UserShots] = []
     anchors: set[int] = set()
     for user in users:
-        needed = weighting_for(user, weighting) in NEEDS_SHOTS
+        needed = weighting_for(user, weighting) in SHOT_WEIGHTINGS
         needed_anchors = {place for place, _ in _candidates(context, user, options)} if needed else set()
         if batch and (len(batch) == MAX_USERS_PER_BATCH or len(anchors | needed_anchors) > MAX_ANCHORS_PER_BATCH):
             yield batch
@@ -135,7 +129,7 @@ def user_batches(
 def weigh_anchors(
     context: MethodContext,
     users: Sequence[UserShots],
-    weighting: AnchorWeighting,
+    weighting: str,
     options: FuseOptions,
     memory: MemoryOptions,
 ) -> list[list[AnchorShare]]:
@@ -145,7 +139,7 @@ def weigh_anchors(
     """
     recipes = []
     for batch in user_batches(context, users, weighting, options):
-        asking = [user for user in batch if weighting_for(user, weighting) in NEEDS_SHOTS]
+        asking = [user for user in batch if weighting_for(user, weighting) in SHOT_WEIGHTINGS]
         sums = evidence_of(context, asking, options, memory) if asking else []
         evidence = dict(zip((user.number for user in asking), sums, strict=True))
         for user in batch:
@@ -207,31 +201,21 @@ def _candidates(context: MethodContext, user: UserShots, options: FuseOptions) -
 def _weigh(
     context: MethodContext,
     user: UserShots,
-    weighting: AnchorWeighting,
+    weighting: str,
     options: FuseOptions,
     memory: MemoryOptions,
     evidence: dict[int, dict[int | None, float]],
 ) -> list[AnchorShare]:
-    if weighting == "none":
-        return []
     if weighting == "random":
         return _random_shares(context, user, options)
-    candidates = _candidates(context, user, options)
-    if not candidates:
+    if weighting == "none" or not (candidates := _candidates(context, user, options)):
         return []
-    if weighting in NEEDS_SHOTS:
+    if weighting in SHOT_WEIGHTINGS:
         (case,) = shot_cases(context, [user], options, memory)
         return _evidence_shares(context.loaded_base, context.anchors, case, weighting, options, evidence[user.number])
-    nearest = candidates[: options.top_k]
-    cosines = [min(value, options.max_cosine) for _, value in nearest]
-    if weighting == "softmax":
-        weights = softmax_weights(cosines, options.temperature)
-    elif weighting == "uniform":
-        weights = uniform_weights(len(cosines))
-    else:
-        weights = similarity_weights(cosines)
-    if weighting == "released":  # the authors' code gives the shares out from the other end
-        weights.reverse()
+    nearest, of_cosines = candidates[: options.top_k], WEIGHTINGS[weighting].of_cosines
+    assert of_cosines is not None, weighting
+    weights = of_cosines([min(value, options.max_cosine) for _, value in nearest], options)
     return [AnchorShare.rounded(place, value, w) for (place, value), w in zip(nearest, weights, strict=True)]
 
 
@@ -245,7 +229,7 @@ def _evidence_shares(
     base: LoadedBase,
     anchors: AnchorLookup,
     case: ShotCase,
-    weighting: AnchorWeighting,
+    weighting: str,
     options: FuseOptions,
     evidence: dict[int | None, float],
 ) -> list[AnchorShare]:

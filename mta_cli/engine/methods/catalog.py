@@ -25,7 +25,8 @@ from mta_cli.engine.evaluation.ladder import (
     STEP_NAMES,
 )
 from mta_cli.engine.methods.baselines import majority, neighbours, per_pcs, prime
-from mta_cli.engine.methods.method import AnchorWeighting, BaseLevel, Method, Settings, StackKind
+from mta_cli.engine.methods.method import BaseLevel, Method, Settings, StackKind
+from mta_cli.engine.methods.weightings import WEIGHTINGS
 from mta_cli.errors import UsageError, did_you_mean
 from mta_cli.options import ALL_MEMORIES, MEMORIES, PERMUTED_ANSWERS, PRESETS
 
@@ -259,7 +260,7 @@ def _permute(method: Method) -> Method:
 
 def _compose(stem: str) -> Method:
     """`BELOW:ANCHORS:STACK` as a method."""
-    choices = (get_args(BaseLevel), get_args(AnchorWeighting), get_args(StackKind))
+    choices = (get_args(BaseLevel), tuple(WEIGHTINGS), get_args(StackKind))
     parts = stem.split(":")
     if len(parts) != len(choices) or any(part not in known for part, known in zip(parts, choices, strict=False)):
         raise UsageError(

@@ -11,15 +11,15 @@ from torch import Tensor
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.memory.label_memory import LabelMemory
 from mta_cli.engine.memory.label_prior import LabelPrior
+from mta_cli.engine.methods.weightings import WEIGHTINGS
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.text.tasks import Task
-from mta_cli.options import AdaptOptions, FuseOptions, MemoryOptions, options_from_json
+from mta_cli.options import SHOT_WEIGHTINGS, AdaptOptions, FuseOptions, MemoryOptions, options_from_json
 
 Value = float | int | str | bool
 Settings = Mapping[str, Value]
 BaseLevel = Literal["base", "task"]
-AnchorWeighting = Literal["none", "similarity", "softmax", "uniform", "evidence", "learned", "random", "released"]
 StackKind = Literal["none", "lora"]
 ResultT = TypeVar("ResultT")
 
@@ -147,7 +147,7 @@ class Method:
     name: str
     about: str
     below: BaseLevel = "task"
-    anchors: AnchorWeighting = "none"
+    anchors: str = "none"
     stack: StackKind = "none"
     memory: str | None = "off"
     shows_history: bool = True
@@ -167,7 +167,7 @@ class Method:
 
         Evidence and stacks are made beside neighbours (see `shots.shot_examples`), so with them the model differs.
         """
-        learns = self.stack != "none" or self.anchors in NEEDS_SHOTS
+        learns = self.stack != "none" or self.anchors in SHOT_WEIGHTINGS
         return self.memory == "habit" or (self.memory == "neighbours" and not learns)
 
     @property
@@ -178,7 +178,8 @@ class Method:
     @property
     def default_settings(self) -> Settings:
         """All settings of this method that have a default."""
-        names = {*_ANCHOR_SETTINGS[self.anchors], *_STACK_SETTINGS[self.stack], *MEMORY_SETTINGS[self.memory or "off"]}
+        named = WEIGHTINGS[self.anchors].settings, _STACK_SETTINGS[self.stack], MEMORY_SETTINGS[self.memory or "off"]
+        names = {name for own in named for name in own}
         defaults = {
             spec.name: getattr(options, spec.name)
             for options in (FuseOptions(), AdaptOptions(), MemoryOptions())
@@ -188,18 +189,6 @@ class Method:
         return {**defaults, **self.overrides}
 
 
-NEEDS_SHOTS = ("evidence", "learned")  # anchor weightings that are computed from the likelihood of shots
-_EVIDENCE = ("top_k", "candidates", "sharpness", "scale")
-_ANCHOR_SETTINGS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "similarity": ("top_k", "max_cosine"),
-    "softmax": ("top_k", "max_cosine", "temperature"),
-    "uniform": ("top_k",),
-    "random": ("top_k",),
-    "released": ("top_k",),
-    "evidence": _EVIDENCE,
-    "learned": _EVIDENCE,
-}
 _STACK_SETTINGS: dict[str, tuple[str, ...]] = {
     "none": (),
     "lora": ("rank", "alpha", "targets", "placement", "batch_size", "learning_rate"),

@@ -22,12 +22,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from mta_cli.engine.memory.knn import NeighbourIndex
-    from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.tasks import Task
-    from mta_cli.pipeline.bank.build import Contributor
+    from mta_cli.pipeline.bank.contributors import Contributor
     from mta_cli.pipeline.bank.memory_weights import LeaveOneOutCase
     from mta_cli.pipeline.requests import BankRequest
-    from store.registry import Registry
+    from mta_cli.pipeline.workbench import Workbench
 
 T = TypeVar("T")
 LADDER_KEY = "ladder"  # of a bank's config and of its JSON document
@@ -83,14 +82,12 @@ def _rates_until(known: NeighbourIndex, asker: int, until: str | None) -> list[f
     return rates
 
 
-def measure_text_ladder(
-    reg: Registry, bank: Bank, request: BankRequest, pool: Sequence[Contributor], base: LoadedBase
-) -> Iterator[Event]:
-    """Measure and store the ladder of a bank of texts; `base` has no adapter.
+def measure_text_ladder(bench: Workbench[BankRequest], pool: Sequence[Contributor]) -> Iterator[Event]:
+    """Measure and store the ladder of a bank of texts; the base has no adapter.
 
     Nothing is done for labels, for a bank of an evaluation, without a task adapter, and without held-out queries.
     """
-    bank, task = reg.banks.by_id(bank.id), request.task
+    reg, request, bank, task = bench.reg, bench.spec, bench.bank, bench.task
     if task.labels or request.purpose or not bank.task_adapter or LADDER_KEY in bank.config:
         return
     queries = take_in_turn([reg.items.queries(each.user.id, task.name) for each in pool], MAX_TEXT_QUERIES)
@@ -99,9 +96,8 @@ def measure_text_ladder(
     from mta_cli.engine.evaluation.ladder import ladder_steps
     from mta_cli.engine.lora.adapter import merge_into_base
     from mta_cli.engine.scoring.log_likelihood import NO_LORAS, mean_losses
-    from mta_cli.pipeline.user_weights import load_weights
 
-    common, answers = load_weights(reg, bank.task_adapter, base.fingerprint), dict[str, list[tuple[str, float]]]()
+    base, common, answers = bench.base, bench.task_adapter, dict[str, list[tuple[str, float]]]()
     shown = request.prompt.history_items
     steps = [one for one in ladder_steps(memory=False, examples=shown > 0, weights=()) if one.weights != "none"]
     yield JobStarted("ladder", len(steps) * len(queries), "answers")

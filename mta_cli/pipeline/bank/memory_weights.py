@@ -23,9 +23,7 @@ from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.bank.ladder import LADDER_KEY, judge_label_ladder, take_in_turn
 from mta_cli.pipeline.bank.task_adapter import task_adapter_training
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.executors import Executors
 from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY, labelled_items, load_neighbours
-from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.training.groups import TrainingGroup, pair_with_adapters, train_groups
 from store.records import Adapter, Bank, Item, Run
 
@@ -35,13 +33,12 @@ if TYPE_CHECKING:
 
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.memory.knn import EmbedFunction, NeighbourIndex, NeighbourKernel, Vectors
-    from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.tasks import Task
     from mta_cli.engine.training.session import TrainingResult
-    from mta_cli.pipeline.bank.build import Contributor
-    from mta_cli.pipeline.executors.local import Executor
+    from mta_cli.pipeline.bank.contributors import Contributor
     from mta_cli.pipeline.requests import BankRequest
     from mta_cli.pipeline.training.groups import AdapterTraining
+    from mta_cli.pipeline.workbench import Workbench
     from store.registry import Registry
 
 MAX_GUESSED_ITEMS = 256  # items that are predicted, evenly over all users
@@ -59,21 +56,15 @@ class LeaveOneOutCase:
 
 
 def fit_memory_weights(
-    reg: Registry,
-    bank: Bank,
-    request: BankRequest,
-    pool: Sequence[Contributor],
-    executors: Executors,
-    run: Run | None = None,
-    base: LoadedBase | None = None,
+    bench: Workbench[BankRequest], pool: Sequence[Contributor], run: Run | None = None
 ) -> Iterator[Event]:
     """Fit and store the weights of model and memory of the bank that `request` and `pool` make, with its ladder.
 
     Does nothing where they are stored or the bank has no neighbours. Banks of evaluations have no ladder, nor has one
-    whose task adapter has seen all users. `base`, without any adapter, is loaded when it is not given. An interrupted
-    fit starts again; an interrupted training goes on.
+    whose task adapter has seen all users. The base has no adapter. An interrupted fit starts again; an interrupted
+    training goes on.
     """
-    bank, task = reg.banks.by_id(bank.id), request.task
+    reg, request, bank, task = bench.reg, bench.spec, bench.bank, bench.task
     if bank.kernel is None or MIXTURE_WEIGHTS_KEY in bank.config:
         return
     if (known := load_neighbours(reg, bank, task)) is None:
@@ -86,9 +77,7 @@ def fit_memory_weights(
     from mta_cli.engine.evaluation.ladder import BASE, BASE_EXAMPLES, COMMON, COMMON_MEMORY
     from mta_cli.engine.lora.adapter import merge_into_base
     from mta_cli.engine.memory.knn import NeighbourKernel, fit_mixture_weights
-    from mta_cli.pipeline.user_weights import load_weights
 
-    base = base if base is not None else load_on_device(request.base, request.machine, reg=reg)
     place = {one.item_id: n for n, one in enumerate(labelled_items(reg, bank, task))}
     cases = sample_cases([item for each in pool for item in each.items if item.id in place], bank.seed)
     own_cases = [list(own) for _, own in groupby(cases, key=lambda one: one.item.user_id)]
@@ -98,15 +87,11 @@ def fit_memory_weights(
     cases.sort(key=lambda one: next(n for n, half in enumerate(users) if one.item.user_id in half))
     asked = [[one for one in cases if one.item.user_id in half] for half in users]
     parts = {n: others for n, others in enumerate(reversed(halves)) if len(halves) == 2 and asked[n] and others}
-    executor = executors.for_base(base, request.base.path)
-    trained = (yield from _train_on(reg, request, executor, base, parts, run)) if parts else {}
+    trained = (yield from _train_on(bench, parts, run)) if parts else {}
     found: list[list[float]] = []
     for n in range(len(halves)):
-        below = trained.get(n)
-        if below is None and bank.task_adapter:
-            below = load_weights(reg, bank.task_adapter, base.fingerprint)
-        with merge_into_base(base, below):
-            found += yield from _model_label_scores(reg, base, task, asked[n], request.prompt.history_items)
+        with merge_into_base(bench.base, trained.get(n, bench.task_adapter)):
+            found += yield from _model_label_scores(bench, asked[n], bench.rows.history_items)
     places = np.array([place[one.item.id] for one in cases])
     memory = memory_scores(known, NeighbourKernel(**bank.kernel), task, cases, places)
     golds = np.array([find_label(one.item.output, task.labels) for one in cases])
@@ -120,9 +105,9 @@ def fit_memory_weights(
             shares[half] = other.model, other.memory
         rows = [n for n, one in enumerate(cases) if one.item.id in on_ladder]
         judged, scores = [cases[n] for n in rows], {}
-        for step, shown in ((BASE, 0), (BASE_EXAMPLES, request.prompt.history_items)):
+        for step, shown in ((BASE, 0), (BASE_EXAMPLES, bench.rows.history_items)):
             if shown or step == BASE:
-                scores[step] = np.array((yield from _model_label_scores(reg, base, task, judged, shown)))
+                scores[step] = np.array((yield from _model_label_scores(bench, judged, shown)))
         scores[COMMON] = model[rows]
         scores[COMMON_MEMORY] = (shares[:, :1] * model + shares[:, 1:] * memory)[rows]
         fitted[LADDER_KEY] = judge_label_ladder(task, judged, known, scores, bank.seed)
@@ -150,28 +135,22 @@ def _weights_of_a_sibling(reg: Registry, bank: Bank, request: BankRequest) -> di
 
 
 def _train_on(
-    reg: Registry,
-    request: BankRequest,
-    executor: Executor,
-    base: LoadedBase,
-    parts: Mapping[int, Sequence[Contributor]],
-    run: Run | None,
+    bench: Workbench[BankRequest], parts: Mapping[int, Sequence[Contributor]], run: Run | None
 ) -> Generator[Event, None, dict[int, LoraWeights]]:
     """`return`s a task adapter of each part's users alone, by the part's number; none is kept in the store.
 
     Part 0 are the users of the second half, who predict the first.
     """
-    examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items, until=request.until)
     trainings = {
-        n: task_adapter_training(reg, request, examples, part, run, f"task adapter of half {2 - n}")
-        for n, part in parts.items()
+        n: task_adapter_training(bench, part, run, f"task adapter of half {2 - n}") for n, part in parts.items()
     }
     kept: dict[int, LoraWeights] = {}
     groups = [
-        TrainingGroup([training], partial(_keep_weights, reg, training, kept, n)) for n, training in trainings.items()
+        TrainingGroup([training], partial(_keep_weights, bench.reg, training, kept, n))
+        for n, training in trainings.items()
     ]
     yield JobStarted("weighing of the memory", sum(group.steps for group in groups))
-    yield from train_groups(reg, base, groups, executor=executor)
+    yield from train_groups(bench.reg, bench.base, groups, executor=bench.executor)
     return kept
 
 
@@ -239,14 +218,14 @@ def sample_cases(items: Sequence[Item], seed: int) -> list[LeaveOneOutCase]:
 
 
 def _model_label_scores(
-    reg: Registry, base: LoadedBase, task: Task, cases: Sequence[LeaveOneOutCase], history_items: int
+    bench: Workbench[BankRequest], cases: Sequence[LeaveOneOutCase], history_items: int
 ) -> Generator[Event, None, list[list[float]]]:
     """`return`s the model's log-likelihood of each label of each case [cases, labels], nats."""
     from mta_cli.engine.scoring.log_likelihood import NO_LORAS, completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree
 
-    shown: dict[int, list[int]] = {}
-    examples, scores = PromptRowBuilder(reg, base, task, history_items, shown), list[list[float]]()
+    base, task, shown = bench.base, bench.task, dict[int, list[int]]()
+    examples, scores = PromptRowBuilder(bench.reg, base, task, history_items, shown), list[list[float]]()
     labels = tuple(tuple(examples.prompter.answer_ids(label)) for label in task.labels)
     yield JobStarted("weighing of the memory", len(cases), "items")
     for start in range(0, len(cases), ITEMS_PER_STEP):

@@ -21,39 +21,23 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.engine.training.session import TrainingResult
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import MachineOptions
-from mta_cli.pipeline.bank.build import (
-    Contributor,
-    anchor_training,
-    build_plan_lines,
-    contributors,
-    mark_ready,
-    with_task_adapter,
-)
-from mta_cli.pipeline.bank.screening import (
-    mark_unscreened,
-    refused_user_ids,
-    screen_anchors,
-    screening_of_anchors,
-    unscreened_anchor_ids,
-)
+from mta_cli.pipeline.anchors import mark_unscreened, refused_user_ids, screening_of_anchors, unscreened_anchor_ids
+from mta_cli.pipeline.bank.anchor_training import anchor_groups, anchor_trainings
+from mta_cli.pipeline.bank.build import mark_ready
+from mta_cli.pipeline.bank.contributors import BankInputs, Contributor, find_contributors
+from mta_cli.pipeline.bank.plan import build_plan_lines
+from mta_cli.pipeline.bank.screening import screen_anchors
 from mta_cli.pipeline.bank.verify import bank_json
 from mta_cli.pipeline.memory.knn import NeighbourChange, neighbour_change, update_neighbours
 from mta_cli.pipeline.requests import BankRequest, restore_bank_request
 from mta_cli.pipeline.runs import bank_label, fail_run_on_error
-from mta_cli.pipeline.training.groups import (
-    AdapterTraining,
-    TrainingGroup,
-    format_losses,
-    max_group_size,
-    pair_with_adapters,
-    train_groups,
-)
+from mta_cli.pipeline.training.groups import train_groups
 from mta_cli.pipeline.user_weights import current_bank
 from mta_cli.pipeline.users.dependents import join_names, refresh_command
+from mta_cli.pipeline.workbench import Workbench
 from store.queries.dependents import AnchorReplacement
 from store.records import Adapter, Anchor, Bank, Item, Run, User
 
@@ -111,7 +95,7 @@ def refresh_bank(
     bank = newest_bank(reg, task, name, base)
     request = restore_bank_request(reg, bank, machine)
     numbers = frozenset(anchor.id for anchor in reg.banks.anchors(bank.id) if anchor.stale)
-    work = _RefreshState(reg, bank, request, contributors(reg, task, request.options), numbers)
+    work = _RefreshState(reg, bank, request, find_contributors(reg, request), numbers)
     stale, change = work.stale_anchors, neighbour_change(reg, bank, request.task, work.user_items)
     unfinished = bool(stale or work.unscreened)
     if dry_run or unfinished or change:
@@ -171,7 +155,10 @@ def _plan(work: _RefreshState, stale: Sequence[Anchor], change: NeighbourChange)
         PlanLine("stale anchors", f"{len(stale)} of {total}"),
         PlanLine("recipes and stacks that go", join_names(user_names) if user_names else "none"),
         PlanLine("neighbours", _neighbours_value(change)),
-        *build_plan_lines(work.reg, replace(work.request, options=options), work.pool, _replacement_candidates(work)),
+        *build_plan_lines(
+            work.reg,
+            BankInputs(replace(work.request, options=options), tuple(work.pool), tuple(_replacement_candidates(work))),
+        ),
     )
 
 
@@ -195,32 +182,20 @@ def _candidates(work: _RefreshState) -> list[Contributor]:
 
 def _replace_stale_anchors(work: _RefreshState, run: Run) -> Iterator[Event]:
     """Train the new anchors on the bank's task adapter and screen them. Each group is stored once it is trained."""
-    from mta_cli.engine.lora.adapter import merge_into_base
-    from mta_cli.pipeline.data.examples import PromptRowBuilder
     from mta_cli.pipeline.models.installed import record_models
-    from mta_cli.pipeline.models.load import load_on_device
-    from mta_cli.pipeline.user_weights import load_weights
 
     reg, bank, request = work.reg, work.bank, work.request
     record_models(reg, request.base, request.embedder)
     planned = (yield from _choose_new_anchors(work)) if work.stale_anchors else []
     if planned or work.unscreened:
-        base = load_on_device(request.base, request.machine, reg=reg)
-        examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
+        bench = Workbench(reg, request, bank)
         items = {candidate.user.id: candidate.items for candidate in work.pool}
-        trainings = [
-            with_task_adapter(
-                anchor_training(reg, request, examples, anchor, f"{i}/{len(planned)}", items, run), bank.task_adapter
-            )
-            for i, anchor in enumerate(planned, start=1)
-        ]
-        groups = _groups(work, base, planned, trainings) if planned else []
-        yield JobStarted("bank refresh", total=sum(training.job.schedule.steps for training in trainings))
-        below = load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None
-        with merge_into_base(base, below):
-            yield from train_groups(reg, base, groups)
-            user_ids = [each.user.id for each in _candidates(work)]
-            yield from screen_anchors(reg, bank, base, examples, user_ids, request.gates, work.unscreened)
+        trainings = anchor_trainings(bench, planned, items, run)
+        groups = anchor_groups(bench, planned, trainings, partial(_store_trained, work))
+        yield JobStarted("bank refresh", total=sum(group.steps for group in groups))
+        with bench.holding_task_adapter():
+            yield from train_groups(reg, bench.base, groups)
+            yield from screen_anchors(bench, [each.user.id for each in _candidates(work)], work.unscreened)
     _remove_unreplaced(work)
 
 
@@ -265,29 +240,11 @@ def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anch
     ]
 
 
-def _groups(
-    work: _RefreshState, base: Any, planned: Sequence[Anchor], trainings: Sequence[AdapterTraining]
-) -> list[TrainingGroup]:
-    size = max_group_size(base, trainings[0].job)
-    spans = [slice(start, start + size) for start in range(0, len(planned), size)]
-    return [
-        TrainingGroup(trainings[span], partial(_store_group, work, planned[span], trainings[span])) for span in spans
-    ]
-
-
-def _store_group(
-    work: _RefreshState,
-    planned: Sequence[Anchor],
-    trainings: Sequence[AdapterTraining],
-    results: Sequence[Adapter | str],
-    trained: TrainingResult,
-) -> Iterator[Event]:
-    """Store a trained group, and remove the recipes and stacks of the stale anchors, in one transaction."""
-    both = pair_with_adapters(planned, trainings, results)
-    _store_replacements(work, [_replacement(one, adapter) for one, adapter in both])
-    for anchor, adapter in both:
+def _store_trained(work: _RefreshState, made: Sequence[tuple[Anchor, Adapter]]) -> None:
+    """Store a trained group, and remove the recipes and stacks of the stale anchors."""
+    _store_replacements(work, [_replacement(anchor, adapter) for anchor, adapter in made])
+    for anchor, adapter in made:
         work.replaced.append({"stale": anchor.id, "user": anchor.user, "digest": adapter.digest})
-        yield ArtifactSaved("anchor", str(anchor.user), f"loss {format_losses(adapter)}, {adapter.bytes:,} bytes")
 
 
 def _replacement(planned: Anchor, adapter: Adapter) -> AnchorReplacement:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from mta_cli.engine.training.session import TrainingResult
 from mta_cli.events import ArtifactSaved, Event, Note
-from mta_cli.pipeline.data.examples import PromptRowBuilder, history_mix
 from mta_cli.pipeline.training.groups import (
     AdapterJob,
     AdapterTraining,
@@ -25,8 +24,9 @@ from mta_cli.pipeline.users.provenance import TRAINED_USERS_KEY
 from store.records import Adapter, Bank, Run
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.bank.build import Contributor
+    from mta_cli.pipeline.bank.contributors import Contributor
     from mta_cli.pipeline.requests import BankRequest
+    from mta_cli.pipeline.workbench import Workbench
     from store.registry import Registry
 
 IDENTITY_KEY = "made_of"  # key in a task adapter's config: the hash of its data and settings
@@ -54,9 +54,7 @@ def reuse_task_adapter(reg: Registry, request: BankRequest, bank: Bank, pool: Se
 
 
 def task_adapter_training(
-    reg: Registry,
-    request: BankRequest,
-    examples: PromptRowBuilder,
+    bench: Workbench[BankRequest],
     pool: Sequence[Contributor],
     run: Run | None,
     label: str = "task adapter",
@@ -64,15 +62,14 @@ def task_adapter_training(
     """The training of a task adapter on the items of all users in `pool`. `label` stands in the progress."""
     from mta_cli.engine.training.trainer import Schedule
 
-    options, seed = request.options, request.machine.seed
+    request, options, seed = bench.spec, bench.spec.options, bench.spec.machine.seed
     items = [item for candidate in pool for item in candidate.items]
-    rows = examples.training_rows(items, mix=history_mix(request.prompt.history_items), seed=seed)
+    rows = bench.rows.training_rows(items, mix=request.history_mix, seed=seed)
     schedule = Schedule.from_epochs(len(rows), options.task_epochs, options.batch_size, options.task_learning_rate)
     config = {
-        "history_items": request.prompt.history_items,
-        "task": request.task.name,
+        **request.adapter_config,
         TRAINED_USERS_KEY: len(pool),
-        IDENTITY_KEY: _task_adapter_identity(reg, request, pool),
+        IDENTITY_KEY: _task_adapter_identity(bench.reg, request, pool),
     }
     job = AdapterJob(
         "task",
@@ -83,7 +80,7 @@ def task_adapter_training(
         options.targets,
         options.task_placement,
         seed,
-        reg.items.hash_items(items),
+        bench.reg.items.hash_items(items),
         schedule,
         config,
     )
@@ -107,11 +104,8 @@ def store_task_adapter(
 def _task_adapter_identity(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -> str:
     options = asdict(request.options)
     identity = {
-        "base": request.base.fingerprint,
-        "task": asdict(request.task),
-        "seed": request.machine.seed,
+        **request.identity,
         "options": {name: options[name] for name in _OPTIONS},
-        "history_items": request.prompt.history_items,
         **request.machine.formats,
         "data": [[c.user.name, reg.items.hash_items(c.items)] for c in pool],
     }

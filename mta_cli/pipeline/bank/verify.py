@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import IntegrityFault
+from mta_cli.pipeline.anchors import findings_json
 from mta_cli.pipeline.bank.ladder import LADDER_KEY
-from mta_cli.pipeline.bank.screening import findings_json
 from mta_cli.pipeline.bases_in_use import base_name
 from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY
 from mta_cli.pipeline.runs import bank_status

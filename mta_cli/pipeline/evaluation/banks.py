@@ -68,7 +68,8 @@ def cost_of_banks(
     reg: Registry, request: EvalRequest, plan: Design, presets: Sequence[str] = ("",)
 ) -> tuple[PlanLine, ...]:
     """Tokens, memory and time of the missing banks. Raises BadInput where a fold has too few candidates."""
-    from mta_cli.pipeline.bank.build import anchor_candidates, contributors, estimate_build, sample_rows
+    from mta_cli.pipeline.bank.contributors import gather_inputs
+    from mta_cli.pipeline.bank.plan import estimate_build, sample_rows
     from mta_cli.pipeline.bank.task_adapter import find_reusable_task_adapter
     from mta_cli.pipeline.training.estimate import TokenLoad, cost_lines
 
@@ -81,12 +82,11 @@ def cost_of_banks(
     for number, fold, preset in _each_bank(plan, presets):
         if (number, preset) not in ready:
             own = _request(request, plan, fold, preset)
-            pool = contributors(reg, request.task.name, own.options, own.user_ids, own.until)
             try:
-                chosen = anchor_candidates(pool, request.task.name, own.options)
-                rows = rows or sample_rows(reg, own, pool)
-                shared = find_reusable_task_adapter(reg, own, pool) is not None
-                loads += estimate_build(own, pool, chosen, shared, rows)
+                inputs = gather_inputs(reg, own)
+                rows = rows or sample_rows(reg, own, inputs.pool)
+                shared = find_reusable_task_adapter(reg, own, inputs.pool) is not None
+                loads += estimate_build(inputs, shared, rows)
                 banks += 1
             except BadInput as error:
                 items = f", items until {own.until}" if own.until else ""

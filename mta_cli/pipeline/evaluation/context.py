@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING
 
 from mta_cli.errors import IntegrityFault
 from mta_cli.events import Event, Note, forward_events
-from mta_cli.pipeline.bank.screening import usable_anchors
+from mta_cli.pipeline.anchors import usable_anchors
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.data.profiles import normalise_rows, refresh_profiles
 from mta_cli.pipeline.evaluation.banks import FoldBanks
 from mta_cli.pipeline.evaluation.design import Design
-from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.memory.knn import cache_embedding, load_embedder
 from mta_cli.pipeline.models.load import load_on_device
-from mta_cli.pipeline.personalize.method_inputs import BankContext, load_bank_context, user_shots
 from mta_cli.pipeline.requests import EvalRequest
 from mta_cli.pipeline.user_weights import load_weights
+from mta_cli.pipeline.workbench import Workbench, user_shots
 from store.records import Bank
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class EvalContext:
         self._profiles, self._folder = profiles, AdapterMerger(self.base)
         self._folded_bank: Bank | None = None
         self.below: LoraWeights | None = None  # the task adapter that the base holds now
-        self._bank_contexts: dict[tuple[int, str], BankContext] = {}
+        self._benches: dict[tuple[int, str], Workbench[EvalRequest]] = {}
         self._method_contexts: dict[tuple[int, str, str], MethodContext] = {}
         self._embedder: EmbedFunction | None = None
         among = {user: [item.id for item in items] for user, items in plan.shots.items()}
@@ -65,32 +64,25 @@ class EvalContext:
         self._folder.set_adapter(self.below)
         self._folded_bank = wanted
 
-    def bank_context(self, fold: int, preset: str = "") -> BankContext:
-        """The context of a fold's users."""
+    def workbench(self, fold: int, preset: str = "") -> Workbench[EvalRequest]:
+        """The workbench of a fold's users, all on the same base."""
         key = (fold, preset)
-        if key not in self._bank_contexts:
-            bank, task = self.banks[key], self.request.task
-            memory = BankMemory(self.reg, task, bank, embed=self._embed)
-            found = load_bank_context(
-                self.reg,
-                bank,
-                task,
-                self.base,
-                memory,
-                seed=self.request.machine.seed,
-                rows=self.history_examples,
+        if key not in self._benches:
+            bank = self.banks[key]
+            found = Workbench(
+                self.reg, self.request, bank, base=self.base, rows=self.history_examples, embed=self._embed
             )
             known = {anchor.id for anchor in found.anchors}
             if missing := [one.id for one in usable_anchors(self.reg, bank) if one.id not in known]:
                 raise IntegrityFault(f"Anchors {missing} of fold {fold + 1} have no profile.", hint="mta doctor")
-            self._bank_contexts[key] = found
-        return self._bank_contexts[key]
+            self._benches[key] = found
+        return self._benches[key]
 
     def method_context(self, fold: int, method: Method) -> MethodContext:
         """What a method gets for a fold. Methods above the same weights share it, and the results in its cache."""
         key = (fold, method.bank_preset, method.below)
         if key not in self._method_contexts:
-            self._method_contexts[key] = replace(self.bank_context(fold, method.bank_preset).methods, cache={})
+            self._method_contexts[key] = replace(self.workbench(fold, method.bank_preset).methods, cache={})
         return self._method_contexts[key]
 
     def without_cached_states(self, context: MethodContext) -> MethodContext:

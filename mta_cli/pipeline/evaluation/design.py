@@ -166,7 +166,7 @@ def _measured_bank_design(reg: Registry, request: EvalRequest, measured: Measure
     Raises BadInput where the bank rests on a tested user, for example since a refresh.
     """
     from mta_cli.engine.evaluation.folds import UserFold
-    from mta_cli.pipeline.bank.screening import usable_anchors
+    from mta_cli.pipeline.anchors import usable_anchors
 
     task, bank = request.task.name, measured.bank
     queries, unscored = scored_queries(reg, request.task, measured.test_users)
@@ -209,14 +209,11 @@ def _key(request: EvalRequest, histories: Sequence[Sequence[Any]], measured: Seq
 
     options, machine = request.options, request.machine
     identity = {
-        "task": asdict(request.task),
-        "base": request.base.fingerprint,
+        **request.identity,
         "embedder": request.embedder.fingerprint,
         "bank": asdict(bank_options(request)),
         "shots": options.shots,
         "folds": options.folds,
-        "history_items": request.prompt.history_items,
-        "seed": machine.seed,
         "dtype": number_format(machine.dtype, machine.device, machine.quantize),
         "people": histories,
         **({"measured_bank": list(measured)} if measured else {}),

@@ -91,21 +91,21 @@ def discard_job(reg: Registry, one: UnfinishedJob) -> None:
 
 
 def _resume_bank_build(reg: Registry, one: UnfinishedJob, machine: MachineOptions, dry_run: bool) -> Iterator[Event]:
-    from mta_cli.pipeline.bank.build import bank_key, build_bank, contributors
+    from mta_cli.pipeline.bank.build import bank_key, build_bank
+    from mta_cli.pipeline.bank.contributors import find_contributors
 
     bank = reg.banks.by_id(one.number)
     request = restore_bank_request(reg, bank, machine)
-    pool = contributors(reg, bank.task, request.options)
-    if bank_key(reg, request, pool) != bank.key:
+    if bank_key(reg, request, find_contributors(reg, request)) != bank.key:
         begin = f"mta bank build --task {bank.task}"
         raise _changed_since_error(f"bank {bank_label(bank)}", begin, "where mta quick began it, run that again; else ")
-    yield from build_bank(reg, request, dry_run=dry_run)
+    yield from build_bank(reg, request, plan=(), dry_run=dry_run)
 
 
 def _resume_adaptation(reg: Registry, one: UnfinishedJob, machine: MachineOptions, dry_run: bool) -> Iterator[Event]:
     from mta_cli.pipeline.personalize.adapt import adapt_users
 
-    yield from adapt_users(reg, restore_adapt_request(reg, one.number, one.request, machine), dry_run=dry_run)
+    yield from adapt_users(reg, restore_adapt_request(reg, one.number, one.request, machine), plan=(), dry_run=dry_run)
 
 
 def _resume_evaluation(

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound, UsageError, UsersChanged
-from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
-from mta_cli.options import FuseOptions
-from mta_cli.pipeline.bank.screening import usable_anchors
+from mta_cli.events import (
+    ArtifactSaved,
+    Event,
+    JobPlan,
+    JobProgress,
+    JobResult,
+    JobStarted,
+    Note,
+    PlanLine,
+    forward_events,
+)
+from mta_cli.options import SHOT_WEIGHTINGS, FuseOptions
+from mta_cli.pipeline.anchors import usable_anchors
 from mta_cli.pipeline.bases_in_use import on_base
-from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.executors import open_executors
-from mta_cli.pipeline.executors.local import Executor, LocalExecutor
-from mta_cli.pipeline.memory.bank_memory import BankMemory
-from mta_cli.pipeline.models.load import load_on_device
-from mta_cli.pipeline.personalize.method_inputs import BankContext, load_bank_context, load_profiles, user_shots
 from mta_cli.pipeline.runs import bank_label
-from mta_cli.pipeline.user_weights import anchor_label, current_bank, load_weights
-from store.records import Bank, Item, Recipe, User
+from mta_cli.pipeline.user_weights import anchor_label, current_bank
+from mta_cli.pipeline.workbench import Workbench
+from store.records import AnchorWeight, Bank, Item, Recipe, User
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.methods.anchor_weights import AnchorShare, EvidenceWork
-    from mta_cli.engine.methods.method import AnchorWeighting, UserShots
-    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.methods.method import UserShots
     from mta_cli.pipeline.models.manifest import ModelEntry
     from mta_cli.pipeline.requests import FuseRequest
     from store.registry import Registry
@@ -74,10 +75,8 @@ def _fuse(
     reg: Registry, bank: Bank, users: Sequence[User], request: FuseRequest
 ) -> Generator[Event, None, dict[int, Recipe]]:
     """Make and store the recipes of `users`; `return`s them by user id. Loads the base where evidence needs it."""
-    from mta_cli.engine.methods.method import NEEDS_SHOTS
-
     task, shots = request.task.name, request.options.shots
-    needs_base = weighting_of(request.options) in NEEDS_SHOTS and any(
+    needs_base = weighting_of(request.options) in SHOT_WEIGHTINGS and any(
         reg.items.recent_items(user.id, task, shots) for user in users
     )
     used = [*(user.id for user in users), *anchor_users(reg, bank)]
@@ -85,10 +84,10 @@ def _fuse(
         reg.hold_users(job_title("fusion", reg, request), used),
         open_executors(request.executor) as executors,
     ):
-        base = load_with_task_adapter(reg, bank, request) if needs_base else None
-        fusing = yield from prepare_fusing(reg, bank, users, request, base)
-        executor = executors.for_base(base, request.base.path) if base is not None else None
-        return (yield from make_recipes(reg, fusing, users, request, executor))
+        bench = Workbench(reg, request, bank, executors, loads_base=needs_base)
+        yield from refresh_bank_profiles(bench, users, request)
+        with bench.holding_task_adapter():
+            return (yield from make_recipes(bench, users, request))
 
 
 def job_title(job: str, reg: Registry, request: FuseRequest) -> str:
@@ -147,77 +146,36 @@ def bank_embedder(reg: Registry, bank: Bank, asked: ModelEntry | None = None) ->
     return found
 
 
-def weighting_of(options: FuseOptions) -> AnchorWeighting:
+def weighting_of(options: FuseOptions) -> str:
     """The weighting asked for, else evidence. A user without shots falls back to similarity."""
-    return options.weights or "evidence"  # type: ignore[return-value]
+    return options.weights or "evidence"
 
 
-def load_with_task_adapter(reg: Registry, bank: Bank, request: FuseRequest) -> LoadedBase:
-    """The base with the bank's task adapter merged in permanently, to compute fusions and stacks above it."""
-    from mta_cli.engine.lora.adapter import AdapterMerger
-
-    base = load_on_device(request.base, request.machine, reg=reg)
-    AdapterMerger(base).set_adapter(_task_adapter(reg, bank))
-    return base
-
-
-def _task_adapter(reg: Registry, bank: Bank) -> LoraWeights | None:
-    return load_weights(reg, bank.task_adapter, bank.base) if bank.task_adapter else None
-
-
-@dataclass(frozen=True)
-class FusionContext:
-    """A bank's context with what turns its users into shots, and the task adapter that the base holds.
-
-    `rows` and `task_adapter` are None where no base is loaded.
-    """
-
-    bank: BankContext
-    profiles: Mapping[int, Tensor]
-    rows: PromptRowBuilder | None
-    task_adapter: LoraWeights | None = None
-
-    def user_shots(self, user: User, items: Sequence[Item]) -> UserShots:
-        """The user with these `items` as shots."""
-        recent = self.bank.memory.recent_items(user) if self.bank.methods.task.labels else ()
-        return user_shots(user, items, self.profiles.get(user.id), self.rows, recent)
-
-
-def prepare_fusing(
-    reg: Registry, bank: Bank, users: Sequence[User], request: FuseRequest, base: LoadedBase | None
-) -> Generator[Event, None, FusionContext]:
-    """Bring profiles up to date, and `return` the context of `users`. `base` holds the bank's task adapter."""
+def refresh_bank_profiles(
+    bench: Workbench[FuseRequest], users: Sequence[User], request: FuseRequest
+) -> Iterator[Event]:
+    """Bring the profiles of `users` and of the bank's anchors up to date."""
     from mta_cli.pipeline.data.profiles import refresh_profiles
 
+    reg, bank, known = bench.reg, bench.bank, {user.id for user in users}
     embedder = bank_embedder(reg, bank, request.embedder)
-    known = {user.id for user in users}
     anchor_ids = {one.user_id for one in usable_anchors(reg, bank) if one.user_id is not None}
     wanted = [*users, *(reg.users.by_id(number) for number in sorted(anchor_ids - known))]
-    for event in refresh_profiles(reg, request.task.name, embedder, wanted, request.machine.device):
-        if not isinstance(event, JobResult):
-            yield event
-    rows = None if base is None else PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
-    memory = BankMemory(reg, request.task, bank, device=request.machine.device)
-    context = load_bank_context(reg, bank, request.task, base, memory, seed=request.machine.seed, rows=rows)
-    profiles = load_profiles(reg, request.task.name, embedder.fingerprint, users)
-    return FusionContext(context, profiles, rows, None if base is None else _task_adapter(reg, bank))
+    yield from forward_events(refresh_profiles(reg, bench.task.name, embedder, wanted, request.machine.device))
 
 
 def make_recipes(
-    reg: Registry,
-    fusing: FusionContext,
-    users: Sequence[User],
-    request: FuseRequest,
-    executor: Executor | None = None,
+    bench: Workbench[FuseRequest], users: Sequence[User], request: FuseRequest
 ) -> Generator[Event, None, dict[int, Recipe]]:
     """Compute and store the recipes of `users`; `return`s them by user id.
 
-    Evidence is computed by `executor`, else on the context's base. The recipes of a batch are stored together, as soon
-    as they are computed. Raises UsersChanged where anchors were replaced meanwhile, and NotFound where the bank was.
+    The base holds the task adapter. The recipes of a batch are stored together, as soon as they are computed. Raises
+    UsersChanged where anchors were replaced meanwhile, and NotFound where the bank was.
     """
+    reg = bench.reg
     by_id = {user.id: user for user in users}
     shots = {user.id: _evidence_items(reg, user, request) for user in users}
-    asking = [fusing.user_shots(user, shots[user.id]) for user in users]
+    asking = [bench.user_shots(user, shots[user.id]) for user in users]
     for one in asking:
         if one.profile is None:
             yield Note(
@@ -227,13 +185,13 @@ def make_recipes(
             )
     yield JobStarted("weights of anchors", total=len(asking), unit="users")
     recipes = dict[int, Recipe]()
-    for found in _weigh_batches(fusing, asking, request, executor):
+    for found in _weigh_batches(bench, asking, request):
         batch = [
-            _make_recipe(reg, fusing, by_id[one.number], _method(one, request), shares, shots[one.number])
+            _make_recipe(bench, by_id[one.number], _method(one, request), shares, shots[one.number])
             for one, shares in found
         ]
         with reg.transaction():
-            _require_anchors(reg, fusing.bank.bank, [share.anchor_id for recipe in batch for share in recipe.shares])
+            _require_anchors(bench, [share.anchor_id for recipe in batch for share in recipe.shares])
             for recipe in batch:
                 reg.recipes.save_recipe(recipe)
         recipes |= {recipe.user_id: recipe for recipe in batch}
@@ -242,17 +200,18 @@ def make_recipes(
 
 
 def _make_recipe(
-    reg: Registry,
-    fusing: FusionContext,
+    bench: Workbench[FuseRequest],
     user: User,
-    method: AnchorWeighting,
+    method: str,
     shares: Sequence[AnchorShare],
     shots: Sequence[Item],
 ) -> Recipe:
-    from mta_cli.engine.methods.method import NEEDS_SHOTS
+    from mta_cli.engine.methods.anchor_weights import SHARE_BYTES
 
-    items_hash = reg.items.hash_items(shots) if method in NEEDS_SHOTS else ""
-    return fusing.bank.to_recipe(user, method, shares, items_hash)
+    items_hash = bench.reg.items.hash_items(shots) if method in SHOT_WEIGHTINGS else ""
+    rows = tuple(AnchorWeight(bench.anchors[one.anchor].id, one.similarity, one.weight) for one in shares)
+    size = SHARE_BYTES * len(rows)
+    return Recipe(user.id, bench.task.name, bench.bank.id, method, rows, size, items_hash=items_hash)
 
 
 def hash_evidence_items(reg: Registry, user: User, request: FuseRequest) -> str:
@@ -264,28 +223,27 @@ def _evidence_items(reg: Registry, user: User, request: FuseRequest) -> list[Ite
     return reg.items.recent_items(user.id, request.task.name, request.options.shots)
 
 
-def _method(user: UserShots, request: FuseRequest) -> AnchorWeighting:
+def _method(user: UserShots, request: FuseRequest) -> str:
     from mta_cli.engine.methods.anchor_weights import weighting_for
 
     return weighting_for(user, weighting_of(request.options))
 
 
 def _weigh_batches(
-    fusing: FusionContext, asking: Sequence[UserShots], request: FuseRequest, executor: Executor | None
+    bench: Workbench[FuseRequest], asking: Sequence[UserShots], request: FuseRequest
 ) -> Iterator[list[tuple[UserShots, list[AnchorShare]]]]:
-    """The users of each batch with their weights. Evidence is computed by `executor`.
+    """The users of each batch with their weights.
 
     Batches come in the order of the users, whatever order the executor works in. So those that a stopped job leaves are
     the last, and form the same batches again: the last bits of a weight depend on its batch.
     """
     from mta_cli.engine.methods.anchor_weights import EvidenceWork, shot_cases, user_batches, weigh_anchors
-    from mta_cli.engine.methods.method import NEEDS_SHOTS
 
-    context, options, memory = fusing.bank.methods, request.options, request.memory
+    context, options, memory = bench.methods, request.options, request.memory
     weighting = weighting_of(options)
     batches: list[list[UserShots]] = []
-    weighed = [one for one in asking if _method(one, request) in NEEDS_SHOTS]
-    if others := [one for one in asking if _method(one, request) not in NEEDS_SHOTS]:
+    weighed = [one for one in asking if _method(one, request) in SHOT_WEIGHTINGS]
+    if others := [one for one in asking if _method(one, request) not in SHOT_WEIGHTINGS]:
         yield list(zip(others, weigh_anchors(context, others, weighting, options, memory), strict=True))
     if not weighed:
         return
@@ -296,17 +254,17 @@ def _weigh_batches(
             yield EvidenceWork(shot_cases(context, batch, options, memory), weighting, options)
             context.cache.clear()  # these users are not needed again
 
-    runner = executor if executor is not None else LocalExecutor(context.loaded_base)
     done, early = 0, dict[int, Any]()  # how many batches were given, and those that came before their turn
-    for number, found in runner.run(works(), fusing.task_adapter, context.anchors):
+    for number, found in bench.executor.run(works(), bench.task_adapter, context.anchors):
         early[number] = found
         while done in early:
             yield list(zip(batches[done], early.pop(done), strict=True))
             done += 1
 
 
-def _require_anchors(reg: Registry, bank: Bank, anchors: Sequence[int]) -> None:
-    known = {anchor.id for anchor in reg.banks.anchors(reg.banks.by_id(bank.id).id)}
+def _require_anchors(bench: Workbench[FuseRequest], anchors: Sequence[int]) -> None:
+    bank = bench.bank
+    known = {anchor.id for anchor in bench.reg.banks.anchors(bank.id)}
     if not known.issuperset(anchors):
         raise UsersChanged(
             f"Anchors of bank {bank.name} v{bank.version} were replaced while it was fused.", hint="run this again"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
+from mta_cli.options import SHOT_WEIGHTINGS
 from mta_cli.pipeline.bases_in_use import base_name, base_names, has_several_bases
 from mta_cli.pipeline.user_weights import anchor_label
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from store.registry import Registry
     from store.tables.predictions import UserPrediction
 
-PARTIAL_SUM_METHODS = ("evidence", "learned")  # weight methods that leave a share to the task adapter alone
 RUNS_SHOWN = 20
 
 
@@ -202,7 +202,7 @@ def _dot(left: array[float], right: array[float]) -> float:
 
 def _task_adapter_share(recipe: Recipe | None) -> float | None:
     """The share of the task adapter alone in the recipe; None for methods whose weights do not define it."""
-    if recipe is None or recipe.method not in PARTIAL_SUM_METHODS:
+    if recipe is None or recipe.method not in SHOT_WEIGHTINGS:
         return None
     return 1.0 - sum(share.weight for share in recipe.shares)
 

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mta_cli.engine.lora.adapter import LoraWeights, Placement, merge_into_base
-from mta_cli.engine.lora.merge import (
-    compress_to_rank,
-    evidence_weights,
-    merge_loras,
-    similarity_weights,
-    softmax_weights,
-    uniform_weights,
-)
+from mta_cli.engine.lora.merge import compress_to_rank, merge_loras
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.errors import IntegrityFault
 from tests.engine.lora_cases import explicit_delta, random_lora
@@ -151,33 +141,3 @@ def test_peft_gives_the_same_logits(base: LoadedBase, tiny_base_path: Path, tmp_
     ids = torch.arange(3, 60)[None]
     with torch.inference_mode(), merge_into_base(base, merged):
         assert torch.allclose(base.model(input_ids=ids).logits, theirs(input_ids=ids).logits, atol=1e-5)
-
-
-def test_similarity_weights_are_shares() -> None:
-    assert similarity_weights([0.6, 0.2]) == pytest.approx([0.75, 0.25])
-    assert similarity_weights([0.5, -0.5]) == [1.0, 0.0]
-    assert similarity_weights([-0.1, -0.2]) == uniform_weights(2)
-
-
-def test_evidence_is_the_posterior_with_the_null_candidate() -> None:
-    total = math.exp(-1) + math.exp(-3) + math.exp(-2)
-    assert evidence_weights([-1.0, -3.0], -2.0, 1.0) == pytest.approx([math.exp(-1) / total, math.exp(-3) / total])
-
-
-def test_sharpness_zero_knows_nothing() -> None:
-    assert evidence_weights([-1.0, -900.0], -2.0, 0.0) == pytest.approx([1 / 3, 1 / 3])
-
-
-@given(st.lists(st.floats(-1e6, 0), min_size=1, max_size=20), st.floats(-1e6, 0), st.floats(0, 100))
-def test_evidence_weights_leave_the_rest_to_the_null_candidate(
-    logliks: list[float], null: float, sharpness: float
-) -> None:
-    weights, top = evidence_weights(logliks, null, sharpness), max(*logliks, null)
-    powers = [math.exp(sharpness * (value - top)) for value in (*logliks, null)]
-    assert 1.0 - sum(weights) == pytest.approx(powers[-1] / sum(powers), abs=1e-9)
-    assert all(0 <= value <= 1 for value in weights)
-
-
-def test_softmax_prefers_the_nearest() -> None:
-    weights = softmax_weights([0.9, 0.5, 0.1], 0.1)
-    assert weights[0] > weights[1] > weights[2] and sum(weights) == pytest.approx(1.0)

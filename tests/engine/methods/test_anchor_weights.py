@@ -20,7 +20,7 @@ from mta_cli.engine.methods.anchor_weights import (
     weigh_anchors,
     weighting_for,
 )
-from mta_cli.engine.methods.method import AnchorWeighting, MethodContext, UserShots
+from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.options import FuseOptions, MemoryOptions
 from tests.engine.likelihoods import mean_loss, row_log_likelihoods
@@ -33,7 +33,7 @@ PLAIN = FuseOptions(top_k=9, sharpness=1.0, scale=1.0)
 
 
 def weigh(
-    context: MethodContext, users: list[UserShots], weighting: AnchorWeighting = "evidence", **changes: float
+    context: MethodContext, users: list[UserShots], weighting: str = "evidence", **changes: float
 ) -> list[dict[int, float]]:
     found = weigh_anchors(context, users, weighting, replace(PLAIN, **changes), OFF)
     return [{share.anchor: share.weight for share in shares} for shares in found]
@@ -97,7 +97,7 @@ def test_each_user_is_weighed_by_their_own_shots(base: LoadedBase) -> None:
 
 
 @pytest.mark.parametrize("weighting", ["evidence", "learned"])
-def test_without_shots_similarity_decides(base: LoadedBase, weighting: AnchorWeighting) -> None:
+def test_without_shots_similarity_decides(base: LoadedBase, weighting: str) -> None:
     context, user = a_context(base, 3, placement="late"), a_user(0)
     assert weighting_for(user, weighting) == "similarity" and weighting_for(a_user(1), weighting) == weighting
     assert weigh(context, [user], weighting) == weigh(context, [user], "similarity") != [{}]
@@ -146,7 +146,7 @@ def test_learned_weights_fit_the_shots_better_than_those_they_begin_with(base: L
     anchors = [random_lora(base.model, 1, placement="late"), taught(base, rows, steps=6)]
     context, user = a_context(base, anchors), a_user(rows)
 
-    def loss(weighting: AnchorWeighting) -> float:
+    def loss(weighting: str) -> float:
         (shares,) = weigh(context, [user], weighting, sharpness=0.01)
         return mean_loss(base, rows, merge_shares([anchors[i] for i in shares], list(shares.values())))
 

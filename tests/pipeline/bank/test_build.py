@@ -120,14 +120,14 @@ def test_a_task_adapter_made_otherwise_is_not_shared(peopled: Registry, other: d
 
 def _planned(reg: Registry, **changes: Any) -> tuple[int, bool]:
     """Tokens of a build, and whether its task adapter is there."""
-    seen = finish(build_bank(reg, bank_request(**changes), dry_run=True))[1]
+    seen = finish(build_bank(reg, bank_request(**changes), plan=(), dry_run=True))[1]
     lines = {line.name: line.value for event in seen if isinstance(event, JobPlan) for line in event.lines}
     return int(re.sub(r"\D", "", lines["tokens"])), "task adapter" in lines
 
 
 def test_a_dry_run_shows_the_plan_and_changes_nothing(peopled: Registry) -> None:
     before = peopled.count_rows()
-    result, seen = finish(build_bank(peopled, bank_request(), dry_run=True))
+    result, seen = finish(build_bank(peopled, bank_request(), plan=(), dry_run=True))
     lines = {line.name: line.value for event in seen if isinstance(event, JobPlan) for line in event.lines}
     assert {"candidates", "tokens", "memory", "time"} <= set(lines)
     assert (lines["task"], lines["bank"], lines["base"]) == ("lamp-2", "lamp-2", "tiny")

@@ -15,11 +15,11 @@ from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, NotFound, StoreBusy, UsageError
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobStarted
 from mta_cli.options import MachineOptions
+from mta_cli.pipeline.anchors import SCREENING_KEY, UNSCREENED_KEY
 from mta_cli.pipeline.bank import screening
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.bank.ladder import LADDER_KEY
 from mta_cli.pipeline.bank.refresh import refresh_bank
-from mta_cli.pipeline.bank.screening import SCREENING_KEY, UNSCREENED_KEY
 from mta_cli.pipeline.bank.verify import verify_bank
 from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs
 from mta_cli.pipeline.memory.knn import FIT_IS_DUE, FITTED_ITEMS_KEY, LABEL_RATES_KEY, MIXTURE_WEIGHTS_KEY

@@ -12,7 +12,7 @@ from mta_cli.engine.model.load import read_base_info
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, JobProgress
 from mta_cli.options import PERMUTED_ANSWERS, ScreeningOptions
-from mta_cli.pipeline.bank.build import permute_answers
+from mta_cli.pipeline.bank.anchor_training import permute_answers
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.banks import FoldBanks, build_fold_banks, cost_of_banks
 from mta_cli.pipeline.evaluation.design import make_design

@@ -100,7 +100,7 @@ def test_the_base_holds_what_a_method_stands_on(trial: Trial, field: EvalContext
 
 def test_a_bench_is_the_banks_anchors_and_how_its_people_answer(trial: Trial, field: EvalContext) -> None:
     for number, fold in enumerate(trial.plan.folds):
-        bench, anchors = field.bank_context(number).methods, trial.reg.banks.anchors(field.banks[number, ""].id)
+        bench, anchors = field.workbench(number).methods, trial.reg.banks.anchors(field.banks[number, ""].id)
         assert bench.task == trial.request.task and bench.base is field.base and bench.seed == 0
         assert len(bench.anchors) == 2 and tuple(bench.profiles.shape) == (2, 32)
         for anchor, weights, profile in zip(anchors, bench.anchors, bench.profiles, strict=True):
@@ -127,10 +127,10 @@ def test_methods_share_results_only_above_the_same_weights(field: EvalContext) -
 
 def test_an_anchor_without_a_profile_is_a_fault_of_the_store(trial: Trial, field: EvalContext) -> None:
     with pytest.raises(InterruptedError), trial.reg.transaction():
-        field._bank_contexts.clear()
+        field._benches.clear()
         trial.reg._db.execute_write("DELETE FROM profiles")
         with pytest.raises(IntegrityFault, match=r"Anchors \[\d+, \d+\] of fold 1 have no profile"):
-            field.bank_context(0)
+            field.workbench(0)
         raise InterruptedError
 
 
@@ -144,13 +144,11 @@ def test_who_withholds_consent_is_in_no_rate(trial: Trial, field: EvalContext) -
     somebody = next(user for user in bank if user not in anchors)
     given = [item.output for user in bank if user != somebody for item in trial.reg.items.recent_items(user, "lamp-2")]
     with pytest.raises(InterruptedError), trial.reg.transaction():
-        field._bank_contexts.clear()
+        field._benches.clear()
         trial.reg.users.set_can_anchor(somebody, False)
-        assert field.bank_context(0).methods.memory.rates == pytest.approx(
-            label_rates(given, trial.request.task.labels)
-        )
+        assert field.workbench(0).methods.memory.rates == pytest.approx(label_rates(given, trial.request.task.labels))
         raise InterruptedError
-    field._bank_contexts.clear()
+    field._benches.clear()
 
 
 def test_times_are_taken_as_if_no_question_had_been_met_but_with_the_embedder_at_hand(
@@ -162,9 +160,9 @@ def test_times_are_taken_as_if_no_question_had_been_met_but_with_the_embedder_at
         asked.extend(texts)
         return np.ones((len(texts), 32), np.float32)
 
-    field._bank_contexts.clear()
+    field._benches.clear()
     monkeypatch.setattr(field, "_embedder", embed)
-    context = field.bank_context(0).methods
+    context = field.workbench(0).methods
     assert context.memory.neighbours is not None
     for anew in (False, False, True, True):
         own = (field.without_cached_states(context) if anew else context).memory.neighbours

@@ -45,13 +45,13 @@ def test_it_is_measured_on_the_named_users_with_its_own_anchors_and_neighbours(
     banked: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bank, seen = banked.banks.get(TASK.name), []
-    load = EvalContext.bank_context
+    load = EvalContext.workbench
 
     def watched(context: EvalContext, fold: int, preset: str = "") -> object:
         seen.append(load(context, fold, preset).bank.id)
         return load(context, fold, preset)
 
-    monkeypatch.setattr(EvalContext, "bank_context", watched)
+    monkeypatch.setattr(EvalContext, "workbench", watched)
     result, _ = finish(run_evaluation(banked, request(banked, ["jon", "ida"])))
     assert (result["users"], result["queries"], result["folds"]) == (2, 4, 1) and set(seen) == {bank.id}
     members = banked.evaluations.fold_members(result["evaluation"])

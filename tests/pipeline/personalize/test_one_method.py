@@ -13,8 +13,8 @@ from mta_cli.engine.memory.label_prior import add_label_prior
 from mta_cli.engine.methods.method import Method, UserModel
 from mta_cli.engine.methods.personalize import build_models
 from mta_cli.options import MEMORIES, WEIGHT_METHODS, AdaptOptions, MemoryOptions, ScreeningOptions
+from mta_cli.pipeline.anchors import usable_anchors
 from mta_cli.pipeline.bank.build import build_bank
-from mta_cli.pipeline.bank.screening import usable_anchors
 from mta_cli.pipeline.evaluation.banks import PURPOSE
 from mta_cli.pipeline.evaluation.context import EvalContext
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest
@@ -41,7 +41,7 @@ def measured(reg: Registry, bank: Bank, method: Method, user: int, settings: dic
         reg, request, design, {(0, ""): bank}, dict(load_profiles(reg, TASK.name, bank.embedder, [one]))
     )
     context.fold_in_task_adapter(0, method)
-    (found,) = build_models(method, context.bank_context(0).methods, context.method_users([user]), settings)
+    (found,) = build_models(method, context.workbench(0).methods, context.method_users([user]), settings)
     return found
 
 

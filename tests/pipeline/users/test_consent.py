@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
-from mta_cli.pipeline.bank.build import bank_key, build_bank, contributors
+from mta_cli.pipeline.bank.build import bank_key, build_bank
+from mta_cli.pipeline.bank.contributors import find_contributors
 from mta_cli.pipeline.bank.refresh import refresh_bank
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
@@ -65,9 +66,9 @@ def test_whoever_withholds_it_changes_nothing_that_serves_others(peopled: Regist
         "same bytes",
         len(expected[1]) + len(expected[4]) + 3,
     )
-    assert "shy" not in {c.user.name for c in contributors(peopled, "lamp-2", bank_request().options)}
+    assert "shy" not in {c.user.name for c in find_contributors(peopled, bank_request())}
     peopled.users.set_can_anchor(number, True)
-    pool = contributors(peopled, "lamp-2", bank_request().options)
+    pool = find_contributors(peopled, bank_request())
     assert "shy" in {c.user.name for c in pool} and bank_key(peopled, bank_request(), pool) != expected[0]
 
 

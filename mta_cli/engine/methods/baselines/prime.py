@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mta_cli.engine.lora.adapter import LoraWeights
-from mta_cli.engine.lora.merge import merge_loras, uniform_weights
+from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.engine.methods.anchor_weights import SHARE_BYTES, AnchorShare, weigh_anchors
 from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserModel, UserShots
+from mta_cli.engine.methods.weightings import uniform_weights
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
 from mta_cli.engine.scoring.prefix_tree import PromptTree

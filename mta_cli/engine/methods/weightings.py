@@ -1,0 +1,70 @@
+"""Every way to weigh a user's anchors: its settings and its formula.
+
+Another one takes an entry here, and a name in `options.WEIGHT_METHODS` where users may ask for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mta_cli.options import FuseOptions
+
+CosineWeights = Callable[[Sequence[float], FuseOptions], list[float]]
+"""Weights of anchors from their cosines with the user's profile, the nearest first."""
+
+
+def similarity_weights(similarities: Sequence[float]) -> list[float]:
+    """Each similarity's share of their sum (the paper's rule); negative ones count as zero, all-zero ones as equal."""
+    kept = [max(value, 0.0) for value in similarities]
+    total = sum(kept)
+    return [value / total for value in kept] if total > 0 else uniform_weights(len(kept))
+
+
+def uniform_weights(count: int) -> list[float]:
+    """Equal weights that sum to one."""
+    return [1.0 / count] * count
+
+
+def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
+    """Softmax of `scores / temperature`."""
+    top = max(scores)
+    powers = [math.exp((score - top) / temperature) for score in scores]
+    return [power / sum(powers) for power in powers]
+
+
+def evidence_weights(logliks: Sequence[float], null: float, sharpness: float) -> list[float]:
+    """Weights of anchors from the shots' summed log-likelihoods under each and under the `null` candidate (nats).
+
+    Softmax of `sharpness × log-likelihood`: at sharpness 1 the posterior over candidates under a flat prior. The null
+    candidate gets the rest, so that all sum to one.
+    """
+    return softmax_weights([sharpness * value for value in (*logliks, null)], 1.0)[:-1]
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """One way: the `FuseOptions` that it reads, and its formula where it weighs the nearest anchors by their cosines.
+
+    The others choose anchors by themselves (see `anchor_weights`): at random, or from the likelihood of the shots.
+    """
+
+    settings: tuple[str, ...] = ()
+    of_cosines: CosineWeights | None = None
+
+
+_EVIDENCE = ("top_k", "candidates", "sharpness", "scale")
+WEIGHTINGS = {
+    "none": Weighting(),
+    "similarity": Weighting(("top_k", "max_cosine"), lambda cosines, options: similarity_weights(cosines)),
+    "softmax": Weighting(
+        ("top_k", "max_cosine", "temperature"), lambda cosines, options: softmax_weights(cosines, options.temperature)
+    ),
+    "uniform": Weighting(("top_k",), lambda cosines, options: uniform_weights(len(cosines))),
+    # the authors' code gives the shares out from the other end
+    "released": Weighting(("top_k",), lambda cosines, options: similarity_weights(cosines)[::-1]),
+    "random": Weighting(("top_k",)),
+    "evidence": Weighting(_EVIDENCE),
+    "learned": Weighting(_EVIDENCE),
+}

@@ -1,0 +1,104 @@
+"""Whose histories a bank is made of, and who of them may be an anchor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mta_cli.engine.lora.targets import require_targets
+from mta_cli.errors import BadInput
+from mta_cli.events import PlanLine
+from mta_cli.pipeline.bank_sizes import bank_sizes
+from store.records import Item, User
+
+if TYPE_CHECKING:
+    from mta_cli.pipeline.requests import BankRequest
+    from store.registry import Registry
+
+
+@dataclass(frozen=True)
+class Contributor:
+    """A user whose history the bank may be made of, with their items. `items_held` counts all items of the user."""
+
+    user: User
+    items: tuple[Item, ...]
+    items_held: int
+
+
+@dataclass(frozen=True)
+class BankInputs:
+    """What a bank is built from: the request with all sizes decided, its users, and those who may be anchors.
+
+    `size_lines` say in the plan which sizes the data decided.
+    """
+
+    request: BankRequest
+    pool: tuple[Contributor, ...]
+    candidates: tuple[Contributor, ...]
+    size_lines: tuple[PlanLine, ...] = ()
+
+
+def gather_inputs(reg: Registry, request: BankRequest) -> BankInputs:
+    """Decide the sizes that were left to the data, and gather the users.
+
+    Raises BadInput where too few have consented, and UsageError for targets that the base has not.
+    """
+    require_targets(request.options.targets, request.base.path)
+    sizes = bank_sizes(reg, request.task.name, request.options, request.user_ids)
+    request = replace(request, options=sizes.options)
+    pool = find_contributors(reg, request)
+    _require_consent(reg, request, pool)
+    return BankInputs(request, tuple(pool), tuple(anchor_candidates(pool, request)), sizes.plan_lines)
+
+
+def find_contributors(reg: Registry, request: BankRequest) -> list[Contributor]:
+    """The request's users who consent and have enough items for an anchor or the task adapter.
+
+    Items that are known to be later than the request's `until` do not count.
+    """
+    task, options, until = request.task.name, request.options, request.until
+    found = []
+    for user, count in reg.users.users_with_items(task):
+        is_asked = request.user_ids is None or user.id in request.user_ids
+        if user.can_anchor and count >= options.pool_items and is_asked:
+            items = reg.items.recent_items(user.id, task, (options.max_items or None) if until is None else None)
+            if until is not None:
+                items = [item for item in items if item.time is None or item.time <= until]
+                count, items = len(items), items[-options.max_items :]
+            if count >= options.pool_items:
+                found.append(Contributor(user, tuple(items), count))
+    return found
+
+
+def anchor_candidates(pool: Sequence[Contributor], request: BankRequest) -> list[Contributor]:
+    """Those of `pool` with enough items to be an anchor. Raises BadInput when there are too few."""
+    task, options = request.task.name, request.options
+    found = [candidate for candidate in pool if candidate.items_held >= options.anchor_items]
+    if not found and options.anchors == 1:
+        raise BadInput(
+            f"No user may be an anchor of task {task}: none has consented and {options.anchor_items} items.",
+            hint="mta user consent USER --can-anchor, a smaller --min-items, or import more",
+        )
+    if len(found) < options.anchor_count:
+        raise BadInput(
+            f"{options.anchor_count} anchors asked for, and {len(found)} users may be one "
+            f"(they have consented and hold at least {options.anchor_items} items of task {task}).",
+            hint=f"--anchors {len(found)}, or a smaller --min-items"
+            if found
+            else "a smaller --min-items, or import more",
+        )
+    return found
+
+
+def _require_consent(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -> None:
+    """Raises BadInput where there are users with enough items, and none of them has consented."""
+    if pool:
+        return
+    task, least = request.task.name, request.options.anchor_items
+    shy = sum(count >= least and not user.can_anchor for user, count in reg.users.users_with_items(task))
+    if shy:
+        raise BadInput(
+            f"No user of task {task} has consented to be an anchor; {shy:,} who have not hold at least {least} items.",
+            hint=f"mta user consent --all --can-anchor --task {task}, if they do; or one by one",
+        )
