@@ -87,8 +87,8 @@ screens: demo  ## draw the window's rooms on the demo's store into docs/screens
 
 bench: models $(DEV)  ## the benchmarks beside PEFT and TRL, one after another (about 40 minutes on two cores)
 	$(BIN)/python -m pip install --quiet --editable '.[dev,bench,ray]'
-	@for script in $(filter-out %/bench_population.py %/bench_stacks.py,$(wildcard tests/bench/bench_*.py)); do echo "== $$script"; \
-	  GOMP_SPINCOUNT=10000 $(BIN)/python -W ignore -m tests.bench.$$(basename $$script .py) || exit 1; done
+	@for script in $(filter-out %/bench_population.py %/bench_stacks.py,$(wildcard benchmarks/bench_*.py)); do echo "== $$script"; \
+	  GOMP_SPINCOUNT=10000 $(BIN)/python -W ignore -m benchmarks.$$(basename $$script .py) || exit 1; done
 
 check-gpu: $(DEV)  ## whether all is computed right on this machine's GPU, and how fast; ends in one JSON document
 	@$(BIN)/python -m tests.check_gpu --device $(DEVICE)

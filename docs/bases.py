@@ -96,7 +96,7 @@ Parameters follow from the base's `config.json`. Memory is the most resident mem
 - Float32 doubles weights and `kept`, without the copies. NF4 takes 0.52 bytes a number of the projections, once, and 2 (or 4) for others.
 - On a GPU there are no copies, and a pass has up to 32,768 tokens.
 
-Whole builds with two anchors and six items a user, the weighing of label memory included, one thread beside other work (`python -m tests.bench.bench_memory --formats bfloat16 nf4 --anchors 2 --items 6`, [JSON](results/bench-memory.json)):
+Whole builds with two anchors and six items a user, the weighing of label memory included, one thread beside other work (`python -m benchmarks.bench_memory --formats bfloat16 nf4 --anchors 2 --items 6`, [JSON](results/bench-memory.json)):
 
 | | planned, GB | taken | taken / planned | tokens/s | anchors' mean loss |
 |---|---:|---:|---:|---:|---:|

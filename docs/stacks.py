@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""Makes the tables of results/stacks.md from what `tests/bench/bench_stacks.py` wrote into results/stacks.
+"""Makes the tables of results/stacks.md from what `benchmarks/bench_stacks.py` wrote into results/stacks.
 
 Differences are paired by user, with 95 % bootstrap intervals over users and permutation tests. Knows no job.
 """

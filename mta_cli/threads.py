@@ -1,7 +1,7 @@
 """How long OpenMP's threads spin while they wait, chosen once, from how busy the cores are when the program starts.
 
 The runtime reads it when torch is first imported. On idle cores long spinning is faster; beside other processes a
-spinning thread holds the core that a working one needs. `tests/bench/bench_load.py` measures both. The number of
+spinning thread holds the core that a working one needs. `benchmarks/bench_load.py` measures both. The number of
 threads is never changed: it changes the order of sums, and so the bytes of what is trained.
 """
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mta_cli.pipeline.evaluation.seeds import evaluation_document, load_evaluations
-from mta_cli.pipeline.report.ladder_text import personal_row
+from mta_cli.lab.evaluation.seeds import evaluation_document, load_evaluations
+from mta_cli.pipeline.evaluation.ladder_text import personal_row
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = runpy.run_path(str(DOCS / "results.py"))

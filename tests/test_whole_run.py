@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.whole_run import FAMILIES, TINY, USER, commands, make_base
+from benchmarks.whole_run import FAMILIES, TINY, USER, commands, make_base
 from tests.shell import mta_ok
 from tests.tiny import byte_tokenizer
 

@@ -216,7 +216,7 @@ def _render_bank(reg: Registry, bank: dict[str, Any], *, details: bool) -> Any:
 
 def _render_ladder(ladder: dict[str, Any] | None) -> list[Any]:
     """What the steps below a personal model are worth on the bank's own users; nothing where that was not measured."""
-    from mta_cli.pipeline.report.ladder_text import table_columns, table_rows, verdict_lines
+    from mta_cli.pipeline.evaluation.ladder_text import table_columns, table_rows, verdict_lines
 
     if ladder is None:
         return []

@@ -85,8 +85,8 @@ def render_demo(result: dict[str, Any]) -> RenderableType:
 
 def _render_task(course: dict[str, Any], mta: str) -> list[RenderableType]:
     """One task: the ladder, what its steps are worth, three questions with their answers, and a next step."""
-    from mta_cli.pipeline.report.ladder_text import table_columns, table_rows, verdict_lines
-    from mta_cli.pipeline.report.results import LOGLIK_METRIC
+    from mta_cli.lab.report.results import LOGLIK_METRIC
+    from mta_cli.pipeline.evaluation.ladder_text import table_columns, table_rows, verdict_lines
 
     ladder, examples = course["ladder"], course["examples"]
     asked = examples[0]
@@ -111,7 +111,7 @@ def _render_example(example: dict[str, Any], *, is_labels: bool) -> RenderableTy
 
     Of the steps with the same weights the highest is shown; beside a label stands the probability of the user's own.
     """
-    from mta_cli.pipeline.report.ladder_text import PERSONAL_STEPS
+    from mta_cli.pipeline.evaluation.ladder_text import PERSONAL_STEPS
 
     answers = example["answers"]  # in the ladder's order
     found = [[name for name in answers if name.startswith(part)] for part in ("base", "common")]

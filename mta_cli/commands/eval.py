@@ -34,7 +34,7 @@ from mta_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.evaluation.finished_evaluation import FinishedEvaluation
+    from mta_cli.lab.evaluation.finished_evaluation import FinishedEvaluation
     from mta_cli.pipeline.requests import EvalRequest
     from store.registry import Registry
 
@@ -123,7 +123,7 @@ def run(
     With --bank, an existing bank is measured on users whom it does not rest on.
     """
     from mta_cli.commands.eval_tables import render_result
-    from mta_cli.pipeline.evaluation.run import run_evaluation
+    from mta_cli.lab.evaluation.run import run_evaluation
 
     use = app_context(ctx, flags, json=json)
     if bank is None and test_users is not None:
@@ -137,7 +137,7 @@ def run(
         raise UsageError(f"{', '.join(unused)}: bank {bank} is built already, and decides this")
 
     def request(reg: Registry, method_settings: MethodSettings) -> EvalRequest:
-        from mta_cli.pipeline.evaluation.measured_bank import measured_bank_request, read_user_names
+        from mta_cli.lab.evaluation.measured_bank import measured_bank_request, read_user_names
 
         names = None if test_users is None else read_user_names(test_users)
         options, machine = use.options[EvalOptions], use.options[MachineOptions]
@@ -167,7 +167,7 @@ def tune(
     For each fold they are chosen on users who are not tested in it; `run` with the same options takes them.
     """
     from mta_cli.commands.eval_tables import render_tuning
-    from mta_cli.pipeline.evaluation.run import tune_evaluation
+    from mta_cli.lab.evaluation.run import tune_evaluation
 
     _run_eval_job(app_context(ctx, flags, json=json), tune_evaluation, render_tuning, task, given, dry_run=dry_run)
 
@@ -180,7 +180,7 @@ def methods(ctx: typer.Context, json: JsonOption = False) -> None:
     another's LoRAs, and `task:evidence:lora` says what lies below, how anchors are weighted, and the stack. `ladder`
     stands for the method of each step of the ladder, with a *.
     """
-    from mta_cli.pipeline.evaluation.method_settings import method_rows
+    from mta_cli.lab.evaluation.method_settings import method_rows
 
     use = app_context(ctx, json=json)
     use.output.print_result(
@@ -225,7 +225,7 @@ def show(
 ) -> None:
     """Show the results of an evaluation. Several that differ in the seed alone are shown as one."""
     from mta_cli.commands.eval_tables import render_result
-    from mta_cli.pipeline.evaluation.seeds import evaluation_document
+    from mta_cli.lab.evaluation.seeds import evaluation_document
 
     use = app_context(ctx, json=json)
     with _open_evaluations(use, places) as evaluations:
@@ -241,8 +241,8 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Write results as Markdown, HTML and charts. The HTML page is self-contained; JSON is beside it."""
-    from mta_cli.pipeline.evaluation.seeds import report_documents
-    from mta_cli.pipeline.report.write_report import write_reports
+    from mta_cli.lab.evaluation.seeds import report_documents
+    from mta_cli.lab.report.write_report import write_reports
 
     use = app_context(ctx, json=json)
     with _open_evaluations(use, places) as evaluations:
@@ -264,8 +264,8 @@ def export(
 
     It is without texts and names. It can be shown and reported together with those of other machines.
     """
-    from mta_cli.pipeline.evaluation.evaluation_file import export_evaluation
-    from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evaluation
+    from mta_cli.lab.evaluation.evaluation_file import export_evaluation
+    from mta_cli.lab.evaluation.finished_evaluation import load_finished_evaluation
 
     use = app_context(ctx, json=json)
     with use.open_registry() as reg:
@@ -281,7 +281,7 @@ def export(
 @app.command()
 def rm(ctx: typer.Context, number: EvaluationArgument, yes: YesOption = False, json: JsonOption = False) -> None:
     """Remove an evaluation. Its answers go, and the banks that no other one needs."""
-    from mta_cli.pipeline.evaluation.design import job_name
+    from mta_cli.lab.evaluation.design import job_name
 
     use = app_context(ctx, json=json)
     with use.open_registry() as reg:
@@ -298,7 +298,7 @@ def rm(ctx: typer.Context, number: EvaluationArgument, yes: YesOption = False, j
 @contextmanager
 def _open_evaluations(use: AppContext, places: list[str]) -> Iterator[list[FinishedEvaluation]]:
     """The named evaluations. Opens a store where one of them is in it."""
-    from mta_cli.pipeline.evaluation.seeds import load_evaluations, needs_store
+    from mta_cli.lab.evaluation.seeds import load_evaluations, needs_store
 
     with use.open_registry() if needs_store(places) else nullcontext() as reg:
         yield load_evaluations(places, reg)
@@ -318,7 +318,7 @@ def _run_eval_job(
 
     `given` are methods' own settings, METHOD.SETTING=VALUE.
     """
-    from mta_cli.pipeline.evaluation.method_settings import parse_settings
+    from mta_cli.lab.evaluation.method_settings import parse_settings
     from mta_cli.pipeline.requests import eval_request
 
     built, method_settings = use.options, parse_settings(given or [])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli import output as out
 from mta_cli.formatting import pluralise
-from mta_cli.pipeline.report import ladder_text, tables, wording
-from mta_cli.pipeline.report.results import (
+from mta_cli.lab.report import tables, wording
+from mta_cli.lab.report.results import (
     LOGLIK_METRIC,
     best_methods,
     differences_by_reference,
@@ -21,6 +21,7 @@ from mta_cli.pipeline.report.results import (
     metrics,
     rank_methods,
 )
+from mta_cli.pipeline.evaluation import ladder_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

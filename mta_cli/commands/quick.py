@@ -199,7 +199,7 @@ NAME_WIDTH, TEXT_WIDTH, TEXT_LINES = 16, 64, 6
 
 def render_verdict(result: dict[str, Any], *, store: Path | None = None) -> RenderableType:
     """The ladder, three questions with their answers, the verdict, and what to do next."""
-    from mta_cli.pipeline.report.ladder_text import table_columns, table_rows
+    from mta_cli.pipeline.evaluation.ladder_text import table_columns, table_rows
 
     ladder, examples = result["ladder"], result["examples"]
     labels = result["kind"] != "text"

@@ -17,7 +17,6 @@ from mta_cli.engine.generation.generate import generate_tokens
 from mta_cli.engine.generation.generate_batch import SamplingParams, stream_answers
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
 from mta_cli.engine.methods.anchor_weights import MAX_USERS_PER_BATCH
-from mta_cli.engine.methods.catalog import find_method
 from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.methods.personalize import build_models
 from mta_cli.engine.model.load import LoadedBase, fresh_activation_cache
@@ -25,6 +24,7 @@ from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 from mta_cli.errors import IntegrityFault
+from mta_cli.lab.methods.catalog import find_method
 from mta_cli.options import BankOptions
 
 ROW_TOKENS, ANSWER_TOKENS = 128, 16  # of a row of training, and of its answer

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from mta_cli.formatting import LEAST_CHANGE, pluralise
-from mta_cli.pipeline.report.ladder_text import personal_row, short_verdict
-from mta_cli.pipeline.report.results import LOGLIK_METRIC
+from mta_cli.lab.report.results import LOGLIK_METRIC
+from mta_cli.pipeline.evaluation.ladder_text import personal_row, short_verdict
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, bank_label
 
 if TYPE_CHECKING:
@@ -285,8 +285,8 @@ def _user_sums(reg: Registry, evaluation: Evaluation, method: str) -> UserSums |
     of an earlier version.
     """
     from mta_cli.errors import MtaError
+    from mta_cli.lab.evaluation.finished_evaluation import load_finished_evaluation
     from mta_cli.pipeline.data.tasks import find_task
-    from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evaluation
     from mta_cli.pipeline.evaluation.stored_models import sum_answers
 
     try:

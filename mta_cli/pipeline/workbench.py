@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from mta_cli.engine.text.labels import find_label
 from mta_cli.pipeline.anchors import StoredAnchors, similarity_floors, usable_anchors
 from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.data.profiles import load_profiles, profile_matrix
 from mta_cli.pipeline.executors import Executors
 from mta_cli.pipeline.executors.local import Executor, LocalExecutor
 from mta_cli.pipeline.memory.bank_memory import BankMemory
@@ -138,8 +139,6 @@ class Workbench(Generic[SpecT]):
         """The anchors, and their profiles [anchors, width], float32."""
         from torch import from_numpy
 
-        from mta_cli.pipeline.data.profiles import profile_matrix
-
         bank = self.bank
         usable = [one for one in usable_anchors(self.reg, bank) if one.user_id is not None and one.digest is not None]
         ids, matrix = profile_matrix(
@@ -151,12 +150,7 @@ class Workbench(Generic[SpecT]):
 
     def user_shots(self, user: User, items: Sequence[Item]) -> UserShots:
         """The user with these `items` as shots, and the profile of the store."""
-        from torch import from_numpy
-
-        from mta_cli.pipeline.data.profiles import profile_matrix
-
-        ids, matrix = profile_matrix(self.reg, self.task.name, self.bank.embedder, [user.id])
-        profile = from_numpy(matrix)[0] if ids else None
+        profile = load_profiles(self.reg, self.task.name, self.bank.embedder, [user.id]).get(user.id)
         recent = self.memory.recent_items(user) if self.task.labels else ()
         return user_shots(user, items, profile, self.rows if self.loads_base else None, recent)
 

@@ -17,8 +17,8 @@ JOBS = {
     "ask": "mta_cli.pipeline.chat.answer.answer_question",
     "compare": "mta_cli.pipeline.chat.compare.compare_user_models",
     "chat": "mta_cli.pipeline.chat.answer.ChatModel.load_for_user",
-    "eval run": "mta_cli.pipeline.evaluation.run.run_evaluation",
-    "eval tune": "mta_cli.pipeline.evaluation.run.tune_evaluation",
+    "eval run": "mta_cli.lab.evaluation.run.run_evaluation",
+    "eval tune": "mta_cli.lab.evaluation.run.tune_evaluation",
     "serve": "mta_cli.serving.run.Service",
     "demo": "mta_cli.pipeline.demo.run_demo",
 }

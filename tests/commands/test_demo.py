@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mta_cli.commands.demo import render_demo
 from mta_cli.pipeline.demo import SAMPLE_USERS, demo_tasks
-from mta_cli.pipeline.report.ladder_text import verdict_lines
+from mta_cli.pipeline.evaluation.ladder_text import verdict_lines
 from store.registry import Registry
 from tests.shell import Ran, mta, mta_ok
 

@@ -15,8 +15,8 @@ import pytest
 
 from store.registry import Registry
 from tests.commands.test_bank import refused
+from tests.lab.evaluation.trial import timeless
 from tests.pipeline import town
-from tests.pipeline.evaluation.trial import timeless
 from tests.shell import mta, mta_ok
 
 BANK = ("--anchors", 2, "--epochs", 1, "--task-epochs", 1, "--min-items", 5)

@@ -10,8 +10,8 @@ from rich.segment import Segment
 
 from mta_cli.commands.eval_tables import render_evaluation_list, render_result, render_tuning
 from mta_cli.engine.evaluation.ladder import STEP_NAMES
-from mta_cli.pipeline.report import wording
-from mta_cli.pipeline.report.ladder_text import verdict_lines
+from mta_cli.lab.report import wording
+from mta_cli.pipeline.evaluation.ladder_text import verdict_lines
 from mta_cli.printable import clean_line, clean_text
 from mta_cli.progress import CleanConsole
 from tests.pipeline.documents import FEW, HOSTILE, by_memory, document, hostile, with_ladder

@@ -10,7 +10,7 @@ import numpy as np
 
 from mta_cli.engine.evaluation.user_sums import sum_by_user
 from mta_cli.engine.evaluation.whose import sum_whose
-from mta_cli.pipeline.evaluation.result_document import compare_methods, reference_for
+from mta_cli.lab.evaluation.result_document import compare_methods, reference_for
 
 HOSTILE = ("<img src=http://evil onerror=alert(1)>", "[/b][red]x", "a\x1b]0;owned\x07b", "../../$\\frac{1}{2}$|`*y*`")
 FEW = {"mta": 0.50, "base": 0.20, "stack": 0.47, "oppu": 0.52}

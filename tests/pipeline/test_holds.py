@@ -17,6 +17,7 @@ import mta_cli
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import NotFound, StoreBusy, UserInUse, UsersChanged
 from mta_cli.events import Event, JobProgress, JobStarted, Note, TextChunk
+from mta_cli.lab.evaluation.run import run_evaluation, tune_evaluation
 from mta_cli.options import MemoryOptions, PromptOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.bank.refresh import refresh_bank
@@ -24,7 +25,6 @@ from mta_cli.pipeline.bank.verify import remove_bank
 from mta_cli.pipeline.chat.answer import ChatModel, answer_question
 from mta_cli.pipeline.chat.compare import Question, compare_queries, compare_question, compare_user_models
 from mta_cli.pipeline.chat.conversation import Conversation
-from mta_cli.pipeline.evaluation.run import run_evaluation, tune_evaluation
 from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.export import export_user
@@ -39,7 +39,7 @@ from mta_cli.pipeline.users.import_file import import_file
 from mta_cli.pipeline.users.remove_items import remove_items
 from store.records import NewItem
 from store.registry import Registry
-from tests.pipeline.evaluation.trial import eval_request
+from tests.lab.evaluation.trial import eval_request
 from tests.pipeline.town import CPU, QUICK, SHORT, TAGS, TASK, bank_request, built, finish, fuse_request
 from tests.pipeline.world import asking
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from mta_cli.pipeline.evaluation.ladder_text import short_verdict
 from mta_cli.pipeline.overview import QUICK, load_gains, load_overview, personal_and_common
-from mta_cli.pipeline.report.ladder_text import short_verdict
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, bank_status, evaluation_status, record_request
 from store.records import NewItem
 from store.registry import Registry

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
+from mta_cli.lab.evaluation.design import evaluation_config
 from mta_cli.options import MachineOptions
 from mta_cli.pipeline.bank.build import build_bank
-from mta_cli.pipeline.evaluation.design import evaluation_config
 from mta_cli.pipeline.models.installed import record_models
 from mta_cli.pipeline.requests import (
     AdaptRequest,

@@ -69,7 +69,7 @@ def _names_of_kind(kind: str, chosen: str) -> list[str]:
 
 
 def _method_names(_: AppContext) -> list[str]:
-    from mta_cli.pipeline.evaluation.method_settings import method_rows
+    from mta_cli.lab.evaluation.method_settings import method_rows
 
     return [row["method"] for row in method_rows()]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli.events import Event, JobProgress, JobStarted
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.report.ladder_text import no_model_warning
+from mta_cli.pipeline.evaluation.ladder_text import no_model_warning
 from store.records import Bank
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def judge_label_ladder(
     from mta_cli.engine.evaluation.ladder import NO_MODEL
     from mta_cli.engine.memory.knn import FIT_SHOTS
     from mta_cli.engine.memory.label_prior import decide_label
-    from mta_cli.engine.methods.baselines.majority import simplest_answerer
+    from mta_cli.engine.methods.majority import simplest_answerer
 
     golds = [one.item.output for one in cases]
     without_model = []

@@ -17,6 +17,7 @@ from store.records import Item, Profile, User
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from mta_cli.engine.retrieval.embed import Embedder
     from mta_cli.pipeline.models.manifest import ModelEntry
@@ -87,6 +88,14 @@ def profile_matrix(
         raise IntegrityFault(f"The profiles of {task} differ in length", hint="mta doctor")
     sums = np.frombuffer(b"".join(total for _, total in found), dtype="<f4").reshape(len(found), -1)
     return [user_id for user_id, _ in found], normalise_rows(sums)
+
+
+def load_profiles(reg: Registry, task: str, embedder: str, users: Sequence[int]) -> dict[int, Tensor]:
+    """The unit profiles [width], float32, by user id, of those of `users` who have one."""
+    from torch import from_numpy
+
+    ids, matrix = profile_matrix(reg, task, embedder, users)
+    return dict(zip(ids, from_numpy(matrix), strict=True))
 
 
 def normalise_rows(sums: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, JobProgress, JobResult, JobStarted
+from mta_cli.lab.evaluation.design import alike_users, scored_queries, unscored_note
+from mta_cli.lab.evaluation.result_document import MAIN_METRICS, paired_differences, whose_entries, whose_sums
 from mta_cli.options import MachineOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, answer_queries
-from mta_cli.pipeline.evaluation.design import alike_users, scored_queries, unscored_note
-from mta_cli.pipeline.evaluation.result_document import MAIN_METRICS, paired_differences, whose_entries, whose_sums
 from mta_cli.pipeline.evaluation.whose import MAX_LORA_PARAMS_PER_BATCH, ask_models, ask_naive_bayes
 from mta_cli.pipeline.memory.bank_memory import MAX_RECENT_ANSWERS, BankMemory
 from mta_cli.pipeline.user_weights import load_fusion_and_stack, load_task_adapter
@@ -292,7 +292,7 @@ class _Measuring:
         """
         from mta_cli.engine.evaluation.calibration import gold_loglik
         from mta_cli.engine.evaluation.ladder import NO_MODEL
-        from mta_cli.engine.methods.baselines.majority import simplest_answerer
+        from mta_cli.engine.methods.majority import simplest_answerer
 
         rates, labels = self._bank_memory.without_neighbours, self._task.labels
         uniform = (1 / max(1, len(labels)),) * len(labels)  # no bank of these labels knows their rates

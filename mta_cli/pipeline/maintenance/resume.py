@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, Note
+from mta_cli.lab.evaluation.design import job_name
 from mta_cli.options import AdaptOptions, EvalOptions, MachineOptions
-from mta_cli.pipeline.evaluation.design import job_name
 from mta_cli.pipeline.requests import restore_adapt_request, restore_bank_request, restore_eval_request
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, bank_label
 from store.records import Bank, Run
@@ -111,8 +111,8 @@ def _resume_adaptation(reg: Registry, one: UnfinishedJob, machine: MachineOption
 def _resume_evaluation(
     reg: Registry, one: UnfinishedJob, machine: MachineOptions, defaults: EvalOptions, dry_run: bool
 ) -> Iterator[Event]:
-    from mta_cli.pipeline.evaluation.design import make_design
-    from mta_cli.pipeline.evaluation.run import run_evaluation, tune_evaluation
+    from mta_cli.lab.evaluation.design import make_design
+    from mta_cli.lab.evaluation.run import run_evaluation, tune_evaluation
 
     begun = reg.evaluations.get(one.number)
     asked = one.request

@@ -218,7 +218,7 @@ def _plan_lines(
 
 def _power_line(work: Workload, sizes: QuickSizes) -> PlanLine:
     from mta_cli.engine.evaluation.statistics import planned_detectable_effect
-    from mta_cli.pipeline.evaluation.design import BETWEEN_USER_VARIANCE
+    from mta_cli.lab.evaluation.design import BETWEEN_USER_VARIANCE
 
     least = planned_detectable_effect(
         [max(1, round(work.queries_per_user))] * sizes.measured_users, LOGLIK_SD, BETWEEN_USER_VARIANCE

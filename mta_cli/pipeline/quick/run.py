@@ -40,6 +40,7 @@ from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.parse_file import import_notes
 from mta_cli.pipeline.data.tasks import find_task, is_kept
 from mta_cli.pipeline.demo import pull_missing_models
+from mta_cli.pipeline.evaluation.ladder_text import short_verdict, verdict_lines
 from mta_cli.pipeline.quick.columns import CompleteSource, complete_columns
 from mta_cli.pipeline.quick.draft_task import FileSummary, draft_task, summarise_file, task_name, undrafted_task
 from mta_cli.pipeline.quick.plan import (
@@ -50,7 +51,6 @@ from mta_cli.pipeline.quick.plan import (
     measure_row_rate,
     sample_rows,
 )
-from mta_cli.pipeline.report.ladder_text import short_verdict, verdict_lines
 from mta_cli.pipeline.requests import adapt_request, bank_request, base_model
 from mta_cli.pipeline.runs import REQUEST_KEY, record_request
 from mta_cli.pipeline.training.estimate import format_duration

@@ -19,6 +19,7 @@ from mta_cli.engine.text.task_files import task_to_toml
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import MtaError, UsersChanged
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
+from mta_cli.lab.report.wording import join_words
 from mta_cli.pipeline.data.confusable_names import confusable_name_warnings
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.parse_results import SourceLocation, format_value
@@ -27,7 +28,6 @@ from mta_cli.pipeline.data.formats.timestamps import may_be_same_day
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.parse_file import FindTask, ParsedFile, import_notes, parse_import_file
 from mta_cli.pipeline.data.tasks import find_task, keep_task
-from mta_cli.pipeline.report.wording import join_words
 from mta_cli.pipeline.users.consent import ConsentEffects, change_consent
 from store.tables.items import hash_texts
 

@@ -206,7 +206,7 @@ def _eval_fields(context: FormContext) -> tuple[FormField, ...]:
 
 
 def _eval_request(context: FormContext, filled: FormValues) -> JobRequest:
-    from mta_cli.pipeline.evaluation.method_settings import parse_settings
+    from mta_cli.lab.evaluation.method_settings import parse_settings
 
     options = build_options(
         context, filled, EvalOptions, BankOptions, ScreeningOptions, PromptOptions, ModelOptions, MachineOptions
@@ -214,7 +214,7 @@ def _eval_request(context: FormContext, filled: FormValues) -> JobRequest:
     method_settings = parse_settings(filled["set"].split())
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
-        from mta_cli.pipeline.evaluation.run import run_evaluation
+        from mta_cli.lab.evaluation.run import run_evaluation
         from mta_cli.pipeline.requests import eval_request
 
         request = eval_request(reg, options, filled["task"], method_settings)

@@ -15,9 +15,8 @@ from textual.binding import Binding, BindingType
 from textual.containers import HorizontalScroll, Vertical, VerticalScroll
 from textual.widgets import DataTable, Static, TabbedContent, TabPane
 
-from mta_cli.line_table import LineTable
-from mta_cli.pipeline.report import ladder_text, wording
-from mta_cli.pipeline.report.results import (
+from mta_cli.lab.report import wording
+from mta_cli.lab.report.results import (
     LOGLIK_METRIC,
     LOWER_IS_BETTER,
     Verdict,
@@ -35,7 +34,9 @@ from mta_cli.pipeline.report.results import (
     pareto_front,
     rank_methods,
 )
-from mta_cli.pipeline.report.tables import memory_table
+from mta_cli.lab.report.tables import memory_table
+from mta_cli.line_table import LineTable
+from mta_cli.pipeline.evaluation import ladder_text
 from mta_cli.pipeline.runs import evaluation_status
 from mta_cli.printable import clean_line
 from mta_cli.tui.screens.base import BaseScreen

@@ -153,6 +153,6 @@ def test_eight_users_who_all_gain_are_enough_for_all_steps() -> None:
 def test_reports_and_steps_mean_the_same_by_personal() -> None:
     """Reports do not import the engine, so that the window opens quickly."""
     from mta_cli.engine.evaluation import ladder
-    from mta_cli.pipeline.report import ladder_text
+    from mta_cli.pipeline.evaluation import ladder_text
 
     assert ladder_text.PERSONAL_STEPS == ladder.PERSONAL_STEPS

@@ -9,7 +9,7 @@ import pytest
 from mta_cli.engine.evaluation.calibration import gold_loglik
 from mta_cli.engine.evaluation.user_sums import sum_by_user
 from mta_cli.engine.memory.label_prior import label_rates, user_label_prior
-from mta_cli.engine.methods.baselines.majority import METHOD
+from mta_cli.engine.methods.majority import METHOD
 from mta_cli.engine.methods.personalize import build_models
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.text.labels import find_label

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from mta_cli.lab.evaluation import method_run
+from mta_cli.lab.evaluation.run import run_evaluation
 from mta_cli.options import ExecutorOptions
-from mta_cli.pipeline.evaluation import method_run
-from mta_cli.pipeline.evaluation.run import run_evaluation
 from mta_cli.pipeline.executors import ray_workers
 from store.registry import Registry
-from tests.pipeline.evaluation.trial import eval_request, timeless
+from tests.lab.evaluation.trial import eval_request, timeless
 from tests.pipeline.town import finish, people
 
 QUICK = {name: {"steps": "3"} for name in ("stack", "mta")}

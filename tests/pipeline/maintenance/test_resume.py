@@ -14,16 +14,16 @@ import pytest
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, IntegrityFault
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobStarted
+from mta_cli.lab.evaluation.run import run_evaluation, tune_evaluation
 from mta_cli.options import AdaptOptions, BankOptions, EvalOptions, FuseOptions, MachineOptions, options_from_json
 from mta_cli.pipeline.bank.build import build_bank
-from mta_cli.pipeline.evaluation.run import run_evaluation, tune_evaluation
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob, discard_job, list_unfinished_jobs, resume_job
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.requests import AdaptRequest, adapt_request_json, eval_request_json, restore_adapt_request
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, record_request
 from store.records import NewItem
 from store.registry import Registry
-from tests.pipeline.evaluation.trial import eval_request, timeless
+from tests.lab.evaluation.trial import eval_request, timeless
 from tests.pipeline.town import QUICK, SHORT, TASK, bank_request, built, finish, fuse_request, notes
 
 HERE = MachineOptions(device="cpu", dtype="bfloat16", seed=7)  # all but the device must come from what was begun

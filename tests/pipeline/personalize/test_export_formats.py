@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers.processors import TemplateProcessing
 
+from benchmarks import llamacpp
 from mta_cli.engine.lora.adapter import AdapterMerger, LoraWeights, merge_into_base
 from mta_cli.engine.model.gguf_writer import gguf_family, pair_rows, require_whole_gguf, write_lora_gguf
 from mta_cli.engine.model.load import load_base, load_tokenizer
@@ -29,7 +30,6 @@ from mta_cli.pipeline.personalize.export import ExportOptions, export_user, pad_
 from mta_cli.pipeline.personalize.export_card import ExportCard
 from mta_cli.pipeline.personalize.export_formats import FORMATS, ExportedModel, ExportFormat, peft_notes
 from mta_cli.pipeline.user_weights import merge_user_weights
-from tests.bench import llamacpp
 from tests.engine.families import EXACT, REFUSED, model
 from tests.engine.lora_cases import random_lora
 from tests.network import allow_hosts
@@ -367,8 +367,8 @@ def llamacpp_tokens(
 @pytest.mark.skipif(not llamacpp.is_there(), reason="xllamacpp is not installed: pip install 'mta-cli[bench]'")
 def test_llama_cpp_says_what_we_say(real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Base and LoRA, and the merged model: the same greedy tokens as ours, but for ties within rounding to float16."""
+    from benchmarks import personal
     from mta_cli.engine.generation.generate import generate_tokens
-    from tests.bench import personal
 
     allow_hosts(monkeypatch)
     real_base = real_root / "smollm2-135m-instruct"

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks import runtimes
+from benchmarks.runtimes import RUNTIMES, VLLM_VARIABLE, Question, answerers, differences, is_here
+from benchmarks.whole_run import SAMPLE
 from mta_cli.pipeline.models.installed import resolve_model
 from store.registry import Registry
-from tests.bench import runtimes
-from tests.bench.runtimes import RUNTIMES, VLLM_VARIABLE, Question, answerers, differences, is_here
-from tests.bench.whole_run import SAMPLE
 from tests.network import allow_hosts
 from tests.shell import mta_ok
 

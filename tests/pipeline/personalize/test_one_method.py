@@ -12,19 +12,19 @@ from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.engine.memory.label_prior import add_label_prior
 from mta_cli.engine.methods.method import Method, UserModel
 from mta_cli.engine.methods.personalize import build_models
+from mta_cli.lab.evaluation.banks import PURPOSE
+from mta_cli.lab.evaluation.context import EvalContext
+from mta_cli.lab.evaluation.design import Design, EvalRequest
 from mta_cli.options import MEMORIES, WEIGHT_METHODS, AdaptOptions, MemoryOptions, ScreeningOptions
 from mta_cli.pipeline.anchors import usable_anchors
 from mta_cli.pipeline.bank.build import build_bank
-from mta_cli.pipeline.evaluation.banks import PURPOSE
-from mta_cli.pipeline.evaluation.context import EvalContext
-from mta_cli.pipeline.evaluation.design import Design, EvalRequest
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.requests import AdaptRequest
 from mta_cli.pipeline.user_weights import load_fusion_and_stack
 from store.records import Bank
 from store.registry import Registry
-from tests.pipeline.evaluation.trial import eval_request
+from tests.lab.evaluation.trial import eval_request
 from tests.pipeline.town import QUICK, TASK, bank_request, built, finish, fuse_request
 
 LORA: dict[str, Any] = {"rank": 2, "alpha": 4.0, "targets": "q_proj,v_proj", "placement": "upper"}
@@ -32,13 +32,13 @@ LORA: dict[str, Any] = {"rank": 2, "alpha": 4.0, "targets": "q_proj,v_proj", "pl
 
 def measured(reg: Registry, bank: Bank, method: Method, user: int, settings: dict[str, Any]) -> UserModel:
     """What `mta eval` makes of a user above `bank`."""
-    from mta_cli.pipeline.personalize.method_inputs import load_profiles
+    from mta_cli.pipeline.data.profiles import load_profiles
 
     one = reg.users.by_id(user)
     request: EvalRequest = eval_request()
     design = Design("", (), {user: reg.items.recent_items(user, TASK.name, 5)}, {})
     context = EvalContext(
-        reg, request, design, {(0, ""): bank}, dict(load_profiles(reg, TASK.name, bank.embedder, [one]))
+        reg, request, design, {(0, ""): bank}, dict(load_profiles(reg, TASK.name, bank.embedder, [one.id]))
     )
     context.fold_in_task_adapter(0, method)
     (found,) = build_models(method, context.workbench(0).methods, context.method_users([user]), settings)
@@ -105,7 +105,7 @@ def test_the_anchors_that_the_screening_refuses_serve_in_neither(peopled: Regist
 
 def test_the_defaults_are_one_table() -> None:
     """`mta` in an evaluation has the settings that `mta user adapt` takes when nothing is given."""
-    from mta_cli.engine.methods.catalog import find_method
+    from mta_cli.lab.methods.catalog import find_method
     from mta_cli.options import FuseOptions
 
     for name, value in find_method("mta").default_settings.items():

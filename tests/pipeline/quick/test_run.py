@@ -14,16 +14,16 @@ import pytest
 from mta_cli.engine.text.task_files import task_to_toml
 from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
 from mta_cli.events import JobPlan
+from mta_cli.lab.evaluation.finished_evaluation import load_finished_evaluation
+from mta_cli.lab.evaluation.seeds import evaluation_document
 from mta_cli.options import AdaptOptions, FuseOptions, MachineOptions, MemoryOptions, ModelOptions, OptionSet
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.tasks import add_task, find_task, keep_task, remove_task
-from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evaluation
-from mta_cli.pipeline.evaluation.seeds import evaluation_document
+from mta_cli.pipeline.evaluation.ladder_text import short_verdict, verdict_lines
 from mta_cli.pipeline.quick import run as quick
 from mta_cli.pipeline.quick.draft_task import FileSummary
 from mta_cli.pipeline.quick.run import OPTION_CLASSES, QuickRequest, draw_users, measurable_users, run_quick
-from mta_cli.pipeline.report.ladder_text import short_verdict, verdict_lines
 from mta_cli.pipeline.users import import_file
 from mta_cli.pipeline.users.forget import forget_user
 from store.records import NewItem, Query

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from textual.widgets import DataTable, Static, TabbedContent
 
-from mta_cli.pipeline.report import ladder_text, wording
+from mta_cli.lab.report import wording
+from mta_cli.pipeline.evaluation import ladder_text
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen

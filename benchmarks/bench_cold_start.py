@@ -1,0 +1,214 @@
+"""What a user costs on disk, and how soon their model speaks after nothing runs: `mta ask` beside a PEFT folder a user.
+
+One user of the carried sample is fused from two anchors and adapted, with as little training as there can be: neither
+bytes nor seconds depend on it. PEFT gets the same user's model, exported, and the same prompt; both make one greedy
+token, and the clock runs from the start of the process to the first byte of the answer. Warm, all files are in memory;
+cold, the base's and the user's files have been dropped from the page cache before each run. The libraries stay there:
+read from a slow disk they take a minute or more, the same for both sides. The limit is a process that imports torch and
+reads the weights once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness
+from benchmarks.bench_startup import environment, fill, mta
+
+USER, TASK, QUESTION = "bryn", "taste", "Book club: a thin novel, thick slices of cake, and no talk of the weather."
+OURS, EXPORTED, LIMIT = "mta ask", "PEFT, the same user exported", "limit"
+BUILD = (
+    f"bank build --task {TASK} --anchors 2 --epochs 1 --task-epochs 1 --max-items 2 --min-items 13 --device cpu",
+    f"user adapt {USER} --task {TASK} --steps 1 --device cpu",
+)
+ASK = f"ask --user {USER} --task {TASK} --free-decoding --history-items 0 --max-tokens 1 --device cpu"
+PEFT_FOLDERS = {"all linear layers, rank 8": "all-linear", "q_proj and v_proj, rank 8": ("q_proj", "v_proj")}
+AIM_BYTES, AIM_START = 500, 3
+
+RIVAL = """
+import json, sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+base, folder, dtype, ids = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
+model = PeftModel.from_pretrained(model, folder).eval()
+prompt = torch.tensor([json.loads(ids)])
+with torch.inference_mode():
+    made = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=1, do_sample=False)
+print(tokenizer.decode(made[0, prompt.shape[1]:]), flush=True)
+"""
+FLOOR = """
+import sys, torch
+from safetensors.torch import load_file
+print(float(sum(weight.sum(dtype=torch.float32) for weight in load_file(sys.argv[1]).values())), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One process: seconds to the first byte of its output and to its end, and what it said."""
+
+    first: float
+    whole: float
+    text: str
+
+
+def speaking(command: Sequence[str], env: Mapping[str, str], cold: Iterable[Path] = ()) -> Callable[[], Spoken]:
+    """A side of the measurement. `cold` are the files that it must read from disk."""
+    files = list(cold)
+
+    def speak() -> Spoken:
+        forget(files)
+        with tempfile.TemporaryFile() as talk:
+            started = time.perf_counter()
+            with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=talk) as process:
+                assert process.stdout is not None
+                said = os.read(process.stdout.fileno(), 1)
+                first = time.perf_counter() - started
+                said += process.stdout.read()
+            if process.returncode or not said:
+                talk.seek(0)
+                raise SystemExit(talk.read().decode(errors="replace"))
+        return Spoken(first, time.perf_counter() - started, said.decode().strip())
+
+    return speak
+
+
+def forget(files: Iterable[Path]) -> None:
+    """Drop files from the page cache, as far as no running process has them mapped."""
+    for file in files:
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
+
+
+def files_of(*folders: Path) -> list[Path]:
+    """Every file below the folders."""
+    return [file for folder in folders for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in files_of(folder))
+
+
+def prepare(folder: Path, env: Mapping[str, str]) -> tuple[dict[str, Any], Path]:
+    """A store with one adapted user, and the folder that user is exported to; what `user adapt` says of them."""
+    fill(env)
+    results = [_json(line.split(), env) for line in BUILD]
+    exported = folder / "exported"
+    _json(["user", "export", USER, "--task", TASK, "--to", str(exported)], env)
+    return results[1][0], exported
+
+
+def _json(line: Sequence[str], env: Mapping[str, str]) -> Any:
+    ran = subprocess.run(mta([*line, "--json"]), env=env, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise SystemExit(ran.stderr)
+    return json.loads(ran.stdout)
+
+
+def peft_folders(model: Any, root: Path) -> dict[str, Path]:
+    """Folders as PEFT saves them for one user, by what they adapt."""
+    from peft import LoraConfig, get_peft_model
+
+    found = {}
+    for number, (name, targets) in enumerate(PEFT_FOLDERS.items()):
+        config = LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM")
+        adapted = get_peft_model(model, config)
+        adapted.save_pretrained(found.setdefault(name, root / f"peft-{number}"))
+        model = adapted.unload()
+    return found
+
+
+def byte_rows(adapted: Mapping[str, Any], exported: Path, folders: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """What one user takes on disk in each form, and how many times more than ours that is."""
+    recipe, stack = adapted["recipe_bytes"], adapted["stack_bytes"]
+    sizes = {"mta: recipe": recipe, "mta: recipe and stack": recipe + stack}
+    sizes |= {f"PEFT folder: {name}": size_of(folder) for name, folder in folders.items()}
+    sizes["PEFT folder: the same user exported, exact"] = size_of(exported)
+    return [
+        {
+            "a user": name,
+            "bytes": size,
+            "times recipe": size / recipe,
+            "times recipe and stack": size / (recipe + stack),
+        }
+        for name, size in sizes.items()
+    ]
+
+
+def start_rows(runs: Mapping[str, Sequence[harness.Timed[Spoken]]]) -> list[dict[str, Any]]:
+    """Median seconds to the first byte and to the end, beside ours and the limit in the same state of the cache."""
+    first = {name: statistics.median(run.value.first for run in taken) for name, taken in runs.items()}
+    rows = []
+    for name, taken in runs.items():
+        state = name.rpartition(", ")[2]
+        ours, limit = first[f"{OURS}, {state}"], first[f"{LIMIT}, {state}"]
+        rows.append(
+            {
+                "start": name,
+                "first byte s": first[name],
+                "times ours": first[name] / ours,
+                "% of limit": 100 * limit / first[name],
+                "end s": statistics.median(run.value.whole for run in taken),
+                "said": "" if name.startswith(LIMIT) else taken[0].value.text,
+            }
+        )
+    return rows
+
+
+def commands(exported: Path, ids: Sequence[int], dtype: str) -> dict[str, list[str]]:
+    """The command line of each side."""
+    base = str(harness.base_folder())
+    return {
+        OURS: [*mta(ASK.split()), QUESTION],
+        EXPORTED: [sys.executable, "-c", RIVAL, base, str(exported), dtype, json.dumps(list(ids))],
+        LIMIT: [sys.executable, "-c", FLOOR, f"{base}/model.safetensors"],
+    }
+
+
+def from_the_base(root: Path) -> tuple[list[int], str, dict[str, Path]]:
+    """The question's prompt, the format of the base's numbers, and PEFT folders; the base itself is given up again."""
+    base = harness.load()
+    ids = harness.prompter(base, TASK).prompt_ids(QUESTION)
+    return ids, str(base.dtype).removeprefix("torch."), peft_folders(base.model, root)
+
+
+def main() -> None:
+    """Measure, and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        env = {**environment(root), "HF_HUB_OFFLINE": "1", "GOMP_SPINCOUNT": "10000"}
+        adapted, exported = prepare(root, env)
+        ids, dtype, folders = from_the_base(root)
+        lines = commands(exported, ids, dtype)
+        sides = {f"{name}, warm": speaking(line, env) for name, line in lines.items()}
+        if hasattr(os, "posix_fadvise"):
+            cold = files_of(harness.base_folder(), root / "store", exported)
+            sides |= {f"{name}, cold": speaking(line, env, cold) for name, line in lines.items()}
+        runs = harness.interleave(sides, repeats)
+        bytes_ = byte_rows(adapted, exported, folders)
+    harness.report("bytes_per_user", bytes_, aim=f"{AIM_BYTES} times smaller")
+    harness.report("cold_start", start_rows(runs), dtype=dtype, repeats=repeats, aim=f"{AIM_START} times sooner")
+
+
+if __name__ == "__main__":
+    main()

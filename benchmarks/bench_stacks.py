@@ -1,0 +1,346 @@
+"""What users' own stacks are worth: kinds, sizes, passes and what lies below them, on the same users and questions.
+
+Above one bank of a store, for users whom it does not rest on. Each arm trains a stack for every user and is measured on
+their held-out questions, with own examples in the prompt and without: the log-likelihood of the user's own answer
+(nats, of texts a token), how often the own model finds it likelier than the models of others of the same group do, what
+a model writes (ROUGE-1, and whether naive Bayes on characters names its user), bytes and seconds a user.
+
+An arm is `NAME:key=value,…`; the keys are those of `AdaptOptions` with `below` (fusion, common, nearest, another),
+`shots`, and `shown`: how many own items training prompts show, in turn, as `0-1-3`. Targets are joined by `+`.
+`common` and `fusion` alone train nothing; an arm `curve…` is measured after each pass, with every `held`-th item left
+out of training. Every arm is written to the JSON when it is done; arms that are there are not
+run again.
+
+    python -m benchmarks.bench_stacks STORE --task TASK --bank BANK --users FILE --to FILE.json ARM…
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.engine.evaluation.whose import unpack_logliks
+from mta_cli.options import AdaptOptions, FuseOptions, MachineOptions, MemoryOptions, PromptOptions
+from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.evaluation.whose import ask_models, ask_naive_bayes, batches_by_size
+from mta_cli.pipeline.requests import FuseRequest, model_by_fingerprint
+from mta_cli.pipeline.workbench import Workbench, user_shots
+from store.registry import Registry
+
+if TYPE_CHECKING:
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.methods.method import UserShots
+    from store.records import Query, User
+
+WITHOUT = "common", "fusion"  # arms that train nothing
+OWN_KEYS = ("below", "shots", "shown", "passes", "held")
+PORTION = 16  # users who are trained together
+GENERATED = 6  # the most questions of a user that are answered in full
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to give users a stack."""
+
+    name: str
+    values: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, text: str) -> Arm:
+        """`NAME:key=value,…`."""
+        name, _, rest = text.partition(":")
+        return cls(name, dict(part.split("=", 1) for part in rest.split(",") if part))
+
+    def number(self, key: str, default: int) -> int:
+        return int(self.values.get(key, default))
+
+    @property
+    def options(self) -> AdaptOptions:
+        own = {key: value for key, value in self.values.items() if key not in OWN_KEYS}
+        numbers = {k: float(v) if k in ("learning_rate", "alpha") else v for k, v in own.items()}
+        typed = {k: int(v) if k in ("rank", "batch_size") else v for k, v in numbers.items()}
+        if "targets" in typed:
+            typed["targets"] = str(typed["targets"]).replace("+", ",")
+        return AdaptOptions(**typed)  # type: ignore[arg-type]
+
+
+class Setting:
+    """The base with the common model, the tested users and their questions."""
+
+    def __init__(self, reg: Registry, task: str, bank: str, names: Sequence[str], others: int) -> None:
+        from mta_cli.engine.lora.adapter import AdapterMerger
+        from mta_cli.lab.evaluation.design import alike_users, scored_queries
+        from mta_cli.pipeline.data.tasks import find_task
+        from mta_cli.pipeline.models.load import load_on_device
+        from mta_cli.pipeline.user_weights import load_task_adapter
+
+        self.reg, self.task, self.bank = reg, find_task(reg, task), reg.banks.get(bank)
+        self.users: list[User] = [reg.users.get(name) for name in names]
+        ids = [user.id for user in self.users]
+        queries, _ = scored_queries(reg, self.task, ids)
+        self.queries: list[Query] = [one for user in ids for one in queries[user]]
+        self.items = {user: reg.items.recent_items(user, task, 200) for user in ids}
+        groups = alike_users(ids, self.items, reg.users.groups(task))
+        self.others = {user: found[:others] for group in groups for user, found in group.items()}
+        self.base_entry = model_by_fingerprint(reg, self.bank.base, "base")
+        self.base = load_on_device(self.base_entry, MachineOptions(), reg=reg)
+        found = load_task_adapter(reg, task, self.base.fingerprint)
+        AdapterMerger(self.base).set_adapter(found[0] if found else None)
+        self.history = int(self.bank.config["history_items"])
+
+    @cached_property
+    def bench(self) -> Workbench[FuseRequest]:
+        """The bank on the base of this setting, for methods."""
+        prompt, machine = PromptOptions(self.history), MachineOptions()
+        spec = FuseRequest(self.task, self.base_entry, None, FuseOptions(), prompt, machine)
+        return Workbench(self.reg, spec, self.bank, base=self.base)
+
+    def few(self, shots: int) -> Shots:
+        """The users with their last `shots` items."""
+        if shots not in self._few:
+            self._few[shots] = Shots(self, shots)
+        return self._few[shots]
+
+    @cached_property
+    def _few(self) -> dict[int, Shots]:
+        return {}
+
+
+class Shots:
+    """The users as they are with so many items: prompts show these only, and fusions come from them."""
+
+    def __init__(self, setting: Setting, shots: int) -> None:
+        from mta_cli.pipeline.data.profiles import load_profiles
+
+        self.setting = setting
+        self.items = {user: own[-shots:] for user, own in setting.items.items()}
+        among = {user: [one.id for one in own] for user, own in self.items.items()}
+        reg, base, task = setting.reg, setting.base, setting.task
+        self.builders = {n: PromptRowBuilder(reg, base, task, n, among) for n in {0, setting.history}}
+        self.builder = self.builders[setting.history]
+        profiles = load_profiles(reg, task.name, setting.bank.embedder, [one.id for one in setting.users])
+        self.users: list[UserShots] = [
+            user_shots(one, self.items[one.id], profiles.get(one.id), self.builder) for one in setting.users
+        ]
+
+    @cached_property
+    def recipes(self) -> tuple[list[Any], float]:
+        """Each user's anchors and weights by evidence, and the seconds a user."""
+        from mta_cli.engine.methods.anchor_weights import weigh_anchors
+
+        started = time.perf_counter()
+        found = weigh_anchors(
+            self.setting.bench.methods, self.users, "evidence", FuseOptions(), MemoryOptions(memory="off")
+        )
+        return found, (time.perf_counter() - started) / len(self.users)
+
+    def below(self, kind: str) -> list[tuple[LoraWeights, ...]]:
+        """What each user's stack stands on, above the common model."""
+        from mta_cli.engine.methods.anchor_weights import merge_shares, nearest_anchors
+
+        anchors = self.setting.bench.methods.anchors
+        if kind == "common":
+            return [()] * len(self.users)
+        if kind == "nearest":
+            near = [nearest_anchors(self.setting.bench.methods, one, FuseOptions()) for one in self.users]
+            return [(anchors[own[0][0]],) for own in near]
+        merged = [
+            tuple(merge_shares([anchors[one.anchor] for one in own], [one.weight for one in own], released=False))
+            for own in self.recipes[0]
+        ]
+        if kind == "another":
+            place = {one.id: n for n, one in enumerate(self.setting.users)}
+            return [merged[place[self.setting.others[one.id][0]]] for one in self.setting.users]
+        return merged
+
+    def rows(self, arm: Arm, items: Sequence[Any]) -> list[Any]:
+        """The training rows of items: all with the first number of own items shown, all with the second, and so on."""
+        counts = [int(one) for one in arm.values.get("shown", str(self.setting.history)).split("-")]
+        return [row for count in counts for row in self.builder.training_rows(items, mix=(count,))]
+
+    def members(self, arm: Arm) -> list[Any]:
+        """What the trainer takes for each user; every `held`-th item is left out where there are ten."""
+        from mta_cli.engine.methods.stacks import initial_stack
+        from mta_cli.engine.training.trainer import GroupMember, Schedule
+
+        options, members = arm.options, list[GroupMember]()
+        start, size = initial_stack(self.setting.bench.methods, options), options.batch_size
+        below = self.below(arm.values.get("below", "fusion"))
+        for user, under in zip(self.setting.users, below, strict=True):
+            own = [one for one in self.items[user.id] if one not in self.held(arm, user.id)]
+            steps = max(1, -(-int(len(own) * float(arm.values.get("passes", "2"))) // size))
+            schedule = Schedule(steps, size, options.learning_rate)
+            members.append(GroupMember(start, self.rows(arm, own), schedule, 0, under))
+        return members
+
+    def held(self, arm: Arm, user: int) -> list[Any]:
+        """The items that early stopping is decided on."""
+        own, every = self.items[user], arm.number("held", 0)
+        return own[every // 2 :: every] if every and len(own) >= 10 else []
+
+    def curve(self, arm: Arm) -> Iterator[list[tuple[LoraWeights, ...]]]:
+        """Each user's LoRAs after each pass."""
+        from mta_cli.engine.training.trainer import Trainer
+
+        members, passes = self.members(arm), arm.number("passes", 2)
+        trainers = [Trainer(self.setting.base, members[n : n + PORTION]) for n in range(0, len(members), PORTION)]
+        runs = [trainer.train_steps() for trainer in trainers]
+        for number in range(1, passes + 1):
+            found = []
+            for trainer, run in zip(trainers, runs, strict=True):
+                wanted = [one.schedule.steps * number // passes for one in trainer.members]
+                while any(len(done) < want for done, want in zip(trainer.completed_steps, wanted, strict=True)):
+                    next(run)
+                found += [(*one.frozen_loras, trainer.weights(i)) for i, one in enumerate(trainer.members)]
+            yield found
+
+    def train(self, arm: Arm) -> tuple[list[tuple[LoraWeights, ...]], int, float, float]:
+        """Each user's LoRAs, bytes and seconds a user, and the mean loss on the shots at the end."""
+        from mta_cli.engine.methods.stacks import read_stacks
+        from mta_cli.engine.training.work import GroupWork
+
+        below = self.below(arm.values.get("below", "common" if arm.name == "common" else "fusion"))
+        if arm.name in WITHOUT:
+            return below, 0, self.recipes[1] if arm.name == "fusion" else 0.0, 0.0
+        members, context = self.members(arm), self.setting.bench.methods
+        started = time.perf_counter()
+        stacks, last = [], []
+        for n in range(0, len(members), PORTION):
+            work = GroupWork(tuple(members[n : n + PORTION]))
+            result = work.train(context.loaded_base)
+            stacks += read_stacks(self.users[n : n + PORTION], work, result)
+            last += [own[-1].loss for own in result.steps]
+        seconds = (time.perf_counter() - started) / len(members)
+        return (
+            [(*under, *stack.loras) for under, stack in zip(below, stacks, strict=True)],
+            stacks[0].bytes,
+            seconds,
+            sum(last) / len(last),
+        )
+
+
+def measure(setting: Setting, arm: Arm, *, generate: bool) -> dict[str, Any]:
+    """Train an arm and measure it."""
+    shots = setting.few(arm.number("shots", 200))
+    loras, size, seconds, train_loss = shots.train(arm)
+    models = {user.id: own for user, own in zip(setting.users, loras, strict=True)}
+    told: dict[str, Any] = {"name": arm.name, "values": dict(arm.values), "bytes": size, "seconds": round(seconds, 2)}
+    told["last_training_loss"] = round(train_loss, 4)
+    for label, builder in (("alone", shots.builders[0]), ("shown", shots.builder)):
+        told[label] = ask(setting, builder, models, generate=generate)
+    return told
+
+
+def measure_curve(setting: Setting, arm: Arm) -> dict[str, Any]:
+    """After each pass, by user: the loss on the items held out of training, and the golds' mean log-likelihoods."""
+    from mta_cli.engine.scoring.log_likelihood import mean_losses
+    from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, gold_log_likelihoods
+
+    shots = setting.few(arm.number("shots", 200))
+    held = [shots.rows(arm, shots.held(arm, user.id)) for user in setting.users]
+    place = {user.id: n for n, user in enumerate(setting.users)}
+    asked = [ModelQuery(one, place[one.user_id]) for one in setting.queries]
+    passes: list[dict[str, Any]] = []
+    for loras in shots.curve(arm):
+        one: dict[str, Any] = {"held": mean_losses(setting.base, list(zip(held, loras, strict=True)))}
+        for label, builder in (("alone", shots.builders[0]), ("shown", shots.builder)):
+            values = gold_log_likelihoods(setting.base, builder, asked, loras, [None] * len(asked))
+            by_user: list[list[float]] = [[] for _ in setting.users]
+            for query, value in zip(asked, values, strict=True):
+                by_user[query.model_index].append(value)
+            one[label] = [sum(own) / len(own) for own in by_user]
+        passes.append(one)
+        told = " ".join(f"{label} {sum(one[label]) / len(place):.3f}" for label in ("alone", "shown"))
+        print(f"  pass {len(passes)}: {told}", flush=True)
+    return {"name": arm.name, "values": dict(arm.values), "passes": passes}
+
+
+def ask(
+    setting: Setting, examples: PromptRowBuilder, models: Mapping[int, tuple[LoraWeights, ...]], *, generate: bool
+) -> dict[str, Any]:
+    """By user: mean log-likelihoods of the golds under the own and the others' models, and what was generated."""
+    from mta_cli.engine.evaluation.metrics import rouge_1
+    from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, answer_queries
+
+    whose = ask_models(setting.base, examples, setting.queries, setting.others, models.__getitem__, lambda user: None)
+    rows: dict[int, dict[str, Any]] = {user.id: {"logliks": []} for user in setting.users}
+    for query in setting.queries:
+        rows[query.user_id]["logliks"].append([round(value, 5) for value in unpack_logliks(whose[query.id])])
+    if not generate:
+        return {str(user): row for user, row in rows.items()}
+    texts: dict[int, str] = {}
+    asked = [one for user in rows for one in [q for q in setting.queries if q.user_id == user][:GENERATED]]
+    for batch in batches_by_size(models.items()):
+        place = {user: n for n, (user, _) in enumerate(batch)}
+        own = [ModelQuery(one, place[one.user_id]) for one in asked if one.user_id in place]
+        for one, found in zip(
+            own, answer_queries(setting.base, examples, own, [given for _, given in batch]), strict=True
+        ):
+            texts[one.query.id] = found.answer
+    written = {user: [one.output for one in own] for user, own in setting.items.items()}
+    generated = [replace(one, gold=texts[one.id]) for one in asked]
+    named = ask_naive_bayes(generated, setting.others, written)
+    for one in asked:
+        row = rows[one.user_id]
+        row.setdefault("rouge_1", []).append(round(rouge_1(texts[one.id], one.gold), 4))
+        row.setdefault("named", []).append([round(value, 2) for value in unpack_logliks(named[one.id])])
+        row.setdefault("texts", []).append(texts[one.id])
+    return {str(user): row for user, row in rows.items()}
+
+
+def main() -> None:
+    """Measure the arms, and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("arms", nargs="+")
+    for name in ("task", "bank", "users", "to"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--others", type=int, default=7)
+    parser.add_argument("--generate", action="store_true")
+    chosen = parser.parse_args()
+    import torch
+
+    names = [line.strip() for line in Path(chosen.users).read_text("utf-8").splitlines() if line.strip()]
+    to = Path(chosen.to)
+    document = json.loads(to.read_text()) if to.exists() else {"arms": []}
+    with Registry.open(chosen.store) as reg:
+        setting = Setting(reg, chosen.task, chosen.bank, names, chosen.others)
+        document |= {"task": chosen.task, "users": len(names), "questions": len(setting.queries)}
+        document |= {"threads": torch.get_num_threads(), "dtype": str(setting.base.model.dtype)}
+        for text in chosen.arms:
+            arm = Arm.parse(text)
+            if any(one["name"] == arm.name and one["values"] == dict(arm.values) for one in document["arms"]):
+                continue
+            is_curve = arm.name.startswith("curve")
+            print(text, flush=True)
+            found = measure_curve(setting, arm) if is_curve else measure(setting, arm, generate=chosen.generate)
+            document["arms"].append(found)
+            to.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+            if not is_curve:
+                print("  ", summary(found), flush=True)
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """One line: loss and own model first, alone and with examples shown."""
+    parts = [f"{found['bytes']:,} B", f"{found['seconds']:.1f} s", f"train {found['last_training_loss']:.3f}"]
+    for label in ("alone", "shown"):
+        logliks = [row["logliks"] for row in found[label].values()]
+        by_user = [sum(own[0] for own in rows) / len(rows) for rows in logliks]
+        first = sum(own[0] > max(own[1:]) for rows in logliks for own in rows if len(own) > 1)
+        parts.append(f"{label} {sum(by_user) / len(by_user):.3f}, first {first}/{sum(map(len, logliks))}")
+        if any("named" in row for row in found[label].values()):
+            named = [own for row in found[label].values() for own in row["named"]]
+            rouge = [own for row in found[label].values() for own in row["rouge_1"]]
+            hit = sum(own[0] >= max(own[1:]) for own in named if len(own) > 1)
+            parts.append(f"named {hit}/{len(named)} rouge {sum(rouge) / len(rouge):.3f}")
+    return " · ".join(parts)
+
+
+if __name__ == "__main__":
+    main()

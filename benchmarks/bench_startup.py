@@ -1,0 +1,93 @@
+"""How long a person waits for a quick command, beside a bare interpreter. The aim is 100 ms over it.
+
+The store holds the carried sample's 28 people. Every run is a process of its own, its bytecode cached as on a person's
+machine.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness
+from mta_cli.pipeline.demo import SAMPLE
+
+ROUNDS = 21
+AIM = 100.0  # milliseconds
+BARE = "python -c pass"
+LINES = (
+    "--version",
+    "--help",
+    "user list",
+    "user list --json",
+    "user show bryn",
+    "user items bryn",
+    "bank list",
+    "model list",
+    "task list",
+    "task show taste",
+)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The environment of a person with a store of their own in `folder`, whose Python keeps its bytecode."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "MTA_STORE": str(folder / "store"), "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+def mta(line: Sequence[str]) -> list[str]:
+    """The command line of `mta …`."""
+    return [sys.executable, "-m", "mta_cli", *line]
+
+
+def fill(env: Mapping[str, str]) -> None:
+    """Make the store, and put the sample's people into it."""
+    for line in (
+        ["init"],
+        ["task", "add", str(SAMPLE / "taste.toml")],
+        ["data", "import", "users", str(SAMPLE / "taste.users.json"), "--task", "taste"],
+    ):
+        subprocess.run(mta(line), env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def running(command: Sequence[str], env: Mapping[str, str]) -> Callable[[], None]:
+    """A side of the measurement: one process, from its start to its end."""
+
+    def run() -> None:
+        subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    return run
+
+
+def main() -> None:
+    """Measure, and print what was found."""
+    with tempfile.TemporaryDirectory() as folder:
+        env = environment(Path(folder))
+        fill(env)
+        sides = {BARE: running([sys.executable, "-c", "pass"], env)}
+        sides |= {f"mta {line}": running(mta(line.split()), env) for line in LINES}
+        runs = harness.interleave(sides, ROUNDS)
+    times = {name: [run.seconds * 1e3 for run in taken] for name, taken in runs.items()}
+    floor = statistics.median(times[BARE])
+    rows: list[dict[str, Any]] = [
+        {
+            "command": name,
+            "median ms": statistics.median(taken),
+            "over python": statistics.median(taken) - floor,
+            "% of aim": 100 * (statistics.median(taken) - floor) / AIM,
+            "least": min(taken),
+            "most": max(taken),
+        }
+        for name, taken in times.items()
+    ]
+    harness.report("startup", rows, rounds=ROUNDS, aim_ms=AIM)
+
+
+if __name__ == "__main__":
+    main()

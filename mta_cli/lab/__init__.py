@@ -1,0 +1,1 @@
+"""The laboratory: what `mta eval` compares methods with. The product does not need it."""

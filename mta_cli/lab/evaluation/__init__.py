@@ -1,0 +1,1 @@
+"""An evaluation: its design, the banks of its folds, every method's answers, and the result document."""

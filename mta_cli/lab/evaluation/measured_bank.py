@@ -1,0 +1,115 @@
+"""Measures a bank that is already built, on users whom it does not rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import BadInput, NotFound, UsageError, system_reason
+from mta_cli.lab.evaluation.design import scored_queries
+from mta_cli.options import BankOptions, EvalOptions, MachineOptions, PromptOptions, options_from_json
+from mta_cli.pipeline.data.tasks import find_task
+from mta_cli.pipeline.requests import EvalRequest, MeasuredBank, model_by_fingerprint
+from store.files import missing_file_hint
+from store.names import quote_text
+from store.records import Bank
+
+if TYPE_CHECKING:
+    from store.registry import Registry
+
+MAX_NAMES_SHOWN = 5
+MAX_FILE_BYTES = 64 * 2**20  # bytes of a file of names
+
+
+def measured_bank_request(
+    reg: Registry,
+    bank: Bank,
+    task: str,
+    names: list[str] | None,
+    options: EvalOptions,
+    machine: MachineOptions,
+    method_settings: Mapping[str, Mapping[str, Any]],
+) -> EvalRequest:
+    """The request to measure `bank` on the users of these `names`; without names, on all who can be tested.
+
+    A user can be tested who has items and held-out queries of the task, and on whom the bank does not rest. The bank
+    decides models, placement and history items. Raises UsageError for a bank of another task, NotFound for an unknown
+    user, and BadInput for users who cannot be tested.
+    """
+    if bank.task != task:
+        raise UsageError(f"bank {bank.name} is of task {bank.task}, not {task}", hint=f"--task {bank.task}")
+    built = options_from_json(BankOptions, bank.config)
+    return EvalRequest(
+        find_task(reg, task),
+        model_by_fingerprint(reg, bank.base, "base"),
+        model_by_fingerprint(reg, bank.embedder, "embedder"),
+        replace(options, folds=1, placement=built.placement, only_earlier=False),
+        built,
+        PromptOptions(bank.config["history_items"]),
+        machine,
+        method_settings,
+        MeasuredBank(bank, _tested_user_ids(reg, bank, names)),
+    )
+
+
+def _tested_user_ids(reg: Registry, bank: Bank, names: list[str] | None) -> tuple[int, ...]:
+    sources = _require_known_sources(reg, bank)
+    holding = [user.id for user, _ in reg.users.users_with_items(bank.task)]
+    queries, _ = scored_queries(reg, find_task(reg, bank.task), holding)
+    testable = {user for user, own in queries.items() if own}
+    if names is None:
+        if not (found := testable - sources):
+            raise BadInput(
+                f"Everybody with held-out queries of task {bank.task} is in bank {bank.name}.",
+                hint="import users whom the bank does not know (mta data import)",
+            )
+        return tuple(sorted(found))
+    users = [reg.users.get(name) for name in dict.fromkeys(names)]
+    if inside := [user.name for user in users if user.id in sources]:
+        raise BadInput(
+            f"Bank {bank.name} v{bank.version} rests on {_list_names(inside)}: who made it cannot test it.",
+            hint="leave them out of the file",
+        )
+    if without := [user.name for user in users if user.id not in testable]:
+        raise BadInput(
+            f"There are no items with held-out queries of task {bank.task} of {_list_names(without)}.",
+            hint="leave them out of the file, or import their queries (mta data import)",
+        )
+    return tuple(sorted(user.id for user in users))
+
+
+def _require_known_sources(reg: Registry, bank: Bank) -> set[int]:
+    """The users whom the bank rests on. Raises BadInput where it is not known who trained its task adapter."""
+    if bank.task_adapter is not None and not reg.banks.knows_task_adapter_users(bank.id):
+        raise BadInput(
+            f"Bank {bank.name} v{bank.version} does not say whose items its task adapter learned from.",
+            hint=f"mta bank build --task {bank.task}",
+        )
+    return reg.banks.source_users(bank.id)
+
+
+def _list_names(names: list[str]) -> str:
+    shown = ", ".join(map(quote_text, names[:MAX_NAMES_SHOWN]))
+    rest = len(names) - MAX_NAMES_SHOWN
+    return shown if rest <= 0 else f"{shown} and {rest} more"
+
+
+def read_user_names(path: Path) -> list[str]:
+    """The names in a file, one a line. Raises NotFound without a file, BadInput for one that is not such a list."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise BadInput(f"{path} is too large for a list of names: at most {MAX_FILE_BYTES:,} bytes.")
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        hint = missing_file_hint(path, "a file of users' names, one a line")
+        raise NotFound(f"There is no file {path}.", hint=hint) from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {system_reason(error)}.") from error
+    names = [name for line in text.splitlines() if (name := line.strip())]
+    if not names:
+        raise BadInput(f"{path} names nobody.", hint="one user's name a line")
+    return names

@@ -1,0 +1,167 @@
+"""Numbers and designs of result documents as text, the same in every report, chart and table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from string import Formatter
+from typing import Any
+
+from mta_cli.formatting import pluralise
+from mta_cli.lab.report.results import (
+    Document,
+    difference_verdict,
+    finite_or_none,
+    is_exploratory,
+    metric_name,
+)
+
+NO_VALUE = "–"
+EXPLORATORY = "p < .05 before Holm's correction but not after"
+EXPLORATORY_NOTE = f"* {EXPLORATORY}"
+MORE_EVIDENCE = "More: a larger --shots, more users or more items."
+UNITS = ("B", "kB", "MB", "GB", "TB")
+COUNTED_KEYS = {
+    "users": ("user",),
+    "queries": ("held-out query", "held-out queries"),
+    "shots": ("shot",),
+    "folds": ("fold",),
+    "history_items": ("history item",),
+    "anchors": ("anchor",),
+}
+NAMED_KEYS = ("seed", "bank", "placement", "base", "dtype", "reference", "evaluation")
+LISTED_KEYS = ("seeds", "evaluations")
+DESIGN_SENTENCES = (
+    "{users} with {queries}.",
+    "{shots} for each user's own model.",
+    "At most {history_items} in a prompt.",
+    "{folds} over users, seed {seed}.",
+    "{folds} over users, under the seeds {seeds}; a user's answers under all of them count together.",
+    "{anchors}, placement {placement}.",
+    "The bank {bank}, which rests on none of these users.",
+    "Base {base}.",
+    "Numbers of type {dtype}.",
+    "Every other method is compared with {reference}.",
+    "Evaluation {evaluation}.",
+    "Evaluations {evaluations}.",
+)
+
+
+def format_number(value: object, *, signed: bool = False) -> str:
+    """Three decimals; a dash for a value that is not a number."""
+    found = finite_or_none(value)
+    if found is None:
+        return NO_VALUE
+    return f"{round(found, 3) + 0.0:{'+' if signed else ''}.3f}"  # adding 0.0 turns -0.0 into 0.0
+
+
+def format_interval(found: Mapping[str, Any] | None, *, signed: bool = False) -> str:
+    """`value [low, high]`, without the parts that are missing."""
+    if not isinstance(found, Mapping) or finite_or_none(found.get("value")) is None:
+        return NO_VALUE
+    value, low, high = (format_number(found.get(part), signed=signed) for part in ("value", "low", "high"))
+    return value if NO_VALUE in (low, high) else f"{value} [{low}, {high}]"
+
+
+def format_bytes(value: object) -> str:
+    """Bytes in decimal units with two or three digits, such as 104 B, 1.6 MB or 77 kB."""
+    found = finite_or_none(value)
+    if found is None:
+        return NO_VALUE
+    unit = 0
+    while abs(found) >= 999.5 and unit < len(UNITS) - 1:
+        found, unit = found / 1000, unit + 1
+    return f"{found:.1f}".removesuffix(".0") + f" {UNITS[unit]}" if found < 9.95 else f"{found:.0f} {UNITS[unit]}"
+
+
+def format_count(value: object) -> str:
+    """A count with commas between thousands; a mean that is not an integer has one decimal."""
+    found = finite_or_none(value)
+    if found is None:
+        return NO_VALUE
+    return f"{found:,.1f}" if found % 1 and found < 1000 else f"{found:,.0f}"
+
+
+def format_seconds_number(value: object) -> str:
+    """Seconds with a number of decimals that depends on their size."""
+    found = finite_or_none(value)
+    if found is None:
+        return NO_VALUE
+    return f"{found:,.{3 if 0 < found < 0.1 else 2 if found < 10 else 1 if found < 100 else 0}f}"
+
+
+def format_p_value(value: object) -> str:
+    """A p-value with three decimals, or `< .001`."""
+    found = finite_or_none(value)
+    if found is None:
+        return NO_VALUE
+    return "< 0.001" if found < 0.001 else f"{found:.3f}"
+
+
+def describe_compact_difference(difference: Mapping[str, Any]) -> str:
+    """A difference with its interval, p and adjusted p in one cell."""
+    plain, adjusted = (format_p_value(difference.get(key)) for key in ("p", "p_holm"))
+    return f"{format_interval(difference, signed=True)}, p {plain} (Holm {adjusted})"
+
+
+def describe_verdict(difference: Mapping[str, Any]) -> str:
+    """The verdict on a difference in a table's cell; see `EXPLORATORY_NOTE`."""
+    return difference_verdict(difference) + "*" * is_exploratory(difference)
+
+
+def describe_difference(difference: Mapping[str, Any]) -> str:
+    """One difference as a sentence."""
+    said = difference_verdict(difference)
+    if said == "not shown":
+        return said
+    return f"{said} than {difference['b']}{f', {EXPLORATORY}' * is_exploratory(difference)}"
+
+
+def join_words(names: Iterable[object]) -> str:
+    """Names as a list in a sentence: a, b and c."""
+    found = [str(name) for name in names]
+    return " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
+
+
+def describe_design(document: Document) -> str:
+    """Sentences on the design of the evaluation. Missing values are left out."""
+    words = {key: str(document[key]) for key in NAMED_KEYS if document.get(key) not in (None, "auto")}
+    if len({row["a"] for row in document.get("differences", ())}) > 1:
+        words["reference"] += ", with the same label memory where both were measured with it"
+    words |= {key: join_words(document[key]) for key in LISTED_KEYS if document.get(key)}
+    words |= {
+        key: pluralise(document[key], *forms) for key, forms in COUNTED_KEYS.items() if document.get(key) is not None
+    }
+    said = (
+        sentence
+        for sentence in DESIGN_SENTENCES
+        if {key for _, key, _, _ in Formatter().parse(sentence) if key} <= set(words)
+    )
+    return " ".join(sentence.format_map(words) for sentence in said)
+
+
+def describe_power(document: Document) -> str:
+    """The smallest difference that the design can detect, and its basis.
+
+    Empty where it was not estimated, and where it is 0: two methods that always answered alike tell nothing of it.
+    """
+    found = document.get("power")
+    if not isinstance(found, Mapping) or not finite_or_none(found.get("detectable")):
+        return ""
+    basis = f" ({found['basis']})" if found.get("basis") else ""
+    metric = metric_name(str(found.get("metric", document["metric"])))
+    detectable = format_number(found["detectable"])
+    return f"The smallest difference in {metric} that this design can detect is {detectable}{basis}."
+
+
+def describe_settings(used: object) -> str:
+    """A method's settings as names and values; settings that differ by fold are listed by fold."""
+    if isinstance(used, list | tuple):
+        return "; ".join(f"fold {fold}: {describe_settings(own)}" for fold, own in enumerate(used, 1))
+    if not isinstance(used, Mapping):
+        return ""
+    idle = {"steps"} if used.get("epochs") else set()  # epochs decide then
+    return ", ".join(_setting(name, value) for name, value in used.items() if name not in idle)
+
+
+def _setting(name: str, value: object) -> str:
+    return f"{name} by the task" if name == "learning_rate" and value == 0.0 else f"{name} {value}"
