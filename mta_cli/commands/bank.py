@@ -18,7 +18,7 @@ from mta_cli.commands.shared.arguments import (
     complete_banks,
 )
 from mta_cli.commands.shared.context import AppContext, app_context, confirm
-from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.commands.shared.next_steps import suggest_after_build
 from mta_cli.commands.shared.option_flags import Flags, options
 from mta_cli.errors import UsageError
@@ -36,7 +36,7 @@ from mta_cli.options import (
 if TYPE_CHECKING:
     from store.registry import Registry
 
-app = CommandApp("Banks: anchor users and their meta-LoRAs.")
+app = CommandGroup("Banks: anchor users and their meta-LoRAs.")
 
 BankArgument = Annotated[str, typer.Argument(metavar="BANK", help="The bank's name.", autocompletion=complete_banks)]
 RefreshOption = Annotated[
@@ -47,7 +47,9 @@ RefreshOption = Annotated[
         "neighbours up to date. All else is as it was built; --name or --base says which bank.",
     ),
 ]
-VersionOption = Annotated[int | None, typer.Option("--bank-version", help="Which version; else the newest ready one.")]
+VersionOption = Annotated[
+    int | None, typer.Option("--bank-version", metavar="N", help="Which version; else the newest ready one.")
+]
 
 
 @app.command()
@@ -56,7 +58,9 @@ def build(
     ctx: typer.Context,
     *,
     task: RequiredTaskOption,
-    name: Annotated[str | None, typer.Option("--name", help="The bank's name; else the task's.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="TEXT", help="The bank's name; else the task's.")
+    ] = None,
     refresh: RefreshOption = False,
     flags: Flags,
     dry_run: DryRunOption = False,

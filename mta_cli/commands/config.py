@@ -9,7 +9,7 @@ import typer
 
 from mta_cli.commands.shared.arguments import JsonOption
 from mta_cli.commands.shared.context import AppContext, app_context
-from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.output import text
 from mta_cli.settings import (
     OPTION_CLASSES,
@@ -21,7 +21,7 @@ from mta_cli.settings import (
     read_file_values,
 )
 
-app = CommandApp("Settings: what they are, and changing them.")
+app = CommandGroup("Settings: what they are, and changing them.")
 
 
 def _complete_settings(incomplete: str) -> list[str]:

@@ -16,7 +16,7 @@ from mta_cli.commands.shared.arguments import (
     JsonOption,
 )
 from mta_cli.commands.shared.context import app_context, make_consent_prompt, stdin_is_terminal
-from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.commands.shared.next_steps import suggest_after_import
 from mta_cli.errors import UsageError
 from mta_cli.pipeline.data.formats import FORMATS
@@ -24,7 +24,7 @@ from mta_cli.pipeline.data.formats import FORMATS
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-app = CommandApp("Import histories.")
+app = CommandGroup("Import histories.")
 
 
 def complete_formats(incomplete: str) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from mta_cli.commands.shared.arguments import (
     complete_banks,
 )
 from mta_cli.commands.shared.context import AppContext, app_context, confirm
-from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.commands.shared.next_steps import suggest_after_evaluation
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import UsageError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.requests import EvalRequest
     from store.registry import Registry
 
-app = CommandApp("Evaluations: methods on the same users.")
+app = CommandGroup("Evaluations: methods on the same users.")
 
 SetOption = Annotated[
     list[str] | None,

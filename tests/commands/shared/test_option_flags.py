@@ -62,7 +62,7 @@ def option_flags(command: str) -> dict[str, Setting]:
     """The settings that a command has flags for, by the parameter's name."""
     found: Any = get_command(app)
     for word in command.split():
-        found = found.commands[word]
+        found = found.get_command(None, word)
     flags = {}
     for parameter in found.params:
         keys = [f"{section}.{parameter.name}" for section in SECTIONS[command]]
