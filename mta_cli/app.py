@@ -21,7 +21,7 @@ from mta_cli.commands.shared.arguments import StoreOption
 from mta_cli.commands.shared.context import GlobalFlags
 from mta_cli.commands.shared.lazy_typer import LazyGroup, import_command
 from mta_cli.errors import Interrupted, MtaError, UsageError, did_you_mean
-from mta_cli.output import Output, StdoutClosed, flush_stdout, prepare_streams
+from mta_cli.terminal.output import Output, StdoutClosed, flush_stdout, prepare_streams
 
 COMMAND_TARGETS = {
     "init": "init:init",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli import output as out
 from mta_cli.commands.shared.arguments import (
     DryRunOption,
     JsonOption,
@@ -23,7 +22,6 @@ from mta_cli.commands.shared.next_steps import suggest_after_build
 from mta_cli.commands.shared.option_flags import Flags, options
 from mta_cli.errors import UsageError
 from mta_cli.events import Event
-from mta_cli.formatting import loss_verdict, pluralise
 from mta_cli.options import (
     BankOptions,
     ExecutorOptions,
@@ -32,6 +30,8 @@ from mta_cli.options import (
     PromptOptions,
     ScreeningOptions,
 )
+from mta_cli.terminal import output as out
+from mta_cli.text.formatting import loss_verdict, pluralise
 
 if TYPE_CHECKING:
     from store.registry import Registry

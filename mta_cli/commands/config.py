@@ -10,8 +10,7 @@ import typer
 from mta_cli.commands.shared.arguments import JsonOption
 from mta_cli.commands.shared.context import AppContext, app_context
 from mta_cli.commands.shared.lazy_typer import CommandGroup
-from mta_cli.output import text
-from mta_cli.settings import (
+from mta_cli.configuration.settings import (
     OPTION_CLASSES,
     SETTINGS_FILE_NAME,
     all_settings,
@@ -20,6 +19,7 @@ from mta_cli.settings import (
     find_setting,
     read_file_values,
 )
+from mta_cli.terminal.output import text
 
 app = CommandGroup("Settings: what they are, and changing them.")
 
@@ -101,7 +101,7 @@ def _rows(context: AppContext) -> list[dict[str, Any]]:
 
 
 def _write(context: AppContext, key: str, value: Any, *, in_store: bool) -> None:
-    from mta_cli.settings_file import write_setting
+    from mta_cli.configuration.settings_file import write_setting
     from store.registry import Registry
 
     if in_store:

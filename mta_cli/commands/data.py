@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli import output as out
 from mta_cli.commands.shared.arguments import (
     AssumeConsentOption,
     ConsentOption,
@@ -20,6 +19,7 @@ from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.commands.shared.next_steps import suggest_after_import
 from mta_cli.errors import UsageError
 from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.terminal import output as out
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli import output as out
 from mta_cli.commands.shared.arguments import DryRunOption, JsonOption
 from mta_cli.commands.shared.context import AppContext, app_context
 from mta_cli.commands.shared.option_flags import Flags, only, options
-from mta_cli.formatting import pluralise
+from mta_cli.configuration.settings import SETTINGS_FILE_NAME, StoreOptions, parse_path
+from mta_cli.configuration.settings_file import write_setting
 from mta_cli.options import MachineOptions, ModelOptions
-from mta_cli.settings import SETTINGS_FILE_NAME, StoreOptions, parse_path
-from mta_cli.settings_file import write_setting
+from mta_cli.terminal import output as out
+from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

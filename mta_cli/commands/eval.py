@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli import output as out
 from mta_cli.commands.shared.arguments import (
     DryRunOption,
     JsonOption,
@@ -32,6 +31,7 @@ from mta_cli.options import (
     PromptOptions,
     ScreeningOptions,
 )
+from mta_cli.terminal import output as out
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.evaluation.finished_evaluation import FinishedEvaluation

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mta_cli import output as out
-from mta_cli.formatting import pluralise
 from mta_cli.pipeline.report import ladder_text, tables, wording
 from mta_cli.pipeline.report.results import (
     LOGLIK_METRIC,
@@ -21,6 +19,8 @@ from mta_cli.pipeline.report.results import (
     metrics,
     rank_methods,
 )
+from mta_cli.terminal import output as out
+from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

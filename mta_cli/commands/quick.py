@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli import output as out
 from mta_cli.commands.data import (
     InputColumnOption,
     MeOption,
@@ -32,7 +31,6 @@ from mta_cli.commands.shared.arguments import (
 from mta_cli.commands.shared.context import AppContext, app_context, make_consent_prompt, stdin_is_terminal
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import MtaError, NotFound, UsageError
-from mta_cli.formatting import pluralise
 from mta_cli.options import (
     AdaptOptions,
     BankOptions,
@@ -43,6 +41,8 @@ from mta_cli.options import (
     PromptOptions,
     ScreeningOptions,
 )
+from mta_cli.terminal import output as out
+from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mta_cli import output as out
 from mta_cli.commands.shared.arguments import (
     AssumeConsentOption,
     ConsentOption,
@@ -25,7 +24,6 @@ from mta_cli.commands.shared.context import AppContext, app_context, confirm, ma
 from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import UsageError
-from mta_cli.formatting import pluralise
 from mta_cli.options import (
     AdaptOptions,
     ExecutorOptions,
@@ -35,6 +33,8 @@ from mta_cli.options import (
     ModelOptions,
     PromptOptions,
 )
+from mta_cli.terminal import output as out
+from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

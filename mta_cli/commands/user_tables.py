@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from mta_cli import output as out
-from mta_cli.formatting import loss_verdict, pluralise
+from mta_cli.terminal import output as out
+from mta_cli.text.formatting import loss_verdict, pluralise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

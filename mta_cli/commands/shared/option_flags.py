@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from mta_cli.commands.shared.arguments import complete_bases, complete_embedders, complete_methods
+from mta_cli.configuration.settings import Setting, all_settings
 from mta_cli.options import PRESETS
-from mta_cli.settings import Setting, all_settings
 
 Command = Callable[..., None]
 PANELS = {

@@ -18,7 +18,6 @@ from mta_cli.engine.lora.targets import require_targets
 from mta_cli.engine.training.session import TrainingResult
 from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
-from mta_cli.formatting import pluralise
 from mta_cli.options import BankOptions, ScreeningOptions
 from mta_cli.pipeline.bank.ladder import measure_text_ladder
 from mta_cli.pipeline.bank.memory_weights import HELD_OUT_OPTION, fit_memory_weights
@@ -48,6 +47,7 @@ from mta_cli.pipeline.training.groups import (
     pair_with_adapters,
     train_groups,
 )
+from mta_cli.text.formatting import pluralise
 from store.records import Adapter, Anchor, Bank, Item, Run, User
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mta_cli.errors import BadInput
-from mta_cli.formatting import pluralise
 from mta_cli.pipeline.report import charts, ladder_text, tables, wording
 from mta_cli.pipeline.report.charts import Chart
 from mta_cli.pipeline.report.files import write_whole_file
@@ -32,7 +31,8 @@ from mta_cli.pipeline.report.results import (
     unique_documents,
 )
 from mta_cli.pipeline.report.style import SVG_NAMESPACE
-from mta_cli.printable import clean_line
+from mta_cli.text.formatting import pluralise
+from mta_cli.text.printable import clean_line
 
 # What Markdown would read as more than a character: the start of code, emphasis, a cell's end, a link's middle, a tag.
 _MARKDOWN_SPECIAL = re.compile(r"[\\`*|~$#]|\](?=[(\[:])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|<(?!\s)|&(?=[#\w])")

@@ -15,7 +15,6 @@ from textual.binding import Binding, BindingType
 from textual.containers import HorizontalScroll, Vertical, VerticalScroll
 from textual.widgets import DataTable, Static, TabbedContent, TabPane
 
-from mta_cli.line_table import LineTable
 from mta_cli.pipeline.report import ladder_text, wording
 from mta_cli.pipeline.report.results import (
     LOGLIK_METRIC,
@@ -37,7 +36,8 @@ from mta_cli.pipeline.report.results import (
 )
 from mta_cli.pipeline.report.tables import memory_table
 from mta_cli.pipeline.runs import evaluation_status
-from mta_cli.printable import clean_line
+from mta_cli.terminal.line_table import LineTable
+from mta_cli.text.printable import clean_line
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets.charts.intervals import IntervalPlot, IntervalRow, Tone

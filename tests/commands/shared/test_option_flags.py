@@ -11,8 +11,8 @@ import pytest
 from typer.main import get_command
 
 from mta_cli.app import app
+from mta_cli.configuration.settings import OPTION_CLASSES, Setting, Settings, all_settings
 from mta_cli.options import JOB_OPTIONS, PRESETS
-from mta_cli.settings import OPTION_CLASSES, Setting, Settings, all_settings
 from store.registry import Registry
 from tests.commands.captured import JOBS, job_call
 from tests.pipeline import town

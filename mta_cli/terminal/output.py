@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli import events as ev
 from mta_cli.errors import Interrupted, MtaError, system_reason
-from mta_cli.formatting import error_lines, event_text, format_age
-from mta_cli.printable import clean_line, clean_text, to_json, to_jsonable
+from mta_cli.text.formatting import error_lines, event_text, format_age
+from mta_cli.text.printable import clean_line, clean_text, to_json, to_jsonable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from mta_cli.progress import ProgressView
+    from mta_cli.terminal.progress import ProgressView
 
 T = TypeVar("T")
 Render = Callable[[Any], "RenderableType"]
@@ -46,7 +46,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Co
 
     The columns with the indices in `right` are always right-aligned.
     """
-    from mta_cli.fitted_table import FittedTable
+    from mta_cli.terminal.fitted_table import FittedTable
 
     body = [tuple(row) for row in rows]
     numbers = {index for index in range(len(columns)) if _are_numbers([row[index] for row in body])}
@@ -152,7 +152,7 @@ class Output:
     def console(self, *, stderr: bool) -> Console:
         """The Rich console of a stream: no markup, no highlighting, and every segment cleaned."""
         if stderr not in self._consoles:
-            from mta_cli.progress import make_console
+            from mta_cli.terminal.progress import make_console
 
             # Without a reader of notes the command goes on; without a reader of results it ends.
             on_broken_pipe = partial(redirect_to_null, "stderr") if stderr else self._raise_stdout_closed
@@ -184,7 +184,7 @@ class Output:
         self.write_stdout("[]\n" if separator == "[" else "\n]\n")
 
     def _print_table_pages(self, columns: Sequence[str], pages: Iterator[list[Sequence[object]]]) -> None:
-        from mta_cli.line_table import LineTable
+        from mta_cli.terminal.line_table import LineTable
 
         self.end_line()
         first = next(pages, [])
@@ -264,7 +264,7 @@ class Output:
         nothing more. Ctrl-C closes the generator and raises `Interrupted`; a job that `resumes` has saved its state and
         can go on later.
         """
-        from mta_cli.progress import ProgressView
+        from mta_cli.terminal.progress import ProgressView
 
         result: Any = None
         planned: list[ev.JobPlan] = []
