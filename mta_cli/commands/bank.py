@@ -31,6 +31,7 @@ from mta_cli.options import (
     ScreeningOptions,
 )
 from mta_cli.terminal import output as out
+from mta_cli.terminal import tables
 from mta_cli.text.formatting import loss_verdict, pluralise
 
 if TYPE_CHECKING:
@@ -138,7 +139,9 @@ def list_(ctx: typer.Context, json: JsonOption = False) -> None:
     columns = [*(key.removesuffix("_name") for key in keys), "created"]
 
     def render(found: list[dict[str, Any]]) -> Any:
-        return out.table(columns, [[*(row[key] for key in keys), context.output.age(row["created"])] for row in found])
+        return tables.table(
+            columns, [[*(row[key] for key in keys), context.output.age(row["created"])] for row in found]
+        )
 
     context.output.print_result(rows, render)
 
@@ -209,7 +212,7 @@ def _render_bank(reg: Registry, bank: dict[str, Any], *, details: bool) -> Any:
             f"Bank {bank['bank']} v{bank['version']} for task {bank['task']}{on_base(reg, bank['base'])}: "
             f"{anchors}, {trained}"
         ),
-        out.table(columns, rows),
+        tables.table(columns, rows),
         *([out.text(_verdict_line(bank["anchors"]))] if any(a["digest"] for a in bank["anchors"]) else []),
         *([out.text(_task_adapter_line(bank["task_adapter_people"]))] if details and bank["task_adapter"] else []),
         *([out.text(_neighbours_line(bank))] if details and bank["kernel"] else []),
@@ -232,7 +235,7 @@ def _render_ladder(ladder: dict[str, Any] | None) -> list[Any]:
     )
     more = "`mta quick` and `mta eval run` measure the personal steps."
     lines = [out.text(line) for line in verdict_lines(ladder, more)]
-    return [out.text(measured), out.table(table_columns(ladder), table_rows(ladder)), *lines]
+    return [out.text(measured), tables.table(table_columns(ladder), table_rows(ladder)), *lines]
 
 
 def _verdict_line(anchors: list[dict[str, Any]]) -> str:

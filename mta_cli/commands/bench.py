@@ -11,7 +11,7 @@ from mta_cli.commands.shared.context import AppContext, app_context
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import UsageError
 from mta_cli.options import MachineOptions, ModelOptions
-from mta_cli.terminal.output import key_value_grid
+from mta_cli.terminal.tables import key_value_grid
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.models.bases import HubBase

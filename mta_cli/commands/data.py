@@ -19,7 +19,7 @@ from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.commands.shared.next_steps import suggest_after_import
 from mta_cli.errors import UsageError
 from mta_cli.pipeline.data.formats import FORMATS
-from mta_cli.terminal import output as out
+from mta_cli.terminal import tables
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -197,4 +197,4 @@ def _render_import(result: dict[str, Any]) -> RenderableType:
     counts = [
         (name, f"{result[f'{key}_added']:,} new, {result[f'{key}_unchanged']:,} known already") for name, key in what
     ]
-    return out.key_value_grid([("task", result["tasks"]), ("users", result["users"]), *counts])
+    return tables.key_value_grid([("task", result["tasks"]), ("users", result["users"]), *counts])

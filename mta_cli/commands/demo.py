@@ -16,6 +16,7 @@ from mta_cli.configuration.settings import SETTINGS_FILE_NAME, StoreOptions, par
 from mta_cli.configuration.settings_file import write_setting
 from mta_cli.options import MachineOptions, ModelOptions
 from mta_cli.terminal import output as out
+from mta_cli.terminal import tables
 from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _render_task(course: dict[str, Any], mta: str) -> list[RenderableType]:
             f"{pluralise(len(course['bank']['anchors']), 'anchor')}; prompts show "
             f"{pluralise(course['evaluation']['history_items'], 'own example')}."
         ),
-        out.table(table_columns(ladder), table_rows(ladder)),
+        tables.table(table_columns(ladder), table_rows(ladder)),
         *map(out.text, verdict_lines(ladder)),
         out.text(f"\nExamples: {course['example_rule']}."),
         *(_render_example(one, is_labels=ladder["metric"] != LOGLIK_METRIC) for one in examples),

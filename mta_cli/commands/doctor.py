@@ -10,7 +10,7 @@ import typer
 from mta_cli.commands.shared.arguments import JsonOption, YesOption
 from mta_cli.commands.shared.context import AppContext, app_context, confirm
 from mta_cli.errors import IntegrityFault, MtaError
-from mta_cli.terminal.output import table
+from mta_cli.terminal.tables import table
 
 
 def doctor(

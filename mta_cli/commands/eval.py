@@ -32,6 +32,7 @@ from mta_cli.options import (
     ScreeningOptions,
 )
 from mta_cli.terminal import output as out
+from mta_cli.terminal import tables
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.evaluation.finished_evaluation import FinishedEvaluation
@@ -185,7 +186,7 @@ def methods(ctx: typer.Context, json: JsonOption = False) -> None:
     use = app_context(ctx, json=json)
     use.output.print_result(
         method_rows(),
-        lambda found: out.table(
+        lambda found: tables.table(
             ("method", "step", "what it is"),
             [(row["method"], f"{row['step'] or ''}{' *' * row['ladder']}", row["about"]) for row in found],
         ),

@@ -12,7 +12,8 @@ from mta_cli.commands.shared.arguments import DryRunOption, JsonOption, YesOptio
 from mta_cli.commands.shared.context import AppContext, app_context, confirm
 from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.errors import MtaError
-from mta_cli.terminal.output import group, key_value_grid, table, text
+from mta_cli.terminal.output import group, text
+from mta_cli.terminal.tables import key_value_grid, table
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry

@@ -13,7 +13,8 @@ from mta_cli.commands.shared.arguments import JsonOption, YesOption, complete_ta
 from mta_cli.commands.shared.context import AppContext, app_context, confirm
 from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.errors import NotFound
-from mta_cli.terminal.output import key_value_grid, text
+from mta_cli.terminal.output import text
+from mta_cli.terminal.tables import key_value_grid
 
 if TYPE_CHECKING:
     from store.registry import Registry

@@ -33,7 +33,7 @@ from mta_cli.options import (
     ModelOptions,
     PromptOptions,
 )
-from mta_cli.terminal import output as out
+from mta_cli.terminal import tables
 from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
@@ -417,25 +417,25 @@ def _bases_cell(user: UserSummary) -> str:
 
 
 def _render_consent(result: dict[str, Any]) -> RenderableType:
-    return out.key_value_grid([("user", result["user"]), ("may be an anchor", result["can_anchor"])])
+    return tables.key_value_grid([("user", result["user"]), ("may be an anchor", result["can_anchor"])])
 
 
 def _render_consent_of_all(result: dict[str, Any]) -> RenderableType:
     rows = [("users", result["users"]), ("may be anchors", result["can_anchor"]), ("changed", len(result["changed"]))]
-    return out.key_value_grid(rows)
+    return tables.key_value_grid(rows)
 
 
 def _render_removal(result: dict[str, Any]) -> RenderableType:
     kept = ("user", "task", "recipes", "stacks")
     rows = [(name, result[name]) for name in kept]
-    return out.key_value_grid([*rows[:2], ("items", ", ".join(result["items"])), *rows[2:]])
+    return tables.key_value_grid([*rows[:2], ("items", ", ".join(result["items"])), *rows[2:]])
 
 
 def _items_table(items: list[dict[str, Any]]) -> RenderableType:
     rows = (
         (each["id"], each["time"], each["task"], _shorten(each["input"]), _shorten(each["output"])) for each in items
     )
-    return out.table(("id", "time", "task", "input", "output"), rows)
+    return tables.table(("id", "time", "task", "input", "output"), rows)
 
 
 def _render_user(user: dict[str, Any], age: Callable[[str | None], str | None], *, with_bases: bool) -> RenderableType:
@@ -457,7 +457,7 @@ def _render_user(user: dict[str, Any], age: Callable[[str | None], str | None], 
     lines += [("anchor", of_bank(_anchor_line, each)) for each in user["anchors"]]
     lines += [("given to", of_bank(_contributions_line, each)) for each in user["given_to"]]
     lines += [("chats", len(user["chats"])), ("runs", len(user["runs"]))]
-    return out.key_value_grid(lines)
+    return tables.key_value_grid(lines)
 
 
 def _counts_line(task: dict[str, Any]) -> str:

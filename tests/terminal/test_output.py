@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from mta_cli import events as ev
 from mta_cli.errors import BadInput, Interrupted, MtaError, NotFound
-from mta_cli.terminal.output import Output, StdoutClosed, group, key_value_grid, table, text
+from mta_cli.terminal.output import Output, StdoutClosed, group, text
+from mta_cli.terminal.tables import key_value_grid, table
 from mta_cli.text.printable import clean_line, clean_text, to_json, to_jsonable
 
 # Clear the screen, set the clipboard (OSC 52), a title by C1, a NUL, backspaces, a bidi override, a line separator.
