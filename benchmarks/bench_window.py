@@ -18,7 +18,7 @@ from benchmarks import harness
 from benchmarks.bench_startup import environment, fill, mta
 from store.records import NewItem
 from store.registry import Registry
-from tests.terminal import Terminal
+from tests.pseudo_terminal import Terminal
 
 PEOPLE, ITEMS, QUERIES = 100_000, 5, 1
 ROUNDS = 7
@@ -70,7 +70,7 @@ def heavy(env: dict[str, str]) -> list[str]:
     code = (
         "import asyncio, sys\n"
         "from pathlib import Path\n"
-        "from mta_cli.settings import Settings\n"
+        "from mta_cli.configuration.settings import Settings\n"
         "from mta_cli.tui.app import MtaApp\n"
         "import os\n"
         "async def show():\n"

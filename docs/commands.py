@@ -72,10 +72,8 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 def _walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
     yield path, command
-    inner: dict[str, Any] = getattr(command, "commands", {})
-    for name in command.list_commands(None) if inner else ():
-        if not inner[name].hidden:
-            yield from _walk(f"{path} {name}", inner[name])
+    for name in command.list_commands(None) if hasattr(command, "list_commands") else ():
+        yield from _walk(f"{path} {name}", command.get_command(None, name))
 
 
 def reference() -> tuple[list[Section], dict[str, list[Row]]]:
@@ -90,7 +88,7 @@ def reference() -> tuple[list[Section], dict[str, list[Row]]]:
 
 
 def _section(path: str, command: Any, rows: Sequence[Row], groups: dict[str, list[Row]]) -> Section:
-    usage = () if getattr(command, "commands", None) else (" ".join([path, *usage_pieces(command.params)]),)
+    usage = () if hasattr(command, "list_commands") else (" ".join([path, *usage_pieces(command.params)]),)
     shared = {}
     for group, members in groups.items():
         if taken := [row.flags for row in members if row in rows]:
@@ -109,7 +107,7 @@ def _row(parameter: Any) -> Row:
     meaning, default = " ".join((parameter.help or "").split()), default_text(parameter)
     meaning += f" Default: `{default}`." if default else ""
     if parameter.param_type_name == "argument":
-        return Row(parameter.metavar or parameter.name.upper(), "", meaning, GENERAL, can_be_shared=False)
+        return Row(value_name(parameter), "", meaning, GENERAL, can_be_shared=False)
     meaning += " Required." if parameter.required else ""
     flags = ", ".join([*parameter.opts, *parameter.secondary_opts])
     value = "" if parameter.is_flag or parameter.count else f" {value_name(parameter)}"

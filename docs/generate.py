@@ -8,8 +8,8 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
+from mta_cli.configuration.settings import OPTION_CLASSES, SETTINGS_FILE_NAME, Setting, all_settings
 from mta_cli.options import PRESETS
-from mta_cli.settings import OPTION_CLASSES, SETTINGS_FILE_NAME, Setting, all_settings
 
 FOLDER = Path(__file__).parent
 COMMANDS = runpy.run_path(str(FOLDER / "commands.py"))

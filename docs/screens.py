@@ -13,7 +13,7 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
-from mta_cli.settings import Settings
+from mta_cli.configuration.settings import Settings
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.workers.model_worker import ModelWorker
 

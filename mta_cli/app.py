@@ -9,7 +9,7 @@ import copy
 import gc
 import sys
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,9 +19,9 @@ from typer.main import get_command
 from mta_cli import __version__
 from mta_cli.commands.shared.arguments import StoreOption
 from mta_cli.commands.shared.context import GlobalFlags
-from mta_cli.commands.shared.lazy_typer import CommandApp, LazyTyperGroup, NoSuchCommand, lazy_commands
+from mta_cli.commands.shared.lazy_typer import LazyGroup, import_command
 from mta_cli.errors import Interrupted, MtaError, UsageError, did_you_mean
-from mta_cli.output import Output, StdoutClosed, flush_stdout, prepare_streams
+from mta_cli.terminal.output import Output, StdoutClosed, flush_stdout, prepare_streams
 
 COMMAND_TARGETS = {
     "init": "init:init",
@@ -56,12 +56,12 @@ COMPLETION_FLAGS = ("--show-completion", "--install-completion")
 SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
 
-class RootGroup(LazyTyperGroup):
+class RootGroup(LazyGroup):
     """The `mta` command. Imports a command's module when the command line names it, and for the help."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.commands = lazy_commands({**COMMAND_TARGETS, **HIDDEN_TARGETS})
+        places = {**COMMAND_TARGETS, **HIDDEN_TARGETS}.items()
+        super().__init__(builders={name: partial(import_command, name, place) for name, place in places}, **settings)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of the commands."""
@@ -90,10 +90,12 @@ class RootGroup(LazyTyperGroup):
             raise Interrupted("interrupted") from None
 
 
-app = CommandApp(
-    "Personalise a language model for many users: one bank of anchors, one small recipe and stack a user.",
+app = typer.Typer(
     name="mta",
+    help="Personalise a language model for many users: one bank of anchors, one small recipe and stack a user.",
     cls=RootGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -136,7 +138,6 @@ def _keep_flags(given: GlobalFlags, *, store: str | None = None, verbose: int = 
 def _late_twin(option: Any) -> Any:
     """A global option for the place after the command, where it does the same."""
     twin = copy.copy(option)
-    vars(twin).pop("process_value", None)  # it belongs to the option
     twin.hidden, twin.expose_value, twin.callback = True, False, _keep_late_flag
     return twin
 
@@ -172,10 +173,6 @@ def _handle_error(error: BaseException, output: Output) -> int:
     if isinstance(error, MtaError):
         output.error(error)
         return error.exit_code
-    if isinstance(error, NoSuchCommand):
-        near = [f"{error.path} {name}" for name in error.near]
-        hint = did_you_mean(near, f"{error.path} --help")
-        return _handle_error(UsageError(f"There is no command {error.name!r:.80} in {error.path}.", hint=hint), output)
     if isinstance(error, typer.Abort):
         output.error(MtaError("stopped; nothing was changed"))
         return 1

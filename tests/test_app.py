@@ -24,7 +24,7 @@ from mta_cli.commands.shared.context import AppContext, GlobalFlags, confirm
 from mta_cli.commands.shared.option_flags import Flags, options
 from mta_cli.errors import BadInput, IntegrityFault, Interrupted, MtaError, NotFound, StoreBusy, UsageError
 from mta_cli.options import BankOptions, FuseOptions
-from mta_cli.output import Output
+from mta_cli.terminal.output import Output
 from tests.shell import mta
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mta_cli.settings import all_settings
+from mta_cli.configuration.settings import all_settings
 
 DOCS = Path(__file__).parent.parent / "docs"
 

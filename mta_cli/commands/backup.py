@@ -9,8 +9,8 @@ import typer
 
 from mta_cli.commands.shared.arguments import DryRunOption, JsonOption, YesOption
 from mta_cli.commands.shared.context import app_context, confirm
-from mta_cli.output import text
-from mta_cli.settings import StoreOptions
+from mta_cli.configuration.settings import StoreOptions
+from mta_cli.terminal.output import text
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The archive.", show_default=False)]
 

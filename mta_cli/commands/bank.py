@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli import output as out
 from mta_cli.commands.shared.arguments import (
     DryRunOption,
     JsonOption,
@@ -18,12 +17,11 @@ from mta_cli.commands.shared.arguments import (
     complete_banks,
 )
 from mta_cli.commands.shared.context import AppContext, app_context, confirm
-from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.commands.shared.next_steps import suggest_after_build
 from mta_cli.commands.shared.option_flags import Flags, options
 from mta_cli.errors import UsageError
 from mta_cli.events import Event
-from mta_cli.formatting import loss_verdict, pluralise
 from mta_cli.options import (
     BankOptions,
     ExecutorOptions,
@@ -32,11 +30,14 @@ from mta_cli.options import (
     PromptOptions,
     ScreeningOptions,
 )
+from mta_cli.terminal import output as out
+from mta_cli.terminal import tables
+from mta_cli.text.formatting import loss_verdict, pluralise
 
 if TYPE_CHECKING:
     from store.registry import Registry
 
-app = CommandApp("Banks: anchor users and their meta-LoRAs.")
+app = CommandGroup("Banks: anchor users and their meta-LoRAs.")
 
 BankArgument = Annotated[str, typer.Argument(metavar="BANK", help="The bank's name.", autocompletion=complete_banks)]
 RefreshOption = Annotated[
@@ -47,7 +48,9 @@ RefreshOption = Annotated[
         "neighbours up to date. All else is as it was built; --name or --base says which bank.",
     ),
 ]
-VersionOption = Annotated[int | None, typer.Option("--bank-version", help="Which version; else the newest ready one.")]
+VersionOption = Annotated[
+    int | None, typer.Option("--bank-version", metavar="N", help="Which version; else the newest ready one.")
+]
 
 
 @app.command()
@@ -56,7 +59,9 @@ def build(
     ctx: typer.Context,
     *,
     task: RequiredTaskOption,
-    name: Annotated[str | None, typer.Option("--name", help="The bank's name; else the task's.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="TEXT", help="The bank's name; else the task's.")
+    ] = None,
     refresh: RefreshOption = False,
     flags: Flags,
     dry_run: DryRunOption = False,
@@ -134,7 +139,9 @@ def list_(ctx: typer.Context, json: JsonOption = False) -> None:
     columns = [*(key.removesuffix("_name") for key in keys), "created"]
 
     def render(found: list[dict[str, Any]]) -> Any:
-        return out.table(columns, [[*(row[key] for key in keys), context.output.age(row["created"])] for row in found])
+        return tables.table(
+            columns, [[*(row[key] for key in keys), context.output.age(row["created"])] for row in found]
+        )
 
     context.output.print_result(rows, render)
 
@@ -205,7 +212,7 @@ def _render_bank(reg: Registry, bank: dict[str, Any], *, details: bool) -> Any:
             f"Bank {bank['bank']} v{bank['version']} for task {bank['task']}{on_base(reg, bank['base'])}: "
             f"{anchors}, {trained}"
         ),
-        out.table(columns, rows),
+        tables.table(columns, rows),
         *([out.text(_verdict_line(bank["anchors"]))] if any(a["digest"] for a in bank["anchors"]) else []),
         *([out.text(_task_adapter_line(bank["task_adapter_people"]))] if details and bank["task_adapter"] else []),
         *([out.text(_neighbours_line(bank))] if details and bank["kernel"] else []),
@@ -228,7 +235,7 @@ def _render_ladder(ladder: dict[str, Any] | None) -> list[Any]:
     )
     more = "`mta quick` and `mta eval run` measure the personal steps."
     lines = [out.text(line) for line in verdict_lines(ladder, more)]
-    return [out.text(measured), out.table(table_columns(ladder), table_rows(ladder)), *lines]
+    return [out.text(measured), tables.table(table_columns(ladder), table_rows(ladder)), *lines]
 
 
 def _verdict_line(anchors: list[dict[str, Any]]) -> str:

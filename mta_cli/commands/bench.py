@@ -11,7 +11,7 @@ from mta_cli.commands.shared.context import AppContext, app_context
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import UsageError
 from mta_cli.options import MachineOptions, ModelOptions
-from mta_cli.output import key_value_grid
+from mta_cli.terminal.tables import key_value_grid
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.models.bases import HubBase
@@ -35,9 +35,14 @@ ShapeOption = Annotated[
     ),
 ]
 SecondsOption = Annotated[
-    float, typer.Option("--seconds", min=0.1, max=3600, help="About how long each of the four measurements takes.")
+    float,
+    typer.Option(
+        "--seconds", metavar="X", min=0.1, max=3600, help="About how long each of the four measurements takes."
+    ),
 ]
-UsersOption = Annotated[int, typer.Option("--users", min=1, max=1024, help="Users whose answers share a batch.")]
+UsersOption = Annotated[
+    int, typer.Option("--users", metavar="N", min=1, max=1024, help="Users whose answers share a batch.")
+]
 
 
 @options(only(ModelOptions, "base"), MachineOptions)

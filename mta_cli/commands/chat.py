@@ -15,7 +15,7 @@ from mta_cli.commands.shared.context import AppContext, app_context, stdin_binar
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import BadInput, UsageError
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions
-from mta_cli.output import group
+from mta_cli.terminal.output import group
 
 SERVER_SAMPLING = ("max_tokens", "temperature", "top_p", "min_p", "repetition_penalty")  # as servers call them
 MAX_STDIN_BYTES = 4_000_000  # bytes; a longer message is refused anyway

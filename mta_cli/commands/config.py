@@ -9,9 +9,8 @@ import typer
 
 from mta_cli.commands.shared.arguments import JsonOption
 from mta_cli.commands.shared.context import AppContext, app_context
-from mta_cli.commands.shared.lazy_typer import CommandApp
-from mta_cli.output import text
-from mta_cli.settings import (
+from mta_cli.commands.shared.lazy_typer import CommandGroup
+from mta_cli.configuration.settings import (
     OPTION_CLASSES,
     SETTINGS_FILE_NAME,
     all_settings,
@@ -20,8 +19,9 @@ from mta_cli.settings import (
     find_setting,
     read_file_values,
 )
+from mta_cli.terminal.output import text
 
-app = CommandApp("Settings: what they are, and changing them.")
+app = CommandGroup("Settings: what they are, and changing them.")
 
 
 def _complete_settings(incomplete: str) -> list[str]:
@@ -101,7 +101,7 @@ def _rows(context: AppContext) -> list[dict[str, Any]]:
 
 
 def _write(context: AppContext, key: str, value: Any, *, in_store: bool) -> None:
-    from mta_cli.settings_file import write_setting
+    from mta_cli.configuration.settings_file import write_setting
     from store.registry import Registry
 
     if in_store:

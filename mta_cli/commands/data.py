@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli import output as out
 from mta_cli.commands.shared.arguments import (
     AssumeConsentOption,
     ConsentOption,
@@ -16,15 +15,16 @@ from mta_cli.commands.shared.arguments import (
     JsonOption,
 )
 from mta_cli.commands.shared.context import app_context, make_consent_prompt, stdin_is_terminal
-from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.commands.shared.next_steps import suggest_after_import
 from mta_cli.errors import UsageError
 from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.terminal import tables
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-app = CommandApp("Import histories.")
+app = CommandGroup("Import histories.")
 
 
 def complete_formats(incomplete: str) -> list[tuple[str, str]]:
@@ -197,4 +197,4 @@ def _render_import(result: dict[str, Any]) -> RenderableType:
     counts = [
         (name, f"{result[f'{key}_added']:,} new, {result[f'{key}_unchanged']:,} known already") for name, key in what
     ]
-    return out.key_value_grid([("task", result["tasks"]), ("users", result["users"]), *counts])
+    return tables.key_value_grid([("task", result["tasks"]), ("users", result["users"]), *counts])

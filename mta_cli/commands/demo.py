@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli import output as out
 from mta_cli.commands.shared.arguments import DryRunOption, JsonOption
 from mta_cli.commands.shared.context import AppContext, app_context
 from mta_cli.commands.shared.option_flags import Flags, only, options
-from mta_cli.formatting import pluralise
+from mta_cli.configuration.settings import SETTINGS_FILE_NAME, StoreOptions, parse_path
+from mta_cli.configuration.settings_file import write_setting
 from mta_cli.options import MachineOptions, ModelOptions
-from mta_cli.settings import SETTINGS_FILE_NAME, StoreOptions, parse_path
-from mta_cli.settings_file import write_setting
+from mta_cli.terminal import output as out
+from mta_cli.terminal import tables
+from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -98,7 +99,7 @@ def _render_task(course: dict[str, Any], mta: str) -> list[RenderableType]:
             f"{pluralise(len(course['bank']['anchors']), 'anchor')}; prompts show "
             f"{pluralise(course['evaluation']['history_items'], 'own example')}."
         ),
-        out.table(table_columns(ladder), table_rows(ladder)),
+        tables.table(table_columns(ladder), table_rows(ladder)),
         *map(out.text, verdict_lines(ladder)),
         out.text(f"\nExamples: {course['example_rule']}."),
         *(_render_example(one, is_labels=ladder["metric"] != LOGLIK_METRIC) for one in examples),

@@ -10,7 +10,7 @@ import typer
 from mta_cli.commands.shared.arguments import JsonOption, YesOption
 from mta_cli.commands.shared.context import AppContext, app_context, confirm
 from mta_cli.errors import IntegrityFault, MtaError
-from mta_cli.output import table
+from mta_cli.terminal.tables import table
 
 
 def doctor(
@@ -70,9 +70,9 @@ def _run_repairs(context: AppContext, what: Any, *, yes: bool) -> dict[str, Any]
 
 def _build_examination(context: AppContext, deep: bool, names: bool, ray_address: str) -> Any:
     """What to check. Unreadable settings are a finding and end nothing."""
+    from mta_cli.configuration.settings import OPTION_CLASSES, StoreOptions
     from mta_cli.options import ModelOptions
     from mta_cli.pipeline.maintenance.doctor import DoctorRequest
-    from mta_cli.settings import OPTION_CLASSES, StoreOptions
 
     try:
         lines = context.settings.plan_lines(*(context.settings.build_options(section) for section in OPTION_CLASSES))

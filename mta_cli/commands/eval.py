@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli import output as out
 from mta_cli.commands.shared.arguments import (
     DryRunOption,
     JsonOption,
@@ -19,7 +18,7 @@ from mta_cli.commands.shared.arguments import (
     complete_banks,
 )
 from mta_cli.commands.shared.context import AppContext, app_context, confirm
-from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.commands.shared.next_steps import suggest_after_evaluation
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import UsageError
@@ -32,13 +31,15 @@ from mta_cli.options import (
     PromptOptions,
     ScreeningOptions,
 )
+from mta_cli.terminal import output as out
+from mta_cli.terminal import tables
 
 if TYPE_CHECKING:
     from mta_cli.lab.evaluation.finished_evaluation import FinishedEvaluation
     from mta_cli.pipeline.requests import EvalRequest
     from store.registry import Registry
 
-app = CommandApp("Evaluations: methods on the same users.")
+app = CommandGroup("Evaluations: methods on the same users.")
 
 SetOption = Annotated[
     list[str] | None,
@@ -185,7 +186,7 @@ def methods(ctx: typer.Context, json: JsonOption = False) -> None:
     use = app_context(ctx, json=json)
     use.output.print_result(
         method_rows(),
-        lambda found: out.table(
+        lambda found: tables.table(
             ("method", "step", "what it is"),
             [(row["method"], f"{row['step'] or ''}{' *' * row['ladder']}", row["about"]) for row in found],
         ),

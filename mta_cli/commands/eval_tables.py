@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mta_cli import output as out
-from mta_cli.formatting import pluralise
 from mta_cli.lab.report import tables, wording
 from mta_cli.lab.report.results import (
     LOGLIK_METRIC,
@@ -22,6 +20,9 @@ from mta_cli.lab.report.results import (
     rank_methods,
 )
 from mta_cli.pipeline.evaluation import ladder_text
+from mta_cli.terminal import output as out
+from mta_cli.terminal.tables import BoldCell, table
+from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,10 +37,10 @@ def render_result(document: Mapping[str, Any]) -> RenderableType:
     if ladder is not None:
         columns = ladder_text.table_columns(ladder)
         verdicts = ladder_text.verdict_lines(ladder, wording.MORE_EVIDENCE)
-        steps = out.table(columns, ladder_text.table_rows(ladder), right=range(1, len(columns) - 3))
+        steps = table(columns, ladder_text.table_rows(ladder), right=range(1, len(columns) - 3))
         above = [steps, *map(out.text, verdicts), out.text("")]
     shown = dict.fromkeys((document["metric"], LOGLIK_METRIC))
-    parts = [table for metric in shown for table in _differences_tables(document, metric)]
+    parts = [part for metric in shown for part in _differences_tables(document, metric)]
     if power := wording.describe_power(document):
         parts.append(out.text(f"\n{power}"))
     by_memory = [_memory_table(document)] if memory_variants(document) else []
@@ -51,7 +52,7 @@ def render_evaluation_list(
 ) -> RenderableType:
     """The rows of `mta eval list`; `age` says when a moment was."""
     columns = ("no.", "task", "shots", "folds", "seed", "methods", "status", "created")
-    return out.table(columns, (_list_row(row, age) for row in rows))
+    return table(columns, (_list_row(row, age) for row in rows))
 
 
 def render_tuning(result: Mapping[str, Any]) -> RenderableType:
@@ -66,9 +67,7 @@ def render_tuning(result: Mapping[str, Any]) -> RenderableType:
         for row in result["tuned"]
     ]
     head = f"Chosen for evaluation {result['evaluation']} of task {result['task']}"
-    return out.group(
-        out.text(head, style="bold"), out.table(("method", "fold", "settings", "log-lik."), rows, right=(3,))
-    )
+    return out.group(out.text(head, style="bold"), table(("method", "fold", "settings", "log-lik."), rows, right=(3,)))
 
 
 def _headline(document: Mapping[str, Any]) -> str:
@@ -95,7 +94,7 @@ def _methods_table(document: Mapping[str, Any]) -> RenderableType:
         rows.append(
             (
                 method,
-                out.BoldCell(value) if method in winners else value,
+                BoldCell(value) if method in winners else value,
                 *(wording.format_number(method_score(document, method, metric)) for metric in (*beside, *likelihood)),
                 wording.format_bytes(method_cost(document, method, "bytes")),
                 wording.format_seconds_number(method_cost(document, method, "seconds")),
@@ -103,14 +102,14 @@ def _methods_table(document: Mapping[str, Any]) -> RenderableType:
         )
     names = [metric_name(metric) for metric in beside] + ["nats"] * len(likelihood)
     columns = ("method", f"{metric_name(main)} [95 %]", *names, "bytes", "sec.")
-    return out.table(columns, rows, right=range(2, len(columns)))
+    return table(columns, rows, right=range(2, len(columns)))
 
 
 def _memory_table(document: Mapping[str, Any]) -> RenderableType:
     """The main metric of each method with each label memory."""
-    table = tables.memory_table(document, document["metric"])
-    rows = [[out.BoldCell(cell.text) if cell.strong else cell.text for cell in row] for row in table.rows]
-    return out.group(out.text(table.title), out.table(table.columns, rows), out.text(""))
+    shown = tables.memory_table(document, document["metric"])
+    rows = [[BoldCell(cell.text) if cell.strong else cell.text for cell in row] for row in shown.rows]
+    return out.group(out.text(shown.title), table(shown.columns, rows), out.text(""))
 
 
 def _differences_tables(document: Mapping[str, Any], metric: str) -> list[RenderableType]:
@@ -136,7 +135,7 @@ def _differences_table(reference: str, found: Sequence[Mapping[str, Any]]) -> Re
         for row in found
     ]
     columns = (f"{reference} minus", "difference [95 %]", "p", "p, Holm", f"{reference} is")
-    return out.table(columns, rows, right=(2, 3))
+    return table(columns, rows, right=(2, 3))
 
 
 def _list_row(row: Mapping[str, Any], age: Callable[[str | None], str | None]) -> tuple[Any, ...]:

@@ -8,14 +8,14 @@ import typer
 
 from mta_cli import __version__
 from mta_cli.commands.shared.context import app_context
-from mta_cli.commands.shared.lazy_typer import LazyTyperGroup
+from mta_cli.commands.shared.lazy_typer import LazyGroup
 from mta_cli.errors import UsageError
 
 
 def _complete_commands(ctx: typer.Context) -> list[str]:
     found: Any = ctx.find_root().command
     for name in ctx.params.get("command") or ():
-        found = found.commands[name]
+        found = found.get_command(ctx, name)
     return list(found.list_commands(ctx))
 
 
@@ -29,7 +29,7 @@ def help_(ctx: typer.Context, command: CommandArgument = None) -> None:
     """Show the help of a command."""
     here: Any = ctx.find_root()
     for name in command or ():
-        if not isinstance(here.command, LazyTyperGroup):
+        if not isinstance(here.command, LazyGroup):
             raise UsageError(f"{here.command_path} has no commands below it.", hint=f"mta help {here.command_path[4:]}")
         found = here.command.find_command(here, name)
         here = found.make_context(name, [], parent=here, resilient_parsing=True)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from mta_cli.errors import MtaError
 
 if TYPE_CHECKING:
-    from mta_cli.output import Output
     from mta_cli.pipeline.data.import_source import ImportSource
     from mta_cli.pipeline.data.table_sample import TableSample
+    from mta_cli.terminal.output import Output
 
 QUESTIONS = {
     "user": "user: the column with the users' names, or else the one user's name",

@@ -9,7 +9,7 @@ import typer
 
 from mta_cli.commands.shared.arguments import JsonOption
 from mta_cli.commands.shared.context import AppContext, app_context
-from mta_cli.output import text
+from mta_cli.terminal.output import text
 
 
 def init(ctx: typer.Context, json: JsonOption = False) -> None:

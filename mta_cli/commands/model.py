@@ -10,14 +10,15 @@ import typer
 
 from mta_cli.commands.shared.arguments import DryRunOption, JsonOption, YesOption, complete_models
 from mta_cli.commands.shared.context import AppContext, app_context, confirm
-from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.errors import MtaError
-from mta_cli.output import group, key_value_grid, table, text
+from mta_cli.terminal.output import group, text
+from mta_cli.terminal.tables import key_value_grid, table
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
 
-app = CommandApp("Models: bases and embedders.")
+app = CommandGroup("Models: bases and embedders.")
 
 PullArgument = Annotated[
     str,
@@ -40,7 +41,7 @@ def pull_model(
     ctx: typer.Context,
     name: PullArgument,
     as_name: Annotated[
-        str | None, typer.Option("--name", help="What to call a local folder; else its own name.")
+        str | None, typer.Option("--name", metavar="TEXT", help="What to call a local folder; else its own name.")
     ] = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,

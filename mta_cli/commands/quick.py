@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli import output as out
 from mta_cli.commands.data import (
     InputColumnOption,
     MeOption,
@@ -32,7 +31,6 @@ from mta_cli.commands.shared.arguments import (
 from mta_cli.commands.shared.context import AppContext, app_context, make_consent_prompt, stdin_is_terminal
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import MtaError, NotFound, UsageError
-from mta_cli.formatting import pluralise
 from mta_cli.options import (
     AdaptOptions,
     BankOptions,
@@ -43,6 +41,9 @@ from mta_cli.options import (
     PromptOptions,
     ScreeningOptions,
 )
+from mta_cli.terminal import output as out
+from mta_cli.terminal import tables
+from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -208,7 +209,7 @@ def render_verdict(result: dict[str, Any], *, store: Path | None = None) -> Rend
     )
     return out.group(
         out.text(_head(result) + "\n"),
-        out.table(table_columns(ladder), table_rows(ladder)),
+        tables.table(table_columns(ladder), table_rows(ladder)),
         out.text(f"\n{result['example_rule'].capitalize()}:"),
         *((out.text(questions), _answer_table(examples)) if labels else map(_texts, range(1, 4), examples)),
         out.text("\nVerdict", style="bold"),
@@ -237,7 +238,7 @@ def _answer_table(examples: Sequence[dict[str, Any]]) -> RenderableType:
     """A row of answers for the user and for each step, with a column for each question."""
     rows = [("own answer", *(one["gold"] for one in examples))]
     rows += [(step, *(one["answers"][step] for one in examples)) for step in examples[0]["answers"]]
-    return out.table(("", *(str(n) for n in range(1, len(examples) + 1))), rows)
+    return tables.table(("", *(str(n) for n in range(1, len(examples) + 1))), rows)
 
 
 def _texts(number: int, example: dict[str, Any]) -> RenderableType:

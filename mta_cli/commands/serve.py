@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mta_cli.commands.shared.arguments import JsonOption, TaskOption
 from mta_cli.commands.shared.context import AppContext, app_context
-from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.lazy_typer import CommandGroup, LazyGroup
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import Interrupted, NotFound, UsageError, extra_hint
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions, ServeOptions
 
 PACKAGES = ("starlette", "uvicorn", "msgspec", "sse_starlette", "prometheus_client")
-app = CommandApp(
-    "Serve all users' models, as OpenAI does.",
-    invoke_without_command=True,
-    no_args_is_help=False,
+key_app = CommandGroup("Keys of the server.")
+
+
+class ServeGroup(LazyGroup):
+    """`mta serve`, a command that has commands below it."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(builders={"key": lambda: key_app.build("key")}, **settings)
+
+
+app = typer.Typer(
+    name="serve", cls=ServeGroup, invoke_without_command=True, rich_markup_mode=None, add_completion=False
 )
-key_app = CommandApp("Keys of the server.")
-app.add_typer(key_app, name="key")
 
 KeysOption = Annotated[
     Path | None, typer.Option("--keys", metavar="FILE", help="The file of keys.  [default: in the store]")

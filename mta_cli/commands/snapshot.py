@@ -9,8 +9,8 @@ import typer
 
 from mta_cli.commands.shared.arguments import DryRunOption, JsonOption, complete_tasks
 from mta_cli.commands.shared.context import app_context
-from mta_cli.output import text
-from mta_cli.settings import StoreOptions
+from mta_cli.configuration.settings import StoreOptions
+from mta_cli.terminal.output import text
 
 PLACE = "A folder, s3://BUCKET/PATH or gs://BUCKET/PATH."
 KeyOption = Annotated[

@@ -11,14 +11,15 @@ import typer
 
 from mta_cli.commands.shared.arguments import JsonOption, YesOption, complete_tasks
 from mta_cli.commands.shared.context import AppContext, app_context, confirm
-from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.errors import NotFound
-from mta_cli.output import key_value_grid, text
+from mta_cli.terminal.output import text
+from mta_cli.terminal.tables import key_value_grid
 
 if TYPE_CHECKING:
     from store.registry import Registry
 
-app = CommandApp("Tasks: prompts, labels and scores.")
+app = CommandGroup("Tasks: prompts, labels and scores.")
 
 _TASK_COLUMNS = ("name", "kind", "metric", "users", "description")
 

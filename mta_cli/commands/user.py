@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mta_cli import output as out
 from mta_cli.commands.shared.arguments import (
     AssumeConsentOption,
     ConsentOption,
@@ -22,10 +21,9 @@ from mta_cli.commands.shared.arguments import (
     complete_users,
 )
 from mta_cli.commands.shared.context import AppContext, app_context, confirm, make_consent_prompt
-from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import UsageError
-from mta_cli.formatting import pluralise
 from mta_cli.options import (
     AdaptOptions,
     ExecutorOptions,
@@ -35,13 +33,15 @@ from mta_cli.options import (
     ModelOptions,
     PromptOptions,
 )
+from mta_cli.terminal import tables
+from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from store.records import UserSummary
 
-app = CommandApp("Users: histories, recipes and stacks.")
+app = CommandGroup("Users: histories, recipes and stacks.")
 
 SHOWN_ITEMS = 20  # items that are shown where no --limit is given
 _USER_COLUMNS = ("name", "items", "queries", "task", "status", "stack bytes", "anchor?")
@@ -72,7 +72,7 @@ def list_(
             help="Words of the name, and status:adapted, task:NAME, items>5, queries=0 and so on, as in the window.",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many; else all.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most so many; else all.")] = None,
     json: JsonOption = False,
 ) -> None:
     """List the users."""
@@ -208,7 +208,8 @@ def items(
     user: UserArgument,
     task: TaskOption = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, max=1_000_000, help="At most so many; 20 where not given.")
+        int | None,
+        typer.Option("--limit", metavar="N", min=1, max=1_000_000, help="At most so many; 20 where not given."),
     ] = None,
     search: Annotated[
         str | None, typer.Option("--search", metavar="TEXT", help="Best matches of these words instead.")
@@ -327,13 +328,19 @@ def adapt(
 ExportFolderOption = Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to make.")]
 ExportFormatOption = Annotated[
     Literal["peft", "merged", "gguf-lora", "gguf"],
-    typer.Option("--format", help="A LoRA for PEFT and vLLM, or as GGUF; or a whole model, as either."),
+    typer.Option(
+        "--format",
+        metavar="peft|merged|gguf-lora|gguf",
+        help="A LoRA for PEFT and vLLM, or as GGUF; or a whole model, as either.",
+    ),
 ]
 ExportRankOption = Annotated[
-    int | None, typer.Option("--rank", min=1, help="Reduce to this rank; else exact, at the sum of all ranks.")
+    int | None,
+    typer.Option("--rank", metavar="N", min=1, help="Reduce to this rank; else exact, at the sum of all ranks."),
 ]
 ExportTypeOption = Annotated[
-    Literal["f16", "bf16", "q8_0"], typer.Option("--type", help="Number format of a whole GGUF's weights.")
+    Literal["f16", "bf16", "q8_0"],
+    typer.Option("--type", metavar="f16|bf16|q8_0", help="Number format of a whole GGUF's weights."),
 ]
 ExportBaseNameOption = Annotated[
     str | None, typer.Option("--base-name", metavar="NAME", help="What the base is called where this will run.")
@@ -410,25 +417,25 @@ def _bases_cell(user: UserSummary) -> str:
 
 
 def _render_consent(result: dict[str, Any]) -> RenderableType:
-    return out.key_value_grid([("user", result["user"]), ("may be an anchor", result["can_anchor"])])
+    return tables.key_value_grid([("user", result["user"]), ("may be an anchor", result["can_anchor"])])
 
 
 def _render_consent_of_all(result: dict[str, Any]) -> RenderableType:
     rows = [("users", result["users"]), ("may be anchors", result["can_anchor"]), ("changed", len(result["changed"]))]
-    return out.key_value_grid(rows)
+    return tables.key_value_grid(rows)
 
 
 def _render_removal(result: dict[str, Any]) -> RenderableType:
     kept = ("user", "task", "recipes", "stacks")
     rows = [(name, result[name]) for name in kept]
-    return out.key_value_grid([*rows[:2], ("items", ", ".join(result["items"])), *rows[2:]])
+    return tables.key_value_grid([*rows[:2], ("items", ", ".join(result["items"])), *rows[2:]])
 
 
 def _items_table(items: list[dict[str, Any]]) -> RenderableType:
     rows = (
         (each["id"], each["time"], each["task"], _shorten(each["input"]), _shorten(each["output"])) for each in items
     )
-    return out.table(("id", "time", "task", "input", "output"), rows)
+    return tables.table(("id", "time", "task", "input", "output"), rows)
 
 
 def _render_user(user: dict[str, Any], age: Callable[[str | None], str | None], *, with_bases: bool) -> RenderableType:
@@ -450,7 +457,7 @@ def _render_user(user: dict[str, Any], age: Callable[[str | None], str | None], 
     lines += [("anchor", of_bank(_anchor_line, each)) for each in user["anchors"]]
     lines += [("given to", of_bank(_contributions_line, each)) for each in user["given_to"]]
     lines += [("chats", len(user["chats"])), ("runs", len(user["runs"]))]
-    return out.key_value_grid(lines)
+    return tables.key_value_grid(lines)
 
 
 def _counts_line(task: dict[str, Any]) -> str:

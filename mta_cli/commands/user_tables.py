@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from mta_cli import output as out
-from mta_cli.formatting import loss_verdict, pluralise
 from mta_cli.options import SHOT_WEIGHTINGS
+from mta_cli.terminal import output as out
+from mta_cli.terminal import tables
+from mta_cli.text.formatting import loss_verdict, pluralise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,7 +26,7 @@ def render_fusion(recipe: Mapping[str, Any], *, details: bool) -> RenderableType
         rows.append(("(task adapter alone)", "", f"{recipe['null_weight']:.3f}"))
     made = f" by {recipe['method']}, {recipe['recipe_bytes']} bytes" if details else ""
     head = f"{recipe['user']}: the anchors of bank {recipe['bank']} v{recipe['version']} that fit best{made}"
-    return out.group(out.text(head), out.table(("anchor", "similarity", "weight"), rows))
+    return out.group(out.text(head), tables.table(("anchor", "similarity", "weight"), rows))
 
 
 def render_adapted(results: Sequence[Mapping[str, Any]], *, details: bool) -> RenderableType:
@@ -49,7 +50,7 @@ def render_adapted(results: Sequence[Mapping[str, Any]], *, details: bool) -> Re
             sizes = (f"{each['recipe_bytes']} B", f"{each['stack_bytes']:,} B")
             row += [each["steps"], *sizes, f"{each['seconds']:.1f}"]
         rows.append(row)
-    shown = out.table(columns, rows)
+    shown = tables.table(columns, rows)
     said = "Held-out answers in nats, nearer to 0 is better. " if held_out else ""
     return out.group(shown, out.text(said + _summary_sentence(results)))
 
@@ -81,7 +82,7 @@ def render_runs(
         (each["id"], each["kind"], each["status"], age(each["started"]), _outcome(each, details=details))
         for each in runs
     ]
-    return out.table(("run", "kind", "status", "started", "result"), rows)
+    return tables.table(("run", "kind", "status", "started", "result"), rows)
 
 
 def _summary_sentence(results: Sequence[Mapping[str, Any]]) -> str:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine, forward_events
-from mta_cli.formatting import pluralise
 from mta_cli.options import (
     AdaptOptions,
     BankOptions,
@@ -27,6 +26,7 @@ from mta_cli.options import (
     PromptOptions,
     ScreeningOptions,
 )
+from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
     from mta_cli.engine.text.tasks import Task

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from mta_cli.formatting import LEAST_CHANGE, pluralise
 from mta_cli.lab.report.results import LOGLIK_METRIC
 from mta_cli.pipeline.evaluation.ladder_text import personal_row, short_verdict
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, bank_label
+from mta_cli.text.formatting import LEAST_CHANGE, pluralise
 
 if TYPE_CHECKING:
     from mta_cli.engine.evaluation.user_sums import UserSums

@@ -16,11 +16,11 @@ from textual.constants import DEFAULT_THEME
 from textual.filter import LineFilter
 from textual.screen import Screen, SystemModalScreen
 
+from mta_cli.configuration.settings import Settings, StoreOptions
 from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import ItemKept
 from mta_cli.options import ModelOptions
-from mta_cli.settings import Settings, StoreOptions
-from mta_cli.signals import ENDING_SIGNALS, exit_code_of
+from mta_cli.terminal.signals import ENDING_SIGNALS, exit_code_of
 from mta_cli.tui.command_palette import CommandProvider
 from mta_cli.tui.dialogs.basic import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
 from mta_cli.tui.screens.base import SCREEN_KEYS, SCREEN_TITLES, BaseScreen, screen_class

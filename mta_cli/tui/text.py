@@ -10,7 +10,7 @@ from rich.text import Text
 from textual.color import Color
 from textual.filter import LineFilter
 
-from mta_cli.printable import clean_line, clean_text
+from mta_cli.text.printable import clean_line, clean_text
 
 MISSING_VALUE = "–"
 

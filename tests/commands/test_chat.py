@@ -17,10 +17,10 @@ from mta_cli.commands.chat_repl.repl import ChatShell, terminal_reader
 from mta_cli.commands.chat_repl.slash_commands import SLASH_COMMANDS, complete_line, parse_slash_command
 from mta_cli.engine.generation.answer_text import StreamingDetokenizer
 from mta_cli.errors import UsageError
-from mta_cli.output import Output
 from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.chat.conversation import Conversation
-from mta_cli.printable import clean_text
+from mta_cli.terminal.output import Output
+from mta_cli.text.printable import clean_text
 from tests.pipeline.world import World, asking, contents, make_world
 
 FAST = ("--max-tokens", "8", "--device", "cpu", "--dtype", "float32")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.signals import ENDING_SIGNALS, exit_code_of
+from mta_cli.terminal.signals import ENDING_SIGNALS, exit_code_of
 from tests.pipeline.world import make_world
-from tests.terminal import Terminal
+from tests.pseudo_terminal import Terminal
 
 pexpect = pytest.importorskip("pexpect")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.output import Output
+from mta_cli.terminal.output import Output
 from store.registry import Registry
 from tests.pipeline.histories import rows, write
+from tests.pseudo_terminal import Terminal
 from tests.shell import mta, mta_ok
-from tests.terminal import Terminal
 
 QUESTION = "serve others? [Y/n]"
 
@@ -89,7 +89,7 @@ def test_a_question_takes_the_bar_off_the_terminal(monkeypatch: pytest.MonkeyPat
     from mta_cli.events import JobResult, JobStarted
 
     stopped: list[bool] = []
-    monkeypatch.setattr("mta_cli.progress.ProgressView.stop", lambda view: stopped.append(True))
+    monkeypatch.setattr("mta_cli.terminal.progress.ProgressView.stop", lambda view: stopped.append(True))
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     output = Output()
 

@@ -10,8 +10,8 @@ import pytest
 
 from store.registry import Registry
 from tests.pipeline.histories import rows, write
+from tests.pseudo_terminal import Terminal
 from tests.shell import mta, mta_ok
-from tests.terminal import Terminal
 
 EXPORTS = Path(__file__).parent.parent / "pipeline" / "data" / "exports"
 FILMS = "person,film,stars\n" + "".join(

@@ -12,8 +12,8 @@ from mta_cli.commands.eval_tables import render_evaluation_list, render_result, 
 from mta_cli.engine.evaluation.ladder import STEP_NAMES
 from mta_cli.lab.report import wording
 from mta_cli.pipeline.evaluation.ladder_text import verdict_lines
-from mta_cli.printable import clean_line, clean_text
-from mta_cli.progress import CleanConsole
+from mta_cli.terminal.progress import CleanConsole
+from mta_cli.text.printable import clean_line, clean_text
 from tests.pipeline.documents import FEW, HOSTILE, by_memory, document, hostile, with_ladder
 
 LONG = {"mta": 0.50, "base": 0.20, "mta-evidence-stk": 0.51, "fusion-evidence": 0.3}

@@ -20,7 +20,7 @@ MAX_ONE_LINE_HELP = 45
 
 def walk(path: tuple[str, ...], command: Any) -> list[tuple[tuple[str, ...], Any]]:
     inner = command.list_commands(None) if hasattr(command, "list_commands") else []
-    return [(path, command), *(each for name in inner for each in walk((*path, name), command.commands[name]))]
+    return [(path, command), *(each for name in inner for each in walk((*path, name), command.get_command(None, name)))]
 
 
 ROOT = get_command(app)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from store.registry import Registry
+from tests.pseudo_terminal import Terminal
 from tests.shell import Ran, mta, mta_ok
-from tests.terminal import Terminal
 
 BOOKS = Path(__file__).parents[1] / "pipeline" / "quick" / "books.csv"
 STEPS = ("no-model", "base", "base+examples", "common", "common+memory", "fused", "adapted", "another's")

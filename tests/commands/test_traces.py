@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.world import make_world
+from tests.pseudo_terminal import Terminal
 from tests.shell import mta_ok
-from tests.terminal import Terminal
 from tests.trust.tally import tally
 
 TYPED = "the plumfrotz rises at dawn"

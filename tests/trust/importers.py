@@ -140,10 +140,10 @@ def _histories(ground: Ground) -> list[Importer]:
 
 
 def _words(ground: Ground) -> list[Importer]:
+    from mta_cli.configuration.settings import OPTION_CLASSES, Settings
     from mta_cli.engine.text.task_files import parse_task, task_to_toml
     from mta_cli.pipeline.data.tasks import add_task, remove_task
     from mta_cli.pipeline.models.manifest import read_manifest
-    from mta_cli.settings import OPTION_CLASSES, Settings
 
     def task(content: bytes) -> None:
         path, found = ground.file("mine.toml", content), []

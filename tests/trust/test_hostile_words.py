@@ -243,8 +243,8 @@ def test_a_refusal_is_one_clean_message_with_its_exit_code(store_root: Path, tmp
 
 
 def test_settings_beyond_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mta_cli.configuration.settings import Settings
     from mta_cli.options import BankOptions
-    from mta_cli.settings import Settings
 
     path = tmp_path / "mta.toml"
     monkeypatch.setenv("MTA_CONFIG", str(path))

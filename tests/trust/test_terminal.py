@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.printable import clean_text
+from mta_cli.text.printable import clean_text
 from store.registry import Registry
 from tests.pipeline.documents import hostile
 from tests.pipeline.world import make_world
+from tests.pseudo_terminal import Terminal
 from tests.shell import mta_ok
-from tests.terminal import Terminal
 from tests.trust.tally import tally
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs a POSIX terminal")

@@ -17,8 +17,8 @@ from rich.cells import cell_len
 from textual.app import App
 from textual.pilot import Pilot
 
+from mta_cli.configuration.settings import Settings
 from mta_cli.events import Event, JobProgress
-from mta_cli.settings import Settings
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.workers.job_queue import JobQueue
 from mta_cli.tui.workers.model_worker import ModelWorker

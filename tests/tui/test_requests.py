@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mta_cli.configuration.settings import Settings
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.lab.evaluation.design import evaluation_config
 from mta_cli.options import MachineOptions
@@ -22,7 +23,6 @@ from mta_cli.pipeline.requests import (
     restore_bank_request,
     restore_eval_request,
 )
-from mta_cli.settings import Settings
 from mta_cli.tui.dialogs.job_forms import JOB_FORMS
 from mta_cli.tui.dialogs.job_request import FormContext
 from mta_cli.tui.workers.chat_turn import request_from_settings

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.signals import ENDING_SIGNALS, exit_code_of
+from mta_cli.terminal.signals import ENDING_SIGNALS, exit_code_of
 from store.registry import Registry
-from tests.terminal import Terminal
+from tests.pseudo_terminal import Terminal
 from tests.trust.tally import tally
 
 HOSTILE = "mine \x1b]0;PWNED\x07\x1b[2J\u202e1"

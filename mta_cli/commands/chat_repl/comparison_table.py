@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mta_cli.events import Event, JobProgress, JobStarted, TextChunk
-from mta_cli.formatting import pluralise
-from mta_cli.output import Output, group, text
+from mta_cli.terminal.output import Output, group, text
+from mta_cli.text.formatting import pluralise
 
 ANSWER_MODES = ("base", "common", "fused", "adapted")
 MIN_SIDE_BY_SIDE_COLUMNS = 110  # columns of terminal below which answers are shown one below the other

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, BinaryIO
 from mta_cli.commands.chat_repl.slash_commands import LeaveChat, complete_line, parse_slash_command
 from mta_cli.commands.shared.context import stdin_binary
 from mta_cli.errors import BadInput, Interrupted, MtaError
-from mta_cli.output import Output
-from mta_cli.printable import clean_line
-from mta_cli.signals import exit_on_signals
+from mta_cli.terminal.output import Output
+from mta_cli.terminal.signals import exit_on_signals
+from mta_cli.text.printable import clean_line
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.chat.conversation import Conversation

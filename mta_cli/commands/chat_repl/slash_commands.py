@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from mta_cli.commands.chat_repl.comparison_table import render_comparison, tokens_as_progress
 from mta_cli.errors import UsageError
 from mta_cli.events import Event, JobResult
-from mta_cli.output import Output, group, table, text
+from mta_cli.terminal.output import Output, group, text
+from mta_cli.terminal.tables import table
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.chat.conversation import Conversation

@@ -10,7 +10,7 @@ import typer
 
 from mta_cli.commands.shared.context import AppContext, GlobalFlags
 from mta_cli.errors import MtaError
-from mta_cli.printable import clean_text
+from mta_cli.text.printable import clean_text
 
 CompletionCallback = Callable[[typer.Context, str], list[str]]
 

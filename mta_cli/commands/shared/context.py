@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import typer
 
+from mta_cli.configuration.settings import Settings, StoreOptions, store_path
 from mta_cli.errors import MtaError, UsageError
 from mta_cli.options import MachineOptions, ModelOptions, OptionSet
-from mta_cli.output import Output
-from mta_cli.settings import Settings, StoreOptions, store_path
+from mta_cli.terminal.output import Output
 
 if TYPE_CHECKING:
     from mta_cli.commands.shared.option_flags import Flags

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-VALUE_NAMES: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def usage_pieces(parameters: Sequence[Any]) -> list[str]:
@@ -35,13 +32,8 @@ def option_name(option: Any) -> str:
 
 
 def value_name(parameter: Any) -> str:
-    """What stands for a parameter's value: its metavar, its choices, or a letter or word for its type."""
-    if parameter.metavar:
-        return str(parameter.metavar)
-    kind = parameter.type_descriptor
-    if parameter.param_type_name == "argument":
-        return str(parameter.name).upper()
-    return "|".join(map(str, kind.choices)) if kind.is_choice else VALUE_NAMES.get(kind.annotation, "TEXT")
+    """What stands for a parameter's value: its metavar, else its name."""
+    return str(parameter.metavar or parameter.name.upper())
 
 
 def default_text(parameter: Any) -> str:

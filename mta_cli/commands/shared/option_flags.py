@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from mta_cli.commands.shared.arguments import complete_bases, complete_embedders, complete_methods
+from mta_cli.configuration.settings import Setting, all_settings
 from mta_cli.options import PRESETS
-from mta_cli.settings import Setting, all_settings
 
 Command = Callable[..., None]
 PANELS = {
@@ -35,7 +35,14 @@ PANELS = {
 }
 """The title under which a command's help shows the options of a section, or those whose key begins so."""
 COMPLETERS = {"models.base": complete_bases, "models.embedder": complete_embedders, "eval.methods": complete_methods}
-METAVARS = {"models": "MODEL", "eval.methods": "METHOD,…", "eval.reference": "METHOD"}
+METAVARS: dict[Any, str] = {
+    int: "N",
+    float: "X",
+    str: "TEXT",
+    "models": "MODEL",
+    "eval.methods": "METHOD,…",
+    "eval.reference": "METHOD",
+}
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ def _typer_option(setting: Setting) -> Any:
         f"{flag}/--no-{flag[2:]}" if setting.kind is bool else flag,
         help=setting.help,
         show_default=False if default is None else str(default).lower() if isinstance(default, bool) else str(default),
-        metavar=METAVARS.get(setting.key, METAVARS.get(section)) or "|".join(choices) or None,
+        metavar=METAVARS.get(setting.key, METAVARS.get(section)) or "|".join(choices) or METAVARS.get(setting.kind),
         autocompletion=COMPLETERS.get(setting.key) or (_complete_choices(choices) if choices else None),
         rich_help_panel=panels[-1],
     )

@@ -12,7 +12,7 @@ from typing import Any
 from mta_cli.engine.text.labels import parse_number
 from mta_cli.engine.text.tasks import DEFAULT_SCORE_LABELS, INPUT_PLACEHOLDER, METRIC_BY_KIND, OUTPUT_PLACEHOLDER, Task
 from mta_cli.errors import BadInput
-from mta_cli.toml_parser import parse_toml
+from mta_cli.text.toml_parser import parse_toml
 
 TEXT_LIMIT = 10_000  # characters in any one text of a task
 LABEL_LIMIT = 1_000

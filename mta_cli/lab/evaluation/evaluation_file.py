@@ -23,7 +23,7 @@ from mta_cli.lab.report.files import write_whole_file
 from mta_cli.lab.report.results import DESIGN_KEYS
 from mta_cli.lab.report.wording import COUNTED_KEYS
 from mta_cli.options import MAX_OTHERS
-from mta_cli.printable import clean_line
+from mta_cli.text.printable import clean_line
 from store.files import missing_file_hint
 
 if TYPE_CHECKING:

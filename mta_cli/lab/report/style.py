@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from mta_cli.printable import clean_line
+from mta_cli.text.printable import clean_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

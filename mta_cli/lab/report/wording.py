@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from string import Formatter
 from typing import Any
 
-from mta_cli.formatting import pluralise
 from mta_cli.lab.report.results import (
     Document,
     difference_verdict,
@@ -14,6 +13,7 @@ from mta_cli.lab.report.results import (
     is_exploratory,
     metric_name,
 )
+from mta_cli.text.formatting import pluralise
 
 NO_VALUE = "–"
 EXPLORATORY = "p < .05 before Holm's correction but not after"

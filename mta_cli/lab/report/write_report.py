@@ -17,7 +17,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mta_cli.errors import BadInput
-from mta_cli.formatting import pluralise
 from mta_cli.lab.report import charts, tables, wording
 from mta_cli.lab.report.charts import Chart
 from mta_cli.lab.report.files import write_whole_file
@@ -33,7 +32,8 @@ from mta_cli.lab.report.results import (
 )
 from mta_cli.lab.report.style import SVG_NAMESPACE
 from mta_cli.pipeline.evaluation import ladder_text
-from mta_cli.printable import clean_line
+from mta_cli.text.formatting import pluralise
+from mta_cli.text.printable import clean_line
 
 # What Markdown would read as more than a character: the start of code, emphasis, a cell's end, a link's middle, a tag.
 _MARKDOWN_SPECIAL = re.compile(r"[\\`*|~$#]|\](?=[(\[:])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|<(?!\s)|&(?=[#\w])")

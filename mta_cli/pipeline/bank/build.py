@@ -14,7 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
-from mta_cli.formatting import pluralise
 from mta_cli.options import ScreeningOptions
 from mta_cli.pipeline.anchors import SCREENING_KEY
 from mta_cli.pipeline.bank.anchor_training import StoreAnchors, anchor_groups, anchor_trainings
@@ -31,6 +30,7 @@ from mta_cli.pipeline.requests import SCREENING_OPTIONS_KEY
 from mta_cli.pipeline.runs import bank_label, fail_run_on_error
 from mta_cli.pipeline.training.groups import TrainingGroup, train_groups
 from mta_cli.pipeline.workbench import Workbench
+from mta_cli.text.formatting import pluralise
 from store.records import Adapter, Anchor, Bank, Run
 
 if TYPE_CHECKING:

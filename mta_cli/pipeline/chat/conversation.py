@@ -30,7 +30,7 @@ from mta_cli.pipeline.chat.explain import AnsweredPrompt, explain_answer
 from mta_cli.pipeline.data.kept_items import kept_since
 from mta_cli.pipeline.user_weights import FREE_TASK
 from mta_cli.pipeline.users.exported_folders import record_export
-from mta_cli.printable import clean_text
+from mta_cli.text.printable import clean_text
 
 if TYPE_CHECKING:
     from mta_cli.engine.text.prompts import HistoryExample

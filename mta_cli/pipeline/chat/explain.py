@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.labels import find_label
-from mta_cli.formatting import pluralise
 from mta_cli.pipeline.chat.answer import ChatModel, Generation
 from mta_cli.pipeline.user_weights import PERSONALISATION_MODES, AnswerSource
+from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
     from mta_cli.engine.evaluation.ladder import Step

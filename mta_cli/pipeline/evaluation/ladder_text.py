@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mta_cli.formatting import pluralise
 from mta_cli.lab.report.results import LOGLIK_METRIC, metric_name
 from mta_cli.lab.report.wording import NO_VALUE, format_interval, format_number, format_p_value, join_words
+from mta_cli.text.formatting import pluralise
 
 Ladder = Mapping[str, Any]
 

@@ -14,7 +14,6 @@ from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.engine.training.session import TrainingResult
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine, UnitFailed
-from mta_cli.formatting import loss_verdict
 from mta_cli.options import SHOT_WEIGHTINGS, MachineOptions
 from mta_cli.pipeline.anchors import usable_anchors
 from mta_cli.pipeline.executors import open_executors
@@ -40,6 +39,7 @@ from mta_cli.pipeline.training.groups import (
 )
 from mta_cli.pipeline.user_weights import current_bank, load_recipe_anchors
 from mta_cli.pipeline.workbench import Workbench
+from mta_cli.text.formatting import loss_verdict
 from store.records import Adapter, Bank, Item, Recipe, Run, Stack, User
 from store.tables.recipes_and_stacks import pack_anchor_weights
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from mta_cli.events import PlanLine
-from mta_cli.formatting import pluralise
 from mta_cli.options import MAX_OTHERS, AdaptOptions, BankOptions
 from mta_cli.pipeline.bank.memory_weights import MAX_GUESSED_ITEMS
 from mta_cli.pipeline.bank_sizes import BY_THE_DATA, choose_sizes
+from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase

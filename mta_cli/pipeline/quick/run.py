@@ -23,7 +23,6 @@ from mta_cli.engine.text.task_files import task_to_toml
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine, forward_events
-from mta_cli.formatting import pluralise
 from mta_cli.options import (
     AdaptOptions,
     BankOptions,
@@ -62,6 +61,7 @@ from mta_cli.pipeline.users.import_file import (
     import_source,
     stage_source,
 )
+from mta_cli.text.formatting import pluralise
 from store.records import Bank, Run, User
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from mta_cli.events import ArtifactSaved, Event, JobResult
 from mta_cli.pipeline.users.dependents import banks_pooling_user
 from mta_cli.pipeline.users.exported_folders import record_export, resolve_export_folder, write_folder
 from mta_cli.pipeline.users.stored_data import Entry, anchor_entries, describe_user
-from mta_cli.printable import to_json
+from mta_cli.text.printable import to_json
 from store.records import REFUSED_USERS_KEY
 
 if TYPE_CHECKING:

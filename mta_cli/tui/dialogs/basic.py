@@ -12,7 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Static, TextArea
 
 from mta_cli.errors import BadInput, MtaError
-from mta_cli.printable import clean_text
+from mta_cli.text.printable import clean_text
 from mta_cli.tui.text import block_text, format_hint, line_text
 
 Answer = TypeVar("Answer")

@@ -22,12 +22,12 @@ from textual.widgets import Button, Collapsible, Input, Select, Static
 
 from mta_cli.errors import BadInput, MtaError
 from mta_cli.events import JobPlan
-from mta_cli.printable import clean_line, clean_text
+from mta_cli.text.printable import clean_line, clean_text
 from mta_cli.tui.dialogs.basic import ScrollingDialog
 from mta_cli.tui.text import block_text, format_hint, line_text
 
 if TYPE_CHECKING:
-    from mta_cli.settings import Settings
+    from mta_cli.configuration.settings import Settings
 
 FormValues = dict[str, str]
 FormCheck = Callable[[FormValues], None]
@@ -77,7 +77,7 @@ class Form:
 
 def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bool = False) -> FormField:
     """The field of one option: its default as settings have it, its help, its choices."""
-    from mta_cli.settings import all_settings
+    from mta_cli.configuration.settings import all_settings
 
     setting = all_settings()[f"{cls.section}.{name}"]
     value = getattr(settings.build_options(cls), name)

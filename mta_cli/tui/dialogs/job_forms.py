@@ -12,6 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from mta_cli.configuration.settings import SETTINGS_FILE_NAME, StoreOptions
+from mta_cli.configuration.settings_file import write_setting
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.options import (
@@ -25,8 +27,6 @@ from mta_cli.options import (
     PromptOptions,
     ScreeningOptions,
 )
-from mta_cli.settings import SETTINGS_FILE_NAME, StoreOptions
-from mta_cli.settings_file import write_setting
 from mta_cli.tui.dialogs.form import Form, FormField, FormValues, setting_field
 from mta_cli.tui.dialogs.import_forms import IMPORT_FORM, QUICK_FORM
 from mta_cli.tui.dialogs.job_request import FormContext, JobForm, JobRequest, build_options, shared_fields, task_field

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.configuration.settings import Settings
 from mta_cli.errors import UsageError
 from mta_cli.events import Event
 from mta_cli.options import MachineOptions, ModelOptions, OptionSet, PromptOptions
-from mta_cli.settings import Settings
 from mta_cli.tui.dialogs.form import FormField, FormValues, setting_field
 
 if TYPE_CHECKING:

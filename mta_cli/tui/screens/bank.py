@@ -17,9 +17,9 @@ from textual.containers import Container, Vertical
 from textual.widgets import DataTable, Static
 
 from mta_cli.errors import NotFound
-from mta_cli.formatting import pluralise
 from mta_cli.pipeline.bank.ladder import LADDER_KEY
 from mta_cli.pipeline.evaluation.ladder_text import verdict_lines
+from mta_cli.text.formatting import pluralise
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import MISSING_VALUE, block_text, format_signed, line_text
 from mta_cli.tui.widgets.charts.anchor_colours import anchor_colour, anchor_letter

@@ -15,8 +15,8 @@ from textual.widgets import Input, OptionList, Static
 
 from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, JobStarted, Note, TextChunk
-from mta_cli.formatting import format_rate
-from mta_cli.printable import clean_text
+from mta_cli.text.formatting import format_rate
+from mta_cli.text.printable import clean_text
 from mta_cli.tui.screens.base import BaseScreen, action_names
 from mta_cli.tui.text import block_text, ending_words, line_text
 from mta_cli.tui.widgets.answer_reasons import ReasonsPane

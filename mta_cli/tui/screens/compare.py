@@ -16,8 +16,8 @@ from textual.widgets import OptionList, Static
 
 from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import Event, JobResult, JobStarted, Note, TextChunk
-from mta_cli.formatting import pluralise
-from mta_cli.printable import clean_line, clean_text
+from mta_cli.text.formatting import pluralise
+from mta_cli.text.printable import clean_line, clean_text
 from mta_cli.tui.dialogs.user_picker import UserPicker
 from mta_cli.tui.screens.base import BaseScreen, action_names
 from mta_cli.tui.text import block_text, line_text

@@ -20,10 +20,10 @@ from textual.widgets import OptionList, RichLog, Static
 from textual.widgets.option_list import Option
 
 from mta_cli.errors import MtaError
-from mta_cli.formatting import pluralise
 from mta_cli.options import EvalOptions, MachineOptions
 from mta_cli.pipeline.maintenance import resume
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob, list_unfinished_jobs
+from mta_cli.text.formatting import pluralise
 from mta_cli.tui.dialogs.job_forms import JOB_FORMS, queue_job_from_form
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text

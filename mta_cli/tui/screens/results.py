@@ -35,10 +35,10 @@ from mta_cli.lab.report.results import (
     rank_methods,
 )
 from mta_cli.lab.report.tables import memory_table
-from mta_cli.line_table import LineTable
 from mta_cli.pipeline.evaluation import ladder_text
 from mta_cli.pipeline.runs import evaluation_status
-from mta_cli.printable import clean_line
+from mta_cli.terminal.tables import TableLayout
+from mta_cli.text.printable import clean_line
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets.charts.intervals import IntervalPlot, IntervalRow, Tone
@@ -340,9 +340,9 @@ def ladder_texts(document: ResultDocument) -> tuple[Text, Text]:
     if ladder is None:
         return Text(""), Text(NO_LADDER_NOTE)
     columns, rows = ladder_text.table_columns(ladder), ladder_text.table_rows(ladder)
-    table = LineTable(columns, range(1, len(columns) - 3))
-    table.fit(rows)
-    lines = [*table.header(), *(line.rstrip("\n") for line in table.lines(rows))]
+    layout = TableLayout(columns, range(1, len(columns) - 3))
+    layout.fit(rows)
+    lines = [layout.line(columns), layout.rule, *map(layout.line, rows)]
     steps = block_text("\n".join(map(clean_line, lines)))
     steps.no_wrap = True
     return steps, block_text("\n".join(map(clean_line, ladder_text.verdict_lines(ladder, wording.MORE_EVIDENCE))))

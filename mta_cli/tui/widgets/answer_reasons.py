@@ -14,7 +14,7 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
-from mta_cli.formatting import pluralise
+from mta_cli.text.formatting import pluralise
 from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets.charts.bars import bar_text
 from mta_cli.tui.widgets.charts.canvas import truncate_line

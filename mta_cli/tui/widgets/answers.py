@@ -18,8 +18,8 @@ from textual.containers import HorizontalScroll, VerticalScroll
 from textual.content import Content, Span
 from textual.widgets import Static
 
-from mta_cli.formatting import format_rate
-from mta_cli.printable import clean_line, clean_text
+from mta_cli.text.formatting import format_rate
+from mta_cli.text.printable import clean_line, clean_text
 from mta_cli.tui.text import ending_words
 from mta_cli.tui.widgets.charts.bars import Bar, BarChart
 from mta_cli.tui.widgets.waiting import WaitingLine

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 from rich.text import Text
 
-from mta_cli.formatting import format_age
 from mta_cli.pipeline.overview import JobRecord, UserGain
+from mta_cli.text.formatting import format_age
 from mta_cli.tui.text import format_signed, line_text
 from mta_cli.tui.widgets.job_row import STATE_MARKS, STATE_STYLES, progress_bar, progress_line
 from mta_cli.tui.workers.job_queue import Job

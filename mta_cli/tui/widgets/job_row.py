@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from rich.text import Text
 
-from mta_cli.formatting import format_clock
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob
+from mta_cli.text.formatting import format_clock
 from mta_cli.tui.text import line_text
 from mta_cli.tui.workers.job_queue import Job, ProgressState
 

@@ -12,7 +12,7 @@ from textual.content import Content
 from textual.widgets import Markdown
 from textual.widgets.markdown import MarkdownBlock, MarkdownFence
 
-from mta_cli.printable import clean_text
+from mta_cli.text.printable import clean_text
 
 DISABLED_MARKDOWN_RULES = ("link", "image", "autolink", "html_inline", "html_block", "entity", "reference", "linkify")
 MAX_NESTING = 20

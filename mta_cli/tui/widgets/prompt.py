@@ -9,7 +9,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
-from mta_cli.printable import clean_text
+from mta_cli.text.printable import clean_text
 
 
 class PromptArea(TextArea):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from rich.text import Text
 from textual.widgets import OptionList
 
-from mta_cli.formatting import format_age
+from mta_cli.text.formatting import format_age
 from mta_cli.tui.text import MISSING_VALUE, line_text
 from mta_cli.tui.widgets.charts.canvas import truncate_line
 

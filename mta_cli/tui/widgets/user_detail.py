@@ -11,9 +11,9 @@ from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
 
-from mta_cli.formatting import pluralise
 from mta_cli.lab.report.wording import format_bytes
-from mta_cli.printable import clean_line
+from mta_cli.text.formatting import pluralise
+from mta_cli.text.printable import clean_line
 from mta_cli.tui.text import MISSING_VALUE, line_text
 from mta_cli.tui.widgets.charts.bars import Bar, BarChart
 from mta_cli.tui.widgets.charts.canvas import truncate_line

@@ -11,10 +11,10 @@ from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, Prompt
 from mta_cli.pipeline.user_weights import FREE_TASK
 
 if TYPE_CHECKING:
+    from mta_cli.configuration.settings import Settings
     from mta_cli.events import Event
     from mta_cli.pipeline.chat.conversation import Conversation
     from mta_cli.pipeline.requests import ChatOptions
-    from mta_cli.settings import Settings
     from mta_cli.tui.workers.model_worker import ModelRequest, ModelWorker, WorkerContext
 
 NO_TASK_LABEL = "as typed"

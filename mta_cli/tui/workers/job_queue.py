@@ -20,8 +20,8 @@ from textual.worker import get_current_worker
 
 from mta_cli.errors import MtaError
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted
-from mta_cli.formatting import RateMeter, error_lines, event_text
-from mta_cli.printable import clean_line, clean_text
+from mta_cli.text.formatting import RateMeter, error_lines, event_text
+from mta_cli.text.printable import clean_line, clean_text
 from mta_cli.tui.workers.event_buffer import EventBuffer
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pytest
 from typer.main import get_command
 
 from mta_cli.app import app
+from mta_cli.configuration.settings import OPTION_CLASSES, Setting, Settings, all_settings
 from mta_cli.options import JOB_OPTIONS, PRESETS
-from mta_cli.settings import OPTION_CLASSES, Setting, Settings, all_settings
 from store.registry import Registry
 from tests.commands.captured import JOBS, job_call
 from tests.pipeline import town
@@ -62,7 +62,7 @@ def option_flags(command: str) -> dict[str, Setting]:
     """The settings that a command has flags for, by the parameter's name."""
     found: Any = get_command(app)
     for word in command.split():
-        found = found.commands[word]
+        found = found.get_command(None, word)
     flags = {}
     for parameter in found.params:
         keys = [f"{section}.{parameter.name}" for section in SECTIONS[command]]

@@ -13,7 +13,7 @@ import pytest
 from mta_cli.lab.report import charts, plots
 from mta_cli.lab.report.charts import Chart
 from mta_cli.lab.report.style import MAX_NAME_LENGTH, short_name
-from mta_cli.printable import clean_text
+from mta_cli.text.printable import clean_text
 from tests.pipeline.documents import FEW, HOSTILE, MANY, by_memory, document, hostile
 
 PNG = b"\x89PNG\r\n\x1a\n"

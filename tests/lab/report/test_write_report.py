@@ -16,7 +16,7 @@ from mta_cli.errors import BadInput, MtaError
 from mta_cli.lab.report import wording
 from mta_cli.lab.report.write_report import Report, render_html, render_markdown, write_reports
 from mta_cli.pipeline.evaluation import ladder_text
-from mta_cli.printable import clean_line, clean_text
+from mta_cli.text.printable import clean_line, clean_text
 from tests.pipeline.documents import FEW, HOSTILE, MANY, by_memory, document, hostile, with_ladder
 
 VOID = {"meta", "br", "img", "hr", "link", "input"}

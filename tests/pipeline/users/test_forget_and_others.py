@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mta_cli.errors import BadInput
 from mta_cli.pipeline.users.export_all_data import collect_user_data
 from mta_cli.pipeline.users.exported_folders import EXPORT_RUN_KIND
-from mta_cli.printable import to_json
+from mta_cli.text.printable import to_json
 from store.names import FORGOTTEN_NAME, check_name, quote_text
 from store.records import NewItem, Profile, User
 from store.registry import Registry

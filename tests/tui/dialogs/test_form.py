@@ -13,10 +13,10 @@ from textual.css.query import NoMatches
 from textual.pilot import Pilot
 from textual.widgets import Button, Collapsible, Input, Select
 
+from mta_cli.configuration.settings import Settings
 from mta_cli.errors import BadInput, UsageError
 from mta_cli.events import JobPlan, PlanLine
 from mta_cli.options import BankOptions, MachineOptions
-from mta_cli.settings import Settings
 from mta_cli.tui.dialogs.form import (
     FieldRow,
     Form,

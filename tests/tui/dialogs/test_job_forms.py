@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from mta_cli.configuration.settings import Settings
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import JobPlan, JobResult
 from mta_cli.options import AdaptOptions, BankOptions, EvalOptions
 from mta_cli.pipeline.quick.run import OPTION_CLASSES, QuickRequest
-from mta_cli.settings import Settings
 from mta_cli.tui.dialogs.form import FormValues
 from mta_cli.tui.dialogs.job_forms import JOB_FORMS, dry_run_plans, guess_task, parse_user_names
 from mta_cli.tui.dialogs.job_request import FormContext, JobRequest

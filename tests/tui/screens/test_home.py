@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from textual.pilot import Pilot
 
+from mta_cli.configuration.settings import Settings
 from mta_cli.events import Event, JobProgress, JobStarted
 from mta_cli.pipeline.evaluation.ladder_text import short_verdict
 from mta_cli.pipeline.overview import UserGain
 from mta_cli.pipeline.quick import run as quick
 from mta_cli.pipeline.runs import record_request
-from mta_cli.settings import Settings
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.widgets.entry_list import EntryList

@@ -15,11 +15,11 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import OptionList, RichLog
 
+from mta_cli.configuration.settings import Settings
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted, Note
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs
-from mta_cli.settings import Settings
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
 from mta_cli.tui.dialogs.form import FormDialog

@@ -11,7 +11,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, OptionList
 
-from mta_cli.settings import Settings
+from mta_cli.configuration.settings import Settings
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.basic import ConfirmDialog
 from mta_cli.tui.dialogs.form import FormDialog
@@ -395,7 +395,7 @@ def test_users_load_nothing_heavy(demo_store: Path) -> None:
     code = """
 import asyncio, sys
 from pathlib import Path
-from mta_cli.settings import Settings
+from mta_cli.configuration.settings import Settings
 from mta_cli.tui.app import MtaApp
 app = MtaApp(Path(sys.argv[1]), Settings.load(Path(sys.argv[1])))
 async def look():

@@ -11,12 +11,12 @@ import pytest
 from textual.app import App
 from textual.pilot import Pilot
 
+from mta_cli.configuration.settings import Settings
 from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted, Note, TextChunk, UnitFailed
 from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.models.manifest import ModelEntry
 from mta_cli.pipeline.requests import ChatOptions
-from mta_cli.settings import Settings
 from mta_cli.tui.workers.chat_turn import request_from_settings
 from mta_cli.tui.workers.job_queue import LOG_LINES, Job, JobQueue, JobUpdated, MakeEvents
 from mta_cli.tui.workers.model_worker import ModelWorker, WorkerContext

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
-from mta_cli.printable import clean_text
+from mta_cli.text.printable import clean_text
 
 BLANK = " "
 

@@ -13,8 +13,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from mta_cli.events import JobProgress, JobStarted
-from mta_cli.formatting import RateMeter, format_clock, format_rate
-from mta_cli.printable import clean_line, clean_text
+from mta_cli.text.formatting import RateMeter, format_clock, format_rate
+from mta_cli.text.printable import clean_line, clean_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

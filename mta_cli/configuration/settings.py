@@ -289,7 +289,7 @@ def read_file_values(path: Path) -> dict[str, Any]:
     try:
         if not path.exists():
             return {}
-        from mta_cli.toml_parser import parse_toml
+        from mta_cli.text.toml_parser import parse_toml
 
         if path.stat().st_size > MAX_SETTINGS_FILE_BYTES:
             raise BadInput(f"{path} is larger than {MAX_SETTINGS_FILE_BYTES:,} bytes; that is no settings file")

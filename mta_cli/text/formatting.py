@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from mta_cli.errors import BadInput, MtaError
 from mta_cli.events import ArtifactSaved, Event, JobProgress, Note, UnitFailed
-from mta_cli.printable import clean_line
+from mta_cli.text.printable import clean_line
 
 
 class RateMeter:

@@ -6,8 +6,8 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
+from mta_cli.configuration.settings import read_file_values
 from mta_cli.errors import BadInput
-from mta_cli.settings import read_file_values
 from store.files import atomic_write
 
 

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from mta_cli.output import BoldCell, table
+from mta_cli.terminal.tables import BoldCell, table
 
 COLUMNS = ("user", "items", "task", "what it says")
 ROWS = [("Anna Berg", 12, "film-stars", "a sentence of some length that can be wrapped"), ("bo", 3, "mail", "")]

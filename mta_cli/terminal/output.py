@@ -12,59 +12,27 @@ import itertools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli import events as ev
 from mta_cli.errors import Interrupted, MtaError, system_reason
-from mta_cli.formatting import error_lines, event_text, format_age
-from mta_cli.printable import clean_line, clean_text, to_json, to_jsonable
+from mta_cli.terminal.tables import TableLayout, format_cell, key_value_grid, number_columns, table
+from mta_cli.text.formatting import error_lines, event_text, format_age
+from mta_cli.text.printable import clean_line, clean_text, to_json, to_jsonable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from mta_cli.progress import ProgressView
+    from mta_cli.terminal.progress import ProgressView
 
 T = TypeVar("T")
 Render = Callable[[Any], "RenderableType"]
 
 PAGE_ROWS = 500
 """Rows of a long result that are printed at once."""
-
-
-@dataclasses.dataclass(frozen=True)
-class BoldCell:
-    """A cell that a table shows in bold."""
-
-    value: object
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Collection[int] = ()) -> RenderableType:
-    """A table of plain, cleaned cells. Columns that hold only numbers are right-aligned; None is a dash.
-
-    The columns with the indices in `right` are always right-aligned.
-    """
-    from mta_cli.fitted_table import FittedTable
-
-    body = [tuple(row) for row in rows]
-    numbers = {index for index in range(len(columns)) if _are_numbers([row[index] for row in body])}
-    cells = [[(_format_cell(value), isinstance(value, BoldCell)) for value in row] for row in body]
-    return FittedTable(columns, cells, numbers | set(right))
-
-
-def key_value_grid(rows: Iterable[tuple[str, object]]) -> RenderableType:
-    """Names and values, one a line, aligned; for `show` commands."""
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in rows:
-        grid.add_row(Text(clean_line(name), style="bold"), Text(_format_cell(value)))
-    return grid
 
 
 def text(value: str, *, style: str = "") -> RenderableType:
@@ -84,25 +52,6 @@ def group(*parts: RenderableType) -> RenderableType:
 def format_loss(loss: float | None) -> str:
     """A loss with three decimals; a dash for None."""
     return "–" if loss is None else f"{loss:.3f}"
-
-
-def _are_numbers(cells: Iterable[object]) -> bool:
-    known = [cell for cell in cells if cell is not None]
-    return bool(known) and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in known)
-
-
-def _format_cell(value: object) -> str:
-    if isinstance(value, BoldCell):
-        return _format_cell(value.value)
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_format_cell(inner) for inner in value)
-    return clean_line(str(value))
 
 
 class StdoutClosed(Exception):
@@ -152,7 +101,7 @@ class Output:
     def console(self, *, stderr: bool) -> Console:
         """The Rich console of a stream: no markup, no highlighting, and every segment cleaned."""
         if stderr not in self._consoles:
-            from mta_cli.progress import make_console
+            from mta_cli.terminal.progress import make_console
 
             # Without a reader of notes the command goes on; without a reader of results it ends.
             on_broken_pipe = partial(redirect_to_null, "stderr") if stderr else self._raise_stdout_closed
@@ -184,22 +133,20 @@ class Output:
         self.write_stdout("[]\n" if separator == "[" else "\n]\n")
 
     def _print_table_pages(self, columns: Sequence[str], pages: Iterator[list[Sequence[object]]]) -> None:
-        from mta_cli.line_table import LineTable
-
         self.end_line()
         first = next(pages, [])
-        layout = LineTable(columns, {i for i in range(len(columns)) if _are_numbers([row[i] for row in first])})
+        layout = TableLayout(columns, number_columns(first))
         narrow = False
         for number, page in enumerate(itertools.chain([first], pages)):
-            shown = [[_format_cell(value) for value in row] for row in page]
+            shown = [[format_cell(value) for value in row] for row in page]
             layout.fit(shown)
             if number == 0:
                 narrow = layout.width > self.console(stderr=False).width
             if number == 0 and not narrow:
-                titles, rule = layout.header()
-                self._print_renderable(text(titles, style="bold"))
-                self.write_stdout(f"{rule}\n")
-            self.write_stdout("".join(layout.stacked(shown) if narrow else layout.lines(shown)))
+                self._print_renderable(text(layout.line(columns), style="bold"))
+                self.write_stdout(f"{layout.rule}\n")
+            draw = layout.stack if narrow else layout.line
+            self.write_stdout("".join(f"{draw(row)}\n" for row in shown))
 
     def write_stdout(self, raw: str) -> None:
         """Cleaned text to standard output at once, without styling."""
@@ -264,7 +211,7 @@ class Output:
         nothing more. Ctrl-C closes the generator and raises `Interrupted`; a job that `resumes` has saved its state and
         can go on later.
         """
-        from mta_cli.progress import ProgressView
+        from mta_cli.terminal.progress import ProgressView
 
         result: Any = None
         planned: list[ev.JobPlan] = []

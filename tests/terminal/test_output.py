@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from mta_cli import events as ev
 from mta_cli.errors import BadInput, Interrupted, MtaError, NotFound
-from mta_cli.output import Output, StdoutClosed, group, key_value_grid, table, text
-from mta_cli.printable import clean_line, clean_text, to_json, to_jsonable
+from mta_cli.terminal.output import Output, StdoutClosed, group, text
+from mta_cli.terminal.tables import key_value_grid, table
+from mta_cli.text.printable import clean_line, clean_text, to_json, to_jsonable
 
 # Clear the screen, set the clipboard (OSC 52), a title by C1, a NUL, backspaces, a bidi override, a line separator.
 HOSTILE = "a\x1b[2Jb\x1b]52;c;ZXZpbA==\x07c\x9d0;t\x9c\x9b2Jd\x00\x08\x08e\u202egpj.exe\u2066f\u2028g\rh"
@@ -302,7 +303,7 @@ def test_a_full_disk_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_progress_in_a_log_is_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mta_cli.progress.LOG_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("mta_cli.terminal.progress.LOG_INTERVAL_SECONDS", 0.0)
     steps = [ev.JobProgress("alice", done, loss=2.5, tokens=100) for done in (51, 52)]
     Output().run_job(iter([ev.JobStarted("bank build", 96), *steps, ev.JobResult()]))
     lines = capsys.readouterr().err.splitlines()
@@ -315,7 +316,7 @@ def test_a_resumed_job_is_not_thought_to_be_fast(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = itertools.count(0.0, 20.0)
-    monkeypatch.setattr("mta_cli.progress.time.monotonic", lambda: next(ticks))
+    monkeypatch.setattr("mta_cli.terminal.progress.time.monotonic", lambda: next(ticks))
     steps = [ev.JobProgress("alice", done, tokens=500) for done in (51, 52, 53)]
     Output().run_job(iter([ev.JobStarted("bank build", 96), *steps, ev.JobResult()]))
     assert capsys.readouterr().err.splitlines() == [
@@ -361,7 +362,7 @@ ROWS = [("ann", 5), ("bob", 12345), ("a much longer name", None), ("\x1b[2Jcy", 
 def test_long_results_are_printed_a_page_at_a_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mta_cli.output.PAGE_ROWS", 2)
+    monkeypatch.setattr("mta_cli.terminal.output.PAGE_ROWS", 2)
 
     def rows() -> Iterator[tuple[str, int | None]]:
         for number, row in enumerate(ROWS):
@@ -384,7 +385,7 @@ def test_pages_of_a_long_result_make_one_document(
     Output().print_result(None, lambda _: table(("name", "items"), rows))
     drawn = capsys.readouterr().out
     for size in (1, 2, 500):
-        monkeypatch.setattr("mta_cli.output.PAGE_ROWS", size)
+        monkeypatch.setattr("mta_cli.terminal.output.PAGE_ROWS", size)
         Output(json=True).print_rows(("name", "items"), iter(rows), lambda row: row)
         assert capsys.readouterr().out == whole
     Output().print_rows(("name", "items"), iter(rows), lambda row: row)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mta_cli.formatting import format_age, loss_verdict, pluralise
+from mta_cli.text.formatting import format_age, loss_verdict, pluralise
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
 

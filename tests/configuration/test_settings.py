@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from mta_cli.configuration.settings import Setting, Settings, StoreOptions, all_settings, convert_value, store_path
 from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
 from mta_cli.events import PlanLine
 from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, MachineOptions, ModelOptions
-from mta_cli.settings import Setting, Settings, StoreOptions, all_settings, convert_value, store_path
 
 KNOWN = all_settings()
 
@@ -157,7 +157,7 @@ def test_every_default_is_within_its_own_bounds() -> None:
 
 
 def _sections() -> tuple[type, ...]:
-    from mta_cli.settings import OPTION_CLASSES
+    from mta_cli.configuration.settings import OPTION_CLASSES
 
     return OPTION_CLASSES
 

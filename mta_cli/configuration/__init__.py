@@ -1,0 +1,1 @@
+"""Settings of options: from files, the environment, presets and flags."""

@@ -1,0 +1,176 @@
+"""Draws tables as lines of text, as wide as the terminal allows. Knows no stream.
+
+Rich's own tables make thousands of calls a row: 100,000 rows would take minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+from mta_cli.text.printable import clean_line
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.text import Text
+
+GAP = "   "  # between two columns
+MIN_FOLDED_WIDTH = 20  # cells; a table has columns where it fits with its widest one folded to so many
+
+
+@dataclass(frozen=True)
+class BoldCell:
+    """A cell that a table shows in bold."""
+
+    value: object
+
+
+class TableLayout:
+    """Aligned columns for rows of text that arrive in pages: a column widens when a later page needs it."""
+
+    def __init__(self, titles: Sequence[str], right: Collection[int]) -> None:
+        self.titles, self._right = titles, right
+        self.widths = [_cells_wide(title) for title in titles]
+
+    def fit(self, rows: Sequence[Sequence[str]]) -> None:
+        """Widen the columns to hold these rows."""
+        for index, width in enumerate(self.widths):
+            self.widths[index] = max([width, *(_cells_wide(row[index]) for row in rows)])
+
+    @property
+    def width(self) -> int:
+        """The cells of a line."""
+        return sum(self.widths) + len(GAP) * (len(self.widths) - 1)
+
+    @property
+    def rule(self) -> str:
+        """The line below the titles."""
+        return "─" * self.width
+
+    def align(self, row: Sequence[str]) -> list[str]:
+        """The cells of a row, as wide as their columns."""
+        spaces = [" " * (width - _cells_wide(cell)) for cell, width in zip(row, self.widths, strict=True)]
+        return [
+            space + cell if index in self._right else cell + space
+            for index, (cell, space) in enumerate(zip(row, spaces, strict=True))
+        ]
+
+    def line(self, row: Sequence[str]) -> str:
+        """A row as one line."""
+        return GAP.join(self.align(row)).rstrip()
+
+    def stack(self, row: Sequence[str]) -> str:
+        """A row as lines of title and value, and an empty line, for a terminal that is too narrow for columns."""
+        longest = max(map(_cells_wide, self.titles))
+        named = zip(self.titles, row, strict=True)
+        return "".join(f"{title}{' ' * (longest - _cells_wide(title))}  {cell}\n" for title, cell in named)
+
+
+class FittedTable:
+    """A table for Rich: columns, the widest of them folded; else each row as lines of title and value."""
+
+    def __init__(self, titles: Sequence[str], rows: Sequence[Sequence[object]], right: Collection[int]) -> None:
+        self._titles, self._rows, self._right = titles, rows, right
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """The table as the width of the console allows."""
+        layout = TableLayout(self._titles, self._right)
+        layout.fit([[format_cell(value) for value in row] for row in self._rows])
+        widest = max(layout.widths)
+        if layout.width - widest + min(widest, MIN_FOLDED_WIDTH) > options.max_width:
+            for row in self._rows:
+                yield _stacked(self._titles, row)
+            return
+        while layout.width > options.max_width:
+            layout.widths[layout.widths.index(max(layout.widths))] -= 1
+        yield from _row_lines(layout, [BoldCell(title) for title in self._titles], console)
+        yield _line_text(layout.rule)
+        for row in self._rows:
+            yield from _row_lines(layout, row, console)
+
+
+def _row_lines(layout: TableLayout, row: Sequence[object], console: Console) -> Iterator[Text]:
+    """A row as lines: several where a cell is wider than its column, and is folded."""
+    styles = ["bold" if isinstance(value, BoldCell) else "" for value in row]
+    folded = [
+        [part.plain.rstrip() for part in _line_text(text).wrap(console, width, overflow="fold", no_wrap=False)]
+        if _cells_wide(text) > width
+        else [text]
+        for text, width in zip(map(format_cell, row), layout.widths, strict=True)
+    ]
+    for cells in zip_longest(*folded, fillvalue=""):
+        line = _line_text()
+        for index, (cell, style) in enumerate(zip(layout.align(cells), styles, strict=True)):
+            line.append(GAP if index else "").append(cell, style)
+        line.rstrip()
+        yield line
+
+
+def _stacked(titles: Sequence[str], row: Sequence[object]) -> RenderableType:
+    """A row as lines of title and value, without empty values, and an empty line."""
+    named = [(title, value) for title, value in zip(titles, row, strict=True) if format_cell(value)]
+    return key_value_grid([*named, ("", "")], max(map(_cells_wide, titles)))
+
+
+def _line_text(line: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(line, no_wrap=True, overflow="ignore")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Collection[int] = ()) -> RenderableType:
+    """A table of plain, cleaned cells. Columns that hold only numbers are right-aligned; None is a dash.
+
+    The columns with the indices in `right` are always right-aligned.
+    """
+    body = [tuple(row) for row in rows]
+    return FittedTable(columns, body, number_columns(body) | set(right))
+
+
+def key_value_grid(rows: Iterable[tuple[str, object]], min_width: int | None = None) -> RenderableType:
+    """Names and values, one a line, aligned; for `show` commands. `min_width` is of the names, in cells."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, min_width=min_width)
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        style = "bold" if isinstance(value, BoldCell) else ""
+        grid.add_row(Text(clean_line(name), style="bold"), Text(format_cell(value), style=style))
+    return grid
+
+
+def number_columns(rows: Sequence[Sequence[object]]) -> set[int]:
+    """The indices of the columns that hold only numbers, and any at all."""
+    known = [[cell for cell in column if cell is not None] for column in zip(*rows, strict=True)]
+    return {
+        index
+        for index, cells in enumerate(known)
+        if cells and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in cells)
+    }
+
+
+def format_cell(value: object) -> str:
+    """A value as the text of a cell: four digits of a number, `yes` or `no`, a dash for None."""
+    if isinstance(value, BoldCell):
+        return format_cell(value.value)
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(format_cell(inner) for inner in value)
+    return clean_line(str(value))
+
+
+def _cells_wide(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
