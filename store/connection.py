@@ -231,7 +231,11 @@ class Connection:
     def copy_to(self, path: Path) -> None:
         """Copy the committed state of one moment to a new file. Writers need not wait. Raises OSError for that file."""
         with self._translate_errors():
-            copy_database(self._conn, path)
+            self._conn.execute("PRAGMA query_only = OFF")  # SQLite takes VACUUM INTO for a write to this database
+            try:
+                copy_database(self._conn, path)
+            finally:
+                self._conn.execute(f"PRAGMA query_only = {not self.writable:d}")
 
     def _translate_errors(self) -> contextlib.AbstractContextManager[None]:
         return translate_sqlite_errors(self.root, self.timeout)

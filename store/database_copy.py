@@ -16,29 +16,18 @@ _SAVED_NAMES = "registry.schema*.db"
 
 
 def copy_database(source: sqlite3.Connection, path: Path) -> None:
-    """Copy an open database to `path`, a new or empty file for its owner alone. Raises OSError or sqlite3.Error."""
+    """Copy an open database to `path`, a new or empty file for its owner alone, without the bytes of removed users.
+
+    The store's own purge of these bytes may be still to come. Raises OSError or sqlite3.Error.
+    """
     with _full_disk_as_os_error():
         path.touch(mode=0o600)
+        source.execute("VACUUM INTO ?", (str(path.absolute()),))  # leaves free pages behind
         with closing(sqlite3.connect(path, isolation_level=None)) as copy:
-            copy.execute("PRAGMA journal_mode = OFF").fetchall()  # a failed copy is deleted
-            source.backup(copy)
-        sync_file(path)
-
-
-def purge_copy(path: Path) -> None:
-    """Erase the bytes of forgotten users from a copy that was made before the store's own purge.
-
-    A copy of mostly free pages loses them too: they are zeros, and a restore refuses what packs as well as zeros do.
-    Raises as `copy_database`.
-    """
-    with _full_disk_as_os_error(), closing(sqlite3.connect(path, isolation_level=None)) as copy:
-        free, pages = (copy.execute(f"PRAGMA {count}").fetchone()[0] for count in ("freelist_count", "page_count"))
-        if copy.execute(_PENDING_PURGE).fetchone() is None and free <= pages / 2:
-            return
-        copy.execute("PRAGMA journal_mode = OFF").fetchall()
-        copy.execute("INSERT INTO items_fts (items_fts) VALUES ('optimize')")
-        copy.execute("VACUUM")
-        copy.execute("PRAGMA journal_mode = WAL").fetchall()
+            if copy.execute(_PENDING_PURGE).fetchone():
+                copy.execute("PRAGMA journal_mode = OFF").fetchall()  # a failed copy is deleted
+                copy.execute("INSERT INTO items_fts (items_fts) VALUES ('optimize')")  # drops the words of removed rows
+                copy.execute("VACUUM")
     sync_file(path)
 
 

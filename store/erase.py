@@ -1,53 +1,97 @@
-"""Erases a user: rows, full-text index, their name in errors of other runs, files, and the bytes of deleted rows.
+"""Erases a user, or items of a user: rows, full-text index, files, and the bytes of deleted rows.
 
 Rows follow their foreign keys. Errors of runs are the only texts that may name a user; all else refers to users by key,
-or, in a bank's list of refused users, by id.
+or, in a bank's list of refused users, by id. What others' models learned stays, and is named: anchors become stale.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from store.columns import dump_json, load_json_columns, utc_now
-from store.connection import Connection
+from store.connection import Connection, SqlParameters
 from store.database_copy import remove_saved_databases
 from store.files import AdapterFiles
 from store.names import FORGOTTEN_NAME, quote_text
-from store.queries.dependents import find_dependent_users
-from store.records import REFUSED_USERS_KEY, User
+from store.records import REFUSED_USERS_KEY, STALE_FOR_GOOD, Item, User
 from store.tables.adapters import Adapters
 from store.tables.jobs import Jobs
-from store.tables.users import ForgetResult
+from store.tables.users import StaleAnchor
 
-# Banks of evaluations serve no user, so those made from this user are deleted whole.
-_DELETE_EVAL_BANKS = """DELETE FROM banks WHERE id IN (
-    SELECT bank_id FROM eval_banks JOIN eval_people USING (evaluation_id, fold) WHERE user_id = ? AND role = 'bank'
-) AND purpose = 'eval'"""
+# Banks of evaluations serve no user, so those made from this user, or from the items, are deleted whole.
+_EVAL_BANKS = """DELETE FROM banks WHERE purpose = 'eval' AND id IN (
+    SELECT bank_id FROM eval_banks JOIN eval_people USING (evaluation_id, fold) WHERE user_id = :user AND role = 'bank'
+"""
+_OF_TASK = "user_id = :user AND task = :task"
+# Evaluations that were at work when the items were there. Without an end, a run was killed.
+_LATER_EVALUATIONS = """SELECT id FROM evaluations WHERE task = :task AND (created >= :since OR EXISTS (
+    SELECT 1 FROM runs WHERE evaluation_id = evaluations.id AND (ended IS NULL OR ended >= :since)
+))"""
+_DELETIONS_WITH_ITEMS = (
+    f"{_EVAL_BANKS} AND evaluation_id IN ({_LATER_EVALUATIONS}))",
+    # Prompts of evaluations show items.
+    f"DELETE FROM predictions WHERE user_id = :user AND evaluation_id IN ({_LATER_EVALUATIONS})",
+    f"DELETE FROM cells WHERE user_id = :user AND evaluation_id IN ({_LATER_EVALUATIONS})",
+    f"DELETE FROM stacks WHERE {_OF_TASK} AND created >= :since",
+    f"DELETE FROM recipes WHERE {_OF_TASK} AND created >= :since",
+    f"DELETE FROM profiles WHERE {_OF_TASK} AND last_item >= :first",
+    f"DELETE FROM items WHERE {_OF_TASK} AND id IN (SELECT value FROM json_each(:items))",
+)
+_ANCHORS = "FROM anchors JOIN banks ON banks.id = bank_id"
+_TRAINED_ANCHORS = f"""{_ANCHORS} JOIN adapters USING (digest)
+WHERE user_id = :user AND banks.task = :task AND purpose = '' AND adapters.created >= :since"""
 
 
-class UserEraser:
-    """Removes users from a store."""
+@dataclass(frozen=True)
+class Erased:
+    """What was removed with a user or with items, and the anchors that are stale now."""
+
+    adapters_removed: list[str]
+    stale_anchors: list[StaleAnchor]
+
+
+class Eraser:
+    """Removes users and items from a store."""
 
     def __init__(self, db: Connection, adapters: Adapters, files: AdapterFiles, jobs: Jobs) -> None:
         self._db, self._adapters, self._files, self._jobs = db, adapters, files, jobs
 
-    def erase_user(self, user: User) -> ForgetResult:
+    def erase_user(self, user: User) -> Erased:
         """See `Users.forget`."""
+        values = {"user": user.id}
         with self._db.transaction():
             self._jobs.require_unused(user.id, user.name)
-            self._db.execute_write(_DELETE_EVAL_BANKS, (user.id,))
-            anchors = self._anchors_of_user(user.id)
-            stale, rest = [anchor[1:] for anchor in anchors], self._dependents_of_anchors(user, anchors)
-            self._db.execute_write("UPDATE anchors SET stale = 1 WHERE user_id = ?", (user.id,))
+            self._db.execute_write(f"{_EVAL_BANKS})", values)
+            stale = self._stale_anchors(f"{_ANCHORS} WHERE user_id = :user", values)
+            self._db.execute_write("UPDATE anchors SET stale = 1 WHERE user_id = :user", values)
             self._add_tombstone(user.id, had_anchor=bool(stale))
-            self._db.execute_write("DELETE FROM users WHERE id = ?", (user.id,))
+            self._db.execute_write("DELETE FROM users WHERE id = :user", values)
             self._redact_name(user.name)
             self._remove_from_refused(user.id)
             removed = self._adapters.remove_unreferenced()
             self._db.after_commit(self.purge_deleted_bytes)
-        banks = list(dict.fromkeys(f"{name} v{version}" for name, version, _ in stale))
-        return ForgetResult(user.name, removed, stale, banks, rest)
+        return Erased(removed, stale)
+
+    def erase_items(self, user: User, task: str, items: Sequence[Item], since: str) -> Erased:
+        """See `Items.remove_items`."""
+        numbers = [item.id for item in items]
+        values = {"user": user.id, "task": task, "since": since}
+        values |= {"first": min(numbers), "items": json.dumps(numbers)}
+        with self._db.transaction():
+            self._jobs.require_unused(user.id, user.name)
+            stale = self._stale_anchors(_TRAINED_ANCHORS, values)
+            ours = f"UPDATE anchors SET stale = {STALE_FOR_GOOD} WHERE id IN (SELECT anchors.id {_TRAINED_ANCHORS})"
+            for sql in (ours, *_DELETIONS_WITH_ITEMS):
+                self._db.execute_write(sql, values)
+            removed = self._adapters.remove_unreferenced()
+            # The row of a removal: until it says `erased`, every opening of the store tries to overwrite the bytes.
+            tombstone = {"forgotten_at": utc_now(), "items": len(numbers), "had_anchor": int(bool(stale))}
+            self._db.insert_row("tombstones", tombstone)
+            self._db.after_commit(self.purge_deleted_bytes)
+        return Erased(removed, stale)
 
     def purge_deleted_bytes(self) -> None:
         """Overwrite the bytes of forgotten users, if any are left. Raises StoreBusy while another process reads.
@@ -65,25 +109,8 @@ class UserEraser:
         # Others may have removed more since; their words may still be in the index.
         self._db.execute_write("UPDATE tombstones SET erased = 1 WHERE id <= ?", (last,))
 
-    def _anchors_of_user(self, user_id: int) -> list[tuple[int, str, int, int]]:
-        """The user's anchors: (bank id, bank, version, anchor id)."""
-        sql = """SELECT banks.id, banks.name, version, anchors.id FROM anchors JOIN banks ON banks.id = bank_id
-        WHERE user_id = ? ORDER BY anchors.id"""
-        return self._db.fetch_tuples(sql, (user_id,))
-
-    def _dependents_of_anchors(
-        self, user: User, anchors: list[tuple[int, str, int, int]]
-    ) -> list[tuple[str, str, int]]:
-        """Other users whose recipes and stacks use this user's anchors: (name, bank, version)."""
-        banks = dict.fromkeys((bank_id, name, version) for bank_id, name, version, _ in anchors)
-        return [
-            (other, name, version)
-            for bank_id, name, version in banks
-            for other in find_dependent_users(
-                self._db, bank_id, [anchor for bank, _, _, anchor in anchors if bank == bank_id]
-            )
-            if other != user.name
-        ]
+    def _stale_anchors(self, which: str, values: SqlParameters) -> list[StaleAnchor]:
+        return self._db.fetch_tuples(f"SELECT banks.name, version, anchors.id {which} ORDER BY anchors.id", values)
 
     def _add_tombstone(self, user_id: int, *, had_anchor: bool) -> None:
         sql = """INSERT INTO tombstones (forgotten_at, items, had_anchor, user_uuid)

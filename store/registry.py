@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 from mta_cli.errors import MtaError
 from store.connection import Connection
-from store.erase import UserEraser
-from store.erase_items import ItemEraser
+from store.erase import Eraser
 from store.files import AdapterFiles
 from store.process_lock import job_lock
 from store.queries.user_data import UserData
@@ -51,10 +50,10 @@ class Registry:
         self.files = AdapterFiles(root, db.require_in_place)
         self.adapters = Adapters(db, self.files)
         self.jobs = Jobs(root, db)
-        self._eraser = UserEraser(db, self.adapters, self.files, self.jobs)
+        self._eraser = Eraser(db, self.adapters, self.files, self.jobs)
         self.users = Users(db, self._eraser, self.jobs)
         self.user_table = UserTable(db)
-        self.items = Items(db, ItemEraser(db, self.adapters, self._eraser, self.jobs))
+        self.items = Items(db, self._eraser)
         self.profiles = Profiles(db)
         self.models = ModelRecords(db)
         self.tasks = Tasks(db)

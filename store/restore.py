@@ -62,7 +62,7 @@ class StagedRestore:
 
     def unpack(self, archive: Path) -> Generator[str, None, Manifest]:
         """Unpack, migrate and verify an archive; yields each member's name. Raises as `unpack_backup`."""
-        manifest = yield from unpack_backup(archive, self._staged, has_old=_has_readable_database(self._root))
+        manifest = yield from unpack_backup(archive, self._staged, has_old=(self._root / "registry.db").exists())
         try:
             require_schema(self._staged / "registry.db", manifest.schema)
             with Registry.open(self._staged, timeout=self._timeout) as reg:
@@ -175,14 +175,6 @@ def read_replaced_store(root: Path) -> ReplacedStore:
         return _describe_missing(root)
     with closing(sqlite3.connect(path)) as conn:
         return _read_replaced(root, conn)
-
-
-def _has_readable_database(root: Path) -> bool:
-    """Whether a restore has to keep the old database until the new one is written."""
-    try:
-        return read_replaced_store(root).users is not None
-    except MtaError:  # `install` says it
-        return True
 
 
 def _describe_missing(root: Path) -> ReplacedStore:

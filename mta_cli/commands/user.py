@@ -175,17 +175,17 @@ def rm(
     What others' models keep of them is named.
     """
     from mta_cli.commands.user_tables import render_removal
-    from mta_cli.pipeline.users.forget import forget_user, plan_forget
+    from mta_cli.pipeline.users.removal import plan_user_removal, remove_user
 
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
         if dry_run:
-            context.output.run_job_and_print(plan_forget(reg, user), dry_run=True)
+            context.output.run_job_and_print(plan_user_removal(reg, user), dry_run=True)
             return
         if not yes:
-            context.output.run_job(plan_forget(reg, user, as_notes=True))
+            context.output.run_job(plan_user_removal(reg, user, as_notes=True))
         confirm(context.output, f"Remove {user} with all their data and models?", yes=yes)
-        context.output.run_job_and_print(forget_user(reg, user, wait=wait), render_removal)
+        context.output.run_job_and_print(remove_user(reg, user, wait=wait), render_removal)
 
 
 @app.command()
@@ -239,7 +239,7 @@ def items(
 
 
 def _remove_items(context: AppContext, user: str, ids: list[str], task: str | None, *, yes: bool, wait: bool) -> None:
-    from mta_cli.pipeline.users.remove_items import plan_item_removal, remove_items
+    from mta_cli.pipeline.users.removal import plan_item_removal, remove_items
 
     with context.open_registry() as reg:
         if not yes:

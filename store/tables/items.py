@@ -14,7 +14,7 @@ from store.queries.full_text import drop_kept_texts, fts5_query, rank_bm25
 from store.records import Item, NewItem, Query
 
 if TYPE_CHECKING:
-    from store.erase_items import ItemEraser, RemovedItems
+    from store.erase import Erased, Eraser
     from store.records import User
 
 INSERT_BATCH_SIZE = 500
@@ -78,7 +78,7 @@ def hash_texts(question: str, answer: str) -> int:
 class Items:
     """The items and queries of all users. The order is: items without a time, then by time, then by arrival."""
 
-    def __init__(self, db: Connection, eraser: ItemEraser) -> None:
+    def __init__(self, db: Connection, eraser: Eraser) -> None:
         self._db, self._eraser = db, eraser
 
     def any_item(self) -> bool:
@@ -173,7 +173,7 @@ class Items:
         sql = f"{_SELECT_ITEM} WHERE user_id = ? AND key IN (SELECT value FROM json_each(?)) ORDER BY id"
         return self._read_items(sql, (user_id, json.dumps(list(keys))))
 
-    def remove_items(self, user: User, task: str, items: Sequence[Item], since: str) -> RemovedItems:
+    def remove_items(self, user: User, task: str, items: Sequence[Item], since: str) -> Erased:
         """Remove items of a task, and everything of the user that was made from them; anchors become stale.
 
         `since` is the time before which none of them was there, empty where that is not known: what was made earlier

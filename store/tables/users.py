@@ -7,7 +7,6 @@ import json
 import os
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound, did_you_mean
@@ -17,7 +16,7 @@ from store.names import MAX_NAME_CHARS, check_name, normalise_name, quote_text
 from store.records import STALE_FOR_GOOD, User
 
 if TYPE_CHECKING:
-    from store.erase import UserEraser
+    from store.erase import Erased, Eraser
     from store.tables.jobs import Jobs
 
 _SELECT_USER = "SELECT id, name, can_anchor, created FROM users"
@@ -44,24 +43,10 @@ Tombstone = tuple[str, int, int, str]
 """(forgotten at, history items, whether the user was an anchor, the uuid of their row)"""
 
 
-@dataclass(frozen=True)
-class ForgetResult:
-    """What was removed with a user. `stale_anchors` are (bank, version, anchor id); `banks` their banks as "NAME vN".
-
-    `dependents` are (user, bank, version): other users whose recipe or stack depends on one of these anchors.
-    """
-
-    name: str
-    adapters_removed: list[str]
-    stale_anchors: list[StaleAnchor]
-    banks: list[str] = field(default_factory=list)
-    dependents: list[tuple[str, str, int]] = field(default_factory=list)
-
-
 class Users:
     """The users of the store."""
 
-    def __init__(self, db: Connection, eraser: UserEraser, jobs: Jobs) -> None:
+    def __init__(self, db: Connection, eraser: Eraser, jobs: Jobs) -> None:
         self._db, self._eraser, self._jobs = db, eraser, jobs
 
     def add(self, name: str, *, can_anchor: bool = True) -> User:
@@ -172,7 +157,7 @@ class Users:
             sql = f"SELECT banks.name, version, anchors.id {_FROM_USER_ANCHORS} ORDER BY anchors.id"
             return self._db.fetch_tuples(sql, (user_id,))
 
-    def forget(self, user_id: int) -> ForgetResult:
+    def forget(self, user_id: int) -> Erased:
         """Remove a user from database, log and files; anchors trained on them become stale and stay.
 
         Raises NotFound, UserInUse while a job uses their items, and StoreBusy when the rows are deleted but another

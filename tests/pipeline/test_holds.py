@@ -34,9 +34,8 @@ from mta_cli.pipeline.users import in_use
 from mta_cli.pipeline.users.add import add_user
 from mta_cli.pipeline.users.consent import set_consent
 from mta_cli.pipeline.users.export_all_data import export_all_data
-from mta_cli.pipeline.users.forget import forget_user
 from mta_cli.pipeline.users.import_file import import_file
-from mta_cli.pipeline.users.remove_items import remove_items
+from mta_cli.pipeline.users.removal import remove_items, remove_user
 from store.records import NewItem
 from store.registry import Registry
 from tests.lab.evaluation.trial import eval_request
@@ -305,14 +304,14 @@ def test_who_leaves_while_their_history_is_read_does_not_come_back(peopled: Regi
 
 
 ONE_TRANSACTION = {
-    *("import_file", "import_source", "add_user", "set_consent", "set_consent_of_all", "forget_user", "remove_items"),
+    *("import_file", "import_source", "add_user", "set_consent", "set_consent_of_all", "remove_user", "remove_items"),
     *("Conversation.accept_exchange", "Conversation.undo_accept"),
 }
 OF_OTHER_JOBS = {"run_demo", "run_quick", "resume_job"}
 NOTHING_BY_USER = {
     *(
         "plan_demo",
-        "plan_forget",
+        "plan_user_removal",
         "plan_item_removal",
         "pull_model",
         "pull_missing_models",
@@ -355,7 +354,7 @@ def test_an_anchor_is_held_while_others_are_adapted_on_it(peopled: Registry) -> 
     with pytest.raises(UserInUse, match=f"using {anchor}'s items"):
         finish(set_consent(peopled, anchor, False))
     unused = next(f"user{n}" for n in range(9) if f"user{n}" not in {a.user for a in peopled.banks.anchors(1)})
-    finish(forget_user(peopled, unused))
+    finish(remove_user(peopled, unused))
     finish(set_consent(peopled, anchor, True))
     results, _ = finish(job)
     assert [result["user"] for result in results] == list(SHORT) and peopled.check_integrity() == []
@@ -371,7 +370,7 @@ def test_a_change_waits_for_the_end_of_the_job(peopled: Registry, change: str, m
     def leave() -> None:
         with Registry.open(peopled.root) as other:
             work = (
-                forget_user(other, "user4", wait=True)
+                remove_user(other, "user4", wait=True)
                 if change == "rm"
                 else set_consent(other, "user4", False, wait=True)
             )

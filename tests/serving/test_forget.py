@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mta_cli.errors import MtaError
-from mta_cli.pipeline.users.forget import forget_user
+from mta_cli.pipeline.users.removal import remove_user
 from mta_cli.pipeline.users.servers import recheck_servers, running_servers
 from mta_cli.serving.server import Server
 from store.queries.full_text import _term_counts
@@ -43,7 +43,7 @@ def user_id(running: Running, name: str) -> int:
 
 def forget(running: Running, name: str) -> None:
     with running.open_store() as reg:
-        list(forget_user(reg, name))
+        list(remove_user(reg, name))
     recheck(running)
 
 
@@ -198,7 +198,7 @@ def test_the_socket_beside_the_store_answers_when_all_is_dropped(start: Start) -
         assert running_servers(running.root) == [(os.getpid(), "tiny")]
         running.text("alice", "a text that is long enough to be kept in the cache")
         with running.open_store() as reg:
-            list(forget_user(reg, "alice"))
+            list(remove_user(reg, "alice"))
         assert len(running.service._models.cache) == 0, "before `user rm` returns"
         assert recheck_servers(running.root) == []
         running.service.recheck = None  # it cannot answer

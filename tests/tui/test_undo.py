@@ -142,7 +142,7 @@ def test_an_answer_that_is_gone_already_is_said_to_be(demo_store: Path) -> None:
             told = notices(app)
             kept = await keep(app, "a film")
             with Registry.open(demo_store) as reg:
-                from mta_cli.pipeline.users.remove_items import remove_items
+                from mta_cli.pipeline.users.removal import remove_items
 
                 list(remove_items(reg, "ida", [kept.name], task="lamp-2"))
             await pilot.press("u")

@@ -197,7 +197,7 @@ class Conversation:
 
         Raises BadInput where there is none, and as `remove_items`.
         """
-        from mta_cli.pipeline.users.remove_items import remove_items
+        from mta_cli.pipeline.users.removal import remove_items
 
         kept = next((one for one in reversed(self.exchanges) if self._is_kept(one)), None)
         if kept is None or kept.kept_as is None:

@@ -48,8 +48,8 @@ def back_up(reg: Registry, to: Path, agree: ConfirmReplace) -> Iterator[Event]:
             "file": str(target),
             "bytes": target.stat().st_size,
             "schema": manifest.schema,
-            "users": manifest.counts["users"],
-            "adapters": len(manifest.members) - 1,
+            "users": manifest.users,
+            "adapters": manifest.adapters,
         }
     )
 
@@ -127,9 +127,9 @@ def _tell_progress(names: Generator[str, None, Manifest]) -> Generator[Event, No
 def _plan_lines(root: Path, archive: Path, manifest: Manifest, there: ReplacedStore) -> Iterator[PlanLine]:
     yield PlanLine("backup", str(archive))
     yield PlanLine("made", f"{manifest.created} by mta {manifest.program}, schema {manifest.schema}")
-    yield PlanLine("users", f"{manifest.counts.get('users', 0):,}")
-    yield PlanLine("adapters", f"{len(manifest.members) - 1:,}")
-    yield PlanLine("verified", f"{manifest.total_bytes:,} bytes")
+    yield PlanLine("users", f"{manifest.users:,}")
+    yield PlanLine("adapters", f"{manifest.adapters:,}")
+    yield PlanLine("verified", f"{archive.stat().st_size:,} bytes")
     yield PlanLine("store", str(root))
     yield PlanLine("replaced", _user_count(there))
     known = f"{len(there.tombstones):,} in the store's records are removed again, if the backup has them"

@@ -214,7 +214,7 @@ class UsersScreen(BaseScreen):
     @work(group="ask", exit_on_error=False)
     async def action_remove(self) -> None:
         """Say what would go, ask, and queue the removal."""
-        from mta_cli.pipeline.users.forget import forget_user
+        from mta_cli.pipeline.users.removal import remove_user
 
         if (name := self.highlighted_user) is None:
             return
@@ -223,7 +223,7 @@ class UsersScreen(BaseScreen):
             return
 
         def make(reg: Registry) -> Iterator[Event]:
-            return forget_user(reg, name)
+            return remove_user(reg, name)
 
         waits = self.mta_app.job_queue.has_unfinished_jobs
         self.mta_app.job_queue.add_job("user rm", name, make, self._handle_removal_end)
@@ -368,9 +368,9 @@ def _count_label(found: _TableState, task: str | None) -> str:
 def _removal_summary(name: str, reg: Registry) -> str:
     """What would be removed with a user, a line each."""
     from mta_cli.events import JobPlan
-    from mta_cli.pipeline.users.forget import plan_forget
+    from mta_cli.pipeline.users.removal import plan_user_removal
 
-    plans = (event for event in plan_forget(reg, name) if isinstance(event, JobPlan))
+    plans = (event for event in plan_user_removal(reg, name) if isinstance(event, JobPlan))
     return "\n".join(
         f"{line.name}: {line.value}" for plan in plans for line in plan.lines[1:] if line.value not in EMPTY_PLAN_VALUES
     )

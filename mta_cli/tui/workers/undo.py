@@ -44,7 +44,7 @@ class UndoStack:
 
 def plan_undo(reg: Registry, kept: ItemKept) -> UndoPlan:
     """What `undo` would remove. Raises NotFound where the user or the item is gone."""
-    from mta_cli.pipeline.users.remove_items import plan_item_removal
+    from mta_cli.pipeline.users.removal import plan_item_removal
 
     events = plan_item_removal(reg, kept.user, [kept.name], task=kept.task)
     first, *rest = next(event for event in events if isinstance(event, JobPlan)).lines
@@ -54,6 +54,6 @@ def plan_undo(reg: Registry, kept: ItemKept) -> UndoPlan:
 
 def undo(reg: Registry, kept: ItemKept) -> Iterator[Event]:
     """Remove the item and what was made from it, as `mta user items --rm` does."""
-    from mta_cli.pipeline.users.remove_items import remove_items
+    from mta_cli.pipeline.users.removal import remove_items
 
     return remove_items(reg, kept.user, [kept.name], task=kept.task)

@@ -17,7 +17,7 @@ from mta_cli.lab.evaluation.run import run_evaluation, tune_evaluation
 from mta_cli.lab.methods.catalog import PRESETS_BY_NAME
 from mta_cli.pipeline.requests import EvalRequest, eval_request_json
 from mta_cli.pipeline.runs import REQUEST_KEY
-from mta_cli.pipeline.users.remove_items import remove_items
+from mta_cli.pipeline.users.removal import remove_items
 from store.records import NewItem
 from store.registry import Registry
 from tests.lab.evaluation.trial import ALL, eval_request, timeless

@@ -24,7 +24,7 @@ from mta_cli.pipeline.chat.answer import (
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.user_weights import default_task
-from mta_cli.pipeline.users.forget import forget_user
+from mta_cli.pipeline.users.removal import remove_user
 from store.registry import Registry
 from tests.pipeline.town import built, finish, fuse_request
 from tests.pipeline.world import World, asking, make_world, notes_of, result_of, text_of
@@ -131,7 +131,7 @@ def test_a_loaded_model_uses_the_label_memory_as_it_is_now(peopled: Registry) ->
     assert model.memory.prior_for(ida, model.source.mode, model.options.memory) is not None
     before, kept = neighbours_of(model), model.memory
     assert "user0" in before and model.memory is kept, "it is read once"
-    finish(forget_user(peopled, "user0"))
+    finish(remove_user(peopled, "user0"))
     assert neighbours_of(model) == before - {"user0"}
 
 

@@ -17,7 +17,7 @@ from mta_cli.pipeline.chat import conversation
 from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.chat.conversation import Conversation, Exchange, add_exchange_as_item
 from mta_cli.pipeline.users.exported_folders import exports_of
-from mta_cli.pipeline.users.remove_items import remove_items
+from mta_cli.pipeline.users.removal import remove_items
 from store.names import FORGOTTEN_NAME
 from store.registry import Registry
 from tests.pipeline.world import World, asking, contents, notes_of

@@ -10,7 +10,7 @@ from mta_cli.pipeline.chat.answer import answer_question
 from mta_cli.pipeline.maintenance.snapshot import publish_snapshot, pull_snapshot
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.fuse import fuse_user
-from mta_cli.pipeline.users.forget import forget_user
+from mta_cli.pipeline.users.removal import remove_user
 from mta_cli.pipeline.users.serve_keys import FILE_NAME, KeyFile
 from store.registry import Registry
 from tests.pipeline.town import TASK, built, finish, fuse_request
@@ -81,9 +81,9 @@ def test_a_key_on_a_node_does_not_open_a_later_user_of_the_same_name(world: Worl
         found = KeyFile.read(node / FILE_NAME)
         return [name for name in ("alice", "bob", "carol") if found.allows(found.keys[0], name)]
 
-    finish(forget_user(reg, "bob"))
+    finish(remove_user(reg, "bob"))
     reg.users.add("bob")
-    finish(forget_user(reg, "carol"))
+    finish(remove_user(reg, "carol"))
     published(reg, fleet)
     pulled(node, fleet)
     assert opened() == ["alice"]

@@ -25,7 +25,7 @@ from mta_cli.pipeline.quick import run as quick
 from mta_cli.pipeline.quick.draft_task import FileSummary
 from mta_cli.pipeline.quick.run import OPTION_CLASSES, QuickRequest, draw_users, measurable_users, run_quick
 from mta_cli.pipeline.users import import_file
-from mta_cli.pipeline.users.forget import forget_user
+from mta_cli.pipeline.users.removal import remove_user
 from store.records import NewItem, Query
 from store.registry import Registry
 from tests.pipeline.town import CPU, finish, notes
@@ -101,7 +101,7 @@ def test_the_task_alone_keeps_labels_of_a_removed_user(reg: Registry, fast: None
     rows = [f"u{n},what happened on day {k},{own if n == 0 and k % 2 else 'go'}" for n in range(8) for k in range(10)]
     path.write_text("\n".join(["who,question,answer", *rows]) + "\n", encoding="utf-8")
     finish(run_quick(reg, request(path, columns=ColumnMapping("who", "question", "answer"))))
-    _, seen = finish(forget_user(reg, "u0"))
+    _, seen = finish(remove_user(reg, "u0"))
     assert any(f"task moods that only they gave stay in it: '{own}'" in text for text in notes(seen))
     remove_task(reg, "moods")
     reg.close()

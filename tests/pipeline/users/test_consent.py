@@ -19,9 +19,8 @@ from mta_cli.pipeline.requests import AdaptRequest
 from mta_cli.pipeline.users.add import add_user
 from mta_cli.pipeline.users.consent import set_consent
 from mta_cli.pipeline.users.dependents import banks_pooling_user
-from mta_cli.pipeline.users.forget import forget_user
 from mta_cli.pipeline.users.import_file import import_file
-from mta_cli.pipeline.users.remove_items import remove_items
+from mta_cli.pipeline.users.removal import remove_items, remove_user
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline import town
@@ -138,7 +137,7 @@ def test_a_removal_names_the_task_adapter_also_after_consent_was_taken_back(peop
     late = peopled.users.add("late")
     assert [bank.name for bank in banks_pooling_user(peopled, peopled.users.get("user0"))] == ["lamp-2"]
     assert banks_pooling_user(peopled, late) == []
-    result, _ = finish(forget_user(peopled, "user0"))
+    result, _ = finish(remove_user(peopled, "user0"))
     assert result["task_adapters"] == [{"bank": "lamp-2", "version": 1}]
     assert peopled._db.fetch_value("SELECT count(*) FROM task_adapter_users WHERE user_id = ?", (user.id,)) == 0
 

@@ -16,7 +16,7 @@ import pytest
 from mta_cli.errors import BadInput, IntegrityFault, NotFound
 from mta_cli.pipeline.users.export_all_data import FILE_DESCRIPTIONS, export_all_data
 from mta_cli.pipeline.users.exported_folders import exports_of
-from mta_cli.pipeline.users.forget import forget_user, plan_forget
+from mta_cli.pipeline.users.removal import plan_user_removal, remove_user
 from store.records import REFUSED_USERS_KEY, Profile
 from store.registry import Registry
 from tests.pipeline.histories import run
@@ -216,7 +216,7 @@ list(export_all_data.export_all_data(Registry.open(Path({str(reg.root)!r})), "an
     (tmp_path / ".letter.tmp").write_text("not ours")
     assert len(list(tmp_path.iterdir())) == 3
     if then == "removal":
-        run(forget_user(reg, "ann"))
+        run(remove_user(reg, "ann"))
     else:
         given(reg, tmp_path / "other", "ann")
     left = {path.name for path in tmp_path.iterdir()}
@@ -241,10 +241,10 @@ def test_exports_are_remembered_and_named_when_somebody_is_forgotten(reg: Regist
         for path in sorted((tmp_path / name).rglob("*"), reverse=True):
             path.unlink() if path.is_file() else path.rmdir()
     where = [str(tmp_path / "a"), str(tmp_path / "b")]
-    lines = {line.name: line.value for event in plan_forget(reg, NAME) for line in getattr(event, "lines", ())}
+    lines = {line.name: line.value for event in plan_user_removal(reg, NAME) for line in getattr(event, "lines", ())}
     assert lines["exports, which stay"] == ", ".join(where)
     assert lines["recipes and stacks that rest on it"] == "bob"
-    result, notes = run(forget_user(reg, NAME))
+    result, notes = run(remove_user(reg, NAME))
     assert result["exports"] == where and all(any(place in note for note in notes) for place in where)
     assert {(each["user"], each["bank"]) for each in result["resting"]} == {("bob", "free")}
     assert any("rest on what is stale: those of bob" in note for note in notes)

@@ -15,7 +15,7 @@ from mta_cli.errors import IntegrityFault, NotFound
 from mta_cli.events import Event, JobResult, TextChunk
 from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.chat.compare import compare_queries
-from mta_cli.pipeline.users.forget import forget_user
+from mta_cli.pipeline.users.removal import remove_user
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
 from mta_cli.tui.dialogs.user_picker import UserPicker
@@ -237,7 +237,7 @@ def test_another_user_who_was_removed_leaves_the_comparison(demo_store: Path) ->
             screen = await enter(app, pilot, "compare", "ida")
             screen._other_users = ["jon", "user0"]
             with Registry.open(demo_store) as reg:
-                list(forget_user(reg, "user0"))
+                list(remove_user(reg, "user0"))
             await type_and_ask(app, pilot, "what next?")
             assert answers(app).column_keys[-1] == "@jon" and screen._other_users == ["jon"]
             assert "user0 was removed meanwhile." in screen_text(app)

@@ -71,7 +71,7 @@ def test_a_removal_that_fails_is_told(demo_store: Path, monkeypatch: pytest.Monk
         raise IntegrityFault("the store is damaged")
         yield JobResult()
 
-    monkeypatch.setattr("mta_cli.pipeline.users.forget.forget_user", refuse)
+    monkeypatch.setattr("mta_cli.pipeline.users.removal.remove_user", refuse)
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
@@ -90,15 +90,15 @@ def test_a_removal_that_fails_is_told(demo_store: Path, monkeypatch: pytest.Monk
 def test_a_removal_that_ends_while_another_screen_is_shown_is_told(
     demo_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mta_cli.pipeline.users import forget
+    from mta_cli.pipeline.users import removal
 
-    may_end, forget_user = threading.Event(), forget.forget_user
+    may_end, remove_user = threading.Event(), removal.remove_user
 
     def later(reg: Registry, name: str) -> Iterator[Event]:
         may_end.wait(PATIENCE)
-        yield from forget_user(reg, name)
+        yield from remove_user(reg, name)
 
-    monkeypatch.setattr(forget, "forget_user", later)
+    monkeypatch.setattr(removal, "remove_user", later)
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):

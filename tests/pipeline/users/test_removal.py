@@ -1,17 +1,22 @@
-"""Removing single items: no byte of them is left, what was made from them goes, and everything else stays."""
+"""Removing users and single items: no byte of them is left, and what stays of them is named."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mta_cli.engine.text.task_files import task_to_toml
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import NotFound, UsageError, UserInUse
 from mta_cli.events import JobPlan, JobResult
 from mta_cli.pipeline.chat.conversation import add_exchange_as_item
 from mta_cli.pipeline.data.kept_items import kept_since
-from mta_cli.pipeline.users.remove_items import plan_item_removal, remove_items
+from mta_cli.pipeline.data.tasks import keep_task
+from mta_cli.pipeline.users.removal import plan_item_removal, plan_user_removal, remove_items, remove_user
+from mta_cli.pipeline.users.serve_keys import FILE_NAME, KeyFile
 from store.records import Item, Profile
 from store.registry import Registry
 from store.tables.predictions import Prediction
@@ -23,16 +28,90 @@ LONG_AGO = "2000-01-01T00:00:00+00:00"
 
 
 @pytest.fixture
-def reg(tmp_path: Path) -> Iterator[Registry]:
+def fresh(tmp_path: Path) -> Iterator[Registry]:
     with Registry.open(tmp_path / "store", create=True) as registry:
-        imported(registry, "jsonl", write(tmp_path / "a.jsonl", rows("ann", 5) + rows("bob", 300)))
-        ann = registry.users.get("ann")
-        registry.items.append_items(ann.id, [item("secret", SECRET, SECRET)])
         yield registry
+
+
+@pytest.fixture
+def reg(fresh: Registry, tmp_path: Path) -> Registry:
+    """Ann, with an item of a secret, and Bob."""
+    imported(fresh, "jsonl", write(tmp_path / "a.jsonl", rows("ann", 5) + rows("bob", 300)))
+    fresh.items.append_items(fresh.users.get("ann").id, [item("secret", SECRET, SECRET)])
+    return fresh
 
 
 def bytes_of(root: Path) -> bytes:
     return b"".join(path.read_bytes() for path in root.rglob("*") if path.is_file())
+
+
+def test_every_trace_of_a_user_goes(fresh: Registry, tmp_path: Path) -> None:
+    name = "Quillfeather"
+    imported(fresh, "jsonl", write(tmp_path / "a.jsonl", rows(name, 3, output=SECRET) + rows("bob", 300)))
+    imported(fresh, "users", write(tmp_path / "u.json", [person(name)]), task="lamp-2")
+    assert SECRET.encode() in bytes_of(fresh.root)
+    result, _ = run(remove_user(fresh, name))
+    assert (result["user"], result["items"], result["adapters_removed"], result["stale_anchors"]) == (name, 6, [], [])
+    left = bytes_of(fresh.root)
+    for trace in (name, SECRET, "cannery", "lighthouse", f"{name}-q0"):
+        assert trace.encode() not in left
+    assert fresh.users.names() == ["bob"]
+    assert len(fresh.items.recent_items(fresh.users.get("bob").id, "free", None)) == 300
+
+
+def test_anchors_of_them_are_named_and_stale(fresh: Registry, tmp_path: Path) -> None:
+    imported(fresh, "jsonl", write(tmp_path / "a.jsonl", rows("ann") + rows("bob")))
+    bank = fresh.banks.get_or_create_bank("tags", "key", "free", "sha256:base", "sha256:embedder", 0, {})
+    anchors = fresh.banks.plan_anchors(
+        bank.id, [(fresh.users.get(name).id, n, 1, 3) for n, name in enumerate(("ann", "bob"))]
+    )
+    (plan,) = (event for event in plan_user_removal(fresh, "ann") if isinstance(event, JobPlan))
+    assert {line.name: line.value for line in plan.lines}["anchor of"] == "tags v1"
+    result, notes = run(remove_user(fresh, "ann"))
+    assert result["stale_anchors"] == [{"bank": "tags", "version": 1, "anchor": anchors[0].id}]
+    assert any("the anchor of tags v1 that was trained on them is stale" in note for note in notes)
+    assert any("mta bank rm tags --bank-version 1" in note for note in notes), "it is not ready, so not refreshed"
+    assert [anchor.stale for anchor in fresh.banks.anchors(bank.id)] == [True, False]
+
+
+def test_labels_that_only_they_gave_are_named_with_their_task(fresh: Registry, tmp_path: Path) -> None:
+    task = replace(BUILTIN_TASKS["lamp-2"], name="moods", labels=("fine", "low", "odd"))
+    keep_task(fresh, task, task_to_toml(task))
+    given = {"ann": ("fine", "low"), "bob": ("fine", "odd"), "cy": ("fine", "low")}
+    history = [row for name, labels in given.items() for label in labels for row in rows(name, 1, output=label)]
+    imported(fresh, "jsonl", write(tmp_path / "a.jsonl", history), task="moods")
+    assert not any("moods" in note for note in run(remove_user(fresh, "ann"))[1]), "others gave them too"
+    named = "labels of task moods that only they gave stay in it: 'odd'; `mta task rm moods` removes the task"
+    assert named in run(remove_user(fresh, "bob"))[1]
+    fresh.tasks.save_task("moods", "not a task")
+    assert run(remove_user(fresh, "cy"))[0]["user"] == "cy"
+
+
+def test_a_key_opens_no_later_user_of_the_name(fresh: Registry, tmp_path: Path) -> None:
+    imported(fresh, "jsonl", write(tmp_path / "a.jsonl", rows("ann") + rows("bob")))
+    path = fresh.root / FILE_NAME
+    keys = KeyFile.read(path)
+    keys.add("phone", ["ann", "bob"])
+    keys.write(path)
+    with fresh.hold_users("bank build", [fresh.users.get("ann").id]), pytest.raises(UserInUse):
+        list(remove_user(fresh, "ann"))
+    assert KeyFile.read(path).keys == keys.keys, "the user is still there"
+    list(remove_user(fresh, "ann"))
+    (key,) = KeyFile.read(path).keys
+    assert key.users == (keys.name_hash("bob"),)
+
+
+def test_the_plan_of_a_user_changes_nothing(fresh: Registry, tmp_path: Path) -> None:
+    imported(fresh, "jsonl", write(tmp_path / "a.jsonl", rows("ann")))
+    result, notes = run(plan_user_removal(fresh, "ann", as_notes=True))
+    assert result == {"user": "ann", "dry_run": True}
+    assert "history items: 3" in notes[0]
+    assert fresh.users.names() == ["ann"]
+
+
+def test_somebody_unknown(fresh: Registry) -> None:
+    with pytest.raises(NotFound):
+        list(remove_user(fresh, "nobody"))
 
 
 def keys(reg: Registry, name: str = "ann") -> list[str]:
