@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,25 +53,6 @@ class Query:
     input: str
     gold: str
     time: str | None
-
-
-@dataclass(frozen=True)
-class UserSummary:
-    """One line of `mta user list`. `task` is the one with most items; `status` is new, anchor, fused or adapted.
-
-    `can_anchor` is the user's consent to serve others. `bases` is their status on each base that has a model of theirs,
-    `group` the group that a file gives them in that task.
-    """
-
-    name: str
-    items: int
-    queries: int
-    task: str | None
-    status: str
-    stack_bytes: int
-    can_anchor: bool
-    bases: Mapping[str, str] = field(default_factory=dict)
-    group: str | None = None
 
 
 @dataclass(frozen=True)

@@ -34,17 +34,18 @@ from mta_cli.options import (
     PromptOptions,
 )
 from mta_cli.terminal import tables
+from mta_cli.terminal.user_columns import USER_COLUMNS
 from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from store.records import UserSummary
+    from store.queries.user_row import UserSummary
 
 app = CommandGroup("Users: histories, recipes and stacks.")
 
 SHOWN_ITEMS = 20  # items that are shown where no --limit is given
-_USER_COLUMNS = ("name", "items", "queries", "task", "status", "stack bytes", "anchor?")
+LISTED_COLUMNS = [column for column in USER_COLUMNS if column.title]
 
 HistoryOption = Annotated[
     Path | None,
@@ -83,11 +84,12 @@ def list_(
 
             find_task(reg, task)
         users = reg.user_table.summaries(task, filter or "", limit)
+        titles = [column.title for column in LISTED_COLUMNS]
         if len(reg.banks.bases(ready=False)) > 1:
-            columns = (*_USER_COLUMNS, "models on")
-            context.output.print_rows(columns, users, lambda user: (*_user_cells(user), _bases_cell(user)))
+            titles.append("models on")
+            context.output.print_rows(titles, users, lambda user: [*_user_cells(user), _bases_cell(user)])
         else:
-            context.output.print_rows(_USER_COLUMNS, users, _user_cells)
+            context.output.print_rows(titles, users, _user_cells)
 
 
 @app.command()
@@ -408,8 +410,8 @@ def export(
         suggest_after_export(context, made)
 
 
-def _user_cells(user: UserSummary) -> tuple[object, ...]:
-    return (user.name, user.items, user.queries, user.task, user.status, user.stack_bytes, user.can_anchor)
+def _user_cells(user: UserSummary) -> list[object]:
+    return [getattr(user, column.key) for column in LISTED_COLUMNS]
 
 
 def _bases_cell(user: UserSummary) -> str:

@@ -83,7 +83,7 @@ def train_tokens(base: LoadedBase, tokens: int, seed: int) -> Pieces:
         yield sum(step.tokens for step in steps.values())
 
 
-def adapt_users(base: LoadedBase, seconds: float, seed: int) -> Throughput:
+def measure_adapting(base: LoadedBase, seconds: float, seed: int) -> Throughput:
     """Users adapted by the method `mta` from a few shots each, above a bank of the default size, and their seconds.
 
     Groups of 1, 2, 4, … users are adapted until about `seconds` are over; the fastest group counts. Raises

@@ -46,7 +46,7 @@ Emit = Callable[[Piece | Finished | Failed], None]
 
 
 @dataclass(eq=False)
-class Answer(Generic[W]):
+class AnswerRequest(Generic[W]):
     """What was asked of a model, and what came of it so far.
 
     `labels` are the token ids of the labels of which one is the answer; empty for a text. `owner` is the user's number,

@@ -12,7 +12,7 @@ from mta_cli.serving.weights import W, WeightsMaker
 if TYPE_CHECKING:
     from mta_cli.engine.generation.sampler import TokenConstraint
     from mta_cli.engine.model.load import BaseInfo, LoadedBase
-    from mta_cli.serving.answer import Answer
+    from mta_cli.serving.answer import AnswerRequest
 
 
 class QueueFull(MtaError):
@@ -43,11 +43,11 @@ class AnswerEngine(Protocol[W]):
         """Raises EngineUnavailable where another server computes and does not answer; waits for it a moment."""
         ...
 
-    def submit(self, answers: Sequence[Answer[W]]) -> None:
+    def submit(self, answers: Sequence[AnswerRequest[W]]) -> None:
         """Let these wait for their turn. Raises QueueFull where too many wait, and Stopping after `stop`."""
         ...
 
-    def cancel(self, answers: Sequence[Answer[W]]) -> None:
+    def cancel(self, answers: Sequence[AnswerRequest[W]]) -> None:
         """End these without a word."""
         ...
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import MtaError
-from mta_cli.serving.answer import Answer, Failed, Finished
+from mta_cli.serving.answer import AnswerRequest, Failed, Finished
 from mta_cli.serving.byte_cache import ByteCache
 from mta_cli.serving.engine import QueueFull, Stopping
 from mta_cli.serving.metrics import Metrics
@@ -34,7 +34,7 @@ PIECE_TOKENS = 256  # prompt tokens that are read between two decoding steps
 PASS_TOKENS = 64  # what a shorter pass counts for: it reads all weights too
 MIN_KEPT_TOKENS = 16  # a shorter beginning of a text is not worth keeping
 PrefixKey = tuple[int | None, "UserFactors"]  # the user's number, and the model
-LocalAnswer = Answer["UserFactors"]
+LocalAnswer = AnswerRequest["UserFactors"]
 Prefix = tuple[list[int], "Tensor"]  # token ids, and their keys and values
 
 

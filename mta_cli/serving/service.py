@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli.errors import MtaError, UsageError
 from mta_cli.pipeline.chat.answer import answer_penalty, check_message
-from mta_cli.serving.answer import Answer, Failed, Finished, Piece
+from mta_cli.serving.answer import AnswerRequest, Failed, Finished, Piece
 from mta_cli.serving.answer_format import AnswerFormat, Choice, TokenNames, label_entries
 from mta_cli.serving.engine import AnswerEngine, Formats, ServedBase, Stopping
 from mta_cli.serving.errors import ApiError, invalid, unknown_model, unsupported
@@ -52,7 +52,7 @@ class Running:
     format: AnswerFormat
     choices: list[Choice]
     began: float
-    answers: list[Answer[Any]] = field(default_factory=list)
+    answers: list[AnswerRequest[Any]] = field(default_factory=list)
     events: asyncio.Queue[tuple[int, Piece | Finished | Failed]] = field(default_factory=asyncio.Queue)
 
 
@@ -199,7 +199,7 @@ class Service:
             prepared = prepare(self._models)
             running = self._running(model, prepared, sampling, may, began, is_chat=is_chat)
             running.events = events
-            running.answers = self._answers(prepared, sampling, constraints, emit, is_chat=is_chat)
+            running.answers = self._new_answer_requests(prepared, sampling, constraints, emit, is_chat=is_chat)
             self._engine.submit(running.answers)
             cache = self._models.cache
             self.metrics.model_hits.set(cache.hits)
@@ -230,7 +230,7 @@ class Service:
         choices = [Choice(index) for index in range(sampling.count)]
         return Running(prepared, sampling, shape, choices, began)
 
-    def _answers(
+    def _new_answer_requests(
         self,
         prepared: Prepared[Any],
         sampling: Sampling,
@@ -238,7 +238,7 @@ class Service:
         emit: Callable[[int, Piece | Finished | Failed], None],
         *,
         is_chat: bool,
-    ) -> list[Answer[Any]]:
+    ) -> list[AnswerRequest[Any]]:
         from mta_cli.engine.generation.sampler import TokenSampler
 
         defaults, model, base = self.chat.answer, prepared.model, self.base
@@ -256,7 +256,7 @@ class Service:
         if prepared.labels and sampling.schema is not None:
             raise unsupported("response_format", f"task {model.task.name} answers with a label")
         return [
-            Answer(
+            AnswerRequest(
                 model.weights,
                 prepared.prompt,
                 TokenSampler(

@@ -9,8 +9,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 
-USER_STATUSES = ("new", "anchor", "fused", "adapted")
-NUMERIC_COLUMNS = ("items", "queries", "anchors", "bytes", "change")
+from store.queries.user_row import NUMERIC_COLUMNS, USER_STATUSES
 
 MAX_FILTER_CHARS = 500
 """Most characters of a filter that are read; names are shorter."""
@@ -22,11 +21,6 @@ _SURROGATE_PATTERN = re.compile("[\ud800-\udfff]")  # halves of surrogate pairs,
 _NUMBER_PATTERN = re.compile(
     r"[+-]?(?:(?:\d{1,15}|\d{1,3}(?:,\d{3}){1,4})(?:\.\d{0,15})?|\.\d{1,15})"
 )  # 5000, 5,000, 0.5, .5
-
-
-def status_sql(*, adapted: str, fused: str, anchor: str) -> str:
-    """A user's place in `USER_STATUSES` as an SQL expression, from the three conditions."""
-    return f"CASE WHEN {adapted} THEN 3 WHEN {fused} THEN 2 WHEN {anchor} THEN 1 ELSE 0 END"
 
 
 @dataclass(frozen=True)

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from store.columns import load_boolean_columns
 from store.connection import Connection
 from store.queries.user_filter import (
-    USER_STATUSES,
     SqlConditions,
     UserFilter,
     add_column_conditions,
     add_name_conditions,
     add_task_conditions,
     parse_user_filter,
+)
+from store.queries.user_row import (
+    ROW_COLUMNS,
+    SORT_COLUMNS,
+    SUMMARY_COLUMNS,
+    USER_STATUSES,
+    Column,
+    UserRow,
+    UserSummary,
     status_sql,
 )
-from store.records import UserSummary
-
-SORT_COLUMNS = ("name", "items", "queries", "status", "bytes", "change")
 
 MAX_PAGE_ROWS = 500
 """Most rows in a page, and how many summaries are read at once."""
@@ -50,26 +55,6 @@ _JOIN_SUBQUERIES = {
     "r": """SELECT user_id, sum(bytes) AS bytes, max(bank_id), bytes / 12 AS anchors FROM recipes
         WHERE +bank_id IN current {and_} GROUP BY user_id""",
     "a": "SELECT DISTINCT user_id FROM anchors WHERE bank_id IN current AND user_id IS NOT NULL",
-}
-_COLUMN_SQL = {
-    "name": "users.name",
-    "items": "coalesce(i.n, 0)",
-    "queries": "coalesce(q.n, 0)",
-    "status": status_sql(
-        adapted="s.user_id IS NOT NULL", fused="r.user_id IS NOT NULL", anchor="a.user_id IS NOT NULL"
-    ),
-    "anchors": "coalesce(r.anchors, 0)",
-    "bytes": "coalesce(r.bytes, 0) + coalesce(s.bytes, 0)",
-    "change": "s.change",
-}
-_JOINS_BY_COLUMN = {
-    "name": "",
-    "items": "i",
-    "queries": "q",
-    "status": "",
-    "anchors": "r",
-    "bytes": "sr",
-    "change": "s",
 }
 # The best status on each base; a base that the store has not met is named by its fingerprint.
 _SELECT_STATUS_BY_BASE = f"""WITH {_WITH_CURRENT_BANKS}, made AS (
@@ -95,24 +80,6 @@ _SELECT_MAIN_TASK = """(SELECT task FROM (
     UNION ALL
     SELECT task, 0, 0 FROM recipes WHERE user_id = users.id
 ) GROUP BY task ORDER BY sum(items) DESC, sum(queries) DESC, task LIMIT 1)"""
-
-
-@dataclass(frozen=True)
-class UserRow:
-    """One row of the user table. `task` is the one with most items; `status` is new, anchor, fused or adapted.
-
-    `anchors` are those in the recipe on the newest bank; `bytes` are recipe and stack. `change` is by how much the
-    stack on the newest bank lowered the mean loss on held-out queries (nats a token, more is better), where measured.
-    """
-
-    name: str
-    items: int
-    queries: int
-    task: str | None
-    status: str
-    anchors: int
-    bytes: int
-    change: float | None
 
 
 @dataclass(frozen=True)
@@ -188,8 +155,6 @@ class UserTable:
         `filter` is that of `user_page`. With `task`, only users with items, queries or a recipe of it, and about that
         task. Users who are added or removed meanwhile may be missing.
         """
-        columns = {"id": "users.id", **{name: _COLUMN_SQL[name] for name in ("name", "items", "queries", "status")}}
-        columns |= {"stack_bytes": "coalesce(s.bytes, 0)", "can_anchor": "can_anchor"}
         question = _make_table_query(filter, "name", False, task)
         order = self._ordered_user_ids(question, parse_user_filter(filter))[:limit]
         for start in range(0, len(order), MAX_PAGE_ROWS):
@@ -197,8 +162,7 @@ class UserTable:
             bases = self._status_by_base(page, task)
             sql = "SELECT user_id, task, name FROM user_groups WHERE user_id IN (SELECT value FROM json_each(?))"
             groups = {tuple(key): name for *key, name in self._db.fetch_tuples(sql, (json.dumps(list(page)),))}
-            for row in self._load_columns(columns | {"number": "users.id"}, page, task):
-                number = row.pop("number")
+            for number, row in self._load_columns(SUMMARY_COLUMNS, page, task):
                 row |= {"bases": bases.get(number, {}), "group": groups.get((number, row["task"]))}
                 yield UserSummary(**load_boolean_columns(row, "can_anchor"))
 
@@ -233,7 +197,7 @@ class UserTable:
         return self._cached_orders[question]
 
     def _load_rows(self, numbers: Sequence[int], task: str | None) -> list[UserRow]:
-        return [UserRow(**row) for row in self._load_columns({"id": "users.id", **_COLUMN_SQL}, numbers, task)]
+        return [UserRow(**row) for _, row in self._load_columns(ROW_COLUMNS, numbers, task)]
 
     def _status_by_base(self, numbers: Sequence[int], task: str | None) -> dict[int, dict[str, str]]:
         """Of these users, by id: their status on each base on which they have a recipe or stack, newest bank first."""
@@ -244,24 +208,26 @@ class UserTable:
             found.setdefault(number, {})[base] = USER_STATUSES[status]
         return found
 
-    def _load_columns(self, columns: dict[str, str], numbers: Sequence[int], task: str | None) -> list[dict[str, Any]]:
-        """These columns, without the id, and the task of the users of these numbers, in their order."""
+    def _load_columns(
+        self, columns: Mapping[str, Column], numbers: Sequence[int], task: str | None
+    ) -> list[tuple[int, dict[str, Any]]]:
+        """The users of these numbers, in their order: the number, and these columns and the task."""
         if not numbers:
             return []
         among = "IN (SELECT value FROM json_each(:numbers))"
         sql = f"{_select_users(columns, task, f'user_id {among}')} WHERE users.id {among}"
         values = {"task": task, "numbers": json.dumps(list(numbers))}
         found = {row.pop("id"): _with_status_name(row) for row in self._db.fetch_dicts(sql, values)}
-        return [found[number] for number in numbers if number in found]
+        return [(number, found[number]) for number in numbers if number in found]
 
 
 def _with_status_name(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "status": USER_STATUSES[row["status"]]}
 
 
-def _select_users(columns: dict[str, str], task: str | None, among: str = "") -> str:
+def _select_users(columns: Mapping[str, Column], task: str | None, among: str = "") -> str:
     """A query for these columns and the `task` of all users; `among` restricts the rows that are joined."""
-    listed = ", ".join(f"{sql} AS {name}" for name, sql in columns.items())
+    listed = ", ".join(["users.id AS id", *(f"{column.sql} AS {name}" for name, column in columns.items())])
     main_task = ":task" if task is not None else _SELECT_MAIN_TASK
     joins = _join_sql("iqsra", task, among)
     return f"WITH {_WITH_CURRENT_BANKS} SELECT {listed}, {main_task} AS task FROM users {joins}"
@@ -279,12 +245,13 @@ def _needs_full_scan(question: _TableQuery, wanted: UserFilter) -> bool:
 
 def _full_scan_sql(question: _TableQuery, wanted: UserFilter) -> tuple[str, dict[str, object]]:
     """The query for the ids of all matching users, in order; joins only what filter and order need."""
-    columns = {**_COLUMN_SQL, "status": _STATUS_SQL.format(and_="" if question.task is None else "AND task = :task")}
+    columns = {name: column.sql for name, column in ROW_COLUMNS.items()}
+    columns["status"] = _STATUS_SQL.format(and_="" if question.task is None else "AND task = :task")
     where = SqlConditions([_HAS_TASK] if question.task is not None else [])
     add_name_conditions(wanted, where)
     add_task_conditions(wanted, where)
     add_column_conditions(wanted, columns, where)
-    needed = set("".join(_JOINS_BY_COLUMN[name] for name in (question.sort, *wanted.required_columns)))
+    needed = set("".join(ROW_COLUMNS[name].joins for name in (question.sort, *wanted.required_columns)))
     direction = "DESC" if question.descending else "ASC"
     sql = f"""WITH {_WITH_CURRENT_BANKS} SELECT users.id FROM users
     {_join_sql(needed, question.task)} {_where_sql(where.sql)}

@@ -70,7 +70,7 @@ def test_users_are_adapted_in_larger_and_larger_groups(base: LoadedBase, monkeyp
         return models
 
     monkeypatch.setattr(throughput, "build_models", counted)
-    assert throughput.adapt_users(base, 2.0, 0).rate > 0
+    assert throughput.measure_adapting(base, 2.0, 0).rate > 0
     assert sizes[:2] == [[0], [1, 2]], "no user comes again: states of known rows would be cached"
 
 

@@ -110,7 +110,7 @@ def _measurements(
     yield "batch_tokens", lambda: throughput.measure(many, seconds, warm_up=2)
     if base.llama_decoder is not None:
         base.llama_decoder.invalidate_caches()
-    yield "adapters", lambda: throughput.adapt_users(base, seconds, seed)
+    yield "adapters", lambda: throughput.measure_adapting(base, seconds, seed)
     yield "train_tokens", lambda: throughput.measure(throughput.train_tokens(base, pass_tokens, seed), seconds)
 
 

@@ -74,7 +74,7 @@ def pull_model(name: str, *, as_name: str | None = None, dry_run: bool = False) 
         unfinished.mkdir(parents=True, exist_ok=True)
         with process_lock(unfinished, slug(name), 0, f"pulling {name}"):
             if not _is_installed(name, place):  # another process may have pulled it while this one waited
-                yield from _fetch(source, place)
+                yield from _download_and_install(source, place)
     except OSError as error:
         raise BadInput(
             f"{models_dir()} cannot be written: {system_reason(error)}", hint="set MTA_MODELS to another directory"
@@ -175,7 +175,7 @@ def _plan(source: _ModelSource, place: Path) -> tuple[PlanLine, ...]:
     return tuple(lines)
 
 
-def _fetch(source: _ModelSource, place: Path) -> Iterator[Event]:
+def _download_and_install(source: _ModelSource, place: Path) -> Iterator[Event]:
     partial = models_dir() / ".partial" / f"{slug(source.name)}-{slug(source.revision)}"
     partial.mkdir(parents=True, exist_ok=True)
     build = partial / "model"

@@ -131,7 +131,7 @@ def stage_source(
     """Check a file, stage its records and hold some out; stores nothing. Raises as `import_source`."""
     intake = yield from parse_import_file(source, find, staged)
     last, names = reg.items.last_numbers(), reg.users.names()
-    known = _match_stored(reg, source, intake, set(names))
+    known = _reconcile_with_store(reg, source, intake, set(names))
     intake.findings.raise_faults(source.name, "what is stored never changes: give a changed item a new id")
     if source.hold_out:
         intake.held_out = intake.staged.hold_out(source.hold_out, KEPT_ITEMS, source.seed)
@@ -178,7 +178,7 @@ def _first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED_USERS]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _match_stored(reg: Registry, source: ImportSource, intake: ParsedFile, stored: set[str]) -> Counter[bool]:
+def _reconcile_with_store(reg: Registry, source: ImportSource, intake: ParsedFile, stored: set[str]) -> Counter[bool]:
     """Match records with stored ones, and count these by whether it is a query. Other content is a fault.
 
     Two times of a day, or one that only one side knows, are no contradiction: the stored record stays unchanged. What

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, UsageError
-from mta_cli.serving.answer import Answer, Failed, Finished
+from mta_cli.serving.answer import AnswerRequest, Failed, Finished
 from mta_cli.serving.engine import EngineUnavailable, QueueFull, ServedBase, Stopping
 from mta_cli.serving.vllm.adapter_folders import AdapterFolder, AdapterFolders
 
@@ -45,7 +45,7 @@ TOKEN_PREFIX = "token_id:"
 PROBE = "Naïve café, 12 × 34 = 408?\n\tYes — 好的."
 NOT_UNDERSTOOD = (ValueError, KeyError, TypeError, IndexError, AttributeError)
 LabelPrefix = tuple[int, ...]
-VllmAnswer = Answer[AdapterFolder]
+VllmAnswer = AnswerRequest[AdapterFolder]
 
 
 def connect_vllm(entry: ModelEntry, options: ServeOptions, metrics: Metrics) -> ServedBase[AdapterFolder]:

@@ -6,10 +6,10 @@ Shows what `store.queries.user_table` and `pipeline.users.detail` found. Long wo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
 from textual import events, work
@@ -20,31 +20,42 @@ from textual.widgets import Input, Static
 
 from mta_cli.errors import NotFound
 from mta_cli.lab.report.wording import format_bytes
-from mta_cli.tui.screens.base import USER_MARK, BaseScreen
+from mta_cli.terminal.user_columns import USER_COLUMNS, UserColumnfrom mta_cli.tui.screens.base import USER_MARK, BaseScreen
 from mta_cli.tui.text import format_signed, line_text
 from mta_cli.tui.widgets.lazy_table import Cell, Column, LazyTable
 from mta_cli.tui.widgets.user_detail import UserPane
+from store.queries.user_row import SORT_COLUMNS
 
 if TYPE_CHECKING:
     from mta_cli.events import Event
     from mta_cli.pipeline.users.detail import UserDetail
     from mta_cli.tui.workers.job_queue import Job
-    from store.queries.user_table import UserRow
+    from store.queries.user_row import UserRow
     from store.records import Item
     from store.registry import Registry
 
-COLUMNS = (
-    Column("name", "name", 14, grows=True),
-    Column("status", "status", 8),
-    Column("items", "items", 7, align_right=True),
-    Column("queries", "queries", 8, align_right=True, drop_priority=4),
-    Column("task", "task", 8, drop_priority=2, sortable=False),
-    Column("anchors", "anchors", 7, align_right=True, drop_priority=3, sortable=False),
-    Column("bytes", "bytes", 7, align_right=True, drop_priority=1),
-    Column("change", "change", 7, align_right=True),
+SHOWN_COLUMNS = sorted(  # name and status first: a narrow window is read from the left
+    (column for column in USER_COLUMNS if column.width), key=lambda column: column.key not in ("name", "status")
 )
+COLUMNS = [
+    Column(
+        each.key,
+        each.key,
+        each.width,
+        align_right=each.kind != "text",
+        grows=each.key == "name",
+        drop_priority=each.drop_priority,
+        sortable=each.key in SORT_COLUMNS,
+    )
+    for each in SHOWN_COLUMNS
+]
 SORTABLE_KEYS = tuple(column.key for column in COLUMNS if column.sortable)
-DESCENDING_FIRST_KEYS = frozenset({"items", "queries", "status", "bytes", "change"})  # most first is what one looks for
+VALUE_WRITERS: dict[str, Callable[[Any], str]] = {
+    "text": str,
+    "count": "{:,}".format,
+    "bytes": format_bytes,
+    "change": format_signed,
+}
 HISTORY_PAGE_ITEMS = 20  # history items shown at once
 EMPTY_PLAN_VALUES = ("0", "no bank", "none")
 LOOKUP_DELAY_SECONDS = 0.06  # seconds that the cursor rests on a user before the pane is read
@@ -173,7 +184,7 @@ class UsersScreen(BaseScreen):
     def on_lazy_table_sort_requested(self, event: LazyTable.SortRequested) -> None:
         """Sort by that column, or turn its order round."""
         key, descending = self._sort_by
-        self._sort(event.key, not descending if event.key == key else event.key in DESCENDING_FIRST_KEYS)
+        self._sort(event.key, not descending if event.key == key else event.key != "name")
 
     def on_lazy_table_fetch_failed(self, event: LazyTable.FetchFailed) -> None:
         """Show why there are no more rows."""
@@ -243,7 +254,7 @@ class UsersScreen(BaseScreen):
     def action_sort(self) -> None:
         """By the next column."""
         key = SORTABLE_KEYS[(SORTABLE_KEYS.index(self._sort_by[0]) + 1) % len(SORTABLE_KEYS)]
-        self._sort(key, key in DESCENDING_FIRST_KEYS)
+        self._sort(key, key != "name")  # most first is what one looks for
 
     def action_reverse_sort(self) -> None:
         """The same column the other way."""
@@ -295,18 +306,9 @@ class UsersScreen(BaseScreen):
         )
 
     def _user_row_cells(self, row: UserRow) -> Sequence[Cell]:
-        chosen = row.name == self.mta_app.selected_user
-        change = "" if row.change is None else "good" if row.change > 0 else "bad"
-        return (
-            Cell(f"{USER_MARK} {row.name}" if chosen else row.name, "chosen" if chosen else ""),
-            Cell(row.status, "quiet" if row.status == "new" else ""),
-            Cell(f"{row.items:,}"),
-            Cell(f"{row.queries:,}"),
-            Cell(row.task or "", "quiet"),
-            Cell(str(row.anchors) if row.anchors else "", "quiet"),
-            Cell(format_bytes(row.bytes) if row.bytes else "", "quiet"),
-            Cell("" if row.change is None else format_signed(row.change), change),
-        )
+        if row.name == self.mta_app.selected_user:
+            return [Cell(f"{USER_MARK} {row.name}", "chosen"), *(_cell(each, row) for each in SHOWN_COLUMNS[1:])]
+        return [_cell(each, row) for each in SHOWN_COLUMNS]
 
     @work(exclusive=True, group="user", exit_on_error=False)
     async def _load_user_pane(self, name: str) -> None:
@@ -347,6 +349,16 @@ class UsersScreen(BaseScreen):
                 self.mta_app.select_user(None)
             for text in job.log:
                 self.notify(text, markup=False)
+
+
+def _cell(column: UserColumn, row: UserRow) -> Cell:
+    value = getattr(row, column.key)
+    if value is None or (column.quiet and not value):
+        return Cell("")
+    tone = "quiet" if column.quiet or (column.key, value) == ("status", "new") else ""
+    if column.kind == "change":
+        tone = "good" if value > 0 else "bad"
+    return Cell(VALUE_WRITERS[column.kind](value), tone)
 
 
 def _read_table_state(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from store.queries.user_table import MAX_PAGE_ROWS, SORT_COLUMNS, UserRow
+from store.queries.user_row import SORT_COLUMNS, UserRow
+from store.queries.user_table import MAX_PAGE_ROWS
 from store.records import AnchorWeight, Recipe
 from store.registry import Registry
 from tests.store.making import adapted, bank, item, person
