@@ -22,7 +22,8 @@ def copy_database(source: sqlite3.Connection, path: Path) -> None:
     """
     with _full_disk_as_os_error():
         path.touch(mode=0o600)
-        source.execute("VACUUM INTO ?", (str(path.absolute()),))  # leaves free pages behind
+        # Without free pages. As bytes, because a path need not be UTF-8.
+        source.execute("VACUUM INTO CAST(? AS TEXT)", (os.fsencode(path.absolute()),))
         with closing(sqlite3.connect(path, isolation_level=None)) as copy:
             if copy.execute(_PENDING_PURGE).fetchone():
                 copy.execute("PRAGMA journal_mode = OFF").fetchall()  # a failed copy is deleted

@@ -83,39 +83,31 @@ class StagedRestore:
         what takes that back, which is called where the store then cannot be replaced. Raises StoreBusy while another
         process has the store open, what `before_install` raises, and as `read_replaced_store`.
         """
-        take_back: list[Callable[[], None]] = []
-        try:
-            result = self._replace_store(before_install, take_back)
-        except MtaError:
-            if (self._staged / "registry.db").exists():  # it is gone once it has replaced the old one
-                for action in take_back:
-                    action()
-            raise
-        Registry.open(self._root, timeout=self._timeout).close()  # removes unused files
-        return result
-
-    def _replace_store(
-        self, before_install: Callable[[Sequence[str]], Callable[[], None]], take_back: list[Callable[[], None]]
-    ) -> RestoreResult:
+        database = self._staged / "registry.db"  # gone once it has replaced the old one
+        files = AdapterFiles(self._root)
         with _open_alone(self._root) as live:
             replaced = _describe_missing(self._root) if live is None else _read_replaced(self._root, live)
             with Registry.open(self._staged, timeout=self._timeout) as reg:
                 forgotten, withdrawn = _replay(reg, replaced)
                 users = reg.count_rows()["users"]
                 digests = [adapter.digest for adapter in reg.adapters.all()]
-                reg.adapters.doom_files(AdapterFiles(self._root).stored_digests() - set(digests))
+                reg.adapters.doom_files(files.stored_digests() - set(digests))
                 kept = ((name, reg.users.find_by_uuid(uuid)) for uuid, name in replaced.people)
                 gone = sorted({name for name, user in kept if user is None or user.name != name})
-            if gone:
-                take_back.append(before_install(gone))
-            files = AdapterFiles(self._root)
-            for digest in digests:
-                self._move_file(files, digest)
-            with translate_sqlite_errors(self._root, self._timeout):
-                replace_database(self._root, self._staged / "registry.db", live)
+            take_back = before_install(gone) if gone else None
+            try:
+                for digest in digests:
+                    self._move_file(files, digest)
+                with translate_sqlite_errors(self._root, self._timeout):
+                    replace_database(self._root, database, live)
+            except MtaError:
+                if take_back is not None and database.exists():
+                    take_back()
+                raise
             files.drop_all_checkpoints()  # trainings of the store that was replaced
             for digest in digests:
                 files.release_claim(digest)
+        Registry.open(self._root, timeout=self._timeout).close()  # removes unused files
         return RestoreResult(users, len(digests), forgotten, withdrawn, replaced)
 
     def _move_file(self, files: AdapterFiles, digest: str) -> None:

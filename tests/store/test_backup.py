@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import sqlite3
+import sys
 import tarfile
 import threading
 import time
@@ -201,6 +202,14 @@ def test_free_pages_of_a_store_are_in_no_backup(full: Registry, tmp_path: Path) 
     assert dump(full.root) == before
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="paths are UTF-8")
+def test_a_path_that_is_not_utf8(full: Registry, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    backed_up(full, folder / "backup.mta")
+    assert restored(folder / "store", folder / "backup.mta").users == 2
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_of_the_backup_is_not_taken_for_the_stores(
     full: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -317,7 +326,7 @@ HOSTILE: dict[str, Callable[[Members], object] | tarfile.TarInfo] = {
     "a folder": special("adapters/aa", tarfile.DIRTYPE),
     "a sparse file": special(ADAPTER, tarfile.GNUTYPE_SPARSE),
     "a header that extends the next": special(ADAPTER, tarfile.XHDTYPE, size=10**12),
-    "a header for all": special("x" * 200, tarfile.REGTYPE),
+    "a header of a long name": special("x" * 200, tarfile.REGTYPE),
     "a size that goes back": special(ADAPTER, tarfile.REGTYPE, size=-(10**4)),
     "a size beyond the file": special(ADAPTER, tarfile.REGTYPE, size=10**15),
     "a member twice": special("registry.db", tarfile.REGTYPE),

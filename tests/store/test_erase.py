@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, StoreBusy
-from mta_cli.pipeline.users.dependents import find_dependents
+from mta_cli.pipeline.users.dependents import StaleParts
 from store.erase import name_pattern
 from store.names import FORGOTTEN_NAME, quote_text
 from store.records import REFUSED_USERS_KEY, AnchorWeight, Profile
@@ -374,7 +374,7 @@ def test_of_a_person_with_everything_no_byte_is_left_in_any_file(root: Path, reg
         "files that held traces of a person", "without any, in 5 spellings and every 16 bytes of vectors", len(before)
     )
     assert reg._db.fetch_value("PRAGMA freelist_count") == 0
-    assert find_dependents(reg, gone.stale_anchors) == [("bob", "free", 1)]
+    assert StaleParts.find(reg, gone.stale_anchors, []).dependents == [("bob", "free", 1)]
     assert [row for row in reg._db.fetch_dicts("SELECT * FROM tombstones") if row["items"] != 50] == []
     assert (
         len(reg.stacks.of_user(other)) == 1 and reg.adapters.verified_path(reg.stacks.of_user(other)[0].digest).exists()
@@ -390,7 +390,10 @@ def test_whoever_rests_on_their_anchors_is_named_once_a_bank(reg: Registry) -> N
     for user, on in ((third, mine), (fourth, theirs), (me, mine)):
         adapted(reg, user, on, f"stack of {user}".encode())
     reg.stacks.remove(third, "free", mine.id)
-    assert find_dependents(reg, reg.users.forget(me).stale_anchors) == [("bob", "free", 1), ("carol", "free", 2)]
+    assert StaleParts.find(reg, reg.users.forget(me).stale_anchors, []).dependents == [
+        ("bob", "free", 1),
+        ("carol", "free", 2),
+    ]
 
 
 def test_a_core_rests_on_every_anchor_of_its_bank(reg: Registry) -> None:
@@ -404,7 +407,7 @@ def test_a_core_rests_on_every_anchor_of_its_bank(reg: Registry) -> None:
     reg.recipes.remove(carol, "free", made.id)
     assert ("carol", "free", 2) not in dry_resting(reg, me)
     reg.stacks.save_stack(replace(stack, recipe=shares, numbers=b"1234", bytes=4))
-    assert ("carol", "free", 2) in find_dependents(reg, reg.users.forget(me).stale_anchors)
+    assert ("carol", "free", 2) in StaleParts.find(reg, reg.users.forget(me).stale_anchors, []).dependents
 
 
 def dry_resting(reg: Registry, user_id: int) -> list[tuple[str, str, int]]:

@@ -5,11 +5,12 @@ Renders nothing.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mta_cli import __version__
 from mta_cli.errors import BadInput
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
     from store.restore import ReplacedStore, StagedRestore
 
+Result = TypeVar("Result")
 ConfirmReplace = Callable[[str], None]
 """Returns when the user agrees to what the question asks, else raises."""
 
@@ -41,7 +43,7 @@ def back_up(reg: Registry, to: Path, agree: ConfirmReplace) -> Iterator[Event]:
     if target.exists():
         agree(f"Replace {target}?")
     yield JobStarted("backup", len(reg.adapters.all()) + 1, "files")
-    manifest = yield from _tell_progress(create_backup(reg, target, __version__))
+    manifest = yield from tell_progress(create_backup(reg, target, __version__))
     yield ArtifactSaved("backup", str(target), "it holds all users of the store: keep it where others cannot read it")
     yield JobResult(
         {
@@ -108,20 +110,19 @@ def restore(root: Path, archive: Path, timeout: float, agree: ConfirmReplace, *,
 
 def _unpack(staged: StagedRestore, archive: Path) -> Generator[Event, None, Manifest]:
     yield JobStarted("verify", None, "files")
-    return (yield from _tell_progress(staged.unpack(archive)))
+    return (yield from tell_progress(staged.unpack(archive)))
 
 
-def _tell_progress(names: Generator[str, None, Manifest]) -> Generator[Event, None, Manifest]:
-    """The same, with each member's name as progress."""
-    done = 0
-    while True:
+def tell_progress(names: Generator[str, None, Result]) -> Generator[Event, None, Result]:
+    """The same, with the beginning of each file's name as progress."""
+    for done in itertools.count(1):
         try:
             name = next(names)
         except StopIteration as end:
-            manifest: Manifest = end.value
-            return manifest
-        done += 1
-        yield JobProgress(name, done)
+            result: Result = end.value
+            break
+        yield JobProgress(name.rpartition("/")[2][:12], done)
+    return result
 
 
 def _plan_lines(root: Path, archive: Path, manifest: Manifest, there: ReplacedStore) -> Iterator[PlanLine]:

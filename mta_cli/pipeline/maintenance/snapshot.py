@@ -5,14 +5,15 @@ Renders nothing.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from mta_cli import __version__
 from mta_cli.errors import BadInput, UsageError
-from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
+from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
+from mta_cli.pipeline.maintenance.backup import tell_progress
 
 if TYPE_CHECKING:
     from store.registry import Registry
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from store.snapshots.publish import StagedSnapshot
     from store.snapshots.pull import Pull
     from store.snapshots.serving_copy import ServingChoice
-
-Result = TypeVar("Result")
 
 
 def publish_snapshot(
@@ -54,7 +53,7 @@ def publish_snapshot(
             yield JobResult({"to": to, "dry_run": True})
             return
         yield JobStarted("snapshot", len(staged.new), "files")
-        yield from _tell_progress(staged.publish(key))
+        yield from tell_progress(staged.publish(key))
     if key is None:
         yield Note("The snapshot is not signed: --key FILE signs it.", warning=True)
     manifest = staged.manifest
@@ -97,7 +96,7 @@ def pull_snapshot(root: Path, source: str, key_file: Path | None, timeout: float
         why = "--key FILE verifies its signature" if pull.found.is_signed else "it is not signed"
         yield Note(f"Who made the snapshot is not verified: {why}.", warning=True)
     yield JobStarted("pull", len(pull.missing), "files")
-    done = yield from _tell_progress(pull.run(partial(drop_from_keys, root)))
+    done = yield from tell_progress(pull.run(partial(drop_from_keys, root)))
     for server in recheck_servers(root):
         yield Note(f"the server of process {server} does not answer: end it, it may keep removed users", warning=True)
     if not done.is_purged:
@@ -177,16 +176,3 @@ def _contents(manifest: SnapshotManifest) -> dict[str, object]:
         "bytes": manifest.total_bytes,
         "hashed_names": manifest.hashed_names,
     }
-
-
-def _tell_progress(digests: Generator[str, None, Result]) -> Generator[Event, None, Result]:
-    """The same, with each file as progress."""
-    done = 0
-    while True:
-        try:
-            digest = next(digests)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-        done += 1
-        yield JobProgress(digest[:12], done)

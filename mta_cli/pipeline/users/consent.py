@@ -7,13 +7,12 @@ other users' questions. Earlier training results stay until the bank is refreshe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import NotFound
 from mta_cli.events import Event, JobResult, Note
-from mta_cli.pipeline.users.dependents import Dependent, banks_pooling_user, find_dependents, stale_entries, stale_notes
+from mta_cli.pipeline.users.dependents import StaleParts, banks_pooling_user
 from mta_cli.pipeline.users.in_use import change_when_unused
 
 if TYPE_CHECKING:
@@ -22,20 +21,7 @@ if TYPE_CHECKING:
     from store.tables.users import StaleAnchor
 
 
-@dataclass(frozen=True)
-class ConsentEffects:
-    """The anchors and dependents that a changed consent makes stale: see `dependents`. Empty for a given consent."""
-
-    stale_anchors: list[StaleAnchor] = field(default_factory=list)
-    dependents: list[Dependent] = field(default_factory=list)
-    pooling_banks: list[Bank] = field(default_factory=list)
-
-    def consequence_notes(self, reg: Registry, whose: str) -> Iterator[Note]:
-        """Notes for the user on what is stale."""
-        return stale_notes(reg, whose, self.stale_anchors, self.dependents, self.pooling_banks)
-
-
-def change_consent(reg: Registry, users: Sequence[User], can_anchor: bool) -> ConsentEffects:
+def change_consent(reg: Registry, users: Sequence[User], can_anchor: bool) -> StaleParts:
     """Record the consent of some users; returns what is stale now. Raises UserInUse as `Users.set_can_anchor`."""
     pooled: dict[int, Bank] = {}
     stale: list[StaleAnchor] = []
@@ -43,7 +29,7 @@ def change_consent(reg: Registry, users: Sequence[User], can_anchor: bool) -> Co
         for user in users:
             pooled |= {bank.id: bank for bank in banks_pooling_user(reg, user)} if not can_anchor else {}
             stale += reg.users.set_can_anchor(user.id, can_anchor)
-        return ConsentEffects(stale, find_dependents(reg, stale), list(pooled.values()))
+        return StaleParts.find(reg, stale, list(pooled.values()))
 
 
 def set_consent(reg: Registry, name: str, can_anchor: bool, *, wait: bool = False) -> Iterator[Event]:
@@ -54,10 +40,9 @@ def set_consent(reg: Registry, name: str, can_anchor: bool, *, wait: bool = Fals
     user = reg.users.get(name)
     left = yield from change_when_unused(partial(change_consent, reg, [user], can_anchor), wait=wait)
     yield Note(f"{user.name} may {'' if can_anchor else 'not '}be an anchor.")
-    yield from left.consequence_notes(reg, user.name)
+    yield from left.notes(reg, user.name)
     changed = user.can_anchor != can_anchor
-    found = stale_entries(left.stale_anchors, left.dependents, left.pooling_banks)
-    yield JobResult({"user": user.name, "can_anchor": can_anchor, "changed": changed, **found})
+    yield JobResult({"user": user.name, "can_anchor": can_anchor, "changed": changed, **left.entries()})
 
 
 def set_consent_of_all(
@@ -80,7 +65,6 @@ def set_consent_of_all(
     left = yield from change_when_unused(partial(change_consent, reg, changed, can_anchor), wait=wait)
     said = f"{len(users):,} users may {'' if can_anchor else 'not '}be anchors"
     yield Note(f"{said}; {len(changed):,} of them could {'not ' if can_anchor else ''}before.")
-    yield from left.consequence_notes(reg, "them")
-    found = stale_entries(left.stale_anchors, left.dependents, left.pooling_banks)
+    yield from left.notes(reg, "them")
     names = [user.name for user in changed]
-    yield JobResult({"users": len(users), "can_anchor": can_anchor, "changed": names, **found})
+    yield JobResult({"users": len(users), "can_anchor": can_anchor, "changed": names, **left.entries()})

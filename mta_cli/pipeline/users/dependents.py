@@ -6,7 +6,8 @@ Changes nothing. Knows no terminal and no SQL.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Note
@@ -66,53 +67,60 @@ def _min_pooled_items(bank: Bank) -> int:
     return options_from_json(BankOptions, bank.config).pool_items
 
 
-def find_dependents(reg: Registry, stale: Sequence[StaleAnchor]) -> list[Dependent]:
-    """All users whose recipe or stack depends on these anchors."""
-    banks = list(dict.fromkeys((name, version) for name, version, _ in stale))
-    return [
-        (user, name, version)
-        for name, version in banks
-        for user in reg.banks.dependent_users(
-            reg.banks.get(name, version).id,
-            [anchor for bank, number, anchor in stale if (bank, number) == (name, version)],
-        )
-    ]
+@dataclass(frozen=True)
+class StaleParts:
+    """What is stale after a removal or withdrawn consent: anchors, and the users who depend on them.
 
+    The task adapters of the `pooled` banks may hold something of the user. Empty where consent is given.
+    """
 
-def stale_notes(
-    reg: Registry, whose: str, stale: Sequence[StaleAnchor], resting: Sequence[Dependent], pooled: Iterable[Bank]
-) -> Iterator[Note]:
-    """Notes for the user: stale anchors trained on `whose` items, the users who depend on them, the remedy."""
-    for bank, version, _ in stale:
-        yield Note(f"the anchor of {bank} v{version} that was trained on {whose} is stale", warning=True)
-    if resting:
-        names = list(dict.fromkeys(user for user, _, _ in resting))
-        yield Note(f"recipes or stacks that rest on what is stale: those of {join_names(names)}", warning=True)
-    if stale:
-        banks = dict.fromkeys((bank, version) for bank, version, _ in stale)
-        commands = [f"`{refresh_command(reg, reg.banks.get(bank, version))}`" for bank, version in banks]
-        yield Note(
-            "stale means: the meta-LoRA still holds what it learned, and others' recipes use it until this is done: "
-            f"{', '.join(commands)}",
-            warning=True,
-        )
-    pools = list(pooled)
-    if pools:
-        tasks = dict.fromkeys(f"{shlex.quote(bank.task)}{base_flag(reg, bank.base)}" for bank in pools)
-        builds = ", ".join(f"`mta bank build --task {task}`" for task in tasks)
-        yield Note(
-            f"task adapters that were trained on many users and may hold something of {whose}: those of "
-            f"{', '.join(bank_label(bank) for bank in pools)}. A new build is without it: {builds}",
-            warning=True,
-        )
+    anchors: list[StaleAnchor] = field(default_factory=list)
+    dependents: list[Dependent] = field(default_factory=list)
+    pooled: list[Bank] = field(default_factory=list)
 
+    @classmethod
+    def find(cls, reg: Registry, anchors: list[StaleAnchor], pooled: list[Bank]) -> StaleParts:
+        """The same with all users whose recipe or stack depends on the anchors."""
+        banks = dict.fromkeys((name, version) for name, version, _ in anchors)
+        dependents = [
+            (user, name, version)
+            for name, version in banks
+            for user in reg.banks.dependent_users(
+                reg.banks.get(name, version).id, [anchor for *bank, anchor in anchors if bank == [name, version]]
+            )
+        ]
+        return cls(anchors, dependents, pooled)
 
-def stale_entries(
-    stale: Sequence[StaleAnchor], resting: Sequence[Dependent], pooled: Iterable[Bank]
-) -> dict[str, list[dict[str, Any]]]:
-    """The same as plain values, for results."""
-    return {
-        "stale_anchors": [{"bank": bank, "version": version, "anchor": anchor} for bank, version, anchor in stale],
-        "resting": [{"user": user, "bank": bank, "version": version} for user, bank, version in resting],
-        "task_adapters": [{"bank": bank.name, "version": bank.version} for bank in pooled],
-    }
+    def notes(self, reg: Registry, whose: str) -> Iterator[Note]:
+        """Notes for the user: stale anchors trained on `whose` items, the users who depend on them, the remedy."""
+        for bank, version, _ in self.anchors:
+            yield Note(f"the anchor of {bank} v{version} that was trained on {whose} is stale", warning=True)
+        if self.dependents:
+            names = list(dict.fromkeys(user for user, _, _ in self.dependents))
+            yield Note(f"recipes or stacks that rest on what is stale: those of {join_names(names)}", warning=True)
+        if self.anchors:
+            banks = dict.fromkeys((bank, version) for bank, version, _ in self.anchors)
+            commands = [f"`{refresh_command(reg, reg.banks.get(bank, version))}`" for bank, version in banks]
+            yield Note(
+                "stale means: the meta-LoRA still holds what it learned, and others' recipes use it until this is "
+                f"done: {', '.join(commands)}",
+                warning=True,
+            )
+        if self.pooled:
+            tasks = dict.fromkeys(f"{shlex.quote(bank.task)}{base_flag(reg, bank.base)}" for bank in self.pooled)
+            builds = ", ".join(f"`mta bank build --task {task}`" for task in tasks)
+            yield Note(
+                f"task adapters that were trained on many users and may hold something of {whose}: those of "
+                f"{', '.join(bank_label(bank) for bank in self.pooled)}. A new build is without it: {builds}",
+                warning=True,
+            )
+
+    def entries(self) -> dict[str, list[dict[str, Any]]]:
+        """The same as plain values, for results."""
+        return {
+            "stale_anchors": [
+                {"bank": bank, "version": version, "anchor": each} for bank, version, each in self.anchors
+            ],
+            "resting": [{"user": user, "bank": bank, "version": version} for user, bank, version in self.dependents],
+            "task_adapters": [{"bank": bank.name, "version": bank.version} for bank in self.pooled],
+        }

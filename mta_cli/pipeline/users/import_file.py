@@ -28,7 +28,8 @@ from mta_cli.pipeline.data.formats.timestamps import may_be_same_day
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.parse_file import FindTask, ParsedFile, import_notes, parse_import_file
 from mta_cli.pipeline.data.tasks import find_task, keep_task
-from mta_cli.pipeline.users.consent import ConsentEffects, change_consent
+from mta_cli.pipeline.users.consent import change_consent
+from mta_cli.pipeline.users.dependents import StaleParts
 from store.tables.items import hash_texts
 
 if TYPE_CHECKING:
@@ -290,7 +291,7 @@ def _write(
             said = f"{written:,} of {total:,} records are stored; run the same command again: it adds the others"
             yield Note(said, warning=True)
         raise
-    yield from changed.consequence_notes(reg, "users of this file")
+    yield from changed.notes(reg, "users of this file")
     if counts["items_added"] or counts["queries_added"]:
         yield from _twin_notes(reg, list(intake.tasks), set(ids.values()))
     yield ArtifactSaved("history", source.name, f"new items: {counts['items_added']:,}, users: {len(ids):,}")
@@ -331,10 +332,10 @@ def _require_same_sides(reg: Registry, staged: StagedRecords, last: tuple[int, i
             raise UsersChanged("Another import stored items of this file while it was read.", hint="run it again")
 
 
-def _change_consent(reg: Registry, names: Iterable[str], can_anchor: bool | None) -> ConsentEffects:
+def _change_consent(reg: Registry, names: Iterable[str], can_anchor: bool | None) -> StaleParts:
     """Record the consent of the known users among these, where it is given and changes."""
     if can_anchor is None:
-        return ConsentEffects()
+        return StaleParts()
     stored = reg.users.existing_names(names)
     known = (reg.users.get(name) for name in names if name in stored)
     return change_consent(reg, [user for user in known if user.can_anchor != can_anchor], can_anchor)

@@ -20,13 +20,7 @@ from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.data.kept_items import kept_since
 from mta_cli.pipeline.runs import bank_label
-from mta_cli.pipeline.users.dependents import (
-    banks_pooling_user,
-    find_dependents,
-    join_names,
-    stale_entries,
-    stale_notes,
-)
+from mta_cli.pipeline.users.dependents import StaleParts, banks_pooling_user, join_names
 from mta_cli.pipeline.users.exported_folders import exports_of, remove_drafts
 from mta_cli.pipeline.users.in_use import change_when_unused
 from mta_cli.pipeline.users.serve_keys import drop_from_keys
@@ -163,17 +157,11 @@ def _remove(reg: Registry, prepare: Callable[[], _Removal], *, wait: bool) -> It
         yield Note(f"exported to {path}, which is outside the store and is not touched", warning=True)
     for each in saved:
         yield Note(f"{each}, the copy from before the last migration, is removed too: it holds {removal.what}")
-    resting = find_dependents(reg, gone.stale_anchors)
-    yield from stale_notes(reg, removal.whose, gone.stale_anchors, resting, removal.pooled)
+    stale = StaleParts.find(reg, gone.stale_anchors, removal.pooled)
+    yield from stale.notes(reg, removal.whose)
     yield from removal.notes(gone)
-    yield JobResult(
-        {
-            **removal.result,
-            "adapters_removed": gone.adapters_removed,
-            **stale_entries(gone.stale_anchors, resting, removal.pooled),
-            "exports": exports,
-        }
-    )
+    left = {"adapters_removed": gone.adapters_removed, **stale.entries(), "exports": exports}
+    yield JobResult({**removal.result, **left})
 
 
 def _user_lines(reg: Registry, user: User) -> Iterator[PlanLine]:

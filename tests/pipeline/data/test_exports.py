@@ -358,7 +358,7 @@ STRANGE: list[Any] = [None, 1, "x", [], {}, [[]], {"x": "\ud800"}, [None], "\0",
 
 
 @pytest.mark.parametrize("path", ["telegram/result.json", "chatgpt/conversations.json", "claude/conversations.json"])
-def test_values_of_other_types_are_passed_over(reg: Registry, tmp_path: Path, path: str) -> None:
+def test_values_of_other_types_end_in_words(reg: Registry, tmp_path: Path, path: str) -> None:
     """Every value in turn becomes something else; the import ends in words, or with what can be stored."""
     whole = json.loads((EXPORTS / path).read_bytes())
     ways = list(places(whole))
@@ -372,6 +372,58 @@ def test_values_of_other_types_are_passed_over(reg: Registry, tmp_path: Path, pa
         except (BadInput, UsageError) as refused:
             assert refused.message.isprintable()
     assert len(ways) > 50
+
+
+WRONG: list[tuple[str, str, Any, str]] = [
+    ("telegram/one_chat", "messages.1", 7, "record 2: is a number, not an object"),
+    ("telegram/one_chat", "messages.1.text", [{"text": 5}], "record 2, field text[0].text: is a number, not text"),
+    ("telegram/one_chat", "messages.1.from_id", [], "record 2, field from_id: is a list, not a number or text or null"),
+    ("chatgpt/conversations", "1", "x", "record 2: is text, not an object"),
+    ("chatgpt/conversations", "0.title", 1, "record 1, field title: is a number, not text or null"),
+    (
+        "chatgpt/conversations",
+        "0.mapping.u1b.message.author.role",
+        [],
+        "record 1, field mapping[...].message.author.role: is a list, not text or null",
+    ),
+    (
+        "claude/conversations",
+        "0.chat_messages.2.content",
+        "x",
+        "record 1, field chat_messages[2].content: is text, not a list or null",
+    ),
+    (
+        "messages/sharegpt",
+        "0.conversations.1.value",
+        {},
+        "record 1, field conversations[1].value: is an object, not text or a list or null",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "field", "value", "fault"), WRONG)
+def test_a_field_of_another_type_is_named(
+    reg: Registry, tmp_path: Path, path: str, field: str, value: Any, fault: str
+) -> None:
+    whole = json.loads((EXPORTS / f"{path}.json").read_bytes())
+    holder, *keys = (whole, *(int(key) if key.isdigit() else key for key in field.split(".")))
+    for key in keys[:-1]:
+        holder = holder[key]
+    holder[keys[-1]] = value
+    (wrong := tmp_path / "wrong.json").write_text(json.dumps(whole))
+    with pytest.raises(BadInput) as caught:
+        take(reg, wrong, "ann")
+    assert caught.value.faults == (f"wrong.json: {fault}",)
+
+
+def test_faulty_messages_can_be_left_out(reg: Registry, tmp_path: Path) -> None:
+    whole = json.loads((EXPORTS / "telegram" / "result.json").read_bytes())
+    whole["chats"]["list"][0]["messages"][2]["text"] = 5
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(whole))
+    result, notes = take(reg, path, "ann", skip_faulty=True)
+    assert (result["items_added"], items(reg, "ann")[0][0]) == (2, "Are you at the pier?")
+    assert "field text: is a number, not text or a list or null" in notes[-2]
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:

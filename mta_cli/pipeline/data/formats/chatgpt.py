@@ -5,14 +5,50 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from msgspec import Struct
+
 from mta_cli.pipeline.data.formats.detect import FileSample
+from mta_cli.pipeline.data.formats.foreign_forms import convert
 from mta_cli.pipeline.data.formats.json_array import iter_array
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
 from mta_cli.pipeline.data.formats.rows import RawRow
-from mta_cli.pipeline.data.formats.turns import Turn, clean_text, known_time, pair_turns
+from mta_cli.pipeline.data.formats.turns import Time, Turn, clean_text, known_time, pair_turns
 
 BROKEN = "conversations whose messages do not lead to the last one"
 NO_TEXT = "messages without text"
+
+
+class _Author(Struct):
+    role: str | None = None
+
+
+class _Content(Struct):
+    content_type: str | None = None
+    parts: list[str | dict[str, Any] | None] | None = None  # texts, and objects such as pictures
+
+
+class _Metadata(Struct):
+    is_visually_hidden_from_conversation: bool | None = None
+
+
+class _Message(Struct):
+    author: _Author | None = None
+    content: _Content | None = None
+    metadata: _Metadata | None = None
+    create_time: Time = None
+    weight: float | None = None
+    recipient: str | None = "all"  # or a tool
+
+
+class _Node(Struct):
+    parent: str | None = None
+    message: _Message | None = None
+
+
+class _Conversation(Struct):
+    title: str | None = None
+    mapping: dict[str, _Node] | None = None
+    current_node: str | None = None
 
 
 def recognise(sample: FileSample) -> bool:
@@ -22,47 +58,40 @@ def recognise(sample: FileSample) -> bool:
 
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
     """The assistant's message (the title before the first) and the user's next one, of what each conversation shows."""
-    for number, conversation in enumerate(iter_array(stream, file, findings), 1):
-        shown = _shown_nodes(conversation) if isinstance(conversation, dict) else None
-        if shown is None:
-            findings.skip_counts[BROKEN] += 1
-            continue
+    for number, value in enumerate(iter_array(stream, file, findings), 1):
         place = SourceLocation(file, number)
-        turns = (turn for node in shown if (turn := _turn(node.get("message"), place, findings)) is not None)
-        yield from pair_turns(turns, findings, clean_text(conversation.get("title")))
+        conversation = convert(value, _Conversation, place, findings)
+        if conversation is None:
+            continue
+        shown = _shown_messages(conversation)
+        if not shown:
+            findings.skip_counts[BROKEN] += 1
+        turns = (turn for message in shown if (turn := _turn(message, place, findings)) is not None)
+        yield from pair_turns(turns, findings, clean_text(conversation.title))
 
 
-def _shown_nodes(conversation: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The nodes from the root to the current one; None where a parent is missing, or comes twice."""
-    nodes, key = conversation.get("mapping"), conversation.get("current_node")
-    if not isinstance(nodes, dict) or key is None:
-        return None
-    path, seen = [], set[str]()
+def _shown_messages(conversation: _Conversation) -> list[_Message | None]:
+    """The messages from the root to the current node; empty where a parent is missing, or comes twice."""
+    path: list[_Message | None] = []
+    key, left = conversation.current_node, dict(conversation.mapping or {})
     while key is not None:
-        node = nodes.get(key) if isinstance(key, str) and key not in seen else None
-        if not isinstance(node, dict):
-            return None
-        seen.add(key)
-        path.append(node)
-        key = node.get("parent")
+        node = left.pop(key, None)
+        if node is None:
+            return []
+        path.append(node.message)
+        key = node.parent
     return path[::-1]
 
 
-def _turn(message: object, place: SourceLocation, findings: ParseFindings) -> Turn | None:
+def _turn(message: _Message | None, place: SourceLocation, findings: ParseFindings) -> Turn | None:
     """The turn of a message between user and assistant; None for hidden ones. Calls of tools have no text."""
-    if not isinstance(message, dict):
+    if message is None or message.author is None or message.author.role not in ("user", "assistant"):
         return None
-    author, content, about = (_object(message.get(name)) for name in ("author", "content", "metadata"))
-    hidden = message.get("weight") == 0 or about.get("is_visually_hidden_from_conversation")
-    if hidden or author.get("role") not in ("user", "assistant"):
+    if message.weight == 0 or (message.metadata and message.metadata.is_visually_hidden_from_conversation):
         return None
-    to_tool = message.get("recipient", "all") != "all"
-    parts = content.get("parts") if not to_tool and content.get("content_type") in ("text", "multimodal_text") else None
-    text = "\n".join(filter(None, map(clean_text, parts))) if isinstance(parts, list) else ""
+    to_tool, content = message.recipient != "all", message.content or _Content()
+    parts = content.parts if not to_tool and content.content_type in ("text", "multimodal_text") else None
+    text = "\n".join(filter(None, (clean_text(part) for part in parts or () if isinstance(part, str))))
     if not text and not to_tool:
         findings.skip_counts[NO_TEXT] += 1
-    return Turn(author["role"] == "user", text, known_time(message.get("create_time")), place)
-
-
-def _object(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+    return Turn(message.author.role == "user", text, known_time(message.create_time), place)

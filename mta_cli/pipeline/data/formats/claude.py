@@ -5,14 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from msgspec import Struct
+
 from mta_cli.pipeline.data.formats.detect import FileSample
+from mta_cli.pipeline.data.formats.foreign_forms import convert
 from mta_cli.pipeline.data.formats.json_array import iter_array
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
 from mta_cli.pipeline.data.formats.rows import RawRow
-from mta_cli.pipeline.data.formats.turns import Turn, clean_text, known_time, pair_turns
+from mta_cli.pipeline.data.formats.turns import TextPart, Time, Turn, clean_text, join_parts, known_time, pair_turns
 
 BROKEN = "conversations without messages"
 NO_TEXT = "messages without text"
+
+
+class _Message(Struct):
+    sender: str | None = None
+    content: list[TextPart] | None = None
+    text: str | None = None  # what older exports have alone; in newer ones it also names what is not text
+    created_at: Time = None
+
+
+class _Conversation(Struct):
+    name: str | None = None
+    chat_messages: list[_Message] | None = None
 
 
 def recognise(sample: FileSample) -> bool:
@@ -22,28 +37,21 @@ def recognise(sample: FileSample) -> bool:
 
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
     """The assistant's message (the conversation's name before the first) and the user's next one."""
-    for number, conversation in enumerate(iter_array(stream, file, findings), 1):
-        messages = conversation.get("chat_messages") if isinstance(conversation, dict) else None
-        if not isinstance(messages, list) or not messages:
+    for number, value in enumerate(iter_array(stream, file, findings), 1):
+        place = SourceLocation(file, number)
+        conversation = convert(value, _Conversation, place, findings)
+        if conversation is None:
+            continue
+        if not conversation.chat_messages:
             findings.skip_counts[BROKEN] += 1
             continue
-        place = SourceLocation(file, number)
-        turns = (turn for message in messages if (turn := _turn(message, place, findings)) is not None)
-        yield from pair_turns(turns, findings, clean_text(conversation.get("name")))
+        said = (each for each in conversation.chat_messages if each.sender in ("human", "assistant"))
+        turns = (_turn(message, place, findings) for message in said)
+        yield from pair_turns(turns, findings, clean_text(conversation.name))
 
 
-def _turn(message: object, place: SourceLocation, findings: ParseFindings) -> Turn | None:
-    if not isinstance(message, dict) or message.get("sender") not in ("human", "assistant"):
-        return None
-    text = _text(message.get("content")) or clean_text(message.get("text"))
+def _turn(message: _Message, place: SourceLocation, findings: ParseFindings) -> Turn:
+    text = join_parts(message.content or []) or clean_text(message.text)  # without thoughts and tools
     if not text:
         findings.skip_counts[NO_TEXT] += 1
-    return Turn(message["sender"] == "human", text, known_time(message.get("created_at")), place)
-
-
-def _text(blocks: object) -> str:
-    """The text among a message's blocks; thoughts and tools are left out."""
-    if not isinstance(blocks, list):
-        return ""
-    texts = (block.get("text") for block in blocks if isinstance(block, dict) and block.get("type") == "text")
-    return "\n".join(filter(None, map(clean_text, texts)))
+    return Turn(message.sender == "human", text, known_time(message.created_at), place)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from msgspec import UNSET, Struct
+
 from mta_cli.pipeline.data.formats.detect import FileSample
+from mta_cli.pipeline.data.formats.foreign_forms import convert
 from mta_cli.pipeline.data.formats.json_array import JsonText
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
 from mta_cli.pipeline.data.formats.rows import RawRow
-from mta_cli.pipeline.data.formats.turns import Turn, clean_text, known_time, pair_turns
+from mta_cli.pipeline.data.formats.turns import Time, Turn, clean_text, known_time, pair_turns
 
 NOT_PERSONAL = "chats that are not with one user"
 SERVICE, NO_TEXT, FORWARDED, NO_AUTHOR = (
@@ -27,6 +31,20 @@ _ONE_CHAT = re.compile(
 _ALL_CHATS = re.compile(rb'\{\s*"about"\s*:\s*"[^"]{0,2000}Telegram')
 
 
+class _Entity(Struct):
+    text: str = ""
+
+
+class _Message(Struct):
+    type: str | None = None
+    from_id: str | int | None = None
+    text: str | list[str | _Entity] | None = None  # plain pieces, and entities such as links
+    date_unixtime: Time = None
+    date: Time = None
+    forwarded_from: Any = UNSET  # null where it is a user who has left
+    via_bot: Any = UNSET
+
+
 def recognise(sample: FileSample) -> bool:
     """Whether the file begins as an export of one chat, or of the whole account."""
     return bool(_ONE_CHAT.match(sample.start) or _ALL_CHATS.match(sample.start))
@@ -37,17 +55,20 @@ def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[
     text = JsonText(stream, file)
     if text.peek() != "{":
         text.fail("Expecting an object")
-    yield from _read_chat(text, file, findings, whole=True)
+    places = (SourceLocation(file, number) for number in itertools.count(1))  # of messages in personal chats
+    yield from _read_chat(text, places, findings, whole=True)
     text.require_end()
 
 
-def _read_chat(text: JsonText, file: str, findings: ParseFindings, *, whole: bool = False) -> Iterator[RawRow]:
+def _read_chat(
+    text: JsonText, places: Iterator[SourceLocation], findings: ParseFindings, *, whole: bool = False
+) -> Iterator[RawRow]:
     """The rows of the chat that begins here; `whole`: it may also be the whole export, with chats inside."""
     about: dict[str, Any] = {}
     for key in text.names():
         if key == "messages" and text.peek() == "[":
             if about.get("type") == "personal_chat":
-                yield from pair_turns(_read_turns(text, str(about.get("id")), file, findings), findings)
+                yield from pair_turns(_read_turns(text, str(about.get("id")), places, findings), findings)
             else:
                 findings.skip_counts[NOT_PERSONAL] += 1
                 for _ in text.members():
@@ -57,7 +78,7 @@ def _read_chat(text: JsonText, file: str, findings: ParseFindings, *, whole: boo
                 if inner == "list" and text.peek() == "[":
                     for _ in text.members():
                         if text.peek() == "{":
-                            yield from _read_chat(text, file, findings)
+                            yield from _read_chat(text, places, findings)
                         else:
                             text.read_value()
                 else:
@@ -66,28 +87,31 @@ def _read_chat(text: JsonText, file: str, findings: ParseFindings, *, whole: boo
             about[key] = text.read_value()
 
 
-def _read_turns(text: JsonText, other: str, file: str, findings: ParseFindings) -> Iterator[Turn]:
+def _read_turns(
+    text: JsonText, other: str, places: Iterator[SourceLocation], findings: ParseFindings
+) -> Iterator[Turn]:
     """The turns of a chat with the user whose number is `other`: all messages but theirs are the user's own."""
     for _ in text.members():
-        message = text.read_value()
-        if not isinstance(message, dict) or message.get("type") != "message":
+        place = next(places)
+        message = convert(text.read_value(), _Message, place, findings)
+        if message is None:
+            continue
+        if message.type != "message":
             findings.skip_counts[SERVICE] += 1
-        elif not isinstance(author := message.get("from_id"), str | int):
+        elif message.from_id is None:
             findings.skip_counts[NO_AUTHOR] += 1
         else:
-            words = _words(message.get("text"))
-            if "forwarded_from" in message or "via_bot" in message:
+            words = _words(message.text)
+            if message.forwarded_from is not UNSET or message.via_bot is not UNSET:
                 findings.skip_counts[FORWARDED] += 1
                 words = ""
             elif not words:
                 findings.skip_counts[NO_TEXT] += 1
-            time = known_time(message.get("date_unixtime")) or known_time(message.get("date"))
-            mine = str(author).removeprefix("user") != other
-            yield Turn(mine, words, time, SourceLocation(file, text.values_read))
+            time = known_time(message.date_unixtime) or known_time(message.date)
+            mine = str(message.from_id).removeprefix("user") != other
+            yield Turn(mine, words, time, place)
 
 
-def _words(text: object) -> str:
-    """A message's text, which may be a list of plain pieces and of entities such as links."""
-    pieces = text if isinstance(text, list) else [text]
-    texts = (piece.get("text") if isinstance(piece, dict) else piece for piece in pieces)
-    return clean_text("".join(each for each in texts if isinstance(each, str)))
+def _words(text: str | list[str | _Entity] | None) -> str:
+    pieces = text if isinstance(text, list) else [text or ""]
+    return clean_text("".join(piece if isinstance(piece, str) else piece.text for piece in pieces))

@@ -6,12 +6,25 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
 from mta_cli.pipeline.data.formats.rows import RawRow
 from mta_cli.pipeline.data.formats.timestamps import normalise_time
 
 UNPROMPTED = "your first words of a conversation"
 NO_QUESTION = "your replies to messages without text"
+
+
+Time = str | int | float | None
+"""A time in an export."""
+
+
+class TextPart(Struct):
+    """A part of a message: text, where that is its type."""
+
+    type: str | None = None
+    text: str | None = None
 
 
 class Turn(NamedTuple):
@@ -42,17 +55,18 @@ def pair_turns(turns: Iterable[Turn], findings: ParseFindings, title: str = "") 
             title, reason = "", NO_QUESTION
 
 
-def clean_text(value: object) -> str:
+def clean_text(text: str | None) -> str:
     """Text that can be stored, without white space around it: no NUL, no half of a surrogate pair; "" for no text."""
-    if not isinstance(value, str):
-        return ""
-    return value.replace("\0", "").encode("utf-8", "replace").decode().strip()
+    return (text or "").replace("\0", "").encode("utf-8", "replace").decode().strip()
 
 
-def known_time(value: object) -> str | None:
+def join_parts(parts: Iterable[TextPart]) -> str:
+    """The texts among the parts of a message, a line each."""
+    return "\n".join(filter(None, (clean_text(part.text) for part in parts if part.type == "text")))
+
+
+def known_time(value: Time) -> str | None:
     """A time in the form in which it is stored; None for none, and for what is no time."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
     try:
         return normalise_time(str(value))
     except ValueError:

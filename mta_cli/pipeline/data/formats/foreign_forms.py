@@ -1,0 +1,37 @@
+"""Checks JSON values against structs, which declare the forms of other programs. Other fields are passed over."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+import msgspec
+
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
+
+T = TypeVar("T")
+_MISMATCH = re.compile(r"Expected `([^`]*)`, got `([^`]*)`")
+_WORDS = {
+    "str": "text",
+    "int": "a number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
+
+
+def convert(value: object, form: type[T], place: SourceLocation, findings: ParseFindings) -> T | None:
+    """The value as a struct, or None with a fault that names the field and what was expected."""
+    try:
+        return msgspec.convert(value, form)
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).partition(" - at `$")
+        if found := _MISMATCH.fullmatch(what):
+            what = f"is {_in_words(found[2])}, not {_in_words(found[1])}"
+        findings.add_fault(place, what, path.removeprefix(".").removesuffix("`"))
+        return None
+
+
+def _in_words(types: str) -> str:
+    return " or ".join(dict.fromkeys(_WORDS.get(each, each) for each in types.split(" | ")))
