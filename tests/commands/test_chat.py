@@ -198,6 +198,7 @@ def test_every_slash_command_works_in_a_pipe(world: World, mta: Mta, tmp_path: P
     lines = [
         "/help",
         "hello",
+        "/why",
         "/good",
         "/undo",
         "/good",
@@ -225,6 +226,7 @@ def test_every_slash_command_works_in_a_pipe(world: World, mta: Mta, tmp_path: P
     assert told.code == 0 and "error" not in told.err
     assert {command.name for command in SLASH_COMMANDS} <= {line.split()[0] for line in lines}
     assert all(command.usage in told.out and command.help in told.out for command in SLASH_COMMANDS)
+    assert "How the answer was chosen" in told.out and "adapted: the base model + " in told.out
     assert (tmp_path / "chat.txt").exists()
     assert ("hello", _answer(world)) in contents(world.reg.items.recent_items(world.alice.id, "free", None))
     bobs = [m.content for c in world.reg.chats.of_user(world.bob.id) for m in world.reg.chats.messages(c.id)]

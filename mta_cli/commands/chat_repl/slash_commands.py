@@ -88,6 +88,16 @@ def _render_help(rows: Any, output: Output) -> Any:
     return table(("command", "what it does"), [(row["command"], row["what"]) for row in rows])
 
 
+def _explain_last(conversation: AnyConversation, argument: str) -> Iterator[Event]:
+    yield JobResult(conversation.explain_last())
+
+
+def _render_reasons(reasons: Any, output: Output) -> Any:
+    from mta_cli.tui.widgets.answer_reasons import reason_lines
+
+    return group(*reason_lines(reasons))
+
+
 def _render_history(result: Any, output: Output) -> Any:
     if "messages" in result:
         parts = [_render_turn(message, result["user"]) for message in result["messages"]]
@@ -121,6 +131,9 @@ SLASH_COMMANDS: tuple[SlashCommand, ...] = (
         "Base, common, fused and adapted side by side, on QUESTION or the last one.",
         lambda c, a: tokens_as_progress(c.compare(a)),
         render_comparison,
+    ),
+    SlashCommand(
+        "/why", "", "Why the last answer is as it is: items shown, labels, memory.", _explain_last, _render_reasons
     ),
     SlashCommand(
         "/history",

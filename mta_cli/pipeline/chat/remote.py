@@ -118,6 +118,10 @@ class RemoteConversation:
         """Not here."""
         self._refuse()
 
+    def explain_last(self) -> dict[str, Any]:
+        """Not here."""
+        self._refuse()
+
     def stored_chats(self, which: str = "") -> Iterator[Event]:
         """Not here: nothing is stored."""
         self._refuse()
