@@ -19,7 +19,6 @@ from mta_cli.options import (
     AdaptOptions,
     BankOptions,
     FuseOptions,
-    MachineOptions,
     MemoryOptions,
     ModelOptions,
     OptionSet,
@@ -163,7 +162,7 @@ def _run_demo_task(reg: Registry, course: DemoTask, options: OptionSet) -> Gener
     bank = yield from _build_demo_bank(reg, course, options)
     users = [user for user, items in reg.users.users_with_items(course.task) if items <= MAX_NEW_USER_ITEMS]
     recipes, adapted = yield from _personalize(reg, course, users, options)
-    evaluation = yield from _evaluate(reg, course, task, users, options)
+    evaluation = yield from _evaluate(reg, course, users, options)
     return {
         "task": task.name,
         "description": task.description,
@@ -220,13 +219,12 @@ def _personalize(
 
 
 def _evaluate(
-    reg: Registry, course: DemoTask, task: Task, users: Sequence[User], options: OptionSet
+    reg: Registry, course: DemoTask, users: Sequence[User], options: OptionSet
 ) -> Generator[Event, None, dict[str, Any]]:
     from mta_cli.pipeline.evaluation.stored_models import evaluate_users
-    from mta_cli.pipeline.requests import base_model
+    from mta_cli.pipeline.requests import fuse_request
 
     yield Note(f"{course.task}, 4 of 4: every held-out query of these users, at each step of the ladder")
-    machine, memory = options[MachineOptions], options[MemoryOptions]
-    job = evaluate_users(reg, base_model(options), task, users, course.prompt, machine, memory)
+    job = evaluate_users(reg, fuse_request(reg, options, course.task), users)
     evaluation: dict[str, Any] = yield from forward_events(job)
     return evaluation

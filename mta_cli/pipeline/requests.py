@@ -374,7 +374,7 @@ def restore_adapt_request(
 ) -> AdaptRequest:
     """The request of a run from its `document`, on the device of `machine`. Users forgotten since are left out.
 
-    The bank decides the embedder; the document of an earlier version may name another one.
+    The bank decides the embedder.
     """
     fuse = FuseRequest(
         find_task(reg, document["task"]),
@@ -383,7 +383,7 @@ def restore_adapt_request(
         options_from_json(FuseOptions, document["fuse"]),
         PromptOptions(document["history_items"]),
         _restore_machine(machine, document),
-        _restore_memory(document),
+        options_from_json(MemoryOptions, document["memory"]),
     )
     users = None if document["everybody"] else reg.runs.asked_users(run_id)
     return AdaptRequest(
@@ -454,17 +454,6 @@ def model_by_fingerprint(reg: Registry, fingerprint: str, kind: str) -> ModelEnt
             f"{name} is no longer the {kind} that this was begun with.", hint="begin anew with the one that is here"
         )
     return entry
-
-
-def _restore_memory(document: Mapping[str, Any]) -> MemoryOptions:
-    """The label memory of a request. Earlier versions stored its weights with the answer options; zero meant off."""
-    if "memory" in document:
-        return options_from_json(MemoryOptions, document["memory"])
-    found = options_from_json(MemoryOptions, document.get("answer", {}))
-    if found.neighbour_weight > 0.0:
-        return found
-    memory = "habit" if found.prior_weight > 0.0 else "off"
-    return replace(found, memory=memory, neighbour_weight=MemoryOptions.neighbour_weight)
 
 
 def _restore_machine(machine: MachineOptions, document: Mapping[str, Any]) -> MachineOptions:

@@ -18,7 +18,6 @@ from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import NotFound, StoreBusy, UserInUse, UsersChanged
 from mta_cli.events import Event, JobProgress, JobStarted, Note, TextChunk
 from mta_cli.lab.evaluation.run import run_evaluation, tune_evaluation
-from mta_cli.options import MemoryOptions, PromptOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.bank.refresh import refresh_bank
 from mta_cli.pipeline.bank.verify import remove_bank
@@ -122,16 +121,7 @@ def tuning(reg: Registry) -> Iterator[Event]:
 
 
 def measuring_stored(reg: Registry) -> Iterator[Event]:
-    return evaluate_users(
-        reg,
-        bank_request().base,
-        TASK,
-        [reg.users.get(name) for name in SHORT],
-        PromptOptions(2),
-        CPU,
-        MemoryOptions(),
-        weights=(),
-    )
+    return evaluate_users(reg, fuse_request(), [reg.users.get(name) for name in SHORT])
 
 
 def asked(reg: Registry) -> Iterator[Event]:

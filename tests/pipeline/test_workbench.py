@@ -131,5 +131,3 @@ def test_a_stopped_adaptation_goes_on_with_the_same_weight(peopled: Registry) ->
     request = replace(fuse_request(), memory=replace(MemoryOptions(), neighbour_weight=0.5))
     document = adapt_request_json(AdaptRequest(None, QUICK, request))
     assert restore_adapt_request(peopled, 0, document, CPU).fuse.memory == request.memory
-    older = {key: value for key, value in document.items() if key != "memory"}
-    assert restore_adapt_request(peopled, 0, older, CPU).fuse.memory == MemoryOptions()

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from mta_cli.engine.lora.adapter import LoraWeights
-from mta_cli.options import AnswerOptions, MemoryOptions, PromptOptions
+from mta_cli.options import AnswerOptions, PromptOptions
 from mta_cli.pipeline.chat.answer import ChatModel, answer_question
 from mta_cli.pipeline.chat.compare import Question, compare_question
 from mta_cli.pipeline.chat.conversation import Conversation
@@ -119,7 +119,7 @@ def answers(reg: Registry) -> Seen:
         found[f"chat {asking.task}"] = [
             finish(chat.answer_message(words))[0]["text"] for words in (QUESTION, "and another film")
         ]
-    number = finish(evaluate_users(reg, entry, TASK, users, PromptOptions(2), CPU, MemoryOptions()))[0]["evaluation"]
+    number = finish(evaluate_users(reg, fuse_request(), users))[0]["evaluation"]
     names = {user.id: user.name for user in users}
     found["evaluation"] = [
         (names[p.user_id], p.method, p.prompt, p.answer, p.gold_loglik)

@@ -15,12 +15,12 @@ from mta_cli.errors import BadInput
 from mta_cli.events import Event, JobProgress, JobResult, JobStarted
 from mta_cli.lab.evaluation.design import alike_users, scored_queries, unscored_note
 from mta_cli.lab.evaluation.result_document import MAIN_METRICS, paired_differences, whose_entries, whose_sums
-from mta_cli.options import MachineOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, answer_queries
 from mta_cli.pipeline.evaluation.whose import MAX_LORA_PARAMS_PER_BATCH, ask_models, ask_naive_bayes
-from mta_cli.pipeline.memory.bank_memory import MAX_RECENT_ANSWERS, BankMemory
-from mta_cli.pipeline.user_weights import load_fusion_and_stack, load_task_adapter
+from mta_cli.pipeline.memory.bank_memory import MAX_RECENT_ANSWERS
+from mta_cli.pipeline.user_weights import current_bank, load_fusion_and_stack
+from mta_cli.pipeline.workbench import Workbench
 from store.records import Query, User
 from store.tables.predictions import Prediction
 
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from mta_cli.engine.evaluation.user_sums import UserSums
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.memory.label_prior import LabelPrior
-    from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.tasks import Task
-    from mta_cli.pipeline.models.manifest import ModelEntry
+    from mta_cli.pipeline.requests import FuseRequest
     from store.registry import Registry
 
 MAX_ANSWERS_PER_BATCH = 128  # the most answers in one batch
@@ -52,27 +51,18 @@ class _StepQuery:
     prior: LabelPrior | None
 
 
-def evaluate_users(
-    reg: Registry,
-    base_entry: ModelEntry,
-    task: Task,
-    users: Sequence[User],
-    prompt: PromptOptions,
-    machine: MachineOptions,
-    memory: MemoryOptions,
-    *,
-    weights: Sequence[str] = ("fused", "adapted"),
-) -> Iterator[Event]:
-    """Answer every held-out query of `users` at each step of the ladder, and store the predictions.
+def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -> Iterator[Event]:
+    """Answer every held-out query of `users`, who all have a stack, at each step of the ladder; store the predictions.
 
-    `weights` are the personal ones that all users have: fused, adapted, both or none. Labels and scores are answered;
-    texts are scored, and generated for the `examples` only. `JobResult.result` has keys of `mta eval run`, without its
-    design and settings, with a `ladder` and with `examples` [{user, question, gold, answers: {step: text}}].
+    The models are those of the request's task and base, with its prompts and label memory. Labels and scores are
+    answered; texts are scored, and generated for the `examples` only. `JobResult.result` has keys of `mta eval run`,
+    without its design and settings, with a `ladder` and with `examples` [{user, question, gold, answers: {step:
+    text}}].
     """
     from mta_cli.engine.evaluation.ladder import MIN_UNITS, ladder_steps
     from mta_cli.engine.model.load import number_format
-    from mta_cli.pipeline.models.load import load_on_device
 
+    task, prompt, machine = request.task, request.prompt, request.machine
     with reg.hold_users(f"evaluation of {task.name}", [user.id for user in users]):
         queries, unscored = scored_queries(reg, task, [user.id for user in users])
         asked = [user for user in users if queries[user.id]]
@@ -82,16 +72,14 @@ def evaluate_users(
                 f"None of these users has held-out queries of task {task.name}.",
                 hint="mta data import FILE --hold-out 5",
             )
-        base = load_on_device(base_entry, machine, reg=reg)
-        bank = reg.banks.latest_ready_bank(task.name, base.fingerprint)
+        bench = Workbench(reg, request, current_bank(reg, task.name, request.base.fingerprint))
         steps = ladder_steps(
-            memory=bool(task.labels) and memory.memory != "off" and bank is not None,
+            memory=bool(task.labels) and request.memory.memory != "off",
             examples=prompt.history_items > 0,
-            weights=weights,
+            weights=("fused", "adapted"),
         )
         steps = [one for one in steps if not (one.is_control and len(asked) == 1)]
-        steps = [one for one in steps if bank is not None or one.weights in ("none", "base")]
-        measuring = _Measuring(reg, base, task, asked, queries, steps, prompt, machine, memory)
+        measuring = _Measuring(bench, asked, queries, steps)
         yield JobStarted("evaluate", measuring.answer_count, "answers")
         yield from measuring.answer_all()
         unit = "users" if len(asked) >= MIN_UNITS["users"] else "questions"
@@ -105,13 +93,16 @@ def evaluate_users(
             "queries": sum(len(queries[user.id]) for user in asked),
             "seed": machine.seed,
             "history_items": prompt.history_items,
-            "base": base_entry.name,
+            "base": request.base.name,
             "dtype": number_format(machine.dtype, machine.device, machine.quantize),
             "reference": next(one.name for one in reversed(steps) if not one.is_control),
             **summary,
-            "costs": {one.name: _costs(reg, base.fingerprint, task.name, asked, one, answers) for one in steps},
+            "costs": {one.name: _costs(bench, asked, one, answers) for one in steps},
         }
-        number = _store(reg, base.fingerprint, task, prompt, result, answers)
+        config = {"history_items": prompt.history_items, "base": request.base.fingerprint}
+        with reg.transaction():
+            number = reg.evaluations.add_evaluation(task.name, bench.bank.id, config, result)
+            reg.evaluations.predictions.add_predictions(number, answers)
         yield JobResult({**result, "evaluation": number, **_describe_examples(reg, task.name, result, answers)})
 
 
@@ -150,30 +141,23 @@ class _Measuring:
 
     def __init__(
         self,
-        reg: Registry,
-        base: LoadedBase,
-        task: Task,
+        bench: Workbench[FuseRequest],
         users: Sequence[User],
         queries: Mapping[int, Sequence[Query]],
         steps: Sequence[Step],
-        prompt: PromptOptions,
-        machine: MachineOptions,
-        memory: MemoryOptions,
     ) -> None:
         from mta_cli.engine.lora.adapter import AdapterMerger
 
-        self._reg, self._base, self._task, self._users, self._queries = reg, base, task, users, queries
-        self._steps, self._folder = [one for one in steps if one.weights != "none"], AdapterMerger(base)
-        self._known = BankMemory.current(reg, task, base.fingerprint, device=machine.device)
-        bank = reg.banks.latest_ready_bank(task.name, base.fingerprint)
-        self._bank_memory = BankMemory(reg, task, bank)
+        reg, task = bench.reg, bench.task
+        self._bench, self._base, self._task, self._users, self._queries = bench, bench.base, task, users, queries
+        self._steps, self._folder = [one for one in steps if one.weights != "none"], AdapterMerger(bench.base)
         self._items = {user.id: reg.items.recent_items(user.id, task.name, MAX_RECENT_ANSWERS) for user in users}
         groups = alike_users([user.id for user in users], self._items, reg.users.groups(task.name))
         self._others = {user: others for group in groups for user, others in group.items()}
-        self._priors = {user.id: self._known.prior_for(user, "common", memory) for user in users}
+        self._priors = {user.id: bench.memory.prior_for(user, "common", bench.spec.memory) for user in users}
         self._examples = {
-            True: PromptRowBuilder(reg, base, task, prompt.history_items),
-            False: PromptRowBuilder(reg, base, task, 0),
+            True: bench.rows,
+            False: PromptRowBuilder(reg, bench.base, task, 0),
         }
         self._by_id = {user.id: user for user in users}
         self.answers: list[Prediction] = []
@@ -203,8 +187,7 @@ class _Measuring:
         self.answers.sort(key=lambda answer: order.index(answer.method))
 
     def _merge_task_adapter(self, *, common: bool) -> None:
-        found = load_task_adapter(self._reg, self._task.name, self._base.fingerprint) if common else ()
-        self._folder.set_adapter(found[0] if found else None)
+        self._folder.set_adapter(self._bench.task_adapter if common else None)
 
     def _batches(self, steps: Sequence[Step]) -> Iterator[list[_StepQuery]]:
         """Every query of every user at each of `steps`, in batches limited by the size of the users' weights."""
@@ -236,7 +219,7 @@ class _Measuring:
         if step.weights in ("base", "common"):
             return ()
         found = load_fusion_and_stack(
-            self._reg, self._base.fingerprint, self._by_id[user], self._task.name, step.weights
+            self._bench.reg, self._base.fingerprint, self._by_id[user], self._task.name, step.weights
         )
         return found[0]
 
@@ -294,7 +277,7 @@ class _Measuring:
         from mta_cli.engine.evaluation.ladder import NO_MODEL
         from mta_cli.engine.methods.majority import simplest_answerer
 
-        rates, labels = self._bank_memory.without_neighbours, self._task.labels
+        rates, labels = self._bench.memory.without_neighbours, self._task.labels
         uniform = (1 / max(1, len(labels)),) * len(labels)  # no bank of these labels knows their rates
         rows, written = [], dict[int, list[str]]()
         for user in self._users:
@@ -386,13 +369,12 @@ def sum_answers(task: Task, answers: Sequence[Prediction], unit: str) -> UserSum
 
 
 def _costs(
-    reg: Registry, base: str, task: str, users: Sequence[User], step: Step, answers: Sequence[Prediction]
+    bench: Workbench[FuseRequest], users: Sequence[User], step: Step, answers: Sequence[Prediction]
 ) -> dict[str, float | None]:
     """Bytes that a step stores for a user, a mean over `users`, and the speed of its answers."""
-    bank = reg.banks.latest_ready_bank(task, base)
-    personal = bank is not None and step.weights in ("fused", "adapted")
-    recipes = [reg.recipes.get(user.id, task, bank.id) for user in users] if bank and personal else []
-    stacks = [reg.stacks.get(user.id, task, bank.id) for user in users] if bank and step.weights == "adapted" else []
+    reg, task, bank = bench.reg, bench.task.name, bench.bank.id
+    recipes = [reg.recipes.get(user.id, task, bank) for user in users] if step.is_personal else []
+    stacks = [reg.stacks.get(user.id, task, bank) for user in users] if step.weights == "adapted" else []
     kept = sum(one.bytes for one in (*recipes, *stacks) if one is not None)
     own = [answer for answer in answers if answer.method == step.name]
     seconds, tokens = sum(answer.seconds for answer in own), sum(answer.tokens for answer in own)
@@ -402,14 +384,3 @@ def _costs(
         "seconds_per_query": seconds / len(own),
         "tokens_per_second": tokens / seconds if tokens and seconds else None,
     }
-
-
-def _store(
-    reg: Registry, base: str, task: Task, prompt: PromptOptions, result: dict[str, Any], answers: Sequence[Prediction]
-) -> int:
-    bank = reg.banks.latest_ready_bank(task.name, base)
-    config = {"history_items": prompt.history_items, "base": base}
-    with reg.transaction():
-        number = reg.evaluations.add_evaluation(task.name, bank.id if bank else None, config, result)
-        reg.evaluations.predictions.add_predictions(number, answers)
-    return number

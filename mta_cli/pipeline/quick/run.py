@@ -528,10 +528,7 @@ def _make_and_measure(
     if not users:
         raise BadInput("every training at a user diverged", hint="mta user adapt --learning-rate 0.001")
     yield Note("4 of 4: answers to held-out questions, step by step from no model to the personal one")
-    job = evaluate_users(
-        reg, base_model(options), task, users, options[PromptOptions], request.machine, options[MemoryOptions]
-    )
-    return (yield from forward_events(job))  # type: ignore[no-any-return]
+    return (yield from forward_events(evaluate_users(reg, made.fuse, users)))  # type: ignore[no-any-return]
 
 
 def _describe(

@@ -16,7 +16,7 @@ from mta_cli.engine.memory.label_prior import add_label_prior
 from mta_cli.engine.model.load import load_base
 from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
 from mta_cli.errors import BadInput, IntegrityFault
-from mta_cli.lab.evaluation.design import alike_users
+from mta_cli.lab.evaluation.design import alike_users, scored_queries, unscored_note
 from mta_cli.options import MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.stored_models import choose_examples, evaluate_users
@@ -36,12 +36,12 @@ STEPS = ("no-model", "base", "base+examples", "common", "common+memory", "fused"
 def test_a_damaged_registry_is_named_before_the_first_answer(
     peopled: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    built(peopled)
     monkeypatch.setattr("mta_cli.pipeline.models.verify._verified_keys", set())
     monkeypatch.setattr("store.integrity.check.find_structure_faults", lambda root: ["registry.db is damaged"])
     users = [peopled.users.get(name) for name in SHORT]
-    entry, machine = resolve_model("tiny", "base"), replace(CPU, verify=True)
     with pytest.raises(IntegrityFault, match="registry"):
-        finish(evaluate_users(peopled, entry, TASK, users, PromptOptions(2), machine, MemoryOptions(), weights=()))
+        finish(evaluate_users(peopled, replace(fuse_request(), machine=replace(CPU, verify=True)), users))
 
 
 def adapted(reg: Registry, users: list[User]) -> None:
@@ -54,8 +54,8 @@ def evaluated(
     reg: Registry, users: list[User], task: Task = TASK, memory: str = "neighbours", history: int = 2
 ) -> dict[str, Any]:
     """The document of these users, measured at every step."""
-    entry, options = resolve_model("tiny", "base"), MemoryOptions(memory=memory)
-    found: dict[str, Any] = finish(evaluate_users(reg, entry, task, users, PromptOptions(history), CPU, options))[0]
+    request = replace(fuse_request(), task=task, prompt=PromptOptions(history), memory=MemoryOptions(memory=memory))
+    found: dict[str, Any] = finish(evaluate_users(reg, request, users))[0]
     return found
 
 
@@ -157,12 +157,6 @@ def test_one_user_alone_has_no_control_and_nobody_to_be_told_from(peopled: Regis
     assert result["ladder"]["whose"] == [] and result["ladder"]["unit"] == "questions"
 
 
-def test_a_store_without_a_bank_has_the_lowest_steps(peopled: Registry) -> None:
-    result = evaluated(peopled, [peopled.users.get(name) for name in SHORT])
-    assert tuple(result["methods"]) == ("no-model", "base", "base+examples")
-    assert [row["adds"] for row in result["ladder"]["comparisons"]] == ["own examples in the prompt"]
-
-
 def test_the_examples_are_of_the_largest_the_median_and_the_smallest_gain(peopled: Registry) -> None:
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT]
@@ -180,19 +174,15 @@ def test_a_gold_that_is_no_number_is_left_out_of_scores(peopled: Registry) -> No
     user, task = peopled.users.get("ida"), BUILTIN_TASKS["lamp-3"]
     asked = [NewItem(f"q{n}", task.name, "a text", gold) for n, gold in enumerate(("4", "great"))]
     peopled.items.append_queries(user.id, asked)
-    entry = resolve_model("tiny", "base")
-    result, seen = finish(
-        evaluate_users(peopled, entry, task, [user], PromptOptions(0), CPU, MemoryOptions(), weights=())
-    )
-    assert result["queries"] == 1 and "Held-out queries whose answer is no number are left out: 1." in notes(seen)
+    queries, unscored = scored_queries(peopled, task, [user.id])
+    assert [one.gold for one in queries[user.id]] == ["4"]
+    assert notes(list(unscored_note(unscored))) == ["Held-out queries whose answer is no number are left out: 1."]
 
 
 def test_nobody_to_measure_is_said(peopled: Registry) -> None:
     user = peopled.users.add("nobody")
     with pytest.raises(BadInput, match="held-out"):
-        finish(
-            evaluate_users(peopled, resolve_model("tiny", "base"), TASK, [user], PromptOptions(2), CPU, MemoryOptions())
-        )
+        finish(evaluate_users(peopled, fuse_request(), [user]))
 
 
 def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
