@@ -19,7 +19,7 @@ from mta_cli.engine.text.task_files import task_to_toml
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import MtaError, UsersChanged
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
-from mta_cli.lab.report.wording import join_words
+from mta_cli.formatting import join_words
 from mta_cli.pipeline.data.confusable_names import confusable_name_warnings
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.parse_results import SourceLocation, format_value
