@@ -75,8 +75,9 @@ class Setting:
 
     def __init__(self, reg: Registry, task: str, bank: str, names: Sequence[str], others: int) -> None:
         from mta_cli.engine.lora.adapter import AdapterMerger
-        from mta_cli.lab.evaluation.design import alike_users, scored_queries
         from mta_cli.pipeline.data.tasks import find_task
+        from mta_cli.pipeline.evaluation.answer_queries import scored_queries
+        from mta_cli.pipeline.evaluation.whose import alike_users
         from mta_cli.pipeline.models.load import load_on_device
         from mta_cli.pipeline.user_weights import load_task_adapter
 

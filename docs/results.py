@@ -16,8 +16,8 @@ from typing import Any
 
 from mta_cli.engine.evaluation.ladder import ADAPTED, ANOTHERS, COMMON, COMMON_MEMORY, NO_MODEL, STEP_NAMES
 from mta_cli.lab.evaluation.seeds import evaluation_document, load_evaluations
-from mta_cli.lab.report.results import metric_name
 from mta_cli.pipeline.evaluation.ladder_text import personal_row, whose_text
+from mta_cli.pipeline.evaluation.metric_names import metric_name
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"

@@ -86,8 +86,8 @@ def render_demo(result: dict[str, Any]) -> RenderableType:
 
 def _render_task(course: dict[str, Any], mta: str) -> list[RenderableType]:
     """One task: the ladder, what its steps are worth, three questions with their answers, and a next step."""
-    from mta_cli.lab.report.results import LOGLIK_METRIC
     from mta_cli.pipeline.evaluation.ladder_text import table_columns, table_rows, verdict_lines
+    from mta_cli.pipeline.evaluation.metric_names import LOGLIK_METRIC
 
     ladder, examples = course["ladder"], course["examples"]
     asked = examples[0]

@@ -282,13 +282,13 @@ def export(
 @app.command()
 def rm(ctx: typer.Context, number: EvaluationArgument, yes: YesOption = False, json: JsonOption = False) -> None:
     """Remove an evaluation. Its answers go, and the banks that no other one needs."""
-    from mta_cli.lab.evaluation.design import job_name
+    from mta_cli.pipeline.runs import evaluation_lock
 
     use = app_context(ctx, json=json)
     with use.open_registry() as reg:
         found = reg.evaluations.get(number)
         confirm(use.output, f"Remove evaluation {number} of task {found.task} and all its answers?", yes=yes)
-        with reg.job_lock(job_name(found.task, found.key)):
+        with reg.job_lock(evaluation_lock(found.task, found.key)):
             result = {"evaluation": number, **reg.evaluations.remove(number)}
     use.output.print_result(
         result,

@@ -7,22 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.lab.report import tables, wording
 from mta_cli.lab.report.results import (
-    LOGLIK_METRIC,
     best_methods,
     differences_by_reference,
     is_exploratory,
     memory_variants,
     method_cost,
     method_score,
-    metric_name,
-    metric_title,
     metrics,
     rank_methods,
 )
 from mta_cli.pipeline.evaluation import ladder_text
+from mta_cli.pipeline.evaluation.metric_names import LOGLIK_METRIC, metric_name, metric_title
 from mta_cli.terminal import output as out
 from mta_cli.terminal.tables import BoldCell, table
-from mta_cli.text.formatting import pluralise
+from mta_cli.text.formatting import (
+    format_bytes,
+    format_interval,
+    format_number,
+    format_p_value,
+    format_seconds_number,
+    join_words,
+    pluralise,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -62,7 +68,7 @@ def render_tuning(result: Mapping[str, Any]) -> RenderableType:
             row["method"],
             row["fold"] + 1,
             wording.describe_settings(row["settings"]) or None,
-            wording.format_number(row.get(LOGLIK_METRIC)),
+            format_number(row.get(LOGLIK_METRIC)),
         )
         for row in result["tuned"]
     ]
@@ -76,7 +82,7 @@ def _headline(document: Mapping[str, Any]) -> str:
     if document.get("seed") is not None:
         parts.append(f"seed {document['seed']}")
     if document.get("seeds") is not None:
-        parts.append(f"seeds {wording.join_words(document['seeds'])}")
+        parts.append(f"seeds {join_words(document['seeds'])}")
     if document.get("bank"):
         parts.append(f"bank {document['bank']}")
     return f"{document['task']}: {', '.join(parts)}"
@@ -90,14 +96,14 @@ def _methods_table(document: Mapping[str, Any]) -> RenderableType:
     winners = best_methods(document, main)
     rows = []
     for method in rank_methods(document):
-        value = wording.format_interval(document["methods"][method].get(main))
+        value = format_interval(document["methods"][method].get(main))
         rows.append(
             (
                 method,
                 BoldCell(value) if method in winners else value,
-                *(wording.format_number(method_score(document, method, metric)) for metric in (*beside, *likelihood)),
-                wording.format_bytes(method_cost(document, method, "bytes")),
-                wording.format_seconds_number(method_cost(document, method, "seconds")),
+                *(format_number(method_score(document, method, metric)) for metric in (*beside, *likelihood)),
+                format_bytes(method_cost(document, method, "bytes")),
+                format_seconds_number(method_cost(document, method, "seconds")),
             )
         )
     names = [metric_name(metric) for metric in beside] + ["nats"] * len(likelihood)
@@ -127,9 +133,9 @@ def _differences_table(reference: str, found: Sequence[Mapping[str, Any]]) -> Re
     rows = [
         (
             row["b"],
-            wording.format_interval(row, signed=True),
-            wording.format_p_value(row.get("p")),
-            wording.format_p_value(row.get("p_holm")),
+            format_interval(row, signed=True),
+            format_p_value(row.get("p")),
+            format_p_value(row.get("p_holm")),
             wording.describe_verdict(row),
         )
         for row in found

@@ -18,13 +18,12 @@ from mta_cli.engine.generation.generate_batch import SamplingParams, stream_answ
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
 from mta_cli.engine.methods.anchor_weights import MAX_USERS_PER_BATCH
 from mta_cli.engine.methods.method import MethodContext, UserShots
-from mta_cli.engine.methods.personalize import build_models
+from mta_cli.engine.methods.personalize import MTA, build_models
 from mta_cli.engine.model.load import LoadedBase, fresh_activation_cache
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 from mta_cli.errors import IntegrityFault
-from mta_cli.lab.methods.catalog import find_method
 from mta_cli.options import BankOptions
 
 ROW_TOKENS, ANSWER_TOKENS = 128, 16  # of a row of training, and of its answer
@@ -94,7 +93,7 @@ def measure_adapting(base: LoadedBase, seconds: float, seed: int) -> Throughput:
     generator = torch.Generator().manual_seed(seed)
     profiles = torch.nn.functional.normalize(torch.randn(bank.anchor_count, PROFILE_WIDTH, generator=generator), dim=-1)
     context = MethodContext(base, BUILTIN_TASKS["free"], anchors, profiles, seed)
-    method, size, numbers, begin = find_method("mta"), 1, itertools.count(), time.perf_counter()
+    size, numbers, begin = 1, itertools.count(), time.perf_counter()
     best: Throughput | None = None
     while best is None or time.perf_counter() - begin < seconds:
         users = []
@@ -103,7 +102,7 @@ def measure_adapting(base: LoadedBase, seconds: float, seed: int) -> Throughput:
             users.append(UserShots(number, ("",) * shots, ("",) * shots, rows, profiles[number % bank.anchor_count]))
         started = time.perf_counter()
         with fresh_activation_cache(base):
-            models = build_models(method, context, users, {})
+            models = build_models(MTA, context, users, {})
         context.cache.clear()
         if any(model.failed for model in models):
             raise IntegrityFault("a stack did not end in finite weights", hint="--dtype float32")

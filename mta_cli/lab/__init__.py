@@ -1,1 +1,4 @@
-"""The laboratory: what `mta eval` compares methods with. The product does not need it."""
+"""The laboratory of `mta eval`: rival methods, controls, tuning, evaluations and reports. The product works without it.
+
+Read `methods/catalog`, `evaluation/run` and `report/write_report` first.
+"""

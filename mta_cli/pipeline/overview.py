@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from mta_cli.lab.report.results import LOGLIK_METRIC
 from mta_cli.pipeline.evaluation.ladder_text import personal_row, short_verdict
+from mta_cli.pipeline.evaluation.metric_names import LOGLIK_METRIC
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, bank_label
 from mta_cli.text.formatting import LEAST_CHANGE, pluralise
 
@@ -285,14 +285,15 @@ def _user_sums(reg: Registry, evaluation: Evaluation, method: str) -> UserSums |
     of an earlier version.
     """
     from mta_cli.errors import MtaError
-    from mta_cli.lab.evaluation.finished_evaluation import load_finished_evaluation
     from mta_cli.pipeline.data.tasks import find_task
+    from mta_cli.pipeline.evaluation.scored_answers import rescore_method
     from mta_cli.pipeline.evaluation.stored_models import sum_answers
 
     try:
+        task = find_task(reg, evaluation.task)
         if evaluation.key is not None:
-            return load_finished_evaluation(reg, evaluation.id).user_sums(method)
+            return rescore_method(reg, task, evaluation, method).user_sums
         found = reg.evaluations.predictions.load_predictions(evaluation.id)
-        return sum_answers(find_task(reg, evaluation.task), [one for one in found if one.method == method], "users")
+        return sum_answers(task, [one for one in found if one.method == method], "users")
     except (MtaError, KeyError, ValueError):
         return None

@@ -36,6 +36,11 @@ def evaluation_status(reg: Registry, evaluation: Evaluation) -> str:
     return "tuned" if ended and ended[0].status == "done" else status
 
 
+def evaluation_lock(task: str, key: str | None) -> str:
+    """The name of the lock of a design's job. Evaluations of other designs can run at the same time."""
+    return f"eval {task} {(key or '')[:12]}"
+
+
 def _status(stored: str, unfinished: str, runs: Callable[[], Sequence[Run]]) -> str:
     goes_on = stored != unfinished or any(run.status == "running" for run in runs())
     return stored if goes_on else "interrupted"

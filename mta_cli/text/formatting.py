@@ -1,11 +1,14 @@
-"""Formats events, errors, rates and counts as text, for the command line, the window and reports.
+"""Formats events, errors, rates, numbers and counts as text, for the command line, the window and reports.
 
 Knows neither streams nor widgets.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from mta_cli.errors import BadInput, MtaError
 from mta_cli.events import ArtifactSaved, Event, JobProgress, Note, UnitFailed
@@ -114,3 +117,71 @@ def error_lines(error: BaseException) -> list[str]:
         return [f"{type(error).__name__}: {error}"]
     faults = error.faults if isinstance(error, BadInput) else ()
     return [error.message, *(f"  {clean_line(fault)}" for fault in faults)]
+
+
+NO_VALUE = "–"
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def finite_or_none(value: object) -> float | None:
+    """`value` when it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def format_number(value: object, *, signed: bool = False) -> str:
+    """Three decimals; a dash for a value that is not a number."""
+    found = finite_or_none(value)
+    if found is None:
+        return NO_VALUE
+    return f"{round(found, 3) + 0.0:{'+' if signed else ''}.3f}"  # adding 0.0 turns -0.0 into 0.0
+
+
+def format_interval(found: Mapping[str, Any] | None, *, signed: bool = False) -> str:
+    """`value [low, high]`, without the parts that are missing."""
+    if not isinstance(found, Mapping) or finite_or_none(found.get("value")) is None:
+        return NO_VALUE
+    value, low, high = (format_number(found.get(part), signed=signed) for part in ("value", "low", "high"))
+    return value if NO_VALUE in (low, high) else f"{value} [{low}, {high}]"
+
+
+def format_bytes(value: object) -> str:
+    """Bytes in decimal units with two or three digits, such as 104 B, 1.6 MB or 77 kB."""
+    found = finite_or_none(value)
+    if found is None:
+        return NO_VALUE
+    unit = 0
+    while abs(found) >= 999.5 and unit < len(UNITS) - 1:
+        found, unit = found / 1000, unit + 1
+    return f"{found:.1f}".removesuffix(".0") + f" {UNITS[unit]}" if found < 9.95 else f"{found:.0f} {UNITS[unit]}"
+
+
+def format_count(value: object) -> str:
+    """A count with commas between thousands; a mean that is not an integer has one decimal."""
+    found = finite_or_none(value)
+    if found is None:
+        return NO_VALUE
+    return f"{found:,.1f}" if found % 1 and found < 1000 else f"{found:,.0f}"
+
+
+def format_seconds_number(value: object) -> str:
+    """Seconds with a number of decimals that depends on their size."""
+    found = finite_or_none(value)
+    if found is None:
+        return NO_VALUE
+    return f"{found:,.{3 if 0 < found < 0.1 else 2 if found < 10 else 1 if found < 100 else 0}f}"
+
+
+def format_p_value(value: object) -> str:
+    """A p-value with three decimals, or `< .001`."""
+    found = finite_or_none(value)
+    if found is None:
+        return NO_VALUE
+    return "< 0.001" if found < 0.001 else f"{found:.3f}"
+
+
+def join_words(names: Iterable[object]) -> str:
+    """Names as a list in a sentence: a, b and c."""
+    found = [str(name) for name in names]
+    return " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)

@@ -1,8 +1,7 @@
-"""The benchmarks' own ground: turns, medians, tables and invented people."""
+"""What the figures of the docs rest on: turns, medians and invented people."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -27,36 +26,6 @@ def test_sides_take_turns_after_a_round_that_is_not_counted() -> None:
 
 def test_the_median_is_no_mean() -> None:
     assert harness.median_seconds([Timed(1.0, None), Timed(2.0, None), Timed(90.0, None)]) == 2.0
-
-
-def test_a_report_is_a_table_and_one_document(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("MTA_BENCH_OUT", str(tmp_path / "out"))
-    harness.report("example", [{"side": "ours", "seconds": 1.25}, {"side": "theirs", "tokens": 12345.6}], users=2)
-    *table, document = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in table] == [
-        ["side", "seconds", "tokens"],
-        ["ours", "1.25", "–"],
-        ["theirs", "–", "12,346"],
-    ]
-    found = json.loads(document)
-    assert found["rows"][1] == {"side": "theirs", "tokens": 12345.6} and found["users"] == 2
-    assert found["machine"]["threads"] >= 1 and "torch" in found["machine"]["libraries"]
-    assert json.loads((tmp_path / "out" / "example.json").read_text()) == found
-
-
-def test_a_model_that_is_not_here_ends_the_program_with_the_command_that_pulls_it(models_root: Path) -> None:
-    with pytest.raises(SystemExit, match="mta model pull smollm2-135m-instruct"):
-        harness.base_folder()
-
-
-def test_limits_of_the_machine_are_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.setattr(harness, "WIDE", 2**20)
-    monkeypatch.setattr(harness, "SHAPES", [(8, 16, 16)])
-    assert min(harness.bandwidth(), harness.read_bandwidth(), harness.matrix_rate(torch.float32)) > 0
 
 
 def test_invented_people_are_the_same_every_time_and_differ_from_each_other() -> None:

@@ -297,7 +297,7 @@ ONE_TRANSACTION = {
     *("import_file", "import_source", "add_user", "set_consent", "set_consent_of_all", "remove_user", "remove_items"),
     *("Conversation.accept_exchange", "Conversation.undo_accept"),
 }
-OF_OTHER_JOBS = {"run_demo", "run_quick", "resume_job"}
+OF_OTHER_JOBS = {"run_demo", "run_quick", "resume_job", "resume_evaluation"}
 NOTHING_BY_USER = {
     *(
         "plan_demo",
@@ -319,9 +319,9 @@ NOTHING_BY_USER = {
 
 
 def test_no_job_is_forgotten_here() -> None:
-    """Each function of the pipeline that returns events and that a command or a screen names, or the demo runs."""
+    """Each function of jobs that returns events and that a command or a screen names, or the demo runs."""
     known: dict[str, str] = {}
-    for path in (PROGRAM / "pipeline").rglob("*.py"):
+    for path in (*(PROGRAM / "pipeline").rglob("*.py"), *(PROGRAM / "lab").rglob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             named = [(f"{node.name}.", each) for each in node.body] if isinstance(node, ast.ClassDef) else [("", node)]
             for prefix, each in named:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from mta_cli.text.formatting import format_age, loss_verdict, pluralise
+from mta_cli.text.formatting import (
+    finite_or_none,
+    format_age,
+    format_bytes,
+    format_count,
+    format_interval,
+    format_number,
+    format_p_value,
+    format_seconds_number,
+    join_words,
+    loss_verdict,
+    pluralise,
+)
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
 
@@ -51,3 +65,75 @@ def test_what_is_no_moment_stays() -> None:
 def test_one_and_many() -> None:
     assert [pluralise(n, "item") for n in (0, 1, 1200)] == ["0 items", "1 item", "1,200 items"]
     assert pluralise(2, "query", "queries") == "2 queries"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown", "signed"),
+    [
+        (0.5, "0.500", "+0.500"),
+        (-1.23456, "-1.235", "-1.235"),
+        (-0.0001, "0.000", "+0.000"),
+        (None, "–", "–"),
+        (math.nan, "–", "–"),
+    ],
+)
+def test_numbers_have_three_decimals(value: Any, shown: str, signed: str) -> None:
+    assert format_number(value) == shown and format_number(value, signed=True) == signed
+
+
+def test_an_interval_is_shown_as_far_as_it_is_known() -> None:
+    assert format_interval({"value": 0.5, "low": 0.4, "high": 0.6}) == "0.500 [0.400, 0.600]"
+    assert format_interval({"value": 0.5, "low": None, "high": 0.6}) == "0.500"
+    assert format_interval({"value": None, "low": 0.4, "high": 0.6}) == format_interval(None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0 B"),
+        (2.5, "2.5 B"),
+        (104, "104 B"),
+        (999.4, "999 B"),
+        (999.5, "1 kB"),
+        (1234, "1.2 kB"),
+        (9960, "10 kB"),
+        (77_000, "77 kB"),
+        (1_612_800, "1.6 MB"),
+        (42e9, "42 GB"),
+        (None, "–"),
+    ],
+)
+def test_sizes_are_short(value: Any, shown: str) -> None:
+    assert format_bytes(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0.00"), (0.004, "0.004"), (0.5, "0.50"), (4.26, "4.26"), (20.44, "20.4"), (1234.5, "1,234")],
+)
+def test_seconds_have_the_decimals_that_matter(value: float, shown: str) -> None:
+    assert format_seconds_number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.0004, "< 0.001"), (0.001, "0.001"), (0.0496, "0.050"), (1, "1.000"), (None, "–")]
+)
+def test_small_chances_are_not_made_smaller_than_they_are(value: Any, shown: str) -> None:
+    assert format_p_value(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(77104, "77,104"), (16.5, "16.5"), (1234.56, "1,235"), (3.0, "3"), (None, "–")]
+)
+def test_counts_are_exact_where_they_are_whole(value: Any, shown: str) -> None:
+    assert format_count(value) == shown
+
+
+def test_names_are_joined_as_in_a_sentence() -> None:
+    assert join_words(["a"]) == "a" and join_words([1, 2, 3]) == "1, 2 and 3"
+
+
+def test_only_finite_numbers_are_known() -> None:
+    assert finite_or_none(3) == 3.0 and finite_or_none(0.0) == 0.0
+    for value in (True, None, "3", math.nan, math.inf, [1]):
+        assert finite_or_none(value) is None

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mta_cli.engine.evaluation.statistics import holm_adjusted, minimum_detectable_effect, paired_difference
 from mta_cli.engine.evaluation.user_sums import UserSums
-from mta_cli.engine.evaluation.whose import lead_over_others
+from mta_cli.engine.evaluation.whose import identify, lead_over_others
 
 Weights = Literal["none", "base", "common", "fused", "adapted"]
 Verdict = Literal["worth it", "not shown", "worse"]
@@ -213,3 +213,14 @@ def _step_values(name: str, own: UserSums, main_metric: str) -> dict[str, Any]:
     values = own.metric_values()
     metric = None if main_metric == LOGLIK else values.get(main_metric)
     return {"step": name, LOGLIK: values.get(LOGLIK), "metric": metric}
+
+
+def whose_entries(sums: Mapping[str, UserSums], seed: int) -> list[dict[str, Any]]:
+    """Whose is it? For each step, or other method, that was asked, in their order: see `whose.identify`.
+
+    No model, which for texts is naive Bayes, comes last and under this name.
+    """
+    order = sorted(sums, key=lambda step: step == NO_MODEL)
+    named = {step: "naive-bayes" if step == NO_MODEL else step for step in order}
+    known = [(named[step], own) for step in order if (own := sums[step].whose) is not None]
+    return [{"step": step, **identify(own, seed=seed)} for step, own in known]

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 MIN_SCORE, MAX_SCORE = 1.0, 5.0  # the scale of LaMP's scores
+MAIN_METRICS = {"accuracy": "accuracy", "mae": "mae", "rouge": "rouge_1"}
+"""A task's metric, and the main number of its result."""
 
 _UNSPACED = (  # scripts written without spaces
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer

@@ -6,7 +6,8 @@ Users are drawn, never queries: a user with many queries does not count as many 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from mta_cli.engine.evaluation.user_sums import Array, UserSums
 MAX_WEIGHTS_IN_MEMORY = 1 << 20  # weights of users that are held at once
 TIE_TOLERANCE = 1e-10  # statistics nearer than this differ by rounding only
 MDE_STANDARD_ERRORS = 2.8  # 1.96 for a two-sided 5 % test + 0.84 for 80 % power, in standard errors (Bloom 1995)
+BETWEEN_USER_VARIANCE = 0.1  # guessed share of the variance of a query's difference that lies between users
 
 Values = dict[str, Array]
 
@@ -50,6 +52,25 @@ def paired_difference(a: UserSums, b: UserSums, *, seed: int, draws: int = 10_00
     }
 
 
+def paired_differences(
+    user_sums: Mapping[str, UserSums], pairs: Sequence[tuple[str, str]], *, seed: int
+) -> list[dict[str, Any]]:
+    """For each pair of methods (a, b) and each metric, `paired_difference` with p also adjusted over all pairs.
+
+    A row is `{a, b, metric, value, low, high, p, p_holm}`.
+    """
+    rows: list[dict[str, Any]] = [
+        {"a": a, "b": b, "metric": metric, **values}
+        for a, b in pairs
+        for metric, values in paired_difference(user_sums[a], user_sums[b], seed=seed).items()
+    ]
+    for metric in {row["metric"] for row in rows}:
+        family = [row for row in rows if row["metric"] == metric]
+        for row, adjusted in zip(family, holm_adjusted([row["p"] for row in family]), strict=True):
+            row["p_holm"] = adjusted
+    return rows
+
+
 def holm_adjusted(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for their number by Holm's step-down method (Holm 1979, Scand. J. Statist. 6), in their order.
 
@@ -80,7 +101,9 @@ def minimum_detectable_effect(a: UserSums, b: UserSums, metric: str) -> float:
     return MDE_STANDARD_ERRORS * math.sqrt((users - 1) * float(leave_one_out[metric].var()))
 
 
-def planned_detectable_effect(queries_per_user: Sequence[int], spread: float, between: float) -> float:
+def planned_detectable_effect(
+    queries_per_user: Sequence[int], spread: float, between: float = BETWEEN_USER_VARIANCE
+) -> float:
     """The `minimum_detectable_effect` of a mean over queries, before any answer is known.
 
     `spread` is the standard deviation of one query's difference, `between` the correlation of two queries' differences

@@ -94,7 +94,6 @@ METHOD = Method(
     below="base",
     memory=None,
     build=build_majority_models,
-    keeps_own_answer=True,
     version=4,
     step=NO_MODEL,
 )
@@ -106,3 +105,5 @@ MEAN_METHOD = replace(
     build=build_mean_models,
     version=3,
 )
+FINAL_ANSWERS = frozenset({METHOD.name, MEAN_METHOD.name})
+"""Methods whose answer is final, whatever the calibrated label likelihoods say."""

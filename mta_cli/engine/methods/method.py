@@ -138,10 +138,9 @@ class Method:
     `memory`: the label memory; None where the method has none. `shows_history`: whether prompts show the user's items.
     `overrides` replace defaults of `mta_cli.options`; `grid` is what `mta eval tune` tries. `version` is raised when
     the same settings give other models, so that stored answers are not reused. `bank_preset`: the preset of its bank,
-    if any. `keeps_own_answer`: the answer of `answerer` is final, whatever the calibrated label likelihoods say.
-    `step`: the step of the ladder that it is, if any. `permuted`: each user gets the LoRAs of the next of the group,
-    beside a memory of their own. `control_of`: the
-    method that this one is a control of; it has its settings, tuned and given ones too.
+    if any. `step`: the step of the ladder that it is, if any. `permuted`: each user gets the LoRAs of the next of the
+    group, beside a memory of their own. `control_of`: the method that this one is a control of; it has its settings,
+    tuned and given ones too.
     """
 
     name: str
@@ -156,7 +155,6 @@ class Method:
     version: int = 1
     bank_preset: str = ""
     build: BuildModels | None = None
-    keeps_own_answer: bool = False
     permuted: bool = False
     control_of: str = ""
     step: str = ""

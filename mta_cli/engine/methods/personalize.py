@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from mta_cli.engine.evaluation.ladder import ADAPTED
 from mta_cli.engine.methods.anchor_weights import SHARE_BYTES, merge_shares, weigh_anchors
 from mta_cli.engine.methods.method import Method, MethodContext, MethodOptions, Settings, UserModel, UserShots
 from mta_cli.engine.methods.stacks import read_stacks, stack_work
 from mta_cli.engine.training.session import TrainingResult
 from mta_cli.engine.training.work import GroupWork
+
+MTA = Method(
+    "mta",
+    "Merge-then-Adapt: fusion by evidence, a LoRA above it, label memory",
+    anchors="evidence",
+    stack="lora",
+    memory="neighbours",
+    version=12,
+    step=ADAPTED,
+)
+"""What the product makes for a user by default."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,4 @@
-"""An evaluation: its design, the banks of its folds, every method's answers, and the result document."""
+"""Evaluations: the design, banks of folds, answers of methods, the result document, and files of finished evaluations.
+
+Read `design` and `run` first.
+"""

@@ -6,12 +6,12 @@ float32, so a likelihood may differ in its last bits from one that was computed 
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.pipeline.evaluation.scored_answers import pack_scores, unpack_scores
 from store.tables.predictions import EvalCell, Prediction
 
 if TYPE_CHECKING:
@@ -93,14 +93,3 @@ def add_memory(
             row = replace(row, answer=answer, scores=pack_scores(scores))
         rows.append(replace(row, seconds=row.seconds + time.perf_counter() - started))
     return cell, rows
-
-
-def pack_scores(scores: Sequence[float]) -> bytes | None:
-    """Each label's score as the store keeps it, little-endian float32; None without labels."""
-    return struct.pack(f"<{len(scores)}f", *scores) if scores else None
-
-
-def unpack_scores(packed: bytes | None) -> tuple[float, ...]:
-    """The scores that `pack_scores` packed; none for None."""
-    packed = packed or b""
-    return struct.unpack(f"<{len(packed) // 4}f", packed)

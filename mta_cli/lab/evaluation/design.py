@@ -7,38 +7,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
-from mta_cli.events import Note, PlanLine
-from mta_cli.lab.report.wording import join_words
+from mta_cli.events import PlanLine
 from mta_cli.options import ScreeningOptions
+from mta_cli.pipeline.evaluation.answer_queries import scored_queries
+from mta_cli.pipeline.evaluation.whose import alike_users
 from mta_cli.pipeline.requests import SCREENING_OPTIONS_KEY, EvalRequest, MeasuredBank, bank_options
+from mta_cli.text.formatting import join_words
 from store.names import quote_text
 from store.records import Item, Query
 from store.tables.evaluations import FoldMember
 
 if TYPE_CHECKING:
     from mta_cli.engine.evaluation.topics import AlikeGroup
-    from mta_cli.engine.text.tasks import Task
     from mta_cli.lab.evaluation.folds import UserFold
     from store.registry import Registry
 
-MAX_USERS_PER_GROUP = 16  # users whose models are made and answer together
-TOPIC_ITEMS, TOPIC_CHARS = 50, 1000  # most recent shots of a user that tell the topic, and characters of each
 
-# The difference between two methods on one query, for the estimate before a run: standard deviation, and the share of
-# its variance that lies between users. For accuracy: one answer in six is right under one method only.
+# Standard deviation of the difference between two methods on one query, for the estimate before a run. For accuracy:
+# one answer in six is right under one method only.
 DIFFERENCE_SD = {"accuracy": 0.4, "mae": 0.5, "rouge": 0.12}
-BETWEEN_USER_VARIANCE = 0.1
-
-
-def job_name(task: str, key: str | None) -> str:
-    """The name of the lock of a design's job. Evaluations of other designs can run at the same time."""
-    return f"eval {task} {(key or '')[:12]}"
 
 
 @dataclass(frozen=True)
@@ -102,19 +95,6 @@ class Design:
         return [user for fold in self.folds for user in fold.test]
 
 
-def alike_users(
-    users: Sequence[int], items: Mapping[int, Sequence[Item]], named: Mapping[int, str]
-) -> list[AlikeGroup]:
-    """Groups of users of like topic, by the groups that files give (`named`) and by the words of their latest items."""
-    from mta_cli.engine.evaluation.topics import group_alike
-
-    texts = {
-        user: "\n".join(f"{one.input} {one.output}"[:TOPIC_CHARS] for one in own[-TOPIC_ITEMS:])
-        for user, own in items.items()
-    }
-    return group_alike(users, texts, named, MAX_USERS_PER_GROUP)
-
-
 def make_design(reg: Registry, request: EvalRequest) -> Design:
     """The design of `request`. Raises BadInput where the task has too few users for its folds."""
     from mta_cli.lab.evaluation.folds import split_users
@@ -136,28 +116,6 @@ def make_design(reg: Registry, request: EvalRequest) -> Design:
     histories = _histories(reg, task.name, queries, counts)
     named = reg.users.groups(task.name)
     return Design(_key(request, histories), tuple(folds), shots, queries, unscored, _data_digest(histories), named)
-
-
-def scored_queries(reg: Registry, task: Task, users: Iterable[int]) -> tuple[dict[int, list[Query]], int]:
-    """By user id, the held-out queries that can be scored; and how many cannot be.
-
-    In a task of scores, a query whose gold is no finite number cannot be.
-    """
-    from mta_cli.engine.evaluation.metrics import score_of
-
-    found = {user: reg.items.queries(user, task.name) for user in users}
-    kept = {
-        user: [one for one in own if task.metric != "mae" or score_of(one.gold) is not None]
-        for user, own in found.items()
-    }
-    left = sum(map(len, found.values())) - sum(map(len, kept.values()))
-    return kept, left
-
-
-def unscored_note(count: int) -> Iterator[Note]:
-    """A warning of queries that `scored_queries` left out; none for 0."""
-    if count:
-        yield Note(f"Held-out queries whose answer is no number are left out: {count:,}.", warning=True)
 
 
 def _measured_bank_design(reg: Registry, request: EvalRequest, measured: MeasuredBank) -> Design:
@@ -266,7 +224,7 @@ def plan_lines(request: EvalRequest, plan: Design, methods: Sequence[str]) -> tu
 
     metric = request.task.metric
     asked = [len(plan.queries[user]) for user in plan.test_users]
-    least = planned_detectable_effect(asked, DIFFERENCE_SD[metric], BETWEEN_USER_VARIANCE)
+    least = planned_detectable_effect(asked, DIFFERENCE_SD[metric])
     sizes = ", ".join(f"{len(fold.bank)}/{len(fold.tuning)}/{len(fold.test)}" for fold in plan.folds)
     return (
         PlanLine("users", f"{len(asked)} tested, {sum(asked)} queries"),

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
-from mta_cli.lab.evaluation.result_document import ScoredMethod, rescore_method
 from mta_cli.pipeline.data.tasks import find_task
+from mta_cli.pipeline.evaluation.scored_answers import ScoredMethod, rescore_method
 
 if TYPE_CHECKING:
     from mta_cli.engine.evaluation.user_sums import UserSums

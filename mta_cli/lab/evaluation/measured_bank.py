@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound, UsageError, system_reason
-from mta_cli.lab.evaluation.design import scored_queries
 from mta_cli.options import BankOptions, EvalOptions, MachineOptions, PromptOptions, options_from_json
 from mta_cli.pipeline.data.tasks import find_task
+from mta_cli.pipeline.evaluation.answer_queries import scored_queries
 from mta_cli.pipeline.requests import EvalRequest, MeasuredBank, model_by_fingerprint
 from store.files import missing_file_hint
 from store.names import quote_text

@@ -13,12 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Event, JobProgress, Note, PlanLine
-from mta_cli.lab.evaluation.added_memory import (
-    AnswersWithoutMemory,
-    add_memory,
-    memoryless_answers_key,
-    pack_scores,
-)
+from mta_cli.lab.evaluation.added_memory import AnswersWithoutMemory, add_memory, memoryless_answers_key
 from mta_cli.lab.evaluation.context import EvalContext
 from mta_cli.lab.evaluation.design import Design
 from mta_cli.pipeline.evaluation.answer_queries import (
@@ -26,6 +21,7 @@ from mta_cli.pipeline.evaluation.answer_queries import (
     ScoredAnswer,
     answer_queries,
 )
+from mta_cli.pipeline.evaluation.scored_answers import pack_scores
 from mta_cli.pipeline.evaluation.whose import ask_models, ask_naive_bayes, batches_by_size
 from mta_cli.pipeline.executors.local import Executor, LocalExecutor
 from mta_cli.pipeline.requests import EvalRequest

@@ -15,21 +15,16 @@ from mta_cli.errors import UsageError
 from mta_cli.events import Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.lab.evaluation.banks import FoldBanks, bank_presets, build_fold_banks, cost_of_banks
 from mta_cli.lab.evaluation.context import EvalContext, embed_shot_profiles, refresh_anchor_profiles
-from mta_cli.lab.evaluation.design import (
-    Design,
-    evaluation_config,
-    job_name,
-    make_design,
-    plan_lines,
-    unscored_note,
-)
+from mta_cli.lab.evaluation.design import Design, evaluation_config, make_design, plan_lines
 from mta_cli.lab.evaluation.method_run import MethodRun, cost_of_answers, run_method
 from mta_cli.lab.evaluation.method_settings import resolve_settings, trials
-from mta_cli.lab.evaluation.result_document import FoldSettings, result_document, score_method
+from mta_cli.lab.evaluation.result_document import result_document, score_method
 from mta_cli.options import ALL_MEMORIES, LADDER_METHODS
+from mta_cli.pipeline.evaluation.answer_queries import unscored_note
+from mta_cli.pipeline.evaluation.scored_answers import FoldSettings
 from mta_cli.pipeline.executors import open_executors
 from mta_cli.pipeline.requests import EvalRequest, eval_request_json
-from mta_cli.pipeline.runs import record_request
+from mta_cli.pipeline.runs import evaluation_lock, record_request
 from store.tables.evaluations import Evaluation, TunedSettings
 
 if TYPE_CHECKING:
@@ -197,7 +192,7 @@ def _start_evaluation(reg: Registry, request: EvalRequest, design: Design, kind:
 
     task = request.task.name
     with (
-        reg.job_lock(job_name(task, design.key)),
+        reg.job_lock(evaluation_lock(task, design.key)),
         reg.job_lock(f"bank {request.measured.bank.name}") if request.measured else nullcontext(),
         reg.hold_users(f"evaluation of {task}{request.executor.place}", design.all_users),
     ):

@@ -17,7 +17,7 @@ from mta_cli.lab.evaluation.evaluation_file import COSTS, read_evaluation
 from mta_cli.lab.evaluation.finished_evaluation import FinishedEvaluation, load_finished_evaluation
 from mta_cli.lab.evaluation.result_document import compare_methods
 from mta_cli.lab.report.results import DESIGN_KEYS, group_seeds, method_cost, used_settings
-from mta_cli.lab.report.wording import join_words
+from mta_cli.text.formatting import join_words
 
 if TYPE_CHECKING:
     from mta_cli.engine.evaluation.user_sums import UserSums

@@ -1,4 +1,4 @@
-"""Methods of others, and baselines without a language model. Each builds its models by itself.
+"""All methods by name (`catalog`), and methods of others, which build their models by themselves.
 
-`majority` and `neighbours` need no language model; `per_pcs` and `prime` are as in the papers of these names.
+`neighbours` needs no language model; `per_pcs` and `prime` are as in the papers of these names.
 """

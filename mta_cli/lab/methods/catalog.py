@@ -26,6 +26,7 @@ from mta_cli.engine.evaluation.ladder import (
 )
 from mta_cli.engine.methods import majority
 from mta_cli.engine.methods.method import BaseLevel, Method, Settings, StackKind
+from mta_cli.engine.methods.personalize import MTA
 from mta_cli.engine.methods.weightings import WEIGHTINGS
 from mta_cli.errors import UsageError, did_you_mean
 from mta_cli.lab.methods import neighbours, per_pcs, prime
@@ -84,16 +85,7 @@ PRESET_METHODS = (
     Method("fusion", "the two nearest anchors merged", anchors="similarity", overrides={"top_k": 2}, version=2),
     Method("fusion-random", "two random anchors merged", anchors="random", overrides={"top_k": 2}, version=2),
     Method("stack", "a LoRA above the task adapter, no fusion", stack="lora", grid=_LORA_GRID, version=2),
-    Method(
-        "mta",
-        "Merge-then-Adapt: fusion by evidence, a LoRA above it, label memory",
-        anchors="evidence",
-        stack="lora",
-        memory="neighbours",
-        grid=_MTA_GRID,
-        version=12,
-        step=ADAPTED,
-    ),
+    replace(MTA, grid=_MTA_GRID),
     Method(
         "mta-recipe",
         "fusion by evidence and label memory, no gradient",

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mta_cli.lab.report import plots, style
-from mta_cli.lab.report.results import LOGLIK_METRIC, Document, metric_name, metrics, same_settings
+from mta_cli.lab.report.results import Document, metrics, same_settings
 from mta_cli.lab.report.style import short_name
+from mta_cli.pipeline.evaluation.metric_names import LOGLIK_METRIC, metric_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.lab.report import style
 from mta_cli.lab.report.point_labels import Point, write_labels
 from mta_cli.lab.report.results import (
-    LOWER_IS_BETTER,
     Document,
     compared_with,
     method_cost,
     method_score,
-    metric_title,
     pareto_front,
     rank_methods,
     value_and_interval,
@@ -31,7 +29,8 @@ from mta_cli.lab.report.style import (
     PAPER_COLOUR,
     short_name,
 )
-from mta_cli.lab.report.wording import format_bytes
+from mta_cli.pipeline.evaluation.metric_names import LOWER_IS_BETTER, metric_title
+from mta_cli.text.formatting import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,20 +11,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from mta_cli.pipeline.evaluation.metric_names import LOGLIK_METRIC, LOWER_IS_BETTER
+from mta_cli.text.formatting import finite_or_none
+
 Document = Mapping[str, Any]
 Verdict = Literal["better", "worse", "not shown"]
 
-LOGLIK_METRIC = "gold_loglik"
 SIGNIFICANCE_LEVEL = 0.05
-LOWER_IS_BETTER = frozenset({"mae", "rmse"})
-METRIC_NAMES = {
-    "macro_f1": "macro-F1",
-    "mae": "MAE",
-    "rmse": "RMSE",
-    "rouge_1": "ROUGE-1",
-    "rouge_l": "ROUGE-L",
-    LOGLIK_METRIC: "gold log-likelihood",
-}
 # Documents that agree in these keys are one design; seeds, and settings tuned by seed, may differ.
 DESIGN_KEYS = (
     "task",
@@ -53,24 +46,6 @@ FILE_NAME_PREFIXES = {
     "seed": "seed",
     "seeds": "seeds",
 }
-
-
-def finite_or_none(value: object) -> float | None:
-    """`value` when it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def metric_name(metric: str) -> str:
-    """The display name of the metric."""
-    return METRIC_NAMES.get(metric, metric.replace("_", " "))
-
-
-def metric_title(metric: str) -> str:
-    """The metric's name, with a note where less is better or it has a unit."""
-    note = "lower is better" if metric in LOWER_IS_BETTER else "nats" if metric == LOGLIK_METRIC else ""
-    return metric_name(metric) + (f" ({note})" if note else "")
 
 
 def metrics(document: Document) -> list[str]:

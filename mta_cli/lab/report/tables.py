@@ -8,18 +8,15 @@ from typing import Any
 
 from mta_cli.lab.report import wording
 from mta_cli.lab.report.results import (
-    LOGLIK_METRIC,
     Document,
     best_methods,
     difference_verdict,
     differences_by_memory,
     differences_by_reference,
-    finite_or_none,
     is_exploratory,
     mean_score,
     memory_variants,
     method_cost,
-    metric_title,
     metrics,
     rank_methods,
     same_settings,
@@ -28,6 +25,16 @@ from mta_cli.lab.report.results import (
 )
 from mta_cli.options import MEMORIES
 from mta_cli.pipeline.evaluation import ladder_text
+from mta_cli.pipeline.evaluation.metric_names import LOGLIK_METRIC, metric_title
+from mta_cli.text.formatting import (
+    NO_VALUE,
+    finite_or_none,
+    format_count,
+    format_interval,
+    format_number,
+    format_p_value,
+    format_seconds_number,
+)
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,10 @@ class Table:
 
 
 COST_COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
-    ("bytes", "bytes a user", wording.format_count),
-    ("seconds", "seconds to personalise a user", wording.format_seconds_number),
-    ("seconds_per_query", "seconds a query", wording.format_seconds_number),
-    ("tokens_per_second", "prompt tokens/s", wording.format_count),
+    ("bytes", "bytes a user", format_count),
+    ("seconds", "seconds to personalise a user", format_seconds_number),
+    ("seconds_per_query", "seconds a query", format_seconds_number),
+    ("tokens_per_second", "prompt tokens/s", format_count),
 )
 
 
@@ -92,7 +99,7 @@ def methods_table(document: Document) -> Table:
     rows = []
     for method in rank_methods(document):
         scores = document["methods"][method]
-        cells = [Cell(wording.format_interval(scores.get(metric)), method in winners[metric]) for metric in shown]
+        cells = [Cell(format_interval(scores.get(metric)), method in winners[metric]) for metric in shown]
         cells += [Cell(write(method_cost(document, method, what))) for what, _, write in costs]
         rows.append((Cell(method), *cells))
     columns = ("method", *map(metric_title, shown), *(name for _, name, _ in costs))
@@ -114,8 +121,8 @@ def memory_table(document: Document, metric: str) -> Table:
 
     def cell(method: str | None) -> Cell:
         if method is None:
-            return Cell(wording.NO_VALUE)
-        return Cell(wording.format_interval(document["methods"][method].get(metric)), method in best)
+            return Cell(NO_VALUE)
+        return Cell(format_interval(document["methods"][method].get(metric)), method in best)
 
     rows = [(Cell(stem), *(cell(methods.get(memory)) for memory in memories)) for stem, methods in variants.items()]
     columns = ("method", *(f"memory {memory}" for memory in memories))
@@ -155,7 +162,7 @@ def _memory_difference_table(document: Document, metric: str, found: Mapping[str
 
 def _difference_cell(row: Mapping[str, Any] | None) -> Cell:
     if row is None:
-        return Cell(wording.NO_VALUE)
+        return Cell(NO_VALUE)
     verdict = difference_verdict(row)
     remains = verdict != "not shown" and not is_exploratory(row)
     return Cell(wording.describe_compact_difference(row), strong=remains, verdict=verdict)
@@ -165,9 +172,9 @@ def _difference_table(document: Document, metric: str, reference: str, found: Se
     rows = [
         (
             Cell(row["b"]),
-            Cell(wording.format_interval(row, signed=True)),
-            Cell(wording.format_p_value(row.get("p"))),
-            Cell(wording.format_p_value(row.get("p_holm"))),
+            Cell(format_interval(row, signed=True)),
+            Cell(format_p_value(row.get("p"))),
+            Cell(format_p_value(row.get("p_holm"))),
             Cell(wording.describe_difference(row), verdict=difference_verdict(row)),
         )
         for row in found
@@ -213,14 +220,11 @@ def _settings_table(documents: Sequence[Document], temperature_columns: tuple[st
 def _temperatures(found: Any) -> str:
     """The temperature of each fold, or the lowest and highest of its calibration parts."""
     folds = found if isinstance(found, list | tuple) else [found]
-    return ", ".join(_span(own) if isinstance(own, list | tuple) else wording.format_number(own) for own in folds)
+    return ", ".join(_span(own) if isinstance(own, list | tuple) else format_number(own) for own in folds)
 
 
 def _span(found: Sequence[Any]) -> str:
-    told = [
-        wording.format_number(value)
-        for value in sorted(found, key=lambda value: float("inf") if value is None else value)
-    ]
+    told = [format_number(value) for value in sorted(found, key=lambda value: float("inf") if value is None else value)]
     return " to ".join(dict.fromkeys((told[0], told[-1])))
 
 
@@ -236,9 +240,9 @@ def _seed_scores(group: Sequence[Document], metric: str) -> Table:
     order = sorted(methods, key=lambda method: _descending_key(means[method], metric))
     rows = []
     for method in order:
-        cells = [Cell(wording.format_interval(document["methods"].get(method, {}).get(metric))) for document in group]
+        cells = [Cell(format_interval(document["methods"].get(method, {}).get(metric))) for document in group]
         is_top = means[method] is not None and means[method] == means[order[0]]
-        rows.append((Cell(method), *cells, Cell(wording.format_number(means[method]), is_top)))
+        rows.append((Cell(method), *cells, Cell(format_number(means[method]), is_top)))
     return _seed_table("method", metric_title(metric), group, rows, group[0]["reference"])
 
 
@@ -261,7 +265,7 @@ def _seed_differences_to(reference: str, group: Sequence[Document], by_seed: Seq
         own = [by_method.get(other) for by_method in found]
         values = [value for row in own if row and (value := finite_or_none(row["value"])) is not None]
         mean = sum(values) / len(values) if len(values) == len(group) else None
-        rows.append((Cell(other), *map(_seed_difference, own), Cell(wording.format_number(mean, signed=True))))
+        rows.append((Cell(other), *map(_seed_difference, own), Cell(format_number(mean, signed=True))))
     marked = any(row and is_exploratory(row) for by_method in found for row in by_method.values())
     note = f" ({wording.EXPLORATORY_NOTE})" * marked
     title = f"Paired differences in {metric_title(group[0]['metric'])}: {reference} minus the other{note}"
@@ -270,9 +274,9 @@ def _seed_differences_to(reference: str, group: Sequence[Document], by_seed: Seq
 
 def _seed_difference(row: Any) -> Cell:
     if row is None:
-        return Cell(wording.NO_VALUE)
+        return Cell(NO_VALUE)
     verdict = difference_verdict(row)
-    return Cell(f"{wording.format_interval(row, signed=True)} {wording.describe_verdict(row)}", verdict=verdict)
+    return Cell(f"{format_interval(row, signed=True)} {wording.describe_verdict(row)}", verdict=verdict)
 
 
 def _seed_table(

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from string import Formatter
 from typing import Any
 
-from mta_cli.lab.report.results import (
-    Document,
-    difference_verdict,
+from mta_cli.lab.report.results import Document, difference_verdict, is_exploratory
+from mta_cli.pipeline.evaluation.metric_names import metric_name
+from mta_cli.text.formatting import (
     finite_or_none,
-    is_exploratory,
-    metric_name,
+    format_interval,
+    format_number,
+    format_p_value,
+    join_words,
+    pluralise,
 )
-from mta_cli.text.formatting import pluralise
 
-NO_VALUE = "–"
 EXPLORATORY = "p < .05 before Holm's correction but not after"
 EXPLORATORY_NOTE = f"* {EXPLORATORY}"
 MORE_EVIDENCE = "More: a larger --shots, more users or more items."
-UNITS = ("B", "kB", "MB", "GB", "TB")
 COUNTED_KEYS = {
     "users": ("user",),
     "queries": ("held-out query", "held-out queries"),
@@ -46,57 +46,6 @@ DESIGN_SENTENCES = (
 )
 
 
-def format_number(value: object, *, signed: bool = False) -> str:
-    """Three decimals; a dash for a value that is not a number."""
-    found = finite_or_none(value)
-    if found is None:
-        return NO_VALUE
-    return f"{round(found, 3) + 0.0:{'+' if signed else ''}.3f}"  # adding 0.0 turns -0.0 into 0.0
-
-
-def format_interval(found: Mapping[str, Any] | None, *, signed: bool = False) -> str:
-    """`value [low, high]`, without the parts that are missing."""
-    if not isinstance(found, Mapping) or finite_or_none(found.get("value")) is None:
-        return NO_VALUE
-    value, low, high = (format_number(found.get(part), signed=signed) for part in ("value", "low", "high"))
-    return value if NO_VALUE in (low, high) else f"{value} [{low}, {high}]"
-
-
-def format_bytes(value: object) -> str:
-    """Bytes in decimal units with two or three digits, such as 104 B, 1.6 MB or 77 kB."""
-    found = finite_or_none(value)
-    if found is None:
-        return NO_VALUE
-    unit = 0
-    while abs(found) >= 999.5 and unit < len(UNITS) - 1:
-        found, unit = found / 1000, unit + 1
-    return f"{found:.1f}".removesuffix(".0") + f" {UNITS[unit]}" if found < 9.95 else f"{found:.0f} {UNITS[unit]}"
-
-
-def format_count(value: object) -> str:
-    """A count with commas between thousands; a mean that is not an integer has one decimal."""
-    found = finite_or_none(value)
-    if found is None:
-        return NO_VALUE
-    return f"{found:,.1f}" if found % 1 and found < 1000 else f"{found:,.0f}"
-
-
-def format_seconds_number(value: object) -> str:
-    """Seconds with a number of decimals that depends on their size."""
-    found = finite_or_none(value)
-    if found is None:
-        return NO_VALUE
-    return f"{found:,.{3 if 0 < found < 0.1 else 2 if found < 10 else 1 if found < 100 else 0}f}"
-
-
-def format_p_value(value: object) -> str:
-    """A p-value with three decimals, or `< .001`."""
-    found = finite_or_none(value)
-    if found is None:
-        return NO_VALUE
-    return "< 0.001" if found < 0.001 else f"{found:.3f}"
-
-
 def describe_compact_difference(difference: Mapping[str, Any]) -> str:
     """A difference with its interval, p and adjusted p in one cell."""
     plain, adjusted = (format_p_value(difference.get(key)) for key in ("p", "p_holm"))
@@ -114,12 +63,6 @@ def describe_difference(difference: Mapping[str, Any]) -> str:
     if said == "not shown":
         return said
     return f"{said} than {difference['b']}{f', {EXPLORATORY}' * is_exploratory(difference)}"
-
-
-def join_words(names: Iterable[object]) -> str:
-    """Names as a list in a sentence: a, b and c."""
-    found = [str(name) for name in names]
-    return " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
 
 
 def describe_design(document: Document) -> str:

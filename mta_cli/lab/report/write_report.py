@@ -32,7 +32,7 @@ from mta_cli.lab.report.results import (
 )
 from mta_cli.lab.report.style import SVG_NAMESPACE
 from mta_cli.pipeline.evaluation import ladder_text
-from mta_cli.text.formatting import pluralise
+from mta_cli.text.formatting import join_words, pluralise
 from mta_cli.text.printable import clean_line
 
 # What Markdown would read as more than a character: the start of code, emphasis, a cell's end, a link's middle, a tag.
@@ -109,7 +109,7 @@ class Report:
         self.documents, self._stems = unique_documents(self.documents), set[tuple[str, str | None]]()
         tasks = group_by_task(self.documents)
         self.content = {
-            "title": f"Evaluation of {wording.join_words(tasks)}",
+            "title": f"Evaluation of {join_words(tasks)}",
             "tasks": [self._task(task, found) for task, found in tasks.items()],
         }
 
@@ -178,5 +178,5 @@ class Report:
 def _design_heading(group: Sequence[Document]) -> str:
     first = group[0]
     parts = [pluralise(first[key], key[:-1]) for key in ("shots", "anchors") if first.get(key) is not None]
-    seeds = wording.join_words(document["seed"] for document in group)
+    seeds = join_words(document["seed"] for document in group)
     return ", ".join([*parts, f"seed{'s' if len(group) > 1 else ''} {seeds}"])

@@ -206,8 +206,8 @@ def _answer_prompt(
 
 def _running_score(model: ChatModel, scored: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """The task's main metric over answers and their golds."""
+    from mta_cli.engine.evaluation.metrics import MAIN_METRICS
     from mta_cli.engine.evaluation.user_sums import sum_by_user
-    from mta_cli.lab.evaluation.result_document import MAIN_METRICS
 
     answers, golds = zip(*scored, strict=True)
     count, name = len(scored), MAIN_METRICS[model.task.metric]

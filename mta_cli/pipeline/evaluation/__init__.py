@@ -1,4 +1,4 @@
-"""`mta eval`: the design, banks of folds, answers of methods, the result document, and files of finished evaluations.
+"""Measures users' stored models, for the product: answers to held-out queries, whose they are, and the ladder in words.
 
-Read `design` and `run` first.
+Comparisons of methods are in `mta_cli.lab`.
 """

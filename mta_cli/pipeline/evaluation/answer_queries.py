@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mta_cli.engine.text.labels import find_label
+from mta_cli.events import Note
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.memory.label_prior import LabelPrior
     from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.text.tasks import Task
     from mta_cli.pipeline.data.examples import PromptRowBuilder
     from store.records import Query
+    from store.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,28 @@ class ScoredAnswer:
     gold_tokens: int
     scores: tuple[float, ...]
     seconds: float
+
+
+def scored_queries(reg: Registry, task: Task, users: Iterable[int]) -> tuple[dict[int, list[Query]], int]:
+    """By user id, the held-out queries that can be scored; and how many cannot be.
+
+    In a task of scores, a query whose gold is no finite number cannot be.
+    """
+    from mta_cli.engine.evaluation.metrics import score_of
+
+    found = {user: reg.items.queries(user, task.name) for user in users}
+    kept = {
+        user: [one for one in own if task.metric != "mae" or score_of(one.gold) is not None]
+        for user, own in found.items()
+    }
+    left = sum(map(len, found.values())) - sum(map(len, kept.values()))
+    return kept, left
+
+
+def unscored_note(count: int) -> Iterator[Note]:
+    """A warning of queries that `scored_queries` left out; none for 0."""
+    if count:
+        yield Note(f"Held-out queries whose answer is no number are left out: {count:,}.", warning=True)
 
 
 def answer_queries(

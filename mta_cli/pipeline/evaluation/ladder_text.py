@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mta_cli.lab.report.results import LOGLIK_METRIC, metric_name
-from mta_cli.lab.report.wording import NO_VALUE, format_interval, format_number, format_p_value, join_words
-from mta_cli.text.formatting import pluralise
+from mta_cli.pipeline.evaluation.metric_names import LOGLIK_METRIC, metric_name
+from mta_cli.text.formatting import NO_VALUE, format_interval, format_number, format_p_value, join_words, pluralise
 
 Ladder = Mapping[str, Any]
 

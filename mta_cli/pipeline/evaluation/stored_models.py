@@ -11,13 +11,19 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.engine.evaluation.ladder import whose_entries
+from mta_cli.engine.evaluation.metrics import MAIN_METRICS
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, JobProgress, JobResult, JobStarted
-from mta_cli.lab.evaluation.design import alike_users, scored_queries, unscored_note
-from mta_cli.lab.evaluation.result_document import MAIN_METRICS, paired_differences, whose_entries, whose_sums
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, answer_queries
-from mta_cli.pipeline.evaluation.whose import MAX_LORA_PARAMS_PER_BATCH, ask_models, ask_naive_bayes
+from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, answer_queries, scored_queries, unscored_note
+from mta_cli.pipeline.evaluation.whose import (
+    MAX_LORA_PARAMS_PER_BATCH,
+    alike_users,
+    ask_models,
+    ask_naive_bayes,
+    whose_sums,
+)
 from mta_cli.pipeline.memory.bank_memory import MAX_RECENT_ANSWERS
 from mta_cli.pipeline.user_weights import current_bank, load_fusion_and_stack
 from mta_cli.pipeline.workbench import Workbench
@@ -353,7 +359,7 @@ def _summarise(
     return {
         "metric": metric,
         "methods": {name: statistics.bootstrap_metrics(own, seed=seed) for name, own in shown.items()},
-        "differences": paired_differences(shown, top, seed),
+        "differences": statistics.paired_differences(shown, [(top, name) for name in shown if name != top], seed=seed),
         "ladder": {**ladder, "whose": whose_entries(sums, seed)},
     }
 

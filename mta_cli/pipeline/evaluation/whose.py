@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, gold_log_likelihoods
+from store.records import Item
+from store.tables.predictions import Prediction
 
 if TYPE_CHECKING:
+    from mta_cli.engine.evaluation.topics import AlikeGroup
+    from mta_cli.engine.evaluation.whose import WhoseSums
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.memory.label_prior import LabelPrior
     from mta_cli.engine.model.load import LoadedBase
@@ -15,7 +19,22 @@ if TYPE_CHECKING:
     from store.records import Query
 
 MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # LoRA parameters of the users in one batch; a single user may have more
+MAX_USERS_PER_GROUP = 16  # users whose models are made and answer together
+TOPIC_ITEMS, TOPIC_CHARS = 50, 1000  # most recent items of a user that tell the topic, and characters of each
 Loras = tuple["LoraWeights", ...]
+
+
+def alike_users(
+    users: Sequence[int], items: Mapping[int, Sequence[Item]], named: Mapping[int, str]
+) -> list[AlikeGroup]:
+    """Groups of users of like topic, by the groups that files give (`named`) and by the words of their latest items."""
+    from mta_cli.engine.evaluation.topics import group_alike
+
+    texts = {
+        user: "\n".join(f"{one.input} {one.output}"[:TOPIC_CHARS] for one in own[-TOPIC_ITEMS:])
+        for user, own in items.items()
+    }
+    return group_alike(users, texts, named, MAX_USERS_PER_GROUP)
 
 
 def ask_models(
@@ -57,6 +76,15 @@ def ask_naive_bayes(
         for owner, value in zip((query.user_id, *others[query.user_id]), row, strict=True)
     }
     return _pack(queries, others, lambda query, owner: found[query.id, owner])
+
+
+def whose_sums(answers: Sequence[Prediction], unit: str = "users") -> WhoseSums | None:
+    """By user, or question as `unit` says, what the answers say that other users' models were asked about, if any."""
+    from mta_cli.engine.evaluation.whose import sum_whose, unpack_logliks
+
+    known = [one for one in answers if one.whose is not None]
+    owners = [one.user_id if unit == "users" else one.query_id for one in known]
+    return sum_whose(owners, [unpack_logliks(one.whose or b"") for one in known])
 
 
 def batches_by_size(models: Iterable[tuple[int, Loras]]) -> Iterator[list[tuple[int, Loras]]]:

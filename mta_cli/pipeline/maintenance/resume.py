@@ -7,16 +7,15 @@ Knows no settings and renders nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
-from mta_cli.events import Event, Note
-from mta_cli.lab.evaluation.design import job_name
-from mta_cli.options import AdaptOptions, EvalOptions, MachineOptions
-from mta_cli.pipeline.requests import restore_adapt_request, restore_bank_request, restore_eval_request
-from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, bank_label
+from mta_cli.events import Event
+from mta_cli.options import AdaptOptions, MachineOptions
+from mta_cli.pipeline.requests import restore_adapt_request, restore_bank_request
+from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, bank_label, evaluation_lock
 from store.records import Bank, Run
 from store.tables.evaluations import Evaluation
 
@@ -56,18 +55,24 @@ def list_unfinished_jobs(reg: Registry) -> list[UnfinishedJob]:
 
 
 def resume_job(
-    reg: Registry, one: UnfinishedJob, machine: MachineOptions, defaults: EvalOptions, *, dry_run: bool = False
+    reg: Registry,
+    one: UnfinishedJob,
+    machine: MachineOptions,
+    resume_evaluation: Callable[..., Iterator[Event]],
+    *,
+    dry_run: bool = False,
 ) -> Iterator[Event]:
     """Resume `one` on the device of `machine` and in this process; what is made is as at its start.
 
-    `defaults` apply to an evaluation whose methods were not recorded. Raises BadInput where what it was begun with has
-    changed since, for a bank of the users that `mta quick` chose, and as the job itself.
+    `resume_evaluation` does it for an evaluation: see `lab.evaluation.resume`, which jobs do not import. Raises
+    BadInput where what it was begun with has changed since, for a bank of the users that `mta quick` chose, and as the
+    job itself.
     """
     if one.kind == BANK_BUILD:
         return _resume_bank_build(reg, one, machine, dry_run)
     if one.kind == USER_ADAPT:
         return _resume_adaptation(reg, one, machine, dry_run)
-    return _resume_evaluation(reg, one, machine, defaults, dry_run)
+    return resume_evaluation(reg, one, machine, dry_run=dry_run)
 
 
 def discard_job(reg: Registry, one: UnfinishedJob) -> None:
@@ -83,7 +88,7 @@ def discard_job(reg: Registry, one: UnfinishedJob) -> None:
             reg.banks.remove(bank.id)
     elif one.kind in (EVAL_RUN, EVAL_TUNE):
         found = reg.evaluations.get(one.number)
-        with reg.job_lock(job_name(found.task, found.key)):
+        with reg.job_lock(evaluation_lock(found.task, found.key)):
             if reg.evaluations.get(one.number).status == "running":
                 reg.evaluations.remove(one.number)
     if one.run is not None:
@@ -98,7 +103,7 @@ def _resume_bank_build(reg: Registry, one: UnfinishedJob, machine: MachineOption
     request = restore_bank_request(reg, bank, machine)
     if bank_key(reg, request, find_contributors(reg, request)) != bank.key:
         begin = f"mta bank build --task {bank.task}"
-        raise _changed_since_error(f"bank {bank_label(bank)}", begin, "where mta quick began it, run that again; else ")
+        raise changed_since_error(f"bank {bank_label(bank)}", begin, "where mta quick began it, run that again; else ")
     yield from build_bank(reg, request, plan=(), dry_run=dry_run)
 
 
@@ -108,27 +113,8 @@ def _resume_adaptation(reg: Registry, one: UnfinishedJob, machine: MachineOption
     yield from adapt_users(reg, restore_adapt_request(reg, one.number, one.request, machine), plan=(), dry_run=dry_run)
 
 
-def _resume_evaluation(
-    reg: Registry, one: UnfinishedJob, machine: MachineOptions, defaults: EvalOptions, dry_run: bool
-) -> Iterator[Event]:
-    from mta_cli.lab.evaluation.design import make_design
-    from mta_cli.lab.evaluation.run import run_evaluation, tune_evaluation
-
-    begun = reg.evaluations.get(one.number)
-    asked = one.request
-    if not asked:
-        answered = reg.evaluations.predictions.answered_methods(begun.id)
-        methods = ",".join(answered) or defaults.methods
-        asked = {"methods": methods, "reference": defaults.reference, "calibrate": defaults.calibrate}
-        yield Note(f"Which methods were asked for was not written down; it goes on with {methods}.", warning=True)
-    request = restore_eval_request(reg, begun, asked, machine)
-    if make_design(reg, request).key != begun.key:
-        raise _changed_since_error(begun.label, f"mta eval run --task {begun.task}")
-    work = tune_evaluation if one.kind == EVAL_TUNE else run_evaluation
-    yield from work(reg, request, dry_run=dry_run)
-
-
-def _changed_since_error(what: str, command: str, first: str = "") -> BadInput:
+def changed_since_error(what: str, command: str, first: str = "") -> BadInput:
+    """The error of a job that cannot go on; `command` begins it anew."""
     return BadInput(
         f"The task, users, histories or bank that {what} was begun with, or mta itself, have changed since: it cannot "
         "go on.",

@@ -218,11 +218,8 @@ def _plan_lines(
 
 def _power_line(work: Workload, sizes: QuickSizes) -> PlanLine:
     from mta_cli.engine.evaluation.statistics import planned_detectable_effect
-    from mta_cli.lab.evaluation.design import BETWEEN_USER_VARIANCE
 
-    least = planned_detectable_effect(
-        [max(1, round(work.queries_per_user))] * sizes.measured_users, LOGLIK_SD, BETWEEN_USER_VARIANCE
-    )
+    least = planned_detectable_effect([max(1, round(work.queries_per_user))] * sizes.measured_users, LOGLIK_SD)
     said = f"a difference of {least:.3f} nats is found with 80 % probability"
     return PlanLine("power", said, f"guess: differences spread by {LOGLIK_SD:g} a question")
 

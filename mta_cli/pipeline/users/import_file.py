@@ -19,7 +19,6 @@ from mta_cli.engine.text.task_files import task_to_toml
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import MtaError, UsersChanged
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
-from mta_cli.lab.report.wording import join_words
 from mta_cli.pipeline.data.confusable_names import confusable_name_warnings
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.parse_results import SourceLocation, format_value
@@ -30,6 +29,7 @@ from mta_cli.pipeline.data.parse_file import FindTask, ParsedFile, import_notes,
 from mta_cli.pipeline.data.tasks import find_task, keep_task
 from mta_cli.pipeline.users.consent import change_consent
 from mta_cli.pipeline.users.dependents import StaleParts
+from mta_cli.text.formatting import join_words
 from store.tables.items import hash_texts
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.options import (
     AdaptOptions,
     BankOptions,
-    EvalOptions,
     FuseOptions,
     MachineOptions,
     MemoryOptions,
@@ -27,6 +26,7 @@ from mta_cli.options import (
     PromptOptions,
     ScreeningOptions,
 )
+from mta_cli.tui.dialogs.eval_form import EVAL_FORM
 from mta_cli.tui.dialogs.form import Form, FormField, FormValues, setting_field
 from mta_cli.tui.dialogs.import_forms import IMPORT_FORM, QUICK_FORM
 from mta_cli.tui.dialogs.job_request import FormContext, JobForm, JobRequest, build_options, shared_fields, task_field
@@ -55,9 +55,6 @@ BANK_ADVANCED_FIELDS = (
 )
 ADAPT_MAIN_FIELDS = ("shots", "rank", "steps")
 ADAPT_ADVANCED_FIELDS = ("epochs", "learning_rate", "batch_size", "alpha", "targets", "placement")
-EVAL_MAIN_FIELDS = ("methods", "reference", "shots", "folds")
-EVAL_ADVANCED_FIELDS = ("placement", "memory", "calibrate", "only_earlier", "others")
-EVAL_BANK_FIELDS = ("anchors", "epochs", "min_items", "max_items", "task_epochs")
 
 
 def build_form(job_form: JobForm, context: FormContext, app: MtaApp) -> Form:
@@ -191,38 +188,6 @@ def parse_user_names(text: str, whole: str | None = None) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _eval_fields(context: FormContext) -> tuple[FormField, ...]:
-    of = partial(setting_field, context.settings, EvalOptions)
-    bank = partial(setting_field, context.settings, BankOptions, advanced=True)
-    own = "Settings of single methods, METHOD.SETTING=VALUE, separated by blanks."
-    return (
-        task_field(context, needed=True),
-        *map(of, EVAL_MAIN_FIELDS),
-        *(of(name, advanced=True) for name in EVAL_ADVANCED_FIELDS),
-        *map(bank, EVAL_BANK_FIELDS),
-        FormField("set", "settings", help=own, advanced=True),
-        *shared_fields(context),
-    )
-
-
-def _eval_request(context: FormContext, filled: FormValues) -> JobRequest:
-    from mta_cli.lab.evaluation.method_settings import parse_settings
-
-    options = build_options(
-        context, filled, EvalOptions, BankOptions, ScreeningOptions, PromptOptions, ModelOptions, MachineOptions
-    )
-    method_settings = parse_settings(filled["set"].split())
-
-    def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
-        from mta_cli.lab.evaluation.run import run_evaluation
-        from mta_cli.pipeline.requests import eval_request
-
-        request = eval_request(reg, options, filled["task"], method_settings)
-        return run_evaluation(reg, request, plan=context.settings.plan_lines(*request.plan_options), dry_run=dry_run)
-
-    return JobRequest("eval run", filled["task"], make)
-
-
 def _demo_fields(context: FormContext) -> tuple[FormField, ...]:
     return (
         FormField(
@@ -273,7 +238,7 @@ JOB_FORMS = {
     for job_form in (
         JobForm("bank build", "b", "Anchors, the task adapter and a meta-LoRA for each.", _bank_fields, _bank_request),
         JobForm("user adapt", "a", "A stack for one user, for several, or for all.", _adapt_fields, _adapt_request),
-        JobForm("eval run", "e", "Methods compared on the same users.", _eval_fields, _eval_request),
+        EVAL_FORM,
         IMPORT_FORM,
         QUICK_FORM,
         JobForm("demo", "m", "The included sample users, through every stage.", _demo_fields, _demo_request),

@@ -210,7 +210,9 @@ step. The height is relative: the percentage says how much the loss changed."""
         machine, defaults = settings.build_options(MachineOptions), settings.build_options(EvalOptions)
 
         def make(reg: Registry) -> Iterator[Event]:
-            return resume.resume_job(reg, one, machine, defaults)
+            from mta_cli.lab.evaluation.resume import resume_evaluation
+
+            return resume.resume_job(reg, one, machine, partial(resume_evaluation, defaults=defaults))
 
         job = self.mta_app.job_queue.add_job(one.kind, one.title, make, self.mta_app.tell_failed_job)
         self._resumed[_interrupted_job_key(one)] = job

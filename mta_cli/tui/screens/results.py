@@ -1,6 +1,6 @@
 """Results: what evaluations found. The ladder, methods, label memories, differences, quality against bytes, tasks.
 
-Draws stored result documents, read as `pipeline.report` reads them. Measures nothing: that is a job.
+Draws stored result documents, read as `lab.report` reads them. Measures nothing: that is a job.
 """
 
 from __future__ import annotations
@@ -17,27 +17,31 @@ from textual.widgets import DataTable, Static, TabbedContent, TabPane
 
 from mta_cli.lab.report import wording
 from mta_cli.lab.report.results import (
-    LOGLIK_METRIC,
-    LOWER_IS_BETTER,
     Verdict,
     best_methods,
     difference_verdict,
     differences,
     differences_by_reference,
-    finite_or_none,
     is_exploratory,
     method_cost,
     method_score,
-    metric_name,
-    metric_title,
     metrics,
     pareto_front,
     rank_methods,
 )
 from mta_cli.lab.report.tables import memory_table
 from mta_cli.pipeline.evaluation import ladder_text
+from mta_cli.pipeline.evaluation.metric_names import LOGLIK_METRIC, LOWER_IS_BETTER, metric_name, metric_title
 from mta_cli.pipeline.runs import evaluation_status
 from mta_cli.terminal.tables import TableLayout
+from mta_cli.text.formatting import (
+    finite_or_none,
+    format_bytes,
+    format_count,
+    format_interval,
+    format_number,
+    format_seconds_number,
+)
 from mta_cli.text.printable import clean_line
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
@@ -269,16 +273,16 @@ class ResultsScreen(BaseScreen):
         for method in rank_methods(document):
             cells = [
                 Text(
-                    wording.format_number(method_score(document, method, metric)),
+                    format_number(method_score(document, method, metric)),
                     "bold" if method in winners[metric] else "",
                     justify="right",
                 )
                 for metric in names
             ]
             costs = (
-                wording.format_bytes(method_cost(document, method, "bytes")),
-                wording.format_seconds_number(method_cost(document, method, "seconds")),
-                wording.format_count(method_cost(document, method, "tokens_per_second")),
+                format_bytes(method_cost(document, method, "bytes")),
+                format_seconds_number(method_cost(document, method, "seconds")),
+                format_count(method_cost(document, method, "tokens_per_second")),
             )
             scores.add_row(line_text(method), *cells, *(Text(shown, justify="right") for shown in costs))
         scores.move_cursor(row=max(0, row))
@@ -294,7 +298,7 @@ class ResultsScreen(BaseScreen):
         for method in dict.fromkeys(method for document in documents for method in rank_methods(document)):
             cells = (
                 Text(
-                    wording.format_interval(document["methods"].get(method, {}).get(document["metric"])),
+                    format_interval(document["methods"].get(method, {}).get(document["metric"])),
                     "bold" if method in best_methods(document, document["metric"]) else "",
                     justify="right",
                 )
@@ -327,8 +331,8 @@ def _evaluation_row_cells(entry: _EvaluationRow) -> list[Text]:
         found = (line_text(entry.status), line_text(""), line_text(None))
     else:
         first, metric = rank_methods(document)[0], document["metric"]
-        said = f"{metric_name(metric)} {wording.format_number(method_score(document, first, metric))}"
-        size = wording.format_bytes(method_cost(document, first, "bytes"))
+        said = f"{metric_name(metric)} {format_number(method_score(document, first, metric))}"
+        size = format_bytes(method_cost(document, first, "bytes"))
         found = (line_text(first, "bold"), line_text(said), Text(size, justify="right"))
     rest = (entry.shots, entry.method_count, entry.created or None)
     return [number, line_text(entry.task), *found, *(line_text(value) for value in rest)]
@@ -354,7 +358,7 @@ def _method_intervals(document: ResultDocument, metric: str) -> tuple[list[Inter
     spans = []
     for method in rank_methods(document, metric):
         value, low, high = (method_score(document, method, metric, part) for part in ("value", "low", "high"))
-        note = wording.format_interval(document["methods"][method].get(metric))
+        note = format_interval(document["methods"][method].get(metric))
         spans.append(IntervalRow(method, value, low, high, note, "strong" if method == reference else "plain"))
     return spans, method_score(document, reference, metric)
 
@@ -366,7 +370,7 @@ def _difference_intervals(document: ResultDocument, metric: str) -> list[Interva
         said = difference_verdict(row)
         value, low, high = (finite_or_none(row.get(part)) for part in ("value", "low", "high"))
         whose = "" if row["a"] == document["reference"] else f" ({row['a']})"
-        note = f"{wording.format_number(value, signed=True)}  {wording.describe_verdict(row)}{whose}"
+        note = f"{format_number(value, signed=True)}  {wording.describe_verdict(row)}{whose}"
         spans.append(IntervalRow(str(row["b"]), value, low, high, note, VERDICT_TONES[said]))
     return spans
 

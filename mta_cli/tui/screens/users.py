@@ -19,8 +19,8 @@ from textual.containers import Container, Horizontal
 from textual.widgets import Input, Static
 
 from mta_cli.errors import NotFound
-from mta_cli.lab.report.wording import format_bytes
 from mta_cli.terminal.user_columns import USER_COLUMNS, UserColumn
+from mta_cli.text.formatting import format_bytes
 from mta_cli.tui.screens.base import USER_MARK, BaseScreen
 from mta_cli.tui.text import format_signed, line_text
 from mta_cli.tui.widgets.lazy_table import Cell, Column, LazyTable

@@ -57,7 +57,7 @@ def answer_mark(metrics: Mapping[str, float]) -> StripMark:
 
 def score_words(score: Mapping[str, Any]) -> str:
     """The score over all questions so far: a count of right answers, else the metric's mean."""
-    from mta_cli.lab.report.results import metric_name
+    from mta_cli.pipeline.evaluation.metric_names import metric_name
 
     value, answers = score["value"], score["answers"]
     if score["metric"] == "accuracy":

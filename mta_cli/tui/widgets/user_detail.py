@@ -11,8 +11,7 @@ from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
 
-from mta_cli.lab.report.wording import format_bytes
-from mta_cli.text.formatting import pluralise
+from mta_cli.text.formatting import format_bytes, pluralise
 from mta_cli.text.printable import clean_line
 from mta_cli.tui.text import MISSING_VALUE, line_text
 from mta_cli.tui.widgets.charts.bars import Bar, BarChart
@@ -173,7 +172,7 @@ def _label(near: AnchorMatch) -> str:
 
 def results_head(results: Results) -> Text:
     """Which evaluation, and what is measured in it."""
-    from mta_cli.lab.report.results import metric_title
+    from mta_cli.pipeline.evaluation.metric_names import metric_title
 
     return line_text(f"Results: {metric_title(results.metric)}, evaluation {results.evaluation}", "bold")
 

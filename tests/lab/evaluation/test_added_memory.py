@@ -8,10 +8,10 @@ import pytest
 
 from mta_cli.events import JobPlan
 from mta_cli.lab.evaluation import method_run
-from mta_cli.lab.evaluation.added_memory import unpack_scores
 from mta_cli.lab.evaluation.run import run_evaluation
 from mta_cli.lab.methods.catalog import PRESET_METHODS, find_method, find_methods, without_memory
 from mta_cli.options import MEMORIES
+from mta_cli.pipeline.evaluation.scored_answers import unpack_scores
 from store.records import NewItem
 from store.registry import Registry
 from store.tables.predictions import Prediction

@@ -11,12 +11,7 @@ import pytest
 
 from mta_cli.engine.evaluation.ladder import STEP_NAMES
 from mta_cli.errors import BadInput, UsageError
-from mta_cli.lab.evaluation.design import (
-    Design,
-    evaluation_config,
-    make_design,
-    plan_lines,
-)
+from mta_cli.lab.evaluation.design import Design, evaluation_config, make_design, plan_lines
 from mta_cli.lab.evaluation.folds import UserFold
 from mta_cli.lab.evaluation.method_settings import method_rows, parse_settings
 from mta_cli.lab.methods.catalog import PRESETS_BY_NAME

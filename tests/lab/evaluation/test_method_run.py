@@ -81,7 +81,7 @@ def test_a_prior_is_added_to_the_scores_of_the_labels(trial: Trial) -> None:
 def test_groups_are_filled_one_after_another_and_stay_the_same(
     field: EvalContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mta_cli.lab.evaluation.design.MAX_USERS_PER_GROUP", 4)
+    monkeypatch.setattr("mta_cli.pipeline.evaluation.whose.MAX_USERS_PER_GROUP", 4)
     number, own = begun(field.reg, field.request), column("pooled-rag")
     first, second = (tuple(group) for group in field.design.groups[0])
     assert sorted((*first, *second)) == sorted(field.design.answering_users(0)) and len(first) == len(second) == 3
@@ -151,7 +151,7 @@ def test_what_was_made_for_each_person_is_theirs(field: EvalContext) -> None:
 def test_the_first_group_alone_is_made_as_if_nothing_had_been_computed(
     field: EvalContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mta_cli.lab.evaluation.design.MAX_USERS_PER_GROUP", 4)
+    monkeypatch.setattr("mta_cli.pipeline.evaluation.whose.MAX_USERS_PER_GROUP", 4)
     plain = field.base.llama_decoder
     assert plain is not None
     number, found = begun(field.reg, field.request), list[int]()

@@ -14,14 +14,8 @@ import pytest
 
 from mta_cli.engine.evaluation.calibration import NO_LABEL_LOGLIK
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
-from mta_cli.lab.evaluation.result_document import (
-    CALIBRATION_PARTS,
-    FoldSettings,
-    reference_for,
-    rescore_method,
-    result_document,
-    score_method,
-)
+from mta_cli.lab.evaluation.result_document import CALIBRATION_PARTS, reference_for, result_document, score_method
+from mta_cli.pipeline.evaluation.scored_answers import FoldSettings, rescore_method
 from store.registry import Registry
 from tests.lab.evaluation.trial import Answers, Made, Trial, eval_request, make_up
 from tests.metrics_by_hand import score

@@ -69,8 +69,8 @@ def test_intervals_are_over_people_and_the_same_answers_twice_prove_no_more(reg:
     """Seed 1 beside a copy of itself: not one interval may shrink."""
     from mta_cli.engine.evaluation.statistics import paired_difference
     from mta_cli.engine.evaluation.user_sums import add_user_sums
-    from mta_cli.lab.evaluation.result_document import rescore_method
     from mta_cli.pipeline.data.tasks import find_task
+    from mta_cli.pipeline.evaluation.scored_answers import rescore_method
 
     one, task = reg.evaluations.get(2), find_task(reg, "lamp-2")
     a, b = (rescore_method(reg, task, one, method).user_sums for method in ("pooled-rag+habit", "majority"))

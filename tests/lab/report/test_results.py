@@ -128,12 +128,6 @@ def test_a_slug_is_never_a_path(value: str) -> None:
     assert 0 < len(made) <= 60 and set(made) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
 
 
-def test_only_finite_numbers_are_known() -> None:
-    assert results.finite_or_none(3) == 3.0 and results.finite_or_none(0.0) == 0.0
-    for value in (True, None, "3", math.nan, math.inf, [1]):
-        assert results.finite_or_none(value) is None
-
-
 def test_the_same_document_is_taken_once() -> None:
     assert len(results.unique_documents([document(), document(), document(FEW, seed=1)])) == 2
 

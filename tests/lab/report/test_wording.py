@@ -1,76 +1,11 @@
-"""Numbers and designs in words."""
+"""Differences, designs and settings in words."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
-
-import pytest
 
 from mta_cli.lab.report import wording
 from tests.pipeline.documents import document
-
-
-@pytest.mark.parametrize(
-    ("value", "shown", "signed"),
-    [
-        (0.5, "0.500", "+0.500"),
-        (-1.23456, "-1.235", "-1.235"),
-        (-0.0001, "0.000", "+0.000"),
-        (None, "–", "–"),
-        (math.nan, "–", "–"),
-    ],
-)
-def test_numbers_have_three_decimals(value: Any, shown: str, signed: str) -> None:
-    assert wording.format_number(value) == shown and wording.format_number(value, signed=True) == signed
-
-
-def test_an_interval_is_shown_as_far_as_it_is_known() -> None:
-    assert wording.format_interval({"value": 0.5, "low": 0.4, "high": 0.6}) == "0.500 [0.400, 0.600]"
-    assert wording.format_interval({"value": 0.5, "low": None, "high": 0.6}) == "0.500"
-    assert wording.format_interval({"value": None, "low": 0.4, "high": 0.6}) == wording.format_interval(None) == "–"
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (0, "0 B"),
-        (2.5, "2.5 B"),
-        (104, "104 B"),
-        (999.4, "999 B"),
-        (999.5, "1 kB"),
-        (1234, "1.2 kB"),
-        (9960, "10 kB"),
-        (77_000, "77 kB"),
-        (1_612_800, "1.6 MB"),
-        (42e9, "42 GB"),
-        (None, "–"),
-    ],
-)
-def test_sizes_are_short(value: Any, shown: str) -> None:
-    assert wording.format_bytes(value) == shown
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(0, "0.00"), (0.004, "0.004"), (0.5, "0.50"), (4.26, "4.26"), (20.44, "20.4"), (1234.5, "1,234")],
-)
-def test_seconds_have_the_decimals_that_matter(value: float, shown: str) -> None:
-    assert wording.format_seconds_number(value) == shown
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"), [(0.0004, "< 0.001"), (0.001, "0.001"), (0.0496, "0.050"), (1, "1.000"), (None, "–")]
-)
-def test_small_chances_are_not_made_smaller_than_they_are(value: Any, shown: str) -> None:
-    assert wording.format_p_value(value) == shown
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"), [(77104, "77,104"), (16.5, "16.5"), (1234.56, "1,235"), (3.0, "3"), (None, "–")]
-)
-def test_counts_are_exact_where_they_are_whole(value: Any, shown: str) -> None:
-    assert wording.format_count(value) == shown
 
 
 def test_a_statement_says_who_is_compared() -> None:
@@ -85,10 +20,6 @@ def test_a_difference_that_holms_correction_takes_back_is_exploratory() -> None:
     assert wording.describe_verdict(row) == "worse*"
     assert wording.describe_verdict({**row, "p_holm": 0.049}) == "worse"
     assert wording.describe_verdict({**row, "p": 0.06}) == "not shown"
-
-
-def test_names_are_joined_as_in_a_sentence() -> None:
-    assert wording.join_words(["a"]) == "a" and wording.join_words([1, 2, 3]) == "1, 2 and 3"
 
 
 def test_a_sentence_that_lacks_something_is_left_out() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from mta_cli.engine.evaluation.ladder import ADAPTED, ANOTHERS, COMMON_MEMORY, PERSONAL_MODEL, judge_ladder
+from mta_cli.engine.evaluation.metrics import MAIN_METRICS
 from mta_cli.engine.evaluation.user_sums import UserSums
 from mta_cli.lab.evaluation.evaluation_file import read_evaluation
-from mta_cli.lab.evaluation.result_document import MAIN_METRICS
 from mta_cli.lab.methods.catalog import methods_by_step
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"

@@ -16,10 +16,11 @@ from mta_cli.engine.memory.label_prior import add_label_prior
 from mta_cli.engine.model.load import load_base
 from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
 from mta_cli.errors import BadInput, IntegrityFault
-from mta_cli.lab.evaluation.design import alike_users, scored_queries, unscored_note
 from mta_cli.options import MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.evaluation.answer_queries import scored_queries, unscored_note
 from mta_cli.pipeline.evaluation.stored_models import choose_examples, evaluate_users
+from mta_cli.pipeline.evaluation.whose import alike_users
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users

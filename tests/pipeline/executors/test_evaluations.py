@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mta_cli.lab.evaluation import method_run
 from mta_cli.lab.evaluation.run import run_evaluation
 from mta_cli.options import ExecutorOptions
+from mta_cli.pipeline.evaluation import whose
 from mta_cli.pipeline.executors import ray_workers
 from store.registry import Registry
 from tests.lab.evaluation.trial import eval_request, timeless
@@ -32,7 +32,7 @@ def answered(root: Path, executor: ExecutorOptions) -> tuple[Any, list[Any]]:
 def test_workers_give_the_same_predictions(
     ray: Any, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(method_run, "MAX_USERS_PER_GROUP", 2)
+    monkeypatch.setattr(whose, "MAX_USERS_PER_GROUP", 2)
     here = answered(tmp_path / "here", ExecutorOptions())
     assert len(here[1]) == 3 * 24, "everybody answers by every method"
     begun, start = list[Any](), ray_workers.RayExecutor._start

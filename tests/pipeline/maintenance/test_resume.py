@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, IntegrityFault
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobStarted
+from mta_cli.lab.evaluation.resume import resume_evaluation
 from mta_cli.lab.evaluation.run import run_evaluation, tune_evaluation
 from mta_cli.options import AdaptOptions, BankOptions, EvalOptions, FuseOptions, MachineOptions, options_from_json
 from mta_cli.pipeline.bank.build import build_bank
@@ -49,7 +51,7 @@ def stop_after(events: Iterator[Event], steps: int, *, answering: bool = False) 
 
 
 def go_on(reg: Registry, one: UnfinishedJob, **more: Any) -> tuple[Any, list[Event]]:
-    return finish(resume_job(reg, one, HERE, DEFAULTS, **more))
+    return finish(resume_job(reg, one, HERE, partial(resume_evaluation, defaults=DEFAULTS), **more))
 
 
 def abandon_runs(reg: Registry) -> None:

@@ -11,7 +11,8 @@ from mta_cli.engine.lora.cores import unpack_core
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import NotFound, UsageError
 from mta_cli.events import ArtifactSaved, JobPlan, JobProgress, JobStarted
-from mta_cli.options import AdaptOptions, EvalOptions, MachineOptions, MemoryOptions
+from mta_cli.lab.evaluation.resume import resume_evaluation
+from mta_cli.options import AdaptOptions, MachineOptions, MemoryOptions
 from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs, resume_job
 from mta_cli.pipeline.personalize.adapt import adapt_users, adaptable_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
@@ -234,7 +235,7 @@ def test_a_recipe_of_another_number_of_anchors_than_is_asked_for_is_made_anew(
     next(job), next(job)  # the plan, and the first event of its run, before the recipe is made
     job.close()  # type: ignore[attr-defined]
     (stopped,) = list_unfinished_jobs(peopled)
-    ((result,), _) = finish(resume_job(peopled, stopped, CPU, EvalOptions()))
+    ((result,), _) = finish(resume_job(peopled, stopped, CPU, resume_evaluation))
     recipe = peopled.recipes.get(ida.id, "lamp-2", bank.id)
     assert recipe is not None and (recipe.method, len(recipe.shares)) == ("uniform", 1) and "unchanged" not in result
     assert adapted(peopled, "ida", top_k=3)[0]["unchanged"], "a number that nobody asked for"

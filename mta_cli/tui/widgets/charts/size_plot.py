@@ -14,7 +14,7 @@ from typing import ClassVar
 from rich.cells import cell_len
 from rich.text import Text
 
-from mta_cli.lab.report.wording import format_bytes
+from mta_cli.text.formatting import format_bytes
 from mta_cli.tui.widgets.charts.axis import Scale, fit_scale, format_tick
 from mta_cli.tui.widgets.charts.canvas import Canvas, truncate_line
 from mta_cli.tui.widgets.charts.plot import Plot
