@@ -371,12 +371,13 @@ def _train_bank(
     run: Run,
     executors: Executors,
 ) -> Iterator[Event]:
+    from mta_cli.engine.backends import backend_of
     from mta_cli.engine.lora.adapter import find_target_modules, merge_into_base
-    from mta_cli.engine.scoring.backends import require_supported_placements
     from mta_cli.pipeline.user_weights import load_weights
 
     options, base = request.options, load_on_device(request.base, request.machine, reg=reg)
-    require_supported_placements(base, [find_target_modules(base.model, options.targets, options.placement)[1]])
+    _, placement = find_target_modules(base.model, options.targets, options.placement)
+    backend_of(base).require_placements([placement])
     examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items, until=request.until)
     items = {candidate.user.id: candidate.items for candidate in pool}
     anchors = [anchor for anchor in anchors if anchor.user_id in items]  # the others' users were forgotten
