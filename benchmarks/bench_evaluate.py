@@ -82,14 +82,17 @@ def answering(
     base: LoadedBase, people: Sequence[LoraWeights], model: Any, asked: Queries, few: int, tokens: int
 ) -> dict[str, Callable[[], Found]]:
     """Ways to answer each query in the model's own words; the rival answers the first `few`."""
-    from mta_cli.engine.generation.generate_batch import generate_answers
+    from mta_cli.engine.generation.generate import generate_answers
+    from mta_cli.engine.generation.request import SamplingParams
 
     ours, users = personal.endless(base), _names(asked)[:few]
 
     def together() -> Found:
         personal.fresh(ours)
         loras = [(own,) for own in people]
-        return generate_answers(ours, asked.prompts, loras, asked.owners, max_tokens=tokens, stop_at_repetition=False)
+        return generate_answers(
+            ours, asked.prompts, loras, asked.owners, SamplingParams(tokens, stop_at_repetition=False)
+        )
 
     return {
         GENERATE: lambda: rival.answer_each(model, asked.prompts[:few], tokens, users=users).ids,

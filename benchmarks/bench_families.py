@@ -86,10 +86,12 @@ def training(base: LoadedBase, users: int, length: int, steps: int) -> Callable[
 
 def decoding(base: LoadedBase, length: int, tokens: int) -> Callable[[], int]:
     """A prompt of `length` tokens and an answer of `tokens`; how many tokens the answer has."""
-    from mta_cli.engine.generation.generate import generate_tokens
+    from mta_cli.engine.generation.generate import generate_answers
+    from mta_cli.engine.generation.request import SamplingParams
 
     prompt = [3 + 7 * place % 30_000 for place in range(length)]
-    return lambda: sum(1 for _ in generate_tokens(base, prompt, max_tokens=tokens, stop_at_repetition=False))
+    params = SamplingParams(tokens, stop_at_repetition=False)
+    return lambda: len(generate_answers(base, [prompt], [()], [0], params)[0])
 
 
 def measure(family: str, chosen: argparse.Namespace) -> dict[str, Any]:

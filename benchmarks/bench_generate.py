@@ -63,10 +63,15 @@ def speaking(base: LoadedBase, weights: LoraWeights, *, packed: bool = True) -> 
 
 def one_user(load: Callable[[], LoadedBase], entry: Path, weights: LoraWeights, adapter: Path, prompt: Prompt) -> Sides:
     """Ways to decode for one user in this process, each a function of the number of new tokens."""
-    from mta_cli.engine.generation.generate import generate_tokens
+    from mta_cli.engine.generation.generate import generate_answers
+    from mta_cli.engine.generation.request import SamplingParams
 
     def ours(base: LoadedBase) -> Callable[[int], Ids]:
-        return lambda count: [list(generate_tokens(base, prompt, max_tokens=count, stop_at_repetition=False))]
+        def answer(count: int) -> Ids:
+            params = SamplingParams(count, stop_at_repetition=False)
+            return generate_answers(base, [prompt], [()], [0], params)
+
+        return answer
 
     packed = speaking(load(), weights)
     dtype = str(packed.dtype)[6:]
@@ -150,14 +155,17 @@ def many_users(
     few: int,
 ) -> dict[str, Callable[[], Ids]]:
     """Ways to answer every user's prompt with their own model; one by one only the first `few`, whose rate is all's."""
-    from mta_cli.engine.generation.generate_batch import generate_answers
+    from mta_cli.engine.generation.generate import generate_answers
+    from mta_cli.engine.generation.request import SamplingParams
 
     users, dtype, people = list(folders), str(base.dtype)[6:], [(own,) for own in weights]
     ours, model = personal.endless(base), rival.with_adapters(entry, folders, dtype)
 
     def together() -> Ids:
         personal.fresh(ours)
-        return generate_answers(ours, prompts, people, range(len(people)), max_tokens=tokens, stop_at_repetition=False)
+        return generate_answers(
+            ours, prompts, people, range(len(people)), SamplingParams(tokens, stop_at_repetition=False)
+        )
 
     return {
         MIXED: lambda: rival.answer_mixed(model, prompts, users, tokens).ids,

@@ -37,7 +37,8 @@ SECONDS = 6.0  # of each kind of work, after a first run that is not counted
 
 def works() -> dict[str, tuple[Callable[[], Any], float]]:
     """Each kind of work, and how many units one run of it does."""
-    from mta_cli.engine.generation.generate import generate_tokens
+    from mta_cli.engine.generation.generate import generate_answers
+    from mta_cli.engine.generation.request import SamplingParams
     from mta_cli.engine.lora.adapter import init_lora_weights
     from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree
@@ -63,10 +64,11 @@ def works() -> dict[str, tuple[Callable[[], Any], float]]:
         trees = [PromptTree(tuple(prompt), labels) for prompt in asked]
         completion_log_likelihoods(base, trees, [(start,)], [(tree, 0) for tree in range(len(trees))])
 
+    once = SamplingParams(32, stop_at_repetition=False)
     return {
         "training": (train, float(sum(len(row.input_ids) for row in rows))),
         "scoring": (score, float(len(asked))),
-        "decoding": (lambda: list(generate_tokens(base, asked[0], max_tokens=32, stop_at_repetition=False)), 32.0),
+        "decoding": (lambda: generate_answers(base, asked[:1], [()], [0], once), 32.0),
     }
 
 

@@ -69,8 +69,8 @@ def measure(form: str, anchors: int, items: int) -> dict[str, Any]:
 
 def answers(reg: Registry, options: OptionSet) -> list[str]:
     """The likeliest label of every held-out question, under the task adapter of the bank."""
-    from mta_cli.engine.generation.generate import label_scores
     from mta_cli.engine.lora.adapter import merge_into_base
+    from mta_cli.engine.scoring.log_likelihood import label_scores
     from mta_cli.options import MachineOptions
     from mta_cli.pipeline.data.examples import PromptRowBuilder
     from mta_cli.pipeline.data.tasks import find_task

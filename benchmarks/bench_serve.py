@@ -136,10 +136,11 @@ def body(text: str, **more: Any) -> dict[str, Any]:
 
 def in_one_batch(weights: Sequence[LoraWeights], texts: Sequence[str], tokens: int) -> Callable[[], list[list[int]]]:
     """The same answers by one call of the engine, all begun together, without a server."""
-    from mta_cli.engine.generation.generate_batch import generate_answers
+    from mta_cli.engine.generation.generate import generate_answers
+    from mta_cli.engine.generation.request import SamplingParams
 
     base, prompts, people = harness.load(), [_prompt(text) for text in texts], [(own,) for own in weights]
-    return lambda: generate_answers(base, prompts, people, range(len(people)), max_tokens=tokens)
+    return lambda: generate_answers(base, prompts, people, range(len(people)), SamplingParams(tokens))
 
 
 def main() -> None:

@@ -69,7 +69,8 @@ class Difference:
 
 def ask_ourselves(reg: Registry, entry: ModelEntry, user: User, task_name: str, count: int = PROMPTS) -> Question:
     """The user's model in float32 and its answers: to own held-out questions first, then to those of other users."""
-    from mta_cli.engine.generation.generate import generate_tokens
+    from mta_cli.engine.generation.generate import generate_answers
+    from mta_cli.engine.generation.request import SamplingParams
     from mta_cli.engine.lora.adapter import AdapterMerger
     from mta_cli.options import MachineOptions
     from mta_cli.pipeline.data.examples import PromptRowBuilder
@@ -84,7 +85,8 @@ def ask_ourselves(reg: Registry, entry: ModelEntry, user: User, task_name: str, 
     prompts = [builder.prompter.prompt_ids(text, builder.retrieve_history(user.id, text, 2)) for text in asked]
     mode = most_personal_mode(reg, user, task_name, entry.fingerprint)
     AdapterMerger(base).set_adapter(merge_user_weights(reg, entry.fingerprint, user, task_name, mode)[0])
-    return Question(base, prompts, [list(generate_tokens(base, prompt, max_tokens=TOKENS)) for prompt in prompts])
+    answers = [generate_answers(base, [prompt], [()], [0], SamplingParams(TOKENS))[0] for prompt in prompts]
+    return Question(base, prompts, answers)
 
 
 def differences(question: Question, theirs: Tokens) -> list[Difference]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from mta_cli.engine.generation.generate_batch import generate_answers
+from mta_cli.engine.generation.generate import generate_answers
+from mta_cli.engine.generation.request import SamplingParams
 from mta_cli.engine.lora.adapter import AdapterMerger, LoraWeights, init_lora_weights
 from mta_cli.engine.methods.anchor_weights import merge_shares, weigh_anchors
 from mta_cli.engine.methods.method import MethodContext, UserShots
@@ -68,7 +69,7 @@ SEED = 0
 
 def answer(base: LoadedBase, prompt: list[int], models: Sequence[tuple[LoraWeights, ...]]) -> list[str]:
     """The greedy answer of each model, decoded in one batch. A model is the LoRAs above the base as it is."""
-    ids = generate_answers(base, [prompt] * len(models), models, range(len(models)), max_tokens=TASK.answer_tokens)
+    ids = generate_answers(base, [prompt] * len(models), models, range(len(models)), SamplingParams(TASK.answer_tokens))
     return [" ".join(base.tokenizer.decode(one).split()) for one in ids]
 
 

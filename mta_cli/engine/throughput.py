@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mta_cli.engine.generation.generate import generate_tokens
-from mta_cli.engine.generation.generate_batch import SamplingParams, stream_answers
+from mta_cli.engine.generation.generate import generate
+from mta_cli.engine.generation.request import GenerationRequest, SamplingParams
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
 from mta_cli.engine.methods.anchor_weights import MAX_USERS_PER_BATCH
 from mta_cli.engine.methods.method import MethodContext, UserShots
@@ -117,17 +117,19 @@ def decode_tokens(base: LoadedBase, seed: int) -> Pieces:
     endless = replace(base, end_ids=())
     most = base.window - ROW_TOKENS
     prompt = _random_tokens(base, ROW_TOKENS, seed)
-    for _ in generate_tokens(endless, prompt, max_tokens=most, stop_at_repetition=False):
+    params = SamplingParams(most, stop_at_repetition=False)
+    for _ in generate(endless, [GenerationRequest(prompt)], params):
         yield 1
 
 
 def decode_batch_tokens(base: LoadedBase, users: int, seed: int) -> Pieces:
     """The tokens of each step of a batch of `users` answers of different users, each with a LoRA of the bank's kind."""
-    loras = [(random_lora(base, seed + user),) for user in range(users)]
-    prompts = [_random_tokens(base, ROW_TOKENS, seed + user) for user in range(users)]
-    params = SamplingParams(max_tokens=min(base.window, BATCH_CONTEXT) - ROW_TOKENS, stop_at_repetition=False)
-    answers = stream_answers(replace(base, end_ids=()), prompts, loras, range(users), params, seed=seed)
-    for number, _ in enumerate(answers, 1):
+    requests = [
+        GenerationRequest(_random_tokens(base, ROW_TOKENS, seed + user), (random_lora(base, seed + user),))
+        for user in range(users)
+    ]
+    params = SamplingParams(min(base.window, BATCH_CONTEXT) - ROW_TOKENS, stop_at_repetition=False)
+    for number, _ in enumerate(generate(replace(base, end_ids=()), requests, params), 1):
         if number % users == 0:
             yield users
 

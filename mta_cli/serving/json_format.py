@@ -62,8 +62,7 @@ class JsonFormats:
         except ImportError as error:
             raise unsupported("response_format", "the server has no llguidance") from error
         if self._tokenizer is None:
-            assert self._base.llama_decoder is not None
-            vocabulary = self._base.llama_decoder.head.weight.shape[0]
+            vocabulary = self._base.decoder.head.weight.shape[0]
             self._tokenizer = from_tokenizer(self._base.tokenizer, vocabulary, list(self._base.end_ids))
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT)

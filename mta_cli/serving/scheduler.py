@@ -24,7 +24,7 @@ from mta_cli.serving.metrics import Metrics
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mta_cli.engine.generation.continuous_batch import PromptPass
+    from mta_cli.engine.generation.decoding_batch import PromptPass
     from mta_cli.engine.lora.row_factors import UserFactors
     from mta_cli.engine.model.load import LoadedBase
 
@@ -50,13 +50,12 @@ class Scheduler:
     def __init__(
         self, base: LoadedBase, *, max_batch: int, max_waiting: int, prefix_bytes: int, metrics: Metrics, cores: int
     ) -> None:
-        from mta_cli.engine.generation.continuous_batch import ContinuousBatch
+        from mta_cli.engine.generation.decoding_batch import DecodingBatch
 
-        assert base.llama_decoder is not None
-        self._base, self._decoder, self._metrics = base, base.llama_decoder, metrics
+        self._decoder, self._metrics = base.decoder, metrics
         self._max_batch, self._max_waiting, self._cores = max_batch, max_waiting, cores
         self._room, self._steps_since_shrink = max_batch, 0  # rows that fit, as far as is known
-        self._batch, self._rows = ContinuousBatch(self._decoder), list[_Row]()
+        self._batch, self._rows = DecodingBatch(self._decoder), list[_Row]()
         self._reading: tuple[LocalAnswer, PromptPass] | None = None
         self._prefixes: ByteCache[PrefixKey, Prefix] = ByteCache(prefix_bytes, lambda prefix: prefix[1].nbytes)
         self._waiting: deque[LocalAnswer] = deque()
@@ -210,7 +209,8 @@ class Scheduler:
         for r in rows:
             if self._rows[r].answer.keeps_prefix:
                 self._keep_prefix(r)
-        self._rows = [self._rows[r] for r in self._batch.leave(rows)]
+        kept = [r for r in range(len(self._rows)) if r not in rows]
+        self._rows = [self._rows[r] for r in self._batch.keep_rows(kept)]
 
     def _keep_prefix(self, row: int) -> None:
         from mta_cli.engine.model.device_memory import is_out_of_memory
@@ -242,7 +242,7 @@ class Scheduler:
                 if logits is None:
                     continue
                 self._reading = None
-                self._end_reading(answer, text, logits)
+                self._end_reading(answer, text, logits[0])
             except Exception as error:
                 self._reading = None
                 if is_out_of_memory(error) and self._rows:
@@ -252,8 +252,8 @@ class Scheduler:
 
     def _begin_reading(self) -> bool:
         """Take the first that waits, if there is room for one more row."""
-        from mta_cli.engine.generation.continuous_batch import PromptPass
-        from mta_cli.engine.generation.generate_batch import common_prefix_length
+        from mta_cli.engine.generation.decoding_batch import PromptPass, PromptText
+        from mta_cli.engine.generation.request import common_prefix_length
         from mta_cli.engine.model.device_memory import is_out_of_memory
 
         with self._changed:
@@ -266,7 +266,7 @@ class Scheduler:
             shared = answer.model.reusable_length(len(answer.prompt), shared)
             prefix = known[1][..., :shared, :] if shared >= MIN_KEPT_TOKENS else None
         try:
-            text = PromptPass(self._decoder, answer.model, ids, len(answer.prompt), prefix)
+            text = PromptPass(self._decoder, [PromptText(answer.model, ids, len(answer.prompt))], prefix)
         except Exception as error:
             if is_out_of_memory(error) and self._rows:
                 self._halve_batch([answer])
@@ -326,7 +326,7 @@ class Scheduler:
         aside = [row.answer for row in self._rows[self._room :]]
         with self._changed:
             self._waiting.extendleft(reversed([*aside, *also]))
-        self._rows = [self._rows[r] for r in self._batch.leave(range(self._room, len(self._rows)))]
+        self._rows = [self._rows[r] for r in self._batch.keep_rows(range(self._room))]
         self._batch.trim()
 
     def _grow_again(self) -> None:
@@ -337,11 +337,11 @@ class Scheduler:
 
     def _fail_all(self, error: Exception) -> None:
         """End every answer that runs, and begin with an empty batch."""
-        from mta_cli.engine.generation.continuous_batch import ContinuousBatch
+        from mta_cli.engine.generation.decoding_batch import DecodingBatch
 
         running = [*(row.answer for row in self._rows), *([self._reading[0]] if self._reading is not None else [])]
         self._reading, self._rows = None, []
         for answer in running:
             answer.emit(Failed(error))
         self._prefixes.clear()
-        self._batch = ContinuousBatch(self._decoder)
+        self._batch = DecodingBatch(self._decoder)

@@ -55,8 +55,7 @@ class FactorsMaker:
     def __init__(self, base: LoadedBase) -> None:
         from mta_cli.engine.lora.row_factors import UserFactors
 
-        assert base.llama_decoder is not None
-        self._decoder, self._fingerprint = base.llama_decoder, base.fingerprint
+        self._decoder, self._fingerprint = base.decoder, base.fingerprint
         self.nobody = UserFactors({}, {}, {})
         self._task_adapters: dict[str, FusedFactors] = {}
 

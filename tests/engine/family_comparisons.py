@@ -15,15 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mta_cli.engine.generation import generate
-from mta_cli.engine.generation.batch_state import DecodingBatch, PromptRow
-from mta_cli.engine.generation.continuous_batch import ContinuousBatch, PromptPass
+from mta_cli.engine.generation.decoding_batch import DecodingBatch, PromptPass, PromptText
+from mta_cli.engine.generation.llama_batches import read_prompts
+from mta_cli.engine.generation.request import GenerationRequest
 from mta_cli.engine.lora.adapter import Factors, LoraWeights
 from mta_cli.engine.lora.row_factors import UserFactors
-from mta_cli.engine.model.kv_cache import KVCache
 from mta_cli.engine.model.llama import LlamaDecoder, build_llama_decoder
-from mta_cli.engine.scoring.backends import LlamaBackend, group_frozen_loras
 from mta_cli.engine.scoring.prefix_tree import PromptTree
+from mta_cli.engine.scoring.tree_scorers import LlamaTreeScorer
 from tests.engine.families import EXACT
 from tests.engine.lora_cases import random_lora
 
@@ -95,10 +94,10 @@ def log_likelihoods_and_gradients(
         return torch.cat(found)
 
     decoder = decoder_on(device, made)
-    backend = LlamaBackend(decoder, trees, start.placement, (), ())
+    scorer = LlamaTreeScorer(decoder, trees, start.placement, (), ())
     values, grads = list[Tensor](), list[list[Tensor]]()
     sides: tuple[tuple[Callable[[Factors], Tensor], torch.device | str], ...] = (
-        (lambda factors: backend.score_rows(range(len(trees)), factors).log_likelihoods, device),
+        (lambda factors: scorer.score_rows(range(len(trees)), factors).log_likelihoods, device),
         (theirs, "cpu"),
     )
     for run, where in sides:
@@ -112,12 +111,21 @@ def log_likelihoods_and_gradients(
 
 
 def prompt_and_tokens_one_by_one(family: str, device: torch.device) -> Iterator[Pair]:
-    made, ids = EXACT[family](), random_text(PROMPTS[0] + ANSWER, 0)
-    decoder = decoder_on(device, made)
-    cache, expected = KVCache(decoder), reference(made, ids)
-    with torch.no_grad():
-        for first, last in [(0, PROMPTS[0]), *((i, i + 1) for i in range(PROMPTS[0], len(ids)))]:
-            yield generate._llama_next_logits(decoder, cache, ids[first:last], ()), expected[last - 1]
+    yield from batch_of_texts(family, device, [random_text(PROMPTS[0] + ANSWER, 0)], [()])
+
+
+def batch_of_texts(
+    family: str, device: torch.device, texts: Sequence[list[int]], users: Sequence[tuple[LoraWeights, ...]]
+) -> Iterator[Pair]:
+    """The prompts of all texts read together, and their answers token by token."""
+    made, prompts = EXACT[family](), [len(text) - ANSWER for text in texts]
+    expected = [reference(made, *case) for case in zip(texts, users, prompts, strict=True)]
+    requests = [GenerationRequest(text[:-ANSWER], loras) for text, loras in zip(texts, users, strict=True)]
+    with torch.inference_mode():
+        _, batch, logits = next(read_prompts(decoder_on(device, made), requests, ANSWER, 10_000, None))
+        for step in range(ANSWER):
+            yield from ((logits[row], expected[row][prompt - 1 + step]) for row, prompt in enumerate(prompts))
+            logits = batch.decode_step([text[prompt + step] for text, prompt in zip(texts, prompts, strict=True)])
 
 
 def users_of(made: Any) -> list[tuple[LoraWeights, ...]]:
@@ -126,25 +134,11 @@ def users_of(made: Any) -> list[tuple[LoraWeights, ...]]:
     return [(everywhere,), (late,), (random_lora(made, 3, placement="upper"), late)]
 
 
-def batch_of_users_padded_on_the_left(family: str, device: torch.device) -> Iterator[Pair]:
-    made = EXACT[family]()
-    decoder, users = decoder_on(device, made), users_of(made)
+def batch_of_users_behind_a_shared_prefix(family: str, device: torch.device) -> Iterator[Pair]:
+    late = users_of(EXACT[family]())[1]
     shared = random_text(12, 9)  # what all prompts begin with, without LoRAs
     texts = [shared + random_text(length + ANSWER, length) for length in PROMPTS]
-    prompts = [len(text) - ANSWER for text in texts]
-    late_only = [(users[1][0],), (), (users[1][0],)]
-    expected = [reference(made, *case) for case in zip(texts, late_only, prompts, strict=True)]
-    with torch.no_grad():
-        prefix = KVCache(decoder, 1, len(shared))
-        DecodingBatch(decoder, [], [PromptRow(shared, 0)], prefix).prefill(100)
-        cache = KVCache(decoder, len(texts), max(map(len, texts)))
-        cache.copy_prefix(prefix)
-        rows = [PromptRow(text[:prompt], i) for i, (text, prompt) in enumerate(zip(texts, prompts, strict=True))]
-        batch = DecodingBatch(decoder, group_frozen_loras(decoder, late_only), rows, cache)
-        logits = batch.prefill(10_000)
-        for step in range(ANSWER):
-            yield from ((logits[row], expected[row][prompt - 1 + step]) for row, prompt in enumerate(prompts))
-            logits = batch.decode_step([text[prompt + step] for text, prompt in zip(texts, prompts, strict=True)])
+    yield from batch_of_texts(family, device, texts, [late, (), late])
 
 
 def rows_that_join_a_running_batch(family: str, device: torch.device) -> Iterator[Pair]:
@@ -152,13 +146,14 @@ def rows_that_join_a_running_batch(family: str, device: torch.device) -> Iterato
     decoder, users = decoder_on(device, made), users_of(made)
     texts = [random_text(length + ANSWER, length) for length in PROMPTS]
     expected = [reference(made, *case) for case in zip(texts, users, PROMPTS, strict=True)]
-    batch = ContinuousBatch(decoder)
+    batch = DecodingBatch(decoder)
     read = list[int]()  # tokens of each row that were read
     for text, loras, length in zip(texts, users, PROMPTS, strict=True):
-        prompt = PromptPass(decoder, UserFactors.from_loras(decoder, loras, {}), text[:length])
+        user = UserFactors.from_loras(decoder, loras, {})
+        prompt = PromptPass(decoder, [PromptText(user, text[:length], length)])
         while (logits := prompt.read(25)) is None:
             pass
-        yield logits, expected[len(read)][length - 1]
+        yield logits[0], expected[len(read)][length - 1]
         batch.join(prompt)
         read.append(length)
         for _ in range(6):  # a few steps before the next row joins
@@ -169,11 +164,11 @@ def rows_that_join_a_running_batch(family: str, device: torch.device) -> Iterato
 
 def completions_of_a_text_that_was_read(family: str, device: torch.device) -> Iterator[Pair]:
     made, ids = EXACT[family](), random_text(PROMPTS[0], 0)
-    prompt = PromptPass(decoder_on(device, made), UserFactors({}, {}, {}), ids)
+    prompt = PromptPass(decoder_on(device, made), [PromptText(UserFactors({}, {}, {}), ids, len(ids))])
     logits = prompt.read(1000)
     assert logits is not None
     completions = [random_text(length, length) for length in (1, 9, 4)]
-    found = prompt.completion_log_likelihoods(logits, completions)
+    found = prompt.completion_log_likelihoods(logits[0], completions)
     for value, completion in zip(found, completions, strict=True):
         steps = reference(made, [*ids, *completion])[len(ids) - 1 : -1].log_softmax(-1)
         yield torch.tensor(value), steps.gather(1, torch.tensor(completion)[:, None]).sum()
@@ -190,7 +185,7 @@ COMPARISONS: Mapping[str, Callable[[str, torch.device], Iterator[Pair]]] = {
         log_likelihoods_and_gradients, placement="all", recomputes=True
     ),
     "a prompt, and tokens one by one": prompt_and_tokens_one_by_one,
-    "a batch of users, padded on the left": batch_of_users_padded_on_the_left,
+    "a batch of users behind a shared prefix": batch_of_users_behind_a_shared_prefix,
     "rows that join a running batch": rows_that_join_a_running_batch,
     "completions of a text that was read": completions_of_a_text_that_was_read,
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.generation.continuous_batch import PromptPass
+from mta_cli.engine.generation.decoding_batch import PromptPass
 from mta_cli.options import AnswerOptions, ServeOptions
 from mta_cli.pipeline.chat.answer import answer_question
 from mta_cli.pipeline.models.installed import resolve_model

@@ -265,8 +265,7 @@ class AdapterMerger:
         factors = weights.factors if weights is not None else {}
         if weights is not None and weights.placement.late_tokens is not None:
             raise UsageError("late parts cannot be folded into weights: early tokens must not meet them")
-        if self.base.llama_decoder is not None:
-            self.base.llama_decoder.invalidate_caches()
+        self.base.invalidate_caches()
         while self._hooks:
             self._hooks.pop().remove()
         for path, original in self._original.items():

@@ -53,15 +53,6 @@ class UserFactors:
         where = late.placement if late is not None else None
         return cls(shared, fused_factors(decoder, everywhere), fused_factors(decoder, late), where)
 
-    def prompt_loras(self, first: int, last: int, prompt: int, dtype: torch.dtype) -> list[BatchedLora]:
-        """The LoRAs of positions `first` to `last` (exclusive) of a text of `prompt` prompt tokens, one row."""
-        loras = [BatchedLora(factors) for factors in (self.shared, self.everywhere) if factors]
-        if self.late_placement is not None and last > (start := self.late_placement.first_position(prompt)):
-            acts = torch.arange(first, last) >= start
-            device = next(iter(self.late.values()))[0].device
-            loras.append(BatchedLora(self.late, acts.to(device, dtype)[None, :, None]))
-        return loras
-
     def reusable_length(self, prompt: int, length: int) -> int:
         """How many of a text's first `length` positions no late LoRA has touched."""
         if self.late_placement is None:
@@ -91,71 +82,77 @@ def _bytes(factors: FusedFactors) -> int:
     return sum(half.numel() * half.element_size() for pair in factors.values() for half in pair)
 
 
+def prompt_loras(users: Sequence[UserFactors], prompts: Sequence[int], first: int, last: int) -> list[BatchedLora]:
+    """The LoRAs of positions `first` to `last` (exclusive) of a text of each user, with `prompts[i]` prompt tokens."""
+    rows = [RowFactors([user.shared for user in users]), RowFactors([user.everywhere for user in users])]
+    loras = [one.batched_lora() for one in rows]
+    clean = [user.reusable_length(prompt, last) for user, prompt in zip(users, prompts, strict=True)]
+    late = RowFactors([user.late for user in users]).batched_lora()
+    if late is not None and min(clean) < last:
+        a, _ = next(iter(late.fused_factors.values()))
+        acts = torch.arange(first, last) >= torch.tensor(clean)[:, None]  # [rows, time]
+        loras.append(BatchedLora(late.fused_factors, acts.to(a.device, a.dtype).unsqueeze(-1)))
+    return [one for one in loras if one is not None]
+
+
 class RowFactors:
-    """The factors of a batch's rows in slots: a row that joins writes its own slot and no other."""
+    """The factors of a batch's rows. Where they differ they lie in slots, and a row that joins writes its own alone."""
 
-    def __init__(self) -> None:
-        self._users: list[UserFactors] = []
+    def __init__(self, rows: Sequence[FusedFactors] = ()) -> None:
+        self._rows = list(rows)
+        self._written: list[FusedFactors | None] = []  # what is in the slots
         self._slots: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
-        self._shared: BatchedLora | None = None
+        self._lora: BatchedLora | None = None  # of all rows, until one joins or leaves
 
-    def add_row(self, user: UserFactors) -> None:
-        """Append a row of this user."""
-        row = len(self._users)
-        self._users.append(user)
-        for key, (a, b) in user.decoding_factors.items():
-            self._make_room(key, row + 1, a, b)
-        for key, (a_slots, b_slots) in self._slots.items():
-            self._make_room(key, row + 1, a_slots[0], b_slots[0])
-            self._write(key, row, user)
-        self._shared = _shared_lora(self._users)
+    def add_rows(self, rows: Sequence[FusedFactors]) -> None:
+        """Append rows of these factors."""
+        self._rows += rows
+        self._lora = None
 
     def keep_rows(self, order: Sequence[int]) -> None:
         """Row `i` becomes what row `order[i]` was, where `order[i] >= i`; other rows are dropped."""
+        self._rows, self._lora = [self._rows[source] for source in order], None
+        self._slots = {key: slots for key, slots in self._slots.items() if any(key in row for row in self._rows)}
+        moves = [(target, source) for target, source in enumerate(order) if target != source < len(self._written)]
         for a_slots, b_slots in self._slots.values():
-            for target, source in enumerate(order):
-                if source != target:
-                    a_slots[target], b_slots[target] = a_slots[source], b_slots[source]
-        self._users = [self._users[source] for source in order]
-        self._slots = {
-            key: slots for key, slots in self._slots.items() if any(key in u.decoding_factors for u in self._users)
-        }
-        self._shared = _shared_lora(self._users)
+            for target, source in moves:
+                a_slots[target], b_slots[target] = a_slots[source], b_slots[source]
+        self._written = [self._written[source] if source < len(self._written) else None for source in order]
 
-    def batched_loras(self) -> list[BatchedLora]:
-        """The LoRAs of all rows."""
-        count = len(self._users)
-        own = {key: (a[:count], b[:count]) for key, (a, b) in self._slots.items()}
-        return [one for one in (self._shared, BatchedLora(own) if own else None) if one is not None]
+    def batched_lora(self) -> BatchedLora | None:
+        """The LoRA of all rows: one pair of factors where all rows have the same, None where no row has any."""
+        if self._lora is None and any(self._rows):
+            if all(row is self._rows[0] for row in self._rows):
+                self._lora = BatchedLora(self._rows[0])
+            else:
+                self._write_slots()
+                count = len(self._rows)
+                self._lora = BatchedLora({key: (a[:count], b[:count]) for key, (a, b) in self._slots.items()})
+        return self._lora
 
-    def _make_room(self, key: tuple[int, str], rows: int, a: Tensor, b: Tensor) -> None:
-        """Slots for `rows` rows of the rank of `a` [in, rank] and `b` [rank, Σ out], or more."""
+    def _write_slots(self) -> None:
+        for row in self._rows:
+            for key, (a, b) in row.items():
+                self._make_room(key, a, b)
+        for key, (a_slots, b_slots) in self._slots.items():
+            for n, row in enumerate(self._rows):
+                if n < len(self._written) and self._written[n] is row:
+                    continue
+                a_slots[n], b_slots[n] = 0.0, 0.0
+                if key in row:
+                    a, b = row[key]
+                    a_slots[n, :, : a.shape[-1]], b_slots[n, : a.shape[-1]] = a, b
+        self._written = [*self._rows]
+
+    def _make_room(self, key: tuple[int, str], a: Tensor, b: Tensor) -> None:
+        """Slots for all rows, and for the rank of `a` [in, rank] and `b` [rank, Σ out], or more."""
         known = self._slots.get(key)
         rank, before = a.shape[-1], 0 if known is None else known[0].shape[-1]
-        if known is not None and rank <= before and rows <= len(known[0]):
+        if known is not None and rank <= before and len(self._rows) <= len(known[0]):
             return
-        most = 1 << (max(rows, len(known[0]) if known is not None else 0) - 1).bit_length()
+        most = 1 << (max(len(self._rows), len(known[0]) if known is not None else 0) - 1).bit_length()
         wide = max(rank, before)
         a_slots, b_slots = a.new_zeros(most, a.shape[-2], wide), b.new_zeros(most, wide, b.shape[-1])
         if known is not None:
             a_slots[: len(known[0]), :, :before], b_slots[: len(known[1]), :before] = known
         self._slots[key] = (a_slots, b_slots)
-
-    def _write(self, key: tuple[int, str], row: int, user: UserFactors) -> None:
-        a_slots, b_slots = self._slots[key]
-        a_slots[row], b_slots[row] = 0.0, 0.0
-        if key in user.decoding_factors:
-            a, b = user.decoding_factors[key]
-            a_slots[row, :, : a.shape[-1]], b_slots[row, : a.shape[-1]] = a, b
-
-
-def _shared_lora(users: Sequence[UserFactors]) -> BatchedLora | None:
-    """The task adapters of all rows: one pair of factors where all rows have the same."""
-    if not users or not any(user.shared for user in users):
-        return None
-    if all(user.shared is users[0].shared for user in users):
-        return BatchedLora(users[0].shared)
-    slots = RowFactors()
-    for user in users:
-        slots.add_row(UserFactors({}, user.shared, {}))
-    return slots.batched_loras()[0]

@@ -7,80 +7,120 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mta_cli.engine.model.llama import LlamaDecoder
-
-INITIAL_CAPACITY = 256  # positions that a cache has room for at first; it doubles when they are used up
+from mta_cli.engine.model.llama import LlamaDecoder, Masks, causal_mask
 
 
 class KVCache:
-    """Keys and values [layers, 2, rows, kv heads, capacity, head width]; the first `length` positions are in use.
+    """Keys and values [layers, 2, rows, kv heads, positions, head width]; row `r` uses the first `lengths[r]`.
 
-    Call `advance` after each pass through all layers.
+    A pass adds equally many positions to all rows: call `begin_pass` before its layers and `advance` after them. A pass
+    that fails in between changes nothing. Both `rows` and `capacity`, of positions, double when they are used up.
     """
 
-    def __init__(self, decoder: LlamaDecoder, rows: int = 1, capacity: int = INITIAL_CAPACITY) -> None:
-        # Zeros, because attention multiplies the positions that padding leaves free by zero.
-        shape = (len(decoder.layers), 2, rows, decoder.kv_heads, capacity, decoder.head_dim)
-        self._set_block(torch.zeros(shape, dtype=decoder.dtype, device=decoder.device), 0)
+    def __init__(self, decoder: LlamaDecoder, rows: int, capacity: int) -> None:
+        # Zeros, because attention multiplies the positions that a shorter row leaves free by zero.
+        shape = (len(decoder.layers), 2, rows, decoder.kv_heads, max(1, capacity), decoder.head_dim)
+        self._decoder, self._block = decoder, torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+        self._set_lengths([])
 
-    def _set_block(self, block: Tensor, length: int) -> None:
-        self._block, self.length = block, length
-        self._layers = [(layer[0], layer[1]) for layer in block]
+    def _set_lengths(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+        rows = self._block[:, :, : len(lengths)]
+        self._layers = [(layer[0], layer[1]) for layer in rows]
+        flat = self._block.flatten(2, 4)  # [layers, 2, rows · kv heads · positions, head width], a view
+        self._positions = [(layer[0], layer[1]) for layer in flat]
 
     @property
-    def capacity(self) -> int:
-        """How many positions a row has."""
-        return self._block.shape[4]
+    def num_bytes(self) -> int:
+        """The memory of the cache."""
+        return self._block.numel() * self._block.element_size()
+
+    def begin_pass(self, new: int) -> tuple[Tensor, Masks]:
+        """Make room for `new` positions a row; returns these positions [rows or 1, new] and the mask of the pass.
+
+        Rows of different lengths take one position at a time.
+        """
+        decoder, count, longest = self._decoder, len(self.lengths), max(self.lengths) + new
+        self._reserve(count, longest)
+        keys = torch.arange(longest, device=decoder.device)[None]
+        mask, self._new, self._longest = None, new, longest
+        self._written: Tensor | None = None  # where rows of different lengths write, in `_positions`
+        if min(self.lengths) + new == longest:
+            positions = keys[:, longest - new :]
+            if new > 1:
+                mask = causal_mask(new, decoder.dtype, decoder.device)
+                mask = torch.nn.functional.pad(mask, (longest - new, 0))
+        else:
+            assert new == 1
+            positions = torch.tensor(self.lengths, device=decoder.device)[:, None]
+            heads = torch.arange(count * decoder.kv_heads, device=decoder.device).view(count, -1)
+            self._written = (heads * self._block.shape[4] + positions).flatten()  # [rows · kv heads]
+            mask = torch.zeros(count, longest, dtype=decoder.dtype, device=decoder.device)
+            mask = mask.masked_fill_(keys > positions, float("-inf"))[:, None, None, None]
+        return positions, decoder.mask_windows(mask, positions, keys)
 
     def update_kv(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """See `PastKeyValues`."""
-        new = k.shape[2]
         keys, values = self._layers[layer]
-        keys.narrow(2, self.length, new).copy_(k)
-        values.narrow(2, self.length, new).copy_(v)
-        return keys.narrow(2, 0, self.length + new), values.narrow(2, 0, self.length + new)
+        if self._written is None:
+            keys.narrow(2, self._longest - self._new, self._new).copy_(k)
+            values.narrow(2, self._longest - self._new, self._new).copy_(v)
+        else:
+            for positions, new in zip(self._positions[layer], (k, v), strict=True):
+                positions.index_copy_(0, self._written, new.reshape(-1, new.shape[-1]))
+        return keys.narrow(2, 0, self._longest), values.narrow(2, 0, self._longest)
 
     def advance(self, new: int) -> None:
-        """Count the `new` positions that every layer has written."""
-        self.length += new
+        """Count the `new` positions that every layer has written in every row."""
+        self.lengths = [length + new for length in self.lengths]
 
-    def reserve(self, new: int) -> None:
-        """Grow until `new` more positions fit; the capacity doubles."""
-        capacity = self.capacity
-        while capacity < self.length + new:
-            capacity *= 2
-        if capacity > self.capacity:
-            wider = self._block.new_zeros(*self._block.shape[:4], capacity, self._block.shape[5])
-            wider[:, :, :, :, : self.length] = self._block[:, :, :, :, : self.length]
-            self._set_block(wider, self.length)
+    def add_rows(self, other: KVCache) -> None:
+        """Append the rows of `other`."""
+        first, longest = len(self.lengths), max(other.lengths)
+        lengths = self.lengths + other.lengths
+        self._reserve(len(lengths), longest)
+        added = other._block[:, :, : len(other.lengths), :, :longest]
+        self._block[:, :, first : len(lengths), :, :longest] = added
+        self._set_lengths(lengths)
 
-    def crop(self, surplus: int) -> None:
-        """Free the last `-surplus` positions; negative, as transformers' caches have it."""
-        self.length += surplus
+    def fill_rows(self, rows: int, prefix: Tensor | None) -> None:
+        """Begin `rows` rows with a `row_block`, or with nothing."""
+        length = 0 if prefix is None else prefix.shape[3]
+        if prefix is not None:
+            self._block[:, :, :rows, :, :length] = prefix[:, :, None]
+        self._set_lengths([length] * rows)
 
-    def row_view(self, first: int, last: int, length: int) -> KVCache:
-        """Rows `first` to `last` (exclusive) with `length` positions in use, as a view that shares memory."""
-        view = object.__new__(KVCache)
-        view._set_block(self._block[:, :, first:last], length)
-        return view
-
-    def copy_prefix(self, other: KVCache) -> None:
-        """Copy the only row of `other` to the start of every row."""
-        self._block[:, :, :, :, : other.length] = other._block[:, :, :1, :, : other.length]
-        self.length = other.length
-
-    def row_block(self, length: int) -> Tensor:
-        """The first `length` positions of the only row [layers, 2, kv heads, length, head width], as a view."""
-        return self._block[:, :, 0, :, :length]
-
-    def fill_row(self, block: Tensor) -> None:
-        """Make a `row_block` the content of the only row."""
-        self._block[:, :, 0, :, : block.shape[3]] = block
-        self.length = block.shape[3]
+    def row_block(self, row: int, length: int) -> Tensor:
+        """A copy of a row's first `length` positions [layers, 2, kv heads, length, head width]."""
+        return self._block[:, :, row, :, :length].clone()
 
     def keep_rows(self, order: Sequence[int]) -> None:
-        """Row `i` becomes what row `order[i]` was, where `order[i] >= i`; other rows are dropped."""
+        """Row `i` becomes what row `order[i]` was, where `order[i] >= i`; other rows are dropped, and zeros again.
+
+        Attention multiplies what is left in a row by zero, which a number that is not finite would survive.
+        """
         for target, source in enumerate(order):
             if source != target:
-                self._block[:, :, target, :, : self.length] = self._block[:, :, source, :, : self.length]
-        self._set_block(self._block[:, :, : len(order)], self.length)
+                self._block[:, :, target] = self._block[:, :, source]
+        self._block[:, :, len(order) : len(self.lengths)] = 0.0
+        self._set_lengths([self.lengths[source] for source in order])
+
+    def trim(self, rows: int, capacity: int) -> None:
+        """Give back the memory of rows and positions that are not in use, beyond `rows` and `capacity`."""
+        rows, capacity = max(rows, len(self.lengths)), max(capacity, *self.lengths, 0)
+        self._block = self._block[:, :, :rows, :, :capacity].clone(memory_format=torch.contiguous_format)
+        self._set_lengths(self.lengths)
+
+    def _reserve(self, rows: int, capacity: int) -> None:
+        shape = self._block.shape
+        most_rows, most_positions = shape[2], shape[4]
+        while most_rows < rows:
+            most_rows *= 2
+        while most_positions < capacity:
+            most_positions *= 2
+        if (most_rows, most_positions) != (shape[2], shape[4]):
+            wider = self._block.new_zeros(*shape[:2], most_rows, shape[3], most_positions, shape[5])
+            used = max(self.lengths, default=0)
+            wider[:, :, : shape[2], :, :used] = self._block[:, :, :, :, :used]
+            self._block = wider
+            self._set_lengths(self.lengths)

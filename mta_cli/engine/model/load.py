@@ -68,6 +68,18 @@ class LoadedBase:
     limits: MemoryLimits = field(default_factory=MemoryLimits)
 
     @property
+    def decoder(self) -> LlamaDecoder:
+        """The Llama decoder. Raises UsageError where it does not compute this base."""
+        if self.llama_decoder is None:
+            raise UsageError(f"{self.name} ({self.model.config.model_type}) has no fast path.")
+        return self.llama_decoder
+
+    def invalidate_caches(self) -> None:
+        """Drop all that was computed from the weights: they have changed, or are about to."""
+        if self.llama_decoder is not None:
+            self.llama_decoder.invalidate_caches()
+
+    @property
     def number_format(self) -> str:
         """The format of its numbers, as text; see `number_format`."""
         return _format_text(self.dtype, self.quantize)

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mta_cli.engine.generation.generate_batch import generate_answers
+from mta_cli.engine.generation.generate import generate_answers
+from mta_cli.engine.generation.request import SamplingParams
 from mta_cli.engine.lora.adapter import LoraWeights, squared_norm
 from mta_cli.engine.model.load import LoadedBase, head_logits
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
@@ -97,7 +98,7 @@ def _tokens_to_compare(
     ids = torch.tensor([list(prompt)], device=base.device)
     logits = head_logits(base, ids, torch.zeros_like(last), last)[0]
     likeliest = logits.float().topk(min(TOP_TOKENS, logits.shape[-1] - 1)).indices.tolist()
-    firsts = generate_answers(base, [prompt] * len(anchors), anchors, range(len(anchors)), max_tokens=1)
+    firsts = generate_answers(base, [prompt] * len(anchors), anchors, range(len(anchors)), SamplingParams(1))
     return list(dict.fromkeys((*likeliest, *base.end_ids, *(token for first in firsts for token in first))))
 
 

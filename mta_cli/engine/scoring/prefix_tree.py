@@ -49,6 +49,11 @@ class PromptTree:
         """A tree for each active completion, with the completion's number."""
         return [(i, PromptTree(self.prompt, (completion,))) for i, completion in self.active_completions]
 
+    def zero_sums(self) -> list[float]:
+        """By completion, to add log-likelihoods to: 0 where it is active, else −∞."""
+        active = {number for number, _ in self.active_completions}
+        return [0.0 if number in active else float("-inf") for number in range(len(self.completions))]
+
     @property
     def tokens(self) -> tuple[int, ...]:
         """The tokens that run: all but the last of each completion, which is only predicted."""

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
+from mta_cli.engine.backends import backend_of
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.scoring.backends import TokenBudget, make_scoring_backend, plan_batches
 from mta_cli.engine.scoring.label_examples import TrainingExample, build_prompt_tree, example_losses
 from mta_cli.engine.scoring.log_likelihood import prune_examples
+from mta_cli.engine.scoring.token_budget import TokenBudget
+from mta_cli.engine.scoring.tree_scorers import plan_batches
 
 
 def learn_weights(
@@ -34,14 +36,14 @@ def learn_weights(
     # 1. the shots, without labels of next to no probability under the prior's fusion
     initial = merge_loras(list(zip(anchors, prior, strict=True)))
     (rows,) = prune_examples(base, [(rows, () if initial is None else (initial,))], [merged.placement])
-    backend = make_scoring_backend(base, [build_prompt_tree(row) for row in rows], merged.placement)
+    scorer = backend_of(base).tree_scorer([build_prompt_tree(row) for row in rows], merged.placement)
     # 2. the weights, and by module the anchor of each rank  [Σ rank]
     weights = torch.tensor(list(prior), dtype=torch.float32, device=base.device, requires_grad=True)  # [anchors]
     centre = weights.detach().clone()
     optimizer = torch.optim.Adam([weights], lr=learning_rate)
     owner = {path: _anchor_of_rank(anchors, path).to(base.device) for path in merged.factors}
     fixed = {
-        path: (a.to(base.device, backend.dtype), merged.scale * b.to(base.device, torch.float32))
+        path: (a.to(base.device, scorer.dtype), merged.scale * b.to(base.device, torch.float32))
         for path, (a, b) in merged.factors.items()
     }
     budget, grad, terms = TokenBudget(base), torch.zeros_like(centre), 0
@@ -49,8 +51,8 @@ def learn_weights(
     def add_gradient(batch: list[int]) -> None:
         nonlocal terms
         # 3. each rank of B times its anchor's weight  [out, Σ rank]
-        factors = {path: (a, (b * weights[owner[path]]).to(backend.dtype)) for path, (a, b) in fixed.items()}
-        losses, _ = example_losses(backend.score_rows(batch, factors), [rows[i] for i in batch])
+        factors = {path: (a, (b * weights[owner[path]]).to(scorer.dtype)) for path, (a, b) in fixed.items()}
+        losses, _ = example_losses(scorer.score_rows(batch, factors), [rows[i] for i in batch])
         # 4. the gradient of their sum  [anchors]
         grad.add_(torch.autograd.grad(losses.sum(), weights)[0])
         terms += len(losses)
@@ -58,7 +60,7 @@ def learn_weights(
     for _ in range(steps):
         grad.zero_()
         terms = 0
-        budget.run_batches(plan_batches(backend, range(len(rows)), [0] * len(rows), budget.tokens), add_gradient)
+        budget.run_batches(plan_batches(scorer, range(len(rows)), [0] * len(rows), budget.tokens), add_gradient)
         weights.grad = grad / terms + 2.0 * pull * (weights.detach() - centre)
         optimizer.step()
     values: list[float] = weights.detach().cpu().tolist()

@@ -13,7 +13,6 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +20,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from mta_cli.engine.backends import backend_of
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.lora.batched import TrainableLoras
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.scoring.backends import TokenBudget, make_scoring_backend, plan_batches
 from mta_cli.engine.scoring.label_examples import (
     TrainingExample,
     build_prompt_tree,
@@ -33,6 +32,8 @@ from mta_cli.engine.scoring.label_examples import (
     prompt_answer_row,
 )
 from mta_cli.engine.scoring.log_likelihood import prune_examples
+from mta_cli.engine.scoring.token_budget import TokenBudget
+from mta_cli.engine.scoring.tree_scorers import plan_batches
 
 MAX_GRAD_NORM = 1.0
 WARMUP_RATIO = 0.1
@@ -125,8 +126,7 @@ class Trainer:
         self._first = [owners.index(i) if member.examples else 0 for i, member in enumerate(members)]
         self._lengths = [len(prompt_answer_row(one).input_ids) for one in self._examples]
         self._loss_term_counts = [count_loss_terms(one) for one in self._examples]
-        self._backend = make_scoring_backend(
-            base,
+        self._scorer = backend_of(base).tree_scorer(
             [build_prompt_tree(one) for one in self._examples],
             self._group.placement,
             frozen_loras=[member.frozen_loras for member in members],
@@ -197,7 +197,7 @@ class Trainer:
         """Add up the gradients of each member's mean loss over its `terms` loss terms; returns the losses."""
         totals = torch.zeros(len(self.members), device=self.base.device)
         numbers, owners = [one.example for one in due], [one.member for one in due]
-        plan = plan_batches(self._backend, numbers, owners, self.budget.tokens)
+        plan = plan_batches(self._scorer, numbers, owners, self.budget.tokens)
         batches = [[due[i] for i in batch] for batch in plan]
 
         def run(batch: Sequence[_DueExample]) -> None:
@@ -206,7 +206,7 @@ class Trainer:
         def run_recomputing(batch: Sequence[_DueExample]) -> None:
             self._forward_backward(batch, terms, totals, recomputes=True)
 
-        self.budget.run_batches(batches, run, run_recomputing if self.base.llama_decoder is not None else None)
+        self.budget.run_batches(batches, run, run_recomputing if self._scorer.can_recompute else None)
         losses: list[float] = totals.tolist()
         return {i: losses[i] for i in terms}
 
@@ -214,18 +214,18 @@ class Trainer:
         self, batch: Sequence[_DueExample], terms: dict[int, int], totals: Tensor, recomputes: bool = False
     ) -> None:
         """A row of more tokens than the base's limit of a pass, or any with `recomputes`, has its layers recomputed."""
-        limit, decoder = self.base.limits.batch_tokens, self.base.llama_decoder
+        limit = self.base.limits.batch_tokens
         if limit is not None:
-            recomputes |= max(self._backend.tokens_per_pass(one.example) for one in batch) > limit
-        with decoder.recomputing_layers(recomputes) if decoder is not None else nullcontext():
+            recomputes |= max(self._scorer.tokens_per_pass(one.example) for one in batch) > limit
+        with self._scorer.recomputing_layers(recomputes):
             self._add_gradients(batch, terms, totals)
 
     def _add_gradients(self, batch: Sequence[_DueExample], terms: dict[int, int], totals: Tensor) -> None:
         owners, numbers = [one.member for one in batch], [one.example for one in batch]
         # 1. factors of the batch's rows, as leaves of the graph
-        params = self._group.params_for_rows(owners, self._backend.dtype)
+        params = self._group.params_for_rows(owners, self._scorer.dtype)
         # 2. losses, and the row of each  [loss terms]
-        scores = self._backend.score_rows(numbers, params.factors())
+        scores = self._scorer.score_rows(numbers, params.factors())
         losses, row = example_losses(scores, [self._examples[i] for i in numbers])
         # 3. each loss as its share of its member's mean
         share = torch.tensor([1.0 / terms[i] for i in owners], device=losses.device)[row]

@@ -24,12 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mta_cli.engine.backends import backend_of
 from mta_cli.engine.lora.adapter import Factors, LoraWeights, Placement, merge_placements
 from mta_cli.engine.lora.batched import ModuleSlice, module_slices, stack_loras
 from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserModel, UserShots
 from mta_cli.engine.model.llama import BatchedLora
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.scoring.backends import module_token_losses, require_supported_placements
+from mta_cli.engine.scoring.module_scoring import module_token_losses
 from mta_cli.engine.scoring.prefix_cache_scoring import PrefixCacheScorer
 from mta_cli.engine.scoring.prefix_tree import PromptTree
 
@@ -121,7 +122,7 @@ def assemble_pieces(
 
     Raises UsageError where the base does not support the anchors' placement.
     """
-    require_supported_placements(base, [pool.placement])
+    backend_of(base).require_placements([pool.placement])
     trees = [PromptTree.from_row(row) for row in user.rows]
     starts = [
         pool.placement.first_position(len(tree.prompt)) if base.llama_decoder is not None else 0 for tree in trees

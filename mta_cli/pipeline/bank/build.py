@@ -180,13 +180,14 @@ def _plan_anchors(bench: Workbench[BankRequest], inputs: BankInputs) -> Generato
 
 def _train(bench: Workbench[BankRequest], inputs: BankInputs, anchors: Sequence[Anchor], run: Run) -> Iterator[Event]:
     """Train what is missing: the task adapter, then the anchors above it."""
+    from mta_cli.engine.backends import backend_of
     from mta_cli.engine.lora.adapter import find_target_modules
-    from mta_cli.engine.scoring.backends import require_supported_placements
 
     reg, request, pool, options = bench.reg, inputs.request, inputs.pool, inputs.request.options
     yield from reuse_task_adapter(reg, request, bench.bank, pool)
     base, bank = bench.base, bench.bank
-    require_supported_placements(base, [find_target_modules(base.model, options.targets, options.placement)[1]])
+    _, placement = find_target_modules(base.model, options.targets, options.placement)
+    backend_of(base).require_placements([placement])
     items = {candidate.user.id: candidate.items for candidate in pool}
     anchors = [anchor for anchor in anchors if anchor.user_id in items]  # the others' users were forgotten
     pooled = None

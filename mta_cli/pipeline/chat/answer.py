@@ -28,6 +28,7 @@ from mta_cli.pipeline.user_weights import (
 )
 
 if TYPE_CHECKING:
+    from mta_cli.engine.generation.request import SamplingParams
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.prompts import HistoryExample
@@ -85,13 +86,13 @@ class ChatModel:
     """A loaded base that answers with one user's weights at a time. A change of user loads no base again."""
 
     def __init__(self, reg: Registry, base: LoadedBase, asking: ChatOptions) -> None:
-        from mta_cli.engine.generation.generate import PromptCache
+        from mta_cli.engine.generation.request import PromptCache
         from mta_cli.engine.lora.adapter import AdapterMerger
 
         self.reg, self.base, self.options = reg, base, asking
         self._folder, self._kv_cache = AdapterMerger(base), PromptCache()
         self._memories = BankMemories(reg, base.fingerprint, asking.machine.device)
-        self._late_lora: LoraWeights | None = None  # a LoRA for late tokens only is not merged into the weights
+        self._late_loras: tuple[LoraWeights, ...] = ()  # a LoRA for late tokens only is not merged into the weights
 
     @classmethod
     def load_for_user(cls, reg: Registry, entry: ModelEntry, user: User | None, asking: ChatOptions) -> ChatModel:
@@ -120,7 +121,7 @@ class ChatModel:
 
     def set_user(self, user: User | None, mode: str | None) -> None:
         """Merge `user`'s weights into the base; `mode` None is the most personal one. An error changes nothing."""
-        from mta_cli.engine.scoring.backends import require_supported_placements
+        from mta_cli.engine.backends import backend_of
         from mta_cli.pipeline.data.examples import PromptRowBuilder
         from mta_cli.pipeline.data.tasks import find_task
 
@@ -130,15 +131,16 @@ class ChatModel:
         version, parts = self.reg.data_version, self._parts(user, name)
         examples = PromptRowBuilder(self.reg, self.base, find_task(self.reg, name), self.options.prompt.history_items)
         weights, late, source = merge_by_placement(self.reg, self.base.fingerprint, user, name, mode)
-        require_supported_placements(self.base, [late.placement] if late is not None else [])
+        backend_of(self.base).require_placements([late.placement] if late is not None else [])
         self._kv_cache.clear()
-        self.source, self._late_lora = AnswerSource("base"), None
+        self.source, self._late_loras = AnswerSource("base"), ()
         try:
             self._folder.set_adapter(weights)
         except BaseException:  # a half-done merge must not answer
             self._folder.set_adapter(None)
             raise
-        self.user, self.task, self.source, self._late_lora = user, examples.task, source, late
+        self.user, self.task, self.source = user, examples.task, source
+        self._late_loras = () if late is None else (late,)
         self._examples, self.prompter = examples, examples.prompter
         self._asked_mode, self._store_version, self._made_of = asked, version, parts
 
@@ -267,43 +269,37 @@ class ChatModel:
         """See `answer_penalty`."""
         return answer_penalty(self.options.answer, is_chat=not self.uses_task_prompt)
 
+    @property
+    def sampling_params(self) -> SamplingParams:
+        """How the tokens of a generated answer are chosen."""
+        from mta_cli.engine.generation.request import SamplingParams
+
+        asked, seed = self.options.answer, self.options.machine.seed
+        penalty = self.repetition_penalty
+        return SamplingParams(self.max_tokens, asked.temperature, asked.top_p, asked.min_p, penalty, seed)
+
     def _generate_text(self, ids: list[int], spoken: Generation) -> Iterator[str]:
         from mta_cli.engine.generation.answer_text import AnswerText
-        from mta_cli.engine.generation.generate import generate_tokens
+        from mta_cli.engine.generation.generate import generate
+        from mta_cli.engine.generation.request import GenerationRequest
 
-        options, text = self.options.answer, AnswerText(self.base.tokenizer, self.options.stops)
-        tokens = generate_tokens(
-            self.base,
-            ids,
-            max_tokens=self.max_tokens,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            seed=self.options.machine.seed,
-            min_p=options.min_p,
-            repetition_penalty=self.repetition_penalty,
-            prompt_cache=self._kv_cache,
-            late=self._late_lora,
-        )
-        finish = "stop"
-        with closing(tokens):
-            while not text.stopped:
-                try:
-                    token = next(tokens)
-                except StopIteration as end:
-                    finish = end.value
-                    break
+        text, request = AnswerText(self.base.tokenizer, self.options.stops), GenerationRequest(ids, self._late_loras)
+        with closing(generate(self.base, [request], self.sampling_params, prompt_cache=self._kv_cache)) as tokens:
+            for _, token in tokens:
                 spoken.tokens += 1
                 if piece := text.add_token(token):
                     yield piece
+                if text.stopped:
+                    break
         if rest := text.flush():
             yield rest
-        spoken.finish_reason = "stop" if text.stopped else finish
+        spoken.finish_reason = "stop" if text.stopped else request.finish
 
     def _choose_label(self, ids: list[int], spoken: Generation, question: str) -> Iterator[str]:
-        from mta_cli.engine.generation.generate import label_scores
+        from mta_cli.engine.scoring.log_likelihood import label_scores
 
         answers = [self.prompter.answer_ids(label) for label in self.task.labels]
-        scores = label_scores(self.base, ids, answers, late=self._late_lora)
+        scores = label_scores(self.base, ids, answers, self._late_loras)
         place = self.decide_label(spoken, scores, question, self.source.mode, self.user)
         spoken.tokens = len(answers[place])
         yield self.task.labels[place]

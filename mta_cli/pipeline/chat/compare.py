@@ -259,36 +259,22 @@ def _load_compared_model(model: ChatModel, key: str, user: User | None, mode: st
 def _generate_all(model: ChatModel, ids: list[int], columns: Sequence[ComparedModel]) -> Iterator[Event]:
     """Generated text of all columns, one token for each in turn."""
     from mta_cli.engine.generation.answer_text import AnswerText
-    from mta_cli.engine.generation.generate_batch import SamplingParams, stream_answers
+    from mta_cli.engine.generation.generate import generate
+    from mta_cli.engine.generation.request import GenerationRequest
 
-    options, started = model.options.answer, time.perf_counter()
-    choice = SamplingParams(
-        model.max_tokens, options.temperature, options.top_p, options.min_p, model.repetition_penalty
-    )
+    started = time.perf_counter()
     texts = [AnswerText(model.base.tokenizer, model.options.stops) for _ in columns]
-    stream = stream_answers(
-        model.base,
-        [ids] * len(columns),
-        [column.loras for column in columns],
-        range(len(columns)),
-        choice,
-        seed=model.options.machine.seed,
-        goes_on=lambda place: not texts[place].stopped,
-    )
-    while True:
-        try:
-            place, token = next(stream)
-        except StopIteration as end:
-            finishes = end.value
-            break
+    requests = [GenerationRequest(ids, column.loras) for column in columns]
+    stream = generate(model.base, requests, model.sampling_params, goes_on=lambda place: not texts[place].stopped)
+    for place, token in stream:
         spoken = columns[place].generation
         if not texts[place].stopped:  # tokens that were held back may come together
             spoken.tokens += 1
             spoken.seconds = time.perf_counter() - started
             yield from _append_text(columns[place], texts[place].add_token(token))
-    for column, text, finish in zip(columns, texts, finishes, strict=True):
+    for column, text, request in zip(columns, texts, requests, strict=True):
         yield from _append_text(column, text.flush())
-        column.generation.finish_reason = "stop" if text.stopped else finish
+        column.generation.finish_reason = "stop" if text.stopped else request.finish
 
 
 def _choose_labels(
@@ -315,7 +301,7 @@ def _likelihoods(
     model: ChatModel, ids: list[int], columns: Sequence[ComparedModel], answers: Sequence[tuple[int, ...]]
 ) -> list[list[float]]:
     """The log-likelihood (nats) of each answer under each column. Raises BadInput where one does not fit the window."""
-    from mta_cli.engine.generation.generate import require_window
+    from mta_cli.engine.generation.request import require_window
     from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree
 

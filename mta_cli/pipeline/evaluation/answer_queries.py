@@ -83,7 +83,8 @@ def answer_queries(
     `user_loras` [models] are the LoRAs above what the base holds now; `priors` [models] the label priors, if any. Each
     query has one prompt, whichever model answers.
     """
-    from mta_cli.engine.generation.generate_batch import generate_answers
+    from mta_cli.engine.generation.generate import generate_answers
+    from mta_cli.engine.generation.request import SamplingParams
     from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
 
     started = time.perf_counter()
@@ -108,7 +109,7 @@ def answer_queries(
             [prompts[one.query.id] for one in asked],
             user_loras,
             [one.model_index for one in asked],
-            max_tokens=examples.task.answer_tokens,
+            SamplingParams(examples.task.answer_tokens),
         )
         decode = base.tokenizer.decode
         texts = [decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for ids in generated]
@@ -160,7 +161,7 @@ def _score_options(
     options: dict[int, tuple[str, ...]],
 ) -> list[list[float]]:
     """The log-likelihood of each of a query's `options`, for each of `asked`."""
-    from mta_cli.engine.generation.generate import require_window
+    from mta_cli.engine.generation.request import require_window
     from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree
 

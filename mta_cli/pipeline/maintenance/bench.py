@@ -69,6 +69,7 @@ def run_bench(request: BenchRequest, *, dry_run: bool = False) -> Iterator[Event
         return
     _require_memory(plan)
     yield JobStarted("bench", 5, "measurements")
+    from mta_cli.engine.backends import backend_of
     from mta_cli.engine.model import device_memory
 
     device_memory.reset_peak(plan.device)
@@ -89,7 +90,7 @@ def run_bench(request: BenchRequest, *, dry_run: bool = False) -> Iterator[Event
     yield JobResult(
         {
             **_facts(plan),
-            "decoder": "transformers" if base.llama_decoder is None else "fast",
+            "decoder": backend_of(base).name,
             "batch_users": request.users,
             **rates,
             "peak_bytes": device_memory.peak_bytes(plan.device),
@@ -108,8 +109,7 @@ def _measurements(
     one, many = throughput.decode_tokens(base, seed), throughput.decode_batch_tokens(base, request.users, seed)
     yield "decode_tokens", lambda: throughput.measure(one, seconds, warm_up=2)  # the prompt, and packing the weights
     yield "batch_tokens", lambda: throughput.measure(many, seconds, warm_up=2)
-    if base.llama_decoder is not None:
-        base.llama_decoder.invalidate_caches()
+    base.invalidate_caches()
     yield "adapters", lambda: throughput.measure_adapting(base, seconds, seed)
     yield "train_tokens", lambda: throughput.measure(throughput.train_tokens(base, pass_tokens, seed), seconds)
 

@@ -35,7 +35,8 @@ def count_changed_answers(
     `before` are the LoRAs of the user's model, `after` the one that is exported. A prompt has at most `history_items`
     of the user. Raises NotFound without a question.
     """
-    from mta_cli.engine.generation.generate_batch import generate_answers
+    from mta_cli.engine.generation.generate import generate_answers
+    from mta_cli.engine.generation.request import SamplingParams
 
     queries = reg.items.queries(user.id, task.name, CHECKED_QUESTIONS)
     items = reg.items.recent_items(user.id, task.name, CHECKED_QUESTIONS - len(queries))
@@ -46,7 +47,7 @@ def count_changed_answers(
     prompts = [builder.query_prompt(query) for query in queries]
     prompts += [list(row.input_ids[: row.answer_start]) for row in builder.training_rows(items)]
     both = [
-        generate_answers(base, prompts, [tuple(loras)], [0] * len(prompts), max_tokens=task.answer_tokens)
+        generate_answers(base, prompts, [tuple(loras)], [0] * len(prompts), SamplingParams(task.answer_tokens))
         for loras in (before, (after,))
     ]
     return sum(ours != theirs for ours, theirs in zip(*both, strict=True)), len(prompts)

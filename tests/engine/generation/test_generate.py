@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from mta_cli.engine.generation.answer_text import StreamingDetokenizer
-from mta_cli.engine.generation.generate import PromptCache, generate_tokens, label_scores
+from mta_cli.engine.generation.generate import generate
+from mta_cli.engine.generation.request import GenerationRequest, PromptCache, SamplingParams
 from mta_cli.engine.lora.adapter import LoraWeights, Placement, merge_into_base
 from mta_cli.engine.model.llama import BatchedLora, causal_mask
 from mta_cli.engine.model.load import LoadedBase, load_base
-from mta_cli.engine.scoring.backends import group_frozen_loras
+from mta_cli.engine.scoring.log_likelihood import NO_LORAS, UserLoras, label_scores
+from mta_cli.engine.scoring.tree_scorers import group_frozen_loras
 from mta_cli.errors import BadInput, IntegrityFault, UsageError
+from tests.engine.answers import answer_alone
 from tests.engine.families import model
 from tests.engine.lora_cases import random_lora
 
@@ -50,12 +53,12 @@ def test_greedy_equals_generate(base: LoadedBase) -> None:
         expected = base.model.generate(
             torch.tensor([ids]), max_new_tokens=24, do_sample=False, eos_token_id=-1, pad_token_id=0
         )[0, len(ids) :].tolist()
-        assert list(generate_tokens(endless(base), ids, max_tokens=24)) == expected
+        assert answer_alone(endless(base), ids, 24) == expected
 
 
 def test_streamed_pieces_are_the_decoded_answer(base: LoadedBase) -> None:
     ids = ids_of(base, "say something")
-    tokens = list(generate_tokens(endless(base), ids, max_tokens=40))
+    tokens = answer_alone(endless(base), ids, 40)
     decoder = StreamingDetokenizer(base.tokenizer)
     pieces = [*map(decoder.add_token, tokens), decoder.flush()]
     assert "".join(pieces) == base.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -63,20 +66,9 @@ def test_streamed_pieces_are_the_decoded_answer(base: LoadedBase) -> None:
 
 def test_stops_at_any_end_token(base: LoadedBase) -> None:
     ids = ids_of(base, "hello")
-    tokens = list(generate_tokens(endless(base), ids, max_tokens=12))
+    tokens = answer_alone(endless(base), ids, 12)
     ending = replace(base, end_ids=(-5, tokens[6]))
-    assert list(generate_tokens(ending, ids, max_tokens=12)) == tokens[: tokens.index(tokens[6])]
-
-
-def test_label_scores_equal_the_naive_sum(base: LoadedBase) -> None:
-    prompt = ids_of(base, "which one?")
-    labels = [ids_of(base, text) for text in ("a", "comedy", "dark comedy", "日本")]
-    naive = []
-    for label in labels:
-        logits = base.model(torch.tensor([prompt + label])).logits[0].double()
-        logprobs = torch.log_softmax(logits, -1)
-        naive.append(sum(float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(label)))
-    assert label_scores(base, prompt, labels) == pytest.approx(naive, abs=1e-4)
+    assert answer_alone(ending, ids, 12) == tokens[: tokens.index(tokens[6])]
 
 
 @pytest.mark.parametrize("kind", ["Mamba", "Rwkv"])
@@ -91,22 +83,8 @@ def test_a_base_whose_cache_is_no_keys_and_values(plain_base: LoadedBase, kind: 
     for _ in range(6):
         text.append(int(base.model(torch.tensor([text])).logits[0, -1].argmax()))
     for start in (len(prompt), len(prompt) + 2):  # the second prompt begins as the first text does
-        found = list(generate_tokens(endless(base), text[:start], max_tokens=12 - start, prompt_cache=memory))
+        found = answer_alone(endless(base), text[:start], 12 - start, prompt_cache=memory)
         assert found == text[start:]
-
-
-def test_label_batches_do_not_change_scores(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompt = ids_of(base, "q")
-    labels = [ids_of(base, "label " * n) for n in range(1, 6)]
-    together = label_scores(base, prompt, labels)
-    monkeypatch.setattr("mta_cli.engine.generation.generate.MAX_SCORED_LOGITS", 1)
-    assert label_scores(base, prompt, labels) == pytest.approx(together, abs=1e-4)
-
-
-@pytest.mark.parametrize("labels", [[], [[1], []]])
-def test_labels_without_tokens_are_refused(base: LoadedBase, labels: list[list[int]]) -> None:
-    with pytest.raises(BadInput):
-        label_scores(base, [1, 2], labels)
 
 
 @pytest.mark.parametrize("text", ["plain", "naïve 日本語 🎉👩‍👩‍👧 end", "Ω", "\ufffd mid", "ends 🎉"])
@@ -129,58 +107,57 @@ def test_an_open_character_comes_out_at_the_end(base: LoadedBase) -> None:
 def test_memory_gives_the_same_answer_as_starting_afresh(base: LoadedBase) -> None:
     memory = PromptCache()
     first = ids_of(base, "shared beginning, first question")
-    answer = list(generate_tokens(endless(base), first, max_tokens=8, prompt_cache=memory))
+    answer = answer_alone(endless(base), first, 8, prompt_cache=memory)
     second = first + answer + ids_of(base, " and then more")
-    assert memory.keep_prefix(second) >= len(first)
-    continued = list(generate_tokens(endless(base), second, max_tokens=8, prompt_cache=memory))
-    assert continued == list(generate_tokens(endless(base), second, max_tokens=8))
+    assert memory.shared_length(second) >= len(first)
+    continued = answer_alone(endless(base), second, 8, prompt_cache=memory)
+    assert continued == answer_alone(endless(base), second, 8)
     other = ids_of(base, "shared ending")
-    assert list(generate_tokens(endless(base), other, max_tokens=8, prompt_cache=memory)) == list(
-        generate_tokens(endless(base), other, max_tokens=8)
-    )
+    assert answer_alone(endless(base), other, 8, prompt_cache=memory) == answer_alone(endless(base), other, 8)
 
 
-def test_memory_is_dropped_when_a_pass_is_interrupted(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_holds_nothing_of_a_pass_that_is_interrupted(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = PromptCache()
     ids = ids_of(base, "hello")
-    list(generate_tokens(endless(base), ids, max_tokens=2, prompt_cache=memory))
+    whole = answer_alone(endless(base), ids, 8)
+    answer_alone(endless(base), ids, 2, prompt_cache=memory)
 
     def interrupted(*_: Any, **__: Any) -> Iterator[int]:
         raise KeyboardInterrupt
 
     inner = (base.llama_decoder, "logits") if base.llama_decoder is not None else (base.model.model, "forward")
-    monkeypatch.setattr(*inner, interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        list(generate_tokens(endless(base), ids, max_tokens=2, prompt_cache=memory))
-    assert memory.cache is None and memory.ids == []
+    with monkeypatch.context() as patch:
+        patch.setattr(*inner, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            answer_alone(endless(base), ids, 2, prompt_cache=memory)
+    assert memory.ids == ids[: len(memory.ids)] and (memory.cache is None) == (memory.ids == [])
+    assert answer_alone(endless(base), ids, 8, prompt_cache=memory) == whole
 
 
 def test_sampling_follows_the_seed(base: LoadedBase) -> None:
     ids = ids_of(base, "hello")
-    draws = [
-        tuple(generate_tokens(endless(base), ids, max_tokens=12, temperature=1.0, seed=seed)) for seed in (1, 1, 2)
-    ]
+    draws = [tuple(answer_alone(endless(base), ids, 12, temperature=1.0, seed=seed)) for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
 
 
 def test_a_tiny_top_p_is_greedy(base: LoadedBase) -> None:
     ids = ids_of(base, "hello")
-    greedy = list(generate_tokens(endless(base), ids, max_tokens=8))
-    assert list(generate_tokens(endless(base), ids, max_tokens=8, temperature=2.0, top_p=1e-6)) == greedy
+    greedy = answer_alone(endless(base), ids, 8)
+    assert answer_alone(endless(base), ids, 8, temperature=2.0, top_p=1e-6) == greedy
 
 
 @pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-12])
 def test_a_tiny_temperature_is_greedy(base: LoadedBase, temperature: float) -> None:
-    greedy = list(generate_tokens(endless(base), [5, 6, 7], max_tokens=4))
-    assert list(generate_tokens(endless(base), [5, 6, 7], max_tokens=4, temperature=temperature)) == greedy
+    greedy = answer_alone(endless(base), [5, 6, 7], 4)
+    assert answer_alone(endless(base), [5, 6, 7], 4, temperature=temperature) == greedy
 
 
 def test_the_window_bounds_prompt_and_answer(base: LoadedBase) -> None:
     long = [5] * (base.window - 3)
-    assert len(list(generate_tokens(endless(base), long, max_tokens=50))) == 3
+    assert len(answer_alone(endless(base), long, 50)) == 3
     for ids in ([], [5] * base.window):
         with pytest.raises(BadInput, match="tokens"):
-            list(generate_tokens(base, ids, max_tokens=1))
+            answer_alone(base, ids, 1)
 
 
 def test_numbers_that_are_not_numbers_are_an_error(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +167,7 @@ def test_numbers_that_are_not_numbers_are_an_error(base: LoadedBase, monkeypatch
             base.llama_decoder, "logits", lambda states, read_copies: torch.full((len(states), 9), float("nan"))
         )
     with pytest.raises(IntegrityFault, match="NaN"):
-        list(generate_tokens(base, [1, 2], max_tokens=2))
+        answer_alone(base, [1, 2], 2)
 
 
 def late_part(base: LoadedBase, seed: int = 3, late: int = 4) -> LoraWeights:
@@ -219,11 +196,11 @@ def masked_logits(base: LoadedBase, prompt: list[int], answer: list[int], part: 
 
 def test_a_late_part_meets_late_tokens_only(plain_base: LoadedBase) -> None:
     part, prompt = late_part(plain_base), ids_of(plain_base, "what would I say to that?")
-    answer = list(generate_tokens(endless(plain_base), prompt, max_tokens=10, late=part))
+    answer = answer_alone(endless(plain_base), prompt, 10, loras=(part,))
     expected = masked_logits(plain_base, prompt, answer, part)[len(prompt) - 1 : -1].argmax(-1).tolist()
-    assert answer == expected != list(generate_tokens(endless(plain_base), prompt, max_tokens=10))
+    assert answer == expected != answer_alone(endless(plain_base), prompt, 10)
     labels = [ids_of(plain_base, text) for text in ("a", "dark comedy")]
-    for label, score in zip(labels, label_scores(plain_base, prompt, labels, late=part), strict=True):
+    for label, score in zip(labels, label_scores(plain_base, prompt, labels, (part,)), strict=True):
         logprobs = torch.log_softmax(masked_logits(plain_base, prompt, label, part), -1)
         naive = sum(float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(label))
         assert score == pytest.approx(naive, abs=1e-4)
@@ -233,36 +210,43 @@ def test_memory_keeps_nothing_that_a_late_part_has_touched(plain_base: LoadedBas
     base, memory = endless(plain_base), PromptCache()
     part, other = late_part(base), late_part(base, seed=4, late=9)
     first = ids_of(base, "shared beginning, first question")
-    answer = list(generate_tokens(base, first, max_tokens=8, prompt_cache=memory, late=part))
+    answer = answer_alone(base, first, 8, prompt_cache=memory, loras=(part,))
     assert memory.ids == first[:-4]
     second = first + answer + ids_of(base, " and then more")
-    for turn, late in ((second, part), (second, None), (second[:-1], other), (first[:-3], part), (first, None)):
-        found = list(generate_tokens(base, turn, max_tokens=8, prompt_cache=memory, late=late))
-        assert found == list(generate_tokens(base, turn, max_tokens=8, late=late))
-    started = generate_tokens(base, first, max_tokens=8, prompt_cache=memory, late=part)
+    turns: list[tuple[list[int], UserLoras]] = [
+        (second, (part,)),
+        (second, NO_LORAS),
+        (second[:-1], (other,)),
+        (first[:-3], (part,)),
+        (first, NO_LORAS),
+    ]
+    for turn, loras in turns:
+        found = answer_alone(base, turn, 8, prompt_cache=memory, loras=loras)
+        assert found == answer_alone(base, turn, 8, loras=loras)
+    started = generate(base, [GenerationRequest(first, (part,))], SamplingParams(8), prompt_cache=memory)
     next(started)
-    started.close()  # type: ignore[attr-defined]
+    started.close()
     assert memory.ids == first[:-4]
 
 
 def test_only_the_plain_decoder_takes_late_parts(plain_base: LoadedBase) -> None:
     part, other = late_part(plain_base), replace(plain_base, llama_decoder=None)
     with pytest.raises(UsageError, match="late"):
-        list(generate_tokens(other, [5, 6, 7], max_tokens=1, late=part))
+        answer_alone(other, [5, 6, 7], 1, loras=(part,))
     with pytest.raises(UsageError, match="late"):
-        label_scores(other, [5, 6, 7], [[8]], late=part)
+        label_scores(other, [5, 6, 7], [[8]], (part,))
 
 
 def test_prompts_run_in_chunks(plain_base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = ids_of(plain_base, "a prompt that is read in several pieces")
-    whole = list(generate_tokens(endless(plain_base), ids, max_tokens=8))
-    monkeypatch.setattr("mta_cli.engine.generation.generate.PREFILL_CHUNK_TOKENS", 7)
-    assert list(generate_tokens(endless(plain_base), ids, max_tokens=8)) == whole
+    whole = answer_alone(endless(plain_base), ids, 8)
+    monkeypatch.setattr("mta_cli.engine.generation.llama_batches.PREFILL_CHUNK_TOKENS", 7)
+    assert answer_alone(endless(plain_base), ids, 8) == whole
 
 
 def test_the_cache_grows_with_the_answer(plain_base: LoadedBase) -> None:
     ids = ids_of(plain_base, "x")
-    whole = list(generate_tokens(endless(plain_base), ids, max_tokens=300, stop_at_repetition=False))
+    whole = answer_alone(endless(plain_base), ids, 300, stop_at_repetition=False)
     expected = plain_base.model.generate(
         torch.tensor([ids]), max_new_tokens=300, do_sample=False, eos_token_id=-1, pad_token_id=0
     )
@@ -274,18 +258,18 @@ def test_packed_weights_follow_what_is_folded(tiny_base_path: Path) -> None:
     plain, ids, part = base.llama_decoder, ids_of(base, "hello"), random_lora(base.model, 3, alpha=64.0)
     assert plain is not None
     plain.pack_weights()
-    before = list(generate_tokens(base, ids, max_tokens=12))
+    before = answer_alone(base, ids, 12)
     with merge_into_base(base, part):
         plain.pack_weights()
-        inside = list(generate_tokens(base, ids, max_tokens=12))
-    assert inside != before == list(generate_tokens(base, ids, max_tokens=12))
+        inside = answer_alone(base, ids, 12)
+    assert inside != before == answer_alone(base, ids, 12)
 
 
 def test_training_after_decoding_still_has_gradients(plain_base: LoadedBase) -> None:
     """A longer table of angles and packed weights, both made while decoding, do not stand in autograd's way."""
     plain = plain_base.llama_decoder
     assert plain is not None
-    list(generate_tokens(endless(plain_base), [5] * 300, max_tokens=12))
+    answer_alone(endless(plain_base), [5] * 300, 12)
     plain.pack_weights()
     x = plain.embed(torch.tensor([[5, 6, 7]])).clone().requires_grad_()
     plain.run_layers(

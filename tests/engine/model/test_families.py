@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mta_cli.engine.generation import generate
+from mta_cli.engine.generation import llama_batches
 from tests.engine.families import FAMILIES
 from tests.engine.family_comparisons import COMPARISONS, relative_difference
 
@@ -16,6 +16,6 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("comparison", COMPARISONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_decoder_gives_what_the_modules_give(family: str, comparison: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "PREFILL_CHUNK_TOKENS", 30)  # prompts are read in pieces
+    monkeypatch.setattr(llama_batches, "PREFILL_CHUNK_TOKENS", 30)  # prompts are read in pieces
     differences = [relative_difference(*pair) for pair in COMPARISONS[comparison](family, CPU)]
     assert differences and max(differences) < TOLERANCE

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from mta_cli.engine.generation.generate import generate_tokens, label_scores
-from mta_cli.engine.generation.generate_batch import generate_answers
+from mta_cli.engine.generation.generate import generate_answers
+from mta_cli.engine.generation.request import SamplingParams
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights, merge_into_base
 from mta_cli.engine.model.llama import LlamaDecoder, SeparateLinears
 from mta_cli.engine.model.load import LoadedBase, load_base
+from mta_cli.engine.scoring.log_likelihood import label_scores
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 from mta_cli.errors import IntegrityFault, UsageError
+from tests.engine.answers import answer_alone
 from tests.engine.lora_cases import random_lora
 from tests.engine.model.test_llama import ours, random_ids, theirs
 
@@ -92,14 +94,14 @@ def dequantised(packed: LoadedBase, lora: LoraWeights, ids: torch.Tensor) -> tor
 
 def test_answers_are_the_same_with_a_lora_merged_or_in_the_batch(packed: LoadedBase) -> None:
     lora = random_lora(packed.model, 3, placement="upper")
-    (batched,) = generate_answers(packed, [PROMPT], [(lora,)], [0], max_tokens=6)
+    (batched,) = generate_answers(packed, [PROMPT], [(lora,)], [0], SamplingParams(6))
     with merge_into_base(packed, lora):
-        assert list(generate_tokens(packed, PROMPT, max_tokens=6)) == batched
+        assert answer_alone(packed, PROMPT, 6) == batched
         merged = label_scores(packed, PROMPT, [(70, 71), (80,)])
-    assert merged == pytest.approx(label_scores(packed, PROMPT, [(70, 71), (80,)], late=lora), abs=1e-3)
+    assert merged == pytest.approx(label_scores(packed, PROMPT, [(70, 71), (80,)], (lora,)), abs=1e-3)
     late = random_lora(packed.model, 4, placement="late")
-    (beside,) = generate_answers(packed, [PROMPT], [(late,)], [0], max_tokens=6)
-    assert list(generate_tokens(packed, PROMPT, max_tokens=6, late=late)) == beside
+    (beside,) = generate_answers(packed, [PROMPT], [(late,)], [0], SamplingParams(6))
+    assert answer_alone(packed, PROMPT, 6, loras=(late,)) == beside
 
 
 @pytest.mark.parametrize("fast", [True, False])

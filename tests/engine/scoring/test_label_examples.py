@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from mta_cli.engine.backends import backend_of
 from mta_cli.engine.lora.adapter import Placement, init_lora_weights
 from mta_cli.engine.memory.label_prior import add_label_prior
 from mta_cli.engine.model.llama import LlamaDecoder
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring import prefix_cache_scoring
-from mta_cli.engine.scoring.backends import make_scoring_backend
 from mta_cli.engine.scoring.label_examples import (
     EXCLUDED_LOG_PRIOR,
     MAX_RESTRICTION_SPREAD,
@@ -75,7 +75,7 @@ def decided(base: LoadedBase, one: TrainingExample, part: int | None = None) -> 
 def test_losses_are_those_of_the_decision(base: LoadedBase, plain: bool) -> None:
     taught, part = mixed(), random_lora(base.model, 3, placement="upper")
     own = base if plain else replace(base, llama_decoder=None)
-    lens = make_scoring_backend(own, [build_prompt_tree(one) for one in taught], part.placement)
+    lens = backend_of(own).tree_scorer([build_prompt_tree(one) for one in taught], part.placement)
     factors = {path: (a, part.scale * b) for path, (a, b) in part.factors.items()}
     found, place = example_losses(lens.score_rows(range(len(taught)), factors), taught)
     for i, one in enumerate(taught):
@@ -87,7 +87,7 @@ def test_losses_are_those_of_the_decision(base: LoadedBase, plain: bool) -> None
 
 def test_a_pass_of_texts_alone_is_as_it_was(base: LoadedBase) -> None:
     rows, part = random_rows([20, 15]), random_lora(base.model, 1, placement="upper")
-    lens = make_scoring_backend(base, [build_prompt_tree(row) for row in rows], part.placement)
+    lens = backend_of(base).tree_scorer([build_prompt_tree(row) for row in rows], part.placement)
     scores = lens.score_rows([0, 1], {path: (a, part.scale * b) for path, (a, b) in part.factors.items()})
     found, place = example_losses(scores, rows)
     assert torch.equal(found, -scores.log_likelihoods) and torch.equal(place, scores.row)

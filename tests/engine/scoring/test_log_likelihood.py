@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mta_cli.engine.backends import backend_of, span_user_placements
 from mta_cli.engine.lora.adapter import LoraWeights, Placement, merge_into_base
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.scoring.backends import TokenBudget, make_scoring_backend, require_supported_placements
 from mta_cli.engine.scoring.log_likelihood import (
     completion_log_likelihoods,
     mean_losses,
-    span_user_placements,
 )
 from mta_cli.engine.scoring.prefix_cache_scoring import CPU_BATCH_TOKENS
+from mta_cli.engine.scoring.token_budget import TokenBudget
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.errors import BadInput, UsageError
 from tests.engine.likelihoods import mean_loss, row_log_likelihoods
@@ -91,11 +91,11 @@ def test_late_parts_need_a_plain_decoder(base: LoadedBase, kind: str) -> None:
     with pytest.raises(UsageError, match="fast path"):
         completion_log_likelihoods(slow, forks, people, [(0, 1)])
     with pytest.raises(UsageError, match="fast path"):
-        make_scoring_backend(slow, forks, Placement(1, 1, 8))
+        backend_of(slow).tree_scorer(forks, Placement(1, 1, 8))
     with pytest.raises(UsageError, match="fast path"):
-        make_scoring_backend(slow, forks, Placement(1, 1), frozen_loras=people, tree_users=[1] * len(forks))
-    require_supported_placements(base, [Placement(1, 1, 8)])
-    require_supported_placements(slow, [Placement(1, 1)])
+        backend_of(slow).tree_scorer(forks, Placement(1, 1), frozen_loras=people, tree_users=[1] * len(forks))
+    backend_of(base).require_placements([Placement(1, 1, 8)])
+    backend_of(slow).require_placements([Placement(1, 1)])
 
 
 def test_scoring_leaves_the_weights_alone(base: LoadedBase) -> None:

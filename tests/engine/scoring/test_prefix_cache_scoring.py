@@ -17,9 +17,9 @@ from mta_cli.engine.lora.batched import FrozenLoras, TrainableLoras, fuse_factor
 from mta_cli.engine.model.activation_cache import ACTIVATION_CACHE_BYTES
 from mta_cli.engine.model.llama import LlamaDecoder
 from mta_cli.engine.model.load import LoadedBase, load_base
-from mta_cli.engine.scoring.backends import group_frozen_loras
 from mta_cli.engine.scoring.prefix_cache_scoring import PrefixCacheScorer, pack_by_length, pack_by_user
 from mta_cli.engine.scoring.prefix_tree import PromptTree
+from mta_cli.engine.scoring.tree_scorers import group_frozen_loras
 from mta_cli.engine.text.prompts import TrainingRow
 from tests.engine.lora_cases import random_lora
 from tests.engine.slow import random_forks, slow_sums, slow_values

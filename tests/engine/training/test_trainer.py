@@ -13,8 +13,8 @@ from torch import Tensor
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights, merge_into_base
 from mta_cli.engine.lora.batched import TrainableLoras
 from mta_cli.engine.model.load import LoadedBase, MemoryLimits
-from mta_cli.engine.scoring.backends import FactorPairs, LlamaBackend
 from mta_cli.engine.scoring.prefix_cache_scoring import TokenLogLikelihoods
+from mta_cli.engine.scoring.tree_scorers import FactorPairs, LlamaTreeScorer
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.training.fusion_weights import learn_weights
 from mta_cli.engine.training.trainer import MAX_GRAD_NORM, GroupMember, Schedule, Trainer, epoch_batches
@@ -177,13 +177,13 @@ def test_learned_weights_find_the_anchor_that_made_the_shots(base: LoadedBase) -
 
 def test_learned_weights_take_no_more_tokens_a_pass_than_fit(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     anchors, rows = [random_lora(base.model, i) for i in range(2)], random_rows([24] * 5)
-    expected, passes, score = learn_weights(base, anchors, [0.3, 0.3], rows, steps=4), [], LlamaBackend.score_rows
+    expected, passes, score = learn_weights(base, anchors, [0.3, 0.3], rows, steps=4), [], LlamaTreeScorer.score_rows
 
-    def score_rows(self: LlamaBackend, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
+    def score_rows(self: LlamaTreeScorer, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
         passes.append(len(chosen))
         return score(self, chosen, factors)
 
-    monkeypatch.setattr(LlamaBackend, "score_rows", score_rows)
+    monkeypatch.setattr(LlamaTreeScorer, "score_rows", score_rows)
     small = replace(base, limits=replace(base.limits, batch_tokens=60))
     assert learn_weights(small, anchors, [0.3, 0.3], rows, steps=4) == pytest.approx(expected, abs=1e-4)
     assert max(passes) < 5 and sum(passes) == 4 * 5
@@ -254,14 +254,14 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(
     expected = Trainer(base, members)
     list(expected.train_steps())
     trainer = Trainer(base, members, budget=4096)
-    real = trainer._backend.score_rows
+    real = trainer._scorer.score_rows
 
     def small(chosen, factors):  # type: ignore[no-untyped-def]
         if len(chosen) > 3:
             raise torch.OutOfMemoryError("not enough")
         return real(chosen, factors)
 
-    monkeypatch.setattr(trainer._backend, "score_rows", small)
+    monkeypatch.setattr(trainer._scorer, "score_rows", small)
     list(trainer.train_steps())
     assert trainer.budget.tokens < 4096
     for path in lora_of(members[0]).factors:
@@ -276,7 +276,7 @@ def test_one_row_that_never_fits_is_said(base: LoadedBase, monkeypatch: pytest.M
     def full(chosen, factors):  # type: ignore[no-untyped-def]
         raise torch.OutOfMemoryError("not enough")
 
-    monkeypatch.setattr(trainer._backend, "score_rows", full)
+    monkeypatch.setattr(trainer._scorer, "score_rows", full)
     with pytest.raises(BadInput, match="does not fit"):
         list(trainer.train_steps())
 
@@ -314,7 +314,7 @@ def test_one_row_that_fits_only_without_its_layers_is_trained(
     rows = random_rows([12, 12])
     expected, trainer = alone(base, rows), alone(base, rows)
     list(expected.train_steps())
-    decoder, real = base.llama_decoder, trainer._backend.score_rows
+    decoder, real = base.llama_decoder, trainer._scorer.score_rows
     assert decoder is not None
 
     def small(chosen, factors):  # type: ignore[no-untyped-def]
@@ -322,7 +322,7 @@ def test_one_row_that_fits_only_without_its_layers_is_trained(
             raise torch.OutOfMemoryError("not enough")
         return real(chosen, factors)
 
-    monkeypatch.setattr(trainer._backend, "score_rows", small)
+    monkeypatch.setattr(trainer._scorer, "score_rows", small)
     list(trainer.train_steps())
     assert difference(trainer.weights(0), expected.weights(0)) < 1e-5
     assert not decoder._recomputes_layers

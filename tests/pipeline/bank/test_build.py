@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.retrieval import anchor_screening
-from mta_cli.engine.scoring.backends import FactorPairs
 from mta_cli.engine.scoring.prefix_cache_scoring import TokenLogLikelihoods
+from mta_cli.engine.scoring.tree_scorers import FactorPairs
 from mta_cli.engine.training import session
 from mta_cli.errors import BadInput, StoreBusy
 from mta_cli.events import ArtifactSaved, JobPlan, JobProgress, JobStarted
@@ -225,16 +225,16 @@ def test_without_a_task_adapter(peopled: Registry) -> None:
 
 
 def test_an_exploding_loss_leaves_no_adapter(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mta_cli.engine.scoring.backends import LlamaBackend
+    from mta_cli.engine.scoring.tree_scorers import LlamaTreeScorer
 
-    honest, calls = LlamaBackend.score_rows, []
+    honest, calls = LlamaTreeScorer.score_rows, []
 
-    def exploding(lens: LlamaBackend, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
+    def exploding(lens: LlamaTreeScorer, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
         calls.append(chosen)
         scores = honest(lens, chosen, factors)
         return replace(scores, log_likelihoods=scores.log_likelihoods * (float("inf") if len(calls) > 3 else 1.0))
 
-    monkeypatch.setattr(LlamaBackend, "score_rows", exploding)
+    monkeypatch.setattr(LlamaTreeScorer, "score_rows", exploding)
     with pytest.raises(BadInput, match=r"task adapter: loss inf .* in step 3"):
         built(peopled)
     assert peopled.runs.all()[0].status == "failed" and peopled.banks.latest_ready_bank("lamp-2") is None

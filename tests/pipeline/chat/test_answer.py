@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mta_cli.engine.generation.generate import label_scores
+from mta_cli.engine.scoring.log_likelihood import label_scores
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.options import AnswerOptions

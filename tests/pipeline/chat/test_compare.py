@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.generation.generate import label_scores
+from mta_cli.engine.scoring.log_likelihood import label_scores
 from mta_cli.engine.text.tasks import MOVIE_TAGS
 from mta_cli.errors import NotFound, UsersChanged
 from mta_cli.events import JobResult, TextChunk
@@ -213,13 +213,13 @@ def test_a_gold_that_is_no_label_is_weighed_by_its_words(labelled: World) -> Non
 
 
 def test_a_gold_that_does_not_fit_costs_no_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mta_cli.engine.generation import generate
+    from mta_cli.engine.generation import request
     from mta_cli.errors import BadInput
 
     def refuse(*rest: Any) -> None:
         raise BadInput("it has no room")
 
-    monkeypatch.setattr(generate, "require_window", refuse)
+    monkeypatch.setattr(request, "require_window", refuse)
     result, told = asked(world, Question("where?", "here"))
     assert "not measured: it has no room" in told
     assert result["answers"]["adapted"] is not None and "gold" not in result["details"]["adapted"]

@@ -10,10 +10,10 @@ import pytest
 
 from mta_cli.engine.evaluation.calibration import NO_LABEL_LOGLIK, log_probabilities
 from mta_cli.engine.evaluation.whose import unpack_logliks
-from mta_cli.engine.generation.generate import generate_tokens, label_scores
 from mta_cli.engine.lora.adapter import AdapterMerger
 from mta_cli.engine.memory.label_prior import add_label_prior
 from mta_cli.engine.model.load import load_base
+from mta_cli.engine.scoring.log_likelihood import label_scores
 from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
 from mta_cli.errors import BadInput, IntegrityFault
 from mta_cli.options import MemoryOptions, PromptOptions
@@ -28,6 +28,7 @@ from mta_cli.pipeline.requests import AdaptRequest
 from mta_cli.pipeline.user_weights import load_task_adapter, merge_by_placement
 from store.records import NewItem, User
 from store.registry import Registry
+from tests.engine.answers import answer_alone
 from tests.metrics_by_hand import score
 from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request, notes
 
@@ -212,7 +213,7 @@ def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest
             weights, late, _ = merge_by_placement(peopled, base.fingerprint, user, TASK.name, mode)
             folder.set_adapter(weights)
         prompt = examples[0 if prediction.method == "base" else 2].query_prompt(query)
-        scores = label_scores(base, prompt, labels, late=late)
+        scores = label_scores(base, prompt, labels, () if late is None else (late,))
         has_memory = prediction.method in ("common+memory", "fused", "adapted")
         prior = memory.prior_for(user, "common", MemoryOptions()) if has_memory else None
         found = add_label_prior(scores, prior, query.input)
@@ -248,7 +249,7 @@ def test_texts_are_scored_and_the_shown_ones_generated(peopled: Registry) -> Non
             continue
         folder.set_adapter(merge_by_placement(peopled, base.fingerprint, user, TASK.name, prediction.method)[0])
         if query.input in shown:
-            ids = list(generate_tokens(base, examples.query_prompt(query), max_tokens=9))
+            ids = answer_alone(base, examples.query_prompt(query), 9)
             assert prediction.answer == base.tokenizer.decode(ids, skip_special_tokens=True).strip()
             assert shown[query.input]["answers"][prediction.method] == prediction.answer
         wanted = examples.prompter.answer_ids(query.gold)

@@ -8,8 +8,8 @@ import pytest
 
 from mta_cli.engine.model.activation_cache import ACTIVATION_CACHE_BYTES
 from mta_cli.engine.model.load import MemoryLimits, load_base
-from mta_cli.engine.scoring.backends import TokenBudget
 from mta_cli.engine.scoring.prefix_cache_scoring import CPU_BATCH_TOKENS
+from mta_cli.engine.scoring.token_budget import TokenBudget
 from mta_cli.engine.scoring.token_logprobs import CPU_MAX_LOGITS
 from mta_cli.errors import UsageError
 from mta_cli.options import MachineOptions

@@ -368,7 +368,7 @@ def llamacpp_tokens(
 def test_llama_cpp_says_what_we_say(real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Base and LoRA, and the merged model: the same greedy tokens as ours, but for ties within rounding to float16."""
     from benchmarks import personal
-    from mta_cli.engine.generation.generate import generate_tokens
+    from tests.engine.answers import answer_alone
 
     allow_hosts(monkeypatch)
     real_base = real_root / "smollm2-135m-instruct"
@@ -392,7 +392,7 @@ def test_llama_cpp_says_what_we_say(real_root: Path, tmp_path: Path, monkeypatch
     plain = llamacpp_tokens(tmp_path / "base.gguf", [], prompts, 16, {})
     AdapterMerger(base).set_adapter(weights)
     for prompt, said in zip(prompts, theirs, strict=True):
-        ours = list(generate_tokens(base, prompt, max_tokens=16))
+        ours = answer_alone(base, prompt, 16)
         place = next((n for n, pair in enumerate(zip(ours, said, strict=False)) if pair[0] != pair[1]), None)
         if place is not None:
             with torch.no_grad():

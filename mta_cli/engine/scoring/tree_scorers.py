@@ -1,12 +1,9 @@
-"""How prompt trees run under LoRAs: through the Llama decoder where the base has one, else through its own modules.
-
-Both give the same numbers. Only the Llama decoder takes rows of several users in one pass, and late LoRAs.
-"""
+"""How prompt trees run under LoRAs that train: through the Llama decoder, or through a base's own modules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -14,27 +11,28 @@ from torch import Tensor
 from mta_cli.engine.lora.adapter import LoraWeights, Placement, attach_lora_layers
 from mta_cli.engine.lora.batched import FrozenLoras, ModuleSlice, fuse_factors, module_slices
 from mta_cli.engine.lora.merge import merge_loras
-from mta_cli.engine.model.device_memory import is_out_of_memory
 from mta_cli.engine.model.llama import LlamaDecoder
-from mta_cli.engine.model.load import LoadedBase, head_logits
+from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.scoring.module_scoring import module_token_losses
 from mta_cli.engine.scoring.prefix_cache_scoring import (
     PrefixCacheScorer,
     TokenLogLikelihoods,
-    device_batch_tokens,
     pack_by_length,
     pack_by_user,
 )
 from mta_cli.engine.scoring.prefix_tree import PromptTree
-from mta_cli.errors import BadInput, UsageError
 
-T = TypeVar("T")
 FactorPairs = Mapping[str, tuple[Tensor, Tensor]]
 
 
-class LlamaBackend:
-    """Through the Llama decoder. `mixes_users`: rows of several users may share a pass. Factors are in `dtype`."""
+class LlamaTreeScorer:
+    """Through the Llama decoder.
 
-    mixes_users = True
+    `mixes_users`: rows of several users may share a pass. `can_recompute`: a backward pass may compute layers again.
+    Factors are in `dtype`.
+    """
+
+    mixes_users = can_recompute = True
 
     def __init__(
         self,
@@ -62,11 +60,15 @@ class LlamaBackend:
         self._module_slices = self._module_slices or module_slices(self._decoder, list(factors))
         return self._scorer.score_trees(chosen, fuse_factors(self._module_slices, factors))
 
+    def recomputing_layers(self, recomputes: bool) -> AbstractContextManager[None]:
+        """See `LlamaDecoder.recomputing_layers`."""
+        return self._decoder.recomputing_layers(recomputes)
 
-class ModuleBackend:
+
+class ModuleTreeScorer:
     """Through the base's own modules; all rows of a pass are one user's."""
 
-    mixes_users = False
+    mixes_users = can_recompute = False
 
     def __init__(
         self,
@@ -80,11 +82,11 @@ class ModuleBackend:
         self._frozen_loras = [merge_loras([(lora, 1.0) for lora in own]) for own in frozen_loras]
 
     def tokens_per_pass(self, row: int) -> int:
-        """See `LlamaBackend`."""
+        """See `LlamaTreeScorer`."""
         return sum(tree.length for _, tree in self._trees[row].single_completion_trees)
 
     def score_rows(self, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
-        """See `LlamaBackend`."""
+        """See `LlamaTreeScorer`."""
         frozen = self._frozen_loras[self._tree_users[chosen[0]]] if self._frozen_loras else None
         # 1. each completion as a row of its own, with the place of its tree in `chosen`
         rows = [
@@ -99,23 +101,12 @@ class ModuleBackend:
         tree_row = torch.tensor([place for place, *_ in rows], device=losses.device)[row]
         return TokenLogLikelihoods(-losses, tree_row, [rows[n][1] for n in row.tolist()])
 
+    def recomputing_layers(self, recomputes: bool) -> AbstractContextManager[None]:
+        """Nothing is computed again."""
+        return nullcontext()
 
-ScoringBackend = LlamaBackend | ModuleBackend
 
-
-def module_token_losses(base: LoadedBase, trees: Sequence[PromptTree]) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihoods [predicted tokens] of trees with one completion each, and the tree of each token.
-
-    The base's modules run as they are now.
-    """
-    # 1. tokens, padded on the right  [trees, time]
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(tree.tokens) for tree in trees], batch_first=True)
-    # 2. what is predicted: tree, column and token  [predicted tokens] each
-    targets = [(row, column, token) for row, tree in enumerate(trees) for column, token, _ in tree.prediction_targets()]
-    row, column, token_ids = torch.tensor(targets, device=base.device).T
-    # 3. logits at these columns alone  [predicted tokens, vocabulary]
-    logits = head_logits(base, ids.to(base.device), row, column)
-    return torch.nn.functional.cross_entropy(logits.float(), token_ids, reduction="none"), row
+TreeScorer = LlamaTreeScorer | ModuleTreeScorer
 
 
 def _concat_factors(
@@ -135,28 +126,10 @@ def _concat_factors(
     return result
 
 
-def make_scoring_backend(
-    base: LoadedBase,
-    trees: Sequence[PromptTree],
-    placement: Placement,
-    *,
-    frozen_loras: Sequence[Sequence[LoraWeights]] = (),
-    tree_users: Sequence[int] = (),
-) -> ScoringBackend:
-    """The fastest exact backend for LoRAs of `placement`. Tree `i` always has the `frozen_loras` of `tree_users[i]`.
-
-    Raises UsageError when the base cannot have such LoRAs.
-    """
-    if base.llama_decoder is not None:
-        return LlamaBackend(base.llama_decoder, trees, placement, frozen_loras, tree_users)
-    require_supported_placements(base, [placement, *(lora.placement for own in frozen_loras for lora in own)])
-    return ModuleBackend(base, trees, frozen_loras, tree_users)
-
-
-def plan_batches(backend: ScoringBackend, rows: Sequence[int], owners: Sequence[int], tokens: int) -> list[list[int]]:
+def plan_batches(scorer: TreeScorer, rows: Sequence[int], owners: Sequence[int], tokens: int) -> list[list[int]]:
     """Indices into `rows` (numbers of trees, of users `owners`), in passes of at most `tokens` tokens with padding."""
-    lengths = [backend.tokens_per_pass(row) for row in rows]
-    if backend.mixes_users:
+    lengths = [scorer.tokens_per_pass(row) for row in rows]
+    if scorer.mixes_users:
         return pack_by_user(lengths, owners, tokens)
     by_user = {user: [n for n, owner in enumerate(owners) if owner == user] for user in set(owners)}
     return [
@@ -175,56 +148,3 @@ def group_frozen_loras(decoder: LlamaDecoder, users: Sequence[Sequence[LoraWeigh
         )
         for late in late_tokens
     ]
-
-
-def require_supported_placements(base: LoadedBase, placements: Sequence[Placement]) -> None:
-    """Raises UsageError for a late placement on a base without Llama decoder, which alone keeps early tokens apart."""
-    if base.llama_decoder is None and any(one.late_tokens is not None for one in placements):
-        raise UsageError(
-            f"late parts need a base with a fast path; {base.name} ({base.model.config.model_type}) has none.",
-            hint="--placement upper",
-        )
-
-
-class TokenBudget:
-    """How many tokens run at once, with padding; halved where memory runs out."""
-
-    def __init__(self, base: LoadedBase, tokens: int | None = None) -> None:
-        self.tokens = tokens or base.limits.batch_tokens or device_batch_tokens(base.device)
-        self._device = base.device
-
-    def run_batches(
-        self,
-        batches: list[list[T]],
-        work: Callable[[list[T]], None],
-        work_in_less: Callable[[list[T]], None] | None = None,
-    ) -> None:
-        """Do `work` on each batch, the last first; a batch that does not fit into memory is done in halves.
-
-        One item that does not fit alone is done by `work_in_less`. Raises BadInput when it does not fit there either,
-        or there is none.
-        """
-        waiting = list(batches)
-        while waiting:
-            batch = waiting.pop()
-            if self._fits(work, batch):
-                continue
-            if len(batch) > 1:
-                self.tokens = max(1, self.tokens // 2)
-                waiting += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-            elif work_in_less is None or not self._fits(work_in_less, batch):
-                raise BadInput(
-                    f"one row alone does not fit into the memory of {self._device}",
-                    hint="--dtype bfloat16, a lower --rank, or fewer --history-items",
-                )
-
-    @staticmethod
-    def _fits(work: Callable[[list[T]], None], batch: list[T]) -> bool:
-        """Do `work`; False where memory runs out."""
-        try:
-            work(batch)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return False
-        return True

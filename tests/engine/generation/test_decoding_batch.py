@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from mta_cli.engine.generation.continuous_batch import ContinuousBatch, PromptPass
-from mta_cli.engine.generation.generate import generate_tokens, label_scores
+from mta_cli.engine.generation.decoding_batch import DecodingBatch, PromptPass, PromptText
 from mta_cli.engine.lora.adapter import merge_into_base
 from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.engine.lora.row_factors import UserFactors, fused_factors
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.scoring.log_likelihood import UserLoras, completion_log_likelihoods
+from mta_cli.engine.scoring.log_likelihood import UserLoras, completion_log_likelihoods, label_scores
 from mta_cli.engine.scoring.prefix_tree import PromptTree
-from tests.engine.generation.test_generate_batch import endless, lora, plain_of, prompts_of
+from tests.engine.answers import answer_alone
+from tests.engine.generation.test_generate_many import endless, lora, plain_of, prompts_of
 
 
 def kinds(base: LoadedBase) -> list[tuple[UserLoras, UserLoras]]:
@@ -47,7 +47,18 @@ def alone(base: LoadedBase, prompt: Sequence[int], loras: UserLoras, count: int)
     everywhere = merge_loras([(one, 1.0) for one in loras if one.placement.late_tokens is None])
     late = merge_loras([(one, 1.0) for one in loras if one.placement.late_tokens is not None])
     with merge_into_base(base, everywhere):
-        return list(generate_tokens(base, prompt, max_tokens=count, late=late))
+        return answer_alone(base, prompt, count, loras=() if late is None else (late,))
+
+
+def reading(
+    base: LoadedBase,
+    user: UserFactors,
+    ids: Sequence[int],
+    prompt: int | None = None,
+    prefix: torch.Tensor | None = None,
+) -> PromptPass:
+    """One text; all of it is the prompt where `prompt` is None."""
+    return PromptPass(plain_of(base), [PromptText(user, ids, len(ids) if prompt is None else prompt)], prefix)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -57,20 +68,20 @@ def test_whoever_comes_and_goes_each_row_gets_its_own_answer(base: LoadedBase, s
     asked = [(draw.randrange(len(users)), draw.randrange(1, 40), draw.randrange(1, 12)) for _ in range(14)]
     prompts = prompts_of([length for _, length, _ in asked], seed)
     expected = [alone(base, prompt, own[user], count) for prompt, (user, _, count) in zip(prompts, asked, strict=True)]
-    batch, rows, answers = ContinuousBatch(plain_of(base)), list[int](), [list[int]() for _ in asked]
+    batch, rows, answers = DecodingBatch(plain_of(base)), list[int](), [list[int]() for _ in asked]
     waiting = list(range(len(asked)))
     while waiting or rows:
         if waiting and (len(rows) < 2 or (len(rows) < 5 and draw.random() < 0.5)):
             place = waiting.pop(0)
-            text = PromptPass(plain_of(base), users[asked[place][0]], prompts[place])
+            text = reading(base, users[asked[place][0]], prompts[place])
             while (logits := text.read(draw.choice((3, 7, 100)))) is None:
                 assert text.remaining
             answers[place].append(int(logits.argmax()))
-            assert batch.join(text) == len(rows)
+            batch.join(text)
             rows.append(place)
-        done = [r for r, place in enumerate(rows) if len(answers[place]) == asked[place][2]]
-        if done:
-            rows = [rows[r] for r in batch.leave(done)]
+        kept = [r for r, place in enumerate(rows) if len(answers[place]) < asked[place][2]]
+        if len(kept) < len(rows):
+            rows = [rows[r] for r in batch.keep_rows(kept)]
         if rows:
             step = batch.decode_step([answers[place][-1] for place in rows])
             for place, logits in zip(rows, step, strict=True):
@@ -82,12 +93,12 @@ def test_a_known_prefix_is_not_read_again(base: LoadedBase) -> None:
     base = endless(base)
     for user, (task, own) in zip(factors(base), kinds(base), strict=True):
         (prompt,) = prompts_of([30])
-        first = PromptPass(plain_of(base), user, prompt)
+        first = reading(base, user, prompt)
         first.read(100)
         clean = user.reusable_length(30, 29)
         assert clean == (26 if any(one.placement.late_tokens for one in own) else 29)
         longer = [*prompt[:clean], *prompts_of([9], 1)[0]]
-        again = PromptPass(plain_of(base), user, longer, prefix=first.cache.row_block(clean).clone())
+        again = reading(base, user, longer, prefix=first.cache.row_block(0, clean))
         assert again.remaining == 9
         logits = again.read(100)
         assert logits is not None and int(logits.argmax()) == alone(base, longer, (*task, *own), 1)[0]
@@ -99,7 +110,7 @@ def test_a_row_goes_on_where_it_was_put_aside(base: LoadedBase) -> None:
     for user, (task, own) in zip(factors(base), kinds(base), strict=True):
         (prompt,) = prompts_of([20])
         expected = alone(base, prompt, (*task, *own), 8)
-        logits = PromptPass(plain_of(base), user, [*prompt, *expected[:5]], prompt=20).read(100)
+        logits = reading(base, user, [*prompt, *expected[:5]], 20).read(100)
         assert logits is not None and int(logits.argmax()) == expected[5]
 
 
@@ -108,25 +119,25 @@ def test_completions_are_scored_behind_the_text(base: LoadedBase) -> None:
     labels = [tuple(draw.randrange(3, 250) for _ in range(length)) for length in (1, 4, 2, 3, 1)]
     for user, (task, own) in zip(factors(base), kinds(base), strict=True):
         (prompt,) = prompts_of([25])
-        text = PromptPass(plain_of(base), user, prompt)
+        text = reading(base, user, prompt)
         logits = text.read(100)
         assert logits is not None
-        found = text.completion_log_likelihoods(logits, labels)
+        found = text.completion_log_likelihoods(logits[0], labels)
         expected = completion_log_likelihoods(
             base, [PromptTree(tuple(prompt), tuple(labels))], [(*task, *own)], [(0, 0)]
         )
         assert found == pytest.approx(expected[0], abs=2e-4)
-        assert text.completion_log_likelihoods(logits, labels[:1]) == pytest.approx(found[:1], abs=1e-5)
+        assert text.completion_log_likelihoods(logits[0], labels[:1]) == pytest.approx(found[:1], abs=1e-5)
     assert label_scores(base, prompt, labels)  # the shortest path, without LoRAs
 
 
 def test_memory_follows_the_rows(base: LoadedBase) -> None:
-    batch, decoder = ContinuousBatch(plain_of(base)), plain_of(base)
+    batch = DecodingBatch(plain_of(base))
     before = batch.num_bytes
     for prompt in prompts_of([300, 5, 5, 5, 5]):
-        text = PromptPass(decoder, UserFactors({}, {}, {}), prompt)
+        text = reading(base, UserFactors({}, {}, {}), prompt)
         text.read(1000)
         batch.join(text)
     assert batch.num_bytes == 4 * before, "twice the rows, twice the positions"
-    assert batch.leave([0, 1, 2, 3]) == [4] and len(batch) == 1
+    assert batch.keep_rows([4]) == [4] and len(batch) == 1
     assert torch.isfinite(batch.decode_step([3])).all()

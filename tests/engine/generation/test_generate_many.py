@@ -5,24 +5,24 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mta_cli.engine.generation import generate_batch
-from mta_cli.engine.generation.batch_state import DecodingBatch, PromptRow
-from mta_cli.engine.generation.generate import generate_tokens
-from mta_cli.engine.generation.generate_batch import SamplingParams, generate_answers, stream_answers
+from mta_cli.engine.generation import llama_batches
+from mta_cli.engine.generation.decoding_batch import DecodingBatch
+from mta_cli.engine.generation.generate import generate, generate_answers
 from mta_cli.engine.generation.repetition import RepetitionFilter
+from mta_cli.engine.generation.request import GenerationRequest, SamplingParams
 from mta_cli.engine.lora.adapter import LoraWeights, Placement, merge_into_base
 from mta_cli.engine.lora.merge import merge_loras
-from mta_cli.engine.model.kv_cache import KVCache
 from mta_cli.engine.model.llama import LlamaDecoder
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.scoring.backends import group_frozen_loras
 from mta_cli.engine.scoring.log_likelihood import UserLoras
 from mta_cli.errors import BadInput, IntegrityFault, UsageError
+from tests.engine.answers import answer_alone
 from tests.engine.lora_cases import random_lora
 
 LENGTHS = (9, 23, 14, 31, 12, 9)
@@ -103,24 +103,19 @@ def batch_logits(
     at_once: int = 1000,
 ) -> list[Tensor]:
     """What the batch gives after each prompt and each token of its tail; rows leave when their tail is done."""
-    plain = plain_of(base)
-    rows = [PromptRow(prompt, owner) for prompt, owner in zip(prompts, owners, strict=True)]
+    requests = [GenerationRequest(prompt, people[owner]) for prompt, owner in zip(prompts, owners, strict=True)]
     found: list[list[Tensor]] = [[] for _ in prompts]
     with torch.inference_mode():
-        slots = KVCache(plain, len(rows), max(map(len, prompts)) + max(map(len, tails)))
-        batch, which, step = (
-            DecodingBatch(plain, group_frozen_loras(plain, people), rows, slots),
-            list(range(len(rows))),
-            0,
-        )
-        logits = batch.prefill(at_once)
+        reading = llama_batches.read_prompts(plain_of(base), requests, max(map(len, tails)), at_once, None)
+        numbers, batch, logits = next(reading)
+        which, step = list(numbers), 0
         while True:
             for r, row in zip(which, logits, strict=True):
                 found[r].append(row)
             alive = [n for n, r in enumerate(which) if len(tails[r]) > step]
             if not alive:
                 return [torch.stack(rows) for rows in found]
-            which = [which[i] for i in batch.keep_alive_rows(alive)]
+            which = [which[i] for i in batch.keep_rows(alive)]
             logits = batch.decode_step([tails[r][step] for r in which])
             step += 1
 
@@ -152,33 +147,39 @@ def test_answers_are_those_of_each_person_alone(
 ) -> None:
     people, prompts = kind(base), prompts_of(LENGTHS)
     owners = [0, 1, 2, 3, 1, 0]
-    found = generate_answers(endless(base), prompts, people, owners, max_tokens=8)
+    found = generate_answers(endless(base), prompts, people, owners, SamplingParams(8))
     alone = [greedy(base, prompt, people[owner], 8) for prompt, owner in zip(prompts, owners, strict=True)]
     assert found == alone and len({tuple(answer) for answer in found}) > 3
-    back = generate_answers(endless(base), prompts[::-1], people, owners[::-1], max_tokens=8)
+    back = generate_answers(endless(base), prompts[::-1], people, owners[::-1], SamplingParams(8))
     assert back == alone[::-1]
 
 
 def test_late_parts_share_what_all_prompts_begin_with(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     people = [(lora(base, 3, late=5),), (lora(base, 4, "upper", late=2),), ()]
-    prompts, read = prompts_of((20, 26, 23), common=17), []
-    begin = KVCache.copy_prefix
-    monkeypatch.setattr(KVCache, "copy_prefix", lambda self, other: (read.append(other.length), begin(self, other))[1])
-    found = generate_answers(endless(base), prompts, people, [0, 1, 2], max_tokens=6)
+    prompts, read = prompts_of((20, 26, 23), common=17), list[int]()
+    find = llama_batches._shared_prefix
+
+    def found_prefix(*given: Any) -> Tensor | None:
+        if (prefix := find(*given)) is not None:
+            read.append(prefix.shape[3])
+        return prefix
+
+    monkeypatch.setattr(llama_batches, "_shared_prefix", found_prefix)
+    found = generate_answers(endless(base), prompts, people, [0, 1, 2], SamplingParams(6))
     assert read == [15]  # the shortest prompt has 20 tokens, and a part acts on the last 5
     assert found == [greedy(base, prompt, parts, 6) for prompt, parts in zip(prompts, people, strict=True)]
-    one = generate_answers(endless(base), prompts, [(lora(base, 1),)], [0, 0, 0], max_tokens=6)
+    one = generate_answers(endless(base), prompts, [(lora(base, 1),)], [0, 0, 0], SamplingParams(6))
     assert read == [15, 17] and one == [greedy(base, prompt, (lora(base, 1),), 6) for prompt in prompts]
-    generate_answers(endless(base), prompts, everywhere(base), [0, 1, 2], max_tokens=6)
+    generate_answers(endless(base), prompts, everywhere(base), [0, 1, 2], SamplingParams(6))
     assert read == [15, 17]  # what depends on the person is not shared
 
 
 def test_people_answered_before_leave_nothing_behind(base: LoadedBase) -> None:
     first, second = everywhere(base), [(lora(base, seed),) for seed in (21, 22)]
     prompts = prompts_of(LENGTHS)
-    fresh = generate_answers(endless(base), prompts, second, [0, 1] * 3, max_tokens=6)
-    generate_answers(endless(base), prompts, first, [0, 1, 2, 3, 0, 1], max_tokens=6)
-    assert generate_answers(endless(base), prompts, second, [0, 1] * 3, max_tokens=6) == fresh
+    fresh = generate_answers(endless(base), prompts, second, [0, 1] * 3, SamplingParams(6))
+    generate_answers(endless(base), prompts, first, [0, 1, 2, 3, 0, 1], SamplingParams(6))
+    assert generate_answers(endless(base), prompts, second, [0, 1] * 3, SamplingParams(6)) == fresh
 
 
 def test_a_row_that_moves_takes_its_own_person_along(base: LoadedBase) -> None:
@@ -192,112 +193,99 @@ def test_a_row_that_moves_takes_its_own_person_along(base: LoadedBase) -> None:
 def test_a_long_queue_is_taken_in_batches(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     people, prompts = everywhere(base), prompts_of(LENGTHS)
     owners = [0, 1, 2, 3, 1, 0]
-    whole = generate_answers(endless(base), prompts, people, owners, max_tokens=5)
+    whole = generate_answers(endless(base), prompts, people, owners, SamplingParams(5))
     sizes: list[int] = []
-    make = generate_batch.DecodingBatch
-    monkeypatch.setattr(generate_batch, "DecodingBatch", lambda *given: (sizes.append(len(given[2])), make(*given))[1])
-    monkeypatch.setattr(generate_batch, "CPU_BATCH_BYTES", 1)
-    assert generate_answers(endless(base), prompts, people, owners, max_tokens=5) == whole
+    make = llama_batches.DecodingBatch
+
+    def counted(decoder: LlamaDecoder, rows: int, capacity: int) -> DecodingBatch:
+        sizes.append(rows)
+        return make(decoder, rows, capacity)
+
+    monkeypatch.setattr(llama_batches, "DecodingBatch", counted)
+    monkeypatch.setattr(llama_batches, "CPU_BATCH_BYTES", 1)
+    assert generate_answers(endless(base), prompts, people, owners, SamplingParams(5)) == whole
     assert sizes == [1] * 6
-    monkeypatch.setattr(generate_batch, "CPU_BATCH_BYTES", 2 << 30)
-    monkeypatch.setattr(generate_batch, "PACKED_MAX_ROWS", 4)
-    assert generate_answers(endless(base), prompts, people, owners, max_tokens=5) == whole
+    monkeypatch.setattr(llama_batches, "CPU_BATCH_BYTES", 2 << 30)
+    monkeypatch.setattr(llama_batches, "PACKED_MAX_ROWS", 4)
+    assert generate_answers(endless(base), prompts, people, owners, SamplingParams(5)) == whole
     assert sorted(sizes[6:]) == [2, 4]
 
 
 def test_a_seed_means_the_same_alone_and_in_company(base: LoadedBase) -> None:
     people, prompts, owners = everywhere(base), prompts_of(LENGTHS), [0, 1, 2, 3, 1, 0]
-    params, company = SamplingParams(9, 1.0, 0.9), dict[int, list[int]]()
-    for i, token in stream_answers(endless(base), prompts, people, owners, params, seed=5):
-        company.setdefault(i, []).append(token)
-    for i, prompt in enumerate(prompts):
-        alone = stream_answers(endless(base), [prompt], people, [owners[i]], params, seed=5)
-        assert [token for _, token in alone] == company[i]
-        with merge_into_base(base, merge_loras([(part, 1.0) for part in people[owners[i]]])):
-            single = generate_tokens(endless(base), prompt, max_tokens=9, temperature=1.0, top_p=0.9, seed=5)
-            assert list(single) == company[i]
+    params = SamplingParams(9, 1.0, 0.9, seed=5)
+    company, _ = streamed(endless(base), prompts, people, owners, params)
+    for prompt, owner, answer in zip(prompts, owners, company, strict=True):
+        assert streamed(endless(base), [prompt], people, [owner], params)[0] == [answer]
+        with merge_into_base(base, merge_loras([(part, 1.0) for part in people[owner]])):
+            assert answer_alone(endless(base), prompt, 9, temperature=1.0, top_p=0.9, seed=5) == answer
 
 
 def test_rows_end_at_end_tokens_and_the_others_go_on(base: LoadedBase) -> None:
     people, prompts, owners = everywhere(base), prompts_of(LENGTHS), [0, 1, 2, 3, 1, 0]
-    whole = generate_answers(endless(base), prompts, people, owners, max_tokens=10)
+    whole = generate_answers(endless(base), prompts, people, owners, SamplingParams(10))
     end = whole[2][4]
-    found = generate_answers(replace(base, end_ids=(end,)), prompts, people, owners, max_tokens=10)
+    found = generate_answers(replace(base, end_ids=(end,)), prompts, people, owners, SamplingParams(10))
     assert found == [answer[: answer.index(end)] if end in answer else answer for answer in whole]
 
 
 def test_room_bounds_each_answer(base: LoadedBase) -> None:
     near = [5] * (base.window - 3)
-    found = generate_answers(endless(base), [near, [5, 6, 7]], [()], [0, 0], max_tokens=6)
+    found = generate_answers(endless(base), [near, [5, 6, 7]], [()], [0, 0], SamplingParams(6))
     assert [len(answer) for answer in found] == [3, 6]
-    assert generate_answers(base, [[5, 6]], [()], [0], max_tokens=0) == [[]]
-    assert generate_answers(base, [], [()], [], max_tokens=4) == []
+    assert generate_answers(base, [[5, 6]], [()], [0], SamplingParams(0)) == [[]]
+    assert generate_answers(base, [], [()], [], SamplingParams(4)) == []
     for prompt in ([], [5] * base.window):
         with pytest.raises(BadInput, match="tokens"):
-            generate_answers(base, [[5], prompt], [()], [0, 0], max_tokens=1)
+            generate_answers(base, [[5], prompt], [()], [0, 0], SamplingParams(1))
 
 
 def test_a_base_of_another_family_folds_one_person_after_another(base: LoadedBase) -> None:
     people, prompts, owners = everywhere(base), prompts_of(LENGTHS), [0, 1, 2, 3, 1, 0]
-    expected = generate_answers(endless(base), prompts, people, owners, max_tokens=6)
+    expected = generate_answers(endless(base), prompts, people, owners, SamplingParams(6))
     other = replace(endless(base), llama_decoder=None)
-    assert generate_answers(other, prompts, people, owners, max_tokens=6) == expected
+    assert generate_answers(other, prompts, people, owners, SamplingParams(6)) == expected
     with pytest.raises(UsageError, match="late"):
-        generate_answers(other, prompts, mixed(base), owners, max_tokens=6)
+        generate_answers(other, prompts, mixed(base), owners, SamplingParams(6))
 
 
 def test_numbers_that_are_not_numbers_are_an_error(base: LoadedBase) -> None:
     plain_of(base).norm.weight.data.fill_(float("nan"))
     with pytest.raises(IntegrityFault, match="NaN"):
-        generate_answers(base, prompts_of((4, 5)), [()], [0, 0], max_tokens=2)
+        generate_answers(base, prompts_of((4, 5)), [()], [0, 0], SamplingParams(2))
 
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_stream_gives_the_same_answers_a_token_at_a_time(base: LoadedBase, plain: bool) -> None:
     spoken = endless(base) if plain else replace(endless(base), llama_decoder=None)
     people, prompts = everywhere(base), prompts_of((9, 9, 9, 9))
-    answers: list[list[int]] = [[] for _ in prompts]
-    places = []
-    for place, token in stream_answers(spoken, prompts, people, range(4), SamplingParams(5, stop_at_repetition=False)):
-        answers[place].append(token)
-        places.append(place)
-    assert answers == generate_answers(spoken, prompts, people, range(4), max_tokens=5)
+    requests = [GenerationRequest(prompt, loras) for prompt, loras in zip(prompts, people, strict=True)]
+    places = [place for place, _ in generate(spoken, requests, SamplingParams(5, stop_at_repetition=False))]
+    answers = generate_answers(spoken, prompts, people, range(4), SamplingParams(5))
+    assert [request.answer for request in requests] == answers
     assert places == ([0, 1, 2, 3] * 5 if plain else [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5)
-
-
-def test_a_stream_draws_what_each_would_draw_alone(base: LoadedBase) -> None:
-    people, prompt = everywhere(base)[:2], prompts_of((14,))[0]
-    found: list[list[int]] = [[], []]
-    for place, token in stream_answers(
-        endless(base), [prompt] * 2, people, [0, 1], SamplingParams(6, 1.0, 0.9), seed=7
-    ):
-        found[place].append(token)
-    for parts, answer in zip(people, found, strict=True):
-        with merge_into_base(base, merge_loras([(part, 1.0) for part in parts])):
-            alone = generate_tokens(endless(base), prompt, max_tokens=6, temperature=1.0, top_p=0.9, seed=7)
-            assert list(alone) == answer
 
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_answers_that_repeat_themselves_end_the_same_alone_and_in_company(base: LoadedBase, plain: bool) -> None:
     spoken = endless(base) if plain else replace(endless(base), llama_decoder=None)
     people, prompts, owners = everywhere(base), prompts_of(LENGTHS), [0, 1, 2, 3, 1, 0]
-    raw = generate_answers(spoken, prompts, people, owners, max_tokens=120, stop_at_repetition=False)
+    raw = generate_answers(spoken, prompts, people, owners, SamplingParams(120, stop_at_repetition=False))
     assert all(len(answer) == 120 for answer in raw)
     kept = []
     for answer in raw:
         tokens = RepetitionFilter(base.tokenizer)
         kept.append(tokens.tokens if any(tokens.add(token)[1] for token in answer) else answer)
     assert sum(len(answer) < 120 for answer in kept) > 0, "some loop"
-    assert generate_answers(spoken, prompts, people, owners, max_tokens=120) == kept
-    assert generate_answers(spoken, prompts[::-1], people, owners[::-1], max_tokens=120) == kept[::-1]
+    assert generate_answers(spoken, prompts, people, owners, SamplingParams(120)) == kept
+    assert generate_answers(spoken, prompts[::-1], people, owners[::-1], SamplingParams(120)) == kept[::-1]
     answers, finishes = streamed(spoken, prompts, people, owners, SamplingParams(120))
     assert answers == kept
     assert finishes == ["length" if len(answer) == 120 else "repetition" for answer in kept]
     for prompt, owner, answer in zip(prompts, owners, kept, strict=True):
-        assert generate_answers(spoken, [prompt], people, [owner], max_tokens=120) == [answer]
+        assert generate_answers(spoken, [prompt], people, [owner], SamplingParams(120)) == [answer]
         with merge_into_base(base, merge_loras([(part, 1.0) for part in people[owner]])):
-            assert list(generate_tokens(spoken, prompt, max_tokens=120)) == answer
+            assert answer_alone(spoken, prompt, 120) == answer
 
 
 def streamed(
@@ -309,14 +297,12 @@ def streamed(
     goes_on: Callable[[int], bool] = lambda place: True,
 ) -> tuple[list[list[int]], list[str]]:
     """All answers of a stream, and why each ended."""
+    requests = [GenerationRequest(prompt, people[owner]) for prompt, owner in zip(prompts, owners, strict=True)]
     answers: list[list[int]] = [[] for _ in prompts]
-    stream = stream_answers(base, prompts, people, owners, params, goes_on=goes_on)
-    while True:
-        try:
-            place, token = next(stream)
-        except StopIteration as end:
-            return answers, end.value
+    for place, token in generate(base, requests, params, goes_on=goes_on):
         answers[place].append(token)
+    assert answers == [request.answer for request in requests]
+    return answers, [request.finish for request in requests]
 
 
 @pytest.mark.parametrize("plain", [True, False])
@@ -342,10 +328,8 @@ def test_penalties_and_min_p_are_those_of_each_alone(base: LoadedBase) -> None:
     found, _ = streamed(endless(base), prompts, people, owners, params)
     for prompt, owner, answer in zip(prompts, owners, found, strict=True):
         with merge_into_base(base, merge_loras([(part, 1.0) for part in people[owner]])):
-            alone = generate_tokens(
-                endless(base), prompt, max_tokens=30, temperature=1.5, min_p=0.2, repetition_penalty=1.8
-            )
-            assert list(alone) == answer
+            alone = answer_alone(endless(base), prompt, 30, temperature=1.5, min_p=0.2, repetition_penalty=1.8)
+            assert alone == answer
     greedy_raw, _ = streamed(endless(base), prompts, people, owners, SamplingParams(30, stop_at_repetition=False))
     penalised, _ = streamed(endless(base), prompts, people, owners, SamplingParams(30, repetition_penalty=5.0))
     assert sum(len(set(answer)) for answer in penalised) > sum(len(set(answer)) for answer in greedy_raw)

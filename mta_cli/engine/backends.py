@@ -1,0 +1,182 @@
+"""The two ways to compute with a base: the Llama decoder where it knows the layers, else the base's own modules.
+
+Both give the same numbers. The decoder is faster, and it alone takes rows of several users in one pass, late LoRAs and
+constrained trees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+from torch import Tensor
+
+from mta_cli.engine.generation.decoding_batch import DecodingBatch
+from mta_cli.engine.generation.llama_batches import pack_requests, read_prompts
+from mta_cli.engine.generation.module_batch import ModuleBatch, read_prompts_in_turn
+from mta_cli.engine.generation.request import GenerationRequest, PromptCache
+from mta_cli.engine.lora.adapter import LoraWeights, Placement, merge_into_base
+from mta_cli.engine.lora.merge import merge_loras
+from mta_cli.engine.model.llama import LlamaDecoder
+from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.scoring.module_scoring import module_label_scores, module_log_likelihoods
+from mta_cli.engine.scoring.prefix_cache_scoring import PrefixCacheScorer, pack_by_user
+from mta_cli.engine.scoring.prefix_tree import PromptTree
+from mta_cli.engine.scoring.token_budget import TokenBudget
+from mta_cli.engine.scoring.tree_scorers import LlamaTreeScorer, ModuleTreeScorer, TreeScorer, group_frozen_loras
+from mta_cli.errors import UsageError
+
+UserLoras = tuple[LoraWeights, ...]
+PromptBatches = Generator[tuple[Sequence[int], DecodingBatch | ModuleBatch, Tensor], None, None]
+
+
+class LlamaBackend:
+    """Through the Llama decoder. A user is the LoRAs above the base as it is."""
+
+    name, takes_constrained_trees = "fast", True
+
+    def __init__(self, base: LoadedBase) -> None:
+        self._base, self._decoder = base, base.decoder
+
+    def require_placements(self, placements: Sequence[Placement]) -> None:
+        """Raises UsageError for a placement that cannot be computed, which none is here."""
+
+    def tree_scorer(
+        self,
+        trees: Sequence[PromptTree],
+        placement: Placement,
+        *,
+        frozen_loras: Sequence[Sequence[LoraWeights]] = (),
+        tree_users: Sequence[int] = (),
+    ) -> TreeScorer:
+        """Runs trees under LoRAs of `placement` that train. Tree `i` always has the LoRAs of `tree_users[i]`."""
+        return LlamaTreeScorer(self._decoder, trees, placement, frozen_loras, tree_users)
+
+    def completion_log_likelihoods(
+        self,
+        trees: Sequence[PromptTree],
+        users: Sequence[UserLoras],
+        pairs: Sequence[tuple[int, int]],
+        also: Sequence[Placement] = (),
+    ) -> list[list[float]]:
+        """See `log_likelihood.completion_log_likelihoods`."""
+        scorer = PrefixCacheScorer(self._decoder, trees, span_user_placements(self._decoder, users, also))
+        user_loras = group_frozen_loras(self._decoder, users)
+        results = [trees[tree].zero_sums() for tree, _ in pairs]
+
+        def run(batch: list[int]) -> None:
+            owners = [pairs[i][1] for i in batch]
+            scores = scorer.score_trees([pairs[i][0] for i in batch], {}, user_loras, owners)
+            for value, row, completion in zip(
+                scores.log_likelihoods.tolist(), scores.row.tolist(), scores.completion_index, strict=True
+            ):
+                results[batch[row]][completion] += value
+
+        budget = TokenBudget(self._base)
+        lengths, owners = [scorer.tokens_per_pass(tree) for tree, _ in pairs], [user for _, user in pairs]
+        budget.run_batches(pack_by_user(lengths, owners, budget.tokens), run)
+        return results
+
+    def label_scores(
+        self, prompt: Sequence[int], labels: Sequence[tuple[int, ...]], loras: UserLoras, at_once: int
+    ) -> list[float]:
+        """Log-likelihoods (nats) of labels after one prompt, `at_once` labels in a pass."""
+        groups = [tuple(labels[i : i + at_once]) for i in range(0, len(labels), at_once)]
+        trees = [PromptTree(tuple(prompt), group) for group in groups]
+        scores = self.completion_log_likelihoods(trees, [loras], [(i, 0) for i in range(len(trees))])
+        return [value for values in scores for value in values]
+
+    def pack_requests(self, requests: Sequence[GenerationRequest], max_tokens: int) -> list[list[int]]:
+        """The requests' numbers in groups whose keys, values and factors fit into memory together."""
+        return pack_requests(self._decoder, requests, max_tokens)
+
+    def read_prompts(
+        self, requests: Sequence[GenerationRequest], max_tokens: int, prompt_cache: PromptCache | None
+    ) -> PromptBatches:
+        """Batches of requests whose prompts were read: their numbers, the batch, and the logits [rows, vocabulary].
+
+        `prompt_cache` is for a request alone. All requests are one batch here.
+        """
+        return read_prompts(self._decoder, requests, max_tokens, TokenBudget(self._base).tokens, prompt_cache)
+
+
+class ModuleBackend:
+    """Through the base's own modules: each user's LoRAs are merged into the weights in turn."""
+
+    name, takes_constrained_trees = "transformers", False
+
+    def __init__(self, base: LoadedBase) -> None:
+        self._base = base
+
+    def require_placements(self, placements: Sequence[Placement]) -> None:
+        """See `LlamaBackend`. Merged weights act on early tokens too."""
+        if any(one.late_tokens is not None for one in placements):
+            raise UsageError(
+                f"late parts need a base with a fast path; {self._base.name} ({self._base.model.config.model_type}) "
+                "has none.",
+                hint="--placement upper",
+            )
+
+    def tree_scorer(
+        self,
+        trees: Sequence[PromptTree],
+        placement: Placement,
+        *,
+        frozen_loras: Sequence[Sequence[LoraWeights]] = (),
+        tree_users: Sequence[int] = (),
+    ) -> TreeScorer:
+        """See `LlamaBackend`."""
+        self.require_placements([placement, *(lora.placement for own in frozen_loras for lora in own)])
+        return ModuleTreeScorer(self._base, trees, frozen_loras, tree_users)
+
+    def completion_log_likelihoods(
+        self,
+        trees: Sequence[PromptTree],
+        users: Sequence[UserLoras],
+        pairs: Sequence[tuple[int, int]],
+        also: Sequence[Placement] = (),
+    ) -> list[list[float]]:
+        """See `LlamaBackend`. Each completion is a row of its own."""
+        self.require_placements([lora.placement for own in users for lora in own])
+        return module_log_likelihoods(self._base, trees, users, pairs)
+
+    def label_scores(
+        self, prompt: Sequence[int], labels: Sequence[tuple[int, ...]], loras: UserLoras, at_once: int
+    ) -> list[float]:
+        """See `LlamaBackend`."""
+        self.require_placements([lora.placement for lora in loras])
+        with merge_into_base(self._base, merge_loras([(lora, 1.0) for lora in loras])):
+            return module_label_scores(self._base, prompt, labels, at_once)
+
+    def pack_requests(self, requests: Sequence[GenerationRequest], max_tokens: int) -> list[list[int]]:
+        """See `LlamaBackend`. One request is in memory at a time."""
+        return [list(range(len(requests)))] if requests else []
+
+    def read_prompts(
+        self, requests: Sequence[GenerationRequest], max_tokens: int, prompt_cache: PromptCache | None
+    ) -> PromptBatches:
+        """See `LlamaBackend`. Each request is a batch."""
+        self.require_placements([lora.placement for request in requests for lora in request.loras])
+        return read_prompts_in_turn(self._base, requests, prompt_cache)
+
+
+Backend = LlamaBackend | ModuleBackend
+
+
+def backend_of(base: LoadedBase) -> Backend:
+    """The fastest exact backend of a base."""
+    return LlamaBackend(base) if base.llama_decoder is not None else ModuleBackend(base)
+
+
+def span_user_placements(
+    decoder: LlamaDecoder, users: Sequence[UserLoras], also: Sequence[Placement] = ()
+) -> Placement:
+    """The layers and tokens that any of the users' LoRAs may touch; everything else is the same for all of them.
+
+    Placements `also` count too, unless they act on all layers and tokens and so leave nothing to share.
+    """
+    shareable = (one for one in also if one.first_layer > 0 or one.late_tokens is not None)
+    placements = [*(lora.placement for own in users for lora in own), *shareable]
+    layers = len(decoder.layers)
+    lates = [one.late_tokens for one in placements if one.late_tokens is not None]
+    late_tokens = max(lates) if placements and len(lates) == len(placements) else None
+    return Placement(min([one.first_layer for one in placements], default=layers), layers - 1, late_tokens)

@@ -1,0 +1,181 @@
+"""A batch of the Llama decoder that rows join and leave: prompts first, then token by token.
+
+Each row has its own user's LoRAs and its own length. What a row gets does not depend on the other rows, but for
+rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mta_cli.engine.lora.row_factors import RowFactors, UserFactors, prompt_loras
+from mta_cli.engine.model.kv_cache import KVCache
+from mta_cli.engine.model.llama import LlamaDecoder, Masks
+
+INITIAL_ROWS, INITIAL_POSITIONS = 4, 256  # what a batch has room for at first
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """Tokens to read for a user: `prompt` of a prompt, from which late LoRAs count, then those of its answer."""
+
+    user: UserFactors
+    ids: Sequence[int]
+    prompt: int
+
+
+class PromptPass:
+    """Texts that are read together, in pieces, behind a prefix that is known.
+
+    Shorter texts are padded on the right, where no token sees the padding. `prefix` is a `row_block` of the first
+    positions of every text.
+    """
+
+    def __init__(self, decoder: LlamaDecoder, texts: Sequence[PromptText], prefix: Tensor | None = None) -> None:
+        self.texts, self._decoder = texts, decoder
+        self._width = max(len(text.ids) for text in texts)
+        self.cache = KVCache(decoder, len(texts), self._width)
+        self.cache.fill_rows(len(texts), prefix)
+        self._last_states: dict[int, Tensor] = {}  # of the texts that were read to their end
+
+    @property
+    def remaining(self) -> int:
+        """How many tokens of the longest text are still to be read."""
+        return self._width - max(self.cache.lengths)
+
+    @torch.inference_mode()
+    def read(self, most: int) -> Tensor | None:
+        """Read up to `most` tokens of each text; the logits [texts, vocabulary] that follow once all are read."""
+        first = self.cache.lengths[0]
+        last = min(self._width, first + most)
+        ids = torch.zeros(len(self.texts), last - first, dtype=torch.long)
+        for row, text in enumerate(self.texts):
+            piece = text.ids[first:last]
+            ids[row, : len(piece)] = torch.tensor(piece)
+        states = self._run(ids, *self.cache.begin_pass(last - first), first)
+        self.cache.advance(last - first)
+        for row, text in enumerate(self.texts):
+            if first < len(text.ids) <= last:
+                self._last_states[row] = states[row, len(text.ids) - first - 1]
+        if last < self._width:
+            return None
+        self.cache.lengths = [len(text.ids) for text in self.texts]
+        ends = torch.stack([self._last_states[row] for row in range(len(self.texts))])  # [texts, width]
+        return self._decoder.logits(ends, read_copies=True)
+
+    @torch.inference_mode()
+    def completion_log_likelihoods(self, logits: Tensor, completions: Sequence[Sequence[int]]) -> list[float]:
+        """Log-likelihood of each completion of the only text, nats; `logits` [vocabulary] are those that follow it.
+
+        All completions run in one pass, each seeing the text and itself.
+        """
+        decoder, past = self._decoder, self.cache.lengths[0]
+        first = torch.log_softmax(logits.float(), -1)
+        scores = [float(first[one[0]]) for one in completions]
+        heads = [list(one[:-1]) for one in completions]  # the tokens behind which others are predicted
+        ids = [token for head in heads for token in head]
+        if not ids:
+            return scores
+        # 1. the completion and the position of each token  [time]
+        owner = torch.tensor([n for n, head in enumerate(heads) for _ in head])
+        offset = torch.tensor([place for head in heads for place in range(len(head))])
+        # 2. a token sees the text, and its own completion up to itself  [1, 1, 1, time, past + time]
+        own = (owner[:, None] == owner) & (offset[:, None] >= offset)
+        visible = torch.cat([torch.ones(len(ids), past, dtype=torch.bool), own], -1)
+        mask = torch.zeros(visible.shape, dtype=decoder.dtype).masked_fill_(~visible, float("-inf"))
+        # 3. the log-likelihoods of the tokens that follow  [time]
+        self.cache.begin_pass(len(ids))
+        positions = (past + offset).to(decoder.device)[None]
+        key_positions = torch.cat([torch.arange(past, device=decoder.device)[None], positions], -1)
+        masks = decoder.mask_windows(mask.to(decoder.device)[None, None, None], positions, key_positions)
+        states = self._run(torch.tensor([ids]), positions, masks, past)
+        follows = torch.tensor([token for one in completions for token in one[1:]], device=decoder.device)
+        logs = torch.log_softmax(decoder.logits(states[0]).float(), -1).gather(-1, follows[:, None])[:, 0].tolist()
+        for place, value in zip(owner.tolist(), logs, strict=True):
+            scores[place] += value
+        return scores
+
+    def _run(self, ids: Tensor, positions: Tensor, masks: Masks, first: int) -> Tensor:
+        """The last states [texts, time, width] of `ids` [texts, time], which follow the first `first` tokens."""
+        decoder = self._decoder
+        users, prompts = [text.user for text in self.texts], [text.prompt for text in self.texts]
+        loras = prompt_loras(users, prompts, first, first + ids.shape[1])
+        x, rope = decoder.embed(ids.to(decoder.device)), decoder.rope(positions)
+        return decoder.run_layers(x, rope, masks, loras=loras, past=self.cache, read_copies=True)
+
+
+class DecodingBatch:
+    """Rows that decode together. Rows are numbered without gaps; see `keep_rows`."""
+
+    def __init__(self, decoder: LlamaDecoder, rows: int = INITIAL_ROWS, capacity: int = INITIAL_POSITIONS) -> None:
+        self._decoder, self._least = decoder, (rows, capacity)
+        self._cache = KVCache(decoder, rows, capacity)
+        self._shared, self._own = RowFactors(), RowFactors()
+
+    def __len__(self) -> int:
+        return len(self._cache.lengths)
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory of the rows' keys and values."""
+        return self._cache.num_bytes
+
+    @torch.inference_mode()
+    def join(self, read: PromptPass) -> None:
+        """Add texts that were read as the last rows. An error changes nothing."""
+        own = [text.user.decoding_factors for text in read.texts]
+        self._cache.add_rows(read.cache)
+        self._own.add_rows(own)
+        self._shared.add_rows([text.user.shared for text in read.texts])
+
+    @torch.inference_mode()
+    def decode_step(self, tokens: Sequence[int]) -> Tensor:
+        """Run one more token of each row; the logits [rows, vocabulary] that follow."""
+        decoder, cache = self._decoder, self._cache
+        positions, masks = cache.begin_pass(1)
+        x = decoder.embed(torch.tensor(tokens, device=decoder.device)[:, None])
+        loras = [one for one in (self._shared.batched_lora(), self._own.batched_lora()) if one is not None]
+        x = decoder.run_layers(x, decoder.rope(positions), masks, loras=loras, past=cache, read_copies=True)
+        cache.advance(1)
+        return decoder.logits(x[:, -1], read_copies=True)
+
+    def pack_weights(self) -> None:
+        """Make the copies of the weights that steps of so many rows read."""
+        self._decoder.pack_weights(one_row=len(self) == 1, many_rows=len(self) > 1)
+
+    def row_block(self, row: int, length: int) -> Tensor:
+        """See `KVCache.row_block`."""
+        return self._cache.row_block(row, length)
+
+    def row_length(self, row: int) -> int:
+        """How many tokens of a row were run."""
+        return self._cache.lengths[row]
+
+    @torch.inference_mode()
+    def keep_rows(self, kept: Sequence[int]) -> list[int]:
+        """Drop all other rows. Returns which of the old rows each row is now."""
+        order = compact_rows(kept)
+        self._cache.keep_rows(order)
+        self._shared.keep_rows(order)
+        self._own.keep_rows(order)
+        return order
+
+    def trim(self) -> None:
+        """Give back memory that no row uses."""
+        self._cache.trim(*self._least)
+
+
+def compact_rows(kept: Sequence[int]) -> list[int]:
+    """Which of the old rows each row is, once only `kept` are left: the last ones fill the places of dropped ones.
+
+    So few rows of a cache are copied, and `order[i] >= i`.
+    """
+    holes = sorted(set(range(len(kept))).difference(kept))
+    order = list(range(len(kept)))
+    for hole, row in zip(holes, (row for row in kept if row >= len(kept)), strict=True):
+        order[hole] = row
+    return order
