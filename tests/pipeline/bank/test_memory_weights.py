@@ -76,11 +76,11 @@ def test_who_is_asked_is_not_in_the_adapter_that_answers(peopled: Registry, monk
     train, score = memory_weights.task_adapter_training, memory_weights._model_label_scores
 
     def training(*given: Any) -> AdapterTraining:
-        trained.append({each.user.id for each in given[3]})
+        trained.append({each.user.id for each in given[1]})
         return train(*given)
 
     def scores(*given: Any) -> Any:
-        asked.append({one.item.user_id for one in given[3]})
+        asked.append({one.item.user_id for one in given[1]})
         return score(*given)
 
     monkeypatch.setattr(memory_weights, "task_adapter_training", training)

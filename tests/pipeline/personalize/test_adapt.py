@@ -294,7 +294,9 @@ def plan_tokens(reg: Registry, options: AdaptOptions) -> str:
     """The planned tokens of an adaptation of ida."""
     (plan,) = [
         one
-        for one in adapt_users(reg, AdaptRequest([reg.users.get("ida")], options, fuse_request()), dry_run=True)
+        for one in adapt_users(
+            reg, AdaptRequest([reg.users.get("ida")], options, fuse_request()), plan=(), dry_run=True
+        )
         if isinstance(one, JobPlan)
     ]
     return next(line.value for line in plan.lines if line.name == "tokens")
