@@ -163,8 +163,8 @@ def _read_headers(path: Path, file: IO[bytes]) -> Iterator[tuple[str, int]]:
     """
     while (block := file.read(tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):  # zeros end an archive
         try:
-            member = tarfile.TarInfo.frombuf(block, "ascii", "strict")
-        except (tarfile.HeaderError, ValueError) as error:
+            member = tarfile.TarInfo.frombuf(block, "utf-8", "replace")
+        except tarfile.HeaderError as error:
             raise _damaged(path, str(error)) from error
         if member.type != tarfile.REGTYPE or member.size < 0:
             raise _damaged(path, f"{member.name[:120]!r} is no plain file")
