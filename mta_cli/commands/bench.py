@@ -35,14 +35,9 @@ ShapeOption = Annotated[
     ),
 ]
 SecondsOption = Annotated[
-    float,
-    typer.Option(
-        "--seconds", metavar="X", min=0.1, max=3600, help="About how long each of the four measurements takes."
-    ),
+    float, typer.Option("--seconds", min=0.1, max=3600, help="About how long each of the four measurements takes.")
 ]
-UsersOption = Annotated[
-    int, typer.Option("--users", metavar="N", min=1, max=1024, help="Users whose answers share a batch.")
-]
+UsersOption = Annotated[int, typer.Option("--users", min=1, max=1024, help="Users whose answers share a batch.")]
 
 
 @options(only(ModelOptions, "base"), MachineOptions)

@@ -35,14 +35,7 @@ PANELS = {
 }
 """The title under which a command's help shows the options of a section, or those whose key begins so."""
 COMPLETERS = {"models.base": complete_bases, "models.embedder": complete_embedders, "eval.methods": complete_methods}
-METAVARS: dict[Any, str] = {
-    int: "N",
-    float: "X",
-    str: "TEXT",
-    "models": "MODEL",
-    "eval.methods": "METHOD,…",
-    "eval.reference": "METHOD",
-}
+METAVARS = {"models": "MODEL", "eval.methods": "METHOD,…", "eval.reference": "METHOD"}
 
 
 @dataclass(frozen=True)
@@ -129,7 +122,7 @@ def _typer_option(setting: Setting) -> Any:
         f"{flag}/--no-{flag[2:]}" if setting.kind is bool else flag,
         help=setting.help,
         show_default=False if default is None else str(default).lower() if isinstance(default, bool) else str(default),
-        metavar=METAVARS.get(setting.key, METAVARS.get(section)) or "|".join(choices) or METAVARS.get(setting.kind),
+        metavar=METAVARS.get(setting.key, METAVARS.get(section)) or "|".join(choices) or None,
         autocompletion=COMPLETERS.get(setting.key) or (_complete_choices(choices) if choices else None),
         rich_help_panel=panels[-1],
     )
