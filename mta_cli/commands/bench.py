@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
 
 
-def _complete_shapes(incomplete: str) -> list[str]:
+def _complete_shapes() -> list[str]:
     from mta_cli.pipeline.models.bases import HUB_BASES, SHORT_NAMES
 
-    return [name for name in (*SHORT_NAMES, *HUB_BASES) if name.startswith(incomplete)]
+    return [*SHORT_NAMES, *HUB_BASES]
 
 
 ShapeOption = Annotated[

@@ -123,7 +123,7 @@ def _typer_option(setting: Setting) -> Any:
         help=setting.help,
         show_default=False if default is None else str(default).lower() if isinstance(default, bool) else str(default),
         metavar=METAVARS.get(setting.key, METAVARS.get(section)) or "|".join(choices) or None,
-        autocompletion=COMPLETERS.get(setting.key) or (_complete_choices(choices) if choices else None),
+        autocompletion=COMPLETERS.get(setting.key) or ((lambda: list(choices)) if choices else None),
         rich_help_panel=panels[-1],
     )
 
@@ -133,12 +133,8 @@ def _preset_parameter() -> inspect.Parameter:
         "--preset",
         help="Values for several options; a flag that is given as well wins.",
         metavar="|".join(PRESETS),
-        autocompletion=_complete_choices(tuple(PRESETS)),
+        autocompletion=lambda: list(PRESETS),
     )
     return inspect.Parameter(
         "preset", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
     )
-
-
-def _complete_choices(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
-    return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
