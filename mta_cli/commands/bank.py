@@ -48,9 +48,7 @@ RefreshOption = Annotated[
         "neighbours up to date. All else is as it was built; --name or --base says which bank.",
     ),
 ]
-VersionOption = Annotated[
-    int | None, typer.Option("--bank-version", metavar="N", help="Which version; else the newest ready one.")
-]
+VersionOption = Annotated[int | None, typer.Option("--bank-version", help="Which version; else the newest ready one.")]
 
 
 @app.command()
@@ -59,9 +57,7 @@ def build(
     ctx: typer.Context,
     *,
     task: RequiredTaskOption,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="TEXT", help="The bank's name; else the task's.")
-    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The bank's name; else the task's.")] = None,
     refresh: RefreshOption = False,
     flags: Flags,
     dry_run: DryRunOption = False,

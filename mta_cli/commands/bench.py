@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
 
 
-def _complete_shapes(incomplete: str) -> list[str]:
+def _complete_shapes() -> list[str]:
     from mta_cli.pipeline.models.bases import HUB_BASES, SHORT_NAMES
 
-    return [name for name in (*SHORT_NAMES, *HUB_BASES) if name.startswith(incomplete)]
+    return [*SHORT_NAMES, *HUB_BASES]
 
 
 ShapeOption = Annotated[
@@ -35,14 +35,9 @@ ShapeOption = Annotated[
     ),
 ]
 SecondsOption = Annotated[
-    float,
-    typer.Option(
-        "--seconds", metavar="X", min=0.1, max=3600, help="About how long each of the four measurements takes."
-    ),
+    float, typer.Option("--seconds", min=0.1, max=3600, help="About how long each of the four measurements takes.")
 ]
-UsersOption = Annotated[
-    int, typer.Option("--users", metavar="N", min=1, max=1024, help="Users whose answers share a batch.")
-]
+UsersOption = Annotated[int, typer.Option("--users", min=1, max=1024, help="Users whose answers share a batch.")]
 
 
 @options(only(ModelOptions, "base"), MachineOptions)

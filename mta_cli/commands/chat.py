@@ -21,10 +21,6 @@ SERVER_SAMPLING = ("max_tokens", "temperature", "top_p", "min_p", "repetition_pe
 MAX_STDIN_BYTES = 4_000_000  # bytes; a longer message is refused anyway
 
 
-def _complete_mode(incomplete: str) -> list[str]:
-    return [mode for mode in ANSWER_MODES if mode.startswith(incomplete)]
-
-
 _TEXT_HELP = "read from standard input where it is left out, or -."
 AskedArgument = Annotated[
     list[str] | None,
@@ -56,7 +52,7 @@ ModeOption = Annotated[
         "--mode",
         metavar="|".join(ANSWER_MODES),
         help="Which model answers; without it, the most personal one.",
-        autocompletion=_complete_mode,
+        autocompletion=lambda: list(ANSWER_MODES),
     ),
 ]
 FreeDecodingOption = Annotated[

@@ -24,8 +24,8 @@ from mta_cli.terminal.output import text
 app = CommandGroup("Settings: what they are, and changing them.")
 
 
-def _complete_settings(incomplete: str) -> list[str]:
-    return [key for key in all_settings() if key.startswith(incomplete)]
+def _complete_settings() -> list[str]:
+    return list(all_settings())
 
 
 def _complete_values(ctx: typer.Context) -> list[str]:

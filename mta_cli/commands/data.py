@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 app = CommandGroup("Import histories.")
 
 
-def complete_formats(incomplete: str) -> list[tuple[str, str]]:
-    """Formats that begin with the typed text, each with its meaning."""
-    return [(name, each.meaning) for name, each in FORMATS.items() if name.startswith(incomplete)]
+def complete_formats() -> list[tuple[str, str]]:
+    """The formats, each with its meaning."""
+    return [(name, each.meaning) for name, each in FORMATS.items()]
 
 
-def complete_presets(incomplete: str) -> list[str]:
-    """Presets that begin with the typed text."""
+def complete_presets() -> list[str]:
+    """The presets."""
     from mta_cli.pipeline.data.presets import PRESETS
 
-    return [name for name in PRESETS if name.startswith(incomplete)]
+    return list(PRESETS)
 
 
 FormatArgument = Annotated[

@@ -41,7 +41,7 @@ def pull_model(
     ctx: typer.Context,
     name: PullArgument,
     as_name: Annotated[
-        str | None, typer.Option("--name", metavar="TEXT", help="What to call a local folder; else its own name.")
+        str | None, typer.Option("--name", help="What to call a local folder; else its own name.")
     ] = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,

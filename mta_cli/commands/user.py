@@ -73,7 +73,7 @@ def list_(
             help="Words of the name, and status:adapted, task:NAME, items>5, queries=0 and so on, as in the window.",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most so many; else all.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many; else all.")] = None,
     json: JsonOption = False,
 ) -> None:
     """List the users."""
@@ -210,8 +210,7 @@ def items(
     user: UserArgument,
     task: TaskOption = None,
     limit: Annotated[
-        int | None,
-        typer.Option("--limit", metavar="N", min=1, max=1_000_000, help="At most so many; 20 where not given."),
+        int | None, typer.Option("--limit", min=1, max=1_000_000, help="At most so many; 20 where not given.")
     ] = None,
     search: Annotated[
         str | None, typer.Option("--search", metavar="TEXT", help="Best matches of these words instead.")
@@ -330,19 +329,13 @@ def adapt(
 ExportFolderOption = Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to make.")]
 ExportFormatOption = Annotated[
     Literal["peft", "merged", "gguf-lora", "gguf"],
-    typer.Option(
-        "--format",
-        metavar="peft|merged|gguf-lora|gguf",
-        help="A LoRA for PEFT and vLLM, or as GGUF; or a whole model, as either.",
-    ),
+    typer.Option("--format", help="A LoRA for PEFT and vLLM, or as GGUF; or a whole model, as either."),
 ]
 ExportRankOption = Annotated[
-    int | None,
-    typer.Option("--rank", metavar="N", min=1, help="Reduce to this rank; else exact, at the sum of all ranks."),
+    int | None, typer.Option("--rank", min=1, help="Reduce to this rank; else exact, at the sum of all ranks.")
 ]
 ExportTypeOption = Annotated[
-    Literal["f16", "bf16", "q8_0"],
-    typer.Option("--type", metavar="f16|bf16|q8_0", help="Number format of a whole GGUF's weights."),
+    Literal["f16", "bf16", "q8_0"], typer.Option("--type", help="Number format of a whole GGUF's weights.")
 ]
 ExportBaseNameOption = Annotated[
     str | None, typer.Option("--base-name", metavar="NAME", help="What the base is called where this will run.")

@@ -12,18 +12,18 @@ from mta_cli.commands.shared.context import AppContext, GlobalFlags
 from mta_cli.errors import MtaError
 from mta_cli.text.printable import clean_text
 
-CompletionCallback = Callable[[typer.Context, str], list[str]]
+CompletionCallback = Callable[[typer.Context], list[str]]
+"""All that could stand there; the parameter keeps what begins with the typed text."""
 
 
 def _make_completer(find: Callable[[AppContext], Iterable[str]]) -> CompletionCallback:
     """A completion callback over `find`; TAB never shows an error."""
 
-    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+    def complete(ctx: typer.Context) -> list[str]:
         try:
             given = ctx.find_root().params.get("store")
             names = find(AppContext(GlobalFlags(store=given if given is None else Path(given))))
-            typed = incomplete.casefold()
-            return [name for name in names if name.casefold().startswith(typed) and clean_text(name) == name]
+            return [name for name in names if clean_text(name) == name]
         except Exception:
             return []
 

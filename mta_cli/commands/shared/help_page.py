@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
+
+VALUE_NAMES: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def usage_pieces(parameters: Sequence[Any]) -> list[str]:
@@ -32,8 +35,11 @@ def option_name(option: Any) -> str:
 
 
 def value_name(parameter: Any) -> str:
-    """What stands for a parameter's value: its metavar, else its name."""
-    return str(parameter.metavar or parameter.name.upper())
+    """What stands for a parameter's value: its metavar, an argument's name, a word for its type, or its choices."""
+    if parameter.metavar or parameter.param_type_name == "argument":
+        return str(parameter.metavar or parameter.name.upper())
+    kind = parameter.type_descriptor.annotation
+    return VALUE_NAMES.get(kind) or "|".join(get_args(kind))
 
 
 def default_text(parameter: Any) -> str:

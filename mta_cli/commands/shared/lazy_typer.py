@@ -40,28 +40,53 @@ OTHER_WORDS = {
 PATH_METAVARS = ("DIR", "FILE", "PATH", "TO", "FROM")
 
 
-class LazyArgument(TyperArgument):
-    """An argument."""
+def _lazy_class(typers_class: Any) -> Any:
+    """Typer's class of a parameter, with less conversion, and completion in any case.
 
-    def process_value(self, ctx: Any, value: Any) -> Any:
-        """The value for the command."""
-        return _process_value(self, super().process_value, ctx, value)
+    Made of the one class, because Python lets no object change to a class that has a second base.
+    """
 
-    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """The values that begin with the typed text."""
-        return _complete(self, super().shell_complete, ctx, incomplete)
+    class LazyParameter(typers_class):  # type: ignore[misc]
+        def process_value(self, ctx: Any, value: Any) -> Any:
+            """The value for the command. Plain text, defaults, and options that were not given are taken as they are.
+
+            Raises UsageError for an empty path, which Python takes for the working directory.
+            """
+            if value == "" and self.metavar in PATH_METAVARS and not ctx.resilient_parsing:
+                name = self.metavar if self.param_type_name == "argument" else self.opts[0]
+                raise UsageError(f"{name} is empty.", hint="name a file or a folder; . is the one that you are in")
+            absent = value is None and self.nargs == 1 and (ctx.resilient_parsing or not self.required)
+            kind = self.type_descriptor.annotation
+            if kind == list[str] and value:
+                value = list(value)
+            elif not absent and type(value) is not kind:
+                return super().process_value(ctx, value)
+            return value if self.callback is None else self.callback(ctx, self, value)
+
+        def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+            """The completions that begin with the typed text in any case, written as the shell reads them.
+
+            Typer keeps only those of the same case, so it is asked for all. In a list with commas the last name counts.
+            """
+            head, comma, typed = incomplete.rpartition(",") if "," in (self.metavar or "") else ("", "", incomplete)
+            wanted = typed.casefold()
+            found = [each for each in super().shell_complete(ctx, "") if each.value.casefold().startswith(wanted)]
+            for each in found:
+                each.value = _quote_for_bash(f"{head}{comma}{each.value}", incomplete)
+            return found
+
+    return LazyParameter
 
 
-class LazyOption(TyperOption):
-    """An option."""
+def _quote_for_bash(value: str, incomplete: str) -> str:
+    """`value` with blanks and signs escaped, where bash asks, which takes completions as they are; not in quotes."""
+    line = os.environ.get("COMP_WORDS")
+    if line is None or line.endswith(('"' + incomplete, "'" + incomplete)):
+        return value
+    return re.sub(r"([^\w@%+=:,./-])", r"\\\1", value)
 
-    def process_value(self, ctx: Any, value: Any) -> Any:
-        """The value for the command."""
-        return _process_value(self, super().process_value, ctx, value)
 
-    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """The values that begin with the typed text."""
-        return _complete(self, super().shell_complete, ctx, incomplete)
+LAZY_CLASSES = {each: _lazy_class(each) for each in (TyperArgument, TyperOption)}
 
 
 class LazyPage:
@@ -71,7 +96,7 @@ class LazyPage:
         """Its parameters, and the root's that are taken anywhere."""
         own: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for each in own:
-            each.__class__ = LazyOption if isinstance(each, TyperOption) else LazyArgument
+            each.__class__ = LAZY_CLASSES.get(type(each), type(each))
         return own if ctx.parent is None else [*own, *getattr(ctx.find_root().command, "options_anywhere", ())]
 
     def format_options(self: Any, ctx: Any, formatter: Any) -> None:
@@ -164,41 +189,3 @@ def import_command(name: str, place: str) -> Any:
     if isinstance(found, CommandGroup):
         return found.build(name)
     return get_command(found) if isinstance(found, typer.Typer) else build_command(name, found)
-
-
-def _process_value(parameter: Any, convert: Callable[[Any, Any], Any], ctx: Any, value: Any) -> Any:
-    """The value for the command. Plain text, defaults, and options that were not given are taken as they are.
-
-    Raises UsageError for an empty path, which Python takes for the working directory.
-    """
-    if value == "" and parameter.metavar in PATH_METAVARS and not ctx.resilient_parsing:
-        name = parameter.metavar if parameter.param_type_name == "argument" else parameter.opts[0]
-        raise UsageError(f"{name} is empty.", hint="name a file or a folder; . is the one that you are in")
-    absent = value is None and parameter.nargs == 1 and (ctx.resilient_parsing or not parameter.required)
-    kind = parameter.type_descriptor.annotation
-    if kind == list[str] and value:
-        value = list(value)
-    elif not absent and type(value) is not kind:
-        return convert(ctx, value)
-    return value if parameter.callback is None else parameter.callback(ctx, parameter, value)
-
-
-def _complete(parameter: Any, find: Callable[[Any, str], list[Any]], ctx: Any, incomplete: str) -> list[Any]:
-    """The completions that begin with the typed text in any case, written as the shell reads them.
-
-    Typer keeps only those of the same case, so it is asked for all. In a list with commas the last name counts.
-    """
-    head, comma, typed = incomplete.rpartition(",") if "," in (parameter.metavar or "") else ("", "", incomplete)
-    wanted = typed.casefold()
-    found = [each for each in find(ctx, "") if each.value.casefold().startswith(wanted)]
-    for each in found:
-        each.value = _quote_for_bash(f"{head}{comma}{each.value}", incomplete)
-    return found
-
-
-def _quote_for_bash(value: str, incomplete: str) -> str:
-    """`value` with blanks and signs escaped, where bash asks, which takes completions as they are; not in quotes."""
-    line = os.environ.get("COMP_WORDS")
-    if line is None or line.endswith(('"' + incomplete, "'" + incomplete)):
-        return value
-    return re.sub(r"([^\w@%+=:,./-])", r"\\\1", value)

@@ -35,14 +35,7 @@ PANELS = {
 }
 """The title under which a command's help shows the options of a section, or those whose key begins so."""
 COMPLETERS = {"models.base": complete_bases, "models.embedder": complete_embedders, "eval.methods": complete_methods}
-METAVARS: dict[Any, str] = {
-    int: "N",
-    float: "X",
-    str: "TEXT",
-    "models": "MODEL",
-    "eval.methods": "METHOD,…",
-    "eval.reference": "METHOD",
-}
+METAVARS = {"models": "MODEL", "eval.methods": "METHOD,…", "eval.reference": "METHOD"}
 
 
 @dataclass(frozen=True)
@@ -129,8 +122,8 @@ def _typer_option(setting: Setting) -> Any:
         f"{flag}/--no-{flag[2:]}" if setting.kind is bool else flag,
         help=setting.help,
         show_default=False if default is None else str(default).lower() if isinstance(default, bool) else str(default),
-        metavar=METAVARS.get(setting.key, METAVARS.get(section)) or "|".join(choices) or METAVARS.get(setting.kind),
-        autocompletion=COMPLETERS.get(setting.key) or (_complete_choices(choices) if choices else None),
+        metavar=METAVARS.get(setting.key, METAVARS.get(section)) or "|".join(choices) or None,
+        autocompletion=COMPLETERS.get(setting.key) or ((lambda: list(choices)) if choices else None),
         rich_help_panel=panels[-1],
     )
 
@@ -140,12 +133,8 @@ def _preset_parameter() -> inspect.Parameter:
         "--preset",
         help="Values for several options; a flag that is given as well wins.",
         metavar="|".join(PRESETS),
-        autocompletion=_complete_choices(tuple(PRESETS)),
+        autocompletion=lambda: list(PRESETS),
     )
     return inspect.Parameter(
         "preset", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
     )
-
-
-def _complete_choices(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
-    return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]

@@ -51,12 +51,8 @@ COLUMNS = [
     for each in SHOWN_COLUMNS
 ]
 SORTABLE_KEYS = tuple(column.key for column in COLUMNS if column.sortable)
-VALUE_WRITERS: dict[str, Callable[[Any], str]] = {
-    "text": str,
-    "count": "{:,}".format,
-    "bytes": format_bytes,
-    "change": format_signed,
-}
+WRITE: dict[str, Callable[[Any], str]]
+WRITE = {"text": str, "count": "{:,}".format, "bytes": format_bytes, "change": format_signed}
 HISTORY_PAGE_ITEMS = 20  # history items shown at once
 EMPTY_PLAN_VALUES = ("0", "no bank", "none")
 LOOKUP_DELAY_SECONDS = 0.06  # seconds that the cursor rests on a user before the pane is read
@@ -359,7 +355,7 @@ def _cell(column: UserColumn, row: UserRow) -> Cell:
     tone = "quiet" if column.quiet or (column.key, value) == ("status", "new") else ""
     if column.kind == "change":
         tone = "good" if value > 0 else "bad"
-    return Cell(VALUE_WRITERS[column.kind](value), tone)
+    return Cell(WRITE[column.kind](value), tone)
 
 
 def _read_table_state(
