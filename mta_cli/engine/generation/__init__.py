@@ -1,1 +1,1 @@
-"""Decoding: one user at a time (`generate`), or many users in one batch (`generate_batch`)."""
+"""Decoding: one loop (`generate`) for one request or many of different users, token by token."""
