@@ -1,1 +1,1 @@
-"""Metrics, statistics over users, folds and calibration."""
+"""The ladder, metrics, statistics over users, whose an answer is, and calibration."""
