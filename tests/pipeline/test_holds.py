@@ -88,7 +88,7 @@ def stale(reg: Registry) -> None:
 
 
 def building(reg: Registry) -> Iterator[Event]:
-    return build_bank(reg, bank_request())
+    return build_bank(reg, bank_request(), plan=())
 
 
 def refreshing(reg: Registry) -> Iterator[Event]:
@@ -99,7 +99,7 @@ def refreshing(reg: Registry) -> Iterator[Event]:
 
 def adapting(reg: Registry) -> Iterator[Event]:
     built(reg)
-    return adapt_users(reg, AdaptRequest([reg.users.get(name) for name in SHORT], QUICK, fuse_request()))
+    return adapt_users(reg, AdaptRequest([reg.users.get(name) for name in SHORT], QUICK, fuse_request()), plan=())
 
 
 def fusing(reg: Registry) -> Iterator[Event]:
@@ -121,7 +121,10 @@ def tuning(reg: Registry) -> Iterator[Event]:
 
 
 def measuring_stored(reg: Registry) -> Iterator[Event]:
-    return evaluate_users(reg, fuse_request(), [reg.users.get(name) for name in SHORT])
+    built(reg)
+    users = [reg.users.get(name) for name in SHORT]
+    finish(adapt_users(reg, AdaptRequest(users, QUICK, fuse_request())))
+    return evaluate_users(reg, fuse_request(), users)
 
 
 def asked(reg: Registry) -> Iterator[Event]:

@@ -183,8 +183,8 @@ def make_recipes(
                 "the task adapter alone answers.",
                 warning=True,
             )
+    recipes, _ = dict[int, Recipe](), bench.anchors  # read now: all of these recipes rest on the same ones
     yield JobStarted("weights of anchors", total=len(asking), unit="users")
-    recipes = dict[int, Recipe]()
     for found in _weigh_batches(bench, asking, request):
         batch = [
             _make_recipe(bench, by_id[one.number], _method(one, request), shares, shots[one.number])
