@@ -136,7 +136,7 @@ def test_the_copies_for_decoding_are_gone_when_users_are_adapted(monkeypatch: py
         kept.extend(projection.has_half for projection in base.llama_decoder.all_projections())
         return throughput.Throughput(1, 1.0)
 
-    monkeypatch.setattr(throughput, "adapt_users", adapt)
+    monkeypatch.setattr(throughput, "measure_adapting", adapt)
     measured(TINY, MachineOptions(device="cpu", dtype="bfloat16"))
     assert kept and not any(kept)
 
