@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,15 @@ def loopback(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients may reach the loopback address, and no other."""
     pytest.importorskip("starlette", reason="mta serve's packages are not installed")
     allow_hosts(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def unspoilt_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's log reaches `caplog`, whatever a command before made of logging in the test's process."""
+    log = logging.getLogger("mta.serve")
+    monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(log, "disabled", False)
+    monkeypatch.setattr(log.manager, "disable", logging.NOTSET)
 
 
 Start = Callable[..., Running]
