@@ -29,7 +29,7 @@ ALONE = MemoryOptions(memory="habit")
 def prepared(reg: Registry, request: FuseRequest, *names: str) -> Iterator[Workbench[FuseRequest]]:
     """The workbench on which these users are fused; the base holds the bank's task adapter."""
     bench = Workbench(reg, request, reg.banks.get("lamp-2"))
-    list(refresh_bank_profiles(bench, [reg.users.get(name) for name in names], request))
+    list(refresh_bank_profiles(bench, [reg.users.get(name) for name in names]))
     with bench.holding_task_adapter():
         yield bench
 

@@ -125,7 +125,7 @@ def fused(scene: Scene, method: str) -> None:
                 rows=scene.examples,
                 loads_base=method in SHOT_WEIGHTINGS,
             )
-            yield from refresh_bank_profiles(bench, asking(scene), request)
+            yield from refresh_bank_profiles(bench, asking(scene))
             yield from make_recipes(bench, asking(scene), request)
 
     list(fusing())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import ScreeningOptions
 from mta_cli.pipeline.anchors import SCREENING_KEY
-from mta_cli.pipeline.bank.anchor_training import StoreAnchors, anchor_groups, anchor_trainings
+from mta_cli.pipeline.bank.anchor_training import anchor_groups, anchor_trainings
 from mta_cli.pipeline.bank.contributors import BankInputs, Contributor, gather_inputs
 from mta_cli.pipeline.bank.ladder import measure_text_ladder
 from mta_cli.pipeline.bank.memory_weights import HELD_OUT_OPTION, fit_memory_weights
@@ -194,23 +194,21 @@ def _train(bench: Workbench[BankRequest], inputs: BankInputs, anchors: Sequence[
     if options.task_adapter and not bank.task_adapter:
         pooled = task_adapter_training(bench, pool, run)
     trainings = anchor_trainings(bench, anchors, items, run)
-    due = sum(group.steps for group in anchor_groups(bench, anchors, trainings, _store_anchors(reg)))
+    store = partial(_store_anchors, reg)
+    due = sum(group.steps for group in anchor_groups(bench, anchors, trainings, store))
     done = 0 if pooled is None else pooled.job.schedule.steps
     yield JobStarted("bank build", total=done + due)
     if pooled is not None:
         first = TrainingGroup([pooled], partial(store_task_adapter, reg, bank, pool, pooled))
         yield from train_groups(reg, base, [first], executor=bench.executor)
     with bench.holding_task_adapter():
-        groups = anchor_groups(bench, anchors, trainings, _store_anchors(reg))
+        groups = anchor_groups(bench, anchors, trainings, store)  # again: now above the task adapter
         yield from train_groups(reg, base, groups, done, bench.executor, bench.task_adapter)
 
 
-def _store_anchors(reg: Registry) -> StoreAnchors:
-    def store(made: Sequence[tuple[Anchor, Adapter]]) -> None:
-        for anchor, adapter in made:
-            reg.banks.record_trained_anchor(anchor.id, adapter.digest, adapter.loss_first, adapter.loss_last)
-
-    return store
+def _store_anchors(reg: Registry, made: Sequence[tuple[Anchor, Adapter]]) -> None:
+    for anchor, adapter in made:
+        reg.banks.record_trained_anchor(anchor.id, adapter.digest, adapter.loss_first, adapter.loss_last)
 
 
 def _screen(bench: Workbench[BankRequest], inputs: BankInputs) -> Iterator[Event]:

@@ -35,11 +35,6 @@ class BankMemory:
         self._reg, self._task, self._device, self._embed = reg, task, device, embed
         self._bank = bank if task.labels else None
 
-    @classmethod
-    def current(cls, reg: Registry, task: Task, base: str, *, device: str = "auto") -> BankMemory:
-        """The memory of the task's newest ready bank for this base (a fingerprint)."""
-        return cls(reg, task, reg.banks.latest_ready_bank(task.name, base), device=device)
-
     @cached_property
     def label_memory(self) -> LabelMemory:
         """The engine's label memory."""

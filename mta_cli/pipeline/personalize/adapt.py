@@ -151,7 +151,7 @@ def _current_recipes(
     reg, request = bench.reg, asked.fuse
     kept = {user.id: reg.recipes.get(user.id, request.task.name, bench.bank.id) for user in users}
     recipes = {user_id: recipe for user_id, recipe in kept.items() if recipe is not None}
-    yield from refresh_bank_profiles(bench, users, request)
+    yield from refresh_bank_profiles(bench, users)
     wanted = {user.id: _new_weights(reg, user, kept[user.id], request, asked.explicit_top_k) for user in users}
     for weights in dict.fromkeys(one for one in wanted.values() if one is not None):
         chosen = [user for user in users if wanted[user.id] == weights]

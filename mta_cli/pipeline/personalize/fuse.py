@@ -25,7 +25,7 @@ from mta_cli.pipeline.executors import open_executors
 from mta_cli.pipeline.runs import bank_label
 from mta_cli.pipeline.user_weights import anchor_label, current_bank
 from mta_cli.pipeline.workbench import Workbench
-from store.records import AnchorWeight, Bank, Item, Recipe, User
+from store.records import Anchor, AnchorWeight, Bank, Item, Recipe, User
 
 if TYPE_CHECKING:
     from mta_cli.engine.methods.anchor_weights import AnchorShare, EvidenceWork
@@ -85,7 +85,7 @@ def _fuse(
         open_executors(request.executor) as executors,
     ):
         bench = Workbench(reg, request, bank, executors, loads_base=needs_base)
-        yield from refresh_bank_profiles(bench, users, request)
+        yield from refresh_bank_profiles(bench, users)
         with bench.holding_task_adapter():
             return (yield from make_recipes(bench, users, request))
 
@@ -151,17 +151,15 @@ def weighting_of(options: FuseOptions) -> str:
     return options.weights or "evidence"
 
 
-def refresh_bank_profiles(
-    bench: Workbench[FuseRequest], users: Sequence[User], request: FuseRequest
-) -> Iterator[Event]:
+def refresh_bank_profiles(bench: Workbench[FuseRequest], users: Sequence[User]) -> Iterator[Event]:
     """Bring the profiles of `users` and of the bank's anchors up to date."""
     from mta_cli.pipeline.data.profiles import refresh_profiles
 
     reg, bank, known = bench.reg, bench.bank, {user.id for user in users}
-    embedder = bank_embedder(reg, bank, request.embedder)
+    embedder = bank_embedder(reg, bank, bench.spec.embedder)
     anchor_ids = {one.user_id for one in usable_anchors(reg, bank) if one.user_id is not None}
     wanted = [*users, *(reg.users.by_id(number) for number in sorted(anchor_ids - known))]
-    yield from forward_events(refresh_profiles(reg, bench.task.name, embedder, wanted, request.machine.device))
+    yield from forward_events(refresh_profiles(reg, bench.task.name, embedder, wanted, bench.spec.machine.device))
 
 
 def make_recipes(
@@ -183,11 +181,11 @@ def make_recipes(
                 "the task adapter alone answers.",
                 warning=True,
             )
-    recipes, _ = dict[int, Recipe](), bench.anchors  # read now: all of these recipes rest on the same ones
+    recipes, anchors = dict[int, Recipe](), bench.anchors  # read once: all of these recipes rest on the same ones
     yield JobStarted("weights of anchors", total=len(asking), unit="users")
     for found in _weigh_batches(bench, asking, request):
         batch = [
-            _make_recipe(bench, by_id[one.number], _method(one, request), shares, shots[one.number])
+            _make_recipe(bench, anchors, by_id[one.number], _method(one, request), shares, shots[one.number])
             for one, shares in found
         ]
         with reg.transaction():
@@ -201,6 +199,7 @@ def make_recipes(
 
 def _make_recipe(
     bench: Workbench[FuseRequest],
+    anchors: Sequence[Anchor],
     user: User,
     method: str,
     shares: Sequence[AnchorShare],
@@ -209,7 +208,7 @@ def _make_recipe(
     from mta_cli.engine.methods.anchor_weights import SHARE_BYTES
 
     items_hash = bench.reg.items.hash_items(shots) if method in SHOT_WEIGHTINGS else ""
-    rows = tuple(AnchorWeight(bench.anchors[one.anchor].id, one.similarity, one.weight) for one in shares)
+    rows = tuple(AnchorWeight(anchors[one.anchor].id, one.similarity, one.weight) for one in shares)
     size = SHARE_BYTES * len(rows)
     return Recipe(user.id, bench.task.name, bench.bank.id, method, rows, size, items_hash=items_hash)
 

@@ -198,7 +198,7 @@ def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest
     base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
     folder = AdapterMerger(base)
     examples = {shown: PromptRowBuilder(peopled, base, TASK, shown) for shown in (0, 2)}
-    memory = BankMemory.current(peopled, TASK, base.fingerprint)
+    memory = BankMemory(peopled, TASK, peopled.banks.latest_ready_bank(TASK.name, base.fingerprint))
     labels = [examples[2].prompter.answer_ids(label) for label in TASK.labels]
     for prediction in peopled.evaluations.predictions.load_predictions(result["evaluation"]):
         if prediction.method in ("no-model", "another's"):

@@ -25,7 +25,8 @@ FILM = "a film about a lighthouse"
 
 
 def memory(reg: Registry, task: Task = TASK, base: str | None = None) -> BankMemory:
-    return BankMemory.current(reg, task, base or resolve_model("tiny", "base").fingerprint)
+    bank = reg.banks.latest_ready_bank(task.name, base or resolve_model("tiny", "base").fingerprint)
+    return BankMemory(reg, task, bank)
 
 
 def prior_for(

@@ -69,7 +69,7 @@ def test_what_adapt_stores_is_what_eval_measures(peopled: Registry, anchors: str
     merged = merge_loras([(lora, 1.0) for lora in model.loras])
     assert merged is not None and len(stored) == 1 and same(stored[0], merged)
 
-    prior = BankMemory.current(peopled, TASK, bank.base).prior_for(ida, "adapted", options)
+    prior = BankMemory(peopled, TASK, bank).prior_for(ida, "adapted", options)
     for text, time in (("a film about a ship", None), ("another horse", "2020-01-03")):
         scores = [-float(n) for n in range(len(TASK.labels))]
         assert add_label_prior(scores, prior, text, time) == add_label_prior(scores, model.prior, text, time)
