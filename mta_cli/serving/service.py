@@ -19,7 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli.errors import MtaError, UsageError
-from mta_cli.pipeline.chat.answer import answer_penalty, check_message
+from mta_cli.pipeline.chat.answer import answer_penalty
+from mta_cli.pipeline.chat.fit_prompt import check_message
 from mta_cli.serving.answer import AnswerRequest, Failed, Finished, Piece
 from mta_cli.serving.answer_format import AnswerFormat, Choice, TokenNames, label_entries
 from mta_cli.serving.engine import AnswerEngine, Formats, ServedBase, Stopping

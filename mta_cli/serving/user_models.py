@@ -7,13 +7,21 @@ made again where that has changed.
 from __future__ import annotations
 
 import unicodedata
-from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic
 
 from mta_cli.errors import MtaError, NotFound
-from mta_cli.pipeline.chat.answer import answer_limit, answer_room, check_message
+from mta_cli.pipeline.chat.answer import answer_limit, answer_room
+from mta_cli.pipeline.chat.fit_prompt import (
+    FittedPrompt,
+    Message,
+    PromptRoom,
+    PromptTooLong,
+    check_message,
+    fit_conversation,
+    fit_question,
+)
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.data.tasks import find_task, has_task
 from mta_cli.pipeline.memory.bank_memory import BankMemories
@@ -38,7 +46,6 @@ if TYPE_CHECKING:
 BASE_NAME, BASE_PREFIX = "base", "base:"
 MAX_CHARACTERS_PER_TOKEN = 100  # a text of more than this a token of the window is not cut into tokens
 LISTED_USERS = 1_000  # users in `/v1/models`; a longer list helps nobody, and every model can be asked by name
-Message = dict[str, str]
 May = Callable[[str], bool]  # whether the client may ask a user's model
 
 
@@ -158,17 +165,20 @@ class UserModels(Generic[W]):
         model = self.current_model(target)
         limit = self._answer_limit(max_tokens, model.task if target.asks_task else None)
         if not target.asks_task:
-            first = next(message["content"] for message in messages if message["role"] == "user")
-            kept = list(messages)
-            prompt = self._fit(model, kept, first, limit, chat=True, truncate=truncate)
-            return Prepared(model, prompt, limit, dropped_messages=len(messages) - len(kept))
+            room = self._room(limit, 1)
+            prompt = self._fit(
+                messages,
+                lambda rows, user_id: fit_conversation(rows, user_id, messages, room, drop_exchanges=truncate),
+                model,
+            )
+            return Prepared(model, prompt.ids, limit, dropped_messages=prompt.dropped_messages)
         if any(message["role"] == "system" for message in messages):
             raise unsupported("messages", f"task {target.task} has a prompt of its own, which takes no system message")
         question = messages[-1]["content"]
         labels = tuple(tuple(self._builder(model.task).prompter.answer_ids(label)) for label in model.task.labels)
-        room = max(map(len, labels), default=1)
-        prompt = self._fit(model, list(messages[-1:]), question, limit, chat=False, room=room)
-        return Prepared(model, prompt, limit, labels, question)
+        room = self._room(limit, max(map(len, labels), default=1))
+        prompt = self._fit(messages[-1:], lambda rows, user_id: fit_question(rows, user_id, question, room), model)
+        return Prepared(model, prompt.ids, limit, labels, question)
 
     def prepare_text(self, target: Target, text: str, max_tokens: int | None) -> Prepared[W]:
         """A text that the model goes on with, as it is. `max_tokens` is what the client asked for."""
@@ -194,50 +204,23 @@ class UserModels(Generic[W]):
         message = f"{what}; {self.base.name} reads {self.base.window - 1} tokens."
         return ApiError(400, message, code="context_length_exceeded", param=param)
 
+    def _room(self, limit: int, least: int) -> PromptRoom:
+        """The room for a prompt: with own items as in `mta ask`, for an answer of `limit` tokens; else of `least`."""
+        window = self.base.window
+        return PromptRoom(window - max(least, answer_room(limit, window)), window - least, self.base.name)
+
     def _fit(
         self,
+        messages: Sequence[Message],
+        fit: Callable[[PromptRowBuilder, int | None], FittedPrompt],
         model: LoadedModel[W],
-        messages: list[Message],
-        about: str,
-        limit: int,
-        *,
-        chat: bool,
-        room: int = 1,
-        truncate: bool = False,
-    ) -> list[int]:
-        """The prompt with as many of the user's items as leave room for an answer of `limit` tokens, as in `mta ask`.
-
-        Without items it leaves `room` tokens at least. With `truncate`, the oldest exchanges go before an item does,
-        also from `messages`.
-        """
-        for message in messages:
-            if message["content"].strip() or message is messages[-1]:  # an earlier answer may have been empty
-                check_message(message["content"])
+    ) -> FittedPrompt:
+        """The prompt that `fit` makes of the messages. Raises ApiError where they do not fit the window."""
         self._require_length(sum(len(message["content"]) for message in messages), "messages")
-        builder = self._builder(model.task)
-        history = [] if model.user is None else builder.retrieve_history(model.user.id, about, builder.history_items)
-        beside_items = max(room, answer_room(limit, self.base.window))
-
-        def prompt_ids(kept: list[Message]) -> list[int]:
-            prompter = builder.prompter
-            return prompter.chat_ids(kept, history) if chat else prompter.prompt_ids(about, history)
-
-        if truncate:
-            room_for_prompt = self.base.window - beside_items
-            users = [place for place, message in enumerate(messages) if message["role"] == "user"]
-
-            def from_user(place: int) -> list[Message]:
-                return [*messages[: users[0]], *messages[place:]]
-
-            fitting = bisect_left(users, True, key=lambda place: len(prompt_ids(from_user(place))) <= room_for_prompt)
-            messages[:] = from_user(users[min(fitting, len(users) - 1)])
-        while True:
-            ids = prompt_ids(messages)
-            if len(ids) + (beside_items if history else room) <= self.base.window:
-                return ids
-            if not history:
-                raise self._too_long(f"The messages make a prompt of {len(ids)} tokens", "messages")
-            history.pop()
+        try:
+            return fit(self._builder(model.task), None if model.user is None else model.user.id)
+        except PromptTooLong as error:
+            raise self._too_long(f"The messages make a prompt of {error.tokens} tokens", "messages") from error
 
     def current_model(self, target: Target) -> LoadedModel[W]:
         """The model as the user has it now, from memory where nothing has changed."""

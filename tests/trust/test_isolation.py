@@ -91,7 +91,7 @@ def own_stack(reg: Registry, name: str) -> LoraWeights:
 
 def logits(voice: ChatModel, asking: ChatOptions) -> torch.Tensor:
     """The next token's logits after a question put to whoever the voice speaks for."""
-    ids = voice.fit_prompt([{"role": "user", "content": QUESTION}], voice.prompt_history(QUESTION))[0]
+    ids = voice.fit_prompt([{"role": "user", "content": QUESTION}]).ids
     assert voice.options == asking
     with torch.no_grad():
         return voice.base.model(torch.tensor([ids])).logits[0, -1].clone()

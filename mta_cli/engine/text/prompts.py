@@ -77,16 +77,20 @@ class PromptBuilder:
         """
         return list(self._answer(output))
 
-    def chat_ids(self, messages: Sequence[dict[str, str]], history: Sequence[HistoryExample] = ()) -> list[int]:
-        """Token ids of a conversation that the assistant is to continue; `history` goes before the first words.
+    def chat_ids(
+        self, messages: Sequence[dict[str, str]], histories: Sequence[Sequence[HistoryExample]] = ()
+    ) -> list[int]:
+        """Token ids of a conversation that the assistant is to continue.
 
-        Messages are taken as they were typed, whatever the task's budgets. Raises BadInput where the template refuses
-        the order of the roles.
+        `histories` are the history items to show before each message of the user, in their order; messages for which
+        there are none are shown alone. Messages are taken as they were typed, whatever the task's budgets. Raises
+        BadInput where the template refuses the order of the roles.
         """
         roles, contents = tuple(message["role"] for message in messages), [message["content"] for message in messages]
-        if "user" in roles:
-            first = roles.index("user")
-            contents[first] = self._with_history(contents[first], history)
+        asked = [place for place, role in enumerate(roles) if role == "user"]
+        for n, place in enumerate(asked):
+            shown = histories[n] if n < len(histories) else ()
+            contents[place] = self._with_history(contents[place], shown, preface=n == 0)
         return self._encode(roles, contents)
 
     def messages(self, words: str) -> list[dict[str, str]]:
@@ -145,8 +149,8 @@ class PromptBuilder:
                 budget = max(1, budget // 2)
                 text = self._words.truncate_text(text, budget)
 
-    def _with_history(self, words: str, history: Sequence[HistoryExample]) -> str:
-        block = [self._preface] if self._preface else []
+    def _with_history(self, words: str, history: Sequence[HistoryExample], *, preface: bool = True) -> str:
+        block = [self._preface] if self._preface and preface else []
         if history:
             block.append("\n".join((self.task.history_header, *map(self._shown, history))))
         return "\n\n".join((*block, words))

@@ -12,6 +12,14 @@ from mta_cli.errors import BadInput, NotFound, StoreBusy, UsageError
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.pipeline.bank.ladder import bank_no_model_warning
 from mta_cli.pipeline.bases_in_use import on_base
+from mta_cli.pipeline.chat.fit_prompt import (
+    FittedPrompt,
+    Message,
+    PromptRoom,
+    check_message,
+    fit_conversation,
+    fit_question,
+)
 from mta_cli.pipeline.memory.bank_memory import BankMemories, BankMemory
 from mta_cli.pipeline.user_weights import (
     FREE_TASK,
@@ -31,7 +39,6 @@ if TYPE_CHECKING:
     from mta_cli.engine.generation.request import SamplingParams
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.text.prompts import HistoryExample
     from mta_cli.engine.text.tasks import Task
     from mta_cli.options import AnswerOptions
     from mta_cli.pipeline.models.manifest import ModelEntry
@@ -41,9 +48,6 @@ if TYPE_CHECKING:
 
 CHAT_TOKENS = 256  # most tokens of an answer in a chat, where nothing else was asked for
 CHAT_PENALTY = 1.1  # repetition penalty of a chat, where nothing else was asked for
-MESSAGE_LIMIT = 1_000_000  # characters; a longer message takes minutes to tokenise and fits no window
-
-Message = dict[str, str]
 
 
 @dataclass
@@ -216,41 +220,23 @@ class ChatModel:
         """Whether each message becomes a prompt of the task by itself, instead of a turn of a conversation."""
         return self.options.task not in (None, FREE_TASK)
 
-    def prompt_history(self, text: str, before: tuple[str | None, int] | None = None) -> list[HistoryExample]:
-        """The user's items that the prompt shows beside `text`. None of them is known to be later than `before`."""
-        if self.user is None:
-            return []
-        return self._examples.retrieve_history(self.user.id, text, self._examples.history_items, before=before)
-
-    def prompt_ids(self, messages: Sequence[Message], history: Sequence[HistoryExample]) -> list[int]:
-        """Token ids of the conversation so far, or of its last message alone where each message is a task prompt."""
-        if self.uses_task_prompt:
-            return self.prompter.prompt_ids(messages[-1]["content"], history)
-        system = self.options.system
-        before = [] if system is None else [{"role": "system", "content": system}]
-        return self.prompter.chat_ids([*before, *messages], history)
-
     @property
     def max_tokens(self) -> int:
         """The most tokens of an answer."""
         return answer_limit(self.options.answer, self.task if self.uses_task_prompt else None)
 
-    def fit_prompt(self, messages: Sequence[Message], history: Sequence[HistoryExample]) -> tuple[list[int], int, int]:
-        """A prompt that leaves room for the answer, and how many of the oldest exchanges and items it leaves out."""
-        check_message(messages[-1]["content"])
-        room = self.base.window - answer_room(self.max_tokens, self.base.window)
-        kept, items = list(messages), list(history)
-        while len(ids := self.prompt_ids(kept, items)) > room:
-            if len(kept) > 2:
-                del kept[:2]
-            elif items:
-                items.pop()
-            else:
-                raise BadInput(
-                    f"The message makes a prompt of {len(ids)} tokens; {self.base.name} has room for {room}.",
-                    hint="Shorten it, or ask with fewer --max-tokens.",
-                )
-        return ids, (len(messages) - len(kept)) // 2, len(history) - len(items)
+    def fit_prompt(self, messages: Sequence[Message], before: tuple[str | None, int] | None = None) -> FittedPrompt:
+        """The prompt of a conversation, or of its last message where each message is a task prompt by itself.
+
+        It leaves room for the answer, and shows no own item that is known to be later than `before`.
+        """
+        most = self.base.window - answer_room(self.max_tokens, self.base.window)
+        room, user_id = PromptRoom(most, most, self.base.name), self.user.id if self.user is not None else None
+        if self.uses_task_prompt:
+            return fit_question(self._examples, user_id, messages[-1]["content"], room, before)
+        system = [] if self.options.system is None else [{"role": "system", "content": self.options.system}]
+        messages = [*system, *messages]
+        return fit_conversation(self._examples, user_id, messages, room, drop_exchanges=True, before=before)
 
     def stream_answer(self, ids: list[int], spoken: Generation, question: str, column: str = "") -> Iterator[Event]:
         """Stream the answer to a prompt that asks `question` as `TextChunk`s, and fill `spoken`."""
@@ -343,23 +329,11 @@ def answer_question(
         yield from (Note(said) for said in [bank_no_model_warning(bank)] if said)
     spoken = Generation()
     with model.hold_users():
-        ids, _, items = model.fit_prompt([{"role": "user", "content": text}], model.prompt_history(text))
-        yield from truncation_notes(0, items)
-        yield from model.stream_answer(ids, spoken, text)
+        prompt = model.fit_prompt([{"role": "user", "content": text}])
+        yield from truncation_notes(prompt)
+        yield from model.stream_answer(prompt.ids, spoken, text)
     yield from generation_notes(model, spoken, loading)
     yield JobResult(chat_result(model, spoken) | {"loading_seconds": round(loading, 3)})
-
-
-def check_message(text: str) -> None:
-    """Raise BadInput for a message that is empty, longer than any window, or not text."""
-    if not text.strip():
-        raise BadInput("The message is empty.", hint="Write what you want to ask.")
-    if len(text) > MESSAGE_LIMIT:
-        raise BadInput(f"The message has {len(text):,} characters; the most is {MESSAGE_LIMIT:,}.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadInput(f"The message is not UTF-8 (at character {error.start}).") from error
 
 
 def source_line(source: AnswerSource, task: str, on_base: str = "") -> str:
@@ -422,8 +396,9 @@ def personalisation_hints(model: ChatModel) -> Iterator[Event]:
         yield Note(f"{user.name} has a fusion but no stack for {task} yet: {made}")
 
 
-def truncation_notes(exchanges: int, items: int) -> Iterator[Event]:
+def truncation_notes(prompt: FittedPrompt) -> Iterator[Event]:
     """Notes on the exchanges and items that the prompt leaves out."""
+    exchanges, items = prompt.dropped_messages // 2, prompt.dropped_items
     if exchanges == 1:
         yield Note("The oldest exchange no longer fits in the model's window and was left out.")
     elif exchanges:

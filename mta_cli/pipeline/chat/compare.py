@@ -19,11 +19,11 @@ from mta_cli.pipeline.chat.answer import (
     ChatModel,
     Generation,
     answer_json,
-    check_message,
     personalisation_hints,
     truncation_notes,
 )
 from mta_cli.pipeline.chat.explain import answered_steps
+from mta_cli.pipeline.chat.fit_prompt import FittedPrompt, check_message
 from mta_cli.pipeline.data.examples import MAX_ITEM_ID
 from mta_cli.pipeline.requests import ChatOptions
 from mta_cli.pipeline.user_weights import (
@@ -101,10 +101,8 @@ def compare_question(model: ChatModel, question: Question, others: Sequence[User
 
     All get the same prompt, with the current user's history.
     """
-    ids, shown = yield from _fit_question(model, question)
-    yield from compare_prompt(
-        model, question.text, ids, shown, gold=question.gold, others=others, asked_at=question.time
-    )
+    prompt = yield from _fit_question(model, question)
+    yield from compare_prompt(model, question.text, prompt, gold=question.gold, others=others, asked_at=question.time)
 
 
 def compare_queries(model: ChatModel, questions: Sequence[Question], others: Sequence[User] = ()) -> Iterator[Event]:
@@ -117,9 +115,9 @@ def compare_queries(model: ChatModel, questions: Sequence[Question], others: Seq
     scored: dict[str, list[tuple[str, str]]] = {}  # answers and golds by column
     with model.hold_users(others), model.disable_adapters():
         for question in questions:
-            ids, shown = yield from _fit_question(model, question)
+            prompt = yield from _fit_question(model, question)
             fresh = [replace(column, generation=Generation()) for column in columns]
-            result = yield from _answer_prompt(model, question.text, ids, shown, fresh, question.gold, question.time)
+            result = yield from _answer_prompt(model, question.text, prompt, fresh, question.gold, question.time)
             for key, details in result["details"].items():
                 if details is not None and (details.get("gold") or {}).get("metrics"):
                     scored.setdefault(key, []).append((result["answers"][key], result["gold"]))
@@ -127,22 +125,17 @@ def compare_queries(model: ChatModel, questions: Sequence[Question], others: Seq
             yield JobResult(result | {"scores": scores})
 
 
-def _fit_question(model: ChatModel, question: Question) -> Generator[Event, None, tuple[list[int], int]]:
-    """The token ids of a question's prompt, and how many of the current user's history items it shows."""
-    check_message(question.text)
+def _fit_question(model: ChatModel, question: Question) -> Generator[Event, None, FittedPrompt]:
     before = (question.time, MAX_ITEM_ID) if question.held_out else None
-    messages = [{"role": "user", "content": question.text}]
-    history = model.prompt_history(question.text, before)
-    ids, _, items = model.fit_prompt(messages, history)
-    yield from truncation_notes(0, items)
-    return ids, len(history) - items
+    prompt = model.fit_prompt([{"role": "user", "content": question.text}], before)
+    yield from truncation_notes(prompt)
+    return prompt
 
 
 def compare_prompt(
     model: ChatModel,
     text: str,
-    ids: list[int],
-    shown: int,
+    prompt: FittedPrompt,
     *,
     gold: str | None = None,
     others: Sequence[User] = (),
@@ -150,12 +143,11 @@ def compare_prompt(
 ) -> Iterator[Event]:
     """Every column's answer to one prompt, streamed by column. The model is unchanged afterwards.
 
-    The prompt shows `shown` of the user's own items. With a `gold`, each column's details have a `gold` too: its
-    log-likelihood and the task's metric of the answer.
+    With a `gold`, each column's details have a `gold` too: its log-likelihood and the task's metric of the answer.
     """
     columns = yield from _gather_columns(model, others)
     with model.hold_users(others), model.disable_adapters():
-        result = yield from _answer_prompt(model, text, ids, shown, columns, gold, asked_at)
+        result = yield from _answer_prompt(model, text, prompt, columns, gold, asked_at)
     if result["answers"]["adapted"] is None:
         yield from personalisation_hints(model)
     yield JobResult(result)
@@ -172,14 +164,14 @@ def _gather_columns(model: ChatModel, others: Sequence[User]) -> Generator[Event
 def _answer_prompt(
     model: ChatModel,
     text: str,
-    ids: list[int],
-    shown: int,
+    prompt: FittedPrompt,
     columns: Sequence[ComparedModel],
     gold: str | None,
     asked_at: str | None,
 ) -> Generator[Event, None, dict[str, Any]]:
     """Every column's answer to one prompt, above the bare base; the result of the comparison."""
     measured: list[dict[str, Any]] = []
+    ids, shown = prompt.ids, len(prompt.shown)
     yield from (
         _choose_labels(model, text, ids, columns, asked_at)
         if model.answers_with_label

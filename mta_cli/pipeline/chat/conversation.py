@@ -18,7 +18,6 @@ from mta_cli.events import ArtifactSaved, Event, ItemKept, JobResult, Note, forw
 from mta_cli.pipeline.chat.answer import (
     ChatModel,
     Generation,
-    Message,
     chat_result,
     generation_notes,
     personalisation_hints,
@@ -27,13 +26,13 @@ from mta_cli.pipeline.chat.answer import (
 )
 from mta_cli.pipeline.chat.compare import compare_prompt
 from mta_cli.pipeline.chat.explain import AnsweredPrompt, explain_answer
+from mta_cli.pipeline.chat.fit_prompt import FittedPrompt, Message
 from mta_cli.pipeline.data.kept_items import kept_since
 from mta_cli.pipeline.user_weights import FREE_TASK
 from mta_cli.pipeline.users.exported_folders import record_export
 from mta_cli.text.printable import clean_text
 
 if TYPE_CHECKING:
-    from mta_cli.engine.text.prompts import HistoryExample
     from store.records import Chat, User
     from store.registry import Registry
 
@@ -73,8 +72,6 @@ class Conversation:
         self.first_in_window = 0  # exchanges before this one no longer fit the window
         self.chat: Chat | None = None
         self._last_ended = ""  # how the last answer ended: see `Generation`, or `empty`
-        self._history: list[HistoryExample] | None = None
-        self._history_words, self._history_version = "", 0  # what the history was read for, and of which data
         self._last_answered: AnsweredPrompt | None = None
 
     @property
@@ -110,16 +107,15 @@ class Conversation:
         with self.model.hold_users():
             if self.model.refresh_weights():
                 yield Note(f"The model has changed: {source_line(self.model.source, self.model.task.name)}")
-            history = self._prompt_history(text)
-            ids, dropped, items = self._fit_prompt(text, self.exchanges, history)
-            self.first_in_window += dropped
-            yield from truncation_notes(dropped, items)
+            prompt = self._fit_prompt(text, self.exchanges)
+            self.first_in_window += prompt.dropped_messages // 2
+            yield from truncation_notes(prompt)
             try:
-                yield from self.model.stream_answer(ids, spoken, text)
+                yield from self.model.stream_answer(prompt.ids, spoken, text)
             finally:
                 stopped = spoken.finish_reason == "interrupted"
                 if spoken.text or not stopped:  # what is stopped before its first word leaves the exchange before it
-                    self._last_answered = AnsweredPrompt(text, tuple(history[: len(history) - items]), spoken)
+                    self._last_answered = AnsweredPrompt(text, prompt.shown, spoken)
                     self._last_ended = spoken.finish_reason if spoken.text.strip() or stopped else "empty"
                 if spoken.text:
                     trouble = self._record_exchange(text, spoken)
@@ -142,10 +138,9 @@ class Conversation:
                     "There is no question yet to compare.", hint="/compare QUESTION, or ask something first."
                 )
             text, earlier = earlier[-1].question, earlier[:-1]
-        history = self._prompt_history(text)
-        ids, dropped, items = self._fit_prompt(text, earlier, history)
-        yield from truncation_notes(dropped, items)
-        yield from compare_prompt(self.model, text, ids, len(history) - items)
+        prompt = self._fit_prompt(text, earlier)
+        yield from truncation_notes(prompt)
+        yield from compare_prompt(self.model, text, prompt)
 
     def switch_user(self, name: str) -> Iterator[Event]:
         """Change to another user: new weights, a new conversation, the same loaded base."""
@@ -205,7 +200,6 @@ class Conversation:
         user, (task, key) = self._require_user("undo this for"), kept.kept_as
         gone = yield from forward_events(remove_items(self.model.reg, user.name, [key], task=task))
         kept.kept_as = None
-        self._history = None  # it may show the item
         if gone["recipes"] or gone["stacks"]:
             yield from self._use_what_is_left(user)
 
@@ -295,22 +289,7 @@ class Conversation:
         ]
         yield JobResult({"user": user.name, "chats": listed, "more": max(0, len(known) - LISTED_CHATS)})
 
-    def _prompt_history(self, text: str) -> list[HistoryExample]:
-        """The items that the prompt for `text` may show."""
-        if self.model.uses_task_prompt:
-            return self.model.prompt_history(text)
-        # The history precedes the first message: a later change would void the KV cache. Where others have changed the
-        # store it is read again for the same words, and differs only if items have.
-        version = self.model.reg.data_version
-        if self._history is None:
-            self._history_words = text
-        if self._history is None or self._history_version != version:
-            self._history, self._history_version = self.model.prompt_history(self._history_words), version
-        return self._history
-
-    def _fit_prompt(
-        self, text: str, exchanges: list[Exchange], history: list[HistoryExample] | None = None
-    ) -> tuple[list[int], int, int]:
+    def _fit_prompt(self, text: str, exchanges: list[Exchange]) -> FittedPrompt:
         """The fitted prompt for `text` after the part of `exchanges` that still fits."""
         messages: list[Message] = []
         for exchange in exchanges[self.first_in_window :] if not self.model.uses_task_prompt else ():
@@ -319,7 +298,7 @@ class Conversation:
                 {"role": "assistant", "content": exchange.answer},
             ]
         messages.append({"role": "user", "content": text})
-        return self.model.fit_prompt(messages, self._prompt_history(text) if history is None else history)
+        return self.model.fit_prompt(messages)
 
     def _record_exchange(self, text: str, spoken: Generation) -> list[Event]:
         ended = {ENDED_KEY: self._last_ended} if self._last_ended in UNFIT_ANSWERS else {}

@@ -13,8 +13,9 @@ import httpx
 
 from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
 from mta_cli.events import Event, JobResult, Note, TextChunk
-from mta_cli.pipeline.chat.answer import Message, check_message, truncation_notes
+from mta_cli.pipeline.chat.answer import truncation_notes
 from mta_cli.pipeline.chat.conversation import UNFIT_ANSWERS
+from mta_cli.pipeline.chat.fit_prompt import FittedPrompt, Message, check_message
 from mta_cli.pipeline.user_weights import FREE_TASK
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
@@ -90,7 +91,7 @@ class RemoteConversation:
         self._last_ended = "repetition" if ended == "repetition" else "" if said.strip() else "empty"
         seconds = time.perf_counter() - began
         self._mode = str(source.get("mode", self._mode))
-        yield from truncation_notes((given - len(messages)) // 2, 0)
+        yield from truncation_notes(FittedPrompt([], dropped_messages=given - len(messages)))
         yield Note(f"{self._model} · {self._mode} · {seconds:.1f} s")
         if ended == "length":
             yield Note("The answer was cut (--max-tokens, or the end of the window).", warning=True)

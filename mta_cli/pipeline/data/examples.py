@@ -62,8 +62,12 @@ class PromptRowBuilder:
         *,
         exclude: int | None = None,
         before: tuple[str | None, int] | None = None,
+        fill: bool = True,
     ) -> list[HistoryExample]:
-        """The user's `count` items nearest to `text`, without `exclude` and those known to be later than `before`."""
+        """The user's `count` items nearest to `text`, without `exclude` and those known to be later than `before`.
+
+        Where fewer have words of `text`, the most recent items fill up the rest; without `fill` there are fewer.
+        """
         from mta_cli.engine.text.prompts import HistoryExample
 
         if count == 0:
@@ -76,6 +80,7 @@ class PromptRowBuilder:
             exclude=exclude,
             before=before,
             among=self.allowed_items.get(user_id),
+            fill=fill,
         )
         return [HistoryExample(item.input, self.shown_answers.get(item.id, item.output)) for item in found]
 

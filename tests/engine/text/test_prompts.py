@@ -160,7 +160,7 @@ def test_history_stands_before_the_question_in_the_order_given() -> None:
     )
 
 
-def test_chat_shows_history_before_the_first_words_only() -> None:
+def test_a_chat_shows_history_before_each_message_that_has_one() -> None:
     prompter = prompter_of("byte_chatml")
     messages = [
         {"role": "system", "content": "Be brief."},
@@ -168,12 +168,16 @@ def test_chat_shows_history_before_the_first_words_only() -> None:
         {"role": "assistant", "content": "hi"},
         {"role": "user", "content": "bye"},
     ]
-    text = decoded(prompter, prompter.chat_ids(messages, [HistoryExample("q", "a")]))
-    assert text == (
+    begins = (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\nWhat I said before:\nQ: q\nA: a\n\nhello<|im_end|>\n"
-        "<|im_start|>assistant\nhi<|im_end|>\n<|im_start|>user\nbye<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>assistant\nhi<|im_end|>\n<|im_start|>user\n"
     )
+    first, last = HistoryExample("q", "a"), HistoryExample("r", "b")
+    text = decoded(prompter, prompter.chat_ids(messages, [[first]]))
+    assert text == f"{begins}bye<|im_end|>\n<|im_start|>assistant\n"
+    text = decoded(prompter, prompter.chat_ids(messages, [[first], [last]]))
+    assert text == f"{begins}What I said before:\nQ: r\nA: b\n\nbye<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize(

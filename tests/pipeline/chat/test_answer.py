@@ -14,13 +14,12 @@ from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.options import AnswerOptions
 from mta_cli.pipeline.chat.answer import (
     CHAT_TOKENS,
-    MESSAGE_LIMIT,
     ChatModel,
     Generation,
     answer_limit,
     answer_question,
-    check_message,
 )
+from mta_cli.pipeline.chat.fit_prompt import MESSAGE_LIMIT, PromptTooLong, check_message
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.user_weights import default_task
@@ -80,10 +79,10 @@ def test_messages_that_are_none_are_refused(text: str) -> None:
 def test_history_stands_in_the_prompt_unless_told_not_to(world: World) -> None:
     with_items = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking())
     message = [{"role": "user", "content": "about alice number 2"}]
-    shown = with_items.prompt_ids(message, with_items.prompt_history("about alice number 2"))
+    shown = with_items.fit_prompt(message).ids
     assert "alice 2!" in with_items.base.tokenizer.decode(shown)
     bare = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking(history_items=0))
-    ids = bare.prompt_ids(message, bare.prompt_history("about alice number 2"))
+    ids = bare.fit_prompt(message).ids
     assert "alice 2!" not in bare.base.tokenizer.decode(ids)
     assert "about alice number 2" in bare.base.tokenizer.decode(ids)
 
@@ -108,9 +107,7 @@ def test_labels_are_chosen_by_likelihood(labelled: World) -> None:
     voice = ChatModel.load_for_user(labelled.reg, labelled.entry, labelled.alice, asking(task="lamp-2"))
     assert result["text"] == text_of(events) and result["text"] in voice.task.labels
     assert result["ended"] == "label" and set(result["labels"]) == set(voice.task.labels)
-    ids, _, _ = voice.fit_prompt(
-        [{"role": "user", "content": "a film about space"}], voice.prompt_history("a film about space")
-    )
+    ids = voice.fit_prompt([{"role": "user", "content": "a film about space"}]).ids
     scores = label_scores(voice.base, ids, [voice.prompter.answer_ids(label) for label in voice.task.labels])
     assert result["labels"][result["text"]] == pytest.approx(max(scores), abs=1e-4)
 
@@ -159,13 +156,11 @@ def test_a_task_that_is_gone_is_used_only_by_name(labelled: World, monkeypatch: 
 def test_a_message_that_cannot_fit_is_refused_and_items_give_way_first(world: World) -> None:
     voice = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking())
     room = voice.base.window - 12
-    bare = len(voice.prompt_ids([{"role": "user", "content": "x"}], []))
-    ids, exchanges, left = voice.fit_prompt(
-        [{"role": "user", "content": "x" * (room - bare)}], voice.prompt_history("alice")
-    )
-    assert (exchanges, left) == (0, 2) and len(ids) <= room
-    with pytest.raises(BadInput, match="room for"):
-        voice.fit_prompt([{"role": "user", "content": "x" * room}], [])
+    bare = len(voice.prompter.chat_ids([{"role": "user", "content": "x"}]))
+    prompt = voice.fit_prompt([{"role": "user", "content": "x" * (room - bare)}])
+    assert (prompt.dropped_messages, prompt.dropped_items) == (0, 2) and len(prompt.ids) <= room
+    with pytest.raises(PromptTooLong):
+        voice.fit_prompt([{"role": "user", "content": "x" * room}])
 
 
 def test_a_cut_answer_is_said_to_be_cut(world: World) -> None:
@@ -183,7 +178,7 @@ def test_late_parts_answer_without_being_folded(store_root: Path) -> None:
     weights = voice.base.model.get_parameter("model.layers.1.self_attn.q_proj.weight").clone()
     found = []
     for text in ("a first question", "and a second one"):
-        spoken, ids = Generation(), voice.fit_prompt([{"role": "user", "content": text}], [])[0]
+        spoken, ids = Generation(), voice.fit_prompt([{"role": "user", "content": text}]).ids
         list(voice.stream_answer(ids, spoken, text))
         found.append(spoken.text)
     fresh = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking())

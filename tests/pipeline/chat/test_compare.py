@@ -119,7 +119,7 @@ def test_the_common_column_is_the_base_with_the_task_adapter(labelled: World) ->
     base, common = (result["details"][mode]["labels"] for mode in ("base", "common"))
     model = ChatModel.load_for_user(labelled.reg, labelled.entry, labelled.alice, how)
     model.set_user(labelled.alice, "base")
-    ids, _, _ = model.fit_prompt([{"role": "user", "content": "a film"}], model.prompt_history("a film"))
+    ids = model.fit_prompt([{"role": "user", "content": "a film"}]).ids
     answers = [model.prompter.answer_ids(label) for label in MOVIE_TAGS]
     assert list(base.values()) == pytest.approx(label_scores(model.base, ids, answers), abs=1e-3)
     (adapter,) = load_task_adapter(labelled.reg, "lamp-2", labelled.entry.fingerprint)
@@ -175,7 +175,7 @@ def test_the_gold_is_weighed_in_every_column_as_it_is_alone(world: World) -> Non
     gold = "a red house"
     result, _ = asked(world, Question("where?", gold))
     voice = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking())
-    ids, _, _ = voice.fit_prompt([{"role": "user", "content": "where?"}], voice.prompt_history("where?"))
+    ids = voice.fit_prompt([{"role": "user", "content": "where?"}]).ids
     answer = voice.prompter.answer_ids(gold)
     for mode in PERSONALISATION_MODES:
         voice.set_user(world.alice, mode)
@@ -265,9 +265,10 @@ def test_a_held_out_question_sees_no_later_item(world: World, monkeypatch: pytes
     seen: list[str] = []
     fitted = ChatModel.fit_prompt
 
-    def look(self: ChatModel, messages: Any, history: Any) -> Any:
-        seen.append(" ".join(example.output for example in history))
-        return fitted(self, messages, history)
+    def look(self: ChatModel, messages: Any, before: Any = None) -> Any:
+        prompt = fitted(self, messages, before)
+        seen.append(" ".join(example.output for example in prompt.shown))
+        return prompt
 
     monkeypatch.setattr(ChatModel, "fit_prompt", look)
     asked(world, Question("where is the key", "here", "2024-01-01", held_out=True))
@@ -313,8 +314,7 @@ def test_the_metric_of_one_answer_is_the_tasks(
 def test_a_comparison_that_is_broken_off_leaves_the_voice_as_it_was(world: World) -> None:
     voice = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking())
     before = {key: weight.clone() for key, weight in voice.base.model.state_dict().items()}
-    ids, _, _ = voice.fit_prompt([{"role": "user", "content": "hello"}], [])
-    events = compare_prompt(voice, "hello", ids, 0)
+    events = compare_prompt(voice, "hello", voice.fit_prompt([{"role": "user", "content": "hello"}]))
     next(events)
     inside = voice.base.model.state_dict()
     assert any(bool((inside[key] != weight).any()) for key, weight in before.items())

@@ -19,6 +19,7 @@ from mta_cli.pipeline.chat.conversation import Conversation, Exchange, add_excha
 from mta_cli.pipeline.users.exported_folders import exports_of
 from mta_cli.pipeline.users.removal import remove_items
 from store.names import FORGOTTEN_NAME
+from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.world import World, asking, contents, notes_of
 
@@ -37,7 +38,7 @@ def run(events: Iterator[Event]) -> tuple[Any, list[Event]]:
 def test_the_next_turn_sees_the_one_before(world: World) -> None:
     chat = talk(world)
     first, _ = run(chat.answer_message("my first question"))
-    ids, _, _ = chat._fit_prompt("my second question", chat.exchanges)
+    ids = chat._fit_prompt("my second question", chat.exchanges).ids
     prompt = chat.model.base.tokenizer.decode(ids)
     assert prompt.index("my first question") < prompt.index("my second question")
     assert chat.exchanges[0].answer == first["text"]
@@ -46,7 +47,7 @@ def test_the_next_turn_sees_the_one_before(world: World) -> None:
 def test_a_turn_through_the_cache_equals_one_from_scratch(world: World) -> None:
     chat = talk(world)
     run(chat.answer_message("one"))
-    ids, _, _ = chat._fit_prompt("two", chat.exchanges)
+    ids = chat._fit_prompt("two", chat.exchanges).ids
     cached, _ = run(chat.answer_message("two"))
     fresh = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking())
     assert (
@@ -144,19 +145,20 @@ def test_the_oldest_exchanges_give_way(world: World) -> None:
         notes += notes_of(events)
     assert chat.first_in_window > 0 and "no longer fit" in notes and "left out" in notes
     assert len(chat.exchanges) == 5
-    ids, _, _ = chat._fit_prompt("last", chat.exchanges)
+    ids = chat._fit_prompt("last", chat.exchanges).ids
     prompt = chat.model.base.tokenizer.decode(ids)
     assert "question 0" not in prompt and "question 4" in prompt
     assert len(ids) + 12 <= chat.model.base.window
 
 
 def test_items_that_another_process_removed_leave_the_prompt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an open conversation. Its history else stays, for the model's states are of it."""
+    """Of an open conversation, at once."""
     shown, fit = [], ChatModel.fit_prompt
 
-    def watch(self: ChatModel, messages: Any, history: Any) -> Any:
-        shown.append([item.input for item in history])
-        return fit(self, messages, history)
+    def watch(self: ChatModel, messages: Any) -> Any:
+        prompt = fit(self, messages)
+        shown.append([item.input for item in prompt.shown])
+        return prompt
 
     monkeypatch.setattr(ChatModel, "fit_prompt", watch)
     chat = talk(world)
@@ -169,6 +171,21 @@ def test_items_that_another_process_removed_leave_the_prompt(world: World, monke
         list(remove_items(other, "alice", [keys[gone]], task=chat.model.task.name))
     run(chat.answer_message("and now?"))
     assert gone not in shown[2] and set(shown[0][1:]) <= set(shown[2])
+
+
+def test_each_message_brings_its_nearest_items_and_what_was_said_stays_as_it_was(world: World) -> None:
+    world.reg.items.append_items(world.alice.id, [NewItem("k", world.task, "where is the key", "under the mat")])
+    chat = talk(world, history_items=1)
+    run(chat.answer_message("about alice number 2"))
+    first = chat._fit_prompt("hello", [])
+    second = chat._fit_prompt("and where is the key?", chat.exchanges)
+    third = chat._fit_prompt("where is that key, again?", chat.exchanges)
+    assert [item.output for item in second.shown] == ["under the mat", "alice 2!"] and len(first.shown) == 1
+    assert third.shown == second.shown, "an item is shown once"
+    before = chat._fit_prompt("xyzzy", chat.exchanges)
+    assert [item.output for item in before.shown] == ["alice 2!"], "a follow-up shows what matches it"
+    said = len(chat.model.prompter.chat_ids([{"role": "user", "content": "about alice number 2"}], [before.shown]))
+    assert before.ids[: said - 8] == second.ids[: said - 8]
 
 
 @pytest.mark.parametrize(("mode", "left"), [(None, "fused"), ("adapted", "fused"), ("base", "base")])
@@ -276,7 +293,7 @@ def test_a_stored_chat_is_gone_on_with(world: World) -> None:
     _, events = run(chat.resume(first))
     assert f"Going on with chat {first}" in notes_of(events)
     assert [(e.question, e.stored) for e in chat.exchanges] == [("my first question", True)]
-    ids, _, _ = chat._fit_prompt("my second question", chat.exchanges)
+    ids = chat._fit_prompt("my second question", chat.exchanges).ids
     assert "my first question" in chat.model.base.tokenizer.decode(ids)
     run(chat.answer_message("my second question"))
     assert [m.content for m in world.reg.chats.messages(first)][::2] == ["my first question", "my second question"]
@@ -317,7 +334,7 @@ def test_nobody_in_particular_stores_nothing(world: World) -> None:
 def test_a_task_wraps_each_message_by_itself(world: World) -> None:
     chat = talk(world, task="lamp-2")
     run(chat.answer_message("a film about space"))
-    ids, _, _ = chat._fit_prompt("another film", chat.exchanges)
+    ids = chat._fit_prompt("another film", chat.exchanges).ids
     assert "film about space" not in chat.model.base.tokenizer.decode(ids)
 
 
@@ -460,13 +477,13 @@ def test_a_system_message_is_in_front_of_what_follows(world: World) -> None:
     chat = talk(world, system="Talk like a sailor.")
     run(chat.answer_message("hello"))
     decode = chat.model.base.tokenizer.decode
-    prompt = decode(chat._fit_prompt("and now?", chat.exchanges)[0])
+    prompt = decode(chat._fit_prompt("and now?", chat.exchanges).ids)
     assert prompt.count("Talk like a sailor.") == 1 and prompt.index("sailor") < prompt.index("hello")
     run(chat.set_system("Talk like a judge."))
-    prompt = decode(chat._fit_prompt("and now?", chat.exchanges)[0])
+    prompt = decode(chat._fit_prompt("and now?", chat.exchanges).ids)
     assert "judge" in prompt and "sailor" not in prompt
     run(chat.set_system())
-    assert "judge" not in decode(chat._fit_prompt("and now?", chat.exchanges)[0])
+    assert "judge" not in decode(chat._fit_prompt("and now?", chat.exchanges).ids)
     with pytest.raises(UsageError, match="prompt of its own"):
         run(talk(world, task="lamp-2").set_system("Be brief."))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -123,13 +124,13 @@ def test_an_answer_names_its_step_and_what_it_is_made_of(
 
 def test_the_history_is_what_the_prompt_showed(fused: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     why, talk = explained(fused, history_items=2)
-    shown = talk.model.prompt_history(QUESTION)
+    shown = talk.model.fit_prompt([{"role": "user", "content": QUESTION}]).shown
     assert why["history"] == [{"input": item.input, "output": item.output} for item in shown] and len(shown) == 2
     fit = ChatModel.fit_prompt
 
-    def leave_one_out(self: ChatModel, messages: Any, history: Any) -> Any:
-        ids, exchanges, _ = fit(self, messages, history[:1])
-        return ids, exchanges, 1
+    def leave_one_out(self: ChatModel, messages: Any) -> Any:
+        prompt = fit(self, messages)
+        return replace(prompt, shown=prompt.shown[:1])
 
     monkeypatch.setattr(ChatModel, "fit_prompt", leave_one_out)
     assert len(explained(fused, history_items=2)[0]["history"]) == 1

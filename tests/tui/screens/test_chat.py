@@ -295,9 +295,9 @@ def test_a_conversation_gone_on_with_is_part_of_the_prompt(demo_store: Path, mon
     prompts: list[list[dict[str, str]]] = []
     fitted = ChatModel.fit_prompt
 
-    def seen(self: ChatModel, messages: Any, history: Any) -> Any:
+    def seen(self: ChatModel, messages: Any) -> Any:
         prompts.append(list(messages))
-        return fitted(self, messages, history)
+        return fitted(self, messages)
 
     monkeypatch.setattr(ChatModel, "fit_prompt", seen)
 

@@ -1,0 +1,147 @@
+"""The prompt of a question or a conversation: which own items it shows, and what it leaves out to fit the window."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from mta_cli.errors import BadInput
+
+if TYPE_CHECKING:
+    from mta_cli.engine.text.prompts import HistoryExample
+    from mta_cli.pipeline.data.examples import PromptRowBuilder
+
+MESSAGE_LIMIT = 1_000_000  # characters; a longer message takes minutes to tokenise and fits no window
+
+Message = dict[str, str]
+
+
+class PromptTooLong(BadInput):
+    """A prompt of `tokens` tokens, without any own item, leaves no room for an answer."""
+
+    def __init__(self, tokens: int, room: int, base: str) -> None:
+        super().__init__(
+            f"The message makes a prompt of {tokens} tokens; {base} has room for {room}.",
+            hint="Shorten it, or ask with fewer --max-tokens.",
+        )
+        self.tokens = tokens
+
+
+@dataclass(frozen=True)
+class FittedPrompt:
+    """A prompt's token ids, the own items that it shows, and what was left out to fit the window.
+
+    `dropped_messages` are the oldest messages, a question and its answer together.
+    """
+
+    ids: list[int]
+    shown: tuple[HistoryExample, ...] = ()
+    dropped_messages: int = 0
+    dropped_items: int = 0
+
+
+@dataclass(frozen=True)
+class PromptRoom:
+    """The most tokens of a prompt: with own items in it, and without any. `base` is the name of the base."""
+
+    with_items: int
+    without_items: int
+    base: str
+
+
+def fit_question(
+    rows: PromptRowBuilder,
+    user_id: int | None,
+    text: str,
+    room: PromptRoom,
+    before: tuple[str | None, int] | None = None,
+) -> FittedPrompt:
+    """The prompt of the task that asks `text`, with the nearest own items; the farthest are left out where it must.
+
+    Shows no item that is known to be later than `before`. Raises PromptTooLong.
+    """
+    check_message(text)
+    found = [] if user_id is None else rows.retrieve_history(user_id, text, rows.history_items, before=before)
+    return _drop_items(lambda items: rows.prompter.prompt_ids(text, items[0]), [found], room)
+
+
+def fit_conversation(
+    rows: PromptRowBuilder,
+    user_id: int | None,
+    messages: Sequence[Message],
+    room: PromptRoom,
+    *,
+    drop_exchanges: bool,
+    before: tuple[str | None, int] | None = None,
+) -> FittedPrompt:
+    """The prompt of a conversation whose last message is to be answered.
+
+    Each of the user's messages is preceded by the own items that are nearest to it and were not shown before, so that
+    the voice stays and each answer has examples on its topic; the tokens of earlier turns stay the same, and so does
+    what is cached of them. With `drop_exchanges` the oldest exchanges are left out before any item is; system messages
+    at the beginning always stay. Shows no item that is known to be later than `before`. Raises PromptTooLong.
+    """
+    asked = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    for message in messages:
+        if message["content"].strip() or message is messages[-1]:  # an earlier answer may have been empty
+            check_message(message["content"])
+
+    def kept_from(exchange: int) -> list[Message]:
+        return [*messages[: asked[0]], *messages[asked[exchange] :]]
+
+    @cache
+    def nearest_to(text: str, is_first: bool) -> list[HistoryExample]:
+        if user_id is None:
+            return []
+        # A follow-up such as "It did not help" shows only what matches it; the first message always shows something.
+        return rows.retrieve_history(user_id, text, rows.history_items, before=before, fill=is_first)
+
+    def nearest_items(kept: Sequence[Message]) -> list[list[HistoryExample]]:
+        found: list[list[HistoryExample]] = []
+        known: set[HistoryExample] = set()
+        for message in kept:
+            if message["role"] == "user":
+                found.append([item for item in nearest_to(message["content"], not found) if item not in known])
+                known.update(found[-1])
+        return found
+
+    def fits(exchange: int) -> bool:
+        kept = kept_from(exchange)
+        return len(rows.prompter.chat_ids(kept, nearest_items(kept))) <= room.with_items
+
+    first = 0
+    if drop_exchanges:
+        first = min(bisect_left(range(len(asked)), True, key=fits), len(asked) - 1)
+    kept = kept_from(first)
+    fitted = _drop_items(lambda items: rows.prompter.chat_ids(kept, items), nearest_items(kept), room)
+    return FittedPrompt(fitted.ids, fitted.shown, len(messages) - len(kept), fitted.dropped_items)
+
+
+def _drop_items(
+    make_ids: Callable[[list[list[HistoryExample]]], list[int]], items: list[list[HistoryExample]], room: PromptRoom
+) -> FittedPrompt:
+    """The prompt with as many of `items` as fit, by message; those of the oldest message give way first."""
+    count = sum(map(len, items))
+    while True:
+        ids, left = make_ids(items), [message for message in items if message]
+        if len(ids) <= (room.with_items if left else room.without_items):
+            shown = tuple(item for message in reversed(items) for item in message)
+            return FittedPrompt(ids, shown, 0, count - len(shown))
+        if not left:
+            raise PromptTooLong(len(ids), room.without_items, room.base)
+        left[0].pop()
+
+
+def check_message(text: str) -> None:
+    """Raise BadInput for a message that is empty, longer than any window, or not text."""
+    if not text.strip():
+        raise BadInput("The message is empty.", hint="Write what you want to ask.")
+    if len(text) > MESSAGE_LIMIT:
+        raise BadInput(f"The message has {len(text):,} characters; the most is {MESSAGE_LIMIT:,}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"The message is not UTF-8 (at character {error.start}).") from error
