@@ -89,9 +89,9 @@ def ask(
 ) -> None:
     """Ask for one answer.
 
-    It is streamed to standard output; a line on standard error says which model answered. The text is sent as typed,
-    after the user's own history items. With --task it becomes that task's prompt, and a task with labels answers with
-    one of them.
+    It is streamed to standard output; a line on standard error says which model answered. The user's most personal
+    model answers, with their own items nearest to the text in the prompt. Without --task it answers in words, in the
+    task of theirs whose items are nearest; with --task as in that task, with one of its labels where it has labels.
     """
     from mta_cli.pipeline.chat.answer import answer_question
     from mta_cli.pipeline.requests import base_model, chat_options
@@ -170,7 +170,9 @@ def chat(
 ) -> None:
     """Talk with a user's model.
 
-    Type /help for what else can be typed; in a pipe, lines are read from standard input.
+    The user's most personal model answers, and each message brings their own items that are nearest to it. With --task,
+    or after /task NAME, each message is a question of that task by itself. Type /help for what else can be typed; in a
+    pipe, lines are read from standard input.
     The base is loaded once: another user or mode only changes its weights. Conversations are stored unless --no-save.
     With --server, a running `mta serve` answers, and nothing is loaded or stored here; MTA_SERVER_KEY holds a key.
     """

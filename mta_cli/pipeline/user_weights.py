@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageError
 from mta_cli.pipeline.bases_in_use import base_flag, base_flags, base_name, base_names
-from mta_cli.pipeline.data.tasks import has_task
+from mta_cli.pipeline.data.tasks import find_task, has_task
 from store.records import Anchor, AnchorWeight, Bank, Recipe, Stack, User
 
 if TYPE_CHECKING:
@@ -148,21 +148,36 @@ def most_personal_mode(reg: Registry, user: User | None, task: str, base: str) -
     return [mode for mode in available_modes(reg, user, task, base) if mode != "common"][-1]
 
 
-def default_task(reg: Registry, user: User | None, asked: str | None, base_fingerprint: str) -> str:
+def default_task(
+    reg: Registry, user: User | None, asked: str | None, base_fingerprint: str, about: str | None = None
+) -> str:
     """The task whose weights and items are used for a user.
 
-    It is the task asked for; else `free` where the user has a model for it; else the task of their newest stack or
-    recipe for this base; else the task with most of their items. A removed task is asked for only by name.
+    It is the task asked for; else one for which the user has a model on this base: `free`, else a task of texts, else
+    of labels. Of several with texts it is the one whose items are nearest to the words `about`, else the newest.
+    Without any model it is the task with most of their items. A removed task is used only by name.
     """
     if asked is not None or user is None:
         return asked or FREE_TASK
+    own = tasks_with_model(reg, user, base_fingerprint)
+    if not own:
+        known = [name for name, _, _ in reg.users.tasks_of_user(user.id) if has_task(reg, name)]
+        return known[0] if known else FREE_TASK
+    texts = [name for name in own if not find_task(reg, name).labels]
+    if FREE_TASK not in texts and len(texts) > 1 and about is not None:
+        return reg.items.nearest_task(user.id, texts, about) or texts[0]
+    return FREE_TASK if FREE_TASK in texts else [*texts, *own][0]
+
+
+def tasks_with_model(reg: Registry, user: User, base_fingerprint: str) -> list[str]:
+    """The tasks for whose current bank on this base the user has a recipe or a stack, the newest first."""
     parts: list[Recipe | Stack] = [*reg.recipes.of_user(user.id), *reg.stacks.of_user(user.id)]
-    for part in sorted(parts, key=lambda part: (part.task == FREE_TASK, part.created), reverse=True):
+    found: dict[str, None] = {}
+    for part in sorted(parts, key=lambda part: part.created, reverse=True):
         bank = reg.banks.latest_ready_bank(part.task, base_fingerprint)
         if bank is not None and bank.id == part.bank_id and has_task(reg, part.task):
-            return part.task
-    tasks = [name for name, _, _ in reg.users.tasks_of_user(user.id) if has_task(reg, name)]
-    return tasks[0] if tasks else FREE_TASK
+            found[part.task] = None
+    return list(found)
 
 
 def load_fusion_and_stack(

@@ -162,7 +162,8 @@ class UserModels(Generic[W]):
 
         `max_tokens` is what the client asked for. With `truncate`, the oldest exchanges that do not fit are dropped.
         """
-        model = self.current_model(target)
+        first = next((message["content"] for message in messages if message["role"] == "user"), None)
+        model = self.current_model(target, first)
         limit = self._answer_limit(max_tokens, model.task if target.asks_task else None)
         if not target.asks_task:
             room = self._room(limit, 1)
@@ -222,10 +223,13 @@ class UserModels(Generic[W]):
         except PromptTooLong as error:
             raise self._too_long(f"The messages make a prompt of {error.tokens} tokens", "messages") from error
 
-    def current_model(self, target: Target) -> LoadedModel[W]:
-        """The model as the user has it now, from memory where nothing has changed."""
+    def current_model(self, target: Target, about: str | None = None) -> LoadedModel[W]:
+        """The model as the user has it now, from memory where nothing has changed.
+
+        Where the target has no task, it is chosen among the user's own by the message `about`: see `default_task`.
+        """
         user, fingerprint = target.user, self.base.fingerprint
-        name = default_task(self.reg, user, target.task, fingerprint)
+        name = default_task(self.reg, user, target.task, fingerprint, about)
         task = find_task(self.reg, name)
         mode = most_personal_mode(self.reg, user, name, fingerprint)
         if user is None or mode == "base":

@@ -222,6 +222,19 @@ class Items:
             found += itertools.islice((item for item in latest if item.id not in known), limit - len(found))
         return [item for item in found if item.input]  # a pulled copy of a snapshot has labels without their texts
 
+    def nearest_task(self, user_id: int, tasks: Sequence[str], text: str) -> str | None:
+        """The task, of `tasks`, of the user's item whose input matches `text` best; None where no item does."""
+        found: dict[int, tuple[str, str]] = {}
+        searched = 0
+        for task in tasks:
+            if match := fts5_query(user_id, task, text):
+                values = {"user": user_id, "task": task, "match": match}
+                values |= {"exclude": None, "time": None, "id": 0, "among": None}
+                found |= {item_id: (task, words) for item_id, words in self._db.fetch_tuples(_SELECT_MATCHES, values)}
+                searched += self._db.fetch_value(_COUNT_SEARCHED, values)
+        best = rank_bm25(text, [(item_id, words) for item_id, (_, words) in found.items()], searched)
+        return found[best[0]][0] if best else None
+
     def drop_kept_texts(self) -> None:
         """Forget the inputs of items that searches have kept in this process's memory."""
         drop_kept_texts()

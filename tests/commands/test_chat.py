@@ -216,7 +216,9 @@ def test_every_slash_command_works_in_a_pipe(world: World, mta: Mta, tmp_path: P
         "/history 1",
         "/reset",
         "/user bob",
+        "/task free",
         "hello bob",
+        "/task",
         "/quit",
         "never",
     ]

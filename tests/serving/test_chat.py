@@ -9,7 +9,8 @@ import pytest
 
 from mta_cli.engine.generation.decoding_batch import PromptPass
 from mta_cli.options import AnswerOptions, ServeOptions
-from mta_cli.pipeline.chat.answer import answer_question
+from mta_cli.pipeline.chat.answer import ChatModel, answer_question
+from mta_cli.pipeline.chat.conversation import Conversation
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.serving.scheduler import PASS_TOKENS, PIECE_TOKENS
 from tests.pipeline.world import asking, items, result_of
@@ -119,6 +120,19 @@ def test_a_conversation_goes_on(served: Running) -> None:
     assert served.service._engine._prefixes.hits > before, "its beginning was kept"
     served.service._engine._prefixes.drop(next(iter(served.service._engine._prefixes)))
     assert served.post("/chat/completions", body).json()["choices"] == found["choices"], "and changes nothing"
+
+
+def test_a_conversation_shows_the_items_that_mta_chat_shows(served: Running) -> None:
+    asked_texts, messages = ("about alice number 2", "about alice number 3", "so?"), list[dict[str, str]]()
+    with served.open_store() as reg:
+        model = ChatModel.load_for_user(reg, resolve_model("tiny", "base"), reg.users.get("alice"), asking())
+        talk = Conversation(model, autosave=False)
+        for text in asked_texts:
+            result, _ = result_of(talk.answer_message(text))
+            messages.append({"role": "user", "content": text})
+            found = served.post("/chat/completions", {"model": "alice", "messages": messages}).json()
+            assert found["choices"][0]["message"]["content"] == result["text"]
+            messages.append({"role": "assistant", "content": result["text"]})
 
 
 def test_system_messages_and_parts_of_texts(served: Running) -> None:

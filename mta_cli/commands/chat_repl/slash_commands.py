@@ -119,6 +119,12 @@ SLASH_COMMANDS: tuple[SlashCommand, ...] = (
     SlashCommand(
         "/user", "NAME", "Talk with another user's model, in a new conversation.", lambda c, a: c.switch_user(a)
     ),
+    SlashCommand(
+        "/task",
+        "[NAME]",
+        "Make each message a question of a task; alone, a turn of a conversation again.",
+        lambda c, a: c.switch_task(a),
+    ),
     SlashCommand("/base", "", "Let the base answer from here on.", _switch_to_mode("base")),
     SlashCommand("/common", "", "Let the common model of all users answer from here on.", _switch_to_mode("common")),
     SlashCommand("/fused", "", "Let the fusion of anchors answer from here on.", _switch_to_mode("fused")),

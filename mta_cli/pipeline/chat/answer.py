@@ -97,11 +97,17 @@ class ChatModel:
         self._folder, self._kv_cache = AdapterMerger(base), PromptCache()
         self._memories = BankMemories(reg, base.fingerprint, asking.machine.device)
         self._late_loras: tuple[LoraWeights, ...] = ()  # a LoRA for late tokens only is not merged into the weights
+        self._about: str | None = None  # the message by which the task is chosen, where none was asked for
 
     @classmethod
-    def load_for_user(cls, reg: Registry, entry: ModelEntry, user: User | None, asking: ChatOptions) -> ChatModel:
-        """Load the base and merge `user`'s weights into it. Checks that need no model come before loading."""
-        name = default_task(reg, user, asking.task, entry.fingerprint)
+    def load_for_user(
+        cls, reg: Registry, entry: ModelEntry, user: User | None, asking: ChatOptions, about: str | None = None
+    ) -> ChatModel:
+        """Load the base and merge `user`'s weights into it. Checks that need no model come before loading.
+
+        For the message `about` see `set_user`.
+        """
+        name = default_task(reg, user, asking.task, entry.fingerprint, about)
         _require_mode(reg, user, name, asking.mode, entry)
         _require_labels(reg, asking)
         from mta_cli.pipeline.data.tasks import find_task
@@ -110,7 +116,7 @@ class ChatModel:
         find_task(reg, name)
         base = load_on_device(entry, asking.machine, reg=reg, use="answer")
         model = cls(reg, base, asking)
-        model.set_user(user, asking.mode)
+        model.set_user(user, asking.mode, about)
         return model
 
     def set_user_and_options(self, user: User | None, asking: ChatOptions) -> None:
@@ -123,13 +129,16 @@ class ChatModel:
             self.options = before
             raise
 
-    def set_user(self, user: User | None, mode: str | None) -> None:
-        """Merge `user`'s weights into the base; `mode` None is the most personal one. An error changes nothing."""
+    def set_user(self, user: User | None, mode: str | None, about: str | None = None) -> None:
+        """Merge `user`'s weights into the base; `mode` None is the most personal one. An error changes nothing.
+
+        Where no task was asked for, it is chosen among the user's own, by the message `about`: see `default_task`.
+        """
         from mta_cli.engine.backends import backend_of
         from mta_cli.pipeline.data.examples import PromptRowBuilder
         from mta_cli.pipeline.data.tasks import find_task
 
-        name = default_task(self.reg, user, self.options.task, self.base.fingerprint)
+        name = default_task(self.reg, user, self.options.task, self.base.fingerprint, about)
         _require_mode(self.reg, user, name, mode, self.base)
         asked, mode = mode, mode or most_personal_mode(self.reg, user, name, self.base.fingerprint)
         version, parts = self.reg.data_version, self._parts(user, name)
@@ -146,7 +155,7 @@ class ChatModel:
         self.user, self.task, self.source = user, examples.task, source
         self._late_loras = () if late is None else (late,)
         self._examples, self.prompter = examples, examples.prompter
-        self._asked_mode, self._store_version, self._made_of = asked, version, parts
+        self._asked_mode, self._store_version, self._made_of, self._about = asked, version, parts, about
 
     def _parts(self, user: User | None, task: str) -> Hashable:
         """The user's `model_parts`, those of the common model without a user; None without a bank."""
@@ -155,20 +164,23 @@ class ChatModel:
             return None
         return (bank.id, bank.task_adapter) if user is None else model_parts(self.reg, user, task, bank)
 
-    def refresh_weights(self) -> bool:
-        """Merge the user's weights again where others have changed or removed them. Returns whether that was so.
+    def refresh_weights(self, about: str) -> bool:
+        """Merge the user's weights again where they have changed. Returns whether that was so.
 
-        A mode that the user no longer has gives way to the most personal one.
+        Others may have changed or removed them, or `about`, the message that begins the conversation, is nearest to
+        another of the user's tasks. A mode that the user no longer has gives way to the most personal one.
         """
         version = self.reg.data_version
-        name = default_task(self.reg, self.user, self.options.task, self.base.fingerprint)
-        if version == self._store_version or self._parts(self.user, name) == self._made_of:
-            self._store_version = version
+        if version == self._store_version and about == self._about:
+            return False
+        name = default_task(self.reg, self.user, self.options.task, self.base.fingerprint, about)
+        if name == self.task.name and self._parts(self.user, name) == self._made_of:
+            self._store_version, self._about = version, about
             return False
         try:
-            self.set_user(self.user, self._asked_mode)
+            self.set_user(self.user, self._asked_mode, about)
         except NotFound:
-            self.set_user(self.user, None)
+            self.set_user(self.user, None, about)
         return True
 
     def set_system(self, text: str) -> None:
@@ -191,7 +203,7 @@ class ChatModel:
             self._folder.set_adapter(None)
             yield
         finally:
-            self.set_user(user, mode)
+            self.set_user(user, mode, self._about)
 
     @contextmanager
     def hold_users(self, others: Sequence[User] = ()) -> Iterator[None]:
@@ -321,7 +333,7 @@ def answer_question(
     check_message(text)
     user = reg.users.get(user_name) if user_name is not None else None
     started = time.perf_counter()
-    model = ChatModel.load_for_user(reg, entry, user, asking)
+    model = ChatModel.load_for_user(reg, entry, user, asking, text)
     loading = time.perf_counter() - started
     yield from personalisation_hints(model)
     bank = reg.banks.latest_ready_bank(model.task.name, model.base.fingerprint)

@@ -83,11 +83,11 @@ def compare_user_models(
     users = [reg.users.get(name) for name in names]
     for user in users[1:]:  # the first is checked as the model is loaded for them
         default_task(reg, user, asking.task, entry.fingerprint)
-    model = ChatModel.load_for_user(reg, entry, users[0], asking)
+    model = ChatModel.load_for_user(reg, entry, users[0], asking, text)
     results = []
     for user in users:
         if user is not users[0]:
-            model.set_user(user, None)
+            model.set_user(user, None, text)
         for event in compare_question(model, Question(text)):
             if isinstance(event, JobResult):
                 results.append(event.result)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from mta_cli.pipeline.chat.compare import compare_prompt
 from mta_cli.pipeline.chat.explain import AnsweredPrompt, explain_answer
 from mta_cli.pipeline.chat.fit_prompt import FittedPrompt, Message
 from mta_cli.pipeline.data.kept_items import kept_since
-from mta_cli.pipeline.user_weights import FREE_TASK
+from mta_cli.pipeline.user_weights import FREE_TASK, tasks_with_model
 from mta_cli.pipeline.users.exported_folders import record_export
 from mta_cli.text.printable import clean_text
 
@@ -75,6 +75,11 @@ class Conversation:
         self._last_answered: AnsweredPrompt | None = None
 
     @property
+    def _begins_with(self) -> str | None:
+        """The message by which the user's task was chosen."""
+        return self.exchanges[0].question if self.exchanges else None
+
+    @property
     def chat_id(self) -> int | None:
         """The number of the stored conversation; None before it is stored."""
         return None if self.chat is None else self.chat.id
@@ -95,8 +100,7 @@ class Conversation:
         name = model.user.name if model.user else "no user"
         yield Note(f"{name} · {model.base.name} · {source_line(model.source, model.task.name)}")
         yield from personalisation_hints(model)
-        if model.uses_task_prompt:
-            yield Note(f"Each message is a {model.task.name} question by itself.")
+        yield from self._prompt_notes()
         if self.autosave and model.user is None:
             yield Note("A conversation without a user is not stored.")
 
@@ -105,8 +109,11 @@ class Conversation:
         spoken = Generation()
         trouble: list[Event] = []
         with self.model.hold_users():
-            if self.model.refresh_weights():
-                yield Note(f"The model has changed: {source_line(self.model.source, self.model.task.name)}")
+            task = self.model.task.name
+            if self.model.refresh_weights(self._begins_with or text):
+                now = source_line(self.model.source, self.model.task.name)
+                changed = self.model.task.name == task
+                yield Note(f"The model has changed: {now}" if changed else f"Nearest to this message: {now}")
             prompt = self._fit_prompt(text, self.exchanges)
             self.first_in_window += prompt.dropped_messages // 2
             yield from truncation_notes(prompt)
@@ -151,8 +158,32 @@ class Conversation:
 
     def switch_mode(self, mode: str) -> Iterator[Event]:
         """Continue the same conversation with other weights."""
-        self.model.set_user(self.model.user, mode)
+        self.model.set_user(self.model.user, mode, self._begins_with)
         yield Note(source_line(self.model.source, self.model.task.name))
+
+    def switch_task(self, name: str = "") -> Iterator[Event]:
+        """Make each message from here on a question of this task; without a name, a turn of a conversation again.
+
+        Raises NotFound for a task that does not exist, and BadInput where a system message would contradict it.
+        """
+        model = self.model
+        if name and name != FREE_TASK and model.options.system is not None:
+            raise BadInput(f"Task {name} has a prompt of its own, which takes no system message.", hint="/system first")
+        model.set_user_and_options(model.user, replace(model.options, task=name or None))
+        yield Note(source_line(model.source, model.task.name))
+        yield from self._prompt_notes()
+
+    def _prompt_notes(self) -> Iterator[Event]:
+        """What each message becomes."""
+        model = self.model
+        if model.uses_task_prompt:
+            yield Note(f"Each message is a {model.task.name} question by itself.")
+        elif model.user is not None and len(self._own_tasks()) > 1:
+            yield Note(f"{model.user.name} has models of {', '.join(self._own_tasks())}: /task NAME asks one of them.")
+
+    def _own_tasks(self) -> list[str]:
+        model = self.model
+        return [] if model.user is None else tasks_with_model(model.reg, model.user, model.base.fingerprint)
 
     def reset(self) -> Iterator[Event]:
         """Start a new conversation with the same user; what is stored stays."""
@@ -205,7 +236,7 @@ class Conversation:
 
     def _use_what_is_left(self, user: User) -> Iterator[Event]:
         """After the user's recipe or stack is gone: answer with the most personal weights that there are."""
-        self.model.set_user(user, None)
+        self.model.set_user(user, None, self._begins_with)
         yield Note(source_line(self.model.source, self.model.task.name))
 
     def set_system(self, text: str = "") -> Iterator[Event]:

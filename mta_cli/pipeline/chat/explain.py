@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.labels import find_label
 from mta_cli.pipeline.chat.answer import ChatModel, Generation
-from mta_cli.pipeline.user_weights import PERSONALISATION_MODES, AnswerSource
+from mta_cli.pipeline.data.tasks import find_task
+from mta_cli.pipeline.user_weights import FREE_TASK, PERSONALISATION_MODES, AnswerSource, tasks_with_model
 from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def answered_steps(source: AnswerSource, *, examples: int, memory: bool) -> list
 def explain_answer(model: ChatModel, asked: AnsweredPrompt) -> dict[str, Any]:
     """The reasons of an answer of `model`, as plain values for JSON.
 
-    `step` is the step of the ladder that answered, and `made_of` what it and those below it add. `history` are the
+    `step` is the step of the ladder that answered, and `made_of` what it and those below it add. `chosen_among` are the
+    tasks of which `task` was chosen, as the one whose items are nearest to the first message; empty where it was asked
+    for, or is the only one. `history` are the
     items that the prompt showed, `decoding` says how words were chosen. Where the answer is a label, `labels` are each
     label's probability by the model alone and with the label memory, how often the user gave it, and its share of the
     neighbours' votes; `memory` is the kind that counted, and `neighbours` are the items that voted most, of
@@ -56,6 +59,7 @@ def explain_answer(model: ChatModel, asked: AnsweredPrompt) -> dict[str, Any]:
     return {
         "user": model.user.name if model.user is not None else None,
         "task": model.task.name,
+        "chosen_among": chosen_among(model),
         "step": steps[-1].name,
         "made_of": [shown if step.name == BASE_EXAMPLES else step.adds for step in steps],
         "source": model.source.as_json(),
@@ -65,6 +69,15 @@ def explain_answer(model: ChatModel, asked: AnsweredPrompt) -> dict[str, Any]:
         "decoding": _decoding(model, asked.generation),
         **(_label_reasons(model, asked) if asked.generation.label_logliks else {}),
     }
+
+
+def chosen_among(model: ChatModel) -> list[str]:
+    """The tasks of texts of which the user's task was chosen by the first message; empty where there was no choice."""
+    if model.options.task is not None or model.user is None:
+        return []
+    own = tasks_with_model(model.reg, model.user, model.base.fingerprint)
+    texts = sorted(name for name in own if not find_task(model.reg, name).labels)
+    return texts if len(texts) > 1 and FREE_TASK not in texts else []
 
 
 def _decoding(model: ChatModel, spoken: Generation) -> dict[str, Any]:

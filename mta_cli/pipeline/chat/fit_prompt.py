@@ -79,15 +79,24 @@ def fit_conversation(
 ) -> FittedPrompt:
     """The prompt of a conversation whose last message is to be answered.
 
-    Each of the user's messages is preceded by the own items that are nearest to it and were not shown before, so that
-    the voice stays and each answer has examples on its topic; the tokens of earlier turns stay the same, and so does
-    what is cached of them. With `drop_exchanges` the oldest exchanges are left out before any item is; system messages
-    at the beginning always stay. Shows no item that is known to be later than `before`. Raises PromptTooLong.
+    Each message to answer is asked as a question of the task, as in training, unless its answers are labels. It is
+    preceded by the own items that are nearest to it and were not shown before, so that each answer has examples on its
+    topic; the tokens of earlier turns stay the same, and so does what is cached of them. With `drop_exchanges` the
+    oldest exchanges are left out before any item is; system messages at the beginning always stay. Shows no item that
+    is known to be later than `before`. Raises PromptTooLong.
     """
     asked = [place for place, message in enumerate(messages) if message["role"] == "user"]
     for message in messages:
         if message["content"].strip() or message is messages[-1]:  # an earlier answer may have been empty
             check_message(message["content"])
+
+    def prompt_ids(kept: Sequence[Message], items: Sequence[Sequence[HistoryExample]]) -> list[int]:
+        if not rows.task.labels:
+            kept = [
+                {**one, "content": rows.task.fill_prompt(one["content"])} if one["role"] == "user" else one
+                for one in kept
+            ]
+        return rows.prompter.chat_ids(kept, items)
 
     def kept_from(exchange: int) -> list[Message]:
         return [*messages[: asked[0]], *messages[asked[exchange] :]]
@@ -110,13 +119,13 @@ def fit_conversation(
 
     def fits(exchange: int) -> bool:
         kept = kept_from(exchange)
-        return len(rows.prompter.chat_ids(kept, nearest_items(kept))) <= room.with_items
+        return len(prompt_ids(kept, nearest_items(kept))) <= room.with_items
 
     first = 0
     if drop_exchanges:
         first = min(bisect_left(range(len(asked)), True, key=fits), len(asked) - 1)
     kept = kept_from(first)
-    fitted = _drop_items(lambda items: rows.prompter.chat_ids(kept, items), nearest_items(kept), room)
+    fitted = _drop_items(lambda items: prompt_ids(kept, items), nearest_items(kept), room)
     return FittedPrompt(fitted.ids, fitted.shown, len(messages) - len(kept), fitted.dropped_items)
 
 

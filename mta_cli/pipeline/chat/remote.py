@@ -106,6 +106,11 @@ class RemoteConversation:
         self._model = name
         yield from self.reset()
 
+    def switch_task(self, name: str = "") -> Iterator[Event]:
+        """Make each message from here on a question of this task; without a name, as the model's name says."""
+        self._task = name or None
+        yield Note(f"Each message is a {name} question by itself." if name else "A conversation goes on.")
+
     def reset(self) -> Iterator[Event]:
         """Start a new conversation with the same model."""
         self._messages, self._last_ended = [], ""

@@ -25,7 +25,6 @@ from mta_cli.tui.widgets.prompt import PromptArea
 from mta_cli.tui.widgets.recent_chats import RecentChats
 from mta_cli.tui.widgets.waiting import WaitingLine
 from mta_cli.tui.workers.chat_turn import (
-    NO_TASK_LABEL,
     ActiveRequest,
     ChatSession,
     likely_task,
@@ -57,7 +56,7 @@ class ChatScreen(BaseScreen):
         "stored at once.\n"
         "Escape stops an answer and keeps the text so far. After a failure your message is back in the prompt.\n"
         "m changes the model: the most personal one, the base, the common model, the fusion, the adapted one. t "
-        "switches between the text as typed and a task's prompt.\n"
+        "switches between a conversation and the tasks, whose questions are asked each by itself.\n"
         "w shows why the last answer is as it is: what it is made of, the history items in its prompt, what the label "
         "memory added, which neighbours voted, and how words were chosen.\n"
         "Where no conversation is open, the newest ones of all users are listed; Enter goes on with one.\n"
@@ -79,7 +78,7 @@ class ChatScreen(BaseScreen):
             "Task",
             id="chat.task",
             show=False,
-            tooltip="Text as typed, or a task's prompt",
+            tooltip="A conversation, or questions of a task",
         ),
         Binding("w", "why", "Why", id="chat.why", tooltip="Show why the last answer is as it is, or hide it"),
         Binding("g", "keep_exchange", "Good", id="chat.good", tooltip="Keep the last exchange as a history item"),
@@ -100,7 +99,7 @@ class ChatScreen(BaseScreen):
         super().__init__()
         self._user: str | None = None
         self._user_tasks: dict[str, int] = {}
-        self._prompt_task: str | None = None  # None: the text as typed
+        self._prompt_task: str | None = None  # None: a conversation
         self._mode: str | None = None
         self._chats: list[ChatSummary] = []
         self._words = ""  # what they were searched by
@@ -145,7 +144,10 @@ class ChatScreen(BaseScreen):
         if name != self._user:
             self._user, self._mode = name, None
             self.refresh_bindings()
-            self._prompt_task = likely_task(tuple(tasks or ()), self.mta_app.selected_task)
+            labelled = [task for task, labels in (tasks or {}).items() if labels]
+            only_labels = len(labelled) == len(tasks or {})
+            selected = self.mta_app.selected_task
+            self._prompt_task = likely_task(labelled, selected) if only_labels or selected in labelled else None
             await self._reset_chat()
             self.query_one("#search", Input).value = ""
             if name is not None:
@@ -425,15 +427,15 @@ class ChatScreen(BaseScreen):
         self.query_one("#turns").mount(Static(line_text(words), classes="source"))
 
     def _show_prompt_settings(self) -> None:
-        mode, how = self._mode or "most personal", self._prompt_task or NO_TASK_LABEL
+        mode, task = self._mode or "most personal", self._prompt_task
         parts = (Text("user "), line_text(self._user, "bold"), Text(" · model "), line_text(mode, "bold"))
-        labels = self._user_tasks.get(self._prompt_task or "", 0)
-        alone = ", each message by itself" if self._prompt_task is not None else ""
+        labels = self._user_tasks.get(task or "", 0)
+        how = Text("a conversation")
+        if task is not None:
+            how = Text.assemble("prompt ", line_text(task, "bold"), ", each message by itself")
         answers = f", answered with one of {labels} labels" if labels else ""
         change = " (t changes it)" if self._user_tasks else ""
-        self.query_one("#how", Static).update(
-            Text.assemble(*parts, Text(" · prompt "), line_text(how, "bold"), Text(alone + answers + change))
-        )
+        self.query_one("#how", Static).update(Text.assemble(*parts, Text(" · "), how, Text(answers + change)))
 
     def _show_status(self, words: str) -> None:
         self.query_one("#notes", Static).update(line_text(words))

@@ -95,6 +95,10 @@ def reason_lines(reasons: Mapping[str, Any]) -> Iterator[Text]:
 
     yield block_text(f"{reasons['step']}: {' + '.join(reasons['made_of'])}", "bold")
     yield block_text(source_line(AnswerSource(**reasons["source"]), reasons["task"]), "dim")
+    if among := reasons["chosen_among"]:
+        yield block_text(
+            f"Of {', '.join(among)}, the items of {reasons['task']} are nearest to the first message.", "dim"
+        )
     if "labels" in reasons:
         yield _head(f"Labels: {MEMORY_WORDS[reasons['memory']]}")
         yield from _label_lines(reasons["labels"], reasons["answer"], remembered=reasons["memory"] is not None)

@@ -35,7 +35,7 @@ def next_in_cycle(values: list[str | None], current: str | None) -> str | None:
 
 
 def likely_task(tasks: Sequence[str], selected: str | None) -> str | None:
-    """The task whose prompt suits a user best: the one that is shown, else the only one; None for the text as typed."""
+    """The task whose questions suit a user best: the selected one, else the only one but `free`; None without any."""
     own = [task for task in tasks if task != FREE_TASK]
     return selected if selected in own else own[0] if len(own) == 1 else None
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mta_cli.engine.scoring.log_likelihood import label_scores
-from mta_cli.engine.text.tasks import BUILTIN_TASKS
+from mta_cli.engine.text.tasks import BUILTIN_TASKS, MOVIE_TAGS
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.options import AnswerOptions
 from mta_cli.pipeline.chat.answer import (
@@ -19,11 +19,13 @@ from mta_cli.pipeline.chat.answer import (
     answer_limit,
     answer_question,
 )
+from mta_cli.pipeline.chat.conversation import Conversation
 from mta_cli.pipeline.chat.fit_prompt import MESSAGE_LIMIT, PromptTooLong, check_message
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.fuse import fuse_user
-from mta_cli.pipeline.user_weights import default_task
+from mta_cli.pipeline.user_weights import default_task, tasks_with_model
 from mta_cli.pipeline.users.removal import remove_user
+from store.records import NewItem, Recipe
 from store.registry import Registry
 from tests.pipeline.town import built, finish, fuse_request
 from tests.pipeline.world import World, asking, make_world, notes_of, result_of, text_of
@@ -145,6 +147,40 @@ def test_words_as_typed_still_use_the_personal_weights(labelled: World) -> None:
     assert default_task(labelled.reg, labelled.alice, None, "sha256:another base") == "lamp-2"
     result, _ = result_of(answer_question(labelled.reg, labelled.entry, "alice", "hello", asking()))
     assert result["source"]["mode"] == "adapted" and result["ended"] != "label"
+
+
+def test_a_user_with_several_tasks_speaks_as_in_the_texts_that_are_nearest(labelled: World) -> None:
+    reg, alice, base = labelled.reg, labelled.alice, labelled.entry.fingerprint
+    for name, words in (("lamp-4", "the meeting on monday"), ("lamp-5", "milk and bread")):
+        reg.items.append_items(alice.id, [NewItem("1", name, words, "yes")])
+        bank = reg.banks.get_or_create_bank(name=name, key=name, task=name, base=base, embedder="e", seed=0, config={})
+        reg.banks.mark_bank_ready(bank.id, 1, 1.0)
+        reg.recipes.save_recipe(Recipe(alice.id, name, bank.id, "uniform", (), 1))
+    assert set(tasks_with_model(reg, alice, base)) == {"lamp-4", "lamp-5", "lamp-2"}
+    for about, used in (("when is the meeting?", "lamp-4"), ("no bread at all", "lamp-5")):
+        assert default_task(reg, alice, None, base, about) == used
+        assert default_task(reg, alice, "lamp-2", base, about) == "lamp-2"
+    assert default_task(reg, alice, None, base, "xyzzy") == default_task(reg, alice, None, base) != "lamp-2"
+    talk = Conversation(ChatModel.load_for_user(reg, labelled.entry, alice, asking()), autosave=False)
+    assert "models of" in notes_of(list(talk.opening_notes()))
+    for text, used in (("the meeting on monday?", "lamp-4"), ("and milk and bread?", "lamp-4")):
+        list(talk.answer_message(text))
+        assert talk.model.task.name == used, "a conversation stays with the task that it began with"
+        assert talk.explain_last()["chosen_among"] == ["lamp-4", "lamp-5"]
+    list(talk.reset())
+    list(talk.answer_message("milk and bread?"))
+    assert talk.model.task.name == "lamp-5"
+    list(talk.switch_task("lamp-2"))
+    list(talk.answer_message("a film about space"))
+    assert talk.exchanges[-1].answer in MOVIE_TAGS and talk.explain_last()["chosen_among"] == []
+
+
+def test_a_turn_of_a_conversation_is_asked_as_the_task_asks(store_root: Path) -> None:
+    voiced = make_world(store_root, task="lamp-4")
+    model = ChatModel.load_for_user(voiced.reg, voiced.entry, voiced.alice, asking(history_items=0))
+    turns = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "1"}]
+    prompt = model.base.tokenizer.decode(model.fit_prompt([*turns, {"role": "user", "content": "two"}]).ids)
+    assert prompt.index("one\nMy headline") < prompt.index("two\nMy headline")
 
 
 def test_a_task_that_is_gone_is_used_only_by_name(labelled: World, monkeypatch: pytest.MonkeyPatch) -> None:

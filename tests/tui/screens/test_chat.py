@@ -93,7 +93,7 @@ def test_the_only_task_gives_the_prompt_and_says_how_it_is_answered(demo_store: 
             told = " ".join(screen_text(app).split())
             assert "prompt lamp-2, each message by itself, answered with one of 15 labels (t changes it)" in told
             await pilot.press("escape", "t")
-            assert "prompt as typed (t changes it)" in screen_text(app)
+            assert "a conversation (t changes it)" in screen_text(app)
 
     run(drive())
 

@@ -28,6 +28,7 @@ def reasons(**more: Any) -> dict[str, Any]:
         **known,
         "step": "adapted",
         "made_of": made_of,
+        "chosen_among": [],
         "history": [],
         "decoding": {"by": "likeliest label"},
         **more,
@@ -64,6 +65,11 @@ def test_without_memory_a_label_has_one_probability() -> None:
     assert any(line.rstrip() == "▸ go     50 %  ██████" for line in shown) and not any(
         "  0 own" in line for line in shown
     )
+
+
+def test_a_task_that_was_chosen_says_among_which() -> None:
+    said = "of mails, taste, the items of taste are nearest to the first message"
+    assert said in lines(chosen_among=["mails", "taste"]) and said not in lines()
 
 
 def test_history_is_listed_or_said_to_be_missing() -> None:
