@@ -220,7 +220,7 @@ def export_all(reg: Registry, entry: ModelEntry, user: User, task: str, root: Pa
 
     results = {}
     for form in FORMATS:
-        *_, done = export_user(reg, entry, user, task, root / form, ExportOptions(form))
+        *_, done = export_user(reg, entry, user, task, root / form, ExportOptions(form, examples=0))
         assert isinstance(done, JobResult)
         results[form] = done.result
     return results

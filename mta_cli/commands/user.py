@@ -332,7 +332,18 @@ ExportFormatOption = Annotated[
     typer.Option("--format", help="A LoRA for PEFT and vLLM, or as GGUF; or a whole model, as either."),
 ]
 ExportRankOption = Annotated[
-    int | None, typer.Option("--rank", min=1, help="Reduce to this rank; else exact, at the sum of all ranks.")
+    str,
+    typer.Option(
+        "--rank",
+        metavar="auto|exact|N",
+        help="Rank of a LoRA: the least that keeps the loss of the user's own answers, the sum of all ranks, or N.",
+    ),
+]
+ExportExamplesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--examples", min=0, max=20, help="Own items that go along, the newest; else as many as prompts show."
+    ),
 ]
 ExportTypeOption = Annotated[
     Literal["f16", "bf16", "q8_0"], typer.Option("--type", help="Number format of a whole GGUF's weights.")
@@ -360,7 +371,8 @@ def export(
     to: ExportFolderOption,
     task: TaskOption = None,
     form: ExportFormatOption = "peft",
-    rank: ExportRankOption = None,
+    rank: ExportRankOption = "auto",
+    examples: ExportExamplesOption = None,
     number_format: ExportTypeOption = "f16",
     base_name: ExportBaseNameOption = None,
     approximate: ApproximateOption = False,
@@ -382,7 +394,8 @@ def export(
     from mta_cli.pipeline.users.export_all_data import export_all_data
 
     context = app_context(ctx, flags, json=json)
-    given = {"--task": task, "--rank": rank, "--yes": yes or None, "--base-name": base_name}
+    given = {"--task": task, "--yes": yes or None, "--base-name": base_name, "--examples": examples}
+    given |= {"--rank": rank if rank != "auto" else None}
     given |= {"--format": form if form != "peft" else None, "--approximate": approximate or None}
     given |= {"--check": check or None}
     given |= {"--type": number_format if number_format != "f16" else None}
@@ -396,11 +409,24 @@ def export(
         known = reg.users.get(user)
         set_here = context.build_options(MachineOptions, PromptOptions)
         how = (set_here[MachineOptions], set_here[PromptOptions])
-        chosen = ExportOptions(form, rank, number_format, base_name, approximate, yes, check, *how)
+        chosen = ExportOptions(
+            form, _parse_rank(rank), examples, number_format, base_name, approximate, yes, check, *how
+        )
         task = resolve_user_task(reg, known, task)
         entry = base_model(context.options_on_base(reg, task, known))
         made = context.output.run_job_and_print(export_user(reg, entry, known, task, to, chosen), render_export)
         suggest_after_export(context, made)
+
+
+def _parse_rank(text: str) -> int | Literal["auto"] | None:
+    """The rank of `--rank`; None is exact. Raises UsageError for anything else."""
+    if text == "auto":
+        return "auto"
+    if text == "exact":
+        return None
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise UsageError(f"--rank {text!r:.40} is not a rank.", hint="--rank auto, exact or a number from 1 on")
+    return int(text)
 
 
 def _user_cells(user: UserSummary) -> list[object]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.pipeline.personalize import export_check
+from mta_cli.pipeline.personalize.export_check import ExportCheck
 from mta_cli.pipeline.training import estimate
 from store.registry import Registry
 from tests.pipeline import town
@@ -64,20 +64,20 @@ def test_from_bank_to_export(peopled: Path, tmp_path: Path, monkeypatch: pytest.
     mta_ok("user", "export", "ida", "--to", tmp_path / "ida")
     assert (tmp_path / "ida" / "adapter_model.safetensors").is_file()
 
-    asked = list[tuple[str, int]]()
-    count = export_check.count_changed_answers
-    monkeypatch.setattr(
-        export_check,
-        "count_changed_answers",
-        lambda *given: (asked.append((given[-2].max_memory, given[-1])), count(*given))[1],
-    )
+    asked, count = list[tuple[str | None, int]](), ExportCheck.count_changed_answers
+
+    def watch(self: ExportCheck, *given: Any) -> tuple[int, int]:
+        asked.append((self.machine.max_memory, self.history_items))
+        return count(self, *given)
+
+    monkeypatch.setattr(ExportCheck, "count_changed_answers", watch)
     monkeypatch.setenv("MTA_MACHINE_MAX_MEMORY", "900MB")
     monkeypatch.setenv("MTA_PROMPT_HISTORY_ITEMS", "1")
     mta_ok("user", "export", "ida", "--to", tmp_path / "checked", "--check")
     assert asked == [("900MB", 1)]
 
 
-def test_a_recipe_by_similarity_and_an_export_load_no_model(peopled: Path, tmp_path: Path) -> None:
+def test_a_recipe_by_similarity_and_an_exact_export_load_no_model(peopled: Path, tmp_path: Path) -> None:
     """Profiles that are known and adapters that are files need torch for the sums, and nothing that runs a model.
 
     An export's README says which messages the base was trained with, so it reads the base's tokenizer.
@@ -88,7 +88,7 @@ def test_a_recipe_by_similarity_and_an_export_load_no_model(peopled: Path, tmp_p
         "import sys\n"
         "from mta_cli.app import run_command_line\n"
         "fuse = ['user', 'fuse', 'ida', '--weights', 'similarity']\n"
-        f"export = ['user', 'export', 'ida', '--to', {str(tmp_path / 'out')!r}]\n"
+        f"export = ['user', 'export', 'ida', '--to', {str(tmp_path / 'out')!r}, '--rank', 'exact']\n"
         "heavy = {'transformers', 'peft', 'sentence_transformers', 'sklearn'}\n"
         "assert run_command_line(fuse) == 0 and 'torch' in sys.modules\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"

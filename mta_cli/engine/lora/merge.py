@@ -7,6 +7,7 @@ separately would add cross terms `B_i A_j` that are as large as the signal.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -60,6 +61,11 @@ def compress_to_rank(weights: LoraWeights, rank: int) -> LoraWeights:
         root = s[:rank].sqrt()
         factors[path] = ((root[:, None] * vh[:rank]) @ q_a.T, (q_b @ u[:, :rank]) * root)
     return LoraWeights(factors, weights.scale, weights.placement)
+
+
+def keep_main_directions(weights: LoraWeights, rank: int) -> LoraWeights:
+    """The nearest LoRA of `rank` to a result of `compress_to_rank`, whose first directions are the main ones."""
+    return replace(weights, factors={path: (a[:rank], b[:, :rank]) for path, (a, b) in weights.factors.items()})
 
 
 def average_factors(anchors: Sequence[LoraWeights], weights: Sequence[float]) -> LoraWeights | None:

@@ -93,10 +93,10 @@ class PromptBuilder:
             contents[place] = self._with_history(contents[place], shown, preface=n == 0)
         return self._encode(roles, contents)
 
-    def messages(self, words: str) -> list[dict[str, str]]:
-        """The messages that ask `words`, as the base's chat template gets them."""
+    def messages(self, words: str, history: Sequence[HistoryExample] = ()) -> list[dict[str, str]]:
+        """The messages that ask `words` with `history` before them, as the base's chat template gets them."""
         system = [] if self._system is None else [{"role": "system", "content": self._system}]
-        return [*system, {"role": "user", "content": self._with_history(words, ())}]
+        return [*system, {"role": "user", "content": self._with_history(words, history)}]
 
     def words_around_turns(self) -> tuple[str, str, str, str]:
         """The template's own words before the first question, before an answer that was given, before the next

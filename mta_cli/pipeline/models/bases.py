@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mta_cli.errors import NotFound
-from mta_cli.pipeline.models.catalog import PACKAGES
+from mta_cli.pipeline.models.catalog import PACKAGES, ModelPackage
 from mta_cli.pipeline.models.memory import CONTEXT_TOKENS, Shape
 
 # those that `engine/model/layer_spec.py` describes
@@ -166,11 +166,20 @@ def full_name(name: str) -> str:
 
 def weights_origin(fingerprint: str) -> str | None:
     """What the weights of an embedded base are that are not its repository's; None for any other model."""
-    package = next((one for one in PACKAGES.values() if one.gguf and one.fingerprint == fingerprint), None)
-    if package is None:
+    if (package := _embedded_package(fingerprint)) is None:
         return None
     repository = HUB_BASES[package.name].repository
     return f"the 4-bit file {package.gguf} turned back into bfloat16, not the weights of {repository} on the hub"
+
+
+def embedded_repository(fingerprint: str) -> str | None:
+    """The repository of the base from which an embedded base was made; None for any other model."""
+    package = _embedded_package(fingerprint)
+    return None if package is None else HUB_BASES[package.name].repository
+
+
+def _embedded_package(fingerprint: str) -> ModelPackage | None:
+    return next((one for one in PACKAGES.values() if one.gguf and one.fingerprint == fingerprint), None)
 
 
 def find_shape(name: str) -> HubBase:

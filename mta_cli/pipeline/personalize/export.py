@@ -1,4 +1,4 @@
-"""A user's model as a folder for other programs: task adapter, fusion and stack with their ranks concatenated.
+"""A user's model as a folder for other programs: task adapter, fusion and stack as one LoRA, and own examples.
 
 The folder is one LoRA or a whole model, for PEFT, vLLM, llama.cpp or Ollama. No name of a user is written.
 """
@@ -10,14 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mta_cli.engine.model.checkpoint_files import read_config, sha256_file
+from mta_cli.engine.text.prompts import HistoryExample
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note
 from mta_cli.options import MachineOptions, PromptOptions
 from mta_cli.pipeline.data.tasks import find_task
-from mta_cli.pipeline.personalize.export_card import MODELFILE, ExportCard
+from mta_cli.pipeline.personalize.export_card import EXAMPLES_FILE, MODELFILE, ExportCard
+from mta_cli.pipeline.personalize.export_check import ExportCheck
 from mta_cli.pipeline.personalize.export_formats import (
     CARD_FILE,
     LIST_FILE,
@@ -43,6 +45,7 @@ from mta_cli.pipeline.users.exported_folders import (
     resolve_export_folder,
     write_folder,
 )
+from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
@@ -52,19 +55,24 @@ if TYPE_CHECKING:
     from store.records import User
     from store.registry import Registry
 
-LARGE_BYTES, SMALL_RANK = 10_000_000, 8  # from this size on, an export is offered at this rank
+AUTO_RANKS = (4, 8, 16, 32, 64)
+MAX_AUTO_LOSS = 0.01  # nats a token: a smaller rank may add so much to the loss of the user's own answers
+LORA_FORMS = ("peft", "gguf-lora")
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How a model is exported. `rank` None is exact; `base_name` is what the base is called where it will run.
+    """How a model is exported. `base_name` is what the base is called where it will run.
 
-    `check` answers some of the user's questions before and after, and counts the answers that changed; `machine` and
-    `prompt` are for that.
+    `rank` None is exact; "auto" is, for forms that are a LoRA, the least one that adds at most `MAX_AUTO_LOSS` to the
+    loss of the user's own answers. `examples` are how many of the user's items go along; None: as many as prompts show.
+    `check` answers some of the user's questions before and after, and counts the answers that changed. `machine` and
+    `prompt` are for these measurements.
     """
 
     form: ExportFormat = "peft"
-    rank: int | None = None
+    rank: int | Literal["auto"] | None = None
+    examples: int | None = None
     number_format: str = "f16"
     base_name: str | None = None
     approximate: bool = False
@@ -89,12 +97,22 @@ def export_user(
     exact, source, notes = _weights_of_all_tokens(reg, base_entry, user, task, mode, options.approximate)
     if exact is None:
         raise NotFound(f"{user.name}'s model for {task} is the base itself: there is nothing to export.")
-    weights, lost = _compress_to_rank(exact, options.rank)
-    weights = pad_to_uniform_rank(weights)
-    checked = _check(reg, base_entry, user, task, mode, weights, options) if options.check else {}
-    if checked:
-        said = "{changed} of {asked} answers differ from those of the user's model, both greedy."
-        lost.append(said.format(**checked))
+    known_task, history_items = find_task(reg, task), options.prompt.history_items
+    check = ExportCheck(reg, base_entry, user, known_task, options.machine, history_items)
+    weights, lost = _compress_to_rank(exact, options, check)
+    weights, ours = pad_to_uniform_rank(weights), _user_loras(reg, base_entry, user, task, mode)
+    measured: dict[str, Any] = {}
+    if (options.approximate or weights.rank < exact.rank) and check.rows:
+        measured = {"heldout_model": check.loss(ours), "heldout_export": check.loss([weights])}
+        measured["heldout_answers"] = len(check.rows)
+        lost.append(
+            "Loss of the user's own answers: {heldout_model:.3f} nats a token with the user's model, "
+            "{heldout_export:.3f} with this one ({heldout_answers} answers).".format(**measured)
+        )
+    if options.check:
+        changed, asked = check.count_changed_answers(ours, weights)
+        measured |= {"changed": changed, "asked": asked}
+        lost.append(f"{changed} of {asked} answers differ from those of the user's model, both greedy.")
     if options.form == "peft":
         lost += peft_notes(weights, read_config(base_entry.path))
     for note in (notes := [*notes, *lost]):
@@ -102,15 +120,17 @@ def export_user(
     digest = content_digest(weights)
     about = _metadata(base_entry, task, source, digest)
     model = ExportedModel(weights, base_entry, options.base_name, options.number_format, about)
-    files = model.files(options.form) | _texts(base_entry, find_task(reg, task), weights.rank, options, notes)
+    count = history_items if options.examples is None else options.examples
+    newest = reversed(reg.items.recent_items(user.id, task, count))
+    examples = [HistoryExample(item.input, item.output) for item in newest]
+    yield Note(_what_goes_along(known_task, len(examples)))
+    files = model.files(options.form) | _texts(base_entry, known_task, weights.rank, options, notes, examples)
     known = _own_files(target, files)
     with record_export(reg, user, target, options.form):
         size = write_folder(target, files, "The export", list_file=LIST_FILE, listed=known)
         for name in known.keys() - files.keys():  # of an export in another form: a model that is no longer described
             (target / name).unlink(missing_ok=True)
     yield ArtifactSaved(f"{options.form} folder", str(target), f"rank {weights.rank}, {size / 1e6:.1f} MB")
-    if options.form in ("peft", "gguf-lora") and size > LARGE_BYTES and weights.rank > SMALL_RANK:
-        yield Note(f"--rank {SMALL_RANK} would make it about {size * SMALL_RANK / weights.rank / 1e6:.0f} MB.")
     yield JobResult(
         {
             "user": user.name,
@@ -120,10 +140,11 @@ def export_user(
             "format": options.form,
             "source": source.as_json(),
             "rank": weights.rank,
+            "examples": len(examples),
             "modules": len(weights.factors),
             "bytes": size,
             "digest": digest,
-            **checked,
+            **measured,
         }
     )
 
@@ -156,28 +177,28 @@ def _weights_of_all_tokens(
     return act_on_all_tokens(weights, late), source, [note]
 
 
-def _check(
-    reg: Registry,
-    entry: ModelEntry,
-    user: User,
-    task: str,
-    mode: str,
-    exported: LoraWeights,
-    options: ExportOptions,
-) -> dict[str, int]:
-    """How many answers to how many of the user's questions the exported weights change. Raises NotFound without any."""
-    from mta_cli.pipeline.personalize.export_check import count_changed_answers
-
+def _user_loras(reg: Registry, entry: ModelEntry, user: User, task: str, mode: str) -> list[LoraWeights]:
+    """The LoRAs of the user's model as it answers here, late parts included."""
     everywhere, late, _ = merge_by_placement(reg, entry.fingerprint, user, task, mode)
-    before = [part for part in (everywhere, late) if part is not None]
-    changed, asked = count_changed_answers(
-        reg, entry, user, find_task(reg, task), before, exported, options.machine, options.prompt.history_items
-    )
-    return {"changed": changed, "asked": asked}
+    return [part for part in (everywhere, late) if part is not None]
+
+
+def _what_goes_along(task: Task, examples: int) -> str:
+    """What the folder holds beside the weights, and what stays in the store."""
+    stays = "label memory stays here" if task.labels else "the other items stay here"
+    if not examples:
+        return f"No item of the user goes along; {stays}."
+    own = f"{pluralise(examples, 'item')} of the user {'goes' if examples == 1 else 'go'} along as they were written"
+    return f"{own} (--examples 0 leaves them out); {stays}."
 
 
 def _texts(
-    entry: ModelEntry, task: Task, rank: int, options: ExportOptions, notes: Sequence[str]
+    entry: ModelEntry,
+    task: Task,
+    rank: int,
+    options: ExportOptions,
+    notes: Sequence[str],
+    examples: Sequence[HistoryExample],
 ) -> dict[str, FileContent]:
     card = ExportCard(
         options.form,
@@ -188,9 +209,12 @@ def _texts(
         task,
         tuple(notes),
         base_revision(entry, options.base_name),
+        tuple(examples),
     )
     prompter = _prompter(entry, task)
     texts: dict[str, FileContent] = {CARD_FILE: card.readme(prompter)}
+    if examples:
+        texts[EXAMPLES_FILE] = card.examples_json(prompter)
     if options.form in ("gguf", "gguf-lora"):
         texts[MODELFILE] = card.modelfile(prompter)
     return texts
@@ -237,15 +261,37 @@ def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]
     return own
 
 
-def _compress_to_rank(weights: LoraWeights, rank: int | None) -> tuple[LoraWeights, list[str]]:
-    """The nearest weights of rank `rank`, where the rank is higher, and a sentence on how much is lost."""
+def _compress_to_rank(exact: LoraWeights, options: ExportOptions, check: ExportCheck) -> tuple[LoraWeights, list[str]]:
+    """The weights at the rank that was asked for, and a sentence on how much a smaller rank loses."""
     from mta_cli.engine.lora.merge import compress_to_rank
 
-    if rank is None or rank >= weights.rank:
-        return weights, []
-    small = compress_to_rank(weights, rank)
-    lost = 1 - (small.norm() / weights.norm()) ** 2 if weights.norm() else 0.0
-    return small, [f"Rank {weights.rank} was reduced to {rank}: {max(lost, 0.0):.1%} of the change's energy is lost."]
+    small, rank = exact, options.rank
+    if rank == "auto":
+        small = _least_rank(exact, check) if options.form in LORA_FORMS else exact
+    elif rank is not None and rank < exact.rank:
+        small = compress_to_rank(exact, rank)
+    if small.rank == exact.rank:
+        return exact, []
+    lost = 1 - (small.norm() / exact.norm()) ** 2 if exact.norm() else 0.0
+    return small, [
+        f"Rank {exact.rank} was reduced to {small.rank}: {max(lost, 0.0):.1%} of the change's energy is lost."
+    ]
+
+
+def _least_rank(exact: LoraWeights, check: ExportCheck) -> LoraWeights:
+    """The weights of the least rank of `AUTO_RANKS` whose loss is as that of `exact`, but for `MAX_AUTO_LOSS`.
+
+    They are `exact` where the user has no answer to measure by.
+    """
+    from mta_cli.engine.lora.merge import compress_to_rank, keep_main_directions
+
+    ranks = [rank for rank in AUTO_RANKS if rank < exact.rank]
+    if not ranks or not check.rows:
+        return exact
+    allowed = check.loss([exact]) + MAX_AUTO_LOSS
+    largest = compress_to_rank(exact, ranks[-1])
+    candidates = (keep_main_directions(largest, rank) for rank in ranks)
+    return next((one for one in candidates if check.loss([one]) <= allowed), exact)
 
 
 def pad_to_uniform_rank(weights: LoraWeights) -> LoraWeights:

@@ -8,12 +8,27 @@ from typing import TYPE_CHECKING
 
 from mta_cli.pipeline.models.bases import weights_origin
 from mta_cli.pipeline.personalize.export_formats import LORA_FILE, MODEL_FILE, ExportFormat
+from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
-    from mta_cli.engine.text.prompts import PromptBuilder
+    from mta_cli.engine.text.prompts import HistoryExample, PromptBuilder
     from mta_cli.engine.text.tasks import Task
 
-MODELFILE = "Modelfile"
+MODELFILE, EXAMPLES_FILE = "Modelfile", "examples.json"
+PROMPT_FUNCTION = """import json
+from pathlib import Path
+
+SYSTEM, PREFACE = {system}, {preface}
+HEADER = {header}
+PROMPT = {prompt}
+EXAMPLES = {examples}
+
+
+def messages(question):
+    \"\"\"The messages that ask a question: the user's own examples, then the question.\"\"\"
+    shown = "\\n".join([HEADER, *(item["shown"] for item in EXAMPLES)]) + "\\n\\n" if EXAMPLES else ""
+    return [*SYSTEM, {{"role": "user", "content": PREFACE + shown + PROMPT.replace("{{input}}", question)}}]
+"""
 TITLES = {
     "peft": "A LoRA of rank {rank} for {base}",
     "merged": "{base} with a LoRA of rank {rank} added to its weights",
@@ -49,7 +64,8 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what its --max-lora-rank 
 class ExportCard:
     """What the texts of an export say of it: `notes` is what was lost.
 
-    `loadable` is the base's name in commands, `revision` what was pulled of it from the hub.
+    `loadable` is the base's name in commands, `revision` what was pulled of it from the hub, `examples` the user's own
+    items that go along.
     """
 
     form: ExportFormat
@@ -60,16 +76,15 @@ class ExportCard:
     task: Task
     notes: tuple[str, ...] = ()
     revision: str | None = None
+    examples: tuple[HistoryExample, ...] = ()
 
     def readme(self, prompter: PromptBuilder) -> bytes:
         """How to run the model and how to ask it: the messages of mta's prompts, or their text without a template."""
-        messages = prompter.messages(self.task.prompt)
         template = prompter.tokenizer.chat_template
-        asked = messages if template else messages[-1]["content"] + "\n"
         how = (
             "under the base's own chat template with these messages"
             if template
-            else "with this text, here as a JSON string"
+            else "with the content of this message and a line break"
         )
         argument = f', revision="{self.revision}"' if self.revision else ""
         flag = f" --revision {self.revision}" if self.revision else ""
@@ -77,9 +92,11 @@ class ExportCard:
         file = LORA_FILE if self.form == "gguf-lora" else MODEL_FILE
         run = RUN[self.form].format(base=self.loadable, argument=argument, flag=flag, served_rank=served, file=file)
         origin = weights_origin(self.fingerprint)
-        folder = f"that `mta model path {self.base}` prints" if origin else f"or repository of {self.base}"
-        unknown = f"`BASE` is the folder {folder}." if self.loadable == "BASE" else ""
-        apart = f"The base is {origin}: this adapter does not belong to the hub's file of the same name."
+        unknown = f"`BASE` is the folder or repository of {self.base}." if self.loadable == "BASE" else ""
+        apart = (
+            f"The base is {origin}, so answers differ a little on the hub's file. For the same answers as in mta, load "
+            f"the folder that `mta model path {self.base}` prints."
+        )
         parts = [
             "---\nlibrary_name: peft\ntags: [lora]\n---\n" if self.form == "peft" else "",
             TITLES[self.form].format(rank=self.rank, base=self.base) + f", fingerprint `{self.fingerprint}`.",
@@ -87,18 +104,46 @@ class ExportCard:
             *self.notes,
             run.strip(),
             unknown if self.form == "peft" else "",
-            f"mta asks it {how}, `{{input}}` being the question:",
-            f"```json\n{json.dumps(asked, indent=2, ensure_ascii=False)}\n```",
-            "By default mta also shows the user's own items before the question, in training too. An export has none: "
-            "compare its answers with those of `mta ask --history-items 0 --memory off`.",
+            f"mta asks it {how}:",
+            f"```python\n{self._prompt_function(prompter)}```",
+            self._about_examples(),
         ]
         return ("\n\n".join(part for part in parts if part) + "\n").encode()
 
+    def _prompt_function(self, prompter: PromptBuilder) -> str:
+        """Python that makes the messages which ask a question, as mta does with the same examples."""
+        *system, asked = prompter.messages(self.task.prompt)
+        preface = asked["content"].removesuffix(self.task.prompt)
+        return PROMPT_FUNCTION.format(
+            system=repr(system),
+            preface=repr(preface),
+            header=repr(self.task.history_header),
+            prompt=repr(self.task.prompt),
+            examples=f'json.loads(Path("{EXAMPLES_FILE}").read_text(encoding="utf-8"))' if self.examples else "[]",
+        )
+
+    def _about_examples(self) -> str:
+        if not self.examples:
+            return (
+                "No item of the user is here. mta shows some before the question, so its answers may differ: compare "
+                "with `mta ask --history-items 0 --memory off`."
+            )
+        return (
+            f"`{EXAMPLES_FILE}` holds {pluralise(len(self.examples), 'item')} of the user, the newest. mta shows the "
+            "items that are nearest to a question."
+        )
+
+    def examples_json(self, prompter: PromptBuilder) -> bytes:
+        """The own items that go along: input, output, and how a prompt shows both."""
+        rows = [{"input": one.input, "output": one.output, "shown": prompter.render_item(one)} for one in self.examples]
+        return (json.dumps(rows, indent=2, ensure_ascii=False) + "\n").encode()
+
     def modelfile(self, prompter: PromptBuilder) -> bytes:
-        """A Modelfile: each message of a chat is asked as the task asks its questions."""
+        """A Modelfile: each message of a chat is asked as the task asks, with own examples before the first."""
         before, after, between, last = prompter.words_around_turns()
-        parts = prompter.messages(self.task.prompt)[-1]["content"].split("{input}")
-        asked = "{{ .Content }}".join(map(_literal, parts))
+        asked = "{{ .Content }}".join(map(_literal, self.task.prompt.split("{input}")))
+        content = prompter.messages(self.task.prompt, self.examples)[-1]["content"]
+        before += content.removesuffix(self.task.prompt)
         end = prompter.tokenizer.convert_ids_to_tokens(prompter.end_id)
         template = (
             f"{_literal(before)}{{{{ $open := false }}}}{{{{ range $n, $_ := .Messages }}}}"

@@ -1,8 +1,9 @@
-"""How many of a user's answers an export changes: greedy answers before and after, to the user's own questions."""
+"""What an export changes: the loss of a user's own answers and their model's greedy answers, before and after."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import NotFound
@@ -11,6 +12,8 @@ from mta_cli.pipeline.models.load import load_on_device
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.text.prompts import TrainingRow
     from mta_cli.engine.text.tasks import Task
     from mta_cli.options import MachineOptions
     from mta_cli.pipeline.models.manifest import ModelEntry
@@ -20,34 +23,62 @@ if TYPE_CHECKING:
 CHECKED_QUESTIONS = 20
 
 
-def count_changed_answers(
-    reg: Registry,
-    entry: ModelEntry,
-    user: User,
-    task: Task,
-    before: Sequence[LoraWeights],
-    after: LoraWeights,
-    machine: MachineOptions,
-    history_items: int,
-) -> tuple[int, int]:
-    """How many answers differ, and of how many: held-out questions first, then the newest items.
+class ExportCheck:
+    """A user's own questions with their answers: held-out ones first, then the newest items. The base is loaded once.
 
-    `before` are the LoRAs of the user's model, `after` the one that is exported. A prompt has at most `history_items`
-    of the user. Raises NotFound without a question.
+    A prompt shows at most `history_items` of the user's other items.
     """
-    from mta_cli.engine.generation.generate import generate_answers
-    from mta_cli.engine.generation.request import SamplingParams
 
-    queries = reg.items.queries(user.id, task.name, CHECKED_QUESTIONS)
-    items = reg.items.recent_items(user.id, task.name, CHECKED_QUESTIONS - len(queries))
-    if not queries and not items:
-        raise NotFound(f"{user.name} has no item for {task.name} to ask about.", hint="leave out --check")
-    base = load_on_device(entry, machine, reg=reg)
-    builder = PromptRowBuilder(reg, base, task, history_items)
-    prompts = [builder.query_prompt(query) for query in queries]
-    prompts += [list(row.input_ids[: row.answer_start]) for row in builder.training_rows(items)]
-    both = [
-        generate_answers(base, prompts, [tuple(loras)], [0] * len(prompts), SamplingParams(task.answer_tokens))
-        for loras in (before, (after,))
-    ]
-    return sum(ours != theirs for ours, theirs in zip(*both, strict=True)), len(prompts)
+    def __init__(
+        self,
+        reg: Registry,
+        entry: ModelEntry,
+        user: User,
+        task: Task,
+        machine: MachineOptions,
+        history_items: int,
+    ) -> None:
+        self.reg, self.entry, self.user, self.task = reg, entry, user, task
+        self.machine, self.history_items = machine, history_items
+
+    @cached_property
+    def base(self) -> LoadedBase:
+        """The base without any adapter."""
+        return load_on_device(self.entry, self.machine, reg=self.reg)
+
+    @cached_property
+    def rows(self) -> list[TrainingRow]:
+        """A row for each question, its answer behind the prompt."""
+        queries = self.reg.items.queries(self.user.id, self.task.name, CHECKED_QUESTIONS)
+        items = self.reg.items.recent_items(self.user.id, self.task.name, CHECKED_QUESTIONS - len(queries))
+        if not queries and not items:
+            return []
+        builder = PromptRowBuilder(self.reg, self.base, self.task, self.history_items)
+        return [*builder.query_rows(queries), *builder.training_rows(items)]
+
+    def loss(self, loras: Sequence[LoraWeights]) -> float:
+        """The loss of the user's own answers with these LoRAs on the base, in nats a token."""
+        from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
+        from mta_cli.engine.scoring.prefix_tree import PromptTree
+
+        rows = self.rows
+        trees = [PromptTree(row.input_ids[: row.answer_start], (row.input_ids[row.answer_start :],)) for row in rows]
+        asked = [(place, 0) for place in range(len(trees))]
+        found = completion_log_likelihoods(self.base, trees, [tuple(loras)], asked)
+        return -sum(value for (value,) in found) / sum(len(row.input_ids) - row.answer_start for row in rows)
+
+    def count_changed_answers(self, before: Sequence[LoraWeights], after: LoraWeights) -> tuple[int, int]:
+        """How many greedy answers of `before` and `after` differ, and of how many. Raises NotFound without any."""
+        from mta_cli.engine.generation.generate import generate_answers
+        from mta_cli.engine.generation.request import SamplingParams
+
+        if not self.rows:
+            raise NotFound(f"{self.user.name} has no item for {self.task.name} to ask about.", hint="leave out --check")
+        prompts = [list(row.input_ids[: row.answer_start]) for row in self.rows]
+        ours, theirs = (
+            generate_answers(
+                self.base, prompts, [tuple(loras)], [0] * len(prompts), SamplingParams(self.task.answer_tokens)
+            )
+            for loras in (before, (after,))
+        )
+        return sum(one != other for one, other in zip(ours, theirs, strict=True)), len(prompts)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mta_cli.errors import BadInput
+from mta_cli.pipeline.models.bases import embedded_repository
 from mta_cli.pipeline.models.manifest import MANIFEST, ModelEntry
 from mta_cli.pipeline.users.exported_folders import FileContent
 
@@ -152,12 +153,10 @@ def _read_weight_files(folder: Path) -> list[Path]:
 
 def peft_config(weights: LoraWeights, entry: ModelEntry, base_name: str | None = None) -> dict[str, Any]:
     """`adapter_config.json`: alpha equals the rank, so PEFT's scale is 1. Modules are named by their full paths."""
-    hub = _HUB.fullmatch(entry.name)
-    own_name = hub["repository"] if hub else str(entry.path)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name or own_name,
+        "base_model_name_or_path": base_name or base_repository(entry) or public_base_name(entry),
         "revision": base_revision(entry, base_name),
         "r": weights.rank,
         "lora_alpha": weights.rank,
@@ -184,8 +183,13 @@ def peft_notes(weights: LoraWeights, config: Mapping[str, Any]) -> list[str]:
 
 def loadable_base_name(entry: ModelEntry, base_name: str | None) -> str:
     """What a command can load the base by, elsewhere; `BASE` where that is not known here."""
+    return base_name or base_repository(entry) or "BASE"
+
+
+def base_repository(entry: ModelEntry) -> str | None:
+    """The base's repository on the hub, also of an embedded base; None where it has none that is known."""
     hub = _HUB.fullmatch(entry.name)
-    return base_name or (hub["repository"] if hub else "BASE")
+    return hub["repository"] if hub else embedded_repository(entry.fingerprint)
 
 
 def base_revision(entry: ModelEntry, base_name: str | None) -> str | None:

@@ -49,6 +49,7 @@ def test_the_result_describes_the_folder(world: World, tmp_path: Path) -> None:
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "examples.json",
         "mta-export.json",
     ]
     assert result["source"]["mode"] == "adapted" and result["rank"] == 2 + 3 + 4 + 2
@@ -64,7 +65,7 @@ def test_the_result_describes_the_folder(world: World, tmp_path: Path) -> None:
 
 def test_nobody_is_named(world: World, tmp_path: Path) -> None:
     list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "a"))
-    written = b"".join(path.read_bytes() for path in (tmp_path / "a").iterdir())
+    written = b"".join(path.read_bytes() for path in (tmp_path / "a").iterdir() if path.name != "examples.json")
     assert not any(name in written for name in (b"alice", b"dave", b"erin"))
 
 
@@ -246,6 +247,37 @@ def test_a_check_counts_the_answers_that_change(world: World, tmp_path: Path) ->
         assert any(isinstance(event, Note) and sentence in event.text for event in events)
         assert sentence in (tmp_path / name / "README.md").read_text()
     assert found["exact"] == (0, 4) and found["small"][0] > 0
+
+
+def test_the_least_rank_that_keeps_the_users_own_answers_is_chosen(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mta_cli.pipeline.personalize.export.AUTO_RANKS", (1, 3, 5, 8))
+    found = {}
+    for allowed in (-1.0, 0.001, 100.0):
+        monkeypatch.setattr("mta_cli.pipeline.personalize.export.MAX_AUTO_LOSS", allowed)
+        folder = tmp_path / str(allowed)
+        *events, done = export_user(world.reg, world.entry, world.alice, world.task, folder, ExportOptions(rank="auto"))
+        assert isinstance(done, JobResult)
+        found[allowed] = done.result
+        said = any(isinstance(event, Note) and "Loss of the user's own answers" in event.text for event in events)
+        assert said == ("heldout_export" in done.result) == (done.result["rank"] < 11)
+    ranks = [one["rank"] for one in found.values()]
+    assert ranks[0] == 11 and ranks[2] == 1 and ranks[1] in (1, 3, 5, 8)
+    close = found[0.001]
+    assert close["heldout_export"] <= close["heldout_model"] + 0.0011, "a smaller rank may even have less"
+
+
+def test_what_late_parts_lose_is_measured(store_root: Path, tmp_path: Path) -> None:
+    world = make_world(store_root, stacks="late")
+    *_, done = export_user(
+        world.reg, world.entry, world.alice, world.task, tmp_path / "a", ExportOptions(approximate=True)
+    )
+    assert isinstance(done, JobResult)
+    assert done.result["heldout_answers"] == 4
+    assert done.result["heldout_export"] != pytest.approx(done.result["heldout_model"], abs=1e-4)
+    assert f"{done.result['heldout_export']:.3f} with this one" in (tmp_path / "a" / "README.md").read_text()
+    world.reg.close()
 
 
 def test_a_check_needs_something_to_ask(world: World, tmp_path: Path) -> None:

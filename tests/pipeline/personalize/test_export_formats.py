@@ -20,20 +20,23 @@ from benchmarks import llamacpp
 from mta_cli.engine.lora.adapter import AdapterMerger, LoraWeights, merge_into_base
 from mta_cli.engine.model.gguf_writer import gguf_family, pair_rows, require_whole_gguf, write_lora_gguf
 from mta_cli.engine.model.load import load_base, load_tokenizer
-from mta_cli.engine.text.prompts import PromptBuilder
+from mta_cli.engine.text.prompts import HistoryExample, PromptBuilder
 from mta_cli.engine.text.tasks import Task
 from mta_cli.errors import BadInput
 from mta_cli.events import JobResult, Note
+from mta_cli.options import AnswerOptions
+from mta_cli.pipeline.chat.answer import ChatModel, answer_question
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.models.catalog import SMOLLM2
 from mta_cli.pipeline.personalize.export import ExportOptions, export_user, pad_to_uniform_rank
 from mta_cli.pipeline.personalize.export_card import ExportCard
-from mta_cli.pipeline.personalize.export_formats import FORMATS, ExportedModel, ExportFormat, peft_notes
+from mta_cli.pipeline.personalize.export_formats import FORMATS, ExportedModel, ExportFormat, peft_config, peft_notes
 from mta_cli.pipeline.user_weights import merge_user_weights
 from tests.engine.families import EXACT, REFUSED, model
 from tests.engine.lora_cases import random_lora
 from tests.network import allow_hosts
-from tests.pipeline.world import World, make_world
+from tests.ollama_template import render, template_of
+from tests.pipeline.world import World, asking, make_world, result_of
 
 PEFT_BASES = {
     **EXACT,
@@ -139,6 +142,64 @@ def test_rows_in_pairs_are_those_that_reading_puts_back() -> None:
     )
 
 
+@pytest.mark.parametrize(("task", "examples"), [("free", 2), ("free", 0), ("lamp-4", 3)])
+def test_a_modelfile_and_the_readmes_function_make_mtas_prompt(
+    store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, examples: int
+) -> None:
+    world = make_world(store_root, task=task)
+    result = exported(world, tmp_path / "g", form="gguf-lora", examples=examples)
+    assert result["examples"] == examples and (tmp_path / "g" / "examples.json").exists() == bool(examples)
+    model = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking(history_items=examples))
+    question = "xyzzy?"  # nothing of hers matches it, so that the newest items are shown
+    ids = model.fit_prompt([{"role": "user", "content": question}]).ids
+    text = render(template_of((tmp_path / "g" / "Modelfile").read_text()), [{"role": "user", "content": question}])
+    tokenizer = model.base.tokenizer
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
+    monkeypatch.chdir(tmp_path / "g")
+    messages = readme_messages(tmp_path / "g" / "README.md", question)
+    assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == ids
+    world.reg.close()
+
+
+def test_a_modelfiles_chat_goes_on_as_mtas_does(world: World, tmp_path: Path) -> None:
+    exported(world, tmp_path / "g", form="gguf-lora", examples=1)
+    turns = [("user", "one"), ("assistant", "1"), ("user", "xyzzy")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    text = render(template_of((tmp_path / "g" / "Modelfile").read_text()), messages)
+    shown = [
+        HistoryExample(item.input, item.output) for item in world.reg.items.recent_items(world.alice.id, "free", 1)
+    ]
+    asks = prompter(world, find_task(world.reg, world.task))
+    assert asks.tokenizer(text, add_special_tokens=False)["input_ids"] == asks.chat_ids(messages, [shown])
+
+
+def test_peft_answers_the_readmes_prompt_as_mta_does(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    exported(world, tmp_path / "p", examples=2)
+    monkeypatch.chdir(tmp_path / "p")
+    limits = {"answer": AnswerOptions(max_tokens=6, repetition_penalty=1.0), "history_items": 2}
+    expected, _ = result_of(answer_question(world.reg, world.entry, "alice", "xyzzy?", asking(**limits)))
+    tokenizer = load_tokenizer(world.entry.path)
+    messages = readme_messages(Path("README.md"), "xyzzy?")
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, return_tensors="pt")
+    plain = AutoModelForCausalLM.from_pretrained(world.entry.path, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(plain, tmp_path / "p")
+    found = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)
+    assert tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True) == expected["text"]
+
+
+def readme_messages(readme: Path, question: str) -> Any:
+    """What the function in an export's README makes of a question."""
+    (code,) = [part.partition("```")[0] for part in readme.read_text().split("```python\n") if "def messages" in part]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return names["messages"](question)
+
+
 def test_a_modelfile_asks_as_the_task_does(world: World, tmp_path: Path) -> None:
     exported(world, tmp_path / "g", form="gguf-lora", base_name="smol:135m")
     text = (tmp_path / "g" / "Modelfile").read_text()
@@ -167,13 +228,14 @@ def test_a_modelfile_fills_every_place_of_the_question(world: World) -> None:
     assert "Read {{ .Content }}\nAgain: {{ .Content }}\nAnswer:" in text and "{input}" not in text
 
 
-def test_a_base_without_template_is_asked_with_the_plain_text(world: World) -> None:
+def test_a_base_without_template_is_asked_with_the_plain_text(world: World, tmp_path: Path) -> None:
     task = replace(find_task(world.reg, world.task), prompt="Note: {input}\nMine:")
     asks = prompter(world, task, has_template=False)
     card = ExportCard("peft", "tiny", "tiny", "sha256:tiny", 1, task).readme(asks).decode()
-    text = "Note: x\nMine:\n"
-    assert asks.tokenizer.decode(asks.prompt_ids("x")) == text
-    assert json.dumps(text).replace("x", "{input}") in card and "chat template" not in card
+    (tmp_path / "README.md").write_text(card)
+    ((asked),) = readme_messages(tmp_path / "README.md", "x")
+    assert asked["content"] + "\n" == asks.tokenizer.decode(asks.prompt_ids("x")) == "Note: x\nMine:\n"
+    assert "chat template" not in card and "a line break" in card
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -181,10 +243,15 @@ def test_an_adapter_of_the_embedded_base_says_that_it_is_not_the_hubs(world: Wor
     task = find_task(world.reg, world.task)
     cards = [ExportCard(form, SMOLLM2.name, "BASE", of, 1, task) for of in (SMOLLM2.fingerprint, "sha256:tiny")]
     embedded, other = (card.readme(prompter(world, task)).decode() for card in cards)
-    said = "does not belong to the hub's file of the same name"
+    said = "the folder that `mta model path smollm2-135m-instruct` prints"
     assert (said in embedded) == (form in ("peft", "gguf-lora")) and said not in other
-    assert ("folder that `mta model path smollm2-135m-instruct` prints" in embedded) == (form == "peft")
     assert ("folder or repository of" in other) == (form == "peft")
+
+
+def test_an_adapter_names_no_folder_of_this_machine(world: World, tmp_path: Path) -> None:
+    embedded = replace(world.entry, fingerprint=SMOLLM2.fingerprint)
+    names = [peft_config(exact(world), entry)["base_model_name_or_path"] for entry in (world.entry, embedded)]
+    assert names == ["tiny", "HuggingFaceTB/SmolLM2-135M-Instruct"]
 
 
 def test_another_form_takes_the_place_of_the_one_before(world: World, tmp_path: Path) -> None:
@@ -194,7 +261,7 @@ def test_another_form_takes_the_place_of_the_one_before(world: World, tmp_path: 
     (place / "notes.txt").write_text("mine")
     exported(world, place, form="gguf-lora", replace=True)
     kinds = {path.name for path in place.iterdir()}
-    assert kinds == {"README.md", "Modelfile", "adapter.gguf", "mta-export.json", "notes.txt"}
+    assert kinds == {"README.md", "Modelfile", "adapter.gguf", "examples.json", "mta-export.json", "notes.txt"}
     exported(world, place, form="peft", replace=True)
     assert "adapter.gguf" not in {path.name for path in place.iterdir()} and (place / "notes.txt").exists()
 
@@ -221,16 +288,16 @@ def test_every_form_names_nobody_and_is_replaced_by_its_own_kind_alone(
     if form == "gguf":
         monkeypatch.setattr("mta_cli.engine.model.gguf_writer._pre_tokenizer_name", lambda raw: "smollm")
     place = tmp_path / "x"
-    first = exported(world, place, form=form)
+    first = exported(world, place, form=form, examples=0)
     assert first["format"] == form and first["bytes"] > 0
     written = {path.name: path.read_bytes() for path in place.iterdir()}
     assert not any(name in content for name in (b"alice", b"dave", b"erin") for content in written.values())
-    exported(world, place, form=form, replace=True)
+    exported(world, place, form=form, replace=True, examples=0)
     assert {path.name: path.read_bytes() for path in place.iterdir()} == written, "the same bytes"
     changed = sorted(name for name in written if name.endswith((".gguf", ".safetensors")))[0]
     (place / changed).write_bytes(b"mine")
     with pytest.raises(BadInput, match="not as an export"):
-        exported(world, place, form=form, replace=True)
+        exported(world, place, form=form, replace=True, examples=0)
     assert (place / changed).read_bytes() == b"mine"
 
 
