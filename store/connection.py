@@ -372,7 +372,7 @@ def _fault_of(action: Callable[[], None]) -> MtaError | None:
     except MtaError as error:
         before = "end it or let it end" if isinstance(error, StoreBusy) else "mend that"
         owed = type(error)(
-            f"The change is done, but removed bytes stay on the disk for now. {error.message}",
+            f"The change is done, but removed bytes stay on the disk for now. {error}",
             hint=f"{before}, then run any mta command: it removes them",
         )
         owed.__cause__ = error

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mta_cli.errors import BadInput, IntegrityFault, MtaError, did_you_mean
+from mta_cli.errors import BadInput, IntegrityFault, MtaError, Words, did_you_mean
 from store.held_files import HeldFile, is_held, remove_abandoned
 
 MIN_ORPHAN_AGE_SECONDS = 3600
@@ -30,7 +30,7 @@ _TEMPORARY_GLOB = ".*.tmp"
 _RESTORE_HINT = "mta restore FILE brings back a backup; else remove what uses the file and build it again"
 
 
-def missing_file_hint(path: Path, otherwise: str | None = None) -> str | None:
+def missing_file_hint(path: Path, otherwise: Words | None = None) -> Words | None:
     """The files beside a missing one whose names are nearest, as a hint; `otherwise` where there are none."""
     try:
         with os.scandir(path.parent) as entries:

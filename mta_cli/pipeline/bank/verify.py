@@ -63,7 +63,7 @@ def verify_bank(reg: Registry, name: str, version: int | None = None) -> dict[st
         try:
             load_weights(reg, digest, bank.base).cast_for_storage()
         except IntegrityFault as error:
-            faults.append(error.message)
+            faults.append(str(error))
     if faults:
         raise IntegrityFault(
             f"Bank {bank.name} v{bank.version} is not whole: " + "; ".join(faults),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from mta_cli.engine.text.labels import find_label
-from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.errors import BadInput, NotFound, UsageError, worded
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.detect import is_clearly_known, read_sample, require_format
@@ -95,8 +95,8 @@ class ParsedFile:
                 self.tasks[name] = find(name)
             except NotFound as error:
                 self.unknown_tasks.add(name)
-                hint = f" ({error.hint})" if error.hint else ""
-                self.findings.add_fault(record.location, f"{error.message}{hint}", "task", of_record=False)
+                hint = f" ({worded(error.hint)})" if error.hint else ""
+                self.findings.add_fault(record.location, f"{error}{hint}", "task", of_record=False)
                 return
         task = self.tasks[name]
         asked = task.learning_prompt is None or record.held_out  # else history items differ in kind from queries

@@ -176,7 +176,7 @@ def _entry_or_fault(place: Path, manifest: dict[str, Any]) -> ModelEntry:
     except MtaError as error:
         path = Path(manifest.get("folder", place))
         return ModelEntry(
-            manifest["name"], manifest.get("kind", "?"), path, manifest.get("fingerprint", ""), {"fault": error.message}
+            manifest["name"], manifest.get("kind", "?"), path, manifest.get("fingerprint", ""), {"fault": str(error)}
         )
 
 
