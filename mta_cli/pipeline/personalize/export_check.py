@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mta_cli.errors import NotFound
+from mta_cli.errors import Flag, NotFound
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.models.load import load_on_device
 
@@ -41,7 +41,7 @@ def count_changed_answers(
     queries = reg.items.queries(user.id, task.name, CHECKED_QUESTIONS)
     items = reg.items.recent_items(user.id, task.name, CHECKED_QUESTIONS - len(queries))
     if not queries and not items:
-        raise NotFound(f"{user.name} has no item for {task.name} to ask about.", hint="leave out --check")
+        raise NotFound(f"{user.name} has no item for {task.name} to ask about.", hint=("leave out ", Flag("check")))
     base = load_on_device(entry, machine, reg=reg)
     builder = PromptRowBuilder(reg, base, task, history_items)
     prompts = [builder.query_prompt(query) for query in queries]
