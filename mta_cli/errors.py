@@ -1,19 +1,78 @@
-"""The errors of this program, in words for the user at the terminal. Imports nothing; knows no streams or colours."""
+"""The errors of this program. They carry the commands and flags they name as values, which each surface words.
+
+Imports nothing of ours; knows no streams, colours or forms.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class Flag:
+    """An option by the name of its field: `Flag("dtype", "bfloat16")` is `--dtype bfloat16` on the command line."""
+
+    name: str
+    value: str | int | None = None
+
+    def __str__(self) -> str:
+        flag = f"-{self.name}" if len(self.name) == 1 else f"--{self.name.replace('_', '-')}"
+        return flag if self.value is None else f"{flag} {shlex.quote(str(self.value))}"
+
+
+@dataclass(frozen=True, init=False)
+class Command:
+    """A command of ours: `Command("bank show", "films", bank_version=2)` is `mta bank show films --bank-version 2`.
+
+    A flag that is None is left out; one that is True has no value.
+    """
+
+    path: str
+    words: tuple[str, ...]
+    flags: tuple[Flag, ...]
+
+    def __init__(self, path: str, *words: str, **flags: str | int | None) -> None:
+        given = {name: value for name, value in flags.items() if value is not None}
+        worded_flags = tuple(Flag(name, None if value is True else value) for name, value in given.items())
+        self.__dict__.update(path=path, words=words, flags=worded_flags)  # the class is frozen
+
+    def __str__(self) -> str:
+        return self.line("mta")
+
+    def line(self, program: str) -> str:
+        """The command line, as the shell takes it; `program` is its beginning, `mta` and flags of every command."""
+        return " ".join([program, self.path, *map(shlex.quote, self.words), *map(str, self.flags)])
+
+
+Words: TypeAlias = "str | Command | Flag | tuple[Words, ...]"
+"""A text, with the commands and flags it names as values."""
+
+
+def worded(words: Words, word: Callable[[Command | Flag], str] = str) -> str:
+    """The text. `word` says how a command or flag is called; by default as on the command line."""
+    if isinstance(words, tuple):
+        return "".join(worded(part, word) for part in words)
+    return words if isinstance(words, str) else word(words)
 
 
 class MtaError(Exception):
-    """A failure that is explained in one line: what happened (with the values), and a hint on what to do."""
+    """A failure that is explained in one line: what happened (with the values), and a hint on what to do.
+
+    Its string is the message in the words of the command line.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: Words, *, hint: Words | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __str__(self) -> str:
+        return worded(self.message)
 
 
 class UsageError(MtaError):
@@ -33,7 +92,7 @@ class BadInput(MtaError):
 
     exit_code = 4
 
-    def __init__(self, message: str, *, hint: str | None = None, faults: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: Words, *, hint: Words | None = None, faults: tuple[str, ...] = ()) -> None:
         super().__init__(message, hint=hint)
         self.faults = faults
 
@@ -62,7 +121,7 @@ class Interrupted(MtaError):
     exit_code = 130
 
 
-def did_you_mean(near: Sequence[str], otherwise: str) -> str:
+def did_you_mean(near: Sequence[str], otherwise: Words) -> Words:
     """The hint at a name that is not known: the nearest names, or `otherwise` where there are none."""
     if not near:
         return otherwise

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
-from mta_cli.errors import BadInput, IntegrityFault, NotFound, StoreBusy
+from mta_cli.errors import BadInput, Command, IntegrityFault, NotFound, StoreBusy
 from store.columns import utc_now
 from store.files import (
     disk_fault,
@@ -149,7 +149,7 @@ def unpack_backup(path: Path, root: Path, *, has_old: bool) -> Generator[str, No
             if not (root / DATABASE_NAME).exists():
                 raise _damaged(path, "it has no database")
     except FileNotFoundError as error:
-        hint = missing_file_hint(path, "mta backup FILE makes one")
+        hint = missing_file_hint(path, (Command("backup", "FILE"), " makes one"))
         raise NotFound(f"There is no file {path}.", hint=hint) from error
     except OSError as error:
         raise disk_fault(path, error, "unpacked") from error
@@ -178,7 +178,7 @@ def _read_manifest(path: Path, file: IO[bytes], headers: Iterator[tuple[str, int
     except IntegrityFault:
         name, size = "", 0
     if name != MANIFEST_NAME:
-        raise BadInput(f"{path} is no backup.", hint="mta backup FILE makes one")
+        raise BadInput(f"{path} is no backup.", hint=(Command("backup", "FILE"), " makes one"))
     if size > MAX_MANIFEST_BYTES:
         raise _damaged(path, "its manifest is too large")
     try:

@@ -7,7 +7,7 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
-from mta_cli.errors import IntegrityFault
+from mta_cli.errors import Command, IntegrityFault
 
 
 def utc_now() -> str:
@@ -26,7 +26,7 @@ def load_json_columns(row: dict[str, Any], *columns: str) -> dict[str, Any]:
         return row | {name: None if row[name] is None else json.loads(row[name]) for name in columns}
     except ValueError as error:
         raise IntegrityFault(
-            "A record of the store is damaged.", hint="mta restore FILE brings back a backup"
+            "A record of the store is damaged.", hint=(Command("restore", "FILE"), " brings back a backup")
         ) from error
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
+from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, MtaError, NotFound, StoreBusy
 from store.database_copy import copy_database, save_before_migration
 from store.process_lock import process_lock
 from store.schema import SCHEMA_VERSION, known_schema_version, schema_version
@@ -76,7 +76,7 @@ class Connection:
                 if is_copy:
                     raise BadInput(
                         f"The store at {root} is a copy of a snapshot of an older mta.",
-                        hint="mta pull, from a snapshot of this version",
+                        hint=(Command("pull"), ", from a snapshot of this version"),
                     )
                 if not writable:
                     raise _unwritable_error(root)
@@ -99,7 +99,7 @@ class Connection:
         if _file_identity(self.root) != self._identity:
             raise IntegrityFault(
                 f"The store at {self.root} was moved or replaced while it was open; nothing more was written.",
-                hint="run it again, with the place of the store (--store DIR)",
+                hint=("run it again, with the place of the store (", Flag("store", "DIR"), ")"),
             )
 
     @property
@@ -264,12 +264,12 @@ def _ensure_database_file(root: Path, path: Path, *, create: bool) -> None:
         if path.is_file():
             return
         if not create:
-            raise NotFound(f"There is no store at {root}.", hint="mta init")
+            raise NotFound(f"There is no store at {root}.", hint=Command("init"))
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)  # users' texts: only the owner may read them, whatever the folder allows
     except OSError as error:
         raise BadInput(
-            f"A store cannot be used at {root}: {error.strerror}.", hint="choose another --store DIR"
+            f"A store cannot be used at {root}: {error.strerror}.", hint=("choose another ", Flag("store", "DIR"))
         ) from error
 
 
@@ -309,7 +309,8 @@ def _open_current(root: Path, timeout: float, writable: bool, *, create: bool) -
         found = known_schema_version(root, conn)
         if found == 0 and not create:
             raise IntegrityFault(
-                f"The store at {root} is empty.", hint="mta restore FILE brings back a backup; mta init begins anew"
+                f"The store at {root} is empty.",
+                hint=(Command("restore", "FILE"), " brings back a backup; ", Command("init"), " begins anew"),
             )
         if writable and found == SCHEMA_VERSION:
             with contextlib.suppress(sqlite3.OperationalError):  # in use: a later opening does it
@@ -372,7 +373,7 @@ def _fault_of(action: Callable[[], None]) -> MtaError | None:
     except MtaError as error:
         before = "end it or let it end" if isinstance(error, StoreBusy) else "mend that"
         owed = type(error)(
-            f"The change is done, but removed bytes stay on the disk for now. {error.message}",
+            ("The change is done, but removed bytes stay on the disk for now. ", error.message),
             hint=f"{before}, then run any mta command: it removes them",
         )
         owed.__cause__ = error
@@ -384,7 +385,12 @@ def _unwritable_error(root: Path) -> BadInput:
     if is_pulled_copy(root):
         return BadInput(
             f"The store at {root} is a copy of a snapshot and is only read.",
-            hint="change the store that the snapshot is made from, then mta snapshot and mta pull",
+            hint=(
+                "change the store that the snapshot is made from, then ",
+                Command("snapshot"),
+                " and ",
+                Command("pull"),
+            ),
         )
     if _is_read_only(root):
         return BadInput(
@@ -422,7 +428,7 @@ def translate_sqlite_errors(root: Path, timeout: float) -> Iterator[None]:
     except UnicodeDecodeError as error:  # SQLite's message about a name in the database
         raise IntegrityFault(
             f"The store at {root} is damaged: its tables have names that are no text.",
-            hint="mta restore FILE brings back a backup",
+            hint=(Command("restore", "FILE"), " brings back a backup"),
         ) from error
     except MemoryError as error:
         raise BadInput(
@@ -452,16 +458,16 @@ def _to_mta_error(root: Path, timeout: float, error: sqlite3.Error) -> MtaError:
         )
     if name.startswith("SQLITE_IOERR"):
         return IntegrityFault(
-            f"The disk failed under the store at {root}: {error}.", hint="check the disk, then mta doctor"
+            f"The disk failed under the store at {root}: {error}.", hint=("check the disk, then ", Command("doctor"))
         )
     if name.startswith("SQLITE_CONSTRAINT"):
         return IntegrityFault(
-            f"What was to be stored does not fit what the store at {root} holds: {error}.", hint="mta doctor"
+            f"What was to be stored does not fit what the store at {root} holds: {error}.", hint=Command("doctor")
         )
     if name.startswith("SQLITE_TOOBIG"):
         return BadInput("A text is too long to be stored.")
     said = str(error).partition(" with text ")[0]  # keep the message, drop the damaged text
     return IntegrityFault(
         f"The store at {root} cannot be used: {said}.",
-        hint="mta doctor says what is damaged; mta restore FILE brings back a backup",
+        hint=(Command("doctor"), " says what is damaged; ", Command("restore", "FILE"), " brings back a backup"),
     )

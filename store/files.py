@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mta_cli.errors import BadInput, IntegrityFault, MtaError, did_you_mean
+from mta_cli.errors import BadInput, Command, IntegrityFault, MtaError, Words, did_you_mean
 from store.held_files import HeldFile, is_held, remove_abandoned
 
 MIN_ORPHAN_AGE_SECONDS = 3600
@@ -27,10 +27,13 @@ _SUFFIX = ".safetensors"
 _DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY_NAME_PATTERN = re.compile(r"\.mta-[0-9a-f]+(?:-([0-9a-f]+))?\.tmp")
 _TEMPORARY_GLOB = ".*.tmp"
-_RESTORE_HINT = "mta restore FILE brings back a backup; else remove what uses the file and build it again"
+_RESTORE_HINT: Words = (
+    Command("restore", "FILE"),
+    " brings back a backup; else remove what uses the file and build it again",
+)
 
 
-def missing_file_hint(path: Path, otherwise: str | None = None) -> str | None:
+def missing_file_hint(path: Path, otherwise: Words | None = None) -> Words | None:
     """The files beside a missing one whose names are nearest, as a hint; `otherwise` where there are none."""
     try:
         with os.scandir(path.parent) as entries:

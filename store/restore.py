@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mta_cli.errors import BadInput, IntegrityFault, MtaError, StoreBusy
+from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, MtaError, StoreBusy
 from store.backup import Manifest, unpack_backup
 from store.connection import is_pulled_copy, translate_sqlite_errors
 from store.files import AdapterFiles, disk_fault, hold_temporary, sync_file, sync_folder
@@ -128,7 +128,7 @@ def stage_restore(root: Path, timeout: float) -> Iterator[StagedRestore]:
     Raises BadInput where the store is a pulled copy of a snapshot.
     """
     if is_pulled_copy(root):
-        raise BadInput(f"The store at {root} is a copy of a snapshot.", hint="choose another --store DIR")
+        raise BadInput(f"The store at {root} is a copy of a snapshot.", hint=("choose another ", Flag("store", "DIR")))
     with stage_folder(root) as staged:
         yield StagedRestore(root, staged, timeout)
 
@@ -194,7 +194,7 @@ def _raise_unless_damaged(root: Path, error: Exception) -> None:
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         raise StoreBusy(
-            "Another process has the store open.", hint="end it (also mta tui), then run this again"
+            "Another process has the store open.", hint=("end it (also ", Command("tui"), "), then run this again")
         ) from error
     if name.startswith(("SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY")):
         # Its list of forgotten users is there: to go on without it would bring them back.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from mta_cli.errors import IntegrityFault
+from mta_cli.errors import Flag, IntegrityFault
 
 APPLICATION_ID = 0x4D544131
 """SQLite's `application_id` of a store: "MTA1"."""
@@ -68,7 +68,7 @@ def known_schema_version(root: Path, conn: sqlite3.Connection) -> int:
     foreign = conn.execute("SELECT count(*) FROM sqlite_master WHERE name NOT GLOB '*sqlite_*'").fetchone()[0]
     if not ours and (found or foreign):
         raise IntegrityFault(
-            f"{root / 'registry.db'} is a database of another program.", hint="choose another --store DIR"
+            f"{root / 'registry.db'} is a database of another program.", hint=("choose another ", Flag("store", "DIR"))
         )
     if 0 < found < OLDEST_SCHEMA:
         raise IntegrityFault(

@@ -79,7 +79,7 @@ def _build_examination(context: AppContext, deep: bool, names: bool, ray_address
         settings = tuple((line.name, line.value, line.origin) for line in lines)
         models, timeout, fault = context.model_options, context.settings.build_options(StoreOptions).timeout, None
     except MtaError as error:
-        settings, models, timeout, fault = (), ModelOptions(), StoreOptions().timeout, error.message
+        settings, models, timeout, fault = (), ModelOptions(), StoreOptions().timeout, str(error)
     return DoctorRequest(
         context.store_dir, models.base, models.embedder, settings, fault, timeout, deep, names, ray_address
     )

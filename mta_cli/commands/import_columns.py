@@ -69,7 +69,7 @@ def _ask_for_part(
             columns = replace(source.columns, **{part: chosen})
             unknown = columns.unknown_columns(sample.columns)
         except MtaError as error:
-            output.warn(error.message)
+            output.warn(str(error))
             continue
         if not unknown:
             return replace(source, columns=columns, guessed_time=part == "time" and not answer)

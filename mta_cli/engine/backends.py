@@ -23,7 +23,7 @@ from mta_cli.engine.scoring.prefix_cache_scoring import PrefixCacheScorer, pack_
 from mta_cli.engine.scoring.prefix_tree import PromptTree
 from mta_cli.engine.scoring.token_budget import TokenBudget
 from mta_cli.engine.scoring.tree_scorers import LlamaTreeScorer, ModuleTreeScorer, TreeScorer, group_frozen_loras
-from mta_cli.errors import UsageError
+from mta_cli.errors import Flag, UsageError
 
 UserLoras = tuple[LoraWeights, ...]
 PromptBatches = Generator[tuple[Sequence[int], DecodingBatch | ModuleBatch, Tensor], None, None]
@@ -113,7 +113,7 @@ class ModuleBackend:
             raise UsageError(
                 f"late parts need a base with a fast path; {self._base.name} ({self._base.model.config.model_type}) "
                 "has none.",
-                hint="--placement upper",
+                hint=Flag("placement", "upper"),
             )
 
     def tree_scorer(

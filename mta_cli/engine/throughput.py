@@ -23,7 +23,7 @@ from mta_cli.engine.model.load import LoadedBase, fresh_activation_cache
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
-from mta_cli.errors import IntegrityFault
+from mta_cli.errors import Flag, IntegrityFault
 from mta_cli.options import BankOptions
 
 ROW_TOKENS, ANSWER_TOKENS = 128, 16  # of a row of training, and of its answer
@@ -78,7 +78,9 @@ def train_tokens(base: LoadedBase, tokens: int, seed: int) -> Pieces:
     trainer = Trainer(base, members)
     for steps in trainer.train_steps():
         if trainer.failed:
-            raise IntegrityFault(f"training failed: {next(iter(trainer.failed.values()))}", hint="--dtype float32")
+            raise IntegrityFault(
+                f"training failed: {next(iter(trainer.failed.values()))}", hint=Flag("dtype", "float32")
+            )
         yield sum(step.tokens for step in steps.values())
 
 
@@ -105,7 +107,7 @@ def measure_adapting(base: LoadedBase, seconds: float, seed: int) -> Throughput:
             models = build_models(MTA, context, users, {})
         context.cache.clear()
         if any(model.failed for model in models):
-            raise IntegrityFault("a stack did not end in finite weights", hint="--dtype float32")
+            raise IntegrityFault("a stack did not end in finite weights", hint=Flag("dtype", "float32"))
         found = Throughput(size, time.perf_counter() - started)
         best = found if best is None else max(best, found, key=lambda one: one.rate)
         size = min(2 * size, MAX_USERS_PER_BATCH)

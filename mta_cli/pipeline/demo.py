@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, NotFound
+from mta_cli.errors import BadInput, Flag, NotFound
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine, forward_events
 from mta_cli.options import (
     AdaptOptions,
@@ -124,7 +124,7 @@ def require_demo_store(root: Path) -> None:
         return
     with Registry.open(root) as reg:
         if reg.users.names() and not reg.users.existing_names(SAMPLE_USERS):
-            raise BadInput(f"The store at {root} holds other users.", hint="name another place with --keep")
+            raise BadInput(f"The store at {root} holds other users.", hint=("name another place with ", Flag("keep")))
 
 
 def pull_missing_models(models: ModelOptions) -> Generator[Event, None, tuple[ModelEntry, ModelEntry]]:

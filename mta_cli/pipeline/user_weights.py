@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageError
+from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, NotFound, UsageError
 from mta_cli.pipeline.bases_in_use import base_flag, base_flags, base_name, base_names
 from mta_cli.pipeline.data.tasks import find_task, has_task
 from store.records import Anchor, AnchorWeight, Bank, Recipe, Stack, User
@@ -60,9 +60,9 @@ def current_bank(reg: Registry, task: str, base: str) -> Bank:
     if others := base_names(reg, task):
         raise NotFound(
             f"There is no bank for task {task} on this base; there is one on {', '.join(others)}.",
-            hint=f"{base_flags(others)}, or mta bank build --task {shlex.quote(task)} with this base",
+            hint=(f"{base_flags(others)}, or ", Command("bank build", task=task), " with this base"),
         )
-    raise NotFound(f"There is no bank for task {task}.", hint=f"mta bank build --task {task}")
+    raise NotFound(f"There is no bank for task {task}.", hint=Command("bank build", task=task))
 
 
 def user_command(reg: Registry, verb: str, user: User, task: str, base: str, name: str | None = None) -> str:
@@ -88,8 +88,13 @@ def resolve_user_task(reg: Registry, user: User, task: str | None) -> str:
     if len(known) == 1 or len(banked) == 1:
         return (banked or known)[0]
     if known:
-        raise UsageError(f"{user.name} has items in several tasks: {', '.join(known)}.", hint="say which with --task")
-    raise NotFound(f"{user.name} has no items yet.", hint="mta user add NAME --history FILE, or --task NAME")
+        raise UsageError(
+            f"{user.name} has items in several tasks: {', '.join(known)}.", hint=("say which with ", Flag("task"))
+        )
+    raise NotFound(
+        f"{user.name} has no items yet.",
+        hint=(Command("user add", "NAME", history="FILE"), ", or ", Flag("task", "NAME")),
+    )
 
 
 def anchor_label(anchor: Anchor) -> str:
@@ -115,7 +120,7 @@ def load_recipe_anchors(
         if anchor is None or anchor.digest is None:
             raise IntegrityFault(
                 f"A recipe names anchor {share.anchor_id}, which bank {bank.name} v{bank.version} does not have.",
-                hint="mta user fuse USER",
+                hint=Command("user fuse", "USER"),
             )
         loras.append((load_weights(reg, anchor.digest, bank.base), share.weight))
         if share.weight != 0.0:
@@ -251,6 +256,6 @@ def merge_user_weights(
         raise BadInput(
             f"The {mode} model of {user.name if user else 'no user'} acts on late tokens only; a single adapter, as "
             "PEFT has it, acts on all tokens.",
-            hint="Build the bank and the stacks with --placement upper.",
+            hint=("Build the bank and the stacks with ", Flag("placement", "upper"), "."),
         )
     return weights, source

@@ -62,19 +62,19 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, QueueFull):
-        return ApiError(429, error.message, code="queue_full")
+        return ApiError(429, str(error), code="queue_full")
     if isinstance(error, Stopping):
-        return ApiError(503, error.message, code="stopping")
+        return ApiError(503, str(error), code="stopping")
     if isinstance(error, EngineUnavailable):
-        return ApiError(503, error.message, code="engine_unavailable")
+        return ApiError(503, str(error), code="engine_unavailable")
     if isinstance(error, StoreBusy):
         return ApiError(503, "The store is busy.", code="store_busy")
     if isinstance(error, NotFound):
-        return ApiError(404, error.message, code="not_found")
+        return ApiError(404, str(error), code="not_found")
     if isinstance(error, BadInput):
-        return ApiError(400, error.message, code="invalid_value")
+        return ApiError(400, str(error), code="invalid_value")
     if isinstance(error, IntegrityFault):
-        return ApiError(500, error.message, code="integrity_fault")
+        return ApiError(500, str(error), code="integrity_fault")
     if isinstance(error, MtaError):
-        return ApiError(500, error.message, code="failed")
+        return ApiError(500, str(error), code="failed")
     return ApiError(500, "The server failed at this request.", code="internal_error")

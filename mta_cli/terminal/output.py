@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli import events as ev
-from mta_cli.errors import Interrupted, MtaError, system_reason
+from mta_cli.errors import Interrupted, MtaError, system_reason, worded
 from mta_cli.terminal.tables import TableLayout, format_cell, key_value_grid, number_columns, table
 from mta_cli.text.formatting import error_lines, event_text, format_age
 from mta_cli.text.printable import clean_line, clean_text, to_json, to_jsonable
@@ -182,7 +182,7 @@ class Output:
             self._print_stderr(fault)
         if isinstance(error, MtaError):
             if error.hint:
-                self._print_stderr(f"hint: {error.hint}")
+                self._print_stderr(f"hint: {worded(error.hint)}")
         elif self.verbosity < 2:
             self._print_stderr("hint: run the command again as `mta -vv …` to see where it happened")
         if self.verbosity >= 2:

@@ -116,7 +116,7 @@ def error_lines(error: BaseException) -> list[str]:
     if not isinstance(error, MtaError):
         return [f"{type(error).__name__}: {error}"]
     faults = error.faults if isinstance(error, BadInput) else ()
-    return [error.message, *(f"  {clean_line(fault)}" for fault in faults)]
+    return [str(error), *(f"  {clean_line(fault)}" for fault in faults)]
 
 
 NO_VALUE = "–"

@@ -52,7 +52,7 @@ def _collect(*checks: Iterator[str]) -> list[str]:
         try:
             found.extend(check)
         except MtaError as error:
-            found.append(error.message)
+            found.append(str(error))
     return found
 
 
@@ -170,7 +170,7 @@ def _check_files(db: Connection, files: AdapterFiles) -> Iterator[str]:
         try:
             files.verify(digest)
         except MtaError as error:
-            yield error.message
+            yield str(error)
     for path in files.find_orphans(known):
         yield f"{path} belongs to no adapter of the store"
     for path in files.abandoned_temporaries():

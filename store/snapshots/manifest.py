@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mta_cli.errors import BadInput, IntegrityFault, NotFound, system_reason
+from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, NotFound, system_reason
 from store.columns import dump_json
 from store.schema import SCHEMA_VERSION
 
@@ -123,12 +123,12 @@ def _verify(document: dict[str, Any], signature: Any, key: bytes, address: str) 
     if signature is None:
         raise IntegrityFault(
             f"The snapshot at {address} is not signed.",
-            hint="mta snapshot --key FILE signs it; without --key it is taken",
+            hint=(Command("snapshot", key="FILE"), " signs it; without ", Flag("key"), " it is taken"),
         )
     if signature["algorithm"] != ALGORITHM or not hmac.compare_digest(str(signature["value"]), _sign(document, key)):
         raise IntegrityFault(
             f"The snapshot at {address} is not signed with this key, or its manifest was changed.",
-            hint="use the key file of mta snapshot; nothing was changed",
+            hint=("use the key file of ", Command("snapshot"), "; nothing was changed"),
         )
 
 
@@ -156,4 +156,6 @@ def _parse(document: dict[str, Any], address: str) -> SnapshotManifest:
 
 
 def _damaged(address: str, why: str) -> IntegrityFault:
-    return IntegrityFault(f"{address} is damaged or no snapshot: {why}.", hint="mta snapshot TO makes one anew")
+    return IntegrityFault(
+        f"{address} is damaged or no snapshot: {why}.", hint=(Command("snapshot", "TO"), " makes one anew")
+    )

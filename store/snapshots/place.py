@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mta_cli.errors import BadInput, MtaError, NotFound, UsageError, system_reason
+from mta_cli.errors import BadInput, Command, MtaError, NotFound, UsageError, system_reason
 from store.files import disk_fault, make_private_folder, remove_leftover_temporaries, replace_file, sync_file
 
 MANIFEST_NAME = "manifest.json"
@@ -63,7 +63,11 @@ class SnapshotPlace:
             except FileNotFoundError as error:
                 raise NotFound(
                     f"{self.address}/{_object_name(digest)} is gone.",
-                    hint="run it again, if a newer snapshot was written meanwhile; else mta snapshot writes it again",
+                    hint=(
+                        "run it again, if a newer snapshot was written meanwhile; else ",
+                        Command("snapshot"),
+                        " writes it again",
+                    ),
                 ) from error
             with file:
                 while chunk := file.read(_CHUNK_BYTES):
@@ -92,7 +96,9 @@ class SnapshotPlace:
         path = f"{self._path}/{name}"
         info = self._fs.info(path)
         if info["type"] != "file" or info.get("islink"):
-            raise BadInput(f"{self.address}/{name} is a link or no file.", hint="mta snapshot writes plain files")
+            raise BadInput(
+                f"{self.address}/{name} is a link or no file.", hint=(Command("snapshot"), " writes plain files")
+            )
         opened: BinaryIO = self._fs.open(path, "rb")
         return opened
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
+from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, MtaError, NotFound, StoreBusy
 from store.connection import COPY_MARKER, is_pulled_copy, translate_sqlite_errors
 from store.files import AdapterFiles, disk_fault, make_private_folder, remove_file, replace_file, sync_file, sync_folder
 from store.integrity.check import find_foreign_parts
@@ -60,7 +60,7 @@ class Pull:
         if content is None:
             raise NotFound(
                 f"There is no snapshot at {place.address}.",
-                hint="mta snapshot TO makes one; mta model pull NAME fetches a model",
+                hint=(Command("snapshot", "TO"), " makes one; ", Command("model pull", "NAME"), " fetches a model"),
             )
         found = read_manifest(content, key, place.address)
         pull = cls(root, timeout, found, place, content, _read_marker(root))
@@ -122,7 +122,7 @@ class Pull:
             if any((self.root / name).exists() for name in ("registry.db", "adapters")):
                 raise BadInput(
                     f"The store at {self.root} is no copy of a snapshot, and a pull would replace it.",
-                    hint="choose another --store DIR",
+                    hint=("choose another ", Flag("store", "DIR")),
                 )
             return
         if (installed := self._installed()) is not None and installed.created > self.manifest.created:
@@ -191,7 +191,7 @@ class Pull:
         if left or found.hexdigest() != digest:
             raise IntegrityFault(
                 f"Object {digest} of the snapshot at {self._place.address} is damaged; nothing was changed.",
-                hint="delete it and run mta snapshot again, which writes it anew",
+                hint=("delete it and run ", Command("snapshot"), " again, which writes it anew"),
             )
 
     def _verify_database(self, staged: Path) -> None:
@@ -209,7 +209,7 @@ class Pull:
         if faults:
             raise IntegrityFault(
                 f"The snapshot at {self._place.address} holds a damaged registry: {faults[0]}",
-                hint="mta snapshot TO makes one anew; nothing was changed",
+                hint=(Command("snapshot", "TO"), " makes one anew; nothing was changed"),
             )
 
     def _gone_users(self, new: Path) -> list[str]:

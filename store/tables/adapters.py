@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mta_cli.errors import IntegrityFault, NotFound
+from mta_cli.errors import Command, IntegrityFault, NotFound
 from store.columns import dump_json, load_json_columns, utc_now
 from store.connection import Connection
 from store.files import AdapterFiles, sha256
@@ -85,7 +85,7 @@ class Adapters:
         """The adapter of this digest. Raises NotFound."""
         row = self._db.fetch_dict(f"{_SELECT_ADAPTER} WHERE digest = ?", (digest,))
         if row is None:
-            raise NotFound(f"There is no adapter {digest[:80]}.", hint="mta doctor")
+            raise NotFound(f"There is no adapter {digest[:80]}.", hint=Command("doctor"))
         return _adapter_from_row(row)
 
     def find_by_config(self, key: str, value: str) -> Adapter | None:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from mta_cli.errors import NotFound, did_you_mean
+from mta_cli.errors import Command, NotFound, did_you_mean
 from store.columns import dump_json, load_boolean_columns, load_json_columns, utc_now
 from store.connection import Connection
 from store.names import quote_text
@@ -139,7 +139,7 @@ class Banks:
         """The bank of this number. Raises NotFound."""
         row = self._db.fetch_dict(f"{_SELECT_BANK} WHERE id = ?", (bank_id,))
         if row is None:
-            raise NotFound(f"There is no bank number {bank_id}.", hint="mta bank list")
+            raise NotFound(f"There is no bank number {bank_id}.", hint=Command("bank list"))
         return _bank_from_row(row)
 
     def latest_ready_bank(self, task: str, base: str | None = None) -> Bank | None:
@@ -232,7 +232,10 @@ class Banks:
             wanted = f"version {version}" if version is not None else f"ready version{on}"
             return NotFound(f"Bank {quote_text(name)} has no {wanted}.", hint=f"there is {there}")
         near = difflib.get_close_matches(name, {bank.name for bank in self.all()}, n=3)
-        hint = did_you_mean([quote_text(one) for one in near], "mta bank list shows all; mta bank build makes one")
+        hint = did_you_mean(
+            [quote_text(one) for one in near],
+            (Command("bank list"), " shows all; ", Command("bank build"), " makes one"),
+        )
         return NotFound(f"There is no bank {quote_text(name)}.", hint=hint)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mta_cli.errors import NotFound
+from mta_cli.errors import Command, NotFound
 from store.columns import dump_json, load_json_columns
 from store.connection import Connection
 from store.records import ModelRecord
@@ -25,7 +25,9 @@ class ModelRecords:
         """The model of this fingerprint. Raises NotFound."""
         row = self._db.fetch_dict(f"{_SELECT_MODEL} WHERE fingerprint = ?", (fingerprint,))
         if row is None:
-            raise NotFound(f"The store has met no model with fingerprint {fingerprint[:80]}.", hint="mta model list")
+            raise NotFound(
+                f"The store has met no model with fingerprint {fingerprint[:80]}.", hint=Command("model list")
+            )
         return ModelRecord(**load_json_columns(row, "detail"))
 
     def all(self) -> list[ModelRecord]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mta_cli.errors import NotFound
+from mta_cli.errors import Command, NotFound
 from store.columns import dump_json, load_json_columns, utc_now
 from store.connection import Connection
 from store.tables.adapters import Adapters
@@ -129,7 +129,7 @@ class Evaluations:
         """The evaluation of this number. Raises NotFound."""
         row = self._db.fetch_dict(f"{_SELECT_EVALUATION} WHERE id = ?", (evaluation_id,))
         if row is None:
-            raise NotFound(f"There is no evaluation {evaluation_id}.", hint="mta eval list")
+            raise NotFound(f"There is no evaluation {evaluation_id}.", hint=Command("eval list"))
         return _evaluation_from_row(row)
 
     def find_by_key(self, key: str) -> Evaluation | None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mta_cli.errors import MtaError, NotFound, StoreBusy, UserInUse, UsersChanged
+from mta_cli.errors import Command, Flag, MtaError, NotFound, StoreBusy, UserInUse, UsersChanged
 from store.connection import Connection
 from store.process_lock import lock_path, process_lock
 
@@ -66,14 +66,16 @@ class Jobs:
         sql = "SELECT id, title FROM jobs WHERE id IN (SELECT job_id FROM job_users WHERE user_id = ?) ORDER BY id"
         for job_id, title in self._db.fetch_tuples(sql, (user_id,)):
             if self._is_running(job_id):
-                raise UserInUse(f"The {title} is using {name}'s items.", hint="stop it, or wait for its end (--wait)")
+                raise UserInUse(
+                    f"The {title} is using {name}'s items.", hint=("stop it, or wait for its end (", Flag("wait"), ")")
+                )
 
     def _require_users(self, ids: str, consenting: bool) -> None:
         total = len(json.loads(ids))
         sql = "SELECT count(*), total(can_anchor) FROM users WHERE id IN (SELECT value FROM json_each(?))"
         ((there, consented),) = self._db.fetch_tuples(sql, (ids,))
         if there < total == 1:
-            raise NotFound("The user was removed.", hint="mta user list shows all")
+            raise NotFound("The user was removed.", hint=(Command("user list"), " shows all"))
         if there < total:
             raise UsersChanged("Users were removed as this began.", hint="run it again")
         if consenting and consented < total:

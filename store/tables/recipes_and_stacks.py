@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mta_cli.errors import IntegrityFault
+from mta_cli.errors import Command, IntegrityFault
 from store.columns import null_to_nan, utc_now
 from store.connection import Connection
 from store.files import sha256
@@ -181,7 +180,7 @@ class Stacks:
         name = self._db.fetch_value("SELECT name FROM users WHERE id = ?", (stack.user_id,))
         raise IntegrityFault(
             f"The core of {name} for task {stack.task} is damaged: its SHA-256 is not the stored one.",
-            hint=f"mta user adapt {shlex.quote(str(name))} --task {shlex.quote(stack.task)} trains it again",
+            hint=(Command("user adapt", str(name), task=stack.task), " trains it again"),
         )
 
     def remove(self, user_id: int, task: str, bank_id: int) -> None:

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, NotFound, did_you_mean
+from mta_cli.errors import BadInput, Command, NotFound, did_you_mean
 from store.columns import utc_now
 from store.connection import Connection
 from store.names import MAX_NAME_CHARS, check_name, normalise_name, quote_text
@@ -71,7 +71,7 @@ class Users:
         found = self._find(unicodedata.normalize("NFC", name[: 4 * MAX_NAME_CHARS]))
         if found is None:
             near = [quote_text(other) for other in self._similar_names(name[:MAX_NAME_CHARS])]
-            hint = did_you_mean(near, "mta user list shows all")
+            hint = did_you_mean(near, (Command("user list"), " shows all"))
             raise NotFound(f"There is no user {quote_text(name)}.", hint=hint)
         return found
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Command
 from mta_cli.events import JobPlan
 from mta_cli.options import BankOptions, EvalOptions, ModelOptions, OptionSet, PromptOptions, ScreeningOptions
 from mta_cli.pipeline.bank.build import build_bank
@@ -68,4 +68,5 @@ def test_nobody_who_may_be_an_anchor_is_said_as_that(peopled: Registry) -> None:
         peopled.users.set_can_anchor(peopled.users.get(name).id, False)
     with pytest.raises(BadInput, match="No user of task lamp-2 has consented to be an anchor") as refused:
         finish(build_bank(peopled, bank_request(anchors=None, min_items=None)))
-    assert "--can-anchor" in str(refused.value.hint)
+    consent = Command("user consent", all=True, can_anchor=True, task="lamp-2")
+    assert refused.value.hint == (consent, ", if they do; or one by one")

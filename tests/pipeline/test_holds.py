@@ -15,7 +15,7 @@ import pytest
 
 import mta_cli
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
-from mta_cli.errors import NotFound, StoreBusy, UserInUse, UsersChanged
+from mta_cli.errors import Flag, NotFound, StoreBusy, UserInUse, UsersChanged
 from mta_cli.events import Event, JobProgress, JobStarted, Note, TextChunk
 from mta_cli.lab.evaluation.run import run_evaluation, tune_evaluation
 from mta_cli.pipeline.bank.build import build_bank
@@ -206,7 +206,7 @@ def refused(reg: Registry, who: str, message: str) -> int:
         for change in (other.users.forget, lambda user: other.users.set_can_anchor(user, False)):
             with pytest.raises(UserInUse, match=message[:-1]) as caught:
                 change(number)
-            assert caught.value.hint == "stop it, or wait for its end (--wait)"
+            assert caught.value.hint == ("stop it, or wait for its end (", Flag("wait"), ")")
         assert other.users.get(who).can_anchor and other.check_integrity() == []
     return number
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import transformers
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Command
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.models.manifest import ModelEntry
@@ -89,4 +89,4 @@ def test_a_base_without_linear_layers_is_refused_at_the_plan(peopled: Registry, 
         options = replace(request.options, targets=targets)
         with pytest.raises(BadInput, match="no linear layers that could be trained") as caught:
             next(iter(build_bank(peopled, replace(request, base=entry, options=options), plan=(), dry_run=True)))
-        assert "mta model list --available" in str(caught.value.hint)
+        assert caught.value.hint == ("choose another base: ", Command("model list", available=True))

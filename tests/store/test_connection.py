@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.errors import BadInput, IntegrityFault, NotFound, StoreBusy
+from mta_cli.errors import BadInput, Command, IntegrityFault, NotFound, StoreBusy
 from store.registry import Registry
 from tests.store.making import item, person
 
@@ -75,7 +75,7 @@ def test_only_the_owner_can_read_a_new_store(root: Path, reg: Registry) -> None:
 def test_no_store(root: Path) -> None:
     with pytest.raises(NotFound, match="There is no store at") as caught:
         Registry.open(root)
-    assert caught.value.hint == "mta init"
+    assert caught.value.hint == Command("init")
     assert not root.exists()
 
 

@@ -35,7 +35,7 @@ def as_nobody(act: Callable[[], object]) -> str:
             act()
             writer.send("nothing")
         except MtaError as error:
-            writer.send(f"{type(error).__name__}: {error.message}")
+            writer.send(f"{type(error).__name__}: {error}")
         except BaseException as error:
             writer.send(f"unexpected {type(error).__name__}: {error}")
 

@@ -73,7 +73,7 @@ def offer(importer: Importer, content: bytes, tally: Tally) -> None:
             importer.offer(content)
     except MtaError as error:
         tally.refusals += 1
-        if not error.message.strip():
+        if not str(error).strip():
             tally.crashes["an error without words"] = content
     except (Exception, TooLong) as error:
         tally.crashes.setdefault(_signature(error), content)

@@ -24,7 +24,7 @@ def attempt(label, act):
         act()
         print("taken", label, flush=True)
     except MtaError as error:
-        print("refused", label, type(error).__name__, ascii(error.message), flush=True)
+        print("refused", label, type(error).__name__, ascii(str(error)), flush=True)
 """
 
 

@@ -12,7 +12,7 @@ import torch
 
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.training.session import divergence_reason
-from mta_cli.errors import BadInput, MtaError
+from mta_cli.errors import BadInput, Flag, MtaError
 from mta_cli.events import Event, UnitFailed
 from mta_cli.options import WEIGHT_METHODS, AdaptOptions, MemoryOptions
 from mta_cli.pipeline.bank.build import build_bank
@@ -83,7 +83,7 @@ def test_a_stack_whose_training_explodes_leaves_the_fusion(reg: Registry) -> Non
         with pytest.raises(BadInput, match="No user could be adapted") as caught:
             for event in adapt_users(reg, AdaptRequest([ida], replace(QUICK, learning_rate=rate), alone)):
                 seen.append(event)
-        assert caught.value.hint == "lower --learning-rate"
+        assert caught.value.hint == ("lower ", Flag("learning_rate"))
         assert [event.label for event in seen if isinstance(event, UnitFailed)] == ["ida"]
         assert [run.status for run in reg.runs.of_user(ida.id)] == ["failed"] * count
         assert reg.stacks.of_user(ida.id) == []

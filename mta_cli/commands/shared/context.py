@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import typer
 
 from mta_cli.configuration.settings import Settings, StoreOptions, store_path
-from mta_cli.errors import MtaError, UsageError
+from mta_cli.errors import Command, Flag, MtaError, UsageError, Words, worded
 from mta_cli.options import MachineOptions, ModelOptions, OptionSet
 from mta_cli.terminal.output import Output
 
@@ -47,6 +47,15 @@ class GlobalFlags:
             return text
         named = f"mta --store {shlex.quote(str(self.store))} "
         return re.sub(rf"(?<![\w/.-])mta (?=(?:{STORE_COMMANDS})\b)", lambda _: named, text)
+
+    def word(self, words: Words) -> str:
+        """The words, with --store, where it was given, in each command on the store, so that it can be run as it is."""
+        return worded(words, self._word_part)
+
+    def _word_part(self, part: Command | Flag) -> str:
+        if self.store is None or isinstance(part, Flag) or part.path.split()[0] not in STORE_COMMANDS.split("|"):
+            return str(part)
+        return part.line(f"mta --store {shlex.quote(str(self.store))}")
 
 
 class AppContext:

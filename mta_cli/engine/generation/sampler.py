@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mta_cli.errors import IntegrityFault
+from mta_cli.errors import Command, Flag, IntegrityFault
 
 MIN_TEMPERATURE = 1e-9  # below it, logits divided by the temperature would overflow: the likeliest token is taken
 
@@ -97,7 +97,7 @@ def require_finite_logits(logits: Tensor) -> None:
     if not bool(torch.isfinite(logits.amax(-1)).all()):  # the maximum of numbers with NaN among them is NaN
         raise IntegrityFault(
             "The model gave no usable numbers (NaN or infinite logits).",
-            hint="Try --dtype float32; an adapter may be damaged: mta doctor",
+            hint=("Try ", Flag("dtype", "float32"), "; an adapter may be damaged: ", Command("doctor")),
         )
 
 

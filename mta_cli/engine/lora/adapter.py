@@ -25,7 +25,7 @@ from mta_cli.engine.lora.adapter_file import read_adapter_file
 from mta_cli.engine.lora.targets import LAYER_INDEX_PATTERN, select_target_modules
 from mta_cli.engine.model.layer_spec import has_plain_weight
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.errors import BadInput, IntegrityFault, MtaError, UsageError
+from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, MtaError, UsageError
 
 PEFT_KEY_PREFIX = "base_model.model."
 LATE_PROMPT_TOKENS = 8  # of the prompt's last tokens: the end of its words and the header of the answer
@@ -79,7 +79,7 @@ def merge_placements(placements: Sequence[Placement]) -> Placement:
     if len({one.late_tokens for one in placements}) != 1:
         raise IntegrityFault(
             f"parts act on different tokens ({', '.join(map(str, placements))}) and cannot be merged into one",
-            hint="use one --placement for the bank and the stacks",
+            hint=("use one ", Flag("placement"), " for the bank and the stacks"),
         )
     return Placement(
         min(p.first_layer for p in placements), max(p.last_layer for p in placements), placements[0].late_tokens
@@ -143,7 +143,7 @@ class LoraWeights:
             if not math.isfinite(scale):
                 raise ValueError(f"its scale is {scale}")
         except (MtaError, SafetensorError, ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-            raise IntegrityFault(f"{path.name} is no adapter of mta: {error}", hint="mta doctor") from error
+            raise IntegrityFault(f"{path.name} is no adapter of mta: {error}", hint=Command("doctor")) from error
         return cls(factors, scale, placement)
 
 

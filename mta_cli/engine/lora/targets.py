@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mta_cli.engine.model.checkpoint_files import weight_files
 from mta_cli.engine.model.safetensors_header import read_safetensors_header
-from mta_cli.errors import BadInput, MtaError, UsageError
+from mta_cli.errors import BadInput, Command, MtaError, UsageError
 from mta_cli.options import STACK_TARGETS
 
 ALL_LINEAR = "all-linear"
@@ -25,7 +25,7 @@ def select_target_modules(targets: str, known: Set[str]) -> Set[str]:
     if not known:
         raise BadInput(
             "This base has no linear layers that could be trained; GPT-2 and its like have layers of another kind.",
-            hint="choose another base: mta model list --available",
+            hint=("choose another base: ", Command("model list", available=True)),
         )
     selected: Set[str] = {name.strip() for name in targets.split(",") if name.strip()}
     if targets == ALL_LINEAR or (targets == STACK_TARGETS and not selected & known):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.engine.model.safetensors_header import open_to_read, read_safetensors_header
-from mta_cli.errors import BadInput, MtaError, NotFound
+from mta_cli.errors import BadInput, Command, MtaError, NotFound
 
 # What differs between two saves of one and the same model, or only says who wrote the file.
 VOLATILE_KEYS = frozenset(
@@ -119,7 +119,7 @@ def check_folder(path: Path, *, thorough: bool = False) -> None:
 def require_folder(path: Path) -> None:
     """Raises NotFound where no model can be, at the first look: a folder of other things may be very large."""
     if not path.is_dir():
-        raise NotFound(f"There is no model folder at {path}", hint="mta model list shows what is here")
+        raise NotFound(f"There is no model folder at {path}", hint=(Command("model list"), " shows what is here"))
     if not any((path / name).exists() for name in ("config.json", "adapter_config.json")):
         raise NotFound(f"{path} has no config.json; it is not a model's folder")
 

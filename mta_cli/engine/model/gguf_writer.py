@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.model.checkpoint_files import read_config, read_json
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Flag
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -57,7 +57,7 @@ def gguf_family(config: Mapping[str, Any]) -> GgufFamily:
     if kind not in FAMILIES:
         raise BadInput(
             f"GGUF is not written for bases of type {kind}; known are {', '.join(FAMILIES)}.",
-            hint="--format merged, which llama.cpp's convert_hf_to_gguf.py reads",
+            hint=(Flag("format", "merged"), ", which llama.cpp's convert_hf_to_gguf.py reads"),
         )
     return FAMILIES[kind]
 
@@ -133,7 +133,12 @@ def require_whole_gguf(folder: Path) -> tuple[GgufFamily, dict[str, Any], dict[s
         raise BadInput(
             "A whole GGUF is not written for this base: its family, tokenizer, scaled positions, sliding windows or "
             "activation.",
-            hint="--format gguf-lora, or --format merged and llama.cpp's convert_hf_to_gguf.py",
+            hint=(
+                Flag("format", "gguf-lora"),
+                ", or ",
+                Flag("format", "merged"),
+                " and llama.cpp's convert_hf_to_gguf.py",
+            ),
         )
     return family, config, raw, split
 
@@ -179,7 +184,7 @@ def _packed(weight: Tensor, number_format: str) -> tuple[NDArray[Any], Any]:
     if number_format == "q8_0" and values.shape[-1] % Q8_BLOCK:
         number_format = "f16"  # as llama.cpp's own converter does
     if number_format == "f16" and float(np.abs(values).max(initial=0)) > np.finfo(np.float16).max:
-        raise BadInput("The base has weights that float16 cannot hold.", hint="--type bf16")
+        raise BadInput("The base has weights that float16 cannot hold.", hint=Flag("type", "bf16"))
     kind = GGMLQuantizationType[number_format.upper()]
     return (values.astype(np.float16) if number_format == "f16" else quantize(values, kind)), kind
 

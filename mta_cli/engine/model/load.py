@@ -25,7 +25,7 @@ from mta_cli.engine.model.checkpoint_files import (
 from mta_cli.engine.model.device_memory import is_out_of_memory
 from mta_cli.engine.model.layer_spec import read_decoder_spec
 from mta_cli.engine.model.llama import LlamaDecoder, build_llama_decoder
-from mta_cli.errors import BadInput, IntegrityFault, UsageError, extra_hint
+from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, UsageError, extra_hint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZE_PACKAGES = ("bitsandbytes", "accelerate")
@@ -145,7 +145,9 @@ def load_base(
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         _require_causal(name, config)
         if (is_packed := getattr(config, "quantization_config", None) is not None) and quantize != OFF:
-            raise UsageError(f"{name} is packed already, as its files are.", hint=f"leave out --quantize {quantize}")
+            raise UsageError(
+                f"{name} is packed already, as its files are.", hint=("leave out ", Flag("quantize", quantize))
+            )
         if is_packed or quantize != OFF:
             _import_bitsandbytes()
         packing = _nf4_arguments(number, place) if quantize != OFF else {}
@@ -233,10 +235,11 @@ def resolve_device(name: str) -> torch.device:
         raise UsageError(f"device {name!r} is not known", hint="choose auto, cpu, cuda, cuda:N or mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
-            f"device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here", hint="--device auto or cpu"
+            f"device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here",
+            hint=(Flag("device", "auto"), " or cpu"),
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("device mps: PyTorch sees no Apple GPU here", hint="--device auto or cpu")
+        raise UsageError("device mps: PyTorch sees no Apple GPU here", hint=(Flag("device", "auto"), " or cpu"))
     return device
 
 
@@ -277,9 +280,11 @@ def require_quantize(quantize: str, device: torch.device) -> None:
     if quantize == OFF:
         return
     if missing := [name for name in QUANTIZE_PACKAGES if importlib.util.find_spec(name) is None]:
-        raise UsageError(f"--quantize {quantize} needs {' and '.join(missing)}.", hint=extra_hint("quantize"))
+        raise UsageError((Flag("quantize", quantize), f" needs {' and '.join(missing)}."), hint=extra_hint("quantize"))
     if device.type == "mps":
-        raise UsageError(f"--quantize {quantize} computes on a CPU or on CUDA, not on {device}.", hint="--device cpu")
+        raise UsageError(
+            (Flag("quantize", quantize), f" computes on a CPU or on CUDA, not on {device}."), hint=Flag("device", "cpu")
+        )
 
 
 def _import_bitsandbytes() -> None:
@@ -355,7 +360,7 @@ def _require_causal(name: str, config: Any) -> None:
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not one_way:
         raise BadInput(
             f"{name} is an encoder ({config.model_type}): it fills gaps and cannot write",
-            hint="use a causal language model; mta model list --available shows bases",
+            hint=("use a causal language model; ", Command("model list", available=True), " shows bases"),
         )
 
 
@@ -402,7 +407,8 @@ def _to_device(model: Any, device: torch.device) -> Any:
         if not is_out_of_memory(error):
             raise
         raise BadInput(
-            f"the base does not fit into {device}'s memory", hint="--device cpu, or --dtype bfloat16"
+            f"the base does not fit into {device}'s memory",
+            hint=(Flag("device", "cpu"), ", or ", Flag("dtype", "bfloat16")),
         ) from error
 
 

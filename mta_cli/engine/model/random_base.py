@@ -9,7 +9,7 @@ import torch
 
 from mta_cli.engine.model.device_memory import is_out_of_memory
 from mta_cli.engine.model.load import LoadedBase, quiet_libraries, resolve_device, resolve_dtype, with_decoder
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Flag
 
 
 def make_random_base(
@@ -38,5 +38,5 @@ def make_random_base(
             raise
         raise BadInput(
             f"random weights of this shape do not fit into the memory of {place}",
-            hint="a smaller shape, or --device cpu",
+            hint=("a smaller shape, or ", Flag("device", "cpu")),
         ) from error

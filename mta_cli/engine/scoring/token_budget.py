@@ -8,7 +8,7 @@ from typing import TypeVar
 from mta_cli.engine.model.device_memory import is_out_of_memory
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.prefix_cache_scoring import device_batch_tokens
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Flag
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class TokenBudget:
             elif work_in_less is None or not self._fits(work_in_less, batch):
                 raise BadInput(
                     f"one row alone does not fit into the memory of {self._device}",
-                    hint="--dtype bfloat16, a lower --rank, or fewer --history-items",
+                    hint=(Flag("dtype", "bfloat16"), ", a lower ", Flag("rank"), ", or fewer ", Flag("history_items")),
                 )
 
     @staticmethod

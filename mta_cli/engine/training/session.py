@@ -151,7 +151,7 @@ class TrainingSession:
             try:
                 weights[i] = trainer.stored_weights(i)
             except IntegrityFault as error:
-                trainer.failed[i] = error.message
+                trainer.failed[i] = str(error)
         return weights
 
     def _measure_losses(self, parts: list[tuple[LoraWeights, ...]]) -> list[Any]:

@@ -58,7 +58,7 @@ def build_fold_banks(
             try:
                 built: dict[str, Any] = yield from forward_events(build_bank(reg, own, executors=executors))
             except BadInput as error:
-                raise BadInput(f"Fold {number + 1}{items}: {error.message}", hint=error.hint) from error
+                raise BadInput((f"Fold {number + 1}{items}: ", error.message), hint=error.hint) from error
             bank = reg.banks.get(built["bank"], built["version"])
         found[key] = bank
     return found
@@ -90,7 +90,7 @@ def cost_of_banks(
                 banks += 1
             except BadInput as error:
                 items = f", items until {own.until}" if own.until else ""
-                raise BadInput(f"Fold {number + 1}{items}: {error.message}", hint=error.hint) from error
+                raise BadInput((f"Fold {number + 1}{items}: ", error.message), hint=error.hint) from error
     if rows is None:
         return (PlanLine("banks", "all there"),)
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from mta_cli.errors import Command
 from mta_cli.events import Event, Note
 from mta_cli.lab.evaluation.design import make_design
 from mta_cli.lab.evaluation.run import run_evaluation, tune_evaluation
@@ -29,6 +30,6 @@ def resume_evaluation(
         yield Note(f"Which methods were asked for was not written down; it goes on with {methods}.", warning=True)
     request = restore_eval_request(reg, begun, asked, machine)
     if make_design(reg, request).key != begun.key:
-        raise changed_since_error(begun.label, f"mta eval run --task {begun.task}")
+        raise changed_since_error(begun.label, Command("eval run", task=begun.task))
     work = tune_evaluation if one.kind == EVAL_TUNE else run_evaluation
     yield from work(reg, request, dry_run=dry_run)

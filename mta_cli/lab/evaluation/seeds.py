@@ -82,7 +82,7 @@ def report_documents(
             try:
                 documents.append(pool_seeds([found[document["evaluation"]] for document in group], reference))
             except UsageError as error:
-                on_unpooled(error.message)
+                on_unpooled(str(error))
     return documents
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mta_cli.engine.lora.targets import require_targets
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Command, Flag
 from mta_cli.events import PlanLine
 from mta_cli.pipeline.bank_sizes import bank_sizes
 from store.records import Item, User
@@ -78,15 +78,20 @@ def anchor_candidates(pool: Sequence[Contributor], request: BankRequest) -> list
     if not found and options.anchors == 1:
         raise BadInput(
             f"No user may be an anchor of task {task}: none has consented and {options.anchor_items} items.",
-            hint="mta user consent USER --can-anchor, a smaller --min-items, or import more",
+            hint=(
+                Command("user consent", "USER", can_anchor=True),
+                ", a smaller ",
+                Flag("min_items"),
+                ", or import more",
+            ),
         )
     if len(found) < options.anchor_count:
         raise BadInput(
             f"{options.anchor_count} anchors asked for, and {len(found)} users may be one "
             f"(they have consented and hold at least {options.anchor_items} items of task {task}).",
-            hint=f"--anchors {len(found)}, or a smaller --min-items"
+            hint=(Flag("anchors", len(found)), ", or a smaller ", Flag("min_items"))
             if found
-            else "a smaller --min-items, or import more",
+            else ("a smaller ", Flag("min_items"), ", or import more"),
         )
     return found
 
@@ -100,5 +105,5 @@ def _require_consent(reg: Registry, request: BankRequest, pool: Sequence[Contrib
     if shy:
         raise BadInput(
             f"No user of task {task} has consented to be an anchor; {shy:,} who have not hold at least {least} items.",
-            hint=f"mta user consent --all --can-anchor --task {task}, if they do; or one by one",
+            hint=(Command("user consent", all=True, can_anchor=True, task=task), ", if they do; or one by one"),
         )

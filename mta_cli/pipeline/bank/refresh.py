@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import MachineOptions
 from mta_cli.pipeline.anchors import mark_unscreened, refused_user_ids, screening_of_anchors, unscreened_anchor_ids
@@ -140,9 +140,11 @@ def newest_bank(reg: Registry, task: str, name: str | None = None, base: str | N
         return current_bank(reg, task, base)
     bank = reg.banks.get(name, base=base) if name is not None else reg.banks.latest_ready_bank(task)
     if bank is None:
-        raise NotFound(f"There is no bank for task {task}.", hint=f"mta bank build --task {task}")
+        raise NotFound(f"There is no bank for task {task}.", hint=Command("bank build", task=task))
     if bank.task != task:
-        raise UsageError(f"--name {name}: bank {bank_label(bank)} is of task {bank.task}.", hint=f"--task {bank.task}")
+        raise UsageError(
+            (Flag("name", name), f": bank {bank_label(bank)} is of task {bank.task}."), hint=Flag("task", bank.task)
+        )
     return bank
 
 
@@ -209,7 +211,7 @@ def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anch
         raise BadInput(
             f"No user can be an anchor of task {work.bank.task}: no user has consented and has at least "
             f"{request.options.anchor_items} items of it.",
-            hint=f"import more, or mta bank rm {work.bank.name} --bank-version {work.bank.version}",
+            hint=("import more, or ", Command("bank rm", work.bank.name, bank_version=work.bank.version)),
         )
     users = [candidate.user for candidate in found]
     profiles = yield from current_profiles(reg, work.bank.task, request.embedder, users, request.machine.device)
@@ -268,7 +270,7 @@ def _remove_unreplaced(work: _RefreshState) -> None:
     if len(left) == len(work.reg.banks.anchors(work.bank.id)):
         raise BadInput(
             f"Bank {bank_label(work.bank)} would have no anchor left.",
-            hint=f"mta bank rm {work.bank.name} --bank-version {work.bank.version}",
+            hint=Command("bank rm", work.bank.name, bank_version=work.bank.version),
         )
     with work.reg.transaction():
         numbers = [anchor.id for anchor in left]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import IntegrityFault
+from mta_cli.errors import Command, IntegrityFault
 from mta_cli.pipeline.anchors import findings_json
 from mta_cli.pipeline.bank.ladder import LADDER_KEY
 from mta_cli.pipeline.bases_in_use import base_name
@@ -63,11 +63,15 @@ def verify_bank(reg: Registry, name: str, version: int | None = None) -> dict[st
         try:
             load_weights(reg, digest, bank.base).cast_for_storage()
         except IntegrityFault as error:
-            faults.append(error.message)
+            faults.append(str(error))
     if faults:
         raise IntegrityFault(
             f"Bank {bank.name} v{bank.version} is not whole: " + "; ".join(faults),
-            hint=f"mta bank rm {bank.name} --bank-version {bank.version}, then mta bank build --task {bank.task}",
+            hint=(
+                Command("bank rm", bank.name, bank_version=bank.version),
+                ", then ",
+                Command("bank build", task=bank.task),
+            ),
         )
     stale = [a.id for a in anchors if a.stale]
     return {

@@ -88,9 +88,9 @@ class ColumnMapping:
         named |= self._parts_by_own_name
         return frozenset(name.casefold() for name in named | ({"task"} if self.is_default else set()))
 
-    def flags(self) -> list[str]:
-        """The words of a command line that ask for this mapping."""
-        return [word for name, text in self._given.items() if text is not None for word in (f"--{name}", text)]
+    def flags(self) -> dict[str, str]:
+        """The flags of a command that ask for this mapping."""
+        return {name: text for name, text in self._given.items() if text is not None}
 
 
 def find_column(name: str, columns: Iterable[str]) -> str | None:

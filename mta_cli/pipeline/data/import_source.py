@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mta_cli.errors import BadInput, UsageError, system_reason
+from mta_cli.errors import BadInput, Flag, UsageError, system_reason
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.parse_results import format_value
@@ -93,42 +93,46 @@ class ImportSource:
             raise UsageError(f"{format_value(self.preset)} is no preset", hint=f"choose one of {', '.join(PRESETS)}")
         self.require_format_consistent(self.format)
         if self.user is not None and self.columns.user is not None:
-            raise UsageError("--me and --user contradict each other", hint="give the column of the users, or one name")
+            raise UsageError(
+                (Flag("me"), " and ", Flag("user"), " contradict each other"),
+                hint="give the column of the users, or one name",
+            )
         self._require_preset_consistent()
         _ = self.mapping.templates
 
     def require_format_consistent(self, format: str | None) -> None:
         """Raises UsageError when an option does not belong to the format, once it is known."""
         if self.outputs is not None and format not in (None, "lamp"):
-            raise UsageError(f"--outputs belongs to the format lamp, not to {format}")
+            raise UsageError((Flag("outputs"), f" belongs to the format lamp, not to {format}"))
         if format is None:
             return
         kind = FORMATS[format].kind
         if kind != "table" and self.round_to:
-            raise UsageError(f"--round belongs to files with columns, not to {format}")
+            raise UsageError((Flag("round"), f" belongs to files with columns, not to {format}"))
         if kind != "table" and not self.columns.is_default:
-            raise UsageError(f"{self.columns.flags()[0]} belongs to files with columns, not to {format}")
+            given = next(iter(self.columns.flags()))
+            raise UsageError((Flag(given), f" belongs to files with columns, not to {format}"))
         if kind == "document" and self.skip_faulty:
-            raise UsageError(f"--skip-faulty belongs to files of rows or messages, not to {format}")
+            raise UsageError((Flag("skip_faulty"), f" belongs to files of rows or messages, not to {format}"))
         if kind == "document" and self.user is not None:
-            raise UsageError(f"--me belongs to files of one user, not to {format}, which names its users")
+            raise UsageError((Flag("me"), f" belongs to files of one user, not to {format}, which names its users"))
         if kind == "chat" and self.user is None:
-            raise UsageError(f"a file in the format {format} does not name its user", hint="add --me NAME")
+            raise UsageError(f"a file in the format {format} does not name its user", hint=("add ", Flag("me", "NAME")))
         others = [name for name in self.also_me if "@" not in name] if kind == "mail" else self.also_me
         if others:
             only = "is no address" if kind == "mail" else "is one name too many: only mail takes several"
-            raise UsageError(f"--me {format_value(others[0])} {only}")
+            raise UsageError((Flag("me", others[0]), f" {only}"))
 
     def _require_preset_consistent(self) -> None:
         preset = self.known_preset
         if preset is None:
             return
         if self.format not in (None, "csv"):
-            raise UsageError(f"--preset {preset.name} reads csv, not {self.format}")
+            raise UsageError((Flag("preset", preset.name), f" reads csv, not {self.format}"))
         if preset.has_one_user and self.user is None and self.columns.user is None:
-            raise UsageError(f"an export of {preset.site} does not name its user", hint="add --me NAME")
+            raise UsageError(f"an export of {preset.site} does not name its user", hint=("add ", Flag("me", "NAME")))
         if not preset.has_one_user and self.user is not None:
-            raise UsageError(f"an export of {preset.site} names its users", hint="leave --me out")
+            raise UsageError(f"an export of {preset.site} names its users", hint=("leave ", Flag("me"), " out"))
 
     def files(self) -> list[Path]:
         """The file, or those of the folder, by name, without hidden ones. Raises `BadInput` for an empty folder."""
@@ -137,7 +141,7 @@ class ImportSource:
         if not self.path.is_dir():
             return [self.path]
         if self.outputs is not None:
-            raise UsageError("--outputs belongs to one file, not to a folder")
+            raise UsageError((Flag("outputs"), " belongs to one file, not to a folder"))
         try:
             inside = sorted(each for each in self.path.iterdir() if each.is_file() and not each.name.startswith("."))
         except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
-from mta_cli.errors import BadInput, UsageError
+from mta_cli.errors import BadInput, Flag, UsageError
 from mta_cli.pipeline.data.formats.mail_message import Mail
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation, format_value
 from mta_cli.pipeline.data.formats.rows import RawRow
@@ -67,7 +67,9 @@ class MailReplies:
             )
 
     def _raise_unknown_user(self) -> None:
-        raise UsageError(f"which mails in {self._name} are yours?", hint=f"add --me ADDRESS; {self._likely()}")
+        raise UsageError(
+            f"which mails in {self._name} are yours?", hint=("add ", Flag("me", "ADDRESS"), f"; {self._likely()}")
+        )
 
     def _likely(self) -> str:
         """The most frequent addresses, for a message."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from mta_cli.engine.text.labels import find_label
-from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError, Words, worded
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.detect import is_clearly_known, read_sample, require_format
@@ -95,8 +95,8 @@ class ParsedFile:
                 self.tasks[name] = find(name)
             except NotFound as error:
                 self.unknown_tasks.add(name)
-                hint = f" ({error.hint})" if error.hint else ""
-                self.findings.add_fault(record.location, f"{error.message}{hint}", "task", of_record=False)
+                hint = f" ({worded(error.hint)})" if error.hint else ""
+                self.findings.add_fault(record.location, f"{error}{hint}", "task", of_record=False)
                 return
         task = self.tasks[name]
         asked = task.learning_prompt is None or record.held_out  # else history items differ in kind from queries
@@ -128,12 +128,12 @@ def parse_import_file(
     return intake
 
 
-def _hint(source: ImportSource, intake: ParsedFile) -> str | None:
+def _hint(source: ImportSource, intake: ParsedFile) -> Words | None:
     """What may help against the faults of a file."""
     if "users" in intake.formats and source.task is None:
-        return f"it was read as task {DEFAULT_TASK}; name another with --task"
+        return (f"it was read as task {DEFAULT_TASK}; name another with ", Flag("task"))
     if "time" in intake.findings.fault_fields and all(FORMATS[form].kind == "table" for form in intake.formats):
-        return 'name another column with --time, or read no times with --time ""'
+        return ("name another column with ", Flag("time"), ", or read no times with ", Flag("time", ""))
     return None
 
 
@@ -194,7 +194,10 @@ def _gold_answers(source: ImportSource, intake: ParsedFile) -> tuple[Mapping[str
     told = golds.task.casefold().replace("_", "-")
     task = source.task or told
     if not task:
-        raise UsageError(f"{name} does not say which task it is", hint="name it with --task; `mta task list` shows all")
+        raise UsageError(
+            f"{name} does not say which task it is",
+            hint=("name it with ", Flag("task"), "; ", Command("task list"), " shows all"),
+        )
     if source.task is not None and told.startswith("lamp-") and told != source.task:
         intake.warnings.append(f"the outputs say {format_value(golds.task)}, but are imported as {source.task}")
     return golds.answers, task

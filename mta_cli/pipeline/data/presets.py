@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.engine.text.tasks import Task
-from mta_cli.errors import BadInput, NotFound
+from mta_cli.errors import BadInput, Flag, NotFound
 from mta_cli.pipeline.data.column_mapping import ColumnMapping, cell_text, find_column
 from mta_cli.pipeline.data.formats.delimited import read_rows
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, format_value
@@ -94,7 +94,11 @@ class Preset:
             there = ", ".join(format_value(name) for name in columns[:12])
             raise BadInput(
                 f"{file} is no export of {self.site}: it has no column {' and none '.join(missing)}; there are {there}",
-                hint="docs/formats.md says where to find the export; leave --preset out for any other table",
+                hint=(
+                    "docs/formats.md says where to find the export; leave ",
+                    Flag("preset"),
+                    " out for any other table",
+                ),
             )
 
     def _texts(self, row: Mapping[str, Any]) -> dict[str, str]:

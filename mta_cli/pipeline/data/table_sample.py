@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Command
 from mta_cli.pipeline.data.column_mapping import ColumnMapping, find_column
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.detect import is_clearly_known, read_sample, require_format
@@ -21,7 +20,7 @@ from mta_cli.pipeline.data.import_source import ImportSource
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 200, 1_000_000
 """Most rows, and about most characters, of a sample."""
 _LISTED_COLUMNS = 12
-IMPORT_COMMAND = "mta data import"
+IMPORT_COMMAND = "data import"
 
 
 @dataclass(frozen=True)
@@ -66,22 +65,23 @@ class TableSample:
         wanted = ", ".join(format_value(name) for name in unknown) if unknown else ", ".join(missing)
         raise BadInput(
             f"{self.file} has no column {wanted}; its columns are {there}",
-            hint=f"for example: {self.example_command(source, command)}" if source.preset is None else None,
+            hint=("for example: ", self.example_command(source, command)) if source.preset is None else None,
         )
 
-    def example_command(self, source: ImportSource, command: str = IMPORT_COMMAND) -> str:
-        """A command line with the guessed columns where the source has none; words in capitals are to be replaced."""
+    def example_command(self, source: ImportSource, command: str = IMPORT_COMMAND) -> Command:
+        """A command with the guessed columns where the source has none; words in capitals are to be replaced."""
         guess = self.guess(source.columns).columns
-        words = [*command.split(), "-" if str(source.path) == "/dev/stdin" else str(source.path)]
+        flags = {}
         if source.user is not None or (guess.user is None and source.columns.user is None):
-            words += ["--me", source.user or "NAME"]
+            flags["me"] = source.user or "NAME"
         for part in ("user", "input", "output", "time"):
-            needless = part == "user" and "--me" in words
+            needless = part == "user" and "me" in flags
             given = getattr(source.columns, part)
             known = given if given and not self._unknown(given) else getattr(guess, part)
             if not needless and (known or part != "time"):
-                words += [f"--{part}", known or "COLUMN"]
-        return shlex.join(words + (["--task", source.task] if source.task else []))
+                flags[part] = known or "COLUMN"
+        file = "-" if str(source.path) == "/dev/stdin" else str(source.path)
+        return Command(command, file, **flags, task=source.task or None)
 
     def _unknown(self, text: str) -> list[str]:
         return ColumnMapping(input=text).unknown_columns(self.columns)

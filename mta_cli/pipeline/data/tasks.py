@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.task_files import MAX_TASK_FILE_CHARACTERS, parse_task, task_to_toml
 from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
-from mta_cli.errors import BadInput, IntegrityFault, NotFound, did_you_mean
+from mta_cli.errors import BadInput, Command, IntegrityFault, NotFound, did_you_mean
 
 if TYPE_CHECKING:
     from store.registry import Registry
@@ -85,7 +85,7 @@ def is_kept(reg: Registry, task: Task) -> bool:
     if text is not None and parse_task(text, task.name) != task:
         raise BadInput(
             f"There is a task {task.name!r} already, and it differs.",
-            hint=f"`mta task rm {task.name}` first, or give yours another name",
+            hint=(Command("task rm", task.name), " first, or give yours another name"),
         )
     return text is not None
 
@@ -109,7 +109,7 @@ def remove_task(reg: Registry, name: str) -> dict[str, Any]:
 
 def _unknown_task_error(reg: Registry | None, name: str) -> NotFound:
     near = get_close_matches(name[:80].casefold().replace("_", "-"), task_names(reg), 3, 0.5)
-    hint = did_you_mean(near, "mta task list shows all; mta task add FILE adds one")
+    hint = did_you_mean(near, (Command("task list"), " shows all; ", Command("task add", "FILE"), " adds one"))
     return NotFound(f"There is no task {name[:80]!r}.", hint=hint)
 
 
@@ -119,7 +119,7 @@ def _parse_stored_task(name: str, text: str) -> Task:
     except BadInput as error:
         first = f": {error.faults[0]}" if error.faults else ""
         raise IntegrityFault(
-            f"The stored task {name!r} cannot be read{first}", hint=f"`mta task rm {name}`, then add it again"
+            f"The stored task {name!r} cannot be read{first}", hint=(Command("task rm", name), ", then add it again")
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.evaluation.ladder import whose_entries
 from mta_cli.engine.evaluation.metrics import MAIN_METRICS
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Command
 from mta_cli.events import Event, JobProgress, JobResult, JobStarted
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, answer_queries, scored_queries, unscored_note
@@ -76,7 +76,7 @@ def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -
         if not asked:
             raise BadInput(
                 f"None of these users has held-out queries of task {task.name}.",
-                hint="mta data import FILE --hold-out 5",
+                hint=Command("data import", "FILE", hold_out=5),
             )
         bench = Workbench(reg, request, current_bank(reg, task.name, request.base.fingerprint))
         steps = ladder_steps(

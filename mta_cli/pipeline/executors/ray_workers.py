@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mta_cli import __version__
-from mta_cli.errors import BadInput, MtaError, UsageError, extra_hint
+from mta_cli.errors import BadInput, Flag, MtaError, UsageError, Words, extra_hint
 from mta_cli.pipeline.executors.shipped_base import Pieces, put_base, receive_base, received_folder
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ PLACE_SECONDS = 300.0  # that workers may take until they are ready, while nothi
 class WorkerFault:
     """An error of this program in a worker, as it is told to the driver."""
 
-    message: str
-    hint: str | None
+    message: Words
+    hint: Words | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Worker:
             )
             self._base, self._merger = base, AdapterMerger(base)
         except MtaError as error:
-            return WorkerFault(f"Node {import_ray().util.get_node_ip_address()}: {error.message}", error.hint)
+            return WorkerFault((f"Node {import_ray().util.get_node_ip_address()}: ", error.message), error.hint)
         return "ready"
 
     def run(self, work: Work[Any], factors: dict[int, Any]) -> Iterator[Any]:
@@ -192,7 +192,7 @@ class RayExecutor:
             each = f"{threads} processors" + (f" and {options.gpus:g} GPUs" if on_gpu else "")
             raise UsageError(
                 f"{options.workers} workers of {each} each do not fit the cluster; {places} would.",
-                hint=f"--workers {places}" if places else "fewer threads by OMP_NUM_THREADS",
+                hint=Flag("workers", places) if places else "fewer threads by OMP_NUM_THREADS",
             )
 
     def _begin_worker(self) -> None:
@@ -315,7 +315,7 @@ def import_ray() -> Any:
         import ray
         import ray.exceptions
     except ImportError as error:
-        raise UsageError("--executor ray needs Ray.", hint=extra_hint("ray")) from error
+        raise UsageError((Flag("executor", "ray"), " needs Ray."), hint=extra_hint("ray")) from error
     return ray
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mta_cli import __version__
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Command
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def back_up(reg: Registry, to: Path, agree: ConfirmReplace) -> Iterator[Event]:
     target = Path(os.path.abspath(to.expanduser()))
     root = reg.root.resolve()
     if target.is_dir():
-        raise BadInput(f"{target} is a folder; a backup is a file.", hint="mta backup FILE")
+        raise BadInput(f"{target} is a folder; a backup is a file.", hint=Command("backup", "FILE"))
     if root == target.parent.resolve() or root in target.parent.resolve().parents:
         raise BadInput(f"{target} is in the store itself.", hint="choose a file elsewhere, best on another disk")
     if target.exists():

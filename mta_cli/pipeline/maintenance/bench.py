@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Command, Flag
 from mta_cli.events import Event, JobPlan, JobProgress, JobResult, JobStarted, PlanLine
 from mta_cli.options import BankOptions, FuseOptions, MachineOptions
 from mta_cli.pipeline.models.bases import HUB_BASES, HubBase, full_name
@@ -84,7 +84,7 @@ def run_bench(request: BenchRequest, *, dry_run: bool = False) -> Iterator[Event
                 raise
             raise BadInput(
                 f"{plan.name}: the memory of {plan.device} ran out ({name.replace('_', ' ')})",
-                hint="fewer --users, or a smaller shape: mta model list --available",
+                hint=("fewer ", Flag("users"), ", or a smaller shape: ", Command("model list", available=True)),
             ) from error
         yield JobProgress(name.replace("_", " "), number)
     yield JobResult(
@@ -183,7 +183,7 @@ def _require_memory(plan: BenchPlan) -> None:
         raise BadInput(
             f"{plan.name} needs about {plan.computed / 1e9:.1f} GB on {plan.device} in {str(plan.dtype)[6:]}; "
             f"{plan.free / 1e9:.1f} GB are free",
-            hint="a smaller shape: mta model list --available",
+            hint=("a smaller shape: ", Command("model list", available=True)),
         )
 
 

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mta_cli.errors import MtaError, NotFound
+from mta_cli.errors import MtaError, NotFound, worded
 from mta_cli.events import Event, JobProgress, JobResult, JobStarted
 from mta_cli.threads import describe_waiting
 
@@ -86,7 +86,7 @@ def _run_check(name: str, probe: Callable[[], Check]) -> Check:
     try:
         return probe()
     except MtaError as error:
-        return Check(name, False, error.message + (f" ({error.hint})" if error.hint else ""))
+        return Check(name, False, str(error) + (f" ({worded(error.hint)})" if error.hint else ""))
     except Exception as error:
         return Check(name, False, f"{type(error).__name__}: {error}")
 
@@ -221,7 +221,7 @@ def _check_default_model(kind: str, name: str) -> Check:
     try:
         entry = resolve_model(name, kind)
     except NotFound as error:
-        return Check(kind, True, f"{error.message}; {error.hint}")
+        return Check(kind, True, f"{error}; {worded(error.hint or '')}")
     return Check(
         kind,
         True,

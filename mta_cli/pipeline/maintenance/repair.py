@@ -59,7 +59,7 @@ def _of_models() -> tuple[list[Repair], list[Note]]:
         try:
             faults = [entry.detail["fault"]] if "fault" in entry.detail else model_faults(entry)
         except BadInput as error:  # not readable, which says nothing about its content
-            notes.append(Note(f"The model {entry.name} was not checked: {error.message}", warning=True))
+            notes.append(Note(f"The model {entry.name} was not checked: {error}", warning=True))
             continue
         if not faults:
             continue

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Command, Words
 from mta_cli.events import Event
 from mta_cli.options import AdaptOptions, MachineOptions
 from mta_cli.pipeline.requests import restore_adapt_request, restore_bank_request
@@ -84,7 +84,9 @@ def discard_job(reg: Registry, one: UnfinishedJob) -> None:
         bank = reg.banks.by_id(one.number)
         with reg.job_lock(f"bank {bank.name}"):
             if reg.banks.by_id(bank.id).status != "building":
-                raise BadInput(f"Bank {bank_label(bank)} is ready now and stays.", hint="mta bank rm removes a bank")
+                raise BadInput(
+                    f"Bank {bank_label(bank)} is ready now and stays.", hint=(Command("bank rm"), " removes a bank")
+                )
             reg.banks.remove(bank.id)
     elif one.kind in (EVAL_RUN, EVAL_TUNE):
         found = reg.evaluations.get(one.number)
@@ -102,8 +104,8 @@ def _resume_bank_build(reg: Registry, one: UnfinishedJob, machine: MachineOption
     bank = reg.banks.by_id(one.number)
     request = restore_bank_request(reg, bank, machine)
     if bank_key(reg, request, find_contributors(reg, request)) != bank.key:
-        begin = f"mta bank build --task {bank.task}"
-        raise changed_since_error(f"bank {bank_label(bank)}", begin, "where mta quick began it, run that again; else ")
+        otherwise = ("where ", Command("quick"), " began it, run that again; else ")
+        raise changed_since_error(f"bank {bank_label(bank)}", Command("bank build", task=bank.task), otherwise)
     yield from build_bank(reg, request, plan=(), dry_run=dry_run)
 
 
@@ -113,12 +115,12 @@ def _resume_adaptation(reg: Registry, one: UnfinishedJob, machine: MachineOption
     yield from adapt_users(reg, restore_adapt_request(reg, one.number, one.request, machine), plan=(), dry_run=dry_run)
 
 
-def changed_since_error(what: str, command: str, first: str = "") -> BadInput:
+def changed_since_error(what: str, command: Command, first: Words = "") -> BadInput:
     """The error of a job that cannot go on; `command` begins it anew."""
     return BadInput(
         f"The task, users, histories or bank that {what} was begun with, or mta itself, have changed since: it cannot "
         "go on.",
-        hint=f"{first}give it up and begin anew ({command})",
+        hint=(first, "give it up and begin anew (", command, ")"),
     )
 
 

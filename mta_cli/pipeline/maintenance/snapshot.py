@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mta_cli import __version__
-from mta_cli.errors import BadInput, UsageError
+from mta_cli.errors import BadInput, Command, Flag, UsageError
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.pipeline.maintenance.backup import tell_progress
 
@@ -39,7 +39,9 @@ def publish_snapshot(
     from store.snapshots.publish import stage_snapshot
 
     if hash_names and key_file is None:
-        raise UsageError("--hash-names hashes names with a key, and there is none.", hint="add --key FILE")
+        raise UsageError(
+            (Flag("hash_names"), " hashes names with a key, and there is none."), hint=("add ", Flag("key", "FILE"))
+        )
     key = None if key_file is None else read_key(key_file)
     place = SnapshotPlace(to)
     _require_outside(reg.root, place)
@@ -119,7 +121,7 @@ def _require_outside(root: Path, place: SnapshotPlace) -> None:
     if place.folder is None:
         return
     if place.folder.is_file():
-        raise BadInput(f"{place.folder} is a file; a snapshot is a folder.", hint="mta snapshot DIR")
+        raise BadInput(f"{place.folder} is a file; a snapshot is a folder.", hint=Command("snapshot", "DIR"))
     folder, store = place.folder.resolve(), root.resolve()
     if folder == store or store in folder.parents:
         raise BadInput(f"{place.folder} is in the store itself.", hint="choose a folder elsewhere")

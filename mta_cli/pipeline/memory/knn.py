@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mta_cli.engine.text.labels import find_label
-from mta_cli.errors import IntegrityFault
+from mta_cli.errors import Command, IntegrityFault
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from store.records import Bank, Item, Neighbour, User
 
@@ -223,7 +223,8 @@ def _index_items(items: Sequence[Neighbour], bank: Bank, task: Task) -> Neighbou
         return None
     if len({len(one.vector) for one in items}) > 1:
         raise IntegrityFault(
-            f"The neighbours of bank {bank.name} v{bank.version} differ in length.", hint="mta bank build makes another"
+            f"The neighbours of bank {bank.name} v{bank.version} differ in length.",
+            hint=(Command("bank build"), " makes another"),
         )
     times = tuple(one.time or "" for one in items)
     vectors = np.frombuffer(b"".join(one.vector for one in items), "<f2").reshape(len(items), -1).astype(np.float32)

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from mta_cli.errors import NotFound
+from mta_cli.errors import Command, NotFound, did_you_mean
 from mta_cli.pipeline.models.catalog import PACKAGES, ModelPackage
 from mta_cli.pipeline.models.memory import CONTEXT_TOKENS, Shape
 
@@ -187,8 +187,8 @@ def find_shape(name: str) -> HubBase:
     if (base := HUB_BASES.get(SHORT_NAMES.get(name, name))) is not None:
         return base
     near = near_names(name, (*HUB_BASES, *SHORT_NAMES))
-    meant = f"did you mean {', '.join(near)}?" if near else "mta model list --available shows the names"
-    raise NotFound(f"There is no shape {name[:200]!r}", hint=meant)
+    otherwise = (Command("model list", available=True), " shows the names")
+    raise NotFound(f"There is no shape {name[:200]!r}", hint=did_you_mean(near, otherwise))
 
 
 def can_be_pulled(name: str) -> bool:

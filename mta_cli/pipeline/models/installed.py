@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.model.checkpoint_files import model_files, sha256_file
-from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, did_you_mean
+from mta_cli.errors import BadInput, Command, IntegrityFault, MtaError, NotFound, did_you_mean
 from mta_cli.pipeline.models.bases import HUB_BASES, can_be_pulled, full_name, hub_name, near_names
 from mta_cli.pipeline.models.catalog import PACKAGES
 from mta_cli.pipeline.models.manifest import (
@@ -44,7 +44,7 @@ def resolve_model(name_or_path: str, kind: str | None = None) -> ModelEntry:
     if kind is not None and entry.kind != kind:
         raise BadInput(
             f"{name_or_path} is {_with_article(entry.kind)}, not {_with_article(kind)}",
-            hint="mta model list shows what each one is",
+            hint=(Command("model list"), " shows what each one is"),
         )
     return entry
 
@@ -163,10 +163,12 @@ def _installed_entry(place: Path, manifest: dict[str, Any]) -> ModelEntry:
     if "folder" in manifest:
         path = Path(manifest["folder"])
         if not path.is_dir():
-            raise NotFound(f"The folder of {name} is gone: {path}", hint=f"put it back, or mta model rm {name}")
+            raise NotFound(
+                f"The folder of {name} is gone: {path}", hint=("put it back, or ", Command("model rm", name))
+            )
         return entry_from_manifest(path, folder_manifest(path, name))
     if missing_bytes(place, manifest):
-        raise IntegrityFault(f"{name} is incomplete in {place}", hint=f"mta model pull {name}")
+        raise IntegrityFault(f"{name} is incomplete in {place}", hint=Command("model pull", name))
     return entry_from_manifest(place, manifest)
 
 
@@ -176,7 +178,7 @@ def _entry_or_fault(place: Path, manifest: dict[str, Any]) -> ModelEntry:
     except MtaError as error:
         path = Path(manifest.get("folder", place))
         return ModelEntry(
-            manifest["name"], manifest.get("kind", "?"), path, manifest.get("fingerprint", ""), {"fault": error.message}
+            manifest["name"], manifest.get("kind", "?"), path, manifest.get("fingerprint", ""), {"fault": str(error)}
         )
 
 
@@ -197,14 +199,15 @@ def _read_manifests() -> list[tuple[Path, dict[str, Any]]]:
 
 def _unknown_model_error(name: str) -> NotFound:
     if can_be_pulled(name):
-        return NotFound(f"{name} is not here yet", hint=f"mta model pull {name}")
+        return NotFound(f"{name} is not here yet", hint=Command("model pull", name))
     if os.sep in name or name.startswith((".", "~")):
         near = [hub] if (hub := hub_name(name)) is not None else []
         return NotFound(
-            f"There is no model folder at {name[:200]!r}", hint=did_you_mean(near, "mta model list shows all")
+            f"There is no model folder at {name[:200]!r}",
+            hint=did_you_mean(near, (Command("model list"), " shows all")),
         )
     near = near_names(name, model_names())
-    return NotFound(f"There is no model {name[:200]!r}", hint=did_you_mean(near, "mta model list shows all"))
+    return NotFound(f"There is no model {name[:200]!r}", hint=did_you_mean(near, (Command("model list"), " shows all")))
 
 
 def _with_article(kind: str) -> str:

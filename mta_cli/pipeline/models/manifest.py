@@ -10,14 +10,13 @@ import hashlib
 import json
 import os
 import re
-import shlex
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mta_cli.engine.model import checkpoint_files as folders
-from mta_cli.errors import BadInput, IntegrityFault, MtaError, system_reason
+from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, MtaError, system_reason
 from store.files import atomic_write, remove_leftover_temporaries
 
 MANIFEST = "mta-model.json"
@@ -159,7 +158,7 @@ def _require_unchanged(path: Path, files: dict[str, str]) -> None:
         if found != digest:
             raise IntegrityFault(
                 f"{path / file} has changed since the folder became a model: sha256 {digest} then, {found} now",
-                hint=f"copy it again, or take the folder as it is: mta model pull {shlex.quote(str(path))}",
+                hint=("copy it again, or take the folder as it is: ", Command("model pull", str(path))),
             )
 
 
@@ -175,7 +174,7 @@ def check_model_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise BadInput(
             f"{name[:120]!r} cannot be a model's name",
-            hint="letters, digits, dots, dashes and underscores, up to 100; --name NAME",
+            hint=("letters, digits, dots, dashes and underscores, up to 100; ", Flag("name", "NAME")),
         )
     return name
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from mta_cli.errors import UsageError
+from mta_cli.errors import Command, Flag, UsageError, Words
 
 if TYPE_CHECKING:
     from mta_cli.engine.model.load import MemoryLimits
@@ -183,24 +183,30 @@ def require_memory(name: str, machine: MachineOptions, needed: Callable[[str], i
     most, precision = machine.memory_limit, number_format(machine.dtype, machine.device, machine.quantize)
     if most is None or needed(precision) <= most:
         return
-    smaller = {
-        " ".join(flags): needed(other)
+    smaller = (
+        (_changed_flags(machine, dtype, quantize), needed(other))
         for dtype in dict.fromkeys((machine.dtype, "bfloat16"))
         for quantize in dict.fromkeys((machine.quantize, "nf4"))
         if (other := number_format(dtype, machine.device, quantize)) != precision
-        for flags in (_changed_flags(machine, dtype, quantize),)
-    }
-    fitting = [f"{flags} takes about {format_gigabytes(size)}" for flags, size in smaller.items() if size <= most]
+    )
+    fitting = next(((flags, f" takes about {format_gigabytes(size)}") for flags, size in smaller if size <= most), None)
     raise UsageError(
-        f"{name} in {precision} takes about {format_gigabytes(needed(precision))}, "
-        f"and --max-memory is {format_gigabytes(most)}.",
-        hint=fitting[0] if fitting else "a smaller base (mta model list --available), or fewer --history-items",
+        (
+            f"{name} in {precision} takes about {format_gigabytes(needed(precision))}, and ",
+            Flag("max_memory"),
+            f" is {format_gigabytes(most)}.",
+        ),
+        hint=fitting
+        or ("a smaller base (", Command("model list", available=True), "), or fewer ", Flag("history_items")),
     )
 
 
-def _changed_flags(machine: MachineOptions, dtype: str, quantize: str) -> list[str]:
-    flags = [] if dtype == machine.dtype else [f"--dtype {dtype}"]
-    return flags if quantize == machine.quantize else [*flags, f"--quantize {quantize}"]
+def _changed_flags(machine: MachineOptions, dtype: str, quantize: str) -> Words:
+    if dtype == machine.dtype:
+        return Flag("quantize", quantize)
+    if quantize == machine.quantize:
+        return Flag("dtype", dtype)
+    return (Flag("dtype", dtype), " ", Flag("quantize", quantize))
 
 
 def format_gigabytes(size: int) -> str:

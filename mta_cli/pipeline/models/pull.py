@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.engine.model.checkpoint_files import check_folder
-from mta_cli.errors import BadInput, MtaError, NotFound, did_you_mean, system_reason
+from mta_cli.errors import BadInput, Command, Flag, MtaError, NotFound, did_you_mean, system_reason
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.pipeline.models.bases import HUB_BASES, can_be_pulled, full_name, hub_name, near_names
 from mta_cli.pipeline.models.catalog import PACKAGES, ModelPackage
@@ -56,7 +56,9 @@ def pull_model(name: str, *, as_name: str | None = None, dry_run: bool = False) 
         yield from _pull_folder(existing_path(name), name, as_name, dry_run)
         return
     if as_name is not None:
-        raise BadInput("--name is for local folders; a pulled model keeps its name", hint=f"mta model pull {name}")
+        raise BadInput(
+            (Flag("name"), " is for local folders; a pulled model keeps its name"), hint=Command("model pull", name)
+        )
     name = full_name(name)
     place = model_dir(name)
     if _is_installed(name, place):
@@ -118,14 +120,17 @@ def _folder_model_name(folder: Path, name: str | None) -> str:
     chosen = check_model_name(name or slug(folder.name))
     known = read_manifest(model_dir(chosen))
     if can_be_pulled(chosen) or (known is not None and known.get("folder") != str(folder)):
-        raise BadInput(f"The name {chosen} is taken", hint="--name OTHER, or mta model rm it first")
+        raise BadInput(
+            f"The name {chosen} is taken", hint=(Flag("name", "OTHER"), ", or ", Command("model rm"), " it first")
+        )
     return chosen
 
 
 def _pull_folder(path: Path | None, name: str, as_name: str | None, dry_run: bool) -> Iterator[Event]:
     if path is None:
         near = [hub] if (hub := hub_name(name)) is not None else near_names(name, [*PACKAGES, *HUB_BASES])
-        names = "a name of mta model list --available, hf:ORG/NAME[@REVISION], or the path of a folder"
+        catalog = Command("model list", available=True)
+        names = ("a name of ", catalog, ", hf:ORG/NAME[@REVISION], or the path of a folder")
         raise NotFound(f"There is no model {name[:200]!r} to pull", hint=did_you_mean(near, names))
     chosen = _folder_model_name(path, as_name)
     if dry_run:
@@ -229,7 +234,7 @@ def _is_installed(name: str, place: Path) -> bool:
     if manifest is None:
         return False
     if manifest["name"] != name:
-        raise BadInput(f"{place} holds {manifest['name']}, not {name}", hint=f"mta model rm {manifest['name']}")
+        raise BadInput(f"{place} holds {manifest['name']}, not {name}", hint=Command("model rm", manifest["name"]))
     return "folder" in manifest or missing_bytes(place, manifest) == 0
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mta_cli.errors import IntegrityFault
+from mta_cli.errors import Command, IntegrityFault
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
@@ -60,7 +60,8 @@ def _check_model(model: ModelEntry) -> None:
         faults = [f"{error.filename} cannot be read: {error.strerror}"]
     if faults:
         folder = model.detail.get("source", "").startswith("folder:")
-        mend = "copy the folder again" if folder else f"mta model rm {model.name}, then mta model pull {model.name}"
+        anew = (Command("model rm", model.name), ", then ", Command("model pull", model.name))
+        mend = "copy the folder again" if folder else anew
         raise IntegrityFault(f"The model {model.name} is damaged: {faults[0]}", hint=mend)
 
 
@@ -69,5 +70,11 @@ def _check_registry(root: Path) -> None:
 
     if faults := find_structure_faults(root):
         raise IntegrityFault(
-            faults[0], hint="mta doctor --repair makes the full-text index anew; mta restore FILE brings back all else"
+            faults[0],
+            hint=(
+                Command("doctor", repair=True),
+                " makes the full-text index anew; ",
+                Command("restore", "FILE"),
+                " brings back all else",
+            ),
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.engine.lora.targets import require_targets
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.engine.training.session import TrainingResult
-from mta_cli.errors import BadInput, NotFound
+from mta_cli.errors import BadInput, Flag, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine, UnitFailed
 from mta_cli.options import SHOT_WEIGHTINGS, MachineOptions
 from mta_cli.pipeline.anchors import usable_anchors
@@ -116,7 +116,7 @@ def adapt_users(
         results = training.results
         kept |= _count_better(list(results.values()))
     if chosen and not results:
-        raise BadInput("No user could be adapted.", hint="lower --learning-rate")
+        raise BadInput("No user could be adapted.", hint=("lower ", Flag("learning_rate")))
     yield JobResult([results[user.id] for user in chosen if user.id in results])
 
 

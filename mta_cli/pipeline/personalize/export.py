@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mta_cli.engine.model.checkpoint_files import read_config, sha256_file
 from mta_cli.engine.text.prompts import HistoryExample
-from mta_cli.errors import BadInput, NotFound
+from mta_cli.errors import BadInput, Flag, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note
 from mta_cli.options import MachineOptions, PromptOptions
 from mta_cli.pipeline.data.tasks import find_task
@@ -171,7 +171,13 @@ def _weights_of_all_tokens(
     if not approximate:
         raise BadInput(
             f"The {mode} model of {user.name} acts on late tokens only, which no other program can do.",
-            hint="Build bank and stacks with --placement upper, or let it act on all tokens with --approximate.",
+            hint=(
+                "Build bank and stacks with ",
+                Flag("placement", "upper"),
+                ", or let it act on all tokens with ",
+                Flag("approximate"),
+                ".",
+            ),
         )
     note = "Parts that were trained for late tokens alone act on all tokens here, so answers may differ."
     return act_on_all_tokens(weights, late), source, [note]
@@ -242,7 +248,7 @@ def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]
     if not listed and (target / LIST_FILE).exists():
         raise BadInput(
             f"{target / LIST_FILE} is not as an export of mta wrote it, and would be replaced.",
-            hint="Name another folder with --to, or move the file.",
+            hint=("Name another folder with ", Flag("to"), ", or move the file."),
         )
     own = dict[str, list[str]]()
     for name in {**listed, **files}:
@@ -256,7 +262,7 @@ def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]
         elif digest is not None and name in files:
             raise BadInput(
                 f"{path} is not as an export of mta wrote it, and would be replaced.",
-                hint="Name another folder with --to, or move the file.",
+                hint=("Name another folder with ", Flag("to"), ", or move the file."),
             )
     return own
 

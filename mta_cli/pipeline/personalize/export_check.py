@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from mta_cli.errors import NotFound
+from mta_cli.errors import Flag, NotFound
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.models.load import load_on_device
 
@@ -73,7 +73,9 @@ class ExportCheck:
         from mta_cli.engine.generation.request import SamplingParams
 
         if not self.rows:
-            raise NotFound(f"{self.user.name} has no item for {self.task.name} to ask about.", hint="leave out --check")
+            raise NotFound(
+                f"{self.user.name} has no item for {self.task.name} to ask about.", hint=("leave out ", Flag("check"))
+            )
         prompts = [list(row.input_ids[: row.answer_start]) for row in self.rows]
         ours, theirs = (
             generate_answers(

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Flag
 from mta_cli.pipeline.models.bases import embedded_repository
 from mta_cli.pipeline.models.manifest import MANIFEST, ModelEntry
 from mta_cli.pipeline.users.exported_folders import FileContent
@@ -129,14 +129,14 @@ class ExportedModel:
         if read_config(self.entry.path).get("quantization_config") is not None:
             raise BadInput(
                 f"The weights in {self.entry.path} are packed, so no change can be added to them.",
-                hint="--format peft, or --base with the same base's plain weights",
+                hint=(Flag("format", "peft"), ", or ", Flag("base"), " with the same base's plain weights"),
             )
         shards = [self.entry.path / shard for shard in _read_weight_files(self.entry.path)]
         known = {name for shard in shards for name in read_safetensors_header(shard).tensors}
         if missing := [module for module in self.weights.factors if f"{module}.weight" not in known]:
             raise BadInput(
                 f"{self.entry.path} has no weight named {missing[0]}.weight, so the change cannot be added to it.",
-                hint="--format peft, or --format gguf-lora",
+                hint=(Flag("format", "peft"), ", or ", Flag("format", "gguf-lora")),
             )
 
     def _facts(self) -> dict[str, str]:

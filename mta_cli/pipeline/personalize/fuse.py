@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import NotFound, UsageError, UsersChanged
+from mta_cli.errors import Command, Flag, NotFound, UsageError, UsersChanged
 from mta_cli.events import (
     ArtifactSaved,
     Event,
@@ -114,7 +113,8 @@ def check_top_k(reg: Registry, bank: Bank, options: FuseOptions) -> None:
     size = len(usable_anchors(reg, bank))
     if options.top_k > size:
         raise UsageError(
-            f"--top-k {options.top_k}: bank {bank.name} v{bank.version} has {size} anchors.", hint=f"--top-k {size}"
+            (Flag("top_k", options.top_k), f": bank {bank.name} v{bank.version} has {size} anchors."),
+            hint=Flag("top_k", size),
         )
 
 
@@ -126,20 +126,20 @@ def bank_embedder(reg: Registry, bank: Bank, asked: ModelEntry | None = None) ->
     from mta_cli.pipeline.models.installed import resolve_model
 
     name, label = reg.models.get(bank.embedder).name, bank_label(bank)
-    anew = f"mta bank build --task {shlex.quote(bank.task)}"
     if asked is not None:
         if asked.fingerprint == bank.embedder:
             return asked
         raise UsageError(
-            f"--embedder {asked.name}: bank {label} was built with {name}.",
-            hint=f"leave --embedder out, or {anew} --embedder {shlex.quote(asked.name)}",
+            (Flag("embedder", asked.name), f": bank {label} was built with {name}."),
+            hint=("leave ", Flag("embedder"), " out, or ", Command("bank build", task=bank.task, embedder=asked.name)),
         )
+    anew = Command("bank build", task=bank.task)
     try:
         found = resolve_model(name, "embedder")
     except NotFound as error:
         raise NotFound(
             f"Bank {label} was built with the embedder {name}, which is not on this machine.",
-            hint=f"{error.hint}, or {anew}",
+            hint=(error.hint or "", ", or ", anew),
         ) from None
     if found.fingerprint != bank.embedder:
         raise NotFound(f"Bank {label} was built with another {name} than the one on this machine.", hint=anew)

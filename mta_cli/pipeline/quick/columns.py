@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Command, Flag
 from mta_cli.events import PlanLine
 from mta_cli.pipeline.data.column_mapping import find_column
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.table_sample import detect_format, read_table_sample
 
-COMMAND = "mta quick"
+COMMAND = "quick"
 PARTS = ("user", "input", "output", "time")
 
 
@@ -47,7 +47,7 @@ def complete_columns(source: ImportSource) -> CompleteSource:
     if is_document and source.task is None:
         raise BadInput(
             f"{source.name} is in the format {form}, which is of a task that there is",
-            hint="--task TASK names it; mta task list shows them",
+            hint=(Flag("task", "TASK"), " names it; ", Command("task list"), " shows them"),
         )
     source = replace(source, skip_faulty=not is_document)
     sample = read_table_sample(source)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mta_cli.engine.text.task_files import parse_task, task_to_toml
 from mta_cli.engine.text.tasks import METRIC_BY_KIND, Task
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Command
 from mta_cli.events import Event
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.parse_results import format_value
@@ -68,7 +68,7 @@ def summarise_file(reg: Registry, source: ImportSource, task: Task) -> Generator
         if others := [name for name in parsed.tasks if name != source.task]:
             raise BadInput(
                 f"{source.name} names tasks of its own: {', '.join(map(format_value, others[:5]))}",
-                hint="mta data import FILE, then mta bank build --task TASK",
+                hint=(Command("data import", "FILE"), ", then ", Command("bank build", task="TASK")),
             )
         authors = tuple(parsed.input_authors)
         words = {_WORD_OF_FORMAT.get(FORMATS[form].kind, "") for form in parsed.formats}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.engine.text.labels import find_label, parse_number, round_number
 from mta_cli.engine.text.task_files import task_to_toml
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
-from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine, forward_events
 from mta_cli.options import (
     AdaptOptions,
@@ -269,7 +269,7 @@ def _check_hold_out(
                 f"{source.name} is stored in task {task.name} already, with {each} held-out items of "
                 f"{whose} and not {source.hold_out:,}; what is stored stays "
                 "history or held out",
-                hint=f"add --task {task.name}-{source.hold_out}: another task stores the file apart",
+                hint=("add ", Flag("task", f"{task.name}-{source.hold_out}"), ": another task stores the file apart"),
             )
         if as_notes:
             yield from hold_out_notes(source, intake)
@@ -304,10 +304,10 @@ def _require_consent(source: ImportSource, summary: FileSummary, can_anchor: boo
         raise UsageError(
             f"the inputs of {source.name} are the words of {' and '.join(summary.input_authors)}, so no bank is made "
             "of them by default",
-            hint="--can-anchor makes one in this store; no other user has a part in it unless you import one",
+            hint=(Flag("can_anchor"), " makes one in this store; no other user has a part in it unless you import one"),
         )
     if can_anchor is False:
-        raise UsageError("a bank is made of users who may be anchors", hint="leave --no-can-anchor out")
+        raise UsageError("a bank is made of users who may be anchors", hint=("leave ", Flag("no_can_anchor"), " out"))
 
 
 def _require_alone(reg: Registry, summary: FileSummary, task: Task) -> None:
@@ -317,7 +317,7 @@ def _require_alone(reg: Registry, summary: FileSummary, task: Task) -> None:
         raise BadInput(
             f"task {task.name} has items of {pluralise(len(others), 'other user')}, and the bank for a file of one "
             "user is made of that user alone",
-            hint="--task OTHER stores the file apart",
+            hint=(Flag("task", "OTHER"), " stores the file apart"),
         )
 
 
@@ -362,7 +362,7 @@ def _require_no_other(reg: Registry, task: Task) -> None:
     try:
         is_kept(reg, task)
     except BadInput as error:
-        error.hint = f"--task {task.name} takes it as it is; --task OTHER makes another"
+        error.hint = (Flag("task", task.name), " takes it as it is; ", Flag("task", "OTHER"), " makes another")
         raise
 
 
@@ -526,7 +526,7 @@ def _make_and_measure(
     yield from forward_events(adapt_users(reg, made))
     users = [user for user in users if reg.stacks.get(user.id, task.name, bank.id) is not None]  # not where it diverged
     if not users:
-        raise BadInput("every training at a user diverged", hint="mta user adapt --learning-rate 0.001")
+        raise BadInput("every training at a user diverged", hint=Command("user adapt", learning_rate="0.001"))
     yield Note("4 of 4: answers to held-out questions, step by step from no model to the personal one")
     return (yield from forward_events(evaluate_users(reg, made.fuse, users)))  # type: ignore[no-any-return]
 

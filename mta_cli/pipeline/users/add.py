@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Flag
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.pipeline.data.confusable_names import confusable_name_warnings
 from mta_cli.pipeline.data.formats.parse_results import format_value
@@ -47,7 +47,7 @@ def add_user(
     if name in names:
         raise BadInput(
             f"there is a user {format_value(name)} already",
-            hint="give --history FILE to append to what is known of them",
+            hint=("give ", Flag("history", "FILE"), " to append to what is known of them"),
         )
     yield from (Note(text, warning=True) for text in confusable_name_warnings([name], names))
     if dry_run:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mta_cli.engine.model.checkpoint_files import sha256_file
-from mta_cli.errors import BadInput, system_reason
+from mta_cli.errors import BadInput, Flag, system_reason
 from mta_cli.pipeline.runs import REQUEST_KEY, record_request
 from store.files import hold_temporary, remove_leftover_temporaries, sync_file
 
@@ -42,16 +42,17 @@ def resolve_export_folder(
         inside = target.resolve().is_relative_to(reg.root.resolve())
     except (OSError, RuntimeError) as error:  # too long, not readable, or an unknown home
         raise BadInput(
-            f"{str(to)!r:.200} cannot be used: {system_reason(error)}", hint="Name another folder with --to."
+            f"{str(to)!r:.200} cannot be used: {system_reason(error)}",
+            hint=("Name another folder with ", Flag("to"), "."),
         ) from error
     if there and not target.is_dir():
-        raise BadInput(f"{target} is a file; {what} is a folder.", hint="Name another folder with --to.")
+        raise BadInput(f"{target} is a file; {what} is a folder.", hint=("Name another folder with ", Flag("to"), "."))
     if inside:
-        raise BadInput(f"{target} lies in the store.", hint="Name a folder outside it with --to.")
+        raise BadInput(f"{target} lies in the store.", hint=("Name a folder outside it with ", Flag("to"), "."))
     if full and not replace:
         ours = list_file is not None and (target / list_file).is_file()
-        also = ", or replace the export in it with --yes" if ours else ""
-        raise BadInput(f"{target} is not empty.", hint=f"Name another folder with --to{also}.")
+        also = (", or replace the export in it with ", Flag("yes")) if ours else ()
+        raise BadInput(f"{target} is not empty.", hint=("Name another folder with ", Flag("to"), *also, "."))
     return target
 
 
@@ -100,7 +101,7 @@ def write_folder(
             return size
     except OSError as error:
         beside = target.is_dir() and os.access(target, os.W_OK) and error.errno in _REFUSED_BESIDE
-        hint = "Name a new folder in it with --to." if beside else None
+        hint = ("Name a new folder in it with ", Flag("to"), ".") if beside else None
         raise BadInput(f"{what} cannot be written to {target}: {system_reason(error)}", hint=hint) from error
 
 

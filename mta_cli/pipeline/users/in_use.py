@@ -22,7 +22,7 @@ def change_when_unused(change: Callable[[], T], *, wait: bool) -> Generator[Even
         except UserInUse as error:
             if not wait:
                 raise
-            if error.message != told:
-                yield Note(f"{error.message} Waiting for its end.")
-            told = error.message
+            if str(error) != told:
+                yield Note(f"{error} Waiting for its end.")
+            told = str(error)
         time.sleep(POLL_SECONDS)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.text.task_files import parse_task
-from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.data.kept_items import kept_since
@@ -203,10 +203,12 @@ def _find_items(reg: Registry, user: User, ids: Sequence[str], task: str | None)
         where = "" if task is None else f" of {task}"
         raise NotFound(
             f"{user.name} has no item{where} with the id {join_names(missing)}.",
-            hint=f"mta user items {shlex.quote(user.name)} shows the ids",
+            hint=(Command("user items", user.name), " shows the ids"),
         )
     if len(tasks := dict.fromkeys(item.task for item in found)) > 1:
-        raise UsageError(f"These ids are of items in several tasks: {', '.join(tasks)}.", hint="say which with --task")
+        raise UsageError(
+            f"These ids are of items in several tasks: {', '.join(tasks)}.", hint=("say which with ", Flag("task"))
+        )
     return found
 
 

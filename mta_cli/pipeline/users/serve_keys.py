@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mta_cli.errors import BadInput, IntegrityFault, NotFound, system_reason
+from mta_cli.errors import BadInput, Command, IntegrityFault, NotFound, system_reason
 from store.files import atomic_write
 from store.process_lock import job_lock
 
@@ -65,7 +65,8 @@ class KeyFile:
             return cls(found["salt"], [Key(**{**key, "users": tuple(key["users"])}) for key in found["keys"]])
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityFault(
-                f"{path} is no file of keys.", hint="move it away; `mta serve key add LABEL --users …` makes new keys"
+                f"{path} is no file of keys.",
+                hint=("move it away; ", Command("serve key add", "LABEL", users="USERS"), " makes new keys"),
             ) from error
 
     def write(self, path: Path) -> None:
@@ -88,7 +89,7 @@ class KeyFile:
                 f"{label!r:.60} is no name for a key.", hint="Letters, digits, `.`, `_` and `-`; 40 at most."
             )
         if any(key.label == label for key in self._keys.values()):
-            raise BadInput(f"There is a key named {label}.", hint=f"mta serve key rm {label}")
+            raise BadInput(f"There is a key named {label}.", hint=Command("serve key rm", label))
         number, secret, salt = secrets.token_hex(4), secrets.token_urlsafe(32), secrets.token_hex(16)
         named = (EVERYBODY,) if EVERYBODY in users else tuple(sorted(self.name_hash(name) for name in users))
         self._keys[number] = Key(number, label, salt, _scrypt(secret, salt), named)
@@ -98,7 +99,7 @@ class KeyFile:
         """Take back a key. Raises NotFound."""
         found = next((key for key in self._keys.values() if key.label == label), None)
         if found is None:
-            raise NotFound(f"There is no key named {label!r:.60}.", hint="mta serve key list")
+            raise NotFound(f"There is no key named {label!r:.60}.", hint=Command("serve key list"))
         del self._keys[found.id]
 
     def drop_users(self, names: Iterable[str]) -> bool:

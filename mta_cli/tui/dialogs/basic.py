@@ -11,7 +11,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Button, Static, TextArea
 
-from mta_cli.errors import BadInput, MtaError
+from mta_cli.errors import BadInput, MtaError, worded
 from mta_cli.text.printable import clean_text
 from mta_cli.tui.text import block_text, format_hint, line_text
 
@@ -95,8 +95,8 @@ class ErrorDialog(ModalScreen[None]):
         """The message on top, the rest below."""
         with Vertical(classes="dialog error"):
             yield Static(block_text(error_message(self._error), "bold"))
-            if hint := getattr(self._error, "hint", None):
-                yield Static(block_text(format_hint(hint)))
+            if isinstance(self._error, MtaError) and self._error.hint:
+                yield Static(block_text(format_hint(worded(self._error.hint))))
             area = TextArea(error_details(self._error), read_only=True, soft_wrap=True)
             area.can_focus = True
             yield area
@@ -147,7 +147,7 @@ class HelpDialog(ModalScreen[None]):
 
 def error_message(error: BaseException) -> str:
     """What happened, in the words of the command line."""
-    return clean_text(error.message if isinstance(error, MtaError) else f"{type(error).__name__}: {error}")
+    return clean_text(str(error) if isinstance(error, MtaError) else f"{type(error).__name__}: {error}")
 
 
 def error_details(error: BaseException) -> str:

@@ -6,7 +6,6 @@ A field that is left empty was not given: settings decide, and its default is sh
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -20,7 +19,7 @@ from textual.events import DescendantFocus
 from textual.widget import Widget
 from textual.widgets import Button, Collapsible, Input, Select, Static
 
-from mta_cli.errors import BadInput, MtaError
+from mta_cli.errors import BadInput, Command, Flag, MtaError, worded
 from mta_cli.events import JobPlan
 from mta_cli.text.printable import clean_line, clean_text
 from mta_cli.tui.dialogs.basic import ScrollingDialog
@@ -35,8 +34,6 @@ FormPlanner = Callable[[FormValues], Awaitable[Sequence[JobPlan]]]
 FormSuggester = Callable[[FormValues], Awaitable[Mapping[str, str]]]
 SUGGEST_DELAY_SECONDS = 0.3  # without a key, before suggestions are made
 FORM_ORIGIN = "this form"
-_GIVEN_FLAG_PATTERN = re.compile(r" \(flag --[a-z0-9-]+\)")
-_FLAG_PATTERN = re.compile(r"--[a-z][a-z0-9-]*")
 
 
 @dataclass(frozen=True)
@@ -97,25 +94,29 @@ def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bo
 def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple[dict[str, str], list[str]]:
     """The lines of an error by the field that they are about, and those that are about none.
 
-    Flags of the command line are called by the label of their field, but in a command that could be typed.
+    Flags are called by the label of their field; a command stays one that could be typed.
     """
+    labels = {field.name: field.label for field in fields}
+
+    def word(part: Command | Flag) -> str:
+        if isinstance(part, Command) or part.name not in labels:
+            return str(part)
+        return labels[part.name] if part.value is None else f"{labels[part.name]} {part.value}"
+
     own: dict[str, str] = {}
     rest: list[str] = []
-    for text in (*error.message.splitlines(), *(error.faults if isinstance(error, BadInput) else ())):
+    for text in (*worded(error.message, word).splitlines(), *(error.faults if isinstance(error, BadInput) else ())):
         owner = next(
             (f for f in fields if f.setting_key and text.startswith((f"{f.setting_key} = ", f"{f.setting_key}:"))), None
         )
         if owner is None:
             rest.append(text)
         else:
-            own.setdefault(owner.name, _GIVEN_FLAG_PATTERN.sub("", text.replace(owner.setting_key, owner.label, 1)))
+            told = text.replace(owner.setting_key, owner.label, 1).replace(f" (flag {Flag(owner.name)})", "", 1)
+            own.setdefault(owner.name, told)
     if own and rest and rest[0].endswith("cannot be used:"):
         del rest[0]
-    rest += [format_hint(error.hint)] if error.hint else []
-    labels = {f"--{field.name.replace('_', '-')}": field.label for field in fields}
-    return own, [
-        text if "mta " in text else _FLAG_PATTERN.sub(lambda flag: labels.get(flag[0], flag[0]), text) for text in rest
-    ]
+    return own, [*rest, *([format_hint(worded(error.hint, word))] if error.hint else [])]
 
 
 class FieldRow(Vertical):

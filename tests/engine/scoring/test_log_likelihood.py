@@ -17,7 +17,7 @@ from mta_cli.engine.scoring.log_likelihood import (
 from mta_cli.engine.scoring.prefix_cache_scoring import CPU_BATCH_TOKENS
 from mta_cli.engine.scoring.token_budget import TokenBudget
 from mta_cli.engine.text.prompts import TrainingRow
-from mta_cli.errors import BadInput, UsageError
+from mta_cli.errors import BadInput, Flag, UsageError
 from tests.engine.likelihoods import mean_loss, row_log_likelihoods
 from tests.engine.lora_cases import random_lora, random_rows
 from tests.engine.slow import random_forks, slow_sums
@@ -192,7 +192,13 @@ def test_a_budget_is_halved_where_memory_runs_out(base: LoadedBase) -> None:
 def test_one_item_too_large_is_said_with_the_remedy(base: LoadedBase) -> None:
     with pytest.raises(BadInput, match="cpu") as caught:
         TokenBudget(base, 8).run_batches([[1, 2]], full(0, []))
-    assert "--dtype" in str(caught.value.hint)
+    assert caught.value.hint == (
+        Flag("dtype", "bfloat16"),
+        ", a lower ",
+        Flag("rank"),
+        ", or fewer ",
+        Flag("history_items"),
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from mta_cli.engine.retrieval import anchor_screening
 from mta_cli.engine.scoring.prefix_cache_scoring import TokenLogLikelihoods
 from mta_cli.engine.scoring.tree_scorers import FactorPairs
 from mta_cli.engine.training import session
-from mta_cli.errors import BadInput, StoreBusy
+from mta_cli.errors import BadInput, Command, StoreBusy
 from mta_cli.events import ArtifactSaved, JobPlan, JobProgress, JobStarted
 from mta_cli.options import PromptOptions
 from mta_cli.pipeline.bank.build import build_bank
@@ -204,7 +204,8 @@ def test_where_nobody_has_consented_the_way_to_consent_is_named(peopled: Registr
         BadInput, match="No user of task lamp-2 has consented to be an anchor; 9 who have not"
     ) as refused:
         finish(build_bank(peopled, bank_request()))
-    assert refused.value.hint is not None and "mta user consent --all --can-anchor --task lamp-2" in refused.value.hint
+    consent = Command("user consent", all=True, can_anchor=True, task="lamp-2")
+    assert refused.value.hint == (consent, ", if they do; or one by one")
     finish(set_consent_of_all(peopled, True, task="lamp-2"))
     assert built(peopled)["version"] == 1
 

@@ -60,7 +60,7 @@ def test_what_is_given_comes_before_a_preset() -> None:
 
 
 def test_the_flags_of_a_mapping() -> None:
-    assert ColumnMapping(user="who", time="").flags() == ["--user", "who", "--time", ""]
+    assert ColumnMapping(user="who", time="").flags() == {"user": "who", "time": ""}
     assert ColumnMapping().is_default and not ColumnMapping(time="").is_default
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 
+from mta_cli.errors import Command, Flag
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.table_sample import SAMPLE_ROWS, TableSample, read_table_sample
@@ -44,10 +44,7 @@ def test_the_example_keeps_what_was_given_and_is_right(tmp_path: Path) -> None:
     path = tmp_path / "a b.json"
     path.write_text(json.dumps(rows), encoding="utf-8")
     source = ImportSource(None, path, task="moods", columns=ColumnMapping(user="wo", input="Note: {text}"))
-    words = shlex.split(sample_of(path).example_command(source))
-    assert words[:4] == ["mta", "data", "import", str(path)]
-    assert words[4:] == [
-        *("--user", "who", "--input", "Note: {text}", "--output", "mood", "--task", "moods"),
-    ]
-    one = shlex.split(sample_of(path).example_command(ImportSource(None, path, user="cy")))
-    assert one[4:6] == ["--me", "cy"] and "--user" not in one
+    flags = {"user": "who", "input": "Note: {text}", "output": "mood", "task": "moods"}
+    assert sample_of(path).example_command(source) == Command("data import", str(path), **flags)
+    one = sample_of(path).example_command(ImportSource(None, path, user="cy"))
+    assert [flag.name for flag in one.flags] == ["me", "input", "output"] and one.flags[0] == Flag("me", "cy")

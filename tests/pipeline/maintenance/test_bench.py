@@ -12,7 +12,7 @@ import torch
 from mta_cli.engine import throughput
 from mta_cli.engine.model import device_memory
 from mta_cli.engine.model.random_base import make_random_base
-from mta_cli.errors import BadInput, UsageError
+from mta_cli.errors import BadInput, Flag, UsageError
 from mta_cli.events import JobPlan, JobProgress
 from mta_cli.options import MachineOptions
 from mta_cli.pipeline.maintenance.bench import BenchRequest, computed_bytes, lora_numbers, plan_bench, run_bench
@@ -88,7 +88,7 @@ def test_memory_that_runs_out_meanwhile_is_said(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(throughput, "decode_batch_tokens", full)
     with pytest.raises(BadInput, match=r"tiny: the memory of cpu ran out \(batch tokens\)") as refused:
         measured(TINY)
-    assert "--users" in str(refused.value.hint)
+    assert isinstance(refused.value.hint, tuple) and Flag("users") in refused.value.hint
 
 
 def test_where_free_memory_is_not_known_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

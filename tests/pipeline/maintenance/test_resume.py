@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
-from mta_cli.errors import BadInput, IntegrityFault
+from mta_cli.errors import BadInput, Command, IntegrityFault
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobStarted
 from mta_cli.lab.evaluation.resume import resume_evaluation
 from mta_cli.lab.evaluation.run import run_evaluation, tune_evaluation
@@ -97,7 +97,8 @@ def test_a_bank_of_users_that_quick_chose_goes_on_with_quick(peopled: Registry) 
     (one,) = list_unfinished_jobs(peopled)
     with pytest.raises(BadInput) as refused:
         go_on(peopled, one)
-    assert str(refused.value.hint).startswith("where mta quick began it, run that again")
+    anew = ("give it up and begin anew (", Command("bank build", task="lamp-2"), ")")
+    assert refused.value.hint == (("where ", Command("quick"), " began it, run that again; else "), *anew)
 
 
 def test_a_bank_that_is_being_built_is_not_offered_and_that_of_a_killed_process_is(

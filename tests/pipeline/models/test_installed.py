@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.model import checkpoint_files as folders
-from mta_cli.errors import BadInput, IntegrityFault, NotFound
+from mta_cli.errors import BadInput, Command, IntegrityFault, NotFound
 from mta_cli.events import JobResult, Note
 from mta_cli.options import MachineOptions
 from mta_cli.pipeline.maintenance.doctor import DoctorRequest, run_checks
@@ -101,10 +101,10 @@ def test_the_wrong_kind_is_refused(own: Path) -> None:
 def test_a_default_that_is_not_here_says_how_to_get_it(models_root: Path) -> None:
     with pytest.raises(NotFound) as caught:
         resolve_model("smollm2-135m-instruct", "base")
-    assert caught.value.hint == "mta model pull smollm2-135m-instruct"
+    assert caught.value.hint == Command("model pull", "smollm2-135m-instruct")
     with pytest.raises(NotFound) as caught:
         resolve_model("hf:org/name@main")
-    assert caught.value.hint == "mta model pull hf:org/name@main"
+    assert caught.value.hint == Command("model pull", "hf:org/name@main")
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m-instrukt", "owm"])

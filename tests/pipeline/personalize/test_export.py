@@ -14,7 +14,7 @@ from safetensors import safe_open
 from mta_cli.engine.lora.adapter import LoraWeights, merge_into_base
 from mta_cli.engine.model.checkpoint_files import sha256_file
 from mta_cli.engine.model.load import load_base
-from mta_cli.errors import BadInput, NotFound
+from mta_cli.errors import BadInput, Flag, NotFound
 from mta_cli.events import JobResult, Note
 from mta_cli.pipeline.models.manifest import ModelEntry
 from mta_cli.pipeline.personalize.export import ExportOptions, content_digest, export_user, pad_to_uniform_rank
@@ -99,7 +99,7 @@ def test_only_files_of_an_earlier_export_are_replaced(world: World, tmp_path: Pa
     (place / "README.md").write_text("my own project")
     with pytest.raises(BadInput, match="is not empty") as full:
         list(export_user(world.reg, world.entry, world.alice, world.task, place))
-    assert full.value.hint == "Name another folder with --to.", "there is no export to replace"
+    assert full.value.hint == ("Name another folder with ", Flag("to"), "."), "there is no export to replace"
     with pytest.raises(BadInput, match=r"README\.md is not as an export"):
         write()
     assert [path.name for path in place.iterdir()] == ["README.md"]
@@ -113,7 +113,8 @@ def test_only_files_of_an_earlier_export_are_replaced(world: World, tmp_path: Pa
     write()
     with pytest.raises(BadInput, match="is not empty") as full:
         list(export_user(world.reg, world.entry, world.alice, world.task, place))
-    assert full.value.hint is not None and "replace the export in it with --yes" in full.value.hint
+    also = (", or replace the export in it with ", Flag("yes"))
+    assert full.value.hint == ("Name another folder with ", Flag("to"), *also, ".")
     for name in ("README.md", "adapter_config.json"):
         before = (place / name).read_bytes()
         (place / name).write_text("changed since")
@@ -173,7 +174,7 @@ def test_a_place_that_no_folder_can_be_moved_to_has_a_hint(
     monkeypatch.setattr("mta_cli.pipeline.users.exported_folders.os.replace", busy)
     with pytest.raises(BadInput, match="resource busy") as refused:
         list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "out"))
-    assert "a new folder in it" in str(refused.value.hint)
+    assert refused.value.hint == ("Name a new folder in it with ", Flag("to"), ".")
 
 
 def test_nothing_personal_is_nothing_to_export(world: World, tmp_path: Path) -> None:
@@ -230,7 +231,8 @@ def test_a_model_with_late_parts_is_refused(store_root: Path, tmp_path: Path) ->
     world = make_world(store_root, stacks="late")
     with pytest.raises(BadInput, match="late tokens") as refused:
         list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "a"))
-    assert "--placement upper" in str(refused.value.hint) and not (tmp_path / "a").exists()
+    assert isinstance(refused.value.hint, tuple) and Flag("placement", "upper") in refused.value.hint
+    assert not (tmp_path / "a").exists()
     list(export_user(world.reg, world.entry, world.bob, world.task, tmp_path / "b"))
     assert (tmp_path / "b" / "adapter_config.json").exists()
     world.reg.close()

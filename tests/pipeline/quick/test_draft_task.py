@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Command
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.quick.columns import complete_columns
@@ -52,4 +52,4 @@ def test_columns_are_guessed_and_what_they_are_is_said(tmp_path: Path) -> None:
     file.write_text("film,stars\nA,1\nB,2\n")
     with pytest.raises(BadInput, match="has no column user") as refused:
         complete_columns(ImportSource(None, file))
-    assert "mta quick" in str(refused.value.hint) and "--me NAME" in str(refused.value.hint)
+    assert refused.value.hint == ("for example: ", Command("quick", str(file), me="NAME", input="film", output="stars"))

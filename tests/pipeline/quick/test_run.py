@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.text.task_files import task_to_toml
-from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
+from mta_cli.errors import BadInput, Flag, MtaError, NotFound, UsageError, Words
 from mta_cli.events import JobPlan
 from mta_cli.lab.evaluation.finished_evaluation import load_finished_evaluation
 from mta_cli.lab.evaluation.seeds import evaluation_document
@@ -181,6 +181,12 @@ def test_a_change_since_is_measured_with_the_same_plan_and_more_time_makes_anoth
     assert longer["version"] > first["version"], "more time makes a better bank"
 
 
+def parts(error: MtaError) -> tuple[Words, ...]:
+    """The parts of a hint."""
+    assert isinstance(error.hint, tuple)
+    return error.hint
+
+
 def held_out(seen: list[Any]) -> tuple[str, str]:
     """The plan's line on what is held out."""
     (plan,) = [event for event in seen if isinstance(event, JobPlan)]
@@ -194,7 +200,7 @@ def test_another_hold_out_of_a_stored_file_is_refused_and_another_task_takes_it(
         for dry_run in (True, False):
             with pytest.raises(BadInput, match=f"task books already, with 2 held-out .* and not {wanted}") as refused:
                 finish(run_quick(reg, request(BOOKS, hold_out=wanted), dry_run=dry_run))
-            assert f"--task books-{wanted}" in str(refused.value.hint)
+            assert Flag("task", f"books-{wanted}") in parts(refused.value)
     assert asked == {user: reg.items.queries(reg.users.get(user).id, "books") for user in reg.users.names()}
     for wanted, origin in ((0, "by the store"), (2, "flag --hold-out")):
         _, seen = finish(run_quick(reg, request(BOOKS, hold_out=wanted), dry_run=True))
@@ -211,7 +217,7 @@ def test_items_that_are_stored_as_history_are_never_held_out(reg: Registry, fast
     finish(quick.import_source(reg, ImportSource(None, BOOKS, "books", columns=columns), task=task))
     with pytest.raises(BadInput, match="with 0 held-out items") as refused:
         finish(run_quick(reg, request(BOOKS, hold_out=0, task="books")))
-    assert "--task books-2" in str(refused.value.hint)
+    assert Flag("task", "books-2") in parts(refused.value)
 
 
 def test_a_longer_file_keeps_its_hold_out(reg: Registry, fast: None, tmp_path: Path) -> None:
@@ -329,7 +335,7 @@ def test_a_task_that_is_there_is_taken_by_its_name_and_never_changed(reg: Regist
     for dry_run in (True, False):
         with pytest.raises(BadInput, match="differs") as refused:
             finish(run_quick(reg, request(source, columns=ColumnMapping("who", "question", "answer")), dry_run=dry_run))
-        assert "--task books takes it as it is" in str(refused.value.hint) and reg.users.names() == []
+        assert parts(refused.value)[:2] == (Flag("task", "books"), " takes it as it is; ") and reg.users.names() == []
 
 
 def test_outputs_are_rounded_only_to_a_scale_of_equal_steps(reg: Registry, fast: None, tmp_path: Path) -> None:
@@ -373,7 +379,7 @@ def test_one_user_alone_is_measured_by_questions(reg: Registry, fast: None, tmp_
     for dry_run in (True, False):
         with pytest.raises(BadInput, match="task own has items of 1 other user") as refused:
             finish(run_quick(reg, request(path, user="bo"), dry_run=dry_run))
-        assert "--task OTHER" in str(refused.value.hint) and reg.users.names() == ["ann"]
+        assert Flag("task", "OTHER") in parts(refused.value) and reg.users.names() == ["ann"]
     few, _ = finish(run_quick(reg, request(path, task="few", hold_out=3, user="bo")))
     assert "3 questions: too few for a verdict" in few["verdict"][-1]
 
@@ -420,7 +426,7 @@ def test_chats_and_mail_are_texts_of_one_user_who_says_so(reg: Registry, fast: N
         finish(run_quick(reg, request(path)))
     with pytest.raises(UsageError, match="are the words of an assistant, so no bank is made") as refused:
         finish(run_quick(reg, request(path, user="ann")))
-    assert "--can-anchor" in str(refused.value.hint) and reg.users.names() == []
+    assert Flag("can_anchor") in parts(refused.value) and reg.users.names() == []
     result, _ = finish(run_quick(reg, request(path, user="ann", hold_out=0), can_anchor=True))
     assert (result["task"], result["kind"], result["queries"]) == ("conversations", "text", 9)
     assert "My message:" in result["prompts"][0]["prompt"] and result["ladder"]["control"] is None

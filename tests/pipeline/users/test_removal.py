@@ -10,7 +10,7 @@ import pytest
 
 from mta_cli.engine.text.task_files import task_to_toml
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
-from mta_cli.errors import NotFound, UsageError, UserInUse
+from mta_cli.errors import Command, NotFound, UsageError, UserInUse
 from mta_cli.events import JobPlan, JobResult
 from mta_cli.pipeline.chat.conversation import add_exchange_as_item
 from mta_cli.pipeline.data.kept_items import kept_since
@@ -232,7 +232,7 @@ def test_all_or_none_and_one_task(reg: Registry) -> None:
     before = keys(reg)
     with pytest.raises(NotFound, match="no item with the id nix") as missing:
         run(remove_items(reg, "ann", ["secret", "nix"]))
-    assert missing.value.hint == "mta user items ann shows the ids"
+    assert missing.value.hint == (Command("user items", "ann"), " shows the ids")
     assert keys(reg) == before
     reg.items.append_items(ann.id, [item("secret", task="lamp-2")])
     with pytest.raises(UsageError, match="several tasks: free, lamp-2"):

@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
+from mta_cli.errors import BadInput, Command, IntegrityFault, MtaError, NotFound, StoreBusy
 from store.backup import create_backup
 from store.process_lock import process_lock
 from store.registry import Registry
@@ -437,7 +437,7 @@ def test_a_copy_of_an_older_schema_asks_for_a_pull(full: Registry, fleet: Path, 
         conn.execute("PRAGMA user_version = 13")
     with pytest.raises(BadInput, match="older mta") as caught:
         Registry.open(node)
-    assert "mta pull" in (caught.value.hint or "")
+    assert caught.value.hint == (Command("pull"), ", from a snapshot of this version")
     pull(node, fleet)
     with Registry.open(node) as copy:
         assert copy.check_integrity() == []

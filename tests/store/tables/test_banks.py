@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mta_cli.errors import IntegrityFault, NotFound
+from mta_cli.errors import Command, IntegrityFault, NotFound
 from store.records import AnchorWeight, Bank, Recipe
 from store.registry import Registry
 from tests.store.making import BASE, EMBEDDER, adapted, adapter, bank, person
@@ -90,7 +90,7 @@ def test_the_newest_ready_version_is_meant(reg: Registry) -> None:
 def test_a_missing_bank_is_named_with_what_there_is(reg: Registry) -> None:
     with pytest.raises(NotFound) as caught:
         reg.banks.get("free")
-    assert caught.value.hint == "mta bank list shows all; mta bank build makes one"
+    assert caught.value.hint == (Command("bank list"), " shows all; ", Command("bank build"), " makes one")
     begin(reg)
     with pytest.raises(NotFound, match="has no ready version") as caught:
         reg.banks.get("free")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta_cli.errors import IntegrityFault
+from mta_cli.errors import Command, IntegrityFault
 from store.records import AnchorWeight, Recipe
 from store.registry import Registry
 from store.tables.recipes_and_stacks import AnchorTotals, pack_anchor_weights, round_anchor_weights
@@ -181,5 +181,5 @@ def test_a_core_that_changed_by_itself_is_named_before_it_is_used(reg: Registry)
     assert not core.is_intact
     with pytest.raises(IntegrityFault, match="core of bob for task free is damaged") as caught:
         reg.stacks.verified_numbers(core)
-    assert caught.value.hint == "mta user adapt bob --task free trains it again"
+    assert caught.value.hint == (Command("user adapt", "bob", task="free"), " trains it again")
     assert reg.check_integrity() == ["the core of bob for task free is damaged: its SHA-256 is not the stored one"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mta_cli.errors import BadInput, NotFound
+from mta_cli.errors import BadInput, Command, NotFound
 from store.records import Recipe
 from store.registry import Registry
 from tests.store.making import adapted, bank, item, person
@@ -57,7 +57,7 @@ def test_the_nearest_names_are_suggested(reg: Registry) -> None:
     assert caught.value.hint == "did you mean 'Bob'?"
     with pytest.raises(NotFound) as caught:
         reg.users.get("qqqqqq")
-    assert caught.value.hint == "mta user list shows all"
+    assert caught.value.hint == (Command("user list"), " shows all")
     with pytest.raises(NotFound):
         reg.users.by_id(99)
 

@@ -14,7 +14,7 @@ from textual.pilot import Pilot
 from textual.widgets import Button, Collapsible, Input, Select
 
 from mta_cli.configuration.settings import Settings
-from mta_cli.errors import BadInput, UsageError
+from mta_cli.errors import BadInput, Command, Flag, UsageError
 from mta_cli.events import JobPlan, PlanLine
 from mta_cli.options import BankOptions, MachineOptions
 from mta_cli.tui.dialogs.form import (
@@ -212,7 +212,7 @@ def test_a_plan_of_what_was_changed_meanwhile_is_not_shown() -> None:
 def test_what_the_plan_meets_is_told_in_the_form() -> None:
     async def plan(filled: FormValues) -> Sequence[JobPlan]:
         if filled["name"] == "x":
-            raise BadInput("12 anchors asked for, and 9 [b]users", hint="--anchors 9", faults=("one", "two"))
+            raise BadInput("12 anchors asked for, and 9 [b]users", hint=Flag("anchors", 9), faults=("one", "two"))
         raise ValueError("unforeseen")
 
     async def act(window: Window, pilot: Pilot[None]) -> None:
@@ -316,7 +316,8 @@ def test_faults_find_their_fields_and_the_rest_stands_alone() -> None:
 
 def test_a_form_speaks_of_fields_and_not_of_flags() -> None:
     fields = (FormField("anchors", "anchors"), FormField("min_items", "min items"))
-    refused = BadInput("--min-items: none has 8", hint="--anchors 1, or a smaller --min-items, else --other-flag")
+    hint = (Flag("anchors", 1), ", or a smaller ", Flag("min_items"), ", else ", Flag("other_flag"))
+    refused = BadInput((Flag("min_items"), ": none has 8"), hint=hint)
     assert split_faults_by_field(refused, fields)[1] == [
         "min items: none has 8",
         "Try: anchors 1, or a smaller min items, else --other-flag",
@@ -432,6 +433,6 @@ def test_a_form_that_is_left_while_it_works_reads_no_field_that_is_gone(
 def test_a_command_in_a_hint_keeps_its_flags() -> None:
     fields = [FormField("me", "your name")]
     _, rest = split_faults_by_field(
-        UsageError("--me is missing", hint="for example: mta quick a.csv --me NAME"), fields
+        UsageError((Flag("me"), " is missing"), hint=("for example: ", Command("quick", "a.csv", me="NAME"))), fields
     )
     assert rest == ["your name is missing", "Try: for example: mta quick a.csv --me NAME"]

@@ -91,7 +91,7 @@ class RecordFields:
         try:
             return _check_name_cached(written)
         except BadInput as error:
-            self.add_field_fault(name, error.message)
+            self.add_field_fault(name, str(error))
             return None
 
     def read_time(self, *names: str, may_fail: bool = False) -> str | None:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Words
 from store.records import NewItem
 from store.staged_records import StagedRecord, StagedRecords
 
@@ -93,13 +93,13 @@ class ParseFindings:
             self.spellings[name].add(written)
         self.users[name] = None
 
-    def raise_faults(self, file: str, hint: str | None = None) -> None:
+    def raise_faults(self, file: str, hint: Words | None = None) -> None:
         """Raise `BadInput` with all findings, or return when there was no fault."""
         if not self.fault_count:
             return
         self.raise_all(file, hint)
 
-    def raise_all(self, file: str, hint: str | None = None) -> NoReturn:
+    def raise_all(self, file: str, hint: Words | None = None) -> NoReturn:
         """Raise `BadInput` with all findings, those of records that were left out as well."""
         total = self.fault_count + len(self.skipped_places)
         count = "1 fault" if total == 1 else f"{total:,} faults"
