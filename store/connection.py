@@ -369,7 +369,9 @@ def _migrate_schema(root: Path, timeout: float) -> None:
 
 
 def _fault_of(action: Callable[[], None]) -> MtaError | None:
-    """Run an action after a commit. If it fails, returns an error that says what is done and what remains to be done."""
+    """Run an action after a commit. If it fails, returns an error that says what is done and what remains to be
+    done.
+    """
     try:
         action()
     except MtaError as error:

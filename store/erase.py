@@ -138,7 +138,9 @@ class Eraser:
             self._db.execute_write_many("UPDATE runs SET error = ? WHERE id = ?", changed)
 
     def _longer_names(self, form: str) -> list[str]:
-        """Other users' names, in the form that messages use, that contain `form`. Escaping can make a name contain it."""
+        """Other users' names, in the form that messages use, that contain `form`. Escaping can make a name
+        contain it.
+        """
         names = self._db.fetch_tuples("SELECT name FROM users")
         return [written for (each,) in names for written in _written_forms(each) if form in written]
 

@@ -1,4 +1,6 @@
-"""Files of the store: written atomically, named by the digest of their content, verified when read. Knows no database."""
+"""Files of the store: written atomically, named by the digest of their content, verified when read. Knows no
+database.
+"""
 
 from __future__ import annotations
 

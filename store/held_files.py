@@ -49,7 +49,9 @@ class HeldFile:
         self.path = path
 
     def remove(self) -> None:
-        """Remove it, if it is still at its path, and release the lock. Raises OSError and keeps the lock if that fails."""
+        """Remove it, if it is still at its path, and release the lock. Raises OSError and keeps the lock if that
+        fails.
+        """
         if self._is_there():  # if the store was moved, this path may belong to another file
             _remove(self.path)
         self.close()

@@ -78,8 +78,8 @@ class FirstUse(NamedTuple):
 class HeldOut:
     """The number of items that became queries, and the users (by name and task) who have fewer queries than requested.
 
-    `fixed` maps users to their number of queries, if they have fewer than requested only because their items are stored
-    already. They are not in `short`.
+    `fixed` maps users with stored items to their number of queries, if it is neither the requested number nor the
+    number that the same records would give in an empty store. They are not in `short`.
     """
 
     queries: int = 0
@@ -97,7 +97,7 @@ class _Side(NamedTuple):
     time: str | None
     held_out: bool
     stored: bool
-    moved: bool  # the store has this item as a query
+    moved: bool  # read as an item, but made a query by `make_query`
     repeats: bool
     content: int
 

@@ -36,7 +36,9 @@ _STATUS = Column(
 
 @dataclass(frozen=True)
 class _ListedUser:
-    """The fields of every list of users. `task` is the user's task with most items; `status` is one of `USER_STATUSES`."""
+    """The fields of every list of users. `task` is the user's task with most items; `status` is one of
+    `USER_STATUSES`.
+    """
 
     name: Annotated[str, Column("users.name")]
     items: Annotated[int, Column("coalesce(i.n, 0)", "i", number=True)]

@@ -55,7 +55,9 @@ class SnapshotManifest:
 
 @dataclass(frozen=True)
 class ReadManifest:
-    """A manifest that was read: its content, whether it is signed, and whether the signature was verified with a key."""
+    """A manifest that was read: its content, whether it is signed, and whether the signature was verified with a
+    key.
+    """
 
     content: SnapshotManifest
     is_signed: bool

@@ -29,7 +29,9 @@ COUNTED_TABLES = ("users", "banks", "recipes", "stacks", "adapters")
 
 @dataclass(frozen=True)
 class StagedSnapshot:
-    """A snapshot that is ready to be published. `new` are the digests to write, `old` the digests to remove afterwards."""
+    """A snapshot that is ready to be published. `new` are the digests to write, `old` the digests to remove
+    afterwards.
+    """
 
     manifest: SnapshotManifest
     new: list[str]

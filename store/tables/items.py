@@ -248,7 +248,9 @@ class Items:
         return [Query(*row) for row in self._db.fetch_tuples(sql, (user_id, task, _sql_limit(limit)))]
 
     def outputs_only_of(self, user_id: int, task: str, texts: Sequence[str]) -> list[str]:
-        """The texts among `texts` that are outputs of this user's items or queries of the task and of no other user's."""
+        """The texts among `texts` that are outputs of this user's items or queries of the task and of no other
+        user's.
+        """
         values = {"user": user_id, "task": task, "texts": json.dumps(list(texts))}
         return [text for (text,) in self._db.fetch_tuples(_SELECT_OUTPUTS_ONLY_OF, values)]
 
