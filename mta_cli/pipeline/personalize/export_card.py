@@ -42,14 +42,14 @@ Ollama: write the base's name into `Modelfile` behind `FROM`, then `ollama creat
 Ollama: `ollama create mine -f Modelfile`.
 """,
 }
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what its --max-lora-rank takes
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # allowed values of --max-lora-rank
 
 
 @dataclass(frozen=True)
 class ExportCard:
-    """What the texts of an export say of it: `notes` is what was lost.
+    """The facts for the texts of an export. `notes` are the losses.
 
-    `loadable` is the base's name in commands, `revision` what was pulled of it from the hub.
+    `loadable` is the base's name in commands, `revision` the pulled revision.
     """
 
     form: ExportFormat
@@ -62,7 +62,9 @@ class ExportCard:
     revision: str | None = None
 
     def readme(self, prompter: PromptBuilder) -> bytes:
-        """How to run the model and how to ask it: the messages of mta's prompts, or their text without a template."""
+        """The README: how to run the model, and the messages of mta's prompts, or their text for a base without a chat
+        template.
+        """
         messages = prompter.messages(self.task.prompt)
         template = prompter.tokenizer.chat_template
         asked = messages if template else messages[-1]["content"] + "\n"
@@ -95,7 +97,7 @@ class ExportCard:
         return ("\n\n".join(part for part in parts if part) + "\n").encode()
 
     def modelfile(self, prompter: PromptBuilder) -> bytes:
-        """A Modelfile: each message of a chat is asked as the task asks its questions."""
+        """A Modelfile that asks each message of a chat with the task's prompt."""
         before, after, between, last = prompter.words_around_turns()
         parts = prompter.messages(self.task.prompt)[-1]["content"].split("{input}")
         asked = "{{ .Content }}".join(map(_literal, parts))
@@ -115,6 +117,6 @@ class ExportCard:
 
 
 def _literal(text: str) -> str:
-    """A text that Ollama's templates print as it is; what follows it begins with `{{`."""
+    """A text escaped for Ollama's templates; it is followed by `{{`."""
     is_plain = "{{" not in text and '"""' not in text and not text.endswith("{")
     return text if is_plain else f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}"

@@ -1,4 +1,4 @@
-"""How many of a user's answers an export changes: greedy answers before and after, to the user's own questions."""
+"""Counts the answers that an export changes: greedy answers before and after, to the user's own questions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def count_changed_answers(
     machine: MachineOptions,
     history_items: int,
 ) -> tuple[int, int]:
-    """How many answers differ, and of how many: held-out questions first, then the newest items.
+    """The number of different answers, and the number of questions: held-out queries first, then the newest items.
 
     `before` are the LoRAs of the user's model, `after` the one that is exported. A prompt has at most `history_items`
     of the user. Raises NotFound without a question.
