@@ -1,7 +1,8 @@
-"""One archive of a whole store: a tar file of a manifest, the database and the adapter files, in this order.
+"""Writes and reads a backup of a whole store: a tar file of a manifest, the database and the adapter files, in this
+order.
 
-Nothing in an archive is trusted when it is read: it may hold plain files under the names that a backup gives, and their
-digests must be those of the manifest and of the names. `store.restore` replaces a store with the unpacked files.
+An archive is untrusted input: only plain files under the names that a backup uses are accepted, and their digests must
+match the manifest and the file names. `store.restore` replaces a store with the unpacked files.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 MANIFEST_NAME, DATABASE_NAME = "manifest.json", "registry.db"
 MAX_MANIFEST_BYTES = 2**16
-MAX_ATTEMPTS = 5  # a writer may remove an adapter between the copy of the database and that of its file
+MAX_ATTEMPTS = 5  # a writer may remove an adapter after the database is copied and before the adapter's file is copied
 _CHUNK_BYTES = 2**20
 _ADAPTER_PATTERN = re.compile(r"adapters/([0-9a-f]{2})/(\1[0-9a-f]{62})\.safetensors")
 
@@ -62,11 +63,11 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class _RemovedMeanwhileError(Exception):
-    """Another process removed an adapter that the copied database has."""
+    """Another process removed an adapter that is still recorded in the copied database."""
 
 
 def create_backup(reg: Registry, path: Path, program: str) -> Generator[str, None, Manifest]:
-    """Write the store to an archive, which appears whole or not at all; yields each member's name once it is written.
+    """Write the store to an archive atomically; yields each member's name once it is written.
 
     Returns the manifest. `program` is the version that writes it. Raises BadInput when the file cannot be written,
     IntegrityFault for a damaged adapter file, StoreBusy when other processes keep removing adapters.
@@ -94,7 +95,7 @@ def _write_archive(reg: Registry, copy: Path, archive: Path, program: str) -> Ge
         schema = schema_version(conn)
         users = conn.execute("SELECT count(*) FROM users").fetchone()[0]
         digests = [digest for (digest,) in conn.execute("SELECT digest FROM adapters ORDER BY digest")]
-    # GNU's format has no headers beside those of the files, also for files above 8 GiB.
+    # In GNU's format every header belongs to a file, even for files above 8 GiB.
     with copy.open("rb") as database, tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as target:
         digest, size = hashlib.file_digest(database, "sha256").hexdigest(), database.tell()
         manifest = Manifest("mta backup", FORMAT_VERSION, utc_now(), program, schema, users, len(digests), digest, size)
@@ -128,8 +129,8 @@ def _read_adapter(reg: Registry, digest: str) -> bytes:
 def unpack_backup(path: Path, root: Path, *, has_old: bool) -> Generator[str, None, Manifest]:
     """Unpack and verify an archive into `root`, an empty folder; yields each member's name once it is unpacked.
 
-    Returns the manifest. `has_old`: there must be room to write the database once more, over an old one. Raises
-    NotFound, BadInput for a file that is not a backup or too large for the disk, IntegrityFault for one that is
+    Returns the manifest. With `has_old` the disk must have room to write the database a second time, over the old one.
+    Raises NotFound, BadInput for a file that is not a backup or too large for the disk, IntegrityFault for one that is
     damaged, malformed, or written by a newer program.
     """
     try:
@@ -159,7 +160,7 @@ def unpack_backup(path: Path, root: Path, *, has_old: bool) -> Generator[str, No
 def _read_headers(path: Path, file: IO[bytes]) -> Iterator[tuple[str, int]]:
     """Name and size of each member; the caller reads its content before the next.
 
-    Not by `tarfile.open`, which follows links, makes devices, and reads headers of any length into memory.
+    `tarfile.open` is not used because it follows links, makes devices, and reads headers of any length into memory.
     """
     while (block := file.read(tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):  # zeros end an archive
         try:
@@ -204,7 +205,7 @@ def _require_room(path: Path, needed: int, root: Path) -> None:
 
 
 def _unpack_member(file: IO[bytes], size: int, target: Path) -> str:
-    """Write the next `size` bytes to a new file, for its owner alone; returns their SHA-256."""
+    """Write the next `size` bytes to a new file that only its owner can read; returns their SHA-256."""
     digest = hashlib.sha256()
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     target.touch(mode=0o600)

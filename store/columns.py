@@ -16,7 +16,7 @@ def utc_now() -> str:
 
 
 def dump_json(document: Any, *, in_order: bool = False) -> str:
-    """A document as JSON text: keys sorted, or with `in_order` in their own order."""
+    """A document as JSON text, with sorted keys, or with `in_order` in the document's order."""
     return json.dumps(document, ensure_ascii=False, sort_keys=not in_order)
 
 

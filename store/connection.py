@@ -1,4 +1,4 @@
-"""One connection to the registry's database: how it is opened, transactions, and SQLite's errors in our words.
+"""One connection to the registry's database: opening it, transactions, and translating SQLite's errors.
 
 Knows neither tables nor rows. Only migrating imports sqlite-utils, which loads numpy and pandas.
 """
@@ -20,9 +20,9 @@ from store.schema import SCHEMA_VERSION, known_schema_version, schema_version
 
 MIN_SQLITE_VERSION = (3, 35, 0)
 COPY_MARKER = "snapshot.json"
-"""The file that makes a store a pulled copy of a snapshot, which is only read: the snapshot's manifest."""
+"""The snapshot's manifest. A store with this file is a pulled, read-only copy of a snapshot."""
 
-# Sorted or indexed texts are in no file that forgetting does not reach.
+# Sorting and indexing stay in memory, so no temporary file holds texts that forgetting could not erase.
 _TEMPORARIES_IN_MEMORY = "PRAGMA temp_store = MEMORY"
 
 SqlParameters = Sequence[Any] | Mapping[str, Any]
@@ -95,7 +95,7 @@ class Connection:
         self._conn.close()
 
     def require_in_place(self) -> None:
-        """Raises IntegrityFault where the path no longer leads to the database that was opened."""
+        """Raises IntegrityFault if the path no longer leads to the database that was opened."""
         if _file_identity(self.root) != self._identity:
             raise IntegrityFault(
                 f"The store at {self.root} was moved or replaced while it was open; nothing more was written.",
@@ -112,8 +112,8 @@ class Connection:
         """All writes inside are committed together or not at all; an inner transaction joins the outer one.
 
         Raises StoreBusy when another writer holds the store longer than the timeout, and IntegrityFault when the store
-        was moved, so that its files would be written elsewhere. What fails after the commit is raised as an error that
-        says so.
+        was moved, because its files would be written elsewhere. An error after the commit says that the data are
+        stored.
         """
         if self.in_transaction:
             with self._savepoint():
@@ -213,7 +213,7 @@ class Connection:
     def vacuum(self) -> None:
         """Overwrite deleted rows: rewrite the database and empty the log. Raises StoreBusy while others read.
 
-        SQLite's copy of the rows that stay is a temporary file, since the memory may be smaller than the database.
+        SQLite copies the remaining rows to a temporary file, because the database may be larger than the memory.
         """
         self._require_writable()
         with self._translate_errors():
@@ -229,7 +229,7 @@ class Connection:
             )
 
     def copy_to(self, path: Path) -> None:
-        """Copy the committed state of one moment to a new file. Writers need not wait. Raises OSError for that file."""
+        """Copy a consistent state of the database to a new file while writers go on. Raises OSError for that file."""
         with self._translate_errors():
             self._conn.execute("PRAGMA query_only = OFF")  # SQLite takes VACUUM INTO for a write to this database
             try:
@@ -246,7 +246,7 @@ class Connection:
 
 
 def is_pulled_copy(root: Path) -> bool:
-    """Whether the store in `root` is a copy of a snapshot, which only `mta pull` changes."""
+    """Whether the store in `root` is a copy of a snapshot. Only `mta pull` changes such a store."""
     return (root / COPY_MARKER).exists()
 
 
@@ -266,7 +266,7 @@ def _ensure_database_file(root: Path, path: Path, *, create: bool) -> None:
         if not create:
             raise NotFound(f"There is no store at {root}.", hint=Command("init"))
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.touch(mode=0o600)  # users' texts: only the owner may read them, whatever the folder allows
+        path.touch(mode=0o600)  # only the owner may read users' texts, even in a folder that others can read
     except OSError as error:
         raise BadInput(
             f"A store cannot be used at {root}: {error.strerror}.", hint=("choose another ", Flag("store", "DIR"))
@@ -278,11 +278,12 @@ def _log_path(path: Path) -> Path:
 
 
 def sqlite_uri(path: Path, writable: bool) -> str:
-    """The database's path as an SQLite URI, read-only where it may not be written."""
+    """The database's path as an SQLite URI, read-only if the file may not be written."""
     if writable:
         return path.absolute().as_uri()
     log = _log_path(path)
-    # Without write access SQLite cannot make the log's index; without a log, no committed data is missed.
+    # Without write access SQLite cannot make the log's index. If there is no log, the database file has all committed
+    # data.
     still = not log.exists() or log.stat().st_size == 0
     return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
 
@@ -303,7 +304,7 @@ def _set_pragmas(conn: sqlite3.Connection, timeout: float, writable: bool) -> No
 
 
 def _open_current(root: Path, timeout: float, writable: bool, *, create: bool) -> sqlite3.Connection | None:
-    """The open database; None, and closed, when it is of an older schema, or new."""
+    """The open database. For a new one or one of an older schema, it is closed again and None is returned."""
     conn = _connect(root, timeout, writable)
     try:
         found = known_schema_version(root, conn)
@@ -314,7 +315,8 @@ def _open_current(root: Path, timeout: float, writable: bool, *, create: bool) -
             )
         if writable and found == SCHEMA_VERSION:
             with contextlib.suppress(sqlite3.OperationalError):  # in use: a later opening does it
-                conn.execute("PRAGMA journal_mode = WAL").fetchall()  # a file that was copied may have no log
+                # a database that was copied from a backup is not in WAL mode
+                conn.execute("PRAGMA journal_mode = WAL").fetchall()
     except BaseException:
         conn.close()
         raise
@@ -337,9 +339,10 @@ def _connect(root: Path, timeout: float, writable: bool) -> sqlite3.Connection:
 
 
 def _migrate_schema(root: Path, timeout: float) -> None:
-    """Bring the store to today's schema, while no other process has it open: an older program would write on.
+    """Migrate the store to the current schema while no other process has it open, because an older program would keep
+    writing.
 
-    Raises StoreBusy when one has for longer than the timeout.
+    Raises StoreBusy when another process has it open for longer than the timeout.
     """
     from store.migrations.steps import migrate
 
@@ -367,7 +370,9 @@ def _migrate_schema(root: Path, timeout: float) -> None:
 
 
 def _fault_of(action: Callable[[], None]) -> MtaError | None:
-    """Do what is left after a commit; returns the error that says what is done and what is owed, if it fails."""
+    """Run an action after a commit. If it fails, returns an error that says what is done and what remains to be
+    done.
+    """
     try:
         action()
     except MtaError as error:
@@ -401,7 +406,7 @@ def _unwritable_error(root: Path) -> BadInput:
 
 
 def _is_read_only(root: Path) -> bool:
-    """Whether the file system is mounted to be read only; False where the system does not say."""
+    """Whether the file system is mounted read-only; False if the system does not say."""
     try:
         return bool(os.statvfs(root).f_flag & os.ST_RDONLY)
     except (AttributeError, OSError):

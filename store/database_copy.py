@@ -1,4 +1,4 @@
-"""Copies of the whole database at one moment, also beside writers. Knows only the tables of forgetting."""
+"""Consistent copies of the whole database while others write. Knows only the tables that record forgetting."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ _SAVED_NAMES = "registry.schema*.db"
 
 
 def copy_database(source: sqlite3.Connection, path: Path) -> None:
-    """Copy an open database to `path`, a new or empty file for its owner alone, without the bytes of removed users.
+    """Copy an open database to `path`, a new or empty file that only its owner can read, without the bytes of removed
+    users.
 
-    The store's own purge of these bytes may be still to come. Raises OSError or sqlite3.Error.
+    The store itself may still hold these bytes until its next purge. Raises OSError or sqlite3.Error.
     """
     with _full_disk_as_os_error():
         path.touch(mode=0o600)
-        # Without free pages. As bytes, because a path need not be UTF-8.
+        # VACUUM INTO leaves out free pages. The path is passed as bytes, because it may not be UTF-8.
         source.execute("VACUUM INTO CAST(? AS TEXT)", (os.fsencode(path.absolute()),))
         with closing(sqlite3.connect(path, isolation_level=None)) as copy:
             if copy.execute(_PENDING_PURGE).fetchone():
@@ -34,7 +35,7 @@ def copy_database(source: sqlite3.Connection, path: Path) -> None:
 
 @contextmanager
 def _full_disk_as_os_error() -> Iterator[None]:
-    """A full disk raises OSError, as for any file: it is the copy's disk, and may not be the store's."""
+    """Raises OSError for a full disk, because the copy may lie on another disk than the store."""
     try:
         yield
     except sqlite3.OperationalError as error:

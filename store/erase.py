@@ -1,7 +1,8 @@
 """Erases a user, or items of a user: rows, full-text index, files, and the bytes of deleted rows.
 
-Rows follow their foreign keys. Errors of runs are the only texts that may name a user; all else refers to users by key,
-or, in a bank's list of refused users, by id. What others' models learned stays, and is named: anchors become stale.
+Rows are deleted by their foreign keys. Only the errors of runs may contain a user's name; all other rows refer to users
+by key, or, in a bank's list of refused users, by id. Anchors trained on a removed user stay and become stale: other
+users' models depend on them.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from store.tables.adapters import Adapters
 from store.tables.jobs import Jobs
 from store.tables.users import StaleAnchor
 
-# Banks of evaluations serve no user, so those made from this user, or from the items, are deleted whole.
+# Banks of evaluations serve no user, so a bank made from this user or from the items is deleted entirely.
 _EVAL_BANKS = """DELETE FROM banks WHERE purpose = 'eval' AND id IN (
     SELECT bank_id FROM eval_banks JOIN eval_people USING (evaluation_id, fold) WHERE user_id = :user AND role = 'bank'
 """
 _OF_TASK = "user_id = :user AND task = :task"
-# Evaluations that were at work when the items were there. Without an end, a run was killed.
+# Evaluations that ran while the items existed. A run without an end was killed.
 _LATER_EVALUATIONS = """SELECT id FROM evaluations WHERE task = :task AND (created >= :since OR EXISTS (
     SELECT 1 FROM runs WHERE evaluation_id = evaluations.id AND (ended IS NULL OR ended >= :since)
 ))"""
 _DELETIONS_WITH_ITEMS = (
     f"{_EVAL_BANKS} AND evaluation_id IN ({_LATER_EVALUATIONS}))",
-    # Prompts of evaluations show items.
+    # An evaluation's answers are deleted too, because its prompts contain the items.
     f"DELETE FROM predictions WHERE user_id = :user AND evaluation_id IN ({_LATER_EVALUATIONS})",
     f"DELETE FROM cells WHERE user_id = :user AND evaluation_id IN ({_LATER_EVALUATIONS})",
     f"DELETE FROM stacks WHERE {_OF_TASK} AND created >= :since",
@@ -87,7 +88,8 @@ class Eraser:
             for sql in (ours, *_DELETIONS_WITH_ITEMS):
                 self._db.execute_write(sql, values)
             removed = self._adapters.remove_unreferenced()
-            # The row of a removal: until it says `erased`, every opening of the store tries to overwrite the bytes.
+            # A row for the removal. Until it says `erased`, every opening of the store tries again to overwrite the
+            # bytes.
             tombstone = {"forgotten_at": utc_now(), "items": len(numbers), "had_anchor": int(bool(stale))}
             self._db.insert_row("tombstones", tombstone)
             self._db.after_commit(self.purge_deleted_bytes)
@@ -96,7 +98,7 @@ class Eraser:
     def purge_deleted_bytes(self) -> None:
         """Overwrite the bytes of forgotten users, if any are left. Raises StoreBusy while another process reads.
 
-        After a crash, or beside a reader, the next opening of the store does it.
+        If the process crashes or another one is reading, the next opening of the store does it.
         """
         last = self._db.fetch_value("SELECT max(id) FROM tombstones WHERE NOT erased")
         if last is None:
@@ -106,7 +108,7 @@ class Eraser:
         self._files.drop_orphans({digest for (digest,) in self._db.fetch_tuples("SELECT digest FROM adapters")})
         self._db.execute_write("INSERT INTO items_fts (items_fts) VALUES ('optimize')")
         self._db.vacuum()
-        # Others may have removed more since; their words may still be in the index.
+        # Another process may have removed rows meanwhile; their words may still be in the index.
         self._db.execute_write("UPDATE tombstones SET erased = 1 WHERE id <= ?", (last,))
 
     def _stale_anchors(self, which: str, values: SqlParameters) -> list[StaleAnchor]:
@@ -136,7 +138,9 @@ class Eraser:
             self._db.execute_write_many("UPDATE runs SET error = ? WHERE id = ?", changed)
 
     def _longer_names(self, form: str) -> list[str]:
-        """Other users' names, as messages write them, that hold `form`: an escaped name can hold what it does not."""
+        """Other users' names, in the form that messages use, that contain `form`. Escaping can make a name
+        contain it.
+        """
         names = self._db.fetch_tuples("SELECT name FROM users")
         return [written for (each,) in names for written in _written_forms(each) if form in written]
 

@@ -1,4 +1,6 @@
-"""Files of the store: written whole or not at all, named by their content, verified when read. Knows no database."""
+"""Files of the store: written atomically, named by the digest of their content, verified when read. Knows no
+database.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ _RESTORE_HINT: Words = (
 
 
 def missing_file_hint(path: Path, otherwise: Words | None = None) -> Words | None:
-    """The files beside a missing one whose names are nearest, as a hint; `otherwise` where there are none."""
+    """A hint with the most similar file names in the folder of a missing file; `otherwise` if there are none."""
     try:
         with os.scandir(path.parent) as entries:
             known = [entry.name for entry in itertools.islice(entries, MAX_NAMES_READ)]
@@ -55,7 +57,8 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replace_file(path: Path, folder: Path) -> Iterator[Path]:
-    """A temporary path in `folder`, which is made if needed. The file that the block writes there becomes `path`.
+    """Yields a temporary path in `folder`, which is made if needed. After the block, the file written there becomes
+    `path`.
 
     Raises BadInput when the disk is full or refuses, IntegrityFault when it fails; no temporary file stays.
     """
@@ -69,7 +72,7 @@ def replace_file(path: Path, folder: Path) -> Iterator[Path]:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder and its missing parents, for their owner alone. Raises OSError."""
+    """Make a folder and its missing parents, accessible only to their owner. Raises OSError."""
     if not folder.is_dir():
         make_private_folder(folder.parent)
         folder.mkdir(exist_ok=True, mode=0o700)
@@ -77,7 +80,8 @@ def make_private_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def hold_temporary(folder: Path, *, is_folder: bool = False) -> Iterator[Path]:
-    """A new temporary file, or folder, in `folder`, which is made if needed; what is still there is removed at the end.
+    """Yields a new temporary file, or folder, in `folder`, which is made if needed. It is removed after the block
+    unless it was moved.
 
     Others remove it once this process has ended. Raises OSError.
     """
@@ -100,7 +104,7 @@ def remove_leftover_temporaries(folder: Path) -> None:
 
 
 def _temporary_path(folder: Path, digest: str = "") -> Path:
-    """A new path for a temporary file, which is a claim to a `digest` where one is given."""
+    """A new path for a temporary file. With `digest`, the file is a claim to that digest."""
     return folder / f".mta-{os.urandom(8).hex()}{'-' + digest if digest else ''}.tmp"
 
 
@@ -218,9 +222,10 @@ class AdapterFiles:
         return digest, len(data)
 
     def claim_digest(self, digest: str) -> None:
-        """Announce, before it is written, a file of this digest whose row will follow. `release_claim` ends the claim.
+        """Claim a digest before its file is written, so that no other process removes the file before its row is
+        stored. `release_claim` ends the claim.
 
-        The claim belongs to this process, and lapses when the process ends. Raises as `atomic_write`.
+        The claim belongs to this process and ends with it. Raises as `atomic_write`.
         """
         self._require_in_place()
         folder = self.path(digest).parent
@@ -292,7 +297,7 @@ class AdapterFiles:
     def remove_abandoned_temporaries(self) -> list[tuple[str, Path]]:
         """Remove temporary files of ended processes, except for claims.
 
-        Returns the claims that were not settled: digests with the paths of their claims.
+        Returns the claims of ended processes: digests with the paths of their claims.
         """
         claims = []
         for path in self.abandoned_temporaries():
@@ -327,7 +332,7 @@ class AdapterFiles:
     def consume_checkpoint(self, key: str) -> Iterator[None]:
         """Inside, the checkpoint of `key` is a temporary file: gone after the block or a crash, restored on an error.
 
-        An IntegrityFault removes it too: the data that it was made from may be gone, such as a removed user's.
+        An IntegrityFault also removes it, because the data that it was made from may have been removed.
         """
         self._require_in_place()
         aside: list[tuple[Path, HeldFile]] = []
@@ -340,7 +345,7 @@ class AdapterFiles:
             for path, held in aside:
                 with contextlib.suppress(OSError):
                     held.remove() if isinstance(error, IntegrityFault) else held.path.replace(path)
-                held.close()  # in any case: this process may take the checkpoint up again
+                held.close()  # so that this process can resume from the checkpoint again
             raise
         for _, held in aside:
             with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""Files that a living process holds: a lock says who lives.
+"""Files held by a running process. A lock shows whether the process still runs.
 
-Numbers of processes are given again, and differ between containers that share a store. The locks are those of `flock`:
-the system ends them with their process. On Windows, which has none, all count as held.
+Process ids are not used: they are reused, and containers that share a store number processes differently. The system
+releases a `flock` lock when its process ends. Windows has no `flock`, so there every file counts as held.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ except ImportError:  # Windows
 
 
 class HeldFile:
-    """An open and locked file or folder, which others take for abandoned once this process has ended.
+    """An open and locked file or folder. Once this process has ended, others treat it as abandoned.
 
-    Raises OSError, BlockingIOError where it is held already and this one may not `wait`.
+    Raises OSError; BlockingIOError if another process holds it and `wait` is false.
     """
 
     def __init__(self, path: Path, *, wait: bool = False) -> None:
@@ -30,17 +30,17 @@ class HeldFile:
 
     @classmethod
     def create(cls, path: Path, *, folder: bool = False) -> HeldFile:
-        """A new, empty file or folder at `path`, for its owner alone."""
+        """A new, empty file or folder at `path`, accessible only to its owner."""
         while True:
             path.mkdir(mode=0o700) if folder else path.touch(mode=0o600, exist_ok=False)
-            with contextlib.suppress(FileNotFoundError):  # another process took it for abandoned before it was locked
+            with contextlib.suppress(FileNotFoundError):  # another process removed it as abandoned before it was locked
                 made = cls(path, wait=True)
                 if made._is_there():
                     return made
                 made.close()
 
     def move(self, path: Path) -> None:
-        """Rename it to `path`. Raises OSError, and ends the lock then."""
+        """Rename it to `path`. Raises OSError and releases the lock if that fails."""
         try:
             self.path.replace(path)
         except OSError:
@@ -49,8 +49,10 @@ class HeldFile:
         self.path = path
 
     def remove(self) -> None:
-        """Remove it, if it is still at its path, and end the lock. Raises OSError, and holds it on then."""
-        if self._is_there():  # a moved store may have another's file at this path
+        """Remove it, if it is still at its path, and release the lock. Raises OSError and keeps the lock if that
+        fails.
+        """
+        if self._is_there():  # if the store was moved, this path may belong to another file
             _remove(self.path)
         self.close()
 
@@ -61,7 +63,7 @@ class HeldFile:
             self._descriptor = None
 
     def _is_there(self) -> bool:
-        """Whether its path still leads to it."""
+        """Whether its path still leads to this file."""
         if self._descriptor is None:
             return True
         return self.path.exists() and os.path.samestat(os.fstat(self._descriptor), self.path.stat())
@@ -69,7 +71,9 @@ class HeldFile:
 
 @contextlib.contextmanager
 def take_abandoned(path: Path) -> Iterator[bool]:
-    """Whether no living process holds the file, or folder, at `path`; if so, this one holds it inside the block."""
+    """Yields whether no running process holds the file or folder at `path`. If so, this process holds it inside the
+    block.
+    """
     descriptor = None
     if fcntl is not None:
         with contextlib.suppress(OSError):  # held, gone, or not readable
@@ -82,13 +86,13 @@ def take_abandoned(path: Path) -> Iterator[bool]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether the file exists and a living process holds it."""
+    """Whether the file exists and a running process holds it."""
     with take_abandoned(path) as abandoned:
         return not abandoned and path.exists()
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove a file or folder that no living process holds. Raises OSError."""
+    """Remove a file or folder that no running process holds. Raises OSError."""
     with take_abandoned(path) as abandoned:
         if abandoned:
             _remove(path)

@@ -1,4 +1,4 @@
-"""Valid names of users. A name is data: no path, query or command is ever made from it. Knows no database."""
+"""Valid names of users. A name is data and never becomes part of a path, query or command. Knows no database."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 from mta_cli.errors import BadInput
 
 MAX_NAME_CHARS = 200
-"""Most characters in a user's name, in its stored form."""
+"""The most characters of a user's name, in its stored form."""
 
 FORGOTTEN_NAME = "(forgotten)"
 """Replaces the name of a forgotten user in other users' records."""
@@ -23,10 +23,12 @@ _FORBIDDEN_CATEGORIES = {
 }
 
 _JOINERS = "\u200c\u200d"
-"""They shape Persian, Indic and other scripts: part of a name between two letters (as in IDNA, RFC 5892, A.1)."""
+"""Zero-width joiners, which Persian, Indic and other scripts need. Allowed between two letters (as in IDNA, RFC 5892,
+A.1).
+"""
 
 _INVISIBLE_LETTERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
-"""Letters and marks that are drawn as nothing."""
+"""Letters and marks that are invisible."""
 
 
 def check_name(raw: str) -> str:
@@ -43,7 +45,7 @@ def check_name(raw: str) -> str:
 def _name_fault(raw: str) -> str | None:
     if not raw.strip():
         return "is empty"
-    if len(raw) > 4 * MAX_NAME_CHARS:  # composing shortens a text, but hardly any name to a quarter
+    if len(raw) > 4 * MAX_NAME_CHARS:  # a cheap first test: NFC may shorten a name, but hardly to a quarter
         return f"has {len(raw):,} characters; the most is {MAX_NAME_CHARS}"
     for i, char in enumerate(raw):
         kind = _FORBIDDEN_CATEGORIES.get(unicodedata.category(char))

@@ -10,7 +10,7 @@ from store.files import sha256
 
 @dataclass(frozen=True)
 class User:
-    """A user with a history. `can_anchor` is their consent to serve others, not only as an anchor."""
+    """A user with a history. `can_anchor` is their consent to serve others in any way, not only as an anchor."""
 
     id: int
     name: str
@@ -142,7 +142,9 @@ class Neighbour:
 
 
 STALE_FOR_GOOD = 2
-"""The stored `stale` of an anchor that was refused, or trained on a removed item: no consent makes it sound."""
+"""The stored `stale` of an anchor that was refused or trained on a removed item. New consent does not make it usable
+again.
+"""
 
 
 REFUSED_USERS_KEY = "refused_users"
@@ -182,8 +184,8 @@ class AnchorWeight:
 class Recipe:
     """A user's fusion: the anchors of a bank and their weights. `bytes`: 12 an anchor.
 
-    `items_hash` is `Items.hash_items` of the items whose likelihood made the weights; empty where they need none, and
-    for a recipe of an earlier version.
+    `items_hash` is `Items.hash_items` of the items from whose likelihood the weights were computed; empty if the
+    weights need no items, and for a recipe of an earlier version.
     """
 
     user_id: int

@@ -125,7 +125,7 @@ class Registry:
         return find_problems(self._db, self.files, names=names)
 
     def check_database(self) -> list[str]:
-        """The faults of the database alone, without those of files."""
+        """The faults of the database alone, without faults of files."""
         from store.integrity.check import find_database_problems
 
         return find_database_problems(self._db)
@@ -171,7 +171,7 @@ class Registry:
             self.adapters.delete_doomed_files,
             self._eraser.purge_deleted_bytes,
         )
-        with self._db.without_busy_timeout():  # a reader need not wait for others to do it
+        with self._db.without_busy_timeout():  # a reader need not wait: another opening can do this
             for step in steps:
-                with contextlib.suppress(MtaError):  # what cannot be done now is done at another opening
+                with contextlib.suppress(MtaError):  # the next opening of the store tries again
                     step()

@@ -1,7 +1,7 @@
 """Replaces a store by an unpacked backup: verified first, in one transaction, without forgotten users.
 
-The replaced store lists the users that were forgotten since the backup, and the withdrawn consents. Both are applied
-to the restored store before it replaces the old one, by the code that `forget` always uses.
+Users forgotten and consents withdrawn since the backup are read from the replaced store. The same code as for `forget`
+applies both to the restored store before it replaces the old one.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _UNREADABLE = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 class ReplacedStore:
     """The store that a restore replaces. `users` is None for a missing or unreadable store.
 
-    `problem` says why the users forgotten since the backup are unknown; empty where they are known. `withdrawn` are
-    the uuids of users without consent, `people` the uuids and names of all its users.
+    `problem` says why the users forgotten since the backup are unknown; empty if they are known. `withdrawn` are the
+    uuids of users without consent, `people` the uuids and names of all its users.
     """
 
     users: int | None
@@ -79,11 +79,11 @@ class StagedRestore:
     ) -> RestoreResult:
         """Replace the store, whole or not at all.
 
-        `before_install` is called with the names of users whom the backup does not have, or no longer has; it returns
-        what takes that back, which is called where the store then cannot be replaced. Raises StoreBusy while another
-        process has the store open, what `before_install` raises, and as `read_replaced_store`.
+        `before_install` is called with the names of users who will be missing after the restore. It returns an undo
+        function, which is called if the store then cannot be replaced. Raises StoreBusy while another process has the
+        store open, the errors of `before_install`, and as `read_replaced_store`.
         """
-        database = self._staged / "registry.db"  # gone once it has replaced the old one
+        database = self._staged / "registry.db"  # it no longer exists once it has replaced the old one
         files = AdapterFiles(self._root)
         with _open_alone(self._root) as live:
             replaced = _describe_missing(self._root) if live is None else _read_replaced(self._root, live)
@@ -123,7 +123,7 @@ class StagedRestore:
 
 @contextmanager
 def stage_restore(root: Path, timeout: float) -> Iterator[StagedRestore]:
-    """A folder beside the store `root` to unpack a backup in, removed afterwards.
+    """Yields a folder beside the store `root` to unpack a backup in; it is removed afterwards.
 
     Raises BadInput where the store is a pulled copy of a snapshot.
     """
@@ -135,7 +135,9 @@ def stage_restore(root: Path, timeout: float) -> Iterator[StagedRestore]:
 
 @contextmanager
 def stage_folder(root: Path) -> Iterator[Path]:
-    """A folder in the store `root`, which may be missing, for the parts of a new store; removed afterwards."""
+    """Yields a folder in the store `root`, which may be missing, for the parts of a new store; it is removed
+    afterwards.
+    """
     with ExitStack() as held:
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -197,7 +199,7 @@ def _raise_unless_damaged(root: Path, error: Exception) -> None:
             "Another process has the store open.", hint=("end it (also ", Command("tui"), "), then run this again")
         ) from error
     if name.startswith(("SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY")):
-        # Its list of forgotten users is there: to go on without it would bring them back.
+        # The store has a list of forgotten users. Continuing without it would restore those users.
         raise BadInput(
             f"The store at {root} cannot be opened: {error}.", hint="check the permissions of its directory"
         ) from error
@@ -214,7 +216,7 @@ def _open_alone(root: Path) -> Iterator[sqlite3.Connection | None]:
     assert conn is not None
     with closing(conn) as opened:
         try:
-            # Set before the first read. Set later, it keeps out only the current readers.
+            # Set before the first read; set later, it would keep out only the current readers.
             opened.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
             opened.execute("PRAGMA secure_delete = ON").fetchall()
             opened.execute("BEGIN EXCLUSIVE")
@@ -258,8 +260,8 @@ def require_schema(path: Path, schema: int) -> None:
 def replace_database(root: Path, new: Path, live: sqlite3.Connection | None) -> bool:
     """Replace the store's database: in one transaction, or by one rename where the old one is missing or unreadable.
 
-    `new` is gone afterwards. Returns whether no byte of the old one is left: a reader, or a full disk, may keep them in
-    the log.
+    `new` no longer exists afterwards. Returns whether all bytes of the old database are gone: a reader or a full disk
+    may keep some in the log.
     """
     path = root / "registry.db"
     if live is not None:
@@ -267,7 +269,7 @@ def replace_database(root: Path, new: Path, live: sqlite3.Connection | None) -> 
             with closing(sqlite3.connect(new)) as source:
                 source.backup(live)
             new.unlink()  # the old file may have to grow
-            with suppress(sqlite3.OperationalError):  # the log has all of the new one
+            with suppress(sqlite3.OperationalError):  # the log already has the whole new database
                 busy, _, _ = live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 return not busy
             return False

@@ -1,6 +1,6 @@
-"""Today's schema: its number, its tables, and how a database is known as a store. `schema.sql` is its SQL.
+"""The current schema: its version, its tables, and the mark of a store's database. Its SQL is `schema.sql`.
 
-`store.migrations` brings older stores to it.
+`store.migrations` brings older stores up to it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ APPLICATION_ID = 0x4D544131
 """SQLite's `application_id` of a store: "MTA1"."""
 
 SCHEMA_VERSION, OLDEST_SCHEMA = 14, 13
-"""The newest schema that this program knows, and the oldest that it brings to it."""
+"""The newest schema, and the oldest that this program can migrate to it."""
 
 SCHEMA_FILE = Path(__file__).with_name("schema.sql")
-"""Its SQL."""
+"""The SQL of the current schema."""
 
 TABLES = (
     "users",
@@ -60,8 +60,8 @@ def schema_version(conn: sqlite3.Connection) -> int:
 
 
 def known_schema_version(root: Path, conn: sqlite3.Connection) -> int:
-    """The same for the store in `root`. Raises IntegrityFault for another program's database, and for a schema
-    that is too old or newer.
+    """The schema of the store in `root`. Raises IntegrityFault for another program's database and for a schema that is
+    too old or too new.
     """
     found = schema_version(conn)
     ours = conn.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID

@@ -1,6 +1,7 @@
-"""Mails on their way into the store, beside the staged records: a reply is joined to its mail in whatever order.
+"""Mails that are being imported, kept beside the staged records so that replies find their mails in any order of the
+file.
 
-Knows no format of mail.
+Knows no mail format.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ class StagedMail(NamedTuple):
 
 
 class StagedMails:
-    """Mails in the temporary database of staged records, each id once."""
+    """Mails in the temporary database of staged records; each id is kept once."""
 
     def __init__(self, conn: sqlite3.Connection) -> None:
         self._conn = conn
         self._conn.execute(_SCHEMA)
 
     def add(self, mail: StagedMail) -> None:
-        """Add a mail; the first with its id stays."""
+        """Add a mail, unless one with its id is there."""
         self._conn.execute(_INSERT, (mail.id or None, *mail[1:]))
 
     def find(self, key: str) -> StagedMail | None:
@@ -53,7 +54,7 @@ class StagedMails:
         return None if row is None else _mail(row)
 
     def replies(self) -> Iterator[StagedMail]:
-        """The user's own mails that answer another, in the order in which they came."""
+        """The user's own replies, in the order of the file."""
         query = f"SELECT {_COLUMNS} FROM mails WHERE mine AND answered != '' ORDER BY number"
         return map(_mail, self._conn.execute(query))
 

@@ -1,6 +1,7 @@
-"""The records of a file on their way into the store, in a temporary database: memory stays bounded, whatever the file.
+"""The records of a file that is being imported, in a temporary database, so that memory stays bounded for files of any
+size.
 
-Knows no format. The records are in no table of the store until the whole file is checked.
+Knows no format. The records reach the store's tables only after the whole file is checked.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ AND EXISTS (SELECT 1 FROM records AS i WHERE i.content = q.content AND NOT i.hel
 
 
 class StagedRecord(NamedTuple):
-    """A history item, or held-out query, of the user of that name; `record` and `line` say where in the file."""
+    """A history item or held-out query of a user; `record` and `line` are its place in the file."""
 
     user: str
     held_out: bool
@@ -75,10 +76,10 @@ class FirstUse(NamedTuple):
 
 @dataclass
 class HeldOut:
-    """How many items became queries, and the users (by name and task) who have fewer queries than were wanted.
+    """The number of items that became queries, and the users (by name and task) who have fewer queries than requested.
 
-    `fixed` has the users, and their numbers of queries, who have neither as many as were wanted nor as many as they
-    would have if none of their items were stored; they are not in `short`.
+    `fixed` maps users with stored items to their number of queries, if it is neither the requested number nor the
+    number that the same records would give in an empty store. They are not in `short`.
     """
 
     queries: int = 0
@@ -87,7 +88,7 @@ class HeldOut:
 
 
 class _Side(NamedTuple):
-    """What decides whether a record can become a query."""
+    """The facts that decide whether a record can become a query."""
 
     user: str
     task: str
@@ -96,13 +97,13 @@ class _Side(NamedTuple):
     time: str | None
     held_out: bool
     stored: bool
-    moved: bool  # from the items to the queries, as the store has it
+    moved: bool  # read as an item, but made a query by `make_query`
     repeats: bool
     content: int
 
 
 class StagedRecords:
-    """Records in the order of their file, each id once per user, task and kind."""
+    """Records in the order of their file; each id occurs once per user, task and kind."""
 
     def __init__(self, conn: sqlite3.Connection) -> None:
         self._conn = conn
@@ -134,13 +135,13 @@ class StagedRecords:
         return FirstUse(number, texts == [item.input, item.output, item.time])
 
     def count_occurrence(self, user: str, task: str, digest: str) -> int:
-        """How often this was called with these values, this call included."""
+        """Counts the calls with these values, including this one."""
         self._conn.execute(_COUNT_OCCURRENCE, (user, task, digest))
         return int(self._conn.execute(_SELECT_OCCURRENCES, (user, task, digest)).fetchone()[0])
 
     @cached_property
     def mails(self) -> StagedMails:
-        """A place in the same database for the mails that records are made of."""
+        """The mails of the import, in the same database."""
         return StagedMails(self._conn)
 
     def set_time(self, number: int, time: str | None) -> None:
@@ -152,27 +153,27 @@ class StagedRecords:
         return bool(self._conn.execute(_SET_KEY, {"id": number, "key": key}).rowcount)
 
     def mark_stored(self, number: int) -> None:
-        """Say that the store has the record with this `id`: `hold_out` leaves it as it is."""
+        """Mark the record with this `id` as stored, so that `hold_out` does not move it."""
         self._conn.execute("UPDATE records SET stored = 1 WHERE id = ?", (number,))
 
     def mark_repeat(self, number: int) -> None:
-        """Say that the record with this `id` has the content of another one that is stored: it becomes no query."""
+        """Mark the record with this `id` as a repetition of a stored one, so that it does not become a query."""
         self._conn.execute("UPDATE records SET repeats = 1 WHERE id = ?", (number,))
 
     def make_query(self, number: int) -> bool:
-        """Make a query of the history item with this `id`; False where a query has its key."""
+        """Turn the history item with this `id` into a query; False if a query has its key."""
         sql = "UPDATE OR IGNORE records SET held_out = 1, moved = 1 WHERE id = ?"
         return bool(self._conn.execute(sql, (number,)).rowcount)
 
     def kinds_of_key(self, user: str, task: str, key: str) -> set[bool]:
-        """Whether records with this key are held out; empty where there is none."""
+        """The kinds of the records with this key, True for a query; empty if there is none."""
         return {bool(held_out) for (held_out,) in self._conn.execute(_SELECT_KINDS, (user, task, key))}
 
     def hold_out(self, most: int, keep: int, seed: int) -> HeldOut:
-        """Make queries of history items until each user has `most` in each task, or `keep` items are left.
+        """Turn history items into queries until each user has `most` queries in each task or only `keep` items left.
 
-        The latest items where all times are known; else those that `seed` and their keys draw, so that the same file
-        gives the same queries. Items that are stored, or repeat another one's content, stay history items.
+        Takes the latest items if all times are known, else a draw by `seed` and key, so that the same file gives the
+        same queries. Items that are stored, or repeat another one's content, stay history items.
         """
         held = HeldOut()
         chosen: list[int] = []
@@ -200,12 +201,16 @@ class StagedRecords:
         return map(_read_record, self._conn.execute(f"{_SELECT_RECORDS} ORDER BY id"))
 
     def by_user(self) -> Iterator[StagedRecord]:
-        """The records of one user and task after those of another, each in their order; they may change meanwhile."""
+        """Yields the records grouped by user and task, each group in its order. Records may change during the
+        iteration.
+        """
         for row in self._conn.execute("SELECT id FROM records ORDER BY user, task, id"):
             yield _read_record(self._conn.execute(f"{_SELECT_RECORDS} WHERE id = ?", row).fetchone())
 
     def batches(self, records: int, characters: int) -> Iterator[list[StagedRecord]]:
-        """All records in lists of at most so many, and of at most so many characters, unless one alone has more."""
+        """Yields all records in lists of at most `records` records and `characters` characters; a longer record is
+        alone in its list.
+        """
         batch, size = list[StagedRecord](), 0
         for each in self:
             length = len(each.item.input) + len(each.item.output)

@@ -1,7 +1,7 @@
 """Pure machine learning: no database, no terminal, no settings.
 
-Read in the order of the data: model, text, lora, scoring, generation, training; then retrieval and memory, the methods
-that are made of them, and evaluation, which compares methods.
+Read the packages in this order: model, text, lora, scoring, generation, training; then retrieval and memory; then
+methods, which combine them, and evaluation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The two ways to compute with a base: the Llama decoder where it knows the layers, else the base's own modules.
+"""The two backends of a base: the Llama decoder if it knows the base's layers, otherwise the base's own transformers
+modules.
 
 Both give the same numbers. The decoder is faster, and it alone takes rows of several users in one pass, late LoRAs and
 constrained trees.
@@ -38,7 +39,7 @@ class LlamaBackend:
         self._base, self._decoder = base, base.decoder
 
     def require_placements(self, placements: Sequence[Placement]) -> None:
-        """Raises UsageError for a placement that cannot be computed, which none is here."""
+        """Raises UsageError for a placement that the backend cannot compute. The decoder computes all of them."""
 
     def tree_scorer(
         self,
@@ -48,7 +49,9 @@ class LlamaBackend:
         frozen_loras: Sequence[Sequence[LoraWeights]] = (),
         tree_users: Sequence[int] = (),
     ) -> TreeScorer:
-        """Runs trees under LoRAs of `placement` that train. Tree `i` always has the LoRAs of `tree_users[i]`."""
+        """A scorer that runs trees under trainable LoRAs of `placement`. Tree `i` has the frozen LoRAs of user
+        `tree_users[i]`.
+        """
         return LlamaTreeScorer(self._decoder, trees, placement, frozen_loras, tree_users)
 
     def completion_log_likelihoods(
@@ -86,15 +89,16 @@ class LlamaBackend:
         return [value for values in scores for value in values]
 
     def pack_requests(self, requests: Sequence[GenerationRequest], max_tokens: int) -> list[list[int]]:
-        """The requests' numbers in groups whose keys, values and factors fit into memory together."""
+        """The indices of the requests, grouped so that the keys, values and factors of a group fit into memory."""
         return pack_requests(self._decoder, requests, max_tokens)
 
     def read_prompts(
         self, requests: Sequence[GenerationRequest], max_tokens: int, prompt_cache: PromptCache | None
     ) -> PromptBatches:
-        """Batches of requests whose prompts were read: their numbers, the batch, and the logits [rows, vocabulary].
+        """Yields batches of requests whose prompts were read: their indices, the batch, and the logits [rows,
+        vocabulary].
 
-        `prompt_cache` is for a request alone. All requests are one batch here.
+        `prompt_cache` can be used for a single request only. This backend makes one batch of all requests.
         """
         return read_prompts(self._decoder, requests, max_tokens, TokenBudget(self._base).tokens, prompt_cache)
 
@@ -108,7 +112,7 @@ class ModuleBackend:
         self._base = base
 
     def require_placements(self, placements: Sequence[Placement]) -> None:
-        """See `LlamaBackend`. Merged weights act on early tokens too."""
+        """See `LlamaBackend`. Refuses late placements, because merged weights act on every token."""
         if any(one.late_tokens is not None for one in placements):
             raise UsageError(
                 f"late parts need a base with a fast path; {self._base.name} ({self._base.model.config.model_type}) "
@@ -170,9 +174,9 @@ def backend_of(base: LoadedBase) -> Backend:
 def span_user_placements(
     decoder: LlamaDecoder, users: Sequence[UserLoras], also: Sequence[Placement] = ()
 ) -> Placement:
-    """The layers and tokens that any of the users' LoRAs may touch; everything else is the same for all of them.
+    """The smallest placement that covers all the users' LoRAs. States outside it are the same for all users.
 
-    Placements `also` count too, unless they act on all layers and tokens and so leave nothing to share.
+    Placements `also` are covered too, unless they act on all layers and tokens, which would leave nothing to share.
     """
     shareable = (one for one in also if one.first_layer > 0 or one.late_tokens is not None)
     placements = [*(lora.placement for own in users for lora in own), *shareable]

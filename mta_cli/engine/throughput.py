@@ -1,6 +1,6 @@
-"""How fast a base trains, adapts and decodes on its device, by the product's own code on random texts.
+"""Measures how fast a base trains, adapts users and decodes on its device, with the product's own code on random texts.
 
-Each measurement is a generator that reports what it has done, piece by piece, and goes on for as long as it is asked.
+Each measurement is an endless generator that yields the amount of work done in each step.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from mta_cli.options import BankOptions
 
 ROW_TOKENS, ANSWER_TOKENS = 128, 16  # of a row of training, and of its answer
 GROUP_USERS = 8  # users who train together
-ADAPT_SHOTS = 5  # of each user who is adapted
-PROFILE_WIDTH = 384  # numbers of a profile, as the default embedder makes them
+ADAPT_SHOTS = 5  # shots of each adapted user
+PROFILE_WIDTH = 384  # the default embedder's width
 BATCH_CONTEXT = 1024  # tokens of each conversation of a batch; their cache is allocated in advance
 ENDLESS = 10**6  # steps of a training that stops when time is up
 
@@ -38,19 +38,19 @@ Pieces = Generator[int, None, None]
 
 @dataclass(frozen=True)
 class Throughput:
-    """What was done, and in how many seconds."""
+    """An amount of work and its seconds."""
 
     done: int
     seconds: float
 
     @property
     def rate(self) -> float:
-        """How much was done in a second."""
+        """The amount per second."""
         return self.done / self.seconds
 
 
 def measure(pieces: Pieces, seconds: float, *, warm_up: int = 1) -> Throughput:
-    """The speed of `pieces` over `seconds` and the piece that is under way then, without the first `warm_up` pieces."""
+    """The speed of `pieces` over at least `seconds`, without the first `warm_up` pieces."""
     found = Throughput(0, 1.0)
     with closing(pieces):
         for _ in itertools.islice(pieces, warm_up):
@@ -65,7 +65,7 @@ def measure(pieces: Pieces, seconds: float, *, warm_up: int = 1) -> Throughput:
 
 
 def train_tokens(base: LoadedBase, tokens: int, seed: int) -> Pieces:
-    """The tokens of each step in which `GROUP_USERS` users train LoRAs of the default bank, in all layers.
+    """Yields the tokens of each step in which `GROUP_USERS` users train LoRAs of the default bank, in all layers.
 
     A step has about `tokens` tokens. Raises IntegrityFault where the loss is not finite.
     """
@@ -85,10 +85,10 @@ def train_tokens(base: LoadedBase, tokens: int, seed: int) -> Pieces:
 
 
 def measure_adapting(base: LoadedBase, seconds: float, seed: int) -> Throughput:
-    """Users adapted by the method `mta` from a few shots each, above a bank of the default size, and their seconds.
+    """The speed of adapting users by the method `mta` from a few shots each, above a bank of the default size.
 
-    Groups of 1, 2, 4, … users are adapted until about `seconds` are over; the fastest group counts. Raises
-    IntegrityFault where a stack fails.
+    Groups of 1, 2, 4, … users are adapted for about `seconds`; the fastest group counts. Raises IntegrityFault if a
+    stack fails.
     """
     bank, shots = BankOptions(), ADAPT_SHOTS
     anchors = [random_lora(base, seed + i) for i in range(bank.anchor_count)]
@@ -115,7 +115,7 @@ def measure_adapting(base: LoadedBase, seconds: float, seed: int) -> Throughput:
 
 
 def decode_tokens(base: LoadedBase, seed: int) -> Pieces:
-    """1 for each token of one user's answer. The user's LoRAs are merged into the weights, and so cost nothing."""
+    """Yields 1 per generated token of one user. The LoRAs are merged into the weights first, so they add no cost."""
     endless = replace(base, end_ids=())
     most = base.window - ROW_TOKENS
     prompt = _random_tokens(base, ROW_TOKENS, seed)
@@ -125,7 +125,7 @@ def decode_tokens(base: LoadedBase, seed: int) -> Pieces:
 
 
 def decode_batch_tokens(base: LoadedBase, users: int, seed: int) -> Pieces:
-    """The tokens of each step of a batch of `users` answers of different users, each with a LoRA of the bank's kind."""
+    """Yields the tokens of each step of a batch of `users` different users, each with a LoRA like an anchor's."""
     requests = [
         GenerationRequest(_random_tokens(base, ROW_TOKENS, seed + user), (random_lora(base, seed + user),))
         for user in range(users)
@@ -137,7 +137,7 @@ def decode_batch_tokens(base: LoadedBase, users: int, seed: int) -> Pieces:
 
 
 def random_lora(base: LoadedBase, seed: int) -> LoraWeights:
-    """A LoRA of the default bank, with a ΔW that is small and not zero."""
+    """A LoRA like the default bank's, with a small random ΔW."""
     options = BankOptions()
     start = init_lora_weights(base.model, options.targets, options.placement, options.rank, options.alpha, seed)
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,6 @@
-"""A computation above the base as a value, so that any process with the base can do it. It holds no one's name."""
+"""A computation on a base as a picklable value, so that any process with the base can run it. It contains no users'
+names.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,16 @@ class Session(Protocol[ReportT_co]):
     """A work in progress."""
 
     def run(self) -> Iterator[ReportT_co]:
-        """Compute; the reports as they come."""
+        """Run the work; yields reports."""
         ...
 
     def checkpoint_bytes(self) -> bytes | None:
-        """A checkpoint; None where there is none to go on from. May only be called between two reports."""
+        """A checkpoint, or None if the work has none. May only be called between two reports."""
         ...
 
 
 class Work(Protocol[ReportT]):
-    """What an executor runs. What becomes of it depends on the work, the task adapter and the anchors alone."""
+    """Work for an executor. Its result depends only on the work, the task adapter and the anchors."""
 
     @property
     def anchors_used(self) -> Sequence[int]:
@@ -40,11 +42,11 @@ class Work(Protocol[ReportT]):
         ...
 
     def session(self, base: LoadedBase, anchors: AnchorLookup) -> Session[ReportT]:
-        """The computation on `base`, which holds the task adapter."""
+        """The session on `base`, into which the task adapter is merged."""
         ...
 
     def remaining(self, report: ReportT) -> Work[ReportT] | None:
-        """What is left to do where its process is lost after this report; None after the last one."""
+        """The work that remains if the process is lost after this report; None after the last one."""
         ...
 
 

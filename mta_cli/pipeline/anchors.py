@@ -1,4 +1,4 @@
-"""A bank's anchors as the store knows them: who may serve, and what the screening found of them.
+"""A bank's stored anchors: which of them may be used, and the findings of their screening.
 
 The screening itself is `bank.screening`. Its findings are in the bank's config, by anchor id.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 SCREENING_KEY = "gates"  # the key of the findings in a bank's config
-UNSCREENED_KEY = "unscreened"  # beside the findings: ids of anchors of a refresh that is not finished
+UNSCREENED_KEY = "unscreened"  # the key of the ids of anchors that an unfinished refresh has not screened
 REFUSING_GATES = ("norm", "probe")
 FINDING_TEXTS = {
     "norm": "one of its modules is {value:.1f} times as large as the median; the most is {bound:.1f}",
@@ -61,7 +61,7 @@ def refused_anchor_ids(bank: Bank) -> set[int]:
 
 
 def refused_user_ids(reg: Registry, bank: Bank) -> set[int]:
-    """The users whose anchors were refused, also where a refresh has replaced the anchor."""
+    """The users whose anchors were refused, including anchors that a refresh has replaced."""
     bank = reg.banks.by_id(bank.id)
     refused = refused_anchor_ids(bank)
     held = {anchor.user_id for anchor in reg.banks.anchors(bank.id) if anchor.id in refused}
@@ -69,17 +69,17 @@ def refused_user_ids(reg: Registry, bank: Bank) -> set[int]:
 
 
 def unscreened_anchor_ids(bank: Bank) -> set[int]:
-    """The ids of the anchors that a refresh has stored and not screened."""
+    """The ids of the anchors that a refresh has stored but not screened yet."""
     return set(bank.config.get(SCREENING_KEY, {}).get(UNSCREENED_KEY, ()))
 
 
 def similarity_floors(bank: Bank) -> dict[int, float]:
-    """By anchor id, the lowest cosine at which an anchor that is near too many users still serves."""
+    """By anchor id, the minimum cosine of the users that an anchor may serve, for anchors near too many users."""
     return {int(number): float(value) for number, value in bank.config.get(SCREENING_KEY, {}).get("floors", {}).items()}
 
 
 def screening_of_anchors(reg: Registry, bank: Bank, anchors: Collection[int]) -> dict[str, Any]:
-    """The part of the bank's config that says what its screening found, when only these anchors stay.
+    """The screening part of the bank's config if only these anchors stay.
 
     Records of removed anchors are dropped, because ids may be used again. Users who were refused are kept by user id.
     """

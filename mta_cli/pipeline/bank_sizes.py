@@ -1,4 +1,6 @@
-"""How many anchors a bank gets, and how many items an anchor needs, where neither was asked for: by the data."""
+"""Chooses the number of anchors of a bank, and the items that an anchor needs, from the data if the request leaves them
+open.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +15,20 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 USERS_PER_ANCHOR = 3
-"""Users who may be an anchor, for each anchor: the others are those whom it stands for."""
+"""At least this many candidates for each anchor, so that every anchor represents several users."""
 BY_THE_DATA = "by the data"
 
 
 @dataclass(frozen=True)
 class BankSizes:
-    """Options with a number of anchors and of their items, and a line of the plan for each that the data decided."""
+    """Options with both numbers filled in, and a plan line for each that was chosen from the data."""
 
     options: BankOptions
     plan_lines: tuple[PlanLine, ...]
 
 
 def bank_sizes(reg: Registry, task: str, options: BankOptions, user_ids: frozenset[int] | None = None) -> BankSizes:
-    """The sizes of a bank of the users among `user_ids` (None: all) who may be anchors."""
+    """The sizes of a bank, from the consenting users among `user_ids` (None: all)."""
     if None not in (options.anchors, options.min_items):
         return BankSizes(options, ())
     held = [
@@ -38,7 +40,7 @@ def bank_sizes(reg: Registry, task: str, options: BankOptions, user_ids: frozens
 
 
 def choose_sizes(held: Sequence[int], options: BankOptions) -> BankSizes:
-    """The sizes for users who hold so many items each. What `options` have is kept."""
+    """The sizes for users with these numbers of items. Values given in `options` are kept."""
     lines = []
     if options.min_items is None:
         options = replace(options, min_items=_choose_min_items(held))
@@ -61,6 +63,6 @@ def _count_able(held: Sequence[int], options: BankOptions) -> int:
 
 
 def _choose_min_items(held: Sequence[int]) -> int:
-    """As many as usual, or what half of the users hold where too few for a usual bank hold as many."""
+    """The usual minimum; if too few users reach it, the number of items that half of the users have."""
     needed = min(USERS_PER_ANCHOR * USUAL_ANCHORS, -(-len(held) // 2))
     return min(USUAL_MIN_ITEMS, sorted(held, reverse=True)[needed - 1]) if held else USUAL_MIN_ITEMS

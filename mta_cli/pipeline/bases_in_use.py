@@ -1,6 +1,6 @@
-"""The bases that a store's banks are built on: which one a command means, and how it is named.
+"""The bases of a store's banks: which one a command means, and how it is named.
 
-A base is a fingerprint in the store, and a name for users. Loads no base.
+The store identifies a base by its fingerprint; users see its name. Loads no base.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from store.records import User
     from store.registry import Registry
 
-SHOWN_DIGITS = 19  # of a fingerprint whose model's name the store does not know
+SHOWN_DIGITS = 19  # digits of a fingerprint that are shown if the name is unknown
 
 
 def base_name(reg: Registry, fingerprint: str) -> str:
-    """The name under which the store has met a base; the beginning of its fingerprint where it has not."""
+    """The recorded name of a base; the beginning of its fingerprint if there is none."""
     try:
         return reg.models.get(fingerprint).name
     except NotFound:
@@ -26,23 +26,25 @@ def base_name(reg: Registry, fingerprint: str) -> str:
 
 
 def base_names(reg: Registry, task: str | None = None, user: User | None = None) -> list[str]:
-    """The names of the bases of ready banks, the newest bank's first; with a user, of banks with a model of theirs."""
+    """The names of the bases of ready banks, newest bank first; with a user, only of banks on which the user has a
+    model.
+    """
     found = reg.banks.bases(task) if user is None else reg.banks.bases_of_user(user.id, task)
     return [base_name(reg, fingerprint) for fingerprint in found]
 
 
 def has_several_bases(reg: Registry) -> bool:
-    """Whether the store has banks on more than one base, so that lists and commands must say which is meant."""
+    """Whether the store has banks on more than one base, so that lists and commands must name the base."""
     return len(reg.banks.bases(ready=False)) > 1
 
 
 def on_base(reg: Registry, fingerprint: str) -> str:
-    """` on NAME` where the store has banks on several bases; else empty."""
+    """` on NAME` if the store has banks on several bases, otherwise empty."""
     return f" on {base_name(reg, fingerprint)}" if has_several_bases(reg) else ""
 
 
 def base_flag(reg: Registry, fingerprint: str, name: str | None = None) -> str:
-    """` --base NAME` for a command that means this base; empty where the store has no bank on another."""
+    """` --base NAME` for a command about this base; empty if the store has banks on no other base."""
     if set(reg.banks.bases(ready=False)) <= {fingerprint}:
         return ""
     return f" --base {shlex.quote(name or base_name(reg, fingerprint))}"
@@ -54,10 +56,10 @@ def base_flags(names: list[str]) -> str:
 
 
 def choose_base(reg: Registry, default: str, task: str | None = None, user: User | None = None) -> str:
-    """The name of the base to use where none was asked for: `default` if the user has a model on it, or the task a bank
-    where no user is meant; else the only base of which that is true; `default` if there is none.
+    """The name of the base to use if none was given: `default` if the user has a model on it (or, without a user, the
+    task has a bank on it); else the only base for which that holds; else `default`.
 
-    Raises UsageError where several others could be meant.
+    Raises UsageError if it holds for several other bases.
     """
     from mta_cli.pipeline.models.installed import resolve_model
 
@@ -67,7 +69,7 @@ def choose_base(reg: Registry, default: str, task: str | None = None, user: User
     try:
         if resolve_model(default, "base").fingerprint in known:
             return default
-    except MtaError:  # it is not on this machine, which counts only if it is needed
+    except MtaError:  # the model is not on this machine, which matters only if it is needed
         pass
     names = [base_name(reg, fingerprint) for fingerprint in known]
     if len(names) == 1:

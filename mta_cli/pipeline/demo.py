@@ -1,8 +1,8 @@
 """The job behind `mta demo`: runs every stage on the included sample, with the jobs of the other commands.
 
-Two tasks: `voice`, a writing task, whose difference can be read; and `taste`, a labelling task. Both are measured on
-held-out queries, step by step of the ladder. Every stage can be repeated. Finished stages are kept, so a stopped demo
-continues where it stopped.
+There are two tasks: `voice`, a writing task, in which a reader can see the difference, and `taste`, a labelling task.
+Both are measured on held-out queries at each step of the ladder. Finished stages are kept, so a stopped demo can be
+resumed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 SAMPLE = Path(__file__).parent.parent / "sample"
 MAX_NEW_USER_ITEMS = 12  # a user with at most this many items is new: adapted, never an anchor
-SAMPLE_USERS = ("bryn", "fleur", "piran")  # with short histories: a store that has them is a demo's
+SAMPLE_USERS = ("bryn", "fleur", "piran")  # users with short histories; a store with all of them is a demo's
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ def demo_tasks(full: bool) -> tuple[DemoTask, DemoTask]:
         min_items=MAX_NEW_USER_ITEMS + 1,
         batch_size=4,
         learning_rate=1e-3,
-        held_out_weights=False,  # a task adapter more would take a fifth of the time
+        held_out_weights=False,  # one more task adapter would take a fifth of the time
     )
     if full:
         return (
             DemoTask("voice", bank, PromptOptions(2)),
             DemoTask("taste", replace(bank, task_epochs=2), PromptOptions(2)),
         )
-    # Without history items prompts are short, and everything personal is in the weights and the label memory.
+    # Without history items prompts are short, and only weights and label memory are personal.
     texts = replace(bank, anchors=8, epochs=4)
     labels = replace(bank, anchors=4, epochs=1, batch_size=8, task_placement="upper")
     return (
@@ -112,12 +112,14 @@ def run_demo(reg: Registry, request: DemoRequest) -> Iterator[Event]:
 
 
 def demo_history_items(full: bool) -> int:
-    """How many history items the demo's prompts show: the setting of its own store, or its models answer worse."""
+    """The number of history items in the demo's prompts. Its store keeps it as a setting, because its models answer
+    worse with another number.
+    """
     return max(course.prompt.history_items for course in demo_tasks(full))
 
 
 def require_demo_store(root: Path) -> None:
-    """Raise BadInput where the store at `root` has other users, because the demo's banks would use their histories."""
+    """Raise BadInput if the store at `root` has other users, because the demo's banks would use their histories."""
     from store.registry import Registry
 
     if not (root / "registry.db").exists():
@@ -128,7 +130,7 @@ def require_demo_store(root: Path) -> None:
 
 
 def pull_missing_models(models: ModelOptions) -> Generator[Event, None, tuple[ModelEntry, ModelEntry]]:
-    """Pull the base and the embedder where they are not on this machine."""
+    """Pull the base and the embedder if they are not on this machine."""
     from mta_cli.pipeline.models.bases import can_be_pulled
     from mta_cli.pipeline.models.installed import resolve_model
     from mta_cli.pipeline.models.pull import pull_model
@@ -197,7 +199,7 @@ def _build_demo_bank(reg: Registry, course: DemoTask, options: OptionSet) -> Gen
     request = bank_request(reg, options, course.task)
     built: dict[str, Any] = yield from forward_events(build_bank(reg, request))
     newest = current_bank(reg, course.task, request.base.fingerprint)
-    if newest.version != built["version"]:  # of a demo with --full, or built by hand
+    if newest.version != built["version"]:  # built by a demo with --full, or by hand
         yield Note(f"Bank {newest.name} v{newest.version} is newer and is used instead.", warning=True)
     return built
 

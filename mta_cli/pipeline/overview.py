@@ -1,4 +1,4 @@
-"""The state of a store at a glance: what was done last, whom it helped, and what comes next.
+"""A summary of a store: the latest jobs, the users with the largest gains, and the next stage.
 
 `load_overview` stays fast in a store of a million users; `load_gains` reads all answers of one evaluation. Knows no
 terminal and no SQL.
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from store.tables.evaluations import Evaluation
 
 Stage = Literal["empty", "no history", "no bank", "no models", "ready"]
-"""The first thing that a store lacks."""
+"""The first stage that a store has not reached."""
 
 QUICK, BANK_BUILD, EVAL_KINDS = "quick", "bank build", ("eval run", "eval tune")
 PARENT_KINDS = (QUICK, *EVAL_KINDS)
 """Jobs that run other jobs."""
-RUNS_READ = 60  # to find a few jobs that are not parts of others
+RUNS_READ = 60  # enough runs to find a few that are not parts of other jobs
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job that the store remembers. `outcome` says in a few words what it found; `error` why it ended early.
+    """A recorded job. `outcome` summarises its result; `error` is the reason why it ended early.
 
     `status`: running, done, failed or interrupted. `started` and `ended` are ISO 8601.
     """
@@ -51,10 +51,10 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class Overview:
-    """`banks` are ready ones. `modelled` is how many users have a recipe, `example` the name of one of them: of
-    `preferred_example`, if possible.
+    """`banks` are the ready banks. `modelled` is the number of users with a recipe, `example` the name of one, from
+    `preferred_example` if possible.
 
-    `verdict` is the sentence that the newest job ended with, where that was `mta quick`.
+    `verdict` is the verdict of the newest job if that was `mta quick`.
     """
 
     stage: Stage
@@ -70,7 +70,7 @@ class Overview:
 
 @dataclass(frozen=True)
 class UserGain:
-    """A user's number under the common and under their own model; `gain` is positive where their own is better."""
+    """A user's value under the common and under the own model; `gain` is positive if the own model is better."""
 
     user: str
     before: float
@@ -80,9 +80,9 @@ class UserGain:
 
 @dataclass(frozen=True)
 class Gains:
-    """Whom personal models helped most and least, of `measured` users; nobody is on both lists.
+    """The users with the largest and smallest gains, among `measured` users; no user is on both lists.
 
-    `source` names the evaluation or the bank, `metric` what `before` and `after` are.
+    `source` names the evaluation or the bank, `metric` the quantity in `before` and `after`.
     """
 
     source: str
@@ -102,9 +102,9 @@ def load_overview(
     known_jobs: Sequence[Sequence[int]] = (),
     preferred_example: str | None = None,
 ) -> Overview:
-    """At most so many of the last jobs and chats, and what the store has.
+    """The overview of a store, with at most `jobs` jobs and `chats` conversations.
 
-    `known_jobs` has the runs of each job of which the caller knows them.
+    `known_jobs` are sets of runs that belong to one job, if the caller knows them.
     """
     banks = [bank for bank in reg.banks.all() if bank.status == "ready"]
     users, modelled = reg.user_table.count_users_matching(), reg.recipes.count_users()
@@ -126,9 +126,9 @@ def load_overview(
 
 
 def load_gains(reg: Registry, limit: int) -> Gains | None:
-    """Whom it helped, at most `limit` users on each list: by the newest finished evaluation that can tell.
+    """The users' gains, at most `limit` on each list, from the newest finished evaluation that has them.
 
-    Without one, by the held-out losses of the newest bank with any; None where nothing was measured.
+    Without one, from the held-out losses of the newest bank that has any; None if nothing was measured.
     """
     for one in reg.evaluations.all():
         if is_finished(one) and (found := _gains_of_evaluation(reg, one, limit)) is not None:
@@ -145,9 +145,9 @@ def is_finished(evaluation: Evaluation) -> bool:
 
 
 def personal_and_common(document: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The method with personal models and the common one that the ladder of an evaluation compares as a whole.
+    """The personal and the common method that the ladder of an evaluation compares.
 
-    None where one is missing, and in documents of earlier versions.
+    None if one is missing, and for documents of earlier versions.
     """
     ladder = document.get("ladder")
     row = personal_row(ladder) if ladder is not None else None
@@ -166,10 +166,9 @@ def _stage(reg: Registry, users: int, banks: Sequence[Bank], modelled: int) -> S
 
 
 def _main_jobs(runs: Sequence[Run], known_jobs: Sequence[Sequence[int]]) -> list[Run]:
-    """The runs, newest first, without those that a job of several began: they lie within its time.
+    """The runs, newest first, without runs that are parts of a larger job, whose time contains theirs.
 
-    Where the job of one of both is known, so is whether the other is of the same. A run that was interrupted is left
-    out where a later one ended what it began.
+    `known_jobs` decides for runs that it lists. An interrupted run is left out if a later run completed the same work.
     """
     parents = [run for run in runs if run.kind in PARENT_KINDS and (run.ended or run.status == "running")]
     job_of = {run: number for number, own in enumerate(known_jobs) for run in own}
@@ -179,7 +178,9 @@ def _main_jobs(runs: Sequence[Run], known_jobs: Sequence[Sequence[int]]) -> list
 
 
 def _ends(later: Run, run: Run) -> bool:
-    """Whether `later` did what `run` left. Adaptations on one bank may be of different users, but for those of all."""
+    """Whether `later` completed the work of `run`. Adaptations on one bank may be of different users, except
+    adaptations of all.
+    """
     same = run.subject and later.id > run.id and (later.kind, later.subject) == (run.kind, run.subject)
     return bool(same) and (run.kind != ADAPT_RUN_KIND or (_is_of_all_users(run) and _is_of_all_users(later)))
 
@@ -205,7 +206,7 @@ def _job_record(reg: Registry, run: Run, evaluations: Mapping[str, Evaluation]) 
 
 
 def _outcome(reg: Registry, run: Run, evaluation: Evaluation | None) -> str:
-    """What a finished job found; empty where earlier versions did not write it down."""
+    """A summary of a finished job's result; empty if an earlier version did not record it."""
     result = run.result or {}
     if run.kind == QUICK and "verdict" in result:
         return str(result["verdict"])
@@ -226,13 +227,13 @@ def _adaptation_words(result: Mapping[str, Any]) -> str:
 
 
 def _evaluation_words(document: Mapping[str, Any]) -> str:
-    """Which steps of the ladder are worth it."""
+    """A summary of the ladder's verdicts."""
     ladder = document.get("ladder")
     return pluralise(len(document["methods"]), "method") if ladder is None else short_verdict(ladder)
 
 
 def _verdict(run: Run) -> str:
-    """The verdict of `mta quick` in a sentence; empty for other jobs."""
+    """The verdict of `mta quick` as a sentence; empty for other jobs."""
     result = run.result or {}
     if run.kind != QUICK or "verdict" not in result:
         return ""
@@ -242,7 +243,8 @@ def _verdict(run: Run) -> str:
 
 def _quick_task(run: Run) -> str:
     asked = run.config[REQUEST_KEY]
-    return str(asked["task"] if "task_sha256" in asked else tomllib.loads(asked["task"])["name"])  # was the task's TOML
+    # earlier versions stored the task's TOML
+    return str(asked["task"] if "task_sha256" in asked else tomllib.loads(asked["task"])["name"])
 
 
 def _gains_of_bank(reg: Registry, bank: Bank, limit: int) -> Gains | None:
@@ -260,7 +262,7 @@ def _gains_of_bank(reg: Registry, bank: Bank, limit: int) -> Gains | None:
 
 
 def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> Gains | None:
-    """Each user's gain in the mean log-likelihood of the golds, by which the ladder judges."""
+    """Each user's gain in the mean log-likelihood of the golds, on which the ladder's verdict is based."""
     pair = personal_and_common(evaluation.result)
     if pair is None:
         return None
@@ -281,8 +283,8 @@ def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> G
 
 
 def _user_sums(reg: Registry, evaluation: Evaluation, method: str) -> UserSums | None:
-    """A method's answers by user; None where they cannot be scored: the task is gone or another, or the evaluation is
-    of an earlier version.
+    """A method's sums by user; None if its answers cannot be scored, because the task was removed or changed or the
+    evaluation is of an earlier version.
     """
     from mta_cli.errors import MtaError
     from mta_cli.pipeline.data.tasks import find_task

@@ -1,4 +1,4 @@
-"""Runs: the record of each job with its request, its end and the library versions."""
+"""Runs: a record of each job with its request, its outcome and the library versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from store.tables.evaluations import Evaluation
 
 REQUEST_KEY = "asked"  # the key of a run's config that holds its request
-ADAPT_RUN_KIND = "adaptation"  # the kind of the run about all users adapted together; each user has a run too
+ADAPT_RUN_KIND = "adaptation"  # the kind of the run about all users adapted together; each user also has a run
 
 
 def bank_label(bank: Bank) -> str:
@@ -22,14 +22,14 @@ def bank_label(bank: Bank) -> str:
 
 
 def bank_status(reg: Registry, bank: Bank) -> str:
-    """The status of a bank: building, ready, or interrupted where no process builds it any more."""
+    """The status of a bank: building, ready, or interrupted if no process is building it."""
     return _status(bank.status, "building", lambda: reg.runs.of_bank(bank.id))
 
 
 def evaluation_status(reg: Registry, evaluation: Evaluation) -> str:
-    """The status of an evaluation: running, done, or where no process runs it any more, tuned or interrupted.
+    """The status of an evaluation: running or done; if no process runs it, tuned or interrupted.
 
-    It is tuned where its last job, an `eval tune`, came to its end.
+    It is tuned if its last job was a finished `eval tune`.
     """
     status = _status(evaluation.status, "running", lambda: reg.runs.of_evaluation(evaluation.id))
     ended = reg.runs.of_evaluation(evaluation.id)[:1] if status == "interrupted" else []
@@ -64,9 +64,10 @@ def record_request(
     evaluation_id: int | None = None,
     asked_users: Sequence[int] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Record a run with its request and its subjects for the duration of the block, and how the block ended.
+    """Record a run with its request and its subjects during the block, and the block's outcome.
 
-    What the block writes into the dict is the run's result. It outlives a forgotten user, so it contains no names.
+    The block writes the run's result into the dict. A run outlives a forgotten user, so the result must not contain
+    names.
     """
     run = reg.runs.start_run(
         kind,
@@ -84,7 +85,7 @@ def record_request(
 
 @contextmanager
 def fail_run_on_error(reg: Registry, run: Run) -> Iterator[None]:
-    """End the run when the block raises: as interrupted, or as failed with the error's text."""
+    """If the block raises, end the run as interrupted, or as failed with the error's text."""
     try:
         yield
     except (KeyboardInterrupt, GeneratorExit):

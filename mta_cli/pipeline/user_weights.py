@@ -1,4 +1,4 @@
-"""The weights of a user's model: task adapter + fusion + stack, merged exactly. Trains nothing.
+"""Merges the weights of a user's model exactly: task adapter + fusion + stack. Trains nothing.
 
 `W_u = W + s_t B_t A_t + Σ w_a s_a B_a A_a + s_u B_u A_u`.
 """
@@ -45,7 +45,7 @@ def load_weights(reg: Registry, digest: str, base: str) -> LoraWeights:
 
 
 def load_stack_weights(reg: Registry, stack: Stack, base: str) -> LoraWeights:
-    """A user's stack: their own adapter, or the core that an earlier version gave them. Both are verified."""
+    """A user's stack: an adapter, or a core of an earlier version. Both are verified."""
     from mta_cli.engine.lora.cores import unpack_core
 
     weights = load_weights(reg, stack.digest, base)
@@ -66,20 +66,22 @@ def current_bank(reg: Registry, task: str, base: str) -> Bank:
 
 
 def user_command(reg: Registry, verb: str, user: User, task: str, base: str, name: str | None = None) -> str:
-    """`mta user fuse USER --task TASK`, or another verb; with the base (a fingerprint, and its name) where it must."""
+    """`mta user fuse USER --task TASK`, or another verb, with `--base` if it is needed; `base` is a fingerprint, `name`
+    its name.
+    """
     return f"mta user {verb} {shlex.quote(user.name)} --task {shlex.quote(task)}{base_flag(reg, base, name)}"
 
 
 def other_bases_hint(reg: Registry, user: User, task: str, base: str) -> str:
-    """`--base NAME, or ` for each other base on which the user has a model of the task; empty without one."""
+    """`--base NAME, or ` for each other base on which the user has a model of the task."""
     others = [base_name(reg, other) for other in reg.banks.bases_of_user(user.id, task) if other != base]
     return f"{base_flags(others)}, or " if others else ""
 
 
 def resolve_user_task(reg: Registry, user: User, task: str | None) -> str:
-    """`task`, or the user's only task, or the only one of them that has a bank.
+    """`task`; else the user's only task, or the only one with a bank.
 
-    A removed task is meant only by name. Raises UsageError when there are several, and NotFound without any.
+    A removed task must be named. Raises UsageError if there are several, and NotFound without any.
     """
     if task is not None:
         return task
@@ -98,12 +100,12 @@ def resolve_user_task(reg: Registry, user: User, task: str | None) -> str:
 
 
 def anchor_label(anchor: Anchor) -> str:
-    """The name shown for an anchor; forgotten users have none."""
+    """The name shown for an anchor, or a placeholder for a forgotten user."""
     return anchor.user if anchor.user is not None else f"(forgotten #{anchor.id})"
 
 
 def load_task_adapter(reg: Registry, task: str, base: str) -> tuple[LoraWeights, ...]:
-    """The task adapter of the task's current bank; empty where the bank has none."""
+    """The task adapter of the task's current bank; empty if the bank has none."""
     bank = current_bank(reg, task, base)
     return (load_weights(reg, bank.task_adapter, bank.base),) if bank.task_adapter else ()
 
@@ -129,21 +131,21 @@ def load_recipe_anchors(
 
 
 def model_parts(reg: Registry, user: User, task: str, bank: Bank) -> Hashable:
-    """All that the user's model on `bank` is made of: where it is equal, the model would be made the same again."""
+    """The inputs of the user's model on `bank`. Equal inputs give an equal model."""
     recipe, stack = reg.recipes.get(user.id, task, bank.id), reg.stacks.get(user.id, task, bank.id)
     anchors = tuple((anchor.id, anchor.user) for anchor in reg.banks.anchors(bank.id))
     return (bank.id, bank.key, bank.task_adapter, anchors, repr(recipe), repr(stack))
 
 
 def available_modes(reg: Registry, user: User | None, task: str, base: str) -> list[str]:
-    """The modes that can answer for this user, the most personal one last; a bank gives everybody `common`."""
+    """The modes that can answer for this user, the most personal one last. With a bank, every user has `common`."""
     bank = reg.banks.latest_ready_bank(task, base)
     if bank is None:
         return ["base"]
     found = ["base", "common"]
     if user is not None and reg.recipes.get(user.id, task, bank.id) is not None:
         found.append("fused")
-    if user is not None and reg.stacks.get(user.id, task, bank.id) is not None:  # may stand without a recipe
+    if user is not None and reg.stacks.get(user.id, task, bank.id) is not None:  # a stack may exist without a recipe
         found.append("adapted")
     return found
 
@@ -188,9 +190,9 @@ def tasks_with_model(reg: Registry, user: User, base_fingerprint: str) -> list[s
 def load_fusion_and_stack(
     reg: Registry, base: str, user: User | None, task: str, mode: str
 ) -> tuple[tuple[LoraWeights, ...], AnswerSource]:
-    """What `mode` adds above the task adapter for a user: fusion and stack, one exact merge for each placement.
+    """The LoRAs that `mode` adds above the task adapter: fusion and stack, one exact merge for each placement.
 
-    Raises NotFound when the user has no such model yet.
+    Raises NotFound if the user has no such model.
     """
     if mode == "base":
         return (), AnswerSource("base")
@@ -222,8 +224,8 @@ def merge_by_placement(
 ) -> tuple[LoraWeights | None, LoraWeights | None, AnswerSource]:
     """A user's model as two exact merges: the LoRA of all tokens, with the task adapter, and the LoRA of late tokens.
 
-    Each is None without weights. Raises NotFound when the user has no such model yet, and IntegrityFault when late
-    LoRAs act on different numbers of tokens.
+    Each is None without weights. Raises NotFound if the user has no such model, and IntegrityFault if late LoRAs act on
+    different numbers of tokens.
     """
     from mta_cli.engine.lora.merge import merge_loras
 
@@ -236,7 +238,9 @@ def merge_by_placement(
 
 
 def act_on_all_tokens(everywhere: LoraWeights | None, late: LoraWeights) -> LoraWeights | None:
-    """Both LoRAs of `merge_by_placement` as one, late or not on all tokens: an approximation of the user's model."""
+    """Both LoRAs of `merge_by_placement` merged into one that acts on all tokens, an approximation of the user's
+    model.
+    """
     from mta_cli.engine.lora.merge import merge_loras
 
     moved = replace(late, placement=replace(late.placement, late_tokens=None))
@@ -248,8 +252,8 @@ def merge_user_weights(
 ) -> tuple[LoraWeights | None, AnswerSource]:
     """The LoRA that makes the base (a fingerprint) into this user's model, as one exact merge; None is the base itself.
 
-    Raises NotFound when the user has no such model yet, and BadInput when part of it acts on late tokens only, so that
-    no single LoRA can represent it.
+    Raises NotFound if the user has no such model, and BadInput if a part acts on late tokens only, which a single LoRA
+    cannot represent.
     """
     weights, late, source = merge_by_placement(reg, base, user, task, mode)
     if late is not None:

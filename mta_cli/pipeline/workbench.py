@@ -1,6 +1,6 @@
-"""What a job on one task and one base works with, each opened when it is first used.
+"""The parts that a job on one task and one base works with, each opened on first use.
 
-The store, the loaded base, prompts, label memory, and a bank and its users in the types of `engine.methods`.
+They are the store, the loaded base, prompts, label memory, and a bank and its users in the types of `engine.methods`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ SpecT = TypeVar("SpecT", bound="JobSpec")
 
 
 class Workbench(Generic[SpecT]):
-    """The workbench of a job: `spec` says which task, base, prompts and machine, `bank` whose anchors.
+    """The workbench of a job. `spec` gives task, base, prompts and machine, `bank` the anchors.
 
-    A `base` or `rows` that is given is used in place of one of its own. With `loads_base` False only what needs no base
-    can be made, as weights by similarity. `until`: see `PromptRowBuilder`. `embed` is the bank's embedder, if loaded.
+    A given `base` or `rows` is used instead of opening one. With `loads_base` False the base is not loaded, which is
+    enough for weights by similarity. `until`: see `PromptRowBuilder`. `embed` is the bank's embedder, if loaded.
     """
 
     def __init__(
@@ -66,29 +66,29 @@ class Workbench(Generic[SpecT]):
 
     @property
     def bank(self) -> Bank:
-        """The bank as it is in the store now."""
+        """The bank's current row in the store."""
         return self.reg.banks.by_id(self._bank_id)
 
     @cached_property
     def base(self) -> LoadedBase:
-        """The base without any adapter."""
+        """The base without adapters."""
         return load_on_device(self.spec.base, self.spec.machine, reg=self.reg)
 
     @cached_property
     def rows(self) -> PromptRowBuilder:
-        """The prompts of the task, with as many own items as the job shows."""
+        """The prompt builder of the task, with the job's number of history items."""
         return PromptRowBuilder(self.reg, self.base, self.task, self.spec.prompt.history_items, until=self._until)
 
     @cached_property
     def executor(self) -> Executor:
-        """Where trainings and evidence are computed."""
+        """The executor of trainings and evidence."""
         if self._executors is None:
             return LocalExecutor(self.base)
         return self._executors.for_base(self.base, self.spec.base.path)
 
     @property
     def task_adapter(self) -> LoraWeights | None:
-        """The bank's task adapter, read once; None where it has none (yet)."""
+        """The bank's task adapter, read once; None if the bank has none (yet)."""
         if (digest := self.bank.task_adapter) is None:
             return None
         if self._task_adapter is None or self._task_adapter[0] != digest:
@@ -97,7 +97,7 @@ class Workbench(Generic[SpecT]):
 
     @contextmanager
     def holding_task_adapter(self) -> Iterator[None]:
-        """Inside, the base holds the bank's task adapter; nothing is done where no base is loaded."""
+        """Inside the block, the bank's task adapter is merged into the base. Does nothing if no base is loaded."""
         if not self.loads_base:
             yield
             return
@@ -113,12 +113,14 @@ class Workbench(Generic[SpecT]):
 
     @property
     def anchors(self) -> tuple[Anchor, ...]:
-        """The anchors that may serve and have a profile. `anchors[i]` is the engine's anchor number i."""
+        """The usable anchors with a profile. `anchors[i]` is the engine's anchor number i."""
         return self._anchors_and_profiles[0]
 
     @cached_property
     def methods(self) -> MethodContext:
-        """The bank for methods, which expect that the base holds the task adapter. Profiles must exist."""
+        """The bank as the context of methods, which expect the task adapter to be merged into the base. Profiles must
+        exist.
+        """
         from mta_cli.engine.methods.method import MethodContext
 
         floors = similarity_floors(self.bank)
@@ -149,13 +151,13 @@ class Workbench(Generic[SpecT]):
         return anchors, from_numpy(matrix[[row[one.user_id] for one in anchors if one.user_id]])
 
     def user_shots(self, user: User, items: Sequence[Item]) -> UserShots:
-        """The user with these `items` as shots, and the profile of the store."""
+        """The user with these `items` as shots and the stored profile."""
         profile = load_profiles(self.reg, self.task.name, self.bank.embedder, [user.id]).get(user.id)
         recent = self.memory.recent_items(user) if self.task.labels else ()
         return user_shots(user, items, profile, self.rows if self.loads_base else None, recent)
 
     def query_examples(self, user: User, memory: MemoryOptions) -> list[TrainingExample]:
-        """The user's held-out queries with their golds, scored as shots are: beside neighbours where they count."""
+        """The user's held-out queries with their golds, scored like shots, with neighbours if these are used."""
         from mta_cli.engine.scoring.label_examples import LabelExample, TrainingExample
 
         queries = self.reg.items.queries(user.id, self.task.name)

@@ -19,8 +19,8 @@ from store.schema import SCHEMA_FILE, SCHEMA_VERSION, TABLES, schema_version
 from store.tables.recipes_and_stacks import RECIPE_ENTRY_BYTES
 
 _CORES_AT_ONCE = 10_000  # all cores of a million users would take most of a gigabyte
-# What is left out: indexes that SQLite makes, its statistics, and the record of migrations, all known by their SQL,
-# because SQLite believes that and not the other columns.
+# Left out of the comparison: SQLite's own indexes and statistics, and the record of migrations. They are recognised by
+# their SQL, because SQLite itself reads only that column.
 _STRUCTURE = """SELECT type, name, tbl_name, sql FROM sqlite_master
 WHERE sql IS NOT NULL AND sql NOT GLOB 'CREATE TABLE sqlite_stat[14](*'
     AND sql NOT GLOB 'CREATE TABLE "_sqlite_migrations" (*'
@@ -35,7 +35,7 @@ def count_rows(db: Connection) -> dict[str, int]:
 def find_problems(db: Connection, files: AdapterFiles, *, names: bool = True) -> list[str]:
     """Faults of the store, one line each; empty when it is sound. Without `names`, users are numbers.
 
-    Of damaged pages and of broken references, the first 20.
+    At most 20 damaged pages and 20 broken references are listed.
     """
     return find_database_problems(db, names=names) + _collect(_check_files(db, files), _check_removals(db))
 
@@ -123,7 +123,7 @@ def _check_fulltext_index(db: Connection) -> Iterator[str]:
 def find_index_fault(db: Connection) -> str:
     """Differences between the full-text index and the items; empty where they agree, or cannot be checked.
 
-    SQLite checks the index by a writing statement. Raises what keeps it from writing.
+    SQLite checks the index by a writing statement. Raises its error if it cannot write.
     """
     if not db.writable:
         return ""
@@ -178,7 +178,7 @@ def _check_files(db: Connection, files: AdapterFiles) -> Iterator[str]:
 
 
 def _check_removals(db: Connection) -> Iterator[str]:
-    """What a removal still owes: opening the store does it, so something keeps it from that."""
+    """Removals whose bytes are not overwritten yet. Opening the store should have done it, so something prevents it."""
     removals = db.fetch_value("SELECT count(*) FROM tombstones WHERE NOT erased")
     files = db.fetch_value("SELECT count(*) FROM doomed_files")
     owed = [f"{removals:,} removed users or items"] * bool(removals) + [f"{files:,} files of removed adapters"] * bool(

@@ -48,7 +48,7 @@ def _remove_abandoned_files(db: Connection, files: AdapterFiles) -> Iterator[Rep
 
 
 def _remove_orphan(db: Connection, files: AdapterFiles, path: Path) -> None:
-    """Remove an adapter file, unless a job has made its row, or claimed it, since it was found."""
+    """Remove an adapter file, unless a job has added its row or claimed it since it was found."""
     with db.transaction() if db.writable else nullcontext():
         known = {digest for (digest,) in db.fetch_tuples("SELECT digest FROM adapters")}
         if path in files.find_orphans(known):

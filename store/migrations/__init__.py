@@ -1,1 +1,1 @@
-"""Migrations: how a store of an older schema becomes one of today's. `store/schema.sql` is that."""
+"""Migrations: they bring a store of an older schema to the current one, `store/schema.sql`."""

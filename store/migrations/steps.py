@@ -1,7 +1,7 @@
-"""The steps from older schemas to today's, in order. A released step never changes.
+"""The steps from older schemas to the current one, in order. A released step never changes.
 
-A new store gets `schema.sql` at once, and counts as one that has taken all steps. Each step sets SQLite's
-`user_version`, so that an older program refuses a newer store with a clear message.
+A new store is made from `schema.sql`, and all steps count as taken. Each step sets SQLite's `user_version`, so that an
+older program refuses a newer store with a clear message.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ migrations = Migrations("mta")
 
 
 def migrate(conn: sqlite3.Connection) -> None:
-    """Bring a database to today's schema: all missing steps or none. Foreign keys must be off: tables may be rebuilt.
+    """Bring a database to the current schema: all missing steps or none. Foreign keys must be off: tables may be
+    rebuilt.
 
     The database is empty, or of `OLDEST_SCHEMA` or later.
     """

@@ -1,4 +1,4 @@
-"""Recipes and stacks that depend on anchors, and how they leave a bank with their anchors.
+"""Recipes and stacks that depend on anchors, and their removal together with those anchors.
 
 A stack depends on the recipe that it was trained on. A core depends on all anchors of its bank, by the bank's basis.
 """
@@ -22,7 +22,7 @@ _DEPENDENT_STACKS = f"""{_ON_BANK} IN (
 
 @dataclass(frozen=True)
 class AnchorReplacement:
-    """A trained anchor that replaces the one with the number `stale_anchor_id`. `digest`: its stored meta-LoRA."""
+    """A trained anchor that replaces anchor number `stale_anchor_id`. `digest` is its stored meta-LoRA."""
 
     stale_anchor_id: int
     user_id: int
@@ -45,7 +45,9 @@ def find_dependent_users(db: Connection, bank_id: int, anchors: Collection[int])
 
 
 def remove_anchors(db: Connection, bank_id: int, anchors: Collection[int]) -> None:
-    """Remove anchors from a bank, with its basis and the recipes and stacks that depend on them. In a transaction."""
+    """Remove anchors from a bank, with its basis and the recipes and stacks that depend on them. Call it in a
+    transaction.
+    """
     if not anchors:
         return
     parameters = _parameters(bank_id, anchors)
@@ -56,7 +58,7 @@ def remove_anchors(db: Connection, bank_id: int, anchors: Collection[int]) -> No
 
 
 def replace_anchors(db: Connection, bank_id: int, replacements: Sequence[AnchorReplacement]) -> None:
-    """Replace stale anchors by trained ones, under new numbers. In a transaction."""
+    """Replace stale anchors by trained ones, under new numbers. Call it in a transaction."""
     clusters = dict(db.fetch_tuples("SELECT id, cluster FROM anchors WHERE bank_id = ?", (bank_id,)))
     remove_anchors(db, bank_id, [new.stale_anchor_id for new in replacements])
     columns = "bank_id, user_id, cluster, cluster_size, items, digest, loss_first, loss_last"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 MAX_QUERY_TERMS = 64
-"""Most distinct words of a text that a search uses; its first ones."""
+"""A search uses at most this many distinct words of a text, the first ones."""
 
 _MAX_TEXT_CHARS = 20_000
 _TERM_COUNTS_CACHE_SIZE = 1_024  # texts whose words are kept
@@ -34,8 +34,8 @@ def fts5_query(user_id: int, task: str, text: str) -> str | None:
 def rank_bm25(text: str, found: Sequence[tuple[int, str]], searched: int) -> list[int]:
     """The item ids of `found` (item id, input) by Okapi BM25, the best match of `text` first; ties by id.
 
-    The mean length is that of `found`. `searched` is how many inputs of the user were searched. Term frequencies come
-    from this user's texts alone: FTS5's `bm25()` counts all users' texts, so one user's items would change another
+    The mean length is taken over `found`. `searched` is how many inputs of the user were searched. Term frequencies
+    come from this user's texts alone: FTS5's `bm25()` counts all users' texts, so one user's items would change another
     user's prompts.
     """
     terms = list(dict.fromkeys(_unaccented_words(text)))[:MAX_QUERY_TERMS]
@@ -72,7 +72,7 @@ def _unaccented_words(text: str) -> Iterator[str]:
 
 
 def _words(text: str) -> Iterator[str]:
-    """Runs of letters, marks and digits, in lower case. They hold no quotes and no other signs."""
+    """Runs of letters, marks and digits, in lower case, without quotes and other punctuation."""
     head = text[:_MAX_TEXT_CHARS]
     if head.isascii():  # four times as fast
         return iter(_ASCII_WORD_PATTERN.findall(head.lower()))

@@ -1,4 +1,4 @@
-"""Rows about one user that no other module reads by user, for exports of all data about them.
+"""Rows about one user that only an export of all the user's data reads.
 
 Changes nothing.
 """

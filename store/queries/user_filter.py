@@ -1,6 +1,6 @@
 """The filter of the user table: words of a name, `status:`, `task:` and comparisons, as SQL conditions.
 
-Knows neither where columns come from nor how the result is used.
+Knows neither the columns' SQL nor the use of the result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from store.queries.user_row import NUMERIC_COLUMNS, USER_STATUSES
 
 MAX_FILTER_CHARS = 500
-"""Most characters of a filter that are read; names are shorter."""
+"""A filter is cut to this many characters; names are shorter."""
 
 _FILTER_WORD_PATTERN = re.compile(r'(?:status|task):"[^"]*"?|"[^"]*"?|\S+', re.IGNORECASE)
 _LABELLED_WORD_PATTERN = re.compile(r"(status|task):(.*)", re.IGNORECASE | re.DOTALL)
@@ -61,7 +61,7 @@ class SqlConditions:
 
 
 def parse_user_filter(text: str) -> UserFilter:
-    """Parse `text`. Unknown words are parts of a name, so no text is an error."""
+    """Parse `text`. Unknown words count as parts of a name, so parsing never fails."""
     names, tasks, comparisons = list[str](), list[str](), list[tuple[str, str, float]]()
     statuses: tuple[str, ...] | None = None
     for word in _FILTER_WORD_PATTERN.findall(
@@ -96,7 +96,7 @@ def add_name_conditions(wanted: UserFilter, into: SqlConditions) -> None:
 def add_task_conditions(wanted: UserFilter, into: SqlConditions) -> None:
     """The user has items, queries or a recipe of each task.
 
-    A name that is no task's, as while typing, matches as a prefix.
+    A word that is not a task's name, as while typing, matches as a prefix.
     """
     for task in wanted.tasks:
         exact, start = into.bind_value(task), into.bind_value(f"{_escape_like(task)}%")

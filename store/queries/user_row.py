@@ -19,7 +19,9 @@ def status_sql(*, adapted: str, fused: str, anchor: str) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column that is read by `sql` from `users` and the `joins` of `user_table`; a filter compares a `number`."""
+    """A column of a user list: its SQL over `users`, and the `joins` of `user_table` that it needs. A filter can
+    compare it if it is a `number`.
+    """
 
     sql: str
     joins: str = ""
@@ -34,7 +36,9 @@ _STATUS = Column(
 
 @dataclass(frozen=True)
 class _ListedUser:
-    """What every list of users says. `task` is the one with most items; `status` is one of `USER_STATUSES`."""
+    """The fields of every list of users. `task` is the user's task with most items; `status` is one of
+    `USER_STATUSES`.
+    """
 
     name: Annotated[str, Column("users.name")]
     items: Annotated[int, Column("coalesce(i.n, 0)", "i", number=True)]
@@ -47,8 +51,8 @@ class _ListedUser:
 class UserSummary(_ListedUser):
     """One line of `mta user list`.
 
-    `can_anchor` is the user's consent to serve others. `bases` is their status on each base that has a model of theirs,
-    `group` the group that a file gives them in that task.
+    `can_anchor` is the user's consent to serve others. `bases` is their status on each base on which they have a model,
+    `group` their group in `task` if a file gave one.
     """
 
     stack_bytes: Annotated[int, Column("coalesce(s.bytes, 0)", "s")]
@@ -61,8 +65,9 @@ class UserSummary(_ListedUser):
 class UserRow(_ListedUser):
     """One row of the window's table, which can be sorted.
 
-    `anchors` are those in the recipe on the newest bank; `bytes` are recipe and stack. `change` is by how much the
-    stack on the newest bank lowered the mean loss on held-out queries (nats a token, more is better), where measured.
+    `anchors` counts the anchors in the recipe on the newest bank; `bytes` is the size of recipe and stack. `change` is
+    by how much the stack on the newest bank lowered the mean loss on held-out queries (nats a token, more is better);
+    None if it was not measured.
     """
 
     anchors: Annotated[int, Column("coalesce(r.anchors, 0)", "r", number=True, sortable=False)]

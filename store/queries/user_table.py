@@ -1,4 +1,4 @@
-"""Users in a list, and in pages, filtered and sorted, for a table of up to a million rows. Reads only.
+"""Lists and pages of users, filtered and sorted, for a table of up to a million rows. Only reads.
 
 A page in the order of names is read from the names' own index. Any other order or filter reads all users once. The
 latest orders (8 bytes a user each) are kept until the store changes.
@@ -34,11 +34,11 @@ from store.queries.user_row import (
 )
 
 MAX_PAGE_ROWS = 500
-"""Most rows in a page, and how many summaries are read at once."""
+"""The most rows of a page, and of summaries that are read at once."""
 
-MAX_CACHED_ORDERS = 2  # orders: that of the pages, and that of all users, for their count
+MAX_CACHED_ORDERS = 2  # one order for the pages, and one of all users, to count them
 
-# A user's status is that in the newest ready version of every bank, on each base.
+# A user's status depends on the newest ready version of each bank, on each base.
 _WITH_CURRENT_BANKS = """current AS MATERIALIZED (
     SELECT id FROM banks AS b WHERE status = 'ready' AND purpose = '' AND (:task IS NULL OR task = :task)
         AND version = (
@@ -46,7 +46,8 @@ _WITH_CURRENT_BANKS = """current AS MATERIALIZED (
         )
 )"""
 
-# `+bank_id`: by user, not by bank, which may hold all users. With max(), the other columns are those of its row.
+# `+bank_id` makes SQLite search by user; a bank may hold all users. With max(), SQLite takes the other columns from the
+# same row.
 _JOIN_SUBQUERIES = {
     "i": "SELECT user_id, count(*) AS n FROM items {where} GROUP BY user_id",
     "q": "SELECT user_id, count(*) AS n FROM queries {where} GROUP BY user_id",
@@ -56,7 +57,7 @@ _JOIN_SUBQUERIES = {
         WHERE +bank_id IN current {and_} GROUP BY user_id""",
     "a": "SELECT DISTINCT user_id FROM anchors WHERE bank_id IN current AND user_id IS NOT NULL",
 }
-# The best status on each base; a base that the store has not met is named by its fingerprint.
+# The best status on each base. A base without a record in the store is named by its fingerprint.
 _SELECT_STATUS_BY_BASE = f"""WITH {_WITH_CURRENT_BANKS}, made AS (
     SELECT user_id, bank_id, 3 AS status FROM stacks WHERE +bank_id IN current AND user_id {{among}}
     UNION ALL SELECT user_id, bank_id, 2 FROM recipes WHERE +bank_id IN current AND user_id {{among}}
@@ -68,8 +69,8 @@ _STATUS_SQL = status_sql(
     fused="users.id IN (SELECT user_id FROM recipes WHERE +bank_id IN current {and_})",
     anchor="users.id IN (SELECT user_id FROM anchors WHERE bank_id IN current)",
 )
-# A few look-ups a user in an index; a set of all users with the task would read all items. A pulled copy of a snapshot
-# has recipes without items.
+# A few index look-ups for each user; a set of all users with the task would read all items. Recipes are searched too,
+# because a pulled copy of a snapshot has recipes without items.
 _HAS_TASK = """(EXISTS (SELECT 1 FROM items WHERE user_id = users.id AND task = :task)
     OR EXISTS (SELECT 1 FROM queries WHERE user_id = users.id AND task = :task)
     OR EXISTS (SELECT 1 FROM recipes WHERE user_id = users.id AND task = :task))"""
@@ -134,7 +135,7 @@ class UserTable:
     def index_of_user(
         self, name: str, filter: str = "", sort: str = "name", descending: bool = False, task: str | None = None
     ) -> int | None:
-        """The position of a user in that order, from 0; None when they are not in it."""
+        """The position of a user in that order, from 0; None if the user does not match the filter."""
         question, wanted = _make_table_query(filter, sort, descending, task), parse_user_filter(filter)
         number = self._db.fetch_value("SELECT id FROM users WHERE name = ?", (name,))
         if number is None:
@@ -150,10 +151,10 @@ class UserTable:
         return int(self._db.fetch_value(sql, where.values))
 
     def summaries(self, task: str | None = None, filter: str = "", limit: int | None = None) -> Iterator[UserSummary]:
-        """One summary a user, by name, at most `limit`, read in pages: the first are there before the last are read.
+        """Yields the summaries of at most `limit` users, by name. They are read in pages, so the first come early.
 
-        `filter` is that of `user_page`. With `task`, only users with items, queries or a recipe of it, and about that
-        task. Users who are added or removed meanwhile may be missing.
+        `filter` is as for `user_page`. With `task`, the summaries are about that task, and only of users with items,
+        queries or a recipe of it. Users who are added or removed while the pages are read may be missing.
         """
         question = _make_table_query(filter, "name", False, task)
         order = self._ordered_user_ids(question, parse_user_filter(filter))[:limit]

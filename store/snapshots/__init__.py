@@ -1,1 +1,3 @@
-"""Snapshots: the serving part of a store, published for other machines and pulled there, to be read only."""
+"""Snapshots: the part of a store that serving needs, published for other machines, which pull it as a read-only
+store.
+"""

@@ -1,6 +1,6 @@
-"""A snapshot's manifest: every file with its digest and size, signed by HMAC-SHA256 with a key that nodes share.
+"""A snapshot's manifest: the digest and size of every file, signed by HMAC-SHA256 with a key that all machines share.
 
-Nothing in a manifest is trusted when it is read: it names no path, only digests, from which the paths are made.
+A manifest is untrusted input: it has no paths, only digests, and paths are made from these.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class SnapshotManifest:
 
 @dataclass(frozen=True)
 class ReadManifest:
-    """A manifest that was read: its content, and whether it has a signature, and whether a key has verified that."""
+    """A manifest that was read: its content, whether it is signed, and whether the signature was verified with a
+    key.
+    """
 
     content: SnapshotManifest
     is_signed: bool
@@ -63,7 +65,7 @@ class ReadManifest:
 
 
 def read_key(path: Path) -> bytes:
-    """The key in a file, without line ends after it. Raises NotFound, and BadInput for one that is no key."""
+    """The key in a file, without trailing line ends. Raises NotFound, and BadInput if the content is not a key."""
     try:
         with path.expanduser().open("rb") as file:
             key = file.read(MAX_KEY_BYTES + 1).rstrip(b"\r\n")
@@ -92,7 +94,7 @@ def write_manifest(manifest: SnapshotManifest, key: bytes | None) -> bytes:
 
 
 def is_manifest(content: bytes) -> bool:
-    """Whether a file says that it is a snapshot's manifest, of any version."""
+    """Whether the content is a snapshot's manifest, of any version."""
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):
@@ -101,9 +103,9 @@ def is_manifest(content: bytes) -> bool:
 
 
 def read_manifest(content: bytes, key: bytes | None, address: str) -> ReadManifest:
-    """The manifest in a file of the snapshot at `address`, verified where there is a key.
+    """The manifest from the content of its file, verified if there is a key. `address` is for messages.
 
-    Raises IntegrityFault for one that is malformed, of another version or schema, or not signed with the key.
+    Raises IntegrityFault if it is malformed, of another version or schema, or not signed with the key.
     """
     try:
         document = json.loads(content)

@@ -1,6 +1,6 @@
-"""Where a snapshot lies: a folder, or a bucket that fsspec reaches (`s3://…`, `gs://…`).
+"""The place of a snapshot: a folder, or a bucket that fsspec can open (`s3://…`, `gs://…`).
 
-It has `manifest.json`, and `objects/<first two>/<sha256>` for every file. A file is there whole or not at all.
+It contains `manifest.json`, and `objects/<first two>/<sha256>` for every file. Files are written atomically.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs":
 class SnapshotPlace:
     """A place for a snapshot. `folder` is its path where it is a folder of this machine, else None.
 
-    Raises UsageError for an address that no installed package reaches. Every method raises BadInput where the place
-    cannot be read or written, and IntegrityFault where its disk fails.
+    Raises UsageError for an address that no installed package can open. Every method raises BadInput if the place
+    cannot be read or written, and IntegrityFault if its disk fails.
     """
 
     def __init__(self, address: str) -> None:
@@ -36,7 +36,7 @@ class SnapshotPlace:
         self.folder = Path(os.path.abspath(self._path)) if local else None
 
     def read_manifest(self, limit: int) -> bytes | None:
-        """The manifest's file; None where there is none. Raises BadInput for one of more than `limit` bytes."""
+        """The content of the manifest's file; None if it is missing. Raises BadInput above `limit` bytes."""
         with self._translated_errors("read"):
             self._fs.invalidate_cache()
             try:
@@ -87,12 +87,12 @@ class SnapshotPlace:
             self._fs.rm_file(f"{self._path}/{_object_name(digest)}")
 
     def remove_leftovers(self) -> None:
-        """Remove files of earlier writes that were killed. A bucket keeps none."""
+        """Remove the partial files of killed writers. A bucket has none."""
         if self.folder is not None:
             remove_leftover_temporaries(self.folder)
 
     def _open(self, name: str) -> BinaryIO:
-        """Raises BadInput for a link and for what is no file, such as a pipe, whose reader would wait for ever."""
+        """Raises BadInput for links and special files: reading a pipe would block forever."""
         path = f"{self._path}/{name}"
         info = self._fs.info(path)
         if info["type"] != "file" or info.get("islink"):
@@ -104,7 +104,7 @@ class SnapshotPlace:
 
     def _write(self, name: str, source: Path) -> None:
         with self._translated_errors("written"):
-            if self.folder is None:  # a bucket shows a file once all of it is written
+            if self.folder is None:  # in a bucket, a file appears once it is complete
                 self._fs.put_file(str(source), f"{self._path}/{name}")
                 return
             target = self.folder / name

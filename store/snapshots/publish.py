@@ -1,6 +1,6 @@
-"""Publishes the serving part of a store as a snapshot: new files first, then the manifest, then old files go.
+"""Publishes the serving part of a store as a snapshot: writes new files, then the manifest, then removes old files.
 
-A reader sees the snapshot before or the snapshot after, never a mix.
+A reader sees either the old or the new snapshot, never a mix.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ COUNTED_TABLES = ("users", "banks", "recipes", "stacks", "adapters")
 
 @dataclass(frozen=True)
 class StagedSnapshot:
-    """A snapshot that is ready to be published: `new` are the digests to write, `old` those to remove afterwards."""
+    """A snapshot that is ready to be published. `new` are the digests to write, `old` the digests to remove
+    afterwards.
+    """
 
     manifest: SnapshotManifest
     new: list[str]
@@ -44,10 +46,10 @@ class StagedSnapshot:
         return sum(self.manifest.sizes[digest] for digest in self.new)
 
     def publish(self, key: bytes | None) -> Generator[str, None, None]:
-        """Write the snapshot, signed where there is a key; yields the digest of each file once it is written.
+        """Write the snapshot, signed if there is a key; yields the digest of each file once it is written.
 
-        Raises BadInput where the place cannot be written, IntegrityFault for a damaged adapter file, StoreBusy where
-        another process removed an adapter meanwhile.
+        Raises BadInput if the place cannot be written, IntegrityFault for a damaged adapter file, StoreBusy if another
+        process removed an adapter meanwhile.
         """
         self._place.remove_leftovers()
         for digest in self.new:
@@ -77,10 +79,10 @@ class StagedSnapshot:
 def stage_snapshot(
     reg: Registry, place: SnapshotPlace, choice: ServingChoice, program: str, *, hashed_names: bool
 ) -> Iterator[StagedSnapshot]:
-    """The serving part of the store, compared with the snapshot that is at `place`. Writes nothing there.
+    """Prepare the serving part of the store for `place` and compare it with the snapshot there. Writes nothing to
+    `place`.
 
-    Raises BadInput for a place that cannot be read or holds another program's manifest, or where the store's disk is
-    full.
+    Raises BadInput if the place cannot be read or holds another program's manifest, or if the store's disk is full.
     """
     _require_free(place)
     try:

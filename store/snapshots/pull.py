@@ -1,7 +1,7 @@
-"""Pulls a snapshot: a store that is only read is made, or brought to what the snapshot has now.
+"""Pulls a snapshot: makes a read-only store from it, or updates an earlier copy.
 
-All that is missing is fetched into a folder beside the store and verified there; then it is put in place. Readers of
-the store go on: its database is replaced in one transaction.
+Missing files are fetched into a folder beside the store, verified there, and then moved into the store. Its database is
+replaced in one transaction, so readers can go on.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from store.snapshots.place import SnapshotPlace
 
 @dataclass(frozen=True)
 class PullResult:
-    """How a pull ended: `removed` counts adapters that the snapshot no longer has.
+    """The result of a pull. `removed` counts adapters that the snapshot no longer has.
 
-    `is_purged` is False where a reader kept the bytes of the database before in the log.
+    `is_purged` is False if a reader kept bytes of the earlier database in the log.
     """
 
     removed: int
@@ -53,8 +53,8 @@ class Pull:
     def begin(cls, root: Path, place: SnapshotPlace, key: bytes | None, timeout: float) -> Pull:
         """Read and verify the manifest. Changes nothing.
 
-        Raises NotFound without a snapshot, BadInput for a store that is no copy or has no room, IntegrityFault for a
-        manifest that is malformed, not signed with the key, or older than the copy.
+        Raises NotFound without a snapshot, BadInput if the store is not a copy of a snapshot or its disk has no room,
+        IntegrityFault for a manifest that is malformed, not signed with the key, or older than the copy.
         """
         content = place.read_manifest(MAX_MANIFEST_BYTES)
         if content is None:
@@ -75,7 +75,7 @@ class Pull:
 
     @cached_property
     def missing(self) -> list[str]:
-        """The digests of files that the store has not, or has damaged; reads those that it has."""
+        """The digests of files that are missing or damaged in the store. Reads every file that the store has."""
         files = AdapterFiles(self.root)
         missing = [digest for digest in sorted(self.manifest.adapters) if not files.has_intact(digest)]
         return missing if self._has_registry() else [*missing, self.manifest.registry]
@@ -88,12 +88,12 @@ class Pull:
     def run(
         self, before_install: Callable[[Sequence[str]], Callable[[], None]] = lambda names: lambda: None
     ) -> Generator[str, None, PullResult]:
-        """Fetch, verify, and put in place; yields each digest once it is fetched.
+        """Fetch and verify the missing files and install them; yields each digest once it is fetched.
 
-        `before_install` is called with the names of the copy's users whom the snapshot no longer has; it returns what
-        takes that back, which is called where the copy then cannot be replaced. Raises NotFound and IntegrityFault for
-        files that are gone or differ from the manifest, and what `before_install` raises; the store is then as before.
-        Raises StoreBusy while another pull writes.
+        `before_install` is called with the names of the copy's users whom the snapshot no longer has. It returns an
+        undo function, which is called if the copy then cannot be replaced. Raises NotFound for missing files,
+        IntegrityFault for files that differ from the manifest, and the errors of `before_install`; the store is then
+        unchanged. Raises StoreBusy while another pull writes.
         """
         with stage_folder(self.root) as staged:
             for digest in self.missing:
@@ -113,7 +113,8 @@ class Pull:
                 try:
                     return self._install(staged, database)
                 except MtaError:
-                    if take_back is not None and database.exists():  # it is gone once it has replaced the old one
+                    # it no longer exists once it has replaced the old one
+                    if take_back is not None and database.exists():
                         take_back()
                     raise
 
@@ -140,7 +141,8 @@ class Pull:
             raise disk_fault(self.root, error, "read") from error
         sizes, registry = self.manifest.sizes, self.manifest.registry
         replaces = registry in self.missing and (self.root / "registry.db").exists()
-        needed = self.missing_bytes + (sizes[registry] if replaces else 0)  # over an old database, it is written twice
+        # replacing an old database writes the new one twice
+        needed = self.missing_bytes + (sizes[registry] if replaces else 0)
         if needed > free:
             raise BadInput(
                 f"The snapshot at {self._place.address} needs {needed:,} bytes, and {self.root} has room for {free:,}.",
@@ -148,7 +150,7 @@ class Pull:
             )
 
     def _installed(self) -> SnapshotManifest | None:
-        """The manifest of the copy; None where a first pull was stopped, and for one of another version."""
+        """The manifest of the copy; None if the first pull was stopped or the manifest has another version."""
         try:
             return read_manifest(self._marker or b"", None, str(self.root)).content
         except MtaError:
@@ -195,7 +197,7 @@ class Pull:
             )
 
     def _verify_database(self, staged: Path) -> None:
-        """Raises IntegrityFault unless the fetched database is a sound store of the manifest's adapters."""
+        """Raises IntegrityFault unless the fetched database is sound and lists exactly the manifest's adapters."""
         try:
             require_schema(staged / "registry.db", SCHEMA_VERSION)
             faults = find_foreign_parts(staged)
@@ -213,8 +215,10 @@ class Pull:
             )
 
     def _gone_users(self, new: Path) -> list[str]:
-        """The names of the copy's users who are not in the database `new`; there, the same name may be another user."""
-        with suppress(sqlite3.DatabaseError):  # a copy that cannot be read names nobody
+        """The names of the copy's users who are not in the database `new`. Users are compared by number and name,
+        because the same name may belong to another user there.
+        """
+        with suppress(sqlite3.DatabaseError):  # an unreadable copy has no names to report
             return sorted({name for _, name in self._users(self.root / "registry.db") - self._users(new)})
         return []
 
@@ -226,7 +230,7 @@ class Pull:
             return set(conn.execute("SELECT id, name FROM users"))
 
     def _install(self, staged: Path, database: Path | None) -> PullResult:
-        """Adapters first, then the database, then the manifest: what is killed in between is done by the next pull."""
+        """Install adapters, then the database, then the manifest, so that the next pull can finish a killed one."""
         files = AdapterFiles(self.root)
         if self._marker is None:
             self._write_marker(b"{}")
@@ -254,7 +258,7 @@ class Pull:
             raise disk_fault(target, error) from error
 
     def _replace_database(self, new: Path) -> bool:
-        """Replace the database beside readers; returns whether no byte of the one before is left."""
+        """Replace the database while others read it; returns whether all bytes of the old one are gone."""
         path = self.root / "registry.db"
         if not path.exists():
             return replace_database(self.root, new, None)
@@ -262,7 +266,9 @@ class Pull:
             return replace_database(self.root, new, live)
 
     def _empty_log(self) -> bool:
-        """Do what an earlier pull could not do beside a reader; returns whether no byte of an earlier copy is left."""
+        """Empty the log, which an earlier pull may have left because of a reader; returns whether all bytes of earlier
+        copies are gone.
+        """
         with closing(self._connect(self.root / "registry.db")) as live:
             busy, _, _ = live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return not busy
@@ -272,7 +278,7 @@ class Pull:
 
 
 def _read_marker(root: Path) -> bytes | None:
-    """The manifest of the copy in `root`, as it was pulled; None where there is no copy."""
+    """The manifest that the copy in `root` was pulled with; None if there is no copy."""
     try:
         return (root / COPY_MARKER).read_bytes()
     except OSError:

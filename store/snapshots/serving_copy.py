@@ -1,7 +1,7 @@
-"""The part of a registry that answers need, as a new database of the same schema without texts.
+"""Copies the part of a registry that serving needs to a new database of the same schema, without texts.
 
-The database is made from nothing, and only what is listed here is copied into it: no text of a user and no byte of a
-forgotten one can be in it.
+The database starts empty and gets only the columns listed here, so it cannot contain a user's text or bytes of a
+forgotten user.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _COPIED = {
             UNION SELECT user_id FROM registry.recipes WHERE {_CHOSEN_TASK}
             UNION SELECT user_id FROM registry.anchors WHERE bank_id IN (SELECT id FROM banks)
         )""",
-    # An item whose output is a label stays as that label alone: label memory counts it.
+    # An item whose output is a label is copied with its label only, which label memory counts.
     "items": """SELECT id, user_id, id, task, '', label, time FROM (
         SELECT *, label_of(task, output) AS label FROM registry.items
         WHERE task IN (SELECT value FROM json_each(:labelled)) AND task IN (SELECT task FROM banks)
@@ -63,10 +63,11 @@ _COPIED = {
 
 @dataclass(frozen=True)
 class ServingChoice:
-    """What a serving copy holds: the models of `tasks` (None is all), under the names that `shown_name` gives.
+    """The choice of contents for a serving copy: the models of `tasks` (None means all), with users named by
+    `shown_name`.
 
-    `label_of` gives the label that an item's output is, by task and output; None for a text. It is asked about
-    `labelled_tasks` only.
+    `label_of(task, output)` returns the label of an item's output, or None for a text. It is called only for
+    `labelled_tasks`.
     """
 
     tasks: tuple[str, ...] | None
@@ -76,7 +77,7 @@ class ServingChoice:
 
 
 def write_serving_copy(root: Path, path: Path, choice: ServingChoice, timeout: float) -> None:
-    """Write the serving part of the store in `root`, as it is at one moment, to `path`, an empty file.
+    """Write a consistent copy of the serving part of the store in `root` to `path`, an empty file.
 
     Writers need not wait. The same rows make the same bytes. Raises as any read of the store does.
     """
@@ -91,7 +92,7 @@ def write_serving_copy(root: Path, path: Path, choice: ServingChoice, timeout: f
         conn.execute("ATTACH ? AS registry", (sqlite_uri(root / "registry.db", os.access(root, os.W_OK)),))
         _copy_rows(conn, choice)
         conn.execute("DETACH registry")
-        # Readers of the pulled copy go on while a newer one replaces it.
+        # WAL mode, so that readers of the pulled copy go on while a newer one replaces it.
         conn.execute("PRAGMA journal_mode = WAL").fetchall()
     sync_file(path)
 
@@ -105,7 +106,7 @@ def _copy_rows(conn: sqlite3.Connection, choice: ServingChoice) -> None:
         "tasks": None if choice.tasks is None else json.dumps(choice.tasks),
         "labelled": json.dumps(sorted(choice.labelled_tasks)),
     }
-    conn.execute("BEGIN")  # one moment of the registry
+    conn.execute("BEGIN")  # one consistent state of the registry
     for table, select in _COPIED.items():
         columns = ", ".join(name for (name,) in conn.execute("SELECT name FROM pragma_table_info(?)", (table,)))
         conn.execute(f"INSERT INTO main.{table} ({columns}) {select.format(columns=columns)}", values)

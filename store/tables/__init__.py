@@ -1,1 +1,1 @@
-"""One module a table, or a few related tables."""
+"""One module for each table or group of related tables."""

@@ -1,4 +1,4 @@
-"""Adapter rows and their files: a row always has a whole file. Knows no tensors."""
+"""Adapter rows and their files. Every row has a complete file. Knows no tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WITH RECURSIVE used (digest) AS (
     UNION SELECT adapters.task_adapter FROM adapters JOIN used USING (digest) WHERE adapters.task_adapter IS NOT NULL
 )
 """
-# The same for one adapter, from below: reads only the rows that use it.
+# The same for one adapter; reads only the rows that refer to it.
 _SELECT_IF_UNUSED = """
 WITH RECURSIVE above (digest) AS (
     VALUES (:digest) UNION SELECT adapters.digest FROM adapters JOIN above ON adapters.task_adapter = above.digest
@@ -52,7 +52,7 @@ class Adapters:
     def write_file(self, content: bytes) -> tuple[str, int]:
         """Store the file of an adapter that will be added; returns its digest and size. Raises as `AdapterFiles.write`.
 
-        Without `add`, as after a crash, the file is removed when the store is next opened.
+        If `add` never follows, as after a crash, the file is removed when the store is next opened.
         """
         self._files.claim_digest(sha256(content))
         return self._files.write(content)
@@ -89,20 +89,20 @@ class Adapters:
         return _adapter_from_row(row)
 
     def find_by_config(self, key: str, value: str) -> Adapter | None:
-        """The first adapter with this `value` under this key of its config."""
+        """The first adapter whose config has this `value` under `key`."""
         which = f"WHERE {_CONFIG_VALUE} = :value ORDER BY created, digest LIMIT 1"
         row = self._db.fetch_dict(f"{_SELECT_ADAPTER} {which}", {"key": key, "value": value})
         return _adapter_from_row(row) if row is not None else None
 
     def placements(self, base: str) -> list[str]:
-        """The placements of a base's adapters, without repetition, as their rows give them."""
+        """The distinct placements of a base's adapters, as stored."""
         sql = "SELECT DISTINCT placement FROM adapters WHERE base = ? ORDER BY placement"
         return [placement for (placement,) in self._db.fetch_tuples(sql, (base,))]
 
     def latest_trained(self, base: str, compute: str, placements: Sequence[str], count: int) -> list[Adapter]:
         """The latest `count` trained adapters of these placements, newest first.
 
-        `compute` is the number format in which they were trained.
+        `compute` is the number format of their training.
         """
         asked = {
             "base": base,
@@ -145,7 +145,7 @@ class Adapters:
                 self._mark_for_deletion([digest])
 
     def delete_doomed_files(self) -> None:
-        """Delete the files of adapters whose rows are gone, also after a crash between the two."""
+        """Delete the files of adapters whose rows are deleted, also after a crash between the two steps."""
         if not self._db.fetch_tuples("SELECT 1 FROM doomed_files LIMIT 1"):
             return
         with self._db.transaction():
@@ -158,7 +158,7 @@ class Adapters:
         self._db.execute_write_many("INSERT OR IGNORE INTO doomed_files VALUES (?)", ((digest,) for digest in digests))
 
     def delete_unrecorded_files(self, claims: Iterable[tuple[str, Path]]) -> None:
-        """Delete files that were written and never added: those with abandoned claims."""
+        """Delete files with abandoned claims: they were written, but their rows were never added."""
         for digest, claim in claims:
             with self._db.transaction():
                 if not self._db.fetch_tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)):
@@ -170,7 +170,7 @@ class Adapters:
         return [digest for (digest,) in self._db.fetch_tuples(sql)]
 
     def _mark_for_deletion(self, digests: list[str]) -> None:
-        self._db.execute_write("PRAGMA defer_foreign_keys = ON")  # one of them may be the task adapter of another
+        self._db.execute_write("PRAGMA defer_foreign_keys = ON")  # one adapter may be the task adapter of another
         self._db.execute_write_many("DELETE FROM adapters WHERE digest = ?", ((digest,) for digest in digests))
         self.doom_files(digests)
         self._db.after_commit(self.delete_doomed_files)

@@ -49,10 +49,10 @@ class Banks:
         config: dict[str, Any],
         purpose: str = "",
     ) -> Bank:
-        """The bank of this name, key and purpose, building or ready; else a new version, building.
+        """The bank of this name, key and purpose, building or ready; otherwise a new version with status building.
 
-        `latest_ready_bank` and `all` leave out banks with a `purpose`; `get` finds them only by version. `config` holds
-        options, never a user's name: forgetting looks only at the ids of its `REFUSED_USERS_KEY`.
+        `latest_ready_bank` and `all` leave out banks with a `purpose`; `get` finds them only by version. `config` must
+        not contain users' names: forgetting erases only the ids under its `REFUSED_USERS_KEY`.
         """
         with self._db.transaction():
             which = "name = ? AND key = ? AND purpose = ?"
@@ -65,14 +65,14 @@ class Banks:
             return self.by_id(self._db.insert_row("banks", values))
 
     def set_task_adapter(self, bank_id: int, digest: str, trained_on: Iterable[int] = ()) -> None:
-        """Record the task adapter below the bank's anchors, and the users whose items it was `trained_on`."""
+        """Record the task adapter below the bank's anchors, and the users `trained_on` whose items it was trained."""
         with self._db.transaction():
             self._update_bank(bank_id, task_adapter=digest)
             sql = "INSERT OR IGNORE INTO task_adapter_users (bank_id, user_id) VALUES (?, ?)"
             self._db.execute_write_many(sql, ((bank_id, user) for user in trained_on))
 
     def knows_task_adapter_users(self, bank_id: int) -> bool:
-        """Whether it is recorded on whose items the bank's task adapter was trained; earlier versions did not."""
+        """Whether the users of the bank's task adapter are recorded; earlier versions did not record them."""
         return bool(self._db.fetch_value(f"SELECT EXISTS ({_SELECT_TRAINED})", (bank_id,)))
 
     def is_task_adapter_user(self, bank_id: int, user_id: int) -> bool:
@@ -80,11 +80,13 @@ class Banks:
         return bool(self._db.fetch_value(f"SELECT EXISTS ({_SELECT_TRAINED} AND user_id = ?)", (bank_id, user_id)))
 
     def source_users(self, bank_id: int) -> set[int]:
-        """The users whom the bank rests on: its anchors', and those of its task adapter and of its neighbours."""
+        """The users whose data the bank contains: its anchors, the users of its task adapter, and the owners of its
+        neighbours.
+        """
         return {user for (user,) in self._db.fetch_tuples(_SELECT_SOURCES, {"bank": bank_id})}
 
     def plan_anchors(self, bank_id: int, rows: Sequence[PlannedAnchor]) -> list[Anchor]:
-        """Record the planned anchors; a bank that has a plan keeps it. Returns the anchors."""
+        """Record the planned anchors, unless the bank has a plan already. Returns the anchors."""
         with self._db.transaction():
             if not self.anchors(bank_id):
                 sql = "INSERT INTO anchors (bank_id, user_id, cluster, cluster_size, items) VALUES (?, ?, ?, ?, ?)"
@@ -121,7 +123,8 @@ class Banks:
             self._update_bank(bank_id, status="ready", tokens=tokens, seconds=seconds)
 
     def get(self, name: str, version: int | None = None, *, base: str | None = None) -> Bank:
-        """The newest ready version of a bank, or the given one in any state. Raises NotFound with the known ones.
+        """The newest ready version of a bank, or the given version in any state. Raises NotFound, with the known
+        versions.
 
         With `base`, the newest ready version for that fingerprint.
         """
@@ -143,7 +146,7 @@ class Banks:
         return _bank_from_row(row)
 
     def latest_ready_bank(self, task: str, base: str | None = None) -> Bank | None:
-        """The newest ready bank of a task; with `base`, of those for that fingerprint."""
+        """The newest ready bank of a task; with `base`, the newest one for that fingerprint."""
         which = "task = :task AND status = 'ready' AND purpose = '' AND (:base IS NULL OR base = :base)"
         row = self._db.fetch_dict(
             f"{_SELECT_BANK} WHERE {which} ORDER BY id DESC LIMIT 1", {"task": task, "base": base}
@@ -151,25 +154,26 @@ class Banks:
         return _bank_from_row(row) if row is not None else None
 
     def bases(self, task: str | None = None, *, ready: bool = True) -> list[str]:
-        """The fingerprints of all bases with a bank, the newest bank's first; of ready banks, or also of unfinished."""
+        """The fingerprints of all bases with a bank, newest bank first; without `ready`, unfinished banks count too."""
         which = "purpose = '' AND (:task IS NULL OR task = :task) AND (status = 'ready' OR NOT :ready)"
         sql = f"SELECT base FROM banks WHERE {which} GROUP BY base ORDER BY max(id) DESC"
         return [base for (base,) in self._db.fetch_tuples(sql, {"task": task, "ready": ready})]
 
     def bases_of_user(self, user_id: int, task: str | None = None) -> list[str]:
-        """The fingerprints of bases on whose newest ready bank of a task the user has a recipe or a stack, the newest
-        bank's first."""
+        """The fingerprints of bases on whose newest ready bank of a task the user has a recipe or a stack, newest bank
+        first.
+        """
         values = {"user": user_id, "task": task}
         return [base for (base,) in self._db.fetch_tuples(_SELECT_USER_BASES, values)]
 
     def all(self, *, measuring: bool = False) -> list[Bank]:
-        """Every bank, by name and version; with `measuring`, also those of evaluations."""
+        """Every bank, by name and version; with `measuring`, also banks of evaluations."""
         which = "purpose = '' OR :measuring ORDER BY name, version"
         rows = self._db.fetch_dicts(f"{_SELECT_BANK} WHERE {which}", {"measuring": measuring})
         return [_bank_from_row(row) for row in rows]
 
     def banks_above(self, task_adapter: str, embedder: str) -> list[Bank]:
-        """Every bank on this task adapter and embedder, also those of evaluations, oldest first."""
+        """Every bank with this task adapter and embedder, including banks of evaluations, oldest first."""
         which = "task_adapter = ? AND embedder = ? ORDER BY id"
         rows = self._db.fetch_dicts(f"{_SELECT_BANK} WHERE {which}", (task_adapter, embedder))
         return [_bank_from_row(row) for row in rows]
@@ -192,7 +196,7 @@ class Banks:
         return counts
 
     def dependent_users(self, bank_id: int, anchors: Collection[int] | None = None) -> list[str]:
-        """All users whose recipe or stack depends on these anchors, else on the stale ones, by name.
+        """The names of all users whose recipe or stack depends on `anchors`, by default the stale ones, sorted.
 
         Every core depends on all anchors.
         """
@@ -204,7 +208,7 @@ class Banks:
     ) -> None:
         """Replace stale anchors by trained ones. The recipes and stacks of the stale ones are removed.
 
-        The bank becomes another one: `key` and `config` are as for `get_or_create_bank`.
+        The bank gets a new identity: `key` and `config` are as for `get_or_create_bank`.
         """
         with self._db.transaction():
             replace_anchors(self._db, bank_id, replacements)
@@ -212,8 +216,9 @@ class Banks:
             self._adapters.remove_unreferenced()
 
     def remove_stale_anchors(self, bank_id: int, anchors: Collection[int] | None = None) -> int:
-        """Remove the stale ones of these anchors (None: of all) from a bank, and the recipes and stacks that depend on
-        them; returns how many."""
+        """Remove the stale anchors among `anchors` (None: all anchors) from a bank, and the recipes and stacks that
+        depend on them; returns the number of removed anchors.
+        """
         with self._db.transaction():
             stale = [one.id for one in self.anchors(bank_id) if one.stale and (anchors is None or one.id in anchors)]
             remove_anchors(self._db, bank_id, stale)

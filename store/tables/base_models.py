@@ -1,4 +1,4 @@
-"""Known bases and embedders, by fingerprint. Knows neither their files nor how they are loaded."""
+"""Known bases and embedders, by fingerprint. Knows neither their files nor loading."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ModelRecords:
         self._db = db
 
     def save_model(self, base: ModelRecord) -> None:
-        """Store a model's facts, in place of earlier ones of its fingerprint."""
+        """Store a model's facts, replacing an earlier record of its fingerprint."""
         sql = "REPLACE INTO bases (fingerprint, name, kind, detail) VALUES (?, ?, ?, ?)"
         self._db.execute_write(sql, (base.fingerprint, base.name, base.kind, dump_json(base.detail)))
 

@@ -1,4 +1,4 @@
-"""Saved conversations and search in them. Knows neither models nor how a conversation is shown."""
+"""Saved conversations and search in them. Knows neither models nor display."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ChatSummary:
 
 @dataclass(frozen=True)
 class RecentChat:
-    """A conversation of any user: the task of the bank that answered last, if one did, and when that was."""
+    """A conversation of any user, with the task of the bank that answered last, if any, and the time of that answer."""
 
     id: int
     user: str
@@ -66,7 +66,9 @@ class Chats:
         return self.get(self._db.insert_row("chats", {"user_id": user_id, "title": title, "created": utc_now()}))
 
     def add_message(self, chat_id: int, role: str, content: str, source: dict[str, Any]) -> Message:
-        """Append one turn. `source["anchors"]` are users' names; they are stored by key, so forgetting removes them."""
+        """Append one turn. `source["anchors"]` are users' names. They are stored as foreign keys, so forgetting a user
+        removes them.
+        """
         names = source.get("anchors") or []
         document = {**source, "anchors": []} if names else source
         values = {"chat_id": chat_id, "role": role, "content": content, "source": dump_json(document)}
@@ -112,7 +114,7 @@ class Chats:
         ]
 
     def _excerpt(self, chat_id: int, words: list[str]) -> str:
-        """An excerpt of the first message that holds one of the words; empty where only the title holds them."""
+        """An excerpt of the first message that contains one of the words; empty if only the title contains them."""
         if not words:
             return ""
         any_word = " OR ".join("instr(unicode_lower(content), ?)" for _ in words)

@@ -79,7 +79,7 @@ class Evaluations:
             return self.get(number)
 
     def finish_evaluation(self, evaluation_id: int, result: Mapping[str, Any]) -> None:
-        """Store the result, in place of the earlier one; keys stay in their order."""
+        """Store the result, replacing an earlier one; the order of its keys is kept."""
         sql = "UPDATE evaluations SET result = ?, status = 'done' WHERE id = ?"
         self._db.execute_write(sql, (dump_json(result, in_order=True), evaluation_id))
 
@@ -89,7 +89,7 @@ class Evaluations:
         return self._db.fetch_tuples(sql, (evaluation_id,))
 
     def set_fold_bank(self, evaluation_id: int, fold: int, bank_id: int, preset: str = "") -> None:
-        """Record the bank of a fold for a preset, or for none."""
+        """Record the bank of a fold, for a preset or without one."""
         sql = "INSERT OR REPLACE INTO eval_banks (evaluation_id, fold, preset, bank_id) VALUES (?, ?, ?, ?)"
         self._db.execute_write(sql, (evaluation_id, fold, preset, bank_id))
 
@@ -99,7 +99,7 @@ class Evaluations:
         return {(fold, preset): bank for fold, preset, bank in self._db.fetch_tuples(sql, (evaluation_id,))}
 
     def save_tuning(self, evaluation_id: int, tuning: TunedSettings) -> None:
-        """Store the chosen settings of a method in a fold, in place of earlier ones."""
+        """Store the chosen settings of a method in a fold, replacing earlier ones."""
         values = (evaluation_id, tuning.fold, tuning.method, dump_json(tuning.settings), dump_json(tuning.trials))
         columns = "evaluation_id, fold, method, settings, trials"
         self._db.execute_write(f"INSERT OR REPLACE INTO tunings ({columns}) VALUES (?, ?, ?, ?, ?)", values)
@@ -113,8 +113,8 @@ class Evaluations:
         ]
 
     def remove(self, evaluation_id: int) -> dict[str, int]:
-        """Remove an evaluation with its answers, the banks that served only evaluations and now serve none, and the
-        adapters that only these banks used.
+        """Remove an evaluation and its answers, the evaluation banks that no other evaluation uses, and the adapters
+        that only these banks used.
         """
         self.get(evaluation_id)
         with self._db.transaction():

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from store.records import User
 
 INSERT_BATCH_SIZE = 500
-"""Rows in one statement. The full-text index writes what it has gathered at the end of every statement."""
+"""Rows per INSERT. The full-text index flushes its buffer after every statement, so few large ones are faster."""
 MAX_FAULTS_SHOWN = 20
-MIN_SAME_ITEMS = 3  # texts that two users must have in common to be taken for one person
+MIN_SAME_ITEMS = 3  # texts that two users must share to be taken for one person
 
 UserItem = tuple[int, NewItem]
 
@@ -33,7 +33,7 @@ class StoredKey(NamedTuple):
     held_out: bool
 
 
-# A conflict alone would use up a row number, and the rows after an import that is run again would have other ones.
+# ON CONFLICT alone would use up a row number, so a repeated import would shift the numbers of later rows.
 _INSERT_ROWS = """INSERT INTO {table} (user_id, key, task, input, {answer}, time) SELECT * FROM (VALUES {rows})
 WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE user_id = column1 AND task = column3 AND key = column2)
 ON CONFLICT DO NOTHING"""
@@ -71,7 +71,7 @@ GROUP BY text HAVING min(user_id) = :user AND max(user_id) = :user ORDER BY text
 
 
 def hash_texts(question: str, answer: str) -> int:
-    """A number of an item's texts, for lookups within this process."""
+    """A hash of an item's texts, for lookups within this process."""
     return hash((question, answer))
 
 
@@ -93,11 +93,13 @@ class Items:
         return self._append_rows("items", ((user_id, item) for item in items))
 
     def append_queries(self, user_id: int, items: Iterable[NewItem]) -> tuple[int, int]:
-        """Add held-out queries in the same way; an item's output is the gold answer."""
+        """Add held-out queries, as `append_items` does for items; an item's output is the gold answer."""
         return self._append_rows("queries", ((user_id, item) for item in items))
 
     def bulk_append(self, rows: Iterable[UserItem], queries: Iterable[UserItem] = ()) -> tuple[int, int, int, int]:
-        """Add both for many users: items added and unchanged, queries added and unchanged. All or nothing."""
+        """Add items and queries of many users, all or none. Returns the counts of items added and unchanged, and of
+        queries added and unchanged.
+        """
         with self._db.transaction():
             return (*self._append_rows("items", rows), *self._append_rows("queries", queries))
 
@@ -109,7 +111,7 @@ class Items:
         return NewItem(item.key, item.task, *found[0]) if found else None
 
     def keys_by_texts(self, user_id: int, task: str) -> dict[int, list[StoredKey]]:
-        """The keys of the user's items and then queries by the hash of their texts."""
+        """The keys of the user's items, then of the queries, by the hash of their texts."""
         found: dict[int, list[StoredKey]] = {}
         for table in ("items", "queries"):
             sql = _SELECT_TEXTS.format(table=table, answer=_answer_column(table))
@@ -118,12 +120,13 @@ class Items:
         return found
 
     def users_with_same_items(self, task: str, touched: Set[int]) -> list[tuple[int, list[int]]]:
-        """Sets of users with the same texts, of whom one is `touched`: how many texts, and the users' ids.
+        """Sets of users with the same texts, at least one of them in `touched`: the number of texts, and the users'
+        ids.
 
         A text is an input with its output, of a history item or a query, counted once for a user; users with fewer than
         `MIN_SAME_ITEMS` are left out. Reads every text of the task once, a page at a time.
         """
-        # 1. of each user the least and the greatest hash of a text: what users with the same texts have in common
+        # 1. the smallest and largest text hash of each user: equal for users with the same texts
         ends: dict[int, tuple[int, int]] = {}
         for table in ("items", "queries"):
             sql = f"""SELECT id, user_id, input, {_answer_column(table)} FROM {table}
@@ -138,7 +141,7 @@ class Items:
         alike: dict[tuple[int, int], list[int]] = {}
         for user in sorted(ends):
             alike.setdefault(ends[user], []).append(user)
-        # 2. of those few, all texts
+        # 2. all texts of the few candidates
         same: dict[frozenset[int], list[int]] = {}
         for users in alike.values():
             if len(users) > 1 and not touched.isdisjoint(users):
@@ -148,13 +151,13 @@ class Items:
         return [(count, users) for count, users in found if len(users) > 1 and not touched.isdisjoint(users)]
 
     def last_numbers(self) -> tuple[int, int]:
-        """The greatest number of an item and of a query: what is added later has greater ones."""
+        """The largest row numbers of items and of queries. Rows added later have larger numbers."""
         numbers = (self._db.fetch_value(f"SELECT max(id) FROM {table}") for table in ("items", "queries"))
         items, queries = (number or 0 for number in numbers)
         return items, queries
 
     def keys_after(self, last: tuple[int, int]) -> Iterator[tuple[str, str, str, bool]]:
-        """(user, task, key, whether it is a query) of all that has been added since these were the `last_numbers`."""
+        """(user, task, key, is a query) of all rows with numbers above `last`, a result of `last_numbers`."""
         for table, number in zip(("items", "queries"), last, strict=True):
             sql = _SELECT_KEYS_AFTER.format(table=table)
             while page := self._db.fetch_tuples(sql, (number, INSERT_BATCH_SIZE)):
@@ -174,10 +177,11 @@ class Items:
         return self._read_items(sql, (user_id, json.dumps(list(keys))))
 
     def remove_items(self, user: User, task: str, items: Sequence[Item], since: str) -> Erased:
-        """Remove items of a task, and everything of the user that was made from them; anchors become stale.
+        """Remove items of a task, and everything of the user that was made from them. Anchors trained on them become
+        stale.
 
-        `since` is the time before which none of them was there, empty where that is not known: what was made earlier
-        stays. Raises UserInUse while a job uses the user's items, and StoreBusy as `Users.forget` does.
+        `since` is a time before which none of these items was stored, so that anything made earlier stays; empty if
+        unknown. Raises UserInUse while a job uses the user's items, and StoreBusy as `Users.forget` does.
         """
         return self._eraser.erase_items(user, task, items, since)
 
@@ -201,8 +205,9 @@ class Items:
     ) -> list[Item]:
         """The user's `limit` items whose inputs match `text` best, then, with `fill`, the most recent ones.
 
-        `exclude` is left out. `before` = (time, item number) leaves out every item that is not strictly earlier, where
-        both times are known. `among` leaves out all items with other numbers. `text` has no query syntax.
+        Item number `exclude` is left out. `before` = (time, item number) leaves out every item that is not strictly
+        earlier, if both times are known. `among` restricts the search to these item numbers. `text` has no query
+        syntax.
         """
         time, number = before if before is not None else (None, 0)
         values = {
@@ -220,7 +225,7 @@ class Items:
             known = {item.id for item in found}
             latest = self._read_items(_SELECT_LATEST_ITEMS, values)
             found += itertools.islice((item for item in latest if item.id not in known), limit - len(found))
-        return [item for item in found if item.input]  # a pulled copy of a snapshot has labels without their texts
+        return [item for item in found if item.input]  # in a pulled copy of a snapshot, items have labels but no texts
 
     def nearest_task(self, user_id: int, tasks: Sequence[str], text: str) -> str | None:
         """The task, of `tasks`, of the user's item whose input matches `text` best; None where no item does."""
@@ -236,16 +241,16 @@ class Items:
         return found[best[0]][0] if best else None
 
     def drop_kept_texts(self) -> None:
-        """Forget the inputs of items that searches have kept in this process's memory."""
+        """Drop the inputs of items that searches have cached in this process."""
         drop_kept_texts()
 
     def by_ids(self, item_ids: Sequence[int]) -> dict[int, Item]:
-        """The items of these numbers that there are, by number."""
+        """The existing items among these numbers, by number."""
         found = self._read_items(_SELECT_BY_ID, {"item_ids": json.dumps(list(item_ids))})
         return {item.id: item for item in found}
 
     def require_stored(self, items: Iterable[Item]) -> None:
-        """Raises UsersChanged unless all of these items are still there. Call it where their users are held."""
+        """Raises UsersChanged unless all of these items still exist. Call it while their users are held."""
         numbers = {item.id for item in items}
         if self._db.fetch_value(_COUNT_STORED, (json.dumps(list(numbers)),)) < len(numbers):
             raise UsersChanged("Items were removed as this began.", hint="run it again")
@@ -256,7 +261,9 @@ class Items:
         return [Query(*row) for row in self._db.fetch_tuples(sql, (user_id, task, _sql_limit(limit)))]
 
     def outputs_only_of(self, user_id: int, task: str, texts: Sequence[str]) -> list[str]:
-        """Those of these texts that are outputs of the user's items or queries of the task, and of no other user's."""
+        """The texts among `texts` that are outputs of this user's items or queries of the task and of no other
+        user's.
+        """
         values = {"user": user_id, "task": task, "texts": json.dumps(list(texts))}
         return [text for (text,) in self._db.fetch_tuples(_SELECT_OUTPUTS_ONLY_OF, values)]
 

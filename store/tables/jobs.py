@@ -1,6 +1,6 @@
-"""Running jobs and the users whose data they use: a user whom a job holds cannot be removed.
+"""Running jobs and the users whose data they use. A user who is held by a job cannot be removed.
 
-A job holds a file lock, which ends with its process in all cases. Rows name the job's users.
+A job holds a file lock, which the system releases when its process ends. Rows name the job's users.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Jobs:
 
     @contextlib.contextmanager
     def hold_users(self, title: str, user_ids: Iterable[int], *, consenting: bool = False) -> Iterator[None]:
-        """Inside, these users are neither removed nor withdraw their consent. `title` names the job and no user.
+        """Inside the block these users cannot be removed and cannot withdraw consent. `title` names the job and must
+        not contain a user's name.
 
-        Raises NotFound where the only user was removed, UsersChanged where one of several was removed, or withdrew
-        consent though all must be `consenting`, and StoreBusy while another process writes. A store that may not be
-        written is only read: no user is held.
+        Raises NotFound if the only user was removed, UsersChanged if one of several was removed or, with `consenting`,
+        withdrew consent, and StoreBusy while another process writes. In a read-only store no user is held.
         """
         ids = json.dumps(sorted(set(user_ids)))
         if not self._db.writable:
@@ -50,11 +50,13 @@ class Jobs:
                 yield
             finally:
                 _HELD_HERE.discard((self._root, job_id))
-                with contextlib.suppress(MtaError):  # what is left of it holds no user
+                with contextlib.suppress(MtaError):  # a row without its lock holds no user
                     self._remove_job(job_id)
 
     def running_jobs(self, *, elsewhere: bool = False) -> list[tuple[str, int]]:
-        """The title of each running job, oldest first, and how many users it holds; `elsewhere`: by other processes."""
+        """The title of each running job, oldest first, and how many users it holds; with `elsewhere` only jobs of other
+        processes.
+        """
         sql = """SELECT id, title, (SELECT count(*) FROM job_users WHERE job_id = jobs.id) FROM jobs ORDER BY id"""
         rows = self._db.fetch_tuples(sql)
         if elsewhere:

@@ -48,6 +48,6 @@ class Neighbours:
         return {(bank, version): count for bank, version, count in self._db.fetch_tuples(sql, (user_id,))}
 
     def count_users(self, bank_id: int) -> int:
-        """How many users a bank's neighbours come from."""
+        """The number of users who own a bank's neighbours."""
         sql = """SELECT count(DISTINCT user_id) FROM neighbours JOIN items ON items.id = item_id WHERE bank_id = ?"""
         return int(self._db.fetch_value(sql, (bank_id,)))

@@ -48,7 +48,9 @@ class EvalCell:
 
 @dataclass(frozen=True)
 class UserPrediction:
-    """One measured answer for one user. `bytes`: the stored size of the user's model; None for stored models."""
+    """One measured answer for one user. `bytes` is the stored size of the user's model; None where stored models were
+    measured.
+    """
 
     method: str
     fold: int | None
@@ -59,7 +61,7 @@ class UserPrediction:
 
 
 _COLUMNS = [field.name for field in fields(Prediction)]
-# A user counts in the fold in which they were tested; other folds may have tried settings on them.
+# Only the fold in which a user was tested counts; other folds may have tuned settings on them.
 _IS_TEST_USER = """(c.id IS NULL OR EXISTS (
     SELECT 1 FROM eval_people AS e
     WHERE e.evaluation_id = p.evaluation_id AND e.fold = c.fold AND e.user_id = p.user_id AND e.role = 'test'
@@ -118,7 +120,9 @@ class Predictions:
         method: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> list[Prediction]:
-        """An evaluation's predictions in the order of their creation; all, or those of one kind of cell."""
+        """An evaluation's predictions in the order of their creation: all of them, or only cells with this fold, method
+        and settings.
+        """
         columns = ", ".join(f"predictions.{name}" for name in _COLUMNS)
         if fold is None:
             sql = f"SELECT {columns} FROM predictions WHERE evaluation_id = ? ORDER BY id"

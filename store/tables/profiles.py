@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from store.connection import Connection
 from store.records import Profile
 
-MAX_USERS_PER_QUERY = 500  # users in one query: SQLite's builds differ in their limits
+MAX_USERS_PER_QUERY = 500  # users in one query; SQLite's builds have different limits
 _SELECT_PROFILE = "SELECT user_id, task, embedder, total, items, last_item FROM profiles"
 _SELECT_TOTAL = "SELECT user_id, total FROM profiles"
 _KEY_CONDITION = "user_id = ? AND task = ? AND embedder = ?"
@@ -25,7 +25,7 @@ class Profiles:
         return Profile(**row) if row is not None else None
 
     def save_profile(self, profile: Profile) -> None:
-        """Store a profile in place of the earlier one."""
+        """Store a profile, replacing the earlier one."""
         values = (profile.user_id, profile.task, profile.embedder, profile.total, profile.items, profile.last_item)
         sql = "REPLACE INTO profiles (user_id, task, embedder, total, items, last_item) VALUES (?, ?, ?, ?, ?, ?)"
         self._db.execute_write(sql, values)
@@ -44,7 +44,7 @@ class Profiles:
         return found
 
     def iter_profile_totals(self, task: str, embedder: str, size: int) -> Iterator[list[tuple[int, bytes]]]:
-        """The rows of `profile_totals` for all users, in batches of at most `size` that are read one by one."""
+        """Yields the rows of `profile_totals` for all users in batches of at most `size`."""
         sql = f"{_SELECT_TOTAL} WHERE user_id > ? AND task = ? AND embedder = ? ORDER BY user_id LIMIT ?"
         last = -1
         while page := self._db.fetch_tuples(sql, (last, task, embedder, size)):
@@ -56,7 +56,7 @@ class Profiles:
         count, newest = self._db.fetch_tuples(
             "SELECT count(*), coalesce(max(rowid), 0) FROM profiles WHERE task = ? AND embedder = ?", (task, embedder)
         )[0]
-        # A profile that is stored again gets the highest number; one that had it keeps it, but not these two.
+        # A profile that is stored again gets the highest row number. If it had that already, the two sums change.
         found = self._db.fetch_tuples("SELECT items, last_item FROM profiles WHERE rowid = ?", (newest,))
         items, last_item = found[0] if found else (0, 0)
         return count, newest, items, last_item

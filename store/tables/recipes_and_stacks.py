@@ -1,4 +1,4 @@
-"""A user's stored model: the recipe of their fusion and the row of their stack. Knows no tensors."""
+"""A user's stored model: the recipe of the fusion and the row of the stack. Knows no tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from store.tables.adapters import Adapters
 
 _WEIGHT_STRUCT = struct.Struct("<Iff")  # anchor id, similarity, weight
 RECIPE_ENTRY_BYTES = _WEIGHT_STRUCT.size
-"""Bytes of an anchor in a recipe."""
+"""Bytes per anchor in a recipe."""
 
 _SELECT_RECIPE = "SELECT user_id, task, bank_id, method, bytes, created, items_hash FROM recipes"
 _STACK_COLUMNS = [field.name for field in fields(Stack) if field.name not in ("recipe", "created", "numbers_sha256")]
@@ -71,7 +71,7 @@ class Recipes:
         self._db = db
 
     def save_recipe(self, recipe: Recipe) -> None:
-        """Store a recipe, in place of the user's earlier one for the task and bank."""
+        """Store a recipe, replacing the user's earlier one for the task and bank."""
         key = (recipe.user_id, recipe.task, recipe.bank_id)
         size = RECIPE_ENTRY_BYTES * len(recipe.shares)
         values = {name: getattr(recipe, name) for name in ("user_id", "task", "bank_id", "method", "items_hash")}
@@ -128,7 +128,7 @@ class Stacks:
         self._db, self._adapters = db, adapters
 
     def save_stack(self, stack: Stack) -> None:
-        """Store a stack, in place of the user's earlier one, whose adapter is removed if nothing else uses it."""
+        """Store a stack, replacing the user's earlier one, whose adapter is removed if nothing else uses it."""
         key = (stack.user_id, stack.task, stack.bank_id)
         digest = None if stack.numbers is None else sha256(stack.numbers)
         values = {name: getattr(stack, name) for name in _STACK_COLUMNS}
@@ -152,9 +152,10 @@ class Stacks:
         return [self._with_recipe(row) for row in rows]
 
     def count_changes(self, bank_id: int, least: float) -> tuple[int, int, int]:
-        """Of a bank's stacks with a measured held-out loss: how many there are, how many lowered and raised it.
+        """Counts a bank's stacks with a measured held-out loss: all of them, those that lowered it, and those that
+        raised it.
 
-        A change below `least` of the loss before is none.
+        A relative change below `least` counts as neither.
         """
         sql = f"""SELECT count(*), total(change > 0 AND told), total(change < 0 AND told) FROM (
             SELECT change, abs(change) >= ? * abs(heldout_before) AS told FROM ({_SELECT_CHANGES})
@@ -165,7 +166,7 @@ class Stacks:
     def largest_changes(self, bank_id: int, limit: int, *, best: bool) -> list[tuple[str, float, float]]:
         """Users' names with their mean held-out loss (nats a token) before and after their stacks on a bank.
 
-        The largest fall comes first, or without `best` the largest rise.
+        The largest decrease comes first; without `best`, the largest increase.
         """
         order = "DESC" if best else "ASC"
         sql = f"""SELECT name, heldout_before, heldout_after FROM (

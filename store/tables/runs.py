@@ -1,6 +1,6 @@
 """Runs: every execution of a job, with its settings, steps and outcome. Knows no job.
 
-The process of a run holds a file as long as it runs; without it, a run that has not ended was interrupted.
+The process of a run holds a locked file while it works. An unfinished run without that lock was interrupted.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ class Runs:
         evaluation_id: int | None = None,
         asked_users: Sequence[int] = (),
     ) -> Run:
-        """A new run by this process about a user, a bank or an evaluation; `asked_users` are those it was asked for.
+        """A new run by this process about a user, a bank or an evaluation. `asked_users` are the users named in the
+        request.
 
-        A run about a user is deleted with them. Documents and units of any other run hold no user's name: the run stays
-        when its users are removed.
+        A run about a user is deleted with the user. Any other run stays, so its documents and units must not contain
+        users' names.
         """
         subject = {"user_id": user_id, "bank_id": bank_id, "evaluation_id": evaluation_id}
         values = {"kind": kind, **subject, "config": dump_json(config), "started": utc_now()}
@@ -74,7 +75,7 @@ class Runs:
                 self._hold(run_id)
                 run = self.get(run_id)
         except BaseException:
-            self._release(run_id)  # a number that was rolled back is given again
+            self._release(run_id)  # a number that was rolled back is used again
             raise
         self.started_ids.append(run_id)
         return run
@@ -109,7 +110,9 @@ class Runs:
         return [self._run_from_row(row) for row in rows]
 
     def jobs(self, limit: int) -> list[Run]:
-        """The `limit` latest runs about banks, evaluations or several users, newest first: none about one user."""
+        """The `limit` latest runs about banks, evaluations or several users, newest first; runs about one user are left
+        out.
+        """
         sql = f"{_SELECT_RUN} WHERE runs.user_id IS NULL ORDER BY runs.id DESC LIMIT ?"
         return [self._run_from_row(row) for row in self._db.fetch_dicts(sql, (limit,))]
 
@@ -160,7 +163,7 @@ class Runs:
         path = self._lock(run_id)
         try:
             make_private_folder(path.parent)
-            remove_abandoned(path)  # of a process that was killed before its number was committed
+            remove_abandoned(path)  # the lock of a process that was killed before its run was committed
             self._held[run_id] = HeldFile.create(path)
         except OSError as error:
             raise disk_fault(path, error) from error

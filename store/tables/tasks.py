@@ -1,4 +1,4 @@
-"""Task files that were added to the store, as their TOML text. Knows neither TOML nor the built-in tasks."""
+"""Task files that users added to the store, as TOML text. Knows neither TOML nor the built-in tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Tasks:
         self._db = db
 
     def save_task(self, name: str, toml_text: str) -> None:
-        """Store a task, in place of the earlier one of its name."""
+        """Store a task, replacing an earlier one of the same name."""
         self._db.execute_write("REPLACE INTO tasks (name, toml) VALUES (?, ?)", (name, toml_text))
 
     def get(self, name: str) -> str | None:

@@ -57,7 +57,7 @@ class Users:
         return user
 
     def get_or_create_user(self, name: str, *, can_anchor: bool = True) -> tuple[User, bool]:
-        """The user of this name, and whether they are new; `can_anchor` applies to a new user. Raises BadInput."""
+        """The user of this name, and whether the user is new; `can_anchor` applies to a new user. Raises BadInput."""
         name = check_name(name)
         with self._db.transaction():
             found = self._find(name)
@@ -83,7 +83,7 @@ class Users:
         return user_from_row(found[0])
 
     def set_group(self, user_id: int, task: str, group: str) -> None:
-        """Record the group that a file gives a user in a task, in place of an earlier one."""
+        """Record the group that a file gives a user in a task, replacing an earlier one."""
         self._db.execute_write(
             "REPLACE INTO user_groups (user_id, task, name) VALUES (?, ?, ?)", (user_id, task, group)
         )
@@ -93,17 +93,17 @@ class Users:
         return dict(self._db.fetch_tuples("SELECT user_id, name FROM user_groups WHERE task = ?", (task,)))
 
     def groups_of_user(self, user_id: int) -> dict[str, str]:
-        """The user's group in each task, where a file gave one."""
+        """The user's group by task, for tasks in which a file gave one."""
         sql = "SELECT task, name FROM user_groups WHERE user_id = ? ORDER BY task"
         return dict(self._db.fetch_tuples(sql, (user_id,)))
 
     def find_by_uuid(self, uuid: str) -> User | None:
-        """The user with this uuid, also in a copy of the store that gave it."""
+        """The user with this uuid, which is the same in every copy of a store."""
         found = self._db.fetch_tuples(f"{_SELECT_USER} WHERE uuid = ?", (uuid,))
         return user_from_row(found[0]) if found else None
 
     def keep_tombstone(self, tombstone: Tombstone) -> None:
-        """Record that another copy of the store forgot a user, unless that is known."""
+        """Record that another copy of the store forgot a user, unless it is recorded already."""
         sql = """INSERT INTO tombstones (forgotten_at, items, had_anchor, user_uuid, erased) SELECT ?1, ?2, ?3, ?4, 1
         WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE user_uuid = ?4)"""
         self._db.execute_write(sql, tombstone)
@@ -113,12 +113,12 @@ class Users:
         return [name for (name,) in self._db.fetch_tuples("SELECT name FROM users ORDER BY name")]
 
     def existing_names(self, names: Iterable[str]) -> set[str]:
-        """Those of these names that are users."""
+        """The names among `names` that belong to users."""
         sql = "SELECT name FROM users WHERE name IN (SELECT value FROM json_each(?))"
         return {name for (name,) in self._db.fetch_tuples(sql, (json.dumps(list(names)),))}
 
     def users_with_items(self, task: str) -> list[tuple[User, int]]:
-        """Users with items of a task, and how many, in the order in which the users were added."""
+        """Users with items of a task and their number of items, in the order in which the users were added."""
         sql = """SELECT users.id, name, can_anchor, created, count(*)
         FROM users JOIN items ON user_id = users.id WHERE task = ? GROUP BY users.id ORDER BY users.id"""
         return [(user_from_row(row[:4]), row[4]) for row in self._db.fetch_tuples(sql, (task,))]
@@ -133,11 +133,11 @@ class Users:
         return self._db.fetch_tuples(_SELECT_USER_TASKS, {"user": user_id})
 
     def set_can_anchor(self, user_id: int, can_anchor: bool) -> list[StaleAnchor]:
-        """Record whether the user consents to serve others; returns their anchors that are stale now.
+        """Record whether the user consents to serve others; returns the user's anchors that are stale now.
 
-        Without consent all their anchors are stale, and banks lose their items as neighbours. With consent only anchors
-        are stale that were never trained, were refused, or were trained on an item that was removed. Raises UserInUse
-        where consent is withdrawn while a job uses their items.
+        Without consent all the user's anchors are stale, and banks lose the user's items as neighbours. With consent,
+        an anchor is stale only if it was never trained, was refused, or was trained on a removed item. Raises UserInUse
+        if consent is withdrawn while a job uses the user's items.
         """
         with self._db.transaction():
             user = self.by_id(user_id)
@@ -158,11 +158,11 @@ class Users:
             return self._db.fetch_tuples(sql, (user_id,))
 
     def forget(self, user_id: int) -> Erased:
-        """Remove a user from database, log and files; anchors trained on them become stale and stay.
+        """Remove a user from database, log and files. Anchors trained on the user stay and become stale.
 
-        Raises NotFound, UserInUse while a job uses their items, and StoreBusy when the rows are deleted but another
-        reading process keeps their bytes in the log. Those bytes go when the store is next opened without another
-        reader.
+        Raises NotFound, UserInUse while a job uses the user's items, and StoreBusy if the rows are deleted but another
+        reading process keeps their bytes in the log. Those bytes are overwritten when the store is next opened without
+        another reader.
         """
         return self._eraser.erase_user(self.by_id(user_id))
 

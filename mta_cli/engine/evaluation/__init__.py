@@ -1,1 +1,1 @@
-"""The ladder, metrics, statistics over users, whose an answer is, and calibration."""
+"""The ladder, metrics, statistics over users, authorship (whose answer is it?), and calibration."""

@@ -1,4 +1,4 @@
-"""Temperature scaling: from labels' scores to probabilities, the same for every method.
+"""Temperature scaling: turns label scores into probabilities, in the same way for every method.
 
 Scores are log-likelihoods of labels, in nats, that need not sum to one.
 """
@@ -18,14 +18,15 @@ from mta_cli.engine.text.labels import find_label
 Array = npt.NDArray[np.float64]
 
 MAX_LOG_TEMPERATURE = 3.0  # a temperature is between e⁻³ and e³
-NO_LABEL_LOGLIK = math.log(1e-6)  # nats, of a gold that is none of the labels
+NO_LABEL_LOGLIK = math.log(1e-6)  # nats, for a gold answer that is not a label
 
 
 def fit_temperature(scores: npt.ArrayLike, golds: Sequence[int]) -> float:
-    """The T that makes the golds likeliest under softmax(scores / T) (Guo et al. 2017, arXiv 1706.04599).
+    """The temperature T that maximises the likelihood of the golds under softmax(scores / T) (Guo et al. 2017, arXiv
+    1706.04599).
 
-    `scores` is `[queries, labels]`, finite; `golds` are the golds' places among the labels. 1 for no queries. Raises
-    ValueError for another number of golds than of queries, and for a gold that is no label's place.
+    `scores` is `[queries, labels]`, finite; `golds` are label indices. Returns 1 without queries. Raises ValueError if
+    the numbers of golds and queries differ, or if a gold is not a label index.
     """
     if not len(golds):
         return 1.0
@@ -46,7 +47,9 @@ def log_probabilities(scores: npt.ArrayLike, temperature: float) -> Array:
 
 
 def gold_loglik(scores: npt.ArrayLike, labels: Sequence[str], gold: str, temperature: float = 1.0) -> float:
-    """The log-probability of the label that `gold` names, nats, by `scores` `[labels]`; else `NO_LABEL_LOGLIK`."""
+    """The log-probability (nats) of the label that `gold` names, from `scores` `[labels]`; `NO_LABEL_LOGLIK` if it
+    names none.
+    """
     wanted = find_label(gold, labels)
     if wanted is None:
         return NO_LABEL_LOGLIK

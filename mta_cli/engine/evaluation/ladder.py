@@ -1,6 +1,7 @@
-"""The ladder: the steps from no model to a personal one, each compared with the one below it, all else equal.
+"""The ladder: the steps from no model to a personal model, each compared with the step below it, everything else equal.
 
-A step adds one thing. The verdict goes by the log-likelihood of the users' own answers. Knows no store and no screen.
+Each step adds one thing. The verdict is based on the log-likelihood of the users' own answers. Knows no store and no
+screen.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ Verdict = Literal["worth it", "not shown", "worse"]
 LOGLIK = "gold_loglik"
 SIGNIFICANCE_LEVEL = 0.05
 MIN_UNITS = {"users": 8, "questions": 10}
-"""Fewer show nothing: of 8 users, the smallest p of a permutation test is 2/2⁸, which Holm's correction over six steps
-leaves just below .05."""
+"""Below this number no difference can be significant: with 8 users, the smallest p of a permutation test is 2/2⁸, which
+after Holm's correction over six steps is just below .05.
+"""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step: what answers at it, and what that `adds` to the step below, in the words of a verdict.
+    """One step: the model that answers, and what it `adds` to the step below, as a verdict words it.
 
-    `weights` are those that answer: no model, the base, the common model (base and task adapter), or the user's own
-    fusion or stack above it. `examples`: own items in the prompt. `memory`: label memory. `is_control`: the weights are
-    another user's, the examples and the memory one's own.
+    `weights`: no model, the base, the common model (base and task adapter), or the user's own fusion or stack above it.
+    `examples`: the user's own items in the prompt. `memory`: label memory. `is_control`: the weights of another user,
+    with the user's own examples and memory.
     """
 
     name: str
@@ -43,14 +45,14 @@ class Step:
 
     @property
     def is_personal(self) -> bool:
-        """Whether a user's own weights answer."""
+        """Whether the user's own weights are used."""
         return self.weights in ("fused", "adapted") and not self.is_control
 
 
 NO_MODEL, BASE, COMMON, FUSED, ADAPTED, ANOTHERS = "no-model", "base", "common", "fused", "adapted", "another's"
 BASE_EXAMPLES, COMMON_MEMORY = "base+examples", "common+memory"
 OTHERS = "others"
-"""Not a step; the name for the mean of other users' models on the same answers."""
+"""Not a step, but the name for the mean of other users' models on the same answers."""
 LADDER: tuple[Step, ...] = (
     Step(NO_MODEL, "no model", "none"),
     Step(BASE, "the base model", "base", examples=False, memory=False),
@@ -69,8 +71,8 @@ PERSONAL_MODEL = "a personal model on top"
 def ladder_steps(*, memory: bool, examples: bool = True, weights: Sequence[str] = ("fused", "adapted")) -> list[Step]:
     """The steps that a task has, from the bottom.
 
-    Without label `memory` there is no step that adds it, and without `examples` in prompts none that adds those;
-    nothing above has them. `weights` says which personal weights exist; the control has the most personal of them.
+    Without label `memory` or `examples`, the step that adds them is left out, and the steps above do not have them.
+    `weights` says which personal weights exist; the control uses the most personal ones.
     """
     found = []
     for step in LADDER:
@@ -85,7 +87,7 @@ def ladder_steps(*, memory: bool, examples: bool = True, weights: Sequence[str] 
 
 @dataclass(frozen=True)
 class ComparedPair:
-    """A step, the one it is compared with, and what it has that the other lacks."""
+    """A step, the step it is compared with, and the part that only the first has."""
 
     step: str
     below: str
@@ -93,10 +95,10 @@ class ComparedPair:
 
 
 def compared_pairs(measured: Iterable[str]) -> list[ComparedPair]:
-    """The pairs that a ladder compares, among the steps that were `measured`: each with the nearest one below it.
+    """The pairs of `measured` steps that a ladder compares: each step with the nearest measured step below it.
 
-    With both a fusion and a stack, the stack is also compared with the common model: what a personal model adds as a
-    whole. No model is not a step below the base: it is compared with the whole, see `judge_ladder`.
+    With both a fusion and a stack, the stack is also compared with the common model, which shows the total gain of a
+    personal model. `no-model` is not compared with the base but with the highest step; see `judge_ladder`.
     """
     names = set(measured)
     steps = [step for step in LADDER if step.name in names and not step.is_control and step.name != NO_MODEL]
@@ -105,24 +107,22 @@ def compared_pairs(measured: Iterable[str]) -> list[ComparedPair]:
     personal = [step.name for step in steps if step.is_personal]
     if not (shared and personal):
         return pairs
-    if len(personal) == 1:  # it is the personal model
+    if len(personal) == 1:  # this one is the personal model
         return [replace(one, adds=PERSONAL_MODEL) if one.step == personal[0] else one for one in pairs]
     return [*pairs, ComparedPair(personal[-1], shared[-1], PERSONAL_MODEL)]
 
 
 def judge_ladder(sums: Mapping[str, UserSums], main_metric: str, *, unit: str, seed: int) -> dict[str, Any]:
-    """The comparisons of a ladder and what each step is worth, from the sums of its steps.
+    """The comparisons of a ladder and the verdict on each step, from the steps' sums.
 
-    `unit` is what sums are of and intervals are over: `users`, or the `questions` of few users. Returns {unit, units,
-    questions, metric, steps: [{step, gold_loglik, metric}], comparisons: [{step, below, adds, value, low, high, p,
-    p_holm, detectable, metric, verdict, why}], control, others, no_model}; differences are in nats, `metric` in
-    `main_metric`.
+    `unit` is the unit of resampling: `users`, or `questions` if there are few users. Returns {unit, units, questions,
+    metric, steps: [{step, gold_loglik, metric}], comparisons: [{step, below, adds, value, low, high, p, p_holm,
+    detectable, metric, verdict, why}], control, others, no_model}; differences are in nats, `metric` in `main_metric`.
 
-    A step is worth it where its 95 % interval is above 0 and its permutation p, after Holm's correction over the
-    steps, is below .05. For a personal step, the highest one must also be ahead of its rivals: `another's` and, where
-    it was asked whose answers are, the mean of the others. A claim of several parts, all of which must hold, needs no
-    further correction. `why` names the rival that is not beaten. A step without likelihoods, such as no model for
-    texts, is not compared.
+    A step is worth it if its 95 % interval is above 0 and its permutation p, after Holm's correction over the steps, is
+    below .05. For personal steps, the highest one must also be ahead of its rivals: `another's`, and the mean of other
+    users' models if that was measured. All of these tests must hold, so they need no further correction. `why` names a
+    rival that was not beaten. A step without likelihoods, such as `no-model` for texts, is not compared.
     """
     weighed = {name: own for name, own in sums.items() if own.has_loglik}
     first = next(iter(sums.values()))
@@ -150,7 +150,7 @@ def judge_ladder(sums: Mapping[str, UserSums], main_metric: str, *, unit: str, s
 
 
 def _top(measured: Iterable[str]) -> str | None:
-    """The highest step that is no control."""
+    """The highest step that is not a control."""
     names = set(measured)
     return next((s.name for s in reversed(LADDER) if s.name in names and not s.is_control and s.name != NO_MODEL), None)
 
@@ -164,7 +164,9 @@ def _pairs_to_compute(measured: Mapping[str, UserSums]) -> list[tuple[str, str]]
 def _against(
     measured: Mapping[str, UserSums], differ: Mapping[tuple[str, str], Mapping[str, Any]], other: str
 ) -> dict[str, Any] | None:
-    """The highest step less `other`; None where either was not measured or, for `another's`, no personal step was."""
+    """The difference of the highest step to `other`; None if either was not measured or, for `another's`, if there is
+    no personal step.
+    """
     top = _top(measured)
     if top is None or other not in measured or (other == ANOTHERS and top not in PERSONAL_STEPS):
         return None
@@ -173,7 +175,9 @@ def _against(
 
 
 def _against_others(measured: Mapping[str, UserSums], seed: int) -> dict[str, Any] | None:
-    """The highest step less the mean of other users' models on the same answers; None where these were not asked."""
+    """The difference of the highest step to the mean of other users' models on the same answers; None if these were not
+    measured.
+    """
     top = _top(measured)
     if top is None or top not in PERSONAL_STEPS or (asked := measured[top].whose) is None:
         return None
@@ -182,7 +186,7 @@ def _against_others(measured: Mapping[str, UserSums], seed: int) -> dict[str, An
 
 
 def _difference(a: UserSums, b: UserSums, main_metric: str, seed: int) -> dict[str, Any]:
-    """a − b of the likelihood, with its interval, p and the difference that could be found; and of the metric."""
+    """The difference a − b of the likelihood, with its interval, p and detectable difference; and of the metric."""
     found = paired_difference(a, b, seed=seed)
     least = minimum_detectable_effect(a, b, LOGLIK)
     return {
@@ -199,7 +203,7 @@ def _plain_verdict(row: Mapping[str, Any], p: float) -> Verdict:
 
 
 def _verdict(row: Mapping[str, Any], rivals: Sequence[Mapping[str, Any]], enough: bool) -> dict[str, str]:
-    """The verdict on a step, and `why` where something else than its own difference decided."""
+    """The verdict on a step, and `why` if something other than its own difference decided."""
     if not enough:
         return {"verdict": "not shown", "why": "too few"}
     found = _plain_verdict(row, row["p_holm"])
@@ -216,9 +220,9 @@ def _step_values(name: str, own: UserSums, main_metric: str) -> dict[str, Any]:
 
 
 def whose_entries(sums: Mapping[str, UserSums], seed: int) -> list[dict[str, Any]]:
-    """Whose is it? For each step, or other method, that was asked, in their order: see `whose.identify`.
+    """The results of `whose.identify` for each step or other method that was measured, in their order.
 
-    No model, which for texts is naive Bayes, comes last and under this name.
+    `no-model`, which for texts is naive Bayes, comes last.
     """
     order = sorted(sums, key=lambda step: step == NO_MODEL)
     named = {step: "naive-bayes" if step == NO_MODEL else step for step in order}

@@ -1,4 +1,4 @@
-"""How answers are scored, as LaMP defines it (arXiv 2304.11406). Pure Python; knows neither models nor users."""
+"""Metrics of answers as LaMP defines them (arXiv 2304.11406). Pure Python; knows neither models nor users."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}][^\s{_UNSPACED}]*")
 def score_errors(
     answers: Sequence[str], golds: Sequence[str], *, low: float = MIN_SCORE, high: float = MAX_SCORE
 ) -> list[float]:
-    """Answer minus gold for each pair. Raises ValueError for a gold that is no finite number."""
+    """Answer minus gold for each pair. Raises ValueError for a gold that is not a finite number."""
     errors = []
     for answer, raw in _strip_pairs(answers, golds):
         gold, given = score_of(raw), score_of(answer)
@@ -34,7 +34,7 @@ def score_errors(
 
 
 def score_of(text: str) -> float | None:
-    """The finite number that a text is, else None."""
+    """The finite number that a text spells; None for any other text."""
     try:
         value = float(text)
     except ValueError:
@@ -45,8 +45,8 @@ def score_of(text: str) -> float | None:
 def rouge_1(answer: str, gold: str) -> float:
     """F1 of shared single words: letters, digits and their marks, lower case, no stemming.
 
-    In scripts without spaces each character is a word. Of ASCII texts, words are those of Google's `rouge_score`, which
-    reads only a–z and digits: it cuts `naïve` in two and finds no word in Cyrillic.
+    In scripts without spaces each character is a word. For ASCII texts the words are the same as in Google's
+    `rouge_score`, which reads only a–z and digits: it splits `naïve` and finds no words in Cyrillic.
     """
     ours, theirs = _words(answer), _words(gold)
     shared = sum((Counter(ours) & Counter(theirs)).values())
@@ -54,13 +54,13 @@ def rouge_1(answer: str, gold: str) -> float:
 
 
 def rouge_l(answer: str, gold: str) -> float:
-    """F1 of the longest common subsequence of words, which need not stand next to each other."""
+    """F1 of the longest common subsequence of words, which need not be adjacent."""
     ours, theirs = _words(answer), _words(gold)
     return _f1(_lcs_length(ours, theirs), len(ours), len(theirs))
 
 
 def score_range(labels: Sequence[str]) -> tuple[float, float]:
-    """The lowest and the highest of a task's scores; LaMP's where it lists none."""
+    """The lowest and the highest score of a task; LaMP's scale if the task lists none."""
     ends = [float(label) for label in labels] or [MIN_SCORE, MAX_SCORE]
     return min(ends), max(ends)
 

@@ -1,4 +1,4 @@
-"""Whose text is it, by naive Bayes on characters: the control without a language model for texts."""
+"""Authorship by naive Bayes on characters: the control without a language model for tasks of texts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def attribute_texts(
 ) -> list[list[float]]:
     """For each (user, text, others): the text's log-probability of being the user's, then each other's (nats).
 
-    `written` are the texts by user that the classifier learns from: of the user and the others alone. The users are
-    equally probable beforehand, however much they wrote. All are level where nobody wrote anything.
+    `written` are the training texts by user; for each text only the user's and the others' texts are used. All users
+    have the same prior probability, however much they wrote. Without any training text all are equally probable.
     """
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.naive_bayes import MultinomialNB
@@ -22,7 +22,7 @@ def attribute_texts(
     found = []
     for user, text, others in asked:
         candidates = tuple(sorted({user, *others}))
-        # an empty text beside each user's own, so that each has one
+        # an empty text for each user, so that every user has one
         pairs = [(one, own) for one in candidates for own in ("", *written.get(one, ()))]
         if not any(own for _, own in pairs):
             found.append([0.0] * (1 + len(others)))

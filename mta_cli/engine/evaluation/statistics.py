@@ -1,6 +1,7 @@
-"""What tallies prove: intervals, paired differences, and the difference that a design can find.
+"""Statistics over users: intervals, paired differences, and the detectable difference of a design.
 
-Users are drawn, never queries: a user with many queries does not count as many users. Knows neither models nor tasks.
+Resampling draws users, never single queries, because the queries of a user are not independent. Knows neither models
+nor tasks.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import numpy.typing as npt
 
 from mta_cli.engine.evaluation.user_sums import Array, UserSums
 
-MAX_WEIGHTS_IN_MEMORY = 1 << 20  # weights of users that are held at once
-TIE_TOLERANCE = 1e-10  # statistics nearer than this differ by rounding only
+MAX_WEIGHTS_IN_MEMORY = 1 << 20  # entries of a [draws, users] matrix that are held at once
+TIE_TOLERANCE = 1e-10  # statistics closer than this differ by rounding only
 MDE_STANDARD_ERRORS = 2.8  # 1.96 for a two-sided 5 % test + 0.84 for 80 % power, in standard errors (Bloom 1995)
-BETWEEN_USER_VARIANCE = 0.1  # guessed share of the variance of a query's difference that lies between users
+# assumed intraclass correlation: the share of the variance of a query's difference that is between users
+BETWEEN_USER_VARIANCE = 0.1
 
 Values = dict[str, Array]
 
@@ -32,10 +34,10 @@ def bootstrap_metrics(tally: UserSums, *, seed: int, draws: int = 2000) -> dict[
 def paired_difference(a: UserSums, b: UserSums, *, seed: int, draws: int = 10_000) -> dict[str, dict[str, float]]:
     """Each metric's a − b as `{value, low, high, p}`, paired by user.
 
-    The interval is the 95 % percentile bootstrap over users, the same users drawn for both. p is two-sided, of a
-    permutation test that swaps the two methods' whole sums within users at random; the order found counts as one of
-    the draws, so p is never 0 (Phipson & Smyth 2010). Metrics that only one of them has are left out. Raises
-    ValueError unless both are of one task and hold the same users and golds.
+    The interval is the 95 % percentile bootstrap over users, the same users drawn for both. p is two-sided, from a
+    permutation test that randomly swaps the two methods' sums within users; the observed assignment counts as one of
+    the draws, so p is never 0 (Phipson & Smyth 2010). Metrics that only one method has are left out. Raises ValueError
+    unless both are of one task and hold the same users and golds.
     """
     _require_paired_sums(a, b)
     bootstrap, permutation = np.random.default_rng(seed).spawn(2)
@@ -74,7 +76,7 @@ def paired_differences(
 def holm_adjusted(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for their number by Holm's step-down method (Holm 1979, Scand. J. Statist. 6), in their order.
 
-    Rejecting what is at most α keeps the chance of any false rejection among them at most α, whatever their dependence.
+    Rejecting the values that are at most α keeps the family-wise error rate at most α under any dependence.
     """
     adjusted, largest = [0.0] * len(p_values), 0.0
     for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -84,10 +86,10 @@ def holm_adjusted(p_values: Sequence[float]) -> list[float]:
 
 
 def minimum_detectable_effect(a: UserSums, b: UserSums, metric: str) -> float:
-    """The smallest true a − b (its size) that a two-sided 5 % test on such users finds with 80 % power.
+    """The smallest true |a − b| that a two-sided 5 % test on such users detects with 80 % power.
 
     2.8 standard errors (Bloom 1995, "Minimum detectable effects"), by the jackknife over users (Efron & Tibshirani
-    1993, ch. 11). 0 where both always answer alike, infinite for one user alone. Raises ValueError as
+    1993, ch. 11). 0 if both methods give the same answers, infinite for a single user. Raises ValueError as
     `paired_difference` does, and for a metric that one of them lacks.
     """
     _require_paired_sums(a, b)
@@ -107,9 +109,9 @@ def planned_detectable_effect(
     """The `minimum_detectable_effect` of a mean over queries, before any answer is known.
 
     `spread` is the standard deviation of one query's difference, `between` the correlation of two queries' differences
-    within a user (0 to 1). Over N queries, the variance of the mean is spread² / N times the design effect
-    1 + (m − 1)·between (Kish 1965, "Survey Sampling"), where users of unequal numbers mᵤ have m = Σmᵤ² / Σmᵤ (Eldridge,
-    Ashby & Kerry 2006, Int. J. Epidemiol. 35). Raises ValueError for no queries and for figures that cannot be.
+    within a user (0 to 1). Over N queries, the variance of the mean is spread² / N times the design effect 1 + (m −
+    1)·between (Kish 1965, "Survey Sampling"), where users of unequal numbers mᵤ have m = Σmᵤ² / Σmᵤ (Eldridge, Ashby &
+    Kerry 2006, Int. J. Epidemiol. 35). Raises ValueError without queries and for impossible values.
     """
     counts = np.asarray(queries_per_user, dtype=np.float64)
     if counts.sum() <= 0 or counts.min() < 0 or spread < 0 or not 0 <= between <= 1:
@@ -119,14 +121,14 @@ def planned_detectable_effect(
 
 
 def _samples(rng: np.random.Generator, users: int, draws: int) -> Iterator[Array]:
-    """How often each user is drawn when as many are drawn with replacement, `[some draws, users]` at a time."""
+    """Yields bootstrap counts of each user, `[some draws, users]` at a time."""
     for count in _chunk_sizes(users, draws):
         drawn = rng.integers(users, size=(count, users)) + users * np.arange(count)[:, None]
         yield np.bincount(drawn.ravel(), minlength=count * users).reshape(count, users).astype(np.float64)
 
 
 def _swaps(rng: np.random.Generator, users: int, draws: int) -> Iterator[Array]:
-    """1 for each user whose two methods are swapped, else 0, `[some draws, users]` at a time."""
+    """Yields 1 for each user whose two methods are swapped, else 0, `[some draws, users]` at a time."""
     for count in _chunk_sizes(users, draws):
         yield rng.integers(2, size=(count, users)).astype(np.float64)
 

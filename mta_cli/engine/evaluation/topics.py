@@ -1,4 +1,6 @@
-"""Groups of users of like topic, so that topic does not pass for style. Knows no store."""
+"""Groups users by similar topic, so that a difference in topic is not taken for a difference in style. Knows no
+store.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-WORD_FEATURES = 1 << 16  # words are counted in so many buckets
+WORD_FEATURES = 1 << 16  # hash buckets for words
 
 AlikeGroup = dict[int, tuple[int, ...]]
 """The members of a group by user id, each with the other members, the nearest first."""
@@ -17,9 +19,9 @@ def group_alike(
 ) -> list[AlikeGroup]:
     """Groups of at most `max_size` users; the same users and texts give the same groups.
 
-    `texts` are what each user wrote, `named` the groups that a file gives: their users are grouped among themselves.
-    Whoever is alone in a named group, or in none, is grouped with the rest. Within these, groups have the same size
-    but for one user, and nearest are those with the largest cosine of words (TF-IDF).
+    `texts` are what each user wrote. `named` are the groups that a file gives; the users of one are grouped among
+    themselves. Users without a named group, or alone in one, are grouped with the rest. The sizes of groups differ by
+    at most one, and similarity is the cosine of TF-IDF vectors.
     """
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
@@ -39,7 +41,8 @@ def group_alike(
     for user in order:
         name = named.get(user)
         pools.setdefault(name if counts.get(name or "", 0) > 1 else None, []).append(user)
-    if len(pools) > 1 and len(pools.get(None, ())) == 1:  # nobody is left alone: there would be nobody to compare with
+    # a single leftover user would have no other to be compared with
+    if len(pools) > 1 and len(pools.get(None, ())) == 1:
         (alone,) = pools.pop(None)
         next(iter(pools.values())).append(alone)
     groups = list[AlikeGroup]()

@@ -1,6 +1,7 @@
-"""Answers added up by user. Every metric of LaMP (arXiv 2304.11406) is a function of such sums.
+"""Sums over each user's answers. Every metric of LaMP (arXiv 2304.11406) is a function of such sums.
 
-So a metric of any sample of users is one product of weights and sums. Knows neither models nor chance.
+So the metric of any bootstrap sample is one matrix product of user counts and sums. Knows no models and draws no
+samples.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ Array = npt.NDArray[np.float64]
 class UserSums:
     """One method's answers, added up for each user.
 
-    `sums` is `[users, 2 + columns]`: queries, log-likelihoods of the golds (nats; zeros unless `has_loglik`) and what
-    the metric is made of. `golds` are each user's, sorted: what two methods must have in common to be compared.
-    `whose` are the sums of the users whose answers other users' models were asked about.
+    `sums` is `[users, 2 + columns]`: queries, log-likelihoods of the golds (nats; zeros unless `has_loglik`) and the
+    metric's own columns. `golds` are each user's gold answers, sorted; two methods can be compared only if they agree.
+    `whose` are the sums of users for whom other users' models were measured too.
     """
 
     metric: str
@@ -60,11 +61,11 @@ def sum_by_user(
 ) -> UserSums:
     """Add up one method's answers; the sequences are parallel over queries.
 
-    `metric` is accuracy, mae, rouge, or likelihood of texts that were scored and not generated.
+    `metric` is accuracy, mae, rouge, or likelihood for texts that were scored but not generated.
 
-    `logliks` are nats, or None for all. Raises ValueError for sequences of different length or of nothing, an unknown
-    metric, a score whose gold is no number, accuracy without labels, and likelihoods that are missing in part or not
-    finite.
+    `logliks` are nats, or None for all. Raises ValueError for sequences that are empty or of different lengths, an
+    unknown metric, a gold score that is not a number, accuracy without labels, and likelihoods that are partly missing
+    or not finite.
     """
     if len({len(users), len(answers), len(golds), len(logliks)}) > 1 or not users:
         raise ValueError(f"{len(users)} users, {len(answers)} answers, {len(golds)} golds, {len(logliks)} likelihoods")
@@ -83,18 +84,18 @@ def sum_by_user(
 
 
 def count_metric_columns(metric: str, labels: Sequence[str]) -> int:
-    """How many columns a metric is made of. ValueError for an unknown metric, and for accuracy without labels."""
+    """The number of columns of a metric. Raises ValueError for an unknown metric and for accuracy without labels."""
     if metric not in _FAMILIES or (metric == "accuracy" and not labels):
         raise ValueError(f"there is no metric {metric!r} of {len(labels)} labels")
     return {"accuracy": 3 * len(labels), "likelihood": 0}.get(metric, 2)
 
 
 def add_user_sums(tallies: Sequence[UserSums]) -> UserSums:
-    """One method's answers to the same queries on several occasions, such as seeds, as one tally.
+    """The sums of several runs of one method on the same queries, such as several seeds, as one.
 
-    A user stays one user: sums add up. `whose` adds up where the same users were asked about every time; else it is
-    None. Raises ValueError unless all are of one task and hold the same users, numbers of queries and golds, and for
-    none.
+    Sums of a user are added, so the number of users stays the same. `whose` is added if all runs measured the same
+    users, otherwise it is None. Raises ValueError if there are no runs, or if their tasks, users, numbers of queries or
+    golds differ.
     """
     from mta_cli.engine.evaluation.whose import add_whose_sums
 
@@ -118,7 +119,7 @@ def add_user_sums(tallies: Sequence[UserSums]) -> UserSums:
 
 
 def _likelihoods(logliks: Sequence[float | None]) -> Array:
-    """`[queries]`; zeros where there are none."""
+    """Log-likelihoods `[queries]`; zeros if there are none."""
     known = [value for value in logliks if value is not None]
     if not known:
         return np.zeros(len(logliks))
@@ -129,14 +130,16 @@ def _likelihoods(logliks: Sequence[float | None]) -> Array:
 
 @dataclass(frozen=True)
 class _Family:
-    """How the metrics of one kind are counted, `[queries, columns]`, and made of the columns' sums."""
+    """The metrics of one kind: columns counted for each answer, `[queries, columns]`, and metrics from the columns'
+    sums.
+    """
 
     columns: Callable[[Sequence[str], Sequence[str], Sequence[str]], Array]
     measure: Callable[[Array, Array], dict[str, Array]]
 
 
 def _label_columns(answers: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> Array:
-    """For each label: right, answered, wanted. What is no label counts nowhere."""
+    """Three columns for each label: correct answers, answers, golds. A text that is not a label counts in none."""
     if not labels:
         raise ValueError("accuracy needs labels")
     answered, wanted = _one_hot(answers, labels), _one_hot(golds, labels)
@@ -149,7 +152,7 @@ def _one_hot(texts: Sequence[str], labels: Sequence[str]) -> Array:
 
 
 def _label_metrics(sums: Array, queries: Array) -> dict[str, Array]:
-    """Macro-F1 is over the fixed list: a label that neither occurs nor is answered counts as 0."""
+    """Macro-F1 is over all labels of the task: a label that is neither a gold nor an answer counts as 0."""
     right, answered, wanted = np.split(sums, 3, axis=-1)
     either = answered + wanted
     f1 = np.divide(2 * right, either, out=np.zeros_like(right), where=either > 0)
@@ -180,7 +183,7 @@ def _text_metrics(sums: Array, queries: Array) -> dict[str, Array]:
 
 
 _FAMILIES = {
-    "likelihood": _Family(_no_columns, lambda sums, queries: {}),  # answers that were scored and not generated
+    "likelihood": _Family(_no_columns, lambda sums, queries: {}),  # texts that were scored but not generated
     "accuracy": _Family(_label_columns, _label_metrics),
     "mae": _Family(_score_columns, _score_metrics),
     "rouge": _Family(_text_columns, _text_metrics),

@@ -1,6 +1,6 @@
-"""Whose is it? How often a user's own model finds the user's answer likelier than other users' models do.
+"""Authorship: how often a user's own model gives the user's answer a higher likelihood than other users' models do.
 
-Chance is known: of one own model and n others, 1 / (n + 1). Knows neither models nor stores.
+By chance, the own model would be first among n others with probability 1 / (n + 1). Knows neither models nor stores.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TIE = 1e-6  # nats: rounding of float32
 
 @dataclass(frozen=True)
 class WhoseSums:
-    """Answers added up by user.
+    """Sums over each user's answers.
 
     `sums` is [users, 4]: questions; times the own model came first; times expected by chance; summed lead of the own
     model over the mean of the others (nats).
@@ -34,14 +34,15 @@ def pack_logliks(own: float, others: Sequence[float]) -> bytes:
 
 
 def unpack_logliks(packed: bytes) -> tuple[float, ...]:
-    """What `pack_logliks` packed."""
+    """The log-likelihoods that `pack_logliks` packed."""
     return struct.unpack(f"<{len(packed) // 4}f", packed)
 
 
 def sum_whose(users: Sequence[int], logliks: Sequence[Sequence[float]]) -> WhoseSums | None:
-    """Add up answers by user; `logliks` of each are the own model's, then the others'. None without any others.
+    """Sum answers by user. The `logliks` of an answer are the own model's first, then the others'. Returns None if no
+    answer has others.
 
-    An own model that is level with n others counts 1 / (n + 1) as first.
+    An own model that ties with n others counts as 1 / (n + 1) first places.
     """
     rows = [(user, own) for user, own in zip(users, logliks, strict=True) if len(own) > 1]
     if not rows:
@@ -64,11 +65,13 @@ def add_whose_sums(parts: Sequence[WhoseSums]) -> WhoseSums:
 
 
 def identify(found: WhoseSums, *, seed: int, draws: int = 2000) -> dict[str, float]:
-    """How often the own model is first: {first, questions, chance, share, low, high, ahead, users, p, difference}.
+    """Statistics of how often the own model is first: {first, questions, chance, share, low, high, ahead, users, p,
+    difference}.
 
-    `chance` is the number that is expected of equal models. `share` has a 95 % percentile bootstrap over users. `ahead`
-    counts the users whose answers are, on average, likelier under their own model than under the mean of the others;
-    `p` is the two-sided sign test of it (users who are level are left out). `difference` is that mean in nats.
+    `chance` is the number expected if all models were equal. `low` and `high` bound `share` by a 95 % percentile
+    bootstrap over users. `ahead` counts users whose answers are, on average, likelier under their own model than under
+    the mean of the others; `p` is its two-sided sign test (ties are left out). `difference` is the mean difference in
+    nats.
     """
     from scipy.stats import binomtest
 
@@ -94,8 +97,8 @@ def identify(found: WhoseSums, *, seed: int, draws: int = 2000) -> dict[str, flo
 def lead_over_others(found: WhoseSums, *, seed: int, draws: int = 10_000) -> dict[str, float]:
     """How much likelier answers are under the own model than under the mean of the others: {value, low, high, p}, nats.
 
-    A 95 % percentile bootstrap over users; p is two-sided, of a permutation test that swaps own and others within users
-    (the order found counts as one of the draws).
+    The interval is a 95 % percentile bootstrap over users. p is two-sided, from a permutation test that swaps own and
+    others within users; the observed assignment counts as one of the draws.
     """
     rng, (questions, lead) = np.random.default_rng(seed), found.sums[:, (0, 3)].T
     drawn = rng.integers(len(lead), size=(draws, len(lead)))  # [draws, users]

@@ -1,11 +1,11 @@
-"""An answer's text as its tokens come: whole characters, up to the first text that its reader asked to stop at."""
+"""Turns an answer's tokens into text while they are generated: only whole characters, up to the first stop text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-REPLACEMENT = "\ufffd"  # what a tokenizer shows for bytes that do not make a character yet
+REPLACEMENT = "\ufffd"  # what a tokenizer shows for an incomplete character
 
 
 class StreamingDetokenizer:
@@ -14,11 +14,11 @@ class StreamingDetokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._shown = 0  # the text of the ids before this one was returned already
+        self._shown = 0  # the text of all earlier ids was returned already
         self._context = 0  # decoding starts here, so that word boundaries come out as in the whole text
 
     def add_token(self, token_id: int) -> str:
-        """The text that `token_id` completes; empty while a character is still open."""
+        """The text that `token_id` completes; empty while a character is incomplete."""
         self._ids.append(token_id)
         text = self._text(self._context, len(self._ids))
         return "" if text.endswith(REPLACEMENT) else self._take(text)
@@ -40,13 +40,13 @@ class StreamingDetokenizer:
 
 
 class StopFilter:
-    """Holds back text that may be the beginning of a stop text, and ends at the first stop text."""
+    """Holds back text that may be the beginning of a stop text, and cuts the answer at the first stop text."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops, self._held = [stop for stop in stops if stop], ""
 
     def add(self, text: str) -> tuple[str, bool]:
-        """The text that may be shown now, and whether a stop text was met; nothing is shown from there on."""
+        """The text that may be shown now, and whether a stop text was found; later text is dropped."""
         self._held += text
         met = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if met:
@@ -58,13 +58,13 @@ class StopFilter:
         return shown, False
 
     def flush(self) -> str:
-        """What is still held back."""
+        """The text that is still held back."""
         shown, self._held = self._held, ""
         return shown
 
 
 class AnswerText:
-    """An answer's text as its tokens come, up to the first of its stop texts."""
+    """An answer's text while its tokens are generated, up to the first stop text."""
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
         self._detokenizer, self._filter = StreamingDetokenizer(tokenizer), StopFilter(stops)
@@ -87,5 +87,5 @@ class AnswerText:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that `stop` begins with."""
+    """The length of the longest suffix of `text` that is a prefix of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,7 +1,6 @@
-"""A batch of the Llama decoder that rows join and leave: prompts first, then token by token.
+"""Continuous batching with the Llama decoder: prompts are read, join the batch as rows, and leave when they end.
 
-Each row has its own user's LoRAs and its own length. What a row gets does not depend on the other rows, but for
-rounding.
+Each row has its own user's LoRAs and its own length. Other rows change a row's logits only by rounding.
 """
 
 from __future__ import annotations
@@ -16,12 +15,14 @@ from mta_cli.engine.lora.row_factors import RowFactors, UserFactors, prompt_lora
 from mta_cli.engine.model.kv_cache import KVCache
 from mta_cli.engine.model.llama import LlamaDecoder, Masks
 
-INITIAL_ROWS, INITIAL_POSITIONS = 4, 256  # what a batch has room for at first
+INITIAL_ROWS, INITIAL_POSITIONS = 4, 256  # initial capacity of a batch
 
 
 @dataclass(frozen=True)
 class PromptText:
-    """Tokens to read for a user: `prompt` of a prompt, from which late LoRAs count, then those of its answer."""
+    """Tokens to read for a user: the first `prompt` are the prompt's, the rest belong to the answer. `prompt` decides
+    where late LoRAs begin.
+    """
 
     user: UserFactors
     ids: Sequence[int]
@@ -29,10 +30,10 @@ class PromptText:
 
 
 class PromptPass:
-    """Texts that are read together, in pieces, behind a prefix that is known.
+    """Reads several texts together, in pieces, after a common prefix that was computed before.
 
-    Shorter texts are padded on the right, where no token sees the padding. `prefix` is a `row_block` of the first
-    positions of every text.
+    Shorter texts are padded on the right, so that no token attends to padding. `prefix` is a `row_block` of the first
+    positions, the same for every text.
     """
 
     def __init__(self, decoder: LlamaDecoder, texts: Sequence[PromptText], prefix: Tensor | None = None) -> None:
@@ -40,16 +41,18 @@ class PromptPass:
         self._width = max(len(text.ids) for text in texts)
         self.cache = KVCache(decoder, len(texts), self._width)
         self.cache.fill_rows(len(texts), prefix)
-        self._last_states: dict[int, Tensor] = {}  # of the texts that were read to their end
+        self._last_states: dict[int, Tensor] = {}  # of texts that are completely read
 
     @property
     def remaining(self) -> int:
-        """How many tokens of the longest text are still to be read."""
+        """The number of tokens of the longest text that are still unread."""
         return self._width - max(self.cache.lengths)
 
     @torch.inference_mode()
     def read(self, most: int) -> Tensor | None:
-        """Read up to `most` tokens of each text; the logits [texts, vocabulary] that follow once all are read."""
+        """Read up to `most` tokens of each text. Returns the next-token logits [texts, vocabulary] once all texts are
+        read.
+        """
         first = self.cache.lengths[0]
         last = min(self._width, first + most)
         ids = torch.zeros(len(self.texts), last - first, dtype=torch.long)
@@ -69,21 +72,23 @@ class PromptPass:
 
     @torch.inference_mode()
     def completion_log_likelihoods(self, logits: Tensor, completions: Sequence[Sequence[int]]) -> list[float]:
-        """Log-likelihood of each completion of the only text, nats; `logits` [vocabulary] are those that follow it.
+        """Log-likelihood (nats) of each completion of the single text, whose next-token logits are `logits`
+        [vocabulary].
 
-        All completions run in one pass, each seeing the text and itself.
+        All completions run in one pass; each attends to the text and to itself.
         """
         decoder, past = self._decoder, self.cache.lengths[0]
         first = torch.log_softmax(logits.float(), -1)
         scores = [float(first[one[0]]) for one in completions]
-        heads = [list(one[:-1]) for one in completions]  # the tokens behind which others are predicted
+        # all but the last token of each completion, which is only predicted
+        heads = [list(one[:-1]) for one in completions]
         ids = [token for head in heads for token in head]
         if not ids:
             return scores
         # 1. the completion and the position of each token  [time]
         owner = torch.tensor([n for n, head in enumerate(heads) for _ in head])
         offset = torch.tensor([place for head in heads for place in range(len(head))])
-        # 2. a token sees the text, and its own completion up to itself  [1, 1, 1, time, past + time]
+        # 2. the mask: a token attends to the text and to its own completion up to itself [1, 1, 1, time, past + time]
         own = (owner[:, None] == owner) & (offset[:, None] >= offset)
         visible = torch.cat([torch.ones(len(ids), past, dtype=torch.bool), own], -1)
         mask = torch.zeros(visible.shape, dtype=decoder.dtype).masked_fill_(~visible, float("-inf"))
@@ -126,7 +131,7 @@ class DecodingBatch:
 
     @torch.inference_mode()
     def join(self, read: PromptPass) -> None:
-        """Add texts that were read as the last rows. An error changes nothing."""
+        """Append the texts of `read` as new rows. An error changes nothing."""
         own = [text.user.decoding_factors for text in read.texts]
         self._cache.add_rows(read.cache)
         self._own.add_rows(own)
@@ -134,7 +139,7 @@ class DecodingBatch:
 
     @torch.inference_mode()
     def decode_step(self, tokens: Sequence[int]) -> Tensor:
-        """Run one more token of each row; the logits [rows, vocabulary] that follow."""
+        """Run one more token of each row; returns the next-token logits [rows, vocabulary]."""
         decoder, cache = self._decoder, self._cache
         positions, masks = cache.begin_pass(1)
         x = decoder.embed(torch.tensor(tokens, device=decoder.device)[:, None])
@@ -144,7 +149,7 @@ class DecodingBatch:
         return decoder.logits(x[:, -1], read_copies=True)
 
     def pack_weights(self) -> None:
-        """Make the copies of the weights that steps of so many rows read."""
+        """Copy the weights into the layout that is fastest for this number of rows."""
         self._decoder.pack_weights(one_row=len(self) == 1, many_rows=len(self) > 1)
 
     def row_block(self, row: int, length: int) -> Tensor:
@@ -152,12 +157,12 @@ class DecodingBatch:
         return self._cache.row_block(row, length)
 
     def row_length(self, row: int) -> int:
-        """How many tokens of a row were run."""
+        """The number of tokens of a row that were run."""
         return self._cache.lengths[row]
 
     @torch.inference_mode()
     def keep_rows(self, kept: Sequence[int]) -> list[int]:
-        """Drop all other rows. Returns which of the old rows each row is now."""
+        """Drop all other rows. Returns the old index of each remaining row."""
         order = compact_rows(kept)
         self._cache.keep_rows(order)
         self._shared.keep_rows(order)
@@ -165,14 +170,14 @@ class DecodingBatch:
         return order
 
     def trim(self) -> None:
-        """Give back memory that no row uses."""
+        """Free memory that no row uses."""
         self._cache.trim(*self._least)
 
 
 def compact_rows(kept: Sequence[int]) -> list[int]:
-    """Which of the old rows each row is, once only `kept` are left: the last ones fill the places of dropped ones.
+    """The old index of each row after only `kept` are left: rows from the end move into the places of dropped rows.
 
-    So few rows of a cache are copied, and `order[i] >= i`.
+    This copies few rows of a cache and guarantees `order[i] >= i`.
     """
     holes = sorted(set(range(len(kept))).difference(kept))
     order = list(range(len(kept)))

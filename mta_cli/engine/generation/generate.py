@@ -22,12 +22,12 @@ from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.token_budget import TokenBudget
 
-MIN_TOKENS_TO_PACK = 8  # from so many tokens of answer on, packing the weights takes less time than it saves
+MIN_TOKENS_TO_PACK = 8  # for answers of at least this many tokens, packing the weights saves more time than it takes
 
 
 @dataclass
 class _Row:
-    """A request in a batch: its place among all, the most tokens that may follow, its choices and its tokens."""
+    """A request in a batch: its index among all requests, its maximum answer length, its sampler and its tokens."""
 
     place: int
     request: GenerationRequest
@@ -36,7 +36,7 @@ class _Row:
     filter: RepetitionFilter
 
     def add(self, token: int, end_ids: Sequence[int]) -> tuple[list[int], FinishReason | None]:
-        """The tokens that may be shown after the next `token`, and why the answer ends, if it does."""
+        """Add the next `token`. Returns the tokens that may be shown now, and the finish reason if the answer ends."""
         self.request.ids.append(token)
         if token in end_ids:
             return self.filter.flush(), "end"
@@ -57,14 +57,14 @@ def generate(
     goes_on: Callable[[int], bool] = lambda place: True,
     prompt_cache: PromptCache | None = None,
 ) -> Generator[tuple[int, int], None, None]:
-    """The tokens of all answers one by one, as (number of the request, token), without the end of turn.
+    """Yields the tokens of all answers as (index of the request, token), without the end of turn.
 
-    The requests get their answers, and why each ended. An answer that repeats itself ends there, and says it once; it
-    ends as well where `goes_on`, asked by its number after each of its tokens, is false. It does not depend on the
-    other requests. `prompt_cache` is for a request alone.
+    Fills in each request's answer and finish reason. An answer ends at a repetition, which is kept once, or when
+    `goes_on`, called with the request's index after each token, returns false. An answer does not depend on the other
+    requests. `prompt_cache` can be used for a single request only.
 
-    Raises BadInput where a prompt leaves no room, IntegrityFault where the logits are not finite, UsageError where the
-    base cannot have late LoRAs.
+    Raises BadInput if a prompt leaves no room for an answer, IntegrityFault if logits are not finite, UsageError if the
+    base cannot compute late LoRAs.
     """
     rows = [
         _Row(
@@ -90,14 +90,14 @@ def generate_answers(
     owners: Sequence[int],
     params: SamplingParams,
 ) -> list[list[int]]:
-    """The token ids of the answer to each prompt; user `owners[i]`, LoRAs above the base, answers prompt `i`.
+    """The token ids of the answer to each prompt. Prompt `i` is answered with the LoRAs `users[owners[i]]`.
 
-    As many are answered together as fit into memory. Raises what `generate` raises.
+    Batches are as large as fit into memory. Raises as `generate`.
     """
     requests = [GenerationRequest(prompt, users[owner]) for prompt, owner in zip(prompts, owners, strict=True)]
 
     def answer(numbers: list[int]) -> None:
-        for n in numbers:  # afresh, where more did not fit into memory
+        for n in numbers:  # start again, if an earlier, larger batch ran out of memory
             requests[n] = GenerationRequest(requests[n].prompt, requests[n].loras)
         for _ in generate(base, [requests[n] for n in numbers], params):
             pass
@@ -113,10 +113,10 @@ def _decode(
     rows: list[_Row],
     goes_on: Callable[[int], bool],
 ) -> Iterator[tuple[int, int]]:
-    """Decode until every row has its answer, from the `logits` [rows, vocabulary] that follow the prompts."""
+    """Decode until every answer has ended. `logits` [rows, vocabulary] are the next-token logits after the prompts."""
     packs = max(row.most for row in rows) >= MIN_TOKENS_TO_PACK
     while True:
-        # 1. one token for each row, and what each may show
+        # 1. choose a token for each row, and yield the tokens that may be shown
         tokens, alive = _choose_tokens(logits, rows), list[int]()
         for r, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             shown, finish = row.add(token, base.end_ids)
@@ -127,17 +127,17 @@ def _decode(
                 row.request.finish = finish
             elif goes_on(row.place):
                 alive.append(r)
-        # 2. rows whose answers go on
+        # 2. drop the rows whose answers have ended
         if not alive:
             return
         if len(alive) < len(rows):
             order = batch.keep_rows(alive)
             rows, tokens = [rows[i] for i in order], [tokens[i] for i in order]
-        # 3. faster copies of the weights, after the first tokens, which need not wait for them
+        # 3. pack the weights, only now so that the first tokens do not wait for it
         if packs:
             batch.pack_weights()
             packs = False
-        # 4. logits behind the new tokens  [rows, vocabulary]
+        # 4. run the new tokens; logits of the next ones [rows, vocabulary]
         logits = batch.decode_step(tokens)
 
 

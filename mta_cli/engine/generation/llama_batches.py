@@ -1,4 +1,4 @@
-"""Prompts of several users read by the Llama decoder, as the rows of one batch."""
+"""Prefill with the Llama decoder: reads the prompts of several users as the rows of one batch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mta_cli.engine.model.llama import PACKED_MAX_ROWS, LlamaDecoder
 from mta_cli.engine.scoring.prefix_cache_scoring import pack_by_length
 
 CPU_BATCH_BYTES, GPU_BATCH_BYTES = 2 << 30, 8 << 30  # of caches and factors held at once
-PREFILL_CHUNK_TOKENS = 1024  # of each prompt that run at once
-MAX_EARLY_TOKENS = 1024  # of an answer that a batch has room for from the start
+PREFILL_CHUNK_TOKENS = 1024  # tokens of each prompt that run at once
+MAX_EARLY_TOKENS = 1024  # tokens of an answer for which a batch has room from the start
 
 
 def read_prompts(
@@ -32,7 +32,7 @@ def read_prompts(
     users = {id(one.loras): one.loras for one in requests}
     factors = {key: UserFactors.from_loras(decoder, loras, {}) for key, loras in users.items()}
     texts = [PromptText(factors[id(one.loras)], one.prompt, len(one.prompt)) for one in requests]
-    # 2. the prefix that is known, or that all prompts share
+    # 2. the prefix that is cached, or that all prompts share
     prefix = _shared_prefix(decoder, texts) if prompt_cache is None else _cached_prefix(decoder, prompt_cache, texts[0])
     longest = max(len(one.prompt) for one in requests)
     new = longest - (0 if prefix is None else prefix.shape[3])
@@ -45,7 +45,7 @@ def read_prompts(
             pass
         logits.append(found)
         batch.join(reading)
-    # 4. after the answers: what no late LoRA has touched is kept for the next turn
+    # 4. after the answers: keep the positions that no late LoRA has changed for the next turn
     try:
         yield range(len(requests)), batch, torch.cat(logits)
     finally:
@@ -55,7 +55,7 @@ def read_prompts(
 
 
 def _cached_prefix(decoder: LlamaDecoder, prompt_cache: PromptCache, text: PromptText) -> Tensor | None:
-    """What the cache, which is empty then, has of a text. Where a late LoRA acts, all that comes before it."""
+    """The cached prefix of a text, up to the first position of a late LoRA. Empties the cache."""
     clean = text.user.reusable_length(text.prompt, text.prompt)
     length, block = min(clean, prompt_cache.shared_length(text.ids)), prompt_cache.cache
     prompt_cache.clear()
@@ -64,9 +64,9 @@ def _cached_prefix(decoder: LlamaDecoder, prompt_cache: PromptCache, text: Promp
 
 
 def _shared_prefix(decoder: LlamaDecoder, texts: Sequence[PromptText]) -> Tensor | None:
-    """The prefix that all prompts share, where it is the same for all users; None where nothing is shared.
+    """The keys and values of the prefix that all prompts share; None if there is none that is equal for all users.
 
-    It is the same where no user's LoRA acts on it, or where all texts are one user's.
+    It is equal if no user's LoRA acts on it, or if all texts belong to one user.
     """
     first, users = texts[0], {id(text.user): text.user for text in texts}
     if len(texts) == 1 or (len(users) > 1 and any(user.everywhere for user in users.values())):
@@ -84,14 +84,14 @@ def _read_prefix(decoder: LlamaDecoder, text: PromptText, length: int, prefix: T
 
 
 def pack_requests(decoder: LlamaDecoder, requests: Sequence[GenerationRequest], max_tokens: int) -> list[list[int]]:
-    """Numbers of requests of similar length that fit into memory, of so many rows that packed weights are read."""
+    """Indices of requests in groups of similar length that fit into memory and are small enough for packed weights."""
     limit = GPU_BATCH_BYTES if decoder.device.type == "cuda" else CPU_BATCH_BYTES
     packs = pack_by_length([_request_bytes(decoder, request, max_tokens) for request in requests], limit)
     return [pack[n : n + PACKED_MAX_ROWS] for pack in packs for n in range(0, len(pack), PACKED_MAX_ROWS)]
 
 
 def _request_bytes(decoder: LlamaDecoder, request: GenerationRequest, max_tokens: int) -> int:
-    """Memory of a request: its cache, and its user's factors in float32, cast, and fused with zeros between."""
+    """The memory of a request: its cache, and its user's factors in float32, cast, and fused (padded with zeros)."""
     cache = 2 * len(decoder.layers) * decoder.kv_heads * decoder.head_dim * (len(request.prompt) + max_tokens)
     factors = sum(lora.num_parameters for lora in request.loras)
     return int(decoder.dtype.itemsize * cache + (4 + 3 * decoder.dtype.itemsize) * factors)

@@ -1,4 +1,4 @@
-"""Prompts read by a base's own modules, one after another, each user's LoRAs merged into the weights in turn."""
+"""Prefill with a base's own modules: prompts one after another, each user's LoRAs merged into the weights in turn."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mta_cli.engine.model.load import LoadedBase
 
 
 class ModuleBatch:
-    """A batch of one row. `prompt_cache` has what was run before, and takes what is run."""
+    """A batch of one row. Reads and extends the keys and values in `prompt_cache`."""
 
     def __init__(self, base: LoadedBase, prompt_cache: PromptCache) -> None:
         self._base, self._prompt_cache = base, prompt_cache
 
     def read_prompt(self, prompt: Sequence[int]) -> Tensor:
-        """Run what the cache does not have of the prompt; the logits [1, vocabulary] that follow."""
+        """Run the part of the prompt that is not cached; returns the next-token logits [1, vocabulary]."""
         kept = self._prompt_cache
         length = kept.shared_length(prompt)
         if not length or not has_keys_and_values(kept.cache):
@@ -33,10 +33,10 @@ class ModuleBatch:
         return self.decode_step(prompt[len(kept.ids) :])
 
     def decode_step(self, tokens: Sequence[int]) -> Tensor:
-        """Run more tokens of the row; the logits [1, vocabulary] that follow."""
+        """Run more tokens of the row; returns the next-token logits [1, vocabulary]."""
         kept = self._prompt_cache
         cache, known = kept.cache, kept.ids
-        kept.clear()  # a pass that is interrupted leaves layers of different lengths
+        kept.clear()  # an interrupted pass leaves layers of different lengths
         new = tokens if cache is not None else [*known, *tokens]
         logits, cache = forward(self._base, torch.tensor([new], device=self._base.device), cache, logits_to_keep=1)
         kept.ids, kept.cache = [*known, *tokens], cache
@@ -53,7 +53,7 @@ class ModuleBatch:
 def read_prompts_in_turn(
     base: LoadedBase, requests: Sequence[GenerationRequest], prompt_cache: PromptCache | None
 ) -> Generator[tuple[Sequence[int], ModuleBatch, Tensor], None, None]:
-    """One request after another, those of a user together; see `LlamaBackend.read_prompts`."""
+    """One request after another, grouped by user; see `LlamaBackend.read_prompts`."""
     for loras in {id(request.loras): request.loras for request in requests}.values():
         with merge_into_base(base, merge_loras([(lora, 1.0) for lora in loras])):
             for number, request in enumerate(requests):
@@ -63,7 +63,7 @@ def read_prompts_in_turn(
 
 
 def forward(base: LoadedBase, rows: Tensor, cache: Any, **options: int) -> tuple[Tensor, Any]:
-    """Logits and the grown cache, or None without one. `options` are passed on where the model's forward knows them.
+    """The logits, and the extended cache or None. `options` are passed on if the model's forward accepts them.
 
     transformers calls the cache `cache` from 5.24 on and `past_key_values` before.
     """
@@ -75,9 +75,10 @@ def forward(base: LoadedBase, rows: Tensor, cache: Any, **options: int) -> tuple
 
 
 def has_keys_and_values(cache: Any, *, windows: bool = False) -> bool:
-    """Whether a cache of transformers is of keys and values alone: of all positions, or with `windows` of the last.
+    """Whether a transformers cache has only keys and values: of all positions, or with `windows` also of a sliding
+    window.
 
-    Cutting the end off a cache of all positions is exact.
+    Cropping the end of a cache of all positions is exact.
     """
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 

@@ -1,7 +1,7 @@
-"""Where an answer ends because it repeats itself, as small models do when they take the likeliest token each time.
+"""Stops answers that repeat themselves, as small models do in greedy decoding.
 
-Tokens that may be a repetition are held back. So what was shown is never taken back, and a streamed answer is the whole
-one in pieces.
+Tokens that may be a repetition are held back, so that shown text never has to be withdrawn and a streamed answer equals
+the whole one.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 FinishReason = Literal["end", "length", "repetition", "stop"]
-"""Why a text ended: by the model, at the most tokens, at a repetition, or at a stop text."""
+"""The reason for the end of an answer: the model's end token, the token limit, a repetition, or a stop text."""
 
-MAX_BLOCK = 64  # tokens of a block whose repetition is looked for
-MIN_TIMES, MIN_TOKENS = 3, 32  # a block that is said so often, in so many tokens in all, is a repetition
+MAX_BLOCK = 64  # the longest block, in tokens, whose repetition is found
+MIN_TIMES, MIN_TOKENS = 3, 32  # a block counts as a repetition after so many times and so many tokens in all
 SENTENCE_ENDS = tuple(".!?…。！？")
-SENTENCE_END_TOKENS = 4  # an end with what may follow it is in so many
-CLOSING = "\"'”’»)*_ \n"  # what may follow the end of a sentence
+SENTENCE_END_TOKENS = 4  # tokens within which a sentence's end, with closing characters, is found
+CLOSING = "\"'”’»)*_ \n"  # characters that may follow the end of a sentence
 
 
 def count_new_tokens(tokens: Sequence[int]) -> tuple[int, int]:
-    """How many of `tokens` do not repeat what is right before them, and the length of the repeated block.
+    """The number of `tokens` before a repetition at their end, and the length of the repeated block.
 
-    The rest, at the end, says the block again, once or more often and perhaps in part. The length is 0 while that is
-    no repetition yet: the block is said less than `MIN_TIMES` times, or in less than `MIN_TOKENS` tokens.
+    The remaining tokens repeat the block, perhaps several times and perhaps in part. The length is 0 if the block
+    occurs less than `MIN_TIMES` times or covers less than `MIN_TOKENS` tokens.
     """
     longest = 0
     for period in range(1, min(MAX_BLOCK, len(tokens) - 1) + 1):
-        again = 0  # tokens at the end that are the same as `period` tokens before
+        again = 0  # tokens at the end that equal the tokens `period` places before
         while again + period < len(tokens) and tokens[-1 - again] == tokens[-1 - again - period]:
             again += 1
         if period + again >= max(MIN_TIMES * period, MIN_TOKENS):
@@ -37,9 +37,9 @@ def count_new_tokens(tokens: Sequence[int]) -> tuple[int, int]:
 
 
 class RepetitionFilter:
-    """Holds back tokens that may be a repetition, and ends an answer that repeats itself: a block is said once.
+    """Holds back tokens that may be a repetition, and ends an answer that repeats itself; the block is kept once.
 
-    `tokens` are all that were added; after a repetition, those that are kept. One that is not `active` shows all.
+    `tokens` are all added tokens; after a repetition, only the kept ones. If not `active`, it shows everything.
     """
 
     def __init__(self, tokenizer: Any, *, active: bool = True) -> None:
@@ -59,7 +59,7 @@ class RepetitionFilter:
         return self._show_up_to(new), False
 
     def flush(self) -> list[int]:
-        """What is still held back."""
+        """The tokens that are still held back."""
         return self._show_up_to(len(self.tokens))
 
     def _show_up_to(self, end: int) -> list[int]:
@@ -67,7 +67,8 @@ class RepetitionFilter:
         return shown
 
     def _sentence_end(self, new: int, block: int) -> int:
-        """Where to cut: after the first sentence that ends within a block from the last new token on, else there.
+        """Where to cut: after the first sentence end within one block after the last new token; without one, at that
+        token.
 
         A block may begin anywhere in a loop: `Yes! I know! I know!` repeats `! I know`.
         """

@@ -1,4 +1,4 @@
-"""What is asked for: prompts with their users' LoRAs, how tokens are chosen, and what is kept between two turns."""
+"""Requests for generation: prompts with their users' LoRAs, sampling parameters, and the cache between two turns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mta_cli.errors import BadInput
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen; see `TokenSampler`. `seed` draws each answer's tokens as if it were alone."""
+    """The parameters of `TokenSampler`. Each answer is drawn with `seed` as if it were alone."""
 
     max_tokens: int
     temperature: float = 0.0
@@ -26,17 +26,17 @@ class SamplingParams:
     stop_at_repetition: bool = True
 
     def sampler(self) -> TokenSampler:
-        """The choices of one answer."""
+        """A sampler for one answer."""
         penalty = self.repetition_penalty
         return TokenSampler(self.temperature, self.top_p, self.seed, min_p=self.min_p, repetition_penalty=penalty)
 
 
 @dataclass(eq=False)
 class GenerationRequest:
-    """A prompt, its user's LoRAs above the base as it is, the answer as it grows, and why it ended.
+    """A prompt, its user's LoRAs above the current base, and the answer so far with its finish reason.
 
-    `ids` are the tokens that were run: the prompt's and all that were chosen, also those that are not shown. Requests
-    of one user have the same object as `loras`.
+    `ids` are the prompt's tokens and all chosen ones, including tokens that are not shown. Requests of one user share
+    the same `loras` object.
     """
 
     prompt: Sequence[int]
@@ -49,9 +49,9 @@ class GenerationRequest:
 
 
 class PromptCache:
-    """The tokens that were run last, with what the base keeps of them, from one turn of a chat to the next.
+    """The tokens of the last turn of a chat and their keys and values, for reuse in the next turn.
 
-    Valid only while the weights stay as they are: call `clear` after each change of what is merged into them.
+    Valid only while the weights do not change: call `clear` after every merge.
     """
 
     def __init__(self) -> None:
@@ -63,12 +63,12 @@ class PromptCache:
         self.ids, self.cache = [], None
 
     def shared_length(self, prompt: Sequence[int]) -> int:
-        """How many tokens it shares with the beginning of `prompt`, without the prompt's last."""
+        """The length of the common prefix with `prompt`, whose last token is not counted."""
         return common_prefix_length([self.ids, prompt[:-1]])
 
 
 def common_prefix_length(texts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of `texts` begin with."""
+    """The length of the prefix that all `texts` share."""
     length = 0
     for tokens in zip(*texts, strict=False):
         if len(set(tokens)) > 1:
@@ -78,7 +78,7 @@ def common_prefix_length(texts: Sequence[Sequence[int]]) -> int:
 
 
 def remaining_context(base: LoadedBase, prompt_ids: Sequence[int]) -> int:
-    """How many tokens may follow the prompt. Raises BadInput where there is no prompt or no room."""
+    """The number of tokens that may follow the prompt. Raises BadInput if the prompt is empty or fills the window."""
     room = base.window - len(prompt_ids)
     if not prompt_ids or room < 1:
         raise BadInput(
@@ -89,7 +89,7 @@ def remaining_context(base: LoadedBase, prompt_ids: Sequence[int]) -> int:
 
 
 def require_window(base: LoadedBase, prompt_ids: Sequence[int], answer: int) -> None:
-    """Raises BadInput where a prompt and an answer of `answer` tokens are longer than the base's window."""
+    """Raises BadInput if the prompt and `answer` more tokens exceed the base's window."""
     if len(prompt_ids) + answer - 1 > base.window:
         raise BadInput(
             f"The prompt has {len(prompt_ids)} tokens and the answer {answer}; {base.name} reads {base.window}."

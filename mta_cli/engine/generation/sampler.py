@@ -1,4 +1,4 @@
-"""The choice of an answer's next token: temperature, nucleus, penalties, forbidden tokens, and log-probabilities."""
+"""Sampling of the next token: temperature, top-p, penalties, constraints, and log-probabilities."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from torch import Tensor
 
 from mta_cli.errors import Command, Flag, IntegrityFault
 
-MIN_TEMPERATURE = 1e-9  # below it, logits divided by the temperature would overflow: the likeliest token is taken
+MIN_TEMPERATURE = 1e-9  # below it, logits divided by the temperature would overflow, so decoding is greedy
 
 
 class TokenConstraint(Protocol):
-    """What an answer may say, token by token."""
+    """A grammar that restricts an answer token by token."""
 
     def allowed(self) -> Tensor:
         """The tokens that may follow, bool [vocabulary] or longer."""
         ...
 
     def take(self, token: int) -> None:
-        """A token that was chosen."""
+        """Advance by the chosen token."""
         ...
 
 
 @dataclass(frozen=True)
 class SampledToken:
-    """A token, its log-probability before temperature and penalties (nats), and the likeliest tokens with theirs."""
+    """A token, its log-probability before temperature and penalties (nats), and the likeliest tokens with their
+    log-probabilities.
+    """
 
     token: int
     logprob: float | None = None
@@ -37,12 +39,13 @@ class SampledToken:
 
 @dataclass
 class TokenSampler:
-    """One answer's choices. Temperature 0 is greedy; `seed` draws the tokens.
+    """The sampler of one answer. Temperature 0 is greedy; `seed` seeds the draws.
 
-    `min_p` leaves out tokens with less than this share of the likeliest one's probability, after the temperature.
-    Two penalties are OpenAI's: from a token's logit comes off `presence_penalty` where it stands in the answer, and
-    `frequency_penalty` for each time. `repetition_penalty` is CTRL's (arXiv 1909.05858), for tokens of the answer: a
-    logit above 0 is divided by it, another one multiplied. `top_logprobs` None computes no log-probabilities.
+    `min_p` leaves out tokens with less than this share of the largest probability, after the temperature. As in
+    OpenAI's interface, `presence_penalty` is subtracted from the logit of every token that occurs in the answer, and
+    `frequency_penalty` once for each occurrence. `repetition_penalty` is CTRL's (arXiv 1909.05858), for tokens of the
+    answer: positive logits are divided by it, negative ones multiplied. `top_logprobs` None computes no
+    log-probabilities.
     """
 
     temperature: float = 0.0
@@ -59,12 +62,12 @@ class TokenSampler:
 
     @property
     def takes_likeliest(self) -> bool:
-        """Whether each choice is the likeliest token by the logits as they are."""
+        """Whether the sampler always takes the argmax of the unchanged logits."""
         changed = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
         return self.temperature <= 0 and not changed and self.constraint is None and self.top_logprobs is None
 
     def choose(self, logits: Tensor) -> SampledToken:
-        """The next token from `logits` [vocabulary]. Raises IntegrityFault where they are not finite."""
+        """The next token from `logits` [vocabulary]. Raises IntegrityFault if they are not finite."""
         if self._random is None:
             self._random = torch.Generator().manual_seed(self.seed)
         token = sample_token(self._adjusted(logits), self.temperature, self.top_p, self._random, self.min_p)
@@ -93,8 +96,8 @@ class TokenSampler:
 
 
 def require_finite_logits(logits: Tensor) -> None:
-    """Raises IntegrityFault where a row of `logits` [..., vocabulary] has NaN or no finite maximum."""
-    if not bool(torch.isfinite(logits.amax(-1)).all()):  # the maximum of numbers with NaN among them is NaN
+    """Raises IntegrityFault if a row of `logits` [..., vocabulary] has NaN or no finite maximum."""
+    if not bool(torch.isfinite(logits.amax(-1)).all()):  # the maximum is NaN if any number is NaN
         raise IntegrityFault(
             "The model gave no usable numbers (NaN or infinite logits).",
             hint=("Try ", Flag("dtype", "float32"), "; an adapter may be damaged: ", Command("doctor")),
@@ -102,7 +105,7 @@ def require_finite_logits(logits: Tensor) -> None:
 
 
 def sample_token(logits: Tensor, temperature: float, top_p: float, random: torch.Generator, min_p: float = 0.0) -> int:
-    """One token id from `logits` [vocabulary]. Draws on the CPU, so that a seed means the same on every device."""
+    """One token id from `logits` [vocabulary]. Draws on the CPU, so that a seed gives the same draw on every device."""
     require_finite_logits(logits)
     if temperature < MIN_TEMPERATURE:
         return int(logits.argmax())

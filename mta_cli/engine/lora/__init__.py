@@ -1,4 +1,4 @@
-"""LoRA weights: how they are made, merged, stored, and applied to many users in one batch.
+"""LoRA weights: initialisation, merging, files, and batches with a different LoRA in each row.
 
 Read `adapter` first, then `merge` (exact in ΔW), and `batched`; `cores` reads stacks of former versions.
 """

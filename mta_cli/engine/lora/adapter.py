@@ -28,7 +28,7 @@ from mta_cli.engine.model.load import LoadedBase
 from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, MtaError, UsageError
 
 PEFT_KEY_PREFIX = "base_model.model."
-LATE_PROMPT_TOKENS = 8  # of the prompt's last tokens: the end of its words and the header of the answer
+LATE_PROMPT_TOKENS = 8  # the prompt's last tokens: the end of its text and the header of the answer
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 
@@ -37,8 +37,8 @@ Factors = dict[str, tuple[Tensor, Tensor]]
 class Placement:
     """Where a LoRA acts: decoder layers `first_layer` to `last_layer` (inclusive), and at which token positions.
 
-    `late_tokens` is None for all positions, else the number of the prompt's last tokens on which the LoRA acts; it then
-    acts on the whole answer too, and on nothing before (as in "activated LoRA", arXiv 2504.12397).
+    With `late_tokens` None it acts on all positions. Otherwise it acts on the last `late_tokens` tokens of the prompt
+    and on the answer (as in "activated LoRA", arXiv 2504.12397).
     """
 
     first_layer: int
@@ -60,13 +60,15 @@ class Placement:
 
     @classmethod
     def from_name(cls, name: str, layers: int) -> Placement:
-        """`all` layers of a base with `layers` of them, the `upper` third, or the upper third at `late` tokens only."""
+        """The placement called `all` (all `layers` of the base), `upper` (the upper third), or `late` (the upper third,
+        late tokens only).
+        """
         first = 0 if name == "all" else layers - max(1, layers // 3)
         return cls(first, layers - 1, LATE_PROMPT_TOKENS if name == "late" else None)
 
     @property
     def name(self) -> str:
-        """The name of `from_name`; `all` for a LoRA that begins in the first layer."""
+        """The name that `from_name` takes; `all` for a LoRA that begins in the first layer."""
         return "late" if self.late_tokens is not None else "upper" if self.first_layer else "all"
 
     def first_position(self, prompt: int) -> int:
@@ -101,7 +103,7 @@ class LoraWeights:
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers the factors hold."""
+        """The number of parameters."""
         return sum(a.numel() + b.numel() for a, b in self.factors.values())
 
     def delta_weight(self, path: str) -> Tensor:
@@ -114,7 +116,9 @@ class LoraWeights:
         return self.scale * math.sqrt(sum(squared_norm(a, b) for a, b in self.factors.values()))
 
     def cast_for_storage(self) -> LoraWeights:
-        """The weights as a float16 file gives them back. Raises IntegrityFault when a number is not finite there."""
+        """The weights rounded to float16, as a file stores them. Raises IntegrityFault if a number overflows or is not
+        finite.
+        """
         factors = {path: (a.half(), b.half()) for path, (a, b) in self.factors.items()}
         for path, pair in factors.items():
             if not all(bool(torch.isfinite(t).all()) for t in pair):
@@ -132,7 +136,7 @@ class LoraWeights:
 
     @classmethod
     def from_file(cls, path: Path) -> LoraWeights:
-        """The weights of a file that `to_bytes` made, mapped: numbers are read when they are used.
+        """The weights of a file that `to_bytes` made. The file is memory-mapped.
 
         Raises IntegrityFault for any other file.
         """
@@ -163,7 +167,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def _is_router(module: nn.Module) -> bool:
-    """Whether a linear module gives a choice of experts instead of `W x`, as Llama 4's does."""
+    """Whether a linear module returns a choice of experts instead of `W x`, as Llama 4's router does."""
     return type(module).__name__.endswith("Router")
 
 
@@ -248,10 +252,10 @@ def attach_lora_layers(model: nn.Module, factors: Mapping[str, tuple[Tensor, Ten
 
 
 class AdapterMerger:
-    """Merges one LoRA at a time into a base's own weights, so that it runs at the base's speed.
+    """Merges one LoRA at a time into a base's weights, so that it adds no cost to a pass.
 
     The original weights of adapted modules are kept, so that `set_adapter(None)` restores the base bit for bit. A
-    packed weight stays as it is: its module adds `B A x` to what it computes.
+    packed (quantised) weight is not changed; a hook adds `B A x` to its module's output.
     """
 
     def __init__(self, base: LoadedBase) -> None:

@@ -18,9 +18,8 @@ _FACTOR_KEY = re.compile(r"base_model\.model\.([A-Za-z0-9_.]+)\.lora_([AB])\.wei
 def read_adapter_file(path: Path) -> tuple[dict[str, str], dict[str, tuple[Tensor, Tensor]]]:
     """The metadata of a safetensors file, and its factors `A [rank, in]`, `B [out, rank]` by module path.
 
-    The numbers stay in the mapped file until they are used. Raises IntegrityFault where the file is damaged, BadInput
-    where it holds anything else than pairs of factors of one dtype or cannot be read, and FileNotFoundError where it is
-    not there.
+    The file is memory-mapped. Raises IntegrityFault if it is damaged, BadInput if it cannot be read or contains
+    anything but pairs of factors of one dtype, and FileNotFoundError if it does not exist.
     """
     header = read_safetensors_header(path)
     dtypes = {entry["dtype"] for entry in header.tensors.values()}
@@ -39,7 +38,7 @@ def read_adapter_file(path: Path) -> tuple[dict[str, str], dict[str, tuple[Tenso
 
 
 def _require_pair(module: str, shapes: dict[str, list[int]]) -> None:
-    """BadInput unless the shapes are those of `A [rank, in]` and `B [out, rank]`."""
+    """Raises BadInput unless the shapes fit `A [rank, in]` and `B [out, rank]`."""
     if len(shapes) < 2:
         raise BadInput(f"{module} has one factor only")
     a, b = shapes["A"], shapes["B"]

@@ -1,6 +1,6 @@
 """LoRAs of many users in one batch: factors stacked by user, and gathered for the rows of a pass.
 
-A user is a number here. `TrainableLoras` train, `FrozenLoras` do not; rows that share a user share factors.
+A user is a number here. Rows of the same user share factors.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from mta_cli.errors import IntegrityFault
 
 @dataclass(frozen=True)
 class ModuleSlice:
-    """A module's place in the Llama decoder: layer, fused projection, and the output columns before and after its own.
+    """A module's place in the Llama decoder: layer, fused projection, and the number of output columns before and after
+    its own.
 
-    `shape` is that of the module's weight, (out, in).
+    `shape` is (out, in) of the module's weight.
     """
 
     layer: int
@@ -54,7 +55,7 @@ def module_slices(decoder: LlamaDecoder, paths: Sequence[str]) -> dict[str, Modu
 
 
 def require_fit(slices: Mapping[str, ModuleSlice], weights: Sequence[LoraWeights | None]) -> None:
-    """Raises IntegrityFault when a user's ΔW has another shape than the module that it is for."""
+    """Raises IntegrityFault if the shape of a user's ΔW differs from its module's."""
     for one in weights:
         for path, (a, b) in (one.factors if one is not None else {}).items():
             if (shape := (b.shape[0], a.shape[1])) != slices[path].shape:
@@ -72,10 +73,10 @@ def fuse_factors(slices: Mapping[str, ModuleSlice], factors: Mapping[str, tuple[
     grouped: dict[tuple[int, str], list[tuple[Tensor, Tensor]]] = {}
     for path, (a, b) in factors.items():
         place = slices[path]
-        # zeros in the columns of the other modules of the projection  […, rank, Σ out]
+        # pad with zeros in the columns of the projection's other modules […, rank, Σ out]
         wide_b = F.pad(b.mT, (place.columns_before, place.columns_after))
         grouped.setdefault((place.layer, place.projection), []).append((a.mT, wide_b))
-    # modules of one projection are concatenated along the rank
+    # concatenate the modules of one projection along the rank
     return {
         key: pairs[0]
         if len(pairs) == 1
@@ -95,7 +96,7 @@ def stack_loras(weights: Sequence[LoraWeights | None], device: torch.device) -> 
         for path, (a, b) in (one.factors if one is not None else {}).items():
             rank = max(a.shape[0], shapes.get(path, (0, 0, 0))[0])
             shapes[path] = (rank, a.shape[1], b.shape[0])
-    # 2. every user's factors in zeros of that shape
+    # 2. copy every user's factors into zeros of that shape
     stacked: Factors = {}
     for path, (rank, inputs, outputs) in shapes.items():
         a_all = torch.zeros(len(weights), rank, inputs, device=device)
@@ -110,7 +111,7 @@ def stack_loras(weights: Sequence[LoraWeights | None], device: torch.device) -> 
 
 
 class FrozenLoras:
-    """Frozen LoRAs, one for each user; None is the base as it is."""
+    """Frozen LoRAs, one for each user; None for a user without one."""
 
     def __init__(self, decoder: LlamaDecoder, weights: Sequence[LoraWeights | None]) -> None:
         placements = [one.placement for one in weights if one is not None]
@@ -123,7 +124,7 @@ class FrozenLoras:
         self._factors = fuse_factors(slices, cast)
 
     def rows_lora(self, owners: Sequence[int], positions: Tensor, prompt_lengths: Sequence[int]) -> BatchedLora:
-        """The LoRAs of `owners`, one a row, each at the `positions` [rows, time] of its text where it acts."""
+        """The LoRA of each row's owner, masked to the `positions` [rows, time] on which it acts."""
         factors = self.factors_for_rows(owners)
         if self.placement is None or self.placement.late_tokens is None:
             return BatchedLora(factors)
@@ -143,7 +144,9 @@ class FrozenLoras:
 
 
 def owner_blocks(owners: Sequence[int]) -> tuple[list[int], int]:
-    """Cut rows into blocks of equally many neighbours with one owner: each block's owner, and the rows of a block."""
+    """Divide rows into equal blocks of adjacent rows with one owner. Returns each block's owner, and the rows per
+    block.
+    """
     runs = [len(list(run)) for _, run in groupby(owners)]
     rows = math.gcd(*runs)
     return list(owners[::rows]), rows
@@ -166,11 +169,11 @@ class TrainableLoras:
         self.grads = [torch.zeros_like(value) for value in self.trainable]
 
     def params_for_rows(self, owners: Sequence[int], dtype: torch.dtype) -> LoraParams:
-        """Factors for rows of users `owners`, as leaves that collect gradients."""
+        """Factors for rows of users `owners`, as leaf tensors that collect gradients."""
         return LoraParams(self, owners, dtype)
 
     def stored_weights(self, user: int) -> LoraWeights:
-        """One user's LoRA as a float16 file gives it back. Raises IntegrityFault when a number overflows there."""
+        """One user's LoRA rounded to float16, as a file stores it. Raises IntegrityFault if a number overflows."""
         return self.user_weights(user).cast_for_storage()
 
     def user_weights(self, user: int) -> LoraWeights:
@@ -181,7 +184,7 @@ class TrainableLoras:
 
 
 class LoraParams:
-    """Copies of a group's factors for the rows of one pass, one for each block, in the dtype that it computes in."""
+    """Copies of a group's factors for the rows of one pass, one for each block, in the dtype of the pass."""
 
     def __init__(self, group: TrainableLoras, owners: Sequence[int], dtype: torch.dtype) -> None:
         blocks, _ = owner_blocks(owners)
@@ -195,7 +198,7 @@ class LoraParams:
         return {path: (halves[2 * i], halves[2 * i + 1] * group.scale) for i, path in enumerate(group.paths)}
 
     def accumulate_grads(self) -> None:
-        """Add the leaves' gradients to the group's; call it after `backward`."""
+        """Add the leaf tensors' gradients to the group's gradients; call it after `backward`."""
         for total, leaf in zip(self._group.grads, self._leaves, strict=True):
             if leaf.grad is not None:
                 total.index_add_(0, self._index, leaf.grad.float())

@@ -1,7 +1,8 @@
-"""Stacks of former versions: a small matrix for each module between frozen factors that a bank's users share.
+"""Stacks of earlier versions ("cores"): for each module a small matrix between frozen factors that a bank's users
+share.
 
-`ΔW = s · B_f C A_f` for every module of a `basis`, where C alone is the user's (LoRA-XS, arXiv 2405.17604). Stores that
-have them answer as before; none are trained any more.
+`ΔW = s · B_f C A_f` for every module of a `basis`, where C alone is the user's (LoRA-XS, arXiv 2405.17604). Stored
+cores can still answer; new ones are not trained.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ _HINT = "adapt the user again"
 
 
 def unpack_core(basis: LoraWeights, packed: bytes) -> LoraWeights:
-    """The ΔW, float32 with scale 1, of a core on the first directions of `basis`, at the norm of all of them.
+    """The ΔW of a core, float32 with scale 1, on the first directions of `basis`, scaled to the norm of all directions.
 
     `packed` holds `C [rank, rank]` of every module, float16, little-endian; its length gives the rank. Raises
-    IntegrityFault for bytes that are no core on this basis.
+    IntegrityFault for bytes that are not a core on this basis.
     """
     # 1. rank and numbers
     each, left = divmod(len(packed) // 2, max(1, len(basis.factors)))

@@ -26,7 +26,7 @@ def merge_loras(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | Non
     parts = [(part, weight) for part, weight in parts if weight != 0.0 and part.factors]
     if not parts:
         return None
-    # 1. the parts' factors by module: A [rank, in], B [out, rank], and what scales A
+    # 1. the parts' factors by module: A [rank, in], B [out, rank], and the factor for A
     by_path: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
     for part, weight in parts:
         for path, (a, b) in part.factors.items():
@@ -57,7 +57,7 @@ def compress_to_rank(weights: LoraWeights, rank: int) -> LoraWeights:
         q_b, r_b = torch.linalg.qr(b.float())  # [out, r], [r, r]
         # 2. the main directions of the small core between them  [r, r]
         u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-        # 3. back to factors, a root of each singular value on both sides  [rank, in], [out, rank]
+        # 3. back to factors, the square root of each singular value on both sides [rank, in], [out, rank]
         root = s[:rank].sqrt()
         factors[path] = ((root[:, None] * vh[:rank]) @ q_a.T, (q_b @ u[:, :rank]) * root)
     return LoraWeights(factors, weights.scale, weights.placement)
@@ -69,10 +69,11 @@ def keep_main_directions(weights: LoraWeights, rank: int) -> LoraWeights:
 
 
 def average_factors(anchors: Sequence[LoraWeights], weights: Sequence[float]) -> LoraWeights | None:
-    """`A = Σ w·A_i` and `B = Σ w·s_i·B_i` with scale 1: the authors' code, which is not the weighted sum of the ΔW.
+    """`A = Σ w·A_i` and `B = Σ w·s_i·B_i` with scale 1, as in the authors' code. This is not the weighted sum of the
+    ΔW.
 
-    Each anchor's own ΔW is scaled by the square of its weight; the rest is cross terms. A module that an anchor lacks,
-    or a rank that it is short of, counts as zeros. None where there are no anchors.
+    Each anchor's own ΔW is scaled by the square of its weight, and cross terms are added. Missing modules and ranks
+    count as zeros. None without anchors.
     """
     if not anchors:
         return None

@@ -1,7 +1,7 @@
-"""LoRA factors of the rows of a batch that rows join and leave, and of one user's prompt.
+"""LoRA factors for continuous batching: of the rows of a batch, and of a prompt.
 
-A user's factors are cast and fused once. While a batch decodes, every LoRA of a row acts on every new token, so a row
-has one pair of factors for each projection, whatever LoRAs it is made of.
+A user's factors are cast and fused once. In decoding, all LoRAs of a row act on every new token, so they are
+concatenated into one pair of factors for each projection.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def fused_factors(decoder: LlamaDecoder, weights: LoraWeights | None) -> FusedFa
     return fuse_factors(slices, factors)
 
 
-@dataclass(frozen=True, eq=False)  # one object is one user's model: caches know it by identity
+@dataclass(frozen=True, eq=False)  # compared by identity, because caches use the object as a key
 class UserFactors:
     """One user's model as factors above the base.
 
-    `shared` is the task adapter, one object for all users of a bank; `everywhere` acts on all tokens, and `late` from
-    `late_placement` on.
+    `shared` is the task adapter, one object for all users of a bank. `everywhere` acts on all tokens, `late` only from
+    the first position of `late_placement`.
     """
 
     shared: FusedFactors
@@ -47,21 +47,21 @@ class UserFactors:
 
     @classmethod
     def from_loras(cls, decoder: LlamaDecoder, loras: Sequence[LoraWeights], shared: FusedFactors) -> UserFactors:
-        """The exact merge of `loras` by the tokens that they act on, above the task adapter's factors."""
+        """Merge `loras` exactly, separately for all tokens and for late tokens, above the task adapter's factors."""
         everywhere = merge_loras([(one, 1.0) for one in loras if one.placement.late_tokens is None])
         late = merge_loras([(one, 1.0) for one in loras if one.placement.late_tokens is not None])
         where = late.placement if late is not None else None
         return cls(shared, fused_factors(decoder, everywhere), fused_factors(decoder, late), where)
 
     def reusable_length(self, prompt: int, length: int) -> int:
-        """How many of a text's first `length` positions no late LoRA has touched."""
+        """The number of a text's first `length` positions that come before any late LoRA."""
         if self.late_placement is None:
             return length
         return min(length, self.late_placement.first_position(prompt))
 
     @cached_property
     def decoding_factors(self) -> FusedFactors:
-        """`everywhere` and `late` side by side: what the user adds to each new token."""
+        """`everywhere` and `late` concatenated: both act on each new token."""
         joined = dict(self.everywhere)
         for key, (a, b) in self.late.items():
             if key in joined:
@@ -96,13 +96,15 @@ def prompt_loras(users: Sequence[UserFactors], prompts: Sequence[int], first: in
 
 
 class RowFactors:
-    """The factors of a batch's rows. Where they differ they lie in slots, and a row that joins writes its own alone."""
+    """The factors of a batch's rows. If rows differ, their factors are in one tensor with a slot for each row, and a
+    new row only writes its own slot.
+    """
 
     def __init__(self, rows: Sequence[FusedFactors] = ()) -> None:
         self._rows = list(rows)
-        self._written: list[FusedFactors | None] = []  # what is in the slots
+        self._written: list[FusedFactors | None] = []  # the factors in each slot
         self._slots: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
-        self._lora: BatchedLora | None = None  # of all rows, until one joins or leaves
+        self._lora: BatchedLora | None = None  # the cached LoRA of all rows, until a row joins or leaves
 
     def add_rows(self, rows: Sequence[FusedFactors]) -> None:
         """Append rows of these factors."""
@@ -110,7 +112,7 @@ class RowFactors:
         self._lora = None
 
     def keep_rows(self, order: Sequence[int]) -> None:
-        """Row `i` becomes what row `order[i]` was, where `order[i] >= i`; other rows are dropped."""
+        """Move row `order[i]` to row `i`, with `order[i] >= i`; drop all other rows."""
         self._rows, self._lora = [self._rows[source] for source in order], None
         self._slots = {key: slots for key, slots in self._slots.items() if any(key in row for row in self._rows)}
         moves = [(target, source) for target, source in enumerate(order) if target != source < len(self._written)]
@@ -120,7 +122,7 @@ class RowFactors:
         self._written = [self._written[source] if source < len(self._written) else None for source in order]
 
     def batched_lora(self) -> BatchedLora | None:
-        """The LoRA of all rows: one pair of factors where all rows have the same, None where no row has any."""
+        """The LoRA of all rows: a single pair of factors if all rows have the same, None if no row has any."""
         if self._lora is None and any(self._rows):
             if all(row is self._rows[0] for row in self._rows):
                 self._lora = BatchedLora(self._rows[0])
@@ -145,7 +147,7 @@ class RowFactors:
         self._written = [*self._rows]
 
     def _make_room(self, key: tuple[int, str], a: Tensor, b: Tensor) -> None:
-        """Slots for all rows, and for the rank of `a` [in, rank] and `b` [rank, Σ out], or more."""
+        """Make slots for all rows, with at least the rank of `a` [in, rank] and `b` [rank, Σ out]."""
         known = self._slots.get(key)
         rank, before = a.shape[-1], 0 if known is None else known[0].shape[-1]
         if known is not None and rank <= before and len(self._rows) <= len(known[0]):

@@ -1,4 +1,4 @@
-"""The linear layers that adapters adapt: as options name them, and as the headers of a model's files have them."""
+"""The target modules of adapters: from options, and from the headers of a model's files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LAYER_INDEX_PATTERN = re.compile(r"\.(\d+)\.")
 def select_target_modules(targets: str, known: Set[str]) -> Set[str]:
     """The names among `known` that `targets` (comma-separated, or `all-linear`) selects.
 
-    The default of stacks is all of them where the base has no layer of those names, as Phi 3 and Mamba.
-    Raises UsageError for an unknown name, and where nothing is named. Raises BadInput for a base without linear layers.
+    The default of stacks selects all linear layers if the base has none of those names, as in Phi 3 and Mamba. Raises
+    UsageError for an unknown name and for an empty list. Raises BadInput for a base without linear layers.
     """
     if not known:
         raise BadInput(
@@ -40,9 +40,10 @@ def select_target_modules(targets: str, known: Set[str]) -> Set[str]:
 
 
 def require_targets(targets: str, folder: Path) -> None:
-    """Raises as `select_target_modules`, from the headers of a folder's model, before it is loaded.
+    """Check `targets` against the file headers of a folder's model, before it is loaded. Raises as
+    `select_target_modules`.
 
-    A file that cannot be read is no error here; loading it reports that.
+    An unreadable file is ignored here; loading the model reports it.
     """
     try:
         shapes = {
@@ -57,7 +58,7 @@ def require_targets(targets: str, folder: Path) -> None:
         for name, shape in shapes.items()
         if name.endswith(".weight") and len(shape) == 2 and LAYER_INDEX_PATTERN.search(name)
     }
-    # the Conv1D of GPT-2 is [in, out] where a linear layer is [out, in], which its bias tells
+    # GPT-2's Conv1D weights are [in, out] instead of [out, in]; the length of the bias shows which
     turned = {
         path.rpartition(".")[2]
         for path, (rows, columns) in matrices.items()

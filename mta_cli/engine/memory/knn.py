@@ -1,8 +1,8 @@
-"""Label memory by nearest neighbours: what a bank's users answered to inputs like the query's. No language model.
+"""Label memory by nearest neighbours: the answers of a bank's users to inputs similar to the query. No language model.
 
 A kernel estimate in the space of an embedder (Nadaraya and Watson, 1964; for language models kNN-LM, arXiv 1911.00172):
 each item of the bank votes for its label with `exp(sharpness · (cosine − 1))`. A linear discriminant of the same items
-extrapolates where no item is near. Sharpness, and the powers of votes, discriminant and the user's label prior, are
+extrapolates where no item is near. The sharpness and the powers (exponents) of votes, discriminant and label prior are
 fitted on the bank's users, each predicted from the other users' items.
 """
 
@@ -27,17 +27,17 @@ Vectors = npt.NDArray[np.float32]
 EmbedFunction = Callable[[Sequence[str]], Vectors]  # turns texts into unit vectors [texts, width]
 
 SHARPNESSES = (2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 20.0)
-BACKGROUND_VOTES = 0.1  # votes, spread as the rates, for queries without a near item
-FIT_SHOTS = 5  # items of a user that are known when another of theirs is predicted, as of a new user
-OLD_PRIOR_SHARE = 0.5  # of the label prior in the sums of banks of earlier versions
+BACKGROUND_VOTES = 0.1  # votes distributed by the label rates, for queries without a near item
+FIT_SHOTS = 5  # known items of a user when another one is predicted, as for a new user
+OLD_PRIOR_SHARE = 0.5  # share of the label prior in banks of earlier versions
 INITIAL_POWERS, POWER_BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, label prior and discriminant
-MAX_FIT_ITEMS = 2_000  # items to fit on, evenly from all users; one of each where there are more users
-EQUAL_WEIGHT, WEIGHT_BOUNDS = 0.5, [(0.02, 2.0), (0.0, 2.0)]  # of the model and of the memory in their sum
-WEIGHTS_PRIOR_ITEMS = 20.0  # items that a squared distance of one from equal weights counts as
-CROSS_FIT_FOLDS = 5  # parts of the users: each is scored by the discriminant of the others
+MAX_FIT_ITEMS = 2_000  # items to fit on, evenly from all users; at least one from each
+EQUAL_WEIGHT, WEIGHT_BOUNDS = 0.5, [(0.02, 2.0), (0.0, 2.0)]  # weights of model and memory in their sum
+WEIGHTS_PRIOR_ITEMS = 20.0  # a squared distance of one from equal weights counts as so many items
+CROSS_FIT_FOLDS = 5  # folds of users: each fold is scored by a discriminant of the others
 MAX_CACHED_TIMES = 8
-MAX_CACHED_ASKERS = 256  # whose own items are out of a discriminant
-QUERY_BLOCK = 256  # queries at once: [block, items] weights are held
+MAX_CACHED_ASKERS = 256  # users for whom a discriminant without their items is cached
+QUERY_BLOCK = 256  # queries at once, since [block, items] weights are in memory
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class NeighbourKernel:
 
 @dataclass(frozen=True)
 class MixtureWeights:
-    """The weights of a model and of the terms of the memory in their sum, a log-linear mixture.
+    """The weights of the log-linear mixture of a model and the terms of the memory.
 
     The score of l is `model · m(l) + memory · (votes(l) + discriminant(l)) + habit · prior(l) + rates · log r(l)`.
     """
@@ -64,12 +64,14 @@ class MixtureWeights:
 
     @classmethod
     def from_parts(cls, model: float, memory: float) -> MixtureWeights:
-        """The sum of the model and of the memory as it is alone: all its terms have one weight."""
+        """Weights of the sum of the model and the complete memory: all terms of the memory have the same weight."""
         return cls(model, memory, memory, memory)
 
     @classmethod
     def from_ratio(cls, ratio: float) -> MixtureWeights:
-        """The sum of earlier versions: the memory counts `ratio` (above 0) times the model, and the larger once."""
+        """The weights of earlier versions: the memory has `ratio` (above 0) times the model's weight, and the larger
+        one is 1.
+        """
         memory = min(1.0, ratio)
         return cls(min(1.0, 1.0 / ratio), memory, OLD_PRIOR_SHARE * memory, 0.0)
 
@@ -78,9 +80,9 @@ class MixtureWeights:
 class NeighbourIndex:
     """The labelled items of a bank.
 
-    `vectors` [items, width] are unit embeddings of their inputs, `labels` [items] places among the task's labels,
-    `item_users` [items] user numbers. `rates` [labels] is how often each label is given; they sum to one. `times`
-    [items] are ISO 8601, empty where unknown; no times at all where none is known.
+    `vectors` [items, width] are unit embeddings of their inputs, `labels` [items] label indices, `item_users` [items]
+    user numbers. `rates` [labels] are the label frequencies, which sum to one. `times` [items] are ISO 8601, empty if
+    unknown; no array if all are unknown.
     """
 
     vectors: Vectors
@@ -90,9 +92,10 @@ class NeighbourIndex:
     times: tuple[str, ...] = ()
 
     def until(self, time: str | None, asker: int | None = None) -> NeighbourIndex:
-        """The items whose time, as text, is not after `time`, with their own rates; all items where it is None.
+        """The items up to `time` (times compare as text), with label rates counted on these items; all items if it is
+        None.
 
-        Where items are left out, those of the user `asker` do not count in the rates.
+        If any items are left out, items of the user `asker` are not counted in the rates.
         """
         if time is None or self._latest <= time:
             return self
@@ -130,16 +133,16 @@ class NeighbourIndex:
             block = slice(start, start + QUERY_BLOCK)
             # 1. the kernel of each query with each item  [block, items]
             weights = self.vote_weights(queries[block], sharpness)
-            # 2. an excluded user's items do not vote
+            # 2. no votes from an excluded user's items
             if excluded_users is not None:
                 weights[excluded_users[block, None] == self.item_users] = 0.0
-            # 3. the votes for each label, over a background  [block, labels]
+            # 3. the votes for each label, plus the background votes [block, labels]
             votes[block] = weights @ one_hot + BACKGROUND_VOTES * self.rates
         logs: Array = np.log(votes / votes.sum(axis=1, keepdims=True))
         return logs
 
     def vote_weights(self, queries: Vectors, sharpness: float) -> Array:
-        """How much each item votes on unit `queries` [queries, width]: the kernel [queries, items]."""
+        """The weight of each item's vote on unit `queries` [queries, width]: the kernel [queries, items]."""
         weights: Array = np.exp(sharpness * (queries @ self.vectors.T - 1.0)).astype(np.float64)
         return weights
 
@@ -159,7 +162,7 @@ class NeighbourIndex:
 
     @cached_property
     def discriminant_without(self) -> Callable[[int], LinearDiscriminant]:
-        """The discriminant of the items of all users except the one of this number."""
+        """The discriminant fitted without the items of user number `user`."""
         return lru_cache(MAX_CACHED_ASKERS)(self._fit_without)
 
     def _fit_without(self, user: int) -> LinearDiscriminant:
@@ -186,20 +189,21 @@ class NeighbourIndex:
         return ratios + kernel.linear * discriminant(queries)
 
     def cross_fitted_scores(self, items: npt.NDArray[np.int64]) -> Array:
-        """The scores of a discriminant of other users for these items [items, labels], nats.
+        """Cross-fitted discriminant scores of these items [items, labels], nats: each is scored without its user's
+        fold.
 
-        The users are in `CROSS_FIT_FOLDS` parts; each part is scored by the discriminant of the others.
+        The users are divided into `CROSS_FIT_FOLDS` folds.
         """
         count = len(self.rates)
-        # 1. the part of each item, by its user; the statistics of all items
+        # 1. the fold of each item, by its user; the statistics of all items
         _, user_index = np.unique(self.item_users, return_inverse=True)
         part = user_index % CROSS_FIT_FOLDS  # [items of the bank]
         scores = np.zeros((len(items), count))
         for fold in range(CROSS_FIT_FOLDS):
-            # 2. the discriminant of the items outside the part
+            # 2. the discriminant of the items outside the fold
             inside, asked = part == fold, part[items] == fold
             others = self._moments - Moments.from_labelled_vectors(self.vectors[inside], self.labels[inside], count)
-            # 3. the scores of the part's items
+            # 3. the scores of the fold's items
             scores[asked] = others.fit_discriminant()(self.vectors[items[asked]])
         return scores
 
@@ -208,7 +212,7 @@ class NeighbourIndex:
 class NeighbourLabelPrior:
     """A user's label prior (see `label_prior.LabelPrior`) from neighbours and from the user's own `answers`.
 
-    Neighbours that are later than the question do not count, unless `look_ahead`, and no items of the user `asker`.
+    Neighbours later than the question count only with `look_ahead`; items of the user `asker` never count.
     """
 
     neighbours: NeighbourIndex
@@ -222,7 +226,9 @@ class NeighbourLabelPrior:
     rates_weight: float = 0.0
 
     def beside_model(self, weights: MixtureWeights, factor: float = 1.0) -> NeighbourLabelPrior:
-        """The same prior for a sum with a model's log-likelihoods; the memory counts `factor` times its weight."""
+        """The same prior, weighted for a sum with a model's log-likelihoods; the memory's weight is multiplied by
+        `factor`.
+        """
         own, powers = factor * weights.memory, self.kernel
         kernel = NeighbourKernel(
             powers.sharpness, own * powers.votes, factor * weights.habit * powers.habit, own * powers.linear
@@ -238,10 +244,10 @@ class NeighbourLabelPrior:
 
 
 def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> NeighbourKernel:
-    """The kernel under which the labels of the bank's users are likeliest.
+    """The maximum-likelihood kernel for the labels of the bank's users.
 
-    Each item is predicted from other users' items and from `FIT_SHOTS` other answers of its own user; every user counts
-    the same. A bank of one user has no neighbours: its kernel has the label prior alone.
+    Each item is predicted from other users' items and from `FIT_SHOTS` other answers of its own user; every user has
+    the same weight. The kernel of a bank with a single user uses only the label prior.
     """
     best, least = NeighbourKernel(SHARPNESSES[0], 0.0, 1.0), np.inf
     if len(np.unique(known.item_users)) < 2:
@@ -253,7 +259,7 @@ def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> N
         # 2. the three terms of the score  [3, items, labels]
         votes = known.log_vote_rates(known.vectors[guessed], sharpness, known.item_users[guessed]) - base
         terms = np.stack([votes, user_priors, linear])
-        # 3. the powers under which the items' labels are likeliest
+        # 3. the powers that maximise the likelihood of the items' labels
         fit: Any = minimize(
             _loss_and_gradient, INITIAL_POWERS, (terms, base, golds, weights), "L-BFGS-B", jac=True, bounds=POWER_BOUNDS
         )
@@ -265,10 +271,10 @@ def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> N
 def fit_mixture_weights(
     model: Array, memory: Array, golds: npt.NDArray[np.int64], users: npt.NDArray[np.int64]
 ) -> MixtureWeights:
-    """The weights under which the `golds` [items] are likeliest; every one of `users` [items] counts the same.
+    """The weights that maximise the likelihood of the `golds` [items]; each of `users` [items] has the same weight.
 
     `model` are log-likelihoods of the labels and `memory` the scores of the memory alone (each [items, labels], nats).
-    The squared distance of both weights from ½, equal shares of two guesses, counts as `WEIGHTS_PRIOR_ITEMS` items.
+    The squared distance of the weights from ½ (equal shares) is a penalty that counts as `WEIGHTS_PRIOR_ITEMS` items.
     """
     _, user_index, each = np.unique(users, return_inverse=True, return_counts=True)
     shares = 1.0 / (len(each) * each[user_index])

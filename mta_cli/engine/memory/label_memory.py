@@ -1,16 +1,16 @@
-"""Label memory: what a bank knows of a user's answer before the model reads the question. It is not in the paper.
+"""Label memory: a prior for a user's answer that a bank gives without a language model. It is not in the paper.
 
 `habit` is the user's label prior, from the user's own answers (see `label_prior.user_label_prior`):
 
     score(l) = model(l) + prior_weight · log((n_l + κ r_l) / ((n + κ) r_l))
 
-`neighbours` adds what other users answered to similar inputs (see `knn`): kernel votes `v` and a linear discriminant
-`d`. The memory has powers that the bank fitted, and is added to the model with two weights that it fitted too:
+`neighbours` adds other users' answers to similar inputs (see `knn`): kernel votes `v` and a linear discriminant `d`.
+The powers of the memory and the two weights of the sum with the model are fitted when the bank is built:
 
     memory(l) = log r_l + p_v · log(v(l | x) / r_l) + p_d · d(l | x) + p_h · log((n_l + κ r_l) / ((n + κ) r_l))
     score(l) = a · model(l) + b · memory(l)
 
-`r` are the population's label rates until the question was asked, `n` the user's counts, κ a prior count. `off` leaves
+`r` are the population's label rates until the question was asked, `n` the user's counts, κ a prior count. `off` uses
 the model alone.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
     from mta_cli.options import MemoryOptions
 
-BYTES_PER_LABEL = 2  # a label's number and its count, for each label that the user gave
+BYTES_PER_LABEL = 2  # a label's index and its count, for each label that the user gave
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class FittedNeighbours:
 class LabelMemory:
     """The answers of a bank's users. `rates` [labels] are their label rates, which sum to one; empty where unknown.
 
-    A task of texts has no labels, and so no memory.
+    Tasks of texts have no label memory.
     """
 
     labels: tuple[str, ...] = ()
@@ -59,13 +59,13 @@ class LabelMemory:
     neighbours: FittedNeighbours | None = None
 
     def uses_neighbours(self, options: MemoryOptions) -> bool:
-        """Whether neighbours count: the options ask for them, and the bank has some."""
+        """Whether neighbours are used: the options ask for them and the bank has some."""
         return options.memory == "neighbours" and self.neighbours is not None
 
     def prior_of(self, answers: Sequence[str], options: MemoryOptions, asker: int | None = None) -> LabelPrior | None:
-        """The label prior of a user with these `answers`; None where the memory is off or has no data.
+        """The label prior of a user with these `answers`; None if the memory is off or has no data.
 
-        The items of the user `asker` are no neighbours.
+        Items of the user `asker` are not used as neighbours.
         """
         if options.memory == "off" or not self.rates:
             return None
@@ -78,9 +78,9 @@ class LabelMemory:
         return FrequencyLabelPrior(tuple(answers), self.labels, rates, options.prior_strength, options.prior_weight)
 
     def rates_until(self, time: str | None, *, look_ahead: bool = False) -> Sequence[float]:
-        """The label rates of the items that are not known to be later than `time`.
+        """The label rates of the items up to `time`; items of unknown time count.
 
-        Those of all items where `look_ahead`, and where the bank keeps no items.
+        With `look_ahead`, and for a bank without items, the rates of all items.
         """
         if self.neighbours is None or look_ahead:
             return self.rates
@@ -92,8 +92,7 @@ class LabelMemory:
     ) -> NeighbourLabelPrior | None:
         """The prior of one of the user's own items, from their other `answers` and other users' items.
 
-        None where no neighbours count: then a model is trained without the label prior, so that it is not learned
-        twice.
+        None if neighbours are not used. The model is then trained without a label prior.
         """
         if self.neighbours is None or not self.uses_neighbours(options):
             return None
@@ -103,7 +102,9 @@ class LabelMemory:
     def neighbour_prior(
         self, answers: Sequence[str], *, without_user: int | None = None, look_ahead: bool = False
     ) -> NeighbourLabelPrior:
-        """The prior of neighbours and the user's answers, without a model. Raises ValueError without neighbours."""
+        """The prior from neighbours and the user's answers, for use without a model. Raises ValueError without
+        neighbours.
+        """
         from mta_cli.engine.memory.knn import NeighbourLabelPrior
 
         if self.neighbours is None:
@@ -116,5 +117,5 @@ class LabelMemory:
         )
 
     def stored_bytes(self, answers: Sequence[str]) -> int:
-        """The bytes that a user's label counts take."""
+        """The size of a user's label counts in bytes."""
         return BYTES_PER_LABEL * len({find_label(answer, self.labels) for answer in answers} - {None})

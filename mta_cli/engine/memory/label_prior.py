@@ -1,4 +1,4 @@
-"""The decision for a label, and the user's label prior. Pure Python, without a model.
+"""The choice of a label from scores, and the user's label prior. Pure Python, without a model.
 
 Scores are log-likelihoods of labels, in nats. They need not sum to one.
 """
@@ -15,16 +15,16 @@ from typing import Protocol
 from mta_cli.engine.text.labels import find_label
 
 PRIOR_STRENGTH = 8.0  # the population's rates count as this many answers in a user's label prior
-MIN_LABEL_RATE = 1e-4  # the least rate of a label, for labels that no user gives
+MIN_LABEL_RATE = 1e-4  # the smallest rate, for labels that no user gives
 MEDIAN_THRESHOLD = 0.5 - 1e-9  # tolerance for a sum of probabilities in floating point
 
 
 class LabelPrior(Protocol):
-    """A user's prior for an answer, before a model reads the question."""
+    """A prior over a user's answers, computed without a language model."""
 
     @property
     def model_weight(self) -> float:
-        """The factor of the model's log-likelihoods in the sum with this prior."""
+        """The weight of the model's log-likelihoods in the sum with this prior."""
         ...
 
     def __call__(self, text: str, time: str | None = None) -> Sequence[float]:
@@ -33,12 +33,12 @@ class LabelPrior(Protocol):
 
 
 RatesUntil = Callable[[str | None], Sequence[float]]
-"""The population's rate of each label in what was answered until a time, ISO 8601; in all answers for None."""
+"""The population's rate of each label in the answers up to a time, ISO 8601; None means all answers."""
 
 
 @dataclass(frozen=True)
 class FrequencyLabelPrior:
-    """`weight` times `user_label_prior` of the user's `answers`. Of a question, only its time counts."""
+    """`weight` times `user_label_prior` of the user's `answers`. It uses a question's time but not its text."""
 
     answers: tuple[str, ...]
     labels: tuple[str, ...]
@@ -65,9 +65,9 @@ def add_label_prior(
 def decide_label(scores: Sequence[float], labels: Sequence[str], metric: str) -> int:
     """The index of the label to answer.
 
-    For `accuracy` the likeliest label, the first of equals. For `mae` the median, which minimises the expected absolute
-    error: the lowest label up to which probabilities, in the order of the labels' numbers, sum to one half. Raises
-    ValueError for another metric, and for labels that are not numbers where they must be.
+    For `accuracy` the likeliest label, the first of ties. For `mae` the median, which minimises the expected absolute
+    error: the lowest label at which the cumulative probability, in numeric order, reaches one half. Raises ValueError
+    for another metric, and for `mae` with labels that are not numbers.
     """
     if metric == "accuracy":
         return max(range(len(labels)), key=scores.__getitem__)
@@ -79,9 +79,9 @@ def decide_label(scores: Sequence[float], labels: Sequence[str], metric: str) ->
 
 
 def label_rates(outputs: Sequence[str], labels: Sequence[str]) -> tuple[float, ...]:
-    """How often each label is given, with one added to each count (Laplace); the rates sum to one.
+    """The frequency of each label with add-one (Laplace) smoothing; the rates sum to one.
 
-    Outputs that are not labels are left out. Without any, the rates are equal.
+    Outputs that are not labels are left out. Without labels, the rates are equal.
     """
     counts = _count_labels(outputs, labels)
     total = sum(counts) + len(labels)

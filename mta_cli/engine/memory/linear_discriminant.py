@@ -1,8 +1,8 @@
-"""A linear discriminant of embeddings: the log-likelihoods of labels, in closed form.
+"""A linear discriminant (LDA) on embeddings: log-likelihoods of labels in closed form.
 
-Gaussians with one covariance (Fisher, 1936). The covariance is shrunk towards a sphere (Friedman, 1989), and the means
-towards the mean of all, because a bank has few items per label in hundreds of dimensions. Neighbours predict near known
-items; the discriminant extrapolates where no item is near. Pure numpy.
+One Gaussian for each label, with a shared covariance (Fisher, 1936). The covariance is shrunk towards a multiple of the
+identity (Friedman, 1989), and the means towards the overall mean, because a bank has few items per label in hundreds of
+dimensions. Neighbours predict near known items; the discriminant extrapolates where no item is near. Pure numpy.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]
 
-SHRINKAGE = 0.8  # the share of the sphere in the covariance
-MEAN_PRIOR_COUNT = 8.0  # the mean of all counts as this many vectors in a label's mean
-MIN_VARIANCE = 1e-6  # the least mean variance of a direction, for identical vectors
+SHRINKAGE = 0.8  # the share of the scaled identity in the covariance
+MEAN_PRIOR_COUNT = 8.0  # the overall mean counts as this many vectors in a label's mean
+MIN_VARIANCE = 1e-6  # the smallest mean variance, for identical vectors
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class LinearDiscriminant:
     offsets: Array
 
     def __call__(self, vectors: Vectors) -> Array:
-        """The log-likelihood ratio of each label to the average text, for `vectors` [n, width]: [n, labels], nats."""
+        """The log-likelihood ratio [n, labels] (nats) of each label to the average text, for `vectors` [n, width]."""
         log_ratios: Array = vectors @ self.weights + self.offsets
         return log_ratios
 
 
 @dataclass(frozen=True)
 class Moments:
-    """The sufficient statistics of a discriminant. Statistics of a part of the vectors can be subtracted.
+    """The sufficient statistics of a discriminant. The statistics of a subset of the vectors can be subtracted.
 
     `counts` [labels], `sums` [labels, width] and `products` [width, width] of vectors.
     """
@@ -66,11 +66,11 @@ class Moments:
         # 1. the mean of all vectors [width], and each label's mean, shrunk towards it [labels, width]
         mean = self.sums.sum(axis=0) / total
         means = (self.sums + MEAN_PRIOR_COUNT * mean) / (self.counts + MEAN_PRIOR_COUNT)[:, None]
-        # 2. the covariance around the labels' means, and the sphere of the same mean variance  [width, width]
+        # 2. the covariance around the labels' means, shrunk towards the identity times its mean variance [width, width]
         cross = means.T @ self.sums
         covariance = (self.products - cross - cross.T + (means.T * self.counts) @ means) / total
         sphere = max(float(np.trace(covariance)) / width, MIN_VARIANCE) * np.eye(width)
-        # 3. weights [width, labels]; at the middle of both means, a label is as likely as the average text
+        # 3. weights [width, labels]; halfway between both means, a label is as likely as the average text
         weights = np.linalg.solve((1.0 - SHRINKAGE) * covariance + SHRINKAGE * sphere, (means - mean).T)
         middle = 0.5 * (means + mean)
         return LinearDiscriminant(weights, -(middle * weights.T).sum(axis=1))

@@ -25,8 +25,9 @@ from mta_cli.options import SHOT_WEIGHTINGS, FuseOptions, MemoryOptions
 
 MIN_ANCHOR_WEIGHT = 0.001  # most evidence weights are almost zero; a smaller weight is left out of a recipe
 SHARE_BYTES = 12  # an anchor's number, similarity and weight in a recipe
-COSINE_TOLERANCE = 1e-6  # the same cosine may differ by this much between batches
-MAX_USERS_PER_BATCH, MAX_ANCHORS_PER_BATCH = 16, 64  # the most in one batch of evidence; a user's own may be more
+COSINE_TOLERANCE = 1e-6  # cosines may differ by this much between batches
+# the most in one batch of evidence; a single user may have more anchors
+MAX_USERS_PER_BATCH, MAX_ANCHORS_PER_BATCH = 16, 64
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,14 @@ class AnchorShare:
         return cls(anchor, *struct.unpack("<2f", struct.pack("<2f", similarity, weight)))
 
 
-Candidates = list[tuple[int, float]]  # anchors by place with their cosines, the nearest first
+Candidates = list[tuple[int, float]]  # (index, cosine) of anchors, the nearest first
 
 
 @dataclass(frozen=True)
 class ShotCase:
-    """A user whose anchors are weighed by evidence: the shots as examples, and the candidates with their cosines."""
+    """A user whose anchors are weighted by evidence: the shots as examples, and the candidate anchors with their
+    cosines.
+    """
 
     examples: tuple[TrainingExample, ...]
     candidates: tuple[tuple[int, float], ...]
@@ -68,11 +71,11 @@ class EvidenceWork:
         return sorted({place for case in self.cases for place, _ in case.candidates})
 
     def session(self, base: LoadedBase, anchors: AnchorLookup) -> SingleReport[list[list[AnchorShare]]]:
-        """The computation on `base`, which holds the task adapter. It reports the recipe of each case."""
+        """The computation on `base`, into which the task adapter is merged. It reports the recipe of each case."""
         return SingleReport(lambda: self._weigh(base, anchors))
 
     def remaining(self, report: list[list[AnchorShare]]) -> None:
-        """None: there is one report."""
+        """None, because there is only one report."""
 
     def _weigh(self, base: LoadedBase, anchors: AnchorLookup) -> list[list[AnchorShare]]:
         evidence = _evidence(base, anchors, self.cases)
@@ -88,9 +91,9 @@ def weighting_for(user: UserShots, weighting: str) -> str:
 
 
 def nearest_anchors(context: MethodContext, user: UserShots, options: FuseOptions) -> Candidates:
-    """The user's nearest anchors, as many as `candidates` or `top_k`, the nearest first.
+    """The user's nearest anchors (`candidates` or `top_k` of them), nearest first.
 
-    An anchor with a minimum similarity serves only users above it; the next nearest takes its place.
+    An anchor with a minimum similarity is skipped for users below it; the next nearest takes its place.
     """
     if user.profile is None or not len(context.anchors):
         return []
@@ -133,7 +136,7 @@ def weigh_anchors(
     options: FuseOptions,
     memory: MemoryOptions,
 ) -> list[list[AnchorShare]]:
-    """Each user's recipe: anchors and weights. It is empty under `none`, and without items except under `random`.
+    """Each user's recipe: anchors and weights. It is empty for `none`, and for users without items except for `random`.
 
     The users of one batch (see `user_batches`) are computed together. The last bits of a weight depend on the batch.
     """
@@ -150,9 +153,9 @@ def weigh_anchors(
 def evidence_of(
     context: MethodContext, users: Sequence[UserShots], options: FuseOptions, memory: MemoryOptions
 ) -> list[dict[int | None, float]]:
-    """The summed log-likelihood (nats) of each user's shots, by anchor; the key None is the task adapter alone.
+    """The summed log-likelihood (nats) of each user's shots under each anchor; the key None is the task adapter alone.
 
-    The `candidates` nearest anchors of each user are evaluated. States that no anchor changes are computed once per
+    Evaluates the `candidates` nearest anchors of each user. Hidden states that no anchor changes are computed once per
     shot.
     """
     key = ("evidence", tuple((user.number, user.rows) for user in users), options.candidates, memory)
@@ -163,7 +166,7 @@ def evidence_of(
 def shot_cases(
     context: MethodContext, users: Sequence[UserShots], options: FuseOptions, memory: MemoryOptions
 ) -> tuple[ShotCase, ...]:
-    """The users as evidence is computed for them."""
+    """The inputs of evidence for these users."""
     return tuple(
         ShotCase(shot_examples(context, user, memory), tuple(_candidates(context, user, options)[: options.candidates]))
         for user in users
@@ -172,7 +175,7 @@ def shot_cases(
 
 def _evidence(base: LoadedBase, anchors: AnchorLookup, cases: Sequence[ShotCase]) -> list[dict[int | None, float]]:
     candidates: list[list[int | None]] = [[None, *(place for place, _ in case.candidates)] for case in cases]
-    # 1. each candidate of these users once; the shots as examples
+    # 1. the distinct candidates of these users; the shots as examples
     columns = {place: n for n, place in enumerate(dict.fromkeys(place for places in candidates for place in places))}
     loras = [() if place is None else (anchors[place],) for place in columns]
     whole = [(case.examples, ()) for case in cases]
@@ -233,14 +236,15 @@ def _evidence_shares(
     options: FuseOptions,
     evidence: dict[int | None, float],
 ) -> list[AnchorShare]:
-    """The `top_k` anchors with the likeliest shots, each with `scale` times its posterior share.
+    """The `top_k` anchors under which the shots are likeliest, each weighted by `scale` times its posterior
+    probability.
 
-    The task adapter alone is a candidate too. The scale is below 1 because an anchor fits its own user better than any
-    other user. Learned weights start at these values and stay near them.
+    The task adapter alone is also a candidate. The scale is below 1 because an anchor fits its own user better than any
+    other user. Learned weights start at these values and are pulled towards them.
     """
-    # 1. the likeliest anchors of those with evidence
+    # 1. the likeliest anchors
     best = sorted(case.candidates, key=lambda pair: -evidence[pair[0]])[: options.top_k]
-    # 2. their share of the posterior, beside the task adapter alone; almost zero weights are left out
+    # 2. their posterior probabilities, with the task adapter as null candidate; weights near zero are left out
     shares = evidence_weights([evidence[place] for place, _ in best], evidence[None], options.sharpness)
     weights = [options.scale * share for share in shares]
     kept = [(pair, weight) for pair, weight in zip(best, weights, strict=True) if weight >= MIN_ANCHOR_WEIGHT]
@@ -256,7 +260,7 @@ def merge_shares(
 ) -> tuple[LoraWeights, ...]:
     """The fusion of `anchors` with these weights; empty without anchors.
 
-    It is exact in ΔW, or with `released` the authors' average of A and of B.
+    It is exact in ΔW; with `released` it averages A and B separately, as the authors' code does.
     """
     merged = average_factors(anchors, weights) if released else merge_loras(list(zip(anchors, weights, strict=True)))
     return () if merged is None else (merged,)

@@ -18,9 +18,10 @@ from mta_cli.engine.text.tasks import Task
 
 @dataclass(frozen=True)
 class MajorityAnswer:
-    """The label that the user gave most often, or one score of all. Ties go to the label more common in the bank.
+    """Answers the user's most frequent label, or one score computed from all of the user's. Ties go to the label that
+    is more common in the bank.
 
-    The likelihoods are the user's label rates, of which the population's until the question are a part.
+    The likelihoods are the user's label rates, smoothed by the population's rates up to the question.
     """
 
     task: Task
@@ -31,7 +32,8 @@ class MajorityAnswer:
     def __call__(self, text: str, time: str | None = None) -> tuple[str, tuple[float, ...]]:
         """See `DirectAnswerer`."""
         labels = self.task.labels
-        rates = self.rates_until(time) or (1 / len(labels),) * len(labels)  # without a bank nothing is known of others
+        # without a bank, other users' rates are unknown
+        rates = self.rates_until(time) or (1 / len(labels),) * len(labels)
         prior = user_label_prior(self.outputs, labels, rates, PRIOR_STRENGTH)
         logliks = tuple(value + math.log(rate) for value, rate in zip(prior, rates, strict=True))
         known = [labels[place] for output in self.outputs if (place := find_label(output, labels)) is not None]
@@ -44,7 +46,9 @@ class MajorityAnswer:
 
 @dataclass(frozen=True)
 class NearestShotAnswer:
-    """The output of the shot whose input shares most words with the query (ROUGE-1). Ties go to the later shot."""
+    """Answers with the output of the shot whose input is most similar to the query by ROUGE-1. Ties go to the later
+    shot.
+    """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -58,7 +62,7 @@ class NearestShotAnswer:
 
 
 def build_majority_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-    """A model for each user: the most frequent label, the median score or the nearest shot. It takes no bytes."""
+    """A model for each user: the most frequent label, the median score or the nearest shot. Its stored size is 0."""
     return _build_models(context, users, statistics.median)
 
 
@@ -82,7 +86,7 @@ def simplest_answerer(
     outputs: Sequence[str],
     summarise: Callable[[Sequence[float]], float] = statistics.median,
 ) -> MajorityAnswer | NearestShotAnswer:
-    """What answers for a user of these items without a model."""
+    """The baseline without a language model for a user with these items."""
     if not task.labels:
         return NearestShotAnswer(tuple(inputs), tuple(outputs))
     return MajorityAnswer(task, tuple(outputs), rates_until, summarise)
@@ -106,4 +110,4 @@ MEAN_METHOD = replace(
     version=3,
 )
 FINAL_ANSWERS = frozenset({METHOD.name, MEAN_METHOD.name})
-"""Methods whose answer is final, whatever the calibrated label likelihoods say."""
+"""Methods whose answer is not replaced by the decision from calibrated label likelihoods."""

@@ -26,13 +26,13 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True)
 class UserShots:
-    """A user as a method sees them: the shots, without any held-out query.
+    """A method's view of a user: the shots, without any held-out query.
 
-    `rows` are the shots' training rows; each prompt shows as many other items of the user as at inference. Stacks are
-    trained on `stack_rows`, where they are given: all shots with no item shown, all with one, and so on, so that a
-    user's style is in the weights and examples still help. `times` are ISO 8601 or None.
-    `other_answers` are the user's known answers besides the shots; they count in the label prior only. `profile` is the
-    user's unit embedding [width], float32; None for a user without items. `number` identifies the user.
+    `rows` are the shots' training rows; each prompt shows as many other items of the user as at inference. If
+    `stack_rows` are given, stacks are trained on them: all shots with no item shown, all with one, and so on, so that
+    the weights learn the user's style and examples still help. `times` are ISO 8601 or None. `other_answers` are the
+    user's known answers besides the shots; they count in the label prior only. `profile` is the user's unit embedding
+    [width], float32; None for a user without items. `number` identifies the user.
     """
 
     number: int
@@ -58,10 +58,10 @@ class UserShots:
 class MethodContext:
     """What the users of one bank share.
 
-    `base` holds the task adapter where the method uses it; None until it is loaded, since similarity weights need no
-    base. `anchors` act above the task adapter; `profiles` [anchors, width] are theirs. `min_similarities` are, by
-    index, cosines below which an anchor does not serve. `label_tokens` are each label's tokens.
-    `cache` holds results that several methods need.
+    `base` has the task adapter merged if the method uses it; None until it is loaded, since similarity weights need no
+    base. `anchors` act above the task adapter and have `profiles` [anchors, width]. `min_similarities` maps an anchor's
+    index to the cosine below which it serves no user. `label_tokens` are each label's tokens. `cache` holds results
+    that several methods need.
     """
 
     base: LoadedBase | None
@@ -76,13 +76,13 @@ class MethodContext:
 
     @property
     def loaded_base(self) -> LoadedBase:
-        """The base. Raises ValueError where it is not loaded."""
+        """The base. Raises ValueError if it is not loaded."""
         if self.base is None:
             raise ValueError("this needs the base, which is not loaded")
         return self.base
 
     def cached(self, key: Hashable, compute: Callable[[], ResultT]) -> ResultT:
-        """The result of `compute`, which runs once for each `key`."""
+        """The result of `compute`, which is called once for each `key`."""
         if key not in self.cache:
             self.cache[key] = compute()
         result: ResultT = self.cache[key]
@@ -90,15 +90,17 @@ class MethodContext:
 
 
 DirectAnswerer = Callable[[str, str | None], tuple[str, tuple[float, ...]]]
-"""Answers a query's text and time without a language model; for a task of labels, with each label's log-probability."""
+"""Maps a query's text and time to an answer without a language model; for a task of labels, with each label's
+log-probability.
+"""
 
 
 @dataclass(frozen=True)
 class UserModel:
-    """One user's model: LoRAs above what the base holds, and the label prior.
+    """One user's model: LoRAs above the base as loaded, and the label prior.
 
-    `bytes` is the size of what is stored for the user. `failed`: the training did not end in finite weights, and the
-    stack is missing. `answerer` answers without the language model, where there is one.
+    `bytes` is the size stored for the user. `failed`: the training did not end in finite weights, so the stack is
+    missing. `answerer`, if set, replaces the language model.
     """
 
     loras: tuple[LoraWeights, ...] = ()
@@ -110,7 +112,7 @@ class UserModel:
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """The options of a method, in the option classes of the commands that use it."""
+    """The options of a method, in the option classes of the commands."""
 
     fuse: FuseOptions = field(default_factory=FuseOptions)
     adapt: AdaptOptions = field(default_factory=AdaptOptions)
@@ -134,13 +136,13 @@ BuildModels = Callable[[MethodContext, Sequence[UserShots], Settings], list[User
 class Method:
     """A way to personalise a model: five choices, or a `build` function of its own.
 
-    `below`: what the base holds. `anchors`: how they are chosen and weighted. `stack`: what is trained on top.
-    `memory`: the label memory; None where the method has none. `shows_history`: whether prompts show the user's items.
-    `overrides` replace defaults of `mta_cli.options`; `grid` is what `mta eval tune` tries. `version` is raised when
-    the same settings give other models, so that stored answers are not reused. `bank_preset`: the preset of its bank,
-    if any. `step`: the step of the ladder that it is, if any. `permuted`: each user gets the LoRAs of the next of the
-    group, beside a memory of their own. `control_of`: the method that this one is a control of; it has its settings,
-    tuned and given ones too.
+    `below`: the weights below the user's own (base, or base and task adapter). `anchors`: how they are chosen and
+    weighted. `stack`: the adapter that is trained on top. `memory`: the label memory; None if the method has none.
+    `shows_history`: whether prompts show the user's items. `overrides` replace defaults of `mta_cli.options`; `grid`
+    has the settings that `mta eval tune` tries. `version` is raised when the same settings give different models, so
+    that stored answers are not reused. `bank_preset`: the preset of its bank, if any. `step`: the step of the ladder
+    that it measures, if any. `permuted`: each user gets the LoRAs of the next user in the group, but keeps the own
+    memory. `control_of`: the method that this one is a control of, whose settings it shares.
     """
 
     name: str
@@ -161,16 +163,17 @@ class Method:
 
     @property
     def memory_is_only_added(self) -> bool:
-        """Whether the label memory is only added to the scores of a model that is the same without it.
+        """Whether the label memory is only added to the model's scores and does not change the model.
 
-        Evidence and stacks are made beside neighbours (see `shots.shot_examples`), so with them the model differs.
+        Evidence and stacks take neighbours into account (see `shots.shot_examples`), so with neighbours their models
+        differ.
         """
         learns = self.stack != "none" or self.anchors in SHOT_WEIGHTINGS
         return self.memory == "habit" or (self.memory == "neighbours" and not learns)
 
     @property
     def version_settings(self) -> Settings:
-        """The version as a setting, none for the first."""
+        """The version as a setting; empty for the first version."""
         return {"version": self.version} if self.version > 1 else {}
 
     @property

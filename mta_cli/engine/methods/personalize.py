@@ -1,4 +1,4 @@
-"""Builds the models of a group of users from a method's five choices."""
+"""Makes the models of a group of users by a method's five choices."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ MTA = Method(
     version=12,
     step=ADAPTED,
 )
-"""What the product makes for a user by default."""
+"""The product's default method."""
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """The models of a group before their stacks are trained: the training, if there is one, and what its result gives.
+    """A group's models before their stacks are trained: the training, if any, and `finish`, which makes the models from
+    its result.
 
-    `finish` takes the result of `work`, and None where there is no work.
+    `finish` takes the result of `work`; None if there is no work.
     """
 
     work: GroupWork | None
@@ -44,7 +45,7 @@ def build_models(
 
 
 def plan_models(method: Method, context: MethodContext, users: Sequence[UserShots], settings: Settings) -> ModelPlan:
-    """All of `build_models` before the stacks are trained."""
+    """The part of `build_models` before the stacks are trained."""
     options = MethodOptions.from_settings(method, settings)
     if method.build is not None:
         models = method.build(context, users, settings)
@@ -77,8 +78,8 @@ def _with_memory(
     options: MethodOptions,
     models: Sequence[UserModel],
 ) -> list[UserModel]:
-    """The users' models with their own label priors; each user has the LoRAs of the next where `method.permuted`."""
-    if method.permuted:  # of a single user's group, the task adapter
+    """The users' models with their own label priors. If `method.permuted`, each user gets the LoRAs of the next one."""
+    if method.permuted:  # a user alone in the group gets the task adapter only
         models = [UserModel()] if len(models) == 1 else [*models[1:], *models[:1]]
     if method.memory is None:
         return list(models)

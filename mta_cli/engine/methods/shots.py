@@ -10,15 +10,15 @@ from mta_cli.options import MemoryOptions
 
 
 def shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions) -> tuple[TrainingExample, ...]:
-    """The user's shots as examples, each with its label prior (neighbours, other answers) where neighbours count.
+    """The user's shots as examples, each with its label prior (neighbours, other answers) if neighbours are used.
 
-    So nothing is trained that the memory already knows. A shot whose output is not a label counts as a text.
+    So training learns only what the memory does not know yet. A shot whose output is not a label counts as a text.
     """
     return _cached_examples(context, user, user.rows, memory)
 
 
 def stack_examples(context: MethodContext, user: UserShots, memory: MemoryOptions) -> tuple[TrainingExample, ...]:
-    """What the user's stack is trained on: as `shot_examples`, of `stack_rows` where there are any."""
+    """The training examples of the user's stack: as `shot_examples`, but from `stack_rows` if there are any."""
     return _cached_examples(context, user, user.stack_rows or user.rows, memory)
 
 
@@ -32,7 +32,7 @@ def _cached_examples(
 def _examples(
     context: MethodContext, user: UserShots, rows: tuple[TrainingRow, ...], memory: MemoryOptions
 ) -> tuple[TrainingExample, ...]:
-    """The examples of `rows`, which have every shot once or several times, in order."""
+    """The examples of `rows`, which repeat the sequence of shots once or several times."""
     if not context.memory.uses_neighbours(memory):
         return rows
     labels, examples, count = context.task.labels, list[TrainingExample](rows), len(user.inputs)

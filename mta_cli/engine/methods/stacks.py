@@ -21,7 +21,7 @@ FrozenLoras = tuple[LoraWeights, ...]
 class UserStack:
     """A user's stack as read back from the store, and its size in bytes.
 
-    `loras` holds the stack. It is empty without shots, and where the training did not end in finite weights (`failed`).
+    `loras` holds the stack. It is empty without shots, and if the training did not end in finite weights (`failed`).
     """
 
     loras: tuple[LoraWeights, ...] = ()
@@ -36,10 +36,10 @@ def initial_stack(context: MethodContext, options: AdaptOptions) -> LoraWeights:
 
 
 def stack_schedule(rows: int, options: AdaptOptions) -> Schedule:
-    """The schedule of a stack with `rows` shots: `epochs` where they are given, else `steps`.
+    """The training schedule of a stack with `rows` shots: by default, passes that fall with √rows.
 
-    Without either, `STACK_PASSES` / √rows passes, and no fewer than `MIN_STACK_PASSES`: with fewer a style does not
-    show, with more a short history is learned by heart.
+    `epochs` or else `steps` of the options take precedence. The default is `STACK_PASSES` / √rows passes, at least
+    `MIN_STACK_PASSES`: fewer do not show a style, and more overfit a short history.
     """
     if options.steps is not None and options.epochs is None:
         return Schedule(options.steps, options.batch_size, options.learning_rate)
@@ -55,7 +55,7 @@ def stack_member(
     options: AdaptOptions,
     memory: MemoryOptions,
 ) -> GroupMember:
-    """The user's stack as a group member: shots, schedule and the frozen fusion below it."""
+    """The group member that trains the user's stack: shots, schedule and the frozen fusion below it."""
     examples = stack_examples(context, user, memory)
     return GroupMember(start, examples, stack_schedule(len(user.rows), options), context.seed, fusion)
 
@@ -67,7 +67,7 @@ def stack_work(
     options: AdaptOptions,
     memory: MemoryOptions,
 ) -> GroupWork | None:
-    """The training of a stack above their fusion for each of `users` with shots, in one group; None without any."""
+    """The training of stacks above the fusions of all `users` with shots, in one group; None if no user has shots."""
     start = initial_stack(context, options)
     members = tuple(
         stack_member(context, user, fusion, start, options, memory)

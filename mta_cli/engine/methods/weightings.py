@@ -1,6 +1,6 @@
-"""Every way to weigh a user's anchors: its settings and its formula.
+"""Every way to weight a user's anchors: its settings and its formula.
 
-Another one takes an entry here, and a name in `options.WEIGHT_METHODS` where users may ask for it.
+To add one, add an entry here, and its name to `options.WEIGHT_METHODS` if users may choose it.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ def evidence_weights(logliks: Sequence[float], null: float, sharpness: float) ->
     """Weights of anchors from the shots' summed log-likelihoods under each and under the `null` candidate (nats).
 
     Softmax of `sharpness × log-likelihood`: at sharpness 1 the posterior over candidates under a flat prior. The null
-    candidate gets the rest, so that all sum to one.
+    candidate gets the rest of a sum of one.
     """
     return softmax_weights([sharpness * value for value in (*logliks, null)], 1.0)[:-1]
 
 
 @dataclass(frozen=True)
 class Weighting:
-    """One way: the `FuseOptions` that it reads, and its formula where it weighs the nearest anchors by their cosines.
+    """A weighting: the `FuseOptions` that it reads, and its formula if it depends only on the cosines of the nearest
+    anchors.
 
-    The others choose anchors by themselves (see `anchor_weights`): at random, or from the likelihood of the shots.
+    Weightings without a formula choose anchors in `anchor_weights`: at random, or from the likelihood of the shots.
     """
 
     settings: tuple[str, ...] = ()
@@ -62,7 +63,7 @@ WEIGHTINGS = {
         ("top_k", "max_cosine", "temperature"), lambda cosines, options: softmax_weights(cosines, options.temperature)
     ),
     "uniform": Weighting(("top_k",), lambda cosines, options: uniform_weights(len(cosines))),
-    # the authors' code gives the shares out from the other end
+    # the authors' code assigns the shares in reverse order
     "released": Weighting(("top_k",), lambda cosines, options: similarity_weights(cosines)[::-1]),
     "random": Weighting(("top_k",)),
     "evidence": Weighting(_EVIDENCE),

@@ -16,7 +16,7 @@ ACTIVATION_CACHE_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class CachedPrefix:
-    """Where a text's pass begins: states [time, width] from token `offset` on, and keys and values before it."""
+    """The cached start of a text's pass: states [time, width] from token `offset` on, and keys and values before it."""
 
     offset: int
     states: Tensor
@@ -28,7 +28,7 @@ class CachedPrefix:
         return self.states.nbytes + (self.prefix_kv.nbytes if self.prefix_kv is not None else 0)
 
     def select_tokens(self, tokens: Sequence[int]) -> CachedPrefix:
-        """The same with only those states whose `tokens` are listed, in ascending order; the prefix stays whole."""
+        """The same prefix with only the states at `tokens` (ascending)."""
         return CachedPrefix(
             self.offset, self.states[[token - self.offset for token in tokens if token >= self.offset]], self.prefix_kv
         )
@@ -45,13 +45,13 @@ class ActivationCache:
         return len(self._prefixes)
 
     def get(self, key: Hashable) -> CachedPrefix | None:
-        """The prefix under `key`, which is now the most recently used."""
+        """The prefix of `key`, which becomes the most recently used."""
         if key in self._prefixes:
             self._prefixes.move_to_end(key)
         return self._prefixes.get(key)
 
     def add_prefix(self, key: Hashable, prefix: CachedPrefix) -> None:
-        """Keep `prefix`, and drop others where there is no room; a prefix larger than `limit` is not kept."""
+        """Keep `prefix`, and drop the oldest ones if there is no room; a prefix larger than `limit` is not kept."""
         self._drop(key)
         while self._prefixes and self.nbytes + prefix.nbytes > self.limit:
             self._drop(next(iter(self._prefixes)))

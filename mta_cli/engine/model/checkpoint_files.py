@@ -1,4 +1,6 @@
-"""A model's folder on disk: whether it is safe to load, and its fingerprint. Reads bytes and JSON, and runs nothing."""
+"""A model's folder on disk: whether it is safe to load, and its fingerprint. Reads bytes and JSON and executes
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from typing import Any
 from mta_cli.engine.model.safetensors_header import open_to_read, read_safetensors_header
 from mta_cli.errors import BadInput, Command, MtaError, NotFound
 
-# What differs between two saves of one and the same model, or only says who wrote the file.
+# Keys that differ between two saves of the same model, or only name the writing program.
 VOLATILE_KEYS = frozenset(
     {"_name_or_path", "_model_name_or_path", "transformers_version", "_commit_hash", "_attn_implementation"}
 )
@@ -36,12 +38,12 @@ REMOTE_CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
 PICKLE_SUFFIXES = frozenset(
     {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill", ".mar", ".npy", ".npz", ".h5"}
 )
-PICKLE_PROBE_BYTES = 64 * 2**10  # bytes of a file that are looked at to tell whether it is a pickle written as text
+PICKLE_PROBE_BYTES = 64 * 2**10  # bytes of a file that are examined to recognise a text pickle
 _TERMINAL_CONTROL = re.compile("[\x07\x08\x1b\x80-\x9f]")
 
 
 def read_json(path: Path) -> Any:
-    """The parsed JSON of a file inside a model's folder; BadInput in plain words when it cannot be read."""
+    """The parsed JSON of a file in a model's folder. Raises BadInput if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -59,7 +61,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def model_files(path: Path) -> list[Path]:
-    """Every file of the folder, relative and sorted; hidden files and hidden folders are no part of a model."""
+    """Every file of the folder, as sorted relative paths. Hidden files and folders are left out."""
     files = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
     return sorted(file for file in files if not any(part.startswith(".") for part in file.parts))
 
@@ -70,7 +72,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal. Raises BadInput where it cannot be read."""
+    """The SHA-256 of a file's bytes, in hexadecimal. Raises BadInput if it cannot be read."""
     with open_to_read(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -96,8 +98,8 @@ def fingerprint(path: Path, digests: dict[str, str] | None = None) -> str:
 def check_folder(path: Path, *, thorough: bool = False) -> None:
     """Raises unless the folder is a model of safetensors weights without pickles, own code or an adapter on top.
 
-    IntegrityFault is raised for damaged weights, BadInput for the rest.
-    `thorough` also reads the tokenizer, which takes as long as loading it: once, when a model is first met.
+    IntegrityFault is raised for damaged weights, BadInput for the rest. `thorough` also reads the tokenizer, which is
+    slow; it is done once, when a model is first used.
     """
     require_folder(path)
     faults = [fault for relative in model_files(path) for fault in _file_faults(path, relative)]
@@ -117,7 +119,7 @@ def check_folder(path: Path, *, thorough: bool = False) -> None:
 
 
 def require_folder(path: Path) -> None:
-    """Raises NotFound where no model can be, at the first look: a folder of other things may be very large."""
+    """Raises NotFound if the folder cannot be a model, before its files are read: other folders may be very large."""
     if not path.is_dir():
         raise NotFound(f"There is no model folder at {path}", hint=(Command("model list"), " shows what is here"))
     if not any((path / name).exists() for name in ("config.json", "adapter_config.json")):
@@ -126,18 +128,18 @@ def require_folder(path: Path) -> None:
 
 @contextmanager
 def load_errors_as_bad_input(what: str, hint: str | None = None) -> Iterator[None]:
-    """Whatever a library raises inside about the content of a folder is a BadInput that begins with `what`."""
+    """Inside the block, any library error about a folder's content becomes a BadInput that begins with `what`."""
     try:
         yield
     except (MtaError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # a panic inside a library's compiled code is no Exception
+    except BaseException as error:  # a panic in a library's Rust code is not an Exception
         lines = str(error).strip().splitlines() or ["no message"]
         raise BadInput(f"{what}: {type(error).__name__}: {lines[0][:300]}", hint=hint) from error
 
 
 def parameter_count(path: Path) -> int:
-    """How many floating-point numbers the safetensors files hold, read from their headers."""
+    """The number of parameters in the safetensors files, from their headers."""
     return sum(math.prod(entry["shape"]) for entry in _float_tensor_entries(path))
 
 
@@ -210,7 +212,7 @@ def _json_faults(file: Path, relative: Path) -> Iterator[str]:
 
 
 def _token_faults(name: str, content: Any, key: str) -> Iterator[str]:
-    """Added tokens with keys of their own, which the tokenizers' library prints as they are."""
+    """Faults of added tokens with unknown keys, which the tokenizers library would print unescaped."""
     tokens = content.get(key) if isinstance(content, dict) else None
     entries = tokens.values() if isinstance(tokens, dict) else tokens if isinstance(tokens, list) else ()
     odd = (inner for entry in entries if isinstance(entry, dict) for inner in entry if inner not in ADDED_TOKEN_KEYS)
@@ -218,7 +220,9 @@ def _token_faults(name: str, content: Any, key: str) -> Iterator[str]:
 
 
 def _find_control_sequence(content: Any) -> str | None:
-    """A key that cannot be printed, or a text with a command to a terminal: libraries print both as they are."""
+    """A key that is not printable, or a text with a terminal control sequence, because libraries print both
+    unescaped.
+    """
     waiting = [content]
     while waiting:
         one = waiting.pop()
@@ -253,11 +257,11 @@ def _is_pickle(file: Path) -> bool:
 
 
 def _is_text_pickle(start: bytes, *, whole: bool) -> bool:
-    """Whether a file begins as pickles of protocol 0 and 1 do, which have no mark of their own."""
+    """Whether a file begins like a pickle of protocol 0 or 1, which have no magic number."""
     made, stop = 0, False
     try:
         for opcode, _, _ in pickletools.genops(start):
             made, stop = made + 1, opcode.name == "STOP"
-    except Exception:  # what is no pickle fails in as many ways as there are opcodes
+    except Exception:  # a file that is not a pickle can fail in many ways
         stop = not whole and made > 100
     return stop and made > 1

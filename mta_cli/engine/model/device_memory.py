@@ -1,4 +1,4 @@
-"""A device's free memory, the most in use (None where the system does not say it), and errors where it has run out."""
+"""A device's free memory, its peak use (None if the system does not tell), and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """The bytes that a process could still get: CUDA's own number, or Linux's `MemAvailable`."""
+    """The bytes that a process can still allocate: from CUDA, or Linux's `MemAvailable`."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
@@ -16,7 +16,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let CUDA count anew; the peak of a process on a CPU stays."""
+    """Reset CUDA's peak; the peak of a process on a CPU cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

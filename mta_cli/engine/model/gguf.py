@@ -1,7 +1,7 @@
 """Converts a Llama from GGUF to a folder of bfloat16 safetensors, the same bytes every time.
 
-The `gguf` library unpacks the weights, and they are written under transformers' names: transformers' own reader keeps
-them packed and cannot save them. The library trusts a file's header, so the caller must have checked the file's digest.
+The `gguf` library dequantises the weights. transformers' own GGUF reader is not used because it cannot save what it
+reads. The library trusts a file's header, so the caller must check the file's digest before.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ LAYER_TENSOR_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-CONTROL_TOKEN = 3  # llama.cpp's token type of tokens that no text can spell
+CONTROL_TOKEN = 3  # llama.cpp's token type for control tokens
 
 
 def convert_gguf(source: Path, folder: Path) -> None:
-    """Writes configuration, tokenizer and weights of the GGUF file `source` into `folder`; BadInput for others."""
+    """Writes configuration, tokenizer and weights of the GGUF file `source` into `folder`. Raises BadInput for another
+    architecture.
+    """
     from gguf import GGUFReader
     from safetensors.torch import save_file
 
@@ -57,7 +59,7 @@ def convert_gguf(source: Path, folder: Path) -> None:
 
 
 def _save(folder: Path, config: dict[str, Any], about: dict[str, Any], template: bytes) -> None:
-    """The small files: configuration, what generation and the tokenizer need, the chat template."""
+    """Save the small files: configuration, generation settings, tokenizer, chat template."""
     folder.mkdir(parents=True, exist_ok=True)
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     for name, value in (("config", config), ("generation_config", ends), ("tokenizer_config", about)):
@@ -131,7 +133,7 @@ def _weights(reader: GGUFReader, config: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _unpermute_rope(weight: Tensor, heads: int) -> Tensor:
-    """Rows back from llama.cpp's rotary order (pairs side by side) to transformers' (halves one after the other)."""
+    """Reorder rows from llama.cpp's rotary layout (adjacent pairs) to transformers' (two halves)."""
     rows, width = weight.shape
     return weight.view(heads, rows // heads // 2, 2, width).transpose(1, 2).reshape(rows, width).contiguous()
 

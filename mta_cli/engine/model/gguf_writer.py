@@ -1,7 +1,7 @@
 """Writes GGUF, the format of llama.cpp, Ollama and LM Studio: a LoRA, or a whole model with its tokenizer.
 
-Tensors have llama.cpp's names. Where its layers rotate pairs that lie side by side, the rows of the query and key
-projections are put in that order, as its own converter does.
+Tensors have llama.cpp's names. For families whose rotary embedding uses adjacent pairs in llama.cpp, the rows of the
+query and key projections are reordered, as its own converter does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ _QWEN = (
 
 @dataclass(frozen=True)
 class GgufFamily:
-    """How llama.cpp calls a family, whether it rotates pairs side by side, and whether a whole model can be written."""
+    """llama.cpp's name of a family, whether its rotary embedding uses adjacent pairs, and whether a whole model can be
+    written.
+    """
 
     architecture: str
     pairs_side_by_side: bool = False
@@ -52,7 +54,7 @@ FAMILIES: Mapping[str, GgufFamily] = {  # by transformers' `model_type`
 
 
 def gguf_family(config: Mapping[str, Any]) -> GgufFamily:
-    """The family of a base by its `config.json`. Raises BadInput for one whose names are not known here."""
+    """The family of a base by its `config.json`. Raises BadInput for an unknown family."""
     kind = str(config.get("model_type"))
     if kind not in FAMILIES:
         raise BadInput(
@@ -95,8 +97,8 @@ def write_model_gguf(
 ) -> None:
     """Write a whole model: `weights` by transformers' names, configuration and tokenizer of the base in `folder`.
 
-    `weights` are loaded one after another, and kept in the file's format until all are written. Raises BadInput for a
-    family or a tokenizer that is not known here.
+    `weights` are loaded one after another and kept in the file's format until all are written. Raises BadInput for an
+    unknown family or tokenizer.
     """
     from gguf import GGUFEndian, GGUFWriter, LlamaFileType
 
@@ -120,9 +122,9 @@ def write_model_gguf(
 
 
 def require_whole_gguf(folder: Path) -> tuple[GgufFamily, dict[str, Any], dict[str, Any], str]:
-    """The family, `config.json` and `tokenizer.json` of a base, and llama.cpp's name of how its tokenizer cuts a text.
+    """The family, `config.json` and `tokenizer.json` of a base, and llama.cpp's name of its pre-tokenizer.
 
-    Raises BadInput where no whole GGUF can be written.
+    Raises BadInput if a whole model cannot be written as GGUF.
     """
     config, raw = read_config(folder), read_json(folder / "tokenizer.json")
     family, split = gguf_family(config), _pre_tokenizer_name(raw)
@@ -240,7 +242,7 @@ def _add_tokenizer(
     for name, number in special.items():
         if number is not None:
             getattr(writer, f"add_{name}_token_id")(number)
-    # A chat template writes what the base wants at its beginning; without one the tokenizer does.
+    # With a chat template, the template writes the beginning-of-sequence token; without one, the tokenizer does.
     begins = tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
     writer.add_add_bos_token(begins and not tokenizer.chat_template)
     if tokenizer.chat_template:
@@ -248,7 +250,7 @@ def _add_tokenizer(
 
 
 def _pre_tokenizer_name(raw: Mapping[str, Any]) -> str | None:
-    """llama.cpp's name of how a byte-level BPE tokenizer cuts a text before it merges; None for one not known here."""
+    """llama.cpp's name of the pre-tokenizer of a byte-level BPE tokenizer; None if unknown."""
     before = raw.get("pre_tokenizer") or {}
     steps = before.get("pretokenizers", [before])
     kinds = [step.get("type") for step in steps]

@@ -13,12 +13,12 @@ from mta_cli.engine.model.llama import LlamaDecoder, Masks, causal_mask
 class KVCache:
     """Keys and values [layers, 2, rows, kv heads, positions, head width]; row `r` uses the first `lengths[r]`.
 
-    A pass adds equally many positions to all rows: call `begin_pass` before its layers and `advance` after them. A pass
-    that fails in between changes nothing. Both `rows` and `capacity`, of positions, double when they are used up.
+    A pass adds the same number of positions to all rows: call `begin_pass` before its layers and `advance` after them.
+    A pass that fails in between changes nothing. Rows and positions (`capacity`) are doubled when they are used up.
     """
 
     def __init__(self, decoder: LlamaDecoder, rows: int, capacity: int) -> None:
-        # Zeros, because attention multiplies the positions that a shorter row leaves free by zero.
+        # Zeros, because attention gives the unused positions of a shorter row weight 0, and 0 × NaN would be NaN.
         shape = (len(decoder.layers), 2, rows, decoder.kv_heads, max(1, capacity), decoder.head_dim)
         self._decoder, self._block = decoder, torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
         self._set_lengths([])
@@ -36,15 +36,17 @@ class KVCache:
         return self._block.numel() * self._block.element_size()
 
     def begin_pass(self, new: int) -> tuple[Tensor, Masks]:
-        """Make room for `new` positions a row; returns these positions [rows or 1, new] and the mask of the pass.
+        """Make room for `new` positions per row; returns these positions [rows or 1, new] and the attention mask of the
+        pass.
 
-        Rows of different lengths take one position at a time.
+        If rows have different lengths, `new` must be 1.
         """
         decoder, count, longest = self._decoder, len(self.lengths), max(self.lengths) + new
         self._reserve(count, longest)
         keys = torch.arange(longest, device=decoder.device)[None]
         mask, self._new, self._longest = None, new, longest
-        self._written: Tensor | None = None  # where rows of different lengths write, in `_positions`
+        # indices of the new positions in `_positions`, for rows of different lengths
+        self._written: Tensor | None = None
         if min(self.lengths) + new == longest:
             positions = keys[:, longest - new :]
             if new > 1:
@@ -71,7 +73,7 @@ class KVCache:
         return keys.narrow(2, 0, self._longest), values.narrow(2, 0, self._longest)
 
     def advance(self, new: int) -> None:
-        """Count the `new` positions that every layer has written in every row."""
+        """Add `new` to every row's length, after all layers have written these positions."""
         self.lengths = [length + new for length in self.lengths]
 
     def add_rows(self, other: KVCache) -> None:
@@ -84,7 +86,7 @@ class KVCache:
         self._set_lengths(lengths)
 
     def fill_rows(self, rows: int, prefix: Tensor | None) -> None:
-        """Begin `rows` rows with a `row_block`, or with nothing."""
+        """Start `rows` rows, filled with the `row_block` `prefix` or empty."""
         length = 0 if prefix is None else prefix.shape[3]
         if prefix is not None:
             self._block[:, :, :rows, :, :length] = prefix[:, :, None]
@@ -95,9 +97,9 @@ class KVCache:
         return self._block[:, :, row, :, :length].clone()
 
     def keep_rows(self, order: Sequence[int]) -> None:
-        """Row `i` becomes what row `order[i]` was, where `order[i] >= i`; other rows are dropped, and zeros again.
+        """Move row `order[i]` to row `i`, with `order[i] >= i`; drop all other rows and fill them with zeros.
 
-        Attention multiplies what is left in a row by zero, which a number that is not finite would survive.
+        Leftover numbers would be harmful: attention gives them weight 0, but 0 × inf is NaN.
         """
         for target, source in enumerate(order):
             if source != target:
@@ -106,7 +108,7 @@ class KVCache:
         self._set_lengths([self.lengths[source] for source in order])
 
     def trim(self, rows: int, capacity: int) -> None:
-        """Give back the memory of rows and positions that are not in use, beyond `rows` and `capacity`."""
+        """Free the memory of unused rows and positions, but keep at least `rows` and `capacity`."""
         rows, capacity = max(rows, len(self.lengths)), max(capacity, *self.lengths, 0)
         self._block = self._block[:, :, :rows, :, :capacity].clone(memory_format=torch.contiguous_format)
         self._set_lengths(self.lengths)

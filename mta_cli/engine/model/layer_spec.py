@@ -1,6 +1,6 @@
-"""What distinguishes one family's decoder layers from another's, as data read from a model of transformers.
+"""Describes the decoder layers of a model family as data, read from a transformers model.
 
-The decoder computes every layer in the same way; a description says what the layer is made of.
+The decoder runs the same code for every layer; the description lists the layer's parts.
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LENGTH_INDEPENDENT_ROPES = ("default", "linear", "llama3", "yarn")  # angles that do not depend on how long the text is
-ROPE_SETTINGS = {  # of these kinds of angles; any other may act on long texts alone, where no comparison would see it
+# rotary angles that do not depend on the text's length
+LENGTH_INDEPENDENT_ROPES = ("default", "linear", "llama3", "yarn")
+# known settings of these kinds; others might act only on long texts, which the comparison at loading does not cover
+ROPE_SETTINGS = {
     *("rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "attention_factor"),
     *("original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     "partial_rotary_factor",
 }
-ONE_WINDOW_FAMILIES = ("mistral", "phi3")  # their `sliding_window` holds in all layers, which do not repeat it
-PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # other formats are packed, or need a scale
+# their `sliding_window` applies to all layers, although the layers do not mention it
+ONE_WINDOW_FAMILIES = ("mistral", "phi3")
+PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # other formats are packed or scaled
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {  # by the name in a configuration
     "silu": F.silu,
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
 }
-PROJECTIONS: Sequence[Mapping[str, tuple[str, ...]]] = (  # modules that read the same input, by their joint name
+# modules that read the same input, by the name of the fused projection
+PROJECTIONS: Sequence[Mapping[str, tuple[str, ...]]] = (
     {
         "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "out": ("self_attn.o_proj",),
@@ -41,12 +45,12 @@ PROJECTIONS: Sequence[Mapping[str, tuple[str, ...]]] = (  # modules that read th
     },
 )
 SCALES = ("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale")  # of Granite and Cohere
-ONE_ROPE = "all"  # the name of the rotary table where all layers have the same
+ONE_ROPE = "all"  # the name of the rotary table if all layers share one
 
 
 @dataclass(frozen=True)
 class NormPlaces:
-    """The names of a layer's norms by their places; None: there is none."""
+    """The names of a layer's norms by their places; None for a place without a norm."""
 
     before_attention: str | None = None
     after_attention: str | None = None
@@ -55,13 +59,13 @@ class NormPlaces:
 
     @property
     def names(self) -> set[str]:
-        """The norms that there are."""
+        """The names of the existing norms."""
         return {name for name in astuple(self) if name is not None}
 
 
 NORM_PLACES = (
     NormPlaces(before_attention="input_layernorm", before_mlp="post_attention_layernorm"),  # Llama's
-    NormPlaces(  # Gemma's from its second version on
+    NormPlaces(  # Gemma 2's and later
         before_attention="input_layernorm",
         after_attention="post_attention_layernorm",
         before_mlp="pre_feedforward_layernorm",
@@ -75,8 +79,8 @@ NORM_PLACES = (
 class LayerSpec:
     """One decoder layer.
 
-    `rope` is the name of the table by which queries and keys are rotated; None: they are not. A token sees the last
-    `window` positions, its own counted; None: all.
+    `rope` is the name of the rotary table for queries and keys; None if they are not rotated. A token attends to the
+    last `window` positions, including its own; None means all.
     """
 
     norms: NormPlaces
@@ -87,9 +91,9 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """All layers of a decoder, from the first to the last, and the activation of their gates.
+    """All layers of a decoder in order, and the activation function of their gates.
 
-    Attention scores and logits are capped softly, `cap · tanh(x / cap)`, where there is a cap.
+    With a cap, attention scores or logits are soft-capped: `cap · tanh(x / cap)`.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -99,7 +103,7 @@ class DecoderSpec:
 
 
 def read_decoder_spec(model: Any) -> DecoderSpec | None:
-    """The description of `model`'s decoder; None where a part of it is not known here."""
+    """The description of `model`'s decoder; None if it has an unknown part."""
     config = model.config.get_text_config()
     decoder: Any = getattr(model, "model", None)
     if getattr(model, "base_model_prefix", "") != "model":
@@ -121,26 +125,26 @@ def read_decoder_spec(model: Any) -> DecoderSpec | None:
 def _read_layer(layer: Any, config: Any, kind: str) -> LayerSpec | None:
     """The description of a layer whose attention is of `kind`."""
     modules = dict(layer.named_modules())
-    # 1. the norms: whatever is beside attention and MLP; dropout does nothing outside a training of the base. Each has
-    #    a weight, which Olmo's first version does not have
+    # 1. the norms: all children except attention, MLP, and dropout, which is inactive here. Each norm must have a
+    #    weight; the first Olmo's have none
     children = {name for name, child in layer.named_children() if not isinstance(child, nn.Dropout)}
     children -= {"self_attn", "mlp"}
     norms = next((places for places in NORM_PLACES if places.names == children), None)
-    # 2. the projections: these linear layers and no others, with a bias in all of a group or in none
+    # 2. the projections: exactly these linear layers, with a bias in all modules of a group or in none
     linear = {path for path, module in modules.items() if isinstance(module, nn.Linear)}
     joined = next((one for one in PROJECTIONS if {path for paths in one.values() for path in paths} == linear), None)
     if norms is None or joined is None or not all(hasattr(modules[name], "weight") for name in norms.names):
         return None
     if any(len({modules[path].bias is None for path in paths}) > 1 for paths in joined.values()):
         return None
-    # 3. positions: a table of angles for each kind of attention, or one for all; over the whole width of a head
+    # 3. rotary positions: a table for each kind of attention or one for all, over the whole head width
     ropes = getattr(config, "rope_parameters", None) or {}
     rope, name = (ropes[kind], kind) if isinstance(ropes.get(kind), Mapping) else (ropes, ONE_ROPE)
     part = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None)) or 1.0
     known = rope.get("rope_type", "default") in LENGTH_INDEPENDENT_ROPES and set(rope) <= ROPE_SETTINGS
     if not known or part != 1.0 or kind not in ("full_attention", "sliding_attention"):
         return None
-    # 4. how far a token sees; a setting that the layer does not know may be left over from another model
+    # 4. the attention window; a setting that the layer does not read may be left over from another model
     window = config.sliding_window if kind == "sliding_attention" else None
     of_all = window if config.model_type in ONE_WINDOW_FAMILIES else None
     if window != getattr(layer.self_attn, "sliding_window", of_all):
@@ -149,7 +153,7 @@ def _read_layer(layer: Any, config: Any, kind: str) -> LayerSpec | None:
 
 
 def has_plain_weight(module: Any) -> TypeGuard[nn.Linear]:
-    """Whether `module` is a linear layer whose weight is its numbers, and no packed or scaled form of them."""
+    """Whether `module` is a linear layer with plain weights, neither packed nor scaled."""
     return (
         isinstance(module, nn.Linear)
         and module.weight.dtype in PLAIN_DTYPES

@@ -1,7 +1,7 @@
 """A decoder of Llama and its relatives as tensor operations on the base's own weights, with LoRA factors for each row.
 
-It computes what transformers' modules compute, in fewer and larger operations: projections that read the same input are
-fused, and a pass may begin at any layer, with states and with keys and values computed before.
+It computes the same as transformers' modules in fewer and larger operations: projections that read the same input are
+fused. A pass may begin at any layer, from cached states, keys and values.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ from torch.utils.checkpoint import checkpoint
 from mta_cli.engine.model.activation_cache import ActivationCache
 from mta_cli.engine.model.layer_spec import ONE_ROPE, DecoderSpec, LayerSpec, has_plain_weight, read_decoder_spec
 
-EAGER_ATTENTION_MAX_KEYS = 512  # up to so many keys, matrix products beat the fused attention kernel on a CPU
-PACKED_MAX_ROWS = 64  # up to so many rows of input, oneDNN reads weights in its own order about 1.5 times faster
-HALF_CAPABILITIES = ("AVX2", "AVX512")  # CPUs on which PyTorch reads float16 weights at the memory's speed, for one row
-ONEDNN_OPS = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")  # private: may be absent
+# up to this many keys, matrix products are faster than the fused attention kernel on a CPU
+EAGER_ATTENTION_MAX_KEYS = 512
+PACKED_MAX_ROWS = 64  # up to this many input rows, oneDNN is about 1.5 times faster with weights in its own layout
+HALF_CAPABILITIES = ("AVX2", "AVX512")  # CPUs on which PyTorch multiplies one row by float16 weights at memory speed
+# private functions, which may be absent
+ONEDNN_OPS = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
 
 Rope = tuple[Tensor, Tensor]
 Ropes = Mapping[str, Rope]  # by the name of the table; see `LayerSpec`
-Masks = Tensor | None | Mapping[int | None, Tensor | None]  # by window where layers have windows
+Masks = Tensor | None | Mapping[int | None, Tensor | None]  # a mapping by window if layers have windows
 FusedFactors = dict[tuple[int, str], tuple[Tensor, Tensor]]
 
 
 class PastKeyValues(Protocol):
-    """Where the keys and values of earlier positions come from."""
+    """A source of the keys and values of earlier positions."""
 
     def update_kv(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add a layer's `k`, `v` [rows, kv heads, new, head width]; return all keys and values so far, in order."""
@@ -43,8 +45,8 @@ class PastKeyValues(Protocol):
 class BatchedLora:
     """The LoRA factors of a batch's rows: `A [blocks, in, rank]` and `B [blocks, rank, out]` by layer and projection.
 
-    The scale is inside B. Each block is equally many neighbouring rows that share factors; without the first axis all
-    rows do. `position_mask` [rows, time, 1] is 1 where the factors act; None is everywhere.
+    The scale is inside B. Each block is the same number of adjacent rows that share factors; without the first axis,
+    all rows share them. `position_mask` [rows, time, 1] is 1 where the factors act; None means everywhere.
     """
 
     fused_factors: FusedFactors
@@ -62,9 +64,10 @@ class BatchedLora:
 
 
 class FusedLinear:
-    """One or several frozen linear modules that read the same input, with their weights in one tensor.
+    """One or several frozen linear modules that read the same input, with their weights concatenated in one tensor.
 
-    The modules' own weights become views of it: what is folded into them is seen here, without a second copy.
+    The modules' own weights become views of this tensor, so a merge into a module is visible here without a second
+    copy.
     """
 
     def __init__(self, *modules: nn.Linear) -> None:
@@ -82,7 +85,9 @@ class FusedLinear:
         self._half: Tensor | None = None  # [Σ out, in] float16
 
     def __call__(self, x: Tensor, read_copies: bool = False) -> Tensor:
-        """`[…, in]` → `[…, Σ out]`. With `read_copies`, few rows read a copy of the weight, where there is one."""
+        """`[…, in]` → `[…, Σ out]`. With `read_copies`, a pass of few rows uses a packed copy of the weight, if there
+        is one.
+        """
         if read_copies and not x.requires_grad:
             rows = x.numel() // x.shape[-1]
             if self._half is not None and rows == 1:
@@ -93,12 +98,12 @@ class FusedLinear:
         return F.linear(x, self.weight, self.bias)
 
     def pack_onednn(self) -> None:
-        """Keep a copy of the weight as it is now, in oneDNN's own order."""
+        """Make a copy of the current weight in oneDNN's layout."""
         if self._packed is None:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
 
     def copy_as_half(self) -> None:
-        """Keep a copy of the weight as it is now in float16, where there is no bias.
+        """Make a float16 copy of the current weight, unless there is a bias.
 
         A bfloat16 of an absolute value from 2⁻¹⁴ to 65,280 is the same number in float16; smaller ones lose bits.
         """
@@ -111,25 +116,25 @@ class FusedLinear:
 
     @property
     def has_half(self) -> bool:
-        """Whether there is a copy in float16."""
+        """Whether there is a float16 copy."""
         return self._half is not None
 
     def drop_half(self) -> None:
-        """Drop the copy in float16."""
+        """Drop the float16 copy."""
         self._half = None
 
 
 class SeparateLinears:
-    """Linear modules that read the same input, each computed by itself because a weight is packed, as NF4 is.
+    """Linear modules that read the same input, each computed separately because a weight is packed, such as NF4.
 
-    What hooks add to a module is part of its output here.
+    Hooks of the modules take effect here.
     """
 
     def __init__(self, *modules: nn.Linear) -> None:
         self.modules = modules
 
     def __call__(self, x: Tensor, read_copies: bool = False) -> Tensor:
-        """`[…, in]` → `[…, Σ out]`. There are no copies of the weights, whatever `read_copies` says."""
+        """`[…, in]` → `[…, Σ out]`. There are no copies of the weights, so `read_copies` has no effect."""
         outputs = [module(x) for module in self.modules]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
@@ -142,7 +147,7 @@ def _join(*modules: nn.Linear) -> FusedLinear | SeparateLinears:
 class RMSNorm:
     """Root-mean-square normalisation (Zhang & Sennrich, arXiv 1910.07467) with the module's own weight.
 
-    Where the module multiplies by 1 + w, the sum is kept here, in float32, as the module computes with it.
+    If the module multiplies by 1 + w, that sum is stored here in float32, in which the module computes it.
     """
 
     def __init__(self, module: Any) -> None:
@@ -159,7 +164,7 @@ class RMSNorm:
         width = x.shape[-1]
         if x.numel() > width or x.device.type != "cpu" or x.requires_grad:
             return F.rms_norm(x, (width,), self.weight, self.eps)
-        # One state alone on a CPU takes two operations instead of eight, with the scale computed in Python.
+        # A single state on a CPU takes two tensor operations instead of eight, because the scale is computed in Python.
         length = float(torch.linalg.vector_norm(x, dtype=torch.float32))
         scale = math.sqrt(width) / math.hypot(length, math.sqrt(width * self.eps))
         return torch.addcmul(self._nothing, x, self.weight, value=scale)
@@ -168,7 +173,7 @@ class RMSNorm:
 def _multiplies_by_one_plus_weight(module: Any) -> bool:
     weight = module.weight.detach()
     with torch.no_grad():
-        found = module(torch.ones_like(weight)).float()  # ones have the length that norms give: the factor is left
+        found = module(torch.ones_like(weight)).float()  # the RMS of ones is 1, so the output is the norm's factor
     return bool((found - 1.0 - weight.float()).abs().max() < (found - weight.float()).abs().max())
 
 
@@ -192,7 +197,7 @@ class DecoderLayer:
 
 
 def _head_norm(module: Any, head_dim: int) -> Callable[[Tensor], Tensor] | None:
-    """A norm of `[rows, time, heads, head width]`: of each head by itself, or of all together."""
+    """A norm over `[rows, time, heads, head width]`: of each head separately, or of all heads together."""
     if module is None:
         return None
     norm = RMSNorm(module)
@@ -201,7 +206,7 @@ def _head_norm(module: Any, head_dim: int) -> Callable[[Tensor], Tensor] | None:
 
 @dataclass(frozen=True)
 class _LayerInputs:
-    """What all layers of a pass read beside their states; see `LlamaDecoder.run_layers`. `masks` are by window."""
+    """The inputs that all layers of a pass share; see `LlamaDecoder.run_layers`. `masks` are by window."""
 
     rope: Ropes
     masks: Mapping[int | None, Tensor | None]
@@ -211,7 +216,9 @@ class _LayerInputs:
 
 
 class LlamaDecoder:
-    """The decoder of a causal language model; `build_llama_decoder` makes it where it computes the same logits."""
+    """The decoder of a causal language model. `build_llama_decoder` makes one if it computes the same logits as the
+    model.
+    """
 
     def __init__(self, model: Any, spec: DecoderSpec) -> None:
         decoder, config = model.model, model.config.get_text_config()
@@ -223,7 +230,7 @@ class LlamaDecoder:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.activation_cache = ActivationCache()
         self._recomputes_layers = False
-        self._half_overflows = False  # whether a state was too large for float16
+        self._half_overflows = False  # whether an activation was too large for float16
         self.activation: Callable[[Tensor], Tensor] = spec.activation
         self.score_cap, self.logit_cap = spec.score_cap, spec.logit_cap
         self.windows = sorted({one.window for one in spec.layers if one.window is not None})
@@ -248,14 +255,14 @@ class LlamaDecoder:
         return self.head.weight.device
 
     def all_projections(self) -> list[FusedLinear]:
-        """Every projection whose weights are plain, the head's last."""
+        """Every projection with plain weights; the head comes last."""
         found = (one for layer in self.layers for one in layer.projections.values() if isinstance(one, FusedLinear))
         return [*found, self.head]
 
     def pack_weights(self, *, one_row: bool = True, many_rows: bool = True) -> None:
-        """Copy bfloat16 weights as they are now, for decoding steps of few rows on a CPU.
+        """Copy the current bfloat16 weights for decoding steps of few rows on a CPU.
 
-        Steps of `one_row` read a copy in float16, those of `many_rows` one in oneDNN's order.
+        Steps of one row use a float16 copy (`one_row`), steps of several rows a copy in oneDNN's layout (`many_rows`).
         """
         if self.dtype != torch.bfloat16 or self.device.type != "cpu":
             return
@@ -266,7 +273,7 @@ class LlamaDecoder:
                 projection.pack_onednn()
 
     def invalidate_caches(self) -> None:
-        """Drop all that was computed from the weights: they have changed, or are about to."""
+        """Drop everything computed from the weights. Call it before or after changing them."""
         for projection in self.all_projections():
             projection.drop_copies()
         self.activation_cache.clear()
@@ -296,7 +303,7 @@ class LlamaDecoder:
         return cos, sin
 
     def mask_windows(self, mask: Tensor | None, positions: Tensor, key_positions: Tensor) -> Masks:
-        """`mask` for each window that layers of this decoder have; `mask` itself where none has one.
+        """The mask for each attention window of this decoder's layers; `mask` itself if no layer has a window.
 
         Queries are at `positions` [rows or 1, time] and keys at `key_positions` [rows or 1, keys]. A key that `mask`
         hides may have any position.
@@ -328,10 +335,10 @@ class LlamaDecoder:
     ) -> Tensor:
         """States [rows, time, width] after layers `first` to `last` (exclusive; None: all), from the states `x` before.
 
-        `mask` [rows or 1, 1, 1, time, keys] is added to attention scores; None hides nothing. Where the decoder has
-        `windows`, it is what `mask_windows` gives. `loras` act on their own rows. `past` holds the keys and values of
-        earlier positions and takes the new ones. With `read_copies`, few rows read what `pack_weights` made; it rounds
-        differently.
+        `mask` [rows or 1, 1, 1, time, keys] is added to attention scores; None hides nothing. If the decoder has
+        `windows`, pass the result of `mask_windows`. `loras` act on their own rows. `past` has the keys and values of
+        earlier positions and takes the new ones. With `read_copies`, passes of few rows use the copies of
+        `pack_weights`, which round differently.
 
         Within `recomputing_layers`, `past` gets a layer's keys and values twice where gradients are needed.
         """
@@ -341,7 +348,7 @@ class LlamaDecoder:
         found = self._run_layers(x, layers, inputs)
         one_row = read_copies and x.numel() == x.shape[-1]
         if one_row and self.head.has_half and not bool(torch.isfinite(found).all()):
-            # A number was too large for float16: this base goes on without that copy, from this step on.
+            # An activation was too large for float16: run the step again, and from now on without the float16 copy.
             self._half_overflows = True
             for projection in self.all_projections():
                 projection.drop_half()
@@ -391,17 +398,17 @@ class LlamaDecoder:
 
     def _attention(self, i: int, x: Tensor, inputs: _LayerInputs) -> Tensor:
         layer, (rows, time, _) = self.layers[i], x.shape
-        # 1. queries, keys and values in one product  [rows, time, heads + 2 · kv heads, head width]
+        # 1. queries, keys and values by one matrix product [rows, time, heads + 2 · kv heads, head width]
         qkv = self._project(i, "qkv", x, inputs).view(rows, time, -1, self.head_dim)
         qk, v = torch.split(qkv, [self.heads + self.kv_heads, self.kv_heads], 2)
         if layer.norm_q is not None and layer.norm_k is not None:
             q, k = torch.split(qk, [self.heads, self.kv_heads], 2)
             qk = torch.cat([layer.norm_q(q), layer.norm_k(k)], 2)
-        # 2. rotary positions, on queries and keys together
+        # 2. rotary embedding of queries and keys together
         if layer.spec.rope is not None:
             qk = _rotate(qk, inputs.rope[layer.spec.rope])
         q, k = torch.split(qk, [self.heads, self.kv_heads], 2)
-        # 3. keys and values behind those of earlier positions  [rows, kv heads, keys, head width]
+        # 3. append keys and values to the earlier ones [rows, kv heads, keys, head width]
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         if inputs.past is not None:
             k, v = inputs.past.update_kv(i, k, v)
@@ -415,7 +422,7 @@ class LlamaDecoder:
         """
         rows, time, heads, width = q.shape
         groups, keys = heads // self.kv_heads, k.shape[2]
-        # One new position: the query heads of a group stand where the fused kernel has the positions of one head.
+        # One new position: pass the query heads of a group to the fused kernel as if they were positions of one head.
         if time == 1 and self.score_cap is None:
             grouped, hidden = q.view(rows, self.kv_heads, groups, width), mask.squeeze(2) if mask is not None else None
             output = F.scaled_dot_product_attention(grouped, k, v, attn_mask=hidden, scale=self.scaling)
@@ -427,8 +434,8 @@ class LlamaDecoder:
                 q.transpose(1, 2), k, v, attn_mask=hidden, scale=self.scaling, enable_gqa=groups > 1
             )
             return output.transpose(1, 2).reshape(rows, time, heads * width)
-        # Few keys on a CPU, or scores with a cap, which the kernel does not have: matrix products.
-        # 1. queries by the key head that they share  [rows, kv heads, groups, time, head width]
+        # Few keys on a CPU, or soft-capped scores, which the kernel does not support: matrix products.
+        # 1. group queries by their shared key head [rows, kv heads, groups, time, head width]
         q = (q * self.scaling).view(rows, time, self.kv_heads, groups, width).permute(0, 2, 3, 1, 4)
         # 2. scores  [rows, kv heads, groups · time, keys]
         scores = q.reshape(rows, self.kv_heads, groups * time, width) @ k.transpose(2, 3)
@@ -436,18 +443,18 @@ class LlamaDecoder:
             scores = soft_cap(scores, self.score_cap)
         if mask is not None:
             scores = (scores.view(rows, self.kv_heads, groups, time, keys) + mask).view_as(scores)
-        # 3. weighted values, heads side by side again  [rows, time, heads · head width]
+        # 3. weighted values, heads concatenated [rows, time, heads · head width]
         output = (torch.softmax(scores, -1) @ v).view(rows, self.kv_heads, groups, time, width)
         return output.permute(0, 3, 1, 2, 4).reshape(rows, time, heads * width)
 
 
 def soft_cap(x: Tensor, cap: float) -> Tensor:
-    """`x` between −cap and cap: nearly itself where it is small."""
+    """`cap · tanh(x / cap)`: between −cap and cap, and almost `x` for small values."""
     return cap * torch.tanh(x / cap)
 
 
 def _onednn_packs_bfloat16() -> bool:
-    """Whether this PyTorch and CPU have oneDNN's products with reordered weights; without them weights stay as is."""
+    """Whether this PyTorch and CPU support oneDNN's products with reordered bfloat16 weights."""
     ops = torch.ops.mkldnn
     return all(hasattr(ops, name) for name in ONEDNN_OPS) and bool(ops._is_mkldnn_bf16_supported())
 
@@ -458,13 +465,13 @@ def _rotate(x: Tensor, rope: Rope) -> Tensor:
 
 
 def causal_mask(time: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Added to scores, [1, 1, 1, time, time]: −∞ where a key is later than the query."""
+    """A mask to add to attention scores [1, 1, 1, time, time]: −∞ for keys later than the query."""
     mask = torch.full((time, time), float("-inf"), dtype=dtype, device=device)
     return mask.triu_(1)[None, None, None]
 
 
 def build_llama_decoder(model: Any) -> LlamaDecoder | None:
-    """The decoder of `model` where its layers are known and it gives the same logits; else None."""
+    """The decoder of `model`; None if its layers are unknown or the decoder's logits differ from the model's."""
     if (spec := read_decoder_spec(model)) is None:
         return None
     decoder = LlamaDecoder(model, spec)

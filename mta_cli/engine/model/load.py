@@ -29,16 +29,16 @@ from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, UsageError, 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZE_PACKAGES = ("bitsandbytes", "accelerate")
-OFF = "off"  # as `quantize`: weights are not packed
+OFF = "off"  # the value of `quantize` for unpacked weights
 
 
 @dataclass(frozen=True)
 class MemoryLimits:
-    """How much of a computation is held at once. Less takes longer, and changes nothing but the last bits.
+    """Limits on memory. Lower limits take longer and change only the last bits of results.
 
-    `batch_tokens` are those of one pass, padding counted, except passes for prefixes (`PrefixCacheScorer`); None: as
-    many as keep the device busy. `cache_bytes` are of computed states, `group_bytes` of factors, gradients and moments
-    that train together.
+    `batch_tokens` is the number of tokens in a pass including padding, except in passes for prefixes
+    (`PrefixCacheScorer`); None: as many as keep the device busy. `cache_bytes` limits cached states, `group_bytes` the
+    factors, gradients and moments that train together.
     """
 
     batch_tokens: int | None = None
@@ -50,9 +50,9 @@ class MemoryLimits:
 class LoadedBase:
     """A base in memory, frozen and in eval mode.
 
-    `end_ids` are the tokens that end an answer, the tokenizer's first. `head_is_exact`: logits are the output layer
-    applied to the backbone's last state, without a scale or cap. `quantize` is what packs the weights of its linear
-    layers, or `off`; `dtype` is then that of all other numbers.
+    `end_ids` are the tokens that end an answer, the tokenizer's own first. `head_is_exact`: logits are the output layer
+    applied to the backbone's last state, without a scale or cap. `quantize` is the packing of its linear layers, or
+    `off`; `dtype` is the format of all other numbers.
     """
 
     model: Any
@@ -69,7 +69,7 @@ class LoadedBase:
 
     @property
     def decoder(self) -> LlamaDecoder:
-        """The Llama decoder. Raises UsageError where it does not compute this base."""
+        """The Llama decoder. Raises UsageError if it cannot compute this base."""
         if self.llama_decoder is None:
             raise UsageError(f"{self.name} ({self.model.config.model_type}) has no fast path.")
         return self.llama_decoder
@@ -81,7 +81,7 @@ class LoadedBase:
 
     @property
     def number_format(self) -> str:
-        """The format of its numbers, as text; see `number_format`."""
+        """The base's number format as text; see `number_format`."""
         return _format_text(self.dtype, self.quantize)
 
     @property
@@ -92,7 +92,9 @@ class LoadedBase:
 
 @dataclass(frozen=True)
 class BaseInfo:
-    """What prompts and answers need of a base whose weights are computed with elsewhere; see `LoadedBase`."""
+    """The parts of a base that prompts and answers need if another server computes with its weights; see
+    `LoadedBase`.
+    """
 
     tokenizer: Any
     fingerprint: str
@@ -102,7 +104,7 @@ class BaseInfo:
 
 
 def read_base_info(path: Path, *, name: str, fingerprint: str) -> BaseInfo:
-    """The base in folder `path` without its weights. Raises BadInput when it is unsafe or no causal language model."""
+    """The base in folder `path` without its weights. Raises BadInput if it is unsafe or not a causal language model."""
     from transformers import AutoConfig, GenerationConfig
 
     quiet_libraries()
@@ -128,10 +130,10 @@ def load_base(
 ) -> LoadedBase:
     """The base in folder `path`, on its device.
 
-    `name`, by default the folder's, is what messages call it; `fingerprint` is for callers who store what they train.
-    With `quantize` "nf4", the weights of its decoder's linear layers are packed while they are read. Raises BadInput
-    when the folder is unsafe or no causal language model, IntegrityFault when its weights are incomplete or not finite,
-    UsageError when it cannot be packed.
+    `name` is for messages, by default the folder's name; `fingerprint` is for callers who store adapters. With
+    `quantize` "nf4", the weights of the decoder's linear layers are packed while they are read. Raises BadInput if the
+    folder is unsafe or not a causal language model, IntegrityFault if its weights are incomplete or not finite,
+    UsageError if it cannot be packed.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -176,7 +178,7 @@ def load_base(
 
 
 def with_decoder(base: LoadedBase) -> LoadedBase:
-    """The same base with its decoder where the decoder computes it, after looking at its output layer."""
+    """The base with its Llama decoder if that can compute it, and with `head_is_exact` determined."""
     decoder = base.llama_decoder = build_llama_decoder(base.model)
     if decoder is not None:
         decoder.activation_cache = ActivationCache(base.limits.cache_bytes)
@@ -186,10 +188,10 @@ def with_decoder(base: LoadedBase) -> LoadedBase:
 
 
 def family_without_decoder(path: Path) -> str | None:
-    """The family (`model_type`) of the base in folder `path` where the decoder does not know its layers; else None.
+    """The family (`model_type`) of the base in folder `path` if the decoder does not know its layers; otherwise None.
 
-    The model is built without weights. Whether the decoder gives the same logits is seen only once they are loaded.
-    Raises BadInput when the folder holds no causal language model.
+    The model is built without weights, so its logits are not compared. Raises BadInput if the folder does not contain a
+    causal language model.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -199,7 +201,7 @@ def family_without_decoder(path: Path) -> str | None:
         _require_causal(str(path), config)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
         packing = getattr(config, "quantization_config", None) or {"quant_method": "bitsandbytes"}
-        known = packing.get("quant_method") == "bitsandbytes"  # its packed layers are linear modules still
+        known = packing.get("quant_method") == "bitsandbytes"  # its packed layers are still linear modules
         return None if known and read_decoder_spec(model) is not None else str(config.model_type)
 
 
@@ -223,7 +225,7 @@ def quiet_libraries() -> None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is CUDA, else Apple's GPU, else the CPU. UsageError when it is not there."""
+    """The device called `name`; `auto` is CUDA, else Apple's GPU, else the CPU. Raises UsageError if it is missing."""
     if name == "auto":
         mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
@@ -244,18 +246,18 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format called `name`; `auto` is bfloat16 where the hardware computes in it, else float32.
+    """The dtype called `name`; `auto` is bfloat16 if the hardware computes in it, else float32.
 
-    It is the format of the base's weights and activations. Trained factors, the sums of their gradients, Adam's
-    moments, and the logits of log-likelihoods (without Llama decoder: their softmax) are float32 in any case.
-    TensorFloat-32 stays as PyTorch has it, off for matrix products.
+    It applies to the base's weights and activations. Trained factors, accumulated gradients, Adam's moments, and the
+    logits of log-likelihoods (without Llama decoder: their softmax) are always float32. TensorFloat-32 stays off for
+    matrix products, which is PyTorch's default.
     """
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":
         raise UsageError(f"dtype {name!r} is not known", hint=f"choose auto, {', '.join(DTYPES)}")
     if device.type == "cuda":
-        with torch.cuda.device(device):  # what is asked next is about the current device
+        with torch.cuda.device(device):  # the next query is about the current device
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = device.type == "cpu" and (_cpu_has("_is_amx_tile_supported") or _cpu_has("_is_avx512_bf16_supported"))
@@ -263,9 +265,9 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def number_format(dtype: str, device: str, quantize: str = OFF) -> str:
-    """What the number format called `dtype` is on `device`: `float32`, `bfloat16` or `float16`.
+    """The resolved name of the number format `dtype` on `device`: `float32`, `bfloat16` or `float16`.
 
-    With packed weights it follows their own format: `nf4+bfloat16`.
+    With packed weights their format comes first: `nf4+bfloat16`.
     """
     return _format_text(resolve_dtype(dtype, resolve_device(device)), quantize)
 
@@ -276,7 +278,7 @@ def _format_text(dtype: torch.dtype, quantize: str) -> str:
 
 
 def require_quantize(quantize: str, device: torch.device) -> None:
-    """Raises UsageError where weights cannot be packed: without bitsandbytes, or on this device."""
+    """Raises UsageError if weights cannot be packed: bitsandbytes is missing, or the device is not supported."""
     if quantize == OFF:
         return
     if missing := [name for name in QUANTIZE_PACKAGES if importlib.util.find_spec(name) is None]:
@@ -288,7 +290,9 @@ def require_quantize(quantize: str, device: torch.device) -> None:
 
 
 def _import_bitsandbytes() -> None:
-    """Import it, where it is installed, before others do: without compiled code that it would fetch from the hub."""
+    """Import bitsandbytes, if installed, before other libraries do, and keep it from downloading compiled code from the
+    hub.
+    """
     if "bitsandbytes" in sys.modules or importlib.util.find_spec("bitsandbytes") is None:
         return
     fetching = sys.modules.get("kernels")
@@ -302,7 +306,7 @@ def _import_bitsandbytes() -> None:
 
 
 def _nf4_arguments(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What makes transformers pack weights in NF4 with double quantisation (QLoRA, arXiv 2305.14314)."""
+    """The arguments that make transformers pack weights in NF4 with double quantisation (QLoRA, arXiv 2305.14314)."""
     from transformers import BitsAndBytesConfig
 
     packing = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
@@ -316,7 +320,7 @@ def _nf4_arguments(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
 
 @contextmanager
 def fresh_activation_cache(base: LoadedBase) -> Iterator[None]:
-    """Inside, the activation cache is empty, as after loading; the former one is back on exit."""
+    """Inside the block, the activation cache starts empty, as after loading; the former cache is restored on exit."""
     if base.llama_decoder is None:
         yield
         return
@@ -331,8 +335,8 @@ def fresh_activation_cache(base: LoadedBase) -> Iterator[None]:
 def head_logits(base: LoadedBase, input_ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     """Logits [n, vocabulary] of the next token at n positions (`rows`, `cols`, [n] each) of `input_ids` [batch, time].
 
-    Rows padded on the right need no mask, because attention is causal. The output layer gets a 2-D gather of states: of
-    a 3-D one the backward pass copies the vocabulary matrix once per row.
+    Rows padded on the right need no mask, because attention is causal. The output layer gets a 2-D gather of states,
+    because for a 3-D one the backward pass would copy the vocabulary matrix once per row.
     """
     backbone = _backbone(base.model) if base.head_is_exact else None
     if backbone is not None:
@@ -353,7 +357,9 @@ def _backbone(model: Any) -> nn.Module | None:
 
 
 def _require_causal(name: str, config: Any) -> None:
-    """Raises BadInput for an encoder such as BERT: transformers loads it as a causal model, yet it reads both ways."""
+    """Raises BadInput for an encoder such as BERT: transformers loads it as a causal model, but its attention is
+    bidirectional.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     one_way = getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
@@ -365,7 +371,9 @@ def _require_causal(name: str, config: Any) -> None:
 
 
 def _head_is_exact(model: Any, device: torch.device) -> bool:
-    """Whether the output layer on the backbone's last state gives the model's own logits (no soft cap, no scale)."""
+    """Whether the output layer applied to the backbone's last state gives the model's logits (no soft cap, no
+    scale).
+    """
     backbone, head = _backbone(model), model.get_output_embeddings()
     if backbone is None or head is None:
         return False
@@ -423,21 +431,23 @@ def _require_complete(name: str, info: Any) -> None:
 
 
 def _keep_packed_layout(model: nn.Module) -> None:
-    """Keep bitsandbytes from packing weights anew for AVX-512: that layout drops gradients, and not all widths fit."""
+    """Keep bitsandbytes from repacking weights for AVX-512: that layout has no gradients and does not support all
+    widths.
+    """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
 
 
 def _copy_from_files(model: nn.Module) -> None:
-    """Copy the weights that were not packed, which else keep whole files mapped and their pages in memory."""
+    """Copy the weights that were not packed; otherwise they would keep the whole files mapped and in memory."""
     for weight in model.parameters():
         if weight.is_floating_point():
             weight.data = weight.data.clone()
 
 
 def _stored_weights(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The weights as they are in the files: packing would hide a number that is not finite."""
+    """The weights as stored in the files, to be checked for finite numbers, which packing would hide."""
     from safetensors import safe_open
 
     for file in weight_files(path):

@@ -1,4 +1,4 @@
-"""A base of random weights, made from a configuration alone: it computes as fast as a trained one of its shape."""
+"""A base with random weights, made from a configuration alone, to measure the speed of a shape."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def make_random_base(
 ) -> LoadedBase:
     """A base of transformers' model type `family` with this `config`, on its device. It has no tokenizer.
 
-    Same seed, device and number format: same weights. Raises BadInput where it does not fit into memory.
+    The same seed, device and number format give the same weights. Raises BadInput if it does not fit into memory.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 

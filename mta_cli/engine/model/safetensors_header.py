@@ -1,4 +1,4 @@
-"""The header of a safetensors file: which tensors it holds, after the library has checked it against the file."""
+"""The header of a safetensors file, after the library has checked it against the file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mta_cli.errors import BadInput, IntegrityFault, system_reason
 
 
 class SafetensorsHeader(NamedTuple):
-    """Tensors by name (`dtype`, `shape` and `data_offsets`, as JSON has them), and the file's metadata."""
+    """Tensors by name (with `dtype`, `shape` and `data_offsets` as in the JSON), and the file's metadata."""
 
     tensors: dict[str, dict[str, Any]]
     metadata: dict[str, str]
 
 
 def read_safetensors_header(path: Path) -> SafetensorsHeader:
-    """The header of a file whose tensors fill the rest of it without gaps.
+    """The header of a safetensors file. Tensors must fill the rest of the file without gaps.
 
     Raises IntegrityFault, with the file's name, for anything else, and BadInput for a file that cannot be read.
     """
@@ -38,7 +38,7 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
 
 
 def open_to_read(path: Path) -> BufferedReader:
-    """The open file of a model. Raises BadInput where it is there and cannot be read."""
+    """The opened file of a model. Raises BadInput if it exists but cannot be read."""
     try:
         return path.open("rb")
     except FileNotFoundError:

@@ -1,8 +1,9 @@
-"""Screening of anchors for poison: the size of their weights, their effect on neutral prompts, and how many they draw.
+"""Screening of anchors for poisoning: the norm of their weights, their effect on neutral prompts, and the share of
+users they would serve.
 
-An anchor is compared with the others of its bank, so that no bound depends on the base, the task or the learning rate.
-An anchor that is like the others in size and on neutral prompts, and answers to a trigger of its own, passes; only its
-weight in recipes limits it. The task adapter is not screened, because there is nothing to compare it with.
+An anchor is compared with the others of its bank, so that bounds do not depend on the base, the task or the learning
+rate. An anchor that only reacts to a trigger of its own passes the screening; only its weight in recipes limits it. The
+task adapter is not screened, because there is nothing to compare it with.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from mta_cli.engine.model.load import LoadedBase, head_logits
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
 from mta_cli.engine.scoring.prefix_tree import PromptTree
 
-MIN_ANCHORS_TO_SCREEN = 4  # of fewer anchors the median says nothing
-TOP_TOKENS = 16  # of the task adapter's likeliest next tokens, compared one by one; all others count as one
+MIN_ANCHORS_TO_SCREEN = 4  # the median of fewer anchors is meaningless
+TOP_TOKENS = 16  # the task adapter's likeliest next tokens, compared one by one; all other tokens count as one
 MIN_PROBABILITY = 1e-6  # floor of a probability
 PROBE_PROMPTS = (
     "Good morning. How are you today?",
@@ -39,7 +40,7 @@ PROBE_PROMPTS = (
 
 @dataclass(frozen=True)
 class ScreeningFinding:
-    """What a `gate` found about anchor number `anchor_index` of its bank: a `value` above its `bound`."""
+    """Anchor number `anchor_index` of a bank has a `value` above the `bound` of a `gate`."""
 
     anchor_index: int
     gate: str
@@ -53,9 +54,9 @@ def module_norms(weights: LoraWeights) -> dict[str, float]:
 
 
 def norm_ratios(norms: Sequence[Mapping[str, float]]) -> list[float]:
-    """Of each anchor, the largest ratio of a module's norm to the median of that module over all anchors.
+    """For each anchor, the largest ratio over modules of its norm to the median norm of all anchors.
 
-    1 for each of fewer than `MIN_ANCHORS_TO_SCREEN` anchors.
+    All 1 for fewer than `MIN_ANCHORS_TO_SCREEN` anchors.
     """
     if len(norms) < MIN_ANCHORS_TO_SCREEN:
         return [1.0] * len(norms)
@@ -67,10 +68,11 @@ def norm_ratios(norms: Sequence[Mapping[str, float]]) -> list[float]:
 def mean_kl_divergences(
     base: LoadedBase, prompts: Sequence[Sequence[int]], anchors: Sequence[tuple[LoraWeights, ...]]
 ) -> list[float]:
-    """Mean KL divergence (nats) of the next token under each anchor from that of `base`, which holds the task adapter.
+    """Mean KL divergence (nats) of the next-token distribution under each anchor from `base`, into which the task
+    adapter is merged.
 
-    Compared one by one are the base's `TOP_TOKENS` likeliest tokens, the ends of an answer and each anchor's likeliest
-    token; all others count as one, so this is a lower bound.
+    The base's `TOP_TOKENS` likeliest tokens, the end tokens and each anchor's likeliest token are compared one by one;
+    all others count as one, so this is a lower bound.
     """
     # 1. one tree for each prompt, each compared token a completion
     tokens = [_tokens_to_compare(base, prompt, anchors) for prompt in prompts]
@@ -103,7 +105,9 @@ def _tokens_to_compare(
 
 
 def _append_rest_probability(logs: Sequence[float]) -> NDArray[np.float64]:
-    """Probabilities of the tokens with log-probabilities `logs`, and of all other tokens together as the last."""
+    """The probabilities of the tokens with log-probabilities `logs`, and last the probability of all other tokens
+    together.
+    """
     listed = np.exp(np.array(logs, np.float64))
     clipped = np.append(listed, 1.0 - listed.sum()).clip(MIN_PROBABILITY)
     probabilities: NDArray[np.float64] = clipped / clipped.sum()
@@ -113,7 +117,7 @@ def _append_rest_probability(logs: Sequence[float]) -> NDArray[np.float64]:
 def find_outliers(values: Sequence[float], gate: str, bound: float, *, floor: float = 0.0) -> list[ScreeningFinding]:
     """The anchors whose value is above `bound` times the median of all, and above `floor`, or is NaN.
 
-    None for a bound of 0, and for fewer than `MIN_ANCHORS_TO_SCREEN` anchors.
+    An empty result for a bound of 0 and for fewer than `MIN_ANCHORS_TO_SCREEN` anchors.
     """
     if bound == 0.0 or len(values) < MIN_ANCHORS_TO_SCREEN:
         return []
@@ -130,13 +134,12 @@ def selection_shares(cosines: NDArray[np.float32], top_k: int) -> list[float]:
 
 
 def min_cosine_by_anchor(cosines: NDArray[np.float32], top_k: int, share: float) -> dict[int, float]:
-    """The least cosine with which an anchor may serve a user, for each anchor that would serve too many.
+    """For each anchor that would serve too many users, the minimum cosine of the users that it may serve.
 
-    An anchor may serve `share` of the users, and never less than twice an equal share, which is all users up to
-    2 · `top_k` anchors: then there is no cap. It keeps the users nearest to
-    it; the next nearest anchors take over the others, and may then serve too many in their turn. `cosines`
-    [users, anchors] are of the bank's own users: whom an anchor serves must not depend on users who came later. A
-    `share` of 0 is no cap.
+    An anchor may serve `share` of the users, but at least twice an equal share; with up to 2 · `top_k` anchors that is
+    everyone, so there is no cap. It keeps its nearest users. The others go to their next nearest anchors, which may
+    then exceed the cap in turn. `cosines` [users, anchors] are of the bank's own users, so that the result does not
+    depend on later users. A `share` of 0 means no cap.
     """
     users, anchors = cosines.shape
     most = max(share, 2.0 * top_k / anchors)

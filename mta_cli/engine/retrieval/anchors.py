@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class AnchorChoice:
-    """The candidate (row of the profiles) that represents a cluster, and how many candidates the cluster holds."""
+    """The candidate (row of the profiles) that represents a cluster, and the number of candidates in the cluster."""
 
     index: int
     cluster: int
@@ -22,9 +22,10 @@ class AnchorChoice:
 def choose_anchors(
     profiles: NDArray[np.float32], items: Sequence[int], count: int, *, seed: int, pick: str
 ) -> list[AnchorChoice]:
-    """One candidate per K-means cluster of `profiles [candidates, dim]`: the `longest` history, or the `medoid`.
+    """One candidate per K-means cluster of `profiles [candidates, dim]`: the one with the `longest` history, or the
+    `medoid`.
 
-    Ties go to the smaller row. Fewer than `count` come back when profiles coincide. Clusters are numbered in the order
+    Ties go to the smaller row. Fewer than `count` are returned if profiles coincide. Clusters are numbered in the order
     of their anchors' rows.
     """
     clusters = _clusters(profiles, count, seed)
@@ -35,10 +36,10 @@ def choose_anchors(
 def choose_replacements(
     profiles: NDArray[np.float32], items: Sequence[int], count: int, kept: Sequence[int], *, seed: int, pick: str
 ) -> list[AnchorChoice]:
-    """One candidate for each cluster of `choose_anchors` in which none of `kept` (rows of anchors that stay) is.
+    """One candidate for each cluster of `choose_anchors` that contains none of `kept` (rows of anchors that stay).
 
-    `count` are all anchors, those that stay and those to be replaced. The largest cluster comes first, and at most
-    `count - len(kept)` of them; fewer where there are not so many.
+    `count` includes the anchors that stay. At most `count - len(kept)` candidates are returned, the largest cluster's
+    first; fewer if there are not enough clusters.
     """
     clusters = _clusters(profiles, min(count, len(profiles)), seed)
     vacant = [members for members in clusters if not set(kept).intersection(members)]

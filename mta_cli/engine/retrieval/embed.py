@@ -1,7 +1,6 @@
 """Sentence embeddings of texts of any length, by a sentence-transformers folder.
 
-The tokenizer cuts a long text into windows; the embedding is the mean of the windows' embeddings, so that no part of
-the text is left out.
+A long text is split into windows, and its embedding is the mean of the windows' embeddings, so no part is left out.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ FALLBACK_WINDOW = 512
 
 
 class Embedder:
-    """A loaded sentence embedder. `window` is how many tokens it sees at once, `device` where it computes."""
+    """A loaded sentence embedder. `window` is its maximum number of tokens."""
 
     def __init__(self, path: Path, device: str = "auto") -> None:
-        """Loads the folder. Raises BadInput when it is unsafe, damaged or no sentence embedder."""
+        """Loads the folder. Raises BadInput if it is unsafe, damaged or not a sentence embedder."""
         check_folder(path)
         from mta_cli.engine.model.load import quiet_libraries, resolve_device
 
@@ -46,7 +45,7 @@ class Embedder:
         self.window = min(self._model.max_seq_length or FALLBACK_WINDOW, 100_000)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit-length rows [texts, width] in float32, one a text, in the order given."""
+        """Unit-length embeddings [texts, width] in float32."""
         pieces, owners = self._tokenize_windows(texts)
         order = sorted(range(len(pieces)), key=lambda index: len(pieces[index]["input_ids"]))
         sums: Tensor | None = None  # [texts, width]
@@ -65,11 +64,11 @@ class Embedder:
         return rows
 
     def count_tokens(self, texts: Sequence[str]) -> int:
-        """How many tokens `embed` reads for these texts, special tokens included."""
+        """The number of tokens that `embed` reads for these texts, including special tokens."""
         return sum(len(piece["input_ids"]) for piece in self._tokenize_windows(texts)[0])
 
     def _tokenize_windows(self, texts: Sequence[str]) -> tuple[list[dict[str, list[int]]], list[int]]:
-        """The windows of all texts as token ids, special tokens included, and which text each belongs to."""
+        """The windows of all texts as token ids with special tokens, and the index of each window's text."""
         prompt = self._model.prompts.get(self._model.default_prompt_name or "", "") or ""
         coded = (
             self._tokenizer(

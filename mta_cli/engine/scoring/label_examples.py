@@ -1,9 +1,9 @@
-"""Training examples of tasks with labels: the choice of a label, beside a label prior.
+"""Training examples for tasks with labels: the loss of choosing a label, given a label prior.
 
-Trained on answer tokens alone, anchors and stacks mostly learn how often a user gives each label. Where the label
-memory (neighbours and label prior) is added to the model's scores, that would count twice. So the loss is the
-likelihood of the sum on which answers are decided (see `label_prior.add_label_prior`), and the model learns what the
-memory does not know.
+Trained on answer tokens alone, anchors and stacks mostly learn how often a user gives each label. If the label memory
+(neighbours and label prior) is added to the model's scores, these frequencies would count twice. So the loss is the
+negative log-likelihood under the same sum that decides answers (see `label_prior.add_label_prior`), and the model
+learns only what the memory does not know.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from mta_cli.engine.scoring.prefix_tree import PromptTree
 from mta_cli.engine.text.prompts import TrainingRow
 
 MIN_LABEL_PROBABILITY = 0.01  # labels below this probability are dropped from training and evidence
-MAX_RESTRICTION_SPREAD = 0.2  # nats: the largest difference between labels in what other words take from them
+# nats: the largest difference between labels in the probability that other words take from them
+MAX_RESTRICTION_SPREAD = 0.2
 EXCLUDED_LOG_PRIOR = float("-inf")
 
 
 @dataclass(frozen=True)
 class LabelExample:
-    """A row that is learned as a choice among labels, given as `label_tokens`; `target_index` is the answer.
+    """A row that is learned as a choice among labels, given as `label_tokens`; `target_index` is the correct one.
 
     `log_prior` of each label is added to `model_weight` times its log-likelihood (nats). A label with −∞ is excluded
-    and does not run. `constrained`: log-likelihoods are relative to the tokens that the labels allow.
+    and not computed. `constrained`: log-likelihoods are normalised over the tokens that labels allow.
     """
 
     row: TrainingRow
@@ -49,7 +50,7 @@ class LabelExample:
         text: str,
         time: str | None = None,
     ) -> LabelExample:
-        """The example of an answer to `text`, asked at `time`, with the prior that `prior` gives."""
+        """The example of an answer to `text`, asked at `time`, with the label prior `prior`."""
         known = tuple(prior(text, time))
         return cls(row, tuple(map(tuple, label_tokens)), target_index, known, prior.model_weight)
 
@@ -59,7 +60,7 @@ class LabelExample:
         return (self.model_weight * read + known).log_softmax(0)
 
     def pruned(self, logliks: Sequence[float]) -> LabelExample:
-        """The example without labels whose probability is below `MIN_LABEL_PROBABILITY`. The answer always stays."""
+        """The example without labels of probability below `MIN_LABEL_PROBABILITY`. The correct label always stays."""
         chances = self.label_log_probs(logliks).exp().tolist()
         kept = [label == self.target_index or chance >= MIN_LABEL_PROBABILITY for label, chance in enumerate(chances)]
         return replace(
@@ -68,10 +69,10 @@ class LabelExample:
         )
 
     def restricted(self, logliks: Sequence[float], closed: Sequence[float]) -> LabelExample:
-        """The example with constrained log-likelihoods: `closed` are those values, `logliks` the unconstrained ones.
+        """The example with constrained log-likelihoods, given as `closed`; `logliks` are the unconstrained ones.
 
-        The probability that other words take from each label becomes part of the prior. Returns the example unchanged
-        where other words take too unequally from the labels, as where the model cannot spell them yet.
+        The probability that other words take from each label becomes part of the prior. If this differs too much
+        between labels, for example because the model cannot spell them yet, the example is returned unchanged.
         """
         if self.constrained:
             return self
@@ -90,7 +91,7 @@ TrainingExample = TrainingRow | LabelExample
 
 
 def prompt_answer_row(one: TrainingExample) -> TrainingRow:
-    """The row of the prompt and the given answer."""
+    """The training row of the prompt and the given answer."""
     return one.row if isinstance(one, LabelExample) else one
 
 
@@ -118,7 +119,9 @@ def example_log_likelihood(one: TrainingExample, logliks: Sequence[float]) -> fl
 
 
 def example_losses(scores: TokenLogLikelihoods, taught: Sequence[TrainingExample]) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihoods [losses], nats, and the example index of each; `scores` are of a pass of `taught`."""
+    """Negative log-likelihoods [losses] in nats, and the index of each loss's example; `scores` come from a pass over
+    `taught`.
+    """
     chosen = [(place, one) for place, one in enumerate(taught) if isinstance(one, LabelExample)]
     if not chosen:
         return -scores.log_likelihoods, scores.row

@@ -21,7 +21,7 @@ from mta_cli.engine.scoring.label_examples import (
 from mta_cli.engine.scoring.prefix_tree import PromptTree
 from mta_cli.errors import BadInput
 
-MAX_SCORED_LOGITS = 32_000_000  # most logits held at once while labels are scored: 128 MB in float32
+MAX_SCORED_LOGITS = 32_000_000  # the most logits in memory while labels are scored: 128 MB in float32
 UserLoras = tuple[LoraWeights, ...]
 NO_LORAS: UserLoras = ()
 
@@ -37,8 +37,8 @@ def completion_log_likelihoods(
 ) -> list[list[float]]:
     """Log-likelihoods (nats, summed over tokens) of every completion, for each (tree number, user number) of `pairs`.
 
-    A user is the LoRAs above the base as it is. Prefixes that several users share are computed once, and cached so that
-    LoRAs placed as `also` says can use them later. An inactive completion has −∞.
+    A user is a set of LoRAs above the current base. Prefixes that several users share are computed once, and cached so
+    that LoRAs of placements `also` can use them later. An inactive completion has −∞.
     """
     return backend_of(base).completion_log_likelihoods(trees, users, pairs, also)
 
@@ -59,7 +59,7 @@ def label_scores(
 def mean_losses(base: LoadedBase, cases: Sequence[tuple[Sequence[TrainingExample], UserLoras]]) -> list[float | None]:
     """Mean negative log-likelihood (nats) of each user's examples under the user's LoRAs.
 
-    It is per answer token, or per label; None for a user without examples. Users share passes.
+    The mean is over answer tokens, or over labels; None for a user without examples. Users share passes.
     """
     examples = [(example, user) for user, (examples_of_user, _) in enumerate(cases) for example in examples_of_user]
     trees = [build_prompt_tree(example) for example, _ in examples]
@@ -75,11 +75,11 @@ def mean_losses(base: LoadedBase, cases: Sequence[tuple[Sequence[TrainingExample
 def prune_examples(
     base: LoadedBase, cases: Sequence[tuple[Sequence[TrainingExample], UserLoras]], placements: Sequence[Placement] = ()
 ) -> list[list[TrainingExample]]:
-    """Each user's examples, made cheap to run many times under LoRAs of `placements` that differ little from theirs.
+    """Each user's examples, reduced so that many passes under similar LoRAs of `placements` are cheap.
 
-    A label example loses the labels of next to no probability. Where the backend takes constrained trees, the
-    probability of tokens that are no label's is measured once (see `LabelExample.restricted`): then the vocabulary is
-    not read again.
+    A label example loses its labels of very low probability. If the backend supports constrained trees, the probability
+    of all tokens outside the labels is measured once (see `LabelExample.restricted`), so that later passes need not
+    compute logits of the whole vocabulary.
     """
     pruned = [list(examples) for examples, _ in cases]
     places = [(i, n) for i, own in enumerate(pruned) for n, one in enumerate(own) if isinstance(one, LabelExample)]

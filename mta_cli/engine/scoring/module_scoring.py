@@ -65,15 +65,16 @@ def module_log_likelihoods(
 def module_label_scores(
     base: LoadedBase, prompt_ids: Sequence[int], label_ids: Sequence[Sequence[int]], batch: int
 ) -> list[float]:
-    """Through the base's own modules: the prompt once, then all labels behind copies of its cache.
+    """Through the base's own modules: runs the prompt once, then all labels after copies of its cache.
 
-    A cache that is not only keys and values, as Mamba's states, is not copied: each label runs behind the whole prompt.
+    A cache with more than keys and values, such as Mamba's states, is not copied: each label runs with the whole
+    prompt.
     """
     prompt_cache = PromptCache()
     # 1. the first token of each label, from the prompt's last state
     first = torch.log_softmax(ModuleBatch(base, prompt_cache).read_prompt(prompt_ids)[0].float(), dim=-1)  # [vocab]
     scores = [float(first[label[0]]) for label in label_ids]
-    # 2. the rest of longer labels, behind copies of the prompt's cache
+    # 2. the other tokens of longer labels, after copies of the prompt's cache
     longer = [place for place, label in enumerate(label_ids) if len(label) > 1]
     if longer and not has_keys_and_values(prompt_cache.cache, windows=True):
         tree = PromptTree(tuple(prompt_ids), tuple(map(tuple, label_ids)))
@@ -90,10 +91,10 @@ def module_label_scores(
 def _label_tail_scores(base: LoadedBase, prompt_cache: PromptCache, labels: Sequence[Sequence[int]]) -> list[float]:
     """Log-likelihood of every label from its second token on; `prompt_cache` holds the prompt, and does not change."""
     width = max(len(label) for label in labels) - 1
-    # 1. labels, padded on the right: no real position sees padding, so it needs neither a mask nor a pad token
+    # 1. labels, padded on the right: no real token attends to padding, so neither a mask nor a pad token is needed
     #    [labels, 1 + width]
     rows = torch.tensor([list(label) + [0] * (width + 1 - len(label)) for label in labels], device=base.device)
-    # 2. one pass behind a copy of the cache for each label  [labels, width, vocabulary]
+    # 2. one pass after a copy of the cache for each label [labels, width, vocabulary]
     cache = copy.deepcopy(prompt_cache.cache)
     cache.batch_repeat_interleave(len(labels))
     logits, _ = forward(base, rows[:, :-1], cache)

@@ -1,9 +1,9 @@
-"""Log-likelihoods of completions under many users' LoRAs, with everything that no LoRA reaches computed once.
+"""Log-likelihoods of completions under many users' LoRAs; everything that no varying LoRA changes is computed once.
 
-Below the first layer of the LoRAs that vary, states are the same for all users; where these LoRAs act on late tokens
-only, so are the keys and values before them. Both are cached, for every user, step and epoch. This is exact, because
-attention is causal. On a CPU a cached prefix has the same bits whatever asked for it first, so that a job that was
-stopped and goes on computes what an unbroken one would.
+Below the first layer of the varying LoRAs, hidden states are the same for all users. If these LoRAs act on late tokens
+only, the keys and values before those are the same too. Both are cached for all users, steps and epochs. This is exact,
+because attention is causal. On a CPU the bits of a cached prefix do not depend on which pass computed it, so a resumed
+job gives the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from mta_cli.engine.scoring.token_logprobs import token_log_likelihoods
 
 CPU_BATCH_TOKENS = 1024  # more at once is no faster on a CPU
 GPU_BATCH_TOKENS = 32_768
-LORA_COST_PER_ROW = 0.2  # what LoRA factors add to the cost of a row's tokens, shared by the rows that share factors
+LORA_COST_PER_ROW = 0.2  # extra cost per token of LoRA factors, divided by the number of rows that share them
 PADDING_SEGMENT = -2
 
 
 @dataclass(frozen=True)
 class TokenLogLikelihoods:
-    """Log-likelihoods [predicted tokens] in nats, with each token's row of the pass and its completion."""
+    """Log-likelihoods [predicted tokens] in nats, with each token's row in the pass and the index of its completion."""
 
     log_likelihoods: Tensor
     row: Tensor
@@ -37,7 +37,7 @@ class TokenLogLikelihoods:
 
 
 class _PrefixKeyValues:
-    """Cached keys and values before each row's offset, padded on the right; a pass puts its own behind them."""
+    """Cached keys and values before each row's offset, padded on the right; a pass appends its own."""
 
     def __init__(self, first_layer: int, prefix_kv: Tensor) -> None:
         self._first_layer, self._prefix_kv = first_layer, prefix_kv  # [layers, 2, rows, kv heads, longest, head width]
@@ -61,12 +61,12 @@ class _KeyValueRecorder:
 
 
 class PrefixCacheScorer:
-    """Prompt trees, ready to run under LoRAs of one `placement` as often as needed.
+    """Runs prompt trees repeatedly under LoRAs of one `placement`.
 
-    `frozen_loras` always act; tree `i` has those of user `tree_users[i]`. Prefixes that the base alone decides are
-    cached with the base, for every other scorer; prefixes that depend on `frozen_loras` are cached here. Prefixes of
-    more than `cache_bytes` bytes in all (None: as many as the base caches) are computed again for each pass. Valid as
-    long as the base's weights do not change: make another scorer after merging something into them.
+    `frozen_loras` always act; tree `i` has the ones of user `tree_users[i]`. Prefixes that depend only on the base are
+    cached with the base, for all scorers; prefixes that depend on `frozen_loras` are cached here. Prefixes beyond
+    `cache_bytes` bytes (None: the base's limit) are computed again for each pass. A scorer is valid until the base's
+    weights change: make a new one after a merge.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ class PrefixCacheScorer:
     ) -> TokenLogLikelihoods:
         """Log-likelihoods of trees number `chosen`, one row each, under `factors` and the `user_loras` of `users`.
 
-        `users` has one user a row. Differentiable in `factors`. `also` are further LoRAs of the pass. None of them may
-        act before or below the placement.
+        `users` has one user per row. Differentiable in `factors`. `also` are further LoRAs of the pass. All of them
+        must act inside the placement.
         """
         trees = [self.trees[i] for i in chosen]
         # 1. states below the lowest adapted layer, from the cache, padded on the right  [rows, time, width]
@@ -127,13 +127,13 @@ class PrefixCacheScorer:
             ],
             past=_PrefixKeyValues(self.placement.first_layer, prefix_kv) if prefix_kv is not None else None,
         )
-        # 4. the tokens to predict, in order of the states that they follow: (row, column, completion, token, allowed)
+        # 4. the tokens to predict, sorted by the state that predicts them: (row, column, completion, token, allowed)
         targets = sorted(
             (row, column - offsets[row], completion, token, allowed)
             for row, tree in enumerate(trees)
             for (column, token, completion), allowed in zip(tree.prediction_targets(), tree.allowed_tokens, strict=True)
         )
-        # 5. each state that predicts anything, once; several tokens may follow one state  [positions, width]
+        # 5. the states that predict tokens, each once although it may predict several [positions, width]
         state_of = {place: n for n, place in enumerate(dict.fromkeys(target[:2] for target in targets))}
         row, column = torch.tensor(list(state_of), device=x.device).T
         prediction_states = self.decoder.norm(states[row, column])
@@ -167,7 +167,7 @@ class PrefixCacheScorer:
             for i in chosen
         ]
 
-    @torch.inference_mode(False)  # what is cached may serve training later
+    @torch.inference_mode(False)  # training may use the cached tensors later
     @torch.no_grad()
     def _compute_prefixes(self, chosen: Sequence[int]) -> list[CachedPrefix]:
         """Prefixes of trees `chosen` with all their completions, computed as one batch."""
@@ -228,11 +228,12 @@ class PrefixCacheScorer:
         rows = list(zip(trees, offsets, strict=True))
         positions = _pad_rows([tree.positions[offset:] for tree, offset in rows], device, time=time)
         segments = _pad_rows([tree.segment_ids[offset:] for tree, offset in rows], device, PADDING_SEGMENT, time)
-        # 2. a token sees the prompt and its own completion up to itself; padding sees padding  [rows, time, time]
+        # 2. a token attends to the prompt and to its own completion up to itself; padding attends to padding [rows,
+        #    time, time]
         query, key = segments[:, :, None], segments[:, None, :]
         visible = ((key == PROMPT_SEGMENT) | (key == query)) & (positions[:, None, :] <= positions[:, :, None])
         visible &= (query != PADDING_SEGMENT) | (key == PADDING_SEGMENT)
-        # 3. all tokens see the cached keys before their row's offset  [rows, time, longest + time]
+        # 3. all tokens attend to the cached keys before their row's offset [rows, time, longest + time]
         key_positions = positions
         if prefix_kv is not None:
             early = torch.arange(prefix_kv.shape[-2], device=device).expand(len(trees), -1)
@@ -265,7 +266,7 @@ def _pad_prefix_key_values(rows: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _acts_within(frozen: Placement | None, placement: Placement) -> bool:
-    """Whether a LoRA acts only where one of `placement` may; then the base alone decides what comes before."""
+    """Whether a LoRA acts only inside `placement`, so that the prefix depends on the base alone."""
     if frozen is None:
         return True
     late = placement.late_tokens is None or (
@@ -275,14 +276,15 @@ def _acts_within(frozen: Placement | None, placement: Placement) -> bool:
 
 
 def device_batch_tokens(device: torch.device) -> int:
-    """How many tokens, padding counted, keep a device busy."""
+    """The number of tokens, including padding, that keep a device busy."""
     return GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
 
 
 def _prefix_batch_tokens(device: torch.device) -> int:
-    """How many tokens of prefixes are computed together.
+    """The number of tokens of prefixes that are computed together.
 
-    On a CPU each tree's prefix runs alone: bfloat16 rounds by what shares a pass, and a hundred tokens are as fast.
+    On a CPU each tree's prefix runs alone: bfloat16 rounding depends on the batch, and a hundred tokens already keep
+    the CPU busy.
     """
     return 1 if device.type == "cpu" else device_batch_tokens(device)
 
@@ -290,7 +292,7 @@ def _prefix_batch_tokens(device: torch.device) -> int:
 def pack_by_user(lengths: Sequence[int], owners: Sequence[int], budget: int) -> list[list[int]]:
     """Indices in batches of at most `budget` tokens: as `pack_by_length`, or with all rows of an owner together.
 
-    Rows of one owner that stand together share their LoRA factors. The cheaper plan is returned.
+    Adjacent rows of one owner share their LoRA factors. The cheaper plan is returned.
     """
     rows: dict[int, list[int]] = {}
     for i, owner in enumerate(owners):

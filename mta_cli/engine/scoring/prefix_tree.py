@@ -1,4 +1,4 @@
-"""A prompt and its possible completions as one row of tokens, with the prompt computed once."""
+"""A prompt and its possible completions in one row of tokens, so that the prompt is computed once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PROMPT_SEGMENT = -1  # the segment of the prompt's tokens; a completion's segmen
 
 @dataclass(frozen=True)
 class PromptTree:
-    """A prompt and the completions that may follow it, each by itself.
+    """A prompt and alternative completions of it.
 
-    `active_indices`: only these completions run, and keep their numbers. `constrained`: one of the completions follows
-    for certain, so each token competes only with the tokens that completions with the same beginning have there.
+    `active_indices`: only these completions run; they keep their indices. `constrained`: one of the completions is
+    assumed to follow, so each token is normalised only over the next tokens of completions with the same beginning.
     """
 
     prompt: tuple[int, ...]
@@ -33,7 +33,7 @@ class PromptTree:
 
     @property
     def full_tree(self) -> PromptTree:
-        """The same tree with all completions active and unconstrained: what its cached prefix is made of."""
+        """The tree with all completions active and unconstrained, from which cached prefixes are computed."""
         return PromptTree(self.prompt, self.completions)
 
     @property
@@ -50,13 +50,13 @@ class PromptTree:
         return [(i, PromptTree(self.prompt, (completion,))) for i, completion in self.active_completions]
 
     def zero_sums(self) -> list[float]:
-        """By completion, to add log-likelihoods to: 0 where it is active, else −∞."""
+        """Start values of the log-likelihood sums by completion: 0 for an active one, −∞ otherwise."""
         active = {number for number, _ in self.active_completions}
         return [0.0 if number in active else float("-inf") for number in range(len(self.completions))]
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """The tokens that run: all but the last of each completion, which is only predicted."""
+        """The tokens that run: the prompt's and all but the last of each completion, which is only predicted."""
         return (*self.prompt, *(token for _, completion in self.active_completions for token in completion[:-1]))
 
     @property
@@ -93,7 +93,7 @@ class PromptTree:
 
     @property
     def allowed_tokens(self) -> list[tuple[int, ...] | None]:
-        """For each of `prediction_targets`, the tokens that may stand in its place; None: any."""
+        """For each of `prediction_targets`, the tokens over which it is normalised; None means the whole vocabulary."""
         if not self.constrained:
             return [None for _, completion in self.active_completions for _ in completion]
         return [allowed for i, _ in self.active_completions for allowed in _allowed_next_tokens(self.completions)[i]]
@@ -101,7 +101,7 @@ class PromptTree:
 
 @lru_cache(64)
 def _allowed_next_tokens(completions: tuple[tuple[int, ...], ...]) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """By completion and place: the tokens there of all completions that begin alike."""
+    """By completion and position: the tokens at that position of all completions with the same beginning."""
     return tuple(
         tuple(
             tuple(dict.fromkeys(one[i] for one in completions if len(one) > i and one[:i] == completion[:i]))

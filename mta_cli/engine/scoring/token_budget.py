@@ -1,4 +1,4 @@
-"""How many tokens run at once, and less where memory runs out."""
+"""A token budget for passes that is halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class TokenBudget:
-    """How many tokens run at once, with padding; halved where memory runs out."""
+    """The number of tokens that run at once, including padding; halved when memory runs out."""
 
     def __init__(self, base: LoadedBase, tokens: int | None = None) -> None:
         self.tokens = tokens or base.limits.batch_tokens or device_batch_tokens(base.device)
@@ -26,10 +26,9 @@ class TokenBudget:
         work: Callable[[list[T]], None],
         work_in_less: Callable[[list[T]], None] | None = None,
     ) -> None:
-        """Do `work` on each batch, the last first; a batch that does not fit into memory is done in halves.
+        """Do `work` on each batch, the last one first; a batch that does not fit into memory is split in halves.
 
-        One item that does not fit alone is done by `work_in_less`. Raises BadInput when it does not fit there either,
-        or there is none.
+        A single item that does not fit is done by `work_in_less`. Raises BadInput if that fails too or is missing.
         """
         waiting = list(batches)
         while waiting:
@@ -47,7 +46,7 @@ class TokenBudget:
 
     @staticmethod
     def _fits(work: Callable[[list[T]], None], batch: list[T]) -> bool:
-        """Do `work`; False where memory runs out."""
+        """Do `work`; False if memory runs out."""
         try:
             work(batch)
         except (RuntimeError, MemoryError) as error:

@@ -1,9 +1,9 @@
-"""The log-likelihood of tokens from the decoder's last states, without holding all logits at once.
+"""Log-likelihoods of tokens from the decoder's last states, without keeping all logits in memory.
 
-Logits are computed for a few rows at a time and dropped. Where gradients are wanted, those of the states are computed
-on the way: a state's gradient is the token's row of the vocabulary matrix less the mean row by softmax, times a factor
-that need not be known yet (as in Liger Kernel's fused cross-entropy, arXiv 2410.10989). Logits, exponentials and sums
-are in float32 whatever the weights are in: near 20, bfloat16 has steps of an eighth of a nat.
+Logits are computed for a few rows at a time and dropped. Gradients of the states are computed in the same pass: a
+state's gradient is the token's row of the vocabulary matrix minus the softmax-weighted mean row, times the upstream
+gradient, which is applied later (as in Liger Kernel's fused cross-entropy, arXiv 2410.10989). Logits, exponentials and
+sums are always float32, because near 20 bfloat16 has steps of an eighth of a nat.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from mta_cli.engine.model.llama import soft_cap
 
-CPU_MAX_LOGITS, GPU_MAX_LOGITS = 1 << 23, 1 << 27  # held at once
-CPU_MAX_HEAD_WEIGHTS = 1 << 18  # of the head in float32 at once: what a core's own cache holds
+CPU_MAX_LOGITS, GPU_MAX_LOGITS = 1 << 23, 1 << 27  # logits in memory at once
+CPU_MAX_HEAD_WEIGHTS = 1 << 18  # weights of the head in float32 at once, to fit a core's cache
 GPU_MAX_HEAD_WEIGHTS = 1 << 27
 
 
@@ -34,9 +34,9 @@ def token_log_likelihoods(
 ) -> Tensor:
     """Log-likelihoods of `tokens` [n] in nats, float32 [n]; differentiable in the states alone.
 
-    Token `i` follows normalised state `state_index[i]` of `states` [m, width], in ascending order; without
-    `state_index`, state `i`. `weight` [vocabulary, width] and `bias` are the head's. Where `allowed[i]` is given, token
-    `i` is one of them, and its probability is among them instead of the whole vocabulary.
+    Token `i` is predicted by normalised state `state_index[i]` (ascending) of `states` [m, width]; without
+    `state_index`, by state `i`. `weight` [vocabulary, width] and `bias` are the head's. If `allowed[i]` is given, token
+    `i` is one of these, and its probability is normalised over them instead of the vocabulary.
     """
     state_index = range(len(tokens)) if state_index is None else state_index
     restricted = [n for n, candidates in enumerate(allowed) if candidates is not None]
@@ -54,7 +54,7 @@ def token_log_likelihoods(
     full = [n for n, candidates in enumerate(allowed) if candidates is None]
     if not full:
         return restricted_values
-    # 2. the other tokens, from the states that they follow  [full]
+    # 2. the other tokens, from the states that predict them [full]
     used = {state: i for i, state in enumerate(dict.fromkeys(state_index[n] for n in full))}
     full_values = _full_vocab_log_likelihoods(
         states[list(used)], weight, bias, tokens[full], [used[state_index[n]] for n in full], cap
@@ -79,7 +79,7 @@ def _restricted_log_likelihoods(
     allowed: Sequence[Sequence[int]],
     cap: float | None,
 ) -> Tensor:
-    """The same where each of `tokens` [n], behind `states` [n, width], is one of its allowed tokens."""
+    """The same for `tokens` [n], predicted by `states` [n, width], each normalised over its allowed tokens."""
     # 1. logits of every token that is allowed anywhere  [n, candidates]
     vocabulary = list(dict.fromkeys(token for candidates in allowed for token in candidates))
     column = {token: i for i, token in enumerate(vocabulary)}
@@ -107,7 +107,7 @@ class _FusedLinearLogLikelihood(torch.autograd.Function):
         state_index: Sequence[int],
         cap: float | None,
     ) -> Tensor:
-        """See `token_log_likelihoods`; keeps each token's state gradient, up to the factor that `backward` gets."""
+        """See `token_log_likelihoods`. Keeps each token's state gradient up to the factor that `backward` receives."""
         chunk = max(16, (GPU_MAX_LOGITS if states.is_cuda else CPU_MAX_LOGITS) // len(weight))
         buffer = torch.empty(min(chunk, len(states)), len(weight), device=states.device)  # [chunk, vocabulary]
         index = torch.tensor(state_index, dtype=torch.long, device=states.device)
@@ -127,7 +127,7 @@ class _FusedLinearLogLikelihood(torch.autograd.Function):
             chosen, top = logits[row, targets], logits.amax(-1, keepdim=True)
             total = logits.sub_(top).exp_().sum(-1, keepdim=True)
             values.append(chosen - (top + total.log()).squeeze(1)[row])
-            # 3. gradient: the token's row of the head less the mean row by softmax  [tokens of the chunk, width]
+            # 3. gradient: the token's row of the head minus the softmax-weighted mean row [tokens of the chunk, width]
             if ctx.needs_input_grad[0]:
                 shares, target_weights = logits, weight[targets]
                 if rates is not None:
@@ -151,7 +151,7 @@ class _FusedLinearLogLikelihood(torch.autograd.Function):
 def _fill_logits(states: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor) -> Tensor:
     """Fill `into` [n, vocabulary], float32, with the logits of `states`, and return it.
 
-    16-bit states and weights are multiplied in float32, which holds them exactly; products are not rounded back.
+    16-bit states and weights are multiplied in float32, and products are not rounded back.
     """
     if weight.dtype == torch.float32:
         return into.copy_(F.linear(states, weight, bias))

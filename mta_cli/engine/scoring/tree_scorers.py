@@ -1,4 +1,4 @@
-"""How prompt trees run under LoRAs that train: through the Llama decoder, or through a base's own modules."""
+"""Runs prompt trees under LoRAs in training: through the Llama decoder, or through a base's own modules."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A base's chat template, rendered in transformers' sandbox around placeholders.
 
-A template is code that came with a model. The sandbox keeps it from Python's attributes; nothing bounds its time and
-memory. It never sees a user's text, which replaces the placeholders afterwards.
+A template is code that comes with a model. The sandbox keeps it from Python's attributes, but does not limit its time
+and memory. It never gets a user's text, which replaces the placeholders afterwards.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from mta_cli.engine.model.checkpoint_files import load_errors_as_bad_input
 from mta_cli.errors import BadInput
 
 _PLACEHOLDER = re.compile(r"mtaSlot(\d+)mta")
-_DAY = date(2024, 7, 26)  # templates that print today's date would make a trained adapter's prompts change every day
+# a fixed date: templates that print today's date would change a trained adapter's prompts every day
+_DAY = date(2024, 7, 26)
 _FAILED = ("The chat template of this base cannot be used", "Use a base with a sound chat template.")
 
 
 @dataclass(frozen=True)
 class ChatLayout:
-    """A rendered conversation: `texts` are the template's own words, `message_indices` the messages between."""
+    """A rendered conversation: `texts` are the template's own texts, `message_indices` the messages between them."""
 
     texts: tuple[str, ...]
     message_indices: tuple[int, ...]
@@ -39,7 +40,7 @@ class ChatTemplate:
     """One Jinja chat template, with the variables that templates expect."""
 
     def __init__(self, source: str, variables: dict[str, Any]) -> None:
-        """Raises BadInput for what is no template."""
+        """Raises BadInput for an invalid template."""
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         self._variables = {"enable_thinking": False, "strftime_now": _DAY.strftime, **variables}
@@ -47,13 +48,13 @@ class ChatTemplate:
             self._template = _compile_jinja_template(source)
 
     def render_layout(self, roles: Sequence[str], *, generation: bool, system: str | None = None) -> ChatLayout:
-        """The conversation of `roles`, with a slot for each message. A `system` text is put in front as it is.
+        """The layout of a conversation of `roles`, with a slot for each message, after an optional `system` text.
 
-        `generation` ends it where the assistant begins to speak. Raises BadInput where the template refuses the roles,
-        fails, or does not show each message once.
+        With `generation` it ends with the header of the assistant's answer. Raises BadInput if the template refuses the
+        roles, fails, or does not show each message exactly once.
         """
         fault: BadInput | None = None
-        for parts in (False, True):  # templates of models that also see images may insist on a list of parts
+        for parts in (False, True):  # templates of multimodal models may require a list of parts
             messages = [] if system is None else [_message("system", system, parts)]
             messages += [_message(role, f"mtaSlot{place}mta", parts) for place, role in enumerate(roles)]
             try:
@@ -68,12 +69,12 @@ class ChatTemplate:
             rendered: str = self._template.render(
                 messages=messages, add_generation_prompt=generation, **self._variables
             )
-            rendered.encode()  # no half of a surrogate pair reaches a tokenizer
+            rendered.encode()  # raises for lone surrogates, which must not reach a tokenizer
         return rendered
 
 
 def load_chat_template(tokenizer: Any) -> ChatTemplate | None:
-    """The tokenizer's default chat template; None when it has none. Raises BadInput for one that cannot be read."""
+    """The tokenizer's default chat template, or None. Raises BadInput if it cannot be read."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     with load_errors_as_bad_input(*_FAILED):

@@ -1,7 +1,7 @@
-"""From words to token ids: prompts through the base's own chat template, and answers with exact labels.
+"""Token ids of prompts, through the base's own chat template, and of answers.
 
-What a user wrote is always plain text: a "<|im_end|>" typed into a message is letters, not the end of a turn.
-Knows neither the registry, retrieval nor tensors.
+A user's text is always plain text: a "<|im_end|>" typed into a message does not end the turn. Knows neither the
+registry, retrieval nor tensors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mta_cli.engine.text.tokenizer import TEXT_CACHE_SIZE, PromptTokenizer
 from mta_cli.errors import BadInput
 
 Roles = tuple[str, ...]
-KEPT_LAYOUTS = 256  # orders of roles whose template is kept; clients of a server choose them
+KEPT_LAYOUTS = 256  # cached layouts by order of roles; bounded, because clients of a server choose the roles
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class HistoryExample:
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """One training row. Its labels are `input_ids[answer_start:]`: the answer and the end of turn, nothing else."""
+    """One training row. The loss is on `input_ids[answer_start:]`: the answer and the end of turn."""
 
     input_ids: tuple[int, ...]
     answer_start: int
@@ -41,15 +41,16 @@ class TrainingRow:
 class PromptBuilder:
     """Prompts and answers of one task for one tokenizer. `end_ids` are the tokens that end the base's answers.
 
-    `window` is the most tokens that the base reads: where a question and the longest answer have more, the question
-    shows fewer history items, the farthest left out first, and then less of its text.
+    `window` is the base's context length. If a question and the longest answer exceed it, the question shows fewer
+    history items, the least similar dropped first, and then less of its text.
 
-    The tokenizer must stay as it is: everything that does not change is computed once.
+    The tokenizer must not change, because constant parts are cached.
     """
 
     def __init__(self, tokenizer: Any, task: Task, end_ids: Sequence[int], window: int | None = None) -> None:
         self.tokenizer, self.task = tokenizer, task
-        self._most_tokens = math.inf if window is None else window - task.answer_tokens - 1  # of a question's prompt
+        # the limit for a question's prompt
+        self._most_tokens = math.inf if window is None else window - task.answer_tokens - 1
         self._template = load_chat_template(tokenizer)
         self._layout = lru_cache(KEPT_LAYOUTS)(self._layout_uncached)
         bare = self._template.render_layout(("user",), generation=True).texts if self._template else ()
@@ -61,7 +62,7 @@ class PromptBuilder:
         self._shown = lru_cache(TEXT_CACHE_SIZE)(self.render_item)
 
     def prompt_ids(self, text: str, history: Sequence[HistoryExample] = ()) -> list[int]:
-        """Token ids of the prompt that asks `text`, `history` shown before it; they end where the answer begins."""
+        """Token ids of the prompt that asks `text` after showing `history`; the answer follows them."""
         return self._encode_question(self.task.fill_prompt, text, history)
 
     def training_row(self, text: str, output: str, history: Sequence[HistoryExample] = ()) -> TrainingRow:
@@ -72,8 +73,8 @@ class PromptBuilder:
     def answer_ids(self, output: str) -> list[int]:
         """Token ids of an answer and the end of turn.
 
-        An answer over the task's `answer_tokens` is cut there and has no end, so that no model learns to stop half-way;
-        a label is never cut.
+        An answer longer than the task's `answer_tokens` is cut and gets no end of turn, so that a model does not learn
+        to stop in the middle. A label is never cut.
         """
         return list(self._answer(output))
 
@@ -99,21 +100,21 @@ class PromptBuilder:
         return [*system, {"role": "user", "content": self._with_history(words, history)}]
 
     def words_around_turns(self) -> tuple[str, str, str, str]:
-        """The template's own words before the first question, before an answer that was given, before the next
-        question, and before the answer to come. A system message that the template takes is among the first.
+        """The template's own texts before the first question, before a given answer, before the next question, and
+        before the answer to generate. The first includes a system message if the template takes one.
         """
         layout, _ = self._layout(("user", "assistant", "user"))
         first, after, between, last = layout.texts
         return first, after, between, last
 
     def truncate_query(self, text: str) -> str:
-        """A query's `text` as its prompt has it where it fits: at most the task's `query_tokens`."""
+        """A query's `text`, cut to at most the task's `query_tokens`."""
         return self._words.truncate_text(text, self.task.query_tokens)
 
     def render_item(self, example: HistoryExample) -> str:
-        """A history item as prompts show it: input and output together have at most the task's `item_tokens`.
+        """A history item as prompts show it, with at most the task's `item_tokens` for input and output together.
 
-        A long output may take three quarters of them: how a user answers says more than what was asked.
+        A long output may take three quarters of them, because the user's answer is more informative than the question.
         A label is shown whole.
         """
         words, budget = self._words, self.task.item_tokens
@@ -133,7 +134,7 @@ class PromptBuilder:
         return output if output in self.task.labels else self._words.truncate_text(output, budget)
 
     def _label_or_text(self, output: str) -> str:
-        """The output; where it is another spelling of a label, the label."""
+        """The output; if it is another spelling of a label, the label."""
         place = find_label(output, self.task.labels)
         return output if place is None else self.task.labels[place]
 
@@ -156,7 +157,7 @@ class PromptBuilder:
         return "\n\n".join((*block, words))
 
     def _encode(self, roles: Roles, contents: Sequence[str]) -> list[int]:
-        """In one pass, as the base has learnt to read it; in pieces where a user typed a control token."""
+        """Encodes in one pass, as in the base's training; in pieces if a user's text contains a control token."""
         layout, controls = self._layout(roles)
         ids = self._words.encode_template(layout.fill_messages(contents))
         if self._words.count_control_tokens(ids) != controls:
@@ -167,7 +168,7 @@ class PromptBuilder:
         return [*self._start, *ids]
 
     def _layout_uncached(self, roles: Roles) -> tuple[ChatLayout, int]:
-        """The template around messages of these roles, and how many control tokens it speaks."""
+        """The template around messages of these roles, and the number of its control tokens."""
         if self._template is None:
             layout = ChatLayout(("", *("\n" for _ in roles)), tuple(range(len(roles))))
         else:
@@ -177,9 +178,9 @@ class PromptBuilder:
         return layout, controls
 
     def _system_message(self, bare: Sequence[str]) -> tuple[str | None, str]:
-        """What to give the template as system message, and what to put before the first words where it takes none.
+        """The system message for the template, and the text to put before the first message if the template takes none.
 
-        An empty system message is given only to templates that would otherwise say something of their own.
+        An empty system message is passed only to templates that would otherwise insert their own.
         """
         wanted = self.task.system
         if wanted == TEMPLATE_SYSTEM_MESSAGE:
@@ -196,7 +197,9 @@ class PromptBuilder:
         return (wanted, "") if wanted or shorter else (None, "")
 
     def _find_end_of_turn_id(self, end_ids: tuple[int, ...]) -> int:
-        """The token with which the template ends an answer, if the base stops at it; else the first it stops at."""
+        """The token with which the template ends an answer, if it is an end token of the base; otherwise the base's
+        first end token.
+        """
         if not end_ids:
             raise BadInput(
                 "The base names no token that ends an answer.", hint="Use a base whose tokenizer has an end token."

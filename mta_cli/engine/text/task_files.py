@@ -1,4 +1,6 @@
-"""Task files: a task as TOML, read with every fault at once, and written. Knows no paths and no built-in tasks."""
+"""Task files: reads a task from TOML, reporting all faults at once, and writes it. Knows no paths and no built-in
+tasks.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,14 @@ TEXT_LIMIT = 10_000  # characters in any one text of a task
 LABEL_LIMIT = 1_000
 TOKEN_LIMIT = 100_000
 PATTERN_LIMIT = 1_000  # characters of a regular expression
-REPEAT_LIMIT = 1_000  # product of its counted repetitions, which are written out when it is compiled
+REPEAT_LIMIT = 1_000  # product of its counted repetitions, which compiling expands
 MAX_TASK_FILE_CHARACTERS = 1_000_000  # characters
 
 TASK_KEYS = tuple(spec.name for spec in fields(Task))
 _BUDGETS = ("query_tokens", "item_tokens", "answer_tokens")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
-ValueCheck = Callable[[Any], str | None]  # what is wrong with a value; None when nothing is
+ValueCheck = Callable[[Any], str | None]  # returns the fault of a value, or None
 
 
 def parse_task(text: str, origin: str) -> Task:
@@ -78,7 +80,7 @@ def _unknown_key_faults(table: dict[str, Any]) -> list[str]:
 
 
 def _value_faults(table: dict[str, Any]) -> list[str]:
-    """Each value by itself."""
+    """Faults of single values."""
     faults = [f"{key} is missing" for key in ("name", "prompt") if key not in table]
     for key, check in _CHECKS.items():
         if key in table and (fault := check(table[key])) is not None:
@@ -87,7 +89,7 @@ def _value_faults(table: dict[str, Any]) -> list[str]:
 
 
 def _fill_defaults(table: dict[str, Any]) -> dict[str, Any]:
-    """What follows from what is given: the kind from the labels, the metric and a score's labels from the kind."""
+    """Derive missing values: the kind from the labels, and the metric and a score's labels from the kind."""
     table = {"kind": "label" if table.get("labels") else "text", "description": "", **table}
     if table["kind"] == "score":
         table.setdefault("labels", list(DEFAULT_SCORE_LABELS))
@@ -99,7 +101,7 @@ def _fill_defaults(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _contradictions(table: dict[str, Any]) -> list[str]:
-    """Values that do not go together."""
+    """Faults of values that contradict each other."""
     kind, labels, faults = table["kind"], table.get("labels", ()), []
     if table["metric"] != METRIC_BY_KIND[kind]:
         faults.append(
@@ -189,7 +191,7 @@ def _check_pattern(value: Any) -> str | None:
 
 
 def _describe_value(value: Any) -> str:
-    """A value in few words; never what is inside a table or a list, which may be nested without end."""
+    """A short description of a value, without the contents of tables and lists, which may be deeply nested."""
     small = isinstance(value, int) and value.bit_length() < 128
     return repr(str(value)[:60]) if small or isinstance(value, str | float) else _describe_type(value)
 

@@ -1,7 +1,7 @@
-"""What a task is: how an item becomes a prompt and how an answer is scored; and the built-in tasks.
+"""Tasks, which define the prompt of an item and the score of an answer; and the built-in tasks.
 
-The built-in tasks are LaMP's (arXiv 2304.11406). LaMP's questions repeat a long instruction: `Task.strip_instruction`
-removes it, and the prompt says the same in few words, because training pays for every token of a prompt. See `prompts`
+The built-in tasks are LaMP's (arXiv 2304.11406). LaMP's questions repeat a long instruction. `Task.strip_instruction`
+removes it, and the prompt gives a short one instead, because every token of a prompt costs training time. See `prompts`
 for token ids and `task_files` for TOML.
 """
 
@@ -20,20 +20,19 @@ METRIC_BY_KIND: dict[TaskKind, Metric] = {"label": "accuracy", "score": "mae", "
 INPUT_PLACEHOLDER, OUTPUT_PLACEHOLDER = "{input}", "{output}"
 DEFAULT_HEADER = "Earlier:"
 TEMPLATE_SYSTEM_MESSAGE = "{default}"
-PATTERN_TIMEOUT_SECONDS = 1.0  # of computing; a sound pattern takes microseconds
+PATTERN_TIMEOUT_SECONDS = 1.0  # CPU seconds; a reasonable pattern takes microseconds
 
 
 @dataclass(frozen=True)
 class Task:
-    """How items of one kind are shown to a model and measured.
+    """The prompt and the metric of one kind of items.
 
     `prompt` holds `{input}`; `item`, a line of history, holds `{output}` and mostly `{input}`. Both are filled by plain
-    replacement. `learning_prompt` stands in for `prompt` where history items ask something else than queries do.
+    replacement. `learning_prompt` replaces `prompt` for history items if these ask something else than queries.
     `input_field` and `output_field` are keys of a history entry in LaMP's files; several are joined by line breaks.
-    `question_pattern` is a regular expression; what its groups named `input…` hold is left of a raw question.
-    `query_tokens` bounds a query, `item_tokens` a shown item (input and output together), `answer_tokens` an answer.
-    `system` is the system message: "" wants as little of one as the base's template allows, `{default}` leaves it to
-    the template.
+    `question_pattern` is a regular expression; its groups named `input…` are kept of a raw question. `query_tokens`
+    bounds a query, `item_tokens` a shown item (input and output together), `answer_tokens` an answer. `system` is the
+    system message: "" means the shortest that the base's template allows, `{default}` the template's own.
     """
 
     name: str
@@ -54,13 +53,13 @@ class Task:
     answer_tokens: int = 64
 
     def strip_instruction(self, raw: str) -> str:
-        """A raw question without its instruction; `raw` itself where the pattern does not match.
+        """A raw question without its instruction; `raw` unchanged if the pattern does not match.
 
-        Raises BadInput where the pattern does not come to an end on it.
+        Raises BadInput if matching times out.
         """
         if self.question_pattern is None:
             return raw
-        import regex  # `re` cannot be stopped, and most patterns, these here too, have a text on which they take hours
+        import regex  # `re` has no timeout, and most patterns, including the built-in ones, take hours on some texts
 
         try:
             match = regex.match(self.question_pattern, raw, timeout=PATTERN_TIMEOUT_SECONDS)

@@ -1,4 +1,4 @@
-"""A tokenizer for prompts: users' text never gives control tokens, a chat template's text does.
+"""A tokenizer for prompts. Only a chat template's text can become control tokens, never a user's text.
 
 Wraps any Hugging Face tokenizer, byte-level or sentencepiece-like, fast or slow.
 """
@@ -13,11 +13,11 @@ from itertools import pairwise
 from typing import Any
 
 TEXT_CACHE_SIZE = 16_384  # truncated texts that are cached
-MAX_CHARACTERS_PER_TOKEN = 48  # of more text than this for each token of a budget, the rest is not even tokenised
+MAX_CHARACTERS_PER_TOKEN = 48  # text beyond this many characters per token of a budget is not even tokenised
 
 
 class PromptTokenizer:
-    """Token ids of texts. `template` is what a chat template says; added tokens in it are control tokens."""
+    """Token ids of texts. `template` is a chat template's own text; added tokens in it are control tokens."""
 
     def __init__(self, tokenizer: Any, template: Iterable[str] = ()) -> None:
         self.tokenizer = tokenizer
@@ -31,15 +31,15 @@ class PromptTokenizer:
         self.truncate_text = lru_cache(TEXT_CACHE_SIZE)(self._truncate_text)
 
     def encode_template(self, text: str) -> list[int]:
-        """Ids of a template's own words, in which control tokens are control tokens."""
+        """Ids of a template's own text, including control tokens."""
         return self._ids(text, split=False)
 
     def encode_user_text(self, text: str) -> list[int]:
-        """Ids of a user's text; what looks like a control token is spelled in letters."""
+        """Ids of a user's text; a control token's name is encoded as plain letters."""
         ids = self._ids(text, split=True)
         if self.controls.isdisjoint(ids):
             return ids
-        # the tokenizer read a control token: cut each behind its first character, and encode the parts apart
+        # the tokenizer found a control token: split each after its first character and encode the parts separately
         matches = self._control_pattern.finditer(text)
         cuts = [0, *(cut for typed in matches for cut in (typed.start(), typed.start() + 1, typed.end())), len(text)]
         parts = [text[start:end] for start, end in pairwise(cuts)]
@@ -53,7 +53,7 @@ class PromptTokenizer:
     def encode_exactly(self, text: str) -> list[int]:
         """Ids that decode to exactly `text`, where the tokenizer can spell it.
 
-        Tokenizers that mark words by a space before them swallow a leading one: they are given one more.
+        Some tokenizers drop a leading space, which marks a word there; they are given one more.
         """
         first = self.encode_user_text(text)
         if self.decode_ids(first) == text:
@@ -66,7 +66,7 @@ class PromptTokenizer:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def leading_special_ids(self) -> tuple[int, ...]:
-        """What the tokenizer itself puts before a text, such as a beginning-of-sequence token."""
+        """The tokens that the tokenizer puts before a text, such as a beginning-of-sequence token."""
         bare, whole = self.encode_template("a"), self.tokenizer.encode("a", add_special_tokens=True)
         for place in range(len(whole) - len(bare) + 1):
             if bare and whole[place : place + len(bare)] == bare:
@@ -74,7 +74,7 @@ class PromptTokenizer:
         return ()
 
     def _truncate_text(self, text: str, budget: int) -> str:
-        """The longest beginning of `text` of at most `budget` tokens; no broken character, no space at a cut end."""
+        """The longest prefix of `text` of at most `budget` tokens, without a broken character or a trailing space."""
         budget = max(0, budget)
         kept = text[: budget * MAX_CHARACTERS_PER_TOKEN]
         while len(ids := self.encode_user_text(kept)) > budget:
@@ -82,14 +82,14 @@ class PromptTokenizer:
         return kept if len(kept) == len(text) else kept.rstrip()
 
     def _end_of_token(self, text: str, ids: Sequence[int], budget: int) -> int:
-        """Where in `text` its token number `budget` ends, always before the end of the text."""
+        """The position in `text` at which token number `budget` ends, always before the end of the text."""
         if self.tokenizer.is_fast:
             encoded = self.tokenizer(
                 text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
             )
             if list(encoded["input_ids"]) == list(ids):
                 return int(min(encoded["offset_mapping"][budget][0], len(text) - 1))
-        # A tokenizer that cannot tell: the longest beginning that is short enough, by bisection.
+        # This tokenizer has no offsets: find the longest prefix that fits by bisection.
         fits = bisect_left(
             range(1, len(text)), True, key=lambda length: len(self.encode_user_text(text[:length])) > budget
         )

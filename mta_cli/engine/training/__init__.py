@@ -1,1 +1,1 @@
-"""Training of LoRAs and cores: `trainer` for groups of users, `fusion_weights` for learned weights of anchors."""
+"""Training: `trainer` for the LoRAs of groups of users, `fusion_weights` for learned weights of anchors."""

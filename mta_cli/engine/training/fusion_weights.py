@@ -1,4 +1,4 @@
-"""Weights of anchors, fitted to a few shots by gradient."""
+"""Weights of anchors, learned from a few shots by gradient descent."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def learn_weights(
 ) -> list[float]:
     """One weight for each of `anchors`, by Adam on the mean loss of `rows` + `pull` × squared distance from `prior`.
 
-    `base` must hold everything below the anchors (the task adapter) already.
+    The task adapter must already be merged into `base`.
     """
     merged = merge_loras([(anchor, 1.0) for anchor in anchors])
     if merged is None:
         return list(prior)
-    # 1. the shots, without labels of next to no probability under the prior's fusion
+    # 1. the shots, without labels of very low probability under the prior's fusion
     initial = merge_loras(list(zip(anchors, prior, strict=True)))
     (rows,) = prune_examples(base, [(rows, () if initial is None else (initial,))], [merged.placement])
     scorer = backend_of(base).tree_scorer([build_prompt_tree(row) for row in rows], merged.placement)
-    # 2. the weights, and by module the anchor of each rank  [Σ rank]
+    # 2. the weights, and for each module the anchor of each rank [Σ rank]
     weights = torch.tensor(list(prior), dtype=torch.float32, device=base.device, requires_grad=True)  # [anchors]
     centre = weights.detach().clone()
     optimizer = torch.optim.Adam([weights], lr=learning_rate)

@@ -1,6 +1,6 @@
-"""The training of a group from start to end: losses before, steps with checkpoints, losses after, and who failed.
+"""Trains a group from start to end: losses before, steps with checkpoints, losses after, and failed members.
 
-Product and evaluation train by it, so a stack that the product refuses is refused in an evaluation too.
+Product and evaluation both use it, so a stack that the product refuses is refused in an evaluation too.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     MeasureLosses = Callable[[LoadedBase, list[tuple[LoraWeights, ...]]], list[Any]]
 
 MIN_CHECKPOINT_SECONDS = 15.0
-MIN_CHECKPOINT_COST_RATIO = 10  # a checkpoint comes no sooner than so many times the time that the last one took
-# nats a token; a loss that rises by more than this, and to more than twice its start, means that training diverged
+# the time between checkpoints is at least this many times the time that a checkpoint takes
+MIN_CHECKPOINT_COST_RATIO = 10
+# nats a token; training diverged if the loss rises by more than this and to more than twice its start
 MAX_LOSS_RISE = 1.0
-MAX_PROBE_ROWS = 64  # about as many rows, evenly taken, on which the loss is measured before and after
+MAX_PROBE_ROWS = 64  # about this many rows, evenly spaced, on which the loss is measured before and after
 
 
 @dataclass(frozen=True)
 class SessionStarted:
-    """The first step may begin. `checkpoint_matches`: the checkpoint, if there was one, was of this training."""
+    """The training starts. `checkpoint_matches`: the checkpoint, if given, belongs to this training."""
 
     steps_taken: int
     checkpoint_matches: bool
@@ -37,7 +38,7 @@ class SessionStarted:
 
 @dataclass(frozen=True)
 class SessionStep:
-    """The step of each member that took one; `checkpoint` is given where one is due."""
+    """One step of the members that have steps left, with a `checkpoint` if one is due."""
 
     steps: dict[int, TrainStep]
     checkpoint: bytes | None
@@ -45,10 +46,10 @@ class SessionStep:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The result of a group, by member: the weights as read back from their files, or the reason of a failure.
+    """The result of a group, by member: the weights rounded as in their files, or the reason of a failure.
 
-    `first_losses` and `last_losses` are mean losses on the probe
-    rows (nats per labelled token or choice). `measured_before` and `measured_after` are what `measure_losses` returned.
+    `first_losses` and `last_losses` are mean losses on the probe rows (nats per labelled token or choice).
+    `measured_before` and `measured_after` are the results of `measure_losses`.
     """
 
     weights: dict[int, LoraWeights]
@@ -64,7 +65,9 @@ SessionReport = SessionStarted | SessionStep | TrainingResult
 
 
 def divergence_reason(before: float | None, after: float | None) -> str | None:
-    """The reason to discard weights, from mean losses on their own rows: not finite, or far above the initial loss."""
+    """The reason to discard weights whose mean loss on their own rows is not finite or far above its start; None to
+    keep them.
+    """
     if before is None or after is None:
         return None
     if math.isfinite(after) and after <= before + max(before, MAX_LOSS_RISE):
@@ -73,10 +76,10 @@ def divergence_reason(before: float | None, after: float | None) -> str | None:
 
 
 class TrainingSession:
-    """The training of `members` on one base, from `checkpoint` where there is one.
+    """The training of `members` on one base, resumed from `checkpoint` if given.
 
-    `measure_losses` is given the base and each member's new LoRAs, none before the training, and returns a finding for
-    each member.
+    `measure_losses` is called with the base and each member's new LoRAs (none before the training) and returns a result
+    for each member.
     """
 
     def __init__(
@@ -102,7 +105,8 @@ class TrainingSession:
         before = self._measure_losses([()] * len(members))
         probes = [one.examples[:: max(1, len(one.examples) // MAX_PROBE_ROWS)] for one in members]
         self._trainer = trainer = Trainer(self.base, members)
-        # A fresh LoRA adds nothing yet; with it these passes start at the layer where training's do, and share states.
+        # A fresh LoRA adds nothing, but with it these passes start at the same layer as training and share its cached
+        # states.
         fresh = [(*member.frozen_loras, trainer.weights(i)) for i, member in enumerate(members)]
         first = mean_losses(self.base, list(zip(probes, fresh, strict=True)))
         yield self._resume_or_start(trainer)
@@ -143,7 +147,7 @@ class TrainingSession:
                 pause = max(MIN_CHECKPOINT_SECONDS, MIN_CHECKPOINT_COST_RATIO * (saved - now))
 
     def _finite_weights(self, trainer: Trainer) -> dict[int, LoraWeights]:
-        """Each member's weights as their files give them back; a member whose weights are not finite has failed."""
+        """Each member's weights rounded as in their files; a member whose weights are not finite has failed."""
         weights = {}
         for i in range(len(trainer.members)):
             if i in trainer.failed:

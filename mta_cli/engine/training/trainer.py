@@ -1,10 +1,10 @@
-"""Training the LoRAs or cores of many users at once.
+"""Trains the LoRAs of many users at once.
 
 The loss of a user's step is the mean negative log-likelihood of their batch: nats per answer token, or per label where
-examples are labels. In every step each user who has steps left takes one, on examples of their own; all of them, sorted
-by length, fill passes of at most `budget` tokens. Factors, gradients, moments, clipping and learning rates are each
-user's own, so the others change nothing but the last bits. Same seed, machine, threads and group: same bytes, also when
-training stopped and went on from `save_state()`.
+examples are labels. In every step, each user with steps left takes one on their own examples. The examples of all
+users, sorted by length, fill passes of at most `budget` tokens. Factors, gradients, moments, clipping and learning
+rates are separate for each user, so other users change only the last bits. The same seed, machine, threads and group
+give the same bytes, also after resuming from `save_state()`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class TrainStep:
 
 
 def epoch_batches(rows: Sequence[TrainingExample], size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indices of the examples `rows` in one epoch's batches: shuffled, then grouped by length in buckets of a few."""
+    """Indices of the examples `rows` in one epoch's batches: shuffled, then sorted by length within buckets of a few
+    batches.
+    """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     order: list[int] = torch.randperm(len(rows), generator=generator).tolist()
     batches = []
@@ -88,7 +90,7 @@ def epoch_batches(rows: Sequence[TrainingExample], size: int, seed: int, epoch: 
 
 @dataclass(frozen=True)
 class GroupMember:
-    """One user of a group: the initial LoRA, examples, schedule, seed, and the frozen LoRAs below."""
+    """One user of a group: the initial LoRA, examples, schedule, seed, and the frozen LoRAs below the new one."""
 
     initial_weights: LoraWeights
     examples: Sequence[TrainingExample]
@@ -108,9 +110,9 @@ class _DueExample:
 class Trainer:
     """Trains the members' LoRAs, of the same modules, rank, scale and placement, on `base`.
 
-    `budget` is how many tokens run at once, with padding; None: as many as keep this device busy. It is halved where
-    memory runs out, down to one row, whose layers the backward pass then computes again. Labels of next to no
-    probability before the training are left out. `failed` says by member why training stopped early.
+    `budget` is the number of tokens in a pass, including padding; None: as many as keep the device busy. It is halved
+    when memory runs out, down to one row, which then uses gradient checkpointing. Labels of very low probability before
+    the training are left out. `failed` maps members to the reason why their training stopped early.
     """
 
     def __init__(self, base: LoadedBase, members: Sequence[GroupMember], *, budget: int | None = None) -> None:
@@ -135,7 +137,7 @@ class Trainer:
         self._batches: list[tuple[int, list[list[int]]]] = [(-1, []) for _ in members]  # epoch, and its batches
 
     def train_steps(self) -> Iterator[dict[int, TrainStep]]:
-        """Train until every member's schedule is done; yields the step of every member that took one, by member.
+        """Train until every member's schedule is done; yields each step as a TrainStep by member.
 
         A member whose loss or gradient is not finite stops and is named in `failed`. Raises BadInput when one example
         alone does not fit into memory.
@@ -151,32 +153,32 @@ class Trainer:
         return self._group.user_weights(member)
 
     def stored_weights(self, member: int) -> LoraWeights:
-        """A member's ΔW as the store gives it back. Raises IntegrityFault when a number is not finite there."""
+        """A member's ΔW rounded as in the store. Raises IntegrityFault if a number is not finite."""
         return self._group.stored_weights(member)
 
     def _step(self, active: Sequence[int]) -> dict[int, TrainStep]:
         started = time.perf_counter()
-        # 1. each member's batch, and how many terms its mean loss has
+        # 1. each member's batch, and the number of terms in its mean loss
         due = [_DueExample(i, self._first[i] + n) for i in active for n in self._batch(i)]
         terms = dict.fromkeys(active, 0)
         for one in due:
             terms[one.member] += self._loss_term_counts[one.example]
-        # 2. gradients of all members, in shared passes
+        # 2. the gradients of all members, in shared passes
         losses = self._backward(due, terms)
-        # 3. clipping by member; a member whose numbers are not finite stops here
+        # 3. gradient clipping by member; a member with a loss or norm that is not finite has failed
         for i in active:
             norm = self._clip(i)
             if not math.isfinite(losses[i]) or not math.isfinite(norm):
                 self.failed[i] = (
                     f"loss {losses[i]:.3g} and gradient norm {norm:.3g} in step {len(self.completed_steps[i]) + 1}"
                 )
-        # 4. one step of Adam for the others
+        # 4. one step of Adam for the other members
         moved = [i for i in active if i not in self.failed]
         if moved:
             self._adam_step(moved)
         for grad in self._group.grads:
             grad.zero_()
-        # 5. what the step was; its seconds are shared out by tokens
+        # 5. record the step; its seconds are divided in proportion to tokens
         tokens = {i: sum(self._lengths[one.example] for one in due if one.member == i) for i in active}
         share = (time.perf_counter() - started) / sum(tokens.values())
         steps = {i: TrainStep(len(self.completed_steps[i]) + 1, losses[i], tokens[i], share * tokens[i]) for i in moved}
@@ -185,7 +187,7 @@ class Trainer:
         return steps
 
     def _batch(self, member: int) -> list[int]:
-        """Which of a member's own examples its next step needs."""
+        """The indices of the member's own examples for its next step."""
         own, step = self.members[member], len(self.completed_steps[member])
         size = own.schedule.batch_size
         epoch, batch = divmod(step, math.ceil(len(own.examples) / size))
@@ -194,7 +196,7 @@ class Trainer:
         return self._batches[member][1][batch]
 
     def _backward(self, due: Sequence[_DueExample], terms: dict[int, int]) -> dict[int, float]:
-        """Add up the gradients of each member's mean loss over its `terms` loss terms; returns the losses."""
+        """Accumulate the gradients of each member's mean loss over its `terms` loss terms; returns the losses."""
         totals = torch.zeros(len(self.members), device=self.base.device)
         numbers, owners = [one.example for one in due], [one.member for one in due]
         plan = plan_batches(self._scorer, numbers, owners, self.budget.tokens)
@@ -213,7 +215,9 @@ class Trainer:
     def _forward_backward(
         self, batch: Sequence[_DueExample], terms: dict[int, int], totals: Tensor, recomputes: bool = False
     ) -> None:
-        """A row of more tokens than the base's limit of a pass, or any with `recomputes`, has its layers recomputed."""
+        """With `recomputes`, and for a row longer than the base's limit of a pass, layers are recomputed in the
+        backward pass.
+        """
         limit = self.base.limits.batch_tokens
         if limit is not None:
             recomputes |= max(self._scorer.tokens_per_pass(one.example) for one in batch) > limit
@@ -222,21 +226,21 @@ class Trainer:
 
     def _add_gradients(self, batch: Sequence[_DueExample], terms: dict[int, int], totals: Tensor) -> None:
         owners, numbers = [one.member for one in batch], [one.example for one in batch]
-        # 1. factors of the batch's rows, as leaves of the graph
+        # 1. factors of the batch's rows, as leaf tensors
         params = self._group.params_for_rows(owners, self._scorer.dtype)
-        # 2. losses, and the row of each  [loss terms]
+        # 2. losses, and the batch row of each [loss terms]
         scores = self._scorer.score_rows(numbers, params.factors())
         losses, row = example_losses(scores, [self._examples[i] for i in numbers])
-        # 3. each loss as its share of its member's mean
+        # 3. weight each loss by its share of its member's mean, and run the backward pass
         share = torch.tensor([1.0 / terms[i] for i in owners], device=losses.device)[row]
         (losses * share).sum().backward()  # type: ignore[no-untyped-call]
-        # 4. gradients and losses to their members
+        # 4. add gradients and losses to their members
         params.accumulate_grads()
         totals.index_add_(0, torch.tensor(owners, device=losses.device)[row], (losses * share).detach())
 
     @torch.no_grad()
     def _clip(self, member: int) -> float:
-        """Scale a member's gradients to a norm of at most `MAX_GRAD_NORM`; returns the norm before."""
+        """Scale a member's gradients to a norm of at most `MAX_GRAD_NORM`; returns the norm before scaling."""
         grads = [grad[member] for grad in self._group.grads]
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
         factor = (MAX_GRAD_NORM / (norm + 1e-6)).clamp(max=1.0)
@@ -267,14 +271,16 @@ class Trainer:
                 mean[index], square[index] = m, v
 
     def save_state(self) -> bytes:
-        """Everything that is needed to go on with the same result, as bytes of a safetensors file."""
+        """The complete state of the training, as bytes of a safetensors file."""
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in self._tensors().items()}
         taken = [[[s.step, s.loss, s.tokens, s.seconds] for s in steps] for steps in self.completed_steps]
         return save_tensors(tensors, metadata={"taken": json.dumps([taken, list(self.failed.items())])})
 
     @torch.no_grad()
     def load_state(self, state: bytes) -> None:
-        """Go on from a saved `state`. Raises ValueError or KeyError when it is another training's, unchanged."""
+        """Continue from a saved `state`. For another training's state, raises ValueError or KeyError and changes
+        nothing.
+        """
         tensors, current = load_tensors(state), self._tensors()
         header = json.loads(state[8 : 8 + int.from_bytes(state[:8], "little")])
         taken, failed = json.loads(header["__metadata__"]["taken"])

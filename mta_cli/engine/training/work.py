@@ -1,4 +1,6 @@
-"""A group's training as a value, so that any process with the base can do it. It holds numbers, and no one's name."""
+"""A group's training as a picklable value, so that any process with the base can run it. It contains no users'
+names.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 class MeasuredLosses:
     """Mean losses of one member, nats per labelled token or choice; None without examples.
 
-    `common`: of the held-out examples without any LoRA, measured before the training.
+    `common`: on the held-out examples without any LoRA, measured before the training.
     """
 
     shots: float | None
@@ -31,9 +33,9 @@ class MeasuredLosses:
 
 @dataclass(frozen=True)
 class GroupWork:
-    """Members that train together, from `checkpoint` where there is one.
+    """Members that train together, resumed from `checkpoint` if given.
 
-    With `heldout`, examples for each member, their losses and those of the members' own examples are measured before
+    With `heldout` examples for each member, the losses on these and on the members' own examples are measured before
     and after the training.
     """
 
@@ -43,23 +45,23 @@ class GroupWork:
 
     @property
     def anchors_used(self) -> Sequence[int]:
-        """None: members hold their fusions."""
+        """No anchors, because members contain their fusions."""
         return ()
 
     def session(self, base: LoadedBase, anchors: AnchorLookup = ()) -> TrainingSession:
-        """The training on `base`, which holds the task adapter."""
+        """The training on `base`, into which the task adapter is merged."""
         return TrainingSession(
             base, self.members, self.checkpoint, None if self.heldout is None else self.measure_losses
         )
 
     def train(self, base: LoadedBase) -> TrainingResult:
-        """The result of the training on `base`, run to its end in this process."""
+        """Run the training on `base` in this process to its end; returns the result."""
         *_, result = self.session(base).run()
         assert isinstance(result, TrainingResult)
         return result
 
     def remaining(self, report: SessionReport) -> GroupWork | None:
-        """The training from the last checkpoint; None after the result."""
+        """The rest of the training after this report, from its checkpoint if it has one; None after the result."""
         if isinstance(report, TrainingResult):
             return None
         if isinstance(report, SessionStep) and report.checkpoint is not None:

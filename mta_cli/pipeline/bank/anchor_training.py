@@ -1,4 +1,4 @@
-"""The training of a bank's meta-LoRAs, one for each anchor, by a build and by a refresh."""
+"""Trains a bank's meta-LoRAs, one for each anchor; used by builds and refreshes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ StoreAnchors = Callable[[Sequence[tuple[Anchor, Adapter]]], None]
 def anchor_trainings(
     bench: Workbench[BankRequest], anchors: Sequence[Anchor], items: Mapping[int, tuple[Item, ...]], run: Run
 ) -> dict[int, AdapterTraining]:
-    """By anchor id, the training of each anchor's meta-LoRA on its user's `items`, above no task adapter yet."""
+    """By anchor id, the training of each anchor's meta-LoRA on its user's `items`, still without a task adapter
+    below.
+    """
     return {
         anchor.id: _anchor_training(bench, anchor, f"{i}/{len(anchors)}", items, run)
         for i, anchor in enumerate(anchors, start=1)
@@ -45,9 +47,9 @@ def anchor_groups(
     trainings: Mapping[int, AdapterTraining],
     store: StoreAnchors,
 ) -> list[TrainingGroup]:
-    """What is still to be trained, above the bank's task adapter: anchors without a meta-LoRA, as groups.
+    """Groups of the anchors that have no meta-LoRA yet, to be trained above the bank's task adapter.
 
-    A group that was stopped half-way is whole again: with the same members it gives the same bytes.
+    A group that was interrupted is formed again with the same members, so that it gives the same bytes.
     """
     if not anchors:
         return []
@@ -85,7 +87,7 @@ def _anchor_training(
     items: Mapping[int, tuple[Item, ...]],
     run: Run,
 ) -> AdapterTraining:
-    """The training of one anchor; `place` is its number and the total."""
+    """The training of one anchor. `place` is its number and the total number, for progress messages."""
     from mta_cli.engine.training.trainer import Schedule
 
     request, options, seed, builder = bench.spec, bench.spec.options, bench.spec.machine.seed, bench.rows
@@ -113,7 +115,7 @@ def _anchor_training(
 
 
 def permute_answers(items: Sequence[Item], seed: str) -> tuple[Item, ...]:
-    """The items with their outputs in random order, which may be the same."""
+    """The items with their outputs randomly permuted."""
     outputs = [item.output for item in items]
     random.Random(seed).shuffle(outputs)
     return tuple(replace(item, output=output) for item, output in zip(items, outputs, strict=True))

@@ -1,4 +1,4 @@
-"""How users use each anchor of a bank: the number of recipes, the weights, and the change in loss."""
+"""Statistics of each anchor of a bank over users' recipes: number of recipes, weights, and change in loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnchorUsage:
-    """The use of one anchor: `user_count` users have it in their recipe, with the mean weight `weight`.
+    """Statistics of one anchor: `user_count` users have it in their recipe, with the mean weight `weight`.
 
     `heldout_gain` is by how much the stacks of these users lowered the loss on held-out queries, in nats per token,
     weighted by the anchor's weight. It is a mean over `measured_users`, None without any.
@@ -28,7 +28,7 @@ class AnchorUsage:
 
 
 def anchor_usage(reg: Registry, bank: Bank) -> list[AnchorUsage]:
-    """The use of every anchor of a bank, by its number. Negative weights count by their size."""
+    """The statistics of every anchor of a bank, by number. Negative weights count by their absolute value."""
     used = reg.recipes.anchor_totals(bank.id)
     total = sum(each.total_weight for each in used.values())
     return [

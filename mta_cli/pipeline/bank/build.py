@@ -1,6 +1,6 @@
 """The job behind `mta bank build`: profiles, anchors, the task adapter, one meta-LoRA per anchor.
 
-Every finished part is a row in the store, so the same command run again goes on where it stopped. Renders nothing.
+Every finished part is stored, so the same command resumes a stopped build. Renders nothing.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def build_bank(
 ) -> Iterator[Event]:
     """Build or finish the bank that `request` describes. `JobResult.result` has the keys of `mta bank build --json`.
 
-    With `plan`, its lines and what the build will read, hold and cost come first; a dry run ends there. `executors` are
-    those of the job that the build is a part of.
+    With `plan`, a plan comes first: these lines, and the build's data, memory and time. A dry run ends there.
+    `executors` are given if the build is part of another job.
     """
     inputs = gather_inputs(reg, request)
     request, pool = inputs.request, inputs.pool
@@ -61,7 +61,8 @@ def build_bank(
         yield JobResult({"dry_run": True, "task": request.task.name, **counts})
         return
     name, key = request.name or request.task.name, bank_key(reg, request, pool)
-    lock = f"bank {name} {key[:12]}" if request.purpose else f"bank {name}"  # evaluations build several of one name
+    # evaluations build several banks of one name
+    lock = f"bank {name} {key[:12]}" if request.purpose else f"bank {name}"
     title = f"bank build of {name}"
     if set(reg.banks.bases(ready=False)) - {request.base.fingerprint}:
         title += f" on {request.base.name}"
@@ -83,11 +84,11 @@ def build_bank(
         else:
             run = reg.runs.start_run("bank build", bank.config, bank_id=bank.id)
             with fail_run_on_error(reg, run):
-                # 2. anchors: users who stand for the others
+                # 2. the anchor users
                 anchors = yield from _plan_anchors(bench, inputs)
                 # 3. the task adapter, and a meta-LoRA for each anchor above it
                 yield from _train(bench, inputs, anchors, run)
-                # 4. who may serve, how much the memory counts, and what it is all worth
+                # 4. screening of anchors, weights of the label memory, and the ladder
                 yield from _screen(bench, inputs)
                 yield from fit_memory_weights(bench, pool, run)
                 yield from measure_text_ladder(bench, pool)
@@ -118,7 +119,7 @@ def bank_key(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -
     if request.permute_answers:
         identity["permute_answers"] = True
     if request.purpose:
-        identity["screened"] = True  # before, refused anchors took part in the directions of cores
+        identity["screened"] = True  # earlier versions included refused anchors in the directions of cores
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -145,7 +146,7 @@ def _get_or_create_bank(reg: Registry, request: BankRequest, name: str, key: str
 
 
 def label_rates_config(task: Task, pool: Sequence[Contributor]) -> dict[str, list[float]]:
-    """How often the bank's users give each label, stored with the bank for label priors."""
+    """The label frequencies of the bank's users, stored with the bank for label priors."""
     from mta_cli.engine.memory.label_prior import label_rates
 
     if not task.labels:
@@ -154,7 +155,9 @@ def label_rates_config(task: Task, pool: Sequence[Contributor]) -> dict[str, lis
 
 
 def _plan_anchors(bench: Workbench[BankRequest], inputs: BankInputs) -> Generator[Event, None, list[Anchor]]:
-    """`return`s the bank's anchors, chosen among the candidates by their profiles, or as a stopped build chose them."""
+    """`return`s the bank's anchors: chosen among the candidates by their profiles, or the stored choice of a stopped
+    build.
+    """
     from mta_cli.engine.retrieval.anchors import choose_anchors
     from mta_cli.pipeline.data.profiles import current_profiles
 
@@ -179,7 +182,7 @@ def _plan_anchors(bench: Workbench[BankRequest], inputs: BankInputs) -> Generato
 
 
 def _train(bench: Workbench[BankRequest], inputs: BankInputs, anchors: Sequence[Anchor], run: Run) -> Iterator[Event]:
-    """Train what is missing: the task adapter, then the anchors above it."""
+    """Train the missing parts: the task adapter, then the anchors above it."""
     from mta_cli.engine.backends import backend_of
     from mta_cli.engine.lora.adapter import find_target_modules
 
@@ -189,7 +192,7 @@ def _train(bench: Workbench[BankRequest], inputs: BankInputs, anchors: Sequence[
     _, placement = find_target_modules(base.model, options.targets, options.placement)
     backend_of(base).require_placements([placement])
     items = {candidate.user.id: candidate.items for candidate in pool}
-    anchors = [anchor for anchor in anchors if anchor.user_id in items]  # the others' users were forgotten
+    anchors = [anchor for anchor in anchors if anchor.user_id in items]  # users of the other anchors were forgotten
     pooled = None
     if options.task_adapter and not bank.task_adapter:
         pooled = task_adapter_training(bench, pool, run)
@@ -202,7 +205,7 @@ def _train(bench: Workbench[BankRequest], inputs: BankInputs, anchors: Sequence[
         first = TrainingGroup([pooled], partial(store_task_adapter, reg, bank, pool, pooled))
         yield from train_groups(reg, base, [first], executor=bench.executor)
     with bench.holding_task_adapter():
-        groups = anchor_groups(bench, anchors, trainings, store)  # again: now above the task adapter
+        groups = anchor_groups(bench, anchors, trainings, store)  # computed again, now above the task adapter
         yield from train_groups(reg, base, groups, done, bench.executor, bench.task_adapter)
 
 
@@ -212,7 +215,7 @@ def _store_anchors(reg: Registry, made: Sequence[tuple[Anchor, Adapter]]) -> Non
 
 
 def _screen(bench: Workbench[BankRequest], inputs: BankInputs) -> Iterator[Event]:
-    """Screen the anchors once, against all; a stopped build may have done so."""
+    """Screen all anchors together, unless a stopped build has done it."""
     if SCREENING_KEY not in bench.bank.config:
         users = [each.user.id for each in inputs.candidates]
         with bench.holding_task_adapter():
@@ -227,7 +230,7 @@ def mark_ready(reg: Registry, bank_id: int) -> None:
 
 
 def _newer_banks_note(reg: Registry, bank: Bank) -> Iterator[Event]:
-    """A warning where commands use a newer ready bank of the task and base, with what makes this one current."""
+    """A warning if commands use a newer ready bank of the task and base, with the way to make this one current."""
     those = [other for other in reg.banks.all() if (other.task, other.base) == (bank.task, bank.base)]
     newer = sorted((other for other in those if other.id > bank.id and other.status == "ready"), key=lambda one: one.id)
     if not newer or bank.purpose:

@@ -1,4 +1,4 @@
-"""Whose histories a bank is made of, and who of them may be an anchor."""
+"""The users whose histories a bank is made of, and the candidates for anchors among them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contributor:
-    """A user whose history the bank may be made of, with their items. `items_held` counts all items of the user."""
+    """A user whose history may be used in the bank, with the items to use. `items_held` counts all items of the
+    user.
+    """
 
     user: User
     items: tuple[Item, ...]
@@ -28,9 +30,9 @@ class Contributor:
 
 @dataclass(frozen=True)
 class BankInputs:
-    """What a bank is built from: the request with all sizes decided, its users, and those who may be anchors.
+    """The inputs of a build: the request with all sizes decided, its users, and the candidates for anchors.
 
-    `size_lines` say in the plan which sizes the data decided.
+    `size_lines` are plan lines for the sizes that were chosen from the data.
     """
 
     request: BankRequest
@@ -40,9 +42,9 @@ class BankInputs:
 
 
 def gather_inputs(reg: Registry, request: BankRequest) -> BankInputs:
-    """Decide the sizes that were left to the data, and gather the users.
+    """Choose the sizes that the request leaves open, and gather the users.
 
-    Raises BadInput where too few have consented, and UsageError for targets that the base has not.
+    Raises BadInput if too few users have consented, and UsageError for target modules that the base does not have.
     """
     require_targets(request.options.targets, request.base.path)
     sizes = bank_sizes(reg, request.task.name, request.options, request.user_ids)
@@ -55,7 +57,7 @@ def gather_inputs(reg: Registry, request: BankRequest) -> BankInputs:
 def find_contributors(reg: Registry, request: BankRequest) -> list[Contributor]:
     """The request's users who consent and have enough items for an anchor or the task adapter.
 
-    Items that are known to be later than the request's `until` do not count.
+    Items later than the request's `until` are left out; items of unknown time count.
     """
     task, options, until = request.task.name, request.options, request.until
     found = []
@@ -72,7 +74,7 @@ def find_contributors(reg: Registry, request: BankRequest) -> list[Contributor]:
 
 
 def anchor_candidates(pool: Sequence[Contributor], request: BankRequest) -> list[Contributor]:
-    """Those of `pool` with enough items to be an anchor. Raises BadInput when there are too few."""
+    """The users of `pool` with enough items to be an anchor. Raises BadInput if there are too few."""
     task, options = request.task.name, request.options
     found = [candidate for candidate in pool if candidate.items_held >= options.anchor_items]
     if not found and options.anchors == 1:
@@ -97,7 +99,7 @@ def anchor_candidates(pool: Sequence[Contributor], request: BankRequest) -> list
 
 
 def _require_consent(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -> None:
-    """Raises BadInput where there are users with enough items, and none of them has consented."""
+    """Raises BadInput if there are users with enough items but none of them has consented."""
     if pool:
         return
     task, least = request.task.name, request.options.anchor_items

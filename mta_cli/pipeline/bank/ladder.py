@@ -1,8 +1,8 @@
-"""The ladder of a bank (see `engine.evaluation.ladder`): what its common model and its label memory are worth.
+"""The ladder of a bank (see `engine.evaluation.ladder`): the gain from its common model and its label memory.
 
-For labels and scores: on the items that the memory's weights are fitted to, each predicted as a new user's question is,
-by a task adapter of other users. For texts: on held-out queries of the bank's users, of whom the common model has
-learned other items. The personal steps are not in it; evaluations measure them.
+For labels and scores it is measured on the items to which the memory's weights are fitted; each is predicted as a new
+user's query, by a task adapter of other users. For texts it is measured on held-out queries of the bank's users, on
+whose other items the common model is trained. Personal steps are measured by evaluations only.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.workbench import Workbench
 
 T = TypeVar("T")
-LADDER_KEY = "ladder"  # of a bank's config and of its JSON document
-MAX_TEXT_QUERIES = 64  # queries that a bank of texts is measured on, evenly over its users
+LADDER_KEY = "ladder"  # the key in a bank's config and in its JSON document
+MAX_TEXT_QUERIES = 64  # queries on which a bank of texts is measured, evenly over its users
 
 
 def bank_no_model_warning(bank: Bank) -> str | None:
-    """One line where the bank's ladder does not show that its steps beat answers without a model; else None."""
+    """A warning if the bank's ladder does not show that its steps beat answers without a model; otherwise None."""
     said = no_model_warning(bank.config[LADDER_KEY]) if LADDER_KEY in bank.config else []
     if not said:
         return None
@@ -49,10 +49,10 @@ def judge_label_ladder(
     scores: Mapping[str, npt.NDArray[np.float64]],
     seed: int,
 ) -> dict[str, Any]:
-    """The ladder of `cases` in a task with labels: `judge_ladder`'s, with `seen` and `shots`.
+    """The ladder of `cases` in a task with labels: the document of `judge_ladder`, with `seen` and `shots`.
 
     `scores` are the log-scores of the labels at each step that has a model [cases, labels], nats. Answers without a
-    model come from the shots of each case, with the label rates that the memory has: until the case, of `known`.
+    model come from the shots of each case and the label rates of `known` up to the case.
     """
     from mta_cli.engine.evaluation.calibration import gold_loglik
     from mta_cli.engine.evaluation.ladder import NO_MODEL
@@ -83,9 +83,9 @@ def _rates_until(known: NeighbourIndex, asker: int, until: str | None) -> list[f
 
 
 def measure_text_ladder(bench: Workbench[BankRequest], pool: Sequence[Contributor]) -> Iterator[Event]:
-    """Measure and store the ladder of a bank of texts; the base has no adapter.
+    """Measure and store the ladder of a bank of texts. No adapter may be merged into the base.
 
-    Nothing is done for labels, for a bank of an evaluation, without a task adapter, and without held-out queries.
+    Does nothing for labels, for a bank of an evaluation, without a task adapter, and without held-out queries.
     """
     reg, request, bank, task = bench.reg, bench.spec, bench.bank, bench.task
     if task.labels or request.purpose or not bank.task_adapter or LADDER_KEY in bank.config:
@@ -113,7 +113,7 @@ def measure_text_ladder(bench: Workbench[BankRequest], pool: Sequence[Contributo
 
 
 def take_in_turn(of_users: Iterable[Sequence[T]], most: int) -> list[T]:
-    """The first of each user, then the second of each, and so on: at most `most`."""
+    """The first entry of each user, then the second of each, and so on, at most `most` in all."""
     ranked = [(n, place, one) for place, own in enumerate(of_users) for n, one in enumerate(own)]
     return [one for _, _, one in sorted(ranked, key=lambda each: each[:2])[:most]]
 
@@ -125,7 +125,7 @@ def _judge(
     answers: Mapping[str, Sequence[tuple[str, float]]],
     seed: int,
 ) -> dict[str, Any]:
-    """The ladder of each step's answers and log-likelihoods, which are parallel to `users` and `golds`."""
+    """The ladder from each step's answers and log-likelihoods, which are parallel to `users` and `golds`."""
     from mta_cli.engine.evaluation.ladder import LOGLIK, MIN_UNITS, judge_ladder
     from mta_cli.engine.evaluation.user_sums import sum_by_user
 

@@ -1,12 +1,12 @@
-"""The weights of a bank's model and of its memory in their sum, fitted on the bank's users once the bank is built.
+"""Fits the weights of model and label memory in their sum, on the bank's users, after the bank is built.
 
-Some items are predicted twice, as a new user's question is: by the base with a task adapter, in a prompt with other
-items of the same user, and by the label memory, without that user's own items in the bank and without later ones. Tasks
-differ in which of the two predicts better.
+Some items are predicted twice, as queries of a new user: by the base with a task adapter, in a prompt with other items
+of the same user, and by the label memory, without the user's own items in the bank and without later items. Which of
+the two predicts better depends on the task.
 
-The bank's task adapter has learned these answers and would look better than it is for a new user. So each half of the
-users is predicted by a task adapter of the other half, which is then dropped. The same predictions are the bank's
-ladder (`ladder.judge_label_ladder`), for which each half's weights are fitted on the other half.
+The bank's task adapter is trained on these answers, so its predictions would be better than for a new user. So each
+half of the users is predicted by a task adapter of the other half, which is then dropped. The same predictions are the
+bank's ladder (`ladder.judge_label_ladder`), for which each half's weights are fitted on the other half.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MAX_GUESSED_ITEMS = 256  # items that are predicted, evenly over all users
-MAX_LADDER_CASES = 128  # of them on the ladder, for which the bare base predicts them too: some 5 % of a small build
+MAX_LADDER_CASES = 128  # cases of the ladder, which the bare base predicts too: some 5 % of the time of a small build
 ITEMS_PER_STEP = 32  # items between two progress events
-HELD_OUT_OPTION = "held_out_weights"  # of a bank's options: whether halves of the users predict each other
+HELD_OUT_OPTION = "held_out_weights"  # the key of a bank option: whether halves of the users predict each other
 
 
 @dataclass(frozen=True)
 class LeaveOneOutCase:
-    """An item to predict, and other items of its user that are known, as for a new user."""
+    """An item to predict, and other known items of its user."""
 
     item: Item
     shots: tuple[Item, ...]
@@ -58,11 +58,11 @@ class LeaveOneOutCase:
 def fit_memory_weights(
     bench: Workbench[BankRequest], pool: Sequence[Contributor], run: Run | None = None
 ) -> Iterator[Event]:
-    """Fit and store the weights of model and memory of the bank that `request` and `pool` make, with its ladder.
+    """Fit and store the bank's weights of model and memory, and its ladder.
 
-    Does nothing where they are stored or the bank has no neighbours. Banks of evaluations have no ladder, nor has one
-    whose task adapter has seen all users. The base has no adapter. An interrupted fit starts again; an interrupted
-    training goes on.
+    Does nothing if they are stored or the bank has no neighbours. There is no ladder for banks of evaluations and for
+    task adapters that were trained on all users. No adapter may be merged into the base. An interrupted fit starts
+    again; an interrupted training is resumed.
     """
     reg, request, bank, task = bench.reg, bench.spec, bench.bank, bench.task
     if bank.kernel is None or MIXTURE_WEIGHTS_KEY in bank.config:
@@ -100,7 +100,7 @@ def fit_memory_weights(
     fitted: dict[str, Any] = {MIXTURE_WEIGHTS_KEY: {"model": weights.model, "memory": weights.memory}}
     if len(parts) == 2 and not request.purpose:
         shares, first = np.empty((len(cases), 2)), np.arange(len(cases)) < len(asked[0])
-        for half in (first, ~first):  # the weights of the other half's users, so that no case is in its own fit
+        for half in (first, ~first):  # weights fitted on the other half, so that no case is in its own fit
             other = fit_mixture_weights(model[~half], memory[~half], golds[~half], owners[~half])
             shares[half] = other.model, other.memory
         rows = [n for n, one in enumerate(cases) if one.item.id in on_ladder]
@@ -120,13 +120,15 @@ def fit_memory_weights(
 
 
 def _store_weights(reg: Registry, bank: Bank, request: BankRequest, fitted: dict[str, Any]) -> None:
-    """Keep what was fitted with how that was done, which a bank of an earlier version does not say."""
+    """Store the fitted values and the option that led to them, which banks of earlier versions lack."""
     told = {HELD_OUT_OPTION: request.options.held_out_weights, **fitted}
     reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, **told})
 
 
 def _weights_of_a_sibling(reg: Registry, bank: Bank, request: BankRequest) -> dict[str, Any] | None:
-    """The weights and the ladder of another bank of the same users, items and settings; only the anchors may differ."""
+    """The weights and the ladder of another bank with the same users, items and settings; only the anchors may
+    differ.
+    """
     siblings = reg.banks.banks_above(bank.task_adapter, bank.embedder) if bank.task_adapter else []
     held_out = request.options.held_out_weights
     fitted = [one.config for one in siblings if one.config.get(HELD_OUT_OPTION, False) == held_out]
@@ -137,9 +139,9 @@ def _weights_of_a_sibling(reg: Registry, bank: Bank, request: BankRequest) -> di
 def _train_on(
     bench: Workbench[BankRequest], parts: Mapping[int, Sequence[Contributor]], run: Run | None
 ) -> Generator[Event, None, dict[int, LoraWeights]]:
-    """`return`s a task adapter of each part's users alone, by the part's number; none is kept in the store.
+    """`return`s a task adapter for each part, trained on that part's users only. They are not stored.
 
-    Part 0 are the users of the second half, who predict the first.
+    Part 0 is the second half of the users; its adapter predicts the first half.
     """
     trainings = {
         n: task_adapter_training(bench, part, run, f"task adapter of half {2 - n}") for n, part in parts.items()
@@ -175,9 +177,9 @@ def memory_scores(
     cases: Sequence[LeaveOneOutCase],
     places: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.float64]:
-    """The memory's score of each label of each case, as it answers alone [cases, labels], nats.
+    """The scores of the memory alone for each label of each case [cases, labels], nats.
 
-    `places` are the cases' numbers among the items of `known`.
+    `places` are the cases' indices among the items of `known`.
     """
     import numpy as np
 
@@ -193,7 +195,7 @@ def memory_scores(
 
 
 def _constant(vector: Vectors) -> EmbedFunction:
-    """An embedder of one text whose embedding is known."""
+    """An embedder that always returns this vector."""
     return lambda texts: vector
 
 

@@ -1,4 +1,4 @@
-"""What a bank build would read, hold and cost, for its plan. Nothing here is needed to build."""
+"""The plan of a bank build: its data, memory and time. Builds without a plan do not need this module."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def build_plan_lines(reg: Registry, inputs: BankInputs) -> tuple[PlanLine, ...]:
 
 @dataclass(frozen=True)
 class BuildRows:
-    """The tokens of a build's training rows. Those of anchors show the most history."""
+    """Estimates of the tokens in a build's training rows. Rows of anchors show the most history."""
 
     task_adapter: RowTokens
     anchors: RowTokens
@@ -58,9 +58,9 @@ def sample_rows(reg: Registry, request: BankRequest, pool: Sequence[Contributor]
 
 
 def estimate_build(inputs: BankInputs, shared: bool, rows: BuildRows) -> tuple[TokenLoad, ...]:
-    """The most that a build trains. With a `shared` task adapter, it trains the anchors only.
+    """The training load of a build at most. With a `shared` task adapter only the anchors are trained.
 
-    The memory's weights take one more task adapter, in two halves.
+    Fitting the memory's weights trains one more task adapter, in two halves.
     """
     request, options = inputs.request, inputs.request.options
     row, pooled_row = rows.anchors.mean, rows.task_adapter.mean

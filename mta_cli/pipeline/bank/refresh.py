@@ -1,15 +1,15 @@
 """The job behind `mta bank build --refresh`: replaces stale anchors with meta-LoRAs of other users.
 
-An anchor is stale when its user was forgotten or withdrew consent, or when the screening refused it. A refused user is
-not chosen again. New anchors are trained on the bank's task adapter, as the others were, and screened; one that is
-refused stays, stale, until the next refresh. Each group is stored as soon as it is trained, and serves once it is
-screened. A stopped refresh continues where it stopped.
+An anchor is stale if its user was forgotten or withdrew consent, or if the screening refused it. A refused user is not
+chosen again. New anchors are trained above the bank's task adapter, like the others, and screened; a refused one stays,
+marked stale, until the next refresh. Each group is stored as soon as it is trained, and used once it is screened. A
+stopped refresh can be resumed.
 
-The neighbours become those of a new build. Only items of users who joined or consented again are embedded. The kernel
-is fitted again and the label rates are counted again, also where users have only left.
+The neighbours are replaced by the neighbours of a new build; only items of new users, or of users who consented again,
+are embedded. The kernel is fitted again and the label rates are counted again, also if users have only left.
 
-The task adapter, the weights of model and memory, and the ladder stay. They come from all users of the bank. Only a
-new build removes what they learned from users who left.
+The task adapter, the weights of model and memory, and the ladder stay. They come from all users of the bank. Only a new
+build removes the influence of users who left.
 """
 
 from __future__ import annotations
@@ -60,18 +60,18 @@ class _RefreshState:
 
     @property
     def user_items(self) -> list[tuple[User, tuple[Item, ...]]]:
-        """The users of whom a new bank would be made, with their items."""
+        """The users of a new bank, with their items."""
         return [(each.user, each.items) for each in self.pool]
 
     @property
     def stale_anchors(self) -> list[Anchor]:
-        """The anchors that are still to be replaced. Those that this refresh refuses are left to the next."""
+        """The anchors that are still to be replaced. Anchors that this refresh refuses are left to the next one."""
         anchors = self.reg.banks.anchors(self.bank.id)
         return [anchor for anchor in anchors if anchor.stale and anchor.id in self.stale_ids]
 
     @property
     def unscreened(self) -> set[int]:
-        """The ids of new anchors that are still to be screened, also of a refresh that was stopped."""
+        """The ids of new anchors that are not screened yet, including anchors of a stopped refresh."""
         return unscreened_anchor_ids(self.reg.banks.by_id(self.bank.id))
 
 
@@ -87,10 +87,10 @@ def refresh_bank(
 ) -> Iterator[Event]:
     """Replace the stale anchors of the task's newest bank, or of the bank `name`, on the device of `machine`.
 
-    With `base` (a fingerprint), the newest for that base.
-    The neighbours become those of a new build; all else stays. `JobResult.result` has the keys of `mta bank build
-    --json`, and `replaced`, `removed` (stale anchors without a replacement) and `people` (users who lost their recipes
-    or stacks). Raises NotFound without such a bank, and BadInput when no user can be an anchor.
+    With `base` (a fingerprint), the newest bank for that base. The neighbours are updated as in a new build; everything
+    else stays. `JobResult.result` has the keys of `mta bank build --json`, and `replaced`, `removed` (stale anchors
+    without a replacement) and `people` (users who lost their recipes or stacks). Raises NotFound without such a bank,
+    and BadInput when no user can be an anchor.
     """
     bank = newest_bank(reg, task, name, base)
     request = restore_bank_request(reg, bank, machine)
@@ -171,7 +171,7 @@ def _neighbours_value(change: NeighbourChange) -> str:
 
 
 def _replacement_candidates(work: _RefreshState) -> list[Contributor]:
-    """Users who may be anchors and are not anchors that stay."""
+    """Users who may be anchors, without the anchors that stay."""
     kept = {anchor.user_id for anchor in work.reg.banks.anchors(work.bank.id) if not anchor.stale}
     return [each for each in _candidates(work) if each.user.id not in kept]
 
@@ -276,7 +276,7 @@ def _remove_unreplaced(work: _RefreshState) -> None:
         numbers = [anchor.id for anchor in left]
         bank = work.reg.banks.by_id(work.bank.id)
         stay = {anchor.id for anchor in work.reg.banks.anchors(bank.id)}.difference(numbers)
-        # A refused user is known by the anchor, so this comes before the removal.
+        # Refused users are found through their anchors, so this comes before the removal.
         work.reg.banks.set_bank_config(bank.id, {**bank.config, **screening_of_anchors(work.reg, bank, stay)})
         work.affected_users.update(work.reg.banks.dependent_users(work.bank.id, numbers))
         work.removed = work.reg.banks.remove_stale_anchors(work.bank.id, numbers)

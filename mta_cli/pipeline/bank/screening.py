@@ -2,9 +2,9 @@
 
 The findings are stored with the bank, by anchor id. An anchor that is too large, or changes neutral prompts too much,
 is refused: it is marked stale, no new recipe uses it, and `mta bank build --refresh` replaces it with another user's.
-It is not scaled down, because a user should find out how it became so large, and another user can represent its
-cluster. An anchor that is near too many users keeps the nearest of them. An evaluation's banks are screened as well, so
-it measures what the product does.
+It is not scaled down, because the cause should be found, and another user can represent its cluster. An anchor that is
+near too many users keeps only the nearest. Banks of evaluations are screened too, so that evaluations measure the
+product.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ MIN_DIVERGENCE_BOUND = 0.25  # nats: a change of neutral prompts up to this is a
 def screen_anchors(
     bench: Workbench[BankRequest], user_ids: Sequence[int], only: Collection[int] | None = None
 ) -> Iterator[Event]:
-    """Screen the anchors that may serve, store the findings with the bank beside the earlier ones, and warn of them.
+    """Screen the usable anchors, add the findings to the bank, and yield a warning for each.
 
-    The base holds the bank's task adapter. `user_ids` are the users of whom anchors are chosen. With `only`, size and
-    neutral prompts are judged of the anchors with these ids alone, in comparison with all. Reach is always that of all.
+    The task adapter must be merged into the base. `user_ids` are the candidates for anchors. With `only`, size and
+    neutral prompts are checked for these anchor ids only, in comparison with all anchors. Reach is always checked for
+    all.
     """
     reg, bank, options = bench.reg, bench.bank, bench.spec.gates
     anchors = [anchor for anchor in unrefused_anchors(reg, bank) if anchor.digest is not None]
@@ -87,7 +88,7 @@ def screening_notes(reg: Registry, bank: Bank) -> Iterator[Note]:
 
 
 def _find_outliers(bench: Workbench[BankRequest], weights: Sequence[LoraWeights]) -> list[ScreeningFinding]:
-    """The findings of the size check and the neutral-prompt check; an anchor has at most one."""
+    """The findings of the size check and the neutral-prompt check, at most one for each anchor."""
     from mta_cli.engine.retrieval.anchor_screening import (
         MIN_ANCHORS_TO_SCREEN,
         PROBE_PROMPTS,

@@ -1,7 +1,7 @@
 """A bank's task adapter: one LoRA trained on the items of all users of the bank.
 
-Banks share a task adapter when their users, items and training settings are the same. The number of anchors may differ.
-The task adapter is most of the work of a build.
+Training it is most of the work of a build. Banks with the same users, items and training settings share one, whatever
+their number of anchors.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def task_adapter_training(
     run: Run | None,
     label: str = "task adapter",
 ) -> AdapterTraining:
-    """The training of a task adapter on the items of all users in `pool`. `label` stands in the progress."""
+    """The training of a task adapter on the items of all users in `pool`. `label` names it in the progress."""
     from mta_cli.engine.training.trainer import Schedule
 
     request, options, seed = bench.spec, bench.spec.options, bench.spec.machine.seed
@@ -95,7 +95,7 @@ def store_task_adapter(
     results: Sequence[Adapter | str],
     trained: TrainingResult,
 ) -> Iterator[Event]:
-    """Store the trained task adapter with the bank. Raises BadInput where the training failed."""
+    """Store the trained task adapter with the bank. Raises BadInput if the training failed."""
     ((_, adapter),) = pair_with_adapters([pooled], [pooled], results)
     reg.banks.set_task_adapter(bank.id, adapter.digest, [each.user.id for each in pool])
     yield ArtifactSaved("task adapter", bank.task, f"loss {format_losses(adapter)}, {adapter.bytes:,} bytes")

@@ -25,7 +25,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class MapAnchor:
-    """An anchor on the map. `point` is None where its user was forgotten or has no profile.
+    """An anchor on the map. `point` is None if its user was forgotten or has no profile.
 
     `nearest_users` counts the users whose most similar anchor this is.
     """
@@ -40,7 +40,7 @@ class UserMap:
     """The points of all users with a profile, in ascending order of user ids.
 
     `explained_variance` is the share of the total variance that each direction explains. `nearest_anchor` is the index
-    of the anchor most similar to each user, -1 where no anchor has a point.
+    of the anchor most similar to each user; -1 if no anchor has a point.
     """
 
     user_ids: NDArray[np.int64]  # [users]
@@ -78,7 +78,7 @@ def compute_user_map(reg: Registry, bank: Bank) -> UserMap:
 
     middle, directions, share = _principal_components(reg, bank)
     anchors = reg.banks.anchors(bank.id)
-    known, marks = _anchor_profiles(reg, bank, anchors)  # places in `anchors`; [known, width]
+    known, marks = _anchor_profiles(reg, bank, anchors)  # indices into `anchors`; [known, width]
     ids, places, nearest = list[int](), [np.zeros((0, 2), np.float32)], [np.zeros(0, np.int16)]
     for users, rows in _profile_batches(reg, bank):
         ids += users
@@ -105,7 +105,7 @@ def find_similar_users(reg: Registry, bank: Bank, user_id: int, count: int = 8) 
     best: list[tuple[float, int]] = []
     for users, rows in _profile_batches(reg, bank, width=own.shape[1]):
         alike = rows @ own[0]  # [users]
-        first = np.argsort(-alike, kind="stable")[: count + 1].tolist()  # one more: the user may be among them
+        first = np.argsort(-alike, kind="stable")[: count + 1].tolist()  # one more, because the user may be among them
         best += [(float(alike[row]), users[row]) for row in first if users[row] != user_id]
         best = sorted(best, key=lambda pair: (-pair[0], pair[1]))[:count]
     return [SimilarUser(other, reg.users.by_id(other).name, alike) for alike, other in best]

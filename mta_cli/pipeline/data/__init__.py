@@ -1,1 +1,1 @@
-"""Files of histories, tasks, profiles, and the examples that training and answers are made of."""
+"""Imports of histories, tasks, profiles, and the prompt rows for training and answers."""

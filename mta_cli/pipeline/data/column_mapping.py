@@ -1,4 +1,4 @@
-"""Which columns of a table make a record. Knows no file format and no store."""
+"""The mapping from a table's columns to the parts of a record. Knows no file format and no store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from mta_cli.pipeline.data.column_template import ColumnTemplate
 
 NEEDED = ("user", "input", "output")
-"""What every record has; time and id are optional."""
+"""The required parts of a record; time and id are optional."""
 FILE_COLUMN = "file"
 """In a template, the name of the row's file without its ending, unless a column has this name."""
 
@@ -21,8 +21,8 @@ FILE_COLUMN = "file"
 class ColumnMapping:
     """The column, or the template with `{column}`, of each part of a record.
 
-    None takes the column of that part's own name; an empty `time` or `id` takes none, and a column that names the user
-    is no id. Names of columns are compared exactly, else without case. Without any mapping a column `task` names each
+    None means the column with the part's own name; an empty `time` or `id` means no column, and the user's column is
+    never the id. Column names match exactly or else ignoring case. Without any mapping, a column `task` names each
     row's task.
     """
 
@@ -39,7 +39,7 @@ class ColumnMapping:
 
     @cached_property
     def templates(self) -> dict[str, ColumnTemplate]:
-        """The template of each part that is mapped. Raises UsageError for one that is none."""
+        """The template of each mapped part. Raises UsageError for an invalid template."""
         return {name: ColumnTemplate.parse(text) for name, text in self._given.items() if text}
 
     @cached_property
@@ -56,21 +56,21 @@ class ColumnMapping:
         )
 
     def merged_over(self, other: ColumnMapping) -> ColumnMapping:
-        """This mapping, with the other's parts where this one has none."""
+        """This mapping, completed with the parts of `other`."""
         return replace(other, **{name: text for name, text in self._given.items() if text is not None})
 
     def missing_parts(self, columns: Sequence[str], *, one_user: bool = False) -> list[str]:
-        """The needed parts for which there is neither a mapping nor a column; with `one_user` no user is needed."""
+        """The required parts that have neither a mapping nor a column; with `one_user` no user is required."""
         needed = NEEDED[1:] if one_user else NEEDED
         return [name for name in needed if not self._given[name] and find_column(name, columns) is None]
 
     def unknown_columns(self, columns: Sequence[str]) -> list[str]:
-        """The columns that are named here and are not there."""
+        """The mapped columns that the table does not have."""
         named = dict.fromkeys(column for template in self.templates.values() for column in template.columns)
         return [name for name in named if find_column(name, columns) is None and name != FILE_COLUMN]
 
     def read(self, row: Mapping[str, Any], file: str) -> dict[str, Any]:
-        """The parts of a row's record: mapped ones as text, the others as they stand there, where they do."""
+        """The parts of a row's record: mapped parts as text, others as in the row, if present."""
         values: dict[str, Any] = {}
         for part in self._given:
             if part in self.templates:
@@ -94,7 +94,7 @@ class ColumnMapping:
 
 
 def find_column(name: str, columns: Iterable[str]) -> str | None:
-    """The column of that name: exactly, else without case."""
+    """The column with this name: an exact match, else one ignoring case."""
     if isinstance(columns, Mapping) and name in columns:  # almost always, for every cell of a file
         return name
     there = list(columns)

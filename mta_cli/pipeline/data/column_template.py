@@ -1,4 +1,4 @@
-"""Templates with `{column}`, filled from a row: an empty cell takes its brackets and the words before it along.
+"""Templates with `{column}`, filled from a row. An empty cell removes its brackets and the words before it.
 
 Knows no files and no records.
 """
@@ -61,7 +61,8 @@ class ColumnTemplate:
     def fill(self, cell: Callable[[str], str]) -> str:
         """The text; `cell` gives a column's text. Empty when all cells are.
 
-        Words between two cells belong to the second, words after the last cell to that one. They go with an empty cell.
+        Words between two cells belong to the second one, words after the last cell to that cell. They are removed with
+        an empty cell.
         """
         return _fill(self.parts, cell)
 
@@ -84,7 +85,7 @@ def _parse_parts(text: str) -> tuple[_Part, ...]:
         else:
             open_parts[-1][1].append(closing)
     open_parts[-1][1].append(text[end:])
-    while len(open_parts) > 1:  # a bracket that nothing closes is a letter
+    while len(open_parts) > 1:  # an unclosed bracket is plain text
         begun, parts = open_parts.pop()
         open_parts[-1][1].extend([begun, *parts])
     return tuple(open_parts[0][1])

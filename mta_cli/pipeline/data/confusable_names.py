@@ -1,4 +1,4 @@
-"""Names that a user could confuse: equal but for case, Unicode form and space. Knows no store."""
+"""Warnings about similar names, which differ only in case, Unicode form or spaces. Knows no store."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ MAX_LISTED_GROUPS = 10
 def confusable_name_warnings(
     names: Collection[str], stored: Iterable[str], spellings: Mapping[str, set[str]] | None = None
 ) -> list[str]:
-    """One line for each group of names in a file that look alike, also with stored ones. `spellings`: how a name is
-    written in the file, where not always in its stored form."""
+    """One line for each group of similar names in a file, compared with stored names too. `spellings`: the forms in
+    which the file writes a name, if different from the stored form.
+    """
     first: dict[str, str] = {}
     groups: dict[str, set[str]] = {}
     for name in itertools.chain(names, stored):

@@ -1,4 +1,4 @@
-"""Token rows from stored items: retrieves the history items of a prompt, leaving out the item itself and later ones.
+"""Token rows from stored items. Retrieves the history items of a prompt, without the item itself and later ones.
 
 Joins the store's retrieval with the engine's prompts. Trains nothing and renders nothing.
 """
@@ -22,14 +22,14 @@ MAX_ITEM_ID = 2**62  # larger than every stored item number
 
 
 def history_mix(history_items: int) -> tuple[int, ...]:
-    """How many history items the task adapter's training prompts may show: none, one, or as many as at inference."""
+    """The numbers of history items in the task adapter's training prompts: none, one, or as many as at inference."""
     return tuple(sorted({0, min(1, history_items), history_items}))
 
 
 class PromptRowBuilder:
     """Token rows of one task for one base. `among` restricts the history items of users, by user id, to these items.
 
-    `until`: the training row of an item without a time shows no item that is known to be later.
+    With `until`, the training row of an item without a time shows no item after that time.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
-"""Guesses what a table's columns are, and what kind of task its outputs make. Pure functions of a sample of rows.
+"""Guesses the roles of a table's columns and the kind of task that its outputs form. Pure functions of a sample of
+rows.
 
-A guess is shown to the user, or stands in an example command; nothing is imported by it alone.
+A guess is only shown to the user or used in an example command; imports need confirmation.
 """
 
 from __future__ import annotations
@@ -79,15 +80,15 @@ OUTPUT_WORDS = frozenset(
     ]
 )
 INPUT_WORDS = frozenset(["input", "prompt", "question", "instruction", "query"])
-"""A column of such a name is the whole input."""
+"""A column with one of these names is the whole input."""
 
 MAX_LABELS = 50
 MAX_LABEL_CHARACTERS = 40
 MAX_SCORES = 21
-"""Most scores of a scale: 0 to 20, or 0 to 10 in halves."""
+"""The most scores of a scale: 0 to 20, or 0 to 10 in halves."""
 _INPUT_COLUMNS = 4
-_FEW = 0.05  # share of the outputs that may stand for a missing score
-_MOST = 0.9  # share of a column's cells that are dates, or numbers, where the column is taken for such
+_FEW = 0.05  # the largest share of outputs that may be codes for a missing score
+_MOST = 0.9  # the smallest share of dates, or numbers, in a column that is taken for one of these
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
@@ -102,9 +103,9 @@ class ColumnGuess:
 
 @dataclass(frozen=True)
 class OutputGuess:
-    """The kind of task that some outputs make, with its labels or the whole scale of its scores, in order.
+    """The kind of task that outputs form, with its labels or the complete scale of its scores, in order.
 
-    `step` is the distance of two scores: the outputs are rounded to it.
+    `step` is the distance between scores, to which outputs are rounded.
     """
 
     kind: TaskKind
@@ -115,7 +116,7 @@ class OutputGuess:
 @dataclass(frozen=True)
 class _Column:
     name: str
-    cells: Sequence[str]  # of all rows; empty where there is none
+    cells: Sequence[str]  # of all rows; "" for a missing cell
 
     @property
     def filled(self) -> list[str]:
@@ -131,7 +132,7 @@ class _Column:
 
     @property
     def is_short(self) -> bool:
-        """Whether the text could be a name or a label."""
+        """Whether the cells are short enough for names or labels."""
         return self.length <= MAX_LABEL_CHARACTERS
 
     def share(self, test: Callable[[str], object]) -> float:
@@ -142,7 +143,7 @@ class _Column:
 
     @property
     def repeats(self) -> bool:
-        """Whether values come again: half as many different ones as cells, or fewer."""
+        """Whether values repeat: at most half as many different values as cells."""
         return 1 <= self.distinct <= max(len(self.filled) / 2, 1)
 
     @property
@@ -151,12 +152,12 @@ class _Column:
 
     @property
     def is_date(self) -> bool:
-        """Whether these are dates with a month at least, whatever the name."""
+        """Whether the cells are dates with at least a month, whatever the column's name."""
         return self.share(_is_date) >= _MOST
 
     @property
     def is_named_time(self) -> bool:
-        """Whether these are years or Unix times, and the name says so."""
+        """Whether the cells are years or Unix times and the column's name fits."""
         return self.is_named(TIME_WORDS) and self.share(_is_moment) >= _MOST
 
     @property
@@ -165,11 +166,11 @@ class _Column:
 
 
 def guess_columns(rows: Sequence[Mapping[str, Any]], *, given: Collection[str] = ()) -> ColumnGuess:
-    """Which column is the user, the output and the time, and which make the input, by names and by content.
+    """Guess the columns of user, output, time and input, by names and by content.
 
-    The time is a dated column; the output a column with a telling name, else one of few different values, else the last
-    text; the user one that repeats, with a telling name or short text; the input is all other text but an `id`, at most
-    four columns. The parts in `given` are known, and their columns are not in the rows.
+    The time is a column of dates. The output is a column with a known name, else one of few different values, else the
+    last text column. The user is a column of repeated values with a known name or short texts. The input is all other
+    text except an `id`, at most four columns. Parts in `given` are known, and their columns are not in the rows.
     """
     names = dict.fromkeys(name for row in rows for name in row)
     columns = [_Column(name, [cell_text(row.get(name)).strip() for row in rows]) for name in names]
@@ -202,7 +203,7 @@ def guess_columns(rows: Sequence[Mapping[str, Any]], *, given: Collection[str] =
             "user", lambda column: column.distinct > 1 and column.is_text and column.is_short and column.repeats
         )
     if output is None:
-        left.reverse()  # an output mostly comes after its input
+        left.reverse()  # an output usually comes after its input
         output = take("output", lambda column: column.is_short and column.repeats)
         if output is None and len([column for column in left if column.is_text]) > 1:
             output = take("output", lambda column: column.is_text)
@@ -218,7 +219,7 @@ def guess_columns(rows: Sequence[Mapping[str, Any]], *, given: Collection[str] =
 
 
 def _guess_input(columns: Sequence[_Column]) -> str | None:
-    """A column's name, or a template of several, in the order of the file."""
+    """A column's name, or a template of several columns in the order of the file."""
     whole = [column for column in columns if column.is_named(INPUT_WORDS) and column.is_text]
     texts = whole[:1] or [column for column in columns if column.is_text and column.distinct > 1] or columns[:1]
     longest = sorted(texts, key=lambda column: -column.length)[:_INPUT_COLUMNS]
@@ -227,9 +228,9 @@ def _guess_input(columns: Sequence[_Column]) -> str | None:
 
 
 def guess_kind(outputs: Sequence[str]) -> OutputGuess:
-    """Scores where nearly all outputs are numbers, labels where few short ones come again, else texts.
+    """Scores if nearly all outputs are numbers, labels if few short values repeat, else texts.
 
-    The scale of scores leaves out a few numbers that stand for a missing one, such as 99 or -9.
+    The scale leaves out codes for a missing score, such as 99 or -9.
     """
     counts = Counter(text for output in outputs if (text := output.strip()))
     if len(counts) < 2:
@@ -249,10 +250,10 @@ def guess_kind(outputs: Sequence[str]) -> OutputGuess:
 
 
 def _without_missing(often: Counter[float]) -> list[float]:
-    """The different scores in order, without those that stand for a missing one; `often` says how often each comes.
+    """The different scores in order, without codes for a missing score; `often` has the frequency of each.
 
-    These are at most `_FEW` of all: whole negative ones where no other score is negative, if there is one such value or
-    a gap above them; and those that lie above the others by more than twice the others' range, if the scale has finer
+    Such codes are at most `_FEW` of all: negative integers, if no other score is negative and there is only one such
+    value or a gap above them; and values above the others by more than twice the others' range, if the scale has finer
     steps without them.
     """
     scores, few = sorted(often), _FEW * often.total()
@@ -272,7 +273,7 @@ def _without_missing(often: Counter[float]) -> list[float]:
 
 
 def _guess_scale(scores: Sequence[float]) -> tuple[tuple[str, ...], float]:
-    """The scale of different scores, and its step: 1 to 5 or 10 where they lie within, in halves where there are any.
+    """The scale of these scores, and its step: 1 to 5 or 1 to 10 if they lie within, in halves if any score is a half.
 
     A scale of too many steps gets wider ones: 0 to 100 in fives. Empty for fewer than three scores.
     """
@@ -290,7 +291,7 @@ def _guess_scale(scores: Sequence[float]) -> tuple[tuple[str, ...], float]:
 
 
 def _steps(first: float) -> Iterator[float]:
-    """Widths of a scale's steps: `first`, then the next ones of .01, .02, .05, .1 and so on."""
+    """Candidate steps of a scale: `first`, then the larger ones of .01, .02, .05, .1 and so on."""
     yield first
     for power in itertools.count(-2):
         yield from (width * 10.0**power for width in (1, 2, 5) if width * 10.0**power > first)

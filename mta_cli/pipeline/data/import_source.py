@@ -1,4 +1,4 @@
-"""The request of an import: which files, how they are read, and what is held out. Reads nothing but names of files."""
+"""The request of an import: the files, how to read them, and how many items to hold out. Reads only file names."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ DEFAULT_TASK = "free"
 class ImportSource:
     """A file, or a folder of files, and how it is read.
 
-    `format` None: by the content. `user` is the user of rows without one, `task` the task of records that name none.
-    `also_me` are further names of `user`: addresses in mail.
-    `guessed_time`: the column of the time in `columns` is a guess.
-    Of each user `hold_out` items become queries; `seed` draws them where times are unknown. With `skip_faulty` records
-    with a fault are left out; with `round_to` a table's outputs are numbers, which become multiples of it, and those
-    below or above `scale` are left out.
+    `format` None means detection by content. `user` is for rows without a user, `task` for records that name no task.
+    `also_me` are further names of `user`: addresses in mail. `guessed_time`: the column of the time in `columns` is a
+    guess. `hold_out` items of each user become queries, drawn by `seed` if times are unknown. With `skip_faulty`,
+    faulty records are left out; with `round_to`, a table's outputs are rounded to multiples of it, and outputs outside
+    `scale` are left out.
     """
 
     format: str | None
@@ -45,12 +44,12 @@ class ImportSource:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name for messages."""
         return self.path.name or str(self.path)
 
     @property
     def is_stream(self) -> bool:
-        """Whether the path is a pipe or a device, which is read once."""
+        """Whether the path is a pipe or a device, which can be read only once."""
         return os.path.exists(self.path) and not os.path.isfile(self.path) and not os.path.isdir(self.path)
 
     @property
@@ -60,12 +59,12 @@ class ImportSource:
 
     @property
     def known_preset(self) -> Preset | None:
-        """The preset, which `require_consistent` has looked up."""
+        """The preset, after `require_consistent` has checked its name."""
         return None if self.preset is None else PRESETS[self.preset]
 
     @property
     def passes_over_unknown(self) -> bool:
-        """Whether a file in no known format is left out: in a folder of which only the name is given."""
+        """Whether files of unknown format are skipped: true for a folder without an explicit format."""
         return self.format is None and self.preset is None and self.path.is_dir()
 
     @property
@@ -76,13 +75,13 @@ class ImportSource:
 
     @property
     def mapping(self) -> ColumnMapping:
-        """The columns that are given, over those of the preset."""
+        """The given columns, completed by the preset's."""
         preset = self.known_preset
         return self.columns if preset is None else self.columns.merged_over(preset.columns)
 
     @property
     def keeps_untimed(self) -> bool:
-        """Whether a row whose time cannot be read is kept without it: where the user did not name the column."""
+        """Whether a row with an unreadable time is kept without it: true unless the user named the time's column."""
         return self.columns.time is None or self.guessed_time
 
     def require_consistent(self) -> None:
@@ -135,7 +134,7 @@ class ImportSource:
             raise UsageError(f"an export of {preset.site} names its users", hint=("leave ", Flag("me"), " out"))
 
     def files(self) -> list[Path]:
-        """The file, or those of the folder, by name, without hidden ones. Raises `BadInput` for an empty folder."""
+        """The file, or the folder's files by name, without hidden ones. Raises `BadInput` for an empty folder."""
         if (preset := self.known_preset) is not None:
             return [preset.find_file(self.path)]
         if not self.path.is_dir():

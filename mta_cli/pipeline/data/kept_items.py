@@ -1,4 +1,4 @@
-"""History items that were kept from conversations: when they were kept, and the key that says so."""
+"""History items that were kept from conversations. Their key contains the time at which they were kept."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 
 def kept_item(task: str, question: str, answer: str) -> NewItem:
-    """An exchange of a conversation as a history item of now."""
+    """An exchange of a conversation as a history item with the current time."""
     from store.records import NewItem
 
-    now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="seconds")  # as imports have it
+    now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="seconds")  # the form that imports use
     return NewItem(_kept_key(now, question, answer), task, question, answer, now)
 
 
 def kept_since(item: Item) -> str:
-    """When the item was kept from a conversation; empty where it came in another way, so that nobody knows."""
+    """The time at which the item was kept from a conversation; empty if it was added in another way."""
     known = item.time is not None and item.key == _kept_key(item.time, item.input, item.output)
     return item.time if known and item.time is not None else ""
 

@@ -1,4 +1,4 @@
-"""Mails → rows: what was received, and the user's reply to it. Knows no mailbox and no mail's bytes."""
+"""Turns mails into rows: a received mail and the user's reply. Knows neither mailboxes nor the bytes of mails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_PARENT, TO_MYSELF, NO_QUESTION, NO_WORDS = (
 )
 NO_REPLY = "mails of yours that answer none"
 SEARCHED_MAILS = 2_000
-"""Mails in which the user's address is searched where it was not given."""
+"""The number of mails in which the user's address is searched if it was not given."""
 _COUNTED_ADDRESSES, _NAMED_ADDRESSES = 100_000, 3
 
 
@@ -32,7 +32,7 @@ class MailReplies:
         self._counts: Counter[str] = Counter()
 
     def add(self, mails: Iterable[Mail]) -> None:
-        """Take the mails of a file. Raises UsageError, with likely addresses, where the user's are unknown."""
+        """Add the mails of a file. Raises UsageError, with likely addresses, if the user's addresses are unknown."""
         for mail in mails:
             self._seen += 1
             for address in dict.fromkeys((mail.sender, *mail.receivers)):
@@ -48,7 +48,7 @@ class MailReplies:
             self._staged.add(StagedMail(mail.id, mine, mail.answered, mail.subject, mail.text, mail.time, file, record))
 
     def rows(self) -> Iterator[RawRow]:
-        """A row for each of the user's replies whose mail is here. Raises where no mail is the user's."""
+        """A row for each of the user's replies whose original mail is available. Raises if no mail is from the user."""
         if not self._addresses and self._seen:
             self._raise_unknown_user()
         if not self._mine and self._seen:
@@ -72,14 +72,14 @@ class MailReplies:
         )
 
     def _likely(self) -> str:
-        """The most frequent addresses, for a message."""
+        """The most frequent addresses, for an error message."""
         most = self._counts.most_common(_NAMED_ADDRESSES)
         named = ", ".join(f"{format_value(address)} ({count:,} mails)" for address, count in most)
         return f"the most frequent addresses are {named}"
 
 
 def _fault(asked: StagedMail | None, reply: StagedMail) -> str:
-    """Why a reply makes no row; empty where it does."""
+    """The reason why a reply gives no row; empty if it gives one."""
     if asked is None:
         return NO_PARENT
     if asked.mine:

@@ -1,4 +1,4 @@
-"""Files → checked records, staged, and findings; nothing is imported. Knows formats and tasks, no store."""
+"""Parses files into checked, staged records and findings, without importing them. Knows formats and tasks, no store."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PROGRESS_EVERY = 5_000
 """Records between two steps of the progress bar."""
 MAX_COUNTED_ANSWERS = 1_000
-"""Different answers of which it is counted how often they are given, where they are no labels."""
+"""The most different answers outside a task's labels that are counted."""
 UNKNOWN_FILES = "files in no known format"
 
 FindTask = Callable[[str], "Task"]
@@ -39,7 +39,7 @@ FindTask = Callable[[str], "Task"]
 
 @dataclass
 class UnknownLabels:
-    """Answers that are no label of a task. `examples` counts the first different ones."""
+    """Answers that are not labels of their task. `examples` counts the first different ones."""
 
     total: int = 0
     examples: Counter[str] = field(default_factory=Counter)
@@ -55,10 +55,9 @@ class UnknownLabels:
 class ParsedFile:
     """Checked files, with their records. `tasks` holds every task of the records, `counts` how many are queries.
 
-    `formats` are those that the files have.
-    `held_out` says what was held out of the history.
-    `times_not_stored` counts records whose time is not stored, because the store already has them without one.
-    `repeated_queries` are stored queries (user, task, key) whose content an item has at another time.
+    `formats` are those that the files have. `held_out` describes the items that were held out. `times_not_stored`
+    counts records whose time is not stored, because the store already has them without one. `repeated_queries` are
+    stored queries (user, task, key) whose content an item has at another time.
     """
 
     staged: StagedRecords
@@ -76,16 +75,16 @@ class ParsedFile:
 
     @property
     def input_authors(self) -> list[str]:
-        """Whose words the inputs are, where they are not the user's own affair."""
+        """The authors of the inputs, if these are other people."""
         return list(dict.fromkeys(filter(None, (FORMATS[form].input_authors for form in self.formats))))
 
     @property
     def user_names(self) -> Collection[str]:
-        """All users of the records, in the file's order; of `users` and `lamp` also those without one."""
+        """All users of the records in the file's order; for `users` and `lamp` also users without records."""
         return self.findings.users.keys()
 
     def count(self, record: Record, find: FindTask) -> None:
-        """Count a record. Its task must exist; a missing one is a fault of the first record that names it."""
+        """Count a record. Its task must exist; an unknown task is a fault of the first record that names it."""
         self.counts[record.held_out] += 1
         name = record.item.task
         if name not in self.tasks:
@@ -99,7 +98,8 @@ class ParsedFile:
                 self.findings.add_fault(record.location, f"{error}{hint}", "task", of_record=False)
                 return
         task = self.tasks[name]
-        asked = task.learning_prompt is None or record.held_out  # else history items differ in kind from queries
+        # otherwise history items have another kind of output than queries
+        asked = task.learning_prompt is None or record.held_out
         if asked and task.labels and find_label(record.item.output, task.labels) is None:
             self.unknown_labels.setdefault(name, UnknownLabels()).add(record.item.output)
 
@@ -107,7 +107,7 @@ class ParsedFile:
 def parse_import_file(
     source: ImportSource, find: FindTask, staged: StagedRecords
 ) -> Generator[Event, None, ParsedFile]:
-    """Check all of a consistent source and stage its records.
+    """Check an entire source, which must be consistent, and stage its records.
 
     Raises `NotFound`, `UsageError` or `BadInput`; the latter lists every fault.
     """
@@ -129,7 +129,7 @@ def parse_import_file(
 
 
 def _hint(source: ImportSource, intake: ParsedFile) -> Words | None:
-    """What may help against the faults of a file."""
+    """A hint for the faults of a file."""
     if "users" in intake.formats and source.task is None:
         return (f"it was read as task {DEFAULT_TASK}; name another with ", Flag("task"))
     if "time" in intake.findings.fault_fields and all(FORMATS[form].kind == "table" for form in intake.formats):
@@ -169,7 +169,7 @@ def _parse_table(
     task, mapping, untimed = source.default_task, source.mapping, source.keeps_untimed
     step, scale = source.round_to, source.scale
     yield from parse_rows(rows, task, findings, intake.staged, source.user, mapping, step, untimed, scale)
-    if preset is not None:  # an export's other columns are no mistake of the user's
+    if preset is not None:  # other columns in an export are normal
         findings.ignored_fields.clear()
 
 
@@ -187,7 +187,7 @@ def _parse_document(
 
 
 def _gold_answers(source: ImportSource, intake: ParsedFile) -> tuple[Mapping[str, str], str]:
-    """The answers to LaMP's questions, and their task, from the request or the outputs."""
+    """The gold answers to LaMP's questions and their task, from the request or the outputs file."""
     name, golds = source.name, GoldAnswers("", {})
     if source.outputs is not None:
         golds = parse_golds(read_document(source.outputs), source.outputs.name, intake.findings)
@@ -210,7 +210,7 @@ def _field_mapping(intake: ParsedFile, name: str, find: FindTask) -> FieldMappin
 
 
 def import_notes(intake: ParsedFile) -> Iterator[Note]:
-    """Notes for the user about a file that is imported all the same."""
+    """Notes for the user about a file that can be imported."""
     for reason, count in intake.findings.skip_counts.items():
         kept = "; their users' histories are imported" if reason == NO_GOLD else ""
         yield Note(f"left out, {reason}: {count:,}{kept}", warning=True)

@@ -1,4 +1,4 @@
-"""The exports of sites where people rate things, by name: their columns, and a task for their scale. Knows no store."""
+"""Presets for exports of rating sites: their columns, and a task for their scale. Knows no store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,500}>")
 
 @dataclass(frozen=True)
 class Details:
-    """A second file, beside the rated one or named by `needed`, whose cells are added by the columns in `keys`."""
+    """A second file in the same folder, joined to the ratings by the columns in `keys`. `needed`: the file is
+    required.
+    """
 
     file: str
     keys: tuple[str, ...]
@@ -34,9 +36,9 @@ class Details:
 
 @dataclass(frozen=True)
 class Preset:
-    """An export: the file in its folder, the columns without which it is another, and how they make a record.
+    """An export: the name of its file, its required columns, and the mapping to records.
 
-    `stand_ins` names columns that are read where another is empty.
+    `stand_ins` maps columns to the columns that replace them if empty.
     """
 
     name: str
@@ -51,17 +53,17 @@ class Preset:
 
     @property
     def has_one_user(self) -> bool:
-        """Whether an export holds the ratings of one user, and no name."""
+        """Whether an export has the ratings of a single, unnamed user."""
         return self.columns.user is None
 
     def find_file(self, path: Path) -> Path:
-        """The file with the ratings: the path itself, or in the folder. Raises NotFound."""
+        """The file with the ratings: the path itself, or a file in that folder. Raises NotFound."""
         return _require(path / self.file, self) if path.is_dir() else path
 
     def read_details(self, path: Path, findings: ParseFindings) -> dict[tuple[str, ...], dict[str, str]]:
-        """The cells of the second file beside `path`, by its keys; none where there is no such file, or it is `path`.
+        """The cells of the second file by its keys; empty if there is no such file or it is `path` itself.
 
-        Raises NotFound for one that is needed.
+        Raises NotFound if it is required but missing.
         """
         if self.details is None or path.name == self.details.file:
             return {}
@@ -88,7 +90,7 @@ class Preset:
             yield place, {**row, **stand_ins, self.rating: rating}
 
     def require_columns(self, columns: Sequence[str], file: str) -> None:
-        """Raises `BadInput` when this is no such export."""
+        """Raises `BadInput` unless the file has the columns of this export."""
         missing = [name for name in self.needed if find_column(name, columns) is None]
         if missing:
             there = ", ".join(format_value(name) for name in columns[:12])
@@ -134,7 +136,7 @@ def _plain_text(text: str) -> str:
 
 
 def _plain_number(text: str) -> str:
-    """`4` for 4.0; a text that is no number stays."""
+    """`4` for `4.0`; a text that is not a number is unchanged."""
     return text.removesuffix(".0")
 
 

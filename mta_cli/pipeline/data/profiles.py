@@ -1,6 +1,6 @@
-"""Profiles: the mean direction of a user's history items, as one unit vector a task. Embeds only new items.
+"""Profiles: the normalised mean embedding of a user's history items, one for each task. Embeds only new items.
 
-A profile is stored as the sum of its items' unit vectors, so that a longer history adds to it. Knows no anchors.
+A profile is stored as the sum of its items' unit vectors, so that new items can be added. Knows no anchors.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def profile_matrix(
 ) -> tuple[list[int], NDArray[np.float32]]:
     """User ids and their profiles as unit rows [users, width], in the order of the ids; `embedder` is a fingerprint.
 
-    Of all users with a profile, or of these `users` (ids). Raises IntegrityFault when profiles differ in length.
+    They are of all users with a profile, or of `users` (ids). Raises IntegrityFault if profiles differ in length.
     """
     import numpy as np
 
@@ -91,7 +91,7 @@ def profile_matrix(
 
 
 def load_profiles(reg: Registry, task: str, embedder: str, users: Sequence[int]) -> dict[int, Tensor]:
-    """The unit profiles [width], float32, by user id, of those of `users` who have one."""
+    """The unit profiles [width], float32, by user id, of the `users` who have one."""
     from torch import from_numpy
 
     ids, matrix = profile_matrix(reg, task, embedder, users)
@@ -113,7 +113,7 @@ def _new_user_items(reg: Registry, user: User, task: str, embedder: str) -> list
 
 
 def _batches(pieces: Sequence[_UserItems]) -> Iterator[list[_UserItems]]:
-    """Joins neighbouring pieces, up to `EMBED_BATCH` items: many users with few items share the embedder's batches."""
+    """Joins adjacent pieces up to `EMBED_BATCH` items, so that users with few items share the embedder's batches."""
     batch: list[_UserItems] = []
     for piece in pieces:
         if batch and sum(len(other.items) for other in batch) + len(piece.items) > EMBED_BATCH:
@@ -133,7 +133,7 @@ def _embed_batch(reg: Registry, model: Embedder, task: str, embedder: str, batch
             own = rows[start : start + len(piece.items)]
             start += len(piece.items)
             known = reg.profiles.get(piece.user.id, task, embedder)
-            last = known.last_item if known else 0  # another process may have added some of them meanwhile
+            last = known.last_item if known else 0  # another process may have added items meanwhile
             new = [i for i, item in enumerate(piece.items) if item.id > last]
             if new:
                 reg.profiles.save_profile(_updated_profile(known, piece, task, embedder, own[new]))

@@ -1,4 +1,4 @@
-"""A file's columns and first rows: to check a mapping before the file is read, and to ask for what is missing."""
+"""A file's columns and first rows, to check a mapping before the file is read and to ask for missing parts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mta_cli.pipeline.data.guess_columns import ColumnGuess, guess_columns
 from mta_cli.pipeline.data.import_source import ImportSource
 
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 200, 1_000_000
-"""Most rows, and about most characters, of a sample."""
+"""The most rows, and about the most characters, of a sample."""
 _LISTED_COLUMNS = 12
 IMPORT_COMMAND = "data import"
 
 
 @dataclass(frozen=True)
 class TableSample:
-    """The first rows of a file, and its columns as far as these rows name them."""
+    """The first rows of a file, and the columns that occur in them."""
 
     file: str
     rows: tuple[Mapping[str, Any], ...]
@@ -36,23 +36,23 @@ class TableSample:
         return tuple(dict.fromkeys(name for row in self.rows for name in row))
 
     def guess(self, given: ColumnMapping | None = None) -> ColumnGuess:
-        """What the columns are, by their names and content; those that `given` uses are no part of a guess."""
+        """The guessed roles of the columns, without the columns that `given` uses."""
         known = {part: columns for part, columns in self._given_columns(given).items() if None not in columns}
         taken = {column for columns in known.values() for column in columns}
         rows = [{name: cell for name, cell in row.items() if name not in taken} for row in self.rows]
         return guess_columns(rows, given=known)
 
     def _given_columns(self, given: ColumnMapping | None) -> dict[str, list[str | None]]:
-        """The columns of each mapped part, None for one that is not there."""
+        """The columns of each mapped part, None for a missing column."""
         templates = given.templates if given is not None else {}
         return {part: [find_column(name, self.columns) for name in one.columns] for part, one in templates.items()}
 
     def missing_parts(self, source: ImportSource) -> list[str]:
-        """The needed parts of a record that the source's mapping does not find here."""
+        """The required parts of a record that the source's mapping does not find here."""
         return source.mapping.missing_parts(self.columns, one_user=source.user is not None)
 
     def require_columns(self, source: ImportSource, command: str = IMPORT_COMMAND) -> None:
-        """Raises `BadInput`, with the columns and an example command, when the mapping does not fit the file.
+        """Raises `BadInput`, with the columns and an example command, if the mapping does not fit the file.
 
         Columns that only a preset names may be absent.
         """
@@ -69,7 +69,7 @@ class TableSample:
         )
 
     def example_command(self, source: ImportSource, command: str = IMPORT_COMMAND) -> Command:
-        """A command with the guessed columns where the source has none; words in capitals are to be replaced."""
+        """A command line with guesses for the columns that the source lacks; words in capitals are placeholders."""
         guess = self.guess(source.columns).columns
         flags = {}
         if source.user is not None or (guess.user is None and source.columns.user is None):
@@ -88,7 +88,7 @@ class TableSample:
 
 
 def checked_rows(rows: Iterable[RawRow], file: str, check: Callable[[TableSample], None]) -> Iterator[RawRow]:
-    """The same rows, after a check of their beginning, where there are any; it raises before the first is used."""
+    """The same rows after `check` was called on the first ones; it may raise before any row is used."""
     waiting = iter(rows)
     first = list(_take_sample(waiting))
     if first:

@@ -27,7 +27,7 @@ def find_task(reg: Registry | None, name: str) -> Task:
 
 
 def has_task(reg: Registry, name: str) -> bool:
-    """Whether there is a task called `name`."""
+    """Whether a task called `name` exists."""
     return name in BUILTIN_TASKS or reg.tasks.get(name) is not None
 
 
@@ -37,7 +37,7 @@ def task_names(reg: Registry | None) -> list[str]:
 
 
 def list_tasks(reg: Registry | None) -> Iterator[dict[str, Any]]:
-    """Every task as `task_json` gives it, built-in ones first."""
+    """The `task_json` of every task, built-in ones first."""
     added, counts = (reg.tasks.all(), reg.users.count_by_task()) if reg is not None else ({}, {})
     yield from (_task_entry(task, counts) for task in BUILTIN_TASKS.values())
     yield from (_task_entry(_parse_stored_task(name, text), counts) for name, text in added.items())
@@ -60,7 +60,7 @@ def _task_entry(task: Task, user_counts: Mapping[str, int]) -> dict[str, Any]:
 def add_task(reg: Registry, path: Path) -> tuple[Task, bool]:
     """Add the task in a TOML file; returns it and whether it is new. Adding the same file again changes nothing.
 
-    Raises BadInput with all faults, also where a task of that name exists with other content.
+    Raises BadInput with all faults, and if a different task has this name.
     """
     text = _read(path)
     task = parse_task(text, path.name)
@@ -72,7 +72,7 @@ def add_task(reg: Registry, path: Path) -> tuple[Task, bool]:
 
 
 def keep_task(reg: Registry, task: Task, text: str) -> bool:
-    """Store a task with its TOML text, and return whether it is new. Raises BadInput where another has its name."""
+    """Store a task with its TOML text; returns whether it is new. Raises BadInput if a different task has this name."""
     with reg.transaction():
         is_new = not is_kept(reg, task)
         reg.tasks.save_task(task.name, text)
@@ -80,7 +80,7 @@ def keep_task(reg: Registry, task: Task, text: str) -> bool:
 
 
 def is_kept(reg: Registry, task: Task) -> bool:
-    """Whether the store has the added task. Raises BadInput where another has its name."""
+    """Whether the store has this added task. Raises BadInput if a different task has this name."""
     text = reg.tasks.get(task.name)
     if text is not None and parse_task(text, task.name) != task:
         raise BadInput(
@@ -100,7 +100,7 @@ def count_task_users(reg: Registry, name: str) -> int:
 
 
 def remove_task(reg: Registry, name: str) -> dict[str, Any]:
-    """Remove an added task; its histories stay, and can be used again once a task of that name is added."""
+    """Remove an added task. Its histories stay and can be used again after a task of that name is added."""
     with reg.transaction():
         users = count_task_users(reg, name)
         reg.tasks.remove(name)

@@ -1,4 +1,4 @@
-"""Measures users' stored models, for the product: answers to held-out queries, whose they are, and the ladder in words.
+"""Measures users' stored models: answers to held-out queries, authorship, and the ladder in words.
 
-Comparisons of methods are in `mta_cli.lab`.
+`mta_cli.lab` compares methods.
 """

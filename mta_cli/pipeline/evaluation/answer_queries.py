@@ -1,4 +1,4 @@
-"""Answers to held-out queries, and the likelihoods of their golds, for the LoRAs of many users at once."""
+"""Answers held-out queries and computes likelihoods of the golds, for the LoRAs of many users at once."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class ScoredAnswer:
 
 
 def scored_queries(reg: Registry, task: Task, users: Iterable[int]) -> tuple[dict[int, list[Query]], int]:
-    """By user id, the held-out queries that can be scored; and how many cannot be.
+    """The held-out queries that can be scored, by user id, and the number of those that cannot.
 
-    In a task of scores, a query whose gold is no finite number cannot be.
+    In a task of scores, a query cannot be scored if its gold is not a finite number.
     """
     from mta_cli.engine.evaluation.metrics import score_of
 
@@ -62,7 +62,7 @@ def scored_queries(reg: Registry, task: Task, users: Iterable[int]) -> tuple[dic
 
 
 def unscored_note(count: int) -> Iterator[Note]:
-    """A warning of queries that `scored_queries` left out; none for 0."""
+    """A warning about queries that `scored_queries` left out; nothing for 0."""
     if count:
         yield Note(f"Held-out queries whose answer is no number are left out: {count:,}.", warning=True)
 
@@ -76,12 +76,13 @@ def answer_queries(
     *,
     generate: bool = True,
 ) -> list[ScoredAnswer]:
-    """An answer to each of `asked`: a label (see `label_prior.decide_label`), or generated text where there are none.
+    """An answer to each of `asked`: a label (see `label_prior.decide_label`), or generated text in a task without
+    labels.
 
-    Without `generate` a text is scored only, and its answer is empty.
+    Without `generate`, texts are only scored, and answers are empty.
 
-    `user_loras` [models] are the LoRAs above what the base holds now; `priors` [models] the label priors, if any. Each
-    query has one prompt, whichever model answers.
+    `user_loras` [models] are the LoRAs above the base as it is; `priors` [models] the label priors, if any. A query's
+    prompt is the same for all models.
     """
     from mta_cli.engine.generation.generate import generate_answers
     from mta_cli.engine.generation.request import SamplingParams
@@ -131,10 +132,10 @@ def gold_log_likelihoods(
     user_loras: Sequence[tuple[LoraWeights, ...]],
     priors: Sequence[LabelPrior | None],
 ) -> list[float]:
-    """The log-likelihood of each gold under the model that `asked` names (nats): over the labels, or a token of a text.
+    """The log-likelihood of each gold under the model in `asked` (nats): over the labels, or per token of a text.
 
-    `user_loras` are [models] as in `answer_queries`; `priors` [asked] are the label priors of the users who are asked,
-    whosever model it is.
+    `user_loras` are [models] as in `answer_queries`; `priors` [asked] are the label priors of the users who own the
+    queries, also if another user's model answers.
     """
     from mta_cli.engine.evaluation.calibration import gold_loglik
     from mta_cli.engine.memory.label_prior import add_label_prior

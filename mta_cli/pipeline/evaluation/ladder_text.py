@@ -1,4 +1,6 @@
-"""A ladder in words and in rows, the same for the command line, the window and reports. Reads the document's dicts."""
+"""Texts and table rows of a ladder, the same for the command line, the window and reports. Reads the document's
+dicts.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,13 @@ Ladder = Mapping[str, Any]
 PERSONAL_STEPS = ("fused", "adapted")
 TABLE_COLUMNS = ("step", "nats", "adds [95 %]", "p", "verdict")
 RIVAL = {"worth it": "beaten", "not shown": "not beaten", "worse": "ahead"}
-"""What no model and another user's model are to the highest step, by the verdict on that step less theirs."""
+"""The verdict on a rival (`no-model` or another user's model), by the verdict on the highest step's difference to it.
+"""
 UNIT_WORDS = {"users": "user", "questions": "question"}
 
 
 def table_columns(ladder: Ladder) -> tuple[str, ...]:
-    """The columns of `table_rows`; the metric of the answers stands beside the likelihood where there is one."""
+    """The columns of `table_rows`: the likelihood and, if there is one, the metric of the answers."""
     named = [] if ladder["metric"] == LOGLIK_METRIC else [metric_name(ladder["metric"])]
     return (TABLE_COLUMNS[0], *named, *TABLE_COLUMNS[1:])
 
@@ -26,7 +29,7 @@ def table_columns(ladder: Ladder) -> tuple[str, ...]:
 def table_rows(ladder: Ladder) -> list[tuple[str, ...]]:
     """A row for each step from the bottom: its value, and its difference from the step below with p and verdict.
 
-    The rows of no model and of another user's model are rivals of the highest step: theirs is its difference from them.
+    `no-model` and another user's model are rivals of the highest step; their rows show its difference to them.
     """
     from_below: dict[str, Mapping[str, Any]] = {}
     for row in ladder["comparisons"]:
@@ -39,7 +42,9 @@ def table_rows(ladder: Ladder) -> list[tuple[str, ...]]:
 
 
 def _told(ladder: Ladder, from_below: Mapping[str, Mapping[str, Any]], step: str) -> tuple[str, str, str]:
-    """Difference, p and verdict of a row; of no model and of another's model, the highest step is compared with it."""
+    """The difference, p and verdict of a row. For `no-model` and another user's model, the highest step is compared
+    with them.
+    """
     if (row := from_below.get(step)) is not None:
         return format_interval(row, signed=True), p_text(row), row["verdict"]
     row = {"another's": ladder["control"], "no-model": ladder["no_model"]}.get(step)
@@ -47,7 +52,7 @@ def _told(ladder: Ladder, from_below: Mapping[str, Mapping[str, Any]], step: str
 
 
 def p_text(row: Mapping[str, Any]) -> str:
-    """The p-value after Holm's correction, where there is one; short, so that a table fits 80 columns."""
+    """The p-value, after Holm's correction if there is one; short, so that a table fits 80 columns."""
     return format_p_value(row.get("p_holm", row.get("p"))).replace("< 0.001", "<.001")
 
 
@@ -57,22 +62,22 @@ def difference_text(row: Mapping[str, Any]) -> str:
 
 
 def verdict_lines(ladder: Ladder, more: str = "") -> list[str]:
-    """What each step is worth, what the whole is against no model, and what all this rests on.
+    """The verdict on each step, the comparison of the whole with `no-model`, and the numbers of users and questions.
 
-    `more` says how to measure more, in the words of the surface that shows it.
+    `more` says how to measure more, as the calling interface words it.
     """
     told = [_comparison_line(ladder, row) for row in ladder["comparisons"] if not _is_part_of_personal(ladder, row)]
     return [*no_model_warning(ladder), *told, *whose_lines(ladder), _basis_line(ladder, more)]
 
 
 def _is_part_of_personal(ladder: Ladder, row: Mapping[str, Any]) -> bool:
-    """Whether a row is of a part of the personal model, which has a row as a whole."""
+    """Whether a row is about a part of the personal model, if the whole has a row too."""
     whole = personal_row(ladder)
     return row["step"] in PERSONAL_STEPS and row is not whole
 
 
 def personal_row(ladder: Ladder) -> Mapping[str, Any] | None:
-    """The comparison of the whole personal model with the common one; None where none was measured."""
+    """The comparison of the whole personal model with the common one; None if it was not measured."""
     found = [row for row in ladder["comparisons"] if row["step"] in PERSONAL_STEPS]
     return found[-1] if found else None
 
@@ -94,7 +99,7 @@ def _comparison_line(ladder: Ladder, row: Mapping[str, Any]) -> str:
 
 
 def no_model_warning(ladder: Ladder) -> list[str]:
-    """A line where the whole is not shown to be better than answers without a model; else none."""
+    """A warning if the whole is not shown to be better than answers without a model; otherwise nothing."""
     row = ladder["no_model"]
     if row is None or row["verdict"] == "worth it":
         return []
@@ -103,7 +108,7 @@ def no_model_warning(ladder: Ladder) -> list[str]:
 
 
 def whose_lines(ladder: Ladder) -> list[str]:
-    """How often each personal step's own model is first, and the style classifier beside them."""
+    """How often each personal step's own model is first, and the same for the naive Bayes classifier."""
     return [f"Whose is it? {whose_text(one, ladder['unit'])}." for one in ladder.get("whose", ())]
 
 
@@ -120,7 +125,7 @@ def whose_text(one: Mapping[str, Any], unit: str = "users") -> str:
 
 
 def _basis_line(ladder: Ladder, more: str) -> str:
-    """How many questions all this rests on, and which difference they could have shown."""
+    """The number of questions, and the difference that they can detect."""
     unit, row = UNIT_WORDS[ladder["unit"]], personal_row(ladder)
     rests = pluralise(ladder["questions"], "question")
     if ladder["unit"] == "users":
@@ -133,7 +138,7 @@ def _basis_line(ladder: Ladder, more: str) -> str:
 
 
 def short_verdict(ladder: Ladder) -> str:
-    """The steps by what they are worth, in one line."""
+    """The verdicts on all steps in one line."""
     rows = [row for row in ladder["comparisons"] if not _is_part_of_personal(ladder, row)]
     named = {verdict: [row["adds"] for row in rows if row["verdict"] == verdict] for verdict in RIVAL}
     shown = {verdict: adds for verdict, adds in named.items() if adds or verdict == "worth it"}

@@ -1,4 +1,4 @@
-"""What metrics are called in tables and on screens."""
+"""Display names of metrics for tables and screens."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def metric_name(metric: str) -> str:
 
 
 def metric_title(metric: str) -> str:
-    """The metric's name, with a note where less is better or it has a unit."""
+    """The metric's name, with its unit and a note if lower is better."""
     note = "lower is better" if metric in LOWER_IS_BETTER else "nats" if metric == LOGLIK_METRIC else ""
     return metric_name(metric) + (f" ({note})" if note else "")

@@ -1,4 +1,4 @@
-"""Stored answers of a method, scored: calibration, decisions and sums by user. Answers nothing."""
+"""Scores stored answers of a method: calibration, decisions and sums by user. Runs no model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 TEST_ROLE = "test"  # the role of the users whose answers count
 
 FoldSettings = Sequence[Mapping[str, Any]]
-"""A method's settings, fold by fold."""
+"""A method's settings for each fold."""
 
 
 @dataclass(frozen=True)
 class ScoredMethod:
     """A method's answers to the queries of all test users, and the temperatures applied to them.
 
-    `temperatures` are by fold: one for each calibration part of its users, or one for all of them.
+    `temperatures` are by fold: one for each calibration part of its users, or one for all.
     """
 
     user_sums: UserSums
@@ -89,7 +89,8 @@ def score_answers(
 def _calibrated_answer(
     task: Task, prediction: Prediction, temperature: float, *, stands: bool
 ) -> tuple[str, float | None]:
-    """The answer, as stored if it `stands`, else the likeliest calibrated label; and the gold's log-likelihood (nats).
+    """The answer (the stored one if `stands`, otherwise the likeliest calibrated label) and the gold's log-likelihood
+    (nats).
 
     The log-likelihood is over labels, or per token of a text.
     """
@@ -109,11 +110,11 @@ def _calibrated_answer(
 
 
 def pack_scores(scores: Sequence[float]) -> bytes | None:
-    """Each label's score as the store keeps it, little-endian float32; None without labels."""
+    """The label scores in their stored form, little-endian float32; None without labels."""
     return struct.pack(f"<{len(scores)}f", *scores) if scores else None
 
 
 def unpack_scores(packed: bytes | None) -> tuple[float, ...]:
-    """The scores that `pack_scores` packed; none for None."""
+    """The scores that `pack_scores` packed; empty for None."""
     packed = packed or b""
     return struct.unpack(f"<{len(packed) // 4}f", packed)

@@ -1,6 +1,6 @@
-"""Measures users' stored models on their held-out queries, step by step of the ladder. Trains nothing.
+"""Measures users' stored models on their held-out queries at each step of the ladder. Trains nothing.
 
-Intervals are over users, or over questions where there are few users; see `engine.evaluation.ladder`.
+Intervals are over users, or over questions if there are few users; see `engine.evaluation.ladder`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ EXAMPLE_RULES = {
 
 @dataclass(frozen=True)
 class _StepQuery:
-    """A query at a step of the ladder: whose weights answer, and their LoRAs above the base or the common model."""
+    """A query at a step of the ladder: the user whose weights answer, and these LoRAs above the base or the common
+    model.
+    """
 
     query: Query
     step: Step
@@ -122,7 +124,9 @@ def stored_document(reg: Registry, number: int) -> dict[str, Any]:
 def _describe_examples(
     reg: Registry, task: str, result: Mapping[str, Any], answers: Sequence[Prediction]
 ) -> dict[str, Any]:
-    """What each step answers to the questions that `EXAMPLE_RULES` choose. Stored documents hold no names and texts."""
+    """The answers of each step to the questions that `EXAMPLE_RULES` choose. Stored documents contain no names and
+    texts.
+    """
     from mta_cli.engine.evaluation.ladder import STEP_NAMES
 
     examples = []
@@ -170,11 +174,11 @@ class _Measuring:
 
     @property
     def answer_count(self) -> int:
-        """How many answers all steps have."""
+        """The number of answers of all steps."""
         return len(self._steps) * sum(len(self._queries[user.id]) for user in self._users)
 
     def answer_all(self) -> Iterator[Event]:
-        """Answer every query at every step that has a model; then ask other users' models whose each answer is."""
+        """Answer every query at every step that has a model, then score the golds under other users' models."""
         try:
             for (below, shows), steps in groupby(self._steps, lambda one: (one.weights != "base", one.examples)):
                 self._merge_task_adapter(common=below)
@@ -221,7 +225,7 @@ class _Measuring:
         return self._priors[user] if step.memory else None
 
     def _loras(self, user: int, step: Step) -> tuple[LoraWeights, ...]:
-        """What a step adds to the base or the common model below it."""
+        """The LoRAs that a step adds to the base or the common model."""
         if step.weights in ("base", "common"):
             return ()
         found = load_fusion_and_stack(
@@ -230,7 +234,7 @@ class _Measuring:
         return found[0]
 
     def _answer(self, portion: Sequence[_StepQuery], *, shows: bool, generate: bool = False) -> list[Prediction]:
-        """Answer a batch; each answer counts an equal share of the time."""
+        """Answer a batch. The time is divided equally among the answers."""
         from mta_cli.engine.evaluation.calibration import gold_loglik
 
         models = {(one.step.name, one.query.user_id): one for one in portion}
@@ -257,7 +261,9 @@ class _Measuring:
         ]
 
     def _ask_whose(self) -> None:
-        """Add to each answer of a personal step how likely the gold is under other users' models, same prompt."""
+        """Add to each answer of a personal step the gold's likelihoods under other users' models, with the same
+        prompt.
+        """
         queries = [query for user in self._users if self._others[user.id] for query in self._queries[user.id]]
         others = {query.user_id: self._others[query.user_id] for query in queries}
         for step in (one for one in self._steps if one.is_personal):
@@ -274,17 +280,17 @@ class _Measuring:
             ]
 
     def answers_without_model(self) -> list[Prediction]:
-        """The same queries answered with each user's most frequent label, median score or nearest own text.
+        """Answers to the same queries by each user's most frequent label, median score or nearest own text.
 
-        The likelihood of a label is that of the user's own label rates. Texts have none; naive Bayes attributes them
-        instead.
+        The likelihood of a label comes from the user's own label rates. Texts have no likelihood; naive Bayes measures
+        their authorship.
         """
         from mta_cli.engine.evaluation.calibration import gold_loglik
         from mta_cli.engine.evaluation.ladder import NO_MODEL
         from mta_cli.engine.methods.majority import simplest_answerer
 
         rates, labels = self._bench.memory.without_neighbours, self._task.labels
-        uniform = (1 / max(1, len(labels)),) * len(labels)  # no bank of these labels knows their rates
+        uniform = (1 / max(1, len(labels)),) * len(labels)  # without a bank for these labels their rates are unknown
         rows, written = [], dict[int, list[str]]()
         for user in self._users:
             own = self._items[user.id]
@@ -302,7 +308,7 @@ class _Measuring:
         return [replace(one, whose=found[one.query_id]) for one in rows]
 
     def generate(self, answers: list[Prediction], chosen: Sequence[int]) -> None:
-        """Put generated texts into the answers to the `chosen` queries."""
+        """Generate the texts of the answers to the `chosen` queries."""
         texts: dict[tuple[str, int], str] = {}
         asked = [query for user in self._users for query in self._queries[user.id] if query.id in chosen]
         try:
@@ -325,7 +331,7 @@ class _Measuring:
 def choose_examples(answers: Sequence[Prediction], ladder: Mapping[str, Any]) -> list[int]:
     """The queries that `EXAMPLE_RULES` choose, by the gain in likelihood from the common model to the highest step.
 
-    Of a user, it is the question with the largest gain in size.
+    Of each user, the question with the largest absolute gain is used.
     """
     from mta_cli.engine.evaluation.ladder import ANOTHERS, COMMON, COMMON_MEMORY, NO_MODEL
 
@@ -333,7 +339,7 @@ def choose_examples(answers: Sequence[Prediction], ladder: Mapping[str, Any]) ->
     top = steps[-1]
     below = next((name for name in (COMMON_MEMORY, COMMON) if name in steps and name != top), steps[0])
     logliks = {(one.method, one.query_id): one.gold_loglik or 0.0 for one in answers}
-    gains: dict[int, dict[int, float]] = {}  # by user or query: the gain of each query
+    gains: dict[int, dict[int, float]] = {}  # the gain of each query, by user or by query
     for one in answers:
         if one.method == top:
             key = one.user_id if ladder["unit"] == "users" else one.query_id
@@ -365,7 +371,9 @@ def _summarise(
 
 
 def sum_answers(task: Task, answers: Sequence[Prediction], unit: str) -> UserSums:
-    """The answers of one step, added up by user or, as `unit` says, by question. Texts count by their likelihood."""
+    """The sums of one step's answers by user or by question, depending on `unit`. Texts are scored by their
+    likelihood.
+    """
     from mta_cli.engine.evaluation.user_sums import sum_by_user
 
     owners = [one.user_id if unit == "users" else one.query_id for one in answers]
@@ -377,7 +385,7 @@ def sum_answers(task: Task, answers: Sequence[Prediction], unit: str) -> UserSum
 def _costs(
     bench: Workbench[FuseRequest], users: Sequence[User], step: Step, answers: Sequence[Prediction]
 ) -> dict[str, float | None]:
-    """Bytes that a step stores for a user, a mean over `users`, and the speed of its answers."""
+    """The mean number of bytes that a step stores for each of `users`, and the speed of its answers."""
     reg, task, bank = bench.reg, bench.task.name, bench.bank.id
     recipes = [reg.recipes.get(user.id, task, bank) for user in users] if step.is_personal else []
     stacks = [reg.stacks.get(user.id, task, bank) for user in users] if step.weights == "adapted" else []

@@ -1,4 +1,4 @@
-"""Asks whose an answer is: how likely each held-out answer is under its user's model and under other users' models."""
+"""Measures authorship: the likelihood of each held-out answer under its user's model and under other users' models."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from store.records import Query
 
 MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # LoRA parameters of the users in one batch; a single user may have more
-MAX_USERS_PER_GROUP = 16  # users whose models are made and answer together
-TOPIC_ITEMS, TOPIC_CHARS = 50, 1000  # most recent items of a user that tell the topic, and characters of each
+MAX_USERS_PER_GROUP = 16  # users whose models are made and scored together
+TOPIC_ITEMS, TOPIC_CHARS = 50, 1000  # the most recent items of a user that represent the topic, and characters of each
 Loras = tuple["LoraWeights", ...]
 
 
 def alike_users(
     users: Sequence[int], items: Mapping[int, Sequence[Item]], named: Mapping[int, str]
 ) -> list[AlikeGroup]:
-    """Groups of users of like topic, by the groups that files give (`named`) and by the words of their latest items."""
+    """Groups of users with similar topics, by the groups that files give (`named`) and by the words of their latest
+    items.
+    """
     from mta_cli.engine.evaluation.topics import group_alike
 
     texts = {
@@ -45,15 +47,17 @@ def ask_models(
     load_loras: Callable[[int], Loras],
     prior_of: Callable[[int], LabelPrior | None],
 ) -> dict[int, bytes]:
-    """By query: the packed log-likelihoods of its gold under the own model and those of `others`, with one prompt.
+    """By query, the packed log-likelihoods of its gold under the user's own model and the models of `others`, with the
+    same prompt.
 
-    `others` are by user, as are the LoRAs above what the base holds now; the label prior is always the asked user's.
+    `others` are by user; `load_loras` gives a user's LoRAs above the base as it is. The label prior is always the one
+    of the query's user.
     """
     owners = sorted({*others, *(other for found in others.values() for other in found)})
     asked_of = {
         owner: [one for one in queries if owner == one.user_id or owner in others[one.user_id]] for owner in owners
     }
-    found: dict[tuple[int, int], float] = {}  # by query and by whose model it is
+    found: dict[tuple[int, int], float] = {}  # by query and by the model's user
     for batch in batches_by_size((owner, load_loras(owner)) for owner in owners):
         pairs = [ModelQuery(query, place) for place, (owner, _) in enumerate(batch) for query in asked_of[owner]]
         priors = [prior_of(one.query.user_id) for one in pairs]
@@ -66,7 +70,7 @@ def ask_models(
 def ask_naive_bayes(
     queries: Sequence[Query], others: Mapping[int, Sequence[int]], written: Mapping[int, Sequence[str]]
 ) -> dict[int, bytes]:
-    """The same without a model: naive Bayes on the characters of what each user has `written`."""
+    """The same by naive Bayes on the characters of each user's `written` texts, without a model."""
     from mta_cli.engine.evaluation.naive_bayes import attribute_texts
 
     rows = attribute_texts(written, [(one.user_id, one.gold, others[one.user_id]) for one in queries])
@@ -79,7 +83,9 @@ def ask_naive_bayes(
 
 
 def whose_sums(answers: Sequence[Prediction], unit: str = "users") -> WhoseSums | None:
-    """By user, or question as `unit` says, what the answers say that other users' models were asked about, if any."""
+    """The sums (by user or by question, depending on `unit`) of the answers that were scored under other users' models;
+    None without any.
+    """
     from mta_cli.engine.evaluation.whose import sum_whose, unpack_logliks
 
     known = [one for one in answers if one.whose is not None]
@@ -88,7 +94,7 @@ def whose_sums(answers: Sequence[Prediction], unit: str = "users") -> WhoseSums 
 
 
 def batches_by_size(models: Iterable[tuple[int, Loras]]) -> Iterator[list[tuple[int, Loras]]]:
-    """Users with their LoRAs, as many together as `MAX_LORA_PARAMS_PER_BATCH` allows."""
+    """Batches of users with their LoRAs, up to `MAX_LORA_PARAMS_PER_BATCH` parameters."""
     batch: list[tuple[int, Loras]] = []
     size = 0
     for owner, loras in models:

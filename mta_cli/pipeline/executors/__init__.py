@@ -1,4 +1,4 @@
-"""Where works run: in this process (`local`), or on workers of a Ray cluster (`ray_workers`)."""
+"""Executors of works: in this process (`local`), or on workers of a Ray cluster (`ray_workers`)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Executors:
-    """The executors of a job. Workers of Ray begin with the first work, once for each base, and stay."""
+    """The executors of a job. Ray workers start with the first work, once for each base, and stay."""
 
     def __init__(self, options: ExecutorOptions) -> None:
-        """Raises UsageError where Ray is asked for and not installed."""
+        """Raises UsageError if Ray is requested but not installed."""
         if options.executor == "ray":
             from mta_cli.pipeline.executors.ray_workers import import_ray
 
@@ -39,16 +39,17 @@ class Executors:
         return self._with_workers[given]
 
     def close(self) -> None:
-        """End all workers, and the cluster if it began here."""
+        """Stop all workers, and the cluster if it was started here."""
         for executor in self._with_workers.values():
             executor.close()
 
 
 @contextmanager
 def open_executors(options: ExecutorOptions, outer: Executors | None = None) -> Iterator[Executors]:
-    """The executors of a job, or those of the `outer` job that it is a part of. Workers end with the outermost block.
+    """The executors of a job, or the executors of the `outer` job that it is part of. Workers stop at the end of the
+    outermost block.
 
-    Raises UsageError where Ray is asked for and not installed.
+    Raises UsageError if Ray is requested but not installed.
     """
     if outer is not None:
         yield outer

@@ -13,25 +13,27 @@ if TYPE_CHECKING:
 
 
 class Executor(Protocol):
-    """Where works run. What becomes of a work does not depend on it."""
+    """Runs works. Results do not depend on the executor."""
 
     def run(
         self, works: Iterable[Work[ReportT]], below: LoraWeights | None = None, anchors: AnchorLookup = ()
     ) -> Iterator[tuple[int, ReportT]]:
-        """Run the works above the task adapter `below`; the reports of each, by its number.
+        """Run the works above the task adapter `below`; yields reports, each with its work's number.
 
-        Works are drawn as there is room for them. They name `anchors` by number. A base in this process holds the task
-        adapter by then.
+        Works are drawn from the iterator when there is room for them. They refer to `anchors` by number. A base in this
+        process must already have the task adapter merged.
         """
         ...
 
     def checkpoint(self, number: int) -> bytes | None:
-        """A checkpoint of the running work `number` as it is now; None where only the reported ones are known."""
+        """A checkpoint of the current state of the running work `number`; None if only the reported checkpoints are
+        known.
+        """
         ...
 
 
 class LocalExecutor:
-    """On a base that is loaded here and holds the task adapter."""
+    """Runs works on a base in this process, into which the task adapter is merged."""
 
     def __init__(self, base: LoadedBase) -> None:
         self._base = base
@@ -49,7 +51,7 @@ class LocalExecutor:
             for report in session.run():
                 yield number, report
             self._running = None
-            del session  # what the work holds is freed before the next is drawn
+            del session  # free its memory before the next work is drawn
 
     def checkpoint(self, number: int) -> bytes | None:
         """See `Executor`."""

@@ -1,4 +1,4 @@
-"""The versions on every node of a Ray cluster, which must be those of the driver."""
+"""The versions on every node of a Ray cluster, which must equal the driver's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from mta_cli import __version__
 from mta_cli.pipeline.executors.ray_workers import connect, import_ray
 
-ANSWER_SECONDS = 120.0  # that a node may take to answer
+ANSWER_SECONDS = 120.0  # the longest wait for a node's answer
 
 
 def versions_here() -> dict[str, str]:
@@ -19,9 +19,9 @@ def versions_here() -> dict[str, str]:
 
 
 def node_versions(address: str) -> dict[str, dict[str, str] | str]:
-    """Of every node of a cluster, by its address: its versions, or the fault in place of them. Raises UsageError.
+    """The versions on every node of a cluster by its address, or a fault instead. Raises UsageError.
 
-    A node without mta is a fault: the question is asked by mta's own code.
+    A node without mta is reported as a fault, because mta's own code runs there.
     """
     with connected(address) as ray:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -42,14 +42,14 @@ def node_versions(address: str) -> dict[str, dict[str, str] | str]:
 def _answer(ray: Any, reference: Any) -> dict[str, str] | str:
     try:
         found: dict[str, str] = ray.get(reference, timeout=ANSWER_SECONDS)
-    except Exception as error:  # of whatever the node lacks
+    except Exception as error:  # any error, depending on what the node lacks
         return str(error).strip().splitlines()[-1] or type(error).__name__
     return found
 
 
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """Ray, connected to a running cluster. Raises UsageError where there is none, or none of this version."""
+    """Ray, connected to a running cluster. Raises UsageError if there is none or its version differs."""
     ray = import_ray()
     connect(ray, address)
     try:

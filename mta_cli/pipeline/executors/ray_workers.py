@@ -1,8 +1,8 @@
-"""Runs works on workers of a Ray cluster. Each worker loads the base once and keeps it, and each anchor as well.
+"""Runs works on workers of a Ray cluster. Each worker keeps the base and the anchors that it has loaded.
 
-A worker gets token ids, factors and seeds, and neither names nor the store; it needs mta in the same version. It takes
-the base from a folder of the same path and fingerprint, or else gets it through Ray, once for each node. Checkpoints
-come back with the reports, so a group whose worker is lost goes on elsewhere from its last one.
+A worker gets token ids, factors and seeds, but neither names nor the store; it needs the same version of mta. It loads
+the base from a folder of the same path and fingerprint, or receives it through Ray, once for each node. Checkpoints
+come with the reports, so a group whose worker is lost resumes on another worker.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from mta_cli.options import ExecutorOptions
 
 BELOW = -1  # the task adapter's number beside those of anchors
-MAX_TRIES = 4  # of one work, as workers are lost
-PLACE_SECONDS = 300.0  # that workers may take until they are ready, while nothing runs
+MAX_TRIES = 4  # tries of one work if workers are lost
+PLACE_SECONDS = 300.0  # the longest wait for workers to be ready while nothing runs
 
 
 @dataclass(frozen=True)
 class WorkerFault:
-    """An error of this program in a worker, as it is told to the driver."""
+    """An MtaError in a worker, in the form in which it is sent to the driver."""
 
     message: Words
     hint: Words | None
@@ -39,7 +39,7 @@ class WorkerFault:
 
 @dataclass(frozen=True)
 class WorkerBase:
-    """How a worker gets the base: a folder, and what it must be."""
+    """The base that a worker loads: its folder, and its expected properties."""
 
     path: str
     name: str
@@ -53,7 +53,7 @@ class WorkerBase:
 
     @classmethod
     def of(cls, base: LoadedBase, path: Path) -> WorkerBase:
-        """What a worker needs to compute as `base` does here, which came from the folder `path`."""
+        """The description of `base`, loaded here from the folder `path`, for a worker."""
         import torch
 
         dtype = str(base.dtype).removeprefix("torch.")
@@ -69,10 +69,13 @@ class Worker:
 
         torch.set_num_threads(given.threads)
         self._given = given
-        self._factors: dict[int, tuple[Any, LoraWeights | None]] = {}  # with the references that they came by
+        # by number: (Ray ObjectRef, weights), so that each is fetched once
+        self._factors: dict[int, tuple[Any, LoraWeights | None]] = {}
 
     def prepare(self, pieces: Pieces | None = None) -> WorkerFault | Literal["ready", "needs base"]:
-        """Load the base: from a folder of this node, or from `pieces`. The answer says what this worker can do."""
+        """Load the base from a folder of this node, or from `pieces`. Returns whether the worker is ready, needs
+        pieces, or has a fault.
+        """
         from mta_cli.engine.lora.adapter import AdapterMerger
         from mta_cli.engine.model.checkpoint_files import fingerprint
         from mta_cli.engine.model.load import load_base
@@ -102,9 +105,9 @@ class Worker:
         return "ready"
 
     def run(self, work: Work[Any], factors: dict[int, Any]) -> Iterator[Any]:
-        """Run a work with the task adapter and the anchors of these references, by number; the reports as they come.
+        """Run a work with the task adapter and anchors given as references by number; yields reports.
 
-        Factors that came by the same reference before are not fetched again.
+        Factors with a known reference are not fetched again.
         """
         try:
             before = self._factors.get(BELOW, (None, None))[0]
@@ -121,7 +124,7 @@ class Worker:
 
 @dataclass
 class _Task:
-    """A work on its way: what is left of it, where it runs, and how often it was begun."""
+    """A scheduled work: its remaining part, its worker, and the number of tries."""
 
     number: int
     work: Work[Any] | None
@@ -132,7 +135,7 @@ class _Task:
 
 @dataclass
 class _Factors:
-    """The task adapter and the anchors of a run, each put into Ray's object store once, when it is first needed."""
+    """The task adapter and the anchors of a run. Each is put into Ray's object store when it is first needed."""
 
     put: Any
     below: LoraWeights | None
@@ -148,23 +151,25 @@ class _Factors:
 
 
 class RayExecutor:
-    """On `options.workers` workers, each with as many threads as this process, so that the bytes are the same.
+    """Runs works on `options.workers` workers, each with the same number of threads as this process, so that results
+    are byte-equal.
 
-    They begin with the first work, in a running cluster, or in one that begins and ends here.
+    The workers start with the first work, in a running cluster or in one that is started and stopped here.
     """
 
     def __init__(self, given: WorkerBase, options: ExecutorOptions) -> None:
-        """Begins nothing. Raises UsageError without Ray."""
+        """Starts nothing yet. Raises UsageError without Ray."""
         ray = self._ray = import_ray()
         self._given, self._options = given, options
         self.workers, self._lost_at_start, self._began = list[Any](), 0, False
         names = ("RayActorError", "WorkerCrashedError", "ObjectLostError", "NodeDiedError")
         self._losses = tuple(getattr(ray.exceptions, name) for name in names if hasattr(ray.exceptions, name))
-        self._idle, self._pending = list[Any](), dict[Any, Any]()  # workers that are ready; others by what says so
-        self._pieces: Pieces | None = None  # of the base, once a node needs them
+        # ready workers; the others by the reference that they resolve when ready
+        self._idle, self._pending = list[Any](), dict[Any, Any]()
+        self._pieces: Pieces | None = None  # pieces of the base, once a node needs them
 
     def _begin(self) -> None:
-        """Connect to the cluster, or begin one on this machine, and begin the workers. Raises UsageError."""
+        """Connect to the cluster, or start one on this machine, and start the workers. Raises UsageError."""
         ray, options, threads = self._ray, self._options, self._given.threads
         if not ray.is_initialized():
             here = {"num_cpus": options.workers * threads, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
@@ -182,7 +187,7 @@ class RayExecutor:
             self._begin_worker()
 
     def _require_room(self, threads: int, options: ExecutorOptions, *, on_gpu: bool) -> None:
-        """Raises UsageError where the cluster has no room for the workers; they would wait for ever."""
+        """Raises UsageError if the cluster has no room for the workers, which would wait forever."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         places = sum(int(node.get("CPU", 0)) // threads for node in nodes)
         if on_gpu:
@@ -208,13 +213,14 @@ class RayExecutor:
     def run(
         self, works: Iterable[Work[ReportT]], below: LoraWeights | None = None, anchors: AnchorLookup = ()
     ) -> Iterator[tuple[int, ReportT]]:
-        """See `Executor`. A work whose worker is lost goes on from its last checkpoint on the next that is free."""
+        """See `Executor`. A work whose worker is lost resumes from its last checkpoint on the next free worker."""
         fresh, running = enumerate(works), list[_Task]()
         if (first := _drawn(fresh)) is None:
             return
         if not self.workers:
             self._begin()
-        factors, waiting = _Factors(self._ray.put, below, anchors), deque([first])  # waiting: the first, and lost ones
+        # waiting: the first work, and works of lost workers
+        factors, waiting = _Factors(self._ray.put, below, anchors), deque([first])
         try:
             while True:
                 while self._idle and (task := waiting.popleft() if waiting else _drawn(fresh)) is not None:
@@ -233,7 +239,7 @@ class RayExecutor:
                     report = self._next_report(task)
                 except self._losses as error:
                     running.remove(task)
-                    self._end_worker(task.worker)  # it may live where only what it sent is lost
+                    self._end_worker(task.worker)  # the worker may still run if only its messages were lost
                     self._begin_worker()
                     if task.work is not None:
                         if task.tries >= MAX_TRIES:
@@ -250,14 +256,16 @@ class RayExecutor:
                 self._end_worker(task.worker)
 
     def _welcome(self, ref: Any) -> None:
-        """A worker is ready, or needs the base, or has a fault, or is lost already. Raises BadInput for a fault."""
+        """Handle a new worker's answer: it is ready, needs the base, has a fault, or is lost. Raises BadInput for a
+        fault.
+        """
         worker = self._pending.pop(ref)
         try:
             answer: WorkerFault | str = self._ray.get(ref)
         except self._losses as error:
             self._end_worker(worker)
             self._lost_at_start += 1
-            if self._lost_at_start >= MAX_TRIES * self._options.workers:  # Ray knows late which nodes are lost
+            if self._lost_at_start >= MAX_TRIES * self._options.workers:  # Ray notices lost nodes late
                 raise BadInput(
                     f"{self._lost_at_start} workers in a row ended before they were ready.", hint="see Ray's logs"
                 ) from error
@@ -273,11 +281,11 @@ class RayExecutor:
         self._idle.append(worker)
 
     def checkpoint(self, number: int) -> bytes | None:
-        """None: workers send theirs with the reports."""
+        """Always None, because workers send checkpoints with the reports."""
         return None
 
     def close(self) -> None:
-        """End the workers, and the cluster if it began here."""
+        """Stop the workers, and the cluster if it was started here."""
         for worker in list(self.workers):
             self._end_worker(worker)
         if self._began:
@@ -292,7 +300,9 @@ class RayExecutor:
         return task
 
     def _next_report(self, task: _Task) -> Any:
-        """The next report; None at the end. Raises BadInput for a fault, and one of `_losses` for a lost worker."""
+        """The next report; None at the end. Raises BadInput for a fault, and an error among `_losses` for a lost
+        worker.
+        """
         try:
             report = self._ray.get(next(task.reports))
         except StopIteration:
@@ -310,7 +320,7 @@ def _drawn(fresh: Iterator[tuple[int, Work[Any]]]) -> _Task | None:
 
 
 def import_ray() -> Any:
-    """Ray. Raises UsageError where it is not installed."""
+    """The Ray module. Raises UsageError if it is not installed."""
     try:
         import ray
         import ray.exceptions
@@ -320,10 +330,12 @@ def import_ray() -> Any:
 
 
 def connect(ray: Any, address: str, **cluster: Any) -> None:
-    """Connect to the cluster at `address`; `local` begins one. Raises UsageError without one of the same versions."""
+    """Connect to the cluster at `address`; `local` starts one. Raises UsageError without a cluster of the same
+    versions.
+    """
     try:
         ray.init(address, log_to_driver=False, logging_level="error", **cluster)
     except (ConnectionError, ValueError, OSError) as error:
         raise UsageError(f"There is no Ray cluster at {address}.", hint="ray start --head, or leave it out") from error
-    except RuntimeError as error:  # Ray or Python of another version
+    except RuntimeError as error:  # the cluster has another version of Ray or Python
         raise UsageError(str(error).strip().partition("\n")[0], hint="the same versions on all nodes") from error

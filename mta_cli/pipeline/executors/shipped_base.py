@@ -1,4 +1,4 @@
-"""A base's files for nodes that do not have it: pieces in Ray's object store, put together once on each node."""
+"""Sends a base's files to nodes that do not have it: pieces in Ray's object store, assembled once on each node."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def _pieces(file: Path) -> Iterator[bytes]:
 
 
 def received_folder(digest: str) -> Path:
-    """Where a node keeps the received base of this fingerprint: beside its models, hidden from their list."""
+    """The folder of a received base on a node: in the models directory, but hidden from the list of models."""
     return models_dir() / ".received" / digest.removeprefix("sha256:")
 
 
 def receive_base(digest: str, pieces: Pieces, get: Callable[[Any], bytes]) -> Path:
-    """The folder of the base, put together unless another worker of this node has done so.
+    """The folder of the base, assembled unless another worker of this node has done it.
 
-    Raises BadInput where it cannot be written, and IntegrityFault where it is not the base of this fingerprint.
+    Raises BadInput if it cannot be written, and IntegrityFault if its fingerprint differs.
     """
     from filelock import FileLock
 
@@ -44,9 +44,9 @@ def receive_base(digest: str, pieces: Pieces, get: Callable[[Any], bytes]) -> Pa
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(target.with_name(f"{target.name}.lock")):
             if not target.is_dir() or fingerprint(target) != digest:
-                shutil.rmtree(target, ignore_errors=True)  # damaged since
+                shutil.rmtree(target, ignore_errors=True)  # it was damaged meanwhile
                 draft = target.with_name(f"{target.name}.draft")
-                shutil.rmtree(draft, ignore_errors=True)  # of a worker that was killed
+                shutil.rmtree(draft, ignore_errors=True)  # left by a killed worker
                 for name, parts in pieces.items():
                     (draft / name).parent.mkdir(parents=True, exist_ok=True)
                     with (draft / name).open("wb") as file:

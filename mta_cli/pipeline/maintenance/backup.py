@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 ConfirmReplace = Callable[[str], None]
-"""Returns when the user agrees to what the question asks, else raises."""
+"""Asks the user a question; returns if the user agrees, otherwise raises."""
 
 
 def back_up(reg: Registry, to: Path, agree: ConfirmReplace) -> Iterator[Event]:
     """Write the store to one archive. `JobResult` is `{file, bytes, schema, users, adapters}`.
 
-    Raises BadInput for a place in the store itself or one that cannot be written, what `agree` raises before a file is
+    Raises BadInput for a place inside the store or one that cannot be written, the error of `agree` before a file is
     replaced, IntegrityFault for a damaged adapter file.
     """
     from store.backup import create_backup
@@ -57,14 +57,14 @@ def back_up(reg: Registry, to: Path, agree: ConfirmReplace) -> Iterator[Event]:
 
 
 def restore(root: Path, archive: Path, timeout: float, agree: ConfirmReplace, *, dry_run: bool) -> Iterator[Event]:
-    """Replace the store `root` by a backup, after verifying all of it.
+    """Replace the store `root` by a backup, after verifying the whole backup.
 
     `JobResult` is `{store, file, created, schema, users, adapters, replaced, forgotten, withdrawn, not_replayed}`:
     `replaced` says whether there was a store, `forgotten` how many users of the backup were removed again, `withdrawn`
-    how many consents were withdrawn again, `not_replayed` why the users removed since are unknown, else None. The names
-    of users whom the backup does not have leave the store's keys first: a later user of such a name needs a new key.
-    Raises NotFound, BadInput and IntegrityFault for the archive, IntegrityFault for a newer store, StoreBusy while
-    another process has the store open, and what `agree` raises before a store is replaced.
+    how many consents were withdrawn again, `not_replayed` why the users removed since are unknown, else None. Users who
+    are not in the backup are first removed from the server's keys, so that a later user of the same name needs a new
+    key. Raises NotFound, BadInput and IntegrityFault for the archive, IntegrityFault for a newer store, StoreBusy while
+    another process has the store open, and the error of `agree` before a store is replaced.
     """
     from mta_cli.pipeline.users.serve_keys import FILE_NAME, drop_from_keys
     from store.restore import read_replaced_store, stage_restore
@@ -114,7 +114,7 @@ def _unpack(staged: StagedRestore, archive: Path) -> Generator[Event, None, Mani
 
 
 def tell_progress(names: Generator[str, None, Result]) -> Generator[Event, None, Result]:
-    """The same, with the beginning of each file's name as progress."""
+    """The same events, with the beginning of each file's name as progress."""
     for done in itertools.count(1):
         try:
             name = next(names)

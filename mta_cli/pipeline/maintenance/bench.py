@@ -1,7 +1,7 @@
-"""The job behind `mta bench`: how fast and how large a base is on this machine.
+"""The job behind `mta bench`: measures the speed and memory of a base on this machine.
 
-A shape of the catalog is measured with random weights, so that nothing has to be pulled; an installed base with its
-own. Knows no store.
+A shape of the catalog is measured with random weights, so that nothing needs to be pulled; an installed base with its
+own weights. Knows no store.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from mta_cli.engine.throughput import Throughput
 
 DEFAULT_SECONDS, DEFAULT_USERS = 5.0, 16
-MIN_PASS_TOKENS = PASS_TOKENS  # smaller passes would not measure what a training does
+MIN_PASS_TOKENS = PASS_TOKENS  # smaller passes would not be representative of training
 
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What to measure: the shape of a base, or an installed base; `seconds` for each of four measurements.
+    """The request of a bench: the shape of a base, or an installed base; `seconds` for each of four measurements.
 
     `users` decode in one batch.
     """
@@ -43,9 +43,9 @@ class BenchRequest:
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """Where a bench computes, with how many tokens in a training pass, and how many bytes it needs at most.
+    """The plan of a bench: device, tokens in a training pass, and the most memory that it needs.
 
-    `computed` is None for a base whose shape is not in the catalog, `free` where the system does not say it.
+    `computed` is None for a base whose shape is not in the catalog, `free` if the system does not tell.
     """
 
     name: str
@@ -60,7 +60,7 @@ class BenchPlan:
 def run_bench(request: BenchRequest, *, dry_run: bool = False) -> Iterator[Event]:
     """Measure. `JobResult.result` is the document of `mta bench --json`.
 
-    Raises BadInput before anything large is allocated where the memory is not there.
+    Raises BadInput, before anything large is allocated, if the memory is too small.
     """
     plan = plan_bench(request)
     yield JobPlan("bench", _plan_lines(plan, request))
@@ -102,12 +102,13 @@ def run_bench(request: BenchRequest, *, dry_run: bool = False) -> Iterator[Event
 def _measurements(
     base: LoadedBase, request: BenchRequest, pass_tokens: int
 ) -> Iterator[tuple[str, Callable[[], Throughput]]]:
-    """What is measured, by name. Training comes last, when the copies of the weights for decoding are gone again."""
+    """The measurements by name. Training comes last, after the decoder's copies of the weights are dropped."""
     from mta_cli.engine import throughput
 
     seed, seconds = request.machine.seed, request.seconds
     one, many = throughput.decode_tokens(base, seed), throughput.decode_batch_tokens(base, request.users, seed)
-    yield "decode_tokens", lambda: throughput.measure(one, seconds, warm_up=2)  # the prompt, and packing the weights
+    # warm-up: the prompt, and packing the weights
+    yield "decode_tokens", lambda: throughput.measure(one, seconds, warm_up=2)
     yield "batch_tokens", lambda: throughput.measure(many, seconds, warm_up=2)
     base.invalidate_caches()
     yield "adapters", lambda: throughput.measure_adapting(base, seconds, seed)
@@ -115,7 +116,7 @@ def _measurements(
 
 
 def plan_bench(request: BenchRequest) -> BenchPlan:
-    """Where and with how much. Raises UsageError for a device or number format that is not there."""
+    """Plan a bench. Raises UsageError for a device or number format that this machine lacks."""
     from mta_cli.engine.model.device_memory import free_bytes
     from mta_cli.engine.model.load import resolve_device, resolve_dtype
     from mta_cli.engine.scoring.prefix_cache_scoring import device_batch_tokens
@@ -139,7 +140,7 @@ def plan_bench(request: BenchRequest) -> BenchPlan:
 def computed_bytes(
     shape: HubBase, device: str, number_bytes: int, pass_tokens: int, users: int, *, file_is_read: bool
 ) -> int:
-    """The most memory of a bench: the formulas of `pipeline/models/memory.py`, and the LoRAs that are in memory.
+    """The most memory of a bench: by the formulas of `pipeline/models/memory.py`, plus the LoRAs in memory.
 
     A base from a file has one more copy of its weights on a CPU, the mapped file.
     """
@@ -165,14 +166,14 @@ def computed_bytes(
 
 
 def lora_numbers(shape: HubBase, layers: int) -> int:
-    """How many numbers a LoRA of the default bank has in so many layers."""
+    """The number of parameters of a LoRA of the default bank in `layers` layers."""
     queries, keys = shape.head_dim * shape.heads, shape.head_dim * shape.kv_heads
     attention = 4 * shape.width + 2 * queries + 2 * keys
     return layers * BankOptions().rank * (attention + 3 * (shape.width + shape.inner))
 
 
 def _shape(base: HubBase | ModelEntry) -> HubBase | None:
-    """The shape of a base; None where the catalog does not have it."""
+    """The shape of a base; None if it is not in the catalog."""
     if isinstance(base, HubBase):
         return base
     return next((shape for name, shape in HUB_BASES.items() if full_name(name) == base.name), None)

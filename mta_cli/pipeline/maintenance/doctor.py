@@ -1,8 +1,7 @@
-"""`mta doctor`: checks everything a run depends on, one check after the other.
+"""`mta doctor`: checks everything that a run depends on, one check after the other.
 
-Every check is one function that returns its finding; a check that raises is a fault, and the others still run. It only
-removes the remains of killed commands.
-Knows neither the terminal nor the origin of settings.
+Every check is one function that returns its finding; a check that raises is a fault, and the others still run. The only
+change that it makes is to remove files of killed commands. Knows neither the terminal nor the origin of settings.
 """
 
 from __future__ import annotations
@@ -28,7 +27,9 @@ MIN_FREE_BYTES = 2 * 10**9
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. Not `ok` means that something is broken; a missing part is ok, and the text says what to type."""
+    """One finding. Not `ok` means that something is broken. A missing part is ok; its text names the command that adds
+    it.
+    """
 
     name: str
     ok: bool
@@ -37,11 +38,12 @@ class Check:
 
 @dataclass(frozen=True)
 class DoctorRequest:
-    """What to check: the store's directory, the two default models, settings as (key, value, origin), and how deep.
+    """The request: the store's directory, the two default models, settings as (key, value, origin), and whether to
+    check deeply.
 
-    The findings have no user's name unless `names` are asked for, so that they can be pasted into a report.
-    `settings_fault` says why the settings could not be read; the other values are then the defaults. With
-    `ray_address` the nodes of that cluster are asked for their versions.
+    Without `names`, findings contain no user's name, so that they can be pasted into a report. `settings_fault` says
+    why the settings could not be read; then defaults are used. With `ray_address`, the versions on that cluster's nodes
+    are checked.
     """
 
     store: Path
@@ -110,7 +112,7 @@ def _check_system() -> Check:
 
 
 def _check_packages() -> Check:
-    """What the package says it needs, in the versions that are here."""
+    """Check that the installed versions satisfy the package's requirements."""
     from packaging.requirements import Requirement
 
     needed = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or ()]
@@ -235,7 +237,7 @@ def _check_settings(what: DoctorRequest) -> Check:
 
 
 def _check_cluster(address: str) -> Check:
-    """Whether every node has the versions of this process; workers compute the same bytes only then."""
+    """Whether every node has the versions of this process, which byte-equal results require."""
     from mta_cli.pipeline.executors.nodes import node_versions, versions_here
 
     ours, nodes, faults = versions_here(), node_versions(address), []

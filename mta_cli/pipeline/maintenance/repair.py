@@ -15,14 +15,14 @@ from store.files import remove_file
 from store.integrity.repair import Repair
 
 ConfirmRepairs = Callable[[Sequence[Repair]], None]
-"""Returns when the user agrees to these repairs, else raises."""
+"""Asks the user about these repairs; returns if the user agrees, otherwise raises."""
 
 
 def repair(store: Path, timeout: float, agree: ConfirmRepairs) -> Iterator[Event]:
     """Repair the store and the models. `JobResult.result` is `{repairs: [{what, action, again}]}`, empty if sound.
 
-    Each repair is whole or not done at all. Raises what `agree` raises before anything is repaired, and IntegrityFault
-    for a database that cannot be read.
+    Each repair is atomic. Raises the error of `agree` before anything is repaired, and IntegrityFault for an unreadable
+    database.
     """
     from store.registry import Registry
 
@@ -48,8 +48,9 @@ def _apply_repairs(found: Sequence[Repair], agree: ConfirmRepairs, done: list[Re
 
 
 def _of_models() -> tuple[list[Repair], list[Note]]:
-    """Repairs for damaged pulled models; notes on damaged registered folders, which are not ours to remove, and on
-    models that cannot be read."""
+    """Repairs for damaged pulled models; notes on damaged registered folders, which belong to the user, and on
+    unreadable models.
+    """
     from mta_cli.pipeline.models.bases import can_be_pulled
     from mta_cli.pipeline.models.installed import list_models, model_faults, removal_preview, uninstall_model
     from mta_cli.pipeline.models.manifest import MANIFEST
@@ -58,7 +59,7 @@ def _of_models() -> tuple[list[Repair], list[Note]]:
     for entry in list_models():
         try:
             faults = [entry.detail["fault"]] if "fault" in entry.detail else model_faults(entry)
-        except BadInput as error:  # not readable, which says nothing about its content
+        except BadInput as error:  # unreadable, so its content is unknown
             notes.append(Note(f"The model {entry.name} was not checked: {error}", warning=True))
             continue
         if not faults:

@@ -1,7 +1,7 @@
-"""Jobs that were stopped or killed and can go on: list, resume, give up.
+"""Lists, resumes and discards jobs that were stopped or killed.
 
-Finished work is in the store already; resuming runs the same job with the options of its start.
-Knows no settings and renders nothing.
+Finished parts are stored; resuming runs the same job again with its original options. Knows no settings and renders
+nothing.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 BANK_BUILD, USER_ADAPT, EVAL_RUN, EVAL_TUNE = "bank build", "user adapt", "eval run", "eval tune"
 RESUMABLE_KINDS = (BANK_BUILD, USER_ADAPT, EVAL_RUN, EVAL_TUNE)
-MAX_NAMES = 3  # users whom a title names
+MAX_NAMES = 3  # users named in a title
 
 
 @dataclass(frozen=True)
 class UnfinishedJob:
     """A job that ended early. `number` is that of its bank, run or evaluation, depending on `kind`.
 
-    `detail`: how far it came. `when`: ISO 8601. `why` is empty where the reason is unknown, as after a kill. `request`
-    is the document of its run, and `run` that run's number, where it has one.
+    `detail`: its progress. `when`: ISO 8601. `why` is empty if the reason is unknown, as after a kill. `request` is the
+    document of its run and `run` that run's number, if there is one.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class UnfinishedJob:
 
 
 def list_unfinished_jobs(reg: Registry) -> list[UnfinishedJob]:
-    """Every job that ended early and was not given up, newest first. Running jobs are left out."""
+    """Every job that ended early and was not discarded, newest first. Running jobs are left out."""
     banks = reg.banks.all()
     building = [one for bank in banks if bank.status == "building" for one in _unfinished_bank(reg, bank)]
     adapting = [one for bank in banks if bank.status == "ready" for one in _unfinished_adaptations(reg, bank)]
@@ -62,11 +62,10 @@ def resume_job(
     *,
     dry_run: bool = False,
 ) -> Iterator[Event]:
-    """Resume `one` on the device of `machine` and in this process; what is made is as at its start.
+    """Resume `one` in this process on the device of `machine`, with its original options.
 
-    `resume_evaluation` does it for an evaluation: see `lab.evaluation.resume`, which jobs do not import. Raises
-    BadInput where what it was begun with has changed since, for a bank of the users that `mta quick` chose, and as the
-    job itself.
+    `resume_evaluation` resumes an evaluation: see `lab.evaluation.resume`, which jobs must not import. Raises BadInput
+    if the job's inputs have changed since, for a bank of the users that `mta quick` chose, and as the job itself.
     """
     if one.kind == BANK_BUILD:
         return _resume_bank_build(reg, one, machine, dry_run)
@@ -76,9 +75,9 @@ def resume_job(
 
 
 def discard_job(reg: Registry, one: UnfinishedJob) -> None:
-    """Never offer `one` again. A bank that is not ready, and an evaluation without a result, are deleted whole.
+    """Discard `one`, so that it is not listed again. An unfinished bank or evaluation is deleted.
 
-    Raises BadInput for a bank that another process has made ready meanwhile, StoreBusy while one works at the job.
+    Raises BadInput for a bank that another process has finished meanwhile, StoreBusy while a process works on the job.
     """
     if one.kind == BANK_BUILD:
         bank = reg.banks.by_id(one.number)
@@ -116,7 +115,7 @@ def _resume_adaptation(reg: Registry, one: UnfinishedJob, machine: MachineOption
 
 
 def changed_since_error(what: str, command: Command, first: Words = "") -> BadInput:
-    """The error of a job that cannot go on; `command` begins it anew."""
+    """The error for a job that cannot be resumed; `command` starts it again."""
     return BadInput(
         f"The task, users, histories or bank that {what} was begun with, or mta itself, have changed since: it cannot "
         "go on.",
@@ -144,7 +143,7 @@ def _unfinished_bank(reg: Registry, bank: Bank) -> Iterator[UnfinishedJob]:
 
 def _unfinished_adaptations(reg: Registry, bank: Bank) -> Iterator[UnfinishedJob]:
     if bank != reg.banks.latest_ready_bank(bank.task, bank.base):
-        return  # it would adapt the users on the newer bank, and be offered again
+        return  # resuming would adapt the users on the newer bank, and list the job again
     for run in _latest(reg, reg.runs.of_bank(bank.id), (ADAPT_RUN_KIND,)):
         all_users, users = run.config[REQUEST_KEY]["everybody"], reg.runs.asked_users(run.id)
         if run.status == "interrupted" and (all_users or users):
@@ -163,13 +162,13 @@ def _unfinished_adaptations(reg: Registry, bank: Bank) -> Iterator[UnfinishedJob
 
 
 def _name_some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of further ones."""
     more = len(names) - MAX_NAMES
     return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _given_options(defaults: AdaptOptions, asked: dict[str, Any]) -> list[str]:
-    """The options of a request that are not the default, in words."""
+    """The options of a request that differ from the defaults, as text."""
     known = ((name, value, asked.get(name)) for name, value in asdict(defaults).items())
     return [f"{name.replace('_', ' ')} {given}" for name, value, given in known if given not in (None, value)]
 
@@ -197,7 +196,7 @@ def _is_resumable(run: Run, one: Evaluation) -> bool:
 
 
 def _latest(reg: Registry, runs: list[Run], kinds: tuple[str, ...]) -> list[Run]:
-    """The newest of `runs`, which are newest first, for each request."""
+    """The newest run of each request; `runs` are newest first."""
     found: dict[str, Run] = {}
     for run in runs:
         if run.kind in kinds and REQUEST_KEY in run.config:

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 def publish_snapshot(
     reg: Registry, to: str, tasks: Sequence[str], key_file: Path | None, *, hash_names: bool, dry_run: bool
 ) -> Iterator[Event]:
-    """Write the serving part of the store to a folder or bucket; without `tasks`, that of all tasks.
+    """Write the serving part of the store to a folder or bucket, for `tasks` or all tasks.
 
     `JobResult` is `{to, created, schema, tasks, users, banks, adapters, bytes, hashed_names, written, written_bytes,
     removed, signed}`; `written` and `removed` count files. Raises UsageError for `hash_names` without a key and for an
-    address that cannot be reached, NotFound for an unknown task or a missing key, BadInput for a place in the store
-    itself or one that cannot be written, IntegrityFault for a damaged adapter file.
+    address that cannot be reached, NotFound for an unknown task or a missing key, BadInput for a place inside the store
+    or one that cannot be written, IntegrityFault for a damaged adapter file.
     """
     from store.snapshots.manifest import read_key
     from store.snapshots.place import SnapshotPlace
@@ -73,13 +73,13 @@ def publish_snapshot(
 
 
 def pull_snapshot(root: Path, source: str, key_file: Path | None, timeout: float, *, dry_run: bool) -> Iterator[Event]:
-    """Bring the store `root` to a snapshot; it is made where it is missing.
+    """Make the store `root` a copy of a snapshot, or update it.
 
     `JobResult` is `{store, from, created, schema, tasks, users, banks, adapters, bytes, hashed_names, fetched,
-    fetched_bytes, removed, signature}`; `signature` is `verified`, `not verified` or `none`. Raises NotFound
-    without a snapshot, UsageError for an address that cannot be reached, BadInput for a store that is no copy of a
-    snapshot, IntegrityFault for a signature or a file that is wrong, StoreBusy beside another pull. The names of users
-    who are gone leave the copy's keys first: after a stop between the two, the same command goes on.
+    fetched_bytes, removed, signature}`; `signature` is `verified`, `not verified` or `none`. Raises NotFound without a
+    snapshot, UsageError for an address that cannot be reached, BadInput for a store that is not a copy of a snapshot,
+    IntegrityFault for a wrong signature or file, StoreBusy during another pull. Users who are gone are removed from the
+    copy's server keys first, so that an interrupted pull can be repeated.
     """
     from mta_cli.pipeline.users.serve_keys import drop_from_keys
     from mta_cli.pipeline.users.servers import recheck_servers

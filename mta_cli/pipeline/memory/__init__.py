@@ -1,1 +1,1 @@
-"""Label memory of a bank: its kNN items, their weight beside the model, and a user's label prior."""
+"""Label memory of a bank: its neighbour items, their weights in the sum with the model, and users' label priors."""

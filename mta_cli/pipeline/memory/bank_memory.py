@@ -1,4 +1,4 @@
-"""The label memory of a bank, read from the store. `engine.memory.label_memory` defines what it computes."""
+"""Reads a bank's label memory from the store. `engine.memory.label_memory` defines the computation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
-MAX_RECENT_ANSWERS = 200  # answers of a user that count in their label prior
+MAX_RECENT_ANSWERS = 200  # the most recent answers of a user that count in the label prior
 
 
 class BankMemory:
@@ -47,7 +47,7 @@ class BankMemory:
 
     @cached_property
     def without_votes(self) -> LabelMemory:
-        """The memory for habit: the label rates at any time, for which no embedder is loaded."""
+        """The memory for mode `habit`: label rates by time, without neighbours and embedder."""
         return self._load_label_memory(_refuse_to_embed)
 
     def _load_label_memory(self, embed: EmbedFunction) -> LabelMemory:
@@ -61,26 +61,26 @@ class BankMemory:
     def without_neighbours(self) -> LabelMemory:
         """The memory with label rates only, which needs no embedder."""
         rates = tuple(self._bank.config.get(LABEL_RATES_KEY, ())) if self._bank is not None else ()
-        # a bank of an older version, or of another form of the task, has no rates for these labels
+        # banks of older versions, or of another version of the task, have no rates for these labels
         return LabelMemory(self._task.labels, rates if len(rates) == len(self._task.labels) else ())
 
     def prior_for(self, user: User | None, mode: str, options: MemoryOptions) -> LabelPrior | None:
-        """The label prior of a user beside a model above the base, by its `mode`; None where there is none."""
+        """The label prior of a user for a sum with the model of `mode`; None if there is none."""
         if user is None or mode == "base" or options.memory == "off" or self._bank is None:
             return None
-        # no embedder is loaded where the options ask for no neighbours
+        # do not load the embedder if the options do not use neighbours
         if options.memory == "habit" or (memory := self.label_memory).neighbours is None:
             memory, options = self.without_votes, replace(options, memory="habit")
         return memory.prior_of([item.output for item in self.recent_items(user)], options, user.id)
 
     def recent_items(self, user: User) -> list[Item]:
-        """The user's items whose answers count in the label prior."""
+        """The user's most recent items, whose answers count in the label prior."""
         return self._reg.items.recent_items(user.id, self._task.name, MAX_RECENT_ANSWERS)
 
     def votes_on(self, user: User, question: str, options: MemoryOptions, named: int) -> NeighbourVotes | None:
-        """The votes of other users' items on the label of the user's question, with the `named` strongest.
+        """The votes of other users' items on the label of the user's question, listing the `named` strongest.
 
-        None where no neighbours count.
+        None if neighbours are not used.
         """
         from mta_cli.pipeline.memory.knn import neighbour_votes
 
@@ -89,7 +89,9 @@ class BankMemory:
         return neighbour_votes(self._reg, self._bank, self._task, fitted, user, question, named)
 
     def neighbour_settings(self, options: MemoryOptions) -> dict[str, Any]:
-        """The settings that determine how neighbours count, besides their items; empty where they do not count."""
+        """The settings that determine the effect of neighbours, besides their items; empty if neighbours are not
+        used.
+        """
         if options.memory != "neighbours" or (neighbours := self.label_memory.neighbours) is None:
             return {}
         weights = {**asdict(neighbours.weights), "factor": options.neighbour_weight}
@@ -97,7 +99,7 @@ class BankMemory:
         return {**known, "look_ahead": options.look_ahead} if neighbours.index.times else known
 
     def missing_embedder_note(self, options: MemoryOptions) -> str | None:
-        """A message where the bank has neighbours and its embedder is not installed."""
+        """A message if the bank has neighbours but its embedder is not installed."""
         if options.memory != "neighbours" or self._bank is None or self._bank.kernel is None:
             return None
         if self._embed is not None or self._embedder is not None:
@@ -118,14 +120,14 @@ def _refuse_to_embed(texts: Sequence[str]) -> Vectors:
 
 
 class BankMemories:
-    """The label memory of each task on one base (a fingerprint), read again where its bank or neighbours changed."""
+    """The label memories of all tasks on one base (a fingerprint), read again when a bank or its neighbours change."""
 
     def __init__(self, reg: Registry, base: str, device: str) -> None:
         self._reg, self._base, self._device = reg, base, device
         self._known: dict[str, tuple[tuple[Task, Bank | None, int], BankMemory]] = {}
 
     def of_task(self, task: Task) -> BankMemory:
-        """The memory of the task's newest ready bank, as it is now."""
+        """The current memory of the task's newest ready bank."""
         bank = self._reg.banks.latest_ready_bank(task.name, self._base)
         seal = (task, bank, self._reg.neighbours.count_neighbours(bank.id) if bank is not None else 0)
         known = self._known.get(task.name)
@@ -135,5 +137,5 @@ class BankMemories:
         return known[1]
 
     def clear(self) -> None:
-        """Forget all that was read."""
+        """Drop everything that was read."""
         self._known.clear()

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 EMBED_BATCH = 256  # items embedded and stored together; an interruption costs at most this much work
-LABEL_RATES_KEY = "label_rates"  # of a bank's config: how often its users give each label
-FITTED_ITEMS_KEY = "fitted_items"  # of a bank's config: a digest of the items that its kernel is fitted to
-FIT_IS_DUE = "due"  # in place of the digest while neighbours change, until the kernel is fitted again
-MIXTURE_WEIGHTS_KEY = "memory_weights"  # of a bank's config: the weights of model and memory in their sum
-OLD_WEIGHT_KEY, OLD_FACTOR = "beside_model", 1.7  # of banks of earlier versions: how much neighbours counted
+LABEL_RATES_KEY = "label_rates"  # in a bank's config: the label frequencies of its users
+FITTED_ITEMS_KEY = "fitted_items"  # in a bank's config: a digest of the items on which its kernel is fitted
+FIT_IS_DUE = "due"  # replaces the digest while neighbours change, until the kernel is fitted again
+MIXTURE_WEIGHTS_KEY = "memory_weights"  # in a bank's config: the weights of model and memory in their sum
+OLD_WEIGHT_KEY, OLD_FACTOR = "beside_model", 1.7  # in banks of earlier versions: the weight of neighbours
 KERNEL_FIELDS = ("sharpness", "votes", "habit", "linear")  # fields of a kernel that is used without a model
-EMBED_CACHE_SIZE = 4096  # questions whose embeddings stay in memory
+EMBED_CACHE_SIZE = 4096  # cached embeddings of questions
 
 OwnedItem = tuple[Item, User]
 
@@ -42,7 +42,7 @@ OwnedItem = tuple[Item, User]
 class NeighbourChange:
     """The difference between a bank's neighbours and its users' current items: items to embed, and item ids to remove.
 
-    `needs_fit`: kernel and label rates are those of other items, or the kernel is one of an earlier version.
+    `needs_fit`: kernel and label rates were fitted on other items or by an earlier version.
     """
 
     new_items: list[OwnedItem]
@@ -55,7 +55,7 @@ class NeighbourChange:
 
 @dataclass(frozen=True)
 class NeighbourVote:
-    """An item of a bank's user, and the share of all votes on a question's label that it has."""
+    """An item of a bank's user, and its share of all votes on a question's label."""
 
     user: str
     input: str
@@ -65,7 +65,7 @@ class NeighbourVote:
 
 @dataclass(frozen=True)
 class NeighbourVotes:
-    """The votes of others' items on a question: each label's share, and the `strongest` of all `count` items."""
+    """The votes of other users' items on a question: each label's share, and the `strongest` of all `count` items."""
 
     count: int
     label_shares: tuple[float, ...]
@@ -87,8 +87,8 @@ def neighbour_change(
 def _is_fitted_to_others(bank: Bank, task: Task, known: set[int], outputs: Sequence[str]) -> bool:
     """Whether the bank's kernel was fitted when it had other neighbours than `known` (item ids).
 
-    A bank of an earlier version has no digest of them. It was, if the rates of the labels in `outputs` are not those
-    that the bank stores: then a user has left since.
+    A bank of an earlier version has no digest. Then the stored label rates are compared with the rates of `outputs`: a
+    difference means that a user has left since.
     """
     from mta_cli.engine.memory.label_prior import label_rates
 
@@ -120,8 +120,8 @@ def update_neighbours(
 ) -> Iterator[Event]:
     """Make the items of `histories` whose outputs are labels the bank's neighbours.
 
-    Embeds their inputs, fits the kernel and counts the label rates. Continues where it stopped. Does nothing where all
-    is stored or the task has no labels.
+    Embeds their inputs, fits the kernel and counts the label rates. Continues where it stopped. Does nothing if
+    everything is stored or the task has no labels.
     """
     change = neighbour_change(reg, bank, task, histories)
     if not change:
@@ -129,7 +129,7 @@ def update_neighbours(
     from mta_cli.engine.memory.knn import fit_kernel
     from mta_cli.engine.memory.label_prior import label_rates
 
-    with reg.transaction():  # the kernel serves on until another is fitted
+    with reg.transaction():  # the old kernel stays in use until a new one is fitted
         reg.neighbours.remove_neighbours(bank.id, change.removed_ids)
         reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, FITTED_ITEMS_KEY: FIT_IS_DUE})
     if change.new_items:
@@ -172,7 +172,7 @@ def load_embedder(embedder: ModelEntry, device: str) -> Embedder:
 
 
 def labelled_items(reg: Registry, bank: Bank, task: Task) -> list[Neighbour]:
-    """The bank's items whose outputs are labels, in the order of their numbers."""
+    """The bank's items whose outputs are labels, by number."""
     return [one for one in reg.neighbours.consenting_neighbours(bank.id) if _is_label(one, task)]
 
 
@@ -181,7 +181,7 @@ def _is_label(one: Item | Neighbour, task: Task) -> bool:
 
 
 def load_neighbours(reg: Registry, bank: Bank, task: Task) -> NeighbourIndex | None:
-    """The labelled items of the bank's users, in the order of their numbers; None without any.
+    """The labelled items of the bank's users, by number; None without any.
 
     Raises IntegrityFault when their vectors differ in length.
     """
@@ -191,7 +191,7 @@ def load_neighbours(reg: Registry, bank: Bank, task: Task) -> NeighbourIndex | N
 def neighbour_votes(
     reg: Registry, bank: Bank, task: Task, fitted: FittedNeighbours, user: User, question: str, named: int
 ) -> NeighbourVotes | None:
-    """The votes on the label of the user's question, with the `named` strongest; None without others' items."""
+    """The votes on the label of the user's question, listing the `named` strongest; None without other users' items."""
     import numpy as np
 
     from mta_cli.engine.memory.knn import BACKGROUND_VOTES
@@ -235,7 +235,9 @@ def _index_items(items: Sequence[Neighbour], bank: Bank, task: Task) -> Neighbou
 
 
 def load_fitted_neighbours(reg: Registry, bank: Bank, task: Task, embed: EmbedFunction) -> FittedNeighbours | None:
-    """The bank's neighbours, their kernel, and `embed` with a cache of questions; None where the bank has none."""
+    """The bank's neighbours, their kernel, and `embed` with a cache for questions; None if the bank has no
+    neighbours.
+    """
     from mta_cli.engine.memory.knn import NeighbourKernel
     from mta_cli.engine.memory.label_memory import FittedNeighbours
 
@@ -245,7 +247,7 @@ def load_fitted_neighbours(reg: Registry, bank: Bank, task: Task, embed: EmbedFu
 
 
 def mixture_weights(bank: Bank) -> MixtureWeights:
-    """The weights of model and memory; a bank of an earlier version keeps the sum that it was used with."""
+    """The weights of model and memory; for a bank of an earlier version, the weights that it was used with."""
     from mta_cli.engine.memory.knn import MixtureWeights
 
     if MIXTURE_WEIGHTS_KEY in bank.config:

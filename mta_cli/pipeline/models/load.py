@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def load_on_device(
     entry: ModelEntry, machine: MachineOptions, reg: Registry | None = None, use: Use = "train"
 ) -> LoadedBase:
-    """The base on the machine's device. Raises as `load_base`, and UsageError where it needs more than `--max-memory`.
+    """The base on the machine's device. Raises as `load_base`, and UsageError if it needs more than `--max-memory`.
 
-    Unless the machine options say no, its files are verified meanwhile, and with `reg` the registry: see `verify`.
+    Its files (and with `reg` the registry) are verified meanwhile, unless the machine options disable it: see `verify`.
     """
     from mta_cli.pipeline.models.memory import loading_limits
     from mta_cli.pipeline.models.verify import verify_in_background

@@ -52,7 +52,7 @@ def models_dir() -> Path:
 
 
 def slug(name: str) -> str:
-    """A file name for a model's name: letters, digits, dots, dashes and underscores only, never a dot in front."""
+    """A file name for a model's name: only letters, digits, dots, dashes and underscores, without a leading dot."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "--", name).lstrip(".") or "--"
     return plain if len(plain) <= 160 else f"{plain[:120]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
@@ -87,7 +87,7 @@ def read_manifest(place: Path) -> dict[str, Any] | None:
 
 
 def _is_complete_manifest(manifest: dict[str, Any]) -> bool:
-    """Whether the manifest has all required keys; for a registered folder, its path alone."""
+    """Whether the manifest has all required keys; a registered folder needs only its path."""
     if isinstance(manifest.get("folder"), str):
         return isinstance(manifest.get("name"), str)
     kinds = {"name": str, "kind": str, "fingerprint": str, "files": dict, "bytes": int}
@@ -95,7 +95,7 @@ def _is_complete_manifest(manifest: dict[str, Any]) -> bool:
 
 
 def write_manifest(place: Path, manifest: dict[str, Any]) -> None:
-    """Writes `mta-model.json` into `place`, whole or not at all. Raises BadInput or IntegrityFault on failure."""
+    """Writes `mta-model.json` into `place` atomically. Raises BadInput or IntegrityFault on failure."""
     try:
         place.mkdir(parents=True, exist_ok=True)
         remove_leftover_temporaries(place)
@@ -144,7 +144,7 @@ def folder_manifest(path: Path, name: str, *, accept_changes: bool = False) -> d
     if known is not None and not accept_changes:
         _require_unchanged(path, dict(known["files"]))
     manifest = make_manifest(path, name=name, source=f"folder:{path}")
-    with suppress(OSError, MtaError):  # without a cache in the models directory it is only slower
+    with suppress(OSError, MtaError):  # without this cache it is only slower
         cache.parent.mkdir(parents=True, exist_ok=True)
         remove_leftover_temporaries(cache.parent)
         atomic_write(cache, json.dumps({"signature": signature, "manifest": manifest}).encode())
@@ -152,7 +152,7 @@ def folder_manifest(path: Path, name: str, *, accept_changes: bool = False) -> d
 
 
 def _require_unchanged(path: Path, files: dict[str, str]) -> None:
-    """Raises IntegrityFault where a file's content has changed; others may have been added."""
+    """Raises IntegrityFault if a file's content has changed; new files are allowed."""
     for file, digest in files.items():
         found = folders.sha256_file(path / file) if (path / file).is_file() else "no file"
         if found != digest:

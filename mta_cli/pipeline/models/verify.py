@@ -1,6 +1,6 @@
-"""Verifies the model's files and the registry while libraries load.
+"""Verifies a model's files and the registry in the background while libraries load.
 
-Each is read once in a process. Adapters are verified whenever they are read.
+Each is verified once per process. Adapters are verified whenever they are read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MAX_VERIFIED_REGISTRY_BYTES = 100 * 10**6
-"""Bytes of the largest registry.db that is looked at whole before the first answer (about two seconds)."""
+"""The largest registry.db that is verified completely before the first answer (about two seconds)."""
 
 _verified_keys: set[tuple[str, str]] = set()  # verified by this process: paths, and fingerprints of models
 
@@ -28,7 +28,7 @@ _verified_keys: set[tuple[str, str]] = set()  # verified by this process: paths,
 def verify_in_background(models: Sequence[ModelEntry] = (), reg: Registry | None = None) -> Iterator[None]:
     """While the block runs, read the given files in full; afterwards raise IntegrityFault for any that changed.
 
-    Where the block fails for that reason, the IntegrityFault replaces its error.
+    If the block fails because of such a change, the IntegrityFault replaces its error.
     """
     jobs: dict[tuple[str, str], Callable[[], None]] = {}
     for model in models:

@@ -50,15 +50,15 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MIN_EFFECTIVE_STEPS = 5
-MIN_LOSS_CHANGE = 0.01  # a relative change of the loss below this counts as none
-MIN_TRAINABLE_LOSS = 0.05  # nats: a loss below it leaves almost nothing to learn
+MIN_LOSS_CHANGE = 0.01  # smaller relative changes of the loss count as none
+MIN_TRAINABLE_LOSS = 0.05  # nats: below it there is almost nothing to learn
 
 
 @dataclass(frozen=True)
 class AdaptTarget:
     """A user whose stack is to be trained, with the shots, the recipe and the training job.
 
-    It holds no fusion and no examples: they take megabytes a user, and are made for a group when it is trained.
+    Fusion and examples take megabytes per user, so they are made only when the group is trained.
     """
 
     user: User
@@ -70,11 +70,11 @@ class AdaptTarget:
 def adapt_users(
     reg: Registry, asked: AdaptRequest, *, plan: Sequence[PlanLine] | None = None, dry_run: bool = False
 ) -> Iterator[Event]:
-    """Adapt the users who are asked for.
+    """Adapt the requested users.
 
     `JobResult.result` is the document of `mta user adapt --json`. A user whose stack already has these settings and
-    items is skipped, so a stopped run continues where it stopped. With `plan`, its lines and what the training costs
-    come first; a dry run ends there. Raises UsageError where the bank has fewer anchors than were asked for.
+    items is skipped, so a stopped run continues where it stopped. With `plan`, a plan with these lines and the cost of
+    training comes first; a dry run ends there. Raises UsageError if the bank has fewer anchors than requested.
     """
     users, request, options = asked.users, asked.fuse, asked.options
     require_targets(options.targets, request.base.path)
@@ -121,9 +121,9 @@ def adapt_users(
 
 
 def _count_better(results: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many users have a model, of how many the loss on held-out queries was measured, and for how many it fell.
+    """The numbers of users with a model, of users with a measured held-out loss, and of users whose loss decreased.
 
-    A change that is no difference, by `loss_verdict`, is no fall.
+    A decrease that `loss_verdict` calls no difference does not count.
     """
     losses = [(one["heldout_before"], one["heldout_after"]) for one in results]
     said = [loss_verdict(before, after) for before, after in losses if before is not None and after is not None]
@@ -133,7 +133,7 @@ def _count_better(results: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 def adaptable_users(reg: Registry, bank: Bank) -> list[User]:
     """Every user with a history of the bank's task who is not one of its anchors. Raises NotFound without any.
 
-    A user whose anchor serves nobody any more, as after consent was withdrawn, is one of them.
+    A user whose anchor is no longer used, as after withdrawn consent, is included.
     """
     anchors = {anchor.user_id for anchor in usable_anchors(reg, bank)}
     users = [user for user, count in reg.users.users_with_items(bank.task) if count > 0 and user.id not in anchors]
@@ -147,7 +147,7 @@ def adaptable_users(reg: Registry, bank: Bank) -> list[User]:
 def _current_recipes(
     bench: Workbench[FuseRequest], users: Sequence[User], asked: AdaptRequest
 ) -> Generator[Event, None, dict[int, Recipe]]:
-    """`return`s the recipes of all users by user id, some of them made anew (see `_new_weights`)."""
+    """`return`s the recipes of all users by user id; some are computed again (see `_new_weights`)."""
     reg, request = bench.reg, asked.fuse
     kept = {user.id: reg.recipes.get(user.id, request.task.name, bench.bank.id) for user in users}
     recipes = {user_id: recipe for user_id, recipe in kept.items() if recipe is not None}
@@ -163,14 +163,15 @@ def _current_recipes(
 def _new_weights(
     reg: Registry, user: User, recipe: Recipe | None, request: FuseRequest, explicit_top_k: bool
 ) -> str | None:
-    """How the user's anchors are to be weighed anew; None keeps the recipe.
+    """The weighting by which to compute the user's recipe again; None keeps the recipe.
 
-    A recipe is made where there is none, where other weights or another number of anchors are asked for, and where its
-    weights come from the likelihood of other items than the request's; then by the same weighting, unless another is
-    asked for. A recipe from which evidence left out almost zero weights is made anew each time a number is asked for.
+    A recipe is computed if it is missing, if the request has another weighting or number of anchors, or if its weights
+    come from the likelihood of other items than the request's. The recipe's weighting is kept unless the request names
+    one. A recipe from which evidence dropped weights near zero is computed again whenever a number is requested.
     """
     asked = request.options.weights
-    if recipe is None or (not recipe.shares and recipe.method not in SHOT_WEIGHTINGS):  # before the user had a history
+    # made before the user had a history
+    if recipe is None or (not recipe.shares and recipe.method not in SHOT_WEIGHTINGS):
         return weighting_of(request.options)
     if asked is not None and asked != recipe.method:
         return asked
@@ -182,17 +183,17 @@ def _new_weights(
 
 
 class _StackTraining:
-    """The training of users' stacks on one workbench. `results` has each user's entry in the document, by user id."""
+    """Trains users' stacks on one workbench. `results` has each user's entry in the document, by user id."""
 
     def __init__(self, bench: Workbench[FuseRequest], asked: AdaptRequest) -> None:
         self.bench, self._request, self._options = bench, asked.fuse, asked.options
         self.results = dict[int, dict[str, Any]]()
-        self._runs = dict[int, Run]()  # of the users in training, by user id
+        self._runs = dict[int, Run]()  # runs of the users in training, by user id
 
     def prepare_target(
         self, user: User, shots: list[Item], recipe: Recipe
     ) -> Generator[Event, None, AdaptTarget | None]:
-        """`return`s the user as a target of training; None, with a result, where no training is needed."""
+        """`return`s the user as a target of training; None if no training is needed, and then stores the result."""
         reg, bank = self.bench.reg, self.bench.bank
         if not shots:
             yield Note(
@@ -226,7 +227,7 @@ class _StackTraining:
             raise
 
     def _largest_fusion(self, targets: Sequence[AdaptTarget]) -> int:
-        """The most bytes of a target's fusion, by its anchors' files: they are float16, and a fusion is float32."""
+        """The largest size of a target's fusion in bytes, from its anchors' files (float16; a fusion is float32)."""
         reg = self.bench.reg
         anchors = reg.banks.anchors(self.bench.bank.id)
         files = {one.id: reg.adapters.get(one.digest).bytes for one in anchors if one.digest is not None}
@@ -249,7 +250,7 @@ class _StackTraining:
         return TrainingGroup(trainings, partial(self._store_stacks, targets, list(map(len, heldout))), heldout)
 
     def _stack_member(self, target: AdaptTarget) -> GroupMember:
-        """What the trainer takes for a user: the examples of the shots, and the merged fusion below the stack."""
+        """The trainer's input for a user: the examples of the shots, and the merged fusion below the stack."""
         from mta_cli.engine.methods.anchor_weights import merge_shares
         from mta_cli.engine.methods.stacks import stack_member
 
@@ -278,14 +279,14 @@ class _StackTraining:
             "bank": bank.key,
             "recipe": pack_anchor_weights(recipe.shares).hex(),
         }
-        if request.task.name not in BUILTIN_TASKS:  # others can be removed and added again in another form
+        if request.task.name not in BUILTIN_TASKS:  # added tasks can be removed and added again with other content
             config["task_form"] = hashlib.sha256(json.dumps(asdict(request.task), sort_keys=True).encode()).hexdigest()
         if not request.task.labels:
             config["shown"] = list(request.history_mix)
         if beside := self.bench.memory.neighbour_settings(request.memory):
             config["beside"] = beside
         if request.machine.formats != MachineOptions().formats:
-            config["formats"] = request.machine.formats  # stacks of earlier versions name none: the default
+            config["formats"] = request.machine.formats  # missing in stacks of earlier versions, which used the default
         job = AdapterJob(
             "stack",
             user.name,
@@ -311,7 +312,7 @@ class _StackTraining:
     ) -> Iterator[Event]:
         """Store the stacks of a group and finish its runs; then yield an event for each user.
 
-        `queries`: how many held-out queries each was measured on.
+        `queries`: the number of held-out queries on which each was measured.
         """
         reg, made = self.bench.reg, list[Stack | None]()
         for i, (target, adapter) in enumerate(zip(targets, adapters, strict=True)):
@@ -396,7 +397,7 @@ def _entry(
 
 
 def _stored_result(reg: Registry, user: User, recipe: Recipe, stack: Stack) -> dict[str, Any]:
-    """The result of the run that made this stack, or what its row tells without that run."""
+    """The result of the run that made this stack; without that run, the values in the stack's row."""
     for run in reg.runs.of_user(user.id):
         result = run.result
         if run.kind == "user adapt" and result and run.config.get("identity") == stack.identity:

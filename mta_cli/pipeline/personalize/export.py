@@ -1,6 +1,6 @@
 """A user's model as a folder for other programs: task adapter, fusion and stack as one LoRA, and own examples.
 
-The folder is one LoRA or a whole model, for PEFT, vLLM, llama.cpp or Ollama. No name of a user is written.
+The folder contains one LoRA or a whole model, for PEFT, vLLM, llama.cpp or Ollama. No user's name is written.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ class ExportOptions:
 def export_user(
     reg: Registry, base_entry: ModelEntry, user: User, task: str, to: Path, options: ExportOptions | None = None
 ) -> Iterator[Event]:
-    """Write the user's most personal model of `task` to the folder `to`, which appears whole or not at all.
+    """Write the user's most personal model of `task` to the folder `to`, atomically.
 
     A folder with content is refused unless `options.replace`; then the files of an earlier export in it are replaced.
-    Raises BadInput where another file would be, where parts act on late tokens (unless `options.approximate` lets them
-    act on all), and where the base cannot have this form.
+    Raises BadInput if another file would be overwritten, if parts act on late tokens (unless `options.approximate` lets
+    them act on all), and if the base does not support this format.
     """
     options = options or ExportOptions()
     target = resolve_export_folder(reg, to, "an export", replace=options.replace, list_file=LIST_FILE)
@@ -128,7 +128,7 @@ def export_user(
     known = _own_files(target, files)
     with record_export(reg, user, target, options.form):
         size = write_folder(target, files, "The export", list_file=LIST_FILE, listed=known)
-        for name in known.keys() - files.keys():  # of an export in another form: a model that is no longer described
+        for name in known.keys() - files.keys():  # files of an earlier export in another format
             (target / name).unlink(missing_ok=True)
     yield ArtifactSaved(f"{options.form} folder", str(target), f"rank {weights.rank}, {size / 1e6:.1f} MB")
     yield JobResult(
@@ -150,7 +150,7 @@ def export_user(
 
 
 def _require_personal_mode(reg: Registry, entry: ModelEntry, user: User, task: str) -> str:
-    """The user's most personal mode. Raises NotFound where that is the base."""
+    """The user's most personal mode. Raises NotFound if that is the base."""
     mode = most_personal_mode(reg, user, task, entry.fingerprint)
     if mode == "base":
         raise NotFound(
@@ -164,7 +164,7 @@ def _require_personal_mode(reg: Registry, entry: ModelEntry, user: User, task: s
 def _weights_of_all_tokens(
     reg: Registry, entry: ModelEntry, user: User, task: str, mode: str, approximate: bool
 ) -> tuple[LoraWeights | None, AnswerSource, list[str]]:
-    """The user's weights as one LoRA on all tokens, and what that changed. Raises BadInput for late parts."""
+    """The user's weights as one LoRA on all tokens, and notes on the approximation. Raises BadInput for late parts."""
     weights, late, source = merge_by_placement(reg, entry.fingerprint, user, task, mode)
     if late is None:
         return weights, source, []
@@ -227,7 +227,7 @@ def _texts(
 
 
 def _prompter(entry: ModelEntry, task: Task) -> PromptBuilder:
-    """The task's prompts for the base, without its weights."""
+    """The task's prompt builder for the base, without the base's weights."""
     from mta_cli.engine.model.load import load_tokenizer
     from mta_cli.engine.text.prompts import PromptBuilder
 
@@ -236,10 +236,10 @@ def _prompter(entry: ModelEntry, task: Task) -> PromptBuilder:
 
 
 def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]]:
-    """The files in `target` that an earlier export wrote and that are as it wrote them, with their SHA-256.
+    """The files in `target` that an earlier export wrote and nobody changed, with their SHA-256.
 
-    The folder may come from others, so what its list names outside of it is left out. Raises BadInput for a file that
-    this export would replace and that is none of them.
+    The folder may be untrusted, so paths in its list that lead outside are ignored. Raises BadInput for another file
+    that this export would replace.
     """
     listed: dict[str, list[str]] = {}
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
@@ -255,7 +255,7 @@ def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]
         path = target / name
         try:
             digest = sha256_file(path) if path.exists() else None
-        except BadInput:  # a folder, or not readable: at any rate not ours
+        except BadInput:  # a folder or an unreadable file, so not ours
             digest = ""
         if digest and digest in listed.get(name, ()):
             own[name] = [digest]
@@ -301,9 +301,9 @@ def _least_rank(exact: LoraWeights, check: ExportCheck) -> LoraWeights:
 
 
 def pad_to_uniform_rank(weights: LoraWeights) -> LoraWeights:
-    """The same ΔW with one rank in every module and scale 1: missing ranks are zeros.
+    """The same ΔW with the same rank in every module and scale 1; missing ranks are zeros.
 
-    Some readers ignore a rank per module; all of them read a common rank.
+    Some readers ignore per-module ranks, but all of them read a common rank.
     """
     import torch
 
@@ -318,7 +318,7 @@ def pad_to_uniform_rank(weights: LoraWeights) -> LoraWeights:
 
 
 def content_digest(weights: LoraWeights) -> str:
-    """SHA-256 over module names and factors: it depends on the content and not on the file format."""
+    """SHA-256 over module names and factors, independent of the file format."""
     digest = hashlib.sha256()
     for path, (a, b) in sorted(weights.factors.items()):
         digest.update(f"{path}\0{tuple(a.shape)}\0{tuple(b.shape)}\0".encode())

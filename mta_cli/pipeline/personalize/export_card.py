@@ -57,12 +57,12 @@ Ollama: write the base's name into `Modelfile` behind `FROM`, then `ollama creat
 Ollama: `ollama create mine -f Modelfile`.
 """,
 }
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what its --max-lora-rank takes
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # allowed values of --max-lora-rank
 
 
 @dataclass(frozen=True)
 class ExportCard:
-    """What the texts of an export say of it: `notes` is what was lost.
+    """The facts for the texts of an export. `notes` are the losses.
 
     `loadable` is the base's name in commands, `revision` what was pulled of it from the hub, `examples` the user's own
     items that go along.
@@ -160,6 +160,6 @@ class ExportCard:
 
 
 def _literal(text: str) -> str:
-    """A text that Ollama's templates print as it is; what follows it begins with `{{`."""
+    """A text escaped for Ollama's templates; it is followed by `{{`."""
     is_plain = "{{" not in text and '"""' not in text and not text.endswith("{")
     return text if is_plain else f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}"

@@ -1,6 +1,6 @@
-"""The forms in which a user's model leaves the store: files for PEFT and vLLM, for llama.cpp, and whole models.
+"""Export formats of a user's model: for PEFT and vLLM, for llama.cpp, and whole models.
 
-A form is the files of a folder; the README and the list of files come from `export`.
+Each makes the files of a folder; `export` adds the README and the list of files.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 ExportFormat = Literal["peft", "merged", "gguf-lora", "gguf"]
 FORMATS: tuple[ExportFormat, ...] = ("peft", "merged", "gguf-lora", "gguf")
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
-LIST_FILE = "mta-export.json"  # names the files of an export with their SHA-256, so that a later one may replace them
+# lists the files of an export with their SHA-256, so that a later export may replace them
+LIST_FILE = "mta-export.json"
 LORA_FILE, MODEL_FILE, CARD_FILE = "adapter.gguf", "model.gguf", "README.md"
 _EXPERT_LAYERS = frozenset({"gate_proj", "up_proj", "down_proj"})
-_EXPERT_FAMILIES = (  # of which PEFT 0.21 with transformers 5 takes these layers for experts, wherever they are
+# families in which PEFT 0.21 with transformers 5 treats layers of these names as experts everywhere
+_EXPERT_FAMILIES = (
     *("afmoe", "cohere2_moe", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe"),
     *("glm4_moe_lite", "hunyuan_v1_moe", "longcat_flash", "qwen3_moe", "qwen3_next", "solar_open"),
 )
@@ -39,7 +41,9 @@ _HUB = re.compile(r"hf:(?P<repository>[^@]+)(?:@(?P<revision>.+))?")
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What is exported: weights of one rank, the base below them, and how the base is called where it will run."""
+    """The model to export: weights of uniform rank, the base below them, and the base's name on the machine that will
+    run it.
+    """
 
     weights: LoraWeights
     entry: ModelEntry
@@ -48,7 +52,7 @@ class ExportedModel:
     about: Mapping[str, Any]
 
     def files(self, form: ExportFormat) -> dict[str, FileContent]:
-        """The files of a form, by name. Raises BadInput where the base cannot have it."""
+        """The files of a format, by name. Raises BadInput if the base does not support it."""
         makers = {"peft": self._peft, "merged": self._merged, "gguf-lora": self._gguf_lora, "gguf": self._gguf}
         return makers[form]()
 
@@ -57,7 +61,7 @@ class ExportedModel:
         return {WEIGHTS_FILE: self.weights.to_bytes(self.about), CONFIG_FILE: json_bytes(config)}
 
     def _merged(self) -> dict[str, FileContent]:
-        """The base's own files, the user's changes added to its weights in the weights' number format."""
+        """The base's own files with the user's ΔW added to its weights, in the weights' number format."""
         from mta_cli.engine.model.checkpoint_files import model_files, weight_files
 
         folder, shards = self.entry.path, _read_weight_files(self.entry.path)
@@ -78,12 +82,12 @@ class ExportedModel:
             mode = to.stat().st_mode
             try:
                 save_file(tensors, to, metadata=file.metadata())
-            except SafetensorError as error:  # the disk is full, for one
+            except SafetensorError as error:  # such as a full disk
                 raise OSError(str(error)) from error
-        to.chmod(mode)  # safetensors lets only the owner read
+        to.chmod(mode)  # safetensors makes files readable by their owner only
 
     def _changed(self, name: str, weight: Tensor) -> Tensor:
-        """A weight of the base as it is, or in float32 with the user's change: who writes it rounds once."""
+        """A weight of the base unchanged, or in float32 with the user's ΔW, so that it is rounded only when written."""
         module, _, kind = name.rpartition(".")
         if kind != "weight" or module not in self.weights.factors:
             return weight
@@ -94,7 +98,7 @@ class ExportedModel:
         from mta_cli.engine.model.gguf_writer import gguf_family, write_lora_gguf
 
         config = read_config(self.entry.path)
-        gguf_family(config)  # refuses before anything is written
+        gguf_family(config)  # raises before anything is written
         write = partial(write_lora_gguf, weights=self.weights, config=config, facts=self._facts())
         return {LORA_FILE: write}
 
@@ -119,9 +123,9 @@ class ExportedModel:
                     yield name, lambda file=file, name=name: self._changed(name, file.get_tensor(name))  # type: ignore[misc]
 
     def _require_every_module(self) -> None:
-        """Raises BadInput where the base's files do not hold a weight that the user changes, under its own name.
+        """Raises BadInput if a weight that the user changes is not in the base's files under its own name.
 
-        A weight that is packed in them cannot be changed either.
+        Packed weights cannot be changed either.
         """
         from mta_cli.engine.model.checkpoint_files import read_config
         from mta_cli.engine.model.safetensors_header import read_safetensors_header
@@ -144,7 +148,7 @@ class ExportedModel:
 
 
 def _read_weight_files(folder: Path) -> list[Path]:
-    """The weight files of a base that transformers reads: a copy under Mistral's own names, unchanged, is none."""
+    """The weight files that transformers reads, without Mistral's second copy of the weights."""
     from mta_cli.engine.model.checkpoint_files import weight_files
 
     files = weight_files(folder)
@@ -169,20 +173,21 @@ def peft_config(weights: LoraWeights, entry: ModelEntry, base_name: str | None =
 
 
 def peft_notes(weights: LoraWeights, config: Mapping[str, Any]) -> list[str]:
-    """What PEFT does not load of these weights above a base with this `config.json`, as sentences."""
+    """Sentences on parts of these weights that PEFT does not load above a base with this `config.json`."""
     names, family = {module.rpartition(".")[2] for module in weights.factors}, config.get("model_type")
     dense = sorted(names & _EXPERT_LAYERS) if family in _EXPERT_FAMILIES else []
     refused = "out_proj" in names and family in _MAMBA_FAMILIES
     notes = (
         [f"PEFT takes {', '.join(dense)} of this base for its experts, and leaves their change out."] if dense else []
     )
-    notes += ["PEFT leaves the change of dt_proj out."] if "dt_proj" in names else []  # its layer reads the weight
+    # its layer uses the weight directly
+    notes += ["PEFT leaves the change of dt_proj out."] if "dt_proj" in names else []
     notes += ["PEFT refuses a LoRA on out_proj of this base."] if refused else []
     return [f"{note} --format merged has it." for note in notes]
 
 
 def loadable_base_name(entry: ModelEntry, base_name: str | None) -> str:
-    """What a command can load the base by, elsewhere; `BASE` where that is not known here."""
+    """The name by which commands on another machine can load the base; `BASE` if unknown."""
     return base_name or base_repository(entry) or "BASE"
 
 
@@ -193,7 +198,7 @@ def base_repository(entry: ModelEntry) -> str | None:
 
 
 def base_revision(entry: ModelEntry, base_name: str | None) -> str | None:
-    """The commit or branch that the base was pulled at; None where it is called otherwise where it will run."""
+    """The pulled commit or branch of the base; None if the base has another name on the machine that will run it."""
     hub = _HUB.fullmatch(entry.name)
     return hub["revision"] if hub and base_name is None else None
 

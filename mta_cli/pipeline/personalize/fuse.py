@@ -58,9 +58,9 @@ def fuse_user(
 
 
 def fuse_users(reg: Registry, users: Sequence[User], request: FuseRequest) -> Iterator[Event]:
-    """Make and store the recipes of `users` who have none in the current bank. The base is loaded once.
+    """Make and store recipes for those `users` who have none on the current bank. The base is loaded once.
 
-    `JobResult.result` lists what `mta user fuse --json` prints, one a user.
+    `JobResult.result` is the list of the users' documents of `mta user fuse --json`.
     """
     bank = current_bank(reg, request.task.name, request.base.fingerprint)
     bank_embedder(reg, bank, request.embedder)
@@ -73,7 +73,7 @@ def fuse_users(reg: Registry, users: Sequence[User], request: FuseRequest) -> It
 def _fuse(
     reg: Registry, bank: Bank, users: Sequence[User], request: FuseRequest
 ) -> Generator[Event, None, dict[int, Recipe]]:
-    """Make and store the recipes of `users`; `return`s them by user id. Loads the base where evidence needs it."""
+    """Make and store the recipes of `users`; `return`s them by user id. Loads the base if evidence needs it."""
     task, shots = request.task.name, request.options.shots
     needs_base = weighting_of(request.options) in SHOT_WEIGHTINGS and any(
         reg.items.recent_items(user.id, task, shots) for user in users
@@ -109,7 +109,7 @@ def bank_plan_lines(bank: Bank, request: FuseRequest) -> tuple[PlanLine, ...]:
 
 
 def check_top_k(reg: Registry, bank: Bank, options: FuseOptions) -> None:
-    """Raise UsageError when a recipe of `top_k` anchors is asked of a bank with fewer that may serve."""
+    """Raise UsageError if `top_k` is larger than the bank's number of usable anchors."""
     size = len(usable_anchors(reg, bank))
     if options.top_k > size:
         raise UsageError(
@@ -119,9 +119,9 @@ def check_top_k(reg: Registry, bank: Bank, options: FuseOptions) -> None:
 
 
 def bank_embedder(reg: Registry, bank: Bank, asked: ModelEntry | None = None) -> ModelEntry:
-    """The embedder that the bank was built with, ready to load: profiles of two embedders cannot be compared.
+    """The embedder of the bank, ready to load, because profiles of different embedders cannot be compared.
 
-    Raises UsageError where another was `asked` for, and NotFound where the bank's is not on this machine.
+    Raises UsageError if another one was `asked` for, and NotFound if the bank's is not on this machine.
     """
     from mta_cli.pipeline.models.installed import resolve_model
 
@@ -147,7 +147,7 @@ def bank_embedder(reg: Registry, bank: Bank, asked: ModelEntry | None = None) ->
 
 
 def weighting_of(options: FuseOptions) -> str:
-    """The weighting asked for, else evidence. A user without shots falls back to similarity."""
+    """The requested weighting, by default evidence. A user without shots falls back to similarity."""
     return options.weights or "evidence"
 
 
@@ -167,8 +167,8 @@ def make_recipes(
 ) -> Generator[Event, None, dict[int, Recipe]]:
     """Compute and store the recipes of `users`; `return`s them by user id.
 
-    The base holds the task adapter. The recipes of a batch are stored together, as soon as they are computed. Raises
-    UsersChanged where anchors were replaced meanwhile, and NotFound where the bank was.
+    The task adapter must be merged into the base. The recipes of a batch are stored together as soon as they are
+    computed. Raises UsersChanged if anchors were replaced meanwhile, and NotFound if the bank was removed.
     """
     reg = bench.reg
     by_id = {user.id: user for user in users}
@@ -214,7 +214,7 @@ def _make_recipe(
 
 
 def hash_evidence_items(reg: Registry, user: User, request: FuseRequest) -> str:
-    """The hash of the items whose likelihood weighs the user's anchors."""
+    """The hash of the items from whose likelihood the user's anchor weights are computed."""
     return reg.items.hash_items(_evidence_items(reg, user, request))
 
 
@@ -231,10 +231,10 @@ def _method(user: UserShots, request: FuseRequest) -> str:
 def _weigh_batches(
     bench: Workbench[FuseRequest], asking: Sequence[UserShots], request: FuseRequest
 ) -> Iterator[list[tuple[UserShots, list[AnchorShare]]]]:
-    """The users of each batch with their weights.
+    """Yields the users of each batch with their recipes.
 
-    Batches come in the order of the users, whatever order the executor works in. So those that a stopped job leaves are
-    the last, and form the same batches again: the last bits of a weight depend on its batch.
+    Batches are yielded in the order of the users, in whatever order the executor finishes them. So a resumed job forms
+    the same batches of the remaining users; the last bits of a weight depend on its batch.
     """
     from mta_cli.engine.methods.anchor_weights import EvidenceWork, shot_cases, user_batches, weigh_anchors
 
@@ -253,7 +253,7 @@ def _weigh_batches(
             yield EvidenceWork(shot_cases(context, batch, options, memory), weighting, options)
             context.cache.clear()  # these users are not needed again
 
-    done, early = 0, dict[int, Any]()  # how many batches were given, and those that came before their turn
+    done, early = 0, dict[int, Any]()  # the number of yielded batches, and batches that finished before their turn
     for number, found in bench.executor.run(works(), bench.task_adapter, context.anchors):
         early[number] = found
         while done in early:

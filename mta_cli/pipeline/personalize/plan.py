@@ -1,4 +1,4 @@
-"""What an adaptation would train and cost, for its plan."""
+"""The plan of an adaptation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a file of one's own to a verdict: is a personal model worth it for these users?
+"""From a file to a verdict: is a personal model worth it for these users?
 
-Read `run` first. `draft_task` reads the file, `plan` decides what fits into the time, `verdict` compares the answers.
+Read `run` first. `draft_task` reads the file, `plan` chooses sizes that fit into the time.
 """

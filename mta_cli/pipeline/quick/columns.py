@@ -1,4 +1,4 @@
-"""Completes a source's columns with guesses, and says which part is what and why."""
+"""Completes a source's columns with guesses, and explains them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PARTS = ("user", "input", "output", "time")
 
 @dataclass(frozen=True)
 class CompleteSource:
-    """A source that an import can read, and the lines of a plan that say what its columns are.
+    """A source that an import can read, and plan lines that describe its columns.
 
-    A document (`formats`) is of a task that there is.
+    A document (`formats`) always has an existing task.
     """
 
     source: ImportSource
@@ -34,10 +34,11 @@ class CompleteSource:
 
 
 def complete_columns(source: ImportSource) -> CompleteSource:
-    """The source with guesses for what no flag names and no column of that name is. Raises as reading the file does.
+    """The source with guesses for parts without a flag and without a column of that name. Raises as reading the file
+    does.
 
-    Records with a fault are left out. Raises `BadInput`, with the columns and an example command, where a needed part
-    cannot be guessed, and for a document where no task is named.
+    Faulty records are left out. Raises `BadInput`, with the columns and an example command, if a required part cannot
+    be guessed, and for a document if no task is named.
     """
     source.require_consistent()
     form = detect_format(source)

@@ -1,4 +1,4 @@
-"""Reads a file as an import does, and drafts the task that its outputs make. Stores nothing."""
+"""Reads a file as an import does, and drafts a task for its outputs. Stores nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 SAMPLE_USERS, SAMPLE_ITEMS = 16, 8
-"""How many users, and items of each, are kept to show prompts and to measure the rate."""
+"""The number of users, and of items of each, that are kept to show prompts and to measure the rate."""
 CHARACTERS_PER_TOKEN = 3.5
 _WORD = re.compile(r"[^\W\d_][\w -]{0,30}")
 _WORD_OF_FORMAT = {"mail": "reply", "chat": "message"}
@@ -34,10 +34,10 @@ _KIND_WORDS = {"label": "answer", "score": "score", "text": "answer"}
 
 @dataclass(frozen=True)
 class FileSummary:
-    """What a file holds: how many records each user has, all outputs, long inputs' length, and some users' items.
+    """A summary of a file: records per user, all outputs, the length of long inputs, and some users' items.
 
-    `untimed` are the users of whose items at least one has no time.
-    `input_authors` says whose words the inputs are, where they are somebody else's; `output_word` what an output is.
+    `untimed` are the users with at least one item without a time. `input_authors` names the authors of the inputs if
+    these are other people; `output_word` is a noun for an output.
     """
 
     counts: dict[str, int]
@@ -50,17 +50,17 @@ class FileSummary:
 
     @property
     def is_of_one_user(self) -> bool:
-        """Whether no second user has items to hold out."""
+        """Whether only one user has enough items to hold some out."""
         return sum(count > KEPT_ITEMS for count in self.counts.values()) <= 1
 
     @property
     def records(self) -> int:
-        """How many there are."""
+        """The number of records."""
         return sum(self.counts.values())
 
 
 def summarise_file(reg: Registry, source: ImportSource, task: Task) -> Generator[Event, None, FileSummary]:
-    """Read all of a source as items of `task`. Raises as an import, and `BadInput` where records name other tasks."""
+    """Read an entire source as items of `task`. Raises as an import, and `BadInput` if records name other tasks."""
     counts, outputs, lengths, untimed = Counter[str](), list[str](), list[int](), set[str]()
     sample: dict[str, list[NewItem]] = {}
     with reg.stage_records() as staged:
@@ -87,20 +87,20 @@ def summarise_file(reg: Registry, source: ImportSource, task: Task) -> Generator
 
 
 def undrafted_task(name: str) -> Task:
-    """What stands for a task while the outputs that it depends on are read."""
+    """A placeholder task for reading outputs before their task can be drafted."""
     return Task(name, "text", "")
 
 
 def task_name(path: Path) -> str:
-    """A task's name after a file's: `My Films.csv` is `my-films`."""
+    """A task's name from a file's name: `My Films.csv` gives `my-films`."""
     name = re.sub(r"[^a-z0-9]+", "-", path.stem.casefold()).strip("-")[:48].strip("-")
     return name or "quick"
 
 
 def draft_task(name: str, source: ImportSource, summary: FileSummary) -> tuple[Task, float]:
-    """The task of these outputs, with prompts that name the output's column, and what its scores are rounded to.
+    """The task of these outputs, with prompts that name the output's column, and the step to which scores are rounded.
 
-    Raises BadInput where it can be none.
+    Raises BadInput if no task can be made.
     """
     guess = guess_kind(summary.outputs)
     column = (source.columns.output or "output").replace("_", " ")
@@ -127,10 +127,10 @@ def draft_task(name: str, source: ImportSource, summary: FileSummary) -> tuple[T
 
 
 def _long(lengths: Sequence[int]) -> int:
-    """The length that nine of ten do not exceed."""
+    """The 90th percentile of the lengths."""
     return sorted(lengths)[(len(lengths) - 1) * 9 // 10] if lengths else 0
 
 
 def _budget(characters: int, most: int) -> int:
-    """Tokens for texts of so many characters, in steps of 16."""
+    """A token budget for texts of this many characters, in steps of 16."""
     return min(most, 16 * (1 + int(characters / CHARACTERS_PER_TOKEN) // 16))

@@ -1,6 +1,6 @@
-"""Decides what fits into the time: how many users and items make the bank, how long it trains, who is measured.
+"""Chooses sizes that fit into the time: users and items of the bank, training passes, and measured users.
 
-The rate is measured by training steps on the file's own prompts. Pure functions, but for that measurement.
+The rate is measured by training steps on the file's own prompts. Everything else is pure functions.
 """
 
 from __future__ import annotations
@@ -24,32 +24,36 @@ if TYPE_CHECKING:
     from store.records import NewItem
 
 BATCH_SIZE = 4
-"""Rows of a step: short histories give few steps."""
+"""Rows per step; small, because short histories give few steps."""
 TIMED_STEPS = 3
 OVERHEAD_SECONDS = 10.0  # loading models, embedding items
-# in rows of the task adapter's training, measured with the default base on support replies and on labelled messages
+# costs in rows of the task adapter's training, measured with the default base on support replies and labelled messages
 ANCHOR_ROW, STACK_ROW, EVIDENCE_ROW, ANCHOR_EVIDENCE = 0.8, 0.5, 0.6, 0.2
 MEMORY_ROW = 1.1
 ANSWER_ROWS, WHOSE_ROW, SHOWN_TEXT_ROWS = 3.0, 0.35, 30.0
-"""Of a question: at all steps, with its losses beside the stack's training; under each other user's model, at both
-personal steps. Of all: the texts that are generated for the examples."""
+"""Costs per question: answers at all steps, including its losses around the stack's training; and under each other
+user's model, at both personal steps. In all: the texts generated for the examples.
+"""
 BANK_USERS = (1000, 300, 100, 48, 24, 12, 6)
 ITEMS = (200, 100, 50, 25, 12, 8)
 PASSES = ((2, 2, True), (1, 2, True), (1, 1, True), (1, 1, False))
-"""Passes of the task adapter and of the anchors, and whether memory is weighed on held-out users; best first."""
+"""Passes of the task adapter and of the anchors, and whether memory weights are fitted on held-out users; best first.
+"""
 MEASURING_SHARE = 0.4
-"""The share of the time that is kept for users' models and answers, where there are so many users."""
+"""The share of the time that is reserved for users' models and answers, if there are enough users."""
 LOGLIK_SD = 0.15
-"""How the difference between the personal and the common model spreads over questions, nats: .05 to .3 were seen."""
+"""The assumed standard deviation over questions of the difference between personal and common model, in nats; .05 to .3
+were observed.
+"""
 
 
 @dataclass(frozen=True)
 class QuickSizes:
-    """What is trained and measured. `bank_users`: how many users the bank is made of; None: all."""
+    """The sizes of training and measurement. `bank_users`: the number of users in the bank; None means all."""
 
     anchors: int
     min_items: int
-    max_items: int  # also the most shots of a user
+    max_items: int  # also the maximum number of shots
     task_epochs: int
     epochs: int
     held_out_weights: bool
@@ -72,7 +76,9 @@ class QuickSizes:
 
 @dataclass(frozen=True)
 class Workload:
-    """What the plan depends on: the items of each user who may help the bank, the queries of all users, and options."""
+    """The inputs of a plan: the items of each user who may contribute to the bank, the queries of all users, and
+    options.
+    """
 
     held: tuple[int, ...]
     queries: tuple[int, ...]
@@ -85,16 +91,16 @@ class Workload:
         return _mean([count for count in self.queries if count])
 
     def shots(self, most: int) -> list[int]:
-        """The shots of each user: as many as the options ask for, but no more than `most` and than the user has."""
+        """The number of shots of each user: as in the options, limited by `most` and by the user's items."""
         return [min(self.adapt.shots, most, count) for count in self.held]
 
     def mean_trained_rows(self, most: int) -> float:
-        """Rows of all steps of a user's stack; the mean over users."""
+        """The number of rows in all steps of a user's stack, as a mean over users."""
         schedules = [(shots, self.stack_schedule(shots)) for shots in self.shots(most)]
         return _mean([own.steps * min(shots, own.batch_size) for shots, own in schedules])
 
     def stack_schedule(self, shots: int) -> Schedule:
-        """The schedule of a stack with so many shots."""
+        """The schedule of a stack with this many shots."""
         from mta_cli.engine.methods.stacks import stack_schedule
 
         return stack_schedule(shots, self.adapt)
@@ -114,13 +120,13 @@ class QuickPlan:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """The plan that `dataclasses.asdict` made a document of."""
+        """The plan from the document that `dataclasses.asdict` made."""
         lines = tuple(PlanLine(**line) for line in document["lines"])
         return cls(QuickSizes(**document["sizes"]), document["seconds"], lines)
 
 
 def make_plan(work: Workload, options: BankOptions, rows_per_second: float, minutes: float) -> QuickPlan:
-    """The best sizes that fit into `minutes`, then as many measured users as fit; the least where nothing fits."""
+    """The best sizes that fit into `minutes`, then as many measured users as fit; the smallest plan if nothing fits."""
     from mta_cli.engine.evaluation.ladder import MIN_UNITS
 
     rows, sizes, fitting = 60 * minutes * rows_per_second, None, 0
@@ -150,13 +156,13 @@ def estimate_seconds(work: Workload, sizes: QuickSizes, rows_per_second: float) 
 
 
 def _fitting_users(work: Workload, sizes: QuickSizes, rows: float) -> int:
-    """How many users can be measured in the time of so many rows; the more there are, the more each costs."""
+    """The number of users that can be measured in the time of `rows` rows. The cost of each grows with their number."""
     cost = [_rows_per_measured_user(work, replace(sizes, measured_users=n)) for n in range(1, MAX_OTHERS + 2)]
     return max(sum(n * each <= rows for n, each in enumerate(cost, 1)), int(rows / cost[-1]))
 
 
 def _rows_per_measured_user(work: Workload, sizes: QuickSizes) -> float:
-    """Evidence for the fusion, the stack's training, and answers that are scored at every step."""
+    """The rows per measured user: evidence for the fusion, the stack's training, and answers scored at every step."""
     shots, trained = _mean(work.shots(sizes.max_items)), work.mean_trained_rows(sizes.max_items)
     own = shots * (EVIDENCE_ROW + ANCHOR_EVIDENCE * sizes.anchors) + trained * STACK_ROW
     others = min(MAX_OTHERS, max(0, sizes.measured_users - 1))
@@ -164,9 +170,9 @@ def _rows_per_measured_user(work: Workload, sizes: QuickSizes) -> float:
 
 
 def _candidates(work: Workload, options: BankOptions) -> Iterator[QuickSizes]:
-    """Sizes from the most to the least: fewer passes, then fewer items of each user, then fewer users.
+    """Sizes in descending order: fewer passes, then fewer items of each user, then fewer users.
 
-    All users who are no anchors are measured.
+    All users who are not anchors are measured.
     """
     asked = sum(count > 0 for count in work.queries)
     for users in (None, *(count for count in BANK_USERS if count < len(work.held))):
@@ -182,7 +188,7 @@ def _candidates(work: Workload, options: BankOptions) -> Iterator[QuickSizes]:
 
 
 def _passes(options: BankOptions) -> Iterator[tuple[int, int, bool]]:
-    """`PASSES`, but for the numbers of passes that settings change."""
+    """`PASSES`, with numbers of passes replaced by settings."""
     task_epochs, epochs = _changed(options, "task_epochs"), _changed(options, "epochs")
     return iter(dict.fromkeys((task_epochs or first, epochs or second, weighed) for first, second, weighed in PASSES))
 
@@ -251,7 +257,7 @@ def sample_rows(
 
 
 def measure_row_rate(base: LoadedBase, rows: Sequence[TrainingRow], options: BankOptions) -> float:
-    """Rows that the task adapter trains in a second on this device, by the faster step."""
+    """The task adapter's training rows per second on this device, from the fastest step."""
     from mta_cli.engine.lora.adapter import init_lora_weights
     from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 

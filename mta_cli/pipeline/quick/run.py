@@ -1,7 +1,8 @@
-"""The job behind `mta quick`: a file, its task, a bank, users' models and their held-out answers, by ordinary jobs.
+"""The job behind `mta quick`: imports a file, builds a bank and users' models, and measures held-out answers, by
+ordinary jobs.
 
-All that it makes is listed by the ordinary commands. Finished parts are kept, so a stopped run goes on where it
-stopped: with the plan that it began with.
+The ordinary commands list everything that it makes. Finished parts are kept, so a stopped run can be resumed with its
+original plan.
 """
 
 from __future__ import annotations
@@ -70,12 +71,12 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 AskTime = Callable[[float], None]
-"""Is told the seconds that the least plan takes; raises where that is too long."""
+"""Called with the seconds of the smallest plan; raises if that is too long."""
 
 RUN_KIND, PLAN_KEY, SEAL_KEY = "quick", "plan", "seal"
 SHOWN_PROMPTS, SHOWN_LINES, SHOWN_LINE = 3, 16, 160
-HELD_OUT_SHARE, MIN_HELD_OUT, MAX_HELD_OUT = 5, 2, 12  # one item in so many, at least and at most
-MAX_NEXT_QUESTION = 120  # characters of a question in a command, where there is one so short
+HELD_OUT_SHARE, MIN_HELD_OUT, MAX_HELD_OUT = 5, 2, 12  # one item in five, at least 2 and at most 12
+MAX_NEXT_QUESTION = 120  # preferred maximum length of a question in a suggested command
 OPTION_CLASSES: tuple[type[Any], ...] = (
     BankOptions,
     ScreeningOptions,
@@ -90,7 +91,7 @@ OPTION_CLASSES: tuple[type[Any], ...] = (
 
 @dataclass(frozen=True)
 class QuickRequest:
-    """The request of `mta quick`. `options` holds `OPTION_CLASSES`; the source's task may be one that there is."""
+    """The request of `mta quick`. `options` holds `OPTION_CLASSES`; the source may name an existing task."""
 
     source: ImportSource
     options: OptionSet
@@ -113,11 +114,11 @@ def run_quick(
 ) -> Iterator[Event]:
     """Import a file, build a bank and users' models, and measure them. `can_anchor` and `ask` are as in an import.
 
-    `JobResult.result` is the document of `mta quick --json`. Where the least plan does not fit into the minutes,
-    `ask_time` decides before anything is trained; without it the job goes on with a warning. A run that was finished,
-    and on whose users, items and models nothing changed since, is not run again: its document is read.
+    `JobResult.result` is the document of `mta quick --json`. If the smallest plan does not fit into the minutes,
+    `ask_time` decides before anything is trained; without it the job continues with a warning. A finished run is not
+    repeated if its users, items and models have not changed; its stored document is returned.
 
-    Raises as an import and a bank build do, and `BadInput` where no user has enough items for held-out ones.
+    Raises as an import and a bank build do, and `BadInput` if no user has enough items to hold some out.
     """
     started = time.monotonic()
     complete = complete_columns(request.source)
@@ -161,7 +162,7 @@ def run_quick(
         yield Note(f"{takes}, more than the {request.minutes:g} min that were asked for", warning=True)
     with record_request(reg, RUN_KIND, _identity(reg, request, task) | {PLAN_KEY: asdict(plan)}) as kept:
         evaluation = yield from _make_and_measure(reg, request, task, plan, summary)
-        kept |= {  # no names and no texts of users: they are read from the store
+        kept |= {  # without names and texts of users, which are read from the store
             "task": task.name,
             "evaluation": evaluation["evaluation"],
             "measured_users": evaluation["users"],
@@ -177,7 +178,7 @@ def run_quick(
 def _read_file(
     reg: Registry, complete: CompleteSource
 ) -> Generator[Event, None, tuple[ImportSource, FileSummary, Task]]:
-    """The source with its task's name, what it holds, and the task: the one that is named and there, else a draft."""
+    """The source with its task's name, its summary, and the task: the named existing one, else a draft."""
     source = complete.source
     name = source.task or task_name(source.path)
     if source.task is None and name in BUILTIN_TASKS:
@@ -203,7 +204,7 @@ def _read_file(
 
 
 def _summarise(reg: Registry, source: ImportSource, task: Task) -> Generator[Event, None, FileSummary]:
-    """What the source holds. Raises BadInput where nobody has items enough, else as reading the file does."""
+    """The source's summary. Raises BadInput if no user has enough items, and as reading the file does."""
     summary = yield from summarise_file(reg, source, task)
     if max(summary.counts.values(), default=0) <= KEPT_ITEMS:
         scale = f" with a score from {source.scale[0]:g} to {source.scale[1]:g}" if source.round_to else ""
@@ -215,7 +216,7 @@ def _summarise(reg: Registry, source: ImportSource, task: Task) -> Generator[Eve
 
 
 def choose_hold_out(summary: FileSummary) -> int:
-    """A fifth of the items of a user in the middle, 2 to 12; of one user alone at least what a verdict needs."""
+    """A fifth of the median user's items, 2 to 12; for a single user at least as many as a verdict needs."""
     from mta_cli.engine.evaluation.ladder import MIN_UNITS
 
     if summary.is_of_one_user:
@@ -226,7 +227,7 @@ def choose_hold_out(summary: FileSummary) -> int:
 
 
 def _stored_hold_out(reg: Registry, task: str, summary: FileSummary) -> int:
-    """How many queries of the task the store has of the user with most, where all of the file is stored; else 0."""
+    """The largest number of stored queries of the task for any user, if the whole file is stored; otherwise 0."""
     if len(reg.users.existing_names(set(summary.counts))) < len(summary.counts):
         return 0
     most = 0
@@ -241,7 +242,7 @@ def _stored_hold_out(reg: Registry, task: str, summary: FileSummary) -> int:
 
 @dataclass(frozen=True)
 class _HeldOut:
-    """How many queries each user will have, as far as that was looked up, and whether records are stored already."""
+    """The number of queries that each user will have, as far as known, and whether records are stored already."""
 
     queries: Counter[str]
     is_stored: bool
@@ -250,9 +251,9 @@ class _HeldOut:
 def _check_hold_out(
     reg: Registry, request: QuickRequest, source: ImportSource, summary: FileSummary, task: Task, *, as_notes: bool
 ) -> Generator[Event, None, _HeldOut]:
-    """What the import will hold out; `as_notes` with its notes. Stores nothing.
+    """The held-out items of the import; with `as_notes` its notes are yielded. Stores nothing.
 
-    Raises BadInput where the file is stored with another number: what was history was trained on, and stays history.
+    Raises BadInput if the file was imported with another number, because history items may have been trained on.
     """
     if not as_notes and not reg.users.existing_names(set(summary.counts)):
         return _HeldOut(Counter(), is_stored=False)
@@ -278,18 +279,18 @@ def _check_hold_out(
 
 
 def _step_of(task: Task, summary: FileSummary) -> float:
-    """What outputs are rounded to where some are not on the scale of a task that is there; 0 where all are."""
+    """The step to which outputs are rounded if some are not on the scale of an existing task; 0 if all are."""
     numbers = sorted(number for label in task.labels if (number := parse_number(label)) is not None)
     if task.kind != "score" or len(numbers) != len(task.labels) or len(numbers) < 2:
         return 0.0
     step = numbers[1] - numbers[0]
-    if not step or any(_is_between(label, step) for label in task.labels):  # such as 1, 3, 5
+    if not step or any(_is_between(label, step) for label in task.labels):  # such as labels 1, 3, 5
         return 0.0
     return step if _has_unknown_label(task, summary) else 0.0
 
 
 def _is_between(output: str, step: float) -> bool:
-    """Whether the output is a number that rounding to multiples of `step` changes."""
+    """Whether the output is a number that is not a multiple of `step`."""
     number = parse_number(output)
     return number is not None and not math.isclose(round_number(number, step), number, abs_tol=1e-6)
 
@@ -299,7 +300,9 @@ def _has_unknown_label(task: Task, summary: FileSummary) -> bool:
 
 
 def _require_consent(source: ImportSource, summary: FileSummary, can_anchor: bool | None) -> None:
-    """Raises UsageError where nobody may be an anchor, which a bank needs: by default, or because it was said."""
+    """Raises UsageError if no user may be an anchor, by default or by the user's choice, because a bank needs
+    anchors.
+    """
     if can_anchor is None and summary.input_authors:
         raise UsageError(
             f"the inputs of {source.name} are the words of {' and '.join(summary.input_authors)}, so no bank is made "
@@ -311,7 +314,9 @@ def _require_consent(source: ImportSource, summary: FileSummary, can_anchor: boo
 
 
 def _require_alone(reg: Registry, summary: FileSummary, task: Task) -> None:
-    """Raises BadInput where a file is of one user and others have items of its task: they would be in the bank."""
+    """Raises BadInput for a file of a single user if other users have items of its task, because they would be in the
+    bank.
+    """
     others = [user for user, _ in reg.users.users_with_items(task.name) if user.name not in summary.counts]
     if summary.is_of_one_user and others:
         raise BadInput(
@@ -324,7 +329,7 @@ def _require_alone(reg: Registry, summary: FileSummary, task: Task) -> None:
 def _file_lines(
     complete: CompleteSource, source: ImportSource, summary: FileSummary, task: Task, held: _HeldOut
 ) -> Iterator[PlanLine]:
-    """What the task is, and what is held out."""
+    """Plan lines on the task and on the held-out items."""
     labels = f": {', '.join(task.labels)}"[:60] if task.labels else ""
     origin = "by the outputs" if complete.source.task is None else "flag --task"
     yield PlanLine("task", f"{task.name}, {task.kind}{labels}", origin)
@@ -333,7 +338,7 @@ def _file_lines(
 
 
 def _hold_out_words(source: ImportSource, summary: FileSummary, held: _HeldOut) -> str:
-    """Which items are held out: the last, but of users without all times those that the seed draws."""
+    """A description of the held-out items: the latest ones, or a draw by the seed for users with missing times."""
     items, alone = pluralise(source.hold_out, "item"), summary.is_of_one_user
     some = f"{items}{'' if alone else ' of each user'}"
     drawn = f"drawn by seed {source.seed}, because not all times are known"
@@ -346,7 +351,7 @@ def _hold_out_words(source: ImportSource, summary: FileSummary, held: _HeldOut) 
 
 
 def _find_existing(reg: Registry, complete: CompleteSource) -> Task | None:
-    """The task that was named, where there is one. Raises NotFound where there is none and the file is a document."""
+    """The named task, if it exists. Raises NotFound if it does not exist and the file is a document."""
     if complete.source.task is None:
         return None
     try:
@@ -358,7 +363,7 @@ def _find_existing(reg: Registry, complete: CompleteSource) -> Task | None:
 
 
 def _require_no_other(reg: Registry, task: Task) -> None:
-    """Raises BadInput where the store has another task of this name."""
+    """Raises BadInput if the store has a different task of this name."""
     try:
         is_kept(reg, task)
     except BadInput as error:
@@ -374,7 +379,7 @@ def _plan_without_import(
     held: _HeldOut,
     lines: tuple[PlanLine, ...],
 ) -> Iterator[Event]:
-    """The plan of a dry run, for users who all may be anchors. Without the base here, it has no sizes."""
+    """The plan of a dry run, if all users may be anchors. If the base is not on this machine, it has no sizes."""
     history = request.options[PromptOptions].history_items
     try:
         base = _load(reg, request)
@@ -401,7 +406,7 @@ def _load(reg: Registry, request: QuickRequest) -> LoadedBase:
 
 
 def show_prompts(reg: Registry, base: LoadedBase, task: Task, history_items: int) -> list[str]:
-    """Finished prompts of the first held-out question of three users, each with what the user answered."""
+    """Complete prompts of the first held-out question of three users, each with the user's answer."""
     from mta_cli.pipeline.data.examples import PromptRowBuilder
 
     rows, shown = PromptRowBuilder(reg, base, task, history_items), list[str]()
@@ -421,7 +426,7 @@ def _prompt_text(user: str, prompt: str, answer: str) -> str:
 
 
 def _find_run(reg: Registry, request: QuickRequest, task: Task) -> Run | None:
-    """The newest run of the same request on as many items, finished or not: its plan is kept."""
+    """The newest run of the same request on the same number of items, finished or not, whose plan is kept."""
     identity = _identity(reg, request, task)
     for run in reg.runs.of_kind(RUN_KIND):
         if {key: value for key, value in run.config[REQUEST_KEY].items() if key != PLAN_KEY} == identity:
@@ -434,14 +439,14 @@ def _plan_of(run: Run) -> QuickPlan:
 
 
 def _is_current(reg: Registry, request: QuickRequest, task: Task, summary: FileSummary, run: Run) -> bool:
-    """Whether a run was finished, and its evaluation is there and would be the same again."""
+    """Whether a run was finished and its evaluation exists and is still valid."""
     found = run.result or {}
     there = {one.id for one in reg.evaluations.all()}
     return found.get("evaluation") in there and found.get(SEAL_KEY) == _seal(reg, request, task, summary)
 
 
 def _seal(reg: Registry, request: QuickRequest, task: Task, summary: FileSummary) -> str:
-    """A digest of what the figures rest on, besides the request's identity: items, queries, options and models."""
+    """A digest of the inputs of the figures besides the request's identity: items, queries, options and models."""
     bank = reg.banks.latest_ready_bank(task.name, base_model(request.options).fingerprint)
     users = [user.id for user, _ in reg.users.users_with_items(task.name)]
     of_file = [user.id for user, _ in reg.users.users_with_items(task.name) if user.name in summary.counts]
@@ -464,14 +469,14 @@ def _plan(reg: Registry, request: QuickRequest, base: LoadedBase, summary: FileS
 
 
 def _workload(request: QuickRequest, task: Task, held: Sequence[int], queries: Sequence[int]) -> Workload:
-    """What a plan depends on. Raises BadInput where nothing is held out."""
+    """The inputs of a plan. Raises BadInput if nothing is held out."""
     if not any(queries):
         raise BadInput(f"no user of task {task.name} has held-out items: items that come twice are never held out")
     return Workload(tuple(held), tuple(queries), bool(task.labels), request.options[AdaptOptions])
 
 
 def _measure_rate(request: QuickRequest, base: LoadedBase, summary: FileSummary, task: Task) -> float:
-    """Rows of this file that the task adapter trains in a second."""
+    """The task adapter's training rows per second on this file."""
     from mta_cli.pipeline.data.examples import history_mix
 
     rows = sample_rows(base, task, summary.sample, history_mix(request.options[PromptOptions].history_items))
@@ -479,11 +484,12 @@ def _measure_rate(request: QuickRequest, base: LoadedBase, summary: FileSummary,
 
 
 def _identity(reg: Registry, request: QuickRequest, task: Task) -> dict[str, Any]:
-    """What a plan depends on, without the rate of the machine."""
+    """The identity of a plan's inputs, without the machine's rate."""
     options = request.options
     return {
         "task": task.name,
-        "task_sha256": hashlib.sha256(task_to_toml(task).encode()).hexdigest(),  # its labels are users' answers
+        # hashed, because its labels are users' answers
+        "task_sha256": hashlib.sha256(task_to_toml(task).encode()).hexdigest(),
         "minutes": request.minutes,
         "base": base_model(options).fingerprint,
         "seed": request.machine.seed,
@@ -497,14 +503,16 @@ def _identity(reg: Registry, request: QuickRequest, task: Task) -> dict[str, Any
 
 
 def _items_of_consenting(reg: Registry, task: Task) -> tuple[int, ...]:
-    """How many items each user holds who may be an anchor."""
+    """The number of items of each consenting user."""
     return tuple(count for user, count in reg.users.users_with_items(task.name) if user.can_anchor and count)
 
 
 def _make_and_measure(
     reg: Registry, request: QuickRequest, task: Task, plan: QuickPlan, summary: FileSummary
 ) -> Generator[Event, None, dict[str, Any]]:
-    """Build the bank, make a fusion and a stack for users of the file, and measure them: the evaluation's document."""
+    """Build the bank, make fusions and stacks for users of the file, and measure them; `return`s the evaluation's
+    document.
+    """
     from mta_cli.pipeline.evaluation.stored_models import evaluate_users
     from mta_cli.pipeline.personalize.adapt import adapt_users
 
@@ -524,7 +532,8 @@ def _make_and_measure(
     yield Note(f"3 of 4: the models of {pluralise(len(users), 'user')}")
     made = adapt_request(reg, options, [user.name for user in users], task.name)
     yield from forward_events(adapt_users(reg, made))
-    users = [user for user in users if reg.stacks.get(user.id, task.name, bank.id) is not None]  # not where it diverged
+    # without users whose training diverged
+    users = [user for user in users if reg.stacks.get(user.id, task.name, bank.id) is not None]
     if not users:
         raise BadInput("every training at a user diverged", hint=Command("user adapt", learning_rate="0.001"))
     yield Note("4 of 4: answers to held-out questions, step by step from no model to the personal one")
@@ -539,7 +548,7 @@ def _describe(
     run: Run,
     file_lines: Sequence[PlanLine],
 ) -> dict[str, Any]:
-    """What a finished run made and measured, read from the store, so that a run repeated says the same."""
+    """The result document of a finished run, read from the store, so that a repeated run gives the same."""
     from mta_cli.pipeline.evaluation.stored_models import stored_document
 
     plan, kept = _plan_of(run), run.result or {}
@@ -583,7 +592,7 @@ def _describe(
 
 
 def _build_bank(reg: Registry, options: OptionSet, task: Task, sizes: QuickSizes) -> Generator[Event, None, Bank]:
-    """The bank of all users, or of those with the longest histories where there is no time for all."""
+    """Build the bank from all users, or from the users with the longest histories if there is no time for all."""
     from mta_cli.pipeline.bank.build import build_bank
 
     request = bank_request(reg, options, task.name)
@@ -596,9 +605,9 @@ def _build_bank(reg: Registry, options: OptionSet, task: Task, sizes: QuickSizes
 
 
 def measurable_users(reg: Registry, bank: Bank, names: Container[str]) -> tuple[list[User], bool]:
-    """Those of these users with held-out items, by id, and whether they are anchors.
+    """The users among `names` with held-out items, by id, and whether they are anchors.
 
-    Anchors are only measured where nobody else can be.
+    Anchors are measured only if there are no other users.
     """
     anchors = {anchor.user_id for anchor in reg.banks.anchors(bank.id)}
     named = [user for user, _ in reg.users.users_with_items(bank.task) if user.name in names]
@@ -608,7 +617,7 @@ def measurable_users(reg: Registry, bank: Bank, names: Container[str]) -> tuple[
 
 
 def draw_users(users: Sequence[User], most: int, seed: int) -> list[User]:
-    """At most so many of these users, drawn by the seed, by id."""
+    """At most `most` of these users, drawn by the seed, sorted by id."""
     chosen = random.Random(seed).sample(users, most) if len(users) > most else users
     return sorted(chosen, key=lambda user: user.id)
 
@@ -616,7 +625,9 @@ def draw_users(users: Sequence[User], most: int, seed: int) -> list[User]:
 def _next_commands(
     reg: Registry, task: Task, users: Sequence[User], base: str, evaluation: int, *, alone: bool
 ) -> list[str]:
-    """What to do with these models, on this `base` (a fingerprint): with a whole question of one of `users`."""
+    """Suggested commands for these models on this `base` (a fingerprint), with a complete question of one of
+    `users`.
+    """
     asked = [(user, " ".join(query.input.split())) for user in users for query in reg.items.queries(user.id, task.name)]
     fitting = [one for one in asked if len(one[1]) <= MAX_NEXT_QUESTION]
     user, question = fitting[0] if fitting else min(asked, key=lambda one: len(one[1]))

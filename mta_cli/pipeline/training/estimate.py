@@ -1,4 +1,4 @@
-"""Estimates what a training costs on this machine: time from earlier trainings of the same base and placement, tokens
+"""Estimates the cost of a training on this machine: time from earlier trainings of the same base and placement, tokens
 from a sample of the data, and memory from the base's shape.
 
 Without earlier trainings, the estimate measures one matrix product. A frozen base with LoRAs costs about 4 operations
@@ -39,15 +39,17 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 RECENT_ADAPTERS = 8  # adapters whose speed is averaged
-FLOAT32_EFFICIENCY = 0.5  # of the bare matrix rate, reached in training a small transformer on a CPU
-HALF_PRECISION_EFFICIENCY = 0.25  # more time goes into other operations: .1 to .45, depending on the machine
-PLACEMENT_SPEEDUP = {"all": 1.0, "upper": 2.0, "late": 20.0}  # relative to all layers, without earlier measurements
+FLOAT32_EFFICIENCY = 0.5  # share of the matrix product's rate that training a small transformer reaches on a CPU
+# lower, because other operations take more of the time: .1 to .45, depending on the machine
+HALF_PRECISION_EFFICIENCY = 0.25
+# relative to all layers; used without earlier measurements
+PLACEMENT_SPEEDUP = {"all": 1.0, "upper": 2.0, "late": 20.0}
 SAMPLED_ROWS = 128  # training rows whose tokens are counted
 
 
 @dataclass(frozen=True)
 class RowTokens:
-    """The tokens of training rows: of one on average, and of the longest."""
+    """The tokens of training rows: their mean and their maximum."""
 
     mean: float
     longest: int
@@ -55,9 +57,9 @@ class RowTokens:
 
 @dataclass(frozen=True)
 class TokenLoad:
-    """`count` tokens that adapters of one `placement` and `rank` are trained on, `distinct` of them different.
+    """A training load: `count` tokens, `distinct` of them different, for adapters of one `placement` and `rank`.
 
-    At most `adapters` of them train at a time, each above frozen LoRAs with a sum of ranks of `frozen_rank`.
+    At most `adapters` adapters train at a time, each above frozen LoRAs with a total rank of `frozen_rank`.
     """
 
     count: int
@@ -78,7 +80,7 @@ def sample_row_tokens(
 ) -> RowTokens:
     """The tokens of the training rows of `items`, counted in a sample; for `mix` see `PromptRowBuilder.training_rows`.
 
-    Raises BadInput where the base's folder cannot be read.
+    Raises BadInput if the base's folder cannot be read.
     """
     from mta_cli.engine.model.load import read_base_info
     from mta_cli.pipeline.data.examples import PromptRowBuilder
@@ -102,7 +104,7 @@ def cost_lines(
 ) -> tuple[PlanLine, ...]:
     """Tokens, memory and time of a plan with `batch_size` rows per step, and the source of the speed.
 
-    Raises UsageError where the memory is more than the machine options allow.
+    Raises UsageError if the memory exceeds the machine options' limit.
     """
     from mta_cli.engine.model.load import number_format
 
@@ -132,9 +134,9 @@ def cost_lines(
 
 
 def speed_lines(base: ModelEntry) -> tuple[PlanLine, ...]:
-    """A line where transformers' modules compute with the base instead of the decoder.
+    """A line if the base runs through transformers' modules instead of the decoder.
 
-    A folder that cannot be read is no error here; loading it reports that.
+    An unreadable folder is ignored here; loading reports it.
     """
     family = _family_without_decoder(base)
     return () if family is None else (PlanLine("speed", f"slower: no fast path for {family}"),)
@@ -164,9 +166,9 @@ def estimate_memory(
     step_tokens: int,
     limits: MemoryLimits | None = None,
 ) -> int:
-    """The most bytes of a training with `step_tokens` tokens in each adapter's step, within `limits`.
+    """The peak memory in bytes of a training with `step_tokens` tokens in each adapter's step, within `limits`.
 
-    It is the weights and the largest of the `loads`: a pass, computed states that are kept, and a group's factors.
+    It is the weights plus the largest of the `loads`: a pass, cached states, and a group's factors.
     """
     from mta_cli.engine.model.load import MemoryLimits
 
@@ -178,7 +180,7 @@ def estimate_memory(
         at_once = limits.batch_tokens
         recomputes = shape.fast and load.placement != "late" and at_once is not None and rows.longest > at_once
         passes = pass_bytes(shape, precision, tokens, rows.longest, layers, recomputes=recomputes)
-        key_values = 2 * layers * shape.kv_heads * shape.head_dim  # of a token before those on which the LoRA acts
+        key_values = 2 * layers * shape.kv_heads * shape.head_dim  # bytes of a token before the LoRA's first position
         each_token = {"all": 0, "upper": shape.width, "late": key_values}[load.placement]
         states = number_bytes(precision) * each_token * load.distinct
         each_rank = layers * shape.factor_widths * load.adapters
@@ -209,13 +211,13 @@ def measure_matmul_rate(device: str, dtype: str, rows: int = 512, width: int = 1
     best = float("inf")
     for _ in range(5):
         started = time.perf_counter()
-        float((a @ b)[0, 0])  # reading a number waits for the device
+        float((a @ b)[0, 0])  # reading a number synchronises with the device
         best = min(best, time.perf_counter() - started)
     return 2 * rows * width * width / best
 
 
 def require_device(machine: MachineOptions) -> None:
-    """Raise UsageError where this machine lacks the device, or the device lacks the number format or the packing."""
+    """Raise UsageError if this machine lacks the device, or the device lacks the number format or the packing."""
     from mta_cli.engine.model.load import require_quantize, resolve_device, resolve_dtype
 
     device = resolve_device(machine.device)
@@ -224,7 +226,7 @@ def require_device(machine: MachineOptions) -> None:
 
 
 def dtype_slowdown(machine: MachineOptions) -> float:
-    """How many times slower a small product is in the machine's number format than in float32; 1 except on a CPU.
+    """The slowdown of a small matrix product in the machine's number format against float32; 1 except on a CPU.
 
     A CPU without 16-bit arithmetic emulates it, which can be tens of times slower.
     """

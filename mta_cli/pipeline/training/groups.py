@@ -33,7 +33,7 @@ MAX_USERS_PER_GROUP = 64  # the most users in a group
 
 @dataclass(frozen=True)
 class AdapterJob:
-    """What to train and how: all settings that determine the adapter's bytes, besides the base and the rows."""
+    """All settings that determine a trained adapter's bytes, besides the base and the rows."""
 
     kind: str
     label: str
@@ -50,11 +50,11 @@ class AdapterJob:
 
     @property
     def title(self) -> str:
-        """The text for progress messages. `label` is what the store keeps; only a stack's is a user's name."""
+        """The text for progress messages. `label` is stored, and only a stack's label is a user's name."""
         return self.display_label or self.label
 
     def checkpoint_key(self, base: str) -> str:
-        """All that determines the training's result, as a text; its checkpoint is found by it."""
+        """A text of everything that determines the training's result, under which its checkpoint is stored."""
         return repr(
             (
                 base,
@@ -77,7 +77,7 @@ class AdapterJob:
 class AdapterTraining:
     """One adapter to train: the job, its examples, and the run that its steps belong to.
 
-    `stack` is what the trainer takes for a user's stack; without it a fresh LoRA of the job is trained.
+    `stack` is the trainer's input for a user's stack; without it a fresh LoRA of the job is trained.
     """
 
     job: AdapterJob
@@ -86,7 +86,7 @@ class AdapterTraining:
     stack: GroupMember | None = None
 
     def member(self, base: LoadedBase) -> GroupMember:
-        """What the trainer takes."""
+        """The trainer's input."""
         if self.stack is not None:
             return self.stack
         from mta_cli.engine.lora.adapter import init_lora_weights
@@ -104,8 +104,8 @@ OnTrained = Callable[[list[Adapter | str], TrainingResult], Iterator[Event]]
 class TrainingGroup:
     """Trainings that run together: all have the same modules, rank, alpha and placement.
 
-    `on_trained` is called with the stored adapters, or with the error of each failed member. It stores what depends on
-    them and yields events. With `heldout`, examples for each member, losses are measured before and after.
+    `on_trained` is called with the stored adapters, or with the error of each failed member. It stores dependent rows
+    and yields events. With `heldout` examples for each member, losses are measured before and after.
     """
 
     trainings: Sequence[AdapterTraining]
@@ -124,9 +124,9 @@ class TrainingGroup:
 
 
 def max_group_size(base: LoadedBase, job: AdapterJob, frozen_bytes: int = 0) -> int:
-    """The largest number of adapters like this one that train together within the base's limits.
+    """The largest number of adapters like this one that can train together within the base's limits.
 
-    Each is above frozen LoRAs of at most `frozen_bytes`.
+    Each has frozen LoRAs of at most `frozen_bytes` below it.
     """
     from mta_cli.engine.lora.adapter import find_target_modules
 
@@ -138,7 +138,7 @@ def max_group_size(base: LoadedBase, job: AdapterJob, frozen_bytes: int = 0) -> 
 
 
 def group_key(base: LoadedBase, jobs: Sequence[AdapterJob]) -> str:
-    """The text by which the checkpoint of a group is found."""
+    """The text under which a group's checkpoint is stored."""
     keys = "\n".join(job.checkpoint_key(base.fingerprint) for job in jobs)
     return jobs[0].checkpoint_key(base.fingerprint) if len(jobs) == 1 else hashlib.sha256(keys.encode()).hexdigest()
 
@@ -146,7 +146,7 @@ def group_key(base: LoadedBase, jobs: Sequence[AdapterJob]) -> str:
 def pair_with_adapters(
     whose: Sequence[T], trainings: Sequence[AdapterTraining], results: Sequence[Adapter | str]
 ) -> list[tuple[T, Adapter]]:
-    """Each of `whose` with their adapter. Raises BadInput when one failed."""
+    """Each of `whose` with the trained adapter. Raises BadInput if one failed."""
     paired = []
     for one, training, result in zip(whose, trainings, results, strict=True):
         if isinstance(result, str):
@@ -168,20 +168,20 @@ def train_groups(
     executor: Executor | None = None,
     below: LoraWeights | None = None,
 ) -> Iterator[Event]:
-    """Train groups, and store the result of each: by `executor`, or one after another on `base`.
+    """Train groups by `executor`, or one after another on `base`, and store the result of each.
 
-    `below` is the task adapter that they are trained above, which `base` holds by then.
-    `done` is the number of steps already counted in the progress. A checkpoint of each group is kept while it runs,
-    also when the generator is closed. It is deleted when the group's adapters are stored.
+    `below` is the task adapter below them; it must already be merged into `base`. `done` is the number of steps already
+    counted in the progress. A checkpoint of each group is kept while it runs, also when the generator is closed. It is
+    deleted when the group's adapters are stored.
     """
     executor = executor if executor is not None else LocalExecutor(base)
-    recorders = dict[int, _SessionRecorder]()  # of the groups in training, by number
+    recorders = dict[int, _SessionRecorder]()  # groups in training, by number
 
     def works() -> Iterator[GroupWork]:
         numbers = itertools.count()
         for group in groups:
             recorders[number := next(numbers)] = _SessionRecorder(reg, base, group)
-            del group  # its examples and frozen LoRAs are freed before the next group's are made
+            del group  # free its examples and frozen LoRAs before the next group's are made
             yield recorders[number].take_work()
 
     try:
@@ -192,14 +192,14 @@ def train_groups(
             if isinstance(report, TrainingResult):
                 done += recorders.pop(number).steps_counted
             del recorder
-    except GeneratorExit:  # stopped between two steps: nothing of a training is lost
+    except GeneratorExit:  # stopped between two steps: save the progress
         for number, recorder in recorders.items():
             recorder.save_checkpoint(executor.checkpoint(number))
         raise
 
 
 class _SessionRecorder:
-    """A group in training, and everything that is written about it."""
+    """Records a group's training: steps, checkpoints, and adapters."""
 
     def __init__(self, reg: Registry, base: LoadedBase, group: TrainingGroup) -> None:
         self._base, self._steps_taken = base, 0
@@ -207,7 +207,7 @@ class _SessionRecorder:
         self._settled = False
 
     def take_work(self) -> GroupWork:
-        """What an executor trains; only it keeps the members' factors."""
+        """The work for an executor. It is handed over, so that only the executor keeps the members' factors."""
         from mta_cli.engine.training.work import GroupWork
 
         members = tuple(one.member(self._base) for one in self._group.trainings)
@@ -215,7 +215,7 @@ class _SessionRecorder:
 
     @property
     def steps_counted(self) -> int:
-        """The steps that the progress counts: all of a finished group, though some of its members may have failed."""
+        """The steps for the progress: all steps of a finished group, even if some members failed."""
         return self._group.steps if self._settled else self._steps_taken
 
     def record_report(self, report: SessionReport, done: int) -> Iterator[Event]:
@@ -247,15 +247,15 @@ class _SessionRecorder:
             self._reg.files.write_checkpoint(self._key, report.checkpoint)
 
     def save_checkpoint(self, state: bytes | None) -> None:
-        """Store a checkpoint of a training that has begun and is not finished."""
+        """Store a checkpoint of an unfinished training."""
         if state is not None and not self._settled:
             self._reg.files.write_checkpoint(self._key, state)
 
     def _store_adapters(self, trained: TrainingResult) -> Iterator[Event]:
         """Store the adapters and call the group's `on_trained`.
 
-        All members are stored in one transaction: the rest of a half-stored group would train with other members, and
-        so to other bytes.
+        All members are stored in one transaction, because the rest of a partly stored group would train with other
+        members and give other bytes.
         """
         self._settled = True
         reg = self._reg

@@ -31,11 +31,11 @@ def add_user(
     ask: AskConsent | None = None,
     dry_run: bool = False,
 ) -> Iterator[Event]:
-    """Add a user, with a history when there is one; the history of a known user is extended.
+    """Add a user, optionally with a history; the history of an existing user is extended.
 
-    Without `can_anchor`, `ask` decides whether a new user may be an anchor; without both they may.
+    Without `can_anchor`, `ask` decides whether a new user may be an anchor; without both, the user may.
 
-    Raises `BadInput` for an invalid name, and for a known user without a history to add.
+    Raises `BadInput` for an invalid name, and for an existing user without a history to add.
     """
     name = check_name(name)
     if history is not None:

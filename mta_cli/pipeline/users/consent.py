@@ -1,7 +1,7 @@
-"""Consent: whether a user may be an anchor, who helps to serve others. Knows no terminal and no SQL.
+"""Consent: whether a user may be an anchor and help to serve others. Knows no terminal and no SQL.
 
-A user without consent is not an anchor, does not count in a task adapter or in label rates, and is not a neighbour of
-other users' questions. Earlier training results stay until the bank is refreshed or built anew.
+Items of a user without consent are not used for anchors, task adapters, label rates, or neighbours of other users'
+questions. Earlier training results stay until the bank is refreshed or built again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def change_consent(reg: Registry, users: Sequence[User], can_anchor: bool) -> StaleParts:
-    """Record the consent of some users; returns what is stale now. Raises UserInUse as `Users.set_can_anchor`."""
+    """Record the consent of some users; returns the stale parts. Raises UserInUse as `Users.set_can_anchor`."""
     pooled: dict[int, Bank] = {}
     stale: list[StaleAnchor] = []
     with reg.transaction():
@@ -35,7 +35,7 @@ def change_consent(reg: Registry, users: Sequence[User], can_anchor: bool) -> St
 def set_consent(reg: Registry, name: str, can_anchor: bool, *, wait: bool = False) -> Iterator[Event]:
     """Record a user's consent. The result lists the anchors that are stale now, and the users who depend on them.
 
-    Raises NotFound, and UserInUse where consent is withdrawn while a job uses their items, unless it may `wait`.
+    Raises NotFound, and UserInUse if consent is withdrawn while a job uses the user's items, unless it may `wait`.
     """
     user = reg.users.get(name)
     left = yield from change_when_unused(partial(change_consent, reg, [user], can_anchor), wait=wait)
@@ -50,8 +50,8 @@ def set_consent_of_all(
 ) -> Iterator[Event]:
     """Record the consent of every user, or of those with items of `task`, all or none.
 
-    The result names those whose consent has changed, and lists what is stale now. Raises NotFound for an unknown task
-    and where there is no such user, and UserInUse as `set_consent` does.
+    The result names the users whose consent has changed, and lists the stale parts. Raises NotFound for an unknown task
+    and if there is no such user, and UserInUse as `set_consent` does.
     """
     from mta_cli.pipeline.data.tasks import find_task
 

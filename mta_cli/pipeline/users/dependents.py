@@ -1,4 +1,5 @@
-"""What becomes stale when a user leaves or withdraws consent, the users who depend on it, and the remedy.
+"""Finds the parts that become stale when a user leaves or withdraws consent, the users who depend on them, and the
+remedy.
 
 Changes nothing. Knows no terminal and no SQL.
 """
@@ -20,20 +21,22 @@ if TYPE_CHECKING:
     from store.registry import Registry
     from store.tables.users import StaleAnchor
 
-MAX_NAMED_USERS = 10  # users that a note names; results name all
+MAX_NAMED_USERS = 10  # users named in a note; results name all
 
 Dependent = tuple[str, str, int]
 """(user, bank, version): a user whose recipe or stack depends on a stale anchor of the bank"""
 
 
 def join_names(names: Sequence[str]) -> str:
-    """The first few names, and the number of the rest."""
+    """The first few names, and the number of the others."""
     rest = len(names) - MAX_NAMED_USERS
     return ", ".join(names[:MAX_NAMED_USERS]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def refresh_command(reg: Registry, bank: Bank) -> str:
-    """The command that removes stale anchors from a bank: a refresh of its base's newest, else the removal."""
+    """The command that removes stale anchors from a bank: a refresh if it is the newest for its base, otherwise its
+    removal.
+    """
     newest, refresh = reg.banks.latest_ready_bank(bank.task, bank.base), f"--refresh{base_flag(reg, bank.base)}"
     if newest is not None and newest.id == bank.id:
         return f"mta bank build --task {shlex.quote(bank.task)} {refresh}"
@@ -45,12 +48,12 @@ def refresh_command(reg: Registry, bank: Bank) -> str:
 
 
 def banks_pooling_user(reg: Registry, user: User, *, measuring: bool = False) -> list[Bank]:
-    """Banks whose task adapter was trained on a user's items, whatever the user has consented to since.
+    """Banks whose task adapter was trained on a user's items, regardless of the user's current consent.
 
-    With `measuring`, also those of evaluations.
+    With `measuring`, banks of evaluations are included.
 
-    Banks of earlier versions did not record that: of those, the ones of tasks of which a user with consent has enough
-    items, if they were begun after the user was added.
+    Banks of earlier versions did not record their users. Such a bank is included if the user has enough items of its
+    task, has consented, and was added before the bank was begun.
     """
     held = {task: items for task, items, _ in reg.users.tasks_of_user(user.id)}
 
@@ -69,9 +72,9 @@ def _min_pooled_items(bank: Bank) -> int:
 
 @dataclass(frozen=True)
 class StaleParts:
-    """What is stale after a removal or withdrawn consent: anchors, and the users who depend on them.
+    """The stale parts after a removal or withdrawn consent: anchors, and the users who depend on them.
 
-    The task adapters of the `pooled` banks may hold something of the user. Empty where consent is given.
+    The task adapters of the `pooled` banks may be trained on the user's items. Empty if consent is given.
     """
 
     anchors: list[StaleAnchor] = field(default_factory=list)
@@ -80,7 +83,7 @@ class StaleParts:
 
     @classmethod
     def find(cls, reg: Registry, anchors: list[StaleAnchor], pooled: list[Bank]) -> StaleParts:
-        """The same with all users whose recipe or stack depends on the anchors."""
+        """The stale parts, with all users whose recipe or stack depends on the anchors."""
         banks = dict.fromkeys((name, version) for name, version, _ in anchors)
         dependents = [
             (user, name, version)
@@ -116,7 +119,7 @@ class StaleParts:
             )
 
     def entries(self) -> dict[str, list[dict[str, Any]]]:
-        """The same as plain values, for results."""
+        """The stale parts as plain values, for results."""
         return {
             "stale_anchors": [
                 {"bank": bank, "version": version, "anchor": each} for bank, version, each in self.anchors

@@ -1,7 +1,6 @@
 """One user for a detail pane: history, nearest anchors, recipe, training, results, runs.
 
-All as plain values, read from the store and computed without numpy, so that nothing heavy is loaded.
-Knows no terminal and no SQL.
+Plain values, computed without numpy, so that no heavy library is loaded. Knows no terminal and no SQL.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ RUNS_SHOWN = 20
 
 @dataclass(frozen=True)
 class AnchorMatch:
-    """An anchor for a user: cosine of both profiles where both are known, and its weight in the user's recipe.
+    """An anchor from a user's view: the cosine of both profiles, if known, and its weight in the user's recipe.
 
-    `place` is its place in the bank, from 0.
+    `place` is its index in the bank, from 0.
     """
 
     anchor_id: int
@@ -64,10 +63,10 @@ class Results:
 class UserDetail:
     """A user, for one task: `held` is their data as (task, items, queries).
 
-    `bank` is the task's newest that is ready, of the base that was asked for where that has one; recipe, stack and
-    `near` are about it, the nearest anchors first. `base` is its base's name where the store has banks on several, and
-    `other_bases` the names of others on which the user has a model of the task.
-    `rest` is the share of the task adapter alone in the recipe. `losses` are those of the last adaptation, by step.
+    `bank` is the task's newest ready bank, on the requested base if that has one; recipe, stack and `near` (nearest
+    anchors first) refer to it. `base` is its base's name if the store has banks on several, and `other_bases` names the
+    others on which the user has a model of the task. `rest` is the share of the task adapter alone in the recipe.
+    `losses` are the losses of the last adaptation, by step.
     """
 
     user: User
@@ -97,7 +96,9 @@ class UserDetail:
 
 
 def load_user_detail(reg: Registry, name: str, task: str | None = None, base: str | None = None) -> UserDetail:
-    """A user for a task, or for the one with most items, and on the base called `base` first. Raises NotFound."""
+    """The detail of a user for `task` (by default the one with most items), preferably on the base called `base`.
+    Raises NotFound.
+    """
     user = reg.users.get(name)
     held = tuple(reg.users.tasks_of_user(user.id))
     task = task if task is not None else held[0][0] if held else None
@@ -125,14 +126,16 @@ def load_user_detail(reg: Registry, name: str, task: str | None = None, base: st
 
 
 def load_recipe(reg: Registry, user: User, bank: Bank) -> tuple[tuple[AnchorMatch, ...], float | None]:
-    """The anchors of a bank with their weights in a user's recipe, and the task adapter's share; none without one."""
+    """The anchors of a bank with their weights in a user's recipe, and the task adapter's share; empty without a
+    recipe.
+    """
     recipe = reg.recipes.get(user.id, bank.task, bank.id)
     anchors = reg.banks.anchors(bank.id) if recipe is not None else []
     return _rank_anchors(reg, user, bank, anchors, recipe), _task_adapter_share(recipe)
 
 
 def _bank_on_base(reg: Registry, task: str, base: str | None) -> Bank | None:
-    """The newest ready bank of a task on the base of this name; without one, on any."""
+    """The newest ready bank of a task on the base of this name; without one, on any base."""
     for fingerprint in reg.banks.bases(task):
         if base_name(reg, fingerprint) == base:
             return reg.banks.latest_ready_bank(task, fingerprint)
@@ -157,7 +160,7 @@ def _status(user: User, anchors: Sequence[Anchor], recipe: Recipe | None, stack:
 def _rank_anchors(
     reg: Registry, user: User, bank: Bank | None, anchors: Sequence[Anchor], recipe: Recipe | None
 ) -> tuple[AnchorMatch, ...]:
-    """Every anchor, the most similar first; those of unknown similarity last, by weight."""
+    """All anchors, most similar first; anchors of unknown similarity last, by weight."""
     if bank is None:
         return ()
     cosines = _cosines(reg, user, bank, anchors)
@@ -228,7 +231,7 @@ def _results(reg: Registry, user: User, task: str | None) -> Results | None:
     for answer in reg.evaluations.predictions.user_predictions(number, user.id):
         if _was_chosen(answer, chosen):
             sizes[answer.method] = answer.bytes
-            with contextlib.suppress(ValueError):  # a gold that is not a number has no score
+            with contextlib.suppress(ValueError):  # a gold that is not a number cannot be scored
                 scores.setdefault(answer.method, []).append(score(answer))
     methods = tuple(
         MethodResult(method, sum(own) / len(own), len(own), sizes[method]) for method, own in scores.items() if own
@@ -237,7 +240,7 @@ def _results(reg: Registry, user: User, task: str | None) -> Results | None:
 
 
 def _was_chosen(answer: UserPrediction, chosen: Any) -> bool:
-    """Whether the answer is from the chosen settings of the evaluation; a list holds them by fold."""
+    """Whether the answer was given with the evaluation's chosen settings; a list has them by fold."""
     settings = chosen.get(answer.method) if isinstance(chosen, Mapping) else None
     if answer.fold is None or settings is None:
         return True
@@ -247,7 +250,7 @@ def _was_chosen(answer: UserPrediction, chosen: Any) -> bool:
 
 
 def _metric_scorer(reg: Registry, task: str) -> tuple[str, Callable[[UserPrediction], float]]:
-    """The task's main metric, and the score of one answer in it; accuracy for an unknown task."""
+    """The task's main metric, and a function that computes it for one answer; accuracy for an unknown task."""
     from mta_cli.engine.evaluation.metrics import rouge_1, score_errors, score_range
     from mta_cli.pipeline.data.tasks import find_task
 

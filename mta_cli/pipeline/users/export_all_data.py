@@ -1,6 +1,6 @@
-"""All stored data about a user, as a folder of readable files for them: `mta user export --all-data`.
+"""Exports all stored data about a user as a folder of readable files: `mta user export --all-data`.
 
-JSON with the keys that `README.md` in the folder explains, and the adapters that were trained on this user alone.
+The folder has JSON files, whose keys its `README.md` explains, and the adapters that were trained on this user only.
 Loads no model.
 """
 
@@ -53,7 +53,7 @@ FILE_DESCRIPTIONS = {
 
 
 def export_all_data(reg: Registry, name: str, to: Path) -> Iterator[Event]:
-    """Write all stored data about a user to the folder `to`, which appears whole or not at all.
+    """Write all stored data about a user to the folder `to`, atomically.
 
     Raises NotFound for an unknown user, BadInput for a folder that is not empty or cannot be made,
     IntegrityFault for a damaged adapter file.

@@ -1,4 +1,4 @@
-"""Folders outside the store: written whole or not at all, and recorded as runs, so that forgetting can list them.
+"""Exported folders: written atomically, and recorded as runs, so that removing a user can list them.
 
 Knows nothing of their contents. No path here contains the user's name.
 """
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 FileContent = bytes | Callable[[Path], None]
-EXPORT_RUN_KIND = "user export"  # the kind of its run
-_REFUSED_BESIDE = (errno.EACCES, errno.EBUSY, errno.EROFS, errno.EXDEV)  # for a mount, or a parent that is not ours
+EXPORT_RUN_KIND = "user export"  # the kind of an export's run
+# for a mount point, or a parent without write access
+_REFUSED_BESIDE = (errno.EACCES, errno.EBUSY, errno.EROFS, errno.EXDEV)
 
 
 def resolve_export_folder(
@@ -32,8 +33,8 @@ def resolve_export_folder(
 ) -> Path:
     """`to` as an absolute path. Raises BadInput for a file, and for a folder that is not empty unless `replace`.
 
-    Raises BadInput for a folder in the store, and with the system's reason for an invalid path. A folder with an
-    earlier export, which has a `list_file`, is offered to be replaced.
+    Raises BadInput for a folder in the store, and with the system's reason for an invalid path. For a folder with an
+    earlier export, which has a `list_file`, the hint offers to replace it.
     """
     try:
         target = Path(os.path.abspath(to.expanduser()))
@@ -65,12 +66,13 @@ def write_folder(
     list_file: str | None = None,
     listed: Mapping[str, Sequence[str]] | None = None,
 ) -> int:
-    """Write the folder beside its place, then move it there; in a folder that is not empty, replace these files.
+    """Write a temporary folder and move it into place; in a folder that is not empty, replace only these files.
 
-    `files` by their paths below it, with `/`: their bytes, or a function that writes the file. A `private` folder is
-    for its owner alone. With `list_file`, a file of that name says the SHA-256 of each, and of those `listed` before;
-    it is replaced first, so that an interrupted replacement can be repeated. Returns the bytes written.
-    BadInput with the system's reason leaves nothing. What a killed process left beside the place is removed.
+    `files` maps relative paths (with `/`) to bytes, or to a function that writes the file. A `private` folder is
+    accessible only to its owner. With `list_file`, a file of that name lists the SHA-256 of each file, and of files
+    `listed` before; it is replaced first, so that an interrupted replacement can be repeated. Returns the number of
+    bytes written. On BadInput, with the system's reason, no file is left. Temporary folders of killed processes are
+    removed.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -106,26 +108,26 @@ def write_folder(
 
 
 def read_list(path: Path) -> dict[str, list[str]]:
-    """The SHA-256 of each file that a `list_file` names."""
+    """The SHA-256 of each file in a `list_file`."""
     found: dict[str, list[str]] = json.loads(path.read_bytes())["files"]
     return found
 
 
 @contextmanager
 def record_export(reg: Registry, user: User, target: Path, what: str) -> Iterator[None]:
-    """A run that records where a user's data went, from here to the end of the block; it holds the user."""
+    """Record an export of a user's data as a run during the block, and hold the user."""
     asked = {"to": str(target), "what": what}
     with reg.hold_users("export", [user.id]), record_request(reg, EXPORT_RUN_KIND, asked, user_id=user.id):
         yield
 
 
 def exports_of(reg: Registry, user: User) -> list[str]:
-    """The places of a user's exports, each once, newest first; some may have been moved or removed since."""
+    """The distinct folders of a user's exports, newest first; some may have been moved or removed since."""
     return list(dict.fromkeys(_export_paths(reg, user)))
 
 
 def remove_drafts(exports: Sequence[str]) -> None:
-    """Remove what killed processes left beside these places when they wrote them."""
+    """Remove the temporary folders that killed processes left beside these exports."""
     for folder in {Path(place).parent for place in exports}:
         with suppress(OSError):
             remove_leftover_temporaries(folder)

@@ -1,4 +1,4 @@
-"""Imports files of histories: a file is checked as a whole, then written, a large one in batches.
+"""Imports files of histories: checks the whole file, then writes it, in batches if it is large.
 
 Keeps stored items unchanged. Knows no format (see `parse_file`), no terminal and no SQL.
 """
@@ -43,22 +43,23 @@ T = TypeVar("T", bound=Sequence[Any])
 AskConsent = Callable[[int], bool]
 
 BATCH_RECORDS, BATCH_CHARACTERS = 1_000, 4_000_000
-"""Most records, and characters of text, that are in memory at once."""
+"""The most records, and characters of text, in memory at once."""
 MAX_WHOLE_RECORDS = 5_000
-"""Most records, or users, of a file that is written in one transaction: the others wait for it."""
+"""The most records, or users, of a file that is written in one transaction, for which other writers wait."""
 TURN_SECONDS, PAUSE_SECONDS = 0.4, 0.1
-"""How long a transaction of a large import lasts, and how long other writers have after it."""
+"""The duration of a transaction in a large import, and of the pause for other writers after it."""
 
 
 KEPT_ITEMS = 3
-"""History items that a user keeps at least when others are held out: fewer make no history."""
+"""The minimum of history items that a user keeps when others are held out."""
 NAMED_USERS = NAMED_TWINS = 5
 
 
 class StagedSource(NamedTuple):
-    """A checked file, how many of its items (False) and queries (True) are stored, and the names of all users then.
+    """A checked file, the number of its items (False) and queries (True) that are already stored, and the names of all
+    users.
 
-    `last` are the `last_numbers` of what was stored then.
+    `last` are the `last_numbers` of the store at that time.
     """
 
     intake: ParsedFile
@@ -95,12 +96,12 @@ def import_source(
 ) -> Iterator[Event]:
     """Import a file or a folder. `can_anchor` None leaves known users' consent unchanged.
 
-    For that many new users, `ask` decides whether they may be anchors; without it they may. Where the inputs are other
-    people's words, they may not. The `task` of the records, or one that a preset brings, is added to the store with
-    them, unless it is there.
+    `ask`, called with the number of new users, decides whether these may be anchors; without it they may, unless the
+    inputs are other people's words. `task`, or the task of a preset, is added to the store with the records unless it
+    exists.
 
-    Raises `NotFound` for a missing file or task, `BadInput` with every fault of the file, and `UsersChanged` where a
-    known user is removed meanwhile, or another import holds out what is history here, or the reverse.
+    Raises `NotFound` for a missing file or task, `BadInput` with every fault of the file, and `UsersChanged` if a known
+    user is removed meanwhile, or if another import stores a history item of this file as a query or the reverse.
     """
     source.require_consistent()
     with reg.stage_records() as staged:
@@ -141,13 +142,13 @@ def stage_source(
 
 
 def _consent_note(authors: Sequence[str], can_anchor: bool | None) -> Note:
-    """Whose words the inputs are, and what follows."""
+    """A note on the authors of the inputs and the consequence for consent."""
     rule = ": new users may not be anchors unless you add --can-anchor" if can_anchor is None else ""
     return Note(f"the inputs are the words of {' and '.join(authors)}{rule}")
 
 
 def _make_find(reg: Registry, source: ImportSource, task: Task | None) -> FindTask:
-    """Finds a task in the store, else `task` or that of the preset."""
+    """A function that finds a task in the store, else `task` or the preset's task."""
     preset = source.known_preset
     brought = preset.task if task is None and preset is not None else task
 
@@ -160,7 +161,7 @@ def _make_find(reg: Registry, source: ImportSource, task: Task | None) -> FindTa
 
 
 def hold_out_notes(source: ImportSource, intake: ParsedFile) -> Iterator[Note]:
-    """Whose queries are not as many as were wanted, and why."""
+    """Notes on users with fewer queries than requested, and the reasons."""
     held, wanted = intake.held_out, f"{source.hold_out:,} held-out queries"
     if held.short:
         named = _first_names([format_value(user) for user, _ in held.short])
@@ -180,11 +181,11 @@ def _first_names(names: Sequence[str]) -> str:
 
 
 def _reconcile_with_store(reg: Registry, source: ImportSource, intake: ParsedFile, stored: set[str]) -> Counter[bool]:
-    """Match records with stored ones, and count these by whether it is a query. Other content is a fault.
+    """Match records with stored ones and count the matches by kind. Different content is a fault.
 
-    Two times of a day, or one that only one side knows, are no contradiction: the stored record stays unchanged. What
-    is stored as a query stays one, so that what was held out once is never trained on. Nor does an item come again
-    because its time, which is a part of ids that are made of the content, is read now, no longer or more exactly.
+    Times on the same day, or a time that only one side has, do not contradict; the stored record stays unchanged. A
+    stored query stays a query, so that held-out items are never trained on. An item without an id of its own also
+    matches if its time, which is part of its hashed id, was read differently before.
     """
     known = Counter[bool]()
     from_rows = all(FORMATS[form].kind != "document" for form in intake.formats)
@@ -222,14 +223,14 @@ def _reconcile_with_store(reg: Registry, source: ImportSource, intake: ParsedFil
 
 
 def _find_stored(reg: Registry, user_id: int, item: NewItem, held_out: bool) -> tuple[NewItem | None, NewItem | None]:
-    """The stored record of this kind with the item's id; for a history item without one, the query that has it."""
+    """The stored record of this kind with the item's id; for a history item, else the stored query with this id."""
     there = reg.items.find_stored(user_id, item, held_out=held_out)
     asked = None if held_out or there is not None else reg.items.find_stored(user_id, item, held_out=True)
     return there, asked
 
 
 def _take_stored_key(intake: ParsedFile, record: StagedRecord, alike: Sequence[StoredKey]) -> str | None:
-    """Give the record the id of a stored one with the same texts and day; None where none is left for it.
+    """Give the record the id of a stored one with the same texts and day; None if none is left.
 
     `alike` are the stored records with its texts.
     """
@@ -250,7 +251,7 @@ def _write(
     can_anchor: bool | None,
     newcomers: bool,
 ) -> Iterator[Event]:
-    """Write the staged records: few in one transaction, many in several, between which others can write."""
+    """Write the staged records: a few in one transaction, many in several, between which other processes can write."""
     intake, _, users, last = found
     stored = set(users)
     total, names = intake.counts.total(), intake.user_names
@@ -299,7 +300,9 @@ def _write(
 
 
 def _twin_notes(reg: Registry, tasks: Sequence[str], touched: set[int]) -> Iterator[Note]:
-    """A warning for each of the first sets of users with the same items, of whom one is `touched`; the rest counted."""
+    """Warnings about sets of users with the same items, at least one of them `touched`; only the first sets are
+    named.
+    """
     found = [(task, count, users) for task in tasks for count, users in reg.items.users_with_same_items(task, touched)]
     for task, count, users in found[:NAMED_TWINS]:
         names = [format_value(reg.users.by_id(user).name) for user in users]
@@ -320,20 +323,22 @@ def _add_task(reg: Registry, source: ImportSource, task: Task | None, intake: Pa
 
 
 def _require_still_there(reg: Registry, names: set[str]) -> None:
-    """Raises UsersChanged where one of these users was removed: they would be new, without being asked for consent."""
+    """Raises UsersChanged if one of these users was removed, because the user would be added again without a question
+    about consent.
+    """
     if reg.users.existing_names(names) != names:
         raise UsersChanged("Users of this file were removed while it was read.", hint="run it again")
 
 
 def _require_same_sides(reg: Registry, staged: StagedRecords, last: tuple[int, int]) -> None:
-    """Raises UsersChanged where a history item of the file was stored as a query after `last`, or the reverse."""
+    """Raises UsersChanged if a history item of the file was stored as a query after `last`, or the reverse."""
     for user, task, key, held_out in reg.items.keys_after(last):
         if staged.kinds_of_key(user, task, key) == {not held_out}:
             raise UsersChanged("Another import stored items of this file while it was read.", hint="run it again")
 
 
 def _change_consent(reg: Registry, names: Iterable[str], can_anchor: bool | None) -> StaleParts:
-    """Record the consent of the known users among these, where it is given and changes."""
+    """Record the consent of the known users among these, if it was given and differs."""
     if can_anchor is None:
         return StaleParts()
     stored = reg.users.existing_names(names)
@@ -347,7 +352,8 @@ def _batched(names: Iterable[str], most: int) -> Iterator[list[str]]:
 
 
 def _write_in_turns(reg: Registry, batches: Iterable[T], write: Callable[[T], None], pause: float) -> Iterator[int]:
-    """Write every batch, several in a transaction of about `TURN_SECONDS`; yields how many rows are written after each.
+    """Write every batch, several in each transaction of about `TURN_SECONDS`; yields the number of rows written after
+    each.
 
     In the `pause` (seconds) between two transactions other processes can write: SQLite lets them try every tenth of a
     second.

@@ -1,4 +1,4 @@
-"""Changes to a user whom a running job uses: refused, or delayed until the job ends. Knows no terminal."""
+"""Refuses or delays changes to a user whose data a running job uses. Knows no terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ POLL_SECONDS = 0.5
 
 
 def change_when_unused(change: Callable[[], T], *, wait: bool) -> Generator[Event, None, T]:
-    """Run `change` and return its result. While a job uses the user: wait for its end, else raise UserInUse."""
+    """Run `change` and return its result. While a job uses the user, wait for its end if `wait`, else raise
+    UserInUse.
+    """
     told = ""
     while True:
         try:

@@ -1,6 +1,6 @@
 """Provenance: the users whose items a bank, or a user's answers, are made from.
 
-Reads the store only. Knows no terminal and no SQL.
+Only reads. Knows no terminal and no SQL.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from store.records import AnchorWeight, Bank, User
     from store.registry import Registry
 
-TRAINED_USERS_KEY = "people"  # the key, in a task adapter's config, of how many it was trained on
+TRAINED_USERS_KEY = "people"  # the key of the number of users in a task adapter's config
 
 Entry = dict[str, Any]
 
 
 def count_bank_users(reg: Registry, bank: Bank) -> Entry:
-    """How many users the task adapter was trained on (None where unknown), and how many have neighbours."""
+    """The number of users of the task adapter (None if unknown), and the number of users with neighbours."""
     pooled = None
     if bank.task_adapter is not None:
         try:
@@ -33,11 +33,10 @@ def count_bank_users(reg: Registry, bank: Bank) -> Entry:
 
 
 def user_dependencies(reg: Registry, user: User) -> list[Entry]:
-    """The other users' data that a user's models depend on, one entry a bank.
+    """The other users' data on which a user's models depend, one entry for each bank.
 
-    `anchors` are those of the recipe or stack, by their users' names. `basis_anchors` counts the bank's where a core is
-    trained, between the main directions of those that may serve. The task adapter and the neighbours, with counts of
-    their users, serve every answer.
+    `anchors` are the names of the anchors in the recipe or stack. `basis_anchors` counts the bank's anchors on which a
+    core depends. Task adapter and neighbours, with the numbers of their users, affect every answer.
     """
     shares: dict[int, list[AnchorWeight]] = {}
     cores = set()
@@ -67,8 +66,9 @@ def user_dependencies(reg: Registry, user: User) -> list[Entry]:
 
 
 def user_contributions(reg: Registry, user: User) -> list[Entry]:
-    """A user's data in banks, besides anchors: whether `perhaps_task_adapter` (see `banks_pooling_user`), and how many
-    of their items are `neighbours`."""
+    """A user's data in banks, besides anchors: `perhaps_task_adapter` (see `banks_pooling_user`), and the number of
+    items that are `neighbours`.
+    """
     held = reg.neighbours.count_by_bank(user.id)
     pooled = {(bank.name, bank.version) for bank in banks_pooling_user(reg, user)}
     return [

@@ -1,7 +1,7 @@
-"""Removes a user whole, or some of a user's items, with what was made from them, and names what stays.
+"""Removes a user, or some of a user's items, with everything made from them, and reports the parts that stay.
 
-What others' models learned stays until a bank is refreshed or built anew, exports stay outside the store. Profiles are
-computed again when they are next needed; recipes and stacks are made again by `mta user adapt`. Knows no terminal and
+Anchors and task adapters keep what they learned until a bank is refreshed or built again, and exports stay outside the
+store. Profiles are computed again when needed; `mta user adapt` makes recipes and stacks again. Knows no terminal and
 no SQL.
 """
 
@@ -36,7 +36,9 @@ SHOWN_CHARS = 60  # characters of an item's texts in a plan
 
 
 def plan_user_removal(reg: Registry, name: str, *, as_notes: bool = False) -> Iterator[Event]:
-    """What `remove_user` would remove, and which anchors go stale; `as_notes` as one note too. Raises `NotFound`."""
+    """The effect of `remove_user`: removed parts and stale anchors; with `as_notes` also as a note. Raises
+    `NotFound`.
+    """
     user = reg.users.get(name)
     yield from _tell_plan("forget", [], list(_user_lines(reg, user)), {"user": user.name}, as_notes=as_notes)
 
@@ -44,7 +46,7 @@ def plan_user_removal(reg: Registry, name: str, *, as_notes: bool = False) -> It
 def plan_item_removal(
     reg: Registry, name: str, ids: Sequence[str], *, task: str | None = None, as_notes: bool = False
 ) -> Iterator[Event]:
-    """What `remove_items` would remove; `as_notes` as notes too. Raises what it raises."""
+    """The effect of `remove_items`; with `as_notes` also as notes. Raises as `remove_items`."""
     user = reg.users.get(name)
     found = _find_items(reg, user, ids, task)
     made = _made_from(reg, user, found)
@@ -71,7 +73,7 @@ def _tell_plan(
 
 
 def remove_user(reg: Registry, name: str, *, wait: bool = False) -> Iterator[Event]:
-    """Remove a user. Raises NotFound, and UserInUse while a job uses their items, unless it may `wait`.
+    """Remove a user. Raises NotFound, and UserInUse while a job uses the user's items, unless it may `wait`.
 
     The result counts what was removed, and lists what stays: stale anchors, the users who depend on them, task adapters
     that may have been trained on the user's items, and the exported folders.
@@ -80,7 +82,8 @@ def remove_user(reg: Registry, name: str, *, wait: bool = False) -> Iterator[Eve
 
     def prepare() -> _Removal:
         reg.jobs.require_unused(user.id, user.name)
-        drop_from_keys(reg.root, [user.name])  # first: after a stop between the two, the same command goes on
+        # done first, so that after an interruption the same command can be repeated
+        drop_from_keys(reg.root, [user.name])
         items = sum(count for _, count, _ in reg.users.tasks_of_user(user.id))
         labels = list(_label_notes(reg, user))
 
@@ -124,9 +127,9 @@ def remove_items(
 
 @dataclass(frozen=True)
 class _Removal:
-    """A removal that `erase` does. `result` counts what goes, and `notes` says more of it once it is gone.
+    """A prepared removal. `erase` does it, `result` counts the removed parts, and `notes` gives details afterwards.
 
-    The task adapters of the `pooled` banks may hold something of it. `what` and `whose` name it in other notes.
+    The task adapters of the `pooled` banks may be trained on the removed items. `what` and `whose` name these in notes.
     """
 
     user: User
@@ -139,7 +142,9 @@ class _Removal:
 
 
 def _remove(reg: Registry, prepare: Callable[[], _Removal], *, wait: bool) -> Iterator[Event]:
-    """Do a removal and say what stays. It is prepared anew after each wait: a job may have made more meanwhile."""
+    """Do a removal and report the parts that stay. It is prepared again after each wait, because a job may have made
+    more meanwhile.
+    """
 
     def change() -> tuple[_Removal, list[str], list[str], Erased]:
         removal = prepare()
@@ -149,7 +154,7 @@ def _remove(reg: Registry, prepare: Callable[[], _Removal], *, wait: bool) -> It
 
     try:
         removal, exports, saved, gone = yield from change_when_unused(change, wait=wait)
-    finally:  # also where all is removed and only its bytes are still to be overwritten
+    finally:  # also if the rows are deleted and only their bytes remain to be overwritten
         silent = recheck_servers(reg.root)
     for server in silent:
         yield Note(f"the server of process {server} does not answer: end it, it may keep {removal.what}", warning=True)
@@ -183,7 +188,7 @@ def _user_lines(reg: Registry, user: User) -> Iterator[PlanLine]:
 
 
 def _label_notes(reg: Registry, user: User) -> Iterator[Note]:
-    """The labels of added tasks that the user gave and no other user: the tasks keep them."""
+    """The labels of added tasks that only this user gave; the tasks keep them."""
     for name, _, _ in reg.users.tasks_of_user(user.id):
         text = reg.tasks.get(name)
         if text is None:  # built in, or removed
@@ -214,7 +219,7 @@ def _find_items(reg: Registry, user: User, ids: Sequence[str], task: str | None)
 
 @dataclass(frozen=True)
 class _MadeFrom:
-    """What was made from items of one task. `since`: nothing older can have been; empty where unknown."""
+    """The parts made from items of one task. Nothing older than `since` can be affected; empty if unknown."""
 
     since: str
     recipes: list[Recipe]

@@ -1,4 +1,4 @@
-"""Keys of the server: who may ask which users' models. The file holds no key and no name, only their hashes.
+"""API keys of the server and the users whose models each may ask. The file stores only hashes of keys and names.
 
 A key is `mta-ID-SECRET`. Its secret is hashed by scrypt (RFC 7914), a user's name by SHA-256 with the file's salt.
 """
@@ -20,7 +20,7 @@ from store.files import atomic_write
 from store.process_lock import job_lock
 
 FILE_NAME, FORMAT = "serve-keys.json", "mta-keys-1"
-FILE_LOCK = "keys of the server"  # held by whoever changes the file in the store
+FILE_LOCK = "keys of the server"  # held by a process that changes the file in the store
 MAX_FILE_BYTES = 16 * 2**20
 EVERYBODY = "*"
 _KEY_PATTERN = re.compile(r"mta-([0-9a-f]{8})-([A-Za-z0-9_-]{43})")
@@ -30,7 +30,7 @@ _NO_SECRET = "0" * 64
 
 @dataclass(frozen=True)
 class Key:
-    """A key as the file has it. `users` are hashes of names, or `*` alone for everybody."""
+    """A stored key. `users` are hashes of names, or only `*` for all users."""
 
     id: str
     label: str
@@ -40,12 +40,12 @@ class Key:
 
 
 class KeyFile:
-    """The keys of a file, as they were when it was read."""
+    """The keys of a file at the time of reading."""
 
     def __init__(self, salt: str, keys: Iterable[Key] = (), *, is_there: bool = True) -> None:
         self.is_there = is_there
         self._salt, self._keys = salt, {key.id: key for key in keys}
-        self._verified: dict[bytes, str] = {}  # digests of keys that were right, so that scrypt runs once for each
+        self._verified: dict[bytes, str] = {}  # digests of accepted keys, so that scrypt runs once for each
         self._memory_salt = secrets.token_bytes(16)
 
     @classmethod
@@ -83,7 +83,7 @@ class KeyFile:
         return list(self._keys.values())
 
     def add(self, label: str, users: Sequence[str]) -> str:
-        """Make a key for these users' models, `*` for everybody's; returns it. It is not kept."""
+        """Make a key for the models of these users (`*` for all) and return it. Only its hash is stored."""
         if not _LABEL_PATTERN.fullmatch(label):
             raise BadInput(
                 f"{label!r:.60} is no name for a key.", hint="Letters, digits, `.`, `_` and `-`; 40 at most."
@@ -96,14 +96,14 @@ class KeyFile:
         return f"mta-{number}-{secret}"
 
     def remove(self, label: str) -> None:
-        """Take back a key. Raises NotFound."""
+        """Remove a key. Raises NotFound."""
         found = next((key for key in self._keys.values() if key.label == label), None)
         if found is None:
             raise NotFound(f"There is no key named {label!r:.60}.", hint=Command("serve key list"))
         del self._keys[found.id]
 
     def drop_users(self, names: Iterable[str]) -> bool:
-        """Let no key open the users of these names; returns whether one did. A key without users opens no user."""
+        """Remove these users from all keys; returns whether any key had one. A key without users opens no model."""
         gone = set(map(self.name_hash, names))
         left = {
             number: replace(key, users=tuple(user for user in key.users if user not in gone))
@@ -113,11 +113,11 @@ class KeyFile:
         return changed
 
     def find_verified(self, token: str) -> Key | None:
-        """The key that `token` is, if `find` has found it before."""
+        """The key of `token`, if `find` has accepted it before."""
         return self._keys.get(self._verified.get(self._digest(token), ""))
 
     def find(self, token: str) -> Key | None:
-        """The key that `token` is; None for any other text. Takes as long for an unknown key as for a wrong secret."""
+        """The key of `token`; None if invalid. Takes the same time for an unknown key as for a wrong secret."""
         if (verified := self.find_verified(token)) is not None:
             return verified
         match = _KEY_PATTERN.fullmatch(token)
@@ -132,20 +132,20 @@ class KeyFile:
         return hashlib.sha256(self._memory_salt + token.encode()).digest()
 
     def allows(self, key: Key, name: str) -> bool:
-        """Whether the key may ask the model of the user of this name."""
+        """Whether the key may ask the models of the user of this name."""
         return key.users == (EVERYBODY,) or self.name_hash(name) in key.users
 
     def name_hash(self, name: str) -> str:
-        """A user's name as the file has it."""
-        text = unicodedata.normalize("NFC", name)  # as the store has names
+        """The stored hash of a user's name."""
+        text = unicodedata.normalize("NFC", name)  # the store's form of names
         return hashlib.sha256(f"{self._salt}\0{text}".encode()).hexdigest()
 
 
 def drop_from_keys(root: Path, names: Iterable[str]) -> Callable[[], None]:
-    """Let no key in the file of the store `root` open a later user of these names.
+    """Remove these names from all keys of the store `root`, so that a later user of such a name is not accessible.
 
-    Returns what lets the keys open them again, unless the file has changed since. Both raise StoreBusy while another
-    process changes the file, and as `KeyFile.read` and `KeyFile.write`.
+    Returns a function that undoes it unless the file has changed since. Both raise StoreBusy while another process
+    changes the file, and as `KeyFile.read` and `KeyFile.write`.
     """
     path = root / FILE_NAME
     if not path.exists():

@@ -1,7 +1,7 @@
-"""Running servers of a store: how they are found, and how they are told that users or models have changed.
+"""Finds running servers of a store and tells them that users or models have changed.
 
-A server listens on a socket in the store's folder `servers`. Whoever connects is answered once the server has looked at
-the store again and has dropped what is gone, or is told the name of the server's base.
+A server listens on a socket in the store's folder `servers`. It answers a connection after it has re-read the store and
+dropped removed parts, or with the name of its base.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ FOLDER, SUFFIX = "servers", ".sock"
 RECHECK, DONE, BASE = b"recheck\n", b"done\n", b"base\n"
 ANSWER_SECONDS, BASE_SECONDS = 30.0, 2.0
 MAX_NAME_BYTES = 4096  # bytes of a base's name, which may be a path
-MAX_SOCKET_PATH = 100  # characters of a socket's path that every system takes
+MAX_SOCKET_PATH = 100  # characters of a socket's path that all systems accept
 
 
 def new_socket_path(root: Path) -> Path:
-    """A path for this process's socket that no other server takes: in two containers both may be process 7."""
+    """A unique path for this process's socket. It does not use the process id, which may be equal in two containers."""
     return root / FOLDER / f"{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
 
 
 def remove_dead_sockets(root: Path) -> None:
-    """Remove the sockets of servers that were killed. One that runs accepts connections before it has its name."""
+    """Remove the sockets of killed servers. A running server accepts connections before its socket gets its final
+    name.
+    """
     for path in _sockets(root):
         with contextlib.suppress(OSError):
             try:
@@ -37,7 +39,7 @@ def remove_dead_sockets(root: Path) -> None:
 
 @contextlib.contextmanager
 def short_path(path: Path) -> Iterator[str]:
-    """A path of a socket that the system takes, where that of its folder is too long."""
+    """A short path to a socket, if its own path is too long for the system."""
     if len(os.fsencode(path)) <= MAX_SOCKET_PATH or not Path("/proc/self/fd").exists():
         yield str(path)
         return
@@ -49,7 +51,7 @@ def short_path(path: Path) -> Iterator[str]:
 
 
 def running_servers(root: Path) -> list[tuple[int, str]]:
-    """The servers that answer on a socket of this store: process number, and the name of the base."""
+    """The servers that answer on a socket of this store, as (process id, name of the base)."""
     found = []
     for path in _sockets(root):
         with contextlib.suppress(OSError), _connect(path) as connection:
@@ -58,13 +60,13 @@ def running_servers(root: Path) -> list[tuple[int, str]]:
 
 
 def recheck_servers(root: Path) -> list[int]:
-    """Let every server of the store look at it again; returns those that did not answer in time."""
+    """Ask running servers to re-read the store; returns those that did not reply in time."""
     silent = []
     for path in _sockets(root):
         try:
             connection = _connect(path)
         except OSError:
-            continue  # it has ended without taking its socket along
+            continue  # the server has ended without removing its socket
         with connection:
             connection.settimeout(ANSWER_SECONDS)
             try:
@@ -77,7 +79,7 @@ def recheck_servers(root: Path) -> list[int]:
 
 
 def _ask_base(connection: socket.socket) -> str:
-    """The name of a server's base; `?` where it does not say."""
+    """The name of a server's base; `?` if it does not answer."""
     connection.settimeout(BASE_SECONDS)
     try:
         connection.sendall(BASE)

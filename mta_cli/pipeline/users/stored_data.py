@@ -58,7 +58,7 @@ def run_entry(run: Run) -> Entry:
 
 
 def item_entry(item: Item) -> Entry:
-    """A history item in the words of the JSONL format."""
+    """A history item with the keys of the JSONL format."""
     return {"id": item.key, "task": item.task, "time": item.time, "input": item.input, "output": item.output}
 
 

@@ -23,7 +23,7 @@ class Reader(Protocol):
     """A format's module."""
 
     def recognise(self, sample: FileSample) -> bool:
-        """Whether a file that begins so has this format, whatever its name."""
+        """Whether a file with this beginning has this format, regardless of its name."""
         ...
 
 
@@ -31,7 +31,9 @@ class RowReader(Reader, Protocol):
     """The module of a format whose files are rows of named cells."""
 
     def read_rows(self, stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-        """The rows with their places; faults go to the findings. `stream` is at its start, text is UTF-8."""
+        """Yields the rows with their locations; faults go to the findings. `stream` is at its start and has UTF-8
+        text.
+        """
         ...
 
 
@@ -39,20 +41,21 @@ class MailReader(Reader, Protocol):
     """The module of a format whose files are mails."""
 
     def read_mails(self, stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[Mail]:
-        """Every mail that can be read; the others are counted. `stream` is at its start."""
+        """Yields every readable mail; the others are counted. `stream` is at its start."""
         ...
 
 
 Kind = Literal["table", "chat", "mail", "document"]
-"""A table's columns can be mapped. Chats and mail are of one user. A document brings users and queries of its own."""
+"""Columns of a table can be mapped. Chats and mail belong to one user. A document names its users and queries itself.
+"""
 
 
 @dataclass(frozen=True)
 class Format:
     """A format: its meaning in a line, the module beside this one, and the endings of its files' names.
 
-    The module of a table or of chats is a `RowReader`, that of mail a `MailReader`. `input_authors` says whose words
-    the inputs are, where they are somebody else's: then new users may not be anchors unless they are allowed to.
+    The module of a table or of chats is a `RowReader`, the module of mail a `MailReader`. `input_authors` names the
+    authors of the inputs if these are other people; then new users are not anchors by default.
     """
 
     meaning: str
@@ -90,4 +93,4 @@ FORMATS = {
     "json": Format("one JSON list of records", "json_records", (".json",)),
     "csv": Format("a table with a header line; commas, semicolons or tabs", "delimited", (".csv", ".tsv")),
 }
-"""In the order in which they are tried on a file: csv comes last, because most text could be a table."""
+"""The formats in the order of detection. csv comes last, because almost any text could be a table."""

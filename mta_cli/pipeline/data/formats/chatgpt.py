@@ -1,4 +1,4 @@
-"""ChatGPT's export: a list of conversations, each a tree of messages. The user's own words are what was asked."""
+"""ChatGPT's export: a list of conversations, each a tree of messages. Outputs are the user's own messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Author(Struct):
 
 class _Content(Struct):
     content_type: str | None = None
-    parts: list[str | dict[str, Any] | None] | None = None  # texts, and objects such as pictures
+    parts: list[str | dict[str, Any] | None] | None = None  # texts, and objects for pictures and files
 
 
 class _Metadata(Struct):
@@ -57,7 +57,9 @@ def recognise(sample: FileSample) -> bool:
 
 
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """The assistant's message (the title before the first) and the user's next one, of what each conversation shows."""
+    """Rows of the assistant's message (at first the title) and the user's next message, from the visible branch of each
+    conversation.
+    """
     for number, value in enumerate(iter_array(stream, file, findings), 1):
         place = SourceLocation(file, number)
         conversation = convert(value, _Conversation, place, findings)
@@ -71,7 +73,7 @@ def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[
 
 
 def _shown_messages(conversation: _Conversation) -> list[_Message | None]:
-    """The messages from the root to the current node; empty where a parent is missing, or comes twice."""
+    """The messages from the root to the current node; empty if a parent is missing or the tree has a cycle."""
     path: list[_Message | None] = []
     key, left = conversation.current_node, dict(conversation.mapping or {})
     while key is not None:
@@ -84,7 +86,7 @@ def _shown_messages(conversation: _Conversation) -> list[_Message | None]:
 
 
 def _turn(message: _Message | None, place: SourceLocation, findings: ParseFindings) -> Turn | None:
-    """The turn of a message between user and assistant; None for hidden ones. Calls of tools have no text."""
+    """The turn of a message between user and assistant; None for a hidden message. Tool calls have no text."""
     if message is None or message.author is None or message.author.role not in ("user", "assistant"):
         return None
     if message.weight == 0 or (message.metadata and message.metadata.is_visually_hidden_from_conversation):

@@ -1,4 +1,4 @@
-"""Claude's export: a list of conversations, each a list of messages. The user's own words are what was asked."""
+"""Claude's export: a list of conversations, each a list of messages. Outputs are the user's own messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_TEXT = "messages without text"
 class _Message(Struct):
     sender: str | None = None
     content: list[TextPart] | None = None
-    text: str | None = None  # what older exports have alone; in newer ones it also names what is not text
+    text: str | None = None  # the only content in older exports; in newer ones it also mentions non-text content
     created_at: Time = None
 
 
@@ -36,7 +36,7 @@ def recognise(sample: FileSample) -> bool:
 
 
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """The assistant's message (the conversation's name before the first) and the user's next one."""
+    """Rows of the assistant's message (at first the conversation's name) and the user's next message."""
     for number, value in enumerate(iter_array(stream, file, findings), 1):
         place = SourceLocation(file, number)
         conversation = convert(value, _Conversation, place, findings)

@@ -1,4 +1,6 @@
-"""Tables as text: a header line, and cells between commas, semicolons or tabs. Knows no meaning of a column."""
+"""CSV and similar tables: a header line, and cells separated by commas, semicolons or tabs. Does not interpret
+columns.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +19,22 @@ _SEPARATORS = (",", ";", "\t")
 
 
 def recognise(sample: FileSample) -> bool:
-    """Whether the first line is no JSON and has two cells or more."""
+    """Whether the first line is not JSON and has at least two cells."""
     line = sample.first_line
     return line[:1] not in "{[" and "\0" not in line and len(_split_header(line)[0]) > 1
 
 
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """Every row under the header line; the separator is the one that makes most columns of it.
+    """Every row below the header line. The separator is the one that gives the header most columns.
 
-    The first column, where it has no name, numbers the rows and is not read; another one is called after its place.
+    A first column without a name is taken for row numbers and ignored; other columns without a name are named by their
+    position.
     """
     return csv_rows(iter_lines(stream, file, findings), file, findings)
 
 
 def csv_rows(lines: Lines, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """The same of numbered lines. Invalid UTF-8 bytes become lone surrogates."""
+    """The rows of numbered lines. Invalid UTF-8 bytes become lone surrogates."""
     numbered = iter(lines)
     texts = (text for _, text in _decode_lines(numbered))
     head = next((text for text in texts if text.strip()), None)

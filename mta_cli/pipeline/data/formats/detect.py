@@ -1,4 +1,4 @@
-"""Which format a file has: by its first bytes, else by its name. Knows no format; each recognises itself."""
+"""Detects a file's format by its first bytes, else by its name. Each format's module recognises its own files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mta_cli.pipeline.data.formats.parse_results import ParseFindings
 from mta_cli.pipeline.data.formats.reading import BOM, LINE_BYTES, reject_magic_bytes, strict_json_loads
 
 SAMPLE_BYTES = 1 << 16
-"""Bytes of a file by which its format is recognised."""
+"""The bytes of a file that are read to recognise its format."""
 
 
 @dataclass(frozen=True)
 class FileSample:
     """The beginning of a file: its name, its first bytes without white space, and its first JSON object.
 
-    `record` is the first member of a JSON list, or the first line, where that is an object; else None.
+    `record` is the first member of a JSON list or the first line, if that is an object; otherwise None.
     """
 
     name: str
@@ -39,7 +39,7 @@ class FileSample:
 
 
 def read_sample(stream: BinaryIO, name: str) -> FileSample:
-    """The beginning of a file, which is back at its start then. Raises `BadInput` for an empty or packed file."""
+    """The beginning of a file, which is rewound afterwards. Raises `BadInput` for an empty or compressed file."""
     start = stream.read(SAMPLE_BYTES)
     reject_magic_bytes(start, name)
     start = start.removeprefix(BOM).lstrip(b" \t\r\n")
@@ -57,22 +57,24 @@ def _first_record(stream: BinaryIO, name: str, start: bytes) -> object:
             return next(iter_array(stream, name, ParseFindings()), None)
         if not start.startswith(b"{"):
             return None
-        if b"\n" not in start:  # a line that is longer than the sample
+        if b"\n" not in start:  # the first line is longer than the sample
             start = stream.read(LINE_BYTES + SAMPLE_BYTES).removeprefix(BOM).lstrip(b" \t\r\n")
         return strict_json_loads(start.partition(b"\n")[0].decode())
-    except (BadInput, ValueError):  # the format's own reader says what is wrong, and where
+    except (BadInput, ValueError):  # the format's own reader will report the fault
         return None
 
 
 def detect_format(sample: FileSample) -> str | None:
-    """The format of a file, by its content, else by its name; None where neither says one."""
+    """The format of a file by its content, else by its name; None if unknown."""
     found = _recognise(sample)
     ending = Path(sample.name).suffix.casefold()
     return found or next((name for name, each in FORMATS.items() if ending in each.endings), None)
 
 
 def require_format(sample: FileSample, named: str | None) -> str:
-    """The format of a file; `named` is the user's word. Raises `BadInput` for a file of another, or of no known one."""
+    """The format of a file, which must be `named` if the user gave one. Raises `BadInput` for another or unknown
+    format.
+    """
     if named is None:
         if found := detect_format(sample):
             return found
@@ -86,7 +88,8 @@ def require_format(sample: FileSample, named: str | None) -> str:
 
 
 def is_clearly_known(stream: BinaryIO, name: str) -> bool:
-    """Whether a file that nobody named is read: prose between the tables of a folder could be taken for a table.
+    """Whether a file found in a folder should be read. It must be recognised for certain, because prose can look like a
+    table.
 
     `stream` is at its start, before and after.
     """

@@ -1,4 +1,4 @@
-"""Reads and checks the fields of one record; every fault goes to the findings. Knows no format and no task."""
+"""Reads and checks the fields of one record; faults go to the findings. Knows no format and no task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_ID_CHARS = 500
 
 
 class RecordFields:
-    """The fields of one JSON object or CSV row. Every reader returns None when the field is absent or at fault."""
+    """The fields of one JSON object or CSV row. Every reader returns None if the field is missing or faulty."""
 
     def __init__(
         self, values: Mapping[str, Any], place: SourceLocation, findings: ParseFindings, inside: str = ""
@@ -41,16 +41,16 @@ class RecordFields:
         return f"{self.inside}.{name}" if self.inside else name
 
     def add_field_fault(self, name: str, what: str) -> None:
-        """Report a field."""
+        """Report a faulty field."""
         self.findings.add_fault(self.location, what, self.path(name))
 
     def has_value(self, name: str) -> bool:
-        """Whether the field is there and says something: null and empty text do not."""
+        """Whether the field exists and is neither null nor an empty text."""
         value = self.values.get(name)
         return value is not None and not (isinstance(value, str) and not value.strip())
 
     def is_blank(self, name: str) -> bool:
-        """Whether the field is there as text without a visible character."""
+        """Whether the field is a text without visible characters."""
         value = self.values.get(name)
         return isinstance(value, str) and not value.strip()
 
@@ -95,9 +95,9 @@ class RecordFields:
             return None
 
     def read_time(self, *names: str, may_fail: bool = False) -> str | None:
-        """The first of several optional times, in a form that sorts as text.
+        """The first of several optional times, in a form that sorts chronologically as text.
 
-        One that cannot be read is a fault; with `may_fail` it is counted and left out.
+        An unreadable time is a fault; with `may_fail` it is counted and left out.
         """
         name = next((each for each in names if self.has_value(each)), None)
         if name is None:
@@ -138,7 +138,7 @@ class RecordFields:
 
 
 def text_fault(value: object) -> str | None:
-    """The fault of a value as text that can be stored and shown to a model; None when it has none."""
+    """The reason why a value cannot be stored as text and shown to a model; None if it can."""
     if not isinstance(value, str):
         return f"is {json_type_name(value)}, not text"
     if not value.strip():

@@ -1,4 +1,4 @@
-"""Checks JSON values against structs, which declare the forms of other programs. Other fields are passed over."""
+"""Checks JSON values against structs that declare other programs' formats. Unknown fields are ignored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WORDS = {
 
 
 def convert(value: object, form: type[T], place: SourceLocation, findings: ParseFindings) -> T | None:
-    """The value as a struct, or None with a fault that names the field and what was expected."""
+    """The value as a struct; None after reporting the field and the expected type."""
     try:
         return msgspec.convert(value, form)
     except msgspec.ValidationError as error:

@@ -1,4 +1,4 @@
-"""Members of a JSON array in a file, one at a time: memory holds the longest member, not the file."""
+"""Reads a JSON array from a file member by member, so that memory holds only the longest member."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _LONGEST_WORD = 16  # characters: `-Infinity`, or an escaped surrogate pair
 
 
 def iter_array(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[Any]:
-    """The members of the array; an empty array, or another value in its place, is a fault.
+    """Yields the members of the array. An empty array, or another value instead, is a fault.
 
-    Raises `BadInput` for what is no UTF-8, no JSON, too deep or too large.
+    Raises `BadInput` for invalid UTF-8 or JSON and for values that are too deep or too large.
     """
     text = JsonText(stream, file)
     start, found = text.peek(), False
@@ -46,9 +46,9 @@ def iter_array(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator
 
 
 class JsonText:
-    """The text of a JSON document, decoded in chunks; what was read is dropped.
+    """The text of a JSON document, decoded in chunks; read text is dropped.
 
-    `values_read` counts the values that were read whole.
+    `values_read` counts the complete values read.
     """
 
     def __init__(self, stream: BinaryIO, file: str) -> None:
@@ -58,7 +58,7 @@ class JsonText:
         self._bytes, self.values_read = 0, 0
 
     def peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """The next character that is not white space; empty at the end."""
         while True:
             found = _SPACE.match(self._text, self._at)
             self._at = found.end() if found else self._at
@@ -67,13 +67,13 @@ class JsonText:
             self._read_more(CHUNK_BYTES)
 
     def take(self) -> str:
-        """The same, which is read then."""
+        """Read and return the next character that is not white space."""
         found = self.peek()
         self._at += len(found)
         return found
 
     def members(self) -> Iterator[None]:
-        """Stops at each member of the array that begins here; the caller reads it before the next."""
+        """Yields at each member of the array that begins here; the caller reads the member before the next."""
         self.take()
         if self.peek() == "]":
             self.take()
@@ -86,7 +86,7 @@ class JsonText:
             self.fail("Expecting ',' delimiter")
 
     def names(self) -> Iterator[str]:
-        """The name of each member of the object that begins here; the caller reads its value before the next."""
+        """Yields the name of each member of the object that begins here; the caller reads its value before the next."""
         self.take()
         if self.peek() == "}":
             self.take()
@@ -104,7 +104,7 @@ class JsonText:
             self.fail("Expecting ',' delimiter")
 
     def require_end(self) -> None:
-        """Raises `BadInput` where anything follows."""
+        """Raises `BadInput` if anything follows."""
         if self.peek():
             self.fail("Extra data")
 
@@ -117,7 +117,7 @@ class JsonText:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                # Within a string, a word, a number or an escape, the text may only end too early.
+                # Inside a string, word, number or escape an error may only mean that more text must be decoded.
                 word = 0 if self._ended else _LONGEST_WORD
                 cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text.rstrip()) - word
                 if self._ended or not cut:
@@ -126,11 +126,12 @@ class JsonText:
                 deep = isinstance(error, RecursionError)
                 raise BadInput(f"{self._file}: {'the JSON is nested too deep' if deep else error}") from error
             else:
-                if self._ended or not _NUMBER_TAIL.fullmatch(self._text, end):  # a number at the end may go on
+                # a number at the end of the chunk may continue
+                if self._ended or not _NUMBER_TAIL.fullmatch(self._text, end):
                     self._at = end
                     return value
             self._read_more(size)
-            size *= 2  # a long value is not decoded anew for every chunk
+            size *= 2  # doubling keeps the total decoding time of a long value linear
 
     def fail(self, message: str, *, cut: bool = False) -> NoReturn:
         """Raises `BadInput` about this place."""

@@ -1,4 +1,4 @@
-"""JSONL: one JSON object a line. Knows no columns."""
+"""JSONL: one JSON object per line. Knows no columns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[
 
 
 def jsonl_rows(lines: Lines, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """The same of numbered lines."""
+    """The objects of numbered lines."""
     number = 0
     for line, content in lines:
         if not content.strip():

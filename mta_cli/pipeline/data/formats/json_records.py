@@ -12,12 +12,12 @@ from mta_cli.pipeline.data.formats.rows import RawRow
 
 
 def recognise(sample: FileSample) -> bool:
-    """Whether the file is a list of objects; those with a profile or queries are other formats."""
+    """Whether the file is a list of objects. Objects with a profile or queries belong to other formats."""
     return sample.is_json_list and sample.record is not None and not {"profile", "query"} & sample.record.keys()
 
 
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """Every member of the list; one that is no object is a fault."""
+    """Every member of the list; a member that is not an object is a fault."""
     for number, value in enumerate(iter_array(stream, file, findings), 1):
         place = SourceLocation(file, number)
         if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""LaMP's own form: questions `[{id, user_id?, input, profile}]` and outputs `{task, golds: [{id, output}]}`.
+"""LaMP's format: questions `[{id, user_id?, input, profile}]` and outputs `{task, golds: [{id, output}]}`.
 
-Without `user_id` a question's id is its user. A user's profile stands in each of their questions and is read once.
+Without `user_id`, a question's id is its user. A user's profile is repeated in each of their questions and read once.
 Knows no store.
 """
 
@@ -41,7 +41,7 @@ class GoldAnswers:
 
 @dataclass(frozen=True)
 class FieldMapping:
-    """What a parser needs of a task: its name, its fields in a history entry, and how a question is stripped."""
+    """The parts of a task that a parser needs: its name, its fields in a history entry, and how to strip a question."""
 
     task: str
     input_fields: tuple[str, ...]
@@ -49,7 +49,7 @@ class FieldMapping:
     strip_instruction: Callable[[str], str]
 
     def parse_history_item(self, entry: RecordFields) -> NewItem | None:
-        """The entry as a history item; None when a field has a fault, or is blank (which is counted as left out)."""
+        """The entry as a history item; None if a field is faulty or blank (which is counted as left out)."""
         key = entry.read_id()
         blank = next((name for name in (*self.input_fields, *self.output_fields) if entry.is_blank(name)), None)
         if blank is not None:
@@ -103,7 +103,7 @@ def parse_questions(
     findings: ParseFindings,
     staged: StagedRecords,
 ) -> Iterator[Record]:
-    """Histories and, where a gold answer is known, held-out queries of a file of questions, staged."""
+    """Stage the histories and, for questions with a known gold answer, held-out queries of a file of questions."""
     ids, asked = SeenIds(findings, staged), dict[str, int]()
     for number, entry in enumerate(entries, 1):
         fields = RecordFields.from_value(entry, SourceLocation(file, number), findings)
@@ -143,7 +143,9 @@ def _report_unused_golds(
 def read_history(
     fields: RecordFields, user: str | None, shape: FieldMapping, ids: SeenIds, *, once: bool = False
 ) -> Iterator[Record]:
-    """The history items of an entry's profile, staged. `once`: an id that comes again is a fault, even unchanged."""
+    """Stage the history items of an entry's profile. With `once`, a repeated id is a fault even if the item is
+    unchanged.
+    """
     for entry in fields.read_objects("profile"):
         item = shape.parse_history_item(entry)
         if item is None or user is None:

@@ -1,4 +1,4 @@
-"""The bytes of one mail → what is read of it, its text without quotes. Knows neither mailboxes nor users."""
+"""Parses the bytes of one mail into its headers and its text without quotes. Knows neither mailboxes nor users."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from mta_cli.pipeline.data.formats.quoted_text import own_words
 from mta_cli.pipeline.data.formats.turns import clean_text, known_time
 
 MAIL_BYTES = 2 << 20
-"""How much of a mail is read: its text comes before its attachments."""
+"""The bytes of a mail that are read; text comes before attachments."""
 HEADER_CHARS, ADDRESS_CHARS = 2_000, 1 << 16
-"""How much of a header is parsed, and of one with addresses or ids."""
+"""The characters of a header that are parsed, and of a header with addresses or ids."""
 MAX_PARTS = 30
 UNREADABLE, DELETED, DRAFT = "mails that cannot be read", "deleted mails", "drafts"
 
 _MESSAGE_ID = re.compile(r"<[^<>\s]{1,998}>")
 _ADDRESS = re.compile(r"<([^<>\s@]{1,998}@[^<>\s@]{1,998})>")
-# Thunderbird keeps a deleted mail until it compacts the folder, with bit 8 of the status set.
+# Thunderbird marks a deleted mail by bit 8 of its status until it compacts the folder.
 _DELETED_STATUS = re.compile(r"[0-9a-f]{3}[89a-f]\b", re.IGNORECASE)
 _ANSWER_MARKS = re.compile(r"(\s*(re|fwd?|aw|wg|sv|vs|antw|tr)\s*(\[\d+\])?\s*:)+\s*", re.IGNORECASE)
-# Others take quadratic time in the length of the text.
+# Other patterns would take quadratic time in the length of the text.
 _ENCODINGS = ("7bit", "8bit", "binary", "quoted-printable", "base64")
 _SLOW_CHARSETS = ("punycode", "idna")
 
 
 @dataclass(frozen=True)
 class Mail:
-    """A mail: the id of the one that it answers, or "", and its addresses in folded case.
+    """A mail, with the id of the mail that it answers (or "") and its addresses in folded case.
 
-    `text` is without quotes and signature; None where the mail has no plain text.
+    `text` is without quotes and signature; None if the mail has no plain text.
     """
 
     place: SourceLocation
@@ -50,7 +50,9 @@ class Mail:
 
 
 class _BoundedPolicy(EmailPolicy):
-    """The library's default, which takes quadratic time for long headers: only their beginning is parsed."""
+    """The library's default policy, but only the beginning of long headers is parsed, because parsing takes quadratic
+    time.
+    """
 
     def header_fetch_parse(self, name: str, value: str) -> Any:
         return super().header_fetch_parse(name, value[:HEADER_CHARS])
@@ -60,7 +62,7 @@ _POLICY = _BoundedPolicy()
 
 
 def read_mail(content: bytes, place: SourceLocation, findings: ParseFindings) -> Iterator[Mail]:
-    """The mail, or none: then it is counted. Its bytes may be cut after `MAIL_BYTES`."""
+    """The mail; None, and counted in the findings, if it is left out. Its bytes may be cut after `MAIL_BYTES`."""
     try:
         mail = _parse(content, place)
     except Exception:
@@ -72,7 +74,7 @@ def read_mail(content: bytes, place: SourceLocation, findings: ParseFindings) ->
 
 
 def _parse(content: bytes, place: SourceLocation) -> Mail | str:
-    """The mail, or why it is left out."""
+    """The mail, or the reason to leave it out."""
     if content.count(b"ultipart/") > MAX_PARTS:
         return UNREADABLE
     message = cast(EmailMessage, message_from_bytes(content, policy=_POLICY))
@@ -80,7 +82,7 @@ def _parse(content: bytes, place: SourceLocation) -> Mail | str:
         return DELETED
     if "Drafts" in (place.file, *map(str.strip, _raw(message, "x-gmail-labels").split(","))):
         return DRAFT
-    # `getaddresses` takes names such as `Ann @ Work` for an address, or for a fault.
+    # `getaddresses` misreads names such as `Ann @ Work`.
     senders = _ADDRESS.findall(_raw(message, "from")) or _addresses(message, "from")
     if not senders:
         return UNREADABLE
@@ -121,7 +123,7 @@ def _plain_text(message: EmailMessage) -> str | None:
 
 
 def _text_parts(message: EmailMessage, body: MIMEPart) -> list[MIMEPart]:
-    """The body, and the texts after it that go on with it between pictures."""
+    """The body, and the text parts after it that continue it between pictures."""
     for outer in cast(Iterator[MIMEPart], message.walk()):
         parts = list(outer.iter_parts()) if outer.get_content_type() == "multipart/mixed" else []
         if body in parts:
@@ -131,7 +133,9 @@ def _text_parts(message: EmailMessage, body: MIMEPart) -> list[MIMEPart]:
 
 
 def _goes_on(part: MIMEPart) -> bool:
-    """Whether a part is a text that is no file, which has a name, nor a mailing list's, which is `inline`."""
+    """Whether a part continues the body: it is text, but neither a file (which has a name) nor a mailing list's footer
+    (which is `inline`).
+    """
     unnamed = part.get_content_disposition() is None and part.get_filename() is None
     return unnamed and part.get_content_type() == "text/plain"
 

@@ -1,6 +1,6 @@
-"""mbox: mails one after another, each below a line that begins with `From `.
+"""mbox: a sequence of mails, each after a line that begins with `From `.
 
-The standard library's `mailbox` wants a path and lists every mail first; this reads a stream, one mail at a time.
+The standard library's `mailbox` needs a path and indexes every mail first; this reads a stream, one mail at a time.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def read_mails(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator
 
 
 def split_mails(stream: BinaryIO) -> Iterator[bytes]:
-    """The bytes of each mail, without its first line, cut after `MAIL_BYTES`; `>From ` is `From ` again.
+    """Yields the bytes of each mail, without its `From ` line, cut after `MAIL_BYTES`, with `>From ` unescaped.
 
-    A mail begins with a line `From …` below an empty line, or the file's first, and above a header.
+    A mail begins with a line `From …` that is the first of the file or follows an empty line, and precedes a header.
     """
     lines, size, begun, line_begins, after_blank = list[bytes](), 0, False, True, True
     following = stream.readline(_PIECE_BYTES)

@@ -40,7 +40,9 @@ def recognise(sample: FileSample) -> bool:
 
 
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """Each record's last question as `input` and the last answer to it as `output`, beside its other fields."""
+    """Yields each record with its last question as `input` and its last answer as `output`, and with its other
+    fields.
+    """
     start = stream.read(len(BOM) + 1_000).removeprefix(BOM).lstrip()
     stream.seek(0)
     form = json_records if start.startswith(b"[") else json_lines

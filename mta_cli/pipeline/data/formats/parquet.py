@@ -1,4 +1,4 @@
-"""Apache Parquet tables. Knows no meaning of a column."""
+"""Apache Parquet tables. Does not interpret columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BATCH_ROWS = 1_000  # rows in memory at once
 
 
 def recognise(sample: FileSample) -> bool:
-    """Whether the file begins as every Parquet file does."""
+    """Whether the file begins with Parquet's magic bytes."""
     return sample.start.startswith(b"PAR1")
 
 
@@ -43,7 +43,7 @@ def _rows(batch: Any) -> Iterator[dict[str, Any]]:
 
 
 def _values(column: Any) -> Any:
-    """The cells of a column; its times are text where Python cannot hold one: a year after 9999, or nanoseconds."""
+    """The cells of a column. Times that Python cannot represent (years after 9999, nanoseconds) become text."""
     try:
         return column.to_pylist()
     except (ValueError, OverflowError):

@@ -11,11 +11,11 @@ from store.records import NewItem
 from store.staged_records import StagedRecord, StagedRecords
 
 MAX_LISTED_FAULTS = 20
-"""How many faults of a file are listed; all are counted."""
+"""At most this many faults of a file are listed; all are counted."""
 
 
 class SourceLocation(NamedTuple):
-    """Where something was found: file, record (counted from 1) and, where it says more, line."""
+    """A location in a file: record (counted from 1) and, if known, line."""
 
     file: str
     record: int | None = None
@@ -31,7 +31,7 @@ class SourceLocation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One history item, or held-out query, of the user of that name."""
+    """One history item or held-out query of a user."""
 
     user: str
     item: NewItem
@@ -40,10 +40,10 @@ class Record:
 
 
 class ParseFindings:
-    """A parser's findings besides records: faults (the first 20 in words with fields; all counted), and notes.
+    """A parser's findings besides records: faults (the first 20 described, all counted), and notes.
 
-    With `skip_faulty` a record with a fault is left out and counted; other faults make the file unusable all the same.
-    `groups` are the groups that the file gives, by user: a repository, a team.
+    With `skip_faulty` a faulty record is left out and counted; other faults still make the file unusable. `groups` are
+    the groups that the file gives by user, such as a repository or a team.
     """
 
     def __init__(self, *, skip_faulty: bool = False) -> None:
@@ -63,7 +63,7 @@ class ParseFindings:
     def add_fault(self, place: SourceLocation, what: str, field: str = "", *, of_record: bool = True) -> None:
         """A fault, which makes the file unusable; `field` is the path inside the record.
 
-        `of_record` tells whether the file is sound without this record.
+        `of_record`: the file is usable without this record.
         """
         if self.skip_faulty and of_record and place.record is not None:
             self.skipped_places.add(place)
@@ -74,19 +74,19 @@ class ParseFindings:
             self.fault_lines.append(f"{place}{f', field {field}' if field else ''}: {what}")
 
     def add_unread_time(self, place: SourceLocation, what: str) -> None:
-        """Count a record that is kept without its time, which cannot be read."""
+        """Count a record that is kept without its unreadable time."""
         if place in self.skipped_places:
             return
         self.unread_times += 1
         self.unread_time_example = self.unread_time_example or f"{place}: {what}"
 
     def add_ignored_field(self, name: str) -> None:
-        """A field that is not read; at most 20 names are kept."""
+        """Note the name of an ignored field; at most 20 names are kept."""
         if len(self.ignored_fields) < MAX_LISTED_FAULTS:
             self.ignored_fields[name] = None
 
     def add_user(self, name: str, written: str) -> None:
-        """Remember a user, and how the name was written where that is not always the stored form."""
+        """Note a user, and the written form of the name if it differs from the stored form."""
         if written != name:
             self.spellings.setdefault(name, {name} if name in self.users else set()).add(written)
         elif name in self.spellings:
@@ -94,13 +94,13 @@ class ParseFindings:
         self.users[name] = None
 
     def raise_faults(self, file: str, hint: Words | None = None) -> None:
-        """Raise `BadInput` with all findings, or return when there was no fault."""
+        """Raise `BadInput` with all findings if there is any fault."""
         if not self.fault_count:
             return
         self.raise_all(file, hint)
 
     def raise_all(self, file: str, hint: Words | None = None) -> NoReturn:
-        """Raise `BadInput` with all findings, those of records that were left out as well."""
+        """Raise `BadInput` with all findings, including the faults of skipped records."""
         total = self.fault_count + len(self.skipped_places)
         count = "1 fault" if total == 1 else f"{total:,} faults"
         shown = f" (the first {MAX_LISTED_FAULTS} are shown)" if total > MAX_LISTED_FAULTS else ""
@@ -114,7 +114,9 @@ class SeenIds:
         self._findings, self._staged = findings, staged
 
     def add_if_new(self, record: Record, field: str, *, may_repeat: bool = False) -> bool:
-        """Whether the record's id is new: then it is staged. A used one is a fault, unless it may repeat, unchanged."""
+        """Stage the record if its id is new; returns whether it was. A used id is a fault, unless `may_repeat` and the
+        content is unchanged.
+        """
         place = record.location
         known = self._staged.add(StagedRecord(record.user, record.held_out, record.item, place.record, place.line))
         if known is None:
@@ -127,7 +129,7 @@ class SeenIds:
 
 
 def json_type_name(value: object) -> str:
-    """The type of a JSON value, in words for the user who wrote the file."""
+    """The name of a JSON value's type, for messages."""
     if value is None:
         return "null"
     names = {bool: "true or false", str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
@@ -135,7 +137,7 @@ def json_type_name(value: object) -> str:
 
 
 def format_value(value: object, most: int = 40) -> str:
-    """A value for a message: quoted, control characters escaped, shortened. Never looks into lists and objects."""
+    """A value for a message: quoted, escaped and shortened. Contents of lists and objects are not shown."""
     if isinstance(value, list | dict):
         return json_type_name(value)
     if isinstance(value, str):
@@ -144,5 +146,5 @@ def format_value(value: object, most: int = 40) -> str:
 
 
 def escape_unprintable(text: str) -> str:
-    """`text` in quotes with everything unprintable escaped; letters of any script stay."""
+    """`text` in quotes with unprintable characters escaped; letters of all scripts stay."""
     return repr(text).encode("utf-8", "backslashreplace").decode("utf-8")

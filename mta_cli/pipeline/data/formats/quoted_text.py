@@ -1,17 +1,17 @@
-"""Takes out of a mail's text what its sender did not write in it. Knows no format."""
+"""Removes text from a mail that its sender did not write. Knows no format."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-# Lines below which nothing is the sender's own.
+# Lines after which nothing is the sender's own text.
 _SIGNATURE = re.compile(r"--\s*")
 _DIVIDER = re.compile(r"\s*(-{3,} ?\S[^\n]{2,80}\S ?-{3,}|_{10,}|Begin forwarded message:)\s*")
 _DEVICE = re.compile(r"(Sent from my|Get Outlook for|Von meinem|Envoyé de mon|Enviado desde mi) .{2,60}")
 _HEADER_FROM = re.compile(r"\W{0,3}(From|Von|De|Da|Van|Från|Fra|Od)\s?:.+")
 _HEADER_NEXT = re.compile(r"\W{0,3}[^\W\d][\w-]{1,15}\s?:.*")
-# A line, or up to three, that announce a quote.
+# One to three lines that introduce a quote.
 _WROTE = re.compile(
     r"(On|Am|Le|El|Il|Op|Em|Den)\s.{3,300}\s"
     r"(wrote|schrieb|a écrit|escribió|ha scritto|schreef|escreveu|skrev)\b.{0,80}:"
@@ -21,9 +21,9 @@ _ANNOUNCE_LINES, _ANNOUNCE_CHARS = 3, 500
 
 
 def own_words(text: str) -> str:
-    """A mail's text without quotes and the lines that announce them, forwarded mails and the signature.
+    """A mail's text without quotes and their introductory lines, forwarded mails and the signature.
 
-    Where it is unclear where a quote ends, what follows is left out too.
+    If the end of a quote is unclear, all following text is left out.
     """
     lines = [line.rstrip() for line in text.splitlines()]
     kept: list[str] = []
@@ -49,7 +49,7 @@ def _ends_own_words(lines: Sequence[str], number: int) -> bool:
 
 
 def _announcement_length(lines: Sequence[str], number: int) -> int:
-    """How many lines from this one on say that somebody wrote what follows; 0 where they do not."""
+    """The number of lines from this one on that introduce a quote ("… wrote:"); 0 if none."""
     for length in range(1, _ANNOUNCE_LINES + 1):
         joined = " ".join(lines[number : number + length])
         if len(joined) <= _ANNOUNCE_CHARS and _WROTE.fullmatch(joined):
@@ -58,7 +58,7 @@ def _announcement_length(lines: Sequence[str], number: int) -> int:
 
 
 def _drop_announcement(kept: list[str]) -> None:
-    """Take off the lines that announce the quote which follows."""
+    """Remove the lines at the end that introduce the following quote."""
     last = len(kept) - (kept[-1:] == [""])
     for length in range(min(_ANNOUNCE_LINES, last), 0, -1):
         if _announcement_length(kept[last - length : last], 0) == length:

@@ -1,4 +1,4 @@
-"""Bytes of a file → a JSON document or lines, with every limit on size and depth. Knows no users and no tasks."""
+"""Reads a file's bytes as a JSON document or as lines, within limits on size and depth. Knows no users and no tasks."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLoc
 from store.files import missing_file_hint
 
 FILE_BYTES = 1 << 30
-"""Largest file that is read."""
+"""The largest file that is read."""
 LINE_BYTES = 10_000_000
-"""Longest line of a JSONL or CSV file."""
+"""The longest line of a JSONL or CSV file."""
 MBOX_BYTES = 1 << 36
-"""Largest mailbox that is read: it is mostly attachments, which are passed over."""
+"""The largest mailbox that is read. Most of its bytes are attachments, which are skipped."""
 
 BOM = b"\xef\xbb\xbf"
 """UTF-8's byte order mark."""
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _COPIED_BYTES = 1 << 20
-_IN_MEMORY_BYTES = 16 << 20  # a longer copy of a pipe, or of a recoded file, is a temporary file without a name
+_IN_MEMORY_BYTES = 16 << 20  # a longer copy of a pipe, or of a recoded file, goes to an unnamed temporary file
 _FOREIGN_MAGIC = {
     b"\xff\xfe": ("is UTF-16, not UTF-8", "save it as UTF-8"),
     b"\xfe\xff": ("is UTF-16, not UTF-8", "save it as UTF-8"),
@@ -51,7 +51,7 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_rewindable(path: Path) -> Iterator[BinaryIO]:
-    """The same file, which can be read from its start again: a pipe is copied, UTF-16 with its mark becomes UTF-8."""
+    """The file, open for reading and rewindable: a pipe is copied, and UTF-16 with a byte order mark becomes UTF-8."""
     with open_file(path) as stream:
         seekable = stream.seekable()
         with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES) as spooled:
@@ -70,7 +70,7 @@ def open_rewindable(path: Path) -> Iterator[BinaryIO]:
 
 
 def _copy(stream: BinaryIO, copy: BinaryIO, path: Path, decoder: codecs.IncrementalDecoder | None) -> None:
-    """Copy a stream, as UTF-8 where there is a decoder; `copy` is at its start then."""
+    """Copy a stream, recoded as UTF-8 if there is a decoder, and rewind the copy."""
     total = 0
     try:
         while piece := stream.read(_COPIED_BYTES):
@@ -115,7 +115,7 @@ def read_document(path: Path) -> Any:
     """The JSON document in a file. Raises `NotFound` and `BadInput`, never anything else."""
     with open_file(path) as stream:
         info = os.fstat(stream.fileno())
-        # `read` allocates its argument at once, so a small file is read by its own size.
+        # `read` allocates its argument at once, so the file's own size is passed.
         content = stream.read((info.st_size if stat.S_ISREG(info.st_mode) else FILE_BYTES) + 1)
     if len(content) > FILE_BYTES:
         raise_too_large(path, len(content))
@@ -158,7 +158,7 @@ def _json_error_text(error: json.JSONDecodeError, text: str) -> str:
 
 
 def reject_magic_bytes(start: bytes, file: str) -> None:
-    """Raises `BadInput` when a file's first bytes show that it is not UTF-8 text."""
+    """Raises `BadInput` if the file's first bytes belong to another encoding or format."""
     for magic, (what, hint) in _FOREIGN_MAGIC.items():
         if start.startswith(magic):
             raise BadInput(f"{file} {what}", hint=hint)
@@ -173,13 +173,15 @@ def decode_utf8(content: bytes, file: str) -> str:
 
 
 def raise_not_utf8(file: str, error: UnicodeDecodeError, before: int) -> NoReturn:
-    """Raise `BadInput` for the wrong byte; `before` bytes of the file come before those of the error."""
+    """Raise `BadInput` for the invalid byte; `before` is the offset of the error's bytes in the file."""
     byte, offset = error.object[error.start], before + error.start
     raise BadInput(f"{file} is not UTF-8: byte 0x{byte:02x} at offset {offset:,}", hint="save it as UTF-8") from error
 
 
 def iter_lines(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line with its end) of a stream; a line beyond `LINE_BYTES` is a fault and is left out."""
+    """Yields (line number from 1, line with its end) of a stream. A line longer than `LINE_BYTES` is a fault and left
+    out.
+    """
     number, total = 0, 0
     while line := stream.readline(LINE_BYTES + 1):
         number += 1

@@ -20,7 +20,7 @@ RawRow = tuple[SourceLocation, Mapping[str, Any]]
 DEFAULT_COLUMNS = ColumnMapping()
 CONTENT_PREFIX = "content-"
 NO_NUMBER = "rows whose output is no number"
-_LABEL_ERROR = 1e-6  # of a label, which has six decimals
+_LABEL_ERROR = 1e-6  # the rounding error of a label, which has six decimals
 
 
 def parse_rows(
@@ -34,12 +34,13 @@ def parse_rows(
     keep_untimed: bool = False,
     scale: tuple[float, float] = (-math.inf, math.inf),
 ) -> Iterator[Record]:
-    """History items of the rows, staged. `task` is for rows that name none; `user`, when given, is that of the file.
+    """Stage the history items of the rows. `task` is for rows that name none; `user`, if given, is the user of all
+    rows.
 
-    With mapped columns, or `round_to`, a row that leaves a needed part empty is left out and counted. With `round_to`
-    outputs are numbers and become multiples of it, and one that is a multiple keeps its text; a row whose output is
-    none, or lies off `scale`, is left out and counted. With `keep_untimed` a row whose time cannot be read is kept
-    without it, and counted.
+    With mapped columns, or `round_to`, a row with an empty required part is left out and counted. With `round_to`,
+    outputs are numbers and are rounded to multiples of it (exact multiples keep their text); a row whose output is not
+    a number or lies outside `scale` is left out and counted. With `keep_untimed`, a row with an unreadable time is kept
+    without it and counted.
     """
     ids = SeenIds(findings, staged)
     needed = NEEDED if user is None else NEEDED[1:]
@@ -66,7 +67,7 @@ def parse_rows(
                 findings.skip_counts[f"rows whose output is off the scale {scale[0]:g} to {scale[1]:g}"] += 1
                 continue
             if not math.isclose(rounded, number, abs_tol=1e-9):
-                answer = format_number(rounded)  # others stay as they are written, as without rounding
+                answer = format_number(rounded)  # exact multiples stay as written
         time = fields.read_time("time", may_fail=keep_untimed)
         key = fields.read_id() if fields.has_value("id") else ""
         if owner is None or question is None or answer is None or of is None or key is None:
@@ -92,12 +93,12 @@ def _record_user(fields: RecordFields, user: str | None) -> str | None:
 
 
 def is_content_key(key: str) -> bool:
-    """Whether an id is made of its item's content."""
+    """Whether an id is a hash of its item's content."""
     return key.startswith(CONTENT_PREFIX)
 
 
 def content_key(question: str, answer: str, time: str | None) -> str:
-    """An id made of an item's content, so that the same item gets the same id in every import."""
+    """An id that is a hash of an item's content, so that the same item gets the same id in every import."""
     digest = hashlib.sha256()
     for part in (question, answer, time or ""):
         content = part.encode()

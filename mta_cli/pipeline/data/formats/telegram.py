@@ -38,10 +38,10 @@ class _Entity(Struct):
 class _Message(Struct):
     type: str | None = None
     from_id: str | int | None = None
-    text: str | list[str | _Entity] | None = None  # plain pieces, and entities such as links
+    text: str | list[str | _Entity] | None = None  # plain texts, and entities such as links
     date_unixtime: Time = None
     date: Time = None
-    forwarded_from: Any = UNSET  # null where it is a user who has left
+    forwarded_from: Any = UNSET  # null for a deleted account
     via_bot: Any = UNSET
 
 
@@ -51,11 +51,11 @@ def recognise(sample: FileSample) -> bool:
 
 
 def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """The other's turn and the user's next one, of every personal chat."""
+    """Rows of the other person's turn and the user's next turn, from every personal chat."""
     text = JsonText(stream, file)
     if text.peek() != "{":
         text.fail("Expecting an object")
-    places = (SourceLocation(file, number) for number in itertools.count(1))  # of messages in personal chats
+    places = (SourceLocation(file, number) for number in itertools.count(1))  # locations of messages in personal chats
     yield from _read_chat(text, places, findings, whole=True)
     text.require_end()
 
@@ -63,7 +63,7 @@ def read_rows(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[
 def _read_chat(
     text: JsonText, places: Iterator[SourceLocation], findings: ParseFindings, *, whole: bool = False
 ) -> Iterator[RawRow]:
-    """The rows of the chat that begins here; `whole`: it may also be the whole export, with chats inside."""
+    """The rows of the chat that begins here. With `whole`, it may also be a complete export that contains chats."""
     about: dict[str, Any] = {}
     for key in text.names():
         if key == "messages" and text.peek() == "[":
@@ -90,7 +90,7 @@ def _read_chat(
 def _read_turns(
     text: JsonText, other: str, places: Iterator[SourceLocation], findings: ParseFindings
 ) -> Iterator[Turn]:
-    """The turns of a chat with the user whose number is `other`: all messages but theirs are the user's own."""
+    """The turns of a chat with person number `other`; all other messages are the user's own."""
     for _ in text.members():
         place = next(places)
         message = convert(text.read_value(), _Message, place, findings)

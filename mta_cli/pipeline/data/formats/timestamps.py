@@ -1,4 +1,4 @@
-"""ISO 8601 moments, and Unix times, in one form that sorts as text. Knows no records."""
+"""Normalises ISO 8601 times and Unix times to a form that sorts chronologically as text. Knows no records."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def normalise_time(text: str) -> str:
 
 
 def may_be_same_day(one: str | None, other: str | None) -> bool:
-    """Whether two times in that form can be of one day: a year or a month can be each of its days, None any day."""
+    """Whether two normalised times can be on the same day. A year or month can be any of its days, None any day."""
     days = one or "", other or ""
     return days[0][:10].startswith(days[1][:10]) or days[1][:10].startswith(days[0][:10])

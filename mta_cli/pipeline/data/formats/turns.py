@@ -1,4 +1,4 @@
-"""Turns of a conversation → rows: what was said to the user, and what the user said next. Knows no format."""
+"""Turns a conversation into rows: the other side's message and the user's reply. Knows no format."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Time = str | int | float | None
 
 
 class TextPart(Struct):
-    """A part of a message: text, where that is its type."""
+    """A part of a message, with text if its type is text."""
 
     type: str | None = None
     text: str | None = None
 
 
 class Turn(NamedTuple):
-    """A message of the user (`mine`) or of the other side; `text` is "" where its words are left out."""
+    """A message of the user (`mine`) or of the other side; `text` is "" if its content is left out."""
 
     mine: bool
     text: str
@@ -37,7 +37,7 @@ class Turn(NamedTuple):
 
 
 def pair_turns(turns: Iterable[Turn], findings: ParseFindings, title: str = "") -> Iterator[RawRow]:
-    """A row for each turn of the user's with text: the input is the turn before it, for the first else the title.
+    """A row for each turn of the user with text. The input is the preceding turn; for the first one, the title.
 
     Consecutive messages of a side are one turn. The user's turns without an input are left out and counted.
     """
@@ -56,7 +56,7 @@ def pair_turns(turns: Iterable[Turn], findings: ParseFindings, title: str = "") 
 
 
 def clean_text(text: str | None) -> str:
-    """Text that can be stored, without white space around it: no NUL, no half of a surrogate pair; "" for no text."""
+    """Text that can be stored: stripped, without NUL and lone surrogates; "" for None."""
     return (text or "").replace("\0", "").encode("utf-8", "replace").decode().strip()
 
 
@@ -66,7 +66,7 @@ def join_parts(parts: Iterable[TextPart]) -> str:
 
 
 def known_time(value: Time) -> str | None:
-    """A time in the form in which it is stored; None for none, and for what is no time."""
+    """A time in its stored form; None if it is missing or invalid."""
     try:
         return normalise_time(str(value))
     except ValueError:
