@@ -34,6 +34,7 @@ from tests.engine.likelihoods import row_log_likelihoods
 from tests.engine.lora_cases import difference
 from tests.pipeline import town
 from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request, give_core
+from tests.reference import reference_logits
 from tests.shell import mta_ok
 from tests.trust.tally import tally
 
@@ -93,8 +94,7 @@ def logits(voice: ChatModel, asking: ChatOptions) -> torch.Tensor:
     """The next token's logits after a question put to whoever the voice speaks for."""
     ids = voice.fit_prompt([{"role": "user", "content": QUESTION}]).ids
     assert voice.options == asking
-    with torch.no_grad():
-        return voice.base.model(torch.tensor([ids])).logits[0, -1].clone()
+    return reference_logits(voice.base, resolve_model(voice.base.name, "base").path, ids)[-1].clone()
 
 
 def answers(reg: Registry) -> Seen:

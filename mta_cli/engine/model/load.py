@@ -20,11 +20,13 @@ from mta_cli.engine.model.activation_cache import ACTIVATION_CACHE_BYTES, Activa
 from mta_cli.engine.model.checkpoint_files import (
     check_folder,
     load_errors_as_bad_input,
+    read_json,
     weight_files,
 )
 from mta_cli.engine.model.device_memory import is_out_of_memory
 from mta_cli.engine.model.layer_spec import read_decoder_spec
 from mta_cli.engine.model.llama import LlamaDecoder, build_llama_decoder
+from mta_cli.engine.model.plain_llama import load_plain_llama, read_plain_config
 from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, UsageError, extra_hint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -127,22 +129,29 @@ def load_base(
     dtype: str = "auto",
     quantize: str = OFF,
     limits: MemoryLimits | None = None,
+    for_answers: bool = False,
 ) -> LoadedBase:
     """The base in folder `path`, on its device.
+
+    With `for_answers`, a Llama is built without transformers' modules, so that it can be decoded and scored, but its
+    model cannot be called.
 
     `name` is for messages, by default the folder's name; `fingerprint` is for callers who store adapters. With
     `quantize` "nf4", the weights of the decoder's linear layers are packed while they are read. Raises BadInput if the
     folder is unsafe or not a causal language model, IntegrityFault if its weights are incomplete or not finite,
     UsageError if it cannot be packed.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    quiet_libraries()
     name = name or path.name
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)
     require_quantize(quantize, place)
     check_folder(path)
+    limits = limits or MemoryLimits()
+    if for_answers and quantize == OFF and (plain := read_plain_config(path)) is not None:
+        return _load_for_answers(path, plain, name, fingerprint, place, number, limits)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    quiet_libraries()
     with load_errors_as_bad_input(f"{name} cannot be loaded as a causal language model", f"look into {path}"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         _require_causal(name, config)
@@ -171,10 +180,32 @@ def load_base(
     if quantize != OFF:
         _copy_from_files(model)
     ends = _end_ids(model.config, model.generation_config, tokenizer)
-    limits = limits or MemoryLimits()
     base = LoadedBase(model, tokenizer, fingerprint, name, place, number, ends, quantize=quantize, limits=limits)
     with load_errors_as_bad_input(f"{name} is of no use as a causal language model", f"look into {path}"):
         return with_decoder(base)
+
+
+def _load_for_answers(
+    path: Path,
+    config: dict[str, Any],
+    name: str,
+    fingerprint: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    limits: MemoryLimits,
+) -> LoadedBase:
+    with load_errors_as_bad_input(f"{name} cannot be loaded as a causal language model", f"look into {path}"):
+        tokenizer = load_tokenizer(path)
+        model: Any = load_plain_llama(name, path, config, dtype)
+    _require_finite(name, model.named_parameters())
+    model = _to_device(model, device).eval().requires_grad_(False)
+    ends = _end_ids(model.config, model.generation_config, tokenizer)
+    base = LoadedBase(model, tokenizer, fingerprint, name, device, dtype, ends, head_is_exact=True, limits=limits)
+    if (spec := read_decoder_spec(model)) is None:
+        raise BadInput(f"{name} is of no use as a causal language model: its layers are not Llama's")
+    base.llama_decoder = LlamaDecoder(model, spec)
+    base.llama_decoder.activation_cache = ActivationCache(limits.cache_bytes)
+    return base
 
 
 def with_decoder(base: LoadedBase) -> LoadedBase:
@@ -207,6 +238,11 @@ def family_without_decoder(path: Path) -> str | None:
 
 def load_tokenizer(path: Path) -> Any:
     """The tokenizer of a model's folder, by transformers."""
+    settings = path / "tokenizer_config.json"
+    if settings.exists() and read_json(settings).get("tokenizer_class") == "PreTrainedTokenizerFast":
+        from transformers import PreTrainedTokenizerFast  # AutoTokenizer takes the same class, and a second to import
+
+        return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)

@@ -34,4 +34,5 @@ def load_on_device(
             dtype=machine.dtype,
             quantize=machine.quantize,
             limits=limits,
+            for_answers=use == "answer",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from mta_cli.pipeline.chat.compare import (
 from mta_cli.pipeline.user_weights import PERSONALISATION_MODES, load_task_adapter
 from store.records import NewItem
 from tests.pipeline.world import BRIEF, World, asking, notes_of, result_of, text_of
+from tests.reference import reference_logits
 
 
 def test_compare_answers_in_every_mode_with_one_load(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,19 +181,16 @@ def test_the_gold_is_weighed_in_every_column_as_it_is_alone(world: World) -> Non
     answer = voice.prompter.answer_ids(gold)
     for mode in PERSONALISATION_MODES:
         voice.set_user(world.alice, mode)
-        alone = _loglik(voice, ids, answer) / len(answer)
+        alone = _loglik(voice, world.entry.path, ids, answer) / len(answer)
         assert result["details"][mode]["gold"]["loglik"] == pytest.approx(alone, abs=1e-3)
         assert result["details"][mode]["gold"]["over"] == "token"
         assert set(result["details"][mode]["gold"]["metrics"]) == {"rouge_1", "rouge_l"}
     assert result["gold"] == gold
 
 
-def _loglik(voice: ChatModel, ids: list[int], answer: list[int]) -> float:
+def _loglik(voice: ChatModel, path: Path, ids: list[int], answer: list[int]) -> float:
     """The answer's log-likelihood by one plain forward pass of the model as it is folded."""
-    import torch
-
-    with torch.no_grad():
-        logits = voice.base.model(torch.tensor([[*ids, *answer]])).logits[0, len(ids) - 1 : -1]
+    logits = reference_logits(voice.base, path, [*ids, *answer])[len(ids) - 1 : -1]
     return float(logits.log_softmax(-1)[range(len(answer)), answer].sum())
 
 
