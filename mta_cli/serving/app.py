@@ -28,6 +28,7 @@ from mta_cli.serving.schemas import (
     MAX_ANSWERS,
     AdaptBody,
     ChatBody,
+    ChatPreferences,
     CompletionBody,
     EmbeddingBody,
     ItemBody,
@@ -196,8 +197,8 @@ class Routes:
         messages, sampling = chat_messages(body), chat_sampling(body)
         if self.service.options.log_text:
             log.info("asked: %r", messages[-1]["content"])
-        may, truncate = self._may(request), body.truncation == "auto"
-        running = await self.service.begin_chat(body.model, body.task, messages, sampling, may, truncate=truncate)
+        asked = ChatPreferences(body.truncation == "auto", body.history_items, body.memory)
+        running = await self.service.begin_chat(body.model, body.task, messages, sampling, self._may(request), asked)
         return await self._respond(request, [running])
 
     async def completions(self, request: Request) -> Response:

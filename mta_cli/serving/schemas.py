@@ -119,6 +119,8 @@ class ChatBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     truncation: Literal["auto", "disabled"] | None = None  # as in OpenAI's Responses
+    history_items: Annotated[int, Meta(ge=0, le=20)] | None = None  # own items in the prompt
+    memory: Literal["off", "habit", "neighbours"] | None = None  # label memory
 
 
 class CompletionBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
@@ -149,6 +151,15 @@ class AdaptBody(Struct, forbid_unknown_fields=True, kw_only=True):
 
     task: Name | None = None
     shots: Annotated[int, Meta(ge=1, le=1000)] | None = None
+
+
+@dataclass(frozen=True)
+class ChatPreferences:
+    """How a conversation is asked, where a client says it; see `ChatBody`."""
+
+    truncate: bool = False
+    history_items: int | None = None
+    memory: str | None = None
 
 
 HONOURED = {name for body in (ChatBody, CompletionBody, EmbeddingBody) for name in body.__struct_fields__}

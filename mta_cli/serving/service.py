@@ -26,7 +26,7 @@ from mta_cli.serving.answer_format import AnswerFormat, Choice, TokenNames, labe
 from mta_cli.serving.engine import AnswerEngine, Formats, ServedBase, Stopping
 from mta_cli.serving.errors import ApiError, invalid, unknown_model, unsupported
 from mta_cli.serving.metrics import Metrics
-from mta_cli.serving.schemas import Sampling
+from mta_cli.serving.schemas import ChatPreferences, Sampling
 from mta_cli.serving.user_models import May, Prepared, UserModels, shown_names
 from mta_cli.serving.weights import FactorsMaker
 
@@ -164,14 +164,13 @@ class Service:
         messages: Sequence[dict[str, str]],
         sampling: Sampling,
         may: May,
-        *,
-        truncate: bool = False,
+        asked: ChatPreferences,
     ) -> Running:
-        """Start the answers to a conversation; `truncate` as in `UserModels.prepare_chat`. Raises ApiError."""
+        """Start the answers to a conversation. Raises ApiError."""
 
         def prepare(models: UserModels[Any]) -> Prepared[Any]:
             target = models.resolve(model, task, may)
-            return models.prepare_chat(target, messages, sampling.max_tokens, truncate=truncate)
+            return models.prepare_chat(target, messages, sampling.max_tokens, asked)
 
         return await self._begin(model, prepare, sampling, may, is_chat=True)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic
 
 from mta_cli.errors import MtaError, NotFound
+from mta_cli.options import MemoryOptions
 from mta_cli.pipeline.chat.answer import answer_limit, answer_room
 from mta_cli.pipeline.chat.fit_prompt import (
-    FittedPrompt,
     Message,
     PromptRoom,
     PromptTooLong,
@@ -34,6 +35,7 @@ from mta_cli.pipeline.user_weights import (
 )
 from mta_cli.serving.byte_cache import ByteCache
 from mta_cli.serving.errors import ApiError, invalid, unknown_model, unsupported
+from mta_cli.serving.schemas import ChatPreferences
 from mta_cli.serving.weights import W, WeightsMaker
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ class Prepared(Generic[W]):
     labels: tuple[tuple[int, ...], ...] = ()
     question: str = ""
     dropped_messages: int = 0
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
 
 
 class UserModels(Generic[W]):
@@ -156,30 +159,36 @@ class UserModels(Generic[W]):
         return True
 
     def prepare_chat(
-        self, target: Target, messages: Sequence[Message], max_tokens: int | None, *, truncate: bool = False
+        self,
+        target: Target,
+        messages: Sequence[Message],
+        max_tokens: int | None,
+        asked: ChatPreferences,
     ) -> Prepared[W]:
         """The prompt of a conversation, or of its last message where the target has a task. Raises ApiError.
 
-        `max_tokens` is what the client asked for. With `truncate`, the oldest exchanges that do not fit are dropped.
+        `max_tokens` and `asked` are what the client asked for.
         """
         first = next((message["content"] for message in messages if message["role"] == "user"), None)
         model = self.current_model(target, first)
         limit = self._answer_limit(max_tokens, model.task if target.asks_task else None)
+        rows, user_id = self._builder(model.task), None if model.user is None else model.user.id
+        if asked.history_items is not None:
+            rows = rows.with_history_items(asked.history_items)
         if not target.asks_task:
-            room = self._room(limit, 1)
-            prompt = self._fit(
-                messages,
-                lambda rows, user_id: fit_conversation(rows, user_id, messages, room, drop_exchanges=truncate),
-                model,
-            )
+            room, truncate = self._room(limit, 1), asked.truncate
+            with self._too_long_as_api_error(messages):
+                prompt = fit_conversation(rows, user_id, messages, room, drop_exchanges=truncate)
             return Prepared(model, prompt.ids, limit, dropped_messages=prompt.dropped_messages)
         if any(message["role"] == "system" for message in messages):
             raise unsupported("messages", f"task {target.task} has a prompt of its own, which takes no system message")
         question = messages[-1]["content"]
-        labels = tuple(tuple(self._builder(model.task).prompter.answer_ids(label)) for label in model.task.labels)
+        labels = tuple(tuple(rows.prompter.answer_ids(label)) for label in model.task.labels)
         room = self._room(limit, max(map(len, labels), default=1))
-        prompt = self._fit(messages[-1:], lambda rows, user_id: fit_question(rows, user_id, question, room), model)
-        return Prepared(model, prompt.ids, limit, labels, question)
+        with self._too_long_as_api_error(messages[-1:]):
+            prompt = fit_question(rows, user_id, question, room)
+        memory = replace(self.options.memory, memory=asked.memory or self.options.memory.memory)
+        return Prepared(model, prompt.ids, limit, labels, question, memory=memory)
 
     def prepare_text(self, target: Target, text: str, max_tokens: int | None) -> Prepared[W]:
         """A text that the model goes on with, as it is. `max_tokens` is what the client asked for."""
@@ -210,16 +219,12 @@ class UserModels(Generic[W]):
         window = self.base.window
         return PromptRoom(window - max(least, answer_room(limit, window)), window - least, self.base.name)
 
-    def _fit(
-        self,
-        messages: Sequence[Message],
-        fit: Callable[[PromptRowBuilder, int | None], FittedPrompt],
-        model: LoadedModel[W],
-    ) -> FittedPrompt:
-        """The prompt that `fit` makes of the messages. Raises ApiError where they do not fit the window."""
+    @contextmanager
+    def _too_long_as_api_error(self, messages: Sequence[Message]) -> Iterator[None]:
+        """Inside, messages that do not fit the window raise an ApiError; very long ones before they are tokenised."""
         self._require_length(sum(len(message["content"]) for message in messages), "messages")
         try:
-            return fit(self._builder(model.task), None if model.user is None else model.user.id)
+            yield
         except PromptTooLong as error:
             raise self._too_long(f"The messages make a prompt of {error.tokens} tokens", "messages") from error
 
@@ -285,7 +290,7 @@ class UserModels(Generic[W]):
 
         model = prepared.model
         memory = self._memories.of_task(model.task)
-        prior = memory.prior_for(model.user, model.source.mode, self.options.memory)
+        prior = memory.prior_for(model.user, model.source.mode, prepared.memory)
         found = add_label_prior(scores, prior, prepared.question, None)
         return decide_label(found, model.task.labels, model.task.metric), normalised(found)
 
@@ -335,6 +340,10 @@ class UserModels(Generic[W]):
         bank = self.reg.banks.latest_ready_bank(name, fingerprint)
         shown: dict[str, Any] = {"mode": mode, "task": name, "bank": None, "version": None, "anchors": [], "bytes": 0}
         shown["prompt"] = "task" if target.asks_task else "chat"
+        shown["history_items"] = 0 if user is None else self.options.prompt.history_items
+        labels = has_task(self.reg, name) and find_task(self.reg, name).labels
+        shown["memory"] = self.options.memory.memory if labels and mode != "base" else "off"
+        shown["heldout"] = None
         if user is None or bank is None or mode == "base":
             return shown
         recipe = self.reg.recipes.get(user.id, name, bank.id)
@@ -343,7 +352,11 @@ class UserModels(Generic[W]):
         anchors = {anchor.id: anchor.user for anchor in self.reg.banks.anchors(bank.id)}
         names = [anchors.get(share.anchor_id) for share in shares if share.weight]
         size = (recipe.bytes if recipe is not None else 0) + (stack.bytes if stack is not None else 0)
-        return shown | {"bank": bank.name, "version": bank.version, "anchors": shown_names(names, may), "bytes": size}
+        loss = None
+        if stack is not None and stack.heldout_after is not None:
+            loss = {"fused": stack.heldout_before, "adapted": stack.heldout_after}
+        parts = {"bank": bank.name, "version": bank.version, "anchors": shown_names(names, may)}
+        return shown | parts | {"bytes": size, "heldout": loss, "ladder": bank.config.get("ladder")}
 
     def list_targets(self, may: May) -> Iterator[Target]:
         """The base, and of each user whom the client may ask the chat model and one model for each task."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +13,10 @@ from mta_cli.engine.generation.decoding_batch import PromptPass
 from mta_cli.options import AnswerOptions, ServeOptions
 from mta_cli.pipeline.chat.answer import ChatModel, answer_question
 from mta_cli.pipeline.chat.conversation import Conversation
+from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.serving.scheduler import PASS_TOKENS, PIECE_TOKENS
+from store.records import NewItem
 from tests.pipeline.world import asking, items, result_of
 from tests.serving.conftest import Start
 from tests.serving.running import Running, ask
@@ -120,6 +124,42 @@ def test_a_conversation_goes_on(served: Running) -> None:
     assert served.service._engine._prefixes.hits > before, "its beginning was kept"
     served.service._engine._prefixes.drop(next(iter(served.service._engine._prefixes)))
     assert served.post("/chat/completions", body).json()["choices"] == found["choices"], "and changes nothing"
+
+
+def test_a_request_may_change_its_examples(served: Running) -> None:
+    for count in (0, 1, 4):
+        found = served.chat("alice", "about alice number 2", history_items=count)
+        expected = asked(served, "alice", "about alice number 2", history_items=count)
+        assert found["choices"][0]["message"]["content"] == expected["text"]
+    sizes = [served.chat("alice", "about alice", history_items=n)["usage"]["prompt_tokens"] for n in (0, 1, 4)]
+    assert sizes == sorted(sizes) and len(set(sizes)) == 3
+    refused = served.post("/chat/completions", ask("alice", "hello", history_items=21))
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "history_items"
+
+
+def test_a_request_may_leave_label_memory_out(start: Start) -> None:
+    served = start(task="lamp-2")
+    with served.open_store() as reg:
+        tag = find_task(reg, "lamp-2").labels[3]
+        reg._db.execute_write("UPDATE banks SET config = ?", (json.dumps({"label_rates": [1 / 15] * 15}),))
+        reg.items.append_items(reg.users.get("alice").id, [NewItem(f"m{n}", "lamp-2", "zzz", tag) for n in range(40)])
+    text = "a film about space"
+    with_memory, without = (served.chat("alice/lamp-2", text, memory=one)["mta"]["labels"] for one in ("habit", "off"))
+    assert with_memory[tag] > without[tag] + 0.1
+    assert served.post("/chat/completions", ask("alice/lamp-2", text, memory="much")).status_code == 400
+
+
+def test_a_model_says_what_it_consists_of(served: Running) -> None:
+    with served.open_store() as reg:
+        alice, bank = reg.users.get("alice"), reg.banks.get("tests")
+        stack = reg.stacks.get(alice.id, "free", bank.id)
+        assert stack is not None
+        reg.stacks.save_stack(replace(stack, heldout_before=2.0, heldout_after=1.0))
+    about = {name: served.get(f"/models/{name}").json()["mta"] for name in ("alice", "bob", "carol", "base")}
+    assert about["alice"]["heldout"] == {"fused": 2.0, "adapted": 1.0} and about["bob"]["heldout"] is None
+    assert about["alice"]["history_items"] == 2 and about["base"]["history_items"] == 0
+    assert {one["memory"] for one in about.values()} == {"off"} and about["alice"]["bytes"] > 0
+    assert about["carol"]["mode"] == about["base"]["mode"] == "base"
 
 
 def test_a_conversation_shows_the_items_that_mta_chat_shows(served: Running) -> None:

@@ -54,6 +54,12 @@ class PromptRowBuilder:
         other.shown_answers = answers
         return other
 
+    def with_history_items(self, count: int) -> Self:
+        """The same builder with at most `count` history items in a prompt."""
+        other = copy.copy(self)
+        other.history_items = count
+        return other
+
     def retrieve_history(
         self,
         user_id: int,
