@@ -133,9 +133,9 @@ class AppContext:
         timeout = self.settings.build_options(StoreOptions).timeout
         return Registry.open(self.store_dir, create=create, timeout=timeout)
 
-    def suggest(self, *steps: tuple[str, str]) -> None:
+    def suggest(self, *steps: tuple[Words, str]) -> None:
         """What to run next: commands, each with its meaning."""
-        self.output.suggest(*((self.global_flags.name_store(command), meaning) for command, meaning in steps))
+        self.output.suggest(*((self.global_flags.word(command), meaning) for command, meaning in steps))
 
 
 def app_context(ctx: typer.Context, flags: Flags | None = None, *, json: bool = False) -> AppContext:
