@@ -174,6 +174,8 @@ def test_a_base_without_template_is_asked_with_the_plain_text(world: World) -> N
     text = "Note: x\nMine:\n"
     assert asks.tokenizer.decode(asks.prompt_ids("x")) == text
     assert json.dumps(text).replace("x", "{input}") in card and "chat template" not in card
+    with_template = ExportCard("peft", "tiny", "tiny", "sha256:tiny", 1, task).readme(prompter(world, task)).decode()
+    assert "chat template" in with_template
 
 
 @pytest.mark.parametrize("form", FORMATS)
