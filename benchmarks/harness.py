@@ -179,7 +179,7 @@ def base_entry() -> ModelEntry:
     try:
         return resolve_model(MODEL, "base")
     except MtaError as error:
-        raise SystemExit(f"{error.message}. First: mta model pull {MODEL}") from error
+        raise SystemExit(f"{error}. First: mta model pull {MODEL}") from error
 
 
 def base_folder() -> Path:

@@ -160,7 +160,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
         return 0
     except BaseException as error:
         if isinstance(error, MtaError) and error.hint:
-            error.hint = given.name_store(given.word(error.hint))
+            error.hint = given.word(error.hint)
         return _handle_error(error, Output(quiet=given.quiet, verbosity=given.verbosity))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
-from mta_cli.errors import UsageError
+from mta_cli.errors import Flag, UsageError
 
 T = TypeVar("T")
 
@@ -84,7 +84,8 @@ class MachineOptions:
         match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([MGT])i?B?", self.max_memory.strip(), re.IGNORECASE)
         if match is None or not float(match[1]):
             raise UsageError(
-                f"{self.section}.max_memory = {self.max_memory!r:.80} is no size.", hint="--max-memory 6GB, or 500MB"
+                f"{self.section}.max_memory = {self.max_memory!r:.80} is no size.",
+                hint=(Flag("max_memory", "6GB"), ", or 500MB"),
             )
         return round(float(match[1]) * {"M": 1e6, "G": 1e9, "T": 1e12}[match[2].upper()])
 

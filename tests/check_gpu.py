@@ -22,7 +22,7 @@ import torch
 from mta_cli.engine.lora.adapter import init_lora_weights
 from mta_cli.engine.model.load import LoadedBase, resolve_device, with_decoder
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
-from mta_cli.errors import MtaError
+from mta_cli.errors import MtaError, worded
 from mta_cli.options import MachineOptions
 from mta_cli.pipeline.maintenance.bench import BenchRequest, run_bench
 from mta_cli.pipeline.models.bases import HubBase, find_shape
@@ -94,7 +94,7 @@ def out_of_memory(device: torch.device) -> Iterator[Pair]:
         try:
             trained_losses(base, [TOO_LONG])
         except MtaError as error:
-            assert "memory" in error.message and error.hint, error.message
+            assert "memory" in str(error) and error.hint, str(error)
         else:
             raise AssertionError(f"a row of {TOO_LONG:,} tokens was trained")
     yield trained_losses(base), before
@@ -191,7 +191,7 @@ def main() -> int:
     try:
         device, shape = resolve_device(chosen.device), find_shape(chosen.shape)
     except MtaError as error:
-        parser.error(f"{error.message} ({error.hint})")
+        parser.error(f"{error} ({worded(error.hint or '')})")
     if device.type == "cpu":
         print("the device is the CPU itself: no GPU is checked", file=sys.stderr)
     document = run_checks(device, shape, seconds=chosen.seconds)

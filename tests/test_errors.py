@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
+import re
 from pathlib import Path
 
 import pytest
 
+from mta_cli.app import COMMAND_TARGETS
 from mta_cli.commands.shared.context import GlobalFlags
 from mta_cli.errors import BadInput, Command, Flag, Words, did_you_mean, worded
+
+ROOT = Path(__file__).parent.parent
+LOWER_LAYERS = ("store", "mta_cli/engine", "mta_cli/pipeline", "mta_cli/lab", "mta_cli/serving")
+OF_THE_COMMAND_LINE = re.compile(rf"(?<![\w-])--[a-z]|\bmta ({'|'.join(COMMAND_TARGETS)})\b")
+OF_OTHER_PROGRAMS = re.compile(r"\b(ray start|vllm serve) .*")
 
 
 @pytest.mark.parametrize(
@@ -52,3 +60,31 @@ def test_the_store_that_was_given_is_named_in_commands_on_it() -> None:
 def test_what_was_meant_else_the_other_words() -> None:
     assert did_you_mean(["films"], Command("task list")) == "did you mean films?"
     assert did_you_mean([], Command("task list")) == Command("task list")
+
+
+def error_names(trees: dict[Path, ast.Module]) -> set[str]:
+    """The names of MtaError and all classes below it."""
+    classes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    names, before = {"MtaError"}, 0
+    while len(names) > before:
+        before = len(names)
+        names |= {one.name for one in classes if any(isinstance(b, ast.Name) and b.id in names for b in one.bases)}
+    return names
+
+
+def test_lower_layers_leave_the_words_of_the_command_line_to_it() -> None:
+    paths = [path for folder in ("store", "mta_cli") for path in sorted((ROOT / folder).rglob("*.py"))]
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    names = error_names(trees)
+    assert {"NotFound", "UserInUse", "EngineUnavailable"} < names
+    found = [
+        f"{path.relative_to(ROOT)}:{text.lineno}: {text.value}"
+        for path, tree in trees.items()
+        if str(path.relative_to(ROOT)).startswith(LOWER_LAYERS)
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in names
+        for text in ast.walk(call)
+        if isinstance(text, ast.Constant) and isinstance(text.value, str)
+        if OF_THE_COMMAND_LINE.search(OF_OTHER_PROGRAMS.sub("", text.value))
+    ]
+    assert found == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from mta_cli.commands.chat_repl.comparison_table import ANSWER_MODES, render_com
 from mta_cli.commands.shared.arguments import JsonOption, TaskOption, UserOption, complete_users
 from mta_cli.commands.shared.context import AppContext, app_context, stdin_binary, stdin_is_terminal
 from mta_cli.commands.shared.option_flags import Flags, only, options
-from mta_cli.errors import BadInput, UsageError
+from mta_cli.errors import BadInput, Command, Flag, UsageError
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions
 from mta_cli.terminal.output import group
 
@@ -101,12 +100,12 @@ def ask(
     users, message = split_asked(asked, [user] if user is not None else [])
     if len(users) > 1:
         raise UsageError(
-            f"mta ask asks one user, and {' and '.join(users)} were named.", hint="mta compare asks several"
+            f"mta ask asks one user, and {' and '.join(users)} were named.", hint=(Command("compare"), " asks several")
         )
-    text = _read_message(message, "mta ask")
+    text = _read_message(message, "ask")
     with context.open_registry() as reg:
         if not users and reg.users.existing_names([text]):
-            command = context.global_flags.name_store(f"mta ask {shlex.quote(text)} TEXT")
+            command = context.global_flags.word(Command("ask", text, "TEXT"))
             context.output.note(f"{text} is a user: `{command}` asks their model.")
         name = users[0] if users else None
         given = context.options if name is None else context.options_on_base(reg, task, reg.users.get(name))
@@ -140,8 +139,8 @@ def compare(
     asking = chat_options(context.options, task, free_decoding=free_decoding, stops=stop or (), system=system)
     users, message = split_asked(asked, user or [], needs_user=True)
     if not users:
-        raise UsageError("There is no user to compare.", hint='mta compare USER "TEXT"')
-    text = _read_message(message, "mta compare")
+        raise UsageError("There is no user to compare.", hint=(Command("compare", "USER"), ' "TEXT"'))
+    text = _read_message(message, "compare")
     with context.open_registry() as reg:
         given = context.options_on_base(reg, task, reg.users.get(users[0]))
         events = compare_user_models(reg, base_model(given), users, text, asking)
@@ -186,7 +185,7 @@ def chat(
         raise UsageError(f"mta chat is with one user, and {name} and {user} were named.", hint="leave one of them out")
     user = user if name is None else name
     if go_on and user is None:
-        raise UsageError("--continue needs a user.", hint="mta chat USER --continue")
+        raise UsageError("--continue needs a user.", hint=(Command("chat", "USER"), " ", Flag("continue")))
     if go_on and no_save:
         raise UsageError("--continue stores what follows.", hint="leave --no-save out")
     if server is not None:
@@ -249,7 +248,7 @@ def _read_message(given: str | None, command: str) -> str:
     if given is not None and given != "-":
         return given
     if stdin_is_terminal():
-        raise UsageError("There is nothing to ask.", hint=f'{command} USER "TEXT", or pipe the text in')
+        raise UsageError("There is nothing to ask.", hint=(Command(command, "USER"), ' "TEXT", or pipe the text in'))
     raw = stdin_binary().read(MAX_STDIN_BYTES + 1)
     if len(raw) > MAX_STDIN_BYTES:
         raise BadInput(f"Standard input holds more than {MAX_STDIN_BYTES:,} bytes.")

@@ -17,7 +17,7 @@ from mta_cli.commands.shared.arguments import (
 from mta_cli.commands.shared.context import app_context, make_consent_prompt, stdin_is_terminal
 from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.commands.shared.next_steps import suggest_after_import
-from mta_cli.errors import UsageError
+from mta_cli.errors import Command, UsageError
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.terminal import tables
 
@@ -188,7 +188,7 @@ def _place_words(first: str | None, path: Path | None) -> tuple[str | None, Path
         return first, path
     if not first or (first in FORMATS and not Path(first).exists()):
         what = "which file?" if not first else f"{first} is a format; which file?"
-        raise UsageError(what, hint=f"mta data import {first or '[FORMAT]'} PATH")
+        raise UsageError(what, hint=(Command("data import"), f" {first or '[FORMAT]'} PATH"))
     return None, Path(first)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from mta_cli.commands.shared.arguments import JsonOption
 from mta_cli.commands.shared.context import AppContext, app_context
+from mta_cli.errors import Command
 from mta_cli.terminal.output import text
 
 
@@ -21,9 +22,9 @@ def init(ctx: typer.Context, json: JsonOption = False) -> None:
     context.output.print_result(result, _render_init)
     if not existed:
         context.suggest(
-            *((f"mta model pull {name}", purpose) for name, purpose in _missing_models(context)),
-            ("mta data import FILE", "histories of many users"),
-            ("mta demo", "or watch every stage on a sample first"),
+            *((Command("model pull", name), purpose) for name, purpose in _missing_models(context)),
+            (Command("data import", "FILE"), "histories of many users"),
+            (Command("demo"), "or watch every stage on a sample first"),
         )
 
 

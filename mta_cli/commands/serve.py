@@ -12,7 +12,7 @@ from mta_cli.commands.shared.arguments import JsonOption, TaskOption
 from mta_cli.commands.shared.context import AppContext, app_context
 from mta_cli.commands.shared.lazy_typer import CommandGroup, LazyGroup
 from mta_cli.commands.shared.option_flags import Flags, only, options
-from mta_cli.errors import Interrupted, NotFound, UsageError, extra_hint
+from mta_cli.errors import Command, Interrupted, NotFound, UsageError, extra_hint
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions, ServeOptions
 
 PACKAGES = ("starlette", "uvicorn", "msgspec", "sse_starlette", "prometheus_client")
@@ -76,7 +76,9 @@ def serve(
 
     context = app_context(ctx, flags)
     if keys is not None and not keys.exists():
-        raise NotFound(f"There is no file of keys {keys}.", hint=f"mta serve key add NAME --users … --keys {keys}")
+        raise NotFound(
+            f"There is no file of keys {keys}.", hint=Command("serve key add", "NAME", users="USERS", keys=str(keys))
+        )
     with context.open_registry() as reg:
         given = context.options_on_base(reg, task)
     stopped_by = serve_store(

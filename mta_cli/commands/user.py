@@ -23,7 +23,7 @@ from mta_cli.commands.shared.arguments import (
 from mta_cli.commands.shared.context import AppContext, app_context, confirm, make_consent_prompt
 from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.commands.shared.option_flags import Flags, only, options
-from mta_cli.errors import UsageError
+from mta_cli.errors import Command, UsageError
 from mta_cli.options import (
     AdaptOptions,
     ExecutorOptions,
@@ -150,7 +150,9 @@ def consent(
 
     context = app_context(ctx, json=json)
     if (user is None) != everybody:
-        raise UsageError("name one user, or all of them with --all", hint="mta user consent NAME --can-anchor")
+        raise UsageError(
+            "name one user, or all of them with --all", hint=Command("user consent", "NAME", can_anchor=True)
+        )
     if task is not None and not everybody:
         raise UsageError("--task is for --all: consent is for every task of a user", hint="leave --task out")
     if can_anchor is None:

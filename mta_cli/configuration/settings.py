@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 from mta_cli import options
-from mta_cli.errors import BadInput, NotFound, UsageError, did_you_mean, system_reason
+from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError, did_you_mean, system_reason
 from mta_cli.events import PlanLine
 
 SETTINGS_FILE_NAME = "mta.toml"
@@ -242,7 +242,9 @@ def find_setting(key: str) -> Setting:
     known = all_settings()
     if key not in known:
         near = difflib.get_close_matches(key[:200], list(known), n=1)
-        raise NotFound(f"There is no setting {key!r:.80}.", hint=did_you_mean(near, "mta config list shows all"))
+        raise NotFound(
+            f"There is no setting {key!r:.80}.", hint=did_you_mean(near, (Command("config list"), " shows all"))
+        )
     return known[key]
 
 
@@ -279,7 +281,13 @@ def read_settings_file(path: Path) -> dict[str, RawValue]:
             faults.append(f"{path}: there is no setting {key!r:.80}{_suggest_name(key, known)}")
     if faults:
         raise UsageError(
-            _join_faults(faults), hint="mta config unset SETTING, or with --in-store in the store's file, takes it out"
+            _join_faults(faults),
+            hint=(
+                Command("config unset", "SETTING"),
+                ", or with ",
+                Flag("in_store"),
+                " in the store's file, takes it out",
+            ),
         )
     return given
 
@@ -326,7 +334,7 @@ def _read_environment() -> dict[str, RawValue]:
 
 def _read_preset(name: str) -> dict[str, RawValue]:
     if name not in options.PRESETS:
-        raise UsageError(f"There is no preset {name!r:.80}.", hint=f"--preset {' or '.join(options.PRESETS)}")
+        raise UsageError(f"There is no preset {name!r:.80}.", hint=(Flag("preset"), f" {' or '.join(options.PRESETS)}"))
     return {key: RawValue(value, f"preset {name}") for key, value in options.PRESETS[name].items()}
 
 

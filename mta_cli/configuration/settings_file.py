@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.configuration.settings import read_file_values
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Command, Flag
 from store.files import atomic_write
 
 
@@ -28,7 +28,7 @@ def write_setting(path: Path, key: str, value: Any) -> bool:
         if not isinstance(table, MutableMapping):
             raise BadInput(
                 f"in the settings file {path} {section} is no section",
-                hint=f"mta config unset {section}, or with --in-store, takes it out",
+                hint=(Command("config unset", section), ", or with ", Flag("in_store"), ", takes it out"),
             )
         table[name] = value
     elif key in document:  # it stands in no section

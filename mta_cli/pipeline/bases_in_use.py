@@ -5,10 +5,9 @@ The store identifies a base by its fingerprint; users see its name. Loads no bas
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
-from mta_cli.errors import MtaError, NotFound, UsageError
+from mta_cli.errors import Flag, MtaError, NotFound, UsageError, Words
 
 if TYPE_CHECKING:
     from store.records import User
@@ -43,16 +42,16 @@ def on_base(reg: Registry, fingerprint: str) -> str:
     return f" on {base_name(reg, fingerprint)}" if has_several_bases(reg) else ""
 
 
-def base_flag(reg: Registry, fingerprint: str, name: str | None = None) -> str:
-    """` --base NAME` for a command about this base; empty if the store has banks on no other base."""
+def named_base(reg: Registry, fingerprint: str, name: str | None = None) -> str | None:
+    """The base's name, for a command about this base; None if the store has banks on no other base."""
     if set(reg.banks.bases(ready=False)) <= {fingerprint}:
-        return ""
-    return f" --base {shlex.quote(name or base_name(reg, fingerprint))}"
+        return None
+    return name or base_name(reg, fingerprint)
 
 
-def base_flags(names: list[str]) -> str:
+def base_flags(names: list[str]) -> tuple[Words, ...]:
     """The flags that name one of these bases: `--base a, or --base b`."""
-    return ", or ".join(f"--base {shlex.quote(name)}" for name in names)
+    return tuple(part for name in names for part in (", or ", Flag("base", name)))[1:]
 
 
 def choose_base(reg: Registry, default: str, task: str | None = None, user: User | None = None) -> str:
@@ -79,5 +78,5 @@ def choose_base(reg: Registry, default: str, task: str | None = None, user: User
         f"No base was chosen; the store's banks are on {listed}."
         if user is None
         else f"No base was chosen; {user.name}'s models are on {listed}.",
-        hint=f"{base_flags(names)}; models.base in mta.toml keeps the choice",
+        hint=(*base_flags(names), "; models.base in mta.toml keeps the choice"),
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import IntegrityFault, NotFound, UsageError
+from mta_cli.errors import Command, Flag, IntegrityFault, NotFound, UsageError
 from mta_cli.options import (
     AdaptOptions,
     AnswerOptions,
@@ -294,9 +294,14 @@ def chat_options(
 ) -> ChatOptions:
     """The options of `mta ask`, `compare` and `chat`. Raises UsageError for those that contradict each other."""
     if not all(stops):
-        raise UsageError("--stop: an empty text stops nothing.", hint="--stop TEXT, as often as there are texts")
+        raise UsageError(
+            (Flag("stop"), ": an empty text stops nothing."),
+            hint=(Flag("stop", "TEXT"), ", as often as there are texts"),
+        )
     if system is not None and task not in (None, FREE_TASK):
-        raise UsageError(f"Task {task} has a prompt of its own, which takes no --system.", hint="leave one of them out")
+        raise UsageError(
+            (f"Task {task} has a prompt of its own, which takes no ", Flag("system"), "."), hint="leave one of them out"
+        )
     return ChatOptions(
         options[MachineOptions],
         options[PromptOptions],
@@ -343,11 +348,13 @@ def resolve_adapt_task(reg: Registry, users: Sequence[User] | None, task: str | 
     if users is None:
         found = {bank.task for bank in reg.banks.all() if bank.status == "ready"}
         if not found:
-            raise NotFound("There is no bank yet.", hint="mta bank build --task TASK")
+            raise NotFound("There is no bank yet.", hint=Command("bank build", task="TASK"))
     else:
         found = {resolve_user_task(reg, user, None) for user in users}
     if len(found) > 1:
-        raise UsageError(f"Several tasks could be meant: {', '.join(sorted(found))}.", hint="say which with --task")
+        raise UsageError(
+            f"Several tasks could be meant: {', '.join(sorted(found))}.", hint=("say which with ", Flag("task"))
+        )
     return found.pop()
 
 

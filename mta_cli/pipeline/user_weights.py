@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, NotFound, UsageError
-from mta_cli.pipeline.bases_in_use import base_flag, base_flags, base_name, base_names
+from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, NotFound, UsageError, Words
+from mta_cli.pipeline.bases_in_use import base_flags, base_name, base_names, named_base
 from mta_cli.pipeline.data.tasks import find_task, has_task
 from store.records import Anchor, AnchorWeight, Bank, Recipe, Stack, User
 
@@ -60,22 +59,22 @@ def current_bank(reg: Registry, task: str, base: str) -> Bank:
     if others := base_names(reg, task):
         raise NotFound(
             f"There is no bank for task {task} on this base; there is one on {', '.join(others)}.",
-            hint=(f"{base_flags(others)}, or ", Command("bank build", task=task), " with this base"),
+            hint=(*base_flags(others), ", or ", Command("bank build", task=task), " with this base"),
         )
     raise NotFound(f"There is no bank for task {task}.", hint=Command("bank build", task=task))
 
 
-def user_command(reg: Registry, verb: str, user: User, task: str, base: str, name: str | None = None) -> str:
+def user_command(reg: Registry, verb: str, user: User, task: str, base: str, name: str | None = None) -> Command:
     """`mta user fuse USER --task TASK`, or another verb, with `--base` if it is needed; `base` is a fingerprint, `name`
     its name.
     """
-    return f"mta user {verb} {shlex.quote(user.name)} --task {shlex.quote(task)}{base_flag(reg, base, name)}"
+    return Command(f"user {verb}", user.name, task=task, base=named_base(reg, base, name))
 
 
-def other_bases_hint(reg: Registry, user: User, task: str, base: str) -> str:
-    """`--base NAME, or ` for each other base on which the user has a model of the task."""
+def other_bases_hint(reg: Registry, user: User, task: str, base: str) -> tuple[Words, ...]:
+    """`--base NAME, or ` for each other base on which the user has a model of the task; empty without one."""
     others = [base_name(reg, other) for other in reg.banks.bases_of_user(user.id, task) if other != base]
-    return f"{base_flags(others)}, or " if others else ""
+    return (*base_flags(others), ", or ") if others else ()
 
 
 def resolve_user_task(reg: Registry, user: User, task: str | None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mta_cli.errors import UsageError
+from mta_cli.errors import Command, Flag, UsageError, worded
 from mta_cli.options import MachineOptions, ModelOptions, OptionSet, ServeOptions
 from mta_cli.pipeline.bases_in_use import base_flags, base_name
 from mta_cli.pipeline.requests import base_model, chat_options
@@ -44,13 +44,21 @@ def serve_store(
     access = Access(serving.host, lambda: KeyFile.read(keys))
     if not is_loopback(serving.host) and not len(access.keys):
         raise UsageError(
-            f"--host {serving.host} can be reached from other machines, and there is no key.",
-            hint="mta serve key add NAME --users USER,…",
+            (Flag("host", serving.host), " can be reached from other machines, and there is no key."),
+            hint=Command("serve key add", "NAME", users="USERS"),
         )
     chat = chat_options(options, task)
     if serving.vllm and (chat.machine.quantize != "off" or chat.machine.max_memory is not None):
         raise UsageError(
-            "With --vllm another server holds the base, which --quantize and --max-memory do not reach.",
+            (
+                "With ",
+                Flag("vllm"),
+                " another server holds the base, which ",
+                Flag("quantize"),
+                " and ",
+                Flag("max_memory"),
+                " do not reach.",
+            ),
             hint="vllm serve --quantization bitsandbytes, and --gpu-memory-utilization",
         )
     service = Service(open_store, entry, chat, serving, options[ModelOptions].embedder)
@@ -60,7 +68,8 @@ def serve_store(
         port = bound.getsockname()[1]
         host = f"[{serving.host}]" if ":" in serving.host else serving.host
         if others:
-            note(f"Models on {', '.join(others)} are not served here; another server does that: {base_flags(others)}")
+            flags = worded(base_flags(others))
+            note(f"Models on {', '.join(others)} are not served here; another server does that: {flags}")
         note(f"Loading {entry.name} …")
         server = Server(service, access, jobs, root, lambda: on_ready(f"http://{host}:{port}/v1\n"))
         return asyncio.run(server.run(bound))

@@ -216,8 +216,10 @@ class Scheduler:
         from mta_cli.engine.model.device_memory import is_out_of_memory
 
         answer = self._rows[row].answer
-        ids = answer.ids[:-1]  # the last token was not run
-        clean = answer.model.reusable_length(len(answer.prompt), len(ids))
+        # Of the prompt alone: the states of the answer were computed a token at a time, which in 16 bits rounds
+        # otherwise than reading them does, so that a later answer could depend on what was kept.
+        ids = list(answer.prompt)
+        clean = answer.model.reusable_length(len(ids), len(ids))
         if clean < MIN_KEPT_TOKENS:
             return
         try:

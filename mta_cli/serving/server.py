@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
-from mta_cli.errors import BadInput, system_reason
+from mta_cli.errors import BadInput, Flag, system_reason
 from mta_cli.pipeline.users.servers import BASE, DONE, RECHECK, new_socket_path, remove_dead_sockets, short_path
 from mta_cli.serving.access import Access
 from mta_cli.serving.app import build_app
@@ -32,7 +32,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=False)
     except OSError as error:
         raise BadInput(
-            f"{host}:{port} cannot be listened on: {system_reason(error)}.", hint="another --port, or --port 0"
+            f"{host}:{port} cannot be listened on: {system_reason(error)}.",
+            hint=("another ", Flag("port"), ", or ", Flag("port", "0")),
         ) from error
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mta_cli.errors import MtaError, UsageError
+from mta_cli.errors import Command, MtaError, UsageError
 from mta_cli.pipeline.chat.answer import answer_penalty
 from mta_cli.pipeline.chat.fit_prompt import check_message
 from mta_cli.serving.answer import AnswerRequest, Failed, Finished, Piece
@@ -450,5 +450,5 @@ def require_known_family(entry: ModelEntry) -> None:
 def _not_servable(name: str, family: str) -> UsageError:
     return UsageError(
         f"{name} cannot be served: {family} has no fast path, and only that decodes several users' models at once.",
-        hint="mta ask and mta chat answer with it",
+        hint=(Command("ask"), " and ", Command("chat"), " answer with it"),
     )

@@ -63,7 +63,7 @@ def test_the_format_may_be_named(store: Path, words: list[str]) -> None:
         (["films.csv", "--preset", "imdb"], 2, "an export of IMDb does not name its user"),
         ([str(EXPORTS / "mail" / "takeout.mbox")], 2, "which mails in takeout.mbox are yours?"),
         ([str(EXPORTS / "claude" / "conversations.json")], 2, "does not name its user"),
-        (["notes.jsonl", "--me", "ann", "--me", "bo"], 2, "--me 'bo' is one name too many"),
+        (["notes.jsonl", "--me", "ann", "--me", "bo"], 2, "--me bo is one name too many"),
         (["none.csv"], 3, "There is no file 'none.csv'"),
         (["notes.jsonl", "--round", "inf"], 2, "less than or equal to 1000000000"),
         (["notes.jsonl", "--round", "1e300"], 2, "less than or equal to 1000000000"),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mta_cli.errors import Command
 from mta_cli.options import ModelOptions
-from mta_cli.pipeline.bases_in_use import base_flag, choose_base
+from mta_cli.pipeline.bases_in_use import choose_base, named_base
 from mta_cli.pipeline.models.pull import register_folder
 from mta_cli.pipeline.users.dependents import refresh_command
 from mta_cli.pipeline.users.detail import load_user_detail
@@ -161,15 +162,15 @@ def test_each_bases_bank_is_refreshed_by_itself(two: Path) -> None:
         banks = {version: reg.banks.get("lamp-2", version) for version in (1, 2)}
         commands = {version: refresh_command(reg, bank) for version, bank in banks.items()}
         gone = [reg.banks.anchors(bank.id)[0].user for bank in banks.values()]
-    assert commands[1] == "mta bank build --task lamp-2 --refresh --base tiny"
-    assert commands[2] == "mta bank build --task lamp-2 --refresh --base other"
+    assert commands[1] == Command("bank build", task="lamp-2", refresh=True, base="tiny")
+    assert commands[2] == Command("bank build", task="lamp-2", refresh=True, base="other")
     for name in dict.fromkeys(gone):
         mta_ok("user", "rm", str(name), "--yes")
-    done = mta_ok(*commands[1].split()[1:], "--json").json()
+    done = mta_ok(*str(commands[1]).split()[1:], "--json").json()
     assert done["version"] == 1 and done["replaced"] and not any(anchor["stale"] for anchor in done["anchors"])
     assert any(anchor["stale"] for anchor in mta_ok("bank", "show", "lamp-2", "--json").json()["anchors"])
-    assert "mta bank show lamp-2 --bank-version 1 " in mta_ok(*commands[1].split()[1:]).err
-    assert "mta bank show lamp-2  " in mta_ok(*commands[2].split()[1:]).err
+    assert "mta bank show lamp-2 --bank-version 1 " in mta_ok(*str(commands[1]).split()[1:]).err
+    assert "mta bank show lamp-2  " in mta_ok(*str(commands[2]).split()[1:]).err
 
 
 def test_the_windows_pane_is_about_the_base_that_it_answers_with(two: Path) -> None:
@@ -194,5 +195,5 @@ def test_what_to_run_next_names_the_base(two: Path) -> None:
 def test_a_hint_names_the_base_where_another_could_be_meant(two: Path) -> None:
     with Registry.open(two) as reg:
         tiny_base = reg.banks.get("lamp-2", 1).base
-        assert base_flag(reg, tiny_base) == " --base tiny"
-        assert base_flag(reg, "sha256:new", "a model") == " --base 'a model'"
+        assert named_base(reg, tiny_base) == "tiny"
+        assert named_base(reg, "sha256:new", "a model") == "a model"

@@ -471,7 +471,7 @@ def test_a_full_disk_says_what_is_done_and_what_is_owed(
     with pytest.raises(BadInput, match=rf"The change is done, but removed bytes stay .* {reason}") as caught:
         reg.users.forget(me)
     assert reg._db.fetch_value("PRAGMA temp_store") == 2, "other texts are in no file"
-    assert "nothing was written" not in str(caught.value) and "any mta command" in str(caught.value.hint)
+    assert "any mta command" in str(caught.value.hint)
     with pytest.raises(NotFound):
         reg.users.get(NAME)
     (owed,) = reg.check_integrity()

@@ -304,7 +304,8 @@ def test_leaving_asks_while_a_job_runs_and_closing_stops_it(empty_store: Path) -
             await pilot.press("q")
             await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
             shown = screen_text(app)
-            assert "a long walk is running" in shown and "user rm · ann" in shown and "resumed" not in shown
+            assert "a long walk is running" in shown and "user rm · ann" in shown
+            assert "current step.  " in shown, "and no promise that it can go on later"
             await pilot.press("n")
             assert app.is_running and job.state == "running"
         await ended(job)

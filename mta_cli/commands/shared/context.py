@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -28,8 +27,8 @@ BASE_SETTING = "models.base"
 WARN_SLOWDOWN_FACTOR = 3.0  # times; a 16-bit format that is so much slower than float32 is hardly ever intended
 
 
-STORE_COMMANDS = "init|task|data|user|bank|ask|compare|chat|eval|serve|ps|tui|doctor|backup|restore|pull|config"
-"""Commands on the store that was given. `snapshot` is not among them: hints mean another machine's store."""
+OTHER_COMMANDS = ("model", "quick", "demo", "bench", "snapshot")
+"""Commands whose hints do not mean the store that was given. That of `snapshot` is another machine's."""
 
 
 @dataclass
@@ -41,19 +40,12 @@ class GlobalFlags:
     verbosity: int = 0
     words: tuple[str, ...] = ()
 
-    def name_store(self, text: str) -> str:
-        """`text` with --store, where it was given, in each command of ours, so that it can be run as it is."""
-        if self.store is None:
-            return text
-        named = f"mta --store {shlex.quote(str(self.store))} "
-        return re.sub(rf"(?<![\w/.-])mta (?=(?:{STORE_COMMANDS})\b)", lambda _: named, text)
-
     def word(self, words: Words) -> str:
         """The words, with --store, where it was given, in each command on the store, so that it can be run as it is."""
         return worded(words, self._word_part)
 
     def _word_part(self, part: Command | Flag) -> str:
-        if self.store is None or isinstance(part, Flag) or part.path.split()[0] not in STORE_COMMANDS.split("|"):
+        if self.store is None or isinstance(part, Flag) or part.path.split()[0] in OTHER_COMMANDS:
             return str(part)
         return part.line(f"mta --store {shlex.quote(str(self.store))}")
 
@@ -133,9 +125,9 @@ class AppContext:
         timeout = self.settings.build_options(StoreOptions).timeout
         return Registry.open(self.store_dir, create=create, timeout=timeout)
 
-    def suggest(self, *steps: tuple[str, str]) -> None:
+    def suggest(self, *steps: tuple[Words, str]) -> None:
         """What to run next: commands, each with its meaning."""
-        self.output.suggest(*((self.global_flags.name_store(command), meaning) for command, meaning in steps))
+        self.output.suggest(*((self.global_flags.word(command), meaning) for command, meaning in steps))
 
 
 def app_context(ctx: typer.Context, flags: Flags | None = None, *, json: bool = False) -> AppContext:

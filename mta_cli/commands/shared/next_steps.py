@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.errors import Command, Flag, Words
+
 if TYPE_CHECKING:
     from mta_cli.commands.shared.context import AppContext
     from mta_cli.pipeline.models.manifest import ModelEntry
@@ -16,38 +18,36 @@ def suggest_after_import(context: AppContext, reg: Registry, tasks: Sequence[str
     """A bank of the first task, after consent where nobody may be an anchor; or its users' models where it has one."""
     if not tasks:
         return
-    task = shlex.quote(tasks[0])
-    if (bank := reg.banks.latest_ready_bank(tasks[0])) is not None:
-        context.suggest((f"mta user adapt -t {task}{_base_flag(reg, bank.base)}", "train the users' own models"))
+    task = tasks[0]
+    if (bank := reg.banks.latest_ready_bank(task)) is not None:
+        adapt = Command("user adapt", t=task, base=_named_base(reg, bank.base))
+        context.suggest((adapt, "train the users' own models"))
         return
-    agreed = any(user.can_anchor for user, _ in reg.users.users_with_items(tasks[0]))
-    consent = (f"mta user consent --all --can-anchor -t {task}", "where they agree to be anchors")
+    agreed = any(user.can_anchor for user, _ in reg.users.users_with_items(task))
+    consent = (Command("user consent", all=True, can_anchor=True, t=task), "where they agree to be anchors")
     context.suggest(
         *([] if agreed else [consent]),
-        (f"mta bank build -t {task} --dry-run", "show what building its bank takes"),
-        (f"mta bank build -t {task}", "build it"),
+        (Command("bank build", t=task, dry_run=True), "show what building its bank takes"),
+        (Command("bank build", t=task), "build it"),
     )
 
 
 def suggest_after_build(context: AppContext, reg: Registry, bank: Mapping[str, Any]) -> None:
     """Models of its users, and a look at the bank."""
     newest = reg.banks.get(bank["bank"]).version == bank["version"]
-    version = "" if newest else f" --bank-version {bank['version']}"
+    base = _named_base(reg, bank["base"], bank["base_name"])
     context.suggest(
-        (
-            f"mta user adapt -t {shlex.quote(bank['task'])}{_base_flag(reg, bank['base'], bank['base_name'])}",
-            "train the users' own models",
-        ),
-        (f"mta bank show {shlex.quote(bank['bank'])}{version}", "all about the bank"),
+        (Command("user adapt", t=bank["task"], base=base), "train the users' own models"),
+        (Command("bank show", bank["bank"], bank_version=None if newest else bank["version"]), "all about the bank"),
     )
 
 
 def suggest_after_fusion(context: AppContext, reg: Registry, user: str, task: str, base: ModelEntry) -> None:
     """A stack, and an answer."""
-    name, on = shlex.quote(user), f"-t {shlex.quote(task)}{_base_flag(reg, base.fingerprint, base.name)}"
+    name = _named_base(reg, base.fingerprint, base.name)
     context.suggest(
-        (f"mta user adapt {name} {on}", "train their own stack on top"),
-        (f'mta compare {name} "TEXT" {on}', "base, common and fused side by side"),
+        (Command("user adapt", user, t=task, base=name), "train their own stack on top"),
+        (_compare_command(user, task, name), "base, common and fused side by side"),
     )
 
 
@@ -57,12 +57,11 @@ def suggest_after_adaptation(
     """An answer, a chat and an export of the first user."""
     if not users:
         return
-    name, flag = shlex.quote(users[0]), _base_flag(reg, base.fingerprint, base.name)
-    on = f"-t {shlex.quote(task)}{flag}"
+    user, name = users[0], _named_base(reg, base.fingerprint, base.name)
     context.suggest(
-        (f'mta compare {name} "TEXT" {on}', "base, common, fused and adapted side by side"),
-        (f"mta chat {name}{flag}", "talk with it"),
-        (f"mta user export {name} {on} --to DIR", "take it to other programs"),
+        (_compare_command(user, task, name), "base, common, fused and adapted side by side"),
+        (Command("chat", user, base=name), "talk with it"),
+        (Command("user export", user, t=task, base=name, to="DIR"), "take it to other programs"),
     )
 
 
@@ -74,12 +73,17 @@ def suggest_after_export(context: AppContext, result: Mapping[str, Any]) -> None
 def suggest_after_evaluation(context: AppContext, number: int) -> None:
     """A report."""
     context.suggest(
-        (f"mta eval report {number} --to DIR", "pages and charts of these results"),
-        (f"mta eval show {number}", "this table again"),
+        (Command("eval report", str(number), to="DIR"), "pages and charts of these results"),
+        (Command("eval show", str(number)), "this table again"),
     )
 
 
-def _base_flag(reg: Registry, fingerprint: str, name: str | None = None) -> str:
-    from mta_cli.pipeline.bases_in_use import base_flag  # not for --help
+def _compare_command(user: str, task: str, base: str | None) -> Words:
+    on = (" ", Flag("t", task), *((" ", Flag("base", base)) if base is not None else ()))
+    return (Command("compare", user), ' "TEXT"', *on)
 
-    return base_flag(reg, fingerprint, name)
+
+def _named_base(reg: Registry, fingerprint: str, name: str | None = None) -> str | None:
+    from mta_cli.pipeline.bases_in_use import named_base  # not for --help
+
+    return named_base(reg, fingerprint, name)

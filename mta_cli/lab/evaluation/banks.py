@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Flag
 from mta_cli.events import Event, Note, PlanLine, forward_events
 from mta_cli.lab.evaluation.design import Design
 from mta_cli.options import PERMUTED_ANSWERS, PRESETS, BankOptions
@@ -117,7 +117,7 @@ def _request(request: EvalRequest, plan: Design, fold: UserFold, preset: str = "
         raise BadInput(
             f"Fold {plan.folds.index(fold) + 1}: no query of its tested users has a time, so no item is known to be "
             "later.",
-            hint="without --only-earlier, or import with --time",
+            hint=("without ", Flag("only_earlier"), ", or import with ", Flag("time")),
         )
     return BankRequest(
         request.task,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from mta_cli.errors import IntegrityFault
+from mta_cli.errors import Command, IntegrityFault
 from mta_cli.events import Event, Note, forward_events
 from mta_cli.lab.evaluation.banks import FoldBanks
 from mta_cli.lab.evaluation.design import Design
@@ -74,7 +74,7 @@ class EvalContext:
             )
             known = {anchor.id for anchor in found.anchors}
             if missing := [one.id for one in usable_anchors(self.reg, bank) if one.id not in known]:
-                raise IntegrityFault(f"Anchors {missing} of fold {fold + 1} have no profile.", hint="mta doctor")
+                raise IntegrityFault(f"Anchors {missing} of fold {fold + 1} have no profile.", hint=Command("doctor"))
             self._benches[key] = found
         return self._benches[key]
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Command, Flag
 from mta_cli.events import PlanLine
 from mta_cli.options import ScreeningOptions
 from mta_cli.pipeline.evaluation.answer_queries import scored_queries
@@ -110,7 +110,13 @@ def make_design(reg: Registry, request: EvalRequest) -> Design:
     except ValueError as error:
         raise BadInput(
             f"Task {task.name} cannot be evaluated in {options.folds} folds: {error}.",
-            hint="a smaller --folds, or import more users with held-out queries (mta data import FILE --hold-out N)",
+            hint=(
+                "a smaller ",
+                Flag("folds"),
+                ", or import more users with held-out queries (",
+                Command("data import", "FILE", hold_out="N"),
+                ")",
+            ),
         ) from error
     shots = {user: reg.items.recent_items(user, task.name, options.shots) for user in counts}
     histories = _histories(reg, task.name, queries, counts)

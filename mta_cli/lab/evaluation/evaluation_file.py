@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, NotFound, UsageError, system_reason
+from mta_cli.errors import BadInput, Command, NotFound, UsageError, system_reason
 from mta_cli.lab.evaluation.finished_evaluation import USER_DIGEST_DIGITS, FinishedEvaluation
 from mta_cli.lab.evaluation.method_settings import label_memory_of
 from mta_cli.lab.report.files import write_whole_file
@@ -92,13 +92,15 @@ def read_evaluation(path: Path) -> FinishedEvaluation:
     try:
         document = json.loads(content)
         if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise BadInput(f"{path} is no evaluation of this program's.", hint="mta eval export NUMBER writes one")
+            raise BadInput(
+                f"{path} is no evaluation of this program's.", hint=(Command("eval export", "NUMBER"), " writes one")
+            )
         user_sums = _parse_user_sums(document)
         result = {**_result(document["result"], user_sums), "evaluation": hashlib.sha256(content).hexdigest()[:8]}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise BadInput(
             f"{path} is damaged or no evaluation ({clean_line(str(error) or type(error).__name__)[:200]}).",
-            hint="export it once more: mta eval export",
+            hint=("export it once more: ", Command("eval export")),
         ) from error
     return FinishedEvaluation(
         result["evaluation"], str(path), result, user_sums.__getitem__, user_sums.__getitem__, in_store=False
@@ -108,7 +110,7 @@ def read_evaluation(path: Path) -> FinishedEvaluation:
 def _content(path: Path) -> bytes:
     try:
         if not path.is_file():
-            hint = missing_file_hint(path, "mta eval list shows all")
+            hint = missing_file_hint(path, (Command("eval list"), " shows all"))
             raise NotFound(f"{path} is neither the number of an evaluation nor a file.", hint=hint)
         if path.stat().st_size > MAX_FILE_BYTES:
             raise BadInput(

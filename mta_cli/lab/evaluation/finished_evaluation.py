@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import NotFound
+from mta_cli.errors import Command, NotFound
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.evaluation.scored_answers import ScoredMethod, rescore_method
 
@@ -43,7 +43,7 @@ def load_finished_evaluation(reg: Registry, number: int) -> FinishedEvaluation:
     found = reg.evaluations.get(number)
     if found.status != "done" or "costs" not in found.result:
         raise NotFound(
-            f"Evaluation {number} has no result yet.", hint="mta eval run with the options it was begun with"
+            f"Evaluation {number} has no result yet.", hint=(Command("eval run"), " with the options it was begun with")
         )
 
     def scored(method: str) -> ScoredMethod:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, NotFound, UsageError, system_reason
+from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError, system_reason
 from mta_cli.options import BankOptions, EvalOptions, MachineOptions, PromptOptions, options_from_json
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.evaluation.answer_queries import scored_queries
@@ -39,7 +39,7 @@ def measured_bank_request(
     user, and BadInput for users who cannot be tested.
     """
     if bank.task != task:
-        raise UsageError(f"bank {bank.name} is of task {bank.task}, not {task}", hint=f"--task {bank.task}")
+        raise UsageError(f"bank {bank.name} is of task {bank.task}, not {task}", hint=Flag("task", bank.task))
     built = options_from_json(BankOptions, bank.config)
     return EvalRequest(
         find_task(reg, task),
@@ -63,7 +63,7 @@ def _tested_user_ids(reg: Registry, bank: Bank, names: list[str] | None) -> tupl
         if not (found := testable - sources):
             raise BadInput(
                 f"Everybody with held-out queries of task {bank.task} is in bank {bank.name}.",
-                hint="import users whom the bank does not know (mta data import)",
+                hint=("import users whom the bank does not know (", Command("data import"), ")"),
             )
         return tuple(sorted(found))
     users = [reg.users.get(name) for name in dict.fromkeys(names)]
@@ -75,7 +75,7 @@ def _tested_user_ids(reg: Registry, bank: Bank, names: list[str] | None) -> tupl
     if without := [user.name for user in users if user.id not in testable]:
         raise BadInput(
             f"There are no items with held-out queries of task {bank.task} of {_list_names(without)}.",
-            hint="leave them out of the file, or import their queries (mta data import)",
+            hint=("leave them out of the file, or import their queries (", Command("data import"), ")"),
         )
     return tuple(sorted(user.id for user in users))
 
@@ -85,7 +85,7 @@ def _require_known_sources(reg: Registry, bank: Bank) -> set[int]:
     if bank.task_adapter is not None and not reg.banks.knows_task_adapter_users(bank.id):
         raise BadInput(
             f"Bank {bank.name} v{bank.version} does not say whose items its task adapter learned from.",
-            hint=f"mta bank build --task {bank.task}",
+            hint=Command("bank build", task=bank.task),
         )
     return reg.banks.source_users(bank.id)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import UsageError
+from mta_cli.errors import Command, Flag, UsageError
 from mta_cli.events import Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.lab.evaluation.banks import FoldBanks, bank_presets, build_fold_banks, cost_of_banks
 from mta_cli.lab.evaluation.context import EvalContext, embed_shot_profiles, refresh_anchor_profiles
@@ -87,7 +87,7 @@ def tune_evaluation(
         controls = any(method.control_of for method in named)
         raise UsageError(
             "none of these methods has settings to choose from",
-            hint="a control has the settings of its method" if controls else "mta eval methods",
+            hint="a control has the settings of its method" if controls else Command("eval methods"),
         )
     design = make_design(reg, request)
     runs = [MethodRun(n, m, own) for m in methods for own in trials(m, request) for n in range(len(design.folds))]
@@ -128,7 +128,7 @@ def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
     if reference in names:
         options = replace(options, reference=reference)
     if request.measured is not None and (apart := [method.name for method in methods if method.bank_preset]):
-        raise UsageError(f"{', '.join(apart)} has a bank of its own, and --bank measures one bank")
+        raise UsageError((f"{', '.join(apart)} has a bank of its own, and ", Flag("bank"), " measures one bank"))
     of_methods = {name: own for name, own in given.items() if name in names}
     request = replace(request, options=options, method_settings=of_methods)
     for method in methods:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import UsageError
+from mta_cli.errors import Command, UsageError
 from mta_cli.lab.evaluation.evaluation_file import COSTS, read_evaluation
 from mta_cli.lab.evaluation.finished_evaluation import FinishedEvaluation, load_finished_evaluation
 from mta_cli.lab.evaluation.result_document import compare_methods
@@ -109,7 +109,7 @@ def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None 
     chosen = _find_reference(reference or first["reference"], methods)
     user_sums = {name: _pool_user_sums(evaluations, name) for name in methods}
     if len({result["data"] for result in results if "data" in result}) > 1:  # those of earlier versions do not say it
-        raise UsageError("histories or consent changed between these evaluations", hint="mta eval list")
+        raise UsageError("histories or consent changed between these evaluations", hint=Command("eval list"))
     users, queries = _count_users_and_queries(user_sums[chosen], len(results))
     made = {**first, "users": users, "queries": queries, **compare_methods(user_sums, chosen, first["seed"])}
     if made["ladder"] is not None:
@@ -145,7 +145,7 @@ def _pool_user_sums(evaluations: Sequence[FinishedEvaluation], method: str) -> U
         return add_user_sums(user_sums)
     except ValueError as error:
         names = join_words(one.name for one in evaluations)
-        raise UsageError(f"{names} cannot be read as one: {error}", hint="mta eval list") from error
+        raise UsageError(f"{names} cannot be read as one: {error}", hint=Command("eval list")) from error
 
 
 def _count_users_and_queries(user_sums: UserSums, times: int) -> tuple[int, int]:
@@ -161,7 +161,7 @@ def _require_one_design(evaluations: Sequence[FinishedEvaluation]) -> None:
         for key in DESIGN_KEYS:
             if key != "reference" and one.result.get(key, "") != first.result.get(key, ""):
                 told = f"{key}: {first.result.get(key)} in {first.id} and {one.result.get(key)} in {one.id}"
-                raise UsageError(f"these evaluations differ in more than the seed ({told})", hint="mta eval list")
+                raise UsageError(f"these evaluations differ in more than the seed ({told})", hint=Command("eval list"))
     for name in first.result["methods"]:
         results = [one.result for one in evaluations if name in one.result["methods"]]
         settings = [own for result in results for own in used_settings(result, name)]
@@ -172,10 +172,10 @@ def _require_one_design(evaluations: Sequence[FinishedEvaluation]) -> None:
             values = [own.get(key, "not set") for own in settings]
             if any(value != values[0] for value in values):
                 told = f"{name}.{key}: {' and '.join(map(str, dict.fromkeys(values)))}"
-                raise UsageError(f"these evaluations differ in more than the seed ({told})", hint="mta eval list")
+                raise UsageError(f"these evaluations differ in more than the seed ({told})", hint=Command("eval list"))
     if len({one.result["seed"] for one in evaluations}) < len(evaluations):
         names = join_words(one.name for one in evaluations)
-        raise UsageError(f"{names} have a seed in common", hint="mta eval list")
+        raise UsageError(f"{names} have a seed in common", hint=Command("eval list"))
 
 
 def _mean(results: Sequence[dict[str, Any]], method: str, what: str) -> float | None:

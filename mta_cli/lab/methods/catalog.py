@@ -28,7 +28,7 @@ from mta_cli.engine.methods import majority
 from mta_cli.engine.methods.method import BaseLevel, Method, Settings, StackKind
 from mta_cli.engine.methods.personalize import MTA
 from mta_cli.engine.methods.weightings import WEIGHTINGS
-from mta_cli.errors import UsageError, did_you_mean
+from mta_cli.errors import Command, UsageError, did_you_mean
 from mta_cli.lab.methods import neighbours, per_pcs, prime
 from mta_cli.options import ALL_MEMORIES, MEMORIES, PERMUTED_ANSWERS, PRESETS
 
@@ -181,7 +181,7 @@ def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method
     variants = MEMORIES if memory == ALL_MEMORIES else (memory,)
     methods = {method.name: method for name in names for method in (find_method(name, one) for one in variants)}
     if not methods:
-        raise UsageError("no method was named", hint="mta eval methods")
+        raise UsageError("no method was named", hint=Command("eval methods"))
     return list(methods.values())
 
 
@@ -235,7 +235,9 @@ def _find_stem(stem: str) -> Method:
     if ":" in stem:
         return _compose(stem)
     near = difflib.get_close_matches(stem, PRESETS_BY_NAME, n=1)
-    raise UsageError(f"there is no method {stem!r:.80}", hint=did_you_mean(near, "mta eval methods lists all"))
+    raise UsageError(
+        f"there is no method {stem!r:.80}", hint=did_you_mean(near, (Command("eval methods"), " lists all"))
+    )
 
 
 def _permute(method: Method) -> Method:

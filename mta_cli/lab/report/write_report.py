@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Command
 from mta_cli.lab.report import charts, tables, wording
 from mta_cli.lab.report.charts import Chart
 from mta_cli.lab.report.files import write_whole_file
@@ -105,7 +105,7 @@ class Report:
 
     def __post_init__(self) -> None:
         if not self.documents:
-            raise BadInput("There is no evaluation to report.", hint="mta eval list")
+            raise BadInput("There is no evaluation to report.", hint=Command("eval list"))
         self.documents, self._stems = unique_documents(self.documents), set[tuple[str, str | None]]()
         tasks = group_by_task(self.documents)
         self.content = {

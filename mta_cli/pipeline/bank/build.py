@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
+from mta_cli.errors import Command
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import ScreeningOptions
 from mta_cli.pipeline.anchors import SCREENING_KEY
@@ -235,7 +235,7 @@ def _newer_banks_note(reg: Registry, bank: Bank) -> Iterator[Event]:
     newer = sorted((other for other in those if other.id > bank.id and other.status == "ready"), key=lambda one: one.id)
     if not newer or bank.purpose:
         return
-    removals = [f"`mta bank rm {shlex.quote(one.name)} --bank-version {one.version}`" for one in reversed(newer)]
+    removals = [f"`{Command('bank rm', one.name, bank_version=one.version)}`" for one in reversed(newer)]
     yield Note(
         f"Answers come from bank {bank_label(newer[-1])}, which is newer than {bank_label(bank)}. To use "
         f"{bank_label(bank)} instead: {', then '.join(removals)}. Recipes and stacks on a removed bank go with it.",

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, NotFound, StoreBusy, UsageError
+from mta_cli.errors import BadInput, Command, Flag, NotFound, StoreBusy, UsageError, worded
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.pipeline.bank.ladder import bank_no_model_warning
 from mta_cli.pipeline.bases_in_use import on_base
@@ -400,7 +400,7 @@ def personalisation_hints(model: ChatModel) -> Iterator[Event]:
     reg, user, base, task = model.reg, model.user, model.base, model.task.name
     best = most_personal_mode(reg, user, task, base.fingerprint)
     if best == "base":
-        other = other_bases_hint(reg, user, task, base.fingerprint)
+        other = worded(other_bases_hint(reg, user, task, base.fingerprint))
         made = user_command(reg, "fuse", user, task, base.fingerprint, base.name)
         yield Note(f"{user.name} has no fusion for {task} on {base.name} yet: {other}{made}", warning=True)
     elif best == "fused":
@@ -425,7 +425,8 @@ def _require_labels(reg: Registry, asking: ChatOptions) -> None:
 
     if asking.free_decoding and (asking.task is None or not find_task(reg, asking.task).labels):
         raise UsageError(
-            "--free-decoding is for a --task with labels; this has none.", hint="Leave --free-decoding out."
+            (Flag("free_decoding"), " is for a ", Flag("task"), " with labels; this has none."),
+            hint=("Leave ", Flag("free_decoding"), " out."),
         )
 
 
@@ -439,11 +440,15 @@ def _require_mode(reg: Registry, user: User | None, task: str, mode: str | None,
         current_bank(reg, task, base.fingerprint)
         return
     if user is None:
-        raise BadInput(f"Without a user there is no {mode} model.", hint="name a user: mta ask USER TEXT")
+        raise BadInput(
+            f"Without a user there is no {mode} model.", hint=("name a user: ", Command("ask", "USER", "TEXT"))
+        )
     if mode not in available_modes(reg, user, task, base.fingerprint):
         missing, verb = ("stack", "adapt") if mode == "adapted" else ("fusion", "fuse")
         raise NotFound(
             f"{user.name} has no {missing} for {task} on {base.name}.",
-            hint=other_bases_hint(reg, user, task, base.fingerprint)
-            + user_command(reg, verb, user, task, base.fingerprint, base.name),
+            hint=(
+                *other_bases_hint(reg, user, task, base.fingerprint),
+                user_command(reg, verb, user, task, base.fingerprint, base.name),
+            ),
         )

@@ -319,7 +319,7 @@ def _score_against_gold(
         try:
             found = _likelihoods(model, ids, columns, [answer])
         except MtaError as error:
-            yield Note(f"The gold answer was not measured: {error.message}", warning=True)
+            yield Note(f"The gold answer was not measured: {error}", warning=True)
             return
         logliks = [values[0] / len(answer) for values in found]
     over = "token" if place is None else "labels"

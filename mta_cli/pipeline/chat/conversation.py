@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, NotFound, StoreBusy, system_reason
+from mta_cli.errors import BadInput, Flag, NotFound, StoreBusy, system_reason
 from mta_cli.events import ArtifactSaved, Event, ItemKept, JobResult, Note, forward_events
 from mta_cli.pipeline.chat.answer import (
     ChatModel,
@@ -249,7 +249,9 @@ class Conversation:
         user = self._require_user("go on with")
         chats = self.model.reg.chats.of_user(user.id)
         if not chats:
-            raise NotFound(f"{user.name} has no stored conversation to go on with.", hint="leave --continue out")
+            raise NotFound(
+                f"{user.name} has no stored conversation to go on with.", hint=("leave ", Flag("continue"), " out")
+            )
         yield from self.resume(chats[0].id)
 
     def resume(self, chat_id: int) -> Iterator[Event]:
@@ -338,7 +340,7 @@ class Conversation:
             return list(self._store()) if self.autosave else []
         except NotFound as error:
             self.autosave = False
-            return [Note(f"Not stored, nor is what follows: {error.message}", warning=True)]
+            return [Note(f"Not stored, nor is what follows: {error}", warning=True)]
 
     def _store(self) -> Iterator[Event]:
         """Write what is not stored yet. A busy store gives a warning, and the next exchange tries again.
@@ -358,7 +360,7 @@ class Conversation:
                     reg.chats.add_message(chat.id, "user", exchange.question, {})
                     reg.chats.add_message(chat.id, "assistant", exchange.answer, exchange.source)
         except StoreBusy as error:
-            yield Note(f"Not stored yet: {error.message}", warning=True)
+            yield Note(f"Not stored yet: {error}", warning=True)
             return
         self.chat = chat
         for exchange in waiting:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, Flag
 
 if TYPE_CHECKING:
     from mta_cli.engine.text.prompts import HistoryExample
@@ -25,7 +25,7 @@ class PromptTooLong(BadInput):
     def __init__(self, tokens: int, room: int, base: str) -> None:
         super().__init__(
             f"The message makes a prompt of {tokens} tokens; {base} has room for {room}.",
-            hint="Shorten it, or ask with fewer --max-tokens.",
+            hint=("Shorten it, or ask with fewer ", Flag("max_tokens"), "."),
         )
         self.tokens = tokens
 

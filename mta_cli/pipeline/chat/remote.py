@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import httpx
 
-from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
+from mta_cli.errors import BadInput, Command, Flag, MtaError, NotFound, UsageError
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.pipeline.chat.answer import truncation_notes
 from mta_cli.pipeline.chat.conversation import UNFIT_ANSWERS
@@ -22,7 +22,7 @@ CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
 BASE_MODEL = "base"
 UNKNOWN_URL = "unknown_url"  # the code of an address that the server does not have
 TOO_LONG = ("context_length_exceeded", "request_too_large", "array_above_max_length")  # codes
-ADDRESS_HINT = "the address of a server ends in /v1: --server http://127.0.0.1:8000/v1"
+ADDRESS_HINT = ("the address of a server ends in /v1: ", Flag("server", "http://127.0.0.1:8000/v1"))
 
 
 class WindowFull(BadInput):
@@ -44,7 +44,9 @@ class RemoteConversation:
     ) -> None:
         """`sampling` are parameters of the interface, as `temperature` and `stop`; the server decides the others."""
         if not url.startswith(("http://", "https://")):
-            raise UsageError(f"--server {url!r:.100} is no address.", hint="--server http://127.0.0.1:8000/v1")
+            raise UsageError(
+                (Flag("server", url[:100]), " is no address."), hint=Flag("server", "http://127.0.0.1:8000/v1")
+            )
         headers = {"authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
         self._client = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=timeout)
@@ -149,7 +151,7 @@ class RemoteConversation:
             if told.status_code == 404 and slash:  # as the server reads a model's name: a user first, then USER/TASK
                 told = self._post_item(user, task, body)
         if told.status_code == 404 and UNKNOWN_URL in told.text:
-            raise UsageError("The server does not let its clients write.", hint="mta serve --write does")
+            raise UsageError("The server does not let its clients write.", hint=(Command("serve", write=True), " does"))
         self._require_success(told)
         yield Note(f"history item {told.json()['key']}")
 
@@ -170,7 +172,9 @@ class RemoteConversation:
         self._refuse()
 
     def _refuse(self) -> NoReturn:
-        raise UsageError("This is not for a conversation over a server.", hint="mta chat without --server")
+        raise UsageError(
+            "This is not for a conversation over a server.", hint=(Command("chat"), " without ", Flag("server"))
+        )
 
     def _describe(self, name: str) -> str:
         about = self._get(f"/models/{_quoted(name)}").get("mta") or {}
@@ -224,7 +228,7 @@ class RemoteConversation:
             yield
         except httpx.HTTPError as error:
             message = f"{self._client.base_url} does not answer: {error}"
-            raise MtaError(message, hint="is mta serve running?") from error
+            raise MtaError(message, hint=("is ", Command("serve"), " running?")) from error
 
     def _require_success(self, answered: httpx.Response) -> None:
         if answered.status_code < 400:

@@ -155,8 +155,10 @@ def _require_personal_mode(reg: Registry, entry: ModelEntry, user: User, task: s
     if mode == "base":
         raise NotFound(
             f"{user.name} has no fusion for {task} on {entry.name}, so there is nothing to export.",
-            hint=other_bases_hint(reg, user, task, entry.fingerprint)
-            + user_command(reg, "fuse", user, task, entry.fingerprint, entry.name),
+            hint=(
+                *other_bases_hint(reg, user, task, entry.fingerprint),
+                user_command(reg, "fuse", user, task, entry.fingerprint, entry.name),
+            ),
         )
     return mode
 

@@ -35,7 +35,7 @@ from mta_cli.options import (
     PromptOptions,
     ScreeningOptions,
 )
-from mta_cli.pipeline.bases_in_use import base_flag
+from mta_cli.pipeline.bases_in_use import named_base
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.parse_file import import_notes
 from mta_cli.pipeline.data.tasks import find_task, is_kept
@@ -631,11 +631,10 @@ def _next_commands(
     asked = [(user, " ".join(query.input.split())) for user in users for query in reg.items.queries(user.id, task.name)]
     fitting = [one for one in asked if len(one[1]) <= MAX_NEXT_QUESTION]
     user, question = fitting[0] if fitting else min(asked, key=lambda one: len(one[1]))
-    name, ends = shlex.quote(user.name), "-- " if question.startswith("-") else ""
-    on = f"--task {task.name}{base_flag(reg, base)}"
+    ends, on = "-- " if question.startswith("-") else "", {"task": task.name, "base": named_base(reg, base)}
     return [
-        f"mta ask --user {name} {on} {ends}{shlex.quote(question)}",
-        f"mta chat --user {name} {on}",
-        f"mta eval show {evaluation}",
-        *([] if alone else [f"mta eval run {on}"]),
+        f"{Command('ask', user=user.name, **on)} {ends}{shlex.quote(question)}",
+        str(Command("chat", user=user.name, **on)),
+        str(Command("eval show", str(evaluation))),
+        *([] if alone else [str(Command("eval run", **on))]),
     ]

@@ -6,14 +6,14 @@ Changes nothing. Knows no terminal and no SQL.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.errors import Command
 from mta_cli.events import Note
 from mta_cli.options import BankOptions, options_from_json
-from mta_cli.pipeline.bases_in_use import base_flag
+from mta_cli.pipeline.bases_in_use import named_base
 from mta_cli.pipeline.runs import bank_label
 
 if TYPE_CHECKING:
@@ -33,18 +33,18 @@ def join_names(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMED_USERS]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def refresh_command(reg: Registry, bank: Bank) -> str:
+def refresh_command(reg: Registry, bank: Bank) -> Command:
     """The command that removes stale anchors from a bank: a refresh if it is the newest for its base, otherwise its
     removal.
     """
-    newest, refresh = reg.banks.latest_ready_bank(bank.task, bank.base), f"--refresh{base_flag(reg, bank.base)}"
+    newest, base = reg.banks.latest_ready_bank(bank.task, bank.base), named_base(reg, bank.base)
     if newest is not None and newest.id == bank.id:
-        return f"mta bank build --task {shlex.quote(bank.task)} {refresh}"
+        return Command("bank build", task=bank.task, refresh=True, base=base)
     others = [each for each in reg.banks.all() if (each.name, each.base) == (bank.name, bank.base)]
     ready = [each for each in others if each.status == "ready"]
     if ready and ready[-1].id == bank.id:
-        return f"mta bank build --task {shlex.quote(bank.task)} --name {shlex.quote(bank.name)} {refresh}"
-    return f"mta bank rm {shlex.quote(bank.name)} --bank-version {bank.version}"
+        return Command("bank build", task=bank.task, name=bank.name, refresh=True, base=base)
+    return Command("bank rm", bank.name, bank_version=bank.version)
 
 
 def banks_pooling_user(reg: Registry, user: User, *, measuring: bool = False) -> list[Bank]:
@@ -110,8 +110,8 @@ class StaleParts:
                 warning=True,
             )
         if self.pooled:
-            tasks = dict.fromkeys(f"{shlex.quote(bank.task)}{base_flag(reg, bank.base)}" for bank in self.pooled)
-            builds = ", ".join(f"`mta bank build --task {task}`" for task in tasks)
+            wanted = [Command("bank build", task=bank.task, base=named_base(reg, bank.base)) for bank in self.pooled]
+            builds = ", ".join(f"`{command}`" for command in dict.fromkeys(wanted))
             yield Note(
                 f"task adapters that were trained on many users and may hold something of {whose}: those of "
                 f"{', '.join(bank_label(bank) for bank in self.pooled)}. A new build is without it: {builds}",

@@ -7,7 +7,6 @@ no SQL.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -114,7 +113,7 @@ def remove_items(
         made, of, keys = _made_from(reg, user, found), found[0].task, [item.key for item in found]
         notes = [Note(f"removed from {user.name}'s history of {of}: {', '.join(keys)}")]
         if made.recipes or made.stacks:
-            again = f"mta user adapt {shlex.quote(user.name)} --task {shlex.quote(of)}"
+            again = Command("user adapt", user.name, task=of)
             text = f"recipes and stacks that were made with it are removed too; anew: `{again}`"
             notes.insert(0, Note(text, warning=True))
         erase = partial(reg.items.remove_items, user, of, found, made.since)

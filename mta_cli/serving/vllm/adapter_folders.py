@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mta_cli.errors import BadInput, system_reason
+from mta_cli.errors import BadInput, Flag, system_reason
 from mta_cli.pipeline.user_weights import act_on_all_tokens, merge_by_placement
 from mta_cli.serving.vllm.vllm_resolver import ADAPTER_NAME, BASE_FILE, find_adapter
 from store.files import remove_leftover_temporaries
@@ -50,7 +50,7 @@ class AdapterFolders:
         """Take the folder for this process, and empty it. Raises BadInput for one that others may use."""
         from filelock import FileLock, Timeout
 
-        root, hint = self._root, "another folder with --adapters"
+        root, hint = self._root, ("another folder with ", Flag("adapters"))
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             there = root.lstat()
@@ -79,8 +79,13 @@ class AdapterFolders:
         if late is not None:
             if not self._approximate:
                 raise BadInput(
-                    f"The model for {task} acts on late tokens only, which vLLM cannot do: build its bank with "
-                    "--placement upper, or start the server with --approximate."
+                    (
+                        f"The model for {task} acts on late tokens only, which vLLM cannot do: build its bank with ",
+                        Flag("placement", "upper"),
+                        ", or start the server with ",
+                        Flag("approximate"),
+                        ".",
+                    )
                 )
             weights = act_on_all_tokens(weights, late)
         if weights is None:

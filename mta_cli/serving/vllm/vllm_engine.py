@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from mta_cli.errors import BadInput, IntegrityFault, MtaError, UsageError
+from mta_cli.errors import BadInput, Flag, IntegrityFault, MtaError, UsageError
 from mta_cli.serving.answer import AnswerRequest, Failed, Finished
 from mta_cli.serving.engine import EngineUnavailable, QueueFull, ServedBase, Stopping
 from mta_cli.serving.vllm.adapter_folders import AdapterFolder, AdapterFolders
@@ -56,12 +56,14 @@ def connect_vllm(entry: ModelEntry, options: ServeOptions, metrics: Metrics) -> 
     from mta_cli.engine.model.load import read_base_info
 
     if not options.adapters:
-        raise UsageError("--vllm needs --adapters: the folder that MTA_VLLM_ADAPTERS names there.")
+        raise UsageError(
+            (Flag("vllm"), " needs ", Flag("adapters"), ": the folder that MTA_VLLM_ADAPTERS names there.")
+        )
     base = read_base_info(entry.path, name=entry.name, fingerprint=entry.fingerprint)
     try:
         client = httpx.Client(**_client_settings(options.vllm))
     except httpx.InvalidURL as error:
-        raise UsageError(f"--vllm {options.vllm!r:.100} is no address: {error}") from error
+        raise UsageError((Flag("vllm", options.vllm[:100]), f" is no address: {error}")) from error
     with client:
         name, window = _served_base(client, base)
     base = replace(base, window=min(base.window, window))
@@ -100,7 +102,7 @@ def _served_base(client: httpx.Client, base: BaseInfo) -> tuple[str, int]:
     if found != base.tokenizer.encode(PROBE, add_special_tokens=False):
         raise IntegrityFault(
             f"{address} serves {name}, whose tokenizer is not that of {base.name}.",
-            hint="name the base that it serves with --base",
+            hint=("name the base that it serves with ", Flag("base")),
         )
     return name, window
 
@@ -437,11 +439,17 @@ def _refusal(status: int, content: bytes, model: str) -> MtaError:
         message = str(json.loads(content)["error"]["message"])[:500]
     if status == 404:
         return EngineUnavailable(
-            "The vLLM server does not load adapters: it needs --enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, "
-            "MTA_VLLM_ADAPTERS with the folder of --adapters, and this base."
+            (
+                "The vLLM server does not load adapters: it needs `vllm serve --enable-lora`, "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, MTA_VLLM_ADAPTERS with the folder of ",
+                Flag("adapters"),
+                ", and this base.",
+            )
         )
     if status == 400 and model in message:
-        return EngineUnavailable("The vLLM server cannot load an adapter: is its --max-lora-rank below --max-rank?")
+        return EngineUnavailable(
+            ("The vLLM server cannot load an adapter: is its max-lora-rank below ", Flag("max_rank"), "?")
+        )
     if status == 400:
         return BadInput(f"vLLM refuses the request: {message}")
     return EngineUnavailable(f"The vLLM server failed at the request (status {status}).")

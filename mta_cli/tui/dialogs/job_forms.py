@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mta_cli.configuration.settings import SETTINGS_FILE_NAME, StoreOptions
 from mta_cli.configuration.settings_file import write_setting
-from mta_cli.errors import BadInput, NotFound
+from mta_cli.errors import BadInput, Flag, NotFound
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.options import (
     AdaptOptions,
@@ -173,7 +173,9 @@ def _adapt_request(context: FormContext, filled: FormValues) -> JobRequest:
 
         names = parse_user_names(filled["users"], context.user)
         if filled["users"].strip() and not names:
-            raise BadInput(f"--users: {filled['users']!r:.80} names no user", hint="leave it empty for all users")
+            raise BadInput(
+                (Flag("users"), f": {filled['users']!r:.80} names no user"), hint="leave it empty for all users"
+            )
         asked = bool(filled["embedder"])
         task, explicit = filled["task"] or None, bool(filled["top_k"])
         request = adapt_request(reg, options, names or None, task, explicit_embedder=asked, explicit_top_k=explicit)

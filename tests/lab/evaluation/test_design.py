@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.evaluation.ladder import STEP_NAMES
-from mta_cli.errors import BadInput, UsageError
+from mta_cli.errors import BadInput, Flag, UsageError, worded
 from mta_cli.lab.evaluation.design import Design, evaluation_config, make_design, plan_lines
 from mta_cli.lab.evaluation.folds import UserFold
 from mta_cli.lab.evaluation.method_settings import method_rows, parse_settings
@@ -171,7 +171,7 @@ def test_settings_are_chosen_on_those_who_are_not_tested() -> None:
 def test_too_few_people_for_the_folds(peopled: Registry) -> None:
     with pytest.raises(BadInput, match=r"lamp-2 cannot be evaluated in 13 folds: 12 users") as caught:
         make_design(peopled, eval_request(folds=13))
-    assert caught.value.hint and "--folds" in caught.value.hint
+    assert isinstance(caught.value.hint, tuple) and caught.value.hint[:2] == ("a smaller ", Flag("folds"))
     with pytest.raises(BadInput, match="0 users"):
         make_design(peopled, replace(eval_request(), task=replace(eval_request().task, name="lamp-4")))
 
@@ -214,7 +214,7 @@ def test_settings_in_words(given: list[str], expected: dict[str, dict[str, str]]
 def test_settings_in_other_words_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="no setting of a method") as caught:
         parse_settings(["mta.steps=1", text])
-    assert caught.value.hint and "METHOD.SETTING=VALUE" in caught.value.hint and len(caught.value.message) < 120
+    assert "METHOD.SETTING=VALUE" in worded(caught.value.hint or "") and len(caught.value.message) < 120
 
 
 def test_every_method_is_listed_with_its_settings() -> None:

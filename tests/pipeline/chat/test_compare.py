@@ -11,7 +11,7 @@ import pytest
 
 from mta_cli.engine.scoring.log_likelihood import label_scores
 from mta_cli.engine.text.tasks import MOVIE_TAGS
-from mta_cli.errors import NotFound, UsersChanged
+from mta_cli.errors import Command, NotFound, UsersChanged
 from mta_cli.events import JobResult, TextChunk
 from mta_cli.options import AnswerOptions, MemoryOptions
 from mta_cli.pipeline.chat.answer import ChatModel, answer_question
@@ -70,7 +70,7 @@ def test_a_user_without_a_model_has_the_common_one_and_a_task_without_a_bank_the
     assert result["own_examples"] == 0 and result["details"]["base"]["step"] == "base"
     with pytest.raises(NotFound, match="no bank for task free") as caught:
         ChatModel.load_for_user(labelled.reg, labelled.entry, labelled.alice, asking(task="free", mode="common"))
-    assert "mta bank build --task free" in str(caught.value.hint)
+    assert caught.value.hint == Command("bank build", task="free")
 
 
 def test_several_users_are_answered_with_one_load(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

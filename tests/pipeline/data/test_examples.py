@@ -88,4 +88,5 @@ def test_only_the_items_that_are_named_are_shown(peopled: Registry, tiny_base_pa
     (theirs, *_) = peopled.items.queries(other, "lamp-2")
     assert all(item.input in decode(some.query_prompt(theirs)) for item in items[other])
     nothing = PromptRowBuilder(peopled, base, TASK, 9, {named: []})
-    assert "Tag:" not in decode(nothing.query_prompt(query))
+    bare = decode(nothing.query_prompt(query))
+    assert query.input in bare and not any(item.input in bare for item in items[named])

@@ -386,7 +386,7 @@ def test_a_hostile_snapshot_leaves_nothing(plain: StagedSnapshot, fleet: Path, n
     make(fleet, min(plain.manifest.adapters))
     with pytest.raises(expected) as caught:
         pull(node, fleet, None)
-    assert "\n" not in caught.value.message and len(caught.value.message) < 400 + 2 * len(str(fleet))
+    assert "\n" not in str(caught.value) and len(caught.value.message) < 400 + 2 * len(str(fleet))
     assert not node.exists()
 
 
