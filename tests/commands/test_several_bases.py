@@ -151,8 +151,7 @@ def test_an_export_is_of_the_base_that_is_meant(two: Path, unsaid: None, tmp_pat
     for user, flags, base in (("jon", (), "other"), ("ida", ("--base", "tiny"), "tiny")):
         mta_ok("user", "export", user, *flags, "--to", tmp_path / user)
         config = json.loads((tmp_path / user / "adapter_config.json").read_text())
-        shown = mta_ok("model", "show", base, "--json").json()
-        assert config["base_model_name_or_path"] == shown["path"]
+        assert config["base_model_name_or_path"] == base
     ran = mta("user", "export", "jon", "--base", "tiny", "--to", tmp_path / "none")
     refused(ran, 3, "jon has no fusion for lamp-2 on tiny", "--base other, or mta user fuse jon")
 
