@@ -48,6 +48,7 @@ def _stacks_page() -> str:
     """results/stacks.md with its tables."""
     made = runpy.run_path(str(FOLDER / "stacks.py"))
     parts = [
+        made["arms_table"]("fresh", ("alone", "shown")),
         made["arms_table"]("commits", ("alone", "shown")),
         made["arms_table"]("voice", ("alone",)),
         made["arms_table"]("screen", ("alone", "shown")),
