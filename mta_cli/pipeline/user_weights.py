@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 PERSONALISATION_MODES = ("base", "common", "fused", "adapted")
+OWN_MODES = ("fused", "adapted")  # the modes that are one user's
 FREE_TASK = "free"
 
 
@@ -150,8 +151,11 @@ def available_modes(reg: Registry, user: User | None, task: str, base: str) -> l
 
 
 def most_personal_mode(reg: Registry, user: User | None, task: str, base: str) -> str:
-    """The most personal mode that this user has: adapted, fused or base."""
-    return [mode for mode in available_modes(reg, user, task, base) if mode != "common"][-1]
+    """The most personal mode that this user has: adapted, fused, else common where the task has a bank, else base.
+
+    Without a user it is base.
+    """
+    return "base" if user is None else available_modes(reg, user, task, base)[-1]
 
 
 def default_task(

@@ -159,7 +159,7 @@ def test_a_model_says_what_it_consists_of(served: Running) -> None:
     assert about["alice"]["heldout"] == {"fused": 2.0, "adapted": 1.0} and about["bob"]["heldout"] is None
     assert about["alice"]["history_items"] == 2 and about["base"]["history_items"] == 0
     assert {one["memory"] for one in about.values()} == {"off"} and about["alice"]["bytes"] > 0
-    assert about["carol"]["mode"] == about["base"]["mode"] == "base"
+    assert (about["carol"]["mode"], about["base"]["mode"]) == ("common", "base")
 
 
 def test_a_conversation_shows_the_items_that_mta_chat_shows(served: Running) -> None:
@@ -194,7 +194,7 @@ def test_names_of_models(served: Running) -> None:
     assert names == ["base", "alice", "bob", "carol", "dave", "erin"]
     by_name = {one["id"]: one["mta"] for one in listed["data"]}
     assert by_name["alice"]["mode"] == "adapted" and by_name["bob"]["mode"] == "fused"
-    assert by_name["carol"]["mode"] == by_name["base"]["mode"] == "base"
+    assert by_name["carol"]["mode"] == "common" and by_name["base"]["mode"] == "base"
     assert by_name["alice"]["anchors"] == ["dave", "erin"] and by_name["alice"]["bytes"] > by_name["bob"]["bytes"] == 24
     for name in names:
         assert served.get(f"/models/{name}").json()["id"] == name
@@ -225,13 +225,14 @@ def test_names_with_a_slash_and_beyond_ascii(start: Start) -> None:
             world.reg.items.append_items(world.reg.users.get("base").id, items(task, 1, "film"))
 
     served = start(prepare=rename)
-    for model in ("Élodie/taste", "文/free", "base:base", "文/free/lamp-2"):
+    modes = {"Élodie/taste": "common", "文/free": "common", "base:base": "base", "文/free/lamp-2": "base"}
+    for model, mode in modes.items():
         assert served.get(f"/models/{model.replace('/', '%2F')}").json()["id"] == model
-        assert served.chat(model, "Hi", max_tokens=2)["mta"]["mode"] == "base"
+        assert served.chat(model, "Hi", max_tokens=2)["mta"]["mode"] == mode
     listed = [one["id"] for one in served.get("/models").json()["data"]]
     assert "base:base" in listed and listed.count("base") == 1
     assert "base:base/lamp-2" in listed and "base:base/gone" not in listed
-    assert served.chat("base:bob", "Hi")["mta"]["mode"] == "base", "a user of this very name"
+    assert served.chat("base:bob", "Hi")["mta"]["mode"] == "common", "a user of this very name"
 
 
 def test_between_two_steps_few_passes_read_prompts(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from mta_cli.pipeline.chat.fit_prompt import (
 from mta_cli.pipeline.memory.bank_memory import BankMemories, BankMemory
 from mta_cli.pipeline.user_weights import (
     FREE_TASK,
+    OWN_MODES,
     PERSONALISATION_MODES,
     AnswerSource,
     available_modes,
@@ -399,7 +400,7 @@ def personalisation_hints(model: ChatModel) -> Iterator[Event]:
         return
     reg, user, base, task = model.reg, model.user, model.base, model.task.name
     best = most_personal_mode(reg, user, task, base.fingerprint)
-    if best == "base":
+    if best not in OWN_MODES:
         other = worded(other_bases_hint(reg, user, task, base.fingerprint))
         made = user_command(reg, "fuse", user, task, base.fingerprint, base.name)
         yield Note(f"{user.name} has no fusion for {task} on {base.name} yet: {other}{made}", warning=True)

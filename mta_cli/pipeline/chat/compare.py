@@ -27,6 +27,7 @@ from mta_cli.pipeline.chat.fit_prompt import FittedPrompt, check_message
 from mta_cli.pipeline.data.examples import MAX_ITEM_ID
 from mta_cli.pipeline.requests import ChatOptions
 from mta_cli.pipeline.user_weights import (
+    OWN_MODES,
     PERSONALISATION_MODES,
     AnswerSource,
     available_modes,
@@ -213,7 +214,7 @@ def expected_columns(reg: Registry, user: User, asked: str | None, base: str, ot
     `asked` is the task, None for the text as typed; `base` the base's fingerprint.
     """
     task = default_task(reg, user, asked, base)
-    beside = [f"@{other.name}" for other in others if most_personal_mode(reg, other, task, base) != "base"]
+    beside = [f"@{other.name}" for other in others if most_personal_mode(reg, other, task, base) in OWN_MODES]
     return [*available_modes(reg, user, task, base), *beside]
 
 
@@ -236,7 +237,7 @@ def _add_other_user(model: ChatModel, user: User, columns: list[ComparedModel]) 
     """Add another user's most personal model for the model's task, or say that there is none."""
     task = model.task.name
     best = most_personal_mode(model.reg, user, task, model.base.fingerprint)
-    if best == "base":
+    if best not in OWN_MODES:
         yield Note(f"{user.name} has no model of their own for {task} and is left out.", warning=True)
     elif all(column.key != f"@{user.name}" for column in columns):
         columns.append(_load_compared_model(model, f"@{user.name}", user, best))

@@ -31,6 +31,7 @@ from mta_cli.pipeline.personalize.export_formats import (
     public_base_name,
 )
 from mta_cli.pipeline.user_weights import (
+    OWN_MODES,
     AnswerSource,
     act_on_all_tokens,
     merge_by_placement,
@@ -150,9 +151,9 @@ def export_user(
 
 
 def _require_personal_mode(reg: Registry, entry: ModelEntry, user: User, task: str) -> str:
-    """The user's most personal mode. Raises NotFound if that is the base."""
+    """The user's most personal mode. Raises NotFound if they have no model of their own."""
     mode = most_personal_mode(reg, user, task, entry.fingerprint)
-    if mode == "base":
+    if mode not in OWN_MODES:
         raise NotFound(
             f"{user.name} has no fusion for {task} on {entry.name}, so there is nothing to export.",
             hint=(

@@ -46,7 +46,7 @@ def test_the_most_personal_weights_answer(world: World) -> None:
         modes[name] = result["source"]["mode"]
         assert ("mta user fuse" in notes_of(events)) is (name == "carol")
         assert ("mta user adapt" in notes_of(events)) is (name == "bob")
-    assert modes == {"alice": "adapted", "bob": "fused", "carol": "base"}
+    assert modes == {"alice": "adapted", "bob": "fused", "carol": "common"}
 
 
 def test_without_a_user_the_base_answers(world: World) -> None:
