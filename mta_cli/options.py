@@ -25,7 +25,7 @@ def option_field(
     choices: tuple[str, ...] = (),
     settings_only: bool = False,
 ) -> Any:
-    """A dataclass field with its help and bounds in `metadata`. `settings_only`: no command has a flag for it."""
+    """A dataclass field with its help and bounds in `metadata`. `settings_only`: it has no flag."""
     metadata = {
         "help": help,
         "minimum": minimum,
@@ -40,15 +40,16 @@ PLACEMENTS = ("all", "upper", "late")
 MEMORIES = ("off", "habit", "neighbours")
 ALL_MEMORIES = "all"
 LADDER_METHODS = "ladder"
-"""In place of methods' names: the method of each step of the ladder."""
+"""Used instead of methods' names: the method of each step of the ladder."""
 MAX_OTHERS = 15
-"""The most other users whose models are asked whose an answer is."""
+"""The most other users under whose models an answer is scored, to measure authorship."""
 USUAL_ANCHORS, USUAL_MIN_ITEMS = 16, 8
-"""Anchors of a bank, and history items of each, where the data do not ask for fewer."""
+"""Anchors of a bank, and history items of each, unless the data require fewer."""
 USUAL_MAX_ITEMS = 200
-"""The most recent items of a user that banks, recipes and stacks are made from."""
+"""The number of a user's most recent items from which banks, recipes and stacks are made."""
 WEIGHT_METHODS = ("evidence", "similarity", "softmax", "uniform", "learned")
-SHOT_WEIGHTINGS = ("evidence", "learned")  # from the likelihood of shots; the task adapter alone gets the rest of 1
+# computed from the likelihood of shots; the task adapter gets the rest of a sum of 1
+SHOT_WEIGHTINGS = ("evidence", "learned")
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,12 @@ class MachineOptions:
 
     @property
     def formats(self) -> dict[str, str]:
-        """The number formats, as they are stored with what was made in them. Plain weights are not named."""
+        """The number formats as stored with trained adapters. Unquantised weights are not named."""
         return {"dtype": self.dtype, **({"quantize": self.quantize} if self.quantize != "off" else {})}
 
     @property
     def memory_limit(self) -> int | None:
-        """`max_memory` in bytes. Raises UsageError where it is no size."""
+        """`max_memory` in bytes. Raises UsageError if it is not a size."""
         if self.max_memory is None:
             return None
         match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([MGT])i?B?", self.max_memory.strip(), re.IGNORECASE)
@@ -91,7 +92,7 @@ class MachineOptions:
 
 @dataclass(frozen=True)
 class ExecutorOptions:
-    """Where groups of users are trained and weighed. The result does not depend on it."""
+    """The executor of training and evidence. Results do not depend on it."""
 
     section: ClassVar[str] = "executor"
     executor: str = option_field("local", "Compute in this process, or on workers of Ray.", choices=("local", "ray"))
@@ -101,7 +102,7 @@ class ExecutorOptions:
 
     @property
     def place(self) -> str:
-        """Where a job computes, as the end of its title: empty for this process."""
+        """The executor as a suffix of a job's title; empty for this process."""
         return "" if self.executor == "local" else f" on {self.workers} workers of Ray"
 
 
@@ -169,23 +170,23 @@ class BankOptions:
 
     @property
     def anchor_count(self) -> int:
-        """How many anchors; the usual number where it is left to data that nobody has looked at."""
+        """The number of anchors; the usual number if it is to be chosen from the data."""
         return USUAL_ANCHORS if self.anchors is None else self.anchors
 
     @property
     def anchor_items(self) -> int:
-        """The history items that an anchor needs; the usual number where it is left to the data."""
+        """The history items that an anchor needs; the usual number if it is to be chosen from the data."""
         return USUAL_MIN_ITEMS if self.min_items is None else self.min_items
 
     @property
     def pool_items(self) -> int:
-        """The history items that a user needs to contribute to a bank in any way."""
+        """The history items that a user needs to contribute to a bank at all."""
         return self.anchor_items if self.task_min_items is None else min(self.task_min_items, self.anchor_items)
 
 
 @dataclass(frozen=True)
 class ScreeningOptions:
-    """Limits for an anchor, relative to the others of its bank, before it may serve other users."""
+    """The limits of screening, relative to the other anchors of the bank."""
 
     section: ClassVar[str] = "gates"
     max_norm: float = option_field(
@@ -241,7 +242,7 @@ class FuseOptions:
 
 
 STACK_PASSES, MIN_STACK_PASSES = 16, 2
-"""Passes of a stack over one shot and over very many; in between they fall with the root of the number of shots."""
+"""Passes of a stack over a single shot, and the minimum; passes fall with the square root of the number of shots."""
 
 
 STACK_TARGETS = "q_proj,v_proj"
@@ -437,16 +438,16 @@ class OptionSet:
         return found
 
     def with_instance(self, instance: Any) -> OptionSet:
-        """The same with `instance` in place of the one of its class."""
+        """A copy with `instance` replacing the instance of its class."""
         return OptionSet(*(self._by_class | {type(instance): instance}).values())
 
     def get(self, cls: type[T]) -> T:
-        """The instance, or the defaults where a command or a form has no such options."""
+        """The instance; the defaults if a command or form does not have these options."""
         found: T = self._by_class.get(cls) or cls()
         return found
 
 
-PERMUTED_ANSWERS = "permuted"  # a control: banks of evaluations whose anchors learned answers in random order
+PERMUTED_ANSWERS = "permuted"  # a control: evaluation banks with anchors trained on randomly permuted answers
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper's own choices (arXiv 2511.20072): no task adapter, the two nearest anchors by cosine, a LoRA of rank 4.
     "published": {
@@ -472,7 +473,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prompt.history_items": 1,
     }
 }
-"""Values by setting that `--preset` sets. They override settings files and the environment; flags override them."""
+"""The settings of each preset. They override settings files and the environment; flags override them."""
 
 JOB_OPTIONS: tuple[type[Any], ...] = (
     MachineOptions,
@@ -491,13 +492,13 @@ JOB_OPTIONS: tuple[type[Any], ...] = (
 
 
 def options_from_json(cls: type[T], document: Mapping[str, Any]) -> T:
-    """Options of a class from a document: its keys that are fields; the rest keep their defaults."""
+    """Options of a class from the keys of a document that are fields; other fields have their defaults."""
     names = {spec.name for spec in fields(cls)}  # type: ignore[arg-type]
     return cls(**{name: value for name, value in document.items() if name in names})
 
 
 def find_option_faults(options: Any) -> list[str]:
-    """Every value of `options` that is out of bounds, one line each; empty when all is well."""
+    """Every value of `options` that is out of bounds, one line each."""
     faults = []
     for spec in fields(options):
         value, meta = getattr(options, spec.name), spec.metadata

@@ -298,7 +298,7 @@ def rm(ctx: typer.Context, number: EvaluationArgument, yes: YesOption = False, j
 
 @contextmanager
 def _open_evaluations(use: AppContext, places: list[str]) -> Iterator[list[FinishedEvaluation]]:
-    """The named evaluations. Opens a store where one of them is in it."""
+    """The named evaluations. Opens the store if any of them is in it."""
     from mta_cli.lab.evaluation.seeds import load_evaluations, needs_store
 
     with use.open_registry() if needs_store(places) else nullcontext() as reg:

@@ -471,7 +471,7 @@ def _stack_line(stack: dict[str, Any]) -> str:
 
 
 def _dependencies_line(part: dict[str, Any]) -> str:
-    """The other users whose items a user's answers depend on."""
+    """The other users on whose items a user's answers depend."""
     pooled, near = part["task_adapter_people"], part["neighbours"]
     parts = [f"anchors trained on {', '.join(part['anchors'])}"] if part["anchors"] else []
     parts += [f"the main directions of {pluralise(part['basis_anchors'], 'anchor')}"] if part["basis_anchors"] else []

@@ -1,4 +1,4 @@
-"""A command's context: its output, settings and store; and the questions that it asks the user."""
+"""A command's context: its output, settings and store; and questions to the user."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 BASE_SETTING = "models.base"
-WARN_SLOWDOWN_FACTOR = 3.0  # times; a 16-bit format that is so much slower than float32 is hardly ever intended
+WARN_SLOWDOWN_FACTOR = 3.0  # a 16-bit format this many times slower than float32 is hardly intended
 
 
 STORE_COMMANDS = "init|task|data|user|bank|ask|compare|chat|eval|serve|ps|tui|doctor|backup|restore|pull|config"
@@ -42,7 +42,7 @@ class GlobalFlags:
     words: tuple[str, ...] = ()
 
     def name_store(self, text: str) -> str:
-        """`text` with --store, where it was given, in each command of ours, so that it can be run as it is."""
+        """`text` with the given --store in each of our commands, so that these can be run unchanged."""
         if self.store is None:
             return text
         named = f"mta --store {shlex.quote(str(self.store))} "
@@ -78,9 +78,9 @@ class AppContext:
         return self.build_options(*self.flags.classes)
 
     def options_on_base(self, reg: Registry, task: str | None = None, user: User | None = None) -> OptionSet:
-        """The options, with the base that holds the user's models, or the task's banks, where none was chosen.
+        """The options. If no base was chosen, they get the base of the user's models or of the task's banks.
 
-        A flag, a settings file or the environment chooses a base. Raises UsageError where several could be meant.
+        A flag, a settings file or the environment can choose a base. Raises UsageError if several bases are possible.
         """
         from mta_cli.pipeline.bases_in_use import choose_base
 
@@ -94,7 +94,7 @@ class AppContext:
         return self.options.with_instance(replace(models, base=base))
 
     def build_options(self, *classes: type[Any]) -> OptionSet:
-        """Options of these classes alone, in the same way as `options`."""
+        """Options of only these classes, built like `options`."""
         assert self.flags is not None
         built = self.settings.build_option_set(classes, self.flags.values)
         if MachineOptions in classes:
@@ -102,8 +102,8 @@ class AppContext:
         return built
 
     def _require_machine(self, machine: MachineOptions) -> None:
-        """Raises UsageError for what this machine lacks; warns of a number format that it emulates."""
-        _ = machine.memory_limit  # raises where it is no size
+        """Raises UsageError if this machine lacks something; warns of an emulated number format."""
+        _ = machine.memory_limit  # raises if it is not a size
         if machine.device not in ("auto", "cpu") or machine.quantize != "off":
             from mta_cli.pipeline.training.estimate import require_device
 
@@ -125,7 +125,7 @@ class AppContext:
         return Registry.open(self.store_dir, create=create, timeout=timeout)
 
     def suggest(self, *steps: tuple[str, str]) -> None:
-        """What to run next: commands, each with its meaning."""
+        """Suggest next commands, each with its meaning."""
         self.output.suggest(*((self.global_flags.name_store(command), meaning) for command, meaning in steps))
 
 
@@ -149,7 +149,7 @@ def confirm(output: Output, question: str, *, yes: bool) -> None:
 def make_consent_prompt(
     context: AppContext, can_anchor: bool | None, *, yes: bool, piped: bool = False
 ) -> AskConsent | None:
-    """A function that asks once whether new users may be anchors; None where the answer is given or cannot be typed.
+    """A function that asks once whether new users may be anchors; None if the answer is given or cannot be typed.
 
     `piped`: standard input is the file.
     """

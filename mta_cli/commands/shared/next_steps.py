@@ -1,4 +1,4 @@
-"""What to run after a job: the lines that begin with `Next:`."""
+"""Suggestions after a job: the lines that begin with `Next:`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def suggest_after_import(context: AppContext, reg: Registry, tasks: Sequence[str]) -> None:
-    """A bank of the first task, after consent where nobody may be an anchor; or its users' models where it has one."""
+    """Suggests a bank of the first task (before it consent, if no user may be an anchor), or users' models if it has a
+    bank.
+    """
     if not tasks:
         return
     task = shlex.quote(tasks[0])
@@ -30,7 +32,7 @@ def suggest_after_import(context: AppContext, reg: Registry, tasks: Sequence[str
 
 
 def suggest_after_build(context: AppContext, reg: Registry, bank: Mapping[str, Any]) -> None:
-    """Models of its users, and a look at the bank."""
+    """Suggests models of its users, and showing the bank."""
     newest = reg.banks.get(bank["bank"]).version == bank["version"]
     version = "" if newest else f" --bank-version {bank['version']}"
     context.suggest(
@@ -43,7 +45,7 @@ def suggest_after_build(context: AppContext, reg: Registry, bank: Mapping[str, A
 
 
 def suggest_after_fusion(context: AppContext, reg: Registry, user: str, task: str, base: ModelEntry) -> None:
-    """A stack, and an answer."""
+    """Suggests a stack, and an answer."""
     name, on = shlex.quote(user), f"-t {shlex.quote(task)}{_base_flag(reg, base.fingerprint, base.name)}"
     context.suggest(
         (f"mta user adapt {name} {on}", "train their own stack on top"),
@@ -54,7 +56,7 @@ def suggest_after_fusion(context: AppContext, reg: Registry, user: str, task: st
 def suggest_after_adaptation(
     context: AppContext, reg: Registry, users: Sequence[str], task: str, base: ModelEntry
 ) -> None:
-    """An answer, a chat and an export of the first user."""
+    """Suggests an answer, a chat and an export of the first user."""
     if not users:
         return
     name, flag = shlex.quote(users[0]), _base_flag(reg, base.fingerprint, base.name)
@@ -67,12 +69,12 @@ def suggest_after_adaptation(
 
 
 def suggest_after_export(context: AppContext, result: Mapping[str, Any]) -> None:
-    """The page that says how to load it."""
+    """Names the page that explains loading."""
     context.suggest((f"cat {shlex.quote(result['to'])}/README.md", "how other programs load it"))
 
 
 def suggest_after_evaluation(context: AppContext, number: int) -> None:
-    """A report."""
+    """Suggests a report."""
     context.suggest(
         (f"mta eval report {number} --to DIR", "pages and charts of these results"),
         (f"mta eval show {number}", "this table again"),
