@@ -23,7 +23,7 @@ MIN_ORPHAN_AGE_SECONDS = 3600
 """How old a file without a row must be before it is removed as an orphan."""
 
 MAX_NAMES_READ = 10_000
-"""How many names of a folder are compared with that of a missing file."""
+"""The most names of a folder that are compared with a missing file's name."""
 
 _SUFFIX = ".safetensors"
 _DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")

@@ -145,7 +145,7 @@ class Output:
             if number == 0 and not narrow:
                 self._print_renderable(text(layout.line(columns), style="bold"))
                 self.write_stdout(f"{layout.rule}\n")
-            draw = layout.stack if narrow else layout.line
+            draw = layout.vertical if narrow else layout.line
             self.write_stdout("".join(f"{draw(row)}\n" for row in shown))
 
     def write_stdout(self, raw: str) -> None:

@@ -61,7 +61,7 @@ class TableLayout:
         """A row as one line."""
         return GAP.join(self.align(row)).rstrip()
 
-    def stack(self, row: Sequence[str]) -> str:
+    def vertical(self, row: Sequence[str]) -> str:
         """A row as lines of title and value, and an empty line, for narrow terminals."""
         longest = max(map(_cells_wide, self.titles))
         named = zip(self.titles, row, strict=True)
@@ -81,7 +81,7 @@ class FittedTable:
         widest = max(layout.widths)
         if layout.width - widest + min(widest, MIN_FOLDED_WIDTH) > options.max_width:
             for row in self._rows:
-                yield _stacked(self._titles, row)
+                yield _vertical(self._titles, row)
             return
         while layout.width > options.max_width:
             layout.widths[layout.widths.index(max(layout.widths))] -= 1
@@ -108,7 +108,7 @@ def _row_lines(layout: TableLayout, row: Sequence[object], console: Console) -> 
         yield line
 
 
-def _stacked(titles: Sequence[str], row: Sequence[object]) -> RenderableType:
+def _vertical(titles: Sequence[str], row: Sequence[object]) -> RenderableType:
     """A row as lines of title and value, without empty values, and an empty line."""
     named = [(title, value) for title, value in zip(titles, row, strict=True) if format_cell(value)]
     return key_value_grid([*named, ("", "")], max(map(_cells_wide, titles)))

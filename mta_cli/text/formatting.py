@@ -59,7 +59,7 @@ def pluralise(amount: int, one: str, more: str = "") -> str:
 CHANGES = ((0.2, "much"), (0.05, ""), (0.01, "a little"))
 """The relative changes of a loss from which it counts as much better (or worse), better, and a little better."""
 LEAST_CHANGE = CHANGES[-1][0]
-"""A smaller relative change is no difference."""
+"""Smaller relative changes count as no difference."""
 
 
 def loss_verdict(before: float, after: float) -> str:

@@ -130,7 +130,7 @@ class AppContext:
 
 
 def app_context(ctx: typer.Context, flags: Flags | None = None, *, json: bool = False) -> AppContext:
-    """The command's context; `flags` are those of its option classes, `json` is its --json flag."""
+    """The command's context; `flags` are the flags of its option classes, `json` is its --json flag."""
     given = ctx.obj if isinstance(ctx.obj, GlobalFlags) else GlobalFlags()
     return AppContext(given, flags, json=json)
 

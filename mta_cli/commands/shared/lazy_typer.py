@@ -66,7 +66,8 @@ def _lazy_class(typers_class: Any) -> Any:
         def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
             """The completions that begin with the typed text in any case, written as the shell reads them.
 
-            Typer keeps only those of the same case, so it is asked for all. In a list with commas the last name counts.
+            Typer keeps only completions of the same case, so it is asked for all. In a list with commas the last name
+            counts.
             """
             head, comma, typed = incomplete.rpartition(",") if "," in (self.metavar or "") else ("", "", incomplete)
             wanted = typed.casefold()

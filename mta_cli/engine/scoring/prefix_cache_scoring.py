@@ -21,7 +21,7 @@ from mta_cli.engine.model.llama import BatchedLora, FusedFactors, LlamaDecoder, 
 from mta_cli.engine.scoring.prefix_tree import PROMPT_SEGMENT, PromptTree
 from mta_cli.engine.scoring.token_logprobs import token_log_likelihoods
 
-CPU_BATCH_TOKENS = 1024  # more at once is no faster on a CPU
+CPU_BATCH_TOKENS = 1024  # larger batches are not faster on a CPU
 GPU_BATCH_TOKENS = 32_768
 LORA_COST_PER_ROW = 0.2  # extra cost per token of LoRA factors, divided by the number of rows that share them
 PADDING_SEGMENT = -2

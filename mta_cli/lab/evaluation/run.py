@@ -115,7 +115,8 @@ def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
     methods = find_methods([one for name in named for one in (ladder if name == LADDER_METHODS else [name])], memory)
     names = {method.name for method in methods}
     given: dict[str, dict[str, Any]] = {}
-    for name in sorted(request.method_settings, key=lambda name: "+" in name):  # a name with its memory stands above
+    # settings for a name with its memory take precedence
+    for name in sorted(request.method_settings, key=lambda name: "+" in name):
         for method, known in _split_settings(find_methods([name], memory), request.method_settings[name]):
             given[method.name] = {**given.get(method.name, {}), **known}
     originals = {method.name: original(method).name for method in methods if method.control_of}

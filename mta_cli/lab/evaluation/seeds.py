@@ -58,8 +58,8 @@ def _parse_ref(place: EvaluationRef) -> EvaluationRef:
 def evaluation_document(evaluations: Sequence[FinishedEvaluation], reference: str | None = None) -> dict[str, Any]:
     """The document of one evaluation, or of several seeds of one design. All methods are compared with `reference`.
 
-    Without a reference, that of the first evaluation is used. Raises UsageError for evaluations of several designs or
-    of different users, and for a reference that is not among the methods.
+    Without a reference, the first evaluation's is used. Raises UsageError for evaluations of several designs or of
+    different users, and for a reference that is not among the methods.
     """
     return _document(evaluations[0], reference) if len(evaluations) == 1 else pool_seeds(evaluations, reference)
 
@@ -125,7 +125,9 @@ def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None 
 
 
 def _find_reference(name: str, methods: Sequence[str]) -> str:
-    """The one of `methods` that `name` stands for; `mta+neighbours` stands for `mta`. Raises UsageError for no one."""
+    """The method among `methods` that `name` means; `mta+neighbours` means `mta`. Raises UsageError if there is
+    none.
+    """
     from mta_cli.lab.methods.catalog import find_method
 
     if name in methods:

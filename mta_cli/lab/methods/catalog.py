@@ -175,8 +175,8 @@ def find_method(name: str, memory: str | None = None) -> Method:
 def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method]:
     """The methods of these names, without duplicates, in the order given; see `find_method` for `memory`.
 
-    `all` as the memory stands for each memory of a method that is named without one. Raises UsageError where no name
-    is given, or one is unknown.
+    With `memory` `all`, a method that is named without a memory is included with each memory. Raises UsageError where
+    no name is given, or one is unknown.
     """
     variants = MEMORIES if memory == ALL_MEMORIES else (memory,)
     methods = {method.name: method for name in names for method in (find_method(name, one) for one in variants)}
@@ -186,7 +186,7 @@ def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method
 
 
 def ladder_methods(labels: bool, memory: str | None = None) -> list[str]:
-    """The methods that `ladder` stands for in a task of `labels` or texts, a name for each step from the bottom.
+    """The methods that `ladder` means in a task of `labels` or texts: one name for each step from the bottom.
 
     Steps with label memory use `memory`: every one for `all`, and neighbours for None.
     """

@@ -87,7 +87,9 @@ def _dots(panel: Axes, document: Document, methods: Sequence[str], metric: str) 
 
 
 def draw_series(documents: Sequence[Document], by: str) -> Figure:
-    """The main metric against `by`: a panel for each method of all documents, with what it was compared with."""
+    """The main metric against `by`: a panel for each method of all documents, with the method that it was compared
+    with.
+    """
     last, compared = documents[-1], compared_with(documents[-1])
     reference: str = last["reference"]
     everywhere = set.intersection(*(set(document["methods"]) for document in documents))

@@ -32,7 +32,7 @@ SHORT_NAMES = {  # short names of shapes
 
 @dataclass(frozen=True)
 class HubBase:
-    """A base on the hub. `family` is transformers' `model_type`; the sizes are those of its `config.json`.
+    """A base on the hub. `family` is transformers' `model_type`; the sizes are from its `config.json`.
 
     `stores_tied_head`: its files contain the tied output layer a second time.
     """

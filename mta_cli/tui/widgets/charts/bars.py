@@ -50,7 +50,7 @@ def bar_text(value: float | None, most: float, width: int) -> str:
 def bar_lines(
     bars: Sequence[Bar], width: int, style: str = "", quiet: str = "dim", tones: Mapping[str, str] | None = None
 ) -> Text:
-    """Label, bar and number of each in `width` cells; `style` is the bars', `quiet` that of what is not strong.
+    """Label, bar and number of each in `width` cells; `style` is for bars, `quiet` for lines that are not strong.
 
     `tones` are the styles of bars, and their labels, by tone.
 
