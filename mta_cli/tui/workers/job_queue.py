@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 JobState = Literal["waiting", "running", "done", "failed", "stopped"]
 MakeEvents = Callable[["Registry"], Iterator[Event]]
 OnEnd = Callable[["Job"], None]
-LOG_LINES, MAX_LOSSES = 2000, 4000  # the newest of a job that are kept
+LOG_LINES, MAX_LOSSES = 2000, 4000  # the newest log lines and losses of a job that are kept
 UPDATE_SECONDS = 1 / 8  # between two updates of the screen
 
 
