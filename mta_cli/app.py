@@ -117,7 +117,7 @@ def set_global_flags(
     verbose: Annotated[
         int,
         typer.Option(
-            "--verbose", "-v", count=True, show_default=False, help="Say more; twice: show where errors happened."
+            "--verbose", "-v", count=True, show_default=False, help="Show details; given twice, also tracebacks."
         ),
     ] = 0,
     quiet: Annotated[

@@ -140,7 +140,7 @@ class BankOptions:
         "Where meta-LoRAs act: in all layers, the upper third, or there at late tokens only.",
         choices=PLACEMENTS,
     )
-    pick: str = option_field("longest", "Which member stands for a cluster.", choices=("longest", "medoid"))
+    pick: str = option_field("longest", "Which member represents a cluster.", choices=("longest", "medoid"))
     min_items: int | None = option_field(
         None,
         "History items a user needs to be an anchor; where not given 8, or fewer where few users hold as many.",
@@ -165,7 +165,7 @@ class BankOptions:
     task_learning_rate: float = option_field(1e-3, "Peak learning rate of the task adapter.", minimum=1e-8, maximum=1.0)
     held_out_weights: bool = option_field(
         True,
-        "Weigh label memory beside task adapters that have not seen the users who are asked; takes one more in time.",
+        "Fit label memory's weights with task adapters that have not seen the predicted users; trains one more.",
     )
 
     @property
@@ -191,20 +191,20 @@ class ScreeningOptions:
     section: ClassVar[str] = "gates"
     max_norm: float = option_field(
         5.0,
-        "How many times the bank's median any module of an anchor may be in size; 0 for any.",
+        "Largest norm of an anchor's module, in multiples of the bank's median; 0 for no limit.",
         minimum=0,
         maximum=1e6,
     )
     max_probe: float = option_field(
         10.0,
-        "How many times the bank's median an anchor may move the answers to neutral prompts; 0 for any.",
+        "Largest effect of an anchor on neutral prompts, in multiples of the bank's median; 0 for no limit.",
         minimum=0,
         maximum=1e6,
     )
     max_share: float = option_field(
         0.75,
-        "Share of users whom one anchor may serve, and never less than twice an equal share, so that a bank of up to "
-        "eight anchors has no limit; 0 for any.",
+        "Largest share of users that one anchor may serve, but at least twice an equal share, so that a bank of up to "
+        "eight anchors has no limit; 0 for no limit.",
         minimum=0,
         maximum=1,
     )
@@ -221,11 +221,11 @@ class FuseOptions:
     top_k: int = option_field(4, "How many anchors a recipe may hold.", minimum=1, maximum=10_000)
     temperature: float = option_field(0.1, "Temperature of softmax weights.", minimum=1e-4, maximum=100)
     sharpness: float = option_field(
-        0.5, "Sharpness of evidence weights; 1 is the posterior under a flat prior.", minimum=0, maximum=100
+        0.5, "Sharpness of evidence weights; 1 gives the posterior under a flat prior.", minimum=0, maximum=100
     )
     scale: float = option_field(
         0.5,
-        "How much of their evidence weights anchors get; the rest is left to the task adapter.",
+        "Factor of the anchors' evidence weights; the rest goes to the task adapter.",
         minimum=0,
         maximum=10,
     )
@@ -302,8 +302,8 @@ class AnswerOptions:
     )
     repetition_penalty: float | None = option_field(
         None,
-        "How much less likely tokens become that the answer has already; where not given 1.1 in a chat, and 1, which "
-        "changes nothing, for a task's questions.",
+        "Penalty for tokens that the answer already has; where not given 1.1 in a chat, and 1, which is none, for a "
+        "task's questions.",
         minimum=0.1,
         maximum=10,
     )
@@ -322,7 +322,7 @@ class MemoryOptions:
     )
     neighbour_weight: float = option_field(
         1.0,
-        "How many times as much the memory counts beside the model as was found when the bank was built.",
+        "Weight of the memory beside the model, in multiples of the weight fitted when the bank was built.",
         minimum=0.01,
         maximum=10,
         settings_only=True,
@@ -336,14 +336,12 @@ class MemoryOptions:
     )
     prior_strength: float = option_field(
         8.0,
-        "How many answers of the user the population's rates count as in that prior.",
+        "Number of the user's answers that the population's rates count as in that prior.",
         minimum=0.01,
         maximum=1e6,
         settings_only=True,
     )
-    look_ahead: bool = option_field(
-        False, "Let neighbours count that are known to be later than the question.", settings_only=True
-    )
+    look_ahead: bool = option_field(False, "Let neighbours count that are later than the question.", settings_only=True)
 
 
 @dataclass(frozen=True)
@@ -371,7 +369,7 @@ class EvalOptions:
     placement: str = option_field("late", "Where anchors and personal parts act.", choices=PLACEMENTS)
     memory: str | None = option_field(
         None,
-        "Label memory of every method that is named without one: each of them with `all`, its own where not given.",
+        "Label memory of every method that is named without one; `all` compares each. Where not given, its own.",
         choices=(*MEMORIES, ALL_MEMORIES),
     )
     calibrate: bool = option_field(True, "Fit a temperature for each method on users who are not tested with it.")
@@ -381,7 +379,7 @@ class EvalOptions:
     )
     others: int = option_field(
         MAX_OTHERS,
-        "Other users whose models are asked whose each held-out answer is, those nearest in topic first; 0 asks none.",
+        "Other users under whose models each held-out answer is scored too, nearest in topic first; 0 for none.",
         minimum=0,
         maximum=MAX_OTHERS,
     )
@@ -403,12 +401,12 @@ class ServeOptions:
     section: ClassVar[str] = "serve"
     host: str = option_field("127.0.0.1", "Address to listen on; another than this machine's own needs keys.")
     port: int = option_field(8000, "Port to listen on; 0 for any that is free.", minimum=0, maximum=65_535)
-    max_batch: int = option_field(16, "Most answers that are decoded together.", minimum=1, maximum=256)
-    queue: int = option_field(256, "Most answers that wait; further requests get 429.", minimum=1, maximum=100_000)
+    max_batch: int = option_field(16, "Most answers decoded in one batch.", minimum=1, maximum=256)
+    queue: int = option_field(256, "Most waiting answers; further requests get status 429.", minimum=1, maximum=100_000)
     cache: int = option_field(
-        512, "Megabytes for users' models and beginnings of conversations.", minimum=1, maximum=1_000_000
+        512, "Megabytes for users' models and cached beginnings of conversations.", minimum=1, maximum=1_000_000
     )
-    streams: int = option_field(64, "Most requests of one key at a time.", minimum=1, maximum=10_000)
+    streams: int = option_field(64, "Most concurrent requests of one key.", minimum=1, maximum=10_000)
     cors: str = option_field("", "Web pages that may ask, comma-separated: https://chat.example.org.")
     log_text: bool = option_field(False, "Log the last message of each chat request.")
     vllm: str = option_field("", "Address of a vLLM server that computes, in place of this process.")
@@ -416,11 +414,11 @@ class ServeOptions:
     max_rank: int = option_field(64, "With --vllm: its --max-lora-rank.", minimum=1, maximum=512)
     approximate: bool = option_field(False, "With --vllm: let parts of late tokens act on all tokens.")
     max_body: int = option_field(
-        2_048, "Most kilobytes of a request.", minimum=1, maximum=1_000_000, settings_only=True
+        2_048, "Largest request, in kilobytes.", minimum=1, maximum=1_000_000, settings_only=True
     )
     drain: float = option_field(
         30.0,
-        "Seconds that running answers get when the server is to end.",
+        "Seconds that running answers get when the server stops.",
         minimum=0,
         maximum=3_600,
         settings_only=True,

@@ -66,7 +66,7 @@ class Moments:
         # 1. the mean of all vectors [width], and each label's mean, shrunk towards it  [labels, width]
         mean = self.sums.sum(axis=0) / total
         means = (self.sums + MEAN_PRIOR_COUNT * mean) / (self.counts + MEAN_PRIOR_COUNT)[:, None]
-        # 2. the covariance around the labels' means, shrunk towards the identity times its mean variance [width, width]
+        # 2. the covariance around the labels' means, shrunk towards its mean variance × identity  [width, width]
         cross = means.T @ self.sums
         covariance = (self.products - cross - cross.T + (means.T * self.counts) @ means) / total
         sphere = max(float(np.trace(covariance)) / width, MIN_VARIANCE) * np.eye(width)
