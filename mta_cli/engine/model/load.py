@@ -137,12 +137,14 @@ def load_base(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    # 1. refuse an unsafe folder and an impossible machine before anything is loaded
     quiet_libraries()
     name = name or path.name
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)
     require_quantize(quantize, place)
     check_folder(path)
+    # 2. configuration, tokenizer and weights, which are packed while they are read
     with load_errors_as_bad_input(f"{name} cannot be loaded as a causal language model", f"look into {path}"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         _require_causal(name, config)
@@ -161,9 +163,11 @@ def load_base(
             output_loading_info=True,
             **packing,
         )
+    # 3. refuse weights that are missing or not finite, which transformers accepts
     model, info = loaded
     _require_complete(name, info)
     _require_finite(name, model.named_parameters() if quantize == OFF else _stored_weights(path))
+    # 4. freeze the model on its device
     model = _to_device(model, place).eval().requires_grad_(False)
     _keep_packed_layout(model)
     if quantize != OFF:

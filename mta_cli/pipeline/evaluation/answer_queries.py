@@ -100,6 +100,7 @@ def answer_queries(
         )
         for one, values in zip(asked, found, strict=True)
     ]
+    # 2. the answers: the best label, or generated text
     if labels:
         texts = [labels[decide_label(own, labels, examples.task.metric)] for own in scores]
     elif not generate:
@@ -114,6 +115,7 @@ def answer_queries(
         )
         decode = base.tokenizer.decode
         texts = [decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for ids in generated]
+    # 3. each answer with the likelihood of its gold
     seconds = (time.perf_counter() - started) / max(1, len(asked))
     answers = []
     for one, text, values, own in zip(asked, texts, found, scores, strict=True):

@@ -80,6 +80,7 @@ def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -
                 f"None of these users has held-out queries of task {task.name}.",
                 hint="mta data import FILE --hold-out 5",
             )
+        # 1. the steps of the ladder; a single user has no control
         bench = Workbench(reg, request, current_bank(reg, task.name, request.base.fingerprint))
         steps = ladder_steps(
             memory=bool(task.labels) and request.memory.memory != "off",
@@ -87,11 +88,13 @@ def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -
             weights=("fused", "adapted"),
         )
         steps = [one for one in steps if not (one.is_control and len(asked) == 1)]
+        # 2. answers at every step that has a model, and without a model
         measuring = _Measuring(bench, asked, queries, steps)
         yield JobStarted("evaluate", measuring.answer_count, "answers")
         yield from measuring.answer_all()
         unit = "users" if len(asked) >= MIN_UNITS["users"] else "questions"
         answers = [*measuring.answers_without_model(), *measuring.answers]
+        # 3. the verdicts; of texts, only the examples that these choose are generated
         summary = _summarise(task, steps, answers, unit, machine.seed)
         if not task.labels:
             measuring.generate(answers, choose_examples(answers, summary["ladder"]))
@@ -108,6 +111,7 @@ def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -
             "costs": {one.name: _costs(bench, asked, one, answers) for one in steps},
         }
         config = {"history_items": prompt.history_items, "base": request.base.fingerprint}
+        # 4. store answers and document together
         with reg.transaction():
             number = reg.evaluations.add_evaluation(task.name, bench.bank.id, config, result)
             reg.evaluations.predictions.add_predictions(number, answers)

@@ -146,7 +146,7 @@ class HomeScreen(BaseScreen):
     def _tell_end(self, job: Job) -> None:
         """Notify other screens of the end of a job that was started here."""
         if not self.is_current and job.state == "done":
-            self.notify(f"{job.kind} {job.title}: done; 0 shows what came of it", markup=False)
+            self.notify(f"{job.kind} {job.title}: done. Press 0 for the result.", markup=False)
         self.mta_app.tell_failed_job(job)
 
     def _show_overview(self, overview: Overview) -> None:
