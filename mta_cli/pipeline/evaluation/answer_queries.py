@@ -88,6 +88,7 @@ def answer_queries(
     from mta_cli.engine.generation.request import SamplingParams
     from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
 
+    # 1. score the labels; the gold too, if it is not a label or there are none
     started = time.perf_counter()
     prompts = {one.query.id: tuple(examples.query_prompt(one.query)) for one in asked}
     labels = examples.task.labels
