@@ -57,7 +57,7 @@ def replace_file(path: Path, folder: Path) -> Iterator[Path]:
     """Yields a temporary path in `folder`, which is made if needed. After the block, the file written there becomes
     `path`.
 
-    Raises BadInput when the disk is full or refuses, IntegrityFault when it fails; no temporary file stays.
+    Raises BadInput if the disk is full or not writable, IntegrityFault if it fails; no temporary file stays.
     """
     try:
         with hold_temporary(folder) as temporary:

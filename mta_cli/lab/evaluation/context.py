@@ -40,8 +40,8 @@ class EvalContext:
 
         self.reg, self.request, self.design, self.banks = reg, request, plan, banks
         self.base = load_on_device(request.base, request.machine, reg=reg)
-        self._profiles, self._folder = profiles, AdapterMerger(self.base)
-        self._folded_bank: Bank | None = None
+        self._profiles, self._merger = profiles, AdapterMerger(self.base)
+        self._merged_bank: Bank | None = None
         self.below: LoraWeights | None = None  # the task adapter that is merged into the base
         self._benches: dict[tuple[int, str], Workbench[EvalRequest]] = {}
         self._method_contexts: dict[tuple[int, str, str], MethodContext] = {}
@@ -54,15 +54,15 @@ class EvalContext:
         """A builder of prompts with the users' shots in them, or without."""
         return self.history_examples if history else self.plain_examples
 
-    def fold_in_task_adapter(self, fold: int, method: Method) -> None:
+    def merge_task_adapter(self, fold: int, method: Method) -> None:
         """Merge the weights below a method into the base: nothing, or the task adapter of its bank in a fold."""
         wanted = self.banks[fold, method.bank_preset] if method.below == "task" else None
-        if wanted is self._folded_bank:
+        if wanted is self._merged_bank:
             return
         digest = wanted.task_adapter if wanted is not None else None
         self.below = load_weights(self.reg, digest, self.base.fingerprint) if digest else None
-        self._folder.set_adapter(self.below)
-        self._folded_bank = wanted
+        self._merger.set_adapter(self.below)
+        self._merged_bank = wanted
 
     def workbench(self, fold: int, preset: str = "") -> Workbench[EvalRequest]:
         """The workbench of a fold's users, all on the same base."""

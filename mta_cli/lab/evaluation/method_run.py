@@ -148,7 +148,7 @@ def run_method(
     groups = unanswered_groups(eval_context, evaluation, run)
     if not groups:
         return
-    eval_context.fold_in_task_adapter(run.fold, run.method)
+    eval_context.merge_task_adapter(run.fold, run.method)
     context = eval_context.method_context(run.fold, run.method)
     known = AnswersWithoutMemory.load(eval_context.reg, evaluation, run.fold, run.method, run.settings)
     timed = timed_group(eval_context.design) if run.fold == 0 else ()

@@ -164,7 +164,7 @@ class _Measuring:
 
         reg, task = bench.reg, bench.task
         self._bench, self._base, self._task, self._users, self._queries = bench, bench.base, task, users, queries
-        self._steps, self._folder = [one for one in steps if one.weights != "none"], AdapterMerger(bench.base)
+        self._steps, self._merger = [one for one in steps if one.weights != "none"], AdapterMerger(bench.base)
         self._items = {user.id: reg.items.recent_items(user.id, task.name, MAX_RECENT_ANSWERS) for user in users}
         groups = alike_users([user.id for user in users], self._items, reg.users.groups(task.name))
         self._others = {user: others for group in groups for user, others in group.items()}
@@ -196,12 +196,12 @@ class _Measuring:
             yield JobProgress("whose is it", len(self.answers))
             self._ask_whose()
         finally:
-            self._folder.set_adapter(None)
+            self._merger.set_adapter(None)
         order = [one.name for one in self._steps]
         self.answers.sort(key=lambda answer: order.index(answer.method))
 
     def _merge_task_adapter(self, *, common: bool) -> None:
-        self._folder.set_adapter(self._bench.task_adapter if common else None)
+        self._merger.set_adapter(self._bench.task_adapter if common else None)
 
     def _batches(self, steps: Sequence[Step]) -> Iterator[list[_StepQuery]]:
         """Every query of every user at each of `steps`, in batches limited by the size of the users' weights."""
@@ -326,7 +326,7 @@ class _Measuring:
                 for given in self._answer(portion, shows=shows, generate=True):
                     texts[given.method, given.query_id] = given.answer
         finally:
-            self._folder.set_adapter(None)
+            self._merger.set_adapter(None)
         for place, one in enumerate(answers):
             if (one.method, one.query_id) in texts:
                 answers[place] = replace(one, answer=texts[one.method, one.query_id])
