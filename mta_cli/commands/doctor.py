@@ -41,7 +41,7 @@ def doctor(
 ) -> None:
     """Check the installation, store and models.
 
-    The table can be pasted into a report. Exit code 5 means a fault.
+    The table can be pasted into a report. Exit code 5 means that a fault was found.
     """
     from mta_cli.pipeline.maintenance.doctor import run_checks, summary
 

@@ -174,7 +174,7 @@ def rm(
 ) -> None:
     """Remove a user with all their data and models.
 
-    What others' models keep of them is named.
+    Parts of other users' models that learned from them are named.
     """
     from mta_cli.commands.user_tables import render_removal
     from mta_cli.pipeline.users.removal import plan_user_removal, remove_user
@@ -303,7 +303,7 @@ def adapt(
 ) -> None:
     """Train users' own stacks on what they wrote.
 
-    A recipe that is missing, or by evidence of other items, is made first; mta user fuse makes any other anew.
+    A recipe is made first if it is missing or its evidence came from other items; mta user fuse changes any other.
     """
     from mta_cli.commands.shared.next_steps import suggest_after_adaptation
     from mta_cli.commands.user_tables import render_adapted
