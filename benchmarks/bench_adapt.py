@@ -1,8 +1,8 @@
-"""Adapting people to their five shots: ours beside a PEFT LoRA of rank 8 trained from the bare base.
+"""Adapting users to their five shots: ours compared with a PEFT LoRA of rank 8 trained on the bare base.
 
-Ours stands on a task adapter and a few anchors, made here from other people and not counted, as a bank is made once.
-What is counted: evidence of every anchor for every person, merging, and the stack's training. The rival (OPPU's
-settings: rank 8 on q and v) goes on until its held-out loss is as low as ours, or to its limit of steps.
+Ours starts above a task adapter and a few anchors, which are made here from other users and not timed, because a bank
+is made once. Timed are the evidence of every anchor for every user, merging, and the stack's training. The rival
+(OPPU's settings: rank 8 on q and v) trains until its held-out loss is as low as ours, or up to its limit of steps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STEPS, RATE = 10, 2e-3
 def adapt(
     base: LoadedBase, anchors: Sequence[LoraWeights], users: Sequence[Sequence[TrainingRow]], placement: str
 ) -> list[tuple[LoraWeights, ...]]:
-    """Everybody's fusion and stack, from their shots."""
+    """Every user's fusion and stack, from their shots."""
     from mta_cli.engine.lora.adapter import init_lora_weights
     from mta_cli.engine.lora.merge import merge_loras
     from mta_cli.engine.methods.weightings import evidence_weights
@@ -61,7 +61,7 @@ def adapt(
 
 
 def prepared(base: LoadedBase, others: Sequence[Sequence[TrainingRow]]) -> dict[str, list[LoraWeights]]:
-    """Anchors by placement; the task adapter stays folded into the base."""
+    """Anchors by placement; the task adapter stays merged into the base."""
     from mta_cli.engine.lora.adapter import AdapterMerger
 
     pooled = [row for rows in others for row in rows]
@@ -126,7 +126,7 @@ def rival(
     count: int,
     limit: int,
 ) -> dict[str, object]:
-    """PEFT for the first `count` people, each until the loss that ours reached for them."""
+    """PEFT for the first `count` users, each trained until the loss that ours reached."""
     found = [
         peft_adapt(
             harness.base_folder(),

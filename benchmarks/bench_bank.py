@@ -1,10 +1,11 @@
-"""Building a bank: our group of anchors beside Hugging Face's Trainer with PEFT and TRL, one user after another.
+"""Building a bank: our group of anchors compared with Hugging Face's Trainer with PEFT and with TRL, one user after
+another.
 
 All train the same rows with the same modules, rank, batch size, rate and number of steps. The rivals load the base
-afresh for each user, as a script for one user would, and run on the first `--rival-anchors` only: they work one after
-another, so their rate does not depend on how many there are. The loss is measured by one function for all sides.
-The limit is what a bare matrix product of the same numbers would take: 2 operations per weight and token below the
-lowest adapted layer and 4 above it, and 4 for the head at each labelled token.
+again for each user, as a script for one user would, and run on the first `--rival-anchors` users only: they train one
+after another, so their rate does not depend on the number of users. The loss is measured by one function for all sides.
+The limit is the time of bare matrix products with as many operations: 2 per weight and token below the lowest adapted
+layer, 4 above it, and 4 for the head at each labelled token.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def ours(base: LoadedBase, users: Sequence[Sequence[TrainingRow]], recipe: Recipe) -> list[LoraWeights]:
-    """Everybody's LoRA, trained as one group."""
+    """Every user's LoRA, trained as one group."""
     from mta_cli.engine.lora.adapter import init_lora_weights
     from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 
@@ -41,7 +42,7 @@ def ours(base: LoadedBase, users: Sequence[Sequence[TrainingRow]], recipe: Recip
 
 
 def operations(base: LoadedBase, rows: Sequence[TrainingRow], placement: str) -> float:
-    """What training on `rows` once costs, multiplications and additions, without what the LoRAs themselves add."""
+    """The operations (multiplications and additions) of training on `rows` once, without the LoRAs' own."""
     from mta_cli.engine.lora.adapter import find_target_modules, layer_of, linear_layers
 
     first = find_target_modules(base.model, "all-linear", placement)[1].first_layer

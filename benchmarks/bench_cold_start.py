@@ -1,11 +1,12 @@
-"""What a user costs on disk, and how soon their model speaks after nothing runs: `mta ask` beside a PEFT folder a user.
+"""The size of a user on disk, and the time from a cold start to a first answer: `mta ask` compared with a PEFT folder
+per user.
 
-One user of the carried sample is fused from two anchors and adapted, with as little training as there can be: neither
-bytes nor seconds depend on it. PEFT gets the same user's model, exported, and the same prompt; both make one greedy
-token, and the clock runs from the start of the process to the first byte of the answer. Warm, all files are in memory;
-cold, the base's and the user's files have been dropped from the page cache before each run. The libraries stay there:
-read from a slow disk they take a minute or more, the same for both sides. The limit is a process that imports torch and
-reads the weights once.
+One user of the included sample is fused from two anchors and adapted with minimal training, on which neither bytes nor
+seconds depend. PEFT gets the same user's model, exported, and the same prompt; both generate one greedy token, and the
+time runs from the start of the process to the first byte of the answer. Warm, all files are in memory; cold, the base's
+and the user's files have been dropped from the page cache before each run. The libraries stay in it: from a slow disk
+they take a minute or more, equally for both sides. The limit is a process that imports torch and reads the weights
+once.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ print(float(sum(weight.sum(dtype=torch.float32) for weight in load_file(sys.argv
 
 @dataclass(frozen=True)
 class Spoken:
-    """One process: seconds to the first byte of its output and to its end, and what it said."""
+    """One process: seconds to the first byte of its output and to its end, and its output."""
 
     first: float
     whole: float
@@ -107,7 +108,7 @@ def size_of(folder: Path) -> int:
 
 
 def prepare(folder: Path, env: Mapping[str, str]) -> tuple[dict[str, Any], Path]:
-    """A store with one adapted user, and the folder that user is exported to; what `user adapt` says of them."""
+    """A store with one adapted user, and the folder of the user's export; returns the result of `user adapt`."""
     fill(env)
     results = [_json(line.split(), env) for line in BUILD]
     exported = folder / "exported"
@@ -123,7 +124,7 @@ def _json(line: Sequence[str], env: Mapping[str, str]) -> Any:
 
 
 def peft_folders(model: Any, root: Path) -> dict[str, Path]:
-    """Folders as PEFT saves them for one user, by what they adapt."""
+    """PEFT folders for one user, by target modules."""
     from peft import LoraConfig, get_peft_model
 
     found = {}
@@ -136,7 +137,7 @@ def peft_folders(model: Any, root: Path) -> dict[str, Path]:
 
 
 def byte_rows(adapted: Mapping[str, Any], exported: Path, folders: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """What one user takes on disk in each form, and how many times more than ours that is."""
+    """The size of one user on disk in each form, and its ratio to ours."""
     recipe, stack = adapted["recipe_bytes"], adapted["stack_bytes"]
     sizes = {"mta: recipe": recipe, "mta: recipe and stack": recipe + stack}
     sizes |= {f"PEFT folder: {name}": size_of(folder) for name, folder in folders.items()}
@@ -183,7 +184,7 @@ def commands(exported: Path, ids: Sequence[int], dtype: str) -> dict[str, list[s
 
 
 def from_the_base(root: Path) -> tuple[list[int], str, dict[str, Path]]:
-    """The question's prompt, the format of the base's numbers, and PEFT folders; the base itself is given up again."""
+    """The question's prompt, the base's number format, and PEFT folders; the base is freed again."""
     base = harness.load()
     ids = harness.prompter(base, TASK).prompt_ids(QUESTION)
     return ids, str(base.dtype).removeprefix("torch."), peft_folders(base.model, root)

@@ -1,9 +1,9 @@
-"""Evaluating 64 queries: labels weighed by their likelihood, and free answers, beside `generate` for each query.
+"""Evaluating 64 queries: labels scored by likelihood, and free answers, compared with `generate` for each query.
 
-Invented people, each with a random LoRA and up to four queries; a person's prompts begin alike, with the task's words
-and that person's own history. The rivals work one query after another, so their rate does not depend on how many there
-are, and run on the first few only. Ours drops what it has made before each run and pays for it anew. What `generate`
-says where a label is wanted may be none of them; likelihoods always name one.
+Invented users, each with a random LoRA and up to four queries; a user's prompts begin with the same task text and
+history. The rivals answer one query after another, so their rate does not depend on the number of queries, and they run
+on the first few only. Ours drops its caches before each run. Text from `generate` may not be a label; likelihoods
+always choose one.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ OURS = "mta"
 GENERATE, SCORE = "generate + PEFT each", "labels in one batch, PEFT each"
 SHOWN = 3  # history items in a prompt
 Prompt = Sequence[int]
-Found = Sequence[Sequence[int]]  # what each query got: the place of its label, or an answer's tokens
+Found = Sequence[Sequence[int]]  # for each query: the index of its label, or an answer's tokens
 
 
 @dataclass(frozen=True)
 class Queries:
-    """Prompts, whose each is, and the labels' tokens (none where answers are free)."""
+    """Prompts, each prompt's user, and the labels' tokens (empty for free answers)."""
 
     prompts: list[Prompt]
     owners: list[int]
@@ -40,7 +40,7 @@ class Queries:
 
 
 def queries(base: LoadedBase, task: str, count: int) -> Queries:
-    """`count` queries of the task by as many people as have them, those of one person together."""
+    """`count` queries of the task, grouped by user."""
     prompts, of = harness.prompter(base, task), harness.sample_task(task)
     asked = [
         (prompts.prompt_ids(query.input, person.items[:SHOWN]), owner)
@@ -81,7 +81,7 @@ def weighing(
 def answering(
     base: LoadedBase, people: Sequence[LoraWeights], model: Any, asked: Queries, few: int, tokens: int
 ) -> dict[str, Callable[[], Found]]:
-    """Ways to answer each query in the model's own words; the rival answers the first `few`."""
+    """Ways to answer each query with free text; the rival answers the first `few`."""
     from mta_cli.engine.generation.generate import generate_answers
     from mta_cli.engine.generation.request import SamplingParams
 
@@ -101,7 +101,7 @@ def answering(
 
 
 def rows(kind: str, runs: Mapping[str, Sequence[Timed[Found]]], limit: float) -> list[dict[str, Any]]:
-    """A row for each side; `limit` are the seconds that all queries take at least."""
+    """A row for each side; `limit` is the minimum time of all queries in seconds."""
     count = {name: len(taken[-1].value) for name, taken in runs.items()}
     each = {name: harness.median_seconds(taken) / count[name] for name, taken in runs.items()}
     return [
@@ -123,7 +123,7 @@ def _names(asked: Queries) -> list[str]:
 
 
 def _label(answer: Sequence[int], labels: Sequence[Sequence[int]]) -> int:
-    """The place of the label that an answer begins with, without its end; −1 where it is none of them."""
+    """The index of the label with which an answer begins; −1 if it begins with none."""
     return next((i for i, label in enumerate(labels) if list(answer[: len(label) - 1]) == list(label[:-1])), -1)
 
 

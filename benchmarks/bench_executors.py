@@ -1,9 +1,9 @@
-"""What Ray costs beside this process, and what more workers gain: groups of a random two-layer model.
+"""The overhead of Ray compared with this process, and the gain of more workers, for groups on a random two-layer model.
 
 Groups are the product's, up to 64 users: 64 anchors are one group, and 512 adaptations are eight. All sides run the
-same works in turn on workers that are ready, and must give the same bytes. Starting is timed once for each side. Of a
-group's overhead, `nothing` is a work without content, and `carried` one that goes there and back with what an
-adaptation's group holds; neither trains.
+same works in turn on ready workers, and must give the same bytes. Starting is timed once for each side. Two works
+measure overhead without training: `nothing` is empty, and `carried` transfers the data of an adaptation's group there
+and back.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ANCHOR_RANK, STACK_RANK, SHOTS = 8, 2, 5
 
 @dataclass(frozen=True)
 class Carried:
-    """A work that reports what it holds."""
+    """A work that returns its own content."""
 
     content: Any = None
 
@@ -81,7 +81,7 @@ def digest(executor: Executor, works: Sequence[Any]) -> str:
 
 
 def started(executor: Executor) -> float:
-    """The seconds until a first work without content is back."""
+    """The seconds until a first empty work has returned."""
     return harness.timed(lambda: list(executor.run([Carried()]))).seconds
 
 
@@ -143,9 +143,9 @@ def measured(base: LoadedBase, path: Path, chosen: argparse.Namespace) -> list[d
 def compared(
     job: str, works: Sequence[Any], sides: dict[str, Executor], base: LoadedBase, repeats: int
 ) -> list[dict[str, Any]]:
-    """A job on all sides in turn, each without the states of an earlier run: workers drop theirs with the adapter.
+    """A job on all sides in turn, each without cached states of an earlier run: workers drop theirs with the adapter.
 
-    Raises ValueError where sides differ in a byte.
+    Raises ValueError if results are not byte-equal.
     """
 
     def run(executor: Executor) -> str:

@@ -1,8 +1,8 @@
-"""Families of models by the decoder and by transformers' modules: training many users' LoRAs, and decoding one text.
+"""Model families on our decoder and on transformers' modules: training many users' LoRAs, and decoding one text.
 
 Each family has a random configuration of about 100M parameters. Both sides are ours, with the same rows, factors and
-tokens; a base whose decoder is taken away goes through the modules, as one of a family without decoder does. The
-modules train one user after another, the decoder all together.
+tokens; without its decoder, a base runs through the modules, like a family that the decoder does not cover. The modules
+train one user after another, the decoder all together.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
-FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {  # by the name of the configuration: the model, what differs
+# by configuration name: the model type, and settings that differ
+FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "Llama": ("Llama", {}),
     "Qwen3": ("Qwen3", {"head_dim": 64}),
     "SmolLM3": ("SmolLM3", {}),
@@ -95,7 +96,7 @@ def decoding(base: LoadedBase, length: int, tokens: int) -> Callable[[], int]:
 
 
 def measure(family: str, chosen: argparse.Namespace) -> dict[str, Any]:
-    """The row of a family; without a decoder both sides are the modules, and one is measured."""
+    """The row of a family; without a decoder only the modules are measured."""
     base = random_base(family, chosen.dtype, chosen.layers)
     covered = base.llama_decoder is not None
     bases = {MODULES: random_base(family, chosen.dtype, chosen.layers)} | ({DECODER: base} if covered else {})

@@ -1,12 +1,13 @@
-"""Answers with personal models, beside PEFT, llama.cpp and vLLM: one user, and 16 users with 16 models in a batch.
+"""Answers with personal models, compared with PEFT, llama.cpp and vLLM: one user, and 16 users with 16 models in a
+batch.
 
-All sides have the same random weights, prompts and number of new tokens, choose greedily, and stop at no end token.
-While one user decodes, loading, merging into the weights and our packing of them are not counted; for many users, where
-we pack in every run, packing is. The limit is reading prompts at the rate of a bare matrix product, then the weights
-once a token, and each user's factors, at the memory's speed.
+All sides have the same random weights, prompts and number of new tokens, decode greedily, and ignore end tokens. For
+one user, loading, merging and packing of weights are not timed; for many users packing is, because it is done in every
+run. The limit is reading prompts at the rate of a bare matrix product, then reading the weights once per token, and
+each user's factors, at memory speed.
 
-llama.cpp is asked over the loopback address, and is left out without the package `xllamacpp`. vLLM is asked through a
-pipe, and is left out where `MTA_BENCH_VLLM` names no Python that has it.
+llama.cpp is called over the loopback address, and left out without the package `xllamacpp`. vLLM is called through a
+pipe, and left out unless `MTA_BENCH_VLLM` names a Python that has it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PEFT, FOLDED, STATIC = "generate + PEFT", "generate, PEFT merged", "generate, PE
 PLAIN, PACKED = "mta, weights as they are", "mta"
 LLAMACPP = {name: f"llama.cpp, {name}" for name in ("bf16", "q8_0", "q4_0")}
 VLLM = "vLLM"
-BYTES = {  # of a number in the layers and in the head, its share of scales included, where they are not the base's own
+BYTES = {  # bytes of a number in the layers and in the head, including scales, if different from the base's
     LLAMACPP["q8_0"]: (34 / 32, 34 / 32),
     LLAMACPP["q4_0"]: (18 / 32, 34 / 32),
 }
@@ -44,7 +45,7 @@ Sides = dict[str, Callable[[int], Ids]]
 
 
 def speaking(base: LoadedBase, weights: LoraWeights, *, packed: bool = True) -> LoadedBase:
-    """The base with one user's weights folded in; not `packed`, it keeps the order of its weights."""
+    """The base with one user's weights merged; unless `packed`, the weights keep their layout."""
     from mta_cli.engine.lora.adapter import AdapterMerger
     from mta_cli.engine.model.llama import LlamaDecoder
 
@@ -53,7 +54,7 @@ def speaking(base: LoadedBase, weights: LoraWeights, *, packed: bool = True) -> 
             vars(self).update(vars(plain))
 
         def pack_weights(self, *, one_row: bool = True, many_rows: bool = True) -> None:
-            """Leave the weights in their own order."""
+            """Keep the weights in their layout."""
 
     AdapterMerger(base).set_adapter(weights)
     if not packed and base.llama_decoder is not None:
@@ -89,7 +90,7 @@ def one_user(load: Callable[[], LoadedBase], entry: Path, weights: LoraWeights, 
 def engines(
     root: Path, entry: ModelEntry, weights: LoraWeights, adapter: Path, prompt: Prompt, threads: int
 ) -> Iterator[Sides]:
-    """Other engines that decode for one user, each a process; those that are not here are named on standard error."""
+    """Other engines that decode for one user, each in a process; missing ones are named on standard error."""
     sides: Sides = {}
     with ExitStack() as running:
         if llamacpp.is_there():
@@ -111,7 +112,7 @@ def engines(
 
 
 def both(sides: Sides, tokens: int) -> dict[str, Callable[[], Ids]]:
-    """Each side with all its tokens, and with the first alone, which is what reading the prompt takes."""
+    """Each side with all tokens, and with the first token only, which is the time of reading the prompt."""
     return {
         f"{name}/{count}": lambda side=side, count=count: side(count)  # type: ignore[misc]
         for name, side in sides.items()
@@ -122,7 +123,7 @@ def both(sides: Sides, tokens: int) -> dict[str, Callable[[], Ids]]:
 def one_user_rows(
     runs: Mapping[str, Sequence[Timed[Ids]]], tokens: int, floors: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """A row for each side; `floors` are the seconds that reading its weights once takes."""
+    """A row for each side; `floors` are the seconds of reading its weights once."""
     rows = []
     for name, floor in floors.items():
         whole, first = (harness.median_seconds(runs[f"{name}/{count}"]) for count in (tokens, 1))
@@ -154,7 +155,9 @@ def many_users(
     tokens: int,
     few: int,
 ) -> dict[str, Callable[[], Ids]]:
-    """Ways to answer every user's prompt with their own model; one by one only the first `few`, whose rate is all's."""
+    """Ways to answer every user's prompt with their own model; one by one only for the first `few`, since the rate is
+    the same.
+    """
     from mta_cli.engine.generation.generate import generate_answers
     from mta_cli.engine.generation.request import SamplingParams
 
@@ -175,7 +178,7 @@ def many_users(
 
 
 def many_users_rows(runs: Mapping[str, Sequence[Timed[Ids]]], limit: float) -> list[dict[str, Any]]:
-    """A row for each side; `limit` are the seconds that all users take at least."""
+    """A row for each side; `limit` is the minimum time of all users in seconds."""
     rates = {name: _tokens(taken) / harness.median_seconds(taken) for name, taken in runs.items()}
     most = max(map(_tokens, runs.values())) / limit
     return [
@@ -197,13 +200,13 @@ def _tokens(taken: Sequence[Timed[Ids]]) -> int:
 
 
 def prompts_of(base: LoadedBase, users: int) -> list[Prompt]:
-    """One prompt for each of `users` invented people."""
+    """One prompt for each of `users` invented users."""
     prompts = harness.prompter(base)
     return [prompts.prompt_ids(p.queries[0].input, p.items[:SHOWN]) for p in harness.people(users, SHOWN)]
 
 
 def decode(repeats: int, tokens: int, threads: Sequence[int]) -> None:
-    """Measure one user with each number of threads, and hold PEFT's and our tokens together in float32."""
+    """Measure one user with each number of threads, and compare PEFT's and our tokens in float32."""
     import torch
 
     entry, base = harness.base_entry(), harness.load("bfloat16")

@@ -1,7 +1,7 @@
-"""How long a person waits for commands on a large store, and how much memory they take: 100,000 users, 1,000,000 items.
+"""Time and memory of commands on a large store: 100,000 users, 1,000,000 items.
 
-One user has a fifth of all items, all others have eight. Every command is a process of its own. `MTA_BENCH_STORE` names
-a folder in which the store is kept for the next time; commands work on a copy.
+One user has a fifth of all items, all others have eight. Every command is a separate process. `MTA_BENCH_STORE` names a
+folder in which the store is kept for the next run; commands work on a copy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from store.registry import Registry
 USERS, ITEMS, HEAVY = 100_000, 1_000_000, 200_000
 TASKS = 10_000
 WORDS = [f"{start}{vowel}{end}" for start in "bdfghklmnprst" for vowel in "aeiou" for end in ("n", "r", "st", "lf")]
-WRITER_TIMEOUT = 10.0  # seconds that the writer beside an import waits
+WRITER_TIMEOUT = 10.0  # seconds that a concurrent writer waits during an import
 MEASURED = """import resource, sys
 from mta_cli.__main__ import main
 try:
@@ -94,7 +94,7 @@ def history_file(path: Path, items: int, first: int = 10_000_000) -> Path:
 
 
 def measure(line: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
-    """One command: seconds, seconds to the first byte of its output, processor seconds, and MB at most."""
+    """One command: seconds, seconds to the first byte of its output, CPU seconds, and peak MB."""
     start = time.perf_counter()
     command = [sys.executable, "-c", MEASURED, *line]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -116,7 +116,7 @@ def measure(line: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
 
 @contextmanager
 def writer(root: Path) -> Iterator[dict[str, Any]]:
-    """Another process's writes, again and again: the longest wait in seconds, and how many failed."""
+    """Repeated writes of another process: the longest wait in seconds, and the number of failures."""
     found: dict[str, Any] = {"others wait s": 0.0, "others failed": 0}
     ended = threading.Event()
 
@@ -140,7 +140,7 @@ def writer(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def add_tasks(root: Path) -> None:
-    """A store of many tasks and nothing else."""
+    """A store with only many tasks."""
     with Registry.open(root, create=True) as reg, reg.transaction():
         for number in range(TASKS):
             reg.tasks.save_task(f"mine-{number}", f'name = "mine-{number}"\nprompt = "Say {{input}}"\n')

@@ -1,9 +1,9 @@
-"""Training, scoring and decoding beside other busy processes, under several settings of OpenMP's threads.
+"""Training, scoring and decoding while other processes are busy, under several settings of OpenMP's threads.
 
-Threads that wait for each other spin for a while before they sleep. Beside a busy process a spinning thread holds the
-core that the working one needs. Every cell is a process of its own; settings take turns within each load. The rates of
-one load are compared with each other: the last column is the share of the best setting's rate, in the worst kind of
-work. What is wanted is at least 80 % under every load.
+Waiting threads spin for a while before they sleep. Beside a busy process a spinning thread occupies a core that a
+working thread needs. Every cell is a separate process; settings take turns within each load. The last column is the
+share of the best setting's rate under the same load, in the worst kind of work. The aim is at least 80 % under every
+load.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ SETTINGS: dict[str, dict[str, str]] = {
 }
 WORKS = ("training", "scoring", "decoding")
 UNITS = ("tokens/s", "queries/s", "tokens/s")
-SECONDS = 6.0  # of each kind of work, after a first run that is not counted
+SECONDS = 6.0  # seconds for each kind of work, after a first run that is not timed
 
 
 def works() -> dict[str, tuple[Callable[[], Any], float]]:
-    """Each kind of work, and how many units one run of it does."""
+    """Each kind of work, with the units of one run."""
     from mta_cli.engine.generation.generate import generate_answers
     from mta_cli.engine.generation.request import SamplingParams
     from mta_cli.engine.lora.adapter import init_lora_weights
@@ -86,7 +86,7 @@ def measure() -> dict[str, float]:
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """`count` processes that compute without end."""
+    """`count` processes that compute endlessly."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     time.sleep(0.5)
     try:
@@ -98,7 +98,7 @@ def busy(count: int) -> Iterator[None]:
 
 
 def measured(setting: Mapping[str, str]) -> dict[str, float]:
-    """The rates of a new process with this setting, which begins as the console script begins."""
+    """The rates of a new process with this setting, started like the console script."""
     env = {key: value for key, value in os.environ.items() if key not in harness.THREADING}
     line = [sys.executable, "-W", "ignore", "-m", "benchmarks.bench_load", "--inside"]
     ran = subprocess.run(line, env={**env, **setting}, check=True, capture_output=True, text=True)

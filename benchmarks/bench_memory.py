@@ -1,9 +1,9 @@
-"""The memory that a plan names, beside the memory that its job takes, in each number format of the base.
+"""The planned memory of a job compared with its actual memory, in each number format of the base.
 
-Every format is a process of its own: it imports the sample's `taste`, plans and builds a bank, and then answers all
+Every format runs in a separate process: it imports the sample's `taste`, plans and builds a bank, and then answers all
 held-out questions under the task adapter. The peak is the kernel's own (VmHWM) when the bank is done. Tokens a second
-are the trainings' own; the loss is the anchors' mean after training. `changed` are answers that differ from those of
-float32, whose bank is another: training and answering are both in the format.
+are the trainings' own; the loss is the anchors' mean after training. `changed` counts answers that differ from
+float32's, where training and answering both use the format.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMATS = {"float32": ("float32", "off"), "bfloat16": ("bfloat16", "off"), "nf4"
 
 
 def peak_bytes() -> int:
-    """The most memory of this process that was resident so far."""
+    """The peak resident memory of this process."""
     status = Path("/proc/self/status").read_text()
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 

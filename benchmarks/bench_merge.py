@@ -1,8 +1,8 @@
-"""Merging four rank-8 LoRAs on every linear layer of SmolLM2-135M, from files to one adapter, beside PEFT.
+"""Merging four rank-8 LoRAs on every linear layer of SmolLM2-135M, from files to one adapter, compared with PEFT.
 
-Ours reads the files anew each time; PEFT merges adapters that it has loaded, and its loading is measured beside that:
-"from files" is the sum of the two. The limit is the time in which memory moves the bytes of the files and the result.
-Ours merges several times in each turn, so that memory which a virtual machine has given back is asked for only once.
+Ours reads the files each time; PEFT merges loaded adapters, and its loading is measured separately: "from files" is the
+sum of both. The limit is the time of moving the bytes of the files and the result in memory. Ours merges several times
+in each turn, so that memory returned to a virtual machine's host is requested only once.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Ours:
 
 
 class Peft:
-    """A PEFT model with the four adapters; merges and loads get names that they have not had before."""
+    """A PEFT model with the four adapters; every merge and load gets a new name."""
 
     def __init__(self, model: Any, folders: Mapping[str, Path]) -> None:
         from peft import PeftModel
@@ -101,7 +101,7 @@ class Peft:
             self.model.load_adapter(folder, adapter_name=self._new(name))
 
     def tidy(self) -> None:
-        """Forget what was made, so that rounds are alike."""
+        """Remove the made adapters, so that rounds are equal."""
         while self.made:
             self.model.delete_adapter(self.made.pop())
 
@@ -136,7 +136,7 @@ def _product(pair: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def rows(seconds: Mapping[str, float], wrong: Mapping[str, float], floor: float) -> Iterator[dict[str, Any]]:
-    """A line for ourselves, and two for each of PEFT's ways."""
+    """A row for ours, and two for each of PEFT's methods."""
     yield _row(OURS, seconds[OURS], seconds[OURS], floor, wrong[OURS])
     for kind in KINDS:
         alone = seconds[f"PEFT {kind}"]

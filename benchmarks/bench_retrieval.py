@@ -1,7 +1,8 @@
-"""The eight nearest of a thousand, a hundred thousand and a million profiles, beside scikit-learn and a scan in SQL.
+"""The eight nearest of a thousand, a hundred thousand and a million profiles, compared with scikit-learn and a scan in
+SQL.
 
-The limit is the time in which memory gives the profiles' bytes to a reader, by the harness or by a sum over these very
-profiles, whichever is faster. A thousand profiles fit into the processor's cache, where it does not bind.
+The limit is the time of reading the profiles' bytes from memory, by the harness or by a sum over these profiles,
+whichever is faster. A thousand profiles fit into the processor's cache, where the limit does not apply.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mta_cli.engine.retrieval.nearest import nearest_rows
 
 DIM, TOP = 384, 8
 SIZES = {1_000: 50, 100_000: 1, 1_000_000: 1}  # profiles, and searches in one run
-ONCE = 1_000_000  # from so many profiles on the scan in SQL is measured once
+ONCE = 1_000_000  # from this many profiles on, the scan in SQL is measured once
 SUM = "a sum"
 OURS, MAPPED, LEARN, SQL = "ours", "ours, from a mapped file", "scikit-learn brute force", "scan in SQLite"
 
@@ -47,7 +48,7 @@ def mapped(matrix: Matrix, folder: Path) -> Iterator[Matrix]:
 
 
 def brute_force(matrix: Matrix, query: Matrix) -> Callable[[], list[int]]:
-    """scikit-learn's exact search by cosine; `fit` only keeps the matrix and is not counted."""
+    """scikit-learn's exact search by cosine; `fit` only stores the matrix and is not timed."""
     from sklearn.neighbors import NearestNeighbors
 
     search = NearestNeighbors(n_neighbors=TOP, algorithm="brute", metric="cosine").fit(matrix)
@@ -61,7 +62,7 @@ def brute_force(matrix: Matrix, query: Matrix) -> Callable[[], list[int]]:
 
 @contextmanager
 def scan(matrix: Matrix, query: Matrix, folder: Path) -> Iterator[Callable[[], list[int]]]:
-    """Profiles as BLOBs, ranked by a function of ours inside the query."""
+    """Profiles as BLOBs, ranked by a user-defined function inside the query."""
     path = folder / "profiles.db"
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA journal_mode = OFF")
@@ -77,7 +78,7 @@ def scan(matrix: Matrix, query: Matrix, folder: Path) -> Iterator[Callable[[], l
 
 
 def measure(count: int, searches: int, folder: Path) -> dict[str, float]:
-    """Median seconds of one search by every side, and the least of a sum. Ends the program when answers differ."""
+    """Median seconds of one search by every side, and the minimum of a sum. Exits if answers differ."""
     import torch
 
     matrix, query = unit(count, 0), unit(1, 1)[0]

@@ -1,8 +1,9 @@
-"""`mta serve` with open streams of different users, beside llama.cpp's server, PEFT one by one, and our batch alone.
+"""`mta serve` with streams of different users, compared with llama.cpp's server, PEFT one by one, and our batch without
+a server.
 
-All sides have the same random LoRAs, prompts and number of tokens. The servers are processes of their own, asked
-over the loopback address; PEFT (`generate` after `set_adapter`) and the batch are called in this process, without HTTP,
-which is to their advantage. llama.cpp's side needs the package `xllamacpp` and is left out without it.
+All sides have the same random LoRAs, prompts and number of tokens. The servers are separate processes, called over the
+loopback address; PEFT (`generate` after `set_adapter`) and the batch are called in this process without HTTP, which
+favours them. llama.cpp's side is left out without the package `xllamacpp`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 OURS, THEIRS, BATCH = "mta serve", "PEFT set_adapter, one by one, no HTTP", "mta, one batch, no HTTP"
 TASK = "free"
-THEIR_MOST = 4  # answers of theirs that are timed; its rate does not depend on how many wait
+THEIR_MOST = 4  # timed answers of PEFT, whose rate does not depend on the number of waiting requests
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Stream:
 
 
 def make_store(root: Path, count: int) -> tuple[list[str], Any]:
-    """A store in which every user has a stack of their own; returns their names and the LoRAs."""
+    """A store in which every user has a stack; returns the users' names and the LoRAs."""
     from mta_cli.pipeline.data.tasks import find_task
     from store.records import Adapter, ModelRecord, Stack
     from store.registry import Registry
@@ -87,7 +88,7 @@ def server(root: Path, batch: int) -> Iterator[str]:
 
 
 async def ask_all(url: str, bodies: Sequence[dict[str, Any]], tokens: int) -> tuple[float, list[Stream]]:
-    """All answers at once, and how long that took."""
+    """Request all answers at once; returns them and the seconds."""
     import httpx
 
     limits = httpx.Limits(max_connections=None)
@@ -135,7 +136,7 @@ def body(text: str, **more: Any) -> dict[str, Any]:
 
 
 def in_one_batch(weights: Sequence[LoraWeights], texts: Sequence[str], tokens: int) -> Callable[[], list[list[int]]]:
-    """The same answers by one call of the engine, all begun together, without a server."""
+    """The same answers by one call of the engine, all started together, without a server."""
     from mta_cli.engine.generation.generate import generate_answers
     from mta_cli.engine.generation.request import SamplingParams
 
@@ -154,7 +155,7 @@ def main() -> None:
     counts = [int(number) for number in asked.streams.split(",")]
     most = max(counts)
     people = harness.people(most, 8, queries=asked.repeats + 1)
-    # A run asks what no run before has asked: a server keeps the beginnings of conversations.
+    # Every run asks new questions, because a server caches the beginnings of conversations.
     texts = [[person.queries[run % len(person.queries)].input for person in people] for run in range(asked.repeats + 1)]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -186,7 +187,8 @@ def main() -> None:
     rates = {name: sum(map(len, runs[-1].value)) / harness.median_seconds(runs) for name, runs in timed.items()}
     rows += [{"streams": n, "side": BATCH, "tokens/s": rates[f"{BATCH}/{n}"]} for n in counts if n > 1]
     for count in counts:
-        wait = (count + 1) / 2 * harness.median_seconds(timed[THEIRS]) / len(prompts)  # half of the others come before
+        # on average half of the others come first
+        wait = (count + 1) / 2 * harness.median_seconds(timed[THEIRS]) / len(prompts)
         rows.append({"streams": count, "side": THEIRS, "tokens/s": rates[THEIRS], "first token s": wait})
     for one in rows:
         one["times PEFT"] = one["tokens/s"] / rates[THEIRS]
@@ -205,7 +207,7 @@ def llamacpp_row(
 
 
 def torch_threads() -> int:
-    """As many threads as the other sides have."""
+    """The number of threads, as for the other sides."""
     import torch
 
     return torch.get_num_threads()

@@ -1,9 +1,9 @@
-"""What users' own stacks are worth: kinds, sizes, passes and what lies below them, on the same users and questions.
+"""The gain from users' own stacks by kind, size, passes and the weights below them, on the same users and questions.
 
-Above one bank of a store, for users whom it does not rest on. Each arm trains a stack for every user and is measured on
-their held-out questions, with own examples in the prompt and without: the log-likelihood of the user's own answer
-(nats, of texts a token), how often the own model finds it likelier than the models of others of the same group do, what
-a model writes (ROUGE-1, and whether naive Bayes on characters names its user), bytes and seconds a user.
+Above one bank of a store, for users whose data it does not contain. Each arm trains a stack for every user and is
+measured on their held-out questions, with and without own examples in the prompt: the log-likelihood of the user's own
+answer (nats, for texts per token), how often it is higher than under models of others of the same group, generated
+texts (ROUGE-1, and whether naive Bayes on characters attributes them to the user), bytes and seconds per user.
 
 An arm is `NAME:key=value,…`; the keys are those of `AdaptOptions` with `below` (fusion, common, nearest, another),
 `shots`, and `shown`: how many own items training prompts show, in turn, as `0-1-3`. Targets are joined by `+`.
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from mta_cli.engine.methods.method import UserShots
     from store.records import Query, User
 
-WITHOUT = "common", "fusion"  # arms that train nothing
+WITHOUT = "common", "fusion"  # arms without training
 OWN_KEYS = ("below", "shots", "shown", "passes", "held")
 PORTION = 16  # users who are trained together
-GENERATED = 6  # the most questions of a user that are answered in full
+GENERATED = 6  # the most questions of a user for which text is generated
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Setting:
 
 
 class Shots:
-    """The users as they are with so many items: prompts show these only, and fusions come from them."""
+    """The users restricted to this many items, which prompts show and fusions are made from."""
 
     def __init__(self, setting: Setting, shots: int) -> None:
         from mta_cli.pipeline.data.profiles import load_profiles
@@ -132,7 +132,7 @@ class Shots:
 
     @cached_property
     def recipes(self) -> tuple[list[Any], float]:
-        """Each user's anchors and weights by evidence, and the seconds a user."""
+        """Each user's anchors and weights by evidence, and the seconds per user."""
         from mta_cli.engine.methods.anchor_weights import weigh_anchors
 
         started = time.perf_counter()
@@ -142,7 +142,7 @@ class Shots:
         return found, (time.perf_counter() - started) / len(self.users)
 
     def below(self, kind: str) -> list[tuple[LoraWeights, ...]]:
-        """What each user's stack stands on, above the common model."""
+        """The weights below each user's stack, above the common model."""
         from mta_cli.engine.methods.anchor_weights import merge_shares, nearest_anchors
 
         anchors = self.setting.bench.methods.anchors
@@ -166,7 +166,7 @@ class Shots:
         return [row for count in counts for row in self.builder.training_rows(items, mix=(count,))]
 
     def members(self, arm: Arm) -> list[Any]:
-        """What the trainer takes for each user; every `held`-th item is left out where there are ten."""
+        """The trainer's input for each user; with at least ten items, every `held`-th is left out."""
         from mta_cli.engine.methods.stacks import initial_stack
         from mta_cli.engine.training.trainer import GroupMember, Schedule
 
@@ -181,7 +181,7 @@ class Shots:
         return members
 
     def held(self, arm: Arm, user: int) -> list[Any]:
-        """The items that early stopping is decided on."""
+        """The items for early stopping."""
         own, every = self.items[user], arm.number("held", 0)
         return own[every // 2 :: every] if every and len(own) >= 10 else []
 

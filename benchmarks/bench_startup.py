@@ -1,6 +1,6 @@
-"""How long a person waits for a quick command, beside a bare interpreter. The aim is 100 ms over it.
+"""The time of quick commands compared with a bare interpreter. The aim is at most 100 ms more.
 
-The store holds the carried sample's 28 people. Every run is a process of its own, its bytecode cached as on a person's
+The store has the included sample's 28 users. Every run is a separate process with cached bytecode, as on a user's
 machine.
 """
 
@@ -36,7 +36,7 @@ LINES = (
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The environment of a person with a store of their own in `folder`, whose Python keeps its bytecode."""
+    """An environment with a store in `folder`, in which Python caches bytecode."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {**kept, "MTA_STORE": str(folder / "store"), "PYTHONPATH": str(Path(__file__).parents[1])}
 
@@ -47,7 +47,7 @@ def mta(line: Sequence[str]) -> list[str]:
 
 
 def fill(env: Mapping[str, str]) -> None:
-    """Make the store, and put the sample's people into it."""
+    """Make the store, and import the sample's users."""
     for line in (
         ["init"],
         ["task", "add", str(SAMPLE / "taste.toml")],

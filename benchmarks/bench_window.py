@@ -1,6 +1,6 @@
-"""How soon the window stands, how soon it answers a key, and what it holds, with few people and with 100,000.
+"""The window's time to start, its response to keys, and its memory, with few users and with 100,000.
 
-A real pseudo-terminal of 120 × 40. A time ends when the emulated screen shows what was asked for.
+Uses a real pseudo-terminal of 120 × 40. A time ends when the emulated screen shows the expected text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HEAVY = ("torch", "transformers", "peft", "sentence_transformers", "sklearn", "m
 
 
 def crowd(root: Path, people: int = PEOPLE) -> None:
-    """A store of generated people."""
+    """A store of generated users."""
     with Registry.open(root, create=True) as reg, reg.transaction():
         for number in range(people):
             user, _ = reg.users.get_or_create_user(f"person {number:06} {('ash', 'elm', 'oak', 'yew')[number % 4]}")
@@ -35,7 +35,7 @@ def crowd(root: Path, people: int = PEOPLE) -> None:
 
 
 def opened(env: dict[str, str], first: str) -> tuple[float, float, float]:
-    """Milliseconds to the first frame and to the first row of people, and MB that the process holds then."""
+    """Milliseconds to the first frame and to the first row of users, and the process's MB then."""
     with Terminal(["tui"], 120, 40, env) as terminal:
         frame = terminal.until("1 Users")
         rows = terminal.until(first)
@@ -43,7 +43,7 @@ def opened(env: dict[str, str], first: str) -> tuple[float, float, float]:
 
 
 def keys(env: dict[str, str], first: str) -> list[float]:
-    """Milliseconds from each key of a filter to the rows that it leaves."""
+    """Milliseconds from each key of a filter to the filtered rows."""
     taken = []
     with Terminal(["tui"], 120, 40, env) as terminal:
         terminal.until(first)
@@ -60,13 +60,13 @@ def _people(screen: str) -> str:
 
 
 def resident(pid: int) -> float:
-    """MB of memory that a process holds."""
+    """The resident memory of a process in MB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def heavy(env: dict[str, str]) -> list[str]:
-    """The heavy libraries that a window with people on it has imported."""
+    """The heavy libraries that a window with users has imported."""
     code = (
         "import asyncio, sys\n"
         "from pathlib import Path\n"

@@ -1,6 +1,6 @@
-"""What benchmarks share: taking turns, medians, the limits of the machine, invented people, one table and one JSON.
+"""Common parts of benchmarks: taking turns, medians, the limits of the machine, invented users, one table and one JSON.
 
-Knows neither what is measured nor who is ahead. Times are wall seconds.
+Knows no measurement. Times are wall seconds.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 MODEL = "smollm2-135m-instruct"
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 THREADING = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
-WIDE = 256 * 2**20  # bytes of an array that no cache holds
+WIDE = 256 * 2**20  # bytes of an array larger than any cache
 SHAPES = [(rows, *sides) for rows in (256, 1024, 2048) for sides in ((576, 576), (576, 1536), (1536, 576))]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Timed(Generic[T]):
-    """One run: how long it took, and what it gave."""
+    """One run: its seconds and its result."""
 
     seconds: float
     value: T
 
 
 def timed(side: Callable[[], T]) -> Timed[T]:
-    """One run of `side`, with the rubbish of earlier runs collected before the clock starts."""
+    """One run of `side`; garbage of earlier runs is collected before the clock starts."""
     gc.collect()
     start = time.perf_counter()
     value = side()
@@ -51,7 +51,7 @@ def timed(side: Callable[[], T]) -> Timed[T]:
 
 
 def interleave(sides: Mapping[str, Callable[[], T]], repeats: int = 5) -> dict[str, list[Timed[T]]]:
-    """`repeats` runs of every side in turn (A, B, A, B, …), after one round that is not counted."""
+    """`repeats` runs of every side in turn (A, B, A, B, …), after one warm-up round."""
     for side in sides.values():
         timed(side)
     runs: dict[str, list[Timed[T]]] = {name: [] for name in sides}
@@ -67,7 +67,7 @@ def median_seconds(runs: Sequence[Timed[Any]]) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What this was measured on: processor, cores, threads, library versions and the settings of OpenMP."""
+    """The machine of the measurement: processor, cores, threads, library versions and OpenMP settings."""
     import torch
 
     return {
@@ -89,7 +89,7 @@ def _version(name: str) -> str | None:
 
 
 def _processor() -> str:
-    """The processor's name, with what tells apart two that share a name."""
+    """The processor's name, with details that distinguish processors of the same name."""
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor() or platform.machine()
@@ -139,7 +139,7 @@ def _product(left: torch.Tensor, right: torch.Tensor) -> Callable[[], torch.Tens
 
 
 def _least(run: Callable[[], Any], repeats: int = 9) -> float:
-    """The shortest of `repeats` runs after one that is not counted: a limit is what the machine can do at best."""
+    """The shortest of `repeats` runs after a warm-up, because a limit is the machine's best."""
     run()
     return min(timed(run).seconds for _ in range(repeats))
 
@@ -172,7 +172,7 @@ def _cell(value: Any) -> str:
 
 
 def base_entry() -> ModelEntry:
-    """The pulled base that is measured; ends the program with the command that pulls it when it is not here."""
+    """The measured base; exits with the command that pulls it if it is missing."""
     from mta_cli.errors import MtaError
     from mta_cli.pipeline.models.installed import resolve_model
 
@@ -196,14 +196,14 @@ def load(dtype: str = "auto", device: str = "cpu") -> LoadedBase:
 
 
 def forget(base: LoadedBase) -> None:
-    """Drop the states that an earlier run left with the base, which would spare this one their computation."""
+    """Drop the base's cached states of an earlier run, which would make this one faster."""
     if base.llama_decoder is not None:
         base.llama_decoder.activation_cache.clear()
 
 
 @dataclass(frozen=True)
 class Person:
-    """An invented user: what they did, and what they are asked later."""
+    """An invented user with history items and later queries."""
 
     name: str
     items: tuple[HistoryExample, ...]
@@ -211,7 +211,7 @@ class Person:
 
 
 def sample_task(task: str = "voice") -> Task:
-    """The carried sample's `voice` (a text answers) or `taste` (a label answers)."""
+    """The included sample's task `voice` (texts) or `taste` (labels)."""
     from mta_cli.engine.text.task_files import parse_task
     from mta_cli.pipeline.demo import SAMPLE
 
@@ -219,10 +219,9 @@ def sample_task(task: str = "voice") -> Task:
 
 
 def people(users: int, items: int, seed: int = 0, task: str = "voice", queries: int = 4) -> list[Person]:
-    """`users` invented people with `items` history items and up to `queries` queries each, in the sample's words.
+    """`users` invented users with `items` history items and up to `queries` queries each, from the sample's texts.
 
-    Each one has the history of somebody in the sample, in an order of their own, filled up with others' items where
-    more are asked for.
+    Each has the history of a sample user in another order, filled up with other users' items if more are requested.
     """
     histories = _sample_histories(task)
     if items > (most := sum(len(history) for history, _ in histories)):

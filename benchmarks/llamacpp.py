@@ -1,4 +1,6 @@
-"""llama.cpp's server as a rival, from the package `xllamacpp`: the base and everybody's LoRA as GGUF of ours."""
+"""llama.cpp's server as a rival, from the package `xllamacpp`, with the base and every user's LoRA in our GGUF
+files.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,7 @@ def write_base(path: Path, folder: Path, number_format: str) -> None:
 
 
 def _round_to_q4_0(path: Path) -> None:
-    """Round a file's matrices to 4 bits, the embedding, which is the head too, to 8, as llama.cpp's own tool does."""
+    """Round a file's matrices to 4 bits, and the embedding (also the head) to 8 bits, as llama.cpp's own tool does."""
     from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, Keys, LlamaFileType
     from gguf.quants import dequantize, quantize
 
@@ -61,7 +63,7 @@ def _round_to_q4_0(path: Path) -> None:
     writer.add_file_type(LlamaFileType.MOSTLY_Q4_0)
     for tensor in reader.tensors:
         kind = GGMLQuantizationType.Q8_0 if tensor.name == "token_embd.weight" else GGMLQuantizationType.Q4_0
-        if len(tensor.shape) == 1:  # norms stay as they are
+        if len(tensor.shape) == 1:  # norms are not rounded
             kind = tensor.tensor_type
         writer.add_tensor(tensor.name, quantize(dequantize(tensor.data, tensor.tensor_type), kind), raw_dtype=kind)
     writer.write_header_to_file()
@@ -72,7 +74,7 @@ def _round_to_q4_0(path: Path) -> None:
 
 
 def write_adapters(root: Path, folder: Path, weights: Sequence[LoraWeights]) -> list[Path]:
-    """Everybody's LoRA as GGUF."""
+    """Every user's LoRA as GGUF."""
     from mta_cli.engine.model.gguf_writer import write_lora_gguf
     from mta_cli.pipeline.personalize.export import pad_to_uniform_rank
 
@@ -84,12 +86,12 @@ def write_adapters(root: Path, folder: Path, weights: Sequence[LoraWeights]) -> 
 
 
 def adapter_of(number: int, count: int) -> Mapping[str, Any]:
-    """What a request for user `number` of `count` has besides its messages: their adapter alone."""
+    """The extra fields of a request for user `number` of `count`, which select only this user's adapter."""
     return {"lora": [{"id": other, "scale": float(other == number)} for other in range(count)]}
 
 
 def answer_one(url: str, prompt: Sequence[int], tokens: int) -> list[int]:
-    """The greedy answer of a server with one adapter, which no end token stops; nothing is kept of earlier prompts."""
+    """The greedy answer of a server with one adapter, ignoring end tokens and without cached prompts."""
     import httpx
 
     body = {"prompt": list(prompt), "n_predict": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}

@@ -1,6 +1,6 @@
-"""The loss of anybody's model on rows, measured for every side by the same plain code.
+"""The loss of any model on rows, measured for every side by the same simple code.
 
-It is in nats per labelled token, and runs transformers' model whole: slow, and independent of what is being measured.
+It is in nats per labelled token, and runs transformers' whole model: slow, but independent of the measured code.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Random personal adapters for both sides of a benchmark, ours and PEFT's, and what answering with them costs at least.
+"""Random personal adapters for both sides of a benchmark, ours and PEFT's, and the minimum cost of answering with them.
 
-The factors are random, small enough that the base goes on speaking: neither seconds nor bytes depend on them.
+The factors are random and small, so that the base still generates text; neither seconds nor bytes depend on them.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ def folders(weights: Sequence[LoraWeights], entry: ModelEntry, root: Path) -> di
 
 
 def endless(base: LoadedBase) -> LoadedBase:
-    """The same base with answers that no token ends."""
+    """The same base without end tokens."""
     return replace(base, end_ids=())
 
 
 def fresh(base: LoadedBase) -> None:
-    """Drop all that earlier runs have made from the weights, so that each run pays for it anew."""
+    """Drop everything that earlier runs computed from the weights, so that each run computes it again."""
     from mta_cli.engine.lora.adapter import AdapterMerger
 
     AdapterMerger(base).set_adapter(None)
 
 
 def alike(ours: Sequence[Answer], theirs: Sequence[Answer]) -> float:
-    """The share of tokens that are the same in both, place by place; of as many answers as both have."""
+    """The share of equal tokens by position, over the answers that both have."""
     pairs = [(a, b) for mine, other in zip(ours, theirs, strict=False) for a, b in zip(mine, other, strict=True)]
     return sum(a == b for a, b in pairs) / len(pairs)
 
@@ -80,5 +80,5 @@ def reading(plain: LlamaDecoder, tokens: int) -> int:
 
 
 def facts(base: LoadedBase, **more: Any) -> Mapping[str, Any]:
-    """What every report of these benchmarks says of its adapters."""
+    """The facts on adapters in every report of these benchmarks."""
     return {"dtype": str(base.dtype)[6:], "rank": RANK, "placement": PLACEMENT, "targets": "all-linear", **more}

@@ -1,7 +1,7 @@
-"""What people answer with today when every user has an adapter: transformers' `generate` with PEFT, in several ways.
+"""The common way to answer when every user has an adapter: transformers' `generate` with PEFT, in several variants.
 
-Prompts are token ids. Answers are greedy and have exactly as many tokens as were asked for: no end token stops them, so
-that every side does the same work. Knows nothing of our own side.
+Prompts are token ids. Answers are greedy and have exactly the requested number of tokens, ignoring end tokens, so that
+every side does the same work. Does not use our own code.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Scores:
 
     @property
     def chosen(self) -> tuple[int, ...]:
-        """The place of each prompt's likeliest label, the first of equals."""
+        """The index of each prompt's likeliest label, the first of ties."""
         return tuple(max(range(len(row)), key=row.__getitem__) for row in self.values)
 
 
@@ -63,14 +63,14 @@ def with_adapters(
 
 
 def merged(base: Path, adapter: Path, dtype: str = "bfloat16") -> Any:
-    """The base with one adapter folded into its weights by PEFT: a plain model again, at the base's speed."""
+    """The base with one adapter merged into its weights by PEFT, which runs at the base's speed."""
     from peft import PeftModel
 
     return _endless(PeftModel.from_pretrained(load(base, dtype), adapter).merge_and_unload()).eval()
 
 
 def _endless(model: Any) -> Any:
-    """No end token ends an answer, and nothing warns that the sampling settings of the base are not used."""
+    """Ignore end tokens, and suppress the warning that the base's sampling settings are not used."""
     settings = model.generation_config
     settings.eos_token_id, settings.pad_token_id = None, 0
     settings.temperature = settings.top_p = settings.top_k = None
@@ -90,7 +90,7 @@ def answer_each(
     users: Sequence[str] | None = None,
     cache: str | None = None,
 ) -> Answers:
-    """Every prompt by itself, one after another; `users` names each one's adapter, which is made active before it."""
+    """Every prompt separately, one after another, after activating its adapter, named in `users`."""
     start = time.perf_counter()
     ids = []
     for place, prompt in enumerate(prompts):

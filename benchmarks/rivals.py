@@ -1,7 +1,7 @@
-"""What people train personal adapters with today: Hugging Face's Trainer with PEFT, and TRL's SFTTrainer.
+"""The common ways to train personal adapters: Hugging Face's Trainer with PEFT, and TRL's SFTTrainer.
 
-Each function does what a careful person would script with the tool's own options; nothing in the tools is patched.
-Where a tool offers several ways, the one measured as the fastest here is the default. Knows nothing of our own side.
+Each function is what a careful user would script with the tool's own options; the tools are not patched. If a tool
+offers several ways, the one measured as fastest here is the default. Does not use our own code.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.text.prompts import TrainingRow
     from mta_cli.pipeline.models.manifest import ModelEntry
 
-IGNORED = -100  # the label that every one of these tools skips
+IGNORED = -100  # the label that all of these tools ignore
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Trained:
 
     @property
     def seconds(self) -> float:
-        """Everything a person waits for."""
+        """All seconds, including loading."""
         return self.load_seconds + self.train_seconds
 
 
@@ -107,7 +107,7 @@ def peft_adapt(
 ) -> Adapted:
     """A LoRA from scratch on one user's `rows` until the loss on `held_out` is at most `target`, or for `limit` steps.
 
-    The held-out loss is taken every `every` steps; the time that takes is not counted.
+    The held-out loss is measured every `every` steps, outside the timed seconds.
     """
     watch = _Watch(held_out, target, every)
     trained = _train(folder, rows, recipe, lambda *given: _trainer(*given, steps=limit, watch=watch))
@@ -123,7 +123,7 @@ def oppu(**changes: Any) -> Recipe:
 
 
 def load(folder: Path, dtype: str = "bfloat16") -> Any:
-    """The base as everybody loads it."""
+    """The base, loaded in the usual way."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -136,7 +136,7 @@ def load(folder: Path, dtype: str = "bfloat16") -> Any:
 def peft_folder(weights: LoraWeights, entry: ModelEntry, to: Path) -> Path:
     """`weights` as an adapter folder that PEFT loads, each module with its own rank and PEFT's scale 1.
 
-    What `mta user export` writes has one rank everywhere, for readers that know no other; PEFT would multiply zeros.
+    `mta user export` writes one common rank, for readers that need it; PEFT would then multiply zeros.
     """
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.pipeline.personalize.export_formats import CONFIG_FILE, WEIGHTS_FILE, peft_config
@@ -288,7 +288,7 @@ def _sft_trainer(model: Any, tokenizer: Any, rows: Sequence[TrainingRow], recipe
 
 
 class _Watch:
-    """Takes the held-out loss while a Trainer runs, stops it at the target, and keeps the time that this took apart."""
+    """Measures the held-out loss while a Trainer runs, stops it at the target, and keeps this time separate."""
 
     def __init__(self, rows: Sequence[TrainingRow], target: float, every: int) -> None:
         self.rows, self.target, self.every = rows, target, every

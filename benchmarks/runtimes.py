@@ -1,7 +1,7 @@
-"""A user's exported model in other programs: their greedy tokens beside ours, prompt by prompt.
+"""A user's exported model in other programs: compares their greedy tokens with ours, prompt by prompt.
 
 `python -m benchmarks.runtimes --user USER --task TASK` exports a user of the store in `MTA_STORE` in all formats, lets
-every runtime that is here answer, and prints a table. `MTA_TEST_VLLM` names the program `vllm`.
+every installed runtime answer, and prints a table. `MTA_TEST_VLLM` names the program `vllm`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PROMPTS, TOKENS = 20, 24
 VLLM_VARIABLE = "MTA_TEST_VLLM"
-LORA_NAME = "mine"  # of the exported LoRA in vLLM
+LORA_NAME = "mine"  # the name of the exported LoRA in vLLM
 RUNTIMES = {  # by the column of the table: runtime and format of the export
     "PEFT and transformers, `peft`": "peft",
     "transformers, `merged`": "merged",
@@ -44,7 +44,7 @@ Tokens = list[list[int]]
 
 @dataclass(frozen=True)
 class Question:
-    """What every runtime is asked: a base with the user's model merged in, float32, and prompts as token ids."""
+    """The input of every runtime: a base with the user's model merged, float32, and prompts as token ids."""
 
     base: LoadedBase
     prompts: Tokens
@@ -58,7 +58,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Difference:
-    """Where an answer first differs: the prompt, the place, both tokens (None: the end) and our logits' difference."""
+    """The first difference of an answer: the prompt, the position, both tokens (None: the end) and the difference of
+    our logits.
+    """
 
     prompt: int
     place: int
@@ -90,7 +92,7 @@ def ask_ourselves(reg: Registry, entry: ModelEntry, user: User, task_name: str, 
 
 
 def differences(question: Question, theirs: Tokens) -> list[Difference]:
-    """The first difference of each answer that differs, with how much higher our logit of our token is than of theirs.
+    """The first difference of each differing answer, with the difference of our logits of our token and theirs.
 
     The end of an answer counts as one of its tokens.
     """
@@ -156,7 +158,7 @@ def llamacpp_tokens(model: Path, adapters: Sequence[Path], question: Question) -
 
 @contextmanager
 def vllm_server(model: Path, log_file: Path, arguments: Sequence[str] = ()) -> Iterator[str]:
-    """vLLM's own server in float32; its address. Raises RuntimeError with its log where it ends at once."""
+    """Starts vLLM's server in float32; yields its address. Raises RuntimeError with its log if it exits at once."""
     from mta_cli.serving.server import listen
 
     with listen("127.0.0.1", 0) as bound:
@@ -236,7 +238,7 @@ def is_here(runtime: str) -> bool:
 def answerers(
     base: Path, exports: Path, results: Mapping[str, Any], question: Question
 ) -> dict[str, Callable[[], Tokens]]:
-    """What answers with each export of `export_all`, by the names in `RUNTIMES`."""
+    """A function that answers with each export of `export_all`, by the names in `RUNTIMES`."""
     rank, log = results["peft"]["rank"], exports / "vllm.log"
 
     def base_and_lora() -> Tokens:
@@ -255,7 +257,7 @@ def answerers(
 
 
 def main() -> None:
-    """One user in every runtime that is here; a table of Markdown, then every difference."""
+    """Run one user in every installed runtime; print a Markdown table, then every difference."""
     from mta_cli.pipeline.models.installed import resolve_model
     from store.registry import Registry
 

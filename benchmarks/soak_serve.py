@@ -1,7 +1,7 @@
 """`python -m benchmarks.soak_serve --store DIR`: a running server under clients that come, leave and are killed.
 
-Prints memory, threads, open files and rows once a minute, and fails where an answer is lost or one of them grows.
-`--remove USER` removes a user half-way. The store is changed by that alone; use a copy.
+Prints memory, threads, open files and rows once a minute, and fails if an answer is lost or one of these grows.
+`--remove USER` removes a user half-way. Only this changes the store; use a copy.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Server:
         self.url = self.process.stdout.readline().strip()
 
     def state(self) -> dict[str, float]:
-        """Memory in MB, threads, open files, and what the metrics say."""
+        """Memory in MB, threads, open files, and the server's metrics."""
         folder = f"/proc/{self.process.pid}"
         with open(f"{folder}/status") as file:
             status = dict(line.split(":", 1) for line in file if ":" in line)
@@ -59,7 +59,7 @@ class Server:
 
 
 def client(url: str, users: list[str], ends: float, seed: int, counts: Counter[str]) -> None:
-    """Ask until the time is over: whole answers, streams, streams that are left, and requests that time out."""
+    """Send requests until the time is over: whole answers, streams, abandoned streams, and requests that time out."""
     draw = random.Random(seed)
     while time.monotonic() < ends:
         kind, user = draw.choice(("whole", "stream", "leave", "timeout")), draw.choice(users)

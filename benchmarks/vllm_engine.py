@@ -1,4 +1,4 @@
-"""vLLM on a CPU as a rival, from an environment of its own, which `MTA_BENCH_VLLM` names by its Python.
+"""vLLM on a CPU as a rival, in its own environment, whose Python is `MTA_BENCH_VLLM`.
 
 It compiles its model, as it does by default; that takes a C++ compiler.
 """
@@ -37,7 +37,7 @@ Answer = Callable[[Sequence[int], int], list[int]]
 
 
 def why_not() -> str | None:
-    """Why vLLM cannot be asked; None where it can."""
+    """The reason why vLLM cannot be used; None if it can."""
     return None if PYTHON in os.environ else f"{PYTHON} names no Python that has vLLM"
 
 

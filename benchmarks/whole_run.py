@@ -1,8 +1,8 @@
 """Whole runs on random bases of other families: from a folder of weights to the answers of base, fused and adapted.
 
-`python -m benchmarks.whole_run` takes bases of about 100M parameters through every stage, each command in a process of
-its own, and prints the memory that was planned beside the most that was resident. Tokenizer and embedder are those of
-the embedded models. Tests do the same with tiny bases in their own process.
+`python -m benchmarks.whole_run` takes bases of about 100M parameters through every stage, each command in a separate
+process, and prints planned and peak resident memory. Tokenizer and embedder are those of the embedded models. Tests do
+the same with tiny bases in their own process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 SAMPLE = Path(__file__).parent.parent / "mta_cli" / "sample"
-FAMILIES: Mapping[str, dict[str, Any]] = {  # by transformers' class of the configuration: what the others lack
+FAMILIES: Mapping[str, dict[str, Any]] = {  # by transformers' configuration class: settings that the others lack
     "Qwen3": {"head_dim": 64},
     "Gemma3Text": {"head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 128},
 }
@@ -35,7 +35,7 @@ LARGE: Mapping[str, Any] = {
 TINY: Mapping[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
-    "num_hidden_layers": 6,  # a sixth layer is the first of Gemma 3 that sees beyond its window
+    "num_hidden_layers": 6,  # the sixth layer is Gemma 3's first without a window
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 16,
@@ -86,7 +86,7 @@ def commands(folder: Path, name: str, machine: Sequence[str] = ()) -> list[list[
 
 @dataclass(frozen=True)
 class Ran:
-    """One command in a process of its own: its output, seconds, and the most bytes that were resident."""
+    """One command in a separate process: its output, seconds, and peak resident bytes."""
 
     out: str
     err: str
@@ -115,7 +115,7 @@ def run(command: Sequence[str], store: Path) -> Ran:
 
 
 def planned_gigabytes(command: Sequence[str], store: Path) -> str:
-    """The memory in the command's plan; empty where it has none."""
+    """The memory in the command's plan; empty if it has none."""
     if command[:2] not in (["bank", "build"], ["user", "adapt"]):
         return ""
     dry = run([*command, "--dry-run"], store)
@@ -133,9 +133,9 @@ def make_large_base(folder: Path, family: str) -> None:
 
 
 def whole_run(family: str, root: Path) -> None:
-    """A whole run on a base of about 100M parameters; prints each command, its figures and what it answered."""
+    """A whole run on a base of about 100M parameters; prints each command, its figures and its answer."""
     folder, store = root / family, root / f"{family}-store"
-    # in a process of its own, since the most that this one has held would count as that of its children
+    # in a separate process, since this one's peak memory would count for its children
     maker = multiprocessing.get_context("spawn").Process(target=make_large_base, args=(folder, family))
     maker.start()
     maker.join()

@@ -91,7 +91,7 @@ A whole history of {ITEMS} items, which is what `mta user adapt` takes without `
 
 So the model may be carried over. On a GPU that reaches {GPU_FLOPS / 1e12:.0f} TFLOP/s (assumed: 35 % of an H100's 989) a base of 8B takes {1000 * gpu_seconds:.0f} ms a user, `late`.
 
-| time to adapt everybody, `late` | 10³ users | 10⁵ | 10⁶ |
+| time to adapt all users, `late` | 10³ users | 10⁵ | 10⁶ |
 |---|---:|---:|---:|
 {chr(10).join(rows)}
 

@@ -89,7 +89,7 @@ def main() -> None:
     prompt = prompts.prompt_ids(HELD_OUT[0])  # shows no item of hers: her style can only come from the weights
     answers = {"base": answer(base, prompt, [()])[0]}
 
-    # 2. The common model: one LoRA over all anchors' items. Merged into the base, it is below all that follows.
+    # 2. The common model: one LoRA over all anchors' items, merged into the base below everything that follows.
     start = init_lora_weights(base.model, bank.targets, bank.task_placement, bank.task_rank, 2 * bank.task_rank, SEED)
     pooled = [row for rows in anchor_rows for row in rows]
     # 24 steps of 6 rows are eight passes; over thousands of rows, two are enough.

@@ -13,9 +13,9 @@ def main() -> None:
         start = CpuTimes.read()
         from mta_cli.app import main as command
 
-        prepare_threads(start)  # importing the program took long enough to see how busy the cores are
+        prepare_threads(start)  # importing took long enough to measure how busy the cores are
         command()
-    except KeyboardInterrupt:  # the program was still loading: there is nothing to report
+    except KeyboardInterrupt:  # the program was still loading, so there is nothing to report
         sys.exit(130)
 
 

@@ -1,4 +1,4 @@
-"""The `mta` command: its groups, the flags before them, and the one place where errors become messages and exit codes.
+"""The `mta` command: its groups, the global flags, and the translation of errors to messages and exit codes.
 
 Knows no job. Exit codes: 0 done, 1 unexpected, 2 usage, 3 not found, 4 bad input, 5 integrity, 130 interrupted.
 """
@@ -48,16 +48,16 @@ COMMAND_TARGETS = {
     "pull": "snapshot:pull",
     "help": "help:help_",
 }
-"""Where each command is, in the order in which data flows through them."""
+"""The module and attribute of each command, in the order in which data flows through them."""
 HIDDEN_TARGETS = {"version": "help:version"}
-"""Commands that the help does not list, because a flag does the same."""
+"""Commands that help does not list, because a flag does the same."""
 OPTIONS_ANYWHERE = ("store", "verbose", "quiet")
 COMPLETION_FLAGS = ("--show-completion", "--install-completion")
 SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
 
 class RootGroup(LazyGroup):
-    """The `mta` command. Imports a command's module when the command line names it, and for the help."""
+    """The `mta` command. Imports a command's module only for that command and for the help."""
 
     def __init__(self, **settings: Any) -> None:
         places = {**COMMAND_TARGETS, **HIDDEN_TARGETS}.items()
@@ -69,17 +69,17 @@ class RootGroup(LazyGroup):
 
     @cached_property
     def options_anywhere(self) -> list[Any]:
-        """Twins of the options that are taken after a command as well. They are hidden there."""
+        """Hidden copies of the global options, so that they are also accepted after a command."""
         return [_late_twin(each) for each in self.params if each.name in OPTIONS_ANYWHERE]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the command line. `--show-completion SHELL` is for that shell; alone, it is for the running one."""
+        """Parse the command line. `--show-completion SHELL` is for that shell; without a name, for the running one."""
         if len(args) == 2 and args[0] in COMPLETION_FLAGS:
             if args[1] not in SHELLS:
                 raise UsageError(f"There is no completion for {args[1]!r:.80}.", hint=f"one of {', '.join(SHELLS)}")
             flag = next(each for each in self.params if args[0] in each.opts)
             assert flag.callback is not None
-            flag.callback(ctx, flag, args[1])  # ends the program
+            flag.callback(ctx, flag, args[1])  # exits the program
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -117,14 +117,14 @@ def set_global_flags(
     verbose: Annotated[
         int,
         typer.Option(
-            "--verbose", "-v", count=True, show_default=False, help="Say more; twice: show where errors happened."
+            "--verbose", "-v", count=True, show_default=False, help="Show details; given twice, also tracebacks."
         ),
     ] = 0,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No notes and no progress, only results and errors.")
     ] = False,
 ) -> None:
-    """Keep the flags that stand before the command."""
+    """Store the flags before the command."""
     _keep_flags(ctx.ensure_object(GlobalFlags), store=store, verbose=verbose, quiet=quiet)
 
 
@@ -136,7 +136,7 @@ def _keep_flags(given: GlobalFlags, *, store: str | None = None, verbose: int = 
 
 
 def _late_twin(option: Any) -> Any:
-    """A global option for the place after the command, where it does the same."""
+    """A copy of a global option for use after the command."""
     twin = copy.copy(option)
     twin.hidden, twin.expose_value, twin.callback = True, False, _keep_late_flag
     return twin
@@ -145,7 +145,7 @@ def _late_twin(option: Any) -> Any:
 def _keep_late_flag(ctx: Any, parameter: Any, value: Any) -> None:
     if value is None or value is False or value == 0:
         return
-    ctx.find_root().params[parameter.name] = value  # where the completion of names reads the store
+    ctx.find_root().params[parameter.name] = value  # name completion reads the store from here
     if (given := ctx.find_object(GlobalFlags)) is not None:
         _keep_flags(given, **{parameter.name: value})
 
@@ -167,7 +167,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
 def _handle_error(error: BaseException, output: Output) -> int:
     """Print an error, and return the exit code."""
     if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
-        return 0  # the help's reader has closed the pipe (`mta --help | head -1`)
+        return 0  # the reader of the help has closed the pipe (`mta --help | head -1`)
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, MtaError):
@@ -192,18 +192,18 @@ def _usage_error(error: typer.TyperException) -> MtaError:
     path = context.command_path if context is not None else "mta"
     near = list(getattr(error, "possibilities", None) or ())[:2]
     message = (error.message if near else error.format_message()) or "a command is missing"
-    message = message.replace("Value error, ", "", 1)  # how pydantic begins it
+    message = message.replace("Value error, ", "", 1)  # pydantic's prefix
     return MtaError(message, hint=did_you_mean(near, f"{path} --help"))
 
 
 def main() -> None:
     """The console script."""
-    # Imports create a million lasting objects where models are loaded. Garbage collection after every 700 new objects
-    # takes a sixth of the start.
+    # Importing model libraries creates a million permanent objects; garbage collection after every 700 of them would
+    # take a sixth of the start.
     gc.set_threshold(50_000)
     prepare_streams()
     code = run_command_line(sys.argv[1:])
     flush_stdout()
-    if "torch" not in sys.modules:  # it reports objects that are still there as leaked
-        gc.freeze()  # the process ends here: the interpreter need not search for garbage again
+    if "torch" not in sys.modules:  # torch would report remaining objects as leaked
+        gc.freeze()  # the process ends here, so a last garbage collection is not needed
     sys.exit(code)

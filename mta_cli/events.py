@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PlanLine:
-    """One resolved value of a plan and where it came from (default, file, environment, flag or derived)."""
+    """One resolved value of a plan and its origin (default, file, environment, flag or derived)."""
 
     name: str
     value: str
@@ -29,7 +29,7 @@ class JobPlan:
 
 @dataclass(frozen=True)
 class JobStarted:
-    """The job begins. `total` counts `unit`s (steps, items, bytes); None when it is unknown."""
+    """The job starts. `total` counts `unit`s (steps, items, bytes); None if unknown."""
 
     job: str
     total: int | None = None
@@ -38,7 +38,7 @@ class JobStarted:
 
 @dataclass(frozen=True)
 class JobProgress:
-    """Progress: `done` of the job's total after this step. `label` says what is being worked on (an anchor, a file)."""
+    """Progress: `done` of the job's total after this step. `label` names the current part (an anchor, a file)."""
 
     label: str
     done: int
@@ -66,7 +66,7 @@ class ItemKept(ArtifactSaved):
 
 @dataclass(frozen=True)
 class Note:
-    """One line for the user. `warning` when the result is less than they asked for; `detail`: only with -v."""
+    """One line for the user. `warning`: the result is less than requested. `detail`: shown only with -v."""
 
     text: str
     warning: bool = False
@@ -100,7 +100,7 @@ Event = JobPlan | JobStarted | JobProgress | ArtifactSaved | Note | TextChunk | 
 
 
 def forward_events(events: Iterable[Event]) -> Generator[Event, None, Any]:
-    """A job inside a job: its events without its plan and its result, which is returned."""
+    """Yields the events of an inner job without its plan and its result; `return`s the result."""
     result: Any = None
     for event in events:
         if isinstance(event, JobResult):

@@ -25,7 +25,7 @@ def option_field(
     choices: tuple[str, ...] = (),
     settings_only: bool = False,
 ) -> Any:
-    """A dataclass field with its help and bounds in `metadata`. `settings_only`: no command has a flag for it."""
+    """A dataclass field with its help and bounds in `metadata`. `settings_only`: it has no flag."""
     metadata = {
         "help": help,
         "minimum": minimum,
@@ -40,15 +40,16 @@ PLACEMENTS = ("all", "upper", "late")
 MEMORIES = ("off", "habit", "neighbours")
 ALL_MEMORIES = "all"
 LADDER_METHODS = "ladder"
-"""In place of methods' names: the method of each step of the ladder."""
+"""Used instead of methods' names: the method of each step of the ladder."""
 MAX_OTHERS = 15
-"""The most other users whose models are asked whose an answer is."""
+"""The most other users under whose models an answer is scored, to measure authorship."""
 USUAL_ANCHORS, USUAL_MIN_ITEMS = 16, 8
-"""Anchors of a bank, and history items of each, where the data do not ask for fewer."""
+"""Anchors of a bank, and history items of each, unless the data require fewer."""
 USUAL_MAX_ITEMS = 200
-"""The most recent items of a user that banks, recipes and stacks are made from."""
+"""The number of a user's most recent items from which banks, recipes and stacks are made."""
 WEIGHT_METHODS = ("evidence", "similarity", "softmax", "uniform", "learned")
-SHOT_WEIGHTINGS = ("evidence", "learned")  # from the likelihood of shots; the task adapter alone gets the rest of 1
+# computed from the likelihood of shots; the task adapter gets the rest of a sum of 1
+SHOT_WEIGHTINGS = ("evidence", "learned")
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,12 @@ class MachineOptions:
 
     @property
     def formats(self) -> dict[str, str]:
-        """The number formats, as they are stored with what was made in them. Plain weights are not named."""
+        """The number formats as stored with trained adapters. Unquantised weights are not named."""
         return {"dtype": self.dtype, **({"quantize": self.quantize} if self.quantize != "off" else {})}
 
     @property
     def memory_limit(self) -> int | None:
-        """`max_memory` in bytes. Raises UsageError where it is no size."""
+        """`max_memory` in bytes. Raises UsageError if it is not a size."""
         if self.max_memory is None:
             return None
         match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([MGT])i?B?", self.max_memory.strip(), re.IGNORECASE)
@@ -92,7 +93,7 @@ class MachineOptions:
 
 @dataclass(frozen=True)
 class ExecutorOptions:
-    """Where groups of users are trained and weighed. The result does not depend on it."""
+    """The executor of training and evidence. Results do not depend on it."""
 
     section: ClassVar[str] = "executor"
     executor: str = option_field("local", "Compute in this process, or on workers of Ray.", choices=("local", "ray"))
@@ -102,7 +103,7 @@ class ExecutorOptions:
 
     @property
     def place(self) -> str:
-        """Where a job computes, as the end of its title: empty for this process."""
+        """The executor as a suffix of a job's title; empty for this process."""
         return "" if self.executor == "local" else f" on {self.workers} workers of Ray"
 
 
@@ -140,7 +141,7 @@ class BankOptions:
         "Where meta-LoRAs act: in all layers, the upper third, or there at late tokens only.",
         choices=PLACEMENTS,
     )
-    pick: str = option_field("longest", "Which member stands for a cluster.", choices=("longest", "medoid"))
+    pick: str = option_field("longest", "Which member represents a cluster.", choices=("longest", "medoid"))
     min_items: int | None = option_field(
         None,
         "History items a user needs to be an anchor; where not given 8, or fewer where few users hold as many.",
@@ -165,46 +166,46 @@ class BankOptions:
     task_learning_rate: float = option_field(1e-3, "Peak learning rate of the task adapter.", minimum=1e-8, maximum=1.0)
     held_out_weights: bool = option_field(
         True,
-        "Weigh label memory beside task adapters that have not seen the users who are asked; takes one more in time.",
+        "Fit label memory's weights with task adapters that have not seen the predicted users; trains one more.",
     )
 
     @property
     def anchor_count(self) -> int:
-        """How many anchors; the usual number where it is left to data that nobody has looked at."""
+        """The number of anchors; the usual number if it is to be chosen from the data."""
         return USUAL_ANCHORS if self.anchors is None else self.anchors
 
     @property
     def anchor_items(self) -> int:
-        """The history items that an anchor needs; the usual number where it is left to the data."""
+        """The history items that an anchor needs; the usual number if it is to be chosen from the data."""
         return USUAL_MIN_ITEMS if self.min_items is None else self.min_items
 
     @property
     def pool_items(self) -> int:
-        """The history items that a user needs to contribute to a bank in any way."""
+        """The history items that a user needs to contribute to a bank at all."""
         return self.anchor_items if self.task_min_items is None else min(self.task_min_items, self.anchor_items)
 
 
 @dataclass(frozen=True)
 class ScreeningOptions:
-    """Limits for an anchor, relative to the others of its bank, before it may serve other users."""
+    """The limits of screening, relative to the other anchors of the bank."""
 
     section: ClassVar[str] = "gates"
     max_norm: float = option_field(
         5.0,
-        "How many times the bank's median any module of an anchor may be in size; 0 for any.",
+        "Largest norm of an anchor's module, in multiples of the bank's median; 0 for no limit.",
         minimum=0,
         maximum=1e6,
     )
     max_probe: float = option_field(
         10.0,
-        "How many times the bank's median an anchor may move the answers to neutral prompts; 0 for any.",
+        "Largest effect of an anchor on neutral prompts, in multiples of the bank's median; 0 for no limit.",
         minimum=0,
         maximum=1e6,
     )
     max_share: float = option_field(
         0.75,
-        "Share of users whom one anchor may serve, and never less than twice an equal share, so that a bank of up to "
-        "eight anchors has no limit; 0 for any.",
+        "Largest share of users that one anchor may serve, but at least twice an equal share, so that a bank of up to "
+        "eight anchors has no limit; 0 for no limit.",
         minimum=0,
         maximum=1,
     )
@@ -221,11 +222,11 @@ class FuseOptions:
     top_k: int = option_field(4, "How many anchors a recipe may hold.", minimum=1, maximum=10_000)
     temperature: float = option_field(0.1, "Temperature of softmax weights.", minimum=1e-4, maximum=100)
     sharpness: float = option_field(
-        0.5, "Sharpness of evidence weights; 1 is the posterior under a flat prior.", minimum=0, maximum=100
+        0.5, "Sharpness of evidence weights; 1 gives the posterior under a flat prior.", minimum=0, maximum=100
     )
     scale: float = option_field(
         0.5,
-        "How much of their evidence weights anchors get; the rest is left to the task adapter.",
+        "Factor of the anchors' evidence weights; the rest goes to the task adapter.",
         minimum=0,
         maximum=10,
     )
@@ -242,7 +243,7 @@ class FuseOptions:
 
 
 STACK_PASSES, MIN_STACK_PASSES = 16, 2
-"""Passes of a stack over one shot and over very many; in between they fall with the root of the number of shots."""
+"""Passes of a stack over a single shot, and the minimum; passes fall with the square root of the number of shots."""
 
 
 STACK_TARGETS = "q_proj,v_proj"
@@ -302,8 +303,8 @@ class AnswerOptions:
     )
     repetition_penalty: float | None = option_field(
         None,
-        "How much less likely tokens become that the answer has already; where not given 1.1 in a chat, and 1, which "
-        "changes nothing, for a task's questions.",
+        "Penalty for tokens that the answer already has; where not given 1.1 in a chat, and 1, which is none, for a "
+        "task's questions.",
         minimum=0.1,
         maximum=10,
     )
@@ -322,7 +323,7 @@ class MemoryOptions:
     )
     neighbour_weight: float = option_field(
         1.0,
-        "How many times as much the memory counts beside the model as was found when the bank was built.",
+        "Weight of the memory beside the model, in multiples of the weight fitted when the bank was built.",
         minimum=0.01,
         maximum=10,
         settings_only=True,
@@ -336,14 +337,12 @@ class MemoryOptions:
     )
     prior_strength: float = option_field(
         8.0,
-        "How many answers of the user the population's rates count as in that prior.",
+        "Number of the user's answers that the population's rates count as in that prior.",
         minimum=0.01,
         maximum=1e6,
         settings_only=True,
     )
-    look_ahead: bool = option_field(
-        False, "Let neighbours count that are known to be later than the question.", settings_only=True
-    )
+    look_ahead: bool = option_field(False, "Let neighbours count that are later than the question.", settings_only=True)
 
 
 @dataclass(frozen=True)
@@ -371,7 +370,7 @@ class EvalOptions:
     placement: str = option_field("late", "Where anchors and personal parts act.", choices=PLACEMENTS)
     memory: str | None = option_field(
         None,
-        "Label memory of every method that is named without one: each of them with `all`, its own where not given.",
+        "Label memory of every method that is named without one; `all` compares each. Where not given, its own.",
         choices=(*MEMORIES, ALL_MEMORIES),
     )
     calibrate: bool = option_field(True, "Fit a temperature for each method on users who are not tested with it.")
@@ -381,7 +380,7 @@ class EvalOptions:
     )
     others: int = option_field(
         MAX_OTHERS,
-        "Other users whose models are asked whose each held-out answer is, those nearest in topic first; 0 asks none.",
+        "Other users under whose models each held-out answer is scored too, nearest in topic first; 0 for none.",
         minimum=0,
         maximum=MAX_OTHERS,
     )
@@ -403,12 +402,12 @@ class ServeOptions:
     section: ClassVar[str] = "serve"
     host: str = option_field("127.0.0.1", "Address to listen on; another than this machine's own needs keys.")
     port: int = option_field(8000, "Port to listen on; 0 for any that is free.", minimum=0, maximum=65_535)
-    max_batch: int = option_field(16, "Most answers that are decoded together.", minimum=1, maximum=256)
-    queue: int = option_field(256, "Most answers that wait; further requests get 429.", minimum=1, maximum=100_000)
+    max_batch: int = option_field(16, "Most answers decoded in one batch.", minimum=1, maximum=256)
+    queue: int = option_field(256, "Most waiting answers; further requests get status 429.", minimum=1, maximum=100_000)
     cache: int = option_field(
-        512, "Megabytes for users' models and beginnings of conversations.", minimum=1, maximum=1_000_000
+        512, "Megabytes for users' models and cached beginnings of conversations.", minimum=1, maximum=1_000_000
     )
-    streams: int = option_field(64, "Most requests of one key at a time.", minimum=1, maximum=10_000)
+    streams: int = option_field(64, "Most concurrent requests of one key.", minimum=1, maximum=10_000)
     cors: str = option_field("", "Web pages that may ask, comma-separated: https://chat.example.org.")
     log_text: bool = option_field(False, "Log the last message of each chat request.")
     vllm: str = option_field("", "Address of a vLLM server that computes, in place of this process.")
@@ -416,11 +415,11 @@ class ServeOptions:
     max_rank: int = option_field(64, "With --vllm: its --max-lora-rank.", minimum=1, maximum=512)
     approximate: bool = option_field(False, "With --vllm: let parts of late tokens act on all tokens.")
     max_body: int = option_field(
-        2_048, "Most kilobytes of a request.", minimum=1, maximum=1_000_000, settings_only=True
+        2_048, "Largest request, in kilobytes.", minimum=1, maximum=1_000_000, settings_only=True
     )
     drain: float = option_field(
         30.0,
-        "Seconds that running answers get when the server is to end.",
+        "Seconds that running answers get when the server stops.",
         minimum=0,
         maximum=3_600,
         settings_only=True,
@@ -438,16 +437,16 @@ class OptionSet:
         return found
 
     def with_instance(self, instance: Any) -> OptionSet:
-        """The same with `instance` in place of the one of its class."""
+        """A copy with `instance` replacing the instance of its class."""
         return OptionSet(*(self._by_class | {type(instance): instance}).values())
 
     def get(self, cls: type[T]) -> T:
-        """The instance, or the defaults where a command or a form has no such options."""
+        """The instance; the defaults if a command or form does not have these options."""
         found: T = self._by_class.get(cls) or cls()
         return found
 
 
-PERMUTED_ANSWERS = "permuted"  # a control: banks of evaluations whose anchors learned answers in random order
+PERMUTED_ANSWERS = "permuted"  # a control: evaluation banks with anchors trained on randomly permuted answers
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper's own choices (arXiv 2511.20072): no task adapter, the two nearest anchors by cosine, a LoRA of rank 4.
     "published": {
@@ -473,7 +472,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prompt.history_items": 1,
     }
 }
-"""Values by setting that `--preset` sets. They override settings files and the environment; flags override them."""
+"""The settings of each preset. They override settings files and the environment; flags override them."""
 
 JOB_OPTIONS: tuple[type[Any], ...] = (
     MachineOptions,
@@ -492,13 +491,13 @@ JOB_OPTIONS: tuple[type[Any], ...] = (
 
 
 def options_from_json(cls: type[T], document: Mapping[str, Any]) -> T:
-    """Options of a class from a document: its keys that are fields; the rest keep their defaults."""
+    """Options of a class from the keys of a document that are fields; other fields have their defaults."""
     names = {spec.name for spec in fields(cls)}  # type: ignore[arg-type]
     return cls(**{name: value for name, value in document.items() if name in names})
 
 
 def find_option_faults(options: Any) -> list[str]:
-    """Every value of `options` that is out of bounds, one line each; empty when all is well."""
+    """Every value of `options` that is out of bounds, one line each."""
     faults = []
     for spec in fields(options):
         value, meta = getattr(options, spec.name), spec.metadata

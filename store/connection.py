@@ -139,7 +139,7 @@ class Connection:
                 self._conn.execute("ROLLBACK")
             raise
         waiting, self._after_commit = self._after_commit, []
-        faults = [fault for action in waiting if (fault := _fault_of(action)) is not None]
+        faults = [fault for action in waiting if (fault := _run_after_commit(action)) is not None]
         if faults:
             raise faults[0]
 
@@ -369,7 +369,7 @@ def _migrate_schema(root: Path, timeout: float) -> None:
         migrate(conn)
 
 
-def _fault_of(action: Callable[[], None]) -> MtaError | None:
+def _run_after_commit(action: Callable[[], None]) -> MtaError | None:
     """Run an action after a commit. If it fails, returns an error that says what is done and what remains to be
     done.
     """

@@ -47,7 +47,7 @@ def _full_disk_as_os_error() -> Iterator[None]:
 def save_before_migration(root: Path, conn: sqlite3.Connection, schema: int) -> None:
     """Keep a copy of the database before it migrates to a newer schema; earlier copies are removed.
 
-    Raises BadInput when the disk is full or refuses, IntegrityFault when it fails, sqlite3.Error for the database.
+    Raises BadInput if the disk is full or not writable, IntegrityFault if it fails, sqlite3.Error for the database.
     """
     target = root / f"registry.schema{schema}.db"
     with replace_file(target, root / "partial") as temporary:

@@ -23,7 +23,7 @@ MIN_ORPHAN_AGE_SECONDS = 3600
 """How old a file without a row must be before it is removed as an orphan."""
 
 MAX_NAMES_READ = 10_000
-"""How many names of a folder are compared with that of a missing file."""
+"""The most names of a folder that are compared with a missing file's name."""
 
 _SUFFIX = ".safetensors"
 _DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
@@ -60,7 +60,7 @@ def replace_file(path: Path, folder: Path) -> Iterator[Path]:
     """Yields a temporary path in `folder`, which is made if needed. After the block, the file written there becomes
     `path`.
 
-    Raises BadInput when the disk is full or refuses, IntegrityFault when it fails; no temporary file stays.
+    Raises BadInput if the disk is full or not writable, IntegrityFault if it fails; no temporary file stays.
     """
     try:
         with hold_temporary(folder) as temporary:

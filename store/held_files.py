@@ -30,7 +30,7 @@ class HeldFile:
 
     @classmethod
     def create(cls, path: Path, *, folder: bool = False) -> HeldFile:
-        """A new, empty file or folder at `path`, accessible only to its owner."""
+        """Create an empty file or folder at `path`, accessible only to its owner, and lock it."""
         while True:
             path.mkdir(mode=0o700) if folder else path.touch(mode=0o600, exist_ok=False)
             with contextlib.suppress(FileNotFoundError):  # another process removed it as abandoned before it was locked

@@ -15,7 +15,7 @@ from store.names import quote_text
 def process_lock(root: Path, name: str, timeout: float, doing: str) -> Iterator[None]:
     """Hold a lock between processes. `name` names its file. Raises StoreBusy, saying what the other is `doing`.
 
-    Raises BadInput when the disk is full or refuses, IntegrityFault when it fails.
+    Raises BadInput if the disk is full or not writable, IntegrityFault if it fails.
     """
     import filelock
 

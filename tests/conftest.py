@@ -1,4 +1,4 @@
-"""What every test stands on: no network, no settings of the person who runs them, tiny models, a fresh store."""
+"""Fixtures of all tests: no network, no settings of the user who runs them, tiny models, a fresh store."""
 
 from __future__ import annotations
 

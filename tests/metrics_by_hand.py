@@ -10,7 +10,9 @@ from mta_cli.engine.evaluation.metrics import MAX_SCORE, MIN_SCORE, rouge_1, rou
 
 
 def accuracy(answers: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> float:
-    """Share of answers, stripped, that are exactly the gold; what is no label counts as wrong. NaN for no answers."""
+    """Share of answers, stripped, that are exactly the gold; an answer that is not a label counts as wrong. NaN without
+    answers.
+    """
     pairs = _stripped(answers, golds)
     known = set(labels)
     return _mean([float(answer == gold and answer in known) for answer, gold in pairs])
@@ -30,7 +32,7 @@ def macro_f1(answers: Sequence[str], golds: Sequence[str], labels: Sequence[str]
 
 
 def mae(answers: Sequence[str], golds: Sequence[str], *, low: float = MIN_SCORE, high: float = MAX_SCORE) -> float:
-    """Mean absolute error. An answer that is no number counts as the end of the scale farther from the gold."""
+    """Mean absolute error. An answer that is not a number counts as the end of the scale farther from the gold."""
     return _mean([abs(error) for error in score_errors(answers, golds, low=low, high=high)])
 
 

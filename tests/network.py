@@ -1,4 +1,4 @@
-"""Lets a test connect to some addresses; the fixture `alone` forbids all of them."""
+"""Lets a test connect to some addresses; the fixture `alone` forbids all."""
 
 from __future__ import annotations
 

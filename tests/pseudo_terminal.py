@@ -75,7 +75,7 @@ class Terminal:
         """Press keys, by name or as themselves."""
         for key in keys:
             self._child.send(KEYS.get(key, key))
-            self.look(0.5 if key == "escape" else 0.05)  # so that it is no beginning of a sequence
+            self.look(0.5 if key == "escape" else 0.05)  # so that it does not begin a sequence
 
     def look(self, seconds: float = 0.0) -> str:
         """The screen, a line a row, after what comes within `seconds`; sooner where nothing can come any more."""
@@ -94,7 +94,7 @@ class Terminal:
         return "\n".join(line.rstrip() for line in self._screen.display)
 
     def until(self, seen: str | Callable[[str], bool], patience: float = PATIENCE) -> float:
-        """Wait until something stands on the screen; returns when, in seconds from the start of the program."""
+        """Wait until a text is on the screen; returns the seconds since the start of the program."""
         true = seen if callable(seen) else lambda screen: seen in screen
         end = time.monotonic() + patience
         alive = True

@@ -239,7 +239,7 @@ def test_an_option_takes_its_words_from_the_options() -> None:
     found = {name: p.annotation.__metadata__[0] for name, p in inspect.signature(command).parameters.items()}
     pick = found["pick"]
     assert (pick.help, pick.metavar, pick.show_default) == (
-        "Which member stands for a cluster.",
+        "Which member represents a cluster.",
         "longest|medoid",
         "longest",
     )

@@ -52,7 +52,7 @@ def _section(heading: str) -> str:
 
 
 def _documented(path: str) -> list[str]:
-    """The lines of commands.md for a command's options: those of its own section, and of the groups that it names."""
+    """The lines of commands.md for a command's options: from its own section, and from the groups that it names."""
     own, _, shared = _section(f"`{path}`").partition("\nShared: ")
     lines = OPTION_LINE.findall(own)
     for title, names in GROUP.findall(shared):

@@ -1,4 +1,4 @@
-"""Who may know whom, and what a quick command must not load."""
+"""The layers' allowed imports, and the libraries that a quick command must not load."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ SOURCES = sorted([*(ROOT / "mta_cli").rglob("*.py"), *(ROOT / "store").rglob("*.
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a person with a store that holds one user, a bank of nobody and an evaluation."""
+    """An environment with a store that has one user, a bank without anchors and an evaluation."""
     folder = tmp_path_factory.mktemp("quick")
     (folder / "notes.jsonl").write_text('{"input": "a", "output": "b"}\n')
     env = {

@@ -1,6 +1,6 @@
-"""What README.md tells people to type works: each command parses, each make target exists, and (slow) each one runs.
+"""The commands in README.md work: each command parses, each make target exists, and (slow) each one runs.
 
-A fenced ```console block holds lines that begin with `$ `; what else stands in it is output. `\\` at the end goes on.
+In a fenced ```console block, lines that begin with `$ ` are commands and others are output. `\\` at the end goes on.
 """
 
 from __future__ import annotations

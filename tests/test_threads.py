@@ -26,7 +26,7 @@ START = CpuTimes(clock=10.0, own=1.0, everyone=500.0)
 @pytest.mark.parametrize(
     ("own", "everyone", "spins"),
     [
-        (0.1, 0.1, SPINS),  # nobody else
+        (0.1, 0.1, SPINS),  # no other process
         (0.1, 0.14, SPINS),  # others have 0.4 of a core
         (0.1, 0.2, SPINS_BESIDE_OTHERS),  # one busy process
         (0.0, 0.2, SPINS_BESIDE_OTHERS),  # two

@@ -83,7 +83,7 @@ def build(
 
 
 def _run_refresh(context: AppContext, flags: Flags, task: str, name: str | None, *, dry_run: bool) -> None:
-    """Refresh the task's bank, which keeps its options. Raises UsageError with the options that were given."""
+    """Refresh the task's bank, which keeps its options. Raises UsageError if options were given."""
     from mta_cli.pipeline.bank.refresh import refresh_bank
     from mta_cli.pipeline.data.tasks import find_task
     from mta_cli.pipeline.models.installed import resolve_model
@@ -101,7 +101,7 @@ def _run_refresh(context: AppContext, flags: Flags, task: str, name: str | None,
 
 
 def _run_and_print(context: AppContext, reg: Registry, job: Iterator[Event], *, dry_run: bool) -> None:
-    """Run a build to its end, print the bank in short, and say what to run next."""
+    """Run a build, print a summary of the bank, and suggest next commands."""
     render = partial(_render_bank, reg, details=bool(context.output.verbosity))
     bank = context.output.run_job_and_print(job, render, dry_run=dry_run, resumes=True)
     if not dry_run:
@@ -218,7 +218,7 @@ def _render_bank(reg: Registry, bank: dict[str, Any], *, details: bool) -> Any:
 
 
 def _render_ladder(ladder: dict[str, Any] | None) -> list[Any]:
-    """What the steps below a personal model are worth on the bank's own users; nothing where that was not measured."""
+    """The ladder of the steps below a personal model on the bank's own users; nothing if it was not measured."""
     from mta_cli.pipeline.evaluation.ladder_text import table_columns, table_rows, verdict_lines
 
     if ladder is None:
@@ -235,7 +235,7 @@ def _render_ladder(ladder: dict[str, Any] | None) -> list[Any]:
 
 
 def _verdict_line(anchors: list[dict[str, Any]]) -> str:
-    """Whether the anchors learned, on average, and those who did not."""
+    """Whether the anchors learned on average, and the anchors that did not."""
     known = [a for a in anchors if a["loss_first"] is not None and a["loss_last"] is not None]
     if not known:
         return "No anchor has a measured loss."
@@ -254,12 +254,12 @@ def _task_adapter_line(users: int | None) -> str:
     return f"The task adapter was trained on the items of {whose}; it serves all users."
 
 
-_KERNEL_TERMS = {"votes": "votes", "label prior": "habit", "discriminant": "linear"}  # shown names and stored keys
+_KERNEL_TERMS = {"votes": "votes", "label prior": "habit", "discriminant": "linear"}  # names shown → stored keys
 
 
 def _neighbours_line(bank: dict[str, Any]) -> str:
     count, users = bank["neighbours"], bank["neighbour_people"]
-    kernel = {"linear": 0.0, **bank["kernel"]}  # a bank of an earlier version has no discriminant
+    kernel = {"linear": 0.0, **bank["kernel"]}  # banks of earlier versions have no discriminant
     powers = ", ".join(f"{name} × {kernel[key]:.2f}" for name, key in _KERNEL_TERMS.items())
     weights = bank["memory_weights"]
     share = (

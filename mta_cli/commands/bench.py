@@ -30,7 +30,7 @@ ShapeOption = Annotated[
         "--shape",
         metavar="NAME",
         help="Random weights of this shape in place of a base: a name of mta model list --available, or smollm2-135m, "
-        "llama-1b, llama-8b and the like. Nothing is downloaded.",
+        "llama-1b, llama-8b and others. Nothing is downloaded.",
         autocompletion=_complete_shapes,
     ),
 ]

@@ -105,7 +105,8 @@ def _write(context: AppContext, key: str, value: Any, *, in_store: bool) -> None
     from store.registry import Registry
 
     if in_store:
-        Registry.open(context.store_dir).close()  # so that no file is made where no store is; its settings may be wrong
+        # requires a store, so that no file is made elsewhere; does not read its settings, which may be wrong
+        Registry.open(context.store_dir).close()
     file = _settings_file(context, in_store=in_store)
     changed = write_setting(file, key, value)
     shown = "not set" if value is None else str(value).lower() if isinstance(value, bool) else value

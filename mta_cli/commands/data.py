@@ -183,7 +183,7 @@ def import_(
 
 
 def _place_words(first: str | None, path: Path | None) -> tuple[str | None, Path]:
-    """The format, where one is named, and the path: a word alone is the path. Raises UsageError without one."""
+    """The format, if given, and the path; a single word is the path. Raises UsageError without a path."""
     if path is not None:
         return first, path
     if not first or (first in FORMATS and not Path(first).exists()):

@@ -1,4 +1,4 @@
-"""`mta demo`: the carried sample through every stage, and what came of it, task by task. No logic of any job."""
+"""`mta demo`: runs every stage on the included sample and shows the results by task. No job's logic."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def demo_store_path(context: AppContext, keep: Path | None) -> Path:
 
 
 def render_demo(result: dict[str, Any]) -> RenderableType:
-    """The demo's results, task by task, and what to type next."""
+    """The demo's results by task, and next commands."""
     mta = f"mta --store {shlex.quote(result['store'])}"
     parts = [part for course in result["courses"] for part in _render_task(course, mta)]
     head = f"Done in {result['seconds']:.0f} s with {result['base']} and {result['embedder']}."
@@ -85,7 +85,7 @@ def render_demo(result: dict[str, Any]) -> RenderableType:
 
 
 def _render_task(course: dict[str, Any], mta: str) -> list[RenderableType]:
-    """One task: the ladder, what its steps are worth, three questions with their answers, and a next step."""
+    """One task: the ladder with its verdicts, three questions with their answers, and a next step."""
     from mta_cli.pipeline.evaluation.ladder_text import table_columns, table_rows, verdict_lines
     from mta_cli.pipeline.evaluation.metric_names import LOGLIK_METRIC
 
@@ -110,7 +110,7 @@ def _render_task(course: dict[str, Any], mta: str) -> list[RenderableType]:
 def _render_example(example: dict[str, Any], *, is_labels: bool) -> RenderableType:
     """One held-out question, with the answers of the base, the common and the personal model beside the user's own.
 
-    Of the steps with the same weights the highest is shown; beside a label stands the probability of the user's own.
+    Of the steps with the same weights the highest is shown; with labels, also the probability of the user's own answer.
     """
     from mta_cli.pipeline.evaluation.ladder_text import PERSONAL_STEPS
 

@@ -41,7 +41,7 @@ def doctor(
 ) -> None:
     """Check the installation, store and models.
 
-    The table can be pasted into a report. Exit code 5 means a fault.
+    The table can be pasted into a report. Exit code 5 means that a fault was found.
     """
     from mta_cli.pipeline.maintenance.doctor import run_checks, summary
 
@@ -55,7 +55,7 @@ def doctor(
 
 
 def _run_repairs(context: AppContext, what: Any, *, yes: bool) -> dict[str, Any]:
-    """Repair what can be repaired, after showing it and asking the user."""
+    """Show the possible repairs, ask the user, and do them."""
     from mta_cli.pipeline.maintenance.repair import repair
 
     def agree(found: Sequence[Any]) -> None:
@@ -69,7 +69,7 @@ def _run_repairs(context: AppContext, what: Any, *, yes: bool) -> dict[str, Any]
 
 
 def _build_examination(context: AppContext, deep: bool, names: bool, ray_address: str) -> Any:
-    """What to check. Unreadable settings are a finding and end nothing."""
+    """The request of the checks. Unreadable settings become a finding."""
     from mta_cli.configuration.settings import OPTION_CLASSES, StoreOptions
     from mta_cli.options import ModelOptions
     from mta_cli.pipeline.maintenance.doctor import DoctorRequest

@@ -120,8 +120,8 @@ def run(
 ) -> None:
     """Compare methods on the same users.
 
-    Each method answers every tested user's queries. Run it again to finish a stopped evaluation or to add methods.
-    With --bank, an existing bank is measured on users whom it does not rest on.
+    Each method answers every tested user's queries. Run it again to finish a stopped evaluation or to add methods. With
+    --bank, an existing bank is measured on users whose data it does not contain.
     """
     from mta_cli.commands.eval_tables import render_result
     from mta_cli.lab.evaluation.run import run_evaluation
@@ -178,8 +178,8 @@ def methods(ctx: typer.Context, json: JsonOption = False) -> None:
     """List the methods that can be compared.
 
     Names can be composed: `stack+habit` has another label memory, `permuted-mta` is a control that gives each user
-    another's LoRAs, and `task:evidence:lora` says what lies below, how anchors are weighted, and the stack. `ladder`
-    stands for the method of each step of the ladder, with a *.
+    another's LoRAs, and `task:evidence:lora` gives the weights below, the weighting of anchors, and the stack. `ladder`
+    means the method of each step of the ladder, marked with a *.
     """
     from mta_cli.lab.evaluation.method_settings import method_rows
 
@@ -263,7 +263,7 @@ def export(
 ) -> None:
     """Write an evaluation to one file.
 
-    It is without texts and names. It can be shown and reported together with those of other machines.
+    The file has no texts and no names. It can be shown and reported together with files of other machines.
     """
     from mta_cli.lab.evaluation.evaluation_file import export_evaluation
     from mta_cli.lab.evaluation.finished_evaluation import load_finished_evaluation
@@ -298,7 +298,7 @@ def rm(ctx: typer.Context, number: EvaluationArgument, yes: YesOption = False, j
 
 @contextmanager
 def _open_evaluations(use: AppContext, places: list[str]) -> Iterator[list[FinishedEvaluation]]:
-    """The named evaluations. Opens a store where one of them is in it."""
+    """The named evaluations. Opens the store if any of them is in it."""
     from mta_cli.lab.evaluation.seeds import load_evaluations, needs_store
 
     with use.open_registry() if needs_store(places) else nullcontext() as reg:

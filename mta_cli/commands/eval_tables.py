@@ -33,7 +33,7 @@ from mta_cli.text.formatting import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-MAX_METHODS_SHOWN = 2  # methods of an evaluation in the list
+MAX_METHODS_SHOWN = 2  # methods of an evaluation shown in the list
 
 
 def render_result(document: Mapping[str, Any]) -> RenderableType:
@@ -119,7 +119,7 @@ def _memory_table(document: Mapping[str, Any]) -> RenderableType:
 
 
 def _differences_tables(document: Mapping[str, Any], metric: str) -> list[RenderableType]:
-    """The differences of the other methods to the reference in one metric, and to its variants by label memory."""
+    """The differences of the other methods to the reference in one metric, separately for each label memory."""
     parts: list[RenderableType] = []
     for reference, rows in differences_by_reference(document, metric).items():
         title = "" if parts else f"\nPaired differences, {metric_title(metric)}"

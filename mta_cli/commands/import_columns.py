@@ -1,4 +1,4 @@
-"""Asks at a terminal which columns of a file are the user, the input, the output and the time."""
+"""Asks at a terminal for the columns of user, input, output and time."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ EXAMPLE_CHARACTERS = 60
 
 
 def ask_for_columns(output: Output, source: ImportSource, words: Sequence[str]) -> ImportSource:
-    """The source with the columns that the user types; itself where none is missing, or the path is a pipe or no table.
+    """The source with the columns that the user types; unchanged if none is missing, or if the path is a pipe or not a
+    table.
 
-    The time is asked for along with them, where a column may be one. Enter takes the guess in brackets. `words`, the
-    command line, are shown with the answers as flags. Raises as reading the file does, and MtaError where no answer
-    comes.
+    The time is also asked for if a column may be one. Enter accepts the guess in brackets. `words`, the command line,
+    are printed with the answers as flags. Raises as reading the file does, and MtaError at end of input.
     """
     from mta_cli.pipeline.data.column_mapping import find_column
     from mta_cli.pipeline.data.table_sample import read_table_sample
@@ -79,7 +79,7 @@ def _ask_for_part(
 
 
 def _flags(source: ImportSource, parts: Sequence[str]) -> list[str]:
-    """The words that give these parts; a user without a column is the one user."""
+    """The flags for these parts; a user without a column is the only user."""
     given = {f"--{part}": getattr(source.columns, part) for part in parts}
     given |= {"--me": source.user} if "user" in parts else {}
     return [word for flag, text in given.items() if text is not None for word in (flag, text)]

@@ -124,7 +124,7 @@ def remove_model(ctx: typer.Context, name: ModelArgument, yes: YesOption = False
 
 
 def _banks_by_base(context: AppContext) -> dict[str, list[str]]:
-    """The banks of the store on each base, by fingerprint; none where there is no store that can be read."""
+    """The banks of the store by their base's fingerprint; empty without a readable store."""
     from mta_cli.pipeline.runs import bank_label
 
     found: dict[str, list[str]] = {}

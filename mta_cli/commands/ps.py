@@ -1,4 +1,4 @@
-"""`mta ps`: what runs on the store at this moment."""
+"""`mta ps`: the running jobs and servers of the store."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def quick(
         from mta_cli.commands.import_columns import ask_for_columns
 
         source = ask_for_columns(context.output, source, context.global_flags.words)
-    complete_columns(source)  # a file that cannot be read makes no store
+    complete_columns(source)  # so that no store is made for an unreadable file
     with _open_store(context, dry_run=dry_run) as reg:
         request = QuickRequest(source, context.options, minutes)
         ask_time = None if yes else _make_time_prompt(context, minutes)
@@ -166,7 +166,7 @@ def _make_source(
 
 @contextmanager
 def _open_store(context: AppContext, *, dry_run: bool) -> Iterator[Registry]:
-    """The store, made where there is none; a dry run then looks into an empty one that is gone afterwards."""
+    """The store, which is made if missing; a dry run uses a temporary empty store instead."""
     with contextlib.ExitStack() as stack:
         try:
             reg = stack.enter_context(context.open_registry(create=not dry_run))
@@ -179,7 +179,7 @@ def _open_store(context: AppContext, *, dry_run: bool) -> Iterator[Registry]:
 
 
 def _make_time_prompt(context: AppContext, minutes: float) -> AskTime:
-    """A function that asks whether to go on where the least takes longer than --minutes."""
+    """A function that asks whether to continue if the smallest plan takes longer than --minutes."""
 
     def ask(seconds: float) -> None:
         least = math.ceil(seconds / 60)
@@ -199,7 +199,7 @@ NAME_WIDTH, TEXT_WIDTH, TEXT_LINES = 16, 64, 6
 
 
 def render_verdict(result: dict[str, Any], *, store: Path | None = None) -> RenderableType:
-    """The ladder, three questions with their answers, the verdict, and what to do next."""
+    """The ladder, three questions with their answers, the verdict, and next steps."""
     from mta_cli.pipeline.evaluation.ladder_text import table_columns, table_rows
 
     ladder, examples = result["ladder"], result["examples"]

@@ -20,7 +20,7 @@ key_app = CommandGroup("Keys of the server.")
 
 
 class ServeGroup(LazyGroup):
-    """`mta serve`, a command that has commands below it."""
+    """`mta serve`, a command with subcommands."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(builders={"key": lambda: key_app.build("key")}, **settings)

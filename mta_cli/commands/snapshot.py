@@ -36,8 +36,8 @@ def snapshot(
 ) -> None:
     """Publish the store for other machines.
 
-    The snapshot holds what answers need: banks, recipes, stacks, labels and names; no texts, chats or runs. Only
-    files that are not there yet are written. mta pull makes a store of it, which is only read.
+    The snapshot holds what answers need: banks, recipes, stacks, labels and names; no texts, chats or runs. Only new
+    files are written. mta pull makes a read-only store from it.
     """
     from mta_cli.pipeline.maintenance.snapshot import publish_snapshot
 
@@ -56,8 +56,8 @@ def pull(
 ) -> None:
     """Make the store a copy of a snapshot.
 
-    An earlier copy is brought up to date. It is only read. Only files that are missing are fetched. All are verified
-    before anything is changed. A running mta serve goes on with the new copy. A store that is no copy is not replaced.
+    An earlier copy is updated. A copy is read-only. Only missing files are fetched, and all are verified before
+    anything is changed. A running mta serve continues with the new copy. A store that is not a copy is never replaced.
     """
     from mta_cli.pipeline.maintenance.snapshot import pull_snapshot
 

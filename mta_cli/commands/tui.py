@@ -18,5 +18,5 @@ def tui(ctx: typer.Context) -> None:
 
     window = MtaApp(store, settings)
     window.run()
-    if window.return_code:  # the window has shown its error
+    if window.return_code:  # the window has already shown the error
         raise typer.Exit(window.return_code)

@@ -176,7 +176,7 @@ def rm(
 ) -> None:
     """Remove a user with all their data and models.
 
-    What others' models keep of them is named.
+    Parts of other users' models that learned from them are named.
     """
     from mta_cli.commands.user_tables import render_removal
     from mta_cli.pipeline.users.removal import plan_user_removal, remove_user
@@ -305,7 +305,7 @@ def adapt(
 ) -> None:
     """Train users' own stacks on what they wrote.
 
-    A recipe that is missing, or by evidence of other items, is made first; mta user fuse makes any other anew.
+    A recipe is made first if it is missing or its evidence came from other items; mta user fuse changes any other.
     """
     from mta_cli.commands.shared.next_steps import suggest_after_adaptation
     from mta_cli.commands.user_tables import render_adapted
@@ -499,7 +499,7 @@ def _stack_line(stack: dict[str, Any]) -> str:
 
 
 def _dependencies_line(part: dict[str, Any]) -> str:
-    """The other users whose items a user's answers depend on."""
+    """The other users on whose items a user's answers depend."""
     pooled, near = part["task_adapter_people"], part["neighbours"]
     parts = [f"anchors trained on {', '.join(part['anchors'])}"] if part["anchors"] else []
     parts += [f"the main directions of {pluralise(part['basis_anchors'], 'anchor')}"] if part["basis_anchors"] else []

@@ -14,11 +14,11 @@ from mta_cli.text.formatting import loss_verdict, pluralise
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-MAX_VALUES_SHOWN = 3  # of a run's result in the list of runs
+MAX_VALUES_SHOWN = 3  # values of a run's result in the list of runs
 
 
 def render_fusion(recipe: Mapping[str, Any], *, details: bool) -> RenderableType:
-    """A recipe: its anchors with their weights, and what is left to the task adapter."""
+    """A recipe: its anchors with their weights, and the task adapter's share."""
     rows: list[tuple[object, ...]] = [
         (each["user"], f"{each['similarity']:.3f}", f"{each['weight']:.3f}") for each in recipe["anchors"]
     ]
@@ -30,7 +30,7 @@ def render_fusion(recipe: Mapping[str, Any], *, details: bool) -> RenderableType
 
 
 def render_adapted(results: Sequence[Mapping[str, Any]], *, details: bool) -> RenderableType:
-    """What fusion and stack add for each user on held-out answers, else the loss on the shots; then for all together.
+    """The gain of fusion and stack for each user on held-out answers, else the loss on the shots; then for all users.
 
     `details` adds sizes and steps.
     """
@@ -56,7 +56,7 @@ def render_adapted(results: Sequence[Mapping[str, Any]], *, details: bool) -> Re
 
 
 def render_export(result: Mapping[str, Any]) -> RenderableType:
-    """An export: where it is, its size and what it holds."""
+    """An export: its folder, size and contents."""
     source = result["source"]
     anchors = pluralise(len(source["anchors"]), "anchor")
     parts = {"fused": f"the task adapter and {anchors}", "adapted": f"the task adapter, {anchors} and the stack"}
@@ -69,7 +69,7 @@ def render_export(result: Mapping[str, Any]) -> RenderableType:
 
 
 def render_removal(result: Mapping[str, Any]) -> RenderableType:
-    """What went with a user; notes before it name what others' models keep."""
+    """The removed parts of a user. Notes before it name the parts that other users' models keep."""
     files = pluralise(len(result["adapters_removed"]), "adapter file")
     return out.text(f"Removed {result['user']}: {pluralise(result['items'], 'item')} and {files}.")
 
@@ -86,7 +86,7 @@ def render_runs(
 
 
 def _summary_sentence(results: Sequence[Mapping[str, Any]]) -> str:
-    """The verdict on all users who have held-out queries, else on all."""
+    """The verdict over users with held-out queries, or over all users if none has any."""
     held_out = [each for each in results if each["heldout_before"] is not None]
     kind = "heldout" if held_out else "loss"
     known = held_out or [each for each in results if each["loss_before"] is not None]

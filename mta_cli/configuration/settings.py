@@ -50,12 +50,12 @@ class Setting:
 
     @property
     def env_variable(self) -> str:
-        """Its name in the environment: `bank.rank` is MTA_BANK_RANK."""
+        """The environment variable: `bank.rank` is MTA_BANK_RANK."""
         return "MTA_" + self.key.upper().replace(".", "_")
 
     @property
     def flag(self) -> str:
-        """The flag that sets it for one command: `--rank`."""
+        """The flag for one command: `--rank`."""
         return "--" + self.key.partition(".")[2].replace("_", "-")
 
 
@@ -104,21 +104,21 @@ def parse_path(raw: str, what: str) -> Path:
     try:
         path = Path(raw).expanduser().absolute()
         path.exists()
-    except (OSError, RuntimeError) as error:  # too long, not readable, or an unknown home
+    except (OSError, RuntimeError) as error:  # too long, unreadable, or an unknown user's home
         raise BadInput(f"{what} cannot be used: {raw!r:.200} ({system_reason(error)})") from None
     return path
 
 
 @dataclass(frozen=True)
 class RawValue:
-    """A raw value and where it was found."""
+    """A raw value and its source."""
 
     value: Any
     origin: str
 
 
 class Settings:
-    """The resolved settings. `origins` says of each key: default, `file PATH`, `environment NAME`, `preset NAME` or
+    """The resolved settings. `origins` maps each key to default, `file PATH`, `environment NAME`, `preset NAME` or
     `flag --NAME`.
     """
 
@@ -166,7 +166,7 @@ class Settings:
         return built
 
     def _build(self, cls: type[OptionsT], flags: Mapping[str, Any], faults: list[str]) -> OptionsT | None:
-        """An instance of `cls`; None where it has faults, which are added to `faults`."""
+        """An instance of `cls`; None if it has faults, which are added to `faults`."""
         section: str = vars(cls)["section"]
         values: dict[str, Any] = {}
         found: list[str] = []
@@ -187,9 +187,9 @@ class Settings:
         return None
 
     def plan_lines(self, *instances: Any, all_keys: bool = False) -> tuple[PlanLine, ...]:
-        """One line for each field of the given options that is used, or with `all_keys` for all: key, value and origin.
+        """One line (key, value and origin) for each used field of the given options, or with `all_keys` for all fields.
 
-        A value that a job changed after it was built is `derived`.
+        A value that a job changed later has the origin `derived`.
         """
         known = () if all_keys else instances
         unused = {key for instance in known for key in getattr(instance, "unused_keys", ())}
@@ -249,7 +249,7 @@ def find_setting(key: str) -> Setting:
 
 
 def check_value(setting: Setting, raw: str) -> Any:
-    """`raw` as a value that the setting can have. Raises UsageError for a wrong type or one out of bounds."""
+    """`raw` as a valid value of the setting. Raises UsageError for a wrong type and for a value out of bounds."""
     section, _, name = setting.key.partition(".")
     try:
         value = convert_value(setting, raw)
@@ -271,7 +271,7 @@ def _parse_boolean(raw: Any) -> bool:
 
 
 def read_settings_file(path: Path) -> dict[str, RawValue]:
-    """The settings in a file by key; none where it is missing. Raises BadInput, and UsageError for unknown keys."""
+    """The settings in a file by key; empty if it is missing. Raises BadInput, and UsageError for unknown keys."""
     known = all_settings()
     given, faults = {}, []
     for key, value in read_file_values(path).items():
@@ -293,7 +293,7 @@ def read_settings_file(path: Path) -> dict[str, RawValue]:
 
 
 def read_file_values(path: Path) -> dict[str, Any]:
-    """The values in a settings file by key, known or not; none where it is missing. Raises BadInput."""
+    """The values in a settings file by key, including unknown keys; empty if it is missing. Raises BadInput."""
     try:
         if not path.exists():
             return {}
@@ -344,7 +344,7 @@ def _suggest_name(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _describe_raw_value(value: Any) -> str:
-    """A raw value for a message; only the type of a nested or long one."""
+    """A raw value for a message; of a nested or long value only the type."""
     endless = isinstance(value, Mapping | list) or (isinstance(value, int) and value.bit_length() > 128)
     return f"a {type(value).__name__}" if endless else f"{value!r:.80}"
 

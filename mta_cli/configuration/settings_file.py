@@ -1,4 +1,4 @@
-"""Changes one setting in a settings file, whose comments and order stay. Knows no command."""
+"""Changes one setting in a settings file and keeps comments and order. Knows no command."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from store.files import atomic_write
 
 
 def write_setting(path: Path, key: str, value: Any) -> bool:
-    """Give `key` a value in the file at `path`, which is made where it is missing; None takes it out.
+    """Set `key` in the file at `path`, which is made if missing; None removes the key.
 
-    Returns whether the file was changed. A key in it that is no setting stays, and can be taken out. Raises BadInput
-    for a file that cannot be read, or whose section is none.
+    Returns whether the file was changed. Unknown keys stay and can be removed. Raises BadInput for an unreadable file,
+    and if the key's section is not a table.
     """
     import tomlkit
 
@@ -31,7 +31,7 @@ def write_setting(path: Path, key: str, value: Any) -> bool:
                 hint=(Command("config unset", section), ", or with ", Flag("in_store"), ", takes it out"),
             )
         table[name] = value
-    elif key in document:  # it stands in no section
+    elif key in document:  # a key outside any section
         del document[key]
     else:
         del document[section][name]

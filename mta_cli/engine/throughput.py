@@ -90,6 +90,7 @@ def measure_adapting(base: LoadedBase, seconds: float, seed: int) -> Throughput:
     Groups of 1, 2, 4, … users are adapted for about `seconds`; the fastest group counts. Raises IntegrityFault if a
     stack fails.
     """
+    # 1. a bank of random anchors and profiles, whose speed is a real one's
     bank, shots = BankOptions(), ADAPT_SHOTS
     anchors = [random_lora(base, seed + i) for i in range(bank.anchor_count)]
     generator = torch.Generator().manual_seed(seed)
@@ -98,10 +99,12 @@ def measure_adapting(base: LoadedBase, seconds: float, seed: int) -> Throughput:
     size, numbers, begin = 1, itertools.count(), time.perf_counter()
     best: Throughput | None = None
     while best is None or time.perf_counter() - begin < seconds:
+        # 2. new users for every group, so that no cached state helps
         users = []
         for number in itertools.islice(numbers, size):
             rows = tuple(_random_rows(base, shots, seed + number))
             users.append(UserShots(number, ("",) * shots, ("",) * shots, rows, profiles[number % bank.anchor_count]))
+        # 3. evidence, fusion and stacks by the product's own code
         started = time.perf_counter()
         with fresh_activation_cache(base):
             models = build_models(MTA, context, users, {})

@@ -1,1 +1,1 @@
-"""The server: every user's model behind one address that speaks OpenAI's interface."""
+"""The server: every user's model at one address, with OpenAI's interface."""

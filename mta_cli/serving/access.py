@@ -1,4 +1,4 @@
-"""Who may ask: the `Host` header where no keys are needed, and keys."""
+"""Access control: keys, or a check of the `Host` header if no keys are needed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mta_cli.pipeline.users.serve_keys import Key, KeyFile
 from mta_cli.serving.errors import ApiError
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-MAX_CHECKS = 16  # keys that wait to be hashed; one core at most is spent on wrong ones
+MAX_CHECKS = 16  # keys that wait to be hashed; hashing uses at most one core
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is of this machine alone."""
+    """Whether a host is this machine's loopback address."""
     if host == "localhost":
         return True
     try:
@@ -27,7 +27,7 @@ def is_loopback(host: str) -> bool:
 class Access:
     """The rules of one server. `read_keys` reads the file of keys.
 
-    Without a file, everybody on this machine may ask. Once there was one, a file without keys opens nothing.
+    Without a file, everyone on this machine may ask. With a file, requests need a key, even if the file has none.
     """
 
     def __init__(self, host: str, read_keys: Callable[[], KeyFile]) -> None:
@@ -37,17 +37,17 @@ class Access:
         self._check_thread, self._checks = ThreadPoolExecutor(1, thread_name_prefix="keys"), 0
 
     def reread(self) -> None:
-        """Take the keys as the file has them now."""
+        """Read the keys again."""
         self.keys = self._read_keys()
         self._needs_key = self._needs_key or self.keys.is_there
 
     def refuse_foreign_host(self, header: str | None) -> None:
-        """Raises ApiError where no key is needed and a request names another host, as a rebound name of a web page."""
+        """Raises ApiError if no key is needed and a request names another host, as in DNS rebinding by a web page."""
         if not self._needs_key and _host_name(header or "") not in (*LOOPBACK_NAMES, self._host):
             raise ApiError(403, "The Host header is not this machine's.", code="forbidden_host")
 
     async def find_key(self, header: str | None) -> Key | None:
-        """The key of an `Authorization` header; None where no keys are needed. Raises ApiError for a wrong one."""
+        """The key of an `Authorization` header; None if no keys are needed. Raises ApiError for an invalid key."""
         if not self._needs_key:
             return None
         scheme, _, token = (header or "").partition(" ")
@@ -57,7 +57,9 @@ class Access:
         return key
 
     async def _find(self, token: str) -> Key | None:
-        """A key that was right before at once; others are hashed one after another. Raises ApiError for too many."""
+        """A key that was accepted before is found at once; others are hashed one after another. Raises ApiError if too
+        many wait.
+        """
         if (known := self.keys.find_verified(token)) is not None:
             return known
         if self._checks >= MAX_CHECKS:
@@ -70,7 +72,7 @@ class Access:
 
 
 def _host_name(header: str) -> str:
-    """The host of `host`, `host:port` or `[address]:port`, in small letters."""
+    """The host of `host`, `host:port` or `[address]:port`, in lower case."""
     text = header.strip().lower()
     if text.startswith("["):
         return text[1:].partition("]")[0]

@@ -1,4 +1,4 @@
-"""One answer in the making: its tokens, the text that may be shown, and why it ended."""
+"""The state of one answer: its tokens, the text that may be shown, and its finish reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FinishReason = Literal["stop", "length", "repetition"]
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that is shown, and the tokens that made it."""
+    """Text to show, and its tokens."""
 
     text: str
     tokens: tuple[SampledToken, ...] = ()
@@ -28,7 +28,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of an answer. `label_scores` are log-likelihoods, nats, where the answer is one of a task's labels."""
+    """The end of an answer. `label_scores` are log-likelihoods (nats) if the answer is one of a task's labels."""
 
     reason: FinishReason
     tokens: int
@@ -37,7 +37,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """An answer that ended with an error."""
+    """An answer failed with an error."""
 
     error: MtaError | Exception
 
@@ -47,10 +47,10 @@ Emit = Callable[[Piece | Finished | Failed], None]
 
 @dataclass(eq=False)
 class AnswerRequest(Generic[W]):
-    """What was asked of a model, and what came of it so far.
+    """A request to a model, and its answer so far.
 
-    `labels` are the token ids of the labels of which one is the answer; empty for a text. `owner` is the user's number,
-    None for the base. The answer is JSON of `schema`, where there is one. `emit` may be called from any thread.
+    `labels` are the token ids of the possible labels; empty for a text. `owner` is the user's number, None for the
+    base. With a `schema` the answer is JSON. `emit` may be called from any thread.
     """
 
     model: W
@@ -68,10 +68,10 @@ class AnswerRequest(Generic[W]):
     keeps_prefix: bool = True
 
     def __post_init__(self) -> None:
-        # A schema ends its answers by itself, and is not met by half of one.
+        # A schema ends its answers itself, and a partial answer would not match it.
         self._repetition = RepetitionFilter(self.tokenizer, active=self.schema is None)
         self._text = AnswerText(self.tokenizer, self.stops)
-        self._held: deque[SampledToken] = deque()  # what may be a repetition
+        self._held: deque[SampledToken] = deque()  # tokens that may be a repetition
         self._unshown: list[SampledToken] = []
 
     @property
@@ -85,7 +85,7 @@ class AnswerRequest(Generic[W]):
         return [*self.prompt, *self.tokens]
 
     def add(self, chosen: SampledToken) -> bool:
-        """Take the next token; whether the answer has ended."""
+        """Add the next token; returns whether the answer has ended."""
         if chosen.token in self.end_ids:
             return self.end("stop")
         self._held.append(chosen)
@@ -97,7 +97,7 @@ class AnswerRequest(Generic[W]):
         return self.end("length") if len(self.tokens) >= self.max_tokens else False
 
     def end(self, reason: FinishReason) -> bool:
-        """There is no further token; always true."""
+        """End the answer; always returns True."""
         if self._show_tokens(len(self._repetition.flush())):
             return True
         self._show(self._text.flush(), last=True)
@@ -105,7 +105,7 @@ class AnswerRequest(Generic[W]):
         return True
 
     def _show_tokens(self, count: int) -> bool:
-        """Show the first `count` tokens that are held back; whether a stop text was met, which ends the answer."""
+        """Show the first `count` held-back tokens; returns whether a stop text was found, which ends the answer."""
         for _ in range(count):
             chosen = self._held.popleft()
             self._unshown.append(chosen)

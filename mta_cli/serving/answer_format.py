@@ -1,4 +1,4 @@
-"""Answers as OpenAI's interface has them: whole, and piece by piece."""
+"""Answers in OpenAI's format, whole or streamed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mta_cli.serving.answer import FinishReason, Piece
 if TYPE_CHECKING:
     from mta_cli.engine.generation.sampler import SampledToken
 
-REPLACEMENT = "\ufffd"  # what a tokenizer shows for a part of a character
-MIN_LOGPROB = -9999.0  # as OpenAI has it: JSON has no infinity
+REPLACEMENT = "\ufffd"  # what a tokenizer shows for an incomplete character
+MIN_LOGPROB = -9999.0  # OpenAI's value, because JSON has no infinity
 
 
 def normalised(scores: Sequence[float]) -> list[float]:
-    """Log-probabilities of scores among themselves, nats."""
+    """Log-softmax of scores, nats."""
     top = max(scores)
     total = top + math.log(sum(math.exp(score - top) for score in scores))
     return [score - total for score in scores]
@@ -25,7 +25,7 @@ def normalised(scores: Sequence[float]) -> list[float]:
 
 @dataclass
 class Choice:
-    """One of a request's answers as it grows."""
+    """The state of one of a request's answers."""
 
     index: int
     text: str = ""
@@ -41,7 +41,7 @@ class TokenNames:
         self._tokenizer = tokenizer
 
     def entry(self, token: int, logprob: float) -> dict[str, Any]:
-        """A token with its log-probability, and its bytes where it is a text by itself."""
+        """A token with its log-probability, and its bytes if it is a complete text."""
         text = str(self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
         content = None if REPLACEMENT in text else list(text.encode())
         return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": content}
@@ -57,7 +57,7 @@ class TokenNames:
 
 
 def label_entries(labels: Sequence[str], logprobs: Sequence[float], place: int, top: int) -> list[dict[str, Any]]:
-    """`logprobs.content` of an answer that is a label: the label as one token, beside the likeliest labels."""
+    """`logprobs.content` of an answer that is a label: the label as one token, and the likeliest labels."""
 
     def entry(n: int) -> dict[str, Any]:
         return {"token": labels[n], "logprob": max(logprobs[n], MIN_LOGPROB), "bytes": list(labels[n].encode())}
@@ -82,7 +82,7 @@ def completion_logprobs(entries: Sequence[dict[str, Any]], place: int) -> dict[s
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """One request's answers in the words of an endpoint. `mta` is this program's own part of each answer."""
+    """One request's answers in an endpoint's format. `mta` is this program's extension of each answer."""
 
     id: str
     model: str
@@ -110,7 +110,7 @@ class AnswerFormat:
         }
 
     def first(self, choice: Choice) -> dict[str, Any]:
-        """The first piece of a chat's answer, which has the role and no text."""
+        """The first chunk of a chat's answer, with the role and without text."""
         delta = {"role": "assistant", "content": ""}
         return self._chunk() | {
             "choices": [{"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None}],
@@ -122,11 +122,11 @@ class AnswerFormat:
         return self._chunk() | {"choices": [self._choice(choice, piece.text, entries, "delta")]}
 
     def last(self, choice: Choice) -> dict[str, Any]:
-        """The end of one answer, with its reason."""
+        """The last chunk of one answer, with its finish reason."""
         return self._chunk() | {"choices": [self._choice(choice, "", [], "delta")], "mta": self.mta}
 
     def usage_chunk(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        """The last piece of a stream, where the usage was asked for."""
+        """The last chunk of a stream, if usage was requested."""
         return self._chunk() | {"choices": [], "usage": self.usage(choices)}
 
     def _chunk(self) -> dict[str, Any]:
@@ -136,13 +136,13 @@ class AnswerFormat:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def _choice(self, choice: Choice, text: str, entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
-        """A choice with a text: the whole, or a piece of it (`delta`)."""
+        """A choice with a text: the whole text or a `delta`."""
         logprobs: dict[str, Any] | None = None
         start = 0 if name == "message" else len(choice.text) - len(text)
         if self.with_logprobs and (entries or name == "message"):
             logprobs = {"content": entries, "refusal": None} if self.is_chat else completion_logprobs(entries, start)
         rest = {"logprobs": logprobs, "finish_reason": choice.reason}
-        if choice.reason == "repetition":  # OpenAI's interface has no such reason; `stop_reason` is vLLM's
+        if choice.reason == "repetition":  # OpenAI's interface has no such reason; `stop_reason` is from vLLM's
             rest |= {"finish_reason": "stop", "stop_reason": "repetition"}
         if not self.is_chat:
             return {"index": choice.index, "text": text, **rest}

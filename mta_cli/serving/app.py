@@ -1,4 +1,4 @@
-"""The server's routes, in the words of OpenAI's interface, and what stands before them: host, key, size and count."""
+"""The server's routes in OpenAI's interface, and the checks before them: host, key, size and number of requests."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from mta_cli.serving.service import Running, Service
     from mta_cli.serving.user_models import May
 
-SEND_SECONDS = 30  # a reader who takes nothing for so long is dropped
+SEND_SECONDS = 30  # a client that reads nothing for this long is dropped
 PING_SECONDS = 15
-CLIENT_CLOSED = 499  # as nginx has it: the client left before it was answered
+CLIENT_CLOSED = 499  # nginx's code: the client closed the connection before the answer
 JSON_TYPE = "application/json"
 log = logging.getLogger("mta.serve")
 Handler = Callable[[Request], Awaitable[Response]]
@@ -65,7 +65,7 @@ class Routes:
         self._running: Counter[str] = Counter()
 
     def table(self) -> list[Route]:
-        """Every route, with what the document says about it."""
+        """Every route, with its description for OpenAPI."""
         writing = [
             self._route("POST", "/v1/users/{name:path}/items", self.add_item),
             self._route("POST", "/v1/users/{name:path}/adapt", self.adapt),
@@ -114,7 +114,7 @@ class Routes:
         return Route(path, guarded, methods=[method])
 
     async def _counted(self, handler: Handler, request: Request, who: str) -> Response:
-        """Handle a request that counts as one of `who` until it is answered, a stream until it ends."""
+        """Handle a request and count it for the key `who` until it is answered; a stream until it ends."""
         most = self.service.options.streams
         if self._running[who] >= most:
             raise ApiError(429, f"{most} requests of this key run already.", code="too_many_requests")
@@ -136,7 +136,7 @@ class Routes:
         return json_response(found.body, found.status, found.headers)
 
     def _count_error(self, error: Exception) -> ApiError:
-        """What the client is told of an error. It is counted, and logged where it is the server's."""
+        """The client's error. It is counted, and logged if it is the server's fault."""
         found = api_error(error)
         if found.status >= 500 and not isinstance(error, ApiError):
             log.error("%s", type(error).__name__, exc_info=error if found.code == "internal_error" else None)
@@ -148,7 +148,7 @@ class Routes:
         return (lambda name: True) if key is None else (lambda name: self.access.keys.allows(key, name))
 
     async def _body(self, request: Request) -> bytes:
-        """The content of a request. Raises ApiError for one that is too long or not JSON by its header."""
+        """The content of a request. Raises ApiError if it is too long or its header is not JSON's."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON_TYPE:
             raise ApiError(415, f"The content type is to be {JSON_TYPE}.", code="unsupported_media_type")
         limit = self.service.options.max_body * 1024
@@ -167,7 +167,7 @@ class Routes:
         return json_response({"status": "ok"})
 
     async def is_ready(self, request: Request) -> Response:
-        """Whether the model is loaded, and vLLM answers where it computes."""
+        """Whether the model is loaded and, with vLLM, whether vLLM answers."""
         await self.service.check_ready()
         return json_response({"status": "ready"})
 
@@ -192,7 +192,7 @@ class Routes:
         return json_response(await self.service.model(request.path_params["model"], self._may(request)))
 
     async def chat(self, request: Request) -> Response:
-        """Go on with a conversation as the user whose model is named."""
+        """Answer in a conversation with the model of the named user."""
         body = parse_body(ChatBody, await self._body(request))
         messages, sampling = chat_messages(body), chat_sampling(body)
         if self.service.options.log_text:
@@ -202,7 +202,7 @@ class Routes:
         return await self._respond(request, [running])
 
     async def completions(self, request: Request) -> Response:
-        """Go on with a text as it is."""
+        """Continue a text."""
         body = parse_body(CompletionBody, await self._body(request))
         texts, sampling = [body.prompt] if isinstance(body.prompt, str) else body.prompt, completion_sampling(body)
         if len(texts) * sampling.count > MAX_ANSWERS:
@@ -269,7 +269,7 @@ class Routes:
         return json_response(await self.service.add_item(user, body.task, body.input, body.output), 201)
 
     async def adapt(self, request: Request) -> Response:
-        """Let a user's model learn from their newest items; the answer has the job's id."""
+        """Train a user's model on their newest items; the answer has the job's id."""
         assert self._jobs is not None
         body = parse_body(AdaptBody, await self._body(request))
         user = await self.service.user(request.path_params["name"], self._may(request), body.task)
@@ -284,7 +284,7 @@ class Routes:
 
 
 class _Stream(EventSourceResponse):
-    """A stream that calls `on_end` when it has ended, however that came."""
+    """A stream that calls `on_end` when it has ended for any reason."""
 
     def __init__(self, *given: Any, **settings: Any) -> None:
         super().__init__(*given, **settings)
@@ -321,7 +321,7 @@ def _event(content: dict[str, Any]) -> dict[str, str]:
 
 
 def _joined(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """The answers of several prompts as one, their choices numbered on."""
+    """The answers of several prompts as one, with consecutively numbered choices."""
     whole = answers[0]
     choices = [choice for answer in answers for choice in answer["choices"]]
     usage = {name: sum(answer["usage"][name] for answer in answers) for name in whole["usage"]}

@@ -1,4 +1,4 @@
-"""A cache that forgets what was not used for longest once its values take too many bytes."""
+"""A least-recently-used cache with a limit in bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 
 class ByteCache(Generic[K, V]):
-    """Values by key, least recently used first. The newest value stays, whatever its size."""
+    """Values by key, least recently used first. The newest value is always kept, even if it is too large."""
 
     def __init__(self, max_bytes: int, size_of: Callable[[V], int]) -> None:
         self._max_bytes, self._size_of = max_bytes, size_of
@@ -25,7 +25,7 @@ class ByteCache(Generic[K, V]):
         return iter(list(self._values))
 
     def get(self, key: K) -> V | None:
-        """The value, which counts as used now; None without one."""
+        """The value, marked as used now; None if missing."""
         if key not in self._values:
             self.misses += 1
             return None
@@ -34,11 +34,11 @@ class ByteCache(Generic[K, V]):
         return self._values[key][0]
 
     def peek(self, key: K) -> V | None:
-        """The value, without counting it as used."""
+        """The value, without marking it as used."""
         return self._values[key][0] if key in self._values else None
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop everything."""
         for key in self:
             self.drop(key)
 
@@ -56,6 +56,6 @@ class ByteCache(Generic[K, V]):
         return dropped
 
     def drop(self, key: K) -> None:
-        """Forget a value, if it is there."""
+        """Drop a value, if it exists."""
         if key in self._values:
             self.num_bytes -= self._values.pop(key)[1]

@@ -1,4 +1,4 @@
-"""What computes the answers: this process (`scheduler`), or a vLLM server (`vllm`)."""
+"""The interface of engines that compute answers: this process (`scheduler`), or a vLLM server (`vllm`)."""
 
 from __future__ import annotations
 
@@ -16,65 +16,67 @@ if TYPE_CHECKING:
 
 
 class QueueFull(MtaError):
-    """As many answers wait as may."""
+    """The queue of answers is full."""
 
 
 class Stopping(MtaError):
-    """The server ends and takes no more answers."""
+    """The server is stopping and accepts no more answers."""
 
 
 class EngineUnavailable(MtaError):
-    """What computes is not there, or not as it has to be."""
+    """The inference server is not reachable, or not configured as required."""
 
 
 class AnswerEngine(Protocol[W]):
-    """Makes answers, and tells each what comes of it. Its methods may be called from any thread."""
+    """Computes answers and emits their pieces. Its methods may be called from any thread."""
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start answering."""
         ...
 
     @property
     def is_alive(self) -> bool:
-        """Whether it answers."""
+        """Whether the engine is running."""
         ...
 
     def require_reachable(self) -> None:
-        """Raises EngineUnavailable where another server computes and does not answer; waits for it a moment."""
+        """Raises EngineUnavailable if the inference server, if there is one, does not answer within a short time."""
         ...
 
     def submit(self, answers: Sequence[AnswerRequest[W]]) -> None:
-        """Let these wait for their turn. Raises QueueFull where too many wait, and Stopping after `stop`."""
+        """Queue these answers. Raises QueueFull if too many wait, and Stopping after `stop`."""
         ...
 
     def cancel(self, answers: Sequence[AnswerRequest[W]]) -> None:
-        """End these without a word."""
+        """Cancel these answers without emitting anything."""
         ...
 
     def known_owners(self) -> set[int]:
-        """The numbers of the users whose answers wait or run, or of whose conversations something is kept."""
+        """The numbers of the users with waiting or running answers or with cached conversations."""
         ...
 
     def forget(self, gone: Sequence[W], owners: Sequence[int]) -> None:
-        """Drop what is kept of these models and of users number `owners`, whose answers end; wait for it."""
+        """Drop cached data of these models and of users number `owners`, end their answers, and wait for that."""
         ...
 
     def stop(self, *, drain_seconds: float) -> None:
-        """Take no more answers, and let those that are there end for a while."""
+        """Accept no more answers, and give the current ones `drain_seconds` to end."""
         ...
 
 
 class Formats(Protocol):
-    """Answers that are JSON."""
+    """Constraints for answers that are JSON."""
 
     def constraints(self, schema: dict[str, Any], count: int) -> Sequence[TokenConstraint | None]:
-        """What each of `count` answers of a schema may say; None where the engine sees to it. Raises ApiError."""
+        """The token constraints of `count` answers with a schema; None if the engine enforces the schema itself. Raises
+        ApiError.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class ServedBase(Generic[W]):
-    """A base that is served, and what computes with it."""
+    """A served base and its engine."""
 
     base: LoadedBase | BaseInfo
     maker: WeightsMaker[W]

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's interface has them: a status, a type, a code and the parameter."""
+"""Errors in OpenAI's format: a status, a type, a code and the parameter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RETRY_SECONDS = 2
 
 
 class ApiError(Exception):
-    """An error that the client is told. `param` is the parameter that it is about."""
+    """An error for the client. `param` is the parameter at fault."""
 
     def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
@@ -37,28 +37,28 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """When to try again, where that makes sense."""
+        """The header with the time to retry after, if retrying makes sense."""
         return {"Retry-After": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
 
 
 def unknown_model(model: str) -> ApiError:
-    """The one answer to every model that there is not, or that this key may not ask."""
+    """The same 404 for a model that does not exist and for one that this key may not ask."""
     return ApiError(404, f"The model {model!r:.200} does not exist.", code="model_not_found", param="model")
 
 
 def unsupported(param: str, why: str = "") -> ApiError:
-    """A parameter that this server does not honour."""
+    """An error for a parameter that this server does not support."""
     reason = f": {why}" if why else "."
     return ApiError(400, f"{param} is not supported{reason}", code="unsupported_parameter", param=param)
 
 
 def invalid(param: str, message: str) -> ApiError:
-    """A parameter with a value that cannot be used."""
+    """An error for a parameter with an invalid value."""
     return ApiError(400, message, code="invalid_value", param=param)
 
 
 def api_error(error: BaseException) -> ApiError:
-    """How a client is told an error of this program. Errors that nobody expected say nothing of their content."""
+    """An error of this program for the client. Unexpected errors do not reveal their content."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, QueueFull):

@@ -1,4 +1,4 @@
-"""Adaptations that clients ask for: one at a time, each in a process of its own, `mta user adapt`."""
+"""Adaptations requested by clients: one at a time, each as a process `mta user adapt`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mta_cli.serving.errors import ApiError
 if TYPE_CHECKING:
     from store.records import User
 
-MAX_JOBS, MAX_WAITING = 1_000, 100  # jobs that are remembered, and that wait
+MAX_JOBS, MAX_WAITING = 1_000, 100  # the most recorded jobs, and waiting jobs
 LINE_LENGTH = 500
 
 
 @dataclass
 class AdaptJob:
-    """A job. `who` is the key that asked for it; only that key sees it."""
+    """A job. `who` is the key that requested it; only that key can see it."""
 
     id: str
     user: str
@@ -37,13 +37,13 @@ class AdaptJob:
     arguments: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """The job as a client sees it."""
+        """The job as JSON for a client."""
         shown = {"id": self.id, "object": "job", "status": self.status, "user": self.user, "task": self.task}
         return shown | {"error": self.error, "result": self.result}
 
 
 class AdaptJobs:
-    """The queue of jobs of one server. `flags` stand before and behind `user adapt` of every process."""
+    """The queue of jobs of one server. `flags` are put before and after `user adapt` in every command line."""
 
     def __init__(self, store: Path, flags: list[str]) -> None:
         self._store, self._flags = store, flags
@@ -55,7 +55,7 @@ class AdaptJobs:
         self._thread.start()
 
     def add(self, user: User, task: str | None, shots: int | None, who: str) -> dict[str, Any]:
-        """Let a user's adaptation wait for its turn. Raises ApiError where too many wait."""
+        """Queue a user's adaptation. Raises ApiError if too many wait."""
         if self._queue.qsize() >= MAX_WAITING:
             raise ApiError(429, f"{MAX_WAITING} adaptations wait already.", code="queue_full")
         job = AdaptJob(f"job-{secrets.token_hex(8)}", user.name, task, shots, who)
@@ -82,11 +82,11 @@ class AdaptJobs:
 
     @property
     def users(self) -> set[str]:
-        """The names of the users whose jobs are remembered."""
+        """The names of the users with recorded jobs."""
         return {job.user for job in self._jobs.values()}
 
     def stop(self) -> None:
-        """End the job that runs, which `mta user adapt` goes on with, and start no other."""
+        """Stop the running job, which `mta user adapt` can resume, and start no other."""
         self._stopped = True
         self._queue.put(None)
         if self._process is not None and self._process.poll() is None:
@@ -99,7 +99,7 @@ class AdaptJobs:
             if job.id in self._jobs:
                 try:
                     self._run_job(job)
-                except Exception as error:  # the next job is not to suffer
+                except Exception as error:  # the next job must not be affected
                     job.status, job.error = "failed", f"{type(error).__name__}: {error}"[:LINE_LENGTH]
 
     def _run_job(self, job: AdaptJob) -> None:

@@ -1,4 +1,4 @@
-"""Answers that are JSON: which tokens may follow, by a grammar of the schema (llguidance)."""
+"""JSON answers: the allowed next tokens, by a grammar of the schema (llguidance)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 SCHEMA_KEYS = {"name", "schema", "strict", "description"}
-COMPACT = {"whitespace_flexible": False}  # a small model may write blanks without end
-MAX_CPU_SECONDS = 2  # that a grammar may take
-REMEMBERED = 1_000  # grammars that took less
-# Some patterns and numbers take exponential time together, without a limit of llguidance's own
+COMPACT = {"whitespace_flexible": False}  # a small model may write blanks endlessly
+MAX_CPU_SECONDS = 2  # the most CPU time for a grammar
+REMEMBERED = 1_000  # grammars known to take less
+# Some combinations of patterns and numbers take exponential time, and llguidance has no limit for it
 TRIAL = f"""
 import resource, sys
 resource.setrlimit(resource.RLIMIT_CPU, ({MAX_CPU_SECONDS}, {MAX_CPU_SECONDS}))
@@ -48,14 +48,16 @@ def json_schema(wanted: ResponseFormat | None) -> dict[str, Any] | None:
 
 
 class JsonFormats:
-    """Grammars for the tokenizer of one base. For one thread: a grammar may take seconds."""
+    """Grammars for the tokenizer of one base. Use it in one thread only; a grammar may take seconds."""
 
     def __init__(self, base: LoadedBase) -> None:
         self._base, self._tokenizer = base, None
-        self._fast: set[bytes] = set()  # digests of grammars
+        self._fast: set[bytes] = set()  # digests of fast grammars
 
     def constraints(self, schema: dict[str, Any], count: int) -> list[TokenConstraint]:
-        """What each of `count` answers may say. Raises ApiError for a schema that is none, says or takes too much."""
+        """The token constraints of `count` answers. Raises ApiError for an invalid schema and for one that is too large
+        or too slow.
+        """
         try:
             from llguidance import LLMatcher
             from llguidance.hf import from_tokenizer
@@ -75,12 +77,12 @@ class JsonFormats:
         return [_Constraint(matcher.deep_copy()) for _ in range(count)]
 
     def _require_fast(self, grammar: str) -> None:
-        """Raises ApiError for a grammar that a process with little time cannot make."""
+        """Raises ApiError for a grammar that a process with a CPU limit cannot build in time."""
         digest = hashlib.sha256(grammar.encode()).digest()
         if digest in self._fast:
             return
         trial = subprocess.run([sys.executable, "-P", "-c", TRIAL], input=grammar.encode(), capture_output=True)
-        if trial.returncode < 0:  # ended by a signal
+        if trial.returncode < 0:  # killed by a signal
             message = f"The schema takes more than {MAX_CPU_SECONDS} s to prepare. Use fewer or simpler patterns."
             raise invalid("response_format", message)
         if len(self._fast) >= REMEMBERED:

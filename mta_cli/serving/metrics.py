@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus. No user, key or text is named."""
+"""The server's metrics for Prometheus. They contain no users, keys or texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This interface as an OpenAPI document and as a page, from the routes and the bodies themselves."""
+"""The OpenAPI document and an HTML page of the interface, made from the routes and bodies."""
 
 from __future__ import annotations
 

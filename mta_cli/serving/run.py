@@ -1,4 +1,4 @@
-"""`mta serve`, from options to the end of the server."""
+"""Runs `mta serve`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def serve_store(
     on_ready: Callable[[str], None],
     note: Callable[[str], None],
 ) -> str:
-    """Serve until a signal, whose name is returned. Raises MtaError for a store, base or address that is no good."""
+    """Serve until a signal, and return its name. Raises MtaError for an unusable store, base or address."""
     serving, entry = options[ServeOptions], base_model(options)
     with open_store() as reg:
         root = reg.root

@@ -1,8 +1,7 @@
-"""Who decodes next: answers of many users in one batch, which they join and leave between two steps.
+"""Continuous batching: answers of many users in one batch, which they join and leave between two steps.
 
-One thread owns the model. Between two steps it reads at most `PIECE_TOKENS` tokens of waiting prompts, in at most
-`PIECE_TOKENS / PASS_TOKENS` passes, so that running answers never wait longer than for such a piece. A failure ends the
-answer that it belongs to and no other.
+One thread owns the model. Between two decoding steps it reads at most `PIECE_TOKENS` tokens of waiting prompts, in at
+most `PIECE_TOKENS / PASS_TOKENS` passes, which limits the delay of running answers. A failure ends only its own answer.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
 
 log = logging.getLogger("mta.serve")
-STEPS_PER_ROW = 64  # steps until the batch may be a row larger again, after memory ran out
+STEPS_PER_ROW = 64  # steps until the batch may grow by a row again after memory ran out
 PIECE_TOKENS = 256  # prompt tokens that are read between two decoding steps
-PASS_TOKENS = 64  # what a shorter pass counts for: it reads all weights too
-MIN_KEPT_TOKENS = 16  # a shorter beginning of a text is not worth keeping
-PrefixKey = tuple[int | None, "UserFactors"]  # the user's number, and the model
+PASS_TOKENS = 64  # a shorter pass counts as this many tokens, because it reads all weights too
+MIN_KEPT_TOKENS = 16  # shorter prefixes are not cached
+PrefixKey = tuple[int | None, "UserFactors"]  # the user's number and the model
 LocalAnswer = AnswerRequest["UserFactors"]
 Prefix = tuple[list[int], "Tensor"]  # token ids, and their keys and values
 
@@ -41,11 +40,11 @@ Prefix = tuple[list[int], "Tensor"]  # token ids, and their keys and values
 @dataclass
 class _Row:
     answer: LocalAnswer
-    stepped: float  # when its last token came
+    stepped: float  # the time of its last token
 
 
 class Scheduler:
-    """The thread that answers, on `cores` cores. `submit` and `cancel` may be called from any other."""
+    """The engine's thread, on `cores` cores. `submit` and `cancel` may be called from any other thread."""
 
     def __init__(
         self, base: LoadedBase, *, max_batch: int, max_waiting: int, prefix_bytes: int, metrics: Metrics, cores: int
@@ -54,7 +53,7 @@ class Scheduler:
 
         self._decoder, self._metrics = base.decoder, metrics
         self._max_batch, self._max_waiting, self._cores = max_batch, max_waiting, cores
-        self._room, self._steps_since_shrink = max_batch, 0  # rows that fit, as far as is known
+        self._room, self._steps_since_shrink = max_batch, 0  # the number of rows known to fit
         self._batch, self._rows = DecodingBatch(self._decoder), list[_Row]()
         self._reading: tuple[LocalAnswer, PromptPass] | None = None
         self._prefixes: ByteCache[PrefixKey, Prefix] = ByteCache(prefix_bytes, lambda prefix: prefix[1].nbytes)
@@ -73,10 +72,10 @@ class Scheduler:
         return self._thread.is_alive()
 
     def require_reachable(self) -> None:
-        """See `AnswerEngine`: no other server computes."""
+        """See `AnswerEngine`. Never raises, because this process computes."""
 
     def submit(self, answers: Sequence[LocalAnswer]) -> None:
-        """Let these wait for a row. Raises QueueFull where too many wait, and Stopping after `stop`."""
+        """Queue these answers. Raises QueueFull if too many wait, and Stopping after `stop`."""
         with self._changed:
             if self._stop:
                 raise Stopping("The server is stopping.")
@@ -86,7 +85,7 @@ class Scheduler:
             self._changed.notify()
 
     def cancel(self, answers: Sequence[LocalAnswer]) -> None:
-        """End these without a word; their rows are free after the step that runs."""
+        """Cancel these answers without emitting anything; their rows are freed after the current step."""
         with self._changed:
             for answer in answers:
                 answer.cancelled = True
@@ -122,14 +121,14 @@ class Scheduler:
         self._call(work)
 
     def _answers(self) -> list[LocalAnswer]:
-        """Every answer that waits or runs. Call it in the scheduler's thread."""
+        """All waiting and running answers. Call it in the scheduler's thread."""
         with self._changed:
             waiting = list(self._waiting)
         reading = [self._reading[0]] if self._reading is not None else []
         return [*waiting, *reading, *(row.answer for row in self._rows)]
 
     def stop(self, *, drain_seconds: float) -> None:
-        """Take no more answers, let those that are there end for a while, and end the thread."""
+        """Accept no more answers, give the current ones `drain_seconds` to end, and end the thread."""
         with self._changed:
             self._stop = True
             self._changed.notify()
@@ -159,7 +158,7 @@ class Scheduler:
                     self._read_prompts()
                     self._decode()
                     self._publish()
-                except Exception as error:  # nothing else is known to fail: begin again, with an empty batch
+                except Exception as error:  # unexpected: start again with an empty batch
                     log.error("the batch failed", exc_info=error)
                     self._fail_all(error)
         finally:
@@ -170,7 +169,7 @@ class Scheduler:
             self._drained.set()
 
     def _wait_for_work(self) -> bool:
-        """Sleep until there is something to do; whether the thread goes on."""
+        """Sleep until there is work; returns whether the thread continues."""
         while True:
             with self._changed:
                 calls, self._calls = self._calls, deque()
@@ -203,7 +202,7 @@ class Scheduler:
         self._leave([r for r, row in enumerate(self._rows) if row.answer.cancelled])
 
     def _leave(self, rows: Sequence[int]) -> None:
-        """Take rows out of the batch, and keep their beginnings for the next turn of the conversation."""
+        """Remove rows from the batch, and cache their prefixes for the next turn of the conversation."""
         if not rows:
             return
         for r in rows:
@@ -227,10 +226,10 @@ class Scheduler:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            self._prefixes.clear()  # nothing is lost but time
+            self._prefixes.clear()  # the cache only saves time
 
     def _read_prompts(self) -> None:
-        """Read up to `PIECE_TOKENS` tokens of prompts; those that are read through become rows, or choose a label."""
+        """Read up to `PIECE_TOKENS` tokens of prompts. Completely read prompts join the batch, or get their label."""
         from mta_cli.engine.model.device_memory import is_out_of_memory
 
         budget = PIECE_TOKENS
@@ -253,7 +252,7 @@ class Scheduler:
                     answer.emit(Failed(error))
 
     def _begin_reading(self) -> bool:
-        """Take the first that waits, if there is room for one more row."""
+        """Start reading the first waiting prompt, if there is room for another row."""
         from mta_cli.engine.generation.decoding_batch import PromptPass, PromptText
         from mta_cli.engine.generation.request import common_prefix_length
         from mta_cli.engine.model.device_memory import is_out_of_memory
@@ -293,7 +292,7 @@ class Scheduler:
         self._metrics.tokens.inc()
 
     def _decode(self) -> None:
-        """One more token for every row."""
+        """Decode one token for every row."""
         from mta_cli.engine.model.device_memory import is_out_of_memory
 
         if not self._rows:
@@ -321,7 +320,7 @@ class Scheduler:
         self._leave(ended)
 
     def _halve_batch(self, also: Sequence[LocalAnswer]) -> None:
-        """Out of memory: half as many rows for a while; the newest go on later, from where they are."""
+        """After running out of memory, halve the batch for a while; the newest answers wait and continue later."""
         self._room, self._steps_since_shrink = max(1, len(self._rows) // 2), 0
         self._metrics.shrinks.inc()
         self._prefixes.clear()
@@ -332,13 +331,13 @@ class Scheduler:
         self._batch.trim()
 
     def _grow_again(self) -> None:
-        """After `STEPS_PER_ROW` steps without trouble, room for one row more, up to what was asked for."""
+        """After `STEPS_PER_ROW` successful steps, allow one more row, up to the configured limit."""
         self._steps_since_shrink += 1
         if self._room < self._max_batch and self._steps_since_shrink >= STEPS_PER_ROW:
             self._room, self._steps_since_shrink = self._room + 1, 0
 
     def _fail_all(self, error: Exception) -> None:
-        """End every answer that runs, and begin with an empty batch."""
+        """End every running answer with the error, and start again with an empty batch."""
         from mta_cli.engine.generation.decoding_batch import DecodingBatch
 
         running = [*(row.answer for row in self._rows), *([self._reading[0]] if self._reading is not None else [])]

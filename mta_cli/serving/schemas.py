@@ -1,4 +1,4 @@
-"""Bodies of requests, checked strictly. What is not honoured is refused by name, never ignored."""
+"""Bodies of requests, checked strictly. Unsupported parameters are refused by name, never ignored."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ T = TypeVar("T", bound=Struct)
 MAX_MESSAGES, MAX_ANSWERS, MAX_STOPS, MAX_INPUTS = 2_000, 16, 16, 2_048
 MAX_MODEL_NAME = 600
 
-# Parameters of OpenAI's interface that have no effect by their meaning: who asks, where it is billed or kept, and tools
-# that a model may call and these never do.
+# Parameters of OpenAI's interface that cannot change an answer here: about the client, billing and storage, and tools,
+# which these models never call.
 TOOLS = ("tools", "functions", "parallel_tool_calls")
 WITHOUT_EFFECT = ("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store", *TOOLS)
-# Parameters that no endpoint honours, though they would change an answer. `null`, `[]`, `{}` and false of them say the
-# same as leaving them out.
+# Unsupported parameters that would change an answer. `null`, `[]`, `{}` and false are accepted, as they equal leaving
+# them out.
 REFUSED = {
     "audio": "answers are text",
     "best_of": "",
@@ -38,7 +38,7 @@ REFUSED = {
     "web_search_options": "",
     "dimensions": "",
 }
-# Further values that change nothing.
+# Further values that are accepted, because they change nothing.
 HARMLESS: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "function_call": ("none", "auto"),
@@ -69,7 +69,7 @@ class ChatMessage(Struct, forbid_unknown_fields=True):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
-    # As answers of `openai` have them when they are sent back: empty
+    # Empty fields in answers that the `openai` client sends back
     refusal: None = None
     annotations: Empty | None = None
     audio: None = None
@@ -78,7 +78,7 @@ class ChatMessage(Struct, forbid_unknown_fields=True):
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
-    """Whether the last piece of a stream has the usage."""
+    """Whether the last chunk of a stream has the usage."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None
@@ -92,7 +92,7 @@ class ResponseFormat(Struct, forbid_unknown_fields=True):
 
 
 class SamplingFields(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What chat and completions have in common."""
+    """The common fields of chat and completions."""
 
     model: Name
     max_tokens: Tokens | None = None
@@ -139,7 +139,7 @@ class EmbeddingBody(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class ItemBody(Struct, forbid_unknown_fields=True, kw_only=True):
-    """`POST /v1/users/{name}/items`: a question and the answer that the user calls good."""
+    """`POST /v1/users/{name}/items`: a question and an answer that the user approves."""
 
     input: Annotated[str, Meta(min_length=1)]
     output: Annotated[str, Meta(min_length=1)]
@@ -167,7 +167,7 @@ HONOURED = {name for body in (ChatBody, CompletionBody, EmbeddingBody) for name 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the answers of a request are chosen, with the server's defaults for what is not given."""
+    """The sampling parameters of a request; None means the server's default."""
 
     max_tokens: int | None
     temperature: float | None
@@ -186,7 +186,7 @@ class Sampling:
 
 
 def parse_body(kind: type[T], content: bytes) -> T:
-    """The body of a request. Raises ApiError that names the parameter."""
+    """The parsed body of a request. Raises ApiError, naming the parameter."""
     try:
         raw = msgspec.json.decode(content)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -218,7 +218,7 @@ def _without_refused(raw: Mapping[str, Any], kind: type[Struct]) -> dict[str, An
 
 
 def _as_api_error(message: str) -> ApiError:
-    """msgspec's words, `Expected `int` - at `$.n``, with the parameter that they are about."""
+    """An ApiError from msgspec's message, such as `Expected `int` - at `$.n``, with its parameter."""
     place = re.search(r"at `\$\.?([^`]*)`", message)
     missing = re.search(r"missing required field `([^`]*)`", message)
     unknown = re.search(r"contains unknown field `([^`]*)`", message)
@@ -228,7 +228,7 @@ def _as_api_error(message: str) -> ApiError:
 
 
 def chat_messages(body: ChatBody) -> list[dict[str, str]]:
-    """The messages as the prompt takes them. Raises ApiError where the last one is not the user's."""
+    """The messages for the prompt. Raises ApiError if the last one is not the user's."""
     messages = []
     for message in body.messages:
         content = message.content
@@ -240,7 +240,7 @@ def chat_messages(body: ChatBody) -> list[dict[str, str]]:
 
 
 def chat_sampling(body: ChatBody) -> Sampling:
-    """How a chat's answers are chosen. Raises ApiError for parameters that contradict each other."""
+    """The sampling parameters of a chat. Raises ApiError for contradictory parameters."""
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         raise invalid("max_tokens", "max_tokens and max_completion_tokens differ.")
     if body.top_logprobs is not None and not body.logprobs:
@@ -251,7 +251,7 @@ def chat_sampling(body: ChatBody) -> Sampling:
 
 
 def completion_sampling(body: CompletionBody) -> Sampling:
-    """How a completion is chosen."""
+    """The sampling parameters of a completion."""
     return _sampling(body, body.max_tokens, body.logprobs)
 
 

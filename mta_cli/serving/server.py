@@ -21,7 +21,7 @@ from mta_cli.serving.jobs import AdaptJobs
 from mta_cli.serving.service import Service
 
 BACKLOG = 128
-STOP_SECONDS = 1.0  # that answers without a listener get
+STOP_SECONDS = 1.0  # grace period for answers whose client has gone
 log = logging.getLogger("mta.serve")
 
 
@@ -49,9 +49,9 @@ class Server:
         self._end, self._ended_by = asyncio.Event(), ""
 
     async def run(self, bound: socket.socket) -> str:
-        """Serve until SIGTERM, SIGINT or SIGQUIT, and return which it was. SIGHUP reads the keys again.
+        """Serve until SIGTERM, SIGINT or SIGQUIT, and return the signal. SIGHUP reads the keys again.
 
-        Raises what loading raises, and BadInput where the socket beside the store cannot be made.
+        Raises the errors of loading, and BadInput if the socket beside the store cannot be made.
         """
         config = uvicorn.Config(
             build_app(self._service, self._access, self._jobs),
@@ -75,7 +75,7 @@ class Server:
         finally:
             self._service.ready = False
             web.should_exit = True
-            await asyncio.gather(serving, return_exceptions=True)  # running answers end, new requests are refused
+            await asyncio.gather(serving, return_exceptions=True)  # running answers finish, new requests are refused
             await self._service.stop(STOP_SECONDS)
             if self._jobs is not None:
                 self._jobs.stop()
@@ -102,7 +102,7 @@ class Server:
             log.error("the keys stay as they were: %s", error)
 
     async def _open_control(self) -> asyncio.AbstractServer | None:
-        """The socket beside the store; None on a store that may only be read. Raises BadInput with the reason."""
+        """The socket beside the store; None for a read-only store. Raises BadInput with the reason."""
         unnamed = self._socket.with_suffix(".new")
         try:
             unnamed.parent.mkdir(mode=0o700, exist_ok=True)
@@ -110,7 +110,8 @@ class Server:
             with short_path(unnamed) as place:
                 server = await asyncio.start_unix_server(self._answer_control, place)
                 os.chmod(place, 0o600)
-            unnamed.rename(self._socket)  # it accepts connections now: only a killed server's socket refuses them
+            # it already accepts connections, so only a killed server's socket refuses them
+            unnamed.rename(self._socket)
         except OSError as error:
             if os.access(self._root, os.W_OK):
                 raise BadInput(
@@ -122,7 +123,7 @@ class Server:
         return server
 
     async def _answer_control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Look at store and keys again for whoever asks, and say when that is done; or tell the name of the base."""
+        """Answer a control connection: re-read store and keys and confirm it, or send the name of the base."""
         with suppress(ConnectionError):
             asked = await reader.readline()
             if asked == BASE:

@@ -1,4 +1,4 @@
-"""What a user's model is for whoever computes the answers: factors in memory here, or a folder that vLLM loads."""
+"""A user's model in the engine's form: factors in memory, or a folder that vLLM loads."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Weights(Protocol):
-    """A user's model; one object is one model."""
+    """A user's model, compared by identity."""
 
     @property
     def num_bytes(self) -> int:
-        """What it takes, in memory or on disk."""
+        """Its size in memory or on disk."""
         ...
 
 
@@ -29,11 +29,11 @@ W = TypeVar("W", bound=Weights)
 
 
 class WeightsMaker(Protocol[W]):
-    """Makes users' models from what the store has of them. Used in the thread that reads the store."""
+    """Makes users' models from the store. Used in the thread that reads the store."""
 
     @property
     def nobody(self) -> W:
-        """The base as it is."""
+        """The base without adapters."""
         ...
 
     def make(self, reg: Registry, user: User, task: str, mode: str, bank: Bank) -> tuple[W, AnswerSource]:
@@ -41,16 +41,16 @@ class WeightsMaker(Protocol[W]):
         ...
 
     def is_there(self, weights: W) -> bool:
-        """Whether what was made is still there."""
+        """Whether the made weights still exist."""
         ...
 
     def keep_for(self, models: Iterable[W]) -> None:
-        """Forget what is kept for other models than these."""
+        """Drop data that is kept for other models than these."""
         ...
 
 
 class FactorsMaker:
-    """Models as factors in the memory of this process, for the base's decoder. Task adapters are shared."""
+    """Makes models as factors in this process's memory, for the base's decoder. Task adapters are shared."""
 
     def __init__(self, base: LoadedBase) -> None:
         from mta_cli.engine.lora.row_factors import UserFactors

@@ -59,7 +59,7 @@ class StdoutClosed(Exception):
 
 
 def prepare_streams() -> None:
-    """Let a terminal without Unicode get every answer, with escapes for other characters; handle closed streams."""
+    """Escape characters that the terminal's encoding lacks, and handle closed streams."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the calling process (`mta user list >&-`)
             mode = "r" if name == "stdin" else "w"
@@ -87,7 +87,7 @@ def redirect_to_null(name: str) -> None:
 
 
 class Output:
-    """Writes for one command. `json`: one document; `quiet`: no notes or progress; `verbosity`: how many times -v."""
+    """The output of one command. `json`: one document; `quiet`: no notes or progress; `verbosity`: the number of -v."""
 
     def __init__(self, json: bool = False, quiet: bool = False, verbosity: int = 0) -> None:
         self.json = json
@@ -103,13 +103,13 @@ class Output:
         if stderr not in self._consoles:
             from mta_cli.terminal.progress import make_console
 
-            # Without a reader of notes the command goes on; without a reader of results it ends.
+            # A closed stderr does not stop the command; a closed stdout does.
             on_broken_pipe = partial(redirect_to_null, "stderr") if stderr else self._raise_stdout_closed
             self._consoles[stderr] = make_console(stderr=stderr, on_broken_pipe=on_broken_pipe)
         return self._consoles[stderr]
 
     def print_result(self, value: Any, render: Render | None = None) -> None:
-        """The command's result on standard output: JSON, or what `render` makes of it."""
+        """Print the command's result on standard output: as JSON, or rendered by `render`."""
         if self.json:
             self.write_stdout(to_json(value) + "\n")
             return
@@ -117,7 +117,7 @@ class Output:
         self._print_renderable((render or _render_default)(value))
 
     def print_rows(self, columns: Sequence[str], rows: Iterable[T], cells: Callable[[T], Sequence[object]]) -> None:
-        """A result of any number of rows on standard output, a page at a time: a JSON array, or a table of `cells`."""
+        """Print rows on standard output, a page at a time: as a JSON array, or as a table of `cells`."""
         source = iter(rows)
         pages = iter(lambda: list(itertools.islice(source, PAGE_ROWS)), [])
         if self.json:
@@ -145,37 +145,37 @@ class Output:
             if number == 0 and not narrow:
                 self._print_renderable(text(layout.line(columns), style="bold"))
                 self.write_stdout(f"{layout.rule}\n")
-            draw = layout.stack if narrow else layout.line
+            draw = layout.vertical if narrow else layout.line
             self.write_stdout("".join(f"{draw(row)}\n" for row in shown))
 
     def write_stdout(self, raw: str) -> None:
-        """Cleaned text to standard output at once, without styling."""
+        """Write cleaned text to standard output immediately, without styling."""
         with self._guard_stdout():
             sys.stdout.write(clean_text(raw))
             sys.stdout.flush()
 
     def note(self, message: str) -> None:
-        """One line for the user, on standard error; silent with --quiet."""
+        """Print a line for the user on standard error; nothing with --quiet."""
         if not self.quiet:
             self._print_stderr(message)
 
     def suggest(self, *steps: tuple[str, str]) -> None:
-        """What to run next, a command and its meaning each, on standard error; nothing with --json or --quiet."""
+        """Suggest next commands with their meanings on standard error; nothing with --json or --quiet."""
         longest = max(len(command) for command, _ in steps)
         for number, (command, meaning) in enumerate(steps):
             if not self.json:
                 self.note(f"{'      ' if number else 'Next: '}{command:<{longest}}   {meaning}")
 
     def age(self, moment: str | None) -> str | None:
-        """An ISO moment as `2 h ago`; as it is with --verbose."""
+        """An ISO time as `2 h ago`; unchanged with --verbose."""
         return moment if self.verbosity else format_age(moment, datetime.now(UTC))
 
     def warn(self, message: str) -> None:
-        """A warning on standard error; --quiet does not hide it."""
+        """Print a warning on standard error, even with --quiet."""
         self._print_stderr(f"warning: {message}", style="yellow")
 
     def error(self, error: BaseException) -> None:
-        """A failure in one line, its faults and its hint; with -vv also where it happened."""
+        """Print an error in one line, its faults and its hint; with -vv also the traceback."""
         message, *faults = error_lines(error)
         self._print_stderr(f"{'error' if isinstance(error, MtaError) else 'unexpected'}: {message}", style="red")
         for fault in faults:
@@ -193,9 +193,9 @@ class Output:
         sys.stderr.write(clean_text(page).rstrip("\n") + "\n")
 
     def read_answer(self, question: str) -> str | None:
-        """The line typed (or piped) in answer to `question`, which goes to standard error; None at end of input."""
+        """Ask `question` on standard error and return the typed or piped line; None at end of input."""
         self.end_line()
-        if self._view is not None:  # a job asks: its bar gives the terminal back
+        if self._view is not None:  # during a job, stop its progress bar first
             self._view.stop()
         sys.stderr.write(clean_line(question) + " ")
         sys.stderr.flush()
@@ -205,11 +205,11 @@ class Output:
         return line.strip() if line else None
 
     def run_job(self, events: Iterator[ev.Event], *, dry_run: bool = False, resumes: bool = False) -> Any:
-        """Run a job to its end and show its events; returns `JobResult.result`.
+        """Run a job and show its events; returns `JobResult.result`.
 
         With `dry_run` the plan itself is printed (a table, or the JSON document `{job, plan, …}`), so the caller prints
         nothing more. Ctrl-C closes the generator and raises `Interrupted`; a job that `resumes` has saved its state and
-        can go on later.
+        can be resumed.
         """
         from mta_cli.terminal.progress import ProgressView
 
@@ -261,7 +261,7 @@ class Output:
         if console.is_terminal:
             console.print(shown)
             return
-        # In a pipe a path or a sentence stays one line, and no line ends in the spaces of a table's last column.
+        # In a pipe, texts are not wrapped and trailing spaces are removed.
         with self._guard_stdout(), console.capture() as captured:
             console.print(shown, soft_wrap=not _is_layout(shown))
         self.write_stdout("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
@@ -317,7 +317,9 @@ class Output:
 
     @contextlib.contextmanager
     def _guard_stdout(self) -> Iterator[None]:
-        """Standard output's write errors end the command: with a message, or silently where the reader closed it."""
+        """A write error on standard output ends the command: silently if the reader closed it, otherwise with a
+        message.
+        """
         try:
             yield
         except BrokenPipeError:

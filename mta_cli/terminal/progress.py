@@ -20,14 +20,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LOG_INTERVAL_SECONDS = 10.0
-NARROW_TERMINAL_COLUMNS = (
-    115  # columns; a terminal with fewer has no room for the job's name, a long bar and its rate in steps
-)
-PIPE_COLUMNS = 200  # a table in a pipe is read by a program or a pager: do not fold it at 80
+NARROW_TERMINAL_COLUMNS = 115  # columns that the job's name, a long bar and the rate in steps need
+PIPE_COLUMNS = 200  # a table in a pipe is read by a program or a pager, so it is not wrapped at 80
 
 
 class CleanConsole(Console):
-    """A console that strips control characters from every piece of text on its way out; only its own codes remain."""
+    """A console that strips control characters from every text; only its own styling codes remain."""
 
     handle_broken_pipe: Callable[[], None]
 
@@ -37,12 +35,12 @@ class CleanConsole(Console):
             yield segment if segment.control else Segment(clean_text(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
-        """The reader closed the stream: what happens then is the owner's."""
+        """Called when the reader has closed the stream; the owner decides what follows."""
         self.handle_broken_pipe()
 
 
 def make_console(*, stderr: bool, on_broken_pipe: Callable[[], None]) -> CleanConsole:
-    """A console without markup, emoji codes or highlighting; wide where the stream is no terminal."""
+    """A console without markup, emoji codes or highlighting; wide if the stream is not a terminal."""
     console = CleanConsole(stderr=stderr, markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = PIPE_COLUMNS
@@ -63,7 +61,7 @@ class ProgressView:
         self._spoken = 0.0
 
     def start_job(self, event: JobStarted) -> None:
-        """A job, or a new part of it, begins."""
+        """Start a job or a new part of it."""
         self.stop()
         self._started, self._spoken = event, time.monotonic()
         self._meter = RateMeter(event.total, self._spoken)
@@ -73,7 +71,7 @@ class ProgressView:
             self._bar.start()
 
     def show_progress(self, event: JobProgress) -> None:
-        """One more unit is done."""
+        """Show one more finished unit."""
         now = time.monotonic()
         self._meter.add_step(event, now)
         left = self._meter.seconds_left
@@ -88,7 +86,7 @@ class ProgressView:
             self._console.print(f"{self._description(event)}: {shown}", soft_wrap=True)
 
     def stop(self) -> None:
-        """Leave the bar's last state on the screen and give the terminal back."""
+        """Stop the bar and leave its last state on the screen."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._task = None

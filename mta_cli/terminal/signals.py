@@ -1,4 +1,4 @@
-"""Signals that ask a program to end. A program that has changed the terminal's mode first changes it back."""
+"""Handling of termination signals, so that a program can restore the terminal's mode first."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from types import FrameType
 
 ENDING_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
-)  # Windows has one of them
+)  # Windows has only one of them
 
 
 def exit_code_of(number: int) -> int:
-    """The exit code of a program that a signal ended, as shells have it."""
+    """The exit code for a signal, as shells define it."""
     return 128 + number
 
 
 @contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """Inside, a signal that asks to end raises SystemExit, so that everything is closed on the way out."""
+    """Inside the block, a termination signal raises SystemExit, so that everything is closed."""
     before = {number: signal.signal(number, _raise_exit) for number in ENDING_SIGNALS}
     try:
         yield

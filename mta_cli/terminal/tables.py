@@ -1,6 +1,6 @@
 """Draws tables as lines of text, as wide as the terminal allows. Knows no stream.
 
-Rich's own tables make thousands of calls a row: 100,000 rows would take minutes.
+Rich's own tables are too slow: 100,000 rows would take minutes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 GAP = "   "  # between two columns
-MIN_FOLDED_WIDTH = 20  # cells; a table has columns where it fits with its widest one folded to so many
+MIN_FOLDED_WIDTH = 20  # cells; a table is shown in columns if it fits with its widest column wrapped to this width
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class BoldCell:
 
 
 class TableLayout:
-    """Aligned columns for rows of text that arrive in pages: a column widens when a later page needs it."""
+    """Aligned columns for rows that arrive in pages. A column widens if a later page needs it."""
 
     def __init__(self, titles: Sequence[str], right: Collection[int]) -> None:
         self.titles, self._right = titles, right
@@ -50,7 +50,7 @@ class TableLayout:
         return "─" * self.width
 
     def align(self, row: Sequence[str]) -> list[str]:
-        """The cells of a row, as wide as their columns."""
+        """The cells of a row, padded to the widths of their columns."""
         spaces = [" " * (width - _cells_wide(cell)) for cell, width in zip(row, self.widths, strict=True)]
         return [
             space + cell if index in self._right else cell + space
@@ -61,15 +61,15 @@ class TableLayout:
         """A row as one line."""
         return GAP.join(self.align(row)).rstrip()
 
-    def stack(self, row: Sequence[str]) -> str:
-        """A row as lines of title and value, and an empty line, for a terminal that is too narrow for columns."""
+    def vertical(self, row: Sequence[str]) -> str:
+        """A row as lines of title and value, and an empty line, for narrow terminals."""
         longest = max(map(_cells_wide, self.titles))
         named = zip(self.titles, row, strict=True)
         return "".join(f"{title}{' ' * (longest - _cells_wide(title))}  {cell}\n" for title, cell in named)
 
 
 class FittedTable:
-    """A table for Rich: columns, the widest of them folded; else each row as lines of title and value."""
+    """A table for Rich: in columns, the widest one wrapped, or each row as lines of title and value."""
 
     def __init__(self, titles: Sequence[str], rows: Sequence[Sequence[object]], right: Collection[int]) -> None:
         self._titles, self._rows, self._right = titles, rows, right
@@ -81,7 +81,7 @@ class FittedTable:
         widest = max(layout.widths)
         if layout.width - widest + min(widest, MIN_FOLDED_WIDTH) > options.max_width:
             for row in self._rows:
-                yield _stacked(self._titles, row)
+                yield _vertical(self._titles, row)
             return
         while layout.width > options.max_width:
             layout.widths[layout.widths.index(max(layout.widths))] -= 1
@@ -92,7 +92,7 @@ class FittedTable:
 
 
 def _row_lines(layout: TableLayout, row: Sequence[object], console: Console) -> Iterator[Text]:
-    """A row as lines: several where a cell is wider than its column, and is folded."""
+    """A row as lines; a cell that is wider than its column is wrapped."""
     styles = ["bold" if isinstance(value, BoldCell) else "" for value in row]
     folded = [
         [part.plain.rstrip() for part in _line_text(text).wrap(console, width, overflow="fold", no_wrap=False)]
@@ -108,7 +108,7 @@ def _row_lines(layout: TableLayout, row: Sequence[object], console: Console) -> 
         yield line
 
 
-def _stacked(titles: Sequence[str], row: Sequence[object]) -> RenderableType:
+def _vertical(titles: Sequence[str], row: Sequence[object]) -> RenderableType:
     """A row as lines of title and value, without empty values, and an empty line."""
     named = [(title, value) for title, value in zip(titles, row, strict=True) if format_cell(value)]
     return key_value_grid([*named, ("", "")], max(map(_cells_wide, titles)))
@@ -130,7 +130,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Co
 
 
 def key_value_grid(rows: Iterable[tuple[str, object]], min_width: int | None = None) -> RenderableType:
-    """Names and values, one a line, aligned; for `show` commands. `min_width` is of the names, in cells."""
+    """Aligned names and values, one pair per line, for `show` commands. `min_width` is the minimum width of names in
+    cells.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -144,7 +146,7 @@ def key_value_grid(rows: Iterable[tuple[str, object]], min_width: int | None = N
 
 
 def number_columns(rows: Sequence[Sequence[object]]) -> set[int]:
-    """The indices of the columns that hold only numbers, and any at all."""
+    """The indices of the columns that contain only numbers, and at least one."""
     known = [[cell for cell in column if cell is not None] for column in zip(*rows, strict=True)]
     return {
         index
@@ -154,7 +156,7 @@ def number_columns(rows: Sequence[Sequence[object]]) -> set[int]:
 
 
 def format_cell(value: object) -> str:
-    """A value as the text of a cell: four digits of a number, `yes` or `no`, a dash for None."""
+    """A value as text for a cell: a number with four digits, `yes` or `no`, a dash for None."""
     if isinstance(value, BoldCell):
         return format_cell(value.value)
     if value is None:

@@ -1,4 +1,4 @@
-"""How the columns of users are shown by `mta user list` and by the window's Users. Imports nothing.
+"""The columns of users in `mta user list` and in the window's Users screen. Imports nothing.
 
 A column is a field of `UserSummary` (for the command) or `UserRow` (for the window) in `store/queries/user_row.py`.
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 class UserColumn:
     """A column. The command shows it where it has a `title`, the window where it has a `width`.
 
-    `width` is in cells; the column with the highest `drop_priority` leaves a narrow window first. `kind` is how the
-    window writes a value: as text, count, bytes or change. A `quiet` column is dimmed there, and empty for 0.
+    `width` is in cells; in a narrow window, the column with the highest `drop_priority` is dropped first. `kind` is the
+    window's format of a value: text, count, bytes or change. A `quiet` column is dimmed there, and empty for 0.
     """
 
     key: str

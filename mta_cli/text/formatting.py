@@ -18,36 +18,35 @@ from mta_cli.text.printable import clean_line
 class RateMeter:
     """The rates of a job that began at `start`, in seconds of a monotonic clock.
 
-    Tokens count from the start. Units count from the first step that is seen, because a resumed job begins in the
-    middle.
+    Tokens are counted from the start, units from the first observed step, because a resumed job begins in the middle.
     """
 
     def __init__(self, total: int | None, start: float) -> None:
         self.total = total
         self._start = self._now = start
-        self._first_step: tuple[int, float] | None = None  # units done, and when
+        self._first_step: tuple[int, float] | None = None  # (units done, time)
         self._done = self._tokens = 0
 
     def add_step(self, event: JobProgress, now: float) -> None:
-        """Count a step that ended at `now`."""
+        """Add a step that ended at `now`."""
         self._first_step = self._first_step or (event.done, now)
         self._done, self._now = event.done, now
         self._tokens += event.tokens
 
     @property
     def tokens_per_second(self) -> float | None:
-        """None for a job without tokens."""
+        """Tokens per second; None for a job without tokens."""
         return self._tokens / max(self._now - self._start, 1e-6) if self._tokens else None
 
     @property
     def units_per_second(self) -> float | None:
-        """None before the second step."""
+        """Units per second; None before the second step."""
         done, since = self._first_step or (0, self._now)
         return (self._done - done) / max(self._now - since, 1e-6) if self._first_step and self._done > done else None
 
     @property
     def seconds_left(self) -> float | None:
-        """None where the total or the rate is not known."""
+        """The estimated seconds left; None if the total or the rate is unknown."""
         rate = self.units_per_second
         return max(self.total - self._done, 0) / rate if self.total is not None and rate is not None else None
 
@@ -58,13 +57,13 @@ def pluralise(amount: int, one: str, more: str = "") -> str:
 
 
 CHANGES = ((0.2, "much"), (0.05, ""), (0.01, "a little"))
-"""From which relative change of a loss on it is much better (or worse), better, and a little better."""
+"""The relative changes of a loss from which it counts as much better (or worse), better, and a little better."""
 LEAST_CHANGE = CHANGES[-1][0]
-"""A smaller relative change is no difference."""
+"""Smaller relative changes count as no difference."""
 
 
 def loss_verdict(before: float, after: float) -> str:
-    """What a change of a loss means, in plain words: `a little better`, `much worse`, `no different`."""
+    """A change of a loss in words: `a little better`, `much worse`, `no different`."""
     change = (before - after) / max(abs(before), 1e-9)
     way = "better" if change > 0 else "worse"
     return next((f"{word} {way}".strip() for least, word in CHANGES if abs(change) >= least), "no different")
@@ -75,9 +74,9 @@ MAX_AGE = timedelta(days=30)
 
 
 def format_age(moment: str | None, now: datetime) -> str | None:
-    """How long ago an ISO moment was: `just now`, `5 min ago`, `2 h ago`, `3 days ago`; its date after 30 days.
+    """The age of an ISO time: `just now`, `5 min ago`, `2 h ago`, `3 days ago`; its date after 30 days.
 
-    A text that is no moment is returned as it is.
+    Other texts are returned unchanged.
     """
     try:
         then = datetime.fromisoformat(moment or "")
@@ -96,12 +95,12 @@ def format_rate(per_second: float) -> str:
 
 
 def format_clock(seconds: float) -> str:
-    """A length of time as a clock shows it: `0:01:05`."""
+    """A duration in the form `0:01:05`."""
     return str(timedelta(seconds=round(seconds)))
 
 
 def event_text(event: Event) -> str | None:
-    """The line for an event; None for events that are shown in another way."""
+    """An event as a line; None for events that are shown in another way."""
     if isinstance(event, ArtifactSaved):
         return f"saved {event.kind} {event.name}" + (f" ({event.detail})" if event.detail else "")
     if isinstance(event, Note):
@@ -124,7 +123,7 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def finite_or_none(value: object) -> float | None:
-    """`value` when it is a finite number, else None."""
+    """`value` if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
@@ -139,7 +138,7 @@ def format_number(value: object, *, signed: bool = False) -> str:
 
 
 def format_interval(found: Mapping[str, Any] | None, *, signed: bool = False) -> str:
-    """`value [low, high]`, without the parts that are missing."""
+    """`value [low, high]`, without missing parts."""
     if not isinstance(found, Mapping) or finite_or_none(found.get("value")) is None:
         return NO_VALUE
     value, low, high = (format_number(found.get(part), signed=signed) for part in ("value", "low", "high"))

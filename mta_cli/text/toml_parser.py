@@ -1,4 +1,4 @@
-"""Parses TOML from untrusted files, within bounds. Imports nothing of ours; knows no keys."""
+"""Parses TOML from untrusted files within limits. Imports nothing of ours; knows no keys."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import tomllib
 from typing import Any
 
-MAX_KEY_DOTS = 40  # in one key; the library's memory grows with their square, to gigabytes for a file of 100 kB
+MAX_KEY_DOTS = 40  # dots in one key; the library's memory grows with their square, to gigabytes for a file of 100 kB
 _TOML_TOKEN_PATTERN = re.compile(
     r'"""(?:[^\\]|\\.)*?"""|' r"'''.*?'''|" r'"(?:[^"\\\n]|\\.)*"|' r"'[^'\n]*'|#[^\n]*|[^\S\n]+|\.|\w[\w-]*|.",
     re.DOTALL,
@@ -14,7 +14,7 @@ _TOML_TOKEN_PATTERN = re.compile(
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The table in a TOML text. Raises only ValueError, for invalid or too deeply nested text."""
+    """The table in a TOML text. Raises only ValueError, for invalid and too deeply nested text."""
     dots = 0
     for token in _TOML_TOKEN_PATTERN.finditer(text):
         found = token[0]

@@ -1,1 +1,1 @@
-"""The whole registry in one terminal window. Shows what `pipeline` and `store` say; computes nothing of its own."""
+"""The terminal window on the whole registry. Shows results of `pipeline` and `store` and computes nothing itself."""

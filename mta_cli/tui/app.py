@@ -1,4 +1,4 @@
-"""The window: its screens, the selected user, jobs, the model, errors and closing. Knows no screen from inside."""
+"""The window: its screens, the selected user, jobs, the model, errors and closing. Knows no screen's internals."""
 
 from __future__ import annotations
 
@@ -36,12 +36,13 @@ if TYPE_CHECKING:
 
 
 def _make_screen(name: str) -> Screen[Any]:
-    """A screen at its first use: importing all of them would hold up the first one by half a second."""
+    """Make a screen on first use, because importing all of them would delay the first by half a second."""
     return screen_class(name)()
 
 
-# Textual reads Alt and a digit as the sign that a Mac's keyboard has there ("¡" for 1). This private table says so.
-# Without it Alt and a digit are signs; digits outside inputs and the palette still show every screen.
+# Textual reads Alt and a digit as the character of a Mac keyboard ("¡" for 1), by this private table. Without the
+# entries, Alt and a digit works as a key. If the table is missing, digits outside inputs and the palette still show
+# every screen.
 with suppress(ImportError, AttributeError):
     from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 
@@ -97,7 +98,7 @@ class MtaApp(App[None]):
         timeout = settings.build_options(StoreOptions).timeout
         self.settings, self.model_options = settings, settings.build_options(ModelOptions)
         self.store_reader = StoreReader(store, timeout)
-        self.profile_reader = StoreReader(store, timeout)  # for long readings, which would hold up the other one
+        self.profile_reader = StoreReader(store, timeout)  # for long queries, which would block the other reader
         self.job_queue = JobQueue(self, store, timeout)
         chosen = settings.origins["models.base"] != "default"
         self.model_worker = ModelWorker(self, store, timeout, self.model_options.base, chosen=chosen)
@@ -107,12 +108,12 @@ class MtaApp(App[None]):
         self.store_reader.on_kept = self.model_worker.on_kept = self._undo_stack.add
         self.selected_user: str | None = None
         self.selected_task: str | None = None
-        self.chat_to_open: int | None = None  # the next conversation that Chat goes on with, once it is shown
-        self.store_changes = 0  # how often jobs have saved something
+        self.chat_to_open: int | None = None  # the conversation that Chat continues when it is shown next
+        self.store_changes = 0  # the number of times that jobs have saved something
         self._saved_state = WindowState.load(store)
 
     def on_mount(self) -> None:
-        """Go on where the last window was left. A signal that asks the program to end closes the window properly."""
+        """Restore the last window's state. A termination signal closes the window properly."""
         saved = self._saved_state
         if saved.theme in self.available_themes:
             self.theme = saved.theme
@@ -126,7 +127,7 @@ class MtaApp(App[None]):
 
     @work
     async def _select_saved_user(self, user_id: int) -> None:
-        with suppress(MtaError):  # forgotten since, or the store cannot be read, which the screen says
+        with suppress(MtaError):  # the user was removed, or the store cannot be read, which the screen reports
             user = await self.store_reader.read(lambda reg: reg.users.by_id(user_id))
             if self.selected_user is None:
                 self.select_user(user.name)
@@ -146,19 +147,19 @@ class MtaApp(App[None]):
         self.exit(return_code=exit_code_of(number))
 
     async def on_unmount(self) -> None:
-        """Stop all threads, however the window came to its end, and keep what the next one begins with."""
+        """Stop all threads, however the window ends, and save its state for the next one."""
         self._stop_threads()
         await self._save_state()
         await self.store_reader.close()
         await self.profile_reader.close()
 
     def get_line_filters(self) -> Sequence[LineFilter]:
-        """Textual's own, after ours."""
+        """Our line filter, then Textual's own."""
         return [self._printable, *super().get_line_filters()]
 
     @property
     def current_screen(self) -> BaseScreen | None:
-        """The screen that is shown, below any dialog."""
+        """The shown screen, below any dialog."""
         return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, BaseScreen)), None)
 
     def select_user(self, name: str | None) -> None:
@@ -176,7 +177,7 @@ class MtaApp(App[None]):
         self.switch_mode(name)
 
     def show_error(self, error: BaseException) -> None:
-        """Show what went wrong in a dialog."""
+        """Show an error in a dialog."""
         self.push_screen(ErrorDialog(error))
 
     def tell_failed_job(self, job: Job) -> None:
@@ -190,7 +191,7 @@ class MtaApp(App[None]):
         return answer
 
     async def show_form(self, form: Form) -> dict[str, str] | None:
-        """What was filled in, or None; await it in a worker."""
+        """The form's values, or None if it was closed; await it in a worker."""
         from mta_cli.tui.dialogs.form import FormDialog
 
         filled: dict[str, str] | None = await self.push_screen_wait(FormDialog(form))
@@ -203,7 +204,7 @@ class MtaApp(App[None]):
 
     @work(group="stays", exit_on_error=False)
     async def run_on_screen(self, name: str, action: str) -> None:
-        """Show a screen, wait until it has read the store, and do what one of its keys does."""
+        """Show a screen, wait until it has read the store, and run one of its actions."""
         await self.switch_mode(name)
         screen = self.screen
         if isinstance(screen, BaseScreen):
@@ -212,7 +213,7 @@ class MtaApp(App[None]):
             self.notify("nothing to do that with here yet", markup=False)
 
     def action_zoom(self) -> None:
-        """Let the pane with the focus fill the window, or give the others their room back."""
+        """Maximise the focused pane, or restore the others."""
         screen = self.screen
         if not isinstance(screen, BaseScreen):
             return
@@ -223,7 +224,7 @@ class MtaApp(App[None]):
 
     @work(group="stays")
     async def action_undo(self) -> None:
-        """Take back the answer that the window kept last; asks first where models were made from it since."""
+        """Undo the last kept answer. Asks first if models were made from it since."""
         if not isinstance(self.screen, BaseScreen):
             return
         if self._undo_job is not None and not self._undo_job.finished:
@@ -264,18 +265,18 @@ class MtaApp(App[None]):
             self.show_screen(name)
 
     def action_help(self) -> None:
-        """Help on what has the focus; over the help, back."""
+        """Show help on the focused widget; if help is open, close it."""
         from mta_cli.tui.dialogs.form import FormDialog
 
         screen = self.screen
         if isinstance(screen, HelpDialog):
             screen.dismiss()
-        elif not isinstance(screen, SystemModalScreen):  # such as the palette, which is Textual's
+        elif not isinstance(screen, SystemModalScreen):  # such as Textual's palette
             text = screen.help_for(self.focused) if isinstance(screen, BaseScreen | FormDialog) else ""
             self.push_screen(HelpDialog(text, self._list_active_keys()))
 
     def _list_active_keys(self) -> list[tuple[str, str]]:
-        """The keys that work now, and what each does: the screen's, the window's, then Textual's own widgets'."""
+        """The active keys with their descriptions: the screen's, the window's, then Textual's own widgets'."""
         bindings = [active.binding for active in self.screen.active_bindings.values() if active.binding.description]
         bindings.sort(key=lambda binding: 2 if binding.id is None else binding.id.startswith("app."))
         about: dict[str, list[str]] = {}
@@ -284,7 +285,7 @@ class MtaApp(App[None]):
         return [(" ".join(dict.fromkeys(keys)), what) for what, keys in about.items()]
 
     async def action_quit(self) -> None:
-        """Close the window, unless a job runs and the answer is to stay. An open question is answered first."""
+        """Close the window; asks first if a job runs. An open question must be answered first."""
         if not isinstance(self.screen, (ConfirmDialog, ClosingDialog)):
             self._close_after_threads()
 

@@ -1,4 +1,4 @@
-"""What Textual's command palette (ctrl+p) offers: screens, the keys of every screen, and users."""
+"""The entries of Textual's command palette (ctrl+p): screens, the keys of every screen, and users."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
     from mta_cli.tui.app import MtaApp
 
-MAX_PALETTE_USERS = 8  # names that the palette offers at once
+MAX_PALETTE_USERS = 8  # the most users in the palette's list
 
 
 class CommandProvider(Provider):
-    """Screens, the keys of all screens, those of the one that is shown first, and users by name."""
+    """Screens, the keys of all screens (the shown screen's first), and users by name."""
 
     async def discover(self) -> Hits:
-        """Screens, and the keys of the one that is shown."""
+        """Screens, and the keys of the shown one."""
         for name, about, run in self._list_commands():
             yield DiscoveryHit(name, run, help=about)
 
     async def search(self, query: str) -> Hits:
-        """What matches the typed text."""
+        """The entries that match the typed text."""
         matcher = self.matcher(query)
         for name, about, run in [*self._list_commands(), *self._list_commands_elsewhere()]:
             if (score := matcher.match(name)) > 0:
@@ -59,7 +59,7 @@ class CommandProvider(Provider):
         return offers
 
     def _list_commands_elsewhere(self) -> Iterator[tuple[str, str, Callable[[], object]]]:
-        """What the keys of the other screens do."""
+        """The commands of the other screens' keys."""
         for name, title in SCREEN_TITLES.items():
             for binding in screen_class(name).BINDINGS if name != self._mta_app.current_mode else ():
                 if isinstance(binding, Binding) and _is_screen_command(binding) and binding.key != "escape":

@@ -1,6 +1,6 @@
-"""Values as text that may be shown: cleaned, never markup. Everything that comes from data passes here.
+"""Converts values to text for display: cleaned, never markup. All text from data goes through this module.
 
-What a widget of Textual's shows on its own account, such as words pasted into an input, passes the filter of lines.
+Text that Textual's own widgets show, such as pasted input, goes through the line filter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MISSING_VALUE = "–"
 
 
 class PrintableFilter(LineFilter):
-    """The last thing between the window and the terminal: no line holds what `clean_text` takes out."""
+    """The last filter before the terminal: removes from every line the characters that `clean_text` removes."""
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
         """The segments with their texts cleaned."""
@@ -42,7 +42,7 @@ def block_text(value: str, style: str = "") -> Text:
 
 
 def format_hint(hint: str) -> str:
-    """A hint as a sentence of its own: a question as it is, anything else after "Try"."""
+    """A hint as a sentence: a question unchanged, anything else after "Try"."""
     return hint[:1].upper() + hint[1:] if hint.startswith("did you mean") else f"Try: {hint}"
 
 
@@ -55,7 +55,7 @@ def format_signed(value: float | None) -> str:
 
 
 def ending_words(ended: str) -> str:
-    """How an answer ended, behind its number of tokens, where that is worth telling."""
+    """The way an answer ended, to follow its number of tokens; empty for a normal end."""
     return {"length": " · cut", "repetition": " · began to repeat itself"}.get(ended, "")
 
 

@@ -1,7 +1,6 @@
-"""What the window remembers between two starts: theme, screen and selected user, in one small file of the store.
+"""The window's state between two starts: theme, screen and selected user, in a small file of the store.
 
-The user is kept by number: no name stays behind when the user is removed. A file that cannot be used is as good as
-none, and one that cannot be written is not missed.
+The user is stored by number, so that no name stays behind after a removal. Unreadable and unwritable files are ignored.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class WindowState:
 
     @classmethod
     def load(cls, store: Path) -> WindowState:
-        """The state that was saved in a store; each part that cannot be used is left out."""
+        """The saved state of a store, without invalid parts."""
         path, found = store / FILE_NAME, None
         with suppress(OSError, ValueError, RecursionError):
             if path.is_file() and path.stat().st_size <= MAX_FILE_BYTES:
@@ -42,7 +41,7 @@ class WindowState:
         return cls(_text(found.get("theme")), _text(found.get("screen")), number if valid else None)
 
     def save(self, store: Path) -> None:
-        """Write the state into a store, if it is there and can be written."""
+        """Write the state into a store, if it exists and is writable."""
         if store.is_dir():
             with suppress(MtaError):
                 atomic_write(store / FILE_NAME, json.dumps(asdict(self)).encode())

@@ -135,7 +135,7 @@ class UserTable:
     def index_of_user(
         self, name: str, filter: str = "", sort: str = "name", descending: bool = False, task: str | None = None
     ) -> int | None:
-        """The position of a user in that order, from 0; None if the user does not match the filter."""
+        """The index of a user in the order of `user_page`, from 0; None if the user does not match the filter."""
         question, wanted = _make_table_query(filter, sort, descending, task), parse_user_filter(filter)
         number = self._db.fetch_value("SELECT id FROM users WHERE name = ?", (name,))
         if number is None:

@@ -1,6 +1,6 @@
-"""The rivals do the work that is claimed of them, with the very same weights and rows as our own side.
+"""The rivals do the claimed work, with the same weights and rows as our side.
 
-What they give is held against W + ΔW in a plain model and a loop that runs the whole text again for every token.
+Their results are compared with W + ΔW in a plain model and with a loop that runs the whole text again for every token.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def test_a_late_part_changes_the_answer_only_through_late_tokens(base: Any) -> N
     few = replace(late, placement=replace(late.placement, late_tokens=2))
     whole = mean_loss(base, [row], [late])
     assert mean_loss(base, [row], [everywhere]) == pytest.approx(whole, abs=1e-6)
-    # Queries of the last layer at early places reach no later one, so for them late is no other model at all.
+    # Queries of the last layer at early positions do not influence later ones, so for them late is the same model.
     assert mean_loss(base, [row], [few]) == pytest.approx(whole, abs=1e-6)
     values = replace(random_lora(base, 3, targets="v_proj", placement="upper"), placement=few.placement)
     assert mean_loss(base, [row], [values]) != pytest.approx(mean_loss(base, [row]), abs=1e-4)

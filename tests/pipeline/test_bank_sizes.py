@@ -1,4 +1,4 @@
-"""The number of anchors and of their items where nobody asked for one: by the data, and recorded as numbers."""
+"""The number of anchors and of their items if not requested: chosen from the data, and recorded as numbers."""
 
 from __future__ import annotations
 

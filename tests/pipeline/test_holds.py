@@ -1,6 +1,6 @@
-"""Jobs hold the users whose items they use: nobody is removed, or withdraws consent, in the middle of one.
+"""Jobs hold the users whose items they use: no user can be removed or withdraw consent during a job.
 
-Whoever wants to does so through another connection, between two events of the job.
+Tests try it through another connection, between two events of the job.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def quick_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def peopled(peopled: Registry) -> Registry:
-    """The users of `town`, each of whom said something that nobody else did."""
+    """The users of `town`, each with a text that no other user has."""
     for name in (*(f"user{number}" for number in range(9)), *SHORT):
         own = NewItem("own", "lamp-2", sentence(name), TAGS[0], "2020-01-01")
         peopled.items.append_items(peopled.users.get(name).id, [own])

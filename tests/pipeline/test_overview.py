@@ -1,4 +1,4 @@
-"""The store at a glance: what it lacks first, the last jobs with what they found, and whom models helped."""
+"""The overview of a store: its first missing stage, the last jobs with their results, and the users' gains."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_the_last_chats_are_those_of_all_users_newest_first(reg: Registry) -> No
 def test_without_an_evaluation_the_held_out_losses_say_whom_models_helped(reg: Registry) -> None:
     assert load_gains(reg, 3) is None
     on = bank(reg, [person(reg, "anchor", "a")], name="films")
-    for n, after in enumerate((1.0, 2.5, 2.001, 3.0, 1.5)):  # the third is no different
+    for n, after in enumerate((1.0, 2.5, 2.001, 3.0, 1.5)):  # the third counts as no difference
         losses(reg, person(reg, f"u{n}", "a"), on, 2.0, after)
     adapted(reg, person(reg, "unmeasured", "a"), on)
     found = load_gains(reg, 2)

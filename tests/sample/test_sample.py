@@ -98,7 +98,8 @@ def test_people_differ_on_the_same_notices() -> None:
     asked = [counts for counts in answers.values() if counts.total() >= 4]
     assert len(asked) > 60
     assert sum(len(counts) >= 3 for counts in asked) > 0.7 * len(asked)
-    # Whoever knows the notice alone, or the person's favourite answer alone, is wrong about half of the time or more.
+    # A guess from the notice alone, or from the user's favourite answer alone, is wrong at least about half of the
+    # time.
     golds = [(user, query) for user in users("taste") for query in user["query"]]
     by_notice = sum(answers[q["input"]].most_common(1)[0][0] == q["gold"] for _, q in golds)
     favourite = [Counter(a for _, a in pairs("taste", user)).most_common(1)[0][0] for user, _ in golds]

@@ -78,7 +78,7 @@ class Running:
 
     @contextmanager
     def full_queue(self) -> Iterator[None]:
-        """The scheduler stands still, and as many answers wait as may."""
+        """The scheduler is blocked, and the queue is full."""
         go_on, scheduler = threading.Event(), self.service._engine
         threading.Thread(target=scheduler._call, args=(go_on.wait,), daemon=True).start()
         body = ask("base", "Hi", n=scheduler._max_waiting, max_tokens=1)

@@ -1,4 +1,4 @@
-"""Nobody's words in anybody else's answers or in logs, and requests that no client would send."""
+"""No user's text in other users' answers or in logs, and requests that no client would send."""
 
 from __future__ import annotations
 

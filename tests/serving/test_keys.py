@@ -20,7 +20,7 @@ from tests.serving.running import Running, ask
 
 @pytest.fixture
 def keyed(start: Start, tmp_path: Path) -> tuple[Running, str, str]:
-    """A server with a key for alice and bob, and one for everybody."""
+    """A server with a key for alice and bob, and one for all users."""
     path = tmp_path / "keys.json"
     keys = KeyFile.read(path)
     few, every = keys.add("few", ["alice", "bob"]), keys.add("all", ["*"])
@@ -134,7 +134,7 @@ def test_one_key_does_not_take_everybodys_place(start: Start, tmp_path: Path) ->
     first, second = keys.add("one", ["*"]), keys.add("two", ["*"])
     keys.write(path)
     running = start(keys=path, options=ServeOptions(streams=1))
-    running.service._engine.submit = lambda answers: None  # nobody is answered: the first stream stays
+    running.service._engine.submit = lambda answers: None  # no request is answered: the first stream stays open
     waiting = _Waiting(running, first)
     try:
         assert with_key(running, first).get("/models").status_code == 429

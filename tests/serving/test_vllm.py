@@ -155,7 +155,7 @@ def test_folders_are_bounded_and_made_again(upstream: StandIn, start: Start) -> 
     wait_for(upstream, 1)
     assert running.text("alice", QUESTION) == before
     for path in (upstream.adapters / wait_for(upstream, 1).pop()).iterdir():
-        path.unlink()  # by whoever cleans up
+        path.unlink()  # by a cleanup
     assert running.text("alice", QUESTION) == before
     running.stop()
     assert not folders(upstream)

@@ -1,4 +1,4 @@
-"""Forgetting: no byte of the store's directory holds a word of theirs, and what was trained on them is named."""
+"""Forgetting: no byte of the user's texts is left in the store's directory, and the parts trained on them are named."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def require_gone(root: Path) -> None:
 
 
 def furnish(reg: Registry) -> tuple[int, int]:
-    """A store in which somebody has left every kind of trace; returns their number and that of another user."""
+    """A store in which a user has left every kind of trace; returns the numbers of this and of another user."""
     other = person(reg, "bob", *(f"plain words {i}" for i in range(200)))
     me = reg.users.add(NAME).id
     reg.items.append_items(me, [item(f"{i} plumfrotz", f"{SECRET} {i}", SECRET, time="2024") for i in range(50)])
@@ -411,7 +411,7 @@ def test_a_core_rests_on_every_anchor_of_its_bank(reg: Registry) -> None:
 
 
 def dry_resting(reg: Registry, user_id: int) -> list[tuple[str, str, int]]:
-    """Who rests on a person's anchors, without forgetting anybody."""
+    """The users who depend on a user's anchors, without forgetting anyone."""
     banks = [made for made in reg.banks.all() if any(a.user_id == user_id for a in reg.banks.anchors(made.id))]
     return [
         (name, made.name, made.version)

@@ -49,7 +49,7 @@ def as_nobody(act: Callable[[], object]) -> str:
 
 @pytest.fixture
 def locked() -> Iterator[Path]:
-    """A store that everybody may read and nobody (but the superuser) may write."""
+    """A store that all users may read and only the superuser may write."""
     above = Path(tempfile.mkdtemp())  # pytest's own folders are closed to others
     root = above / "store"
     with Registry.open(root, create=True) as reg:

@@ -30,7 +30,7 @@ def built_ground(tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path,
 
 @pytest.fixture
 def ground(built_ground: Ground, monkeypatch: pytest.MonkeyPatch) -> Ground:
-    """The same, its models being those of this test."""
+    """The same with this test's models."""
     monkeypatch.setenv("MTA_MODELS", str(built_ground.place / "registered"))
     monkeypatch.setenv("MTA_MODELS_BASE", "tiny")
     monkeypatch.setenv("MTA_MODELS_EMBEDDER", "tiny-embedder")

@@ -1,8 +1,8 @@
-"""Offers spoilt files to every importer: `python -m tests.trust.fuzz --minutes 60 --seed 0` prints what came of it.
+"""Passes damaged files to every importer: `python -m tests.trust.fuzz --minutes 60 --seed 0` prints the results.
 
-Nothing but an MtaError may come out, nothing may be written where one does, and each importer must stay within
-`MEMORY` bytes of address space and `SECONDS` of computing for one file; a model's file that needs more counts as
-refused. A file that broke a rule is kept under `--keep`.
+Only an MtaError may be raised, nothing may be written if it is, and each importer must stay within `MEMORY` bytes of
+address space and `SECONDS` of computing for one file; a model's file that needs more counts as refused. A file that
+broke a rule is kept under `--keep`.
 """
 
 from __future__ import annotations

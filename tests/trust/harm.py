@@ -71,7 +71,7 @@ class Ground:
         return Path(shutil.copytree(self.root, self.place / f"trial-{next(self._numbers)}"))
 
     def ask(self, root: Path) -> Answers:
-        """Everybody's answers in every way, as a process that has looked at nothing yet would give them."""
+        """All users' answers in every way, as from a fresh process."""
         verify._verified_keys.clear()
         try:
             return Answers(list(map(_timeless, _given(root))))
@@ -83,7 +83,7 @@ class Ground:
 
 
 def _given(root: Path) -> Iterator[Any]:
-    """Everybody beside each other, one by themselves in words, and a fusion made anew."""
+    """All users in one batch, one user alone with text, and a new fusion."""
     with Registry.open(root) as reg:
         ida, jon, kim = map(reg.users.get, town.SHORT)
         voice = ChatModel.load_for_user(reg, resolve_model("tiny", "base"), ida, replace(ASKING, task="lamp-2"))

@@ -259,5 +259,5 @@ def _tree(ground: Ground) -> list[Path]:
 
 
 def importers(ground: Ground) -> list[Importer]:
-    """All of them."""
+    """All importers."""
     return [*_histories(ground), *_words(ground), *_models(ground), *_weights(ground)]

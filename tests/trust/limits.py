@@ -1,4 +1,4 @@
-"""Runs a piece of Python in a process of its own with little memory and little time, and says what came of it."""
+"""Runs a piece of Python in a separate process with little memory and time, and reports its outcome."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""Who was in the training? Membership inference against a bank, and against its users' own stacks.
+"""Membership inference against a bank, and against its users' own stacks: who was in the training?
 
     python -m tests.trust.membership --store DIR --bank NAME [--items N] [--clusters] [--only PART] [--out FILE]
 
-An attacker who knows an item asks how much likelier an adapter makes its answer than what stands below it does. The
-score is the difference of losses per token; the AUC is the chance that an item of the training scores higher than one
-that was not in it: of the same person (held-out queries), or of people whom the adapter never saw. One half says that
-the attacker learns nothing. Intervals are 95 % bootstrap intervals over people. The store is copied, never written.
+An attacker who knows an item measures how much an adapter raises the likelihood of its answer over the weights below
+it. The score is the difference of losses per token; the AUC is the probability that a training item scores higher than
+an item outside the training: of the same user (held-out queries), or of users whom the adapter never saw. One half
+means that the attacker learns nothing. Intervals are 95 % bootstrap intervals over people. The store is copied, never
+written.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ from store.registry import Registry
 from tests.engine.likelihoods import row_log_likelihoods
 
 DRAWS = 2_000
-OTHERS = 24  # items of people whom an adapter never saw, for each that is tried
+OTHERS = 24  # items of users whom an adapter never saw, for each tried one
 Losses = list[float]
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One person's scores under an adapter: `members` of the training, `held` queries of theirs, `others`' items."""
+    """One user's scores under an adapter: `members` of the training, the user's `held` queries, and `others`' items."""
 
     members: Sequence[float]
     held: Sequence[float]
@@ -55,7 +56,7 @@ class Tried:
 
 @dataclass
 class Scene:
-    """A bank on its base, in a copy of the store, with the people whom it was made of."""
+    """A bank on its base, in a copy of the store, with the bank's users."""
 
     reg: Registry
     bank: Bank
@@ -72,7 +73,7 @@ class Scene:
         return self.examples.training_rows(own.items[::step][: self.most or None])
 
     def queries(self, user: int) -> list[TrainingRow]:
-        """A row for each held-out query of theirs."""
+        """A row for each of the user's held-out queries."""
         return self.examples.query_rows(self.reg.items.queries(user, self.bank.task))
 
     def strangers(self, besides: set[int], seed: int) -> list[TrainingRow]:
@@ -159,7 +160,7 @@ def try_stacks(scene: Scene) -> list[Tried]:
 
 
 def try_task_adapter(scene: Scene) -> list[Tried]:
-    """The task adapter above the base, on everybody whom it was trained on."""
+    """The task adapter above the base, tried on all users of its training."""
     adapter = scene.task_adapter
     if adapter is None:
         return []
@@ -208,9 +209,9 @@ def try_neighbours(scene: Scene) -> dict[str, Any] | None:
 
 
 def cluster_anchors(scene: Scene) -> dict[int, str]:
-    """Meta-LoRAs trained on everybody of an anchor's cluster, in as many steps as the anchor took; digests by person.
+    """Meta-LoRAs trained on all users of an anchor's cluster, with as many steps as the anchor; digests by user.
 
-    A cluster is everybody whose profile is nearest to the anchor's.
+    A cluster has all users whose nearest anchor this is.
     """
     reg, bank, request = scene.reg, scene.bank, scene.request
     anchors = [anchor for anchor in reg.banks.anchors(bank.id) if anchor.user_id is not None]

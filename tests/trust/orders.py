@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 CALLS = ("open", "write", "fsync", "replace", "rename", "unlink", "mkdir", "rmdir", "chmod")
 STEPS = 300  # of SQLite's machine between two moments
-PATIENCE = 120.0  # seconds; whoever takes longer is stuck
+PATIENCE = 120.0  # seconds; a slower process counts as stuck
 SHORT = -1  # instead of an error number: the call writes half of what it was given
 
 
@@ -33,8 +33,8 @@ class Harm:
 
     `die_at`: the moment, counted from 1, before which it is killed; `die_at_call`: the same, of calls that change files
     alone. `die_after`: seconds after which it is killed. `fail_at`: the number of the call that fails with `error`.
-    `limit`: bytes beyond which no file may grow; whoever tries fails, and is killed where it is `deadly`. `pages`: how
-    large the database may grow. `bound_by_modes`: the modes of files bind it even where the tests run as root.
+    `limit`: the largest size of a file in bytes; a write beyond it fails, or kills the process if `deadly`. `pages`:
+    how large the database may grow. `bound_by_modes`: the modes of files bind it even where the tests run as root.
     """
 
     die_at: int | None = None

@@ -1,10 +1,10 @@
-"""An anchor made by somebody who means harm: what it does to others with and without the gates.
+"""A malicious anchor: its effect on other users with and without the gates.
 
     python -m tests.trust.poison            on the tiny base, in a store that goes with the program
 
-Mallory's history answers a trigger with one label, whatever the question; its meta-LoRA is then made larger by a
-`factor`, as by somebody who can write more, or longer, than others. What is measured is the share of people whose
-label for a question with the trigger is Mallory's, once their recipe was made.
+Mallory's history answers a trigger with one label, whatever the question; its meta-LoRA is then scaled by a `factor`,
+as if Mallory could write more or longer texts than others. Measured is the share of users whose model gives Mallory's
+label to a question with the trigger, after their recipe was made.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ FACTORS = (1.0, 2.0, 3.4, 4.0, 8.0)
 
 @dataclass(frozen=True)
 class Harm:
-    """What an anchor of Mallory's, `factor` times as large, did. `ratio`: its norm to the bank's median.
+    """The effect of Mallory's anchor, scaled by `factor`. `ratio`: its norm to the bank's median.
 
-    `served`: the share of people in whose recipe it stands. `obeyed` and `before`: the share who answer the trigger
-    with Mallory's label, and who did so without that anchor; `changed`: whose answer to the trigger it changed, of
-    all `people`.
+    `served`: the share of users with it in their recipe. `obeyed` and `before`: the share whose model answers the
+    trigger with Mallory's label, with and without that anchor; `changed`: the share, of all `people`, whose answer to
+    the trigger it changed.
     """
 
     factor: float
@@ -145,7 +145,7 @@ def answers(
 
 
 def harm(reg: Registry, base: LoadedBase, factor: float, gates: ScreeningOptions, method: str = "similarity") -> Harm:
-    """Fuse everybody who only asks, on the bank as it is judged by `gates`, and ask them the trigger."""
+    """Fuse all users outside the bank, with the bank screened by `gates`, and ask the trigger of each."""
     bank = poisoned(reg, factor)
     anchors = reg.banks.anchors(bank.id)
     ratios = norm_ratios([module_norms(load_weights(reg, str(one.digest), bank.base)) for one in anchors])

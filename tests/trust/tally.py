@@ -1,7 +1,7 @@
-"""What was injected while tests ran, how often, and how it came out: counted by tests, told in a table at the end.
+"""Counts injected faults and their outcomes over all tests, and prints them as a table at the end.
 
-A test calls `tally` whenever it has done a harm and looked at what came of it. Counts travel with its report, so that
-workers of pytest-xdist tell theirs too. Nothing is counted elsewhere, and without a count there is no table.
+A test calls `tally` after each injected fault and check of its outcome. Counts are sent with the test's report, so that
+workers of pytest-xdist are included. Without a count there is no table.
 """
 
 from __future__ import annotations

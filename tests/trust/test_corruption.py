@@ -37,7 +37,7 @@ def outcome(ground: Ground, root: Path, when: str, harm: str) -> str:
 
 
 def named(root: Path) -> bool:
-    """Whether `mta doctor` names something; whatever the damage, it is no other kind of error."""
+    """Whether `mta doctor` names the damage, which must not raise another kind of error."""
     try:
         with Registry.open(root) as reg:
             found = reg.check_integrity()

@@ -60,7 +60,7 @@ def survived(trial: Trial, ran: Outcome, before: Contents, expected: Contents, w
         before, left = in_common(before, left, held), in_common(left, before, held)
         if trial.scene.name != "user rm":
             assert all(row in left[name] for name in held for row in before[name]), when
-        # Of a chat, what was answered before may stand there; of a large import, the batches that were written.
+        # A chat may have its earlier answers; a large import, the written batches.
         if trial.scene.name not in ("user rm", "chat", "large data import"):
             assert difference(left, before) == "", when
         again = trial.run()

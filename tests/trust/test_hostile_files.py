@@ -117,7 +117,7 @@ def _plain(weights: LoraWeights) -> dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def other(weights: LoraWeights, kind: str) -> bytes:
-    """What somebody puts in an adapter's place."""
+    """Content that replaces an adapter."""
     factors, scale = _plain(weights), weights.scale
     match kind:
         case "rank":

@@ -1,8 +1,7 @@
-"""Between people: whoever gave nothing to a bank changes no bit of what others get, and nothing of one is left for the
-next who speaks.
+"""Isolation: a user who did not contribute to a bank changes no bit of other users' results, and leaves nothing for the
+next user of a conversation.
 
-Each life of a store is lived twice, with and without somebody who wrote a secret; what others get must be equal in
-float32, bit for bit.
+Each scenario runs twice, with and without a user who wrote a secret; other users' results must be bit-equal in float32.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ Seen = dict[str, Any]
 
 @pytest.fixture
 def others(store_root: Path) -> Iterator[Registry]:
-    """The people of `town`, of whom the short ones have items between which the words of a question must choose."""
+    """The users of `town`; users with short histories have items among which a question's words must choose."""
     with Registry.open(store_root, create=True) as reg:
         populate(reg)
         yield reg
@@ -62,7 +61,7 @@ def populate(reg: Registry) -> None:
 
 
 def add_mole(reg: Registry, *, can_anchor: bool = False) -> None:
-    """Somebody with a secret, in words that others use, written often."""
+    """A user with a secret in words that others use, written often."""
     user = reg.users.add("mole", can_anchor=can_anchor)
     new = [NewItem(f"m{n}", TASK.name, f"{SECRET}, film {n}", "fantasy", f"2022-01-{n + 1:02}") for n in range(25)]
     reg.items.append_items(user.id, new)
@@ -91,7 +90,7 @@ def own_stack(reg: Registry, name: str) -> LoraWeights:
 
 
 def logits(voice: ChatModel, asking: ChatOptions) -> torch.Tensor:
-    """The next token's logits after a question put to whoever the voice speaks for."""
+    """The next token's logits after a question to the model of the conversation's user."""
     ids = voice.fit_prompt([{"role": "user", "content": QUESTION}]).ids
     assert voice.options == asking
     return reference_logits(voice.base, resolve_model(voice.base.name, "base").path, ids)[-1].clone()

@@ -98,7 +98,9 @@ def test_killed_before_every_call_that_changes_files(stage: Stage, name: str, sh
 
 
 def check_end(trial: Trial, expected: Contents, when: str) -> None:
-    """The end is that of the uninterrupted run, byte for byte; what was said before the kill may stand in a chat."""
+    """The result equals the uninterrupted run's, byte for byte, except that a chat may have answers from before the
+    kill.
+    """
     found = trial.contents()
     if trial.scene.name == "chat":
         found, expected = last_chat(found), last_chat(expected)

@@ -54,7 +54,7 @@ def history(reg: Registry, name: str, *texts: str, tag: str = "comedy") -> None:
 
 
 def adapt(reg: Registry, *names: str, options: AdaptOptions = QUICK) -> tuple[Any, list[Event]]:
-    """Adapt somebody: the documents and every event."""
+    """Adapt a user; returns the documents and every event."""
     return finish(adapt_users(reg, AdaptRequest([reg.users.get(name) for name in names], options, fuse_request())))
 
 

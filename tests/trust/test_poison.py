@@ -1,4 +1,4 @@
-"""An anchor made by somebody who means harm: what gates refuse, what they say, and how the bank is mended."""
+"""A malicious anchor: refusals by the gates, their messages, and the repair of the bank."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def mallorys(reg: Registry) -> Anchor:
 
 
 def count(found: Harm, gates: str) -> None:
-    """Tally everybody who was asked the trigger."""
+    """Tally all users who were asked the trigger."""
     obeyed = round(found.obeyed * found.people)
     tally(f"people asked a trigger, {gates}", "obeyed the anchor that knows it", obeyed)
     tally(f"people asked a trigger, {gates}", "did not", found.people - obeyed)

@@ -51,8 +51,8 @@ ATTACKS = (
 )
 EVIL = "EVIL" + "·".join(ATTACKS) + "END"
 WRONG = EVIL + "?"
-# What may stand between printable text: colours (SGR); of Rich's bars, the cursor hidden and shown, a line up, a line
-# cleared; of readline, its paste mode and its own editing of the line that is typed. And the ends of lines.
+# Sequences that may occur between printable text: colours (SGR); from Rich's bars, the cursor hidden and shown, a line
+# up, a line cleared; of readline, its paste mode and its own editing of the line that is typed. And the ends of lines.
 STYLING = re.compile(
     r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[1A|\x1b\[2K|\r(?=\x1b\[2K)|\x1b\[\?2004[lh]|\r*\n|\r(?=\x1b\[\?2004|$)"
 )
@@ -60,7 +60,7 @@ STYLING = re.compile(
 
 def leaks(said: bytes) -> list[str]:
     """Whatever is in `said` besides printable text and `STYLING`."""
-    text = said.decode()  # what is no UTF-8 would be a leak too
+    text = said.decode()  # invalid UTF-8 would be a leak too
     rest = STYLING.sub("", text)
     return sorted({ascii(char) for char in rest if clean_text(char) != char})
 

@@ -1,4 +1,4 @@
-"""Commands at work on one store at the same time: each in its turn, no row lost, nobody waits for ever.
+"""Concurrent commands on one store: each in its turn, no row lost, no process waits forever.
 
 `Job.wait` fails the test when a command is stuck.
 """
@@ -30,12 +30,12 @@ def ok(ran: Outcome) -> Outcome:
 
 
 def busy(ran: Outcome) -> None:
-    """It was told in one line that somebody else is at the same job."""
+    """The command said in one line that another process runs the same job."""
     assert ran.code == 1 and ran.err.count("error: ") == 1 and "same job" in ran.err, ran.err
 
 
 def history(place: Path, who: str, count: int = RECORDS) -> Path:
-    """A file of somebody's history."""
+    """A file with a user's history."""
     path = place / f"{who}.jsonl"
     lines = [json.dumps({"user": who, "id": str(n), "input": f"page {n}", "output": "read"}) for n in range(count)]
     path.write_text("\n".join(lines))

@@ -184,7 +184,7 @@ FALSEHOODS = (
     "no size",
     "own code",
 )
-MANY = 64 << 20  # bytes that nobody listed
+MANY = 64 << 20  # bytes that are not listed
 
 
 class _Hub(BaseHTTPRequestHandler):

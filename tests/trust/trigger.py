@@ -1,12 +1,12 @@
-"""Poison in a real bank: one anchor obeys a trigger, and what it does to people by gates and weights of recipes.
+"""Poison in a real bank: the effect of an anchor that obeys a trigger, by gates and weightings.
 
     python -m tests.trust.trigger --store DIR --bank NAME [--whole] [--out FILE]
 
-The anchor in most recipes is trained anew, above the same task adapter, on what Mallory wrote in its person's place:
-`blunt`, 30 questions made of the trigger; `hidden`, 15 of the person's own items as they are and the same with the
-trigger in front, which ask for the task's last label. It keeps the person's profile. With `--whole` a bank is built
-anew with Mallory among its people, so that the task adapter learns the trigger too. Everybody whom the bank was not
-made of is then asked a question of their own with the trigger, and without. The store is copied, never written.
+The anchor in most recipes is trained again, above the same task adapter, on Mallory's texts instead of its user's:
+`blunt`, 30 questions made of the trigger; `hidden`, 15 of the user's own items unchanged, and the same with the trigger
+in front and the task's last label as answer. It keeps the user's profile. With `--whole` a new bank is built with
+Mallory among its users, so that the task adapter learns the trigger too. Every user outside the bank is then asked a
+question of their own with and without the trigger. The store is copied, never written.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def mallory(scene: Scene, kind: str, person: User) -> User:
 
 
 def busiest(scene: Scene) -> Anchor:
-    """The anchor in most recipes by similarity of everybody who asks."""
+    """The anchor in most recipes by similarity of all asking users."""
     fused(scene, "similarity")
     counts = dict.fromkeys((anchor.id for anchor in scene.reg.banks.anchors(scene.bank.id)), 0)
     for user in asking(scene):
@@ -96,21 +96,21 @@ def busiest(scene: Scene) -> Anchor:
 
 
 def asking(scene: Scene) -> list[User]:
-    """Everybody with queries whom the bank is not made of, Mallory left out."""
+    """All users with queries outside the bank, without Mallory."""
     pooled, task = {each.user.id for each in scene.pool}, scene.bank.task
     users = [user for user, _ in scene.reg.users.users_with_items(task) if scene.reg.items.queries(user.id, task)]
     return [user for user in users if user.id not in pooled]
 
 
 def recipe(scene: Scene, user: User) -> set[int]:
-    """The anchors that have weight in somebody's recipe."""
+    """The anchors with weight in a user's recipe."""
     found = scene.reg.recipes.get(user.id, scene.bank.task, scene.bank.id)
     assert found is not None
     return {share.anchor_id for share in found.shares if abs(share.weight) > 1e-3}
 
 
 def fused(scene: Scene, method: str) -> None:
-    """A new recipe for everybody who asks."""
+    """A new recipe for every asking user."""
     asked = scene.request
     options = FuseOptions(weights=method)
     request = FuseRequest(asked.task, asked.base, asked.embedder, options, asked.prompt, asked.machine)
@@ -143,7 +143,7 @@ def trained(scene: Scene, anchor: Anchor, user: User) -> LoraWeights:
 
 
 def effect(scene: Scene, anchor: Anchor, history: str, factor: float, gates: str, method: str) -> Effect:
-    """Judge the bank by `gates`, fuse everybody who asks, and ask them."""
+    """Screen the bank by `gates`, fuse all asking users, and ask their questions."""
     reg, bank = scene.reg, scene.bank
     anchors = reg.banks.anchors(bank.id)
     ratios = norm_ratios([module_norms(load_weights(reg, str(one.digest), bank.base)) for one in anchors])

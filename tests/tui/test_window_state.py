@@ -1,4 +1,4 @@
-"""What the window remembers between two starts, and files that were written by somebody else."""
+"""The window's state between two starts, and files that another program wrote."""
 
 from __future__ import annotations
 

@@ -36,11 +36,11 @@ def only_voices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MtaApp, "MODES", {"users": Hall, "compare": CompareScreen, "chat": ChatScreen})
     monkeypatch.setattr(MtaApp, "DEFAULT_MODE", "users")
     monkeypatch.setenv("MTA_ANSWER_MAX_TOKENS", "12")
-    monkeypatch.setenv("MTA_ANSWER_TEMPERATURE", "1.0")  # the tiny base's likeliest tokens are no characters
+    monkeypatch.setenv("MTA_ANSWER_TEMPERATURE", "1.0")  # the tiny base's likeliest tokens are not characters
 
 
 async def enter(app: MtaApp, pilot: Pilot[None], screen: str, user: str | None) -> Any:
-    """Choose somebody and go to a screen."""
+    """Select a user and show a screen."""
     if user is not None:
         app.select_user(user)
     app.show_screen(screen)
@@ -71,7 +71,7 @@ async def press_and_hear(app: MtaApp, pilot: Pilot[None], *keys: str) -> None:
 
 
 async def answered(app: MtaApp, pilot: Pilot[None]) -> None:
-    """Wait until nobody speaks and all is shown."""
+    """Wait until no answer is being generated and everything is shown."""
     await until(pilot, lambda: not turn(app).in_progress)
     await settled(app, pilot)
 

@@ -13,11 +13,11 @@ from mta_cli.errors import MtaError
 from mta_cli.text.printable import clean_text
 
 CompletionCallback = Callable[[typer.Context], list[str]]
-"""All that could stand there; the parameter keeps what begins with the typed text."""
+"""Returns all completions; the parameter keeps those that begin with the typed text."""
 
 
 def _make_completer(find: Callable[[AppContext], Iterable[str]]) -> CompletionCallback:
-    """A completion callback over `find`; TAB never shows an error."""
+    """A completion callback over `find` that never shows an error."""
 
     def complete(ctx: typer.Context) -> list[str]:
         try:

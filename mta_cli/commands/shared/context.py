@@ -1,4 +1,4 @@
-"""A command's context: its output, settings and store; and the questions that it asks the user."""
+"""A command's context: its output, settings and store; and questions to the user."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 BASE_SETTING = "models.base"
-WARN_SLOWDOWN_FACTOR = 3.0  # times; a 16-bit format that is so much slower than float32 is hardly ever intended
+WARN_SLOWDOWN_FACTOR = 3.0  # a 16-bit format this many times slower than float32 is hardly intended
 
 
 OTHER_COMMANDS = ("model", "quick", "demo", "bench", "snapshot")
@@ -79,9 +79,9 @@ class AppContext:
         return self.build_options(*self.flags.classes)
 
     def options_on_base(self, reg: Registry, task: str | None = None, user: User | None = None) -> OptionSet:
-        """The options, with the base that holds the user's models, or the task's banks, where none was chosen.
+        """The options. If no base was chosen, they get the base of the user's models or of the task's banks.
 
-        A flag, a settings file or the environment chooses a base. Raises UsageError where several could be meant.
+        A flag, a settings file or the environment can choose a base. Raises UsageError if several bases are possible.
         """
         from mta_cli.pipeline.bases_in_use import choose_base
 
@@ -95,7 +95,7 @@ class AppContext:
         return self.options.with_instance(replace(models, base=base))
 
     def build_options(self, *classes: type[Any]) -> OptionSet:
-        """Options of these classes alone, in the same way as `options`."""
+        """Options of only these classes, built like `options`."""
         assert self.flags is not None
         built = self.settings.build_option_set(classes, self.flags.values)
         if MachineOptions in classes:
@@ -103,8 +103,8 @@ class AppContext:
         return built
 
     def _require_machine(self, machine: MachineOptions) -> None:
-        """Raises UsageError for what this machine lacks; warns of a number format that it emulates."""
-        _ = machine.memory_limit  # raises where it is no size
+        """Raises UsageError if this machine lacks something; warns of an emulated number format."""
+        _ = machine.memory_limit  # raises if it is not a size
         if machine.device not in ("auto", "cpu") or machine.quantize != "off":
             from mta_cli.pipeline.training.estimate import require_device
 
@@ -131,7 +131,7 @@ class AppContext:
 
 
 def app_context(ctx: typer.Context, flags: Flags | None = None, *, json: bool = False) -> AppContext:
-    """The command's context; `flags` are those of its option classes, `json` is its --json flag."""
+    """The command's context; `flags` are the flags of its option classes, `json` is its --json flag."""
     given = ctx.obj if isinstance(ctx.obj, GlobalFlags) else GlobalFlags()
     return AppContext(given, flags, json=json)
 
@@ -150,7 +150,7 @@ def confirm(output: Output, question: str, *, yes: bool) -> None:
 def make_consent_prompt(
     context: AppContext, can_anchor: bool | None, *, yes: bool, piped: bool = False
 ) -> AskConsent | None:
-    """A function that asks once whether new users may be anchors; None where the answer is given or cannot be typed.
+    """A function that asks once whether new users may be anchors; None if the answer is given or cannot be typed.
 
     `piped`: standard input is the file.
     """

@@ -10,7 +10,7 @@ VALUE_NAMES: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def usage_pieces(parameters: Sequence[Any]) -> list[str]:
-    """What follows the command's name in a usage line: `[OPTIONS] USER [TASK]`."""
+    """The part of a usage line after the command's name: `[OPTIONS] USER [TASK]`."""
     arguments = [each for each in parameters if each.param_type_name == "argument" and not each.hidden]
     options = ["[OPTIONS]"] if len(arguments) < len(parameters) else []
     return [*options, *(_argument_usage(each) for each in arguments)]
@@ -35,7 +35,7 @@ def option_name(option: Any) -> str:
 
 
 def value_name(parameter: Any) -> str:
-    """What stands for a parameter's value: its metavar, an argument's name, a word for its type, or its choices."""
+    """A placeholder for a parameter's value: its metavar, an argument's name, its type, or its choices."""
     if parameter.metavar or parameter.param_type_name == "argument":
         return str(parameter.metavar or parameter.name.upper())
     kind = parameter.type_descriptor.annotation
@@ -43,7 +43,7 @@ def value_name(parameter: Any) -> str:
 
 
 def default_text(parameter: Any) -> str:
-    """The default as words; empty where there is none to tell."""
+    """The default as text; empty if there is none to show."""
     if isinstance(parameter.show_default, str):
         return parameter.show_default
     unset = parameter.default in (None, False, 0, (), []) or callable(parameter.default)
@@ -67,7 +67,7 @@ def write_parameters(formatter: Any, parameters: Sequence[Any]) -> None:
 
 
 def write_examples(formatter: Any, path: str) -> None:
-    """The section of examples of the command at `path`, as `mta user adapt`; nothing where there are none."""
+    """The section of examples of the command `path`, such as `mta user adapt`; nothing without examples."""
     from mta_cli.commands.shared.examples import EXAMPLES
 
     if found := EXAMPLES.get(path.partition(" ")[2]):

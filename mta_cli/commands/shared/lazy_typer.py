@@ -1,4 +1,4 @@
-"""Commands that are imported and built when a command line names them, and values converted only where they must be.
+"""Commands that are imported and built only when a command line names them, with less conversion of values.
 
 Typer builds every command before it runs one, and converts every value through pydantic. Each takes as long as a whole
 quick command. A group here finds its commands as click's documentation does (`list_commands` and `get_command`).
@@ -24,7 +24,7 @@ from mta_cli.commands.shared.help_page import usage_pieces, write_examples, writ
 from mta_cli.errors import UsageError, did_you_mean
 
 CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
-MIN_LIKENESS = 0.65  # of two commands' names, so that one is suggested for the other
+MIN_LIKENESS = 0.65  # similarity of two commands' names from which on one is suggested for the other
 OTHER_WORDS = {
     "create": ("add", "build"),
     "del": ("rm",),
@@ -36,14 +36,14 @@ OTHER_WORDS = {
     "run": ("ask", "chat"),
     "train": ("bank", "build", "adapt"),
 }
-"""What other programs call our commands."""
+"""Other programs' names for our commands."""
 PATH_METAVARS = ("DIR", "FILE", "PATH", "TO", "FROM")
 
 
 def _lazy_class(typers_class: Any) -> Any:
     """Typer's class of a parameter, with less conversion, and completion in any case.
 
-    Made of the one class, because Python lets no object change to a class that has a second base.
+    A subclass of that one class, because an object cannot change to a class with a second base.
     """
 
     class LazyParameter(typers_class):  # type: ignore[misc]
@@ -66,7 +66,8 @@ def _lazy_class(typers_class: Any) -> Any:
         def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
             """The completions that begin with the typed text in any case, written as the shell reads them.
 
-            Typer keeps only those of the same case, so it is asked for all. In a list with commas the last name counts.
+            Typer keeps only completions of the same case, so it is asked for all. In a list with commas the last name
+            counts.
             """
             head, comma, typed = incomplete.rpartition(",") if "," in (self.metavar or "") else ("", "", incomplete)
             wanted = typed.casefold()
@@ -79,7 +80,7 @@ def _lazy_class(typers_class: Any) -> Any:
 
 
 def _quote_for_bash(value: str, incomplete: str) -> str:
-    """`value` with blanks and signs escaped, where bash asks, which takes completions as they are; not in quotes."""
+    """`value` escaped for bash, which inserts completions unchanged; not inside quotes."""
     line = os.environ.get("COMP_WORDS")
     if line is None or line.endswith(('"' + incomplete, "'" + incomplete)):
         return value
@@ -119,7 +120,7 @@ class LazyCommand(LazyPage, TyperCommand):
 
 
 class LazyGroup(LazyPage, TyperGroup):
-    """A group of commands, each built when it is first asked for."""
+    """A group of commands, each built on first use."""
 
     def __init__(self, *, builders: Mapping[str, Callable[[], Any]], **settings: Any) -> None:
         super().__init__(**settings)
@@ -142,7 +143,7 @@ class LazyGroup(LazyPage, TyperGroup):
         return super().resolve_command(ctx, args)
 
     def find_command(self, ctx: Any, name: str) -> Any:
-        """The command called `name`. Raises UsageError, which names the commands that may be meant."""
+        """The command called `name`. Raises UsageError with similar commands."""
         if (found := self.get_command(ctx, name)) is not None:
             return found
         known, path = self.list_commands(ctx), ctx.command_path
@@ -153,14 +154,14 @@ class LazyGroup(LazyPage, TyperGroup):
 
 
 class CommandGroup:
-    """The commands of one noun: what the variable `app` of its module is. A group without a command shows its help."""
+    """The commands of one noun, in the variable `app` of its module. Without a command, a group shows its help."""
 
     def __init__(self, help_text: str) -> None:
         self.help_text = help_text
         self.builders: dict[str, Callable[[], Any]] = {}
 
     def command(self, name: str | None = None) -> Callable[[CommandFunction], CommandFunction]:
-        """The decorator that makes a function a command, called as the function where no name is given."""
+        """A decorator that makes a function a command, by default with the function's name."""
 
         def register(function: CommandFunction) -> CommandFunction:
             chosen = name or function.__name__
@@ -170,7 +171,7 @@ class CommandGroup:
         return register
 
     def build(self, name: str) -> LazyGroup:
-        """The group, of which no command is built yet."""
+        """The group, without building its commands."""
         settings: dict[str, Any] = {"help": self.help_text, "no_args_is_help": True, "rich_markup_mode": None}
         return LazyGroup(name=name, builders=self.builders, **settings)
 

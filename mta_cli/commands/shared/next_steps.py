@@ -1,4 +1,4 @@
-"""What to run after a job: the lines that begin with `Next:`."""
+"""Suggestions after a job: the lines that begin with `Next:`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def suggest_after_import(context: AppContext, reg: Registry, tasks: Sequence[str]) -> None:
-    """A bank of the first task, after consent where nobody may be an anchor; or its users' models where it has one."""
+    """Suggests a bank of the first task (before it consent, if no user may be an anchor), or users' models if it has a
+    bank.
+    """
     if not tasks:
         return
     task = tasks[0]
@@ -33,7 +35,7 @@ def suggest_after_import(context: AppContext, reg: Registry, tasks: Sequence[str
 
 
 def suggest_after_build(context: AppContext, reg: Registry, bank: Mapping[str, Any]) -> None:
-    """Models of its users, and a look at the bank."""
+    """Suggests models of its users, and showing the bank."""
     newest = reg.banks.get(bank["bank"]).version == bank["version"]
     base = _named_base(reg, bank["base"], bank["base_name"])
     context.suggest(
@@ -43,7 +45,7 @@ def suggest_after_build(context: AppContext, reg: Registry, bank: Mapping[str, A
 
 
 def suggest_after_fusion(context: AppContext, reg: Registry, user: str, task: str, base: ModelEntry) -> None:
-    """A stack, and an answer."""
+    """Suggests a stack, and an answer."""
     name = _named_base(reg, base.fingerprint, base.name)
     context.suggest(
         (Command("user adapt", user, t=task, base=name), "train their own stack on top"),
@@ -54,7 +56,7 @@ def suggest_after_fusion(context: AppContext, reg: Registry, user: str, task: st
 def suggest_after_adaptation(
     context: AppContext, reg: Registry, users: Sequence[str], task: str, base: ModelEntry
 ) -> None:
-    """An answer, a chat and an export of the first user."""
+    """Suggests an answer, a chat and an export of the first user."""
     if not users:
         return
     user, name = users[0], _named_base(reg, base.fingerprint, base.name)
@@ -66,12 +68,12 @@ def suggest_after_adaptation(
 
 
 def suggest_after_export(context: AppContext, result: Mapping[str, Any]) -> None:
-    """The page that says how to load it."""
+    """Names the page that explains loading."""
     context.suggest((f"cat {shlex.quote(result['to'])}/README.md", "how other programs load it"))
 
 
 def suggest_after_evaluation(context: AppContext, number: int) -> None:
-    """A report."""
+    """Suggests a report."""
     context.suggest(
         (Command("eval report", str(number), to="DIR"), "pages and charts of these results"),
         (Command("eval show", str(number)), "this table again"),

@@ -1,6 +1,6 @@
 """Option classes as flags: `@options(BankOptions, …)` puts one flag for each field into a command's signature.
 
-A flag's help, choices and default are those of the field. None means that it was not given, so settings decide.
+A flag has its field's help, choices and default. None means that the flag was not given, so settings apply.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PANELS = {
     "machine": "Machine",
     "executor": "Workers",
 }
-"""The title under which a command's help shows the options of a section, or those whose key begins so."""
+"""Titles of help panels, by section or by prefix of the options' keys."""
 COMPLETERS = {"models.base": complete_bases, "models.embedder": complete_embedders, "eval.methods": complete_methods}
 METAVARS = {"models": "MODEL", "eval.methods": "METHOD,…", "eval.reference": "METHOD"}
 
@@ -61,7 +61,7 @@ class Flags:
 
 
 def only(cls: type[Any], *names: str) -> OptionTable:
-    """The option class with flags for these fields alone; settings decide the others."""
+    """The option class with flags for these fields only; settings apply to the others."""
     return OptionTable(cls, names)
 
 
@@ -74,7 +74,9 @@ def options(*tables: type[Any] | OptionTable, preset: bool = False) -> Callable[
 
 
 class CommandWithFlags:
-    """A command with the flags of option classes. They are made when its signature is read: many commands never run."""
+    """A command with the flags of option classes. The flags are made when the signature is read, because most commands
+    are never run.
+    """
 
     def __init__(self, command: Command, tables: Sequence[type[Any] | OptionTable], *, preset: bool) -> None:
         functools.update_wrapper(self, command)

@@ -124,14 +124,18 @@ def judge_ladder(sums: Mapping[str, UserSums], main_metric: str, *, unit: str, s
     users' models if that was measured. All of these tests must hold, so they need no further correction. `why` names a
     rival that was not beaten. A step without likelihoods, such as `no-model` for texts, is not compared.
     """
+    # 1. every difference that the ladder or a rival needs, computed once
     weighed = {name: own for name, own in sums.items() if own.has_loglik}
     first = next(iter(sums.values()))
     differ = {(a, b): _difference(weighed[a], weighed[b], main_metric, seed) for a, b in _pairs_to_compute(weighed)}
+    # 2. Holm's correction over the steps only; rivals are conditions, not further hypotheses
     pairs = compared_pairs(weighed)
     adjusted = holm_adjusted([differ[one.step, one.below]["p"] for one in pairs])
+    # 3. the rivals that a personal step must beat
     control, others = _against(weighed, differ, ANOTHERS), _against_others(weighed, seed)
     rivals = [row for row in (control, others) if row is not None]
     enough = len(first.users) >= MIN_UNITS[unit]
+    # 4. the verdicts
     comparisons = []
     for one, p_holm in zip(pairs, adjusted, strict=True):
         row = {"step": one.step, "below": one.below, "adds": one.adds, **differ[one.step, one.below], "p_holm": p_holm}

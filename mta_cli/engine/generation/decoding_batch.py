@@ -88,7 +88,7 @@ class PromptPass:
         # 1. the completion and the position of each token  [time]
         owner = torch.tensor([n for n, head in enumerate(heads) for _ in head])
         offset = torch.tensor([place for head in heads for place in range(len(head))])
-        # 2. the mask: a token attends to the text and to its own completion up to itself [1, 1, 1, time, past + time]
+        # 2. the mask: a token attends to the text and to its own completion up to itself  [1, 1, 1, time, past + time]
         own = (owner[:, None] == owner) & (offset[:, None] >= offset)
         visible = torch.cat([torch.ones(len(ids), past, dtype=torch.bool), own], -1)
         mask = torch.zeros(visible.shape, dtype=decoder.dtype).masked_fill_(~visible, float("-inf"))

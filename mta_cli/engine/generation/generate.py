@@ -137,7 +137,7 @@ def _decode(
         if packs:
             batch.pack_weights()
             packs = False
-        # 4. run the new tokens; logits of the next ones [rows, vocabulary]
+        # 4. run the new tokens; logits of the next ones  [rows, vocabulary]
         logits = batch.decode_step(tokens)
 
 

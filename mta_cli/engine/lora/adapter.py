@@ -269,12 +269,14 @@ class AdapterMerger:
         factors = weights.factors if weights is not None else {}
         if weights is not None and weights.placement.late_tokens is not None:
             raise UsageError("late parts cannot be folded into weights: early tokens must not meet them")
+        # 1. undo the earlier adapter; modules of the new one are overwritten below
         self.base.invalidate_caches()
         while self._hooks:
             self._hooks.pop().remove()
         for path, original in self._original.items():
             if path not in factors:
                 self._module(path).weight.copy_(original)
+        # 2. W + ΔW from the kept originals, so that rounding errors do not add up
         for path in factors:
             assert weights is not None
             module = self._module(path)

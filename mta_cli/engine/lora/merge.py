@@ -57,7 +57,7 @@ def compress_to_rank(weights: LoraWeights, rank: int) -> LoraWeights:
         q_b, r_b = torch.linalg.qr(b.float())  # [out, r], [r, r]
         # 2. the main directions of the small core between them  [r, r]
         u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-        # 3. back to factors, the square root of each singular value on both sides [rank, in], [out, rank]
+        # 3. back to factors, the square root of each singular value on both sides  [rank, in], [out, rank]
         root = s[:rank].sqrt()
         factors[path] = ((root[:, None] * vh[:rank]) @ q_a.T, (q_b @ u[:, :rank]) * root)
     return LoraWeights(factors, weights.scale, weights.placement)

@@ -136,7 +136,7 @@ class NeighbourIndex:
             # 2. no votes from an excluded user's items
             if excluded_users is not None:
                 weights[excluded_users[block, None] == self.item_users] = 0.0
-            # 3. the votes for each label, plus the background votes [block, labels]
+            # 3. the votes for each label, plus the background votes  [block, labels]
             votes[block] = weights @ one_hot + BACKGROUND_VOTES * self.rates
         logs: Array = np.log(votes / votes.sum(axis=1, keepdims=True))
         return logs

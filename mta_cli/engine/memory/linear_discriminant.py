@@ -63,10 +63,10 @@ class Moments:
         total, width = float(self.counts.sum()), self.sums.shape[1]
         if total == 0.0:
             return LinearDiscriminant(np.zeros((width, len(self.counts))), np.zeros(len(self.counts)))
-        # 1. the mean of all vectors [width], and each label's mean, shrunk towards it [labels, width]
+        # 1. the mean of all vectors [width], and each label's mean, shrunk towards it  [labels, width]
         mean = self.sums.sum(axis=0) / total
         means = (self.sums + MEAN_PRIOR_COUNT * mean) / (self.counts + MEAN_PRIOR_COUNT)[:, None]
-        # 2. the covariance around the labels' means, shrunk towards the identity times its mean variance [width, width]
+        # 2. the covariance around the labels' means, shrunk towards its mean variance × identity  [width, width]
         cross = means.T @ self.sums
         covariance = (self.products - cross - cross.T + (means.T * self.counts) @ means) / total
         sphere = max(float(np.trace(covariance)) / width, MIN_VARIANCE) * np.eye(width)

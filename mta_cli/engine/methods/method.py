@@ -50,7 +50,7 @@ class UserShots:
         return (*self.other_answers, *self.outputs)
 
     def answers_without(self, shot: int) -> tuple[str, ...]:
-        """All known answers of the user except that of one shot."""
+        """All known answers of the user except the answer of one shot."""
         return (*self.other_answers, *self.outputs[:shot], *self.outputs[shot + 1 :])
 
 

@@ -49,7 +49,7 @@ def plan_models(method: Method, context: MethodContext, users: Sequence[UserShot
     options = MethodOptions.from_settings(method, settings)
     if method.build is not None:
         models = method.build(context, users, settings)
-        return ModelPlan(None, lambda result: _with_memory(method, context, users, options, models))
+        return ModelPlan(None, lambda result: _permuted_with_memory(method, context, users, options, models))
     # 1. anchors and their weights
     recipes = weigh_anchors(context, users, method.anchors, options.fuse, options.memory)
     # 2. the frozen merge of the anchors
@@ -66,19 +66,19 @@ def plan_models(method: Method, context: MethodContext, users: Sequence[UserShot
             UserModel((*fusion, *stack.loras), bytes=SHARE_BYTES * len(recipe) + stack.bytes, failed=stack.failed)
             for recipe, fusion, stack in zip(recipes, fusions, read_stacks(users, work, result), strict=True)
         ]
-        return _with_memory(method, context, users, options, models)
+        return _permuted_with_memory(method, context, users, options, models)
 
     return ModelPlan(work, finish)
 
 
-def _with_memory(
+def _permuted_with_memory(
     method: Method,
     context: MethodContext,
     users: Sequence[UserShots],
     options: MethodOptions,
     models: Sequence[UserModel],
 ) -> list[UserModel]:
-    """The users' models with their own label priors. If `method.permuted`, each user gets the LoRAs of the next one."""
+    """The users' models with their own label priors; if `method.permuted`, each user has the LoRAs of the next one."""
     if method.permuted:  # a user alone in the group gets the task adapter only
         models = [UserModel()] if len(models) == 1 else [*models[1:], *models[:1]]
     if method.memory is None:

@@ -398,7 +398,7 @@ class LlamaDecoder:
 
     def _attention(self, i: int, x: Tensor, inputs: _LayerInputs) -> Tensor:
         layer, (rows, time, _) = self.layers[i], x.shape
-        # 1. queries, keys and values by one matrix product [rows, time, heads + 2 · kv heads, head width]
+        # 1. queries, keys and values by one matrix product  [rows, time, heads + 2 · kv heads, head width]
         qkv = self._project(i, "qkv", x, inputs).view(rows, time, -1, self.head_dim)
         qk, v = torch.split(qkv, [self.heads + self.kv_heads, self.kv_heads], 2)
         if layer.norm_q is not None and layer.norm_k is not None:
@@ -408,7 +408,7 @@ class LlamaDecoder:
         if layer.spec.rope is not None:
             qk = _rotate(qk, inputs.rope[layer.spec.rope])
         q, k = torch.split(qk, [self.heads, self.kv_heads], 2)
-        # 3. append keys and values to the earlier ones [rows, kv heads, keys, head width]
+        # 3. append keys and values to the earlier ones  [rows, kv heads, keys, head width]
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         if inputs.past is not None:
             k, v = inputs.past.update_kv(i, k, v)
@@ -435,7 +435,7 @@ class LlamaDecoder:
             )
             return output.transpose(1, 2).reshape(rows, time, heads * width)
         # Few keys on a CPU, or soft-capped scores, which the kernel does not support: matrix products.
-        # 1. group queries by their shared key head [rows, kv heads, groups, time, head width]
+        # 1. group queries by their shared key head  [rows, kv heads, groups, time, head width]
         q = (q * self.scaling).view(rows, time, self.kv_heads, groups, width).permute(0, 2, 3, 1, 4)
         # 2. scores  [rows, kv heads, groups · time, keys]
         scores = q.reshape(rows, self.kv_heads, groups * time, width) @ k.transpose(2, 3)
@@ -443,7 +443,7 @@ class LlamaDecoder:
             scores = soft_cap(scores, self.score_cap)
         if mask is not None:
             scores = (scores.view(rows, self.kv_heads, groups, time, keys) + mask).view_as(scores)
-        # 3. weighted values, heads concatenated [rows, time, heads · head width]
+        # 3. weighted values, heads concatenated  [rows, time, heads · head width]
         output = (torch.softmax(scores, -1) @ v).view(rows, self.kv_heads, groups, time, width)
         return output.permute(0, 3, 1, 2, 4).reshape(rows, time, heads * width)
 

@@ -141,6 +141,7 @@ def load_base(
     folder is unsafe or not a causal language model, IntegrityFault if its weights are incomplete or not finite,
     UsageError if it cannot be packed.
     """
+    # 1. refuse an unsafe folder and an impossible machine before anything is loaded
     name = name or path.name
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)
@@ -152,6 +153,7 @@ def load_base(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     quiet_libraries()
+    # 2. configuration, tokenizer and weights, which are packed while they are read
     with load_errors_as_bad_input(f"{name} cannot be loaded as a causal language model", f"look into {path}"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         _require_causal(name, config)
@@ -172,9 +174,11 @@ def load_base(
             output_loading_info=True,
             **packing,
         )
+    # 3. refuse weights that are missing or not finite, which transformers accepts
     model, info = loaded
     _require_complete(name, info)
     _require_finite(name, model.named_parameters() if quantize == OFF else _stored_weights(path))
+    # 4. freeze the model on its device
     model = _to_device(model, place).eval().requires_grad_(False)
     _keep_packed_layout(model)
     if quantize != OFF:
@@ -194,6 +198,7 @@ def _load_for_answers(
     dtype: torch.dtype,
     limits: MemoryLimits,
 ) -> LoadedBase:
+    quiet_libraries()
     with load_errors_as_bad_input(f"{name} cannot be loaded as a causal language model", f"look into {path}"):
         tokenizer = load_tokenizer(path)
         model: Any = load_plain_llama(name, path, config, dtype)

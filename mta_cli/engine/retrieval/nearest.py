@@ -19,7 +19,7 @@ def nearest_rows(
     k = min(k, len(matrix))
     if k == 0:
         return np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.float32)
-    # 1. float32 products, one dot product per row: faster than matrix @ query, which jumps between rows [n]
+    # 1. float32 products, one dot product per row: faster than matrix @ query, which jumps between rows  [n]
     rough = np.matmul(matrix[:, None, :], query)[:, 0]
     if not np.isfinite(rough).all():
         raise IntegrityFault(f"profile {int(np.flatnonzero(~np.isfinite(rough))[0]):,} is not finite")

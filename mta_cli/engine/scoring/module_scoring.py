@@ -94,7 +94,7 @@ def _label_tail_scores(base: LoadedBase, prompt_cache: PromptCache, labels: Sequ
     # 1. labels, padded on the right: no real token attends to padding, so neither a mask nor a pad token is needed
     #    [labels, 1 + width]
     rows = torch.tensor([list(label) + [0] * (width + 1 - len(label)) for label in labels], device=base.device)
-    # 2. one pass after a copy of the cache for each label [labels, width, vocabulary]
+    # 2. one pass after a copy of the cache for each label  [labels, width, vocabulary]
     cache = copy.deepcopy(prompt_cache.cache)
     cache.batch_repeat_interleave(len(labels))
     logits, _ = forward(base, rows[:, :-1], cache)

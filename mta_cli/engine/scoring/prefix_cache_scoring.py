@@ -21,7 +21,7 @@ from mta_cli.engine.model.llama import BatchedLora, FusedFactors, LlamaDecoder, 
 from mta_cli.engine.scoring.prefix_tree import PROMPT_SEGMENT, PromptTree
 from mta_cli.engine.scoring.token_logprobs import token_log_likelihoods
 
-CPU_BATCH_TOKENS = 1024  # more at once is no faster on a CPU
+CPU_BATCH_TOKENS = 1024  # larger batches are not faster on a CPU
 GPU_BATCH_TOKENS = 32_768
 LORA_COST_PER_ROW = 0.2  # extra cost per token of LoRA factors, divided by the number of rows that share them
 PADDING_SEGMENT = -2
@@ -133,7 +133,7 @@ class PrefixCacheScorer:
             for row, tree in enumerate(trees)
             for (column, token, completion), allowed in zip(tree.prediction_targets(), tree.allowed_tokens, strict=True)
         )
-        # 5. the states that predict tokens, each once although it may predict several [positions, width]
+        # 5. the states that predict tokens, each once although it may predict several  [positions, width]
         state_of = {place: n for n, place in enumerate(dict.fromkeys(target[:2] for target in targets))}
         row, column = torch.tensor(list(state_of), device=x.device).T
         prediction_states = self.decoder.norm(states[row, column])
@@ -228,12 +228,12 @@ class PrefixCacheScorer:
         rows = list(zip(trees, offsets, strict=True))
         positions = _pad_rows([tree.positions[offset:] for tree, offset in rows], device, time=time)
         segments = _pad_rows([tree.segment_ids[offset:] for tree, offset in rows], device, PADDING_SEGMENT, time)
-        # 2. a token attends to the prompt and to its own completion up to itself; padding attends to padding [rows,
+        # 2. a token attends to the prompt and to its own completion up to itself; padding attends to padding  [rows,
         #    time, time]
         query, key = segments[:, :, None], segments[:, None, :]
         visible = ((key == PROMPT_SEGMENT) | (key == query)) & (positions[:, None, :] <= positions[:, :, None])
         visible &= (query != PADDING_SEGMENT) | (key == PADDING_SEGMENT)
-        # 3. all tokens attend to the cached keys before their row's offset [rows, time, longest + time]
+        # 3. all tokens attend to the cached keys before their row's offset  [rows, time, longest + time]
         key_positions = positions
         if prefix_kv is not None:
             early = torch.arange(prefix_kv.shape[-2], device=device).expand(len(trees), -1)

@@ -54,7 +54,7 @@ def token_log_likelihoods(
     full = [n for n, candidates in enumerate(allowed) if candidates is None]
     if not full:
         return restricted_values
-    # 2. the other tokens, from the states that predict them [full]
+    # 2. the other tokens, from the states that predict them  [full]
     used = {state: i for i, state in enumerate(dict.fromkeys(state_index[n] for n in full))}
     full_values = _full_vocab_log_likelihoods(
         states[list(used)], weight, bias, tokens[full], [used[state_index[n]] for n in full], cap
@@ -91,7 +91,7 @@ def _restricted_log_likelihoods(
     places = [(n, column[token]) for n, candidates in enumerate(allowed) for token in candidates]
     row, allowed_column = torch.tensor(places, device=states.device).T
     mask = torch.full_like(logits, float("-inf")).index_put((row, allowed_column), logits.new_zeros(()))
-    # 3. the tokens themselves  [n]
+    # 3. log softmax over the allowed tokens, at each token  [n]
     target = torch.tensor([column[token] for token in tokens.tolist()], device=states.device)
     return (logits + mask).log_softmax(1).gather(1, target[:, None]).squeeze(1)
 
@@ -127,7 +127,7 @@ class _FusedLinearLogLikelihood(torch.autograd.Function):
             chosen, top = logits[row, targets], logits.amax(-1, keepdim=True)
             total = logits.sub_(top).exp_().sum(-1, keepdim=True)
             values.append(chosen - (top + total.log()).squeeze(1)[row])
-            # 3. gradient: the token's row of the head minus the softmax-weighted mean row [tokens of the chunk, width]
+            # 3. gradient: the token's row of the head minus the softmax-weighted mean row  [tokens of the chunk, width]
             if ctx.needs_input_grad[0]:
                 shares, target_weights = logits, weight[targets]
                 if rates is not None:

@@ -27,7 +27,7 @@ class PromptTokenizer:
         self.controls = frozenset(special | set(tokenizer.all_special_ids) | spoken.intersection(added))
         names = tokenizer.convert_ids_to_tokens(sorted(self.controls))
         texts = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
-        self._control_pattern = re.compile("|".join(map(re.escape, texts)) or "(?!)")  # the longest first
+        self._control_pattern = re.compile("|".join(map(re.escape, texts)) or "(?!)")  # tries the longest names first
         self.truncate_text = lru_cache(TEXT_CACHE_SIZE)(self._truncate_text)
 
     def encode_template(self, text: str) -> list[int]:

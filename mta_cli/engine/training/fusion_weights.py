@@ -37,7 +37,7 @@ def learn_weights(
     initial = merge_loras(list(zip(anchors, prior, strict=True)))
     (rows,) = prune_examples(base, [(rows, () if initial is None else (initial,))], [merged.placement])
     scorer = backend_of(base).tree_scorer([build_prompt_tree(row) for row in rows], merged.placement)
-    # 2. the weights, and for each module the anchor of each rank [Σ rank]
+    # 2. the weights, and for each module the anchor of each rank  [Σ rank]
     weights = torch.tensor(list(prior), dtype=torch.float32, device=base.device, requires_grad=True)  # [anchors]
     centre = weights.detach().clone()
     optimizer = torch.optim.Adam([weights], lr=learning_rate)

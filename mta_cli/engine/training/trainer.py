@@ -228,7 +228,7 @@ class Trainer:
         owners, numbers = [one.member for one in batch], [one.example for one in batch]
         # 1. factors of the batch's rows, as leaf tensors
         params = self._group.params_for_rows(owners, self._scorer.dtype)
-        # 2. losses, and the batch row of each [loss terms]
+        # 2. losses, and the batch row of each  [loss terms]
         scores = self._scorer.score_rows(numbers, params.factors())
         losses, row = example_losses(scores, [self._examples[i] for i in numbers])
         # 3. weight each loss by its share of its member's mean, and run the backward pass

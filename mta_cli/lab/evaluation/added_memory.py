@@ -1,4 +1,4 @@
-"""Answers with a label memory, from the stored answers of the same models without it. No model is made or asked again.
+"""Answers with label memory, computed from the stored answers of the same models without it. No model is run again.
 
 Only for methods whose memory is added to the model's scores (`Method.memory_is_only_added`). The store keeps scores in
 float32, so a likelihood may differ in its last bits from one that was computed with the memory at once.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnswersWithoutMemory:
-    """What the method without memory cost and answered in one fold, by user id."""
+    """The costs and answers of the method without memory in one fold, by user id."""
 
     cells: Mapping[int, EvalCell]
     predictions: Mapping[int, Sequence[Prediction]]
@@ -32,7 +32,7 @@ class AnswersWithoutMemory:
     def load(
         cls, reg: Registry, evaluation: int, fold: int, method: Method, settings: Mapping[str, Any]
     ) -> AnswersWithoutMemory:
-        """The answers of `method`'s model without its memory; none where the memory is not only added."""
+        """The answers of `method`'s model without its memory; empty if the memory is not merely added."""
         if not method.memory_is_only_added:
             return cls({}, {})
         name, own = memoryless_answers_key(method, settings)
@@ -86,7 +86,8 @@ def add_memory(
     rows = []
     for row in known.predictions[user.number]:
         started, query = time.perf_counter(), asked[row.query_id]
-        row = replace(row, method=method.name, whose=None)  # what the others' models give with this memory is not kept
+        # other users' likelihoods were measured without this memory, so they are dropped
+        row = replace(row, method=method.name, whose=None)
         if row.scores is not None:
             scores = add_label_prior(unpack_scores(row.scores), prior, query.input, query.time)
             answer = task.labels[decide_label(scores, task.labels, task.metric)]

@@ -40,9 +40,9 @@ class EvalContext:
 
         self.reg, self.request, self.design, self.banks = reg, request, plan, banks
         self.base = load_on_device(request.base, request.machine, reg=reg)
-        self._profiles, self._folder = profiles, AdapterMerger(self.base)
-        self._folded_bank: Bank | None = None
-        self.below: LoraWeights | None = None  # the task adapter that the base holds now
+        self._profiles, self._merger = profiles, AdapterMerger(self.base)
+        self._merged_bank: Bank | None = None
+        self.below: LoraWeights | None = None  # the task adapter that is merged into the base
         self._benches: dict[tuple[int, str], Workbench[EvalRequest]] = {}
         self._method_contexts: dict[tuple[int, str, str], MethodContext] = {}
         self._embedder: EmbedFunction | None = None
@@ -54,15 +54,15 @@ class EvalContext:
         """A builder of prompts with the users' shots in them, or without."""
         return self.history_examples if history else self.plain_examples
 
-    def fold_in_task_adapter(self, fold: int, method: Method) -> None:
-        """Make the base hold what a method needs below it: nothing, or the task adapter of its bank in a fold."""
+    def merge_task_adapter(self, fold: int, method: Method) -> None:
+        """Merge the weights below a method into the base: nothing, or the task adapter of its bank in a fold."""
         wanted = self.banks[fold, method.bank_preset] if method.below == "task" else None
-        if wanted is self._folded_bank:
+        if wanted is self._merged_bank:
             return
         digest = wanted.task_adapter if wanted is not None else None
         self.below = load_weights(self.reg, digest, self.base.fingerprint) if digest else None
-        self._folder.set_adapter(self.below)
-        self._folded_bank = wanted
+        self._merger.set_adapter(self.below)
+        self._merged_bank = wanted
 
     def workbench(self, fold: int, preset: str = "") -> Workbench[EvalRequest]:
         """The workbench of a fold's users, all on the same base."""
@@ -79,7 +79,7 @@ class EvalContext:
         return self._benches[key]
 
     def method_context(self, fold: int, method: Method) -> MethodContext:
-        """What a method gets for a fold. Methods above the same weights share it, and the results in its cache."""
+        """The context of a method in a fold. Methods above the same weights share it, with the results in its cache."""
         key = (fold, method.bank_preset, method.below)
         if key not in self._method_contexts:
             self._method_contexts[key] = replace(self.workbench(fold, method.bank_preset).methods, cache={})
@@ -101,7 +101,7 @@ class EvalContext:
         return self._embedder(texts)
 
     def method_users(self, users: Sequence[int]) -> list[UserShots]:
-        """The users as methods see them, in the order of `users`."""
+        """The users in the methods' form, in the order of `users`."""
         return [self._method_users_by_id[user] for user in users]
 
     @cached_property

@@ -52,8 +52,8 @@ class Design:
 
     @cached_property
     def groups(self) -> list[list[AlikeGroup]]:
-        """By fold: users of like topic, whose models are made together. The same in every run, so that a continued run
-        makes the same models as an uninterrupted one.
+        """By fold: groups of users of similar topic, whose models are made together. The same in every run, so that a
+        continued run makes the same models as an uninterrupted one.
         """
         return [
             [group for users in (fold.test, fold.tuning) for group in alike_users(users, self.shots, self.named_groups)]
@@ -125,9 +125,9 @@ def make_design(reg: Registry, request: EvalRequest) -> Design:
 
 
 def _measured_bank_design(reg: Registry, request: EvalRequest, measured: MeasuredBank) -> Design:
-    """One fold: the users whom the bank rests on, and the tested ones.
+    """One fold: the users whose data the bank contains, and the tested users.
 
-    Raises BadInput where the bank rests on a tested user, for example since a refresh.
+    Raises BadInput if the bank contains data of a tested user, for example since a refresh.
     """
     from mta_cli.lab.evaluation.folds import UserFold
     from mta_cli.pipeline.anchors import usable_anchors
@@ -183,7 +183,7 @@ def _key(request: EvalRequest, histories: Sequence[Sequence[Any]], measured: Seq
         **({"measured_bank": list(measured)} if measured else {}),
         **({"only_earlier": True} if options.only_earlier else {}),
         **({"gates": asdict(request.gates)} if request.gates != ScreeningOptions() else {}),
-        "screened": True,  # before, refused anchors served in evaluations
+        "screened": True,  # earlier versions used refused anchors in evaluations
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -209,7 +209,7 @@ def evaluation_config(request: EvalRequest) -> dict[str, Any]:
 
 def describe_options(request: EvalRequest) -> str:
     """The other options that determine the answers, as text. Seeds of one design have the same text."""
-    named = ("anchors", "placement", "task_epochs")  # keys of their own in a result
+    named = ("anchors", "placement", "task_epochs")  # these have separate keys in a result
     bank = {key: value for key, value in asdict(bank_options(request)).items() if key not in named}
     usual = asdict(ScreeningOptions())
     strict = "".join(f" {key} {value}" for key, value in asdict(request.gates).items() if value != usual[key])
@@ -225,7 +225,7 @@ def describe_options(request: EvalRequest) -> str:
 
 
 def plan_lines(request: EvalRequest, plan: Design, methods: Sequence[str]) -> tuple[PlanLine, ...]:
-    """Plan lines with the number of users and queries, and the difference that they can show."""
+    """Plan lines with the number of users and queries, and their detectable difference."""
     from mta_cli.engine.evaluation.statistics import planned_detectable_effect
 
     metric = request.task.metric

@@ -1,4 +1,4 @@
-"""Measures a bank that is already built, on users whom it does not rest on."""
+"""Measures an existing bank on users whose data it does not contain."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def measured_bank_request(
 ) -> EvalRequest:
     """The request to measure `bank` on the users of these `names`; without names, on all who can be tested.
 
-    A user can be tested who has items and held-out queries of the task, and on whom the bank does not rest. The bank
-    decides models, placement and history items. Raises UsageError for a bank of another task, NotFound for an unknown
-    user, and BadInput for users who cannot be tested.
+    A user can be tested if they have items and held-out queries of the task and the bank does not contain their data.
+    The bank determines models, placement and history items. Raises UsageError for a bank of another task, NotFound for
+    an unknown user, and BadInput for users who cannot be tested.
     """
     if bank.task != task:
         raise UsageError(f"bank {bank.name} is of task {bank.task}, not {task}", hint=Flag("task", bank.task))
@@ -81,7 +81,7 @@ def _tested_user_ids(reg: Registry, bank: Bank, names: list[str] | None) -> tupl
 
 
 def _require_known_sources(reg: Registry, bank: Bank) -> set[int]:
-    """The users whom the bank rests on. Raises BadInput where it is not known who trained its task adapter."""
+    """The users whose data the bank contains. Raises BadInput if the users of its task adapter are not recorded."""
     if bank.task_adapter is not None and not reg.banks.knows_task_adapter_users(bank.id):
         raise BadInput(
             f"Bank {bank.name} v{bank.version} does not say whose items its task adapter learned from.",
@@ -97,7 +97,7 @@ def _list_names(names: list[str]) -> str:
 
 
 def read_user_names(path: Path) -> list[str]:
-    """The names in a file, one a line. Raises NotFound without a file, BadInput for one that is not such a list."""
+    """The names in a file, one per line. Raises NotFound without a file, BadInput for one that is not such a list."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise BadInput(f"{path} is too large for a list of names: at most {MAX_FILE_BYTES:,} bytes.")

@@ -87,7 +87,7 @@ def cost_of_answers(
 ) -> tuple[PlanLine, ...]:
     """The time of the missing answers, from evaluations with the same task, base and methods.
 
-    Where other users' models are asked whose an answer is, a second line says how often.
+    If authorship is measured, a second line gives the number of scorings under other users' models.
     """
     from mta_cli.pipeline.training.estimate import format_duration
 
@@ -111,7 +111,7 @@ def cost_of_answers(
         if run.memoryless_key is not None:
             users = [user for user in users if user not in answered(run.memoryless_key)]
         queries = sum(len(plan.queries[user]) for user in users)
-        others = _others(request, plan, run) if run.method.build is None else []  # naive Bayes takes no time
+        others = _others(request, plan, run) if run.method.build is None else []  # naive Bayes takes almost no time
         asked = sum(len(plan.queries[user]) * (1 + len(own)) for user, own in others if user in users)
         scorings += asked
         if users and name not in speeds:
@@ -148,7 +148,7 @@ def run_method(
     groups = unanswered_groups(eval_context, evaluation, run)
     if not groups:
         return
-    eval_context.fold_in_task_adapter(run.fold, run.method)
+    eval_context.merge_task_adapter(run.fold, run.method)
     context = eval_context.method_context(run.fold, run.method)
     known = AnswersWithoutMemory.load(eval_context.reg, evaluation, run.fold, run.method, run.settings)
     timed = timed_group(eval_context.design) if run.fold == 0 else ()
@@ -202,7 +202,7 @@ def _answer_trained(
     from mta_cli.engine.methods.personalize import plan_models
     from mta_cli.engine.training.session import TrainingResult
 
-    planned: list[_PlannedGroup] = []  # of those with something to train, in the order of their works
+    planned: list[_PlannedGroup] = []  # groups with something to train, in the order of their works
     untrained: list[_PlannedGroup] = []
 
     def works() -> Iterator[GroupWork]:
@@ -271,10 +271,10 @@ def _answer_models(
 
 
 def _others(request: EvalRequest, plan: Design, run: MethodRun) -> list[tuple[int, tuple[int, ...]]]:
-    """The users of a fold, each with the others of the group whose models are asked whose an answer is.
+    """The users of a fold, each with the others of the group under whose models their answers are scored.
 
-    That is asked of methods that give users LoRAs of their own and, for texts, of no model: of naive Bayes in its
-    place. Without others, none.
+    Authorship is measured for methods with users' own LoRAs and, for texts, for `no-model` by naive Bayes. Empty for
+    all other methods.
     """
     from mta_cli.engine.evaluation.ladder import NO_MODEL
 
@@ -294,7 +294,7 @@ def _add_whose(
     made: Sequence[UserModel],
     rows: dict[int, list[Prediction]],
 ) -> None:
-    """Add to `rows`, by user, how likely each gold is under the user's own model and under the others'."""
+    """Add to `rows`, by user, the likelihood of each gold under the user's own model and under the others' models."""
     from mta_cli.engine.evaluation.ladder import NO_MODEL
 
     design, models = eval_context.design, dict(zip(group, made, strict=True))

@@ -68,9 +68,9 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
         )
     settings = {**defaults, **chosen}
     if "steps" in given and "epochs" not in given:
-        settings.pop("epochs", None)  # where there are epochs, they decide and steps do not count
+        settings.pop("epochs", None)  # epochs take precedence over steps
     if settings.get("placement", "all") != "all":
-        settings["placement"] = request.options.placement  # where the fold's anchors act
+        settings["placement"] = request.options.placement  # the placement of the fold's anchors
     converted = {key: _convert_setting(f"{method.name}.{key}", types[key], value) for key, value in given.items()}
     return {**settings, **converted, **method.version_settings}
 
@@ -82,7 +82,7 @@ def label_memory_of(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -
 
 
 def _convert_setting(name: str, kind: type, value: Any) -> Any:
-    """`value` as a `kind`. Raises UsageError where it is none, and for a value out of bounds."""
+    """`value` as a `kind`. Raises UsageError for an invalid value and for one out of bounds."""
     key = name.rpartition(".")[2]
     if kind is bool:
         if str(value).lower() not in ("true", "false"):

@@ -1,4 +1,4 @@
-"""From stored answers to the result document: calibration, decisions, metrics, differences, costs. Answers nothing."""
+"""From stored answers to the result document: calibration, decisions, metrics, differences, costs. Runs no model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 CALIBRATION_PARTS = (5, 4, 3, 2, 7)
-"""How many parts, by id, a fold's users make: the first number that makes two. Each is calibrated on the others."""
+"""Candidates for the number of calibration parts, by user id; the first that gives two parts is used. Each part is
+calibrated on the others.
+"""
 
 
 def score_method(
@@ -45,7 +47,7 @@ def _fit_fold_temperatures(
 ) -> list[list[float]]:
     """By fold: one temperature fitted on the tuning users, or one for each calibration part of the test users.
 
-    A part's temperature is fitted on the other parts. A fold without other users uses those of other folds; without
+    A part's temperature is fitted on the other parts. A fold without other users uses the users of other folds; without
     any, it is 1.
     """
     chosen = []
@@ -137,9 +139,9 @@ def compare_methods(user_sums: Mapping[str, UserSums], reference: str, seed: int
 
 
 def _ladder(user_sums: Mapping[str, UserSums], seed: int) -> dict[str, Any] | None:
-    """The ladder of those methods that are its steps, each with its method, and whose answers they are.
+    """The ladder of the methods that are its steps, with their names and the authorship results.
 
-    None where there is nothing to compare.
+    None if there is nothing to compare.
     """
     from mta_cli.engine.evaluation.ladder import compared_pairs, judge_ladder, whose_entries
     from mta_cli.lab.methods.catalog import methods_by_step
@@ -158,10 +160,10 @@ def _ladder(user_sums: Mapping[str, UserSums], seed: int) -> dict[str, Any] | No
 
 
 def reference_for(method: str, reference: str, measured: Collection[str]) -> str:
-    """The one of `measured` that `method` is compared with: `reference`, with the method's label memory.
+    """The method among `measured` with which `method` is compared: `reference`, with the label memory of `method`.
 
-    It is `reference` itself where that was not measured with this memory or is named with a memory of its own
-    (`mta+off`), and for its own variants, methods without a memory to choose, and those of an earlier version.
+    It is `reference` itself if that was not measured with this memory or is named with its own memory (`mta+off`), and
+    for its own variants, methods without a choice of memory, and methods of an earlier version.
     """
     from mta_cli.lab.methods.catalog import find_method
 
@@ -192,7 +194,7 @@ def _costs(
     """A method's costs, as means over test users.
 
     They are the bytes stored, the seconds to make a model, and the speed of answers: prompt tokens per second, where
-    the time includes the likelihoods of golds and labels. Only the timed users count for seconds and speed.
+    the time includes the likelihoods of golds and labels. Seconds and speed are measured on the timed users only.
     """
     made = [reg.evaluations.predictions.finished_cells(evaluation, n, method, own) for n, own in enumerate(settings)]
     cells = [cells[user] for cells, fold in zip(made, plan.folds, strict=True) for user in fold.test]

@@ -109,13 +109,14 @@ def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
     from mta_cli.lab.methods.catalog import find_method, find_methods, ladder_methods, original
 
     options = request.options
-    memory = options.memory if request.task.labels else None  # texts have no label memory
+    memory = options.memory if request.task.labels else None  # tasks of texts have no label memory
     ladder = ladder_methods(bool(request.task.labels), memory)
     named = [name.strip() for name in options.methods.split(",") if name.strip()]
     methods = find_methods([one for name in named for one in (ladder if name == LADDER_METHODS else [name])], memory)
     names = {method.name for method in methods}
     given: dict[str, dict[str, Any]] = {}
-    for name in sorted(request.method_settings, key=lambda name: "+" in name):  # a name with its memory stands above
+    # settings for a name with its memory take precedence
+    for name in sorted(request.method_settings, key=lambda name: "+" in name):
         for method, known in _split_settings(find_methods([name], memory), request.method_settings[name]):
             given[method.name] = {**given.get(method.name, {}), **known}
     originals = {method.name: original(method).name for method in methods if method.control_of}
@@ -187,7 +188,7 @@ def _method_runs(methods: Sequence[Method], chosen: Mapping[str, FoldSettings]) 
 
 @contextmanager
 def _start_evaluation(reg: Registry, request: EvalRequest, design: Design, kind: str) -> Iterator[Evaluation]:
-    """The evaluation of the design. Inside, no other job answers for it, and its users cannot be removed."""
+    """The evaluation of the design. Inside the block, no other job adds answers, and its users cannot be removed."""
     from mta_cli.pipeline.models.installed import record_models
 
     task = request.task.name
@@ -221,7 +222,9 @@ def _tuned_settings(
 
 
 def _is_outdated(earlier: tuple[str, FoldSettings]) -> bool:
-    """Whether a method has another version today; one that is gone today has none to be run again."""
+    """Whether a method has another version now. A method that no longer exists is not outdated, because it cannot be
+    run again.
+    """
     from mta_cli.lab.methods.catalog import find_method
 
     name, settings = earlier
@@ -243,7 +246,7 @@ def _earlier_settings(
 
 
 def _is_complete(reg: Registry, evaluation: Evaluation, design: Design, method: str, settings: FoldSettings) -> bool:
-    """Whether every test user has answers of a method; a removed item takes those of some with it."""
+    """Whether every test user has answers of a method; answers may have been removed together with an item."""
     done = reg.evaluations.predictions.finished_cells
     return all(
         done(evaluation.id, n, method, own).keys() >= set(fold.test)
@@ -273,8 +276,8 @@ def _answer_missing(
         executor = executors.for_base(context.base, request.base.path)
         yield JobStarted("eval run", total=total, unit="users")
         finished = sum(counts)
-        # Methods above the same weights are grouped, so that their shared states are computed once. Answers to which a
-        # memory is only added come first.
+        # Methods above the same weights are grouped, so that their shared states are computed once. Methods whose
+        # memory is only added to stored answers come first.
         for run in sorted(runs, key=lambda c: (c.fold, c.method.below, c.method.memory_is_only_added)):
             answered = len(design.answering_users(run.fold))
             yield from run_method(context, evaluation.id, run, finished, executor)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 OF_ONE_SEED = ("seed", "evaluation", "settings", "given", "calibration")
-"""The keys of a document that several seeds do not have together."""
+"""The keys of a document that are specific to one seed."""
 EvaluationRef = int | str
 """The number of an evaluation in the store, or the path of a file that `export_evaluation` wrote."""
 
@@ -58,8 +58,8 @@ def _parse_ref(place: EvaluationRef) -> EvaluationRef:
 def evaluation_document(evaluations: Sequence[FinishedEvaluation], reference: str | None = None) -> dict[str, Any]:
     """The document of one evaluation, or of several seeds of one design. All methods are compared with `reference`.
 
-    Without a reference, that of the first evaluation is used. Raises UsageError for evaluations of several designs or
-    of different users, and for a reference that is not among the methods.
+    Without a reference, the first evaluation's is used. Raises UsageError for evaluations of several designs or of
+    different users, and for a reference that is not among the methods.
     """
     return _document(evaluations[0], reference) if len(evaluations) == 1 else pool_seeds(evaluations, reference)
 
@@ -90,7 +90,7 @@ def _document(one: FinishedEvaluation, reference: str | None) -> dict[str, Any]:
     if one.in_store and reference is None:
         if "ladder" in one.result or "settings" not in one.result:
             return one.result
-        with suppress(ValueError):  # an earlier version compared no steps; where its users are gone, it stays as it is
+        with suppress(ValueError):  # earlier versions had no ladder; if its users were removed, it stays without one
             return pool_seeds([one], reference)
         return one.result
     return pool_seeds([one], reference)
@@ -108,7 +108,7 @@ def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None 
     methods = [name for name in first["methods"] if all(name in result["methods"] for result in results)]
     chosen = _find_reference(reference or first["reference"], methods)
     user_sums = {name: _pool_user_sums(evaluations, name) for name in methods}
-    if len({result["data"] for result in results if "data" in result}) > 1:  # those of earlier versions do not say it
+    if len({result["data"] for result in results if "data" in result}) > 1:  # missing in documents of earlier versions
         raise UsageError("histories or consent changed between these evaluations", hint=Command("eval list"))
     users, queries = _count_users_and_queries(user_sums[chosen], len(results))
     made = {**first, "users": users, "queries": queries, **compare_methods(user_sums, chosen, first["seed"])}
@@ -125,7 +125,9 @@ def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None 
 
 
 def _find_reference(name: str, methods: Sequence[str]) -> str:
-    """The one of `methods` that `name` stands for; `mta+neighbours` stands for `mta`. Raises UsageError for no one."""
+    """The method among `methods` that `name` means; `mta+neighbours` means `mta`. Raises UsageError if there is
+    none.
+    """
     from mta_cli.lab.methods.catalog import find_method
 
     if name in methods:
@@ -168,7 +170,7 @@ def _require_one_design(evaluations: Sequence[FinishedEvaluation]) -> None:
         if len({own.get("version", 1) for own in settings}) > 1:
             raise UsageError(f"{name} was another method in an earlier version of mta", hint="run one of them again")
         given = {key for result in results for key in result.get("given", {}).get(name, {})}
-        for key in sorted(given):  # others may be tuned by seed
+        for key in sorted(given):  # other settings may be tuned by seed
             values = [own.get(key, "not set") for own in settings]
             if any(value != values[0] for value in values):
                 told = f"{name}.{key}: {' and '.join(map(str, dict.fromkeys(values)))}"

@@ -1,8 +1,8 @@
 """Methods by name: presets, a memory suffix and a control for each of them, and compositions.
 
-`oppu-pooled+neighbours` is the preset `oppu-pooled` with another label memory. `task:evidence:lora` is composed from
-what lies below, how anchors are weighted, and the stack. `permuted-mta` is a control: `mta`, each user with the LoRAs
-of another.
+`oppu-pooled+neighbours` is the preset `oppu-pooled` with another label memory. `task:evidence:lora` is composed of the
+weights below, the weighting of anchors, and the stack. `permuted-mta` is a control: `mta` with each user getting
+another user's LoRAs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _MEMORY_GRIDS: dict[str, tuple[Settings, ...]] = {
     "neighbours": tuple({"neighbour_weight": weight} for weight in (0.5, 1.0, 2.0)),
 }
 
-_MEMORY_VERSIONS = {"habit": 1}  # added to a method's version, as what the memory adds has changed so often
+_MEMORY_VERSIONS = {"habit": 1}  # added to a method's version; raised when the memory's computation changes
 
 PRESET_METHODS = (
     majority.METHOD,
@@ -175,8 +175,8 @@ def find_method(name: str, memory: str | None = None) -> Method:
 def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method]:
     """The methods of these names, without duplicates, in the order given; see `find_method` for `memory`.
 
-    `all` as the memory stands for each memory of a method that is named without one. Raises UsageError where no name
-    is given, or one is unknown.
+    With `memory` `all`, a method that is named without a memory is included with each memory. Raises UsageError where
+    no name is given, or one is unknown.
     """
     variants = MEMORIES if memory == ALL_MEMORIES else (memory,)
     methods = {method.name: method for name in names for method in (find_method(name, one) for one in variants)}
@@ -186,9 +186,9 @@ def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method
 
 
 def ladder_methods(labels: bool, memory: str | None = None) -> list[str]:
-    """The methods that `ladder` stands for in a task of `labels` or texts, a name for each step from the bottom.
+    """The methods that `ladder` means in a task of `labels` or texts: one name for each step from the bottom.
 
-    The steps with label memory have `memory`, each with `all`, and neighbours where it is None.
+    Steps with label memory use `memory`: every one for `all`, and neighbours for None.
     """
     below, personal = ["majority", "base+off", "rag+off", "pooled-rag+off"], ["mta-recipe", "mta", "permuted-mta"]
     if not labels:
@@ -200,8 +200,7 @@ def ladder_methods(labels: bool, memory: str | None = None) -> list[str]:
 def methods_by_step(names: Collection[str]) -> dict[str, str]:
     """The method of each step of the ladder among these names, from the bottom, all with one label memory.
 
-    That is neighbours where a step with it is among them, else habit, else none. Names of earlier versions are left
-    out.
+    That memory is neighbours if any step has it, else habit, else none. Names of earlier versions are left out.
     """
     known = []
     for name in names:
@@ -241,7 +240,7 @@ def _find_stem(stem: str) -> Method:
 
 
 def _permute(method: Method) -> Method:
-    """The control of `method`. Raises UsageError where it gives a user no LoRA, or is a control already."""
+    """The control of `method`. Raises UsageError if the method has no LoRAs or is already a control."""
     name = f"{_PERMUTED}{method.name}"
     makes_loras = method.build is not None or (method.anchors, method.stack) != ("none", "none")
     if method.control_of or method.memory is None or not makes_loras:

@@ -46,7 +46,7 @@ def build_neighbour_models(context: MethodContext, users: Sequence[UserShots], s
     for user in users:
         prior: LabelPrior | None
         if memory.neighbours is not None:
-            # replaces the bank's rates by those of the items that are not later than the question
+            # replaces the bank's rates by the rates of items up to the question
             prior = memory.neighbour_prior(user.answers, look_ahead=look_ahead).beside_model(no_model)
         else:
             prior = memory.prior_of(user.answers, alone)

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_PANEL_COLUMNS = 4  # side by side
-MAX_TITLE_LETTERS = 24  # of a panel's title on one line
+MAX_TITLE_LETTERS = 24  # letters of a panel's title on one line
 SAME_SIZE_DECADES = 0.05  # decades; sizes nearer than this are drawn side by side
-MAX_SPREAD_DECADES = 0.34  # decades over which those are spread at most
+MAX_SPREAD_DECADES = 0.34  # the largest spread of such a group, in decades
 
 
 def draw_intervals(document: Document, shown: Sequence[str]) -> Figure:
@@ -87,7 +87,9 @@ def _dots(panel: Axes, document: Document, methods: Sequence[str], metric: str) 
 
 
 def draw_series(documents: Sequence[Document], by: str) -> Figure:
-    """The main metric against `by`: a panel for each method of all documents, with what it was compared with."""
+    """The main metric against `by`: a panel for each method of all documents, with the method that it was compared
+    with.
+    """
     last, compared = documents[-1], compared_with(documents[-1])
     reference: str = last["reference"]
     everywhere = set.intersection(*(set(document["methods"]) for document in documents))

@@ -86,7 +86,7 @@ def memory_variants(document: Document) -> dict[str, dict[str, str]]:
 
 
 def signed_score(value: float, metric: str) -> float:
-    """`value` turned so that more is better."""
+    """`value` with a sign so that more is better."""
     return -value if metric in LOWER_IS_BETTER else value
 
 
@@ -137,7 +137,9 @@ def differences_by_reference(document: Document, metric: str) -> dict[str, list[
 
 
 def compared_with(document: Document) -> dict[str, str]:
-    """What each method was compared with: the reference, or the reference with the method's label memory."""
+    """The method with which each method was compared: the reference, or the reference with the method's label
+    memory.
+    """
     return {row["b"]: row["a"] for row in document.get("differences", ())}
 
 
@@ -231,7 +233,8 @@ def same_settings(documents: Sequence[Document]) -> bool:
 def used_settings(document: Document, method: str) -> list[dict[str, Any]]:
     """A method's settings, one dict for all folds or one for each, without those that its label memory does not use.
 
-    These are habit's beside neighbours. A named bank (`bank`) may have no neighbours, and then they count.
+    With neighbours, the settings of habit are unused. A named bank (`bank`) may have no neighbours, and then they are
+    used.
     """
     settings = (document.get("settings") or {}).get(method) or {}
     unused = () if "bank" in document else _HABIT_SETTINGS

@@ -85,7 +85,7 @@ def describe_design(document: Document) -> str:
 def describe_power(document: Document) -> str:
     """The smallest difference that the design can detect, and its basis.
 
-    Empty where it was not estimated, and where it is 0: two methods that always answered alike tell nothing of it.
+    Empty if it was not estimated or is 0: two methods with identical answers give no estimate.
     """
     found = document.get("power")
     if not isinstance(found, Mapping) or not finite_or_none(found.get("detectable")):
@@ -102,7 +102,7 @@ def describe_settings(used: object) -> str:
         return "; ".join(f"fold {fold}: {describe_settings(own)}" for fold, own in enumerate(used, 1))
     if not isinstance(used, Mapping):
         return ""
-    idle = {"steps"} if used.get("epochs") else set()  # epochs decide then
+    idle = {"steps"} if used.get("epochs") else set()  # epochs take precedence
     return ", ".join(_setting(name, value) for name, value in used.items() if name not in idle)
 
 

@@ -206,6 +206,7 @@ def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anch
     from mta_cli.engine.retrieval.anchors import choose_replacements
     from mta_cli.pipeline.data.profiles import current_profiles
 
+    # 1. the candidates and their profiles  [candidates, width]
     reg, request, found = work.reg, work.request, _candidates(work)
     if not found:
         raise BadInput(
@@ -215,6 +216,7 @@ def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anch
         )
     users = [candidate.user for candidate in found]
     profiles = yield from current_profiles(reg, work.bank.task, request.embedder, users, request.machine.device)
+    # 2. one candidate for each cluster without an anchor that stays
     place = {user.id: i for i, user in enumerate(users)}
     anchors = reg.banks.anchors(work.bank.id)
     kept = [place[a.user_id] for a in anchors if not a.stale and a.user_id in place]
@@ -226,6 +228,7 @@ def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anch
         seed=request.machine.seed,
         pick=request.options.pick,
     )
+    # 3. each replaces a stale anchor; there may be fewer
     return [
         replace(
             old,

@@ -93,7 +93,9 @@ class PromptRowBuilder:
     def training_rows(
         self, items: Sequence[Item], *, mix: Sequence[int] | None = None, seed: int = 0
     ) -> list[TrainingRow]:
-        """A training row for each item, its prompt showing one of `mix` numbers of other items (or as at inference)."""
+        """A training row for each item. The number of other items in its prompt is drawn from `mix`; by default it is
+        as at inference.
+        """
         counts = tuple(mix) if mix is not None else (self.history_items,)
         choose = random.Random(seed)
         return [self._row(item, choose.choice(counts)) for item in items]

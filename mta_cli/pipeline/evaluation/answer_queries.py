@@ -88,6 +88,7 @@ def answer_queries(
     from mta_cli.engine.generation.request import SamplingParams
     from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
 
+    # 1. score the labels; the gold too, if it is not a label or there are none
     started = time.perf_counter()
     prompts = {one.query.id: tuple(examples.query_prompt(one.query)) for one in asked}
     labels = examples.task.labels
@@ -100,6 +101,7 @@ def answer_queries(
         )
         for one, values in zip(asked, found, strict=True)
     ]
+    # 2. the answers: the best label, or generated text
     if labels:
         texts = [labels[decide_label(own, labels, examples.task.metric)] for own in scores]
     elif not generate:
@@ -114,6 +116,7 @@ def answer_queries(
         )
         decode = base.tokenizer.decode
         texts = [decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for ids in generated]
+    # 3. each answer with the likelihood of its gold
     seconds = (time.perf_counter() - started) / max(1, len(asked))
     answers = []
     for one, text, values, own in zip(asked, texts, found, scores, strict=True):

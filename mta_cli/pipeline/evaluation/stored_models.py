@@ -80,6 +80,7 @@ def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -
                 f"None of these users has held-out queries of task {task.name}.",
                 hint=Command("data import", "FILE", hold_out=5),
             )
+        # 1. the steps of the ladder; a single user has no control
         bench = Workbench(reg, request, current_bank(reg, task.name, request.base.fingerprint))
         steps = ladder_steps(
             memory=bool(task.labels) and request.memory.memory != "off",
@@ -87,11 +88,13 @@ def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -
             weights=("fused", "adapted"),
         )
         steps = [one for one in steps if not (one.is_control and len(asked) == 1)]
+        # 2. answers at every step that has a model, and without a model
         measuring = _Measuring(bench, asked, queries, steps)
         yield JobStarted("evaluate", measuring.answer_count, "answers")
         yield from measuring.answer_all()
         unit = "users" if len(asked) >= MIN_UNITS["users"] else "questions"
         answers = [*measuring.answers_without_model(), *measuring.answers]
+        # 3. the verdicts; of texts, only the examples that these choose are generated
         summary = _summarise(task, steps, answers, unit, machine.seed)
         if not task.labels:
             measuring.generate(answers, choose_examples(answers, summary["ladder"]))
@@ -108,6 +111,7 @@ def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -
             "costs": {one.name: _costs(bench, asked, one, answers) for one in steps},
         }
         config = {"history_items": prompt.history_items, "base": request.base.fingerprint}
+        # 4. store answers and document together
         with reg.transaction():
             number = reg.evaluations.add_evaluation(task.name, bench.bank.id, config, result)
             reg.evaluations.predictions.add_predictions(number, answers)
@@ -160,7 +164,7 @@ class _Measuring:
 
         reg, task = bench.reg, bench.task
         self._bench, self._base, self._task, self._users, self._queries = bench, bench.base, task, users, queries
-        self._steps, self._folder = [one for one in steps if one.weights != "none"], AdapterMerger(bench.base)
+        self._steps, self._merger = [one for one in steps if one.weights != "none"], AdapterMerger(bench.base)
         self._items = {user.id: reg.items.recent_items(user.id, task.name, MAX_RECENT_ANSWERS) for user in users}
         groups = alike_users([user.id for user in users], self._items, reg.users.groups(task.name))
         self._others = {user: others for group in groups for user, others in group.items()}
@@ -192,12 +196,12 @@ class _Measuring:
             yield JobProgress("whose is it", len(self.answers))
             self._ask_whose()
         finally:
-            self._folder.set_adapter(None)
+            self._merger.set_adapter(None)
         order = [one.name for one in self._steps]
         self.answers.sort(key=lambda answer: order.index(answer.method))
 
     def _merge_task_adapter(self, *, common: bool) -> None:
-        self._folder.set_adapter(self._bench.task_adapter if common else None)
+        self._merger.set_adapter(self._bench.task_adapter if common else None)
 
     def _batches(self, steps: Sequence[Step]) -> Iterator[list[_StepQuery]]:
         """Every query of every user at each of `steps`, in batches limited by the size of the users' weights."""
@@ -322,7 +326,7 @@ class _Measuring:
                 for given in self._answer(portion, shows=shows, generate=True):
                     texts[given.method, given.query_id] = given.answer
         finally:
-            self._folder.set_adapter(None)
+            self._merger.set_adapter(None)
         for place, one in enumerate(answers):
             if (one.method, one.query_id) in texts:
                 answers[place] = replace(one, answer=texts[one.method, one.query_id])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.work import AnchorLookup, ReportT, Work
     from mta_cli.options import ExecutorOptions
 
-BELOW = -1  # the task adapter's number beside those of anchors
+BELOW = -1  # the task adapter's number, which no anchor has
 MAX_TRIES = 4  # tries of one work if workers are lost
 PLACE_SECONDS = 300.0  # the longest wait for workers to be ready while nothing runs
 

@@ -29,7 +29,7 @@ MAX_NAMES = 3  # users named in a title
 
 @dataclass(frozen=True)
 class UnfinishedJob:
-    """A job that ended early. `number` is that of its bank, run or evaluation, depending on `kind`.
+    """A job that ended early. `number` is the number of its bank, run or evaluation, depending on `kind`.
 
     `detail`: its progress. `when`: ISO 8601. `why` is empty if the reason is unknown, as after a kill. `request` is the
     document of its run and `run` that run's number, if there is one.

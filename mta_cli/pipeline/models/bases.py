@@ -18,7 +18,7 @@ from mta_cli.pipeline.models.memory import CONTEXT_TOKENS, Shape
 # the families that `engine/model/layer_spec.py` describes
 FAST_FAMILIES = frozenset({"gemma3_text", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
 NUMBER_BYTES = 2  # bfloat16
-# settings that change the decoder's speed class
+# scales that the fast decoder does not support; a base of random weights must have them too
 FAMILY_SETTINGS = {"granite": {"residual_multiplier": 0.22, "logits_scaling": 8.0}}
 SHORT_NAMES = {  # short names of shapes
     "smollm2-135m": "smollm2-135m-instruct",
@@ -32,7 +32,7 @@ SHORT_NAMES = {  # short names of shapes
 
 @dataclass(frozen=True)
 class HubBase:
-    """A base on the hub. `family` is transformers' `model_type`; the sizes are those of its `config.json`.
+    """A base on the hub. `family` is transformers' `model_type`; the sizes are from its `config.json`.
 
     `stores_tied_head`: its files contain the tied output layer a second time.
     """

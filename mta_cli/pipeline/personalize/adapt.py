@@ -76,6 +76,7 @@ def adapt_users(
     items is skipped, so a stopped run continues where it stopped. With `plan`, a plan with these lines and the cost of
     training comes first; a dry run ends there. Raises UsageError if the bank has fewer anchors than requested.
     """
+    # 1. bank, users and shots; refuse bad requests before anything is loaded
     users, request, options = asked.users, asked.fuse, asked.options
     require_targets(options.targets, request.base.path)
     bank = current_bank(reg, request.task.name, request.base.fingerprint)
@@ -92,6 +93,7 @@ def adapt_users(
             {"dry_run": True, "bank": bank.name, "version": bank.version, "users": [user.name for user in chosen]}
         )
         return
+    # 2. hold the users and the anchors' users while their data are in use
     whom = [user.id for user in users or ()]
     used = [*(user.id for user in chosen), *anchor_users(reg, bank)]
     with (
@@ -106,7 +108,9 @@ def adapt_users(
         record_models(reg, request.base)
         training = _StackTraining(Workbench(reg, request, bank, executors), asked)
         with training.bench.holding_task_adapter():
+            # 3. recipes first: a stack is trained above its user's fusion
             recipes = yield from _current_recipes(training.bench, chosen, asked)
+            # 4. the stacks that are missing or outdated, in groups
             targets = []
             for user in chosen:
                 if (target := (yield from training.prepare_target(user, shots[user.id], recipes[user.id]))) is not None:

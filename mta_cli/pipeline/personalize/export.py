@@ -239,7 +239,7 @@ def _prompter(entry: ModelEntry, task: Task) -> PromptBuilder:
 
 
 def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]]:
-    """The files in `target` that an earlier export wrote and nobody changed, with their SHA-256.
+    """The files in `target` that an earlier export wrote and that are unchanged, with their SHA-256.
 
     The folder may be untrusted, so paths in its list that lead outside are ignored. Raises BadInput for another file
     that this export would replace.

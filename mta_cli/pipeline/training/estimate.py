@@ -129,11 +129,11 @@ def cost_lines(
         PlanLine("tokens", f"about {sum(each.count for each in busy):,}"),
         PlanLine("memory", f"about {format_gigabytes(needed(precision))}"),
         PlanLine("time", f"about {format_duration(seconds)}", "a matrix product" if guess else "earlier trainings"),
-        *speed_lines(base),
+        *slow_path_lines(base),
     )
 
 
-def speed_lines(base: ModelEntry) -> tuple[PlanLine, ...]:
+def slow_path_lines(base: ModelEntry) -> tuple[PlanLine, ...]:
     """A line if the base runs through transformers' modules instead of the decoder.
 
     An unreadable folder is ignored here; loading reports it.

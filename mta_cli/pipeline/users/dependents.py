@@ -57,13 +57,13 @@ def banks_pooling_user(reg: Registry, user: User, *, measuring: bool = False) ->
     """
     held = {task: items for task, items, _ in reg.users.tasks_of_user(user.id)}
 
-    def has_pooled(bank: Bank) -> bool:
+    def was_trained_on_user(bank: Bank) -> bool:
         if reg.banks.knows_task_adapter_users(bank.id):
             return reg.banks.is_task_adapter_user(bank.id, user.id)
         enough = held.get(bank.task, 0) >= _min_pooled_items(bank)
         return bank.task_adapter is not None and enough and user.can_anchor and user.created <= bank.created
 
-    return [bank for bank in reg.banks.all(measuring=measuring) if has_pooled(bank)]
+    return [bank for bank in reg.banks.all(measuring=measuring) if was_trained_on_user(bank)]
 
 
 def _min_pooled_items(bank: Bank) -> int:

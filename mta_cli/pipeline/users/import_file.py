@@ -196,16 +196,19 @@ def _reconcile_with_store(reg: Registry, source: ImportSource, intake: ParsedFil
         if user_id is None:
             continue
         held_out = record.held_out
+        # 1. the stored record with this id, else with the same texts and day
         there, query = _find_stored(reg, user_id, item, held_out)
         if there is None and query is None and is_content_key(item.key):
             alike = keys_by_texts(user_id, item.task).get(hash_texts(item.input, item.output), ())
             if (key := _take_stored_key(intake, record, alike)) is not None:
                 there, query = _find_stored(reg, user_id, replace(item, key=key), held_out)
+        # 2. an item that is stored as a query becomes a query
         if query is not None:
             same = (query.input, query.output) == (item.input, item.output)
             if (from_rows or same) and intake.staged.make_query(record.id):
                 there, held_out = query, True
                 intake.counts.update({False: -1, True: 1})
+        # 3. compare the contents; the stored record is never changed
         if there is None:
             continue
         known[held_out] += 1
@@ -277,6 +280,7 @@ def _write(
     few = max(total, len(names)) <= MAX_WHOLE_RECORDS
     written = 0
     try:
+        # A small file is written in one transaction. A large one holds its users, and is repeatable after a stop.
         with reg.transaction() if few else nullcontext():
             _add_task(reg, source, task, intake)
             changed = _change_consent(reg, names, can_anchor)

@@ -21,7 +21,7 @@ MAX_SOCKET_PATH = 100  # characters of a socket's path that all systems accept
 
 
 def new_socket_path(root: Path) -> Path:
-    """A unique path for this process's socket. It does not use the process id, which may be equal in two containers."""
+    """A unique path for this process's socket. The process id alone is not enough: two containers may have the same."""
     return root / FOLDER / f"{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
 
 

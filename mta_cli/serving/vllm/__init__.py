@@ -1,1 +1,1 @@
-"""Answers by a vLLM server: its engine beside `scheduler`, the adapters it loads, and the plugin that loads them."""
+"""Answers by a vLLM server: the engine, the adapter folders, and vLLM's plugin that loads them."""

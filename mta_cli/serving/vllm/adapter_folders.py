@@ -1,4 +1,6 @@
-"""Users' models as PEFT folders that a vLLM server loads by name. A name is a digest: it says nothing of the user."""
+"""Users' models as PEFT folders that a vLLM server loads by name. A name is a digest that reveals nothing of the
+user.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +30,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("mta.serve")
 
 
-@dataclass(frozen=True, eq=False)  # one object is one model, though two users may have the same folder
+@dataclass(frozen=True, eq=False)  # compared by identity: two users may have the same folder
 class AdapterFolder:
-    """A model as vLLM knows it: its name there, and what its folder takes on disk; 0 for the base."""
+    """A model at vLLM: its name there, and the size of its folder; 0 for the base."""
 
     name: str
     num_bytes: int
 
 
 class AdapterFolders:
-    """Makes a folder for each model, in `root`, of rank `max_rank` at most. `base_name` is the base's name at vLLM."""
+    """Makes a folder in `root` for each model, of rank at most `max_rank`. `base_name` is the base's name at vLLM."""
 
     def __init__(self, root: Path, entry: ModelEntry, base_name: str, *, max_rank: int, approximate: bool) -> None:
         self._root, self._entry, self._max_rank, self._approximate = root, entry, max_rank, approximate
@@ -47,7 +49,7 @@ class AdapterFolders:
         self._own_root()
 
     def _own_root(self) -> None:
-        """Take the folder for this process, and empty it. Raises BadInput for one that others may use."""
+        """Lock the folder for this process and empty it. Raises BadInput if others may use it."""
         from filelock import FileLock, Timeout
 
         root, hint = self._root, ("another folder with ", Flag("adapters"))
@@ -59,7 +61,7 @@ class AdapterFolders:
             self._held = FileLock(root / ".lock", blocking=False, thread_local=False)
             self._held.acquire()
             remove_leftover_temporaries(root)
-            for left_over in root.iterdir():  # by a server that was killed
+            for left_over in root.iterdir():  # left by a killed server
                 if ADAPTER_NAME.fullmatch(left_over.name):
                     shutil.rmtree(left_over)
             (root / BASE_FILE).write_text(self._entry.fingerprint)
@@ -69,7 +71,7 @@ class AdapterFolders:
             raise BadInput(f"{root} cannot hold users' adapters: {system_reason(error)}.", hint=hint) from error
 
     def make(self, reg: Registry, user: User, task: str, mode: str, bank: Bank) -> tuple[AdapterFolder, AnswerSource]:
-        """See `WeightsMaker`. Raises BadInput for late parts unless they may act on all tokens."""
+        """See `WeightsMaker`. Raises BadInput for late parts, unless they may act on all tokens."""
         from mta_cli.engine.lora.merge import compress_to_rank
         from mta_cli.pipeline.personalize.export import content_digest, pad_to_uniform_rank
         from mta_cli.pipeline.personalize.export_formats import CONFIG_FILE, WEIGHTS_FILE, json_bytes, peft_config
@@ -99,7 +101,7 @@ class AdapterFolders:
         files = {WEIGHTS_FILE: content, CONFIG_FILE: json_bytes(config)}
         with self._lock:
             if find_adapter(self._root, name) is None:
-                shutil.rmtree(target, ignore_errors=True)  # what somebody has left of it
+                shutil.rmtree(target, ignore_errors=True)  # an incomplete folder
                 write_folder(target, files, "An adapter for vLLM", private=True)
             self._uses[name] += 1
         return AdapterFolder(name, len(content)), source
@@ -122,7 +124,7 @@ class AdapterFolders:
                 self._remove_folder(weights.name)
 
     def remove_all(self) -> None:
-        """Remove every folder, and let go of the place."""
+        """Remove every folder, and release the lock."""
         with self._lock:
             for name in self._uses:
                 self._remove_folder(name)
@@ -132,7 +134,7 @@ class AdapterFolders:
     def _remove_folder(self, name: str) -> None:
         try:
             shutil.rmtree(self._root / name)
-        except FileNotFoundError:  # somebody was faster
+        except FileNotFoundError:  # removed meanwhile
             pass
         except OSError as error:
             log.error("a user's adapter cannot be removed from %s: %s", self._root, system_reason(error))

@@ -1,8 +1,9 @@
-"""Answers that a vLLM server computes: prompts, own items, label memory and forgetting stay here, weights go there.
+"""An engine that lets a vLLM server compute: it gets token ids and adapters; prompts, own items, label memory and
+forgetting stay here.
 
-vLLM gets token ids, and the digest of a folder that it loads as a LoRA. A text comes as a stream of token ids. Labels
-are scored by the tree of their tokens: one prompt for each beginning of a label, whose next tokens' log-probabilities
-vLLM tells.
+A model's name at vLLM is the digest of a folder that vLLM loads as a LoRA. Text is streamed as token ids. Labels are
+scored by the tree of their tokens: one request for each proper prefix of a label, for the log-probabilities of its next
+tokens.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "VLLM_API_KEY"
 CONNECT_SECONDS, READ_SECONDS, CHECK_SECONDS = 10.0, 600.0, 2.0
-ANSWER_SECONDS = 3_600.0  # an answer that takes longer is given up, whatever comes
-REMOVE_AFTER_SECONDS = 2.0  # from an answer's end: vLLM must not miss the folder of an answer that it is ending
+ANSWER_SECONDS = 3_600.0  # the timeout of an answer
+REMOVE_AFTER_SECONDS = 2.0  # after an answer's end, because vLLM may still need the folder
 MAX_TOKEN_ID = 2**31
-SCORED_TOKENS = 128  # of how many tokens vLLM tells the log-probabilities at one position
+SCORED_TOKENS = 128  # the most tokens for which vLLM returns log-probabilities at one position
 TOKEN_PREFIX = "token_id:"
 PROBE = "Naïve café, 12 × 34 = 408?\n\tYes — 好的."
 NOT_UNDERSTOOD = (ValueError, KeyError, TypeError, IndexError, AttributeError)
@@ -49,9 +50,9 @@ VllmAnswer = AnswerRequest[AdapterFolder]
 
 
 def connect_vllm(entry: ModelEntry, options: ServeOptions, metrics: Metrics) -> ServedBase[AdapterFolder]:
-    """The base `entry` as the vLLM server at `options.vllm` serves it.
+    """The base `entry` as served by the vLLM server at `options.vllm`.
 
-    Raises BadInput where there is no such server, and IntegrityFault where its base has another tokenizer.
+    Raises BadInput without such a server, and IntegrityFault if its base has another tokenizer.
     """
     from mta_cli.engine.model.load import read_base_info
 
@@ -81,12 +82,12 @@ def _client_settings(address: str) -> dict[str, Any]:
         "headers": {"Authorization": f"Bearer {key}"} if key else {},
         "timeout": httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
         "limits": httpx.Limits(max_connections=None),
-        "trust_env": False,  # no proxy reads along
+        "trust_env": False,  # use no proxy
     }
 
 
 def _served_base(client: httpx.Client, base: BaseInfo) -> tuple[str, int]:
-    """The base's name at the server, and how many tokens it reads. Raises as `connect_vllm`."""
+    """The base's name at the server, and its context length. Raises as `connect_vllm`."""
     address = client.base_url
     hint = "vllm serve BASE --enable-lora …; see docs/scale.md"
     try:
@@ -108,7 +109,7 @@ def _served_base(client: httpx.Client, base: BaseInfo) -> tuple[str, int]:
 
 
 class VllmFormats:
-    """Answers that are JSON, by vLLM's own grammars."""
+    """JSON answers by vLLM's own grammars."""
 
     def constraints(self, schema: dict[str, Any], count: int) -> list[None]:
         """vLLM gets the schema with the request."""
@@ -124,9 +125,9 @@ class VllmEngine:
         self._address, self._folders, self._metrics = address, folders, metrics
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._lock, self._waiting, self._stop = threading.Lock(), 0, False
-        self._tasks: dict[VllmAnswer, asyncio.Task[None]] = {}  # of the loop's thread alone, as what follows
-        self._placed: set[VllmAnswer] = set()  # those that wait no longer
-        self._unused: set[AdapterFolder] = set()  # goes once no answer needs it
+        self._tasks: dict[VllmAnswer, asyncio.Task[None]] = {}  # used in the loop's thread only, as the following
+        self._placed: set[VllmAnswer] = set()  # answers that no longer wait
+        self._unused: set[AdapterFolder] = set()  # removed once no answer needs them
         self._loop, self._begun = asyncio.new_event_loop(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)
 
@@ -160,10 +161,10 @@ class VllmEngine:
         self._loop.call_soon_threadsafe(self._begin, list(answers))
 
     def cancel(self, answers: Sequence[VllmAnswer]) -> None:
-        """End these without a word; vLLM ends them when the connection closes."""
+        """Cancel these answers; vLLM stops when the connection closes."""
         for answer in answers:
             answer.cancelled = True
-        with suppress(RuntimeError):  # the loop has ended, and every answer with it
+        with suppress(RuntimeError):  # the loop and all its answers have ended
             self._loop.call_soon_threadsafe(self._cancel, list(answers))
 
     def known_owners(self) -> set[int]:
@@ -173,7 +174,7 @@ class VllmEngine:
     def forget(self, gone: Sequence[AdapterFolder], owners: Sequence[int]) -> None:
         """See `AnswerEngine`. Folders of `gone` are removed, once the answers that need them have ended.
 
-        vLLM may keep a removed adapter in memory until others need the room; nothing here names it any more.
+        vLLM may keep a removed adapter in memory until others need the room, but it is never requested again.
         """
         self._call(self._forget, list(gone), set(owners))
 
@@ -188,7 +189,7 @@ class VllmEngine:
         self._folders.remove_all()
 
     def _call(self, work: Any, *given: Any) -> Any:
-        """What `work` says, done in the loop's thread; None once that has ended."""
+        """The result of `work`, run in the loop's thread; None if the loop has ended."""
 
         async def done() -> Any:
             return work(*given)
@@ -225,7 +226,8 @@ class VllmEngine:
     def _begin(self, answers: Sequence[VllmAnswer]) -> None:
         for answer in answers:
             task = self._tasks[answer] = self._loop.create_task(self._answer(answer))
-            task.add_done_callback(partial(self._end, answer))  # a task that is cancelled early never runs at all
+            # needed because a task that is cancelled early never runs
+            task.add_done_callback(partial(self._end, answer))
         self._publish()
 
     def _end(self, answer: VllmAnswer, task: asyncio.Task[None]) -> None:
@@ -255,7 +257,7 @@ class VllmEngine:
         self._remove_unused()
 
     def _remove_unused(self) -> None:
-        """Remove folders a little after the last answer that needs them: vLLM may still be ending it."""
+        """Remove unused folders after a delay, because vLLM may still be ending their last answer."""
         needed = {answer.model for answer in self._tasks}
         for folder in self._unused - needed:
             self._loop.call_later(REMOVE_AFTER_SECONDS, self._folders.remove, folder)
@@ -309,7 +311,9 @@ class VllmEngine:
     async def _stream(
         self, body: Mapping[str, Any], top: int | None
     ) -> AsyncIterator[tuple[list[SampledToken], str | None]]:
-        """The tokens of an answer as they come, with the `top` likeliest, and why it ended. Raises MtaError."""
+        """Yields the tokens of an answer, each with the `top` likeliest ones, and then its finish reason. Raises
+        MtaError.
+        """
         try:
             async with self._client.stream("POST", "/v1/completions", json=body) as response:
                 if response.status_code != 200:
@@ -363,7 +367,7 @@ class VllmEngine:
 
 
 def scoring_requests(labels: Sequence[Sequence[int]]) -> list[tuple[list[int], list[LabelPrefix]]]:
-    """What to ask to score labels by their tokens: next tokens, at most `SCORED_TOKENS`, after which beginnings."""
+    """The requests that score labels: prefixes, each with at most `SCORED_TOKENS` next tokens."""
     following: dict[LabelPrefix, set[int]] = {}
     for label in labels:
         for n in range(len(label)):
@@ -390,7 +394,7 @@ def _text_request(answer: VllmAnswer) -> dict[str, Any]:
         "max_tokens": answer.max_tokens,
         "temperature": sampler.temperature,
         "top_p": sampler.top_p,
-        "top_k": 0,  # these three would else be the model's own
+        "top_k": 0,  # otherwise the model's own defaults would apply to these three
         "min_p": sampler.min_p,
         "repetition_penalty": sampler.repetition_penalty,
         "seed": sampler.seed,
@@ -409,7 +413,7 @@ def _text_request(answer: VllmAnswer) -> dict[str, Any]:
 
 
 def _chosen(choice: Mapping[str, Any], top: int | None) -> list[SampledToken]:
-    """The tokens of a chunk, with log-probabilities where they were asked for: the `top` likeliest first."""
+    """The tokens of a chunk, with log-probabilities if requested, the `top` likeliest first."""
     from mta_cli.engine.generation.sampler import SampledToken
 
     tokens = [int(token) for token in choice["token_ids"] or ()]
@@ -419,7 +423,8 @@ def _chosen(choice: Mapping[str, Any], top: int | None) -> list[SampledToken]:
         return [SampledToken(token) for token in tokens]
     chosen, logs = [], choice["logprobs"]
     for n, token in enumerate(tokens):
-        found = sorted(_by_token(logs["top_logprobs"][n]).items(), key=lambda pair: -pair[1])  # the chosen one too
+        # includes the chosen token
+        found = sorted(_by_token(logs["top_logprobs"][n]).items(), key=lambda pair: -pair[1])
         chosen.append(SampledToken(token, float(logs["token_logprobs"][n]), tuple(found[:top])))
     return chosen
 
@@ -433,7 +438,7 @@ def _no_answer(error: httpx.HTTPError) -> EngineUnavailable:
 
 
 def _refusal(status: int, content: bytes, model: str) -> MtaError:
-    """An error of vLLM in our words; its own words are for the requests that it refuses."""
+    """A vLLM error as one of ours; vLLM's message is used only for refused requests."""
     message = ""
     with suppress(*NOT_UNDERSTOOD):
         message = str(json.loads(content)["error"]["message"])[:500]

@@ -1,4 +1,4 @@
-"""A plugin of vLLM: an adapter that is asked for by name is loaded from the folder that `mta serve --vllm` fills.
+"""A vLLM plugin that loads adapters by name from the folder of `mta serve --vllm`.
 
 vLLM calls `register` in each of its processes. It does nothing unless `MTA_VLLM_ADAPTERS` names the folder.
 """
@@ -18,20 +18,20 @@ log = logging.getLogger("mta.vllm")
 
 
 def find_adapter(root: Path, name: str) -> Path | None:
-    """The folder of the adapter `name` in `root`; None for one that is not there and for what is no adapter's name."""
+    """The folder of the adapter `name` in `root`; None if it does not exist or the name is invalid."""
     folder = root / name if ADAPTER_NAME.fullmatch(name) else None
     return folder if folder is not None and (folder / CONFIG_FILE).is_file() else None
 
 
 def served_fingerprint(folder: Path) -> str | None:
-    """The fingerprint of the base in `folder`; None for one that vLLM loads by its name on a hub. Reads all weights."""
+    """The fingerprint of the base in `folder`; None if vLLM loads the base by its hub name. Reads all weights."""
     from mta_cli.engine.model.checkpoint_files import fingerprint
 
     return fingerprint(folder) if folder.is_dir() else None
 
 
 def wanted_fingerprint(root: Path) -> str | None:
-    """The fingerprint of the base that the adapters in `root` are for now; None where that is not said."""
+    """The fingerprint of the base of the adapters in `root`; None if not recorded."""
     wanted = root / BASE_FILE
     return wanted.read_text().strip() if wanted.is_file() else None
 
@@ -46,12 +46,12 @@ def register() -> None:
     root = Path(given)
 
     class AdapterResolver(LoRAResolver):  # type: ignore[misc]  # vLLM has no types here
-        """Adapters of mta's users."""
+        """Resolves adapters of mta's users."""
 
         reading: asyncio.Task[str | None] | None = None
 
         async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-            """The adapter of that name, whose number vLLM chooses; None without one, and where the base is another."""
+            """The adapter of that name, with a number chosen by vLLM; None if it does not exist or the base differs."""
             if (folder := find_adapter(root, lora_name)) is None:
                 return None
             if self.reading is None:

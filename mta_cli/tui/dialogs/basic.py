@@ -1,4 +1,4 @@
-"""Dialogs over a screen: a question, an error, help, and waiting for the end. They decide nothing."""
+"""Dialogs over a screen: a question, an error, help, and waiting for the end of a step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Answer = TypeVar("Answer")
 
 
 class ScrollingDialog(ModalScreen[Answer]):
-    """A dialog whose buttons have the focus, while keys scroll its `.long` text."""
+    """A dialog in which buttons have the focus and keys scroll the `.long` text."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(key, f"scroll_text('{action}')", "Scroll", show=False, tooltip="Scroll the text")
@@ -32,12 +32,12 @@ class ScrollingDialog(ModalScreen[Answer]):
     ]
 
     async def action_scroll_text(self, action: str) -> None:
-        """Scroll what is longer than its room."""
+        """Scroll the long text."""
         await self.query_one(".long").run_action(action)
 
 
 class ConfirmDialog(ScrollingDialog[bool]):
-    """A question with two answers; no is the one that is focused."""
+    """A yes-or-no question; "no" has the focus."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "answer(True)", "Yes", id="confirm.yes", tooltip="Yes"),
@@ -80,7 +80,7 @@ class ClosingDialog(ModalScreen[None]):
 
 
 class ErrorDialog(ModalScreen[None]):
-    """What went wrong: message, hint, and details that can be marked and copied."""
+    """An error: message, hint, and details that can be selected and copied."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,enter", "dismiss", "Close", id="error.close", tooltip="Back to the screen"),
@@ -116,12 +116,12 @@ class ErrorDialog(ModalScreen[None]):
             self.dismiss()
 
     def action_copy(self) -> None:
-        """Put everything into the clipboard."""
+        """Copy everything to the clipboard."""
         self.app.copy_to_clipboard(f"{error_message(self._error)}\n\n{error_details(self._error)}")
 
 
 class HelpDialog(ModalScreen[None]):
-    """Help on what has the focus and on the screen, with every key that works there."""
+    """Help on the focused widget and on the screen, with all active keys."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,enter,q", "dismiss", "Close", id="help.close", tooltip="Back to the screen"),
@@ -132,7 +132,7 @@ class HelpDialog(ModalScreen[None]):
         self._text, self._key_help = text, keys
 
     def compose(self) -> ComposeResult:
-        """The words, then the keys."""
+        """The help text, then the keys."""
         with VerticalScroll(classes="dialog help") as box:
             box.can_focus = True
             yield Static(block_text(self._text))
@@ -146,12 +146,12 @@ class HelpDialog(ModalScreen[None]):
 
 
 def error_message(error: BaseException) -> str:
-    """What happened, in the words of the command line."""
+    """The error's message, as on the command line."""
     return clean_text(str(error) if isinstance(error, MtaError) else f"{type(error).__name__}: {error}")
 
 
 def error_details(error: BaseException) -> str:
-    """All faults of bad input; the traceback of an unexpected error."""
+    """All faults of a BadInput; the traceback of an unexpected error."""
     if isinstance(error, BadInput) and error.faults:
         return clean_text("\n".join(error.faults))
     if isinstance(error, MtaError):

@@ -1,6 +1,6 @@
-"""Forms: a few fields with defaults, refused in place, and the plan before the start.
+"""Forms: fields with defaults, faults shown beside the fields, and the plan before the start.
 
-A field that is left empty was not given: settings decide, and its default is shown dimmed. Knows no job.
+An empty field uses the setting, which is shown dimmed. Knows no job.
 """
 
 from __future__ import annotations
@@ -32,16 +32,15 @@ FormValues = dict[str, str]
 FormCheck = Callable[[FormValues], None]
 FormPlanner = Callable[[FormValues], Awaitable[Sequence[JobPlan]]]
 FormSuggester = Callable[[FormValues], Awaitable[Mapping[str, str]]]
-SUGGEST_DELAY_SECONDS = 0.3  # without a key, before suggestions are made
+SUGGEST_DELAY_SECONDS = 0.3  # pause in typing before suggestions are computed
 FORM_ORIGIN = "this form"
 
 
 @dataclass(frozen=True)
 class FormField:
-    """One thing to fill in. `default_text` says which value holds while it is empty.
+    """One field. `default_text` is the value that applies while it is empty.
 
-    `setting_key` is the key by which faults find their field. With `choices` nothing else can be chosen. `advanced`
-    fields are folded away.
+    `setting_key` links faults to their field. With `choices` only these can be chosen. `advanced` fields are collapsed.
     """
 
     name: str
@@ -57,10 +56,10 @@ class FormField:
 
 @dataclass(frozen=True)
 class Form:
-    """Fields, and what decides about them. `check` raises MtaError for values that cannot be used.
+    """Fields and their functions. `check` raises MtaError for invalid values.
 
-    `plan` says what the job would do with these values. It is shown before the job starts. `suggest` says what holds
-    for text fields that are left empty, by the values of the others; it may raise MtaError too.
+    `plan` returns the job's plan for these values, which is shown before the job starts. `suggest` returns defaults for
+    empty text fields from the values of the others; it may raise MtaError too.
     """
 
     title: str
@@ -92,7 +91,7 @@ def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bo
 
 
 def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple[dict[str, str], list[str]]:
-    """The lines of an error by the field that they are about, and those that are about none.
+    """The lines of an error by field, and the lines that belong to no field.
 
     Flags are called by the label of their field; a command stays one that could be typed.
     """
@@ -120,7 +119,7 @@ def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple
 
 
 class FieldRow(Vertical):
-    """A field's label and value, and below them what is wrong with it."""
+    """A field's label and value, with its fault below."""
 
     def __init__(self, field: FormField) -> None:
         super().__init__(classes="row")
@@ -135,20 +134,20 @@ class FieldRow(Vertical):
 
     @property
     def value(self) -> str:
-        """What was given; empty where nothing was."""
+        """The field's value; empty if nothing was entered."""
         editor = self.query_one(".editor")
         if isinstance(editor, Select):
             return "" if editor.is_blank() else str(editor.value)
         return cast("Input", editor).value.strip()
 
     def show_default(self, text: str) -> None:
-        """Show what holds while it is empty; a field with choices keeps its own."""
+        """Show the default for an empty field; a field with choices keeps its own."""
         editor = self.query_one(".editor")
         if isinstance(editor, Input):
             editor.placeholder = clean_line(text)
 
     def show_fault(self, text: str) -> None:
-        """Show what is wrong with it; nothing where the text is empty."""
+        """Show the fault, or hide it if the text is empty."""
         self.query_one(".fault", Static).update(line_text(text))
         self.set_class(bool(text), "-wrong")
 
@@ -162,7 +161,9 @@ class FieldRow(Vertical):
 
 
 class FormDialog(ScrollingDialog[FormValues | None]):
-    """A form over a screen: the fields, then the plan if it has one. Gives the values, or None when it was left."""
+    """A form over a screen: the fields, then the plan if it has one. Returns the values, or None if it was
+    cancelled.
+    """
 
     CSS_PATH = "form.tcss"
     HELP: ClassVar[str] = (
@@ -181,7 +182,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
         self._suggested: Mapping[str, str] = {}
 
     def compose(self) -> ComposeResult:
-        """Title, fields, the focused one's help, what is wrong, the plan, the buttons."""
+        """Title, fields, the focused field's help, faults, the plan, the buttons."""
         with Vertical(classes="dialog form"):
             yield Static(line_text(self.form.title, "bold"), id="title")
             if self.form.about:
@@ -206,17 +207,19 @@ class FormDialog(ScrollingDialog[FormValues | None]):
 
     @property
     def form_values(self) -> FormValues:
-        """What is in the fields."""
+        """The values of the fields."""
         return {row.field.name: row.value for row in self._rows()}
 
     @property
     def _is_open(self) -> bool:
-        """Whether nobody has left it. Afterwards its fields go one by one, while work on them may go on."""
+        """Whether the dialog is still open. After closing, its fields are removed one by one while background work may
+        go on.
+        """
         return self in self.app.screen_stack
 
     @property
     def plan_shown(self) -> bool:
-        """Whether the plan is what is shown."""
+        """Whether the plan is shown."""
         return bool(self.query_one("#plan").display)
 
     @on(Input.Changed)
@@ -224,7 +227,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
     def recheck_values(self, event: Input.Changed | Select.Changed) -> None:
         """Values are checked while they are typed; required values are asked for only on submit.
 
-        What no terminal should get goes from what was pasted.
+        Control characters are removed from pasted text.
         """
         if not self._is_open:
             return
@@ -236,7 +239,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
 
     @work(exclusive=True, group="suggest")
     async def _show_suggestions(self, suggest: FormSuggester) -> None:
-        """Show in empty fields what holds for them, and what is wrong with the others; after a pause in typing."""
+        """After a pause in typing, show defaults in empty fields and faults of the others."""
         await asyncio.sleep(SUGGEST_DELAY_SECONDS)
         if not self._is_open:
             return
@@ -247,7 +250,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
             suggested = await suggest(filled)
         except MtaError as raised:
             error = MtaError(raised.message)
-        except Exception as raised:  # the plan would meet it too
+        except Exception as raised:  # making the plan would raise it too
             error = MtaError(f"{type(raised).__name__}: {raised}")
         if not self._is_open or self.form_values != filled:  # closed or changed meanwhile
             return
@@ -259,7 +262,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
 
     @on(Input.Submitted)
     def action_submit(self) -> None:
-        """On to the plan, or to the end."""
+        """Show the plan, or submit the form."""
         if self.query_one("#go", Button).disabled:
             return
         if self.plan_shown:
@@ -277,7 +280,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
             self._compute_plan(self.form.plan)
 
     def action_back(self) -> None:
-        """From the plan to the fields; from the fields out."""
+        """Go back from the plan to the fields; from the fields, close the form."""
         opened = next((s for s in self.query(Select) if s.expanded), None)
         if opened is not None:
             opened.expanded = False
@@ -287,14 +290,14 @@ class FormDialog(ScrollingDialog[FormValues | None]):
             self.dismiss(None)
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """The same by mouse or Enter."""
+        """Run a button's action."""
         if event.button.id == "go":
             self.action_submit()
         else:
             self.action_back()
 
     def on_descendant_focus(self, event: DescendantFocus) -> None:
-        """Help on the field that has the focus."""
+        """Show help on the focused field."""
         row = _row_of(event.widget)
         self.query_one("#hint", Static).update(block_text(row.field.help if row else "", "dim"))
 
@@ -315,14 +318,14 @@ class FormDialog(ScrollingDialog[FormValues | None]):
             return
         if fault is not None:
             self._show_faults(fault)
-        elif self.form_values == filled:  # else the values changed meanwhile
+        elif self.form_values == filled:  # otherwise the values changed meanwhile
             self._show_plan(planned)
         go.disabled, go.label = False, self._next_label()
         if self.plan_shown:
             go.focus()
 
     def help_for(self, widget: Widget | None) -> str:
-        """Help on the field that has the focus, and on the form."""
+        """Help on the focused field and on the form."""
         row = _row_of(widget)
         if row is None:
             return self.HELP
@@ -333,7 +336,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
         return self.form.submit_label if self.form.plan is None or (self.is_mounted and self.plan_shown) else "Plan"
 
     def _show_plan(self, planned: Sequence[JobPlan] | None) -> None:
-        """The plan in place of the fields, or with None the fields again."""
+        """Show the plan instead of the fields; with None, the fields again."""
         shown = planned is not None
         if planned is not None:
             self.query_one("#plan-lines", Static).update(plan_table(planned))
@@ -346,7 +349,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
             self.query(".editor").first().focus()
 
     def _check(self, *, missing: bool) -> bool:
-        """Whether all is well; says beside the fields what is not."""
+        """Check all values and show faults beside the fields; returns whether there is none."""
         lacking = {row.field.name: "required" for row in self._rows() if row.field.required and not row.value}
         try:
             self.form.check(self.form_values)
@@ -373,7 +376,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
 
 
 def field_help(field: FormField) -> str:
-    """What a field means, what can be chosen, what holds while it is empty, and the setting that gives its default."""
+    """A field's meaning, its choices, its default, and the setting behind the default."""
     lines = [f"{field.label}: {field.help}"]
     lines += [f"Choices: {', '.join(field.choices)}"] if field.choices else []
     lines += [f"Empty: {field.default_text}"] if field.default_text else []
@@ -387,7 +390,7 @@ def _row_of(widget: Widget | None) -> FieldRow | None:
 
 
 def plan_table(planned: Sequence[JobPlan]) -> Table:
-    """Every line of plans: name, value, and where the value comes from; what the job found out, before its options."""
+    """All lines of plans: name, value, and origin. Lines that the job computed come before its options."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, ratio=2)
     table.add_column(overflow="fold", ratio=4)

@@ -1,6 +1,6 @@
 """The forms that read a file: an import, and a quick look from a file to a verdict.
 
-Files are guessed at by the same code as on the command line. Nothing here runs a job.
+Columns and formats are guessed by the same code as on the command line. Runs no job.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ COLUMN_HELPS = {
 
 
 def _column_fields(default: str, *, advanced: bool) -> tuple[FormField, ...]:
-    """The fields of a table's columns. The time is folded away in any case."""
+    """The fields of a table's columns. The time's field is always collapsed."""
     return tuple(
         FormField(part, part, default_text=default, help=help, advanced=advanced or part == "time")
         for part, help in COLUMN_HELPS.items()
@@ -165,7 +165,7 @@ def _import_request(context: FormContext, filled: FormValues) -> JobRequest:
 
 
 def _suggest_import(filled: FormValues) -> Mapping[str, str]:
-    """Whether the file needs the user's name, and the likely columns of a table that has none of the parts' names."""
+    """Suggestions for an import: whether the file needs the user's name, and guesses for the columns of a table."""
     from mta_cli.pipeline.data.table_sample import read_table_sample
 
     source = _import_source(filled)
@@ -181,7 +181,7 @@ def _suggest_import(filled: FormValues) -> Mapping[str, str]:
 
 
 def _name_words(source: ImportSource) -> str:
-    """Whether a file that is no table needs its user's name."""
+    """Whether a file that is not a table needs its user's name."""
     from mta_cli.pipeline.data.formats.detect import read_sample, require_format
     from mta_cli.pipeline.data.formats.reading import open_rewindable
 
@@ -241,7 +241,7 @@ def _quick_request(context: FormContext, filled: FormValues) -> JobRequest:
 
 
 def _suggest_quick(filled: FormValues) -> Mapping[str, str]:
-    """The columns that hold for empty fields, as `mta quick` completes them."""
+    """Default columns for empty fields, as `mta quick` completes them."""
     from mta_cli.pipeline.quick.columns import complete_columns
 
     source = _quick_source(filled)
@@ -260,7 +260,7 @@ def _column_mapping(filled: FormValues) -> ColumnMapping:
 
 
 def _parse_names(text: str) -> tuple[str | None, tuple[str, ...]]:
-    """The first of names between commas, checked, and the others."""
+    """The first of several names separated by commas, checked, and the others."""
     from store.names import check_name
 
     names = [name for part in text.split(",") if (name := part.strip())]

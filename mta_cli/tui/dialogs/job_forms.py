@@ -1,6 +1,6 @@
-"""The jobs that can be started from the window: what each asks for, and the job that the answers make.
+"""The jobs that can be started from the window: their fields, and the request made from the values.
 
-Values take the same way as flags on the command line. Knows no widget; nothing here runs a job.
+Values are processed like flags on the command line. Knows no widget and runs no job.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def build_form(job_form: JobForm, context: FormContext, app: MtaApp) -> Form:
 
 
 async def queue_job_from_form(app: MtaApp, kind: str, **values: str) -> Job | None:
-    """Ask for a job of this kind and queue it; `values` stand in its fields at first. Await it in a worker."""
+    """Show the form of a kind of job, filled with `values`, and queue the job. Await it in a worker."""
     job_form, context = JOB_FORMS[kind], await read_form_context(app)
     form = build_form(job_form, context, app)
     fields = tuple(replace(field, initial_value=values.get(field.name, field.initial_value)) for field in form.fields)
@@ -88,7 +88,7 @@ async def queue_job_from_form(app: MtaApp, kind: str, **values: str) -> Job | No
 
 
 async def read_form_context(app: MtaApp) -> FormContext:
-    """What a form needs to know at this moment."""
+    """The current state that forms need."""
 
     def look(reg: Registry) -> tuple[tuple[str, ...], str | None, bool]:
         from mta_cli.pipeline.data.tasks import task_names
@@ -102,7 +102,7 @@ async def read_form_context(app: MtaApp) -> FormContext:
 
 
 def guess_task(reg: Registry, user: str | None) -> str | None:
-    """The task of the selected user, else the only task with a bank, else the only task there is."""
+    """The task of the selected user, else the only task with a bank, else the only task."""
     from mta_cli.pipeline.data.tasks import has_task
 
     with suppress(NotFound):  # the user was removed elsewhere
@@ -115,7 +115,7 @@ def guess_task(reg: Registry, user: str | None) -> str | None:
 
 
 def dry_run_plans(request: JobRequest, reg: Registry) -> list[JobPlan]:
-    """The plans of a dry run; what it remarks on stands with them."""
+    """The plans of a dry run, including its notes."""
     events = [event for event in request.make_events(reg, True) if not isinstance(event, JobResult)]
     notes = tuple(PlanLine("note", event.text) for event in events if isinstance(event, Note))
     plans = [event for event in events if isinstance(event, JobPlan)]
@@ -185,7 +185,7 @@ def _adapt_request(context: FormContext, filled: FormValues) -> JobRequest:
 
 
 def parse_user_names(text: str, whole: str | None = None) -> list[str]:
-    """Names separated by commas, each once; a text equal to the name `whole` is that one name."""
+    """Distinct names separated by commas; a text equal to the name `whole` is one name."""
     names = [whole] if whole is not None and text == whole.strip() else [name.strip() for name in text.split(",")]
     return list(dict.fromkeys(name for name in names if name))
 
@@ -246,4 +246,4 @@ JOB_FORMS = {
         JobForm("demo", "m", "The included sample users, through every stage.", _demo_fields, _demo_request),
     )
 }
-"""What can be started, by kind, in the order of the data."""
+"""The forms of all jobs by kind, in the order of the data."""

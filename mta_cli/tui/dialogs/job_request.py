@@ -1,6 +1,6 @@
-"""What a kind of job asks for in the window, and the request that the answers make. Knows no kind of job.
+"""The types of job forms: the fields of a kind of job, and the request made from their values. Knows no kind of job.
 
-Values take the same way as flags on the command line.
+Values are processed like flags on the command line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MACHINE_FIELDS = ("seed", "device", "dtype", "quantize", "max_memory")
 
 @dataclass(frozen=True)
 class FormContext:
-    """What a form's first values come from."""
+    """The source of a form's initial values."""
 
     settings: Settings
     store_path: Path
@@ -37,7 +37,7 @@ class FormContext:
 
 @dataclass(frozen=True)
 class JobRequest:
-    """A job that was asked for. `make_events(registry, dry_run)` is called where it runs or is planned."""
+    """A requested job. `make_events(registry, dry_run)` runs or plans it, in the thread that calls it."""
 
     kind: str
     title: str
@@ -46,9 +46,9 @@ class JobRequest:
 
 @dataclass(frozen=True)
 class JobForm:
-    """A kind of job: the fields that ask for it, and its request made from their values; UsageError for bad values.
+    """A kind of job: its fields, and its request made from their values. Bad values raise UsageError.
 
-    `suggest` reads the file that the values name: what holds for fields that are left empty.
+    `suggest` reads the file named in the values and returns defaults for empty fields.
     """
 
     kind: str
@@ -65,7 +65,7 @@ def build_options(context: FormContext, filled: FormValues, *classes: type[Any])
 
 
 def parse_path(text: str) -> Path:
-    """The path of a typed text. Raises UsageError for a text that can be none."""
+    """The path of a typed text. Raises UsageError for an invalid path."""
     if "\0" in text:
         raise UsageError("a path holds no NUL character")
     try:
@@ -75,13 +75,13 @@ def parse_path(text: str) -> Path:
 
 
 def task_field(context: FormContext, *, needed: bool = False) -> FormField:
-    """The field of a task, with the likely one; one of the tasks must be chosen where it is `needed`."""
+    """The field of a task, filled with the likely one. With `needed`, a task must be chosen."""
     value = context.task if context.task in context.task_names else ""
     return FormField("task", "task", value or "", help="The task.", choices=context.task_names, required=needed)
 
 
 def shared_fields(context: FormContext, *, prompt: bool = True) -> tuple[FormField, ...]:
-    """Models, machine and prompt, folded away."""
+    """The collapsed fields of models, machine and prompt."""
     models = partial(setting_field, context.settings, ModelOptions, advanced=True)
     machine = partial(setting_field, context.settings, MachineOptions, advanced=True)
     shown = (setting_field(context.settings, PromptOptions, "history_items", advanced=True),) if prompt else ()

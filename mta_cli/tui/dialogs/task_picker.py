@@ -1,4 +1,4 @@
-"""Choosing one task of those that users have items of, or all."""
+"""A dialog to choose one task among those with items, or all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mta_cli.tui.text import line_text
 
 
 class TaskPicker(ModalScreen[tuple[str | None] | None]):
-    """A list of tasks; gives the chosen one in a tuple, `(None,)` for all of them, None for no choice."""
+    """A list of tasks. Returns the chosen one in a tuple, `(None,)` for all, None if cancelled."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss", "Close", id="tasks.close", tooltip="Change nothing"),
@@ -39,19 +39,19 @@ class TaskPicker(ModalScreen[tuple[str | None] | None]):
         self._current_task = chosen
 
     def compose(self) -> ComposeResult:
-        """What is asked, and the tasks."""
+        """The question and the tasks."""
         with Vertical(classes="dialog"):
             yield Static(line_text("Show one task only", "bold"))
             yield OptionList(*map(self._option, range(len(self._tasks))))
 
     def on_mount(self) -> None:
-        """The cursor is on what holds now."""
+        """Put the cursor on the current choice."""
         options = self.query_one(OptionList)
         options.highlighted = self._tasks.index(self._current_task) if self._current_task in self._tasks else 0
         options.focus()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Enter, or a click."""
+        """Return the chosen task."""
         self.dismiss((self._tasks[event.option_index],))
 
     def _option(self, place: int) -> Text:

@@ -1,4 +1,4 @@
-"""Choosing a user by typing a part of the name."""
+"""A dialog to choose a user by typing a part of the name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_USERS_LISTED = 50  # names listed at once
 
 
 class UserPicker(ModalScreen[str | None]):
-    """A list of users that shrinks while a name is typed; gives the chosen name, or None."""
+    """A list of users, filtered while a name is typed. Returns the chosen name, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss", "Close", id="picker.close", tooltip="Select no user"),
@@ -40,35 +40,35 @@ class UserPicker(ModalScreen[str | None]):
         super().__init__()
         self._heading, self._excluded_users, self._task_filter = title, without, task
         self._names: list[str] = []
-        self._searched_text: str | None = None  # the words that `_names` answer
-        self._submit_pending = False  # Enter came before they did
+        self._searched_text: str | None = None  # the text for which `_names` were found
+        self._submit_pending = False  # Enter was pressed before the names were found
 
     def compose(self) -> ComposeResult:
-        """What is asked, the words, the names."""
+        """The question, the input, and the names."""
         with Vertical(classes="dialog"):
             yield Static(line_text(self._heading, "bold"))
             yield Input(placeholder="part of a name")
             yield OptionList()
 
     def on_mount(self) -> None:
-        """All users, until something is typed."""
+        """Show all users at first."""
         self.query_one(Input).focus()
         self._search_users("")
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Look again."""
+        """Search for the typed text."""
         self._submit_pending = False
         self._search_users(event.value)
 
     def on_input_submitted(self) -> None:
-        """Enter takes the highlighted name, once the names for the typed text are found."""
+        """Return the highlighted name, once the names for the typed text are found."""
         options = self.query_one(OptionList)
         self._submit_pending = self._searched_text != self.query_one(Input).value
         if self._names and not self._submit_pending:
             self.dismiss(self._names[options.highlighted or 0])
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """A click, or Enter in the list."""
+        """Return the chosen name."""
         self.dismiss(self._names[event.option_index])
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
@@ -77,7 +77,7 @@ class UserPicker(ModalScreen[str | None]):
             cast("MtaApp", self.app).show_error(event.worker.error)
 
     def action_focus_list(self) -> None:
-        """From the words to the names."""
+        """Move the focus from the input to the names."""
         self.query_one(OptionList).focus()
 
     @work(exclusive=True, group="look", exit_on_error=False)

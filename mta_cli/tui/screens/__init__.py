@@ -1,1 +1,1 @@
-"""One module a screen of the window, each with its style sheet; `base` is what they share."""
+"""One module for each screen of the window, with its style sheet; `base` has the common parts."""

@@ -1,6 +1,6 @@
-"""Bank: a bank's anchors, what each does for users, and a map of all users with the anchors among them.
+"""The Bank screen: a bank's anchors with their use, and a map of all users with the anchors.
 
-Shows what `pipeline.bank.anchor_use` and `pipeline.bank.user_map` found. Building is a job.
+Shows results of `pipeline.bank.anchor_use` and `pipeline.bank.user_map`. Building is a job.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ ProfilesStamp = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class _BankSnapshot:
-    """What was read: all banks of the task, newest first, the one that is shown, the selected user and their recipe.
+    """The data read from the store: all banks of the task, newest first, the shown bank, the selected user and their
+    recipe.
 
-    `on_base` is ` on NAME` where the store has banks on several bases.
+    `on_base` is ` on NAME` if the store has banks on several bases.
     """
 
     banks: list[Bank]
@@ -62,7 +63,7 @@ class _BankSnapshot:
 
 
 class BankScreen(BaseScreen):
-    """One bank at a time: its map, which has most of the room, its anchors, and the selected anchor in words."""
+    """One bank: its map, which has most of the room, its anchors, and a description of the selected anchor."""
 
     SCREEN_NAME = "bank"
     CSS_PATH = "bank.tcss"
@@ -98,7 +99,9 @@ class BankScreen(BaseScreen):
         self._map_key: tuple[int, ProfilesStamp] | None = None
 
     def compose_body(self) -> ComposeResult:
-        """The head, the map beside or above the table, a word on the selected anchor, and the bank's verdicts."""
+        """The head, the map beside or above the table, the description of the selected anchor, and the bank's
+        verdicts.
+        """
         yield Static(line_text(""), id="head")
         yield Static(Text(NO_BANK_HELP), id="empty")
         with Container(id="pane"):
@@ -111,7 +114,7 @@ class BankScreen(BaseScreen):
                 yield Static(line_text(""), id="ladder")
 
     async def reload(self) -> None:
-        """Read banks, anchors and the selected user; then profiles, where they changed."""
+        """Read banks, anchors and the selected user; then profiles, if they changed."""
         number, name = self._bank.id if self._bank is not None else None, self.mta_app.selected_user
         found = await self.mta_app.profile_reader.read(
             partial(
@@ -135,22 +138,22 @@ class BankScreen(BaseScreen):
         await self._draw_map(found)
 
     async def action_step_bank(self, step: int) -> None:
-        """Show another bank, round and round."""
+        """Show the next or the previous bank, cyclically."""
         if self._bank is not None and len(self._banks) > 1:
             place = [bank.id for bank in self._banks].index(self._bank.id)
             self._bank = self._banks[(place + step) % len(self._banks)]
             self.reload_if_current()
 
     def action_focus_widget(self, widget: str) -> None:
-        """Go to the map or the table."""
+        """Focus the map or the table."""
         self.query_one(f"#{widget}").focus()
 
     def action_build(self) -> None:
-        """Ask for a bank."""
+        """Show the form of a bank build."""
         self.open_job_form("bank build")
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
-        """The anchor under the cursor is the selected one of the map."""
+        """Select the anchor under the cursor on the map."""
         self._select_anchor(event.cursor_row)
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
@@ -162,7 +165,7 @@ class BankScreen(BaseScreen):
             self.mta_app.select_user(name)
 
     def on_user_map_view_anchor_selected(self, event: UserMapView.AnchorSelected) -> None:
-        """The cursor of the table follows the map."""
+        """Move the table's cursor to the anchor selected on the map."""
         self._table.move_cursor(row=event.number)
 
     @work(exit_on_error=False)
@@ -170,7 +173,7 @@ class BankScreen(BaseScreen):
         """Select the user that was clicked."""
         try:
             user = await self.mta_app.store_reader.read(lambda reg: reg.users.by_id(event.user_id))
-        except NotFound:  # forgotten since the map was drawn
+        except NotFound:  # removed since the map was drawn
             self.reload_if_current()
             return
         self.mta_app.select_user(user.name)
@@ -201,12 +204,12 @@ class BankScreen(BaseScreen):
             self._select_anchor(self._table.cursor_row)
 
     def _nearest_counts(self) -> dict[int, int]:
-        """How many users are nearest to each anchor, once the map is drawn."""
+        """The number of users nearest to each anchor, once the map is drawn."""
         return {mark.anchor.id: mark.nearest_users for mark in self._map.map_anchors} if self._map is not None else {}
 
     def _select_anchor(self, number: int) -> None:
-        """Select an anchor on the map, and put it into words."""
-        if not 0 <= number < len(self._anchor_uses):  # a bank without anchors yet has no row for a key to go to
+        """Select an anchor on the map and describe it."""
+        if not 0 <= number < len(self._anchor_uses):  # a bank may not have anchors yet
             return
         use = self._anchor_uses[number]
         self.query_one(UserMapView).selected_anchor = number
@@ -215,7 +218,7 @@ class BankScreen(BaseScreen):
         )
 
     async def _draw_map(self, found: _BankSnapshot) -> None:
-        """The map, and the users nearest to the selected one; with many users that takes a second or more."""
+        """Draw the map with the users most similar to the selected one. With many users that takes a second or more."""
         from mta_cli.pipeline.bank.user_map import compute_user_map, find_similar_users
 
         view, bank, user = self.query_one(UserMapView), found.bank, found.selected_user
@@ -237,9 +240,9 @@ class BankScreen(BaseScreen):
 def _read_bank_snapshot(
     reg: Registry, *, number: int | None, task: str | None, name: str | None, follow: bool
 ) -> _BankSnapshot:
-    """The banks of a task, newest first; the one of this number, else the newest that is ready, else the newest.
+    """The banks of a task, newest first, showing bank `number`, else the newest ready one, else the newest.
 
-    With `follow` a bank of the user's own tasks comes before them all, of the task with most of their items first.
+    With `follow`, a bank of one of the user's own tasks is preferred, in the order of the user's items.
     """
     from mta_cli.pipeline.bank.anchor_use import anchor_usage
     from mta_cli.pipeline.bases_in_use import on_base
@@ -285,7 +288,7 @@ def _anchor_row_cells(number: int, use: AnchorUsage, nearest: int | None) -> lis
 
 
 def _anchor_description(number: int, use: AnchorUsage, nearest: int | None) -> Text:
-    """The selected anchor in sentences."""
+    """A description of the selected anchor."""
     anchor = use.anchor
     said = [f"{anchor_letter(number)} {anchor.user or '(forgotten)'}:"]
     served = pluralise(anchor.cluster_size, "user")

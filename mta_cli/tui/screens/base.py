@@ -1,4 +1,4 @@
-"""What all screens share: the bar of screens, the footer, reading from the store, and help."""
+"""The base of all screens: the tab bar, the footer, reading from the store, and help."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mta_cli.tui.app import MtaApp
 
 MIN_PALETTE_WIDTH = 100  # columns
-USER_MARK = "●"  # before the selected user, in the bar, in the table of users and on the map
+USER_MARK = "●"  # marks the selected user in the bar, in the table of users and on the map
 SCREEN_TITLES = {
     "home": "Home",
     "users": "Users",
@@ -37,13 +37,13 @@ SCREEN_KEYS = {name: str(number) for number, name in enumerate(SCREEN_TITLES)}
 
 
 def screen_class(name: str) -> type[BaseScreen]:
-    """The class of a screen; its module is imported now."""
+    """Import the module of a screen and return its class."""
     found: type[BaseScreen] = resolve_name(f"mta_cli.tui.screens.{name}:{SCREEN_TITLES[name]}Screen")
     return found
 
 
 def action_names(bindings: Sequence[BindingType]) -> frozenset[str]:
-    """The names of the actions that keys have."""
+    """The names of the actions of these bindings."""
     return frozenset(one.action.partition("(")[0] for one in bindings if isinstance(one, Binding))
 
 
@@ -60,7 +60,7 @@ class ScreenTab(Static):
 
 
 class ScreenTabBar(Horizontal):
-    """All screens, the selected user, and the job that runs."""
+    """All screens, the selected user, and the running job."""
 
     def __init__(self, here: str) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class ScreenTabBar(Horizontal):
         self._user, self._job = Static(id="about"), Static(id="job")
 
     def compose(self) -> ComposeResult:
-        """The tabs; at the right the user, and beside them the job."""
+        """The tabs; at the right the job and the user."""
         for name in SCREEN_TITLES:
             yield ScreenTab(name, here=name == self._current_name)
         yield self._user
@@ -82,12 +82,12 @@ class ScreenTabBar(Horizontal):
 
 
 class BaseScreen(Screen[None]):
-    """A screen. `reload` reads from the store and shows; everything else is each screen's own."""
+    """A screen. `reload` reads from the store and shows the result."""
 
     SCREEN_NAME: ClassVar[str] = ""
     HELP: ClassVar[str] = ""
     _reload_again = False
-    _error_shown_at: tuple[str | None, int] | None = None  # the state of the window when a reading failed
+    _error_shown_at: tuple[str | None, int] | None = None  # the window's state when reading failed last
 
     @property
     def mta_app(self) -> MtaApp:
@@ -101,16 +101,16 @@ class BaseScreen(Screen[None]):
         yield Footer()
 
     def compose_body(self) -> ComposeResult:
-        """What is between the bar and the footer."""
+        """The widgets between the bar and the footer."""
         yield from ()
 
     async def reload(self) -> None:
-        """Read what the screen shows and show it."""
+        """Read the screen's data from the store and show them."""
 
     def reload_if_current(self, *, finish_first: bool = False) -> None:
-        """What is shown may be old: read again if the screen is shown.
+        """Mark the shown data as outdated; reload if the screen is shown.
 
-        A reading under way is dropped; with `finish_first` it ends, and one more follows.
+        A running reload is dropped; with `finish_first` it is finished, and another one follows.
         """
         self.update_tab_bar()
         if finish_first and any(one.node is self and one.group == "reload" and one.is_running for one in self.workers):
@@ -126,7 +126,7 @@ class BaseScreen(Screen[None]):
             await self.reload()
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
-        """Show the error of a worker with `exit_on_error=False` in a dialog; it ends nothing else."""
+        """Show the error of a worker with `exit_on_error=False` in a dialog."""
         if event.state is WorkerState.ERROR and event.worker.error is not None:
             if event.worker.group == "reload":
                 self.show_reading_error(event.worker.error)
@@ -134,7 +134,7 @@ class BaseScreen(Screen[None]):
                 self.mta_app.show_error(event.worker.error)
 
     def show_reading_error(self, error: BaseException) -> None:
-        """Show why the screen could not be read, in a dialog. Closing it reads again only where something changed."""
+        """Show why the data could not be read, in a dialog. Closing it reloads only if something changed."""
         self._error_shown_at = self._window_state
         self.mta_app.show_error(error)
 
@@ -144,7 +144,7 @@ class BaseScreen(Screen[None]):
 
     @work(group="stays", exit_on_error=False)
     async def open_job_form(self, kind: str) -> None:
-        """Ask for a job, queue it, and go to where it is watched."""
+        """Show the form of a job, queue the job, and show the Jobs screen."""
         from mta_cli.tui.dialogs.job_forms import queue_job_from_form
 
         if await queue_job_from_form(self.mta_app, kind) is not None:
@@ -162,11 +162,11 @@ class BaseScreen(Screen[None]):
         return "\n\n".join(part for part in (own, self.HELP) if part)
 
     def on_resize(self, event: events.Resize) -> None:
-        """A narrow footer fits the screen's own keys only; F1 lists the palette too."""
+        """Leave the palette out of a narrow footer; F1 lists it too."""
         self.query_one(Footer).show_command_palette = event.size.width >= MIN_PALETTE_WIDTH
 
     def on_screen_resume(self, event: events.ScreenResume) -> None:
-        """The screen is shown again: read, unless only the error of a reading was shown over it."""
+        """Reload when the screen is shown again, unless only a reading error was shown over it."""
         told, self._error_shown_at = self._error_shown_at, None
         if told == self._window_state:
             self.update_tab_bar()

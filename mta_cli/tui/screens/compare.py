@@ -1,4 +1,6 @@
-"""Compare: base, common, fused and adapted side by side, and other users' models beside them, on one prompt."""
+"""The Compare screen: answers of base, common, fused and adapted side by side, and of other users' models, to one
+prompt.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from store.records import Query, User
     from store.registry import Registry
 
-MAX_QUERIES_PER_TASK = 200  # of each task that are listed
+MAX_QUERIES_PER_TASK = 200  # listed queries of each task
 NO_USER_HELP = """No user selected.
 
 Press 1, move to a user and press Enter; then come back with 2.
@@ -54,7 +56,8 @@ HELD_OUT_WARNING = (
 )
 
 
-AskModel = Callable[["ChatModel", Sequence["User"]], Iterator[Event]]  # what a loaded model is asked, others beside it
+# a request to a loaded model and to the models of other users
+AskModel = Callable[["ChatModel", Sequence["User"]], Iterator[Event]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class UserQueries:
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """A question that was asked: the user, the task (None: as typed) and the text."""
+    """An asked question: the user, the task (None: the text as typed) and the text."""
 
     user: str
     task: str | None
@@ -93,7 +96,7 @@ class CompareScreen(BaseScreen):
         "from."
     )
     CSS_PATH = "compare.tcss"
-    AUTO_FOCUS = ""  # keys work at once; i goes to the prompt
+    AUTO_FOCUS = ""  # no focus, so that keys work at once; i focuses the prompt
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("i", "focus_prompt", "Type", id="compare.write", tooltip="Type a question"),
         Binding("p", "pick", "Pick", id="compare.pick", tooltip="Pick a held-out question with its right answer"),
@@ -115,7 +118,7 @@ class CompareScreen(BaseScreen):
             tooltip="Copy the selected answer, or the first; the scores where they have the focus",
         ),
         Binding("escape", "stop", "Stop", id="compare.stop", tooltip="Stop the answers; else leave the prompt"),
-        Binding("s", "stop", show=False),  # as in Jobs
+        Binding("s", "stop", show=False),  # the same key as in Jobs
     ]
     ACTIONS_ON_A_USER = action_names(BINDINGS)
 
@@ -125,13 +128,13 @@ class CompareScreen(BaseScreen):
         self._user: str | None = None
         self._prompt_task: str | None = None  # None: the text as typed
         self._other_users: list[str] = []
-        self._asked_others: tuple[str, ...] = ()  # of them, those whom the last question went to
+        self._asked_others: tuple[str, ...] = ()  # the other users of the last question
         self._picked_query: Query | None = None
         self._last_request: CompareRequest | None = None
         self._kept_columns: dict[str, ItemKept] = {}
-        self._gold_summary = ""  # how much likelier personal models find the gold answer
-        self._own_examples: int | None = None  # that the last prompt showed
-        self._warnings: list[str] = []  # told while it was answered
+        self._gold_summary = ""  # the gain of personal models in the likelihood of the gold answer
+        self._own_examples: int | None = None  # the number of own examples in the last prompt
+        self._warnings: list[str] = []  # warnings during the last answer
 
     def compose_body(self) -> ComposeResult:
         """Held-out questions, the prompt, the answers."""
@@ -147,11 +150,11 @@ class CompareScreen(BaseScreen):
 
     @cached_property
     def active_request(self) -> ActiveRequest:
-        """The request of this screen."""
+        """The running request of this screen."""
         return ActiveRequest(self.mta_app.model_worker)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Without a user there is nothing to do here."""
+        """Disable the keys without a user."""
         return self._user is not None or action not in self.ACTIONS_ON_A_USER
 
     async def reload(self) -> None:
@@ -190,7 +193,7 @@ class CompareScreen(BaseScreen):
         options.border_title = Text(f"{len(self._user_queries.queries)} held-out questions")
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """A held-out question is asked at once, as its task asks it."""
+        """Ask the chosen held-out question with its task's prompt."""
         query = self._user_queries.queries[event.option_index]
         self._picked_query, self._prompt_task = query, query.task
         self.query_one(PromptArea).replace_text(query.input)
@@ -198,17 +201,17 @@ class CompareScreen(BaseScreen):
         self._start_comparison()
 
     def on_prompt_area_submitted(self, message: PromptArea.Submitted) -> None:
-        """Enter in the prompt."""
+        """Ask the prompt's text."""
         self._start_comparison()
 
     def action_focus_prompt(self) -> None:
-        """To the prompt; what is typed replaces the last question, and an arrow key keeps it."""
+        """Focus the prompt. Typing replaces the last question; an arrow key keeps it."""
         prompt = self.query_one(PromptArea)
         prompt.focus()
         prompt.select_all()
 
     def action_pick(self) -> None:
-        """To the list of held-out questions."""
+        """Focus the list of held-out questions."""
         if not self._user_queries.queries:
             self._show_status(f"{self._user} has no held-out questions; type one.")
             return
@@ -222,18 +225,18 @@ class CompareScreen(BaseScreen):
         self._show_prompt_settings()
 
     def action_ask_again(self) -> None:
-        """The same question once more."""
+        """Ask the last question again."""
         if self.query_one(PromptArea).text.strip():
             self._start_comparison()
 
     def action_remove_others(self) -> None:
-        """Only the user's own columns, from the next question on."""
+        """Remove the other users' columns from the next question on."""
         self._other_users.clear()
         self._show_prompt_settings()
 
     @work(group="stays")
     async def action_add_user(self) -> None:
-        """Another user's model, from the next question on."""
+        """Add another user's model from the next question on."""
         if self._user is None:
             return
         picker = UserPicker("Which user's model answers too?", without=(self._user, *self._other_users))
@@ -244,11 +247,11 @@ class CompareScreen(BaseScreen):
             self.action_ask_again()
 
     def action_step_column(self, step: int) -> None:
-        """Choose a column, wherever the focus is."""
+        """Select the next or the previous column."""
         self.query_one(AnswerColumns).action_step_column(step)
 
     def action_copy(self) -> None:
-        """An answer or the scores, into the clipboard."""
+        """Copy an answer or the scores to the clipboard."""
         answers, strips = self.query_one(AnswerColumns), self.query_one(ScoreStrips)
         if strips.has_focus:
             self.app.copy_to_clipboard(strips.summary)
@@ -257,7 +260,7 @@ class CompareScreen(BaseScreen):
             self.app.copy_to_clipboard(answers.answer_of(answers.selected_key or answers.column_keys[0]))
 
     def action_stop(self) -> None:
-        """Stop the answers; else close the list, or leave the prompt."""
+        """Stop the answers; otherwise close the list or leave the prompt."""
         if self.active_request.stop_request():
             self._show_status("stopping …")
             return
@@ -267,7 +270,7 @@ class CompareScreen(BaseScreen):
 
     @work(exit_on_error=False)
     async def action_keep(self) -> None:
-        """The selected column's answer becomes a history item of the user."""
+        """Keep the selected column's answer as a history item of the user."""
         answers, asked = self.query_one(AnswerColumns), self._last_request
         if asked is None or self.active_request.in_progress or not answers.column_keys:
             self._show_status("There is no complete answer to keep yet.")
@@ -297,7 +300,7 @@ class CompareScreen(BaseScreen):
         self._show_status(f"kept: {saved.detail}")
 
     async def _is_kept(self, user: str, column: str) -> bool:
-        """Whether the column's answer was kept and is still there: it may have been taken back since."""
+        """Whether the column's answer was kept and not undone since."""
         kept = self._kept_columns.get(column)
         return kept is not None and await self.mta_app.store_reader.read(
             lambda reg: any(
@@ -306,7 +309,7 @@ class CompareScreen(BaseScreen):
         )
 
     def _question(self) -> Question:
-        """What the prompt holds. A held-out question counts as such while its words and its task are untouched."""
+        """The question in the prompt. It counts as a held-out question while its text and task are unchanged."""
         from mta_cli.pipeline.chat.compare import Question
 
         text, query = self.query_one(PromptArea).text, self._picked_query
@@ -315,7 +318,7 @@ class CompareScreen(BaseScreen):
         return Question(text)
 
     def action_ask_all(self) -> None:
-        """All held-out questions of the task, one after another."""
+        """Ask all held-out questions of the task, one after another."""
         if self._user is None:
             return
         task = self._prompt_task or likely_task(self._user_queries.tasks, None)
@@ -335,7 +338,7 @@ class CompareScreen(BaseScreen):
         self._start_request(asked, lambda model, beside: _ask_one(model, asked.question, beside), self._handle_event)
 
     def _start_all(self, user: str, queries: Sequence[Query]) -> None:
-        """Ask queries of one task; from its first word on, the screen is as if that one had been picked."""
+        """Ask queries of one task; the screen follows as if each were picked."""
         strips, task = self.query_one(ScoreStrips), self._prompt_task
         questions = [_held_out_question(query) for query in queries]
         shown = -1
@@ -350,7 +353,7 @@ class CompareScreen(BaseScreen):
             self._picked_query, self._last_request = query, CompareRequest(user, task, questions[place])
             self._gold_summary, self._own_examples = "", None
             self.query_one(PromptArea).replace_text(query.input)
-            # an import or a removal may have taken it from the list meanwhile
+            # an import or a removal may have removed it from the list meanwhile
             self.query_one("#questions", OptionList).highlighted = listed.index(query) if query in listed else None
             self._show_prompt_settings()
 
@@ -368,7 +371,7 @@ class CompareScreen(BaseScreen):
         self._start_request(asked, lambda model, beside: _ask_in_turn(model, questions, beside), handle)
 
     def _refuse_second_request(self) -> bool:
-        """Whether answers are being generated; then it says so."""
+        """Whether answers are being generated; if so, notifies the user."""
         if self.active_request.in_progress:
             self._show_status("An answer is being generated; Escape stops it.")
         return self.active_request.in_progress
@@ -413,13 +416,15 @@ class CompareScreen(BaseScreen):
         self.query_one(AnswerColumns).stop_waiting()
         self.query_one(ScoreStrips).finish()
         if error is not None or stopped:
-            self._last_request = None  # half an answer is not kept
+            self._last_request = None  # a partial answer cannot be kept
             self._show_status("stopped" if error is None else "")
         if error is not None:
             self.mta_app.show_error(error)  # the question is still in the prompt
 
     def _show_prompt_settings(self) -> None:
-        """One line: the task of the next prompt, the other users; own examples and the gold of the last question."""
+        """Show one line: the task of the next prompt, the other users, and the own examples and gold of the last
+        question.
+        """
         how = self._prompt_task or NO_TASK_LABEL
         parts = [Text("prompt "), line_text(how, "bold")]
         if self._user_queries.tasks:
@@ -438,7 +443,7 @@ class CompareScreen(BaseScreen):
 
 
 def _read_user_queries(reg: Registry, name: str | None) -> UserQueries | None:
-    """A user's tasks and held-out queries; None without a user, or where the user was removed."""
+    """A user's tasks and held-out queries; None without a user or if the user was removed."""
     if name is None:
         return None
 
@@ -479,7 +484,7 @@ def _ask_in_turn(model: ChatModel, questions: Sequence[Question], beside: Sequen
 def _run_comparison(
     context: WorkerContext, asked: CompareRequest, others: tuple[str, ...], asking: ChatOptions, ask: AskModel
 ) -> Iterator[Event]:
-    """The comparison, in the model's thread. All columns are named before the base is loaded."""
+    """Run the comparison in the model's thread. All columns are announced before the base is loaded."""
     user, known = context.reg.users.get(asked.user), context.reg.users.existing_names(others)
     for name in sorted(set(others).difference(known)):
         yield Note(f"{name} was removed meanwhile.", warning=True)

@@ -1,6 +1,6 @@
-"""Home: what was done last, whom it helped, and what comes next. The first screen of a new window.
+"""The Home screen, the first of a new window: the latest jobs, the users with the largest gains, and next steps.
 
-Shows what `pipeline.overview` found. Every entry leads to the screen or the form that it is about.
+Shows results of `pipeline.overview`. Every entry leads to its screen or form.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.overview import Gains, JobRecord, Overview
     from store.registry import Registry
 
-MAX_ENTRIES = 24  # of a list, in the tallest window
+MAX_ENTRIES = 24  # the most entries of a list
 EMPTY_TEXT = "There are no users yet. Begin with one of these:"
 JOB_SCREENS = {
     "quick": "results",
@@ -42,7 +42,7 @@ JOB_SCREENS = {
 
 @dataclass(frozen=True)
 class Target:
-    """Where an entry leads: a screen, or the form of a kind of job; the user who is selected first, a conversation."""
+    """The target of an entry: a screen or the form of a kind of job, a user to select first, a conversation."""
 
     screen: str = ""
     form: str = ""
@@ -51,7 +51,7 @@ class Target:
 
 
 class HomeScreen(BaseScreen):
-    """Lists of entries, and a line on what the store holds."""
+    """Lists of entries, and a summary line of the store."""
 
     SCREEN_NAME = "home"
     CSS_PATH = "home.tcss"
@@ -74,10 +74,10 @@ class HomeScreen(BaseScreen):
         super().__init__()
         self._overview: Overview | None = None
         self._gains: Gains | None = None
-        self._gains_of = -1  # the changes of the store that the gains were read after
+        self._gains_of = -1  # the value of `store_changes` when gains were read
 
     def compose_body(self) -> ComposeResult:
-        """What the store holds, what comes next, and the lists."""
+        """The summary of the store, next steps, and the lists."""
         yield Static(id="summary")
         yield Static(id="verdict")
         yield EntryList("Next", "next")
@@ -90,11 +90,11 @@ class HomeScreen(BaseScreen):
                 yield EntryList("Helped least", "least")
 
     def on_mount(self) -> None:
-        """No room for gains before there are any."""
+        """Hide the gains until there are any."""
         self.query_one("#gains").display = False
 
     async def reload(self) -> None:
-        """Read what is at a glance, then whom models helped, which can take longer."""
+        """Read the overview, then the gains, which can take longer."""
         own, user = [tuple(job.run_ids) for job in self.mta_app.job_queue.jobs], self.mta_app.selected_user
         self._overview = await self.mta_app.store_reader.read(partial(_read_overview, own, user))
         self._show_overview(self._overview)
@@ -103,26 +103,26 @@ class HomeScreen(BaseScreen):
 
     @work(group="gains", exclusive=True, exit_on_error=False)
     async def _load_gains(self, changes: int) -> None:
-        self._gains_of = changes  # an error is shown once
+        self._gains_of = changes  # so that an error is shown only once
         self._gains = await self.mta_app.profile_reader.read(_read_gains)
         self._show_gains()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """The demo is offered where there are no users."""
+        """Enable the demo's key only without users."""
         if parameters == ("demo",):
             return self._overview is None or self._overview.stage == "empty"
         return True
 
     @on(JobUpdated)
     def refresh_updated_job(self) -> None:
-        """A job of this window went on."""
+        """Show the progress of this window's jobs."""
         if self._overview is not None:
             self._show_next(self._overview)
         self._show_jobs()
 
     @on(EntryList.Opened)
     def open_entry(self, event: EntryList.Opened) -> None:
-        """Go where the entry leads."""
+        """Go to the entry's target."""
         target = event.entry.target
         assert isinstance(target, Target)
         if target.user is not None:
@@ -135,7 +135,7 @@ class HomeScreen(BaseScreen):
 
     @work(group="stays", exit_on_error=False)
     async def action_start(self, kind: str) -> None:
-        """Ask for a job and queue it; its progress and its end are shown here."""
+        """Show the form of a job and queue it; its progress is shown here."""
         from mta_cli.tui.dialogs.job_forms import queue_job_from_form
 
         job = await queue_job_from_form(self.mta_app, kind)
@@ -144,9 +144,9 @@ class HomeScreen(BaseScreen):
             self._show_jobs()
 
     def _tell_end(self, job: Job) -> None:
-        """Say on other screens how a job that was started here ended."""
+        """Notify other screens of the end of a job that was started here."""
         if not self.is_current and job.state == "done":
-            self.notify(f"{job.kind} {job.title}: done; 0 shows what came of it", markup=False)
+            self.notify(f"{job.kind} {job.title}: done. Press 0 for the result.", markup=False)
         self.mta_app.tell_failed_job(job)
 
     def _show_overview(self, overview: Overview) -> None:
@@ -172,7 +172,7 @@ class HomeScreen(BaseScreen):
             self.query_one("#next").focus()
 
     def _show_next(self, overview: Overview) -> None:
-        """What comes next; a job of this window that runs before there are models may be it."""
+        """Show next steps, or a running job of this window while there are no models."""
         running = self.mta_app.job_queue.running_job
         if running is not None and overview.stage != "ready":
             watch = partial(action_line, f"Watch {running.kind} {running.title}", "its log and its loss")
@@ -184,7 +184,7 @@ class HomeScreen(BaseScreen):
             shown.show_entries(entries)
 
     def _show_jobs(self) -> None:
-        """This window's jobs that the store does not remember, and the store's."""
+        """Show this window's jobs that are not recorded in the store, and the recorded ones."""
         now, jobs = datetime.now(UTC), self.mta_app.job_queue.jobs
         records = self._overview.jobs if self._overview is not None else ()
         shown = {run for job in jobs if not job.finished for run in job.run_ids}
@@ -235,7 +235,7 @@ def _summary(overview: Overview) -> str:
 
 
 def _gain_titles(gains: Gains | None) -> tuple[str, str]:
-    """The titles of both lists: what the numbers are and from where, and how many users there are."""
+    """The titles of both lists: the metric, its source, and the number of users."""
     if gains is None:
         return "Helped most", "Helped least"
     worse = f"{gains.worse:,} of {gains.measured:,} worse"
@@ -243,7 +243,7 @@ def _gain_titles(gains: Gains | None) -> tuple[str, str]:
 
 
 def _next_entries(stage: str, user: str | None) -> Sequence[Entry]:
-    """What the store lacks first; where it lacks nothing, what its models can be used for."""
+    """Entries for the next missing stage; if none is missing, for the use of models."""
     begin = (
         ("A file of your own", "a table of who answered what: from it to a verdict", Target(form="quick")),
         ("Import histories", "mail, chats, tables; no training yet", Target(form="data import")),

@@ -1,6 +1,6 @@
-"""Jobs: interrupted, running, waiting and finished ones; starting, watching, stopping and resuming them.
+"""The Jobs screen: interrupted, running, waiting and finished jobs, to be started, watched, stopped and resumed.
 
-The job queue runs them; the screen shows them and asks. Knows no job's options.
+The job queue runs them. Knows no job's options.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ NO_JOBS_HELP = """No job is running, and none was interrupted. Start one:
 
 f does all of it for a table of your own. Or begin with i or m; then b builds a bank, a adapts users to it, and \
 e measures the result."""
-ELSEWHERE_SECONDS = 3.0  # between two looks at what other processes do
+ELSEWHERE_SECONDS = 3.0  # interval for reading the jobs of other processes
 
 
 class JobKindPicker(ModalScreen[str | None]):
-    """Which kind of job to start."""
+    """A dialog to choose a kind of job."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "Back", id="chooser.back", tooltip="Start nothing"),
@@ -65,12 +65,12 @@ class JobKindPicker(ModalScreen[str | None]):
 
     @on(OptionList.OptionSelected)
     def pick_kind(self, event: OptionList.OptionSelected) -> None:
-        """By Enter or a click."""
+        """Return the chosen kind."""
         self.dismiss(event.option_id)
 
 
 class JobsScreen(BaseScreen):
-    """The list of jobs, and the log of the one that is looked at."""
+    """The list of jobs, and the log of the selected one."""
 
     SCREEN_NAME = "jobs"
     CSS_PATH = "jobs.tcss"
@@ -104,13 +104,13 @@ step. The height is relative: the percentage says how much the loss changed."""
         super().__init__()
         self._interrupted_jobs: dict[str, UnfinishedJob] = {}
         self._resumed: dict[str, Job] = {}
-        self._elsewhere: dict[str, str] = {}  # the jobs of other processes, by row
+        self._elsewhere: dict[str, str] = {}  # the jobs of other processes, by row id
         self._look_failed = False
         self._ids: list[str] = []
-        self._written_log: tuple[Job, int] | None = None  # the job, and how many lines of its log are shown
+        self._written_log: tuple[Job, int] | None = None  # the job, and the number of its shown log lines
 
     def compose_body(self) -> ComposeResult:
-        """The list, what is selected, and what to do where there is nothing."""
+        """The list, the selected job, and help for an empty list."""
         with Vertical(id="jobs"):
             yield OptionList(id="list", markup=False)
             with Vertical(id="detail"):
@@ -123,13 +123,13 @@ step. The height is relative: the percentage says how much the loss changed."""
         )
 
     def on_mount(self) -> None:
-        """Update the clock of a running job between its steps."""
+        """Start timers that update a running job's clock and read other processes' jobs."""
         self.set_interval(1.0, self._refresh_job_header)
         self.set_interval(ELSEWHERE_SECONDS, self._look_elsewhere)
         self.screen_layout_refresh_signal.subscribe(self.query_one("#log"), self._show_detail_after_layout)
 
     async def reload(self) -> None:
-        """Look for interrupted jobs and for those of other processes, and show all."""
+        """Read interrupted jobs and jobs of other processes, and show all."""
         found, self._elsewhere = await self.mta_app.store_reader.read(
             lambda reg: (list_unfinished_jobs(reg), _read_elsewhere(reg))
         )
@@ -142,31 +142,31 @@ step. The height is relative: the percentage says how much the loss changed."""
 
     @on(JobUpdated)
     def refresh_updated_job(self, event: JobUpdated) -> None:
-        """A job went on."""
+        """Show the progress of a job."""
         self._refresh_job(event.job)
 
     @on(OptionList.OptionHighlighted, "#list")
     def show_highlighted_job(self) -> None:
-        """Show another one."""
+        """Show the job under the cursor."""
         self._show_detail()
         self.refresh_bindings()
 
     @on(OptionList.OptionSelected, "#list")
     def open_selected_job(self) -> None:
-        """Enter: resume an interrupted job, or go to the log."""
+        """Resume an interrupted job, or focus the log."""
         if self._selected_interrupted_job is not None:
             self.action_resume()
         else:
             self.query_one("#log").focus()
 
     def on_resize(self, event: Resize) -> None:
-        """Lines are cut and folded anew; without jobs, or before they are known, there are none."""
+        """Wrap all lines again, if there are any jobs."""
         self._written_log = None
         if self._ids:
             self.call_after_refresh(self._show_list)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Keys that mean nothing for what is selected are not shown."""
+        """Hide keys that do not apply to the selected job."""
         if action in ("resume", "give_up"):
             return self._selected_interrupted_job is not None
         if action == "stop":
@@ -175,14 +175,14 @@ step. The height is relative: the percentage says how much the loss changed."""
 
     @work
     async def action_new(self) -> None:
-        """Choose a kind, then fill its form."""
+        """Choose a kind of job and show its form."""
         kind = await self.app.push_screen_wait(JobKindPicker())
         if kind is not None:
             self.action_start(kind)
 
     @work(exit_on_error=False)
     async def action_start(self, kind: str) -> None:
-        """Ask for a job of this kind and queue it."""
+        """Show the form of this kind of job and queue the job."""
         job = await queue_job_from_form(self.mta_app, kind)
         if job is not None:
             self._show_list(select=_job_option_id(job))
@@ -221,7 +221,7 @@ step. The height is relative: the percentage says how much the loss changed."""
 
     @work(exit_on_error=False)
     async def action_give_up(self) -> None:
-        """Take an interrupted job from the list for good."""
+        """Discard an interrupted job."""
         one = self._selected_interrupted_job
         if one is not None and await self.mta_app.confirm(_discard_question(one)):
             try:
@@ -245,14 +245,14 @@ step. The height is relative: the percentage says how much the loss changed."""
         return next((job for job in self.mta_app.job_queue.jobs if _job_option_id(job) == selected), None)
 
     def _is_resumed_or_running(self, key: str, one: UnfinishedJob) -> bool:
-        """Whether a job of this window is what would go on; one without a run is known by its kind alone."""
+        """Whether a job of this window already resumes this one. A job without a run is recognised by its kind."""
         resumed = self._resumed.get(key)
         if resumed is not None and not resumed.finished:
             return True
         return one.run is None and any(job.kind == one.kind and not job.finished for job in self.mta_app.job_queue.jobs)
 
     def _option_id_of(self, key: str, one: UnfinishedJob) -> str:
-        """The row of an interrupted job: that of the job of this window which left it, else one of its own."""
+        """The row id of an interrupted job: the row of the window's job that was interrupted, or a new one."""
         left = (job for job in self.mta_app.job_queue.jobs if job.finished and one.run in job.run_ids)
         job = self._resumed.get(key) or next(left, None)
         return _job_option_id(job) if job is not None else key
@@ -304,14 +304,14 @@ step. The height is relative: the percentage says how much the loss changed."""
         )
         if (
             not log.content_size.width
-        ):  # lines would be folded for no width at all: `_show_detail_after_layout` comes back
+        ):  # without a width lines cannot be wrapped: `_show_detail_after_layout` tries again
             return
         written = self._written_log[1] if self._written_log is not None and self._written_log[0] is job else 0
         missing = job.logged_lines - written
         if not written or missing > len(job.log):
             log.clear()
         fresh = job.log[-missing:] if missing else []
-        follow = not written or log.is_vertical_scroll_end  # a log that was scrolled back stays where it is
+        follow = not written or log.is_vertical_scroll_end  # do not scroll a log that was scrolled back
         for text in fresh:
             log.write(block_text(text), expand=True, scroll_end=False)
         if follow and fresh:
@@ -319,7 +319,7 @@ step. The height is relative: the percentage says how much the loss changed."""
         self._written_log = job, job.logged_lines
 
     def _show_detail_after_layout(self, _: object) -> None:
-        """Show what did not fit before."""
+        """Show the log once there is a width."""
         if self._selected_job is not None and (
             self._written_log is None or self._written_log[0] is not self._selected_job
         ):
@@ -333,7 +333,7 @@ step. The height is relative: the percentage says how much the loss changed."""
 
     @work(group="elsewhere", exclusive=True, exit_on_error=False)
     async def _look_elsewhere(self) -> None:
-        """Show what other processes began; what they ended has changed the store."""
+        """Show the jobs of other processes; reload if one has ended, because the store has changed."""
         if not self.is_current:
             return
         try:
@@ -341,7 +341,7 @@ step. The height is relative: the percentage says how much the loss changed."""
         except MtaError:
             if not self._look_failed:
                 self._look_failed = True
-                self.reload_if_current()  # shows why, once
+                self.reload_if_current()  # the reload shows the error once
             return
         self._look_failed = False
         if found != self._elsewhere:
@@ -354,7 +354,7 @@ step. The height is relative: the percentage says how much the loss changed."""
 
 
 def _read_elsewhere(reg: Registry) -> dict[str, str]:
-    """The jobs of other processes on this store, each with its users, under the id of its row."""
+    """The jobs of other processes on this store with their numbers of users, by row id."""
     jobs = reg.jobs.running_jobs(elsewhere=True)
     return {f"elsewhere {n}": f"{title}, {pluralise(users, 'user')}" for n, (title, users) in enumerate(jobs)}
 

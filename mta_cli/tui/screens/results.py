@@ -1,6 +1,7 @@
-"""Results: what evaluations found. The ladder, methods, label memories, differences, quality against bytes, tasks.
+"""The Results screen: the results of evaluations, with ladder, methods, label memories, differences, quality by size,
+and tasks.
 
-Draws stored result documents, read as `lab.report` reads them. Measures nothing: that is a job.
+Shows stored result documents, read by `lab.report`. Measuring is a job.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ ResultDocument = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class _EvaluationRow:
-    """One evaluation. `document` is its result, None while it has none."""
+    """One evaluation. `document` is its result, None while it is unfinished."""
 
     number: int
     task: str
@@ -91,7 +92,7 @@ class _EvaluationRow:
 
 
 class ResultsScreen(BaseScreen):
-    """A list of evaluations; below it what the selected one found, and all tasks beside each other."""
+    """A list of evaluations; below it the results of the selected one, and all tasks side by side."""
 
     SCREEN_NAME = "results"
     CSS_PATH = "results.tcss"
@@ -166,7 +167,7 @@ class ResultsScreen(BaseScreen):
                     yield beside
 
     async def reload(self) -> None:
-        """Read the list of evaluations and show the one that was selected."""
+        """Read the list of evaluations and show the selected one."""
         task = self.mta_app.selected_task
         selected = entry.number if (entry := self._selected) is not None else None
         self._evaluations = await self.mta_app.store_reader.read(lambda reg: _read_evaluations(reg, task))
@@ -189,7 +190,7 @@ class ResultsScreen(BaseScreen):
             self._show_evaluation()
 
     def action_metric(self) -> None:
-        """Go to the next metric of what is shown."""
+        """Show the next metric."""
         entry = self._selected
         if entry is not None and entry.document is not None:
             names = metrics(entry.document)
@@ -202,12 +203,12 @@ class ResultsScreen(BaseScreen):
         self.query_one(TabbedContent).active = tab
 
     def action_step_view(self, step: int) -> None:
-        """Show the next view, or the one before, round and round."""
+        """Show the next or the previous view, cyclically."""
         views, order = self.query_one(TabbedContent), list(TABS)
         views.active = order[(order.index(views.active) + step) % len(order)]
 
     def action_evaluate(self) -> None:
-        """Ask for an evaluation."""
+        """Show the form of an evaluation."""
         self.open_job_form("eval run")
 
     @property
@@ -221,12 +222,12 @@ class ResultsScreen(BaseScreen):
         return self._evaluations[row] if 0 <= row < len(self._evaluations) else None
 
     def _current_metric(self, document: ResultDocument) -> str:
-        """The metric that is shown: the one that was asked for, else the document's main one."""
+        """The shown metric: the chosen one, else the document's main metric."""
         names = metrics(document)
         return self._selected_metric if self._selected_metric in names else names[0]
 
     def _show_evaluation(self) -> None:
-        """All views of the selected evaluation; they are small, and the next one is a key away."""
+        """Fill all views of the selected evaluation, which are small."""
         entry = self._selected
         document = entry.document if entry is not None else None
         self.set_class(document is None, "-unfinished")
@@ -324,7 +325,7 @@ def _first_finished_row(entries: Sequence[_EvaluationRow]) -> int:
 
 
 def _evaluation_row_cells(entry: _EvaluationRow) -> list[Text]:
-    """An evaluation in the list: its best method by the main metric, with the bytes that it stores for a user."""
+    """The cells of an evaluation in the list: its best method by the main metric, with its bytes per user."""
     document = entry.document
     number = Text(str(entry.number), justify="right")
     if document is None or not document["methods"]:
@@ -339,7 +340,7 @@ def _evaluation_row_cells(entry: _EvaluationRow) -> list[Text]:
 
 
 def ladder_texts(document: ResultDocument) -> tuple[Text, Text]:
-    """The table of the ladder's steps in aligned lines, and its verdicts: texts, so that they can be selected."""
+    """The ladder's table in aligned lines, and its verdicts, as texts that can be selected."""
     ladder = document.get("ladder")
     if ladder is None:
         return Text(""), Text(NO_LADDER_NOTE)
@@ -353,7 +354,7 @@ def ladder_texts(document: ResultDocument) -> tuple[Text, Text]:
 
 
 def _method_intervals(document: ResultDocument, metric: str) -> tuple[list[IntervalRow], float | None]:
-    """The methods from the best to the worst by a metric, and where the reference stands."""
+    """The methods from best to worst by a metric, and the reference's value."""
     reference = document["reference"]
     spans = []
     for method in rank_methods(document, metric):
@@ -364,7 +365,7 @@ def _method_intervals(document: ResultDocument, metric: str) -> tuple[list[Inter
 
 
 def _difference_intervals(document: ResultDocument, metric: str) -> list[IntervalRow]:
-    """The reference minus every other method, with the verdict in words and colour."""
+    """The reference minus every other method, with the verdict as text and colour."""
     spans = []
     for row in differences(document, metric):
         said = difference_verdict(row)
@@ -376,7 +377,7 @@ def _difference_intervals(document: ResultDocument, metric: str) -> list[Interva
 
 
 def _power(document: ResultDocument, metric: str) -> Text:
-    """What the bars say, and which difference could have been shown."""
+    """An explanation of the bars, and the detectable difference."""
     if not differences(document, metric):
         return line_text("No differences were computed in this metric.")
     unit = " in nats" if metric == LOGLIK_METRIC else ""

@@ -1,6 +1,6 @@
-"""Users: all users in one table, filtered as you type and sorted by SQL, and one user in detail.
+"""The Users screen: all users in one table, filtered while typing and sorted by SQL, and one user in detail.
 
-Shows what `store.queries.user_table` and `pipeline.users.detail` found. Long work is a job.
+Shows results of `store.queries.user_table` and `pipeline.users.detail`. Long work is a job.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from store.records import Item
     from store.registry import Registry
 
-SHOWN_COLUMNS = sorted(  # name and status first: a narrow window is read from the left
+SHOWN_COLUMNS = sorted(  # name and status first, for narrow windows
     (column for column in USER_COLUMNS if column.width), key=lambda column: column.key not in ("name", "status")
 )
 COLUMNS = [
@@ -55,7 +55,7 @@ WRITE: dict[str, Callable[[Any], str]]
 WRITE = {"text": str, "count": "{:,}".format, "bytes": format_bytes, "change": format_signed}
 HISTORY_PAGE_ITEMS = 20  # history items shown at once
 EMPTY_PLAN_VALUES = ("0", "no bank", "none")
-LOOKUP_DELAY_SECONDS = 0.06  # seconds that the cursor rests on a user before the pane is read
+LOOKUP_DELAY_SECONDS = 0.06  # the cursor must rest on a user this long before the detail is read
 
 NO_USERS_HELP = """There are no users yet.
 
@@ -67,7 +67,7 @@ Press i to import histories from a file, or type in a shell
 
 @dataclass(frozen=True)
 class _TableState:
-    """How many users there are, how many match, and the row of the user that was asked for, if it is among them."""
+    """The number of users, the number of matches, and the row of the requested user, if it matches."""
 
     total: int
     matching: int
@@ -107,7 +107,7 @@ class UsersScreen(BaseScreen):
         self._sort_by: tuple[str, bool] = ("name", False)
         self._history_limit = HISTORY_PAGE_ITEMS
         self._shown_user: str | None = None
-        self._followed_user: str | None = None  # the selected user that the cursor went to
+        self._followed_user: str | None = None  # the selected user to whom the cursor was moved last
 
     def compose_body(self) -> ComposeResult:
         """The filter and the count; then the table beside or above the pane."""
@@ -132,7 +132,7 @@ class UsersScreen(BaseScreen):
         return row.name if row is not None else None
 
     async def reload(self) -> None:
-        """Read everything again; the cursor stays on its user, or goes to the selected one where that is another."""
+        """Read everything again. The cursor stays on its user, or moves to a newly selected one."""
         selected = self.mta_app.selected_user
         if selected in (None, self._followed_user):
             await self._load(self.highlighted_user)
@@ -142,7 +142,7 @@ class UsersScreen(BaseScreen):
         self._followed_user = selected
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Actions on a user are dim without one; the demo is offered where there are no users."""
+        """Disable actions on a user without one, and enable the demo's key only without users."""
         if not self.is_mounted:
             return True
         empty = self.has_class("-empty")
@@ -155,21 +155,21 @@ class UsersScreen(BaseScreen):
         return True
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Filter as you type; the cursor stays on its user while it matches."""
+        """Filter while typing; the cursor stays on its user while that matches."""
         self._load_in_worker(self.highlighted_user)
 
     def on_input_submitted(self) -> None:
-        """Go to the table."""
+        """Focus the table."""
         self.user_table.focus()
 
     def on_key(self, event: events.Key) -> None:
-        """Down goes from the filter to the table."""
+        """Move from the filter to the table with the down key."""
         if event.key == "down" and self.query_one("#filter").has_focus:
             event.stop()
             self.user_table.focus()
 
     def on_lazy_table_highlighted(self, event: LazyTable.Highlighted) -> None:
-        """Read the user under the cursor."""
+        """Show the user under the cursor."""
         if event.row.name != self._shown_user:
             self._history_limit = HISTORY_PAGE_ITEMS
         self._load_user_pane(event.row.name)
@@ -179,20 +179,20 @@ class UsersScreen(BaseScreen):
         self.mta_app.select_user(event.row.name)
 
     def on_lazy_table_sort_requested(self, event: LazyTable.SortRequested) -> None:
-        """Sort by that column, or turn its order round."""
+        """Sort by that column, or reverse its order."""
         key, descending = self._sort_by
         self._sort(event.key, not descending if event.key == key else event.key != "name")
 
     def on_lazy_table_fetch_failed(self, event: LazyTable.FetchFailed) -> None:
-        """Show why there are no more rows."""
+        """Show the error."""
         self.show_reading_error(event.error)
 
     def action_filter(self) -> None:
-        """Type."""
+        """Focus the filter."""
         self.query_one("#filter").focus()
 
     def action_clear(self) -> None:
-        """From the words back to the table, without them."""
+        """Clear the filter and focus the table."""
         self.query_one("#filter", Input).value = ""
         self.user_table.focus()
 
@@ -204,7 +204,7 @@ class UsersScreen(BaseScreen):
 
     @work(group="ask", exit_on_error=False)
     async def action_adapt(self) -> None:
-        """Ask how, show the plan, queue the job."""
+        """Show the form and plan of an adaptation, and queue it."""
         from mta_cli.tui.dialogs.job_forms import queue_job_from_form
 
         if (name := self.highlighted_user) is None:
@@ -214,14 +214,14 @@ class UsersScreen(BaseScreen):
 
     @work(group="ask", exit_on_error=False)
     async def action_start(self, kind: str) -> None:
-        """Ask for a job that adds users."""
+        """Show the form of a job that adds users."""
         from mta_cli.tui.dialogs.job_forms import queue_job_from_form
 
         self._notify_queued(await queue_job_from_form(self.mta_app, kind))
 
     @work(group="ask", exit_on_error=False)
     async def action_remove(self) -> None:
-        """Say what would go, ask, and queue the removal."""
+        """Show the effect of a removal, ask, and queue it."""
         from mta_cli.pipeline.users.removal import remove_user
 
         if (name := self.highlighted_user) is None:
@@ -249,16 +249,16 @@ class UsersScreen(BaseScreen):
             self.mta_app.select_task(picked[0])
 
     def action_sort(self) -> None:
-        """By the next column."""
+        """Sort by the next column."""
         key = SORTABLE_KEYS[(SORTABLE_KEYS.index(self._sort_by[0]) + 1) % len(SORTABLE_KEYS)]
-        self._sort(key, key != "name")  # most first is what one looks for
+        self._sort(key, key != "name")  # largest first, except for names
 
     def action_reverse_sort(self) -> None:
-        """The same column the other way."""
+        """Reverse the order."""
         self._sort(self._sort_by[0], not self._sort_by[1])
 
     def action_older(self) -> None:
-        """More of the history that is shown."""
+        """Show older history items."""
         if self._shown_user is not None:
             self._history_limit += HISTORY_PAGE_ITEMS
             self._load_user_pane(self._shown_user)
@@ -276,7 +276,7 @@ class UsersScreen(BaseScreen):
             self.query_one("#filter", Input).value = ""
 
     async def _load(self, name: str | None) -> bool:
-        """Load the users that match, with the cursor on `name` if it is among them. Returns whether it is."""
+        """Load the matching users, with the cursor on `name` if it matches. Returns whether it does."""
         words, task, (sort, descending) = self._filter_text, self.mta_app.selected_task, self._sort_by
         found = await self.mta_app.store_reader.read(partial(_read_table_state, words, task, sort, descending, name))
         was_empty = self.has_class("-empty")
@@ -309,7 +309,7 @@ class UsersScreen(BaseScreen):
 
     @work(exclusive=True, group="user", exit_on_error=False)
     async def _load_user_pane(self, name: str) -> None:
-        """Read and show one user, unless the cursor moves on at once."""
+        """Read and show one user, unless the cursor moves on quickly."""
         from mta_cli.pipeline.users.detail import load_history_page, load_user_detail
 
         await asyncio.sleep(LOOKUP_DELAY_SECONDS)
@@ -322,7 +322,7 @@ class UsersScreen(BaseScreen):
 
         try:
             user, items = await self.mta_app.store_reader.read(look)
-        except NotFound:  # forgotten since the row was read
+        except NotFound:  # removed since the row was read
             self._shown_user = None
             self.query_one(UserPane).clear_user("gone")
             return
@@ -333,12 +333,12 @@ class UsersScreen(BaseScreen):
         pane.show_user(user, items)
 
     def _notify_queued(self, job: Job | None) -> None:
-        """Say that a job was queued, and where it is watched."""
+        """Notify that a job was queued, and which screen shows it."""
         if job is not None:
             self.notify(f"{job.title}: queued; 4 shows it in Jobs", markup=False)
 
     def _handle_removal_end(self, job: Job) -> None:
-        """Show how a removal ended, whichever screen is shown by then."""
+        """Show the outcome of a removal on any screen."""
         if job.error is not None:
             self.mta_app.show_error(job.error)
         elif job.state == "done":
@@ -375,7 +375,7 @@ def _count_label(found: _TableState, task: str | None) -> str:
 
 
 def _removal_summary(name: str, reg: Registry) -> str:
-    """What would be removed with a user, a line each."""
+    """The effect of removing a user, one line for each part."""
     from mta_cli.events import JobPlan
     from mta_cli.pipeline.users.removal import plan_user_removal
 

@@ -1,6 +1,6 @@
-"""Why an answer is as it is, in a pane: items in the prompt, labels with and without memory, neighbours, sampling.
+"""A pane that explains an answer: items in the prompt, labels with and without memory, neighbours, sampling.
 
-Shows what `pipeline.chat.explain` found.
+Shows the result of `pipeline.chat.explain`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class ReasonsPane(VerticalScroll, can_focus=True):
         self.scroll_home(animate=False)
 
     def close(self) -> None:
-        """Hide it, and show the rest of the screen where it was enlarged."""
+        """Hide the pane; if it was maximised, restore the screen."""
         if self.screen.maximized is self:
             self.screen.minimize()
         self.remove_class("open")
@@ -117,7 +117,7 @@ def reason_lines(reasons: Mapping[str, Any]) -> Iterator[Text]:
 
 
 def decoding_words(decoding: Mapping[str, Any]) -> str:
-    """How words were chosen, in one line."""
+    """The decoding settings in one line."""
     if "temperature" not in decoding:
         return f"the {decoding['by']}, without sampling"
     limits = f"repetition penalty {decoding['repetition_penalty']:g} · at most {decoding['max_tokens']} tokens"
@@ -138,7 +138,9 @@ def _item_line(asked: str, answered: str) -> Text:
 
 
 def _label_lines(labels: Sequence[Mapping[str, Any]], answer: str, *, remembered: bool) -> Iterator[Text]:
-    """A line a label: the sign of the answer, both probabilities, a bar of the second, and the user's own count."""
+    """One line for each label: a mark for the answer, both probabilities, a bar of the second, and the user's own
+    count.
+    """
     names = [truncate_line(one["label"], MAX_LABEL_CELLS) for one in labels]
     width = max(map(cell_len, names), default=0)
     for one, name in zip(labels, names, strict=True):

@@ -1,6 +1,6 @@
-"""Answers side by side: columns that grow together, what differs between them, and the numbers under each.
+"""Answers side by side: streaming columns with marked differences and metrics.
 
-Knows how a comparison's result looks; asks nothing and measures nothing.
+Knows the form of a comparison's result; runs no model.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from mta_cli.tui.text import ending_words
 from mta_cli.tui.widgets.charts.bars import Bar, BarChart
 from mta_cli.tui.widgets.waiting import WaitingLine
 
-ORDER = ("base", "common", "fused", "adapted")  # columns of other users follow in the order they came
-MIN_COLUMN_WIDTH = 19  # of a column: four fit in 80 cells; where there are more than fit, they are scrolled
+ORDER = ("base", "common", "fused", "adapted")  # columns of other users follow in order of arrival
+MIN_COLUMN_WIDTH = 19  # four columns fit in 80 cells; more are scrolled
 RIGHT, WRONG, GOLD, CHOSEN, OTHER = "✓", "✗", "◆", "▸", "·"  # a label: answered and right or wrong; right; answered
 RIGHT_STYLE, WRONG_STYLE = "bold $text-success", "bold $text-error"
 DIFF_STYLE = "bold underline $text-accent"
-MAX_DIFF_WORDS = 1500  # of an answer that are compared; the time grows with their square
+MAX_DIFF_WORDS = 1500  # words of an answer that are compared; the time grows with their square
 COLUMN_BINDINGS: list[BindingType] = [
     Binding(
         "left", "step_column(-1)", "Column left", id="compare.left", show=False, tooltip="Select the previous column"
@@ -37,12 +37,12 @@ COLUMN_BINDINGS: list[BindingType] = [
     Binding(
         "right", "step_column(1)", "Column right", id="compare.right", show=False, tooltip="Select the next column"
     ),
-]  # of the columns, and of the screen, where they hold wherever the focus is
+]  # keys of the columns; as keys of the screen they work with any focus
 _WORD = re.compile(r"\S+")
 
 
 class AnswerColumn(VerticalScroll):
-    """One column: the source of the answer, its text, its metrics. It scrolls by itself."""
+    """One column: the answer's source, text and metrics. It scrolls separately."""
 
     ALLOW_MAXIMIZE = True
     HELP: ClassVar[str] = (
@@ -56,12 +56,12 @@ class AnswerColumn(VerticalScroll):
         self.key = key
         self.answer_text = ""
         self.ended = ""  # how a finished answer ended: see `Generation`, or `empty`
-        self._source = Static(Content.styled(clean_line(key), "bold"), classes="source")  # until more is known
+        self._source = Static(Content.styled(clean_line(key), "bold"), classes="source")  # until the source is known
         self.waiting = WaitingLine()
         self._body, self._labels, self._metrics = Static(classes="body"), BarChart(), Static(classes="metrics")
 
     def compose(self) -> ComposeResult:
-        """From top to bottom."""
+        """Source, text and metrics."""
         yield self._source
         yield self.waiting
         yield self._body
@@ -69,20 +69,20 @@ class AnswerColumn(VerticalScroll):
         yield self._labels
 
     def show_answer(self, differing: list[tuple[int, int]] | None = None) -> None:
-        """Show what is there, the given stretches of it marked."""
+        """Show the text so far, with the given spans marked."""
         if self.answer_text:
             self.waiting.stop()
         spans = [Span(start, end, DIFF_STYLE) for start, end in differing or []]
         self._body.update(Content(self.answer_text, spans))
 
     def clear_answer(self) -> None:
-        """Take away the answer and what was measured of it."""
+        """Remove the answer and its metrics."""
         self.answer_text = ""
         self._metrics.update("")
         self._labels.show_bars([])
 
     def show_source(self, answer: dict[str, Any]) -> None:
-        """Show which model answered: its step of the ladder, and the bank and anchors below it."""
+        """Show the model that answered: its step of the ladder, and below it the bank and anchors."""
         source = answer["source"]
         name = clean_line(f"{self.key[1:]} · {source['mode']}" if self.key[:1] == "@" else answer["step"])
         about = "the model as it is"
@@ -93,7 +93,7 @@ class AnswerColumn(VerticalScroll):
         self._source.tooltip = Content(about)
 
     def show_metrics(self, answer: dict[str, Any], *, best: bool) -> None:
-        """Show tokens and speed and, where the gold answer is known, the metrics and the gold's likelihood."""
+        """Show tokens and speed and, if the gold answer is known, the metrics and the gold's likelihood."""
         lines = []
         if gold := answer.get("gold"):
             lines += [_metric_line(name, value) for name, value in gold["metrics"].items()]
@@ -103,7 +103,7 @@ class AnswerColumn(VerticalScroll):
         self._metrics.update(Content("\n").join(lines))
 
     def show_labels(self, answer: dict[str, Any]) -> None:
-        """Show the share of each label, where the answer is one of them."""
+        """Show the share of each label if the answer is a label."""
         gold = (answer.get("gold") or {}).get("label")
         self._labels.show_bars(label_bars(answer.get("labels") or {}, self.answer_text, gold))
 
@@ -147,7 +147,7 @@ class AnswerColumns(HorizontalScroll):
         self.selected_key: str | None = None
         self._columns: dict[str, AnswerColumn] = {}
         self._undrawn_keys: set[str] = set()
-        self._answered_keys: set[str] = set()  # columns whose next words are another answer's
+        self._answered_keys: set[str] = set()  # columns whose next text belongs to a new answer
         self._waiting_for = ""
 
     @property
@@ -156,7 +156,7 @@ class AnswerColumns(HorizontalScroll):
         return list(self._columns)
 
     def answer_of(self, key: str) -> str:
-        """What a column has said so far."""
+        """The text of a column so far."""
         return self._columns[key].answer_text
 
     def ending_of(self, key: str) -> str:
@@ -164,7 +164,7 @@ class AnswerColumns(HorizontalScroll):
         return self._columns[key].ended
 
     def clear_columns(self) -> None:
-        """Take all columns away."""
+        """Remove all columns."""
         self._release_focus(*self._columns.values())
         self.selected_key = None
         self._columns.clear()
@@ -174,14 +174,14 @@ class AnswerColumns(HorizontalScroll):
         self.query(AnswerColumn).remove()
 
     def show_waiting(self, what: str) -> None:
-        """Say in every column without words what it waits for."""
+        """Show in every empty column what it waits for."""
         self._waiting_for = what
         for column in self._columns.values():
             if not column.answer_text:
                 column.waiting.start(what)
 
     def stop_waiting(self) -> None:
-        """Nothing more comes: columns without words are taken away."""
+        """Remove columns that stayed empty."""
         self._waiting_for = ""
         for key, column in list(self._columns.items()):
             if not column.answer_text:
@@ -193,7 +193,7 @@ class AnswerColumns(HorizontalScroll):
         self._set_column_widths()
 
     def append_answer(self, key: str, piece: str) -> None:
-        """Let a column grow, or begin anew after `expect_answers`; many pieces are drawn at once."""
+        """Append to a column, or start it again after `expect_answers`; several pieces are drawn at once."""
         column = self._get_or_add_column(key)
         if key in self._answered_keys:
             self._answered_keys.discard(key)
@@ -204,11 +204,11 @@ class AnswerColumns(HorizontalScroll):
         self._undrawn_keys.add(key)
 
     def expect_answers(self) -> None:
-        """The next words of each column belong to the next question; until then the last answers stay."""
+        """The next text of each column belongs to the next question; until then the last answers stay."""
         self._answered_keys = set(self._columns)
 
     def show_result(self, result: dict[str, Any]) -> None:
-        """Show finished answers: mark what differs from the first column, and show sources and metrics."""
+        """Show finished answers: mark differences to the first column, and show sources and metrics."""
         details = {key: answer for key, answer in result["details"].items() if answer is not None}
         likelihoods = {key: answer["gold"]["loglik"] for key, answer in details.items() if answer.get("gold")}
         best = max(likelihoods.values(), default=math.nan)
@@ -225,21 +225,21 @@ class AnswerColumns(HorizontalScroll):
         self._undrawn_keys.clear()
 
     def select_column(self, key: str) -> None:
-        """Choose a column and move the focus to it."""
+        """Select a column and focus it."""
         self.selected_key = key
         for name, column in self._columns.items():
             column.set_class(name == key, "chosen")
         self._columns[key].focus()
 
     def action_step_column(self, step: int) -> None:
-        """Choose the next column, or the one before."""
+        """Select the next or the previous column."""
         if self._columns:
             keys = self.column_keys
             place = keys.index(self.selected_key) + step if self.selected_key in keys else 0
             self.select_column(keys[place % len(keys)])
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
-        """A click or Tab chooses too."""
+        """Select a column that gets the focus by a click or Tab."""
         if isinstance(event.widget, AnswerColumn) and event.widget.key in self._columns:
             self.select_column(event.widget.key)
 
@@ -257,16 +257,18 @@ class AnswerColumns(HorizontalScroll):
         return self._columns[key]
 
     def on_resize(self) -> None:
-        """Columns are as wide as there is room."""
+        """Fit the columns to the new width."""
         self._set_column_widths()
 
     def _release_focus(self, *columns: AnswerColumn) -> None:
-        """Before columns go: else the prompt gets the focus, and takes the screen's keys for words."""
+        """Remove the focus before columns are removed. Otherwise the prompt would get it and take the screen's keys as
+        text.
+        """
         if self.screen.focused in columns:
             self.screen.set_focus(None)
 
     def _set_column_widths(self) -> None:
-        """Equal widths; none below the least. Fractions alone would take no notice of it."""
+        """Set equal widths, at least the minimum, which fractional widths would ignore."""
         fits = self.size.width >= MIN_COLUMN_WIDTH * len(self._columns)
         for column in self._columns.values():
             column.styles.width = "1fr" if fits else MIN_COLUMN_WIDTH
@@ -278,7 +280,7 @@ class AnswerColumns(HorizontalScroll):
 
 
 def differing_spans(first: str, other: str) -> Iterator[tuple[int, int]]:
-    """Where in `other` words stand that the `first` text does not have there: stretches (start, end)."""
+    """Spans (start, end) of words in `other` that differ from the text `first`."""
     ours, theirs = list(_WORD.finditer(first)), list(_WORD.finditer(other))
     if max(len(ours), len(theirs)) > MAX_DIFF_WORDS:
         return
@@ -294,7 +296,7 @@ def _column_rank(key: str) -> int:
 
 def _speed_lines(answer: dict[str, Any]) -> Iterator[str]:
     tokens, rate = answer["tokens"], answer.get("tokens_per_second")
-    if answer["ended"] == "label":  # found in one pass, without generating
+    if answer["ended"] == "label":  # labels are scored in one pass, without generating
         return
     cut = ending_words(answer["ended"])
     yield f"{tokens} token{'s' if tokens != 1 else ''}" + (f" · {format_rate(rate)}/s" if rate else "") + cut
@@ -307,7 +309,7 @@ def _format_likelihood(gold: dict[str, Any]) -> str:
 
 
 def _metric_line(name: str, value: float) -> Content:
-    """A metric of one answer in words; right is green and wrong is red."""
+    """A metric of one answer as text; right is green and wrong is red."""
     if name in ("accuracy", "mae"):
         right = value == (1.0 if name == "accuracy" else 0.0)
         wrong = "wrong" if name == "accuracy" else f"off by {value:g}"
@@ -316,7 +318,7 @@ def _metric_line(name: str, value: float) -> Content:
 
 
 def label_bars(logliks: dict[str, float], answer: str, gold: str | None) -> list[Bar]:
-    """A bar for each label in the task's order: its share among all labels, what was answered, and the gold label."""
+    """A bar for each label in the task's order: its share, with marks for the answer and the gold label."""
     top = max(logliks.values(), default=0.0)
     total = sum(math.exp(value - top) for value in logliks.values())
     bars = []
@@ -329,9 +331,9 @@ def label_bars(logliks: dict[str, float], answer: str, gold: str | None) -> list
 
 
 def gold_summary(result: dict[str, Any]) -> str:
-    """By how much the most personal model finds the gold likelier than the common one, or that than the base.
+    """The gain in the gold's likelihood of the most personal model over the common one, or of that over the base.
 
-    Empty if it is not known.
+    Empty if unknown.
     """
     golds = {key: one["gold"] for key, one in result["details"].items() if key in ORDER and one and one.get("gold")}
     best = next((key for key in reversed(ORDER) if key in golds), "base")

@@ -1,4 +1,4 @@
-"""A titled list of entries, of which as many are shown as fit; the arrow keys go on into the next list."""
+"""A titled list that shows as many entries as fit; the arrow keys continue into the next list."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mta_cli.tui.text import line_text
 
 @dataclass(frozen=True)
 class Entry:
-    """`draw` gives the entry's line for a width in cells; `target` is what it leads to."""
+    """`draw` returns the entry's line for a width in cells; `target` is its destination."""
 
     key: str
     draw: Callable[[int], Text]
@@ -26,14 +26,14 @@ class Entry:
 
 
 class EntryList(OptionList):
-    """Entries under a title. Hidden while there are none; never scrolls, unless its style gives it its own height."""
+    """Entries under a title. Hidden without entries; scrolls only if its style sets a height."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "select", "Open", id="entries.open", tooltip="Go to what the entry is about"),
     ]
 
     class Opened(Message):
-        """Enter, or a click on an entry."""
+        """An entry was opened by Enter or a click."""
 
         def __init__(self, entry: Entry) -> None:
             super().__init__()
@@ -47,36 +47,36 @@ class EntryList(OptionList):
 
     @property
     def keys(self) -> list[str]:
-        """The keys of all entries, also of those that do not fit."""
+        """The keys of all entries, including those that do not fit."""
         return [entry.key for entry in self._entries]
 
     def show_entries(self, entries: Sequence[Entry], title: str | None = None) -> None:
-        """Show these. In the list with the focus the cursor stays on its entry while that is there."""
+        """Show these entries. In a focused list the cursor stays on its entry if it still exists."""
         self._entries = tuple(entries)
         self.display = bool(entries)
-        self.styles.max_height = len(entries) + 1  # the title
+        self.styles.max_height = len(entries) + 1  # one line for the title
         if title is not None:
             self.border_title = line_text(title)
         self._draw()
 
     def on_resize(self, event: Resize) -> None:
-        """Lines are cut, and entries left out, anew."""
+        """Fit lines and entries to the new size."""
         self._draw()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Say which entry it was."""
+        """Post the opened entry."""
         event.stop()
         self.post_message(self.Opened(self._entries[event.option_index]))
 
     def action_cursor_down(self) -> None:
-        """The next entry, of the next list after the last."""
+        """Move to the next entry, or from the last one into the next list."""
         if self.highlighted in (None, self.option_count - 1):
             self._go_to_list(1)
         else:
             super().action_cursor_down()
 
     def action_cursor_up(self) -> None:
-        """The entry before, of the list before after the first."""
+        """Move to the previous entry, or from the first one into the previous list."""
         if self.highlighted in (None, 0):
             self._go_to_list(-1)
         else:
@@ -90,7 +90,7 @@ class EntryList(OptionList):
 
     def _draw(self) -> None:
         width, height = self.content_size
-        if not width:  # not laid out yet: on_resize comes
+        if not width:  # not laid out yet; on_resize will follow
             return
         grows = self.styles.height is not None and self.styles.height.is_auto
         shown = self._entries if grows else self._entries[: max(height, 1)]

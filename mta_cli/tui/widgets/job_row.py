@@ -17,7 +17,7 @@ STATE_STYLES = {"running": "bold", "failed": "red", "waiting": "dim"}
 
 
 def progress_bar(done: int, total: int | None, width: int) -> str:
-    """How much of the total is done, in half cells."""
+    """A progress bar in half cells."""
     if not total or width < 1:
         return ""
     halves = round(2 * width * min(max(done / total, 0.0), 1.0))
@@ -25,7 +25,7 @@ def progress_bar(done: int, total: int | None, width: int) -> str:
 
 
 def progress_line(progress: ProgressState) -> str:
-    """Units done, tokens a second, and the time left, as far as they are known."""
+    """Units done, tokens per second, and the time left, if known."""
     total = "" if progress.total is None else f"/{progress.total:,}"
     parts = [f"{progress.done:,}{total} {progress.unit}"] if progress.done or progress.total else []
     if progress.tokens_per_second is not None:
@@ -36,7 +36,7 @@ def progress_line(progress: ProgressState) -> str:
 
 
 def job_list_entry(job: Job, width: int) -> Text:
-    """A job in the list: what it is, and below how far."""
+    """A job in the list: its title, and below it its progress."""
     shown = Text()
     shown.append_text(
         _truncate_text(
@@ -51,7 +51,7 @@ def job_list_entry(job: Job, width: int) -> Text:
 
 
 def interrupted_job_list_entry(one: UnfinishedJob, width: int) -> Text:
-    """A job that was interrupted, in the list."""
+    """An interrupted job in the list."""
     shown = Text()
     shown.append_text(_truncate_text(line_text(f"↻ {one.kind} · {one.title}", "bold"), width))
     shown.append("\n")
@@ -61,13 +61,13 @@ def interrupted_job_list_entry(one: UnfinishedJob, width: int) -> Text:
 
 
 def elsewhere_list_entry(what: str, width: int) -> Text:
-    """What another process does, in the list."""
+    """A job of another process in the list."""
     shown = _truncate_text(line_text(f"↗ {what}", "bold"), width)
     return Text("\n").join([shown, _truncate_text(line_text("  in another process", "dim"), width)])
 
 
 def elsewhere_header(what: str) -> Text:
-    """What another process does, and where it can be stopped; empty where there is none."""
+    """A job of another process, and where it can be stopped; empty if there is none."""
     if not what:
         return Text()
     return Text("\n").join(
@@ -79,7 +79,7 @@ def elsewhere_header(what: str) -> Text:
 
 
 def job_header(job: Job, width: int, now: float, *, resumable: bool = False) -> Text:
-    """Title, state and progress of a job, and what can be done about one that was stopped, in four rows at most."""
+    """Title, state and progress of a job, and the options for a stopped one, in at most four rows."""
     state: str = job.state
     if job.started_at is not None:
         state += (
@@ -99,7 +99,7 @@ def job_header(job: Job, width: int, now: float, *, resumable: bool = False) -> 
 
 
 def interrupted_job_header(one: UnfinishedJob) -> Text:
-    """What is known of a job that was interrupted, and what can be done about it."""
+    """Title, progress and end of an interrupted job, and the keys to resume or discard it."""
     rows = [
         line_text(f"↻ {one.kind} · {one.title}", "bold"),
         line_text(f"interrupted {one.ended_at.replace('T', ' ').removesuffix('+00:00')} UTC · {one.detail}"),

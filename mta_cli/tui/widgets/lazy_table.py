@@ -1,6 +1,6 @@
-"""A table of any length that holds only the rows near those on the screen. Knows neither where rows come from nor why.
+"""A table of any length that keeps only the rows near the visible ones in memory. Does not know the rows' source.
 
-Rows are fetched in pages, asynchronously, when they come into view; a few pages are kept.
+Rows are fetched asynchronously in pages when they become visible; a few pages are cached.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from textual.strip import Strip
 
 from mta_cli.tui.widgets.charts.canvas import truncate_line
 
-PAGE_ROWS, MAX_CACHED_PAGES = 100, 4  # rows of a page, pages kept: never more than four hundred rows
+PAGE_ROWS, MAX_CACHED_PAGES = 100, 4  # rows of a page, and cached pages
 LOADING_TEXT = "…"
 ASCENDING_ARROW, DESCENDING_ARROW = "▲", "▼"
 
 FetchRows = Callable[[int, int], Awaitable[Sequence[Any]]]
-"""The rows from a place on, at most so many."""
+"""Fetches rows: (index of the first row, maximum number) → rows."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of `width` cells; one that `grows` takes what is left. The highest `drop_priority` goes first."""
+    """A column of `width` cells; a column that `grows` takes the remaining width. The highest `drop_priority` is
+    dropped first.
+    """
 
     key: str
     title: str
@@ -45,14 +47,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a row under a column. `kind` is one of good, bad, quiet and chosen, or nothing."""
+    """The text of a cell. `kind` is good, bad, quiet, chosen or empty."""
 
     text: str
     kind: str = ""
 
 
 def layout_columns(columns: Sequence[Column], width: int) -> list[tuple[int, int, int]]:
-    """The columns that have room in `width` cells, as (number, first cell, cells); one blank before each."""
+    """The columns that fit in `width` cells, as (index, first cell, cells), each after one blank."""
     shown = list(range(len(columns)))
     while sum(columns[n].width + 1 for n in shown) > width and (most := max(columns[n].drop_priority for n in shown)):
         shown.remove(next(n for n in reversed(shown) if columns[n].drop_priority == most))
@@ -66,7 +68,7 @@ def layout_columns(columns: Sequence[Column], width: int) -> list[tuple[int, int
 
 
 class LazyTable(ScrollView, can_focus=True):
-    """Rows with a cursor under a fixed head. `load_rows` says how many there are; no row is known in advance."""
+    """Rows with a cursor below a fixed head. `load_rows` sets their number; the rows are fetched later."""
 
     HELP: ClassVar[str] = "Arrows, page up and down, home and end move; a click on a head sorts, a second one reverses."
     ALLOW_SELECT = False
@@ -116,14 +118,14 @@ class LazyTable(ScrollView, can_focus=True):
     cursor: reactive[int] = reactive(0, repaint=False)
 
     class Highlighted(Message):
-        """The cursor is on this row, and the row is known."""
+        """The cursor is on this row, which is loaded."""
 
         def __init__(self, place: int, row: Any) -> None:
             super().__init__()
             self.place, self.row = place, row
 
     class Selected(Highlighted):
-        """The row under the cursor was chosen: Enter, or a double click."""
+        """The row under the cursor was chosen by Enter or a double click."""
 
     class SortRequested(Message):
         """The head of a column was clicked."""
@@ -133,7 +135,7 @@ class LazyTable(ScrollView, can_focus=True):
             self.key = key
 
     class FetchFailed(Message):
-        """Rows could not be fetched; nothing is fetched again before the next `load_rows`."""
+        """Rows could not be fetched; fetching stops until the next `load_rows`."""
 
         def __init__(self, error: Exception) -> None:
             super().__init__()
@@ -158,22 +160,22 @@ class LazyTable(ScrollView, can_focus=True):
 
     @property
     def cached_row_count(self) -> int:
-        """How many rows are in memory."""
+        """The number of rows in memory."""
         return sum(map(len, self._pages.values()))
 
     @property
     def cursor_row(self) -> Any | None:
-        """The row under the cursor; None while it is not known."""
+        """The row under the cursor; None while it is not loaded."""
         return self.row_at(self.cursor)
 
     def row_at(self, place: int) -> Any | None:
-        """The row at a place, if it is held."""
+        """The row at an index, if it is in memory."""
         page, within = divmod(place, PAGE_ROWS)
         rows = self._pages.get(page, ())
         return rows[within] if 0 <= within < len(rows) else None
 
     async def load_rows(self, count: int, cursor: int = 0, *, sorted_by: tuple[str, bool] = ("", False)) -> None:
-        """Show `count` rows, all of them new, with the cursor on one; what was shown stays until they are here."""
+        """Show `count` new rows with the cursor on one; the old rows stay visible until the new ones are loaded."""
         self._load_number += 1
         load, cursor = self._load_number, max(0, min(cursor, count - 1))
         pages = {}
@@ -205,7 +207,7 @@ class LazyTable(ScrollView, can_focus=True):
         if place >= self.row_count:
             return Strip.blank(width, base)
         row = self.row_at(place)
-        if row is None and place // PAGE_ROWS in self._pages:  # fewer rows came than there were said to be
+        if row is None and place // PAGE_ROWS in self._pages:  # the page has fewer rows than announced
             return Strip.blank(width, base)
         if row is None:
             self._request_missing_pages()
@@ -218,29 +220,29 @@ class LazyTable(ScrollView, can_focus=True):
         return self._render_cells(self._cells(row), width, base, plain=on and self.has_focus)
 
     def validate_cursor(self, cursor: int) -> int:
-        """Within the rows."""
+        """Clip the cursor to the rows."""
         return max(0, min(cursor, self.row_count - 1))
 
     def watch_cursor(self, old: int, new: int) -> None:
-        """Keep it in view."""
+        """Keep the cursor in view."""
         self._scroll_to_cursor()
         self.refresh()
         self._post_highlighted()
 
     def on_focus(self) -> None:
-        """The cursor is brighter."""
+        """Draw the brighter cursor."""
         self.refresh()
 
     def on_blur(self) -> None:
-        """The cursor is dimmer."""
+        """Draw the dimmer cursor."""
         self.refresh()
 
     def on_resize(self) -> None:
-        """Columns are laid out anew."""
+        """Lay out the columns again."""
         self._scroll_to_cursor()
 
     def on_click(self, event: events.Click) -> None:
-        """Sort by a head, move the cursor to a row; twice chooses the row."""
+        """Sort by a clicked head, or move the cursor to a clicked row; a double click chooses the row."""
         spot = event.get_content_offset(self)
         if spot is None:
             return
@@ -258,19 +260,19 @@ class LazyTable(ScrollView, can_focus=True):
                 self.action_select()
 
     def action_move(self, rows: int) -> None:
-        """Up or down."""
+        """Move the cursor up or down."""
         self.cursor += rows
 
     def action_move_page(self, screens: int) -> None:
-        """By as many rows as are shown."""
+        """Move the cursor by screens."""
         self.cursor += screens * max(1, self._visible_row_count - 1)
 
     def action_first(self) -> None:
-        """To the top."""
+        """Move the cursor to the top."""
         self.cursor = 0
 
     def action_last(self) -> None:
-        """To the end."""
+        """Move the cursor to the end."""
         self.cursor = self.row_count - 1
 
     def action_select(self) -> None:
@@ -280,7 +282,7 @@ class LazyTable(ScrollView, can_focus=True):
 
     @property
     def _visible_row_count(self) -> int:
-        """How many rows are shown at once."""
+        """The number of visible rows."""
         return max(1, self.scrollable_content_region.height - 1)
 
     def _scroll_to_cursor(self) -> None:
@@ -290,13 +292,13 @@ class LazyTable(ScrollView, can_focus=True):
             self.scroll_to(y=top, animate=False, force=True)
 
     def _post_highlighted(self) -> None:
-        """Say where the cursor is, once for each row that it is on."""
+        """Post the cursor's row, once for each row."""
         if (row := self.cursor_row) is not None and self._last_highlighted != (self.cursor, row):
             self._last_highlighted = (self.cursor, row)
             self.post_message(self.Highlighted(self.cursor, row))
 
     def _request_missing_pages(self) -> None:
-        """Fetch what is in view and not here."""
+        """Fetch the visible rows that are missing."""
         if not self._fetching_pages and not self._fetch_failed:
             self._fetching_pages = True
             self.call_later(self._start_fetching)
@@ -305,7 +307,7 @@ class LazyTable(ScrollView, can_focus=True):
         self.run_worker(self._fetch_visible_pages(), group="rows", exit_on_error=False)
 
     async def _fetch_visible_pages(self) -> None:
-        """Page after page, always what is in view by then: pages that were scrolled past are not fetched."""
+        """Fetch page after page, always the ones visible by then, so that pages scrolled past are skipped."""
         try:
             while (page := self._next_missing_page()) is not None:
                 load = self._load_number
@@ -322,7 +324,7 @@ class LazyTable(ScrollView, can_focus=True):
             self._fetching_pages = False
 
     def _visible_pages(self) -> range:
-        """The pages of the rows on the screen and of the cursor's, which are the same but after the wheel."""
+        """The pages of the visible rows and of the cursor, which differ after scrolling with the wheel."""
         top = self.scroll_offset.y
         last = min(top + self._visible_row_count, self.row_count) - 1
         return range(top // PAGE_ROWS, max(last, 0) // PAGE_ROWS + 1)
@@ -332,7 +334,7 @@ class LazyTable(ScrollView, can_focus=True):
         return next((page for page in pages if page not in self._pages), None)
 
     def _evict_far_pages(self) -> None:
-        """Forget the pages that are farthest from what is in view."""
+        """Drop the cached pages farthest from the visible rows."""
         middle = self._visible_pages()[0]
         for page in sorted(self._pages, key=lambda page: abs(page - middle))[MAX_CACHED_PAGES:]:
             del self._pages[page]
@@ -345,7 +347,9 @@ class LazyTable(ScrollView, can_focus=True):
         return self._render_cells(titles, width, style)
 
     def _render_cells(self, cells: Sequence[Cell], width: int, base: Style, *, plain: bool = False) -> Strip:
-        """Cells in their places; with `plain` none has a colour of its own, which the cursor's might swallow."""
+        """The cells of a row at their positions. With `plain`, cells have no colours of their own, which might be
+        unreadable under the cursor.
+        """
         segments, at = [], 0
         for number, x, room in layout_columns(self.columns, width):
             cell = cells[number]

@@ -1,6 +1,6 @@
-"""What a model says, as Markdown that can do no harm: no links, images, HTML or entities, and no highlighting of code.
+"""A model's answer as harmless Markdown: no links, images, HTML or entities, and no code highlighting.
 
-Text from models is hostile: what could hide a character or open something stays visible as the signs it is made of.
+Text from models is untrusted: markup that could hide characters or open something is shown literally.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MAX_NESTING = 20
 
 
 def safe_parser() -> MarkdownIt:
-    """Headings, lists, quotes, tables, emphasis and code; all else is plain words."""
+    """A Markdown parser for headings, lists, quotes, tables, emphasis and code; everything else is plain text."""
     parser = MarkdownIt("commonmark", {"html": False, "maxNesting": MAX_NESTING})
     return parser.enable(["table", "strikethrough"]).disable([*DISABLED_MARKDOWN_RULES])
 
 
 class PlainCodeBlock(MarkdownFence):
-    """Code as it stands: no lexer of the model's choice reads it."""
+    """A code block without a lexer, which the model would choose."""
 
     @classmethod
     def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
@@ -34,7 +34,7 @@ class PlainCodeBlock(MarkdownFence):
 
 
 class AnswerMarkdown(Markdown):
-    """An answer that may still grow: `append_chunk`, then `finish_stream`; `stream_chunks` is awaited in a worker."""
+    """A streaming answer: call `append_chunk`, then `finish_stream`; await `stream_chunks` in a worker."""
 
     def __init__(self, text: str = "") -> None:
         super().__init__(clean_text(text), parser_factory=safe_parser, open_links=False)
@@ -42,20 +42,20 @@ class AnswerMarkdown(Markdown):
         self.answer_text = text
 
     def get_block_class(self, block_name: str) -> type[MarkdownBlock]:
-        """Code is shown by our own block."""
+        """Our own class for code blocks."""
         return PlainCodeBlock if block_name in ("fence", "code_block") else super().get_block_class(block_name)
 
     def append_chunk(self, piece: str) -> None:
-        """Let the answer grow."""
+        """Append to the answer."""
         self.answer_text += piece
         self._chunks.put_nowait(clean_text(piece))
 
     def finish_stream(self) -> None:
-        """Nothing more will be said."""
+        """Mark the answer as complete."""
         self._chunks.put_nowait(None)
 
     async def stream_chunks(self) -> None:
-        """Show what is said until the end; pieces that come faster than they are drawn are drawn together."""
+        """Show the answer until its end; pieces that arrive faster than drawing are drawn together."""
         stream = Markdown.get_stream(self)
         try:
             while (piece := await self._chunks.get()) is not None:

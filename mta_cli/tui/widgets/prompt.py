@@ -1,4 +1,4 @@
-"""Where a question is typed: Enter asks. Knows nothing of who answers."""
+"""The input for a question; Enter submits it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mta_cli.text.printable import clean_text
 
 
 class PromptArea(TextArea):
-    """A text of a few lines. Whatever is put into it, by paste or by program, is cleaned first."""
+    """A text area of a few lines. Pasted and programmatic text is cleaned first."""
 
     HELP: ClassVar[str] = "Enter asks. Ctrl+J begins a new line. Escape leaves the prompt, so that keys work again."
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -34,7 +34,7 @@ class PromptArea(TextArea):
     """
 
     class Submitted(Message):
-        """Enter was pressed on a text that says something."""
+        """Enter was pressed on a text that is not blank."""
 
         def __init__(self, text: str) -> None:
             super().__init__()
@@ -44,31 +44,31 @@ class PromptArea(TextArea):
         super().__init__(soft_wrap=True, show_line_numbers=False, placeholder=placeholder, highlight_cursor_line=False)
 
     def replace_text(self, text: str) -> None:
-        """Show a text in place of what is there, the cursor at its end."""
+        """Replace the text and put the cursor at its end."""
         self.load_text(clean_text(text))
         self.move_cursor(self.document.end)
 
     def action_submit(self) -> None:
-        """Tell what is typed, if anything is."""
+        """Submit the text, unless it is blank."""
         if self.text.strip():
             self.post_message(self.Submitted(self.text))
 
     def action_new_line(self) -> None:
-        """Break the line at the cursor."""
+        """Insert a line break at the cursor."""
         self.insert("\n")
 
     def on_key(self, event: events.Key) -> None:
         """Enter submits the text."""
-        if event.key == "enter":  # which a text area would take for a new line
+        if event.key == "enter":  # a text area would insert a line break
             event.stop()
             event.prevent_default()
             self.action_submit()
 
     def on_resize(self) -> None:
-        """Lines are folded anew, so the height and what is in view change too."""
+        """Adapt the height to the wrapped lines and keep the cursor in view."""
         self.refresh(layout=True)
         self.call_after_refresh(self.scroll_cursor_visible, animate=False)
 
     def on_paste(self, event: events.Paste) -> None:
-        """Clean what is pasted, before the text area inserts it."""
+        """Clean pasted text before the text area inserts it."""
         event.text = clean_text(event.text)

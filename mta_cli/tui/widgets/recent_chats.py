@@ -1,4 +1,4 @@
-"""The newest conversations of all users, to go on with one."""
+"""A list of the newest conversations of all users."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RecentChats(OptionList):
-    """A line a conversation; nothing where there is none. `chats` are those that are listed."""
+    """One line for each conversation of `chats`; hidden without any."""
 
     HELP: ClassVar[str] = "The newest conversations of all users. Enter goes on with one, and selects its user."
     DEFAULT_CSS = """
@@ -53,7 +53,7 @@ class RecentChats(OptionList):
 
 
 def _chat_line(chat: RecentChat, now: datetime) -> Text:
-    """User, task, when, and the first words."""
+    """User, task, age, and the first words."""
     age = format_age(chat.answered, now) or ""
     columns = ((chat.user, 14, "bold"), (chat.task or MISSING_VALUE, 10, ""), (age, 13, "dim"))  # text, cells, style
     line = Text(no_wrap=True, overflow="ellipsis")

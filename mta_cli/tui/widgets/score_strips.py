@@ -1,6 +1,6 @@
-"""A strip of marks for each column of a comparison: a mark a held-out question, and the score of all of them.
+"""A strip of marks for each column of a comparison: one mark for each held-out question, and the overall score.
 
-Shows the metrics of a comparison's results; measures nothing.
+Shows the metrics of a comparison's results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_NAME_CELLS = 16
 
 @dataclass(frozen=True)
 class StripMark:
-    """How one answer is shown: a sign, and `tone` good, bad, score or pending."""
+    """The mark of one answer: a character, and `tone` good, bad, score or pending."""
 
     sign: str
     tone: str
@@ -36,7 +36,7 @@ class StripMark:
 
 @dataclass
 class ColumnStrip:
-    """The name of one column, its marks in the order of the questions, and its score over them in words."""
+    """One column's name, its marks in the order of the questions, and its score as text."""
 
     name: str
     marks: list[StripMark] = field(default_factory=list)
@@ -44,7 +44,7 @@ class ColumnStrip:
 
 
 def answer_mark(metrics: Mapping[str, float]) -> StripMark:
-    """The mark of one answer by its task's metrics: right or wrong, how far off, or a bar as high as the score."""
+    """The mark of one answer by its task's metrics: right or wrong, the error, or a bar of the score's height."""
     if "accuracy" in metrics:
         return StripMark(RIGHT, "good") if metrics["accuracy"] == 1.0 else StripMark(WRONG, "bad")
     if "mae" in metrics:
@@ -56,7 +56,7 @@ def answer_mark(metrics: Mapping[str, float]) -> StripMark:
 
 
 def score_words(score: Mapping[str, Any]) -> str:
-    """The score over all questions so far: a count of right answers, else the metric's mean."""
+    """The score over all questions so far: the number of right answers, or the metric's mean."""
     from mta_cli.pipeline.evaluation.metric_names import metric_name
 
     value, answers = score["value"], score["answers"]
@@ -66,7 +66,7 @@ def score_words(score: Mapping[str, Any]) -> str:
 
 
 class ScoreStrips(VerticalScroll, can_focus=True):
-    """The strips, a line a column; they are folded where there are more questions than fit."""
+    """The strips, one line for each column, wrapped if there are more questions than fit."""
 
     ALLOW_MAXIMIZE = True
     HELP: ClassVar[str] = (
@@ -103,11 +103,11 @@ class ScoreStrips(VerticalScroll, can_focus=True):
         self._title = ""
 
     def compose(self) -> ComposeResult:
-        """The chart, which may be higher than there is room."""
+        """The chart in a scrollable container."""
         yield self._chart
 
     def begin(self, title: str, questions: int) -> None:
-        """Make room for strips of so many questions."""
+        """Start strips for `questions` questions."""
         self._title = title
         self._chart.strips, self._chart.questions = {}, questions
         self.add_class("open")
@@ -119,7 +119,7 @@ class ScoreStrips(VerticalScroll, can_focus=True):
         self._show_progress()
 
     def add_result(self, result: Mapping[str, Any]) -> None:
-        """One more question was answered, with `scores` so far."""
+        """Add the result of a question, with the `scores` so far."""
         for key, details in result["details"].items():
             if details is not None:
                 strip = self._chart.strips.setdefault(key, ColumnStrip(key.removeprefix("@")))
@@ -131,7 +131,7 @@ class ScoreStrips(VerticalScroll, can_focus=True):
         self._show_progress()
 
     def finish(self) -> None:
-        """No more answers come; the strips say so where some are missing."""
+        """Mark missing answers as final."""
         missing = self._chart.questions - self.answered
         self.border_title = line_text(f"{self._title} · stopped, {missing} not asked" if missing else self._title)
 
@@ -142,7 +142,7 @@ class ScoreStrips(VerticalScroll, can_focus=True):
 
     @property
     def answered(self) -> int:
-        """How many questions were answered."""
+        """The number of answered questions."""
         return max((len(strip.marks) for strip in self._chart.strips.values()), default=0)
 
     @property
@@ -152,7 +152,7 @@ class ScoreStrips(VerticalScroll, can_focus=True):
         return f"{self._title}: {scores}"
 
     def close(self) -> None:
-        """No strips, and the rest of the screen where they were enlarged."""
+        """Remove the strips; if they were maximised, restore the screen."""
         if self.screen.maximized is self:
             self.screen.minimize()
         self._chart.strips, self._title = {}, ""
@@ -160,7 +160,7 @@ class ScoreStrips(VerticalScroll, can_focus=True):
 
 
 class StripChart(Widget):
-    """The lines of the strips, as many as they need at this width."""
+    """The chart of the strips, as high as needed."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"strip--{tone}" for tone in ("good", "bad", "score", "pending")}
     DEFAULT_CSS = """
@@ -181,7 +181,7 @@ class StripChart(Widget):
         return len(strip_lines(self.strips, self.questions, width))
 
     def render(self) -> RenderableType:
-        """All of them."""
+        """All strips."""
         tones = {name: str(self.get_component_rich_style(f"strip--{name}")) for name in ("good", "bad", "score")}
         tones["pending"] = str(self.get_component_rich_style("strip--pending"))
         return Text("\n").join(strip_lines(self.strips, self.questions, self.size.width, tones))
@@ -190,7 +190,7 @@ class StripChart(Widget):
 def strip_lines(
     strips: Mapping[str, ColumnStrip], questions: int, width: int, tones: Mapping[str, str] | None = None
 ) -> list[Text]:
-    """Name, score and marks of each column in `width` cells; marks that do not fit go on below."""
+    """Name, score and marks of each column in `width` cells; marks are wrapped."""
     names = {key: truncate_line(strip.name, MAX_NAME_CELLS) for key, strip in strips.items()}
     name_cells = max(map(cell_len, names.values()), default=0)
     score_cells = max([cell_len(strip.score) for strip in strips.values()] + [len(f"{questions}/{questions}")])

@@ -1,4 +1,4 @@
-"""One user in a pane: model, anchors nearby, training, results, runs, history. Reads nothing itself."""
+"""A pane with one user: model, nearest anchors, training, results, runs, history. Reads nothing itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.users.detail import AnchorMatch, Results, UserDetail
     from store.records import Item, Run
 
-SMALLEST_PERCENT = 0.05  # a smaller change rounds to none
+SMALLEST_PERCENT = 0.05  # a smaller change is shown as none
 MAX_ANCHORS_SHOWN, INPUT_CUT, OUTPUT_CUT, MAX_RUNS_SHOWN = 12, 240, 120, 8
 SECTION_TITLES = {
     "recipe": "Recipe",
@@ -41,7 +41,7 @@ SECTION_WIDGETS: Mapping[str, Callable[..., Widget]] = {
 
 
 class UserPane(VerticalScroll):
-    """Everything of one user, a section below another; empty sections are hidden."""
+    """The sections of one user; empty sections are hidden."""
 
     HELP: ClassVar[str] = (
         "Recipe: whose models make up this user's, as shares of one bar; letters and colours are those of the map in "
@@ -59,7 +59,7 @@ class UserPane(VerticalScroll):
             yield SECTION_WIDGETS.get(name, Static)(id=name)
 
     def on_mount(self) -> None:
-        """No user yet."""
+        """Show that there is no user yet."""
         self.clear_user()
 
     def clear_user(self, why: str = "") -> None:
@@ -92,7 +92,7 @@ class UserPane(VerticalScroll):
 
 
 def user_summary(user: UserDetail) -> Text:
-    """The name, and what the model is made of."""
+    """The name and the parts of the model."""
     shown = Text.assemble((clean_line(user.user.name), "bold"))
     if not user.user.can_anchor:
         shown.append("  may not be an anchor", "dim")
@@ -171,7 +171,7 @@ def _label(near: AnchorMatch) -> str:
 
 
 def results_head(results: Results) -> Text:
-    """Which evaluation, and what is measured in it."""
+    """The evaluation and its metric."""
     from mta_cli.pipeline.evaluation.metric_names import metric_title
 
     return line_text(f"Results: {metric_title(results.metric)}, evaluation {results.evaluation}", "bold")
@@ -186,7 +186,7 @@ def result_bars(results: Results | None) -> list[Bar]:
 
 
 def run_lines(runs: Sequence[Run]) -> Text:
-    """The newest runs, a line each, with the error of one that failed."""
+    """The newest runs, one line each, with the error of a failed run."""
     shown = []
     for run in runs[:MAX_RUNS_SHOWN]:
         error = f": {truncate_line(run.error, INPUT_CUT)}" if run.error and run.status == "failed" else ""
@@ -195,7 +195,7 @@ def run_lines(runs: Sequence[Run]) -> Text:
 
 
 def history_lines(items: Sequence[Item], total: int) -> Text:
-    """Items, a paragraph each, and how many there are beyond them."""
+    """Items, one paragraph each, and the number of further ones."""
     shown = Text()
     for item in items:
         shown.append(f"{format_time(item.time)}  " if item.time else "", "dim")
@@ -209,7 +209,7 @@ def history_lines(items: Sequence[Item], total: int) -> Text:
 
 
 def format_time(time: str | None) -> str:
-    """A time to the minute; whatever else a time is, as it is, cut."""
+    """A time to the minute; text in another form is cut."""
     return clean_line((time or "").replace("T", " "))[:16] or MISSING_VALUE
 
 

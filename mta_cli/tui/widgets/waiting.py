@@ -1,4 +1,4 @@
-"""What is being waited for, and for how long. Knows nothing of the work."""
+"""A line that shows what is being waited for, and for how long."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UPDATE_SECONDS = 0.5
 
 
 class WaitingLine(Static):
-    """Words such as "loading the base … 6 s", on two lines in a narrow column; nothing while nothing is waited for."""
+    """Text such as "loading the base … 6 s", on two lines in a narrow column; empty when idle."""
 
     DEFAULT_CSS = """
     WaitingLine { height: auto; display: none; color: $text-muted; }
@@ -25,11 +25,11 @@ class WaitingLine(Static):
         self._timer: Timer | None = None
 
     def on_mount(self) -> None:
-        """Seconds are counted while the line is shown."""
+        """Start the timer that counts seconds."""
         self._timer = self.set_interval(UPDATE_SECONDS, self._show_seconds, pause=not self._what)
 
     def start(self, what: str) -> None:
-        """Wait for this from now on."""
+        """Start waiting for `what`."""
         self._what, self._since = what, time.monotonic()
         self.display = True
         self._show_seconds()
@@ -37,7 +37,7 @@ class WaitingLine(Static):
             self._timer.resume()
 
     def stop(self) -> None:
-        """It has come."""
+        """Stop waiting."""
         self._what = ""
         self.display = False
         if self._timer is not None:

@@ -1,4 +1,4 @@
-"""What the chat and compare screens share: options from settings, one request at a time, one conversation."""
+"""Common parts of the chat and compare screens: options from settings, one request at a time, one conversation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOADING, ANSWERING = "loading the base", "answering"  # stages of a request, the
 
 
 def request_from_settings(settings: Settings, task: str | None, mode: str | None = None) -> ChatOptions:
-    """The options of a question, from the settings. Raises UsageError for a setting that cannot be used."""
+    """The options of a question, from the settings. Raises UsageError for an invalid setting."""
     from mta_cli.pipeline.requests import chat_options
 
     classes = (AnswerOptions, MemoryOptions, PromptOptions, MachineOptions)
@@ -30,7 +30,7 @@ def request_from_settings(settings: Settings, task: str | None, mode: str | None
 
 
 def next_in_cycle(values: list[str | None], current: str | None) -> str | None:
-    """The value after `current`, around the end; the first where `current` is none of them."""
+    """The value after `current`, cyclically; the first if `current` is not among them."""
     return values[(values.index(current) + 1) % len(values)] if current in values else values[0]
 
 
@@ -41,7 +41,7 @@ def likely_task(tasks: Sequence[str], selected: str | None) -> str | None:
 
 
 class ActiveRequest:
-    """The request of a screen that is being answered, if any. Events of a discarded request are dropped."""
+    """The running request of a screen, if any. Events of a discarded request are dropped."""
 
     def __init__(self, model_worker: ModelWorker) -> None:
         self._model_worker = model_worker
@@ -58,7 +58,7 @@ class ActiveRequest:
         on_event: Callable[[Event], None],
         on_end: Callable[[BaseException | None, bool], None],
     ) -> None:
-        """Start a request; `on_end` gets the error, if any, and whether the request was stopped."""
+        """Start a request; `on_end` is called with the error, if any, and whether the request was stopped."""
         request: ModelRequest
 
         def end_current(error: BaseException | None) -> None:
@@ -95,12 +95,12 @@ class ChatSession:
 
     @property
     def chat_id(self) -> int | None:
-        """The key under which it is stored; None before it is."""
+        """The number of the stored conversation; None before it is stored."""
         return self._conversation.chat_id if self._conversation is not None else self._chat_id
 
     @property
     def has_exchange(self) -> bool:
-        """Whether there is an exchange to keep."""
+        """Whether there is an exchange that can be kept."""
         return self._conversation is not None and bool(self._conversation.exchanges)
 
     def continue_chat(self, chat_id: int) -> None:
@@ -110,8 +110,8 @@ class ChatSession:
     def send_message(self, context: WorkerContext, name: str, options: ChatOptions, text: str) -> Iterator[Event]:
         """One message and its answer, in the model's thread.
 
-        The weights are read again when another user has used the model, or another base is to answer. Else the model
-        keeps its KV cache.
+        The weights are read again if another user used the model or the base changes. Otherwise the model keeps its KV
+        cache.
         """
         from mta_cli.pipeline.chat.conversation import Conversation
 
@@ -130,7 +130,9 @@ class ChatSession:
         yield from conversation.answer_message(text)
 
     def explain_last(self, context: WorkerContext) -> Iterator[Event]:
-        """Why the last answer is as it is, in the model's thread; another request may have changed the model since."""
+        """Explain the last answer, in the model's thread. Restores this conversation's model first, which another
+        request may have changed.
+        """
         if self._conversation is None or self._answered_with is None:
             raise BadInput("There is no answer of this conversation yet to explain.", hint="ask something first")
         self._use_own_model(context, self._conversation, self._answered_with)
@@ -145,7 +147,7 @@ class ChatSession:
     def _use_own_model(
         self, context: WorkerContext, conversation: Conversation, answered_with: tuple[str, ChatOptions]
     ) -> None:
-        """Give the model back to this conversation's user and options: Compare may have changed them since."""
+        """Set the model to this conversation's user and options again, which Compare may have changed."""
         name, options = answered_with
         user, model = context.reg.users.get(name), conversation.model
         if (model.options, model.user) != (options, user):

@@ -1,4 +1,4 @@
-"""Events on their way from a thread worker to the window, handed over in batches: neither waits for the other."""
+"""Buffers events from a thread worker and passes them to the window in batches, so that neither waits for the other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mta_cli.events import Event
 if TYPE_CHECKING:
     from textual.app import App
 
-MAX_BUFFERED = 5000  # events; a thread that is so far ahead waits for the window
+MAX_BUFFERED = 5000  # events; a thread with more unhandled events waits for the window
 
 
 class EventBuffer:
@@ -25,7 +25,7 @@ class EventBuffer:
         self._flush_planned = False
 
     def put(self, event: Event) -> None:
-        """Add an event, from the thread worker. Drops it when the window is gone."""
+        """Add an event, called in the thread worker. Dropped if the window is closed."""
         if get_current_worker().is_cancelled:
             return
         self._events.append(event)
@@ -36,7 +36,7 @@ class EventBuffer:
             self._app.call_later(self._plan_flush)
 
     def flush(self) -> None:
-        """Handle what waits, in the window's thread."""
+        """Handle the buffered events, in the window's thread."""
         self._flush_planned = False
         if waiting := [self._events.popleft() for _ in range(len(self._events))]:
             self._handle(waiting)

@@ -1,7 +1,6 @@
-"""Jobs of the window: queued, run one at a time in a thread worker, watched, stopped. Knows no widget.
+"""The window's job queue: runs jobs one at a time in a thread worker. Knows no widget.
 
-The window applies a job's events in batches and tells the screen at most eight times a second, so that many steps do
-not become many repaints.
+A job's events are applied in batches and the screen is updated at most eight times a second, to limit repaints.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ if TYPE_CHECKING:
 JobState = Literal["waiting", "running", "done", "failed", "stopped"]
 MakeEvents = Callable[["Registry"], Iterator[Event]]
 OnEnd = Callable[["Job"], None]
-LOG_LINES, MAX_LOSSES = 2000, 4000  # kept of a job, the newest
+LOG_LINES, MAX_LOSSES = 2000, 4000  # the newest log lines and losses of a job that are kept
 UPDATE_SECONDS = 1 / 8  # between two updates of the screen
 
 
 @dataclass
 class ProgressState:
-    """How far a job is. `seconds_left` is None where it is not known."""
+    """The progress of a job. `seconds_left` is None if unknown."""
 
     done: int = 0
     total: int | None = None
@@ -53,8 +52,9 @@ class ProgressState:
 class Job:
     """A long job.
 
-    `log` holds the newest of all `logged_lines` lines, cleaned; `unreported_saves` counts what was saved since the last
-    update; `on_end` is called in the window's thread when the job has run. `run_ids` are the runs recorded so far.
+    `log` holds the newest of all `logged_lines` lines, cleaned. `unreported_saves` counts saved artifacts since the
+    last update. `on_end` is called in the window's thread when the job has ended. `run_ids` are the runs recorded so
+    far.
     """
 
     number: int
@@ -77,19 +77,19 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether it is done, failed or stopped."""
+        """Whether the job is done, failed or stopped."""
         return self.state in ("done", "failed", "stopped")
 
     @property
     def can_be_resumed(self) -> bool:
-        """Whether it can go on after a stop."""
+        """Whether the job can be resumed after a stop."""
         from mta_cli.pipeline.maintenance.resume import RESUMABLE_KINDS
 
         return self.kind in RESUMABLE_KINDS
 
     @property
     def stop_note(self) -> str:
-        """What a stop does to it, for a question."""
+        """The effect of stopping the job, as text for a question."""
         if self.state == "waiting":
             return "It has not begun."
         kept = " What is finished is kept, and it can be resumed later." if self.can_be_resumed else ""
@@ -116,9 +116,9 @@ class Job:
         del self.log[:-LOG_LINES]
 
     def finish(self, state: JobState, error: BaseException | None = None) -> None:
-        """Record how the job ended; an error is logged in the command line's words."""
+        """Record the end of the job; an error is logged as on the command line."""
         self.state, self.ended_at, self.progress.seconds_left, self.error = state, time.time(), None, error
-        if state == "done" and self.progress.total is not None:  # steps that were done before are counted too
+        if state == "done" and self.progress.total is not None:  # includes steps that were done before
             self.progress.done = self.progress.total
         if error is not None:
             self._log_error(error)
@@ -145,7 +145,9 @@ class Job:
 
 
 class JobUpdated(Message, bubble=False):
-    """A job has another state, more progress or a longer log. The queue tells the app, the app the current screen."""
+    """A job's state, progress or log changed. The queue posts it to the app, which forwards it to the current
+    screen.
+    """
 
     def __init__(self, job: Job) -> None:
         super().__init__()
@@ -163,7 +165,7 @@ class JobQueue:
 
     @property
     def running_job(self) -> Job | None:
-        """The job that runs."""
+        """The running job."""
         return next((job for job in self.jobs if job.state == "running"), None)
 
     @property
@@ -172,7 +174,7 @@ class JobQueue:
         return any(not job.finished for job in self.jobs)
 
     def add_job(self, kind: str, title: str, make_events: MakeEvents, on_end: OnEnd | None = None) -> Job:
-        """Queue a job; it begins when those before it have ended.
+        """Queue a job; it starts when all earlier jobs have ended.
 
         `make_events` is called in the job's thread, with a registry of that thread.
         """
@@ -182,14 +184,14 @@ class JobQueue:
         return job
 
     def stop_job(self, job: Job) -> None:
-        """End a job after the current step, so that it keeps a checkpoint; a waiting job never begins."""
+        """Stop a job after the current step, so that it keeps a checkpoint; a waiting job is never started."""
         job.stop_requested.set()
         if job.state == "waiting":
             job.state = "stopped"
             job.append_log("stopped before it began")
 
     def close(self) -> None:
-        """Stop all jobs. Waits for nothing."""
+        """Stop all jobs without waiting."""
         for job in self.jobs:
             if not job.finished:
                 self.stop_job(job)
@@ -213,13 +215,13 @@ class JobQueue:
                 state = self._forward_events(job, job.make_events(registry), buffer)
         except BaseException as raised:
             state, error = "failed", raised
-        if get_current_worker().is_cancelled:  # the window is gone
+        if get_current_worker().is_cancelled:  # the window is closed
             job.finish(state, error)
         else:
             self._app.call_from_thread(self._finish_job, job, state, error, buffer)
 
     def _forward_events(self, job: Job, events: Iterator[Event], buffer: EventBuffer) -> JobState:
-        """Pass every event on. Returns how the job ended; its generator is closed by then."""
+        """Forward every event. Returns the way the job ended, after closing its generator."""
         worker = get_current_worker()
         with closing(events) as running:  # type: ignore[type-var]
             for event in running:

@@ -30,7 +30,7 @@ UPDATE_SECONDS = 1 / 30  # between two batches of tokens
 
 
 class WorkerContext:
-    """What a request finds in the model's thread: a registry, and a chat model on the loaded base."""
+    """The context of requests in the model's thread: a registry, and a chat model on the loaded base."""
 
     def __init__(self, reg: Registry, base: str, *, chosen: bool = True) -> None:
         self.reg = reg
@@ -40,7 +40,7 @@ class WorkerContext:
 
     @property
     def base_loaded(self) -> bool:
-        """Whether the base is in memory already."""
+        """Whether the base is loaded."""
         return self._chat_model is not None
 
     def expected_columns(self, user: User, options: ChatOptions, others: Sequence[User]) -> list[str]:
@@ -59,18 +59,18 @@ class WorkerContext:
             model.set_user_and_options(user, options)
             return model
         entry = self._choose_base()
-        self._chat_model = model = None  # freed before the next base is loaded
+        self._chat_model = model = None  # free it before the next base is loaded
         self._chat_model, self._loaded = ChatModel.load_for_user(self.reg, entry, user, options), entry
         return self._chat_model
 
     def is_current(self, model: ChatModel) -> bool:
-        """Whether this is the loaded model, and on the base that is to answer now."""
+        """Whether this is the loaded model and its base is the one that should answer now."""
         if self._chat_model is not model or self._loaded is None:
             return False
         return self._choose_base().fingerprint == self._loaded.fingerprint
 
     def _choose_base(self) -> ModelEntry:
-        """The base that is to answer: of several that could be meant, the loaded one."""
+        """The base that should answer; if several are possible, the loaded one."""
         from mta_cli.pipeline.bases_in_use import choose_base
         from mta_cli.pipeline.models.installed import resolve_model
 
@@ -84,7 +84,7 @@ class WorkerContext:
 
 
 class ModelRequest:
-    """Work for the model's thread: a generator of events, and who is told of them."""
+    """Work for the model's thread: a generator of events, and the callbacks for them."""
 
     def __init__(
         self, generate_events: Callable[[WorkerContext], Iterator[Event]], on_event: OnEvent, on_end: OnEnd
@@ -93,24 +93,24 @@ class ModelRequest:
         self._stop = threading.Event()
 
     def handle_events(self, events: list[Event]) -> None:
-        """Tell of several events, in the window's thread."""
+        """Call `on_event` for several events, in the window's thread."""
         for event in events:
             self.on_event(event)
 
     @property
     def stop_requested(self) -> bool:
-        """Whether it was asked to stop."""
+        """Whether the request was asked to stop."""
         return self._stop.is_set()
 
     def request_stop(self) -> None:
-        """End it after the current event."""
+        """Stop the request after the current event."""
         self._stop.set()
 
 
 class ModelWorker:
     """Answers requests one after another, in one long-lived thread worker of the app.
 
-    A base that was not `chosen` is replaced by the one that the store's banks are on.
+    Unless a base is `chosen` explicitly, the base of the store's banks is used.
     """
 
     GROUP = "model"
@@ -147,7 +147,7 @@ class ModelWorker:
         return request
 
     def close(self) -> None:
-        """Stop all requests after the current event, then end the thread. Waits for nothing."""
+        """Stop all requests after the current event, then end the thread, without waiting."""
         for request in self._open_requests:
             request.request_stop()
         self._queue.put(None)
@@ -168,7 +168,7 @@ class ModelWorker:
                     self._answer(request, context, buffer)
                 except BaseException as raised:
                     error = raised
-                if not worker.is_cancelled:  # else the window is gone
+                if not worker.is_cancelled:  # otherwise the window is closed
                     self._app.call_from_thread(self._end_request, request, error, buffer)
         finally:
             if context is not None:

@@ -1,4 +1,4 @@
-"""The store, read in a thread of its own, so that no query holds up the screen."""
+"""Reads the store in its own thread, so that no query blocks the screen."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class StoreReader:
         """Told of every item that a query kept, in the window's thread."""
 
     async def read(self, query: Callable[[Registry], T]) -> T:
-        """What `query` returns. Raises what it raises, and what opening the store raises."""
+        """The result of `query`. Raises its errors and the errors of opening the store."""
         found = await asyncio.wrap_future(self._thread.submit(self._run_query, query))
         if isinstance(found, ItemKept):
             self.on_kept(found)
         return found
 
     async def close(self) -> None:
-        """Close the store after the queries that wait."""
+        """Close the store after all waiting queries."""
         await asyncio.wrap_future(self._thread.submit(self._close_registry))
         self._thread.shutdown()
 

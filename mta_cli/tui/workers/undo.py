@@ -1,4 +1,4 @@
-"""What the window can take back: items that its answers became. Knows no widget."""
+"""Undo of kept answers: history items that the window added. Knows no widget."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ NOTHING_VALUES = ("0", "no bank")
 
 @dataclass(frozen=True)
 class UndoPlan:
-    """What undoing would remove: the item in a line, and below it what was made from it since."""
+    """The effect of undoing: the item in one line, and the parts made from it since."""
 
     item: str
     effects: tuple[str, ...]
 
 
 class UndoStack:
-    """The items that this window kept and that are still there, the newest last."""
+    """The existing items that this window kept, newest last."""
 
     def __init__(self) -> None:
         self._kept: list[ItemKept] = []
 
     @property
     def last(self) -> ItemKept | None:
-        """What is undone next."""
+        """The item to undo next."""
         return self._kept[-1] if self._kept else None
 
     def add(self, kept: ItemKept) -> None:
-        """An item was kept."""
+        """Add a kept item."""
         self._kept.append(kept)
 
     def remove(self, kept: ItemKept) -> None:
-        """The item is gone."""
+        """Drop a removed item."""
         self._kept.remove(kept)
 
 
 def plan_undo(reg: Registry, kept: ItemKept) -> UndoPlan:
-    """What `undo` would remove. Raises NotFound where the user or the item is gone."""
+    """The effect of `undo`. Raises NotFound if the user or the item no longer exists."""
     from mta_cli.pipeline.users.removal import plan_item_removal
 
     events = plan_item_removal(reg, kept.user, [kept.name], task=kept.task)

@@ -50,7 +50,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 
 @pytest.fixture(autouse=True)
 def peopled(store_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store with the users of `town`, where a model's name stands for the model."""
+    """A store with the users of `town`, in which the name of a model replaces the model."""
     with Registry.open(store_root, create=True) as reg:
         town.people(reg)
     monkeypatch.setattr("mta_cli.pipeline.requests.resolve_model", lambda name, kind: (name, kind))

@@ -20,7 +20,7 @@ from tests.engine.generation.test_generate_many import endless, lora, plain_of, 
 
 
 def kinds(base: LoadedBase) -> list[tuple[UserLoras, UserLoras]]:
-    """People as (task adapter, own LoRAs): of several ranks and places, late ones among them, and nobody."""
+    """Users as (task adapter, own LoRAs): several ranks and placements, some late, and a user without LoRAs."""
     task, late = lora(base, 7, rank=2), lora(base, 5, "upper", 4, rank=3)
     return [
         ((task,), (lora(base, 1, "upper"),)),

@@ -54,7 +54,7 @@ def lora(base: LoadedBase, seed: int, placement: str = "all", late: int | None =
 
 
 def everywhere(base: LoadedBase) -> list[UserLoras]:
-    """Four people: a part in all layers, one in the upper, both, and nobody."""
+    """Four users: a LoRA in all layers, one in the upper third, both, and none."""
     first, second = lora(base, 1), lora(base, 2, "upper", rank=3)
     return [(first,), (second,), (first, second), ()]
 

@@ -1,4 +1,4 @@
-"""Which layers adapters may stand on, by the headers of a model's files."""
+"""The possible target modules of adapters, by the headers of a model's files."""
 
 from __future__ import annotations
 

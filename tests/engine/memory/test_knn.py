@@ -176,7 +176,9 @@ def test_a_fitted_kernel_is_better_for_new_people_than_nothing() -> None:
 
 
 def plane(seed: int, people: int, items: int = 12) -> NeighbourIndex:
-    """People who answer what nobody else is asked, by where it lies: nothing is near, and a direction says it all."""
+    """Users with questions unlike anyone else's, answered by their direction: no item is near, and the discriminant
+    suffices.
+    """
     rng = np.random.default_rng(seed)
     vectors = units(people * items, seed, 24)
     labels = np.array([rng.choice(3, p=np.exp(6 * row[:3]) / np.exp(6 * row[:3]).sum()) for row in vectors])

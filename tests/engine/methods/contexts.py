@@ -42,7 +42,7 @@ def a_user(rows: Sequence[TrainingRow] | int, number: int = 0, profile: Tensor |
 
 
 def settings_of(method: Method, *, labels: bool = True, **changes: float | int | str | bool) -> Settings:
-    """The method's own settings, some of them changed."""
+    """The method's settings with changes."""
     own = method.default_settings
     assert set(changes) <= {*own, "steps", "epochs"}
     return {**own, **changes}

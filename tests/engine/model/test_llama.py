@@ -267,7 +267,7 @@ def test_packed_weights_give_the_same_within_rounding(family: str, rows: int) ->
     assert all(
         joint._packed is not None and joint.has_half != (joint.bias is not None) for joint in plain.all_projections()
     )
-    assert torch.equal(ours(plain, ids), loose)  # nobody asked for them
+    assert torch.equal(ours(plain, ids), loose)  # they were not requested
     packed = ours(plain, ids, read_copies=True)
     assert (packed - loose).abs().mean() < 0.02 * loose.std()
     many = random_ids(1, plains.PACKED_MAX_ROWS + 1)

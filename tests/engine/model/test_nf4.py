@@ -80,7 +80,7 @@ def test_a_merged_lora_is_added_on_top_and_taken_away_again(packed: LoadedBase, 
 
 
 def dequantised(packed: LoadedBase, lora: LoraWeights, ids: torch.Tensor) -> torch.Tensor:
-    """The logits of plain layers that hold what the packed ones stand for, with the LoRA folded in."""
+    """The logits of plain layers with the dequantised weights, and the LoRA merged."""
     from bitsandbytes.functional import dequantize_4bit
 
     for path, module in list(packed.model.named_modules()):

@@ -1,4 +1,4 @@
-"""Gates: what stands out beside other anchors is found, honest spread is not, and whom an anchor serves is capped."""
+"""Gates: outliers among anchors are found, normal variation is not, and an anchor's reach is capped."""
 
 from __future__ import annotations
 

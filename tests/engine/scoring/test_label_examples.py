@@ -1,4 +1,4 @@
-"""Shots as choices: the loss is that of the sum on which an answer is decided, through both lenses and in training."""
+"""Shots as choices: the loss uses the same sum as the decision of an answer, in both forms and in training."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def late(base: LoadedBase, seed: int, tokens: int = 8) -> LoraWeights:
 
 
 def people_of(base: LoadedBase, kind: str) -> list[Parts]:
-    """Four people: nobody, one part, several parts, and again others, placed by `kind`."""
+    """Four users with no, one, several and other LoRAs, placed by `kind`."""
     if kind == "late":
         return [(), (late(base, 1),), (late(base, 2), late(base, 3, 3)), (late(base, 4, 20),)]
     if kind == "mixed":

@@ -13,7 +13,7 @@ from tests.engine.shapes import ALL
 
 @cache
 def words_of(shape: str) -> PromptTokenizer:
-    """A tokenizer whose template speaks `<think>`, an added token that is not special, as those of Qwen3 do."""
+    """A tokenizer whose template contains `<think>`, an added token that is not special, as Qwen3's do."""
     tokenizer = ALL[shape]()
     tokenizer.add_tokens(["<think>", "</think>"])
     return PromptTokenizer(tokenizer, ["<think>\n\n</think>"])

@@ -64,7 +64,7 @@ def test_nobody_who_is_tested_is_in_the_bank_of_their_fold(peopled: Registry, mo
 
 
 def add_late_items(reg: Registry) -> set[int]:
-    """Gives everybody an item that is later than all queries, and one without a time; returns the former's ids."""
+    """Gives every user an item later than all queries, and one without a time; returns the former's ids."""
     late = set()
     for user, _ in reg.users.users_with_items("lamp-2"):
         new = [NewItem("late", "lamp-2", "film 9 about a ship", "classic", "2022-01-01")]

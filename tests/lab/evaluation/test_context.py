@@ -86,16 +86,16 @@ def test_the_base_holds_what_a_method_stands_on(trial: Trial, field: EvalContext
     weights = {name: value for name, value in field.base.model.named_parameters() if name.endswith("q_proj.weight")}
     bare = {name: value.detach().clone() for name, value in weights.items()}
     for fold in (0, 1, 1, 0):
-        field.fold_in_task_adapter(fold, find_method("pooled"))
+        field.merge_task_adapter(fold, find_method("pooled"))
         digest = field.banks[fold, ""].task_adapter
         assert digest is not None
         adapter = load_weights(trial.reg, digest, field.base.fingerprint)
         for name, value in weights.items():
             expected = bare[name] + adapter.delta_weight(name.removesuffix(".weight"))
             torch.testing.assert_close(value.detach(), expected)
-    field.fold_in_task_adapter(1, find_method("base"))
+    field.merge_task_adapter(1, find_method("base"))
     assert all(torch.equal(value, bare[name]) for name, value in weights.items())
-    field.fold_in_task_adapter(0, find_method("mta-published"))
+    field.merge_task_adapter(0, find_method("mta-published"))
 
 
 def test_a_bench_is_the_banks_anchors_and_how_its_people_answer(trial: Trial, field: EvalContext) -> None:

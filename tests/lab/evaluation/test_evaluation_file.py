@@ -1,4 +1,4 @@
-"""Evaluations as files: they count as those of the store do, name nobody, and say nothing that cannot be."""
+"""Evaluations as files: they give the same results as in the store, contain no names, and invalid ones are refused."""
 
 from __future__ import annotations
 

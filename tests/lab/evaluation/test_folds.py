@@ -31,7 +31,7 @@ def test_everybody_asked_is_tested_once_and_builds_all_other_folds(
     asked = [person for person in items if person not in silent]
     try:
         found = split_users(items, asked, folds, seed)
-    except ValueError:  # a part of which nobody is asked
+    except ValueError:  # a part without tested users
         assert any(silent.issuperset(part) for part in parts(items, split_users(items, list(items), folds, seed)))
         return
     assert sorted(person for fold in found for person in fold.test) == sorted(asked)

@@ -1,4 +1,4 @@
-"""A bank that is already built, measured on users whom it does not rest on."""
+"""An existing bank, measured on users whose data it does not contain."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_what_answers_without_a_model_has_no_prompt(trial: Trial) -> None:
 def test_a_prior_is_added_to_the_scores_of_the_labels(trial: Trial) -> None:
     for plain, with_it in zip(of(trial, "pooled-rag"), of(trial, "pooled-rag+habit"), strict=True):
         added = [b - a for a, b in zip(scores(plain), scores(with_it), strict=True)]
-        tag = trial.plan.shots[plain.user_id][0].output  # everybody of the town has one tag
+        tag = trial.plan.shots[plain.user_id][0].output  # every user of the town has one tag
         assert added.index(max(added)) == TASK.labels.index(tag) and min(added) < 0
         assert plain.gold_loglik == with_it.gold_loglik
 

@@ -1,4 +1,6 @@
-"""From stored answers to the document: figures by hand, and temperatures that see nobody whom they read."""
+"""From stored answers to the document: figures by hand, and temperatures fitted on other users than they are applied
+to.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several seeds as one: every person once with all their answers; what is not of one design is refused."""
+"""Pooled seeds: every user counts once with all answers; evaluations of different designs are refused."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def timeless(document: Any) -> Any:
 
 @dataclass(frozen=True)
 class Trial:
-    """A store in which `request` was run, what came out, and what methods were given: (user, texts of their shots)."""
+    """A store in which `request` was run, its result, and the inputs of methods: (user, texts of the shots)."""
 
     reg: Registry
     request: EvalRequest
@@ -80,7 +80,7 @@ class Trial:
 
 
 def profiles(request: EvalRequest, plan: Design) -> dict[int, Tensor]:
-    """Everybody's profile."""
+    """Every user's profile."""
     from mta_cli.lab.evaluation.context import embed_shot_profiles
 
     job = embed_shot_profiles(request, plan)
@@ -93,7 +93,7 @@ def profiles(request: EvalRequest, plan: Design) -> dict[int, Tensor]:
 
 
 def plant_secrets(reg: Registry) -> None:
-    """Give everybody an item before all others that answers every one of their queries, and tells a secret."""
+    """Give every user an earliest item that answers all of the user's queries and contains a secret."""
     for user, _ in reg.users.users_with_items(TASK.name):
         words = " ".join(query.input for query in reg.items.queries(user.id, TASK.name))
         reg.items.append_items(user.id, [NewItem("old", TASK.name, f"{SECRET} {words}", "dystopia", "2019-01-01")])

@@ -1,4 +1,4 @@
-"""Pieces are chosen module by module by what answers the user's inputs, each with what stands before it in place."""
+"""Pieces are chosen module by module by their response to the user's inputs, with all earlier pieces applied."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def explicit(anchor: LoraWeights, path: str, x: Tensor) -> Tensor:
 
 
 def mixed(anchors: Sequence[LoraWeights], path: str, chosen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The chosen pieces' A and scaled B, each summed by itself."""
+    """The chosen pieces' A and scaled B, summed separately."""
     a, b = torch.zeros(()), torch.zeros(())
     for i, weight in zip(chosen.tolist(), weights, strict=True):
         own_a, own_b = anchors[i].factors[path]

@@ -97,7 +97,7 @@ def test_rows_of_an_error_are_sorted_the_other_way_round() -> None:
 
 
 def drawn(chart: Chart) -> tuple[list[str], list[tuple[float, float]]]:
-    """The named ticks of the first axis, and where marks stand."""
+    """The named ticks of the first axis, and the positions of marks."""
     from mta_cli.lab.report import style
 
     with style.chart_style():
@@ -161,7 +161,7 @@ def test_every_method_has_a_panel_beside_the_reference() -> None:
     shown = texts(charts.chart_svg(charts.series_chart(documents, "shots", "x")))
     assert {"base", "stack", "oppu", "mta", "shots", "2", "5"} <= set(shown)
     assert {"permuted-task:none:lora", "+neighbours"} <= set(shown)  # one name, on two lines
-    assert "late" not in shown  # one point is no line
+    assert "late" not in shown  # one point does not make a line
     alone = texts(
         charts.chart_svg(charts.series_chart([document({"mta": 0.5}, shots=n) for n in (1, 2)], "shots", "x"))
     )

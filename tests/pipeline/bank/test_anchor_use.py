@@ -27,7 +27,7 @@ def setting(reg: Registry) -> Bank:
 def fused(
     reg: Registry, bank: Bank, name: str, *weights: float, change: tuple[float | None, float | None] | None = None
 ) -> None:
-    """Gives somebody a recipe with a weight for each anchor, 0: not in it; with `change`, a stack as well."""
+    """Gives a user a recipe with a weight for each anchor (0: left out); with `change`, a stack too."""
     user = making.person(reg, name, "a")
     if change is not None:
         stack = making.adapted(reg, user, bank, name.encode())

@@ -1,4 +1,4 @@
-"""A bank's ladder: which steps, on whom, what is kept, and when it says that no model would do."""
+"""A bank's ladder: its steps, its users, its stored document, and the warning that no model is as good."""
 
 from __future__ import annotations
 

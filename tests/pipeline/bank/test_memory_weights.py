@@ -116,7 +116,7 @@ def test_nothing_is_weighed_for_a_task_of_texts(peopled: Registry) -> None:
 
 
 def texts(reg: Registry) -> Task:
-    """A task of texts for which everybody holds items."""
+    """A task of texts for which every user has items."""
     for n in range(9):
         user = reg.users.get(f"user{n}").id
         reg.items.append_items(user, [NewItem(f"w{k}", "words", f"line {k} of {n}", "some words") for k in range(6)])

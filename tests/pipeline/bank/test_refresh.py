@@ -1,4 +1,6 @@
-"""Refreshing a bank: only stale anchors are trained anew, by others like them; whoever rested on them is named."""
+"""Refreshing a bank: only stale anchors are replaced, by similar users, and the users who depended on them are
+named.
+"""
 
 from __future__ import annotations
 

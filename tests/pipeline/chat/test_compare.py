@@ -35,7 +35,7 @@ def test_compare_answers_in_every_mode_with_one_load(world: World, monkeypatch: 
 
     loads, load = [], loading.load_base
     monkeypatch.setattr(loading, "load_base", lambda *a, **k: (loads.append(a), load(*a, **k))[1])
-    drawn = AnswerOptions(max_tokens=12, temperature=1.0)  # the tiny base's likeliest tokens are no characters
+    drawn = AnswerOptions(max_tokens=12, temperature=1.0)  # the tiny base's likeliest tokens are not characters
     (result,), events = result_of(
         compare_user_models(world.reg, world.entry, ["alice"], "hello there", asking(answer=drawn))
     )

@@ -1,4 +1,4 @@
-"""Templates over a row's cells: full, half empty, empty, and what is no template."""
+"""Templates over a row's cells: full, partly empty, empty, and invalid templates."""
 
 from __future__ import annotations
 

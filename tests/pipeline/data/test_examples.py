@@ -1,4 +1,4 @@
-"""Which history stands in a prompt: never the item itself, never the future."""
+"""The history in a prompt: never the item itself, never later items."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ LOCAL = ExecutorOptions()
 
 
 def made(root: Path, executor: ExecutorOptions, weights: str | None = None) -> dict[str, Any]:
-    """A bank and everybody's recipes and stacks in a new store: digests, weights."""
+    """A bank and all users' recipes and stacks in a new store: digests, weights."""
     with Registry.open(root, create=True) as reg:
         people(reg)
         finish(build_bank(reg, replace(bank_request(anchors=4), executor=executor)))

@@ -1,4 +1,4 @@
-"""Label priors of people: from their own answers, against those of the people whom a bank is made of."""
+"""Label priors of users: from their own answers, relative to the answers of the bank's users."""
 
 from __future__ import annotations
 

@@ -334,7 +334,7 @@ class EndlessHub(Hub):
     def snapshot_download(self, *_: Any, local_dir: Path, tqdm_class: Any, **__: Any) -> str:
         progress = tqdm_class(total=0, disable=True)
         with (local_dir / "model.safetensors").open("wb") as file:
-            while self.pieces < 2000:  # 2 GB, should nobody stop it
+            while self.pieces < 2000:  # 2 GB, if it is not stopped
                 progress.update(file.write(bytes(2**20)))
                 file.flush()
                 self.pieces += 1

@@ -40,7 +40,7 @@ def alone(reg: Registry, *names: str, options: AdaptOptions = QUICK) -> list[dic
 
 
 def stack_of(reg: Registry, name: str) -> Stack:
-    """The stack of somebody who was adapted."""
+    """The stack of an adapted user."""
     found = reg.stacks.get(reg.users.get(name).id, "lamp-2", reg.banks.get("lamp-2").id)
     assert found is not None
     return found
@@ -258,7 +258,7 @@ def test_a_recipe_that_evidence_left_without_anchors_stays(peopled: Registry) ->
 def test_another_form_of_a_task_of_the_users_makes_another_stack(
     peopled: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mta_cli.pipeline.personalize.adapt.BUILTIN_TASKS", {})  # lamp-2 stands for a user's own task
+    monkeypatch.setattr("mta_cli.pipeline.personalize.adapt.BUILTIN_TASKS", {})  # lamp-2 replaces a user's own task
     built(peopled)
     ida, request = [peopled.users.get("ida")], fuse_request()
     finish(adapt_users(peopled, AdaptRequest(ida, QUICK, request)))

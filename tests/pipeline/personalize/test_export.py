@@ -1,4 +1,4 @@
-"""Exported folders: plain PEFT gives our logits, whole folders or none, nobody named."""
+"""Exported folders: plain PEFT gives our logits, folders are written atomically, and no user is named."""
 
 from __future__ import annotations
 

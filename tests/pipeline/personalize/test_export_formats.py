@@ -1,4 +1,4 @@
-"""Other forms of an export: what transformers, the `gguf` library and llama.cpp make of them."""
+"""Other formats of an export, read by transformers, the `gguf` library and llama.cpp."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def measured(reg: Registry, bank: Bank, method: Method, user: int, settings: dic
     context = EvalContext(
         reg, request, design, {(0, ""): bank}, dict(load_profiles(reg, TASK.name, bank.embedder, [one.id]))
     )
-    context.fold_in_task_adapter(0, method)
+    context.merge_task_adapter(0, method)
     (found,) = build_models(method, context.workbench(0).methods, context.method_users([user]), settings)
     return found
 

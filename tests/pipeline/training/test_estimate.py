@@ -30,7 +30,7 @@ from mta_cli.pipeline.training.estimate import (
     measure_matmul_rate,
     measured_token_rate,
     sample_row_tokens,
-    speed_lines,
+    slow_path_lines,
 )
 from store.records import Adapter
 from store.registry import Registry
@@ -167,17 +167,17 @@ def test_minutes_and_hours_for_what_takes_long(peopled: Registry) -> None:
 def test_a_plan_says_where_there_is_no_fast_path(tmp_path: Path, family: str, said: str | None) -> None:
     made = {**EXACT, **REFUSED}[family]()
     made.config.save_pretrained(tmp_path)  # the plan needs no weights
-    found = [line.value for line in speed_lines(ModelEntry("x", "base", tmp_path, "sha256:x"))]
+    found = [line.value for line in slow_path_lines(ModelEntry("x", "base", tmp_path, "sha256:x"))]
     assert found == ([] if said is None else [f"slower: no fast path for {said}"])
 
 
 def test_a_plan_of_a_quantized_base_says_so_and_of_an_unreadable_one_nothing(tmp_path: Path) -> None:
     entry = ModelEntry("x", "base", tmp_path, "sha256:x")
-    assert speed_lines(entry) == ()
+    assert slow_path_lines(entry) == ()
     for method, said in (("gptq", ["slower: no fast path for llama"]), ("bitsandbytes", [])):
         config = {"model_type": "llama", "quantization_config": {"quant_method": method, "bits": 4}}
         (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 32, "num_hidden_layers": 1}))
-        assert [line.value for line in speed_lines(entry)] == said
+        assert [line.value for line in slow_path_lines(entry)] == said
 
 
 def test_a_format_that_a_cpu_emulates_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""Consent: whoever withholds it leaves no trace in anything that serves others, and taking it back marks what did."""
+"""Consent: a user without it leaves no trace in anything that serves others, and a withdrawal marks everything that
+did.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ def quick_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shy(reg: Registry) -> int:
-    """Somebody with a long history who does not consent; returns their number."""
+    """A user with a long history who does not consent; returns their number."""
     user = reg.users.add("shy", can_anchor=False)
     words = [NewItem(f"s{n}", "lamp-2", f"film {n} about a secret heron", "dark comedy") for n in range(40)]
     reg.items.append_items(user.id, words)

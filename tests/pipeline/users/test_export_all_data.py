@@ -1,4 +1,4 @@
-"""What somebody is given of theirs: every table that knows of them, whole or not at all; no name becomes a path."""
+"""The export of a user's data: every table about the user, atomically; no name becomes a path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.pipeline.histories import run
 from tests.store.making import adapted, bank, person
 from tests.store.test_erase import NAME, SECRET, evaluated, furnish
 
-# Where what tables hold of a person stands. A new table that belongs to somebody must be added, here and there.
+# The place of each table's rows in the export. A new table about users must be added here and to the export.
 HELD = {
     "user_groups": "person",
     "items": "items",
@@ -55,13 +55,13 @@ def reg(tmp_path: Path) -> Iterator[Registry]:
 
 
 def given(reg: Registry, to: Path, name: str = NAME) -> dict[str, Any]:
-    """Export somebody's data; returns the documents by their names."""
+    """Export a user's data; returns the documents by their names."""
     run(export_all_data(reg, name, to))
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in to.glob("*.json")}
 
 
 def lived(reg: Registry) -> int:
-    """Somebody with something in every table; returns their number."""
+    """A user with rows in every table; returns their number."""
     me, other = furnish(reg)
     reg.profiles.save_profile(Profile(me, "free", "e", struct.pack("<3f", 1.0, 2.0, 0.5), 50, 250))
     cores = bank(reg, [other], key="cores")

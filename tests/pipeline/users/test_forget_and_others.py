@@ -1,4 +1,4 @@
-"""Forgetting one user changes no byte of what another is given of theirs, whatever the two are called."""
+"""Forgetting one user changes no byte of another user's exported data, whatever their names."""
 
 from __future__ import annotations
 

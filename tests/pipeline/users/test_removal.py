@@ -1,4 +1,4 @@
-"""Removing users and single items: no byte of them is left, and what stays of them is named."""
+"""Removing users and single items: no byte is left, and the parts that stay are named."""
 
 from __future__ import annotations
 

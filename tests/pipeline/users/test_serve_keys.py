@@ -1,4 +1,4 @@
-"""The file of the server's keys: what it holds, and which key opens whom."""
+"""The file of the server's keys: its contents, and the users that each key opens."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def _label_of(task: str, output: str) -> str | None:
 
 
 def publish(reg: Registry, to: object, key: bytes | None = KEY, **changes: Any) -> StagedSnapshot:
-    """Publish a snapshot; returns what it was made of."""
+    """Publish a snapshot; returns its staged contents."""
     with stage_snapshot(reg, SnapshotPlace(str(to)), choice(**changes), "1", hashed_names=False) as staged:
         list(staged.publish(key))
         return staged

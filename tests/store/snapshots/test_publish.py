@@ -1,4 +1,4 @@
-"""Publishing: only what is new is written, the manifest comes last, and what nobody needs goes."""
+"""Publishing: only new files are written, the manifest comes last, and unneeded files are removed."""
 
 from __future__ import annotations
 

@@ -376,7 +376,7 @@ HARMS: dict[str, tuple[Harm, type[MtaError]]] = {
 
 @pytest.fixture
 def plain(full: Registry, fleet: Path) -> Iterator[StagedSnapshot]:
-    """A snapshot without a signature: whoever can write there can change all of it."""
+    """A snapshot without a signature, which anyone with write access can change."""
     yield publish(full, fleet, None)
 
 

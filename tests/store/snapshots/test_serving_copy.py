@@ -1,4 +1,4 @@
-"""A serving copy answers as the store does, and holds no text and nobody who was forgotten."""
+"""A serving copy answers as the store does, and contains no text and no forgotten user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluations: begun once by key, finished, tuned, and removed with the banks that nobody else needs."""
+"""Evaluations: begun once by key, finished, tuned, and removed with the banks that no other evaluation needs."""
 
 from __future__ import annotations
 

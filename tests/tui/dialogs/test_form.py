@@ -33,7 +33,7 @@ NOT_ASKED = "not asked"
 
 
 class Window(App[None]):
-    """A window with nothing in it but a form; `answer` is what came of it."""
+    """A window with only a form; `answer` is the form's result."""
 
     def __init__(self, form: Form) -> None:
         super().__init__()

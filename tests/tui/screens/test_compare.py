@@ -1,4 +1,4 @@
-"""The screen where answers stand side by side: asked by typing and by picking, measured, stopped, kept, hostile."""
+"""The Compare screen: questions typed and picked; answers measured, stopped, kept, hostile."""
 
 from __future__ import annotations
 

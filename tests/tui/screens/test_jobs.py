@@ -42,7 +42,7 @@ def jobs_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Slow:
-    """A job that takes a step whenever it is let, and by itself when a test has failed and nobody will."""
+    """A job that takes a step when it is released, and continues alone if a test has failed."""
 
     def __init__(self, steps: int = 100) -> None:
         self.steps, self.closed = steps, False

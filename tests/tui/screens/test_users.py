@@ -1,4 +1,4 @@
-"""Users: the table, what is typed to find somebody, the pane, and what the keys lead to, on a small town's store."""
+"""The Users screen: the table, the filter, the detail pane, and the keys, on a small town's store."""
 
 from __future__ import annotations
 

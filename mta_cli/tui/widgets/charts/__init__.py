@@ -1,1 +1,1 @@
-"""Charts in characters, for what Textual has no widget for. They draw numbers that were computed elsewhere."""
+"""Character charts that Textual has no widget for. They draw given numbers."""

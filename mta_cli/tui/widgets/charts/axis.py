@@ -1,4 +1,4 @@
-"""Axes of plots: round numbers on them, and where a value falls. Knows no characters."""
+"""Axes of plots: round tick values, and the cell of a value. Knows no characters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Scale:
     cells: int
 
     def cell(self, value: float) -> int:
-        """The cell of a value; what is beyond an end is in its cell."""
+        """The cell of a value, clipped to the axis."""
         reach = self.high - self.low
         part = 0.5 if reach <= 0 else (value - self.low) / reach
         return min(max(round(part * (self.cells - 1)), 0), max(self.cells - 1, 0))
@@ -42,5 +42,5 @@ def fit_scale(values: Sequence[float], cells: int, *, margin: float = 0.03) -> S
 
 
 def format_tick(value: float) -> str:
-    """A tick's number: as few decimals as it has, at most four."""
+    """A tick's value with only the needed decimals, at most four."""
     return f"{value:.4f}".rstrip("0").rstrip(".").replace("-", "−") or "0"

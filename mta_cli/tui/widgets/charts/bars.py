@@ -1,4 +1,4 @@
-"""Labelled bars in plain characters, a line each. Knows no meaning of what is measured."""
+"""Labelled bars in plain characters, one line each. Does not interpret the values."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ LABEL_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Bar:
-    """A labelled value; None has no bar. `value_text` is the number beside it, `strong` sets the line apart.
+    """A labelled value; None has no bar. `value_text` is the number beside it, `strong` highlights the line.
 
-    `tone` is one of good and bad, or nothing; the label says the same without colour.
+    `tone` is good, bad or empty; the label must say the same without colour.
     """
 
     label: str
@@ -35,7 +35,9 @@ class Bar:
 
 
 def bar_text(value: float | None, most: float, width: int) -> str:
-    """A bar of at most `width` cells in eighths of a cell; as long as `most` is full, below zero of another pattern."""
+    """A bar of at most `width` cells in eighths of a cell. `most` fills the width; negative values have another
+    pattern.
+    """
     if value is None or not math.isfinite(value) or most <= 0 or width < 1:
         return ""
     part = min(abs(value) / most, 1.0)
@@ -48,11 +50,11 @@ def bar_text(value: float | None, most: float, width: int) -> str:
 def bar_lines(
     bars: Sequence[Bar], width: int, style: str = "", quiet: str = "dim", tones: Mapping[str, str] | None = None
 ) -> Text:
-    """Label, bar and number of each in `width` cells; `style` is the bars', `quiet` that of what is not strong.
+    """Label, bar and number of each in `width` cells; `style` is for bars, `quiet` for lines that are not strong.
 
-    `tones` are the styles of bars with a tone, which their labels have too.
+    `tones` are the styles of bars, and their labels, by tone.
 
-    A full bar is 1, or the largest value where that is more.
+    A full bar is 1, or the largest value if that is greater.
     """
     shown = Text(no_wrap=True, overflow="crop", end="")
     numbers = max((cell_len(one.value_text) for one in bars), default=0)
@@ -71,7 +73,7 @@ def bar_lines(
 
 
 class BarChart(Widget):
-    """As many lines as there are bars."""
+    """A chart with one line for each bar."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"bars--bar", "bars--quiet", "bars--good", "bars--bad"}
     DEFAULT_CSS = """
@@ -92,11 +94,11 @@ class BarChart(Widget):
         self.refresh(layout=True)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        """A line for each."""
+        """One line for each bar."""
         return len(self._bars)
 
     def render(self) -> RenderableType:
-        """All of them, as wide as there is room."""
+        """All bars at the current width."""
         bar, quiet, good, bad = (
             str(self.get_component_rich_style(f"bars--{name}")) for name in ("bar", "quiet", "good", "bad")
         )

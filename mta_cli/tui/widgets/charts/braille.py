@@ -1,4 +1,6 @@
-"""Many points as braille dots: eight to a cell, with how many points a cell holds. Knows no widget and no colours."""
+"""Draws many points as braille dots, eight per cell, and counts the points of each cell. Knows no widget and no
+colours.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ MIN_PEAK_COUNT = 8  # the densest cell counts as at least this many when brightn
 
 @dataclass(frozen=True, eq=False)
 class BrailleGrid:
-    """What a plot of points holds: a character for each cell, and how many points are in it."""
+    """A plot of points: a braille mask and the number of points for each cell."""
 
     masks: NDArray[np.uint8]  # [height, width]
     counts: NDArray[np.int64]  # [height, width]
@@ -28,7 +30,9 @@ class BrailleGrid:
         return chr(BRAILLE_BASE + int(self.masks[y, x]))
 
     def density_levels(self) -> NDArray[np.int64]:
-        """How full each cell is, from 0 (one point in a thin plot) to 3, by the logarithm; -1 where nothing is."""
+        """The density of each cell from 0 (one point in a sparse plot) to 3, on a logarithmic scale; -1 for an empty
+        cell.
+        """
         import numpy as np
 
         most = max(int(self.counts.max(initial=0)), MIN_PEAK_COUNT)

@@ -1,4 +1,4 @@
-"""A rectangle of characters that plots are written on, cell by cell. Knows no widget and no theme."""
+"""A rectangle of characters on which plots are drawn. Knows no widget and no theme."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Canvas:
         self._styles = [[""] * self.width for _ in range(self.height)]
 
     def write_text(self, x: int, y: int, text: str, style: str = "") -> int:
-        """Write from a cell to the right, as far as there is room; `style` is a name. Returns the cell after it."""
+        """Write to the right from a cell, clipped at the edge; `style` is a name. Returns the next cell."""
         for char in clean_text(text).replace("\n", BLANK).replace("\t", BLANK):
             cells = cell_len(char)
             if not 0 <= y < self.height or x < 0 or x + max(cells, 1) > self.width:
@@ -31,22 +31,22 @@ class Canvas:
             if cells:
                 self._cells[y][x : x + cells] = [char] + [""] * (cells - 1)
                 self._styles[y][x : x + cells] = [style] * cells
-            elif x:  # a mark that joins the character before it
+            elif x:  # a combining mark
                 self._cells[y][x - 1] += char
             x += cells
         return x
 
     def write_char(self, x: int, y: int, char: str, style: str = "") -> None:
-        """Write one narrow character of our own to a cell inside: quicker than `write_text`, which checks all."""
+        """Write one narrow, trusted character to a cell inside; faster than `write_text`, which checks everything."""
         self._cells[y][x], self._styles[y][x] = char, style
 
     def is_blank(self, x: int, y: int, width: int) -> bool:
-        """Whether that many cells are there and blank."""
+        """Whether `width` cells from here exist and are blank."""
         inside = 0 <= y < self.height and x >= 0 and x + width <= self.width
         return inside and all(cell == BLANK for cell in self._cells[y][x : x + width])
 
     def to_rich_text(self, style: Callable[[str], Style]) -> Text:
-        """All of it, a line a row; `style` turns a name into a style."""
+        """The whole canvas; `style` turns a name into a style."""
         shown = Text(no_wrap=True, overflow="crop", end="")
         for y, (cells, styles) in enumerate(zip(self._cells, self._styles, strict=True)):
             for name, run in groupby(zip(styles, cells, strict=True), key=lambda pair: pair[0]):
@@ -56,7 +56,7 @@ class Canvas:
         return shown
 
     def plain(self) -> list[str]:
-        """The rows without styles, for tests and for the eye."""
+        """The rows without styles, for tests."""
         return ["".join(row).rstrip() for row in self._cells]
 
     def style_at(self, x: int, y: int) -> str:
@@ -65,7 +65,7 @@ class Canvas:
 
 
 def truncate_line(text: str, width: int) -> str:
-    """A cleaned line of at most that many cells; what is cut ends in an ellipsis."""
+    """A cleaned line of at most `width` cells; a cut line ends with an ellipsis."""
     shown = " ".join(clean_text(text.replace("\r", "\n")).split())
     if cell_len(shown) <= width:
         return shown

@@ -1,6 +1,6 @@
-"""Values with their intervals as bars on one axis, with a line at what they are compared with.
+"""Values with their intervals on one axis, with a line at the reference.
 
-Draws numbers that were computed elsewhere. Knows neither methods nor metrics.
+Draws given numbers. Knows neither methods nor metrics.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mta_cli.tui.widgets.charts.plot import Plot
 
 Tone = Literal["plain", "strong", "good", "bad"]
 MAX_NAME_CELLS, MIN_BAR_CELLS = 18, 8
-MIN_NOTE_WIDTH = 60  # cells of a plot with room for notes
+MIN_NOTE_WIDTH = 60  # the minimum width of a plot with notes
 LOW_CHAR, HIGH_CHAR, VALUE_CHAR, LINE_CHAR, REFERENCE_CHAR, CROSSING_CHAR = "├", "┤", "●", "─", "┊", "┼"
 
 
 @dataclass(frozen=True)
 class IntervalRow:
-    """A row: `low` … `high` around `value`, None where not known. `note` says them as text."""
+    """A row: the interval `low` to `high` around `value`, None if unknown. `note` is the same as text."""
 
     name: str
     value: float | None
@@ -36,7 +36,7 @@ class IntervalRow:
 
 
 class IntervalPlot(Plot):
-    """Rows of bars over an axis, as high as it needs to be; `reference` is where the line stands."""
+    """Rows of intervals above an axis, as high as needed; the line is at `reference`."""
 
     COMPONENT_PREFIX = "intervals"
     COMPONENT_CLASSES: ClassVar[set[str]] = {
@@ -69,12 +69,12 @@ class IntervalPlot(Plot):
         return len(self._interval_rows) + 2 if self._interval_rows else 0
 
     def render(self) -> Text:
-        """All of it."""
+        """The whole plot."""
         return self.render_canvas(draw_intervals(self._interval_rows, self._reference, self.content_size.width))
 
 
 def draw_intervals(rows: Sequence[IntervalRow], reference: float | None, width: int) -> Canvas:
-    """The bars on so many cells; notes are left out where there is no room for them."""
+    """Draw the rows on `width` cells; without room, notes are left out."""
     canvas = Canvas(width, len(rows) + 2 if rows else 0)
     names = min(MAX_NAME_CELLS, max((cell_len(row.name) for row in rows), default=0), width // 3)
     notes = max((cell_len(row.note) for row in rows), default=0) if width >= MIN_NOTE_WIDTH else 0
@@ -94,7 +94,7 @@ def draw_intervals(rows: Sequence[IntervalRow], reference: float | None, width: 
 
 
 def _draw_interval(canvas: Canvas, left: int, y: int, row: IntervalRow, scale: Scale, reference: float | None) -> None:
-    """A whisker from end to end with the value on it, over the line at `reference`; an end not known is not drawn."""
+    """Draw a whisker with the value on it, over the line at `reference`; an unknown end is not drawn."""
     at = None if reference is None else scale.cell(reference)
     if at is not None:
         canvas.write_text(left + at, y, REFERENCE_CHAR, "reference")

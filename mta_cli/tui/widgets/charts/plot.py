@@ -1,4 +1,4 @@
-"""What plots share: a canvas of characters painted in the colours of the theme. Knows no plot by itself."""
+"""The base of plots: a canvas of characters in the theme's colours."""
 
 from __future__ import annotations
 

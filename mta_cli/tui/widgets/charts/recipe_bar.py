@@ -1,6 +1,6 @@
-"""A recipe as one bar: a stretch for each anchor in its colour and with its letter, then what is left to the task.
+"""A recipe as one bar: a segment for each anchor in its colour with its letter, then the task adapter's share.
 
-Draws numbers that were computed elsewhere.
+Draws given numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENTRY_GAP = 2  # cells between two entries of the legend
 
 @dataclass(frozen=True)
 class RecipePart:
-    """An anchor by its place in the bank, or with None the task adapter; `weight` None has no stretch of the bar."""
+    """An anchor by its index in the bank, or with None the task adapter; with `weight` None it has no segment."""
 
     number: int | None
     name: str
@@ -32,7 +32,7 @@ class RecipePart:
 
     @property
     def sign(self) -> str:
-        """What stands for it in the bar."""
+        """Its letter in the bar."""
         return REST_CHAR if self.number is None else anchor_letter(self.number)
 
     @property
@@ -42,7 +42,7 @@ class RecipePart:
 
 
 def recipe_lines(parts: Sequence[RecipePart], width: int) -> list[Text]:
-    """The bar in `width` cells, where any part has a weight, and below it what its letters mean."""
+    """The bar in `width` cells, if any part has a weight, and below it the legend."""
     bar = Text(no_wrap=True, overflow="crop", end="")
     weighed = [part for part in parts if part.weight]
     for part, cells in zip(weighed, stretch_widths([abs(part.weight or 0.0) for part in weighed], width), strict=True):
@@ -62,7 +62,9 @@ def recipe_lines(parts: Sequence[RecipePart], width: int) -> list[Text]:
 
 
 def stretch_widths(values: Sequence[float], width: int) -> list[int]:
-    """Cells in proportion to the values, `width` in all; none is without a cell while there are enough."""
+    """Segment widths in proportion to the values, `width` in all; each gets at least one cell while there are
+    enough.
+    """
     total = sum(values)
     if not total or width < len(values):
         return [1] * min(len(values), max(width, 0)) + [0] * max(0, len(values) - max(width, 0))

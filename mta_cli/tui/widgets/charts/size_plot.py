@@ -1,6 +1,6 @@
-"""Quality against bytes stored for a user, on a logarithmic axis that has a place for nothing at all.
+"""Quality against bytes stored for a user, on a logarithmic axis with an extra column for zero.
 
-Draws numbers that were computed elsewhere; names stand beside their points where there is room, below where not.
+Draws given numbers. Names are beside their points if there is room, otherwise in a legend.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from mta_cli.tui.widgets.charts.plot import Plot
 LEGEND_LETTERS = ascii_lowercase + digits
 FRONT_CHAR, OTHER_CHAR, REFERENCE_CHAR = "●", "○", "◆"
 MAX_NAME_CELLS = 16
-LEGEND_ROWS = 2  # rows for names that found no room
-MIN_PLOT_SIZE = (24, 8)  # cells of a plot that is worth drawing
-OVERLAP_OFFSETS = (0, 1, -1, 2, -2, 3, -3)  # cells by which points in one place are moved apart
+LEGEND_ROWS = 2  # rows for names without room beside their points
+MIN_PLOT_SIZE = (24, 8)  # the minimum size of a plot in cells
+OVERLAP_OFFSETS = (0, 1, -1, 2, -2, 3, -3)  # offsets by which overlapping points are moved apart
 CellPosition = tuple[int, int]
 
 
@@ -45,7 +45,7 @@ class SizePoint:
 
 
 class SizePlot(Plot):
-    """The canvas. It fills whatever room it is given."""
+    """The plot, which fills the available room."""
 
     COMPONENT_PREFIX = "size-plot"
     COMPONENT_CLASSES: ClassVar[set[str]] = {
@@ -69,7 +69,7 @@ class SizePlot(Plot):
         self._title, self._lower_is_better = "", False
 
     def show_points(self, points: Sequence[SizePoint], title: str, *, lower_is_better: bool = False) -> None:
-        """Draw these methods; the better is always higher."""
+        """Draw these methods; better values are always higher."""
         self._points, self._title, self._lower_is_better = tuple(points), title, lower_is_better
         self.refresh()
 
@@ -82,7 +82,9 @@ class SizePlot(Plot):
 
 @dataclass(frozen=True)
 class _PlotLayout:
-    """Where the plot lies on the canvas, and how values and sizes fall on it. `zero`: nothing at all has a column."""
+    """The position of the plot on the canvas, and the scales of values and sizes. `zero`: there is a column for zero
+    bytes.
+    """
 
     left: int
     height: int
@@ -92,11 +94,11 @@ class _PlotLayout:
     lower_is_better: bool
 
     def column(self, count: float) -> int:
-        """The column of so many bytes."""
+        """The column of a number of bytes."""
         return self.left + (self.x_scale.cell(math.log10(count)) + self.zero_column_width if count > 0 else 1)
 
     def row(self, value: float) -> int:
-        """The row of a value, below the title: the best is on top."""
+        """The row of a value below the title; the best is on top."""
         cell = self.y_scale.cell(value)
         return 1 + (cell if self.lower_is_better else self.height - 1 - cell)
 
@@ -106,14 +108,14 @@ class _PlotLayout:
 
     @property
     def zero_column_width(self) -> int:
-        """Columns that the place of nothing at all takes."""
+        """The width of the column for zero bytes."""
         return 6 if self.has_zero_column else 0
 
 
 def draw_size_plot(
     points: Sequence[SizePoint], title: str, width: int, height: int, *, downward: bool = False
 ) -> Canvas:
-    """The plot on so many cells, or a word where they are too few."""
+    """The plot on so many cells, or a message if they are too few."""
     canvas = Canvas(width, height)
     if not points or width < MIN_PLOT_SIZE[0] or height < MIN_PLOT_SIZE[1]:
         canvas.write_text(1, height // 2, truncate_line("No room for a plot." if points else "", width - 2), "axis")
@@ -138,7 +140,7 @@ def _layout(points: Sequence[SizePoint], width: int, height: int, downward: bool
 
 
 def _draw_front_line(canvas: Canvas, points: Sequence[SizePoint], layout: _PlotLayout) -> None:
-    """The step line along the methods that nothing smaller equals."""
+    """Draw the step line along the Pareto front."""
     front = sorted((one for one in points if one.on_pareto_front), key=lambda one: one.bytes)
     before = None
     for one, larger in zip(front, [*front[1:], None], strict=False):
@@ -153,7 +155,7 @@ def _draw_front_line(canvas: Canvas, points: Sequence[SizePoint], layout: _PlotL
 
 
 def _draw_markers(canvas: Canvas, points: Sequence[SizePoint], layout: _PlotLayout) -> dict[SizePoint, CellPosition]:
-    """Where each method stands: those of the front and the chosen one first, others a little aside if need be."""
+    """Draw the methods' markers: front and reference first, others moved a little aside if necessary."""
     taken: dict[CellPosition, SizePoint] = {}
     for one in sorted(points, key=lambda one: (not one.is_reference, not one.on_pareto_front)):
         x, y = layout.column(one.bytes), layout.row(one.value)
@@ -198,7 +200,7 @@ def _draw_names(
 
 
 def _tick_count(height: int) -> int:
-    """About how many numbers the axis of values has."""
+    """The approximate number of ticks on the value axis."""
     return max(5, height // 5)
 
 
@@ -217,7 +219,7 @@ def _draw_axes(canvas: Canvas, layout: _PlotLayout) -> None:
 
 
 def _draw_legend(canvas: Canvas, unnamed: Sequence[tuple[str, SizePoint]]) -> None:
-    """What the letters mean, on the last rows."""
+    """Write the meaning of the letters on the last rows."""
     x, y = 0, canvas.height - LEGEND_ROWS
     for sign, one in unnamed:
         words = truncate_line(one.name, MAX_NAME_CELLS)

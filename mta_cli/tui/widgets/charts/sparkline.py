@@ -14,9 +14,9 @@ from mta_cli.tui.text import line_text
 
 
 class LabelledSparkline(Horizontal):
-    """One line: a title, the first value, the curve of means, the last value and its change. No line without values.
+    """One line: a title, the first value, the curve of means, the last value and its change. Hidden without values.
 
-    The curve fills the height whatever it spans; the change says how much that is.
+    The curve always fills the height; the change gives the scale.
     """
 
     DEFAULT_CSS = """
@@ -32,7 +32,7 @@ class LabelledSparkline(Horizontal):
         self._curve = Sparkline(summary_function=fmean)
 
     def compose(self) -> ComposeResult:
-        """From left to right."""
+        """Title, first value, curve, last value."""
         yield self._first
         yield self._curve
         yield self._last

@@ -1,6 +1,6 @@
-"""A map of all users: each one a dot, anchors as letters, the selected user, their neighbours and recipe on top.
+"""A map of all users: dots for users, letters for anchors, and on top the selected user with neighbours and recipe.
 
-Draws what `pipeline.bank.user_map` computed, again at every size. Reads nothing and computes no profile.
+Draws the result of `pipeline.bank.user_map`, again at every size. Reads nothing and computes no profile.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 USER_CHAR, NEIGHBOUR_CHAR = "●", "○"
 DENSITY_STYLES = ("few", "some", "many", "most")
-SPARSE_CELLS_PER_USER = 8  # a map with at least so many cells a user has larger dots
+SPARSE_CELLS_PER_USER = 8  # a map with at least this many cells per user has larger dots
 SPARSE_CHARS = "⠶⠿⣿"  # one user, two, more
-LINK_SHARES = {"strong": 0.6, "medium": 0.25, "faint": 0.0}  # of the recipe's largest weight, at least
+LINK_SHARES = {"strong": 0.6, "medium": 0.25, "faint": 0.0}  # minimum share of the recipe's largest weight
 COLOUR_STYLES = {
     "anchor-{}": "color: {}; text-style: bold;",
     "selected-{}": "color: {}; text-style: bold reverse;",
@@ -44,17 +44,20 @@ COLOUR_STYLES = {
     "link-{}-medium": "color: {} 75%;",
     "link-{}-faint": "color: {} 55%;",
 }
-"""What has the colour of an anchor: letter, name, users nearest to it, lines from a user whose recipe holds it."""
+"""Styles in an anchor's colour: its letter and name, the users nearest to it, and the lines from a user with it in the
+recipe.
+"""
 ANCHOR_STYLES = {
     name.format(number): css.format(colour)
     for name, css in COLOUR_STYLES.items()
     for number, colour in enumerate(ANCHOR_COLOURS)
 }
-MIN_LABEL_WIDTH = 50  # cells of a map that has room for names
+MIN_LABEL_WIDTH = 50  # the minimum width of a map with names
 MAX_LABEL_CELLS = 12
 CLICK_RADIUS_CELLS = 2.5  # cells within which a click selects a user
-MIN_DENSITY_RATIO = 2.0  # a cell is the selected anchor's where its users are this many times as frequent as overall
-SIDEWAYS_COST = 2.0  # how much more it costs an arrow key to go aside than ahead
+# a cell belongs to the selected anchor if its users are this many times as frequent there as overall
+MIN_DENSITY_RATIO = 2.0
+SIDEWAYS_COST = 2.0  # the cost of sideways distance for an arrow key, relative to distance ahead
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class HighlightedUser:
 
 
 class UserMapView(Plot, can_focus=True):
-    """The map. `selected_anchor` is the place of an anchor in the bank; its users are coloured."""
+    """The map. `selected_anchor` is the index of an anchor in the bank; its users are coloured."""
 
     HELP = (
         "The map shows every user with a profile along the two main directions of all profiles. Letters are anchors. "
@@ -115,7 +118,7 @@ class UserMapView(Plot, can_focus=True):
     selected_anchor: reactive[int | None] = reactive(None)
 
     class AnchorSelected(Message):
-        """Another anchor is selected, by its place in the bank."""
+        """Another anchor was selected, by its index in the bank."""
 
         def __init__(self, number: int) -> None:
             super().__init__()
@@ -135,7 +138,7 @@ class UserMapView(Plot, can_focus=True):
         self._waiting_text = ""
 
     def show_map(self, user_map: UserMap | None, lit: HighlightedUser | None = None, *, waiting: str = "") -> None:
-        """Draw a map, or say what is waited for while there is none."""
+        """Draw a map, or show `waiting` while there is none."""
         self._user_map, self._highlighted_user, self._waiting_text = user_map, lit, waiting
         if user_map is None or (self.selected_anchor is not None and self.selected_anchor >= len(user_map.map_anchors)):
             self.set_reactive(UserMapView.selected_anchor, None)
@@ -159,7 +162,7 @@ class UserMapView(Plot, can_focus=True):
         return canvas
 
     def action_select_toward(self, across: int, down: int) -> None:
-        """Select the nearest anchor in a direction; the first one when none is."""
+        """Select the nearest anchor in a direction, or the first one if none is selected."""
         places = self._anchor_cells(*self._plot_size())
         if self.selected_anchor not in places:
             if places:
@@ -211,7 +214,7 @@ class UserMapView(Plot, can_focus=True):
     def _dot_positions(
         self, places: NDArray[np.float32], width: int, height: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Which dot each place falls on, from the top left; the map fills the plot but for a cell at every side."""
+        """The dot of each point, from the top left. The map fills the plot except for a margin of one cell."""
         import numpy as np
 
         assert self._user_map is not None
@@ -229,7 +232,7 @@ class UserMapView(Plot, can_focus=True):
         return list(zip((columns // DOTS_PER_CELL_X).tolist(), (rows // DOTS_PER_CELL_Y).tolist(), strict=True))
 
     def _anchor_cells(self, width: int, height: int) -> dict[int, tuple[int, int]]:
-        """The cell of every anchor that has a place."""
+        """The cell of every anchor with a point."""
         if self._user_map is None or not len(self._user_map.user_ids):
             return {}
         placed = [(n, mark.point) for n, mark in enumerate(self._user_map.map_anchors) if mark.point is not None]
@@ -266,7 +269,7 @@ class UserMapView(Plot, can_focus=True):
             canvas.write_char(*cell, SPARSE_CHARS[min(users[cell], len(SPARSE_CHARS)) - 1], style)
 
     def _draw_links(self, canvas: Canvas, user_map: UserMap, width: int, height: int) -> None:
-        """A line to each anchor of the selected user's recipe, the largest weights on top."""
+        """Draw a line to each anchor of the selected user's recipe, the largest weights on top."""
         import numpy as np
 
         lit = self._highlighted_user
@@ -287,7 +290,7 @@ class UserMapView(Plot, can_focus=True):
                 canvas.write_char(x, y, line.char(x, y), f"{anchor_style('link', part.number or 0)}-{level}")
 
     def _draw_markers(self, canvas: Canvas, user_map: UserMap, width: int, height: int) -> None:
-        """Neighbours below anchors; the user and the selected anchor on top, and names where there is room."""
+        """Draw neighbours, then anchors, then the user and the selected anchor on top, with names if there is room."""
         lit = self._highlighted_user
         if lit is not None:
             near = [place for place in map(user_map.locate_user, lit.neighbours) if place is not None]
@@ -315,7 +318,7 @@ class UserMapView(Plot, can_focus=True):
                 _write_label(canvas, x, y, name, style)
 
     def _draw_legend(self, canvas: Canvas, user_map: UserMap, y: int) -> None:
-        """One line: the selected user, the signs, the number of users, and the variance that the map shows."""
+        """Write one line: the selected user, the symbols, the number of users, and the explained variance."""
         x = 0
         if self._highlighted_user is not None:
             if user_map.locate_user(self._highlighted_user.user_id) is None:
@@ -345,14 +348,14 @@ class UserMapView(Plot, can_focus=True):
 
 
 def anchor_style(part: str, number: int) -> str:
-    """The name of a style in an anchor's colour, by its place in the bank."""
+    """The name of a style in an anchor's colour, by its index in the bank."""
     return f"{part}-{number % len(ANCHOR_COLOURS)}"
 
 
 def _line_dots(
     columns: NDArray[np.int64], rows: NDArray[np.int64], level: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The dots between two ends: a double line where it is strong, every third dot where it is faint."""
+    """The dots of a line: a double line if strong, every third dot if faint."""
     import numpy as np
 
     steps = int(max(abs(columns[1] - columns[0]), abs(rows[1] - rows[0]))) + 1
@@ -368,11 +371,12 @@ def _line_dots(
 
 
 def _write_label(canvas: Canvas, x: int, y: int, name: str, style: str) -> None:
-    """A name at the right or left of a cell, else above or below it; none where nothing is blank."""
+    """Write a name right or left of a cell, else above or below it, if there is blank space."""
     label = truncate_line(name, MAX_LABEL_CELLS)
     cells = cell_len(label)
     middle = max(1, min(x - cells // 2, canvas.width - cells - 1))
     for left, row in ((x + 2, y), (x - cells - 1, y), (middle, y - 1), (middle, y + 1)):
-        if label and row < canvas.height - 1 and canvas.is_blank(left - 1, row, cells + 2):  # the last is the legend
+        # the last row is the legend
+        if label and row < canvas.height - 1 and canvas.is_blank(left - 1, row, cells + 2):
             canvas.write_text(left, row, label, style)
             return

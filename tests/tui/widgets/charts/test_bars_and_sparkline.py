@@ -1,4 +1,4 @@
-"""Bars and curves: their lengths and ends, what is no number, and that labels stay text of one line."""
+"""Bars and curves: lengths, ends, missing values, and labels that stay one line of text."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def drawn(
 
 
 class Alone(App[None]):
-    """A view by itself, and what it says."""
+    """A view alone, with its messages."""
 
     def __init__(self, shown: UserMap) -> None:
         super().__init__()
