@@ -168,7 +168,7 @@ def _read_headers(path: Path, file: IO[bytes]) -> Iterator[tuple[str, int]]:
         except tarfile.HeaderError as error:
             raise _damaged(path, str(error)) from error
         if member.type != tarfile.REGTYPE or member.size < 0:
-            raise _damaged(path, f"{member.name[:120]!r} is no plain file")
+            raise _damaged(path, f"{member.name[:120]!r} is not a plain file")
         yield member.name, member.size
         file.read(-member.size % tarfile.BLOCKSIZE)
 
@@ -179,7 +179,7 @@ def _read_manifest(path: Path, file: IO[bytes], headers: Iterator[tuple[str, int
     except IntegrityFault:
         name, size = "", 0
     if name != MANIFEST_NAME:
-        raise BadInput(f"{path} is no backup.", hint=(Command("backup", "FILE"), " makes one"))
+        raise BadInput(f"{path} is not a backup.", hint=(Command("backup", "FILE"), " makes one"))
     if size > MAX_MANIFEST_BYTES:
         raise _damaged(path, "its manifest is too large")
     try:

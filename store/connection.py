@@ -432,7 +432,7 @@ def translate_sqlite_errors(root: Path, timeout: float) -> Iterator[None]:
         raise _to_mta_error(root, timeout, error) from error
     except UnicodeDecodeError as error:  # SQLite's message about a name in the database
         raise IntegrityFault(
-            f"The store at {root} is damaged: its tables have names that are no text.",
+            f"The store at {root} is damaged: its tables have names that are not valid text.",
             hint=(Command("restore", "FILE"), " brings back a backup"),
         ) from error
     except MemoryError as error:

@@ -17,7 +17,7 @@ _FORBIDDEN_CATEGORIES = {
     "Cf": "an invisible formatting character",
     "Cs": "half of a surrogate pair",
     "Co": "a private-use character",
-    "Cn": "a code point that is no character",
+    "Cn": "a code point that is not a character",
     "Zl": "a line separator",
     "Zp": "a paragraph separator",
 }

@@ -300,7 +300,7 @@ def read_file_values(path: Path) -> dict[str, Any]:
         from mta_cli.text.toml_parser import parse_toml
 
         if path.stat().st_size > MAX_SETTINGS_FILE_BYTES:
-            raise BadInput(f"{path} is larger than {MAX_SETTINGS_FILE_BYTES:,} bytes; that is no settings file")
+            raise BadInput(f"{path} is larger than {MAX_SETTINGS_FILE_BYTES:,} bytes; that is not a settings file")
         content = parse_toml(path.read_bytes().decode())
     except (OSError, ValueError) as error:  # invalid UTF-8 or TOML is a ValueError
         raise BadInput(

@@ -27,7 +27,7 @@ def write_setting(path: Path, key: str, value: Any) -> bool:
         table = document.setdefault(section, tomlkit.table())
         if not isinstance(table, MutableMapping):
             raise BadInput(
-                f"in the settings file {path} {section} is no section",
+                f"in the settings file {path} {section} is not a section",
                 hint=(Command("config unset", section), ", or with ", Flag("in_store"), ", takes it out"),
             )
         table[name] = value

@@ -75,7 +75,7 @@ def read_key(path: Path) -> bytes:
         raise BadInput(f"The key file {path} cannot be read: {system_reason(error)}.") from error
     if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
         raise BadInput(
-            f"{path} is no key: a key has {MIN_KEY_BYTES} to {MAX_KEY_BYTES:,} bytes.",
+            f"{path} is not a key: a key has {MIN_KEY_BYTES} to {MAX_KEY_BYTES:,} bytes.",
             hint="openssl rand -hex 32 makes one",
         )
     return key
@@ -148,7 +148,7 @@ def _parse(document: dict[str, Any], address: str) -> SnapshotManifest:
     manifest = SnapshotManifest(**document)
     for digest, size in manifest.sizes.items():
         if not _DIGEST.fullmatch(digest) or type(size) is not int or size < 0:
-            raise _damaged(address, f"{digest[:80]!r} is no digest with a size")
+            raise _damaged(address, f"{digest[:80]!r} is not a digest with a size")
     texts = (manifest.created, manifest.program, *(manifest.tasks or ()), *manifest.counts)
     if not all(type(text) is str for text in texts) or not all(type(n) is int for n in manifest.counts.values()):
         raise TypeError

@@ -45,7 +45,7 @@ class SnapshotPlace:
             except (FileNotFoundError, NotADirectoryError):
                 return None
         if len(content) > limit:
-            raise BadInput(f"{self.address}/{MANIFEST_NAME} has more than {limit:,} bytes: it is no manifest.")
+            raise BadInput(f"{self.address}/{MANIFEST_NAME} has more than {limit:,} bytes: it is not a manifest.")
         return content
 
     def object_sizes(self) -> dict[str, int]:
@@ -153,7 +153,7 @@ def _open_file_system(address: str) -> tuple[Any, str]:
         ) from error
     except Exception as error:  # an unknown protocol, or a package's own complaint
         raise UsageError(
-            f"{address[:200]!r} is no place for a snapshot: {system_reason(error):.200}.",
+            f"{address[:200]!r} is not an address for a snapshot: {system_reason(error):.200}.",
             hint="a folder, s3://BUCKET/PATH or gs://BUCKET/PATH",
         ) from error
     return found, str(path).rstrip("/")

@@ -122,7 +122,7 @@ class Pull:
         if not is_pulled_copy(self.root):
             if any((self.root / name).exists() for name in ("registry.db", "adapters")):
                 raise BadInput(
-                    f"The store at {self.root} is no copy of a snapshot, and a pull would replace it.",
+                    f"The store at {self.root} is not a copy of a snapshot, and a pull would replace it.",
                     hint=("choose another ", Flag("store", "DIR")),
                 )
             return

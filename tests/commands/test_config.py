@@ -102,7 +102,7 @@ def test_a_damaged_file_is_not_written(own_file: Path) -> None:
 def test_a_section_that_is_none_is_named_and_can_be_taken_out(own_file: Path, content: str) -> None:
     own_file.write_text(content)
     ran = mta("config", "set", "bank.rank", "8")
-    assert ran.code == 4 and "bank is no section" in ran.err and own_file.read_text() == content
+    assert ran.code == 4 and "bank is not a section" in ran.err and own_file.read_text() == content
     mta_ok("config", "unset", "bank")
     mta_ok("config", "set", "bank.rank", "8")
 

@@ -54,11 +54,11 @@ def test_the_format_may_be_named(store: Path, words: list[str]) -> None:
         ([""], 2, "which file?"),
         (["csv", ""], 2, "PATH is empty"),
         (["csv", "films.csv", "notes.jsonl"], 2, "unexpected extra argument"),
-        (["xml", "films.csv"], 2, "'xml' is no format"),
+        (["xml", "films.csv"], 2, "'xml' is not a format"),
         (["csv", "notes.jsonl"], 4, "notes.jsonl looks like jsonl, not csv"),
         (["films.csv"], 4, "films.csv has no column user, input, output; its columns are 'person', 'film', 'stars'"),
         (["films.csv", "--me", "ann", "--user", "person"], 2, "--me and --user contradict each other"),
-        (["films.csv", "--input", "{film"], 2, "'{film' is no template"),
+        (["films.csv", "--input", "{film"], 2, "'{film' is not a template"),
         (["films.csv", "--me", "--x"], 4, "cannot be a user's name"),
         (["films.csv", "--preset", "imdb"], 2, "an export of IMDb does not name its user"),
         ([str(EXPORTS / "mail" / "takeout.mbox")], 2, "which mails in takeout.mbox are yours?"),
@@ -187,7 +187,7 @@ def test_faulty_rows_are_left_out_and_numbers_rounded_where_asked_for(store: Pat
     refused = mta("data", "import", "drams.csv")
     assert refused.code == 4 and "1 fault" in refused.err and "nothing was imported" in refused.err
     ran = mta_ok("data", "import", "drams.csv", "--skip-faulty", "--round", "10")
-    assert "left out, records with a fault: 1" in ran.err and "output is no number: 1" in ran.err
+    assert "left out, records with a fault: 1" in ran.err and "output is not a number: 1" in ran.err
     assert stored(store, "ann") == [("Salt", "70"), ("Oat", "80")]
     write(store.parent / "bad.csv", "user,input,output\n-x,Salt,68\n")
     told = mta("data", "import", "bad.csv", "--skip-faulty").err

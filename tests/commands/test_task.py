@@ -69,7 +69,11 @@ def test_every_fault_of_a_task_file_is_listed(file: Path) -> None:
     refused = mta("task", "add", file)
     assert (refused.code, refused.out) == (4, "")
     assert "3 faults" in refused.err
-    for words in ("name is 'A B'", "prompt does not hold {input}", "'label' is no key of a task file; is it labels?"):
+    for words in (
+        "name is 'A B'",
+        "prompt does not hold {input}",
+        "'label' is not a key of a task file; is it labels?",
+    ):
         assert words in refused.err
 
 

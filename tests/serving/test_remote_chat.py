@@ -102,7 +102,7 @@ def test_good_refuses_a_stopped_answer_and_undo_is_not_here(start: Start) -> Non
     events = talk.answer_message("What now?")
     next(events)
     events.close()  # type: ignore[attr-defined]
-    with pytest.raises(BadInput, match="was stopped, so it is no example"):
+    with pytest.raises(BadInput, match="was stopped, so it is not an example"):
         list(talk.accept_exchange())
     with pytest.raises(UsageError, match="not for a conversation over a server"):
         talk.undo_accept()
@@ -157,7 +157,7 @@ def test_an_answer_that_repeats_itself_is_no_example(start: Start) -> None:
     talk = RemoteConversation(start(write=True).url, "alice", sampling={"max_tokens": 200})
     result, seen = result_of(talk.answer_message("0 " + "word " * 12))
     assert result["ended"] == "repetition" and "began to repeat itself" in notes_of(seen)
-    with pytest.raises(BadInput, match="began to repeat itself, so it is no example"):
+    with pytest.raises(BadInput, match="began to repeat itself, so it is not an example"):
         list(talk.accept_exchange())
 
 

@@ -62,7 +62,7 @@ def furnish(reg: Registry) -> tuple[int, int]:
     reg.runs.record_step(run.id, NAME, 1, 2.0, 10, 0.1)
     build = reg.runs.start_run("bank build", {"rank": 2}, bank_id=made.id)
     reg.runs.record_step(build.id, "anchor 1", 1, 2.0, 10, 0.1)
-    reg.runs.fail_run(build.id, f"anchor 1/2: {NAME}: the loss is no number")
+    reg.runs.fail_run(build.id, f"anchor 1/2: {NAME}: the loss is not a number")
     asked = reg.runs.start_run("adaptation", {"everybody": False}, bank_id=made.id, asked_users=[other, me])
     reg.runs.finish_run(asked.id, {})
     evaluation = reg.evaluations.add_evaluation("free", made.id, {"shots": 5}, {"users": 2})
@@ -100,7 +100,7 @@ def test_their_name_is_taken_out_of_what_is_about_others(reg: Registry) -> None:
     me, other = furnish(reg)
     reg.users.forget(me)
     adapting, build = reg.runs.all()
-    assert build.error == f"anchor 1/2: {FORGOTTEN_NAME}: the loss is no number"
+    assert build.error == f"anchor 1/2: {FORGOTTEN_NAME}: the loss is not a number"
     assert [user.name for user in reg.runs.asked_users(adapting.id)] == ["bob"]
     assert [step.unit for step in reg.runs.steps(build.id)] == ["anchor 1"]
     chat = reg.chats.of_user(other)[0]

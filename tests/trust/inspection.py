@@ -64,7 +64,7 @@ def torn_models(root: Path) -> list[str]:
             try:
                 json.loads(path.read_text())
             except ValueError:
-                found.append(f"{path} is no whole document")
+                found.append(f"{path} is not a whole document")
     return found
 
 

@@ -100,7 +100,7 @@ def test_patterns_end_whatever_the_question() -> None:
         ("(?P<input>a{4000000000})", "all counts together"),
         ("(?P<input>a{99999999999})", "repeats something too often"),
         ("(?P<input>" + "a" * 1000 + ")", "the most is 1,000"),
-        ("(?P<input>(?R))", "is no regular expression"),
+        ("(?P<input>(?R))", "is not a regular expression"),
     ],
 )
 def test_patterns_that_are_refused_when_a_task_is_added(pattern: str, fault: str) -> None:

@@ -28,7 +28,7 @@ def score_errors(
     for answer, raw in _strip_pairs(answers, golds):
         gold, given = score_of(raw), score_of(answer)
         if gold is None:
-            raise ValueError(f"{raw!r} is no finite number")
+            raise ValueError(f"{raw!r} is not a finite number")
         errors.append((low if abs(gold - low) > abs(gold - high) else high) - gold if given is None else given - gold)
     return errors
 

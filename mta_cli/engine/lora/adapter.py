@@ -147,7 +147,7 @@ class LoraWeights:
             if not math.isfinite(scale):
                 raise ValueError(f"its scale is {scale}")
         except (MtaError, SafetensorError, ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-            raise IntegrityFault(f"{path.name} is no adapter of mta: {error}", hint=Command("doctor")) from error
+            raise IntegrityFault(f"{path.name} is not an adapter of mta: {error}", hint=Command("doctor")) from error
         return cls(factors, scale, placement)
 
 
@@ -242,7 +242,7 @@ def attach_lora_layers(model: nn.Module, factors: Mapping[str, tuple[Tensor, Ten
         for path, (a, b) in factors.items():
             linear = model.get_submodule(path)
             if not isinstance(linear, nn.Linear):
-                raise BadInput(f"{path} of this base is no plain linear layer")
+                raise BadInput(f"{path} of this base is not a plain linear layer")
             layers[path] = LoraLinear(linear, a, b)
             model.set_submodule(path, layers[path])
         yield
@@ -296,7 +296,7 @@ class AdapterMerger:
         except AttributeError as error:
             raise IntegrityFault(f"this base has no layer {path}", hint="the adapter is for another base") from error
         if not isinstance(module, nn.Linear):
-            raise IntegrityFault(f"{path} of this base is no linear layer", hint="the adapter is for another base")
+            raise IntegrityFault(f"{path} of this base is not a linear layer", hint="the adapter is for another base")
         return module
 
 

@@ -28,7 +28,7 @@ def unpack_core(basis: LoraWeights, packed: bytes) -> LoraWeights:
     each, left = divmod(len(packed) // 2, max(1, len(basis.factors)))
     rank = math.isqrt(each)
     if len(packed) % 2 or left or rank**2 != each or not 0 < rank <= basis.rank:
-        raise IntegrityFault(f"{len(packed)} bytes are no core on a basis of rank {basis.rank}", hint=_HINT)
+        raise IntegrityFault(f"{len(packed)} bytes are not a core on a basis of rank {basis.rank}", hint=_HINT)
     numbers = torch.from_numpy(np.frombuffer(packed, "<f2").astype(np.float32))
     if not bool(torch.isfinite(numbers).all()):
         raise IntegrityFault("a core holds numbers that are not finite", hint=_HINT)

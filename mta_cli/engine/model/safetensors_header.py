@@ -30,7 +30,7 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
                 pass
         except SafetensorError as error:
             raise IntegrityFault(
-                f"{path} is no safetensors file, or a damaged one: {error}", hint="pull or copy it again"
+                f"{path} is not a safetensors file, or is damaged: {error}", hint="pull or copy it again"
             ) from error
         tensors = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
     metadata = tensors.pop("__metadata__", None) or {}

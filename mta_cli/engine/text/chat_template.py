@@ -80,7 +80,7 @@ def load_chat_template(tokenizer: Any) -> ChatTemplate | None:
     with load_errors_as_bad_input(*_FAILED):
         source = tokenizer.get_chat_template()
         if not isinstance(source, str):
-            raise TypeError("it is no text")
+            raise TypeError("it is not a text")
     names = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     return ChatTemplate(source, names)
 

@@ -44,7 +44,7 @@ def parse_task(text: str, origin: str) -> Task:
         faults = _contradictions(table)
     if faults:
         raise BadInput(
-            f"{origin} is no task file ({len(faults)} {'fault' if len(faults) == 1 else 'faults'})",
+            f"{origin} is not a task file ({len(faults)} {'fault' if len(faults) == 1 else 'faults'})",
             hint="docs/tasks.md describes every key",
             faults=tuple(f"{origin}: {fault}" for fault in faults),
         )
@@ -75,7 +75,7 @@ def _unknown_key_faults(table: dict[str, Any]) -> list[str]:
     for key in table:
         if key not in TASK_KEYS:
             near = get_close_matches(key, TASK_KEYS, 1)
-            faults.append(f"{key[:60]!r} is no key of a task file" + (f"; is it {near[0]}?" if near else ""))
+            faults.append(f"{key[:60]!r} is not a key of a task file" + (f"; is it {near[0]}?" if near else ""))
     return faults
 
 
@@ -186,7 +186,7 @@ def _check_pattern(value: Any) -> str | None:
         groups = re.compile(value).groupindex
         regex.compile(value)
     except (re.error, regex.error, RecursionError, OverflowError, MemoryError) as error:
-        return f"is no regular expression: {error}"
+        return f"is not a regular expression: {error}"
     return None if any(name.startswith("input") for name in groups) else "has no group named input: (?P<input>…)"
 
 

@@ -93,7 +93,7 @@ def read_evaluation(path: Path) -> FinishedEvaluation:
         document = json.loads(content)
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise BadInput(
-                f"{path} is no evaluation of this program's.", hint=(Command("eval export", "NUMBER"), " writes one")
+                f"{path} is not an exported evaluation.", hint=(Command("eval export", "NUMBER"), " writes one")
             )
         user_sums = _parse_user_sums(document)
         result = {**_result(document["result"], user_sums), "evaluation": hashlib.sha256(content).hexdigest()[:8]}
@@ -137,7 +137,7 @@ def _parse_user_sums(document: Mapping[str, Any]) -> dict[str, UserSums]:
     for name, rows in document["sums"].items():
         sums = np.array(rows, dtype=np.float64)
         if not _METHOD_PATTERN.fullmatch(name):
-            raise ValueError(f"{name!r} is no method")
+            raise ValueError(f"{name!r} is not a method")
         if sums.shape != (len(users), 2 + count_metric_columns(metric, labels)) or not np.isfinite(sums).all():
             raise ValueError(f"{name} does not have sums of {len(users)} users")
         if (sums[:, 0] < 1).any() or (np.delete(sums, 1, axis=1) < 0).any():
@@ -221,7 +221,7 @@ def _finite_number(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r:.40} is no number")
+        raise ValueError(f"{value!r:.40} is not a number")
     return value
 
 

@@ -38,7 +38,7 @@ def parse_settings(given: Sequence[str]) -> dict[str, dict[str, str]]:
         place, equals, value = text.partition("=")
         method, dot, name = (part.strip() for part in place.partition("."))
         if not (equals and dot and method and name):
-            raise UsageError(f"{text!r:.80} is no setting of a method", hint="METHOD.SETTING=VALUE, as mta.steps=20")
+            raise UsageError(f"{text!r:.80} is not a setting of a method", hint="METHOD.SETTING=VALUE, as mta.steps=20")
         found.setdefault(method, {})[name] = value.strip()
     return found
 

@@ -156,7 +156,7 @@ def find_method(name: str, memory: str | None = None) -> Method:
     if wanted is None or wanted == method.memory or (not plus and method.memory is None):
         return method
     if wanted not in MEMORIES:
-        raise UsageError(f"{name!r:.80}: {wanted!r:.40} is no label memory", hint=f"one of {', '.join(MEMORIES)}")
+        raise UsageError(f"{name!r:.80}: {wanted!r:.40} is not a label memory", hint=f"one of {', '.join(MEMORIES)}")
     if method.memory is None:
         raise UsageError(f"{name!r:.80}: {stem} has no label memory to choose", hint=stem)
     named = replace(

@@ -197,11 +197,11 @@ class Conversation:
         """
         if self._last_ended in UNFIT_ANSWERS:
             raise BadInput(
-                f"{UNFIT_ANSWERS[self._last_ended]}, so it is no example to learn from.",
+                f"{UNFIT_ANSWERS[self._last_ended]}, so it is not an example to learn from.",
                 hint="/good keeps a whole answer.",
             )
         if not self.exchanges:
-            raise BadInput("There is no answer yet to call good.")
+            raise BadInput("There is no answer yet to keep.")
         user, last = self._require_user("keep an item for"), self.exchanges[-1]
         if last.kept_as is not None and self._is_item(user, *last.kept_as):
             yield Note("This exchange is a history item already.")
@@ -387,7 +387,7 @@ def add_exchange_as_item(reg: Registry, user: User, task: str, question: str, an
 
     labels = find_task(reg, task).labels
     if labels and find_label(answer, labels) is None:
-        raise BadInput(f"{answer.strip()[:80]!r} is no label of {task}.", hint=f"Labels: {', '.join(labels)}")
+        raise BadInput(f"{answer.strip()[:80]!r} is not a label of {task}.", hint=f"Labels: {', '.join(labels)}")
     item = kept_item(task, question, answer)
     with reg.transaction():
         reg.users.by_id(user.id)

@@ -45,7 +45,7 @@ class RemoteConversation:
         """`sampling` are parameters of the interface, as `temperature` and `stop`; the server decides the others."""
         if not url.startswith(("http://", "https://")):
             raise UsageError(
-                (Flag("server", url[:100]), " is no address."), hint=Flag("server", "http://127.0.0.1:8000/v1")
+                (Flag("server", url[:100]), " is not an address."), hint=Flag("server", "http://127.0.0.1:8000/v1")
             )
         headers = {"authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
@@ -53,7 +53,7 @@ class RemoteConversation:
         self._model, self._task, self._mode = model or BASE_MODEL, task, ""
         self._messages: list[Message] = []
         self._sampling, self._system = dict(sampling or {}), system
-        self._last_ended = ""  # as a key of UNFIT_ANSWERS, where the last answer is no example
+        self._last_ended = ""  # as a key of UNFIT_ANSWERS, where the last answer is not an example
         self._model_asks_task = self._server_truncates = False
 
     @property
@@ -137,10 +137,10 @@ class RemoteConversation:
     def accept_exchange(self) -> Iterator[Event]:
         """Keep the last exchange as a history item, where the server lets clients write."""
         if not self._messages and not self._last_ended:
-            raise BadInput("There is no answer yet to call good.")
+            raise BadInput("There is no answer yet to keep.")
         if self._last_ended:
             raise BadInput(
-                f"{UNFIT_ANSWERS[self._last_ended]}, so it is no example to learn from.",
+                f"{UNFIT_ANSWERS[self._last_ended]}, so it is not an example to learn from.",
                 hint="/good keeps a whole answer.",
             )
         question, answer = self._messages[-2]["content"], self._messages[-1]["content"]

@@ -49,7 +49,7 @@ class ColumnTemplate:
         rest = _TOKEN.sub(lambda found: "" if found[1] and found[1].strip() else found[0], text)
         if "{" in rest or "}" in rest:
             raise UsageError(
-                f"{text!r} is no template: braces hold the name of one column", hint='for example "{title} ({year})"'
+                f"{text!r} is not a template: braces hold the name of one column", hint='for example "{title} ({year})"'
             )
         return cls(_parse_parts(text))
 

@@ -87,9 +87,9 @@ class ImportSource:
     def require_consistent(self) -> None:
         """Raises UsageError when the parts contradict each other."""
         if self.format is not None and self.format not in FORMATS:
-            raise UsageError(f"{format_value(self.format)} is no format", hint=f"choose one of {', '.join(FORMATS)}")
+            raise UsageError(f"{format_value(self.format)} is not a format", hint=f"choose one of {', '.join(FORMATS)}")
         if self.preset is not None and self.preset not in PRESETS:
-            raise UsageError(f"{format_value(self.preset)} is no preset", hint=f"choose one of {', '.join(PRESETS)}")
+            raise UsageError(f"{format_value(self.preset)} is not a preset", hint=f"choose one of {', '.join(PRESETS)}")
         self.require_format_consistent(self.format)
         if self.user is not None and self.columns.user is not None:
             raise UsageError(
@@ -119,7 +119,7 @@ class ImportSource:
             raise UsageError(f"a file in the format {format} does not name its user", hint=("add ", Flag("me", "NAME")))
         others = [name for name in self.also_me if "@" not in name] if kind == "mail" else self.also_me
         if others:
-            only = "is no address" if kind == "mail" else "is one name too many: only mail takes several"
+            only = "is not an address" if kind == "mail" else "is one name too many: only mail takes several"
             raise UsageError((Flag("me", others[0]), f" {only}"))
 
     def _require_preset_consistent(self) -> None:

@@ -233,7 +233,7 @@ def import_notes(intake: ParsedFile) -> Iterator[Note]:
         yield Note(f"stored already without a time, and stay so: {intake.times_not_stored:,}", warning=True)
     for name, unknown in intake.unknown_labels.items():
         some = ", ".join(format_value(answer) for answer, _ in unknown.examples.most_common(3))
-        yield Note(f"answers that are no label of {name}: {unknown.total:,}, such as {some}", warning=True)
+        yield Note(f"answers that are not labels of {name}: {unknown.total:,}, such as {some}", warning=True)
     leaked = intake.staged.count_leaked_queries() if intake.counts[True] else 0
     leaked += sum(not intake.staged.kinds_of_key(*query) for query in intake.repeated_queries)
     if leaked:

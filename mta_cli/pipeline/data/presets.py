@@ -95,7 +95,7 @@ class Preset:
         if missing:
             there = ", ".join(format_value(name) for name in columns[:12])
             raise BadInput(
-                f"{file} is no export of {self.site}: it has no column {' and none '.join(missing)}; there are {there}",
+                f"{file} is not an export of {self.site}: no column {' and none '.join(missing)}; there are {there}",
                 hint=(
                     "docs/formats.md says where to find the export; leave ",
                     Flag("preset"),

@@ -129,6 +129,6 @@ def _read(path: Path) -> str:
     with open_file(path) as stream:
         content = stream.read(4 * MAX_TASK_FILE_CHARACTERS + 1)
     if len(content) > 4 * MAX_TASK_FILE_CHARACTERS:
-        raise BadInput(f"{path.name} is no task file: it has more than {4 * MAX_TASK_FILE_CHARACTERS:,} bytes")
+        raise BadInput(f"{path.name} is not a task file: it has more than {4 * MAX_TASK_FILE_CHARACTERS:,} bytes")
     reject_magic_bytes(content, path.name)
     return decode_utf8(content, path.name)

@@ -64,7 +64,7 @@ def scored_queries(reg: Registry, task: Task, users: Iterable[int]) -> tuple[dic
 def unscored_note(count: int) -> Iterator[Note]:
     """A warning about queries that `scored_queries` left out; nothing for 0."""
     if count:
-        yield Note(f"Held-out queries whose answer is no number are left out: {count:,}.", warning=True)
+        yield Note(f"Held-out queries whose answer is not a number are left out: {count:,}.", warning=True)
 
 
 def answer_queries(

@@ -65,7 +65,7 @@ class KeyFile:
             return cls(found["salt"], [Key(**{**key, "users": tuple(key["users"])}) for key in found["keys"]])
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityFault(
-                f"{path} is no file of keys.",
+                f"{path} is not a file of keys.",
                 hint=("move it away; ", Command("serve key add", "LABEL", users="USERS"), " makes new keys"),
             ) from error
 
@@ -86,7 +86,7 @@ class KeyFile:
         """Make a key for the models of these users (`*` for all) and return it. Only its hash is stored."""
         if not _LABEL_PATTERN.fullmatch(label):
             raise BadInput(
-                f"{label!r:.60} is no name for a key.", hint="Letters, digits, `.`, `_` and `-`; 40 at most."
+                f"{label!r:.60} is not a name for a key.", hint="Letters, digits, `.`, `_` and `-`; 40 at most."
             )
         if any(key.label == label for key in self._keys.values()):
             raise BadInput(f"There is a key named {label}.", hint=Command("serve key rm", label))

@@ -64,7 +64,7 @@ def connect_vllm(entry: ModelEntry, options: ServeOptions, metrics: Metrics) -> 
     try:
         client = httpx.Client(**_client_settings(options.vllm))
     except httpx.InvalidURL as error:
-        raise UsageError((Flag("vllm", options.vllm[:100]), f" is no address: {error}")) from error
+        raise UsageError((Flag("vllm", options.vllm[:100]), f" is not an address: {error}")) from error
     with client:
         name, window = _served_base(client, base)
     base = replace(base, window=min(base.window, window))

@@ -173,7 +173,7 @@ def _suggest_import(filled: FormValues) -> Mapping[str, str]:
         return {}
     sample = read_table_sample(source)
     if sample is None:
-        return {**dict.fromkeys((*COLUMN_HELPS, "id"), "none: the file is no table"), "me": _name_words(source)}
+        return {**dict.fromkeys((*COLUMN_HELPS, "id"), "none: the file is not a table"), "me": _name_words(source)}
     missing, guess = sample.missing_parts(source), sample.guess().columns
     likely = {part: f"needed; perhaps {guessed}" for part in missing if (guessed := getattr(guess, part))}
     wanted = "needed where no column names the users" if "user" in missing else "none: a column names the users"
@@ -276,7 +276,7 @@ def _parse_count(filled: FormValues, name: str, default: int, *, least: int = 0)
     if not text:
         return default
     if not (text.isdecimal() and least <= int(text) <= MAX_COUNT):
-        raise UsageError(f"--{name.replace('_', '-')}: {text!r:.80} is no whole number from {least} on")
+        raise UsageError(f"--{name.replace('_', '-')}: {text!r:.80} is not a whole number from {least} on")
     return int(text)
 
 
@@ -287,7 +287,7 @@ def _parse_number(filled: FormValues, name: str, default: float, least: float, m
     except ValueError:
         number = math.nan
     if not least <= number <= most:
-        raise UsageError(f"--{name}: {text!r:.80} is no number from {least:g} to {most:,.0f}")
+        raise UsageError(f"--{name}: {text!r:.80} is not a number from {least:g} to {most:,.0f}")
     return number
 
 

@@ -288,7 +288,7 @@ class CompareScreen(BaseScreen):
         from mta_cli.pipeline.user_weights import FREE_TASK
 
         if (unfit := UNFIT_ANSWERS.get(self.query_one(AnswerColumns).ending_of(column))) is not None:
-            self._show_status(f"{unfit}, so it is no example to learn from.")
+            self._show_status(f"{unfit}, so it is not an example to learn from.")
             return
         if asked.question.held_out and not await self.mta_app.confirm(HELD_OUT_WARNING):
             return

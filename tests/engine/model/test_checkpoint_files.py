@@ -92,7 +92,7 @@ def test_a_shard_outside_the_folder_is_refused(copy: Path) -> None:
 def test_truncated_weights_are_refused(copy: Path, keep: int) -> None:
     whole = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(whole[:keep])
-    with pytest.raises(IntegrityFault, match=r"model\.safetensors is no safetensors file, or a damaged one"):
+    with pytest.raises(IntegrityFault, match=r"model\.safetensors is not a safetensors file, or is damaged"):
         check_folder(copy)
 
 

@@ -59,11 +59,11 @@ def test_all_faults_come_at_once() -> None:
         "kind is 'lable'; choose one of label, score, text",
         "item does not hold {output}",
         "labels has 'a' twice",
-        "'querytokens' is no key of a task file; is it query_tokens?",
+        "'querytokens' is not a key of a task file; is it query_tokens?",
         "query_tokens is '0'; it goes from 1",
         "item_tokens is a text, not a whole number",
         "answer_tokens is true or false, not a whole number",
-        "question_pattern is no regular expression",
+        "question_pattern is not a regular expression",
         "input_field is neither",
         "description has a line break",
     ):

@@ -262,7 +262,9 @@ def test_a_task_of_scores_from_end_to_end(store_root: Path) -> None:
         methods, given = "majority,pooled-rag,pooled-rag+habit,mta", {"pooled-rag+habit": {"prior_weight": "0.5"}}
         request = replace(eval_request(methods=methods, folds=2, given=given), task=task)
         result, seen = finish(run_evaluation(reg, request))
-        assert result["queries"] == 8 and "Held-out queries whose answer is no number are left out: 2." in notes(seen)
+        assert result["queries"] == 8 and "Held-out queries whose answer is not a number are left out: 2." in notes(
+            seen
+        )
         assert result["metric"] == "mae" and set(result["methods"]["mta"]) == {"mae", "rmse", "gold_loglik"}
         assert result["methods"]["majority"]["mae"]["value"] == 0.0, "everybody here has one score"
         said = {method: values["gold_loglik"]["value"] for method, values in result["methods"].items()}

@@ -93,7 +93,7 @@ def test_a_suffix_gives_any_method_another_label_memory() -> None:
     assert find_method("stack", "habit").name == "stack+habit" and find_method("mta", "neighbours").name == "mta"
     assert find_method("stack+off", "habit").name == "stack", "a suffix stands above the option"
     assert find_method("majority", "habit").name == "majority"
-    with pytest.raises(UsageError, match="'some' is no label memory"):
+    with pytest.raises(UsageError, match="'some' is not a label memory"):
         find_method("mta+some")
     with pytest.raises(UsageError, match="majority has no label memory to choose"):
         find_method("majority+habit")

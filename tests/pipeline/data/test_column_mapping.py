@@ -65,7 +65,7 @@ def test_the_flags_of_a_mapping() -> None:
 
 
 def test_a_bad_template_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="is no template"):
+    with pytest.raises(UsageError, match="is not a template"):
         _ = ColumnMapping(input="{").templates
 
 

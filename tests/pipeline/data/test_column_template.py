@@ -52,5 +52,5 @@ def test_columns_are_named_in_their_order() -> None:
 
 @pytest.mark.parametrize("text", ["{}", "{ } x", "{film", "film}", "{a}{", "{{a}}"])
 def test_braces_without_a_column_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no template"):
+    with pytest.raises(UsageError, match="is not a template"):
         ColumnTemplate.parse(text)

@@ -127,7 +127,7 @@ def test_without_an_address_the_likely_ones_are_named(reg: Registry) -> None:
         assert "'bob@example.net' (5 mails), 'ann@example.org' (5 mails)" in worded(caught.value.hint)
     with pytest.raises(BadInput, match=r"no mail in takeout\.mbox is from no@example\.org"):
         take(reg, path, "no@example.org")
-    with pytest.raises(UsageError, match="--me reed is no address"):
+    with pytest.raises(UsageError, match="--me reed is not an address"):
         take(reg, path, "ann@example.org", "reed")
     assert reg.users.names() == []
 

@@ -178,7 +178,7 @@ def test_a_gold_that_is_no_number_is_left_out_of_scores(peopled: Registry) -> No
     peopled.items.append_queries(user.id, asked)
     queries, unscored = scored_queries(peopled, task, [user.id])
     assert [one.gold for one in queries[user.id]] == ["4"]
-    assert notes(list(unscored_note(unscored))) == ["Held-out queries whose answer is no number are left out: 1."]
+    assert notes(list(unscored_note(unscored))) == ["Held-out queries whose answer is not a number are left out: 1."]
 
 
 def test_nobody_to_measure_is_said(peopled: Registry) -> None:

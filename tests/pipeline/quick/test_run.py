@@ -238,7 +238,7 @@ def test_scores_written_with_decimals_are_the_same_again(reg: Registry, fast: No
     path.write_text("\n".join(["user,input,output", *table, f"{rows[0][0]},film x,n/a"]) + "\n")
     asked = request(path, task="films")
     first, seen = finish(run_quick(reg, asked))
-    assert any("output is no number: 1" in note or "no number" in note for note in notes(seen))
+    assert any("output is not a number: 1" in note or "no number" in note for note in notes(seen))
     users = [reg.users.get(name).id for name in reg.users.names()]
     held = {user: reg.items.queries(user, "films") for user in users}
     again, _ = finish(run_quick(reg, asked))
@@ -439,7 +439,7 @@ def test_dirty_tables_are_read_and_what_is_left_out_is_counted(reg: Registry, fa
     said = "\n".join(notes(seen))
     assert "left out, rows whose output is off the scale 40 to 100: 1" in said
     assert "outputs are rounded to steps of 5 from 40 to 100" in said
-    assert "left out, rows whose output is no number: 1" in said and "left out, records with a fault: 1" in said
+    assert "left out, rows whose output is not a number: 1" in said and "left out, records with a fault: 1" in said
     assert "'-dash-'" in said and result["users"] == 6 and result["items"] + result["queries"] == 60
     assert " -- '- dram" in result["next"][0], "a question that is no option"
     labels = find_task(reg, "drams").labels

@@ -146,7 +146,7 @@ def test_a_plan_beyond_the_most_memory_is_refused(peopled: Registry) -> None:
     with pytest.raises(UsageError, match=r"takes about 0\.\d GB, and --max-memory is 0\.5 GB"):
         lines(peopled, replace(CPU, max_memory="500MB"), TokenLoad(1000, "all"))
     assert "memory" in lines(peopled, replace(CPU, max_memory="1GB"), TokenLoad(1000, "all"))
-    with pytest.raises(UsageError, match="is no size"):
+    with pytest.raises(UsageError, match="is not a size"):
         lines(peopled, replace(CPU, max_memory="much"), TokenLoad(1000, "all"))
 
 

@@ -259,7 +259,7 @@ def test_a_folder_is_one_history(reg: Registry, tmp_path: Path) -> None:
     folder.mkdir()
     write(folder / "bob.csv", "input,output\nsecond,o\n")
     write(folder / "ann.jsonl", [{"input": "first", "output": "o"}])
-    write(folder / "README.txt", "Hello, this is no table\n")
+    write(folder / "README.txt", "Hello, this is not a table\n")
     write(folder / ".hidden.csv", "input,output\nhidden,o\n")
     (folder / "inner").mkdir()
     result, notes = run(import_source(reg, source(folder, columns=ColumnMapping(user="{file}"))))
@@ -559,7 +559,7 @@ def test_what_is_worth_saying_is_said(reg: Registry, tmp_path: Path) -> None:
     _, notes = run(import_file(reg, "users", write(tmp_path / "u.json", [leaking, strange]), task="lamp-2"))
     text = "\n".join(notes)
     assert "held-out queries that also stand in their user's history, with the same answer: 1" in text
-    assert "answers that are no label of lamp-2: 1, such as 'funny'" in text
+    assert "answers that are not labels of lamp-2: 1, such as 'funny'" in text
     assert "left out, history items without tag: 1" in text
 
 
@@ -568,7 +568,7 @@ def test_another_spelling_of_a_score_is_a_label(reg: Registry, tmp_path: Path) -
         {"user": "ann", "id": str(n), "input": "a lamp", "output": out} for n, out in enumerate(("05", "4.0", "9"))
     ]
     _, notes = run(import_file(reg, "jsonl", write(tmp_path / "a.jsonl", records), task="lamp-3"))
-    assert any("answers that are no label of lamp-3: 1, such as '9'" in note for note in notes)
+    assert any("answers that are not labels of lamp-3: 1, such as '9'" in note for note in notes)
 
 
 def test_history_that_asks_something_else_needs_no_label(reg: Registry, tmp_path: Path) -> None:

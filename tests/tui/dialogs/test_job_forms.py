@@ -65,7 +65,7 @@ def test_all_faults_of_all_options_are_listed_at_once(empty_store: Path) -> None
         "prompt.history_items",
         "machine.dtype",
     ]
-    with pytest.raises(UsageError, match="is no setting of a method"):
+    with pytest.raises(UsageError, match="is not a setting of a method"):
         order("eval run", empty_store, task="lamp-2", set="mta")
     with pytest.raises(UsageError, match="--outputs belongs to"):
         order("data import", empty_store, format="jsonl", outputs="x")
@@ -268,17 +268,17 @@ def test_a_quick_run_is_asked_as_on_the_command_line(empty_store: Path, monkeypa
 @pytest.mark.parametrize(
     ("kind", "values", "words"),
     [
-        ("quick", {"minutes": "soon"}, "--minutes: 'soon' is no number from 0.1 to 10,000"),
+        ("quick", {"minutes": "soon"}, "--minutes: 'soon' is not a number from 0.1 to 10,000"),
         ("quick", {"minutes": "nan"}, "--minutes"),
-        ("quick", {"hold_out": "0"}, "--hold-out: '0' is no whole number from 1 on"),
+        ("quick", {"hold_out": "0"}, "--hold-out: '0' is not a whole number from 1 on"),
         ("quick", {"me": "Ada", "user": "who"}, "--me and --user contradict"),
         ("data import", {"hold_out": "-1"}, "--hold-out"),
-        ("data import", {"round": "-1"}, "--round: '-1' is no number from 0 to"),
+        ("data import", {"round": "-1"}, "--round: '-1' is not a number from 0 to"),
         ("data import", {"hold_out": "9" * 30}, "--hold-out"),
         ("data import", {"format": "telegram"}, "does not name its user"),
         ("data import", {"preset": "letterboxd"}, "does not name its user"),
         ("data import", {"preset": "movielens", "me": "Ada"}, "names its users"),
-        ("data import", {"format": "mbox", "me": "a@b.org, Ada"}, "is no address"),
+        ("data import", {"format": "mbox", "me": "a@b.org, Ada"}, "is not an address"),
     ],
 )
 def test_what_a_file_cannot_be_read_with_is_refused(

@@ -94,7 +94,7 @@ def _open(path: Path) -> BinaryIO:
     except IsADirectoryError as error:
         raise BadInput(f"{name} is a directory, not a file") from error
     except ValueError as error:
-        raise BadInput(f"{name} is no path: {error}") from error
+        raise BadInput(f"{name} is not a path: {error}") from error
 
 
 def _may_be_larger(stream: BinaryIO, size: int) -> bool:

@@ -19,7 +19,7 @@ RawRow = tuple[SourceLocation, Mapping[str, Any]]
 
 DEFAULT_COLUMNS = ColumnMapping()
 CONTENT_PREFIX = "content-"
-NO_NUMBER = "rows whose output is no number"
+NO_NUMBER = "rows whose output is not a number"
 _LABEL_ERROR = 1e-6  # the rounding error of a label, which has six decimals
 
 

@@ -186,7 +186,7 @@ def test_with_rounding_outputs_are_multiples_and_no_numbers_are_left_out() -> No
     rows = csv_rows(numbered(content), "f", findings)
     found = list(parse_rows(rows, "free", findings, staged(), round_to=5))
     assert [record.item.output for record in found] == ["70", "75", "-5", "70.0"]
-    assert findings.skip_counts == {"rows whose output is no number": 2, "rows without output": 1}
+    assert findings.skip_counts == {"rows whose output is not a number": 2, "rows without output": 1}
     assert not findings.fault_count
 
 
