@@ -122,7 +122,8 @@ def test_an_answer_says_where_its_bank_does_not_beat_no_model(peopled: Path, ver
         ladder = {**bank.config["ladder"], "no_model": {**bank.config["ladder"]["no_model"], "verdict": verdict}}
         reg.banks.set_bank_config(bank.id, {**bank.config, "ladder": ladder})
     asked = ("ask", "ida", "--task", "lamp-2", "--device", "cpu", "another ship")
-    assert "held-out users" not in mta_ok(*asked).err, "the base has answered, without the bank"
+    of_base = (*asked, "--mode", "base")
+    assert "held-out users" not in mta_ok(*of_base).err, "the base has answered, without the bank"
     mta_ok("user", "fuse", "ida")
     told = mta_ok(*asked).err.count("Bank lamp-2 v1 on held-out users, without personal steps: all of it together is")
     assert told == (verdict != "worth it")

@@ -316,7 +316,7 @@ NOTHING_BY_USER = {
     ),
     *("publish_snapshot", "pull_snapshot"),
     *(f"Conversation.{name}" for name in ("opening_notes", "switch_user", "switch_mode", "reset", "resume")),
-    *("Conversation.resume_latest", "Conversation.set_system"),
+    *("Conversation.resume_latest", "Conversation.set_system", "Conversation.switch_task"),
     "Conversation.stored_chats",
 }
 

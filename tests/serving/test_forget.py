@@ -58,7 +58,7 @@ def test_a_change_counts_from_the_next_request_on(served: Running) -> None:
     assert after["choices"] != before["choices"]
     with served.open_store() as reg:
         reg.recipes.remove(alice.id, "free", bank.id)
-    assert served.chat("alice", "Hi")["mta"]["mode"] == "base"
+    assert served.chat("alice", "Hi")["mta"]["mode"] == "common"
 
 
 def test_a_task_that_was_replaced_asks_and_answers_anew(start: Start) -> None:
@@ -103,13 +103,13 @@ def test_no_item_of_a_removed_user_is_kept_for_searches(served: Running) -> None
 
 
 def test_nothing_is_kept_of_who_has_no_model_nor_of_models_that_were_dropped(start: Start) -> None:
-    """A user without a model has the base's factors; a model that no longer fits into memory leaves with its texts."""
+    """Without a bank a user has the base's factors; a model that no longer fits into memory leaves with its texts."""
     from mta_cli.options import ServeOptions
 
     running = start(options=ServeOptions(cache=1))
     scheduler, models = running.service._engine, running.service._models
     models.cache._max_bytes = 1  # room for one model
-    for name in ("carol", "alice", "bob"):
+    for name in ("carol/lamp-4", "alice", "bob"):
         running.text(name, f"a long enough question of {name}, to be kept")
     running.wait_until_idle()
     kept = {owner for owner, _ in scheduler._prefixes}

@@ -57,7 +57,7 @@ def test_a_key_opens_the_users_that_it_names(keyed: tuple[Running, str, str]) ->
         there = own.post("/chat/completions", ask(name, "Hi"))
         assert there.status_code == 404 and there.text == unknown.text.replace("nobody", name)
         assert own.get(f"/models/{name}").status_code == 404
-    assert with_key(running, every).chat("carol", "Hi")["mta"]["mode"] == "base"
+    assert with_key(running, every).chat("carol", "Hi")["mta"]["mode"] == "common"
     assert with_key(running, every).chat("alice", "Hi")["mta"]["anchors"] == ["dave", "erin"]
 
 

@@ -294,6 +294,8 @@ NEEDED = {
 }
 SAMPLES: dict[str, Any] = {
     "frequency_penalty": 0.5,
+    "history_items": 1,
+    "memory": "off",
     "min_p": 0.1,
     "repetition_penalty": 1.2,
     "max_completion_tokens": 2,

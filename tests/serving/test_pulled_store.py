@@ -37,7 +37,7 @@ def test_a_running_server_serves_the_next_copy(
         ship()
         assert running.chat("alice", "Hi", logprobs=True)["mta"]["mode"] == "fused"
         assert running.post("/chat/completions", ask("bob", "Hi")).status_code == 404
-        assert running.chat("dora", "Hi")["mta"]["mode"] == "base"
+        assert running.chat("dora", "Hi")["mta"]["mode"] == "common"
     finally:
         running.stop()
         world.reg.close()

@@ -197,7 +197,7 @@ def _what_goes_along(task: Task, examples: int) -> str:
     stays = "label memory stays here" if task.labels else "the other items stay here"
     if not examples:
         return f"No item of the user goes along; {stays}."
-    own = f"{pluralise(examples, 'item')} of the user {'goes' if examples == 1 else 'go'} along as they were written"
+    own = f"{pluralise(examples, 'item')} of the user {'goes' if examples == 1 else 'go'} along word for word"
     return f"{own} (--examples 0 leaves them out); {stays}."
 
 

@@ -196,7 +196,7 @@ class ChatScreen(BaseScreen):
         self._reload_chat_list()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """From the words to what was found."""
+        """Move the focus from the search to its results."""
         self.query_one("#chats").focus()
 
     @work(exclusive=True, group="open", exit_on_error=False)

@@ -68,7 +68,7 @@ def test_without_memory_a_label_has_one_probability() -> None:
 
 
 def test_a_task_that_was_chosen_says_among_which() -> None:
-    said = "Of mails, taste, the items of taste are nearest to the first message"
+    said = "Of mails, taste, the items of taste are nearest to the first message."
     assert said in lines(chosen_among=["mails", "taste"]) and said not in lines()
 
 
