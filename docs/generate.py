@@ -49,6 +49,7 @@ def _stacks_page() -> str:
     made = runpy.run_path(str(FOLDER / "stacks.py"))
     parts = [
         made["arms_table"]("fresh", ("alone", "shown")),
+        made["arms_table"]("few", ("alone",)),
         made["arms_table"]("commits", ("alone", "shown")),
         made["arms_table"]("voice", ("alone",)),
         made["arms_table"]("screen", ("alone", "shown")),

@@ -31,7 +31,8 @@ def arm_name(arm: Mapping[str, Any]) -> str:
     """`LoRA, rank 2, q v, 3 passes, above the fusion`: what an arm is, in words."""
     values = arm["values"]
     if arm["name"] in ("common", "fusion"):
-        return {"common": "the common model", "fusion": "the fusion, nothing trained"}[arm["name"]]
+        shots = f" of {values['shots']} items" if values.get("shots") else ""
+        return {"common": "the common model", "fusion": f"the fusion{shots}, nothing trained"}[arm["name"]]
     kind = "core" if values.get("kind") == "core" else "LoRA"
     parts = [f"{kind} of rank {values.get('rank', 2)}"]
     if values.get("basis"):
