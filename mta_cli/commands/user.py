@@ -338,20 +338,24 @@ ExportRankOption = Annotated[
     typer.Option(
         "--rank",
         metavar="auto|exact|N",
-        help="Rank of a LoRA: the least that keeps the loss of the user's own answers, the sum of all ranks, or N.",
+        help="Rank of a LoRA. auto: the smallest that keeps the loss of the user's own answers; exact: all parts' ranks.",
     ),
 ]
 ExportExamplesOption = Annotated[
     int | None,
     typer.Option(
-        "--examples", min=0, max=20, help="Own items that go along, the newest; else as many as prompts show."
+        "--examples",
+        min=0,
+        max=20,
+        help="How many of the user's newest items are written too; by default as many as prompts show.",
     ),
 ]
 ExportTypeOption = Annotated[
     Literal["f16", "bf16", "q8_0"], typer.Option("--type", help="Number format of a whole GGUF's weights.")
 ]
 ExportBaseNameOption = Annotated[
-    str | None, typer.Option("--base-name", metavar="NAME", help="What the base is called where this will run.")
+    str | None,
+    typer.Option("--base-name", metavar="NAME", help="The base's name on the machine that will run the export."),
 ]
 ApproximateOption = Annotated[
     bool, typer.Option("--approximate", help="Let parts for late tokens act on all, since nothing else knows them.")
@@ -384,9 +388,9 @@ def export(
     yes: YesOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Write a user's model for other programs.
+    """Write a user's model and some of their items for other programs.
 
-    They are PEFT, vLLM, llama.cpp, Ollama and LM Studio.
+    These are PEFT, vLLM, llama.cpp, Ollama and LM Studio. The folder's README says how to ask the model.
     """
     from mta_cli.commands.shared.next_steps import suggest_after_export
     from mta_cli.commands.user_tables import render_export
