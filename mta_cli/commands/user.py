@@ -338,7 +338,7 @@ ExportRankOption = Annotated[
     typer.Option(
         "--rank",
         metavar="auto|exact|N",
-        help="Rank of a LoRA. auto: the smallest that keeps the loss of the user's own answers; exact: all parts' ranks.",
+        help="Rank of a LoRA. auto: the smallest that keeps the loss of the user's own answers; exact: their sum.",
     ),
 ]
 ExportExamplesOption = Annotated[
@@ -388,9 +388,9 @@ def export(
     yes: YesOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Write a user's model and some of their items for other programs.
+    """Write a user's model for other programs.
 
-    These are PEFT, vLLM, llama.cpp, Ollama and LM Studio. The folder's README says how to ask the model.
+    These are PEFT, vLLM, llama.cpp, Ollama and LM Studio. Some of the user's items go along.
     """
     from mta_cli.commands.shared.next_steps import suggest_after_export
     from mta_cli.commands.user_tables import render_export

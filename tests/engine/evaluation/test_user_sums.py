@@ -105,7 +105,7 @@ def test_the_order_of_queries_does_not_matter(order: list[int]) -> None:
         ("bleu", (), ["a", "b"], [None, None], "no metric 'bleu'"),
         ("accuracy", (), ["a", "b"], [None, None], "needs labels"),
         ("accuracy", LABELS, ["a"], [None, None], "1 golds"),
-        ("mae", SCORES, ["1", "b"], [None, None], "no finite number"),
+        ("mae", SCORES, ["1", "b"], [None, None], "not a finite number"),
         ("rouge", (), ["a", "b"], [-1.0, None], "finite likelihood"),
         ("rouge", (), ["a", "b"], [-1.0, -math.inf], "finite likelihood"),
     ],

@@ -160,7 +160,7 @@ def test_a_header_that_lies_is_refused(change: str, tmp_path: Path) -> None:
     header, numbers = damaged(change)
     with pytest.raises((BadInput, IntegrityFault)):
         read_adapter_file(with_header(tmp_path / "a", header, numbers))
-    with pytest.raises(IntegrityFault, match="no adapter of mta"):
+    with pytest.raises(IntegrityFault, match="not an adapter of mta"):
         LoraWeights.from_file(tmp_path / "a")
 
 

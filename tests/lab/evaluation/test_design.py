@@ -212,7 +212,7 @@ def test_settings_in_words(given: list[str], expected: dict[str, dict[str, str]]
     "text", ["", "mta", "mta.steps", "steps=3", "=", ".=", ".steps=3", "mta.=3", " . = ", "x" * 500]
 )
 def test_settings_in_other_words_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="no setting of a method") as caught:
+    with pytest.raises(UsageError, match="not a setting of a method") as caught:
         parse_settings(["mta.steps=1", text])
     assert "METHOD.SETTING=VALUE" in worded(caught.value.hint or "") and len(caught.value.message) < 120
 

@@ -132,7 +132,7 @@ def test_good_keeps_no_answer_that_is_no_label(world: World) -> None:
     chat = talk(world, task="lamp-2", free_decoding=True)
     run(chat.answer_message("a film"))
     if chat.exchanges:
-        with pytest.raises(BadInput, match="no label"):
+        with pytest.raises(BadInput, match="not a label"):
             run(chat.accept_exchange())
 
 
@@ -314,7 +314,7 @@ def test_an_answer_is_kept_as_an_item_of_its_task_only_where_it_is_a_label(world
     assert saved.detail == "task lamp-2; what learns from it needs a bank first: mta bank build --task lamp-2"
     saved = add_exchange_as_item(world.reg, world.alice, "free", "a film", "hm")
     assert saved.detail == "task free; learn from it with: mta user adapt alice --task free"
-    with pytest.raises(BadInput, match="no label of lamp-2"):
+    with pytest.raises(BadInput, match="not a label of lamp-2"):
         add_exchange_as_item(world.reg, world.alice, "lamp-2", "a film", "none of them")
     with pytest.raises(NotFound):
         add_exchange_as_item(world.reg, world.alice, "no-such-task", "a film", "comedy")

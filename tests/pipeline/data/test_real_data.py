@@ -56,7 +56,7 @@ def test_users_and_questions_agree(reg: Registry, name: str, task: str) -> None:
     result, notes = run(import_file(reg, "users", path / "users.json", task=task))
     assert result["items_added"] == sum(len(each["profile"]) for each in people)
     assert result["queries_added"] == sum(len(each["query"]) for each in people)
-    assert not any(note.startswith("left out") or "no label" in note for note in notes)
+    assert not any(note.startswith("left out") or "not labels" in note for note in notes)
     again = imported(reg, "lamp", path / "questions.json", outputs=path / "outputs.json", task=task)
     assert (again["items_added"], again["queries_added"]) == (0, 0)
     held = [query for each in people for query in reg.items.queries(reg.users.get(each["user_id"]).id, task)]

@@ -107,7 +107,7 @@ def test_a_stored_task_that_cannot_be_read_is_named_and_can_be_removed(reg: Regi
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "no task file"),
+        (b"", "not a task file"),
         (b"name = ", "not TOML"),
         (MINE.encode("utf-16"), "UTF-16"),
         (b'name = "\xff"', "not UTF-8"),

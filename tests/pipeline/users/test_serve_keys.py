@@ -47,7 +47,7 @@ def test_a_right_key_is_hashed_once_and_a_wrong_one_each_time(tmp_path: Path) ->
 def test_another_file_is_no_file_of_keys(tmp_path: Path, content: str) -> None:
     path = tmp_path / "keys.json"
     path.write_text(content)
-    with pytest.raises(IntegrityFault, match="no file of keys"):
+    with pytest.raises(IntegrityFault, match="not a file of keys"):
         KeyFile.read(path)
     with pytest.raises(BadInput):
         KeyFile.read(tmp_path)

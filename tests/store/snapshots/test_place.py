@@ -114,7 +114,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_protocol_is_refused() -> None:
-    with pytest.raises(UsageError, match="no place for a snapshot"):
+    with pytest.raises(UsageError, match="not an address for a snapshot"):
         SnapshotPlace("nowhere://bucket/path")
 
 

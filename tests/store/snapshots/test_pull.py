@@ -204,7 +204,7 @@ def test_a_store_that_is_no_copy_is_never_replaced(full: Registry, fleet: Path, 
     with Registry.open(other, create=True) as reg:
         person(reg, "zoe", "a text")
     before = contents(other)
-    with pytest.raises(BadInput, match="no copy of a snapshot"):
+    with pytest.raises(BadInput, match="not a copy of a snapshot"):
         pull(other, fleet)
     assert contents(other) == before
 
@@ -215,7 +215,7 @@ def test_files_of_others_are_not_taken_for_a_copys(full: Registry, fleet: Path, 
     own = tmp_path / "project" / "adapters" / "v1" / "mine.safetensors"
     own.parent.mkdir(parents=True)
     own.write_bytes(b"weights")
-    with pytest.raises(BadInput, match="no copy of a snapshot"):
+    with pytest.raises(BadInput, match="not a copy of a snapshot"):
         pull(tmp_path / "project", fleet)
     assert own.read_bytes() == b"weights"
 
