@@ -3,10 +3,12 @@
 Above one bank of a store, for users whose data it does not contain. Each arm trains a stack for every user and is
 measured on their held-out questions, with and without own examples in the prompt: the log-likelihood of the user's own
 answer (nats, for texts per token), how often it is higher than under models of others of the same group, generated
-texts (ROUGE-1, and whether naive Bayes on characters attributes them to the user), bytes and seconds per user.
+texts (ROUGE-1, and whether naive Bayes on characters attributes them to the user) or the error of the likeliest label
+(1 for a wrong one, of scores the distance), bytes and seconds per user.
 
 An arm is `NAME:key=value,…`; the keys are those of `AdaptOptions` with `below` (fusion, common, nearest, another),
-`shots`, and `shown`: how many own items training prompts show, in turn, as `0-1-3`. Targets are joined by `+`.
+`shots`, and `shown`: how many own items training prompts show, in turn, as `0-1-3`. Targets are joined by `+`. Without
+`passes`, as many as `mta user adapt` makes.
 `common` and `fusion` alone train nothing; an arm `curve…` is measured after each pass, with every `held`-th item left
 out of training. Every arm is written to the JSON when it is done; arms that are there are not
 run again.
@@ -167,7 +169,7 @@ class Shots:
 
     def members(self, arm: Arm) -> list[Any]:
         """The trainer's input for each user; with at least ten items, every `held`-th is left out."""
-        from mta_cli.engine.methods.stacks import initial_stack
+        from mta_cli.engine.methods.stacks import initial_stack, stack_schedule
         from mta_cli.engine.training.trainer import GroupMember, Schedule
 
         options, members = arm.options, list[GroupMember]()
@@ -175,8 +177,11 @@ class Shots:
         below = self.below(arm.values.get("below", "fusion"))
         for user, under in zip(self.setting.users, below, strict=True):
             own = [one for one in self.items[user.id] if one not in self.held(arm, user.id)]
-            steps = max(1, -(-int(len(own) * float(arm.values.get("passes", "2"))) // size))
-            schedule = Schedule(steps, size, options.learning_rate)
+            if "passes" in arm.values:
+                steps = max(1, -(-int(len(own) * float(arm.values["passes"])) // size))
+                schedule = Schedule(steps, size, options.learning_rate)
+            else:
+                schedule = stack_schedule(len(own), options)
             members.append(GroupMember(start, self.rows(arm, own), schedule, 0, under))
         return members
 
@@ -265,18 +270,20 @@ def measure_curve(setting: Setting, arm: Arm) -> dict[str, Any]:
 def ask(
     setting: Setting, examples: PromptRowBuilder, models: Mapping[int, tuple[LoraWeights, ...]], *, generate: bool
 ) -> dict[str, Any]:
-    """By user: mean log-likelihoods of the golds under the own and the others' models, and what was generated."""
-    from mta_cli.engine.evaluation.metrics import rouge_1
+    """By user: mean log-likelihoods of the golds under the own and the others' models, and the answers."""
+    from mta_cli.engine.evaluation.metrics import rouge_1, score_errors
     from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, answer_queries
 
     whose = ask_models(setting.base, examples, setting.queries, setting.others, models.__getitem__, lambda user: None)
     rows: dict[int, dict[str, Any]] = {user.id: {"logliks": []} for user in setting.users}
     for query in setting.queries:
         rows[query.user_id]["logliks"].append([round(value, 5) for value in unpack_logliks(whose[query.id])])
-    if not generate:
+    labels, metric = setting.task.labels, setting.task.metric
+    if not generate and not labels:
         return {str(user): row for user, row in rows.items()}
     texts: dict[int, str] = {}
-    asked = [one for user in rows for one in [q for q in setting.queries if q.user_id == user][:GENERATED]]
+    most = len(setting.queries) if labels else GENERATED
+    asked = [one for user in rows for one in [q for q in setting.queries if q.user_id == user][:most]]
     for batch in batches_by_size(models.items()):
         place = {user: n for n, (user, _) in enumerate(batch)}
         own = [ModelQuery(one, place[one.user_id]) for one in asked if one.user_id in place]
@@ -284,6 +291,12 @@ def ask(
             own, answer_queries(setting.base, examples, own, [given for _, given in batch]), strict=True
         ):
             texts[one.query.id] = found.answer
+    if labels:
+        for one in asked:
+            wrong = float(texts[one.id] != one.gold.strip())
+            error = abs(score_errors([texts[one.id]], [one.gold])[0]) if metric == "mae" else wrong
+            rows[one.user_id].setdefault("error", []).append(error)
+        return {str(user): row for user, row in rows.items()}
     written = {user: [one.output for one in own] for user, own in setting.items.items()}
     generated = [replace(one, gold=texts[one.id]) for one in asked]
     named = ask_naive_bayes(generated, setting.others, written)
@@ -340,6 +353,9 @@ def summary(found: Mapping[str, Any]) -> str:
             rouge = [own for row in found[label].values() for own in row["rouge_1"]]
             hit = sum(own[0] >= max(own[1:]) for own in named if len(own) > 1)
             parts.append(f"named {hit}/{len(named)} rouge {sum(rouge) / len(rouge):.3f}")
+        errors = [row["error"] for row in found[label].values() if "error" in row]
+        if errors:
+            parts.append(f"error {sum(sum(own) / len(own) for own in errors) / len(errors):.3f}")
     return " · ".join(parts)
 
 

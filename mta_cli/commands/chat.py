@@ -60,6 +60,9 @@ FreeDecodingOption = Annotated[
 ServerOption = Annotated[
     str | None, typer.Option("--server", metavar="URL", help="Talk over a running server: http://127.0.0.1:8000/v1.")
 ]
+NoServerOption = Annotated[
+    bool, typer.Option("--no-server", help="Load the model here, also where a server of the store runs.")
+]
 NoSaveOption = Annotated[bool, typer.Option("--no-save", help="Do not store the conversation.")]
 ContinueOption = Annotated[bool, typer.Option("--continue", help="Go on with the user's newest stored conversation.")]
 StopOption = Annotated[
@@ -83,6 +86,7 @@ def ask(
     system: SystemOption = None,
     stop: StopOption = None,
     free_decoding: FreeDecodingOption = False,
+    no_server: NoServerOption = False,
     flags: Flags,
     json: JsonOption = False,
 ) -> None:
@@ -91,8 +95,10 @@ def ask(
     It is streamed to standard output; a line on standard error says which model answered. The user's most personal
     model answers, with their own items nearest to the text in the prompt. Without --task it answers in words, in the
     task of theirs whose items are nearest; with --task as in that task, with one of its labels where it has labels.
+    Where `mta serve` runs on the same store with the same settings, it answers, and nothing is loaded here.
     """
     from mta_cli.pipeline.chat.answer import answer_question
+    from mta_cli.pipeline.chat.answer_on_server import answer_on_server, server_for
     from mta_cli.pipeline.requests import base_model, chat_options
 
     context = app_context(ctx, flags, json=json)
@@ -109,7 +115,13 @@ def ask(
             context.output.note(f"{text} is a user: `{command}` asks their model.")
         name = users[0] if users else None
         given = context.options if name is None else context.options_on_base(reg, task, reg.users.get(name))
-        result = context.output.run_job(answer_question(reg, base_model(given), name, text, asking))
+        entry = base_model(given)
+        server = None if no_server else server_for(reg, entry, asking)
+        if server is None:
+            events = answer_question(reg, entry, name, text, asking)
+        else:
+            events = answer_on_server(reg, server, entry, name, text, asking)
+        result = context.output.run_job(events)
     if json:
         context.output.print_result(result)
 

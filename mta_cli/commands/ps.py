@@ -18,8 +18,8 @@ def ps(ctx: typer.Context, json: JsonOption = False) -> None:
         several = has_several_bases(reg)
         jobs = [("job", title, None, users) for title, users in reg.jobs.running_jobs()]
         servers = [
-            ("server", f"mta serve on {base}" if several else "mta serve", number, None)
-            for number, base in running_servers(reg.root)
+            ("server", f"mta serve on {one.base}" if several else "mta serve", one.process, None)
+            for one in running_servers(reg.root)
         ]
     columns = ("kind", "what", "process", "users")
     rows = [dict(zip(columns, row, strict=True)) for row in (*jobs, *servers)]

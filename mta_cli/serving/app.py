@@ -197,7 +197,7 @@ class Routes:
         messages, sampling = chat_messages(body), chat_sampling(body)
         if self.service.options.log_text:
             log.info("asked: %r", messages[-1]["content"])
-        asked = ChatPreferences(body.truncation == "auto", body.history_items, body.memory)
+        asked = ChatPreferences(body.truncation == "auto", body.history_items, body.memory, body.mode)
         running = await self.service.begin_chat(body.model, body.task, messages, sampling, self._may(request), asked)
         return await self._respond(request, [running])
 

@@ -121,6 +121,7 @@ class ChatBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     truncation: Literal["auto", "disabled"] | None = None  # as in OpenAI's Responses
     history_items: Annotated[int, Meta(ge=0, le=20)] | None = None  # own items in the prompt
     memory: Literal["off", "habit", "neighbours"] | None = None  # label memory
+    mode: Literal["base", "common", "fused", "adapted"] | None = None  # else the user's most personal model
 
 
 class CompletionBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
@@ -160,6 +161,7 @@ class ChatPreferences:
     truncate: bool = False
     history_items: int | None = None
     memory: str | None = None
+    mode: str | None = None
 
 
 HONOURED = {name for body in (ChatBody, CompletionBody, EmbeddingBody) for name in body.__struct_fields__}

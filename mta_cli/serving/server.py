@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
+import secrets
 import signal
 import socket
 from collections.abc import Callable
@@ -14,7 +16,16 @@ from pathlib import Path
 import uvicorn
 
 from mta_cli.errors import BadInput, Flag, system_reason
-from mta_cli.pipeline.users.servers import BASE, DONE, RECHECK, new_socket_path, remove_dead_sockets, short_path
+from mta_cli.pipeline.users.serve_keys import KeyFile
+from mta_cli.pipeline.users.servers import (
+    ABOUT,
+    DONE,
+    RECHECK,
+    http_path,
+    new_socket_path,
+    remove_dead_sockets,
+    short_path,
+)
 from mta_cli.serving.access import Access
 from mta_cli.serving.app import build_app
 from mta_cli.serving.jobs import AdaptJobs
@@ -46,6 +57,7 @@ class Server:
         self._service, self._access, self._jobs = service, access, jobs
         self._root, self._on_ready = root, on_ready
         self._socket = new_socket_path(root)
+        self._http_socket = http_path(self._socket)
         self._end, self._ended_by = asyncio.Event(), ""
 
     async def run(self, bound: socket.socket) -> str:
@@ -53,8 +65,36 @@ class Server:
 
         Raises the errors of loading, and BadInput if the socket beside the store cannot be made.
         """
+        self._handle_signals()
+        control = await self._open_control()
+        doors = [(self._web_server(self._access, self._jobs), bound)]
+        if control is not None:
+            # whoever may open this socket may read the store itself
+            no_keys = Access("localhost", lambda: KeyFile(secrets.token_hex(16), is_there=False))
+            doors.append((self._web_server(no_keys, None), self._bind_http_socket()))
+        serving = [asyncio.create_task(web._serve([door])) for web, door in doors]
+        try:
+            await self._service.start()
+            self._on_ready()
+            await self._end.wait()
+            log.info("stopping: running answers have %g s", self._service.options.drain)
+        finally:
+            self._service.ready = False
+            for web, _ in doors:
+                web.should_exit = True
+            await asyncio.gather(*serving, return_exceptions=True)  # running answers finish, new requests are refused
+            await self._service.stop(STOP_SECONDS)
+            if self._jobs is not None:
+                self._jobs.stop()
+            if control is not None:
+                control.close()
+                self._http_socket.unlink(missing_ok=True)
+                self._socket.unlink(missing_ok=True)
+        return self._ended_by
+
+    def _web_server(self, access: Access, jobs: AdaptJobs | None) -> uvicorn.Server:
         config = uvicorn.Config(
-            build_app(self._service, self._access, self._jobs),
+            build_app(self._service, access, jobs),
             access_log=False,
             log_config=None,
             lifespan="off",
@@ -64,25 +104,15 @@ class Server:
         )
         web = uvicorn.Server(config)
         web.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-        self._handle_signals()
-        control = await self._open_control()
-        serving = asyncio.create_task(web._serve([bound]))
-        try:
-            await self._service.start()
-            self._on_ready()
-            await self._end.wait()
-            log.info("stopping: running answers have %g s", self._service.options.drain)
-        finally:
-            self._service.ready = False
-            web.should_exit = True
-            await asyncio.gather(serving, return_exceptions=True)  # running answers finish, new requests are refused
-            await self._service.stop(STOP_SECONDS)
-            if self._jobs is not None:
-                self._jobs.stop()
-            if control is not None:
-                control.close()
-                self._socket.unlink(missing_ok=True)
-        return self._ended_by
+        return web
+
+    def _bind_http_socket(self) -> socket.socket:
+        """The socket beside that of `_open_control`, on which the store's owner asks without a key."""
+        door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with short_path(self._http_socket) as place:
+            door.bind(place)
+            os.chmod(place, 0o600)
+        return door
 
     def _finish(self, name: str) -> None:
         self._ended_by = name
@@ -123,11 +153,11 @@ class Server:
         return server
 
     async def _answer_control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer a control connection: re-read store and keys and confirm it, or send the name of the base."""
+        """Answer a control connection: re-read store and keys and confirm it, or say what is served."""
         with suppress(ConnectionError):
             asked = await reader.readline()
-            if asked == BASE:
-                writer.write(f"{self._service.base_name}\n".encode())
+            if asked == ABOUT:
+                writer.write(json.dumps(self._service.about()).encode() + b"\n")
                 await writer.drain()
             if asked == RECHECK:
                 self._reread()

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -83,10 +83,10 @@ class Service:
         self._formats: Formats
         self._embed: Any = None
 
-    @property
-    def base_name(self) -> str:
-        """The name of the base that all models here are on."""
-        return self._entry.name
+    def about(self) -> dict[str, Any]:
+        """What is served, for programs on this machine: see `RunningServer`."""
+        entry = self._entry
+        return {"base": entry.name, "fingerprint": entry.fingerprint, "ready": self.ready, "chat": asdict(self.chat)}
 
     async def start(self) -> None:
         """Open the store and load the base."""

@@ -29,6 +29,7 @@ from mta_cli.pipeline.memory.bank_memory import BankMemories
 from mta_cli.pipeline.user_weights import (
     FREE_TASK,
     AnswerSource,
+    available_modes,
     default_task,
     model_parts,
     most_personal_mode,
@@ -49,6 +50,7 @@ BASE_NAME, BASE_PREFIX = "base", "base:"
 MAX_CHARACTERS_PER_TOKEN = 100  # a text of more than this a token of the window is not cut into tokens
 LISTED_USERS = 1_000  # users in `/v1/models`; a longer list helps nobody, and every model can be asked by name
 May = Callable[[str], bool]  # whether the client may ask a user's model
+ModelKey = tuple[int | None, str, str]  # the user's number, or None for the common model alone; task; mode
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class UserModels(Generic[W]):
     ) -> None:
         self.reg, self.base, self.options = reg, base, options
         self._maker, self._on_dropped = maker, on_dropped
-        self.cache: ByteCache[tuple[int, str], LoadedModel[W]] = ByteCache(cache_bytes, lambda m: m.weights.num_bytes)
+        self.cache: ByteCache[ModelKey, LoadedModel[W]] = ByteCache(cache_bytes, lambda m: m.weights.num_bytes)
         self._examples: dict[str, PromptRowBuilder] = {}
         self._memories = BankMemories(reg, base.fingerprint, options.machine.device)
 
@@ -170,7 +172,7 @@ class UserModels(Generic[W]):
         `max_tokens` and `asked` are what the client asked for.
         """
         first = next((message["content"] for message in messages if message["role"] == "user"), None)
-        model = self.current_model(target, first)
+        model = self.current_model(target, first, asked.mode)
         limit = self._answer_limit(max_tokens, model.task if target.asks_task else None)
         rows, user_id = self._builder(model.task), None if model.user is None else model.user.id
         if asked.history_items is not None:
@@ -228,20 +230,24 @@ class UserModels(Generic[W]):
         except PromptTooLong as error:
             raise self._too_long(f"The messages make a prompt of {error.tokens} tokens", "messages") from error
 
-    def current_model(self, target: Target, about: str | None = None) -> LoadedModel[W]:
-        """The model as the user has it now, from memory where nothing has changed.
+    def current_model(self, target: Target, about: str | None = None, mode: str | None = None) -> LoadedModel[W]:
+        """The model as the user has it now, from memory where nothing has changed; without `mode` the most personal.
 
         Where the target has no task, it is chosen among the user's own by the message `about`: see `default_task`.
+        Raises ApiError for a mode that the user does not have.
         """
         user, fingerprint = target.user, self.base.fingerprint
         name = default_task(self.reg, user, target.task, fingerprint, about)
         task = find_task(self.reg, name)
-        mode = most_personal_mode(self.reg, user, name, fingerprint)
-        if user is None or mode == "base":
+        if mode is None:
+            mode = most_personal_mode(self.reg, user, name, fingerprint)
+        elif mode not in (modes := available_modes(self.reg, user, name, fingerprint)):
+            raise invalid("mode", f"{target.name} has no {mode} model for {name}, but {', '.join(modes)}.")
+        if mode == "base":
             return LoadedModel(user, task, AnswerSource("base"), self._maker.nobody, None)
         bank = self.reg.banks.latest_ready_bank(name, fingerprint)
         assert bank is not None
-        seal, key = self._seal(user, task, bank), (user.id, name)
+        seal, key = self._seal(user, task, bank), (None if user is None else user.id, name, mode)
         known = self.cache.get(key)
         if known is not None and known.seal == seal and self._maker.is_there(known.weights):
             return known
@@ -261,10 +267,11 @@ class UserModels(Generic[W]):
         self._maker.keep_for(model.weights for model in self._models())
         self._on_dropped(weights, owners)
 
-    def _seal(self, user: User, task: Task, bank: Bank) -> Hashable:
-        return (task, model_parts(self.reg, user, task.name, bank))
+    def _seal(self, user: User | None, task: Task, bank: Bank) -> Hashable:
+        parts = (bank.id, bank.task_adapter) if user is None else model_parts(self.reg, user, task.name, bank)
+        return (task, parts)
 
-    def _current_seal(self, user: User, task: str) -> Hashable:
+    def _current_seal(self, user: User | None, task: str) -> Hashable:
         """The seal of a user's model as it would be made now; None without the task or a bank."""
         bank = self.reg.banks.latest_ready_bank(task, self.base.fingerprint)
         if bank is None or not self._is_task(task):
@@ -302,10 +309,12 @@ class UserModels(Generic[W]):
         gone_users = [user_id for user_id in known if not self._exists(user_id)]
         gone: list[W] = []
         try:
-            for (user_id, name), model in [(key, self.cache.peek(key)) for key in self.cache]:
-                assert model is not None and model.user is not None
-                if not self._exists(user_id) or self._current_seal(model.user, name) != model.seal:
-                    self.cache.drop((user_id, name))
+            for key, model in [(key, self.cache.peek(key)) for key in self.cache]:
+                assert model is not None
+                user_id, name, _ = key
+                is_gone = user_id is not None and not self._exists(user_id)
+                if is_gone or self._current_seal(model.user, name) != model.seal:
+                    self.cache.drop(key)
                     gone.append(model.weights)
         finally:
             self.reg.items.drop_kept_texts()

@@ -36,8 +36,8 @@ class WeightsMaker(Protocol[W]):
         """The base without adapters."""
         ...
 
-    def make(self, reg: Registry, user: User, task: str, mode: str, bank: Bank) -> tuple[W, AnswerSource]:
-        """The user's model for a task. Raises MtaError."""
+    def make(self, reg: Registry, user: User | None, task: str, mode: str, bank: Bank) -> tuple[W, AnswerSource]:
+        """The user's model for a task; without a user the common model. Raises MtaError."""
         ...
 
     def is_there(self, weights: W) -> bool:
@@ -59,7 +59,9 @@ class FactorsMaker:
         self.nobody = UserFactors({}, {}, {})
         self._task_adapters: dict[str, FusedFactors] = {}
 
-    def make(self, reg: Registry, user: User, task: str, mode: str, bank: Bank) -> tuple[UserFactors, AnswerSource]:
+    def make(
+        self, reg: Registry, user: User | None, task: str, mode: str, bank: Bank
+    ) -> tuple[UserFactors, AnswerSource]:
         """See `WeightsMaker`."""
         from mta_cli.engine.lora.row_factors import UserFactors
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.network import allow_hosts
-from tests.serving.running import Running, run_server
+from tests.pipeline.world import make_world
+from tests.serving.running import Process, Running, run_server
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +57,12 @@ def served(start: Start) -> Running:
 def labelled(start: Start) -> Running:
     """The same for movie tags."""
     return start(task="lamp-2")
+
+
+@pytest.fixture
+def process(store_root: Path) -> Iterator[Process]:
+    """A server of its own process on the world of texts."""
+    make_world(store_root).reg.close()
+    made = Process()
+    yield made
+    made.end(signal.SIGKILL)

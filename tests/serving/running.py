@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,6 +98,24 @@ class Running:
     def open_store(self) -> Registry:
         """The store, for a look at what the server has written."""
         return Registry.open(self.root)
+
+
+class Process:
+    """A server of its own process, ready to answer."""
+
+    def __init__(self, *flags: str) -> None:
+        command = [sys.executable, "-m", "mta_cli", "serve", "--port", "0", "--dtype", "float32", *flags]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()
+        assert self.url.startswith("http://"), self.process.communicate()[1]
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """Send a signal; the exit code and what was said."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        _, said = self.process.communicate(timeout=60)
+        return self.process.returncode, said
 
 
 def ask(model: str, text: str, **parameters: Any) -> dict[str, Any]:

@@ -137,6 +137,18 @@ def test_a_request_may_change_its_examples(served: Running) -> None:
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "history_items"
 
 
+def test_a_request_may_ask_for_another_mode(served: Running) -> None:
+    for mode in ("base", "common", "fused", "adapted"):
+        found = served.chat("alice", "Who are you?", mode=mode)
+        assert found["choices"][0]["message"]["content"] == asked(served, "alice", "Who are you?", mode=mode)["text"]
+        assert found["mta"]["mode"] == mode
+    common = served.chat("base", "Who are you?", mode="common")
+    assert common["mta"]["mode"] == "common" and common["mta"]["anchors"] == []
+    refused = served.post("/chat/completions", ask("carol", "hello", mode="adapted"))
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "mode"
+    assert refused.json()["error"]["message"] == "carol has no adapted model for free, but base, common."
+
+
 def test_a_request_may_leave_label_memory_out(start: Start) -> None:
     served = start(task="lamp-2")
     with served.open_store() as reg:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -16,41 +13,14 @@ import pytest
 from mta_cli.pipeline.users.servers import recheck_servers
 from store.registry import Registry
 from tests.pipeline.world import make_world
-from tests.serving.running import ask
+from tests.serving.running import Process, ask
 from tests.shell import mta, mta_ok
-
-
-class Process:
-    """A server of its own process, ready to answer."""
-
-    def __init__(self, *flags: str) -> None:
-        command = [sys.executable, "-m", "mta_cli", "serve", "--port", "0", "--dtype", "float32", *flags]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().strip()
-        assert self.url.startswith("http://"), self.process.communicate()[1]
-
-    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
-        """Send a signal; the exit code and what was said."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        _, said = self.process.communicate(timeout=60)
-        return self.process.returncode, said
-
-
-@pytest.fixture
-def process(store_root: Path) -> Iterator[Process]:
-    """A server on the world."""
-    make_world(store_root).reg.close()
-    made = Process()
-    yield made
-    made.end(signal.SIGKILL)
 
 
 def test_it_answers_and_ends_when_it_is_told(process: Process, store_root: Path) -> None:
     body = ask("alice", "the canary sings", max_tokens=5)
     assert httpx.post(f"{process.url}/chat/completions", json=body, timeout=60).status_code == 200
-    assert [path.suffix for path in (store_root / "servers").iterdir()] == [".sock"]
+    assert sorted(path.suffix for path in (store_root / "servers").iterdir()) == [".http", ".sock"]
     code, said = process.end()
     assert code == 0 and not list((store_root / "servers").iterdir())
     assert "POST /v1/chat/completions 200" in said and "canary" not in said and "alice" not in said

@@ -89,7 +89,7 @@ def test_a_removed_user_is_gone_with_all_that_was_kept(served: Running) -> None:
     models, scheduler = served.service._models, served.service._engine
     assert len(models.cache) == 2 and len(scheduler._prefixes) == 2
     forget(served, "alice")
-    assert [user for user, _ in models.cache] == [user_id(served, "bob")]
+    assert [user for user, *_ in models.cache] == [user_id(served, "bob")]
     assert len(scheduler._prefixes) == 1 and not models._examples
     assert served.post("/chat/completions", ask("alice", "Hi")).json()["error"]["code"] == "model_not_found"
     assert served.text("bob", "Hi")
@@ -195,7 +195,8 @@ def test_the_socket_beside_the_store_answers_when_all_is_dropped(start: Start) -
     running = start()
     server = Server(running.service, running.access, None, running.root, lambda: None)
     with sockets_open(server):
-        assert running_servers(running.root) == [(os.getpid(), "tiny")]
+        (found,) = running_servers(running.root)
+        assert (found.process, found.base, found.about["ready"]) == (os.getpid(), "tiny", True)
         running.text("alice", "a text that is long enough to be kept in the cache")
         with running.open_store() as reg:
             list(remove_user(reg, "alice"))
@@ -215,7 +216,7 @@ def test_servers_of_one_process_number_each_have_a_socket(start: Start) -> None:
     assert len(list((running.root / "servers").iterdir())) == 1
     with sockets_open(made[1], made[2]):
         assert len(list((running.root / "servers").iterdir())) == 2
-        assert running_servers(running.root) == [(os.getpid(), "tiny")] * 2
+        assert [one.process for one in running_servers(running.root)] == [os.getpid()] * 2
         running.service.recheck = None  # neither can answer
         assert recheck_servers(running.root) == [os.getpid()] * 2
 

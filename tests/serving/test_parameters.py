@@ -297,6 +297,7 @@ SAMPLES: dict[str, Any] = {
     "history_items": 1,
     "memory": "off",
     "min_p": 0.1,
+    "mode": "fused",
     "repetition_penalty": 1.2,
     "max_completion_tokens": 2,
     "max_tokens": 2,

@@ -382,10 +382,15 @@ def generation_notes(model: ChatModel, spoken: Generation, loading: float | None
     loaded = f" (loading: {loading:.1f} s)" if loading is not None else ""
     source = source_line(model.source, model.task.name, on_base(model.reg, model.base.fingerprint))
     yield Note(f"{source} · {spoken.tokens} {unit}, {spoken.seconds:.1f} s{loaded}")
-    if spoken.finish_reason == "repetition":
+    yield from cut_notes(spoken.finish_reason, spoken.tokens)
+
+
+def cut_notes(finish_reason: str, tokens: int) -> Iterator[Event]:
+    """A note where an answer did not end by itself."""
+    if finish_reason == "repetition":
         yield Note("The answer began to repeat itself and was ended there.")
-    if spoken.finish_reason == "length":
-        yield Note(f"The answer was cut after {spoken.tokens} {unit} (--max-tokens).", warning=True)
+    if finish_reason == "length":
+        yield Note(f"The answer was cut after {tokens} token{'s' * (tokens != 1)} (--max-tokens).", warning=True)
 
 
 def personalisation_hints(model: ChatModel) -> Iterator[Event]:
@@ -396,9 +401,12 @@ def personalisation_hints(model: ChatModel) -> Iterator[Event]:
         and (lacks := model.memory.missing_embedder_note(model.options.memory)) is not None
     ):
         yield Note(lacks, warning=True)
-    if model.user is None or model.options.mode is not None:
-        return
-    reg, user, base, task = model.reg, model.user, model.base, model.task.name
+    if model.user is not None and model.options.mode is None:
+        yield from own_model_hints(model.reg, model.user, model.task.name, model.base)
+
+
+def own_model_hints(reg: Registry, user: User, task: str, base: ModelEntry | LoadedBase) -> Iterator[Event]:
+    """Notes on how the user gets a fusion or a stack, where they lack one."""
     best = most_personal_mode(reg, user, task, base.fingerprint)
     if best not in OWN_MODES:
         other = worded(other_bases_hint(reg, user, task, base.fingerprint))

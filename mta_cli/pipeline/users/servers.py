@@ -1,23 +1,45 @@
-"""Finds running servers of a store and tells them that users or models have changed.
+"""Finds running servers of a store, and tells them that users or models have changed.
 
-A server listens on a socket in the store's folder `servers`. It answers a connection after it has re-read the store and
-dropped removed parts, or with the name of its base.
+A server has two sockets in the store's folder `servers`, which only the store's owner can open. On the first it answers
+after it has re-read the store and dropped removed parts, or says what it serves. On the second it is asked by HTTP
+without a key.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-FOLDER, SUFFIX = "servers", ".sock"
-RECHECK, DONE, BASE = b"recheck\n", b"done\n", b"base\n"
-ANSWER_SECONDS, BASE_SECONDS = 30.0, 2.0
-MAX_NAME_BYTES = 4096  # bytes of a base's name, which may be a path
+FOLDER, SUFFIX, HTTP_SUFFIX = "servers", ".sock", ".http"
+RECHECK, DONE, ABOUT = b"recheck\n", b"done\n", b"about\n"
+ANSWER_SECONDS, ABOUT_SECONDS = 30.0, 2.0
+MAX_ABOUT_BYTES = 65_536
 MAX_SOCKET_PATH = 100  # characters of a socket's path that all systems accept
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that runs now. `http` is its socket for questions, and `about` says what it serves.
+
+    `about` has `base` (a name), `fingerprint`, `ready` and the server's `ChatOptions` under `chat`; a server that does
+    not answer in time, or of another version, has none of it.
+    """
+
+    process: int
+    http: Path
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def base(self) -> str:
+        """The name of the served base; `?` where the server did not say it."""
+        return str(self.about.get("base", "?"))
 
 
 def new_socket_path(root: Path) -> Path:
@@ -34,7 +56,13 @@ def remove_dead_sockets(root: Path) -> None:
             try:
                 _connect(path).close()
             except ConnectionRefusedError:
+                http_path(path).unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
+
+
+def http_path(path: Path) -> Path:
+    """The path of the socket for questions beside the socket at `path`."""
+    return path.with_suffix(HTTP_SUFFIX)
 
 
 @contextlib.contextmanager
@@ -50,12 +78,12 @@ def short_path(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def running_servers(root: Path) -> list[tuple[int, str]]:
-    """The servers that answer on a socket of this store, as (process id, name of the base)."""
+def running_servers(root: Path) -> list[RunningServer]:
+    """The servers that answer on a socket of this store."""
     found = []
     for path in _sockets(root):
         with contextlib.suppress(OSError), _connect(path) as connection:
-            found.append((_process_number(path), _ask_base(connection)))
+            found.append(RunningServer(_process_number(path), http_path(path), _ask_about(connection)))
     return found
 
 
@@ -78,15 +106,16 @@ def recheck_servers(root: Path) -> list[int]:
     return silent
 
 
-def _ask_base(connection: socket.socket) -> str:
-    """The name of a server's base; `?` if it does not answer."""
-    connection.settimeout(BASE_SECONDS)
+def _ask_about(connection: socket.socket) -> dict[str, Any]:
+    """What a server serves; empty if it does not answer."""
+    connection.settimeout(ABOUT_SECONDS)
     try:
-        connection.sendall(BASE)
+        connection.sendall(ABOUT)
         with connection.makefile("rb") as answer:
-            return answer.readline(MAX_NAME_BYTES).decode(errors="replace").strip() or "?"
-    except OSError:
-        return "?"
+            found = json.loads(answer.readline(MAX_ABOUT_BYTES))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _sockets(root: Path) -> list[Path]:

@@ -70,7 +70,9 @@ class AdapterFolders:
         except OSError as error:
             raise BadInput(f"{root} cannot hold users' adapters: {system_reason(error)}.", hint=hint) from error
 
-    def make(self, reg: Registry, user: User, task: str, mode: str, bank: Bank) -> tuple[AdapterFolder, AnswerSource]:
+    def make(
+        self, reg: Registry, user: User | None, task: str, mode: str, bank: Bank
+    ) -> tuple[AdapterFolder, AnswerSource]:
         """See `WeightsMaker`. Raises BadInput for late parts, unless they may act on all tokens."""
         from mta_cli.engine.lora.merge import compress_to_rank
         from mta_cli.pipeline.personalize.export import content_digest, pad_to_uniform_rank
