@@ -50,7 +50,7 @@ BASE_NAME, BASE_PREFIX = "base", "base:"
 MAX_CHARACTERS_PER_TOKEN = 100  # a text of more than this a token of the window is not cut into tokens
 LISTED_USERS = 1_000  # users in `/v1/models`; a longer list helps nobody, and every model can be asked by name
 May = Callable[[str], bool]  # whether the client may ask a user's model
-ModelKey = tuple[int | None, str, str]  # the user's number, or None for the common model alone; task; mode
+ModelKey = tuple[int | None, str, str | None]  # the user's number, None for no user; task; the mode asked for
 
 
 @dataclass(frozen=True)
@@ -239,6 +239,7 @@ class UserModels(Generic[W]):
         user, fingerprint = target.user, self.base.fingerprint
         name = default_task(self.reg, user, target.task, fingerprint, about)
         task = find_task(self.reg, name)
+        key = (None if user is None else user.id, name, mode)
         if mode is None:
             mode = most_personal_mode(self.reg, user, name, fingerprint)
         elif mode not in (modes := available_modes(self.reg, user, name, fingerprint)):
@@ -247,7 +248,7 @@ class UserModels(Generic[W]):
             return LoadedModel(user, task, AnswerSource("base"), self._maker.nobody, None)
         bank = self.reg.banks.latest_ready_bank(name, fingerprint)
         assert bank is not None
-        seal, key = self._seal(user, task, bank), (None if user is None else user.id, name, mode)
+        seal = self._seal(user, task, bank)
         known = self.cache.get(key)
         if known is not None and known.seal == seal and self._maker.is_there(known.weights):
             return known
