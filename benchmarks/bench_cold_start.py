@@ -1,5 +1,5 @@
 """The size of a user on disk, and the time from a cold start to a first answer: `mta ask` compared with a PEFT folder
-per user.
+per user, and with `mta ask` beside a running `mta serve`.
 
 One user of the included sample is fused from two anchors and adapted with minimal training, on which neither bytes nor
 seconds depend. PEFT gets the same user's model, exported, and the same prompt; both generate one greedy token, and the
@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ from typing import Any
 from benchmarks import harness
 from benchmarks.bench_startup import environment, fill, mta
 
-USER, TASK, QUESTION = "bryn", "taste", "Book club: a thin novel, thick slices of cake, and no talk of the weather."
+USER, TASK, QUESTION = "ansel", "voice", "The bus to the lake leaves at nine."
 OURS, EXPORTED, LIMIT = "mta ask", "PEFT, the same user exported", "limit"
+SERVED = "mta ask beside mta serve"
 BUILD = (
-    f"bank build --task {TASK} --anchors 2 --epochs 1 --task-epochs 1 --max-items 2 --min-items 13 --device cpu",
+    f"bank build --task {TASK} --anchors 2 --epochs 1 --task-epochs 1 --max-items 2 --min-items 12 --device cpu",
     f"user adapt {USER} --task {TASK} --steps 1 --device cpu",
 )
-ASK = f"ask --user {USER} --task {TASK} --free-decoding --history-items 0 --max-tokens 1 --device cpu"
+ASK = f"ask --user {USER} --task {TASK} --history-items 0 --max-tokens 1 --device cpu"
 PEFT_FOLDERS = {"all linear layers, rank 8": "all-linear", "q_proj and v_proj, rank 8": ("q_proj", "v_proj")}
 AIM_BYTES, AIM_START = 500, 3
 
@@ -109,7 +111,7 @@ def size_of(folder: Path) -> int:
 
 def prepare(folder: Path, env: Mapping[str, str]) -> tuple[dict[str, Any], Path]:
     """A store with one adapted user, and the folder of the user's export; returns the result of `user adapt`."""
-    fill(env)
+    fill(env, TASK)
     results = [_json(line.split(), env) for line in BUILD]
     exported = folder / "exported"
     _json(["user", "export", USER, "--task", TASK, "--to", str(exported)], env)
@@ -177,10 +179,24 @@ def commands(exported: Path, ids: Sequence[int], dtype: str) -> dict[str, list[s
     """The command line of each side."""
     base = str(harness.base_folder())
     return {
-        OURS: [*mta(ASK.split()), QUESTION],
+        OURS: [*mta([*ASK.split(), "--no-server"]), QUESTION],
+        SERVED: [*mta(ASK.split()), QUESTION],
         EXPORTED: [sys.executable, "-c", RIVAL, base, str(exported), dtype, json.dumps(list(ids))],
         LIMIT: [sys.executable, "-c", FLOOR, f"{base}/model.safetensors"],
     }
+
+
+@contextmanager
+def served(env: Mapping[str, str]) -> Iterator[None]:
+    """Inside, a server of the store runs."""
+    command = mta(["serve", "--port", "0", "--device", "cpu"])
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        try:
+            process.stdout.readline()
+            yield
+        finally:
+            process.terminate()
 
 
 def from_the_base(root: Path) -> tuple[list[int], str, dict[str, Path]]:
@@ -204,8 +220,10 @@ def main() -> None:
         sides = {f"{name}, warm": speaking(line, env) for name, line in lines.items()}
         if hasattr(os, "posix_fadvise"):
             cold = files_of(harness.base_folder(), root / "store", exported)
-            sides |= {f"{name}, cold": speaking(line, env, cold) for name, line in lines.items()}
-        runs = harness.interleave(sides, repeats)
+            alone = {name: line for name, line in lines.items() if name != SERVED}  # the server holds the files
+            sides |= {f"{name}, cold": speaking(line, env, cold) for name, line in alone.items()}
+        with served(env):
+            runs = harness.interleave(sides, repeats)
         bytes_ = byte_rows(adapted, exported, folders)
     harness.report("bytes_per_user", bytes_, aim=f"{AIM_BYTES} times smaller")
     harness.report("cold_start", start_rows(runs), dtype=dtype, repeats=repeats, aim=f"{AIM_START} times sooner")

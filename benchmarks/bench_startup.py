@@ -46,12 +46,12 @@ def mta(line: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "mta_cli", *line]
 
 
-def fill(env: Mapping[str, str]) -> None:
-    """Make the store, and import the sample's users."""
+def fill(env: Mapping[str, str], task: str = "taste") -> None:
+    """Make the store, and import the sample's users of a task."""
     for line in (
         ["init"],
-        ["task", "add", str(SAMPLE / "taste.toml")],
-        ["data", "import", "users", str(SAMPLE / "taste.users.json"), "--task", "taste"],
+        ["task", "add", str(SAMPLE / f"{task}.toml")],
+        ["data", "import", "users", str(SAMPLE / f"{task}.users.json"), "--task", task],
     ):
         subprocess.run(mta(line), env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
