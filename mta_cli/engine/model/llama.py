@@ -41,6 +41,14 @@ class PastKeyValues(Protocol):
         ...
 
 
+class AddsDelta(Protocol):
+    """LoRAs of the rows of a pass."""
+
+    def add_delta(self, key: tuple[int, str], x: Tensor, y: Tensor) -> Tensor:
+        """`y + B A x` for `x` [rows, time, in] and `y` [rows, time, out], with the factors of `key`."""
+        ...
+
+
 @dataclass(frozen=True)
 class BatchedLora:
     """The LoRA factors of a batch's rows: `A [blocks, in, rank]` and `B [blocks, rank, out]` by layer and projection.
@@ -53,7 +61,7 @@ class BatchedLora:
     position_mask: Tensor | None = None
 
     def add_delta(self, key: tuple[int, str], x: Tensor, y: Tensor) -> Tensor:
-        """`y + B A x` for `x` [rows, time, in] and `y` [rows, time, out], with the factors of `key`."""
+        """See `AddsDelta`."""
         if key not in self.fused_factors:
             return y
         a, b = self.fused_factors[key]
@@ -210,7 +218,7 @@ class _LayerInputs:
 
     rope: Ropes
     masks: Mapping[int | None, Tensor | None]
-    loras: Sequence[BatchedLora]
+    loras: Sequence[AddsDelta]
     past: PastKeyValues | None
     read_copies: bool
 
@@ -329,7 +337,7 @@ class LlamaDecoder:
         *,
         first: int = 0,
         last: int | None = None,
-        loras: Sequence[BatchedLora] = (),
+        loras: Sequence[AddsDelta] = (),
         past: PastKeyValues | None = None,
         read_copies: bool = False,
     ) -> Tensor:

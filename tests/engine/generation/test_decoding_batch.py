@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from mta_cli.engine.generation.decoding_batch import DecodingBatch, PromptPass, 
 from mta_cli.engine.lora.adapter import merge_into_base
 from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.engine.lora.row_factors import UserFactors, fused_factors
-from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.model.load import LoadedBase, load_base
 from mta_cli.engine.scoring.log_likelihood import UserLoras, completion_log_likelihoods, label_scores
 from mta_cli.engine.scoring.prefix_tree import PromptTree
 from tests.engine.answers import answer_alone
@@ -141,3 +142,43 @@ def test_memory_follows_the_rows(base: LoadedBase) -> None:
     assert batch.num_bytes == 4 * before, "twice the rows, twice the positions"
     assert batch.keep_rows([4]) == [4] and len(batch) == 1
     assert torch.isfinite(batch.decode_step([3])).all()
+
+
+def test_a_row_that_is_alone_in_bfloat16_has_its_own_loras_in_float32(tiny_base_path: Path) -> None:
+    coarse = load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype="bfloat16")
+    fine = load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype="float32")
+    prompts = prompts_of([12, 17], seed=3)
+    exact = [
+        [logits_alone(fine, user, prompt, token) for user, prompt, token in zip(pair, prompts, (5, 7), strict=True)]
+        for pair in pairs_of_users(fine)
+    ]
+    for pair, (first, second) in zip(pairs_of_users(coarse), exact, strict=True):
+        batch = DecodingBatch(plain_of(coarse))
+        for user, prompt in zip(pair, prompts, strict=True):
+            text = reading(coarse, user, prompt)
+            text.read(100)
+            batch.join(text)
+            if len(batch) == 1:
+                assert error(batch.decode_step([5])[0], first) < 0.1
+                batch._cache.lengths = [12]  # the step again, beside another row
+        together = batch.decode_step([5, 7])
+        assert error(together[0], first) < 0.1 and error(together[1], second) < 0.1
+        batch.keep_rows([1])
+        batch._cache.lengths = [17]  # the step again, alone
+        assert error(batch.decode_step([7])[0], second) < 0.1
+
+
+def pairs_of_users(base: LoadedBase) -> list[tuple[UserFactors, UserFactors]]:
+    users = factors(base)
+    return [(one, other) for one in users for other in users if one is not other]
+
+
+def logits_alone(base: LoadedBase, user: UserFactors, prompt: Sequence[int], token: int) -> torch.Tensor:
+    text, batch = reading(base, user, prompt), DecodingBatch(plain_of(base))
+    text.read(100)
+    batch.join(text)
+    return batch.decode_step([token])[0]
+
+
+def error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.float() - exact).abs().mean() / exact.std())
