@@ -95,46 +95,19 @@ def prompt_loras(users: Sequence[UserFactors], prompts: Sequence[int], first: in
     return [one for one in loras if one is not None]
 
 
-class OneRowLora:
-    """The LoRAs of a step of one row on a CPU, as one pair of float32 factors for each projection.
-
-    A product of one row with narrow 16-bit factors takes three times as long, and the factors are few beside the base.
-    """
-
-    def __init__(self, factors: Sequence[FusedFactors]) -> None:
-        keys = {key: None for one in factors for key in one}
-        pairs = {key: [one[key] for one in factors if key in one] for key in keys}
-        self._transposed = {  # A [rank, in] and B [Σ out, rank], whose rows are contiguous
-            key: (
-                torch.cat([a for a, _ in found], -1).t().float().contiguous(),
-                torch.cat([b for _, b in found], -2).t().float().contiguous(),
-            )
-            for key, found in pairs.items()
-        }
-
-    def add_delta(self, key: tuple[int, str], x: Tensor, y: Tensor) -> Tensor:
-        """See `AddsDelta`."""
-        if key not in self._transposed:
-            return y
-        a, b = self._transposed[key]
-        return y + torch.mv(b, torch.mv(a, x.view(-1).float())).to(y.dtype)
-
-
 class RowFactors:
     """The factors of a batch's rows. If rows differ, their factors are in one tensor with a slot for each row, and a
     new row only writes its own slot.
+
+    `dtype` is the number format of the result; None is that of the given factors.
     """
 
-    def __init__(self, rows: Sequence[FusedFactors] = ()) -> None:
-        self._rows = list(rows)
+    def __init__(self, rows: Sequence[FusedFactors] = (), dtype: torch.dtype | None = None) -> None:
+        self._rows, self._dtype = list(rows), dtype
+        self._same: tuple[FusedFactors, BatchedLora] | None = None  # factors that all rows had, and their LoRA
         self._written: list[FusedFactors | None] = []  # the factors in each slot
         self._slots: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
         self._lora: BatchedLora | None = None  # the cached LoRA of all rows, until a row joins or leaves
-
-    @property
-    def first_row(self) -> FusedFactors:
-        """The factors of the first row."""
-        return self._rows[0]
 
     def add_rows(self, rows: Sequence[FusedFactors]) -> None:
         """Append rows of these factors."""
@@ -155,7 +128,10 @@ class RowFactors:
         """The LoRA of all rows: a single pair of factors if all rows have the same, None if no row has any."""
         if self._lora is None and any(self._rows):
             if all(row is self._rows[0] for row in self._rows):
-                self._lora = BatchedLora(self._rows[0])
+                if self._same is None or self._same[0] is not self._rows[0]:
+                    cast = {key: (a.to(self._dtype), b.to(self._dtype)) for key, (a, b) in self._rows[0].items()}
+                    self._same = self._rows[0], BatchedLora(cast)
+                self._lora = self._same[1]
             else:
                 self._write_slots()
                 count = len(self._rows)
@@ -184,7 +160,8 @@ class RowFactors:
             return
         most = 1 << (max(len(self._rows), len(known[0]) if known is not None else 0) - 1).bit_length()
         wide = max(rank, before)
-        a_slots, b_slots = a.new_zeros(most, a.shape[-2], wide), b.new_zeros(most, wide, b.shape[-1])
+        a_slots = a.new_zeros(most, a.shape[-2], wide, dtype=self._dtype)
+        b_slots = b.new_zeros(most, wide, b.shape[-1], dtype=self._dtype)
         if known is not None:
             a_slots[: len(known[0]), :, :before], b_slots[: len(known[1]), :before] = known
         self._slots[key] = (a_slots, b_slots)

@@ -41,14 +41,6 @@ class PastKeyValues(Protocol):
         ...
 
 
-class AddsDelta(Protocol):
-    """LoRAs of the rows of a pass."""
-
-    def add_delta(self, key: tuple[int, str], x: Tensor, y: Tensor) -> Tensor:
-        """`y + B A x` for `x` [rows, time, in] and `y` [rows, time, out], with the factors of `key`."""
-        ...
-
-
 @dataclass(frozen=True)
 class BatchedLora:
     """The LoRA factors of a batch's rows: `A [blocks, in, rank]` and `B [blocks, rank, out]` by layer and projection.
@@ -61,14 +53,15 @@ class BatchedLora:
     position_mask: Tensor | None = None
 
     def add_delta(self, key: tuple[int, str], x: Tensor, y: Tensor) -> Tensor:
-        """See `AddsDelta`."""
+        """`y + B A x` for `x` [rows, time, in] and `y` [rows, time, out], with the factors of `key`."""
         if key not in self.fused_factors:
             return y
         a, b = self.fused_factors[key]
-        inner = x.reshape(len(a) if a.dim() == 3 else 1, -1, x.shape[-1]) @ a  # [blocks, rows · time, rank]
+        x = x.to(a.dtype).reshape(len(a) if a.dim() == 3 else 1, -1, x.shape[-1])
+        inner = x @ a  # [blocks, rows · time, rank]
         if self.position_mask is not None:
             inner = inner * self.position_mask.view(*inner.shape[:2], 1)
-        return y + (inner @ b).view_as(y)
+        return y + (inner @ b).view_as(y).to(y.dtype)
 
 
 class FusedLinear:
@@ -218,7 +211,7 @@ class _LayerInputs:
 
     rope: Ropes
     masks: Mapping[int | None, Tensor | None]
-    loras: Sequence[AddsDelta]
+    loras: Sequence[BatchedLora]
     past: PastKeyValues | None
     read_copies: bool
 
@@ -337,7 +330,7 @@ class LlamaDecoder:
         *,
         first: int = 0,
         last: int | None = None,
-        loras: Sequence[AddsDelta] = (),
+        loras: Sequence[BatchedLora] = (),
         past: PastKeyValues | None = None,
         read_copies: bool = False,
     ) -> Tensor:

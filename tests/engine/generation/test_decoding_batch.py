@@ -144,7 +144,7 @@ def test_memory_follows_the_rows(base: LoadedBase) -> None:
     assert torch.isfinite(batch.decode_step([3])).all()
 
 
-def test_a_row_that_is_alone_in_bfloat16_has_its_own_loras_in_float32(tiny_base_path: Path) -> None:
+def test_rows_in_bfloat16_have_their_own_loras_alone_and_together(tiny_base_path: Path) -> None:
     coarse = load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype="bfloat16")
     fine = load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype="float32")
     prompts = prompts_of([12, 17], seed=3)
