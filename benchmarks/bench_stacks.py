@@ -119,7 +119,7 @@ class Shots:
     """The users restricted to this many items, which prompts show and fusions are made from."""
 
     def __init__(self, setting: Setting, shots: int) -> None:
-        from mta_cli.pipeline.data.profiles import load_profiles
+        from mta_cli.pipeline.data.profiles import load_profiles, refresh_profiles
 
         self.setting = setting
         self.items = {user: own[-shots:] for user, own in setting.items.items()}
@@ -127,6 +127,9 @@ class Shots:
         reg, base, task = setting.reg, setting.base, setting.task
         self.builders = {n: PromptRowBuilder(reg, base, task, n, among) for n in {0, setting.history}}
         self.builder = self.builders[setting.history]
+        embedder = model_by_fingerprint(reg, setting.bank.embedder, "embedder")
+        for _ in refresh_profiles(reg, task.name, embedder, setting.users):
+            pass
         profiles = load_profiles(reg, task.name, setting.bank.embedder, [one.id for one in setting.users])
         self.users: list[UserShots] = [
             user_shots(one, self.items[one.id], profiles.get(one.id), self.builder) for one in setting.users

@@ -102,9 +102,34 @@ def _render_task(course: dict[str, Any], mta: str) -> list[RenderableType]:
         tables.table(table_columns(ladder), table_rows(ladder)),
         *map(out.text, verdict_lines(ladder)),
         out.text(f"\nExamples: {course['example_rule']}."),
-        *(_render_example(one, is_labels=ladder["metric"] != LOGLIK_METRIC) for one in examples),
+        *_render_examples(examples, is_labels=ladder["metric"] != LOGLIK_METRIC),
         out.text(f"Next: {mta} {asking}\n"),
     ]
+
+
+def _render_examples(examples: list[dict[str, Any]], *, is_labels: bool) -> list[RenderableType]:
+    """The questions with their answers: one block, where all users were asked the same, and the base and the common
+    model do not know who asks.
+    """
+    impersonal = [{name: one["answers"].get(name) for name in ("base", "common")} for one in examples]
+    if is_labels or any(one["question"] != examples[0]["question"] for one in examples):
+        return [_render_example(one, is_labels=is_labels) for one in examples]
+    if any(one != impersonal[0] for one in impersonal):
+        return [_render_example(one, is_labels=is_labels) for one in examples]
+    lines = [examples[0]["question"], *(_answer_line(name, answer) for name, answer in impersonal[0].items())]
+    for one in examples:
+        lines += [_answer_line(one["user"], _most_personal(one["answers"])), _answer_line("  own words", one["gold"])]
+    return [out.text("\n".join(lines))]
+
+
+def _most_personal(answers: dict[str, str]) -> str:
+    from mta_cli.pipeline.evaluation.ladder_text import PERSONAL_STEPS
+
+    return [answer for name, answer in answers.items() if name in PERSONAL_STEPS][-1]
+
+
+def _answer_line(name: str, answer: str | None) -> str:
+    return f"  {name:<{NAME_WIDTH}}{_shorten(answer or '') or '(an empty answer)'}"
 
 
 def _render_example(example: dict[str, Any], *, is_labels: bool) -> RenderableType:

@@ -75,6 +75,7 @@ def test_every_stage_is_in_the_document(ran: tuple[Path, Ran]) -> None:
 def test_examples_are_held_out_questions_with_the_answer_of_every_step(here: Path, ran: tuple[Path, Ran]) -> None:
     for course in ran[1].json()["courses"]:
         assert len(course["examples"]) == 3 and "largest, the median and the smallest gain" in course["example_rule"]
+        assert len({one["question"] for one in course["examples"]}) == 1, "the users are told apart by nothing else"
         with Registry.open(here / "store-demo") as reg:
             for example in course["examples"]:
                 queries = reg.items.queries(reg.users.get(example["user"]).id, course["task"])

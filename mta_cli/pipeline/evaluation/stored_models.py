@@ -5,6 +5,7 @@ Intervals are over users, or over questions if there are few users; see `engine.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,9 +41,11 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MAX_ANSWERS_PER_BATCH = 128  # the most answers in one batch
+SHARED_BY = 3  # the fewest users who were all asked a question that is the example of each
 EXAMPLE_RULES = {
     "users": "a question of the users with the largest, the median and the smallest gain",
     "questions": "the questions with the largest, the median and the smallest gain",
+    "shared": "the question that most users were asked, of those with the largest, the median and the smallest gain",
 }
 
 
@@ -97,7 +100,8 @@ def evaluate_users(reg: Registry, request: FuseRequest, users: Sequence[User]) -
         # 3. the verdicts; of texts, only the examples that these choose are generated
         summary = _summarise(task, steps, answers, unit, machine.seed)
         if not task.labels:
-            measuring.generate(answers, choose_examples(answers, summary["ladder"]))
+            texts = {one.id: one.input for own in queries.values() for one in own}
+            measuring.generate(answers, choose_examples(answers, summary["ladder"], texts)[1])
         result = {
             "task": task.name,
             "users": len(asked),
@@ -133,21 +137,22 @@ def _describe_examples(
     """
     from mta_cli.engine.evaluation.ladder import STEP_NAMES
 
+    queries = {one.id: one for user in {one.user_id for one in answers} for one in reg.items.queries(user, task)}
+    rule, chosen = choose_examples(answers, result["ladder"], {key: one.input for key, one in queries.items()})
     examples = []
-    for number in choose_examples(answers, result["ladder"]):
+    for number in chosen:
         own = sorted((one for one in answers if one.query_id == number), key=lambda one: STEP_NAMES.index(one.method))
-        user = reg.users.by_id(own[0].user_id)
-        query = next(one for one in reg.items.queries(user.id, task) if one.id == number)
+        query = queries[number]
         examples.append(
             {
-                "user": user.name,
+                "user": reg.users.by_id(query.user_id).name,
                 "question": query.input,
                 "gold": query.gold,
                 "answers": {one.method: one.answer for one in own},
                 "gold_logliks": {one.method: one.gold_loglik for one in own},
             }
         )
-    return {"example_rule": EXAMPLE_RULES[result["ladder"]["unit"]], "examples": examples}
+    return {"example_rule": EXAMPLE_RULES[rule], "examples": examples}
 
 
 class _Measuring:
@@ -332,10 +337,14 @@ class _Measuring:
                 answers[place] = replace(one, answer=texts[one.method, one.query_id])
 
 
-def choose_examples(answers: Sequence[Prediction], ladder: Mapping[str, Any]) -> list[int]:
-    """The queries that `EXAMPLE_RULES` choose, by the gain in likelihood from the common model to the highest step.
+def choose_examples(
+    answers: Sequence[Prediction], ladder: Mapping[str, Any], questions: Mapping[int, str]
+) -> tuple[str, list[int]]:
+    """The key of a rule in `EXAMPLE_RULES`, and the queries that it chooses, by the gain in likelihood from the common
+    model to the highest step. `questions` are the queries' texts.
 
-    Of each user, the question with the largest absolute gain is used.
+    The rule is `shared` where enough users were asked the same question: their answers differ by the user alone. Else
+    the question with the largest absolute gain of each user is used.
     """
     from mta_cli.engine.evaluation.ladder import ANOTHERS, COMMON, COMMON_MEMORY, NO_MODEL
 
@@ -349,8 +358,18 @@ def choose_examples(answers: Sequence[Prediction], ladder: Mapping[str, Any]) ->
             key = one.user_id if ladder["unit"] == "users" else one.query_id
             gains.setdefault(key, {})[one.query_id] = (one.gold_loglik or 0.0) - logliks[below, one.query_id]
     order = sorted(gains, key=lambda key: (sum(gains[key].values()) / len(gains[key]), key), reverse=True)
+    rule, shared = str(ladder["unit"]), Counter(questions[number] for own in gains.values() for number in own)
+    question, users = shared.most_common(1)[0]
+    if rule == "users" and users >= SHARED_BY:
+        rule = "shared"
+        gains = {
+            key: {n: gain for n, gain in own.items() if questions[n] == question}
+            for key, own in gains.items()
+            if any(questions[n] == question for n in own)
+        }
+        order = [key for key in order if key in gains]
     chosen = dict.fromkeys((order[0], order[len(order) // 2], order[-1]))
-    return [max(gains[key], key=lambda number: (abs(gains[key][number]), number)) for key in chosen]
+    return rule, [max(gains[key], key=lambda number: (abs(gains[key][number]), number)) for key in chosen]
 
 
 def _summarise(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,8 +169,30 @@ def test_the_examples_are_of_the_largest_the_median_and_the_smallest_gain(people
     logliks = {(p.method, p.query_id): p.gold_loglik for p in found}
     gains = {p.query_id: p.gold_loglik - logliks["common+memory", p.query_id] for p in found if p.method == "adapted"}
     order = sorted(gains, key=lambda query: (gains[query], query), reverse=True)
-    assert choose_examples(found, result["ladder"]) == [order[0], order[3], order[5]]
+    texts = {query: f"question {query}" for query in gains}
+    assert choose_examples(found, result["ladder"], texts) == ("questions", [order[0], order[3], order[5]])
     assert len(result["examples"]) == 3 and all(set(one["answers"]) == set(STEPS) for one in result["examples"])
+
+
+def test_a_question_that_most_users_were_asked_is_the_example() -> None:
+    gains = {
+        10: (1, 0.5),
+        11: (1, 3.0),
+        20: (2, 0.1),
+        30: (3, -0.2),
+        31: (3, -2.0),
+        40: (4, 9.0),
+    }
+    found = [
+        SimpleNamespace(method=method, user_id=user, query_id=query, gold_loglik=gain if method == "adapted" else 0.0)
+        for query, (user, gain) in gains.items()
+        for method in ("common", "adapted", "another's")
+    ]
+    ladder = {"unit": "users", "steps": [{"step": "common"}, {"step": "adapted"}, {"step": "another's"}]}
+    same = {10: "the lift", 11: "the soup", 20: "the lift", 30: "the lift", 31: "the soup", 40: "the roof"}
+    assert choose_examples(found, ladder, same) == ("shared", [10, 20, 30]), "the user with a larger gain was not asked"
+    rarer = same | {20: "the gate"}
+    assert choose_examples(found, ladder, rarer) == ("users", [40, 20, 31])
 
 
 def test_a_gold_that_is_no_number_is_left_out_of_scores(peopled: Registry) -> None:
