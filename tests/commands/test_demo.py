@@ -111,8 +111,30 @@ def test_a_second_run_keeps_what_is_there_and_shows_the_summary(here: Path, ran:
         for line in verdict_lines(course["ladder"]):
             assert line in shown
         for example in course["examples"]:
-            assert f"{example['user']}: {' '.join(example['question'].split())}" in shown
-            assert f"own {' '.join(example['gold'].split())[:40]}" in shown
+            assert f"{example['user']}" in shown and " ".join(example["question"].split()) in shown
+            assert f"own {' '.join(example['gold'].split())[:40]}" in shown.replace("own words", "own")
+
+
+def test_users_who_were_asked_the_same_are_below_each_other(ran: tuple[Path, Ran]) -> None:
+    result = ran[1].json()
+    examples = result["courses"][0]["examples"]
+    for number, example in enumerate(examples):
+        example |= {"user": f"user{number}", "gold": f"gold {number}"}
+        example["answers"] |= {"base": "of the base", "common": "of all", "adapted": f"of user {number}"}
+    lines = [" ".join(line.split()) for line in render(result).splitlines()]
+    start = lines.index(" ".join(examples[0]["question"].split()))
+    assert lines[start + 1 : start + 9] == [
+        "base of the base",
+        "common of all",
+        "user0 of user 0",
+        "own words gold 0",
+        "user1 of user 1",
+        "own words gold 1",
+        "user2 of user 2",
+        "own words gold 2",
+    ]
+    examples[1]["answers"]["common"] = "of all, with own examples"
+    assert "user1: " + examples[1]["question"] in render(result), "the common model knew who asks"
 
 
 def test_an_example_shows_the_base_the_common_and_the_personal_answer_beside_the_users_own(
