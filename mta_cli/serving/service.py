@@ -130,6 +130,7 @@ class Service:
             prefix_bytes=prefix_bytes,
             metrics=self.metrics,
             cores=self._cores,
+            repeatable=self.options.repeatable,
         )
         return ServedBase(base, FactorsMaker(base), scheduler, JsonFormats(base))
 
