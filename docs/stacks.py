@@ -49,48 +49,50 @@ def arm_name(arm: Mapping[str, Any]) -> str:
         "another": "another's fusion",
         "nearest": "the nearest anchor",
     }
-    passes = f"{values['passes']} passes over {values['shots']} items"
+    passes = f"{values['passes']} passes over {values['shots']} items" if "passes" in values else "all items"
     if values.get("distilled"):
         passes += f" and {values['distilled']} answers of the common model with own items in the prompt"
     return f"{', '.join(parts)}, {passes}, above {below[values.get('below', 'fusion')]}"
 
 
 def arms_table(name: str, labels: Sequence[str]) -> str:
-    """Each arm's likelihood, gain over the common model, own model first, style named, ROUGE-1, bytes and seconds."""
+    """Each arm's likelihood, gain over the common model, own model first, the answers' quality, bytes and seconds.
+
+    The quality of texts is how many style names, and ROUGE-1; that of labels and scores is the error.
+    """
     arms = document(name)["arms"]
     base = next(one for one in arms if one["name"] == "common")
-    heads = [
-        f"{LABELS[label]}: nats | gain over the common model | own model first | named by style | ROUGE-1"
-        for label in labels
-    ]
-    lines = [
-        f"| arm | {' | '.join(heads)} | bytes | s |",
-        "|---|" + "---:|" * (5 * len(labels) + 2),
-    ]
+    quality = ["named by style", "ROUGE-1"] if "error" not in next(iter(base[labels[0]].values())) else ["error"]
+    heads = [["nats", "gain over the common model", "own model first", *quality] for _ in labels]
+    told = [f"{LABELS[label]}: {' | '.join(own)}" for label, own in zip(labels, heads, strict=True)]
+    lines = [f"| arm | {' | '.join(told)} | bytes | s |", "|---|" + "---:|" * (sum(map(len, heads)) + 2)]
     gains = {label: _gains(arms, base, label) for label in labels}
     for place, one in enumerate(arms):
-        cells = [cell for label in labels for cell in (*_values(one[label]), gains[label][place])]
-        ordered = [cells[5 * n + k] for n in range(len(labels)) for k in (0, 4, 1, 2, 3)]
-        lines.append(f"| {arm_name(one)} | {' | '.join(ordered)} | {one['bytes']:,} | {one['seconds']:.1f} |")
+        cells = []
+        for label in labels:
+            nats, first, *answers = _values(one[label])
+            cells += [nats, gains[label][place], first, *answers]
+        lines.append(f"| {arm_name(one)} | {' | '.join(cells)} | {one['bytes']:,} | {one['seconds']:.1f} |")
     return "\n".join(lines)
 
 
-def _values(rows: Rows) -> tuple[str, str, str, str]:
-    """Mean log-likelihood over users, own model first, answers whose style is the user's, ROUGE-1."""
+def _values(rows: Rows) -> tuple[str, ...]:
+    """Mean log-likelihood over users, own model first; then of texts the answers whose style is the user's and ROUGE-1,
+    of labels and scores the mean error over users.
+    """
     users = list(rows)
     logliks = [(user, own) for user in users for own in rows[user]["logliks"]]
     whose = sum_whose([int(user) for user, _ in logliks], [own for _, own in logliks])
     assert whose is not None
     found = identify(whose, seed=0)
+    nats = np.mean([np.mean([own[0] for own in rows[user]["logliks"]]) for user in users])
+    told = f"{nats:.3f}", f"{found['first']:.0f} of {found['questions']}"
+    if errors := [np.mean(rows[user]["error"]) for user in users if "error" in rows[user]]:
+        return (*told, f"{np.mean(errors):.3f}")
     named = [own for user in users for own in rows[user].get("named", ())]
     hits = sum(own[0] >= max(own[1:]) for own in named)
     rouge = [value for user in users for value in rows[user].get("rouge_1", ())]
-    return (
-        f"{np.mean([np.mean([own[0] for own in rows[user]['logliks']]) for user in users]):.3f}",
-        f"{found['first']:.0f} of {found['questions']}",
-        f"{hits} of {len(named)}" if named else "–",
-        f"{np.mean(rouge):.3f}" if rouge else "–",
-    )
+    return *told, f"{hits} of {len(named)}" if named else "–", f"{np.mean(rouge):.3f}" if rouge else "–"
 
 
 def _gains(arms: Sequence[Mapping[str, Any]], base: Mapping[str, Any], label: str) -> list[str]:
