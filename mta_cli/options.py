@@ -409,9 +409,6 @@ class ServeOptions:
     )
     streams: int = option_field(64, "Most concurrent requests of one key.", minimum=1, maximum=10_000)
     cors: str = option_field("", "Web pages that may ask, comma-separated: https://chat.example.org.")
-    repeatable: bool = option_field(
-        False, "Give a request the same answer in 16 bits, whoever else is answered; one answer alone takes longer."
-    )
     log_text: bool = option_field(False, "Log the last message of each chat request.")
     vllm: str = option_field("", "Address of a vLLM server that computes, in place of this process.")
     adapters: str = option_field("", "With --vllm: the folder from which that server loads adapters.")

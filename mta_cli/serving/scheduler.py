@@ -44,28 +44,15 @@ class _Row:
 
 
 class Scheduler:
-    """The engine's thread, on `cores` cores. `submit` and `cancel` may be called from any other thread.
-
-    With `repeatable` an answer alone is decoded from the same copy of the weights as a batch; else from float16, which
-    is faster and rounds otherwise.
-    """
+    """The engine's thread, on `cores` cores. `submit` and `cancel` may be called from any other thread."""
 
     def __init__(
-        self,
-        base: LoadedBase,
-        *,
-        max_batch: int,
-        max_waiting: int,
-        prefix_bytes: int,
-        metrics: Metrics,
-        cores: int,
-        repeatable: bool = False,
+        self, base: LoadedBase, *, max_batch: int, max_waiting: int, prefix_bytes: int, metrics: Metrics, cores: int
     ) -> None:
         from mta_cli.engine.generation.decoding_batch import DecodingBatch
 
         self._decoder, self._metrics = base.decoder, metrics
         self._max_batch, self._max_waiting, self._cores = max_batch, max_waiting, cores
-        self._repeatable = repeatable
         self._room, self._steps_since_shrink = max_batch, 0  # the number of rows known to fit
         self._batch, self._rows = DecodingBatch(self._decoder), list[_Row]()
         self._reading: tuple[LocalAnswer, PromptPass] | None = None
@@ -164,7 +151,7 @@ class Scheduler:
 
         try:
             torch.set_num_threads(self._cores)
-            self._decoder.pack_weights(one_row=not self._repeatable)
+            self._decoder.pack_weights()
             while self._wait_for_work():
                 try:
                     self._drop_cancelled()

@@ -130,7 +130,6 @@ class Service:
             prefix_bytes=prefix_bytes,
             metrics=self.metrics,
             cores=self._cores,
-            repeatable=self.options.repeatable,
         )
         return ServedBase(base, FactorsMaker(base), scheduler, JsonFormats(base))
 

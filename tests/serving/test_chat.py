@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from mta_cli.engine.generation.decoding_batch import PromptPass
 from mta_cli.options import AnswerOptions, ServeOptions
@@ -113,17 +112,6 @@ def test_many_at_once_get_what_each_gets_alone(served: Running) -> None:
     with ThreadPoolExecutor(40) as pool:
         together = list(pool.map(lambda body: served.post("/chat/completions", body).json()["choices"], bodies))
     assert together == alone
-
-
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products")
-def test_a_repeatable_server_says_the_same_beside_others_in_bfloat16(start: Start) -> None:
-    coarse = replace(asking(), machine=replace(asking().machine, dtype="bfloat16"))
-    running = start(chat=coarse, options=ServeOptions(repeatable=True))
-    bodies = [ask(user or "base", f"Question {n}?", max_tokens=20) for n, user in enumerate(PEOPLE * 4)]
-    alone = [running.post("/chat/completions", body).json()["choices"] for body in bodies]
-    with ThreadPoolExecutor(16) as pool:
-        together = list(pool.map(lambda body: running.post("/chat/completions", body).json()["choices"], bodies))
-    assert together == alone and not running.service.base.decoder.head.has_half
 
 
 def test_a_conversation_goes_on(served: Running) -> None:
