@@ -127,13 +127,16 @@ def _histories(ground: Ground) -> list[Importer]:
         Importer("json", [json.dumps(ROWS).encode()], spoil_json, offer("json", None)),
         Importer("csv", [table, table.replace(b",", b";")], spoil_bytes, offer("csv", None)),
         *(
-            Importer(name, [(EXPORTS / path).read_bytes()], spoil, offer(name, None, "ann@example.org"))
-            for name, path, spoil in (
-                ("mbox", "mail/takeout.mbox", spoil_bytes),
-                ("telegram", "telegram/result.json", spoil_json),
-                ("chatgpt", "chatgpt/conversations.json", spoil_json),
-                ("claude", "claude/conversations.json", spoil_json),
-                ("messages", "messages/sharegpt.json", spoil_json),
+            Importer(name, [(EXPORTS / path).read_bytes()], spoil, offer(name, None, me))
+            for name, path, spoil, me in (
+                ("mbox", "mail/takeout.mbox", spoil_bytes, "ann@example.org"),
+                ("telegram", "telegram/result.json", spoil_json, "ann@example.org"),
+                ("whatsapp", "whatsapp/_chat.txt", spoil_bytes, "ann reed"),
+                ("slack", "slack/harbour/2026-03-02.json", spoil_json, "U0100ANN"),
+                ("discord", "discord/Harbour - boats [300].json", spoil_json, "ann_reed"),
+                ("chatgpt", "chatgpt/conversations.json", spoil_json, "ann@example.org"),
+                ("claude", "claude/conversations.json", spoil_json, "ann@example.org"),
+                ("messages", "messages/sharegpt.json", spoil_json, "ann@example.org"),
             )
         ),
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mta_cli.errors import BadInput, Flag, UsageError, system_reason
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
-from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats import FORMATS, slack
 from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.data.presets import PRESETS, Preset
 
@@ -21,10 +21,10 @@ class ImportSource:
     """A file, or a folder of files, and how it is read.
 
     `format` None means detection by content. `user` is for rows without a user, `task` for records that name no task.
-    `also_me` are further names of `user`: addresses in mail. `guessed_time`: the column of the time in `columns` is a
-    guess. `hold_out` items of each user become queries, drawn by `seed` if times are unknown. With `skip_faulty`,
-    faulty records are left out; with `round_to`, a table's outputs are rounded to multiples of it, and outputs outside
-    `scale` are left out.
+    `also_me` are further names of `user`: addresses in mail, senders in messengers' files. `guessed_time`: the column
+    of the time in `columns` is a guess. `hold_out` items of each user become queries, drawn by `seed` if times are
+    unknown. With `skip_faulty`, faulty records are left out; with `round_to`, a table's outputs are rounded to
+    multiples of it, and outputs outside `scale` are left out.
     """
 
     format: str | None
@@ -56,6 +56,11 @@ class ImportSource:
     def addresses(self) -> frozenset[str]:
         """The user's mail addresses, in folded case."""
         return frozenset(name.casefold() for name in (self.user or "", *self.also_me) if "@" in name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The user's names in messengers' files."""
+        return (*filter(None, (self.user,)), *self.also_me)
 
     @property
     def known_preset(self) -> Preset | None:
@@ -118,9 +123,9 @@ class ImportSource:
         if kind == "chat" and self.user is None:
             raise UsageError(f"a file in the format {format} does not name its user", hint=("add ", Flag("me", "NAME")))
         others = [name for name in self.also_me if "@" not in name] if kind == "mail" else self.also_me
-        if others:
-            only = "is not an address" if kind == "mail" else "is one name too many: only mail takes several"
-            raise UsageError((Flag("me", others[0]), f" {only}"))
+        if others and kind != "messenger":
+            several = "is one name too many: only mail and messengers' files take several"
+            raise UsageError((Flag("me", others[0]), " is not an address" if kind == "mail" else f" {several}"))
 
     def _require_preset_consistent(self) -> None:
         preset = self.known_preset
@@ -139,6 +144,10 @@ class ImportSource:
             return [preset.find_file(self.path)]
         if not self.path.is_dir():
             return [self.path]
+        if slack.is_export(self.path):
+            if days := slack.day_files(self.path):
+                return days
+            raise BadInput(f"{format_value(self.name, 200)} is a Slack export without messages")
         if self.outputs is not None:
             raise UsageError((Flag("outputs"), " belongs to one file, not to a folder"))
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -28,31 +27,61 @@ class TextPart(Struct):
 
 
 class Turn(NamedTuple):
-    """A message of the user (`mine`) or of the other side; `text` is "" if its content is left out."""
+    """A message of the user (`mine`) or of somebody else; `text` is "" if its content is left out.
+
+    `sender` tells the others apart where there are several. `answers` is the text of the earlier message that this one
+    names as its question ("" if that has no text or is missing); None if it names none.
+    """
 
     mine: bool
     text: str
     time: str | None
     place: SourceLocation
+    sender: str = ""
+    answers: str | None = None
+
+
+class TurnPairs:
+    """Pairs the turns of one conversation as they come. `title` is the input of a first turn of the user.
+
+    Consecutive messages of a sender are one turn. A row is a turn of the user with text; its input is the message that
+    the turn names, else the preceding turn. The user's turns without an input are left out and counted.
+    """
+
+    def __init__(self, findings: ParseFindings, title: str = "") -> None:
+        self._findings, self._title = findings, title
+        self._before, self._reason = title, UNPROMPTED
+        self._turn: list[Turn] = []
+
+    def add(self, message: Turn) -> Iterator[RawRow]:
+        """The row of the turn that this message ends, if any."""
+        same = self._turn and (self._turn[0].mine, self._turn[0].sender) == (message.mine, message.sender)
+        if not same or message.answers is not None:
+            yield from self.end()
+        self._turn.append(message)
+
+    def end(self) -> Iterator[RawRow]:
+        """The row of the last turn, if any."""
+        turn, self._turn = self._turn, []
+        said = [message for message in turn if message.text]
+        text = "\n".join(message.text for message in said)
+        if turn and not turn[0].mine:
+            self._before = text or self._title
+        elif said:
+            answered = self._before if turn[0].answers is None else turn[0].answers
+            if answered:
+                yield said[0].place, {"input": answered, "output": text, "time": said[0].time}
+            else:
+                self._findings.skip_counts[self._reason if turn[0].answers is None else NO_QUESTION] += 1
+            self._title, self._reason = "", NO_QUESTION
 
 
 def pair_turns(turns: Iterable[Turn], findings: ParseFindings, title: str = "") -> Iterator[RawRow]:
-    """A row for each turn of the user with text. The input is the preceding turn; for the first one, the title.
-
-    Consecutive messages of a side are one turn. The user's turns without an input are left out and counted.
-    """
-    before, reason = title, UNPROMPTED
-    for mine, messages in itertools.groupby(turns, key=lambda turn: turn.mine):
-        said = [message for message in messages if message.text]
-        text = "\n".join(message.text for message in said)
-        if not mine:
-            before = text or title
-        elif said:
-            if before:
-                yield said[0].place, {"input": before, "output": text, "time": said[0].time}
-            else:
-                findings.skip_counts[reason] += 1
-            title, reason = "", NO_QUESTION
+    """A row for each turn of the user with text, of one conversation (`TurnPairs`)."""
+    pairs = TurnPairs(findings, title)
+    for turn in turns:
+        yield from pairs.add(turn)
+    yield from pairs.end()
 
 
 def clean_text(text: str | None) -> str:
