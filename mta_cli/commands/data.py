@@ -81,8 +81,8 @@ MeOption = Annotated[
     typer.Option(
         "--me",
         metavar="NAME",
-        help="The user of a file of one user. For mail your addresses, for WhatsApp, Slack and Discord your names there: "
-        "repeat it; the first may be another name.",
+        help="The user of a file of one user. For mail your addresses, for WhatsApp, Slack and Discord your names "
+        "there; repeat it for several. The first may be another name.",
         show_default=False,
     ),
 ]

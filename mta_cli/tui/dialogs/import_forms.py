@@ -64,8 +64,8 @@ def _name_field(*, advanced: bool) -> FormField:
         "me",
         "your name",
         default_text="where the file names no user",
-        help="The user of a file of one user. For mail your addresses, for WhatsApp, Slack and Discord your names there, "
-        "separated by commas.",
+        help="The user of a file of one user. For mail your addresses, for WhatsApp, Slack and Discord your names "
+        "there, separated by commas.",
         advanced=advanced,
     )
 

@@ -15,7 +15,7 @@ import pytest
 from mta_cli.errors import BadInput, Flag, UsageError, worded
 from mta_cli.pipeline.data import messenger_replies
 from mta_cli.pipeline.data.formats import discord, slack
-from mta_cli.pipeline.data.formats.whatsapp import ASSUMED_ORDER
+from mta_cli.pipeline.data.formats.whatsapp import OPEN_ORDER
 from store.registry import Registry
 from tests.pipeline.data.test_exports import EXPORTS, OTHERS, STRANGE, items, places, reg, take
 
@@ -115,30 +115,32 @@ def test_dates_of_whatsapp_in_many_languages(reg: Registry, tmp_path: Path, name
     _, notes = take(reg, path, "Ann")
     seconds = "07" if name.startswith("iPhone") else "00"
     assert items(reg, "Ann") == [("Ready?", "Yes", f"2026-03-13T20:06:{seconds}")]
-    assert not any(ASSUMED_ORDER in note for note in notes)
+    assert not any(OPEN_ORDER in note for note in notes)
 
 
 @pytest.mark.parametrize(
-    ("dates", "last", "assumed"),
+    ("dates", "last", "doubt"),
     [
-        (("01/02/2026", "02/03/2026", "13/03/2026"), "2026-03-13", False),
-        (("01/02/2026", "02/13/2026", "03/01/2026"), "2026-03-01", False),
-        (("01/02/2026", "11/02/2026", "01/03/2026"), "2026-03-01", False),
-        (("02/01/2026", "02/11/2026", "03/01/2026"), "2026-03-01", False),
-        (("03/03/2026", "04/04/2026", "05/05/2026"), "2026-05-05", False),
-        (("01.02.2026", "01.02.2026", "02.03.2026"), "2026-03-02", False),
-        (("01/02/2026", "01/02/2026", "02/03/2026"), "2026-03-02", True),
+        (("01/02/2026", "02/03/2026", "13/03/2026"), "2026-03-13", ""),
+        (("01/02/2026", "02/13/2026", "03/01/2026"), "2026-03-01", ""),
+        (("01/02/2026", "11/02/2026", "01/03/2026"), "2026-03-01", ""),
+        (("02/01/2026", "02/11/2026", "03/01/2026"), "2026-03-01", ""),
+        (("03/03/2026", "04/04/2026", "05/05/2026"), "2026-05-05", ""),
+        (("01.02.2026", "01.02.2026", "02.03.2026"), "2026-03-02", ""),
+        (("3/1/26", "3/2/26", "3/9/26"), "2026-03-09", "month/day"),
+        (("1/3/26", "2/3/26", "9/3/26"), "2026-03-09", "day/month"),
+        (("02/03/2026", "02/03/2026", "02/03/2026"), "2026-03-02", "day/month"),
     ],
 )
 def test_the_whole_file_decides_between_days_and_months(
-    reg: Registry, tmp_path: Path, dates: tuple[str, ...], last: str, assumed: bool
+    reg: Registry, tmp_path: Path, dates: tuple[str, ...], last: str, doubt: str
 ) -> None:
     path = tmp_path / "chat.txt"
     said = zip(dates, ("Bob: One", "Bob: Two", "Ann: Three"), strict=True)
     path.write_text("".join(f"{date}, 10:00 - {words}\n" for date, words in said))
     _, notes = take(reg, path, "Ann")
     assert items(reg, "Ann") == [("One\nTwo", "Three", f"{last}T10:00:00")]
-    assert (f"chat.txt: {ASSUMED_ORDER}" in notes) is assumed
+    assert [note for note in notes if OPEN_ORDER in note] == ([f"chat.txt: {OPEN_ORDER} {doubt}"] if doubt else [])
 
 
 def test_midnight_and_noon_of_twelve_hours(reg: Registry, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from mta_cli.pipeline.data.formats.reading import iter_lines
 from mta_cli.pipeline.data.formats.turns import clean_text, known_time
 
 BEFORE_FIRST = "lines before the first message"
-ASSUMED_ORDER = "its dates fit day/month and month/day; they are read as day/month"
+OPEN_ORDER = "its dates could be day/month or month/day; they are read as"
 
 _MARK = f"[{INVISIBLE_MARKS}]*"
 _DATE = rf"(\d{{1,4}}){_MARK}[./-]{_MARK}\s?(\d{{1,2}}){_MARK}[./-]{_MARK}\s?(\d{{1,4}})"
@@ -132,29 +132,50 @@ def _find_form(line: str) -> re.Pattern[str] | None:
 def _survey(stream: BinaryIO, file: str, findings: ParseFindings) -> tuple[re.Pattern[str] | None, bool]:
     """The form of the first message, and whether days come before months.
 
-    A number above 12 decides, then the order of the messages; otherwise the day is assumed to be first, as with dots in
-    every language.
+    A number above 12 decides, then the order of the messages. Where both orders fit, it is the one in which the chat
+    took less time, else the day first, as with dots in every language; dates with `/` are then told to be in doubt.
     """
     form: re.Pattern[str] | None = None
-    back, above, is_open = [0, 0], [0, 0], False  # each for the day first, and for the month first
-    last: list[tuple[int, ...]] = [(), ()]
+    day_first, month_first, is_open = _DateReading(), _DateReading(), False
     for _, content in iter_lines(stream, file, ParseFindings()):
         line = content[:_HEAD_BYTES].decode("utf-8", "replace")
         form = form or _find_form(line)
         head = form.match(line) if form is not None else None
         if head is None or len(head[1]) == 4:
             continue
-        for n, place in enumerate((1, 2)):
-            above[n] += int(head[place]) > 12
-            moment = _moment(head, day_first=n == 0)
-            back[n] += moment < last[n]
-            last[n] = moment
+        day_first.add(_moment(head, day_first=True))
+        month_first.add(_moment(head, day_first=False))
         is_open = is_open or ("/" in head[0] and int(head[1]) != int(head[2]))
-    if above[0] != above[1]:
-        return form, above[0] > above[1]
-    if back[0] == back[1] and is_open:
-        findings.doubts.append(f"{file}: {ASSUMED_ORDER}")
-    return form, back[0] <= back[1]
+    ranks = [(each.wrong, each.back) for each in (day_first, month_first)]
+    if ranks[0] != ranks[1]:
+        return form, ranks[0] < ranks[1]
+    is_day_first = day_first.days <= month_first.days or not is_open
+    if is_open:
+        findings.doubts.append(f"{file}: {OPEN_ORDER} {'day/month' if is_day_first else 'month/day'}")
+    return form, is_day_first
+
+
+class _DateReading:
+    """The dates in one order of day and month: months above 12, steps back in time, and days from first to last."""
+
+    def __init__(self) -> None:
+        self.wrong, self.back = 0, 0
+        self._last: tuple[int, ...] = ()
+        self._days: tuple[int, int] | None = None
+
+    @property
+    def days(self) -> int:
+        """About how many days the chat took."""
+        return self._days[1] - self._days[0] if self._days is not None else 0
+
+    def add(self, moment: tuple[int, ...]) -> None:
+        """Count a message."""
+        year, month, day = moment[:3]
+        self.wrong += month > 12
+        self.back += moment < self._last
+        self._last, number = moment, 372 * year + 31 * month + day
+        first, last = self._days or (number, number)
+        self._days = min(first, number), max(last, number)
 
 
 def _moment(head: re.Match[str], day_first: bool) -> tuple[int, ...]:
