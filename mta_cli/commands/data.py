@@ -50,7 +50,11 @@ FormatArgument = Annotated[
 ]
 PathArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="PATH", help="The file, or a folder of files; - reads standard input.", show_default=False),
+    typer.Argument(
+        metavar="PATH",
+        help="The file, or a folder or zip archive of files; - reads standard input.",
+        show_default=False,
+    ),
 ]
 OutputsOption = Annotated[
     Path | None, typer.Option("--outputs", metavar="FILE", help="The answers to LaMP's questions.")

@@ -1,15 +1,20 @@
-"""The request of an import: the files, how to read them, and how many items to hold out. Reads only file names."""
+"""The request of an import: the files, how to read them, and how many items to hold out. Reads file names, and what
+an archive holds.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mta_cli.errors import BadInput, Flag, UsageError, system_reason
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.formats import FORMATS, slack
+from mta_cli.pipeline.data.formats.archive import ArchivedFile, is_archive, text_files
+from mta_cli.pipeline.data.formats.detect import conversations
 from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.data.presets import PRESETS, Preset
 
@@ -18,7 +23,7 @@ DEFAULT_TASK = "free"
 
 @dataclass(frozen=True)
 class ImportSource:
-    """A file, or a folder of files, and how it is read.
+    """A file, or a folder or zip archive of files, and how it is read.
 
     `format` None means detection by content. `user` is for rows without a user, `task` for records that name no task.
     `also_me` are further names of `user`: addresses in mail, senders in messengers' files. `guessed_time`: the column
@@ -69,8 +74,8 @@ class ImportSource:
 
     @property
     def passes_over_unknown(self) -> bool:
-        """Whether files of unknown format are skipped: true for a folder without an explicit format."""
-        return self.format is None and self.preset is None and self.path.is_dir()
+        """Whether files of unknown format are skipped: true for a folder or archive without an explicit format."""
+        return self.format is None and self.preset is None and (self.path.is_dir() or is_archive(self.path))
 
     @property
     def default_task(self) -> str:
@@ -138,10 +143,16 @@ class ImportSource:
         if not preset.has_one_user and self.user is not None:
             raise UsageError(f"an export of {preset.site} names its users", hint=("leave ", Flag("me"), " out"))
 
-    def files(self) -> list[Path]:
-        """The file, or the folder's files by name, without hidden ones. Raises `BadInput` for an empty folder."""
+    def files(self) -> Sequence[Path | ArchivedFile]:
+        """The file, or the files of a folder or a zip archive by name, without hidden ones, of a Slack export the days.
+
+        Raises `BadInput` for an empty folder.
+        """
         if (preset := self.known_preset) is not None:
             return [preset.find_file(self.path)]
+        if is_archive(self.path):
+            texts = text_files(self.path)
+            return slack.archived_days(texts) or conversations(texts)
         if not self.path.is_dir():
             return [self.path]
         if slack.is_export(self.path):

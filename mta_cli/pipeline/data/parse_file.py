@@ -12,6 +12,7 @@ from mta_cli.engine.text.labels import find_label
 from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError, Words, worded
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats.archive import ArchivedFile
 from mta_cli.pipeline.data.formats.detect import is_clearly_known, read_sample, require_format
 from mta_cli.pipeline.data.formats.json_array import iter_array
 from mta_cli.pipeline.data.formats.lamp import NO_GOLD, FieldMapping, GoldAnswers, parse_golds, parse_questions
@@ -191,11 +192,11 @@ def _parse_records(source: ImportSource, intake: ParsedFile, find: FindTask) -> 
 
 
 def _parse_table(
-    stream: BinaryIO, path: Path, form: str, source: ImportSource, intake: ParsedFile, find: FindTask
+    stream: BinaryIO, path: Path | ArchivedFile, form: str, source: ImportSource, intake: ParsedFile, find: FindTask
 ) -> Iterator[Record]:
     findings = intake.findings
     rows = FORMATS[form].load_rows().read_rows(stream, path.name, findings)
-    if (preset := source.known_preset) is not None:
+    if (preset := source.known_preset) is not None and isinstance(path, Path):
         rows = checked_rows(rows, path.name, lambda sample: preset.require_columns(sample.columns, path.name))
         rows = preset.read(rows, preset.read_details(path, findings), findings)
     rows = checked_rows(rows, path.name, lambda sample: sample.require_columns(source))
@@ -207,7 +208,7 @@ def _parse_table(
 
 
 def _parse_document(
-    stream: BinaryIO, path: Path, form: str, source: ImportSource, intake: ParsedFile, find: FindTask
+    stream: BinaryIO, path: Path | ArchivedFile, form: str, source: ImportSource, intake: ParsedFile, find: FindTask
 ) -> Iterator[Record]:
     entries = iter_array(stream, path.name, intake.findings)
     if form == "lamp":

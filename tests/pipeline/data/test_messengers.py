@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from mta_cli.errors import BadInput, Flag, UsageError, worded
 from mta_cli.pipeline.data import messenger_replies
-from mta_cli.pipeline.data.formats import discord, slack
+from mta_cli.pipeline.data.formats import archive, discord, slack
 from mta_cli.pipeline.data.formats.whatsapp import OPEN_ORDER
 from store.registry import Registry
 from tests.pipeline.data.test_exports import EXPORTS, OTHERS, STRANGE, items, places, reg, take
@@ -537,3 +538,84 @@ def test_nobody_is_an_anchor_by_default(reg: Registry, path: Path) -> None:
 
     take(reg, path, "ann", "ann reed", "ann_reed", ask=ask)
     assert reg.users.get("ann").can_anchor is False
+
+
+def packed(path: Path, folder: Path, *more: tuple[str, bytes], top: str = "") -> Path:
+    """The files of a folder as a zip archive, below `top`, and others."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+        for file in sorted(folder.rglob("*")):
+            made.write(file, f"{top}{file.relative_to(folder).as_posix()}")
+        for name, content in more:
+            made.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("top", ["", "Harbour export/"])
+def test_a_packed_export_is_read_in_place(reg: Registry, tmp_path: Path, top: str) -> None:
+    more = [(f"__MACOSX/{top}._users.json", b"\0"), (f"{top}.hidden.json", b"["), ("../x/2026-01-01.json", b"[")]
+    path = packed(tmp_path / "export.ZIP", SLACK, *more, top=top)
+    result, notes = take(reg, path, "ann")
+    assert (result["format"], result["items_added"]) == ("slack", 4)
+    assert notes[0] == "export.ZIP is read as slack: 12 messages, of which 6 are yours"
+    unpacked, _ = take(reg, SLACK, "ann")
+    assert (unpacked["items_added"], unpacked["items_unchanged"]) == (0, 4)
+    assert [each.name for each in tmp_path.iterdir() if each.name != "store"] == ["export.ZIP"]
+
+
+def test_a_packed_chat_with_its_pictures(reg: Registry, tmp_path: Path) -> None:
+    chat(tmp_path, "Bob: Well?", "Ann: Yes", name="_chat.txt")
+    (tmp_path / "media").mkdir()
+    shutil.move(tmp_path / "_chat.txt", tmp_path / "media" / "_chat.txt")
+    path = packed(tmp_path / "WhatsApp Chat - Bob.zip", tmp_path / "media", ("00000001-PHOTO.jpg", b"\xff\xd8" * 1000))
+    assert talk(reg, path) == [("Well?", "Yes")]
+    with pytest.raises(UsageError, match=r"which messages in WhatsApp Chat - Bob\.zip are yours"):
+        take(reg, path)
+
+
+def test_of_a_packed_account_the_chats_are_read(reg: Registry, tmp_path: Path) -> None:
+    more = [("message_feedback.json", b'[{"id": "x", "rating": "up"}]'), ("user.json", b'{"id": "x"}')]
+    path = packed(tmp_path / "a.zip", EXPORTS / "chatgpt", *more, ("shared.json", b"[]"), ("chat.html", b"<html>"))
+    result, notes = take(reg, path, "ann")
+    assert (result["format"], result["items_added"]) == ("chatgpt", 2)
+    table = packed(tmp_path / "t.zip", tmp_path / "none", ("a.csv", b"user,input,output\nbo,x,y\n"), ("b.txt", b"x"))
+    result, notes = take(reg, table)
+    assert (result["format"], result["items_added"], notes) == ("csv", 1, ["left out, files in no known format: 1"])
+
+
+def test_archives_that_are_not_read(reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = packed(tmp_path / "a.zip", SLACK / "D0900")
+    content = good.read_bytes()
+
+    def refused(content: bytes, words: str) -> None:
+        (tmp_path / "b.zip").write_bytes(content)
+        with pytest.raises(BadInput, match=words):
+            take(reg, tmp_path / "b.zip", "U0100ANN")
+        assert reg.users.names() == []
+
+    refused(b"", "is no zip archive, or is damaged")
+    refused(b"date,text\n", "is no zip archive, or is damaged")
+    refused(content[:-40], "is no zip archive, or is damaged")
+    refused(content[:60] + b"\xff" * 40 + content[100:], "2026-03-02.json' is damaged in the archive")
+    refused(packed(tmp_path / "c.zip", tmp_path / "none", ("a.jpg", b"x")).read_bytes(), "is an archive without texts")
+    refused(packed(tmp_path / "c.zip", tmp_path / "none", ("a.txt", b"x")).read_bytes(), "no file in a known format")
+    secret = bytearray(content)
+    for at in (content.index(b"PK\3\4") + 6, content.index(b"PK\1\2") + 8):
+        secret[at] |= 1
+    refused(bytes(secret), "cannot be unpacked: .* encrypted")
+    refused(content + b"PK\6\7", "is too large an archive")
+    monkeypatch.setattr(archive, "MAX_DIRECTORY_BYTES", 50)
+    refused(content, "is too large an archive")
+    monkeypatch.setattr(archive, "MAX_DIRECTORY_BYTES", 1_000)
+    monkeypatch.setattr(archive, "MAX_BYTES", 100)
+    refused(content, "the texts in 'b.zip' have 0 MiB; the most is 0 MiB")
+
+
+def test_a_file_of_an_archive_has_no_more_bytes_than_it_says(reg: Registry, tmp_path: Path) -> None:
+    path = packed(tmp_path / "a.zip", tmp_path / "none", ("chat.txt", b"02/03/2026, 08:00 - Bob: " + b"x" * 50_000_000))
+    content = bytearray(path.read_bytes())
+    assert len(content) < 100_000
+    at = content.index(b"PK\1\2") + 24
+    content[at : at + 4] = (1_000).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"'chat\.txt' is damaged in the archive"):
+        take(reg, path, "Ann")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
+    from mta_cli.pipeline.data.formats.archive import ArchivedFile
     from mta_cli.pipeline.data.formats.detect import FileSample
     from mta_cli.pipeline.data.formats.mail_message import Mail
     from mta_cli.pipeline.data.formats.messenger import Message
@@ -50,7 +51,7 @@ class MailReader(Reader, Protocol):
 class MessengerReader(Reader, Protocol):
     """The module of a format whose files are messages of several senders."""
 
-    def read_messages(self, stream: BinaryIO, path: Path, findings: ParseFindings) -> Iterator[Message]:
+    def read_messages(self, stream: BinaryIO, path: Path | ArchivedFile, findings: ParseFindings) -> Iterator[Message]:
         """Yields the messages of a file in their order; service messages are counted. `stream` is at its start."""
         ...
 

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from msgspec import Struct
 
 from mta_cli.errors import BadInput
+from mta_cli.pipeline.data.formats.archive import ArchivedFile
 from mta_cli.pipeline.data.formats.detect import FileSample, read_sample
 from mta_cli.pipeline.data.formats.foreign_forms import convert
 from mta_cli.pipeline.data.formats.json_array import JsonText
@@ -57,7 +58,7 @@ def _is_of_package(sample: FileSample) -> bool:
     return listed or sample.first_line.startswith(",".join(_PACKAGE_COLUMNS))
 
 
-def read_messages(stream: BinaryIO, path: Path, findings: ParseFindings) -> Iterator[Message]:
+def read_messages(stream: BinaryIO, path: Path | ArchivedFile, findings: ParseFindings) -> Iterator[Message]:
     """The messages of the channel. Raises `BadInput` for Discord's data package."""
     if _is_of_package(read_sample(stream, path.name)):
         raise BadInput(

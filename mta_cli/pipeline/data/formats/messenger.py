@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from typing import NamedTuple
 
 from mta_cli.pipeline.data.formats.parse_results import SourceLocation
@@ -44,6 +45,7 @@ def without_marks(text: str) -> str:
     return _MARKS.sub("", text)
 
 
+@lru_cache(maxsize=4096)
 def fold_name(name: str) -> str:
     """A sender's name without invisible marks and differences in case, white space and Unicode form."""
     return " ".join(unicodedata.normalize("NFC", without_marks(name)).split()).casefold()

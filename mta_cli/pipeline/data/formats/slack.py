@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 from msgspec import Struct
 
+from mta_cli.pipeline.data.formats.archive import ArchivedFile
 from mta_cli.pipeline.data.formats.detect import FileSample
 from mta_cli.pipeline.data.formats.foreign_forms import convert
 from mta_cli.pipeline.data.formats.json_array import JsonText
@@ -62,6 +63,13 @@ def day_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*/{_DAY}"))
 
 
+def archived_days(files: Sequence[ArchivedFile]) -> list[ArchivedFile]:
+    """The same of an archive; none where no folder in it is an export."""
+    lists = ({file.parent for file in files if file.name in names} for names in (_PEOPLE, _LISTS))
+    exports = set.intersection(*lists)
+    return [file for file in files if _IS_DAY.fullmatch(file.name) and file.parent.parent in exports]
+
+
 def recognise(sample: FileSample) -> bool:
     """Whether the file is a list of messages with Slack's times, or has a day's name and no other record."""
     record = sample.record
@@ -70,10 +78,10 @@ def recognise(sample: FileSample) -> bool:
     return sample.is_json_list and _IS_DAY.fullmatch(sample.name) is not None
 
 
-def read_messages(stream: BinaryIO, path: Path, findings: ParseFindings) -> Iterator[Message]:
+def read_messages(stream: BinaryIO, path: Path | ArchivedFile, findings: ParseFindings) -> Iterator[Message]:
     """The messages of one day of a conversation. Its folder's name identifies it."""
     file = f"{path.parent.name}/{path.name}"
-    people = _read_people(path.absolute().parent.parent)
+    people = _read_people(path)
     text = JsonText(stream, file)
     if text.peek() != "[":
         text.fail("Expecting a list")
@@ -138,14 +146,19 @@ def _shown(inside: str, people: Mapping[str, tuple[str, ...]]) -> str:
     return label or target.removeprefix("mailto:")
 
 
-def _read_people(folder: Path) -> Mapping[str, tuple[str, ...]]:
-    """The names of every user of an export, the id last; none where the export is not whole."""
-    path = next((folder / name for name in _PEOPLE if os.path.isfile(folder / name)), None)
-    return {} if path is None else _read_people_cached(path, path.stat().st_mtime_ns)
+def _read_people(day: Path | ArchivedFile) -> Mapping[str, tuple[str, ...]]:
+    """The names of every user of a day's export, the id last; none where the export is not whole."""
+    for name in _PEOPLE:
+        if isinstance(day, ArchivedFile):
+            if (archived := day.find(day.parent.parent / name)) is not None:
+                return _read_people_cached(archived, 0)
+        elif os.path.isfile(path := day.absolute().parent.parent / name):
+            return _read_people_cached(path, path.stat().st_mtime_ns)
+    return {}
 
 
 @lru_cache(maxsize=1)  # it is asked for every day of every conversation
-def _read_people_cached(path: Path, changed: int) -> Mapping[str, tuple[str, ...]]:
+def _read_people_cached(path: Path | ArchivedFile, changed: int) -> Mapping[str, tuple[str, ...]]:
     entries = read_document(path)
     place, unused = SourceLocation(path.name), ParseFindings()
     listed = (convert(entry, _Person, place, unused) for entry in (entries if isinstance(entries, list) else ()))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from mta_cli.pipeline.data.formats.archive import ArchivedFile
 from mta_cli.pipeline.data.formats.detect import FileSample
 from mta_cli.pipeline.data.formats.fields import MAX_TEXT_CHARS
 from mta_cli.pipeline.data.formats.messenger import (
@@ -102,7 +103,7 @@ def recognise(sample: FileSample) -> bool:
     return _find_form(sample.first_line) is not None
 
 
-def read_messages(stream: BinaryIO, path: Path, findings: ParseFindings) -> Iterator[Message]:
+def read_messages(stream: BinaryIO, path: Path | ArchivedFile, findings: ParseFindings) -> Iterator[Message]:
     """The messages of the chat. Times are the phone's, taken for UTC.
 
     Only lines in the form of the first message begin another one, so a chat that somebody pasted stays one message.
