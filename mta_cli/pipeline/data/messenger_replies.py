@@ -10,6 +10,7 @@ from mta_cli.pipeline.data.formats.messenger import Message, fold_name
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, format_value
 from mta_cli.pipeline.data.formats.rows import RawRow
 from mta_cli.pipeline.data.formats.turns import Turn, TurnPairs
+from mta_cli.text.formatting import pluralise
 
 SEARCHED_MESSAGES = 20_000
 """The number of messages in which the user is searched if no name was given."""
@@ -98,5 +99,5 @@ class MessengerReplies:
     def _likely(self) -> str:
         """The most frequent senders, for an error message."""
         most = self._counts.most_common(_NAMED_SENDERS)
-        named = ", ".join(f"{format_value(sender)} ({count:,} messages)" for sender, count in most)
+        named = ", ".join(f"{format_value(sender)} ({pluralise(count, 'message')})" for sender, count in most)
         return f"the most frequent senders are {named}" if named else "none of its messages has text"

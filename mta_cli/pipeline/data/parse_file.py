@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from mta_cli.engine.text.labels import find_label
+from mta_cli.engine.text.labels import find_label, parse_number
 from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError, Words, worded
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.formats import FORMATS
@@ -47,9 +47,14 @@ class UnknownLabels:
     examples: Counter[str] = field(default_factory=Counter)
 
     @property
+    def frequent(self) -> list[str]:
+        """The three most frequent ones."""
+        return [answer for answer, _ in self.examples.most_common(3)]
+
+    @property
     def some(self) -> str:
-        """The most frequent ones, for a message."""
-        return ", ".join(format_value(answer) for answer, _ in self.examples.most_common(3))
+        """The same for a message."""
+        return ", ".join(map(format_value, self.frequent))
 
     def add(self, answer: str) -> None:
         """Count an answer."""
@@ -120,7 +125,8 @@ class ParsedFile:
             count, task = self.labelled[name], self.tasks[name]
             if 2 * unknown.total <= count:
                 continue
-            rounded = (Flag("round", "N"), " rounds numbers to its scale; ") if task.kind == "score" else ()
+            is_number = task.kind == "score" and all(parse_number(answer) is not None for answer in unknown.frequent)
+            rounded = (Flag("round", "N"), " rounds numbers to its scale; ") if is_number else ()
             shown = (Command("task show", name), " has its labels")
             raise BadInput(
                 f"{unknown.total:,} of {count:,} answers in {file} are not labels of {name}, such as {unknown.some}",

@@ -235,8 +235,8 @@ def test_several_people_are_several_turns(reg: Registry, tmp_path: Path) -> None
 def test_without_a_name_the_likely_senders_are_named(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     for path, named in (
         (PHONE, "'Ann Reed' (4 messages), 'Bob Lind' (3 messages)"),
-        (SLACK, "'Ann Reed' (6 messages), 'Bob Lind' (3 messages), 'Cleo Park' (1 messages)"),
-        (DISCORD, "'ann_reed' (4 messages), 'cleo' (2 messages), 'bob' (1 messages)"),
+        (SLACK, "'Ann Reed' (6 messages), 'Bob Lind' (3 messages), 'Cleo Park' (1 message)"),
+        (DISCORD, "'ann_reed' (4 messages), 'cleo' (2 messages), 'bob' (1 message)"),
     ):
         with pytest.raises(UsageError, match=r"which messages in .* are yours") as caught:
             take(reg, path)
@@ -248,7 +248,7 @@ def test_without_a_name_the_likely_senders_are_named(reg: Registry, monkeypatch:
     monkeypatch.setattr(messenger_replies, "SEARCHED_MESSAGES", 2)
     with pytest.raises(UsageError) as early:
         take(reg, PHONE)
-    assert worded(early.value.hint or "").endswith("'Bob Lind' (1 messages)")
+    assert worded(early.value.hint or "").endswith("'Bob Lind' (1 message)")
     assert reg.users.names() == []
 
 

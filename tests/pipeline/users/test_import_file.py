@@ -587,6 +587,10 @@ def test_numbers_off_a_scale_can_be_rounded(reg: Registry, tmp_path: Path) -> No
     with pytest.raises(BadInput, match="3 of 3 answers") as caught:
         imported(reg, "jsonl", path, task="lamp-3")
     assert worded(caught.value.hint or "").startswith("--round N rounds numbers to its scale; ")
+    words = write(tmp_path / "b.jsonl", rows())
+    with pytest.raises(BadInput) as refused:
+        imported(reg, "jsonl", words, task="lamp-3")
+    assert worded(refused.value.hint or "").startswith("--task free takes texts; ")
     run(import_source(reg, ImportSource("jsonl", path, "lamp-3", round_to=1.0)))
     assert reg.users.names() == ["ann"]
 
