@@ -26,7 +26,7 @@ class MessengerReplies:
         self._senders: dict[str, str] = {}  # the sender of each of the user's names
         self._conversation, self._threads = "", dict[str, TurnPairs]()
         self._forms: dict[str, None] = {}
-        self._seen, self._mine = 0, 0
+        self._seen, self._mine, self._shown = 0, 0, set[str]()
         self._counts: Counter[str] = Counter()
 
     def add(self, form: str, messages: Iterable[Message]) -> Iterator[RawRow]:
@@ -63,8 +63,9 @@ class MessengerReplies:
             hint = ("add ", Flag("me", "SENDER"), f", as the file writes it; {self._likely()}")
             raise BadInput(f"no message in {self._file} is from {given}", hint=hint)
         yield from self._end_conversation()
-        read = f"{self._file} is read as {', '.join(self._forms)}"
-        self._findings.notes.append(f"{read}: {self._seen:,} messages, of which {self._mine:,} are yours")
+        read = f"{self._file} is read as {', '.join(self._forms)}: {pluralise(self._seen, 'message')}"
+        whose = ", ".join(sorted(map(format_value, self._shown)))
+        self._findings.notes.append(f"{read}, of which {self._mine:,} are yours, from {whose}")
 
     def _end_conversation(self) -> Iterator[RawRow]:
         for pairs in self._threads.values():
@@ -89,6 +90,8 @@ class MessengerReplies:
                     f"{format_value(name)} is the name of two senders in {self._file}: {both}",
                     hint=("give the one that is yours: ", Flag("me", message.sender)),
                 )
+        if own:
+            self._shown.add(message.names[0])
         return bool(own)
 
     def _raise_unknown_user(self) -> None:

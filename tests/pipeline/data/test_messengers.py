@@ -58,7 +58,7 @@ def test_whatsapp_of_an_iphone(reg: Registry) -> None:
         ("@Ann Reed see page two", "found it", "2026-03-14T09:00:00"),
     ]
     assert notes == [
-        "_chat.txt is read as whatsapp: 12 messages, of which 6 are yours",
+        "_chat.txt is read as whatsapp: 12 messages, of which 6 are yours, from 'Ann Reed'",
         "left out, messages without text: 5",
         "left out, your replies to messages without text: 1",
         OTHERS,
@@ -214,7 +214,9 @@ def test_what_is_kept_of_a_message(reg: Registry, tmp_path: Path, words: str, ke
     assert talk(reg, chat(tmp_path, "Bob: Well?", f"Ann: {first}", *filter(None, more))) == [("Well?", kept)]
 
 
-@pytest.mark.parametrize("sender", ["all", "../x", "Bob 🚀", "\u202a+47 400 00 000\u202c", "~\u202fBob", "Bob: work"])
+@pytest.mark.parametrize(
+    "sender", ["all", "../x", "Bob 🚀", "\u202a+47 400 00 000\u202c", "~\u202fBob", "Bob: work", 'Bob "Bo" Lind']
+)
 def test_strange_senders_are_only_asked(reg: Registry, tmp_path: Path, sender: str) -> None:
     found = talk(reg, chat(tmp_path, f"{sender}: Well?", "Ann: Yes"))
     assert [answer for _, answer in found] == ["Yes"] and found[0][0].endswith("Well?")
@@ -224,6 +226,14 @@ def test_strange_senders_are_only_asked(reg: Registry, tmp_path: Path, sender: s
 def test_a_name_is_found_in_any_case_and_without_its_marks(reg: Registry, tmp_path: Path) -> None:
     path = chat(tmp_path, "Bob: Well?", "~\u202fA\u0301nn\u00a0 Reed: Yes", head="[02/03/2026, 08:{:02}:00] ")
     assert talk(reg, path, "\u00e1nn reed") == [("Well?", "Yes")]
+
+
+def test_several_senders_of_one_user_are_named(reg: Registry, tmp_path: Path) -> None:
+    path = chat(tmp_path, "Bob: Well?", "Ann: Yes", "Bob: And?", "+47 400: No", 'Ann changed the name to "a: b"')
+    _, notes = take(reg, path, "ann", "+47 400")
+    assert notes[0] == "chat.txt is read as whatsapp: 4 messages, of which 2 are yours, from '+47 400', 'Ann'"
+    assert "left out, service messages: 1" in notes
+    assert [answer for _, answer, _ in items(reg, "ann")] == ["Yes", "No"]
 
 
 def test_several_people_are_several_turns(reg: Registry, tmp_path: Path) -> None:
@@ -272,7 +282,7 @@ def test_slack(reg: Registry) -> None:
         ),
     ]
     assert notes == [
-        "slack is read as slack: 12 messages, of which 6 are yours",
+        "slack is read as slack: 12 messages, of which 6 are yours, from 'Ann Reed'",
         "left out, service messages: 1",
         "left out, messages of bots: 1",
         "left out, messages without text: 1",
@@ -343,7 +353,7 @@ def test_discord(reg: Registry) -> None:
         ("Rowing at six?", "make it seven", "2026-03-02T08:06:00.123000"),
     ]
     assert notes == [
-        "Harbour - boats [300].json is read as discord: 9 messages, of which 4 are yours",
+        "Harbour - boats [300].json is read as discord: 9 messages, of which 4 are yours, from 'ann_reed'",
         "left out, service messages: 1",
         "left out, messages of bots: 1",
         "left out, messages without text: 1",
@@ -556,7 +566,7 @@ def test_a_packed_export_is_read_in_place(reg: Registry, tmp_path: Path, top: st
     path = packed(tmp_path / "export.ZIP", SLACK, *more, top=top)
     result, notes = take(reg, path, "ann")
     assert (result["format"], result["items_added"]) == ("slack", 4)
-    assert notes[0] == "export.ZIP is read as slack: 12 messages, of which 6 are yours"
+    assert notes[0] == "export.ZIP is read as slack: 12 messages, of which 6 are yours, from 'Ann Reed'"
     unpacked, _ = take(reg, SLACK, "ann")
     assert (unpacked["items_added"], unpacked["items_unchanged"]) == (0, 4)
     assert [each.name for each in tmp_path.iterdir() if each.name != "store"] == ["export.ZIP"]

@@ -25,7 +25,7 @@ _PEOPLE = ("users.json", "org_users.json")
 _LISTS = ("channels.json", "groups.json", "dms.json", "mpims.json")
 _DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9].json"
 _IS_DAY = re.compile(r"\d{4}-\d\d-\d\d\.json", re.ASCII)
-_OWN_SUBTYPES = (None, "me_message", "thread_broadcast", "file_share", "file_comment")
+_OWN_SUBTYPES = (None, "me_message", "thread_broadcast", "file_share")
 _MARKUP = re.compile(r"<([^<>]*)>")
 
 

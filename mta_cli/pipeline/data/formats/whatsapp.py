@@ -36,8 +36,8 @@ _PHONE = re.compile(rf"{_MARK}\[{_HEAD}\]\s")
 _FORMS = (_PHONE, re.compile(rf"{_MARK}{_HEAD}\s[-–]\s"))
 _MORNING, _AFTERNOON = {"am", "πμ", "ص", "上午", "午前", "오전"}, {"pm", "μμ", "م", "下午", "午後", "오후"}
 
-# A name has no quotation marks, so the words before the colon in `Ann changed the name to "Pier: news"` are none.
-_SENDER = re.compile(r"([^:\n\"“”„«»]{1,100}?)\s?:(?:\s|$)")
+_SENDER = re.compile(r"([^:\n]{1,100}?)\s?:(?:\s|$)")
+_QUOTES = re.compile('["“”„«»]')
 _APP = "\u200e"
 """Begins what WhatsApp itself says, on iPhones in the middle of a message, too."""
 _OMITTED = re.compile(r"<[^<>]{0,40}[^!-~<>][^<>]{0,40}>")  # `<Media omitted>`, in any language
@@ -115,7 +115,8 @@ def read_messages(stream: BinaryIO, path: Path | ArchivedFile, findings: ParseFi
         return
     for place, head, words in _split_messages(stream, path.name, form, findings):
         sender = _SENDER.match(words)
-        if sender is None:
+        # a quotation that is open at the colon belongs to a notice: `Ann changed the name to "Pier: news"`
+        if sender is None or len(_QUOTES.findall(sender[1])) % 2:
             findings.skip_counts[SERVICE] += 1
             continue
         text = "" if place in findings.skipped_places else _own_words(words[sender.end() :], on_phone=form is _PHONE)
