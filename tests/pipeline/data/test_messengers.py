@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ import pytest
 from mta_cli.errors import BadInput, Flag, UsageError, worded
 from mta_cli.pipeline.data import messenger_replies
 from mta_cli.pipeline.data.formats import archive, discord, slack
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
+from mta_cli.pipeline.data.formats.turns import Turn, pair_turns
 from mta_cli.pipeline.data.formats.whatsapp import OPEN_ORDER
 from store.registry import Registry
 from tests.pipeline.data.test_exports import EXPORTS, OTHERS, STRANGE, items, places, reg, take
@@ -457,6 +461,17 @@ def test_long_lines_and_long_messages(reg: Registry, tmp_path: Path) -> None:
     with pytest.raises(BadInput) as caught:
         take(reg, path, "Ann")
     assert "the most is 10,000,000" in caught.value.faults[0]
+
+
+def test_a_turn_of_many_messages_takes_little_memory() -> None:
+    turns = (Turn(False, "x" * 1_000, None, SourceLocation("f", n)) for n in range(50_000))
+    said = itertools.chain(turns, [Turn(True, "yes", None, SourceLocation("f"))])
+    tracemalloc.start()
+    [(_, row)] = pair_turns(said, ParseFindings())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 10_000_000 < len(row["input"]) < 10_100_000  # which is refused
+    assert peak < 30_000_000
 
 
 SLOW = {

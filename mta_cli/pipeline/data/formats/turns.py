@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from mta_cli.pipeline.data.formats.fields import MAX_TEXT_CHARS
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
 from mta_cli.pipeline.data.formats.rows import RawRow
 from mta_cli.pipeline.data.formats.timestamps import normalise_time
@@ -51,29 +52,37 @@ class TurnPairs:
     def __init__(self, findings: ParseFindings, title: str = "") -> None:
         self._findings, self._title = findings, title
         self._before, self._reason = title, UNPROMPTED
-        self._turn: list[Turn] = []
+        self._first: Turn | None = None
+        self._said: Turn | None = None  # the first with text
+        self._texts, self._size = list[str](), 0
 
     def add(self, message: Turn) -> Iterator[RawRow]:
         """The row of the turn that this message ends, if any."""
-        same = self._turn and (self._turn[0].mine, self._turn[0].sender) == (message.mine, message.sender)
+        same = self._first is not None and (self._first.mine, self._first.sender) == (message.mine, message.sender)
         if not same or message.answers is not None:
             yield from self.end()
-        self._turn.append(message)
+            self._begin_turn(message)
+        if message.text and self._size <= MAX_TEXT_CHARS:  # a longer text is refused anyway
+            self._said = self._said or message
+            self._texts.append(message.text)
+            self._size += len(message.text)
 
     def end(self) -> Iterator[RawRow]:
         """The row of the last turn, if any."""
-        turn, self._turn = self._turn, []
-        said = [message for message in turn if message.text]
-        text = "\n".join(message.text for message in said)
-        if turn and not turn[0].mine:
+        first, said, text = self._first, self._said, "\n".join(self._texts)
+        self._begin_turn(None)
+        if first is not None and not first.mine:
             self._before = text or self._title
-        elif said:
-            answered = self._before if turn[0].answers is None else turn[0].answers
+        elif first is not None and said is not None:
+            answered = self._before if first.answers is None else first.answers
             if answered:
-                yield said[0].place, {"input": answered, "output": text, "time": said[0].time}
+                yield said.place, {"input": answered, "output": text, "time": said.time}
             else:
-                self._findings.skip_counts[self._reason if turn[0].answers is None else NO_QUESTION] += 1
+                self._findings.skip_counts[self._reason if first.answers is None else NO_QUESTION] += 1
             self._title, self._reason = "", NO_QUESTION
+
+    def _begin_turn(self, first: Turn | None) -> None:
+        self._first, self._said, self._texts, self._size = first, None, [], 0
 
 
 def pair_turns(turns: Iterable[Turn], findings: ParseFindings, title: str = "") -> Iterator[RawRow]:
