@@ -50,7 +50,11 @@ FormatArgument = Annotated[
 ]
 PathArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="PATH", help="The file, or a folder of files; - reads standard input.", show_default=False),
+    typer.Argument(
+        metavar="PATH",
+        help="The file, or a folder or zip archive of files; - reads standard input.",
+        show_default=False,
+    ),
 ]
 OutputsOption = Annotated[
     Path | None, typer.Option("--outputs", metavar="FILE", help="The answers to LaMP's questions.")
@@ -81,7 +85,8 @@ MeOption = Annotated[
     typer.Option(
         "--me",
         metavar="NAME",
-        help="The user of a file of one user. For mail, your addresses: repeat it; the first may be another name.",
+        help="The user of a file of one user. For mail your addresses, for WhatsApp, Slack and Discord your names "
+        "there; repeat it for several. The first may be another name.",
         show_default=False,
     ),
 ]

@@ -118,6 +118,14 @@ def _histories(ground: Ground) -> list[Importer]:
 
         return each
 
+    def offer_zip(content: bytes) -> None:
+        path = ground.file("chat.zip", content)
+        ground.unchanged(lambda: list(import_file(ground.reg, None, path, user="ann reed", dry_run=True)))
+
+    chat = io.BytesIO()
+    with zipfile.ZipFile(chat, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("_chat.txt", "WhatsApp Chat with Bob Lind.txt"):
+            archive.write(EXPORTS / "whatsapp" / name, name)
     lines = "\n".join(json.dumps(row) for row in ROWS).encode()
     table = "\n".join([",".join(ROWS[0]), *(",".join(f'"{cell}"' for cell in row.values()) for row in ROWS)]).encode()
     return [
@@ -125,15 +133,19 @@ def _histories(ground: Ground) -> list[Importer]:
         Importer("users", [json.dumps(USERS).encode()], spoil_json, offer("users", None)),
         Importer("jsonl", [lines], spoil_lines, offer("jsonl", None)),
         Importer("json", [json.dumps(ROWS).encode()], spoil_json, offer("json", None)),
+        Importer("zip", [chat.getvalue()], spoil_zip, offer_zip),
         Importer("csv", [table, table.replace(b",", b";")], spoil_bytes, offer("csv", None)),
         *(
-            Importer(name, [(EXPORTS / path).read_bytes()], spoil, offer(name, None, "ann@example.org"))
-            for name, path, spoil in (
-                ("mbox", "mail/takeout.mbox", spoil_bytes),
-                ("telegram", "telegram/result.json", spoil_json),
-                ("chatgpt", "chatgpt/conversations.json", spoil_json),
-                ("claude", "claude/conversations.json", spoil_json),
-                ("messages", "messages/sharegpt.json", spoil_json),
+            Importer(name, [(EXPORTS / path).read_bytes()], spoil, offer(name, None, me))
+            for name, path, spoil, me in (
+                ("mbox", "mail/takeout.mbox", spoil_bytes, "ann@example.org"),
+                ("telegram", "telegram/result.json", spoil_json, "ann@example.org"),
+                ("whatsapp", "whatsapp/_chat.txt", spoil_bytes, "ann reed"),
+                ("slack", "slack/harbour/2026-03-02.json", spoil_json, "U0100ANN"),
+                ("discord", "discord/Harbour - boats [300].json", spoil_json, "ann_reed"),
+                ("chatgpt", "chatgpt/conversations.json", spoil_json, "ann@example.org"),
+                ("claude", "claude/conversations.json", spoil_json, "ann@example.org"),
+                ("messages", "messages/sharegpt.json", spoil_json, "ann@example.org"),
             )
         ),
     ]

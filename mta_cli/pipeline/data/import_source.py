@@ -1,15 +1,20 @@
-"""The request of an import: the files, how to read them, and how many items to hold out. Reads only file names."""
+"""The request of an import: the files, how to read them, and how many items to hold out. Reads file names, and what
+an archive holds.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mta_cli.errors import BadInput, Flag, UsageError, system_reason
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
-from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats import FORMATS, slack
+from mta_cli.pipeline.data.formats.archive import ArchivedFile, is_archive, text_files
+from mta_cli.pipeline.data.formats.detect import conversations
 from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.data.presets import PRESETS, Preset
 
@@ -18,13 +23,13 @@ DEFAULT_TASK = "free"
 
 @dataclass(frozen=True)
 class ImportSource:
-    """A file, or a folder of files, and how it is read.
+    """A file, or a folder or zip archive of files, and how it is read.
 
     `format` None means detection by content. `user` is for rows without a user, `task` for records that name no task.
-    `also_me` are further names of `user`: addresses in mail. `guessed_time`: the column of the time in `columns` is a
-    guess. `hold_out` items of each user become queries, drawn by `seed` if times are unknown. With `skip_faulty`,
-    faulty records are left out; with `round_to`, a table's outputs are rounded to multiples of it, and outputs outside
-    `scale` are left out.
+    `also_me` are further names of `user`: addresses in mail, senders in messengers' files. `guessed_time`: the column
+    of the time in `columns` is a guess. `hold_out` items of each user become queries, drawn by `seed` if times are
+    unknown. With `skip_faulty`, faulty records are left out; with `round_to`, a table's outputs are rounded to
+    multiples of it, and outputs outside `scale` are left out.
     """
 
     format: str | None
@@ -58,14 +63,19 @@ class ImportSource:
         return frozenset(name.casefold() for name in (self.user or "", *self.also_me) if "@" in name)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The user's names in messengers' files."""
+        return (*filter(None, (self.user,)), *self.also_me)
+
+    @property
     def known_preset(self) -> Preset | None:
         """The preset, after `require_consistent` has checked its name."""
         return None if self.preset is None else PRESETS[self.preset]
 
     @property
     def passes_over_unknown(self) -> bool:
-        """Whether files of unknown format are skipped: true for a folder without an explicit format."""
-        return self.format is None and self.preset is None and self.path.is_dir()
+        """Whether files of unknown format are skipped: true for a folder or archive without an explicit format."""
+        return self.format is None and self.preset is None and (self.path.is_dir() or is_archive(self.path))
 
     @property
     def default_task(self) -> str:
@@ -118,9 +128,9 @@ class ImportSource:
         if kind == "chat" and self.user is None:
             raise UsageError(f"a file in the format {format} does not name its user", hint=("add ", Flag("me", "NAME")))
         others = [name for name in self.also_me if "@" not in name] if kind == "mail" else self.also_me
-        if others:
-            only = "is not an address" if kind == "mail" else "is one name too many: only mail takes several"
-            raise UsageError((Flag("me", others[0]), f" {only}"))
+        if others and kind != "messenger":
+            several = "is one name too many: only mail and messengers' files take several"
+            raise UsageError((Flag("me", others[0]), " is not an address" if kind == "mail" else f" {several}"))
 
     def _require_preset_consistent(self) -> None:
         preset = self.known_preset
@@ -133,12 +143,22 @@ class ImportSource:
         if not preset.has_one_user and self.user is not None:
             raise UsageError(f"an export of {preset.site} names its users", hint=("leave ", Flag("me"), " out"))
 
-    def files(self) -> list[Path]:
-        """The file, or the folder's files by name, without hidden ones. Raises `BadInput` for an empty folder."""
+    def files(self) -> Sequence[Path | ArchivedFile]:
+        """The file, or the files of a folder or a zip archive by name, without hidden ones, of a Slack export the days.
+
+        Raises `BadInput` for an empty folder.
+        """
         if (preset := self.known_preset) is not None:
             return [preset.find_file(self.path)]
+        if is_archive(self.path):
+            texts = text_files(self.path)
+            return slack.archived_days(texts) or conversations(texts)
         if not self.path.is_dir():
             return [self.path]
+        if slack.is_export(self.path):
+            if days := slack.day_files(self.path):
+                return days
+            raise BadInput(f"{format_value(self.name, 200)} is a Slack export without messages")
         if self.outputs is not None:
             raise UsageError((Flag("outputs"), " belongs to one file, not to a folder"))
         try:

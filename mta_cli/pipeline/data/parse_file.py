@@ -8,19 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from mta_cli.engine.text.labels import find_label
+from mta_cli.engine.text.labels import find_label, parse_number
 from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError, Words, worded
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats.archive import ArchivedFile
 from mta_cli.pipeline.data.formats.detect import is_clearly_known, read_sample, require_format
 from mta_cli.pipeline.data.formats.json_array import iter_array
 from mta_cli.pipeline.data.formats.lamp import NO_GOLD, FieldMapping, GoldAnswers, parse_golds, parse_questions
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record, format_value
 from mta_cli.pipeline.data.formats.reading import open_rewindable, read_document
-from mta_cli.pipeline.data.formats.rows import parse_rows
+from mta_cli.pipeline.data.formats.rows import RawRow, parse_rows
 from mta_cli.pipeline.data.formats.users import parse_users
 from mta_cli.pipeline.data.import_source import DEFAULT_TASK, ImportSource
 from mta_cli.pipeline.data.mail_replies import MailReplies
+from mta_cli.pipeline.data.messenger_replies import MessengerReplies
 from mta_cli.pipeline.data.table_sample import checked_rows
 from store.staged_records import HeldOut
 
@@ -44,6 +46,16 @@ class UnknownLabels:
     total: int = 0
     examples: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def frequent(self) -> list[str]:
+        """The three most frequent ones."""
+        return [answer for answer, _ in self.examples.most_common(3)]
+
+    @property
+    def some(self) -> str:
+        """The same for a message."""
+        return ", ".join(map(format_value, self.frequent))
+
     def add(self, answer: str) -> None:
         """Count an answer."""
         self.total += 1
@@ -53,7 +65,8 @@ class UnknownLabels:
 
 @dataclass
 class ParsedFile:
-    """Checked files, with their records. `tasks` holds every task of the records, `counts` how many are queries.
+    """Checked files, with their records. `tasks` holds every task of the records, `counts` how many are queries,
+    `labelled` how many of a task need a label.
 
     `formats` are those that the files have. `held_out` describes the items that were held out. `times_not_stored`
     counts records whose time is not stored, because the store already has them without one. `repeated_queries` are
@@ -66,6 +79,7 @@ class ParsedFile:
     tasks: dict[str, Task] = field(default_factory=dict)
     unknown_tasks: set[str] = field(default_factory=set)
     unknown_labels: dict[str, UnknownLabels] = field(default_factory=dict)
+    labelled: Counter[str] = field(default_factory=Counter)
     findings: ParseFindings = field(default_factory=ParseFindings)
     warnings: list[str] = field(default_factory=list)
     times_not_stored: int = 0
@@ -100,8 +114,24 @@ class ParsedFile:
         task = self.tasks[name]
         # otherwise history items have another kind of output than queries
         asked = task.learning_prompt is None or record.held_out
-        if asked and task.labels and find_label(record.item.output, task.labels) is None:
-            self.unknown_labels.setdefault(name, UnknownLabels()).add(record.item.output)
+        if asked and task.labels:
+            self.labelled[name] += 1
+            if find_label(record.item.output, task.labels) is None:
+                self.unknown_labels.setdefault(name, UnknownLabels()).add(record.item.output)
+
+    def require_labels(self, file: str) -> None:
+        """Raises `BadInput` if most answers of a task are none of its labels: then they belong to another task."""
+        for name, unknown in self.unknown_labels.items():
+            count, task = self.labelled[name], self.tasks[name]
+            if 2 * unknown.total <= count:
+                continue
+            is_number = task.kind == "score" and all(parse_number(answer) is not None for answer in unknown.frequent)
+            rounded = (Flag("round", "N"), " rounds numbers to its scale; ") if is_number else ()
+            shown = (Command("task show", name), " has its labels")
+            raise BadInput(
+                f"{unknown.total:,} of {count:,} answers in {file} are not labels of {name}, such as {unknown.some}",
+                hint=(*rounded, Flag("task", DEFAULT_TASK), " takes texts; ", *shown),
+            )
 
 
 def parse_import_file(
@@ -139,6 +169,11 @@ def _hint(source: ImportSource, intake: ParsedFile) -> Words | None:
 
 def _parse_records(source: ImportSource, intake: ParsedFile, find: FindTask) -> Iterator[Record]:
     mails = MailReplies(source.addresses, source.name, intake.staged.mails, intake.findings)
+    talk = MessengerReplies(source.names, source.name, intake.findings)
+
+    def parse(rows: Iterator[RawRow]) -> Iterator[Record]:
+        return parse_rows(rows, source.default_task, intake.findings, intake.staged, source.user)
+
     for path in source.files():
         with open_rewindable(path) as stream:
             if source.passes_over_unknown and not is_clearly_known(stream, path.name):
@@ -150,19 +185,24 @@ def _parse_records(source: ImportSource, intake: ParsedFile, find: FindTask) -> 
             if FORMATS[form].kind == "mail":
                 mails.add(FORMATS[form].load_mails().read_mails(stream, path.name, intake.findings))
                 continue
-            parse = _parse_document if FORMATS[form].kind == "document" else _parse_table
-            yield from parse(stream, path, form, source, intake, find)
-    yield from parse_rows(mails.rows(), source.default_task, intake.findings, intake.staged, source.user)
+            if FORMATS[form].kind == "messenger":
+                messages = FORMATS[form].load_messages().read_messages(stream, path, intake.findings)
+                yield from parse(talk.add(form, messages))
+                continue
+            parse_file = _parse_document if FORMATS[form].kind == "document" else _parse_table
+            yield from parse_file(stream, path, form, source, intake, find)
+    yield from parse(talk.end())
+    yield from parse(mails.rows())
     if not intake.formats:
         raise BadInput(f"{source.name} holds no file in a known format", hint=f"known: {', '.join(FORMATS)}")
 
 
 def _parse_table(
-    stream: BinaryIO, path: Path, form: str, source: ImportSource, intake: ParsedFile, find: FindTask
+    stream: BinaryIO, path: Path | ArchivedFile, form: str, source: ImportSource, intake: ParsedFile, find: FindTask
 ) -> Iterator[Record]:
     findings = intake.findings
     rows = FORMATS[form].load_rows().read_rows(stream, path.name, findings)
-    if (preset := source.known_preset) is not None:
+    if (preset := source.known_preset) is not None and isinstance(path, Path):
         rows = checked_rows(rows, path.name, lambda sample: preset.require_columns(sample.columns, path.name))
         rows = preset.read(rows, preset.read_details(path, findings), findings)
     rows = checked_rows(rows, path.name, lambda sample: sample.require_columns(source))
@@ -174,7 +214,7 @@ def _parse_table(
 
 
 def _parse_document(
-    stream: BinaryIO, path: Path, form: str, source: ImportSource, intake: ParsedFile, find: FindTask
+    stream: BinaryIO, path: Path | ArchivedFile, form: str, source: ImportSource, intake: ParsedFile, find: FindTask
 ) -> Iterator[Record]:
     entries = iter_array(stream, path.name, intake.findings)
     if form == "lamp":
@@ -211,6 +251,8 @@ def _field_mapping(intake: ParsedFile, name: str, find: FindTask) -> FieldMappin
 
 def import_notes(intake: ParsedFile) -> Iterator[Note]:
     """Notes for the user about a file that can be imported."""
+    yield from (Note(text) for text in intake.findings.notes)
+    yield from (Note(text, warning=True) for text in intake.findings.doubts)
     for reason, count in intake.findings.skip_counts.items():
         kept = "; their users' histories are imported" if reason == NO_GOLD else ""
         yield Note(f"left out, {reason}: {count:,}{kept}", warning=True)
@@ -232,8 +274,7 @@ def import_notes(intake: ParsedFile) -> Iterator[Note]:
     if intake.times_not_stored:
         yield Note(f"stored already without a time, and stay so: {intake.times_not_stored:,}", warning=True)
     for name, unknown in intake.unknown_labels.items():
-        some = ", ".join(format_value(answer) for answer, _ in unknown.examples.most_common(3))
-        yield Note(f"answers that are not labels of {name}: {unknown.total:,}, such as {some}", warning=True)
+        yield Note(f"answers that are not labels of {name}: {unknown.total:,}, such as {unknown.some}", warning=True)
     leaked = intake.staged.count_leaked_queries() if intake.counts[True] else 0
     leaked += sum(not intake.staged.kinds_of_key(*query) for query in intake.repeated_queries)
     if leaked:

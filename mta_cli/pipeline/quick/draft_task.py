@@ -28,7 +28,7 @@ SAMPLE_USERS, SAMPLE_ITEMS = 16, 8
 """The number of users, and of items of each, that are kept to show prompts and to measure the rate."""
 CHARACTERS_PER_TOKEN = 3.5
 _WORD = re.compile(r"[^\W\d_][\w -]{0,30}")
-_WORD_OF_FORMAT = {"mail": "reply", "chat": "message"}
+_WORD_OF_FORMAT = {"mail": "reply", "chat": "message", "messenger": "message"}
 _KIND_WORDS = {"label": "answer", "score": "score", "text": "answer"}
 
 

@@ -135,6 +135,7 @@ def stage_source(
     last, names = reg.items.last_numbers(), reg.users.names()
     known = _reconcile_with_store(reg, source, intake, set(names))
     intake.findings.raise_faults(source.name, "what is stored never changes: give a changed item a new id")
+    intake.require_labels(source.name)
     if source.hold_out:
         intake.held_out = intake.staged.hold_out(source.hold_out, KEPT_ITEMS, source.seed)
         intake.counts.update({False: -intake.held_out.queries, True: intake.held_out.queries})

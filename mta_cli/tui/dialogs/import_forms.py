@@ -64,7 +64,8 @@ def _name_field(*, advanced: bool) -> FormField:
         "me",
         "your name",
         default_text="where the file names no user",
-        help="The user of a file of one user. For mail: your addresses, separated by commas.",
+        help="The user of a file of one user. For mail your addresses, for WhatsApp, Slack and Discord your names "
+        "there, separated by commas.",
         advanced=advanced,
     )
 
@@ -182,11 +183,11 @@ def _suggest_import(filled: FormValues) -> Mapping[str, str]:
 
 def _name_words(source: ImportSource) -> str:
     """Whether a file that is not a table needs its user's name."""
-    from mta_cli.pipeline.data.formats.detect import read_sample, require_format
-    from mta_cli.pipeline.data.formats.reading import open_rewindable
+    from mta_cli.pipeline.data.table_sample import detect_format
 
-    with open_rewindable(source.path) as stream:
-        form = require_format(read_sample(stream, source.path.name), source.format)
+    form = detect_format(source)
+    if form is None:
+        return "needed if the files do not name their users"
     if FORMATS[form].kind == "document":
         return f"none: a file in the format {form} names its users"
     return f"needed: a file in the format {form} does not name you"

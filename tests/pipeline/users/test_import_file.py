@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.errors import BadInput, Command, Flag, MtaError, NotFound, UsageError, UsersChanged
+from mta_cli.errors import BadInput, Command, Flag, MtaError, NotFound, UsageError, UsersChanged, worded
 from mta_cli.events import JobPlan, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.import_source import ImportSource
@@ -569,6 +569,36 @@ def test_another_spelling_of_a_score_is_a_label(reg: Registry, tmp_path: Path) -
     ]
     _, notes = run(import_file(reg, "jsonl", write(tmp_path / "a.jsonl", records), task="lamp-3"))
     assert any("answers that are not labels of lamp-3: 1, such as '9'" in note for note in notes)
+
+
+def test_texts_are_no_answers_of_a_task_of_labels(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows(count=4) + rows("bob", 1, output="comedy"))
+    with pytest.raises(
+        BadInput, match=r"4 of 5 answers in a\.jsonl are not labels of lamp-2, such as 'answer 0'"
+    ) as caught:
+        imported(reg, "jsonl", path, task="lamp-2")
+    assert worded(caught.value.hint or "") == "--task free takes texts; mta task show lamp-2 has its labels"
+    assert reg.users.names() == []
+    assert imported(reg, "jsonl", path, task="free")["items_added"] == 5
+
+
+def test_numbers_off_a_scale_can_be_rounded(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [row | {"output": "3.4"} for row in rows()])
+    with pytest.raises(BadInput, match="3 of 3 answers") as caught:
+        imported(reg, "jsonl", path, task="lamp-3")
+    assert worded(caught.value.hint or "").startswith("--round N rounds numbers to its scale; ")
+    words = write(tmp_path / "b.jsonl", rows())
+    with pytest.raises(BadInput) as refused:
+        imported(reg, "jsonl", words, task="lamp-3")
+    assert worded(refused.value.hint or "").startswith("--task free takes texts; ")
+    run(import_source(reg, ImportSource("jsonl", path, "lamp-3", round_to=1.0)))
+    assert reg.users.names() == ["ann"]
+
+
+def test_half_of_the_answers_may_be_none_of_the_labels(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows(count=2) + rows("bob", 2, output="comedy"))
+    _, notes = run(import_file(reg, "jsonl", path, task="lamp-2"))
+    assert any("answers that are not labels of lamp-2: 2" in note for note in notes)
 
 
 def test_history_that_asks_something_else_needs_no_label(reg: Registry, tmp_path: Path) -> None:

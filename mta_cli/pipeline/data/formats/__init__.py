@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from typing import BinaryIO
 
+    from mta_cli.pipeline.data.formats.archive import ArchivedFile
     from mta_cli.pipeline.data.formats.detect import FileSample
     from mta_cli.pipeline.data.formats.mail_message import Mail
+    from mta_cli.pipeline.data.formats.messenger import Message
     from mta_cli.pipeline.data.formats.parse_results import ParseFindings
     from mta_cli.pipeline.data.formats.rows import RawRow
 
@@ -45,8 +48,18 @@ class MailReader(Reader, Protocol):
         ...
 
 
-Kind = Literal["table", "chat", "mail", "document"]
-"""Columns of a table can be mapped. Chats and mail belong to one user. A document names its users and queries itself.
+class MessengerReader(Reader, Protocol):
+    """The module of a format whose files are messages of several senders."""
+
+    def read_messages(self, stream: BinaryIO, path: Path | ArchivedFile, findings: ParseFindings) -> Iterator[Message]:
+        """Yields the messages of a file in their order; service messages are counted. `stream` is at its start."""
+        ...
+
+
+Kind = Literal["table", "chat", "mail", "messenger", "document"]
+"""Columns of a table can be mapped. Chats, mail and messengers' files belong to one user: chats know which side is the
+user's, in mail and messengers' files the user's addresses or names say so. A document names its users and queries
+itself.
 """
 
 
@@ -54,8 +67,9 @@ Kind = Literal["table", "chat", "mail", "document"]
 class Format:
     """A format: its meaning in a line, the module beside this one, and the endings of its files' names.
 
-    The module of a table or of chats is a `RowReader`, the module of mail a `MailReader`. `input_authors` names the
-    authors of the inputs if these are other people; then new users are not anchors by default.
+    The module of a table or of chats is a `RowReader`, the module of mail a `MailReader`, the module of a messenger a
+    `MessengerReader`. `input_authors` names the authors of the inputs if these are other people; then new users are not
+    anchors by default.
     """
 
     meaning: str
@@ -76,6 +90,10 @@ class Format:
         """The module of a format of mails."""
         return cast(MailReader, self.load())
 
+    def load_messages(self) -> MessengerReader:
+        """The module of a messenger's format."""
+        return cast(MessengerReader, self.load())
+
 
 _CORRESPONDENTS = "those who wrote to you"
 
@@ -85,6 +103,9 @@ FORMATS = {
     "mbox": Format("a mailbox: mails, and your replies to them", "mbox", (".mbox",), "mail", _CORRESPONDENTS),
     "eml": Format("one mail, or a folder of mails", "eml", (".eml",), "mail", _CORRESPONDENTS),
     "telegram": Format("Telegram's export of chats, result.json", "telegram", (), "chat", _CORRESPONDENTS),
+    "whatsapp": Format("WhatsApp's export of a chat, _chat.txt", "whatsapp", (), "messenger", _CORRESPONDENTS),
+    "slack": Format("Slack's export, a folder with users.json", "slack", (), "messenger", _CORRESPONDENTS),
+    "discord": Format("a channel of Discord, by DiscordChatExporter", "discord", (), "messenger", _CORRESPONDENTS),
     "chatgpt": Format("ChatGPT's export, conversations.json", "chatgpt", (), "chat", "an assistant"),
     "claude": Format("Claude's export, conversations.json", "claude", (), "chat", "an assistant"),
     "messages": Format("conversations for training, OpenAI's or ShareGPT's", "messages", (), "table", "those who ask"),

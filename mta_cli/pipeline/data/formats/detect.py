@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mta_cli.errors import BadInput
 from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats.archive import ArchivedFile
 from mta_cli.pipeline.data.formats.json_array import iter_array
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings
-from mta_cli.pipeline.data.formats.reading import BOM, LINE_BYTES, reject_magic_bytes, strict_json_loads
+from mta_cli.pipeline.data.formats.reading import (
+    BOM,
+    LINE_BYTES,
+    open_rewindable,
+    reject_magic_bytes,
+    strict_json_loads,
+)
 
 SAMPLE_BYTES = 1 << 16
 """The bytes of a file that are read to recognise its format."""
@@ -100,6 +108,22 @@ def is_clearly_known(stream: BinaryIO, name: str) -> bool:
         return False
     found = detect_format(sample)
     return found is not None and (found != "csv" or Path(name).suffix.casefold() in FORMATS[found].endings)
+
+
+def conversations(files: Sequence[ArchivedFile]) -> list[ArchivedFile]:
+    """Those files of an archive that their content shows to be chats, mail or documents, because an account's export
+    also has tables of other things; all files if there are none.
+    """
+    return [file for file in files if _is_no_table(file)] or list(files)
+
+
+def _is_no_table(file: ArchivedFile) -> bool:
+    with open_rewindable(file) as stream:
+        try:
+            found = _recognise(read_sample(stream, file.name))
+        except BadInput:
+            return False
+    return found is not None and FORMATS[found].kind != "table"
 
 
 def _recognise(sample: FileSample) -> str | None:

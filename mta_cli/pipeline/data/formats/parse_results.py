@@ -43,7 +43,8 @@ class ParseFindings:
     """A parser's findings besides records: faults (the first 20 described, all counted), and notes.
 
     With `skip_faulty` a faulty record is left out and counted; other faults still make the file unusable. `groups` are
-    the groups that the file gives by user, such as a repository or a team.
+    the groups that the file gives by user, such as a repository or a team. `notes` say what was read, `doubts` what was
+    assumed.
     """
 
     def __init__(self, *, skip_faulty: bool = False) -> None:
@@ -55,6 +56,8 @@ class ParseFindings:
         self.skip_counts: Counter[str] = Counter()
         self.unread_times = 0
         self.unread_time_example = ""
+        self.notes: list[str] = []
+        self.doubts: list[str] = []
         self.ignored_fields: dict[str, None] = {}
         self.users: dict[str, None] = {}
         self.spellings: dict[str, set[str]] = {}

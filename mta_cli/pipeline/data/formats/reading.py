@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 from mta_cli.errors import BadInput, NotFound, system_reason
+from mta_cli.pipeline.data.formats.archive import ArchivedFile
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation, escape_unprintable
 from store.files import missing_file_hint
 
@@ -37,8 +38,12 @@ _FOREIGN_MAGIC = {
 
 
 @contextmanager
-def open_file(path: Path) -> Iterator[BinaryIO]:
+def open_file(path: Path | ArchivedFile) -> Iterator[BinaryIO]:
     """The file, open for reading. Raises `NotFound`, or `BadInput` when it is unreadable or above `FILE_BYTES`."""
+    if isinstance(path, ArchivedFile):
+        with path.open() as stream:
+            yield stream
+        return
     try:
         with _open(path) as stream:
             info = os.fstat(stream.fileno())
@@ -50,7 +55,7 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def open_rewindable(path: Path) -> Iterator[BinaryIO]:
+def open_rewindable(path: Path | ArchivedFile) -> Iterator[BinaryIO]:
     """The file, open for reading and rewindable: a pipe is copied, and UTF-16 with a byte order mark becomes UTF-8."""
     with open_file(path) as stream:
         seekable = stream.seekable()
@@ -69,7 +74,9 @@ def open_rewindable(path: Path) -> Iterator[BinaryIO]:
                 yield cast(BinaryIO, recoded)
 
 
-def _copy(stream: BinaryIO, copy: BinaryIO, path: Path, decoder: codecs.IncrementalDecoder | None) -> None:
+def _copy(
+    stream: BinaryIO, copy: BinaryIO, path: Path | ArchivedFile, decoder: codecs.IncrementalDecoder | None
+) -> None:
     """Copy a stream, recoded as UTF-8 if there is a decoder, and rewind the copy."""
     total = 0
     try:
@@ -103,7 +110,7 @@ def _may_be_larger(stream: BinaryIO, size: int) -> bool:
     return start == b"From " and size <= MBOX_BYTES
 
 
-def raise_too_large(path: Path, size: int) -> NoReturn:
+def raise_too_large(path: Path | ArchivedFile, size: int) -> NoReturn:
     """Raise `BadInput` for a file above `FILE_BYTES`."""
     raise BadInput(
         f"{path.name} has {size / 2**20:,.0f} MiB; the most is {FILE_BYTES / 2**20:,.0f} MiB",
@@ -111,12 +118,15 @@ def raise_too_large(path: Path, size: int) -> NoReturn:
     )
 
 
-def read_document(path: Path) -> Any:
+def read_document(path: Path | ArchivedFile) -> Any:
     """The JSON document in a file. Raises `NotFound` and `BadInput`, never anything else."""
     with open_file(path) as stream:
-        info = os.fstat(stream.fileno())
-        # `read` allocates its argument at once, so the file's own size is passed.
-        content = stream.read((info.st_size if stat.S_ISREG(info.st_mode) else FILE_BYTES) + 1)
+        if isinstance(path, ArchivedFile):
+            content = stream.read()
+        else:
+            info = os.fstat(stream.fileno())
+            # `read` allocates its argument at once, so the file's own size is passed.
+            content = stream.read((info.st_size if stat.S_ISREG(info.st_mode) else FILE_BYTES) + 1)
     if len(content) > FILE_BYTES:
         raise_too_large(path, len(content))
     return parse_document(content, path.name)

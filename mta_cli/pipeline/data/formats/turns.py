@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from msgspec import Struct
 
+from mta_cli.pipeline.data.formats.fields import MAX_TEXT_CHARS
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
 from mta_cli.pipeline.data.formats.rows import RawRow
 from mta_cli.pipeline.data.formats.timestamps import normalise_time
@@ -28,31 +28,69 @@ class TextPart(Struct):
 
 
 class Turn(NamedTuple):
-    """A message of the user (`mine`) or of the other side; `text` is "" if its content is left out."""
+    """A message of the user (`mine`) or of somebody else; `text` is "" if its content is left out.
+
+    `sender` tells the others apart where there are several. `answers` is the text of the earlier message that this one
+    names as its question ("" if that has no text or is missing); None if it names none.
+    """
 
     mine: bool
     text: str
     time: str | None
     place: SourceLocation
+    sender: str = ""
+    answers: str | None = None
+
+
+class TurnPairs:
+    """Pairs the turns of one conversation as they come. `title` is the input of a first turn of the user.
+
+    Consecutive messages of a sender are one turn. A row is a turn of the user with text; its input is the message that
+    the turn names, else the preceding turn. The user's turns without an input are left out and counted.
+    """
+
+    def __init__(self, findings: ParseFindings, title: str = "") -> None:
+        self._findings, self._title = findings, title
+        self._before, self._reason = title, UNPROMPTED
+        self._first: Turn | None = None
+        self._said: Turn | None = None  # the first with text
+        self._texts, self._size = list[str](), 0
+
+    def add(self, message: Turn) -> Iterator[RawRow]:
+        """The row of the turn that this message ends, if any."""
+        same = self._first is not None and (self._first.mine, self._first.sender) == (message.mine, message.sender)
+        if not same or message.answers is not None:
+            yield from self.end()
+            self._begin_turn(message)
+        if message.text and self._size <= MAX_TEXT_CHARS:  # a longer text is refused anyway
+            self._said = self._said or message
+            self._texts.append(message.text)
+            self._size += len(message.text)
+
+    def end(self) -> Iterator[RawRow]:
+        """The row of the last turn, if any."""
+        first, said, text = self._first, self._said, "\n".join(self._texts)
+        self._begin_turn(None)
+        if first is not None and not first.mine:
+            self._before = text or self._title
+        elif first is not None and said is not None:
+            answered = self._before if first.answers is None else first.answers
+            if answered:
+                yield said.place, {"input": answered, "output": text, "time": said.time}
+            else:
+                self._findings.skip_counts[self._reason if first.answers is None else NO_QUESTION] += 1
+            self._title, self._reason = "", NO_QUESTION
+
+    def _begin_turn(self, first: Turn | None) -> None:
+        self._first, self._said, self._texts, self._size = first, None, [], 0
 
 
 def pair_turns(turns: Iterable[Turn], findings: ParseFindings, title: str = "") -> Iterator[RawRow]:
-    """A row for each turn of the user with text. The input is the preceding turn; for the first one, the title.
-
-    Consecutive messages of a side are one turn. The user's turns without an input are left out and counted.
-    """
-    before, reason = title, UNPROMPTED
-    for mine, messages in itertools.groupby(turns, key=lambda turn: turn.mine):
-        said = [message for message in messages if message.text]
-        text = "\n".join(message.text for message in said)
-        if not mine:
-            before = text or title
-        elif said:
-            if before:
-                yield said[0].place, {"input": before, "output": text, "time": said[0].time}
-            else:
-                findings.skip_counts[reason] += 1
-            title, reason = "", NO_QUESTION
+    """A row for each turn of the user with text, of one conversation (`TurnPairs`)."""
+    pairs = TurnPairs(findings, title)
+    for turn in turns:
+        yield from pairs.add(turn)
+    yield from pairs.end()
 
 
 def clean_text(text: str | None) -> str:

@@ -1,0 +1,111 @@
+"""The files of a zip archive, read in place: nothing is unpacked. Knows no format."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
+
+from mta_cli.errors import BadInput, system_reason
+from mta_cli.pipeline.data.formats.parse_results import escape_unprintable
+
+ENDING, UNPACK = ".zip", "unpack the archive, and give the folder"
+MAX_BYTES = 1 << 30
+"""The most bytes that the texts of an archive may have together, and each of them alone."""
+MAX_DIRECTORY_BYTES = 1 << 26
+"""The most bytes of the list of an archive's files, which is read into memory."""
+TEXT_ENDINGS = frozenset({".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".eml", ".mbox"})
+
+_END = re.compile(re.escape(b"PK\5\6"))
+_ZIP64 = b"PK\6\7"
+_END_BYTES, _LONGEST_COMMENT, _DIRECTORY_SIZE_AT = 22, 0xFFFF, 12
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError)  # it seeks to where the archive says
+
+
+@dataclass(frozen=True)
+class ArchivedFile:
+    """A file in an open archive."""
+
+    archive: zipfile.ZipFile
+    member: PurePosixPath
+
+    @property
+    def name(self) -> str:
+        """Its name without folders."""
+        return self.member.name
+
+    @property
+    def parent(self) -> PurePosixPath:
+        """Its folder in the archive."""
+        return self.member.parent
+
+    def find(self, member: PurePosixPath) -> ArchivedFile | None:
+        """Another file of the archive."""
+        return ArchivedFile(self.archive, member) if str(member) in self.archive.NameToInfo else None
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """The file, open for reading. Raises `BadInput` if it is damaged or encrypted."""
+        name = escape_unprintable(self.name)
+        try:
+            stream = self.archive.open(str(self.member))
+        except (RuntimeError, NotImplementedError, *_DAMAGED) as error:
+            raise BadInput(f"{name} cannot be unpacked: {error}", hint=UNPACK) from error
+        try:
+            with stream:
+                yield cast(BinaryIO, stream)
+        except _DAMAGED as error:
+            raise BadInput(f"{name} is damaged in the archive: {error}") from error
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the path is a file that its name says to be a zip archive."""
+    return path.suffix.casefold() == ENDING and path.is_file()
+
+
+def text_files(path: Path) -> list[ArchivedFile]:
+    """The texts in an archive by name, without hidden ones. Raises `BadInput` for an archive that cannot be read, or is
+    too large when it is unpacked.
+    """
+    name = escape_unprintable(path.name)
+    try:
+        _require_small_directory(path, name)
+        archive = zipfile.ZipFile(path)
+    except PermissionError as error:
+        raise BadInput(f"{name} cannot be read: {system_reason(error)}") from error
+    except (ValueError, NotImplementedError, struct.error, *_DAMAGED) as error:
+        raise BadInput(f"{name} is no zip archive, or is damaged: {error}") from error
+    texts = [info for info in archive.infolist() if _is_text(info.filename)]
+    total = sum(info.file_size for info in texts)
+    if total > MAX_BYTES:
+        raise BadInput(
+            f"the texts in {name} have {total / 2**20:,.0f} MiB; the most is {MAX_BYTES / 2**20:,.0f} MiB",
+            hint=UNPACK,
+        )
+    if not texts:
+        raise BadInput(f"{name} is an archive without texts", hint=f"texts end in {', '.join(sorted(TEXT_ENDINGS))}")
+    return sorted((ArchivedFile(archive, PurePosixPath(info.filename)) for info in texts), key=lambda file: file.member)
+
+
+def _is_text(name: str) -> bool:
+    member = PurePosixPath(name)
+    hidden = any(part.startswith((".", "__MACOSX")) for part in member.parts)
+    return str(member) == name and not hidden and member.suffix.casefold() in TEXT_ENDINGS
+
+
+def _require_small_directory(path: Path, name: str) -> None:
+    """Raises `BadInput` before a list of files that would fill the memory is read."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - _END_BYTES - _LONGEST_COMMENT - len(_ZIP64) - 20))
+        end = stream.read()
+    ends = (found.start() + _DIRECTORY_SIZE_AT for found in _END.finditer(end))
+    sizes = [int.from_bytes(end[at : at + 4], "little") for at in ends]
+    if _ZIP64 in end or max(sizes, default=0) > MAX_DIRECTORY_BYTES:
+        raise BadInput(f"{name} is too large an archive", hint=UNPACK)

@@ -1,0 +1,171 @@
+"""Slack's export: a folder with `users.json`, and for each channel a folder of days, each a list of messages."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+from msgspec import Struct
+
+from mta_cli.pipeline.data.formats.archive import ArchivedFile
+from mta_cli.pipeline.data.formats.detect import FileSample
+from mta_cli.pipeline.data.formats.foreign_forms import convert
+from mta_cli.pipeline.data.formats.json_array import JsonText
+from mta_cli.pipeline.data.formats.messenger import NO_TEXT, OF_BOTS, SERVICE, Message
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
+from mta_cli.pipeline.data.formats.reading import read_document
+from mta_cli.pipeline.data.formats.turns import Time, clean_text, known_time
+
+NO_AUTHOR = "messages without an author"
+_PEOPLE = ("users.json", "org_users.json")
+_LISTS = ("channels.json", "groups.json", "dms.json", "mpims.json")
+_DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9].json"
+_IS_DAY = re.compile(r"\d{4}-\d\d-\d\d\.json", re.ASCII)
+_OWN_SUBTYPES = (None, "me_message", "thread_broadcast", "file_share")
+_MARKUP = re.compile(r"<([^<>]*)>")
+
+
+class _Profile(Struct):
+    real_name: str | None = None
+    display_name: str | None = None
+    email: str | None = None
+
+
+class _Person(Struct):
+    id: str
+    name: str | None = None
+    real_name: str | None = None
+    profile: _Profile | None = None
+
+
+class _Message(Struct):
+    type: str | None = None
+    subtype: str | None = None
+    user: str | None = None
+    bot_id: str | None = None
+    text: str | None = None
+    ts: Time = None
+    thread_ts: Time = None
+    user_profile: _Profile | None = None
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds an export: the lists of users and of conversations."""
+    return all(any(os.path.isfile(folder / name) for name in names) for names in (_PEOPLE, _LISTS))
+
+
+def day_files(folder: Path) -> list[Path]:
+    """The files of an export's messages, by conversation and day."""
+    return sorted(folder.glob(f"*/{_DAY}"))
+
+
+def archived_days(files: Sequence[ArchivedFile]) -> list[ArchivedFile]:
+    """The same of an archive; none where no folder in it is an export."""
+    lists = ({file.parent for file in files if file.name in names} for names in (_PEOPLE, _LISTS))
+    exports = set.intersection(*lists)
+    return [file for file in files if _IS_DAY.fullmatch(file.name) and file.parent.parent in exports]
+
+
+def recognise(sample: FileSample) -> bool:
+    """Whether the file is a list of messages with Slack's times, or has a day's name and no other record."""
+    record = sample.record
+    if record is not None:
+        return sample.is_json_list and record.get("type") == "message" and isinstance(record.get("ts"), str)
+    return sample.is_json_list and _IS_DAY.fullmatch(sample.name) is not None
+
+
+def read_messages(stream: BinaryIO, path: Path | ArchivedFile, findings: ParseFindings) -> Iterator[Message]:
+    """The messages of one day of a conversation. Its folder's name identifies it."""
+    file = f"{path.parent.name}/{path.name}"
+    people = _read_people(path)
+    text = JsonText(stream, file)
+    if text.peek() != "[":
+        text.fail("Expecting a list")
+    for number, _ in enumerate(text.members(), 1):
+        place = SourceLocation(file, number)
+        message = convert(text.read_value(), _Message, place, findings)
+        if message is not None:
+            yield from _read_message(message, path.parent.name, place, people, findings)
+    text.require_end()
+
+
+def _read_message(
+    message: _Message,
+    conversation: str,
+    place: SourceLocation,
+    people: Mapping[str, tuple[str, ...]],
+    findings: ParseFindings,
+) -> Iterator[Message]:
+    if message.type != "message" or message.subtype not in (*_OWN_SUBTYPES, "bot_message"):
+        findings.skip_counts[SERVICE] += 1
+        return
+    sender = message.user or message.bot_id or ""
+    names: tuple[str, ...] = ()
+    text = plain_text(message.text or "", people)
+    if message.bot_id or message.subtype == "bot_message":
+        findings.skip_counts[OF_BOTS] += 1
+        text = ""
+    elif not sender:
+        findings.skip_counts[NO_AUTHOR] += 1
+        return
+    else:
+        names = people.get(sender) or (*_names(message.user_profile), sender)
+        if not text:
+            findings.skip_counts[NO_TEXT] += 1
+    yield Message(conversation, place, sender, names, text, known_time(message.ts), threads=_threads(message))
+
+
+def _threads(message: _Message) -> tuple[str, ...]:
+    """The main conversation for most messages, a thread for its replies, both for the message that opens it."""
+    if message.thread_ts is None:
+        return ("",)
+    thread = str(message.thread_ts)
+    return ("", thread) if thread == str(message.ts) else (thread,)
+
+
+def plain_text(text: str, people: Mapping[str, tuple[str, ...]]) -> str:
+    """A text as its readers see it: names in place of ids, links without their marks, and no entities."""
+    shown = _MARKUP.sub(lambda found: _shown(found[1], people), text)
+    return clean_text(shown.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+
+
+def _shown(inside: str, people: Mapping[str, tuple[str, ...]]) -> str:
+    """A mention, a channel, a command such as `!here`, or a link; after `|` comes what readers see."""
+    target, _, label = inside.partition("|")
+    mark, rest = target[:1], target[1:]
+    if mark == "@":
+        return f"@{label or next(iter(people.get(rest, ())), rest)}"
+    if mark == "#":
+        return f"#{label or rest}"
+    if mark == "!":
+        return label or f"@{rest}"
+    return label or target.removeprefix("mailto:")
+
+
+def _read_people(day: Path | ArchivedFile) -> Mapping[str, tuple[str, ...]]:
+    """The names of every user of a day's export, the id last; none where the export is not whole."""
+    for name in _PEOPLE:
+        if isinstance(day, ArchivedFile):
+            if (archived := day.find(day.parent.parent / name)) is not None:
+                return _read_people_cached(archived, 0)
+        elif os.path.isfile(path := day.absolute().parent.parent / name):
+            return _read_people_cached(path, path.stat().st_mtime_ns)
+    return {}
+
+
+@lru_cache(maxsize=1)  # it is asked for every day of every conversation
+def _read_people_cached(path: Path | ArchivedFile, changed: int) -> Mapping[str, tuple[str, ...]]:
+    entries = read_document(path)
+    place, unused = SourceLocation(path.name), ParseFindings()
+    listed = (convert(entry, _Person, place, unused) for entry in (entries if isinstance(entries, list) else ()))
+    return {each.id: (*_names(each.profile, each.real_name, each.name), each.id) for each in listed if each is not None}
+
+
+def _names(profile: _Profile | None, *more: str | None) -> tuple[str, ...]:
+    """The different names, the name that Slack shows first."""
+    own = (profile.real_name, profile.display_name, profile.email) if profile is not None else ()
+    return tuple(dict.fromkeys(name for name in map(clean_text, (*own, *more)) if name))
