@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from rich.table import Table
@@ -88,6 +88,13 @@ def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bo
         setting_key=setting.key,
         advanced=advanced,
     )
+
+
+def option_fields(settings: Settings, cls: type[Any], main: Sequence[str]) -> Iterator[FormField]:
+    """The fields of all options of a class that have flags: the `main` ones, then the others, which are collapsed."""
+    others = (spec.name for spec in fields(cls) if not spec.metadata["settings_only"] and spec.name not in main)
+    yield from (setting_field(settings, cls, name) for name in main)
+    yield from (setting_field(settings, cls, name, advanced=True) for name in others)
 
 
 def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple[dict[str, str], list[str]]:

@@ -27,7 +27,7 @@ from mta_cli.options import (
     ScreeningOptions,
 )
 from mta_cli.tui.dialogs.eval_form import EVAL_FORM
-from mta_cli.tui.dialogs.form import Form, FormField, FormValues, setting_field
+from mta_cli.tui.dialogs.form import Form, FormField, FormValues, option_fields, setting_field
 from mta_cli.tui.dialogs.import_forms import IMPORT_FORM, QUICK_FORM
 from mta_cli.tui.dialogs.job_request import FormContext, JobForm, JobRequest, build_options, shared_fields, task_field
 
@@ -37,24 +37,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 BANK_MAIN_FIELDS = ("anchors", "rank", "epochs", "min_items")
-BANK_ADVANCED_FIELDS = (
-    "alpha",
-    "learning_rate",
-    "batch_size",
-    "targets",
-    "placement",
-    "pick",
-    "max_items",
-    "task_adapter",
-    "task_min_items",
-    "task_placement",
-    "task_rank",
-    "task_epochs",
-    "task_learning_rate",
-    "held_out_weights",
-)
 ADAPT_MAIN_FIELDS = ("shots", "rank", "steps")
-ADAPT_ADVANCED_FIELDS = ("epochs", "learning_rate", "batch_size", "alpha", "targets", "placement")
 
 
 def build_form(job_form: JobForm, context: FormContext, app: MtaApp) -> Form:
@@ -123,12 +106,10 @@ def dry_run_plans(request: JobRequest, reg: Registry) -> list[JobPlan]:
 
 
 def _bank_fields(context: FormContext) -> tuple[FormField, ...]:
-    of = partial(setting_field, context.settings, BankOptions)
     return (
         task_field(context, needed=True),
         FormField("name", "name", default_text="the task's", help="The bank's name."),
-        *map(of, BANK_MAIN_FIELDS),
-        *(of(name, advanced=True) for name in BANK_ADVANCED_FIELDS),
+        *option_fields(context.settings, BankOptions, BANK_MAIN_FIELDS),
         *shared_fields(context),
     )
 
@@ -147,14 +128,12 @@ def _bank_request(context: FormContext, filled: FormValues) -> JobRequest:
 
 
 def _adapt_fields(context: FormContext) -> tuple[FormField, ...]:
-    of = partial(setting_field, context.settings, AdaptOptions)
     weigh = partial(setting_field, context.settings, FuseOptions, advanced=True)
     whom = "User names, separated by commas; empty: every user with a history who is not an anchor."
     return (
         FormField("users", "users", context.user or "", "all users", whom),
         task_field(context),
-        *map(of, ADAPT_MAIN_FIELDS),
-        *(of(name, advanced=True) for name in ADAPT_ADVANCED_FIELDS),
+        *option_fields(context.settings, AdaptOptions, ADAPT_MAIN_FIELDS),
         weigh("weights"),
         weigh("top_k"),
         setting_field(context.settings, MemoryOptions, "memory", advanced=True),
