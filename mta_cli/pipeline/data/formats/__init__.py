@@ -45,8 +45,9 @@ class MailReader(Reader, Protocol):
         ...
 
 
-Kind = Literal["table", "chat", "mail", "document"]
-"""Columns of a table can be mapped. Chats and mail belong to one user. A document names its users and queries itself.
+Kind = Literal["table", "chat", "mail", "document", "repository"]
+"""Columns of a table can be mapped. Chats and mail belong to one user. A document names its users and queries itself. A
+repository is a folder that is read as a whole.
 """
 
 
@@ -54,8 +55,10 @@ Kind = Literal["table", "chat", "mail", "document"]
 class Format:
     """A format: its meaning in a line, the module beside this one, and the endings of its files' names.
 
-    The module of a table or of chats is a `RowReader`, the module of mail a `MailReader`. `input_authors` names the
-    authors of the inputs if these are other people; then new users are not anchors by default.
+    The module of a table or of chats is a `RowReader`, the module of mail a `MailReader`; a repository has none.
+    `input_authors` names the authors of the inputs if these are other people; then new users are not anchors by
+    default. `third_parties` names the users if these are others than who imports them; then new users are anchors only
+    where a terminal or a flag says so.
     """
 
     meaning: str
@@ -63,6 +66,7 @@ class Format:
     endings: tuple[str, ...] = ()
     kind: Kind = "table"
     input_authors: str = ""
+    third_parties: str = ""
 
     def load(self) -> Reader:
         """The module."""
@@ -88,6 +92,12 @@ FORMATS = {
     "chatgpt": Format("ChatGPT's export, conversations.json", "chatgpt", (), "chat", "an assistant"),
     "claude": Format("Claude's export, conversations.json", "claude", (), "chat", "an assistant"),
     "messages": Format("conversations for training, OpenAI's or ShareGPT's", "messages", (), "table", "those who ask"),
+    "git": Format(
+        "a git repository: each author's changes, and their messages",
+        "",
+        kind="repository",
+        third_parties="the authors of a repository",
+    ),
     "parquet": Format("an Apache Parquet table", "parquet", (".parquet",)),
     "jsonl": Format("one JSON record a line", "json_lines", (".jsonl", ".ndjson")),
     "json": Format("one JSON list of records", "json_records", (".json",)),

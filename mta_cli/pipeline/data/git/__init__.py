@@ -1,0 +1,1 @@
+"""Reads git repositories: whose commits they hold, and what the commits change."""
