@@ -19,7 +19,7 @@ from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.commands.shared.next_steps import suggest_after_import
 from mta_cli.errors import Command, UsageError
 from mta_cli.pipeline.data.formats import FORMATS
-from mta_cli.pipeline.data.git.selection import LEAST_COMMITS, CommitSelection
+from mta_cli.pipeline.data.git import LEAST_COMMITS
 from mta_cli.terminal import tables
 
 if TYPE_CHECKING:
@@ -177,12 +177,13 @@ def import_(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Import a file of histories, or the commits of a git repository.
+    """Import histories or a git repository.
 
     All of it is checked first. Importing it again changes nothing; new items are added.
     """
     from mta_cli.commands.import_columns import ask_for_columns
     from mta_cli.pipeline.data.column_mapping import ColumnMapping
+    from mta_cli.pipeline.data.git.selection import CommitSelection
     from mta_cli.pipeline.data.import_source import ImportSource
     from mta_cli.pipeline.users.import_file import import_source
     from store.names import check_name

@@ -46,7 +46,7 @@ from mta_cli.options import (
     PromptOptions,
     ScreeningOptions,
 )
-from mta_cli.pipeline.data.git.selection import LEAST_COMMITS, CommitSelection
+from mta_cli.pipeline.data.git import LEAST_COMMITS
 from mta_cli.terminal import output as out
 from mta_cli.terminal import tables
 from mta_cli.text.formatting import pluralise
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from mta_cli.pipeline.data.column_mapping import ColumnMapping
+    from mta_cli.pipeline.data.git.selection import CommitSelection
     from mta_cli.pipeline.data.import_source import ImportSource
     from mta_cli.pipeline.quick.run import AskTime
     from store.registry import Registry
@@ -133,6 +134,7 @@ def quick(
     stopped run; a finished one prints its result again.
     """
     from mta_cli.pipeline.data.column_mapping import ColumnMapping
+    from mta_cli.pipeline.data.git.selection import CommitSelection
     from mta_cli.pipeline.quick.columns import complete_columns
     from mta_cli.pipeline.quick.run import QuickRequest, run_quick
 

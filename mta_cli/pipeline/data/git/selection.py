@@ -9,9 +9,7 @@ from mta_cli.engine.text.tasks import Task
 from mta_cli.errors import Flag, UsageError
 from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.data.formats.timestamps import normalise_time
-
-LEAST_COMMITS = 10
-"""The default of `least`: the eight items that an anchor needs, and two to be measured on."""
+from mta_cli.pipeline.data.git import LEAST_COMMITS
 
 _TASK = Task(
     name="commit",
