@@ -148,6 +148,12 @@ class StagedRecords:
         """Change the time of the record with this `id`."""
         self._conn.execute("UPDATE records SET time = ? WHERE id = ?", (time, number))
 
+    def set_content(self, number: int, user: str, item: NewItem) -> None:
+        """Change texts and time of the record with this `id`, which is one of `user`, to those of `item`."""
+        content = hash((user, item.task, item.input, item.output))
+        values = (item.input, item.output, item.time, content, number)
+        self._conn.execute("UPDATE records SET input = ?, output = ?, time = ?, content = ? WHERE id = ?", values)
+
     def set_key(self, number: int, key: str) -> bool:
         """Change the key of the record with this `id`; False where another of the user and task has it."""
         return bool(self._conn.execute(_SET_KEY, {"id": number, "key": key}).rowcount)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -72,6 +73,10 @@ StopOption = Annotated[
 SystemOption = Annotated[
     str | None, typer.Option("--system", metavar="TEXT", help="A system message in front of the prompt.")
 ]
+StagedOption = Annotated[
+    bool,
+    typer.Option("--staged", help="Ask about the staged change of the git repository here; with -t commit."),
+]
 ANSWER_TABLES = (AnswerOptions, MemoryOptions, PromptOptions, only(ModelOptions, "base"), MachineOptions)
 
 
@@ -82,6 +87,7 @@ def ask(
     asked: AskedArgument = None,
     user: UserOption = None,
     task: TaskOption = None,
+    staged: StagedOption = False,
     mode: ModeOption = None,
     system: SystemOption = None,
     stop: StopOption = None,
@@ -103,7 +109,13 @@ def ask(
 
     context = app_context(ctx, flags, json=json)
     asking = chat_options(context.options, task, mode, free_decoding=free_decoding, stops=stop or (), system=system)
-    users, message = split_asked(asked, [user] if user is not None else [])
+    users, message = split_asked(asked, [user] if user is not None else [], needs_user=staged)
+    if staged:
+        from mta_cli.pipeline.data.git.staged import staged_question
+
+        if message is not None:
+            raise UsageError("--staged asks about the staged change, and there is a text too.", hint="leave one out")
+        message = staged_question(Path.cwd())
     if len(users) > 1:
         raise UsageError(
             f"mta ask asks one user, and {' and '.join(users)} were named.", hint=(Command("compare"), " asks several")

@@ -19,6 +19,7 @@ from mta_cli.commands.shared.lazy_typer import CommandGroup
 from mta_cli.commands.shared.next_steps import suggest_after_import
 from mta_cli.errors import Command, UsageError
 from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.git import LEAST_COMMITS
 from mta_cli.terminal import tables
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ PathArgument = Annotated[
     Path | None,
     typer.Argument(
         metavar="PATH",
-        help="The file, or a folder or zip archive of files; - reads standard input.",
+        help="The file, a folder or zip archive of files, or a git repository; - reads standard input.",
         show_default=False,
     ),
 ]
@@ -121,6 +122,29 @@ RoundOption = Annotated[
         help="Round numbers in the output to multiples of N; leave out other outputs.",
     ),
 ]
+SinceOption = Annotated[
+    str | None,
+    typer.Option("--since", metavar="DATE", help="Of a repository: only commits that their authors made since DATE."),
+]
+PathsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--paths", metavar="PATH", help="Of a repository: only commits that change something in PATH; repeat it."
+    ),
+]
+LeastOption = Annotated[
+    int,
+    typer.Option(
+        "--least", metavar="N", min=1, help="Of a repository: leave out authors with fewer than N such commits."
+    ),
+]
+BodyOption = Annotated[
+    bool,
+    typer.Option("--body", help="Of a repository: learn whole messages, as task commit-body; else their first lines."),
+]
+PseudonymsOption = Annotated[
+    bool, typer.Option("--pseudonyms", help="Of a repository: give its authors made-up names.")
+]
 SeedOption = Annotated[
     int, typer.Option("--seed", metavar="N", min=0, help="What draws the held-out items of users without times.")
 ]
@@ -143,18 +167,24 @@ def import_(
     skip_faulty: SkipFaultyOption = False,
     round: RoundOption = 0.0,
     outputs: OutputsOption = None,
+    since: SinceOption = None,
+    paths: PathsOption = None,
+    least: LeastOption = LEAST_COMMITS,
+    body: BodyOption = False,
+    pseudonyms: PseudonymsOption = False,
     task: ImportTaskOption = None,
     can_anchor: ConsentOption = None,
     yes: AssumeConsentOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Import a file of histories.
+    """Import histories or a git repository.
 
-    All of the file is checked first. Importing it again changes nothing; new items are added.
+    All of it is checked first. Importing it again changes nothing; new items are added.
     """
     from mta_cli.commands.import_columns import ask_for_columns
     from mta_cli.pipeline.data.column_mapping import ColumnMapping
+    from mta_cli.pipeline.data.git.selection import CommitSelection
     from mta_cli.pipeline.data.import_source import ImportSource
     from mta_cli.pipeline.users.import_file import import_source
     from store.names import check_name
@@ -175,9 +205,10 @@ def import_(
         tuple(me[1:]) if me else (),
         skip_faulty,
         round,
+        commits=CommitSelection(since, tuple(paths or ()), least, body, pseudonyms),
     )
     source.require_consistent()
-    ask = make_consent_prompt(context, can_anchor, yes=yes, piped=piped)
+    ask = make_consent_prompt(context, can_anchor, yes=yes, piped=piped, third_parties=source.is_repository)
     with context.open_registry() as reg:
         if stdin_is_terminal() and not json:
             source = ask_for_columns(context.output, source, context.global_flags.words)

@@ -16,9 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mta_cli.commands.data import (
+    BodyOption,
     InputColumnOption,
+    LeastOption,
     MeOption,
     OutputColumnOption,
+    PathsOption,
+    PseudonymsOption,
+    SinceOption,
     TimeColumnOption,
     UserColumnOption,
 )
@@ -41,6 +46,7 @@ from mta_cli.options import (
     PromptOptions,
     ScreeningOptions,
 )
+from mta_cli.pipeline.data.git import LEAST_COMMITS
 from mta_cli.terminal import output as out
 from mta_cli.terminal import tables
 from mta_cli.text.formatting import pluralise
@@ -48,12 +54,15 @@ from mta_cli.text.formatting import pluralise
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from mta_cli.pipeline.data.column_mapping import ColumnMapping
+    from mta_cli.pipeline.data.git.selection import CommitSelection
     from mta_cli.pipeline.data.import_source import ImportSource
     from mta_cli.pipeline.quick.run import AskTime
     from store.registry import Registry
 
 FileArgument = Annotated[
-    Path, typer.Argument(metavar="FILE", help="A table with what each user was asked and answered.")
+    Path,
+    typer.Argument(metavar="FILE", help="A table with what each user was asked and answered, or a git repository."),
 ]
 MinutesOption = Annotated[
     float, typer.Option("--minutes", metavar="N", min=0.1, max=10_000, help="About how long it may take.")
@@ -74,8 +83,8 @@ AssumeOption = Annotated[
     typer.Option(
         "--yes",
         "-y",
-        help="Do not ask: take the guessed columns; new users may be anchors, but not those of mail and chats; go on "
-        "where the least takes longer than --minutes.",
+        help="Do not ask: take the guessed columns; new users may be anchors, but not those of mail, chats and "
+        "repositories; go on where the least takes longer than --minutes.",
     ),
 ]
 TaskNameOption = Annotated[
@@ -103,6 +112,11 @@ def quick(
     output: OutputColumnOption = None,
     time: TimeColumnOption = None,
     me: MeOption = None,
+    since: SinceOption = None,
+    paths: PathsOption = None,
+    least: LeastOption = LEAST_COMMITS,
+    body: BodyOption = False,
+    pseudonyms: PseudonymsOption = False,
     minutes: MinutesOption = 3.0,
     hold_out: HoldOutOption = None,
     task: TaskNameOption = None,
@@ -112,21 +126,24 @@ def quick(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Take a table to a verdict on its users.
+    """Take a table or a repository to a verdict.
 
-    Is a personal model worth it for them? Columns and the kind of task are guessed. Some items of each user are held
-    out, and a bank and personal models are made of the others. The held-out items are then answered step by step: by
-    the base, with the user's own examples, by the common model, and by the user's own. Run it again to finish a stopped
-    run; a finished one prints its result again.
+    Is a personal model worth it for its users? Columns and the kind of task are guessed. Some items of each user are
+    held out, and a bank and personal models are made of the others. The held-out items are then answered step by step:
+    by the base, with the user's own examples, by the common model, and by the user's own. Run it again to finish a
+    stopped run; a finished one prints its result again.
     """
+    from mta_cli.pipeline.data.column_mapping import ColumnMapping
+    from mta_cli.pipeline.data.git.selection import CommitSelection
     from mta_cli.pipeline.quick.columns import complete_columns
     from mta_cli.pipeline.quick.run import QuickRequest, run_quick
 
     context = app_context(ctx, flags, json=json)
-    source = _make_source(
-        file, user, input, output, time, me or (), task, hold_out or 0, context.options[MachineOptions].seed
-    )
-    ask = make_consent_prompt(context, can_anchor, yes=yes)
+    columns = ColumnMapping(user, input, output, time)
+    commits = CommitSelection(since, tuple(paths or ()), least, body, pseudonyms)
+    seed = context.options[MachineOptions].seed
+    source = _make_source(file, columns, commits, me or (), task, hold_out or 0, seed)
+    ask = make_consent_prompt(context, can_anchor, yes=yes, third_parties=source.is_repository)
     if stdin_is_terminal() and not yes and not json:
         from mta_cli.commands.import_columns import ask_for_columns
 
@@ -142,22 +159,20 @@ def quick(
 
 def _make_source(
     file: Path,
-    user: str | None,
-    input: str | None,
-    output: str | None,
-    time: str | None,
+    columns: ColumnMapping,
+    commits: CommitSelection,
     me: Sequence[str],
     task: str | None,
     hold_out: int,
     seed: int,
 ) -> ImportSource:
-    from mta_cli.pipeline.data.column_mapping import ColumnMapping
     from mta_cli.pipeline.data.import_source import ImportSource
     from store.names import check_name
 
-    columns = ColumnMapping(user, input, output, time)
     name, also = (check_name(me[0]), tuple(me[1:])) if me else (None, ())
-    source = ImportSource(None, file, task, None, name, columns, hold_out=hold_out, seed=seed, also_me=also)
+    source = ImportSource(
+        None, file, task, None, name, columns, hold_out=hold_out, seed=seed, also_me=also, commits=commits
+    )
     if str(file) == "-" or source.is_stream:
         raise UsageError("mta quick reads the file more than once", hint="write it to a file first")
     source.require_consistent()

@@ -109,7 +109,7 @@ ImportTaskOption = Annotated[
         "--task",
         "-t",
         metavar="TASK",
-        help="The task of records that name none; else free.",
+        help="The task of records that name none; else free, or commit for a repository.",
         autocompletion=complete_tasks,
     ),
 ]
@@ -118,13 +118,15 @@ ConsentOption = Annotated[
     typer.Option(
         "--can-anchor/--no-can-anchor",
         help="Whether these users may be anchors, who help to serve others. Where it is not given, new users of mail "
-        "and chats may not; a terminal is asked about others, and else they may.",
+        "and chats may not; a terminal is asked about others, and else they may, but not the authors of a repository.",
         show_default=False,
     ),
 ]
 AssumeConsentOption = Annotated[
     bool,
     typer.Option(
-        "--yes", "-y", help="Do not ask whether new users may be anchors: they may, but not those of mail and chats."
+        "--yes",
+        "-y",
+        help="Do not ask whether new users may be anchors: they may, but not those of mail, chats and repositories.",
     ),
 ]

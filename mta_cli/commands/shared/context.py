@@ -148,11 +148,11 @@ def confirm(output: Output, question: str, *, yes: bool) -> None:
 
 
 def make_consent_prompt(
-    context: AppContext, can_anchor: bool | None, *, yes: bool, piped: bool = False
+    context: AppContext, can_anchor: bool | None, *, yes: bool, piped: bool = False, third_parties: bool = False
 ) -> AskConsent | None:
     """A function that asks once whether new users may be anchors; None if the answer is given or cannot be typed.
 
-    `piped`: standard input is the file.
+    `piped`: standard input is the file. `third_parties`: the users are others than who answers, so Enter means no.
     """
     if can_anchor is not None or yes or piped or not stdin_is_terminal():
         return None
@@ -160,10 +160,10 @@ def make_consent_prompt(
     def ask(users: int) -> bool:
         many = f"the {users:,} new users be anchors, who help"
         who = many if users > 1 else "the new user be an anchor, who helps"
-        answer = context.output.read_answer(f"May {who} to serve others? [Y/n]")
+        answer = context.output.read_answer(f"May {who} to serve others? {'[y/N]' if third_parties else '[Y/n]'}")
         if answer is None or answer.lower() not in ("", "y", "yes", "n", "no"):
             raise MtaError("nothing was changed", hint="answer yes or no, or add --can-anchor or --no-can-anchor")
-        return not answer.lower().startswith("n")
+        return not third_parties if not answer else answer.lower().startswith("y")
 
     return ask
 

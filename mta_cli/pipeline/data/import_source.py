@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mta_cli.errors import BadInput, Flag, UsageError, system_reason
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
@@ -16,20 +17,25 @@ from mta_cli.pipeline.data.formats import FORMATS, slack
 from mta_cli.pipeline.data.formats.archive import ArchivedFile, is_archive, text_files
 from mta_cli.pipeline.data.formats.detect import conversations
 from mta_cli.pipeline.data.formats.parse_results import format_value
+from mta_cli.pipeline.data.git.program import is_repository
+from mta_cli.pipeline.data.git.selection import CommitSelection
 from mta_cli.pipeline.data.presets import PRESETS, Preset
+
+if TYPE_CHECKING:
+    from mta_cli.engine.text.tasks import Task
 
 DEFAULT_TASK = "free"
 
 
 @dataclass(frozen=True)
 class ImportSource:
-    """A file, or a folder or zip archive of files, and how it is read.
+    """A file, a folder or zip archive of files, or a git repository, and how it is read.
 
     `format` None means detection by content. `user` is for rows without a user, `task` for records that name no task.
     `also_me` are further names of `user`: addresses in mail, senders in messengers' files. `guessed_time`: the column
     of the time in `columns` is a guess. `hold_out` items of each user become queries, drawn by `seed` if times are
     unknown. With `skip_faulty`, faulty records are left out; with `round_to`, a table's outputs are rounded to
-    multiples of it, and outputs outside `scale` are left out.
+    multiples of it, and outputs outside `scale` are left out. `commits` are the commits of a repository that are read.
     """
 
     format: str | None
@@ -46,11 +52,17 @@ class ImportSource:
     round_to: float = 0.0
     scale: tuple[float, float] = (-math.inf, math.inf)
     guessed_time: bool = False
+    commits: CommitSelection = field(default_factory=CommitSelection)
 
     @property
     def name(self) -> str:
         """The name for messages."""
-        return self.path.name or str(self.path)
+        return self.path.name or self.path.resolve().name or str(self.path)
+
+    @property
+    def is_repository(self) -> bool:
+        """Whether a git repository is read: the format says so, or the folder is the top of one."""
+        return self.format == "git" or (self.format is None and self.preset is None and is_repository(self.path))
 
     @property
     def is_stream(self) -> bool:
@@ -78,10 +90,16 @@ class ImportSource:
         return self.format is None and self.preset is None and (self.path.is_dir() or is_archive(self.path))
 
     @property
+    def own_task(self) -> Task | None:
+        """The task that the source brings for its records: a preset's, or that of commit messages."""
+        if self.is_repository:
+            return self.commits.task
+        return None if self.known_preset is None else self.known_preset.task
+
+    @property
     def default_task(self) -> str:
         """The task of records that name none."""
-        preset = self.known_preset
-        return self.task or (DEFAULT_TASK if preset is None else preset.task.name)
+        return self.task or (DEFAULT_TASK if self.own_task is None else self.own_task.name)
 
     @property
     def mapping(self) -> ColumnMapping:
@@ -100,7 +118,7 @@ class ImportSource:
             raise UsageError(f"{format_value(self.format)} is not a format", hint=f"choose one of {', '.join(FORMATS)}")
         if self.preset is not None and self.preset not in PRESETS:
             raise UsageError(f"{format_value(self.preset)} is not a preset", hint=f"choose one of {', '.join(PRESETS)}")
-        self.require_format_consistent(self.format)
+        self.require_format_consistent("git" if self.is_repository else self.format)
         if self.user is not None and self.columns.user is not None:
             raise UsageError(
                 (Flag("me"), " and ", Flag("user"), " contradict each other"),
@@ -116,14 +134,18 @@ class ImportSource:
         if format is None:
             return
         kind = FORMATS[format].kind
+        if kind != "repository" and (given := self.commits.given):
+            raise UsageError((Flag(given[0]), f" belongs to git repositories, not to {format}"))
+        _ = self.commits.first_time  # raises if it is not a date
         if kind != "table" and self.round_to:
             raise UsageError((Flag("round"), f" belongs to files with columns, not to {format}"))
         if kind != "table" and not self.columns.is_default:
-            given = next(iter(self.columns.flags()))
-            raise UsageError((Flag(given), f" belongs to files with columns, not to {format}"))
-        if kind == "document" and self.skip_faulty:
+            column = next(iter(self.columns.flags()))
+            raise UsageError((Flag(column), f" belongs to files with columns, not to {format}"))
+        names_users = kind in ("document", "repository")
+        if names_users and self.skip_faulty:
             raise UsageError((Flag("skip_faulty"), f" belongs to files of rows or messages, not to {format}"))
-        if kind == "document" and self.user is not None:
+        if names_users and self.user is not None:
             raise UsageError((Flag("me"), f" belongs to files of one user, not to {format}, which names its users"))
         if kind == "chat" and self.user is None:
             raise UsageError(f"a file in the format {format} does not name its user", hint=("add ", Flag("me", "NAME")))

@@ -20,6 +20,7 @@ from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record, f
 from mta_cli.pipeline.data.formats.reading import open_rewindable, read_document
 from mta_cli.pipeline.data.formats.rows import RawRow, parse_rows
 from mta_cli.pipeline.data.formats.users import parse_users
+from mta_cli.pipeline.data.git.commits import read_commits
 from mta_cli.pipeline.data.import_source import DEFAULT_TASK, ImportSource
 from mta_cli.pipeline.data.mail_replies import MailReplies
 from mta_cli.pipeline.data.messenger_replies import MessengerReplies
@@ -91,6 +92,11 @@ class ParsedFile:
     def input_authors(self) -> list[str]:
         """The authors of the inputs, if these are other people."""
         return list(dict.fromkeys(filter(None, (FORMATS[form].input_authors for form in self.formats))))
+
+    @property
+    def third_parties(self) -> str:
+        """Who the users are, if they are others than who imports them."""
+        return next((parties for form in self.formats if (parties := FORMATS[form].third_parties)), "")
 
     @property
     def user_names(self) -> Collection[str]:
@@ -168,6 +174,11 @@ def _hint(source: ImportSource, intake: ParsedFile) -> Words | None:
 
 
 def _parse_records(source: ImportSource, intake: ParsedFile, find: FindTask) -> Iterator[Record]:
+    if source.is_repository:
+        intake.formats["git"] = None
+        rows = read_commits(source.path, source.commits, intake.findings)
+        yield from parse_rows(rows, source.default_task, intake.findings, intake.staged, keep_untimed=True)
+        return
     mails = MailReplies(source.addresses, source.name, intake.staged.mails, intake.findings)
     talk = MessengerReplies(source.names, source.name, intake.findings)
 

@@ -98,6 +98,8 @@ def checked_rows(rows: Iterable[RawRow], file: str, check: Callable[[TableSample
 
 def detect_format(source: ImportSource) -> str | None:
     """The format of the source's first file in a known one; None without such a file. Raises as an import does."""
+    if source.is_repository:
+        return "git"
     for path in source.files():
         with open_rewindable(path) as stream:
             if not source.passes_over_unknown or is_clearly_known(stream, path.name):
@@ -107,6 +109,8 @@ def detect_format(source: ImportSource) -> str | None:
 
 def read_table_sample(source: ImportSource) -> TableSample | None:
     """The beginning of the source's first file; None for a format without columns. Raises as an import does."""
+    if source.is_repository:
+        return None
     for path in source.files():
         with open_rewindable(path) as stream:
             if source.passes_over_unknown and not is_clearly_known(stream, path.name):

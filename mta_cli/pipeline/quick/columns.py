@@ -42,7 +42,8 @@ def complete_columns(source: ImportSource) -> CompleteSource:
     """
     source.require_consistent()
     form = detect_format(source)
-    is_document = form is not None and FORMATS[form].kind == "document"
+    kind = FORMATS[form].kind if form is not None else None
+    is_document = kind == "document"
     if form is not None:
         source.require_format_consistent(form)
     if is_document and source.task is None:
@@ -50,7 +51,7 @@ def complete_columns(source: ImportSource) -> CompleteSource:
             f"{source.name} is in the format {form}, which is of a task that there is",
             hint=(Flag("task", "TASK"), " names it; ", Command("task list"), " shows them"),
         )
-    source = replace(source, skip_faulty=not is_document)
+    source = replace(source, skip_faulty=kind not in ("document", "repository"))
     sample = read_table_sample(source)
     if sample is None or not sample.rows:
         return CompleteSource(source, (), is_document)

@@ -37,7 +37,7 @@ class FileSummary:
     """A summary of a file: records per user, all outputs, the length of long inputs, and some users' items.
 
     `untimed` are the users with at least one item without a time. `input_authors` names the authors of the inputs if
-    these are other people; `output_word` is a noun for an output.
+    these are other people, `third_parties` the users if these are; `output_word` is a noun for an output.
     """
 
     counts: dict[str, int]
@@ -47,6 +47,7 @@ class FileSummary:
     input_authors: tuple[str, ...] = ()
     output_word: str = ""
     untimed: frozenset[str] = frozenset()
+    third_parties: str = ""
 
     @property
     def is_of_one_user(self) -> bool:
@@ -70,7 +71,7 @@ def summarise_file(reg: Registry, source: ImportSource, task: Task) -> Generator
                 f"{source.name} names tasks of its own: {', '.join(map(format_value, others[:5]))}",
                 hint=(Command("data import", "FILE"), ", then ", Command("bank build", task="TASK")),
             )
-        authors = tuple(parsed.input_authors)
+        authors, third_parties = tuple(parsed.input_authors), parsed.third_parties
         words = {_WORD_OF_FORMAT.get(FORMATS[form].kind, "") for form in parsed.formats}
         for record in parsed.staged:
             counts[record.user] += 1
@@ -83,7 +84,9 @@ def summarise_file(reg: Registry, source: ImportSource, task: Task) -> Generator
                 if len(own) < SAMPLE_ITEMS:
                     own.append(record.item)
     word = words.pop() if len(words) == 1 else ""
-    return FileSummary(dict(counts), tuple(outputs), _long(lengths), sample, authors, word, frozenset(untimed))
+    return FileSummary(
+        dict(counts), tuple(outputs), _long(lengths), sample, authors, word, frozenset(untimed), third_parties
+    )
 
 
 def undrafted_task(name: str) -> Task:

@@ -38,7 +38,7 @@ from mta_cli.options import (
 from mta_cli.pipeline.bases_in_use import named_base
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.data.parse_file import import_notes
-from mta_cli.pipeline.data.tasks import find_task, is_kept
+from mta_cli.pipeline.data.tasks import find_task, has_task, is_kept
 from mta_cli.pipeline.demo import pull_missing_models
 from mta_cli.pipeline.evaluation.ladder_text import short_verdict, verdict_lines
 from mta_cli.pipeline.quick.columns import CompleteSource, complete_columns
@@ -125,13 +125,15 @@ def run_quick(
     if complete.plan_lines:
         yield Note(complete.text)
     source, summary, task = yield from _read_file(reg, complete)
-    _require_consent(source, summary, can_anchor)
+    _require_consent(reg, source, summary, can_anchor, ask)
     _require_alone(reg, summary, task)
     held = yield from _check_hold_out(reg, request, source, summary, task, as_notes=dry_run)
     file_lines = (*complete.plan_lines, *_file_lines(complete, source, summary, task, held))
     if dry_run:
         yield from _plan_without_import(reg, request, summary, task, held, file_lines)
         return
+    if summary.third_parties and can_anchor is None and ask is not None:
+        ask = _ask_before(reg, source, summary, ask)
     yield from pull_missing_models(request.options[ModelOptions])
     yield Note(f"1 of 4: the task {task.name} ({task.kind}) and the histories")
     imported = yield from forward_events(import_source(reg, source, task=task, can_anchor=can_anchor, ask=ask))
@@ -180,11 +182,14 @@ def _read_file(
 ) -> Generator[Event, None, tuple[ImportSource, FileSummary, Task]]:
     """The source with its task's name, its summary, and the task: the named existing one, else a draft."""
     source = complete.source
-    name = source.task or task_name(source.path)
+    own = source.own_task
+    name = source.task or (task_name(source.path) if own is None else own.name)
     if source.task is None and name in BUILTIN_TASKS:
         name = f"my-{name}"
     source = replace(source, task=name)
     there = _find_existing(reg, complete)
+    if own is not None and there is None:
+        there = find_task(reg, name) if has_task(reg, name) else replace(own, name=name)
     summary = yield from _summarise(reg, source, there or undrafted_task(name))
     if there is not None:
         task, step = there, _step_of(there, summary)
@@ -299,10 +304,17 @@ def _has_unknown_label(task: Task, summary: FileSummary) -> bool:
     return any(find_label(text, task.labels) is None for text in summary.outputs)
 
 
-def _require_consent(source: ImportSource, summary: FileSummary, can_anchor: bool | None) -> None:
+def _require_consent(
+    reg: Registry, source: ImportSource, summary: FileSummary, can_anchor: bool | None, ask: AskConsent | None
+) -> None:
     """Raises UsageError if no user may be an anchor, by default or by the user's choice, because a bank needs
     anchors.
     """
+    if can_anchor is None and summary.third_parties and ask is None and not _has_consenting(reg, summary):
+        raise UsageError(
+            f"the users of {source.name} are {summary.third_parties}, so no bank is made of them by default",
+            hint=(Flag("can_anchor"), " makes one in this store, if they agree or it stays with you"),
+        )
     if can_anchor is None and summary.input_authors:
         raise UsageError(
             f"the inputs of {source.name} are the words of {' and '.join(summary.input_authors)}, so no bank is made "
@@ -311,6 +323,26 @@ def _require_consent(source: ImportSource, summary: FileSummary, can_anchor: boo
         )
     if can_anchor is False:
         raise UsageError("a bank is made of users who may be anchors", hint=("leave ", Flag("no_can_anchor"), " out"))
+
+
+def _has_consenting(reg: Registry, summary: FileSummary) -> bool:
+    """Whether one of the users is known and may be an anchor."""
+    return any(reg.users.get(name).can_anchor for name in reg.users.existing_names(set(summary.counts)))
+
+
+def _ask_before(reg: Registry, source: ImportSource, summary: FileSummary, ask: AskConsent) -> AskConsent:
+    """Ask about new users before anything is stored; returns a function with the answer.
+
+    Raises UsageError if no user may be an anchor then.
+    """
+    new = len(summary.counts) - len(reg.users.existing_names(set(summary.counts)))
+    agreed = ask(new) if new else False
+    if not agreed and not _has_consenting(reg, summary):
+        raise UsageError(
+            f"nothing was stored: a bank is made of users who may be anchors, and those of {source.name} may not",
+            hint=(Command("data import", str(source.path)), " stores them without a bank"),
+        )
+    return lambda users: agreed
 
 
 def _require_alone(reg: Registry, summary: FileSummary, task: Task) -> None:
@@ -331,7 +363,8 @@ def _file_lines(
 ) -> Iterator[PlanLine]:
     """Plan lines on the task and on the held-out items."""
     labels = f": {', '.join(task.labels)}"[:60] if task.labels else ""
-    origin = "by the outputs" if complete.source.task is None else "flag --task"
+    by_data = "by the outputs" if source.own_task is None else "by the format"
+    origin = by_data if complete.source.task is None else "flag --task"
     yield PlanLine("task", f"{task.name}, {task.kind}{labels}", origin)
     why = "flag --hold-out" if complete.source.hold_out else "by the store" if held.is_stored else "by the data"
     yield PlanLine("held out", _hold_out_words(source, summary, held), why)

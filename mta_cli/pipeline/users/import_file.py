@@ -97,8 +97,8 @@ def import_source(
     """Import a file or a folder. `can_anchor` None leaves known users' consent unchanged.
 
     `ask`, called with the number of new users, decides whether these may be anchors; without it they may, unless the
-    inputs are other people's words. `task`, or the task of a preset, is added to the store with the records unless it
-    exists.
+    inputs are other people's words or the users are third parties. `task`, or the source's own task, is added to the
+    store with the records unless it exists.
 
     Raises `NotFound` for a missing file or task, `BadInput` with every fault of the file, and `UsersChanged` if a known
     user is removed meanwhile, or if another import stores a history item of this file as a query or the reverse.
@@ -111,7 +111,9 @@ def import_source(
         yield from hold_out_notes(source, intake)
         yield from import_notes(intake)
         if intake.input_authors:
-            yield _consent_note(intake.input_authors, can_anchor)
+            yield _consent_note(f"the inputs are the words of {' and '.join(intake.input_authors)}", can_anchor)
+        elif intake.third_parties and ask is None:
+            yield _consent_note(f"the users are {intake.third_parties}", can_anchor)
         alike = confusable_name_warnings(intake.user_names, names, intake.findings.spellings)
         yield from (Note(text, warning=True) for text in alike)
         if dry_run:
@@ -122,8 +124,10 @@ def import_source(
         new = sum(name not in stored for name in intake.user_names)
         if can_anchor is not None or intake.input_authors:
             newcomers = can_anchor is True
+        elif ask is None or not new:
+            newcomers = not intake.third_parties
         else:
-            newcomers = ask is None or not new or ask(new)
+            newcomers = ask(new)
         yield from _write(reg, source, task, found, can_anchor, newcomers)
 
 
@@ -142,16 +146,15 @@ def stage_source(
     return StagedSource(intake, known, names, last)
 
 
-def _consent_note(authors: Sequence[str], can_anchor: bool | None) -> Note:
-    """A note on the authors of the inputs and the consequence for consent."""
+def _consent_note(whose: str, can_anchor: bool | None) -> Note:
+    """A note on other people's data and the consequence for consent."""
     rule = ": new users may not be anchors unless you add --can-anchor" if can_anchor is None else ""
-    return Note(f"the inputs are the words of {' and '.join(authors)}{rule}")
+    return Note(whose + rule)
 
 
 def _make_find(reg: Registry, source: ImportSource, task: Task | None) -> FindTask:
-    """A function that finds a task in the store, else `task` or the preset's task."""
-    preset = source.known_preset
-    brought = preset.task if task is None and preset is not None else task
+    """A function that finds a task in the store, else `task` or the source's own."""
+    brought = source.own_task if task is None else task
 
     def find(name: str) -> Task:
         if brought is not None and name == brought.name and reg.tasks.get(name) is None:
@@ -186,10 +189,12 @@ def _reconcile_with_store(reg: Registry, source: ImportSource, intake: ParsedFil
 
     Times on the same day, or a time that only one side has, do not contradict; the stored record stays unchanged. A
     stored query stays a query, so that held-out items are never trained on. An item without an id of its own also
-    matches if its time, which is part of its hashed id, was read differently before.
+    matches if its time, which is part of its hashed id, was read differently before. A stored commit that was amended
+    stays as it is stored.
     """
     known = Counter[bool]()
-    from_rows = all(FORMATS[form].kind != "document" for form in intake.formats)
+    kinds = {FORMATS[form].kind for form in intake.formats}
+    from_rows = "document" not in kinds
     ids = {name: reg.users.get(name).id for name in intake.user_names if name in stored}
     keys_by_texts = functools.lru_cache(1)(reg.items.keys_by_texts)
     for record in intake.staged.by_user() if ids else ():
@@ -215,7 +220,9 @@ def _reconcile_with_store(reg: Registry, source: ImportSource, intake: ParsedFil
         known[held_out] += 1
         intake.staged.mark_stored(record.id)
         same = (there.input, there.output) == (item.input, item.output)
-        if not (same and may_be_same_day(there.time, item.time)):
+        if not same and "repository" in kinds:
+            intake.staged.set_content(record.id, record.user, there)
+        elif not (same and may_be_same_day(there.time, item.time)):
             what = f"{format_value(item.key)} of {format_value(record.user)} is stored already and says something else"
             intake.findings.add_fault(
                 SourceLocation(source.name, record.record, record.line), what, "id", of_record=False
@@ -322,9 +329,9 @@ def _twin_notes(reg: Registry, tasks: Sequence[str], touched: set[int]) -> Itera
 def _add_task(reg: Registry, source: ImportSource, task: Task | None, intake: ParsedFile) -> None:
     if task is not None and task.name not in BUILTIN_TASKS:
         keep_task(reg, task, task_to_toml(task))
-    preset = source.known_preset
-    if preset is not None and preset.task.name in intake.tasks and reg.tasks.get(preset.task.name) is None:
-        reg.tasks.save_task(preset.task.name, task_to_toml(preset.task))
+    own = source.own_task
+    if own is not None and own.name in intake.tasks and reg.tasks.get(own.name) is None:
+        reg.tasks.save_task(own.name, task_to_toml(own))
 
 
 def _require_still_there(reg: Registry, names: set[str]) -> None:
@@ -383,7 +390,7 @@ def _plan(
     source: ImportSource, intake: ParsedFile, stored: set[str], known: Counter[bool], can_anchor: bool | None
 ) -> tuple[PlanLine, ...]:
     met = sum(name in stored for name in intake.user_names)
-    default = "new users may not" if intake.input_authors else "new users may"
+    default = "new users may not" if intake.input_authors or intake.third_parties else "new users may"
     consent = {None: default, True: "all may", False: "none may"}[can_anchor]
     return (
         PlanLine("file", str(source.path), "flag PATH"),

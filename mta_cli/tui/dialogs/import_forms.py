@@ -74,7 +74,9 @@ def _import_fields(context: FormContext) -> tuple[FormField, ...]:
     from mta_cli.pipeline.data.presets import PRESETS
 
     return (
-        FormField("path", "file", help="The path of the file, or of a folder of files.", required=True),
+        FormField(
+            "path", "file", help="The path of the file, of a folder of files, or of a git repository.", required=True
+        ),
         FormField(
             "format",
             "format",
@@ -98,7 +100,7 @@ def _import_fields(context: FormContext) -> tuple[FormField, ...]:
             default_text="0",
             help="Items of each user that are held out to measure: the last by time, else drawn.",
         ),
-        _consent_field("new users may, unless inputs are others' words"),
+        _consent_field("new users may; not those of mail, chats, repositories"),
         FormField(
             "id",
             "id",
@@ -195,7 +197,12 @@ def _name_words(source: ImportSource) -> str:
 
 def _quick_fields(context: FormContext) -> tuple[FormField, ...]:
     return (
-        FormField("path", "file", help="A table with what each user was asked and answered.", required=True),
+        FormField(
+            "path",
+            "file",
+            help="A table with what each user was asked and answered, or a git repository.",
+            required=True,
+        ),
         *_column_fields("guessed from the file", advanced=False),
         FormField(
             "minutes", "minutes", default_text=f"{MINUTES:g}", help="About how long it may take; more trains more."

@@ -56,10 +56,10 @@ class MessengerReader(Reader, Protocol):
         ...
 
 
-Kind = Literal["table", "chat", "mail", "messenger", "document"]
+Kind = Literal["table", "chat", "mail", "messenger", "document", "repository"]
 """Columns of a table can be mapped. Chats, mail and messengers' files belong to one user: chats know which side is the
 user's, in mail and messengers' files the user's addresses or names say so. A document names its users and queries
-itself.
+itself. A repository is a folder that is read as a whole.
 """
 
 
@@ -68,8 +68,9 @@ class Format:
     """A format: its meaning in a line, the module beside this one, and the endings of its files' names.
 
     The module of a table or of chats is a `RowReader`, the module of mail a `MailReader`, the module of a messenger a
-    `MessengerReader`. `input_authors` names the authors of the inputs if these are other people; then new users are not
-    anchors by default.
+    `MessengerReader`; a repository has none. `input_authors` names the authors of the inputs if these are other people;
+    then new users are not anchors by default. `third_parties` names the users if these are others than who imports
+    them; then new users are anchors only where a terminal or a flag says so.
     """
 
     meaning: str
@@ -77,6 +78,7 @@ class Format:
     endings: tuple[str, ...] = ()
     kind: Kind = "table"
     input_authors: str = ""
+    third_parties: str = ""
 
     def load(self) -> Reader:
         """The module."""
@@ -109,6 +111,12 @@ FORMATS = {
     "chatgpt": Format("ChatGPT's export, conversations.json", "chatgpt", (), "chat", "an assistant"),
     "claude": Format("Claude's export, conversations.json", "claude", (), "chat", "an assistant"),
     "messages": Format("conversations for training, OpenAI's or ShareGPT's", "messages", (), "table", "those who ask"),
+    "git": Format(
+        "a git repository: each author's changes, and their messages",
+        "",
+        kind="repository",
+        third_parties="the authors of a repository",
+    ),
     "parquet": Format("an Apache Parquet table", "parquet", (".parquet",)),
     "jsonl": Format("one JSON record a line", "json_lines", (".jsonl", ".ndjson")),
     "json": Format("one JSON list of records", "json_records", (".json",)),

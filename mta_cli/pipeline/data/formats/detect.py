@@ -87,7 +87,7 @@ def require_format(sample: FileSample, named: str | None) -> str:
         if found := detect_format(sample):
             return found
         raise BadInput(f"{sample.name} is in no known format", hint=f"known: {', '.join(FORMATS)}")
-    if not FORMATS[named].load().recognise(sample) and (other := _recognise(sample)):
+    if not _recognises(named, sample) and (other := _recognise(sample)):
         raise BadInput(
             f"{sample.name} looks like {other}, not {named}",
             hint=f"leave the format out, or use {other}",
@@ -127,4 +127,8 @@ def _is_no_table(file: ArchivedFile) -> bool:
 
 
 def _recognise(sample: FileSample) -> str | None:
-    return next((name for name, each in FORMATS.items() if each.load().recognise(sample)), None)
+    return next((name for name in FORMATS if _recognises(name, sample)), None)
+
+
+def _recognises(name: str, sample: FileSample) -> bool:
+    return FORMATS[name].kind != "repository" and FORMATS[name].load().recognise(sample)
