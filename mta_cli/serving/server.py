@@ -68,12 +68,13 @@ class Server:
         self._handle_signals()
         control = await self._open_control()
         doors = [(self._web_server(self._access, self._jobs), bound)]
-        if control is not None:
-            # whoever may open this socket may read the store itself
-            no_keys = Access("localhost", lambda: KeyFile(secrets.token_hex(16), is_there=False))
-            doors.append((self._web_server(no_keys, None), self._bind_http_socket()))
-        serving = [asyncio.create_task(web._serve([door])) for web, door in doors]
+        serving: list[asyncio.Task[None]] = []
         try:
+            if control is not None:
+                # whoever may open this socket may read the store itself
+                no_keys = Access("localhost", lambda: KeyFile(secrets.token_hex(16), is_there=False))
+                doors.append((self._web_server(no_keys, None), self._bind_http_socket()))
+            serving += [asyncio.create_task(web._serve([door])) for web, door in doors]
             await self._service.start()
             self._on_ready()
             await self._end.wait()
@@ -107,11 +108,15 @@ class Server:
         return web
 
     def _bind_http_socket(self) -> socket.socket:
-        """The socket beside that of `_open_control`, on which the store's owner asks without a key."""
+        """The socket beside that of `_open_control`, on which the store's owner asks without a key. Raises BadInput."""
         door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with short_path(self._http_socket) as place:
-            door.bind(place)
-            os.chmod(place, 0o600)
+        try:
+            with short_path(self._http_socket) as place:
+                door.bind(place)
+                os.chmod(place, 0o600)
+        except OSError as error:
+            door.close()
+            raise _no_socket(self._http_socket, error) from error
         return door
 
     def _finish(self, name: str) -> None:
@@ -144,10 +149,7 @@ class Server:
             unnamed.rename(self._socket)
         except OSError as error:
             if os.access(self._root, os.W_OK):
-                raise BadInput(
-                    f"The server's socket {self._socket} cannot be made: {system_reason(error)}.",
-                    hint="check the store's directory",
-                ) from error
+                raise _no_socket(self._socket, error) from error
             log.warning("The store may only be read: `mta user rm` cannot tell this server to drop a user's data.")
             return None
         return server
@@ -168,3 +170,9 @@ class Server:
                 writer.write(DONE)
                 await writer.drain()
             writer.close()
+
+
+def _no_socket(path: Path, error: OSError) -> BadInput:
+    return BadInput(
+        f"The server's socket {path} cannot be made: {system_reason(error)}.", hint="check the store's directory"
+    )

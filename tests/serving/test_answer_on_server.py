@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from mta_cli.errors import MtaError
+from mta_cli.events import JobResult
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions
 from mta_cli.pipeline.chat import answer_on_server
 from mta_cli.pipeline.chat.answer_on_server import server_for
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.requests import ChatOptions
-from mta_cli.pipeline.users.servers import RunningServer, running_servers
+from mta_cli.pipeline.users.servers import RunningServer, recheck_servers, running_servers, short_path
 from store.registry import Registry
 from tests.pipeline.world import make_world
 from tests.serving.running import Process
@@ -122,13 +123,34 @@ def test_a_server_that_loads_or_is_of_another_version_is_left_alone(
         assert server_for(reg, resolve_model("tiny", "base"), ChatOptions(machine)) is None
 
 
-def test_a_server_that_ends_in_between_is_named(process: Process, store_root: Path) -> None:
+def test_where_the_server_ends_in_between_the_model_is_loaded_here(process: Process, store_root: Path) -> None:
     (running,) = running_servers(store_root)
     process.end(signal.SIGKILL)
     asking = ChatOptions(MachineOptions(dtype="float32"))
-    with Registry.open(store_root) as reg, pytest.raises(MtaError, match="does not answer"):
-        list(
-            answer_on_server.answer_on_server(
-                reg, running, resolve_model("tiny", "base"), "alice", "Who are you?", asking
-            )
-        )
+    with Registry.open(store_root) as reg:
+        entry = resolve_model("tiny", "base")
+        events = list(answer_on_server.answer_on_server(reg, running, entry, "alice", "Who are you?", asking))
+    here = mta_ok("ask", "alice", "Who are you?", *FLAGS, "--json").json()
+    assert [event.result["text"] for event in events if isinstance(event, JobResult)] == [here["text"]]
+
+
+def test_a_server_that_hangs_is_silent_and_keeps_nobody_waiting(process: Process, store_root: Path) -> None:
+    process.process.send_signal(signal.SIGSTOP)
+    try:
+        (path,) = (store_root / "servers").glob("*.sock")
+        waiting = []
+        for _ in range(1_000):  # until it takes no more connections
+            one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            one.setblocking(False)
+            waiting.append(one)
+            try:
+                with short_path(path) as place:
+                    one.connect(place)
+            except BlockingIOError:
+                break
+        assert running_servers(store_root) == []
+        assert recheck_servers(store_root) == [process.process.pid]
+    finally:
+        process.process.send_signal(signal.SIGCONT)
+        for one in waiting:
+            one.close()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Event, JobResult, Note
 from mta_cli.pipeline.bases_in_use import on_base
-from mta_cli.pipeline.chat.answer import cut_notes, own_model_hints, source_line
+from mta_cli.pipeline.chat.answer import answer_question, cut_notes, own_model_hints, source_line
 from mta_cli.pipeline.chat.fit_prompt import check_message
-from mta_cli.pipeline.chat.server_client import RemoteAnswer, ServerClient
+from mta_cli.pipeline.chat.server_client import RemoteAnswer, ServerClient, ServerGone
 from mta_cli.pipeline.user_weights import AnswerSource
 from mta_cli.pipeline.users.servers import RunningServer, running_servers, short_path
 
@@ -38,7 +38,9 @@ def server_for(reg: Registry, entry: ModelEntry, asking: ChatOptions) -> Running
 
 
 def _settings(chat: dict[str, Any], asking: ChatOptions) -> dict[str, Any]:
-    """Those of a process's `ChatOptions` that a request cannot change."""
+    """Those of a process's `ChatOptions` that a request does not change: it cannot, or leaves them as the server was
+    started.
+    """
     machine, memory, answer = (dict(chat.get(name) or {}) for name in ("machine", "memory", "answer"))
     for name in ("seed", "max_memory", "verify"):
         machine.pop(name, None)
@@ -51,7 +53,10 @@ def _settings(chat: dict[str, Any], asking: ChatOptions) -> dict[str, Any]:
 def answer_on_server(
     reg: Registry, server: RunningServer, entry: ModelEntry, user_name: str | None, text: str, asking: ChatOptions
 ) -> Iterator[Event]:
-    """As `answer_question`, by `server`. Raises MtaError with the server's reason."""
+    """As `answer_question`, by `server`; by the model in this process, if the server has just ended.
+
+    Raises MtaError with the server's reason.
+    """
     check_message(text)
     user = reg.users.get(user_name) if user_name is not None else None
     given, answer, started = asking.answer, RemoteAnswer(), time.perf_counter()
@@ -72,12 +77,19 @@ def answer_on_server(
     body: dict[str, Any] = {name: value for name, value in wishes.items() if value is not None}
     body |= {"model": _model_name(user_name), "messages": [*system, {"role": "user", "content": text}]}
     body |= {"stream": True, "stream_options": {"include_usage": True}}
-    with short_path(server.http) as place:
-        yield from answer.read(ServerClient("http://localhost/v1", socket=place).stream_chat(body))
+    try:
+        with short_path(server.http) as place:
+            yield from answer.read(ServerClient("http://localhost/v1", socket=place).stream_chat(body))
+    except ServerGone:
+        if answer.text:
+            raise
+        yield from answer_question(reg, entry, user_name, text, asking)
+        return
     seconds, told = time.perf_counter() - started, answer.source
     labels, task = told.get("labels"), str(told.get("task"))
     ended = "label" if labels else {"stop": "end"}.get(answer.ended, answer.ended)
-    source = AnswerSource(told["mode"], told["bank"], told["version"], tuple(name for name in told["anchors"] if name))
+    anchors = tuple(name for name in told.get("anchors", ()) if name)
+    source = AnswerSource(str(told.get("mode")), told.get("bank"), told.get("version"), anchors)
     if asking.mode is None and user is not None:
         yield from own_model_hints(reg, user, task, entry)
     line = source_line(source, task, on_base(reg, entry.fingerprint))

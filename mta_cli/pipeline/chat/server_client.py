@@ -24,6 +24,10 @@ class WindowFull(BadInput):
     """The messages do not fit into the model's window, or are more than the server takes."""
 
 
+class ServerGone(MtaError):
+    """Nothing answers at the server's address."""
+
+
 @dataclass
 class RemoteAnswer:
     """One answer of a server while it grows.
@@ -112,12 +116,12 @@ class ServerClient:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Inside, a server that cannot be reached is an MtaError with its address."""
+        """Inside, a server that cannot be reached is ServerGone with its address."""
         try:
             yield
         except httpx.HTTPError as error:
             message = f"{self.url} does not answer: {error}"
-            raise MtaError(message, hint=("is ", Command("serve"), " running?")) from error
+            raise ServerGone(message, hint=("is ", Command("serve"), " running?")) from error
 
     def _require_success(self, answered: httpx.Response) -> None:
         if answered.status_code < 400:

@@ -1,8 +1,8 @@
 """Finds running servers of a store, and tells them that users or models have changed.
 
-A server has two sockets in the store's folder `servers`, which only the store's owner can open. On the first it answers
-after it has re-read the store and dropped removed parts, or says what it serves. On the second it is asked by HTTP
-without a key.
+A server has two sockets in the store's folder `servers`, which only the store's owner can open. The first takes two
+commands: to re-read the store and drop removed parts, which it confirms afterwards, and to say what it serves. On the
+second it is asked by HTTP without a key.
 """
 
 from __future__ import annotations
@@ -93,6 +93,9 @@ def recheck_servers(root: Path) -> list[int]:
     for path in _sockets(root):
         try:
             connection = _connect(path)
+        except BlockingIOError:  # it takes no more connections
+            silent.append(_process_number(path))
+            continue
         except OSError:
             continue  # the server has ended without removing its socket
         with connection:
@@ -132,6 +135,7 @@ def _process_part(path: Path) -> str:
 
 def _connect(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(ABOUT_SECONDS)  # of a server that hangs, connecting ends at once in BlockingIOError
     try:
         with short_path(path) as place:
             connection.connect(place)
