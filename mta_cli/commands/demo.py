@@ -49,8 +49,8 @@ def demo(
     """Run every stage on a sample.
 
     It takes about three minutes on two cores and has a store of its own. At the end it shows what each step from the
-    base to a user's own model is worth on all held-out queries, and three of these with the answers. The store stays,
-    so that you can look around in it.
+    base to a user's own model is worth on all held-out queries, and what the models of three users answer. The store
+    stays, so that you can look around in it.
     Running the demo again continues or just shows the summary.
     """
     from mta_cli.pipeline.demo import demo_history_items, plan_demo, require_demo_store, run_demo
@@ -85,7 +85,7 @@ def render_demo(result: dict[str, Any]) -> RenderableType:
 
 
 def _render_task(course: dict[str, Any], mta: str) -> list[RenderableType]:
-    """One task: the ladder with its verdicts, three questions with their answers, and a next step."""
+    """One task: the ladder with its verdicts, three users' answers, and a next step."""
     from mta_cli.pipeline.evaluation.ladder_text import table_columns, table_rows, verdict_lines
     from mta_cli.pipeline.evaluation.metric_names import LOGLIK_METRIC
 
@@ -112,9 +112,8 @@ def _render_examples(examples: list[dict[str, Any]], *, is_labels: bool) -> list
     model do not know who asks.
     """
     impersonal = [{name: one["answers"].get(name) for name in ("base", "common")} for one in examples]
-    if is_labels or any(one["question"] != examples[0]["question"] for one in examples):
-        return [_render_example(one, is_labels=is_labels) for one in examples]
-    if any(one != impersonal[0] for one in impersonal):
+    asked = {one["question"] for one in examples}
+    if is_labels or len(asked) > 1 or any(one != impersonal[0] for one in impersonal):
         return [_render_example(one, is_labels=is_labels) for one in examples]
     lines = [examples[0]["question"], *(_answer_line(name, answer) for name, answer in impersonal[0].items())]
     for one in examples:

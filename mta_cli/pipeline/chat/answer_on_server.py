@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.requests import ChatOptions
     from store.registry import Registry
 
-MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1_000  # as the interface takes them
 BY_SERVER = ("max_tokens", "repetition_penalty")  # where not given, the server's own setting counts
 
 
 def server_for(reg: Registry, entry: ModelEntry, asking: ChatOptions) -> RunningServer | None:
     """A running server of the store that gives the answer which this process would give; None without one."""
-    if asking.free_decoding or len(asking.stops) > MAX_STOPS or any(len(s) > MAX_STOP_CHARACTERS for s in asking.stops):
+    # OpenAI's interface has no free decoding, and does not tell the end of an answer from a stop text
+    if asking.free_decoding or asking.stops:
         return None
     wanted = _settings(asdict(asking), asking)
     for server in running_servers(reg.root):
@@ -72,7 +72,6 @@ def answer_on_server(
         "max_tokens": given.max_tokens,
         "repetition_penalty": given.repetition_penalty,
         "seed": asking.machine.seed if given.temperature else None,
-        "stop": list(asking.stops) or None,
     }
     body: dict[str, Any] = {name: value for name, value in wishes.items() if value is not None}
     body |= {"model": _model_name(user_name), "messages": [*system, {"role": "user", "content": text}]}
@@ -87,7 +86,7 @@ def answer_on_server(
         return
     seconds, told = time.perf_counter() - started, answer.source
     labels, task = told.get("labels"), str(told.get("task"))
-    ended = "label" if labels else {"stop": "end"}.get(answer.ended, answer.ended)
+    ended = "label" if labels else "end" if answer.ended == "stop" else answer.ended
     anchors = tuple(name for name in told.get("anchors", ()) if name)
     source = AnswerSource(str(told.get("mode")), told.get("bank"), told.get("version"), anchors)
     if asking.mode is None and user is not None:
