@@ -18,6 +18,7 @@ from mta_cli.pipeline.data.git.authors import Authors, is_bot
 from mta_cli.pipeline.data.git.changes import DIFF_FLAGS, read_changes
 from mta_cli.pipeline.data.git.program import Git, split_fields
 from mta_cli.pipeline.data.git.selection import CommitSelection
+from mta_cli.text.formatting import pluralise
 
 _FIELDS = ("%H", "%P", "%aN", "%aE", "%aI", "%B")
 _FLAGS = ("--no-color", "--encoding=UTF-8", "--no-show-signature")
@@ -109,7 +110,7 @@ def _choose_commits(git: Git, selection: CommitSelection, findings: ParseFinding
     if len(few) == len(counts):
         raise _nothing_left(git, selection, counts)
     if few:
-        skipped[f"commits of {_authors(len(few))} with fewer than {selection.least:,}"] += sum(few.values())
+        skipped[f"commits of {pluralise(len(few), 'author')} with fewer than {selection.least:,}"] += sum(few.values())
     chosen.writelines(commit_id.hex().encode() + b"\n" for commit_id, user in whose if user not in few)
     return authors
 
@@ -159,10 +160,6 @@ def _body(message: str) -> str:
     return "\n".join([_title(message), *lines]).strip()
 
 
-def _authors(count: int) -> str:
-    return "1 author" if count == 1 else f"{count:,} authors"
-
-
 def _nothing_left(git: Git, selection: CommitSelection, counts: Counter[str]) -> BadInput:
     if not counts:
         return BadInput(
@@ -176,7 +173,7 @@ def _nothing_left(git: Git, selection: CommitSelection, counts: Counter[str]) ->
         )
     most = max(counts.values())
     return BadInput(
-        f"none of the {_authors(len(counts))} of {git.name} has {selection.least:,} commits to learn from; "
+        f"none of the {pluralise(len(counts), 'author')} of {git.name} has {selection.least:,} commits to learn from; "
         f"the most are {most:,}",
         hint=Flag("least", most),
     )
