@@ -148,14 +148,16 @@ def compare(
     system: SystemOption = None,
     stop: StopOption = None,
     free_decoding: FreeDecodingOption = False,
+    no_server: NoServerOption = False,
     flags: Flags,
     json: JsonOption = False,
 ) -> None:
     """Compare base, common, fused and adapted.
 
     All get the same prompt, with the same own examples. With several users, each is answered in turn, and --json
-    prints an array.
+    prints an array. Where `mta serve` runs on the same store with the same settings, it answers.
     """
+    from mta_cli.pipeline.chat.answer_on_server import compare_on_server, server_for
     from mta_cli.pipeline.chat.compare import compare_user_models
     from mta_cli.pipeline.requests import base_model, chat_options
 
@@ -167,7 +169,12 @@ def compare(
     text = _read_message(message, "compare")
     with context.open_registry() as reg:
         given = context.options_on_base(reg, task, reg.users.get(users[0]))
-        events = compare_user_models(reg, base_model(given), users, text, asking)
+        entry = base_model(given)
+        server = None if no_server else server_for(reg, entry, asking)
+        if server is None:
+            events = compare_user_models(reg, entry, users, text, asking)
+        else:
+            events = compare_on_server(reg, server, entry, users, text, asking)
         results = context.output.run_job(tokens_as_progress(events))
     context.output.print_result(
         results[0] if len(results) == 1 else results,

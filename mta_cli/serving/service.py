@@ -215,7 +215,7 @@ class Service:
     ) -> Running:
         source = prepared.model.source.as_json()
         source["anchors"] = shown_names(source["anchors"], may)
-        mta = {**source, "task": prepared.model.task.name}
+        mta = {**source, "task": prepared.model.task.name, "own_examples": prepared.own_examples}
         mta |= {"dropped_messages": prepared.dropped_messages} if prepared.dropped_messages else {}
         kind = "chatcmpl" if is_chat else "cmpl"
         shape = AnswerFormat(
@@ -324,10 +324,10 @@ class Service:
             self._engine.cancel(running.answers)
 
     async def _label_updates(self, running: Running, scores: Sequence[float]) -> list[Update]:
-        """The label as every choice's answer; `mta` gets all labels with their log-probabilities."""
+        """The label as every choice's answer; `mta` gets their log-probabilities, and whether label memory counted."""
         prepared, labels = running.prepared, running.prepared.model.task.labels
-        place, logprobs = await self._in_store_thread(self._models.decide_label, prepared, scores)
-        running.format.mta["labels"] = dict(zip(labels, logprobs, strict=True))
+        place, logprobs, memory = await self._in_store_thread(self._models.decide_label, prepared, scores)
+        running.format.mta.update(labels=dict(zip(labels, logprobs, strict=True)), memory=memory)
         self.metrics.first_token.observe(time.monotonic() - running.began)
         top = running.sampling.top_logprobs
         entries = [] if top is None else label_entries(labels, logprobs, place, top)

@@ -82,7 +82,8 @@ class LoadedModel(Generic[W]):
 class Prepared(Generic[W]):
     """A request that is ready for the scheduler. `max_tokens` is the most of an answer, where the window has room.
 
-    `labels` are token ids of the task's labels; empty for a text. `dropped_messages` of the oldest are not in `prompt`.
+    `labels` are token ids of the task's labels; empty for a text. `prompt` shows `own_examples` items of the user, and
+    not `dropped_messages` of the oldest.
     """
 
     model: LoadedModel[W]
@@ -90,6 +91,7 @@ class Prepared(Generic[W]):
     max_tokens: int
     labels: tuple[tuple[int, ...], ...] = ()
     question: str = ""
+    own_examples: int = 0
     dropped_messages: int = 0
     memory: MemoryOptions = field(default_factory=MemoryOptions)
 
@@ -181,7 +183,8 @@ class UserModels(Generic[W]):
             room, truncate = self._room(limit, 1), asked.truncate
             with self._too_long_as_api_error(messages):
                 prompt = fit_conversation(rows, user_id, messages, room, drop_exchanges=truncate)
-            return Prepared(model, prompt.ids, limit, dropped_messages=prompt.dropped_messages)
+            shown, dropped = len(prompt.shown), prompt.dropped_messages
+            return Prepared(model, prompt.ids, limit, own_examples=shown, dropped_messages=dropped)
         if any(message["role"] == "system" for message in messages):
             raise unsupported("messages", f"task {target.task} has a prompt of its own, which takes no system message")
         question = messages[-1]["content"]
@@ -190,7 +193,7 @@ class UserModels(Generic[W]):
         with self._too_long_as_api_error(messages[-1:]):
             prompt = fit_question(rows, user_id, question, room)
         memory = replace(self.options.memory, memory=asked.memory or self.options.memory.memory)
-        return Prepared(model, prompt.ids, limit, labels, question, memory=memory)
+        return Prepared(model, prompt.ids, limit, labels, question, len(prompt.shown), memory=memory)
 
     def prepare_text(self, target: Target, text: str, max_tokens: int | None) -> Prepared[W]:
         """A text that the model goes on with, as it is. `max_tokens` is what the client asked for."""
@@ -291,8 +294,8 @@ class UserModels(Generic[W]):
             self._examples[task.name] = known
         return known
 
-    def decide_label(self, prepared: Prepared[W], scores: Sequence[float]) -> tuple[int, list[float]]:
-        """The label to answer, and the log-probability of each, nats: the model's scores with the label memory."""
+    def decide_label(self, prepared: Prepared[W], scores: Sequence[float]) -> tuple[int, list[float], bool]:
+        """The label to answer, the log-probability of each, nats, and whether label memory counted beside `scores`."""
         from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
         from mta_cli.serving.answer_format import normalised
 
@@ -300,7 +303,7 @@ class UserModels(Generic[W]):
         memory = self._memories.of_task(model.task)
         prior = memory.prior_for(model.user, model.source.mode, prepared.memory)
         found = add_label_prior(scores, prior, prepared.question, None)
-        return decide_label(found, model.task.labels, model.task.metric), normalised(found)
+        return decide_label(found, model.task.labels, model.task.metric), normalised(found), prior is not None
 
     def drop_what_is_gone(self, known: Iterable[int]) -> None:
         """Drop what was made for users who are gone or of parts that have changed, and every kept text.

@@ -301,7 +301,10 @@ ONE_TRANSACTION = {
     *("Conversation.accept_exchange", "Conversation.undo_accept"),
 }
 OF_OTHER_JOBS = {"run_demo", "run_quick", "resume_job", "resume_evaluation"}
-OF_OTHER_JOBS |= {"answer_on_server"}  # the server ends a removed user's answers: tests/serving/test_forget.py
+OF_OTHER_JOBS |= {
+    "answer_on_server",
+    "compare_on_server",
+}  # the server ends a removed user's answers: tests/serving/test_forget.py
 NOTHING_BY_USER = {
     *(
         "plan_demo",

@@ -154,3 +154,27 @@ def test_a_server_that_hangs_is_silent_and_keeps_nobody_waiting(process: Process
         process.process.send_signal(signal.SIGCONT)
         for one in waiting:
             one.close()
+
+
+@pytest.mark.parametrize("users", [("alice",), ("bob", "carol")])
+def test_a_comparison_is_the_same(process: Process, users: tuple[str, ...]) -> None:
+    asked = ("compare", *(f"--user={one}" for one in users), "Who are you?", *FLAGS, "--json")
+    by_server, here = mta_ok(*asked), mta_ok(*asked, "--no-server")
+    assert _lasting(by_server.json()) == _lasting(here.json())
+
+
+def test_a_comparison_of_labels_has_the_same_steps(films: Process) -> None:
+    asked = ("compare", "alice", "a film about the sea", "--task", "lamp-2", *FLAGS, "--json")
+    by_server, here = mta_ok(*asked).json(), mta_ok(*asked, "--no-server").json()
+    assert by_server["answers"] == here["answers"]
+    steps = [{mode: one and one["step"] for mode, one in each["details"].items()} for each in (by_server, here)]
+    assert steps[0] == steps[1]
+
+
+def _lasting(value: Any) -> Any:
+    """Without seconds and rates, which differ each time."""
+    if isinstance(value, list):
+        return [_lasting(one) for one in value]
+    if isinstance(value, dict):
+        return {k: _lasting(v) for k, v in value.items() if k not in ("seconds", "tokens_per_second")}
+    return value

@@ -1,23 +1,36 @@
-"""`mta ask` by a running server of the same store: nothing is loaded here, so the answer begins at once."""
+"""`mta ask` and `mta compare` by a running server of the same store: nothing is loaded here, so the answer begins at
+once.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.errors import MtaError
 from mta_cli.events import Event, JobResult, Note
 from mta_cli.pipeline.bases_in_use import on_base
-from mta_cli.pipeline.chat.answer import answer_question, cut_notes, own_model_hints, source_line
+from mta_cli.pipeline.chat.answer import (
+    Generation,
+    answer_json,
+    answer_question,
+    cut_notes,
+    own_model_hints,
+    source_line,
+)
+from mta_cli.pipeline.chat.compare import ComparedModel, compare_user_models, comparison_result
 from mta_cli.pipeline.chat.fit_prompt import check_message
 from mta_cli.pipeline.chat.server_client import RemoteAnswer, ServerClient, ServerGone
-from mta_cli.pipeline.user_weights import AnswerSource
+from mta_cli.pipeline.user_weights import AnswerSource, available_modes
 from mta_cli.pipeline.users.servers import RunningServer, running_servers, short_path
+from mta_cli.text.formatting import pluralise
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
     from mta_cli.pipeline.requests import ChatOptions
+    from store.records import User
     from store.registry import Registry
 
 BY_SERVER = ("max_tokens", "repetition_penalty")  # where not given, the server's own setting counts
@@ -59,11 +72,69 @@ def answer_on_server(
     """
     check_message(text)
     user = reg.users.get(user_name) if user_name is not None else None
+    try:
+        found = yield from _ask(server, user, text, asking, asking.mode)
+    except ServerGone:
+        yield from answer_question(reg, entry, user_name, text, asking)
+        return
+    spoken, task = found.model.generation, found.task
+    if asking.mode is None and user is not None:
+        yield from own_model_hints(reg, user, task, entry)
+    line, tokens = source_line(found.model.source, task, on_base(reg, entry.fingerprint)), spoken.tokens
+    yield Note(f"{line} · {pluralise(tokens, 'token')}, {spoken.seconds:.1f} s (by mta serve)")
+    yield from cut_notes(spoken.finish_reason, tokens)
+    yield JobResult(answer_json(user, task, found.model.source, spoken) | {"loading_seconds": 0.0})
+
+
+def compare_on_server(
+    reg: Registry, server: RunningServer, entry: ModelEntry, names: Sequence[str], text: str, asking: ChatOptions
+) -> Iterator[Event]:
+    """As `compare_user_models`, by `server`, which answers one model after another, each user's most personal first.
+
+    Raises MtaError with the server's reason.
+    """
+    check_message(text)
+    users = [reg.users.get(name) for name in names]
+    results: list[dict[str, Any]] = []
+    for user in users:
+        try:
+            best = yield from _ask(server, user, text, asking, None)
+        except ServerGone:
+            if results:
+                raise
+            yield from compare_user_models(reg, entry, names, text, asking)
+            return
+        columns = [best.model]
+        for mode in available_modes(reg, user, best.task, entry.fingerprint):
+            if mode != best.model.key:
+                columns.append((yield from _ask(server, user, text, asking, mode)).model)
+        results.append(comparison_result(user, text, best.task, columns, best.own_examples))
+        if best.model.key != "adapted":
+            yield from own_model_hints(reg, user, best.task, entry)
+    yield JobResult(results)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a server answered: a model with its answer, the task, and how many own items the prompt showed."""
+
+    model: ComparedModel
+    task: str
+    own_examples: int
+
+
+def _ask(
+    server: RunningServer, user: User | None, text: str, asking: ChatOptions, mode: str | None
+) -> Generator[Event, None, Answered]:
+    """The server's answer, streamed; without `mode` by the most personal model.
+
+    Raises ServerGone only where nothing was answered yet, and MtaError with the server's reason.
+    """
     given, answer, started = asking.answer, RemoteAnswer(), time.perf_counter()
     system = [] if asking.system is None else [{"role": "system", "content": asking.system}]
     wishes = {
         "task": asking.task,
-        "mode": asking.mode,
+        "mode": mode,
         "history_items": asking.prompt.history_items,
         "memory": asking.memory.memory,
         "temperature": given.temperature,
@@ -74,40 +145,25 @@ def answer_on_server(
         "seed": asking.machine.seed if given.temperature else None,
     }
     body: dict[str, Any] = {name: value for name, value in wishes.items() if value is not None}
-    body |= {"model": _model_name(user_name), "messages": [*system, {"role": "user", "content": text}]}
+    body |= {"model": _model_name(user), "messages": [*system, {"role": "user", "content": text}]}
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     try:
         with short_path(server.http) as place:
             yield from answer.read(ServerClient("http://localhost/v1", socket=place).stream_chat(body))
-    except ServerGone:
+    except ServerGone as gone:
         if answer.text:
-            raise
-        yield from answer_question(reg, entry, user_name, text, asking)
-        return
-    seconds, told = time.perf_counter() - started, answer.source
-    labels, task = told.get("labels"), str(told.get("task"))
+            raise MtaError(str(gone)) from gone
+        raise
+    told, seconds = answer.source, time.perf_counter() - started
+    labels = told.get("labels") or {}
     ended = "label" if labels else "end" if answer.ended == "stop" else answer.ended
+    spoken = Generation(answer.text, answer.tokens, seconds, ended, labels, has_memory=bool(told.get("memory")))
     anchors = tuple(name for name in told.get("anchors", ()) if name)
     source = AnswerSource(str(told.get("mode")), told.get("bank"), told.get("version"), anchors)
-    if asking.mode is None and user is not None:
-        yield from own_model_hints(reg, user, task, entry)
-    line = source_line(source, task, on_base(reg, entry.fingerprint))
-    yield Note(f"{line} · {answer.tokens} token{'s' * (answer.tokens != 1)}, {seconds:.1f} s (by mta serve)")
-    yield from cut_notes(ended, answer.tokens)
-    result = {
-        "user": None if user is None else user.name,
-        "text": answer.text,
-        "tokens": answer.tokens,
-        "seconds": round(seconds, 3),
-        "ended": ended,
-        "task": task,
-        "source": source.as_json(),
-        **({"labels": labels} if labels else {}),
-        "loading_seconds": 0.0,
-    }
-    yield JobResult(result)
+    model = ComparedModel(source.mode, user, (), source, spoken)
+    return Answered(model, str(told.get("task")), int(told.get("own_examples", 0)))
 
 
-def _model_name(user_name: str | None) -> str:
+def _model_name(user: User | None) -> str:
     """A user's name as the server reads it; `base` is the base there."""
-    return "base" if user_name is None else f"base:{user_name}" if user_name == "base" else user_name
+    return "base" if user is None else "base:base" if user.name == "base" else user.name

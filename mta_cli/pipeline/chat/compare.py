@@ -180,21 +180,31 @@ def _answer_prompt(
     )
     if gold is not None:
         yield from _score_against_gold(model, ids, columns, gold, measured)
+    result = comparison_result(model.user, text, model.task.name, columns, shown)
+    for column, one in zip(columns, measured, strict=False):
+        result["details"][column.key]["gold"] = one
+    return result if gold is None else {**result, "gold": gold}
+
+
+def comparison_result(
+    user: User | None, text: str, task: str, columns: Sequence[ComparedModel], shown: int
+) -> dict[str, Any]:
+    """The models' answers to a text, whose prompt showed this many own items, as JSON has them.
+
+    Modes that the user does not have are None.
+    """
     answers: dict[str, str | None] = dict.fromkeys(PERSONALISATION_MODES)
     details: dict[str, Any] = dict.fromkeys(PERSONALISATION_MODES)
-    for place, column in enumerate(columns):
+    for column in columns:
         answers[column.key] = column.generation.text
-        details[column.key] = _answer_details(column, model.task.name, shown) | (
-            {"gold": measured[place]} if measured else {}
-        )
-    result = {
-        "user": model.user.name if model.user else None,
+        details[column.key] = _answer_details(column, task, shown)
+    return {
+        "user": None if user is None else user.name,
         "prompt": text,
         "own_examples": shown,
         "answers": answers,
         "details": details,
     }
-    return result if gold is None else {**result, "gold": gold}
 
 
 def _running_score(model: ChatModel, scored: Sequence[tuple[str, str]]) -> dict[str, Any]:
