@@ -149,6 +149,8 @@ def main() -> None:
     """Write the pages beside this file."""
     for name, text in pages().items():
         (FOLDER / name).write_text(text, encoding="utf-8")
+    chart = runpy.run_path(str(FOLDER / "stacks.py"))["chart"]()  # no page: matplotlib's next version draws another
+    (FOLDER / "results" / "stacks" / "gain.svg").write_text(chart, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""Makes the tables of results/stacks.md from what `benchmarks/bench_stacks.py` wrote into results/stacks.
+"""Makes the tables and the chart of results/stacks.md from what `benchmarks/bench_stacks.py` wrote into results/stacks.
 
 Differences are paired by user, with 95 % bootstrap intervals over users and permutation tests. Knows no job.
 """
@@ -15,6 +15,8 @@ import numpy as np
 
 from mta_cli.engine.evaluation.statistics import holm_adjusted
 from mta_cli.engine.evaluation.whose import WhoseSums, identify, lead_over_others, sum_whose
+from mta_cli.lab.report import style
+from mta_cli.text.formatting import format_bytes
 
 FOLDER = Path(__file__).parent / "results" / "stacks"
 LABELS = {"alone": "no example shown", "shown": "three own examples shown"}
@@ -166,3 +168,57 @@ def stopping_line(name: str) -> str:
                 f"the pass that is best on the answers themselves, which nobody can know, {best:.3f}"
             )
     return "\n".join(f"- {line}." for line in told)
+
+
+def chart() -> str:
+    """An SVG of two panels: the gain over the common model by bytes of a stack, and by the user's items."""
+    with style.chart_style():
+        figure = style.new_figure(style.WIDTH, 3.2, between=0.06)
+        by_bytes, by_items = figure.subplots(1, 2)
+        voices = document("voice")["arms"]
+        for kind, mark in (("core", "o"), ("lora", "D")):
+            own = [
+                one
+                for one in voices
+                if one["name"].startswith(kind)
+                and one["values"].get("passes") in ("3", "4")
+                and one["values"].get("below", "fusion") in ("fusion", "common")
+            ]
+            _points(by_bytes, [(one["bytes"], one, voices[0]) for one in own], mark, "LoRA" if kind == "lora" else kind)
+        by_bytes.set_xscale("log")
+        sizes = [1_000, 10_000, 100_000, 1_000_000]
+        by_bytes.set_xticks(sizes, [format_bytes(size) for size in sizes])
+        by_bytes.set_xlabel("bytes of a stack (invented voices, 12 items, 3 or 4 passes)")
+        by_bytes.set_ylabel("gain over the common model, nats")
+        fresh, few = document("fresh")["arms"], document("few")["arms"]
+        rows = [(one, few[0]) for one in few] + [(one, fresh[0]) for one in fresh if "placement" not in one["values"]]
+        for name, below, mark in (("lora", "fusion", "D"), ("lora", "common", "o"), ("fusion", None, "s")):
+            own = [
+                (int(one["values"]["shots"]), one, base)
+                for one, base in rows
+                if (one["name"], one["values"].get("below")) == (name, below)
+            ]
+            told = {"fusion": "LoRA above the fusion", "common": "LoRA above the common model"}.get(
+                below, "fusion alone"
+            )
+            _points(by_items, sorted(own, key=lambda row: row[0]), mark, told, line=True)
+        by_items.set_xscale("log")
+        by_items.set_xticks([2, 5, 10, 24], ["2", "5", "10", "24"])
+        by_items.set_xticks([], minor=True)
+        by_items.set_xlabel("items (29 authors of commits)")
+        for panel in (by_bytes, by_items):
+            panel.legend(frameon=False, fontsize=8, loc="upper left")
+            panel.set_ylim(bottom=0)
+        return style.figure_svg(figure, "stacks", "Gain over the common model by bytes of a stack and by items")
+
+
+COLOURS = {"D": style.ACCENT_COLOUR, "o": style.INK_COLOUR, "s": style.MUTED_COLOUR}
+
+
+def _points(panel: Any, rows: Sequence[tuple[int, Any, Any]], mark: str, told: str, *, line: bool = False) -> None:
+    """Each arm's gain with no example shown, with whiskers. A row is its place, the arm, and the common model's."""
+    found = [gain(one["alone"], base["alone"]) for _, one, base in rows]
+    places, colour = [place for place, _, _ in rows], COLOURS[mark]
+    panel.vlines(places, [one["low"] for one in found], [one["high"] for one in found], color=colour, linewidth=1)
+    values = [one["value"] for one in found]
+    panel.plot(places, values, mark, linestyle="-" if line else "none", color=colour, markersize=4.5, label=told)
