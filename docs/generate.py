@@ -56,6 +56,7 @@ def _stacks_page() -> str:
         made["arms_table"]("screen", ("alone", "shown")),
         made["curves_table"]("passes"),
         made["stopping_line"]("passes"),
+        made["curves_table"]("agents"),
         made["louder_table"]("louder"),
         made["louder_line"]("louder"),
     ]

@@ -51,7 +51,8 @@ def arm_name(arm: Mapping[str, Any]) -> str:
         "another": "another's fusion",
         "nearest": "the nearest anchor",
     }
-    passes = f"{values['passes']} passes over {values['shots']} items" if "passes" in values else "all items"
+    items = f"{values['shots']} items" if "shots" in values else "all items"
+    passes = f"{values['passes']} passes over {items}" if "passes" in values else items
     if values.get("distilled"):
         passes += f" and {values['distilled']} answers of the common model with own items in the prompt"
     return f"{', '.join(parts)}, {passes}, above {below[values.get('below', 'fusion')]}"
