@@ -1,4 +1,5 @@
-"""Profiles: the normalised mean embedding of a user's history items, one for each task. Embeds only new items.
+"""Profiles: the normalised mean embedding of a user's history items, one for each task. Embeds only new items, and of
+those at most the newest `PROFILE_ITEMS` of a user at once.
 
 A profile is stored as the sum of its items' unit vectors, so that new items can be added. Knows no anchors.
 """
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 EMBED_BATCH = 256  # items embedded and stored together; an interruption costs at most this much work
+PROFILE_ITEMS = 50  # of a user's new items the newest that are embedded: more hardly move their mean
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ def normalise_rows(sums: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _new_user_items(reg: Registry, user: User, task: str, embedder: str) -> list[_UserItems]:
     known = reg.profiles.get(user.id, task, embedder)
-    items = reg.items.items_after(user.id, task, known.last_item if known else 0)
-    return [_UserItems(user, items[start : start + EMBED_BATCH]) for start in range(0, len(items), EMBED_BATCH)]
+    items = reg.items.items_after(user.id, task, known.last_item if known else 0)[-PROFILE_ITEMS:]
+    return [_UserItems(user, items)] if items else []
 
 
 def _batches(pieces: Sequence[_UserItems]) -> Iterator[list[_UserItems]]:

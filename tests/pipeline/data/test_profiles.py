@@ -116,16 +116,29 @@ def test_profiles_that_differ_in_length_are_refused(registry: Registry) -> None:
         profile_matrix(registry, "free", "e")
 
 
-def test_an_interruption_keeps_the_pieces_that_are_done(
+def test_an_interruption_keeps_the_users_that_are_done(
     registry: Registry, counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(profiles, "EMBED_BATCH", 2)
-    add(registry, "ada", *"abcde")
+    for name in ("ada", "bo", "cy"):
+        add(registry, name, "x", "y")
     events = refresh_profiles(registry, "free", resolve_model("tiny-embedder"), device="cpu")
     next(event for event in events if isinstance(event, JobProgress))
     events.close()  # type: ignore[attr-defined]
-    assert refresh(registry)["items"] == 3
-    assert counted == [2, 2, 1]
+    assert refresh(registry)["items"] == 4
+    assert counted == [2, 2, 2]
+
+
+def test_of_a_long_history_the_newest_items_are_embedded(registry: Registry, counted: list[int]) -> None:
+    texts = [f"story {number}" for number in range(profiles.PROFILE_ITEMS + 7)]
+    add(registry, "ada", *texts)
+    add(registry, "bo", *texts[7:])
+    refresh(registry)
+    assert sum(counted) == 2 * profiles.PROFILE_ITEMS
+    _, rows = matrix(registry)
+    assert np.allclose(rows[0], rows[1], atol=1e-5)
+    add(registry, "ada", "one more")
+    assert refresh(registry)["items"] == 1
 
 
 def test_many_small_histories_share_a_batch(registry: Registry, counted: list[int]) -> None:
