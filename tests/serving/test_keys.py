@@ -25,7 +25,7 @@ def keyed(start: Start, tmp_path: Path) -> tuple[Running, str, str]:
     """A server with a key for alice and bob, and one for all users."""
     path = tmp_path / "keys.json"
     keys = KeyFile.read(path)
-    few, every = keys.add("few", ["alice", "bob"]), keys.add("all", ["*"])
+    few, every = keys.add("few", ["alice", "bob"]), keys.add("all", None)
     keys.write(path)
     return start(keys=path), few, every
 
@@ -111,7 +111,7 @@ def test_wrong_keys_keep_nobody_waiting_who_has_a_right_one(start: Start, tmp_pa
 def test_a_file_without_keys_opens_nothing(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     keys = KeyFile.read(path)
-    keys.add("one", ["*"])
+    keys.add("one", None)
     keys.remove("one")
     keys.write(path)
     running = start(keys=path)
@@ -166,7 +166,7 @@ def test_one_key_does_not_take_everybodys_place(start: Start, tmp_path: Path) ->
 
     path = tmp_path / "keys.json"
     keys = KeyFile.read(path)
-    first, second = keys.add("one", ["*"]), keys.add("two", ["*"])
+    first, second = keys.add("one", None), keys.add("two", None)
     keys.write(path)
     running = start(keys=path, options=ServeOptions(streams=1))
     running.service._engine.submit = lambda answers: None  # no request is answered: the first stream stays open

@@ -23,7 +23,7 @@ from store.process_lock import job_lock
 FILE_NAME, FORMAT = "serve-keys.json", "mta-keys-1"
 FILE_LOCK = "keys of the server"  # held by a process that changes the file in the store
 MAX_FILE_BYTES = 16 * 2**20
-EVERYBODY = "*"
+EVERYBODY = "*"  # in a key's hashes of names: all users
 _KEY_PATTERN = re.compile(r"mta-([0-9a-f]{8})-([A-Za-z0-9_-]{43})")
 _LABEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _FAST = "sha256:"  # begins the hash of a key, unless it is of an earlier version
@@ -82,8 +82,8 @@ class KeyFile:
         """All keys, oldest first."""
         return list(self._keys.values())
 
-    def add(self, label: str, users: Sequence[str]) -> str:
-        """Make a key for the models of these users (`*` for all) and return it. Only its hash is stored."""
+    def add(self, label: str, users: Sequence[str] | None) -> str:
+        """Make a key for the models of these users (None for all) and return it. Only its hash is stored."""
         if not _LABEL_PATTERN.fullmatch(label):
             raise BadInput(
                 f"{label!r:.60} is not a name for a key.", hint="Letters, digits, `.`, `_` and `-`; 40 at most."
@@ -91,7 +91,7 @@ class KeyFile:
         if any(key.label == label for key in self._keys.values()):
             raise BadInput(f"There is a key named {label}.", hint=Command("serve key rm", label))
         number, secret, salt = secrets.token_hex(4), secrets.token_urlsafe(32), secrets.token_hex(16)
-        named = (EVERYBODY,) if EVERYBODY in users else tuple(sorted(self.name_hash(name) for name in users))
+        named = (EVERYBODY,) if users is None else tuple(sorted(self.name_hash(name) for name in users))
         self._keys[number] = Key(number, label, salt, _hash(secret, salt), named)
         return f"mta-{number}-{secret}"
 
