@@ -84,11 +84,11 @@ def answer_on_server(
             raise
         yield from answer_question(reg, entry, user_name, text, asking)
         return
-    seconds, told = time.perf_counter() - started, answer.source
-    labels, task = told.get("labels"), str(told.get("task"))
+    seconds, told = time.perf_counter() - started, answer.told
+    labels, task = told.labels, str(told.task)
     ended = "label" if labels else "end" if answer.ended == "stop" else answer.ended
-    anchors = tuple(name for name in told.get("anchors", ()) if name)
-    source = AnswerSource(str(told.get("mode")), told.get("bank"), told.get("version"), anchors)
+    anchors = tuple(name for name in told.anchors if name)
+    source = AnswerSource(told.mode, told.bank, told.version, anchors)
     if asking.mode is None and user is not None:
         yield from own_model_hints(reg, user, task, entry)
     line = source_line(source, task, on_base(reg, entry.fingerprint))
