@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 from mta_cli import options
 from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError, did_you_mean, system_reason
 from mta_cli.events import PlanLine
+from mta_cli.plain_file import require_plain_file
 
 SETTINGS_FILE_NAME = "mta.toml"
 MAX_SETTINGS_FILE_BYTES = 1_000_000
@@ -297,6 +298,7 @@ def read_file_values(path: Path) -> dict[str, Any]:
     try:
         if not path.exists():
             return {}
+        require_plain_file(path)
         from mta_cli.text.toml_parser import parse_toml
 
         if path.stat().st_size > MAX_SETTINGS_FILE_BYTES:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, NotFound, system_reason
+from mta_cli.plain_file import require_plain_file
 from store.columns import dump_json
 from store.schema import SCHEMA_VERSION
 
@@ -74,6 +75,7 @@ class ReadManifest:
 def read_key(path: Path) -> bytes:
     """The key in a file, without trailing line ends. Raises NotFound, and BadInput if the content is not a key."""
     try:
+        require_plain_file(path.expanduser())
         with path.expanduser().open("rb") as file:
             key = file.read(MAX_KEY_BYTES + 1).rstrip(b"\r\n")
     except FileNotFoundError as error:

@@ -216,7 +216,8 @@ class ServerClient:
             message = f"{self.url} does not answer: {error}"
             raise ServerGone(message, hint=("is ", Command("serve"), " running?")) from error
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise BadInput(f"{self.url} does not answer as mta serve does: {error}", hint=ADDRESS_HINT) from error
+            message = (f"{self.url} does not answer as ", Command("serve"), f" does: {error}")
+            raise BadInput(message, hint=ADDRESS_HINT) from error
 
     def _require_success(self, answered: httpx.Response, *, writes: bool = False) -> None:
         if answered.is_success:

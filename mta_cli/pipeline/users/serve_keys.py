@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mta_cli.errors import BadInput, Command, IntegrityFault, NotFound, system_reason
+from mta_cli.plain_file import require_plain_file
 from store.files import atomic_write
 from store.process_lock import job_lock
 
@@ -52,6 +53,7 @@ class KeyFile:
     def read(cls, path: Path) -> KeyFile:
         """The keys of a file; none where it is missing. Raises IntegrityFault for another kind of file."""
         try:
+            require_plain_file(path)
             with path.open("rb") as file:
                 text = file.read(MAX_FILE_BYTES + 1)
         except FileNotFoundError:
