@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 from mta_cli import options
 from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError, did_you_mean, system_reason
 from mta_cli.events import PlanLine
-from mta_cli.plain_file import require_plain_file
 
 SETTINGS_FILE_NAME = "mta.toml"
 MAX_SETTINGS_FILE_BYTES = 1_000_000
@@ -298,9 +297,10 @@ def read_file_values(path: Path) -> dict[str, Any]:
     try:
         if not path.exists():
             return {}
-        require_plain_file(path)
+        from mta_cli.plain_file import require_plain_file
         from mta_cli.text.toml_parser import parse_toml
 
+        require_plain_file(path)
         if path.stat().st_size > MAX_SETTINGS_FILE_BYTES:
             raise BadInput(f"{path} is larger than {MAX_SETTINGS_FILE_BYTES:,} bytes; that is not a settings file")
         content = parse_toml(path.read_bytes().decode())
