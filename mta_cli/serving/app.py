@@ -51,8 +51,8 @@ PING_SECONDS = 15
 CLIENT_CLOSED = 499  # nginx's code: the client closed the connection before the answer
 JSON_TYPE = "application/json"
 BODY_SECONDS = 30  # for the body of a request
-REFUSED = "mta.serve.refused"  # the log of requests without a key, which strangers can fill
-log, refused = logging.getLogger("mta.serve"), logging.getLogger(REFUSED)
+STRANGERS = "mta.serve.strangers"  # the log of requests that need no key or fail without one
+log, strangers = logging.getLogger("mta.serve"), logging.getLogger(STRANGERS)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -107,7 +107,8 @@ class Routes:
             self.service.metrics.requests.labels(path, str(status)).inc()
 
             def write_line() -> None:
-                to, seconds = refused if key is None and status >= 400 else log, time.monotonic() - began
+                is_strangers = key is None and (open_to_all or status >= 400)
+                to, seconds = strangers if is_strangers else log, time.monotonic() - began
                 to.info("%s %s %d %.0f ms, key %s", method, path, status, 1000 * seconds, label)
 
             if isinstance(response, _Stream):

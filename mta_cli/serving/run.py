@@ -14,7 +14,7 @@ from mta_cli.pipeline.bases_in_use import base_flags, base_name
 from mta_cli.pipeline.requests import base_model, chat_options
 from mta_cli.pipeline.users.serve_keys import KeyFile
 from mta_cli.serving.access import Access, is_loopback
-from mta_cli.serving.app import REFUSED
+from mta_cli.serving.app import STRANGERS
 from mta_cli.serving.connections import OncePerSecond
 from mta_cli.serving.jobs import AdaptJobs
 from mta_cli.serving.server import Server, listen
@@ -92,5 +92,5 @@ def _prepare_logging() -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    for name in (REFUSED, "asyncio", "uvicorn.error"):
+    for name in (STRANGERS, "asyncio", "uvicorn.error"):
         logging.getLogger(name).addFilter(OncePerSecond())
