@@ -1,22 +1,25 @@
 """`python -m benchmarks.soak_serve --store DIR`: a running server under clients that come, leave and are killed.
 
 Prints memory, threads, open files and rows once a minute, and fails if an answer is lost or one of these grows.
-`--remove USER` removes a user half-way. Only this changes the store; use a copy.
+`--remove USER` removes a user half-way. Only this changes the store; use a copy. `--half-sent N` keeps N requests open
+whose heads do not end, on a server that may open 1,024 files.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import httpx
@@ -46,7 +49,7 @@ class Server:
         folder = f"/proc/{self.process.pid}"
         with open(f"{folder}/status") as file:
             status = dict(line.split(":", 1) for line in file if ":" in line)
-        lines = httpx.get(f"{self.url[:-3]}/metrics").text.splitlines()
+        lines = httpx.get(f"{self.url[:-3]}/metrics", timeout=60).text.splitlines()
         metrics = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return {
             "MB": int(status["VmRSS"].split()[0]) / 1024,
@@ -58,7 +61,9 @@ class Server:
         }
 
 
-def client(url: str, users: list[str], ends: float, seed: int, counts: Counter[str]) -> None:
+def client(
+    url: str, users: list[str], ends: float, seed: int, counts: Counter[str], seconds: dict[str, list[float]]
+) -> None:
     """Send requests until the time is over: whole answers, streams, abandoned streams, and requests that time out."""
     draw = random.Random(seed)
     while time.monotonic() < ends:
@@ -69,6 +74,7 @@ def client(url: str, users: list[str], ends: float, seed: int, counts: Counter[s
             "max_tokens": draw.randrange(1, 60),
             "temperature": draw.choice((0, 1)),
         }
+        began = time.monotonic()
         try:
             if kind == "whole":
                 answered = httpx.post(f"{url}/chat/completions", json=body, timeout=300)
@@ -78,11 +84,16 @@ def client(url: str, users: list[str], ends: float, seed: int, counts: Counter[s
             else:
                 body["stream"] = True
                 with httpx.stream("POST", f"{url}/chat/completions", json=body, timeout=300) as got:
-                    pieces = list(itertools.islice(got.iter_lines(), 3 if kind == "leave" else None))
+                    lines = got.iter_lines()
+                    pieces = list(itertools.islice(lines, 1))
+                    seconds["first piece"].append(time.monotonic() - began)
+                    pieces += itertools.islice(lines, 2 if kind == "leave" else None)
                 ended = kind == "leave" or got.status_code != 200 or any("[DONE]" in line for line in pieces[-2:])
                 counts[f"{kind} {got.status_code if ended else 'cut'}"] += 1
+            if kind in ("whole", "stream"):
+                seconds["answer"].append(time.monotonic() - began)
         except httpx.HTTPError as error:
-            counts[type(error).__name__] += 1
+            counts[f"{kind} {type(error).__name__}"] += 1
 
 
 def killed_clients(url: str, users: list[str], ends: float) -> None:
@@ -97,6 +108,51 @@ def killed_clients(url: str, users: list[str], ends: float) -> None:
         time.sleep(1)
 
 
+def half_sent_requests(url: str, count: int, ends: float, counts: Counter[str]) -> None:
+    """Requests whose heads do not end, each sent again once the server has closed it; between them `/health`."""
+    host, _, port = url.removeprefix("http://").removesuffix("/v1").partition(":")
+
+    async def send() -> None:
+        while time.monotonic() < ends:
+            try:
+                reader, writer = await asyncio.open_connection(host, int(port))
+                writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nX-a: ")
+                counts["half-sent"] += 1
+                async with asyncio.timeout(max(0.0, ends - time.monotonic())):
+                    await reader.read()
+                writer.close()
+            except (OSError, TimeoutError):
+                pass
+            await asyncio.sleep(random.random())
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(send() for _ in range(count)))
+
+    asyncio.run(all_of_them())
+
+
+def ask_for_health(url: str, ends: float, counts: Counter[str], seconds: dict[str, list[float]]) -> None:
+    """`/health` four times a second."""
+    while time.monotonic() < ends:
+        began = time.monotonic()
+        try:
+            counts[f"health {httpx.get(f'{url[:-3]}/health', timeout=10).status_code}"] += 1
+            seconds["health"].append(time.monotonic() - began)
+        except httpx.HTTPError as error:
+            counts[f"health {type(error).__name__}"] += 1
+        time.sleep(0.25)
+
+
+def percentiles(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Number, median and 99th percentile of each list."""
+    found = {}
+    for name, times in seconds.items():
+        ordered = sorted(times)
+        at = {name: ordered[int(part * (len(ordered) - 1))] for name, part in (("p50", 0.5), ("p99", 0.99))}
+        found[name] = {"n": len(ordered), **{name: round(value, 3) for name, value in at.items()}}
+    return found
+
+
 def main() -> None:
     """Run, print and judge."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -104,14 +160,21 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=12)
     parser.add_argument("--remove", default="")
+    parser.add_argument("--half-sent", type=int, default=0)
     asked = parser.parse_args()
-    server, counts = Server(asked.store), Counter[str]()
+    server, counts, seconds = Server(asked.store), Counter[str](), defaultdict[str, list[float]](list)
     listed = [one["id"] for one in httpx.get(f"{server.url}/models", timeout=60).json()["data"]]
     users, ends = [name for name in listed if name != asked.remove], time.monotonic() + 60 * asked.minutes
     threads = [
-        threading.Thread(target=client, args=(server.url, listed if n % 4 == 0 else users, ends, n, counts))
+        threading.Thread(target=client, args=(server.url, listed if n % 4 == 0 else users, ends, n, counts, seconds))
         for n in range(asked.clients)
     ]
+    threads.append(threading.Thread(target=ask_for_health, args=(server.url, ends, counts, seconds)))
+    if asked.half_sent:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (1024, 1024))
+        given = (server.url, asked.half_sent, ends, counts)
+        threads.append(threading.Thread(target=half_sent_requests, args=given))
     threads.append(threading.Thread(target=killed_clients, args=(server.url, users, ends)))
     for thread in threads:
         thread.start()
@@ -137,12 +200,15 @@ def main() -> None:
     last = server.state()
     server.process.send_signal(signal.SIGTERM)
     code = server.process.wait(60)
-    print(json.dumps({"first": states[0], "last": last, "counts": dict(counts), "exit": code}))
+    told = {"first": states[0], "last": last, "counts": dict(counts), "seconds": percentiles(seconds), "exit": code}
+    print(json.dumps(told))
     settled = states[2 * len(states) // 3]  # by then the caches are full
     assert code == 0 and last["rows"] == last["waiting"] == 0
     assert last["MB"] < MOST_GROWTH * settled["MB"] and last["threads"] <= settled["threads"] + 2
     assert last["files"] <= states[0]["files"] + 4, "a descriptor stays open"
-    assert not [name for name in counts if "cut" in name or (" 5" in name and not asked.remove)]
+    kinds = ("whole", "stream", "leave", "health")
+    lost = [name for name in counts if name.split()[0] in kinds and not name.split()[1].isdigit()]
+    assert not lost and not (any(" 5" in name for name in counts) and not asked.remove)
 
 
 if __name__ == "__main__":

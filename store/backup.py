@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Literal
 import msgspec
 
 from mta_cli.errors import BadInput, Command, IntegrityFault, NotFound, StoreBusy
+from mta_cli.plain_file import require_plain_file
 from store.columns import utc_now
 from store.files import (
     disk_fault,
@@ -134,6 +135,7 @@ def unpack_backup(path: Path, root: Path, *, has_old: bool) -> Generator[str, No
     damaged, malformed, or written by a newer program.
     """
     try:
+        require_plain_file(path)
         with path.open("rb") as file:
             headers = _read_headers(path, file)
             manifest = _read_manifest(path, file, headers)

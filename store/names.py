@@ -9,6 +9,9 @@ from mta_cli.errors import BadInput
 MAX_NAME_CHARS = 200
 """The most characters of a user's name, in its stored form."""
 
+RESERVED_NAMES = ("*", "@", "-", "base")
+"""Words of command lines, files of keys and the server's models. New users cannot have them as names."""
+
 FORGOTTEN_NAME = "(forgotten)"
 """Replaces the name of a forgotten user in other users' records."""
 
@@ -45,6 +48,8 @@ def check_name(raw: str) -> str:
 def _name_fault(raw: str) -> str | None:
     if not raw.strip():
         return "is empty"
+    if raw in RESERVED_NAMES:
+        return "has another meaning in commands"
     if len(raw) > 4 * MAX_NAME_CHARS:  # a cheap first test: NFC may shorten a name, but hardly to a quarter
         return f"has {len(raw):,} characters; the most is {MAX_NAME_CHARS}"
     for i, char in enumerate(raw):

@@ -21,6 +21,7 @@ from mta_cli.configuration.settings import (
 )
 from mta_cli.terminal.output import text
 
+MODEL_SETTINGS = ("models.base", "models.embedder")
 app = CommandGroup("Settings: what they are, and changing them.")
 
 
@@ -71,7 +72,12 @@ def get(ctx: typer.Context, key: SettingArgument, json: JsonOption = False) -> N
 def set_(ctx: typer.Context, key: SettingArgument, value: ValueArgument, in_store: InStoreOption = False) -> None:
     """Change a setting, in your settings file."""
     context = app_context(ctx)
-    _write(context, key, check_value(find_setting(key), value), in_store=in_store)
+    checked = check_value(find_setting(key), value)
+    if key in MODEL_SETTINGS:
+        from mta_cli.pipeline.models.installed import check_model_setting
+
+        check_model_setting(key, checked)
+    _write(context, key, checked, in_store=in_store)
 
 
 @app.command("unset")

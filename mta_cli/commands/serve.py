@@ -35,13 +35,12 @@ KeysOption = Annotated[
 ]
 LabelArgument = Annotated[str, typer.Argument(metavar="NAME", help="The key's own name, shown in lists and logs.")]
 UsersOption = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
-        "--users",
-        metavar="USER,…",
-        help="The users whose models it opens, or `*` for all; --users again for a name with a comma.",
+        "--users", metavar="USER,…", help="The users whose models it opens; --users again for a name with a comma."
     ),
 ]
+AllUsersOption = Annotated[bool, typer.Option("--all-users", help="It opens the models of all users, also later ones.")]
 
 
 @app.callback()
@@ -96,26 +95,36 @@ def serve(
 
 @key_app.command("add")
 def add_key(
-    ctx: typer.Context, label: LabelArgument, users: UsersOption, keys: KeysOption = None, json: JsonOption = False
+    ctx: typer.Context,
+    label: LabelArgument,
+    users: UsersOption = None,
+    all_users: AllUsersOption = False,
+    keys: KeysOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Make a key and print it. It is not kept and cannot be shown again."""
     from mta_cli.pipeline.users.serve_keys import EVERYBODY, FILE_LOCK, KeyFile
 
     context = app_context(ctx, json=json)
+    if all_users and users:
+        raise UsageError("--users and --all-users are both given.", hint="leave one of them out")
     with context.open_registry() as reg:
-        whole = reg.users.existing_names(users)
-        parts = [part.strip() for text in users for part in ([text] if text in whole else text.split(","))]
+        whole = reg.users.existing_names(users or ())
+        parts = [part.strip() for text in users or () for part in ([text] if text in whole else text.split(","))]
         names = [name for name in parts if name]
-        if not names:
-            raise UsageError("--users names nobody.", hint="--users alice,bob, or --users '*'")
-        for name in names if names != [EVERYBODY] else []:
+        if not names and not all_users:
+            raise UsageError("A key needs users whose models it opens.", hint="--users alice,bob, or --all-users")
+        if EVERYBODY in names and EVERYBODY not in whole:
+            raise UsageError(f"{EVERYBODY} is no user.", hint="--all-users makes a key for all users")
+        for name in names:
             reg.users.get(name)
         with reg.job_lock(FILE_LOCK, timeout=10):
             path = _key_path(context, keys)
             found = KeyFile.read(path)
-            secret = found.add(label, names)
+            secret = found.add(label, None if all_users else names)
             found.write(path)
-    context.output.print_result({"name": label, "key": secret, "users": names} if json else secret)
+    result = {"name": label, "key": secret, "users": [EVERYBODY] if all_users else names}
+    context.output.print_result(result if json else secret)
     context.output.note("A running server takes it after SIGHUP.")
 
 

@@ -51,6 +51,10 @@ def pull(
     ctx: typer.Context,
     source: Annotated[str, typer.Argument(metavar="FROM", help=PLACE, show_default=False)],
     key: KeyOption = None,
+    trust_unsigned: Annotated[
+        bool,
+        typer.Option("--trust-unsigned", help="Take one that is not signed with the key of the copy before."),
+    ] = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -63,7 +67,7 @@ def pull(
 
     context = app_context(ctx, json=json)
     timeout = context.settings.build_options(StoreOptions).timeout
-    events = pull_snapshot(context.store_dir, source, key, timeout, dry_run=dry_run)
+    events = pull_snapshot(context.store_dir, source, key, timeout, dry_run=dry_run, trust_unsigned=trust_unsigned)
     context.output.run_job_and_print(events, _render_pull, dry_run=dry_run)
 
 

@@ -29,7 +29,7 @@ from mta_cli.options import (
 from mta_cli.pipeline.bank_sizes import bank_sizes
 from mta_cli.pipeline.data.examples import history_mix
 from mta_cli.pipeline.data.tasks import find_task
-from mta_cli.pipeline.models.installed import resolve_model
+from mta_cli.pipeline.models.installed import resolve_model, resolve_setting
 from mta_cli.pipeline.user_weights import FREE_TASK, resolve_user_task
 from store.records import Bank, User
 from store.tables.evaluations import Evaluation
@@ -322,12 +322,12 @@ def demo_request(options: OptionSet, *, full: bool) -> DemoRequest:
 
 def base_model(options: OptionSet) -> ModelEntry:
     """The base, ready to load. Raises NotFound where it is not on this machine."""
-    return resolve_model(options[ModelOptions].base, "base")
+    return resolve_setting("models.base", options[ModelOptions].base)
 
 
 def embedder_model(options: OptionSet) -> ModelEntry:
     """The embedder, ready to load. Raises NotFound where it is not on this machine."""
-    return resolve_model(options[ModelOptions].embedder, "embedder")
+    return resolve_setting("models.embedder", options[ModelOptions].embedder)
 
 
 def bank_options(request: EvalRequest) -> BankOptions:

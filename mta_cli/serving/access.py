@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +13,8 @@ from mta_cli.pipeline.users.serve_keys import Key, KeyFile
 from mta_cli.serving.errors import ApiError
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-MAX_CHECKS = 16  # keys that wait to be hashed; hashing uses at most one core
+MAX_CHECKS = 16  # requests with one slow key that wait to be hashed; hashing uses at most one core
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:[0-9]{1,5})?")
 
 
 def is_loopback(host: str) -> bool:
@@ -34,11 +37,13 @@ class Access:
         self._host, self._read_keys = host, read_keys
         self.keys = read_keys()
         self._needs_key = self.keys.is_there or not is_loopback(host)
-        self._check_thread, self._checks = ThreadPoolExecutor(1, thread_name_prefix="keys"), 0
+        self._check_thread, self._checks = ThreadPoolExecutor(1, thread_name_prefix="keys"), Counter[str]()
 
     def reread(self) -> None:
         """Read the keys again."""
-        self.keys = self._read_keys()
+        found = self._read_keys()
+        found.verified = self.keys.verified
+        self.keys = found
         self._needs_key = self._needs_key or self.keys.is_there
 
     def refuse_foreign_host(self, header: str | None) -> None:
@@ -57,23 +62,19 @@ class Access:
         return key
 
     async def _find(self, token: str) -> Key | None:
-        """A key that was accepted before is found at once; others are hashed one after another. Raises ApiError if too
-        many wait.
-        """
-        if (known := self.keys.find_verified(token)) is not None:
-            return known
-        if self._checks >= MAX_CHECKS:
+        """Keys of an earlier version are hashed in a thread until known. Raises ApiError if too many of one wait."""
+        if (slow := self.keys.slow_key(token)) is None:
+            return self.keys.find(token)
+        if self._checks[slow] >= MAX_CHECKS:
             raise ApiError(429, "Too many keys are being checked.", code="too_many_keys")
-        self._checks += 1
+        self._checks[slow] += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._check_thread, self.keys.find, token)
         finally:
-            self._checks -= 1
+            self._checks[slow] -= 1
 
 
 def _host_name(header: str) -> str:
-    """The host of `host`, `host:port` or `[address]:port`, in lower case."""
-    text = header.strip().lower()
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.rpartition(":")[0] if text.count(":") == 1 else text
+    """The host of `host`, `host:port` or `[address]:port`, in lower case; empty for another form."""
+    match = _HOST.fullmatch(header.strip().lower())
+    return match[1].strip("[]") if match else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import struct
@@ -22,6 +23,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mta_cli.serving import openapi
+from mta_cli.serving.connections import most_connections
 from mta_cli.serving.errors import ApiError, api_error
 from mta_cli.serving.metrics import CONTENT_TYPE
 from mta_cli.serving.schemas import (
@@ -48,7 +50,9 @@ SEND_SECONDS = 30  # a client that reads nothing for this long is dropped
 PING_SECONDS = 15
 CLIENT_CLOSED = 499  # nginx's code: the client closed the connection before the answer
 JSON_TYPE = "application/json"
-log = logging.getLogger("mta.serve")
+BODY_SECONDS = 30  # for the body of a request
+STRANGERS = "mta.serve.strangers"  # the log of requests that need no key or fail without one
+log, strangers = logging.getLogger("mta.serve"), logging.getLogger(STRANGERS)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -63,6 +67,7 @@ class Routes:
     def __init__(self, service: Service, access: Access, jobs: AdaptJobs | None) -> None:
         self.service, self.access, self._jobs = service, access, jobs
         self._running: Counter[str] = Counter()
+        self._most = most_connections() // 2  # so that there is a connection for `/health`
 
     def table(self) -> list[Route]:
         """Every route, with its description for OpenAPI."""
@@ -102,7 +107,9 @@ class Routes:
             self.service.metrics.requests.labels(path, str(status)).inc()
 
             def write_line() -> None:
-                log.info("%s %s %d %.0f ms, key %s", method, path, status, 1000 * (time.monotonic() - began), label)
+                is_strangers = key is None and (open_to_all or status >= 400)
+                to, seconds = strangers if is_strangers else log, time.monotonic() - began
+                to.info("%s %s %d %.0f ms, key %s", method, path, status, 1000 * seconds, label)
 
             if isinstance(response, _Stream):
                 response.on_end.append(write_line)
@@ -118,6 +125,8 @@ class Routes:
         most = self.service.options.streams
         if self._running[who] >= most:
             raise ApiError(429, f"{most} requests of this key run already.", code="too_many_requests")
+        if self._running.total() >= self._most:
+            raise ApiError(503, f"{self._most} requests run already.", code="too_many_requests")
         self._running[who] += 1
         response: Response | None = None
         try:
@@ -156,10 +165,14 @@ class Routes:
         if (length := request.headers.get("content-length", "0")).isdigit() and int(length) > limit:
             raise too_long
         content = bytearray()
-        async for piece in request.stream():
-            content += piece
-            if len(content) > limit:
-                raise too_long
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for piece in request.stream():
+                    content += piece
+                    if len(content) > limit:
+                        raise too_long
+        except TimeoutError:
+            raise ApiError(408, f"The request took more than {BODY_SECONDS} s.", code="request_timeout") from None
         return bytes(content)
 
     async def health(self, request: Request) -> Response:

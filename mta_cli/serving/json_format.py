@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mta_cli.serving.errors import invalid, unsupported
+from mta_cli.serving.errors import ApiError, invalid, unsupported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.serving.schemas import ResponseFormat
 
+log = logging.getLogger("mta.serve")
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 SCHEMA_KEYS = {"name", "schema", "strict", "description"}
 COMPACT = {"whitespace_flexible": False}  # a small model may write blanks endlessly
 MAX_CPU_SECONDS = 2  # the most CPU time for a grammar
+STEP_FUEL = 50_000  # the most work for the mask of one token: some 4 ms, as all answers wait for it
 REMEMBERED = 1_000  # grammars known to take less
 # Some combinations of patterns and numbers take exponential time, and llguidance has no limit for it
 TRIAL = f"""
@@ -44,6 +47,8 @@ def json_schema(wanted: ResponseFormat | None) -> dict[str, Any] | None:
         raise invalid("response_format", f"json_schema has no {unknown[0]!r:.100}.")
     if not isinstance(given.get("schema"), dict):
         raise invalid("response_format", "json_schema has no schema.")
+    if extensions := sorted(key for key in given["schema"] if key.startswith("x-")):
+        raise invalid("response_format", f"{extensions[0]!r:.100} is not supported in a schema.")
     return dict(given["schema"])
 
 
@@ -59,7 +64,7 @@ class JsonFormats:
         or too slow.
         """
         try:
-            from llguidance import LLMatcher
+            from llguidance import LLMatcher, LLParserLimits
             from llguidance.hf import from_tokenizer
         except ImportError as error:
             raise unsupported("response_format", "the server has no llguidance") from error
@@ -69,11 +74,14 @@ class JsonFormats:
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT)
             self._require_fast(grammar)
-            matcher = LLMatcher(self._tokenizer, grammar)
+            limits = LLParserLimits(step_lexer_fuel=STEP_FUEL)
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         except (ValueError, RecursionError) as error:
-            raise invalid("response_format", f"The schema cannot be used: {error}"[:500]) from error
+            raise _unusable(str(error)) from error
         if fault := matcher.get_error():
-            raise invalid("response_format", f"The schema cannot be used: {fault}"[:500])
+            raise _unusable(fault)
+        if warnings := matcher.get_grammar_warnings():
+            log.warning("the grammar of a schema has %d warnings", len(warnings))
         return [_Constraint(matcher.deep_copy()) for _ in range(count)]
 
     def _require_fast(self, grammar: str) -> None:
@@ -90,15 +98,25 @@ class JsonFormats:
         self._fast.add(digest)
 
 
+def _unusable(fault: str) -> ApiError:
+    """The error for a schema, with the first line of llguidance's reason: the others have tokens of the answer."""
+    reason = next(iter(fault.splitlines()), "")
+    return invalid("response_format", f"The schema cannot be used: {reason}"[:500])
+
+
 class _Constraint:
     def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
 
     def allowed(self) -> Tensor:
+        """Raises ApiError once llguidance has given up: it then allows only the end of the answer."""
         import torch
 
-        bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")
-        return torch.from_numpy(bits.astype(bool))
+        mask = self._matcher.compute_bitmask()
+        if fault := self._matcher.get_error():
+            log.warning("a schema could not be carried on: an answer ended")
+            raise _unusable(fault)
+        return torch.from_numpy(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little").astype(bool))
 
     def take(self, token: int) -> None:
         self._matcher.consume_token(token)

@@ -14,6 +14,8 @@ from mta_cli.pipeline.bases_in_use import base_flags, base_name
 from mta_cli.pipeline.requests import base_model, chat_options
 from mta_cli.pipeline.users.serve_keys import KeyFile
 from mta_cli.serving.access import Access, is_loopback
+from mta_cli.serving.app import STRANGERS
+from mta_cli.serving.connections import OncePerSecond
 from mta_cli.serving.jobs import AdaptJobs
 from mta_cli.serving.server import Server, listen
 from mta_cli.serving.service import Service
@@ -90,3 +92,5 @@ def _prepare_logging() -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    for name in (STRANGERS, "asyncio", "uvicorn.error"):
+        logging.getLogger(name).addFilter(OncePerSecond())

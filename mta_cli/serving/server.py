@@ -28,6 +28,7 @@ from mta_cli.pipeline.users.servers import (
 )
 from mta_cli.serving.access import Access
 from mta_cli.serving.app import build_app
+from mta_cli.serving.connections import LimitedConnection
 from mta_cli.serving.jobs import AdaptJobs
 from mta_cli.serving.service import Service
 
@@ -46,6 +47,24 @@ def listen(host: str, port: int) -> socket.socket:
             f"{host}:{port} cannot be listened on: {system_reason(error)}.",
             hint=("another ", Flag("port"), ", or ", Flag("port", "0")),
         ) from error
+
+
+def web_server(service: Service, access: Access, jobs: AdaptJobs | None) -> uvicorn.Server:
+    """The web server of these routes."""
+    config = uvicorn.Config(
+        build_app(service, access, jobs),
+        http=LimitedConnection,
+        access_log=False,
+        log_config=None,
+        lifespan="off",
+        server_header=False,
+        backlog=BACKLOG,  # asyncio accepts, and where no file is free logs an error, this often in a row
+        timeout_graceful_shutdown=max(1, int(service.options.drain)),
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    web = uvicorn.Server(config)
+    web.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    return web
 
 
 class Server:
@@ -67,13 +86,13 @@ class Server:
         """
         self._handle_signals()
         control = await self._open_control()
-        doors = [(self._web_server(self._access, self._jobs), bound)]
+        doors = [(web_server(self._service, self._access, self._jobs), bound)]
         serving: list[asyncio.Task[None]] = []
         try:
             if control is not None:
                 # whoever may open this socket may read the store itself
                 no_keys = Access("localhost", lambda: KeyFile(secrets.token_hex(16), is_there=False))
-                doors.append((self._web_server(no_keys, None), self._bind_http_socket()))
+                doors.append((web_server(self._service, no_keys, None), self._bind_http_socket()))
             serving += [asyncio.create_task(web._serve([door])) for web, door in doors]
             await self._service.start()
             self._on_ready()
@@ -92,20 +111,6 @@ class Server:
                 self._http_socket.unlink(missing_ok=True)
                 self._socket.unlink(missing_ok=True)
         return self._ended_by
-
-    def _web_server(self, access: Access, jobs: AdaptJobs | None) -> uvicorn.Server:
-        config = uvicorn.Config(
-            build_app(self._service, access, jobs),
-            access_log=False,
-            log_config=None,
-            lifespan="off",
-            server_header=False,
-            timeout_graceful_shutdown=max(1, int(self._service.options.drain)),
-            h11_max_incomplete_event_size=64 * 1024,
-        )
-        web = uvicorn.Server(config)
-        web.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-        return web
 
     def _bind_http_socket(self) -> socket.socket:
         """The socket beside that of `_open_control`, on which the store's owner asks without a key. Raises BadInput."""

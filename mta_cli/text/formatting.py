@@ -113,7 +113,7 @@ def event_text(event: Event) -> str | None:
 def error_lines(error: BaseException) -> list[str]:
     """An error as lines: its message, then its faults, indented. The hint is `MtaError.hint`."""
     if not isinstance(error, MtaError):
-        return [f"{type(error).__name__}: {error}"]
+        return [f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"]
     faults = error.faults if isinstance(error, BadInput) else ()
     return [str(error), *(f"  {clean_line(fault)}" for fault in faults)]
 

@@ -10,11 +10,14 @@ import hmac
 import json
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, NotFound, system_reason
+from mta_cli.plain_file import require_plain_file
 from store.columns import dump_json
 from store.schema import SCHEMA_VERSION
 
@@ -48,6 +51,11 @@ class SnapshotManifest:
         return set(self.sizes) - {self.registry}
 
     @property
+    def time(self) -> datetime:
+        """When it was made."""
+        return datetime.fromisoformat(self.created).astimezone(UTC)
+
+    @property
     def total_bytes(self) -> int:
         """Bytes of all files."""
         return sum(self.sizes.values())
@@ -67,6 +75,7 @@ class ReadManifest:
 def read_key(path: Path) -> bytes:
     """The key in a file, without trailing line ends. Raises NotFound, and BadInput if the content is not a key."""
     try:
+        require_plain_file(path.expanduser())
         with path.expanduser().open("rb") as file:
             key = file.read(MAX_KEY_BYTES + 1).rstrip(b"\r\n")
     except FileNotFoundError as error:
@@ -93,13 +102,18 @@ def write_manifest(manifest: SnapshotManifest, key: bytes | None) -> bytes:
     return json.dumps({**document, "signature": signature}, indent=1).encode()
 
 
-def is_manifest(content: bytes) -> bool:
-    """Whether the content is a snapshot's manifest, of any version."""
+def write_unfinished(digests: Iterable[str]) -> bytes:
+    """A list of files that a snapshot consists of or will, for `listed_digests`."""
+    return json.dumps({"format": FORMAT_NAME, "sizes": dict.fromkeys(digests)}).encode()
+
+
+def listed_digests(content: bytes) -> set[str] | None:
+    """The digests that a manifest of any version names; None for a file of another program."""
     try:
         document = json.loads(content)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and document.get("format") == FORMAT_NAME
+        return set(document["sizes"]) if document["format"] == FORMAT_NAME else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def read_manifest(content: bytes, key: bytes | None, address: str) -> ReadManifest:
@@ -113,8 +127,31 @@ def read_manifest(content: bytes, key: bytes | None, address: str) -> ReadManife
         if key is not None:
             _verify(document, signature, key, address)
         return ReadManifest(_parse(document, address), signature is not None, key is not None)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(address, "its manifest is none") from error
+
+
+def remember(found: ReadManifest, content: bytes) -> bytes:
+    """The manifest's file as its copy keeps it: with whether its signature was verified."""
+    document = json.loads(content)
+    if found.is_signed:
+        document["signature"]["verified"] = found.is_verified
+    return json.dumps(document, indent=1).encode()
+
+
+def was_verified(remembered: bytes) -> bool:
+    """Whether the manifest of a copy was verified with a key."""
+    try:
+        return json.loads(remembered)["signature"]["verified"] is True
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
+def is_signed_with(remembered: bytes, key: bytes) -> bool:
+    """Whether the manifest of a copy, which was verified, is signed with this key."""
+    document = json.loads(remembered)
+    signature = document.pop("signature")
+    return hmac.compare_digest(str(signature["value"]), _sign(document, key))
 
 
 def _sign(document: dict[str, Any], key: bytes) -> str:
@@ -150,7 +187,11 @@ def _parse(document: dict[str, Any], address: str) -> SnapshotManifest:
         if not _DIGEST.fullmatch(digest) or type(size) is not int or size < 0:
             raise _damaged(address, f"{digest[:80]!r} is not a digest with a size")
     texts = (manifest.created, manifest.program, *(manifest.tasks or ()), *manifest.counts)
-    if not all(type(text) is str for text in texts) or not all(type(n) is int for n in manifest.counts.values()):
+    if (
+        not manifest.time
+        or not all(type(text) is str for text in texts)
+        or not all(type(n) is int for n in manifest.counts.values())
+    ):
         raise TypeError
     if manifest.registry not in manifest.sizes or type(manifest.hashed_names) is not bool:
         raise _damaged(address, "it has no registry")

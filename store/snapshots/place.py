@@ -1,6 +1,7 @@
 """The place of a snapshot: a folder, or a bucket that fsspec can open (`s3://…`, `gs://…`).
 
-It contains `manifest.json`, and `objects/<first two>/<sha256>` for every file. Files are written atomically.
+It contains `manifest.json`, and `objects/<first two>/<sha256>` for every file. Files are written atomically. While a
+snapshot is written, `unfinished.json` names its files.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 from mta_cli.errors import BadInput, Command, MtaError, NotFound, UsageError, system_reason
 from store.files import disk_fault, make_private_folder, remove_leftover_temporaries, replace_file, sync_file
 
-MANIFEST_NAME = "manifest.json"
+MANIFEST_NAME, UNFINISHED_NAME = "manifest.json", "unfinished.json"
 _CHUNK_BYTES = 2**20
 _OBJECT_PATTERN = re.compile(r".*/objects/([0-9a-f]{2})/(\1[0-9a-f]{62})")
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
@@ -35,17 +36,17 @@ class SnapshotPlace:
         local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
         self.folder = Path(os.path.abspath(self._path)) if local else None
 
-    def read_manifest(self, limit: int) -> bytes | None:
-        """The content of the manifest's file; None if it is missing. Raises BadInput above `limit` bytes."""
+    def read_manifest(self, limit: int, name: str = MANIFEST_NAME) -> bytes | None:
+        """The content of a manifest's file; None if it is missing. Raises BadInput above `limit` bytes."""
         with self._translated_errors("read"):
             self._fs.invalidate_cache()
             try:
-                with self._open(MANIFEST_NAME) as file:
+                with self._open(name) as file:
                     content = file.read(limit + 1)
             except (FileNotFoundError, NotADirectoryError):
                 return None
         if len(content) > limit:
-            raise BadInput(f"{self.address}/{MANIFEST_NAME} has more than {limit:,} bytes: it is not a manifest.")
+            raise BadInput(f"{self.address}/{name} has more than {limit:,} bytes: it is not a manifest.")
         return content
 
     def object_sizes(self) -> dict[str, int]:
@@ -77,14 +78,21 @@ class SnapshotPlace:
         """Write an object, in place of one that is there."""
         self._write(_object_name(digest), source)
 
-    def write_manifest(self, source: Path) -> None:
-        """Replace the manifest: readers see the old one or the new one."""
-        self._write(MANIFEST_NAME, source)
+    def write_manifest(self, source: Path, name: str = MANIFEST_NAME) -> None:
+        """Replace a manifest: readers see the old one or the new one."""
+        self._write(name, source)
 
     def remove_object(self, digest: str) -> None:
         """Remove an object if it is there."""
+        self._remove(_object_name(digest))
+
+    def remove_unfinished(self) -> None:
+        """Remove the list of an unfinished snapshot's files."""
+        self._remove(UNFINISHED_NAME)
+
+    def _remove(self, name: str) -> None:
         with self._translated_errors("removed"), suppress(FileNotFoundError):
-            self._fs.rm_file(f"{self._path}/{_object_name(digest)}")
+            self._fs.rm_file(f"{self._path}/{name}")
 
     def remove_leftovers(self) -> None:
         """Remove the partial files of killed writers. A bucket has none."""

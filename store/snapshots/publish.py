@@ -17,8 +17,14 @@ from mta_cli.errors import BadInput, IntegrityFault, StoreBusy
 from store.columns import utc_now
 from store.files import disk_fault, hold_temporary
 from store.schema import SCHEMA_VERSION
-from store.snapshots.manifest import MAX_MANIFEST_BYTES, SnapshotManifest, is_manifest, write_manifest
-from store.snapshots.place import MANIFEST_NAME, SnapshotPlace
+from store.snapshots.manifest import (
+    MAX_MANIFEST_BYTES,
+    SnapshotManifest,
+    listed_digests,
+    write_manifest,
+    write_unfinished,
+)
+from store.snapshots.place import MANIFEST_NAME, UNFINISHED_NAME, SnapshotPlace
 from store.snapshots.serving_copy import ServingChoice
 
 if TYPE_CHECKING:
@@ -36,6 +42,7 @@ class StagedSnapshot:
     manifest: SnapshotManifest
     new: list[str]
     old: list[str]
+    _own: set[str]
     _reg: Registry
     _place: SnapshotPlace
     _registry_file: Path
@@ -52,14 +59,19 @@ class StagedSnapshot:
         process removed an adapter meanwhile.
         """
         self._place.remove_leftovers()
+        self._write(write_unfinished(self._own.union(self.new)), UNFINISHED_NAME)
         for digest in self.new:
             self._place.write_object(digest, self._verified_file(digest))
             yield digest
-        with hold_temporary(self._registry_file.parent) as signed:
-            signed.write_bytes(write_manifest(self.manifest, key))
-            self._place.write_manifest(signed)
+        self._write(write_manifest(self.manifest, key), MANIFEST_NAME)
         for digest in self.old:
             self._place.remove_object(digest)
+        self._place.remove_unfinished()
+
+    def _write(self, content: bytes, name: str) -> None:
+        with hold_temporary(self._registry_file.parent) as file:
+            file.write_bytes(content)
+            self._place.write_manifest(file, name)
 
     def _verified_file(self, digest: str) -> Path:
         if digest == self.manifest.registry:
@@ -84,7 +96,7 @@ def stage_snapshot(
 
     Raises BadInput if the place cannot be read or holds another program's manifest, or if the store's disk is full.
     """
-    _require_free(place)
+    own = _own_digests(place)
     try:
         with hold_temporary(reg.files.checkpoint_folder) as path:
             reg.write_serving_copy(path, choice)
@@ -98,12 +110,17 @@ def stage_snapshot(
             manifest = SnapshotManifest(utc_now(), program, SCHEMA_VERSION, tasks, hashed_names, counts, digest, sizes)
             there = place.object_sizes()
             new = [digest for digest, size in sizes.items() if there.get(digest) != size]
-            yield StagedSnapshot(manifest, new, sorted(there.keys() - sizes.keys()), reg, place, path)
+            old = sorted(own & there.keys() - sizes.keys())
+            yield StagedSnapshot(manifest, new, old, own, reg, place, path)
     except OSError as error:
         raise disk_fault(reg.root, error) from error
 
 
-def _require_free(place: SnapshotPlace) -> None:
+def _own_digests(place: SnapshotPlace) -> set[str]:
+    """The digests of earlier snapshots, also unfinished ones: other files there are of other programs."""
     found = place.read_manifest(MAX_MANIFEST_BYTES)
-    if found is not None and not is_manifest(found):
+    own = set[str]() if found is None else listed_digests(found)
+    if own is None:
         raise BadInput(f"{place.address}/{MANIFEST_NAME} is a file of another program.", hint="choose an empty place")
+    unfinished = place.read_manifest(MAX_MANIFEST_BYTES, UNFINISHED_NAME)
+    return own | (listed_digests(unfinished or b"") or set())

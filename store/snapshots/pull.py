@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 
@@ -23,8 +24,18 @@ from store.process_lock import process_lock
 from store.registry import Registry
 from store.restore import replace_database, require_schema, stage_folder
 from store.schema import SCHEMA_VERSION, schema_version
-from store.snapshots.manifest import MAX_MANIFEST_BYTES, ReadManifest, SnapshotManifest, read_manifest
+from store.snapshots.manifest import (
+    MAX_MANIFEST_BYTES,
+    ReadManifest,
+    SnapshotManifest,
+    is_signed_with,
+    read_manifest,
+    remember,
+    was_verified,
+)
 from store.snapshots.place import SnapshotPlace
+
+MOST_AHEAD = timedelta(hours=1)  # that clocks may differ
 
 
 @dataclass(frozen=True)
@@ -50,11 +61,14 @@ class Pull:
     _marker: bytes | None = field(repr=False)
 
     @classmethod
-    def begin(cls, root: Path, place: SnapshotPlace, key: bytes | None, timeout: float) -> Pull:
+    def begin(
+        cls, root: Path, place: SnapshotPlace, key: bytes | None, timeout: float, *, trust_unsigned: bool = False
+    ) -> Pull:
         """Read and verify the manifest. Changes nothing.
 
         Raises NotFound without a snapshot, BadInput if the store is not a copy of a snapshot or its disk has no room,
-        IntegrityFault for a manifest that is malformed, not signed with the key, or older than the copy.
+        IntegrityFault for a manifest that is malformed, of the future, not signed with the key, or older than the copy;
+        also for one that is not signed with the key of the copy, unless `trust_unsigned`.
         """
         content = place.read_manifest(MAX_MANIFEST_BYTES)
         if content is None:
@@ -65,6 +79,9 @@ class Pull:
         found = read_manifest(content, key, place.address)
         pull = cls(root, timeout, found, place, content, _read_marker(root))
         pull._require_copy()
+        pull._require_past()
+        if not trust_unsigned:
+            pull._require_same_key(key)
         pull._require_room()
         return pull
 
@@ -126,11 +143,26 @@ class Pull:
                     hint=("choose another ", Flag("store", "DIR")),
                 )
             return
-        if (installed := self._installed()) is not None and installed.created > self.manifest.created:
+        if (installed := self._installed()) is not None and installed.time > self.manifest.time:
             raise IntegrityFault(
                 f"The snapshot at {self._place.address} is of {self.manifest.created}, and the copy at {self.root} is "
                 f"newer ({installed.created}): users who were removed since may be in the snapshot.",
                 hint="remove the copy first, if that is meant",
+            )
+
+    def _require_past(self) -> None:
+        if self.manifest.time > datetime.now(UTC) + MOST_AHEAD:
+            raise IntegrityFault(
+                f"The snapshot at {self._place.address} is of the future: {self.manifest.created}.",
+                hint="check the clock here and where the snapshot is made",
+            )
+
+    def _require_same_key(self, key: bytes | None) -> None:
+        if was_verified(self._marker or b"") and (key is None or not is_signed_with(self._marker or b"", key)):
+            raise IntegrityFault(
+                f"The copy at {self.root} was verified with a key, and the snapshot at {self._place.address} is not "
+                "verified with the same one.",
+                hint=(Flag("key", "FILE"), " verifies it; ", Flag("trust_unsigned"), " takes it as it is"),
             )
 
     def _require_room(self) -> None:
@@ -238,7 +270,7 @@ class Pull:
             self._move(self._target(staged, digest), files.path(digest))
         with translate_sqlite_errors(self.root, self.timeout):
             is_purged = self._empty_log() if database is None else self._replace_database(database)
-        self._write_marker(self._content)
+        self._write_marker(remember(self.found, self._content))
         old = files.find_orphans(self.manifest.adapters)
         for path in old:
             remove_file(path)

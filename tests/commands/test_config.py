@@ -54,6 +54,32 @@ def test_a_file_is_made_and_the_stores_own_file_wins(own_file: Path, tmp_path: P
     ]
 
 
+@pytest.mark.parametrize("name", ["", " ", "../../x", "\x1b[31m", "nothing", "smollm"])
+@pytest.mark.parametrize("setting", ["models.base", "models.embedder"])
+def test_a_model_that_no_job_could_find_is_no_setting(
+    own_file: Path, setting: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = mta("config", "set", setting, name)
+    assert ran.code == 3 and f"({setting})" in ran.err and own_file.read_text() == OWN
+    monkeypatch.setenv(f"MTA_{setting.upper().replace('.', '_')}", name)
+    if setting == "models.base":
+        mta_ok("user", "add", "alice", "--yes")
+        ran = mta("ask", "alice", "hi")
+        assert ran.code == 3 and "(models.base)" in ran.err
+
+
+def test_a_model_that_can_be_pulled_is_a_setting(own_file: Path, tiny_embedder_path: Path) -> None:
+    for setting, name in (
+        ("models.base", "qwen3-0.6b"),
+        ("models.base", "hf:ORG/NAME"),
+        ("models.base", "smollm2-135m-instruct"),
+        ("models.embedder", "minilm-l6"),
+    ):
+        assert mta_ok("config", "set", setting, name)
+    refused = mta("config", "set", "models.base", str(tiny_embedder_path))
+    assert refused.code == 4 and "an embedder" in refused.err
+
+
 def test_unsetting_what_is_not_set_changes_nothing(own_file: Path) -> None:
     assert "as before" in mta_ok("config", "unset", "bank.epochs").out
     assert "as before" in mta_ok("config", "set", "adapt.shots", "7").out

@@ -123,6 +123,11 @@ def test_a_signature_is_asked_for_and_missed(store: Path, key: Path, tmp_path: P
     ran = mta_ok("--store", node, "pull", fleet, "--json")
     assert ran.json()["signature"] == "not verified" and "--key FILE verifies" in ran.err
     assert mta("--store", node, "pull", fleet, "--key", tmp_path / "none").code == 3
+    mta_ok("--store", node, "pull", fleet, "--key", key)
+    mta_ok("snapshot", fleet)
+    ran = mta("--store", node, "pull", fleet)
+    assert ran.code == 5 and "--trust-unsigned" in ran.err
+    assert mta_ok("--store", node, "pull", fleet, "--trust-unsigned", "--json").json()["signature"] == "none"
 
 
 def test_a_dry_run_says_what_it_would_do(store: Path, key: Path, tmp_path: Path) -> None:

@@ -136,14 +136,11 @@ def run_server(
     host: str = "127.0.0.1",
 ) -> Running:
     """A server on the world of `task`, ready to answer. `prepare` may change the store first."""
-    import uvicorn
-
     from mta_cli.pipeline.models.installed import resolve_model
     from mta_cli.pipeline.users.serve_keys import KeyFile
     from mta_cli.serving.access import Access
-    from mta_cli.serving.app import build_app
     from mta_cli.serving.jobs import AdaptJobs
-    from mta_cli.serving.server import listen
+    from mta_cli.serving.server import listen, web_server
     from mta_cli.serving.service import Service
 
     if not (root / "registry.db").exists():
@@ -160,7 +157,7 @@ def run_server(
     access = Access(host, lambda: KeyFile.read(keys or root / "serve-keys.json"))
     jobs = AdaptJobs(root, ["--device", "cpu", "--dtype", "float32"]) if write else None
     bound, ready, loops = listen("127.0.0.1", 0), threading.Event(), list[asyncio.AbstractEventLoop]()
-    web = uvicorn.Server(uvicorn.Config(build_app(service, access, jobs), log_config=None, lifespan="off"))
+    web = web_server(service, access, jobs)
     failed: list[BaseException] = []
 
     async def run() -> None:

@@ -229,7 +229,9 @@ def test_an_unknown_model_is_never_the_base(served: Running, name: str) -> None:
         assert (answered.status_code, error["code"]) == (404, "model_not_found")
 
 
-def test_names_with_a_slash_and_beyond_ascii(start: Start) -> None:
+def test_names_with_a_slash_and_beyond_ascii(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("store.names.RESERVED_NAMES", ())  # a store of an earlier version may have a user `base`
+
     def rename(world: Any) -> None:
         for name in ("Élodie/taste", "文/free", "base", "base:bob"):
             world.reg.users.add(name)

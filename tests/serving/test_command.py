@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from mta_cli.pipeline.users.serve_keys import FILE_NAME, KeyFile
 from mta_cli.pipeline.users.servers import recheck_servers
 from store.registry import Registry
 from tests.pipeline.world import make_world
@@ -90,6 +91,24 @@ def test_a_key_may_be_for_a_name_with_a_comma(store_root: Path) -> None:
             reg.users.add(name)
     made = mta_ok("serve", "key", "add", "phone", "--users", "Reed, Ann", "--users", "bob,ann", "--json").json()
     assert made["users"] == ["Reed, Ann", "bob", "ann"]
+
+
+def test_no_name_makes_a_key_for_all_users(store_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Registry.open(store_root, create=True).close()
+    for given in (["--users", "*"], ["--users", "*,bryn"], []):
+        refused = mta("serve", "key", "add", "phone", *given)
+        assert refused.code == 2 and "--all-users" in refused.err
+    with monkeypatch.context() as before, Registry.open(store_root) as reg:
+        before.setattr("store.names.RESERVED_NAMES", ())
+        for name in ("*", "bryn"):  # the first in a store of an earlier version
+            reg.users.add(name)
+    assert mta("serve", "key", "add", "both", "--users", "*", "--all-users").code == 2
+    mta_ok("serve", "key", "add", "star", "--users", "*")
+    assert mta_ok("serve", "key", "add", "all", "--all-users", "--json").json()["users"] == ["*"]
+    listed = {row["name"]: row["users"] for row in mta_ok("serve", "key", "list", "--json").json()}
+    assert listed == {"star": ["*"], "all": ["*"]}
+    keys = KeyFile.read(store_root / FILE_NAME)
+    assert [[keys.allows(key, name) for name in ("*", "bryn")] for key in keys.keys] == [[True, False], [True, True]]
 
 
 def test_what_cannot_be_served_is_said_at_once(store_root: Path) -> None:

@@ -367,8 +367,9 @@ def test_items_and_adaptations_without_a_task_are_of_the_servers_and_no_text_is_
     assert running.post("/users/carol/items", {"input": "about robots", "output": "no tag"}).status_code == 400
     assert running.post("/users/carol/adapt", {}).json()["task"] == "lamp-2"
     assert running.post("/users/carol/adapt", {"task": "free"}).json()["task"] == "free"
-    for blank in ({"input": " \n", "output": "Nothing."}, {"input": "What now?", "output": " "}):
-        assert running.post("/users/carol/items", {**blank, "task": "free"}).status_code == 400
+    for unfit in (" \n", "a\0b", "\ud800"):
+        for texts in ({"input": unfit, "output": "Nothing."}, {"input": "What now?", "output": unfit}):
+            assert running.post("/users/carol/items", {**texts, "task": "free"}).status_code == 400, repr(unfit)
 
 
 def test_items_and_adaptations(start: Start) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from mta_cli.options import ServeOptions
+from mta_cli.serving import json_format
 from mta_cli.serving.schemas import REFUSED, WITHOUT_EFFECT
 from tests.serving.conftest import Start
 from tests.serving.running import Running, ask
@@ -192,6 +193,47 @@ def test_an_answer_in_a_form_that_was_asked_for(served: Running, model: str) -> 
 def test_a_schema_that_is_none_is_refused(served: Running, schema: Any) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     assert refused(served, ask("alice", "Hi", response_format=wanted)) == (400, "response_format")
+
+
+def test_extensions_of_a_schema_are_refused(served: Running) -> None:
+    guidance = {"whitespace_pattern": "(a*)*", "item_separator": "\\s{0,100000}"}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "x-guidance": guidance}}}
+    assert refused(served, ask("alice", "Hi", response_format=wanted)) == (400, "response_format")
+    wanted["json_schema"] = {"name": "x", "schema": {"type": "object", "properties": {"x-guidance": {"type": "null"}}}}
+    assert served.post("/chat/completions", ask("alice", "Hi", response_format=wanted)).status_code == 200
+
+
+MANY = [{"type": "object", "properties": {f"k{n}": {"type": "string"}}, "required": [f"k{n}"]} for n in range(3000)]
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"anyOf": MANY}], ids=["itself", "many"])
+def test_a_schema_that_cannot_be_carried_on_is_an_error_and_no_end(
+    served: Running, schema: Any, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("llguidance", reason="llguidance is not installed")
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = ask("alice", "Hi", response_format=wanted, max_tokens=100, temperature=1, seed=1)
+    answered = served.post("/chat/completions", body)
+    error = answered.json()["error"]
+    assert (answered.status_code, error["param"]) == (400, "response_format") and "cannot be used" in error["message"]
+    assert "\n" not in error["message"]
+    *pieces, last = served.stream(body)
+    assert last["error"]["param"] == "response_format"
+    assert not any(choice["finish_reason"] for piece in pieces for choice in piece["choices"])
+    assert "Warning" not in capfd.readouterr().err
+    assert sum("could not be carried on" in record.message for record in caplog.records) == 2
+    assert served.chat("alice", "Hi", max_tokens=1)["choices"], "others are answered"
+
+
+def test_the_mask_of_a_token_takes_limited_work(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llguidance", reason="llguidance is not installed")
+    schema = {"type": "string", "pattern": "^.*e.{22}$"}
+    body = ask("alice", "Hi", max_tokens=60, temperature=1, seed=1)
+    body["response_format"] = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    assert served.post("/chat/completions", body).status_code == 200
+    monkeypatch.setattr(json_format, "STEP_FUEL", 500)  # the base's vocabulary is a hundredth of a real one
+    answered = served.post("/chat/completions", body)
+    assert answered.status_code == 400 and "too many expressions" in answered.json()["error"]["message"]
 
 
 LETTERS = [{"type": "string", "pattern": f".*{letter}.*"} for letter in "abcdefghijklmnopqrst"]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -227,3 +232,94 @@ def test_good_after_a_task_and_under_a_name_with_marks(start: Start) -> None:
     with running.open_store() as reg:
         (item,) = reg.items.recent_items(reg.users.get("dave/lamp-2").id, "free", 1)
         assert item.input == "Hi"
+
+
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+
+
+@contextmanager
+def stub(reply: bytes, *, endless: bytes = b"") -> Iterator[str]:
+    """A server that answers everything with these bytes, then with `endless` again and again."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            with suppress(OSError):
+                self.request.sendall(reply)
+                while endless:
+                    self.request.sendall(endless)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        server.shutdown()
+
+
+def reply(content: object, status: str = "200 OK") -> bytes:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(reply(b"<html>"), id="no JSON"),
+        pytest.param(reply([]), id="a list"),
+        pytest.param(reply(b"[" * 100_000), id="deep"),
+        pytest.param(reply({"mta": "x"}), id="mta is a text"),
+        pytest.param(reply({"mta": [1]}), id="mta is a list"),
+        pytest.param(reply({"mta": {"mode": 5}}), id="mode is a number"),
+        pytest.param(reply(b"", "302 Found\r\nLocation: /elsewhere"), id="elsewhere"),
+        pytest.param(reply({"error": "x\ny"}, "400 Bad"), id="an error that is a text"),
+        pytest.param(reply({"error": {"message": ["x"]}}, "500 Bad"), id="an error of another form"),
+        pytest.param(reply(b"{", "404 Not"), id="an error that is no JSON"),
+        pytest.param(reply(b" " * 20_000_000), id="long"),
+        pytest.param(reply(b"\xff\xfe"), id="no UTF-8"),
+        pytest.param(reply(b"\x1f\x8b\x08", "200 OK\r\nContent-Encoding: gzip"), id="compressed"),
+        pytest.param(b"nonsense\r\n\r\n", id="no HTTP"),
+        pytest.param(b"", id="nothing"),
+    ],
+)
+def test_a_reply_of_another_form_is_one_line_with_the_address(said: bytes) -> None:
+    with stub(said) as url:
+        for action in ("opening_notes", "user_names"):
+            with pytest.raises(MtaError) as told:
+                list(getattr(RemoteConversation(url, "alice"), action)())
+            assert url in str(told.value) and "\n" not in str(told.value) and len(str(told.value)) < 700
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "{nope",
+        "[]",
+        '{"choices": "abc"}',
+        '{"choices": [{"delta": {"content": 5}}]}',
+        '{"choices": [{"delta": {"content": ["a"]}}]}',
+        '{"choices": [{"delta": "a"}]}',
+        '{"mta": {"dropped_messages": "x"}}',
+        '{"mta": {"dropped_messages": -1}}',
+        '{"mta": [1]}',
+        '{"usage": {"completion_tokens": "x"}}',
+        '{"error": "x"}',
+        '{"error": {"message": "a\\nb"}}',
+        "[" * 100_000,
+    ],
+)
+def test_a_piece_of_another_form_is_one_line_with_the_address(piece: str) -> None:
+    with stub(STREAM + f"data: {piece}\n\n".encode()) as url, pytest.raises(MtaError) as told:
+        list(RemoteConversation(url, "alice").answer_message("Hi"))
+    assert url in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("endless", [b"x" * 65536, b": ping\n" * 9000, b'data: {"choices": []}\n' * 3000])
+def test_a_stream_without_an_end_is_left(endless: bytes) -> None:
+    with stub(STREAM, endless=endless) as url, pytest.raises(BadInput, match="without an end"):
+        list(RemoteConversation(url, "alice").answer_message("Hi"))
+
+
+@pytest.mark.parametrize("url", ["http://[::", "http://", "x", "http://a\0b/v1", "http://127.0.0.1:99999/v1"])
+def test_an_address_that_is_none(url: str) -> None:
+    with pytest.raises(MtaError, match=r"address|answer"):
+        list(RemoteConversation(url, None).opening_notes())

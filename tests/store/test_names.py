@@ -9,7 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mta_cli.errors import BadInput
-from store.names import MAX_NAME_CHARS, check_name, normalise_name, quote_text
+from mta_cli.pipeline.chat.remote import BASE_MODEL
+from mta_cli.pipeline.users.serve_keys import EVERYBODY
+from store.names import MAX_NAME_CHARS, RESERVED_NAMES, check_name, normalise_name, quote_text
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,10 @@ def test_any_printable_text_is_a_name(name: str) -> None:
         ("\u2800", "invisible"),
         (" \t ", "is empty"),
         ("--help", "flag"),
+        ("*", "another meaning"),
+        ("@", "another meaning"),
+        ("-", "another meaning"),
+        ("base", "another meaning"),
         ("-x", "flag"),
         ("a" * 201, "201 characters"),
         ("a" * 10_000, "10,000 characters"),
@@ -68,6 +74,11 @@ def test_what_cannot_be_a_name(name: str, why: str) -> None:
     assert why in caught.value.message
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 200
+
+
+def test_words_that_mean_something_else_are_on_one_list() -> None:
+    assert {EVERYBODY, BASE_MODEL, "@", "-"} == set(RESERVED_NAMES)
+    assert [check_name(name) for name in ("**", "Base", "base2", "a-b", "@ann")]
 
 
 @pytest.mark.parametrize("name", ["مهدی\u200cزاده", "क्\u200dष", "شه\u200cناز علی"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mta_cli.text.formatting import (
+    error_lines,
     finite_or_none,
     format_age,
     format_bytes,
@@ -137,3 +138,11 @@ def test_only_finite_numbers_are_known() -> None:
     assert finite_or_none(3) == 3.0 and finite_or_none(0.0) == 0.0
     for value in (True, None, "3", math.nan, math.inf, [1]):
         assert finite_or_none(value) is None
+
+
+def test_an_unexpected_error_is_one_line_of_any_class() -> None:
+    class PanicException(BaseException):
+        """As those of Rust, which are no Exceptions."""
+
+    assert error_lines(PanicException("Onig: over\n<state>\n")) == ["PanicException: Onig: over"]
+    assert error_lines(ValueError()) == ["ValueError: "]

@@ -19,8 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
 from mta_cli.engine.model.checkpoint_files import check_folder
-from mta_cli.engine.model.load import load_base
+from mta_cli.engine.model.load import load_base, load_tokenizer
 from mta_cli.engine.model.safetensors_header import read_safetensors_header
+from mta_cli.engine.text.tokenizer import PromptTokenizer
 from mta_cli.errors import BadInput, IntegrityFault, NotFound
 from mta_cli.pipeline.models.download import choose_files
 from mta_cli.pipeline.models.installed import list_models
@@ -33,6 +34,22 @@ from tests.trust.tally import tally
 def copy(tiny_base_path: Path, tmp_path: Path) -> Path:
     """A model's folder to spoil."""
     return Path(shutil.copytree(tiny_base_path, tmp_path / "copy"))
+
+
+def test_a_tokenizer_that_panics_is_one_line(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A panic of Rust is no Exception."""
+    path = copy / "tokenizer.json"
+    content = json.loads(path.read_bytes())
+    split = {"type": "Split", "pattern": {"Regex": "^(a|a|aa)+$"}, "behavior": "Isolated", "invert": False}
+    parts = [split, *([content["pre_tokenizer"]] if content["pre_tokenizer"] else [])]
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
+    path.write_text(json.dumps(content))
+    tokenizer = PromptTokenizer(load_tokenizer(copy))
+    assert tokenizer.encode_user_text("a cat")
+    with pytest.raises(BadInput, match="The tokenizer of this base failed: PanicException: Onig") as told:
+        tokenizer.encode_user_text("a" * 60 + "!")
+    assert "\n" not in str(told.value)
+    capfd.readouterr()  # Rust's own lines
 
 
 class Shot:

@@ -70,17 +70,16 @@ class Embedder:
     def _tokenize_windows(self, texts: Sequence[str]) -> tuple[list[dict[str, list[int]]], list[int]]:
         """The windows of all texts as token ids with special tokens, and the index of each window's text."""
         prompt = self._model.prompts.get(self._model.default_prompt_name or "", "") or ""
-        coded = (
-            self._tokenizer(
+        if not texts:
+            return [], []
+        with load_errors_as_bad_input("The tokenizer of this embedder failed"):
+            coded = self._tokenizer(
                 [prompt + text for text in texts],
                 truncation=True,
                 max_length=self.window,
                 return_overflowing_tokens=True,
                 return_attention_mask=False,
             )
-            if texts
-            else {"input_ids": [], "overflow_to_sample_mapping": []}
-        )
         names = [name for name in ("input_ids", "token_type_ids") if name in coded]
         pieces = [{name: coded[name][index] for name in names} for index in range(len(coded["input_ids"]))]
         return pieces, list(coded["overflow_to_sample_mapping"])

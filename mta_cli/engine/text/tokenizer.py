@@ -12,6 +12,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+from mta_cli.engine.model.checkpoint_files import load_errors_as_bad_input
+
 TEXT_CACHE_SIZE = 16_384  # truncated texts that are cached
 MAX_CHARACTERS_PER_TOKEN = 48  # text beyond this many characters per token of a budget is not even tokenised
 
@@ -98,5 +100,7 @@ class PromptTokenizer:
     def _ids(self, text: str, *, split: bool) -> list[int]:
         if not text:
             return []
-        ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=split, verbose=False)
-        return list(ids)
+        with load_errors_as_bad_input("The tokenizer of this base failed", "Use a base with a sound tokenizer."):
+            return list(
+                self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=split, verbose=False)
+            )

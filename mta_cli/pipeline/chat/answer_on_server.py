@@ -154,14 +154,14 @@ def _ask(
         if answer.text:
             raise MtaError(str(gone)) from gone
         raise
-    told, seconds = answer.source, time.perf_counter() - started
-    labels = told.get("labels") or {}
+    told, seconds = answer.told, time.perf_counter() - started
+    labels = told.labels or {}
     ended = "label" if labels else "end" if answer.ended == "stop" else answer.ended
-    spoken = Generation(answer.text, answer.tokens, seconds, ended, labels, has_memory=bool(told.get("memory")))
-    anchors = tuple(name for name in told.get("anchors", ()) if name)
-    source = AnswerSource(str(told.get("mode")), told.get("bank"), told.get("version"), anchors)
+    spoken = Generation(answer.text, answer.tokens, seconds, ended, labels, has_memory=told.memory is True)
+    anchors = tuple(name for name in told.anchors if name)
+    source = AnswerSource(told.mode, told.bank, told.version, anchors)
     model = ComparedModel(source.mode, user, (), source, spoken)
-    return Answered(model, str(told.get("task")), int(told.get("own_examples", 0)))
+    return Answered(model, str(told.task), told.own_examples)
 
 
 def _model_name(user: User | None) -> str:

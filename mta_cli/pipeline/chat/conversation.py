@@ -380,11 +380,17 @@ class Conversation:
 
 
 def add_exchange_as_item(reg: Registry, user: User, task: str, question: str, answer: str) -> ItemKept:
-    """Make an exchange a history item of a task. Raises BadInput for an answer that is not a label of the task."""
+    """Make an exchange a history item of a task. Raises BadInput for an answer that is not a label of the task, and for
+    texts that no import would store.
+    """
     from mta_cli.engine.text.labels import find_label
+    from mta_cli.pipeline.data.formats.fields import text_fault
     from mta_cli.pipeline.data.kept_items import kept_item
     from mta_cli.pipeline.data.tasks import find_task
 
+    for name, text in (("question", question), ("answer", answer)):
+        if fault := text_fault(text):
+            raise BadInput(f"The {name} {fault}, so it is not an example to learn from.")
     labels = find_task(reg, task).labels
     if labels and find_label(answer, labels) is None:
         raise BadInput(f"{answer.strip()[:80]!r} is not a label of {task}.", hint=f"Labels: {', '.join(labels)}")

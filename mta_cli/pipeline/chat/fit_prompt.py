@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import BadInput, Flag
+from mta_cli.pipeline.data.formats.fields import text_fault
 
 if TYPE_CHECKING:
     from mta_cli.engine.text.prompts import HistoryExample
@@ -150,7 +151,5 @@ def check_message(text: str) -> None:
         raise BadInput("The message is empty.", hint="Write what you want to ask.")
     if len(text) > MESSAGE_LIMIT:
         raise BadInput(f"The message has {len(text):,} characters; the most is {MESSAGE_LIMIT:,}.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadInput(f"The message is not UTF-8 (at character {error.start}).") from error
+    if fault := text_fault(text):
+        raise BadInput(f"The message {fault}.")

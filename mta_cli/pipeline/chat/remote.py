@@ -11,7 +11,7 @@ from mta_cli.events import Event, JobResult, Note
 from mta_cli.pipeline.chat.answer import truncation_notes
 from mta_cli.pipeline.chat.conversation import UNFIT_ANSWERS
 from mta_cli.pipeline.chat.fit_prompt import FittedPrompt, Message, check_message
-from mta_cli.pipeline.chat.server_client import RemoteAnswer, ServerClient, WindowFull
+from mta_cli.pipeline.chat.server_client import RemoteAnswer, ServerClient, StreamPiece, WindowFull
 from mta_cli.pipeline.user_weights import FREE_TASK
 
 BASE_MODEL = "base"
@@ -45,7 +45,7 @@ class RemoteConversation:
 
     def user_names(self) -> list[str]:
         """The models that the server lists."""
-        return [str(one["id"]) for one in self._client.get("/models")["data"]]
+        return self._client.model_names()
 
     def opening_notes(self) -> Iterator[Event]:
         """A note on the model. Raises NotFound where the server has none of this name."""
@@ -63,11 +63,11 @@ class RemoteConversation:
             yield from answer.read(self._stream_what_fits(messages))
         finally:
             if answer.text:
-                del messages[: answer.source.get("dropped_messages", 0)]
+                del messages[: answer.told.dropped_messages]
                 self._messages = [*messages, {"role": "assistant", "content": answer.text}]
         self._last_ended = "repetition" if answer.ended == "repetition" else "" if answer.text.strip() else "empty"
         seconds = time.perf_counter() - began
-        self._mode = str(answer.source.get("mode", self._mode))
+        self._mode = answer.told.mode if answer.source else self._mode
         yield from truncation_notes(FittedPrompt([], dropped_messages=given - len(messages)))
         yield Note(f"{self._model} · {self._mode} · {seconds:.1f} s")
         if answer.ended == "length":
@@ -141,16 +141,16 @@ class RemoteConversation:
 
     def _describe(self, name: str) -> str:
         about = self._client.model(name)
-        self._model_asks_task = about.get("prompt") == "task"
-        self._server_truncates = bool(about)  # other servers may refuse a parameter that they do not know
-        return str(about.get("mode", "server"))
+        self._model_asks_task = about is not None and about.prompt == "task"
+        self._server_truncates = about is not None  # other servers may refuse a parameter that they do not know
+        return "server" if about is None else about.mode
 
     @property
     def _asks_task(self) -> bool:
         """Whether each message is a task's question by itself: the server then reads the last one alone."""
         return self._task != FREE_TASK if self._task else self._model_asks_task
 
-    def _stream_what_fits(self, messages: list[Message]) -> Iterator[dict[str, Any]]:
+    def _stream_what_fits(self, messages: list[Message]) -> Iterator[StreamPiece]:
         """The pieces of the answer. Drops the oldest exchanges from `messages` until the others fit."""
         while True:
             try:
@@ -161,7 +161,7 @@ class RemoteConversation:
                     raise
                 del messages[:2]
 
-    def _stream(self, messages: list[Message]) -> Iterator[dict[str, Any]]:
+    def _stream(self, messages: list[Message]) -> Iterator[StreamPiece]:
         system = [] if self._system is None else [{"role": "system", "content": self._system}]
         body = {**self._sampling, "model": self._model, "messages": [*system, *messages], "stream": True}
         body |= {"task": self._task} if self._task else {}

@@ -72,14 +72,17 @@ def publish_snapshot(
     )
 
 
-def pull_snapshot(root: Path, source: str, key_file: Path | None, timeout: float, *, dry_run: bool) -> Iterator[Event]:
+def pull_snapshot(
+    root: Path, source: str, key_file: Path | None, timeout: float, *, dry_run: bool, trust_unsigned: bool = False
+) -> Iterator[Event]:
     """Make the store `root` a copy of a snapshot, or update it.
 
     `JobResult` is `{store, from, created, schema, tasks, users, banks, adapters, bytes, hashed_names, fetched,
     fetched_bytes, removed, signature}`; `signature` is `verified`, `not verified` or `none`. Raises NotFound without a
     snapshot, UsageError for an address that cannot be reached, BadInput for a store that is not a copy of a snapshot,
-    IntegrityFault for a wrong signature or file, StoreBusy during another pull. Users who are gone are removed from the
-    copy's server keys first, so that an interrupted pull can be repeated.
+    IntegrityFault for a wrong signature or file, StoreBusy during another pull. A copy that was verified with a key
+    takes another signature only with `trust_unsigned`. Users who are gone are removed from the copy's server keys
+    first, so that an interrupted pull can be repeated.
     """
     from mta_cli.pipeline.users.serve_keys import drop_from_keys
     from mta_cli.pipeline.users.servers import recheck_servers
@@ -88,7 +91,7 @@ def pull_snapshot(root: Path, source: str, key_file: Path | None, timeout: float
     from store.snapshots.pull import Pull
 
     key = None if key_file is None else read_key(key_file)
-    pull = Pull.begin(root, SnapshotPlace(source), key, timeout)
+    pull = Pull.begin(root, SnapshotPlace(source), key, timeout, trust_unsigned=trust_unsigned)
     signature = "verified" if pull.found.is_verified else "not verified" if pull.found.is_signed else "none"
     yield JobPlan("pull", tuple(_pull_plan(source, pull, signature)))
     if dry_run:

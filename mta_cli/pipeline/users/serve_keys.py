@@ -1,6 +1,7 @@
 """API keys of the server and the users whose models each may ask. The file stores only hashes of keys and names.
 
-A key is `mta-ID-SECRET`. Its secret is hashed by scrypt (RFC 7914), a user's name by SHA-256 with the file's salt.
+A key is `mta-ID-SECRET`. Its secret has 256 random bits, so SHA-256 with the key's salt hides it; earlier versions
+hashed it by scrypt (RFC 7914). A user's name is hashed by SHA-256 with the file's salt.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mta_cli.errors import BadInput, Command, IntegrityFault, NotFound, system_reason
+from mta_cli.plain_file import require_plain_file
 from store.files import atomic_write
 from store.process_lock import job_lock
 
 FILE_NAME, FORMAT = "serve-keys.json", "mta-keys-1"
 FILE_LOCK = "keys of the server"  # held by a process that changes the file in the store
 MAX_FILE_BYTES = 16 * 2**20
-EVERYBODY = "*"
+EVERYBODY = "*"  # in a key's hashes of names: all users
 _KEY_PATTERN = re.compile(r"mta-([0-9a-f]{8})-([A-Za-z0-9_-]{43})")
 _LABEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
-_NO_SECRET = "0" * 64
+_FAST = "sha256:"  # begins the hash of a key, unless it is of an earlier version
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,13 @@ class KeyFile:
     def __init__(self, salt: str, keys: Iterable[Key] = (), *, is_there: bool = True) -> None:
         self.is_there = is_there
         self._salt, self._keys = salt, {key.id: key for key in keys}
-        self._verified: dict[bytes, str] = {}  # digests of accepted keys, so that scrypt runs once for each
-        self._memory_salt = secrets.token_bytes(16)
+        self.verified: dict[str, str] = {}  # scrypt's hashes of found keys, and their fast ones
 
     @classmethod
     def read(cls, path: Path) -> KeyFile:
         """The keys of a file; none where it is missing. Raises IntegrityFault for another kind of file."""
         try:
+            require_plain_file(path)
             with path.open("rb") as file:
                 text = file.read(MAX_FILE_BYTES + 1)
         except FileNotFoundError:
@@ -82,8 +84,8 @@ class KeyFile:
         """All keys, oldest first."""
         return list(self._keys.values())
 
-    def add(self, label: str, users: Sequence[str]) -> str:
-        """Make a key for the models of these users (`*` for all) and return it. Only its hash is stored."""
+    def add(self, label: str, users: Sequence[str] | None) -> str:
+        """Make a key for the models of these users (None for all) and return it. Only its hash is stored."""
         if not _LABEL_PATTERN.fullmatch(label):
             raise BadInput(
                 f"{label!r:.60} is not a name for a key.", hint="Letters, digits, `.`, `_` and `-`; 40 at most."
@@ -91,8 +93,8 @@ class KeyFile:
         if any(key.label == label for key in self._keys.values()):
             raise BadInput(f"There is a key named {label}.", hint=Command("serve key rm", label))
         number, secret, salt = secrets.token_hex(4), secrets.token_urlsafe(32), secrets.token_hex(16)
-        named = (EVERYBODY,) if EVERYBODY in users else tuple(sorted(self.name_hash(name) for name in users))
-        self._keys[number] = Key(number, label, salt, _scrypt(secret, salt), named)
+        named = (EVERYBODY,) if users is None else tuple(sorted(self.name_hash(name) for name in users))
+        self._keys[number] = Key(number, label, salt, _hash(secret, salt), named)
         return f"mta-{number}-{secret}"
 
     def remove(self, label: str) -> None:
@@ -112,24 +114,25 @@ class KeyFile:
         changed, self._keys = left != self._keys, left
         return changed
 
-    def find_verified(self, token: str) -> Key | None:
-        """The key of `token`, if `find` has accepted it before."""
-        return self._keys.get(self._verified.get(self._digest(token), ""))
-
     def find(self, token: str) -> Key | None:
-        """The key of `token`; None if invalid. Takes the same time for an unknown key as for a wrong secret."""
-        if (verified := self.find_verified(token)) is not None:
-            return verified
-        match = _KEY_PATTERN.fullmatch(token)
-        known = self._keys.get(match[1]) if match else None
-        found = _scrypt(match[2] if match else "", known.salt if known else self._salt)
-        if not hmac.compare_digest(found, known.hash if known else _NO_SECRET) or known is None:
+        """The key of `token`; None if it is wrong. A key of an earlier version takes long until it was found once."""
+        key, secret = self._parse(token)
+        if key is None:
             return None
-        self._verified[self._digest(token)] = known.id
-        return known
+        fast, known = _hash(secret, key.salt), self.verified.get(key.hash, key.hash)
+        if not known.startswith(_FAST) and hmac.compare_digest(known, _scrypt(secret, key.salt)):
+            self.verified[key.hash] = known = fast
+        return key if hmac.compare_digest(known, fast) else None
 
-    def _digest(self, token: str) -> bytes:
-        return hashlib.sha256(self._memory_salt + token.encode()).digest()
+    def slow_key(self, token: str) -> str | None:
+        """The id of the key of `token`, if `find` takes long."""
+        key, _ = self._parse(token)
+        return None if key is None or self.verified.get(key.hash, key.hash).startswith(_FAST) else key.id
+
+    def _parse(self, token: str) -> tuple[Key | None, str]:
+        """The key that the token names, and the secret to compare."""
+        match = _KEY_PATTERN.fullmatch(token)
+        return (self._keys.get(match[1]), match[2]) if match else (None, "")
 
     def allows(self, key: Key, name: str) -> bool:
         """Whether the key may ask the models of the user of this name."""
@@ -162,6 +165,10 @@ def drop_from_keys(root: Path, names: Iterable[str]) -> Callable[[], None]:
                 atomic_write(path, before)
 
     return put_back
+
+
+def _hash(secret: str, salt: str) -> str:
+    return _FAST + hashlib.sha256(f"{salt}{secret}".encode()).hexdigest()
 
 
 def _scrypt(secret: str, salt: str) -> str:

@@ -120,6 +120,19 @@ def test_good_makes_a_history_item_once(world: World) -> None:
     assert kept.count(("what now?", chat.exchanges[0].answer)) == 1
 
 
+def test_no_way_of_a_conversation_stores_a_nul_character(world: World) -> None:
+    """Imports refuse it by the same function."""
+    chat = talk(world)
+    with pytest.raises(BadInput, match="NUL"):
+        run(chat.answer_message("what\0now?"))
+    run(chat.answer_message("what now?"))
+    chat.exchanges[0].answer += "\0"
+    with pytest.raises(BadInput, match="The answer holds a NUL character"):
+        run(chat.accept_exchange())
+    with pytest.raises(BadInput, match="NUL"):
+        add_exchange_as_item(world.reg, world.alice, "free", "a\0b", "c")
+
+
 def test_good_goes_to_the_task_of_the_chat(world: World) -> None:
     chat = talk(world, task="lamp-2")
     run(chat.answer_message("a film about space"))

@@ -187,14 +187,20 @@ def test_utf16_that_is_cut_short_is_refused(reg: Registry, tmp_path: Path) -> No
         run(import_file(reg, None, path))
 
 
-def test_a_pipe_is_read_like_a_file(reg: Registry, tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
+def test_a_pipe_of_the_shell_is_read_like_a_file(reg: Registry) -> None:
+    """As `<(…)` of bash is given to a program."""
+    reading, writing = os.pipe()
     content = "\n".join(json.dumps(row) for row in rows(count=3_000)).encode()
-    writer = threading.Thread(target=pipe.write_bytes, args=[content])
+
+    def write_all() -> None:
+        with open(writing, "wb") as pipe:
+            pipe.write(content)
+
+    writer = threading.Thread(target=write_all)
     writer.start()
-    assert run(import_file(reg, None, pipe))[0]["items_added"] == 3_000
+    assert run(import_file(reg, None, Path(f"/dev/fd/{reading}")))[0]["items_added"] == 3_000
     writer.join()
+    os.close(reading)
 
 
 def source(path: Path, **options: Any) -> ImportSource:

@@ -14,10 +14,11 @@ from store.schema import SCHEMA_VERSION
 from store.snapshots.manifest import (
     SnapshotManifest,
     hash_name,
-    is_manifest,
+    listed_digests,
     read_key,
     read_manifest,
     write_manifest,
+    write_unfinished,
 )
 from tests.store.snapshots.conftest import KEY, OTHER_KEY
 
@@ -102,8 +103,11 @@ def test_a_malformed_manifest_is_one_clear_fault(content: bytes) -> None:
 
 
 def test_another_programs_file_is_told_from_a_manifest() -> None:
-    assert is_manifest(write_manifest(MANIFEST, None)) and is_manifest(b'{"format": "mta snapshot", "version": 9}')
-    assert not any(map(is_manifest, (b"", b"[]", b'{"name": "app"}', b"\xff", b"[" * 100_000)))
+    assert listed_digests(write_manifest(MANIFEST, None)) == set(MANIFEST.sizes)
+    assert listed_digests(b'{"format": "mta snapshot", "version": 9, "sizes": {"a": 1}}') == {"a"}
+    assert listed_digests(write_unfinished(["b", "a"])) == {"a", "b"}
+    others = (b"", b"[]", b'{"name": "app"}', b'{"format": "mta snapshot", "sizes": 5}', b"\xff", b"[" * 100_000)
+    assert not any(map(listed_digests, others))
 
 
 def test_a_name_is_hashed_as_the_documentation_says() -> None:

@@ -117,6 +117,33 @@ def test_another_programs_manifest_is_not_replaced(full: Registry, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir() if path.name not in ("store",)) == ["manifest.json"]
 
 
+def test_files_of_another_program_are_left(full: Registry, tmp_path: Path) -> None:
+    """Many programs name files by SHA-256; the second snapshot leaves them too."""
+    digest = "ab" + "0" * 62
+    foreign = tmp_path / "fleet" / "objects" / "ab" / digest
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b"foreign")
+    assert publish(full, tmp_path / "fleet").old == []
+    full.users.forget(full.users.get("bob").id)
+    assert len(publish(full, tmp_path / "fleet").old) == 3
+    assert foreign.read_bytes() == b"foreign"
+
+
+def test_files_of_unfinished_snapshots_leave(full: Registry, to: str) -> None:
+    """Also where two in a row were stopped, and the place had no snapshot before."""
+    written = set()
+    for content in (b"one", b"two"):
+        adapted(full, full.users.get("bob").id, full.banks.get("free"), content)
+        with stage_snapshot(full, SnapshotPlace(to), choice(), "1", hashed_names=False) as staged:
+            steps = staged.publish(KEY)
+            written.update(next(steps) for _ in staged.new)
+            steps.close()
+    full.users.forget(full.users.get("bob").id)
+    left = publish(full, to).manifest
+    assert written - left.sizes.keys() and SnapshotPlace(to).object_sizes() == left.sizes
+    assert SnapshotPlace(to).read_manifest(MAX_MANIFEST_BYTES, "unfinished.json") is None
+
+
 def test_writers_go_on_while_a_snapshot_is_made(full: Registry, tmp_path: Path) -> None:
     seen = []
 

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from datetime import timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from store.snapshots.place import SnapshotPlace
 from store.snapshots.publish import StagedSnapshot
 from store.snapshots.pull import Pull
 from tests.store.making import adapted, person
-from tests.store.snapshots.conftest import KEY, OTHER_KEY, publish, pull
+from tests.store.snapshots.conftest import KEY, OTHER_KEY, end_of, publish, pull
 
 
 @pytest.fixture
@@ -227,6 +228,57 @@ def test_an_older_snapshot_does_not_bring_removed_users_back(full: Registry, fle
     (fleet / "manifest.json").write_bytes(older)
     with pytest.raises(IntegrityFault, match="newer"):
         pull(node, fleet)
+
+
+def test_a_snapshot_of_the_future_is_refused(full: Registry, fleet: Path, node: Path) -> None:
+    """It would keep every honest snapshot out."""
+    first = publish(full, fleet).manifest
+    for ahead, is_taken in ((timedelta(minutes=50), True), (timedelta(minutes=70), False), (timedelta(3650), False)):
+        moved = (first.time + ahead).astimezone(timezone(timedelta(hours=-9))).isoformat()
+        (fleet / "manifest.json").write_bytes(write_manifest(replace(first, created=moved), KEY))
+        if is_taken:
+            Pull.begin(node, SnapshotPlace(str(fleet)), KEY, 0.1)
+        else:
+            with pytest.raises(IntegrityFault, match="future"):
+                pull(node, fleet)
+    for malformed in ("", "tomorrow", "9999-12-31T23:59:59-23:00", 5, None):
+        document = json.loads(write_manifest(first, None)) | {"created": malformed}
+        (fleet / "manifest.json").write_text(json.dumps(document))
+        with pytest.raises(IntegrityFault, match="damaged"):
+            pull(node, fleet, None)
+    assert not node.exists()
+
+
+def test_a_copy_that_was_verified_stays_with_its_key(full: Registry, fleet: Path, node: Path) -> None:
+    publish(full, fleet)
+    pull(node, fleet)
+    full.users.forget(full.users.get("bob").id)
+    for signed_with, key in ((KEY, None), (None, None), (OTHER_KEY, None), (OTHER_KEY, OTHER_KEY)):
+        publish(full, fleet, signed_with)
+        before = contents(node)
+        with pytest.raises(IntegrityFault, match="verified with a key"):
+            pull(node, fleet, key)
+        assert contents(node) == before
+    with pytest.raises(IntegrityFault, match="verified with a key"):
+        Pull.begin(node, SnapshotPlace(str(fleet)), None, 0.1)
+    end_of(Pull.begin(node, SnapshotPlace(str(fleet)), OTHER_KEY, 0.1, trust_unsigned=True).run())
+    pull(node, fleet, OTHER_KEY)
+    publish(full, fleet, KEY)
+    with pytest.raises(IntegrityFault, match="verified with a key"):
+        pull(node, fleet, KEY)
+    end_of(Pull.begin(node, SnapshotPlace(str(fleet)), None, 0.1, trust_unsigned=True).run())
+    pull(node, fleet, None)
+    with Registry.open(node) as copy:
+        assert copy.users.names() == ["alice", "carol"]
+
+
+def test_a_manifest_does_not_say_of_itself_that_it_was_verified(full: Registry, fleet: Path, node: Path) -> None:
+    publish(full, fleet)
+    document = json.loads((fleet / "manifest.json").read_bytes())
+    document["signature"]["verified"] = True
+    (fleet / "manifest.json").write_text(json.dumps(document))
+    pull(node, fleet, None)
+    pull(node, fleet, None)
 
 
 def test_a_pull_that_is_stopped_anywhere_is_completed_by_the_next(
