@@ -215,11 +215,12 @@ class ServerClient:
         try:
             yield
         except httpx.HTTPError as error:
-            message = f"{self.url} does not answer: {error}"
-            raise ServerGone(message, hint=("is ", Command("serve"), " running?")) from error
+            raise ServerGone(
+                f"{self.url} does not answer: {error}", hint=("is ", Command("serve"), " running?")
+            ) from error
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            message = (f"{self.url} does not answer as ", Command("serve"), f" does: {error}")
-            raise BadInput(message, hint=ADDRESS_HINT) from error
+            words = (f"{self.url} does not answer as ", Command("serve"), f" does: {error}")
+            raise BadInput(words, hint=ADDRESS_HINT) from error
 
     def _require_success(self, answered: httpx.Response, *, writes: bool = False) -> None:
         if answered.is_success:
