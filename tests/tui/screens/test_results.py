@@ -15,7 +15,7 @@ from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
 from mta_cli.tui.screens.results import ResultsScreen
 from store.registry import Registry
-from tests.pipeline.documents import FEW, HOSTILE, MANY, document, hostile, with_ladder
+from tests.pipeline.documents import FEW, HOSTILE, document, hostile, with_ladder
 from tests.tui.driving import open_app, run, screen_text, settled, until
 
 
@@ -128,17 +128,6 @@ def test_where_less_is_better_a_lower_reference_is_better(empty_store: Path) -> 
     run(drive())
 
 
-def test_quality_against_bytes_has_every_method(empty_store: Path) -> None:
-    async def drive() -> None:
-        async with open_app(store(empty_store, document(MANY)), (120, 40)) as (app, pilot):
-            await press(app, pilot, "b")
-            text = screen_text(app)
-            assert "against bytes stored for a user" in text and "100 B" in text and "◆" in text
-            assert all(method in text for method in MANY)
-
-    run(drive())
-
-
 def test_numbers_hold_every_metric_and_cost(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(store(empty_store, document())) as (app, pilot):
@@ -193,10 +182,10 @@ def test_brackets_turn_the_views(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(store(empty_store, document())) as (app, pilot):
             views, seen = app.screen.query_one(TabbedContent), []
-            for _ in range(7):
+            for _ in range(6):
                 await press(app, pilot, "right_square_bracket")
                 seen.append(views.active)
-            assert seen == ["methods", "memory", "differences", "size", "numbers", "tasks", "ladder"]
+            assert seen == ["methods", "memory", "differences", "numbers", "tasks", "ladder"]
             await press(app, pilot, "left_square_bracket")
             assert views.active == "tasks"
 
@@ -247,7 +236,7 @@ def test_an_unfinished_evaluation_says_how_to_go_on(empty_store: Path) -> None:
         async with open_app(empty_store) as (app, pilot):
             assert rows(app, "lamp-2", "interrupted")
             assert "This evaluation has no result" in screen_text(app)
-            await press(app, pilot, "m", "v", "b", "n", "t")
+            await press(app, pilot, "m", "v", "n", "t")
             assert "This evaluation has no result" in screen_text(app)
 
     run(drive())
@@ -280,7 +269,7 @@ def test_what_a_document_lacks_is_a_dash(empty_store: Path) -> None:
 
     async def drive() -> None:
         async with open_app(store(empty_store, made)) as (app, pilot):
-            for key in "livbnt":
+            for key in "livnt":
                 await press(app, pilot, key)
                 assert isinstance(app.screen, ResultsScreen)
             await press(app, pilot, "v")
@@ -292,7 +281,7 @@ def test_what_a_document_lacks_is_a_dash(empty_store: Path) -> None:
 def test_hostile_documents_are_plain_text(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(store(empty_store, hostile()), (160, 40)) as (app, pilot):
-            for key in "ivbnt":
+            for key in "ivnt":
                 await press(app, pilot, key)
                 assert isinstance(app.screen, ResultsScreen)
                 assert "\x1b" not in screen_text(app)
