@@ -73,12 +73,12 @@ class Form:
 
 def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bool = False) -> FormField:
     """The field of one option: its default as settings have it, its help, its choices."""
-    from mta_cli.configuration.settings import all_settings
+    from mta_cli.configuration.settings import settings_of
 
-    setting = all_settings()[f"{cls.section}.{name}"]
+    setting = settings_of(cls)[name]
     value = getattr(settings.build_options(cls), name)
     choices = ("yes", "no") if setting.kind is bool else setting.choices
-    shown = "not given" if value is None else ("yes" if value else "no") if setting.kind is bool else str(value)
+    shown = "not given" if value in (None, ()) else ("yes" if value else "no") if setting.kind is bool else str(value)
     return FormField(
         name,
         name.replace("_", " "),

@@ -50,7 +50,7 @@ def build_form(job_form: JobForm, context: FormContext, app: MtaApp) -> Form:
         job_form.make_request(context, filled)
 
     async def suggest(filled: FormValues) -> Mapping[str, str]:
-        return await asyncio.to_thread(job_form.suggest, filled) if job_form.suggest is not None else {}
+        return await asyncio.to_thread(job_form.suggest, context, filled) if job_form.suggest is not None else {}
 
     suggestions = suggest if job_form.suggest is not None else None
     return Form(job_form.kind, job_form.make_fields(context), check, plan, "Start", job_form.about, suggestions)

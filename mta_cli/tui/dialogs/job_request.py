@@ -56,7 +56,7 @@ class JobForm:
     about: str
     make_fields: Callable[[FormContext], tuple[FormField, ...]]
     make_request: Callable[[FormContext, FormValues], JobRequest]
-    suggest: Callable[[FormValues], Mapping[str, str]] | None = None
+    suggest: Callable[[FormContext, FormValues], Mapping[str, str]] | None = None
 
 
 def build_options(context: FormContext, filled: FormValues, *classes: type[Any]) -> OptionSet:
