@@ -90,7 +90,7 @@ def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bo
     )
 
 
-def option_fields(settings: Settings, cls: type[Any], main: Sequence[str]) -> Iterator[FormField]:
+def option_fields(settings: Settings, cls: type[Any], main: Sequence[str] = ()) -> Iterator[FormField]:
     """The fields of all options of a class that have flags: the `main` ones, then the others, which are collapsed."""
     others = (spec.name for spec in fields(cls) if not spec.metadata["settings_only"] and spec.name not in main)
     yield from (setting_field(settings, cls, name) for name in main)

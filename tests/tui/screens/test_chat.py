@@ -22,7 +22,6 @@ from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
 from mta_cli.tui.widgets.answer_reasons import ReasonsPane
 from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown
 from mta_cli.tui.widgets.prompt import PromptArea
-from mta_cli.tui.widgets.recent_chats import RecentChats
 from mta_cli.tui.widgets.waiting import WaitingLine
 from mta_cli.tui.workers.model_worker import WorkerContext
 from store.records import Message
@@ -554,54 +553,6 @@ def test_an_open_why_follows_the_next_answer_also_after_another_user_had_the_mod
             await pilot.press("n")
             await settled(app, pilot)
             assert not pane.is_open, "a new conversation has no answer yet"
-
-    run(drive())
-
-
-def test_recent_conversations_fill_the_empty_space_and_are_gone_on_with(demo_store: Path) -> None:
-    remember(demo_store, "jon", "the old days", "what of the old days?", "They are over.")
-    remember(demo_store, "ida", "the sea", "what of the sea?", "It has a lighthouse.")
-
-    def listed(app: MtaApp) -> list[str]:
-        return [line for line in screen_text(app).splitlines() if "just now" in line]
-
-    async def drive() -> None:
-        async with open_app(demo_store) as (app, pilot):
-            await enter(app, pilot, "chat", None)
-            ida, jon = listed(app)
-            assert "ida" in ida and "the sea" in ida and "jon" in jon and "the old days" in jon
-            assert "No user selected" in screen_text(app) and isinstance(app.focused, RecentChats)
-            await pilot.press("down", "enter")
-            await settled(app, pilot)
-            assert app.selected_user == "jon" and "They are over." in screen_text(app) and listed(app) == []
-            await pilot.press("escape", "t")
-            await type_and_ask(app, pilot, "and now?")
-            (messages,) = stored(demo_store, "jon")
-            assert [m.content for m in messages[2:]] == ["and now?", replies(app)[-1]]
-            await pilot.press("escape", "n")
-            await settled(app, pilot)
-            assert "lamp-2" in listed(app)[1], "the task of the model that answered last"
-            await pilot.press("escape", "enter")
-            await settled(app, pilot)
-            assert app.selected_user == "ida" and replies(app) == ["It has a lighthouse."]
-            assert isinstance(app.focused, PromptArea)
-
-    run(drive())
-
-
-def test_without_conversations_the_space_stays_empty(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Conversation, "answer_message", broken)
-
-    async def drive() -> None:
-        async with open_app(demo_store) as (app, pilot):
-            await enter(app, pilot, "chat", "ida")
-            assert "Recent conversations" not in screen_text(app)
-            remember(demo_store, "jon", "the old days", "what?", "that")
-            await type_and_ask(app, pilot, "hello")
-            await until(pilot, lambda: isinstance(app.screen, ErrorDialog))
-            await pilot.press("escape")
-            await settled(app, pilot)
-            assert "Recent conversations" in screen_text(app), "what failed leaves no conversation open"
 
     run(drive())
 

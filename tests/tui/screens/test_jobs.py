@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 import threading
@@ -21,9 +20,9 @@ from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStar
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
+from mta_cli.tui.dialogs.basic import ChoiceDialog, ConfirmDialog, ErrorDialog
 from mta_cli.tui.dialogs.form import FormDialog
-from mta_cli.tui.screens.jobs import JobKindPicker, JobsScreen
+from mta_cli.tui.screens.jobs import JobsScreen
 from mta_cli.tui.workers.store_reader import StoreReader
 from store.registry import Registry
 from tests.pipeline.maintenance.test_resume import stop_after
@@ -94,10 +93,15 @@ def test_an_empty_screen_says_what_to_press(demo_store: Path) -> None:
             assert "No job is running" in shown and "b  bank build" in shown and "i  data import" in shown
             assert "Stop" not in shown and "Resume" not in shown
             await pilot.press("n")
-            await dialog(app, pilot, JobKindPicker)
+            await dialog(app, pilot, ChoiceDialog)
             await pilot.press("escape")
             await back(app, pilot)
             assert app.job_queue.jobs == []
+            await pilot.press("n")
+            await dialog(app, pilot, ChoiceDialog)
+            await pilot.press("down", "enter")
+            await dialog(app, pilot, FormDialog)
+            assert "user adapt" in screen_text(app)
 
     run(go())
 
@@ -134,14 +138,14 @@ def test_a_user_is_adapted_from_the_form(demo_store: Path) -> None:
             await pilot.press("a")
             form = await dialog(app, pilot, FormDialog)
             assert form.form_values["users"] == "kim" and form.form_values["task"] == "lamp-2"
-            await pilot.press("ctrl+s")
+            await pilot.press("tab", "tab", "4", "ctrl+s")
             await until(pilot, lambda: form.plan_shown)
             assert "lamp-2 v1" in screen_text(app)
             await pilot.press("enter")
             await until(pilot, lambda: bool(app.job_queue.jobs) and app.job_queue.jobs[0].finished)
             await back(app, pilot)
             assert app.job_queue.jobs[0].state == "done" and "saved stack kim" in log_of(app)
-            assert rows(app) == ["✓ user adapt · kim"] and "27/27 steps" in screen_text(app)
+            assert rows(app) == ["✓ user adapt · kim · shots 4"] and "32/32 steps" in screen_text(app)
             assert [p.name for p in await app.store_reader.read(lambda reg: _adapted(reg))] == ["ida", "kim"]
 
     run(go())
@@ -149,66 +153,6 @@ def test_a_user_is_adapted_from_the_form(demo_store: Path) -> None:
 
 def _adapted(reg: Registry) -> list[Any]:
     return [each for each in reg.user_table.summaries() if each.status == "adapted"]
-
-
-def test_from_an_empty_store_to_an_adapted_user_by_keys_alone(empty_store: Path, tmp_path: Path) -> None:
-    path = tmp_path / "people.jsonl"
-    records = [
-        {
-            "user": f"p{n}",
-            "task": "lamp-2",
-            "input": f"film {k} about a {'ship' if n % 2 else 'horse'}",
-            "output": "comedy" if n % 2 else "classic",
-        }
-        for n in range(6)
-        for k in range(2 if n == 5 else 6)
-    ]
-    path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-
-    async def go() -> None:
-        async with open_app(empty_store) as (app, pilot):
-
-            async def choose(option: str) -> None:
-                """Open the list of the field and go down to the option: what is typed slowly is searched in parts."""
-                await pilot.press("enter")
-                options = app.focused
-                assert isinstance(options, OptionList)
-                while str(options.get_option_at_index(options.highlighted or 0).prompt) != option:
-                    await pilot.press("down")
-                await pilot.press("enter")
-
-            async def ask(key: str, **values: str) -> None:
-                """Open the form by its key, go to each field with tab, type, look at the plan and start."""
-                done = len(app.job_queue.jobs)
-                await pilot.press(key)
-                form = await dialog(app, pilot, FormDialog)
-                names = [row.field.name for row in form.query("FieldRow") if not row.field.advanced]
-                place = 0
-                for name, value in values.items():
-                    await pilot.press(*["tab"] * (names.index(name) - place))
-                    place = names.index(name)
-                    if name == "task":
-                        await choose(value)
-                    else:
-                        await pilot.press(*value)
-                await pilot.press("ctrl+s")
-                await until(pilot, lambda: form.plan_shown)
-                await pilot.press("enter")
-                await until(pilot, lambda: len(app.job_queue.jobs) > done and app.job_queue.jobs[-1].finished)
-                assert app.job_queue.jobs[-1].state == "done", app.job_queue.jobs[-1].log
-                await back(app, pilot)
-
-            await ask("i", path=str(path))
-            await ask("b", task="lamp-2", anchors="2", rank="1", epochs="1", min_items="5")
-            await ask("a", users="p5", shots="2", steps="3")
-            assert rows(app) == [
-                "✓ user adapt · p5 · shots 2, steps 3",
-                "✓ bank build · lamp-2 · anchors 2, rank 1, epochs 1, min items 5",
-                "✓ data import · people.jsonl",
-            ]
-            assert [each.name for each in await app.store_reader.read(_adapted)] == ["p5"]
-
-    run(go())
 
 
 def test_what_the_plan_refuses_is_told_in_the_form_and_nothing_starts(demo_store: Path) -> None:

@@ -13,9 +13,8 @@ from textual.widgets import Input, OptionList
 
 from mta_cli.configuration.settings import Settings
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs.basic import ConfirmDialog
+from mta_cli.tui.dialogs.basic import ChoiceDialog, ConfirmDialog
 from mta_cli.tui.dialogs.form import FormDialog
-from mta_cli.tui.dialogs.task_picker import TaskPicker
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
 from mta_cli.tui.screens.users import UsersScreen
 from mta_cli.tui.widgets.lazy_table import LazyTable
@@ -243,7 +242,7 @@ def test_a_task_is_chosen_for_all_screens(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await pilot.press("f")
-            await until(pilot, lambda: isinstance(app.screen, TaskPicker))
+            await until(pilot, lambda: isinstance(app.screen, ChoiceDialog))
             await until(pilot, lambda: "lamp-2  12 users" in screen_text(app))
             assert "[b]other  1 user" in screen_text(app)
             await pilot.press("down", "down", "enter")
@@ -251,13 +250,13 @@ def test_a_task_is_chosen_for_all_screens(demo_store: Path) -> None:
             assert app.selected_task == "[b]other" and names(app) == ["kim"]
             assert "1 of task [b]other" in screen_text(app) and "1 item," in pane(app)
             await pilot.press("f")
-            await until(pilot, lambda: isinstance(app.screen, TaskPicker))
+            await until(pilot, lambda: isinstance(app.screen, ChoiceDialog))
             assert app.screen.query_one(OptionList).highlighted == 2
             await pilot.press("escape")
             await settled(app, pilot)
             assert app.selected_task == "[b]other"
             await pilot.press("f")
-            await until(pilot, lambda: isinstance(app.screen, TaskPicker))
+            await until(pilot, lambda: isinstance(app.screen, ChoiceDialog))
             await pilot.press("up", "up", "enter")
             await settled(app, pilot)
             assert app.selected_task is None and names(app) == EVERYBODY
