@@ -66,7 +66,6 @@ class Form:
     fields: tuple[FormField, ...]
     check: FormCheck = lambda filled: None
     plan: FormPlanner | None = None
-    submit_label: str = "Start"
     about: str = ""
     suggest: FormSuggester | None = None
 
@@ -340,7 +339,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
         return "\n\n".join([field_help(field), self.HELP])
 
     def _next_label(self) -> str:
-        return self.form.submit_label if self.form.plan is None or (self.is_mounted and self.plan_shown) else "Plan"
+        return "Start" if self.form.plan is None or (self.is_mounted and self.plan_shown) else "Plan"
 
     def _show_plan(self, planned: Sequence[JobPlan] | None) -> None:
         """Show the plan instead of the fields; with None, the fields again."""

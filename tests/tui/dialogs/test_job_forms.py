@@ -224,19 +224,14 @@ def test_remarks_of_a_dry_run_stand_with_its_plan(empty_store: Path, tmp_path: P
     assert plans[-1].job == "notes" and "nia" in plans[-1].lines[0].value.lower()
 
 
-def test_the_demo_goes_into_an_empty_store_and_else_beside_it(demo_store: Path) -> None:
-    fields = {field.name: field for field in JOB_FORMS["demo"].make_fields(known(demo_store, store_is_empty=True))}
-    assert fields["where"].initial_value == "this store"
-    assert JOB_FORMS["demo"].make_fields(known(demo_store))[0].initial_value == "its own"
+@pytest.mark.parametrize(("empty", "ending"), [(True, ""), (False, "-demo")])
+def test_the_demo_goes_into_an_empty_store_and_else_beside_it(demo_store: Path, empty: bool, ending: str) -> None:
+    job = JOB_FORMS["demo"].make_request(
+        now := known(demo_store, store_is_empty=empty), {one.name: "" for one in JOB_FORMS["demo"].make_fields(now)}
+    )
     with Registry.open(demo_store) as reg:
-        lines = {
-            where: {
-                line.name: line.value for line in dry_run_plans(order("demo", demo_store, where=where), reg)[0].lines
-            }
-            for where in ("this store", "its own")
-        }
-    assert lines["this store"]["store"] == str(demo_store) and lines["its own"]["store"] == f"{demo_store}-demo"
-    assert not Path(f"{demo_store}-demo").exists()
+        lines = {line.name: line.value for line in dry_run_plans(job, reg)[0].lines}
+    assert lines["store"] == f"{demo_store}{ending}" and not Path(f"{demo_store}-demo").exists()
 
 
 def test_the_task_that_is_meant_is_that_of_the_user_or_of_the_only_bank(demo_store: Path, empty_store: Path) -> None:
