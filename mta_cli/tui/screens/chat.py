@@ -107,7 +107,7 @@ class ChatScreen(AskingScreen):
                 yield ReasonsPane()
                 yield Static(id="status")
                 yield Static(id="how")
-                yield PromptArea("Type a message, Enter asks · Esc leaves the prompt, so that keys work")
+                yield PromptArea("Type a message, Enter asks · Esc leaves the prompt: then 0…6 and keys work")
 
     async def reload(self) -> None:
         """Read the selected user's tasks and conversations."""

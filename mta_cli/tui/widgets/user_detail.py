@@ -11,7 +11,7 @@ from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
 
-from mta_cli.text.formatting import format_bytes, pluralise
+from mta_cli.text.formatting import format_bytes, loss_verdict, pluralise
 from mta_cli.text.printable import clean_line
 from mta_cli.tui.text import MISSING_VALUE, line_text
 from mta_cli.tui.widgets.charts.bars import Bar, BarChart
@@ -137,8 +137,8 @@ def _held_out_loss_line(user: UserDetail) -> str:
     percent = 100 * abs(after - before) / before if before > 0 else 0.0
     if percent < SMALLEST_PERCENT:
         return f"adapting left the loss on held-out queries as it was: {arrow}"
-    way = ("lowered", "better") if after < before else ("raised", "worse")
-    return f"adapting {way[0]} the loss on held-out queries by {percent:.1f} % ({way[1]}): {arrow}"
+    way = "lowered" if after < before else "raised"
+    return f"adapting {way} the loss on held-out queries by {percent:.1f} % ({loss_verdict(before, after)}): {arrow}"
 
 
 def recipe_parts(user: UserDetail) -> list[RecipePart]:

@@ -79,6 +79,23 @@ async def test_without_a_user_every_key_works(demo_store: Path) -> None:
         assert app.current_mode == "users"
 
 
+async def test_a_digit_is_typed_into_the_prompt_which_says_how_other_screens_are_reached(demo_store: Path) -> None:
+    async with open_app(demo_store) as (app, pilot):
+        await enter(app, pilot, "chat", "ida")
+        assert "Esc leaves the prompt: then 0…6 and keys work" in screen_text(app)
+        await pilot.press("2")
+        assert app.screen.query_one(PromptArea).text == "2" and app.current_mode == "chat"
+        await pilot.press("alt+1")
+        await settled(app, pilot)
+        assert app.current_mode == "users"
+        await enter(app, pilot, "chat", None)
+        assert app.screen.query_one(PromptArea).text == "2"
+        app.screen.query_one(PromptArea).focus()
+        await pilot.press("escape", "2")
+        await settled(app, pilot)
+        assert app.current_mode == "compare"
+
+
 async def test_the_only_task_gives_the_prompt_and_says_how_it_is_answered(demo_store: Path) -> None:
     async with open_app(demo_store, size=(100, 30)) as (app, pilot):
         await enter(app, pilot, "chat", "ida")
