@@ -153,7 +153,6 @@ class LazyGroup(LazyPage, TyperGroup):
         hint = did_you_mean([f"{path} {each}" for each in near], f"{path} --help")
         raise UsageError(f"There is no command {name!r:.80} in {path}.", hint=hint)
 
-
     def _has_inside(self, ctx: Any, group: str, name: str) -> bool:
         """Whether the group called `group` has a command called `name`."""
         found = self.get_command(ctx, group)

@@ -219,7 +219,8 @@ def _check_models(deep: bool) -> Check:
 
 def _check_default_model(kind: str, name: str) -> Check:
     """Whether the configured model is here, or can be fetched by its name."""
-    from mta_cli.pipeline.models.installed import can_be_pulled, resolve_model
+    from mta_cli.pipeline.models.bases import can_be_pulled
+    from mta_cli.pipeline.models.installed import resolve_model
 
     try:
         entry = resolve_model(name, kind)
