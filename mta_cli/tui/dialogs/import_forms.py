@@ -21,7 +21,6 @@ from mta_cli.tui.dialogs.job_request import (
     build_options,
     parse_path,
     shared_fields,
-    task_field,
 )
 
 if TYPE_CHECKING:
@@ -50,12 +49,13 @@ def _parse_consent(filled: FormValues) -> bool | None:
 def _import_fields(context: FormContext) -> tuple[FormField, ...]:
     path = "The path of the file, of a folder of files, or of a git repository."
     format = "The format of the file; empty: by its content."
+    task = "The task of records that name none; empty: free, commit for a repository, or the preset's."
     return (
         FormField("path", "file", help=path, required=True),
         FormField("format", "format", default_text="by its content", choices=tuple(FORMATS), help=format),
-        task_field(context),
-        _consent_field("new users may; not those of mail, chats, repositories"),
         *option_fields(context.settings, ImportOptions, IMPORT_MAIN_FIELDS),
+        FormField("task", "task", default_text="the file's, else free", help=task, choices=context.task_names),
+        _consent_field("new users may; not those of mail, chats, repositories"),
     )
 
 

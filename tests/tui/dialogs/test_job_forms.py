@@ -58,6 +58,10 @@ def test_every_option_of_an_import_has_its_field(empty_store: Path) -> None:
     names = [field.name for field in JOB_FORMS["data import"].make_fields(known(empty_store))]
     assert {spec.name for spec in fields(ImportOptions)} < set(names) and len(names) == len(set(names))
     assert tuple(PRESETS) == SITES, "the choices are the exports that can be read"
+    filled = {
+        one.name: one.initial_value for one in JOB_FORMS["data import"].make_fields(known(empty_store, task="free"))
+    }
+    assert filled["task"] == "", "a file may bring its own task, as a repository does"
 
 
 @needs_git
