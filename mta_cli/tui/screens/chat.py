@@ -35,8 +35,8 @@ MAX_CHATS_LISTED = 100  # conversations
 NO_USER_HELP = """No user selected.
 
 Press 1, move to a user and press Enter; then come back with 5.
-Conversations are stored with the user. They can be searched, continued and learnt from. Home, 0, lists the newest ones
-of all users."""
+Conversations are stored with the user. They can be searched, continued and learnt from.
+Home, 0, lists the newest ones of all users."""
 
 
 class ChatScreen(AskingScreen):

@@ -141,7 +141,7 @@ async def test_a_user_is_adapted_from_the_form(demo_store: Path) -> None:
         await until(pilot, lambda: bool(app.job_queue.jobs) and app.job_queue.jobs[0].finished)
         await back(app, pilot)
         assert app.job_queue.jobs[0].state == "done" and "saved stack kim" in log_of(app)
-        assert rows(app) == ["✓ user adapt · kim · shots 4"] and "32/32 steps" in screen_text(app)
+        assert rows(app) == ["✓ user adapt · kim · shots 4"] and "27/27 steps" in screen_text(app)
         assert [p.name for p in await app.store_reader.read(lambda reg: _adapted(reg))] == ["ida", "kim"]
 
 
