@@ -59,9 +59,9 @@ def test_a_stale_anchor_is_told() -> None:
     assert [part.name for part in parts] == ["a1 (stale)", "(forgotten #3)"]
 
 
-def test_the_curve_ends_with_the_loss_of_the_saved_stack() -> None:
+def test_the_curve_goes_from_the_loss_before_to_that_of_the_saved_stack() -> None:
     trained = replace(ANN, losses=(3.0, 2.5), stack=replace(STACK, steps=2))
-    assert shown_losses(trained) == (3.0, 2.5, STACK.loss_after)
+    assert shown_losses(trained) == (STACK.loss_before, 3.0, 2.5, STACK.loss_after)
     assert shown_losses(replace(trained, stack=replace(STACK, steps=3))) == (3.0, 2.5)
     assert shown_losses(ANN) == ()
 
