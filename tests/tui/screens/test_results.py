@@ -117,6 +117,14 @@ async def test_numbers_hold_every_metric_and_cost(empty_store: Path) -> None:
         assert rows(app, "mta", "0.500", "0.440", "-1.500", "77 kB", "0.00", "900")
 
 
+async def test_a_likelihood_that_is_the_main_metric_is_shown_once(empty_store: Path) -> None:
+    made = {**document(), "metric": "gold_loglik"}  # as `mta quick` measures texts
+    async with open_app(store(empty_store, made), (120, 30)) as (app, pilot):
+        await press(app, pilot, "n")
+        (heads,) = rows(app, "method", "bytes", "sec.")
+        assert heads.count("gold log-likelihood") == 1
+
+
 async def test_memory_has_each_method_with_each_label_memory(empty_store: Path) -> None:
     values = {"mta": 0.5, "mta+off": 0.41, "stack": 0.42, "stack+habit": 0.43, "base": 0.1}
     memory = {"mta": "neighbours", "mta+off": "off", "stack": "off", "stack+habit": "habit", "base": "off"}
