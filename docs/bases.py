@@ -34,7 +34,7 @@ def page() -> str:
 
 <!-- Made by `make docs` from the program; do not edit. -->
 
-`mta model pull NAME` downloads a base of this catalog, and `models.base` in the [settings](settings.md) makes it the default. Any other base is pulled by its name on the hub: `mta model pull hf:ORG/NAME`.
+`mta model pull NAME` downloads a base of this catalog, and `models.base` in the [settings](settings.md) makes it the default. Any other base is pulled by its name on the hub: `mta model pull hf:ORG/NAME`. A folder with a model, as transformers saves it, is a base too: `--base ./folder` uses it where it is, and `mta model pull ./folder --name NAME` gives it a name.
 
 Contents: [less memory](#less-memory) · [several bases](#several-bases-in-one-store) · [on your machine](#on-your-machine) · [how memory is computed](#how-memory-is-computed)
 

@@ -23,7 +23,7 @@ MOVING, SHOWN_SECONDS = ("home", "users", "compare", "bank", "results"), 3
 PATIENCE = 300.0  # seconds for a question to be answered
 WALK: tuple[tuple[str, Sequence[str]], ...] = (
     ("home", ("0",)),
-    ("users", ("1", "down", "enter")),
+    ("users", ("1", "home", "down", "enter")),  # the same user, also where the store keeps a selected one
     ("bank", ("3",)),
     ("results", ("6",)),
     ("jobs", ("4",)),

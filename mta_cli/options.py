@@ -24,9 +24,14 @@ def option_field(
     maximum: float | None = None,
     choices: tuple[str, ...] = (),
     settings_only: bool = False,
+    metavar: str = "",
 ) -> Any:
-    """A dataclass field with its help and bounds in `metadata`. `settings_only`: it has no flag."""
+    """A dataclass field with its help and bounds in `metadata`. `settings_only`: it has no flag.
+
+    `metavar` is the placeholder of its value in help, where the type does not say it.
+    """
     metadata = {
+        "metavar": metavar,
         "help": help,
         "minimum": minimum,
         "maximum": maximum,
@@ -353,10 +358,12 @@ class EvalOptions:
     methods: str = option_field(
         LADDER_METHODS,
         "Methods to compare, comma-separated; `ladder` stands for the method of each step. See mta eval methods.",
+        metavar="METHOD,…",
     )
     reference: str = option_field(
         "mta",
         "The method that all others are compared with; without a suffix, with the other's label memory if measured.",
+        metavar="METHOD",
     )
     shots: int = option_field(
         USUAL_MAX_ITEMS, "Most recent items that are left of each tested user's history.", minimum=1, maximum=1000
@@ -386,13 +393,88 @@ class EvalOptions:
     )
 
 
+SITES = ("letterboxd", "imdb", "goodreads", "movielens")
+"""The sites whose exports can be read."""
+LEAST_COMMITS = 10
+"""The default for the commits that an author needs: eight items, as an anchor does, and two to be measured on."""
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """`mta data import`: how a file or a repository is read. These are flags and fields of a form, and no settings."""
+
+    section: ClassVar[str] = "import"
+    preset: str | None = option_field(
+        None, "The site whose export is read; also adds a task for its ratings.", choices=SITES
+    )
+    me: tuple[str, ...] = option_field(
+        (),
+        "The user of a file of one user. For mail your addresses, for WhatsApp, Slack and Discord your names there; "
+        "several are possible. The first may be another name.",
+        metavar="NAME",
+    )
+    user: str | None = option_field(
+        None, "The column of the user; {file} is the name of each row's file.", metavar="COLUMN"
+    )
+    input: str | None = option_field(
+        None, 'The column of the input, or a template such as "{title} ({year}). {review}".', metavar="COLUMN"
+    )
+    output: str | None = option_field(None, "The column of the output, or a template.", metavar="COLUMN")
+    time: str | None = option_field(
+        None, "The column of the time; - reads none. Else time, where it is.", metavar="COLUMN"
+    )
+    id: str | None = option_field(
+        None, "The column of the item's id; - reads none. Else id, where it is.", metavar="COLUMN"
+    )
+    hold_out: int = option_field(
+        0,
+        "Items of each user that are held out as queries: the last by time, else drawn; 3 stay in the history.",
+        minimum=0,
+        maximum=1_000_000_000,
+    )
+    seed: int = option_field(0, "What draws the held-out items of users without times.", minimum=0, maximum=2**31 - 1)
+    skip_faulty: bool = option_field(False, "Leave out records with a fault, and count them.")
+    round: float = option_field(
+        0.0, "Round numbers in the output to multiples of this; leave out other outputs.", minimum=0, maximum=1e9
+    )
+    outputs: str | None = option_field(None, "The file with the answers to LaMP's questions.", metavar="FILE")
+    since: str | None = option_field(
+        None, "Of a repository: only commits that their authors made since this date.", metavar="DATE"
+    )
+    paths: tuple[str, ...] = option_field(
+        (), "Of a repository: only commits that change something in this path; several are possible.", metavar="PATH"
+    )
+    least: int = option_field(
+        LEAST_COMMITS, "Of a repository: leave out authors with fewer such commits.", minimum=1, maximum=1_000_000_000
+    )
+    body: bool = option_field(
+        False, "Of a repository: learn whole messages, as task commit-body; else their first lines."
+    )
+    pseudonyms: bool = option_field(False, "Of a repository: give its authors made-up names.")
+
+
+@dataclass(frozen=True)
+class QuickOptions:
+    """`mta quick`: what it decides beside the import and the models. No settings."""
+
+    section: ClassVar[str] = "quick"
+    minutes: float = option_field(3.0, "About how long it may take; more trains more.", minimum=0.1, maximum=10_000)
+    hold_out: int | None = option_field(
+        None,
+        "Items of each user that are held out to measure: the last by time, else drawn. Where not given, as stored, "
+        "else a fifth of a user's items: 2 to 12, and of one user alone 10 to 12.",
+        minimum=1,
+        maximum=1_000_000_000,
+    )
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """The models that a store works with, by name, hub name (`hf:ORG/NAME`) or folder."""
 
     section: ClassVar[str] = "models"
-    base: str = option_field("smollm2-135m-instruct", "The base model.")
-    embedder: str = option_field("minilm-l6", "The embedder that makes profiles.")
+    base: str = option_field("smollm2-135m-instruct", "The base model.", metavar="MODEL")
+    embedder: str = option_field("minilm-l6", "The embedder that makes profiles.", metavar="MODEL")
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,13 @@ import tempfile
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli.commands.data import (
-    BodyOption,
-    InputColumnOption,
-    LeastOption,
-    MeOption,
-    OutputColumnOption,
-    PathsOption,
-    PseudonymsOption,
-    SinceOption,
-    TimeColumnOption,
-    UserColumnOption,
-)
 from mta_cli.commands.shared.arguments import (
     ConsentOption,
     DryRunOption,
@@ -40,13 +29,14 @@ from mta_cli.options import (
     AdaptOptions,
     BankOptions,
     FuseOptions,
+    ImportOptions,
     MachineOptions,
     MemoryOptions,
     ModelOptions,
     PromptOptions,
+    QuickOptions,
     ScreeningOptions,
 )
-from mta_cli.pipeline.data.git import LEAST_COMMITS
 from mta_cli.terminal import output as out
 from mta_cli.terminal import tables
 from mta_cli.text.formatting import pluralise
@@ -54,29 +44,13 @@ from mta_cli.text.formatting import pluralise
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from mta_cli.pipeline.data.column_mapping import ColumnMapping
-    from mta_cli.pipeline.data.git.selection import CommitSelection
-    from mta_cli.pipeline.data.import_source import ImportSource
     from mta_cli.pipeline.quick.run import AskTime
     from store.registry import Registry
 
+READ_OPTIONS = ("user", "input", "output", "time", "me", "since", "paths", "least", "body", "pseudonyms")
 FileArgument = Annotated[
     Path,
     typer.Argument(metavar="FILE", help="A table with what each user was asked and answered, or a git repository."),
-]
-MinutesOption = Annotated[
-    float, typer.Option("--minutes", metavar="N", min=0.1, max=10_000, help="About how long it may take.")
-]
-HoldOutOption = Annotated[
-    int | None,
-    typer.Option(
-        "--hold-out",
-        metavar="N",
-        min=1,
-        help="Items of each user that are held out to measure: the last by time, else drawn. Where not given, as "
-        "stored, else a fifth of a user's items: 2 to 12, and of one user alone 10 to 12.",
-        show_default=False,
-    ),
 ]
 AssumeOption = Annotated[
     bool,
@@ -99,6 +73,8 @@ TaskNameOption = Annotated[
 
 
 @options(
+    only(ImportOptions, *READ_OPTIONS),
+    QuickOptions,
     ModelOptions,
     MachineOptions,
     *(only(cls) for cls in (BankOptions, ScreeningOptions, FuseOptions, AdaptOptions, MemoryOptions, PromptOptions)),
@@ -107,18 +83,6 @@ def quick(
     ctx: typer.Context,
     *,
     file: FileArgument,
-    user: UserColumnOption = None,
-    input: InputColumnOption = None,
-    output: OutputColumnOption = None,
-    time: TimeColumnOption = None,
-    me: MeOption = None,
-    since: SinceOption = None,
-    paths: PathsOption = None,
-    least: LeastOption = LEAST_COMMITS,
-    body: BodyOption = False,
-    pseudonyms: PseudonymsOption = False,
-    minutes: MinutesOption = 3.0,
-    hold_out: HoldOutOption = None,
     task: TaskNameOption = None,
     can_anchor: ConsentOption = None,
     yes: AssumeOption = False,
@@ -133,16 +97,16 @@ def quick(
     by the base, with the user's own examples, by the common model, and by the user's own. Run it again to finish a
     stopped run; a finished one prints its result again.
     """
-    from mta_cli.pipeline.data.column_mapping import ColumnMapping
-    from mta_cli.pipeline.data.git.selection import CommitSelection
+    from mta_cli.pipeline.data.import_source import ImportSource
     from mta_cli.pipeline.quick.columns import complete_columns
     from mta_cli.pipeline.quick.run import QuickRequest, run_quick
 
     context = app_context(ctx, flags, json=json)
-    columns = ColumnMapping(user, input, output, time)
-    commits = CommitSelection(since, tuple(paths or ()), least, body, pseudonyms)
-    seed = context.options[MachineOptions].seed
-    source = _make_source(file, columns, commits, me or (), task, hold_out or 0, seed)
+    given = replace(context.options[ImportOptions], seed=context.options[MachineOptions].seed)
+    source = ImportSource.from_options(file, given, task=task)
+    if str(file) == "-" or source.is_stream:
+        raise UsageError("mta quick reads the file more than once", hint="write it to a file first")
+    minutes = context.options[QuickOptions].minutes
     ask = make_consent_prompt(context, can_anchor, yes=yes, third_parties=source.is_repository)
     if stdin_is_terminal() and not yes and not json:
         from mta_cli.commands.import_columns import ask_for_columns
@@ -155,28 +119,6 @@ def quick(
         job = run_quick(reg, request, can_anchor=can_anchor, ask=ask, ask_time=ask_time, dry_run=dry_run)
         store = context.global_flags.store
         context.output.run_job_and_print(job, partial(render_verdict, store=store), dry_run=dry_run, resumes=True)
-
-
-def _make_source(
-    file: Path,
-    columns: ColumnMapping,
-    commits: CommitSelection,
-    me: Sequence[str],
-    task: str | None,
-    hold_out: int,
-    seed: int,
-) -> ImportSource:
-    from mta_cli.pipeline.data.import_source import ImportSource
-    from store.names import check_name
-
-    name, also = (check_name(me[0]), tuple(me[1:])) if me else (None, ())
-    source = ImportSource(
-        None, file, task, None, name, columns, hold_out=hold_out, seed=seed, also_me=also, commits=commits
-    )
-    if str(file) == "-" or source.is_stream:
-        raise UsageError("mta quick reads the file more than once", hint="write it to a file first")
-    source.require_consistent()
-    return source
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def serve(
         note=context.output.note,
     )
     if stopped_by == "SIGINT":
-        raise Interrupted("interrupted")
+        raise typer.Exit(Interrupted.exit_code)  # without an error: Ctrl-C is how a server is meant to end
 
 
 @key_app.command("add")

@@ -400,14 +400,11 @@ def export(
     from mta_cli.pipeline.users.export_all_data import export_all_data
 
     context = app_context(ctx, flags, json=json)
-    given = {"--task": task, "--yes": yes or None, "--base-name": base_name, "--examples": examples}
-    given |= {"--rank": rank if rank != "auto" else None}
-    given |= {"--format": form if form != "peft" else None, "--approximate": approximate or None}
-    given |= {"--check": check or None}
-    given |= {"--type": number_format if number_format != "f16" else None}
-    refused = [*(flag for flag, value in given.items() if value is not None), *flags.given_flags()]
-    if all_data and refused:
-        raise UsageError(f"--all-data is everything: {', '.join(refused)} cannot be given with it.")
+    beside = ("user", "to", "all_data", "json")
+    own = [each for each in ctx.command.params if each.name in ctx.params and each.name not in beside]
+    if all_data and (given := [each for each in own if _is_given(ctx, each.name)]):
+        refused = ", ".join(max(each.opts, key=len) for each in given)
+        raise UsageError(f"--all-data is everything: {refused} cannot be given with it.")
     with context.open_registry() as reg:
         if all_data:
             context.output.run_job_and_print(export_all_data(reg, user, to))
@@ -422,6 +419,11 @@ def export(
         entry = base_model(context.options_on_base(reg, task, known))
         made = context.output.run_job_and_print(export_user(reg, entry, known, task, to, chosen), render_export)
         suggest_after_export(context, made)
+
+
+def _is_given(ctx: typer.Context, name: str | None) -> bool:
+    source = ctx.get_parameter_source(name or "")
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _parse_rank(text: str) -> int | Literal["auto"] | None:

@@ -71,7 +71,10 @@ def render_export(result: Mapping[str, Any]) -> RenderableType:
 def render_removal(result: Mapping[str, Any]) -> RenderableType:
     """The removed parts of a user. Notes before it name the parts that other users' models keep."""
     files = pluralise(len(result["adapters_removed"]), "adapter file")
-    return out.text(f"Removed {result['user']}: {pluralise(result['items'], 'item')} and {files}.")
+    return out.text(
+        f"Removed {result['user']}: {pluralise(result['items'], 'item')} and {files}. The name is kept nowhere: a file "
+        "with their items makes them a new user when it is imported again."
+    )
 
 
 def render_runs(

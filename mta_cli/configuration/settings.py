@@ -32,6 +32,8 @@ class StoreOptions:
 
 
 OPTION_CLASSES: tuple[type[Any], ...] = (*options.JOB_OPTIONS, StoreOptions)
+UNSTORED_CLASSES: tuple[type[Any], ...] = (options.ImportOptions, options.QuickOptions)
+"""Options that flags and forms set, and no file or environment."""
 OptionsT = TypeVar("OptionsT")
 
 
@@ -47,6 +49,7 @@ class Setting:
     maximum: float | None
     choices: tuple[str, ...]
     settings_only: bool
+    metavar: str
 
     @property
     def env_variable(self) -> str:
@@ -60,16 +63,27 @@ class Setting:
 
 
 @functools.cache
+def _settings_by_section() -> Mapping[str, Mapping[str, Setting]]:
+    found: dict[str, dict[str, Setting]] = {}
+    for cls in (*OPTION_CLASSES, *UNSTORED_CLASSES):
+        hints = get_type_hints(cls)
+        own = found[cls.section] = {}
+        for spec in fields(cls):
+            parts = get_args(hints[spec.name])
+            kind = parts[0] if type(None) in parts else hints[spec.name]
+            own[spec.name] = Setting(f"{cls.section}.{spec.name}", kind, spec.default, **spec.metadata)
+    return found
+
+
+def settings_of(cls: type[Any]) -> Mapping[str, Setting]:
+    """The options of a class by field name."""
+    return _settings_by_section()[vars(cls)["section"]]
+
+
+@functools.cache
 def all_settings() -> Mapping[str, Setting]:
     """Every setting by key, in the order of the sections."""
-    found: dict[str, Setting] = {}
-    for section in OPTION_CLASSES:
-        hints = get_type_hints(section)
-        for spec in fields(section):
-            kinds = [kind for kind in get_args(hints[spec.name]) if kind is not type(None)] or [hints[spec.name]]
-            key = f"{section.section}.{spec.name}"
-            found[key] = Setting(key, kinds[0], spec.default, **spec.metadata)
-    return found
+    return {setting.key: setting for cls in OPTION_CLASSES for setting in settings_of(cls).values()}
 
 
 def store_path(flag: Path | None = None) -> Path:
@@ -123,9 +137,8 @@ class Settings:
     """
 
     def __init__(self, given: Mapping[str, RawValue]) -> None:
-        self._known = all_settings()
         self._given = dict(given)
-        self.origins = {key: given[key].origin if key in given else "default" for key in self._known}
+        self.origins = {key: given[key].origin if key in given else "default" for key in all_settings()}
         self._built: dict[str, Any] = {}
 
     @classmethod
@@ -167,11 +180,9 @@ class Settings:
 
     def _build(self, cls: type[OptionsT], flags: Mapping[str, Any], faults: list[str]) -> OptionsT | None:
         """An instance of `cls`; None if it has faults, which are added to `faults`."""
-        section: str = vars(cls)["section"]
         values: dict[str, Any] = {}
         found: list[str] = []
-        for setting in (s for s in self._known.values() if s.key.startswith(section + ".")):
-            name = setting.key.partition(".")[2]
+        for name, setting in settings_of(cls).items():
             given = self._resolve_value(setting, flags.get(name))
             self.origins[setting.key] = given.origin
             try:
@@ -220,6 +231,8 @@ def convert_value(setting: Setting, raw: Any) -> Any:
         return None
     if setting.kind is bool:
         return _parse_boolean(raw)
+    if setting.kind == tuple[str, ...]:  # a repeated flag, or a text with commas in a form
+        return tuple(part for text in raw.split(",") if (part := text.strip())) if isinstance(raw, str) else tuple(raw)
     if setting.kind is str:
         if not isinstance(raw, str):
             raise ValueError("this is a text, in quotes")

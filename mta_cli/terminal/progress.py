@@ -93,9 +93,8 @@ class ProgressView:
 
     def _description(self, event: JobProgress) -> str:
         if self._bar is not None and self._is_narrow():
-            return clean_line(event.label or self._started.job)[:20]
-        parts = [part for part in (self._started.job, event.label) if part]
-        return clean_line(" · ".join(parts))[:60]
+            return _fit_title(event.label or self._started.job, 20)
+        return _fit_title(" · ".join(part for part in (self._started.job, event.label) if part), 60)
 
     def _is_narrow(self) -> bool:
         return self._console.width < NARROW_TERMINAL_COLUMNS
@@ -108,6 +107,14 @@ class ProgressView:
         if units is not None and not (parts and self._bar is not None and self._is_narrow()):
             parts.append(f"{format_rate(units)} {self._started.unit}/s")
         return " · ".join(parts)
+
+
+def _fit_title(title: str, width: int) -> str:
+    """The title, or where it is too long what stands before its last colon; cut only where that is too long too."""
+    shown = clean_line(title)
+    if len(shown) > width:
+        shown = shown.rpartition(": ")[0] or shown
+    return shown if len(shown) <= width else f"{shown[: width - 1]}…"
 
 
 def _make_bar(console: Console, width: int) -> Progress:

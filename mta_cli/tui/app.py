@@ -29,7 +29,7 @@ from mta_cli.tui.window_state import WindowState
 from mta_cli.tui.workers.job_queue import Job, JobQueue, JobUpdated
 from mta_cli.tui.workers.model_worker import ModelWorker
 from mta_cli.tui.workers.store_reader import StoreReader
-from mta_cli.tui.workers.undo import UndoPlan, UndoStack, plan_undo, undo
+from mta_cli.tui.workers.undo import UndoPlan, plan_undo, undo
 
 if TYPE_CHECKING:
     from mta_cli.tui.dialogs.form import Form
@@ -103,9 +103,9 @@ class MtaApp(App[None]):
         chosen = settings.origins["models.base"] != "default"
         self.model_worker = ModelWorker(self, store, timeout, self.model_options.base, chosen=chosen)
         self._printable = PrintableFilter()
-        self._undo_stack = UndoStack()
+        self._kept: list[ItemKept] = []  # items that this window kept and that are not undone, newest last
         self._undo_job: Job | None = None
-        self.store_reader.on_kept = self.model_worker.on_kept = self._undo_stack.add
+        self.store_reader.on_kept = self.model_worker.on_kept = self._kept.append
         self.selected_user: str | None = None
         self.selected_task: str | None = None
         self.chat_to_open: int | None = None  # the conversation that Chat continues when it is shown next
@@ -230,13 +230,14 @@ class MtaApp(App[None]):
         if self._undo_job is not None and not self._undo_job.finished:
             self.notify("the last undo has not ended yet", markup=False)
             return
-        if (kept := self._undo_stack.last) is None:
+        if not self._kept:
             self.notify("nothing to undo: no answer was kept in this window", markup=False)
             return
+        kept = self._kept[-1]
         try:
             plan = await self.store_reader.read(partial(plan_undo, kept=kept))
         except NotFound:
-            self._undo_stack.remove(kept)
+            self._kept.remove(kept)
             self.notify("nothing to undo: the answer that was kept last is removed already", markup=False)
             return
         except MtaError as error:
@@ -256,7 +257,7 @@ class MtaApp(App[None]):
         if job.error is not None:
             self.show_error(job.error)
         elif job.state == "done":
-            self._undo_stack.remove(kept)
+            self._kept.remove(kept)
             self.notify(f"undone: {plan.item}", markup=False)
 
     def action_show_screen(self, name: str) -> None:

@@ -175,7 +175,9 @@ class Users:
         alike = [other for other in names if normalise_name(other) == normalise_name(name)]
         by_case = {other.casefold(): other for other in names}
         near = difflib.get_close_matches(name.casefold(), by_case, n=3, cutoff=0.6)
-        return list(dict.fromkeys([*alike, *(by_case[other] for other in near)]))[:3]
+        part = f" {name.casefold()}"
+        begun = [other for other in names if part in f" {other.casefold()}"] if name.strip() else []
+        return list(dict.fromkeys([*alike, *(by_case[other] for other in near), *begun]))[:3]
 
 
 def user_from_row(row: tuple[Any, ...]) -> User:

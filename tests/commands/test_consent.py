@@ -136,7 +136,7 @@ def test_all_that_is_held_is_exported(store: Path, tmp_path: Path) -> None:
     ran = mta("user", "export", "ann", "--all-data", "--to", "mine")
     assert (ran.code, ran.out) == (4, "") and "not empty" in ran.err
     ran = mta("user", "export", "ann", "--all-data", "--to", "other", "--rank", 3, "--task", "free", "--yes")
-    assert ran.code == 2 and "--task, --yes, --rank cannot be given" in ran.err and not (tmp_path / "other").exists()
+    assert ran.code == 2 and "--task, --rank, --yes cannot be given" in ran.err and not (tmp_path / "other").exists()
     gone = mta_ok("user", "rm", "ann", "--yes", "--json")
     assert gone.json()["exports"] == [str(tmp_path / "mine")] and str(tmp_path / "mine") in gone.err
     assert (tmp_path / "mine" / "items.json").is_file()

@@ -69,8 +69,8 @@ def test_the_format_may_be_named(store: Path, words: list[str]) -> None:
         (["none.zip", "--me", "ann"], 3, "There is no file 'none.zip'"),
         (["notes.jsonl", "--me", "ann", "--me", "bo"], 2, "--me bo is one name too many"),
         (["none.csv"], 3, "There is no file 'none.csv'"),
-        (["notes.jsonl", "--round", "inf"], 2, "less than or equal to 1000000000"),
-        (["notes.jsonl", "--round", "1e300"], 2, "less than or equal to 1000000000"),
+        (["notes.jsonl", "--round", "inf"], 2, "round = inf (flag --round): this is a finite number"),
+        (["notes.jsonl", "--round", "1e300"], 2, "the most is 1000000000"),
     ],
 )
 def test_wrong_words_are_one_line(store: Path, words: list[str], code: int, what: str) -> None:

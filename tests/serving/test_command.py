@@ -49,8 +49,9 @@ def test_it_is_listed_with_the_running_jobs(process: Process, store_root: Path) 
     assert mta_ok("ps", "--json").json() == []
 
 
-def test_ctrl_c_ends_it_as_every_job(process: Process) -> None:
-    assert process.end(signal.SIGINT)[0] == 130
+def test_ctrl_c_ends_it_as_every_job_and_is_no_error(process: Process) -> None:
+    code, said = process.end(signal.SIGINT)
+    assert code == 130 and "error" not in said
 
 
 def test_removing_a_user_tells_the_server(process: Process) -> None:

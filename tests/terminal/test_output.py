@@ -338,6 +338,17 @@ def test_progress_in_a_terminal_is_a_bar(capsys: pytest.CaptureFixture[str], mon
         assert "tokens/s" in last and "ETA 0:00:00" in last and len(last.rstrip()) <= int(columns)
 
 
+def test_a_title_that_is_too_long_for_a_narrow_bar_loses_its_names_and_is_not_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    for label, shown in (("anchor 1/8: ansel and 7 more", "anchor 1/8 "), ("x" * 30, "x" * 19 + "… ")):
+        Output().run_job(iter([ev.JobStarted("bank build", 1), ev.JobProgress(label, 1), ev.JobResult()]))
+        assert plain_text(capsys.readouterr().err).splitlines()[-1].startswith(shown)
+
+
 def plain_text(drawn: str) -> str:
     """What a terminal's reader sees, each state of a bar on a line of its own."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn).replace("\r", "\n").rstrip("\n")

@@ -31,10 +31,12 @@ def histories(tmp_path: Path) -> Path:
     return path
 
 
-def fill(terminal: Terminal, *values: tuple[int, str]) -> None:
-    """Put values into a form, each so many fields further down; then its plan, then start."""
-    terminal.until("Cancel")
-    terminal.look(0.3)
+def fill(terminal: Terminal, first: str, *values: tuple[int, str]) -> None:
+    """Put values into a form, each so many fields further down; then its plan, then start.
+
+    `first` is the help on the first field, which is shown once that has the focus.
+    """
+    terminal.until(first)
     for steps, value in values:
         terminal.press(*["tab"] * steps, "ctrl+u")
         terminal.type(value)
@@ -52,17 +54,20 @@ def test_from_an_empty_store_to_an_adapted_user_by_keys(
     with Terminal(["tui"], columns, rows) as terminal:
         terminal.until("There are no users yet.")
         terminal.press("i")
-        fill(terminal, (0, str(histories)))
+        fill(terminal, "The path of the file", (0, str(histories)))
         terminal.until("✓ data import")
         terminal.press("1")
         terminal.until("person5")
         terminal.press("4", "b")
-        fill(terminal, (2, "2"), (1, "2"), (1, "1"), (1, "4"))
+        fill(terminal, "The task.", (2, "2"), (1, "2"), (1, "1"), (1, "4"))
         terminal.until("✓ bank build")
         terminal.press("a")
-        fill(terminal, (0, "mina"))
+        fill(terminal, "User names, separated", (0, "mina"))
         terminal.until("✓ user adapt")
-        terminal.press("1", "/")
+        terminal.press("1")
+        terminal.until("/ to filter")
+        terminal.press("/")
+        terminal.look(0.5)
         terminal.type("mina")
         terminal.until(lambda screen: "person5" not in screen and "adapted" in screen)
         terminal.press("enter", "enter", "2")

@@ -61,14 +61,11 @@ def test_no_name_is_left_of_a_user_who_was_removed(demo_store: Path) -> None:
         b'{"theme": "' + b"x" * MAX_FILE_BYTES + b'"}',
     ],
 )
-def test_a_file_that_cannot_be_used_is_as_good_as_none(demo_store: Path, content: bytes) -> None:
+async def test_a_file_that_cannot_be_used_is_as_good_as_none(demo_store: Path, content: bytes) -> None:
     (demo_store / FILE_NAME).write_bytes(content)
 
-    async def drive() -> None:
-        async with open_app(demo_store) as (app, _):
-            assert app.selected_user is None and app.current_mode == "home" and "12 users" in screen_text(app)
-
-    run(drive())
+    async with open_app(demo_store) as (app, _):
+        assert app.selected_user is None and app.current_mode == "home" and "12 users" in screen_text(app)
 
 
 def test_nothing_is_read_from_what_is_no_file_and_no_store_is_made(tmp_path: Path) -> None:

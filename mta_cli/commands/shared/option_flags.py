@@ -14,11 +14,12 @@ from typing import Annotated, Any
 import typer
 
 from mta_cli.commands.shared.arguments import complete_bases, complete_embedders, complete_methods
-from mta_cli.configuration.settings import Setting, all_settings
+from mta_cli.configuration.settings import Setting, all_settings, settings_of
 from mta_cli.options import PRESETS
 
 Command = Callable[..., None]
 PANELS = {
+    "import": "What is read",
     "bank": "Anchors",
     "bank.task_": "Task adapter",
     "gates": "Limits for anchors",
@@ -35,7 +36,6 @@ PANELS = {
 }
 """Titles of help panels, by section or by prefix of the options' keys."""
 COMPLETERS = {"models.base": complete_bases, "models.embedder": complete_embedders, "eval.methods": complete_methods}
-METAVARS = {"models": "MODEL", "eval.methods": "METHOD,…", "eval.reference": "METHOD"}
 
 
 @dataclass(frozen=True)
@@ -110,23 +110,24 @@ def _flag_names(cls: type[Any]) -> tuple[str, ...]:
 
 
 def _parameter(cls: type[Any], name: str) -> inspect.Parameter:
-    setting = all_settings()[f"{cls.__dict__['section']}.{name}"]
-    kind: Any = setting.kind
+    setting = settings_of(cls)[name]
+    kind: Any = list[str] if setting.kind == tuple[str, ...] else setting.kind
     annotation = Annotated[kind | None, _typer_option(setting)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _typer_option(setting: Setting) -> Any:
     flag, choices, default = setting.flag, setting.choices, setting.default
-    section = setting.key.partition(".")[0]
+    plain_switch = setting.kind is bool and setting.key not in all_settings()  # nothing else could have set it
+    shown = str(default).lower() if isinstance(default, bool) else str(default)
     panels = [title for start, title in PANELS.items() if setting.key.startswith(start)]
     return typer.Option(
-        f"{flag}/--no-{flag[2:]}" if setting.kind is bool else flag,
+        f"{flag}/--no-{flag[2:]}" if setting.kind is bool and not plain_switch else flag,
         help=setting.help,
-        show_default=False if default is None else str(default).lower() if isinstance(default, bool) else str(default),
-        metavar=METAVARS.get(setting.key, METAVARS.get(section)) or "|".join(choices) or None,
+        show_default=False if default in (None, ()) or plain_switch else shown,
+        metavar=setting.metavar or "|".join(choices) or None,
         autocompletion=COMPLETERS.get(setting.key) or ((lambda: list(choices)) if choices else None),
-        rich_help_panel=panels[-1],
+        rich_help_panel=panels[-1] if panels else None,
     )
 
 

@@ -52,7 +52,7 @@ def metrics(document: Document) -> list[str]:
     """The metrics of a document: the main one first, the log-likelihood last, the others in the document's order."""
     found = dict.fromkeys(metric for scores in document["methods"].values() for metric in scores)
     between = [metric for metric in found if metric not in (document["metric"], LOGLIK_METRIC)]
-    return [document["metric"], *between, *([LOGLIK_METRIC] if LOGLIK_METRIC in found else [])]
+    return list(dict.fromkeys([document["metric"], *between, *([LOGLIK_METRIC] if LOGLIK_METRIC in found else [])]))
 
 
 def method_score(document: Document, method: str, metric: str, part: str = "value") -> float | None:

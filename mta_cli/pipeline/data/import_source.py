@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import BadInput, Flag, UsageError, system_reason
+from mta_cli.options import ImportOptions
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.formats import FORMATS, slack
 from mta_cli.pipeline.data.formats.archive import ArchivedFile, is_archive, text_files
@@ -20,11 +21,13 @@ from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.data.git.program import is_repository
 from mta_cli.pipeline.data.git.selection import CommitSelection
 from mta_cli.pipeline.data.presets import PRESETS, Preset
+from store.names import check_name
 
 if TYPE_CHECKING:
     from mta_cli.engine.text.tasks import Task
 
 DEFAULT_TASK = "free"
+NO_COLUMN = "-"
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,30 @@ class ImportSource:
     scale: tuple[float, float] = (-math.inf, math.inf)
     guessed_time: bool = False
     commits: CommitSelection = field(default_factory=CommitSelection)
+
+    @classmethod
+    def from_options(
+        cls, path: Path, given: ImportOptions, *, format: str | None = None, task: str | None = None
+    ) -> ImportSource:
+        """The source at `path` with these options. Raises UsageError when they contradict each other."""
+        time, id = ("" if column == NO_COLUMN else column for column in (given.time, given.id))
+        source = cls(
+            format,
+            path,
+            task,
+            Path(given.outputs).expanduser() if given.outputs else None,
+            check_name(given.me[0]) if given.me else None,
+            ColumnMapping(given.user, given.input, given.output, time, id),
+            given.preset,
+            given.hold_out,
+            given.seed,
+            given.me[1:],
+            given.skip_faulty,
+            given.round,
+            commits=CommitSelection(given.since, given.paths, given.least, given.body, given.pseudonyms),
+        )
+        source.require_consistent()
+        return source
 
     @property
     def name(self) -> str:

@@ -59,7 +59,7 @@ def refresh_profiles(
             started = time.monotonic()
             _embed_batch(reg, model, task, embedder.fingerprint, batch)
             done += sum(len(piece.items) for piece in batch)
-            yield JobProgress(batch[-1].user.name, done, seconds=time.monotonic() - started)
+            yield JobProgress(chosen[0].name if len(chosen) == 1 else "", done, seconds=time.monotonic() - started)
     yield JobResult({"task": task, "users": len({piece.user.id for piece in pieces}), "items": total})
 
 

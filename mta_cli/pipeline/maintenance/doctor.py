@@ -218,12 +218,14 @@ def _check_models(deep: bool) -> Check:
 
 
 def _check_default_model(kind: str, name: str) -> Check:
+    """Whether the configured model is here, or can be fetched by its name."""
+    from mta_cli.pipeline.models.bases import can_be_pulled
     from mta_cli.pipeline.models.installed import resolve_model
 
     try:
         entry = resolve_model(name, kind)
     except NotFound as error:
-        return Check(kind, True, f"{error}; {worded(error.hint or '')}")
+        return Check(kind, can_be_pulled(name), f"{error}; {worded(error.hint or '')}")
     return Check(
         kind,
         True,

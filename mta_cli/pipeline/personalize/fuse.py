@@ -193,7 +193,7 @@ def make_recipes(
             for recipe in batch:
                 reg.recipes.save_recipe(recipe)
         recipes |= {recipe.user_id: recipe for recipe in batch}
-        yield JobProgress(by_id[batch[-1].user_id].name, len(recipes))
+        yield JobProgress(by_id[batch[-1].user_id].name if len(asking) == 1 else "", len(recipes))
     return recipes
 
 

@@ -1,15 +1,17 @@
-"""Dialogs over a screen: a question, an error, help, and waiting for the end of a step."""
+"""Dialogs over a screen: a question, a choice, an error, help, and waiting for the end of a step."""
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterable
 from typing import ClassVar, TypeVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Button, Static, TextArea
+from textual.widgets import Button, OptionList, Static, TextArea
+from textual.widgets.option_list import Option
 
 from mta_cli.errors import BadInput, MtaError, worded
 from mta_cli.text.printable import clean_text
@@ -64,6 +66,41 @@ class ConfirmDialog(ScrollingDialog[bool]):
     def action_answer(self, answer: bool) -> None:
         """An answer by key."""
         self.dismiss(answer)
+
+
+class ChoiceDialog(ModalScreen[str | None]):
+    """A list of options, with the cursor on the current one. Returns the id of the chosen one, None if cancelled."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "Close", id="choice.close", tooltip="Choose nothing"),
+    ]
+    DEFAULT_CSS = """
+    ChoiceDialog OptionList, ChoiceDialog OptionList:focus {
+        height: auto;
+        max-height: 14;
+        border: none;
+    }
+    """
+
+    def __init__(self, title: str, options: Iterable[Option], current: str = "") -> None:
+        super().__init__()
+        self._heading, self._current = title, current
+        self._options = list(options)
+
+    def compose(self) -> ComposeResult:
+        """The question and the options."""
+        with Vertical(classes="dialog"):
+            yield Static(line_text(self._heading, "bold"))
+            yield OptionList(*self._options, markup=False)
+
+    def on_mount(self) -> None:
+        """Put the cursor on the current option."""
+        ids = [option.id for option in self._options]
+        self.query_one(OptionList).highlighted = ids.index(self._current) if self._current in ids else 0
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """Return the chosen option."""
+        self.dismiss(event.option_id)
 
 
 class ClosingDialog(ModalScreen[None]):

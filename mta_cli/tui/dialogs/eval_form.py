@@ -15,25 +15,22 @@ from mta_cli.options import (
     PromptOptions,
     ScreeningOptions,
 )
-from mta_cli.tui.dialogs.form import FormField, FormValues, setting_field
+from mta_cli.tui.dialogs.form import FormField, FormValues, option_fields, setting_field
 from mta_cli.tui.dialogs.job_request import FormContext, JobForm, JobRequest, build_options, shared_fields, task_field
 
 if TYPE_CHECKING:
     from store.registry import Registry
 
 EVAL_MAIN_FIELDS = ("methods", "reference", "shots", "folds")
-EVAL_ADVANCED_FIELDS = ("placement", "memory", "calibrate", "only_earlier", "others")
 EVAL_BANK_FIELDS = ("anchors", "epochs", "min_items", "max_items", "task_epochs")
 
 
 def _eval_fields(context: FormContext) -> tuple[FormField, ...]:
-    of = partial(setting_field, context.settings, EvalOptions)
     bank = partial(setting_field, context.settings, BankOptions, advanced=True)
     own = "Settings of single methods, METHOD.SETTING=VALUE, separated by blanks."
     return (
         task_field(context, needed=True),
-        *map(of, EVAL_MAIN_FIELDS),
-        *(of(name, advanced=True) for name in EVAL_ADVANCED_FIELDS),
+        *option_fields(context.settings, EvalOptions, EVAL_MAIN_FIELDS),
         *map(bank, EVAL_BANK_FIELDS),
         FormField("set", "settings", help=own, advanced=True),
         *shared_fields(context),

@@ -66,19 +66,18 @@ class Form:
     fields: tuple[FormField, ...]
     check: FormCheck = lambda filled: None
     plan: FormPlanner | None = None
-    submit_label: str = "Start"
     about: str = ""
     suggest: FormSuggester | None = None
 
 
 def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bool = False) -> FormField:
     """The field of one option: its default as settings have it, its help, its choices."""
-    from mta_cli.configuration.settings import all_settings
+    from mta_cli.configuration.settings import settings_of
 
-    setting = all_settings()[f"{cls.section}.{name}"]
+    setting = settings_of(cls)[name]
     value = getattr(settings.build_options(cls), name)
     choices = ("yes", "no") if setting.kind is bool else setting.choices
-    shown = "not given" if value is None else ("yes" if value else "no") if setting.kind is bool else str(value)
+    shown = "not given" if value in (None, ()) else ("yes" if value else "no") if setting.kind is bool else str(value)
     return FormField(
         name,
         name.replace("_", " "),
@@ -90,7 +89,7 @@ def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bo
     )
 
 
-def option_fields(settings: Settings, cls: type[Any], main: Sequence[str]) -> Iterator[FormField]:
+def option_fields(settings: Settings, cls: type[Any], main: Sequence[str] = ()) -> Iterator[FormField]:
     """The fields of all options of a class that have flags: the `main` ones, then the others, which are collapsed."""
     others = (spec.name for spec in fields(cls) if not spec.metadata["settings_only"] and spec.name not in main)
     yield from (setting_field(settings, cls, name) for name in main)
@@ -340,7 +339,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
         return "\n\n".join([field_help(field), self.HELP])
 
     def _next_label(self) -> str:
-        return self.form.submit_label if self.form.plan is None or (self.is_mounted and self.plan_shown) else "Plan"
+        return "Start" if self.form.plan is None or (self.is_mounted and self.plan_shown) else "Plan"
 
     def _show_plan(self, planned: Sequence[JobPlan] | None) -> None:
         """Show the plan instead of the fields; with None, the fields again."""

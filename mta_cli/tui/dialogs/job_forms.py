@@ -50,10 +50,10 @@ def build_form(job_form: JobForm, context: FormContext, app: MtaApp) -> Form:
         job_form.make_request(context, filled)
 
     async def suggest(filled: FormValues) -> Mapping[str, str]:
-        return await asyncio.to_thread(job_form.suggest, filled) if job_form.suggest is not None else {}
+        return await asyncio.to_thread(job_form.suggest, context, filled) if job_form.suggest is not None else {}
 
     suggestions = suggest if job_form.suggest is not None else None
-    return Form(job_form.kind, job_form.make_fields(context), check, plan, "Start", job_form.about, suggestions)
+    return Form(job_form.kind, job_form.make_fields(context), check, plan, job_form.about, suggestions)
 
 
 async def queue_job_from_form(app: MtaApp, kind: str, **values: str) -> Job | None:
@@ -170,27 +170,15 @@ def parse_user_names(text: str, whole: str | None = None) -> list[str]:
 
 
 def _demo_fields(context: FormContext) -> tuple[FormField, ...]:
+    full = "Train longer: about seven minutes on two cores instead of three."
     return (
-        FormField(
-            "where",
-            "where",
-            "this store" if context.store_is_empty else "its own",
-            choices=("this store", "its own"),
-            help="Into the open store, or into a new store beside it.",
-            required=True,
-        ),
-        FormField(
-            "full",
-            "full",
-            default_text="no",
-            choices=("yes", "no"),
-            help="Train longer: about seven minutes on two cores instead of three.",
-        ),
+        FormField("full", "full", default_text="no", choices=("yes", "no"), help=full),
         *shared_fields(context, prompt=False),
     )
 
 
 def _demo_request(context: FormContext, filled: FormValues) -> JobRequest:
+    """The demo in the open store while that has no users, else in a store of its own beside it."""
     from mta_cli.pipeline.demo import demo_history_items, plan_demo, run_demo
     from mta_cli.pipeline.requests import demo_request
 
@@ -199,19 +187,18 @@ def _demo_request(context: FormContext, filled: FormValues) -> JobRequest:
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
         if dry_run:
-            yield from plan_demo(reg.root if filled["where"] == "this store" else own, request)
-        elif filled["where"] == "this store":
+            yield from plan_demo(reg.root if context.store_is_empty else own, request)
+        elif context.store_is_empty:
             yield from run_demo(reg, request)
         else:
             from store.registry import Registry
 
-            with Registry.open(
-                own, create=True, timeout=context.settings.build_options(StoreOptions).timeout
-            ) as beside:
+            timeout = context.settings.build_options(StoreOptions).timeout
+            with Registry.open(own, create=True, timeout=timeout) as beside:
                 write_setting(own / SETTINGS_FILE_NAME, "prompt.history_items", demo_history_items(request.full))
                 yield from run_demo(beside, request)
 
-    return JobRequest("demo", filled["where"], make)
+    return JobRequest("demo", "this store" if context.store_is_empty else own.name, make)
 
 
 JOB_FORMS = {

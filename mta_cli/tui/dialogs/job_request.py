@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,10 @@ from mta_cli.configuration.settings import Settings
 from mta_cli.errors import UsageError
 from mta_cli.events import Event
 from mta_cli.options import MachineOptions, ModelOptions, OptionSet, PromptOptions
-from mta_cli.tui.dialogs.form import FormField, FormValues, setting_field
+from mta_cli.tui.dialogs.form import FormField, FormValues, option_fields
 
 if TYPE_CHECKING:
     from store.registry import Registry
-
-MACHINE_FIELDS = ("seed", "device", "dtype", "quantize", "max_memory")
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class JobForm:
     about: str
     make_fields: Callable[[FormContext], tuple[FormField, ...]]
     make_request: Callable[[FormContext, FormValues], JobRequest]
-    suggest: Callable[[FormValues], Mapping[str, str]] | None = None
+    suggest: Callable[[FormContext, FormValues], Mapping[str, str]] | None = None
 
 
 def build_options(context: FormContext, filled: FormValues, *classes: type[Any]) -> OptionSet:
@@ -80,9 +77,7 @@ def task_field(context: FormContext, *, needed: bool = False) -> FormField:
     return FormField("task", "task", value or "", help="The task.", choices=context.task_names, required=needed)
 
 
-def shared_fields(context: FormContext, *, prompt: bool = True) -> tuple[FormField, ...]:
+def shared_fields(context: FormContext, *, prompt: bool = True) -> Iterator[FormField]:
     """The collapsed fields of models, machine and prompt."""
-    models = partial(setting_field, context.settings, ModelOptions, advanced=True)
-    machine = partial(setting_field, context.settings, MachineOptions, advanced=True)
-    shown = (setting_field(context.settings, PromptOptions, "history_items", advanced=True),) if prompt else ()
-    return (*shown, models("base"), models("embedder"), *map(machine, MACHINE_FIELDS))
+    for cls in (*((PromptOptions,) if prompt else ()), ModelOptions, MachineOptions):
+        yield from option_fields(context.settings, cls)

@@ -36,9 +36,9 @@ class UserPicker(ModalScreen[str | None]):
     }
     """
 
-    def __init__(self, title: str, *, without: tuple[str, ...] = (), task: str | None = None) -> None:
+    def __init__(self, title: str, *, without: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self._heading, self._excluded_users, self._task_filter = title, without, task
+        self._heading, self._excluded_users = title, without
         self._names: list[str] = []
         self._searched_text: str | None = None  # the text for which `_names` were found
         self._submit_pending = False  # Enter was pressed before the names were found
@@ -82,12 +82,8 @@ class UserPicker(ModalScreen[str | None]):
 
     @work(exclusive=True, group="look", exit_on_error=False)
     async def _search_users(self, words: str) -> None:
-        reader, task, limit = (
-            cast("MtaApp", self.app).store_reader,
-            self._task_filter,
-            MAX_USERS_LISTED + len(self._excluded_users),
-        )
-        found = await reader.read(lambda reg: reg.user_table.user_page(words, "name", False, 0, limit, task))
+        reader, limit = cast("MtaApp", self.app).store_reader, MAX_USERS_LISTED + len(self._excluded_users)
+        found = await reader.read(lambda reg: reg.user_table.user_page(words, "name", False, 0, limit))
         rows = [row for row in found if row.name not in self._excluded_users][:MAX_USERS_LISTED]
         self._names, self._searched_text = [row.name for row in rows], words
         options = self.query_one(OptionList)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual import events, work
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.screen import Screen
 from textual.widget import Widget
@@ -40,11 +38,6 @@ def screen_class(name: str) -> type[BaseScreen]:
     """Import the module of a screen and return its class."""
     found: type[BaseScreen] = resolve_name(f"mta_cli.tui.screens.{name}:{SCREEN_TITLES[name]}Screen")
     return found
-
-
-def action_names(bindings: Sequence[BindingType]) -> frozenset[str]:
-    """The names of the actions of these bindings."""
-    return frozenset(one.action.partition("(")[0] for one in bindings if isinstance(one, Binding))
 
 
 class ScreenTab(Static):

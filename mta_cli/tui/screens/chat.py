@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
@@ -17,20 +16,13 @@ from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, JobStarted, Note, TextChunk
 from mta_cli.text.formatting import format_rate
 from mta_cli.text.printable import clean_text
-from mta_cli.tui.screens.base import BaseScreen, action_names
+from mta_cli.tui.screens.asking import AskingScreen, likely_task, next_in_cycle
 from mta_cli.tui.text import block_text, ending_words, line_text
 from mta_cli.tui.widgets.answer_reasons import ReasonsPane
 from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown
 from mta_cli.tui.widgets.prompt import PromptArea
-from mta_cli.tui.widgets.recent_chats import RecentChats
 from mta_cli.tui.widgets.waiting import WaitingLine
-from mta_cli.tui.workers.chat_turn import (
-    ActiveRequest,
-    ChatSession,
-    likely_task,
-    next_in_cycle,
-    request_from_settings,
-)
+from mta_cli.tui.workers.chat_turn import ChatSession
 
 if TYPE_CHECKING:
     from store.records import Message
@@ -40,14 +32,14 @@ if TYPE_CHECKING:
 MODES: tuple[str | None, ...] = (None, "base", "common", "fused", "adapted")  # None: the most personal there is
 MAX_MESSAGES_SHOWN = 60  # messages of a stored conversation, its last ones
 MAX_CHATS_LISTED = 100  # conversations
-MAX_RECENT_CHATS = 12  # conversations of all users, where none is open
 NO_USER_HELP = """No user selected.
 
 Press 1, move to a user and press Enter; then come back with 5.
-Conversations are stored with the user. They can be searched, continued and learnt from."""
+Conversations are stored with the user. They can be searched, continued and learnt from.
+Home, 0, lists the newest ones of all users."""
 
 
-class ChatScreen(BaseScreen):
+class ChatScreen(AskingScreen):
     """One conversation of the selected user, with all earlier ones beside it."""
 
     SCREEN_NAME: ClassVar[str] = "chat"
@@ -59,12 +51,10 @@ class ChatScreen(BaseScreen):
         "switches between a conversation and the tasks, whose questions are asked each by itself.\n"
         "w shows why the last answer is as it is: what it is made of, the history items in its prompt, what the label "
         "memory added, which neighbours voted, and how words were chosen.\n"
-        "Where no conversation is open, the newest ones of all users are listed; Enter goes on with one.\n"
         "h shows earlier conversations; type to search them, Enter continues one. g keeps the last exchange as a "
         "history item of the user, to learn from."
     )
-    CSS_PATH = "chat.tcss"
-    AUTO_FOCUS = ""  # with a user `reload` goes to the prompt; without one every key belongs to the window
+    CSS_PATH = ["asking.tcss", "chat.tcss"]  # noqa: RUF012 - declared by Textual as no ClassVar
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("i", "focus_prompt", "Type", id="chat.write", tooltip="Type a message"),
         Binding("n", "new", "New", id="chat.new", tooltip="Begin a new conversation"),
@@ -93,46 +83,31 @@ class ChatScreen(BaseScreen):
         Binding("d", "remove", "Remove", id="chat.remove", show=False, tooltip="Remove the conversation; asks"),
         Binding("escape", "stop", "Stop", id="chat.stop", tooltip="Stop the answer; else leave the prompt"),
     ]
-    ACTIONS_ON_A_USER = action_names(BINDINGS)
 
     def __init__(self) -> None:
         super().__init__()
-        self._user: str | None = None
         self._user_tasks: dict[str, int] = {}
-        self._prompt_task: str | None = None  # None: a conversation
         self._mode: str | None = None
         self._chats: list[ChatSummary] = []
         self._words = ""  # what they were searched by
         self._session = ChatSession()
         self._last_prompt = ""  # what was asked last
-        self._warnings: list[str] = []  # told while it was answered
         self._reply: AnswerMarkdown | None = None
         self._waiting = WaitingLine()  # below the reply until its first word
 
     def compose_body(self) -> ComposeResult:
         """Earlier conversations, this one, the prompt."""
         yield Static(block_text(NO_USER_HELP), id="no-user")
-        yield RecentChats(how="Enter goes on with one", id="recent-of-all")
-        with Container(id="chat"):
-            with Vertical(id="past"):
+        with Container(id="asked"):
+            with Vertical(id="past", classes="list"):
                 yield Input(placeholder="search conversations", id="search")
                 yield OptionList(id="chats")
-            with Vertical(id="conversation"):
-                yield RecentChats(how="Esc, then Enter goes on with one", id="recent")
+            with Vertical(id="answering"):
                 yield VerticalScroll(id="turns")
                 yield ReasonsPane()
-                yield Static(id="notes")
+                yield Static(id="status")
                 yield Static(id="how")
-                yield PromptArea("Type a message, Enter asks · Esc leaves the prompt, so that keys work")
-
-    @cached_property
-    def active_request(self) -> ActiveRequest:
-        """The request of this screen."""
-        return ActiveRequest(self.mta_app.model_worker)
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Without a user one can only go on with a conversation."""
-        return self._user is not None or action not in self.ACTIONS_ON_A_USER
+                yield PromptArea("Type a message, Enter asks · Esc leaves the prompt: then 0…6 and keys work")
 
     async def reload(self) -> None:
         """Read the selected user's tasks and conversations."""
@@ -161,7 +136,7 @@ class ChatScreen(BaseScreen):
             self.mta_app.chat_to_open = None
             await self._open(wanted)
         elif name is None:
-            self.set_focus(self.query_one("#recent-of-all") if self.has_class("-recent") else None)
+            self.set_focus(None)
 
     @work(exclusive=True, group="search", exit_on_error=False)
     async def _reload_chat_list(self) -> None:
@@ -169,10 +144,6 @@ class ChatScreen(BaseScreen):
 
     async def _load_chat_list(self) -> None:
         """The conversations that hold the words searched for."""
-        recent = await self.mta_app.store_reader.read(lambda reg: reg.chats.recent_chats(MAX_RECENT_CHATS))
-        for chats in self.query(RecentChats):
-            chats.show_chats(recent)
-        self.set_class(bool(recent), "-recent")
         name, words = self._user, self.query_one("#search", Input).value
         options = self.query_one("#chats", OptionList)
         at = options.highlighted if words == self._words else None
@@ -201,22 +172,14 @@ class ChatScreen(BaseScreen):
 
     @work(exclusive=True, group="open", exit_on_error=False)
     async def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Go on with a stored conversation, of another user too."""
-        if not isinstance(event.option_list, RecentChats):
-            await self._open(self._chats[event.option_index].id)
-            return
-        chat = event.option_list.chats[event.option_index]
-        if chat.user != self._user:
-            self.mta_app.select_user(chat.user)
-            await self.reload()
-        await self._open(chat.id)
+        """Go on with a stored conversation."""
+        await self._open(self._chats[event.option_index].id)
 
     async def _open(self, chat_id: int) -> None:
         messages = await self.mta_app.store_reader.read(lambda reg: reg.chats.messages(chat_id))
         await self._reset_chat()
         self._session.continue_chat(chat_id)
         turns = self.query_one("#turns")
-        self.remove_class("-blank")
         if len(messages) > MAX_MESSAGES_SHOWN:
             turns.mount(
                 Static(
@@ -227,7 +190,7 @@ class ChatScreen(BaseScreen):
             [widget for message in messages[-MAX_MESSAGES_SHOWN:] for widget in _message_widgets(message)]
         )
         turns.anchor()
-        self.remove_class("-searching")
+        self.query_one("#past").remove_class("open")
         self.query_one(PromptArea).focus()
         await self._load_chat_list()
 
@@ -238,12 +201,7 @@ class ChatScreen(BaseScreen):
         self._session = ChatSession()
         await self.query_one("#turns").remove_children()
         self.query_one(ReasonsPane).close()
-        self.add_class("-blank")
-        self._show_status("")
-
-    def action_focus_prompt(self) -> None:
-        """To the prompt."""
-        self.query_one(PromptArea).focus()
+        self.show_status("")
 
     @work(exclusive=True, group="open", exit_on_error=False)
     async def action_new(self) -> None:
@@ -254,7 +212,7 @@ class ChatScreen(BaseScreen):
 
     def action_search_chats(self) -> None:
         """To the search in earlier conversations."""
-        self.add_class("-searching")
+        self.query_one("#past").add_class("open")
         self.query_one("#search").focus()
 
     def action_mode(self) -> None:
@@ -264,7 +222,7 @@ class ChatScreen(BaseScreen):
 
     def action_task(self) -> None:
         """Switch to the next task."""
-        self._prompt_task = next_in_cycle([None, *self._user_tasks], self._prompt_task)
+        self.step_task(list(self._user_tasks))
         self._show_prompt_settings()
 
     def action_copy(self) -> None:
@@ -279,15 +237,13 @@ class ChatScreen(BaseScreen):
 
     def action_stop(self) -> None:
         """Stop the answer; else close the reasons and the list, or leave the prompt."""
-        if self.active_request.stop_request():
-            self._show_status("stopping …")
+        if self.stop_answer():
             return
         reasons = self.query_one(ReasonsPane)
         if self.focused in (reasons, self.query_one("#turns")):
             reasons.close()
-        self.remove_class("-searching")
-        blank = self.has_class("-blank") and self.has_class("-recent")
-        self.query_one("#recent" if blank else "#turns").focus()
+        self.query_one("#past").remove_class("open")
+        self.query_one("#turns").focus()
 
     def action_why(self) -> None:
         """Show the reasons of the last answer, or hide them."""
@@ -295,11 +251,9 @@ class ChatScreen(BaseScreen):
         if pane.is_open:
             pane.close()
             self.query_one("#turns").focus()
-        elif self.active_request.in_progress:
-            self._show_status("An answer is being generated; Escape stops it.")
         elif not self._session.has_exchange:
-            self._show_status("There is no answer to explain yet; ask something first.")
-        else:
+            self.show_status("There is no answer to explain yet; ask something first.")
+        elif not self.is_answering():
             self._explain(lambda: pane.focus())
 
     def _explain(self, shown: Callable[[], object] = lambda: None) -> None:
@@ -308,7 +262,7 @@ class ChatScreen(BaseScreen):
         def handle(event: Event) -> None:
             if isinstance(event, JobResult):
                 pane.show_reasons(event.result)
-                self._show_status("")
+                self.show_status("")
                 shown()
 
         self.active_request.start_request(session.explain_last, handle, self._show_end_error)
@@ -316,16 +270,16 @@ class ChatScreen(BaseScreen):
     def action_keep_exchange(self) -> None:
         """The last exchange becomes a history item."""
         if self.active_request.in_progress or not self._session.has_exchange:
-            self._show_status("There is no answer to keep yet; ask something first.")
+            self.show_status("There is no answer to keep yet; ask something first.")
             return
         session = self._session
         self.active_request.start_request(session.keep_last_exchange, self._handle_keep_event, self._show_end_error)
 
     def _handle_keep_event(self, event: Event) -> None:
         if isinstance(event, ArtifactSaved):
-            self._show_status(f"kept: {event.detail}")
+            self.show_status(f"kept: {event.detail}")
         elif isinstance(event, Note):
-            self._show_status(event.text)
+            self.show_status(event.text)
 
     def _show_end_error(self, error: BaseException | None, stopped: bool) -> None:
         if error is not None:
@@ -336,7 +290,7 @@ class ChatScreen(BaseScreen):
         """Remove what is stored of the conversation that is shown."""
         chat_id = self._session.chat_id
         if chat_id is None or self.active_request.in_progress:
-            self._show_status("No stored conversation is shown.")
+            self.show_status("No stored conversation is shown.")
         elif await self.mta_app.confirm("Remove this conversation? History items kept from it stay."):
             await self.mta_app.store_reader.read(lambda reg: reg.chats.remove(chat_id))
             await self._reset_chat()
@@ -344,22 +298,18 @@ class ChatScreen(BaseScreen):
 
     def on_prompt_area_submitted(self, message: PromptArea.Submitted) -> None:
         """A message to the model."""
-        if self._user is None or self.active_request.in_progress:
-            self._show_status("An answer is being generated; Escape stops it.")
+        if self._user is None or self.is_answering():
             return
-        try:
-            asking = request_from_settings(self.mta_app.settings, self._prompt_task, self._mode)
-        except MtaError as error:
-            self.mta_app.show_error(error)
+        asking = self.question_options(self._prompt_task, self._mode)
+        if asking is None:
             return
         self._last_prompt, self._reply, self._warnings = message.text, AnswerMarkdown(), []
         self.query_one(PromptArea).replace_text("")
         turns = self.query_one("#turns")
         self._waiting = WaitingLine()
-        self.remove_class("-blank")
         turns.mount(Static(block_text(self._last_prompt), classes="said"), self._reply, self._waiting)
         turns.anchor()
-        self._show_status("")
+        self.show_status("")
         self.run_worker(self._reply.stream_chunks(), group="stream")
         session, user, text = self._session, self._user, self._last_prompt
         self.active_request.start_request(
@@ -374,18 +324,18 @@ class ChatScreen(BaseScreen):
             self._waiting.start(event.job)
         elif isinstance(event, TextChunk) and reply is not None:
             if not reply.answer_text:
-                self._show_status("")
+                self.show_status("")
                 self._waiting.remove()
             reply.append_chunk(event.text)
         elif isinstance(event, Note) and not (reply and reply.answer_text):
-            self._show_status(event.text)
+            self.show_status(event.text)
         elif isinstance(event, Note) and event.warning:
             self._warnings.append(event.text)
         elif isinstance(event, JobResult):
             if reply is not None and not reply.answer_text.strip():
                 reply.append_chunk("(an empty answer)")
             cut = event.result["ended"] == "length"  # the last warning says it in the command line's words
-            self._show_status(" ".join(self._warnings[:-1] if cut else self._warnings))
+            self.show_status(" ".join(self._warnings[:-1] if cut else self._warnings))
             self._tell_source(_answer_source_line(event.result))
 
     def _handle_end(self, error: BaseException | None, stopped: bool) -> None:
@@ -394,10 +344,10 @@ class ChatScreen(BaseScreen):
         if error is not None or (stopped and not said):
             self._restore_prompt(keep=said)
         if error is not None:
-            self._show_status("")
+            self.show_status("")
             self.mta_app.show_error(error)
         elif stopped:
-            self._show_status("stopped" if said else "stopped before the first word")
+            self.show_status("stopped" if said else "stopped before the first word")
             if said:
                 self._tell_source("stopped; the text so far is kept")
         elif self.query_one(ReasonsPane).is_open:
@@ -413,7 +363,6 @@ class ChatScreen(BaseScreen):
             shown = [widget for widget in self.query_one("#turns").children if not isinstance(widget, WaitingLine)]
             for widget in shown[-2:]:
                 widget.remove()
-            self.set_class(len(shown) <= 2, "-blank")
 
     def _finish_reply(self) -> bool:
         """The answer grows no more; whether anything was said."""
@@ -436,9 +385,6 @@ class ChatScreen(BaseScreen):
         answers = f", answered with one of {labels} labels" if labels else ""
         change = " (t changes it)" if self._user_tasks else ""
         self.query_one("#how", Static).update(Text.assemble(*parts, Text(" · "), how, Text(answers + change)))
-
-    def _show_status(self, words: str) -> None:
-        self.query_one("#notes", Static).update(line_text(words))
 
 
 def _read_user_tasks(reg: Registry, name: str | None) -> dict[str, int] | None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
@@ -16,25 +15,17 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
 from textual.widgets import OptionList, Static
 
-from mta_cli.errors import MtaError, NotFound
+from mta_cli.errors import NotFound
 from mta_cli.events import Event, JobResult, JobStarted, Note, TextChunk
 from mta_cli.text.formatting import pluralise
 from mta_cli.text.printable import clean_line, clean_text
 from mta_cli.tui.dialogs.user_picker import UserPicker
-from mta_cli.tui.screens.base import BaseScreen, action_names
+from mta_cli.tui.screens.asking import AskingScreen, likely_task
 from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets.answers import COLUMN_BINDINGS, AnswerColumn, AnswerColumns, gold_summary
 from mta_cli.tui.widgets.prompt import PromptArea
 from mta_cli.tui.widgets.score_strips import ScoreStrips
-from mta_cli.tui.workers.chat_turn import (
-    ANSWERING,
-    LOADING,
-    NO_TASK_LABEL,
-    ActiveRequest,
-    likely_task,
-    next_in_cycle,
-    request_from_settings,
-)
+from mta_cli.tui.workers.chat_turn import ANSWERING, LOADING
 
 if TYPE_CHECKING:
     from mta_cli.events import ItemKept
@@ -45,6 +36,7 @@ if TYPE_CHECKING:
     from store.records import Query, User
     from store.registry import Registry
 
+NO_TASK_LABEL = "as typed"
 MAX_QUERIES_PER_TASK = 200  # listed queries of each task
 NO_USER_HELP = """No user selected.
 
@@ -77,7 +69,7 @@ class CompareRequest:
     question: Question
 
 
-class CompareScreen(BaseScreen):
+class CompareScreen(AskingScreen):
     """The answers of all models of a user to the same prompt."""
 
     SCREEN_NAME: ClassVar[str] = "compare"
@@ -95,8 +87,7 @@ class CompareScreen(BaseScreen):
         "Select a column with the arrow keys or the mouse; g keeps its answer as a history item of the user, to learn "
         "from."
     )
-    CSS_PATH = "compare.tcss"
-    AUTO_FOCUS = ""  # no focus, so that keys work at once; i focuses the prompt
+    CSS_PATH = ["asking.tcss", "compare.tcss"]  # noqa: RUF012 - declared by Textual as no ClassVar
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("i", "focus_prompt", "Type", id="compare.write", tooltip="Type a question"),
         Binding("p", "pick", "Pick", id="compare.pick", tooltip="Pick a held-out question with its right answer"),
@@ -120,13 +111,10 @@ class CompareScreen(BaseScreen):
         Binding("escape", "stop", "Stop", id="compare.stop", tooltip="Stop the answers; else leave the prompt"),
         Binding("s", "stop", show=False),  # the same key as in Jobs
     ]
-    ACTIONS_ON_A_USER = action_names(BINDINGS)
 
     def __init__(self) -> None:
         super().__init__()
         self._user_queries = UserQueries((), ())
-        self._user: str | None = None
-        self._prompt_task: str | None = None  # None: the text as typed
         self._other_users: list[str] = []
         self._asked_others: tuple[str, ...] = ()  # the other users of the last question
         self._picked_query: Query | None = None
@@ -134,28 +122,18 @@ class CompareScreen(BaseScreen):
         self._kept_columns: dict[str, ItemKept] = {}
         self._gold_summary = ""  # the gain of personal models in the likelihood of the gold answer
         self._own_examples: int | None = None  # the number of own examples in the last prompt
-        self._warnings: list[str] = []  # warnings during the last answer
 
     def compose_body(self) -> ComposeResult:
         """Held-out questions, the prompt, the answers."""
         yield Static(block_text(NO_USER_HELP), id="no-user")
         with Container(id="asked"):
-            yield OptionList(id="questions")
+            yield OptionList(id="questions", classes="list")
             with Vertical(id="answering"):
                 yield PromptArea("i: type a question, Enter asks · p: pick a held-out one")
                 yield Static(id="how")
                 yield ScoreStrips()
                 yield AnswerColumns()
-                yield Static(id="said")
-
-    @cached_property
-    def active_request(self) -> ActiveRequest:
-        """The running request of this screen."""
-        return ActiveRequest(self.mta_app.model_worker)
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Disable the keys without a user."""
-        return self._user is not None or action not in self.ACTIONS_ON_A_USER
+                yield Static(id="status")
 
     async def reload(self) -> None:
         """Read the selected user's tasks and held-out questions."""
@@ -183,7 +161,7 @@ class CompareScreen(BaseScreen):
         self.query_one(PromptArea).replace_text("")
         self.query_one(AnswerColumns).clear_columns()
         self.query_one(ScoreStrips).close()
-        self._show_status("")
+        self.show_status("")
 
     def _fill_query_list(self) -> None:
         options = self.query_one("#questions", OptionList)
@@ -206,14 +184,13 @@ class CompareScreen(BaseScreen):
 
     def action_focus_prompt(self) -> None:
         """Focus the prompt. Typing replaces the last question; an arrow key keeps it."""
-        prompt = self.query_one(PromptArea)
-        prompt.focus()
-        prompt.select_all()
+        super().action_focus_prompt()
+        self.query_one(PromptArea).select_all()
 
     def action_pick(self) -> None:
         """Focus the list of held-out questions."""
         if not self._user_queries.queries:
-            self._show_status(f"{self._user} has no held-out questions; type one.")
+            self.show_status(f"{self._user} has no held-out questions; type one.")
             return
         options = self.query_one("#questions", OptionList)
         options.add_class("open")
@@ -221,7 +198,7 @@ class CompareScreen(BaseScreen):
 
     def action_task(self) -> None:
         """Switch to the next task."""
-        self._prompt_task = next_in_cycle([None, *self._user_queries.tasks], self._prompt_task)
+        self.step_task(self._user_queries.tasks)
         self._show_prompt_settings()
 
     def action_ask_again(self) -> None:
@@ -261,8 +238,7 @@ class CompareScreen(BaseScreen):
 
     def action_stop(self) -> None:
         """Stop the answers; otherwise close the list or leave the prompt."""
-        if self.active_request.stop_request():
-            self._show_status("stopping …")
+        if self.stop_answer():
             return
         self.query_one("#questions").remove_class("open")
         answers = list(self.query(AnswerColumn))
@@ -273,13 +249,13 @@ class CompareScreen(BaseScreen):
         """Keep the selected column's answer as a history item of the user."""
         answers, asked = self.query_one(AnswerColumns), self._last_request
         if asked is None or self.active_request.in_progress or not answers.column_keys:
-            self._show_status("There is no complete answer to keep yet.")
+            self.show_status("There is no complete answer to keep yet.")
             return
         if answers.selected_key is None:
-            self._show_status("Select a column first: arrow keys, Tab or the mouse.")
+            self.show_status("Select a column first: arrow keys, Tab or the mouse.")
             return
         if await self._is_kept(asked.user, answers.selected_key):
-            self._show_status("This answer is a history item already.")
+            self.show_status("This answer is a history item already.")
             return
         await self._keep(asked, answers.selected_key, answers.answer_of(answers.selected_key))
 
@@ -288,7 +264,7 @@ class CompareScreen(BaseScreen):
         from mta_cli.pipeline.user_weights import FREE_TASK
 
         if (unfit := UNFIT_ANSWERS.get(self.query_one(AnswerColumns).ending_of(column))) is not None:
-            self._show_status(f"{unfit}, so it is not an example to learn from.")
+            self.show_status(f"{unfit}, so it is not an example to learn from.")
             return
         if asked.question.held_out and not await self.mta_app.confirm(HELD_OUT_WARNING):
             return
@@ -297,7 +273,7 @@ class CompareScreen(BaseScreen):
             lambda reg: add_exchange_as_item(reg, reg.users.get(asked.user), task, words, answer)
         )
         self._kept_columns[column] = saved
-        self._show_status(f"kept: {saved.detail}")
+        self.show_status(f"kept: {saved.detail}")
 
     async def _is_kept(self, user: str, column: str) -> bool:
         """Whether the column's answer was kept and not undone since."""
@@ -324,15 +300,15 @@ class CompareScreen(BaseScreen):
         task = self._prompt_task or likely_task(self._user_queries.tasks, None)
         queries = [query for query in self._user_queries.queries if query.task == task]
         if task is None and self._user_queries.queries:
-            self._show_status("Choose a task first: t.")
+            self.show_status("Choose a task first: t.")
         elif not queries:
-            self._show_status(f"{self._user} has no held-out questions{f' of {task}' if task else ''}.")
-        elif not self._refuse_second_request():
+            self.show_status(f"{self._user} has no held-out questions{f' of {task}' if task else ''}.")
+        elif not self.is_answering():
             self._prompt_task = task
             self._start_all(self._user, queries)
 
     def _start_comparison(self) -> None:
-        if self._user is None or self._refuse_second_request():
+        if self._user is None or self.is_answering():
             return
         asked = CompareRequest(self._user, self._prompt_task, self._question())
         self._start_request(asked, lambda model, beside: _ask_one(model, asked.question, beside), self._handle_event)
@@ -370,17 +346,9 @@ class CompareScreen(BaseScreen):
         asked = CompareRequest(user, task, questions[0])
         self._start_request(asked, lambda model, beside: _ask_in_turn(model, questions, beside), handle)
 
-    def _refuse_second_request(self) -> bool:
-        """Whether answers are being generated; if so, notifies the user."""
-        if self.active_request.in_progress:
-            self._show_status("An answer is being generated; Escape stops it.")
-        return self.active_request.in_progress
-
     def _start_request(self, asked: CompareRequest, ask: AskModel, on_event: Callable[[Event], None]) -> None:
-        try:
-            asking = request_from_settings(self.mta_app.settings, asked.task)
-        except MtaError as error:
-            self.mta_app.show_error(error)
+        asking = self.question_options(asked.task)
+        if asking is None:
             return
         self._last_request = asked
         self._kept_columns.clear()
@@ -388,7 +356,7 @@ class CompareScreen(BaseScreen):
         self._gold_summary, self._own_examples = "", None
         self.query_one(AnswerColumns).clear_columns()
         self._show_prompt_settings()
-        self._show_status("")
+        self.show_status("")
         others = self._asked_others = tuple(self._other_users)
         self.active_request.start_request(
             lambda context: _run_comparison(context, asked, others, asking, ask), on_event, self._handle_end
@@ -400,11 +368,11 @@ class CompareScreen(BaseScreen):
             answers.append_answer(event.column, event.text)
         elif isinstance(event, JobStarted):
             answers.show_waiting(event.job)
-            self._show_status(" ".join(self._warnings))
+            self.show_status(" ".join(self._warnings))
         elif isinstance(event, Note):
             if event.warning:
                 self._warnings.append(event.text)
-            self._show_status(" ".join(self._warnings) if event.warning else event.text)
+            self.show_status(" ".join(self._warnings) if event.warning else event.text)
         elif isinstance(event, JobResult):
             answers.show_result(event.result)
             self._gold_summary, self._own_examples = gold_summary(event.result), event.result["own_examples"]
@@ -417,7 +385,7 @@ class CompareScreen(BaseScreen):
         self.query_one(ScoreStrips).finish()
         if error is not None or stopped:
             self._last_request = None  # a partial answer cannot be kept
-            self._show_status("stopped" if error is None else "")
+            self.show_status("stopped" if error is None else "")
         if error is not None:
             self.mta_app.show_error(error)  # the question is still in the prompt
 
@@ -437,9 +405,6 @@ class CompareScreen(BaseScreen):
             parts += [Text(" · gold "), line_text(clean_line(self._last_request.question.gold), "bold")]
             parts.append(Text(f": {self._gold_summary}" if self._gold_summary else ""))
         self.query_one("#how", Static).update(Text.assemble(*parts))
-
-    def _show_status(self, words: str) -> None:
-        self.query_one("#said", Static).update(line_text(words))
 
 
 def _read_user_queries(reg: Registry, name: str | None) -> UserQueries | None:

@@ -9,13 +9,11 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.events import Resize
-from textual.screen import ModalScreen
 from textual.widgets import OptionList, RichLog, Static
 from textual.widgets.option_list import Option
 
@@ -24,9 +22,10 @@ from mta_cli.options import EvalOptions, MachineOptions
 from mta_cli.pipeline.maintenance import resume
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob, list_unfinished_jobs
 from mta_cli.text.formatting import pluralise
+from mta_cli.tui.dialogs.basic import ChoiceDialog
 from mta_cli.tui.dialogs.job_forms import JOB_FORMS, queue_job_from_form
 from mta_cli.tui.screens.base import BaseScreen
-from mta_cli.tui.text import block_text, line_text
+from mta_cli.tui.text import block_text
 from mta_cli.tui.widgets import job_row
 from mta_cli.tui.widgets.charts.sparkline import LabelledSparkline
 from mta_cli.tui.workers.job_queue import LOG_LINES, Job, JobUpdated
@@ -44,29 +43,6 @@ NO_JOBS_HELP = """No job is running, and none was interrupted. Start one:
 f does all of it for a table of your own. Or begin with i or m; then b builds a bank, a adapts users to it, and \
 e measures the result."""
 ELSEWHERE_SECONDS = 3.0  # interval for reading the jobs of other processes
-
-
-class JobKindPicker(ModalScreen[str | None]):
-    """A dialog to choose a kind of job."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "Back", id="chooser.back", tooltip="Start nothing"),
-        *(
-            Binding(start.key, f"dismiss('{start.kind}')", start.kind, id=f"chooser.{start.key}", show=False)
-            for start in JOB_FORMS.values()
-        ),
-    ]
-
-    def compose(self) -> ComposeResult:
-        """The kinds, with their keys."""
-        with Vertical(classes="dialog"):
-            yield Static(line_text("Start a job", "bold"))
-            yield OptionList(*(Option(_job_kind_line(kind), kind) for kind in JOB_FORMS), markup=False)
-
-    @on(OptionList.OptionSelected)
-    def pick_kind(self, event: OptionList.OptionSelected) -> None:
-        """Return the chosen kind."""
-        self.dismiss(event.option_id)
 
 
 class JobsScreen(BaseScreen):
@@ -117,10 +93,8 @@ step. The height is relative: the percentage says how much the loss changed."""
                 yield Static(id="head")
                 yield LabelledSparkline("loss ", id="loss")
                 yield RichLog(id="log", max_lines=LOG_LINES, min_width=20, wrap=True)
-        yield Static(
-            block_text(NO_JOBS_HELP.format(starts="\n".join(_job_kind_line(kind).plain for kind in JOB_FORMS))),
-            id="nothing",
-        )
+        starts = "\n".join(f"{form.key}  {kind:<12} {form.about}" for kind, form in JOB_FORMS.items())
+        yield Static(block_text(NO_JOBS_HELP.format(starts=starts)), id="nothing")
 
     def on_mount(self) -> None:
         """Start timers that update a running job's clock and read other processes' jobs."""
@@ -176,7 +150,8 @@ step. The height is relative: the percentage says how much the loss changed."""
     @work
     async def action_new(self) -> None:
         """Choose a kind of job and show its form."""
-        kind = await self.app.push_screen_wait(JobKindPicker())
+        kinds = (Option(f"{kind:<12} {form.about}", kind) for kind, form in JOB_FORMS.items())
+        kind = await self.app.push_screen_wait(ChoiceDialog("Start a job", kinds))
         if kind is not None:
             self.action_start(kind)
 
@@ -357,10 +332,6 @@ def _read_elsewhere(reg: Registry) -> dict[str, str]:
     """The jobs of other processes on this store with their numbers of users, by row id."""
     jobs = reg.jobs.running_jobs(elsewhere=True)
     return {f"elsewhere {n}": f"{title}, {pluralise(users, 'user')}" for n, (title, users) in enumerate(jobs)}
-
-
-def _job_kind_line(kind: str) -> Text:
-    return Text(f"{JOB_FORMS[kind].key}  {kind:<12} {JOB_FORMS[kind].about}")
 
 
 def _discard_question(one: UnfinishedJob) -> str:

@@ -1,5 +1,4 @@
-"""The Results screen: the results of evaluations, with ladder, methods, label memories, differences, quality by size,
-and tasks.
+"""The Results screen: the results of evaluations, with ladder, methods, label memories, differences, numbers and tasks.
 
 Shows stored result documents, read by `lab.report`. Measuring is a job.
 """
@@ -7,7 +6,7 @@ Shows stored result documents, read by `lab.report`. Measuring is a job.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
@@ -27,12 +26,11 @@ from mta_cli.lab.report.results import (
     method_cost,
     method_score,
     metrics,
-    pareto_front,
     rank_methods,
 )
 from mta_cli.lab.report.tables import memory_table
 from mta_cli.pipeline.evaluation import ladder_text
-from mta_cli.pipeline.evaluation.metric_names import LOGLIK_METRIC, LOWER_IS_BETTER, metric_name, metric_title
+from mta_cli.pipeline.evaluation.metric_names import LOGLIK_METRIC, metric_name, metric_title
 from mta_cli.pipeline.runs import evaluation_status
 from mta_cli.terminal.tables import TableLayout
 from mta_cli.text.formatting import (
@@ -47,7 +45,6 @@ from mta_cli.text.printable import clean_line
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets.charts.intervals import IntervalPlot, IntervalRow, Tone
-from mta_cli.tui.widgets.charts.size_plot import SizePlot, SizePoint
 
 if TYPE_CHECKING:
     from store.registry import Registry
@@ -59,11 +56,10 @@ TABS = {
     "methods": "Methods",
     "memory": "Memory",
     "differences": "Differences",
-    "size": "Bytes",
     "numbers": "Numbers",
     "tasks": "Tasks",
 }
-TAB_KEYS = "liyvbnt"
+TAB_KEYS = "liyvnt"
 NO_EVALUATIONS_HELP = """There are no evaluations yet.
 
 An evaluation answers every held-out query at each step of the ladder and says which step is worth it.
@@ -101,8 +97,7 @@ class ResultsScreen(BaseScreen):
         "A bar is a 95 % interval over users, its dot the value; the dotted line is the reference method. "
         "Differences are paired: both methods answered the same queries. A method is better or worse only where that "
         "interval leaves out 0 and the permutation test agrees.\n"
-        "Memory: each method with each label memory, where it was measured with more than one.\n"
-        "Bytes: what is stored for each user, against quality. The line is the Pareto front."
+        "Memory: each method with each label memory, where it was measured with more than one."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("m", "metric", "Metric", id="results.metric", tooltip="Show the next metric"),
@@ -116,7 +111,7 @@ class ResultsScreen(BaseScreen):
             "View",
             id="results.next",
             key_display="]",
-            tooltip="Show the next view: ladder, methods, memory, differences, bytes, numbers, tasks",
+            tooltip="Show the next view: ladder, methods, memory, differences, numbers, tasks",
         ),
         Binding(
             "left_square_bracket",
@@ -157,8 +152,6 @@ class ResultsScreen(BaseScreen):
                 with TabPane(TABS["differences"], id="differences"), VerticalScroll():
                     yield IntervalPlot(id="against")
                     yield Static(line_text(""), id="power")
-                with TabPane(TABS["size"], id="size"):
-                    yield SizePlot(id="plot")
                 with TabPane(TABS["numbers"], id="numbers"):
                     numbers: DataTable[Text] = DataTable(id="scores", cursor_type="row", zebra_stripes=True)
                     yield numbers
@@ -244,10 +237,6 @@ class ResultsScreen(BaseScreen):
         self.query_one("#bars", IntervalPlot).show_intervals(*_method_intervals(document, metric))
         self.query_one("#against", IntervalPlot).show_intervals(_difference_intervals(document, metric), 0.0)
         self.query_one("#power", Static).update(_power(document, metric))
-        kept = _size_points(document)
-        main = document["metric"]
-        title = f"{metric_name(main)} (better is higher up) against bytes stored for a user"
-        self.query_one(SizePlot).show_points(kept, title, lower_is_better=main in LOWER_IS_BETTER)
         self._fill_memory_table(document, metric)
         self._fill_score_table(document)
 
@@ -389,14 +378,3 @@ def _power(document: ResultDocument, metric: str) -> Text:
     words = line_text(f"{lead}{wording.EXPLORATORY_NOTE + '. ' if marked else ''}{wording.describe_power(document)}")
     words.no_wrap = False
     return words
-
-
-def _size_points(document: ResultDocument) -> list[SizePoint]:
-    """The methods with a size and a value, best first."""
-    kept = []
-    for method in rank_methods(document):
-        size, value = method_cost(document, method, "bytes"), method_score(document, method, document["metric"])
-        if size is not None and value is not None:
-            kept.append(SizePoint(method, size, value, is_reference=method == document["reference"]))
-    front = pareto_front(document, {one.name: one.bytes for one in kept})
-    return [replace(one, on_pareto_front=one.name in front) for one in kept]

@@ -17,10 +17,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Horizontal
 from textual.widgets import Input, Static
+from textual.widgets.option_list import Option
 
 from mta_cli.errors import NotFound
 from mta_cli.terminal.user_columns import USER_COLUMNS, UserColumn
-from mta_cli.text.formatting import format_bytes
+from mta_cli.text.formatting import format_bytes, pluralise
+from mta_cli.tui.dialogs.basic import ChoiceDialog
 from mta_cli.tui.screens.base import USER_MARK, BaseScreen
 from mta_cli.tui.text import format_signed, line_text
 from mta_cli.tui.widgets.lazy_table import Cell, Column, LazyTable
@@ -241,12 +243,14 @@ class UsersScreen(BaseScreen):
     @work(group="ask", exit_on_error=False)
     async def action_task(self) -> None:
         """Choose a task for all screens."""
-        from mta_cli.tui.dialogs.task_picker import TaskPicker
-
         tasks = await self.mta_app.store_reader.read(lambda reg: reg.user_table.tasks_with_user_counts())
-        picked = await self.mta_app.push_screen_wait(TaskPicker(tasks, self.mta_app.selected_task))
+        counts = ((task, line_text(pluralise(users, "user"), "dim")) for task, users in tasks)
+        options = [Option(Text.assemble(line_text(task), "  ", count), task) for task, count in counts]
+        everything = Option(line_text("all tasks"), "")
+        dialog = ChoiceDialog("Show one task only", [everything, *options], self.mta_app.selected_task or "")
+        picked = await self.mta_app.push_screen_wait(dialog)
         if picked is not None:
-            self.mta_app.select_task(picked[0])
+            self.mta_app.select_task(picked or None)
 
     def action_sort(self) -> None:
         """Sort by the next column."""

@@ -11,7 +11,7 @@ from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
 
-from mta_cli.text.formatting import format_bytes, pluralise
+from mta_cli.text.formatting import format_bytes, loss_verdict, pluralise
 from mta_cli.text.printable import clean_line
 from mta_cli.tui.text import MISSING_VALUE, line_text
 from mta_cli.tui.widgets.charts.bars import Bar, BarChart
@@ -47,8 +47,9 @@ class UserPane(VerticalScroll):
         "Recipe: whose models make up this user's, as shares of one bar; letters and colours are those of the map in "
         "Bank, ░ is what is left to the task adapter. Without a recipe the most similar anchors are named, with the "
         "cosine of both profiles.\n"
-        "Loss: of each training step, then of the saved stack. A loss is the mean surprise at the right answer, in "
-        "nats: 0 is certain, 0.7 is one in two, 2.3 is one in ten. Held-out queries were never trained on."
+        "Loss: before the adaptation, at each training step, and of the saved stack. A loss is the mean surprise at "
+        "the right answer, in nats: 0 is certain, 0.7 is one in two, 2.3 is one in ten. Held-out queries were never "
+        "trained on."
     )
 
     def compose(self) -> ComposeResult:
@@ -137,8 +138,8 @@ def _held_out_loss_line(user: UserDetail) -> str:
     percent = 100 * abs(after - before) / before if before > 0 else 0.0
     if percent < SMALLEST_PERCENT:
         return f"adapting left the loss on held-out queries as it was: {arrow}"
-    way = ("lowered", "better") if after < before else ("raised", "worse")
-    return f"adapting {way[0]} the loss on held-out queries by {percent:.1f} % ({way[1]}): {arrow}"
+    way = "lowered" if after < before else "raised"
+    return f"adapting {way} the loss on held-out queries by {percent:.1f} % ({loss_verdict(before, after)}): {arrow}"
 
 
 def recipe_parts(user: UserDetail) -> list[RecipePart]:
@@ -160,10 +161,14 @@ def weighed_parts(anchors: Sequence[AnchorMatch], task_adapter_share: float | No
 
 
 def shown_losses(user: UserDetail) -> tuple[float, ...]:
-    """The loss of each step of the last adaptation, and of the stack that it saved."""
+    """The loss before the last adaptation, at each of its steps, and of the stack that it saved.
+
+    Both ends are means over the same shots; steps show other numbers of own items, so their losses differ much.
+    """
     stack = user.stack
-    saved = stack is not None and stack.steps == len(user.losses)
-    return (*user.losses, stack.loss_after) if stack is not None and saved and user.losses else user.losses
+    if stack is None or not user.losses or stack.steps != len(user.losses):
+        return user.losses
+    return (stack.loss_before, *user.losses, stack.loss_after)
 
 
 def _label(near: AnchorMatch) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import BadInput
 from mta_cli.events import JobResult, JobStarted
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, PromptOptions
-from mta_cli.pipeline.user_weights import FREE_TASK
 
 if TYPE_CHECKING:
     from mta_cli.configuration.settings import Settings
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.requests import ChatOptions
     from mta_cli.tui.workers.model_worker import ModelRequest, ModelWorker, WorkerContext
 
-NO_TASK_LABEL = "as typed"
 LOADING, ANSWERING = "loading the base", "answering"  # stages of a request, the titles of `JobStarted`
 
 
@@ -27,17 +25,6 @@ def request_from_settings(settings: Settings, task: str | None, mode: str | None
 
     classes = (AnswerOptions, MemoryOptions, PromptOptions, MachineOptions)
     return chat_options(settings.build_option_set(classes, {}), task, mode)
-
-
-def next_in_cycle(values: list[str | None], current: str | None) -> str | None:
-    """The value after `current`, cyclically; the first if `current` is not among them."""
-    return values[(values.index(current) + 1) % len(values)] if current in values else values[0]
-
-
-def likely_task(tasks: Sequence[str], selected: str | None) -> str | None:
-    """The task whose questions suit a user best: the selected one, else the only one but `free`; None without any."""
-    own = [task for task in tasks if task != FREE_TASK]
-    return selected if selected in own else own[0] if len(own) == 1 else None
 
 
 class ActiveRequest:

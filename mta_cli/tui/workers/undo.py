@@ -22,26 +22,6 @@ class UndoPlan:
     effects: tuple[str, ...]
 
 
-class UndoStack:
-    """The existing items that this window kept, newest last."""
-
-    def __init__(self) -> None:
-        self._kept: list[ItemKept] = []
-
-    @property
-    def last(self) -> ItemKept | None:
-        """The item to undo next."""
-        return self._kept[-1] if self._kept else None
-
-    def add(self, kept: ItemKept) -> None:
-        """Add a kept item."""
-        self._kept.append(kept)
-
-    def remove(self, kept: ItemKept) -> None:
-        """Drop a removed item."""
-        self._kept.remove(kept)
-
-
 def plan_undo(reg: Registry, kept: ItemKept) -> UndoPlan:
     """The effect of `undo`. Raises NotFound if the user or the item no longer exists."""
     from mta_cli.pipeline.users.removal import plan_item_removal

@@ -94,6 +94,8 @@ def test_an_empty_path_is_not_the_working_directory(words: list[str], name: str)
         (["user", "show", "alice", "bob"], "bob"),
         (["user", "lst"], "did you mean mta user list?"),
         (["usr", "list"], "did you mean mta user?"),
+        (["export", "ann"], "did you mean mta user export or mta eval export?"),
+        (["adapt"], "did you mean mta user adapt?"),
         (["ask", "hello", "--temperature", "warm"], "--temperature"),
     ],
     ids=" ".join,

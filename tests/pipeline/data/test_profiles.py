@@ -184,3 +184,15 @@ def test_two_who_embed_the_same_items_at_once_count_them_once(
     assert np.allclose(rows[0], rows[1], atol=1e-5)
     embedder = resolve_model("tiny-embedder").fingerprint
     assert [registry.profiles.get(user, "free", embedder).items for user in ids] == [3, 3]  # type: ignore[union-attr]
+
+
+def test_progress_names_a_user_only_where_one_is_embedded(registry: Registry) -> None:
+    for name in ("ada", "bo"):
+        add(registry, name, "x")
+    told = []
+    for users in (["ada"], ["ada", "bo"]):
+        chosen = [registry.users.get(name) for name in users]
+        add(registry, "ada", f"more for {len(users)}")
+        events = refresh_profiles(registry, "free", resolve_model("tiny-embedder"), chosen, device="cpu")
+        told += [event.label for event in events if isinstance(event, JobProgress)]
+    assert told == ["ada", ""]

@@ -45,6 +45,12 @@ def test_models_that_are_absent_are_no_fault(what: DoctorRequest) -> None:
     assert "mta model pull smollm2-135m-instruct" in found["base"]["detail"]
 
 
+@pytest.mark.parametrize("name", ["nobase", "./no/folder"])
+def test_a_configured_model_that_is_nowhere_is_a_fault(what: DoctorRequest, name: str) -> None:
+    ok, found = checks(replace(what, base=name))
+    assert not ok and not found["base"]["ok"] and "There is no model" in found["base"]["detail"]
+
+
 def test_a_store_that_is_no_database(what: DoctorRequest) -> None:
     what.store.mkdir()
     (what.store / "registry.db").write_bytes(b"not a database" * 1000)

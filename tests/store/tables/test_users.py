@@ -55,6 +55,11 @@ def test_the_nearest_names_are_suggested(reg: Registry) -> None:
     with pytest.raises(NotFound, match="'bob'") as caught:
         reg.users.get("bob")
     assert caught.value.hint == "did you mean 'Bob'?"
+    reg.users.add("Dev Patel")
+    for part in ("dev", "Pat"):
+        with pytest.raises(NotFound) as caught:
+            reg.users.get(part)
+        assert caught.value.hint == "did you mean 'Dev Patel'?"
     with pytest.raises(NotFound) as caught:
         reg.users.get("qqqqqq")
     assert caught.value.hint == (Command("user list"), " shows all")

@@ -13,13 +13,15 @@ from mta_cli.configuration.settings import Settings
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import JobPlan, JobResult
-from mta_cli.options import AdaptOptions, BankOptions, EvalOptions
+from mta_cli.options import SITES, AdaptOptions, BankOptions, EvalOptions, ImportOptions
+from mta_cli.pipeline.data.presets import PRESETS
 from mta_cli.pipeline.quick.run import OPTION_CLASSES, QuickRequest
 from mta_cli.tui.dialogs.form import FormValues
 from mta_cli.tui.dialogs.job_forms import JOB_FORMS, dry_run_plans, guess_task, parse_user_names
 from mta_cli.tui.dialogs.job_request import FormContext, JobRequest
 from store.registry import Registry
 from tests.pipeline.town import TASK, finish
+from tests.repositories import BOB, Repository, needs_git
 from tests.shell import mta_ok
 
 BOOKS = Path(__file__).parents[2] / "pipeline/quick/books.csv"
@@ -50,6 +52,32 @@ def test_every_option_of_a_job_has_its_field(kind: str, cls: type, empty_store: 
     names = [field.name for field in JOB_FORMS[kind].make_fields(known(empty_store))]
     assert {spec.name for spec in fields(cls)} <= set(names) and len(names) == len(set(names))
     assert {"seed", "device", "dtype", "base", "embedder", "history_items"} <= set(names)
+
+
+def test_every_option_of_an_import_has_its_field(empty_store: Path) -> None:
+    names = [field.name for field in JOB_FORMS["data import"].make_fields(known(empty_store))]
+    assert {spec.name for spec in fields(ImportOptions)} < set(names) and len(names) == len(set(names))
+    assert tuple(PRESETS) == SITES, "the choices are the exports that can be read"
+    filled = {
+        one.name: one.initial_value for one in JOB_FORMS["data import"].make_fields(known(empty_store, task="free"))
+    }
+    assert filled["task"] == "", "a file may bring its own task, as a repository does"
+
+
+@needs_git
+def test_a_repository_is_imported_by_its_own_options(empty_store: Path, tmp_path: Path) -> None:
+    repo = Repository(tmp_path / "lighthouse")
+    repo.commits(2)
+    repo.commits(3, BOB)
+    job = order("data import", empty_store, path=str(repo.folder), least="3", pseudonyms="yes", body="yes")
+    with Registry.open(empty_store, create=True) as reg:
+        finish(job.make_events(reg, False))
+        (name,) = reg.users.names()
+        assert name != BOB[0] and len(reg.items.recent_items(reg.users.get(name).id, "commit-body")) == 3
+    with pytest.raises(UsageError, match="'soon' is not a date"):
+        order("data import", empty_store, path=str(repo.folder), since="soon")
+    with pytest.raises(UsageError, match="--paths belongs to git repositories, not to csv"):
+        order("data import", empty_store, path="a.csv", format="csv", paths="docs, src")
 
 
 def test_keys_are_different_and_every_kind_says_what_it_is() -> None:
@@ -200,19 +228,14 @@ def test_remarks_of_a_dry_run_stand_with_its_plan(empty_store: Path, tmp_path: P
     assert plans[-1].job == "notes" and "nia" in plans[-1].lines[0].value.lower()
 
 
-def test_the_demo_goes_into_an_empty_store_and_else_beside_it(demo_store: Path) -> None:
-    fields = {field.name: field for field in JOB_FORMS["demo"].make_fields(known(demo_store, store_is_empty=True))}
-    assert fields["where"].initial_value == "this store"
-    assert JOB_FORMS["demo"].make_fields(known(demo_store))[0].initial_value == "its own"
+@pytest.mark.parametrize(("empty", "ending"), [(True, ""), (False, "-demo")])
+def test_the_demo_goes_into_an_empty_store_and_else_beside_it(demo_store: Path, empty: bool, ending: str) -> None:
+    job = JOB_FORMS["demo"].make_request(
+        now := known(demo_store, store_is_empty=empty), {one.name: "" for one in JOB_FORMS["demo"].make_fields(now)}
+    )
     with Registry.open(demo_store) as reg:
-        lines = {
-            where: {
-                line.name: line.value for line in dry_run_plans(order("demo", demo_store, where=where), reg)[0].lines
-            }
-            for where in ("this store", "its own")
-        }
-    assert lines["this store"]["store"] == str(demo_store) and lines["its own"]["store"] == f"{demo_store}-demo"
-    assert not Path(f"{demo_store}-demo").exists()
+        lines = {line.name: line.value for line in dry_run_plans(job, reg)[0].lines}
+    assert lines["store"] == f"{demo_store}{ending}" and not Path(f"{demo_store}-demo").exists()
 
 
 def test_the_task_that_is_meant_is_that_of_the_user_or_of_the_only_bank(demo_store: Path, empty_store: Path) -> None:
@@ -229,7 +252,7 @@ def suggested(kind: str, store: Path, **values: str) -> Mapping[str, str]:
     filled = {field.name: "" for field in JOB_FORMS[kind].make_fields(known(store))}
     suggest = JOB_FORMS[kind].suggest
     assert suggest is not None
-    return suggest({**filled, **values})
+    return suggest(known(store), {**filled, **values})
 
 
 def test_the_columns_of_a_file_are_guessed_as_the_command_does(empty_store: Path) -> None:
@@ -268,12 +291,12 @@ def test_a_quick_run_is_asked_as_on_the_command_line(empty_store: Path, monkeypa
 @pytest.mark.parametrize(
     ("kind", "values", "words"),
     [
-        ("quick", {"minutes": "soon"}, "--minutes: 'soon' is not a number from 0.1 to 10,000"),
+        ("quick", {"minutes": "soon"}, "quick.minutes = 'soon' (flag --minutes): this is a number"),
         ("quick", {"minutes": "nan"}, "--minutes"),
-        ("quick", {"hold_out": "0"}, "--hold-out: '0' is not a whole number from 1 on"),
+        ("quick", {"hold_out": "0"}, "quick.hold_out = 0 (flag --hold-out): the least is 1"),
         ("quick", {"me": "Ada", "user": "who"}, "--me and --user contradict"),
         ("data import", {"hold_out": "-1"}, "--hold-out"),
-        ("data import", {"round": "-1"}, "--round: '-1' is not a number from 0 to"),
+        ("data import", {"round": "-1"}, "import.round = -1.0 (flag --round): the least is 0"),
         ("data import", {"hold_out": "9" * 30}, "--hold-out"),
         ("data import", {"format": "telegram"}, "does not name its user"),
         ("data import", {"preset": "letterboxd"}, "does not name its user"),
@@ -296,7 +319,8 @@ def test_the_form_of_an_import_says_whether_it_needs_a_name(empty_store: Path, t
     assert found["user"] == "needed; perhaps reader" and found["me"].startswith("needed where no column")
     table = tmp_path / "t.csv"
     table.write_text("user,input,output\nnia,a,b\n")
-    assert suggested("data import", empty_store, path=str(table)) == {"me": "none: a column names the users"}
+    found = suggested("data import", empty_store, path=str(table))
+    assert found["me"] == "none: a column names the users" and found["user"] == "the column of this name"
     assert suggested("data import", empty_store, path=str(table), preset="movielens") == {}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 import threading
@@ -21,9 +20,9 @@ from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStar
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
+from mta_cli.tui.dialogs.basic import ChoiceDialog, ConfirmDialog, ErrorDialog
 from mta_cli.tui.dialogs.form import FormDialog
-from mta_cli.tui.screens.jobs import JobKindPicker, JobsScreen
+from mta_cli.tui.screens.jobs import JobsScreen
 from mta_cli.tui.workers.store_reader import StoreReader
 from store.registry import Registry
 from tests.pipeline.maintenance.test_resume import stop_after
@@ -87,19 +86,21 @@ async def back(app: MtaApp, pilot: Pilot[None]) -> None:
     await settled(app, pilot)
 
 
-def test_an_empty_screen_says_what_to_press(demo_store: Path) -> None:
-    async def go() -> None:
-        async with open_app(demo_store) as (app, pilot):
-            shown = screen_text(app)
-            assert "No job is running" in shown and "b  bank build" in shown and "i  data import" in shown
-            assert "Stop" not in shown and "Resume" not in shown
-            await pilot.press("n")
-            await dialog(app, pilot, JobKindPicker)
-            await pilot.press("escape")
-            await back(app, pilot)
-            assert app.job_queue.jobs == []
-
-    run(go())
+async def test_an_empty_screen_says_what_to_press(demo_store: Path) -> None:
+    async with open_app(demo_store) as (app, pilot):
+        shown = screen_text(app)
+        assert "No job is running" in shown and "b  bank build" in shown and "i  data import" in shown
+        assert "Stop" not in shown and "Resume" not in shown
+        await pilot.press("n")
+        await dialog(app, pilot, ChoiceDialog)
+        await pilot.press("escape")
+        await back(app, pilot)
+        assert app.job_queue.jobs == []
+        await pilot.press("n")
+        await dialog(app, pilot, ChoiceDialog)
+        await pilot.press("down", "enter")
+        await dialog(app, pilot, FormDialog)
+        assert "user adapt" in screen_text(app)
 
 
 def test_no_lack_of_jobs_is_told_before_they_are_known(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,224 +128,143 @@ def test_no_lack_of_jobs_is_told_before_they_are_known(demo_store: Path, monkeyp
     run(go())
 
 
-def test_a_user_is_adapted_from_the_form(demo_store: Path) -> None:
-    async def go() -> None:
-        async with open_app(demo_store) as (app, pilot):
-            app.select_user("kim")
-            await pilot.press("a")
-            form = await dialog(app, pilot, FormDialog)
-            assert form.form_values["users"] == "kim" and form.form_values["task"] == "lamp-2"
-            await pilot.press("ctrl+s")
-            await until(pilot, lambda: form.plan_shown)
-            assert "lamp-2 v1" in screen_text(app)
-            await pilot.press("enter")
-            await until(pilot, lambda: bool(app.job_queue.jobs) and app.job_queue.jobs[0].finished)
-            await back(app, pilot)
-            assert app.job_queue.jobs[0].state == "done" and "saved stack kim" in log_of(app)
-            assert rows(app) == ["✓ user adapt · kim"] and "27/27 steps" in screen_text(app)
-            assert [p.name for p in await app.store_reader.read(lambda reg: _adapted(reg))] == ["ida", "kim"]
-
-    run(go())
+async def test_a_user_is_adapted_from_the_form(demo_store: Path) -> None:
+    async with open_app(demo_store) as (app, pilot):
+        app.select_user("kim")
+        await pilot.press("a")
+        form = await dialog(app, pilot, FormDialog)
+        assert form.form_values["users"] == "kim" and form.form_values["task"] == "lamp-2"
+        await pilot.press("tab", "tab", "4", "ctrl+s")
+        await until(pilot, lambda: form.plan_shown)
+        assert "lamp-2 v1" in screen_text(app)
+        await pilot.press("enter")
+        await until(pilot, lambda: bool(app.job_queue.jobs) and app.job_queue.jobs[0].finished)
+        await back(app, pilot)
+        assert app.job_queue.jobs[0].state == "done" and "saved stack kim" in log_of(app)
+        assert rows(app) == ["✓ user adapt · kim · shots 4"] and "27/27 steps" in screen_text(app)
+        assert [p.name for p in await app.store_reader.read(lambda reg: _adapted(reg))] == ["ida", "kim"]
 
 
 def _adapted(reg: Registry) -> list[Any]:
     return [each for each in reg.user_table.summaries() if each.status == "adapted"]
 
 
-def test_from_an_empty_store_to_an_adapted_user_by_keys_alone(empty_store: Path, tmp_path: Path) -> None:
-    path = tmp_path / "people.jsonl"
-    records = [
-        {
-            "user": f"p{n}",
-            "task": "lamp-2",
-            "input": f"film {k} about a {'ship' if n % 2 else 'horse'}",
-            "output": "comedy" if n % 2 else "classic",
-        }
-        for n in range(6)
-        for k in range(2 if n == 5 else 6)
-    ]
-    path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-
-    async def go() -> None:
-        async with open_app(empty_store) as (app, pilot):
-
-            async def choose(option: str) -> None:
-                """Open the list of the field and go down to the option: what is typed slowly is searched in parts."""
-                await pilot.press("enter")
-                options = app.focused
-                assert isinstance(options, OptionList)
-                while str(options.get_option_at_index(options.highlighted or 0).prompt) != option:
-                    await pilot.press("down")
-                await pilot.press("enter")
-
-            async def ask(key: str, **values: str) -> None:
-                """Open the form by its key, go to each field with tab, type, look at the plan and start."""
-                done = len(app.job_queue.jobs)
-                await pilot.press(key)
-                form = await dialog(app, pilot, FormDialog)
-                names = [row.field.name for row in form.query("FieldRow") if not row.field.advanced]
-                place = 0
-                for name, value in values.items():
-                    await pilot.press(*["tab"] * (names.index(name) - place))
-                    place = names.index(name)
-                    if name == "task":
-                        await choose(value)
-                    else:
-                        await pilot.press(*value)
-                await pilot.press("ctrl+s")
-                await until(pilot, lambda: form.plan_shown)
-                await pilot.press("enter")
-                await until(pilot, lambda: len(app.job_queue.jobs) > done and app.job_queue.jobs[-1].finished)
-                assert app.job_queue.jobs[-1].state == "done", app.job_queue.jobs[-1].log
-                await back(app, pilot)
-
-            await ask("i", path=str(path))
-            await ask("b", task="lamp-2", anchors="2", rank="1", epochs="1", min_items="5")
-            await ask("a", users="p5", shots="2", steps="3")
-            assert rows(app) == [
-                "✓ user adapt · p5 · shots 2, steps 3",
-                "✓ bank build · lamp-2 · anchors 2, rank 1, epochs 1, min items 5",
-                "✓ data import · people.jsonl",
-            ]
-            assert [each.name for each in await app.store_reader.read(_adapted)] == ["p5"]
-
-    run(go())
+async def test_what_the_plan_refuses_is_told_in_the_form_and_nothing_starts(demo_store: Path) -> None:
+    async with open_app(demo_store) as (app, pilot):
+        await pilot.press("a")
+        form = await dialog(app, pilot, FormDialog)
+        await pilot.press(*"kin", "ctrl+s")
+        await until(pilot, lambda: "There is no user" in str(form.query_one("#faults").content))
+        assert "Did you mean 'kim'?" in str(form.query_one("#faults").content) and not form.plan_shown
+        await pilot.press("escape")
+        await back(app, pilot)
+        assert app.job_queue.jobs == []
 
 
-def test_what_the_plan_refuses_is_told_in_the_form_and_nothing_starts(demo_store: Path) -> None:
-    async def go() -> None:
-        async with open_app(demo_store) as (app, pilot):
-            await pilot.press("a")
-            form = await dialog(app, pilot, FormDialog)
-            await pilot.press(*"kin", "ctrl+s")
-            await until(pilot, lambda: "There is no user" in str(form.query_one("#faults").content))
-            assert "Did you mean 'kim'?" in str(form.query_one("#faults").content) and not form.plan_shown
-            await pilot.press("escape")
-            await back(app, pilot)
-            assert app.job_queue.jobs == []
-
-    run(go())
-
-
-def test_a_job_is_watched_and_stopped_when_the_user_means_it(demo_store: Path) -> None:
-    async def go() -> None:
-        slow = Slow()
-        async with open_app(demo_store) as (app, pilot):
-            job = app.job_queue.add_job("bank build", "films", slow.make)
-            app.screen.reload_if_current()  # type: ignore[attr-defined]
-            slow.let(10)
-            await until(pilot, lambda: "10/100 steps" in screen_text(app))
-            await settled(app, pilot)
-            shown = screen_text(app)
-            assert (
-                "10/100 steps" in shown and "tokens/s" in shown and "ETA" in shown and "━" in shown and "Stop" in shown
-            )
-            assert "loss 4.980 █" in shown and "▁ 4.800 (−3.6 %)" in shown
-            await pilot.press("s")
-            await dialog(app, pilot, ConfirmDialog)
-            await pilot.press("n")
-            await back(app, pilot)
-            assert not job.stop_requested.is_set()
-            await pilot.press("s")
-            await dialog(app, pilot, ConfirmDialog)
-            await pilot.press("y")
-            slow.let()
-            await until(pilot, lambda: job.finished)
-            await back(app, pilot)
-            assert job.state == "stopped" and slow.closed and "■ bank build · films" in screen_text(app)
-            assert "started again continues from there" in " ".join(log_of(app).split()) and "Stop" not in screen_text(
-                app
-            )
-
-    run(go())
+async def test_a_job_is_watched_and_stopped_when_the_user_means_it(demo_store: Path) -> None:
+    slow = Slow()
+    async with open_app(demo_store) as (app, pilot):
+        job = app.job_queue.add_job("bank build", "films", slow.make)
+        app.screen.reload_if_current()  # type: ignore[attr-defined]
+        slow.let(10)
+        await until(pilot, lambda: "10/100 steps" in screen_text(app))
+        await settled(app, pilot)
+        shown = screen_text(app)
+        assert "10/100 steps" in shown and "tokens/s" in shown and "ETA" in shown and "━" in shown and "Stop" in shown
+        assert "loss 4.980 █" in shown and "▁ 4.800 (−3.6 %)" in shown
+        await pilot.press("s")
+        await dialog(app, pilot, ConfirmDialog)
+        await pilot.press("n")
+        await back(app, pilot)
+        assert not job.stop_requested.is_set()
+        await pilot.press("s")
+        await dialog(app, pilot, ConfirmDialog)
+        await pilot.press("y")
+        slow.let()
+        await until(pilot, lambda: job.finished)
+        await back(app, pilot)
+        assert job.state == "stopped" and slow.closed and "■ bank build · films" in screen_text(app)
+        assert "started again continues from there" in " ".join(log_of(app).split()) and "Stop" not in screen_text(app)
 
 
-def test_a_job_that_waits_is_stopped_at_once(demo_store: Path) -> None:
-    async def go() -> None:
-        first, second = Slow(), Slow()
-        async with open_app(demo_store) as (app, pilot):
-            app.job_queue.add_job("bank build", "one", first.make)
-            waiting = app.job_queue.add_job("bank build", "two", second.make)
-            app.screen.reload_if_current()  # type: ignore[attr-defined]
-            await settled(app, pilot)
-            assert rows(app) == ["· bank build · two", "▶ bank build · one"]
-            await pilot.press("s")
-            await dialog(app, pilot, ConfirmDialog)
-            await pilot.press("y")
-            await back(app, pilot)
-            assert waiting.state == "stopped" and "stopped before it began" in log_of(app)
-            first.let(100)
-            await until(pilot, lambda: app.job_queue.jobs[0].finished)
-            assert not second.closed
-
-    run(go())
+async def test_a_job_that_waits_is_stopped_at_once(demo_store: Path) -> None:
+    first, second = Slow(), Slow()
+    async with open_app(demo_store) as (app, pilot):
+        app.job_queue.add_job("bank build", "one", first.make)
+        waiting = app.job_queue.add_job("bank build", "two", second.make)
+        app.screen.reload_if_current()  # type: ignore[attr-defined]
+        await settled(app, pilot)
+        assert rows(app) == ["· bank build · two", "▶ bank build · one"]
+        await pilot.press("s")
+        await dialog(app, pilot, ConfirmDialog)
+        await pilot.press("y")
+        await back(app, pilot)
+        assert waiting.state == "stopped" and "stopped before it began" in log_of(app)
+        first.let(100)
+        await until(pilot, lambda: app.job_queue.jobs[0].finished)
+        assert not second.closed
 
 
-def test_an_interrupted_bank_is_offered_and_goes_on(demo_store: Path) -> None:
+async def test_an_interrupted_bank_is_offered_and_goes_on(demo_store: Path) -> None:
     interrupted(demo_store)
 
-    async def go() -> None:
-        async with open_app(demo_store) as (app, pilot):
-            assert rows(app) == ["↻ bank build · mine v1"]
-            assert "of 4 adapters" in screen_text(app) and "Resume" in screen_text(app)
-            await pilot.press("r")
-            await until(pilot, lambda: app.job_queue.jobs[0].finished)
-            await settled(app, pilot)
-            assert rows(app) == ["✓ bank build · mine v1"] and "goes on from step 3" in log_of(app)
-            assert await app.store_reader.read(lambda reg: reg.banks.get("mine").status) == "ready"
-            assert await app.store_reader.read(list_unfinished_jobs) == []
-
-    run(go())
+    async with open_app(demo_store) as (app, pilot):
+        assert rows(app) == ["↻ bank build · mine v1"]
+        assert "of 4 adapters" in screen_text(app) and "Resume" in screen_text(app)
+        await pilot.press("r")
+        await until(pilot, lambda: app.job_queue.jobs[0].finished)
+        await settled(app, pilot)
+        assert rows(app) == ["✓ bank build · mine v1"] and "goes on from step 3" in log_of(app)
+        assert await app.store_reader.read(lambda reg: reg.banks.get("mine").status) == "ready"
+        assert await app.store_reader.read(list_unfinished_jobs) == []
 
 
-def test_what_goes_on_is_not_offered_meanwhile(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_goes_on_is_not_offered_meanwhile(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(demo_store)
     slow = Slow()
     monkeypatch.setattr("mta_cli.pipeline.maintenance.resume.resume_job", lambda reg, *rest: slow.make(reg))
 
-    async def go() -> None:
-        async with open_app(demo_store) as (app, pilot):
-            await pilot.press("r")
-            slow.let()
-            await until(pilot, lambda: app.job_queue.jobs[0].progress.done == 1)
-            app.screen.reload_if_current()  # type: ignore[attr-defined]
-            await settled(app, pilot)
-            assert rows(app) == ["▶ bank build · mine v1"]
-            app.job_queue.stop_job(app.job_queue.jobs[0])
-            slow.let()
-            await until(pilot, lambda: app.job_queue.jobs[0].finished)
-            await settled(app, pilot)
-            assert rows(app) == ["■ bank build · mine v1"]
-            assert "r resumes it with the same options" in screen_text(app) and "Resume" in screen_text(app)
-
-    run(go())
+    async with open_app(demo_store) as (app, pilot):
+        await pilot.press("r")
+        slow.let()
+        await until(pilot, lambda: app.job_queue.jobs[0].progress.done == 1)
+        app.screen.reload_if_current()  # type: ignore[attr-defined]
+        await settled(app, pilot)
+        assert rows(app) == ["▶ bank build · mine v1"]
+        app.job_queue.stop_job(app.job_queue.jobs[0])
+        slow.let()
+        await until(pilot, lambda: app.job_queue.jobs[0].finished)
+        await settled(app, pilot)
+        assert rows(app) == ["■ bank build · mine v1"]
+        assert "r resumes it with the same options" in screen_text(app) and "Resume" in screen_text(app)
 
 
-def test_a_stopped_job_is_one_row_and_goes_on_from_there(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stopped_job_is_one_row_and_goes_on_from_there(
+    demo_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     go_on = hold_jobs(monkeypatch)
 
-    async def go() -> None:
-        async with open_app(demo_store) as (app, pilot):
-            asked = bank_request(name="mine", task_rank=1)
-            job = app.job_queue.add_job("bank build", "mine", lambda reg: build_bank(reg, asked))
-            await until(pilot, lambda: job.progress.done > 0)
-            app.job_queue.stop_job(job)
-            go_on.set()
-            await until(pilot, lambda: job.finished)
-            app.screen.reload_if_current()  # type: ignore[attr-defined]
-            await settled(app, pilot)
-            assert job.state == "stopped" and rows(app) == ["■ bank build · mine"]
-            await pilot.press("r")
-            await until(pilot, lambda: len(app.job_queue.jobs) == 2 and app.job_queue.jobs[1].finished)
-            await settled(app, pilot)
-            assert rows(app) == ["✓ bank build · mine v1", "■ bank build · mine"]
-            await pilot.press("end")
-            assert "Resume" not in screen_text(app)
-
-    run(go())
+    async with open_app(demo_store) as (app, pilot):
+        asked = bank_request(name="mine", task_rank=1)
+        job = app.job_queue.add_job("bank build", "mine", lambda reg: build_bank(reg, asked))
+        await until(pilot, lambda: job.progress.done > 0)
+        app.job_queue.stop_job(job)
+        go_on.set()
+        await until(pilot, lambda: job.finished)
+        app.screen.reload_if_current()  # type: ignore[attr-defined]
+        await settled(app, pilot)
+        assert job.state == "stopped" and rows(app) == ["■ bank build · mine"]
+        await pilot.press("r")
+        await until(pilot, lambda: len(app.job_queue.jobs) == 2 and app.job_queue.jobs[1].finished)
+        await settled(app, pilot)
+        assert rows(app) == ["✓ bank build · mine v1", "■ bank build · mine"]
+        await pilot.press("end")
+        assert "Resume" not in screen_text(app)
 
 
-def test_jobs_of_other_processes_are_shown_while_they_run(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_jobs_of_other_processes_are_shown_while_they_run(
+    demo_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mta_cli.tui.screens.jobs.ELSEWHERE_SECONDS", 0.1)
     code = (
         "import sys; from pathlib import Path; from store.registry import Registry\n"
@@ -352,95 +272,80 @@ def test_jobs_of_other_processes_are_shown_while_they_run(demo_store: Path, monk
         "    print('held', flush=True); sys.stdin.read()"
     )
 
-    async def go() -> None:
-        async with open_app(demo_store) as (app, pilot):
-            with subprocess.Popen(
-                [sys.executable, "-c", code, str(demo_store)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            ) as other:
-                assert other.stdin is not None and other.stdout is not None and other.stdout.readline()
-                await until(pilot, lambda: rows(app) == ["↗ build of bank [b]far[/b], 2 users"])
-                assert "in another process" in screen_text(app) and "Resume" not in screen_text(app)
-                other.stdin.close()
-            await until(pilot, lambda: rows(app) == [])
-            assert "No job is running" in screen_text(app)
-
-    run(go())
+    async with open_app(demo_store) as (app, pilot):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(demo_store)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other:
+            assert other.stdin is not None and other.stdout is not None and other.stdout.readline()
+            await until(pilot, lambda: rows(app) == ["↗ build of bank [b]far[/b], 2 users"])
+            assert "in another process" in screen_text(app) and "Resume" not in screen_text(app)
+            other.stdin.close()
+        await until(pilot, lambda: rows(app) == [])
+        assert "No job is running" in screen_text(app)
 
 
-def test_the_job_of_this_window_is_not_one_of_another_process(demo_store: Path) -> None:
+async def test_the_job_of_this_window_is_not_one_of_another_process(demo_store: Path) -> None:
     def holds(reg: Registry) -> Iterator[Event]:
         with reg.hold_users("here", [1]):
             yield JobStarted("here", 1)
             assert reg.jobs.running_jobs() == [("here", 1)] and reg.jobs.running_jobs(elsewhere=True) == []
             yield JobResult({})
 
-    async def go() -> None:
-        async with open_app(demo_store) as (app, pilot):
-            job = app.job_queue.add_job("bank build", "here", holds)
-            await until(pilot, lambda: job.finished)
-            assert job.state == "done", job.log
-
-    run(go())
+    async with open_app(demo_store) as (app, pilot):
+        job = app.job_queue.add_job("bank build", "here", holds)
+        await until(pilot, lambda: job.finished)
+        assert job.state == "done", job.log
 
 
-def test_an_interrupted_bank_is_given_up_only_after_a_yes(demo_store: Path) -> None:
+async def test_an_interrupted_bank_is_given_up_only_after_a_yes(demo_store: Path) -> None:
     interrupted(demo_store)
 
-    async def go() -> None:
-        async with open_app(demo_store) as (app, pilot):
-            for key, left in (("n", 1), ("y", 0)):
-                await pilot.press("x")
-                await dialog(app, pilot, ConfirmDialog)
-                await pilot.press(key)
-                await back(app, pilot)
-                assert len(rows(app)) == left
-            assert [bank.name for bank in await app.store_reader.read(lambda reg: reg.banks.all())] == ["lamp-2"]
-
-    run(go())
-
-
-def test_a_bank_that_became_ready_during_the_question_stays_and_is_offered_no_more(demo_store: Path) -> None:
-    interrupted(demo_store)
-
-    async def go() -> None:
-        async with open_app(demo_store) as (app, pilot):
+    async with open_app(demo_store) as (app, pilot):
+        for key, left in (("n", 1), ("y", 0)):
             await pilot.press("x")
             await dialog(app, pilot, ConfirmDialog)
-            with Registry.open(demo_store) as other:
-                (bank,) = [bank for bank in other.banks.all() if bank.name == "mine"]
-                other._db.execute_write("UPDATE banks SET status = 'ready' WHERE id = ?", (bank.id,))
-            await pilot.press("y")
-            await dialog(app, pilot, ErrorDialog)
-            assert "is ready now" in screen_text(app)
-            await pilot.press("escape")
+            await pilot.press(key)
             await back(app, pilot)
-            assert rows(app) == []
+            assert len(rows(app)) == left
+        assert [bank.name for bank in await app.store_reader.read(lambda reg: reg.banks.all())] == ["lamp-2"]
 
-    run(go())
+
+async def test_a_bank_that_became_ready_during_the_question_stays_and_is_offered_no_more(demo_store: Path) -> None:
+    interrupted(demo_store)
+
+    async with open_app(demo_store) as (app, pilot):
+        await pilot.press("x")
+        await dialog(app, pilot, ConfirmDialog)
+        with Registry.open(demo_store) as other:
+            (bank,) = [bank for bank in other.banks.all() if bank.name == "mine"]
+            other._db.execute_write("UPDATE banks SET status = 'ready' WHERE id = ?", (bank.id,))
+        await pilot.press("y")
+        await dialog(app, pilot, ErrorDialog)
+        assert "is ready now" in screen_text(app)
+        await pilot.press("escape")
+        await back(app, pilot)
+        assert rows(app) == []
 
 
-def test_a_job_that_fails_says_why_and_the_next_one_runs(demo_store: Path) -> None:
+async def test_a_job_that_fails_says_why_and_the_next_one_runs(demo_store: Path) -> None:
     def broken(reg: Registry) -> Iterator[Event]:
         yield Note("so far so good")
         raise ValueError(HOSTILE)
 
-    async def go() -> None:
-        async with open_app(demo_store) as (app, pilot):
-            failed = app.job_queue.add_job("bank build", HOSTILE, broken)
-            slow = Slow(1)
-            slow.let()
-            good = app.job_queue.add_job("bank build", "good", slow.make)
-            await until(pilot, lambda: failed.finished and good.finished)
-            app.screen.reload_if_current()  # type: ignore[attr-defined]
-            await settled(app, pilot)
-            await pilot.press("end")
-            await settled(app, pilot)
-            assert failed.state == "failed" and good.state == "done"
-            shown = screen_text(app)
-            assert "error: ValueError" in shown and "[red]b[/red]" in shown and "so far so good" in log_of(app)
-            assert not {"\x1b", "\x07", "\u202e"} & set(shown)
-
-    run(go())
+    async with open_app(demo_store) as (app, pilot):
+        failed = app.job_queue.add_job("bank build", HOSTILE, broken)
+        slow = Slow(1)
+        slow.let()
+        good = app.job_queue.add_job("bank build", "good", slow.make)
+        await until(pilot, lambda: failed.finished and good.finished)
+        app.screen.reload_if_current()  # type: ignore[attr-defined]
+        await settled(app, pilot)
+        await pilot.press("end")
+        await settled(app, pilot)
+        assert failed.state == "failed" and good.state == "done"
+        shown = screen_text(app)
+        assert "error: ValueError" in shown and "[red]b[/red]" in shown and "so far so good" in log_of(app)
+        assert not {"\x1b", "\x07", "\u202e"} & set(shown)
 
 
 def test_a_log_without_screen_is_waited_for_without_work(demo_store: Path) -> None:
@@ -464,83 +369,71 @@ def test_a_log_without_screen_is_waited_for_without_work(demo_store: Path) -> No
     run(asyncio.wait_for(go(), 60))
 
 
-def test_the_log_follows_and_is_capped(demo_store: Path) -> None:
+async def test_the_log_follows_and_is_capped(demo_store: Path) -> None:
     def talkative(reg: Registry) -> Iterator[Event]:
         for n in range(5000):
             yield Note(f"line {n}")
         yield JobResult({})
 
-    async def go() -> None:
-        async with open_app(demo_store) as (app, pilot):
-            job = app.job_queue.add_job("bank build", "words", talkative)
-            app.screen.reload_if_current()  # type: ignore[attr-defined]
-            await until(pilot, lambda: job.finished)
-            await settled(app, pilot)
-            log = app.screen.query_one("#log", RichLog)
-            assert len(log.lines) <= 2000 and log.lines[-1].text.strip() == "line 4999"
-            await until(pilot, lambda: "line 4999" in screen_text(app))
-            assert "line 2999" not in log_of(app)
-
-    run(go())
+    async with open_app(demo_store) as (app, pilot):
+        job = app.job_queue.add_job("bank build", "words", talkative)
+        app.screen.reload_if_current()  # type: ignore[attr-defined]
+        await until(pilot, lambda: job.finished)
+        await settled(app, pilot)
+        log = app.screen.query_one("#log", RichLog)
+        assert len(log.lines) <= 2000 and log.lines[-1].text.strip() == "line 4999"
+        await until(pilot, lambda: "line 4999" in screen_text(app))
+        assert "line 2999" not in log_of(app)
 
 
-def test_the_first_lines_of_a_screen_that_was_empty_use_its_whole_width(demo_store: Path) -> None:
+async def test_the_first_lines_of_a_screen_that_was_empty_use_its_whole_width(demo_store: Path) -> None:
     words = "a line of some length that still fits into eighty columns of a terminal"
 
     def short(reg: Registry) -> Iterator[Event]:
         yield Note(words)
         yield JobResult({})
 
-    async def go() -> None:
-        async with open_app(demo_store) as (app, pilot):
-            job = app.job_queue.add_job("bank build", "words", short)
-            await until(pilot, lambda: job.finished)
-            await settled(app, pilot)
-            assert words in log_of(app).split("\n")
-
-    run(go())
+    async with open_app(demo_store) as (app, pilot):
+        job = app.job_queue.add_job("bank build", "words", short)
+        await until(pilot, lambda: job.finished)
+        await settled(app, pilot)
+        assert words in log_of(app).split("\n")
 
 
 @pytest.mark.parametrize("size", [(60, 18), (80, 24), (200, 50)])
-def test_list_and_log_are_both_seen_at_every_size(demo_store: Path, size: tuple[int, int]) -> None:
+async def test_list_and_log_are_both_seen_at_every_size(demo_store: Path, size: tuple[int, int]) -> None:
     interrupted(demo_store)
 
-    async def go() -> None:
-        slow = Slow()
-        async with open_app(demo_store, size) as (app, pilot):
-            for n in range(12):
-                app.job_queue.add_job("bank build", f"job {n}", slow.make)
-            app.screen.reload_if_current()  # type: ignore[attr-defined]
-            slow.let(3)
-            await until(pilot, lambda: app.job_queue.jobs[0].progress.done == 3)
-            await settled(app, pilot)
-            await pilot.press("end")
-            await until(pilot, lambda: "3/100 steps" in screen_text(app))
-            listed, log = app.screen.query_one("#list"), app.screen.query_one("#log")
-            assert listed.region.height >= 4 and log.region.height >= 3 and log.region.width >= 40
-            assert listed.region.right <= log.region.x or listed.region.bottom <= log.region.y
-            assert "3/100 steps" in screen_text(app)
-            for job in app.job_queue.jobs:
-                app.job_queue.stop_job(job)
-            slow.let(100)
-
-    run(go())
+    slow = Slow()
+    async with open_app(demo_store, size) as (app, pilot):
+        for n in range(12):
+            app.job_queue.add_job("bank build", f"job {n}", slow.make)
+        app.screen.reload_if_current()  # type: ignore[attr-defined]
+        slow.let(3)
+        await until(pilot, lambda: app.job_queue.jobs[0].progress.done == 3)
+        await settled(app, pilot)
+        await pilot.press("end")
+        await until(pilot, lambda: "3/100 steps" in screen_text(app))
+        listed, log = app.screen.query_one("#list"), app.screen.query_one("#log")
+        assert listed.region.height >= 4 and log.region.height >= 3 and log.region.width >= 40
+        assert listed.region.right <= log.region.x or listed.region.bottom <= log.region.y
+        assert "3/100 steps" in screen_text(app)
+        for job in app.job_queue.jobs:
+            app.job_queue.stop_job(job)
+        slow.let(100)
 
 
-def test_resizing_keeps_what_is_selected(demo_store: Path) -> None:
+async def test_resizing_keeps_what_is_selected(demo_store: Path) -> None:
     interrupted(demo_store)
 
-    async def go() -> None:
-        slow = Slow(1)
-        async with open_app(demo_store) as (app, pilot):
-            app.job_queue.add_job("bank build", "films", slow.make)
-            slow.let()
-            await until(pilot, lambda: app.job_queue.jobs[0].finished)
-            await settled(app, pilot)
-            await pilot.press("end")
-            await pilot.resize_terminal(200, 50)
-            await settled(app, pilot)
-            assert app.screen.query_one("#list", OptionList).highlighted == 1
-            assert "saved bank mine" in log_of(app)
-
-    run(go())
+    slow = Slow(1)
+    async with open_app(demo_store) as (app, pilot):
+        app.job_queue.add_job("bank build", "films", slow.make)
+        slow.let()
+        await until(pilot, lambda: app.job_queue.jobs[0].finished)
+        await settled(app, pilot)
+        await pilot.press("end")
+        await pilot.resize_terminal(200, 50)
+        await settled(app, pilot)
+        assert app.screen.query_one("#list", OptionList).highlighted == 1
+        assert "saved bank mine" in log_of(app)

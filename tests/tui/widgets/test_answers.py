@@ -16,7 +16,7 @@ from mta_cli.tui.widgets.answers import (
     gold_summary,
     label_bars,
 )
-from tests.tui.driving import run, screen_text
+from tests.tui.driving import screen_text
 
 
 class Wall(App[None]):
@@ -73,72 +73,63 @@ def test_very_long_answers_are_not_compared() -> None:
     assert list(differing_spans("a " * (MAX_DIFF_WORDS + 1), "b " * 3)) == []
 
 
-def test_columns_stand_in_their_order_whoever_speaks_first() -> None:
-    async def drive() -> None:
-        app = Wall()
-        async with app.run_test(size=(100, 20)) as pilot:
-            for key in ("@zoe", "adapted", "common", "base", "@ann", "fused"):
-                app.answers.append_answer(key, key)
-            await pilot.pause()
-            assert app.answers.column_keys == ["base", "common", "fused", "adapted", "@zoe", "@ann"]
-            assert [column.key for column in app.query(AnswerColumn)] == app.answers.column_keys
-
-    run(drive())
+async def test_columns_stand_in_their_order_whoever_speaks_first() -> None:
+    app = Wall()
+    async with app.run_test(size=(100, 20)) as pilot:
+        for key in ("@zoe", "adapted", "common", "base", "@ann", "fused"):
+            app.answers.append_answer(key, key)
+        await pilot.pause()
+        assert app.answers.column_keys == ["base", "common", "fused", "adapted", "@zoe", "@ann"]
+        assert [column.key for column in app.query(AnswerColumn)] == app.answers.column_keys
 
 
-def test_many_pieces_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_pieces_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
     show = AnswerColumn.show_answer
     monkeypatch.setattr(AnswerColumn, "show_answer", lambda self, *rest: (drawn.append(self.key), show(self, *rest))[1])
 
-    async def drive() -> None:
-        app = Wall()
-        async with app.run_test() as pilot:
-            for n in range(500):
-                app.answers.append_answer("base", f"w{n} ")
-            await pilot.pause()
-            assert len(drawn) < 5 and app.answers.answer_of("base").endswith("w499 ")
-
-    run(drive())
+    app = Wall()
+    async with app.run_test() as pilot:
+        for n in range(500):
+            app.answers.append_answer("base", f"w{n} ")
+        await pilot.pause()
+        assert len(drawn) < 5 and app.answers.answer_of("base").endswith("w499 ")
 
 
-def test_numbers_are_told_in_plain_words_and_the_likeliest_gold_is_marked() -> None:
+async def test_numbers_are_told_in_plain_words_and_the_likeliest_gold_is_marked() -> None:
     gold = {"loglik": -1.25, "over": "token", "label": None, "metrics": {"rouge_1": 0.5, "rouge_l": 0.25}}
     label = {"loglik": -0.105, "over": "labels", "label": "b", "metrics": {"accuracy": 1.0}}
     score = {"loglik": -0.5, "over": "labels", "label": "3", "metrics": {"mae": 2.0}}
 
-    async def drive() -> None:
-        app = Wall()
-        async with app.run_test(size=(140, 20)) as pilot:
-            app.answers.show_result(
-                result(
-                    base=("one two", detail("base", gold=gold, ended="length")),
-                    fused=("one three", detail("fused", gold=label, ended="label", labels={"a": 1.0, "b": 2.0})),
-                    adapted=("", detail("adapted", gold=score, tokens=1)),
-                    at_bob=("one", detail("adapted")),
-                )
+    app = Wall()
+    async with app.run_test(size=(140, 20)) as pilot:
+        app.answers.show_result(
+            result(
+                base=("one two", detail("base", gold=gold, ended="length")),
+                fused=("one three", detail("fused", gold=label, ended="label", labels={"a": 1.0, "b": 2.0})),
+                adapted=("", detail("adapted", gold=score, tokens=1)),
+                at_bob=("one", detail("adapted")),
             )
-            await pilot.pause()
-            shown = screen_text(app)  # type: ignore[arg-type]
-            for words in (
-                "7 tokens · 7/s · cut",
-                "gold −1.250 nats per token",
-                "rouge-1 .500",
-                "rouge-l .250",
-                "gold at 90 % (best)",
-                "✓ right",
-                "✗ off by 2",
-                "1 token ·",
-                "(an empty answer)",
-                "bob · adapted",
-                "b v1 · ann",
-                "the model as it is",
-            ):
-                assert words in shown, words
-            below = {column.key: str(column._metrics.visual) for column in app.query(AnswerColumn)}
-            assert "gold" not in below["@bob"]
-
-    run(drive())
+        )
+        await pilot.pause()
+        shown = screen_text(app)  # type: ignore[arg-type]
+        for words in (
+            "7 tokens · 7/s · cut",
+            "gold −1.250 nats per token",
+            "rouge-1 .500",
+            "rouge-l .250",
+            "gold at 90 % (best)",
+            "✓ right",
+            "✗ off by 2",
+            "1 token ·",
+            "(an empty answer)",
+            "bob · adapted",
+            "b v1 · ann",
+            "the model as it is",
+        ):
+            assert words in shown, words
+        below = {column.key: str(column._metrics.visual) for column in app.query(AnswerColumn)}
+        assert "gold" not in below["@bob"]
 
 
 LABELS = {"go": -1.0, "skip": -1.0 - math.log(3), "wait": -50.0}
@@ -175,76 +166,64 @@ def test_what_personalising_did_to_the_gold_is_one_sentence() -> None:
     )
 
 
-def test_all_columns_wait_and_those_without_words_go_at_the_end() -> None:
-    async def drive() -> None:
-        app = Wall()
-        async with app.run_test(size=(100, 20)) as pilot:
-            for key in ("base", "fused"):
-                app.answers.append_answer(key, "")
-            app.answers.show_waiting("loading the base")
-            app.answers.append_answer("adapted", "")
-            await pilot.pause()
-            assert screen_text(app).count("loading the base … 0 s") == 3  # type: ignore[arg-type]
-            app.answers.append_answer("base", "word")
-            app.answers.select_column("fused")
-            await pilot.pause()
-            assert screen_text(app).count("loading the base … 0 s") == 2  # type: ignore[arg-type]
-            app.screen.set_focus(None)
-            app.answers.stop_waiting()
-            await pilot.pause()
-            assert app.answers.column_keys == ["base"] and app.answers.selected_key is None
-            assert "…" not in screen_text(app)  # type: ignore[arg-type]
-
-    run(drive())
+async def test_all_columns_wait_and_those_without_words_go_at_the_end() -> None:
+    app = Wall()
+    async with app.run_test(size=(100, 20)) as pilot:
+        for key in ("base", "fused"):
+            app.answers.append_answer(key, "")
+        app.answers.show_waiting("loading the base")
+        app.answers.append_answer("adapted", "")
+        await pilot.pause()
+        assert screen_text(app).count("loading the base … 0 s") == 3  # type: ignore[arg-type]
+        app.answers.append_answer("base", "word")
+        app.answers.select_column("fused")
+        await pilot.pause()
+        assert screen_text(app).count("loading the base … 0 s") == 2  # type: ignore[arg-type]
+        app.screen.set_focus(None)
+        app.answers.stop_waiting()
+        await pilot.pause()
+        assert app.answers.column_keys == ["base"] and app.answers.selected_key is None
+        assert "…" not in screen_text(app)  # type: ignore[arg-type]
 
 
-def test_a_column_is_chosen_by_key_and_by_click_and_none_is_left_after_clearing() -> None:
-    async def drive() -> None:
-        app = Wall()
-        async with app.run_test(size=(100, 20)) as pilot:
-            app.answers.action_step_column(1)
-            assert app.answers.selected_key is None
-            app.answers.show_result(result(base=("one", detail("base")), fused=("two", detail("fused"))))
-            await pilot.pause()
-            await pilot.click("AnswerColumn:last-of-type")
-            assert app.answers.selected_key == "fused"
-            await pilot.press("left")
-            assert app.answers.selected_key == "base"
-            await pilot.press("left")
-            assert app.answers.selected_key == "fused"
-            app.answers.clear_columns()
-            await pilot.pause()
-            assert app.answers.selected_key is None and app.answers.column_keys == [] and not app.query(AnswerColumn)
-
-    run(drive())
+async def test_a_column_is_chosen_by_key_and_by_click_and_none_is_left_after_clearing() -> None:
+    app = Wall()
+    async with app.run_test(size=(100, 20)) as pilot:
+        app.answers.action_step_column(1)
+        assert app.answers.selected_key is None
+        app.answers.show_result(result(base=("one", detail("base")), fused=("two", detail("fused"))))
+        await pilot.pause()
+        await pilot.click("AnswerColumn:last-of-type")
+        assert app.answers.selected_key == "fused"
+        await pilot.press("left")
+        assert app.answers.selected_key == "base"
+        await pilot.press("left")
+        assert app.answers.selected_key == "fused"
+        app.answers.clear_columns()
+        await pilot.pause()
+        assert app.answers.selected_key is None and app.answers.column_keys == [] and not app.query(AnswerColumn)
 
 
-def test_five_columns_are_scrolled_where_they_do_not_fit() -> None:
-    async def drive() -> None:
-        app = Wall()
-        async with app.run_test(size=(80, 20)) as pilot:
-            for key in ("base", "fused", "adapted", "@ann", "@bob"):
-                app.answers.append_answer(key, "words")
-            await pilot.pause()
-            assert {column.region.width for column in app.query(AnswerColumn)} == {19}
-            await pilot.resize_terminal(150, 20)
-            await pilot.pause()
-            assert {column.region.width for column in app.query(AnswerColumn)} == {30}
-
-    run(drive())
+async def test_five_columns_are_scrolled_where_they_do_not_fit() -> None:
+    app = Wall()
+    async with app.run_test(size=(80, 20)) as pilot:
+        for key in ("base", "fused", "adapted", "@ann", "@bob"):
+            app.answers.append_answer(key, "words")
+        await pilot.pause()
+        assert {column.region.width for column in app.query(AnswerColumn)} == {19}
+        await pilot.resize_terminal(150, 20)
+        await pilot.pause()
+        assert {column.region.width for column in app.query(AnswerColumn)} == {30}
 
 
-def test_marked_words_are_seen_without_colours_too(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_marked_words_are_seen_without_colours_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
 
-    async def drive() -> None:
-        app = Wall()
-        async with app.run_test(size=(80, 20)) as pilot:
-            app.answers.show_result(result(base=("one two", detail("base")), fused=("one three", detail("fused"))))
-            await pilot.pause()
-            strips = app.screen._compositor.render_strips()
-            drawn = [segment for strip in strips for segment in strip]
-            marked = [segment.text for segment in drawn if segment.style and segment.style.underline]
-            assert [text for text in marked if text.strip()] == ["three"]
-
-    run(drive())
+    app = Wall()
+    async with app.run_test(size=(80, 20)) as pilot:
+        app.answers.show_result(result(base=("one two", detail("base")), fused=("one three", detail("fused"))))
+        await pilot.pause()
+        strips = app.screen._compositor.render_strips()
+        drawn = [segment for strip in strips for segment in strip]
+        marked = [segment.text for segment in drawn if segment.style and segment.style.underline]
+        assert [text for text in marked if text.strip()] == ["three"]

@@ -6,7 +6,7 @@ import pytest
 from textual.app import App, ComposeResult
 
 from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown, safe_parser
-from tests.tui.driving import run, screen_text, until
+from tests.tui.driving import screen_text, until
 
 
 class Page(App[None]):
@@ -52,25 +52,22 @@ def test_form_is_kept() -> None:
     assert {"heading_open", "bullet_list_open", "blockquote_open", "table_open", "fence"} <= set(kinds)
 
 
-def test_what_is_said_in_pieces_is_the_same_as_at_once() -> None:
+async def test_what_is_said_in_pieces_is_the_same_as_at_once() -> None:
     text = "# Title\n\nSome **bold** words\nand more.\n\n- one\n- two\n\n```py\nx = 1\n```\n\nThe end."
 
-    async def drive() -> None:
-        app = Page()
-        async with app.run_test(size=(80, 30)) as pilot:
-            app.run_worker(app.reply.stream_chunks())
-            for char in text:
-                app.reply.append_chunk(char)
-            app.reply.finish_stream()
-            await until(pilot, lambda: all(worker.is_finished for worker in app.workers))
-            await pilot.pause()
-            grown = screen_text(app)  # type: ignore[arg-type]
-            await app.reply.update(text)
-            await pilot.pause()
-            assert grown == screen_text(app) and "The end." in grown  # type: ignore[arg-type]
-            assert app.reply.answer_text == app.reply.source == text
-
-    run(drive())
+    app = Page()
+    async with app.run_test(size=(80, 30)) as pilot:
+        app.run_worker(app.reply.stream_chunks())
+        for char in text:
+            app.reply.append_chunk(char)
+        app.reply.finish_stream()
+        await until(pilot, lambda: all(worker.is_finished for worker in app.workers))
+        await pilot.pause()
+        grown = screen_text(app)  # type: ignore[arg-type]
+        await app.reply.update(text)
+        await pilot.pause()
+        assert grown == screen_text(app) and "The end." in grown  # type: ignore[arg-type]
+        assert app.reply.answer_text == app.reply.source == text
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,9 @@ def test_a_stale_anchor_is_told() -> None:
     assert [part.name for part in parts] == ["a1 (stale)", "(forgotten #3)"]
 
 
-def test_the_curve_ends_with_the_loss_of_the_saved_stack() -> None:
+def test_the_curve_goes_from_the_loss_before_to_that_of_the_saved_stack() -> None:
     trained = replace(ANN, losses=(3.0, 2.5), stack=replace(STACK, steps=2))
-    assert shown_losses(trained) == (3.0, 2.5, STACK.loss_after)
+    assert shown_losses(trained) == (STACK.loss_before, 3.0, 2.5, STACK.loss_after)
     assert shown_losses(replace(trained, stack=replace(STACK, steps=3))) == (3.0, 2.5)
     assert shown_losses(ANN) == ()
 
@@ -82,7 +82,8 @@ def test_without_a_bank_the_pane_says_how_to_make_one() -> None:
 
 def test_what_adapting_did_is_told_in_words_with_its_unit() -> None:
     for after, told in (
-        (1.5, "lowered the loss on held-out queries by 25.0 % (better): 2.000 → 1.500 nats"),
+        (1.5, "lowered the loss on held-out queries by 25.0 % (much better): 2.000 → 1.500 nats"),
+        (1.988, "lowered the loss on held-out queries by 0.6 % (no different): 2.000 → 1.988 nats"),
         (2.25, "raised the loss on held-out queries by 12.5 % (worse): 2.000 → 2.250 nats"),
         (2.0004, "left the loss on held-out queries as it was: 2.000 → 2.000 nats"),
     ):

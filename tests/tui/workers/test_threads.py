@@ -60,17 +60,14 @@ def done(tmp_path: Path, *makes: MakeEvents) -> tuple[list[Job], int]:
     return run(drive())
 
 
-def test_the_store_is_read_in_one_thread_and_errors_are_raised(tmp_path: Path) -> None:
-    async def drive() -> None:
-        reader = StoreReader(tmp_path / "store", 1.0)
-        first = await reader.read(lambda reg: (threading.get_ident(), reg.users.add("ida").name))
-        second = await reader.read(lambda reg: (threading.get_ident(), reg.users.names()))
-        assert first[0] == second[0] != threading.get_ident() and second[1] == ["ida"]
-        with pytest.raises(BadInput, match="already"):
-            await reader.read(lambda reg: reg.users.add("ida"))
-        await reader.close()
-
-    run(drive())
+async def test_the_store_is_read_in_one_thread_and_errors_are_raised(tmp_path: Path) -> None:
+    reader = StoreReader(tmp_path / "store", 1.0)
+    first = await reader.read(lambda reg: (threading.get_ident(), reg.users.add("ida").name))
+    second = await reader.read(lambda reg: (threading.get_ident(), reg.users.names()))
+    assert first[0] == second[0] != threading.get_ident() and second[1] == ["ida"]
+    with pytest.raises(BadInput, match="already"):
+        await reader.read(lambda reg: reg.users.add("ida"))
+    await reader.close()
 
 
 def everything(reg: Registry) -> Iterator[Event]:
@@ -111,7 +108,7 @@ def test_what_goes_wrong_ends_a_job_in_the_words_of_the_command_line(tmp_path: P
     assert second.log == ["error: ZeroDivisionError: oh"]
 
 
-def test_jobs_run_one_at_a_time_in_the_order_they_were_asked_for(tmp_path: Path) -> None:
+async def test_jobs_run_one_at_a_time_in_the_order_they_were_asked_for(tmp_path: Path) -> None:
     gate, order = threading.Event(), list[str]()
 
     def waits(reg: Registry) -> Iterator[Event]:
@@ -123,21 +120,18 @@ def test_jobs_run_one_at_a_time_in_the_order_they_were_asked_for(tmp_path: Path)
         order.append("second")
         yield JobResult()
 
-    async def drive() -> None:
-        async with host(tmp_path) as (app, pilot):
-            jobs = app.job_queue
-            first, second, third = (jobs.add_job("walk", "x", make) for make in (waits, follows, follows))
-            assert [first.state, second.state, third.state] == ["running", "waiting", "waiting"]
-            assert jobs.running_job is first
-            jobs.stop_job(third)
-            gate.set()
-            await until(pilot, lambda: not jobs.has_unfinished_jobs)
-            assert order == ["first", "second"] and third.state == "stopped"
-
-    run(drive())
+    async with host(tmp_path) as (app, pilot):
+        jobs = app.job_queue
+        first, second, third = (jobs.add_job("walk", "x", make) for make in (waits, follows, follows))
+        assert [first.state, second.state, third.state] == ["running", "waiting", "waiting"]
+        assert jobs.running_job is first
+        jobs.stop_job(third)
+        gate.set()
+        await until(pilot, lambda: not jobs.has_unfinished_jobs)
+        assert order == ["first", "second"] and third.state == "stopped"
 
 
-def test_a_stopped_job_closes_its_generator_so_that_it_can_keep_what_it_has(tmp_path: Path) -> None:
+async def test_a_stopped_job_closes_its_generator_so_that_it_can_keep_what_it_has(tmp_path: Path) -> None:
     kept = list[int]()
 
     def endless(reg: Registry) -> Iterator[Event]:
@@ -149,15 +143,12 @@ def test_a_stopped_job_closes_its_generator_so_that_it_can_keep_what_it_has(tmp_
         finally:
             kept.append(done)
 
-    async def drive() -> None:
-        async with host(tmp_path) as (app, pilot):
-            job = app.job_queue.add_job("bank build", "x", endless)
-            await until(pilot, lambda: job.progress.done >= 50)
-            app.job_queue.stop_job(job)
-            await until(pilot, lambda: job.finished)
-            assert job.state == "stopped" and len(kept) == 1 and kept[0] >= 50 and "continues from there" in job.log[-1]
-
-    run(drive())
+    async with host(tmp_path) as (app, pilot):
+        job = app.job_queue.add_job("bank build", "x", endless)
+        await until(pilot, lambda: job.progress.done >= 50)
+        app.job_queue.stop_job(job)
+        await until(pilot, lambda: job.finished)
+        assert job.state == "stopped" and len(kept) == 1 and kept[0] >= 50 and "continues from there" in job.log[-1]
 
 
 def test_a_window_that_ends_by_itself_stops_the_job_and_the_answer(tmp_path: Path) -> None:
@@ -262,7 +253,7 @@ def test_all_requests_are_answered_in_one_thread(tmp_path: Path) -> None:
     assert len(threads) == 1 and threading.get_ident() not in threads
 
 
-def test_a_request_ends_where_it_is_stopped_and_the_next_one_begins(tmp_path: Path) -> None:
+async def test_a_request_ends_where_it_is_stopped_and_the_next_one_begins(tmp_path: Path) -> None:
     told, closed = list[Event](), list[bool]()
 
     def endless(context: WorkerContext) -> Iterator[Event]:
@@ -272,14 +263,11 @@ def test_a_request_ends_where_it_is_stopped_and_the_next_one_begins(tmp_path: Pa
         finally:
             closed.append(True)
 
-    async def drive() -> None:
-        async with host(tmp_path) as (app, pilot):
-            request = app.model_worker.submit_request(endless, told.append, lambda error: None)
-            waiting = app.model_worker.submit_request(endless, told.append, lambda error: None)
-            waiting.request_stop()
-            await until(pilot, lambda: bool(told))
-            request.request_stop()
-            await until(pilot, lambda: not app.model_worker.has_pending_requests)
-            assert closed == [True]
-
-    run(drive())
+    async with host(tmp_path) as (app, pilot):
+        request = app.model_worker.submit_request(endless, told.append, lambda error: None)
+        waiting = app.model_worker.submit_request(endless, told.append, lambda error: None)
+        waiting.request_stop()
+        await until(pilot, lambda: bool(told))
+        request.request_stop()
+        await until(pilot, lambda: not app.model_worker.has_pending_requests)
+        assert closed == [True]

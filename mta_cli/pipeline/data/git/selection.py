@@ -7,9 +7,9 @@ from functools import cached_property
 
 from mta_cli.engine.text.tasks import Task
 from mta_cli.errors import Flag, UsageError
+from mta_cli.options import LEAST_COMMITS
 from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.data.formats.timestamps import normalise_time
-from mta_cli.pipeline.data.git import LEAST_COMMITS
 
 _TASK = Task(
     name="commit",

@@ -84,9 +84,9 @@ class BarChart(Widget):
     BarChart > .bars--bad { color: $text-error; }
     """
 
-    def __init__(self, bars: Sequence[Bar] = (), *, id: str | None = None) -> None:
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._bars = tuple(bars)
+        self._bars: tuple[Bar, ...] = ()
 
     def show_bars(self, bars: Sequence[Bar]) -> None:
         """Show these instead."""

@@ -5,6 +5,7 @@ Draws given numbers. Knows neither methods nor metrics.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -13,12 +14,12 @@ from rich.cells import cell_len
 from rich.text import Text
 from textual.geometry import Size
 
-from mta_cli.tui.widgets.charts.axis import Scale, fit_scale, format_tick
 from mta_cli.tui.widgets.charts.canvas import Canvas, truncate_line
 from mta_cli.tui.widgets.charts.plot import Plot
 
 Tone = Literal["plain", "strong", "good", "bad"]
 MAX_NAME_CELLS, MIN_BAR_CELLS = 18, 8
+AXIS_MARGIN = 0.03  # of the axis, free at both ends
 MIN_NOTE_WIDTH = 60  # the minimum width of a plot with notes
 LOW_CHAR, HIGH_CHAR, VALUE_CHAR, LINE_CHAR, REFERENCE_CHAR, CROSSING_CHAR = "├", "┤", "●", "─", "┊", "┼"
 
@@ -124,3 +125,42 @@ def _draw_axis(canvas: Canvas, left: int, scale: Scale, reference: float | None)
             canvas.write_text(start, y + 1, shown, "axis")
     if reference is not None:
         canvas.write_text(left + scale.cell(reference), y, "╂", "reference")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An axis from `low` to `high` over `cells` cells, the first of which is 0."""
+
+    low: float
+    high: float
+    cells: int
+
+    def cell(self, value: float) -> int:
+        """The cell of a value, clipped to the axis."""
+        reach = self.high - self.low
+        part = 0.5 if reach <= 0 else (value - self.low) / reach
+        return min(max(round(part * (self.cells - 1)), 0), max(self.cells - 1, 0))
+
+    def ticks(self, wanted: int) -> list[float]:
+        """Round numbers within the axis, about as many as wanted."""
+        reach = self.high - self.low
+        if reach <= 0 or not math.isfinite(reach):
+            return [self.low]
+        rough = reach / max(wanted, 1)
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+        first = math.ceil(self.low / step - 1e-9)
+        return [round(n * step, 12) + 0.0 for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def fit_scale(values: Sequence[float], cells: int) -> Scale:
+    """An axis that holds all finite values with a little room at both ends."""
+    known = [value for value in values if math.isfinite(value)] or [0.0]
+    low, high = min(known), max(known)
+    room = AXIS_MARGIN * (high - low or max(abs(high), 1.0))
+    return Scale(low - room, high + room, cells)
+
+
+def format_tick(value: float) -> str:
+    """A tick's value with only the needed decimals, at most four."""
+    return f"{value:.4f}".rstrip("0").rstrip(".").replace("-", "−") or "0"

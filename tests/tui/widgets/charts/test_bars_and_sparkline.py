@@ -10,7 +10,7 @@ from textual.app import App, ComposeResult
 
 from mta_cli.tui.widgets.charts.bars import Bar, BarChart, bar_lines, bar_text
 from mta_cli.tui.widgets.charts.sparkline import LabelledSparkline
-from tests.tui.driving import run, screen_text
+from tests.tui.driving import screen_text
 
 
 @pytest.mark.parametrize(
@@ -68,24 +68,21 @@ class Shown(App[None]):
         yield LabelledSparkline("loss ")
 
 
-def test_widgets_are_as_high_as_what_they_show() -> None:
-    async def drive() -> None:
-        app = Shown()
-        async with app.run_test(size=(40, 10)) as pilot:
-            bars, curve = app.query_one(BarChart), app.query_one(LabelledSparkline)
-            assert (bars.size.height, curve.size.height) == (0, 0)
-            bars.show_bars([Bar("a", 1.0, "1"), Bar("b", 0.5, ".5", strong=True)])
-            curve.show_values([2.0, 1.0])
-            await pilot.pause()
-            assert (bars.size.height, curve.size.height) == (2, 1)
-            assert bars.render_line(1).text.split() == ["b", bar_text(0.5, 1.0, 35), ".5"]
-            assert screen_text(app).splitlines()[2] == f"loss 2.000 {'█' * 7}{'▁' * 6} 1.000 (−50.0 %)"
-            curve.show_values([math.nan, 1.5])
-            await pilot.pause()
-            assert screen_text(app).splitlines()[2] == "loss 1.500"
-            bars.show_bars([])
-            curve.show_values([])
-            await pilot.pause()
-            assert (bars.size.height, curve.size.height) == (0, 0)
-
-    run(drive())
+async def test_widgets_are_as_high_as_what_they_show() -> None:
+    app = Shown()
+    async with app.run_test(size=(40, 10)) as pilot:
+        bars, curve = app.query_one(BarChart), app.query_one(LabelledSparkline)
+        assert (bars.size.height, curve.size.height) == (0, 0)
+        bars.show_bars([Bar("a", 1.0, "1"), Bar("b", 0.5, ".5", strong=True)])
+        curve.show_values([2.0, 1.0])
+        await pilot.pause()
+        assert (bars.size.height, curve.size.height) == (2, 1)
+        assert bars.render_line(1).text.split() == ["b", bar_text(0.5, 1.0, 35), ".5"]
+        assert screen_text(app).splitlines()[2] == f"loss 2.000 {'█' * 7}{'▁' * 6} 1.000 (−50.0 %)"
+        curve.show_values([math.nan, 1.5])
+        await pilot.pause()
+        assert screen_text(app).splitlines()[2] == "loss 1.500"
+        bars.show_bars([])
+        curve.show_values([])
+        await pilot.pause()
+        assert (bars.size.height, curve.size.height) == (0, 0)
