@@ -115,9 +115,9 @@ class ModuleBackend:
         """See `LlamaBackend`. Refuses late placements, because merged weights act on every token."""
         if any(one.late_tokens is not None for one in placements):
             raise UsageError(
-                f"late parts need a base with a fast path; {self._base.name} ({self._base.model.config.model_type}) "
-                "has none.",
-                hint=Flag("placement", "upper"),
+                "LoRAs that act on late tokens only need the fast path, mta's own decoder, which does not support "
+                f"{self._base.name} ({self._base.model.config.model_type}).",
+                hint=("use ", Flag("placement", "upper")),
             )
 
     def tree_scorer(

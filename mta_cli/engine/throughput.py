@@ -79,7 +79,7 @@ def train_tokens(base: LoadedBase, tokens: int, seed: int) -> Pieces:
     for steps in trainer.train_steps():
         if trainer.failed:
             raise IntegrityFault(
-                f"training failed: {next(iter(trainer.failed.values()))}", hint=Flag("dtype", "float32")
+                f"training failed: {next(iter(trainer.failed.values()))}", hint=("try ", Flag("dtype", "float32"))
             )
         yield sum(step.tokens for step in steps.values())
 
@@ -110,7 +110,9 @@ def measure_adapting(base: LoadedBase, seconds: float, seed: int) -> Throughput:
             models = build_models(MTA, context, users, {})
         context.cache.clear()
         if any(model.failed for model in models):
-            raise IntegrityFault("a stack did not end in finite weights", hint=Flag("dtype", "float32"))
+            raise IntegrityFault(
+                "training a user's stack gave weights that are not finite", hint=("try ", Flag("dtype", "float32"))
+            )
         found = Throughput(size, time.perf_counter() - started)
         best = found if best is None else max(best, found, key=lambda one: one.rate)
         size = min(2 * size, MAX_USERS_PER_BATCH)

@@ -32,7 +32,7 @@ def fit_temperature(scores: npt.ArrayLike, golds: Sequence[int]) -> float:
         return 1.0
     values, rows = np.asarray(scores, dtype=np.float64), np.arange(len(golds))
     if len(values) != len(golds) or min(golds) < 0 or max(golds) >= values.shape[1]:
-        raise ValueError(f"{len(golds)} golds, up to {max(golds)}, for scores of shape {values.shape}")
+        raise ValueError(f"{len(golds)} gold labels with indices up to {max(golds)} for scores of shape {values.shape}")
 
     def loss(log_temperature: float) -> float:
         return -float(log_probabilities(values, math.exp(log_temperature))[rows, golds].mean())

@@ -100,15 +100,15 @@ def add_user_sums(tallies: Sequence[UserSums]) -> UserSums:
     from mta_cli.engine.evaluation.whose import add_whose_sums
 
     if not tallies:
-        raise ValueError("there is no tally")
+        raise ValueError("there are no sums to add")
     first = tallies[0]
     if any(
         (one.metric, one.labels, one.has_loglik) != (first.metric, first.labels, first.has_loglik) for one in tallies
     ):
-        raise ValueError("tallies of several tasks")
+        raise ValueError("they are of different tasks")
     asked = [(one.users, one.golds, one.sums[:, 0].tolist()) for one in tallies]
     if any(own != asked[0] for own in asked):
-        raise ValueError("tallies of other users or queries")
+        raise ValueError("they have different users or queries")
     parts = [one.whose for one in tallies if one.whose is not None]
     alike = len(parts) == len(tallies) and len({part.users for part in parts}) == 1
     return replace(
@@ -124,7 +124,7 @@ def _likelihoods(logliks: Sequence[float | None]) -> Array:
     if not known:
         return np.zeros(len(logliks))
     if len(known) < len(logliks) or not all(map(math.isfinite, known)):
-        raise ValueError("every query needs a finite likelihood, or none has one")
+        raise ValueError("either every query has a finite likelihood, or no query has one")
     return np.array(known, dtype=np.float64)
 
 

@@ -60,7 +60,7 @@ def sum_whose(users: Sequence[int], logliks: Sequence[Sequence[float]]) -> Whose
 def add_whose_sums(parts: Sequence[WhoseSums]) -> WhoseSums:
     """Sums of several seeds of the same users as one. Raises ValueError for different users."""
     if any(part.users != parts[0].users for part in parts):
-        raise ValueError("other users were asked about")
+        raise ValueError("the sums are of different users")
     return WhoseSums(parts[0].users, np.sum([part.sums for part in parts], axis=0))
 
 

@@ -39,7 +39,10 @@ def merge_loras(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | Non
 def _concatenate_ranks(path: str, parts: Sequence[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, Tensor]:
     """`A [Σ rank, in]`, each part's rows scaled, and `B [out, Σ rank]`; float32, joined in the files' dtype."""
     if len({(b.shape[0], a.shape[1]) for a, b, _ in parts}) > 1:
-        raise IntegrityFault(f"{path} has different shapes in adapters that are to be merged")
+        raise IntegrityFault(
+            f"these adapters cannot be merged: {path} does not have the same shape in all of them",
+            hint="merge only adapters of one base",
+        )
     a, b = torch.cat([a for a, _, _ in parts]).float(), torch.cat([b for _, b, _ in parts], 1).float()
     scales = torch.cat([torch.full((a.shape[0], 1), scale) for a, _, scale in parts])  # [Σ rank, 1]
     return a.mul_(scales), b

@@ -49,7 +49,7 @@ def label_scores(
 ) -> list[float]:
     """Log-likelihood of each label's tokens after the prompt, in nats. The prompt runs once a batch of labels."""
     if not labels or not all(labels):
-        raise BadInput("There is no label to score, or one of them has no tokens.")
+        raise BadInput("The labels cannot be scored: there are none, or one of them has no tokens.")
     longest = max(len(label) for label in labels)
     require_window(base, prompt, longest)
     at_once = max(1, MAX_SCORED_LOGITS // (len(base.tokenizer) * longest))

@@ -115,9 +115,9 @@ def _request(request: EvalRequest, plan: Design, fold: UserFold, preset: str = "
     times = [query.time for user in fold.test for query in plan.queries[user] if query.time is not None]
     if request.options.only_earlier and not times:
         raise BadInput(
-            f"Fold {plan.folds.index(fold) + 1}: no query of its tested users has a time, so no item is known to be "
-            "later.",
-            hint=("without ", Flag("only_earlier"), ", or import with ", Flag("time")),
+            f"Fold {plan.folds.index(fold) + 1}: no query of its tested users has a time, so it is unknown which items "
+            "are later.",
+            hint=("leave out ", Flag("only_earlier"), ", or import the queries with ", Flag("time")),
         )
     return BankRequest(
         request.task,

@@ -74,7 +74,10 @@ class EvalContext:
             )
             known = {anchor.id for anchor in found.anchors}
             if missing := [one.id for one in usable_anchors(self.reg, bank) if one.id not in known]:
-                raise IntegrityFault(f"Anchors {missing} of fold {fold + 1} have no profile.", hint=Command("doctor"))
+                raise IntegrityFault(
+                    f"Anchors {missing} of fold {fold + 1} have no profile.",
+                    hint=(Command("doctor"), " checks the store"),
+                )
             self._benches[key] = found
         return self._benches[key]
 

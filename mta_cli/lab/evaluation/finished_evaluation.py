@@ -43,7 +43,8 @@ def load_finished_evaluation(reg: Registry, number: int) -> FinishedEvaluation:
     found = reg.evaluations.get(number)
     if found.status != "done" or "costs" not in found.result:
         raise NotFound(
-            f"Evaluation {number} has no result yet.", hint=(Command("eval run"), " with the options it was begun with")
+            f"Evaluation {number} has no result yet.",
+            hint=("finish it: ", Command("eval run"), " with the options with which it was begun"),
         )
 
     def scored(method: str) -> ScoredMethod:
