@@ -86,7 +86,7 @@ class MachineOptions:
         if match is None or not float(match[1]):
             raise UsageError(
                 f"{self.section}.max_memory = {self.max_memory!r:.80} is not a size.",
-                hint=(Flag("max_memory", "6GB"), ", or 500MB"),
+                hint=("write for example ", Flag("max_memory", "6GB"), ", or 500MB"),
             )
         return round(float(match[1]) * {"M": 1e6, "G": 1e9, "T": 1e12}[match[2].upper()])
 

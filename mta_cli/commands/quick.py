@@ -174,7 +174,10 @@ def _make_source(
         None, file, task, None, name, columns, hold_out=hold_out, seed=seed, also_me=also, commits=commits
     )
     if str(file) == "-" or source.is_stream:
-        raise UsageError("mta quick reads the file more than once", hint="write it to a file first")
+        raise UsageError(
+            "mta quick reads its file more than once, and a stream can be read only once",
+            hint="save the stream to a file first, and name that file",
+        )
     source.require_consistent()
     return source
 
@@ -200,11 +203,14 @@ def _make_time_prompt(context: AppContext, minutes: float) -> AskTime:
         least = math.ceil(seconds / 60)
         if context.output.json or not stdin_is_terminal():
             raise UsageError(
-                f"the least takes about {least} min, and --minutes is {minutes:g}", hint=f"--minutes {least}, or --yes"
+                f"the smallest plan takes about {least} min, and --minutes is {minutes:g}",
+                hint=f"add --minutes {least}, or --yes",
             )
         answer = context.output.read_answer(f"The least takes about {least} min. Go on? [y/N]")
         if (answer or "").lower() not in ("y", "yes"):
-            raise MtaError("nothing was trained; the file is imported", hint=f"--minutes {least}")
+            raise MtaError(
+                "nothing was trained; the file is imported", hint=f"run it again with --minutes {least} to train"
+            )
 
     return ask
 

@@ -107,7 +107,7 @@ def add_key(
         parts = [part.strip() for text in users for part in ([text] if text in whole else text.split(","))]
         names = [name for name in parts if name]
         if not names:
-            raise UsageError("--users names nobody.", hint="--users alice,bob, or --users '*'")
+            raise UsageError("--users names no user.", hint="write --users alice,bob, or --users '*' for all users")
         for name in names if names != [EVERYBODY] else []:
             reg.users.get(name)
         with reg.job_lock(FILE_LOCK, timeout=10):

@@ -434,7 +434,7 @@ def _require_labels(reg: Registry, asking: ChatOptions) -> None:
 
     if asking.free_decoding and (asking.task is None or not find_task(reg, asking.task).labels):
         raise UsageError(
-            (Flag("free_decoding"), " is for a ", Flag("task"), " with labels; this has none."),
+            (Flag("free_decoding"), " needs a ", Flag("task"), " with labels."),
             hint=("Leave ", Flag("free_decoding"), " out."),
         )
 

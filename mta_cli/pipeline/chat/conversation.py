@@ -168,7 +168,10 @@ class Conversation:
         """
         model = self.model
         if name and name != FREE_TASK and model.options.system is not None:
-            raise BadInput(f"Task {name} has a prompt of its own, which takes no system message.", hint="/system first")
+            raise BadInput(
+                f"Task {name} has a prompt of its own, which takes no system message.",
+                hint="Type /system to remove the system message first.",
+            )
         model.set_user_and_options(model.user, replace(model.options, task=name or None))
         yield Note(source_line(model.source, model.task.name))
         yield from self._prompt_notes()
@@ -340,7 +343,7 @@ class Conversation:
             return list(self._store()) if self.autosave else []
         except NotFound as error:
             self.autosave = False
-            return [Note(f"Not stored, nor is what follows: {error}", warning=True)]
+            return [Note(f"This exchange and the following ones are not stored: {error}", warning=True)]
 
     def _store(self) -> Iterator[Event]:
         """Write what is not stored yet. A busy store gives a warning, and the next exchange tries again.
@@ -360,7 +363,7 @@ class Conversation:
                     reg.chats.add_message(chat.id, "user", exchange.question, {})
                     reg.chats.add_message(chat.id, "assistant", exchange.answer, exchange.source)
         except StoreBusy as error:
-            yield Note(f"Not stored yet: {error}", warning=True)
+            yield Note(f"Not stored yet; the next exchange tries again: {error}", warning=True)
             return
         self.chat = chat
         for exchange in waiting:

@@ -136,7 +136,7 @@ class RemoteConversation:
 
     def _refuse(self) -> NoReturn:
         raise UsageError(
-            "This is not for a conversation over a server.", hint=(Command("chat"), " without ", Flag("server"))
+            "A conversation over a server cannot do this.", hint=("use ", Command("chat"), " without ", Flag("server"))
         )
 
     def _describe(self, name: str) -> str:

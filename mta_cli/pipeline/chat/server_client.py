@@ -106,7 +106,9 @@ class ServerClient:
             if told.status_code == 404 and slash:  # as the server reads a model's name: a user first, then USER/TASK
                 told = self._post_item(user, own_task, body)
         if told.status_code == 404 and UNKNOWN_URL in told.text:
-            raise UsageError("The server does not let its clients write.", hint=(Command("serve", write=True), " does"))
+            raise UsageError(
+                "The server does not let its clients write.", hint=("start it with ", Command("serve", write=True))
+            )
         self._require_success(told)
         return str(told.json()["key"])
 
@@ -137,5 +139,5 @@ class ServerClient:
             hint = ADDRESS_HINT if code in (None, UNKNOWN_URL) else "/user NAME chooses another model"
             raise NotFound(message, hint=hint)
         if answered.status_code == 401:
-            raise UsageError(message, hint="MTA_SERVER_KEY holds the key")
+            raise UsageError(message, hint="set MTA_SERVER_KEY to a key of this server")
         raise BadInput(message) if answered.status_code < 500 else MtaError(message)
