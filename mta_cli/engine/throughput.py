@@ -90,7 +90,7 @@ def measure_adapting(base: LoadedBase, seconds: float, seed: int) -> Throughput:
     Groups of 1, 2, 4, … users are adapted for about `seconds`; the fastest group counts. Raises IntegrityFault if a
     stack fails.
     """
-    # 1. a bank of random anchors and profiles, whose speed is a real one's
+    # 1. a bank of random anchors and profiles, which is as fast as a real one
     bank, shots = BankOptions(), ADAPT_SHOTS
     anchors = [random_lora(base, seed + i) for i in range(bank.anchor_count)]
     generator = torch.Generator().manual_seed(seed)

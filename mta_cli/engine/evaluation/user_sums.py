@@ -27,9 +27,10 @@ Array = npt.NDArray[np.float64]
 class UserSums:
     """One method's answers, added up for each user.
 
-    `sums` is `[users, 2 + columns]`: queries, log-likelihoods of the golds (nats; zeros unless `has_loglik`) and the
-    metric's own columns. `golds` are each user's gold answers, sorted; two methods can be compared only if they agree.
-    `whose` are the sums of users for whom other users' models were measured too.
+    `sums` is `[users, 2 + columns]`: the number of queries, the log-likelihood of the correct answers (nats; zeros
+    unless `has_loglik`) and the metric's own columns. `golds` are each user's correct answers, sorted; two methods can
+    be compared only if their golds agree. `whose` are the authorship sums of the users whose answers were scored under
+    other users' models too; None if there are none.
     """
 
     metric: str
@@ -59,7 +60,7 @@ def sum_by_user(
     golds: Sequence[str],
     logliks: Sequence[float | None],
 ) -> UserSums:
-    """Add up one method's answers; the sequences are parallel over queries.
+    """The sums of one method's answers by user; the sequences have one entry for each query.
 
     `metric` is accuracy, mae, rouge, or likelihood for texts that were scored but not generated.
 

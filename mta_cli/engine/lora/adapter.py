@@ -238,7 +238,10 @@ class LoraLinear(nn.Module):
 
 @contextmanager
 def attach_lora_layers(model: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """The model with a `LoraLinear` in place of each adapted linear layer until exit; scales are inside B."""
+    """Inside the block, a `LoraLinear` takes the place of each linear layer in `factors`; scales are inside B.
+
+    Raises BadInput for a module that is not a plain linear layer.
+    """
     layers: dict[str, LoraLinear] = {}
     try:
         for path, (a, b) in factors.items():
@@ -267,7 +270,11 @@ class AdapterMerger:
 
     @torch.no_grad()
     def set_adapter(self, weights: LoraWeights | None) -> None:
-        """Set the weights to `W + ΔW`. ΔW is computed in float32 and added before rounding to the model's dtype."""
+        """Merge `weights` into the base in place of the earlier adapter; None restores the base.
+
+        ΔW is computed in float32 and added before rounding to the model's dtype. Raises UsageError for a LoRA for late
+        tokens only, and IntegrityFault for a LoRA that does not fit the base.
+        """
         factors = weights.factors if weights is not None else {}
         if weights is not None and weights.placement.late_tokens is not None:
             raise UsageError("a LoRA for late tokens only cannot be merged into weights, which act on all tokens")

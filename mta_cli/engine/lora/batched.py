@@ -1,6 +1,6 @@
 """LoRAs of many users in one batch: factors stacked by user, and gathered for the rows of a pass.
 
-A user is a number here. Rows of the same user share factors.
+Users are given by their index. Rows of the same user share factors.
 """
 
 from __future__ import annotations

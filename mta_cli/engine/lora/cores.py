@@ -19,7 +19,9 @@ _HINT = "adapt the user again"
 
 
 def unpack_core(basis: LoraWeights, packed: bytes) -> LoraWeights:
-    """The ΔW of a core, float32 with scale 1, on the first directions of `basis`, scaled to the norm of all directions.
+    """The ΔW of a core as a LoRA, float32 with scale 1.
+
+    A core of smaller rank than `basis` uses its first directions, scaled up to the norm of all of them.
 
     `packed` holds `C [rank, rank]` of every module, float16, little-endian; its length gives the rank. Raises
     IntegrityFault for bytes that are not a core on this basis.

@@ -26,7 +26,7 @@ def merge_loras(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | Non
     parts = [(part, weight) for part, weight in parts if weight != 0.0 and part.factors]
     if not parts:
         return None
-    # 1. the parts' factors by module: A [rank, in], B [out, rank], and the factor for A
+    # 1. by module, each part's A [rank, in], B [out, rank], and weight · scale, by which A is multiplied below
     by_path: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
     for part, weight in parts:
         for path, (a, b) in part.factors.items():
@@ -67,13 +67,13 @@ def compress_to_rank(weights: LoraWeights, rank: int) -> LoraWeights:
 
 
 def keep_main_directions(weights: LoraWeights, rank: int) -> LoraWeights:
-    """The nearest LoRA of `rank` to a result of `compress_to_rank`, whose first directions are the main ones."""
+    """The LoRA cut to its first `rank` directions, for a result of `compress_to_rank` the nearest LoRA of that rank."""
     return replace(weights, factors={path: (a[:rank], b[:, :rank]) for path, (a, b) in weights.factors.items()})
 
 
 def average_factors(anchors: Sequence[LoraWeights], weights: Sequence[float]) -> LoraWeights | None:
-    """`A = Σ w·A_i` and `B = Σ w·s_i·B_i` with scale 1, as in the authors' code. This is not the weighted sum of the
-    ΔW.
+    """`A = Σ w·A_i` and `B = Σ w·s_i·B_i` with scale 1, as in the code of the paper's authors. This is not the weighted
+    sum of the ΔW.
 
     Each anchor's own ΔW is scaled by the square of its weight, and cross terms are added. Missing modules and ranks
     count as zeros. None without anchors.

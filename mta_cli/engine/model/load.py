@@ -217,7 +217,7 @@ def _load_for_answers(
 
 
 def with_decoder(base: LoadedBase) -> LoadedBase:
-    """The base with its Llama decoder if that can compute it, and with `head_is_exact` determined."""
+    """Set the base's Llama decoder, if that decoder can compute the base, and `head_is_exact`; return the same base."""
     decoder = base.llama_decoder = build_llama_decoder(base.model)
     if decoder is not None:
         decoder.activation_cache = ActivationCache(base.limits.cache_bytes)
@@ -292,11 +292,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype called `name`; `auto` is bfloat16 if the hardware computes in it, else float32.
+    """The number format called `name`, for the base's weights and activations. Raises UsageError for an unknown name.
 
-    It applies to the base's weights and activations. Trained factors, accumulated gradients, Adam's moments, and the
-    logits of log-likelihoods (without Llama decoder: their softmax) are always float32. TensorFloat-32 stays off for
-    matrix products, which is PyTorch's default.
+    `auto` is bfloat16 if the hardware computes in it, else float32. Whatever is chosen, trained factors, accumulated
+    gradients, Adam's moments, and the logits of log-likelihoods (without the Llama decoder, only their softmax) are
+    float32. TensorFloat-32 stays off for matrix products, which is PyTorch's default.
     """
     if name in DTYPES:
         return DTYPES[name]

@@ -47,7 +47,10 @@ def completion_log_likelihoods(
 def label_scores(
     base: LoadedBase, prompt: Sequence[int], labels: Sequence[Sequence[int]], loras: UserLoras = NO_LORAS
 ) -> list[float]:
-    """Log-likelihood of each label's tokens after the prompt, in nats. The prompt runs once a batch of labels."""
+    """Log-likelihood (nats) of each label's tokens after the prompt. The prompt runs once for each batch of labels.
+
+    Raises BadInput without labels, for a label without tokens, and if prompt and label exceed the window.
+    """
     if not labels or not all(labels):
         raise BadInput("The labels cannot be scored: there are none, or one of them has no tokens.")
     longest = max(len(label) for label in labels)
