@@ -38,7 +38,10 @@ def build_fold_banks(
     presets: Sequence[str] = ("",),
     executors: Executors | None = None,
 ) -> Generator[Event, None, FoldBanks]:
-    """Build or finish every fold's bank, one for each of `presets`, and `return` them. Raises as `build_bank`."""
+    """Build every fold's bank for each of `presets`, or finish it if it was begun, and `return` all of them.
+
+    If an existing bank is measured, nothing is built. Raises as `build_bank`.
+    """
     from mta_cli.pipeline.bank.build import build_bank
 
     if request.measured is not None:

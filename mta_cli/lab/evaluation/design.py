@@ -71,13 +71,13 @@ class Design:
         ]
 
     def answering_users(self, fold: int) -> tuple[int, ...]:
-        """The users whose queries are answered in a fold."""
+        """A fold's test users, then its tuning users: the queries of both are answered."""
         return (*self.folds[fold].test, *self.folds[fold].tuning)
 
     def tuning_design(self, fold: int) -> Design:
-        """The design with the users who choose a fold's settings as test users.
+        """The design by which a fold's settings are chosen; its test users are those on whom settings are compared.
 
-        These are the fold's tuning users; without any, the test users of the other folds.
+        They are the fold's tuning users or, if it has none, the test users of the other folds.
         """
         own = self.folds[fold]
         if own.tuning:

@@ -34,7 +34,7 @@ FORMAT = "mta-evaluation-1"
 MAX_FILE_BYTES = 64 * 2**20  # bytes of a file
 COSTS = ("bytes", "seconds", "seconds_per_query", "tokens_per_second")
 _LATER_KEYS = ("options", "task_epochs")  # files of earlier versions lack them
-_OPTIONAL_KEYS: tuple[str, ...] = ("given", "data")  # as these do
+_OPTIONAL_KEYS: tuple[str, ...] = ("given", "data")  # missing in files of earlier versions, too
 _METHOD_PATTERN = re.compile(r"[a-z0-9][a-z0-9:+-]{0,59}")
 _USER_DIGEST_PATTERN = re.compile(rf"[0-9a-f]{{{USER_DIGEST_DIGITS}}}")
 
@@ -76,7 +76,7 @@ def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
 
 
 def _whose_rows(user_sums: UserSums) -> list[list[float | int]]:
-    """By user the columns of `WhoseSums`; zeros for users whose answers no other model was asked about."""
+    """The columns of `WhoseSums` by user; zeros for users whose answers were not scored under other models."""
     assert user_sums.whose is not None
     by_user = dict(zip(user_sums.whose.users, user_sums.whose.sums.tolist(), strict=True))
     return [[_compact_number(value) for value in by_user.get(user, (0.0,) * 4)] for user in user_sums.users]
@@ -163,7 +163,7 @@ def _parse_whose(name: str, rows: Any, user_sums: UserSums) -> WhoseSums:
     questions, first, chance, _ = sums.T
     if (questions < 0).any() or (questions % 1).any() or (questions > user_sums.sums[:, 0]).any():
         raise ValueError(f"{name} has more authorship questions than queries, or a part of a question")
-    # of n + 1 models, 1 / (n + 1) of the questions is expected, and there is at least one other
+    # beside n other models, the own one is first by chance in 1 / (n + 1) of the questions; n is 1 to MAX_OTHERS
     least = questions / (1 + MAX_OTHERS) - 1e-9
     bounds = ((first >= 0) & (first <= questions), (chance >= least) & (chance <= questions / 2))
     asked = questions > 0

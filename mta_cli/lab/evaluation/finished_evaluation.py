@@ -24,7 +24,7 @@ USER_DIGEST_DIGITS = (
 
 @dataclass(frozen=True)
 class FinishedEvaluation:
-    """`id` is the evaluation's number in the store, or its file's digest; `name` is its name in messages.
+    """A finished evaluation. `id` is its number in the store, or the digest of its file; `name` names it in messages.
 
     `user_sums` returns a method's sums by user, with the user ids of the store where it is `in_store`. `portable_sums`
     returns the same sums by portable user ids (see `portable_user_id`).

@@ -79,7 +79,7 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
 
 
 def label_memory_of(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
-    """The label memory of a method that has these settings, or these by fold."""
+    """The label memory (neighbours, habit or off) of a method with these settings, or with these settings by fold."""
     names: Mapping[str, Any] = settings if isinstance(settings, Mapping) else next(iter(settings), {})
     return "neighbours" if "neighbour_weight" in names else "habit" if "prior_weight" in names else "off"
 

@@ -85,7 +85,7 @@ def run_evaluation(
 def tune_evaluation(
     reg: Registry, request: EvalRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
 ) -> Iterator[Event]:
-    """Try the settings in each method's grid.
+    """Try the settings in each method's grid, and store the best ones for each fold.
 
     `JobResult.result`: {evaluation, task, tuned: [{method, fold, settings, gold_loglik, trials}]}.
     """

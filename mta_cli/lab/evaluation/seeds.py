@@ -99,7 +99,7 @@ def _document(one: FinishedEvaluation, reference: str | None) -> dict[str, Any]:
 def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None = None) -> dict[str, Any]:
     """The document of `evaluations`: {task, …, seeds, evaluations, reference, methods, differences, power, costs}.
 
-    Only methods that all evaluations have are kept; costs are means over them. Raises UsageError as
+    Only methods that all evaluations have are kept; costs are means over the evaluations. Raises UsageError as
     `evaluation_document`.
     """
     _require_one_design(evaluations)

@@ -147,8 +147,8 @@ PRESETS_BY_NAME: dict[str, Method] = {method.name: method for method in PRESET_M
 def find_method(name: str, memory: str | None = None) -> Method:
     """The method called `name`: a preset or a composition, with an optional suffix for its label memory.
 
-    `memory` is used without a suffix. A suffix for the method's own memory is dropped: `mta+neighbours` is `mta`.
-    Raises UsageError for an unknown name, and for a memory where a method has none.
+    `memory` applies to a name without a suffix. A suffix for the method's own memory is dropped: `mta+neighbours` is
+    `mta`. Raises UsageError for an unknown name, and for a suffix if the method has no label memory.
     """
     stem, plus, suffix = name.partition("+")
     method = _find_stem(stem)
