@@ -16,7 +16,7 @@ from mta_cli.events import TextChunk
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
 UNKNOWN_URL = "unknown_url"  # the code of an address that the server does not have
-TOO_LONG = ("context_length_exceeded", "request_too_large", "array_above_max_length")  # codes
+TOO_LONG = ("context_length_exceeded", "request_too_large", "array_above_max_length")  # error codes
 ADDRESS_HINT = ("the address of a server ends in /v1: ", Flag("server", "http://127.0.0.1:8000/v1"))
 
 
@@ -42,7 +42,7 @@ class RemoteAnswer:
     source: dict[str, Any] = field(default_factory=dict)
 
     def read(self, pieces: Iterable[Mapping[str, Any]]) -> Iterator[TextChunk]:
-        """Add the pieces of a stream, and give their texts as they come."""
+        """Add the pieces of a stream; yields their texts as they come."""
         for piece in pieces:
             self.source = piece.get("mta") or self.source
             self.tokens = (piece.get("usage") or {}).get("completion_tokens", self.tokens)
@@ -55,7 +55,7 @@ class RemoteAnswer:
 
 
 class ServerClient:
-    """Requests to one server. `url` ends in `/v1`; with `socket`, its host is not used."""
+    """Requests to one server. `url` ends in `/v1`; with `socket`, the host in `url` is not used."""
 
     def __init__(self, url: str, *, key: str | None = None, socket: str | None = None) -> None:
         if not url.startswith(("http://", "https://")):
@@ -103,7 +103,7 @@ class ServerClient:
         user, slash, own_task = model.rpartition("/")
         with self._explained():
             told = self._post_item(model, task, body)
-            if told.status_code == 404 and slash:  # as the server reads a model's name: a user first, then USER/TASK
+            if told.status_code == 404 and slash:  # a model's name can be a user's or USER/TASK
                 told = self._post_item(user, own_task, body)
         if told.status_code == 404 and UNKNOWN_URL in told.text:
             raise UsageError(
