@@ -53,7 +53,7 @@ ReferenceOption = Annotated[
     typer.Option(
         "--reference",
         metavar="METHOD",
-        help="Compare all methods with this one; without a suffix, with the other's label memory if measured.",
+        help="Compare all methods with this one; without a suffix, as measured with the other method's label memory.",
     ),
 ]
 EvaluationsArgument = Annotated[
