@@ -143,5 +143,5 @@ def test_what_does_not_belong_together_is_not_joined() -> None:
     ]
     with pytest.raises(ValueError, match="different users or queries"):
         add_user_sums(nameless)
-    with pytest.raises(ValueError, match="several tasks"):
+    with pytest.raises(ValueError, match="different tasks"):
         add_user_sums([first, tallied("accuracy", (*LABELS, "d"), [(1, "a", "a"), (2, "a", "b")])])
