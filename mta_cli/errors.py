@@ -1,4 +1,4 @@
-"""The errors of this program. They carry the commands and flags they name as values, which each surface words.
+"""The errors of this program. Commands and flags in their texts are values, so that each surface can word them itself.
 
 Imports nothing of ours; knows no streams, colours or forms.
 """
@@ -108,11 +108,13 @@ class StoreBusy(MtaError):
 
 
 class UserInUse(StoreBusy):
-    """A running job uses the data of a user who is to be removed or takes their consent back."""
+    """A running job uses the data of a user who is to be removed, or whose consent is to be withdrawn."""
 
 
 class UsersChanged(MtaError):
-    """Users of a job were removed, took their consent back, or got other items, between its plan and its begin."""
+    """Between the plan and the start of a job, some of its users were removed, withdrew their consent, or got other
+    items.
+    """
 
 
 class Interrupted(MtaError):
@@ -122,7 +124,7 @@ class Interrupted(MtaError):
 
 
 def did_you_mean(near: Sequence[str], otherwise: Words) -> Words:
-    """The hint at a name that is not known: the nearest names, or `otherwise` where there are none."""
+    """The hint for an unknown name: the nearest known names, or `otherwise` if there are none."""
     if not near:
         return otherwise
     *others, last = near
@@ -130,7 +132,7 @@ def did_you_mean(near: Sequence[str], otherwise: Words) -> Words:
 
 
 def extra_hint(extra: str) -> str:
-    """The hint where packages of an extra are missing."""
+    """The hint for missing packages: how to install the `extra` that contains them."""
     return f"pip install '.[{extra}]' in a checkout of mta"
 
 

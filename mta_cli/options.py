@@ -65,7 +65,7 @@ class MachineOptions:
     device: str = option_field("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.")
     dtype: str = option_field("auto", "Number format of the base.", choices=("auto", "float32", "bfloat16", "float16"))
     quantize: str = option_field(
-        "off", "Pack the base's linear layers: NF4 takes 4 bits a weight.", choices=("off", "nf4")
+        "off", "Pack the base's linear layers: nf4 stores each weight in 4 bits.", choices=("off", "nf4")
     )
     max_memory: str | None = option_field(
         None, "The most memory that a job may plan for, such as 6GB; where not given, as much as is fastest."
@@ -73,7 +73,7 @@ class MachineOptions:
     seed: int = option_field(0, "Seed of every random choice.", minimum=0, maximum=2**31 - 1)
     verify: bool = option_field(
         True,
-        "Read the base's files and the registry in full, once in a process, and refuse what is damaged.",
+        "Check the base's files and the registry in full, once in each process, and refuse damaged ones.",
         settings_only=True,
     )
 
@@ -91,7 +91,7 @@ class MachineOptions:
         if match is None or not float(match[1]):
             raise UsageError(
                 f"{self.section}.max_memory = {self.max_memory!r:.80} is not a size.",
-                hint=(Flag("max_memory", "6GB"), ", or 500MB"),
+                hint=("write for example ", Flag("max_memory", "6GB"), ", or 500MB"),
             )
         return round(float(match[1]) * {"M": 1e6, "G": 1e9, "T": 1e12}[match[2].upper()])
 
@@ -103,8 +103,8 @@ class ExecutorOptions:
     section: ClassVar[str] = "executor"
     executor: str = option_field("local", "Compute in this process, or on workers of Ray.", choices=("local", "ray"))
     workers: int = option_field(2, "Workers of Ray; each holds the base.", minimum=1, maximum=10_000)
-    ray_address: str = option_field("", "A running Ray cluster, `auto` or HOST:PORT; else one on this machine.")
-    gpus: float = option_field(1.0, "GPUs of each worker, where the base is on one.", minimum=0.01, maximum=8)
+    ray_address: str = option_field("", "A running Ray cluster, `auto` or HOST:PORT; if empty, a new one here.")
+    gpus: float = option_field(1.0, "GPUs of each worker, if the base runs on a GPU.", minimum=0.01, maximum=8)
 
     @property
     def place(self) -> str:
@@ -122,12 +122,12 @@ class PromptOptions:
 
 @dataclass(frozen=True)
 class BankOptions:
-    """`mta bank build`."""
+    """The options of `mta bank build`."""
 
     section: ClassVar[str] = "bank"
     anchors: int | None = option_field(
         None,
-        "How many anchor users; where not given at most 16, and at most a third of the users who may be one.",
+        "Number of anchor users; where not given, at most 16 and at most a third of the users who may be anchors.",
         minimum=1,
         maximum=10_000,
     )
@@ -143,23 +143,28 @@ class BankOptions:
     )
     placement: str = option_field(
         "upper",
-        "Where meta-LoRAs act: in all layers, the upper third, or there at late tokens only.",
+        "Where meta-LoRAs act: in all layers, in the upper third, or (late) there and only on the prompt's end and the "
+        "answer.",
         choices=PLACEMENTS,
     )
-    pick: str = option_field("longest", "Which member represents a cluster.", choices=("longest", "medoid"))
+    pick: str = option_field(
+        "longest",
+        "Which user of a cluster becomes its anchor: the one with the longest history, or the medoid.",
+        choices=("longest", "medoid"),
+    )
     min_items: int | None = option_field(
         None,
-        "History items a user needs to be an anchor; where not given 8, or fewer where few users hold as many.",
+        "History items that a user needs to be an anchor; where not given, 8, or fewer if few users have 8.",
         minimum=1,
         maximum=1_000_000,
     )
     max_items: int = option_field(
-        USUAL_MAX_ITEMS, "Most recent items used of each user; 0 for all.", minimum=0, maximum=1_000_000
+        USUAL_MAX_ITEMS, "Use only so many of each user's latest items; 0 for all.", minimum=0, maximum=1_000_000
     )
-    task_adapter: bool = option_field(True, "Train one LoRA pooled over all candidates first.")
+    task_adapter: bool = option_field(True, "First train one LoRA on all candidates' histories together.")
     task_min_items: int | None = option_field(
         None,
-        "History items a user needs for the task adapter; as many as an anchor where not given.",
+        "History items that a user needs for the task adapter; where not given, as many as an anchor.",
         minimum=1,
         maximum=1_000_000,
     )
@@ -171,7 +176,7 @@ class BankOptions:
     task_learning_rate: float = option_field(1e-3, "Peak learning rate of the task adapter.", minimum=1e-8, maximum=1.0)
     held_out_weights: bool = option_field(
         True,
-        "Fit label memory's weights with task adapters that have not seen the predicted users; trains one more.",
+        "Fit the label memory's weights by task adapters that have not seen the users; takes the time of one more.",
     )
 
     @property
@@ -218,13 +223,15 @@ class ScreeningOptions:
 
 @dataclass(frozen=True)
 class FuseOptions:
-    """`mta user fuse`."""
+    """The options of `mta user fuse`."""
 
     section: ClassVar[str] = "fuse"
     weights: str | None = option_field(
-        None, "How anchors are weighted; evidence where there are shots, else similarity.", choices=WEIGHT_METHODS
+        None,
+        "How anchors are weighted; where not given, by evidence if there are shots, else by similarity.",
+        choices=WEIGHT_METHODS,
     )
-    top_k: int = option_field(4, "How many anchors a recipe may hold.", minimum=1, maximum=10_000)
+    top_k: int = option_field(4, "Largest number of anchors in a recipe.", minimum=1, maximum=10_000)
     temperature: float = option_field(0.1, "Temperature of softmax weights.", minimum=1e-4, maximum=100)
     sharpness: float = option_field(
         0.5, "Sharpness of evidence weights; 1 gives the posterior under a flat prior.", minimum=0, maximum=100
@@ -237,13 +244,13 @@ class FuseOptions:
     )
     shots: int = option_field(
         USUAL_MAX_ITEMS,
-        "Most recent items that count as evidence; an adaptation takes those that it trains on.",
+        "How many of the latest items count as evidence; an adaptation uses the items that it trains on.",
         minimum=1,
         maximum=1000,
     )
     candidates: int = option_field(64, "Nearest anchors whose evidence is computed.", minimum=1, maximum=10_000)
     max_cosine: float = option_field(
-        1.0, "The most that a cosine counts in similarity and softmax weights.", minimum=0.01, maximum=1
+        1.0, "In similarity and softmax weights, a larger cosine counts as this value.", minimum=0.01, maximum=1
     )
 
 
@@ -256,12 +263,12 @@ STACK_TARGETS = "q_proj,v_proj"
 
 @dataclass(frozen=True)
 class AdaptOptions:
-    """`mta user adapt`."""
+    """The options of `mta user adapt`."""
 
     section: ClassVar[str] = "adapt"
     shots: int = option_field(
         USUAL_MAX_ITEMS,
-        "Most recent history items that the stack is trained on, and its recipe made from.",
+        "How many of the latest history items the stack is trained on, and its recipe made from.",
         minimum=1,
         maximum=1000,
     )
@@ -284,13 +291,16 @@ class AdaptOptions:
         "the default is all-linear in a base that has neither of the two.",
     )
     placement: str = option_field(
-        "upper", "In all layers, the upper third, or there at late tokens only.", choices=PLACEMENTS
+        "upper",
+        "Where the stack acts: in all layers, in the upper third, or (late) there and only on the prompt's end and the "
+        "answer.",
+        choices=PLACEMENTS,
     )
 
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """`mta ask`, `mta compare` and `mta chat`."""
+    """The options of answers: `mta ask`, `mta compare` and `mta chat`."""
 
     section: ClassVar[str] = "answer"
     max_tokens: int | None = option_field(
@@ -299,7 +309,7 @@ class AnswerOptions:
         minimum=1,
         maximum=32_768,
     )
-    temperature: float = option_field(0.0, "0 picks the likeliest token; above it samples.", minimum=0, maximum=5)
+    temperature: float = option_field(0.0, "0 picks the likeliest token; above 0 samples.", minimum=0, maximum=5)
     top_p: float = option_field(
         1.0, "Sample from the smallest set of tokens with this probability.", minimum=0.01, maximum=1
     )
@@ -342,7 +352,7 @@ class MemoryOptions:
     )
     prior_strength: float = option_field(
         8.0,
-        "Number of the user's answers that the population's rates count as in that prior.",
+        "In that prior, all users' label rates count as much as this number of the user's own answers.",
         minimum=0.01,
         maximum=1e6,
         settings_only=True,
@@ -352,7 +362,7 @@ class MemoryOptions:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """`mta eval run` and `mta eval tune`."""
+    """The options of `mta eval run` and `mta eval tune`."""
 
     section: ClassVar[str] = "eval"
     methods: str = option_field(
@@ -362,22 +372,24 @@ class EvalOptions:
     )
     reference: str = option_field(
         "mta",
-        "The method that all others are compared with; without a suffix, with the other's label memory if measured.",
+        "The method with which all others are compared. Without a suffix, its variant with the other method's label "
+        "memory is used, if that was measured.",
         metavar="METHOD",
     )
     shots: int = option_field(
-        USUAL_MAX_ITEMS, "Most recent items that are left of each tested user's history.", minimum=1, maximum=1000
+        USUAL_MAX_ITEMS, "Cut each tested user's history to so many of the latest items.", minimum=1, maximum=1000
     )
     folds: int = option_field(
         3,
-        "Each user is tested in one of so many folds; 1 is a plain split into bank, tuning and test users.",
+        "Number of folds; each user is tested in one of them. 1 is a plain split into bank, tuning and test users.",
         minimum=1,
         maximum=100,
     )
-    placement: str = option_field("late", "Where anchors and personal parts act.", choices=PLACEMENTS)
+    placement: str = option_field("late", "Where anchors and stacks act; see mta bank build.", choices=PLACEMENTS)
     memory: str | None = option_field(
         None,
-        "Label memory of every method that is named without one; `all` compares each. Where not given, its own.",
+        "Label memory of the methods that are named without one; `all` measures them with each. Where not given, each "
+        "method has its own.",
         choices=(*MEMORIES, ALL_MEMORIES),
     )
     calibrate: bool = option_field(True, "Fit a temperature for each method on users who are not tested with it.")
@@ -387,7 +399,7 @@ class EvalOptions:
     )
     others: int = option_field(
         MAX_OTHERS,
-        "Other users under whose models each held-out answer is scored too, nearest in topic first; 0 for none.",
+        "Score each held-out answer under so many other users' models too, nearest in topic first; 0 for none.",
         minimum=0,
         maximum=MAX_OTHERS,
     )
@@ -479,10 +491,10 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """`mta serve`."""
+    """The options of `mta serve`."""
 
     section: ClassVar[str] = "serve"
-    host: str = option_field("127.0.0.1", "Address to listen on; another than this machine's own needs keys.")
+    host: str = option_field("127.0.0.1", "Address to listen on; one that other machines reach needs keys.")
     port: int = option_field(8000, "Port to listen on; 0 for any that is free.", minimum=0, maximum=65_535)
     max_batch: int = option_field(16, "Most answers decoded in one batch.", minimum=1, maximum=256)
     queue: int = option_field(256, "Most waiting answers; further requests get status 429.", minimum=1, maximum=100_000)
@@ -490,12 +502,12 @@ class ServeOptions:
         512, "Megabytes for users' models and cached beginnings of conversations.", minimum=1, maximum=1_000_000
     )
     streams: int = option_field(64, "Most concurrent requests of one key.", minimum=1, maximum=10_000)
-    cors: str = option_field("", "Web pages that may ask, comma-separated: https://chat.example.org.")
+    cors: str = option_field("", "Web pages that may send requests, comma-separated: https://chat.example.org.")
     log_text: bool = option_field(False, "Log the last message of each chat request.")
-    vllm: str = option_field("", "Address of a vLLM server that computes, in place of this process.")
+    vllm: str = option_field("", "Address of a vLLM server that computes the answers instead of this process.")
     adapters: str = option_field("", "With --vllm: the folder from which that server loads adapters.")
     max_rank: int = option_field(64, "With --vllm: its --max-lora-rank.", minimum=1, maximum=512)
-    approximate: bool = option_field(False, "With --vllm: let parts of late tokens act on all tokens.")
+    approximate: bool = option_field(False, "With --vllm: let LoRAs for late tokens act on all tokens.")
     max_body: int = option_field(
         2_048, "Largest request, in kilobytes.", minimum=1, maximum=1_000_000, settings_only=True
     )

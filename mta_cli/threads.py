@@ -15,7 +15,7 @@ from typing import Self
 
 SPINS, SPINS_BESIDE_OTHERS = 10_000, 0  # 0: a waiting thread sleeps immediately
 VARIABLE, POLICY = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
-BUSY_CORES = 0.5  # cores in use by others from which on one of our threads must share a core
+BUSY_CORES = 0.5  # if other processes use this many cores or more, one of our threads must share a core with them
 WORK = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")  # the first columns of /proc/stat
 IDLE = ("idle", "iowait")
 
@@ -54,7 +54,10 @@ def choose_spins(start: CpuTimes | None, now: CpuTimes | None, cores: int) -> in
 
 
 def prepare_threads(start: CpuTimes | None) -> None:
-    """Set the spins for the runtime, unless the user has set them or the wait policy. `start` are earlier times."""
+    """Set the spins for the runtime, unless the user has set them or the wait policy.
+
+    The cores' load is measured from the times `start` until now.
+    """
     if POLICY not in os.environ and VARIABLE not in os.environ:
         os.environ[VARIABLE] = str(choose_spins(start, CpuTimes.read(), os.cpu_count() or 1))
 

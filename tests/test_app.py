@@ -239,7 +239,7 @@ def test_an_option_takes_its_words_from_the_options() -> None:
     found = {name: p.annotation.__metadata__[0] for name, p in inspect.signature(command).parameters.items()}
     pick = found["pick"]
     assert (pick.help, pick.metavar, pick.show_default) == (
-        "Which member represents a cluster.",
+        "Which user of a cluster becomes its anchor: the one with the longest history, or the medoid.",
         "longest|medoid",
         "longest",
     )

@@ -91,7 +91,7 @@ def _run_refresh(context: AppContext, flags: Flags, task: str, name: str | None,
     if refused := [flag for flag in flags.given_flags() if flag not in ("--device", "--base")]:
         raise UsageError(
             f"--refresh keeps the bank's own options: {', '.join(refused)} cannot be given with it.",
-            hint="without --refresh another version is built",
+            hint="leave out --refresh to build a new version with other options",
         )
     machine, base = context.build_options(MachineOptions)[MachineOptions], flags.values["base"]
     with context.open_registry() as reg:

@@ -165,7 +165,7 @@ def compare(
     asking = chat_options(context.options, task, free_decoding=free_decoding, stops=stop or (), system=system)
     users, message = split_asked(asked, user or [], needs_user=True)
     if not users:
-        raise UsageError("There is no user to compare.", hint=(Command("compare", "USER"), ' "TEXT"'))
+        raise UsageError("There is no user to compare.", hint=("name one: ", Command("compare", "USER"), ' "TEXT"'))
     text = _read_message(message, "compare")
     with context.open_registry() as reg:
         given = context.options_on_base(reg, task, reg.users.get(users[0]))
@@ -216,15 +216,19 @@ def chat(
         raise UsageError(f"mta chat is with one user, and {name} and {user} were named.", hint="leave one of them out")
     user = user if name is None else name
     if go_on and user is None:
-        raise UsageError("--continue needs a user.", hint=(Command("chat", "USER"), " ", Flag("continue")))
+        raise UsageError(
+            "--continue needs a user.", hint=("name one: ", Command("chat", "USER"), " ", Flag("continue"))
+        )
     if go_on and no_save:
-        raise UsageError("--continue stores what follows.", hint="leave --no-save out")
+        raise UsageError("--continue stores the conversation, and --no-save does not.", hint="leave one of them out")
     if server is not None:
         ours = {"--mode": mode, "--continue": go_on, "--free-decoding": free_decoding}
         sent = {f"--{name.replace('_', '-')}" for name in SERVER_SAMPLING}
         refused = [name for name, given in ours.items() if given] + sorted(set(flags.given_flags()) - sent)
         if refused:
-            raise UsageError(f"{', '.join(refused)}: the server decides that.", hint="leave it out, or --server")
+            raise UsageError(
+                f"{', '.join(refused)}: the server decides that.", hint="leave it out, or leave out --server"
+            )
         if code := _chat_with_server(context, server, user, task, system, stop or []):
             raise typer.Exit(code)
         return

@@ -53,7 +53,7 @@ ReferenceOption = Annotated[
     typer.Option(
         "--reference",
         metavar="METHOD",
-        help="Compare all methods with this one; without a suffix, with the other's label memory if measured.",
+        help="Compare all methods with this one; without a suffix, as measured with the other method's label memory.",
     ),
 ]
 EvaluationsArgument = Annotated[
@@ -128,14 +128,19 @@ def run(
 
     use = app_context(ctx, flags, json=json)
     if bank is None and test_users is not None:
-        raise UsageError("--test-users is for the users on whom an existing bank is measured", hint="--bank BANK")
+        raise UsageError(
+            "--test-users names the users on whom an existing bank is measured, and no bank was given",
+            hint="add --bank BANK",
+        )
     if bank is None:
         done = _run_eval_job(use, run_evaluation, render_result, task, given, dry_run=dry_run)
         if not dry_run:
             suggest_after_evaluation(use, done["evaluation"])
         return
     if unused := [flag for flag in flags.given_flags() if flag not in FLAGS_BESIDE_BANK]:
-        raise UsageError(f"{', '.join(unused)}: bank {bank} is built already, and decides this")
+        raise UsageError(
+            f"{', '.join(unused)}: bank {bank} is built already, so this cannot be chosen", hint="leave it out"
+        )
 
     def request(reg: Registry, method_settings: MethodSettings) -> EvalRequest:
         from mta_cli.lab.evaluation.measured_bank import measured_bank_request, read_user_names

@@ -142,11 +142,14 @@ def _make_time_prompt(context: AppContext, minutes: float) -> AskTime:
         least = math.ceil(seconds / 60)
         if context.output.json or not stdin_is_terminal():
             raise UsageError(
-                f"the least takes about {least} min, and --minutes is {minutes:g}", hint=f"--minutes {least}, or --yes"
+                f"the smallest plan takes about {least} min, and --minutes is {minutes:g}",
+                hint=f"add --minutes {least}, or --yes",
             )
         answer = context.output.read_answer(f"The least takes about {least} min. Go on? [y/N]")
         if (answer or "").lower() not in ("y", "yes"):
-            raise MtaError("nothing was trained; the file is imported", hint=f"--minutes {least}")
+            raise MtaError(
+                "nothing was trained; the file is imported", hint=f"run it again with --minutes {least} to train"
+            )
 
     return ask
 

@@ -1,8 +1,8 @@
 """The two backends of a base: the Llama decoder if it knows the base's layers, otherwise the base's own transformers
 modules.
 
-Both give the same numbers. The decoder is faster, and it alone takes rows of several users in one pass, late LoRAs and
-constrained trees.
+Both give the same numbers. The decoder is faster. Only the decoder can run rows of several users in one pass, LoRAs
+that act on late tokens only, and constrained trees.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PromptBatches = Generator[tuple[Sequence[int], DecodingBatch | ModuleBatch, Tens
 
 
 class LlamaBackend:
-    """Through the Llama decoder. A user is the LoRAs above the base as it is."""
+    """Computes with the Llama decoder. A user is given as the LoRAs that are added to the base as it is now."""
 
     name, takes_constrained_trees = "fast", True
 
@@ -39,7 +39,7 @@ class LlamaBackend:
         self._base, self._decoder = base, base.decoder
 
     def require_placements(self, placements: Sequence[Placement]) -> None:
-        """Raises UsageError for a placement that the backend cannot compute. The decoder computes all of them."""
+        """Do nothing, because the decoder can compute every placement; see `ModuleBackend`."""
 
     def tree_scorer(
         self,
@@ -104,7 +104,7 @@ class LlamaBackend:
 
 
 class ModuleBackend:
-    """Through the base's own modules: each user's LoRAs are merged into the weights in turn."""
+    """Computes with the base's own transformers modules: each user's LoRAs are merged into the weights in turn."""
 
     name, takes_constrained_trees = "transformers", False
 
@@ -112,12 +112,12 @@ class ModuleBackend:
         self._base = base
 
     def require_placements(self, placements: Sequence[Placement]) -> None:
-        """See `LlamaBackend`. Refuses late placements, because merged weights act on every token."""
+        """Raise UsageError for a placement on late tokens only, because merged weights act on every token."""
         if any(one.late_tokens is not None for one in placements):
             raise UsageError(
-                f"late parts need a base with a fast path; {self._base.name} ({self._base.model.config.model_type}) "
-                "has none.",
-                hint=Flag("placement", "upper"),
+                "LoRAs that act on late tokens only need the fast path, mta's own decoder, which does not support "
+                f"{self._base.name} ({self._base.model.config.model_type}).",
+                hint=("use ", Flag("placement", "upper")),
             )
 
     def tree_scorer(
@@ -139,7 +139,7 @@ class ModuleBackend:
         pairs: Sequence[tuple[int, int]],
         also: Sequence[Placement] = (),
     ) -> list[list[float]]:
-        """See `LlamaBackend`. Each completion is a row of its own."""
+        """See `LlamaBackend`. Each completion runs as a separate row."""
         self.require_placements([lora.placement for own in users for lora in own])
         return module_log_likelihoods(self._base, trees, users, pairs)
 
@@ -167,7 +167,7 @@ Backend = LlamaBackend | ModuleBackend
 
 
 def backend_of(base: LoadedBase) -> Backend:
-    """The fastest exact backend of a base."""
+    """The Llama decoder's backend if the base has that decoder, otherwise the backend of its own modules."""
     return LlamaBackend(base) if base.llama_decoder is not None else ModuleBackend(base)
 
 

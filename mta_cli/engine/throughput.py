@@ -79,7 +79,7 @@ def train_tokens(base: LoadedBase, tokens: int, seed: int) -> Pieces:
     for steps in trainer.train_steps():
         if trainer.failed:
             raise IntegrityFault(
-                f"training failed: {next(iter(trainer.failed.values()))}", hint=Flag("dtype", "float32")
+                f"training failed: {next(iter(trainer.failed.values()))}", hint=("try ", Flag("dtype", "float32"))
             )
         yield sum(step.tokens for step in steps.values())
 
@@ -90,7 +90,7 @@ def measure_adapting(base: LoadedBase, seconds: float, seed: int) -> Throughput:
     Groups of 1, 2, 4, … users are adapted for about `seconds`; the fastest group counts. Raises IntegrityFault if a
     stack fails.
     """
-    # 1. a bank of random anchors and profiles, whose speed is a real one's
+    # 1. a bank of random anchors and profiles, which is as fast as a real one
     bank, shots = BankOptions(), ADAPT_SHOTS
     anchors = [random_lora(base, seed + i) for i in range(bank.anchor_count)]
     generator = torch.Generator().manual_seed(seed)
@@ -110,7 +110,9 @@ def measure_adapting(base: LoadedBase, seconds: float, seed: int) -> Throughput:
             models = build_models(MTA, context, users, {})
         context.cache.clear()
         if any(model.failed for model in models):
-            raise IntegrityFault("a stack did not end in finite weights", hint=Flag("dtype", "float32"))
+            raise IntegrityFault(
+                "training a user's stack gave weights that are not finite", hint=("try ", Flag("dtype", "float32"))
+            )
         found = Throughput(size, time.perf_counter() - started)
         best = found if best is None else max(best, found, key=lambda one: one.rate)
         size = min(2 * size, MAX_USERS_PER_BATCH)

@@ -18,7 +18,8 @@ from mta_cli.text.printable import clean_line
 class RateMeter:
     """The rates of a job that began at `start`, in seconds of a monotonic clock.
 
-    Tokens are counted from the start, units from the first observed step, because a resumed job begins in the middle.
+    Tokens are counted from the start. The job's units (`JobStarted.unit`, such as steps) are counted from the first
+    observed step, because a resumed job begins in the middle.
     """
 
     def __init__(self, total: int | None, start: float) -> None:
@@ -173,7 +174,7 @@ def format_seconds_number(value: object) -> str:
 
 
 def format_p_value(value: object) -> str:
-    """A p-value with three decimals, or `< .001`."""
+    """A p-value with three decimals, or `< 0.001`."""
     found = finite_or_none(value)
     if found is None:
         return NO_VALUE

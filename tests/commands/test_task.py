@@ -71,7 +71,7 @@ def test_every_fault_of_a_task_file_is_listed(file: Path) -> None:
     assert "3 faults" in refused.err
     for words in (
         "name is 'A B'",
-        "prompt does not hold {input}",
+        "prompt does not contain {input}",
         "'label' is not a key of a task file; is it labels?",
     ):
         assert words in refused.err

@@ -87,6 +87,6 @@ def test_a_base_without_linear_layers_is_refused_at_the_plan(peopled: Registry, 
     request = bank_request()
     for targets in ("all-linear", "c_attn"):
         options = replace(request.options, targets=targets)
-        with pytest.raises(BadInput, match="no linear layers that could be trained") as caught:
+        with pytest.raises(BadInput, match="no linear layers on which a LoRA can be trained") as caught:
             next(iter(build_bank(peopled, replace(request, base=entry, options=options), plan=(), dry_run=True)))
         assert caught.value.hint == ("choose another base: ", Command("model list", available=True))

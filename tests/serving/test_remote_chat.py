@@ -47,7 +47,7 @@ def test_what_a_server_has_not(served: Running) -> None:
     with pytest.raises(NotFound, match="nobody"):
         list(talk.opening_notes())
     for refused in (talk.compare, talk.save, talk.stored_chats):
-        with pytest.raises(UsageError, match="not for a conversation over a server"):
+        with pytest.raises(UsageError, match="conversation over a server cannot"):
             refused()
     with pytest.raises(UsageError):
         RemoteConversation("ftp://x", None)
@@ -109,7 +109,7 @@ def test_good_refuses_a_stopped_answer_and_undo_is_not_here(start: Start) -> Non
     events.close()  # type: ignore[attr-defined]
     with pytest.raises(BadInput, match="was stopped, so it is not an example"):
         list(talk.accept_exchange())
-    with pytest.raises(UsageError, match="not for a conversation over a server"):
+    with pytest.raises(UsageError, match="conversation over a server cannot"):
         talk.undo_accept()
 
 

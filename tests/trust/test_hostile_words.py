@@ -89,15 +89,15 @@ def test_patterns_end_whatever_the_question() -> None:
     ran = run_bounded(source, megabytes=1024, seconds=30)
     assert ran.code == 0, ran.err[-2000:]
     assert len(ran.said) == len(PATTERNS) + 1
-    assert "does not come to an end" in ran.said["1"] and "does not come to an end" in ran.said["lamp-1"]
+    assert "takes too long" in ran.said["1"] and "takes too long" in ran.said["lamp-1"]
     ran.count("patterns that explode")
 
 
 @pytest.mark.parametrize(
     ("pattern", "fault"),
     [
-        ("(?:(?:(?:a{99}){99}){99}){99}(?P<input>b)", "all counts together may come to 1,000"),
-        ("(?P<input>a{4000000000})", "all counts together"),
+        ("(?:(?:(?:a{99}){99}){99}){99}(?P<input>b)", "repetition counts may be at most 1,000"),
+        ("(?P<input>a{4000000000})", "repetition counts may be"),
         ("(?P<input>a{99999999999})", "repeats something too often"),
         ("(?P<input>" + "a" * 1000 + ")", "the most is 1,000"),
         ("(?P<input>(?R))", "is not a regular expression"),

@@ -22,14 +22,14 @@ Verdict = Literal["worth it", "not shown", "worse"]
 LOGLIK = "gold_loglik"
 SIGNIFICANCE_LEVEL = 0.05
 MIN_UNITS = {"users": 8, "questions": 10}
-"""Below this number no difference can be significant: with 8 users, the smallest p of a permutation test is 2/2⁸, which
-after Holm's correction over six steps is just below .05.
+"""A ladder over fewer users or questions gets no verdict, because no difference could be significant: with 8 users, the
+smallest p of a permutation test is 2/2⁸, which after Holm's correction over six steps is just below .05.
 """
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step: the model that answers, and what it `adds` to the step below, as a verdict words it.
+    """One step: the model that answers, and what it `adds` to the step below, in the words of a verdict.
 
     `weights`: no model, the base, the common model (base and task adapter), or the user's own fusion or stack above it.
     `examples`: the user's own items in the prompt. `memory`: label memory. `is_control`: the weights of another user,
@@ -113,16 +113,18 @@ def compared_pairs(measured: Iterable[str]) -> list[ComparedPair]:
 
 
 def judge_ladder(sums: Mapping[str, UserSums], main_metric: str, *, unit: str, seed: int) -> dict[str, Any]:
-    """The comparisons of a ladder and the verdict on each step, from the steps' sums.
+    """The comparisons of a ladder and the verdict on each step, from each step's sums over its answers.
 
-    `unit` is the unit of resampling: `users`, or `questions` if there are few users. Returns {unit, units, questions,
+    `unit` names what resampling draws: `users`, or `questions` if there are few users. Returns {unit, units, questions,
     metric, steps: [{step, gold_loglik, metric}], comparisons: [{step, below, adds, value, low, high, p, p_holm,
-    detectable, metric, verdict, why}], control, others, no_model}; differences are in nats, `metric` in `main_metric`.
+    detectable, metric, verdict, why}], control, others, no_model}; `units` is the number of users or questions drawn
+    from, differences are in nats, and `metric` is the same in `main_metric`.
 
     A step is worth it if its 95 % interval is above 0 and its permutation p, after Holm's correction over the steps, is
     below .05. For personal steps, the highest one must also be ahead of its rivals: `another's`, and the mean of other
-    users' models if that was measured. All of these tests must hold, so they need no further correction. `why` names a
-    rival that was not beaten. A step without likelihoods, such as `no-model` for texts, is not compared.
+    users' models if that was measured. All of these tests must hold, so they need no further correction. `why` is the
+    rival that was not beaten, `too few`, or empty. A step without likelihoods, such as `no-model` for texts, is not
+    compared.
     """
     # 1. every difference that the ladder or a rival needs, computed once
     weighed = {name: own for name, own in sums.items() if own.has_loglik}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 MIN_SCORE, MAX_SCORE = 1.0, 5.0  # the scale of LaMP's scores
 MAIN_METRICS = {"accuracy": "accuracy", "mae": "mae", "rouge": "rouge_1"}
-"""A task's metric, and the main number of its result."""
+"""By a task's metric: the name of the number that is shown first in its results."""
 
 _UNSPACED = (  # scripts written without spaces
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
@@ -23,7 +23,10 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}][^\s{_UNSPACED}]*")
 def score_errors(
     answers: Sequence[str], golds: Sequence[str], *, low: float = MIN_SCORE, high: float = MAX_SCORE
 ) -> list[float]:
-    """Answer minus gold for each pair. Raises ValueError for a gold that is not a finite number."""
+    """Answer minus correct score (gold) for each pair. Raises ValueError for a gold that is not a finite number.
+
+    An answer that is not a number counts as `low` or `high`, whichever is farther from the gold.
+    """
     errors = []
     for answer, raw in _strip_pairs(answers, golds):
         gold, given = score_of(raw), score_of(answer)

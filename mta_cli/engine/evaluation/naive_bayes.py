@@ -10,7 +10,7 @@ NGRAM_LENGTHS = (1, 4)  # characters
 def attribute_texts(
     written: Mapping[int, Sequence[str]], asked: Sequence[tuple[int, str, Sequence[int]]]
 ) -> list[list[float]]:
-    """For each (user, text, others): the text's log-probability of being the user's, then each other's (nats).
+    """For each (user, text, others) of `asked`: the log-probability (nats) that the user, and each other, wrote it.
 
     `written` are the training texts by user; for each text only the user's and the others' texts are used. All users
     have the same prior probability, however much they wrote. Without any training text all are equally probable.
@@ -22,7 +22,7 @@ def attribute_texts(
     found = []
     for user, text, others in asked:
         candidates = tuple(sorted({user, *others}))
-        # an empty text for each user, so that every user has one
+        # an empty text for each user, so that users without training texts are classes too
         pairs = [(one, own) for one in candidates for own in ("", *written.get(one, ()))]
         if not any(own for _, own in pairs):
             found.append([0.0] * (1 + len(others)))

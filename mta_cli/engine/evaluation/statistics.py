@@ -99,7 +99,7 @@ def minimum_detectable_effect(a: UserSums, b: UserSums, metric: str) -> float:
     others_a, others_b = a.sums.sum(axis=0) - a.sums, b.sums.sum(axis=0) - b.sums  # [users, 2 + columns]
     leave_one_out = _minus(a.metrics_from_sums(others_a), b.metrics_from_sums(others_b))
     if metric not in leave_one_out:
-        raise ValueError(f"there is no metric {metric!r} here, only {', '.join(leave_one_out)}")
+        raise ValueError(f"the two methods do not both have the metric {metric!r}, only {', '.join(leave_one_out)}")
     return MDE_STANDARD_ERRORS * math.sqrt((users - 1) * float(leave_one_out[metric].var()))
 
 
@@ -115,7 +115,7 @@ def planned_detectable_effect(
     """
     counts = np.asarray(queries_per_user, dtype=np.float64)
     if counts.sum() <= 0 or counts.min() < 0 or spread < 0 or not 0 <= between <= 1:
-        raise ValueError(f"no design: {len(counts)} users, spread {spread}, correlation {between}")
+        raise ValueError(f"impossible design: {len(counts)} users, spread {spread}, correlation {between}")
     effect = 1 + ((counts**2).sum() / counts.sum() - 1) * between
     return float(MDE_STANDARD_ERRORS * spread * math.sqrt(effect / counts.sum()))
 
@@ -168,8 +168,8 @@ def _p_value(difference: npt.ArrayLike, swapped: Array) -> float:
 
 def _require_paired_sums(a: UserSums, b: UserSums) -> None:
     if (a.metric, a.labels) != (b.metric, b.labels):
-        raise ValueError(f"methods of two tasks: {a.metric} {a.labels} and {b.metric} {b.labels}")
+        raise ValueError(f"the methods are of two tasks: {a.metric} {a.labels} and {b.metric} {b.labels}")
     if a.users != b.users:
-        raise ValueError(f"methods of different users: {len(a.users)} and {len(b.users)}")
+        raise ValueError(f"the methods were measured on different users: {len(a.users)} and {len(b.users)}")
     if a.golds != b.golds:
-        raise ValueError("methods of different queries of the same users")
+        raise ValueError("the methods were measured on different queries of the same users")

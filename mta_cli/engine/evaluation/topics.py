@@ -19,9 +19,9 @@ def group_alike(
 ) -> list[AlikeGroup]:
     """Groups of at most `max_size` users; the same users and texts give the same groups.
 
-    `texts` are what each user wrote. `named` are the groups that a file gives; the users of one are grouped among
-    themselves. Users without a named group, or alone in one, are grouped with the rest. The sizes of groups differ by
-    at most one, and similarity is the cosine of TF-IDF vectors.
+    `texts` are what each user wrote. `named` is the name of the group to which an imported file assigns a user; users
+    with the same name are grouped among themselves. Users without a name, or alone with theirs, are grouped together.
+    The sizes of groups differ by at most one, and similarity is the cosine of TF-IDF vectors.
     """
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 

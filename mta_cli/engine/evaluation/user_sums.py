@@ -27,9 +27,10 @@ Array = npt.NDArray[np.float64]
 class UserSums:
     """One method's answers, added up for each user.
 
-    `sums` is `[users, 2 + columns]`: queries, log-likelihoods of the golds (nats; zeros unless `has_loglik`) and the
-    metric's own columns. `golds` are each user's gold answers, sorted; two methods can be compared only if they agree.
-    `whose` are the sums of users for whom other users' models were measured too.
+    `sums` is `[users, 2 + columns]`: the number of queries, the log-likelihood of the correct answers (nats; zeros
+    unless `has_loglik`) and the metric's own columns. `golds` are each user's correct answers, sorted; two methods can
+    be compared only if their golds agree. `whose` are the authorship sums of the users whose answers were scored under
+    other users' models too; None if there are none.
     """
 
     metric: str
@@ -59,7 +60,7 @@ def sum_by_user(
     golds: Sequence[str],
     logliks: Sequence[float | None],
 ) -> UserSums:
-    """Add up one method's answers; the sequences are parallel over queries.
+    """The sums of one method's answers by user; the sequences have one entry for each query.
 
     `metric` is accuracy, mae, rouge, or likelihood for texts that were scored but not generated.
 
@@ -100,15 +101,15 @@ def add_user_sums(tallies: Sequence[UserSums]) -> UserSums:
     from mta_cli.engine.evaluation.whose import add_whose_sums
 
     if not tallies:
-        raise ValueError("there is no tally")
+        raise ValueError("there are no sums to add")
     first = tallies[0]
     if any(
         (one.metric, one.labels, one.has_loglik) != (first.metric, first.labels, first.has_loglik) for one in tallies
     ):
-        raise ValueError("tallies of several tasks")
+        raise ValueError("they are of different tasks")
     asked = [(one.users, one.golds, one.sums[:, 0].tolist()) for one in tallies]
     if any(own != asked[0] for own in asked):
-        raise ValueError("tallies of other users or queries")
+        raise ValueError("they have different users or queries")
     parts = [one.whose for one in tallies if one.whose is not None]
     alike = len(parts) == len(tallies) and len({part.users for part in parts}) == 1
     return replace(
@@ -124,7 +125,7 @@ def _likelihoods(logliks: Sequence[float | None]) -> Array:
     if not known:
         return np.zeros(len(logliks))
     if len(known) < len(logliks) or not all(map(math.isfinite, known)):
-        raise ValueError("every query needs a finite likelihood, or none has one")
+        raise ValueError("either every query has a finite likelihood, or no query has one")
     return np.array(known, dtype=np.float64)
 
 

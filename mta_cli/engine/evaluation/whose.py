@@ -39,10 +39,10 @@ def unpack_logliks(packed: bytes) -> tuple[float, ...]:
 
 
 def sum_whose(users: Sequence[int], logliks: Sequence[Sequence[float]]) -> WhoseSums | None:
-    """Sum answers by user. The `logliks` of an answer are the own model's first, then the others'. Returns None if no
-    answer has others.
+    """The authorship sums of answers by user; None if no answer was scored under other users' models.
 
-    An own model that ties with n others counts as 1 / (n + 1) first places.
+    The `logliks` of an answer are that of the user's own model, then those of the others. An own model that ties with n
+    others counts as 1 / (n + 1) first places.
     """
     rows = [(user, own) for user, own in zip(users, logliks, strict=True) if len(own) > 1]
     if not rows:
@@ -60,7 +60,7 @@ def sum_whose(users: Sequence[int], logliks: Sequence[Sequence[float]]) -> Whose
 def add_whose_sums(parts: Sequence[WhoseSums]) -> WhoseSums:
     """Sums of several seeds of the same users as one. Raises ValueError for different users."""
     if any(part.users != parts[0].users for part in parts):
-        raise ValueError("other users were asked about")
+        raise ValueError("the sums are of different users")
     return WhoseSums(parts[0].users, np.sum([part.sums for part in parts], axis=0))
 
 

@@ -20,8 +20,8 @@ INITIAL_ROWS, INITIAL_POSITIONS = 4, 256  # initial capacity of a batch
 
 @dataclass(frozen=True)
 class PromptText:
-    """Tokens to read for a user: the first `prompt` are the prompt's, the rest belong to the answer. `prompt` decides
-    where late LoRAs begin.
+    """Tokens to read with a user's LoRAs. The first `prompt` tokens are the prompt, the rest belong to the answer;
+    LoRAs for late tokens only begin shortly before the end of the prompt.
     """
 
     user: UserFactors
@@ -72,10 +72,10 @@ class PromptPass:
 
     @torch.inference_mode()
     def completion_log_likelihoods(self, logits: Tensor, completions: Sequence[Sequence[int]]) -> list[float]:
-        """Log-likelihood (nats) of each completion of the single text, whose next-token logits are `logits`
-        [vocabulary].
+        """The log-likelihood (nats) of each completion after the text of this pass, which must be its only text.
 
-        All completions run in one pass; each attends to the text and to itself.
+        `logits` [vocabulary] are the next-token logits after the text. All completions run in one pass; each attends to
+        the text and to itself.
         """
         decoder, past = self._decoder, self.cache.lengths[0]
         first = torch.log_softmax(logits.float(), -1)

@@ -45,7 +45,7 @@ def read_prompts(
             pass
         logits.append(found)
         batch.join(reading)
-    # 4. after the answers: keep the positions that no late LoRA has changed for the next turn
+    # 4. after the answers: keep for the next turn the positions on which no LoRA for late tokens acted
     try:
         yield range(len(requests)), batch, torch.cat(logits)
     finally:

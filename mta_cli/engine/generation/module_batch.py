@@ -43,10 +43,10 @@ class ModuleBatch:
         return logits[:, -1]
 
     def pack_weights(self) -> None:
-        """Modules read their weights as they are."""
+        """Do nothing: the modules use their weights as they are."""
 
     def keep_rows(self, kept: Sequence[int]) -> list[int]:
-        """The only row stays: a batch ends with it."""
+        """Return `kept` unchanged: the batch has a single row, and ends when that row does."""
         return list(kept)
 
 
@@ -75,10 +75,10 @@ def forward(base: LoadedBase, rows: Tensor, cache: Any, **options: int) -> tuple
 
 
 def has_keys_and_values(cache: Any, *, windows: bool = False) -> bool:
-    """Whether a transformers cache has only keys and values: of all positions, or with `windows` also of a sliding
-    window.
+    """Whether a transformers cache holds nothing but keys and values, of all positions. With `windows`, layers that
+    keep only a sliding window are allowed too.
 
-    Cropping the end of a cache of all positions is exact.
+    The end of a cache can be cropped exactly only if it holds all positions.
     """
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 

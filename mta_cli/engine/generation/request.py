@@ -15,7 +15,7 @@ from mta_cli.errors import BadInput
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """The parameters of `TokenSampler`. Each answer is drawn with `seed` as if it were alone."""
+    """The parameters of `TokenSampler`. Each answer is sampled with `seed`, independently of other answers."""
 
     max_tokens: int
     temperature: float = 0.0

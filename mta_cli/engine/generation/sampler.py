@@ -100,7 +100,7 @@ def require_finite_logits(logits: Tensor) -> None:
     if not bool(torch.isfinite(logits.amax(-1)).all()):  # the maximum is NaN if any number is NaN
         raise IntegrityFault(
             "The model gave no usable numbers (NaN or infinite logits).",
-            hint=("Try ", Flag("dtype", "float32"), "; an adapter may be damaged: ", Command("doctor")),
+            hint=("try ", Flag("dtype", "float32"), "; ", Command("doctor"), " checks whether an adapter is damaged"),
         )
 
 

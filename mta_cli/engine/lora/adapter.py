@@ -80,7 +80,7 @@ def merge_placements(placements: Sequence[Placement]) -> Placement:
     """The layers of all `placements` together. Raises IntegrityFault when they act on different tokens."""
     if len({one.late_tokens for one in placements}) != 1:
         raise IntegrityFault(
-            f"parts act on different tokens ({', '.join(map(str, placements))}) and cannot be merged into one",
+            f"these LoRAs act on different tokens ({', '.join(map(str, placements))}) and cannot be merged into one",
             hint=("use one ", Flag("placement"), " for the bank and the stacks"),
         )
     return Placement(
@@ -122,7 +122,7 @@ class LoraWeights:
         factors = {path: (a.half(), b.half()) for path, (a, b) in self.factors.items()}
         for path, pair in factors.items():
             if not all(bool(torch.isfinite(t).all()) for t in pair):
-                raise IntegrityFault(f"{path} holds numbers that are not finite", hint="lower the learning rate")
+                raise IntegrityFault(f"{path} has weights that are not finite", hint="lower the learning rate")
         return LoraWeights(factors, self.scale, self.placement)
 
     def to_bytes(self, metadata: Mapping[str, Any]) -> bytes:
@@ -147,7 +147,9 @@ class LoraWeights:
             if not math.isfinite(scale):
                 raise ValueError(f"its scale is {scale}")
         except (MtaError, SafetensorError, ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-            raise IntegrityFault(f"{path.name} is not an adapter of mta: {error}", hint=Command("doctor")) from error
+            raise IntegrityFault(
+                f"{path.name} is not an adapter of mta: {error}", hint=(Command("doctor"), " checks stored adapters")
+            ) from error
         return cls(factors, scale, placement)
 
 
@@ -175,7 +177,7 @@ def layer_of(path: str) -> int:
     """The decoder layer in a module's path."""
     match = LAYER_INDEX_PATTERN.search(path)
     if match is None:
-        raise BadInput(f"{path} is in no decoder layer")
+        raise BadInput(f"{path} is not a module of a decoder layer")
     return int(match[1])
 
 
@@ -236,13 +238,16 @@ class LoraLinear(nn.Module):
 
 @contextmanager
 def attach_lora_layers(model: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """The model with a `LoraLinear` in place of each adapted linear layer until exit; scales are inside B."""
+    """Inside the block, a `LoraLinear` takes the place of each linear layer in `factors`; scales are inside B.
+
+    Raises BadInput for a module that is not a plain linear layer.
+    """
     layers: dict[str, LoraLinear] = {}
     try:
         for path, (a, b) in factors.items():
             linear = model.get_submodule(path)
             if not isinstance(linear, nn.Linear):
-                raise BadInput(f"{path} of this base is not a plain linear layer")
+                raise BadInput(f"{path} of this base is not a plain linear layer, so no LoRA can act on it")
             layers[path] = LoraLinear(linear, a, b)
             model.set_submodule(path, layers[path])
         yield
@@ -265,10 +270,14 @@ class AdapterMerger:
 
     @torch.no_grad()
     def set_adapter(self, weights: LoraWeights | None) -> None:
-        """Set the weights to `W + ΔW`. ΔW is computed in float32 and added before rounding to the model's dtype."""
+        """Merge `weights` into the base in place of the earlier adapter; None restores the base.
+
+        ΔW is computed in float32 and added before rounding to the model's dtype. Raises UsageError for a LoRA for late
+        tokens only, and IntegrityFault for a LoRA that does not fit the base.
+        """
         factors = weights.factors if weights is not None else {}
         if weights is not None and weights.placement.late_tokens is not None:
-            raise UsageError("late parts cannot be folded into weights: early tokens must not meet them")
+            raise UsageError("a LoRA for late tokens only cannot be merged into weights, which act on all tokens")
         # 1. undo the earlier adapter; modules of the new one are overwritten below
         self.base.invalidate_caches()
         while self._hooks:
@@ -282,7 +291,10 @@ class AdapterMerger:
             module = self._module(path)
             a, b = (factor.to(module.weight.device, torch.float32) for factor in factors[path])
             if (shape := (b.shape[0], a.shape[1])) != (fitting := (module.out_features, module.in_features)):
-                raise IntegrityFault(f"{path}: ΔW {shape} does not fit the base's {fitting}")
+                raise IntegrityFault(
+                    f"{path}: the adapter's shape {shape} does not fit the base's {fitting}",
+                    hint="use the base on which the adapter was trained",
+                )
             if not has_plain_weight(module):
                 self._hooks.append(module.register_forward_hook(_add_delta(a, weights.scale * b, self.base.dtype)))
                 continue
@@ -294,9 +306,13 @@ class AdapterMerger:
         try:
             module = self.base.model.get_submodule(path)
         except AttributeError as error:
-            raise IntegrityFault(f"this base has no layer {path}", hint="the adapter is for another base") from error
+            raise IntegrityFault(
+                f"this base has no layer {path}", hint="use the base on which the adapter was trained"
+            ) from error
         if not isinstance(module, nn.Linear):
-            raise IntegrityFault(f"{path} of this base is not a linear layer", hint="the adapter is for another base")
+            raise IntegrityFault(
+                f"{path} of this base is not a linear layer", hint="use the base on which the adapter was trained"
+            )
         return module
 
 

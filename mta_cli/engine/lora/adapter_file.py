@@ -24,12 +24,12 @@ def read_adapter_file(path: Path) -> tuple[dict[str, str], dict[str, tuple[Tenso
     header = read_safetensors_header(path)
     dtypes = {entry["dtype"] for entry in header.tensors.values()}
     if len(dtypes) > 1 or not dtypes <= set(FACTOR_DTYPES):
-        raise BadInput(f"its tensors are not of one type among {', '.join(FACTOR_DTYPES)}")
+        raise BadInput(f"its tensors must all have the same number format, one of {', '.join(FACTOR_DTYPES)}")
     keys: dict[str, dict[str, str]] = {}  # by module path, then by A or B
     for key in sorted(header.tensors, key=lambda name: header.tensors[name]["data_offsets"]):
         match = _FACTOR_KEY.fullmatch(key)
         if match is None:
-            raise BadInput(f"it holds a tensor that is no LoRA factor: {key[:80]!r}")
+            raise BadInput(f"one of its tensors is not a LoRA factor: {key[:80]!r}")
         keys.setdefault(match[1], {})[match[2]] = key
     for module, pair in keys.items():
         _require_pair(module, {half: header.tensors[key]["shape"] for half, key in pair.items()})
@@ -40,7 +40,7 @@ def read_adapter_file(path: Path) -> tuple[dict[str, str], dict[str, tuple[Tenso
 def _require_pair(module: str, shapes: dict[str, list[int]]) -> None:
     """Raises BadInput unless the shapes fit `A [rank, in]` and `B [out, rank]`."""
     if len(shapes) < 2:
-        raise BadInput(f"{module} has one factor only")
+        raise BadInput(f"{module} has only one of the two LoRA factors, A and B")
     a, b = shapes["A"], shapes["B"]
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not all((*a, *b)):
-        raise BadInput(f"factors of {module} do not fit: {a}, {b}")
+        raise BadInput(f"the LoRA factors of {module} do not fit together: A {a} must be [rank, in], B {b} [out, rank]")

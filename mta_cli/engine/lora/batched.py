@@ -1,6 +1,6 @@
 """LoRAs of many users in one batch: factors stacked by user, and gathered for the rows of a pass.
 
-A user is a number here. Rows of the same user share factors.
+Users are given by their index. Rows of the same user share factors.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def module_slices(decoder: LlamaDecoder, paths: Sequence[str]) -> dict[str, Modu
     slices = {}
     for path in paths:
         if path not in places:
-            raise IntegrityFault(f"this base has no layer {path}", hint="the adapter is for another base")
+            raise IntegrityFault(f"this base has no layer {path}", hint="use the base on which the adapter was trained")
         layer, projection, index = places[path]
         modules = decoder.layers[layer].projections[projection].modules
         widths = [module.out_features for module in modules]
@@ -60,8 +60,8 @@ def require_fit(slices: Mapping[str, ModuleSlice], weights: Sequence[LoraWeights
         for path, (a, b) in (one.factors if one is not None else {}).items():
             if (shape := (b.shape[0], a.shape[1])) != slices[path].shape:
                 raise IntegrityFault(
-                    f"{path}: ΔW {shape} does not fit the base's {slices[path].shape}",
-                    hint="the adapter is for another base",
+                    f"{path}: the adapter's shape {shape} does not fit the base's {slices[path].shape}",
+                    hint="use the base on which the adapter was trained",
                 )
 
 

@@ -19,7 +19,9 @@ _HINT = "adapt the user again"
 
 
 def unpack_core(basis: LoraWeights, packed: bytes) -> LoraWeights:
-    """The ΔW of a core, float32 with scale 1, on the first directions of `basis`, scaled to the norm of all directions.
+    """The ΔW of a core as a LoRA, float32 with scale 1.
+
+    A core of smaller rank than `basis` uses its first directions, scaled up to the norm of all of them.
 
     `packed` holds `C [rank, rank]` of every module, float16, little-endian; its length gives the rank. Raises
     IntegrityFault for bytes that are not a core on this basis.
@@ -28,15 +30,17 @@ def unpack_core(basis: LoraWeights, packed: bytes) -> LoraWeights:
     each, left = divmod(len(packed) // 2, max(1, len(basis.factors)))
     rank = math.isqrt(each)
     if len(packed) % 2 or left or rank**2 != each or not 0 < rank <= basis.rank:
-        raise IntegrityFault(f"{len(packed)} bytes are not a core on a basis of rank {basis.rank}", hint=_HINT)
+        raise IntegrityFault(
+            f"the stored stack is damaged: {len(packed)} bytes are not one square matrix for each module", hint=_HINT
+        )
     numbers = torch.from_numpy(np.frombuffer(packed, "<f2").astype(np.float32))
     if not bool(torch.isfinite(numbers).all()):
-        raise IntegrityFault("a core holds numbers that are not finite", hint=_HINT)
+        raise IntegrityFault("the stored stack is damaged: it has numbers that are not finite", hint=_HINT)
     # 2. the first directions, scaled to the norm of all
     factors = {path: (a[:rank].float(), b[:, :rank].float()) for path, (a, b) in basis.factors.items()}
     narrow = LoraWeights(factors, basis.scale, basis.placement)
     if narrow.norm() == 0.0:
-        raise IntegrityFault("the directions that cores stand on come to nothing", hint=_HINT)
+        raise IntegrityFault("the stored stack cannot be used: the bank's factors below it are all zero", hint=_HINT)
     scale = basis.scale * (basis.norm() / narrow.norm() if rank < basis.rank else 1.0)
     # 3. one C between the factors of each module
     cores = numbers.reshape(len(factors), rank, rank)

@@ -26,7 +26,7 @@ def merge_loras(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | Non
     parts = [(part, weight) for part, weight in parts if weight != 0.0 and part.factors]
     if not parts:
         return None
-    # 1. the parts' factors by module: A [rank, in], B [out, rank], and the factor for A
+    # 1. by module, each part's A [rank, in], B [out, rank], and weight · scale, by which A is multiplied below
     by_path: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
     for part, weight in parts:
         for path, (a, b) in part.factors.items():
@@ -39,7 +39,10 @@ def merge_loras(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | Non
 def _concatenate_ranks(path: str, parts: Sequence[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, Tensor]:
     """`A [Σ rank, in]`, each part's rows scaled, and `B [out, Σ rank]`; float32, joined in the files' dtype."""
     if len({(b.shape[0], a.shape[1]) for a, b, _ in parts}) > 1:
-        raise IntegrityFault(f"{path} has different shapes in adapters that are to be merged")
+        raise IntegrityFault(
+            f"these adapters cannot be merged: {path} does not have the same shape in all of them",
+            hint="merge only adapters of one base",
+        )
     a, b = torch.cat([a for a, _, _ in parts]).float(), torch.cat([b for _, b, _ in parts], 1).float()
     scales = torch.cat([torch.full((a.shape[0], 1), scale) for a, _, scale in parts])  # [Σ rank, 1]
     return a.mul_(scales), b
@@ -64,13 +67,13 @@ def compress_to_rank(weights: LoraWeights, rank: int) -> LoraWeights:
 
 
 def keep_main_directions(weights: LoraWeights, rank: int) -> LoraWeights:
-    """The nearest LoRA of `rank` to a result of `compress_to_rank`, whose first directions are the main ones."""
+    """The LoRA cut to its first `rank` directions, for a result of `compress_to_rank` the nearest LoRA of that rank."""
     return replace(weights, factors={path: (a[:rank], b[:, :rank]) for path, (a, b) in weights.factors.items()})
 
 
 def average_factors(anchors: Sequence[LoraWeights], weights: Sequence[float]) -> LoraWeights | None:
-    """`A = Σ w·A_i` and `B = Σ w·s_i·B_i` with scale 1, as in the authors' code. This is not the weighted sum of the
-    ΔW.
+    """`A = Σ w·A_i` and `B = Σ w·s_i·B_i` with scale 1, as in the code of the paper's authors. This is not the weighted
+    sum of the ΔW.
 
     Each anchor's own ΔW is scaled by the square of its weight, and cross terms are added. Missing modules and ranks
     count as zeros. None without anchors.

@@ -99,7 +99,7 @@ class RowFactors:
     """The factors of a batch's rows. If rows differ, their factors are in one tensor with a slot for each row, and a
     new row only writes its own slot.
 
-    `dtype` is the number format of the result; None is that of the given factors.
+    `dtype` is the number format of the result; None keeps the format of the given factors.
     """
 
     def __init__(self, rows: Sequence[FusedFactors] = (), dtype: torch.dtype | None = None) -> None:

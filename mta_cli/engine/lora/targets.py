@@ -24,7 +24,7 @@ def select_target_modules(targets: str, known: Set[str]) -> Set[str]:
     """
     if not known:
         raise BadInput(
-            "This base has no linear layers that could be trained; GPT-2 and its like have layers of another kind.",
+            "This base has no linear layers on which a LoRA can be trained. GPT-2, for example, has other layers.",
             hint=("choose another base: ", Command("model list", available=True)),
         )
     selected: Set[str] = {name.strip() for name in targets.split(",") if name.strip()}

@@ -28,12 +28,12 @@ EmbedFunction = Callable[[Sequence[str]], Vectors]  # turns texts into unit vect
 
 SHARPNESSES = (2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 20.0)
 BACKGROUND_VOTES = 0.1  # votes distributed by the label rates, for queries without a near item
-FIT_SHOTS = 5  # known items of a user when another one is predicted, as for a new user
+FIT_SHOTS = 5  # when an item is predicted, so many other items of its user are known, as for a new user
 OLD_PRIOR_SHARE = 0.5  # share of the label prior in banks of earlier versions
 INITIAL_POWERS, POWER_BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, label prior and discriminant
 MAX_FIT_ITEMS = 2_000  # items to fit on, evenly from all users; at least one from each
 EQUAL_WEIGHT, WEIGHT_BOUNDS = 0.5, [(0.02, 2.0), (0.0, 2.0)]  # weights of model and memory in their sum
-WEIGHTS_PRIOR_ITEMS = 20.0  # a squared distance of one from equal weights counts as so many items
+WEIGHTS_PRIOR_ITEMS = 20.0  # nats that a squared distance of 1 from equal weights costs, in the loss of all items
 CROSS_FIT_FOLDS = 5  # folds of users: each fold is scored by a discriminant of the others
 MAX_CACHED_TIMES = 8
 MAX_CACHED_ASKERS = 256  # users for whom a discriminant without their items is cached
@@ -92,8 +92,8 @@ class NeighbourIndex:
     times: tuple[str, ...] = ()
 
     def until(self, time: str | None, asker: int | None = None) -> NeighbourIndex:
-        """The items up to `time` (times compare as text), with label rates counted on these items; all items if it is
-        None.
+        """The items up to `time` (times compare as text), with label rates counted on these items; all items if `time`
+        is None.
 
         If any items are left out, items of the user `asker` are not counted in the rates.
         """
@@ -189,8 +189,8 @@ class NeighbourIndex:
         return ratios + kernel.linear * discriminant(queries)
 
     def cross_fitted_scores(self, items: npt.NDArray[np.int64]) -> Array:
-        """Cross-fitted discriminant scores of these items [items, labels], nats: each is scored without its user's
-        fold.
+        """Discriminant scores of these items [items, labels], nats. Each item is scored by a discriminant that was
+        fitted without the users of its fold (cross-fitting).
 
         The users are divided into `CROSS_FIT_FOLDS` folds.
         """
@@ -252,7 +252,7 @@ def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> N
     best, least = NeighbourKernel(SHARPNESSES[0], 0.0, 1.0), np.inf
     if len(np.unique(known.item_users)) < 2:
         return best
-    # 1. items to predict, the label priors of their users, and the discriminant of other users  [items, labels]
+    # 1. the items to predict; their users' label priors and scores by discriminants of other users  [items, labels]
     guessed, weights, user_priors = _fit_examples(known, labels, np.random.default_rng(seed))
     golds, base, linear = known.labels[guessed], np.log(known.rates), known.cross_fitted_scores(guessed)
     for sharpness in SHARPNESSES:
@@ -274,7 +274,7 @@ def fit_mixture_weights(
     """The weights that maximise the likelihood of the `golds` [items]; each of `users` [items] has the same weight.
 
     `model` are log-likelihoods of the labels and `memory` the scores of the memory alone (each [items, labels], nats).
-    The squared distance of the weights from ½ (equal shares) is a penalty that counts as `WEIGHTS_PRIOR_ITEMS` items.
+    The squared distance of the weights from ½ (equal shares) costs `WEIGHTS_PRIOR_ITEMS` nats in the loss of all items.
     """
     _, user_index, each = np.unique(users, return_inverse=True, return_counts=True)
     shares = 1.0 / (len(each) * each[user_index])

@@ -72,7 +72,7 @@ def decide_label(scores: Sequence[float], labels: Sequence[str], metric: str) ->
     if metric == "accuracy":
         return max(range(len(labels)), key=scores.__getitem__)
     if metric != "mae":
-        raise ValueError(f"no label is decided on by {metric!r}")
+        raise ValueError(f"there is no rule to choose a label for the metric {metric!r}")
     order, top = sorted(range(len(labels)), key=lambda i: float(labels[i])), max(scores)
     sums = list(accumulate(math.exp(scores[i] - top) for i in order))
     return next(place for place, total in zip(order, sums, strict=True) if total >= MEDIAN_THRESHOLD * sums[-1])
@@ -98,7 +98,7 @@ def user_label_prior(
     is not above 0, and where `rates` and `labels` differ in number.
     """
     if strength <= 0:
-        raise ValueError(f"the strength of a label prior is above 0, not {strength}")
+        raise ValueError(f"the strength of a label prior must be above 0, not {strength}")
     counts = _count_labels(outputs, labels)
     total = sum(counts) + strength
     known = [max(rate, MIN_LABEL_RATE) for rate in rates]

@@ -59,7 +59,7 @@ class ShotCase:
 
 @dataclass(frozen=True)
 class EvidenceWork:
-    """The recipes of users who are computed together, by evidence or learned weights."""
+    """The work of computing the recipes of a batch of users, by evidence or learned weights."""
 
     cases: tuple[ShotCase, ...]
     weighting: str
@@ -67,7 +67,7 @@ class EvidenceWork:
 
     @property
     def anchors_used(self) -> Sequence[int]:
-        """All candidates."""
+        """The indices of all candidate anchors."""
         return sorted({place for case in self.cases for place, _ in case.candidates})
 
     def session(self, base: LoadedBase, anchors: AnchorLookup) -> SingleReport[list[list[AnchorShare]]]:
@@ -91,7 +91,7 @@ def weighting_for(user: UserShots, weighting: str) -> str:
 
 
 def nearest_anchors(context: MethodContext, user: UserShots, options: FuseOptions) -> Candidates:
-    """The user's nearest anchors (`candidates` or `top_k` of them), nearest first.
+    """The user's nearest anchors, nearest first: as many as the larger of `candidates` and `top_k`.
 
     An anchor with a minimum similarity is skipped for users below it; the next nearest takes its place.
     """
@@ -166,7 +166,7 @@ def evidence_of(
 def shot_cases(
     context: MethodContext, users: Sequence[UserShots], options: FuseOptions, memory: MemoryOptions
 ) -> tuple[ShotCase, ...]:
-    """The inputs of evidence for these users."""
+    """What evidence is computed from: each user's shots as examples, and the `candidates` nearest anchors."""
     return tuple(
         ShotCase(shot_examples(context, user, memory), tuple(_candidates(context, user, options)[: options.candidates]))
         for user in users

@@ -18,8 +18,8 @@ from mta_cli.engine.text.tasks import Task
 
 @dataclass(frozen=True)
 class MajorityAnswer:
-    """Answers the user's most frequent label, or one score computed from all of the user's. Ties go to the label that
-    is more common in the bank.
+    """Answers the user's most frequent label, or for scores a number computed from all scores that the user gave. Ties
+    go to the label that is more common in the bank.
 
     The likelihoods are the user's label rates, smoothed by the population's rates up to the question.
     """
@@ -67,7 +67,7 @@ def build_majority_models(context: MethodContext, users: Sequence[UserShots], se
 
 
 def build_mean_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-    """The same with the mean score, rounded half up."""
+    """As `build_majority_models`, but scores are answered by their mean, rounded half up."""
     return _build_models(context, users, lambda scores: math.floor(statistics.fmean(scores) + 0.5))
 
 

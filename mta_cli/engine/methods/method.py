@@ -60,7 +60,7 @@ class MethodContext:
 
     `base` has the task adapter merged if the method uses it; None until it is loaded, since similarity weights need no
     base. `anchors` act above the task adapter and have `profiles` [anchors, width]. `min_similarities` maps an anchor's
-    index to the cosine below which it serves no user. `label_tokens` are each label's tokens. `cache` holds results
+    index to the least cosine of users whom it may serve. `label_tokens` are each label's tokens. `cache` holds results
     that several methods need.
     """
 
@@ -141,8 +141,8 @@ class Method:
     `shows_history`: whether prompts show the user's items. `overrides` replace defaults of `mta_cli.options`; `grid`
     has the settings that `mta eval tune` tries. `version` is raised when the same settings give different models, so
     that stored answers are not reused. `bank_preset`: the preset of its bank, if any. `step`: the step of the ladder
-    that it measures, if any. `permuted`: each user gets the LoRAs of the next user in the group, but keeps the own
-    memory. `control_of`: the method that this one is a control of, whose settings it shares.
+    that it measures, if any. `permuted`: each user gets the LoRAs of the next user in the group, but keeps their own
+    memory. `control_of`: the method for which this one is a control, and whose settings it shares.
     """
 
     name: str

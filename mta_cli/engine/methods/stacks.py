@@ -19,7 +19,7 @@ FrozenLoras = tuple[LoraWeights, ...]
 
 @dataclass(frozen=True)
 class UserStack:
-    """A user's stack as read back from the store, and its size in bytes.
+    """A user's trained stack, rounded as the store keeps it, and its size in bytes.
 
     `loras` holds the stack. It is empty without shots, and if the training did not end in finite weights (`failed`).
     """

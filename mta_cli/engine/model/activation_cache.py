@@ -1,6 +1,6 @@
 """A cache of computed states, bounded in bytes; the least recently used entry is dropped first.
 
-Code that changes the weights calls `clear`.
+Code that changes the weights must call `clear`.
 """
 
 from __future__ import annotations

@@ -113,7 +113,8 @@ def check_folder(path: Path, *, thorough: bool = False) -> None:
     if faults:
         raise BadInput(
             f"{path} cannot be used as a model: {faults[0]}",
-            hint="mta reads safetensors only and runs no model code; convert the weights, or use a copy without them",
+            hint="mta reads only safetensors and runs no code of a model; convert the weights to safetensors, or use a "
+            "copy of the model without these files",
             faults=tuple(faults[:20]),
         )
 
@@ -121,7 +122,7 @@ def check_folder(path: Path, *, thorough: bool = False) -> None:
 def require_folder(path: Path) -> None:
     """Raises NotFound if the folder cannot be a model, before its files are read: other folders may be very large."""
     if not path.is_dir():
-        raise NotFound(f"There is no model folder at {path}", hint=(Command("model list"), " shows what is here"))
+        raise NotFound(f"There is no model folder at {path}", hint=(Command("model list"), " shows installed models"))
     if not any((path / name).exists() for name in ("config.json", "adapter_config.json")):
         raise NotFound(f"{path} has no config.json; it is not a model's folder")
 

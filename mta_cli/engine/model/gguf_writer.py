@@ -58,8 +58,8 @@ def gguf_family(config: Mapping[str, Any]) -> GgufFamily:
     kind = str(config.get("model_type"))
     if kind not in FAMILIES:
         raise BadInput(
-            f"GGUF is not written for bases of type {kind}; known are {', '.join(FAMILIES)}.",
-            hint=(Flag("format", "merged"), ", which llama.cpp's convert_hf_to_gguf.py reads"),
+            f"mta cannot write GGUF for bases of type {kind}, only for {', '.join(FAMILIES)}.",
+            hint=("use ", Flag("format", "merged"), " and convert the folder by llama.cpp's convert_hf_to_gguf.py"),
         )
     return FAMILIES[kind]
 
@@ -133,9 +133,10 @@ def require_whole_gguf(folder: Path) -> tuple[GgufFamily, dict[str, Any], dict[s
     windows = bool(config.get("sliding_window")) and config.get("use_sliding_window", True)
     if not family.whole or split is None or scaled or windows or config.get("hidden_act", "silu") != "silu":
         raise BadInput(
-            "A whole GGUF is not written for this base: its family, tokenizer, scaled positions, sliding windows or "
-            "activation.",
+            "mta cannot write this base as a whole GGUF: its family, tokenizer, scaled positions, sliding windows or "
+            "activation are not supported.",
             hint=(
+                "use ",
                 Flag("format", "gguf-lora"),
                 ", or ",
                 Flag("format", "merged"),
@@ -168,7 +169,7 @@ def _tensor_names(family: GgufFamily, layers: int) -> Callable[[str], str]:
     def name(module: str) -> str:
         found: str | None = table.get_name(module)
         if found is None:
-            raise BadInput(f"llama.cpp has no name for {module} in its family {family.architecture}.")
+            raise BadInput(f"llama.cpp's family {family.architecture} has no module {module}, so it cannot be written.")
         return found
 
     return name
@@ -186,7 +187,7 @@ def _packed(weight: Tensor, number_format: str) -> tuple[NDArray[Any], Any]:
     if number_format == "q8_0" and values.shape[-1] % Q8_BLOCK:
         number_format = "f16"  # as llama.cpp's own converter does
     if number_format == "f16" and float(np.abs(values).max(initial=0)) > np.finfo(np.float16).max:
-        raise BadInput("The base has weights that float16 cannot hold.", hint=Flag("type", "bf16"))
+        raise BadInput("The base has weights that are too large for float16.", hint=("use ", Flag("type", "bf16")))
     kind = GGMLQuantizationType[number_format.upper()]
     return (values.astype(np.float16) if number_format == "f16" else quantize(values, kind)), kind
 

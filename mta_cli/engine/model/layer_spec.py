@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 # rotary angles that do not depend on the text's length
 LENGTH_INDEPENDENT_ROPES = ("default", "linear", "llama3", "yarn")
-# known settings of these kinds; others might act only on long texts, which the comparison at loading does not cover
+# the known settings of these kinds; an unknown one might change only long texts, which are not compared at loading
 ROPE_SETTINGS = {
     *("rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "attention_factor"),
     *("original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     "partial_rotary_factor",
 }
-# their `sliding_window` applies to all layers, although the layers do not mention it
+# families whose `sliding_window` applies to all layers, although their layers do not mention it
 ONE_WINDOW_FAMILIES = ("mistral", "phi3")
 PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # other formats are packed or scaled
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {  # by the name in a configuration

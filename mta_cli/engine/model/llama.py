@@ -24,7 +24,7 @@ from mta_cli.engine.model.layer_spec import ONE_ROPE, DecoderSpec, LayerSpec, ha
 EAGER_ATTENTION_MAX_KEYS = 512
 PACKED_MAX_ROWS = 64  # up to this many input rows, oneDNN is about 1.5 times faster with weights in its own layout
 HALF_CAPABILITIES = ("AVX2", "AVX512")  # CPUs on which PyTorch multiplies one row by float16 weights at memory speed
-# private functions, which may be absent
+# private functions of PyTorch, which a version may lack
 ONEDNN_OPS = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
 
 Rope = tuple[Tensor, Tensor]

@@ -73,7 +73,9 @@ class LoadedBase:
     def decoder(self) -> LlamaDecoder:
         """The Llama decoder. Raises UsageError if it cannot compute this base."""
         if self.llama_decoder is None:
-            raise UsageError(f"{self.name} ({self.model.config.model_type}) has no fast path.")
+            raise UsageError(
+                f"{self.name} ({self.model.config.model_type}) has no fast path: mta's own decoder cannot compute it."
+            )
         return self.llama_decoder
 
     def invalidate_caches(self) -> None:
@@ -111,7 +113,7 @@ def read_base_info(path: Path, *, name: str, fingerprint: str) -> BaseInfo:
 
     quiet_libraries()
     check_folder(path)
-    with load_errors_as_bad_input(f"{name} cannot be read as a causal language model", f"look into {path}"):
+    with load_errors_as_bad_input(f"{name} cannot be read as a causal language model", f"check the files in {path}"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         _require_causal(name, config)
         tokenizer = load_tokenizer(path)
@@ -154,12 +156,13 @@ def load_base(
 
     quiet_libraries()
     # 2. configuration, tokenizer and weights, which are packed while they are read
-    with load_errors_as_bad_input(f"{name} cannot be loaded as a causal language model", f"look into {path}"):
+    with load_errors_as_bad_input(f"{name} cannot be loaded as a causal language model", f"check the files in {path}"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         _require_causal(name, config)
         if (is_packed := getattr(config, "quantization_config", None) is not None) and quantize != OFF:
             raise UsageError(
-                f"{name} is packed already, as its files are.", hint=("leave out ", Flag("quantize", quantize))
+                f"The weights of {name} are already packed in its files.",
+                hint=("leave out ", Flag("quantize", quantize)),
             )
         if is_packed or quantize != OFF:
             _import_bitsandbytes()
@@ -185,7 +188,7 @@ def load_base(
         _copy_from_files(model)
     ends = _end_ids(model.config, model.generation_config, tokenizer)
     base = LoadedBase(model, tokenizer, fingerprint, name, place, number, ends, quantize=quantize, limits=limits)
-    with load_errors_as_bad_input(f"{name} is of no use as a causal language model", f"look into {path}"):
+    with load_errors_as_bad_input(f"{name} cannot be used as a causal language model", f"check the files in {path}"):
         return with_decoder(base)
 
 
@@ -199,7 +202,7 @@ def _load_for_answers(
     limits: MemoryLimits,
 ) -> LoadedBase:
     quiet_libraries()
-    with load_errors_as_bad_input(f"{name} cannot be loaded as a causal language model", f"look into {path}"):
+    with load_errors_as_bad_input(f"{name} cannot be loaded as a causal language model", f"check the files in {path}"):
         tokenizer = load_tokenizer(path)
         model: Any = load_plain_llama(name, path, config, dtype)
     _require_finite(name, model.named_parameters())
@@ -207,14 +210,14 @@ def _load_for_answers(
     ends = _end_ids(model.config, model.generation_config, tokenizer)
     base = LoadedBase(model, tokenizer, fingerprint, name, device, dtype, ends, head_is_exact=True, limits=limits)
     if (spec := read_decoder_spec(model)) is None:
-        raise BadInput(f"{name} is of no use as a causal language model: its layers are not Llama's")
+        raise BadInput(f"{name} cannot be used as a causal language model: its layers are not those of a Llama")
     base.llama_decoder = LlamaDecoder(model, spec)
     base.llama_decoder.activation_cache = ActivationCache(limits.cache_bytes)
     return base
 
 
 def with_decoder(base: LoadedBase) -> LoadedBase:
-    """The base with its Llama decoder if that can compute it, and with `head_is_exact` determined."""
+    """Set the base's Llama decoder, if that decoder can compute the base, and `head_is_exact`; return the same base."""
     decoder = base.llama_decoder = build_llama_decoder(base.model)
     if decoder is not None:
         decoder.activation_cache = ActivationCache(base.limits.cache_bytes)
@@ -278,20 +281,22 @@ def resolve_device(name: str) -> torch.device:
         raise UsageError(f"device {name!r} is not known", hint="choose auto, cpu, cuda, cuda:N or mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
-            f"device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here",
-            hint=(Flag("device", "auto"), " or cpu"),
+            f"device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices on this machine",
+            hint=("use ", Flag("device", "auto"), " or cpu"),
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("device mps: PyTorch sees no Apple GPU here", hint=(Flag("device", "auto"), " or cpu"))
+        raise UsageError(
+            "device mps: PyTorch sees no Apple GPU on this machine", hint=("use ", Flag("device", "auto"), " or cpu")
+        )
     return device
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype called `name`; `auto` is bfloat16 if the hardware computes in it, else float32.
+    """The number format called `name`, for the base's weights and activations. Raises UsageError for an unknown name.
 
-    It applies to the base's weights and activations. Trained factors, accumulated gradients, Adam's moments, and the
-    logits of log-likelihoods (without Llama decoder: their softmax) are always float32. TensorFloat-32 stays off for
-    matrix products, which is PyTorch's default.
+    `auto` is bfloat16 if the hardware computes in it, else float32. Whatever is chosen, trained factors, accumulated
+    gradients, Adam's moments, and the logits of log-likelihoods (without the Llama decoder, only their softmax) are
+    float32. TensorFloat-32 stays off for matrix products, which is PyTorch's default.
     """
     if name in DTYPES:
         return DTYPES[name]
@@ -326,7 +331,8 @@ def require_quantize(quantize: str, device: torch.device) -> None:
         raise UsageError((Flag("quantize", quantize), f" needs {' and '.join(missing)}."), hint=extra_hint("quantize"))
     if device.type == "mps":
         raise UsageError(
-            (Flag("quantize", quantize), f" computes on a CPU or on CUDA, not on {device}."), hint=Flag("device", "cpu")
+            (Flag("quantize", quantize), f" works on a CPU or on CUDA, not on {device}."),
+            hint=("use ", Flag("device", "cpu")),
         )
 
 
@@ -406,7 +412,7 @@ def _require_causal(name: str, config: Any) -> None:
     one_way = getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not one_way:
         raise BadInput(
-            f"{name} is an encoder ({config.model_type}): it fills gaps and cannot write",
+            f"{name} is an encoder ({config.model_type}): it fills in missing words and cannot write answers",
             hint=("use a causal language model; ", Command("model list", available=True), " shows bases"),
         )
 
@@ -457,7 +463,7 @@ def _to_device(model: Any, device: torch.device) -> Any:
             raise
         raise BadInput(
             f"the base does not fit into {device}'s memory",
-            hint=(Flag("device", "cpu"), ", or ", Flag("dtype", "bfloat16")),
+            hint=("use ", Flag("device", "cpu"), ", or ", Flag("dtype", "bfloat16")),
         ) from error
 
 

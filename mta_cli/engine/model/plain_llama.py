@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from mta_cli.engine.model.checkpoint_files import read_config, weight_files
 from mta_cli.errors import IntegrityFault
 
-# what a configuration may say; any other setting could change the computation, so transformers loads such a base
+# The settings with which a base is loaded here: sizes, settings that change no answer, and settings with a fixed value.
+# Any other setting or value could change the computation, so transformers loads such a base instead.
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("vocab_size", "max_position_embeddings", "rms_norm_eps"),

@@ -38,5 +38,5 @@ def make_random_base(
             raise
         raise BadInput(
             f"random weights of this shape do not fit into the memory of {place}",
-            hint=("a smaller shape, or ", Flag("device", "cpu")),
+            hint=("choose a smaller shape, or ", Flag("device", "cpu")),
         ) from error

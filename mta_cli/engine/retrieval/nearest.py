@@ -22,7 +22,7 @@ def nearest_rows(
     # 1. float32 products, one dot product per row: faster than matrix @ query, which jumps between rows  [n]
     rough = np.matmul(matrix[:, None, :], query)[:, 0]
     if not np.isfinite(rough).all():
-        raise IntegrityFault(f"profile {int(np.flatnonzero(~np.isfinite(rough))[0]):,} is not finite")
+        raise IntegrityFault(f"profile {int(np.flatnonzero(~np.isfinite(rough))[0]):,} has a number that is not finite")
     # 2. the rows that may be among the first k: the error of a float32 product of unit vectors is below dim · 2^-23
     #    (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1)
     kth = np.partition(rough, -k)[-k]

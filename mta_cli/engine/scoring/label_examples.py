@@ -20,7 +20,7 @@ from mta_cli.engine.scoring.prefix_tree import PromptTree
 from mta_cli.engine.text.prompts import TrainingRow
 
 MIN_LABEL_PROBABILITY = 0.01  # labels below this probability are dropped from training and evidence
-# nats: the largest difference between labels in the probability that other words take from them
+# nats: by how much labels may differ in the log-probability that they lose to words that are not labels
 MAX_RESTRICTION_SPREAD = 0.2
 EXCLUDED_LOG_PRIOR = float("-inf")
 

@@ -47,9 +47,12 @@ def completion_log_likelihoods(
 def label_scores(
     base: LoadedBase, prompt: Sequence[int], labels: Sequence[Sequence[int]], loras: UserLoras = NO_LORAS
 ) -> list[float]:
-    """Log-likelihood of each label's tokens after the prompt, in nats. The prompt runs once a batch of labels."""
+    """Log-likelihood (nats) of each label's tokens after the prompt. The prompt runs once for each batch of labels.
+
+    Raises BadInput without labels, for a label without tokens, and if prompt and label exceed the window.
+    """
     if not labels or not all(labels):
-        raise BadInput("There is no label to score, or one of them has no tokens.")
+        raise BadInput("The labels cannot be scored: there are none, or one of them has no tokens.")
     longest = max(len(label) for label in labels)
     require_window(base, prompt, longest)
     at_once = max(1, MAX_SCORED_LOGITS // (len(base.tokenizer) * longest))

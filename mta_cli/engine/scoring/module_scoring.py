@@ -39,7 +39,9 @@ def module_log_likelihoods(
     users: Sequence[tuple[LoraWeights, ...]],
     pairs: Sequence[tuple[int, int]],
 ) -> list[list[float]]:
-    """Through the base's own modules: each user's LoRAs merged in turn, each completion a row of its own."""
+    """`log_likelihood.completion_log_likelihoods` by the base's own modules: each user's LoRAs are merged in turn, and
+    each completion runs as a separate row.
+    """
     results = [trees[tree].zero_sums() for tree, _ in pairs]
     budget = TokenBudget(base)
     for user in dict.fromkeys(owner for _, owner in pairs):
@@ -65,7 +67,8 @@ def module_log_likelihoods(
 def module_label_scores(
     base: LoadedBase, prompt_ids: Sequence[int], label_ids: Sequence[Sequence[int]], batch: int
 ) -> list[float]:
-    """Through the base's own modules: runs the prompt once, then all labels after copies of its cache.
+    """`log_likelihood.label_scores` by the base's own modules: the prompt runs once, then labels after copies of its
+    cache, `batch` at once.
 
     A cache with more than keys and values, such as Mamba's states, is not copied: each label runs with the whole
     prompt.

@@ -37,13 +37,13 @@ class TokenLogLikelihoods:
 
 
 class _PrefixKeyValues:
-    """Cached keys and values before each row's offset, padded on the right; a pass appends its own."""
+    """Cached keys and values before each row's offset, padded on the right; `update_kv` appends those of the pass."""
 
     def __init__(self, first_layer: int, prefix_kv: Tensor) -> None:
         self._first_layer, self._prefix_kv = first_layer, prefix_kv  # [layers, 2, rows, kv heads, longest, head width]
 
     def update_kv(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """See `PastKeyValues`."""
+        """The cached keys and values followed by `k`, `v`; nothing is stored."""
         early_k, early_v = self._prefix_kv[layer - self._first_layer]
         return torch.cat([early_k, k], 2), torch.cat([early_v, v], 2)
 
@@ -55,7 +55,7 @@ class _KeyValueRecorder:
         self.recorded: list[Tensor] = []
 
     def update_kv(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """See `PastKeyValues`."""
+        """Record `k`, `v` of a layer, and return them unchanged, because no tokens come before them."""
         self.recorded.append(torch.stack([k, v]))  # [2, rows, kv heads, time, head width]
         return k, v
 
@@ -290,9 +290,10 @@ def _prefix_batch_tokens(device: torch.device) -> int:
 
 
 def pack_by_user(lengths: Sequence[int], owners: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in batches of at most `budget` tokens: as `pack_by_length`, or with all rows of an owner together.
+    """The indices of rows in batches of at most `budget` tokens, padding counted, for rows of several users (`owners`).
 
-    Adjacent rows of one owner share their LoRA factors. The cheaper plan is returned.
+    Returns the cheaper of two plans: rows of similar length together, as by `pack_by_length`, which saves padding; or
+    all rows of a user side by side, so that they share LoRA factors. A row longer than `budget` is a batch by itself.
     """
     rows: dict[int, list[int]] = {}
     for i, owner in enumerate(owners):

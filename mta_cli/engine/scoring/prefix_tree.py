@@ -84,7 +84,7 @@ class PromptTree:
         return [column for column, segment in enumerate(self.full_tree.segment_ids) if segment in active]
 
     def prediction_targets(self) -> Iterator[tuple[int, int, int]]:
-        """(column that predicts, token, completion) of every completion token."""
+        """Yields (column of the state that predicts it, token, index of its completion) for every completion token."""
         lengths = (len(completion) - 1 for _, completion in self.active_completions)
         starts = accumulate(lengths, initial=len(self.prompt))  # the column of each completion's first token
         for (number, completion), start in zip(self.active_completions, starts, strict=False):

@@ -40,8 +40,15 @@ class TokenBudget:
                 waiting += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
             elif work_in_less is None or not self._fits(work_in_less, batch):
                 raise BadInput(
-                    f"one row alone does not fit into the memory of {self._device}",
-                    hint=(Flag("dtype", "bfloat16"), ", a lower ", Flag("rank"), ", or fewer ", Flag("history_items")),
+                    f"a single prompt with its answers does not fit into the memory of {self._device}",
+                    hint=(
+                        "use ",
+                        Flag("dtype", "bfloat16"),
+                        ", a lower ",
+                        Flag("rank"),
+                        ", or fewer ",
+                        Flag("history_items"),
+                    ),
                 )
 
     @staticmethod

@@ -26,7 +26,7 @@ FactorPairs = Mapping[str, tuple[Tensor, Tensor]]
 
 
 class LlamaTreeScorer:
-    """Through the Llama decoder.
+    """Scores trees with the Llama decoder.
 
     `mixes_users`: rows of several users may share a pass. `can_recompute`: a backward pass may compute layers again.
     Factors are in `dtype`.
@@ -66,7 +66,7 @@ class LlamaTreeScorer:
 
 
 class ModuleTreeScorer:
-    """Through the base's own modules; all rows of a pass are one user's."""
+    """Scores trees with the base's own modules; all rows of a pass must belong to one user."""
 
     mixes_users = can_recompute = False
 
@@ -127,7 +127,10 @@ def _concat_factors(
 
 
 def plan_batches(scorer: TreeScorer, rows: Sequence[int], owners: Sequence[int], tokens: int) -> list[list[int]]:
-    """Indices into `rows` (numbers of trees, of users `owners`), in passes of at most `tokens` tokens with padding."""
+    """Divides `rows`, numbers of trees of users `owners`, into passes of at most `tokens` tokens, padding counted.
+
+    Returns the indices into `rows` of each pass.
+    """
     lengths = [scorer.tokens_per_pass(row) for row in rows]
     if scorer.mixes_users:
         return pack_by_user(lengths, owners, tokens)

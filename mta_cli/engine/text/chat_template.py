@@ -18,7 +18,7 @@ from mta_cli.errors import BadInput
 _PLACEHOLDER = re.compile(r"mtaSlot(\d+)mta")
 # a fixed date: templates that print today's date would change a trained adapter's prompts every day
 _DAY = date(2024, 7, 26)
-_FAILED = ("The chat template of this base cannot be used", "Use a base with a sound chat template.")
+_FAILED = ("The chat template of this base cannot be used", "Use a base with a working chat template.")
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,6 @@ def _split(rendered: str, count: int) -> ChatLayout:
     if sorted(slots) != list(range(count)):
         raise BadInput(
             "The chat template of this base does not show every message exactly once.",
-            hint="Use a base with a sound chat template.",
+            hint="Use a base whose chat template shows each message once.",
         )
     return ChatLayout(tuple(pieces[0::2]), slots)

@@ -95,7 +95,10 @@ class PromptBuilder:
         return self._encode(roles, contents)
 
     def messages(self, words: str, history: Sequence[HistoryExample] = ()) -> list[dict[str, str]]:
-        """The messages that ask `words` with `history` before them, as the base's chat template gets them."""
+        """The messages that ask `words` after showing `history`, in the form in which chat templates take them.
+
+        A system message comes first if the base's template takes one; otherwise its text is put before `words`.
+        """
         system = [] if self._system is None else [{"role": "system", "content": self._system}]
         return [*system, {"role": "user", "content": self._with_history(words, history)}]
 

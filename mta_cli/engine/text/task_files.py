@@ -132,7 +132,7 @@ def _text_check(*needed: str, empty: bool = False, one_line: bool = False) -> Va
         if one_line and not value.isprintable():
             return "has a line break or a control character"
         missing = [name for name in needed if name not in value]
-        return f"does not hold {missing[0]}" if missing else None
+        return f"does not contain {missing[0]}" if missing else None
 
     return check
 
@@ -179,7 +179,7 @@ def _check_pattern(value: Any) -> str | None:
         return f"has {len(value):,} characters; the most is {PATTERN_LIMIT:,}"
     counts = [min(int(count), 10**6) for count in re.findall(r"(?<=[{,])[0-9]{1,9}(?=[,}])", value)]
     if re.search(r"[0-9]{10}", value) or math.prod(max(1, count) for count in counts) > REPEAT_LIMIT:
-        return f"repeats something too often; all counts together may come to {REPEAT_LIMIT:,}"
+        return f"repeats something too often; the product of its repetition counts may be at most {REPEAT_LIMIT:,}"
     import regex  # the engine that will match it
 
     try:

@@ -65,8 +65,8 @@ class Task:
             match = regex.match(self.question_pattern, raw, timeout=PATTERN_TIMEOUT_SECONDS)
         except (TimeoutError, MemoryError) as error:
             raise BadInput(
-                f"question_pattern of task {self.name} does not come to an end on the question {raw[:60]!r}…",
-                hint="simplify the pattern, or take the question out",
+                f"question_pattern of task {self.name} takes too long on the question {raw[:60]!r}…",
+                hint="simplify the pattern, or remove the question from the file",
             ) from error
         if match is None:
             return raw

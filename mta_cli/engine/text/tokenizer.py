@@ -55,7 +55,7 @@ class PromptTokenizer:
     def encode_exactly(self, text: str) -> list[int]:
         """Ids that decode to exactly `text`, where the tokenizer can spell it.
 
-        Some tokenizers drop a leading space, which marks a word there; they are given one more.
+        Some tokenizers drop a leading space, because they read it as the mark of a word; they are given one more.
         """
         first = self.encode_user_text(text)
         if self.decode_ids(first) == text:

@@ -66,7 +66,7 @@ def add_memory(
     queries: Sequence[Query],
     known: AnswersWithoutMemory,
 ) -> tuple[EvalCell, list[Prediction]]:
-    """The user's cell and answers with the memory of `method`. Its times are those of the model and of the memory."""
+    """The user's costs and answers with the memory of `method`. Times are the model's plus the memory's."""
     from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
     from mta_cli.engine.methods.method import MethodOptions
 

@@ -38,7 +38,10 @@ def build_fold_banks(
     presets: Sequence[str] = ("",),
     executors: Executors | None = None,
 ) -> Generator[Event, None, FoldBanks]:
-    """Build or finish every fold's bank, one for each of `presets`, and `return` them. Raises as `build_bank`."""
+    """Build every fold's bank for each of `presets`, or finish it if it was begun, and `return` all of them.
+
+    If an existing bank is measured, nothing is built. Raises as `build_bank`.
+    """
     from mta_cli.pipeline.bank.build import build_bank
 
     if request.measured is not None:
@@ -115,9 +118,9 @@ def _request(request: EvalRequest, plan: Design, fold: UserFold, preset: str = "
     times = [query.time for user in fold.test for query in plan.queries[user] if query.time is not None]
     if request.options.only_earlier and not times:
         raise BadInput(
-            f"Fold {plan.folds.index(fold) + 1}: no query of its tested users has a time, so no item is known to be "
-            "later.",
-            hint=("without ", Flag("only_earlier"), ", or import with ", Flag("time")),
+            f"Fold {plan.folds.index(fold) + 1}: no query of its tested users has a time, so it is unknown which items "
+            "are later.",
+            hint=("leave out ", Flag("only_earlier"), ", or import the queries with ", Flag("time")),
         )
     return BankRequest(
         request.task,

@@ -55,7 +55,10 @@ class EvalContext:
         return self.history_examples if history else self.plain_examples
 
     def merge_task_adapter(self, fold: int, method: Method) -> None:
-        """Merge the weights below a method into the base: nothing, or the task adapter of its bank in a fold."""
+        """Merge the task adapter of the method's bank in this fold into the base.
+
+        For a method above the bare base, the base is restored instead.
+        """
         wanted = self.banks[fold, method.bank_preset] if method.below == "task" else None
         if wanted is self._merged_bank:
             return
@@ -65,7 +68,7 @@ class EvalContext:
         self._merged_bank = wanted
 
     def workbench(self, fold: int, preset: str = "") -> Workbench[EvalRequest]:
-        """The workbench of a fold's users, all on the same base."""
+        """The `Workbench` of a fold's bank, on the base of this context. Raises IntegrityFault without all profiles."""
         key = (fold, preset)
         if key not in self._benches:
             bank = self.banks[key]
@@ -74,7 +77,10 @@ class EvalContext:
             )
             known = {anchor.id for anchor in found.anchors}
             if missing := [one.id for one in usable_anchors(self.reg, bank) if one.id not in known]:
-                raise IntegrityFault(f"Anchors {missing} of fold {fold + 1} have no profile.", hint=Command("doctor"))
+                raise IntegrityFault(
+                    f"Anchors {missing} of fold {fold + 1} have no profile.",
+                    hint=(Command("doctor"), " checks the store"),
+                )
             self._benches[key] = found
         return self._benches[key]
 
@@ -114,7 +120,7 @@ class EvalContext:
 
 
 def refresh_anchor_profiles(reg: Registry, request: EvalRequest, banks: FoldBanks) -> Iterator[Event]:
-    """Bring the profiles of all anchors up to date: a removed item takes its user's profile with it."""
+    """Bring the profiles of all anchors up to date, because removing an item also removes its user's profile."""
     anchors = {anchor.user_id for bank in banks.values() for anchor in usable_anchors(reg, bank)}
     users = [reg.users.by_id(user) for user in sorted(user for user in anchors if user is not None)]
     job = refresh_profiles(reg, request.task.name, request.embedder, users, request.machine.device)

@@ -71,13 +71,13 @@ class Design:
         ]
 
     def answering_users(self, fold: int) -> tuple[int, ...]:
-        """The users whose queries are answered in a fold."""
+        """A fold's test users, then its tuning users: the queries of both are answered."""
         return (*self.folds[fold].test, *self.folds[fold].tuning)
 
     def tuning_design(self, fold: int) -> Design:
-        """The design with the users who choose a fold's settings as test users.
+        """The design by which a fold's settings are chosen; its test users are those on whom settings are compared.
 
-        These are the fold's tuning users; without any, the test users of the other folds.
+        They are the fold's tuning users or, if it has none, the test users of the other folds.
         """
         own = self.folds[fold]
         if own.tuning:
@@ -111,7 +111,7 @@ def make_design(reg: Registry, request: EvalRequest) -> Design:
         raise BadInput(
             f"Task {task.name} cannot be evaluated in {options.folds} folds: {error}.",
             hint=(
-                "a smaller ",
+                "use a smaller ",
                 Flag("folds"),
                 ", or import more users with held-out queries (",
                 Command("data import", "FILE", hold_out="N"),
@@ -138,7 +138,10 @@ def _measured_bank_design(reg: Registry, request: EvalRequest, measured: Measure
     sources = reg.banks.source_users(bank.id)
     if inside := sources.intersection(measured.test_users):
         names = join_words(quote_text(reg.users.by_id(user).name) for user in sorted(inside))
-        raise BadInput(f"Bank {measured.label} rests on {names} by now: who made it cannot test it.")
+        raise BadInput(
+            f"Bank {measured.label} now contains data of {names}, so it cannot be tested on them.",
+            hint="test it on users whose data it does not contain",
+        )
     fold = UserFold(tuple(sorted(sources)), (), measured.test_users)
     anchors = [[anchor.id, anchor.digest] for anchor in usable_anchors(reg, bank)]
     neighbours = [one.item_id for one in reg.neighbours.consenting_neighbours(bank.id)]

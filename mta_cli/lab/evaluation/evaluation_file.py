@@ -34,7 +34,7 @@ FORMAT = "mta-evaluation-1"
 MAX_FILE_BYTES = 64 * 2**20  # bytes of a file
 COSTS = ("bytes", "seconds", "seconds_per_query", "tokens_per_second")
 _LATER_KEYS = ("options", "task_epochs")  # files of earlier versions lack them
-_OPTIONAL_KEYS: tuple[str, ...] = ("given", "data")  # as these do
+_OPTIONAL_KEYS: tuple[str, ...] = ("given", "data")  # missing in files of earlier versions, too
 _METHOD_PATTERN = re.compile(r"[a-z0-9][a-z0-9:+-]{0,59}")
 _USER_DIGEST_PATTERN = re.compile(rf"[0-9a-f]{{{USER_DIGEST_DIGITS}}}")
 
@@ -45,7 +45,7 @@ def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
     Raises UsageError for an evaluation of stored models, whose answers are not stored by method.
     """
     if "settings" not in one.result:
-        raise UsageError(f"{one.name} is one of stored models: it stands for itself")
+        raise UsageError(f"{one.name} measured stored models, and such evaluations cannot be exported")
     user_sums = {name: one.portable_sums(name) for name in one.result["methods"]}
     first = next(iter(user_sums.values()))
     whose = {name: _whose_rows(sums) for name, sums in user_sums.items() if sums.whose is not None}
@@ -76,7 +76,7 @@ def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
 
 
 def _whose_rows(user_sums: UserSums) -> list[list[float | int]]:
-    """By user the columns of `WhoseSums`; zeros for users whose answers no other model was asked about."""
+    """The columns of `WhoseSums` by user; zeros for users whose answers were not scored under other models."""
     assert user_sums.whose is not None
     by_user = dict(zip(user_sums.whose.users, user_sums.whose.sums.tolist(), strict=True))
     return [[_compact_number(value) for value in by_user.get(user, (0.0,) * 4)] for user in user_sums.users]
@@ -99,8 +99,9 @@ def read_evaluation(path: Path) -> FinishedEvaluation:
         result = {**_result(document["result"], user_sums), "evaluation": hashlib.sha256(content).hexdigest()[:8]}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise BadInput(
-            f"{path} is damaged or no evaluation ({clean_line(str(error) or type(error).__name__)[:200]}).",
-            hint=("export it once more: ", Command("eval export")),
+            f"{path} is damaged, or is not an exported evaluation: "
+            f"{clean_line(str(error) or type(error).__name__)[:200]}.",
+            hint=("export the evaluation again: ", Command("eval export", "NUMBER")),
         ) from error
     return FinishedEvaluation(
         result["evaluation"], str(path), result, user_sums.__getitem__, user_sums.__getitem__, in_store=False
@@ -129,22 +130,22 @@ def _parse_user_sums(document: Mapping[str, Any]) -> dict[str, UserSums]:
 
     metric, labels, digests = str(document["metric"]), tuple(map(str, document["labels"])), document["people"]
     if not digests or not all(isinstance(one, str) and _USER_DIGEST_PATTERN.fullmatch(one) for one in digests):
-        raise ValueError("users are not digests")
+        raise ValueError("a user is not given as a digest")
     users = tuple(int(one, 16) for one in digests)
     if list(users) != sorted(set(users)):
-        raise ValueError("users are not in ascending order")
+        raise ValueError("the users are not in ascending order")
     found = {}
     for name, rows in document["sums"].items():
         sums = np.array(rows, dtype=np.float64)
         if not _METHOD_PATTERN.fullmatch(name):
-            raise ValueError(f"{name!r} is not a method")
+            raise ValueError(f"{name!r} is not a method's name")
         if sums.shape != (len(users), 2 + count_metric_columns(metric, labels)) or not np.isfinite(sums).all():
             raise ValueError(f"{name} does not have sums of {len(users)} users")
         if (sums[:, 0] < 1).any() or (np.delete(sums, 1, axis=1) < 0).any():
-            raise ValueError(f"{name} counts less than nothing")
+            raise ValueError(f"{name} has negative sums, or a user without queries")
         found[name] = UserSums(metric, labels, users, ((),) * len(users), sums, document["weighed"][name] is True)
     if len({tuple(sums.sums[:, 0]) for sums in found.values()}) != 1:
-        raise ValueError("methods have different queries")
+        raise ValueError("the methods were not measured on the same queries")
     for name, rows in document.get("whose", {}).items():  # files of earlier versions lack it
         found[name] = replace(found[name], whose=_parse_whose(name, rows, found[name]))
     return found
@@ -158,16 +159,16 @@ def _parse_whose(name: str, rows: Any, user_sums: UserSums) -> WhoseSums:
 
     sums = np.array(rows, dtype=np.float64)
     if sums.shape != (len(user_sums.users), 4) or not np.isfinite(sums).all():
-        raise ValueError(f"{name} does not say whose the answers of {len(user_sums.users)} users are")
+        raise ValueError(f"{name} does not have authorship sums of {len(user_sums.users)} users")
     questions, first, chance, _ = sums.T
     if (questions < 0).any() or (questions % 1).any() or (questions > user_sums.sums[:, 0]).any():
-        raise ValueError(f"{name} was asked whose other answers are")
-    # of n + 1 models, 1 / (n + 1) of the questions is expected, and there is at least one other
+        raise ValueError(f"{name} has more authorship questions than queries, or a part of a question")
+    # beside n other models, the own one is first by chance in 1 / (n + 1) of the questions; n is 1 to MAX_OTHERS
     least = questions / (1 + MAX_OTHERS) - 1e-9
     bounds = ((first >= 0) & (first <= questions), (chance >= least) & (chance <= questions / 2))
     asked = questions > 0
     if not all(bound.all() for bound in bounds) or sums[~asked].any() or not asked.any():
-        raise ValueError(f"{name} counts first models that cannot be")
+        raise ValueError(f"{name} has impossible authorship counts")
     return WhoseSums(tuple(np.array(user_sums.users)[asked].tolist()), sums[asked])
 
 
@@ -175,11 +176,11 @@ def _result(said: Mapping[str, Any], user_sums: Mapping[str, UserSums]) -> dict[
     keys = [key for key in (*DESIGN_KEYS, "seed") if key in said or key not in _LATER_KEYS]
     design = {"options": "", **{key: said[key] for key in keys}}
     if not all(isinstance(value, str | int) for value in design.values()):
-        raise ValueError("a design is of texts and numbers")
+        raise ValueError("a value of the design is neither a text nor a whole number")
     if not all(type(design[key]) is int for key in COUNTED_KEYS if key in design):
-        raise ValueError("a design counts in whole numbers")
+        raise ValueError("a count of the design is not a whole number")
     if design["reference"] not in user_sums or type(design["seed"]) is not int or design["seed"] < 0:
-        raise ValueError("no such reference or seed")
+        raise ValueError("the reference is not one of the methods, or the seed is not a whole number from 0 on")
     costs = {name: {what: _finite_number(said["costs"][name].get(what)) for what in COSTS} for name in user_sums}
     settings = {name: _validate_settings(said["settings"].get(name)) for name in user_sums}
     calibration = {name: _temperatures(said["calibration"].get(name)) for name in user_sums}
@@ -197,7 +198,7 @@ def _result(said: Mapping[str, Any], user_sums: Mapping[str, UserSums]) -> dict[
 
 def _validate_settings(found: Any) -> Any:
     if not all(isinstance(own, dict) for own in (found if isinstance(found, list) else [found])):
-        raise ValueError("settings are named")
+        raise ValueError("the settings of a method have no names")
     return found
 
 

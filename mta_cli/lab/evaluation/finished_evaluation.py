@@ -24,7 +24,7 @@ USER_DIGEST_DIGITS = (
 
 @dataclass(frozen=True)
 class FinishedEvaluation:
-    """`id` is the evaluation's number in the store, or its file's digest; `name` is its name in messages.
+    """A finished evaluation. `id` is its number in the store, or the digest of its file; `name` names it in messages.
 
     `user_sums` returns a method's sums by user, with the user ids of the store where it is `in_store`. `portable_sums`
     returns the same sums by portable user ids (see `portable_user_id`).
@@ -43,7 +43,8 @@ def load_finished_evaluation(reg: Registry, number: int) -> FinishedEvaluation:
     found = reg.evaluations.get(number)
     if found.status != "done" or "costs" not in found.result:
         raise NotFound(
-            f"Evaluation {number} has no result yet.", hint=(Command("eval run"), " with the options it was begun with")
+            f"Evaluation {number} has no result yet.",
+            hint=("finish it: ", Command("eval run"), " with the options with which it was begun"),
         )
 
     def scored(method: str) -> ScoredMethod:

@@ -6,16 +6,16 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-TUNING_SHARE = 0.25  # share of the users who tune settings, and of those who are tested, where there is one fold
+TUNING_SHARE = 0.25  # with a single fold, the share of users who tune settings, and the share who are tested
 
 
 @dataclass(frozen=True)
 class UserFold:
-    """Disjoint ids of users: `bank` gives task adapter and anchors, `test` is measured.
+    """Disjoint ids of users. Task adapter and anchors are trained on `bank`, and results are measured on `test`.
 
-    Settings and temperatures come from `tuning`. Where it is empty, settings come from the users tested in the other
-    folds, each under a bank without them, and temperatures from the other users tested in this fold or, without any, in
-    other folds.
+    Settings and temperatures are chosen on `tuning`. If it is empty, settings are chosen on the test users of the other
+    folds, whose banks do not contain their data, and temperatures on the other test users of this fold or, if there are
+    none, of other folds.
     """
 
     bank: tuple[int, ...]

@@ -40,7 +40,7 @@ def measured_bank_request(
     an unknown user, and BadInput for users who cannot be tested.
     """
     if bank.task != task:
-        raise UsageError(f"bank {bank.name} is of task {bank.task}, not {task}", hint=Flag("task", bank.task))
+        raise UsageError(f"bank {bank.name} is of task {bank.task}, not {task}", hint=("use ", Flag("task", bank.task)))
     built = options_from_json(BankOptions, bank.config)
     return EvalRequest(
         find_task(reg, task),
@@ -63,19 +63,19 @@ def _tested_user_ids(reg: Registry, bank: Bank, names: list[str] | None) -> tupl
     if names is None:
         if not (found := testable - sources):
             raise BadInput(
-                f"Everybody with held-out queries of task {bank.task} is in bank {bank.name}.",
-                hint=("import users whom the bank does not know (", Command("data import"), ")"),
+                f"Bank {bank.name} contains data of every user with held-out queries of task {bank.task}.",
+                hint=("import other users to test it on (", Command("data import"), ")"),
             )
         return tuple(sorted(found))
     users = [reg.users.get(name) for name in dict.fromkeys(names)]
     if inside := [user.name for user in users if user.id in sources]:
         raise BadInput(
-            f"Bank {bank.name} v{bank.version} rests on {_list_names(inside)}: who made it cannot test it.",
+            f"Bank {bank.name} v{bank.version} contains data of {_list_names(inside)}, so it cannot be tested on them.",
             hint="leave them out of the file",
         )
     if without := [user.name for user in users if user.id not in testable]:
         raise BadInput(
-            f"There are no items with held-out queries of task {bank.task} of {_list_names(without)}.",
+            f"These users have no history items with held-out queries of task {bank.task}: {_list_names(without)}.",
             hint=("leave them out of the file, or import their queries (", Command("data import"), ")"),
         )
     return tuple(sorted(user.id for user in users))
@@ -85,8 +85,8 @@ def _require_known_sources(reg: Registry, bank: Bank) -> set[int]:
     """The users whose data the bank contains. Raises BadInput if the users of its task adapter are not recorded."""
     if bank.task_adapter is not None and not reg.banks.knows_task_adapter_users(bank.id):
         raise BadInput(
-            f"Bank {bank.name} v{bank.version} does not say whose items its task adapter learned from.",
-            hint=Command("bank build", task=bank.task),
+            f"Bank {bank.name} v{bank.version} does not record whose items its task adapter learned from.",
+            hint=("build it again: ", Command("bank build", task=bank.task)),
         )
     return reg.banks.source_users(bank.id)
 
@@ -105,7 +105,7 @@ def read_user_names(path: Path) -> list[str]:
             raise BadInput(f"{path} is too large for a list of names: at most {MAX_FILE_BYTES:,} bytes.")
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        hint = missing_file_hint(path, "a file of users' names, one a line")
+        hint = missing_file_hint(path, "name a file with one user's name on each line")
         raise NotFound(f"There is no file {path}.", hint=hint) from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
@@ -113,5 +113,5 @@ def read_user_names(path: Path) -> list[str]:
         raise BadInput(f"{path} cannot be read: {system_reason(error)}.") from error
     names = [name for line in text.splitlines() if (name := line.strip())]
     if not names:
-        raise BadInput(f"{path} names nobody.", hint="one user's name a line")
+        raise BadInput(f"{path} names no user.", hint="write one user's name on each line")
     return names

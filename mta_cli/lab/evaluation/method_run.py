@@ -68,7 +68,9 @@ class MethodRun:
 
     @property
     def memoryless_key(self) -> tuple[int, str, dict[str, Any]] | None:
-        """Fold, name and settings of the answers to which this run's memory is only added; None for other runs."""
+        """Fold, name and settings of the same method without label memory, if its stored answers suffice to compute
+        this run's; otherwise None.
+        """
         if not self.method.memory_is_only_added:
             return None
         return self.fold, *memoryless_answers_key(self.method, self.settings)
@@ -118,7 +120,7 @@ def cost_of_answers(
             unknown.add(name)
         elif users:
             seconds += len(users) * speeds[name]["seconds"]
-            # an answer with a label is one scoring; a text is written too, which takes longer
+            # to answer with a label takes as long as a scoring; to generate a text takes longer
             seconds += (queries + (asked if request.task.labels else 0)) * speeds[name]["seconds_per_query"]
     if not open_to:
         return (PlanLine("answers", "all there"),)
@@ -140,10 +142,10 @@ def unanswered_groups(eval_context: EvalContext, evaluation: int, run: MethodRun
 def run_method(
     eval_context: EvalContext, evaluation: int, run: MethodRun, done: int, executor: Executor | None = None
 ) -> Iterator[Event]:
-    """Answer the missing queries of a method run. `done` users are already counted in the progress.
+    """Answer the missing queries of a method run, and store the answers of each group of users.
 
-    Stacks are trained by `executor`, else on the context's base, where all else is computed. The timed group is made
-    and answered there as well.
+    `done` users are already counted in the progress. Stacks are trained by `executor`; without one, and for the timed
+    group, they are trained on the context's base. Everything else is computed on the context's base.
     """
     groups = unanswered_groups(eval_context, evaluation, run)
     if not groups:

@@ -38,7 +38,10 @@ def parse_settings(given: Sequence[str]) -> dict[str, dict[str, str]]:
         place, equals, value = text.partition("=")
         method, dot, name = (part.strip() for part in place.partition("."))
         if not (equals and dot and method and name):
-            raise UsageError(f"{text!r:.80} is not a setting of a method", hint="METHOD.SETTING=VALUE, as mta.steps=20")
+            raise UsageError(
+                f"{text!r:.80} is not a setting of a method",
+                hint="write METHOD.SETTING=VALUE, for example mta.steps=20",
+            )
         found.setdefault(method, {})[name] = value.strip()
     return found
 
@@ -76,7 +79,7 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
 
 
 def label_memory_of(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
-    """The label memory of a method that has these settings, or these by fold."""
+    """The label memory (neighbours, habit or off) of a method with these settings, or with these settings by fold."""
     names: Mapping[str, Any] = settings if isinstance(settings, Mapping) else next(iter(settings), {})
     return "neighbours" if "neighbour_weight" in names else "habit" if "prior_weight" in names else "off"
 
@@ -86,13 +89,13 @@ def _convert_setting(name: str, kind: type, value: Any) -> Any:
     key = name.rpartition(".")[2]
     if kind is bool:
         if str(value).lower() not in ("true", "false"):
-            raise UsageError(f"{name} = {value!r:.80}: this is true or false")
+            raise UsageError(f"{name} = {value!r:.80}: this must be true or false")
         return str(value).lower() == "true"
     try:
         found: Any = kind(value)
     except ValueError:
         what = {int: "a whole number", float: "a number"}.get(kind, "a text")
-        raise UsageError(f"{name} = {value!r:.80}: this is {what}") from None
+        raise UsageError(f"{name} = {value!r:.80}: this must be {what}") from None
     if (wanted := _out_of_bounds(key, found)) is not None:
         raise UsageError(f"{name} = {value!r:.80}: {wanted}")
     return found
@@ -104,7 +107,7 @@ def _out_of_bounds(key: str, value: Any) -> str | None:
         return f"choose one of {', '.join(PLACEMENTS)}" if key == "placement" and value not in PLACEMENTS else None
     if math.isfinite(value) and (value > 0 or (value == 0 and key not in POSITIVE_SETTINGS)):
         return None
-    return f"this is a number {'above 0' if key in POSITIVE_SETTINGS else 'of at least 0'}"
+    return f"this must be a number {'above 0' if key in POSITIVE_SETTINGS else 'of at least 0'}"
 
 
 def method_rows() -> list[dict[str, Any]]:

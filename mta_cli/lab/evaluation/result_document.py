@@ -28,15 +28,18 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 CALIBRATION_PARTS = (5, 4, 3, 2, 7)
-"""Candidates for the number of calibration parts, by user id; the first that gives two parts is used. Each part is
-calibrated on the others.
+"""Test users are divided into calibration parts by their id modulo one of these numbers: the first that gives two
+parts. The temperature of a part is fitted on the other parts.
 """
 
 
 def score_method(
     reg: Registry, task: Task, plan: Design, evaluation: int, method: str, settings: FoldSettings, calibrate: bool
 ) -> ScoredMethod:
-    """Read a method's answers. A user's temperature is fitted on other users of the same bank."""
+    """A method's stored answers to the test users' queries, scored.
+
+    With `calibrate`, in a task of labels, a user's temperature is fitted on other users of the same bank.
+    """
     tested, found = load_answers(reg, evaluation, method, settings, [fold.test for fold in plan.folds])
     temperatures = _fit_fold_temperatures(task, plan, found, tested) if calibrate and task.labels else None
     return score_answers(task, method, tested, temperatures)
@@ -81,7 +84,7 @@ def result_document(
 ) -> dict[str, Any]:
     """The document of `mta eval run`: all of `chosen`'s methods on all test users.
 
-    `given` are those settings of each that a user gave, in this run or in the one that measured it.
+    `given` are the settings that a user gave for each method, in this run or in the run that measured the method.
     """
     from mta_cli.engine.model.load import number_format
 
@@ -162,8 +165,8 @@ def _ladder(user_sums: Mapping[str, UserSums], seed: int) -> dict[str, Any] | No
 def reference_for(method: str, reference: str, measured: Collection[str]) -> str:
     """The method among `measured` with which `method` is compared: `reference`, with the label memory of `method`.
 
-    It is `reference` itself if that was not measured with this memory or is named with its own memory (`mta+off`), and
-    for its own variants, methods without a choice of memory, and methods of an earlier version.
+    It is `reference` itself if the reference was not measured with this memory, or is named with a memory (`mta+off`);
+    and if `method` is a variant of the reference, has no choice of memory, or is from an earlier version.
     """
     from mta_cli.lab.methods.catalog import find_method
 

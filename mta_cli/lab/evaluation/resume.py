@@ -27,7 +27,7 @@ def resume_evaluation(
         answered = reg.evaluations.predictions.answered_methods(begun.id)
         methods = ",".join(answered) or defaults.methods
         asked = {"methods": methods, "reference": defaults.reference, "calibrate": defaults.calibrate}
-        yield Note(f"Which methods were asked for was not written down; it goes on with {methods}.", warning=True)
+        yield Note(f"The evaluation does not record its methods; it goes on with {methods}.", warning=True)
     request = restore_eval_request(reg, begun, asked, machine)
     if make_design(reg, request).key != begun.key:
         raise changed_since_error(begun.label, Command("eval run", task=begun.task))

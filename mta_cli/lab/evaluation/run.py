@@ -59,14 +59,22 @@ def run_evaluation(
         ]:
             earlier = {name: own for name, own in earlier.items() if name not in incomplete}
             names = ", ".join(incomplete)
-            yield Note(f"Answers for some users are missing: {names}. Name them to run them again.", warning=True)
+            yield Note(
+                f"Answers for some users are missing: {names}. Name them in --methods to run them again.", warning=True
+            )
         given = {**evaluation.result.get("given", {}), **{name: {} for name in chosen}, **request.method_settings}
         result = result_document(reg, request, design, evaluation.id, chosen | earlier, given)
         if outdated := sorted(filter(_is_outdated, earlier.items())):
             names = ", ".join(name for name, _ in outdated)
-            yield Note(f"Measured by an earlier version of mta: {names}. Name them to run them again.", warning=True)
+            yield Note(
+                f"Measured by an earlier version of mta: {names}. Name them in --methods to run them again.",
+                warning=True,
+            )
         for control, own in _unlike_originals(chosen | earlier):
-            yield Note(f"{control} has other settings than {own}. Name both to run them alike.", warning=True)
+            yield Note(
+                f"{control} has other settings than {own}. Name both in --methods to run them with the same settings.",
+                warning=True,
+            )
         if result["reference"] != request.options.reference:
             wanted = request.options.reference
             yield Note(f"{wanted} is not among the methods: all are compared with {result['reference']}.", warning=True)
@@ -77,7 +85,7 @@ def run_evaluation(
 def tune_evaluation(
     reg: Registry, request: EvalRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
 ) -> Iterator[Event]:
-    """Try the settings in each method's grid.
+    """Try the settings in each method's grid, and store the best ones for each fold.
 
     `JobResult.result`: {evaluation, task, tuned: [{method, fold, settings, gold_loglik, trials}]}.
     """
@@ -86,8 +94,10 @@ def tune_evaluation(
     if not methods:
         controls = any(method.control_of for method in named)
         raise UsageError(
-            "none of these methods has settings to choose from",
-            hint="a control has the settings of its method" if controls else Command("eval methods"),
+            "none of these methods has settings to try",
+            hint="a control takes the settings of its method: tune that method"
+            if controls
+            else (Command("eval methods"), " lists other methods"),
         )
     design = make_design(reg, request)
     runs = [MethodRun(n, m, own) for m in methods for own in trials(m, request) for n in range(len(design.folds))]
@@ -129,7 +139,10 @@ def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
     if reference in names:
         options = replace(options, reference=reference)
     if request.measured is not None and (apart := [method.name for method in methods if method.bank_preset]):
-        raise UsageError((f"{', '.join(apart)} has a bank of its own, and ", Flag("bank"), " measures one bank"))
+        raise UsageError(
+            (f"{', '.join(apart)} needs a bank of its own and cannot be measured with ", Flag("bank")),
+            hint="leave it out of the methods",
+        )
     of_methods = {name: own for name, own in given.items() if name in names}
     request = replace(request, options=options, method_settings=of_methods)
     for method in methods:
@@ -265,7 +278,7 @@ def _answer_missing(
     ]
     total = sum(len(design.answering_users(run.fold)) for run in runs)
     if sum(counts) == total:
-        yield Note(f"Evaluation {evaluation.id} holds all these answers; nothing to compute.")
+        yield Note(f"Evaluation {evaluation.id} already has all these answers; there is nothing to compute.")
         return
     presets = bank_presets([run.method for run in runs])
     with open_executors(request.executor) as executors:

@@ -99,7 +99,7 @@ def _document(one: FinishedEvaluation, reference: str | None) -> dict[str, Any]:
 def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None = None) -> dict[str, Any]:
     """The document of `evaluations`: {task, …, seeds, evaluations, reference, methods, differences, power, costs}.
 
-    Only methods that all evaluations have are kept; costs are means over them. Raises UsageError as
+    Only methods that all evaluations have are kept; costs are means over the evaluations. Raises UsageError as
     `evaluation_document`.
     """
     _require_one_design(evaluations)
@@ -109,7 +109,10 @@ def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None 
     chosen = _find_reference(reference or first["reference"], methods)
     user_sums = {name: _pool_user_sums(evaluations, name) for name in methods}
     if len({result["data"] for result in results if "data" in result}) > 1:  # missing in documents of earlier versions
-        raise UsageError("histories or consent changed between these evaluations", hint=Command("eval list"))
+        raise UsageError(
+            "histories or consent changed between these evaluations, so they cannot be pooled",
+            hint=(Command("eval list"), " lists all evaluations"),
+        )
     users, queries = _count_users_and_queries(user_sums[chosen], len(results))
     made = {**first, "users": users, "queries": queries, **compare_methods(user_sums, chosen, first["seed"])}
     if made["ladder"] is not None:
@@ -147,7 +150,9 @@ def _pool_user_sums(evaluations: Sequence[FinishedEvaluation], method: str) -> U
         return add_user_sums(user_sums)
     except ValueError as error:
         names = join_words(one.name for one in evaluations)
-        raise UsageError(f"{names} cannot be read as one: {error}", hint=Command("eval list")) from error
+        raise UsageError(
+            f"{names} cannot be pooled: {error}", hint=(Command("eval list"), " lists all evaluations")
+        ) from error
 
 
 def _count_users_and_queries(user_sums: UserSums, times: int) -> tuple[int, int]:
@@ -159,25 +164,40 @@ def _require_one_design(evaluations: Sequence[FinishedEvaluation]) -> None:
     first = evaluations[0]
     for one in evaluations:
         if "settings" not in one.result:
-            raise UsageError(f"{one.name} is one of stored models: it stands for itself")
+            raise UsageError(
+                f"{one.name} measured stored models; it can neither be pooled nor get another reference",
+                hint="name it alone, and without a reference",
+            )
         for key in DESIGN_KEYS:
             if key != "reference" and one.result.get(key, "") != first.result.get(key, ""):
                 told = f"{key}: {first.result.get(key)} in {first.id} and {one.result.get(key)} in {one.id}"
-                raise UsageError(f"these evaluations differ in more than the seed ({told})", hint=Command("eval list"))
+                raise UsageError(
+                    f"these evaluations differ in more than the seed ({told}), so they cannot be pooled",
+                    hint=(Command("eval list"), " lists all evaluations"),
+                )
     for name in first.result["methods"]:
         results = [one.result for one in evaluations if name in one.result["methods"]]
         settings = [own for result in results for own in used_settings(result, name)]
         if len({own.get("version", 1) for own in settings}) > 1:
-            raise UsageError(f"{name} was another method in an earlier version of mta", hint="run one of them again")
+            raise UsageError(
+                f"{name} was measured by versions of mta that compute it differently",
+                hint="run the older evaluation again",
+            )
         given = {key for result in results for key in result.get("given", {}).get(name, {})}
         for key in sorted(given):  # other settings may be tuned by seed
             values = [own.get(key, "not set") for own in settings]
             if any(value != values[0] for value in values):
                 told = f"{name}.{key}: {' and '.join(map(str, dict.fromkeys(values)))}"
-                raise UsageError(f"these evaluations differ in more than the seed ({told})", hint=Command("eval list"))
+                raise UsageError(
+                    f"these evaluations differ in more than the seed ({told}), so they cannot be pooled",
+                    hint=(Command("eval list"), " lists all evaluations"),
+                )
     if len({one.result["seed"] for one in evaluations}) < len(evaluations):
         names = join_words(one.name for one in evaluations)
-        raise UsageError(f"{names} have a seed in common", hint=Command("eval list"))
+        raise UsageError(
+            f"{names} have a seed in common, so they cannot be pooled",
+            hint=(Command("eval list"), " lists all evaluations"),
+        )
 
 
 def _mean(results: Sequence[dict[str, Any]], method: str, what: str) -> float | None:

@@ -147,8 +147,8 @@ PRESETS_BY_NAME: dict[str, Method] = {method.name: method for method in PRESET_M
 def find_method(name: str, memory: str | None = None) -> Method:
     """The method called `name`: a preset or a composition, with an optional suffix for its label memory.
 
-    `memory` is used without a suffix. A suffix for the method's own memory is dropped: `mta+neighbours` is `mta`.
-    Raises UsageError for an unknown name, and for a memory where a method has none.
+    `memory` applies to a name without a suffix. A suffix for the method's own memory is dropped: `mta+neighbours` is
+    `mta`. Raises UsageError for an unknown name, and for a suffix if the method has no label memory.
     """
     stem, plus, suffix = name.partition("+")
     method = _find_stem(stem)
@@ -156,9 +156,11 @@ def find_method(name: str, memory: str | None = None) -> Method:
     if wanted is None or wanted == method.memory or (not plus and method.memory is None):
         return method
     if wanted not in MEMORIES:
-        raise UsageError(f"{name!r:.80}: {wanted!r:.40} is not a label memory", hint=f"one of {', '.join(MEMORIES)}")
+        raise UsageError(
+            f"{name!r:.80}: {wanted!r:.40} is not a label memory", hint=f"choose one of {', '.join(MEMORIES)}"
+        )
     if method.memory is None:
-        raise UsageError(f"{name!r:.80}: {stem} has no label memory to choose", hint=stem)
+        raise UsageError(f"{name!r:.80}: {stem} has no label memory to choose", hint=f"name it {stem}")
     named = replace(
         method,
         name=f"{stem}+{wanted}",
@@ -181,7 +183,7 @@ def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method
     variants = MEMORIES if memory == ALL_MEMORIES else (memory,)
     methods = {method.name: method for name in names for method in (find_method(name, one) for one in variants)}
     if not methods:
-        raise UsageError("no method was named", hint=Command("eval methods"))
+        raise UsageError("no method was named", hint=(Command("eval methods"), " lists all"))
     return list(methods.values())
 
 
@@ -245,7 +247,8 @@ def _permute(method: Method) -> Method:
     makes_loras = method.build is not None or (method.anchors, method.stack) != ("none", "none")
     if method.control_of or method.memory is None or not makes_loras:
         raise UsageError(
-            f"there is no method {name!r:.80}", hint=f"{method.name} has no LoRA of a user's own to permute"
+            f"there is no method {name!r:.80}",
+            hint=(f"{method.name} has no LoRA of a user's own to permute; ", Command("eval methods"), " lists all"),
         )
     about = f"a control: {method.name}, each user with another's LoRAs"
     step = ANOTHERS if method.step == ADAPTED else ""
@@ -259,7 +262,8 @@ def _compose(stem: str) -> Method:
     if len(parts) != len(choices) or any(part not in known for part, known in zip(parts, choices, strict=False)):
         raise UsageError(
             f"there is no method {stem!r:.80}",
-            hint="BELOW:ANCHORS:STACK, as task:evidence:lora; " + "; ".join(", ".join(known) for known in choices),
+            hint="write BELOW:ANCHORS:STACK, for example task:evidence:lora; the choices are "
+            + "; ".join(", ".join(known) for known in choices),
         )
     below, anchors, stack = parts
     about, version = f"composed: {below}, {anchors}, {stack}", 1 if stack == "none" else 2

@@ -16,7 +16,7 @@ from mta_cli.options import MemoryOptions
 
 @dataclass(frozen=True)
 class NeighbourAnswer:
-    """The likeliest label, or for scores the median, by `prior` added to `log_rates` [labels], nats."""
+    """Answers the likeliest label, or for scores the median, by the sum of `prior` and `log_rates` [labels], nats."""
 
     prior: LabelPrior
     log_rates: tuple[float, ...]
@@ -30,9 +30,9 @@ class NeighbourAnswer:
 
 
 def build_neighbour_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-    """A model for each user, with an empty answer for a task of texts.
+    """A model for each user. In a task of texts its answers are empty.
 
-    Without neighbours it uses the label prior only.
+    If the bank has no neighbours, only the user's label prior is used.
     """
     from mta_cli.engine.memory.knn import MixtureWeights
 

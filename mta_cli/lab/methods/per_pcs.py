@@ -1,4 +1,4 @@
-"""`per-pcs`: every module of a user's LoRA is assembled from the anchors that answer its inputs, as in Per-Pcs.
+"""`per-pcs`: every module of a user's LoRA is assembled from the anchors that act most on its inputs, as in Per-Pcs.
 
 Per-Pcs (arXiv 2406.10471) cuts each sharer's LoRA into one piece per module, with a gate: a vector g, trained on the
 sharer's own history. A piece's score is the mean of √in · cos(x, g) over the tokens that predict the user's answers,
@@ -81,7 +81,10 @@ class PieceAssembly:
     chosen_pieces: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
 
     def apply_piece(self, path: str, x: Tensor) -> Tensor:
-        """The output of the user's piece for a module, `[rows, time, in]` → `[rows, time, out]`."""
+        """Choose the user's piece for a module by its input `x`, keep it, and return its output for `x`.
+
+        `[rows, time, in]` → `[rows, time, out]`.
+        """
         a, b = self.factors[path] = self._choose(path, x[self.rows, self.columns].float())
         return x @ a.to(x.dtype).T @ b.to(x.dtype).T
 
@@ -142,7 +145,10 @@ def assemble_pieces(
 
 @contextmanager
 def _hook_assembly(model: nn.Module, assembly: PieceAssembly) -> Iterator[None]:
-    """Inside, the model's own modules add the assembly's pieces, as they are chosen."""
+    """Inside the block, forward hooks add the assembly's pieces to the outputs of the model's modules.
+
+    Each piece is chosen when its module runs.
+    """
 
     def beside(path: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output + assembly.apply_piece(path, inputs[0])
@@ -156,7 +162,7 @@ def _hook_assembly(model: nn.Module, assembly: PieceAssembly) -> Iterator[None]:
 
 
 def build_per_pcs_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-    """A LoRA of the anchors' rank for each of `users`; none for a user without shots."""
+    """A model for each of `users` with a LoRA of the anchors' rank; without a LoRA if shots or anchors are missing."""
     if not len(context.anchors):
         return [UserModel() for _ in users]
     base = context.loaded_base

@@ -59,7 +59,7 @@ class MergeObjective:
 
 
 def first_population(shares: Sequence[float], evaluations: int, seed: int) -> NDArray[np.float64]:
-    """Initial candidates [candidates, anchors]: the simple merges first, then weights drawn uniformly."""
+    """Initial candidates [candidates, anchors]: equal shares, `shares`, no anchor, each anchor alone; then random."""
     k = len(shares)
     known = [uniform_weights(k), list(shares), [0.0] * k, *np.eye(k).tolist()]
     size = max(MIN_POPULATION, len(known), min(CANDIDATES_PER_WEIGHT * k, evaluations))
@@ -91,7 +91,7 @@ def search_weights(objective: MergeObjective, shares: Sequence[float], evaluatio
 
 
 def build_searched_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-    """The best merge found for each of `users`; none for a user without shots."""
+    """A model for each of `users`, with the best merge of anchors found; without a LoRA for a user without shots."""
     options = FuseOptions(top_k=int(settings["top_k"]))
     near = weigh_anchors(context, users, "similarity", options, MemoryOptions("off"))
     return [_build_searched_model(context, user, shares, settings) for user, shares in zip(users, near, strict=True)]

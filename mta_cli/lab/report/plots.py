@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_PANEL_COLUMNS = 4  # side by side
+MAX_PANEL_COLUMNS = 4  # panels side by side
 MAX_TITLE_LETTERS = 24  # letters of a panel's title on one line
-SAME_SIZE_DECADES = 0.05  # decades; sizes nearer than this are drawn side by side
-MAX_SPREAD_DECADES = 0.34  # the largest spread of such a group, in decades
+SAME_SIZE_DECADES = 0.05  # sizes that differ by less than 10^0.05, or 12 %, are drawn side by side
+MAX_SPREAD_DECADES = 0.34  # the most room for them on the logarithmic axis, where 1 is a factor of ten
 
 
 def draw_intervals(document: Document, shown: Sequence[str]) -> Figure:
@@ -87,8 +87,8 @@ def _dots(panel: Axes, document: Document, methods: Sequence[str], metric: str) 
 
 
 def draw_series(documents: Sequence[Document], by: str) -> Figure:
-    """The main metric against `by`: a panel for each method of all documents, with the method that it was compared
-    with.
+    """The main metric against `by`: a panel for each method that all documents have, beside the method with which it
+    was compared.
     """
     last, compared = documents[-1], compared_with(documents[-1])
     reference: str = last["reference"]
@@ -180,7 +180,7 @@ def draw_bytes(document: Document) -> Figure:
 
 
 def _size_axis(axes: Axes, sizes: Sequence[float]) -> float:
-    """Set ticks at decades, and return the place for zero bytes, left of an axis break."""
+    """Set a tick at each power of ten, and return the place for zero bytes, left of an axis break."""
     powers = [math.log10(found) for found in sizes if found > 0] or [0.0]
     first, last = math.floor(min(powers)), max(powers) + 0.5
     free = any(found <= 0 for found in sizes)

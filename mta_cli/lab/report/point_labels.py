@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 DISTANCES = (7, 13, 21, 31, 43, 57, 73)  # pixels between a point and its name; all but the nearest get a line
 DIRECTIONS = 16
-# What it costs to cover a pixel of another box, to leave the frame by one, and to be one farther from the point.
+# The costs of a place: for each pixel of another box that it covers, each pixel outside the frame, and each pixel
+# between name and point.
 OVERLAP_COST, OUTSIDE_COST, DISTANCE_COST = 6.0, 40.0, 2.5
 
 
@@ -66,7 +67,7 @@ def write_labels(axes: Axes, points: Sequence[Point], *, colour: str, line: str,
             arrowprops=leader,
         )
         label.set_in_layout(False)
-        extent = Text.get_window_extent(label)  # an annotation's own would hold its line too
+        extent = Text.get_window_extent(label)  # an annotation's own extent includes its line
         width, height = extent.width + 3, extent.height + 1
         boxes, distances = _candidates(at[index], width, height)
         outside = width * height - _overlaps(boxes, frame)

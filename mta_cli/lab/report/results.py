@@ -33,7 +33,7 @@ DESIGN_KEYS = (
     "options",
     "reference",
 )
-_HABIT_SETTINGS = ("prior_weight", "prior_strength")  # as `MEMORY_SETTINGS`, which imports torch
+_HABIT_SETTINGS = ("prior_weight", "prior_strength")  # as in `MEMORY_SETTINGS`, whose module imports torch
 # Prefixes in file names for the keys that distinguish the documents of a task.
 FILE_NAME_PREFIXES = {
     "shots": "shots",
@@ -86,7 +86,7 @@ def memory_variants(document: Document) -> dict[str, dict[str, str]]:
 
 
 def signed_score(value: float, metric: str) -> float:
-    """`value` with a sign so that more is better."""
+    """`value`, negated if a lower value of the metric is better, so that more is always better."""
     return -value if metric in LOWER_IS_BETTER else value
 
 
@@ -264,7 +264,7 @@ def find_series(documents: Sequence[Document], by: str) -> list[list[Document]]:
 
 
 def mean_score(documents: Sequence[Document], method: str, metric: str) -> float | None:
-    """The mean of a method's values over documents; None unless every one of them has it."""
+    """The mean of a method's values over documents; None if any of them lacks a value."""
     values = [method_score(document, method, metric) for document in documents]
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present and len(present) == len(values) else None

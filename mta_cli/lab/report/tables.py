@@ -39,7 +39,7 @@ from mta_cli.text.formatting import (
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: `strong` marks the best of its column, or a difference that Holm's method leaves.
+    """One cell. `strong`: it is the best of its column, or a difference that is significant after Holm's correction.
 
     `verdict` is the verdict of a difference.
     """
@@ -79,7 +79,7 @@ def has_cost(document: Document, what: str) -> bool:
 
 
 def ladder_table(document: Document) -> Table | None:
-    """The steps of the ladder from the bottom, with what each adds; None in documents that compare none."""
+    """The steps of the ladder from the bottom, with what each adds; None for a document without a ladder."""
     ladder = document.get("ladder")
     if ladder is None:
         return None
@@ -107,7 +107,10 @@ def methods_table(document: Document) -> Table:
 
 
 def memory_tables(document: Document) -> list[Table]:
-    """Each method with each label memory, in the main metric and in likelihood. None where no method has several."""
+    """Tables of each method with each label memory: the main metric, and the likelihood.
+
+    Empty if no method was measured with several memories.
+    """
     if not memory_variants(document):
         return []
     return [memory_table(document, one) for one in metrics(document) if one in (document["metric"], LOGLIK_METRIC)]

@@ -107,4 +107,5 @@ def describe_settings(used: object) -> str:
 
 
 def _setting(name: str, value: object) -> str:
+    # a rate of 0 is from an earlier version, in which the kind of task decided the rate
     return f"{name} by the task" if name == "learning_rate" and value == 0.0 else f"{name} {value}"

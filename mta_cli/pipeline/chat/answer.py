@@ -88,7 +88,7 @@ def answer_penalty(options: AnswerOptions, *, is_chat: bool) -> float:
 
 
 class ChatModel:
-    """A loaded base that answers with one user's weights at a time. A change of user loads no base again."""
+    """A loaded base that answers with one user's weights at a time. Changing the user does not load the base again."""
 
     def __init__(self, reg: Registry, base: LoadedBase, asking: ChatOptions) -> None:
         from mta_cli.engine.generation.request import PromptCache
@@ -166,10 +166,11 @@ class ChatModel:
         return (bank.id, bank.task_adapter) if user is None else model_parts(self.reg, user, task, bank)
 
     def refresh_weights(self, about: str) -> bool:
-        """Merge the user's weights again where they have changed. Returns whether that was so.
+        """Merge the user's weights again if they have changed; returns whether they had.
 
-        Others may have changed or removed them, or `about`, the message that begins the conversation, is nearest to
-        another of the user's tasks. A mode that the user no longer has gives way to the most personal one.
+        Another process may have changed or removed them in the store, or `about`, the first message of the
+        conversation, is nearest to another of the user's tasks. If the user no longer has the chosen mode, the most
+        personal one is used.
         """
         version = self.reg.data_version
         if version == self._store_version and about == self._about:
@@ -185,9 +186,9 @@ class ChatModel:
         return True
 
     def set_system(self, text: str) -> None:
-        """Put a system message in front of what follows; an empty text takes it away.
+        """Put a system message before the following messages; an empty text removes it.
 
-        Raises UsageError where each message is a task's prompt.
+        Raises UsageError if each message becomes a task's prompt.
         """
         if self.uses_task_prompt:
             raise UsageError(f"Task {self.task.name} has a prompt of its own, which takes no system message.")
@@ -197,7 +198,7 @@ class ChatModel:
 
     @contextmanager
     def disable_adapters(self) -> Iterator[None]:
-        """Inside, the base has no user's weights, so that LoRAs can be added on top."""
+        """Inside the block, the base has no user's weights, so that LoRAs can be added; they are restored on exit."""
         user, mode = self.user, self._asked_mode
         try:
             self._kv_cache.clear()
@@ -330,7 +331,7 @@ class ChatModel:
 def answer_question(
     reg: Registry, entry: ModelEntry, user_name: str | None, text: str, asking: ChatOptions
 ) -> Iterator[Event]:
-    """One answer. `JobResult` has user, text, tokens, seconds and source."""
+    """Load the user's model and stream its answer to `text`. `JobResult` has user, text, tokens, seconds and source."""
     check_message(text)
     user = reg.users.get(user_name) if user_name is not None else None
     started = time.perf_counter()
@@ -434,7 +435,7 @@ def _require_labels(reg: Registry, asking: ChatOptions) -> None:
 
     if asking.free_decoding and (asking.task is None or not find_task(reg, asking.task).labels):
         raise UsageError(
-            (Flag("free_decoding"), " is for a ", Flag("task"), " with labels; this has none."),
+            (Flag("free_decoding"), " needs a ", Flag("task"), " with labels."),
             hint=("Leave ", Flag("free_decoding"), " out."),
         )
 

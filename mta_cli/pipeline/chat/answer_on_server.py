@@ -37,7 +37,7 @@ BY_SERVER = ("max_tokens", "repetition_penalty")  # where not given, the server'
 
 
 def server_for(reg: Registry, entry: ModelEntry, asking: ChatOptions) -> RunningServer | None:
-    """A running server of the store that gives the answer which this process would give; None without one."""
+    """A running server of the store that gives the same answer as this process would; None if there is none."""
     # OpenAI's interface has no free decoding, and does not tell the end of an answer from a stop text
     if asking.free_decoding or asking.stops:
         return None
@@ -51,8 +51,8 @@ def server_for(reg: Registry, entry: ModelEntry, asking: ChatOptions) -> Running
 
 
 def _settings(chat: dict[str, Any], asking: ChatOptions) -> dict[str, Any]:
-    """Those of a process's `ChatOptions` that a request does not change: it cannot, or leaves them as the server was
-    started.
+    """The `ChatOptions` of a process, given as JSON, that a request cannot change or does not set. The server and this
+    process give the same answer only if they agree in them.
     """
     machine, memory, answer = (dict(chat.get(name) or {}) for name in ("machine", "memory", "answer"))
     for name in ("seed", "max_memory", "verify"):
@@ -165,5 +165,5 @@ def _ask(
 
 
 def _model_name(user: User | None) -> str:
-    """A user's name as the server reads it; `base` is the base there."""
+    """The name of a user's model on the server. There, `base` is the base, and a user called so is `base:base`."""
     return "base" if user is None else "base:base" if user.name == "base" else user.name

@@ -76,7 +76,7 @@ class ComparedModel:
 def compare_user_models(
     reg: Registry, entry: ModelEntry, names: Sequence[str], text: str, asking: ChatOptions
 ) -> Iterator[Event]:
-    """The same question to every mode of each user; `JobResult` lists their results, one a user.
+    """The same question to every mode of each user; `JobResult` lists the results, one for each user.
 
     A user's models get the same prompt. Missing models have the answer None. The base is loaded once.
     """

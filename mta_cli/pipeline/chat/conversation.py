@@ -56,8 +56,8 @@ UNFIT_ANSWERS = {
     "repetition": "The answer began to repeat itself",
     "empty": "The answer was empty",
 }
-"""Why an exchange is no example to learn from, by how it ended."""
-ENDED_KEY = "ended"  # of the source of such an exchange: how it ended
+"""Why an answer is not an example to learn from, by the way in which it ended."""
+ENDED_KEY = "ended"  # the key in the source of such an exchange that tells how its answer ended
 
 
 class Conversation:
@@ -121,7 +121,7 @@ class Conversation:
                 yield from self.model.stream_answer(prompt.ids, spoken, text)
             finally:
                 stopped = spoken.finish_reason == "interrupted"
-                if spoken.text or not stopped:  # what is stopped before its first word leaves the exchange before it
+                if spoken.text or not stopped:  # an answer stopped before its first word does not count
                     self._last_answered = AnsweredPrompt(text, prompt.shown, spoken)
                     self._last_ended = spoken.finish_reason if spoken.text.strip() or stopped else "empty"
                 if spoken.text:
@@ -137,7 +137,7 @@ class Conversation:
         return explain_answer(self.model, self._last_answered)
 
     def compare(self, text: str = "") -> Iterator[Event]:
-        """`text`, or the last question, to every mode of the user. The conversation does not change."""
+        """Ask `text`, or else the last question, of every mode of the user. The conversation does not change."""
         earlier = self.exchanges
         if not text:
             if not earlier:
@@ -168,7 +168,10 @@ class Conversation:
         """
         model = self.model
         if name and name != FREE_TASK and model.options.system is not None:
-            raise BadInput(f"Task {name} has a prompt of its own, which takes no system message.", hint="/system first")
+            raise BadInput(
+                f"Task {name} has a prompt of its own, which takes no system message.",
+                hint="Type /system to remove the system message first.",
+            )
         model.set_user_and_options(model.user, replace(model.options, task=name or None))
         yield Note(source_line(model.source, model.task.name))
         yield from self._prompt_notes()
@@ -240,7 +243,7 @@ class Conversation:
         yield Note(source_line(self.model.source, self.model.task.name))
 
     def set_system(self, text: str = "") -> Iterator[Event]:
-        """Put a system message in front of the conversation; an empty text takes it away. It is not stored."""
+        """Put a system message before the conversation; an empty text removes it. System messages are not stored."""
         self.model.set_system(text)
         yield Note("The conversation has a system message now." if text else "The conversation has no system message.")
 
@@ -340,7 +343,7 @@ class Conversation:
             return list(self._store()) if self.autosave else []
         except NotFound as error:
             self.autosave = False
-            return [Note(f"Not stored, nor is what follows: {error}", warning=True)]
+            return [Note(f"This exchange and the following ones are not stored: {error}", warning=True)]
 
     def _store(self) -> Iterator[Event]:
         """Write what is not stored yet. A busy store gives a warning, and the next exchange tries again.
@@ -360,7 +363,7 @@ class Conversation:
                     reg.chats.add_message(chat.id, "user", exchange.question, {})
                     reg.chats.add_message(chat.id, "assistant", exchange.answer, exchange.source)
         except StoreBusy as error:
-            yield Note(f"Not stored yet: {error}", warning=True)
+            yield Note(f"Not stored yet; the next exchange tries again: {error}", warning=True)
             return
         self.chat = chat
         for exchange in waiting:

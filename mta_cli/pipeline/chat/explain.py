@@ -29,7 +29,7 @@ class AnsweredPrompt:
 
 
 def answered_steps(source: AnswerSource, *, examples: int, memory: bool) -> list[Step]:
-    """The steps of the ladder that an answer stands on, from the base to the one that answered, which is the last.
+    """The steps of the ladder from the base to the model that answered, which comes last.
 
     `examples` are the own items that the prompt showed, `memory` says whether label memory counted.
     """
@@ -72,7 +72,7 @@ def explain_answer(model: ChatModel, asked: AnsweredPrompt) -> dict[str, Any]:
 
 
 def chosen_among(model: ChatModel) -> list[str]:
-    """The tasks of texts of which the user's task was chosen by the first message; empty where there was no choice."""
+    """The tasks of texts among which the first message chose the user's task; empty if there was no choice."""
     if model.options.task is not None or model.user is None:
         return []
     own = tasks_with_model(model.reg, model.user, model.base.fingerprint)

@@ -60,7 +60,7 @@ def fit_question(
     room: PromptRoom,
     before: tuple[str | None, int] | None = None,
 ) -> FittedPrompt:
-    """The prompt of the task that asks `text`, with the nearest own items; the farthest are left out where it must.
+    """The prompt of the task that asks `text`, with the user's items nearest to it, as many as fit.
 
     Shows no item that is known to be later than `before`. Raises PromptTooLong.
     """

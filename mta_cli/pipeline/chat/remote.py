@@ -35,7 +35,7 @@ class RemoteConversation:
         self._model, self._task, self._mode = model or BASE_MODEL, task, ""
         self._messages: list[Message] = []
         self._sampling, self._system = dict(sampling or {}), system
-        self._last_ended = ""  # as a key of UNFIT_ANSWERS, where the last answer is not an example
+        self._last_ended = ""  # a key of UNFIT_ANSWERS if the last answer is not an example to learn from
         self._model_asks_task = self._server_truncates = False
 
     @property
@@ -84,7 +84,7 @@ class RemoteConversation:
         yield from self.reset()
 
     def switch_task(self, name: str = "") -> Iterator[Event]:
-        """Make each message from here on a question of this task; without a name, as the model's name says."""
+        """Make each message from here on a question of this task; without a name, the model decides what it becomes."""
         self._task = name or None
         yield Note(f"Each message is a {name} question by itself." if name else "A conversation goes on.")
 
@@ -94,19 +94,19 @@ class RemoteConversation:
         yield Note(f"A new conversation with {self._model} begins.")
 
     def switch_mode(self, mode: str) -> Iterator[Event]:
-        """Not here: a server answers with the most personal model."""
+        """Raise UsageError: a server answers with the most personal model."""
         self._refuse()
 
     def compare(self, text: str = "") -> Iterator[Event]:
-        """Not here."""
+        """Raise UsageError: a conversation over a server compares no models."""
         self._refuse()
 
     def explain_last(self) -> dict[str, Any]:
-        """Not here."""
+        """Raise UsageError: a server does not explain its answers."""
         self._refuse()
 
     def stored_chats(self, which: str = "") -> Iterator[Event]:
-        """Not here: nothing is stored."""
+        """Raise UsageError: conversations over a server are not stored."""
         self._refuse()
 
     def accept_exchange(self) -> Iterator[Event]:
@@ -122,21 +122,21 @@ class RemoteConversation:
         yield Note(f"history item {self._client.add_item(self._model, self._task, question, answer)}")
 
     def undo_accept(self) -> Iterator[Event]:
-        """Not here: a server's clients remove nothing."""
+        """Raise UsageError: a server's clients cannot remove anything."""
         self._refuse()
 
     def set_system(self, text: str = "") -> Iterator[Event]:
-        """Put a system message in front of the conversation; an empty text takes it away."""
+        """Put a system message before the conversation; an empty text removes it."""
         self._system = text or None
         yield Note("The conversation has a system message now." if text else "The conversation has no system message.")
 
     def save(self, target: str = "") -> Iterator[Event]:
-        """Not here: nothing is stored."""
+        """Raise UsageError: conversations over a server are not stored."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:
         raise UsageError(
-            "This is not for a conversation over a server.", hint=(Command("chat"), " without ", Flag("server"))
+            "A conversation over a server cannot do this.", hint=("use ", Command("chat"), " without ", Flag("server"))
         )
 
     def _describe(self, name: str) -> str:
@@ -147,7 +147,7 @@ class RemoteConversation:
 
     @property
     def _asks_task(self) -> bool:
-        """Whether each message is a task's question by itself: the server then reads the last one alone."""
+        """Whether each message is a task's question by itself, so that only the last message is sent."""
         return self._task != FREE_TASK if self._task else self._model_asks_task
 
     def _stream_what_fits(self, messages: list[Message]) -> Iterator[StreamPiece]:

@@ -21,7 +21,7 @@ CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
 MAX_REPLY_BYTES, MAX_LINE_BYTES, MAX_STREAM_BYTES = 2**24, 2**20, 2**26
 MAX_MESSAGE_CHARS = 500
 UNKNOWN_URL = "unknown_url"  # the code of an address that the server does not have
-TOO_LONG = ("context_length_exceeded", "request_too_large", "array_above_max_length")  # codes
+TOO_LONG = ("context_length_exceeded", "request_too_large", "array_above_max_length")  # error codes
 ADDRESS_HINT = ("the address of a server ends in /v1: ", Flag("server", "http://127.0.0.1:8000/v1"))
 T = TypeVar("T")
 
@@ -240,7 +240,7 @@ class ServerClient:
             hint = ADDRESS_HINT if code in (None, UNKNOWN_URL) else "/user NAME chooses another model"
             raise NotFound(message, hint=hint)
         if answered.status_code == 401:
-            raise UsageError(message, hint="MTA_SERVER_KEY holds the key")
+            raise UsageError(message, hint="set MTA_SERVER_KEY to a key of this server")
         raise BadInput(message) if answered.status_code < 500 else MtaError(message)
 
     def _worded(self, error: Fault | str) -> str:

@@ -64,7 +64,7 @@ def build_options(context: FormContext, filled: FormValues, *classes: type[Any])
 def parse_path(text: str) -> Path:
     """The path of a typed text. Raises UsageError for an invalid path."""
     if "\0" in text:
-        raise UsageError("a path holds no NUL character")
+        raise UsageError("a path cannot contain a NUL character")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:  # `~nobody`

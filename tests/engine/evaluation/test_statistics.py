@@ -220,7 +220,7 @@ def test_detectable_before_counts_queries_as_far_as_they_are_independent() -> No
     assert planned_detectable_effect([4] * 25, 0.5, 1.0) == pytest.approx(2.8 * 0.5 / 5)
     assert planned_detectable_effect([1, 7], 1.0, 0.5) > planned_detectable_effect([4, 4], 1.0, 0.5)
     for design in (([], 1.0, 0.5), ([0], 1.0, 0.5), ([3], -1.0, 0.5), ([3], 1.0, 1.5)):
-        with pytest.raises(ValueError, match="no design"):
+        with pytest.raises(ValueError, match="impossible design"):
             planned_detectable_effect(*design)
 
 

@@ -133,15 +133,15 @@ def test_the_same_queries_on_two_occasions_are_one_persons_each() -> None:
 
 def test_what_does_not_belong_together_is_not_joined() -> None:
     first = tallied("accuracy", LABELS, [(1, "a", "a"), (2, "a", "b")])
-    with pytest.raises(ValueError, match="no tally"):
+    with pytest.raises(ValueError, match="no sums to add"):
         add_user_sums([])
     for others in ([(1, "a", "a"), (3, "a", "b")], [(1, "a", "a"), (2, "a", "c")]):
-        with pytest.raises(ValueError, match="other users or queries"):
+        with pytest.raises(ValueError, match="different users or queries"):
             add_user_sums([first, tallied("accuracy", LABELS, others)])
     nameless = [
         replace(one, golds=()) for one in (first, tallied("accuracy", LABELS, [*[(1, "a", "a")] * 2, (2, "a", "b")]))
     ]
-    with pytest.raises(ValueError, match="other users or queries"):
+    with pytest.raises(ValueError, match="different users or queries"):
         add_user_sums(nameless)
-    with pytest.raises(ValueError, match="several tasks"):
+    with pytest.raises(ValueError, match="different tasks"):
         add_user_sums([first, tallied("accuracy", (*LABELS, "d"), [(1, "a", "a"), (2, "a", "b")])])

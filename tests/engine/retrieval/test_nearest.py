@@ -85,5 +85,5 @@ def test_a_mapped_file_is_searched_as_memory_is(tmp_path: Path) -> None:
 def test_numbers_that_are_not_finite_are_refused(bad: float) -> None:
     matrix = unit(200, 6)
     matrix[150, 2] = bad
-    with pytest.raises(IntegrityFault, match="profile 150 is not finite"):
+    with pytest.raises(IntegrityFault, match="profile 150 has a number that is not finite"):
         nearest_rows(matrix, unit(1, 6)[0], 3)

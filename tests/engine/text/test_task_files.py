@@ -57,7 +57,7 @@ def test_all_faults_come_at_once() -> None:
         "prompt is missing",
         "name is 'My Task'",
         "kind is 'lable'; choose one of label, score, text",
-        "item does not hold {output}",
+        "item does not contain {output}",
         "labels has 'a' twice",
         "'querytokens' is not a key of a task file; is it query_tokens?",
         "query_tokens is '0'; it goes from 1",

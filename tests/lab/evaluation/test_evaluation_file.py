@@ -149,13 +149,13 @@ def test_other_people_or_designs_are_refused(reg: Registry, written: Path, tmp_p
         assert evaluation_document(load_evaluations(["3", str(written)], other))["queries"] == 24, "both without it"
         later = int(finish(run_evaluation(other, seeded(trial.request, 5, methods="majority")))[0]["evaluation"])
         export_evaluation(load_finished_evaluation(other, later), tmp_path / "later.json")
-        with pytest.raises(UsageError, match="other users or queries"):
+        with pytest.raises(UsageError, match="different users or queries"):
             evaluation_document(load_evaluations([str(tmp_path / "later.json"), str(written)], other))
 
 
 def test_one_of_stored_models_is_not_exported(reg: Registry, tmp_path: Path) -> None:
     stored = reg.evaluations.add_evaluation("lamp-2", None, {}, {"task": "lamp-2", "costs": {}})
-    with pytest.raises(UsageError, match=f"evaluation {stored} is one of stored models"):
+    with pytest.raises(UsageError, match=f"evaluation {stored} measured stored models"):
         export_evaluation(load_finished_evaluation(reg, stored), tmp_path / "stored.json")
     assert not (tmp_path / "stored.json").exists()
 

@@ -70,7 +70,7 @@ def test_without_names_all_are_tested_who_are_not_in_it(banked: Registry) -> Non
 
 
 def test_who_made_the_bank_is_refused_by_name(banked: Registry) -> None:
-    with pytest.raises(BadInput, match="rests on 'user0', 'user3': who made it"):
+    with pytest.raises(BadInput, match="contains data of 'user0', 'user3', so it"):
         request(banked, ["ida", "user0", "user3"])
     with pytest.raises(NotFound, match="nobody"):
         request(banked, ["nobody"])
@@ -90,7 +90,7 @@ def test_an_anchor_whose_profile_went_with_an_item_has_one_again(banked: Registr
 
 
 def test_methods_with_banks_of_their_own_are_refused(banked: Registry) -> None:
-    with pytest.raises(UsageError, match="mta-published has a bank of its own"):
+    with pytest.raises(UsageError, match="mta-published needs a bank of its own"):
         finish(run_evaluation(banked, request(banked, methods="mta,mta-published")))
 
 
@@ -124,7 +124,7 @@ def test_a_stopped_one_does_not_go_on_with_users_who_came_into_the_bank(banked: 
     begun, ida = banked.evaluations.get(result["evaluation"]), banked.users.get("ida")
     (item, *_) = banked.items.recent_items(ida.id, TASK.name)
     banked.neighbours.add_neighbours(banked.banks.get(TASK.name).id, [(item.id, b"\0" * 8)])
-    with pytest.raises(BadInput, match="rests on 'ida' by now"):
+    with pytest.raises(BadInput, match="now contains data of 'ida'"):
         make_design(banked, restore_eval_request(banked, begun, eval_request_json(asked), CPU))
 
 
@@ -168,7 +168,7 @@ def test_names_are_one_a_line(tmp_path: Path, content: bytes, names: list[str]) 
     assert read_user_names(tmp_path / "names") == names
 
 
-@pytest.mark.parametrize(("content", "told"), [(b"\n \n", "names nobody"), (b"\xff\xfe", "is not UTF-8 text")])
+@pytest.mark.parametrize(("content", "told"), [(b"\n \n", "names no user"), (b"\xff\xfe", "is not UTF-8 text")])
 def test_what_is_no_list_of_names(tmp_path: Path, content: bytes, told: str) -> None:
     (tmp_path / "names").write_bytes(content)
     with pytest.raises(BadInput, match=told):

@@ -136,7 +136,7 @@ def test_given_settings_stand_over_all_others(peopled: Registry) -> None:
         ({"methods": "mta", "given": {"stack": {"steps": "3"}}}, "not among the methods"),
         ({"methods": "mta", "reference": "mat"}, "no method 'mat'"),
         ({"methods": "stack", "given": {"stack": {"placement": "nowhere"}}}, "choose one of all, upper, late"),
-        ({"methods": "mta", "given": {"mta": {"rank": "0"}}}, r"mta.rank = '0': this is a number above 0"),
+        ({"methods": "mta", "given": {"mta": {"rank": "0"}}}, r"mta.rank = '0': this must be a number above 0"),
         ({"methods": "mta", "given": {"mta": {"learning_rate": "nan"}}}, "above 0"),
         ({"methods": "stack", "given": {"stack": {"alpha": "inf"}}}, "above 0"),
         ({"methods": "mta", "given": {"mta": {"prior_weight": "-1"}}}, "of at least 0"),
@@ -321,7 +321,7 @@ def test_an_earlier_method_that_lacks_answers_is_left_out_and_named(peopled: Reg
     peopled.items.append_items(user, [NewItem(item.key, item.task, item.input, item.output, item.time)])
     result, seen = finish(run_evaluation(peopled, eval_request(methods="majority")))
     assert list(result["methods"]) == ["majority"]
-    assert any("missing: neighbours. Name them" in note for note in notes(seen))
+    assert any("missing: neighbours. Name them in --methods" in note for note in notes(seen))
     again, _ = finish(run_evaluation(peopled, eval_request(methods="neighbours")))
     assert set(again["methods"]) == {"neighbours", "majority"}
 
@@ -383,7 +383,7 @@ def test_a_control_in_a_later_run_has_what_was_given_for_its_method(peopled: Reg
     assert result["settings"][control]["steps"] == 2 and not any("other settings" in note for note in notes(seen))
     result, seen = finish(run_evaluation(peopled, eval_request(methods=control, given={alone: {"steps": "3"}})))
     assert result["settings"][control]["steps"] == 3 and result["given"][alone] == {"steps": "2"}
-    assert f"{control} has other settings than {alone}. Name both to run them alike." in notes(seen)
+    assert any(f"{control} has other settings than {alone}. Name both in --methods" in note for note in notes(seen))
 
 
 def test_the_record_of_a_run_has_the_settings_as_they_were_given(peopled: Registry) -> None:

@@ -151,11 +151,11 @@ def test_what_is_not_of_one_design_is_refused(reg: Registry, trial: Trial) -> No
     name = next(iter(made.result["methods"]))
     old = {**made.result, "settings": {**made.result["settings"], name: {"version": 99}}}
     reg.evaluations.finish_evaluation(3, old)
-    with pytest.raises(UsageError, match=f"{name} was another method in an earlier version"):
+    with pytest.raises(UsageError, match=f"{name} was measured by versions of mta"):
         evaluation_document(load_evaluations([2, 3], reg))
     reg.evaluations.finish_evaluation(3, made.result)
     stored = reg.evaluations.add_evaluation("lamp-2", None, {}, {"task": "lamp-2", "costs": {}})
-    with pytest.raises(UsageError, match=f"evaluation {stored} is one of stored models"):
+    with pytest.raises(UsageError, match=f"evaluation {stored} measured stored models"):
         evaluation_document(load_evaluations([2, stored], reg))
     begun = reg.evaluations.get_or_create_evaluation("other", "lamp-2", {}, [])
     with pytest.raises(NotFound, match="no result yet"):
@@ -177,14 +177,14 @@ def test_seeds_of_other_people_are_refused_together_and_reported_apart(store_roo
         for append in (reg.items.append_items, reg.items.append_queries):
             append(newcomer, [NewItem("i", "lamp-2", "a film", "comedy", "2020-01-01")])
         finish(run_evaluation(reg, seeded(request, 3, methods="majority")))
-        with pytest.raises(UsageError, match="cannot be read as one: tallies of other users"):
+        with pytest.raises(UsageError, match="cannot be pooled: they have different users"):
             evaluation_document(load_evaluations([3, 4], reg))
         told: list[str] = []
         assert report_documents(load_evaluations([3, 4], reg), on_unpooled=told.append) == [
             evaluation_document(load_evaluations([3], reg)),
             evaluation_document(load_evaluations([4], reg)),
         ]
-        assert len(told) == 1 and "tallies of other users" in told[0]
+        assert len(told) == 1 and "they have different users" in told[0]
 
 
 def test_seeds_over_other_histories_are_refused_in_the_store_and_in_files(store_root: Path, tmp_path: Path) -> None:

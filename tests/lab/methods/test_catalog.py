@@ -60,7 +60,7 @@ def test_names_come_back_once_and_in_their_order() -> None:
         ("mat", "did you mean mta?"),
         ("fusoin", "did you mean fusion?"),
         ("qqq", "mta eval methods"),
-        ("task:evidence", "BELOW:ANCHORS:STACK, as task:evidence:lora"),
+        ("task:evidence", "BELOW:ANCHORS:STACK, for example task:evidence:lora"),
         ("task:evidence:adapter", "none, lora"),
         ("floor:none:none", "base, task"),
         ("permuted-mat", "did you mean mta?"),

@@ -374,7 +374,7 @@ def test_a_stored_conversation_that_was_removed_is_not_gone_on_with(world: World
     world.reg.chats.remove(chat.chat_id)
     other = world.reg.chats.start_chat(world.bob.id, "his")
     _, events = run(chat.answer_message("the second"))
-    assert f"Not stored, nor is what follows: There is no chat {chat.chat_id}" in notes_of(events) and not chat.autosave
+    assert f"following ones are not stored: There is no chat {chat.chat_id}" in notes_of(events) and not chat.autosave
     assert world.reg.chats.messages(other.id) == [] == world.reg.chats.of_user(world.alice.id)
 
 

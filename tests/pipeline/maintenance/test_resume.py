@@ -273,7 +273,7 @@ def test_an_evaluation_of_which_nothing_was_written_down_goes_on_with_what_it_be
     (one,) = list_unfinished_jobs(peopled)
     assert "majority" in one.detail
     result, seen = go_on(peopled, one)
-    assert "majority" in result["methods"] and any("not written down" in text for text in notes(seen))
+    assert "majority" in result["methods"] and any("does not record its methods" in text for text in notes(seen))
     assert list_unfinished_jobs(peopled) == []
 
 
