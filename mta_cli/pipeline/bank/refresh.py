@@ -36,8 +36,9 @@ from mta_cli.pipeline.requests import BankRequest, restore_bank_request
 from mta_cli.pipeline.runs import bank_label, fail_run_on_error
 from mta_cli.pipeline.training.groups import train_groups
 from mta_cli.pipeline.user_weights import current_bank
-from mta_cli.pipeline.users.dependents import join_names, refresh_command
+from mta_cli.pipeline.users.dependents import refresh_command
 from mta_cli.pipeline.workbench import Workbench
+from mta_cli.text.formatting import join_some
 from store.queries.dependents import AnchorReplacement
 from store.records import Adapter, Anchor, Bank, Item, Run, User
 
@@ -155,7 +156,7 @@ def _plan(work: _RefreshState, stale: Sequence[Anchor], change: NeighbourChange)
     return (
         PlanLine("bank", bank_label(work.bank)),
         PlanLine("stale anchors", f"{len(stale)} of {total}"),
-        PlanLine("recipes and stacks that go", join_names(user_names) if user_names else "none"),
+        PlanLine("recipes and stacks that go", join_some(user_names) if user_names else "none"),
         PlanLine("neighbours", _neighbours_value(change)),
         *build_plan_lines(
             work.reg,
@@ -308,7 +309,7 @@ def _refresh_notes(work: _RefreshState) -> Iterator[Event]:
     if work.affected_users:
         yield Note(
             f"Their recipes or stacks rested on what was replaced, and are gone: "
-            f"{join_names(sorted(work.affected_users))}. "
+            f"{join_some(sorted(work.affected_users))}. "
             f"`mta user fuse` and `mta user adapt` with --task {bank.task} make them anew.",
             warning=True,
         )
