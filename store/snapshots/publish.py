@@ -84,7 +84,9 @@ def stage_snapshot(
 
     Raises BadInput if the place cannot be read or holds another program's manifest, or if the store's disk is full.
     """
-    _require_free(place)
+    there = place.read_manifest(MAX_MANIFEST_BYTES)
+    if there is not None and not is_manifest(there):
+        raise BadInput(f"{place.address}/{MANIFEST_NAME} is a file of another program.", hint="choose an empty place")
     try:
         with hold_temporary(reg.files.checkpoint_folder) as path:
             reg.write_serving_copy(path, choice)
@@ -96,14 +98,8 @@ def stage_snapshot(
             sizes[digest] = path.stat().st_size
             tasks = None if choice.tasks is None else list(choice.tasks)
             manifest = SnapshotManifest(utc_now(), program, SCHEMA_VERSION, tasks, hashed_names, counts, digest, sizes)
-            there = place.object_sizes()
-            new = [digest for digest, size in sizes.items() if there.get(digest) != size]
-            yield StagedSnapshot(manifest, new, sorted(there.keys() - sizes.keys()), reg, place, path)
+            old = place.object_sizes()
+            new = [digest for digest, size in sizes.items() if old.get(digest) != size]
+            yield StagedSnapshot(manifest, new, sorted(old.keys() - sizes.keys()), reg, place, path)
     except OSError as error:
         raise disk_fault(reg.root, error) from error
-
-
-def _require_free(place: SnapshotPlace) -> None:
-    found = place.read_manifest(MAX_MANIFEST_BYTES)
-    if found is not None and not is_manifest(found):
-        raise BadInput(f"{place.address}/{MANIFEST_NAME} is a file of another program.", hint="choose an empty place")
