@@ -163,7 +163,7 @@ def reference_for(method: str, reference: str, measured: Collection[str]) -> str
     """The method among `measured` with which `method` is compared: `reference`, with the label memory of `method`.
 
     It is `reference` itself if that was not measured with this memory or is named with its own memory (`mta+off`), and
-    for its own variants, methods without a choice of memory, and methods of an earlier version.
+    for its own variants, methods without a choice of memory, and unknown ones.
     """
     from mta_cli.lab.methods.catalog import find_method
 
