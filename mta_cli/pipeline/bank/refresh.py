@@ -83,7 +83,6 @@ def refresh_bank(
     *,
     name: str | None = None,
     base: str | None = None,
-    plan: Sequence[PlanLine] = (),
     dry_run: bool = False,
 ) -> Iterator[Event]:
     """Replace the stale anchors of the task's newest bank, or of the bank `name`, on the device of `machine`.
@@ -100,7 +99,7 @@ def refresh_bank(
     stale, change = work.stale_anchors, neighbour_change(reg, bank, request.task, work.user_items)
     unfinished = bool(stale or work.unscreened)
     if dry_run or unfinished or change:
-        yield JobPlan("bank refresh", (*plan, *_plan(work, stale, change)))
+        yield JobPlan("bank refresh", _plan(work, stale, change))
     if dry_run:
         shown = {"bank": bank.name, "version": bank.version, "task": bank.task, "stale": len(stale)}
         yield JobResult({"dry_run": True, **shown, "people": reg.banks.dependent_users(bank.id)})
