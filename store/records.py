@@ -185,7 +185,7 @@ class Recipe:
     """A user's fusion: the anchors of a bank and their weights. `bytes`: 12 an anchor.
 
     `items_hash` is `Items.hash_items` of the items from whose likelihood the weights were computed; empty if the
-    weights need no items, and for a recipe of an earlier version.
+    weights need no items.
     """
 
     user_id: int

@@ -259,7 +259,7 @@ _KERNEL_TERMS = {"votes": "votes", "label prior": "habit", "discriminant": "line
 
 def _neighbours_line(bank: dict[str, Any]) -> str:
     count, users = bank["neighbours"], bank["neighbour_people"]
-    kernel = {"linear": 0.0, **bank["kernel"]}  # banks of earlier versions have no discriminant
+    kernel = bank["kernel"]
     powers = ", ".join(f"{name} × {kernel[key]:.2f}" for name, key in _KERNEL_TERMS.items())
     weights = bank["memory_weights"]
     share = (

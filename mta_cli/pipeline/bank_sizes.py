@@ -51,15 +51,11 @@ def choose_sizes(held: Sequence[int], options: BankOptions) -> BankSizes:
             )
         )
     if options.anchors is None:
-        able = _count_able(held, options)
+        able = sum(count >= options.anchor_items for count in held)
         options = replace(options, anchors=max(1, min(USUAL_ANCHORS, able // USERS_PER_ANCHOR)))
         why = "as usual" if options.anchors == USUAL_ANCHORS else f"a third of the {able} users who may be one"
         lines.append(PlanLine("anchors", f"{options.anchors}: {why}", BY_THE_DATA))
     return BankSizes(options, tuple(lines))
-
-
-def _count_able(held: Sequence[int], options: BankOptions) -> int:
-    return sum(count >= options.anchor_items for count in held)
 
 
 def _choose_min_items(held: Sequence[int]) -> int:

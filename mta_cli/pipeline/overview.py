@@ -6,7 +6,6 @@ terminal and no SQL.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -147,7 +146,7 @@ def is_finished(evaluation: Evaluation) -> bool:
 def personal_and_common(document: Mapping[str, Any]) -> tuple[str, str] | None:
     """The personal and the common method that the ladder of an evaluation compares.
 
-    None if one is missing, and for documents of earlier versions.
+    None if one is missing.
     """
     ladder = document.get("ladder")
     row = personal_row(ladder) if ladder is not None else None
@@ -196,7 +195,7 @@ def _is_part(run: Run, parent: Run, job_of: Mapping[int, int]) -> bool:
 
 def _job_record(reg: Registry, run: Run, evaluations: Mapping[str, Evaluation]) -> JobRecord:
     evaluation = evaluations.get(run.subject)
-    subject = _quick_task(run) if run.kind == QUICK else run.subject
+    subject = str(run.config[REQUEST_KEY]["task"]) if run.kind == QUICK else run.subject
     if evaluation is not None:
         subject = f"{evaluation.task}, {run.subject}"
     kind = "user adapt" if run.kind == ADAPT_RUN_KIND else run.kind
@@ -206,7 +205,7 @@ def _job_record(reg: Registry, run: Run, evaluations: Mapping[str, Evaluation]) 
 
 
 def _outcome(reg: Registry, run: Run, evaluation: Evaluation | None) -> str:
-    """A summary of a finished job's result; empty if an earlier version did not record it."""
+    """A summary of a finished job's result; empty if it has none."""
     result = run.result or {}
     if run.kind == QUICK and "verdict" in result:
         return str(result["verdict"])
@@ -216,7 +215,8 @@ def _outcome(reg: Registry, run: Run, evaluation: Evaluation | None) -> str:
         bank = next((bank for bank in reg.banks.all() if bank_label(bank) == run.subject), None)
         return "" if bank is None else pluralise(len(reg.banks.anchors(bank.id)), "anchor")
     if evaluation is not None and is_finished(evaluation):
-        return _evaluation_words(evaluation.result)
+        ladder = evaluation.result.get("ladder")
+        return pluralise(len(evaluation.result["methods"]), "method") if ladder is None else short_verdict(ladder)
     return ""
 
 
@@ -226,12 +226,6 @@ def _adaptation_words(result: Mapping[str, Any]) -> str:
     return f"held-out loss fell for {result['better']} of {pluralise(result['measured'], 'user')}"
 
 
-def _evaluation_words(document: Mapping[str, Any]) -> str:
-    """A summary of the ladder's verdicts."""
-    ladder = document.get("ladder")
-    return pluralise(len(document["methods"]), "method") if ladder is None else short_verdict(ladder)
-
-
 def _verdict(run: Run) -> str:
     """The verdict of `mta quick` as a sentence; empty for other jobs."""
     result = run.result or {}
@@ -239,12 +233,6 @@ def _verdict(run: Run) -> str:
         return ""
     whom = pluralise(result["measured_users"], "measured user")
     return f"{result['task']}, {whom}: {result['verdict']}."
-
-
-def _quick_task(run: Run) -> str:
-    asked = run.config[REQUEST_KEY]
-    # earlier versions stored the task's TOML
-    return str(asked["task"] if "task_sha256" in asked else tomllib.loads(asked["task"])["name"])
 
 
 def _gains_of_bank(reg: Registry, bank: Bank, limit: int) -> Gains | None:
@@ -283,9 +271,7 @@ def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> G
 
 
 def _user_sums(reg: Registry, evaluation: Evaluation, method: str) -> UserSums | None:
-    """A method's sums by user; None if its answers cannot be scored, because the task was removed or changed or the
-    evaluation is of an earlier version.
-    """
+    """A method's sums by user; None if its answers cannot be scored, because the task was removed or changed."""
     from mta_cli.errors import MtaError
     from mta_cli.pipeline.data.tasks import find_task
     from mta_cli.pipeline.evaluation.scored_answers import rescore_method

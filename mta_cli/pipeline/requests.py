@@ -393,9 +393,7 @@ def restore_adapt_request(
         options_from_json(MemoryOptions, document["memory"]),
     )
     users = None if document["everybody"] else reg.runs.asked_users(run_id)
-    return AdaptRequest(
-        users, options_from_json(AdaptOptions, document["options"]), fuse, document.get("explicit_top_k", False)
-    )
+    return AdaptRequest(users, options_from_json(AdaptOptions, document["options"]), fuse, document["explicit_top_k"])
 
 
 def eval_request_json(request: EvalRequest) -> dict[str, Any]:
@@ -423,9 +421,9 @@ def restore_eval_request(
         options_from_json(BankOptions, evaluation.config["bank"]),
         PromptOptions(evaluation.config["history_items"]),
         _restore_machine(machine, evaluation.config),
-        document.get("given", {}),
+        document["given"],
         _restore_measured_bank(reg, evaluation),
-        options_from_json(ScreeningOptions, evaluation.config.get(SCREENING_OPTIONS_KEY, {})),
+        options_from_json(ScreeningOptions, evaluation.config[SCREENING_OPTIONS_KEY]),
     )
 
 
@@ -448,7 +446,7 @@ def restore_bank_request(reg: Registry, bank: Bank, machine: MachineOptions) -> 
         PromptOptions(bank.config["history_items"]),
         replace(_restore_machine(machine, bank.config), seed=bank.seed),
         bank.name,
-        gates=options_from_json(ScreeningOptions, bank.config.get(SCREENING_OPTIONS_KEY, {})),
+        gates=options_from_json(ScreeningOptions, bank.config[SCREENING_OPTIONS_KEY]),
     )
 
 

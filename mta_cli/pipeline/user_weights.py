@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, NotFound, UsageError, Words
+from mta_cli.errors import Command, Flag, IntegrityFault, NotFound, UsageError, Words
 from mta_cli.pipeline.bases_in_use import base_flags, base_name, base_names, named_base
 from mta_cli.pipeline.data.tasks import find_task, has_task
 from store.records import Anchor, AnchorWeight, Bank, Recipe, Stack, User
@@ -248,21 +248,3 @@ def act_on_all_tokens(everywhere: LoraWeights | None, late: LoraWeights) -> Lora
 
     moved = replace(late, placement=replace(late.placement, late_tokens=None))
     return merge_loras([(one, 1.0) for one in (everywhere, moved) if one is not None])
-
-
-def merge_user_weights(
-    reg: Registry, base: str, user: User | None, task: str, mode: str
-) -> tuple[LoraWeights | None, AnswerSource]:
-    """The LoRA that makes the base (a fingerprint) into this user's model, as one exact merge; None is the base itself.
-
-    Raises NotFound if the user has no such model, and BadInput if a part acts on late tokens only, which a single LoRA
-    cannot represent.
-    """
-    weights, late, source = merge_by_placement(reg, base, user, task, mode)
-    if late is not None:
-        raise BadInput(
-            f"The {mode} model of {user.name if user else 'no user'} acts on late tokens only; a single adapter, as "
-            "PEFT has it, acts on all tokens.",
-            hint=("Build the bank and the stacks with ", Flag("placement", "upper"), "."),
-        )
-    return weights, source

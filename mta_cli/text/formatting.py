@@ -6,7 +6,7 @@ Knows neither streams nor widgets.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -179,6 +179,12 @@ def format_p_value(value: object) -> str:
     if found is None:
         return NO_VALUE
     return "< 0.001" if found < 0.001 else f"{found:.3f}"
+
+
+def join_some(names: Sequence[str], most: int = 10) -> str:
+    """The first `most` names, and the number of the others: a, b and 3 more."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def join_words(names: Iterable[object]) -> str:

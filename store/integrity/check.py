@@ -42,7 +42,7 @@ def find_problems(db: Connection, files: AdapterFiles, *, names: bool = True) ->
 
 def find_database_problems(db: Connection, *, names: bool = True) -> list[str]:
     """The same for the database alone."""
-    user = _column_of_user(names)
+    user = "users.name" if names else "'user number ' || users.id"
     return _collect(_check_database(db), _check_fulltext_index(db), _check_recipes(db, user), _check_cores(db, user))
 
 
@@ -134,10 +134,6 @@ def find_index_fault(db: Connection) -> str:
             raise
         return str(error.__cause__)
     return ""
-
-
-def _column_of_user(names: bool) -> str:
-    return "users.name" if names else "'user number ' || users.id"
 
 
 def _check_recipes(db: Connection, user: str) -> Iterator[str]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from store.migrations.script import execute_script
 from store.schema import APPLICATION_ID, SCHEMA_FILE, SCHEMA_VERSION, schema_version
 
 migrations = Migrations("mta")
@@ -30,6 +29,19 @@ def migrate(conn: sqlite3.Connection) -> None:
             marks = f"PRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {SCHEMA_VERSION};\n"
             execute_script(conn, SCHEMA_FILE.read_text(encoding="utf-8") + marks)
         migrations.apply(db)
+
+
+def execute_script(conn: sqlite3.Connection, script: str) -> None:
+    """Execute every statement of a script inside a transaction, where `executescript` would commit first.
+
+    Each statement ends at the end of a line.
+    """
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            conn.execute(statement)
+            statement = ""
 
 
 def _add_script(version: int, name: str) -> None:

@@ -119,7 +119,8 @@ class UserTable:
         """
         question = _make_table_query(filter, sort, descending, task)
         offset, limit = max(0, offset), max(0, min(limit, MAX_PAGE_ROWS))
-        return self._load_rows(self._page_user_ids(question, offset, limit), task)
+        numbers = self._page_user_ids(question, offset, limit)
+        return [UserRow(**row) for _, row in self._load_columns(ROW_COLUMNS, numbers, task)]
 
     def count_users_matching(
         self, filter: str = "", task: str | None = None, *, sort: str = "name", descending: bool = False
@@ -197,9 +198,6 @@ class UserTable:
             self._cached_orders = dict([*self._cached_orders.items(), (question, found)][-MAX_CACHED_ORDERS:])
         return self._cached_orders[question]
 
-    def _load_rows(self, numbers: Sequence[int], task: str | None) -> list[UserRow]:
-        return [UserRow(**row) for _, row in self._load_columns(ROW_COLUMNS, numbers, task)]
-
     def _status_by_base(self, numbers: Sequence[int], task: str | None) -> dict[int, dict[str, str]]:
         """Of these users, by id: their status on each base on which they have a recipe or stack, newest bank first."""
         among = "IN (SELECT value FROM json_each(:numbers))"
@@ -218,12 +216,10 @@ class UserTable:
         among = "IN (SELECT value FROM json_each(:numbers))"
         sql = f"{_select_users(columns, task, f'user_id {among}')} WHERE users.id {among}"
         values = {"task": task, "numbers": json.dumps(list(numbers))}
-        found = {row.pop("id"): _with_status_name(row) for row in self._db.fetch_dicts(sql, values)}
+        found = {
+            row.pop("id"): {**row, "status": USER_STATUSES[row["status"]]} for row in self._db.fetch_dicts(sql, values)
+        }
         return [(number, found[number]) for number in numbers if number in found]
-
-
-def _with_status_name(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "status": USER_STATUSES[row["status"]]}
 
 
 def _select_users(columns: Mapping[str, Column], task: str | None, among: str = "") -> str:

@@ -8,28 +8,29 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, NotFound, system_reason
 from mta_cli.plain_file import require_plain_file
 from store.columns import dump_json
 from store.schema import SCHEMA_VERSION
 
-FORMAT_NAME, FORMAT_VERSION = "mta snapshot", 1
-ALGORITHM = "hmac-sha256"
+FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 256 * 2**20
 MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 4096
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+_Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+_Bytes = Annotated[int, msgspec.Meta(ge=0)]
 
 
-@dataclass(frozen=True)
-class SnapshotManifest:
+class SnapshotManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The contents of a snapshot.
 
     `created` is ISO 8601, `tasks` None for all, `counts` rows by table. `registry` is the digest of the registry;
@@ -43,7 +44,7 @@ class SnapshotManifest:
     hashed_names: bool
     counts: dict[str, int]
     registry: str
-    sizes: dict[str, int] = field(repr=False)
+    sizes: dict[_Digest, _Bytes]
 
     @property
     def adapters(self) -> set[str]:
@@ -59,6 +60,29 @@ class SnapshotManifest:
     def total_bytes(self) -> int:
         """Bytes of all files."""
         return sum(self.sizes.values())
+
+
+class _Signature(msgspec.Struct):
+    algorithm: Literal["hmac-sha256"]
+    value: str
+
+
+class _Kind(msgspec.Struct):
+    format: Literal["mta snapshot"]
+
+
+class _Listing(_Kind):
+    """A manifest of any version, or the list of an unfinished snapshot."""
+
+    sizes: dict[str, Any]
+
+
+class _Head(_Kind):
+    """The fields that every version has."""
+
+    version: int
+    schema: int
+    signature: _Signature | None
 
 
 @dataclass(frozen=True)
@@ -97,22 +121,21 @@ def hash_name(key: bytes, name: str) -> str:
 
 def write_manifest(manifest: SnapshotManifest, key: bytes | None) -> bytes:
     """The manifest's file; without a key it is not signed."""
-    document = {"format": FORMAT_NAME, "version": FORMAT_VERSION, **asdict(manifest)}
-    signature = None if key is None else {"algorithm": ALGORITHM, "value": _sign(document, key)}
+    document = {"format": "mta snapshot", "version": FORMAT_VERSION, **msgspec.to_builtins(manifest)}
+    signature = None if key is None else {"algorithm": "hmac-sha256", "value": _sign(document, key)}
     return json.dumps({**document, "signature": signature}, indent=1).encode()
 
 
 def write_unfinished(digests: Iterable[str]) -> bytes:
     """A list of files that a snapshot consists of or will, for `listed_digests`."""
-    return json.dumps({"format": FORMAT_NAME, "sizes": dict.fromkeys(digests)}).encode()
+    return json.dumps({"format": "mta snapshot", "sizes": dict.fromkeys(digests)}).encode()
 
 
 def listed_digests(content: bytes) -> set[str] | None:
     """The digests that a manifest of any version names; None for a file of another program."""
     try:
-        document = json.loads(content)
-        return set(document["sizes"]) if document["format"] == FORMAT_NAME else None
-    except (ValueError, TypeError, KeyError, RecursionError):
+        return set(msgspec.json.decode(content, type=_Listing).sizes)
+    except (ValueError, RecursionError):
         return None
 
 
@@ -122,13 +145,25 @@ def read_manifest(content: bytes, key: bytes | None, address: str) -> ReadManife
     Raises IntegrityFault if it is malformed, of another version or schema, or not signed with the key.
     """
     try:
+        head = msgspec.json.decode(content, type=_Head)
+        if (head.version, head.schema) != (FORMAT_VERSION, SCHEMA_VERSION):
+            raise IntegrityFault(
+                f"The snapshot at {address} has format {head.version} and schema {head.schema}; this mta reads format "
+                f"{FORMAT_VERSION} and schema {SCHEMA_VERSION}.",
+                hint="use the same version of mta here and where the snapshot is made",
+            )
         document = json.loads(content)
-        signature = document.pop("signature")
+        del document["signature"]
         if key is not None:
-            _verify(document, signature, key, address)
-        return ReadManifest(_parse(document, address), signature is not None, key is not None)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            _verify(document, head.signature, key, address)
+        del document["format"], document["version"]
+        manifest = msgspec.convert(document, SnapshotManifest)
+        _ = manifest.time
+    except (ValueError, OverflowError, RecursionError) as error:
         raise _damaged(address, "its manifest is none") from error
+    if manifest.registry not in manifest.sizes:
+        raise _damaged(address, "it has no registry")
+    return ReadManifest(manifest, head.signature is not None, key is not None)
 
 
 def remember(found: ReadManifest, content: bytes) -> bytes:
@@ -158,44 +193,17 @@ def _sign(document: dict[str, Any], key: bytes) -> str:
     return hmac.new(key, dump_json(document).encode(), hashlib.sha256).hexdigest()
 
 
-def _verify(document: dict[str, Any], signature: Any, key: bytes, address: str) -> None:
+def _verify(document: dict[str, Any], signature: _Signature | None, key: bytes, address: str) -> None:
     if signature is None:
         raise IntegrityFault(
             f"The snapshot at {address} is not signed.",
             hint=(Command("snapshot", key="FILE"), " signs it; without ", Flag("key"), " it is taken"),
         )
-    if signature["algorithm"] != ALGORITHM or not hmac.compare_digest(str(signature["value"]), _sign(document, key)):
+    if not hmac.compare_digest(signature.value.encode(), _sign(document, key).encode()):
         raise IntegrityFault(
             f"The snapshot at {address} is not signed with this key, or its manifest was changed.",
             hint=("use the key file of ", Command("snapshot"), "; nothing was changed"),
         )
-
-
-def _parse(document: dict[str, Any], address: str) -> SnapshotManifest:
-    """Raises TypeError, ValueError, KeyError or AttributeError for malformed values."""
-    if document.pop("format") != FORMAT_NAME:
-        raise ValueError
-    version, schema = document.pop("version"), document["schema"]
-    if (version, schema) != (FORMAT_VERSION, SCHEMA_VERSION):
-        raise IntegrityFault(
-            f"The snapshot at {address} has format {version!r:.20} and schema {schema!r:.20}; this mta reads format "
-            f"{FORMAT_VERSION} and schema {SCHEMA_VERSION}.",
-            hint="use the same version of mta here and where the snapshot is made",
-        )
-    manifest = SnapshotManifest(**document)
-    for digest, size in manifest.sizes.items():
-        if not _DIGEST.fullmatch(digest) or type(size) is not int or size < 0:
-            raise _damaged(address, f"{digest[:80]!r} is not a digest with a size")
-    texts = (manifest.created, manifest.program, *(manifest.tasks or ()), *manifest.counts)
-    if (
-        not manifest.time
-        or not all(type(text) is str for text in texts)
-        or not all(type(n) is int for n in manifest.counts.values())
-    ):
-        raise TypeError
-    if manifest.registry not in manifest.sizes or type(manifest.hashed_names) is not bool:
-        raise _damaged(address, "it has no registry")
-    return manifest
 
 
 def _damaged(address: str, why: str) -> IntegrityFault:

@@ -81,7 +81,10 @@ def write_serving_copy(root: Path, path: Path, choice: ServingChoice, timeout: f
 
     Writers need not wait. The same rows make the same bytes. Raises as any read of the store does.
     """
-    with translate_sqlite_errors(root, timeout), closing(_connect(path, timeout)) as conn:
+    with (
+        translate_sqlite_errors(root, timeout),
+        closing(sqlite3.connect(path.absolute().as_uri(), uri=True, timeout=timeout, isolation_level=None)) as conn,
+    ):
         conn.execute("PRAGMA journal_mode = OFF").fetchall()  # a failed copy is deleted
         conn.execute("PRAGMA synchronous = OFF")
         conn.executescript(SCHEMA_FILE.read_text(encoding="utf-8"))
@@ -95,10 +98,6 @@ def write_serving_copy(root: Path, path: Path, choice: ServingChoice, timeout: f
         # WAL mode, so that readers of the pulled copy go on while a newer one replaces it.
         conn.execute("PRAGMA journal_mode = WAL").fetchall()
     sync_file(path)
-
-
-def _connect(path: Path, timeout: float) -> sqlite3.Connection:
-    return sqlite3.connect(path.absolute().as_uri(), uri=True, timeout=timeout, isolation_level=None)
 
 
 def _copy_rows(conn: sqlite3.Connection, choice: ServingChoice) -> None:

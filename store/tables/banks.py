@@ -17,7 +17,6 @@ from store.tables.adapters import Adapters
 _SELECT_SOURCES = """SELECT user_id FROM anchors WHERE bank_id = :bank AND user_id IS NOT NULL
 UNION SELECT user_id FROM task_adapter_users WHERE bank_id = :bank
 UNION SELECT items.user_id FROM neighbours JOIN items ON items.id = item_id WHERE bank_id = :bank"""
-_SELECT_TRAINED = "SELECT user_id FROM task_adapter_users WHERE bank_id = ?"
 _SELECT_BANK = """SELECT id, name, version, key, task, base, embedder, task_adapter, status, seed, config, tokens,
 seconds, created, purpose, basis, kernel FROM banks"""
 _SELECT_USER_BASES = """SELECT base FROM banks AS b WHERE (:task IS NULL OR task = :task) AND id = (
@@ -71,13 +70,10 @@ class Banks:
             sql = "INSERT OR IGNORE INTO task_adapter_users (bank_id, user_id) VALUES (?, ?)"
             self._db.execute_write_many(sql, ((bank_id, user) for user in trained_on))
 
-    def knows_task_adapter_users(self, bank_id: int) -> bool:
-        """Whether the users of the bank's task adapter are recorded; earlier versions did not record them."""
-        return bool(self._db.fetch_value(f"SELECT EXISTS ({_SELECT_TRAINED})", (bank_id,)))
-
     def is_task_adapter_user(self, bank_id: int, user_id: int) -> bool:
         """Whether the bank's task adapter is recorded as trained on this user's items."""
-        return bool(self._db.fetch_value(f"SELECT EXISTS ({_SELECT_TRAINED} AND user_id = ?)", (bank_id, user_id)))
+        sql = "SELECT EXISTS (SELECT * FROM task_adapter_users WHERE bank_id = ? AND user_id = ?)"
+        return bool(self._db.fetch_value(sql, (bank_id, user_id)))
 
     def source_users(self, bank_id: int) -> set[int]:
         """The users whose data the bank contains: its anchors, the users of its task adapter, and the owners of its

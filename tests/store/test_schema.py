@@ -14,8 +14,7 @@ import pytest
 from mta_cli.errors import IntegrityFault, StoreBusy
 from store.integrity.check import find_foreign_parts
 from store.migrations import steps
-from store.migrations.script import execute_script
-from store.migrations.steps import migrate
+from store.migrations.steps import execute_script, migrate
 from store.records import NewItem
 from store.registry import Registry
 from store.schema import OLDEST_SCHEMA, SCHEMA_VERSION

@@ -164,13 +164,10 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and LAYER_INDEX_PATTERN.search(path) and not _is_router(module)
+        if isinstance(module, nn.Linear)
+        and LAYER_INDEX_PATTERN.search(path)
+        and not type(module).__name__.endswith("Router")  # as Llama 4's, which returns a choice of experts
     }
-
-
-def _is_router(module: nn.Module) -> bool:
-    """Whether a linear module returns a choice of experts instead of `W x`, as Llama 4's router does."""
-    return type(module).__name__.endswith("Router")
 
 
 def layer_of(path: str) -> int:

@@ -28,8 +28,7 @@ EmbedFunction = Callable[[Sequence[str]], Vectors]  # turns texts into unit vect
 
 SHARPNESSES = (2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 20.0)
 BACKGROUND_VOTES = 0.1  # votes distributed by the label rates, for queries without a near item
-FIT_SHOTS = 5  # when an item is predicted, so many other items of its user are known, as for a new user
-OLD_PRIOR_SHARE = 0.5  # share of the label prior in banks of earlier versions
+FIT_SHOTS = 5  # known items of a user when another one is predicted, as for a new user
 INITIAL_POWERS, POWER_BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, label prior and discriminant
 MAX_FIT_ITEMS = 2_000  # items to fit on, evenly from all users; at least one from each
 EQUAL_WEIGHT, WEIGHT_BOUNDS = 0.5, [(0.02, 2.0), (0.0, 2.0)]  # weights of model and memory in their sum
@@ -66,14 +65,6 @@ class MixtureWeights:
     def from_parts(cls, model: float, memory: float) -> MixtureWeights:
         """Weights of the sum of the model and the complete memory: all terms of the memory have the same weight."""
         return cls(model, memory, memory, memory)
-
-    @classmethod
-    def from_ratio(cls, ratio: float) -> MixtureWeights:
-        """The weights of earlier versions: the memory has `ratio` (above 0) times the model's weight, and the larger
-        one is 1.
-        """
-        memory = min(1.0, ratio)
-        return cls(min(1.0, 1.0 / ratio), memory, OLD_PRIOR_SHARE * memory, 0.0)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mta_cli.engine.methods.weightings import WEIGHTINGS
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.text.tasks import Task
-from mta_cli.options import SHOT_WEIGHTINGS, AdaptOptions, FuseOptions, MemoryOptions, options_from_json
+from mta_cli.options import AdaptOptions, FuseOptions, MemoryOptions, options_from_json
 
 Value = float | int | str | bool
 Settings = Mapping[str, Value]
@@ -160,16 +160,6 @@ class Method:
     permuted: bool = False
     control_of: str = ""
     step: str = ""
-
-    @property
-    def memory_is_only_added(self) -> bool:
-        """Whether the label memory is only added to the model's scores and does not change the model.
-
-        Evidence and stacks take neighbours into account (see `shots.shot_examples`), so with neighbours their models
-        differ.
-        """
-        learns = self.stack != "none" or self.anchors in SHOT_WEIGHTINGS
-        return self.memory == "habit" or (self.memory == "neighbours" and not learns)
 
     @property
     def version_settings(self) -> Settings:

@@ -201,7 +201,7 @@ def _json_faults(file: Path, relative: Path) -> Iterator[str]:
         yield from (
             f"{name}: module {kind!r} is not part of sentence-transformers"
             for kind in kinds
-            if not _is_own_module(kind)
+            if not (isinstance(kind, str) and kind.startswith("sentence_transformers."))
         )
     elif name.endswith(".safetensors.index.json"):
         index = read_json(file)
@@ -237,10 +237,6 @@ def _find_control_sequence(content: Any) -> str | None:
         elif isinstance(one, str) and _TERMINAL_CONTROL.search(one):
             return one
     return None
-
-
-def _is_own_module(kind: object) -> bool:
-    return isinstance(kind, str) and kind.startswith("sentence_transformers.")
 
 
 def _is_pickle(file: Path) -> bool:

@@ -63,7 +63,8 @@ def _save(folder: Path, config: dict[str, Any], about: dict[str, Any], template:
     folder.mkdir(parents=True, exist_ok=True)
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     for name, value in (("config", config), ("generation_config", ends), ("tokenizer_config", about)):
-        _write(folder / f"{name}.json", value)
+        text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
     (folder / "chat_template.jinja").write_bytes(template)
 
 
@@ -147,7 +148,3 @@ def _transformers_name(name: str) -> str:
     if head != "blk" or part not in LAYER_TENSOR_NAMES or kind != "weight":
         raise BadInput(f"the GGUF file holds a tensor that a Llama does not have: {name}")
     return f"model.layers.{layer}.{LAYER_TENSOR_NAMES[part]}.weight"
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

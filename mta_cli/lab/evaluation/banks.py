@@ -11,7 +11,6 @@ from mta_cli.errors import BadInput, Flag
 from mta_cli.events import Event, Note, PlanLine, forward_events
 from mta_cli.lab.evaluation.design import Design
 from mta_cli.options import PERMUTED_ANSWERS, PRESETS, BankOptions
-from mta_cli.pipeline.memory.knn import MIXTURE_WEIGHTS_KEY, has_fitted_kernel
 from mta_cli.pipeline.requests import BankRequest, EvalRequest, bank_options
 from store.records import Bank
 
@@ -51,8 +50,7 @@ def build_fold_banks(
     for number, fold, preset in _each_bank(plan, presets):
         key = (number, preset)
         bank = reg.banks.by_id(known[key]) if key in known else None
-        whole = bank is not None and bank.status == "ready" and (_has_fitted_memory(bank) or not request.task.labels)
-        if bank is None or not whole:
+        if bank is None or bank.status != "ready":
             which = f" ({preset})" if preset else ""
             started = partial(reg.evaluations.set_fold_bank, evaluation, number, preset=preset)
             own = replace(_request(request, plan, fold, preset), on_bank_started=started)
@@ -106,11 +104,6 @@ def _each_bank(plan: Design, presets: Sequence[str]) -> Iterator[tuple[int, User
     for number, fold in enumerate(plan.folds):
         for preset in presets:
             yield number, fold, preset
-
-
-def _has_fitted_memory(bank: Bank) -> bool:
-    """Whether the kernel and the mixture weights are fitted. Banks of earlier versions may lack them."""
-    return MIXTURE_WEIGHTS_KEY in bank.config and has_fitted_kernel(bank)
 
 
 def _request(request: EvalRequest, plan: Design, fold: UserFold, preset: str = "") -> BankRequest:

@@ -186,7 +186,7 @@ def _key(request: EvalRequest, histories: Sequence[Sequence[Any]], measured: Seq
         **({"measured_bank": list(measured)} if measured else {}),
         **({"only_earlier": True} if options.only_earlier else {}),
         **({"gates": asdict(request.gates)} if request.gates != ScreeningOptions() else {}),
-        "screened": True,  # earlier versions used refused anchors in evaluations
+        "screened": True,  # refused anchors are left out
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from mta_cli.errors import BadInput, Command, NotFound, UsageError, system_reason
 from mta_cli.lab.evaluation.finished_evaluation import USER_DIGEST_DIGITS, FinishedEvaluation
 from mta_cli.lab.evaluation.method_settings import label_memory_of
 from mta_cli.lab.report.files import write_whole_file
 from mta_cli.lab.report.results import DESIGN_KEYS
-from mta_cli.lab.report.wording import COUNTED_KEYS
 from mta_cli.options import MAX_OTHERS
 from mta_cli.text.printable import clean_line
 from store.files import missing_file_hint
@@ -30,13 +30,51 @@ if TYPE_CHECKING:
     from mta_cli.engine.evaluation.user_sums import UserSums
     from mta_cli.engine.evaluation.whose import WhoseSums
 
-FORMAT = "mta-evaluation-1"
 MAX_FILE_BYTES = 64 * 2**20  # bytes of a file
 COSTS = ("bytes", "seconds", "seconds_per_query", "tokens_per_second")
-_LATER_KEYS = ("options", "task_epochs")  # files of earlier versions lack them
-_OPTIONAL_KEYS: tuple[str, ...] = ("given", "data")  # missing in files of earlier versions, too
-_METHOD_PATTERN = re.compile(r"[a-z0-9][a-z0-9:+-]{0,59}")
-_USER_DIGEST_PATTERN = re.compile(rf"[0-9a-f]{{{USER_DIGEST_DIGITS}}}")
+_OPTIONAL_KEYS: tuple[str, ...] = ("given", "data")
+_MethodName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9:+-]{0,59}$")]
+_UserDigest = Annotated[str, Meta(pattern=rf"^[0-9a-f]{{{USER_DIGEST_DIGITS}}}$")]
+_Settings = dict[str, Any]
+_Number = int | float | None
+
+
+class _Result(Struct):
+    """The design, and by method its costs, settings and temperatures; those are one for each fold, or a list of one for
+    each calibration part.
+    """
+
+    task: str
+    metric: str
+    shots: int
+    folds: int
+    history_items: int
+    anchors: int
+    placement: str
+    base: str
+    dtype: str
+    reference: str
+    seed: Annotated[int, Meta(ge=0)]
+    costs: dict[str, dict[str, _Number]]
+    settings: dict[str, _Settings | list[_Settings]]
+    calibration: dict[str, list[_Number | Annotated[list[_Number], Meta(min_length=1)]] | None]
+    options: str = ""
+    task_epochs: int | UnsetType = UNSET
+    given: dict[str, dict[str, str]] | UnsetType = UNSET
+    data: str | UnsetType = UNSET
+
+
+class _Document(Struct):
+    """The file of an evaluation. `sums` are by method and user, as `UserSums` and `WhoseSums` have them."""
+
+    format: Literal["mta-evaluation-1"]
+    metric: str
+    labels: list[str]
+    result: _Result
+    people: Annotated[list[_UserDigest], Meta(min_length=1)]
+    weighed: dict[str, bool]
+    sums: dict[_MethodName, list[list[float]]]
+    whose: dict[str, list[list[float]]] = {}
 
 
 def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
@@ -50,7 +88,7 @@ def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
     first = next(iter(user_sums.values()))
     whose = {name: _whose_rows(sums) for name, sums in user_sums.items() if sums.whose is not None}
     document = {
-        "format": FORMAT,
+        "format": "mta-evaluation-1",
         "metric": first.metric,
         "labels": first.labels,
         "result": {
@@ -90,18 +128,13 @@ def read_evaluation(path: Path) -> FinishedEvaluation:
     """
     content = _content(path)
     try:
-        document = json.loads(content)
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise BadInput(
-                f"{path} is not an exported evaluation.", hint=(Command("eval export", "NUMBER"), " writes one")
-            )
+        document = msgspec.json.decode(content, type=_Document)
         user_sums = _parse_user_sums(document)
-        result = {**_result(document["result"], user_sums), "evaluation": hashlib.sha256(content).hexdigest()[:8]}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        result = {**_result(document.result, user_sums), "evaluation": hashlib.sha256(content).hexdigest()[:8]}
+    except (ValueError, KeyError, RecursionError) as error:
         raise BadInput(
-            f"{path} is damaged, or is not an exported evaluation: "
-            f"{clean_line(str(error) or type(error).__name__)[:200]}.",
-            hint=("export the evaluation again: ", Command("eval export", "NUMBER")),
+            f"{path} is damaged or no exported evaluation ({clean_line(str(error))[:200]}).",
+            hint=(Command("eval export", "NUMBER"), " writes one"),
         ) from error
     return FinishedEvaluation(
         result["evaluation"], str(path), result, user_sums.__getitem__, user_sums.__getitem__, in_store=False
@@ -122,44 +155,40 @@ def _content(path: Path) -> bytes:
         raise BadInput(f"{path} cannot be read: {system_reason(error)}.") from error
 
 
-def _parse_user_sums(document: Mapping[str, Any]) -> dict[str, UserSums]:
-    """The sums of each method. Raises ValueError, KeyError or TypeError for an invalid document."""
+def _parse_user_sums(document: _Document) -> dict[str, UserSums]:
+    """The sums of each method. Raises ValueError or KeyError for invalid ones."""
     import numpy as np
 
     from mta_cli.engine.evaluation.user_sums import UserSums, count_metric_columns
 
-    metric, labels, digests = str(document["metric"]), tuple(map(str, document["labels"])), document["people"]
-    if not digests or not all(isinstance(one, str) and _USER_DIGEST_PATTERN.fullmatch(one) for one in digests):
-        raise ValueError("a user is not given as a digest")
-    users = tuple(int(one, 16) for one in digests)
+    metric, labels = document.metric, tuple(document.labels)
+    users = tuple(int(one, 16) for one in document.people)
     if list(users) != sorted(set(users)):
         raise ValueError("the users are not in ascending order")
     found = {}
-    for name, rows in document["sums"].items():
-        sums = np.array(rows, dtype=np.float64)
-        if not _METHOD_PATTERN.fullmatch(name):
-            raise ValueError(f"{name!r} is not a method's name")
-        if sums.shape != (len(users), 2 + count_metric_columns(metric, labels)) or not np.isfinite(sums).all():
+    for name, rows in document.sums.items():
+        sums = np.array(rows)
+        if sums.shape != (len(users), 2 + count_metric_columns(metric, labels)):
             raise ValueError(f"{name} does not have sums of {len(users)} users")
         if (sums[:, 0] < 1).any() or (np.delete(sums, 1, axis=1) < 0).any():
-            raise ValueError(f"{name} has negative sums, or a user without queries")
-        found[name] = UserSums(metric, labels, users, ((),) * len(users), sums, document["weighed"][name] is True)
+            raise ValueError(f"{name} counts less than nothing")
+        found[name] = UserSums(metric, labels, users, ((),) * len(users), sums, document.weighed[name])
     if len({tuple(sums.sums[:, 0]) for sums in found.values()}) != 1:
-        raise ValueError("the methods were not measured on the same queries")
-    for name, rows in document.get("whose", {}).items():  # files of earlier versions lack it
+        raise ValueError("methods have different queries")
+    for name, rows in document.whose.items():
         found[name] = replace(found[name], whose=_parse_whose(name, rows, found[name]))
     return found
 
 
-def _parse_whose(name: str, rows: Any, user_sums: UserSums) -> WhoseSums:
-    """How often the own model is first, by user. Raises ValueError or TypeError for invalid ones."""
+def _parse_whose(name: str, rows: list[list[float]], user_sums: UserSums) -> WhoseSums:
+    """How often the own model is first, by user. Raises ValueError for invalid ones."""
     import numpy as np
 
     from mta_cli.engine.evaluation.whose import WhoseSums
 
-    sums = np.array(rows, dtype=np.float64)
-    if sums.shape != (len(user_sums.users), 4) or not np.isfinite(sums).all():
-        raise ValueError(f"{name} does not have authorship sums of {len(user_sums.users)} users")
+    sums = np.array(rows)
+    if sums.shape != (len(user_sums.users), 4):
+        raise ValueError(f"{name} does not say whose the answers of {len(user_sums.users)} users are")
     questions, first, chance, _ = sums.T
     if (questions < 0).any() or (questions % 1).any() or (questions > user_sums.sums[:, 0]).any():
         raise ValueError(f"{name} has more authorship questions than queries, or a part of a question")
@@ -172,58 +201,20 @@ def _parse_whose(name: str, rows: Any, user_sums: UserSums) -> WhoseSums:
     return WhoseSums(tuple(np.array(user_sums.users)[asked].tolist()), sums[asked])
 
 
-def _result(said: Mapping[str, Any], user_sums: Mapping[str, UserSums]) -> dict[str, Any]:
-    keys = [key for key in (*DESIGN_KEYS, "seed") if key in said or key not in _LATER_KEYS]
-    design = {"options": "", **{key: said[key] for key in keys}}
-    if not all(isinstance(value, str | int) for value in design.values()):
-        raise ValueError("a value of the design is neither a text nor a whole number")
-    if not all(type(design[key]) is int for key in COUNTED_KEYS if key in design):
-        raise ValueError("a count of the design is not a whole number")
-    if design["reference"] not in user_sums or type(design["seed"]) is not int or design["seed"] < 0:
-        raise ValueError("the reference is not one of the methods, or the seed is not a whole number from 0 on")
-    costs = {name: {what: _finite_number(said["costs"][name].get(what)) for what in COSTS} for name in user_sums}
-    settings = {name: _validate_settings(said["settings"].get(name)) for name in user_sums}
-    calibration = {name: _temperatures(said["calibration"].get(name)) for name in user_sums}
+def _result(said: _Result, user_sums: Mapping[str, UserSums]) -> dict[str, Any]:
+    """The result's document, with the methods that have sums. Raises ValueError or KeyError if one lacks its part."""
+    if said.reference not in user_sums:
+        raise ValueError("no such reference")
+    found: dict[str, Any] = msgspec.to_builtins(said)
+    settings = {name: found["settings"][name] for name in user_sums}
     return {
-        **design,
+        **found,
         "methods": dict.fromkeys(user_sums),
-        "costs": costs,
+        "costs": {name: {what: said.costs[name].get(what) for what in COSTS} for name in user_sums},
         "settings": settings,
-        **({"given": _validate_given(said["given"])} if "given" in said else {}),
-        **({"data": str(said["data"])} if "data" in said else {}),
-        "calibration": calibration,
+        "calibration": {name: found["calibration"].get(name) for name in user_sums},
         "memory": {name: label_memory_of(own) for name, own in settings.items()},
     }
-
-
-def _validate_settings(found: Any) -> Any:
-    if not all(isinstance(own, dict) for own in (found if isinstance(found, list) else [found])):
-        raise ValueError("the settings of a method have no names")
-    return found
-
-
-def _validate_given(found: Any) -> dict[str, dict[str, str]]:
-    """By method: the settings that were given as text."""
-    return {
-        str(method): {str(name): str(value) for name, value in dict(own).items()} for method, own in dict(found).items()
-    }
-
-
-def _temperatures(found: Any) -> list[Any] | None:
-    """Temperatures by fold: a list, or one number in files of earlier versions."""
-    if not isinstance(found, list):
-        return None
-    if [] in found:
-        raise ValueError("a fold has no temperature")
-    return [[_finite_number(value) for value in own] if isinstance(own, list) else _finite_number(own) for own in found]
-
-
-def _finite_number(value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r:.40} is not a number")
-    return value
 
 
 def _compact_number(value: float) -> float | int:

@@ -13,6 +13,7 @@ from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.evaluation.answer_queries import scored_queries
 from mta_cli.pipeline.requests import EvalRequest, MeasuredBank, model_by_fingerprint
 from mta_cli.plain_file import require_plain_file
+from mta_cli.text.formatting import join_some
 from store.files import missing_file_hint
 from store.names import quote_text
 from store.records import Bank
@@ -56,7 +57,7 @@ def measured_bank_request(
 
 
 def _tested_user_ids(reg: Registry, bank: Bank, names: list[str] | None) -> tuple[int, ...]:
-    sources = _require_known_sources(reg, bank)
+    sources = reg.banks.source_users(bank.id)
     holding = [user.id for user, _ in reg.users.users_with_items(bank.task)]
     queries, _ = scored_queries(reg, find_task(reg, bank.task), holding)
     testable = {user for user, own in queries.items() if own}
@@ -68,33 +69,18 @@ def _tested_user_ids(reg: Registry, bank: Bank, names: list[str] | None) -> tupl
             )
         return tuple(sorted(found))
     users = [reg.users.get(name) for name in dict.fromkeys(names)]
-    if inside := [user.name for user in users if user.id in sources]:
+    if inside := [quote_text(user.name) for user in users if user.id in sources]:
         raise BadInput(
-            f"Bank {bank.name} v{bank.version} contains data of {_list_names(inside)}, so it cannot be tested on them.",
+            f"Bank {bank.name} v{bank.version} rests on {join_some(inside, MAX_NAMES_SHOWN)}: who made it cannot test "
+            "it.",
             hint="leave them out of the file",
         )
-    if without := [user.name for user in users if user.id not in testable]:
+    if without := [quote_text(user.name) for user in users if user.id not in testable]:
         raise BadInput(
-            f"These users have no history items with held-out queries of task {bank.task}: {_list_names(without)}.",
+            f"There are no items with held-out queries of task {bank.task} of {join_some(without, MAX_NAMES_SHOWN)}.",
             hint=("leave them out of the file, or import their queries (", Command("data import"), ")"),
         )
     return tuple(sorted(user.id for user in users))
-
-
-def _require_known_sources(reg: Registry, bank: Bank) -> set[int]:
-    """The users whose data the bank contains. Raises BadInput if the users of its task adapter are not recorded."""
-    if bank.task_adapter is not None and not reg.banks.knows_task_adapter_users(bank.id):
-        raise BadInput(
-            f"Bank {bank.name} v{bank.version} does not record whose items its task adapter learned from.",
-            hint=("build it again: ", Command("bank build", task=bank.task)),
-        )
-    return reg.banks.source_users(bank.id)
-
-
-def _list_names(names: list[str]) -> str:
-    shown = ", ".join(map(quote_text, names[:MAX_NAMES_SHOWN]))
-    rest = len(names) - MAX_NAMES_SHOWN
-    return shown if rest <= 0 else f"{shown} and {rest} more"
 
 
 def read_user_names(path: Path) -> list[str]:

@@ -6,14 +6,13 @@ Groups are the same in every run, so a continued run makes the same models as an
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Event, JobProgress, Note, PlanLine
-from mta_cli.lab.evaluation.added_memory import AnswersWithoutMemory, add_memory, memoryless_answers_key
 from mta_cli.lab.evaluation.context import EvalContext
 from mta_cli.lab.evaluation.design import Design
 from mta_cli.pipeline.evaluation.answer_queries import (
@@ -66,15 +65,6 @@ class MethodRun:
     method: Method
     settings: dict[str, Any]
 
-    @property
-    def memoryless_key(self) -> tuple[int, str, dict[str, Any]] | None:
-        """Fold, name and settings of the same method without label memory, if its stored answers suffice to compute
-        this run's; otherwise None.
-        """
-        if not self.method.memory_is_only_added:
-            return None
-        return self.fold, *memoryless_answers_key(self.method, self.settings)
-
 
 def timed_group(plan: Design) -> Group:
     """The users whose models and answers are timed without cached states.
@@ -98,20 +88,11 @@ def cost_of_answers(
         if (one.task, one.config.get("fingerprint")) == (request.task.name, request.base.fingerprint):
             speeds |= one.result.get("costs", {})
     known, seconds, open_to, scorings, unknown = reg.evaluations.find_by_key(plan.key), 0.0, 0, 0, set()
-    answered_first = [(run.fold, run.method.name, run.settings) for run in runs]
-
-    def answered(key: tuple[int, str, dict[str, Any]]) -> Collection[int]:
-        return reg.evaluations.predictions.finished_cells(known.id, *key) if known else ()
-
     for run in runs:
-        name = run.method.name
-        there = answered((run.fold, name, run.settings))
+        name, done = run.method.name, reg.evaluations.predictions.finished_cells
+        there = done(known.id, run.fold, name, run.settings) if known else ()
         users = [user for user in plan.answering_users(run.fold) if user not in there]
         open_to += len(users)
-        if run.memoryless_key in answered_first:
-            continue
-        if run.memoryless_key is not None:
-            users = [user for user in users if user not in answered(run.memoryless_key)]
         queries = sum(len(plan.queries[user]) for user in users)
         others = _others(request, plan, run) if run.method.build is None else []  # naive Bayes takes almost no time
         asked = sum(len(plan.queries[user]) * (1 + len(own)) for user, own in others if user in users)
@@ -152,14 +133,13 @@ def run_method(
         return
     eval_context.merge_task_adapter(run.fold, run.method)
     context = eval_context.method_context(run.fold, run.method)
-    known = AnswersWithoutMemory.load(eval_context.reg, evaluation, run.fold, run.method, run.settings)
     timed = timed_group(eval_context.design) if run.fold == 0 else ()
     trains = run.method.stack != "none" and run.method.build is None
-    here = [group for group in groups if group == timed or known.cover(group) or not trains]
+    here = [group for group in groups if group == timed or not trains]
     elsewhere = [group for group in groups if group not in here]
     executor = executor if executor is not None else LocalExecutor(eval_context.base)
     for answered in chain(
-        (_answer_here(eval_context, run, context, group, known, is_timed=group == timed) for group in here),
+        (_answer_here(eval_context, run, context, group, is_timed=group == timed) for group in here),
         _answer_trained(eval_context, run, context, elsewhere, executor),
     ):
         if answered.failed:
@@ -174,13 +154,7 @@ def run_method(
 
 
 def _answer_here(
-    eval_context: EvalContext,
-    run: MethodRun,
-    context: MethodContext,
-    group: Group,
-    known: AnswersWithoutMemory,
-    *,
-    is_timed: bool,
+    eval_context: EvalContext, run: MethodRun, context: MethodContext, group: Group, *, is_timed: bool
 ) -> AnsweredGroup:
     """Make the models of a group and answer, on the context's base. A timed group starts without cached states."""
     from mta_cli.engine.methods.personalize import build_models
@@ -188,8 +162,6 @@ def _answer_here(
 
     started = time.perf_counter()
     own = eval_context.without_cached_states(context) if is_timed else context
-    if known.cover(group):
-        return AnsweredGroup(_add_memory(eval_context, run, own, group, known), 0, time.perf_counter() - started)
     begun = time.perf_counter()
     with fresh_activation_cache(eval_context.base) if is_timed else nullcontext():
         made = build_models(run.method, own, eval_context.method_users(group), run.settings)
@@ -227,20 +199,6 @@ def _answer_trained(
             yield answer(planned[number], report)
     for one in untrained:
         yield answer(one, None)
-
-
-def _add_memory(
-    eval_context: EvalContext,
-    run: MethodRun,
-    context: MethodContext,
-    group: Group,
-    known: AnswersWithoutMemory,
-) -> list[AnsweredCell]:
-    task, queries = eval_context.request.task, eval_context.design.queries
-    return [
-        add_memory(task, run.method, run.settings, context, user, queries[user.number], known)
-        for user in eval_context.method_users(group)
-    ]
 
 
 def _answer_models(

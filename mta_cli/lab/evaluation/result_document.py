@@ -165,8 +165,8 @@ def _ladder(user_sums: Mapping[str, UserSums], seed: int) -> dict[str, Any] | No
 def reference_for(method: str, reference: str, measured: Collection[str]) -> str:
     """The method among `measured` with which `method` is compared: `reference`, with the label memory of `method`.
 
-    It is `reference` itself if the reference was not measured with this memory, or is named with a memory (`mta+off`);
-    and if `method` is a variant of the reference, has no choice of memory, or is from an earlier version.
+    It is `reference` itself if that was not measured with this memory or is named with its own memory (`mta+off`), and
+    for its own variants, methods without a choice of memory, and unknown ones.
     """
     from mta_cli.lab.methods.catalog import find_method
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import Command
-from mta_cli.events import Event, Note
+from mta_cli.events import Event
 from mta_cli.lab.evaluation.design import make_design
 from mta_cli.lab.evaluation.run import run_evaluation, tune_evaluation
-from mta_cli.options import EvalOptions, MachineOptions
+from mta_cli.options import MachineOptions
 from mta_cli.pipeline.maintenance.resume import EVAL_TUNE, UnfinishedJob, changed_since_error
 from mta_cli.pipeline.requests import restore_eval_request
 
@@ -17,19 +17,11 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 
-def resume_evaluation(
-    reg: Registry, one: UnfinishedJob, machine: MachineOptions, defaults: EvalOptions, *, dry_run: bool = False
-) -> Iterator[Event]:
-    """Resume an evaluation; see `resume_job`. `defaults` apply where its methods were not recorded."""
+def resume_evaluation(reg: Registry, one: UnfinishedJob, machine: MachineOptions) -> Iterator[Event]:
+    """Resume an evaluation; see `resume_job`."""
     begun = reg.evaluations.get(one.number)
-    asked = one.request
-    if not asked:
-        answered = reg.evaluations.predictions.answered_methods(begun.id)
-        methods = ",".join(answered) or defaults.methods
-        asked = {"methods": methods, "reference": defaults.reference, "calibrate": defaults.calibrate}
-        yield Note(f"The evaluation does not record its methods; it goes on with {methods}.", warning=True)
-    request = restore_eval_request(reg, begun, asked, machine)
+    request = restore_eval_request(reg, begun, one.request, machine)
     if make_design(reg, request).key != begun.key:
         raise changed_since_error(begun.label, Command("eval run", task=begun.task))
     work = tune_evaluation if one.kind == EVAL_TUNE else run_evaluation
-    yield from work(reg, request, dry_run=dry_run)
+    yield from work(reg, request)

@@ -168,10 +168,9 @@ def _unlike_originals(settings: Mapping[str, FoldSettings]) -> Iterator[tuple[st
 
     plain = {name: [{**own, "version": 1} for own in by_fold] for name, by_fold in settings.items()}
     for name in plain:
-        with suppress(UsageError):  # a method of an earlier version
-            method = find_method(name)
-            if method.control_of and plain.get(own := original(method).name, plain[name]) != plain[name]:
-                yield name, own
+        method = find_method(name)
+        if method.control_of and plain.get(own := original(method).name, plain[name]) != plain[name]:
+            yield name, own
 
 
 def _split_settings(variants: Sequence[Method], settings: Mapping[str, Any]) -> list[tuple[Method, dict[str, Any]]]:
@@ -289,9 +288,8 @@ def _answer_missing(
         executor = executors.for_base(context.base, request.base.path)
         yield JobStarted("eval run", total=total, unit="users")
         finished = sum(counts)
-        # Methods above the same weights are grouped, so that their shared states are computed once. Methods whose
-        # memory is only added to stored answers come first.
-        for run in sorted(runs, key=lambda c: (c.fold, c.method.below, c.method.memory_is_only_added)):
+        # Methods above the same weights are grouped, so that their shared states are computed once.
+        for run in sorted(runs, key=lambda c: (c.fold, c.method.below)):
             answered = len(design.answering_users(run.fold))
             yield from run_method(context, evaluation.id, run, finished, executor)
             finished += answered - counts[runs.index(run)]

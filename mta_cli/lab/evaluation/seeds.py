@@ -87,13 +87,7 @@ def report_documents(
 
 
 def _document(one: FinishedEvaluation, reference: str | None) -> dict[str, Any]:
-    if one.in_store and reference is None:
-        if "ladder" in one.result or "settings" not in one.result:
-            return one.result
-        with suppress(ValueError):  # earlier versions had no ladder; if its users were removed, it stays without one
-            return pool_seeds([one], reference)
-        return one.result
-    return pool_seeds([one], reference)
+    return one.result if one.in_store and reference is None else pool_seeds([one], reference)
 
 
 def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None = None) -> dict[str, Any]:
@@ -108,13 +102,11 @@ def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None 
     methods = [name for name in first["methods"] if all(name in result["methods"] for result in results)]
     chosen = _find_reference(reference or first["reference"], methods)
     user_sums = {name: _pool_user_sums(evaluations, name) for name in methods}
-    if len({result["data"] for result in results if "data" in result}) > 1:  # missing in documents of earlier versions
-        raise UsageError(
-            "histories or consent changed between these evaluations, so they cannot be pooled",
-            hint=(Command("eval list"), " lists all evaluations"),
-        )
-    users, queries = _count_users_and_queries(user_sums[chosen], len(results))
-    made = {**first, "users": users, "queries": queries, **compare_methods(user_sums, chosen, first["seed"])}
+    if len({result["data"] for result in results if "data" in result}) > 1:
+        raise UsageError("histories or consent changed between these evaluations", hint=Command("eval list"))
+    own = user_sums[chosen]
+    queries = round(own.sums[:, 0].sum() / len(results))  # of one seed
+    made = {**first, "users": len(own.users), "queries": queries, **compare_methods(user_sums, chosen, first["seed"])}
     if made["ladder"] is not None:
         made["ladder"]["questions"] = queries
     if len(evaluations) == 1:
@@ -135,7 +127,7 @@ def _find_reference(name: str, methods: Sequence[str]) -> str:
 
     if name in methods:
         return name
-    with suppress(UsageError):  # a method of an earlier version
+    with suppress(UsageError):  # a file may have a method that there is no more
         if (known := find_method(name).name) in methods:
             return known
     raise UsageError(f"{name} is not among the methods", hint=f"choose one of {', '.join(methods)}")
@@ -153,11 +145,6 @@ def _pool_user_sums(evaluations: Sequence[FinishedEvaluation], method: str) -> U
         raise UsageError(
             f"{names} cannot be pooled: {error}", hint=(Command("eval list"), " lists all evaluations")
         ) from error
-
-
-def _count_users_and_queries(user_sums: UserSums, times: int) -> tuple[int, int]:
-    """The number of users, and the number of queries per seed."""
-    return len(user_sums.users), round(user_sums.sums[:, 0].sum() / times)
 
 
 def _require_one_design(evaluations: Sequence[FinishedEvaluation]) -> None:

@@ -202,7 +202,7 @@ def ladder_methods(labels: bool, memory: str | None = None) -> list[str]:
 def methods_by_step(names: Collection[str]) -> dict[str, str]:
     """The method of each step of the ladder among these names, from the bottom, all with one label memory.
 
-    That memory is neighbours if any step has it, else habit, else none. Names of earlier versions are left out.
+    That memory is neighbours if any step has it, else habit, else none. Unknown names are left out.
     """
     known = []
     for name in names:
@@ -216,11 +216,6 @@ def methods_by_step(names: Collection[str]) -> dict[str, str]:
 
 
 _WITHOUT_MEMORY = (NO_MODEL, BASE, BASE_EXAMPLES, COMMON)
-
-
-def without_memory(method: Method) -> Method:
-    """The same method without label memory."""
-    return find_method(f"{method.name.partition('+')[0]}+off")
 
 
 def original(control: Method) -> Method:

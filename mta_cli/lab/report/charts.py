@@ -53,9 +53,8 @@ def interval_chart(document: Document, stem: str) -> Chart:
 def size_chart(document: Document, stem: str) -> Chart:
     """The main metric against the bytes that are stored for a user."""
     caption = (
-        f"{_capitalise(metric_name(document['metric']))} against the bytes kept for a user, with 95 % intervals; "
-        "better is up. Sizes are logarithmic; methods that keep nothing stand left of the break, and those of one "
-        "size side by side. A filled mark: no other method is as good with as few bytes. The line joins these."
+        f"{_capitalise(metric_name(document['metric']))} with 95 % intervals, by the bytes kept for a user. The "
+        "fewest bytes are at the top. A filled mark: no other method is as good with as few bytes."
     )
     return Chart(f"{stem}-bytes", caption, lambda: plots.draw_bytes(document))
 

@@ -6,11 +6,10 @@ For print and colour-blind readers: the reference differs by marker, line style 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.lab.report import style
-from mta_cli.lab.report.point_labels import Point, write_labels
 from mta_cli.lab.report.results import (
     Document,
     compared_with,
@@ -23,9 +22,7 @@ from mta_cli.lab.report.results import (
 from mta_cli.lab.report.style import (
     ACCENT_COLOUR,
     BAND_COLOUR,
-    GRID_COLOUR,
     INK_COLOUR,
-    MUTED_COLOUR,
     PAPER_COLOUR,
     short_name,
 )
@@ -38,13 +35,15 @@ if TYPE_CHECKING:
 
 MAX_PANEL_COLUMNS = 4  # panels side by side
 MAX_TITLE_LETTERS = 24  # letters of a panel's title on one line
-SAME_SIZE_DECADES = 0.05  # sizes that differ by less than 10^0.05, or 12 %, are drawn side by side
-MAX_SPREAD_DECADES = 0.34  # the most room for them on the logarithmic axis, where 1 is a factor of ten
 
 
 def draw_intervals(document: Document, shown: Sequence[str]) -> Figure:
     """A panel for each metric of `shown`, with a row for each method, the best in the main metric at the top."""
     methods = rank_methods(document)
+    return _draw_rows(document, methods, shown, methods)
+
+
+def _draw_rows(document: Document, methods: Sequence[str], shown: Sequence[str], filled: Container[str]) -> Figure:
     figure = style.new_figure(style.WIDTH, 0.75 + 0.25 * len(methods), between=0.06)
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, metric in zip(panels, shown, strict=True):
@@ -53,7 +52,7 @@ def draw_intervals(document: Document, shown: Sequence[str]) -> Figure:
         panel.spines["left"].set_visible(False)
         panel.set_xlabel(short_name(metric_title(metric)))
         panel.locator_params(axis="x", nbins=6)
-        _dots(panel, document, methods, metric)
+        _dots(panel, document, methods, metric, filled)
     panels[0].set_yticks(range(len(methods)), [short_name(method) for method in methods])
     panels[0].set_ylim(len(methods) - 0.4, -0.6)
     for method, label in zip(methods, panels[0].get_yticklabels(), strict=True):
@@ -62,13 +61,13 @@ def draw_intervals(document: Document, shown: Sequence[str]) -> Figure:
     return figure
 
 
-def _dots(panel: Axes, document: Document, methods: Sequence[str], metric: str) -> None:
+def _dots(panel: Axes, document: Document, methods: Sequence[str], metric: str, filled: Container[str]) -> None:
     """Draw dots with whiskers, one row per method, and a vertical line at the reference's value."""
     for row, method in enumerate(methods):
         value, low, high = value_and_interval(document, method, metric)
         if math.isnan(value):
             continue
-        chosen = method == document["reference"]
+        chosen, is_filled = method == document["reference"], method in filled
         colour = ACCENT_COLOUR if chosen else INK_COLOUR
         if chosen:
             panel.axhspan(row - 0.5, row + 0.5, color=BAND_COLOUR, linewidth=0, zorder=0)
@@ -78,10 +77,10 @@ def _dots(panel: Axes, document: Document, methods: Sequence[str], metric: str) 
             value,
             row,
             "D" if chosen else "o",
-            color=colour,
+            color=colour if is_filled else PAPER_COLOUR,
             markersize=6.5 if chosen else 5.5,
-            markeredgecolor=PAPER_COLOUR,
-            markeredgewidth=0.8,
+            markeredgecolor=PAPER_COLOUR if is_filled else colour,
+            markeredgewidth=0.8 if is_filled else 1.3,
             zorder=3,
         )
 
@@ -151,96 +150,15 @@ def _set_amount_ticks(panel: Axes, amounts: Sequence[float]) -> None:
 
 
 def draw_bytes(document: Document) -> Figure:
-    """The main metric against bytes, with whiskers, names and the Pareto front."""
-    metric = document["metric"]
+    """The main metric with a row for each method, the fewest bytes of a user at the top. Methods off the Pareto front
+    are hollow.
+    """
     kept = {method: method_cost(document, method, "bytes") for method in rank_methods(document)}
-    sizes = {
-        method: n for method, n in kept.items() if n is not None and method_score(document, method, metric) is not None
-    }
-    figure = style.new_figure(style.WIDTH, 5.2)
-    axes = figure.subplots()
-    zero = _size_axis(axes, list(sizes.values()))
-    front, places = pareto_front(document, sizes), _spread_positions(sizes, zero)
-    points = [_mark(axes, document, method, x, method in front) for method, x in places.items()]
-    if front:
-        x, y = (
-            [places[method] for method in front],
-            [value_and_interval(document, method, metric)[0] for method in front],
-        )
-        axes.step([*x, axes.get_xlim()[1]], [*y, y[-1]], where="post", color=GRID_COLOUR, linewidth=4, zorder=1)
-    axes.set_xlabel("bytes kept for a user")
-    axes.set_ylabel(short_name(metric_title(metric)))
-    if metric in LOWER_IS_BETTER:
-        axes.invert_yaxis()
-    axes.margins(y=0.08)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    write_labels(axes, points, colour=INK_COLOUR, line=MUTED_COLOUR, strong=ACCENT_COLOUR)
+    known = {method for method in kept if method_score(document, method, document["metric"]) is not None}
+    sizes = {method: size for method, size in kept.items() if size is not None and method in known}
+    methods = sorted(sizes, key=lambda method: sizes[method])
+    figure = _draw_rows(document, methods, [document["metric"]], pareto_front(document, sizes))
+    panel = figure.axes[0]
+    for row, method in enumerate(methods):
+        panel.text(1.02, row, format_bytes(sizes[method]), transform=panel.get_yaxis_transform(), va="center")
     return figure
-
-
-def _size_axis(axes: Axes, sizes: Sequence[float]) -> float:
-    """Set a tick at each power of ten, and return the place for zero bytes, left of an axis break."""
-    powers = [math.log10(found) for found in sizes if found > 0] or [0.0]
-    first, last = math.floor(min(powers)), max(powers) + 0.5
-    free = any(found <= 0 for found in sizes)
-    zero, broken = first - 1.0, first - 0.2
-    ticks = range(first, math.floor(last) + 1)
-    names = [format_bytes(10.0**power) for power in ticks]
-    axes.set_xticks([zero, *ticks] if free else ticks, ["0", *names] if free else names)
-    axes.set_xlim(zero - 0.7 if free else broken, last)
-    if free:
-        axes.axvline(broken, color=MUTED_COLOUR, linewidth=0.8, linestyle=(0, (1, 2)))
-        stroke = [(-1, -1), (1, 1)]
-        axes.plot(
-            broken,
-            0,
-            marker=stroke,
-            markersize=9,
-            color=MUTED_COLOUR,
-            clip_on=False,
-            transform=axes.get_xaxis_transform(),
-        )
-    return zero
-
-
-def _spread_positions(sizes: Mapping[str, float], zero: float) -> dict[str, float]:
-    """The position of each method on the size axis; methods of one size are spread a little."""
-    at = {method: math.log10(found) if found > 0 else zero for method, found in sizes.items()}
-    spread: dict[str, float] = {}
-    for together in _clusters(at):
-        room, widest = (1.0, 0.2) if at[together[0]] == zero else (MAX_SPREAD_DECADES, SAME_SIZE_DECADES * 1.6)
-        step = min(widest, room / max(1, len(together) - 1))
-        for index, method in enumerate(together):
-            spread[method] = at[method] + (index - (len(together) - 1) / 2) * step
-    return spread
-
-
-def _clusters(at: Mapping[str, float]) -> Iterator[list[str]]:
-    """The methods in groups of about one size."""
-    group: list[str] = []
-    for method in sorted(at, key=lambda method: at[method]):
-        if group and at[method] - at[group[0]] > SAME_SIZE_DECADES:
-            yield group
-            group = []
-        group.append(method)
-    if group:
-        yield group
-
-
-def _mark(axes: Axes, document: Document, method: str, x: float, filled: bool) -> Point:
-    value, low, high = value_and_interval(document, method, document["metric"])
-    chosen = method == document["reference"]
-    colour = ACCENT_COLOUR if chosen else INK_COLOUR if filled else MUTED_COLOUR
-    axes.vlines(x, low, high, color=colour, linewidth=1.8 if chosen else 1.1, alpha=1 if chosen else 0.7, zorder=2)
-    axes.plot(
-        x,
-        value,
-        "D" if chosen else "o",
-        markersize=7 if chosen else 6,
-        color=colour,
-        markeredgewidth=1.3,
-        markerfacecolor=colour if filled else PAPER_COLOUR,
-        zorder=3,
-    )
-    return Point(short_name(method), x, value, low, high, strong=chosen)

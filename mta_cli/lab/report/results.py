@@ -76,7 +76,7 @@ def method_cost(document: Document, method: str, what: str) -> float | None:
 def memory_variants(document: Document) -> dict[str, dict[str, str]]:
     """Methods that were measured with several label memories: by the name without suffix, each memory's method.
 
-    The best method comes first. Documents of earlier versions do not say the memory of a method; they have none.
+    The best method comes first. A file may lack the memories; then it has none.
     """
     memories, found = document.get("memory") or {}, dict[str, dict[str, str]]()
     for method in rank_methods(document):

@@ -89,7 +89,9 @@ def build_bank(
                 # 3. the task adapter, and a meta-LoRA for each anchor above it
                 yield from _train(bench, inputs, anchors, run)
                 # 4. screening of anchors, weights of the label memory, and the ladder
-                yield from _screen(bench, inputs)
+                if SCREENING_KEY not in bench.bank.config:
+                    with bench.holding_task_adapter():
+                        yield from screen_anchors(bench, [each.user.id for each in inputs.candidates])
                 yield from fit_memory_weights(bench, pool, run)
                 yield from measure_text_ladder(bench, pool)
                 mark_ready(reg, bank.id)
@@ -106,7 +108,7 @@ def bank_key(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -
     """A hash of everything that determines the bank: base, embedder, task, options, seed and data."""
     options = asdict(request.options)
     if options[HELD_OUT_OPTION]:
-        del options[HELD_OUT_OPTION]  # banks of earlier versions lack it
+        del options[HELD_OUT_OPTION]  # the default is not part of the key
     identity = {
         **request.identity,
         "embedder": request.embedder.fingerprint,
@@ -119,7 +121,7 @@ def bank_key(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -
     if request.permute_answers:
         identity["permute_answers"] = True
     if request.purpose:
-        identity["screened"] = True  # earlier versions included refused anchors in the directions of cores
+        identity["screened"] = True  # marks banks whose refused anchors are left out
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -212,14 +214,6 @@ def _train(bench: Workbench[BankRequest], inputs: BankInputs, anchors: Sequence[
 def _store_anchors(reg: Registry, made: Sequence[tuple[Anchor, Adapter]]) -> None:
     for anchor, adapter in made:
         reg.banks.record_trained_anchor(anchor.id, adapter.digest, adapter.loss_first, adapter.loss_last)
-
-
-def _screen(bench: Workbench[BankRequest], inputs: BankInputs) -> Iterator[Event]:
-    """Screen all anchors together, unless a stopped build has done it."""
-    if SCREENING_KEY not in bench.bank.config:
-        users = [each.user.id for each in inputs.candidates]
-        with bench.holding_task_adapter():
-            yield from screen_anchors(bench, users)
 
 
 def mark_ready(reg: Registry, bank_id: int) -> None:

@@ -70,7 +70,7 @@ def fit_memory_weights(
     if (known := load_neighbours(reg, bank, task)) is None:
         return
     if (known_fit := _weights_of_a_sibling(reg, bank, request)) is not None:
-        _store_weights(reg, bank, request, known_fit)
+        _store_weights(reg, bank, known_fit)
         return
     import numpy as np
 
@@ -111,7 +111,7 @@ def fit_memory_weights(
         scores[COMMON] = model[rows]
         scores[COMMON_MEMORY] = (shares[:, :1] * model + shares[:, 1:] * memory)[rows]
         fitted[LADDER_KEY] = judge_label_ladder(task, judged, known, scores, bank.seed)
-    _store_weights(reg, bank, request, fitted)
+    _store_weights(reg, bank, fitted)
     yield Note(
         f"In an answer the model counts {weights.model:.2f} times and the memory {weights.memory:.2f} times, "
         f"judged by {len(cases)} items of the bank.",
@@ -119,10 +119,8 @@ def fit_memory_weights(
     )
 
 
-def _store_weights(reg: Registry, bank: Bank, request: BankRequest, fitted: dict[str, Any]) -> None:
-    """Store the fitted values and the option that led to them, which banks of earlier versions lack."""
-    told = {HELD_OUT_OPTION: request.options.held_out_weights, **fitted}
-    reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, **told})
+def _store_weights(reg: Registry, bank: Bank, fitted: dict[str, Any]) -> None:
+    reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, **fitted})
 
 
 def _weights_of_a_sibling(reg: Registry, bank: Bank, request: BankRequest) -> dict[str, Any] | None:
@@ -131,7 +129,7 @@ def _weights_of_a_sibling(reg: Registry, bank: Bank, request: BankRequest) -> di
     """
     siblings = reg.banks.banks_above(bank.task_adapter, bank.embedder) if bank.task_adapter else []
     held_out = request.options.held_out_weights
-    fitted = [one.config for one in siblings if one.config.get(HELD_OUT_OPTION, False) == held_out]
+    fitted = [one.config for one in siblings if one.config[HELD_OUT_OPTION] == held_out]
     kept = [{key: one[key] for key in (MIXTURE_WEIGHTS_KEY, LADDER_KEY) if key in one} for one in fitted]
     return max((one for one in kept if MIXTURE_WEIGHTS_KEY in one), key=len, default=None)
 

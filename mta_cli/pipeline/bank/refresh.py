@@ -36,8 +36,9 @@ from mta_cli.pipeline.requests import BankRequest, restore_bank_request
 from mta_cli.pipeline.runs import bank_label, fail_run_on_error
 from mta_cli.pipeline.training.groups import train_groups
 from mta_cli.pipeline.user_weights import current_bank
-from mta_cli.pipeline.users.dependents import join_names, refresh_command
+from mta_cli.pipeline.users.dependents import refresh_command
 from mta_cli.pipeline.workbench import Workbench
+from mta_cli.text.formatting import join_some
 from store.queries.dependents import AnchorReplacement
 from store.records import Adapter, Anchor, Bank, Item, Run, User
 
@@ -82,7 +83,6 @@ def refresh_bank(
     *,
     name: str | None = None,
     base: str | None = None,
-    plan: Sequence[PlanLine] = (),
     dry_run: bool = False,
 ) -> Iterator[Event]:
     """Replace the stale anchors of the task's newest bank, or of the bank `name`, on the device of `machine`.
@@ -99,7 +99,7 @@ def refresh_bank(
     stale, change = work.stale_anchors, neighbour_change(reg, bank, request.task, work.user_items)
     unfinished = bool(stale or work.unscreened)
     if dry_run or unfinished or change:
-        yield JobPlan("bank refresh", (*plan, *_plan(work, stale, change)))
+        yield JobPlan("bank refresh", _plan(work, stale, change))
     if dry_run:
         shown = {"bank": bank.name, "version": bank.version, "task": bank.task, "stale": len(stale)}
         yield JobResult({"dry_run": True, **shown, "people": reg.banks.dependent_users(bank.id)})
@@ -155,7 +155,7 @@ def _plan(work: _RefreshState, stale: Sequence[Anchor], change: NeighbourChange)
     return (
         PlanLine("bank", bank_label(work.bank)),
         PlanLine("stale anchors", f"{len(stale)} of {total}"),
-        PlanLine("recipes and stacks that go", join_names(user_names) if user_names else "none"),
+        PlanLine("recipes and stacks that go", join_some(user_names) if user_names else "none"),
         PlanLine("neighbours", _neighbours_value(change)),
         *build_plan_lines(
             work.reg,
@@ -308,7 +308,7 @@ def _refresh_notes(work: _RefreshState) -> Iterator[Event]:
     if work.affected_users:
         yield Note(
             f"Their recipes or stacks rested on what was replaced, and are gone: "
-            f"{join_names(sorted(work.affected_users))}. "
+            f"{join_some(sorted(work.affected_users))}. "
             f"`mta user fuse` and `mta user adapt` with --task {bank.task} make them anew.",
             warning=True,
         )

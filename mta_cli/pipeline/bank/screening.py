@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mta_cli.events import Event, Note
 from mta_cli.options import FuseOptions, ScreeningOptions
@@ -60,9 +60,17 @@ def screen_anchors(
         config = reg.banks.by_id(bank.id).config
         there = {anchor.id for anchor in reg.banks.anchors(bank.id)} - judged
         before = [one for one in config.get(SCREENING_KEY, {}).get("findings", ()) if one["anchor"] in there]
-        findings = [*before, *({"anchor": anchors[one.anchor_index].id, **_finding_json(one)} for one in found)]
+        new = [
+            {
+                "anchor": anchors[one.anchor_index].id,
+                "gate": one.gate,
+                "value": float(one.value),
+                "bound": float(one.bound),
+            }
+            for one in found
+        ]
         reg.banks.record_anchor_screening(
-            bank.id, {**config, SCREENING_KEY: {"findings": findings, "floors": capped}}, refused
+            bank.id, {**config, SCREENING_KEY: {"findings": [*before, *new], "floors": capped}}, refused
         )
     yield from screening_notes(reg, reg.banks.by_id(bank.id))
 
@@ -132,7 +140,3 @@ def _compute_similarity_floors(
         str(there[place].id): value
         for place, value in min_cosine_by_anchor(cosines, SHARE_TOP_K, options.max_share).items()
     }
-
-
-def _finding_json(one: ScreeningFinding) -> dict[str, Any]:
-    return {"gate": one.gate, "value": float(one.value), "bound": float(one.bound)}

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from mta_cli.errors import BadInput, Flag, UsageError, system_reason
 from mta_cli.options import ImportOptions
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
-from mta_cli.pipeline.data.formats import FORMATS, slack
+from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.archive import ArchivedFile, is_archive, text_files
 from mta_cli.pipeline.data.formats.detect import conversations
+from mta_cli.pipeline.data.formats.messengers import slack
 from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.data.git.program import is_repository
 from mta_cli.pipeline.data.git.selection import CommitSelection

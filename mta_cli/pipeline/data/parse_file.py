@@ -16,14 +16,14 @@ from mta_cli.pipeline.data.formats.archive import ArchivedFile
 from mta_cli.pipeline.data.formats.detect import is_clearly_known, read_sample, require_format
 from mta_cli.pipeline.data.formats.json_array import iter_array
 from mta_cli.pipeline.data.formats.lamp import NO_GOLD, FieldMapping, GoldAnswers, parse_golds, parse_questions
+from mta_cli.pipeline.data.formats.mail.replies import MailReplies
+from mta_cli.pipeline.data.formats.messengers.replies import MessengerReplies
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record, format_value
 from mta_cli.pipeline.data.formats.reading import open_rewindable, read_document
 from mta_cli.pipeline.data.formats.rows import RawRow, parse_rows
 from mta_cli.pipeline.data.formats.users import parse_users
 from mta_cli.pipeline.data.git.commits import read_commits
 from mta_cli.pipeline.data.import_source import DEFAULT_TASK, ImportSource
-from mta_cli.pipeline.data.mail_replies import MailReplies
-from mta_cli.pipeline.data.messenger_replies import MessengerReplies
 from mta_cli.pipeline.data.table_sample import checked_rows
 from store.staged_records import HeldOut
 

@@ -81,7 +81,7 @@ class Preset:
         keys = self.details.keys if self.details is not None else ()
         for place, raw in rows:
             row = self._texts(raw)
-            rating = _plain_number(row.get(self.rating, ""))
+            rating = row.get(self.rating, "").removesuffix(".0")
             if rating in ("", "0"):
                 findings.skip_counts[NO_RATING] += 1
                 continue
@@ -133,11 +133,6 @@ def _plain_text(text: str) -> str:
     if "<" not in text and "&" not in text:
         return text.strip()
     return html.unescape(_TAG.sub("", _BREAK.sub("\n", text))).strip()
-
-
-def _plain_number(text: str) -> str:
-    """`4` for `4.0`; a text that is not a number is unchanged."""
-    return text.removesuffix(".0")
 
 
 def _rating_task(name: str, site: str, thing: str, scale: Sequence[str]) -> Task:

@@ -16,6 +16,7 @@ from mta_cli.pipeline.data.formats.reading import open_rewindable
 from mta_cli.pipeline.data.formats.rows import RawRow
 from mta_cli.pipeline.data.guess_columns import ColumnGuess, guess_columns
 from mta_cli.pipeline.data.import_source import ImportSource
+from mta_cli.text.formatting import join_some
 
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 200, 1_000_000
 """The most rows, and about the most characters, of a sample."""
@@ -59,9 +60,7 @@ class TableSample:
         unknown, missing = source.columns.unknown_columns(self.columns), self.missing_parts(source)
         if not unknown and not missing:
             return
-        names = [format_value(name) for name in self.columns[:_LISTED_COLUMNS]]
-        more = len(self.columns) - len(names)
-        there = ", ".join(names) + (f" and {more:,} more" if more else "")
+        there = join_some([format_value(name) for name in self.columns], _LISTED_COLUMNS)
         wanted = ", ".join(format_value(name) for name in unknown) if unknown else ", ".join(missing)
         raise BadInput(
             f"{self.file} has no column {wanted}; its columns are {there}",
@@ -77,14 +76,12 @@ class TableSample:
         for part in ("user", "input", "output", "time"):
             needless = part == "user" and "me" in flags
             given = getattr(source.columns, part)
-            known = given if given and not self._unknown(given) else getattr(guess, part)
+            is_known = given and not ColumnMapping(input=given).unknown_columns(self.columns)
+            known = given if is_known else getattr(guess, part)
             if not needless and (known or part != "time"):
                 flags[part] = known or "COLUMN"
         file = "-" if str(source.path) == "/dev/stdin" else str(source.path)
         return Command(command, file, **flags, task=source.task or None)
-
-    def _unknown(self, text: str) -> list[str]:
-        return ColumnMapping(input=text).unknown_columns(self.columns)
 
 
 def checked_rows(rows: Iterable[RawRow], file: str, check: Callable[[TableSample], None]) -> Iterator[RawRow]:

@@ -19,7 +19,7 @@ from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult
 if TYPE_CHECKING:
     from store.backup import Manifest
     from store.registry import Registry
-    from store.restore import ReplacedStore, StagedRestore
+    from store.restore import ReplacedStore
 
 Result = TypeVar("Result")
 ConfirmReplace = Callable[[str], None]
@@ -71,7 +71,8 @@ def restore(root: Path, archive: Path, timeout: float, agree: ConfirmReplace, *,
 
     with stage_restore(root, timeout) as staged:
         there = read_replaced_store(root)
-        manifest = yield from _unpack(staged, archive)
+        yield JobStarted("verify", None, "files")
+        manifest = yield from tell_progress(staged.unpack(archive))
         yield JobPlan("restore", tuple(_plan_lines(root, archive, manifest, there)))
         if dry_run:
             yield JobResult({"store": str(root), "file": str(archive), "dry_run": True})
@@ -106,11 +107,6 @@ def restore(root: Path, archive: Path, timeout: float, agree: ConfirmReplace, *,
             "not_replayed": done.replaced.problem or None,
         }
     )
-
-
-def _unpack(staged: StagedRestore, archive: Path) -> Generator[Event, None, Manifest]:
-    yield JobStarted("verify", None, "files")
-    return (yield from tell_progress(staged.unpack(archive)))
 
 
 def tell_progress(names: Generator[str, None, Result]) -> Generator[Event, None, Result]:

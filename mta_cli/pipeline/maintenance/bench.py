@@ -167,9 +167,7 @@ def computed_bytes(
 
 def lora_numbers(shape: HubBase, layers: int) -> int:
     """The number of parameters of a LoRA of the default bank in `layers` layers."""
-    queries, keys = shape.head_dim * shape.heads, shape.head_dim * shape.kv_heads
-    attention = 4 * shape.width + 2 * queries + 2 * keys
-    return layers * BankOptions().rank * (attention + 3 * (shape.width + shape.inner))
+    return layers * BankOptions().rank * shape.shape.factor_widths
 
 
 def _shape(base: HubBase | ModelEntry) -> HubBase | None:

@@ -7,7 +7,7 @@ nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from mta_cli.events import Event
 from mta_cli.options import AdaptOptions, MachineOptions
 from mta_cli.pipeline.requests import restore_adapt_request, restore_bank_request
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, bank_label, evaluation_lock
+from mta_cli.text.formatting import join_some
 from store.records import Bank, Run
 from store.tables.evaluations import Evaluation
 
@@ -58,20 +59,20 @@ def resume_job(
     reg: Registry,
     one: UnfinishedJob,
     machine: MachineOptions,
-    resume_evaluation: Callable[..., Iterator[Event]],
-    *,
-    dry_run: bool = False,
+    resume_evaluation: Callable[[Registry, UnfinishedJob, MachineOptions], Iterator[Event]],
 ) -> Iterator[Event]:
     """Resume `one` in this process on the device of `machine`, with its original options.
 
     `resume_evaluation` resumes an evaluation: see `lab.evaluation.resume`, which jobs must not import. Raises BadInput
     if the job's inputs have changed since, for a bank of the users that `mta quick` chose, and as the job itself.
     """
+    from mta_cli.pipeline.personalize.adapt import adapt_users
+
     if one.kind == BANK_BUILD:
-        return _resume_bank_build(reg, one, machine, dry_run)
+        return _resume_bank_build(reg, one, machine)
     if one.kind == USER_ADAPT:
-        return _resume_adaptation(reg, one, machine, dry_run)
-    return resume_evaluation(reg, one, machine, dry_run=dry_run)
+        return adapt_users(reg, restore_adapt_request(reg, one.number, one.request, machine), plan=())
+    return resume_evaluation(reg, one, machine)
 
 
 def discard_job(reg: Registry, one: UnfinishedJob) -> None:
@@ -96,7 +97,7 @@ def discard_job(reg: Registry, one: UnfinishedJob) -> None:
         reg.runs.fail_run(one.run, "given up")
 
 
-def _resume_bank_build(reg: Registry, one: UnfinishedJob, machine: MachineOptions, dry_run: bool) -> Iterator[Event]:
+def _resume_bank_build(reg: Registry, one: UnfinishedJob, machine: MachineOptions) -> Iterator[Event]:
     from mta_cli.pipeline.bank.build import bank_key, build_bank
     from mta_cli.pipeline.bank.contributors import find_contributors
 
@@ -105,13 +106,7 @@ def _resume_bank_build(reg: Registry, one: UnfinishedJob, machine: MachineOption
     if bank_key(reg, request, find_contributors(reg, request)) != bank.key:
         otherwise = ("where ", Command("quick"), " began it, run that again; else ")
         raise changed_since_error(f"bank {bank_label(bank)}", Command("bank build", task=bank.task), otherwise)
-    yield from build_bank(reg, request, plan=(), dry_run=dry_run)
-
-
-def _resume_adaptation(reg: Registry, one: UnfinishedJob, machine: MachineOptions, dry_run: bool) -> Iterator[Event]:
-    from mta_cli.pipeline.personalize.adapt import adapt_users
-
-    yield from adapt_users(reg, restore_adapt_request(reg, one.number, one.request, machine), plan=(), dry_run=dry_run)
+    yield from build_bank(reg, request, plan=())
 
 
 def changed_since_error(what: str, command: Command, first: Words = "") -> BadInput:
@@ -147,7 +142,7 @@ def _unfinished_adaptations(reg: Registry, bank: Bank) -> Iterator[UnfinishedJob
     for run in _latest(reg, reg.runs.of_bank(bank.id), (ADAPT_RUN_KIND,)):
         all_users, users = run.config[REQUEST_KEY]["everybody"], reg.runs.asked_users(run.id)
         if run.status == "interrupted" and (all_users or users):
-            who = "all users" if all_users else _name_some([user.name for user in users])
+            who = "all users" if all_users else join_some([user.name for user in users], MAX_NAMES)
             given = _given_options(AdaptOptions(), run.config[REQUEST_KEY]["options"])
             yield UnfinishedJob(
                 USER_ADAPT,
@@ -159,12 +154,6 @@ def _unfinished_adaptations(reg: Registry, bank: Bank) -> Iterator[UnfinishedJob
                 run.id,
                 run.config[REQUEST_KEY],
             )
-
-
-def _name_some(names: Sequence[str]) -> str:
-    """The first few names, and the number of further ones."""
-    more = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _given_options(defaults: AdaptOptions, asked: dict[str, Any]) -> list[str]:
@@ -180,26 +169,23 @@ def _unfinished_evaluation(reg: Registry, one: Evaluation) -> Iterator[Unfinishe
     answered = ", ".join(reg.evaluations.predictions.answered_methods(one.id))
     so_far = f"answered so far: {answered}" if answered else "nothing answered yet"
     title = f"{one.label}, {one.task}"
+    failed = one.status == "running"  # a failed run may be resumed, unless it was given up
     stopped = [
-        run for run in runs if run.status == "interrupted" or (run.status == "failed" and _is_resumable(run, one))
+        run
+        for run in runs
+        if run.status == "interrupted" or (failed and run.status == "failed" and run.error != "given up")
     ]
     for run in stopped:
         yield UnfinishedJob(
             run.kind, title, _ended_at(run, ""), one.id, so_far, _error_text(run), run.id, run.config[REQUEST_KEY]
         )
-    if one.status == "running" and not runs:
-        yield UnfinishedJob(EVAL_RUN, title, one.created, one.id, so_far)
-
-
-def _is_resumable(run: Run, one: Evaluation) -> bool:
-    return one.status == "running" and run.error != "given up"
 
 
 def _latest(reg: Registry, runs: list[Run], kinds: tuple[str, ...]) -> list[Run]:
     """The newest run of each request; `runs` are newest first."""
     found: dict[str, Run] = {}
     for run in runs:
-        if run.kind in kinds and REQUEST_KEY in run.config:
+        if run.kind in kinds:
             users = [user.id for user in reg.runs.asked_users(run.id)]
             found.setdefault(json.dumps([run.kind, run.config[REQUEST_KEY], users], sort_keys=True), run)
     return list(found.values())

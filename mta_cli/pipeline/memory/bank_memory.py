@@ -61,7 +61,7 @@ class BankMemory:
     def without_neighbours(self) -> LabelMemory:
         """The memory with label rates only, which needs no embedder."""
         rates = tuple(self._bank.config.get(LABEL_RATES_KEY, ())) if self._bank is not None else ()
-        # banks of older versions, or of another version of the task, have no rates for these labels
+        # a bank of another version of the task has no rates for these labels
         return LabelMemory(self._task.labels, rates if len(rates) == len(self._task.labels) else ())
 
     def prior_for(self, user: User | None, mode: str, options: MemoryOptions) -> LabelPrior | None:

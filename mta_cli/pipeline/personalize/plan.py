@@ -9,7 +9,7 @@ from mta_cli.events import PlanLine
 from mta_cli.pipeline.personalize.fuse import bank_plan_lines
 from mta_cli.pipeline.training.estimate import TokenLoad, cost_lines, sample_row_tokens
 from mta_cli.pipeline.training.groups import MAX_USERS_PER_GROUP
-from mta_cli.pipeline.users.dependents import join_names
+from mta_cli.text.formatting import join_some
 from store.records import Bank, Item, User
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def adapt_plan_lines(
     )
     return (
         PlanLine(
-            "users", f"{join_names([user.name for user in users])}: {len(users)}, {len(busy)} of them with a history"
+            "users", f"{join_some([user.name for user in users])}: {len(users)}, {len(busy)} of them with a history"
         ),
         *bank_plan_lines(bank, request),
         *cost_lines(reg, request.base, request.machine, [load], row, widest),

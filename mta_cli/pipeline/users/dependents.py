@@ -6,31 +6,24 @@ Changes nothing. Knows no terminal and no SQL.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import Command
 from mta_cli.events import Note
-from mta_cli.options import BankOptions, options_from_json
 from mta_cli.pipeline.bases_in_use import named_base
 from mta_cli.pipeline.runs import bank_label
+from mta_cli.text.formatting import join_some
 
 if TYPE_CHECKING:
     from store.records import Bank, User
     from store.registry import Registry
     from store.tables.users import StaleAnchor
 
-MAX_NAMED_USERS = 10  # users named in a note; results name all
 
 Dependent = tuple[str, str, int]
 """(user, bank, version): a user whose recipe or stack depends on a stale anchor of the bank"""
-
-
-def join_names(names: Sequence[str]) -> str:
-    """The first few names, and the number of the others."""
-    rest = len(names) - MAX_NAMED_USERS
-    return ", ".join(names[:MAX_NAMED_USERS]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def refresh_command(reg: Registry, bank: Bank) -> Command:
@@ -51,23 +44,8 @@ def banks_pooling_user(reg: Registry, user: User, *, measuring: bool = False) ->
     """Banks whose task adapter was trained on a user's items, regardless of the user's current consent.
 
     With `measuring`, banks of evaluations are included.
-
-    Banks of earlier versions did not record their users. Such a bank is included if the user has enough items of its
-    task, has consented, and was added before the bank was begun.
     """
-    held = {task: items for task, items, _ in reg.users.tasks_of_user(user.id)}
-
-    def was_trained_on_user(bank: Bank) -> bool:
-        if reg.banks.knows_task_adapter_users(bank.id):
-            return reg.banks.is_task_adapter_user(bank.id, user.id)
-        enough = held.get(bank.task, 0) >= _min_pooled_items(bank)
-        return bank.task_adapter is not None and enough and user.can_anchor and user.created <= bank.created
-
-    return [bank for bank in reg.banks.all(measuring=measuring) if was_trained_on_user(bank)]
-
-
-def _min_pooled_items(bank: Bank) -> int:
-    return options_from_json(BankOptions, bank.config).pool_items
+    return [bank for bank in reg.banks.all(measuring=measuring) if reg.banks.is_task_adapter_user(bank.id, user.id)]
 
 
 @dataclass(frozen=True)
@@ -100,7 +78,7 @@ class StaleParts:
             yield Note(f"the anchor of {bank} v{version} that was trained on {whose} is stale", warning=True)
         if self.dependents:
             names = list(dict.fromkeys(user for user, _, _ in self.dependents))
-            yield Note(f"recipes or stacks that rest on what is stale: those of {join_names(names)}", warning=True)
+            yield Note(f"recipes or stacks that rest on what is stale: those of {join_some(names)}", warning=True)
         if self.anchors:
             banks = dict.fromkeys((bank, version) for bank, version, _ in self.anchors)
             commands = [f"`{refresh_command(reg, reg.banks.get(bank, version))}`" for bank, version in banks]

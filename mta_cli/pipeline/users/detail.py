@@ -18,7 +18,7 @@ from mta_cli.pipeline.bases_in_use import base_name, base_names, has_several_bas
 from mta_cli.pipeline.user_weights import anchor_label
 
 if TYPE_CHECKING:
-    from store.records import Anchor, Bank, Item, Recipe, Run, Stack, User
+    from store.records import Anchor, Bank, Recipe, Run, Stack, User
     from store.registry import Registry
     from store.tables.predictions import UserPrediction
 
@@ -140,13 +140,6 @@ def _bank_on_base(reg: Registry, task: str, base: str | None) -> Bank | None:
         if base_name(reg, fingerprint) == base:
             return reg.banks.latest_ready_bank(task, fingerprint)
     return reg.banks.latest_ready_bank(task)
-
-
-def load_history_page(reg: Registry, name: str, task: str, offset: int = 0, limit: int = 20) -> list[Item]:
-    """At most `limit` of a user's items of a task, newest first, from `offset` on. Raises NotFound."""
-    offset, limit = max(0, offset), max(0, limit)
-    newest = reg.items.recent_items(reg.users.get(name).id, task, offset + limit)
-    return newest[::-1][offset:]
 
 
 def _status(user: User, anchors: Sequence[Anchor], recipe: Recipe | None, stack: Stack | None) -> str:

@@ -123,7 +123,8 @@ def record_export(reg: Registry, user: User, target: Path, what: str) -> Iterato
 
 def exports_of(reg: Registry, user: User) -> list[str]:
     """The distinct folders of a user's exports, newest first; some may have been moved or removed since."""
-    return list(dict.fromkeys(_export_paths(reg, user)))
+    exports = [run for run in reg.runs.of_user(user.id) if run.kind == EXPORT_RUN_KIND and run.status != "failed"]
+    return list(dict.fromkeys(str(run.config[REQUEST_KEY]["to"]) for run in exports))
 
 
 def remove_drafts(exports: Sequence[str]) -> None:
@@ -131,9 +132,3 @@ def remove_drafts(exports: Sequence[str]) -> None:
     for folder in {Path(place).parent for place in exports}:
         with suppress(OSError):
             remove_leftover_temporaries(folder)
-
-
-def _export_paths(reg: Registry, user: User) -> Iterator[str]:
-    for run in reg.runs.of_user(user.id):
-        if run.kind == EXPORT_RUN_KIND and run.status != "failed":
-            yield str(run.config[REQUEST_KEY]["to"])

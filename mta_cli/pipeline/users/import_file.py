@@ -29,7 +29,7 @@ from mta_cli.pipeline.data.parse_file import FindTask, ParsedFile, import_notes,
 from mta_cli.pipeline.data.tasks import find_task, keep_task
 from mta_cli.pipeline.users.consent import change_consent
 from mta_cli.pipeline.users.dependents import StaleParts
-from mta_cli.text.formatting import join_words
+from mta_cli.text.formatting import join_some, join_words
 from store.tables.items import hash_texts
 
 if TYPE_CHECKING:
@@ -168,20 +168,15 @@ def hold_out_notes(source: ImportSource, intake: ParsedFile) -> Iterator[Note]:
     """Notes on users with fewer queries than requested, and the reasons."""
     held, wanted = intake.held_out, f"{source.hold_out:,} held-out queries"
     if held.short:
-        named = _first_names([format_value(user) for user, _ in held.short])
+        named = join_some([format_value(user) for user, _ in held.short], NAMED_USERS)
         yield Note(f"users with fewer than {wanted}, because {KEPT_ITEMS} items stay history: {named}", warning=True)
     if held.fixed:
-        named = _first_names([f"{format_value(user)} has {count:,}" for (user, _), count in held.fixed.items()])
+        counts = [f"{format_value(user)} has {count:,}" for (user, _), count in held.fixed.items()]
         yield Note(
             f"users with another number than {wanted}, because what is stored as history or held out stays so: "
-            f"{named}; another --task stores the file apart",
+            f"{join_some(counts, NAMED_USERS)}; another --task stores the file apart",
             warning=True,
         )
-
-
-def _first_names(names: Sequence[str]) -> str:
-    more = len(names) - NAMED_USERS
-    return ", ".join(names[:NAMED_USERS]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _reconcile_with_store(reg: Registry, source: ImportSource, intake: ParsedFile, stored: set[str]) -> Counter[bool]:
@@ -318,7 +313,7 @@ def _twin_notes(reg: Registry, tasks: Sequence[str], touched: set[int]) -> Itera
     found = [(task, count, users) for task in tasks for count, users in reg.items.users_with_same_items(task, touched)]
     for task, count, users in found[:NAMED_TWINS]:
         names = [format_value(reg.users.by_id(user).name) for user in users]
-        who = _first_names(names) if len(names) > NAMED_USERS else join_words(names)
+        who = join_some(names, NAMED_USERS) if len(names) > NAMED_USERS else join_words(names)
         yield Note(
             f"{who} have the same {count:,} items of {task}: one person twice counts twice in evaluations", warning=True
         )

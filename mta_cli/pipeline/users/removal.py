@@ -19,11 +19,12 @@ from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.data.kept_items import kept_since
 from mta_cli.pipeline.runs import bank_label
-from mta_cli.pipeline.users.dependents import StaleParts, banks_pooling_user, join_names
+from mta_cli.pipeline.users.dependents import StaleParts, banks_pooling_user
 from mta_cli.pipeline.users.exported_folders import exports_of, remove_drafts
 from mta_cli.pipeline.users.in_use import change_when_unused
 from mta_cli.pipeline.users.serve_keys import drop_from_keys
 from mta_cli.pipeline.users.servers import recheck_servers
+from mta_cli.text.formatting import join_some
 from store.database_copy import saved_databases
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def _user_lines(reg: Registry, user: User) -> Iterator[PlanLine]:
     ]
     yield PlanLine("anchor of", ", ".join(bank_label(bank) for bank, _ in anchors) or "no bank")
     dependents = {name for bank, anchor in anchors for name in reg.banks.dependent_users(bank.id, [anchor])}
-    yield PlanLine("recipes and stacks that rest on it", join_names(sorted(dependents - {user.name})) or "none")
+    yield PlanLine("recipes and stacks that rest on it", join_some(sorted(dependents - {user.name})) or "none")
 
 
 def _label_notes(reg: Registry, user: User) -> Iterator[Note]:
@@ -206,7 +207,7 @@ def _find_items(reg: Registry, user: User, ids: Sequence[str], task: str | None)
     if missing := [key for key in dict.fromkeys(ids) if key not in known]:
         where = "" if task is None else f" of {task}"
         raise NotFound(
-            f"{user.name} has no item{where} with the id {join_names(missing)}.",
+            f"{user.name} has no item{where} with the id {join_some(missing)}.",
             hint=(Command("user items", user.name), " shows the ids"),
         )
     if len(tasks := dict.fromkeys(item.task for item in found)) > 1:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import re
 import secrets
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
+
+import msgspec
 
 from mta_cli.errors import BadInput, Command, IntegrityFault, NotFound, system_reason
 from mta_cli.plain_file import require_plain_file
 from store.files import atomic_write
 from store.process_lock import job_lock
 
-FILE_NAME, FORMAT = "serve-keys.json", "mta-keys-1"
+FILE_NAME = "serve-keys.json"
 FILE_LOCK = "keys of the server"  # held by a process that changes the file in the store
 MAX_FILE_BYTES = 16 * 2**20
 EVERYBODY = "*"  # in a key's hashes of names: all users
@@ -30,8 +31,7 @@ _LABEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _FAST = "sha256:"  # begins the hash of a key, unless it is of an earlier version
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(msgspec.Struct, frozen=True):
     """A stored key. `users` are hashes of names, or only `*` for all users."""
 
     id: str
@@ -39,6 +39,12 @@ class Key:
     salt: str
     hash: str
     users: tuple[str, ...]
+
+
+class _Content(msgspec.Struct):
+    format: Literal["mta-keys-1"]
+    salt: str
+    keys: list[Key]
 
 
 class KeyFile:
@@ -61,11 +67,9 @@ class KeyFile:
         except OSError as error:
             raise BadInput(f"{path} cannot be read: {system_reason(error)}") from error
         try:
-            found = json.loads(text)
-            if found["format"] != FORMAT or not isinstance(found["salt"], str):
-                raise ValueError
-            return cls(found["salt"], [Key(**{**key, "users": tuple(key["users"])}) for key in found["keys"]])
-        except (ValueError, KeyError, TypeError) as error:
+            found = msgspec.json.decode(text, type=_Content)
+            return cls(found.salt, found.keys)
+        except ValueError as error:
             raise IntegrityFault(
                 f"{path} is not a file of keys.",
                 hint=("move it away; ", Command("serve key add", "LABEL", users="USERS"), " makes new keys"),
@@ -73,8 +77,8 @@ class KeyFile:
 
     def write(self, path: Path) -> None:
         """Replace the file, readable by its owner alone. Raises as `atomic_write`."""
-        content = {"format": FORMAT, "salt": self._salt, "keys": [asdict(key) for key in self._keys.values()]}
-        atomic_write(path, json.dumps(content, indent=1).encode())
+        content = msgspec.json.encode(_Content("mta-keys-1", self._salt, self.keys))
+        atomic_write(path, msgspec.json.format(content, indent=1))
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -108,7 +112,7 @@ class KeyFile:
         """Remove these users from all keys; returns whether any key had one. A key without users opens no model."""
         gone = set(map(self.name_hash, names))
         left = {
-            number: replace(key, users=tuple(user for user in key.users if user not in gone))
+            number: msgspec.structs.replace(key, users=tuple(user for user in key.users if user not in gone))
             for number, key in self._keys.items()
         }
         changed, self._keys = left != self._keys, left

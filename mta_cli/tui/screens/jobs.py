@@ -18,7 +18,7 @@ from textual.widgets import OptionList, RichLog, Static
 from textual.widgets.option_list import Option
 
 from mta_cli.errors import MtaError
-from mta_cli.options import EvalOptions, MachineOptions
+from mta_cli.options import MachineOptions
 from mta_cli.pipeline.maintenance import resume
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob, list_unfinished_jobs
 from mta_cli.text.formatting import pluralise
@@ -181,13 +181,12 @@ step. The height is relative: the percentage says how much the loss changed."""
         one = self._selected_interrupted_job
         if one is None:
             return
-        settings = self.mta_app.settings
-        machine, defaults = settings.build_options(MachineOptions), settings.build_options(EvalOptions)
+        machine = self.mta_app.settings.build_options(MachineOptions)
 
         def make(reg: Registry) -> Iterator[Event]:
             from mta_cli.lab.evaluation.resume import resume_evaluation
 
-            return resume.resume_job(reg, one, machine, partial(resume_evaluation, defaults=defaults))
+            return resume.resume_job(reg, one, machine, resume_evaluation)
 
         job = self.mta_app.job_queue.add_job(one.kind, one.title, make, self.mta_app.tell_failed_job)
         self._resumed[_interrupted_job_key(one)] = job

@@ -314,15 +314,16 @@ class UsersScreen(BaseScreen):
     @work(exclusive=True, group="user", exit_on_error=False)
     async def _load_user_pane(self, name: str) -> None:
         """Read and show one user, unless the cursor moves on quickly."""
-        from mta_cli.pipeline.users.detail import load_history_page, load_user_detail
+        from mta_cli.pipeline.users.detail import load_user_detail
 
         await asyncio.sleep(LOOKUP_DELAY_SECONDS)
         task, count = self.mta_app.selected_task, self._history_limit
         base = self.mta_app.model_options.base
 
         def look(reg: Registry) -> tuple[UserDetail, list[Item]]:
-            user = load_user_detail(reg, name, task, base)
-            return user, load_history_page(reg, name, user.task, 0, count) if user.task is not None else []
+            found = load_user_detail(reg, name, task, base)
+            items = reg.items.recent_items(found.user.id, found.task, count) if found.task is not None else []
+            return found, items[::-1]
 
         try:
             user, items = await self.mta_app.store_reader.read(look)

@@ -117,11 +117,6 @@ def test_beside_a_model_each_term_of_the_memory_has_its_weight() -> None:
     assert mixed("text") == pytest.approx(expected.tolist())
 
 
-@pytest.mark.parametrize(("ratio", "memory", "model"), [(0.5, 0.5, 1.0), (1.0, 1.0, 1.0), (4.0, 1.0, 0.25)])
-def test_in_an_earlier_banks_sum_the_larger_weight_counts_once(ratio: float, memory: float, model: float) -> None:
-    assert MixtureWeights.from_ratio(ratio) == MixtureWeights(model, memory, memory / 2, 0.0)
-
-
 def town(seed: int, *, by_item: float, by_person: float, people: int = 40, items: int = 12) -> NeighbourIndex:
     """People who answer the same films; what they say hangs on the film, on themselves, or on neither."""
     rng = np.random.default_rng(seed)

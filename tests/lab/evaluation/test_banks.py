@@ -154,15 +154,6 @@ def test_banks_that_are_known_are_not_looked_for_again(peopled: Registry) -> Non
     assert peopled.evaluations.fold_banks(number) == {(0, ""): first[0, ""].id, (1, ""): first[1, ""].id}
 
 
-def test_a_known_bank_of_an_earlier_version_is_brought_up_to_date(peopled: Registry) -> None:
-    request = eval_request(folds=2)
-    first = made(peopled, request)
-    peopled.banks.set_kernel(first[1, ""].id, {"sharpness": 2.0, "votes": 1.0, "habit": 1.0})
-    job = build_fold_banks(peopled, request, make_design(peopled, request), begun(peopled, request))
-    assert not any(isinstance(event, JobProgress) and event.loss is not None for event in job)
-    assert [peopled.banks.by_id(bank.id) for bank in first.values()] == list(first.values())
-
-
 def stop_while_building(reg: Registry, request: EvalRequest) -> int:
     """Stop in the training of the first fold's anchors; returns the bank's number."""
     job = build_fold_banks(reg, request, make_design(reg, request), begun(reg, request))

@@ -228,11 +228,11 @@ def test_so_many_others_are_asked_and_the_nearest_in_topic(field: EvalContext, c
             assert list(others[: len(alike)]) == alike and user not in others
 
 
-def test_a_memory_that_is_only_added_says_nothing_of_whose_an_answer_is(field: EvalContext) -> None:
+def test_with_every_memory_it_is_asked_whose_an_answer_is(field: EvalContext) -> None:
     number = begun(field.reg, field.request)
     for name in ("mta-recipe+off", "mta-recipe+habit"):
         method = find_method(name)
         settings = {**method.default_settings, **method.version_settings}
         list(run_method(field, number, MethodRun(0, method, settings), 0))
     rows = field.reg.evaluations.predictions.load_predictions(number)
-    assert {p.method: p.whose is None for p in rows} == {"mta-recipe+off": False, "mta-recipe+habit": True}
+    assert {p.method: p.whose is None for p in rows} == {"mta-recipe+off": False, "mta-recipe+habit": False}

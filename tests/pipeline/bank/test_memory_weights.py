@@ -1,4 +1,4 @@
-"""Weighing a bank's memory against its model: which items, what is kept, older banks and stopped builds."""
+"""Weighing a bank's memory against its model: which items, what is kept, and stopped builds."""
 
 from __future__ import annotations
 
@@ -44,14 +44,13 @@ def test_a_build_says_and_keeps_how_much_neighbours_count(peopled: Registry) -> 
     assert found.weights == MixtureWeights.from_parts(**weights)
 
 
-def test_an_older_bank_is_weighed_when_it_is_built_again(peopled: Registry) -> None:
-    """Until then its answers are what they were: the larger of the two weights counts once, and no rates come in."""
+def test_a_bank_without_weights_is_weighed_when_it_is_built_again(peopled: Registry) -> None:
+    """Until then model and memory count alike."""
     first, bank = built(peopled), bank_of(peopled)
-    older = {key: value for key, value in bank.config.items() if key != MIXTURE_WEIGHTS_KEY}
-    for found, ratio in ((older, 1.7), ({**older, "beside_model": 0.25}, 0.425)):
-        peopled.banks.set_bank_config(bank.id, found)
-        before = load_fitted_neighbours(peopled, bank_of(peopled), TASK, lambda texts: pytest.fail("none is embedded"))
-        assert before is not None and before.weights == MixtureWeights.from_ratio(ratio)
+    unweighed = {key: value for key, value in bank.config.items() if key != MIXTURE_WEIGHTS_KEY}
+    peopled.banks.set_bank_config(bank.id, unweighed)
+    before = load_fitted_neighbours(peopled, bank_of(peopled), TASK, lambda texts: pytest.fail("none is embedded"))
+    assert before is not None and before.weights == MixtureWeights(0.5, 0.5, 0.5, 0.5)
     again, seen = finish(build_bank(peopled, bank_request()))
     assert again == first and weighed(seen)
     trained = {event.label for event in seen if isinstance(event, JobProgress) and event.loss is not None}

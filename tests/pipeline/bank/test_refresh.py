@@ -374,18 +374,12 @@ def test_neighbours_that_were_stopped_are_gone_on_with(peopled: Registry) -> Non
     assert peopled.banks.get("lamp-2").config == before.config
 
 
-@pytest.mark.parametrize("earlier", [False, True])
 @pytest.mark.parametrize("anchor", [False, True])
-def test_the_memory_is_fitted_again_without_who_left(peopled: Registry, anchor: bool, earlier: bool) -> None:
-    """A bank of an `earlier` version has no digest of what its kernel is fitted to."""
+def test_the_memory_is_fitted_again_without_who_left(peopled: Registry, anchor: bool) -> None:
     built(peopled)
     bank = peopled.banks.get("lamp-2")
     names = {str(one.user) for one in anchors(peopled)}
     left = next(name for name in (f"user{n}" for n in range(9)) if (name in names) is anchor)
-    if earlier:
-        config = {key: value for key, value in bank.config.items() if key != FITTED_ITEMS_KEY}
-        peopled.banks.set_bank_config(bank.id, config)
-        assert any("nothing to do" in text for text in notes(refreshed(peopled)[1])), "nobody has left"
     finish(set_consent(peopled, left, False))
     _, seen = refreshed(peopled, dry_run=True)
     lines = {line.name: line.value for event in seen if isinstance(event, JobPlan) for line in event.lines}

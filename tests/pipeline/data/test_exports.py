@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from mta_cli.errors import BadInput, Flag, UsageError, worded
-from mta_cli.pipeline.data.formats import mbox
 from mta_cli.pipeline.data.formats.chatgpt import BROKEN
-from mta_cli.pipeline.data.formats.mail_message import UNREADABLE, read_mail
+from mta_cli.pipeline.data.formats.mail import mbox
+from mta_cli.pipeline.data.formats.mail.message import UNREADABLE, read_mail
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
 from mta_cli.pipeline.data.import_source import ImportSource
 from mta_cli.pipeline.users.import_file import import_source
@@ -135,7 +135,7 @@ def test_without_an_address_the_likely_ones_are_named(reg: Registry) -> None:
 def test_an_address_is_searched_in_the_first_mails_only(
     reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mta_cli.pipeline.data.mail_replies.SEARCHED_MAILS", 2)
+    monkeypatch.setattr("mta_cli.pipeline.data.formats.mail.replies.SEARCHED_MAILS", 2)
     path = raw_box(tmp_path / "box", *(mail(n).as_bytes() for n in range(9)))
     with pytest.raises(UsageError) as caught:
         take(reg, path)

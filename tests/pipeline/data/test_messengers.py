@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from mta_cli.errors import BadInput, Flag, UsageError, worded
-from mta_cli.pipeline.data import messenger_replies
-from mta_cli.pipeline.data.formats import archive, discord, slack
+from mta_cli.pipeline.data.formats import archive
+from mta_cli.pipeline.data.formats.messengers import discord, slack
+from mta_cli.pipeline.data.formats.messengers import replies as messenger_replies
+from mta_cli.pipeline.data.formats.messengers.whatsapp import OPEN_ORDER
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
 from mta_cli.pipeline.data.formats.turns import Turn, pair_turns
-from mta_cli.pipeline.data.formats.whatsapp import OPEN_ORDER
 from store.registry import Registry
 from tests.pipeline.data.test_exports import EXPORTS, OTHERS, STRANGE, items, places, reg, take
 

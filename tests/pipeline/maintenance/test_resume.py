@@ -6,7 +6,6 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ import pytest
 
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, Command, IntegrityFault
-from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobStarted
+from mta_cli.events import ArtifactSaved, Event, JobProgress, JobStarted
 from mta_cli.lab.evaluation.resume import resume_evaluation
 from mta_cli.lab.evaluation.run import run_evaluation, tune_evaluation
-from mta_cli.options import AdaptOptions, BankOptions, EvalOptions, FuseOptions, MachineOptions, options_from_json
+from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, MachineOptions, options_from_json
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob, discard_job, list_unfinished_jobs, resume_job
 from mta_cli.pipeline.personalize.adapt import adapt_users
@@ -29,7 +28,6 @@ from tests.lab.evaluation.trial import eval_request, timeless
 from tests.pipeline.town import QUICK, SHORT, TASK, bank_request, built, finish, fuse_request, notes
 
 HERE = MachineOptions(device="cpu", dtype="bfloat16", seed=7)  # all but the device must come from what was begun
-DEFAULTS = EvalOptions(methods="base")
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +48,8 @@ def stop_after(events: Iterator[Event], steps: int, *, answering: bool = False) 
     events.close()  # type: ignore[attr-defined]
 
 
-def go_on(reg: Registry, one: UnfinishedJob, **more: Any) -> tuple[Any, list[Event]]:
-    return finish(resume_job(reg, one, HERE, partial(resume_evaluation, defaults=DEFAULTS), **more))
+def go_on(reg: Registry, one: UnfinishedJob) -> tuple[Any, list[Event]]:
+    return finish(resume_job(reg, one, HERE, resume_evaluation))
 
 
 def abandon_runs(reg: Registry) -> None:
@@ -114,15 +112,6 @@ def test_a_bank_that_is_being_built_is_not_offered_and_that_of_a_killed_process_
     abandon_runs(peopled)
     (one,) = list_unfinished_jobs(peopled)
     assert one.kind == "bank build" and one.error == ""
-
-
-def test_the_plan_of_going_on_changes_nothing(peopled: Registry) -> None:
-    stop_after(build_bank(peopled, bank_request(name="mine")), 3)
-    before = peopled.count_rows()
-    (one,) = list_unfinished_jobs(peopled)
-    result, seen = go_on(peopled, one, dry_run=True)
-    assert one.title == "mine v1" and result["dry_run"] and peopled.count_rows() == before
-    assert any(isinstance(event, JobPlan) for event in seen)
 
 
 def test_a_bank_whose_people_changed_cannot_go_on_but_can_be_given_up(peopled: Registry) -> None:
@@ -265,16 +254,6 @@ def test_a_stopped_evaluation_goes_on_with_what_was_written_down(peopled: Regist
     assert one.kind == "eval run" and one.title == f"evaluation {number}, lamp-2"
     result, _ = go_on(peopled, one)
     assert timeless(result) == timeless(whole)
-
-
-def test_an_evaluation_of_which_nothing_was_written_down_goes_on_with_what_it_began(peopled: Registry) -> None:
-    stop_after(run_evaluation(peopled, eval_request(methods="majority,pooled-rag", folds=2)), 2, answering=True)
-    peopled._db.execute_write("DELETE FROM runs WHERE kind = 'eval run'")  # as in a store of an earlier day
-    (one,) = list_unfinished_jobs(peopled)
-    assert "majority" in one.detail
-    result, seen = go_on(peopled, one)
-    assert "majority" in result["methods"] and any("does not record its methods" in text for text in notes(seen))
-    assert list_unfinished_jobs(peopled) == []
 
 
 def test_giving_up_an_evaluation_removes_it_only_where_it_has_no_result(peopled: Registry) -> None:

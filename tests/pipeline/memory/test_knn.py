@@ -1,4 +1,4 @@
-"""Keeping a bank's neighbours: which items, resumption, older banks; and what they change in answers."""
+"""Keeping a bank's neighbours: which items, resumption; and what they change in answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mta_cli.engine.memory.knn import NeighbourKernel, fit_kernel
 from mta_cli.events import JobProgress
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.memory import knn
-from mta_cli.pipeline.memory.knn import load_embedder, load_fitted_neighbours, load_neighbours, update_neighbours
+from mta_cli.pipeline.memory.knn import load_embedder, load_neighbours, update_neighbours
 from mta_cli.pipeline.models.installed import resolve_model
 from store.records import Bank, NewItem
 from store.registry import Registry
@@ -69,7 +69,7 @@ def test_a_stopped_build_goes_on_with_what_is_missing(peopled: Registry, monkeyp
     assert any("what 26 history items answer" in text for text in notes(seen))
 
 
-def test_a_bank_from_before_gets_them_when_it_is_built_again(peopled: Registry) -> None:
+def test_a_bank_that_lost_them_gets_them_when_it_is_built_again(peopled: Registry) -> None:
     first = built(peopled)
     bank = bank_of(peopled)
     with peopled.transaction():
@@ -80,17 +80,6 @@ def test_a_bank_from_before_gets_them_when_it_is_built_again(peopled: Registry) 
     assert not [event for event in seen if isinstance(event, JobProgress) and event.loss is not None], (
         "nothing is trained"
     )
-
-
-def test_a_kernel_of_an_earlier_version_is_fitted_again(peopled: Registry) -> None:
-    built(peopled)
-    bank = bank_of(peopled)
-    assert bank.kernel is not None
-    peopled.banks.set_kernel(bank.id, {name: bank.kernel[name] for name in ("sharpness", "votes", "habit")})
-    known = load_fitted_neighbours(peopled, bank_of(peopled), TASK, lambda texts: np.zeros((len(texts), 2), np.float32))
-    assert known is not None and known.kernel.linear == 0.0, "until then it serves as it was"
-    built(peopled)
-    assert bank_of(peopled) == bank
 
 
 def test_what_is_there_is_not_embedded_again(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from mta_cli.pipeline.models.catalog import SMOLLM2
 from mta_cli.pipeline.personalize.export import ExportOptions, export_user, pad_to_uniform_rank
 from mta_cli.pipeline.personalize.export_card import ExportCard
 from mta_cli.pipeline.personalize.export_formats import FORMATS, ExportedModel, ExportFormat, peft_config, peft_notes
-from mta_cli.pipeline.user_weights import merge_user_weights
+from mta_cli.pipeline.user_weights import merge_by_placement
 from tests.engine.families import EXACT, REFUSED, model
 from tests.engine.lora_cases import random_lora
 from tests.network import allow_hosts
@@ -54,14 +54,14 @@ def exported(world: World, to: Path, user: str = "alice", **options: Any) -> dic
 
 
 def exact(world: World, user: str = "alice") -> LoraWeights:
-    weights, _ = merge_user_weights(
+    weights, late, _ = merge_by_placement(
         world.reg,
         world.entry.fingerprint,
         world.reg.users.get(user),
         world.task,
         "adapted" if user == "alice" else "fused",
     )
-    assert weights is not None
+    assert weights is not None and late is None
     return weights
 
 

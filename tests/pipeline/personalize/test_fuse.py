@@ -6,7 +6,7 @@ import pytest
 
 from mta_cli.errors import Command, NotFound, UsageError, worded
 from mta_cli.pipeline.personalize.fuse import fuse_user, fuse_users
-from mta_cli.pipeline.user_weights import merge_user_weights
+from mta_cli.pipeline.user_weights import merge_by_placement
 from store.records import ModelRecord
 from store.registry import Registry
 from tests.pipeline.town import built, finish, fuse_request, notes
@@ -60,8 +60,8 @@ def test_somebody_without_a_history_gets_the_task_adapter_and_is_told(peopled: R
     recipe, seen = finish(fuse_user(peopled, nobody, fuse_request()))
     assert recipe["anchors"] == [] and recipe["recipe_bytes"] == 0
     assert any("task adapter alone" in text for text in notes(seen))
-    weights, source = merge_user_weights(peopled, result["base"], nobody, "lamp-2", "fused")
-    assert weights is not None and source.anchors == ()
+    weights, late, source = merge_by_placement(peopled, result["base"], nobody, "lamp-2", "fused")
+    assert weights is not None and late is None and source.anchors == ()
 
 
 def test_more_anchors_than_the_bank_has_is_refused_only_when_asked_for(peopled: Registry) -> None:
@@ -85,7 +85,7 @@ def test_a_bank_of_another_base_is_refused_with_the_base_it_is_on(peopled: Regis
     built(peopled)
     peopled.models.save_model(ModelRecord("sha256:other", "other", "base"))
     with pytest.raises(NotFound, match="no bank for task lamp-2 on this base; there is one on tiny") as caught:
-        merge_user_weights(peopled, "sha256:other", peopled.users.get("ida"), "lamp-2", "fused")
+        merge_by_placement(peopled, "sha256:other", peopled.users.get("ida"), "lamp-2", "fused")
     assert caught.value.hint is not None and "--base tiny" in worded(caught.value.hint)
 
 

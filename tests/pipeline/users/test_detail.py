@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from mta_cli.errors import NotFound
-from mta_cli.pipeline.users.detail import AnchorMatch, MethodResult, load_history_page, load_user_detail
+from mta_cli.pipeline.users.detail import AnchorMatch, MethodResult, load_user_detail
 from store.records import AnchorWeight, NewItem, Profile, Recipe
 from store.registry import Registry
 from store.tables.predictions import EvalCell, Prediction
@@ -158,14 +158,6 @@ def test_a_task_that_is_gone_is_still_shown(world: World) -> None:
     assert carol.results is not None and carol.results.methods == (MethodResult("base", 1.0, 1, None),)
 
 
-def test_history_comes_in_pages_newest_first(world: World) -> None:
-    whole = [item.key for item in load_history_page(world.reg, "alice", "free")]
-    assert whole == ["alice3", "alice2", "alice1", "alice0"]
-    assert [item.key for item in load_history_page(world.reg, "alice", "free", 1, 2)] == whole[1:3]
-    assert load_history_page(world.reg, "alice", "free", 9) == load_history_page(world.reg, "alice", "none") == []
-    assert load_history_page(world.reg, "alice", "free", -3, -1) == []
-
-
 def test_a_look_at_somebody_loads_nothing_heavy(world: World) -> None:
     profile(world, "alice", 1.0)
     profile(world, "dave", 1.0)
@@ -173,11 +165,10 @@ def test_a_look_at_somebody_loads_nothing_heavy(world: World) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from mta_cli.pipeline.users.detail import load_history_page, load_user_detail
+from mta_cli.pipeline.users.detail import load_user_detail
 from store.registry import Registry
 with Registry.open(Path({str(root)!r})) as reg:
     assert load_user_detail(reg, "alice").anchors[0].similarity
-    assert load_history_page(reg, "alice", "free")
 loaded = {{name.partition(".")[0] for name in sys.modules}}
 print(sorted(loaded & {{"numpy", "torch", "pandas", "sklearn", "rich", "textual"}}))
 """

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import msgspec
 import pytest
 
 from mta_cli.errors import BadInput, Command, IntegrityFault, MtaError, NotFound, StoreBusy
@@ -223,7 +224,7 @@ def test_files_of_others_are_not_taken_for_a_copys(full: Registry, fleet: Path, 
 
 def test_an_older_snapshot_does_not_bring_removed_users_back(full: Registry, fleet: Path, node: Path) -> None:
     first = publish(full, fleet)
-    older = write_manifest(replace(first.manifest, created="2020-01-01T00:00:00+00:00"), KEY)
+    older = write_manifest(msgspec.structs.replace(first.manifest, created="2020-01-01T00:00:00+00:00"), KEY)
     pull(node, fleet)
     (fleet / "manifest.json").write_bytes(older)
     with pytest.raises(IntegrityFault, match="newer"):

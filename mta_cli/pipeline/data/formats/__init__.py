@@ -1,6 +1,6 @@
 """Readers of the file formats that `mta data import` knows.
 
-Read `detect` first; add a format in a module of its own, with an entry here.
+Read `detect` first; add a format in a module of its own (in `mail` or `messengers` if it is one), with an entry here.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from mta_cli.pipeline.data.formats.archive import ArchivedFile
     from mta_cli.pipeline.data.formats.detect import FileSample
-    from mta_cli.pipeline.data.formats.mail_message import Mail
-    from mta_cli.pipeline.data.formats.messenger import Message
+    from mta_cli.pipeline.data.formats.mail.message import Mail
+    from mta_cli.pipeline.data.formats.messengers.message import Message
     from mta_cli.pipeline.data.formats.parse_results import ParseFindings
     from mta_cli.pipeline.data.formats.rows import RawRow
 
@@ -65,7 +65,7 @@ itself. A repository is a folder that is read as a whole.
 
 @dataclass(frozen=True)
 class Format:
-    """A format: its meaning in a line, the module beside this one, and the endings of its files' names.
+    """A format: its meaning in a line, the module below this one, and the endings of its files' names.
 
     The module of a table or of chats is a `RowReader`, the module of mail a `MailReader`, the module of a messenger a
     `MessengerReader`; a repository has none. `input_authors` names the authors of the inputs if these are other people;
@@ -102,12 +102,16 @@ _CORRESPONDENTS = "those who wrote to you"
 FORMATS = {
     "lamp": Format("LaMP's questions, with --outputs also its answers", "lamp", kind="document"),
     "users": Format("one JSON list of users with profile and held-out queries", "users", kind="document"),
-    "mbox": Format("a mailbox: mails, and your replies to them", "mbox", (".mbox",), "mail", _CORRESPONDENTS),
-    "eml": Format("one mail, or a folder of mails", "eml", (".eml",), "mail", _CORRESPONDENTS),
+    "mbox": Format("a mailbox: mails, and your replies to them", "mail.mbox", (".mbox",), "mail", _CORRESPONDENTS),
+    "eml": Format("one mail, or a folder of mails", "mail.eml", (".eml",), "mail", _CORRESPONDENTS),
     "telegram": Format("Telegram's export of chats, result.json", "telegram", (), "chat", _CORRESPONDENTS),
-    "whatsapp": Format("WhatsApp's export of a chat, _chat.txt", "whatsapp", (), "messenger", _CORRESPONDENTS),
-    "slack": Format("Slack's export, a folder with users.json", "slack", (), "messenger", _CORRESPONDENTS),
-    "discord": Format("a channel of Discord, by DiscordChatExporter", "discord", (), "messenger", _CORRESPONDENTS),
+    "whatsapp": Format(
+        "WhatsApp's export of a chat, _chat.txt", "messengers.whatsapp", (), "messenger", _CORRESPONDENTS
+    ),
+    "slack": Format("Slack's export, a folder with users.json", "messengers.slack", (), "messenger", _CORRESPONDENTS),
+    "discord": Format(
+        "a channel of Discord, by DiscordChatExporter", "messengers.discord", (), "messenger", _CORRESPONDENTS
+    ),
     "chatgpt": Format("ChatGPT's export, conversations.json", "chatgpt", (), "chat", "an assistant"),
     "claude": Format("Claude's export, conversations.json", "claude", (), "chat", "an assistant"),
     "messages": Format("conversations for training, OpenAI's or ShareGPT's", "messages", (), "table", "those who ask"),

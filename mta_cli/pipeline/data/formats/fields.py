@@ -13,6 +13,7 @@ from store.names import check_name
 
 MAX_TEXT_CHARS = 10_000_000
 MAX_ID_CHARS = 500
+_check_name = lru_cache(maxsize=4096)(check_name)
 
 
 class RecordFields:
@@ -89,7 +90,7 @@ class RecordFields:
         if written is None:
             return None
         try:
-            return _check_name_cached(written)
+            return _check_name(written)
         except BadInput as error:
             self.add_field_fault(name, str(error))
             return None
@@ -152,8 +153,3 @@ def text_fault(value: object) -> str | None:
     except UnicodeEncodeError as error:
         return f"is not UTF-8: character {error.start + 1:,} is a stray byte or half of a surrogate pair"
     return None
-
-
-@lru_cache(maxsize=4096)
-def _check_name_cached(written: str) -> str:
-    return check_name(written)

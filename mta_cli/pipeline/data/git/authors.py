@@ -71,7 +71,8 @@ class Authors:
         people = _join_identities(list(self._numbers))
         if pseudonyms:
             firsts = dict(zip(reversed(people), reversed(self._first_commits), strict=True))
-            self._users = [_pseudonym(firsts[person]) for person in people]
+            digests = [hashlib.sha256(firsts[person].encode()).hexdigest() for person in people]
+            self._users = [f"author-{digest[:8]}" for digest in digests]
         else:
             names = self._choose_names(people)
             self._users = [names[person] for person in people]
@@ -164,7 +165,3 @@ def _clean_name(raw: str) -> str | None:
         except BadInput:
             continue
     return None
-
-
-def _pseudonym(commit: str) -> str:
-    return f"author-{hashlib.sha256(commit.encode()).hexdigest()[:8]}"

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 from mta_cli.errors import BadInput, Flag, UsageError
-from mta_cli.pipeline.data.formats.messenger import Message, fold_name
+from mta_cli.pipeline.data.formats.messengers.message import Message, fold_name
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, format_value
 from mta_cli.pipeline.data.formats.rows import RawRow
 from mta_cli.pipeline.data.formats.turns import Turn, TurnPairs

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from mta_cli.pipeline.data.formats.mbox import split_mails
+from mta_cli.pipeline.data.formats.mail.mbox import split_mails
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mta_cli.pipeline.data.formats.quoted_text import own_words
+from mta_cli.pipeline.data.formats.mail.quoted_text import own_words
 
 
 @pytest.mark.parametrize(

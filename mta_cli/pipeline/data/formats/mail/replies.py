@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 from mta_cli.errors import BadInput, Flag, UsageError
-from mta_cli.pipeline.data.formats.mail_message import Mail
+from mta_cli.pipeline.data.formats.mail.message import Mail
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation, format_value
 from mta_cli.pipeline.data.formats.rows import RawRow
 from store.staged_mails import StagedMail, StagedMails

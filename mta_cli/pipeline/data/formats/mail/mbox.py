@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from mta_cli.pipeline.data.formats.detect import FileSample
-from mta_cli.pipeline.data.formats.mail_message import MAIL_BYTES, Mail, read_mail
+from mta_cli.pipeline.data.formats.mail.message import MAIL_BYTES, Mail, read_mail
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
 
 _HEADER = re.compile(rb">?[!-9;-~]+:")

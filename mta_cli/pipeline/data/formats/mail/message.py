@@ -11,8 +11,8 @@ from email.policy import EmailPolicy
 from email.utils import getaddresses, parsedate_to_datetime
 from typing import Any, cast
 
+from mta_cli.pipeline.data.formats.mail.quoted_text import own_words
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
-from mta_cli.pipeline.data.formats.quoted_text import own_words
 from mta_cli.pipeline.data.formats.turns import clean_text, known_time
 
 MAIL_BYTES = 2 << 20

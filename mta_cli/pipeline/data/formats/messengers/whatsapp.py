@@ -12,7 +12,7 @@ from typing import BinaryIO
 from mta_cli.pipeline.data.formats.archive import ArchivedFile
 from mta_cli.pipeline.data.formats.detect import FileSample
 from mta_cli.pipeline.data.formats.fields import MAX_TEXT_CHARS
-from mta_cli.pipeline.data.formats.messenger import (
+from mta_cli.pipeline.data.formats.messengers.message import (
     INVISIBLE_MARKS,
     NO_TEXT,
     SERVICE,

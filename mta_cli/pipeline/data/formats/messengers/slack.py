@@ -15,7 +15,7 @@ from mta_cli.pipeline.data.formats.archive import ArchivedFile
 from mta_cli.pipeline.data.formats.detect import FileSample
 from mta_cli.pipeline.data.formats.foreign_forms import convert
 from mta_cli.pipeline.data.formats.json_array import JsonText
-from mta_cli.pipeline.data.formats.messenger import NO_TEXT, OF_BOTS, SERVICE, Message
+from mta_cli.pipeline.data.formats.messengers.message import NO_TEXT, OF_BOTS, SERVICE, Message
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
 from mta_cli.pipeline.data.formats.reading import read_document
 from mta_cli.pipeline.data.formats.turns import Time, clean_text, known_time

@@ -1,0 +1,1 @@
+"""Mail: mailboxes and single mails, and the user's replies in them."""
