@@ -58,7 +58,7 @@ def test_adding_again_changes_nothing_and_a_change_is_refused(reg: Registry, fil
     file.write_text(MINE + "# only a remark\n", encoding="utf-8")
     assert add_task(reg, file) == (task, False)
     file.write_text(MINE + "query_tokens = 9\n", encoding="utf-8")
-    with pytest.raises(BadInput, match="differs") as caught:
+    with pytest.raises(BadInput, match="already another task") as caught:
         add_task(reg, file)
     assert caught.value.hint == (
         "give your task another name, or remove the stored one with ",
