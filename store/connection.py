@@ -76,7 +76,7 @@ class Connection:
                 if is_copy:
                     raise BadInput(
                         f"The store at {root} is a copy of a snapshot of an older mta.",
-                        hint=(Command("pull"), ", from a snapshot of this version"),
+                        hint=("pull it again with ", Command("pull"), ", from a snapshot made by this version of mta"),
                     )
                 if not writable:
                     raise _unwritable_error(root)
@@ -99,7 +99,7 @@ class Connection:
         if _file_identity(self.root) != self._identity:
             raise IntegrityFault(
                 f"The store at {self.root} was moved or replaced while it was open; nothing more was written.",
-                hint=("run it again, with the place of the store (", Flag("store", "DIR"), ")"),
+                hint=("run it again and say where the store is now: ", Flag("store", "DIR")),
             )
 
     @property
@@ -467,7 +467,7 @@ def _to_mta_error(root: Path, timeout: float, error: sqlite3.Error) -> MtaError:
         )
     if name.startswith("SQLITE_CONSTRAINT"):
         return IntegrityFault(
-            f"What was to be stored does not fit what the store at {root} holds: {error}.", hint=Command("doctor")
+            f"The data to be stored contradict the data in the store at {root}: {error}.", hint=Command("doctor")
         )
     if name.startswith("SQLITE_TOOBIG"):
         return BadInput("A text is too long to be stored.")

@@ -181,7 +181,7 @@ def disk_fault(path: Path, error: OSError, done: str = "written") -> MtaError:
     if error.errno == errno.EROFS:
         return BadInput(
             f"{path} cannot be {done}: {reason}.",
-            hint="its file system is read-only: make it writable, or choose another directory",
+            hint="the file system is read-only: make it writable, or choose another directory",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
         return BadInput(f"{path} cannot be {done}: {reason}.", hint="check the permissions of the store's directory")
@@ -241,7 +241,7 @@ class AdapterFiles:
 
     def release_claim(self, digest: str) -> None:
         """Give up the claim of this process to a digest."""
-        with contextlib.suppress(OSError, KeyError):  # without it, a file with a row is safe
+        with contextlib.suppress(OSError, KeyError):  # a file whose row is stored is kept without a claim too
             self._claims.pop(digest).remove()
 
     def verify(self, digest: str) -> None:

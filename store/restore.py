@@ -196,7 +196,8 @@ def _raise_unless_damaged(root: Path, error: Exception) -> None:
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         raise StoreBusy(
-            "Another process has the store open.", hint=("end it (also ", Command("tui"), "), then run this again")
+            "Another process has the store open.",
+            hint=("close every ", Command("tui"), " and wait for other commands to end, then run this again"),
         ) from error
     if name.startswith(("SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY")):
         # The store has a list of forgotten users. Continuing without it would restore those users.

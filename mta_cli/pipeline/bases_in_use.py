@@ -75,8 +75,8 @@ def choose_base(reg: Registry, default: str, task: str | None = None, user: User
         return names[0]
     listed = ", ".join(names)
     raise UsageError(
-        f"No base was chosen; the store's banks are on {listed}."
+        f"No base was chosen, and the store has banks for several: {listed}."
         if user is None
-        else f"No base was chosen; {user.name}'s models are on {listed}.",
-        hint=(*base_flags(names), "; models.base in mta.toml keeps the choice"),
+        else f"No base was chosen, and {user.name} has models for several: {listed}.",
+        hint=("choose one with ", *base_flags(names), "; models.base in mta.toml keeps the choice"),
     )

@@ -250,7 +250,10 @@ def _gains_of_bank(reg: Registry, bank: Bank, limit: int) -> Gains | None:
 
 
 def _gains_of_evaluation(reg: Registry, evaluation: Evaluation, limit: int) -> Gains | None:
-    """Each user's gain in the mean log-likelihood of the golds, on which the ladder's verdict is based."""
+    """Each user's gain in the mean log-likelihood of the gold answers, on which the ladder's verdict is based.
+
+    None if the evaluation has no personal model to compare, or its answers cannot be scored.
+    """
     pair = personal_and_common(evaluation.result)
     if pair is None:
         return None

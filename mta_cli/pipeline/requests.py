@@ -296,11 +296,12 @@ def chat_options(
     if not all(stops):
         raise UsageError(
             (Flag("stop"), ": an empty text stops nothing."),
-            hint=(Flag("stop", "TEXT"), ", as often as there are texts"),
+            hint=("give the text that ends the answer: ", Flag("stop", "TEXT")),
         )
     if system is not None and task not in (None, FREE_TASK):
         raise UsageError(
-            (f"Task {task} has a prompt of its own, which takes no ", Flag("system"), "."), hint="leave one of them out"
+            (f"Task {task} has its own prompt, to which ", Flag("system"), " cannot add anything."),
+            hint=("leave ", Flag("system"), " out, or use ", Flag("task", FREE_TASK)),
         )
     return ChatOptions(
         options[MachineOptions],
@@ -353,7 +354,7 @@ def resolve_adapt_task(reg: Registry, users: Sequence[User] | None, task: str | 
         found = {resolve_user_task(reg, user, None) for user in users}
     if len(found) > 1:
         raise UsageError(
-            f"Several tasks could be meant: {', '.join(sorted(found))}.", hint=("say which with ", Flag("task"))
+            f"Several tasks could be meant: {', '.join(sorted(found))}.", hint=("name one of them with ", Flag("task"))
         )
     return found.pop()
 
@@ -456,7 +457,8 @@ def model_by_fingerprint(reg: Registry, fingerprint: str, kind: str) -> ModelEnt
     entry = resolve_model(name, kind)
     if entry.fingerprint != fingerprint:
         raise IntegrityFault(
-            f"{name} is no longer the {kind} that this was begun with.", hint="begin anew with the one that is here"
+            f"The {kind} {name} has changed since this job was begun, so the job cannot go on.",
+            hint="give the job up and begin it again with the present model",
         )
     return entry
 

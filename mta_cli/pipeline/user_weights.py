@@ -60,7 +60,7 @@ def current_bank(reg: Registry, task: str, base: str) -> Bank:
     if others := base_names(reg, task):
         raise NotFound(
             f"There is no bank for task {task} on this base; there is one on {', '.join(others)}.",
-            hint=(*base_flags(others), ", or ", Command("bank build", task=task), " with this base"),
+            hint=("use ", *base_flags(others), ", or run ", Command("bank build", task=task), " with this base"),
         )
     raise NotFound(f"There is no bank for task {task}.", hint=Command("bank build", task=task))
 
@@ -91,11 +91,11 @@ def resolve_user_task(reg: Registry, user: User, task: str | None) -> str:
         return (banked or known)[0]
     if known:
         raise UsageError(
-            f"{user.name} has items in several tasks: {', '.join(known)}.", hint=("say which with ", Flag("task"))
+            f"{user.name} has items in several tasks: {', '.join(known)}.", hint=("name one with ", Flag("task"))
         )
     raise NotFound(
         f"{user.name} has no items yet.",
-        hint=(Command("user add", "NAME", history="FILE"), ", or ", Flag("task", "NAME")),
+        hint=("add some: ", Command("user add", user.name, history="FILE"), "; or name a task with ", Flag("task")),
     )
 
 
@@ -122,7 +122,7 @@ def load_recipe_anchors(
         if anchor is None or anchor.digest is None:
             raise IntegrityFault(
                 f"A recipe names anchor {share.anchor_id}, which bank {bank.name} v{bank.version} does not have.",
-                hint=Command("user fuse", "USER"),
+                hint=("make the recipe anew: ", Command("user fuse", "USER")),
             )
         loras.append((load_weights(reg, anchor.digest, bank.base), share.weight))
         if share.weight != 0.0:

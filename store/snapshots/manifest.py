@@ -103,7 +103,7 @@ def read_key(path: Path) -> bytes:
         with path.expanduser().open("rb") as file:
             key = file.read(MAX_KEY_BYTES + 1).rstrip(b"\r\n")
     except FileNotFoundError as error:
-        raise NotFound(f"There is no key file {path}.", hint=f"openssl rand -hex 32 > {path}") from error
+        raise NotFound(f"There is no key file {path}.", hint=f"make one: openssl rand -hex 32 > {path}") from error
     except OSError as error:
         raise BadInput(f"The key file {path} cannot be read: {system_reason(error)}.") from error
     if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
@@ -197,12 +197,12 @@ def _verify(document: dict[str, Any], signature: _Signature | None, key: bytes, 
     if signature is None:
         raise IntegrityFault(
             f"The snapshot at {address} is not signed.",
-            hint=(Command("snapshot", key="FILE"), " signs it; without ", Flag("key"), " it is taken"),
+            hint=("sign it with ", Command("snapshot", key="FILE"), ", or pull it unsigned without ", Flag("key")),
         )
     if not hmac.compare_digest(signature.value.encode(), _sign(document, key).encode()):
         raise IntegrityFault(
             f"The snapshot at {address} is not signed with this key, or its manifest was changed.",
-            hint=("use the key file of ", Command("snapshot"), "; nothing was changed"),
+            hint=("use the key file that ", Command("snapshot"), " was given; nothing was changed here"),
         )
 
 

@@ -105,7 +105,8 @@ class SnapshotPlace:
         info = self._fs.info(path)
         if info["type"] != "file" or info.get("islink"):
             raise BadInput(
-                f"{self.address}/{name} is a link or no file.", hint=(Command("snapshot"), " writes plain files")
+                f"{self.address}/{name} is a link or not a file.",
+                hint=("write the snapshot again: ", Command("snapshot")),
             )
         opened: BinaryIO = self._fs.open(path, "rb")
         return opened

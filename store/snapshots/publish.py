@@ -82,7 +82,7 @@ class StagedSnapshot:
             if self._reg.adapters.is_recorded(digest):
                 raise
             raise StoreBusy(
-                "Another process removed an adapter meanwhile.", hint="run it again: it goes on from what is written"
+                "Another process removed an adapter during the snapshot.", hint="run it again; written files are kept"
             ) from None
         return self._reg.files.path(digest)
 

@@ -147,7 +147,7 @@ class Pull:
             raise IntegrityFault(
                 f"The snapshot at {self._place.address} is of {self.manifest.created}, and the copy at {self.root} is "
                 f"newer ({installed.created}): users who were removed since may be in the snapshot.",
-                hint="remove the copy first, if that is meant",
+                hint="if you want the older state, remove the copy first",
             )
 
     def _require_past(self) -> None:

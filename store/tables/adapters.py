@@ -125,8 +125,8 @@ class Adapters:
         adapter = self.get(digest)
         if base is not None and adapter.base != base:
             raise IntegrityFault(
-                f"Adapter {digest} was trained on base {adapter.base}, and this base is {base}.",
-                hint="use the base that it was trained on, or build the bank again for this one",
+                f"Adapter {digest} was trained on the base with fingerprint {adapter.base}, not {base}.",
+                hint="use the base that it was trained on, or build a bank for this base",
             )
         self._files.verify(digest)
         return self._files.path(digest)

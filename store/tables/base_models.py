@@ -26,7 +26,7 @@ class ModelRecords:
         row = self._db.fetch_dict(f"{_SELECT_MODEL} WHERE fingerprint = ?", (fingerprint,))
         if row is None:
             raise NotFound(
-                f"The store has met no model with fingerprint {fingerprint[:80]}.", hint=Command("model list")
+                f"The store has no record of a model with fingerprint {fingerprint[:80]}.", hint=Command("model list")
             )
         return ModelRecord(**load_json_columns(row, "detail"))
 

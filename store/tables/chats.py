@@ -82,7 +82,7 @@ class Chats:
         """The conversation of this number. Raises NotFound."""
         row = self._db.fetch_dict(f"{_SELECT_CHAT} WHERE id = ?", (chat_id,))
         if row is None:
-            raise NotFound(f"There is no chat {chat_id}.")
+            raise NotFound(f"There is no chat {chat_id}.", hint="it may have been removed meanwhile")
         return _chat_from_row(row)
 
     def of_user(self, user_id: int) -> list[Chat]:

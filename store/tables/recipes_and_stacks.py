@@ -181,7 +181,7 @@ class Stacks:
         name = self._db.fetch_value("SELECT name FROM users WHERE id = ?", (stack.user_id,))
         raise IntegrityFault(
             f"The core of {name} for task {stack.task} is damaged: its SHA-256 is not the stored one.",
-            hint=(Command("user adapt", str(name), task=stack.task), " trains it again"),
+            hint=("train it again: ", Command("user adapt", str(name), task=stack.task)),
         )
 
     def remove(self, user_id: int, task: str, bank_id: int) -> None:

@@ -56,11 +56,11 @@ class Runs:
         evaluation_id: int | None = None,
         asked_users: Sequence[int] = (),
     ) -> Run:
-        """A new run by this process about a user, a bank or an evaluation. `asked_users` are the users named in the
-        request.
+        """Store and return a new run of this process. `user_id`, `bank_id` and `evaluation_id` say what
+        the run is about; `asked_users` are the users named in the request.
 
-        A run about a user is deleted with the user. Any other run stays, so its documents and units must not contain
-        users' names.
+        A run with a `user_id` is deleted with this user. Any other run is kept when users are removed, so its
+        documents and units must not contain users' names.
         """
         subject = {"user_id": user_id, "bank_id": bank_id, "evaluation_id": evaluation_id}
         values = {"kind": kind, **subject, "config": dump_json(config), "started": utc_now()}
@@ -75,7 +75,7 @@ class Runs:
                 self._hold(run_id)
                 run = self.get(run_id)
         except BaseException:
-            self._release(run_id)  # a number that was rolled back is used again
+            self._release(run_id)  # the next run gets the same number after a rollback
             raise
         self.started_ids.append(run_id)
         return run

@@ -95,7 +95,7 @@ def test_ask_reads_a_pipe(world: World, mta: Mta, dash: tuple[str, ...]) -> None
         (("--min-p", "2", "hi"), b"", 2, "min_p"),
         (("--repetition-penalty", "0", "hi"), b"", 2, "repetition_penalty"),
         (("--stop", "", "hi"), b"", 2, "stops nothing"),
-        (("--task", "lamp-2", "--system", "Be brief.", "hi"), b"", 2, "prompt of its own"),
+        (("--task", "lamp-2", "--system", "Be brief.", "hi"), b"", 2, "its own prompt"),
     ],
 )
 def test_what_cannot_be_asked(

@@ -121,9 +121,11 @@ def test_a_user_with_models_on_two_bases_is_asked_about(two: Path, unsaid: None,
         ("user", "export", "ida", "--to", tmp_path / "out"),
     )
     for command in commands:
-        refused(mta(*command), 2, "ida's models are on other, tiny", "--base other, or --base tiny", "models.base")
+        refused(
+            mta(*command), 2, "ida has models for several: other, tiny", "--base other, or --base tiny", "models.base"
+        )
     for command in (("user", "fuse", "kim"), ("user", "adapt", "kim"), ("user", "adapt", *TASK)):
-        refused(mta(*command), 2, "the store's banks are on other, tiny", "--base other, or --base tiny")
+        refused(mta(*command), 2, "the store has banks for several: other, tiny", "--base other, or --base tiny")
     assert not (tmp_path / "out").exists()
 
 

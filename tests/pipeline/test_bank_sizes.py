@@ -69,4 +69,4 @@ def test_nobody_who_may_be_an_anchor_is_said_as_that(peopled: Registry) -> None:
     with pytest.raises(BadInput, match="No user of task lamp-2 has consented to be an anchor") as refused:
         finish(build_bank(peopled, bank_request(anchors=None, min_items=None)))
     consent = Command("user consent", all=True, can_anchor=True, task="lamp-2")
-    assert refused.value.hint == (consent, ", if they do; or one by one")
+    assert refused.value.hint == ("if they all consent: ", consent)

@@ -83,7 +83,7 @@ def test_a_stack_whose_training_explodes_leaves_the_fusion(reg: Registry) -> Non
         with pytest.raises(BadInput, match="No user could be adapted") as caught:
             for event in adapt_users(reg, AdaptRequest([ida], replace(QUICK, learning_rate=rate), alone)):
                 seen.append(event)
-        assert caught.value.hint == ("lower ", Flag("learning_rate"))
+        assert caught.value.hint == ("run it again with a lower ", Flag("learning_rate"))
         assert [event.label for event in seen if isinstance(event, UnitFailed)] == ["ida"]
         assert [run.status for run in reg.runs.of_user(ida.id)] == ["failed"] * count
         assert reg.stacks.of_user(ida.id) == []
@@ -172,7 +172,7 @@ def test_people_who_are_all_the_same_have_one_anchor(store_root: Path) -> None:
             history(reg, f"twin{n}", *[f"film {k}" for k in range(8)])
         document, seen = finish(build_bank(reg, bank_request()))
         assert len(document["anchors"]) == 1
-        assert any("Only 1 of 3 anchors: some profiles coincide" in note for note in notes(seen))
+        assert any("Only 1 of 3 anchors: some users have the same profile" in note for note in notes(seen))
         result, _ = finish(fuse_user(reg, reg.users.get("twin5"), fuse_request()))
         assert len(result["anchors"]) <= 1 and all(0 <= share["weight"] <= 1 for share in result["anchors"])
         tally("banks of people who are all the same", "one anchor, and told so")

@@ -177,7 +177,9 @@ def _plan_anchors(bench: Workbench[BankRequest], inputs: BankInputs) -> Generato
         pick=options.pick,
     )
     if len(picks) < options.anchor_count:
-        yield Note(f"Only {len(picks)} of {options.anchor_count} anchors: some profiles coincide.", warning=True)
+        yield Note(
+            f"Only {len(picks)} of {options.anchor_count} anchors: some users have the same profile.", warning=True
+        )
     return reg.banks.plan_anchors(
         bench.bank.id, [(users[p.index].id, p.cluster, p.cluster_size, len(chosen[p.index].items)) for p in picks]
     )
@@ -232,6 +234,6 @@ def _newer_banks_note(reg: Registry, bank: Bank) -> Iterator[Event]:
     removals = [f"`{Command('bank rm', one.name, bank_version=one.version)}`" for one in reversed(newer)]
     yield Note(
         f"Answers come from bank {bank_label(newer[-1])}, which is newer than {bank_label(bank)}. To use "
-        f"{bank_label(bank)} instead: {', then '.join(removals)}. Recipes and stacks on a removed bank go with it.",
+        f"{bank_label(bank)} instead: {', then '.join(removals)}. This also removes the recipes and stacks on them.",
         warning=True,
     )

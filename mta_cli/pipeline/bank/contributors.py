@@ -79,10 +79,12 @@ def anchor_candidates(pool: Sequence[Contributor], request: BankRequest) -> list
     found = [candidate for candidate in pool if candidate.items_held >= options.anchor_items]
     if not found and options.anchors == 1:
         raise BadInput(
-            f"No user may be an anchor of task {task}: none has consented and {options.anchor_items} items.",
+            f"No user may be an anchor of task {task}: no user has consented and has at least "
+            f"{options.anchor_items} items.",
             hint=(
+                "record consent with ",
                 Command("user consent", "USER", can_anchor=True),
-                ", a smaller ",
+                ", lower ",
                 Flag("min_items"),
                 ", or import more",
             ),
@@ -90,10 +92,10 @@ def anchor_candidates(pool: Sequence[Contributor], request: BankRequest) -> list
     if len(found) < options.anchor_count:
         raise BadInput(
             f"{options.anchor_count} anchors asked for, and {len(found)} users may be one "
-            f"(they have consented and hold at least {options.anchor_items} items of task {task}).",
-            hint=(Flag("anchors", len(found)), ", or a smaller ", Flag("min_items"))
+            f"(an anchor must have consented and have at least {options.anchor_items} items of task {task}).",
+            hint=("ask for ", Flag("anchors", len(found)), ", or lower ", Flag("min_items"))
             if found
-            else ("a smaller ", Flag("min_items"), ", or import more"),
+            else ("lower ", Flag("min_items"), ", or import more"),
         )
     return found
 
@@ -106,6 +108,6 @@ def _require_consent(reg: Registry, request: BankRequest, pool: Sequence[Contrib
     shy = sum(count >= least and not user.can_anchor for user, count in reg.users.users_with_items(task))
     if shy:
         raise BadInput(
-            f"No user of task {task} has consented to be an anchor; {shy:,} who have not hold at least {least} items.",
-            hint=(Command("user consent", all=True, can_anchor=True, task=task), ", if they do; or one by one"),
+            f"No user of task {task} has consented to be an anchor; {shy:,} others have the {least} items it takes.",
+            hint=("if they all consent: ", Command("user consent", all=True, can_anchor=True, task=task)),
         )

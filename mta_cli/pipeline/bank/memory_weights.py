@@ -113,8 +113,8 @@ def fit_memory_weights(
         fitted[LADDER_KEY] = judge_label_ladder(task, judged, known, scores, bank.seed)
     _store_weights(reg, bank, fitted)
     yield Note(
-        f"In an answer the model counts {weights.model:.2f} times and the memory {weights.memory:.2f} times, "
-        f"judged by {len(cases)} items of the bank.",
+        f"In an answer the model has weight {weights.model:.2f} and the memory weight {weights.memory:.2f}, "
+        f"fitted to {len(cases)} items of the bank.",
         detail=True,
     )
 

@@ -105,7 +105,7 @@ def refresh_bank(
         yield JobResult({"dry_run": True, **shown, "people": reg.banks.dependent_users(bank.id)})
         return
     if not unfinished and not change:
-        yield Note(f"No anchor of bank {bank_label(bank)} is stale, and its neighbours are all there; nothing to do.")
+        yield Note(f"Bank {bank_label(bank)} has no stale anchors and all its neighbours; nothing to do.")
         yield JobResult(_result(work))
         return
     anchors = [anchor.user_id for anchor in reg.banks.anchors(bank.id) if anchor.user_id is not None]
@@ -212,7 +212,10 @@ def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anch
         raise BadInput(
             f"No user can be an anchor of task {work.bank.task}: no user has consented and has at least "
             f"{request.options.anchor_items} items of it.",
-            hint=("import more, or ", Command("bank rm", work.bank.name, bank_version=work.bank.version)),
+            hint=(
+                "import more, or remove the bank: ",
+                Command("bank rm", work.bank.name, bank_version=work.bank.version),
+            ),
         )
     users = [candidate.user for candidate in found]
     profiles = yield from current_profiles(reg, work.bank.task, request.embedder, users, request.machine.device)
@@ -272,8 +275,8 @@ def _remove_unreplaced(work: _RefreshState) -> None:
         return
     if len(left) == len(work.reg.banks.anchors(work.bank.id)):
         raise BadInput(
-            f"Bank {bank_label(work.bank)} would have no anchor left.",
-            hint=Command("bank rm", work.bank.name, bank_version=work.bank.version),
+            f"All anchors of bank {bank_label(work.bank)} are stale, and no user can replace them.",
+            hint=("remove the bank: ", Command("bank rm", work.bank.name, bank_version=work.bank.version)),
         )
     with work.reg.transaction():
         numbers = [anchor.id for anchor in left]
@@ -307,9 +310,9 @@ def _refresh_notes(work: _RefreshState) -> Iterator[Event]:
         yield Note(f"Stale anchors without a replacement were removed: {work.removed}.", warning=True)
     if work.affected_users:
         yield Note(
-            f"Their recipes or stacks rested on what was replaced, and are gone: "
+            f"Recipes and stacks that used a replaced anchor were deleted, of these users: "
             f"{join_some(sorted(work.affected_users))}. "
-            f"`mta user fuse` and `mta user adapt` with --task {bank.task} make them anew.",
+            f"`mta user fuse` and `mta user adapt` with --task {bank.task} make new ones.",
             warning=True,
         )
     if bank.task_adapter is not None:

@@ -82,15 +82,15 @@ def screening_notes(reg: Registry, bank: Bank) -> Iterator[Note]:
         yield Note(finding_line(one), warning=True)
     if any(one["gate"] in REFUSING_GATES for one in found) and bank.purpose == "":
         yield Note(
-            "Refused anchors serve no user. A strong voice, or nearly always the same answer, looks like poison here: "
+            "Refused anchors are used for no user. A strong style or one constant answer can look like poisoned data: "
             "read what their users wrote. "
             f"`mta bank build --task {shlex.quote(bank.task)} --refresh` puts others in their places.",
             warning=True,
         )
         if bank.task_adapter is not None:
             yield Note(
-                "The task adapter was trained on their items too, and serves all users. Where these are not to be "
-                "trusted, take them out of both: `mta user consent USER --no-can-anchor`, then a new build.",
+                "The task adapter, which all users share, was trained on their items too. If you do not trust these "
+                "items, run `mta user consent USER --no-can-anchor` and build a new bank.",
                 warning=True,
             )
 

@@ -50,7 +50,7 @@ def reuse_task_adapter(reg: Registry, request: BankRequest, bank: Bank, pool: Se
         if (known := find_reusable_task_adapter(reg, request, pool)) is None:
             return
         reg.banks.set_task_adapter(bank.id, known.digest, [each.user.id for each in pool])
-    yield Note("The task adapter is there, trained on the same items.")
+    yield Note("The task adapter is there: another bank's, trained on the same items with the same settings.")
 
 
 def task_adapter_training(

@@ -66,8 +66,9 @@ def verify_bank(reg: Registry, name: str, version: int | None = None) -> dict[st
             faults.append(str(error))
     if faults:
         raise IntegrityFault(
-            f"Bank {bank.name} v{bank.version} is not whole: " + "; ".join(faults),
+            f"Bank {bank.name} v{bank.version} has missing or damaged parts: " + "; ".join(faults),
             hint=(
+                "remove it and build it again: ",
                 Command("bank rm", bank.name, bank_version=bank.version),
                 ", then ",
                 Command("bank build", task=bank.task),

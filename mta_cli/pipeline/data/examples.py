@@ -27,7 +27,7 @@ def history_mix(history_items: int) -> tuple[int, ...]:
 
 
 class PromptRowBuilder:
-    """Token rows of one task for one base. `among` restricts the history items of users, by user id, to these items.
+    """Makes token rows of one task for one base. `among` maps a user's id to the items that may be shown in prompts.
 
     With `until`, the training row of an item without a time shows no item after that time.
     """
@@ -70,9 +70,10 @@ class PromptRowBuilder:
         before: tuple[str | None, int] | None = None,
         fill: bool = True,
     ) -> list[HistoryExample]:
-        """The user's `count` items nearest to `text`, without `exclude` and those known to be later than `before`.
+        """At most `count` items of the user's history that share words with `text`, found by full-text search.
 
-        Where fewer have words of `text`, the most recent items fill up the rest; without `fill` there are fewer.
+        Item `exclude` and items known to be later than `before` are left out. If the search finds fewer than `count`
+        items, the user's most recent items are added; with `fill=False` they are not.
         """
         from mta_cli.engine.text.prompts import HistoryExample
 
@@ -93,8 +94,8 @@ class PromptRowBuilder:
     def training_rows(
         self, items: Sequence[Item], *, mix: Sequence[int] | None = None, seed: int = 0
     ) -> list[TrainingRow]:
-        """A training row for each item. The number of other items in its prompt is drawn from `mix`; by default it is
-        as at inference.
+        """A training row for each item. The number of other items in the row's prompt is drawn from `mix`; without
+        `mix` it is the number at inference.
         """
         counts = tuple(mix) if mix is not None else (self.history_items,)
         choose = random.Random(seed)
@@ -110,7 +111,7 @@ class PromptRowBuilder:
         return self.prompter.prompt_ids(query.input, shown)
 
     def query_rows(self, queries: Sequence[Query]) -> list[TrainingRow]:
-        """Held-out queries with their gold answers, for measuring only."""
+        """A row for each held-out query, with its gold answer. The rows are for measurement, never for training."""
         from mta_cli.engine.text.prompts import TrainingRow
 
         rows = []

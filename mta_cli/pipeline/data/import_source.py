@@ -150,7 +150,7 @@ class ImportSource:
         if self.user is not None and self.columns.user is not None:
             raise UsageError(
                 (Flag("me"), " and ", Flag("user"), " contradict each other"),
-                hint="give the column of the users, or one name",
+                hint=(Flag("user"), " names the column of the users, ", Flag("me"), " the only user: give one of them"),
             )
         self._require_preset_consistent()
         _ = self.mapping.templates
@@ -158,7 +158,7 @@ class ImportSource:
     def require_format_consistent(self, format: str | None) -> None:
         """Raises UsageError when an option does not belong to the format, once it is known."""
         if self.outputs is not None and format not in (None, "lamp"):
-            raise UsageError((Flag("outputs"), f" belongs to the format lamp, not to {format}"))
+            raise UsageError((Flag("outputs"), f" belongs to files in the format lamp, not in {format}"))
         if format is None:
             return
         kind = FORMATS[format].kind
@@ -176,7 +176,10 @@ class ImportSource:
         if names_users and self.user is not None:
             raise UsageError((Flag("me"), f" belongs to files of one user, not to {format}, which names its users"))
         if kind == "chat" and self.user is None:
-            raise UsageError(f"a file in the format {format} does not name its user", hint=("add ", Flag("me", "NAME")))
+            raise UsageError(
+                f"a file in the format {format} does not name its user",
+                hint=("say whose messages it has: ", Flag("me", "NAME")),
+            )
         others = [name for name in self.also_me if "@" not in name] if kind == "mail" else self.also_me
         if others and kind != "messenger":
             several = "is one name too many: only mail and messengers' files take several"
@@ -189,9 +192,12 @@ class ImportSource:
         if self.format not in (None, "csv"):
             raise UsageError((Flag("preset", preset.name), f" reads csv, not {self.format}"))
         if preset.has_one_user and self.user is None and self.columns.user is None:
-            raise UsageError(f"an export of {preset.site} does not name its user", hint=("add ", Flag("me", "NAME")))
+            raise UsageError(
+                f"an export of {preset.site} does not name its user",
+                hint=("say whose export it is: ", Flag("me", "NAME")),
+            )
         if not preset.has_one_user and self.user is not None:
-            raise UsageError(f"an export of {preset.site} names its users", hint=("leave ", Flag("me"), " out"))
+            raise UsageError(f"an export of {preset.site} names its users itself", hint=("leave ", Flag("me"), " out"))
 
     def files(self) -> Sequence[Path | ArchivedFile]:
         """The file, or the files of a folder or a zip archive by name, without hidden ones, of a Slack export the days.
@@ -210,7 +216,7 @@ class ImportSource:
                 return days
             raise BadInput(f"{format_value(self.name, 200)} is a Slack export without messages")
         if self.outputs is not None:
-            raise UsageError((Flag("outputs"), " belongs to one file, not to a folder"))
+            raise UsageError((Flag("outputs"), " belongs to one file, not to a folder"), hint="name the file itself")
         try:
             inside = sorted(each for each in self.path.iterdir() if each.is_file() and not each.name.startswith("."))
         except OSError as error:

@@ -132,11 +132,11 @@ class ParsedFile:
             if 2 * unknown.total <= count:
                 continue
             is_number = task.kind == "score" and all(parse_number(answer) is not None for answer in unknown.frequent)
-            rounded = (Flag("round", "N"), " rounds numbers to its scale; ") if is_number else ()
-            shown = (Command("task show", name), " has its labels")
+            rounded = ("round them to its scale with ", Flag("round", "N"), ", or ") if is_number else ()
+            shown = (Command("task show", name), " lists the labels")
             raise BadInput(
                 f"{unknown.total:,} of {count:,} answers in {file} are not labels of {name}, such as {unknown.some}",
-                hint=(*rounded, Flag("task", DEFAULT_TASK), " takes texts; ", *shown),
+                hint=(*rounded, "import them with ", Flag("task", DEFAULT_TASK), ", which takes any text; ", *shown),
             )
 
 
@@ -157,17 +157,17 @@ def parse_import_file(
             yield JobProgress("", number)
     intake.findings.raise_faults(source.name, _hint(source, intake))
     if not intake.counts and intake.findings.skipped_places:
-        hint = _hint(source, intake) or "every record has a fault, so none is left to import"
+        hint = _hint(source, intake) or "every record has a fault, so none is left to import: mend the file"
         intake.findings.raise_all(source.name, hint)
     if not intake.counts and not intake.findings.skip_counts:
-        raise BadInput(f"{source.name} holds no records")
+        raise BadInput(f"{source.name} holds no records", hint="check that it is the right file")
     return intake
 
 
 def _hint(source: ImportSource, intake: ParsedFile) -> Words | None:
     """A hint for the faults of a file."""
     if "users" in intake.formats and source.task is None:
-        return (f"it was read as task {DEFAULT_TASK}; name another with ", Flag("task"))
+        return (f"the file was read as task {DEFAULT_TASK}; name another task with ", Flag("task"))
     if "time" in intake.findings.fault_fields and all(FORMATS[form].kind == "table" for form in intake.formats):
         return ("name another column with ", Flag("time"), ", or read no times with ", Flag("time", ""))
     return None
@@ -205,7 +205,7 @@ def _parse_records(source: ImportSource, intake: ParsedFile, find: FindTask) -> 
     yield from parse(talk.end())
     yield from parse(mails.rows())
     if not intake.formats:
-        raise BadInput(f"{source.name} holds no file in a known format", hint=f"known: {', '.join(FORMATS)}")
+        raise BadInput(f"{source.name} holds no file in a known format", hint=f"known formats: {', '.join(FORMATS)}")
 
 
 def _parse_table(
@@ -246,8 +246,8 @@ def _gold_answers(source: ImportSource, intake: ParsedFile) -> tuple[Mapping[str
     task = source.task or told
     if not task:
         raise UsageError(
-            f"{name} does not say which task it is",
-            hint=("name it with ", Flag("task"), "; ", Command("task list"), " shows all"),
+            f"{name} does not say to which task its records belong",
+            hint=("name the task with ", Flag("task"), "; ", Command("task list"), " shows all tasks"),
         )
     if source.task is not None and told.startswith("lamp-") and told != source.task:
         intake.warnings.append(f"the outputs say {format_value(golds.task)}, but are imported as {source.task}")
@@ -279,11 +279,13 @@ def import_notes(intake: ParsedFile) -> Iterator[Note]:
         )
     if intake.findings.ignored_fields:
         yield Note(
-            f"fields that mean nothing here: {', '.join(format_value(name) for name in intake.findings.ignored_fields)}"
+            f"fields that were not read: {', '.join(format_value(name) for name in intake.findings.ignored_fields)}"
         )
     yield from (Note(text, warning=True) for text in intake.warnings)
     if intake.times_not_stored:
-        yield Note(f"stored already without a time, and stay so: {intake.times_not_stored:,}", warning=True)
+        yield Note(
+            f"items that were stored without a time and stay without one: {intake.times_not_stored:,}", warning=True
+        )
     for name, unknown in intake.unknown_labels.items():
         yield Note(f"answers that are not labels of {name}: {unknown.total:,}, such as {unknown.some}", warning=True)
     leaked = intake.staged.count_leaked_queries() if intake.counts[True] else 0

@@ -97,9 +97,8 @@ class Preset:
             raise BadInput(
                 f"{file} is not an export of {self.site}: no column {' and none '.join(missing)}; there are {there}",
                 hint=(
-                    "docs/formats.md says where to find the export; leave ",
+                    "docs/formats.md says where to find the export; for any other table leave out ",
                     Flag("preset"),
-                    " out for any other table",
                 ),
             )
 

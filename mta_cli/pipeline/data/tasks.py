@@ -65,9 +65,7 @@ def add_task(reg: Registry, path: Path) -> tuple[Task, bool]:
     text = _read(path)
     task = parse_task(text, path.name)
     if task.name in BUILTIN_TASKS:
-        raise BadInput(
-            f"{path.name}: name {task.name!r} is that of a built-in task", hint="give your task another name"
-        )
+        raise BadInput(f"{path.name}: a built-in task has the name {task.name!r}", hint="give your task another name")
     return task, keep_task(reg, task, text)
 
 
@@ -84,8 +82,8 @@ def is_kept(reg: Registry, task: Task) -> bool:
     text = reg.tasks.get(task.name)
     if text is not None and parse_task(text, task.name) != task:
         raise BadInput(
-            f"There is a task {task.name!r} already, and it differs.",
-            hint=(Command("task rm", task.name), " first, or give yours another name"),
+            f"There is already another task named {task.name!r}.",
+            hint=("give your task another name, or remove the stored one with ", Command("task rm", task.name)),
         )
     return text is not None
 
@@ -119,7 +117,13 @@ def _parse_stored_task(name: str, text: str) -> Task:
     except BadInput as error:
         first = f": {error.faults[0]}" if error.faults else ""
         raise IntegrityFault(
-            f"The stored task {name!r} cannot be read{first}", hint=(Command("task rm", name), ", then add it again")
+            f"The stored task {name!r} cannot be read{first}",
+            hint=(
+                "remove it with ",
+                Command("task rm", name),
+                ", then add it again with ",
+                Command("task add", "FILE"),
+            ),
         ) from error
 
 

@@ -375,7 +375,9 @@ def choose_examples(
 def _summarise(
     task: Task, steps: Sequence[Step], answers: Sequence[Prediction], unit: str, seed: int
 ) -> dict[str, Any]:
-    """Each metric and the gold's mean log-likelihood (nats per query), with 95 % intervals, and the ladder."""
+    """Each metric and the mean log-likelihood of the gold answers (nats per query), with 95 % intervals, and the
+    ladder.
+    """
     from mta_cli.engine.evaluation import statistics
     from mta_cli.engine.evaluation.ladder import judge_ladder
 
@@ -394,8 +396,9 @@ def _summarise(
 
 
 def sum_answers(task: Task, answers: Sequence[Prediction], unit: str) -> UserSums:
-    """The sums of one step's answers by user or by question, depending on `unit`. Texts are scored by their
-    likelihood.
+    """The sums of one step's answers: by user if `unit` is `users`, otherwise by question.
+
+    In a task without labels, answers are scored by the likelihood of the gold answers.
     """
     from mta_cli.engine.evaluation.user_sums import sum_by_user
 

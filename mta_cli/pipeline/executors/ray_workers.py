@@ -83,7 +83,10 @@ class Worker:
         given = self._given
         try:
             if given.version != __version__:
-                raise BadInput(f"mta {__version__} is there, and {given.version} here.")
+                raise BadInput(
+                    f"The worker has mta {__version__}, and this machine has mta {given.version}.",
+                    hint="install the same version on all nodes",
+                )
             places = (Path(given.path), received_folder(given.fingerprint))
             path = next((one for one in places if one.is_dir() and fingerprint(one) == given.fingerprint), None)
             if path is None and pieces is None:
@@ -196,8 +199,8 @@ class RayExecutor:
             self.close()
             each = f"{threads} processors" + (f" and {options.gpus:g} GPUs" if on_gpu else "")
             raise UsageError(
-                f"{options.workers} workers of {each} each do not fit the cluster; {places} would.",
-                hint=Flag("workers", places) if places else "fewer threads by OMP_NUM_THREADS",
+                f"The cluster has room for {places} of {options.workers} workers of {each} each.",
+                hint=Flag("workers", places) if places else "set OMP_NUM_THREADS to fewer threads",
             )
 
     def _begin_worker(self) -> None:
@@ -230,7 +233,10 @@ class RayExecutor:
                 refs = [task.reports for task in running] + list(self._pending)
                 ready, _ = self._ray.wait(refs, num_returns=1, timeout=None if running else PLACE_SECONDS)
                 if not ready:
-                    raise BadInput(f"No worker was ready within {PLACE_SECONDS:.0f} s.", hint="look at the cluster")
+                    raise BadInput(
+                        f"No worker was ready within {PLACE_SECONDS:.0f} s.",
+                        hint="look with `ray status` at what occupies the cluster",
+                    )
                 if ready[0] in self._pending:
                     self._welcome(ready[0])
                     continue
@@ -243,7 +249,10 @@ class RayExecutor:
                     self._begin_worker()
                     if task.work is not None:
                         if task.tries >= MAX_TRIES:
-                            raise BadInput(f"A group lost {MAX_TRIES} workers.", hint="look at Ray's logs") from error
+                            raise BadInput(
+                                f"{MAX_TRIES} workers ended while they trained the same users.",
+                                hint="Ray's logs say why; often the memory ran out",
+                            ) from error
                         waiting.append(task)
                     continue
                 if report is None:
@@ -267,7 +276,8 @@ class RayExecutor:
             self._lost_at_start += 1
             if self._lost_at_start >= MAX_TRIES * self._options.workers:  # Ray notices lost nodes late
                 raise BadInput(
-                    f"{self._lost_at_start} workers in a row ended before they were ready.", hint="see Ray's logs"
+                    f"{self._lost_at_start} workers in a row ended before they were ready.",
+                    hint="Ray's logs say why",
                 ) from error
             self._begin_worker()
             return
@@ -336,6 +346,11 @@ def connect(ray: Any, address: str, **cluster: Any) -> None:
     try:
         ray.init(address, log_to_driver=False, logging_level="error", **cluster)
     except (ConnectionError, ValueError, OSError) as error:
-        raise UsageError(f"There is no Ray cluster at {address}.", hint="ray start --head, or leave it out") from error
+        raise UsageError(
+            f"There is no Ray cluster at {address}.",
+            hint="start one with `ray start --head`, or leave the address out",
+        ) from error
     except RuntimeError as error:  # the cluster has another version of Ray or Python
-        raise UsageError(str(error).strip().partition("\n")[0], hint="the same versions on all nodes") from error
+        raise UsageError(
+            str(error).strip().partition("\n")[0], hint="install the same versions of Ray and Python on all nodes"
+        ) from error

@@ -53,7 +53,7 @@ def receive_base(digest: str, pieces: Pieces, get: Callable[[Any], bytes]) -> Pa
                         for part in parts:
                             file.write(get(part))
                 if fingerprint(draft) != digest:
-                    raise IntegrityFault("The base that was received is not the base that was sent.")
+                    raise IntegrityFault("This node received another base than was sent.", hint="run the job again")
                 os.replace(draft, target)
     except OSError as error:
         raise BadInput(f"The base cannot be kept in {target.parent}: {system_reason(error)}") from error

@@ -82,8 +82,8 @@ def restore(root: Path, archive: Path, timeout: float, agree: ConfirmReplace, *,
         done = staged.install(partial(drop_from_keys, root))
     if done.replaced.problem:
         yield Note(
-            f"Who was removed since {manifest.created} is not known, for {done.replaced.problem}. Users who were are "
-            "back: mta user rm removes them again.",
+            f"It is not known who was removed after {manifest.created}, because {done.replaced.problem}. These users "
+            "are back in the store; remove them again with mta user rm.",
             warning=True,
         )
     if done.forgotten:
@@ -91,7 +91,7 @@ def restore(root: Path, archive: Path, timeout: float, agree: ConfirmReplace, *,
     if done.withdrawn:
         yield Note(f"consent taken back since the backup was made, and taken back again: {done.withdrawn:,}")
     if done.replaced.users is None and not (root / FILE_NAME).exists():
-        yield Note("keys of the server are in no backup: without any, mta serve answers everybody on this machine")
+        yield Note("a backup has no keys of the server: until you add one, mta serve answers everybody on this machine")
     yield ArtifactSaved("store", str(root), f"{done.users:,} users, {done.adapters:,} adapters")
     yield JobResult(
         {

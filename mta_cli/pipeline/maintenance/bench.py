@@ -84,7 +84,7 @@ def run_bench(request: BenchRequest, *, dry_run: bool = False) -> Iterator[Event
                 raise
             raise BadInput(
                 f"{plan.name}: the memory of {plan.device} ran out ({name.replace('_', ' ')})",
-                hint=("fewer ", Flag("users"), ", or a smaller shape: ", Command("model list", available=True)),
+                hint=("lower ", Flag("users"), ", or choose a smaller shape: ", Command("model list", available=True)),
             ) from error
         yield JobProgress(name.replace("_", " "), number)
     yield JobResult(
@@ -182,7 +182,7 @@ def _require_memory(plan: BenchPlan) -> None:
         raise BadInput(
             f"{plan.name} needs about {plan.computed / 1e9:.1f} GB on {plan.device} in {str(plan.dtype)[6:]}; "
             f"{plan.free / 1e9:.1f} GB are free",
-            hint=("a smaller shape: ", Command("model list", available=True)),
+            hint=("choose a smaller shape: ", Command("model list", available=True)),
         )
 
 

@@ -85,7 +85,8 @@ def discard_job(reg: Registry, one: UnfinishedJob) -> None:
         with reg.job_lock(f"bank {bank.name}"):
             if reg.banks.by_id(bank.id).status != "building":
                 raise BadInput(
-                    f"Bank {bank_label(bank)} is ready now and stays.", hint=(Command("bank rm"), " removes a bank")
+                    f"Bank {bank_label(bank)} was finished meanwhile, so there is nothing to discard.",
+                    hint=("if you do not want it, remove it with ", Command("bank rm")),
                 )
             reg.banks.remove(bank.id)
     elif one.kind in (EVAL_RUN, EVAL_TUNE):
@@ -112,8 +113,7 @@ def _resume_bank_build(reg: Registry, one: UnfinishedJob, machine: MachineOption
 def changed_since_error(what: str, command: Command, first: Words = "") -> BadInput:
     """The error for a job that cannot be resumed; `command` starts it again."""
     return BadInput(
-        f"The task, users, histories or bank that {what} was begun with, or mta itself, have changed since: it cannot "
-        "go on.",
+        f"Since {what} was begun, its task, users, histories or bank, or mta itself, have changed: it cannot go on.",
         hint=(first, "give it up and begin anew (", command, ")"),
     )
 

@@ -39,9 +39,7 @@ def publish_snapshot(
     from store.snapshots.publish import stage_snapshot
 
     if hash_names and key_file is None:
-        raise UsageError(
-            (Flag("hash_names"), " hashes names with a key, and there is none."), hint=("add ", Flag("key", "FILE"))
-        )
+        raise UsageError((Flag("hash_names"), " needs a key to hash names with."), hint=("add ", Flag("key", "FILE")))
     key = None if key_file is None else read_key(key_file)
     place = SnapshotPlace(to)
     _require_outside(reg.root, place)
@@ -99,13 +97,20 @@ def pull_snapshot(
         return
     if not pull.found.is_verified:
         why = "--key FILE verifies its signature" if pull.found.is_signed else "it is not signed"
-        yield Note(f"Who made the snapshot is not verified: {why}.", warning=True)
+        yield Note(f"It was not checked who made the snapshot: {why}.", warning=True)
     yield JobStarted("pull", len(pull.missing), "files")
     done = yield from tell_progress(pull.run(partial(drop_from_keys, root)))
     for server in recheck_servers(root):
-        yield Note(f"the server of process {server} does not answer: end it, it may keep removed users", warning=True)
+        yield Note(
+            f"the server of process {server} does not answer: end it, because it may still answer for removed users",
+            warning=True,
+        )
     if not done.is_purged:
-        yield Note("A reader keeps bytes of the copy before in registry.db-wal: end it, then pull again.", warning=True)
+        yield Note(
+            "Another program reads the store, so registry.db-wal still has bytes of the previous copy: end that "
+            "program, then pull again.",
+            warning=True,
+        )
     yield ArtifactSaved("store", str(root), "a copy that is only read")
     yield JobResult(
         {

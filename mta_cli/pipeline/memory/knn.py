@@ -128,7 +128,7 @@ def _embed_items(
     import numpy as np
 
     embed = load_embedder(embedder, device).embed
-    yield Note(f"Embedding what {len(new):,} history items answer, with {embedder.name}.", detail=True)
+    yield Note(f"Embedding the inputs of {len(new):,} history items with {embedder.name}.", detail=True)
     yield JobStarted(f"neighbours of {task.name}", len(new), "items")
     for start in range(0, len(new), EMBED_BATCH):
         piece, began = new[start : start + EMBED_BATCH], time.monotonic()
@@ -199,8 +199,8 @@ def _index_items(items: Sequence[Neighbour], bank: Bank, task: Task) -> Neighbou
         return None
     if len({len(one.vector) for one in items}) > 1:
         raise IntegrityFault(
-            f"The neighbours of bank {bank.name} v{bank.version} differ in length.",
-            hint=(Command("bank build"), " makes another"),
+            f"The stored embeddings of the neighbours of bank {bank.name} v{bank.version} differ in length.",
+            hint=("build a new bank: ", Command("bank build", task=bank.task)),
         )
     times = tuple(one.time or "" for one in items)
     vectors = np.frombuffer(b"".join(one.vector for one in items), "<f2").reshape(len(items), -1).astype(np.float32)

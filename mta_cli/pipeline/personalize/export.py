@@ -97,7 +97,7 @@ def export_user(
     mode = _require_personal_mode(reg, base_entry, user, task)
     exact, source, notes = _weights_of_all_tokens(reg, base_entry, user, task, mode, options.approximate)
     if exact is None:
-        raise NotFound(f"{user.name}'s model for {task} is the base itself: there is nothing to export.")
+        raise NotFound(f"{user.name}'s model for {task} is the unchanged base, so there is nothing to export.")
     known_task, history_items = find_task(reg, task), options.prompt.history_items
     check = ExportCheck(reg, base_entry, user, known_task, options.machine, history_items)
     weights, lost = _compress_to_rank(exact, options, check)
@@ -173,11 +173,11 @@ def _weights_of_all_tokens(
         return weights, source, []
     if not approximate:
         raise BadInput(
-            f"The {mode} model of {user.name} acts on late tokens only, which no other program can do.",
+            f"The {mode} model of {user.name} acts on late tokens only, which other programs cannot do.",
             hint=(
-                "Build bank and stacks with ",
+                "Build the bank and the stacks with ",
                 Flag("placement", "upper"),
-                ", or let it act on all tokens with ",
+                ", or export an approximation that acts on all tokens with ",
                 Flag("approximate"),
                 ".",
             ),
@@ -250,7 +250,7 @@ def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]
         listed = {n: list(known) for n, known in found.items() if (target / n).parent.resolve().is_relative_to(inside)}
     if not listed and (target / LIST_FILE).exists():
         raise BadInput(
-            f"{target / LIST_FILE} is not as an export of mta wrote it, and would be replaced.",
+            f"{target / LIST_FILE} is not as an export of mta wrote it; this export would overwrite it.",
             hint=("Name another folder with ", Flag("to"), ", or move the file."),
         )
     own = dict[str, list[str]]()
@@ -264,7 +264,7 @@ def _own_files(target: Path, files: Mapping[str, object]) -> dict[str, list[str]
             own[name] = [digest]
         elif digest is not None and name in files:
             raise BadInput(
-                f"{path} is not as an export of mta wrote it, and would be replaced.",
+                f"{path} is not as an export of mta wrote it; this export would overwrite it.",
                 hint=("Name another folder with ", Flag("to"), ", or move the file."),
             )
     return own

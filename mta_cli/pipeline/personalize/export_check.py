@@ -74,7 +74,8 @@ class ExportCheck:
 
         if not self.rows:
             raise NotFound(
-                f"{self.user.name} has no item for {self.task.name} to ask about.", hint=("leave out ", Flag("check"))
+                f"{self.user.name} has no items of task {self.task.name}, so there is nothing to compare answers on.",
+                hint=("leave out ", Flag("check")),
             )
         prompts = [list(row.input_ids[: row.answer_start]) for row in self.rows]
         ours, theirs = (

@@ -132,15 +132,15 @@ class ExportedModel:
 
         if read_config(self.entry.path).get("quantization_config") is not None:
             raise BadInput(
-                f"The weights in {self.entry.path} are packed, so no change can be added to them.",
-                hint=(Flag("format", "peft"), ", or ", Flag("base"), " with the same base's plain weights"),
+                f"The weights in {self.entry.path} are quantised, so the user's changes cannot be added to them.",
+                hint=("use ", Flag("format", "peft"), ", or name the same base in full precision with ", Flag("base")),
             )
         shards = [self.entry.path / shard for shard in _read_weight_files(self.entry.path)]
         known = {name for shard in shards for name in read_safetensors_header(shard).tensors}
         if missing := [module for module in self.weights.factors if f"{module}.weight" not in known]:
             raise BadInput(
-                f"{self.entry.path} has no weight named {missing[0]}.weight, so the change cannot be added to it.",
-                hint=(Flag("format", "peft"), ", or ", Flag("format", "gguf-lora")),
+                f"{self.entry.path} has no weight named {missing[0]}.weight, so the user's change cannot be added.",
+                hint=("use ", Flag("format", "peft"), " or ", Flag("format", "gguf-lora")),
             )
 
     def _facts(self) -> dict[str, str]:

@@ -113,8 +113,8 @@ def check_top_k(reg: Registry, bank: Bank, options: FuseOptions) -> None:
     size = len(usable_anchors(reg, bank))
     if options.top_k > size:
         raise UsageError(
-            (Flag("top_k", options.top_k), f": bank {bank.name} v{bank.version} has {size} anchors."),
-            hint=Flag("top_k", size),
+            (Flag("top_k", options.top_k), f": bank {bank.name} v{bank.version} has only {size} anchors in use."),
+            hint=("at most ", Flag("top_k", size)),
         )
 
 
@@ -131,7 +131,12 @@ def bank_embedder(reg: Registry, bank: Bank, asked: ModelEntry | None = None) ->
             return asked
         raise UsageError(
             (Flag("embedder", asked.name), f": bank {label} was built with {name}."),
-            hint=("leave ", Flag("embedder"), " out, or ", Command("bank build", task=bank.task, embedder=asked.name)),
+            hint=(
+                "leave ",
+                Flag("embedder"),
+                " out, or build another bank: ",
+                Command("bank build", task=bank.task, embedder=asked.name),
+            ),
         )
     anew = Command("bank build", task=bank.task)
     try:
@@ -142,7 +147,7 @@ def bank_embedder(reg: Registry, bank: Bank, asked: ModelEntry | None = None) ->
             hint=(error.hint or "", ", or ", anew),
         ) from None
     if found.fingerprint != bank.embedder:
-        raise NotFound(f"Bank {label} was built with another {name} than the one on this machine.", hint=anew)
+        raise NotFound(f"Bank {label} was built with another version of {name} than this machine has.", hint=anew)
     return found
 
 

@@ -48,8 +48,8 @@ def complete_columns(source: ImportSource) -> CompleteSource:
         source.require_format_consistent(form)
     if is_document and source.task is None:
         raise BadInput(
-            f"{source.name} is in the format {form}, which is of a task that there is",
-            hint=(Flag("task", "TASK"), " names it; ", Command("task list"), " shows them"),
+            f"{source.name} is in the format {form}, for which no task can be made from the data",
+            hint=("name an existing task with ", Flag("task"), "; ", Command("task list"), " shows all tasks"),
         )
     source = replace(source, skip_faulty=kind not in ("document", "repository"))
     sample = read_table_sample(source)

@@ -68,8 +68,8 @@ def summarise_file(reg: Registry, source: ImportSource, task: Task) -> Generator
         parsed = yield from parse_import_file(source, lambda name: task, staged)
         if others := [name for name in parsed.tasks if name != source.task]:
             raise BadInput(
-                f"{source.name} names tasks of its own: {', '.join(map(format_value, others[:5]))}",
-                hint=(Command("data import", "FILE"), ", then ", Command("bank build", task="TASK")),
+                f"{source.name} names other tasks: {', '.join(map(format_value, others[:5]))}",
+                hint=("use ", Command("data import", "FILE"), ", then ", Command("bank build", task="TASK")),
             )
         authors, third_parties = tuple(parsed.input_authors), parsed.third_parties
         words = {_WORD_OF_FORMAT.get(FORMATS[form].kind, "") for form in parsed.formats}

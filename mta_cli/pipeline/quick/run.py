@@ -215,7 +215,7 @@ def _summarise(reg: Registry, source: ImportSource, task: Task) -> Generator[Eve
         scale = f" with a score from {source.scale[0]:g} to {source.scale[1]:g}" if source.round_to else ""
         raise BadInput(
             f"no user of {source.name} has more than {KEPT_ITEMS} items{scale}, so none can be held out",
-            hint="personal models need histories: eight items a user or more",
+            hint="give a file with at least eight items of each user",
         )
     return summary
 
@@ -273,9 +273,8 @@ def _check_hold_out(
                 whose = f"{users:,} of its {len(summary.counts):,} users"
             raise BadInput(
                 f"{source.name} is stored in task {task.name} already, with {each} held-out items of "
-                f"{whose} and not {source.hold_out:,}; what is stored stays "
-                "history or held out",
-                hint=("add ", Flag("task", f"{task.name}-{source.hold_out}"), ": another task stores the file apart"),
+                f"{whose} and not {source.hold_out:,}; stored items stay history or held out as they are",
+                hint=("store the file as another task: add ", Flag("task", f"{task.name}-{source.hold_out}")),
             )
         if as_notes:
             yield from hold_out_notes(source, intake)
@@ -313,16 +312,18 @@ def _require_consent(
     if can_anchor is None and summary.third_parties and ask is None and not _has_consenting(reg, summary):
         raise UsageError(
             f"the users of {source.name} are {summary.third_parties}, so no bank is made of them by default",
-            hint=(Flag("can_anchor"), " makes one in this store, if they agree or it stays with you"),
+            hint=("if they agree, or if the bank stays with you, add ", Flag("can_anchor")),
         )
     if can_anchor is None and summary.input_authors:
         raise UsageError(
             f"the inputs of {source.name} are the words of {' and '.join(summary.input_authors)}, so no bank is made "
             "of them by default",
-            hint=(Flag("can_anchor"), " makes one in this store; no other user has a part in it unless you import one"),
+            hint=("to build one in this store, add ", Flag("can_anchor"), "; it holds no users but those you import"),
         )
     if can_anchor is False:
-        raise UsageError("a bank is made of users who may be anchors", hint=("leave ", Flag("no_can_anchor"), " out"))
+        raise UsageError(
+            "a bank needs users who may be anchors, and these may not", hint=("leave ", Flag("no_can_anchor"), " out")
+        )
 
 
 def _has_consenting(reg: Registry, summary: FileSummary) -> bool:
@@ -354,7 +355,7 @@ def _require_alone(reg: Registry, summary: FileSummary, task: Task) -> None:
         raise BadInput(
             f"task {task.name} has items of {pluralise(len(others), 'other user')}, and the bank for a file of one "
             "user is made of that user alone",
-            hint=(Flag("task", "OTHER"), " stores the file apart"),
+            hint=("store the file as a task of its own: add ", Flag("task", "OTHER")),
         )
 
 
@@ -504,7 +505,10 @@ def _plan(reg: Registry, request: QuickRequest, base: LoadedBase, summary: FileS
 def _workload(request: QuickRequest, task: Task, held: Sequence[int], queries: Sequence[int]) -> Workload:
     """The inputs of a plan. Raises BadInput if nothing is held out."""
     if not any(queries):
-        raise BadInput(f"no user of task {task.name} has held-out items: items that come twice are never held out")
+        raise BadInput(
+            f"no user of task {task.name} has held-out items: items that come twice are never held out",
+            hint="give a file with more different items of each user",
+        )
     return Workload(tuple(held), tuple(queries), bool(task.labels), request.options[AdaptOptions])
 
 
@@ -568,7 +572,10 @@ def _make_and_measure(
     # without users whose training diverged
     users = [user for user in users if reg.stacks.get(user.id, task.name, bank.id) is not None]
     if not users:
-        raise BadInput("every training at a user diverged", hint=Command("user adapt", learning_rate="0.001"))
+        raise BadInput(
+            "no user could be adapted: every training diverged",
+            hint=("try a lower learning rate: ", Command("user adapt", learning_rate="0.001")),
+        )
     yield Note("4 of 4: answers to held-out questions, step by step from no model to the personal one")
     return (yield from forward_events(evaluate_users(reg, made.fuse, users)))  # type: ignore[no-any-return]
 

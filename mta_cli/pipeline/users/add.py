@@ -47,7 +47,7 @@ def add_user(
     if name in names:
         raise BadInput(
             f"there is a user {format_value(name)} already",
-            hint=("give ", Flag("history", "FILE"), " to append to what is known of them"),
+            hint=("to add to their history, give ", Flag("history", "FILE"), "; otherwise choose another name"),
         )
     yield from (Note(text, warning=True) for text in confusable_name_warnings([name], names))
     if dry_run:
@@ -90,6 +90,6 @@ def history_format(path: Path) -> str:
     if found is None:
         raise BadInput(
             f"{path.name} ends in none of {', '.join(HISTORY_FORMATS)}",
-            hint="a history is a JSONL or CSV file with the fields input and output; its name says which",
+            hint="give a JSONL or CSV file with the fields input and output, whose name ends in .jsonl or .csv",
         )
     return found

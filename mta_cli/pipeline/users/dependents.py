@@ -27,8 +27,10 @@ Dependent = tuple[str, str, int]
 
 
 def refresh_command(reg: Registry, bank: Bank) -> Command:
-    """The command that removes stale anchors from a bank: a refresh if it is the newest for its base, otherwise its
-    removal.
+    """The command that removes stale anchors from a bank.
+
+    It refreshes the bank if this is the newest ready one of its task and base, or the newest ready version of its name.
+    An older bank cannot be refreshed, so the command removes the whole bank.
     """
     newest, base = reg.banks.latest_ready_bank(bank.task, bank.base), named_base(reg, bank.base)
     if newest is not None and newest.id == bank.id:
@@ -78,21 +80,21 @@ class StaleParts:
             yield Note(f"the anchor of {bank} v{version} that was trained on {whose} is stale", warning=True)
         if self.dependents:
             names = list(dict.fromkeys(user for user, _, _ in self.dependents))
-            yield Note(f"recipes or stacks that rest on what is stale: those of {join_some(names)}", warning=True)
+            yield Note(f"users whose recipes or stacks depend on stale anchors: {join_some(names)}", warning=True)
         if self.anchors:
             banks = dict.fromkeys((bank, version) for bank, version, _ in self.anchors)
             commands = [f"`{refresh_command(reg, reg.banks.get(bank, version))}`" for bank, version in banks]
             yield Note(
-                "stale means: the meta-LoRA still holds what it learned, and others' recipes use it until this is "
-                f"done: {', '.join(commands)}",
+                "a stale anchor's meta-LoRA still holds what it learned, and others' recipes use it; to end this, "
+                f"run {', '.join(commands)}",
                 warning=True,
             )
         if self.pooled:
             wanted = [Command("bank build", task=bank.task, base=named_base(reg, bank.base)) for bank in self.pooled]
             builds = ", ".join(f"`{command}`" for command in dict.fromkeys(wanted))
             yield Note(
-                f"task adapters that were trained on many users and may hold something of {whose}: those of "
-                f"{', '.join(bank_label(bank) for bank in self.pooled)}. A new build is without it: {builds}",
+                f"the task adapters of these banks may hold something of {whose}: "
+                f"{', '.join(bank_label(bank) for bank in self.pooled)}. To train new ones without it, run {builds}",
                 warning=True,
             )
 

@@ -138,7 +138,7 @@ def stage_source(
     intake = yield from parse_import_file(source, find, staged)
     last, names = reg.items.last_numbers(), reg.users.names()
     known = _reconcile_with_store(reg, source, intake, set(names))
-    intake.findings.raise_faults(source.name, "what is stored never changes: give a changed item a new id")
+    intake.findings.raise_faults(source.name, "stored items never change: give a changed item a new id")
     intake.require_labels(source.name)
     if source.hold_out:
         intake.held_out = intake.staged.hold_out(source.hold_out, KEPT_ITEMS, source.seed)
@@ -173,8 +173,8 @@ def hold_out_notes(source: ImportSource, intake: ParsedFile) -> Iterator[Note]:
     if held.fixed:
         counts = [f"{format_value(user)} has {count:,}" for (user, _), count in held.fixed.items()]
         yield Note(
-            f"users with another number than {wanted}, because what is stored as history or held out stays so: "
-            f"{join_some(counts, NAMED_USERS)}; another --task stores the file apart",
+            f"users with another number than {wanted}, because items that are stored as history or as held out stay "
+            f"so: {join_some(counts, NAMED_USERS)}; with another --task the file is stored as new data",
             warning=True,
         )
 
@@ -296,7 +296,7 @@ def _write(
                     yield JobProgress("", written)
     except MtaError:
         if written and not few:
-            said = f"{written:,} of {total:,} records are stored; run the same command again: it adds the others"
+            said = f"{written:,} of {total:,} records are stored; run the same command again to add the others"
             yield Note(said, warning=True)
         raise
     yield from changed.notes(reg, "users of this file")
@@ -315,7 +315,8 @@ def _twin_notes(reg: Registry, tasks: Sequence[str], touched: set[int]) -> Itera
         names = [format_value(reg.users.by_id(user).name) for user in users]
         who = join_some(names, NAMED_USERS) if len(names) > NAMED_USERS else join_words(names)
         yield Note(
-            f"{who} have the same {count:,} items of {task}: one person twice counts twice in evaluations", warning=True
+            f"{who} have the same {count:,} items of {task}: one person twice counts twice in evaluations",
+            warning=True,
         )
     if len(found) > NAMED_TWINS:
         yield Note(f"further sets of users with the same items: {len(found) - NAMED_TWINS:,}", warning=True)

@@ -66,8 +66,10 @@ def user_dependencies(reg: Registry, user: User) -> list[Entry]:
 
 
 def user_contributions(reg: Registry, user: User) -> list[Entry]:
-    """A user's data in banks, besides anchors: `perhaps_task_adapter` (see `banks_pooling_user`), and the number of
-    items that are `neighbours`.
+    """The banks that use a user's data in other ways than as an anchor.
+
+    For each bank, `perhaps_task_adapter` says whether its task adapter may be trained on the user's items (see
+    `banks_pooling_user`), and `neighbours` how many of these items are neighbours of its label memory.
     """
     held = reg.neighbours.count_by_bank(user.id)
     pooled = {(bank.name, bank.version) for bank in banks_pooling_user(reg, user)}

@@ -157,7 +157,10 @@ def _remove(reg: Registry, prepare: Callable[[], _Removal], *, wait: bool) -> It
     finally:  # also if the rows are deleted and only their bytes remain to be overwritten
         silent = recheck_servers(reg.root)
     for server in silent:
-        yield Note(f"the server of process {server} does not answer: end it, it may keep {removal.what}", warning=True)
+        yield Note(
+            f"the server of process {server} does not answer: end it, because it may still use {removal.what}",
+            warning=True,
+        )
     for path in exports:
         yield Note(f"exported to {path}, which is outside the store and is not touched", warning=True)
     for each in saved:

@@ -72,7 +72,7 @@ class KeyFile:
         except ValueError as error:
             raise IntegrityFault(
                 f"{path} is not a file of keys.",
-                hint=("move it away; ", Command("serve key add", "LABEL", users="USERS"), " makes new keys"),
+                hint=("move it away, then make new keys with ", Command("serve key add", "LABEL", users="USERS")),
             ) from error
 
     def write(self, path: Path) -> None:
@@ -92,10 +92,14 @@ class KeyFile:
         """Make a key for the models of these users (None for all) and return it. Only its hash is stored."""
         if not _LABEL_PATTERN.fullmatch(label):
             raise BadInput(
-                f"{label!r:.60} is not a name for a key.", hint="Letters, digits, `.`, `_` and `-`; 40 at most."
+                f"{label!r:.60} cannot be the name of a key.",
+                hint="Use letters, digits, `.`, `_` and `-`, 40 characters at most.",
             )
         if any(key.label == label for key in self._keys.values()):
-            raise BadInput(f"There is a key named {label}.", hint=Command("serve key rm", label))
+            raise BadInput(
+                f"There is already a key named {label}.",
+                hint=("choose another name, or first remove that key with ", Command("serve key rm", label)),
+            )
         number, secret, salt = secrets.token_hex(4), secrets.token_urlsafe(32), secrets.token_hex(16)
         named = (EVERYBODY,) if users is None else tuple(sorted(self.name_hash(name) for name in users))
         self._keys[number] = Key(number, label, salt, _hash(secret, salt), named)

@@ -200,12 +200,10 @@ def test_more_anchors_than_candidates_is_refused_with_the_number(peopled: Regist
 def test_where_nobody_has_consented_the_way_to_consent_is_named(peopled: Registry) -> None:
     for user, _ in peopled.users.users_with_items("lamp-2"):
         peopled.users.set_can_anchor(user.id, False)
-    with pytest.raises(
-        BadInput, match="No user of task lamp-2 has consented to be an anchor; 9 who have not"
-    ) as refused:
+    with pytest.raises(BadInput, match="No user of task lamp-2 has consented to be an anchor; 9 others") as refused:
         finish(build_bank(peopled, bank_request()))
     consent = Command("user consent", all=True, can_anchor=True, task="lamp-2")
-    assert refused.value.hint == (consent, ", if they do; or one by one")
+    assert refused.value.hint == ("if they all consent: ", consent)
     finish(set_consent_of_all(peopled, True, task="lamp-2"))
     assert built(peopled)["version"] == 1
 

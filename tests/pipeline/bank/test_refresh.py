@@ -308,7 +308,7 @@ def test_a_bank_without_anybody_is_refused_and_stays(peopled: Registry) -> None:
     assert all(anchor.stale for anchor in anchors(peopled))
     with pytest.raises(BadInput, match="No user can be an anchor") as refused:
         refreshed(peopled)
-    assert refused.value.hint == ("import more, or ", Command("bank rm", "lamp-2", bank_version=1))
+    assert refused.value.hint == ("import more, or remove the bank: ", Command("bank rm", "lamp-2", bank_version=1))
     assert len(anchors(peopled)) == 3 and peopled.check_integrity() == []
 
 

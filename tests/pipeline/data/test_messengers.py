@@ -310,7 +310,7 @@ def test_a_name_of_two_senders_is_refused(reg: Registry, tmp_path: Path) -> None
     (export / "users.json").write_text(json.dumps(users))
     with pytest.raises(BadInput, match="'ann' is the name of two senders in export: ") as caught:
         take(reg, export, "ann")
-    assert worded(caught.value.hint or "").startswith("give the one that is yours: --me U0")
+    assert worded(caught.value.hint or "").startswith("name the sender that you are in full, such as --me U0")
     assert len(talk(reg, export, "ann.reed")) == 4
 
 
@@ -407,7 +407,7 @@ def test_the_data_package_of_discord_is_refused_in_words(reg: Registry, tmp_path
         "messages.csv": "ID,Timestamp,Contents,Attachments\n1,2026-03-02 08:00:00,hi,\n",
     }.items():
         (tmp_path / name).write_text(content)
-        with pytest.raises(BadInput, match=f"{name} is of Discord's data package, which has your own") as caught:
+        with pytest.raises(BadInput, match=f"{name} is from Discord's data package, which has your") as caught:
             take(reg, tmp_path / name, "ann")
         assert "DiscordChatExporter" in worded(caught.value.hint or "")
 

@@ -58,9 +58,12 @@ def test_adding_again_changes_nothing_and_a_change_is_refused(reg: Registry, fil
     file.write_text(MINE + "# only a remark\n", encoding="utf-8")
     assert add_task(reg, file) == (task, False)
     file.write_text(MINE + "query_tokens = 9\n", encoding="utf-8")
-    with pytest.raises(BadInput, match="differs") as caught:
+    with pytest.raises(BadInput, match="already another task") as caught:
         add_task(reg, file)
-    assert caught.value.hint == (Command("task rm", "mine"), " first, or give yours another name")
+    assert caught.value.hint == (
+        "give your task another name, or remove the stored one with ",
+        Command("task rm", "mine"),
+    )
     assert find_task(reg, "mine") == task
 
 
@@ -100,7 +103,12 @@ def test_a_stored_task_that_cannot_be_read_is_named_and_can_be_removed(reg: Regi
     reg.tasks.save_task("mine", "colour = 3")
     with pytest.raises(IntegrityFault, match="'mine'") as caught:
         find_task(reg, "mine")
-    assert caught.value.hint == (Command("task rm", "mine"), ", then add it again")
+    assert caught.value.hint == (
+        "remove it with ",
+        Command("task rm", "mine"),
+        ", then add it again with ",
+        Command("task add", "FILE"),
+    )
     remove_task(reg, "mine")
 
 

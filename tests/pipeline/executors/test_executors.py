@@ -174,6 +174,6 @@ def test_workers_that_do_not_fit_are_refused_before_they_wait(
     ray: Any, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}] * 2)
-    with pytest.raises(UsageError, match="do not fit") as refused:
+    with pytest.raises(UsageError, match="has room for") as refused:
         made(tmp_path / "there", ExecutorOptions(executor="ray", workers=3))
     assert refused.value.hint is not None

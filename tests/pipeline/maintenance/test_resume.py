@@ -129,7 +129,7 @@ def test_a_bank_that_became_ready_meanwhile_is_not_given_up(peopled: Registry) -
     stop_after(build_bank(peopled, bank_request()), 3)
     (one,) = list_unfinished_jobs(peopled)
     go_on(peopled, one)
-    with pytest.raises(BadInput, match="lamp-2 v1 is ready now"):
+    with pytest.raises(BadInput, match="lamp-2 v1 was finished meanwhile"):
         discard_job(peopled, one)
     assert peopled.banks.get("lamp-2").status == "ready"
 
@@ -158,7 +158,7 @@ def test_a_model_that_is_another_by_now_is_refused(peopled: Registry, monkeypatc
     monkeypatch.setattr(
         "mta_cli.pipeline.requests.resolve_model", lambda name, kind: replace(entry, fingerprint="other")
     )
-    with pytest.raises(IntegrityFault, match="no longer the base"):
+    with pytest.raises(IntegrityFault, match="has changed since this job"):
         go_on(peopled, one)
 
 

@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded(peopled: Registry, mon
         ),
         (
             {"float32": 9, "nf4+float32": 8, "bfloat16": 7, "nf4+bfloat16": 7},
-            ("a smaller base (", Command("model list", available=True), "), or fewer ", Flag("history_items")),
+            ("choose a smaller base (", Command("model list", available=True), "), or lower ", Flag("history_items")),
         ),
     ],
 )

@@ -332,7 +332,7 @@ def test_a_task_that_is_there_is_taken_by_its_name_and_never_changed(reg: Regist
     other = replace(find_task(reg, "lamp-3"), name="books", prompt="{input}?")
     keep_task(reg, other, task_to_toml(other))
     for dry_run in (True, False):
-        with pytest.raises(BadInput, match="differs") as refused:
+        with pytest.raises(BadInput, match="already another task") as refused:
             finish(run_quick(reg, request(source, columns=ColumnMapping("who", "question", "answer")), dry_run=dry_run))
         assert parts(refused.value)[:2] == (Flag("task", "books"), " takes it as it is; ") and reg.users.names() == []
 
@@ -486,7 +486,7 @@ def test_a_fifth_of_the_items_is_held_out(counts: tuple[int, ...], hold_out: int
 
 def test_a_document_needs_a_task_that_is_there(reg: Registry, fast: None) -> None:
     sample = Path(quick.__file__).parents[2] / "sample" / "taste.users.json"
-    with pytest.raises(BadInput, match="is in the format users, which is of a task that there is"):
+    with pytest.raises(BadInput, match="is in the format users, for which no task can be made"):
         finish(run_quick(reg, request(sample)))
     with pytest.raises(NotFound, match="There is no task 'taste'"):
         finish(run_quick(reg, request(sample, task="taste")))

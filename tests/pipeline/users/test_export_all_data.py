@@ -247,6 +247,6 @@ def test_exports_are_remembered_and_named_when_somebody_is_forgotten(reg: Regist
     result, notes = run(remove_user(reg, NAME))
     assert result["exports"] == where and all(any(place in note for note in notes) for place in where)
     assert {(each["user"], each["bank"]) for each in result["resting"]} == {("bob", "free")}
-    assert any("rest on what is stale: those of bob" in note for note in notes)
+    assert any("depend on stale anchors: bob" in note for note in notes)
     left = b"".join(path.read_bytes() for path in reg.root.rglob("*") if path.is_file())
     assert where[1].encode() not in left and NAME.encode() not in left

@@ -139,7 +139,7 @@ def test_questions_without_outputs_bring_their_histories(reg: Registry, tmp_path
 
 def test_questions_need_a_task(reg: Registry, tmp_path: Path) -> None:
     path = write(tmp_path / "q.json", [{"id": "q1", "input": "a plot", "profile": [tagged(1)]}])
-    with pytest.raises(UsageError, match="does not say which task"):
+    with pytest.raises(UsageError, match="does not say to which task"):
         imported(reg, "lamp", path)
 
 
@@ -345,12 +345,12 @@ def test_another_number_of_held_out_items_says_that_stored_ones_stay(
         result, notes = run(import_source(reg, source(path, hold_out=wanted), dry_run=dry_run))
         if wanted == 1:
             assert notes == [
-                "users with another number than 1 held-out queries, because what is stored as history or held out "
-                "stays so: 'ann' has 2, 'bob' has 2; another --task stores the file apart"
+                "users with another number than 1 held-out queries, because items that are stored as history or as "
+                "held out stay so: 'ann' has 2, 'bob' has 2; with another --task the file is stored as new data"
             ]
         else:
             short, fixed = notes
-            assert short.endswith("because 3 items stay history: 'ann'") and "'bob' has 2; another --task" in fixed
+            assert short.endswith("because 3 items stay history: 'ann'") and "'bob' has 2; with another --task" in fixed
     assert (result["queries_added"], result["queries_unchanged"]) == (0, 4)
 
 
@@ -381,7 +381,9 @@ def test_a_time_that_is_read_later_or_no_longer_makes_no_item_anew(reg: Registry
         assert (again["items_added"], again["queries_added"]) == (0, 0)
         assert (again["items_unchanged"], again["queries_unchanged"]) == (4, 2)
         assert queries_of(reg, "ann") == asked
-        assert ("stored already without a time, and stay so: 2" in notes) == (path == mended and not options)
+        assert ("items that were stored without a time and stay without one: 2" in notes) == (
+            path == mended and not options
+        )
     twice = write(tmp_path / "twice.csv", mended.read_text() + "ann,note 3,o,2026-02-01\n")
     assert run(import_source(reg, source(twice)))[0]["items_added"] == 1, "once more, at another time"
 
@@ -465,7 +467,7 @@ def test_a_time_that_one_side_does_not_know_is_no_contradiction(reg: Registry, t
         imported(reg, "jsonl", other)
     imported(reg, "jsonl", write(tmp_path / "bob.jsonl", rows("bob", id=1, count=1)))
     _, notes = run(import_file(reg, "jsonl", write(tmp_path / "late.jsonl", rows("bob", id=1, count=1, time="2026"))))
-    assert notes == ["stored already without a time, and stay so: 1"]
+    assert notes == ["items that were stored without a time and stay without one: 1"]
     assert [
         item.time for name in ("ann", "bob") for item in reg.items.recent_items(reg.users.get(name).id, "free")
     ] == [
@@ -583,7 +585,9 @@ def test_texts_are_no_answers_of_a_task_of_labels(reg: Registry, tmp_path: Path)
         BadInput, match=r"4 of 5 answers in a\.jsonl are not labels of lamp-2, such as 'answer 0'"
     ) as caught:
         imported(reg, "jsonl", path, task="lamp-2")
-    assert worded(caught.value.hint or "") == "--task free takes texts; mta task show lamp-2 has its labels"
+    assert worded(caught.value.hint or "") == (
+        "import them with --task free, which takes any text; mta task show lamp-2 lists the labels"
+    )
     assert reg.users.names() == []
     assert imported(reg, "jsonl", path, task="free")["items_added"] == 5
 
@@ -592,11 +596,11 @@ def test_numbers_off_a_scale_can_be_rounded(reg: Registry, tmp_path: Path) -> No
     path = write(tmp_path / "a.jsonl", [row | {"output": "3.4"} for row in rows()])
     with pytest.raises(BadInput, match="3 of 3 answers") as caught:
         imported(reg, "jsonl", path, task="lamp-3")
-    assert worded(caught.value.hint or "").startswith("--round N rounds numbers to its scale; ")
+    assert worded(caught.value.hint or "").startswith("round them to its scale with --round N, or ")
     words = write(tmp_path / "b.jsonl", rows())
     with pytest.raises(BadInput) as refused:
         imported(reg, "jsonl", words, task="lamp-3")
-    assert worded(refused.value.hint or "").startswith("--task free takes texts; ")
+    assert worded(refused.value.hint or "").startswith("import them with --task free, ")
     run(import_source(reg, ImportSource("jsonl", path, "lamp-3", round_to=1.0)))
     assert reg.users.names() == ["ann"]
 
@@ -614,7 +618,7 @@ def test_history_that_asks_something_else_needs_no_label(reg: Registry, tmp_path
 
 def test_fields_that_mean_nothing_are_named(reg: Registry, tmp_path: Path) -> None:
     _, notes = run(import_file(reg, "jsonl", write(tmp_path / "a.jsonl", rows(tiem="2020"))))
-    assert notes == ["fields that mean nothing here: 'tiem'"]
+    assert notes == ["fields that were not read: 'tiem'"]
 
 
 def test_somebody_without_a_history_is_a_user_too(reg: Registry, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_an_import_that_failed_goes_on(
         seen, error = until_error(import_file(reg, "jsonl", path))
     assert isinstance(error, StoreBusy)
     said = [event.text for event in seen if isinstance(event, Note)]
-    stored = f"{BATCH * fail_at} of 35 records are stored; run the same command again: it adds the others"
+    stored = f"{BATCH * fail_at} of 35 records are stored; run the same command again to add the others"
     assert said == ([stored] if fail_at else [])
     assert imported(reg, "jsonl", path)["items_unchanged"] == BATCH * fail_at
     assert contents(reg) == expected

@@ -490,7 +490,11 @@ def test_a_copy_of_an_older_schema_asks_for_a_pull(full: Registry, fleet: Path, 
         conn.execute("PRAGMA user_version = 13")
     with pytest.raises(BadInput, match="older mta") as caught:
         Registry.open(node)
-    assert caught.value.hint == (Command("pull"), ", from a snapshot of this version")
+    assert caught.value.hint == (
+        "pull it again with ",
+        Command("pull"),
+        ", from a snapshot made by this version of mta",
+    )
     pull(node, fleet)
     with Registry.open(node) as copy:
         assert copy.check_integrity() == []

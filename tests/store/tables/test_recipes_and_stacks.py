@@ -181,5 +181,5 @@ def test_a_core_that_changed_by_itself_is_named_before_it_is_used(reg: Registry)
     assert not core.is_intact
     with pytest.raises(IntegrityFault, match="core of bob for task free is damaged") as caught:
         reg.stacks.verified_numbers(core)
-    assert caught.value.hint == (Command("user adapt", "bob", task="free"), " trains it again")
+    assert caught.value.hint == ("train it again: ", Command("user adapt", "bob", task="free"))
     assert reg.check_integrity() == ["the core of bob for task free is damaged: its SHA-256 is not the stored one"]

@@ -321,7 +321,7 @@ async def test_a_bank_that_became_ready_during_the_question_stays_and_is_offered
             other._db.execute_write("UPDATE banks SET status = 'ready' WHERE id = ?", (bank.id,))
         await pilot.press("y")
         await dialog(app, pilot, ErrorDialog)
-        assert "is ready now" in screen_text(app)
+        assert "was finished meanwhile" in screen_text(app)
         await pilot.press("escape")
         await back(app, pilot)
         assert rows(app) == []

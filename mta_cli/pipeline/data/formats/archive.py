@@ -61,7 +61,9 @@ class ArchivedFile:
             with stream:
                 yield cast(BinaryIO, stream)
         except _DAMAGED as error:
-            raise BadInput(f"{name} is damaged in the archive: {error}") from error
+            raise BadInput(
+                f"{name} is damaged in the archive: {error}", hint="download or copy the archive again"
+            ) from error
 
 
 def is_archive(path: Path) -> bool:
@@ -80,7 +82,9 @@ def text_files(path: Path) -> list[ArchivedFile]:
     except PermissionError as error:
         raise BadInput(f"{name} cannot be read: {system_reason(error)}") from error
     except (ValueError, NotImplementedError, struct.error, *_DAMAGED) as error:
-        raise BadInput(f"{name} is no zip archive, or is damaged: {error}") from error
+        raise BadInput(
+            f"{name} is no zip archive, or is damaged: {error}", hint="download or copy the archive again"
+        ) from error
     texts = [info for info in archive.infolist() if _is_text(info.filename)]
     total = sum(info.file_size for info in texts)
     if total > MAX_BYTES:
@@ -108,4 +112,4 @@ def _require_small_directory(path: Path, name: str) -> None:
     ends = (found.start() + _DIRECTORY_SIZE_AT for found in _END.finditer(end))
     sizes = [int.from_bytes(end[at : at + 4], "little") for at in ends]
     if _ZIP64 in end or max(sizes, default=0) > MAX_DIRECTORY_BYTES:
-        raise BadInput(f"{name} is too large an archive", hint=UNPACK)
+        raise BadInput(f"{name} is too large an archive: it is in ZIP64 or lists too many files", hint=UNPACK)

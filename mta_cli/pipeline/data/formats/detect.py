@@ -86,7 +86,7 @@ def require_format(sample: FileSample, named: str | None) -> str:
     if named is None:
         if found := detect_format(sample):
             return found
-        raise BadInput(f"{sample.name} is in no known format", hint=f"known: {', '.join(FORMATS)}")
+        raise BadInput(f"{sample.name} is in no known format", hint=f"known formats: {', '.join(FORMATS)}")
     if not _recognises(named, sample) and (other := _recognise(sample)):
         raise BadInput(
             f"{sample.name} looks like {other}, not {named}",

@@ -116,7 +116,7 @@ def raise_too_large(path: Path | ArchivedFile, size: int) -> NoReturn:
     """Raise `BadInput` for a file above `FILE_BYTES`."""
     raise BadInput(
         f"{path.name} has {size / 2**20:,.0f} MiB; the most is {FILE_BYTES / 2**20:,.0f} MiB",
-        hint="split it: a second import appends to the histories of the first",
+        hint="split the file and import its parts one after another; each import adds to the users' histories",
     )
 
 

@@ -163,12 +163,13 @@ def _body(message: str) -> str:
 def _nothing_left(git: Git, selection: CommitSelection, counts: Counter[str]) -> BadInput:
     if not counts:
         return BadInput(
-            f"no commit of {git.name} is one to learn from",
+            f"no commit of {git.name} is left to learn from: merges, reverts and commits of bots are not used",
             hint=(
-                "merges, reverts and commits of bots are left out, and others by ",
+                "if you gave ",
                 Flag("since"),
-                " and ",
+                " or ",
                 Flag("paths"),
+                ", give an earlier date or other paths",
             ),
         )
     most = max(counts.values())

@@ -68,7 +68,7 @@ class Git:
         self.folder = folder
         program = shutil.which("git")
         if program is None:
-            raise NotFound("There is no program git.", hint="install git; the PATH must lead to it")
+            raise NotFound("The program git was not found.", hint="install git, and check that its folder is in PATH")
         if not folder.exists():
             raise NotFound(f"There is no folder {self._shown}")
         if not folder.is_dir():
@@ -139,7 +139,7 @@ class Git:
         first = next((line for line in lines if line.startswith("fatal: ")), lines[0]).removeprefix("fatal: ")
         hint = None
         if "dubious ownership" in first:
-            hint = "git trusts it after `git config --global --add safe.directory FOLDER`; only if you do"
+            hint = "if you trust this folder, run `git config --global --add safe.directory FOLDER`"
         elif first.startswith("not a git repository"):
             return BadInput(f"{self._shown} is not a git repository", hint="give the folder that has .git in it")
         return BadInput(f"git cannot read {self._shown}: {_plain(first)}", hint=hint)

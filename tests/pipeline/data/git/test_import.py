@@ -180,7 +180,7 @@ def test_since_is_the_authors_date(reg: Registry, repo: Repository) -> None:
     repo.commit("Picked from before", date="2024-06-01T00:00:00Z")
     _, notes = take(reg, repo, since="2025")
     assert outputs(reg, "Ada Gray") == ["New"] and "left out, commits before the date: 2" in notes
-    with pytest.raises(BadInput, match="no commit of lighthouse is one to learn from"):
+    with pytest.raises(BadInput, match="no commit of lighthouse is left to learn from"):
         take(reg, repo, since="2026-01")
     with pytest.raises(UsageError, match="--since: 'last week' is not a date"):
         take(reg, repo, since="last week")
@@ -314,7 +314,7 @@ def test_an_authors_line_that_git_cannot_read_is_left_out(reg: Registry, repo: R
     raw += "committer A <a@example.org> 1740000000 +0000\n\nodd\n"
     made = repo.git("hash-object", "-t", "commit", "-w", "--literally", "--stdin", stdin=raw.encode())
     repo.git("update-ref", "refs/heads/main", made)
-    with pytest.raises(BadInput, match="no commit of lighthouse is one to learn from"):
+    with pytest.raises(BadInput, match="no commit of lighthouse is left to learn from"):
         take(reg, repo)
 
 
@@ -364,7 +364,7 @@ def test_what_cannot_be_read_is_one_line(reg: Registry, tmp_path: Path, monkeypa
         with pytest.raises(error, match=said):
             take(reg, path)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NotFound, match="There is no program git"):
+    with pytest.raises(NotFound, match="The program git was not found"):
         take(reg, empty)
 
 

@@ -62,8 +62,8 @@ def read_messages(stream: BinaryIO, path: Path | ArchivedFile, findings: ParseFi
     """The messages of the channel. Raises `BadInput` for Discord's data package."""
     if _is_of_package(read_sample(stream, path.name)):
         raise BadInput(
-            f"{path.name} is of Discord's data package, which has your own messages without those that they answer",
-            hint="an export of whole channels is read: DiscordChatExporter's, in JSON",
+            f"{path.name} is from Discord's data package, which has your messages without those that you answered",
+            hint="export whole channels as JSON with DiscordChatExporter, and import that file",
         )
     text = JsonText(stream, path.name)
     if text.peek() != "{":
