@@ -53,7 +53,8 @@ def peopled(store_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store with the users of `town`, in which the name of a model replaces the model."""
     with Registry.open(store_root, create=True) as reg:
         town.people(reg)
-    monkeypatch.setattr("mta_cli.pipeline.requests.resolve_model", lambda name, kind: (name, kind))
+    for where in ("mta_cli.pipeline.requests", "mta_cli.pipeline.models.installed"):
+        monkeypatch.setattr(f"{where}.resolve_model", lambda name, kind: (name, kind))
     monkeypatch.setattr("mta_cli.engine.model.load.QUANTIZE_PACKAGES", ())  # a flag of an extra that may be missing
     return store_root
 

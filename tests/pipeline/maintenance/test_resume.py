@@ -119,7 +119,7 @@ def test_a_bank_whose_people_changed_cannot_go_on_but_can_be_given_up(peopled: R
     user = peopled.users.get("user0")
     peopled.items.append_items(user.id, [NewItem("late", "lamp-2", "one more", "comedy", "2022-01-01")])
     (one,) = list_unfinished_jobs(peopled)
-    with pytest.raises(BadInput, match="have changed since"):
+    with pytest.raises(BadInput, match="have changed: it cannot go on"):
         go_on(peopled, one)
     discard_job(peopled, one)
     assert list_unfinished_jobs(peopled) == [] and peopled.banks.all() == [] and peopled.adapters.all() == []
