@@ -262,7 +262,7 @@ def test_a_bank_is_refreshed_after_somebody_was_forgotten(peopled: Path) -> None
     assert (plan["stale"], plan["people"], plan["job"]) == (1, ["ida"], "bank refresh")
     ran = mta_ok(*refresh, "--json")
     result = ran.json()
-    assert len(result["replaced"]) == 1 and result["people"] == ["ida"] and "make them anew" in ran.err
+    assert len(result["replaced"]) == 1 and result["people"] == ["ida"] and "make new ones" in ran.err
     assert [row["stale"] for row in mta_ok("bank", "list", "--json").json()] == [0]
     assert "ida" in mta_ok("user", "adapt", "ida", "--steps", 6).out
     again = mta_ok(*refresh)
