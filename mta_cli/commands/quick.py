@@ -105,7 +105,10 @@ def quick(
     given = replace(context.options[ImportOptions], seed=context.options[MachineOptions].seed)
     source = ImportSource.from_options(file, given, task=task)
     if str(file) == "-" or source.is_stream:
-        raise UsageError("mta quick reads the file more than once", hint="write it to a file first")
+        raise UsageError(
+            "mta quick reads its file more than once, and a stream can be read only once",
+            hint="save the stream to a file first, and name that file",
+        )
     minutes = context.options[QuickOptions].minutes
     ask = make_consent_prompt(context, can_anchor, yes=yes, third_parties=source.is_repository)
     if stdin_is_terminal() and not yes and not json:

@@ -71,13 +71,14 @@ def _tested_user_ids(reg: Registry, bank: Bank, names: list[str] | None) -> tupl
     users = [reg.users.get(name) for name in dict.fromkeys(names)]
     if inside := [quote_text(user.name) for user in users if user.id in sources]:
         raise BadInput(
-            f"Bank {bank.name} v{bank.version} rests on {join_some(inside, MAX_NAMES_SHOWN)}: who made it cannot test "
-            "it.",
+            f"Bank {bank.name} v{bank.version} contains data of {join_some(inside, MAX_NAMES_SHOWN)}, so it cannot be "
+            "tested on them.",
             hint="leave them out of the file",
         )
     if without := [quote_text(user.name) for user in users if user.id not in testable]:
         raise BadInput(
-            f"There are no items with held-out queries of task {bank.task} of {join_some(without, MAX_NAMES_SHOWN)}.",
+            f"These users have no history items with held-out queries of task {bank.task}: "
+            f"{join_some(without, MAX_NAMES_SHOWN)}.",
             hint=("leave them out of the file, or import their queries (", Command("data import"), ")"),
         )
     return tuple(sorted(user.id for user in users))

@@ -53,7 +53,7 @@ def test_temperatures_stay_within_bounds() -> None:
 
 @pytest.mark.parametrize("golds", [[0], [0, 2], [-1, 0]])
 def test_golds_that_do_not_fit_the_scores_are_refused(golds: list[int]) -> None:
-    with pytest.raises(ValueError, match="golds"):
+    with pytest.raises(ValueError, match="gold labels"):
         fit_temperature([[0.0, 1.0], [1.0, 0.0]], golds)
 
 

@@ -30,7 +30,7 @@ def test_how_often_the_own_model_is_first() -> None:
     assert sum_whose([1], [(-1.0,)]) is None
     twice = add_whose_sums([found, found])
     assert twice.users == found.users and twice.sums.tolist() == (2 * found.sums).tolist()
-    with pytest.raises(ValueError, match="other users"):
+    with pytest.raises(ValueError, match="different users"):
         add_whose_sums([found, sum_whose([1], [(-1.0, -2.0)])])  # type: ignore[list-item]
 
 

@@ -144,7 +144,7 @@ def test_a_base_that_is_packed_in_its_files_is_taken_as_it_is(packed: LoadedBase
     packed.tokenizer.save_pretrained(tmp_path)
     stored, ids = load(tmp_path, quantize="off"), random_ids(1, 20)
     assert (ours(decoder(stored), ids) - ours(decoder(packed), ids)).abs().max() < 1e-4
-    with pytest.raises(UsageError, match="packed already"):
+    with pytest.raises(UsageError, match="already packed"):
         load(tmp_path)
 
 

@@ -193,6 +193,7 @@ def test_one_item_too_large_is_said_with_the_remedy(base: LoadedBase) -> None:
     with pytest.raises(BadInput, match="cpu") as caught:
         TokenBudget(base, 8).run_batches([[1, 2]], full(0, []))
     assert caught.value.hint == (
+        "use ",
         Flag("dtype", "bfloat16"),
         ", a lower ",
         Flag("rank"),

@@ -171,7 +171,7 @@ def test_settings_are_chosen_on_those_who_are_not_tested() -> None:
 def test_too_few_people_for_the_folds(peopled: Registry) -> None:
     with pytest.raises(BadInput, match=r"lamp-2 cannot be evaluated in 13 folds: 12 users") as caught:
         make_design(peopled, eval_request(folds=13))
-    assert isinstance(caught.value.hint, tuple) and caught.value.hint[:2] == ("a smaller ", Flag("folds"))
+    assert isinstance(caught.value.hint, tuple) and caught.value.hint[:2] == ("use a smaller ", Flag("folds"))
     with pytest.raises(BadInput, match="0 users"):
         make_design(peopled, replace(eval_request(), task=replace(eval_request().task, name="lamp-4")))
 

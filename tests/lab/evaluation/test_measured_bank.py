@@ -76,7 +76,7 @@ def test_who_made_the_bank_is_refused_by_name(banked: Registry) -> None:
         request(banked, ["nobody"])
     quiet = banked.users.add("quiet")
     banked.items.append_items(quiet.id, [NewItem("a", TASK.name, "a film", "comedy")])
-    with pytest.raises(BadInput, match="held-out queries of task lamp-2 of 'quiet'"):
+    with pytest.raises(BadInput, match="held-out queries of task lamp-2: 'quiet'"):
         request(banked, ["quiet"])
     with pytest.raises(UsageError, match="is of task lamp-2, not lamp-3"):
         request(banked, task="lamp-3")

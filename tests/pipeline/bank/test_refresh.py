@@ -145,7 +145,7 @@ def test_whoever_rested_on_it_is_named_and_the_others_keep_what_they_have(people
     forget(peopled, 0)
     result, seen = refreshed(peopled)
     resting = [name for name, anchor in on.items() if anchor == first.id]
-    assert result["people"] == resting and any(resting[0] in text and "make them anew" in text for text in notes(seen))
+    assert result["people"] == resting and any(resting[0] in text and "make new ones" in text for text in notes(seen))
     for name in SHORT:
         user = peopled.users.get(name).id
         left = len(peopled.recipes.of_user(user)), len(peopled.stacks.of_user(user))

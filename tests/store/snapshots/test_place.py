@@ -94,7 +94,7 @@ def test_what_is_no_plain_file_is_refused_and_not_waited_for(tmp_path: Path, kin
         os.mkfifo(path)
     else:
         path.mkdir()
-    with pytest.raises(BadInput, match="link or no file") as caught:
+    with pytest.raises(BadInput, match="link or not a file") as caught:
         SnapshotPlace(str(path.parent)).read_manifest(100)
     assert "secret" not in str(caught.value)
 

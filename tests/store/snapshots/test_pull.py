@@ -9,7 +9,6 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from datetime import timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -236,7 +235,7 @@ def test_a_snapshot_of_the_future_is_refused(full: Registry, fleet: Path, node: 
     first = publish(full, fleet).manifest
     for ahead, is_taken in ((timedelta(minutes=50), True), (timedelta(minutes=70), False), (timedelta(3650), False)):
         moved = (first.time + ahead).astimezone(timezone(timedelta(hours=-9))).isoformat()
-        (fleet / "manifest.json").write_bytes(write_manifest(replace(first, created=moved), KEY))
+        (fleet / "manifest.json").write_bytes(write_manifest(msgspec.structs.replace(first, created=moved), KEY))
         if is_taken:
             Pull.begin(node, SnapshotPlace(str(fleet)), KEY, 0.1)
         else:
