@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound
@@ -33,7 +33,7 @@ def test_the_file_has_neither_keys_nor_names(tmp_path: Path) -> None:
 def of_an_earlier_version(keys: KeyFile) -> None:
     """Make the first key one whose secret is hashed by scrypt, as earlier versions made them."""
     key, secret = keys.keys[0], "a" * 43
-    keys._keys[key.id] = replace(key, hash=_scrypt(secret, key.salt))
+    keys._keys[key.id] = msgspec.structs.replace(key, hash=_scrypt(secret, key.salt))
 
 
 def test_a_key_of_an_earlier_version_is_hashed_slowly_once(tmp_path: Path) -> None:
