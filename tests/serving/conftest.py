@@ -24,10 +24,11 @@ def loopback(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def unspoilt_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's log reaches `caplog`, whatever a command before made of logging in the test's process."""
-    log = logging.getLogger("mta.serve")
-    monkeypatch.setattr(log, "propagate", True)
-    monkeypatch.setattr(log, "disabled", False)
-    monkeypatch.setattr(log.manager, "disable", logging.NOTSET)
+    for log in map(logging.getLogger, ("mta.serve", "mta.serve.strangers")):
+        monkeypatch.setattr(log, "propagate", True)
+        monkeypatch.setattr(log, "disabled", False)
+        monkeypatch.setattr(log, "filters", [])
+        monkeypatch.setattr(log.manager, "disable", logging.NOTSET)
 
 
 Start = Callable[..., Running]
