@@ -424,13 +424,13 @@ def dry_resting(reg: Registry, user_id: int) -> list[tuple[str, str, int]]:
 
 def test_a_name_that_is_a_word_of_the_program_takes_nothing_along(reg: Registry) -> None:
     """LaMP calls users by numbers, and nothing keeps a user from being called as a method or a bank is."""
-    people = [reg.users.add(name).id for name in ("13", "base", "accuracy", "free v1", "evaluation 1")]
+    people = [reg.users.add(name).id for name in ("13", "lora", "accuracy", "free v1", "evaluation 1")]
     made = bank(reg, [person(reg, "alice", "a")])
-    build = reg.runs.start_run("bank build", {"targets": "base"}, bank_id=made.id)
+    build = reg.runs.start_run("bank build", {"targets": "lora"}, bank_id=made.id)
     reg.runs.record_step(build.id, "anchor 13", 1, 2.0, 10, 0.1)
-    found = {"metric": "accuracy", "differences": [{"a": "mta", "b": "base", "metric": "accuracy"}]}
-    number = reg.evaluations.add_evaluation("free", made.id, {"base": "base"}, found)
-    asked = reg.runs.start_run("eval run", {"asked": {"methods": "base,mta"}}, evaluation_id=number)
+    found = {"metric": "accuracy", "differences": [{"a": "mta", "b": "lora", "metric": "accuracy"}]}
+    number = reg.evaluations.add_evaluation("free", made.id, {"base": "lora"}, found)
+    asked = reg.runs.start_run("eval run", {"asked": {"methods": "lora,mta"}}, evaluation_id=number)
     evaluation = reg.evaluations.get(number)
     for user in people:
         reg.users.forget(user)

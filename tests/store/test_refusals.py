@@ -132,7 +132,7 @@ def test_text_that_is_no_text_is_refused(reg: Registry) -> None:
 
 
 def test_a_reference_to_nobody_is_refused(reg: Registry) -> None:
-    with pytest.raises(IntegrityFault, match="does not fit"):
+    with pytest.raises(IntegrityFault, match="contradict the data"):
         reg.items.append_items(12345, [item("k")])
 
 
