@@ -166,9 +166,9 @@ def test_a_removal_that_the_disk_refuses_is_said_in_words(own: Path, monkeypatch
 
 def test_a_name_is_given_once(own: Path, tiny_embedder_path: Path) -> None:
     register_folder(own, name="own")
-    with pytest.raises(BadInput, match="taken"):
+    with pytest.raises(BadInput, match="Another model is named"):
         register_folder(tiny_embedder_path, name="own")
-    with pytest.raises(BadInput, match="taken"):
+    with pytest.raises(BadInput, match="Another model is named"):
         register_folder(tiny_embedder_path, name="minilm-l6")
 
 
@@ -180,7 +180,7 @@ def test_names_that_cannot_be_given(own: Path, name: str) -> None:
 
 def test_a_gguf_file_is_no_folder(tmp_path: Path, models_root: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(BadInput, match="not pinned"):
+    with pytest.raises(BadInput, match="cannot be registered"):
         register_folder(tmp_path / "model.gguf")
 
 
