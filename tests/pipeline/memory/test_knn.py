@@ -66,7 +66,7 @@ def test_a_stopped_build_goes_on_with_what_is_missing(peopled: Registry, monkeyp
     assert peopled.neighbours.count_neighbours(bank.id) == 64 and bank.kernel is None
     result, seen = finish(build_bank(peopled, bank_request()))
     assert result["neighbours"] == 90 and result["kernel"] is not None
-    assert any("what 26 history items answer" in text for text in notes(seen))
+    assert any("the inputs of 26 history items" in text for text in notes(seen))
 
 
 def test_a_bank_that_lost_them_gets_them_when_it_is_built_again(peopled: Registry) -> None:
