@@ -45,10 +45,8 @@ def test_everybody_answers_as_mta_ask_does(start: Start, stacks: str) -> None:
         assert found["usage"]["completion_tokens"] == expected["tokens"] and found["usage"]["prompt_tokens"] > 0
         assert found["object"] == "chat.completion" and found["model"] == (user or "base")
         shown = found["mta"].pop("own_examples")
-        assert shown == {"alice": 2, "dave": 2}.get(user or "", shown) and found["mta"] == {
-            **expected["source"],
-            "task": "free",
-        }
+        assert (shown > 0) == (user in ("alice", "bob", "dave")), "who has items"
+        assert found["mta"] == {**expected["source"], "task": "free"}
     assert len({served.text(user, "Hello?") for user in ("alice", "bob", "base")}) == 3, "they differ"
 
 
