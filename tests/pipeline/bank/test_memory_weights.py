@@ -38,7 +38,7 @@ def test_a_build_says_and_keeps_how_much_neighbours_count(peopled: Registry) -> 
     weights = bank_of(peopled).config[MIXTURE_WEIGHTS_KEY]
     assert result[MIXTURE_WEIGHTS_KEY] == weights
     assert f"the model has weight {weights['model']:.2f}" in weighed(seen)[0]
-    assert f"the memory {weights['memory']:.2f} times" in weighed(seen)[0]
+    assert f"the memory weight {weights['memory']:.2f}" in weighed(seen)[0]
     found = load_fitted_neighbours(peopled, bank_of(peopled), TASK, lambda texts: pytest.fail("nothing is embedded"))
     assert found is not None and found.kernel == NeighbourKernel(**(bank_of(peopled).kernel or {}))
     assert found.weights == MixtureWeights.from_parts(**weights)

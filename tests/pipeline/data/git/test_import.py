@@ -277,7 +277,7 @@ def test_the_edge_of_a_shallow_clone_is_left_out(reg: Registry, repo: Repository
     [
         ("../../etc", "../../etc"),
         ("all", "all"),
-        ("base", "base"),
+        ("base", "odd@example.org"),
         ("--json", "json"),
         ("Ada \x1b[2J Gray", "Ada [2J Gray"),
         ("Ada\u202eyarG", "Ada yarG"),
