@@ -20,7 +20,7 @@ GPU_FLOPS = 0.35 * 989e12  # assumed: 35 % of an H100's dense bfloat16
 ANSWER_SHARE = 0.5  # assumed: decoding in batches reaches half as much of a GPU as training
 GPU_DOLLARS, DISK_DOLLARS = 2.50, 0.10  # assumed: an hour of a GPU, a month of a GB
 REGISTRY_BYTES, STACK_BYTES, PROFILE_BYTES, ITEM_BYTES, ITEMS = 1_526, 82_000, 1_536, 600, 20
-WHOLE_PASSES = stack_schedule(ITEMS, AdaptOptions()).steps // ITEMS
+WHOLE_PASSES = stack_schedule(ITEMS, AdaptOptions(), labels=False).steps // ITEMS
 ANSWERS, ANSWER_TOKENS = 100, 600  # assumed: a month's answers of a user, each with its prompt
 BASES = {"SmolLM2 135M": 134.5e6, "a base of 8B": 8.03e9}
 

@@ -257,6 +257,8 @@ class FuseOptions:
 STACK_PASSES, MIN_STACK_PASSES = 16, 2
 """Passes of a stack over a single shot, and the minimum; passes fall with the square root of the number of shots."""
 
+TEXT_STACK_RATE, LABEL_STACK_RATE = 2e-3, 5e-4
+"""Peak learning rates of a stack: of tasks whose outputs are texts, and of tasks with labels or scores."""
 
 STACK_TARGETS = "q_proj,v_proj"
 
@@ -282,7 +284,12 @@ class AdaptOptions:
     epochs: int | None = option_field(
         None, "Passes over the shots; where given, they decide the number of steps.", minimum=1, maximum=1000
     )
-    learning_rate: float = option_field(2e-3, "Peak learning rate.", minimum=1e-8, maximum=1.0)
+    learning_rate: float | None = option_field(
+        None,
+        "Peak learning rate; where not given, 0.002 for texts, and 0.0005 for labels and scores.",
+        minimum=1e-8,
+        maximum=1.0,
+    )
     batch_size: int = option_field(1, "Rows in a training step.", minimum=1, maximum=1024)
     alpha: float = option_field(4.0, "The stack's scale is alpha / rank.", minimum=0.001, maximum=4096)
     targets: str = option_field(

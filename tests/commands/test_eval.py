@@ -183,7 +183,7 @@ def test_what_tune_chose_is_what_run_takes(peopled: Path) -> None:
 
 def test_methods_are_listed(peopled: Path) -> None:
     rows = {row["method"]: row for row in mta_ok("eval", "methods", "--json").json()}
-    assert rows["stack"]["settings"]["learning_rate"] == 2e-3 and rows["base"]["settings"] == {}
+    assert rows["stack"]["settings"]["rank"] == 2 and rows["base"]["settings"] == {}
     assert all(name in mta_ok("eval", "methods").out for name in rows)
 
 

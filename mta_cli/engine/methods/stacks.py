@@ -12,7 +12,14 @@ from mta_cli.engine.methods.shots import stack_examples
 from mta_cli.engine.training.session import TrainingResult
 from mta_cli.engine.training.trainer import GroupMember, Schedule
 from mta_cli.engine.training.work import GroupWork
-from mta_cli.options import MIN_STACK_PASSES, STACK_PASSES, AdaptOptions, MemoryOptions
+from mta_cli.options import (
+    LABEL_STACK_RATE,
+    MIN_STACK_PASSES,
+    STACK_PASSES,
+    TEXT_STACK_RATE,
+    AdaptOptions,
+    MemoryOptions,
+)
 
 FrozenLoras = tuple[LoraWeights, ...]
 
@@ -35,16 +42,25 @@ def initial_stack(context: MethodContext, options: AdaptOptions) -> LoraWeights:
     return init_lora_weights(model, options.targets, options.placement, options.rank, options.alpha, context.seed)
 
 
-def stack_schedule(rows: int, options: AdaptOptions) -> Schedule:
+def stack_learning_rate(options: AdaptOptions, labels: bool) -> float:
+    """The peak rate of a stack: as given, or else by whether the task has labels.
+
+    One rate does not suit both: at the rate at which texts take on a style, users' scores become less likely.
+    """
+    return options.learning_rate or (LABEL_STACK_RATE if labels else TEXT_STACK_RATE)
+
+
+def stack_schedule(rows: int, options: AdaptOptions, labels: bool) -> Schedule:
     """The training schedule of a stack with `rows` shots: by default, passes that fall with √rows.
 
     `epochs` or else `steps` of the options take precedence. The default is `STACK_PASSES` / √rows passes, at least
     `MIN_STACK_PASSES`: fewer do not show a style, and more overfit a short history.
     """
+    rate = stack_learning_rate(options, labels)
     if options.steps is not None and options.epochs is None:
-        return Schedule(options.steps, options.batch_size, options.learning_rate)
+        return Schedule(options.steps, options.batch_size, rate)
     epochs = options.epochs or max(MIN_STACK_PASSES, round(STACK_PASSES / math.sqrt(max(1, rows))))
-    return Schedule.from_epochs(rows, epochs, options.batch_size, options.learning_rate)
+    return Schedule.from_epochs(rows, epochs, options.batch_size, rate)
 
 
 def stack_member(
@@ -57,7 +73,8 @@ def stack_member(
 ) -> GroupMember:
     """The group member that trains the user's stack: shots, schedule and the frozen fusion below it."""
     examples = stack_examples(context, user, memory)
-    return GroupMember(start, examples, stack_schedule(len(user.rows), options), context.seed, fusion)
+    schedule = stack_schedule(len(user.rows), options, bool(context.task.labels))
+    return GroupMember(start, examples, schedule, context.seed, fusion)
 
 
 def stack_work(

@@ -63,8 +63,8 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
     """
     given, defaults = request.method_settings.get(method.name, {}), method.default_settings
     types = {name: type(value) for name, value in defaults.items()}
-    if method.stack != "none":
-        types |= {"steps": int, "epochs": int}  # without defaults: the number of shots decides, see `stack_schedule`
+    if method.stack != "none":  # no defaults: the number of shots and the kind of task decide, see `stack_schedule`
+        types |= {"steps": int, "epochs": int, "learning_rate": float}
     if unknown := sorted(set(given) - set(types)):
         raise UsageError(
             f"{method.name} has no setting {', '.join(unknown)}", hint=f"it has {', '.join(types) or 'none'}"

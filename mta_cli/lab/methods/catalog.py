@@ -41,12 +41,12 @@ _OPPU_GRID = tuple(
     for placement in ("all", "late")
     for epochs, rate in ((2, 1e-4), (2, 1e-3), (4, 1e-3))
 )
-_LORA_GRID = tuple({"learning_rate": rate} for rate in (5e-4, 1e-3, 2e-3))
+_LORA_GRID: tuple[Settings, ...] = ({}, {"learning_rate": 2e-4}, {"learning_rate": 1e-3})  # first: by the task
 _EVIDENCE_GRID = tuple(
     {"sharpness": sharpness, "scale": scale} for sharpness in (0.25, 0.5, 1.0) for scale in (0.25, 0.5, 1.0)
 )
 _MTA_GRID = tuple(
-    {"learning_rate": rate, "neighbour_weight": weight} for rate in (1e-3, 2e-3) for weight in (0.5, 1.0, 2.0)
+    {**rate, "neighbour_weight": weight} for rate in ({}, {"learning_rate": 1e-3}) for weight in (0.5, 1.0, 2.0)
 )
 _PERMUTED = "permuted-"
 _MEMORY_GRIDS: dict[str, tuple[Settings, ...]] = {

@@ -282,7 +282,7 @@ class _StackTraining:
         from mta_cli.engine.methods.stacks import stack_schedule
 
         bank, request, options = self.bench.bank, self._request, self._options
-        schedule = stack_schedule(len(shots), options)
+        schedule = stack_schedule(len(shots), options, bool(request.task.labels))
         config = {
             **request.adapter_config,
             "bank": bank.key,

@@ -27,7 +27,7 @@ def adapt_plan_lines(
     busy = [items for items in shots.values() if items]
     every = [item for items in busy for item in items]
     row = sample_row_tokens(reg, request.base, request.task, every, request.prompt.history_items)
-    schedules = [stack_schedule(len(items), options) for items in busy]
+    schedules = [stack_schedule(len(items), options, bool(request.task.labels)) for items in busy]
     widest = max((own.batch_size for own in schedules), default=1)
     rows = sum(min(len(items), own.batch_size) * own.steps for items, own in zip(busy, schedules, strict=True))
     load = TokenLoad(

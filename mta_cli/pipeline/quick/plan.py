@@ -103,7 +103,7 @@ class Workload:
         """The schedule of a stack with this many shots."""
         from mta_cli.engine.methods.stacks import stack_schedule
 
-        return stack_schedule(shots, self.adapt)
+        return stack_schedule(shots, self.adapt, self.labels)
 
 
 def _mean(counts: Sequence[int]) -> float:

@@ -41,10 +41,10 @@ def a_user(rows: Sequence[TrainingRow] | int, number: int = 0, profile: Tensor |
     return UserShots(number, words, words, tuple(rows), units(1, 100 + number)[0] if profile is None else profile)
 
 
-def settings_of(method: Method, *, labels: bool = True, **changes: float | int | str | bool) -> Settings:
+def settings_of(method: Method, **changes: float | int | str | bool) -> Settings:
     """The method's settings with changes."""
     own = method.default_settings
-    assert set(changes) <= {*own, "steps", "epochs"}
+    assert set(changes) <= {*own, "steps", "epochs", "learning_rate"}
     return {**own, **changes}
 
 

@@ -72,8 +72,15 @@ def test_a_lora_fits_the_shots_and_is_kept_in_float16(base: LoadedBase) -> None:
     ],
 )
 def test_the_more_shots_the_fewer_passes(rows: int, given: dict[str, int], steps: int, batch_size: int) -> None:
-    schedule = stack_schedule(rows, replace(LORA, **given))
+    schedule = stack_schedule(rows, replace(LORA, **given), labels=False)
     assert (schedule.steps, schedule.batch_size) == (steps, batch_size)
+
+
+def test_labels_are_learned_at_a_quarter_of_the_rate_of_texts() -> None:
+    texts, labels = (stack_schedule(9, LORA, labels=labels) for labels in (False, True))
+    assert (texts.learning_rate, labels.learning_rate) == (2e-3, 5e-4) and texts.steps == labels.steps
+    given = replace(LORA, learning_rate=0.1)
+    assert {stack_schedule(9, given, labels=labels).learning_rate for labels in (False, True)} == {0.1}
 
 
 def test_a_stack_is_what_the_trainer_makes_of_its_members(base: LoadedBase) -> None:
@@ -82,7 +89,7 @@ def test_a_stack_is_what_the_trainer_makes_of_its_members(base: LoadedBase) -> N
     options = replace(LORA, steps=4, batch_size=2)
     start = initial_stack(context, options)
     members = [stack_member(context, u, f, start, options, OFF) for u, f in zip(users, fusions, strict=True)]
-    assert all(member.seed == 3 and member.schedule == stack_schedule(0, options) for member in members)
+    assert all(member.seed == 3 and member.schedule == stack_schedule(0, options, labels=False) for member in members)
     trainer = Trainer(base, members)
     list(trainer.train_steps())
     for n, own in enumerate(fit(context, users, options, fusions)):
@@ -110,8 +117,8 @@ def test_company_changes_nothing_but_rounding(base: LoadedBase) -> None:
 
 def test_epochs_decide_the_number_of_steps() -> None:
     options = replace(LORA, steps=99, batch_size=2, learning_rate=0.1)
-    assert stack_schedule(5, options) == Schedule(99, 2, 0.1)
-    assert stack_schedule(5, replace(options, epochs=2)) == Schedule(6, 2, 0.1)
+    assert stack_schedule(5, options, labels=True) == Schedule(99, 2, 0.1)
+    assert stack_schedule(5, replace(options, epochs=2), labels=True) == Schedule(6, 2, 0.1)
 
 
 def test_a_user_without_shots_has_no_stack_and_has_not_failed(base: LoadedBase) -> None:

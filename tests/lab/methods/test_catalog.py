@@ -144,7 +144,7 @@ def test_the_published_preset_is_the_papers_choice() -> None:
 @EVERY
 def test_settings_that_are_tried_are_the_methods_own_and_of_their_kind(method: Method) -> None:
     """Settings are part of what an answer is stored under, where 1 and 1.0 are two."""
-    own = method.default_settings
+    own = {"learning_rate": 1.0, **method.default_settings}  # a stack's rate has no default: the task decides
     for laid in method.grid:
         assert {name: type(value) for name, value in laid.items()} == {name: type(own[name]) for name in laid}
     assert all(type(value) in (int, float, str, bool) for value in own.values())
@@ -224,4 +224,5 @@ def test_the_defaults_are_those_of_the_options() -> None:
     settings = find_method("mta").default_settings
     fuse, adapt = FuseOptions(), AdaptOptions()
     assert settings["sharpness"] == fuse.sharpness and settings["candidates"] == fuse.candidates
-    assert settings["learning_rate"] == adapt.learning_rate == 0.002
+    assert settings["rank"] == adapt.rank == 2
+    assert "learning_rate" not in settings, "the kind of task decides it"
