@@ -53,6 +53,7 @@ def _stacks_page() -> str:
         made["arms_table"]("commits", ("alone", "shown")),
         made["arms_table"]("reviews", ("alone", "shown")),
         made["arms_table"]("reviews-rate", ("alone", "shown")),
+        made["arms_table"]("tags-rate", ("alone", "shown")),
         made["arms_table"]("larger", ("alone", "shown")),
         made["arms_table"]("voice", ("alone",)),
         made["arms_table"]("screen", ("alone", "shown")),

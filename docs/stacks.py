@@ -29,8 +29,11 @@ def document(name: str) -> dict[str, Any]:
     return found
 
 
-def arm_name(arm: Mapping[str, Any]) -> str:
-    """`LoRA, rank 2, q v, 3 passes, above the fusion`: what an arm is, in words."""
+def arm_name(arm: Mapping[str, Any], usual_rate: str | None = None) -> str:
+    """`LoRA, rank 2, q v, 3 passes, above the fusion`: what an arm is, in words.
+
+    `usual_rate`: the learning rate of an arm that was run without one; None to leave it out.
+    """
     values = arm["values"]
     if arm["name"] in ("common", "fusion"):
         shots = f" of {values['shots']} items" if values.get("shots") else ""
@@ -43,8 +46,8 @@ def arm_name(arm: Mapping[str, Any]) -> str:
         parts.append("all linear layers")
     if values.get("placement"):
         parts.append({"late": "late", "all": "in all layers"}[values["placement"]])
-    if values.get("learning_rate"):
-        parts.append(f"rate {values['learning_rate']}")
+    if rate := values.get("learning_rate", usual_rate):
+        parts.append(f"rate {rate}")
     below = {
         "fusion": "the fusion",
         "common": "the common model",
@@ -68,6 +71,7 @@ def arms_table(name: str, labels: Sequence[str]) -> str:
     quality = ["named by style", "ROUGE-1"] if "error" not in next(iter(base[labels[0]].values())) else ["error"]
     heads = [["nats", "gain over the common model", "own model first", *quality] for _ in labels]
     told = [f"{LABELS[label]}: {' | '.join(own)}" for label, own in zip(labels, heads, strict=True)]
+    rate = "0.002" if quality == ["error"] else None  # the usual rate when these arms of labels and scores were run
     lines = [f"| arm | {' | '.join(told)} | bytes | s |", "|---|" + "---:|" * (sum(map(len, heads)) + 2)]
     gains = {label: _gains(arms, base, label) for label in labels}
     for place, one in enumerate(arms):
@@ -75,7 +79,7 @@ def arms_table(name: str, labels: Sequence[str]) -> str:
         for label in labels:
             nats, first, *answers = _values(one[label])
             cells += [nats, gains[label][place], first, *answers]
-        lines.append(f"| {arm_name(one)} | {' | '.join(cells)} | {one['bytes']:,} | {one['seconds']:.1f} |")
+        lines.append(f"| {arm_name(one, rate)} | {' | '.join(cells)} | {one['bytes']:,} | {one['seconds']:.1f} |")
     return "\n".join(lines)
 
 
