@@ -51,10 +51,10 @@ Words: TypeAlias = "str | Command | Flag | tuple[Words, ...]"
 """A text, with the commands and flags it names as values."""
 
 
-def worded(words: Words, word: Callable[[Command | Flag], str] = str) -> str:
+def words_to_text(words: Words, word: Callable[[Command | Flag], str] = str) -> str:
     """The text. `word` says how a command or flag is called; by default as on the command line."""
     if isinstance(words, tuple):
-        return "".join(worded(part, word) for part in words)
+        return "".join(words_to_text(part, word) for part in words)
     return words if isinstance(words, str) else word(words)
 
 
@@ -72,7 +72,7 @@ class MtaError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return worded(self.message)
+        return words_to_text(self.message)
 
 
 class UsageError(MtaError):

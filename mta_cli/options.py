@@ -107,7 +107,7 @@ class ExecutorOptions:
     gpus: float = option_field(1.0, "GPUs of each worker, if the base runs on a GPU.", minimum=0.01, maximum=8)
 
     @property
-    def place(self) -> str:
+    def title_suffix(self) -> str:
         """The executor as a suffix of a job's title; empty for this process."""
         return "" if self.executor == "local" else f" on {self.workers} workers of Ray"
 
@@ -190,7 +190,7 @@ class BankOptions:
         return USUAL_MIN_ITEMS if self.min_items is None else self.min_items
 
     @property
-    def pool_items(self) -> int:
+    def min_contributor_items(self) -> int:
         """The history items that a user needs to contribute to a bank at all."""
         return self.anchor_items if self.task_min_items is None else min(self.task_min_items, self.anchor_items)
 

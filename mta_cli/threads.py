@@ -40,7 +40,7 @@ class CpuTimes:
             return None
         return cls(time.monotonic(), time.process_time(), busy)
 
-    def cores_of_others(self, later: Self) -> float:
+    def cores_used_by_others(self, later: Self) -> float:
         """The number of cores that other processes used between these times and `later`."""
         elapsed = later.clock - self.clock
         return max(0.0, (later.everyone - self.everyone) - (later.own - self.own)) / elapsed if elapsed > 0 else 0.0
@@ -50,7 +50,7 @@ def choose_spins(start: CpuTimes | None, now: CpuTimes | None, cores: int) -> in
     """The number of spins of a waiting thread, assuming one of our threads on each core."""
     if start is None or now is None or cores < 2:
         return SPINS
-    return SPINS_BESIDE_OTHERS if start.cores_of_others(now) >= BUSY_CORES else SPINS
+    return SPINS_BESIDE_OTHERS if start.cores_used_by_others(now) >= BUSY_CORES else SPINS
 
 
 def prepare_threads(start: CpuTimes | None) -> None:
@@ -62,7 +62,7 @@ def prepare_threads(start: CpuTimes | None) -> None:
         os.environ[VARIABLE] = str(choose_spins(start, CpuTimes.read(), os.cpu_count() or 1))
 
 
-def describe_waiting() -> str:
+def describe_thread_spinning() -> str:
     """The choice as text."""
     if policy := os.environ.get(POLICY):
         return f"waiting threads are {policy} ({POLICY})"

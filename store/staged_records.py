@@ -87,7 +87,7 @@ class HeldOut:
     fixed: dict[tuple[str, str], int] = field(default_factory=dict)
 
 
-class _Side(NamedTuple):
+class _QueryCandidate(NamedTuple):
     """The facts that decide whether a record can become a query."""
 
     user: str
@@ -97,7 +97,7 @@ class _Side(NamedTuple):
     time: str | None
     held_out: bool
     stored: bool
-    moved: bool  # read as an item, but made a query by `make_query`
+    moved: bool  # read as an item, but made a query by `turn_into_query`
     repeats: bool
     content: int
 
@@ -166,7 +166,7 @@ class StagedRecords:
         """Mark the record with this `id` as a repetition of a stored one, so that it does not become a query."""
         self._conn.execute("UPDATE records SET repeats = 1 WHERE id = ?", (number,))
 
-    def make_query(self, number: int) -> bool:
+    def turn_into_query(self, number: int) -> bool:
         """Turn the history item with this `id` into a query; False if a query has its key."""
         sql = "UPDATE OR IGNORE records SET held_out = 1, moved = 1 WHERE id = ?"
         return bool(self._conn.execute(sql, (number,)).rowcount)
@@ -183,13 +183,13 @@ class StagedRecords:
         """
         held = HeldOut()
         chosen: list[int] = []
-        sides = map(_Side._make, self._conn.execute(_SELECT_SIDES))
+        sides = map(_QueryCandidate._make, self._conn.execute(_SELECT_SIDES))
         for owner, group in itertools.groupby(sides, key=lambda side: (side.user, side.task)):
             records = list(group)
             free = _choose_queries(records, most, keep, seed)
             chosen += [side.id for side in free]
             there = sum(side.held_out for side in records) + len(free)
-            usual = {most, _count_if_new(records, most, keep, seed)}
+            usual = {most, _count_queries_in_new_store(records, most, keep, seed)}
             if any(side.stored for side in records) and there not in usual:
                 held.fixed[owner] = there
             elif there < most:
@@ -234,21 +234,21 @@ def _read_record(row: Sequence[Any]) -> StagedRecord:
     return StagedRecord(user, bool(held_out), NewItem(key, task, text, output, time), record, line, number)
 
 
-def _choose_queries(records: Sequence[_Side], most: int, keep: int, seed: int) -> list[_Side]:
+def _choose_queries(records: Sequence[_QueryCandidate], most: int, keep: int, seed: int) -> list[_QueryCandidate]:
     """The items of one user and task that become queries."""
     taken = [side for side in records if side.held_out]
     items = [side for side in records if not side.held_out]
     room = max(0, min(most - len(taken), len(items) - keep))
-    return _drawable(items, {side.key for side in taken}, seed)[:room]
+    return _eligible_for_query(items, {side.key for side in taken}, seed)[:room]
 
 
-def _count_if_new(records: Sequence[_Side], most: int, keep: int, seed: int) -> int:
+def _count_queries_in_new_store(records: Sequence[_QueryCandidate], most: int, keep: int, seed: int) -> int:
     """How many queries the user would have if the store had none of these records."""
     new = [side._replace(stored=False, held_out=side.held_out and not side.moved) for side in records]
     return sum(side.held_out for side in new) + len(_choose_queries(new, most, keep, seed))
 
 
-def _drawable(items: Sequence[_Side], taken_keys: set[str], seed: int) -> list[_Side]:
+def _eligible_for_query(items: Sequence[_QueryCandidate], taken_keys: set[str], seed: int) -> list[_QueryCandidate]:
     """The items that may become queries, in the order in which they are taken."""
     times_known = all(item.time is not None for item in items)
     contents = Counter(item.content for item in items)

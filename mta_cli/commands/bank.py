@@ -209,7 +209,7 @@ def _render_bank(reg: Registry, bank: dict[str, Any], *, details: bool) -> Any:
             f"{anchors}, {trained}"
         ),
         tables.table(columns, rows),
-        *([out.text(_verdict_line(bank["anchors"]))] if any(a["digest"] for a in bank["anchors"]) else []),
+        *([out.text(_training_loss_line(bank["anchors"]))] if any(a["digest"] for a in bank["anchors"]) else []),
         *([out.text(_task_adapter_line(bank["task_adapter_people"]))] if details and bank["task_adapter"] else []),
         *([out.text(_neighbours_line(bank))] if details and bank["kernel"] else []),
         *_render_screening(bank["gates"]),
@@ -234,7 +234,7 @@ def _render_ladder(ladder: dict[str, Any] | None) -> list[Any]:
     return [out.text(measured), tables.table(table_columns(ladder), table_rows(ladder)), *lines]
 
 
-def _verdict_line(anchors: list[dict[str, Any]]) -> str:
+def _training_loss_line(anchors: list[dict[str, Any]]) -> str:
     """Whether the anchors learned on average, and the anchors that did not."""
     known = [a for a in anchors if a["loss_first"] is not None and a["loss_last"] is not None]
     if not known:

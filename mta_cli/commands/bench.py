@@ -59,11 +59,11 @@ def bench(
     from mta_cli.pipeline.maintenance.bench import BenchRequest, run_bench
 
     context = app_context(ctx, flags, json=json)
-    request = BenchRequest(_measured_base(context, shape), context.options[MachineOptions], seconds, users)
+    request = BenchRequest(_model_to_measure(context, shape), context.options[MachineOptions], seconds, users)
     context.output.run_job_and_print(run_bench(request, dry_run=dry_run), _render_bench, dry_run=dry_run)
 
 
-def _measured_base(context: AppContext, shape: str | None) -> HubBase | ModelEntry:
+def _model_to_measure(context: AppContext, shape: str | None) -> HubBase | ModelEntry:
     assert context.flags is not None
     if shape is None:
         from mta_cli.pipeline.requests import base_model

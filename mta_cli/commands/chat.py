@@ -109,7 +109,7 @@ def ask(
 
     context = app_context(ctx, flags, json=json)
     asking = chat_options(context.options, task, mode, free_decoding=free_decoding, stops=stop or (), system=system)
-    users, message = split_asked(asked, [user] if user is not None else [], needs_user=staged)
+    users, message = split_users_and_text(asked, [user] if user is not None else [], needs_user=staged)
     if staged:
         from mta_cli.pipeline.data.git.staged import staged_question
 
@@ -123,7 +123,7 @@ def ask(
     text = _read_message(message, "ask")
     with context.open_registry() as reg:
         if not users and reg.users.existing_names([text]):
-            command = context.global_flags.word(Command("ask", text, "TEXT"))
+            command = context.global_flags.text_with_store(Command("ask", text, "TEXT"))
             context.output.note(f"{text} is a user: `{command}` asks their model.")
         name = users[0] if users else None
         given = context.options if name is None else context.options_on_base(reg, task, reg.users.get(name))
@@ -163,7 +163,7 @@ def compare(
 
     context = app_context(ctx, flags, json=json)
     asking = chat_options(context.options, task, free_decoding=free_decoding, stops=stop or (), system=system)
-    users, message = split_asked(asked, user or [], needs_user=True)
+    users, message = split_users_and_text(asked, user or [], needs_user=True)
     if not users:
         raise UsageError("There is no user to compare.", hint=("name one: ", Command("compare", "USER"), ' "TEXT"'))
     text = _read_message(message, "compare")
@@ -260,7 +260,7 @@ def _chat_with_server(
     return ChatShell(context.output, conversation).run_chat(interactive=stdin_is_terminal())
 
 
-def split_asked(
+def split_users_and_text(
     asked: Sequence[str] | None, named: Sequence[str], *, needs_user: bool = False
 ) -> tuple[list[str], str | None]:
     """The users and the text of `[USER] [TEXT]` and the users `named` by flags; None where there is no text.

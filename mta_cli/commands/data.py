@@ -76,7 +76,7 @@ def import_(
     from mta_cli.pipeline.users.import_file import import_source
 
     context = app_context(ctx, flags, json=json)
-    format, path = _place_words(format, path)
+    format, path = _split_format_and_path(format, path)
     piped = str(path) == "-"
     given = context.options[ImportOptions]
     source = ImportSource.from_options(Path("/dev/stdin") if piped else path, given, format=format, task=task)
@@ -90,7 +90,7 @@ def import_(
             suggest_after_import(context, reg, done["tasks"])
 
 
-def _place_words(first: str | None, path: Path | None) -> tuple[str | None, Path]:
+def _split_format_and_path(first: str | None, path: Path | None) -> tuple[str | None, Path]:
     """The format, if given, and the path; a single word is the path. Raises UsageError without a path."""
     if path is not None:
         return first, path

@@ -117,11 +117,14 @@ def _render_examples(examples: list[dict[str, Any]], *, is_labels: bool) -> list
         return [_render_example(one, is_labels=is_labels) for one in examples]
     lines = [examples[0]["question"], *(_answer_line(name, answer) for name, answer in impersonal[0].items())]
     for one in examples:
-        lines += [_answer_line(one["user"], _most_personal(one["answers"])), _answer_line("  own words", one["gold"])]
+        lines += [
+            _answer_line(one["user"], _most_personal_answer(one["answers"])),
+            _answer_line("  own words", one["gold"]),
+        ]
     return [out.text("\n".join(lines))]
 
 
-def _most_personal(answers: dict[str, str]) -> str:
+def _most_personal_answer(answers: dict[str, str]) -> str:
     from mta_cli.pipeline.evaluation.ladder_text import PERSONAL_STEPS
 
     return [answer for name, answer in answers.items() if name in PERSONAL_STEPS][-1]

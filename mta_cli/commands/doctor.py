@@ -46,7 +46,7 @@ def doctor(
     from mta_cli.pipeline.maintenance.doctor import run_checks, summary
 
     context = app_context(ctx, json=json)
-    what = _build_examination(context, deep, names, ray_address)
+    what = _build_doctor_request(context, deep, names, ray_address)
     repairs = _run_repairs(context, what, yes=yes) if mend else {}
     result = context.output.run_job(run_checks(what)) | repairs
     context.output.print_result(result, _render_checks)
@@ -68,7 +68,7 @@ def _run_repairs(context: AppContext, what: Any, *, yes: bool) -> dict[str, Any]
     return done
 
 
-def _build_examination(context: AppContext, deep: bool, names: bool, ray_address: str) -> Any:
+def _build_doctor_request(context: AppContext, deep: bool, names: bool, ray_address: str) -> Any:
     """The request of the checks. Unreadable settings become a finding."""
     from mta_cli.configuration.settings import OPTION_CLASSES, StoreOptions
     from mta_cli.options import ModelOptions

@@ -48,7 +48,7 @@ def ask_for_columns(output: Output, source: ImportSource, words: Sequence[str]) 
     asked = [*missing, *(["time"] if timed else [])]
     for part in asked:
         source = _ask_for_part(output, source, sample, part, getattr(sample.guess(source.columns).columns, part))
-    output.note(f"The same by flags: {shlex.join(['mta', *words, *_flags(source, asked)])}")
+    output.note(f"The same by flags: {shlex.join(['mta', *words, *_column_flags(source, asked)])}")
     return source
 
 
@@ -78,7 +78,7 @@ def _ask_for_part(
         output.warn(f"there is no column {unknown[0]!r}")
 
 
-def _flags(source: ImportSource, parts: Sequence[str]) -> list[str]:
+def _column_flags(source: ImportSource, parts: Sequence[str]) -> list[str]:
     """The flags for these parts; a user without a column is the only user."""
     given = {f"--{part}": getattr(source.columns, part) for part in parts}
     given |= {"--me": source.user} if "user" in parts else {}

@@ -168,20 +168,24 @@ def render_verdict(result: dict[str, Any], *, store: Path | None = None) -> Rend
     ladder, examples = result["ladder"], result["examples"]
     labels = result["kind"] != "text"
     questions = "\n".join(
-        line for n, one in enumerate(examples, 1) for line in _named_lines(f"{n} {one['user']}", one["question"])
+        line for n, one in enumerate(examples, 1) for line in _wrap_beside_name(f"{n} {one['user']}", one["question"])
     )
     return out.group(
-        out.text(_head(result) + "\n"),
+        out.text(_result_summary(result) + "\n"),
         tables.table(table_columns(ladder), table_rows(ladder)),
         out.text(f"\n{result['example_rule'].capitalize()}:"),
-        *((out.text(questions), _answer_table(examples)) if labels else map(_texts, range(1, 4), examples)),
+        *(
+            (out.text(questions), _answer_table(examples))
+            if labels
+            else map(_render_text_example, range(1, 4), examples)
+        ),
         out.text("\nVerdict", style="bold"),
         *(out.text(f"- {line}") for line in result["verdict"]),
-        out.text("\nNext:\n" + "\n".join(f"  {_in_store(command, store)}" for command in result["next"])),
+        out.text("\nNext:\n" + "\n".join(f"  {_add_store_flag(command, store)}" for command in result["next"])),
     )
 
 
-def _head(result: dict[str, Any]) -> str:
+def _result_summary(result: dict[str, Any]) -> str:
     anchors = " (anchors)" if result["measured_on_anchors"] and result["users"] > 1 else ""
     lines = [
         f"{result['file']}: {pluralise(result['users'], 'user')}, {result['items']:,} items, "
@@ -204,14 +208,14 @@ def _answer_table(examples: Sequence[dict[str, Any]]) -> RenderableType:
     return tables.table(("", *(str(n) for n in range(1, len(examples) + 1))), rows)
 
 
-def _texts(number: int, example: dict[str, Any]) -> RenderableType:
+def _render_text_example(number: int, example: dict[str, Any]) -> RenderableType:
     """A question and the answers to it, one below the other."""
     answers = [(step, example["answers"][step]) for step in TEXT_STEPS if step in example["answers"]]
     told = [(f"{number} {example['user']}", example["question"]), *answers, ("own answer", example["gold"])]
-    return out.text("\n".join(["", *(line for name, text in told for line in _named_lines(name, text))]))
+    return out.text("\n".join(["", *(line for name, text in told for line in _wrap_beside_name(name, text))]))
 
 
-def _named_lines(name: str, text: str) -> list[str]:
+def _wrap_beside_name(name: str, text: str) -> list[str]:
     """A text beside its name, wrapped; a long one ends in …"""
     lines = [line for part in text.splitlines() for line in textwrap.wrap(part, TEXT_WIDTH)] or ["(nothing)"]
     if len(lines) > TEXT_LINES:
@@ -222,5 +226,5 @@ def _named_lines(name: str, text: str) -> list[str]:
     return [f"{name:<{NAME_WIDTH}}{line}".rstrip() for name, line in zip(names, lines, strict=True)]
 
 
-def _in_store(command: str, store: Path | None) -> str:
+def _add_store_flag(command: str, store: Path | None) -> str:
     return command if store is None else command.replace("mta ", f"mta --store {shlex.quote(str(store))} ", 1)

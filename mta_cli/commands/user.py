@@ -308,7 +308,7 @@ def adapt(
     A recipe is made first if it is missing or its evidence came from other items; mta user fuse changes any other.
     """
     from mta_cli.commands.shared.next_steps import suggest_after_adaptation
-    from mta_cli.commands.user_tables import render_adapted
+    from mta_cli.commands.user_tables import render_adaptations
     from mta_cli.pipeline.personalize.adapt import adapt_users
     from mta_cli.pipeline.requests import adapt_request, resolve_adapt_task
 
@@ -321,7 +321,7 @@ def adapt(
         job = adapt_users(reg, request, plan=context.settings.plan_lines(*request.plan_options), dry_run=dry_run)
         details = bool(context.output.verbosity)
         made = context.output.run_job_and_print(
-            job, lambda results: render_adapted(results, details=details), dry_run=dry_run, resumes=True
+            job, lambda results: render_adaptations(results, details=details), dry_run=dry_run, resumes=True
         )
         if not dry_run:
             names = [each["user"] for each in made]
@@ -402,7 +402,7 @@ def export(
     context = app_context(ctx, flags, json=json)
     beside = ("user", "to", "all_data", "json")
     own = [each for each in ctx.command.params if each.name in ctx.params and each.name not in beside]
-    if all_data and (given := [each for each in own if _is_given(ctx, each.name)]):
+    if all_data and (given := [each for each in own if _is_on_command_line(ctx, each.name)]):
         refused = ", ".join(max(each.opts, key=len) for each in given)
         raise UsageError(f"--all-data is everything: {refused} cannot be given with it.")
     with context.open_registry() as reg:
@@ -421,7 +421,7 @@ def export(
         suggest_after_export(context, made)
 
 
-def _is_given(ctx: typer.Context, name: str | None) -> bool:
+def _is_on_command_line(ctx: typer.Context, name: str | None) -> bool:
     source = ctx.get_parameter_source(name or "")
     return source is not None and source.name == "COMMANDLINE"
 

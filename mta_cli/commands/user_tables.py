@@ -29,7 +29,7 @@ def render_fusion(recipe: Mapping[str, Any], *, details: bool) -> RenderableType
     return out.group(out.text(head), tables.table(("anchor", "similarity", "weight"), rows))
 
 
-def render_adapted(results: Sequence[Mapping[str, Any]], *, details: bool) -> RenderableType:
+def render_adaptations(results: Sequence[Mapping[str, Any]], *, details: bool) -> RenderableType:
     """The gain of fusion and stack for each user on held-out answers, else the loss on the shots; then for all users.
 
     `details` adds sizes and steps.
@@ -44,7 +44,7 @@ def render_adapted(results: Sequence[Mapping[str, Any]], *, details: bool) -> Re
             losses = (each.get(f"heldout_{when}") for when in ("common", "before", "after"))
             row += [each["heldout_queries"] or None, *(None if loss is None else f"{-loss:.3f}" for loss in losses)]
         else:
-            row.append(_losses(each, "loss"))
+            row.append(_loss_change_text(each, "loss"))
         row.append(_verdict(each, "heldout" if held_out else "loss"))
         if details:
             sizes = (f"{each['recipe_bytes']} B", f"{each['stack_bytes']:,} B")
@@ -111,7 +111,7 @@ def _summary_sentence(results: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _losses(result: Mapping[str, Any], kind: str) -> str | None:
+def _loss_change_text(result: Mapping[str, Any], kind: str) -> str | None:
     before, after = result[f"{kind}_before"], result[f"{kind}_after"]
     return None if before is None or after is None else f"{before:.3f} → {after:.3f}"
 
@@ -127,7 +127,9 @@ def _outcome(run: Mapping[str, Any], *, details: bool) -> str:
     result = run["result"] or {}
     if not details and result.get("loss_before") is not None and result.get("loss_after") is not None:
         held_out = result.get("heldout_before") is not None and result.get("heldout_after") is not None
-        return f"{'held-out loss' if held_out else 'loss'} {_losses(result, 'heldout' if held_out else 'loss')}"
+        return (
+            f"{'held-out loss' if held_out else 'loss'} {_loss_change_text(result, 'heldout' if held_out else 'loss')}"
+        )
     values = [
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in result.items()

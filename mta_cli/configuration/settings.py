@@ -310,10 +310,10 @@ def read_file_values(path: Path) -> dict[str, Any]:
     try:
         if not path.exists():
             return {}
-        from mta_cli.plain_file import require_plain_file
+        from mta_cli.plain_file import refuse_special_file
         from mta_cli.text.toml_parser import parse_toml
 
-        require_plain_file(path)
+        refuse_special_file(path)
         if path.stat().st_size > MAX_SETTINGS_FILE_BYTES:
             raise BadInput(f"{path} is larger than {MAX_SETTINGS_FILE_BYTES:,} bytes; that is not a settings file")
         content = parse_toml(path.read_bytes().decode())

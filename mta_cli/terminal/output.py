@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli import events as ev
-from mta_cli.errors import Interrupted, MtaError, system_reason, worded
+from mta_cli.errors import Interrupted, MtaError, system_reason, words_to_text
 from mta_cli.terminal.tables import TableLayout, format_cell, key_value_grid, number_columns, table
 from mta_cli.text.formatting import error_lines, event_text, format_age
 from mta_cli.text.printable import clean_line, clean_text, to_json, to_jsonable
@@ -182,7 +182,7 @@ class Output:
             self._print_stderr(fault)
         if isinstance(error, MtaError):
             if error.hint:
-                self._print_stderr(f"hint: {worded(error.hint)}")
+                self._print_stderr(f"hint: {words_to_text(error.hint)}")
         elif self.verbosity < 2:
             self._print_stderr("hint: run the command again as `mta -vv …` to see where it happened")
         if self.verbosity >= 2:
@@ -338,15 +338,17 @@ def _render_default(value: Any) -> RenderableType:
     value = to_jsonable(value)
     if not isinstance(value, Mapping):
         return text(str(value))
-    return key_value_grid((key, _in_words(inner)) for key, inner in value.items())
+    return key_value_grid((key, _value_as_text(inner)) for key, inner in value.items())
 
 
-def _in_words(value: Any) -> object:
+def _value_as_text(value: Any) -> object:
     """A value of a record as words: `mode adapted, bank taste`; `none` for an empty list."""
     if isinstance(value, list):
-        return "; ".join(str(_in_words(inner)) for inner in value) or "none"
+        return "; ".join(str(_value_as_text(inner)) for inner in value) or "none"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_in_words(inner)}" for key, inner in value.items() if inner is not None) or "none"
+        return (
+            ", ".join(f"{key} {_value_as_text(inner)}" for key, inner in value.items() if inner is not None) or "none"
+        )
     return value
 
 

@@ -32,12 +32,12 @@ class TableLayout:
 
     def __init__(self, titles: Sequence[str], right: Collection[int]) -> None:
         self.titles, self._right = titles, right
-        self.widths = [_cells_wide(title) for title in titles]
+        self.widths = [_width_in_cells(title) for title in titles]
 
     def fit(self, rows: Sequence[Sequence[str]]) -> None:
         """Widen the columns to hold these rows."""
         for index, width in enumerate(self.widths):
-            self.widths[index] = max([width, *(_cells_wide(row[index]) for row in rows)])
+            self.widths[index] = max([width, *(_width_in_cells(row[index]) for row in rows)])
 
     @property
     def width(self) -> int:
@@ -51,7 +51,7 @@ class TableLayout:
 
     def align(self, row: Sequence[str]) -> list[str]:
         """The cells of a row, padded to the widths of their columns."""
-        spaces = [" " * (width - _cells_wide(cell)) for cell, width in zip(row, self.widths, strict=True)]
+        spaces = [" " * (width - _width_in_cells(cell)) for cell, width in zip(row, self.widths, strict=True)]
         return [
             space + cell if index in self._right else cell + space
             for index, (cell, space) in enumerate(zip(row, spaces, strict=True))
@@ -63,9 +63,9 @@ class TableLayout:
 
     def vertical(self, row: Sequence[str]) -> str:
         """A row as lines of title and value, and an empty line, for narrow terminals."""
-        longest = max(map(_cells_wide, self.titles))
+        longest = max(map(_width_in_cells, self.titles))
         named = zip(self.titles, row, strict=True)
-        return "".join(f"{title}{' ' * (longest - _cells_wide(title))}  {cell}\n" for title, cell in named)
+        return "".join(f"{title}{' ' * (longest - _width_in_cells(title))}  {cell}\n" for title, cell in named)
 
 
 class FittedTable:
@@ -96,7 +96,7 @@ def _row_lines(layout: TableLayout, row: Sequence[object], console: Console) -> 
     styles = ["bold" if isinstance(value, BoldCell) else "" for value in row]
     folded = [
         [part.plain.rstrip() for part in _line_text(text).wrap(console, width, overflow="fold", no_wrap=False)]
-        if _cells_wide(text) > width
+        if _width_in_cells(text) > width
         else [text]
         for text, width in zip(map(format_cell, row), layout.widths, strict=True)
     ]
@@ -111,7 +111,7 @@ def _row_lines(layout: TableLayout, row: Sequence[object], console: Console) -> 
 def _vertical(titles: Sequence[str], row: Sequence[object]) -> RenderableType:
     """A row as lines of title and value, without empty values, and an empty line."""
     named = [(title, value) for title, value in zip(titles, row, strict=True) if format_cell(value)]
-    return key_value_grid([*named, ("", "")], max(map(_cells_wide, titles)))
+    return key_value_grid([*named, ("", "")], max(map(_width_in_cells, titles)))
 
 
 def _line_text(line: str = "") -> Text:
@@ -170,7 +170,7 @@ def format_cell(value: object) -> str:
     return clean_line(str(value))
 
 
-def _cells_wide(text: str) -> int:
+def _width_in_cells(text: str) -> int:
     if text.isascii():
         return len(text)
     from rich.cells import cell_len

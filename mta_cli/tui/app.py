@@ -123,7 +123,7 @@ class MtaApp(App[None]):
             self._select_saved_user(saved.user_id)
         for number in ENDING_SIGNALS:
             with suppress(NotImplementedError, RuntimeError):  # Windows, or not in the main thread
-                asyncio.get_running_loop().add_signal_handler(number, self._end_by_signal, number)
+                asyncio.get_running_loop().add_signal_handler(number, self._exit_on_signal, number)
 
     @work
     async def _select_saved_user(self, user_id: int) -> None:
@@ -142,7 +142,7 @@ class MtaApp(App[None]):
         if state != self._saved_state:
             state.save(self.store_reader.root)
 
-    def _end_by_signal(self, number: int) -> None:
+    def _exit_on_signal(self, number: int) -> None:
         self._stop_threads()
         self.exit(return_code=exit_code_of(number))
 
@@ -180,7 +180,7 @@ class MtaApp(App[None]):
         """Show an error in a dialog."""
         self.push_screen(ErrorDialog(error))
 
-    def tell_failed_job(self, job: Job) -> None:
+    def notify_if_failed(self, job: Job) -> None:
         """Say that a job failed, on screens that do not show it."""
         if job.state == "failed" and self.current_mode not in ("home", "jobs"):
             self.notify(f"{job.kind} {job.title}: failed; 4 shows why", severity="error", markup=False)
@@ -203,7 +203,7 @@ class MtaApp(App[None]):
         self.notify("copied", markup=False, timeout=2)
 
     @work(group="stays", exit_on_error=False)
-    async def run_on_screen(self, name: str, action: str) -> None:
+    async def run_screen_action(self, name: str, action: str) -> None:
         """Show a screen, wait until it has read the store, and run one of its actions."""
         await self.switch_mode(name)
         screen = self.screen

@@ -54,7 +54,7 @@ def format_signed(value: float | None) -> str:
     return shown.replace("+0.", "+.").replace("-0.", "−.").replace("-", "−")
 
 
-def ending_words(ended: str) -> str:
+def describe_ending(ended: str) -> str:
     """The way an answer ended, to follow its number of tokens; empty for a normal end."""
     return {"length": " · cut", "repetition": " · began to repeat itself"}.get(ended, "")
 

@@ -135,16 +135,16 @@ class Adapters:
         """Remove unused adapters: first the rows, then, after the commit, the files. Returns their digests."""
         with self._db.transaction():
             digests = self._unreferenced_digests()
-            self._mark_for_deletion(digests)
+            self._delete_rows_and_files(digests)
         return digests
 
     def remove_if_unreferenced(self, digest: str) -> None:
         """Remove this adapter if nothing uses it."""
         with self._db.transaction():
             if self._db.fetch_tuples(_SELECT_IF_UNUSED, {"digest": digest}):
-                self._mark_for_deletion([digest])
+                self._delete_rows_and_files([digest])
 
-    def delete_doomed_files(self) -> None:
+    def delete_scheduled_files(self) -> None:
         """Delete the files of adapters whose rows are deleted, also after a crash between the two steps."""
         if not self._db.fetch_tuples("SELECT 1 FROM doomed_files LIMIT 1"):
             return
@@ -153,7 +153,7 @@ class Adapters:
                 self._files.delete(digest)
             self._db.execute_write("DELETE FROM doomed_files")
 
-    def doom_files(self, digests: Iterable[str]) -> None:
+    def schedule_file_deletion(self, digests: Iterable[str]) -> None:
         """Schedule the files of these digests for removal when the store is next opened."""
         self._db.execute_write_many("INSERT OR IGNORE INTO doomed_files VALUES (?)", ((digest,) for digest in digests))
 
@@ -169,11 +169,11 @@ class Adapters:
         sql = f"{_WITH_USED_ADAPTERS} SELECT digest FROM adapters WHERE digest NOT IN used ORDER BY digest"
         return [digest for (digest,) in self._db.fetch_tuples(sql)]
 
-    def _mark_for_deletion(self, digests: list[str]) -> None:
+    def _delete_rows_and_files(self, digests: list[str]) -> None:
         self._db.execute_write("PRAGMA defer_foreign_keys = ON")  # one adapter may be the task adapter of another
         self._db.execute_write_many("DELETE FROM adapters WHERE digest = ?", ((digest,) for digest in digests))
-        self.doom_files(digests)
-        self._db.after_commit(self.delete_doomed_files)
+        self.schedule_file_deletion(digests)
+        self._db.after_commit(self.delete_scheduled_files)
 
 
 def _adapter_from_row(row: dict[str, Any]) -> Adapter:

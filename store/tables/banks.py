@@ -162,13 +162,13 @@ class Banks:
         values = {"user": user_id, "task": task}
         return [base for (base,) in self._db.fetch_tuples(_SELECT_USER_BASES, values)]
 
-    def all(self, *, measuring: bool = False) -> list[Bank]:
-        """Every bank, by name and version; with `measuring`, also banks of evaluations."""
-        which = "purpose = '' OR :measuring ORDER BY name, version"
-        rows = self._db.fetch_dicts(f"{_SELECT_BANK} WHERE {which}", {"measuring": measuring})
+    def all(self, *, with_evaluations: bool = False) -> list[Bank]:
+        """Every bank, by name and version; with `with_evaluations`, also banks of evaluations."""
+        which = "purpose = '' OR :with_evaluations ORDER BY name, version"
+        rows = self._db.fetch_dicts(f"{_SELECT_BANK} WHERE {which}", {"with_evaluations": with_evaluations})
         return [_bank_from_row(row) for row in rows]
 
-    def banks_above(self, task_adapter: str, embedder: str) -> list[Bank]:
+    def banks_on_task_adapter(self, task_adapter: str, embedder: str) -> list[Bank]:
         """Every bank with this task adapter and embedder, including banks of evaluations, oldest first."""
         which = "task_adapter = ? AND embedder = ? ORDER BY id"
         rows = self._db.fetch_dicts(f"{_SELECT_BANK} WHERE {which}", (task_adapter, embedder))

@@ -81,7 +81,7 @@ class Items:
     def __init__(self, db: Connection, eraser: Eraser) -> None:
         self._db, self._eraser = db, eraser
 
-    def any_item(self) -> bool:
+    def has_items(self) -> bool:
         """Whether any user has a history."""
         return bool(self._db.fetch_value("SELECT EXISTS (SELECT 1 FROM items)"))
 
@@ -110,7 +110,7 @@ class Items:
         found = self._db.fetch_tuples(sql, (user_id, item.task, item.key))
         return NewItem(item.key, item.task, *found[0]) if found else None
 
-    def keys_by_texts(self, user_id: int, task: str) -> dict[int, list[StoredKey]]:
+    def keys_by_text_hash(self, user_id: int, task: str) -> dict[int, list[StoredKey]]:
         """The keys of the user's items, then of the queries, by the hash of their texts."""
         found: dict[int, list[StoredKey]] = {}
         for table in ("items", "queries"):
@@ -146,18 +146,18 @@ class Items:
         for users in alike.values():
             if len(users) > 1 and not touched.isdisjoint(users):
                 for user in users:
-                    same.setdefault(frozenset(self.keys_by_texts(user, task)), []).append(user)
+                    same.setdefault(frozenset(self.keys_by_text_hash(user, task)), []).append(user)
         found = [(len(texts), users) for texts, users in same.items() if len(texts) >= MIN_SAME_ITEMS]
         return [(count, users) for count, users in found if len(users) > 1 and not touched.isdisjoint(users)]
 
-    def last_numbers(self) -> tuple[int, int]:
+    def last_row_ids(self) -> tuple[int, int]:
         """The largest row numbers of items and of queries. Rows added later have larger numbers."""
         numbers = (self._db.fetch_value(f"SELECT max(id) FROM {table}") for table in ("items", "queries"))
         items, queries = (number or 0 for number in numbers)
         return items, queries
 
-    def keys_after(self, last: tuple[int, int]) -> Iterator[tuple[str, str, str, bool]]:
-        """(user, task, key, is a query) of all rows with numbers above `last`, a result of `last_numbers`."""
+    def keys_added_after(self, last: tuple[int, int]) -> Iterator[tuple[str, str, str, bool]]:
+        """(user, task, key, is a query) of all rows with numbers above `last`, a result of `last_row_ids`."""
         for table, number in zip(("items", "queries"), last, strict=True):
             sql = _SELECT_KEYS_AFTER.format(table=table)
             while page := self._db.fetch_tuples(sql, (number, INSERT_BATCH_SIZE)):
@@ -260,10 +260,8 @@ class Items:
         sql = f"{_SELECT_QUERY} WHERE user_id = ? AND task = ? ORDER BY time, id LIMIT ?"
         return [Query(*row) for row in self._db.fetch_tuples(sql, (user_id, task, _sql_limit(limit)))]
 
-    def outputs_only_of(self, user_id: int, task: str, texts: Sequence[str]) -> list[str]:
-        """The texts among `texts` that are outputs of this user's items or queries of the task and of no other
-        user's.
-        """
+    def outputs_unique_to_user(self, user_id: int, task: str, texts: Sequence[str]) -> list[str]:
+        """The texts among `texts` that this user alone has as outputs of items or queries of the task."""
         values = {"user": user_id, "task": task, "texts": json.dumps(list(texts))}
         return [text for (text,) in self._db.fetch_tuples(_SELECT_OUTPUTS_ONLY_OF, values)]
 

@@ -101,7 +101,7 @@ class Jobs:
 
     def _remove_lock(self, job_id: int) -> None:
         with contextlib.suppress(OSError, MtaError):
-            self._db.require_in_place()  # the lock of another store may have this path
+            self._db.require_not_moved()  # the lock of another store may have this path
             lock_path(self._root, _lock_name(job_id)).unlink(missing_ok=True)
 
 

@@ -105,7 +105,7 @@ class Recipes:
         sql = "SELECT EXISTS (SELECT 1 FROM recipes WHERE user_id = (SELECT id FROM users WHERE name = ?))"
         return bool(self._db.fetch_value(sql, (name,)))
 
-    def newest_user(self) -> str | None:
+    def user_on_newest_bank(self) -> str | None:
         """The name of a user with a recipe on the newest bank that has any; None without recipes."""
         sql = """SELECT name FROM users WHERE id = (
             SELECT user_id FROM recipes WHERE bank_id = (SELECT max(bank_id) FROM recipes) LIMIT 1
@@ -151,7 +151,7 @@ class Stacks:
         rows = self._db.fetch_dicts(f"{_SELECT_STACK} WHERE user_id = ? ORDER BY task, bank_id DESC", (user_id,))
         return [self._with_recipe(row) for row in rows]
 
-    def count_changes(self, bank_id: int, least: float) -> tuple[int, int, int]:
+    def count_loss_changes(self, bank_id: int, least: float) -> tuple[int, int, int]:
         """Counts a bank's stacks with a measured held-out loss: all of them, those that lowered it, and those that
         raised it.
 
@@ -163,7 +163,7 @@ class Stacks:
         ((measured, better, worse),) = self._db.fetch_tuples(sql, (least, bank_id))
         return measured, int(better), int(worse)
 
-    def largest_changes(self, bank_id: int, limit: int, *, best: bool) -> list[tuple[str, float, float]]:
+    def largest_loss_changes(self, bank_id: int, limit: int, *, best: bool) -> list[tuple[str, float, float]]:
         """Users' names with their mean held-out loss (nats a token) before and after their stacks on a bank.
 
         The largest decrease comes first; without `best`, the largest increase.
@@ -180,7 +180,7 @@ class Stacks:
             return stack.numbers or b""
         name = self._db.fetch_value("SELECT name FROM users WHERE id = ?", (stack.user_id,))
         raise IntegrityFault(
-            f"The core of {name} for task {stack.task} is damaged: its SHA-256 is not the stored one.",
+            f"The stack of {name} for task {stack.task} is damaged: its numbers do not match their SHA-256.",
             hint=("train it again: ", Command("user adapt", str(name), task=stack.task)),
         )
 

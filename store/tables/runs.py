@@ -72,10 +72,10 @@ class Runs:
                 self._db.execute_write_many(
                     sql, ((run_id, position, user) for position, user in enumerate(asked_users))
                 )
-                self._hold(run_id)
+                self._hold_lock(run_id)
                 run = self.get(run_id)
         except BaseException:
-            self._release(run_id)  # the next run gets the same number after a rollback
+            self._release_lock(run_id)  # the next run gets the same number after a rollback
             raise
         self.started_ids.append(run_id)
         return run
@@ -89,13 +89,13 @@ class Runs:
         """Mark the run as done."""
         sql = "UPDATE runs SET status = 'done', result = ?, ended = ? WHERE id = ?"
         self._db.execute_write(sql, (dump_json(result), utc_now(), run_id))
-        self._release(run_id)
+        self._release_lock(run_id)
 
     def fail_run(self, run_id: int, error: str, interrupted: bool = False) -> None:
         """Mark the run as failed or interrupted."""
         sql = "UPDATE runs SET status = ?, error = ?, ended = ? WHERE id = ?"
         self._db.execute_write(sql, ("interrupted" if interrupted else "failed", error, utc_now(), run_id))
-        self._release(run_id)
+        self._release_lock(run_id)
 
     def get(self, run_id: int) -> Run:
         """The run of this number. Raises NotFound."""
@@ -123,15 +123,15 @@ class Runs:
 
     def of_user(self, user_id: int) -> list[Run]:
         """Every run about a user, newest first."""
-        return self._about("user_id", user_id)
+        return self._runs_about("user_id", user_id)
 
     def of_bank(self, bank_id: int) -> list[Run]:
         """Every run about a bank, and about users on it, newest first."""
-        return self._about("bank_id", bank_id)
+        return self._runs_about("bank_id", bank_id)
 
     def of_evaluation(self, evaluation_id: int) -> list[Run]:
         """Every run about an evaluation, newest first."""
-        return self._about("evaluation_id", evaluation_id)
+        return self._runs_about("evaluation_id", evaluation_id)
 
     def asked_users(self, run_id: int) -> list[User]:
         """The users that a run was asked for and that still exist, in the order of the request."""
@@ -144,7 +144,7 @@ class Runs:
         sql = "SELECT run_id, unit, step, loss, tokens, seconds FROM steps WHERE run_id = ? ORDER BY rowid"
         return [RunStep(**row) for row in self._db.fetch_dicts(sql, (run_id,))]
 
-    def _about(self, column: str, number: int) -> list[Run]:
+    def _runs_about(self, column: str, number: int) -> list[Run]:
         rows = self._db.fetch_dicts(f"{_SELECT_RUN} WHERE runs.{column} = ? ORDER BY runs.id DESC", (number,))
         return [self._run_from_row(row) for row in rows]
 
@@ -159,7 +159,7 @@ class Runs:
             row["status"] = "interrupted"
         return Run(**load_json_columns(row, "config", "result"))
 
-    def _hold(self, run_id: int) -> None:
+    def _hold_lock(self, run_id: int) -> None:
         path = self._lock(run_id)
         try:
             make_private_folder(path.parent)
@@ -168,7 +168,7 @@ class Runs:
         except OSError as error:
             raise disk_fault(path, error) from error
 
-    def _release(self, run_id: int) -> None:
+    def _release_lock(self, run_id: int) -> None:
         with contextlib.suppress(OSError, KeyError):
             self._held.pop(run_id).remove()
 

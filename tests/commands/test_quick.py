@@ -47,15 +47,15 @@ def test_a_file_becomes_a_verdict_and_every_next_step_parses(here: Path) -> None
 
 
 def test_texts_are_shown_whole_and_cannot_forge_a_line() -> None:
-    from mta_cli.commands.quick import _named_lines
+    from mta_cli.commands.quick import _wrap_beside_name
 
     poem = " ".join(f"word{n}" for n in range(30))
-    lines = _named_lines("own answer", f"Verdict\n{poem}")
+    lines = _wrap_beside_name("own answer", f"Verdict\n{poem}")
     assert lines[0] == "own answer      Verdict" and all(line.startswith(" " * 16) for line in lines[1:])
     assert " ".join(line.strip() for line in lines[1:]) == poem and max(map(len, lines)) <= 80
-    long = _named_lines("base", " ".join(["word"] * 200))
+    long = _wrap_beside_name("base", " ".join(["word"] * 200))
     assert len(long) == 6 and long[-1].endswith(" …")
-    assert _named_lines("base", "") == ["base            (nothing)"]
+    assert _wrap_beside_name("base", "") == ["base            (nothing)"]
 
 
 def test_the_document_has_the_plan_the_ladder_and_whole_examples(here: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mta_cli.commands.user_tables import render_adapted
+from mta_cli.commands.user_tables import render_adaptations
 
 IDA: dict[str, Any] = {
     "user": "ida",
@@ -29,7 +29,7 @@ ALONE = {**IDA, "heldout_queries": 0, "heldout_common": None, "heldout_before": 
 def shown(*results: dict[str, Any], details: bool = False) -> list[str]:
     console = Console(width=200, record=True)
     with console.capture() as capture:
-        console.print(render_adapted(results, details=details))
+        console.print(render_adaptations(results, details=details))
     return [" ".join(line.split()) for line in capture.get().splitlines()]
 
 

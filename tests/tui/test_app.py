@@ -382,7 +382,7 @@ async def test_a_command_of_another_screen_that_has_nothing_to_work_on_says_so(
 
     async with open_app(empty_store) as (app, pilot):
         told = notices(app)
-        app.run_on_screen("jobs", "resume")
+        app.run_screen_action("jobs", "resume")
         await until(pilot, lambda: told == ["nothing to do that with here yet"])
         assert app.current_mode == "jobs"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import typer
 
 from mta_cli.configuration.settings import Settings, StoreOptions, store_path
-from mta_cli.errors import Command, Flag, MtaError, UsageError, Words, worded
+from mta_cli.errors import Command, Flag, MtaError, UsageError, Words, words_to_text
 from mta_cli.options import MachineOptions, ModelOptions, OptionSet
 from mta_cli.terminal.output import Output
 
@@ -40,9 +40,9 @@ class GlobalFlags:
     verbosity: int = 0
     words: tuple[str, ...] = ()
 
-    def word(self, words: Words) -> str:
+    def text_with_store(self, words: Words) -> str:
         """The words, with --store, where it was given, in each command on the store, so that it can be run as it is."""
-        return worded(words, self._word_part)
+        return words_to_text(words, self._word_part)
 
     def _word_part(self, part: Command | Flag) -> str:
         if self.store is None or isinstance(part, Flag) or part.path.split()[0] in OTHER_COMMANDS:
@@ -127,7 +127,7 @@ class AppContext:
 
     def suggest(self, *steps: tuple[Words, str]) -> None:
         """What to run next: commands, each with its meaning."""
-        self.output.suggest(*((self.global_flags.word(command), meaning) for command, meaning in steps))
+        self.output.suggest(*((self.global_flags.text_with_store(command), meaning) for command, meaning in steps))
 
 
 def app_context(ctx: typer.Context, flags: Flags | None = None, *, json: bool = False) -> AppContext:

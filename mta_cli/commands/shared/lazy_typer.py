@@ -148,12 +148,12 @@ class LazyGroup(LazyPage, TyperGroup):
             return found
         known, path = self.list_commands(ctx), ctx.command_path
         meant = [each for each in OTHER_WORDS.get(name.lower(), ()) if each in known]
-        inside = [f"{group} {name.lower()}" for group in known if self._has_inside(ctx, group, name.lower())]
+        inside = [f"{group} {name.lower()}" for group in known if self._has_subcommand(ctx, group, name.lower())]
         near = meant or inside or get_close_matches(name.lower(), known, n=2, cutoff=MIN_LIKENESS)
         hint = did_you_mean([f"{path} {each}" for each in near], f"{path} --help")
         raise UsageError(f"There is no command {name!r:.80} in {path}.", hint=hint)
 
-    def _has_inside(self, ctx: Any, group: str, name: str) -> bool:
+    def _has_subcommand(self, ctx: Any, group: str, name: str) -> bool:
         """Whether the group called `group` has a command called `name`."""
         found = self.get_command(ctx, group)
         return isinstance(found, LazyGroup) and name in found.list_commands(ctx)

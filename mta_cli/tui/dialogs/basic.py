@@ -13,7 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, OptionList, Static, TextArea
 from textual.widgets.option_list import Option
 
-from mta_cli.errors import BadInput, MtaError, worded
+from mta_cli.errors import BadInput, MtaError, words_to_text
 from mta_cli.text.printable import clean_text
 from mta_cli.tui.text import block_text, format_hint, line_text
 
@@ -133,7 +133,7 @@ class ErrorDialog(ModalScreen[None]):
         with Vertical(classes="dialog error"):
             yield Static(block_text(error_message(self._error), "bold"))
             if isinstance(self._error, MtaError) and self._error.hint:
-                yield Static(block_text(format_hint(worded(self._error.hint))))
+                yield Static(block_text(format_hint(words_to_text(self._error.hint))))
             area = TextArea(error_details(self._error), read_only=True, soft_wrap=True)
             area.can_focus = True
             yield area

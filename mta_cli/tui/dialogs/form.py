@@ -19,7 +19,7 @@ from textual.events import DescendantFocus
 from textual.widget import Widget
 from textual.widgets import Button, Collapsible, Input, Select, Static
 
-from mta_cli.errors import BadInput, Command, Flag, MtaError, worded
+from mta_cli.errors import BadInput, Command, Flag, MtaError, words_to_text
 from mta_cli.events import JobPlan
 from mta_cli.text.printable import clean_line, clean_text
 from mta_cli.tui.dialogs.basic import ScrollingDialog
@@ -110,7 +110,10 @@ def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple
 
     own: dict[str, str] = {}
     rest: list[str] = []
-    for text in (*worded(error.message, word).splitlines(), *(error.faults if isinstance(error, BadInput) else ())):
+    for text in (
+        *words_to_text(error.message, word).splitlines(),
+        *(error.faults if isinstance(error, BadInput) else ()),
+    ):
         owner = next(
             (f for f in fields if f.setting_key and text.startswith((f"{f.setting_key} = ", f"{f.setting_key}:"))), None
         )
@@ -121,7 +124,7 @@ def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple
             own.setdefault(owner.name, told)
     if own and rest and rest[0].endswith("cannot be used:"):
         del rest[0]
-    return own, [*rest, *([format_hint(worded(error.hint, word))] if error.hint else [])]
+    return own, [*rest, *([format_hint(words_to_text(error.hint, word))] if error.hint else [])]
 
 
 class FieldRow(Vertical):

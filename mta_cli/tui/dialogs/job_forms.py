@@ -67,7 +67,7 @@ async def queue_job_from_form(app: MtaApp, kind: str, **values: str) -> Job | No
     request = job_form.make_request(context, filled)
     given = (f"{field.label} {filled[field.name]}" for field in fields if field.setting_key and filled[field.name])
     title = " · ".join(part for part in (request.title, ", ".join(given)) if part)
-    return app.job_queue.add_job(request.kind, title, lambda reg: request.make_events(reg, False), app.tell_failed_job)
+    return app.job_queue.add_job(request.kind, title, lambda reg: request.make_events(reg, False), app.notify_if_failed)
 
 
 async def read_form_context(app: MtaApp) -> FormContext:

@@ -14,7 +14,7 @@ from mta_cli.pipeline.user_weights import FREE_TASK
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import line_text
 from mta_cli.tui.widgets.prompt import PromptArea
-from mta_cli.tui.workers.chat_turn import ActiveRequest, request_from_settings
+from mta_cli.tui.workers.chat_turn import ActiveRequest, question_options_from_settings
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.requests import ChatOptions
@@ -44,11 +44,11 @@ class AskingScreen(BaseScreen):
         """Disable the keys without a user."""
         return self._user is not None or action not in self._actions_on_a_user
 
-    def step_task(self, tasks: Sequence[str]) -> None:
+    def switch_to_next_task(self, tasks: Sequence[str]) -> None:
         """Switch to the next of these tasks, or to none of them."""
         self._prompt_task = next_in_cycle([None, *tasks], self._prompt_task)
 
-    def is_answering(self) -> bool:
+    def report_if_answering(self) -> bool:
         """Whether answers are being generated; says so, because nothing else can be asked meanwhile."""
         if self.active_request.in_progress:
             self.show_status("An answer is being generated; Escape stops it.")
@@ -63,7 +63,7 @@ class AskingScreen(BaseScreen):
     def question_options(self, task: str | None, mode: str | None = None) -> ChatOptions | None:
         """The options of the next question, from the settings; shows the error of an invalid setting."""
         try:
-            return request_from_settings(self.mta_app.settings, task, mode)
+            return question_options_from_settings(self.mta_app.settings, task, mode)
         except MtaError as error:
             self.mta_app.show_error(error)
             return None

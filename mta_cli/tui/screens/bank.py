@@ -25,7 +25,7 @@ from mta_cli.tui.text import MISSING_VALUE, block_text, format_signed, line_text
 from mta_cli.tui.widgets.charts.anchor_colours import anchor_colour, anchor_letter
 from mta_cli.tui.widgets.charts.recipe_bar import RecipePart
 from mta_cli.tui.widgets.charts.user_map import HighlightedUser, UserMapView
-from mta_cli.tui.widgets.user_detail import weighed_parts
+from mta_cli.tui.widgets.user_detail import weighted_parts
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.bank.anchor_use import AnchorUsage
@@ -262,7 +262,7 @@ def _read_bank_snapshot(
     if bank is None:
         return _BankSnapshot([], None, [], (0, 0, 0, 0), user)
     stamp = reg.profiles.version_stamp(bank.task, bank.embedder)
-    recipe = weighed_parts(*load_recipe(reg, user, bank)) if user is not None else ()
+    recipe = weighted_parts(*load_recipe(reg, user, bank)) if user is not None else ()
     return _BankSnapshot(banks, bank, anchor_usage(reg, bank), stamp, user, on_base(reg, bank.base), tuple(recipe))
 
 

@@ -17,7 +17,7 @@ from mta_cli.events import ArtifactSaved, Event, JobResult, JobStarted, Note, Te
 from mta_cli.text.formatting import format_rate
 from mta_cli.text.printable import clean_text
 from mta_cli.tui.screens.asking import AskingScreen, likely_task, next_in_cycle
-from mta_cli.tui.text import block_text, ending_words, line_text
+from mta_cli.tui.text import block_text, describe_ending, line_text
 from mta_cli.tui.widgets.answer_reasons import ReasonsPane
 from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown
 from mta_cli.tui.widgets.prompt import PromptArea
@@ -134,7 +134,7 @@ class ChatScreen(AskingScreen):
         await self._load_chat_list()
         if (wanted := self.mta_app.chat_to_open) is not None:
             self.mta_app.chat_to_open = None
-            await self._open(wanted)
+            await self._open_chat(wanted)
         elif name is None:
             self.set_focus(None)
 
@@ -173,9 +173,9 @@ class ChatScreen(AskingScreen):
     @work(exclusive=True, group="open", exit_on_error=False)
     async def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Go on with a stored conversation."""
-        await self._open(self._chats[event.option_index].id)
+        await self._open_chat(self._chats[event.option_index].id)
 
-    async def _open(self, chat_id: int) -> None:
+    async def _open_chat(self, chat_id: int) -> None:
         messages = await self.mta_app.store_reader.read(lambda reg: reg.chats.messages(chat_id))
         await self._reset_chat()
         self._session.continue_chat(chat_id)
@@ -222,7 +222,7 @@ class ChatScreen(AskingScreen):
 
     def action_task(self) -> None:
         """Switch to the next task."""
-        self.step_task(list(self._user_tasks))
+        self.switch_to_next_task(list(self._user_tasks))
         self._show_prompt_settings()
 
     def action_copy(self) -> None:
@@ -253,10 +253,10 @@ class ChatScreen(AskingScreen):
             self.query_one("#turns").focus()
         elif not self._session.has_exchange:
             self.show_status("There is no answer to explain yet; ask something first.")
-        elif not self.is_answering():
-            self._explain(lambda: pane.focus())
+        elif not self.report_if_answering():
+            self._request_reasons(lambda: pane.focus())
 
-    def _explain(self, shown: Callable[[], object] = lambda: None) -> None:
+    def _request_reasons(self, shown: Callable[[], object] = lambda: None) -> None:
         session, pane = self._session, self.query_one(ReasonsPane)
 
         def handle(event: Event) -> None:
@@ -265,7 +265,7 @@ class ChatScreen(AskingScreen):
                 self.show_status("")
                 shown()
 
-        self.active_request.start_request(session.explain_last, handle, self._show_end_error)
+        self.active_request.start_request(session.explain_last, handle, self._show_request_error)
 
     def action_keep_exchange(self) -> None:
         """The last exchange becomes a history item."""
@@ -273,7 +273,7 @@ class ChatScreen(AskingScreen):
             self.show_status("There is no answer to keep yet; ask something first.")
             return
         session = self._session
-        self.active_request.start_request(session.keep_last_exchange, self._handle_keep_event, self._show_end_error)
+        self.active_request.start_request(session.keep_last_exchange, self._handle_keep_event, self._show_request_error)
 
     def _handle_keep_event(self, event: Event) -> None:
         if isinstance(event, ArtifactSaved):
@@ -281,7 +281,7 @@ class ChatScreen(AskingScreen):
         elif isinstance(event, Note):
             self.show_status(event.text)
 
-    def _show_end_error(self, error: BaseException | None, stopped: bool) -> None:
+    def _show_request_error(self, error: BaseException | None, stopped: bool) -> None:
         if error is not None:
             self.mta_app.show_error(error)
 
@@ -298,7 +298,7 @@ class ChatScreen(AskingScreen):
 
     def on_prompt_area_submitted(self, message: PromptArea.Submitted) -> None:
         """A message to the model."""
-        if self._user is None or self.is_answering():
+        if self._user is None or self.report_if_answering():
             return
         asking = self.question_options(self._prompt_task, self._mode)
         if asking is None:
@@ -336,7 +336,7 @@ class ChatScreen(AskingScreen):
                 reply.append_chunk("(an empty answer)")
             cut = event.result["ended"] == "length"  # the last warning says it in the command line's words
             self.show_status(" ".join(self._warnings[:-1] if cut else self._warnings))
-            self._tell_source(_answer_source_line(event.result))
+            self._append_source_line(_answer_source_line(event.result))
 
     def _handle_end(self, error: BaseException | None, stopped: bool) -> None:
         said = self._finish_reply()
@@ -349,9 +349,9 @@ class ChatScreen(AskingScreen):
         elif stopped:
             self.show_status("stopped" if said else "stopped before the first word")
             if said:
-                self._tell_source("stopped; the text so far is kept")
+                self._append_source_line("stopped; the text so far is kept")
         elif self.query_one(ReasonsPane).is_open:
-            self._explain()
+            self._request_reasons()
         self._reload_chat_list()
 
     def _restore_prompt(self, *, keep: bool) -> None:
@@ -372,7 +372,7 @@ class ChatScreen(AskingScreen):
         reply.finish_stream()
         return bool(reply.answer_text)
 
-    def _tell_source(self, words: str) -> None:
+    def _append_source_line(self, words: str) -> None:
         self.query_one("#turns").mount(Static(line_text(words), classes="source"))
 
     def _show_prompt_settings(self) -> None:
@@ -431,5 +431,5 @@ def _answer_source_line(result: dict[str, Any]) -> str:
     source, tokens, seconds = result["source"], result["tokens"], result["seconds"]
     bank = f" · {result['task']} · bank {source['bank']} v{source['version']}" if source["bank"] else ""
     rate = f", {format_rate(tokens / seconds)}/s" if seconds and result["ended"] != "label" else ""
-    ending = ending_words(result["ended"])
+    ending = describe_ending(result["ended"])
     return f"{source['mode']}{bank} · {tokens} token{'s' if tokens != 1 else ''}{rate}{ending}"

@@ -198,7 +198,7 @@ class CompareScreen(AskingScreen):
 
     def action_task(self) -> None:
         """Switch to the next task."""
-        self.step_task(self._user_queries.tasks)
+        self.switch_to_next_task(self._user_queries.tasks)
         self._show_prompt_settings()
 
     def action_ask_again(self) -> None:
@@ -257,9 +257,9 @@ class CompareScreen(AskingScreen):
         if await self._is_kept(asked.user, answers.selected_key):
             self.show_status("This answer is a history item already.")
             return
-        await self._keep(asked, answers.selected_key, answers.answer_of(answers.selected_key))
+        await self._keep_answer(asked, answers.selected_key, answers.answer_of(answers.selected_key))
 
-    async def _keep(self, asked: CompareRequest, column: str, answer: str) -> None:
+    async def _keep_answer(self, asked: CompareRequest, column: str, answer: str) -> None:
         from mta_cli.pipeline.chat.conversation import UNFIT_ANSWERS, add_exchange_as_item
         from mta_cli.pipeline.user_weights import FREE_TASK
 
@@ -284,7 +284,7 @@ class CompareScreen(AskingScreen):
             )
         )
 
-    def _question(self) -> Question:
+    def _prompt_question(self) -> Question:
         """The question in the prompt. It counts as a held-out question while its text and task are unchanged."""
         from mta_cli.pipeline.chat.compare import Question
 
@@ -303,17 +303,17 @@ class CompareScreen(AskingScreen):
             self.show_status("Choose a task first: t.")
         elif not queries:
             self.show_status(f"{self._user} has no held-out questions{f' of {task}' if task else ''}.")
-        elif not self.is_answering():
+        elif not self.report_if_answering():
             self._prompt_task = task
-            self._start_all(self._user, queries)
+            self._ask_all_queries(self._user, queries)
 
     def _start_comparison(self) -> None:
-        if self._user is None or self.is_answering():
+        if self._user is None or self.report_if_answering():
             return
-        asked = CompareRequest(self._user, self._prompt_task, self._question())
+        asked = CompareRequest(self._user, self._prompt_task, self._prompt_question())
         self._start_request(asked, lambda model, beside: _ask_one(model, asked.question, beside), self._handle_event)
 
-    def _start_all(self, user: str, queries: Sequence[Query]) -> None:
+    def _ask_all_queries(self, user: str, queries: Sequence[Query]) -> None:
         """Ask queries of one task; the screen follows as if each were picked."""
         strips, task = self.query_one(ScoreStrips), self._prompt_task
         questions = [_held_out_question(query) for query in queries]

@@ -140,14 +140,14 @@ class HomeScreen(BaseScreen):
 
         job = await queue_job_from_form(self.mta_app, kind)
         if job is not None:
-            job.on_end = self._tell_end
+            job.on_end = self._notify_job_end
             self._show_jobs()
 
-    def _tell_end(self, job: Job) -> None:
+    def _notify_job_end(self, job: Job) -> None:
         """Notify other screens of the end of a job that was started here."""
         if not self.is_current and job.state == "done":
             self.notify(f"{job.kind} {job.title}: done. Press 0 for the result.", markup=False)
-        self.mta_app.tell_failed_job(job)
+        self.mta_app.notify_if_failed(job)
 
     def _show_overview(self, overview: Overview) -> None:
         self.query_one("#summary", Static).update(

@@ -61,7 +61,7 @@ step. The height is relative: the percentage says how much the loss changed."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("n", "new", "New job", id="jobs.new", tooltip="Choose a job to start"),
         Binding("r", "resume", "Resume", id="jobs.resume", tooltip="Resume the interrupted job"),
-        Binding("x", "give_up", "Discard", id="jobs.give_up", tooltip="Remove what is half done, and offer it no more"),
+        Binding("x", "discard", "Discard", id="jobs.give_up", tooltip="Remove what is half done, and offer it no more"),
         Binding("s", "stop", "Stop", id="jobs.stop", tooltip="Stop the job after the current step"),
         *(
             Binding(
@@ -99,13 +99,13 @@ step. The height is relative: the percentage says how much the loss changed."""
     def on_mount(self) -> None:
         """Start timers that update a running job's clock and read other processes' jobs."""
         self.set_interval(1.0, self._refresh_job_header)
-        self.set_interval(ELSEWHERE_SECONDS, self._look_elsewhere)
+        self.set_interval(ELSEWHERE_SECONDS, self._refresh_other_processes)
         self.screen_layout_refresh_signal.subscribe(self.query_one("#log"), self._show_detail_after_layout)
 
     async def reload(self) -> None:
         """Read interrupted jobs and jobs of other processes, and show all."""
         found, self._elsewhere = await self.mta_app.store_reader.read(
-            lambda reg: (list_unfinished_jobs(reg), _read_elsewhere(reg))
+            lambda reg: (list_unfinished_jobs(reg), _read_jobs_of_other_processes(reg))
         )
         self._interrupted_jobs = {
             self._option_id_of(key, one): one
@@ -141,7 +141,7 @@ step. The height is relative: the percentage says how much the loss changed."""
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Hide keys that do not apply to the selected job."""
-        if action in ("resume", "give_up"):
+        if action in ("resume", "discard"):
             return self._selected_interrupted_job is not None
         if action == "stop":
             return self._selected_job is not None and not self._selected_job.finished
@@ -188,13 +188,13 @@ step. The height is relative: the percentage says how much the loss changed."""
 
             return resume.resume_job(reg, one, machine, resume_evaluation)
 
-        job = self.mta_app.job_queue.add_job(one.kind, one.title, make, self.mta_app.tell_failed_job)
+        job = self.mta_app.job_queue.add_job(one.kind, one.title, make, self.mta_app.notify_if_failed)
         self._resumed[_interrupted_job_key(one)] = job
         self._interrupted_jobs = {key: other for key, other in self._interrupted_jobs.items() if other is not one}
         self._show_list(select=_job_option_id(job))
 
     @work(exit_on_error=False)
-    async def action_give_up(self) -> None:
+    async def action_discard(self) -> None:
         """Discard an interrupted job."""
         one = self._selected_interrupted_job
         if one is not None and await self.mta_app.confirm(_discard_question(one)):
@@ -239,7 +239,7 @@ step. The height is relative: the percentage says how much the loss changed."""
         ids = [_job_option_id(job) for job in jobs]
         prompts = {key: prompt for key, prompt in prompts.items() if key not in ids}
         prompts |= {key: job_row.job_list_entry(job, width) for key, job in zip(ids, jobs, strict=True)}
-        prompts |= {key: job_row.elsewhere_list_entry(what, width) for key, what in self._elsewhere.items()}
+        prompts |= {key: job_row.other_process_list_entry(what, width) for key, what in self._elsewhere.items()}
         self._ids = list(prompts)
         shown.set_options(Option(prompt, key) for key, prompt in prompts.items())
         if self._ids:
@@ -267,7 +267,7 @@ step. The height is relative: the percentage says how much the loss changed."""
         self.query_one(LabelledSparkline).show_values(job.progress.losses if job is not None else ())
         if job is None:
             what = self._elsewhere.get(self._selected_option_id or "")
-            head = job_row.interrupted_job_header(one) if one is not None else job_row.elsewhere_header(what or "")
+            head = job_row.interrupted_job_header(one) if one is not None else job_row.other_process_header(what or "")
             self.query_one("#head", Static).update(head)
             self._written_log = None
             log.clear()
@@ -306,12 +306,12 @@ step. The height is relative: the percentage says how much the loss changed."""
             self.query_one("#head", Static).update(job_row.job_header(job, width, time.time()))
 
     @work(group="elsewhere", exclusive=True, exit_on_error=False)
-    async def _look_elsewhere(self) -> None:
+    async def _refresh_other_processes(self) -> None:
         """Show the jobs of other processes; reload if one has ended, because the store has changed."""
         if not self.is_current:
             return
         try:
-            found = await self.mta_app.store_reader.read(_read_elsewhere)
+            found = await self.mta_app.store_reader.read(_read_jobs_of_other_processes)
         except MtaError:
             if not self._look_failed:
                 self._look_failed = True
@@ -327,7 +327,7 @@ step. The height is relative: the percentage says how much the loss changed."""
         return max(20, (self.query_one("#list").content_size.width or 78) - 2)
 
 
-def _read_elsewhere(reg: Registry) -> dict[str, str]:
+def _read_jobs_of_other_processes(reg: Registry) -> dict[str, str]:
     """The jobs of other processes on this store with their numbers of users, by row id."""
     jobs = reg.jobs.running_jobs(elsewhere=True)
     return {f"elsewhere {n}": f"{title}, {pluralise(users, 'user')}" for n, (title, users) in enumerate(jobs)}

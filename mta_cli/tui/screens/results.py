@@ -236,7 +236,7 @@ class ResultsScreen(BaseScreen):
         self.query_one("#verdicts", Static).update(verdicts)
         self.query_one("#bars", IntervalPlot).show_intervals(*_method_intervals(document, metric))
         self.query_one("#against", IntervalPlot).show_intervals(_difference_intervals(document, metric), 0.0)
-        self.query_one("#power", Static).update(_power(document, metric))
+        self.query_one("#power", Static).update(_differences_note(document, metric))
         self._fill_memory_table(document, metric)
         self._fill_score_table(document)
 
@@ -365,7 +365,7 @@ def _difference_intervals(document: ResultDocument, metric: str) -> list[Interva
     return spans
 
 
-def _power(document: ResultDocument, metric: str) -> Text:
+def _differences_note(document: ResultDocument, metric: str) -> Text:
     """An explanation of the bars, and the detectable difference."""
     if not differences(document, metric):
         return line_text("No differences were computed in this metric.")

@@ -53,8 +53,8 @@ COLUMNS = [
     for each in SHOWN_COLUMNS
 ]
 SORTABLE_KEYS = tuple(column.key for column in COLUMNS if column.sortable)
-WRITE: dict[str, Callable[[Any], str]]
-WRITE = {"text": str, "count": "{:,}".format, "bytes": format_bytes, "change": format_signed}
+VALUE_FORMATS: dict[str, Callable[[Any], str]]
+VALUE_FORMATS = {"text": str, "count": "{:,}".format, "bytes": format_bytes, "change": format_signed}
 HISTORY_PAGE_ITEMS = 20  # history items shown at once
 EMPTY_PLAN_VALUES = ("0", "no bank", "none")
 LOOKUP_DELAY_SECONDS = 0.06  # the cursor must rest on a user this long before the detail is read
@@ -119,7 +119,7 @@ class UsersScreen(BaseScreen):
         yield Static(Text(NO_USERS_HELP), id="empty")
         yield Static(line_text("No user matches. esc shows all users again."), id="no-match")
         with Container(id="pane"):
-            yield LazyTable(COLUMNS, self._fetch, self._user_row_cells, id="users")
+            yield LazyTable(COLUMNS, self._fetch_rows, self._user_row_cells, id="users")
             yield UserPane(id="user")
 
     @property
@@ -137,10 +137,10 @@ class UsersScreen(BaseScreen):
         """Read everything again. The cursor stays on its user, or moves to a newly selected one."""
         selected = self.mta_app.selected_user
         if selected in (None, self._followed_user):
-            await self._load(self.highlighted_user)
-        elif not await self._load(selected) and self._filter_text:
+            await self._load_users(self.highlighted_user)
+        elif not await self._load_users(selected) and self._filter_text:
             self._clear_filter()
-            await self._load(selected)
+            await self._load_users(selected)
         self._followed_user = selected
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -273,13 +273,13 @@ class UsersScreen(BaseScreen):
 
     @work(group="reload", exclusive=True, exit_on_error=False)
     async def _load_in_worker(self, name: str | None) -> None:
-        await self._load(name)
+        await self._load_users(name)
 
     def _clear_filter(self) -> None:
         with self.prevent(Input.Changed):
             self.query_one("#filter", Input).value = ""
 
-    async def _load(self, name: str | None) -> bool:
+    async def _load_users(self, name: str | None) -> bool:
         """Load the matching users, with the cursor on `name` if it matches. Returns whether it does."""
         words, task, (sort, descending) = self._filter_text, self.mta_app.selected_task, self._sort_by
         found = await self.mta_app.store_reader.read(partial(_read_table_state, words, task, sort, descending, name))
@@ -300,7 +300,7 @@ class UsersScreen(BaseScreen):
     def _filter_text(self) -> str:
         return self.query_one("#filter", Input).value
 
-    async def _fetch(self, offset: int, limit: int) -> Sequence[UserRow]:
+    async def _fetch_rows(self, offset: int, limit: int) -> Sequence[UserRow]:
         words, task, (sort, descending) = self._filter_text, self.mta_app.selected_task, self._sort_by
         return await self.mta_app.store_reader.read(
             lambda reg: reg.user_table.user_page(words, sort, descending, offset, limit, task)
@@ -360,7 +360,7 @@ def _cell(column: UserColumn, row: UserRow) -> Cell:
     tone = "quiet" if column.quiet or (column.key, value) == ("status", "new") else ""
     if column.kind == "change":
         tone = "good" if value > 0 else "bad"
-    return Cell(WRITE[column.kind](value), tone)
+    return Cell(VALUE_FORMATS[column.kind](value), tone)
 
 
 def _read_table_state(

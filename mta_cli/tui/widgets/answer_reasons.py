@@ -113,10 +113,10 @@ def reason_lines(reasons: Mapping[str, Any]) -> Iterator[Text]:
     for item in history:
         yield _item_line(item["input"], item["output"])
     yield _head("How the answer was chosen")
-    yield Text(decoding_words(reasons["decoding"]))
+    yield Text(describe_decoding(reasons["decoding"]))
 
 
-def decoding_words(decoding: Mapping[str, Any]) -> str:
+def describe_decoding(decoding: Mapping[str, Any]) -> str:
     """The decoding settings in one line."""
     if "temperature" not in decoding:
         return f"the {decoding['by']}, without sampling"

@@ -20,7 +20,7 @@ from textual.widgets import Static
 
 from mta_cli.text.formatting import format_rate
 from mta_cli.text.printable import clean_line, clean_text
-from mta_cli.tui.text import ending_words
+from mta_cli.tui.text import describe_ending
 from mta_cli.tui.widgets.charts.bars import Bar, BarChart
 from mta_cli.tui.widgets.waiting import WaitingLine
 
@@ -298,7 +298,7 @@ def _speed_lines(answer: dict[str, Any]) -> Iterator[str]:
     tokens, rate = answer["tokens"], answer.get("tokens_per_second")
     if answer["ended"] == "label":  # labels are scored in one pass, without generating
         return
-    cut = ending_words(answer["ended"])
+    cut = describe_ending(answer["ended"])
     yield f"{tokens} token{'s' if tokens != 1 else ''}" + (f" · {format_rate(rate)}/s" if rate else "") + cut
 
 

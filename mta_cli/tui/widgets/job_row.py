@@ -60,13 +60,13 @@ def interrupted_job_list_entry(one: UnfinishedJob, width: int) -> Text:
     return shown
 
 
-def elsewhere_list_entry(what: str, width: int) -> Text:
+def other_process_list_entry(what: str, width: int) -> Text:
     """A job of another process in the list."""
     shown = _truncate_text(line_text(f"↗ {what}", "bold"), width)
     return Text("\n").join([shown, _truncate_text(line_text("  in another process", "dim"), width)])
 
 
-def elsewhere_header(what: str) -> Text:
+def other_process_header(what: str) -> Text:
     """A job of another process, and where it can be stopped; empty if there is none."""
     if not what:
         return Text()

@@ -55,7 +55,7 @@ def answer_mark(metrics: Mapping[str, float]) -> StripMark:
     return StripMark(MISSING_VALUE, "pending")
 
 
-def score_words(score: Mapping[str, Any]) -> str:
+def format_score(score: Mapping[str, Any]) -> str:
     """The score over all questions so far: the number of right answers, or the metric's mean."""
     from mta_cli.pipeline.evaluation.metric_names import metric_name
 
@@ -127,7 +127,7 @@ class ScoreStrips(VerticalScroll, can_focus=True):
                     strip.name = details["step"]
                 strip.marks.append(answer_mark((details.get("gold") or {}).get("metrics") or {}))
                 if key in result["scores"]:
-                    strip.score = score_words(result["scores"][key])
+                    strip.score = format_score(result["scores"][key])
         self._show_progress()
 
     def finish(self) -> None:

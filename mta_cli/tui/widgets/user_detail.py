@@ -146,14 +146,14 @@ def recipe_parts(user: UserDetail) -> list[RecipePart]:
     """The anchors of the recipe by weight and the task adapter's share; without a recipe the nearest anchors."""
     if user.recipe is None:
         near = [one for one in user.anchors if one.similarity is not None][:MAX_ANCHORS_SHOWN]
-        return [RecipePart(one.place, _label(one), None, format_two_decimals(one.similarity)) for one in near]
-    return weighed_parts(user.anchors, user.task_adapter_share)
+        return [RecipePart(one.place, _anchor_label(one), None, format_two_decimals(one.similarity)) for one in near]
+    return weighted_parts(user.anchors, user.task_adapter_share)
 
 
-def weighed_parts(anchors: Sequence[AnchorMatch], task_adapter_share: float | None) -> list[RecipePart]:
+def weighted_parts(anchors: Sequence[AnchorMatch], task_adapter_share: float | None) -> list[RecipePart]:
     """The anchors with a weight, the largest first, and the task adapter's share."""
     weighed = sorted((one for one in anchors if one.weight), key=lambda one: -abs(one.weight or 0.0))
-    parts = [RecipePart(one.place, _label(one), one.weight, format_two_decimals(one.weight)) for one in weighed]
+    parts = [RecipePart(one.place, _anchor_label(one), one.weight, format_two_decimals(one.weight)) for one in weighed]
     if task_adapter_share is not None:
         share = format_two_decimals(task_adapter_share)
         parts.append(RecipePart(None, "task adapter", max(task_adapter_share, 0.0), share))
@@ -171,7 +171,7 @@ def shown_losses(user: UserDetail) -> tuple[float, ...]:
     return (stack.loss_before, *user.losses, stack.loss_after)
 
 
-def _label(near: AnchorMatch) -> str:
+def _anchor_label(near: AnchorMatch) -> str:
     return clean_line(near.name) + (" (stale)" if near.stale and not near.name.startswith("(") else "")
 
 

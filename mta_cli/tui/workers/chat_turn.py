@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LOADING, ANSWERING = "loading the base", "answering"  # stages of a request, the titles of `JobStarted`
 
 
-def request_from_settings(settings: Settings, task: str | None, mode: str | None = None) -> ChatOptions:
+def question_options_from_settings(settings: Settings, task: str | None, mode: str | None = None) -> ChatOptions:
     """The options of a question, from the settings. Raises UsageError for an invalid setting."""
     from mta_cli.pipeline.requests import chat_options
 
@@ -122,16 +122,16 @@ class ChatSession:
         """
         if self._conversation is None or self._answered_with is None:
             raise BadInput("There is no answer of this conversation yet to explain.", hint="ask something first")
-        self._use_own_model(context, self._conversation, self._answered_with)
+        self._restore_own_model(context, self._conversation, self._answered_with)
         yield JobResult(self._conversation.explain_last())
 
     def keep_last_exchange(self, context: WorkerContext) -> Iterator[Event]:
         """Keep the last exchange as a history item of its user, in the model's thread."""
         assert self._conversation is not None and self._answered_with is not None
-        self._use_own_model(context, self._conversation, self._answered_with)
+        self._restore_own_model(context, self._conversation, self._answered_with)
         yield from self._conversation.accept_exchange()
 
-    def _use_own_model(
+    def _restore_own_model(
         self, context: WorkerContext, conversation: Conversation, answered_with: tuple[str, ChatOptions]
     ) -> None:
         """Set the model to this conversation's user and options again, which Compare may have changed."""

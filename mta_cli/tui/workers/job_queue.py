@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from textual.message import Message
 from textual.worker import get_current_worker
 
-from mta_cli.errors import MtaError, worded
+from mta_cli.errors import MtaError, words_to_text
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted
 from mta_cli.text.formatting import RateMeter, error_lines, event_text
 from mta_cli.text.printable import clean_line, clean_text
@@ -131,7 +131,7 @@ class Job:
         for line in (f"error: {message}", *faults):
             self.append_log(line)
         if isinstance(error, MtaError) and error.hint:
-            self.append_log(f"hint: {worded(error.hint)}")
+            self.append_log(f"hint: {words_to_text(error.hint)}")
 
     def _apply_step(self, event: JobProgress) -> None:
         now, progress = time.monotonic(), self.progress

@@ -165,7 +165,7 @@ class ModelWorker:
                     if context is None:
                         reg = Registry.open(self._root, create=True, timeout=self._timeout)
                         context = WorkerContext(reg, self._base, chosen=self._chosen)
-                    self._answer(request, context, buffer)
+                    self._run_request(request, context, buffer)
                 except BaseException as raised:
                     error = raised
                 if not worker.is_cancelled:  # otherwise the window is closed
@@ -174,7 +174,7 @@ class ModelWorker:
             if context is not None:
                 context.reg.close()
 
-    def _answer(self, request: ModelRequest, context: WorkerContext, buffer: EventBuffer) -> None:
+    def _run_request(self, request: ModelRequest, context: WorkerContext, buffer: EventBuffer) -> None:
         if request.stop_requested:
             return
         worker = get_current_worker()

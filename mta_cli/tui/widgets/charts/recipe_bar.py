@@ -45,7 +45,9 @@ def recipe_lines(parts: Sequence[RecipePart], width: int) -> list[Text]:
     """The bar in `width` cells, if any part has a weight, and below it the legend."""
     bar = Text(no_wrap=True, overflow="crop", end="")
     weighed = [part for part in parts if part.weight]
-    for part, cells in zip(weighed, stretch_widths([abs(part.weight or 0.0) for part in weighed], width), strict=True):
+    for part, cells in zip(
+        weighed, proportional_widths([abs(part.weight or 0.0) for part in weighed], width), strict=True
+    ):
         rest = REST_CHAR if part.number is None else FILL_CHAR
         bar.append((part.sign + rest * (cells - 1))[:cells], part.style)
     lines = [bar] if weighed else []
@@ -61,10 +63,8 @@ def recipe_lines(parts: Sequence[RecipePart], width: int) -> list[Text]:
     return [*lines, line] if line else lines
 
 
-def stretch_widths(values: Sequence[float], width: int) -> list[int]:
-    """Segment widths in proportion to the values, `width` in all; each gets at least one cell while there are
-    enough.
-    """
+def proportional_widths(values: Sequence[float], width: int) -> list[int]:
+    """Segment widths in proportion to the values, `width` in all, each at least one cell if there are enough."""
     total = sum(values)
     if not total or width < len(values):
         return [1] * min(len(values), max(width, 0)) + [0] * max(0, len(values) - max(width, 0))
