@@ -69,7 +69,7 @@ class RootGroup(LazyGroup):
 
     @cached_property
     def options_anywhere(self) -> list[Any]:
-        """Hidden copies of the global options, so that they are also accepted after a command."""
+        """Copies of the global options, which help does not show, so that they are also accepted after a command."""
         return [_copy_for_use_after_command(each) for each in self.params if each.name in OPTIONS_ANYWHERE]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -136,7 +136,6 @@ def _add_global_flags(given: GlobalFlags, *, store: str | None = None, verbose: 
 
 
 def _copy_for_use_after_command(option: Any) -> Any:
-    """A copy of a global option for use after the command."""
     twin = copy.copy(option)
     twin.hidden, twin.expose_value, twin.callback = True, False, _add_flag_after_command
     return twin
@@ -165,7 +164,6 @@ def run_command_line(arguments: Sequence[str]) -> int:
 
 
 def _handle_error(error: BaseException, output: Output) -> int:
-    """Print an error, and return the exit code."""
     if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
         return 0  # the reader of the help has closed the pipe (`mta --help | head -1`)
     if isinstance(error, SystemExit):

@@ -202,7 +202,6 @@ def _read_manifest(path: Path, file: IO[bytes], headers: Iterator[tuple[str, int
 
 
 def _require_room(path: Path, needed: int, root: Path) -> None:
-    """Raises BadInput if the disk of `root` has fewer than `needed` free bytes."""
     if needed > (free := shutil.disk_usage(root).free):
         raise BadInput(
             f"Unpacking {path} needs {needed:,} bytes, and the disk of {root} has room for {free:,}.",

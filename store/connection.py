@@ -412,7 +412,6 @@ def _unwritable_error(root: Path) -> BadInput:
 
 
 def _is_read_only(root: Path) -> bool:
-    """Whether the file system of `root` is mounted read-only; False if the system does not tell."""
     try:
         return bool(os.statvfs(root).f_flag & os.ST_RDONLY)
     except (AttributeError, OSError):

@@ -119,7 +119,6 @@ class Eraser:
         self._db.execute_write(sql, (utc_now(), int(had_anchor), user_id))
 
     def _remove_from_refused_users(self, user_id: int) -> None:
-        """Remove the user's id from the banks' lists of users whose anchors were refused."""
         for row in self._db.fetch_dicts("SELECT id, config FROM banks WHERE instr(config, ?)", (REFUSED_USERS_KEY,)):
             config = load_json_columns(row, "config")["config"]
             if user_id in config.get(REFUSED_USERS_KEY, ()):

@@ -109,12 +109,10 @@ def _temporary_path(folder: Path, digest: str = "") -> Path:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether a path is a temporary file whose process has ended."""
     return _TEMPORARY_NAME_PATTERN.fullmatch(path.name) is not None and not is_held(path)
 
 
 def _claimed_digest(path: Path) -> str | None:
-    """The digest that a temporary file reserves; None if it reserves none."""
     found = _TEMPORARY_NAME_PATTERN.fullmatch(path.name)
     return found[1] if found is not None and _DIGEST_PATTERN.fullmatch(found[1] or "") else None
 

@@ -63,7 +63,6 @@ class HeldFile:
             self._descriptor = None
 
     def _is_at_its_path(self) -> bool:
-        """Whether its path still leads to this file."""
         if self._descriptor is None:
             return True
         return self.path.exists() and os.path.samestat(os.fstat(self._descriptor), self.path.stat())

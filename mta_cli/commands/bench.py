@@ -70,7 +70,9 @@ def _model_to_measure(context: AppContext, shape: str | None) -> HubBase | Model
 
         return base_model(context.options)
     if context.flags.values["base"] is not None:
-        raise UsageError("--shape and --base name two different things to measure.", hint="leave one of them out")
+        raise UsageError(
+            "--shape and --base each name a model to measure, and only one can be measured.", hint="leave one out"
+        )
     from mta_cli.pipeline.models.bases import find_shape
 
     return find_shape(shape)
@@ -93,7 +95,6 @@ def _render_bench(result: dict[str, Any]) -> Any:
 
 
 def _rate(value: float) -> str:
-    """Three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -38,18 +38,16 @@ def _complete_values(ctx: typer.Context) -> list[str]:
 
 SettingArgument = Annotated[
     str,
-    typer.Argument(metavar="SETTING", help="The setting, as bank.rank.", autocompletion=_complete_settings),
+    typer.Argument(metavar="SETTING", help="The setting, such as bank.rank.", autocompletion=_complete_settings),
 ]
 ValueArgument = Annotated[str, typer.Argument(metavar="VALUE", help="Its value.", autocompletion=_complete_values)]
-InStoreOption = Annotated[
-    bool, typer.Option("--in-store", help="In the store's file, for this store alone; else in your own.")
-]
+InStoreOption = Annotated[bool, typer.Option("--in-store", help="Use the settings file of this store, not your own.")]
 
 
 @app.command("list")
 def list_(
     ctx: typer.Context,
-    changed: Annotated[bool, typer.Option("--changed", help="Only those that something sets.")] = False,
+    changed: Annotated[bool, typer.Option("--changed", help="Only settings that do not have their default.")] = False,
     json: JsonOption = False,
 ) -> None:
     """List the settings and where each is set."""
@@ -82,7 +80,7 @@ def set_(ctx: typer.Context, key: SettingArgument, value: ValueArgument, in_stor
 
 @app.command("unset")
 def unset(ctx: typer.Context, key: SettingArgument, in_store: InStoreOption = False) -> None:
-    """Take a setting out of your settings file."""
+    """Remove a setting from your settings file."""
     context = app_context(ctx)
     if key not in read_file_values(_settings_file(context, in_store=in_store)):
         find_setting(key)
@@ -111,7 +109,7 @@ def _write_and_report(context: AppContext, key: str, value: Any, *, in_store: bo
     from store.registry import Registry
 
     if in_store:
-        # requires a store, so that no file is made elsewhere; does not read its settings, which may be wrong
+        # Raises without a store, so that no file is made elsewhere. The store's settings are not read: they may be bad.
         Registry.open(context.store_dir).close()
     file = _settings_file(context, in_store=in_store)
     changed = write_setting(file, key, value)

@@ -30,9 +30,9 @@ def render_fusion(recipe: Mapping[str, Any], *, details: bool) -> RenderableType
 
 
 def render_adaptations(results: Sequence[Mapping[str, Any]], *, details: bool) -> RenderableType:
-    """The gain of fusion and stack for each user on held-out answers, else the loss on the shots; then for all users.
+    """A table of each user's gain by fusion and stack on held-out answers, else of the loss on the shots.
 
-    `details` adds sizes and steps.
+    A sentence for all users follows. `details` adds sizes and steps.
     """
     held_out = any(each["heldout_before"] is not None for each in results)
     columns = ["user", "shots", *(("answers", "common", "fused", "adapted") if held_out else ("loss",)), "stack is"]
@@ -69,18 +69,18 @@ def render_export(result: Mapping[str, Any]) -> RenderableType:
 
 
 def render_removal(result: Mapping[str, Any]) -> RenderableType:
-    """The removed parts of a user. Notes before it name the parts that other users' models keep."""
+    """A sentence on what was removed with a user."""
     files = pluralise(len(result["adapters_removed"]), "adapter file")
     return out.text(
-        f"Removed {result['user']}: {pluralise(result['items'], 'item')} and {files}. The name is kept nowhere: a file "
-        "with their items makes them a new user when it is imported again."
+        f"Removed {result['user']}: {pluralise(result['items'], 'item')} and {files}. The name is not kept, so "
+        "importing a file with their items again adds them as a new user."
     )
 
 
 def render_runs(
     runs: Sequence[Mapping[str, Any]], age: Callable[[str | None], str | None], *, details: bool
 ) -> RenderableType:
-    """The runs about a user; `age` says when a moment was."""
+    """A table of the runs about a user; `age` turns a time into its age."""
     rows = [
         (each["id"], each["kind"], each["status"], age(each["started"]), _outcome(each, details=details))
         for each in runs
@@ -89,12 +89,12 @@ def render_runs(
 
 
 def _summary_sentence(results: Sequence[Mapping[str, Any]]) -> str:
-    """The verdict over users with held-out queries, or over all users if none has any."""
+    """The verdict over the users with held-out queries, or over all users if none has any."""
     held_out = [each for each in results if each["heldout_before"] is not None]
     kind = "heldout" if held_out else "loss"
     known = held_out or [each for each in results if each["loss_before"] is not None]
     if not known:
-        return "No user has a history, so there is no stack; the recipe alone answers."
+        return "No user has a history, so no stack was trained; the recipe alone answers."
     before, after = (fmean(each[f"{kind}_{when}"] for each in known) for when in ("before", "after"))
     verdict = loss_verdict(before, after)
     if len(known) > 1:
@@ -107,7 +107,7 @@ def _summary_sentence(results: Sequence[Mapping[str, Any]]) -> str:
         what = "The stack adds" if len(known) == 1 else "On average the stacks add"
         return f"{what} {before - after:+.3f}: {verdict}."
     return (
-        f"Loss on the shots {before:.3f} → {after:.3f}: {verdict}. Without held-out queries nothing else can judge it."
+        f"Loss on the shots {before:.3f} → {after:.3f}: {verdict}. Without held-out queries there is no other measure."
     )
 
 

@@ -1,6 +1,6 @@
-"""Draws tables as lines of text, as wide as the terminal allows. Knows no stream.
+"""Draws tables as lines of text that fit the terminal's width.
 
-Rich's own tables are too slow: 100,000 rows would take minutes.
+Rich's own tables are not used because they are too slow: 100,000 rows would take minutes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class BoldCell:
 
 
 class TableLayout:
-    """Aligned columns for rows that arrive in pages. A column widens if a later page needs it."""
+    """Aligns the columns of rows that arrive in pages; a column widens if a later page needs it."""
 
     def __init__(self, titles: Sequence[str], right: Collection[int]) -> None:
         self.titles, self._right = titles, right
@@ -41,7 +41,7 @@ class TableLayout:
 
     @property
     def width(self) -> int:
-        """The cells of a line."""
+        """The width of a line in cells."""
         return sum(self.widths) + len(GAP) * (len(self.widths) - 1)
 
     @property
@@ -62,7 +62,7 @@ class TableLayout:
         return GAP.join(self.align(row)).rstrip()
 
     def vertical(self, row: Sequence[str]) -> str:
-        """A row as lines of title and value, and an empty line, for narrow terminals."""
+        """A row for narrow terminals: a line of title and value for each column, then an empty line."""
         longest = max(map(_width_in_cells, self.titles))
         named = zip(self.titles, row, strict=True)
         return "".join(f"{title}{' ' * (longest - _width_in_cells(title))}  {cell}\n" for title, cell in named)
@@ -92,7 +92,6 @@ class FittedTable:
 
 
 def _row_lines(layout: TableLayout, row: Sequence[object], console: Console) -> Iterator[Text]:
-    """A row as lines; a cell that is wider than its column is wrapped."""
     styles = ["bold" if isinstance(value, BoldCell) else "" for value in row]
     folded = [
         [part.plain.rstrip() for part in _line_text(text).wrap(console, width, overflow="fold", no_wrap=False)]
@@ -109,7 +108,6 @@ def _row_lines(layout: TableLayout, row: Sequence[object], console: Console) -> 
 
 
 def _vertical(titles: Sequence[str], row: Sequence[object]) -> RenderableType:
-    """A row as lines of title and value, without empty values, and an empty line."""
     named = [(title, value) for title, value in zip(titles, row, strict=True) if format_cell(value)]
     return key_value_grid([*named, ("", "")], max(map(_width_in_cells, titles)))
 

@@ -60,7 +60,6 @@ def _term_counts(text: str) -> Counter[str]:
 
 
 def _unaccented_words(text: str) -> Iterator[str]:
-    """The words of a text without accents, as the full-text index stores them."""
     head = text[:_MAX_TEXT_CHARS]
     if head.isascii():
         return _words(head)

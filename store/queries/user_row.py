@@ -77,7 +77,6 @@ class UserRow(_ListedUser):
 
 
 def _columns_of(row: type[_ListedUser]) -> dict[str, Column]:
-    """The columns of a row class, by field name."""
     hints = get_type_hints(row, include_extras=True)
     return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
 

@@ -177,7 +177,6 @@ class UserTable:
         return self._db.fetch_tuples(sql)
 
     def _page_user_ids(self, question: _TableQuery, offset: int, limit: int) -> Sequence[int]:
-        """The user ids of a page, in order."""
         wanted = parse_user_filter(question.filter)
         if _needs_full_scan(question, wanted):
             return self._ordered_user_ids(question, wanted)[offset : offset + limit]
@@ -188,7 +187,6 @@ class UserTable:
         return [number for (number,) in found]
 
     def _ordered_user_ids(self, question: _TableQuery, wanted: UserFilter) -> array[int]:
-        """The ids of all matching users, sorted; cached until the store changes."""
         state = self._db.fetch_tuples("SELECT data_version, total_changes() FROM pragma_data_version")[0]
         if state != self._state:
             self._state, self._cached_orders = state, {}

@@ -260,7 +260,6 @@ class Pull:
         return []
 
     def _users(self, path: Path) -> set[tuple[int, str]]:
-        """Id and name of each user in a database; empty if the file is missing."""
         if not path.exists():
             return set()
         with closing(self._connect(path)) as conn:

@@ -1,4 +1,4 @@
-"""Chat: a conversation with the selected user's model, and their earlier conversations."""
+"""The Chat screen: a conversation with the selected user's model, and the user's earlier conversations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Home, 0, lists the newest ones of all users."""
 
 
 class ChatScreen(AskingScreen):
-    """One conversation of the selected user, with all earlier ones beside it."""
+    """A conversation with the selected user's model, beside a list of earlier conversations."""
 
     SCREEN_NAME: ClassVar[str] = "chat"
     HELP: ClassVar[str] = (
@@ -89,14 +89,14 @@ class ChatScreen(AskingScreen):
         self._user_tasks: dict[str, int] = {}
         self._mode: str | None = None
         self._chats: list[ChatSummary] = []
-        self._words = ""  # what they were searched by
+        self._words = ""  # the words of the last search
         self._session = ChatSession()
-        self._last_prompt = ""  # what was asked last
+        self._last_prompt = ""  # the last message
         self._reply: AnswerMarkdown | None = None
         self._waiting = WaitingLine()  # below the reply until its first word
 
     def compose_body(self) -> ComposeResult:
-        """Earlier conversations, this one, the prompt."""
+        """The list of earlier conversations, the current one, and the prompt."""
         yield Static(block_text(NO_USER_HELP), id="no-user")
         with Container(id="asked"):
             with Vertical(id="past", classes="list"):
@@ -143,7 +143,6 @@ class ChatScreen(AskingScreen):
         await self._load_chat_list()
 
     async def _load_chat_list(self) -> None:
-        """The conversations that hold the words searched for."""
         name, words = self._user, self.query_one("#search", Input).value
         options = self.query_one("#chats", OptionList)
         at = options.highlighted if words == self._words else None
@@ -163,7 +162,7 @@ class ChatScreen(AskingScreen):
         self.query_one("#past").border_title = Text(f"{count or 'no'} conversation{'s' if count != 1 else ''}")
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Search as words are typed."""
+        """Search the conversations while words are typed."""
         self._reload_chat_list()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
@@ -172,7 +171,7 @@ class ChatScreen(AskingScreen):
 
     @work(exclusive=True, group="open", exit_on_error=False)
     async def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Go on with a stored conversation."""
+        """Open the chosen conversation, to continue it."""
         await self._open_chat(self._chats[event.option_index].id)
 
     async def _open_chat(self, chat_id: int) -> None:
@@ -195,7 +194,6 @@ class ChatScreen(AskingScreen):
         await self._load_chat_list()
 
     async def _reset_chat(self) -> None:
-        """An empty conversation; what is stored stays."""
         self.active_request.discard_request()
         self._finish_reply()
         self._session = ChatSession()
@@ -205,13 +203,13 @@ class ChatScreen(AskingScreen):
 
     @work(exclusive=True, group="open", exit_on_error=False)
     async def action_new(self) -> None:
-        """A new conversation with the same user."""
+        """Start a new conversation with the same user."""
         await self._reset_chat()
         self.query_one(PromptArea).focus()
         await self._load_chat_list()
 
     def action_search_chats(self) -> None:
-        """To the search in earlier conversations."""
+        """Focus the search in earlier conversations."""
         self.query_one("#past").add_class("open")
         self.query_one("#search").focus()
 
@@ -226,7 +224,7 @@ class ChatScreen(AskingScreen):
         self._show_prompt_settings()
 
     def action_copy(self) -> None:
-        """The last answer or its reasons, into the clipboard."""
+        """Copy the last answer to the clipboard, or its reasons if these have the focus."""
         reasons = self.query_one(ReasonsPane)
         if reasons.has_focus:
             self.app.copy_to_clipboard(reasons.plain_text)
@@ -236,7 +234,7 @@ class ChatScreen(AskingScreen):
             self.app.copy_to_clipboard(clean_text(replies.last().answer_text))
 
     def action_stop(self) -> None:
-        """Stop the answer; else close the reasons and the list, or leave the prompt."""
+        """Stop the answer; if none is running, close the reasons and the list, or leave the prompt."""
         if self.stop_answer():
             return
         reasons = self.query_one(ReasonsPane)
@@ -268,7 +266,7 @@ class ChatScreen(AskingScreen):
         self.active_request.start_request(session.explain_last, handle, self._show_request_error)
 
     def action_keep_exchange(self) -> None:
-        """The last exchange becomes a history item."""
+        """Keep the last exchange as a history item of the user."""
         if self.active_request.in_progress or not self._session.has_exchange:
             self.show_status("There is no answer to keep yet; ask something first.")
             return
@@ -287,7 +285,7 @@ class ChatScreen(AskingScreen):
 
     @work(exclusive=True, group="open", exit_on_error=False)
     async def action_remove(self) -> None:
-        """Remove what is stored of the conversation that is shown."""
+        """Remove the shown conversation from the store, after asking."""
         chat_id = self._session.chat_id
         if chat_id is None or self.active_request.in_progress:
             self.show_status("No stored conversation is shown.")
@@ -297,7 +295,7 @@ class ChatScreen(AskingScreen):
             await self._load_chat_list()
 
     def on_prompt_area_submitted(self, message: PromptArea.Submitted) -> None:
-        """A message to the model."""
+        """Send the typed message to the model."""
         if self._user is None or self.report_if_answering():
             return
         asking = self.question_options(self._prompt_task, self._mode)
@@ -334,7 +332,9 @@ class ChatScreen(AskingScreen):
         elif isinstance(event, JobResult):
             if reply is not None and not reply.answer_text.strip():
                 reply.append_chunk("(an empty answer)")
-            cut = event.result["ended"] == "length"  # the last warning says it in the command line's words
+            # For an answer cut at its length the last warning names a flag of the command line, so it is left out here.
+            cut = event.result["ended"] == "length"
+
             self.show_status(" ".join(self._warnings[:-1] if cut else self._warnings))
             self._append_source_line(_answer_source_line(event.result))
 
@@ -355,7 +355,7 @@ class ChatScreen(AskingScreen):
         self._reload_chat_list()
 
     def _restore_prompt(self, *, keep: bool) -> None:
-        """The words stand in the prompt again, unless others do; an exchange without an answer is taken away."""
+        """Put the last message back into an empty prompt; unless `keep`, also remove it from the conversation."""
         prompt = self.query_one(PromptArea)
         if not prompt.text.strip():
             prompt.replace_text(self._last_prompt)
@@ -365,7 +365,7 @@ class ChatScreen(AskingScreen):
                 widget.remove()
 
     def _finish_reply(self) -> bool:
-        """The answer grows no more; whether anything was said."""
+        """Mark the streamed answer as complete; returns whether it has any text."""
         reply, self._reply = self._reply, None
         if reply is None:
             return False
@@ -388,7 +388,7 @@ class ChatScreen(AskingScreen):
 
 
 def _read_user_tasks(reg: Registry, name: str | None) -> dict[str, int] | None:
-    """The user's tasks and how many labels each has; None without a user, or where the user was removed."""
+    """The number of labels of each of the user's tasks; None without a user or if the user was removed."""
     from mta_cli.pipeline.data.tasks import find_task
 
     if name is None:
@@ -401,7 +401,7 @@ def _read_user_tasks(reg: Registry, name: str | None) -> dict[str, int] | None:
     for task in tasks:
         try:
             counts[task] = len(find_task(reg, task).labels)
-        except MtaError:  # its definition is gone or damaged; asking with it says so
+        except MtaError:  # the task's definition is missing or damaged; asking a question shows the error
             counts[task] = 0
     return counts
 
@@ -416,7 +416,6 @@ def _chat_option_text(chat: ChatSummary, *, here: bool) -> Text:
 
 
 def _message_widgets(message: Message) -> list[Static | AnswerMarkdown]:
-    """A stored message as it is shown."""
     if message.role == "user":
         return [Static(block_text(message.content), classes="said")]
     source = message.source
@@ -427,7 +426,6 @@ def _message_widgets(message: Message) -> list[Static | AnswerMarkdown]:
 
 
 def _answer_source_line(result: dict[str, Any]) -> str:
-    """Where an answer came from, and how fast."""
     source, tokens, seconds = result["source"], result["tokens"], result["seconds"]
     bank = f" · {result['task']} · bank {source['bank']} v{source['version']}" if source["bank"] else ""
     rate = f", {format_rate(tokens / seconds)}/s" if seconds and result["ended"] != "label" else ""
