@@ -69,8 +69,8 @@ class RootGroup(LazyGroup):
 
     @cached_property
     def options_anywhere(self) -> list[Any]:
-        """Hidden copies of the global options, so that they are also accepted after a command."""
-        return [_late_twin(each) for each in self.params if each.name in OPTIONS_ANYWHERE]
+        """Copies of the global options, which help does not show, so that they are also accepted after a command."""
+        return [_copy_for_use_after_command(each) for each in self.params if each.name in OPTIONS_ANYWHERE]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the command line. `--show-completion SHELL` is for that shell; without a name, for the running one."""
@@ -125,29 +125,28 @@ def set_global_flags(
     ] = False,
 ) -> None:
     """Store the flags before the command."""
-    _keep_flags(ctx.ensure_object(GlobalFlags), store=store, verbose=verbose, quiet=quiet)
+    _add_global_flags(ctx.ensure_object(GlobalFlags), store=store, verbose=verbose, quiet=quiet)
 
 
-def _keep_flags(given: GlobalFlags, *, store: str | None = None, verbose: int = 0, quiet: bool = False) -> None:
+def _add_global_flags(given: GlobalFlags, *, store: str | None = None, verbose: int = 0, quiet: bool = False) -> None:
     if store is not None:
         given.store = Path(store)
     given.verbosity += verbose
     given.quiet = given.quiet or quiet
 
 
-def _late_twin(option: Any) -> Any:
-    """A copy of a global option for use after the command."""
+def _copy_for_use_after_command(option: Any) -> Any:
     twin = copy.copy(option)
-    twin.hidden, twin.expose_value, twin.callback = True, False, _keep_late_flag
+    twin.hidden, twin.expose_value, twin.callback = True, False, _add_flag_after_command
     return twin
 
 
-def _keep_late_flag(ctx: Any, parameter: Any, value: Any) -> None:
+def _add_flag_after_command(ctx: Any, parameter: Any, value: Any) -> None:
     if value is None or value is False or value == 0:
         return
     ctx.find_root().params[parameter.name] = value  # name completion reads the store from here
     if (given := ctx.find_object(GlobalFlags)) is not None:
-        _keep_flags(given, **{parameter.name: value})
+        _add_global_flags(given, **{parameter.name: value})
 
 
 def run_command_line(arguments: Sequence[str]) -> int:
@@ -160,12 +159,11 @@ def run_command_line(arguments: Sequence[str]) -> int:
         return 0
     except BaseException as error:
         if isinstance(error, MtaError) and error.hint:
-            error.hint = given.word(error.hint)
+            error.hint = given.text_with_store(error.hint)
         return _handle_error(error, Output(quiet=given.quiet, verbosity=given.verbosity))
 
 
 def _handle_error(error: BaseException, output: Output) -> int:
-    """Print an error, and return the exit code."""
     if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
         return 0  # the reader of the help has closed the pipe (`mta --help | head -1`)
     if isinstance(error, SystemExit):

@@ -1,6 +1,5 @@
-"""The errors of this program. Commands and flags in their texts are values, so that each surface can word them itself.
-
-Imports nothing of ours; knows no streams, colours or forms.
+"""The errors of this program. Commands and flags in their texts are values, so that a form can word them in its own
+way.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import TypeAlias
 
 @dataclass(frozen=True)
 class Flag:
-    """An option by the name of its field: `Flag("dtype", "bfloat16")` is `--dtype bfloat16` on the command line."""
+    """A flag in a message, by its field's name: `Flag("dtype", "bfloat16")` is `--dtype bfloat16` in a shell."""
 
     name: str
     value: str | int | None = None
@@ -48,21 +47,18 @@ class Command:
 
 
 Words: TypeAlias = "str | Command | Flag | tuple[Words, ...]"
-"""A text, with the commands and flags it names as values."""
+"""A text in which commands and flags are values."""
 
 
-def worded(words: Words, word: Callable[[Command | Flag], str] = str) -> str:
-    """The text. `word` says how a command or flag is called; by default as on the command line."""
+def words_to_text(words: Words, word: Callable[[Command | Flag], str] = str) -> str:
+    """The text of `words`. `word` turns a command or flag into text; by default as on the command line."""
     if isinstance(words, tuple):
-        return "".join(worded(part, word) for part in words)
+        return "".join(words_to_text(part, word) for part in words)
     return words if isinstance(words, str) else word(words)
 
 
 class MtaError(Exception):
-    """A failure that is explained in one line: what happened (with the values), and a hint on what to do.
-
-    Its string is the message in the words of the command line.
-    """
+    """An error that the user gets as one line: what happened, with the values; and a hint on what to do."""
 
     exit_code = 1
 
@@ -72,7 +68,7 @@ class MtaError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return worded(self.message)
+        return words_to_text(self.message)
 
 
 class UsageError(MtaError):
@@ -104,7 +100,7 @@ class IntegrityFault(MtaError):
 
 
 class StoreBusy(MtaError):
-    """Another process held the write lock, or the same job, longer than the timeout."""
+    """Another process held the write lock, or ran the same job, for longer than the timeout."""
 
 
 class UserInUse(StoreBusy):
@@ -112,9 +108,7 @@ class UserInUse(StoreBusy):
 
 
 class UsersChanged(MtaError):
-    """Between the plan and the start of a job, some of its users were removed, withdrew their consent, or got other
-    items.
-    """
+    """While a job started, some of its users were removed, withdrew their consent, or got other items."""
 
 
 class Interrupted(MtaError):
@@ -137,5 +131,5 @@ def extra_hint(extra: str) -> str:
 
 
 def system_reason(error: Exception) -> str:
-    """The system's reason for an error, in its own words where it has any: `No such file or directory`."""
+    """The reason in the system's words, such as `No such file or directory`; else the error's own text."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,7 +1,4 @@
-"""The events of a running job: small frozen records that a generator yields.
-
-Imports nothing of ours; renders nothing.
-"""
+"""The events of a running job: small frozen records that its generator yields. Renders nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +46,7 @@ class JobProgress:
 
 @dataclass(frozen=True)
 class ArtifactSaved:
-    """Something durable now exists: `kind` (adapter, recipe, stack, bank, model, …) and its name."""
+    """Something was stored: `kind` (adapter, recipe, stack, bank, model, …) and its name."""
 
     kind: str
     name: str
@@ -66,7 +63,7 @@ class ItemKept(ArtifactSaved):
 
 @dataclass(frozen=True)
 class Note:
-    """One line for the user. `warning`: the result is less than requested. `detail`: shown only with -v."""
+    """A line of information for the user. `warning`: the result is incomplete. `detail`: shown only with -v."""
 
     text: str
     warning: bool = False
@@ -75,7 +72,7 @@ class Note:
 
 @dataclass(frozen=True)
 class TextChunk:
-    """A piece of generated text. `column` is its answer when several answers stream (base, common, fused, adapted)."""
+    """A piece of generated text. `column` names its answer if several stream (base, common, fused, adapted)."""
 
     text: str
     column: str = ""
@@ -90,7 +87,7 @@ class JobResult:
 
 @dataclass(frozen=True)
 class UnitFailed:
-    """One unit failed and the job goes on without it."""
+    """One part of the job failed, and the job continues without it."""
 
     label: str
     message: str
@@ -100,7 +97,7 @@ Event = JobPlan | JobStarted | JobProgress | ArtifactSaved | Note | TextChunk | 
 
 
 def forward_events(events: Iterable[Event]) -> Generator[Event, None, Any]:
-    """Yields the events of an inner job without its plan and its result; `return`s the result."""
+    """Yields an inner job's events without its plan and its result, and returns the result."""
     result: Any = None
     for event in events:
         if isinstance(event, JobResult):

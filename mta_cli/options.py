@@ -68,7 +68,7 @@ class MachineOptions:
         "off", "Pack the base's linear layers: nf4 stores each weight in 4 bits.", choices=("off", "nf4")
     )
     max_memory: str | None = option_field(
-        None, "The most memory that a job may plan for, such as 6GB; where not given, as much as is fastest."
+        None, "The most memory that a job may plan to use, such as 6GB; without it, as much as is fastest."
     )
     seed: int = option_field(0, "Seed of every random choice.", minimum=0, maximum=2**31 - 1)
     verify: bool = option_field(
@@ -98,7 +98,7 @@ class MachineOptions:
 
 @dataclass(frozen=True)
 class ExecutorOptions:
-    """The executor of training and evidence. Results do not depend on it."""
+    """Where training and evidence are computed. Results do not depend on it."""
 
     section: ClassVar[str] = "executor"
     executor: str = option_field("local", "Compute in this process, or on workers of Ray.", choices=("local", "ray"))
@@ -107,8 +107,8 @@ class ExecutorOptions:
     gpus: float = option_field(1.0, "GPUs of each worker, if the base runs on a GPU.", minimum=0.01, maximum=8)
 
     @property
-    def place(self) -> str:
-        """The executor as a suffix of a job's title; empty for this process."""
+    def title_suffix(self) -> str:
+        """` on N workers of Ray` for a job's title; empty for this process."""
         return "" if self.executor == "local" else f" on {self.workers} workers of Ray"
 
 
@@ -139,7 +139,7 @@ class BankOptions:
     learning_rate: float = option_field(1e-3, "Peak learning rate of the meta-LoRAs.", minimum=1e-8, maximum=1.0)
     batch_size: int = option_field(8, "Rows in a training step.", minimum=1, maximum=1024)
     targets: str = option_field(
-        "all-linear", "Linear layers that carry the LoRAs: all-linear, or last parts of their names, comma-separated."
+        "all-linear", "Linear layers that get LoRAs: all-linear, or the last parts of their names, comma-separated."
     )
     placement: str = option_field(
         "upper",
@@ -176,22 +176,22 @@ class BankOptions:
     task_learning_rate: float = option_field(1e-3, "Peak learning rate of the task adapter.", minimum=1e-8, maximum=1.0)
     held_out_weights: bool = option_field(
         True,
-        "Fit the label memory's weights by task adapters that have not seen the users; takes the time of one more.",
+        "Fit the label memory's weights with task adapters trained on other users; takes as long as one more adapter.",
     )
 
     @property
     def anchor_count(self) -> int:
-        """The number of anchors; the usual number if it is to be chosen from the data."""
+        """The number of anchors; the default number if it is still to be chosen from the data."""
         return USUAL_ANCHORS if self.anchors is None else self.anchors
 
     @property
     def anchor_items(self) -> int:
-        """The history items that an anchor needs; the usual number if it is to be chosen from the data."""
+        """The history items that an anchor needs; the default if it is still to be chosen from the data."""
         return USUAL_MIN_ITEMS if self.min_items is None else self.min_items
 
     @property
-    def pool_items(self) -> int:
-        """The history items that a user needs to contribute to a bank at all."""
+    def min_contributor_items(self) -> int:
+        """The history items that a user needs to contribute to a bank, as an anchor or to the task adapter."""
         return self.anchor_items if self.task_min_items is None else min(self.task_min_items, self.anchor_items)
 
 
@@ -429,7 +429,7 @@ class ImportOptions:
     me: tuple[str, ...] = option_field(
         (),
         "The user of a file of one user. For mail your addresses, for WhatsApp, Slack and Discord your names there; "
-        "several are possible. The first may be another name.",
+        "can be repeated. The first one becomes the user's name.",
         metavar="NAME",
     )
     user: str | None = option_field(
@@ -440,10 +440,10 @@ class ImportOptions:
     )
     output: str | None = option_field(None, "The column of the output, or a template.", metavar="COLUMN")
     time: str | None = option_field(
-        None, "The column of the time; - reads none. Else time, where it is.", metavar="COLUMN"
+        None, "The column of the time, by default `time` if there is one; - reads none.", metavar="COLUMN"
     )
     id: str | None = option_field(
-        None, "The column of the item's id; - reads none. Else id, where it is.", metavar="COLUMN"
+        None, "The column of the item's id, by default `id` if there is one; - reads none.", metavar="COLUMN"
     )
     hold_out: int = option_field(
         0,
@@ -451,10 +451,10 @@ class ImportOptions:
         minimum=0,
         maximum=1_000_000_000,
     )
-    seed: int = option_field(0, "What draws the held-out items of users without times.", minimum=0, maximum=2**31 - 1)
-    skip_faulty: bool = option_field(False, "Leave out records with a fault, and count them.")
+    seed: int = option_field(0, "Seed that draws held-out items of users without times.", minimum=0, maximum=2**31 - 1)
+    skip_faulty: bool = option_field(False, "Leave out faulty records and report their number.")
     round: float = option_field(
-        0.0, "Round numbers in the output to multiples of this; leave out other outputs.", minimum=0, maximum=1e9
+        0.0, "Round numeric outputs to multiples of this; leave out items without one.", minimum=0, maximum=1e9
     )
     outputs: str | None = option_field(None, "The file with the answers to LaMP's questions.", metavar="FILE")
     since: str | None = option_field(
@@ -467,7 +467,7 @@ class ImportOptions:
         LEAST_COMMITS, "Of a repository: leave out authors with fewer such commits.", minimum=1, maximum=1_000_000_000
     )
     body: bool = option_field(
-        False, "Of a repository: learn whole messages, as task commit-body; else their first lines."
+        False, "Of a repository: learn whole messages, as task commit-body, instead of their first lines."
     )
     pseudonyms: bool = option_field(False, "Of a repository: give its authors made-up names.")
 
@@ -542,7 +542,7 @@ class OptionSet:
         return OptionSet(*(self._by_class | {type(instance): instance}).values())
 
     def get(self, cls: type[T]) -> T:
-        """The instance; the defaults if a command or form does not have these options."""
+        """The instance of an option class; its defaults if a command or form does not have these options."""
         found: T = self._by_class.get(cls) or cls()
         return found
 

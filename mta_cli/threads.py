@@ -1,4 +1,4 @@
-"""Chooses how long OpenMP's threads spin while waiting, once, by how busy the cores are at the program's start.
+"""Chooses at the program's start how long waiting OpenMP threads spin, by how busy the cores are.
 
 The runtime reads the value when torch is first imported. On idle cores long spinning is faster; beside other processes
 a spinning thread occupies a core that a working one needs. `benchmarks/bench_load.py` measures both. The number of
@@ -22,9 +22,7 @@ IDLE = ("idle", "iowait")
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """Times in seconds: the clock, this process's CPU time, and the CPU time of all processes on all cores since the
-    machine started.
-    """
+    """CPU times in seconds: of this process (`own`) and of all processes (`everyone`), with the clock's time."""
 
     clock: float
     own: float
@@ -32,7 +30,7 @@ class CpuTimes:
 
     @classmethod
     def read(cls, source: Path = Path("/proc/stat")) -> Self | None:
-        """The current times; None if the system does not tell."""
+        """The current times; None if the system does not provide them."""
         try:
             ticks = dict(zip(WORK, map(int, source.read_text().partition("\n")[0].split()[1:]), strict=False))
             busy = sum(count for name, count in ticks.items() if name not in IDLE) / os.sysconf("SC_CLK_TCK")
@@ -40,7 +38,7 @@ class CpuTimes:
             return None
         return cls(time.monotonic(), time.process_time(), busy)
 
-    def cores_of_others(self, later: Self) -> float:
+    def cores_used_by_others(self, later: Self) -> float:
         """The number of cores that other processes used between these times and `later`."""
         elapsed = later.clock - self.clock
         return max(0.0, (later.everyone - self.everyone) - (later.own - self.own)) / elapsed if elapsed > 0 else 0.0
@@ -50,20 +48,20 @@ def choose_spins(start: CpuTimes | None, now: CpuTimes | None, cores: int) -> in
     """The number of spins of a waiting thread, assuming one of our threads on each core."""
     if start is None or now is None or cores < 2:
         return SPINS
-    return SPINS_BESIDE_OTHERS if start.cores_of_others(now) >= BUSY_CORES else SPINS
+    return SPINS_BESIDE_OTHERS if start.cores_used_by_others(now) >= BUSY_CORES else SPINS
 
 
 def prepare_threads(start: CpuTimes | None) -> None:
-    """Set the spins for the runtime, unless the user has set them or the wait policy.
+    """Set the number of spins in the environment, unless the user has set it or the wait policy.
 
-    The cores' load is measured from the times `start` until now.
+    How busy the cores are is measured from the times `start` until now.
     """
     if POLICY not in os.environ and VARIABLE not in os.environ:
         os.environ[VARIABLE] = str(choose_spins(start, CpuTimes.read(), os.cpu_count() or 1))
 
 
-def describe_waiting() -> str:
-    """The choice as text."""
+def describe_thread_spinning() -> str:
+    """A sentence on how waiting threads spin, for `mta doctor`."""
     if policy := os.environ.get(POLICY):
         return f"waiting threads are {policy} ({POLICY})"
     if spins := os.environ.get(VARIABLE):

@@ -1,1 +1,3 @@
-"""The registry of users, banks and models, and its files. It imports neither engine nor terminal."""
+"""The store: a SQLite database of users, banks and models, and the adapter files. It imports neither engine nor
+terminal.
+"""

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Literal
 import msgspec
 
 from mta_cli.errors import BadInput, Command, IntegrityFault, NotFound, StoreBusy
-from mta_cli.plain_file import require_plain_file
+from mta_cli.plain_file import refuse_special_file
 from store.columns import utc_now
 from store.files import (
     disk_fault,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 MANIFEST_NAME, DATABASE_NAME = "manifest.json", "registry.db"
 MAX_MANIFEST_BYTES = 2**16
-MAX_ATTEMPTS = 5  # a writer may remove an adapter after the database is copied and before the adapter's file is copied
+MAX_ATTEMPTS = 5  # another process may remove an adapter after the database is copied and before its file is copied
 _CHUNK_BYTES = 2**20
 _ADAPTER_PATTERN = re.compile(r"adapters/([0-9a-f]{2})/(\1[0-9a-f]{62})\.safetensors")
 
@@ -47,9 +47,9 @@ _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """An archive's manifest. `schema`, `sha256` and `bytes` are the database's, `created` is ISO 8601.
+    """The first file of a backup. `schema`, `sha256` and `bytes` describe the database; `created` is ISO 8601.
 
-    A later format keeps these fields, so that a program that does not know it can say so.
+    Later formats keep these fields, so that an older program can still say that the backup is too new for it.
     """
 
     format: Literal["mta backup"]
@@ -68,14 +68,15 @@ class _RemovedMeanwhileError(Exception):
 
 
 def create_backup(reg: Registry, path: Path, program: str) -> Generator[str, None, Manifest]:
-    """Write the store to an archive atomically; yields each member's name once it is written.
+    """Write the store to an archive, as a whole or not at all; yields the name of each file in it once it is written.
 
-    Returns the manifest. `program` is the version that writes it. Raises BadInput when the file cannot be written,
-    IntegrityFault for a damaged adapter file, StoreBusy when other processes keep removing adapters.
+    Returns the manifest. `program` is the version of mta that writes it. Raises BadInput when the archive cannot be
+    written, IntegrityFault for a damaged adapter file, StoreBusy when other processes removed adapters during every
+    attempt.
     """
     folder = path.parent
     if not folder.is_dir():
-        raise BadInput(f"There is no folder {folder}.", hint="create it, or choose another file")
+        raise BadInput(f"There is no folder {folder}.", hint="create it, or write the backup to another folder")
     try:
         remove_leftover_temporaries(folder)
         for _ in range(MAX_ATTEMPTS):
@@ -88,7 +89,10 @@ def create_backup(reg: Registry, path: Path, program: str) -> Generator[str, Non
                 return manifest
     except OSError as error:
         raise disk_fault(path, error) from error
-    raise StoreBusy("Other processes remove adapters all the while.", hint="wait for them to end, then try again")
+    raise StoreBusy(
+        f"No backup was made: in each of {MAX_ATTEMPTS} attempts, another process removed adapters meanwhile.",
+        hint="wait until other mta commands have ended, then run the backup again",
+    )
 
 
 def _write_archive(reg: Registry, copy: Path, archive: Path, program: str) -> Generator[str, None, Manifest]:
@@ -96,7 +100,7 @@ def _write_archive(reg: Registry, copy: Path, archive: Path, program: str) -> Ge
         schema = schema_version(conn)
         users = conn.execute("SELECT count(*) FROM users").fetchone()[0]
         digests = [digest for (digest,) in conn.execute("SELECT digest FROM adapters ORDER BY digest")]
-    # In GNU's format every header belongs to a file, even for files above 8 GiB.
+    # GNU's format stores the size of a file above 8 GiB in its own header; `_read_headers` reads no extension headers.
     with copy.open("rb") as database, tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as target:
         digest, size = hashlib.file_digest(database, "sha256").hexdigest(), database.tell()
         manifest = Manifest("mta backup", FORMAT_VERSION, utc_now(), program, schema, users, len(digests), digest, size)
@@ -128,14 +132,14 @@ def _read_adapter(reg: Registry, digest: str) -> bytes:
 
 
 def unpack_backup(path: Path, root: Path, *, has_old: bool) -> Generator[str, None, Manifest]:
-    """Unpack and verify an archive into `root`, an empty folder; yields each member's name once it is unpacked.
+    """Unpack and verify an archive into `root`, an empty folder; yields the name of each file once it is unpacked.
 
-    Returns the manifest. With `has_old` the disk must have room to write the database a second time, over the old one.
-    Raises NotFound, BadInput for a file that is not a backup or too large for the disk, IntegrityFault for one that is
-    damaged, malformed, or written by a newer program.
+    Returns the manifest. `has_old`: a store is replaced, so the disk also needs room for a second copy of the database.
+    Raises NotFound for a missing file, BadInput for a file that is not a backup or is too large for the disk,
+    IntegrityFault for a backup that is damaged or was written by a newer program.
     """
     try:
-        require_plain_file(path)
+        refuse_special_file(path)
         with path.open("rb") as file:
             headers = _read_headers(path, file)
             manifest = _read_manifest(path, file, headers)
@@ -143,16 +147,16 @@ def unpack_backup(path: Path, root: Path, *, has_old: bool) -> Generator[str, No
             for name, size in headers:
                 adapter = _ADAPTER_PATTERN.fullmatch(name)
                 if name != DATABASE_NAME and adapter is None:
-                    raise _damaged(path, f"{name[:120]!r} is not the name of a member")
+                    raise _damaged(path, f"a backup contains no file called {name[:120]!r}")
                 if (target := root / name).exists():
-                    raise _damaged(path, f"it has {name} twice")
+                    raise _damaged(path, f"it contains {name} twice")
                 if _unpack_member(file, size, target) != (adapter[2] if adapter else manifest.sha256):
-                    raise _damaged(path, f"{name} has another digest than it should")
+                    raise _damaged(path, f"the content of {name} does not match its SHA-256")
                 yield name
             if not (root / DATABASE_NAME).exists():
-                raise _damaged(path, "it has no database")
+                raise _damaged(path, "it contains no database")
     except FileNotFoundError as error:
-        hint = missing_file_hint(path, (Command("backup", "FILE"), " makes one"))
+        hint = missing_file_hint(path, (Command("backup", "FILE"), " makes a backup"))
         raise NotFound(f"There is no file {path}.", hint=hint) from error
     except OSError as error:
         raise disk_fault(path, error, "unpacked") from error
@@ -160,7 +164,7 @@ def unpack_backup(path: Path, root: Path, *, has_old: bool) -> Generator[str, No
 
 
 def _read_headers(path: Path, file: IO[bytes]) -> Iterator[tuple[str, int]]:
-    """Name and size of each member; the caller reads its content before the next.
+    """Yields name and size of each file in the archive; the caller reads its content before asking for the next.
 
     `tarfile.open` is not used because it follows links, makes devices, and reads headers of any length into memory.
     """
@@ -181,28 +185,27 @@ def _read_manifest(path: Path, file: IO[bytes], headers: Iterator[tuple[str, int
     except IntegrityFault:
         name, size = "", 0
     if name != MANIFEST_NAME:
-        raise BadInput(f"{path} is not a backup.", hint=(Command("backup", "FILE"), " makes one"))
+        raise BadInput(f"{path} is not a backup of a store.", hint=(Command("backup", "FILE"), " makes a backup"))
     if size > MAX_MANIFEST_BYTES:
         raise _damaged(path, "its manifest is too large")
     try:
         manifest = msgspec.json.decode(file.read(size), type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise _damaged(path, f"its manifest is none: {error}") from error
+        raise _damaged(path, f"its manifest cannot be read ({error})") from error
     if manifest.version > FORMAT_VERSION or manifest.schema > SCHEMA_VERSION:
         raise IntegrityFault(
-            f"{path} is a backup in format {manifest.version} with schema {manifest.schema}; this program knows format "
-            f"{FORMAT_VERSION} and schemas up to {SCHEMA_VERSION}.",
-            hint="use the newer mta that made it",
+            f"{path} was made by a newer mta: it has format {manifest.version} and schema {manifest.schema}; this mta "
+            f"reads format {FORMAT_VERSION} and schemas up to {SCHEMA_VERSION}.",
+            hint="restore it with the mta that made it",
         )
     return manifest
 
 
 def _require_room(path: Path, needed: int, root: Path) -> None:
-    """Raises BadInput where the disk of `root` has no room for the `needed` bytes."""
     if needed > (free := shutil.disk_usage(root).free):
         raise BadInput(
-            f"{path} needs {needed:,} bytes, and {root} has room for {free:,}.",
-            hint="free some space and run it again",
+            f"Unpacking {path} needs {needed:,} bytes, and the disk of {root} has room for {free:,}.",
+            hint="free some space on this disk, then run the command again",
         )
 
 
@@ -221,4 +224,4 @@ def _unpack_member(file: IO[bytes], size: int, target: Path) -> str:
 
 
 def _damaged(path: Path, why: str) -> IntegrityFault:
-    return IntegrityFault(f"{path} is damaged or no backup: {why}.", hint="use another backup; nothing was changed")
+    return IntegrityFault(f"The backup {path} is damaged: {why}.", hint="use another backup; the store was not changed")

@@ -1,4 +1,4 @@
-"""Values of columns: JSON, booleans, missing numbers, times. Knows no table."""
+"""Converts values between Python and the columns of any table: JSON, booleans, missing numbers, times."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ def utc_now() -> str:
 
 
 def dump_json(document: Any, *, in_order: bool = False) -> str:
-    """A document as JSON text, with sorted keys, or with `in_order` in the document's order."""
+    """A document as JSON text. Keys are sorted; with `in_order` they keep the document's order."""
     return json.dumps(document, ensure_ascii=False, sort_keys=not in_order)
 
 
 def load_json_columns(row: dict[str, Any], *columns: str) -> dict[str, Any]:
-    """The row with its JSON `columns` as documents; NULL stays None. Raises IntegrityFault for damaged JSON."""
+    """The row with the JSON text of `columns` parsed; NULL becomes None. Raises IntegrityFault for damaged JSON."""
     try:
         return row | {name: None if row[name] is None else json.loads(row[name]) for name in columns}
     except ValueError as error:
         raise IntegrityFault(
-            "A record of the store is damaged.", hint=(Command("restore", "FILE"), " brings back a backup")
+            f"A row of the store has damaged JSON in one of the columns {', '.join(columns)}.",
+            hint=(Command("restore", "FILE"), " replaces the store by a backup"),
         ) from error
 
 
 def load_boolean_columns(row: dict[str, Any], *columns: str) -> dict[str, Any]:
-    """The row with its 0/1 `columns` as booleans."""
+    """The row with 0 and 1 in `columns` as False and True."""
     return row | {name: bool(row[name]) for name in columns}
 
 
 def null_to_nan(row: dict[str, Any], *columns: str) -> dict[str, Any]:
-    """The row with NaN for NULL in `columns`: SQLite stores NaN as NULL."""
+    """The row with NaN in place of None in `columns`, because SQLite stores NaN as NULL."""
     return row | {name: math.nan if row[name] is None else row[name] for name in columns}

@@ -1,6 +1,6 @@
-"""One connection to the registry's database: opening it, transactions, and translating SQLite's errors.
+"""One connection to the store's database: opening it, transactions, and translating SQLite's errors.
 
-Knows neither tables nor rows. Only migrating imports sqlite-utils, which loads numpy and pandas.
+Knows neither tables nor rows. Only migrating imports sqlite-utils, because that loads numpy and pandas.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, MtaError, NotFound, StoreBusy
-from store.database_copy import copy_database, save_before_migration
+from store.database_copy import copy_database, save_database_before_migration
 from store.process_lock import process_lock
 from store.schema import SCHEMA_VERSION, known_schema_version, schema_version
 
 MIN_SQLITE_VERSION = (3, 35, 0)
 COPY_MARKER = "snapshot.json"
-"""The snapshot's manifest. A store with this file is a pulled, read-only copy of a snapshot."""
+"""The file name of a snapshot's manifest. A store with this file is a read-only copy that `mta pull` made."""
 
-# Sorting and indexing stay in memory, so no temporary file holds texts that forgetting could not erase.
+# Sorting and indexing stay in memory: SQLite's temporary files would keep texts of users who are removed later.
 _TEMPORARIES_IN_MEMORY = "PRAGMA temp_store = MEMORY"
 
 SqlParameters = Sequence[Any] | Mapping[str, Any]
@@ -34,7 +34,8 @@ def check_sqlite() -> None:
     if sqlite3.sqlite_version_info < MIN_SQLITE_VERSION:
         needed = ".".join(map(str, MIN_SQLITE_VERSION))
         raise BadInput(
-            f"This Python has SQLite {sqlite3.sqlite_version}; the store needs {needed}.", hint="use a newer Python"
+            f"This Python has SQLite {sqlite3.sqlite_version}; a store needs at least {needed}.",
+            hint="use a newer Python",
         )
     with contextlib.closing(sqlite3.connect(":memory:")) as conn:
         try:
@@ -46,9 +47,9 @@ def check_sqlite() -> None:
 
 
 class Connection:
-    """An open database in autocommit mode. Reads see committed data; writes go through `transaction`.
+    """An open database in which each statement commits by itself; several writes go through `transaction`.
 
-    Belongs to the thread that opened it.
+    Only the thread that opened it may use it.
     """
 
     def __init__(self, root: Path, conn: sqlite3.Connection, *, timeout: float, writable: bool) -> None:
@@ -59,7 +60,7 @@ class Connection:
 
     @classmethod
     def open(cls, root: Path, *, create: bool, timeout: float) -> Connection:
-        """Open the database in `root`, brought to the newest schema. Raises as `Registry.open`."""
+        """Open the database in `root` and migrate it to the newest schema. Raises as `Registry.open`."""
         check_sqlite()
         path = root / "registry.db"
         _ensure_database_file(root, path, create=create)
@@ -67,7 +68,7 @@ class Connection:
         is_copy = is_pulled_copy(root)
         with translate_sqlite_errors(root, timeout):
             try:
-                conn = _open_current(root, timeout, writable, create=create)
+                conn = _open_if_current_schema(root, timeout, writable, create=create)
             except sqlite3.OperationalError as error:
                 if writable or not _log_path(path).exists():
                     raise
@@ -75,31 +76,31 @@ class Connection:
             if conn is None:
                 if is_copy:
                     raise BadInput(
-                        f"The store at {root} is a copy of a snapshot of an older mta.",
-                        hint=("pull it again with ", Command("pull"), ", from a snapshot made by this version of mta"),
+                        f"The store at {root} is a copy of a snapshot that an older mta made.",
+                        hint=("make a new snapshot with this version of mta, then run ", Command("pull"), " here"),
                     )
                 if not writable:
                     raise _unwritable_error(root)
                 with process_lock(root, "schema", timeout, "bringing the store to the newest schema"):
-                    conn = _open_current(root, timeout, writable, create=create)
+                    conn = _open_if_current_schema(root, timeout, writable, create=create)
                     if conn is None:
                         _migrate_schema(root, timeout)
-                        conn = _open_current(root, timeout, writable, create=create)
+                        conn = _open_if_current_schema(root, timeout, writable, create=create)
                         assert conn is not None
         if is_copy:
             conn.execute("PRAGMA query_only = ON")
         return cls(root, conn, timeout=timeout, writable=writable and not is_copy)
 
     def close(self) -> None:
-        """Close it. Closing twice is harmless."""
+        """Close the connection. Closing it twice is harmless."""
         self._conn.close()
 
-    def require_in_place(self) -> None:
-        """Raises IntegrityFault if the path no longer leads to the database that was opened."""
+    def require_not_moved(self) -> None:
+        """Raises IntegrityFault if the store's path no longer leads to the database file that was opened."""
         if _file_identity(self.root) != self._identity:
             raise IntegrityFault(
-                f"The store at {self.root} was moved or replaced while it was open; nothing more was written.",
-                hint=("run it again and say where the store is now: ", Flag("store", "DIR")),
+                f"The store at {self.root} was moved or replaced during the command; its last change was not stored.",
+                hint=("run the command again, with the store's new place: ", Flag("store", "DIR")),
             )
 
     @property
@@ -109,28 +110,28 @@ class Connection:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All writes inside are committed together or not at all; an inner transaction joins the outer one.
+        """All writes in the block are committed together or not at all; an inner transaction joins the outer one.
 
-        Raises StoreBusy when another writer holds the store longer than the timeout, and IntegrityFault when the store
-        was moved, because its files would be written elsewhere. An error after the commit says that the data are
-        stored.
+        Raises StoreBusy when another process writes for longer than the timeout. Raises IntegrityFault when the store's
+        directory was moved, because its adapter files would be written elsewhere. An error raised by an action after
+        the commit says that the data are stored.
         """
         if self.in_transaction:
             with self._savepoint():
                 yield
             return
         self._require_writable()
-        self.require_in_place()
+        self.require_not_moved()
         with self._translate_errors():
             self._conn.execute("BEGIN IMMEDIATE")
         try:
             if (found := schema_version(self._conn)) > SCHEMA_VERSION:
                 raise IntegrityFault(
-                    f"A newer mta has brought the store at {self.root} to schema {found}; nothing was written.",
-                    hint="start again with the newer mta",
+                    f"A newer mta has just migrated the store at {self.root} to schema {found}; nothing was written.",
+                    hint="run the command again with the newer mta",
                 )
             yield
-            self.require_in_place()
+            self.require_not_moved()
             with self._translate_errors():
                 self._conn.execute("COMMIT")
         except BaseException:
@@ -156,26 +157,26 @@ class Connection:
         self._conn.execute("RELEASE inner")
 
     def after_commit(self, action: Callable[[], None]) -> None:
-        """Call `action` after the open transaction commits, or now when none is open; never after a rollback."""
+        """Call `action` after the open transaction commits, or now if none is open; after a rollback it is dropped."""
         if self.in_transaction:
             self._after_commit.append(action)
         else:
             action()
 
     def fetch_dicts(self, sql: str, parameters: SqlParameters = ()) -> list[dict[str, Any]]:
-        """All rows of a query, by column name."""
+        """All rows of a query as dicts from column name to value."""
         with self._translate_errors():
             cursor = self._conn.execute(sql, parameters)
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, row, strict=True)) for row in cursor]
 
     def fetch_tuples(self, sql: str, parameters: SqlParameters = ()) -> list[tuple[Any, ...]]:
-        """All rows of a query, in column order."""
+        """All rows of a query as tuples in column order."""
         with self._translate_errors():
             return self._conn.execute(sql, parameters).fetchall()
 
     def fetch_dict(self, sql: str, parameters: SqlParameters = ()) -> dict[str, Any] | None:
-        """The first row of a query."""
+        """The first row of a query as a dict; None when there is no row."""
         found = self.fetch_dicts(sql, parameters)
         return found[0] if found else None
 
@@ -185,25 +186,25 @@ class Connection:
         return found[0][0] if found else None
 
     def execute_write(self, sql: str, parameters: SqlParameters = ()) -> sqlite3.Cursor:
-        """One writing statement, in a transaction of its own if none is open."""
+        """Execute one writing statement, in a transaction of its own if none is open."""
         with self.transaction(), self._translate_errors():
             return self._conn.execute(sql, parameters)
 
     def insert_row(self, table: str, values: Mapping[str, Any]) -> int:
-        """Insert one row, its values by column name; returns its number."""
+        """Insert one row, given as values by column name; returns its row id."""
         places = ", ".join(f":{name}" for name in values)
         row = self.execute_write(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({places})", values).lastrowid
         assert row is not None
         return row
 
     def execute_write_many(self, sql: str, parameters: Iterable[SqlParameters]) -> int:
-        """One writing statement for every tuple; returns how many rows it changed."""
+        """Execute one writing statement for every parameter set; returns how many rows it changed."""
         with self.transaction(), self._translate_errors():
             return max(0, self._conn.executemany(sql, parameters).rowcount)
 
     @contextlib.contextmanager
     def without_busy_timeout(self) -> Iterator[None]:
-        """Inside, operations that would wait for another process raise StoreBusy at once."""
+        """In the block, operations that would wait for another process raise StoreBusy at once."""
         self._conn.execute("PRAGMA busy_timeout = 0")
         try:
             yield
@@ -211,7 +212,8 @@ class Connection:
             self._conn.execute(f"PRAGMA busy_timeout = {int(self.timeout * 1000)}")
 
     def vacuum(self) -> None:
-        """Overwrite deleted rows: rewrite the database and empty the log. Raises StoreBusy while others read.
+        """Rewrite the database and empty its log, to erase the bytes of deleted rows. Raises StoreBusy while others
+        read.
 
         SQLite copies the remaining rows to a temporary file, because the database may be larger than the memory.
         """
@@ -225,13 +227,14 @@ class Connection:
             busy, _, _ = self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StoreBusy(
-                "Another process is reading the store and keeps its log.", hint="end it, then run any mta command"
+                "Another process is reading the store, so SQLite's log cannot be emptied.",
+                hint="end that process, then run any mta command: it empties the log",
             )
 
     def copy_to(self, path: Path) -> None:
-        """Copy a consistent state of the database to a new file while writers go on. Raises OSError for that file."""
+        """Copy a consistent state of the database to a new file while others write. Raises OSError for that file."""
         with self._translate_errors():
-            self._conn.execute("PRAGMA query_only = OFF")  # SQLite takes VACUUM INTO for a write to this database
+            self._conn.execute("PRAGMA query_only = OFF")  # otherwise SQLite refuses VACUUM INTO as a write
             try:
                 copy_database(self._conn, path)
             finally:
@@ -246,12 +249,12 @@ class Connection:
 
 
 def is_pulled_copy(root: Path) -> bool:
-    """Whether the store in `root` is a copy of a snapshot. Only `mta pull` changes such a store."""
+    """Whether the store in `root` is a copy of a snapshot, which only `mta pull` may change."""
     return (root / COPY_MARKER).exists()
 
 
 def _file_identity(root: Path) -> tuple[int, int] | None:
-    """Device and inode of the database in `root`; None when there is none."""
+    """Device and inode number of the database file in `root`; None if there is no file."""
     try:
         found = os.stat(root / "registry.db")
     except OSError:
@@ -269,7 +272,8 @@ def _ensure_database_file(root: Path, path: Path, *, create: bool) -> None:
         path.touch(mode=0o600)  # only the owner may read users' texts, even in a folder that others can read
     except OSError as error:
         raise BadInput(
-            f"A store cannot be used at {root}: {error.strerror}.", hint=("choose another ", Flag("store", "DIR"))
+            f"There can be no store at {root}: {error.strerror}.",
+            hint=("choose another directory: ", Flag("store", "DIR")),
         ) from error
 
 
@@ -278,12 +282,12 @@ def _log_path(path: Path) -> Path:
 
 
 def sqlite_uri(path: Path, writable: bool) -> str:
-    """The database's path as an SQLite URI, read-only if the file may not be written."""
+    """The database's path as an SQLite URI; read-only unless `writable`."""
     if writable:
         return path.absolute().as_uri()
     log = _log_path(path)
-    # Without write access SQLite cannot make the log's index. If there is no log, the database file has all committed
-    # data.
+    # Without write access SQLite cannot make the index of its log. An empty or missing log means that the database file
+    # has all committed data; `immutable` then lets SQLite read it without the index.
     still = not log.exists() or log.stat().st_size == 0
     return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
 
@@ -303,19 +307,19 @@ def _set_pragmas(conn: sqlite3.Connection, timeout: float, writable: bool) -> No
         conn.execute("PRAGMA query_only = ON")
 
 
-def _open_current(root: Path, timeout: float, writable: bool, *, create: bool) -> sqlite3.Connection | None:
-    """The open database. For a new one or one of an older schema, it is closed again and None is returned."""
+def _open_if_current_schema(root: Path, timeout: float, writable: bool, *, create: bool) -> sqlite3.Connection | None:
+    """The open database if it has the newest schema; None, with the database closed, if it is new or older."""
     conn = _connect(root, timeout, writable)
     try:
         found = known_schema_version(root, conn)
         if found == 0 and not create:
             raise IntegrityFault(
-                f"The store at {root} is empty.",
-                hint=(Command("restore", "FILE"), " brings back a backup; ", Command("init"), " begins anew"),
+                f"The database of the store at {root} is empty.",
+                hint=(Command("restore", "FILE"), " replaces it by a backup; ", Command("init"), " makes a new store"),
             )
         if writable and found == SCHEMA_VERSION:
-            with contextlib.suppress(sqlite3.OperationalError):  # in use: a later opening does it
-                # a database that was copied from a backup is not in WAL mode
+            # A restored database is not in WAL mode. If another process uses it now, a later opening switches the mode.
+            with contextlib.suppress(sqlite3.OperationalError):
                 conn.execute("PRAGMA journal_mode = WAL").fetchall()
     except BaseException:
         conn.close()
@@ -330,7 +334,8 @@ def _connect(root: Path, timeout: float, writable: bool) -> sqlite3.Connection:
     uri = sqlite_uri(root / "registry.db", writable)
     conn = sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None)
     try:
-        conn.create_function("unicode_lower", 1, str.lower, deterministic=True)  # SQLite's lowers only a-z
+        # SQLite's own `lower` changes only A to Z
+        conn.create_function("unicode_lower", 1, str.lower, deterministic=True)
         _set_pragmas(conn, timeout, writable)
     except BaseException:
         conn.close()
@@ -339,47 +344,47 @@ def _connect(root: Path, timeout: float, writable: bool) -> sqlite3.Connection:
 
 
 def _migrate_schema(root: Path, timeout: float) -> None:
-    """Migrate the store to the current schema while no other process has it open, because an older program would keep
-    writing.
+    """Migrate the store while no other process has it open, because an older program would keep writing to it.
 
     Raises StoreBusy when another process has it open for longer than the timeout.
     """
     from store.migrations.steps import migrate
 
     with contextlib.closing(_connect(root, timeout, writable=True)) as conn:
-        conn.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()  # before the first read, to keep out all others
+        conn.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()  # before the first read, to exclude readers too
         try:
             conn.execute("BEGIN EXCLUSIVE")
             conn.execute("COMMIT")
         except sqlite3.OperationalError as error:
             if (getattr(error, "sqlite_errorname", "") or "").startswith("SQLITE_BUSY"):
                 raise StoreBusy(
-                    f"The store at {root} must be brought to schema {SCHEMA_VERSION}, and another process has it open.",
-                    hint="end it (an older mta's window or chat, perhaps), then run this again",
+                    f"The store at {root} must be migrated to schema {SCHEMA_VERSION}; another process has it open.",
+                    hint="end that process, perhaps a window or a chat of an older mta, then run the command again",
                 ) from error
             raise
         mode = conn.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
             raise BadInput(
-                f"The file system of {root} cannot hold a store (SQLite's log mode is {mode}).", hint="use a local disk"
+                f"The file system of {root} cannot hold a store: SQLite's log mode is {mode}, not wal.",
+                hint=("choose a directory on a local disk: ", Flag("store", "DIR")),
             )
         if (found := schema_version(conn)) > 0:
-            save_before_migration(root, conn, found)
-        conn.execute("PRAGMA foreign_keys = OFF")  # some migrations rebuild tables
+            save_database_before_migration(root, conn, found)
+        conn.execute("PRAGMA foreign_keys = OFF")  # some migrations drop and rebuild tables
         migrate(conn)
 
 
 def _run_after_commit(action: Callable[[], None]) -> MtaError | None:
-    """Run an action after a commit. If it fails, returns an error that says what is done and what remains to be
+    """Run an action after a commit; if it fails, returns an error that says what is done and what remains to be
     done.
     """
     try:
         action()
     except MtaError as error:
-        before = "end it or let it end" if isinstance(error, StoreBusy) else "mend that"
+        before = "let the other process end" if isinstance(error, StoreBusy) else "remove this cause"
         owed = type(error)(
-            ("The change is done, but removed bytes stay on the disk for now. ", error.message),
-            hint=f"{before}, then run any mta command: it removes them",
+            ("The change is done, but bytes of removed data are still on the disk: ", error.message),
+            hint=f"{before}, then run any mta command: it erases these bytes",
         )
         owed.__cause__ = error
         return owed
@@ -389,24 +394,24 @@ def _run_after_commit(action: Callable[[], None]) -> MtaError | None:
 def _unwritable_error(root: Path) -> BadInput:
     if is_pulled_copy(root):
         return BadInput(
-            f"The store at {root} is a copy of a snapshot and is only read.",
+            f"The store at {root} is a copy of a snapshot, which cannot be changed.",
             hint=(
-                "change the store that the snapshot is made from, then ",
+                "change the store that the snapshot is made from; then run ",
                 Command("snapshot"),
-                " and ",
+                " there and ",
                 Command("pull"),
+                " here",
             ),
         )
     if _is_read_only(root):
         return BadInput(
             f"The store at {root} cannot be written: its file system is read-only.",
-            hint="make it writable, or choose another directory",
+            hint=("make it writable, or choose another directory: ", Flag("store", "DIR")),
         )
     return BadInput(f"The store at {root} cannot be written.", hint="check the permissions of its directory")
 
 
 def _is_read_only(root: Path) -> bool:
-    """Whether the file system is mounted read-only; False if the system does not say."""
     try:
         return bool(os.statvfs(root).f_flag & os.ST_RDONLY)
     except (AttributeError, OSError):
@@ -415,29 +420,29 @@ def _is_read_only(root: Path) -> bool:
 
 def _unreadable_log_error(root: Path) -> BadInput:
     return BadInput(
-        f"The store at {root} is not damaged, but its last changes are in registry.db-wal, which SQLite reads only "
-        "where it may write.",
-        hint="make the directory writable, or copy it to a disk that is",
+        f"The store at {root} cannot be read: its last changes are in registry.db-wal, which SQLite reads only in a "
+        "writable directory. The store is not damaged.",
+        hint="make the directory writable, or copy it to a disk where you may write",
     )
 
 
 @contextlib.contextmanager
 def translate_sqlite_errors(root: Path, timeout: float) -> Iterator[None]:
-    """Turns SQLite's errors into ours."""
+    """In the block, errors of SQLite become MtaErrors with a message and a hint."""
     try:
         yield
     except sqlite3.ProgrammingError:
         raise
     except sqlite3.Error as error:
         raise _to_mta_error(root, timeout, error) from error
-    except UnicodeDecodeError as error:  # SQLite's message about a name in the database
+    except UnicodeDecodeError as error:  # raised for a table's or column's name that is not UTF-8
         raise IntegrityFault(
             f"The store at {root} is damaged: its tables have names that are not valid text.",
-            hint=(Command("restore", "FILE"), " brings back a backup"),
+            hint=(Command("restore", "FILE"), " replaces it by a backup"),
         ) from error
     except MemoryError as error:
         raise BadInput(
-            "There is too little memory for the store.", hint="close other programs and run it again"
+            "There is too little memory to read the store.", hint="close other programs and run the command again"
         ) from error
     except OverflowError as error:
         raise BadInput(
@@ -445,7 +450,8 @@ def translate_sqlite_errors(root: Path, timeout: float) -> Iterator[None]:
         ) from error
     except UnicodeEncodeError as error:
         raise BadInput(
-            "A text holds half of a surrogate pair and cannot be stored.", hint="repair the text's encoding"
+            "A text cannot be stored: it has half of a surrogate pair, which is not valid Unicode.",
+            hint="repair the encoding of the text's file",
         ) from error
 
 
@@ -453,26 +459,30 @@ def _to_mta_error(root: Path, timeout: float, error: sqlite3.Error) -> MtaError:
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return StoreBusy(
-            f"Another process has been writing to the store for more than {timeout:g} s.", hint="wait, then try again"
+            f"Another process has been writing to the store for more than {timeout:g} s.",
+            hint="wait until it has ended, then run the command again",
         )
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")):
         return _unwritable_error(root)
     if name.startswith("SQLITE_FULL"):
         return BadInput(
-            "The disk is full: the last write to the store was undone.", hint="free some space and run it again"
+            "The disk is full: the last write to the store was undone.",
+            hint="free some space, then run the command again",
         )
     if name.startswith("SQLITE_IOERR"):
         return IntegrityFault(
-            f"The disk failed under the store at {root}: {error}.", hint=("check the disk, then ", Command("doctor"))
+            f"The disk failed while the store at {root} was used: {error}.",
+            hint=("check the disk, then run ", Command("doctor")),
         )
     if name.startswith("SQLITE_CONSTRAINT"):
         return IntegrityFault(
-            f"The data to be stored contradict the data in the store at {root}: {error}.", hint=Command("doctor")
+            f"The data to be stored contradict the data in the store at {root}: {error}.",
+            hint=(Command("doctor"), " checks the store"),
         )
     if name.startswith("SQLITE_TOOBIG"):
-        return BadInput("A text is too long to be stored.")
+        return BadInput("A text is too long to be stored.", hint="shorten it, or split it into several items")
     said = str(error).partition(" with text ")[0]  # keep the message, drop the damaged text
     return IntegrityFault(
         f"The store at {root} cannot be used: {said}.",
-        hint=(Command("doctor"), " says what is damaged; ", Command("restore", "FILE"), " brings back a backup"),
+        hint=(Command("doctor"), " says what is damaged; ", Command("restore", "FILE"), " replaces it by a backup"),
     )

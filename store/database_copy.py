@@ -1,4 +1,7 @@
-"""Consistent copies of the whole database while others write. Knows only the tables that record forgetting."""
+"""Consistent copies of the whole database while other processes write.
+
+The only table it knows is `tombstones`, which records removals of users and items.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ _SAVED_NAMES = "registry.schema*.db"
 
 
 def copy_database(source: sqlite3.Connection, path: Path) -> None:
-    """Copy an open database to `path`, a new or empty file that only its owner can read, without the bytes of removed
-    users.
+    """Copy an open database to `path`, a new or empty file, without the bytes of removed users.
 
-    The store itself may still hold these bytes until its next purge. Raises OSError or sqlite3.Error.
+    Only its owner can read the file. The store itself may hold those bytes until they are purged. Raises OSError or
+    sqlite3.Error.
     """
     with _full_disk_as_os_error():
         path.touch(mode=0o600)
@@ -28,14 +31,14 @@ def copy_database(source: sqlite3.Connection, path: Path) -> None:
         with closing(sqlite3.connect(path, isolation_level=None)) as copy:
             if copy.execute(_PENDING_PURGE).fetchone():
                 copy.execute("PRAGMA journal_mode = OFF").fetchall()  # a failed copy is deleted
-                copy.execute("INSERT INTO items_fts (items_fts) VALUES ('optimize')")  # drops the words of removed rows
+                copy.execute("INSERT INTO items_fts (items_fts) VALUES ('optimize')")  # removes words of deleted rows
                 copy.execute("VACUUM")
     sync_file(path)
 
 
 @contextmanager
 def _full_disk_as_os_error() -> Iterator[None]:
-    """Raises OSError for a full disk, because the copy may lie on another disk than the store."""
+    """In the block, a full disk raises OSError, because the copy may lie on another disk than the store."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -44,25 +47,26 @@ def _full_disk_as_os_error() -> Iterator[None]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
-def save_before_migration(root: Path, conn: sqlite3.Connection, schema: int) -> None:
-    """Keep a copy of the database before it migrates to a newer schema; earlier copies are removed.
+def save_database_before_migration(root: Path, conn: sqlite3.Connection, schema: int) -> None:
+    """Save a copy of the database of this `schema` before its migration, and remove the copies of earlier migrations.
 
-    Raises BadInput if the disk is full or not writable, IntegrityFault if it fails, sqlite3.Error for the database.
+    Raises BadInput if the disk is full or not writable, IntegrityFault if the disk fails, sqlite3.Error for the
+    database.
     """
     target = root / f"registry.schema{schema}.db"
     with replace_file(target, root / "partial") as temporary:
         copy_database(conn, temporary)
-    for older in saved_databases(root):
+    for older in databases_saved_before_migration(root):
         if older != target:
             remove_file(older)
 
 
-def saved_databases(root: Path) -> list[Path]:
-    """The copies that were kept before migrations, by name."""
+def databases_saved_before_migration(root: Path) -> list[Path]:
+    """The paths of database copies that were saved before migrations, sorted."""
     return sorted(root.glob(_SAVED_NAMES))
 
 
-def remove_saved_databases(root: Path) -> None:
-    """Remove the copies from before migrations: they hold forgotten users. Raises as `save_before_migration`."""
-    for path in saved_databases(root):
+def remove_databases_saved_before_migration(root: Path) -> None:
+    """Remove these copies, because they contain the data of removed users. Raises BadInput or IntegrityFault."""
+    for path in databases_saved_before_migration(root):
         remove_file(path)

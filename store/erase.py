@@ -1,8 +1,7 @@
-"""Erases a user, or items of a user: rows, full-text index, files, and the bytes of deleted rows.
+"""Removes a user, or items of a user: rows, full-text index, files, and the bytes of deleted rows.
 
-Rows are deleted by their foreign keys. Only the errors of runs may contain a user's name; all other rows refer to users
-by key, or, in a bank's list of refused users, by id. Anchors trained on a removed user stay and become stale: other
-users' models depend on them.
+Foreign keys delete the dependent rows. Only the errors of runs may contain a user's name; all other rows refer to users
+by id. Anchors that were trained on a removed user stay and become stale, because other users' models depend on them.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 
 from store.columns import dump_json, load_json_columns, utc_now
 from store.connection import Connection, SqlParameters
-from store.database_copy import remove_saved_databases
+from store.database_copy import remove_databases_saved_before_migration
 from store.files import AdapterFiles
 from store.names import FORGOTTEN_NAME, quote_text
 from store.records import REFUSED_USERS_KEY, STALE_FOR_GOOD, Item, User
@@ -22,12 +21,12 @@ from store.tables.adapters import Adapters
 from store.tables.jobs import Jobs
 from store.tables.users import StaleAnchor
 
-# Banks of evaluations serve no user, so a bank made from this user or from the items is deleted entirely.
+# Banks of evaluations answer no user, so one that was made from the removed data is deleted whole, not marked stale.
 _EVAL_BANKS = """DELETE FROM banks WHERE purpose = 'eval' AND id IN (
     SELECT bank_id FROM eval_banks JOIN eval_people USING (evaluation_id, fold) WHERE user_id = :user AND role = 'bank'
 """
 _OF_TASK = "user_id = :user AND task = :task"
-# Evaluations that ran while the items existed. A run without an end was killed.
+# Evaluations that may have used the items: they began or ended after `since`. A run without an end was killed.
 _LATER_EVALUATIONS = """SELECT id FROM evaluations WHERE task = :task AND (created >= :since OR EXISTS (
     SELECT 1 FROM runs WHERE evaluation_id = evaluations.id AND (ended IS NULL OR ended >= :since)
 ))"""
@@ -48,7 +47,7 @@ WHERE user_id = :user AND banks.task = :task AND purpose = '' AND adapters.creat
 
 @dataclass(frozen=True)
 class Erased:
-    """What was removed with a user or with items, and the anchors that are stale now."""
+    """The digests of the adapters that were removed, and the anchors that are stale now."""
 
     adapters_removed: list[str]
     stale_anchors: list[StaleAnchor]
@@ -61,7 +60,7 @@ class Eraser:
         self._db, self._adapters, self._files, self._jobs = db, adapters, files, jobs
 
     def erase_user(self, user: User) -> Erased:
-        """See `Users.forget`."""
+        """Remove a user; described at `Users.forget`."""
         values = {"user": user.id}
         with self._db.transaction():
             self._jobs.require_unused(user.id, user.name)
@@ -71,13 +70,13 @@ class Eraser:
             self._add_tombstone(user.id, had_anchor=bool(stale))
             self._db.execute_write("DELETE FROM users WHERE id = :user", values)
             self._redact_name(user.name)
-            self._remove_from_refused(user.id)
+            self._remove_from_refused_users(user.id)
             removed = self._adapters.remove_unreferenced()
             self._db.after_commit(self.purge_deleted_bytes)
         return Erased(removed, stale)
 
     def erase_items(self, user: User, task: str, items: Sequence[Item], since: str) -> Erased:
-        """See `Items.remove_items`."""
+        """Remove items of a user; described at `Items.remove_items`."""
         numbers = [item.id for item in items]
         values = {"user": user.id, "task": task, "since": since}
         values |= {"first": min(numbers), "items": json.dumps(numbers)}
@@ -88,27 +87,27 @@ class Eraser:
             for sql in (ours, *_DELETIONS_WITH_ITEMS):
                 self._db.execute_write(sql, values)
             removed = self._adapters.remove_unreferenced()
-            # A row for the removal. Until it says `erased`, every opening of the store tries again to overwrite the
-            # bytes.
+            # Until this row says `erased`, every opening of the store tries to overwrite the deleted bytes.
             tombstone = {"forgotten_at": utc_now(), "items": len(numbers), "had_anchor": int(bool(stale))}
             self._db.insert_row("tombstones", tombstone)
             self._db.after_commit(self.purge_deleted_bytes)
         return Erased(removed, stale)
 
     def purge_deleted_bytes(self) -> None:
-        """Overwrite the bytes of forgotten users, if any are left. Raises StoreBusy while another process reads.
+        """Overwrite the bytes of removed users and items, if any are left. Raises StoreBusy while another process
+        reads.
 
         If the process crashes or another one is reading, the next opening of the store does it.
         """
         last = self._db.fetch_value("SELECT max(id) FROM tombstones WHERE NOT erased")
         if last is None:
             return
-        self._files.drop_all_checkpoints()  # an unfinished training may use their items
-        remove_saved_databases(self._db.root)
-        self._files.drop_orphans({digest for (digest,) in self._db.fetch_tuples("SELECT digest FROM adapters")})
+        self._files.remove_all_checkpoints()  # a checkpoint of an unfinished training may be made from removed items
+        remove_databases_saved_before_migration(self._db.root)
+        self._files.remove_old_orphans({digest for (digest,) in self._db.fetch_tuples("SELECT digest FROM adapters")})
         self._db.execute_write("INSERT INTO items_fts (items_fts) VALUES ('optimize')")
         self._db.vacuum()
-        # Another process may have removed rows meanwhile; their words may still be in the index.
+        # Only up to `last`: another process may have removed more rows meanwhile, whose words are still in the index.
         self._db.execute_write("UPDATE tombstones SET erased = 1 WHERE id <= ?", (last,))
 
     def _stale_anchors(self, which: str, values: SqlParameters) -> list[StaleAnchor]:
@@ -119,8 +118,7 @@ class Eraser:
         SELECT ?, (SELECT count(*) FROM items WHERE user_id = users.id), ?, uuid FROM users WHERE id = ?"""
         self._db.execute_write(sql, (utc_now(), int(had_anchor), user_id))
 
-    def _remove_from_refused(self, user_id: int) -> None:
-        """Take the user out of the lists of users whom banks refused."""
+    def _remove_from_refused_users(self, user_id: int) -> None:
         for row in self._db.fetch_dicts("SELECT id, config FROM banks WHERE instr(config, ?)", (REFUSED_USERS_KEY,)):
             config = load_json_columns(row, "config")["config"]
             if user_id in config.get(REFUSED_USERS_KEY, ()):
@@ -128,30 +126,28 @@ class Eraser:
                 self._db.execute_write("UPDATE banks SET config = ? WHERE id = ?", (dump_json(config), row["id"]))
 
     def _redact_name(self, name: str) -> None:
-        """Take the name out of runs' errors, but not out of longer names of other users."""
-        for form in _written_forms(name):
+        """Replace the name in runs' errors, but not where it is a part of another user's longer name."""
+        for form in _forms_in_messages(name):
             rows = self._db.fetch_tuples("SELECT id, error FROM runs WHERE instr(error, ?)", (form,))
             if not rows:
                 continue
-            pattern = name_pattern(form, self._longer_names(form))
+            pattern = name_pattern(form, self._names_containing(form))
             changed = [(pattern.sub(lambda found: found[1] or FORGOTTEN_NAME, text), run) for run, text in rows]
             self._db.execute_write_many("UPDATE runs SET error = ? WHERE id = ?", changed)
 
-    def _longer_names(self, form: str) -> list[str]:
-        """Other users' names, in the form that messages use, that contain `form`. Escaping can make a name
-        contain it.
-        """
+    def _names_containing(self, form: str) -> list[str]:
+        """Other users' names that contain `form`, as messages write them: escaping can make a name contain it."""
         names = self._db.fetch_tuples("SELECT name FROM users")
-        return [written for (each,) in names for written in _written_forms(each) if form in written]
+        return [written for (each,) in names for written in _forms_in_messages(each) if form in written]
 
 
-def _written_forms(name: str) -> list[str]:
-    """The name as it is, and as messages escape and cut it."""
+def _forms_in_messages(name: str) -> list[str]:
+    """The forms in which messages contain a name: as it is, escaped, and cut."""
     return list(dict.fromkeys((name, repr(name)[1:-1], quote_text(name)[1:-1])))
 
 
 def name_pattern(name: str, longer: Sequence[str] = ()) -> re.Pattern[str]:
-    """A pattern that matches the name where it is not part of a longer word, and, as its group 1, `longer` names."""
+    """A pattern that matches `name` as a whole word; its group 1 matches the `longer` names, which are kept."""
     kept = "|".join(_whole_word(each) for each in sorted(longer, key=len, reverse=True))
     return re.compile(f"({kept or '(?!)'})|{_whole_word(name)}")
 

@@ -1,6 +1,4 @@
-"""Files of the store: written atomically, named by the digest of their content, verified when read. Knows no
-database.
-"""
+"""Files of the store: written atomically, named by the SHA-256 of their content, verified when read."""
 
 from __future__ import annotations
 
@@ -20,10 +18,10 @@ from mta_cli.errors import BadInput, Command, IntegrityFault, MtaError, Words, d
 from store.held_files import HeldFile, is_held, remove_abandoned
 
 MIN_ORPHAN_AGE_SECONDS = 3600
-"""How old a file without a row must be before it is removed as an orphan."""
+"""An adapter file without a database row is removed as an orphan once it is this old."""
 
 MAX_NAMES_READ = 10_000
-"""The most names of a folder that are compared with a missing file's name."""
+"""To suggest a name for a missing file, at most this many names of its folder are read."""
 
 _SUFFIX = ".safetensors"
 _DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
@@ -31,12 +29,12 @@ _TEMPORARY_NAME_PATTERN = re.compile(r"\.mta-[0-9a-f]+(?:-([0-9a-f]+))?\.tmp")
 _TEMPORARY_GLOB = ".*.tmp"
 _RESTORE_HINT: Words = (
     Command("restore", "FILE"),
-    " brings back a backup; else remove what uses the file and build it again",
+    " replaces the store by a backup; without one, remove the bank or stack that uses the file and build it again",
 )
 
 
 def missing_file_hint(path: Path, otherwise: Words | None = None) -> Words | None:
-    """A hint with the most similar file names in the folder of a missing file; `otherwise` if there are none."""
+    """A hint with the names in a missing file's folder that are most similar to it; `otherwise` if there are none."""
     try:
         with os.scandir(path.parent) as entries:
             known = [entry.name for entry in itertools.islice(entries, MAX_NAMES_READ)]
@@ -47,9 +45,9 @@ def missing_file_hint(path: Path, otherwise: Words | None = None) -> Words | Non
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Make `data` the content of `path`. After a crash the file holds either the old content or all of the new.
+    """Make `data` the content of `path`. After a crash the file has either its old content or all of the new.
 
-    Folders are made as needed. Raises as `replace_file`.
+    Missing folders are made. Raises the same errors as `replace_file`.
     """
     with replace_file(path, path.parent) as temporary:
         _write_durably(temporary, data)
@@ -57,10 +55,10 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replace_file(path: Path, folder: Path) -> Iterator[Path]:
-    """Yields a temporary path in `folder`, which is made if needed. After the block, the file written there becomes
-    `path`.
+    """Yields a temporary path in `folder` to be written. After the block, that file replaces `path`.
 
-    Raises BadInput if the disk is full or not writable, IntegrityFault if it fails; no temporary file stays.
+    `folder` is made if needed. Raises BadInput if the disk is full or not writable, IntegrityFault if it fails; no
+    temporary file stays.
     """
     try:
         with hold_temporary(folder) as temporary:
@@ -80,44 +78,41 @@ def make_private_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def hold_temporary(folder: Path, *, is_folder: bool = False) -> Iterator[Path]:
-    """Yields a new temporary file, or folder, in `folder`, which is made if needed. It is removed after the block
-    unless it was moved.
+    """Yields the path of a new, locked temporary file or folder in `folder`, which is made if needed.
 
-    Others remove it once this process has ended. Raises OSError.
+    It is removed after the block unless it was moved; if this process dies, by another process. Raises OSError.
     """
     make_private_folder(folder)
     made = HeldFile.create(_temporary_path(folder), folder=is_folder)
     try:
         yield made.path
     finally:
-        with contextlib.suppress(OSError):  # others will remove it
+        with contextlib.suppress(OSError):  # the next opening of the store removes it
             made.remove()
         made.close()
 
 
 def remove_leftover_temporaries(folder: Path) -> None:
-    """Remove the temporary files of ended processes from a folder."""
+    """Remove from a folder the temporary files whose processes have ended."""
     for path in folder.glob(_TEMPORARY_GLOB):
         if _is_abandoned(path):
             with contextlib.suppress(OSError):
                 remove_abandoned(path)
-    for path in folder.glob(f"{_TEMPORARY_GLOB}-journal"):  # of a copy by SQLite, which has no lock of its own
+    for path in folder.glob(f"{_TEMPORARY_GLOB}-journal"):  # SQLite's own files: they have no lock
         if not path.with_name(path.name.removesuffix("-journal")).exists():
             path.unlink(missing_ok=True)
 
 
 def _temporary_path(folder: Path, digest: str = "") -> Path:
-    """A new path for a temporary file. With `digest`, the file is a claim to that digest."""
+    """A new path for a temporary file; with `digest`, one that reserves this digest: see `claim_digest`."""
     return folder / f".mta-{os.urandom(8).hex()}{'-' + digest if digest else ''}.tmp"
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether a file is a temporary one of an ended process."""
     return _TEMPORARY_NAME_PATTERN.fullmatch(path.name) is not None and not is_held(path)
 
 
 def _claimed_digest(path: Path) -> str | None:
-    """The digest that a temporary file claims; None when it is not a claim."""
     found = _TEMPORARY_NAME_PATTERN.fullmatch(path.name)
     return found[1] if found is not None and _DIGEST_PATTERN.fullmatch(found[1] or "") else None
 
@@ -134,7 +129,7 @@ def _write_durably(path: Path, data: bytes) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Have the system write a file's content to the disk. Raises OSError."""
+    """Wait until the system has written a file's content to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
     try:
         os.fsync(descriptor)
@@ -143,7 +138,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the system write a folder's entries to the disk. Raises OSError."""
+    """Wait until the system has written a folder's list of files to the disk. Raises OSError."""
     if sys.platform == "win32":  # Windows cannot open a folder
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -154,15 +149,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file if it is there. Raises as `atomic_write`."""
+    """Remove a file if it exists. Raises BadInput or IntegrityFault if it cannot be removed."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise disk_fault(path, error, "removed") from error
 
 
-def _set_aside(path: Path) -> HeldFile:
-    """Make the file a temporary one. Raises FileNotFoundError when it is gone, else as `disk_fault`."""
+def _make_temporary(path: Path) -> HeldFile:
+    """Make a file a locked temporary one. Raises FileNotFoundError if it is gone, else as `disk_fault`."""
     try:
         held = HeldFile(path)
         held.move(_temporary_path(path.parent))
@@ -174,17 +169,18 @@ def _set_aside(path: Path) -> HeldFile:
 
 
 def disk_fault(path: Path, error: OSError, done: str = "written") -> MtaError:
-    """The error for a failed file operation: BadInput where the user can fix it, else IntegrityFault."""
+    """The error for a failed file operation: BadInput if the user can fix the cause, else IntegrityFault."""
     reason = error.strerror or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return BadInput(f"The disk is full: {path} was not {done} ({reason}).", hint="free some space and run it again")
+        hint = "free some space, then run the command again"
+        return BadInput(f"The disk is full: {path} was not {done} ({reason}).", hint=hint)
     if error.errno == errno.EROFS:
         return BadInput(
             f"{path} cannot be {done}: {reason}.",
             hint="the file system is read-only: make it writable, or choose another directory",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-        return BadInput(f"{path} cannot be {done}: {reason}.", hint="check the permissions of the store's directory")
+        return BadInput(f"{path} cannot be {done}: {reason}.", hint="check the permissions of this path and its folder")
     if error.errno in (errno.EISDIR, errno.ENAMETOOLONG):
         return BadInput(f"{path} cannot be {done}: {reason}.", hint="choose another name")
     return IntegrityFault(f"{path} could not be {done}: {reason}.", hint="check the disk")
@@ -192,32 +188,32 @@ def disk_fault(path: Path, error: OSError, done: str = "written") -> MtaError:
 
 def sha256(data: bytes) -> str:
     """The content's digest, 64 hexadecimal digits."""
-    import hashlib  # loads OpenSSL, which a list does not need
+    import hashlib  # imported late because it loads OpenSSL, which commands that only list something do not need
 
     return hashlib.sha256(data).hexdigest()
 
 
 class AdapterFiles:
-    """The adapter files and training checkpoints below a store's directory.
+    """The adapter files and training checkpoints in a store's directory.
 
-    `require_in_place`, called before each change, raises where the path no longer leads to the store that was opened.
+    `require_not_moved` is called before each change and raises if the store's directory was moved or replaced.
     """
 
-    def __init__(self, root: Path, require_in_place: Callable[[], None] = lambda: None) -> None:
-        self._require_in_place = require_in_place
+    def __init__(self, root: Path, require_not_moved: Callable[[], None] = lambda: None) -> None:
+        self._require_not_moved = require_not_moved
         self.adapter_folder = root / "adapters"
         self.checkpoint_folder = root / "partial"
         self._claims: dict[str, HeldFile] = {}
 
     def path(self, digest: str) -> Path:
-        """The path for a file of this digest. Raises IntegrityFault for an invalid digest."""
+        """The path of the adapter file with this digest. Raises IntegrityFault for an invalid digest."""
         if not _DIGEST_PATTERN.fullmatch(digest):
             raise IntegrityFault(f"{digest[:80]!r} is not the digest of a file.")
         return self.adapter_folder / digest[:2] / f"{digest}{_SUFFIX}"
 
     def write(self, data: bytes) -> tuple[str, int]:
-        """Store `data`; returns its digest and size. An existing file is left alone. Raises as `atomic_write`."""
-        self._require_in_place()
+        """Store `data` as an adapter file unless it exists; returns its digest and size. Raises as `atomic_write`."""
+        self._require_not_moved()
         digest = sha256(data)
         path = self.path(digest)
         if not self._has_content(path, digest):
@@ -225,12 +221,12 @@ class AdapterFiles:
         return digest, len(data)
 
     def claim_digest(self, digest: str) -> None:
-        """Claim a digest before its file is written, so that no other process removes the file before its row is
-        stored. `release_claim` ends the claim.
+        """Reserve a digest before its file is written, so that no other process removes the file before its row is
+        stored.
 
-        The claim belongs to this process and ends with it. Raises as `atomic_write`.
+        The reservation is a locked file: it ends with `release_claim` or with this process. Raises as `atomic_write`.
         """
-        self._require_in_place()
+        self._require_not_moved()
         folder = self.path(digest).parent
         try:
             make_private_folder(folder)
@@ -240,16 +236,16 @@ class AdapterFiles:
             raise disk_fault(folder, error) from error
 
     def release_claim(self, digest: str) -> None:
-        """Give up the claim of this process to a digest."""
-        with contextlib.suppress(OSError, KeyError):  # a file whose row is stored is kept without a claim too
+        """End this process's reservation of a digest."""
+        with contextlib.suppress(OSError, KeyError):  # a leftover reservation does no harm: the row protects the file
             self._claims.pop(digest).remove()
 
     def verify(self, digest: str) -> None:
-        """Raises IntegrityFault, with the digest and the remedy, when the file's content does not match its digest."""
+        """Raises IntegrityFault, with the digest and a remedy, if the file is missing or does not match its digest."""
         self.read(digest)
 
     def read(self, digest: str) -> bytes:
-        """The file's content, verified. Raises IntegrityFault."""
+        """The adapter file's content. Raises IntegrityFault if it is missing or does not match its digest."""
         path = self.path(digest)
         try:
             data = path.read_bytes()
@@ -266,44 +262,44 @@ class AdapterFiles:
             )
         return data
 
-    def has_intact(self, digest: str) -> bool:
-        """Whether the file is there with its content."""
+    def has_intact_file(self, digest: str) -> bool:
+        """Whether the adapter file exists and matches its digest."""
         return self._has_content(self.path(digest), digest)
 
     def delete(self, digest: str) -> None:
-        """Remove the file if it is there."""
-        self._require_in_place()
+        """Remove the adapter file if it exists."""
+        self._require_not_moved()
         remove_file(self.path(digest))
 
     def find_orphans(self, known: set[str]) -> list[Path]:
-        """Adapter files whose digest is not in `known` and that no process claims, by path."""
+        """Paths of adapter files whose digest is neither in `known` nor reserved by a process, sorted."""
         spared = known | {_claimed_digest(path) for path in self._temporary_paths()}
         paths = {path.name.removesuffix(_SUFFIX): path for path in self.adapter_folder.glob(f"??/*{_SUFFIX}")}
         return sorted(path for digest, path in paths.items() if digest not in spared)
 
     def stored_digests(self) -> set[str]:
-        """The digests of all adapter files."""
+        """The digests of all adapter files in the store."""
         names = (path.name.removesuffix(_SUFFIX) for path in self.adapter_folder.glob(f"??/*{_SUFFIX}"))
         return {name for name in names if _DIGEST_PATTERN.fullmatch(name)}
 
-    def drop_orphans(self, known: set[str]) -> None:
-        """Remove orphans, except recent ones: another process may be about to add their rows."""
-        self._require_in_place()
+    def remove_old_orphans(self, known: set[str]) -> None:
+        """Remove files without a row, except recent ones: another process may be about to store their rows."""
+        self._require_not_moved()
         for path in self.find_orphans(known):
             if _modified_time(path) < time.time() - MIN_ORPHAN_AGE_SECONDS:
                 remove_file(path)
 
-    def abandoned_temporaries(self) -> list[Path]:
-        """Temporary files of ended processes."""
+    def find_abandoned_temporaries(self) -> list[Path]:
+        """Paths of temporary files whose processes have ended."""
         return [path for path in self._temporary_paths() if _is_abandoned(path)]
 
     def remove_abandoned_temporaries(self) -> list[tuple[str, Path]]:
-        """Remove temporary files of ended processes, except for claims.
+        """Remove the temporary files of ended processes, except reservations of digests.
 
-        Returns the claims of ended processes: digests with the paths of their claims.
+        Returns the reservations of ended processes: digests with the paths of their files.
         """
         claims = []
-        for path in self.abandoned_temporaries():
+        for path in self.find_abandoned_temporaries():
             digest = _claimed_digest(path)
             if digest is not None:
                 claims.append((digest, path))
@@ -313,8 +309,8 @@ class AdapterFiles:
         return claims
 
     def write_checkpoint(self, key: str, data: bytes) -> None:
-        """Keep a checkpoint under `key`, in place of the earlier one. Raises as `atomic_write`."""
-        self._require_in_place()
+        """Store a checkpoint under `key`, in place of the earlier one. Raises as `atomic_write`."""
+        self._require_not_moved()
         path = self.checkpoint_folder / f"{sha256(key.encode())}.{sha256(data)}{_SUFFIX}"
         atomic_write(path, data)
         for older in self._checkpoint_paths(key):
@@ -322,7 +318,7 @@ class AdapterFiles:
                 remove_file(older)
 
     def read_checkpoint(self, key: str) -> bytes | None:
-        """The newest intact checkpoint of `key`; None when there is none. Damaged ones are removed."""
+        """The newest undamaged checkpoint of `key`; None if there is none. Damaged ones are removed."""
         for path in sorted(self._checkpoint_paths(key), key=_modified_time, reverse=True):
             with contextlib.suppress(OSError):
                 data = path.read_bytes()
@@ -333,16 +329,17 @@ class AdapterFiles:
 
     @contextlib.contextmanager
     def consume_checkpoint(self, key: str) -> Iterator[None]:
-        """Inside, the checkpoint of `key` is a temporary file: gone after the block or a crash, restored on an error.
+        """Remove the checkpoint of `key` after the block, also if the process dies in it; after an error it is
+        restored.
 
-        An IntegrityFault also removes it, because the data that it was made from may have been removed.
+        After an IntegrityFault it is removed too, because the data that it was made from may have been removed.
         """
-        self._require_in_place()
+        self._require_not_moved()
         aside: list[tuple[Path, HeldFile]] = []
         try:
             for path in self._checkpoint_paths(key):
-                with contextlib.suppress(FileNotFoundError):  # a process that forgets a user drops every checkpoint
-                    aside.append((path, _set_aside(path)))
+                with contextlib.suppress(FileNotFoundError):  # removing a user removes every checkpoint
+                    aside.append((path, _make_temporary(path)))
             yield
         except BaseException as error:
             for path, held in aside:
@@ -355,15 +352,15 @@ class AdapterFiles:
                 held.remove()
             held.close()
 
-    def drop_checkpoint(self, key: str) -> None:
+    def remove_checkpoint(self, key: str) -> None:
         """Remove the checkpoint of `key` if there is one."""
-        self._require_in_place()
+        self._require_not_moved()
         for path in self._checkpoint_paths(key):
             remove_file(path)
 
-    def drop_all_checkpoints(self) -> None:
-        """Remove every checkpoint. Trainings that still run write new ones."""
-        self._require_in_place()
+    def remove_all_checkpoints(self) -> None:
+        """Remove every checkpoint. Trainings that are running will write new ones."""
+        self._require_not_moved()
         for path in self.checkpoint_folder.glob(f"*{_SUFFIX}"):
             remove_file(path)
 
@@ -382,7 +379,7 @@ class AdapterFiles:
 
 
 def _modified_time(path: Path) -> float:
-    """When the file was last written, in seconds since the epoch; infinity when it vanished meanwhile."""
+    """When the file was last written, in seconds since the epoch; infinity if it no longer exists."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -1,7 +1,7 @@
-"""Files held by a running process. A lock shows whether the process still runs.
+"""Files that a running process locks. The lock shows whether that process still runs.
 
 Process ids are not used: they are reused, and containers that share a store number processes differently. The system
-releases a `flock` lock when its process ends. Windows has no `flock`, so there every file counts as held.
+releases a `flock` lock when its process ends. Windows has no `flock`, so there every file counts as locked.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ except ImportError:  # Windows
 
 
 class HeldFile:
-    """An open and locked file or folder. Once this process has ended, others treat it as abandoned.
+    """A file or folder that this process keeps open and locked. Once the process has ended, others may remove it.
 
-    Raises OSError; BlockingIOError if another process holds it and `wait` is false.
+    Raises OSError; BlockingIOError if another process has locked it and `wait` is false.
     """
 
     def __init__(self, path: Path, *, wait: bool = False) -> None:
@@ -30,17 +30,17 @@ class HeldFile:
 
     @classmethod
     def create(cls, path: Path, *, folder: bool = False) -> HeldFile:
-        """Create an empty file or folder at `path`, accessible only to its owner, and lock it."""
+        """Create an empty file or folder at `path` that only its owner can use, and lock it."""
         while True:
             path.mkdir(mode=0o700) if folder else path.touch(mode=0o600, exist_ok=False)
             with contextlib.suppress(FileNotFoundError):  # another process removed it as abandoned before it was locked
                 made = cls(path, wait=True)
-                if made._is_there():
+                if made._is_at_its_path():
                     return made
                 made.close()
 
     def move(self, path: Path) -> None:
-        """Rename it to `path`. Raises OSError and releases the lock if that fails."""
+        """Rename the file to `path`. Raises OSError, and releases the lock, if that fails."""
         try:
             self.path.replace(path)
         except OSError:
@@ -49,31 +49,28 @@ class HeldFile:
         self.path = path
 
     def remove(self) -> None:
-        """Remove it, if it is still at its path, and release the lock. Raises OSError and keeps the lock if that
-        fails.
+        """Remove the file and release the lock, unless another file has its path. Raises OSError, and keeps the lock,
+        if that fails.
         """
-        if self._is_there():  # if the store was moved, this path may belong to another file
+        if self._is_at_its_path():  # after a move of the store, the path may lead to a file of another store
             _remove(self.path)
         self.close()
 
     def close(self) -> None:
-        """End the lock. Closing twice is harmless."""
+        """Release the lock. Closing twice is harmless."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _is_there(self) -> bool:
-        """Whether its path still leads to this file."""
+    def _is_at_its_path(self) -> bool:
         if self._descriptor is None:
             return True
         return self.path.exists() and os.path.samestat(os.fstat(self._descriptor), self.path.stat())
 
 
 @contextlib.contextmanager
-def take_abandoned(path: Path) -> Iterator[bool]:
-    """Yields whether no running process holds the file or folder at `path`. If so, this process holds it inside the
-    block.
-    """
+def lock_if_abandoned(path: Path) -> Iterator[bool]:
+    """Yields whether no running process has locked the file or folder at `path`; if so, it is locked in the block."""
     descriptor = None
     if fcntl is not None:
         with contextlib.suppress(OSError):  # held, gone, or not readable
@@ -86,14 +83,14 @@ def take_abandoned(path: Path) -> Iterator[bool]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether the file exists and a running process holds it."""
-    with take_abandoned(path) as abandoned:
+    """Whether the file exists and a running process has locked it."""
+    with lock_if_abandoned(path) as abandoned:
         return not abandoned and path.exists()
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove a file or folder that no running process holds. Raises OSError."""
-    with take_abandoned(path) as abandoned:
+    """Remove a file or folder unless a running process has locked it. Raises OSError."""
+    with lock_if_abandoned(path) as abandoned:
         if abandoned:
             _remove(path)
 

@@ -10,10 +10,10 @@ MAX_NAME_CHARS = 200
 """The most characters of a user's name, in its stored form."""
 
 RESERVED_NAMES = ("*", "@", "-", "base")
-"""Words of command lines, files of keys and the server's models. New users cannot have them as names."""
+"""Words with a meaning in commands, in files of keys or as models of the server. New users cannot have these names."""
 
 FORGOTTEN_NAME = "(forgotten)"
-"""Replaces the name of a forgotten user in other users' records."""
+"""Stands for the name of a removed user in other users' records."""
 
 _FORBIDDEN_CATEGORIES = {
     "Cc": "a control character",
@@ -26,16 +26,14 @@ _FORBIDDEN_CATEGORIES = {
 }
 
 _JOINERS = "\u200c\u200d"
-"""Zero-width joiners, which Persian, Indic and other scripts need. Allowed between two letters (as in IDNA, RFC 5892,
-A.1).
-"""
+"""Zero-width joiners, allowed only between two letters (as in RFC 5892, A.1): Persian and Indic scripts need them."""
 
 _INVISIBLE_LETTERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
-"""Letters and marks that are invisible."""
+"""Characters that Unicode counts as letters, marks or symbols, but that terminals show as nothing."""
 
 
 def check_name(raw: str) -> str:
-    """The stored form (NFC) of a user's name. Raises BadInput, with the name escaped, for an invalid one."""
+    """A user's name in the form in which it is stored (Unicode NFC). Raises BadInput for an invalid name."""
     fault = _name_fault(raw)
     if fault is None:
         name = unicodedata.normalize("NFC", raw)
@@ -49,8 +47,8 @@ def _name_fault(raw: str) -> str | None:
     if not raw.strip():
         return "is empty"
     if raw in RESERVED_NAMES:
-        return "has another meaning in commands"
-    if len(raw) > 4 * MAX_NAME_CHARS:  # a cheap first test: NFC may shorten a name, but hardly to a quarter
+        return "is a word with another meaning in commands"
+    if len(raw) > 4 * MAX_NAME_CHARS:  # before NFC, which is slow on long texts and hardly shortens one to a quarter
         return f"has {len(raw):,} characters; the most is {MAX_NAME_CHARS}"
     for i, char in enumerate(raw):
         kind = _FORBIDDEN_CATEGORIES.get(unicodedata.category(char))
@@ -59,7 +57,7 @@ def _name_fault(raw: str) -> str | None:
         elif char in _JOINERS and _is_letter(raw[i - 1 : i]) and _is_letter(raw[i + 1 : i + 2]):
             continue
         if kind is not None:
-            return f"holds {kind} (U+{ord(char):04X})"
+            return f"contains {kind} (U+{ord(char):04X})"
     return 'begins with "-" and would be read as a flag' if raw.startswith("-") else None
 
 
@@ -68,11 +66,11 @@ def _is_letter(char: str) -> bool:
 
 
 def quote_text(text: str, most: int = 60) -> str:
-    """`text` quoted, escaped to printable characters and cut, for a message."""
+    """`text` for a message: in quotes, escaped to printable characters, and cut to `most` characters."""
     return repr(text if len(text) <= most else text[: most - 1] + "…")
 
 
 def normalise_name(name: str) -> str:
-    """The name without case, Unicode form, joiners and white space around words, to find similar names."""
+    """The name without differences of case, Unicode form, joiners and white space, to compare it with similar names."""
     plain = unicodedata.normalize("NFKC", name.translate(dict.fromkeys(map(ord, _JOINERS)))).casefold()
     return " ".join(unicodedata.normalize("NFKC", plain).split())

@@ -1,4 +1,4 @@
-"""Locks between processes, which end with their process."""
+"""Locks that exclude other processes; the system releases them when their process ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from store.names import quote_text
 
 @contextlib.contextmanager
 def process_lock(root: Path, name: str, timeout: float, doing: str) -> Iterator[None]:
-    """Hold a lock between processes. `name` names its file. Raises StoreBusy, saying what the other is `doing`.
+    """In the block this process holds the lock called `name`. Raises StoreBusy, saying what the other process is
+    `doing`.
 
     Raises BadInput if the disk is full or not writable, IntegrityFault if it fails.
     """
@@ -25,7 +26,8 @@ def process_lock(root: Path, name: str, timeout: float, doing: str) -> Iterator[
         lock = filelock.FileLock(path, timeout=timeout)
         lock.acquire()
     except filelock.Timeout as error:
-        raise StoreBusy(f"Another process is {doing}.", hint="wait for it to end, then run this again") from error
+        hint = "wait until it has ended, then run the command again"
+        raise StoreBusy(f"Another process is {doing}.", hint=hint) from error
     except OSError as error:
         raise disk_fault(path, error) from error
     try:
@@ -35,10 +37,10 @@ def process_lock(root: Path, name: str, timeout: float, doing: str) -> Iterator[
 
 
 def job_lock(root: Path, name: str, timeout: float = 0) -> contextlib.AbstractContextManager[None]:
-    """Hold a job's lock between processes. Raises StoreBusy when another process holds it for `timeout` seconds."""
+    """In the block this process holds a job's lock. Raises StoreBusy if another one holds it for `timeout` seconds."""
     return process_lock(root, sha256(name.encode()), timeout, f"at the same job ({quote_text(name)})")
 
 
 def lock_path(root: Path, name: str) -> Path:
-    """The path of a lock's file."""
+    """The path of the file of the lock called `name`."""
     return root / "locks" / f"{name}.lock"

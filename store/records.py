@@ -1,4 +1,4 @@
-"""The rows of the registry as frozen records. Knows no SQL."""
+"""The rows of the store's tables as frozen dataclasses. Contains no SQL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class User:
 
 @dataclass(frozen=True)
 class NewItem:
-    """A history item or query before it is stored. `key` is its id in the source, unique per user and task."""
+    """A history item or held-out query before it is stored. `key` is its id in the source, unique per user and task."""
 
     key: str
     task: str
@@ -31,7 +31,7 @@ class NewItem:
 
 @dataclass(frozen=True)
 class Item:
-    """One action of the user: `input` → `output`. Items are ordered by `time`, then by arrival (`id`)."""
+    """One history item of a user: what was asked and what they answered. The order is by `time`, then `id`."""
 
     id: int
     user_id: int
@@ -44,7 +44,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Query:
-    """A held-out item, used to measure and never to train."""
+    """A held-out item of a user, used to measure models and never to train them; `gold` is the user's own answer."""
 
     id: int
     user_id: int
@@ -69,7 +69,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """A frozen language model or embedder that the registry knows."""
+    """A base or an embedder (`kind`) that the store has used, by the fingerprint of its files."""
 
     fingerprint: str
     name: str
@@ -79,7 +79,7 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class Adapter:
-    """One file of LoRA weights and its origin."""
+    """One file of LoRA weights: its digest, its shape, and how it was trained."""
 
     digest: str
     kind: str
@@ -104,10 +104,10 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Bank:
-    """A versioned set of anchors. `key` hashes base, options and data: the same key is the same bank.
+    """A version of a bank: anchors of one task on one base. `key` hashes base, options and data.
 
-    `status`: building, ready. `purpose`: "" for use by all users, `eval` for one evaluation. `basis`: the adapter of
-    its anchors' main directions, None before the first core. `kernel`: the weights of its users' items as neighbours;
+    `status`: building or ready. `purpose`: "" for use by all users, `eval` for one evaluation. `basis`: the adapter
+    whose factors all cores of the bank share, None before the first core. `kernel`: the weights of the label memory;
     None for a bank without neighbours.
     """
 
@@ -132,7 +132,7 @@ class Bank:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An item of a bank's user: its output, the embedding of its input (unit, float16), and its time, if known."""
+    """An item of a bank's label memory: output, embedding of the input (unit, float16), and time, if known."""
 
     item_id: int
     user_id: int
@@ -142,9 +142,7 @@ class Neighbour:
 
 
 STALE_FOR_GOOD = 2
-"""The stored `stale` of an anchor that was refused or trained on a removed item. New consent does not make it usable
-again.
-"""
+"""Value of an anchor's `stale` if it was refused or trained on a removed item: new consent does not change it back."""
 
 
 REFUSED_USERS_KEY = "refused_users"
@@ -153,9 +151,10 @@ REFUSED_USERS_KEY = "refused_users"
 
 @dataclass(frozen=True)
 class Anchor:
-    """A user who represents a cluster in a bank. `digest` is None until the meta-LoRA is trained.
+    """A user who represents a cluster of users in a bank. `digest` is that of the anchor's adapter, None until it is
+    trained.
 
-    `user_id` and `user` become None when the user is forgotten; the anchor is then `stale`.
+    `user_id` and `user` become None when the user is removed; the anchor is then `stale`.
     """
 
     id: int
@@ -173,7 +172,7 @@ class Anchor:
 
 @dataclass(frozen=True)
 class AnchorWeight:
-    """One anchor's weight in a recipe."""
+    """One anchor's weight in a recipe, and the similarity of its user's profile."""
 
     anchor_id: int
     similarity: float
@@ -182,7 +181,7 @@ class AnchorWeight:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A user's fusion: the anchors of a bank and their weights. `bytes`: 12 an anchor.
+    """A user's fusion: the anchors of a bank and their weights, 12 bytes each.
 
     `items_hash` is `Items.hash_items` of the items from whose likelihood the weights were computed; empty if the
     weights need no items.
@@ -198,16 +197,16 @@ class Recipe:
     items_hash: str = ""
 
 
-CoreBytes = bytes  # for `Stack`, in whose body `bytes` is a field
+CoreBytes = bytes  # in the body of `Stack`, the name `bytes` means the field
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A user's own residual on top of a bank's fusion. `recipe` are the anchors that it was trained on.
+    """A user's own small adapter on top of a bank's fusion. `recipe` are the anchors that it was trained on.
 
-    `digest` is its adapter. For a core, `numbers` are the user's own matrices between the factors of an adapter that
-    users share, and `numbers_sha256` is their SHA-256, computed when they are stored. `identity` hashes all inputs of
-    the training. The held-out losses are None for a user without queries.
+    `digest` is that of its adapter file. A core has a file that users share and its own `numbers`, the matrices between
+    the file's factors, with their SHA-256. `identity` hashes all inputs of the training. The held-out losses are None
+    for a user without queries.
     """
 
     user_id: int
@@ -229,12 +228,12 @@ class Stack:
 
     @property
     def is_intact(self) -> bool:
-        """Whether the numbers are unchanged since they were stored. Adapter files are verified when they are read."""
+        """Whether a core's numbers match their SHA-256; True for other stacks, whose files are verified when read."""
         return self.numbers is None or is_core_intact(self.numbers, self.numbers_sha256)
 
 
 def is_core_intact(numbers: object, stored_sha256: str | None) -> bool:
-    """Whether a core's numbers have the SHA-256 that was stored with them."""
+    """Whether the numbers of a core match the SHA-256 that was stored with them."""
     return isinstance(numbers, bytes) and sha256(numbers) == stored_sha256
 
 
@@ -268,7 +267,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat. `source` names the model that answered: base, fused or adapted, with bank and anchors."""
+    """One turn of a chat. `source` says which model answered: base, common, fused or adapted, with bank and anchors."""
 
     id: int
     chat_id: int

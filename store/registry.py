@@ -1,7 +1,7 @@
-"""The registry: one object that reads and writes all stored data. Imports neither engine nor terminal.
+"""The open store as one object: every table is an attribute (`registry.users`, `registry.banks`, …) with its own
+module.
 
-The tables are attributes (`registry.users`, `registry.banks`, …), each in its own module. Those modules hold all
-queries of the project.
+Those modules hold all queries of the project. Imports neither engine nor terminal.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Registry:
     def __init__(self, root: Path, db: Connection) -> None:
         self.root = root
         self._db = db
-        self.files = AdapterFiles(root, db.require_in_place)
+        self.files = AdapterFiles(root, db.require_not_moved)
         self.adapters = Adapters(db, self.files)
         self.jobs = Jobs(root, db)
         self._eraser = Eraser(db, self.adapters, self.files, self.jobs)
@@ -70,10 +70,9 @@ class Registry:
     def open(cls, root: Path, *, create: bool = False, timeout: float = 10.0) -> Registry:
         """Open the store in `root` and migrate it to the newest schema; with `create`, make it if it is missing.
 
-        `timeout` is how many seconds a write waits for another writer. A store that may not be written can be read.
+        `timeout` is how many seconds a write waits for another process. A store without write permission can be read.
         Raises NotFound when there is none, IntegrityFault when the database is damaged, another program's or of a newer
-        schema, BadInput when it cannot be made, StoreBusy when another process
-        has a store of an older schema open for longer.
+        schema, BadInput when it cannot be made, StoreBusy when another process keeps a store of an older schema open.
         """
         opened = cls(root, Connection.open(root, create=create, timeout=timeout))
         try:
@@ -96,82 +95,83 @@ class Registry:
         self.close()
 
     def transaction(self) -> AbstractContextManager[None]:
-        """All writes inside are committed together or not at all; an inner transaction joins the outer one.
+        """All writes in the block are committed together or not at all; an inner transaction joins the outer one.
 
-        Raises StoreBusy when another process writes for longer than the timeout, and as `Connection.transaction`.
+        Raises as `Connection.transaction`.
         """
         return self._db.transaction()
 
     def job_lock(self, name: str, timeout: float = 0) -> AbstractContextManager[None]:
-        """Hold a job's lock between processes. Raises StoreBusy when another process holds it for `timeout` seconds."""
+        """In the block this process holds a job's lock. Raises StoreBusy if another holds it for `timeout` seconds."""
         return job_lock(self.root, name, timeout)
 
     def hold_users(
         self, title: str, user_ids: Iterable[int], *, consenting: bool = False
     ) -> AbstractContextManager[None]:
-        """Inside, other processes cannot remove these users or withdraw their consent: see `Jobs.hold_users`."""
+        """In the block other processes cannot remove these users or withdraw their consent: see `Jobs.hold_users`."""
         return self.jobs.hold_users(title, user_ids, consenting=consenting)
 
     def stage_records(self) -> AbstractContextManager[StagedRecords]:
-        """A temporary place for the records of a file while it is checked. Raises BadInput where it cannot be made."""
+        """A temporary database for the records of a file while it is checked. Raises BadInput if it cannot be made."""
         from store.staged_records import StagedRecords
 
         return StagedRecords.open(self.root, self.files.checkpoint_folder)
 
     def check_integrity(self, *, names: bool = True) -> list[str]:
-        """Every fault of the store, one line each; empty when it is sound. Without `names`, users are numbers."""
+        """Every fault of the store, one line each; empty if it is sound. Without `names`, users are numbers."""
         from store.integrity.check import find_problems
 
         return find_problems(self._db, self.files, names=names)
 
     def check_database(self) -> list[str]:
-        """The faults of the database alone, without faults of files."""
+        """Every fault of the database, without faults of files, one line each."""
         from store.integrity.check import find_database_problems
 
         return find_database_problems(self._db)
 
     def repairs(self) -> list[Repair]:
-        """The repairs without loss that the store needs; empty when there are none."""
+        """The repairs that the store needs and that lose no data; empty if it needs none."""
         from store.integrity.repair import find_repairs
 
         return find_repairs(self._db, self.files)
 
     def copy_database(self, path: Path) -> None:
-        """Copy the committed state of one moment to a new file. Writers need not wait.
+        """Copy a consistent state of the database to a new file, without the bytes of removed users. Writers need not
+        wait.
 
         Raises OSError for that file, and as any read does.
         """
         self._db.copy_to(path)
 
     def write_serving_copy(self, path: Path, choice: ServingChoice) -> None:
-        """Write the part of the registry that answers need, without texts, to `path`, an empty file."""
+        """Write the part of the database that answers need, without users' texts, to `path`, an empty file."""
         from store.snapshots.serving_copy import write_serving_copy
 
         write_serving_copy(self.root, path, choice, self._db.timeout)
 
     @property
     def data_version(self) -> int:
-        """A number that changes when another process or connection has changed the store; not by own changes."""
+        """A number that changes when another connection has changed the store; own changes do not change it."""
         return int(self._db.fetch_value("PRAGMA data_version"))
 
     def count_rows(self) -> dict[str, int]:
-        """How many rows each table has."""
+        """The number of rows of each table, by table name."""
         from store.integrity.check import count_rows
 
         return count_rows(self._db)
 
     def _recover_after_crash(self) -> None:
-        """After a crash: remove temporary files, files without rows, and bytes of forgotten users."""
-        claims = self.files.remove_abandoned_temporaries()  # also in a copy of a snapshot, after a stopped pull
+        """Remove what crashed processes left: temporary files, files without rows, and bytes of removed users."""
+        claims = self.files.remove_abandoned_temporaries()  # even in a copy of a snapshot: a stopped pull leaves some
         if not self._db.writable:
             return
         self.runs.remove_ended_locks()
         steps = (
             partial(self.adapters.delete_unrecorded_files, claims),
-            self.adapters.delete_doomed_files,
+            self.adapters.delete_scheduled_files,
             self._eraser.purge_deleted_bytes,
         )
-        with self._db.without_busy_timeout():  # a reader need not wait: another opening can do this
+        with self._db.without_busy_timeout():  # so that no command waits here: the next opening can do this
             for step in steps:
-                with contextlib.suppress(MtaError):  # the next opening of the store tries again
+                with contextlib.suppress(MtaError):
                     step()

@@ -1,7 +1,7 @@
-"""Replaces a store by an unpacked backup: verified first, in one transaction, without forgotten users.
+"""Replaces a store by a verified backup, in one transaction and without users who were removed since the backup.
 
-Users forgotten and consents withdrawn since the backup are read from the replaced store. The same code as for `forget`
-applies both to the restored store before it replaces the old one.
+Users removed and consents withdrawn since the backup are read from the store that is replaced. The code of `forget`
+repeats both in the restored store before it replaces the old one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from store.backup import Manifest, unpack_backup
 from store.connection import is_pulled_copy, translate_sqlite_errors
 from store.files import AdapterFiles, disk_fault, hold_temporary, sync_file, sync_folder
 from store.held_files import remove_abandoned
-from store.integrity.check import find_foreign_parts
+from store.integrity.check import find_schema_differences
 from store.registry import Registry
 from store.schema import APPLICATION_ID, known_schema_version, schema_version
 from store.tables.users import Tombstone
@@ -30,9 +30,9 @@ _UNREADABLE = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 
 @dataclass(frozen=True)
 class ReplacedStore:
-    """The store that a restore replaces. `users` is None for a missing or unreadable store.
+    """What is known about the store that a restore replaces. `users` is None for a missing or unreadable store.
 
-    `problem` says why the users forgotten since the backup are unknown; empty if they are known. `withdrawn` are the
+    `problem` says why the users removed since the backup are unknown; empty if they are known. `withdrawn` are the
     uuids of users without consent, `people` the uuids and names of all its users.
     """
 
@@ -45,7 +45,7 @@ class ReplacedStore:
 
 @dataclass(frozen=True)
 class RestoreResult:
-    """The contents of a restored store. `forgotten`: users who were forgotten again; `withdrawn`: consents."""
+    """The counts of a restored store; `forgotten` users and `withdrawn` consents were removed from it again."""
 
     users: int
     adapters: int
@@ -55,43 +55,43 @@ class RestoreResult:
 
 
 class StagedRestore:
-    """An unpacked and verified backup beside the store `root`, ready to replace it."""
+    """An unpacked and verified backup in the folder `staged`, ready to replace the store `root`."""
 
     def __init__(self, root: Path, staged: Path, timeout: float) -> None:
         self._root, self._staged, self._timeout = root, staged, timeout
 
     def unpack(self, archive: Path) -> Generator[str, None, Manifest]:
-        """Unpack, migrate and verify an archive; yields each member's name. Raises as `unpack_backup`."""
+        """Unpack, migrate and verify an archive; yields the name of each file in it. Raises as `unpack_backup`."""
         manifest = yield from unpack_backup(archive, self._staged, has_old=(self._root / "registry.db").exists())
         try:
             require_schema(self._staged / "registry.db", manifest.schema)
             with Registry.open(self._staged, timeout=self._timeout) as reg:
-                faults = [*find_foreign_parts(self._staged), *reg.check_integrity()]
+                faults = [*find_schema_differences(self._staged), *reg.check_integrity()]
         except (IntegrityFault, sqlite3.DatabaseError) as error:
             faults = [str(error)]
         if faults:
-            hint = "use another backup; nothing was changed"
-            raise IntegrityFault(f"{archive} holds a damaged store: {faults[0]}", hint=hint)
+            hint = "use another backup; the store was not changed"
+            raise IntegrityFault(f"The store in the backup {archive} is damaged: {faults[0]}", hint=hint)
         return manifest
 
     def install(
         self, before_install: Callable[[Sequence[str]], Callable[[], None]] = lambda names: lambda: None
     ) -> RestoreResult:
-        """Replace the store, whole or not at all.
+        """Replace the store by the unpacked backup, as a whole or not at all.
 
         `before_install` is called with the names of users who will be missing after the restore. It returns an undo
         function, which is called if the store then cannot be replaced. Raises StoreBusy while another process has the
         store open, the errors of `before_install`, and as `read_replaced_store`.
         """
-        database = self._staged / "registry.db"  # it no longer exists once it has replaced the old one
+        database = self._staged / "registry.db"  # no longer exists once it has replaced the old database
         files = AdapterFiles(self._root)
-        with _open_alone(self._root) as live:
-            replaced = _describe_missing(self._root) if live is None else _read_replaced(self._root, live)
+        with _open_exclusively(self._root) as live:
+            replaced = _unreadable_store(self._root) if live is None else _read_replaced(self._root, live)
             with Registry.open(self._staged, timeout=self._timeout) as reg:
-                forgotten, withdrawn = _replay(reg, replaced)
+                forgotten, withdrawn = _repeat_removals(reg, replaced)
                 users = reg.count_rows()["users"]
                 digests = [adapter.digest for adapter in reg.adapters.all()]
-                reg.adapters.doom_files(files.stored_digests() - set(digests))
+                reg.adapters.schedule_file_deletion(files.stored_digests() - set(digests))
                 kept = ((name, reg.users.find_by_uuid(uuid)) for uuid, name in replaced.people)
                 gone = sorted({name for name, user in kept if user is None or user.name != name})
             take_back = before_install(gone) if gone else None
@@ -104,14 +104,14 @@ class StagedRestore:
                 if take_back is not None and database.exists():
                     take_back()
                 raise
-            files.drop_all_checkpoints()  # trainings of the store that was replaced
+            files.remove_all_checkpoints()  # they belong to trainings of the replaced store
             for digest in digests:
                 files.release_claim(digest)
         Registry.open(self._root, timeout=self._timeout).close()  # removes unused files
         return RestoreResult(users, len(digests), forgotten, withdrawn, replaced)
 
     def _move_file(self, files: AdapterFiles, digest: str) -> None:
-        """Move an adapter file to the store; this process claims it until its row is written."""
+        """Move an adapter file into the store. This process reserves its digest until its row is stored."""
         target = files.path(digest)
         files.claim_digest(digest)
         try:
@@ -123,25 +123,30 @@ class StagedRestore:
 
 @contextmanager
 def stage_restore(root: Path, timeout: float) -> Iterator[StagedRestore]:
-    """Yields a folder beside the store `root` to unpack a backup in; it is removed afterwards.
+    """Yields a restore that can unpack a backup into a temporary folder of the store `root`, which is removed
+    afterwards.
 
-    Raises BadInput where the store is a pulled copy of a snapshot.
+    Raises BadInput if the store is a copy of a snapshot.
     """
     if is_pulled_copy(root):
-        raise BadInput(f"The store at {root} is a copy of a snapshot.", hint=("choose another ", Flag("store", "DIR")))
+        raise BadInput(
+            f"The store at {root} is a copy of a snapshot, which a backup cannot replace.",
+            hint=("choose another directory: ", Flag("store", "DIR")),
+        )
     with stage_folder(root) as staged:
         yield StagedRestore(root, staged, timeout)
 
 
 @contextmanager
 def stage_folder(root: Path) -> Iterator[Path]:
-    """Yields a folder in the store `root`, which may be missing, for the parts of a new store; it is removed
-    afterwards.
+    """Yields a temporary folder in the store `root`, which may be missing, for the parts of a new store.
+
+    The folder is removed afterwards, and so is `root` if it still has no database.
     """
     with ExitStack() as held:
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for left in AdapterFiles(root).abandoned_temporaries():
+            for left in AdapterFiles(root).find_abandoned_temporaries():
                 if left.is_dir():
                     with suppress(OSError):
                         remove_abandoned(left)
@@ -160,18 +165,18 @@ def _remove_empty_store(root: Path) -> None:
 
 
 def read_replaced_store(root: Path) -> ReplacedStore:
-    """The store that a restore would replace.
+    """What is known about the store that a restore would replace.
 
     Raises IntegrityFault for another program's or a newer database, BadInput for one that may not be opened.
     """
     path = root / "registry.db"
     if not path.exists():
-        return _describe_missing(root)
+        return _unreadable_store(root)
     with closing(sqlite3.connect(path)) as conn:
         return _read_replaced(root, conn)
 
 
-def _describe_missing(root: Path) -> ReplacedStore:
+def _unreadable_store(root: Path) -> ReplacedStore:
     there = (root / "registry.db").exists()
     return ReplacedStore(None, f"the store at {root} cannot be read" if there else f"there is no store at {root}")
 
@@ -189,7 +194,7 @@ def _read_replaced(root: Path, conn: sqlite3.Connection) -> ReplacedStore:
         )
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         _raise_unless_damaged(root, error)
-        return _describe_missing(root)
+        return _unreadable_store(root)
 
 
 def _raise_unless_damaged(root: Path, error: Exception) -> None:
@@ -197,18 +202,18 @@ def _raise_unless_damaged(root: Path, error: Exception) -> None:
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         raise StoreBusy(
             "Another process has the store open.",
-            hint=("close every ", Command("tui"), " and wait for other commands to end, then run this again"),
+            hint=("close every ", Command("tui"), " and let other commands end, then run the command again"),
         ) from error
     if name.startswith(("SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY")):
-        # The store has a list of forgotten users. Continuing without it would restore those users.
+        # Only this store lists its removed users: restoring without the list would bring them back.
         raise BadInput(
             f"The store at {root} cannot be opened: {error}.", hint="check the permissions of its directory"
         ) from error
 
 
 @contextmanager
-def _open_alone(root: Path) -> Iterator[sqlite3.Connection | None]:
-    """The database, opened exclusively; None for a missing or unreadable one."""
+def _open_exclusively(root: Path) -> Iterator[sqlite3.Connection | None]:
+    """Yields the database, opened so that no other process can use it; None for a missing or unreadable one."""
     path = root / "registry.db"
     if not path.exists():
         yield None
@@ -217,7 +222,7 @@ def _open_alone(root: Path) -> Iterator[sqlite3.Connection | None]:
     assert conn is not None
     with closing(conn) as opened:
         try:
-            # Set before the first read; set later, it would keep out only the current readers.
+            # Before the first read: set later, it would keep out only the readers of that moment.
             opened.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
             opened.execute("PRAGMA secure_delete = ON").fetchall()
             opened.execute("BEGIN EXCLUSIVE")
@@ -229,8 +234,8 @@ def _open_alone(root: Path) -> Iterator[sqlite3.Connection | None]:
         yield conn
 
 
-def _replay(reg: Registry, replaced: ReplacedStore) -> tuple[int, int]:
-    """Forget the users that the replaced store forgot and withdraw consents; returns how many of each."""
+def _repeat_removals(reg: Registry, replaced: ReplacedStore) -> tuple[int, int]:
+    """Remove the users that the replaced store removed and withdraw its withdrawn consents; returns both counts."""
     forgotten = withdrawn = 0
     with reg.transaction():
         for tombstone in replaced.tombstones:
@@ -248,29 +253,29 @@ def _replay(reg: Registry, replaced: ReplacedStore) -> tuple[int, int]:
 
 
 def require_schema(path: Path, schema: int) -> None:
-    """Raises IntegrityFault unless the database is a store of this schema."""
+    """Raises IntegrityFault unless the database is a store's and has this schema."""
     try:
         with closing(sqlite3.connect(path)) as conn:
             found = conn.execute("PRAGMA application_id").fetchone()[0], schema_version(conn)
     except sqlite3.DatabaseError as error:
         raise IntegrityFault(str(error)) from error
     if found != (APPLICATION_ID, schema):
-        raise IntegrityFault(f"its database does not say that it is a store of schema {schema}")
+        raise IntegrityFault(f"its database is not a store's of schema {schema}")
 
 
 def replace_database(root: Path, new: Path, live: sqlite3.Connection | None) -> bool:
-    """Replace the store's database: in one transaction, or by one rename where the old one is missing or unreadable.
+    """Replace the store's database by the file `new`, which then no longer exists.
 
-    `new` no longer exists afterwards. Returns whether all bytes of the old database are gone: a reader or a full disk
-    may keep some in the log.
+    Happens in one transaction, or by a rename if the old database is missing or unreadable. Returns whether all bytes
+    of the old one are gone: a reader or a full disk may keep some in the log.
     """
     path = root / "registry.db"
     if live is not None:
         try:
             with closing(sqlite3.connect(new)) as source:
                 source.backup(live)
-            new.unlink()  # the old file may have to grow
-            with suppress(sqlite3.OperationalError):  # the log already has the whole new database
+            new.unlink()  # makes room, because emptying the log may make the old file larger
+            with suppress(sqlite3.OperationalError):  # a failure is harmless: the log has the whole new database
                 busy, _, _ = live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 return not busy
             return False

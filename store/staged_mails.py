@@ -1,5 +1,4 @@
-"""Mails that are being imported, kept beside the staged records so that replies find their mails in any order of the
-file.
+"""Mails of an import in a temporary database, so that replies find the mails that they answer in any order of the file.
 
 Knows no mail format.
 """
@@ -22,9 +21,9 @@ _COLUMNS = "id, mine, answered, subject, text, time, file, record"
 
 
 class StagedMail(NamedTuple):
-    """A mail, the user's own (`mine`) or a received one; `answered` is the id of the mail before it.
+    """A mail, the user's own (`mine`) or a received one; `answered` is the id of the mail that it answers.
 
-    Ids are empty where there are none.
+    Ids are empty if there are none.
     """
 
     id: str
@@ -38,18 +37,18 @@ class StagedMail(NamedTuple):
 
 
 class StagedMails:
-    """Mails in the temporary database of staged records; each id is kept once."""
+    """Mails in the temporary database of staged records; of mails with the same id the first is kept."""
 
     def __init__(self, conn: sqlite3.Connection) -> None:
         self._conn = conn
         self._conn.execute(_SCHEMA)
 
     def add(self, mail: StagedMail) -> None:
-        """Add a mail, unless one with its id is there."""
+        """Add a mail, unless there is one with its id."""
         self._conn.execute(_INSERT, (mail.id or None, *mail[1:]))
 
     def find(self, key: str) -> StagedMail | None:
-        """The mail with this id."""
+        """The mail with this id; None if there is none."""
         row = self._conn.execute(f"SELECT {_COLUMNS} FROM mails WHERE id = ?", (key,)).fetchone()
         return None if row is None else _mail(row)
 

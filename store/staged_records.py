@@ -1,5 +1,4 @@
-"""The records of a file that is being imported, in a temporary database, so that memory stays bounded for files of any
-size.
+"""The records of an import in a temporary database, so that memory stays bounded for files of any size.
 
 Knows no format. The records reach the store's tables only after the whole file is checked.
 """
@@ -22,7 +21,7 @@ from store.files import disk_fault, hold_temporary
 from store.records import NewItem
 from store.staged_mails import StagedMails
 
-# No journal: after a crash the file is removed unread.
+# Without a journal, because after a crash the file is removed and never read.
 _SCHEMA = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
@@ -57,7 +56,7 @@ AND EXISTS (SELECT 1 FROM records AS i WHERE i.content = q.content AND NOT i.hel
 
 
 class StagedRecord(NamedTuple):
-    """A history item or held-out query of a user; `record` and `line` are its place in the file."""
+    """A history item or held-out query of a user; `record` and `line` say where it is in the file."""
 
     user: str
     held_out: bool
@@ -68,7 +67,7 @@ class StagedRecord(NamedTuple):
 
 
 class FirstUse(NamedTuple):
-    """The earlier record with the same id: its number in the file, and whether it has the same content."""
+    """The earlier record with the same id: its number in the file, and whether the content is the same too."""
 
     record: int | None
     same: bool
@@ -76,7 +75,7 @@ class FirstUse(NamedTuple):
 
 @dataclass
 class HeldOut:
-    """The number of items that became queries, and the users (by name and task) who have fewer queries than requested.
+    """How many items became queries, and the users (by name and task) who have fewer queries than requested.
 
     `fixed` maps users with stored items to their number of queries, if it is neither the requested number nor the
     number that the same records would give in an empty store. They are not in `short`.
@@ -87,8 +86,8 @@ class HeldOut:
     fixed: dict[tuple[str, str], int] = field(default_factory=dict)
 
 
-class _Side(NamedTuple):
-    """The facts that decide whether a record can become a query."""
+class _QueryCandidate(NamedTuple):
+    """A record with what decides whether it can become a query."""
 
     user: str
     task: str
@@ -97,13 +96,13 @@ class _Side(NamedTuple):
     time: str | None
     held_out: bool
     stored: bool
-    moved: bool  # read as an item, but made a query by `make_query`
+    moved: bool  # an item of the file that `turn_into_query` made a query
     repeats: bool
     content: int
 
 
 class StagedRecords:
-    """Records in the order of their file; each id occurs once per user, task and kind."""
+    """Records in the order of their file; an id occurs once per user, task and kind (item or query)."""
 
     def __init__(self, conn: sqlite3.Connection) -> None:
         self._conn = conn
@@ -112,8 +111,10 @@ class StagedRecords:
     @classmethod
     @contextlib.contextmanager
     def open(cls, root: Path, folder: Path) -> Iterator[StagedRecords]:
-        """Records in a temporary file of `folder`, which is removed at the end, or after a crash when the store is next
-        opened. Raises as any write to the store in `root`.
+        """In the block, an empty temporary database in `folder`; removed at the end, or after a crash when the store is
+        opened.
+
+        Raises as any write to the store in `root`.
         """
         with contextlib.ExitStack() as held:
             try:
@@ -125,7 +126,7 @@ class StagedRecords:
             yield cls(conn)
 
     def add(self, new: StagedRecord) -> FirstUse | None:
-        """Add a record; where its id is used already, keep the first and return it."""
+        """Add a record. If its id is used already, the first record is kept and returned."""
         user, held_out, item, record, line, _ = new
         content = hash((user, item.task, item.input, item.output))
         values = (user, held_out, item.task, item.key, item.input, item.output, item.time, record, line, content)
@@ -135,7 +136,7 @@ class StagedRecords:
         return FirstUse(number, texts == [item.input, item.output, item.time])
 
     def count_occurrence(self, user: str, task: str, digest: str) -> int:
-        """Counts the calls with these values, including this one."""
+        """Count one more occurrence of a content; returns how often it occurred so far."""
         self._conn.execute(_COUNT_OCCURRENCE, (user, task, digest))
         return int(self._conn.execute(_SELECT_OCCURRENCES, (user, task, digest)).fetchone()[0])
 
@@ -149,13 +150,13 @@ class StagedRecords:
         self._conn.execute("UPDATE records SET time = ? WHERE id = ?", (time, number))
 
     def set_content(self, number: int, user: str, item: NewItem) -> None:
-        """Change texts and time of the record with this `id`, which is one of `user`, to those of `item`."""
+        """Change texts and time of the record with this `id`, which belongs to `user`, to those of `item`."""
         content = hash((user, item.task, item.input, item.output))
         values = (item.input, item.output, item.time, content, number)
         self._conn.execute("UPDATE records SET input = ?, output = ?, time = ?, content = ? WHERE id = ?", values)
 
     def set_key(self, number: int, key: str) -> bool:
-        """Change the key of the record with this `id`; False where another of the user and task has it."""
+        """Change the key of the record with this `id`; False if another record of the user and task has that key."""
         return bool(self._conn.execute(_SET_KEY, {"id": number, "key": key}).rowcount)
 
     def mark_stored(self, number: int) -> None:
@@ -166,13 +167,13 @@ class StagedRecords:
         """Mark the record with this `id` as a repetition of a stored one, so that it does not become a query."""
         self._conn.execute("UPDATE records SET repeats = 1 WHERE id = ?", (number,))
 
-    def make_query(self, number: int) -> bool:
-        """Turn the history item with this `id` into a query; False if a query has its key."""
+    def turn_into_query(self, number: int) -> bool:
+        """Turn the history item with this `id` into a query; False if a query with its key exists."""
         sql = "UPDATE OR IGNORE records SET held_out = 1, moved = 1 WHERE id = ?"
         return bool(self._conn.execute(sql, (number,)).rowcount)
 
     def kinds_of_key(self, user: str, task: str, key: str) -> set[bool]:
-        """The kinds of the records with this key, True for a query; empty if there is none."""
+        """Whether there are queries (True) and items (False) with this key; empty if there are none."""
         return {bool(held_out) for (held_out,) in self._conn.execute(_SELECT_KINDS, (user, task, key))}
 
     def hold_out(self, most: int, keep: int, seed: int) -> HeldOut:
@@ -183,13 +184,13 @@ class StagedRecords:
         """
         held = HeldOut()
         chosen: list[int] = []
-        sides = map(_Side._make, self._conn.execute(_SELECT_SIDES))
+        sides = map(_QueryCandidate._make, self._conn.execute(_SELECT_SIDES))
         for owner, group in itertools.groupby(sides, key=lambda side: (side.user, side.task)):
             records = list(group)
             free = _choose_queries(records, most, keep, seed)
             chosen += [side.id for side in free]
             there = sum(side.held_out for side in records) + len(free)
-            usual = {most, _count_if_new(records, most, keep, seed)}
+            usual = {most, _count_queries_in_new_store(records, most, keep, seed)}
             if any(side.stored for side in records) and there not in usual:
                 held.fixed[owner] = there
             elif there < most:
@@ -234,22 +235,21 @@ def _read_record(row: Sequence[Any]) -> StagedRecord:
     return StagedRecord(user, bool(held_out), NewItem(key, task, text, output, time), record, line, number)
 
 
-def _choose_queries(records: Sequence[_Side], most: int, keep: int, seed: int) -> list[_Side]:
-    """The items of one user and task that become queries."""
+def _choose_queries(records: Sequence[_QueryCandidate], most: int, keep: int, seed: int) -> list[_QueryCandidate]:
     taken = [side for side in records if side.held_out]
     items = [side for side in records if not side.held_out]
     room = max(0, min(most - len(taken), len(items) - keep))
-    return _drawable(items, {side.key for side in taken}, seed)[:room]
+    return _eligible_for_query(items, {side.key for side in taken}, seed)[:room]
 
 
-def _count_if_new(records: Sequence[_Side], most: int, keep: int, seed: int) -> int:
+def _count_queries_in_new_store(records: Sequence[_QueryCandidate], most: int, keep: int, seed: int) -> int:
     """How many queries the user would have if the store had none of these records."""
     new = [side._replace(stored=False, held_out=side.held_out and not side.moved) for side in records]
     return sum(side.held_out for side in new) + len(_choose_queries(new, most, keep, seed))
 
 
-def _drawable(items: Sequence[_Side], taken_keys: set[str], seed: int) -> list[_Side]:
-    """The items that may become queries, in the order in which they are taken."""
+def _eligible_for_query(items: Sequence[_QueryCandidate], taken_keys: set[str], seed: int) -> list[_QueryCandidate]:
+    """The items that may become queries, in the order in which they are chosen."""
     times_known = all(item.time is not None for item in items)
     contents = Counter(item.content for item in items)
     new = (item for item in items if not item.stored and not item.repeats)

@@ -22,7 +22,7 @@ import torch
 from mta_cli.engine.lora.adapter import init_lora_weights
 from mta_cli.engine.model.load import LoadedBase, resolve_device, with_decoder
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
-from mta_cli.errors import MtaError, worded
+from mta_cli.errors import MtaError, words_to_text
 from mta_cli.options import MachineOptions
 from mta_cli.pipeline.maintenance.bench import BenchRequest, run_bench
 from mta_cli.pipeline.models.bases import HubBase, find_shape
@@ -191,7 +191,7 @@ def main() -> int:
     try:
         device, shape = resolve_device(chosen.device), find_shape(chosen.shape)
     except MtaError as error:
-        parser.error(f"{error} ({worded(error.hint or '')})")
+        parser.error(f"{error} ({words_to_text(error.hint or '')})")
     if device.type == "cpu":
         print("the device is the CPU itself: no GPU is checked", file=sys.stderr)
     document = run_checks(device, shape, seconds=chosen.seconds)

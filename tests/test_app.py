@@ -228,7 +228,7 @@ def test_nobody_to_answer_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     with pytest.raises(UsageError) as raised:
         confirm(Output(), "Remove it?", yes=False)
-    assert raised.value.hint == "add --yes"
+    assert raised.value.hint == "add --yes to agree"
     confirm(Output(), "Remove it?", yes=True)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from mta_cli.app import COMMAND_TARGETS
 from mta_cli.commands.shared.context import GlobalFlags
-from mta_cli.errors import BadInput, Command, Flag, Words, did_you_mean, worded
+from mta_cli.errors import BadInput, Command, Flag, Words, did_you_mean, words_to_text
 
 ROOT = Path(__file__).parent.parent
 LOWER_LAYERS = ("store", "mta_cli/engine", "mta_cli/pipeline", "mta_cli/lab", "mta_cli/serving")
@@ -34,7 +34,7 @@ OF_OTHER_PROGRAMS = re.compile(r"\b(ray start|vllm serve) .*")
     ],
 )
 def test_the_words_of_the_command_line(words: Words, told: str) -> None:
-    assert worded(words) == told
+    assert words_to_text(words) == told
     assert str(BadInput(words)) == told
 
 
@@ -52,9 +52,9 @@ def test_an_error_keeps_its_values_on_the_way_to_another_process() -> None:
 
 def test_the_store_that_was_given_is_named_in_commands_on_it() -> None:
     given = GlobalFlags(store=Path("a store"))
-    assert given.word(("first ", Command("bank list"))) == "first mta --store 'a store' bank list"
-    assert given.word((Command("snapshot", "TO"), ", ", Flag("task"))) == "mta snapshot TO, --task"
-    assert GlobalFlags().word(Command("bank list")) == "mta bank list"
+    assert given.text_with_store(("first ", Command("bank list"))) == "first mta --store 'a store' bank list"
+    assert given.text_with_store((Command("snapshot", "TO"), ", ", Flag("task"))) == "mta snapshot TO, --task"
+    assert GlobalFlags().text_with_store(Command("bank list")) == "mta bank list"
 
 
 def test_what_was_meant_else_the_other_words() -> None:

@@ -16,7 +16,7 @@ from mta_cli.threads import (
     VARIABLE,
     CpuTimes,
     choose_spins,
-    describe_waiting,
+    describe_thread_spinning,
     prepare_threads,
 )
 
@@ -56,7 +56,7 @@ def test_the_users_own_setting_stays(variable: str, value: str, monkeypatch: pyt
     monkeypatch.setenv(variable, value)
     prepare_threads(START)
     assert [name for name in (POLICY, VARIABLE) if name in os.environ] == [variable] and os.environ[variable] == value
-    assert value in describe_waiting()
+    assert value in describe_thread_spinning()
 
 
 def test_doctor_says_what_was_chosen(tmp_path: Path) -> None:

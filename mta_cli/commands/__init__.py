@@ -1,1 +1,1 @@
-"""One module a command group: signatures, help and rendering. No job's logic, no tensors, no SQL."""
+"""The commands, one module for each group: signatures, help and rendering. No job's logic, no tensors, no SQL."""

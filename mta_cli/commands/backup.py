@@ -12,14 +12,14 @@ from mta_cli.commands.shared.context import app_context, confirm
 from mta_cli.configuration.settings import StoreOptions
 from mta_cli.terminal.output import text
 
-FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The archive.", show_default=False)]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The backup's file.", show_default=False)]
 
 
 def backup(ctx: typer.Context, file: FileArgument, yes: YesOption = False, json: JsonOption = False) -> None:
-    """Write the store to one archive.
+    """Write the store to one file, a backup.
 
-    Its settings and keys of the server are not in it. The archive is verified, and readable by you alone. Other
-    processes can go on working.
+    It contains the database and the adapter files, but neither the store's settings file nor the server's keys. Only
+    you can read the file. Other processes can go on working.
     """
     from mta_cli.pipeline.maintenance.backup import back_up
 
@@ -36,9 +36,9 @@ def restore(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Replace the store by an archive.
+    """Replace the store by a backup.
 
-    All of the archive is verified first. Removed users are not brought back.
+    All of the backup is verified first. Users who were removed since it was made are not brought back.
     """
     from mta_cli.pipeline.maintenance.backup import restore as restore_store
 

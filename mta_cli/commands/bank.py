@@ -44,11 +44,13 @@ RefreshOption = Annotated[
     bool,
     typer.Option(
         "--refresh",
-        help="Replace the stale anchors of the task's newest bank by other users and train only those, and bring its "
-        "neighbours up to date. All else is as it was built; --name or --base says which bank.",
+        help="Replace the stale anchors of the task's newest bank by other users, train only those, and bring the "
+        "label memory's neighbours up to date. The rest of the bank stays. --name or --base chooses another bank.",
     ),
 ]
-VersionOption = Annotated[int | None, typer.Option("--bank-version", help="Which version; else the newest ready one.")]
+VersionOption = Annotated[
+    int | None, typer.Option("--bank-version", help="The bank's version; by default the newest ready one.")
+]
 
 
 @app.command()
@@ -57,7 +59,7 @@ def build(
     ctx: typer.Context,
     *,
     task: RequiredTaskOption,
-    name: Annotated[str | None, typer.Option("--name", help="The bank's name; else the task's.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The bank's name; by default the task's.")] = None,
     refresh: RefreshOption = False,
     flags: Flags,
     dry_run: DryRunOption = False,
@@ -90,8 +92,8 @@ def _run_refresh(context: AppContext, flags: Flags, task: str, name: str | None,
 
     if refused := [flag for flag in flags.given_flags() if flag not in ("--device", "--base")]:
         raise UsageError(
-            f"--refresh keeps the bank's own options: {', '.join(refused)} cannot be given with it.",
-            hint="leave out --refresh to build a new version with other options",
+            f"--refresh keeps the options that the bank was built with, so {', '.join(refused)} cannot be given too.",
+            hint="leave out --refresh to build a new version of the bank with other options",
         )
     machine, base = context.build_options(MachineOptions)[MachineOptions], flags.values["base"]
     with context.open_registry() as reg:
@@ -101,7 +103,6 @@ def _run_refresh(context: AppContext, flags: Flags, task: str, name: str | None,
 
 
 def _run_and_print(context: AppContext, reg: Registry, job: Iterator[Event], *, dry_run: bool) -> None:
-    """Run a build, print a summary of the bank, and suggest next commands."""
     render = partial(_render_bank, reg, details=bool(context.output.verbosity))
     bank = context.output.run_job_and_print(job, render, dry_run=dry_run, resumes=True)
     if not dry_run:
@@ -209,7 +210,7 @@ def _render_bank(reg: Registry, bank: dict[str, Any], *, details: bool) -> Any:
             f"{anchors}, {trained}"
         ),
         tables.table(columns, rows),
-        *([out.text(_verdict_line(bank["anchors"]))] if any(a["digest"] for a in bank["anchors"]) else []),
+        *([out.text(_training_loss_line(bank["anchors"]))] if any(a["digest"] for a in bank["anchors"]) else []),
         *([out.text(_task_adapter_line(bank["task_adapter_people"]))] if details and bank["task_adapter"] else []),
         *([out.text(_neighbours_line(bank))] if details and bank["kernel"] else []),
         *_render_screening(bank["gates"]),
@@ -226,16 +227,15 @@ def _render_ladder(ladder: dict[str, Any] | None) -> list[Any]:
     measured = (
         "Measured on held-out queries of the bank's users; the common model has learned from these users."
         if ladder["seen"]
-        else f"Measured on items of the bank's users as of new users: {ladder['shots']} others of the user are known, "
-        "and the common model has learned from other users."
+        else f"Measured on items of the bank's users as if they were new: {ladder['shots']} other items of the user "
+        "are known, and the common model has learned from other users."
     )
     more = "`mta quick` and `mta eval run` measure the personal steps."
     lines = [out.text(line) for line in verdict_lines(ladder, more)]
     return [out.text(measured), tables.table(table_columns(ladder), table_rows(ladder)), *lines]
 
 
-def _verdict_line(anchors: list[dict[str, Any]]) -> str:
-    """Whether the anchors learned on average, and the anchors that did not."""
+def _training_loss_line(anchors: list[dict[str, Any]]) -> str:
     known = [a for a in anchors if a["loss_first"] is not None and a["loss_last"] is not None]
     if not known:
         return "No anchor has a measured loss."
@@ -263,9 +263,9 @@ def _neighbours_line(bank: dict[str, Any]) -> str:
     powers = ", ".join(f"{name} × {kernel[key]:.2f}" for name, key in _KERNEL_TERMS.items())
     weights = bank["memory_weights"]
     share = (
-        "not weighed against the model"
+        "their weight beside the model was not fitted"
         if weights is None
-        else f"in an answer the model counts × {weights['model']:.2f} and this × {weights['memory']:.2f}"
+        else f"weights in an answer: model {weights['model']:.2f}, label memory {weights['memory']:.2f}"
     )
     return (
         f"{pluralise(count, 'answer')} of {pluralise(users, 'user')} serve as neighbours "
@@ -274,7 +274,7 @@ def _neighbours_line(bank: dict[str, Any]) -> str:
 
 
 def _render_verification(result: dict[str, Any]) -> Any:
-    said = f"Bank {result['bank']} v{result['version']}: {result['adapters']} adapter files are what their rows say."
+    said = f"Bank {result['bank']} v{result['version']}: {result['adapters']} adapter files match their records."
     return out.group(out.text(said), *_render_screening(result["gates"]))
 
 

@@ -59,18 +59,20 @@ def bench(
     from mta_cli.pipeline.maintenance.bench import BenchRequest, run_bench
 
     context = app_context(ctx, flags, json=json)
-    request = BenchRequest(_measured_base(context, shape), context.options[MachineOptions], seconds, users)
+    request = BenchRequest(_model_to_measure(context, shape), context.options[MachineOptions], seconds, users)
     context.output.run_job_and_print(run_bench(request, dry_run=dry_run), _render_bench, dry_run=dry_run)
 
 
-def _measured_base(context: AppContext, shape: str | None) -> HubBase | ModelEntry:
+def _model_to_measure(context: AppContext, shape: str | None) -> HubBase | ModelEntry:
     assert context.flags is not None
     if shape is None:
         from mta_cli.pipeline.requests import base_model
 
         return base_model(context.options)
     if context.flags.values["base"] is not None:
-        raise UsageError("--shape and --base name two different things to measure.", hint="leave one of them out")
+        raise UsageError(
+            "--shape and --base each name a model to measure, and only one can be measured.", hint="leave one out"
+        )
     from mta_cli.pipeline.models.bases import find_shape
 
     return find_shape(shape)
@@ -93,7 +95,6 @@ def _render_bench(result: dict[str, Any]) -> Any:
 
 
 def _rate(value: float) -> str:
-    """Three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -21,12 +21,12 @@ SERVER_SAMPLING = ("max_tokens", "temperature", "top_p", "min_p", "repetition_pe
 MAX_STDIN_BYTES = 4_000_000  # bytes; a longer message is refused anyway
 
 
-_TEXT_HELP = "read from standard input where it is left out, or -."
+_TEXT_HELP = "without a text, or with -, it is read from standard input."
 AskedArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[USER] [TEXT]",
-        help=f"Who answers, and what to ask. One word or text alone asks the base; {_TEXT_HELP}",
+        help=f"The user whose model answers, and the text. With a text alone the base answers; {_TEXT_HELP}",
         autocompletion=complete_users,
     ),
 ]
@@ -34,7 +34,7 @@ ComparedArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[USER] [TEXT]",
-        help=f"The user, and what to ask: {_TEXT_HELP}",
+        help=f"The user, and the text; {_TEXT_HELP}",
         autocompletion=complete_users,
     ),
 ]
@@ -44,38 +44,38 @@ OptionalUserArgument = Annotated[
 ]
 UsersOption = Annotated[
     list[str] | None,
-    typer.Option("--user", "-u", metavar="USER", help="A user; again for others.", autocompletion=complete_users),
+    typer.Option("--user", "-u", metavar="USER", help="A user; can be repeated.", autocompletion=complete_users),
 ]
 ModeOption = Annotated[
     str | None,
     typer.Option(
         "--mode",
         metavar="|".join(ANSWER_MODES),
-        help="Which model answers; without it, the most personal one.",
+        help="The model that answers; by default the user's most personal one.",
         autocompletion=lambda: list(ANSWER_MODES),
     ),
 ]
 FreeDecodingOption = Annotated[
-    bool, typer.Option("--free-decoding", help="Let a task with labels answer in its own words.")
+    bool, typer.Option("--free-decoding", help="For a task with labels: generate any text, not only a label.")
 ]
 ServerOption = Annotated[
-    str | None, typer.Option("--server", metavar="URL", help="Talk over a running server: http://127.0.0.1:8000/v1.")
+    str | None, typer.Option("--server", metavar="URL", help="Let this server answer, as http://127.0.0.1:8000/v1.")
 ]
 NoServerOption = Annotated[
-    bool, typer.Option("--no-server", help="Load the model here, also where a server of the store runs.")
+    bool, typer.Option("--no-server", help="Load the model here, even if a server of this store runs.")
 ]
 NoSaveOption = Annotated[bool, typer.Option("--no-save", help="Do not store the conversation.")]
-ContinueOption = Annotated[bool, typer.Option("--continue", help="Go on with the user's newest stored conversation.")]
+ContinueOption = Annotated[bool, typer.Option("--continue", help="Continue the user's newest stored conversation.")]
 StopOption = Annotated[
     list[str] | None,
-    typer.Option("--stop", metavar="TEXT", help="End the answer where it says this, without it; repeat it for more."),
+    typer.Option("--stop", metavar="TEXT", help="End the answer before this text; can be repeated."),
 ]
 SystemOption = Annotated[
     str | None, typer.Option("--system", metavar="TEXT", help="A system message in front of the prompt.")
 ]
 StagedOption = Annotated[
     bool,
-    typer.Option("--staged", help="Ask about the staged change of the git repository here; with -t commit."),
+    typer.Option("--staged", help="Ask about the staged change of this folder's git repository; with -t commit."),
 ]
 ANSWER_TABLES = (AnswerOptions, MemoryOptions, PromptOptions, only(ModelOptions, "base"), MachineOptions)
 
@@ -109,22 +109,23 @@ def ask(
 
     context = app_context(ctx, flags, json=json)
     asking = chat_options(context.options, task, mode, free_decoding=free_decoding, stops=stop or (), system=system)
-    users, message = split_asked(asked, [user] if user is not None else [], needs_user=staged)
+    users, message = split_users_and_text(asked, [user] if user is not None else [], needs_user=staged)
     if staged:
         from mta_cli.pipeline.data.git.staged import staged_question
 
         if message is not None:
-            raise UsageError("--staged asks about the staged change, and there is a text too.", hint="leave one out")
+            raise UsageError("--staged and a text are two different questions.", hint="leave one of them out")
         message = staged_question(Path.cwd())
     if len(users) > 1:
         raise UsageError(
-            f"mta ask asks one user, and {' and '.join(users)} were named.", hint=(Command("compare"), " asks several")
+            f"mta ask takes one user, and {' and '.join(users)} were given.",
+            hint=(Command("compare"), " takes several users"),
         )
     text = _read_message(message, "ask")
     with context.open_registry() as reg:
         if not users and reg.users.existing_names([text]):
-            command = context.global_flags.word(Command("ask", text, "TEXT"))
-            context.output.note(f"{text} is a user: `{command}` asks their model.")
+            command = context.global_flags.text_with_store(Command("ask", text, "TEXT"))
+            context.output.note(f"{text} is a user's name, but is asked as a text. `{command}` asks their model.")
         name = users[0] if users else None
         given = context.options if name is None else context.options_on_base(reg, task, reg.users.get(name))
         entry = base_model(given)
@@ -163,9 +164,11 @@ def compare(
 
     context = app_context(ctx, flags, json=json)
     asking = chat_options(context.options, task, free_decoding=free_decoding, stops=stop or (), system=system)
-    users, message = split_asked(asked, user or [], needs_user=True)
+    users, message = split_users_and_text(asked, user or [], needs_user=True)
     if not users:
-        raise UsageError("There is no user to compare.", hint=("name one: ", Command("compare", "USER"), ' "TEXT"'))
+        raise UsageError(
+            "mta compare needs a user whose models answer.", hint=("name one: ", Command("compare", "USER"), ' "TEXT"')
+        )
     text = _read_message(message, "compare")
     with context.open_registry() as reg:
         given = context.options_on_base(reg, task, reg.users.get(users[0]))
@@ -213,7 +216,7 @@ def chat(
 
     context = app_context(ctx, flags)
     if name is not None and user is not None and name != user:
-        raise UsageError(f"mta chat is with one user, and {name} and {user} were named.", hint="leave one of them out")
+        raise UsageError(f"mta chat takes one user, and {name} and {user} were given.", hint="leave one of them out")
     user = user if name is None else name
     if go_on and user is None:
         raise UsageError(
@@ -227,7 +230,8 @@ def chat(
         refused = [name for name, given in ours.items() if given] + sorted(set(flags.given_flags()) - sent)
         if refused:
             raise UsageError(
-                f"{', '.join(refused)}: the server decides that.", hint="leave it out, or leave out --server"
+                f"{', '.join(refused)} cannot be given with --server, because the server decides this.",
+                hint="leave it out, or leave out --server",
             )
         if code := _chat_with_server(context, server, user, task, system, stop or []):
             raise typer.Exit(code)
@@ -260,34 +264,36 @@ def _chat_with_server(
     return ChatShell(context.output, conversation).run_chat(interactive=stdin_is_terminal())
 
 
-def split_asked(
+def split_users_and_text(
     asked: Sequence[str] | None, named: Sequence[str], *, needs_user: bool = False
 ) -> tuple[list[str], str | None]:
-    """The users and the text of `[USER] [TEXT]` and the users `named` by flags; None where there is no text.
+    """The users and the text among the arguments `[USER] [TEXT]` and the users `named` by flags; None without a text.
 
-    One word or text alone is what to ask, or the user where one is needed and none was named. Raises UsageError for
-    more than two.
+    A single argument is the text, or the user if one is needed and no flag names one. Raises UsageError for more than
+    two arguments.
     """
     given, users = list(asked or ()), list(named)
     if len(given) == 2 or (len(given) == 1 and needs_user and not users):
         users.insert(0, given.pop(0))
     if len(given) > 1:
         raise UsageError(
-            f"A user and one text can be given, and there are {len(given)} words.", hint="put the text in quotes"
+            f"At most a user and one text can be given, and there are {len(asked or ())} arguments.",
+            hint="put the text in quotes",
         )
     return list(dict.fromkeys(users)), given[0] if given else None
 
 
 def _read_message(given: str | None, command: str) -> str:
-    """The question: the argument, or all of standard input. Hints name the `command`."""
+    """The text to ask: the argument, or all of standard input. `command` is named in hints."""
     if given is not None and given != "-":
         return given
     if stdin_is_terminal():
-        raise UsageError("There is nothing to ask.", hint=(Command(command, "USER"), ' "TEXT", or pipe the text in'))
+        raise UsageError("There is no text to ask.", hint=(Command(command, "USER"), ' "TEXT", or pipe the text in'))
     raw = stdin_binary().read(MAX_STDIN_BYTES + 1)
     if len(raw) > MAX_STDIN_BYTES:
-        raise BadInput(f"Standard input holds more than {MAX_STDIN_BYTES:,} bytes.")
+        raise BadInput(f"Standard input has more than {MAX_STDIN_BYTES:,} bytes.", hint="ask with a shorter text")
     try:
         return raw.decode().rstrip("\n")
     except UnicodeDecodeError as error:
-        raise BadInput(f"Standard input is not UTF-8 (byte {error.start}).") from error
+        hint = "convert the text to UTF-8 first"
+        raise BadInput(f"Standard input is not UTF-8 text (byte {error.start}).", hint=hint) from error

@@ -38,23 +38,21 @@ def _complete_values(ctx: typer.Context) -> list[str]:
 
 SettingArgument = Annotated[
     str,
-    typer.Argument(metavar="SETTING", help="The setting, as bank.rank.", autocompletion=_complete_settings),
+    typer.Argument(metavar="SETTING", help="The setting, such as bank.rank.", autocompletion=_complete_settings),
 ]
 ValueArgument = Annotated[str, typer.Argument(metavar="VALUE", help="Its value.", autocompletion=_complete_values)]
-InStoreOption = Annotated[
-    bool, typer.Option("--in-store", help="In the store's file, for this store alone; else in your own.")
-]
+InStoreOption = Annotated[bool, typer.Option("--in-store", help="Use the settings file of this store, not your own.")]
 
 
 @app.command("list")
 def list_(
     ctx: typer.Context,
-    changed: Annotated[bool, typer.Option("--changed", help="Only those that something sets.")] = False,
+    changed: Annotated[bool, typer.Option("--changed", help="Only settings that do not have their default.")] = False,
     json: JsonOption = False,
 ) -> None:
     """List the settings and where each is set."""
     context = app_context(ctx, json=json)
-    rows = [row for row in _rows(context) if not changed or row["from"] != "default"]
+    rows = [row for row in _setting_rows(context) if not changed or row["from"] != "default"]
     columns = ("setting", "value", "from")
     context.output.print_rows(columns, rows, lambda row: [row[name] for name in columns])
 
@@ -64,7 +62,7 @@ def get(ctx: typer.Context, key: SettingArgument, json: JsonOption = False) -> N
     """Print the value of a setting."""
     context = app_context(ctx, json=json)
     wanted = find_setting(key).key
-    (row,) = (row for row in _rows(context) if row["setting"] == wanted)
+    (row,) = (row for row in _setting_rows(context) if row["setting"] == wanted)
     context.output.print_result(row, lambda found: text(found["value"]))
 
 
@@ -77,16 +75,16 @@ def set_(ctx: typer.Context, key: SettingArgument, value: ValueArgument, in_stor
         from mta_cli.pipeline.models.installed import check_model_setting
 
         check_model_setting(key, checked)
-    _write(context, key, checked, in_store=in_store)
+    _write_and_report(context, key, checked, in_store=in_store)
 
 
 @app.command("unset")
 def unset(ctx: typer.Context, key: SettingArgument, in_store: InStoreOption = False) -> None:
-    """Take a setting out of your settings file."""
+    """Remove a setting from your settings file."""
     context = app_context(ctx)
     if key not in read_file_values(_settings_file(context, in_store=in_store)):
         find_setting(key)
-    _write(context, key, None, in_store=in_store)
+    _write_and_report(context, key, None, in_store=in_store)
 
 
 @app.command("path")
@@ -100,18 +98,18 @@ def path(ctx: typer.Context, json: JsonOption = False) -> None:
     )
 
 
-def _rows(context: AppContext) -> list[dict[str, Any]]:
+def _setting_rows(context: AppContext) -> list[dict[str, Any]]:
     built = [context.settings.build_options(each) for each in OPTION_CLASSES]
     lines = context.settings.plan_lines(*built, all_keys=True)
     return [{"setting": line.name, "value": line.value, "from": line.origin} for line in lines]
 
 
-def _write(context: AppContext, key: str, value: Any, *, in_store: bool) -> None:
+def _write_and_report(context: AppContext, key: str, value: Any, *, in_store: bool) -> None:
     from mta_cli.configuration.settings_file import write_setting
     from store.registry import Registry
 
     if in_store:
-        # requires a store, so that no file is made elsewhere; does not read its settings, which may be wrong
+        # Raises without a store, so that no file is made elsewhere. The store's settings are not read: they may be bad.
         Registry.open(context.store_dir).close()
     file = _settings_file(context, in_store=in_store)
     changed = write_setting(file, key, value)

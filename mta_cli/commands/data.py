@@ -38,7 +38,7 @@ FormatArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="FORMAT",
-        help=f"One of {', '.join(FORMATS)}. It may be left out: then the content says which.",
+        help=f"One of {', '.join(FORMATS)}. Without it, the format is recognised from the content.",
         autocompletion=complete_formats,
         show_default=False,
     ),
@@ -69,14 +69,14 @@ def import_(
 ) -> None:
     """Import histories or a git repository.
 
-    All of it is checked first. Importing it again changes nothing; new items are added.
+    Everything is checked before anything is stored. Importing a file again adds only its new items.
     """
     from mta_cli.commands.import_columns import ask_for_columns
     from mta_cli.pipeline.data.import_source import ImportSource
     from mta_cli.pipeline.users.import_file import import_source
 
     context = app_context(ctx, flags, json=json)
-    format, path = _place_words(format, path)
+    format, path = _split_format_and_path(format, path)
     piped = str(path) == "-"
     given = context.options[ImportOptions]
     source = ImportSource.from_options(Path("/dev/stdin") if piped else path, given, format=format, task=task)
@@ -90,12 +90,12 @@ def import_(
             suggest_after_import(context, reg, done["tasks"])
 
 
-def _place_words(first: str | None, path: Path | None) -> tuple[str | None, Path]:
+def _split_format_and_path(first: str | None, path: Path | None) -> tuple[str | None, Path]:
     """The format, if given, and the path; a single word is the path. Raises UsageError without a path."""
     if path is not None:
         return first, path
     if not first or (first in FORMATS and not Path(first).exists()):
-        what = "which file?" if not first else f"{first} is a format; which file?"
+        what = "No file was named." if not first else f"{first} is a format, and no file was named."
         raise UsageError(what, hint=(Command("data import"), f" {first or '[FORMAT]'} PATH"))
     return None, Path(first)
 

@@ -77,7 +77,7 @@ def demo_store_path(context: AppContext, keep: Path | None) -> Path:
 
 
 def render_demo(result: dict[str, Any]) -> RenderableType:
-    """The demo's results by task, and next commands."""
+    """The demo's results for each task, and next commands."""
     mta = f"mta --store {shlex.quote(result['store'])}"
     parts = [part for course in result["courses"] for part in _render_task(course, mta)]
     head = f"Done in {result['seconds']:.0f} s with {result['base']} and {result['embedder']}."
@@ -85,7 +85,6 @@ def render_demo(result: dict[str, Any]) -> RenderableType:
 
 
 def _render_task(course: dict[str, Any], mta: str) -> list[RenderableType]:
-    """One task: the ladder with its verdicts, three users' answers, and a next step."""
     from mta_cli.pipeline.evaluation.ladder_text import table_columns, table_rows, verdict_lines
     from mta_cli.pipeline.evaluation.metric_names import LOGLIK_METRIC
 
@@ -108,20 +107,21 @@ def _render_task(course: dict[str, Any], mta: str) -> list[RenderableType]:
 
 
 def _render_examples(examples: list[dict[str, Any]], *, is_labels: bool) -> list[RenderableType]:
-    """The questions with their answers: one block, where all users were asked the same, and the base and the common
-    model do not know who asks.
-    """
+    """The examples in one block if all users were asked the same and only personal answers differ; else one by one."""
     impersonal = [{name: one["answers"].get(name) for name in ("base", "common")} for one in examples]
     asked = {one["question"] for one in examples}
     if is_labels or len(asked) > 1 or any(one != impersonal[0] for one in impersonal):
         return [_render_example(one, is_labels=is_labels) for one in examples]
     lines = [examples[0]["question"], *(_answer_line(name, answer) for name, answer in impersonal[0].items())]
     for one in examples:
-        lines += [_answer_line(one["user"], _most_personal(one["answers"])), _answer_line("  own words", one["gold"])]
+        lines += [
+            _answer_line(one["user"], _most_personal_answer(one["answers"])),
+            _answer_line("  own words", one["gold"]),
+        ]
     return [out.text("\n".join(lines))]
 
 
-def _most_personal(answers: dict[str, str]) -> str:
+def _most_personal_answer(answers: dict[str, str]) -> str:
     from mta_cli.pipeline.evaluation.ladder_text import PERSONAL_STEPS
 
     return [answer for name, answer in answers.items() if name in PERSONAL_STEPS][-1]
@@ -132,9 +132,9 @@ def _answer_line(name: str, answer: str | None) -> str:
 
 
 def _render_example(example: dict[str, Any], *, is_labels: bool) -> RenderableType:
-    """One held-out question, with the answers of the base, the common and the personal model beside the user's own.
+    """A held-out question with the answers of base, common and personal model, and the user's own.
 
-    Of the steps with the same weights the highest is shown; with labels, also the probability of the user's own answer.
+    Of steps with the same weights the highest is shown; for labels, also the probability of the user's own answer.
     """
     from mta_cli.pipeline.evaluation.ladder_text import PERSONAL_STEPS
 

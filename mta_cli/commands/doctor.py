@@ -15,9 +15,7 @@ from mta_cli.terminal.tables import table
 
 def doctor(
     ctx: typer.Context,
-    deep: Annotated[
-        bool, typer.Option("--deep", help="Read every file of every model and compare its digest.")
-    ] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every file of every model and check its SHA-256.")] = False,
     names: Annotated[
         bool, typer.Option("--names", help="Name the users whose data is damaged, instead of their numbers.")
     ] = False,
@@ -25,7 +23,7 @@ def doctor(
         bool,
         typer.Option(
             "--repair",
-            help="Make the full-text index anew; remove abandoned files and damaged downloads. Asks before it does.",
+            help="Rebuild the full-text index, and remove abandoned files and damaged downloads. Asks first.",
         ),
     ] = False,
     ray_address: Annotated[
@@ -46,7 +44,7 @@ def doctor(
     from mta_cli.pipeline.maintenance.doctor import run_checks, summary
 
     context = app_context(ctx, json=json)
-    what = _build_examination(context, deep, names, ray_address)
+    what = _build_doctor_request(context, deep, names, ray_address)
     repairs = _run_repairs(context, what, yes=yes) if mend else {}
     result = context.output.run_job(run_checks(what)) | repairs
     context.output.print_result(result, _render_checks)
@@ -55,7 +53,6 @@ def doctor(
 
 
 def _run_repairs(context: AppContext, what: Any, *, yes: bool) -> dict[str, Any]:
-    """Show the possible repairs, ask the user, and do them."""
     from mta_cli.pipeline.maintenance.repair import repair
 
     def agree(found: Sequence[Any]) -> None:
@@ -68,8 +65,8 @@ def _run_repairs(context: AppContext, what: Any, *, yes: bool) -> dict[str, Any]
     return done
 
 
-def _build_examination(context: AppContext, deep: bool, names: bool, ray_address: str) -> Any:
-    """The request of the checks. Unreadable settings become a finding."""
+def _build_doctor_request(context: AppContext, deep: bool, names: bool, ray_address: str) -> Any:
+    """The request for the checks; settings that cannot be read become a finding of it."""
     from mta_cli.configuration.settings import OPTION_CLASSES, StoreOptions
     from mta_cli.options import ModelOptions
     from mta_cli.pipeline.maintenance.doctor import DoctorRequest

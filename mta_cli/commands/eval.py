@@ -53,7 +53,8 @@ ReferenceOption = Annotated[
     typer.Option(
         "--reference",
         metavar="METHOD",
-        help="Compare all methods with this one; without a suffix, as measured with the other method's label memory.",
+        help="Compare all methods with this one. If its name has no suffix, each is compared with the variant that has "
+        "the same label memory.",
     ),
 ]
 EvaluationsArgument = Annotated[
@@ -67,7 +68,7 @@ MeasuredBankOption = Annotated[
     typer.Option(
         "--bank",
         metavar="BANK",
-        help="Measure this bank, in place of banks that are built for the folds.",
+        help="Measure this existing bank. Without it, a bank is built for each fold.",
         autocompletion=complete_banks,
     ),
 ]
@@ -76,7 +77,8 @@ TestUsersOption = Annotated[
     typer.Option(
         "--test-users",
         metavar="FILE",
-        help="With --bank: the names of the tested users, one a line; else all with queries who are not in the bank.",
+        help="With --bank: a file with the names of the tested users, one a line. Without it, all users with queries "
+        "who are not in the bank are tested.",
     ),
 ]
 MethodSettings = dict[str, dict[str, str]]
@@ -129,8 +131,8 @@ def run(
     use = app_context(ctx, flags, json=json)
     if bank is None and test_users is not None:
         raise UsageError(
-            "--test-users names the users on whom an existing bank is measured, and no bank was given",
-            hint="add --bank BANK",
+            "--test-users can only be given with --bank: it names the users on whom that bank is measured.",
+            hint="add --bank BANK, or leave out --test-users",
         )
     if bank is None:
         done = _run_eval_job(use, run_evaluation, render_result, task, given, dry_run=dry_run)
@@ -139,7 +141,8 @@ def run(
         return
     if unused := [flag for flag in flags.given_flags() if flag not in FLAGS_BESIDE_BANK]:
         raise UsageError(
-            f"{', '.join(unused)}: bank {bank} is built already, so this cannot be chosen", hint="leave it out"
+            f"{', '.join(unused)} cannot be given with --bank, because bank {bank} is already built.",
+            hint="leave it out",
         )
 
     def request(reg: Registry, method_settings: MethodSettings) -> EvalRequest:
@@ -229,7 +232,7 @@ def show(
     reference: ReferenceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show the results of an evaluation. Several that differ in the seed alone are shown as one."""
+    """Show the results of an evaluation. Several that differ only in their seed are shown as one."""
     from mta_cli.commands.eval_tables import render_result
     from mta_cli.lab.evaluation.seeds import evaluation_document
 
@@ -242,7 +245,7 @@ def show(
 def report(
     ctx: typer.Context,
     places: EvaluationsArgument,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where the files go.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to write to.")],
     reference: ReferenceOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -263,7 +266,7 @@ def report(
 def export(
     ctx: typer.Context,
     number: EvaluationArgument,
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where it goes.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The file to write.")],
     json: JsonOption = False,
 ) -> None:
     """Write an evaluation to one file.
@@ -286,7 +289,8 @@ def export(
 
 @app.command()
 def rm(ctx: typer.Context, number: EvaluationArgument, yes: YesOption = False, json: JsonOption = False) -> None:
-    """Remove an evaluation. Its answers go, and the banks that no other one needs."""
+    """Remove an evaluation. Its answers are removed too, and its banks that no other evaluation uses."""
+
     from mta_cli.pipeline.runs import evaluation_lock
 
     use = app_context(ctx, json=json)

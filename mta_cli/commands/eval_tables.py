@@ -56,7 +56,7 @@ def render_result(document: Mapping[str, Any]) -> RenderableType:
 def render_evaluation_list(
     rows: Sequence[Mapping[str, Any]], age: Callable[[str | None], str | None]
 ) -> RenderableType:
-    """The rows of `mta eval list`; `age` says when a moment was."""
+    """The table of `mta eval list`; `age` turns a time into its age."""
     columns = ("no.", "task", "shots", "folds", "seed", "methods", "status", "created")
     return table(columns, (_list_row(row, age) for row in rows))
 
@@ -112,14 +112,13 @@ def _methods_table(document: Mapping[str, Any]) -> RenderableType:
 
 
 def _memory_table(document: Mapping[str, Any]) -> RenderableType:
-    """The main metric of each method with each label memory."""
     shown = tables.memory_table(document, document["metric"])
     rows = [[BoldCell(cell.text) if cell.strong else cell.text for cell in row] for row in shown.rows]
     return out.group(out.text(shown.title), table(shown.columns, rows), out.text(""))
 
 
 def _differences_tables(document: Mapping[str, Any], metric: str) -> list[RenderableType]:
-    """The differences of the other methods to the reference in one metric, separately for each label memory."""
+    """The other methods' differences to the reference in one metric, a table for each label memory."""
     parts: list[RenderableType] = []
     for reference, rows in differences_by_reference(document, metric).items():
         title = "" if parts else f"\nPaired differences, {metric_title(metric)}"

@@ -30,7 +30,9 @@ def help_(ctx: typer.Context, command: CommandArgument = None) -> None:
     here: Any = ctx.find_root()
     for name in command or ():
         if not isinstance(here.command, LazyGroup):
-            raise UsageError(f"{here.command_path} has no commands below it.", hint=f"mta help {here.command_path[4:]}")
+            raise UsageError(
+                f"{here.command_path} is a command without subcommands.", hint=f"mta help {here.command_path[4:]}"
+            )
         found = here.command.find_command(here, name)
         here = found.make_context(name, [], parent=here, resilient_parsing=True)
     app_context(ctx).output.write_stdout(f"{here.get_help()}\n")

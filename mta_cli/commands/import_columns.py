@@ -25,11 +25,11 @@ EXAMPLE_CHARACTERS = 60
 
 
 def ask_for_columns(output: Output, source: ImportSource, words: Sequence[str]) -> ImportSource:
-    """The source with the columns that the user types; unchanged if none is missing, or if the path is a pipe or not a
-    table.
+    """The source with the columns that the user types; unchanged if none is missing, or for a stream or a file without
+    columns.
 
-    The time is also asked for if a column may be one. Enter accepts the guess in brackets. `words`, the command line,
-    are printed with the answers as flags. Raises as reading the file does, and MtaError at end of input.
+    The time is also asked for if a column may be one. Enter accepts the guess in brackets. The command line `words` is
+    printed with the answers as flags. Raises as reading the file does, and MtaError at end of input.
     """
     from mta_cli.pipeline.data.column_mapping import find_column
     from mta_cli.pipeline.data.table_sample import read_table_sample
@@ -48,7 +48,7 @@ def ask_for_columns(output: Output, source: ImportSource, words: Sequence[str]) 
     asked = [*missing, *(["time"] if timed else [])]
     for part in asked:
         source = _ask_for_part(output, source, sample, part, getattr(sample.guess(source.columns).columns, part))
-    output.note(f"The same by flags: {shlex.join(['mta', *words, *_flags(source, asked)])}")
+    output.note(f"The same command without questions: {shlex.join(['mta', *words, *_column_flags(source, asked)])}")
     return source
 
 
@@ -59,7 +59,10 @@ def _ask_for_part(
     while True:
         answer = output.read_answer(f"{question}:")
         if answer is None:
-            raise MtaError("nothing was imported", hint="name the columns with --user, --input and --output")
+            raise MtaError(
+                "the input ended before all columns were named; nothing was imported",
+                hint="name the columns with --user, --input and --output",
+            )
         chosen = answer or guessed
         if not chosen:
             continue
@@ -75,11 +78,11 @@ def _ask_for_part(
             return replace(source, columns=columns, guessed_time=part == "time" and not answer)
         if part == "user" and guessed is None and "{" not in chosen:
             return replace(source, user=chosen)
-        output.warn(f"there is no column {unknown[0]!r}")
+        output.warn(f"{sample.file} has no column {unknown[0]!r}")
 
 
-def _flags(source: ImportSource, parts: Sequence[str]) -> list[str]:
-    """The flags for these parts; a user without a column is the only user."""
+def _column_flags(source: ImportSource, parts: Sequence[str]) -> list[str]:
+    """The flags that name the columns of these parts; `--me` names the only user of a file without a user column."""
     given = {f"--{part}": getattr(source.columns, part) for part in parts}
     given |= {"--me": source.user} if "user" in parts else {}
     return [word for flag, text in given.items() if text is not None for word in (flag, text)]

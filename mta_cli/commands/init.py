@@ -29,7 +29,6 @@ def init(ctx: typer.Context, json: JsonOption = False) -> None:
 
 
 def _missing_models(context: AppContext) -> list[tuple[str, str]]:
-    """The configured models that are missing, each with its purpose."""
     from mta_cli.pipeline.models.installed import list_models
 
     here, chosen = {entry.name for entry in list_models()}, context.model_options

@@ -24,7 +24,7 @@ PullArgument = Annotated[
     str,
     typer.Argument(
         metavar="NAME",
-        help="A name of mta model list --available, minilm-l6, hf:ORG/NAME[@REVISION], or the path of a local folder.",
+        help="A name from mta model list --available, minilm-l6, hf:ORG/NAME[@REVISION], or the path of a folder.",
         autocompletion=complete_models,
     ),
 ]
@@ -41,15 +41,15 @@ def pull_model(
     ctx: typer.Context,
     name: PullArgument,
     as_name: Annotated[
-        str | None, typer.Option("--name", help="What to call a local folder; else its own name.")
+        str | None, typer.Option("--name", help="The model's name here, for a local folder; by default the folder's.")
     ] = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Fetch a model, or name a local folder.
+    """Fetch a model, or give a local folder a name.
 
-    Nothing of a folder is copied. Pulling again continues an interrupted pull from a hub. A folder can also be used
-    without pulling: its path can stand for a model's name.
+    Files of a local folder are not copied. Pulling again continues an interrupted download. A folder also works without
+    pulling: wherever a command takes a model's name, it takes the folder's path.
     """
     from mta_cli.pipeline.models.pull import pull_model
 
@@ -63,11 +63,11 @@ def pull_model(
 def list_all(
     ctx: typer.Context,
     available: Annotated[
-        bool, typer.Option("--available", help="The catalog of bases instead: size, memory, licence and speed.")
+        bool, typer.Option("--available", help="List bases that can be pulled: size, memory, licence and speed.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """List the models. Defaults that are not here yet are listed as well."""
+    """List the models. Default models that are not pulled yet are listed too."""
     from mta_cli.pipeline.models.catalog import PACKAGES
     from mta_cli.pipeline.models.installed import available_bases, list_models
 
@@ -101,7 +101,7 @@ def show(ctx: typer.Context, name: AnyModelArgument, json: JsonOption = False) -
 
 @app.command("path")
 def path(ctx: typer.Context, name: OptionalModelArgument = None, json: JsonOption = False) -> None:
-    """Print a model's folder, or that of all."""
+    """Print a model's folder. Without a name it is the folder of all models."""
     from mta_cli.pipeline.models.installed import resolve_model
     from mta_cli.pipeline.models.manifest import models_dir
 
@@ -113,7 +113,7 @@ def path(ctx: typer.Context, name: OptionalModelArgument = None, json: JsonOptio
 
 @app.command("rm")
 def remove_model(ctx: typer.Context, name: ModelArgument, yes: YesOption = False, json: JsonOption = False) -> None:
-    """Remove a model. A local folder only loses its name here; its files stay."""
+    """Remove a model. Of a local folder, only the name is removed; its files stay."""
     from mta_cli.pipeline.models.installed import removal_preview, uninstall_model
 
     output = app_context(ctx, json=json).output

@@ -58,7 +58,7 @@ AssumeOption = Annotated[
         "--yes",
         "-y",
         help="Do not ask: take the guessed columns; new users may be anchors, but not those of mail, chats and "
-        "repositories; go on where the least takes longer than --minutes.",
+        "repositories; continue if even the smallest plan takes longer than --minutes.",
     ),
 ]
 TaskNameOption = Annotated[
@@ -66,7 +66,7 @@ TaskNameOption = Annotated[
     typer.Option(
         "--task",
         metavar="NAME",
-        help="The name of the task that is made, or a task that there is; else the file's name.",
+        help="The name of the task to make, or of an existing task; by default the file's name.",
         autocompletion=complete_tasks,
     ),
 ]
@@ -106,8 +106,8 @@ def quick(
     source = ImportSource.from_options(file, given, task=task)
     if str(file) == "-" or source.is_stream:
         raise UsageError(
-            "mta quick reads its file more than once, and a stream can be read only once",
-            hint="save the stream to a file first, and name that file",
+            "mta quick reads its file more than once, so it cannot read standard input or a pipe.",
+            hint="save the input to a file first, and name that file",
         )
     minutes = context.options[QuickOptions].minutes
     ask = make_consent_prompt(context, can_anchor, yes=yes, third_parties=source.is_repository)
@@ -145,10 +145,10 @@ def _make_time_prompt(context: AppContext, minutes: float) -> AskTime:
         least = math.ceil(seconds / 60)
         if context.output.json or not stdin_is_terminal():
             raise UsageError(
-                f"the smallest plan takes about {least} min, and --minutes is {minutes:g}",
+                f"Even the smallest plan takes about {least} min, more than the {minutes:g} of --minutes.",
                 hint=f"add --minutes {least}, or --yes",
             )
-        answer = context.output.read_answer(f"The least takes about {least} min. Go on? [y/N]")
+        answer = context.output.read_answer(f"Even the smallest plan takes about {least} min. Continue? [y/N]")
         if (answer or "").lower() not in ("y", "yes"):
             raise MtaError(
                 "nothing was trained; the file is imported", hint=f"run it again with --minutes {least} to train"
@@ -168,20 +168,24 @@ def render_verdict(result: dict[str, Any], *, store: Path | None = None) -> Rend
     ladder, examples = result["ladder"], result["examples"]
     labels = result["kind"] != "text"
     questions = "\n".join(
-        line for n, one in enumerate(examples, 1) for line in _named_lines(f"{n} {one['user']}", one["question"])
+        line for n, one in enumerate(examples, 1) for line in _wrap_beside_name(f"{n} {one['user']}", one["question"])
     )
     return out.group(
-        out.text(_head(result) + "\n"),
+        out.text(_result_summary(result) + "\n"),
         tables.table(table_columns(ladder), table_rows(ladder)),
         out.text(f"\n{result['example_rule'].capitalize()}:"),
-        *((out.text(questions), _answer_table(examples)) if labels else map(_texts, range(1, 4), examples)),
+        *(
+            (out.text(questions), _answer_table(examples))
+            if labels
+            else map(_render_text_example, range(1, 4), examples)
+        ),
         out.text("\nVerdict", style="bold"),
         *(out.text(f"- {line}") for line in result["verdict"]),
-        out.text("\nNext:\n" + "\n".join(f"  {_in_store(command, store)}" for command in result["next"])),
+        out.text("\nNext:\n" + "\n".join(f"  {_add_store_flag(command, store)}" for command in result["next"])),
     )
 
 
-def _head(result: dict[str, Any]) -> str:
+def _result_summary(result: dict[str, Any]) -> str:
     anchors = " (anchors)" if result["measured_on_anchors"] and result["users"] > 1 else ""
     lines = [
         f"{result['file']}: {pluralise(result['users'], 'user')}, {result['items']:,} items, "
@@ -198,21 +202,18 @@ def _head(result: dict[str, Any]) -> str:
 
 
 def _answer_table(examples: Sequence[dict[str, Any]]) -> RenderableType:
-    """A row of answers for the user and for each step, with a column for each question."""
     rows = [("own answer", *(one["gold"] for one in examples))]
     rows += [(step, *(one["answers"][step] for one in examples)) for step in examples[0]["answers"]]
     return tables.table(("", *(str(n) for n in range(1, len(examples) + 1))), rows)
 
 
-def _texts(number: int, example: dict[str, Any]) -> RenderableType:
-    """A question and the answers to it, one below the other."""
+def _render_text_example(number: int, example: dict[str, Any]) -> RenderableType:
     answers = [(step, example["answers"][step]) for step in TEXT_STEPS if step in example["answers"]]
     told = [(f"{number} {example['user']}", example["question"]), *answers, ("own answer", example["gold"])]
-    return out.text("\n".join(["", *(line for name, text in told for line in _named_lines(name, text))]))
+    return out.text("\n".join(["", *(line for name, text in told for line in _wrap_beside_name(name, text))]))
 
 
-def _named_lines(name: str, text: str) -> list[str]:
-    """A text beside its name, wrapped; a long one ends in …"""
+def _wrap_beside_name(name: str, text: str) -> list[str]:
     lines = [line for part in text.splitlines() for line in textwrap.wrap(part, TEXT_WIDTH)] or ["(nothing)"]
     if len(lines) > TEXT_LINES:
         lines[TEXT_LINES - 1 :] = [lines[TEXT_LINES - 1] + " …"]
@@ -222,5 +223,5 @@ def _named_lines(name: str, text: str) -> list[str]:
     return [f"{name:<{NAME_WIDTH}}{line}".rstrip() for name, line in zip(names, lines, strict=True)]
 
 
-def _in_store(command: str, store: Path | None) -> str:
+def _add_store_flag(command: str, store: Path | None) -> str:
     return command if store is None else command.replace("mta ", f"mta --store {shlex.quote(str(store))} ", 1)

@@ -31,16 +31,20 @@ app = typer.Typer(
 )
 
 KeysOption = Annotated[
-    Path | None, typer.Option("--keys", metavar="FILE", help="The file of keys.  [default: in the store]")
+    Path | None, typer.Option("--keys", metavar="FILE", help="The file with the keys.  [default: in the store]")
 ]
-LabelArgument = Annotated[str, typer.Argument(metavar="NAME", help="The key's own name, shown in lists and logs.")]
+LabelArgument = Annotated[str, typer.Argument(metavar="NAME", help="A name for the key, shown in lists and logs.")]
 UsersOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--users", metavar="USER,…", help="The users whose models it opens; --users again for a name with a comma."
+        "--users",
+        metavar="USER,…",
+        help="The users whose models the key opens; a name with a comma needs its own --users.",
     ),
 ]
-AllUsersOption = Annotated[bool, typer.Option("--all-users", help="It opens the models of all users, also later ones.")]
+AllUsersOption = Annotated[
+    bool, typer.Option("--all-users", help="The key opens the models of all users, also of users added later.")
+]
 
 
 @app.callback()
@@ -76,7 +80,8 @@ def serve(
     context = app_context(ctx, flags)
     if keys is not None and not keys.exists():
         raise NotFound(
-            f"There is no file of keys {keys}.", hint=Command("serve key add", "NAME", users="USERS", keys=str(keys))
+            f"There is no file with keys at {keys}.",
+            hint=("make a key: ", Command("serve key add", "NAME", users="USERS", keys=str(keys))),
         )
     with context.open_registry() as reg:
         given = context.options_on_base(reg, task)
@@ -102,12 +107,12 @@ def add_key(
     keys: KeysOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make a key and print it. It is not kept and cannot be shown again."""
+    """Make a key and print it. The key itself is not stored and cannot be shown again."""
     from mta_cli.pipeline.users.serve_keys import EVERYBODY, FILE_LOCK, KeyFile
 
     context = app_context(ctx, json=json)
     if all_users and users:
-        raise UsageError("--users and --all-users are both given.", hint="leave one of them out")
+        raise UsageError("--users and --all-users cannot be given together.", hint="leave one of them out")
     with context.open_registry() as reg:
         whole = reg.users.existing_names(users or ())
         parts = [part.strip() for text in users or () for part in ([text] if text in whole else text.split(","))]
@@ -115,7 +120,7 @@ def add_key(
         if not names and not all_users:
             raise UsageError("A key needs users whose models it opens.", hint="--users alice,bob, or --all-users")
         if EVERYBODY in names and EVERYBODY not in whole:
-            raise UsageError(f"{EVERYBODY} is no user.", hint="--all-users makes a key for all users")
+            raise UsageError(f"There is no user {EVERYBODY}.", hint="--all-users makes a key for all users")
         for name in names:
             reg.users.get(name)
         with reg.job_lock(FILE_LOCK, timeout=10):
@@ -125,7 +130,7 @@ def add_key(
             found.write(path)
     result = {"name": label, "key": secret, "users": [EVERYBODY] if all_users else names}
     context.output.print_result(result if json else secret)
-    context.output.note("A running server takes it after SIGHUP.")
+    context.output.note("A running server accepts the key after it gets the signal SIGHUP.")
 
 
 @key_app.command("list")
@@ -152,7 +157,7 @@ def list_keys(ctx: typer.Context, keys: KeysOption = None, json: JsonOption = Fa
 
 @key_app.command("rm")
 def remove_key(ctx: typer.Context, label: LabelArgument, keys: KeysOption = None) -> None:
-    """Take back a key."""
+    """Remove a key, so that it opens no models."""
     from mta_cli.pipeline.users.serve_keys import FILE_LOCK, KeyFile
 
     context = app_context(ctx)
@@ -161,7 +166,7 @@ def remove_key(ctx: typer.Context, label: LabelArgument, keys: KeysOption = None
         found = KeyFile.read(path)
         found.remove(label)
         found.write(path)
-    context.output.note(f"Key {label} is taken back; a running server forgets it after SIGHUP.")
+    context.output.note(f"Removed key {label}. A running server accepts it until it gets the signal SIGHUP.")
 
 
 def _key_path(context: AppContext, given: Path | None) -> Path:

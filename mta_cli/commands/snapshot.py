@@ -24,7 +24,7 @@ def snapshot(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            "--task", "-t", metavar="TASK", help="Only this task; again for others.", autocompletion=complete_tasks
+            "--task", "-t", metavar="TASK", help="Only this task; can be repeated.", autocompletion=complete_tasks
         ),
     ] = None,
     hash_names: Annotated[
@@ -53,7 +53,7 @@ def pull(
     key: KeyOption = None,
     trust_unsigned: Annotated[
         bool,
-        typer.Option("--trust-unsigned", help="Take one that is not signed with the key of the copy before."),
+        typer.Option("--trust-unsigned", help="Pull even a snapshot that is not signed with the earlier copy's key."),
     ] = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,

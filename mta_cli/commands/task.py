@@ -53,7 +53,7 @@ def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
 def show(
     ctx: typer.Context,
     name: TaskArgument,
-    toml: Annotated[bool, typer.Option("--toml", help="Print it as a task file, as a start for your own.")] = False,
+    toml: Annotated[bool, typer.Option("--toml", help="Print a task file that you can change and add.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Show a task: prompt, labels, fields, limits."""
@@ -69,7 +69,7 @@ def show(
 
 @app.command("add")
 def add(ctx: typer.Context, file: FileArgument, json: JsonOption = False) -> None:
-    """Add the task of a task file. All of the file is checked first; adding it again changes nothing."""
+    """Add a task from a task file. The file is checked first; adding it again changes nothing."""
     from mta_cli.pipeline.data.tasks import add_task, task_json
 
     context = app_context(ctx, json=json)
@@ -80,7 +80,7 @@ def add(ctx: typer.Context, file: FileArgument, json: JsonOption = False) -> Non
 
 @app.command("rm")
 def remove(ctx: typer.Context, name: TaskArgument, yes: YesOption = False, json: JsonOption = False) -> None:
-    """Remove an added task. Histories and banks of it stay; its models do not answer until it is added again."""
+    """Remove an added task. Its histories and banks stay, but cannot be used until it is added again."""
     from mta_cli.pipeline.data.tasks import count_task_users, remove_task
 
     context = app_context(ctx, json=json)
@@ -94,8 +94,8 @@ def remove(ctx: typer.Context, name: TaskArgument, yes: YesOption = False, json:
 
 def _kept_histories_line(users: int) -> str:
     if not users:
-        return "No user has a history of it."
-    return f"{users} {'user has' if users == 1 else 'users have'} a history of it, which is kept."
+        return "No user has a history in this task."
+    return f"{users} {'user has' if users == 1 else 'users have'} a history in this task, which is kept."
 
 
 def _kept_banks_line(banks: list[str]) -> str:
@@ -113,7 +113,6 @@ def _render_facts(facts: dict[str, Any]) -> Any:
 
 
 def _show_line_breaks(value: Any) -> Any:
-    """The prompt with its line breaks, which are part of it."""
     return value.replace("\n", " ⏎ ") if isinstance(value, str) else value
 
 

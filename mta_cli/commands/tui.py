@@ -9,10 +9,12 @@ from mta_cli.errors import UsageError
 
 
 def tui(ctx: typer.Context) -> None:
-    """Open the window: all of this in one place."""
+    """Open the window on the store."""
     context = app_context(ctx)
     if not (stdin_is_terminal() and context.output.console(stderr=False).is_terminal):
-        raise UsageError("mta tui needs a terminal", hint="mta --help lists commands for pipes")
+        raise UsageError(
+            "mta tui needs a terminal for input and output.", hint="mta --help lists commands that work without one"
+        )
     settings, store = context.settings, context.store_dir
     from mta_cli.tui.app import MtaApp
 

@@ -49,13 +49,13 @@ LISTED_COLUMNS = [column for column in USER_COLUMNS if column.title]
 
 HistoryOption = Annotated[
     Path | None,
-    typer.Option("--history", metavar="FILE", help="Their history: a .jsonl or .csv file with input and output."),
+    typer.Option("--history", metavar="FILE", help="A .jsonl or .csv file of the user's items, with input and output."),
 ]
 UsersArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[USER...]",
-        help="The users; else all users with a history who are not anchors.",
+        help="The users; by default all users with a history who are not anchors.",
         autocompletion=complete_users,
     ),
 ]
@@ -70,10 +70,10 @@ def list_(
         typer.Option(
             "--filter",
             metavar="TEXT",
-            help="Words of the name, and status:adapted, task:NAME, items>5, queries=0 and so on, as in the window.",
+            help="Only users who match: parts of the name, status:adapted, task:NAME, items>5, queries=0 and so on.",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many; else all.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Show at most so many users.")] = None,
     json: JsonOption = False,
 ) -> None:
     """List the users."""
@@ -130,7 +130,7 @@ def consent(
     ctx: typer.Context,
     user: Annotated[
         str | None,
-        typer.Argument(metavar="[USER]", help="The user's name; else --all.", autocompletion=complete_users),
+        typer.Argument(metavar="[USER]", help="The user's name, unless --all is given.", autocompletion=complete_users),
     ] = None,
     can_anchor: Annotated[
         bool | None,
@@ -140,7 +140,9 @@ def consent(
             show_default=False,
         ),
     ] = None,
-    everybody: Annotated[bool, typer.Option("--all", help="Of all users, or of those with items of --task.")] = False,
+    everybody: Annotated[
+        bool, typer.Option("--all", help="All users, or with --task all users with items of that task.")
+    ] = False,
     task: TaskOption = None,
     wait: WaitOption = False,
     json: JsonOption = False,
@@ -151,12 +153,14 @@ def consent(
     context = app_context(ctx, json=json)
     if (user is None) != everybody:
         raise UsageError(
-            "name one user, or all of them with --all", hint=Command("user consent", "NAME", can_anchor=True)
+            "Either one user or --all must be given.", hint=Command("user consent", "NAME", can_anchor=True)
         )
     if task is not None and not everybody:
-        raise UsageError("--task is for --all: consent is for every task of a user", hint="leave --task out")
+        raise UsageError(
+            "--task can only be given with --all: one user's consent applies to all tasks.", hint="leave out --task"
+        )
     if can_anchor is None:
-        raise UsageError("say whether the user may be an anchor", hint="add --can-anchor or --no-can-anchor")
+        raise UsageError("The consent is missing.", hint="add --can-anchor or --no-can-anchor")
     with context.open_registry() as reg:
         if user is None:
             job = set_consent_of_all(reg, can_anchor, task=task, wait=wait)
@@ -176,7 +180,7 @@ def rm(
 ) -> None:
     """Remove a user with all their data and models.
 
-    Parts of other users' models that learned from them are named.
+    Lists the parts of other users' models that were trained on the user's items: these parts stay.
     """
     from mta_cli.commands.user_tables import render_removal
     from mta_cli.pipeline.users.removal import plan_user_removal, remove_user
@@ -212,14 +216,17 @@ def items(
     user: UserArgument,
     task: TaskOption = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, max=1_000_000, help="At most so many; 20 where not given.")
+        int | None, typer.Option("--limit", min=1, max=1_000_000, help="Show at most so many items; by default 20.")
     ] = None,
     search: Annotated[
-        str | None, typer.Option("--search", metavar="TEXT", help="Best matches of these words instead.")
+        str | None,
+        typer.Option("--search", metavar="TEXT", help="Show the items whose input matches these words best."),
     ] = None,
     rm: Annotated[
         list[str] | None,
-        typer.Option("--rm", metavar="ID", help="Remove the item with this id, and what was made from it; repeat it."),
+        typer.Option(
+            "--rm", metavar="ID", help="Remove the item with this id and what was made from it; can be repeated."
+        ),
     ] = None,
     yes: YesOption = False,
     wait: WaitOption = False,
@@ -229,11 +236,11 @@ def items(
     context = app_context(ctx, json=json)
     if rm:
         if search is not None or limit is not None:
-            raise UsageError("--rm removes items by their ids: --search and --limit are for showing them.")
+            raise UsageError("--search and --limit cannot be given with --rm.", hint="name all items with --rm ID")
         _remove_items(context, user, rm, task, yes=yes, wait=wait)
         return
     if yes or wait:
-        raise UsageError("--yes and --wait are for --rm.", hint="name the items with --rm ID")
+        raise UsageError("--yes and --wait can only be given with --rm.", hint="name the items with --rm ID")
     from mta_cli.pipeline.users.stored_data import find_items, item_entry
 
     with context.open_registry() as reg:
@@ -247,7 +254,7 @@ def _remove_items(context: AppContext, user: str, ids: list[str], task: str | No
     with context.open_registry() as reg:
         if not yes:
             context.output.run_job(plan_item_removal(reg, user, ids, task=task, as_notes=True))
-        confirm(context.output, "Remove this, and what was made from it?", yes=yes)
+        confirm(context.output, "Remove these items and what was made from them?", yes=yes)
         context.output.run_job_and_print(remove_items(reg, user, ids, task=task, wait=wait), _render_removal)
 
 
@@ -262,7 +269,7 @@ def fuse(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Choose and weigh a user's anchors. The recipe replaces their earlier one."""
+    """Choose a user's anchors and their weights. This recipe replaces the user's earlier one."""
     from mta_cli.commands.shared.next_steps import suggest_after_fusion
     from mta_cli.commands.user_tables import render_fusion
     from mta_cli.pipeline.personalize.fuse import fuse_user
@@ -308,7 +315,7 @@ def adapt(
     A recipe is made first if it is missing or its evidence came from other items; mta user fuse changes any other.
     """
     from mta_cli.commands.shared.next_steps import suggest_after_adaptation
-    from mta_cli.commands.user_tables import render_adapted
+    from mta_cli.commands.user_tables import render_adaptations
     from mta_cli.pipeline.personalize.adapt import adapt_users
     from mta_cli.pipeline.requests import adapt_request, resolve_adapt_task
 
@@ -321,7 +328,7 @@ def adapt(
         job = adapt_users(reg, request, plan=context.settings.plan_lines(*request.plan_options), dry_run=dry_run)
         details = bool(context.output.verbosity)
         made = context.output.run_job_and_print(
-            job, lambda results: render_adapted(results, details=details), dry_run=dry_run, resumes=True
+            job, lambda results: render_adaptations(results, details=details), dry_run=dry_run, resumes=True
         )
         if not dry_run:
             names = [each["user"] for each in made]
@@ -347,7 +354,7 @@ ExportExamplesOption = Annotated[
         "--examples",
         min=0,
         max=20,
-        help="How many of the user's newest items are written too; by default as many as prompts show.",
+        help="Number of the user's newest items to write as examples; by default as many as prompts show.",
     ),
 ]
 ExportTypeOption = Annotated[
@@ -358,13 +365,14 @@ ExportBaseNameOption = Annotated[
     typer.Option("--base-name", metavar="NAME", help="The base's name on the machine that will run the export."),
 ]
 ApproximateOption = Annotated[
-    bool, typer.Option("--approximate", help="Let parts for late tokens act on all, since nothing else knows them.")
+    bool, typer.Option("--approximate", help="Let LoRAs for late tokens act on all tokens: other programs need that.")
 ]
 CheckOption = Annotated[
-    bool, typer.Option("--check", help="Answer up to 20 of the user's questions before and after, and count changes.")
+    bool, typer.Option("--check", help="Answer up to 20 of the user's queries with both models and count differences.")
 ]
 AllDataOption = Annotated[
-    bool, typer.Option("--all-data", help="All stored data about the user instead, as readable files for them.")
+    bool,
+    typer.Option("--all-data", help="Write all stored data about the user, as readable files, instead of a model."),
 ]
 
 
@@ -402,9 +410,9 @@ def export(
     context = app_context(ctx, flags, json=json)
     beside = ("user", "to", "all_data", "json")
     own = [each for each in ctx.command.params if each.name in ctx.params and each.name not in beside]
-    if all_data and (given := [each for each in own if _is_given(ctx, each.name)]):
+    if all_data and (given := [each for each in own if _is_on_command_line(ctx, each.name)]):
         refused = ", ".join(max(each.opts, key=len) for each in given)
-        raise UsageError(f"--all-data is everything: {refused} cannot be given with it.")
+        raise UsageError(f"{refused} cannot be given with --all-data, which writes everything.", hint="leave it out")
     with context.open_registry() as reg:
         if all_data:
             context.output.run_job_and_print(export_all_data(reg, user, to))
@@ -421,7 +429,7 @@ def export(
         suggest_after_export(context, made)
 
 
-def _is_given(ctx: typer.Context, name: str | None) -> bool:
+def _is_on_command_line(ctx: typer.Context, name: str | None) -> bool:
     source = ctx.get_parameter_source(name or "")
     return source is not None and source.name == "COMMANDLINE"
 
@@ -433,7 +441,7 @@ def _parse_rank(text: str) -> int | Literal["auto"] | None:
     if text == "exact":
         return None
     if not (text.isascii() and text.isdigit() and int(text)):
-        raise UsageError(f"--rank {text!r:.40} is not a rank.", hint="--rank auto, exact or a number from 1 on")
+        raise UsageError(f"--rank {text!r:.40} is not a rank.", hint="give --rank auto, exact or a number from 1 up")
     return int(text)
 
 
@@ -516,7 +524,6 @@ def _dependencies_line(part: dict[str, Any]) -> str:
 
 
 def _contributions_line(part: dict[str, Any]) -> str:
-    """A bank's data from a user besides their anchors."""
     parts = ["perhaps its task adapter"] if part["perhaps_task_adapter"] else []
     parts += [f"{part['neighbours']:,} answers as neighbours"] if part["neighbours"] else []
     return f": {', '.join(parts)}"

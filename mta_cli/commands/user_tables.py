@@ -29,10 +29,10 @@ def render_fusion(recipe: Mapping[str, Any], *, details: bool) -> RenderableType
     return out.group(out.text(head), tables.table(("anchor", "similarity", "weight"), rows))
 
 
-def render_adapted(results: Sequence[Mapping[str, Any]], *, details: bool) -> RenderableType:
-    """The gain of fusion and stack for each user on held-out answers, else the loss on the shots; then for all users.
+def render_adaptations(results: Sequence[Mapping[str, Any]], *, details: bool) -> RenderableType:
+    """A table of each user's gain by fusion and stack on held-out answers, else of the loss on the shots.
 
-    `details` adds sizes and steps.
+    A sentence for all users follows. `details` adds sizes and steps.
     """
     held_out = any(each["heldout_before"] is not None for each in results)
     columns = ["user", "shots", *(("answers", "common", "fused", "adapted") if held_out else ("loss",)), "stack is"]
@@ -44,7 +44,7 @@ def render_adapted(results: Sequence[Mapping[str, Any]], *, details: bool) -> Re
             losses = (each.get(f"heldout_{when}") for when in ("common", "before", "after"))
             row += [each["heldout_queries"] or None, *(None if loss is None else f"{-loss:.3f}" for loss in losses)]
         else:
-            row.append(_losses(each, "loss"))
+            row.append(_loss_change_text(each, "loss"))
         row.append(_verdict(each, "heldout" if held_out else "loss"))
         if details:
             sizes = (f"{each['recipe_bytes']} B", f"{each['stack_bytes']:,} B")
@@ -69,18 +69,18 @@ def render_export(result: Mapping[str, Any]) -> RenderableType:
 
 
 def render_removal(result: Mapping[str, Any]) -> RenderableType:
-    """The removed parts of a user. Notes before it name the parts that other users' models keep."""
+    """A sentence on what was removed with a user."""
     files = pluralise(len(result["adapters_removed"]), "adapter file")
     return out.text(
-        f"Removed {result['user']}: {pluralise(result['items'], 'item')} and {files}. The name is kept nowhere: a file "
-        "with their items makes them a new user when it is imported again."
+        f"Removed {result['user']}: {pluralise(result['items'], 'item')} and {files}. The name is not kept, so "
+        "importing a file with their items again adds them as a new user."
     )
 
 
 def render_runs(
     runs: Sequence[Mapping[str, Any]], age: Callable[[str | None], str | None], *, details: bool
 ) -> RenderableType:
-    """The runs about a user; `age` says when a moment was."""
+    """A table of the runs about a user; `age` turns a time into its age."""
     rows = [
         (each["id"], each["kind"], each["status"], age(each["started"]), _outcome(each, details=details))
         for each in runs
@@ -89,12 +89,12 @@ def render_runs(
 
 
 def _summary_sentence(results: Sequence[Mapping[str, Any]]) -> str:
-    """The verdict over users with held-out queries, or over all users if none has any."""
+    """The verdict over the users with held-out queries, or over all users if none has any."""
     held_out = [each for each in results if each["heldout_before"] is not None]
     kind = "heldout" if held_out else "loss"
     known = held_out or [each for each in results if each["loss_before"] is not None]
     if not known:
-        return "No user has a history, so there is no stack; the recipe alone answers."
+        return "No user has a history, so no stack was trained; the recipe alone answers."
     before, after = (fmean(each[f"{kind}_{when}"] for each in known) for when in ("before", "after"))
     verdict = loss_verdict(before, after)
     if len(known) > 1:
@@ -107,11 +107,11 @@ def _summary_sentence(results: Sequence[Mapping[str, Any]]) -> str:
         what = "The stack adds" if len(known) == 1 else "On average the stacks add"
         return f"{what} {before - after:+.3f}: {verdict}."
     return (
-        f"Loss on the shots {before:.3f} → {after:.3f}: {verdict}. Without held-out queries nothing else can judge it."
+        f"Loss on the shots {before:.3f} → {after:.3f}: {verdict}. Without held-out queries there is no other measure."
     )
 
 
-def _losses(result: Mapping[str, Any], kind: str) -> str | None:
+def _loss_change_text(result: Mapping[str, Any], kind: str) -> str | None:
     before, after = result[f"{kind}_before"], result[f"{kind}_after"]
     return None if before is None or after is None else f"{before:.3f} → {after:.3f}"
 
@@ -127,7 +127,9 @@ def _outcome(run: Mapping[str, Any], *, details: bool) -> str:
     result = run["result"] or {}
     if not details and result.get("loss_before") is not None and result.get("loss_after") is not None:
         held_out = result.get("heldout_before") is not None and result.get("heldout_after") is not None
-        return f"{'held-out loss' if held_out else 'loss'} {_losses(result, 'heldout' if held_out else 'loss')}"
+        return (
+            f"{'held-out loss' if held_out else 'loss'} {_loss_change_text(result, 'heldout' if held_out else 'loss')}"
+        )
     values = [
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in result.items()

@@ -1,7 +1,7 @@
-"""The value of every option and its origin.
+"""The value of every option, and where it comes from.
 
-Defaults < the user's file < the store's file < MTA_* environment < a preset < flags. Knows the option classes; knows no
-command, no store's content and no model.
+Defaults < the user's file < the store's file < MTA_* environment < a preset < flags. Knows the option classes, but no
+command, no model and nothing in a store.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class StoreOptions:
 
 OPTION_CLASSES: tuple[type[Any], ...] = (*options.JOB_OPTIONS, StoreOptions)
 UNSTORED_CLASSES: tuple[type[Any], ...] = (options.ImportOptions, options.QuickOptions)
-"""Options that flags and forms set, and no file or environment."""
+"""Option classes that only flags and forms set, not settings files or the environment."""
 OptionsT = TypeVar("OptionsT")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: its key, its type without None, default, help and bounds."""
+    """One setting: its key, type (without None), default, help and bounds."""
 
     key: str
     kind: type
@@ -53,12 +53,12 @@ class Setting:
 
     @property
     def env_variable(self) -> str:
-        """The environment variable: `bank.rank` is MTA_BANK_RANK."""
+        """The environment variable of the setting: MTA_BANK_RANK for `bank.rank`."""
         return "MTA_" + self.key.upper().replace(".", "_")
 
     @property
     def flag(self) -> str:
-        """The flag for one command: `--rank`."""
+        """The flag of the setting: `--rank` for `bank.rank`."""
         return "--" + self.key.partition(".")[2].replace("_", "-")
 
 
@@ -76,13 +76,13 @@ def _settings_by_section() -> Mapping[str, Mapping[str, Setting]]:
 
 
 def settings_of(cls: type[Any]) -> Mapping[str, Setting]:
-    """The options of a class by field name."""
+    """The settings of an option class, by field name."""
     return _settings_by_section()[vars(cls)["section"]]
 
 
 @functools.cache
 def all_settings() -> Mapping[str, Setting]:
-    """Every setting by key, in the order of the sections."""
+    """All settings that files may contain, by key."""
     return {setting.key: setting for cls in OPTION_CLASSES for setting in settings_of(cls).values()}
 
 
@@ -112,7 +112,7 @@ def config_path() -> Path:
 
 
 def parse_path(raw: str, what: str) -> Path:
-    """The absolute path of `raw`; `what` names its source in errors. Raises BadInput for an invalid path."""
+    """The absolute path of the text `raw`. Raises BadInput for an invalid path; `what` names its source there."""
     if "\0" in raw:
         raise BadInput(f"{what} contains a NUL character: {raw!r:.200}")
     try:
@@ -125,16 +125,14 @@ def parse_path(raw: str, what: str) -> Path:
 
 @dataclass(frozen=True)
 class RawValue:
-    """A raw value and its source."""
+    """A value before conversion, and where it comes from."""
 
     value: Any
     origin: str
 
 
 class Settings:
-    """The resolved settings. `origins` maps each key to default, `file PATH`, `environment NAME`, `preset NAME` or
-    `flag --NAME`.
-    """
+    """The settings of one command. `origins` says where each comes from: default, `file PATH`, `environment NAME`, …"""
 
     def __init__(self, given: Mapping[str, RawValue]) -> None:
         self._given = dict(given)
@@ -143,10 +141,9 @@ class Settings:
 
     @classmethod
     def load(cls, store: Path | None = None, preset: str | None = None) -> Self:
-        """Settings of the user's file, of `store`'s own file, of the environment and of a preset.
+        """The settings of the user's file, of `store`'s file, of the environment and of a preset.
 
-        Raises `BadInput` for a file that cannot be read, `UsageError` for a key, variable or preset that does not
-        exist.
+        Raises `BadInput` for a file that cannot be read, `UsageError` for an unknown key, variable or preset.
         """
         given: dict[str, RawValue] = {}
         for file in (config_path(), *([store / SETTINGS_FILE_NAME] if store is not None else [])):
@@ -157,9 +154,9 @@ class Settings:
         return cls(given)
 
     def build_option_set(self, classes: Sequence[type[Any]], flags: Mapping[str, Any]) -> options.OptionSet:
-        """An instance of each of `classes`. Flags go by field name, to every class that has the field.
+        """An instance of each of `classes`. A flag sets the field of its name in every class that has it.
 
-        Raises `UsageError` that lists every bad value of all classes.
+        Raises `UsageError` that lists all bad values of all classes.
         """
         faults: list[str] = []
         built = [self._build(cls, flags, faults) for cls in classes]
@@ -168,9 +165,9 @@ class Settings:
         return options.OptionSet(*built)
 
     def build_options(self, cls: type[OptionsT], **flags: Any) -> OptionsT:
-        """An instance of the options dataclass `cls`. A flag that is None was not given.
+        """An instance of the option class `cls`. A flag that is None was not given.
 
-        Raises `UsageError` that lists every value of a wrong type or out of bounds, with its origin.
+        Raises `UsageError` that lists all values of a wrong type or out of bounds, with their origins.
         """
         faults: list[str] = []
         built = self._build(cls, flags, faults)
@@ -198,7 +195,7 @@ class Settings:
         return None
 
     def plan_lines(self, *instances: Any, all_keys: bool = False) -> tuple[PlanLine, ...]:
-        """One line (key, value and origin) for each used field of the given options, or with `all_keys` for all fields.
+        """A line of key, value and origin for each field of the given options that is used, or with `all_keys` for all.
 
         A value that a job changed later has the origin `derived`.
         """
@@ -226,7 +223,7 @@ class Settings:
 
 
 def convert_value(setting: Setting, raw: Any) -> Any:
-    """`raw`, from a flag, a file or the environment, as the setting's type; raises ValueError in plain words."""
+    """The raw value, from a flag, file or the environment, as the setting's type. Raises ValueError with the reason."""
     if raw is None and setting.default is None:
         return None
     if setting.kind is bool:
@@ -235,23 +232,23 @@ def convert_value(setting: Setting, raw: Any) -> Any:
         return tuple(part for text in raw.split(",") if (part := text.strip())) if isinstance(raw, str) else tuple(raw)
     if setting.kind is str:
         if not isinstance(raw, str):
-            raise ValueError("this is a text, in quotes")
+            raise ValueError("a text in quotes is needed")
         return raw
     if isinstance(raw, bool) or not isinstance(raw, int | float | str):
-        raise ValueError("this is a number")
+        raise ValueError("a number is needed")
     try:
         number = setting.kind(raw if not isinstance(raw, str) else raw.strip())
     except (ValueError, OverflowError):
-        raise ValueError("this is a whole number" if setting.kind is int else "this is a number") from None
+        raise ValueError("a whole number is needed" if setting.kind is int else "a number is needed") from None
     if isinstance(number, int) and number.bit_length() > 128:
-        raise ValueError("this is a smaller number")
+        raise ValueError("a smaller number is needed")
     if not math.isfinite(number) or (setting.kind is int and isinstance(raw, float) and number != raw):
-        raise ValueError("this is a whole number" if setting.kind is int else "this is a finite number")
+        raise ValueError("a whole number is needed" if setting.kind is int else "a finite number is needed")
     return number
 
 
 def find_setting(key: str) -> Setting:
-    """The setting called `key`. Raises NotFound with the nearest names."""
+    """The setting with this key. Raises NotFound with the most similar key."""
     known = all_settings()
     if key not in known:
         near = difflib.get_close_matches(key[:200], list(known), n=1)
@@ -262,7 +259,7 @@ def find_setting(key: str) -> Setting:
 
 
 def check_value(setting: Setting, raw: str) -> Any:
-    """`raw` as a valid value of the setting. Raises UsageError for a wrong type and for a value out of bounds."""
+    """The text `raw` as a value of the setting. Raises UsageError for a wrong type or a value out of bounds."""
     section, _, name = setting.key.partition(".")
     try:
         value = convert_value(setting, raw)
@@ -280,11 +277,11 @@ def _parse_boolean(raw: Any) -> bool:
     words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     if isinstance(raw, str) and raw.strip().lower() in words:
         return words[raw.strip().lower()]
-    raise ValueError("this is true or false")
+    raise ValueError("true or false is needed")
 
 
 def read_settings_file(path: Path) -> dict[str, RawValue]:
-    """The settings in a file by key; empty if it is missing. Raises BadInput, and UsageError for unknown keys."""
+    """The settings in a file, by key; empty if it is missing. Raises BadInput, and UsageError for unknown keys."""
     known = all_settings()
     given, faults = {}, []
     for key, value in read_file_values(path).items():
@@ -297,9 +294,9 @@ def read_settings_file(path: Path) -> dict[str, RawValue]:
             _join_faults(faults),
             hint=(
                 Command("config unset", "SETTING"),
-                ", or with ",
+                " removes it from your file, with ",
                 Flag("in_store"),
-                " in the store's file, takes it out",
+                " from the store's",
             ),
         )
     return given
@@ -310,16 +307,16 @@ def read_file_values(path: Path) -> dict[str, Any]:
     try:
         if not path.exists():
             return {}
-        from mta_cli.plain_file import require_plain_file
+        from mta_cli.plain_file import refuse_special_file
         from mta_cli.text.toml_parser import parse_toml
 
-        require_plain_file(path)
+        refuse_special_file(path)
         if path.stat().st_size > MAX_SETTINGS_FILE_BYTES:
             raise BadInput(f"{path} is larger than {MAX_SETTINGS_FILE_BYTES:,} bytes; that is not a settings file")
         content = parse_toml(path.read_bytes().decode())
     except (OSError, ValueError) as error:  # invalid UTF-8 or TOML is a ValueError
         raise BadInput(
-            f"the settings file {path} cannot be read: {error}", hint="mend the file or move it away"
+            f"the settings file {path} cannot be read: {error}", hint="correct the file, or move it away"
         ) from None
     return dict(_flatten_sections(content))
 
@@ -343,7 +340,7 @@ def _read_environment() -> dict[str, RawValue]:
         elif name.startswith(sections):
             faults.append(f"environment: there is no setting {name!r:.80}{_suggest_name(name, by_variable)}")
     if faults:
-        raise UsageError(_join_faults(faults), hint="unset it, or mend its name")
+        raise UsageError(_join_faults(faults), hint="unset the variable, or correct its name")
     return given
 
 
@@ -359,7 +356,6 @@ def _suggest_name(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _describe_raw_value(value: Any) -> str:
-    """A raw value for a message; of a nested or long value only the type."""
     endless = isinstance(value, Mapping | list) or (isinstance(value, int) and value.bit_length() > 128)
     return f"a {type(value).__name__}" if endless else f"{value!r:.80}"
 

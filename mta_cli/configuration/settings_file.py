@@ -27,8 +27,8 @@ def write_setting(path: Path, key: str, value: Any) -> bool:
         table = document.setdefault(section, tomlkit.table())
         if not isinstance(table, MutableMapping):
             raise BadInput(
-                f"in the settings file {path} {section} is not a section",
-                hint=(Command("config unset", section), ", or with ", Flag("in_store"), ", takes it out"),
+                f"in the settings file {path}, {section} is a value and not a section",
+                hint=(Command("config unset", section), " removes it; from a store's file with ", Flag("in_store")),
             )
         table[name] = value
     elif key in document:  # a key outside any section

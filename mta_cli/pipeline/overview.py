@@ -117,7 +117,7 @@ def load_overview(
         sum(is_finished(one) for one in evaluations.values()),
         preferred_example
         if preferred_example and reg.recipes.has_user(preferred_example)
-        else reg.recipes.newest_user(),
+        else reg.recipes.user_on_newest_bank(),
         _verdict(runs[0]) if runs else "",
         tuple(_job_record(reg, run, evaluations) for run in runs),
         tuple(reg.chats.recent_chats(chats)),
@@ -160,7 +160,7 @@ def _stage(reg: Registry, users: int, banks: Sequence[Bank], modelled: int) -> S
     if not users:
         return "empty"
     if not banks:
-        return "no bank" if reg.items.any_item() else "no history"
+        return "no bank" if reg.items.has_items() else "no history"
     return "ready" if modelled else "no models"
 
 
@@ -236,14 +236,14 @@ def _verdict(run: Run) -> str:
 
 
 def _gains_of_bank(reg: Registry, bank: Bank, limit: int) -> Gains | None:
-    measured, better, worse = reg.stacks.count_changes(bank.id, LEAST_CHANGE)
+    measured, better, worse = reg.stacks.count_loss_changes(bank.id, LEAST_CHANGE)
     if not measured:
         return None
     most, least = (
         tuple(UserGain(name, before, after, before - after) for name, before, after in rows)
         for rows in (
-            reg.stacks.largest_changes(bank.id, min(limit, (measured + 1) // 2), best=True),
-            reg.stacks.largest_changes(bank.id, min(limit, measured // 2), best=False),
+            reg.stacks.largest_loss_changes(bank.id, min(limit, (measured + 1) // 2), best=True),
+            reg.stacks.largest_loss_changes(bank.id, min(limit, measured // 2), best=False),
         )
     )
     return Gains(f"bank {bank_label(bank)}", "held-out loss", measured, better, worse, most, least)

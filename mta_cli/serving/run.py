@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mta_cli.errors import Command, Flag, UsageError, worded
+from mta_cli.errors import Command, Flag, UsageError, words_to_text
 from mta_cli.options import MachineOptions, ModelOptions, OptionSet, ServeOptions
 from mta_cli.pipeline.bases_in_use import base_flags, base_name
 from mta_cli.pipeline.requests import base_model, chat_options
@@ -70,7 +70,7 @@ def serve_store(
         port = bound.getsockname()[1]
         host = f"[{serving.host}]" if ":" in serving.host else serving.host
         if others:
-            flags = worded(base_flags(others))
+            flags = words_to_text(base_flags(others))
             note(f"Models on {', '.join(others)} are not served here; another server does that: {flags}")
         note(f"Loading {entry.name} …")
         server = Server(service, access, jobs, root, lambda: on_ready(f"http://{host}:{port}/v1\n"))

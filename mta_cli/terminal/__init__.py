@@ -1,1 +1,1 @@
-"""The only writer to the terminal: results, tables, progress, and the signals that end a program."""
+"""The only package that writes to the terminal: results, tables, progress; and the signals that end a program."""

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli import events as ev
-from mta_cli.errors import Interrupted, MtaError, system_reason, worded
+from mta_cli.errors import Interrupted, MtaError, system_reason, words_to_text
 from mta_cli.terminal.tables import TableLayout, format_cell, key_value_grid, number_columns, table
 from mta_cli.text.formatting import error_lines, event_text, format_age
 from mta_cli.text.printable import clean_line, clean_text, to_json, to_jsonable
@@ -43,7 +43,7 @@ def text(value: str, *, style: str = "") -> RenderableType:
 
 
 def group(*parts: RenderableType) -> RenderableType:
-    """Several renderables, one below the other."""
+    """The renderables one below the other."""
     from rich.console import Group
 
     return Group(*parts)
@@ -55,11 +55,11 @@ def format_loss(loss: float | None) -> str:
 
 
 class StdoutClosed(Exception):
-    """The reader of standard output has closed it (`mta user list | head -1`), so there is nowhere to write."""
+    """Raised when the reader of standard output has closed it, as in `mta user list | head -1`."""
 
 
 def prepare_streams() -> None:
-    """Escape characters that the terminal's encoding lacks, and handle closed streams."""
+    """Replace closed standard streams, and let output escape characters that the terminal's encoding lacks."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the calling process (`mta user list >&-`)
             mode = "r" if name == "stdin" else "w"
@@ -71,7 +71,7 @@ def prepare_streams() -> None:
 
 
 def flush_stdout() -> None:
-    """Flush the output. A closed reader is not an error, and a full disk was reported before."""
+    """Flush standard output. Errors are ignored: a closed reader is none, and a full disk was reported before."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -87,7 +87,10 @@ def redirect_to_null(name: str) -> None:
 
 
 class Output:
-    """The output of one command. `json`: one document; `quiet`: no notes or progress; `verbosity`: the number of -v."""
+    """Writes the output of one command. `json`: the result is one document; `quiet`: no notes and no progress.
+
+    `verbosity` is the number of -v flags.
+    """
 
     def __init__(self, json: bool = False, quiet: bool = False, verbosity: int = 0) -> None:
         self.json = json
@@ -155,7 +158,7 @@ class Output:
             sys.stdout.flush()
 
     def note(self, message: str) -> None:
-        """Print a line for the user on standard error; nothing with --quiet."""
+        """Print a line of information on standard error; nothing with --quiet."""
         if not self.quiet:
             self._print_stderr(message)
 
@@ -167,7 +170,7 @@ class Output:
                 self.note(f"{'      ' if number else 'Next: '}{command:<{longest}}   {meaning}")
 
     def age(self, moment: str | None) -> str | None:
-        """An ISO time as `2 h ago`; unchanged with --verbose."""
+        """The age of an ISO time, as `2 h ago`; with --verbose the time itself."""
         return moment if self.verbosity else format_age(moment, datetime.now(UTC))
 
     def warn(self, message: str) -> None:
@@ -175,21 +178,21 @@ class Output:
         self._print_stderr(f"warning: {message}", style="yellow")
 
     def error(self, error: BaseException) -> None:
-        """Print an error in one line, its faults and its hint; with -vv also the traceback."""
+        """Print an error on standard error: its message, faults and hint; with -vv also the traceback."""
         message, *faults = error_lines(error)
         self._print_stderr(f"{'error' if isinstance(error, MtaError) else 'unexpected'}: {message}", style="red")
         for fault in faults:
             self._print_stderr(fault)
         if isinstance(error, MtaError):
             if error.hint:
-                self._print_stderr(f"hint: {worded(error.hint)}")
+                self._print_stderr(f"hint: {words_to_text(error.hint)}")
         elif self.verbosity < 2:
-            self._print_stderr("hint: run the command again as `mta -vv …` to see where it happened")
+            self._print_stderr("hint: run the command again as `mta -vv …` to see the traceback")
         if self.verbosity >= 2:
             self._print_stderr("".join(traceback.format_exception(error)), style="dim")
 
     def print_help(self, page: str) -> None:
-        """A help page on standard error, for a command line that stops before its command."""
+        """Print a help page on standard error, for a command line without a command."""
         sys.stderr.write(clean_text(page).rstrip("\n") + "\n")
 
     def read_answer(self, question: str) -> str | None:
@@ -208,8 +211,8 @@ class Output:
         """Run a job and show its events; returns `JobResult.result`.
 
         With `dry_run` the plan itself is printed (a table, or the JSON document `{job, plan, …}`), so the caller prints
-        nothing more. Ctrl-C closes the generator and raises `Interrupted`; a job that `resumes` has saved its state and
-        can be resumed.
+        nothing more. Ctrl-C closes the generator and raises `Interrupted`; with `resumes`, its hint is to run the
+        command again.
         """
         from mta_cli.terminal.progress import ProgressView
 
@@ -228,7 +231,7 @@ class Output:
         except KeyboardInterrupt:
             view.stop()
             _close_generator(events)
-            again = "run the same command again: it goes on from what is stored" if resumes else None
+            again = "run the same command again: it continues from what is stored" if resumes else None
             raise Interrupted("interrupted", hint=again) from None
         finally:
             view.stop()
@@ -317,9 +320,7 @@ class Output:
 
     @contextlib.contextmanager
     def _guard_stdout(self) -> Iterator[None]:
-        """A write error on standard output ends the command: silently if the reader closed it, otherwise with a
-        message.
-        """
+        """A write error on standard output ends the command: silently if the reader closed it, else with a message."""
         try:
             yield
         except BrokenPipeError:
@@ -334,19 +335,20 @@ class Output:
 
 
 def _render_default(value: Any) -> RenderableType:
-    """A record as names and values, anything else as text."""
     value = to_jsonable(value)
     if not isinstance(value, Mapping):
         return text(str(value))
-    return key_value_grid((key, _in_words(inner)) for key, inner in value.items())
+    return key_value_grid((key, _value_as_text(inner)) for key, inner in value.items())
 
 
-def _in_words(value: Any) -> object:
+def _value_as_text(value: Any) -> object:
     """A value of a record as words: `mode adapted, bank taste`; `none` for an empty list."""
     if isinstance(value, list):
-        return "; ".join(str(_in_words(inner)) for inner in value) or "none"
+        return "; ".join(str(_value_as_text(inner)) for inner in value) or "none"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_in_words(inner)}" for key, inner in value.items() if inner is not None) or "none"
+        return (
+            ", ".join(f"{key} {_value_as_text(inner)}" for key, inner in value.items() if inner is not None) or "none"
+        )
     return value
 
 

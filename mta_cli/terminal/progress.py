@@ -1,7 +1,4 @@
-"""A running job's progress on standard error: a bar in a terminal, occasional lines in a log. Part of `output`.
-
-Knows neither results nor standard output; only `output` uses it.
-"""
+"""Shows a running job's progress on standard error: a bar in a terminal, a line every ten seconds in a log."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ PIPE_COLUMNS = 200  # a table in a pipe is read by a program or a pager, so it i
 
 
 class CleanConsole(Console):
-    """A console that strips control characters from every text; only its own styling codes remain."""
+    """A Rich console that removes control characters from all texts; only its own styling codes remain."""
 
     handle_broken_pipe: Callable[[], None]
 
@@ -35,7 +32,7 @@ class CleanConsole(Console):
             yield segment if segment.control else Segment(clean_text(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
-        """Called when the reader has closed the stream; the owner decides what follows."""
+        """Called by Rich when the reader has closed the stream; calls `handle_broken_pipe`."""
         self.handle_broken_pipe()
 
 
@@ -49,7 +46,7 @@ def make_console(*, stderr: bool, on_broken_pipe: Callable[[], None]) -> CleanCo
 
 
 class ProgressView:
-    """Shows progress with rates, loss and time left: a bar in a terminal, else a line now and then."""
+    """Shows a job's progress with rates, loss and time left: a bar in a terminal, else a line now and then."""
 
     def __init__(self, console: Console, *, shown: bool) -> None:
         self._console = console
@@ -110,7 +107,7 @@ class ProgressView:
 
 
 def _fit_title(title: str, width: int) -> str:
-    """The title, or where it is too long what stands before its last colon; cut only where that is too long too."""
+    """The title, if too long without what follows its last colon, and if that is too long cut to `width`."""
     shown = clean_line(title)
     if len(shown) > width:
         shown = shown.rpartition(": ")[0] or shown

@@ -1,4 +1,4 @@
-"""Handling of termination signals, so that a program can restore the terminal's mode first."""
+"""Lets termination signals end the program by an exception, so that the terminal's mode is restored first."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ ENDING_SIGNALS = tuple(
 
 
 def exit_code_of(number: int) -> int:
-    """The exit code for a signal, as shells define it."""
+    """The exit code of a program that this signal ended, as shells define it."""
     return 128 + number
 
 
 @contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """Inside the block, a termination signal raises SystemExit, so that everything is closed."""
+    """In the block, a termination signal raises SystemExit, so that everything opened is closed."""
     before = {number: signal.signal(number, _raise_exit) for number in ENDING_SIGNALS}
     try:
         yield

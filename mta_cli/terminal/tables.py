@@ -1,6 +1,6 @@
-"""Draws tables as lines of text, as wide as the terminal allows. Knows no stream.
+"""Draws tables as lines of text that fit the terminal's width.
 
-Rich's own tables are too slow: 100,000 rows would take minutes.
+Rich's own tables are not used because they are too slow: 100,000 rows would take minutes.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ class BoldCell:
 
 
 class TableLayout:
-    """Aligned columns for rows that arrive in pages. A column widens if a later page needs it."""
+    """Aligns the columns of rows that arrive in pages; a column widens if a later page needs it."""
 
     def __init__(self, titles: Sequence[str], right: Collection[int]) -> None:
         self.titles, self._right = titles, right
-        self.widths = [_cells_wide(title) for title in titles]
+        self.widths = [_width_in_cells(title) for title in titles]
 
     def fit(self, rows: Sequence[Sequence[str]]) -> None:
         """Widen the columns to hold these rows."""
         for index, width in enumerate(self.widths):
-            self.widths[index] = max([width, *(_cells_wide(row[index]) for row in rows)])
+            self.widths[index] = max([width, *(_width_in_cells(row[index]) for row in rows)])
 
     @property
     def width(self) -> int:
-        """The cells of a line."""
+        """The width of a line in cells."""
         return sum(self.widths) + len(GAP) * (len(self.widths) - 1)
 
     @property
@@ -51,7 +51,7 @@ class TableLayout:
 
     def align(self, row: Sequence[str]) -> list[str]:
         """The cells of a row, padded to the widths of their columns."""
-        spaces = [" " * (width - _cells_wide(cell)) for cell, width in zip(row, self.widths, strict=True)]
+        spaces = [" " * (width - _width_in_cells(cell)) for cell, width in zip(row, self.widths, strict=True)]
         return [
             space + cell if index in self._right else cell + space
             for index, (cell, space) in enumerate(zip(row, spaces, strict=True))
@@ -62,10 +62,10 @@ class TableLayout:
         return GAP.join(self.align(row)).rstrip()
 
     def vertical(self, row: Sequence[str]) -> str:
-        """A row as lines of title and value, and an empty line, for narrow terminals."""
-        longest = max(map(_cells_wide, self.titles))
+        """A row for narrow terminals: a line of title and value for each column, then an empty line."""
+        longest = max(map(_width_in_cells, self.titles))
         named = zip(self.titles, row, strict=True)
-        return "".join(f"{title}{' ' * (longest - _cells_wide(title))}  {cell}\n" for title, cell in named)
+        return "".join(f"{title}{' ' * (longest - _width_in_cells(title))}  {cell}\n" for title, cell in named)
 
 
 class FittedTable:
@@ -92,11 +92,10 @@ class FittedTable:
 
 
 def _row_lines(layout: TableLayout, row: Sequence[object], console: Console) -> Iterator[Text]:
-    """A row as lines; a cell that is wider than its column is wrapped."""
     styles = ["bold" if isinstance(value, BoldCell) else "" for value in row]
     folded = [
         [part.plain.rstrip() for part in _line_text(text).wrap(console, width, overflow="fold", no_wrap=False)]
-        if _cells_wide(text) > width
+        if _width_in_cells(text) > width
         else [text]
         for text, width in zip(map(format_cell, row), layout.widths, strict=True)
     ]
@@ -109,9 +108,8 @@ def _row_lines(layout: TableLayout, row: Sequence[object], console: Console) -> 
 
 
 def _vertical(titles: Sequence[str], row: Sequence[object]) -> RenderableType:
-    """A row as lines of title and value, without empty values, and an empty line."""
     named = [(title, value) for title, value in zip(titles, row, strict=True) if format_cell(value)]
-    return key_value_grid([*named, ("", "")], max(map(_cells_wide, titles)))
+    return key_value_grid([*named, ("", "")], max(map(_width_in_cells, titles)))
 
 
 def _line_text(line: str = "") -> Text:
@@ -170,7 +168,7 @@ def format_cell(value: object) -> str:
     return clean_line(str(value))
 
 
-def _cells_wide(text: str) -> int:
+def _width_in_cells(text: str) -> int:
     if text.isascii():
         return len(text)
     from rich.cells import cell_len

@@ -1,7 +1,4 @@
-"""Formats events, errors, rates, numbers and counts as text, for the command line, the window and reports.
-
-Knows neither streams nor widgets.
-"""
+"""Formats events, errors, rates, numbers and counts as text, for the command line, the window and reports."""
 
 from __future__ import annotations
 
@@ -58,7 +55,7 @@ def pluralise(amount: int, one: str, more: str = "") -> str:
 
 
 CHANGES = ((0.2, "much"), (0.05, ""), (0.01, "a little"))
-"""The relative changes of a loss from which it counts as much better (or worse), better, and a little better."""
+"""Minimum relative changes of a loss that count as much better (or worse), better, and a little better."""
 LEAST_CHANGE = CHANGES[-1][0]
 """Smaller relative changes count as no difference."""
 
@@ -101,7 +98,7 @@ def format_clock(seconds: float) -> str:
 
 
 def event_text(event: Event) -> str | None:
-    """An event as a line; None for events that are shown in another way."""
+    """The line that shows an event in a log; None for events that are shown in another way."""
     if isinstance(event, ArtifactSaved):
         return f"saved {event.kind} {event.name}" + (f" ({event.detail})" if event.detail else "")
     if isinstance(event, Note):
@@ -112,7 +109,7 @@ def event_text(event: Event) -> str | None:
 
 
 def error_lines(error: BaseException) -> list[str]:
-    """An error as lines: its message, then its faults, indented. The hint is `MtaError.hint`."""
+    """An error's message, then a line for each fault, indented. Its hint is not included."""
     if not isinstance(error, MtaError):
         return [f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"]
     faults = error.faults if isinstance(error, BadInput) else ()
@@ -139,7 +136,7 @@ def format_number(value: object, *, signed: bool = False) -> str:
 
 
 def format_interval(found: Mapping[str, Any] | None, *, signed: bool = False) -> str:
-    """`value [low, high]`, without missing parts."""
+    """A value with its interval, `value [low, high]`; parts that are missing are left out."""
     if not isinstance(found, Mapping) or finite_or_none(found.get("value")) is None:
         return NO_VALUE
     value, low, high = (format_number(found.get(part), signed=signed) for part in ("value", "low", "high"))
@@ -182,12 +179,12 @@ def format_p_value(value: object) -> str:
 
 
 def join_some(names: Sequence[str], most: int = 10) -> str:
-    """The first `most` names, and the number of the others: a, b and 3 more."""
+    """The first `most` names and the number of the others: `a, b and 3 more`."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def join_words(names: Iterable[object]) -> str:
-    """Names as a list in a sentence: a, b and c."""
+    """Names as an enumeration in a sentence: `a, b and c`."""
     found = [str(name) for name in names]
     return " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)

@@ -18,9 +18,9 @@ def _is_printable(char: str) -> bool:
 
 
 def clean_text(text: str) -> str:
-    """`text` without control characters (ESC, C1, NUL, CR …), format marks such as bidi overrides, and surrogates.
+    """`text` without characters that could change a terminal: control characters, bidi overrides, surrogates.
 
-    Newline and tab stay. The result is safe for a terminal.
+    Newline and tab stay.
     """
     if text.replace("\n", "").isprintable():  # hundreds of times faster than testing every character
         return text

@@ -36,13 +36,12 @@ if TYPE_CHECKING:
 
 
 def _make_screen(name: str) -> Screen[Any]:
-    """Make a screen on first use, because importing all of them would delay the first by half a second."""
+    """Make a screen on first use, because importing all screens at the start would take half a second."""
     return screen_class(name)()
 
 
-# Textual reads Alt and a digit as the character of a Mac keyboard ("¡" for 1), by this private table. Without the
-# entries, Alt and a digit works as a key. If the table is missing, digits outside inputs and the palette still show
-# every screen.
+# By this private table Textual reads Alt and a digit as a character of a Mac keyboard ("¡" for 1). Without the entries
+# it is a key, which shows a screen while typing too. If Textual drops the table, digits outside inputs still do.
 with suppress(ImportError, AttributeError):
     from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 
@@ -63,7 +62,7 @@ _SCREEN_BINDINGS = [
 
 
 class MtaApp(App[None]):
-    """The whole registry in one window."""
+    """The window: all screens on one store, with one selected user."""
 
     TITLE = "mta"
     CSS_PATH = "app.tcss"
@@ -79,7 +78,9 @@ class MtaApp(App[None]):
         ),
         *_SCREEN_BINDINGS,
         Binding("z", "zoom", "Enlarge", id="app.zoom", show=False, tooltip="Enlarge the pane with the focus, or back"),
-        Binding("u", "undo", "Undo", id="app.undo", show=False, tooltip="Take back the answer that was kept last"),
+        Binding(
+            "u", "undo", "Undo", id="app.undo", show=False, tooltip="Undo keeping the last answer as a history item"
+        ),
         Binding("ctrl+t", "change_theme", "Theme", id="app.theme", show=False, tooltip="Choose another theme"),
         Binding("q", "quit", "Quit", id="app.quit", tooltip="Close the window; asks while a job runs"),
         Binding(
@@ -98,7 +99,7 @@ class MtaApp(App[None]):
         timeout = settings.build_options(StoreOptions).timeout
         self.settings, self.model_options = settings, settings.build_options(ModelOptions)
         self.store_reader = StoreReader(store, timeout)
-        self.profile_reader = StoreReader(store, timeout)  # for long queries, which would block the other reader
+        self.profile_reader = StoreReader(store, timeout)  # its own thread, because reading profiles takes seconds
         self.job_queue = JobQueue(self, store, timeout)
         chosen = settings.origins["models.base"] != "default"
         self.model_worker = ModelWorker(self, store, timeout, self.model_options.base, chosen=chosen)
@@ -123,11 +124,11 @@ class MtaApp(App[None]):
             self._select_saved_user(saved.user_id)
         for number in ENDING_SIGNALS:
             with suppress(NotImplementedError, RuntimeError):  # Windows, or not in the main thread
-                asyncio.get_running_loop().add_signal_handler(number, self._end_by_signal, number)
+                asyncio.get_running_loop().add_signal_handler(number, self._exit_on_signal, number)
 
     @work
     async def _select_saved_user(self, user_id: int) -> None:
-        with suppress(MtaError):  # the user was removed, or the store cannot be read, which the screen reports
+        with suppress(MtaError):  # the user may have been removed; the screen reports a store that cannot be read
             user = await self.store_reader.read(lambda reg: reg.users.by_id(user_id))
             if self.selected_user is None:
                 self.select_user(user.name)
@@ -142,7 +143,7 @@ class MtaApp(App[None]):
         if state != self._saved_state:
             state.save(self.store_reader.root)
 
-    def _end_by_signal(self, number: int) -> None:
+    def _exit_on_signal(self, number: int) -> None:
         self._stop_threads()
         self.exit(return_code=exit_code_of(number))
 
@@ -154,12 +155,12 @@ class MtaApp(App[None]):
         await self.profile_reader.close()
 
     def get_line_filters(self) -> Sequence[LineFilter]:
-        """Our line filter, then Textual's own."""
+        """The filter that removes control characters, then Textual's own filters."""
         return [self._printable, *super().get_line_filters()]
 
     @property
     def current_screen(self) -> BaseScreen | None:
-        """The shown screen, below any dialog."""
+        """The visible screen, also while a dialog is open over it."""
         return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, BaseScreen)), None)
 
     def select_user(self, name: str | None) -> None:
@@ -168,49 +169,49 @@ class MtaApp(App[None]):
         self._reload_current_screen()
 
     def select_task(self, name: str | None) -> None:
-        """Show one task only; None shows all."""
+        """Show only this task on all screens; None shows all tasks."""
         self.selected_task = name
         self._reload_current_screen()
 
     def show_screen(self, name: str) -> None:
-        """Show a screen, by its name."""
+        """Show the screen with this name."""
         self.switch_mode(name)
 
     def show_error(self, error: BaseException) -> None:
         """Show an error in a dialog."""
         self.push_screen(ErrorDialog(error))
 
-    def tell_failed_job(self, job: Job) -> None:
-        """Say that a job failed, on screens that do not show it."""
+    def notify_if_failed(self, job: Job) -> None:
+        """Show a notification if the job failed and the current screen does not show jobs."""
         if job.state == "failed" and self.current_mode not in ("home", "jobs"):
-            self.notify(f"{job.kind} {job.title}: failed; 4 shows why", severity="error", markup=False)
+            self.notify(f"{job.kind} {job.title}: failed; press 4 to see why", severity="error", markup=False)
 
     async def confirm(self, question: str) -> bool:
-        """Whether the answer is yes; await it in a worker."""
+        """Ask a question in a dialog; whether the answer is yes. Await it in a worker."""
         answer: bool = await self.push_screen_wait(ConfirmDialog(question))
         return answer
 
     async def show_form(self, form: Form) -> dict[str, str] | None:
-        """The form's values, or None if it was closed; await it in a worker."""
+        """Show a form; its values, or None if it was closed. Await it in a worker."""
         from mta_cli.tui.dialogs.form import FormDialog
 
         filled: dict[str, str] | None = await self.push_screen_wait(FormDialog(form))
         return filled
 
     def copy_to_clipboard(self, text: str) -> None:
-        """Copy a text and say so, whichever key or widget asked for it."""
+        """Copy a text to the clipboard and show a notification."""
         super().copy_to_clipboard(text)
         self.notify("copied", markup=False, timeout=2)
 
     @work(group="stays", exit_on_error=False)
-    async def run_on_screen(self, name: str, action: str) -> None:
+    async def run_screen_action(self, name: str, action: str) -> None:
         """Show a screen, wait until it has read the store, and run one of its actions."""
         await self.switch_mode(name)
         screen = self.screen
         if isinstance(screen, BaseScreen):
             await screen.reload()
         if not await self.run_action(action, screen):
-            self.notify("nothing to do that with here yet", markup=False)
+            self.notify("this action has nothing to act on yet", markup=False)
 
     def action_zoom(self) -> None:
         """Maximise the focused pane, or restore the others."""
@@ -220,7 +221,7 @@ class MtaApp(App[None]):
         if screen.maximized is not None:
             screen.minimize()
         elif self.focused is None or not screen.maximize(self.focused):
-            self.notify("Tab goes to a pane; z enlarges it", markup=False)
+            self.notify("focus a pane with Tab first; z enlarges it", markup=False)
 
     @work(group="stays")
     async def action_undo(self) -> None:
@@ -228,7 +229,7 @@ class MtaApp(App[None]):
         if not isinstance(self.screen, BaseScreen):
             return
         if self._undo_job is not None and not self._undo_job.finished:
-            self.notify("the last undo has not ended yet", markup=False)
+            self.notify("wait: the last undo is still running", markup=False)
             return
         if not self._kept:
             self.notify("nothing to undo: no answer was kept in this window", markup=False)
@@ -245,13 +246,13 @@ class MtaApp(App[None]):
             return
         waits = self.job_queue.has_unfinished_jobs
         goes = [*plan.effects, *(["what unfinished jobs make from it"] if waits else [])]
-        question = f"Take back {plan.item}? What was made from it is removed too.\n\n" + "\n".join(goes)
+        question = f"Remove {plan.item}? What was made from it is removed too:\n\n" + "\n".join(goes)
         if goes and not await self.confirm(question):
             return
         end = partial(self._handle_undo_end, kept, plan)
         self._undo_job = self.job_queue.add_job("undo", plan.item, partial(undo, kept=kept), end)
         if waits:
-            self.notify("undoing waits until the jobs before it have ended", markup=False)
+            self.notify("queued: the undo runs when the jobs before it have ended", markup=False)
 
     def _handle_undo_end(self, kept: ItemKept, plan: UndoPlan, job: Job) -> None:
         if job.error is not None:
@@ -261,7 +262,7 @@ class MtaApp(App[None]):
             self.notify(f"undone: {plan.item}", markup=False)
 
     def action_show_screen(self, name: str) -> None:
-        """Show a screen, by key; not over a dialog."""
+        """Show a screen by its key, unless a dialog is open."""
         if isinstance(self.screen, BaseScreen):
             self.show_screen(name)
 
@@ -277,7 +278,7 @@ class MtaApp(App[None]):
             self.push_screen(HelpDialog(text, self._list_active_keys()))
 
     def _list_active_keys(self) -> list[tuple[str, str]]:
-        """The active keys with their descriptions: the screen's, the window's, then Textual's own widgets'."""
+        """The active keys with their descriptions: those of the screen, of the window, then of Textual's widgets."""
         bindings = [active.binding for active in self.screen.active_bindings.values() if active.binding.description]
         bindings.sort(key=lambda binding: 2 if binding.id is None else binding.id.startswith("app."))
         about: dict[str, list[str]] = {}
@@ -292,11 +293,10 @@ class MtaApp(App[None]):
 
     @work
     async def _close_after_threads(self) -> None:
-        """Stop all threads, wait for the current step of each, then close the window."""
         job = self.job_queue.running_job
         if job is not None:
             waiting = [f"{one.kind} · {one.title}" for one in self.job_queue.jobs if one.state == "waiting"]
-            lost = "\n".join(["\n\nThese wait, and will not happen:", *waiting]) if waiting else ""
+            lost = "\n".join(["\n\nThese waiting jobs will not run:", *waiting]) if waiting else ""
             question = f"{job.kind} · {job.title} is running. Close anyway? {job.stop_note}{lost}"
             if not await self.confirm(question):
                 return
@@ -314,7 +314,7 @@ class MtaApp(App[None]):
         self.model_worker.close()
 
     def on_job_updated(self, message: JobUpdated) -> None:
-        """Tell the current screen of a job that changed, and let it read what was saved; others read when shown."""
+        """Show a job's change on the current screen; if it saved something, the screen reads the store again."""
         job, screen = message.job, self.current_screen
         saved = bool(job.unreported_saves) or job.finished
         if saved:

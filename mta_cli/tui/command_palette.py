@@ -1,4 +1,4 @@
-"""The entries of Textual's command palette (ctrl+p): screens, the keys of every screen, and users."""
+"""The entries of Textual's command palette (ctrl+p): screens, the actions of every screen, and users."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ MAX_PALETTE_USERS = 8  # the most users in the palette's list
 
 
 class CommandProvider(Provider):
-    """Screens, the keys of all screens (the shown screen's first), and users by name."""
+    """Yields the palette's entries: screens, the actions of all screens (the visible one's first), and users."""
 
     async def discover(self) -> Hits:
-        """Screens, and the keys of the shown one."""
+        """Yields the entries before anything is typed: screens, and actions of the visible one."""
         for name, about, run in self._list_commands():
             yield DiscoveryHit(name, run, help=about)
 
     async def search(self, query: str) -> Hits:
         """The entries that match the typed text."""
         matcher = self.matcher(query)
-        for name, about, run in [*self._list_commands(), *self._list_commands_elsewhere()]:
+        for name, about, run in [*self._list_commands(), *self._list_other_screens_commands()]:
             if (score := matcher.match(name)) > 0:
                 yield Hit(score, line_text(name), run, help=about)
         async for name in self._find_users(query):
@@ -58,12 +58,12 @@ class CommandProvider(Provider):
                 offers.append((binding.description, binding.tooltip, run))
         return offers
 
-    def _list_commands_elsewhere(self) -> Iterator[tuple[str, str, Callable[[], object]]]:
-        """The commands of the other screens' keys."""
+    def _list_other_screens_commands(self) -> Iterator[tuple[str, str, Callable[[], object]]]:
+        """Yields the actions of the screens that are not visible, as (name, description, function)."""
         for name, title in SCREEN_TITLES.items():
             for binding in screen_class(name).BINDINGS if name != self._mta_app.current_mode else ():
                 if isinstance(binding, Binding) and _is_screen_command(binding) and binding.key != "escape":
-                    run = partial(self._mta_app.run_on_screen, name, binding.action)
+                    run = partial(self._mta_app.run_screen_action, name, binding.action)
                     yield f"{title}: {binding.description}", binding.tooltip, run
 
     async def _find_users(self, query: str) -> AsyncIterator[str]:

@@ -1,6 +1,6 @@
-"""Converts values to text for display: cleaned, never markup. All text from data goes through this module.
+"""Converts values to text for display: without control characters and never as markup. All text from data passes here.
 
-Text that Textual's own widgets show, such as pasted input, goes through the line filter.
+Text that Textual's own widgets show, such as pasted input, passes the line filter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MISSING_VALUE = "–"
 
 
 class PrintableFilter(LineFilter):
-    """The last filter before the terminal: removes from every line the characters that `clean_text` removes."""
+    """A filter on all lines that Textual draws: it removes the characters that `clean_text` removes."""
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
         """The segments with their texts cleaned."""
@@ -42,20 +42,20 @@ def block_text(value: str, style: str = "") -> Text:
 
 
 def format_hint(hint: str) -> str:
-    """A hint as a sentence: a question unchanged, anything else after "Try"."""
+    """A hint as a sentence: "did you mean …" unchanged, anything else after "Try"."""
     return hint[:1].upper() + hint[1:] if hint.startswith("did you mean") else f"Try: {hint}"
 
 
 def format_signed(value: float | None) -> str:
-    """A difference in three decimals with its sign; no zero before the point."""
+    """A difference with its sign and three decimals, without the zero before the point: +.123."""
     if value is None or value != value:
         return MISSING_VALUE
     shown = f"{value:+.3f}"
     return shown.replace("+0.", "+.").replace("-0.", "−.").replace("-", "−")
 
 
-def ending_words(ended: str) -> str:
-    """The way an answer ended, to follow its number of tokens; empty for a normal end."""
+def describe_ending(ended: str) -> str:
+    """Text after an answer's number of tokens if it was cut or repeated itself; empty for a normal end."""
     return {"length": " · cut", "repetition": " · began to repeat itself"}.get(ended, "")
 
 

@@ -19,7 +19,7 @@ MAX_FILE_BYTES = 10_000
 
 
 class WindowState(msgspec.Struct, frozen=True):
-    """An empty theme is the default one, an empty screen the first one."""
+    """The saved state. An empty theme stands for the default one, an empty screen for the first one."""
 
     theme: str = ""
     screen: str = ""

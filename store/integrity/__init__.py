@@ -1,1 +1,1 @@
-"""Checks of a store."""
+"""Checks of a store, and repairs that lose no data."""

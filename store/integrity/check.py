@@ -1,4 +1,4 @@
-"""Checks a store: database, full-text index, references, files. Repairs nothing."""
+"""Finds damage in a store's database, full-text index, references and files. Repairs nothing."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from store.records import is_core_intact
 from store.schema import SCHEMA_FILE, SCHEMA_VERSION, TABLES, schema_version
 from store.tables.recipes_and_stacks import RECIPE_ENTRY_BYTES
 
-_CORES_AT_ONCE = 10_000  # all cores of a million users would take most of a gigabyte
-# Left out of the comparison: SQLite's own indexes and statistics, and the record of migrations. They are recognised by
-# their SQL, because SQLite itself reads only that column.
+_CORES_AT_ONCE = 10_000  # rows read at once: the cores of a million users would take most of a gigabyte of memory
+# SQLite's own indexes and statistics and the record of migrations are not compared. They are recognised by their SQL,
+# not their name: SQLite itself uses only the SQL, so a changed name must not hide a table from the comparison.
 _STRUCTURE = """SELECT type, name, tbl_name, sql FROM sqlite_master
 WHERE sql IS NOT NULL AND sql NOT GLOB 'CREATE TABLE sqlite_stat[14](*'
     AND sql NOT GLOB 'CREATE TABLE "_sqlite_migrations" (*'
@@ -28,20 +28,20 @@ WHERE sql IS NOT NULL AND sql NOT GLOB 'CREATE TABLE sqlite_stat[14](*'
 
 
 def count_rows(db: Connection) -> dict[str, int]:
-    """How many rows each table has."""
+    """The number of rows of each table, by table name."""
     return {table: int(db.fetch_value(f"SELECT count(*) FROM {table}")) for table in TABLES}
 
 
 def find_problems(db: Connection, files: AdapterFiles, *, names: bool = True) -> list[str]:
-    """Faults of the store, one line each; empty when it is sound. Without `names`, users are numbers.
+    """Every fault of the store, one line each; empty for a sound store. Without `names`, users are called by number.
 
     At most 20 damaged pages and 20 broken references are listed.
     """
-    return find_database_problems(db, names=names) + _collect(_check_files(db, files), _check_removals(db))
+    return find_database_problems(db, names=names) + _collect(_check_files(db, files), _check_unerased_removals(db))
 
 
 def find_database_problems(db: Connection, *, names: bool = True) -> list[str]:
-    """The same for the database alone."""
+    """As `find_problems`, for the database alone."""
     user = "users.name" if names else "'user number ' || users.id"
     return _collect(_check_database(db), _check_fulltext_index(db), _check_recipes(db, user), _check_cores(db, user))
 
@@ -57,7 +57,7 @@ def _collect(*checks: Iterator[str]) -> list[str]:
 
 
 def find_structure_faults(root: Path) -> list[str]:
-    """Faults of the database itself and of its full-text index.
+    """Damage of the database file and of its full-text index, one line each.
 
     Checks a copy, so that writers need not wait, and works from any thread. SQLite keeps a small copy in memory and a
     large one in a temporary file.
@@ -71,17 +71,18 @@ def find_structure_faults(root: Path) -> list[str]:
             lines += _schema_mismatches(copy)
             if not lines:
                 copy.execute("INSERT INTO items_fts (items_fts, rank) VALUES ('integrity-check', 1)")
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite's message may hold damaged text
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter if SQLite's message contains damaged text
         lines = [str(error)]
     return [f"registry.db is damaged: {line}" for line in lines]
 
 
 def _schema_mismatches(conn: sqlite3.Connection) -> list[str]:
-    """Faults of tables whose columns differ from the schema's. SQLite ignores the case of names."""
+    """A line for each table whose columns differ from the current schema's. SQLite ignores the case of names."""
     if schema_version(conn) != SCHEMA_VERSION:
         return []
     expected = _expected_columns()
-    return [f"the columns of {name} are not its own" for name in TABLES if _table_info(conn, name) != expected[name]]
+    differing = [name for name in TABLES if _table_info(conn, name) != expected[name]]
+    return [f"the columns of table {name} differ from the schema's" for name in differing]
 
 
 @cache
@@ -95,15 +96,15 @@ def _table_info(conn: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
     return conn.execute(f"PRAGMA table_info({table})").fetchall()
 
 
-def find_foreign_parts(root: Path) -> list[str]:
-    """Tables, indexes, views and triggers that are missing, changed or not in the schema."""
+def find_schema_differences(root: Path) -> list[str]:
+    """A line for each table, index, view and trigger that is missing, changed or not in the current schema."""
     with closing(sqlite3.connect(root / "registry.db")) as conn, closing(sqlite3.connect(":memory:")) as fresh:
         fresh.executescript(SCHEMA_FILE.read_text(encoding="utf-8"))
-        found, expected = _structure(conn), _structure(fresh)
-    return sorted(f"its {part[0]} {str(part[1])[:80]} is not as a store's" for part in found ^ expected)
+        found, expected = _schema_objects(conn), _schema_objects(fresh)
+    return sorted(f"its {part[0]} {str(part[1])[:80]} differs from a store's schema" for part in found ^ expected)
 
 
-def _structure(conn: sqlite3.Connection) -> set[tuple[str, ...]]:
+def _schema_objects(conn: sqlite3.Connection) -> set[tuple[str, ...]]:
     return {(*part, " ".join(sql.replace(",", " , ").split())) for *part, sql in conn.execute(_STRUCTURE)}
 
 
@@ -112,16 +113,17 @@ def _check_database(db: Connection) -> Iterator[str]:
         if line != "ok":
             yield f"registry.db is damaged: {line}"
     for table, row, parent, _ in itertools.islice(db.fetch_tuples("PRAGMA foreign_key_check"), 20):
-        yield f"row {row} of {table} refers to a row of {parent} that is not there"
+        yield f"row {row} of table {table} refers to a missing row of table {parent}"
 
 
 def _check_fulltext_index(db: Connection) -> Iterator[str]:
     if fault := find_index_fault(db):
-        yield f"the full-text index does not agree with the items: {fault}"
+        yield f"the full-text index differs from the items: {fault}"
 
 
 def find_index_fault(db: Connection) -> str:
-    """Differences between the full-text index and the items; empty where they agree, or cannot be checked.
+    """SQLite's message if the full-text index differs from the items; empty if it agrees or the store cannot be
+    written.
 
     SQLite checks the index by a writing statement. Raises its error if it cannot write.
     """
@@ -141,12 +143,12 @@ def _check_recipes(db: Connection, user: str) -> Iterator[str]:
     sizes = f"""SELECT {user}, r.task FROM recipes AS r JOIN users ON users.id = r.user_id
     WHERE bytes != {RECIPE_ENTRY_BYTES} * (SELECT count(*) FROM recipe_anchors AS a WHERE {key})"""
     for name, task in db.fetch_tuples(sizes):
-        yield f"the recipe of {name} for task {task} has not all of its anchors"
+        yield f"the recipe of {name} for task {task} lacks some of its anchors"
     for table in ("recipe_anchors", "stack_anchors"):
         others = f"""SELECT DISTINCT {user}, a.task FROM {table} AS a JOIN users ON users.id = a.user_id
         JOIN anchors ON anchors.id = anchor_id WHERE anchors.bank_id != a.bank_id"""
         for name, task in db.fetch_tuples(others):
-            yield f"the recipe of {name} for task {task} in {table} names anchors of another bank"
+            yield f"the recipe of {name} for task {task} in table {table} refers to anchors of another bank"
 
 
 def _check_cores(db: Connection, user: str) -> Iterator[str]:
@@ -156,7 +158,7 @@ def _check_cores(db: Connection, user: str) -> Iterator[str]:
     while page := db.fetch_tuples(sql, (last,)):
         for name, task, numbers, digest, _ in page:
             if not is_core_intact(numbers, digest):
-                yield f"the core of {name} for task {task} is damaged: its SHA-256 is not the stored one"
+                yield f"the stack of {name} for task {task} is damaged: its numbers do not match their SHA-256"
         last = page[-1][-1]
 
 
@@ -168,13 +170,13 @@ def _check_files(db: Connection, files: AdapterFiles) -> Iterator[str]:
         except MtaError as error:
             yield str(error)
     for path in files.find_orphans(known):
-        yield f"{path} belongs to no adapter of the store"
-    for path in files.abandoned_temporaries():
-        yield f"{path} is left over from a write that was stopped"
+        yield f"{path} is a file of no recorded adapter"
+    for path in files.find_abandoned_temporaries():
+        yield f"{path} is a temporary file of a process that has ended"
 
 
-def _check_removals(db: Connection) -> Iterator[str]:
-    """Removals whose bytes are not overwritten yet. Opening the store should have done it, so something prevents it."""
+def _check_unerased_removals(db: Connection) -> Iterator[str]:
+    """Removals whose bytes are not overwritten yet, although every opening of the store tries to overwrite them."""
     removals = db.fetch_value("SELECT count(*) FROM tombstones WHERE NOT erased")
     files = db.fetch_value("SELECT count(*) FROM doomed_files")
     owed = [f"{removals:,} removed users or items"] * bool(removals) + [f"{files:,} files of removed adapters"] * bool(
@@ -183,5 +185,5 @@ def _check_removals(db: Connection) -> Iterator[str]:
     if owed:
         yield (
             f"bytes of {' and '.join(owed)} are still on the disk: free space or end other mta processes, then run any "
-            "mta command"
+            "mta command, which erases them"
         )

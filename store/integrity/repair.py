@@ -1,4 +1,4 @@
-"""Repairs without loss: rebuilds the full-text index and removes abandoned files. Rows are never changed."""
+"""Repairs that lose no data: they rebuild the full-text index and remove abandoned files. Rows are never changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from store.integrity.check import find_index_fault
 
 @dataclass(frozen=True)
 class Repair:
-    """One fault and its repair. `again`: how to get removed files back, or that nothing is lost."""
+    """One fault, the action that repairs it, and the function that does it.
+
+    `again` says how to get removed files back, or that nothing is lost.
+    """
 
     what: str
     action: str
@@ -25,30 +28,28 @@ class Repair:
 
 
 def find_repairs(db: Connection, files: AdapterFiles) -> list[Repair]:
-    """The repairs that a readable database needs; empty when there are none."""
+    """The repairs that a store with a readable database needs; empty if it needs none."""
     return [*_repair_index(db), *_remove_abandoned_files(db, files)]
 
 
 def _repair_index(db: Connection) -> Iterator[Repair]:
     if find_index_fault(db):
         rebuild = partial(db.execute_write, "INSERT INTO items_fts (items_fts) VALUES ('rebuild')")
-        yield Repair(
-            "the full-text index does not agree with the items", "it is made again", "nothing is lost", rebuild
-        )
+        yield Repair("the full-text index differs from the items", "it is made again", "nothing is lost", rebuild)
 
 
 def _remove_abandoned_files(db: Connection, files: AdapterFiles) -> Iterator[Repair]:
     known = {digest for (digest,) in db.fetch_tuples("SELECT digest FROM adapters")}
     for path in files.find_orphans(known):
         removal = partial(_remove_orphan, db, files, path)
-        yield Repair(f"{path} belongs to no adapter of the store", "removed", "nothing uses it", removal)
-    for path in files.abandoned_temporaries():
+        yield Repair(f"{path} is a file of no recorded adapter", "removed", "nothing uses it", removal)
+    for path in files.find_abandoned_temporaries():
         removal = partial(_remove_temporary, path)
-        yield Repair(f"{path} is left over from a write that was stopped", "removed", "nothing uses it", removal)
+        yield Repair(f"{path} is a temporary file of a process that has ended", "removed", "nothing uses it", removal)
 
 
 def _remove_orphan(db: Connection, files: AdapterFiles, path: Path) -> None:
-    """Remove an adapter file, unless a job has added its row or claimed it since it was found."""
+    """Remove an adapter file, unless a job has stored its row or reserved its digest since it was found."""
     with db.transaction() if db.writable else nullcontext():
         known = {digest for (digest,) in db.fetch_tuples("SELECT digest FROM adapters")}
         if path in files.find_orphans(known):

@@ -1,6 +1,6 @@
-"""The steps from older schemas to the current one, in order. A released step never changes.
+"""The steps that migrate older schemas to the current one, in order. A released step never changes.
 
-A new store is made from `schema.sql`, and all steps count as taken. Each step sets SQLite's `user_version`, so that an
+A new store is made from `schema.sql`, and all steps count as done. Each step sets SQLite's `user_version`, so that an
 older program refuses a newer store with a clear message.
 """
 
@@ -18,10 +18,9 @@ migrations = Migrations("mta")
 
 
 def migrate(conn: sqlite3.Connection) -> None:
-    """Bring a database to the current schema: all missing steps or none. Foreign keys must be off: tables may be
-    rebuilt.
+    """Migrate a database, empty or of `OLDEST_SCHEMA` or later, to the current schema: all missing steps or none.
 
-    The database is empty, or of `OLDEST_SCHEMA` or later.
+    Foreign keys must be off, because steps may rebuild tables.
     """
     db = Database(conn, recursive_triggers=False, execute_plugins=False)
     with db.atomic():
@@ -32,7 +31,7 @@ def migrate(conn: sqlite3.Connection) -> None:
 
 
 def execute_script(conn: sqlite3.Connection, script: str) -> None:
-    """Execute every statement of a script inside a transaction, where `executescript` would commit first.
+    """Execute every statement of a script within the open transaction, which `executescript` would commit first.
 
     Each statement ends at the end of a line.
     """

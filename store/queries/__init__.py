@@ -1,1 +1,1 @@
-"""Reading that joins several tables."""
+"""Queries that join several tables."""

@@ -1,6 +1,7 @@
-"""Recipes and stacks that depend on anchors, and their removal together with those anchors.
+"""Finds and removes the recipes and stacks that depend on anchors.
 
-A stack depends on the recipe that it was trained on. A core depends on all anchors of its bank, by the bank's basis.
+A stack depends on the anchors of the recipe that it was trained on. A core (a stack inside factors that the bank's
+users share, the bank's basis) depends on all anchors of its bank.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _DEPENDENT_STACKS = f"""{_ON_BANK} IN (
 
 @dataclass(frozen=True)
 class AnchorReplacement:
-    """A trained anchor that replaces anchor number `stale_anchor_id`. `digest` is its stored meta-LoRA."""
+    """A newly trained anchor that replaces anchor number `stale_anchor_id`. `digest` is that of its adapter."""
 
     stale_anchor_id: int
     user_id: int
@@ -34,7 +35,7 @@ class AnchorReplacement:
 
 
 def find_dependent_users(db: Connection, bank_id: int, anchors: Collection[int]) -> list[str]:
-    """The names of all users with a recipe or stack on the bank that depends on any of these anchors, sorted."""
+    """The names of users, sorted, with a recipe or stack on the bank that depends on any of these anchors."""
     if not anchors:
         return []
     sql = f"""SELECT name FROM users WHERE id IN (
@@ -45,8 +46,9 @@ def find_dependent_users(db: Connection, bank_id: int, anchors: Collection[int])
 
 
 def remove_anchors(db: Connection, bank_id: int, anchors: Collection[int]) -> None:
-    """Remove anchors from a bank, with its basis and the recipes and stacks that depend on them. Call it in a
-    transaction.
+    """Remove anchors from a bank, with its basis and the recipes and stacks that depend on them.
+
+    Call it in a transaction.
     """
     if not anchors:
         return
@@ -58,7 +60,7 @@ def remove_anchors(db: Connection, bank_id: int, anchors: Collection[int]) -> No
 
 
 def replace_anchors(db: Connection, bank_id: int, replacements: Sequence[AnchorReplacement]) -> None:
-    """Replace stale anchors by trained ones, under new numbers. Call it in a transaction."""
+    """Replace stale anchors of a bank by trained ones, which get new ids. Call it in a transaction."""
     clusters = dict(db.fetch_tuples("SELECT id, cluster FROM anchors WHERE bank_id = ?", (bank_id,)))
     remove_anchors(db, bank_id, [new.stale_anchor_id for new in replacements])
     columns = "bank_id, user_id, cluster, cluster_size, items, digest, loss_first, loss_last"

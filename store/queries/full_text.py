@@ -1,7 +1,4 @@
-"""Turns any text into a full-text query without query syntax, and ranks the matches.
-
-Knows no database.
-"""
+"""Builds full-text queries from plain texts, and ranks the matches. Accesses no database."""
 
 from __future__ import annotations
 
@@ -13,16 +10,16 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 MAX_QUERY_TERMS = 64
-"""A search uses at most this many distinct words of a text, the first ones."""
+"""A search uses at most this many distinct words of the text, the first ones."""
 
 _MAX_TEXT_CHARS = 20_000
-_TERM_COUNTS_CACHE_SIZE = 1_024  # texts whose words are kept
+_TERM_COUNTS_CACHE_SIZE = 1_024  # texts whose word counts are cached
 _ASCII_WORD_PATTERN = re.compile("[a-z0-9]+")
-_BM25_K1, _BM25_B = 1.2, 0.75  # k1 and b of Okapi BM25, as FTS5 has them
+_BM25_K1, _BM25_B = 1.2, 0.75  # parameters of Okapi BM25, with FTS5's values
 
 
 def fts5_query(user_id: int, task: str, text: str) -> str | None:
-    """An FTS5 query for any word of `text` in the inputs of one user's items of a task; None without words."""
+    """An FTS5 query for one user's items of a task whose input has any word of `text`; None if `text` has no words."""
     terms = dict.fromkeys(_words(text))
     chosen = list(terms)[:MAX_QUERY_TERMS]
     if not chosen:
@@ -32,11 +29,11 @@ def fts5_query(user_id: int, task: str, text: str) -> str | None:
 
 
 def rank_bm25(text: str, found: Sequence[tuple[int, str]], searched: int) -> list[int]:
-    """The item ids of `found` (item id, input) by Okapi BM25, the best match of `text` first; ties by id.
+    """The item ids of `found`, pairs of id and input, sorted by Okapi BM25 for `text`, best first; ties by id.
 
-    The mean length is taken over `found`. `searched` is how many inputs of the user were searched. Term frequencies
-    come from this user's texts alone: FTS5's `bm25()` counts all users' texts, so one user's items would change another
-    user's prompts.
+    The mean length is taken over `found`; `searched` is how many inputs of the user were searched. Term frequencies
+    come from this user's texts alone. FTS5's `bm25()` is not used: it counts all users' texts, so one user's items
+    would change another user's prompts.
     """
     terms = list(dict.fromkeys(_unaccented_words(text)))[:MAX_QUERY_TERMS]
     counts = {item_id: _term_counts(item_input) for item_id, item_input in found}
@@ -53,7 +50,7 @@ def rank_bm25(text: str, found: Sequence[tuple[int, str]], searched: int) -> lis
 
 
 def drop_kept_texts() -> None:
-    """Forget the texts whose words this process has kept for later searches."""
+    """Clear the cache of word counts, whose keys are users' texts."""
     _term_counts.cache_clear()
 
 
@@ -63,7 +60,6 @@ def _term_counts(text: str) -> Counter[str]:
 
 
 def _unaccented_words(text: str) -> Iterator[str]:
-    """Words without accents, as the index stores them."""
     head = text[:_MAX_TEXT_CHARS]
     if head.isascii():
         return _words(head)
@@ -72,9 +68,9 @@ def _unaccented_words(text: str) -> Iterator[str]:
 
 
 def _words(text: str) -> Iterator[str]:
-    """Runs of letters, marks and digits, in lower case, without quotes and other punctuation."""
+    """Runs of letters, marks and digits in lower case; quotes and other punctuation separate words."""
     head = text[:_MAX_TEXT_CHARS]
-    if head.isascii():  # four times as fast
+    if head.isascii():  # the pattern is four times as fast as the loop below
         return iter(_ASCII_WORD_PATTERN.findall(head.lower()))
     kept = (char if unicodedata.category(char)[0] in "LMN" else " " for char in head)
     return iter("".join(kept).lower().split())

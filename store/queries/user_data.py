@@ -1,7 +1,4 @@
-"""Rows about one user that only an export of all the user's data reads.
-
-Changes nothing.
-"""
+"""Reads the rows about one user that only an export of all the user's data needs. Changes nothing."""
 
 from __future__ import annotations
 
@@ -29,17 +26,17 @@ WHERE id IN (SELECT run_id FROM run_users WHERE user_id = ?) ORDER BY id"""
 
 
 class UserData:
-    """Rows about a user, by column name. Vectors and scores are little-endian float32 bytes; neighbours are float16."""
+    """Rows about a user as dicts. Vectors are little-endian float32 bytes, those of neighbours float16."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
 
     def profiles(self, user_id: int) -> list[RowDict]:
-        """The user's profiles: `total` is the sum of `items` unit vectors; `embedder` a fingerprint."""
+        """The user's profiles: `total` is the sum of `items` unit vectors, `embedder` the embedder's fingerprint."""
         return self._db.fetch_dicts(_SELECT_PROFILES, (user_id,))
 
     def neighbours(self, user_id: int) -> list[RowDict]:
-        """The user's items that banks keep as neighbours, with the embeddings (float16) of their inputs."""
+        """The user's items that banks use in their label memory, with the embeddings (float16) of their inputs."""
         return self._db.fetch_dicts(_SELECT_NEIGHBOURS, (user_id,))
 
     def fold_roles(self, user_id: int) -> list[RowDict]:
@@ -47,13 +44,13 @@ class UserData:
         return self._db.fetch_dicts(_SELECT_FOLD_ROLES, (user_id,))
 
     def eval_cells(self, user_id: int) -> list[RowDict]:
-        """What evaluations made for the user: bytes and seconds."""
+        """Each model that evaluations made for the user: method, settings, stored bytes, seconds to make."""
         return [load_json_columns(row, "settings") for row in self._db.fetch_dicts(_SELECT_CELLS, (user_id,))]
 
     def eval_predictions(self, user_id: int) -> list[RowDict]:
-        """Answers of evaluations to the user's queries; `fold` and `settings` are None where stored models answered."""
+        """Answers to the user's queries in evaluations; of stored models without `fold` and `settings`."""
         return [load_json_columns(row, "settings") for row in self._db.fetch_dicts(_SELECT_PREDICTIONS, (user_id,))]
 
     def runs_asked_for_user(self, user_id: int) -> list[RowDict]:
-        """Runs about several users that were asked for this one: kind, times and status."""
+        """Runs about several users whose request named this user: kind, status and times."""
         return self._db.fetch_dicts(_SELECT_ASKED_RUNS, (user_id,))

@@ -1,7 +1,4 @@
-"""The filter of the user table: words of a name, `status:`, `task:` and comparisons, as SQL conditions.
-
-Knows neither the columns' SQL nor the use of the result.
-"""
+"""Turns the filter of the user table (words of a name, `status:`, `task:`, comparisons) into SQL conditions."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from dataclasses import dataclass, field
 from store.queries.user_row import NUMERIC_COLUMNS, USER_STATUSES
 
 MAX_FILTER_CHARS = 500
-"""A filter is cut to this many characters; names are shorter."""
+"""A filter is cut to this many characters, more than a name can have."""
 
 _FILTER_WORD_PATTERN = re.compile(r'(?:status|task):"[^"]*"?|"[^"]*"?|\S+', re.IGNORECASE)
 _LABELLED_WORD_PATTERN = re.compile(r"(status|task):(.*)", re.IGNORECASE | re.DOTALL)
@@ -25,9 +22,9 @@ _NUMBER_PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class UserFilter:
-    """A parsed filter. An unfinished comparison such as `items>` filters nothing.
+    """A parsed filter: users must match all of its parts. An unfinished comparison such as `items>` is left out.
 
-    `name_words`: each must be in the name. `statuses` is None where every status matches.
+    `name_words`: each must be in the name. `statuses` is None if every status matches.
     """
 
     name_words: tuple[str, ...] = ()
@@ -37,31 +34,31 @@ class UserFilter:
 
     @property
     def is_name_only(self) -> bool:
-        """Whether the filter needs names only."""
+        """Whether names alone decide which users match."""
         return self.statuses is None and not self.tasks and not self.comparisons
 
     @property
     def required_columns(self) -> set[str]:
-        """The columns that the filter needs."""
+        """The columns whose values the filter compares."""
         return {name for name, _, _ in self.comparisons} | ({"status"} if self.statuses is not None else set())
 
 
 @dataclass
 class SqlConditions:
-    """Conditions of a query, joined by AND, and the values of their parameters."""
+    """Conditions of a query, to be joined by AND, and the values of their parameters."""
 
     sql: list[str] = field(default_factory=list)
     values: dict[str, object] = field(default_factory=dict)
 
     def bind_value(self, value: object) -> str:
-        """Adds the value; returns its parameter."""
+        """Add a parameter with this value; returns its placeholder."""
         name = f"wanted{len(self.values)}"
         self.values[name] = value
         return f":{name}"
 
 
 def parse_user_filter(text: str) -> UserFilter:
-    """Parse `text`. Unknown words count as parts of a name, so parsing never fails."""
+    """Parse the filter `text`. Unknown words count as parts of a name, so parsing never fails."""
     names, tasks, comparisons = list[str](), list[str](), list[tuple[str, str, float]]()
     statuses: tuple[str, ...] | None = None
     for word in _FILTER_WORD_PATTERN.findall(
@@ -85,7 +82,7 @@ def parse_user_filter(text: str) -> UserFilter:
 
 
 def add_name_conditions(wanted: UserFilter, into: SqlConditions) -> None:
-    """Each word is somewhere in `users.name`, whatever the case."""
+    """Add the conditions that each word is somewhere in `users.name`, in any case."""
     for name in wanted.name_words:
         # LIKE ignores the case of ASCII letters only, so other letters are searched in both cases.
         forms = dict.fromkeys([name] if name.isascii() else [name, name.lower(), name.upper(), name.title()])
@@ -94,7 +91,7 @@ def add_name_conditions(wanted: UserFilter, into: SqlConditions) -> None:
 
 
 def add_task_conditions(wanted: UserFilter, into: SqlConditions) -> None:
-    """The user has items, queries or a recipe of each task.
+    """Add the conditions that the user has items, queries or a recipe of each task.
 
     A word that is not a task's name, as while typing, matches as a prefix.
     """
@@ -107,7 +104,7 @@ def add_task_conditions(wanted: UserFilter, into: SqlConditions) -> None:
 
 
 def add_column_conditions(wanted: UserFilter, columns: dict[str, str], into: SqlConditions) -> None:
-    """The status and every comparison hold; `columns` maps names to SQL expressions. Unknown values never match."""
+    """Add the conditions on status and numbers. `columns` maps names to SQL expressions; NULL never matches."""
     if wanted.statuses is not None:
         ranks = ", ".join(str(USER_STATUSES.index(status)) for status in wanted.statuses)
         into.sql.append(f"{columns['status']} IN ({ranks})")

@@ -1,4 +1,4 @@
-"""A user as one row of a list. Each field of a row carries the SQL that it is read by.
+"""The columns of a list of users: each field of a row carries the SQL that reads it.
 
 A column is added here, and to `mta_cli/terminal/user_columns.py`, which says how it is shown.
 """
@@ -13,14 +13,15 @@ USER_STATUSES = ("new", "anchor", "fused", "adapted")
 
 
 def status_sql(*, adapted: str, fused: str, anchor: str) -> str:
-    """A user's place in `USER_STATUSES` as an SQL expression, from the three conditions."""
+    """An SQL expression for a user's index in `USER_STATUSES`, from the SQL of the three conditions."""
     return f"CASE WHEN {adapted} THEN 3 WHEN {fused} THEN 2 WHEN {anchor} THEN 1 ELSE 0 END"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a user list: its SQL over `users`, and the `joins` of `user_table` that it needs. A filter can
-    compare it if it is a `number`.
+    """A column of a user list: its SQL, and the keys of the joins in `user_table` that this SQL uses.
+
+    A filter can compare a column with `number`.
     """
 
     sql: str
@@ -63,7 +64,7 @@ class UserSummary(_ListedUser):
 
 @dataclass(frozen=True)
 class UserRow(_ListedUser):
-    """One row of the window's table, which can be sorted.
+    """One row of the window's table of users, which can be sorted.
 
     `anchors` counts the anchors in the recipe on the newest bank; `bytes` is the size of recipe and stack. `change` is
     by how much the stack on the newest bank lowered the mean loss on held-out queries (nats a token, more is better);
@@ -76,7 +77,6 @@ class UserRow(_ListedUser):
 
 
 def _columns_of(row: type[_ListedUser]) -> dict[str, Column]:
-    """The columns of `row` by name."""
     hints = get_type_hints(row, include_extras=True)
     return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
 

@@ -1,7 +1,7 @@
-"""Lists and pages of users, filtered and sorted, for a table of up to a million rows. Only reads.
+"""Pages of users, filtered and sorted, for a table of up to a million rows. Only reads.
 
 A page in the order of names is read from the names' own index. Any other order or filter reads all users once. The
-latest orders (8 bytes a user each) are kept until the store changes.
+latest sorted ids (8 bytes a user) are cached until the store changes.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from store.queries.user_row import (
 )
 
 MAX_PAGE_ROWS = 500
-"""The most rows of a page, and of summaries that are read at once."""
+"""The most rows that are read at once, in a page or for summaries."""
 
-MAX_CACHED_ORDERS = 2  # one order for the pages, and one of all users, to count them
+MAX_CACHED_ORDERS = 2  # sorted ids of the filtered users, for pages, and of all users, to count them
 
 # A user's status depends on the newest ready version of each bank, on each base.
 _WITH_CURRENT_BANKS = """current AS MATERIALIZED (
@@ -46,8 +46,8 @@ _WITH_CURRENT_BANKS = """current AS MATERIALIZED (
         )
 )"""
 
-# `+bank_id` makes SQLite search by user; a bank may hold all users. With max(), SQLite takes the other columns from the
-# same row.
+# `+bank_id` makes SQLite search by user, because a bank may contain all users. Beside max(), SQLite takes the other
+# columns from the row with the maximum.
 _JOIN_SUBQUERIES = {
     "i": "SELECT user_id, count(*) AS n FROM items {where} GROUP BY user_id",
     "q": "SELECT user_id, count(*) AS n FROM queries {where} GROUP BY user_id",
@@ -69,7 +69,7 @@ _STATUS_SQL = status_sql(
     fused="users.id IN (SELECT user_id FROM recipes WHERE +bank_id IN current {and_})",
     anchor="users.id IN (SELECT user_id FROM anchors WHERE bank_id IN current)",
 )
-# A few index look-ups for each user; a set of all users with the task would read all items. Recipes are searched too,
+# EXISTS needs a few index look-ups per user, where a set of all users with the task would read all items. Recipes count
 # because a pulled copy of a snapshot has recipes without items.
 _HAS_TASK = """(EXISTS (SELECT 1 FROM items WHERE user_id = users.id AND task = :task)
     OR EXISTS (SELECT 1 FROM queries WHERE user_id = users.id AND task = :task)
@@ -85,7 +85,7 @@ _SELECT_MAIN_TASK = """(SELECT task FROM (
 
 @dataclass(frozen=True)
 class _TableQuery:
-    """The parameters of a page: filter and order."""
+    """The filter and the order of a page; the key of the cached orders."""
 
     filter: str
     sort: str
@@ -94,7 +94,7 @@ class _TableQuery:
 
 
 class UserTable:
-    """All users, filtered, sorted and in pages."""
+    """All users, filtered, sorted and read in pages."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
@@ -110,9 +110,9 @@ class UserTable:
         limit: int = 50,
         task: str | None = None,
     ) -> list[UserRow]:
-        """At most `limit` (and `MAX_PAGE_ROWS`) users from `offset` on; ties by name, users without a value last.
+        """At most `limit` (and `MAX_PAGE_ROWS`) users from index `offset` on; ties by name, users without a value last.
 
-        `filter` holds words of the name, whatever the case, and any of `status:adapted`, `task:NAME`, `items>5`,
+        `filter` is text: words of the name, in any case, and any of `status:adapted`, `task:NAME`, `items>5`,
         `queries=0`, `anchors<4`, `bytes>=100`, `change>0`; all must hold. `task` restricts the rows to users with
         items, queries or a recipe of that task, and the columns to that task. Raises ValueError for a `sort` not in
         `SORT_COLUMNS`.
@@ -125,7 +125,7 @@ class UserTable:
     def count_users_matching(
         self, filter: str = "", task: str | None = None, *, sort: str = "name", descending: bool = False
     ) -> int:
-        """How many users match. With the order of the pages given, both read all users only once."""
+        """How many users match. Given the order of the page too, both use the same read of all users."""
         question = _make_table_query(filter, sort, descending, task)
         wanted = parse_user_filter(filter)
         if task is not None or not wanted.is_name_only:
@@ -136,7 +136,7 @@ class UserTable:
     def index_of_user(
         self, name: str, filter: str = "", sort: str = "name", descending: bool = False, task: str | None = None
     ) -> int | None:
-        """The index of a user in the order of `user_page`, from 0; None if the user does not match the filter."""
+        """The index of a user in the order of `user_page`, from 0; None if no such user matches the filter."""
         question, wanted = _make_table_query(filter, sort, descending, task), parse_user_filter(filter)
         number = self._db.fetch_value("SELECT id FROM users WHERE name = ?", (name,))
         if number is None:
@@ -177,7 +177,6 @@ class UserTable:
         return self._db.fetch_tuples(sql)
 
     def _page_user_ids(self, question: _TableQuery, offset: int, limit: int) -> Sequence[int]:
-        """The user ids of a page, in order."""
         wanted = parse_user_filter(question.filter)
         if _needs_full_scan(question, wanted):
             return self._ordered_user_ids(question, wanted)[offset : offset + limit]
@@ -188,7 +187,6 @@ class UserTable:
         return [number for (number,) in found]
 
     def _ordered_user_ids(self, question: _TableQuery, wanted: UserFilter) -> array[int]:
-        """The ids of all matching users, in order; cached until the store changes."""
         state = self._db.fetch_tuples("SELECT data_version, total_changes() FROM pragma_data_version")[0]
         if state != self._state:
             self._state, self._cached_orders = state, {}
@@ -199,7 +197,7 @@ class UserTable:
         return self._cached_orders[question]
 
     def _status_by_base(self, numbers: Sequence[int], task: str | None) -> dict[int, dict[str, str]]:
-        """Of these users, by id: their status on each base on which they have a recipe or stack, newest bank first."""
+        """By user id: the user's status on each base on which they have a recipe or stack, newest bank first."""
         among = "IN (SELECT value FROM json_each(:numbers))"
         values = {"task": task, "numbers": json.dumps(list(numbers))}
         found: dict[int, dict[str, str]] = {}
@@ -210,7 +208,7 @@ class UserTable:
     def _load_columns(
         self, columns: Mapping[str, Column], numbers: Sequence[int], task: str | None
     ) -> list[tuple[int, dict[str, Any]]]:
-        """The users of these numbers, in their order: the number, and these columns and the task."""
+        """(id, row) of the users with these ids, in this order; a row has these columns and the task."""
         if not numbers:
             return []
         among = "IN (SELECT value FROM json_each(:numbers))"
@@ -223,7 +221,7 @@ class UserTable:
 
 
 def _select_users(columns: Mapping[str, Column], task: str | None, among: str = "") -> str:
-    """A query for these columns and the `task` of all users; `among` restricts the rows that are joined."""
+    """A query for these columns and the `task` of all users; the condition `among` restricts the joined rows."""
     listed = ", ".join(["users.id AS id", *(f"{column.sql} AS {name}" for name, column in columns.items())])
     main_task = ":task" if task is not None else _SELECT_MAIN_TASK
     joins = _join_sql("iqsra", task, among)
@@ -241,7 +239,7 @@ def _needs_full_scan(question: _TableQuery, wanted: UserFilter) -> bool:
 
 
 def _full_scan_sql(question: _TableQuery, wanted: UserFilter) -> tuple[str, dict[str, object]]:
-    """The query for the ids of all matching users, in order; joins only what filter and order need."""
+    """The query for the sorted ids of all matching users; joins only what filter and order use."""
     columns = {name: column.sql for name, column in ROW_COLUMNS.items()}
     columns["status"] = _STATUS_SQL.format(and_="" if question.task is None else "AND task = :task")
     where = SqlConditions([_HAS_TASK] if question.task is not None else [])
@@ -257,7 +255,7 @@ def _full_scan_sql(question: _TableQuery, wanted: UserFilter) -> tuple[str, dict
 
 
 def _join_sql(parts: str | set[str], task: str | None, among: str = "") -> str:
-    """The joins for `parts`, for all users or those that `among` selects."""
+    """The SQL of the joins with the keys `parts`, for all users or those that the condition `among` selects."""
     conditions = [*(["task = :task"] if task is not None else []), *([among] if among else [])]
     and_ = "".join(f" AND {condition}" for condition in conditions)
     made = {key: _JOIN_SUBQUERIES[key].format(where=_where_sql(conditions), and_=and_) for key in sorted(parts)}

@@ -1,3 +1,1 @@
-"""Snapshots: the part of a store that serving needs, published for other machines, which pull it as a read-only
-store.
-"""
+"""Snapshots: the part of a store that answers need, published for other machines, which pull it as a read-only copy."""

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, NotFound, system_reason
-from mta_cli.plain_file import require_plain_file
+from mta_cli.plain_file import refuse_special_file
 from store.columns import dump_json
 from store.schema import SCHEMA_VERSION
 
@@ -33,8 +33,8 @@ _Bytes = Annotated[int, msgspec.Meta(ge=0)]
 class SnapshotManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The contents of a snapshot.
 
-    `created` is ISO 8601, `tasks` None for all, `counts` rows by table. `registry` is the digest of the registry;
-    `sizes` are bytes by digest, of the registry and of every adapter.
+    `created` is ISO 8601, `tasks` None for all, `counts` rows by table. `registry` is the digest of the database;
+    `sizes` are bytes by digest, of the database and of every adapter.
     """
 
     created: str
@@ -53,12 +53,12 @@ class SnapshotManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def time(self) -> datetime:
-        """When it was made."""
+        """When the snapshot was made, in UTC."""
         return datetime.fromisoformat(self.created).astimezone(UTC)
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all files."""
+        """The size of all files of the snapshot."""
         return sum(self.sizes.values())
 
 
@@ -72,13 +72,13 @@ class _Kind(msgspec.Struct):
 
 
 class _Listing(_Kind):
-    """A manifest of any version, or the list of an unfinished snapshot."""
+    """A snapshot's manifest of any version, or the list of files of an unfinished snapshot."""
 
     sizes: dict[str, Any]
 
 
 class _Head(_Kind):
-    """The fields that every version has."""
+    """The fields that a manifest of every version has."""
 
     version: int
     schema: int
@@ -87,9 +87,7 @@ class _Head(_Kind):
 
 @dataclass(frozen=True)
 class ReadManifest:
-    """A manifest that was read: its content, whether it is signed, and whether the signature was verified with a
-    key.
-    """
+    """A decoded manifest: its content, whether it is signed, and whether a key verified the signature."""
 
     content: SnapshotManifest
     is_signed: bool
@@ -97,50 +95,51 @@ class ReadManifest:
 
 
 def read_key(path: Path) -> bytes:
-    """The key in a file, without trailing line ends. Raises NotFound, and BadInput if the content is not a key."""
+    """The key in a file, without trailing line ends. Raises NotFound, and BadInput if it is too short or too long."""
     try:
-        require_plain_file(path.expanduser())
+        refuse_special_file(path.expanduser())
         with path.expanduser().open("rb") as file:
             key = file.read(MAX_KEY_BYTES + 1).rstrip(b"\r\n")
     except FileNotFoundError as error:
-        raise NotFound(f"There is no key file {path}.", hint=f"make one: openssl rand -hex 32 > {path}") from error
+        hint = f"make a key: openssl rand -hex 32 > {path}"
+        raise NotFound(f"There is no key file {path}.", hint=hint) from error
     except OSError as error:
         raise BadInput(f"The key file {path} cannot be read: {system_reason(error)}.") from error
     if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
         raise BadInput(
-            f"{path} is not a key: a key has {MIN_KEY_BYTES} to {MAX_KEY_BYTES:,} bytes.",
-            hint="openssl rand -hex 32 makes one",
+            f"The content of {path} is not a key: a key has {MIN_KEY_BYTES} to {MAX_KEY_BYTES:,} bytes.",
+            hint="make a key: openssl rand -hex 32",
         )
     return key
 
 
 def hash_name(key: bytes, name: str) -> str:
-    """A user's name in a snapshot with hashed names: HMAC-SHA256 of `user:NAME`, hexadecimal."""
+    """The user's name in a snapshot with hashed names: HMAC-SHA256 of `user:NAME`, hexadecimal."""
     return hmac.new(key, b"user:" + unicodedata.normalize("NFC", name).encode(), hashlib.sha256).hexdigest()
 
 
-def write_manifest(manifest: SnapshotManifest, key: bytes | None) -> bytes:
-    """The manifest's file; without a key it is not signed."""
+def encode_manifest(manifest: SnapshotManifest, key: bytes | None) -> bytes:
+    """The content of a manifest's file; without a key it is not signed."""
     document = {"format": "mta snapshot", "version": FORMAT_VERSION, **msgspec.to_builtins(manifest)}
     signature = None if key is None else {"algorithm": "hmac-sha256", "value": _sign(document, key)}
     return json.dumps({**document, "signature": signature}, indent=1).encode()
 
 
-def write_unfinished(digests: Iterable[str]) -> bytes:
-    """A list of files that a snapshot consists of or will, for `listed_digests`."""
+def encode_unfinished_list(digests: Iterable[str]) -> bytes:
+    """The content of the file that lists the digests of an unfinished snapshot; `listed_digests` reads it."""
     return json.dumps({"format": "mta snapshot", "sizes": dict.fromkeys(digests)}).encode()
 
 
 def listed_digests(content: bytes) -> set[str] | None:
-    """The digests that a manifest of any version names; None for a file of another program."""
+    """The digests in a manifest of any version or in an unfinished list; None for a file of another program."""
     try:
         return set(msgspec.json.decode(content, type=_Listing).sizes)
     except (ValueError, RecursionError):
         return None
 
 
-def read_manifest(content: bytes, key: bytes | None, address: str) -> ReadManifest:
-    """The manifest from the content of its file, verified if there is a key. `address` is for messages.
+def decode_manifest(content: bytes, key: bytes | None, address: str) -> ReadManifest:
+    """The manifest in the content of a snapshot's file, verified if there is a key. `address` is named in errors.
 
     Raises IntegrityFault if it is malformed, of another version or schema, or not signed with the key.
     """
@@ -150,7 +149,7 @@ def read_manifest(content: bytes, key: bytes | None, address: str) -> ReadManife
             raise IntegrityFault(
                 f"The snapshot at {address} has format {head.version} and schema {head.schema}; this mta reads format "
                 f"{FORMAT_VERSION} and schema {SCHEMA_VERSION}.",
-                hint="use the same version of mta here and where the snapshot is made",
+                hint="use the same version of mta here and on the machine that makes the snapshot",
             )
         document = json.loads(content)
         del document["signature"]
@@ -160,14 +159,14 @@ def read_manifest(content: bytes, key: bytes | None, address: str) -> ReadManife
         manifest = msgspec.convert(document, SnapshotManifest)
         _ = manifest.time
     except (ValueError, OverflowError, RecursionError) as error:
-        raise _damaged(address, "its manifest is none") from error
+        raise _damaged(address, "its manifest cannot be read") from error
     if manifest.registry not in manifest.sizes:
-        raise _damaged(address, "it has no registry")
+        raise _damaged(address, "its manifest names no database")
     return ReadManifest(manifest, head.signature is not None, key is not None)
 
 
-def remember(found: ReadManifest, content: bytes) -> bytes:
-    """The manifest's file as its copy keeps it: with whether its signature was verified."""
+def encode_copy_manifest(found: ReadManifest, content: bytes) -> bytes:
+    """The content of the manifest's file in a pulled copy, which also records whether a key verified the signature."""
     document = json.loads(content)
     if found.is_signed:
         document["signature"]["verified"] = found.is_verified
@@ -175,7 +174,7 @@ def remember(found: ReadManifest, content: bytes) -> bytes:
 
 
 def was_verified(remembered: bytes) -> bool:
-    """Whether the manifest of a copy was verified with a key."""
+    """Whether a key verified the manifest that a copy was pulled with; `remembered` is the content of its file."""
     try:
         return json.loads(remembered)["signature"]["verified"] is True
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -183,7 +182,7 @@ def was_verified(remembered: bytes) -> bool:
 
 
 def is_signed_with(remembered: bytes, key: bytes) -> bool:
-    """Whether the manifest of a copy, which was verified, is signed with this key."""
+    """Whether the manifest of a copy, which was verified, was signed with this key."""
     document = json.loads(remembered)
     signature = document.pop("signature")
     return hmac.compare_digest(str(signature["value"]), _sign(document, key))
@@ -197,16 +196,16 @@ def _verify(document: dict[str, Any], signature: _Signature | None, key: bytes, 
     if signature is None:
         raise IntegrityFault(
             f"The snapshot at {address} is not signed.",
-            hint=("sign it with ", Command("snapshot", key="FILE"), ", or pull it unsigned without ", Flag("key")),
+            hint=("sign it with ", Command("snapshot", key="FILE"), ", or leave out ", Flag("key"), " to pull it"),
         )
     if not hmac.compare_digest(signature.value.encode(), _sign(document, key).encode()):
         raise IntegrityFault(
             f"The snapshot at {address} is not signed with this key, or its manifest was changed.",
-            hint=("use the key file that ", Command("snapshot"), " was given; nothing was changed here"),
+            hint=("use the key that ", Command("snapshot"), " was given; nothing was changed here"),
         )
 
 
 def _damaged(address: str, why: str) -> IntegrityFault:
     return IntegrityFault(
-        f"{address} is damaged or no snapshot: {why}.", hint=(Command("snapshot", "TO"), " makes one anew")
+        f"The snapshot at {address} is damaged: {why}.", hint=(Command("snapshot", "TO"), " writes it again")
     )

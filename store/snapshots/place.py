@@ -1,7 +1,7 @@
-"""The place of a snapshot: a folder, or a bucket that fsspec can open (`s3://…`, `gs://…`).
+"""Reads and writes the files of a snapshot in a folder or in a bucket that fsspec can open (`s3://…`, `gs://…`).
 
-It contains `manifest.json`, and `objects/<first two>/<sha256>` for every file. Files are written atomically. While a
-snapshot is written, `unfinished.json` names its files.
+There are `manifest.json`, and `objects/<first two>/<sha256>` for every file. Files are written atomically. While a
+snapshot is written, `unfinished.json` lists its files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs":
 
 
 class SnapshotPlace:
-    """A place for a snapshot. `folder` is its path where it is a folder of this machine, else None.
+    """The folder or bucket of a snapshot. `folder` is its path if it is a folder of this machine, else None.
 
     Raises UsageError for an address that no installed package can open. Every method raises BadInput if the place
     cannot be read or written, and IntegrityFault if its disk fails.
@@ -37,7 +37,7 @@ class SnapshotPlace:
         self.folder = Path(os.path.abspath(self._path)) if local else None
 
     def read_manifest(self, limit: int, name: str = MANIFEST_NAME) -> bytes | None:
-        """The content of a manifest's file; None if it is missing. Raises BadInput above `limit` bytes."""
+        """The content of the file `name`; None if it is missing. Raises BadInput if it has more than `limit` bytes."""
         with self._translated_errors("read"):
             self._fs.invalidate_cache()
             try:
@@ -46,48 +46,47 @@ class SnapshotPlace:
             except (FileNotFoundError, NotADirectoryError):
                 return None
         if len(content) > limit:
-            raise BadInput(f"{self.address}/{name} has more than {limit:,} bytes: it is not a manifest.")
+            raise BadInput(
+                f"{self.address}/{name} has more than {limit:,} bytes, so it is not a snapshot's manifest.",
+                hint="check the address of the snapshot",
+            )
         return content
 
     def object_sizes(self) -> dict[str, int]:
-        """The size of every object, by digest."""
+        """The size in bytes of every file of the snapshot, by digest."""
         with self._translated_errors("read"):
             self._fs.invalidate_cache()
             found = self._fs.find(f"{self._path}/objects", detail=True)
         return {match[2]: info["size"] for path, info in found.items() if (match := _OBJECT_PATTERN.fullmatch(path))}
 
     def read_object(self, digest: str) -> Iterator[bytes]:
-        """The content of an object, in chunks. Raises NotFound."""
+        """Yields the content of the file with this digest in chunks. Raises NotFound if it is missing."""
         with self._translated_errors("read"):
             try:
                 file = self._open(_object_name(digest))
             except FileNotFoundError as error:
                 raise NotFound(
-                    f"{self.address}/{_object_name(digest)} is gone.",
-                    hint=(
-                        "run it again, if a newer snapshot was written meanwhile; else ",
-                        Command("snapshot"),
-                        " writes it again",
-                    ),
+                    f"A file of the snapshot is missing: {self.address}/{_object_name(digest)}.",
+                    hint=("run this again; if it stays missing, write the snapshot again: ", Command("snapshot", "TO")),
                 ) from error
             with file:
                 while chunk := file.read(_CHUNK_BYTES):
                     yield chunk
 
     def write_object(self, digest: str, source: Path) -> None:
-        """Write an object, in place of one that is there."""
+        """Write `source` as the file with this digest, replacing an earlier one."""
         self._write(_object_name(digest), source)
 
     def write_manifest(self, source: Path, name: str = MANIFEST_NAME) -> None:
-        """Replace a manifest: readers see the old one or the new one."""
+        """Replace the manifest, or the file `name`, by `source`; readers see either the old or the new one."""
         self._write(name, source)
 
     def remove_object(self, digest: str) -> None:
-        """Remove an object if it is there."""
+        """Remove the file with this digest if it exists."""
         self._remove(_object_name(digest))
 
     def remove_unfinished(self) -> None:
-        """Remove the list of an unfinished snapshot's files."""
+        """Remove the list of files of an unfinished snapshot."""
         self._remove(UNFINISHED_NAME)
 
     def _remove(self, name: str) -> None:
@@ -95,18 +94,18 @@ class SnapshotPlace:
             self._fs.rm_file(f"{self._path}/{name}")
 
     def remove_leftovers(self) -> None:
-        """Remove the partial files of killed writers. A bucket has none."""
+        """Remove temporary files of writers that were killed. A bucket has none."""
         if self.folder is not None:
             remove_leftover_temporaries(self.folder)
 
     def _open(self, name: str) -> BinaryIO:
-        """Raises BadInput for links and special files: reading a pipe would block forever."""
+        """Open a file. Raises BadInput for links and special files, because reading a pipe would block forever."""
         path = f"{self._path}/{name}"
         info = self._fs.info(path)
         if info["type"] != "file" or info.get("islink"):
             raise BadInput(
                 f"{self.address}/{name} is a link or not a file.",
-                hint=("write the snapshot again: ", Command("snapshot")),
+                hint=("remove it, then write the snapshot again: ", Command("snapshot", "TO")),
             )
         opened: BinaryIO = self._fs.open(path, "rb")
         return opened
@@ -131,15 +130,15 @@ class SnapshotPlace:
         except OSError as error:
             if self.folder is not None:
                 raise disk_fault(self.folder, error, done) from error
-            raise self._unreachable(error, done) from error
+            raise self._unreachable_error(error, done) from error
         except Exception as error:  # each package of fsspec has errors of its own
-            raise self._unreachable(error, done) from error
+            raise self._unreachable_error(error, done) from error
 
-    def _unreachable(self, error: Exception, done: str) -> BadInput:
+    def _unreachable_error(self, error: Exception, done: str) -> BadInput:
         reason = (system_reason(error).splitlines() or [""])[0]
         return BadInput(
             f"{self.address} cannot be {done}: {reason:.200}.",
-            hint="check the address, the network and your credentials",
+            hint="check the address of the snapshot, the network and your credentials",
         )
 
 
@@ -148,7 +147,7 @@ def _object_name(digest: str) -> str:
 
 
 def _open_file_system(address: str) -> tuple[Any, str]:
-    """fsspec's file system of an address, and the path in it."""
+    """The file system that fsspec has for an address, and the path in it. Raises UsageError for a wrong address."""
     import fsspec.core
 
     protocol = address.partition("://")[0] if "://" in address else ""
@@ -157,12 +156,12 @@ def _open_file_system(address: str) -> tuple[Any, str]:
     except ImportError as error:
         package = _PACKAGES.get(protocol)
         raise UsageError(
-            f"{protocol}:// needs a package that is not installed{': ' + package if package else ''}.",
+            f"Addresses with {protocol}:// need a package that is not installed{': ' + package if package else ''}.",
             hint=f"pip install {package}" if package else str(error),
         ) from error
     except Exception as error:  # an unknown protocol, or a package's own complaint
         raise UsageError(
-            f"{address[:200]!r} is not an address for a snapshot: {system_reason(error):.200}.",
-            hint="a folder, s3://BUCKET/PATH or gs://BUCKET/PATH",
+            f"{address[:200]!r} is not the address of a snapshot: {system_reason(error):.200}.",
+            hint="give a folder, s3://BUCKET/PATH or gs://BUCKET/PATH",
         ) from error
     return found, str(path).rstrip("/")

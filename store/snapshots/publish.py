@@ -1,4 +1,4 @@
-"""Publishes the serving part of a store as a snapshot: writes new files, then the manifest, then removes old files.
+"""Publishes the part of a store that answers need: writes new files, then the manifest, then removes old files.
 
 A reader sees either the old or the new snapshot, never a mix.
 """
@@ -20,9 +20,9 @@ from store.schema import SCHEMA_VERSION
 from store.snapshots.manifest import (
     MAX_MANIFEST_BYTES,
     SnapshotManifest,
+    encode_manifest,
+    encode_unfinished_list,
     listed_digests,
-    write_manifest,
-    write_unfinished,
 )
 from store.snapshots.place import MANIFEST_NAME, UNFINISHED_NAME, SnapshotPlace
 from store.snapshots.serving_copy import ServingChoice
@@ -35,9 +35,7 @@ COUNTED_TABLES = ("users", "banks", "recipes", "stacks", "adapters")
 
 @dataclass(frozen=True)
 class StagedSnapshot:
-    """A snapshot that is ready to be published. `new` are the digests to write, `old` the digests to remove
-    afterwards.
-    """
+    """A snapshot that is ready to be published: `new` digests are to be written, then `old` ones removed."""
 
     manifest: SnapshotManifest
     new: list[str]
@@ -49,7 +47,7 @@ class StagedSnapshot:
 
     @property
     def new_bytes(self) -> int:
-        """Bytes of the new files."""
+        """The size of the files to be written."""
         return sum(self.manifest.sizes[digest] for digest in self.new)
 
     def publish(self, key: bytes | None) -> Generator[str, None, None]:
@@ -59,11 +57,11 @@ class StagedSnapshot:
         process removed an adapter meanwhile.
         """
         self._place.remove_leftovers()
-        self._write(write_unfinished(self._own.union(self.new)), UNFINISHED_NAME)
+        self._write(encode_unfinished_list(self._own.union(self.new)), UNFINISHED_NAME)
         for digest in self.new:
             self._place.write_object(digest, self._verified_file(digest))
             yield digest
-        self._write(write_manifest(self.manifest, key), MANIFEST_NAME)
+        self._write(encode_manifest(self.manifest, key), MANIFEST_NAME)
         for digest in self.old:
             self._place.remove_object(digest)
         self._place.remove_unfinished()
@@ -82,7 +80,8 @@ class StagedSnapshot:
             if self._reg.adapters.is_recorded(digest):
                 raise
             raise StoreBusy(
-                "Another process removed an adapter during the snapshot.", hint="run it again; written files are kept"
+                "Another process removed an adapter while the snapshot was written.",
+                hint="run the command again; files that were written are kept",
             ) from None
         return self._reg.files.path(digest)
 
@@ -91,12 +90,11 @@ class StagedSnapshot:
 def stage_snapshot(
     reg: Registry, place: SnapshotPlace, choice: ServingChoice, program: str, *, hashed_names: bool
 ) -> Iterator[StagedSnapshot]:
-    """Prepare the serving part of the store for `place` and compare it with the snapshot there. Writes nothing to
-    `place`.
+    """Prepare a snapshot of the store and compare it with the one at `place`, to which nothing is written yet.
 
-    Raises BadInput if the place cannot be read or holds another program's manifest, or if the store's disk is full.
+    Raises BadInput if the place cannot be read or contains another program's manifest, or if the store's disk is full.
     """
-    own = _own_digests(place)
+    own = _digests_of_earlier_snapshots(place)
     try:
         with hold_temporary(reg.files.checkpoint_folder) as path:
             reg.write_serving_copy(path, choice)
@@ -116,11 +114,13 @@ def stage_snapshot(
         raise disk_fault(reg.root, error) from error
 
 
-def _own_digests(place: SnapshotPlace) -> set[str]:
-    """The digests of earlier snapshots, also unfinished ones: other files there are of other programs."""
+def _digests_of_earlier_snapshots(place: SnapshotPlace) -> set[str]:
+    """The digests of files that snapshots wrote here, also unfinished ones; other files belong to other programs."""
     found = place.read_manifest(MAX_MANIFEST_BYTES)
     own = set[str]() if found is None else listed_digests(found)
     if own is None:
-        raise BadInput(f"{place.address}/{MANIFEST_NAME} is a file of another program.", hint="choose an empty place")
+        raise BadInput(
+            f"{place.address}/{MANIFEST_NAME} is a file of another program.", hint="write the snapshot to another place"
+        )
     unfinished = place.read_manifest(MAX_MANIFEST_BYTES, UNFINISHED_NAME)
     return own | (listed_digests(unfinished or b"") or set())

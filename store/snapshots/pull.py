@@ -1,7 +1,7 @@
 """Pulls a snapshot: makes a read-only store from it, or updates an earlier copy.
 
-Missing files are fetched into a folder beside the store, verified there, and then moved into the store. Its database is
-replaced in one transaction, so readers can go on.
+Missing files are fetched into a temporary folder in the store, verified there, and then moved into place. The database
+is replaced in one transaction, so readers can go on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from mta_cli.errors import BadInput, Command, Flag, IntegrityFault, MtaError, NotFound, StoreBusy
 from store.connection import COPY_MARKER, is_pulled_copy, translate_sqlite_errors
 from store.files import AdapterFiles, disk_fault, make_private_folder, remove_file, replace_file, sync_file, sync_folder
-from store.integrity.check import find_foreign_parts
+from store.integrity.check import find_schema_differences
 from store.process_lock import process_lock
 from store.registry import Registry
 from store.restore import replace_database, require_schema, stage_folder
@@ -28,14 +28,14 @@ from store.snapshots.manifest import (
     MAX_MANIFEST_BYTES,
     ReadManifest,
     SnapshotManifest,
+    decode_manifest,
+    encode_copy_manifest,
     is_signed_with,
-    read_manifest,
-    remember,
     was_verified,
 )
 from store.snapshots.place import SnapshotPlace
 
-MOST_AHEAD = timedelta(hours=1)  # that clocks may differ
+MAX_CLOCK_DIFFERENCE = timedelta(hours=1)  # a snapshot may be so much later than this machine's clock
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PullResult:
 
 @dataclass(frozen=True)
 class Pull:
-    """A snapshot whose manifest is read and verified, and the store `root` that it is for."""
+    """A snapshot with a read and verified manifest, and the store `root` that it is pulled into."""
 
     root: Path
     timeout: float
@@ -64,22 +64,26 @@ class Pull:
     def begin(
         cls, root: Path, place: SnapshotPlace, key: bytes | None, timeout: float, *, trust_unsigned: bool = False
     ) -> Pull:
-        """Read and verify the manifest. Changes nothing.
+        """Read and verify the manifest of the snapshot at `place`. Changes nothing.
 
         Raises NotFound without a snapshot, BadInput if the store is not a copy of a snapshot or its disk has no room,
-        IntegrityFault for a manifest that is malformed, of the future, not signed with the key, or older than the copy;
-        also for one that is not signed with the key of the copy, unless `trust_unsigned`.
+        IntegrityFault for a manifest that is malformed, dated in the future, not signed with the key, or older than the
+        copy; also for one that is not signed with the key of the copy, unless `trust_unsigned`.
         """
         content = place.read_manifest(MAX_MANIFEST_BYTES)
         if content is None:
             raise NotFound(
                 f"There is no snapshot at {place.address}.",
-                hint=(Command("snapshot", "TO"), " makes one; ", Command("model pull", "NAME"), " fetches a model"),
+                hint=(
+                    Command("snapshot", "TO"),
+                    " makes a snapshot. To fetch a model, use ",
+                    Command("model pull", "NAME"),
+                ),
             )
-        found = read_manifest(content, key, place.address)
+        found = decode_manifest(content, key, place.address)
         pull = cls(root, timeout, found, place, content, _read_marker(root))
-        pull._require_copy()
-        pull._require_past()
+        pull._require_replaceable_store()
+        pull._require_not_in_future()
         if not trust_unsigned:
             pull._require_same_key(key)
         pull._require_room()
@@ -92,14 +96,14 @@ class Pull:
 
     @cached_property
     def missing(self) -> list[str]:
-        """The digests of files that are missing or damaged in the store. Reads every file that the store has."""
+        """The digests of files that are missing or damaged in the store. Reads every file of the store."""
         files = AdapterFiles(self.root)
-        missing = [digest for digest in sorted(self.manifest.adapters) if not files.has_intact(digest)]
+        missing = [digest for digest in sorted(self.manifest.adapters) if not files.has_intact_file(digest)]
         return missing if self._has_registry() else [*missing, self.manifest.registry]
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes of the missing files."""
+        """The size of the missing files."""
         return sum(self.manifest.sizes[digest] for digest in self.missing)
 
     def run(
@@ -120,41 +124,41 @@ class Pull:
             if database.exists():
                 self._verify_database(staged)
             with process_lock(self.root, "pull", self.timeout, "pulling a snapshot into this store"):
-                self._require_copy()
+                self._require_replaceable_store()
                 if _read_marker(self.root) != self._marker:
-                    raise StoreBusy("Another pull has changed this store meanwhile.", hint="run it again")
+                    raise StoreBusy("Another pull changed this store meanwhile.", hint="run the command again")
                 if not database.exists():
                     return self._install(staged, None)
-                gone = self._gone_users(database)
+                gone = self._users_missing_in(database)
                 take_back = before_install(gone) if gone else None
                 try:
                     return self._install(staged, database)
                 except MtaError:
-                    # it no longer exists once it has replaced the old one
+                    # once it has replaced the old database, the new file no longer exists and undoing would be wrong
                     if take_back is not None and database.exists():
                         take_back()
                     raise
 
-    def _require_copy(self) -> None:
+    def _require_replaceable_store(self) -> None:
         if not is_pulled_copy(self.root):
             if any((self.root / name).exists() for name in ("registry.db", "adapters")):
                 raise BadInput(
-                    f"The store at {self.root} is not a copy of a snapshot, and a pull would replace it.",
-                    hint=("choose another ", Flag("store", "DIR")),
+                    f"The store at {self.root} is not a copy of a snapshot, so it is not replaced by one.",
+                    hint=("choose another directory for the copy: ", Flag("store", "DIR")),
                 )
             return
         if (installed := self._installed()) is not None and installed.time > self.manifest.time:
             raise IntegrityFault(
                 f"The snapshot at {self._place.address} is of {self.manifest.created}, and the copy at {self.root} is "
                 f"newer ({installed.created}): users who were removed since may be in the snapshot.",
-                hint="if you want the older state, remove the copy first",
+                hint="if you want the older snapshot all the same, remove the copy first",
             )
 
-    def _require_past(self) -> None:
-        if self.manifest.time > datetime.now(UTC) + MOST_AHEAD:
+    def _require_not_in_future(self) -> None:
+        if self.manifest.time > datetime.now(UTC) + MAX_CLOCK_DIFFERENCE:
             raise IntegrityFault(
                 f"The snapshot at {self._place.address} is of the future: {self.manifest.created}.",
-                hint="check the clock here and where the snapshot is made",
+                hint="check the clocks of this machine and of the one that makes the snapshot",
             )
 
     def _require_same_key(self, key: bytes | None) -> None:
@@ -162,7 +166,7 @@ class Pull:
             raise IntegrityFault(
                 f"The copy at {self.root} was verified with a key, and the snapshot at {self._place.address} is not "
                 "verified with the same one.",
-                hint=(Flag("key", "FILE"), " verifies it; ", Flag("trust_unsigned"), " takes it as it is"),
+                hint=(Flag("key", "FILE"), " verifies it; ", Flag("trust_unsigned"), " pulls it without that"),
             )
 
     def _require_room(self) -> None:
@@ -173,23 +177,23 @@ class Pull:
             raise disk_fault(self.root, error, "read") from error
         sizes, registry = self.manifest.sizes, self.manifest.registry
         replaces = registry in self.missing and (self.root / "registry.db").exists()
-        # replacing an old database writes the new one twice
+        # the new database is fetched, then copied into the old one
         needed = self.missing_bytes + (sizes[registry] if replaces else 0)
         if needed > free:
             raise BadInput(
-                f"The snapshot at {self._place.address} needs {needed:,} bytes, and {self.root} has room for {free:,}.",
-                hint="free some space and run it again",
+                f"The snapshot at {self._place.address} needs {needed:,} bytes; {self.root} has room for {free:,}.",
+                hint="free some space on this disk, then run the command again",
             )
 
     def _installed(self) -> SnapshotManifest | None:
         """The manifest of the copy; None if the first pull was stopped or the manifest has another version."""
         try:
-            return read_manifest(self._marker or b"", None, str(self.root)).content
+            return decode_manifest(self._marker or b"", None, str(self.root)).content
         except MtaError:
             return None
 
     def _has_registry(self) -> bool:
-        """Whether the store's database is the snapshot's and its structure sound."""
+        """Whether the store already has the snapshot's database, undamaged."""
         installed = self._installed()
         if installed is None or installed.registry != self.manifest.registry:
             return False
@@ -224,38 +228,38 @@ class Pull:
             raise disk_fault(target, error) from error
         if left or found.hexdigest() != digest:
             raise IntegrityFault(
-                f"Object {digest} of the snapshot at {self._place.address} is damaged; nothing was changed.",
-                hint=("delete it and run ", Command("snapshot"), " again, which writes it anew"),
+                f"The file {digest} of the snapshot at {self._place.address} is damaged; nothing was changed here.",
+                hint=("delete this file, then write the snapshot again: ", Command("snapshot", "TO")),
             )
 
     def _verify_database(self, staged: Path) -> None:
-        """Raises IntegrityFault unless the fetched database is sound and lists exactly the manifest's adapters."""
+        """Raises IntegrityFault unless the fetched database is undamaged and lists exactly the manifest's adapters."""
         try:
             require_schema(staged / "registry.db", SCHEMA_VERSION)
-            faults = find_foreign_parts(staged)
+            faults = find_schema_differences(staged)
             if not faults:
                 with Registry.open(staged, timeout=self.timeout) as reg:
                     faults = reg.check_database()
                     if {adapter.digest for adapter in reg.adapters.all()} != self.manifest.adapters:
-                        faults.append("its adapters are not those of the manifest")
+                        faults.append("its adapters differ from those in the manifest")
         except (IntegrityFault, sqlite3.DatabaseError) as error:
             faults = [str(error)]
         if faults:
             raise IntegrityFault(
-                f"The snapshot at {self._place.address} holds a damaged registry: {faults[0]}",
-                hint=(Command("snapshot", "TO"), " makes one anew; nothing was changed"),
+                f"The database of the snapshot at {self._place.address} is damaged: {faults[0]}",
+                hint=("nothing was changed here; write the snapshot again: ", Command("snapshot", "TO")),
             )
 
-    def _gone_users(self, new: Path) -> list[str]:
-        """The names of the copy's users who are not in the database `new`. Users are compared by number and name,
-        because the same name may belong to another user there.
+    def _users_missing_in(self, new: Path) -> list[str]:
+        """The names of the copy's users who are not in the database `new`.
+
+        Users are compared by id and name, because another user there may have the same name.
         """
         with suppress(sqlite3.DatabaseError):  # an unreadable copy has no names to report
             return sorted({name for _, name in self._users(self.root / "registry.db") - self._users(new)})
         return []
 
     def _users(self, path: Path) -> set[tuple[int, str]]:
-        """Number and name of each user of a database."""
         if not path.exists():
             return set()
         with closing(self._connect(path)) as conn:
@@ -270,7 +274,7 @@ class Pull:
             self._move(self._target(staged, digest), files.path(digest))
         with translate_sqlite_errors(self.root, self.timeout):
             is_purged = self._empty_log() if database is None else self._replace_database(database)
-        self._write_marker(remember(self.found, self._content))
+        self._write_marker(encode_copy_manifest(self.found, self._content))
         old = files.find_orphans(self.manifest.adapters)
         for path in old:
             remove_file(path)
@@ -298,9 +302,7 @@ class Pull:
             return replace_database(self.root, new, live)
 
     def _empty_log(self) -> bool:
-        """Empty the log, which an earlier pull may have left because of a reader; returns whether all bytes of earlier
-        copies are gone.
-        """
+        """Empty SQLite's log, where a reader may have kept an earlier copy; returns whether all its bytes are gone."""
         with closing(self._connect(self.root / "registry.db")) as live:
             busy, _, _ = live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return not busy
@@ -310,7 +312,7 @@ class Pull:
 
 
 def _read_marker(root: Path) -> bytes | None:
-    """The manifest that the copy in `root` was pulled with; None if there is no copy."""
+    """The content of the manifest's file in the copy in `root`; None if there is no copy."""
     try:
         return (root / COPY_MARKER).read_bytes()
     except OSError:

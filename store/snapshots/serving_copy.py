@@ -1,7 +1,7 @@
-"""Copies the part of a registry that serving needs to a new database of the same schema, without texts.
+"""Copies what answers need from a store's database to a new one of the same schema, without texts.
 
-The database starts empty and gets only the columns listed here, so it cannot contain a user's text or bytes of a
-forgotten user.
+The new database starts empty and gets only the columns listed here, so it cannot contain a user's text or bytes of a
+removed user.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from store.connection import sqlite_uri, translate_sqlite_errors
 from store.files import sync_file
 from store.schema import APPLICATION_ID, SCHEMA_FILE, SCHEMA_VERSION
 
-# `registry` is the store's database. Later statements read what earlier ones have copied. `{columns}` are
-# all columns of the table: such tables hold no text of a user.
+# `registry` is the store's database; tables without a prefix are the copy's, so later statements select by rows that
+# earlier ones copied. `{columns}` are all columns of a table: such a table has no text of a user.
 _CHOSEN_TASK = "(:tasks IS NULL OR task IN (SELECT value FROM json_each(:tasks)))"
 _OF_KEPT = "bank_id IN (SELECT id FROM banks) AND user_id IN (SELECT id FROM users)"
 _COPIED = {
@@ -63,8 +63,7 @@ _COPIED = {
 
 @dataclass(frozen=True)
 class ServingChoice:
-    """The choice of contents for a serving copy: the models of `tasks` (None means all), with users named by
-    `shown_name`.
+    """Which parts of a store are copied: the models of `tasks` (None for all), with users named by `shown_name`.
 
     `label_of(task, output)` returns the label of an item's output, or None for a text. It is called only for
     `labelled_tasks`.
@@ -77,7 +76,7 @@ class ServingChoice:
 
 
 def write_serving_copy(root: Path, path: Path, choice: ServingChoice, timeout: float) -> None:
-    """Write a consistent copy of the serving part of the store in `root` to `path`, an empty file.
+    """Write what answers need from the store in `root` to `path`, an empty file, as one consistent state.
 
     Writers need not wait. The same rows make the same bytes. Raises as any read of the store does.
     """

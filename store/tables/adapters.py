@@ -1,4 +1,4 @@
-"""Adapter rows and their files. Every row has a complete file. Knows no tensors."""
+"""The rows of adapters, and their files: every row has a complete file. Knows no tensors."""
 
 from __future__ import annotations
 
@@ -44,23 +44,24 @@ _SELECT_LATEST_TRAINED = f"""{_SELECT_ADAPTER} WHERE rowid IN (
 
 
 class Adapters:
-    """Every adapter of the store."""
+    """All adapters of the store."""
 
     def __init__(self, db: Connection, files: AdapterFiles) -> None:
         self._db, self._files = db, files
 
     def write_file(self, content: bytes) -> tuple[str, int]:
-        """Store the file of an adapter that will be added; returns its digest and size. Raises as `AdapterFiles.write`.
+        """Store the file of an adapter whose row will be added; returns digest and size. Raises as
+        `AdapterFiles.write`.
 
-        If `add` never follows, as after a crash, the file is removed when the store is next opened.
+        If `add_adapter` never follows, as after a crash, the file is removed when the store is next opened.
         """
         self._files.claim_digest(sha256(content))
         return self._files.write(content)
 
     def add_adapter(self, adapter: Adapter) -> None:
-        """Record an adapter whose file is written; a known adapter is left alone.
+        """Store the row of an adapter whose file is written; an existing row stays as it is.
 
-        Raises IntegrityFault unless the file exists with the digest's content.
+        Raises IntegrityFault unless the file exists and matches its digest.
         """
         values = {name: getattr(adapter, name) for name in _COLUMNS}
         values |= {
@@ -78,24 +79,24 @@ class Adapters:
             self._db.after_commit(partial(self._files.release_claim, adapter.digest))
 
     def is_recorded(self, digest: str) -> bool:
-        """Whether there is an adapter of this digest."""
+        """Whether there is a row for this digest."""
         return bool(self._db.fetch_tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)))
 
     def get(self, digest: str) -> Adapter:
-        """The adapter of this digest. Raises NotFound."""
+        """The adapter with this digest. Raises NotFound."""
         row = self._db.fetch_dict(f"{_SELECT_ADAPTER} WHERE digest = ?", (digest,))
         if row is None:
-            raise NotFound(f"There is no adapter {digest[:80]}.", hint=Command("doctor"))
+            raise NotFound(f"There is no adapter {digest[:80]}.", hint=(Command("doctor"), " checks the store"))
         return _adapter_from_row(row)
 
     def find_by_config(self, key: str, value: str) -> Adapter | None:
-        """The first adapter whose config has this `value` under `key`."""
+        """The oldest adapter whose config has this `value` under `key`; None if there is none."""
         which = f"WHERE {_CONFIG_VALUE} = :value ORDER BY created, digest LIMIT 1"
         row = self._db.fetch_dict(f"{_SELECT_ADAPTER} {which}", {"key": key, "value": value})
         return _adapter_from_row(row) if row is not None else None
 
     def placements(self, base: str) -> list[str]:
-        """The distinct placements of a base's adapters, as stored."""
+        """The distinct placements (the layers that carry LoRAs) of a base's adapters."""
         sql = "SELECT DISTINCT placement FROM adapters WHERE base = ? ORDER BY placement"
         return [placement for (placement,) in self._db.fetch_tuples(sql, (base,))]
 
@@ -114,13 +115,14 @@ class Adapters:
         return [_adapter_from_row(row) for row in self._db.fetch_dicts(_SELECT_LATEST_TRAINED, asked)]
 
     def all(self) -> list[Adapter]:
-        """Every adapter, oldest first."""
+        """All adapters, oldest first."""
         return [_adapter_from_row(row) for row in self._db.fetch_dicts(f"{_SELECT_ADAPTER} ORDER BY created, digest")]
 
     def verified_path(self, digest: str, *, base: str | None = None) -> Path:
-        """The adapter's file, verified. Raises NotFound, and IntegrityFault for a damaged file.
+        """The path of the adapter's file, once its content is verified. Raises NotFound, IntegrityFault for a damaged
+        file.
 
-        `base` is a fingerprint. Raises IntegrityFault with both fingerprints for an adapter of another base.
+        `base` is the fingerprint that the adapter must belong to; IntegrityFault names both if it has another.
         """
         adapter = self.get(digest)
         if base is not None and adapter.base != base:
@@ -132,20 +134,20 @@ class Adapters:
         return self._files.path(digest)
 
     def remove_unreferenced(self) -> list[str]:
-        """Remove unused adapters: first the rows, then, after the commit, the files. Returns their digests."""
+        """Remove adapters that nothing uses: the rows, then, after the commit, the files. Returns their digests."""
         with self._db.transaction():
             digests = self._unreferenced_digests()
-            self._mark_for_deletion(digests)
+            self._delete_rows_and_files(digests)
         return digests
 
     def remove_if_unreferenced(self, digest: str) -> None:
         """Remove this adapter if nothing uses it."""
         with self._db.transaction():
             if self._db.fetch_tuples(_SELECT_IF_UNUSED, {"digest": digest}):
-                self._mark_for_deletion([digest])
+                self._delete_rows_and_files([digest])
 
-    def delete_doomed_files(self) -> None:
-        """Delete the files of adapters whose rows are deleted, also after a crash between the two steps."""
+    def delete_scheduled_files(self) -> None:
+        """Delete the files of adapters whose rows are deleted; a crash between the two steps leaves some."""
         if not self._db.fetch_tuples("SELECT 1 FROM doomed_files LIMIT 1"):
             return
         with self._db.transaction():
@@ -153,12 +155,12 @@ class Adapters:
                 self._files.delete(digest)
             self._db.execute_write("DELETE FROM doomed_files")
 
-    def doom_files(self, digests: Iterable[str]) -> None:
-        """Schedule the files of these digests for removal when the store is next opened."""
+    def schedule_file_deletion(self, digests: Iterable[str]) -> None:
+        """Let the files with these digests be deleted when the store is next opened."""
         self._db.execute_write_many("INSERT OR IGNORE INTO doomed_files VALUES (?)", ((digest,) for digest in digests))
 
     def delete_unrecorded_files(self, claims: Iterable[tuple[str, Path]]) -> None:
-        """Delete files with abandoned claims: they were written, but their rows were never added."""
+        """Delete files that ended processes wrote without adding their rows; `claims` are their reserved digests."""
         for digest, claim in claims:
             with self._db.transaction():
                 if not self._db.fetch_tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)):
@@ -169,11 +171,11 @@ class Adapters:
         sql = f"{_WITH_USED_ADAPTERS} SELECT digest FROM adapters WHERE digest NOT IN used ORDER BY digest"
         return [digest for (digest,) in self._db.fetch_tuples(sql)]
 
-    def _mark_for_deletion(self, digests: list[str]) -> None:
+    def _delete_rows_and_files(self, digests: list[str]) -> None:
         self._db.execute_write("PRAGMA defer_foreign_keys = ON")  # one adapter may be the task adapter of another
         self._db.execute_write_many("DELETE FROM adapters WHERE digest = ?", ((digest,) for digest in digests))
-        self.doom_files(digests)
-        self._db.after_commit(self.delete_doomed_files)
+        self.schedule_file_deletion(digests)
+        self._db.after_commit(self.delete_scheduled_files)
 
 
 def _adapter_from_row(row: dict[str, Any]) -> Adapter:

@@ -1,4 +1,4 @@
-"""Banks and their anchors: created, filled anchor by anchor, finished, removed. Knows nothing of training."""
+"""Banks and their anchors: created, filled anchor by anchor, marked ready, removed. Knows nothing of training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PlannedAnchor = tuple[int, int, int, int]
 
 
 class Banks:
-    """Every version of every bank."""
+    """All versions of all banks."""
 
     def __init__(self, db: Connection, adapters: Adapters) -> None:
         self._db, self._adapters = db, adapters
@@ -64,7 +64,7 @@ class Banks:
             return self.by_id(self._db.insert_row("banks", values))
 
     def set_task_adapter(self, bank_id: int, digest: str, trained_on: Iterable[int] = ()) -> None:
-        """Record the task adapter below the bank's anchors, and the users `trained_on` whose items it was trained."""
+        """Record the task adapter below the bank's anchors, and the users on whose items it was trained."""
         with self._db.transaction():
             self._update_bank(bank_id, task_adapter=digest)
             sql = "INSERT OR IGNORE INTO task_adapter_users (bank_id, user_id) VALUES (?, ?)"
@@ -76,13 +76,11 @@ class Banks:
         return bool(self._db.fetch_value(sql, (bank_id, user_id)))
 
     def source_users(self, bank_id: int) -> set[int]:
-        """The users whose data the bank contains: its anchors, the users of its task adapter, and the owners of its
-        neighbours.
-        """
+        """The users whose data the bank contains: anchors, users of the task adapter, owners of neighbours."""
         return {user for (user,) in self._db.fetch_tuples(_SELECT_SOURCES, {"bank": bank_id})}
 
     def plan_anchors(self, bank_id: int, rows: Sequence[PlannedAnchor]) -> list[Anchor]:
-        """Record the planned anchors, unless the bank has a plan already. Returns the anchors."""
+        """Store the planned anchors, unless the bank has anchors already; returns the bank's anchors."""
         with self._db.transaction():
             if not self.anchors(bank_id):
                 sql = "INSERT INTO anchors (bank_id, user_id, cluster, cluster_size, items) VALUES (?, ?, ?, ?, ?)"
@@ -90,15 +88,15 @@ class Banks:
             return self.anchors(bank_id)
 
     def set_kernel(self, bank_id: int, kernel: dict[str, float] | None) -> None:
-        """Record the weights of the bank's neighbours; None for a bank without neighbours."""
+        """Record the weights of the bank's label memory; None for a bank without neighbours."""
         self._update_bank(bank_id, kernel=None if kernel is None else dump_json(kernel))
 
     def set_bank_config(self, bank_id: int, config: dict[str, Any]) -> None:
-        """Record further facts about a bank, beside its options."""
+        """Replace the bank's `config`: its options and further facts."""
         self._update_bank(bank_id, config=dump_json(config))
 
     def record_anchor_screening(self, bank_id: int, config: dict[str, Any], refused: Collection[int]) -> None:
-        """Record the result of the screening in the bank's `config`, and mark its `refused` anchors as stale."""
+        """Record the result of screening anchors in `config`, and mark the `refused` anchors as stale for good."""
         with self._db.transaction():
             self._update_bank(bank_id, config=dump_json(config))
             change = f"UPDATE anchors SET stale = {STALE_FOR_GOOD} WHERE id = ?"
@@ -107,22 +105,21 @@ class Banks:
     def record_trained_anchor(
         self, anchor_id: int, digest: str, loss_first: float | None, loss_last: float | None
     ) -> None:
-        """Record the anchor's trained meta-LoRA."""
+        """Record the adapter that was trained for an anchor, and its first and last loss."""
         values = {"digest": digest, "first": loss_first, "last": loss_last, "anchor": anchor_id}
         change = "digest = :digest, loss_first = :first, loss_last = :last"
         self._db.execute_write(f"UPDATE anchors SET {change} WHERE id = :anchor", values)
 
     def mark_bank_ready(self, bank_id: int, tokens: int, seconds: float) -> None:
-        """Mark the bank as ready. Anchors without training, whose users were removed, become stale."""
+        """Mark the bank as ready. Anchors without an adapter, whose users were removed meanwhile, become stale."""
         with self._db.transaction():
             self._db.execute_write("UPDATE anchors SET stale = 1 WHERE bank_id = ? AND digest IS NULL", (bank_id,))
             self._update_bank(bank_id, status="ready", tokens=tokens, seconds=seconds)
 
     def get(self, name: str, version: int | None = None, *, base: str | None = None) -> Bank:
-        """The newest ready version of a bank, or the given version in any state. Raises NotFound, with the known
-        versions.
+        """The newest ready version of a bank, or the given version in any state; with `base`, of that fingerprint.
 
-        With `base`, the newest ready version for that fingerprint.
+        Raises NotFound, with the known versions.
         """
         if version is None:
             which = "name = :name AND status = 'ready' AND purpose = '' AND (:base IS NULL OR base = :base)"
@@ -135,7 +132,7 @@ class Banks:
         return _bank_from_row(row)
 
     def by_id(self, bank_id: int) -> Bank:
-        """The bank of this number. Raises NotFound."""
+        """The bank with this id. Raises NotFound."""
         row = self._db.fetch_dict(f"{_SELECT_BANK} WHERE id = ?", (bank_id,))
         if row is None:
             raise NotFound(f"There is no bank number {bank_id}.", hint=Command("bank list"))
@@ -150,26 +147,24 @@ class Banks:
         return _bank_from_row(row) if row is not None else None
 
     def bases(self, task: str | None = None, *, ready: bool = True) -> list[str]:
-        """The fingerprints of all bases with a bank, newest bank first; without `ready`, unfinished banks count too."""
+        """The fingerprints of bases with a ready bank, newest first; without `ready`, unfinished banks count too."""
         which = "purpose = '' AND (:task IS NULL OR task = :task) AND (status = 'ready' OR NOT :ready)"
         sql = f"SELECT base FROM banks WHERE {which} GROUP BY base ORDER BY max(id) DESC"
         return [base for (base,) in self._db.fetch_tuples(sql, {"task": task, "ready": ready})]
 
     def bases_of_user(self, user_id: int, task: str | None = None) -> list[str]:
-        """The fingerprints of bases on whose newest ready bank of a task the user has a recipe or a stack, newest bank
-        first.
-        """
+        """The fingerprints of bases on whose newest bank the user has a recipe or a stack, newest bank first."""
         values = {"user": user_id, "task": task}
         return [base for (base,) in self._db.fetch_tuples(_SELECT_USER_BASES, values)]
 
-    def all(self, *, measuring: bool = False) -> list[Bank]:
-        """Every bank, by name and version; with `measuring`, also banks of evaluations."""
-        which = "purpose = '' OR :measuring ORDER BY name, version"
-        rows = self._db.fetch_dicts(f"{_SELECT_BANK} WHERE {which}", {"measuring": measuring})
+    def all(self, *, with_evaluations: bool = False) -> list[Bank]:
+        """All banks, by name and version; with `with_evaluations`, also those of evaluations."""
+        which = "purpose = '' OR :with_evaluations ORDER BY name, version"
+        rows = self._db.fetch_dicts(f"{_SELECT_BANK} WHERE {which}", {"with_evaluations": with_evaluations})
         return [_bank_from_row(row) for row in rows]
 
-    def banks_above(self, task_adapter: str, embedder: str) -> list[Bank]:
-        """Every bank with this task adapter and embedder, including banks of evaluations, oldest first."""
+    def banks_on_task_adapter(self, task_adapter: str, embedder: str) -> list[Bank]:
+        """All banks with this task adapter and embedder, also those of evaluations, oldest first."""
         which = "task_adapter = ? AND embedder = ? ORDER BY id"
         rows = self._db.fetch_dicts(f"{_SELECT_BANK} WHERE {which}", (task_adapter, embedder))
         return [_bank_from_row(row) for row in rows]
@@ -192,9 +187,9 @@ class Banks:
         return counts
 
     def dependent_users(self, bank_id: int, anchors: Collection[int] | None = None) -> list[str]:
-        """The names of all users whose recipe or stack depends on `anchors`, by default the stale ones, sorted.
+        """The names of users, sorted, whose recipe or stack depends on `anchors`, by default the stale ones.
 
-        Every core depends on all anchors.
+        A core depends on all anchors of its bank.
         """
         stale = [anchor.id for anchor in self.anchors(bank_id) if anchor.stale] if anchors is None else anchors
         return find_dependent_users(self._db, bank_id, stale)
@@ -202,7 +197,7 @@ class Banks:
     def replace_stale_anchors(
         self, bank_id: int, replacements: Sequence[AnchorReplacement], key: str, config: dict[str, Any]
     ) -> None:
-        """Replace stale anchors by trained ones. The recipes and stacks of the stale ones are removed.
+        """Replace stale anchors by trained ones, and remove the recipes and stacks that depend on the stale ones.
 
         The bank gets a new identity: `key` and `config` are as for `get_or_create_bank`.
         """
@@ -212,8 +207,9 @@ class Banks:
             self._adapters.remove_unreferenced()
 
     def remove_stale_anchors(self, bank_id: int, anchors: Collection[int] | None = None) -> int:
-        """Remove the stale anchors among `anchors` (None: all anchors) from a bank, and the recipes and stacks that
-        depend on them; returns the number of removed anchors.
+        """Remove the stale anchors among `anchors` (None: all anchors) from a bank; returns their number.
+
+        The recipes and stacks that depend on them are removed too.
         """
         with self._db.transaction():
             stale = [one.id for one in self.anchors(bank_id) if one.stale and (anchors is None or one.id in anchors)]
@@ -231,11 +227,11 @@ class Banks:
             there = ", ".join(f"v{bank.version} ({bank.status})" for bank in versions)
             on = "" if base is None else " on this base"
             wanted = f"version {version}" if version is not None else f"ready version{on}"
-            return NotFound(f"Bank {quote_text(name)} has no {wanted}.", hint=f"there is {there}")
+            return NotFound(f"Bank {quote_text(name)} has no {wanted}.", hint=f"its versions are {there}")
         near = difflib.get_close_matches(name, {bank.name for bank in self.all()}, n=3)
         hint = did_you_mean(
             [quote_text(one) for one in near],
-            (Command("bank list"), " shows all; ", Command("bank build"), " makes one"),
+            (Command("bank list"), " shows all banks; ", Command("bank build"), " builds one"),
         )
         return NotFound(f"There is no bank {quote_text(name)}.", hint=hint)
 

@@ -1,4 +1,4 @@
-"""Known bases and embedders, by fingerprint. Knows neither their files nor loading."""
+"""The bases and embedders that the store has used, by fingerprint. Knows neither their files nor loading."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _SELECT_MODEL = "SELECT fingerprint, name, kind, detail FROM bases"
 
 
 class ModelRecords:
-    """The facts about each model; `kind` is "base" or "embedder"."""
+    """The records of models; `kind` is "base" or "embedder"."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
 
     def save_model(self, base: ModelRecord) -> None:
-        """Store a model's facts, replacing an earlier record of its fingerprint."""
+        """Store a model's record, replacing an earlier one of the same fingerprint."""
         sql = "REPLACE INTO bases (fingerprint, name, kind, detail) VALUES (?, ?, ?, ?)"
         self._db.execute_write(sql, (base.fingerprint, base.name, base.kind, dump_json(base.detail)))
 
     def get(self, fingerprint: str) -> ModelRecord:
-        """The model of this fingerprint. Raises NotFound."""
+        """The record of the model with this fingerprint. Raises NotFound."""
         row = self._db.fetch_dict(f"{_SELECT_MODEL} WHERE fingerprint = ?", (fingerprint,))
         if row is None:
             raise NotFound(

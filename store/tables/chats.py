@@ -17,7 +17,7 @@ _SELECT_MESSAGE_ANCHORS = """SELECT message_id, users.name FROM message_anchors
 JOIN messages ON messages.id = message_id LEFT JOIN users ON users.id = message_anchors.user_id
 WHERE {which} ORDER BY message_id, position"""
 
-EXCERPT_CONTEXT_CHARS = 40  # characters shown on each side of a word that was found
+EXCERPT_CONTEXT_CHARS = 40  # characters shown on each side of a found word
 MAX_SEARCH_WORDS = 16
 
 _MESSAGE_COUNT = "(SELECT count(*) FROM messages WHERE chat_id = chats.id)"
@@ -56,18 +56,19 @@ class RecentChat:
 
 
 class Chats:
-    """Every user's conversations."""
+    """The conversations of all users."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
 
     def start_chat(self, user_id: int, title: str) -> Chat:
-        """A new, empty conversation."""
+        """Store a new, empty conversation and return it."""
         return self.get(self._db.insert_row("chats", {"user_id": user_id, "title": title, "created": utc_now()}))
 
     def add_message(self, chat_id: int, role: str, content: str, source: dict[str, Any]) -> Message:
-        """Append one turn. `source["anchors"]` are users' names. They are stored as foreign keys, so forgetting a user
-        removes them.
+        """Append one turn to a conversation. The users' names in `source["anchors"]` are stored as foreign keys.
+
+        So removing a user removes their name from all messages.
         """
         names = source.get("anchors") or []
         document = {**source, "anchors": []} if names else source
@@ -82,7 +83,7 @@ class Chats:
         """The conversation of this number. Raises NotFound."""
         row = self._db.fetch_dict(f"{_SELECT_CHAT} WHERE id = ?", (chat_id,))
         if row is None:
-            raise NotFound(f"There is no chat {chat_id}.", hint="it may have been removed meanwhile")
+            raise NotFound(f"There is no chat {chat_id}.", hint="it may have been removed; /history lists chats")
         return _chat_from_row(row)
 
     def of_user(self, user_id: int) -> list[Chat]:
@@ -97,9 +98,9 @@ class Chats:
         return [RecentChat(*row) for row in self._db.fetch_tuples(_SELECT_RECENT, (max(0, limit),))]
 
     def search_chats(self, user_id: int, text: str = "", *, limit: int = 50) -> list[ChatSummary]:
-        """The user's `limit` newest conversations with every word of `text` in their titles or messages.
+        """The user's newest conversations, at most `limit`, with every word of `text` in their titles or messages.
 
-        The case is ignored; a part of a word matches; `text` has no query syntax. Without words, all conversations
+        Case is ignored, a part of a word matches, and `text` has no query syntax. Without words all conversations
         match.
         """
         readable = text.encode(errors="replace").decode()
@@ -114,7 +115,7 @@ class Chats:
         ]
 
     def _excerpt(self, chat_id: int, words: list[str]) -> str:
-        """An excerpt of the first message that contains one of the words; empty if only the title contains them."""
+        """An excerpt around the first message with one of the words; empty if only the title has them."""
         if not words:
             return ""
         any_word = " OR ".join("instr(unicode_lower(content), ?)" for _ in words)
@@ -147,7 +148,6 @@ def _message_from_row(row: dict[str, Any], anchors: list[str] | None) -> Message
 
 
 def _excerpt_around(content: str, words: list[str]) -> str:
-    """One line of `content` around the first match of `words`."""
     low = content.lower()
     places = [place for word in words if (place := low.find(word)) >= 0]
     place = min(places, default=0)

@@ -1,4 +1,7 @@
-"""Evaluations, their members and chosen settings. Knows no method and no metric; answers are in `predictions`."""
+"""Evaluations, the users of their folds, and tuned settings. Knows no method and no metric.
+
+The answers are in `predictions`.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ class TunedSettings:
 
 
 class Evaluations:
-    """Every evaluation. `predictions` are their answers."""
+    """All evaluations; their answers are in the attribute `predictions`."""
 
     def __init__(self, db: Connection, adapters: Adapters) -> None:
         self._db, self._adapters = db, adapters
@@ -60,14 +63,14 @@ class Evaluations:
     def add_evaluation(
         self, task: str, bank_id: int | None, config: Mapping[str, Any], result: Mapping[str, Any]
     ) -> int:
-        """Store a finished evaluation of stored models; returns its number. Its documents hold no user's name."""
+        """Store a finished evaluation of stored models; returns its id. `config` and `result` must not name users."""
         documents = {"config": dump_json(config), "result": dump_json(result)}
         return self._db.insert_row("evaluations", {"task": task, "bank_id": bank_id, **documents, "created": utc_now()})
 
     def get_or_create_evaluation(
         self, key: str, task: str, config: Mapping[str, Any], members: Iterable[FoldMember]
     ) -> Evaluation:
-        """The evaluation of this key, running or done; else a new, running one with these members."""
+        """The evaluation with this key, running or done; if there is none, a new running one with these members."""
         with self._db.transaction():
             known = self.find_by_key(key)
             if known is not None:
@@ -94,18 +97,18 @@ class Evaluations:
         self._db.execute_write(sql, (evaluation_id, fold, preset, bank_id))
 
     def fold_banks(self, evaluation_id: int) -> dict[tuple[int, str], int]:
-        """The bank's number by fold and preset."""
+        """The ids of the banks of all folds, by fold and preset."""
         sql = "SELECT fold, preset, bank_id FROM eval_banks WHERE evaluation_id = ? ORDER BY fold, preset"
         return {(fold, preset): bank for fold, preset, bank in self._db.fetch_tuples(sql, (evaluation_id,))}
 
     def save_tuning(self, evaluation_id: int, tuning: TunedSettings) -> None:
-        """Store the chosen settings of a method in a fold, replacing earlier ones."""
+        """Store the settings chosen for a method in a fold, replacing earlier ones."""
         values = (evaluation_id, tuning.fold, tuning.method, dump_json(tuning.settings), dump_json(tuning.trials))
         columns = "evaluation_id, fold, method, settings, trials"
         self._db.execute_write(f"INSERT OR REPLACE INTO tunings ({columns}) VALUES (?, ?, ?, ?, ?)", values)
 
     def tunings(self, evaluation_id: int) -> list[TunedSettings]:
-        """All chosen settings."""
+        """The chosen settings of all methods and folds."""
         sql = "SELECT fold, method, settings, trials FROM tunings WHERE evaluation_id = ? ORDER BY method, fold"
         return [
             TunedSettings(**load_json_columns(row, "settings", "trials"))
@@ -113,8 +116,9 @@ class Evaluations:
         ]
 
     def remove(self, evaluation_id: int) -> dict[str, int]:
-        """Remove an evaluation and its answers, the evaluation banks that no other evaluation uses, and the adapters
-        that only these banks used.
+        """Remove an evaluation, its answers, and evaluation banks and adapters that nothing else uses.
+
+        Returns the numbers of removed answers and banks.
         """
         self.get(evaluation_id)
         with self._db.transaction():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 INSERT_BATCH_SIZE = 500
 """Rows per INSERT. The full-text index flushes its buffer after every statement, so few large ones are faster."""
 MAX_FAULTS_SHOWN = 20
-MIN_SAME_ITEMS = 3  # texts that two users must share to be taken for one person
+MIN_SAME_ITEMS = 3  # users with exactly the same texts, at least this many, may be one person
 
 UserItem = tuple[int, NewItem]
 
@@ -33,7 +33,7 @@ class StoredKey(NamedTuple):
     held_out: bool
 
 
-# ON CONFLICT alone would use up a row number, so a repeated import would shift the numbers of later rows.
+# WHERE NOT EXISTS, because a row skipped by ON CONFLICT uses up an id: a repeated import would shift later rows' ids.
 _INSERT_ROWS = """INSERT INTO {table} (user_id, key, task, input, {answer}, time) SELECT * FROM (VALUES {rows})
 WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE user_id = column1 AND task = column3 AND key = column2)
 ON CONFLICT DO NOTHING"""
@@ -45,7 +45,7 @@ _SELECT_ITEM = "SELECT items.id, user_id, key, task, items.input, items.output, 
 _SELECT_QUERY = "SELECT id, user_id, key, task, input, gold, time FROM queries"
 _IS_EARLIER = "(:time IS NULL OR time IS NULL OR time < :time OR (time = :time AND items.id < :id))"
 _IS_AMONG_IDS = "(:among IS NULL OR items.id IN (SELECT value FROM json_each(:among)))"
-# CROSS JOIN fixes this order in SQLite: it reads the index once. Otherwise it reads the index again for every item.
+# CROSS JOIN makes SQLite read the full-text index first and once; otherwise it may read the index again for every item.
 _SELECT_MATCHES = f"""
 SELECT items.id, items.input FROM items_fts CROSS JOIN items ON items.id = items_fts.rowid
 WHERE items_fts MATCH :match AND user_id = :user AND task = :task AND items.id IS NOT :exclude AND {_IS_EARLIER}
@@ -76,17 +76,17 @@ def hash_texts(question: str, answer: str) -> int:
 
 
 class Items:
-    """The items and queries of all users. The order is: items without a time, then by time, then by arrival."""
+    """The items and queries of all users, in this order: items without a time, then by time, then by id."""
 
     def __init__(self, db: Connection, eraser: Eraser) -> None:
         self._db, self._eraser = db, eraser
 
-    def any_item(self) -> bool:
-        """Whether any user has a history."""
+    def has_items(self) -> bool:
+        """Whether any user has history items."""
         return bool(self._db.fetch_value("SELECT EXISTS (SELECT 1 FROM items)"))
 
     def append_items(self, user_id: int, items: Iterable[NewItem]) -> tuple[int, int]:
-        """Add items to a history; returns how many were added and how many existed already, unchanged.
+        """Add items to a history; returns how many were added and how many were stored already.
 
         Raises BadInput, and adds none, when a stored item has other content under the same task and key.
         """
@@ -97,8 +97,9 @@ class Items:
         return self._append_rows("queries", ((user_id, item) for item in items))
 
     def bulk_append(self, rows: Iterable[UserItem], queries: Iterable[UserItem] = ()) -> tuple[int, int, int, int]:
-        """Add items and queries of many users, all or none. Returns the counts of items added and unchanged, and of
-        queries added and unchanged.
+        """Add items and queries of many users, all or none.
+
+        Returns how many items were added and were stored already, then the same for queries.
         """
         with self._db.transaction():
             return (*self._append_rows("items", rows), *self._append_rows("queries", queries))
@@ -110,8 +111,8 @@ class Items:
         found = self._db.fetch_tuples(sql, (user_id, item.task, item.key))
         return NewItem(item.key, item.task, *found[0]) if found else None
 
-    def keys_by_texts(self, user_id: int, task: str) -> dict[int, list[StoredKey]]:
-        """The keys of the user's items, then of the queries, by the hash of their texts."""
+    def keys_by_text_hash(self, user_id: int, task: str) -> dict[int, list[StoredKey]]:
+        """The keys of the user's items and queries of a task, by the hash of their texts."""
         found: dict[int, list[StoredKey]] = {}
         for table in ("items", "queries"):
             sql = _SELECT_TEXTS.format(table=table, answer=_answer_column(table))
@@ -146,18 +147,18 @@ class Items:
         for users in alike.values():
             if len(users) > 1 and not touched.isdisjoint(users):
                 for user in users:
-                    same.setdefault(frozenset(self.keys_by_texts(user, task)), []).append(user)
+                    same.setdefault(frozenset(self.keys_by_text_hash(user, task)), []).append(user)
         found = [(len(texts), users) for texts, users in same.items() if len(texts) >= MIN_SAME_ITEMS]
         return [(count, users) for count, users in found if len(users) > 1 and not touched.isdisjoint(users)]
 
-    def last_numbers(self) -> tuple[int, int]:
-        """The largest row numbers of items and of queries. Rows added later have larger numbers."""
+    def last_row_ids(self) -> tuple[int, int]:
+        """The largest ids of items and of queries; rows added later have larger ones."""
         numbers = (self._db.fetch_value(f"SELECT max(id) FROM {table}") for table in ("items", "queries"))
         items, queries = (number or 0 for number in numbers)
         return items, queries
 
-    def keys_after(self, last: tuple[int, int]) -> Iterator[tuple[str, str, str, bool]]:
-        """(user, task, key, is a query) of all rows with numbers above `last`, a result of `last_numbers`."""
+    def keys_added_after(self, last: tuple[int, int]) -> Iterator[tuple[str, str, str, bool]]:
+        """Yields (user, task, key, is a query) of all rows with ids above `last`, a result of `last_row_ids`."""
         for table, number in zip(("items", "queries"), last, strict=True):
             sql = _SELECT_KEYS_AFTER.format(table=table)
             while page := self._db.fetch_tuples(sql, (number, INSERT_BATCH_SIZE)):
@@ -172,13 +173,12 @@ class Items:
         return list(reversed(self._read_items(_SELECT_LATEST_ITEMS, values)))
 
     def items_with_keys(self, user_id: int, keys: Sequence[str]) -> list[Item]:
-        """The user's items of any task with one of these keys, by number."""
+        """The user's items of any task with one of these keys, by id."""
         sql = f"{_SELECT_ITEM} WHERE user_id = ? AND key IN (SELECT value FROM json_each(?)) ORDER BY id"
         return self._read_items(sql, (user_id, json.dumps(list(keys))))
 
     def remove_items(self, user: User, task: str, items: Sequence[Item], since: str) -> Erased:
-        """Remove items of a task, and everything of the user that was made from them. Anchors trained on them become
-        stale.
+        """Remove items of a task and what was made from them for the user. Anchors trained on them become stale.
 
         `since` is a time before which none of these items was stored, so that anything made earlier stays; empty if
         unknown. Raises UserInUse while a job uses the user's items, and StoreBusy as `Users.forget` does.
@@ -186,7 +186,7 @@ class Items:
         return self._eraser.erase_items(user, task, items, since)
 
     def items_after(self, user_id: int, task: str, last_item: int) -> list[Item]:
-        """The user's items that arrived after item number `last_item`, by number."""
+        """The user's items with an id above `last_item`, by id."""
         return self._read_items(
             f"{_SELECT_ITEM} WHERE user_id = ? AND task = ? AND id > ? ORDER BY id", (user_id, task, last_item)
         )
@@ -203,11 +203,10 @@ class Items:
         among: Sequence[int] | None = None,
         fill: bool = True,
     ) -> list[Item]:
-        """The user's `limit` items whose inputs match `text` best, then, with `fill`, the most recent ones.
+        """The user's `limit` items whose inputs match `text` best; with `fill`, then the most recent ones.
 
-        Item number `exclude` is left out. `before` = (time, item number) leaves out every item that is not strictly
-        earlier, if both times are known. `among` restricts the search to these item numbers. `text` has no query
-        syntax.
+        The item with id `exclude` is left out. `before` = (time, id) leaves out every item that is not strictly
+        earlier, if both times are known. `among` restricts the search to these ids. `text` has no query syntax.
         """
         time, number = before if before is not None else (None, 0)
         values = {
@@ -228,7 +227,7 @@ class Items:
         return [item for item in found if item.input]  # in a pulled copy of a snapshot, items have labels but no texts
 
     def nearest_task(self, user_id: int, tasks: Sequence[str], text: str) -> str | None:
-        """The task, of `tasks`, of the user's item whose input matches `text` best; None where no item does."""
+        """Of `tasks`, the task of the user's item whose input matches `text` best; None if no item matches."""
         found: dict[int, tuple[str, str]] = {}
         searched = 0
         for task in tasks:
@@ -241,42 +240,39 @@ class Items:
         return found[best[0]][0] if best else None
 
     def drop_kept_texts(self) -> None:
-        """Drop the inputs of items that searches have cached in this process."""
+        """Clear this process's cache of word counts, which contains users' texts."""
         drop_kept_texts()
 
     def by_ids(self, item_ids: Sequence[int]) -> dict[int, Item]:
-        """The existing items among these numbers, by number."""
+        """The existing items with these ids, by id."""
         found = self._read_items(_SELECT_BY_ID, {"item_ids": json.dumps(list(item_ids))})
         return {item.id: item for item in found}
 
     def require_stored(self, items: Iterable[Item]) -> None:
-        """Raises UsersChanged unless all of these items still exist. Call it while their users are held."""
+        """Raises UsersChanged if any of these items was removed. Call it while their users are held."""
         numbers = {item.id for item in items}
         if self._db.fetch_value(_COUNT_STORED, (json.dumps(list(numbers)),)) < len(numbers):
-            raise UsersChanged("Items were removed as this began.", hint="run it again")
+            raise UsersChanged("Items were removed while this job started.", hint="run the command again")
 
     def queries(self, user_id: int, task: str, limit: int | None = None) -> list[Query]:
-        """The user's held-out queries of a task, the first `limit` in order."""
+        """The first `limit` of the user's held-out queries of a task, by time."""
         sql = f"{_SELECT_QUERY} WHERE user_id = ? AND task = ? ORDER BY time, id LIMIT ?"
         return [Query(*row) for row in self._db.fetch_tuples(sql, (user_id, task, _sql_limit(limit)))]
 
-    def outputs_only_of(self, user_id: int, task: str, texts: Sequence[str]) -> list[str]:
-        """The texts among `texts` that are outputs of this user's items or queries of the task and of no other
-        user's.
-        """
+    def outputs_unique_to_user(self, user_id: int, task: str, texts: Sequence[str]) -> list[str]:
+        """The texts among `texts` that this user alone has as outputs of items or queries of the task."""
         values = {"user": user_id, "task": task, "texts": json.dumps(list(texts))}
         return [text for (text,) in self._db.fetch_tuples(_SELECT_OUTPUTS_ONLY_OF, values)]
 
     def hash_histories(self, user_ids: Sequence[int], task: str) -> str:
-        """`hash_items` of the whole histories of users, one after another."""
+        """`hash_items` over the whole histories of these users, one after another."""
         return _sha256_of_items(item for user_id in user_ids for item in self.recent_items(user_id, task))
 
     def hash_items(self, items: Sequence[Item]) -> str:
-        """SHA-256 over the items in this order: key, input, output and time."""
+        """SHA-256 over key, input, output and time of these items, in this order."""
         return _sha256_of_items(items)
 
     def _ranked_matches(self, text: str, values: dict[str, Any]) -> list[Item]:
-        """The matching items, best first."""
         found = self._db.fetch_tuples(_SELECT_MATCHES, values)
         order = rank_bm25(text, found, self._db.fetch_value(_COUNT_SEARCHED, values))
         best = order if values["limit"] < 0 else order[: values["limit"]]
@@ -327,7 +323,7 @@ def _conflict_error(faults: list[str]) -> BadInput:
     first, more = faults[0], len(faults) - 1
     return BadInput(
         f"{first}{f', and {more:,} more' if more else ''}; nothing was added.",
-        hint="stored items never change: give a changed item a new id",
+        hint="a stored item cannot be changed: give the changed item a new id",
         faults=tuple(faults[:MAX_FAULTS_SHOWN]),
     )
 

@@ -1,4 +1,4 @@
-"""Running jobs and the users whose data they use. A user who is held by a job cannot be removed.
+"""Running jobs and the users whose data they use. A user whom a job holds cannot be removed.
 
 A job holds a file lock, which the system releases when its process ends. Rows name the job's users.
 """
@@ -15,11 +15,11 @@ from store.connection import Connection
 from store.process_lock import lock_path, process_lock
 
 _HELD_HERE: set[tuple[Path, int]] = set()
-"""The jobs that this process holds, by store and number."""
+"""The running jobs of this process, as (store, job id)."""
 
 
 class Jobs:
-    """The users that each running job uses."""
+    """The running jobs, each with the users that it uses."""
 
     def __init__(self, root: Path, db: Connection) -> None:
         self._root, self._db = root, db
@@ -50,11 +50,11 @@ class Jobs:
                 yield
             finally:
                 _HELD_HERE.discard((self._root, job_id))
-                with contextlib.suppress(MtaError):  # a row without its lock holds no user
+                with contextlib.suppress(MtaError):  # a row that stays is harmless: without its lock it holds no user
                     self._remove_job(job_id)
 
     def running_jobs(self, *, elsewhere: bool = False) -> list[tuple[str, int]]:
-        """The title of each running job, oldest first, and how many users it holds; with `elsewhere` only jobs of other
+        """Title and number of users of each running job, oldest first; with `elsewhere` only jobs of other
         processes.
         """
         sql = """SELECT id, title, (SELECT count(*) FROM job_users WHERE job_id = jobs.id) FROM jobs ORDER BY id"""
@@ -64,12 +64,13 @@ class Jobs:
         return [(title, users) for job_id, title, users in rows if self._is_running(job_id)]
 
     def require_unused(self, user_id: int, name: str) -> None:
-        """Raises UserInUse where a running job holds the user."""
+        """Raises UserInUse if a running job holds the user."""
         sql = "SELECT id, title FROM jobs WHERE id IN (SELECT job_id FROM job_users WHERE user_id = ?) ORDER BY id"
         for job_id, title in self._db.fetch_tuples(sql, (user_id,)):
             if self._is_running(job_id):
                 raise UserInUse(
-                    f"The {title} is using {name}'s items.", hint=("stop it, or wait for its end (", Flag("wait"), ")")
+                    f"The {title} is using {name}'s items.",
+                    hint=("stop that job, or wait until it has ended: ", Flag("wait")),
                 )
 
     def _require_users(self, ids: str, consenting: bool) -> None:
@@ -77,11 +78,11 @@ class Jobs:
         sql = "SELECT count(*), total(can_anchor) FROM users WHERE id IN (SELECT value FROM json_each(?))"
         ((there, consented),) = self._db.fetch_tuples(sql, (ids,))
         if there < total == 1:
-            raise NotFound("The user was removed.", hint=(Command("user list"), " shows all"))
+            raise NotFound("The user was removed.", hint=(Command("user list"), " shows all users"))
         if there < total:
-            raise UsersChanged("Users were removed as this began.", hint="run it again")
+            raise UsersChanged("Users were removed while this job started.", hint="run the command again")
         if consenting and consented < total:
-            raise UsersChanged("A user took their consent back as this began.", hint="run it again")
+            raise UsersChanged("A user withdrew consent while this job started.", hint="run the command again")
 
     def _is_running(self, job_id: int) -> bool:
         try:
@@ -101,7 +102,7 @@ class Jobs:
 
     def _remove_lock(self, job_id: int) -> None:
         with contextlib.suppress(OSError, MtaError):
-            self._db.require_in_place()  # the lock of another store may have this path
+            self._db.require_not_moved()  # the lock of another store may have this path
             lock_path(self._root, _lock_name(job_id)).unlink(missing_ok=True)
 
 

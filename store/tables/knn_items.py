@@ -1,4 +1,4 @@
-"""The items of banks' users that serve as neighbours, with their embeddings. Knows no vectors, only their bytes."""
+"""The items that banks' label memories use as neighbours, with the bytes of their embeddings."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from store.records import Neighbour
 
 
 class Neighbours:
-    """The neighbours of every bank. Rows are deleted with their item, their user and their bank."""
+    """The neighbours of all banks. A row is deleted with its item, its user or its bank."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
 
     def item_ids(self, bank_id: int) -> set[int]:
-        """The numbers of a bank's items."""
+        """The ids of the items that are a bank's neighbours."""
         return {
             item for (item,) in self._db.fetch_tuples("SELECT item_id FROM neighbours WHERE bank_id = ?", (bank_id,))
         }
 
     def add_neighbours(self, bank_id: int, vectors: Iterable[tuple[int, bytes]]) -> None:
-        """Add items (by number) with the embeddings of their inputs."""
+        """Add items to a bank's neighbours, as pairs of item id and embedding of the input."""
         sql = "INSERT INTO neighbours (bank_id, item_id, vector) VALUES (?, ?, ?)"
         self._db.execute_write_many(sql, ((bank_id, item, vector) for item, vector in vectors))
 
     def remove_neighbours(self, bank_id: int, items: Iterable[int]) -> None:
-        """Remove items (by number) from a bank."""
+        """Remove the items with these ids from a bank's neighbours."""
         self._db.execute_write_many(
             "DELETE FROM neighbours WHERE bank_id = ? AND item_id = ?", ((bank_id, item) for item in items)
         )
@@ -42,7 +42,7 @@ class Neighbours:
         return int(self._db.fetch_value("SELECT count(*) FROM neighbours WHERE bank_id = ?", (bank_id,)))
 
     def count_by_bank(self, user_id: int) -> dict[tuple[str, int], int]:
-        """How many of a user's items are neighbours, by (bank, version)."""
+        """How many of a user's items are neighbours in each bank, by (bank, version)."""
         sql = """SELECT banks.name, version, count(*) FROM items JOIN neighbours ON item_id = items.id
         JOIN banks ON banks.id = bank_id WHERE user_id = ? GROUP BY bank_id"""
         return {(bank, version): count for bank, version, count in self._db.fetch_tuples(sql, (user_id,))}

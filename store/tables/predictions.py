@@ -36,7 +36,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class EvalCell:
-    """The cost of one user's model: `bytes` to store, `seconds` to make."""
+    """What a method made for a user in a fold: `bytes` to store it, `seconds` to make it."""
 
     fold: int
     method: str
@@ -48,9 +48,7 @@ class EvalCell:
 
 @dataclass(frozen=True)
 class UserPrediction:
-    """One measured answer for one user. `bytes` is the stored size of the user's model; None where stored models were
-    measured.
-    """
+    """One answer to a query of a user. `bytes` is the size of the user's model; None if stored models were measured."""
 
     method: str
     fold: int | None
@@ -61,7 +59,7 @@ class UserPrediction:
 
 
 _COLUMNS = [field.name for field in fields(Prediction)]
-# Only the fold in which a user was tested counts; other folds may have tuned settings on them.
+# Only the fold in which a user was tested counts, because other folds may have tuned settings on the user's answers.
 _IS_TEST_USER = """(c.id IS NULL OR EXISTS (
     SELECT 1 FROM eval_people AS e
     WHERE e.evaluation_id = p.evaluation_id AND e.fold = c.fold AND e.user_id = p.user_id AND e.role = 'test'
@@ -134,7 +132,7 @@ class Predictions:
         ]
 
     def latest_evaluation_of_user(self, user_id: int, task: str) -> int | None:
-        """The newest evaluation of a task in which the user was tested."""
+        """The id of the newest evaluation of a task in which the user was tested; None if there is none."""
         number: int | None = self._db.fetch_value(_SELECT_LATEST_EVALUATION, (user_id, task))
         return number
 

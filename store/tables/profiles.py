@@ -1,4 +1,4 @@
-"""Profiles: one float32 sum vector for each user, task and embedder. Knows no vectors, only their bytes."""
+"""Profiles: one float32 vector, stored as bytes, for each user, task and embedder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Profiles:
         self._db.execute_write(sql, values)
 
     def profile_totals(self, task: str, embedder: str, users: Sequence[int] | None = None) -> list[tuple[int, bytes]]:
-        """User ids and `total`s for a task by an embedder, of all users or of `users`, by id."""
+        """(user id, `total`) for a task by an embedder, of all users or of `users`, by id."""
         sql = f"{_SELECT_TOTAL} WHERE task = ? AND embedder = ?"
         if users is None:
             return self._db.fetch_tuples(f"{sql} ORDER BY user_id", (task, embedder))
@@ -52,7 +52,7 @@ class Profiles:
             last = page[-1][0]
 
     def version_stamp(self, task: str, embedder: str) -> tuple[int, int, int, int]:
-        """Four numbers that change when any of these profiles is stored or removed."""
+        """Four numbers, of which at least one changes when any of these profiles is stored or removed."""
         count, newest = self._db.fetch_tuples(
             "SELECT count(*), coalesce(max(rowid), 0) FROM profiles WHERE task = ? AND embedder = ?", (task, embedder)
         )[0]

@@ -1,4 +1,4 @@
-"""A user's stored model: the recipe of the fusion and the row of the stack. Knows no tensors."""
+"""A user's stored model: the recipe of the fusion, and the row of the stack. Knows no tensors."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class AnchorTotals:
 
 
 class Recipes:
-    """Every user's fusions."""
+    """The recipes of all users."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
@@ -92,7 +92,7 @@ class Recipes:
         return [self._with_shares(row) for row in rows]
 
     def anchor_totals(self, bank_id: int) -> dict[int, AnchorTotals]:
-        """The use of the bank's anchors in recipes, by anchor id; an anchor in no recipe is left out."""
+        """How the bank's anchors are used in recipes, by anchor id; without anchors in no recipe."""
         rows = self._db.fetch_tuples(_SELECT_USAGE, (bank_id,))
         return {anchor: AnchorTotals(*values) for anchor, *values in rows}
 
@@ -105,8 +105,8 @@ class Recipes:
         sql = "SELECT EXISTS (SELECT 1 FROM recipes WHERE user_id = (SELECT id FROM users WHERE name = ?))"
         return bool(self._db.fetch_value(sql, (name,)))
 
-    def newest_user(self) -> str | None:
-        """The name of a user with a recipe on the newest bank that has any; None without recipes."""
+    def user_on_newest_bank(self) -> str | None:
+        """The name of some user with a recipe on the newest bank that has recipes; None without recipes."""
         sql = """SELECT name FROM users WHERE id = (
             SELECT user_id FROM recipes WHERE bank_id = (SELECT max(bank_id) FROM recipes) LIMIT 1
         )"""
@@ -122,13 +122,13 @@ class Recipes:
 
 
 class Stacks:
-    """Every user's stacks."""
+    """The stacks of all users."""
 
     def __init__(self, db: Connection, adapters: Adapters) -> None:
         self._db, self._adapters = db, adapters
 
     def save_stack(self, stack: Stack) -> None:
-        """Store a stack, replacing the user's earlier one, whose adapter is removed if nothing else uses it."""
+        """Store a stack in place of the user's earlier one, whose adapter is removed if nothing else uses it."""
         key = (stack.user_id, stack.task, stack.bank_id)
         digest = None if stack.numbers is None else sha256(stack.numbers)
         values = {name: getattr(stack, name) for name in _STACK_COLUMNS}
@@ -151,9 +151,8 @@ class Stacks:
         rows = self._db.fetch_dicts(f"{_SELECT_STACK} WHERE user_id = ? ORDER BY task, bank_id DESC", (user_id,))
         return [self._with_recipe(row) for row in rows]
 
-    def count_changes(self, bank_id: int, least: float) -> tuple[int, int, int]:
-        """Counts a bank's stacks with a measured held-out loss: all of them, those that lowered it, and those that
-        raised it.
+    def count_loss_changes(self, bank_id: int, least: float) -> tuple[int, int, int]:
+        """Of a bank's stacks with a measured held-out loss: how many there are, and how many lowered and raised it.
 
         A relative change below `least` counts as neither.
         """
@@ -163,8 +162,8 @@ class Stacks:
         ((measured, better, worse),) = self._db.fetch_tuples(sql, (least, bank_id))
         return measured, int(better), int(worse)
 
-    def largest_changes(self, bank_id: int, limit: int, *, best: bool) -> list[tuple[str, float, float]]:
-        """Users' names with their mean held-out loss (nats a token) before and after their stacks on a bank.
+    def largest_loss_changes(self, bank_id: int, limit: int, *, best: bool) -> list[tuple[str, float, float]]:
+        """(user's name, mean held-out loss in nats a token before the stack, and after it) for a bank's stacks.
 
         The largest decrease comes first; without `best`, the largest increase.
         """
@@ -175,12 +174,12 @@ class Stacks:
         return self._db.fetch_tuples(sql, (bank_id, limit))
 
     def verified_numbers(self, stack: Stack) -> bytes:
-        """The numbers of a core, verified by SHA-256. Raises IntegrityFault with user and task where they changed."""
+        """The numbers of a core. Raises IntegrityFault, naming user and task, if they do not match their SHA-256."""
         if stack.numbers is None or stack.is_intact:
             return stack.numbers or b""
         name = self._db.fetch_value("SELECT name FROM users WHERE id = ?", (stack.user_id,))
         raise IntegrityFault(
-            f"The core of {name} for task {stack.task} is damaged: its SHA-256 is not the stored one.",
+            f"The stack of {name} for task {stack.task} is damaged: its numbers do not match their SHA-256.",
             hint=("train it again: ", Command("user adapt", str(name), task=stack.task)),
         )
 

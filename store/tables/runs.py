@@ -1,6 +1,6 @@
-"""Runs: every execution of a job, with its settings, steps and outcome. Knows no job.
+"""Runs: every execution of a job, with its settings, steps and outcome.
 
-The process of a run holds a locked file while it works. An unfinished run without that lock was interrupted.
+The process of a run locks a file while it works. An unfinished run without that lock was interrupted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RunStep:
 
 
 class Runs:
-    """The history of jobs."""
+    """All runs of jobs."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
@@ -56,11 +56,11 @@ class Runs:
         evaluation_id: int | None = None,
         asked_users: Sequence[int] = (),
     ) -> Run:
-        """Store and return a new run of this process. `user_id`, `bank_id` and `evaluation_id` say what
-        the run is about; `asked_users` are the users named in the request.
+        """Store and return a new run of this process. `user_id`, `bank_id` and `evaluation_id` say what the run is
+        about.
 
-        A run with a `user_id` is deleted with this user. Any other run is kept when users are removed, so its
-        documents and units must not contain users' names.
+        `asked_users` are the users named in the request. A run with a `user_id` is deleted with this user. Any other
+        run is kept when users are removed, so its documents and units must not contain users' names.
         """
         subject = {"user_id": user_id, "bank_id": bank_id, "evaluation_id": evaluation_id}
         values = {"kind": kind, **subject, "config": dump_json(config), "started": utc_now()}
@@ -72,10 +72,10 @@ class Runs:
                 self._db.execute_write_many(
                     sql, ((run_id, position, user) for position, user in enumerate(asked_users))
                 )
-                self._hold(run_id)
+                self._hold_lock(run_id)
                 run = self.get(run_id)
         except BaseException:
-            self._release(run_id)  # the next run gets the same number after a rollback
+            self._release_lock(run_id)  # after the rollback, the next run gets the same id and lock
             raise
         self.started_ids.append(run_id)
         return run
@@ -89,19 +89,19 @@ class Runs:
         """Mark the run as done."""
         sql = "UPDATE runs SET status = 'done', result = ?, ended = ? WHERE id = ?"
         self._db.execute_write(sql, (dump_json(result), utc_now(), run_id))
-        self._release(run_id)
+        self._release_lock(run_id)
 
     def fail_run(self, run_id: int, error: str, interrupted: bool = False) -> None:
         """Mark the run as failed or interrupted."""
         sql = "UPDATE runs SET status = ?, error = ?, ended = ? WHERE id = ?"
         self._db.execute_write(sql, ("interrupted" if interrupted else "failed", error, utc_now(), run_id))
-        self._release(run_id)
+        self._release_lock(run_id)
 
     def get(self, run_id: int) -> Run:
-        """The run of this number. Raises NotFound."""
+        """The run with this id. Raises NotFound."""
         row = self._db.fetch_dict(f"{_SELECT_RUN} WHERE runs.id = ?", (run_id,))
         if row is None:
-            raise NotFound(f"There is no run {run_id}.")
+            raise NotFound(f"There is no run {run_id}; it may have been removed with its user.")
         return self._run_from_row(row)
 
     def all(self, limit: int = 50) -> list[Run]:
@@ -110,9 +110,7 @@ class Runs:
         return [self._run_from_row(row) for row in rows]
 
     def jobs(self, limit: int) -> list[Run]:
-        """The `limit` latest runs about banks, evaluations or several users, newest first; runs about one user are left
-        out.
-        """
+        """The `limit` latest runs, newest first, without runs about a single user."""
         sql = f"{_SELECT_RUN} WHERE runs.user_id IS NULL ORDER BY runs.id DESC LIMIT ?"
         return [self._run_from_row(row) for row in self._db.fetch_dicts(sql, (limit,))]
 
@@ -123,18 +121,18 @@ class Runs:
 
     def of_user(self, user_id: int) -> list[Run]:
         """Every run about a user, newest first."""
-        return self._about("user_id", user_id)
+        return self._runs_about("user_id", user_id)
 
     def of_bank(self, bank_id: int) -> list[Run]:
-        """Every run about a bank, and about users on it, newest first."""
-        return self._about("bank_id", bank_id)
+        """Every run about a bank or about users' models on it, newest first."""
+        return self._runs_about("bank_id", bank_id)
 
     def of_evaluation(self, evaluation_id: int) -> list[Run]:
         """Every run about an evaluation, newest first."""
-        return self._about("evaluation_id", evaluation_id)
+        return self._runs_about("evaluation_id", evaluation_id)
 
     def asked_users(self, run_id: int) -> list[User]:
-        """The users that a run was asked for and that still exist, in the order of the request."""
+        """The users named in a run's request who still exist, in that order."""
         sql = """SELECT users.id, name, can_anchor, created FROM run_users JOIN users ON users.id = user_id
         WHERE run_id = ? ORDER BY position"""
         return [user_from_row(row) for row in self._db.fetch_tuples(sql, (run_id,))]
@@ -144,12 +142,12 @@ class Runs:
         sql = "SELECT run_id, unit, step, loss, tokens, seconds FROM steps WHERE run_id = ? ORDER BY rowid"
         return [RunStep(**row) for row in self._db.fetch_dicts(sql, (run_id,))]
 
-    def _about(self, column: str, number: int) -> list[Run]:
+    def _runs_about(self, column: str, number: int) -> list[Run]:
         rows = self._db.fetch_dicts(f"{_SELECT_RUN} WHERE runs.{column} = ? ORDER BY runs.id DESC", (number,))
         return [self._run_from_row(row) for row in rows]
 
     def remove_ended_locks(self) -> None:
-        """Remove the files of runs whose processes have ended."""
+        """Remove the lock files of runs whose processes have ended."""
         for path in lock_path(self._db.root, "run-0").parent.glob("run-*.lock"):
             with contextlib.suppress(OSError):
                 remove_abandoned(path)
@@ -159,7 +157,7 @@ class Runs:
             row["status"] = "interrupted"
         return Run(**load_json_columns(row, "config", "result"))
 
-    def _hold(self, run_id: int) -> None:
+    def _hold_lock(self, run_id: int) -> None:
         path = self._lock(run_id)
         try:
             make_private_folder(path.parent)
@@ -168,7 +166,7 @@ class Runs:
         except OSError as error:
             raise disk_fault(path, error) from error
 
-    def _release(self, run_id: int) -> None:
+    def _release_lock(self, run_id: int) -> None:
         with contextlib.suppress(OSError, KeyError):
             self._held.pop(run_id).remove()
 

@@ -1,4 +1,4 @@
-"""Users: rows, summaries, consent and forgetting. Imports neither engine nor terminal."""
+"""Users: their rows, groups, consent, and removal."""
 
 from __future__ import annotations
 
@@ -44,20 +44,23 @@ Tombstone = tuple[str, int, int, str]
 
 
 class Users:
-    """The users of the store."""
+    """All users of the store."""
 
     def __init__(self, db: Connection, eraser: Eraser, jobs: Jobs) -> None:
         self._db, self._eraser, self._jobs = db, eraser, jobs
 
     def add(self, name: str, *, can_anchor: bool = True) -> User:
-        """A new user. Raises BadInput when the name is invalid or taken."""
+        """Add a user. Raises BadInput if the name is invalid or taken."""
         user, added = self.get_or_create_user(name, can_anchor=can_anchor)
         if not added:
-            raise BadInput(f"There is a user {quote_text(user.name)} already.", hint="choose another name")
+            raise BadInput(f"A user {quote_text(user.name)} exists already.", hint="choose another name")
         return user
 
     def get_or_create_user(self, name: str, *, can_anchor: bool = True) -> tuple[User, bool]:
-        """The user of this name, and whether the user is new; `can_anchor` applies to a new user. Raises BadInput."""
+        """The user of this name, made if missing, and whether it was made. Raises BadInput for an invalid name.
+
+        `can_anchor` applies to a new user only.
+        """
         name = check_name(name)
         with self._db.transaction():
             found = self._find(name)
@@ -71,25 +74,25 @@ class Users:
         found = self._find(unicodedata.normalize("NFC", name[: 4 * MAX_NAME_CHARS]))
         if found is None:
             near = [quote_text(other) for other in self._similar_names(name[:MAX_NAME_CHARS])]
-            hint = did_you_mean(near, (Command("user list"), " shows all"))
+            hint = did_you_mean(near, (Command("user list"), " shows all users"))
             raise NotFound(f"There is no user {quote_text(name)}.", hint=hint)
         return found
 
     def by_id(self, user_id: int) -> User:
-        """The user of this number. Raises NotFound."""
+        """The user with this id. Raises NotFound."""
         found = self._db.fetch_tuples(f"{_SELECT_USER} WHERE id = ?", (user_id,))
         if not found:
-            raise NotFound(f"There is no user number {user_id}.")
+            raise NotFound(f"There is no user number {user_id}; the user may have been removed.")
         return user_from_row(found[0])
 
     def set_group(self, user_id: int, task: str, group: str) -> None:
-        """Record the group that a file gives a user in a task, replacing an earlier one."""
+        """Record the user's group in a task, as given by a file, replacing an earlier one."""
         self._db.execute_write(
             "REPLACE INTO user_groups (user_id, task, name) VALUES (?, ?, ?)", (user_id, task, group)
         )
 
     def groups(self, task: str) -> dict[int, str]:
-        """The group of each user who has one in a task, by user id."""
+        """The users' groups in a task, by user id; users without a group are left out."""
         return dict(self._db.fetch_tuples("SELECT user_id, name FROM user_groups WHERE task = ?", (task,)))
 
     def groups_of_user(self, user_id: int) -> dict[str, str]:
@@ -98,18 +101,18 @@ class Users:
         return dict(self._db.fetch_tuples(sql, (user_id,)))
 
     def find_by_uuid(self, uuid: str) -> User | None:
-        """The user with this uuid, which is the same in every copy of a store."""
+        """The user with this uuid, which all copies of a store share; None if there is none."""
         found = self._db.fetch_tuples(f"{_SELECT_USER} WHERE uuid = ?", (uuid,))
         return user_from_row(found[0]) if found else None
 
     def keep_tombstone(self, tombstone: Tombstone) -> None:
-        """Record that another copy of the store forgot a user, unless it is recorded already."""
+        """Record that a user was removed in another copy of the store, unless that is recorded already."""
         sql = """INSERT INTO tombstones (forgotten_at, items, had_anchor, user_uuid, erased) SELECT ?1, ?2, ?3, ?4, 1
         WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE user_uuid = ?4)"""
         self._db.execute_write(sql, tombstone)
 
     def names(self) -> list[str]:
-        """All names, sorted."""
+        """The names of all users, sorted."""
         return [name for (name,) in self._db.fetch_tuples("SELECT name FROM users ORDER BY name")]
 
     def existing_names(self, names: Iterable[str]) -> set[str]:
@@ -124,12 +127,12 @@ class Users:
         return [(user_from_row(row[:4]), row[4]) for row in self._db.fetch_tuples(sql, (task,))]
 
     def count_by_task(self) -> dict[str, int]:
-        """How many users have items of each task that has any."""
+        """The number of users with items of each task, by task."""
         sql = "SELECT task, count(*) FROM (SELECT DISTINCT user_id, task FROM items) GROUP BY task"
         return dict(self._db.fetch_tuples(sql))
 
     def tasks_of_user(self, user_id: int) -> list[tuple[str, int, int]]:
-        """The tasks that the user has items, queries or a recipe of, as (task, items, queries), most items first."""
+        """The tasks of the user's items, queries and recipes, as (task, items, queries), most items first."""
         return self._db.fetch_tuples(_SELECT_USER_TASKS, {"user": user_id})
 
     def set_can_anchor(self, user_id: int, can_anchor: bool) -> list[StaleAnchor]:
@@ -181,5 +184,5 @@ class Users:
 
 
 def user_from_row(row: tuple[Any, ...]) -> User:
-    """A user from the columns id, name, can_anchor and created."""
+    """The user in a row with the columns id, name, can_anchor and created."""
     return User(row[0], row[1], bool(row[2]), row[3])

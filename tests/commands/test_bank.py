@@ -106,7 +106,7 @@ def test_tables_for_people(peopled: Path) -> None:
     assert "neighbours" not in shown.out and "on average" in shown.out
     assert "Next: mta user adapt -t lamp-2" in shown.err
     for said in (shown.out, mta_ok("bank", "show", "lamp-2").out):
-        assert "as of new users: 5 others of the user are known" in said and "common+memory" in said
+        assert "as if they were new: 5 other items of the user are known" in said and "common+memory" in said
         assert "Label memory:" in said and "This rests on 90 questions of 9 users" in said
     assert "90 answers of 9 users serve as neighbours (sharpness" in mta_ok("bank", "show", "lamp-2").out
     assert "task adapter alone" in mta_ok("user", "fuse", "ida").out
@@ -164,8 +164,9 @@ def test_a_number_format_that_this_machine_emulates(
     monkeypatch.setattr(estimate, "dtype_slowdown", lambda _: times)
     slow = (*SMALL, "--device", "cpu", "--dtype", "bfloat16", "--dry-run")
     ran = mta_ok("bank", "build", "--task", "lamp-2", *slow, "--json")
-    told = "warning: this CPU computes 60 times slower in bfloat16 than in float32; --dtype auto takes what is fast\n"
-    assert ran.err == (told if times > 3 else "") and ran.json()["plan"]
+    told = "warning: this CPU computes 60 times slower in bfloat16 than in float32; "
+    assert ran.err.startswith(told) if times > 3 else ran.err == ""
+    assert ran.json()["plan"]
     assert mta_ok("bank", "build", "--task", "lamp-2", *QUICK, "--dry-run", "--json").err == ""
 
 

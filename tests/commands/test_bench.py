@@ -59,7 +59,7 @@ def test_no_store_is_needed(tmp_path: Path) -> None:
     ("words", "code", "said"),
     [
         (["--shape", "lama-1b"], 3, "did you mean llama-1b"),
-        (["--shape", "llama-1b", "--base", "tiny"], 2, "two different things"),
+        (["--shape", "llama-1b", "--base", "tiny"], 2, "only one can be measured"),
         (["--base", "nothing"], 3, "There is no model 'nothing'"),
         (["--shape", "llama-1b", "--device", "gpu"], 2, "'gpu' is not known"),
         (["--seconds", "0"], 2, "--seconds"),

@@ -129,7 +129,7 @@ def test_compare_shows_four_answers_and_how_many_examples_all_saw(
     wide = mta("compare", "--user", "alice", "hello", *FAST)
     (headings,) = [line for line in wide.out.splitlines() if "base+examples" in line]
     assert headings.index("base+examples") < headings.index("common") < headings.index("fused")
-    assert headings.index("fused") < headings.index("adapted") and "3 own examples shown to all of them" in wide.out
+    assert headings.index("fused") < headings.index("adapted") and "Each prompt showed 3 own examples" in wide.out
     bare = mta("compare", "--user", "alice", "hello", "--history-items", "0", *FAST)
     assert "base+examples" not in bare.out and "No own examples" in bare.out
     monkeypatch.setattr("mta_cli.commands.chat_repl.comparison_table.MIN_SIDE_BY_SIDE_COLUMNS", 10_000)
@@ -145,7 +145,7 @@ def test_the_user_is_named_by_position_or_flag(world: World, mta: Mta) -> None:
         assert json.loads(mta("ask", *words, "--json", *FAST).out)["user"] == user
     assert json.loads(mta("ask", "alice", "-", "--json", *FAST, stdin=b"hi").out)["user"] == "alice"
     store = str(world.reg.root)
-    assert f"alice is a user: `mta --store {store} ask alice TEXT`" in mta("--store", store, "ask", "alice", *FAST).err
+    assert f"`mta --store {store} ask alice TEXT`" in mta("--store", store, "ask", "alice", *FAST).err
     both = json.loads(mta("compare", "bob", "-u", "alice", "hi", "--json", *FAST).out)
     assert [each["user"] for each in both] == ["bob", "alice"]
     told = mta("compare", "-u", "bob", "-u", "alice", "hi", *FAST).out
@@ -156,9 +156,9 @@ def test_the_user_is_named_by_position_or_flag(world: World, mta: Mta) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["ask", "-u", "alice", "bob", "hi"], "mta compare asks several"),
+        (["ask", "-u", "alice", "bob", "hi"], "mta compare takes several"),
         (["ask", "alice", "how", "are", "you"], "put the text in quotes"),
-        (["compare"], "no user"),
+        (["compare"], "needs a user"),
         (["chat", "alice", "--user", "bob"], "leave one of them out"),
     ],
 )
@@ -246,9 +246,9 @@ def _answer(world: World) -> str:
     [
         ("/frobnicate", "There is no command /frobnicate"),
         ("/hepl", "Did you mean /help?"),
-        ("/user", "/user needs NAME"),
-        ("/reset now", "/reset takes nothing after it"),
-        ("/usr/bin", "// begins a message"),
+        ("/user", "/user needs an argument: NAME"),
+        ("/reset now", "/reset takes no argument"),
+        ("/usr/bin", "is typed with //"),
     ],
 )
 def test_mistyped_commands_are_explained(line: str, message: str) -> None:
@@ -338,7 +338,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(
 
 def test_ctrl_c_at_the_prompt_asks_once(shell: ChatShell, capsys: pytest.CaptureFixture[str]) -> None:
     shell._run_terminal(typed(KeyboardInterrupt, "/reset", KeyboardInterrupt, "/quit", "never"))
-    assert "/quit leaves" in capsys.readouterr().err
+    assert "/quit ends the chat" in capsys.readouterr().err
     with pytest.raises(KeyboardInterrupt):
         shell._run_terminal(typed(KeyboardInterrupt, KeyboardInterrupt))
 

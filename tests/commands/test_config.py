@@ -112,7 +112,7 @@ def test_what_is_no_setting_is_refused_and_can_be_taken_out(
     section, _, name = wrong.rpartition(".")
     file.write_text(f"[{section}]\n{name} = 4\n" if section else f"{name} = 4\n")
     ran = mta("config", "list")
-    assert ran.code == 2 and "mta config unset SETTING, or with --in-store" in ran.err
+    assert ran.code == 2 and "mta config unset SETTING removes it" in ran.err
     mta_ok("config", "unset", wrong, *where)
     mta_ok("config", "list")
     assert mta("config", "unset", wrong, *where).code == 3
@@ -128,7 +128,7 @@ def test_a_damaged_file_is_not_written(own_file: Path) -> None:
 def test_a_section_that_is_none_is_named_and_can_be_taken_out(own_file: Path, content: str) -> None:
     own_file.write_text(content)
     ran = mta("config", "set", "bank.rank", "8")
-    assert ran.code == 4 and "bank is not a section" in ran.err and own_file.read_text() == content
+    assert ran.code == 4 and "bank is a value and not a section" in ran.err and own_file.read_text() == content
     mta_ok("config", "unset", "bank")
     mta_ok("config", "set", "bank.rank", "8")
 

@@ -49,9 +49,9 @@ def test_the_format_may_be_named(store: Path, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "what"),
     [
-        (["csv"], 2, "csv is a format; which file?"),
-        ([], 2, "which file?"),
-        ([""], 2, "which file?"),
+        (["csv"], 2, "csv is a format, and no file was named"),
+        ([], 2, "No file was named"),
+        ([""], 2, "No file was named"),
         (["csv", ""], 2, "PATH is empty"),
         (["csv", "films.csv", "notes.jsonl"], 2, "unexpected extra argument"),
         (["xml", "films.csv"], 2, "'xml' is not a format"),
@@ -69,7 +69,7 @@ def test_the_format_may_be_named(store: Path, words: list[str]) -> None:
         (["none.zip", "--me", "ann"], 3, "There is no file 'none.zip'"),
         (["notes.jsonl", "--me", "ann", "--me", "bo"], 2, "--me bo is one name too many"),
         (["none.csv"], 3, "There is no file 'none.csv'"),
-        (["notes.jsonl", "--round", "inf"], 2, "round = inf (flag --round): this is a finite number"),
+        (["notes.jsonl", "--round", "inf"], 2, "round = inf (flag --round): a finite number is needed"),
         (["notes.jsonl", "--round", "1e300"], 2, "the most is 1000000000"),
     ],
 )
@@ -106,7 +106,7 @@ def test_a_terminal_is_asked_for_missing_columns(store: Path) -> None:
         terminal.until("user: the column with the users' names, or else the one user's name [person]:")
         assert "film: A film about salt" in terminal.look()
         terminal.type("flim\r")
-        terminal.until("there is no column 'flim'")
+        terminal.until("has no column 'flim'")
         terminal.type("\r")
         terminal.until("[film]:")
         terminal.type("About {film}\r")

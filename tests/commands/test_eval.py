@@ -119,7 +119,7 @@ def test_an_existing_bank_is_measured_on_named_users(peopled: Path, tmp_path: Pa
     assert (result["users"], result["anchors"], result["history_items"]) == (2, 2, 2)
     names.write_text("ida\nuser0\n")
     refused(mta(*on_bank, "--test-users", names), 4, "contains data of 'user0'")
-    refused(mta(*on_bank, "--folds", 2, "--anchors", 2), 2, "bank lamp-2 is built already")
+    refused(mta(*on_bank, "--folds", 2, "--anchors", 2), 2, "bank lamp-2 is already built")
     refused(mta(*RUN, "--test-users", names), 2, "--bank BANK")
 
 

@@ -110,7 +110,7 @@ def test_what_cannot_be_asked_is_one_line(store: Path, repo: Repository, tmp_pat
     repo.commit("Light")
     for words, code, line in (
         (("ask", "alice", "--staged"), 4, "nothing is staged, so there is nothing to ask about"),
-        (("ask", "alice", "text", "--staged"), 2, "--staged asks about the staged change, and there is a text too"),
+        (("ask", "alice", "text", "--staged"), 2, "--staged and a text are two different questions"),
     ):
         said = mta(*words)
         assert said.code == code and line in said.err and said.out == "" and len(said.err.splitlines()) <= 2

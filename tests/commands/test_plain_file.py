@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.plain_file import require_plain_file
+from mta_cli.plain_file import refuse_special_file
 from store.registry import Registry
 from tests.shell import mta
 
@@ -54,9 +54,9 @@ def test_a_pipe_as_the_settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_what_passes(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "file", tmp_path / "missing", Path("/dev/stdin"), Path("/dev/fd/0")):
-        require_plain_file(path)
+        refuse_special_file(path)
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(str(tmp_path / "door"))
         for path in (tmp_path / "door", Path("/dev/zero"), Path("/dev/null")):
             with pytest.raises(Exception, match="is a pipe, socket or device"):
-                require_plain_file(path)
+                refuse_special_file(path)

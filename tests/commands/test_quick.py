@@ -47,15 +47,15 @@ def test_a_file_becomes_a_verdict_and_every_next_step_parses(here: Path) -> None
 
 
 def test_texts_are_shown_whole_and_cannot_forge_a_line() -> None:
-    from mta_cli.commands.quick import _named_lines
+    from mta_cli.commands.quick import _wrap_beside_name
 
     poem = " ".join(f"word{n}" for n in range(30))
-    lines = _named_lines("own answer", f"Verdict\n{poem}")
+    lines = _wrap_beside_name("own answer", f"Verdict\n{poem}")
     assert lines[0] == "own answer      Verdict" and all(line.startswith(" " * 16) for line in lines[1:])
     assert " ".join(line.strip() for line in lines[1:]) == poem and max(map(len, lines)) <= 80
-    long = _named_lines("base", " ".join(["word"] * 200))
+    long = _wrap_beside_name("base", " ".join(["word"] * 200))
     assert len(long) == 6 and long[-1].endswith(" …")
-    assert _named_lines("base", "") == ["base            (nothing)"]
+    assert _wrap_beside_name("base", "") == ["base            (nothing)"]
 
 
 def test_the_document_has_the_plan_the_ladder_and_whole_examples(here: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_document_has_the_plan_the_ladder_and_whole_examples(here: Path) -> 
 
 def test_minutes_that_do_not_suffice_are_asked_about_before_a_bank_is_built(here: Path) -> None:
     ran = refused("books.csv", "--minutes", "0.1", *MACHINE)
-    assert ran.code == 2 and "the smallest plan takes about 1 min, and --minutes is 0.1" in ran.err
+    assert ran.code == 2 and "the smallest plan takes about 1 min, more than the 0.1 of --minutes" in ran.err
     assert "hint: add --minutes 1, or --yes" in ran.err
     with Registry.open(here) as reg:
         assert reg.banks.all() == [] and reg.runs.of_kind("quick") == []
@@ -80,7 +80,7 @@ def test_minutes_that_do_not_suffice_are_asked_about_before_a_bank_is_built(here
         for _ in range(4):
             terminal.until(": a column" if _ else "user: the column")
             terminal.press("enter")
-        terminal.until("The least takes about 1 min. Go on?")
+        terminal.until("Even the smallest plan takes about 1 min. Continue?")
         terminal.type("n\r")
         terminal.until("nothing was trained")
         assert terminal.ended() == 1
@@ -106,8 +106,8 @@ def test_wrong_input_is_one_line_and_nothing_is_made(here: Path, tmp_path: Path)
         (("empty.csv",), 4, "is empty"),
         (("two.csv",), 4, "has no column user"),
         (("books.csv", "--output", "grade"), 4, "has no column 'grade'"),
-        (("-",), 2, "can be read only once"),
-        (("/dev/null",), 2, "can be read only once"),
+        (("-",), 2, "cannot read standard input or a pipe"),
+        (("/dev/null",), 2, "cannot read standard input or a pipe"),
         (("books.csv", "--minutes", "0"), 2, "0.1"),
         (("two.csv", "--me", "ann"), 4, "has more than 3 items"),
         (("books.csv", "--task", "My Task"), 4, "name is 'My Task'"),

@@ -145,7 +145,7 @@ def test_places_that_cannot_be_used(store: Path, tmp_path: Path) -> None:
     assert (ran := mta("snapshot", store / "fleet")).code == 4 and "in the store itself" in ran.err
     (tmp_path / "file").touch()
     assert (ran := mta("snapshot", tmp_path / "file")).code == 4 and "is a file" in ran.err
-    assert (ran := mta("snapshot", "nowhere://bucket")).code == 2 and "not an address" in ran.err
+    assert (ran := mta("snapshot", "nowhere://bucket")).code == 2 and "not the address" in ran.err
     assert (ran := mta("pull", tmp_path / "nothing")).code == 3 and "no snapshot" in ran.err
     mta_ok("snapshot", tmp_path / "fleet")
     assert (ran := mta("pull", tmp_path / "fleet")).code == 4 and "not a copy of a snapshot" in ran.err

@@ -41,7 +41,7 @@ def test_a_task_is_added_shown_and_removed(file: Path) -> None:
     assert mta("task", "rm", "mine").code == 2, "nobody is there to answer"
     assert mta("task", "rm", "mine", stdin="n\n").code == 1
     asked = mta("task", "rm", "mine", stdin="y\n")
-    assert asked.code == 0 and "No user has a history of it." in asked.err
+    assert asked.code == 0 and "No user has a history in this task." in asked.err
     assert mta("task", "show", "mine").code == 3
     assert mta("task", "rm", "mine", "--yes").code == 3
     assert mta("task", "rm", "free", "--yes").code == 4

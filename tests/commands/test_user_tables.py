@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mta_cli.commands.user_tables import render_adapted
+from mta_cli.commands.user_tables import render_adaptations
 
 IDA: dict[str, Any] = {
     "user": "ida",
@@ -29,7 +29,7 @@ ALONE = {**IDA, "heldout_queries": 0, "heldout_common": None, "heldout_before": 
 def shown(*results: dict[str, Any], details: bool = False) -> list[str]:
     console = Console(width=200, record=True)
     with console.capture() as capture:
-        console.print(render_adapted(results, details=details))
+        console.print(render_adaptations(results, details=details))
     return [" ".join(line.split()) for line in capture.get().splitlines()]
 
 
@@ -45,7 +45,7 @@ def test_each_step_on_held_out_answers_stands_in_nats() -> None:
 def test_without_held_out_queries_the_shots_have_to_do() -> None:
     head, _, ida, said = shown(ALONE)
     assert head == "user shots loss stack is" and ida == "ida 12 1.500 → 1.000 much better"
-    assert "nothing else can judge it" in said
+    assert "there is no other measure" in said
     assert shown({**ALONE, "loss_after": 1.5})[-1].count("try more --steps") == 1
 
 
@@ -56,7 +56,7 @@ def test_a_result_of_a_former_version_has_no_common_model() -> None:
 
 def test_a_user_without_a_history_has_the_recipe_alone() -> None:
     nobody = {**ALONE, "shots": 0, "loss_before": None, "loss_after": None}
-    assert shown(nobody)[-1] == "No user has a history, so there is no stack; the recipe alone answers."
+    assert shown(nobody)[-1] == "No user has a history, so no stack was trained; the recipe alone answers."
 
 
 def test_details_add_sizes_and_steps() -> None:

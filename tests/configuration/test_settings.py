@@ -171,7 +171,7 @@ def test_a_value_converts_to_its_type_or_is_refused_in_words(setting: Setting, r
     try:
         value = convert_value(setting, raw)
     except ValueError as error:
-        assert str(error).startswith("this is")
+        assert str(error).endswith("is needed")
     else:
         assert type(value) is setting.kind
 

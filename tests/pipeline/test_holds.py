@@ -206,7 +206,7 @@ def refused(reg: Registry, who: str, message: str) -> int:
         for change in (other.users.forget, lambda user: other.users.set_can_anchor(user, False)):
             with pytest.raises(UserInUse, match=message[:-1]) as caught:
                 change(number)
-            assert caught.value.hint == ("stop it, or wait for its end (", Flag("wait"), ")")
+            assert caught.value.hint == ("stop that job, or wait until it has ended: ", Flag("wait"))
         assert other.users.get(who).can_anchor and other.check_integrity() == []
     return number
 
@@ -399,9 +399,9 @@ def test_who_leaves_as_a_job_begins_is_noticed(
         peopled.users.forget(peopled.users.get("user4").id)
     else:
         peopled.users.set_can_anchor(peopled.users.get("user4").id, False)
-    with pytest.raises(UsersChanged, match="as this began") as caught:
+    with pytest.raises(UsersChanged, match="while this job started") as caught:
         finish(job)
-    assert caught.value.hint == "run it again"
+    assert caught.value.hint == "run the command again"
     left = [peopled.banks.anchors(bank.id) for bank in peopled.banks.all()]
     assert [[anchor.digest for anchor in each] for each in left] == [[a.digest for a in each] for each in before]
     assert peopled.count_rows()["jobs"] == 0
@@ -417,9 +417,9 @@ def test_an_item_that_goes_as_a_job_begins_is_noticed(
     next(job)
     finish(remove_items(peopled, name, ["own"]))
     before = len(peopled.adapters.all())
-    with pytest.raises(UsersChanged, match="Items were removed as this began") as caught:
+    with pytest.raises(UsersChanged, match="Items were removed while this job started") as caught:
         finish(job)
-    assert caught.value.hint == "run it again" and len(peopled.adapters.all()) == before
+    assert caught.value.hint == "run the command again" and len(peopled.adapters.all()) == before
 
 
 def test_a_dead_process_holds_nobody(peopled: Registry) -> None:

@@ -49,7 +49,7 @@ def test_a_build_on_a_store_that_moves_stops(
         job = build_bank(reg, bank_request())
         assert any(isinstance(event, JobProgress) and event.loss is not None for event in job)
         move(link, old, new)
-        with pytest.raises(IntegrityFault, match="was moved or replaced while it was open") as caught:
+        with pytest.raises(IntegrityFault, match="was moved or replaced during the command") as caught:
             finish(job)
         assert str(link) in caught.value.message and caught.value.hint
     for place in (tmp_path / "elsewhere", old, new):
@@ -78,7 +78,7 @@ def test_locks_of_another_store_at_the_path_stay(tmp_path: Path) -> None:
                     with pytest.raises(IntegrityFault, match="was moved"):
                         reg.runs.finish_run(run.id, {})
                     locks = sorted(path.name for path in (root / "locks").glob("*-1.lock"))
-                    reg.runs._release(run.id)
+                    reg.runs._release_lock(run.id)
                     reg.jobs._remove_lock(1)
                     assert sorted(path.name for path in (root / "locks").glob("*-1.lock")) == locks
                     assert other.runs.get(theirs.id).status == "running"

@@ -21,7 +21,7 @@ import pytest
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
 from store.backup import Manifest, create_backup
-from store.database_copy import saved_databases
+from store.database_copy import databases_saved_before_migration
 from store.registry import Registry
 from store.restore import RestoreResult, read_replaced_store, stage_restore
 from store.schema import SCHEMA_VERSION
@@ -515,14 +515,14 @@ def test_a_store_is_kept_before_it_is_migrated_and_forgetting_removes_it(root: P
     sql(root, "INSERT INTO users (id, name, created) VALUES (7, 'alice', '2020')")
     (root / "registry.schema3.db").write_bytes(b"of an earlier migration")
     with Registry.open(root) as reg:
-        (kept,) = saved_databases(root)
+        (kept,) = databases_saved_before_migration(root)
         assert kept.name == "registry.schema13.db" and kept.stat().st_mode & 0o777 == 0o600
         with sqlite3.connect(f"file:{kept}?mode=ro&immutable=1", uri=True) as conn:
             assert conn.execute("PRAGMA user_version").fetchone() == (13,)
             assert conn.execute("SELECT name FROM users").fetchall() == [("alice",)]
         conn.close()
         reg.users.forget(reg.users.get("alice").id)
-        assert saved_databases(root) == []
+        assert databases_saved_before_migration(root) == []
     assert list((root / "partial").iterdir()) == []
 
 

@@ -468,7 +468,7 @@ def test_a_full_disk_says_what_is_done_and_what_is_owed(
     me, _ = furnish(reg)
     whole = reg._db._conn
     monkeypatch.setattr(reg._db, "_conn", Full(whole, error))
-    with pytest.raises(BadInput, match=rf"The change is done, but removed bytes stay .* {reason}") as caught:
+    with pytest.raises(BadInput, match=rf"The change is done, but bytes of removed data .* {reason}") as caught:
         reg.users.forget(me)
     assert reg._db.fetch_value("PRAGMA temp_store") == 2, "other texts are in no file"
     assert "any mta command" in str(caught.value.hint)

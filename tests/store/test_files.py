@@ -192,10 +192,10 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
 def test_orphans_are_files_without_a_row(files: AdapterFiles, tmp_path: Path) -> None:
     known, lost = files.write(b"one")[0], files.write(b"two")[0]
     assert files.find_orphans({known}) == [files.path(lost)]
-    files.drop_orphans({known})
+    files.remove_old_orphans({known})
     assert files.path(lost).exists(), "another process may be about to record it"
     os.utime(files.path(lost), (0, 0))
-    files.drop_orphans({known})
+    files.remove_old_orphans({known})
     assert [path.name for path in everything(tmp_path)] == [f"{known}.safetensors"]
 
 
@@ -242,9 +242,9 @@ input()
 """
     with subprocess.Popen([sys.executable, "-c", script], stdin=PIPE, stdout=PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "claimed\n"
-        assert files.abandoned_temporaries() == []
+        assert files.find_abandoned_temporaries() == []
         other.kill()
-    assert len(files.abandoned_temporaries()) == 1
+    assert len(files.find_abandoned_temporaries()) == 1
 
 
 def test_a_checkpoint_in_use_by_a_killed_process_goes(tmp_path: Path) -> None:
@@ -269,11 +269,11 @@ def test_a_checkpoint_replaces_the_earlier_one(files: AdapterFiles, tmp_path: Pa
     files.write_checkpoint("../other job", b"step 9")
     assert files.read_checkpoint("job") == b"step 2"
     assert len(everything(tmp_path / "partial")) == 2
-    files.drop_checkpoint("job")
-    files.drop_checkpoint("job")
+    files.remove_checkpoint("job")
+    files.remove_checkpoint("job")
     assert files.read_checkpoint("job") is None
     assert files.read_checkpoint("../other job") == b"step 9"
-    files.drop_all_checkpoints()
+    files.remove_all_checkpoints()
     assert everything(tmp_path) == []
 
 
@@ -331,7 +331,7 @@ def test_a_checkpoint_that_cannot_be_set_aside_stays(files: AdapterFiles, monkey
     assert files.read_checkpoint("job") == b"step 1"
 
 
-@pytest.mark.parametrize("act", [AdapterFiles.drop_all_checkpoints, lambda files: files.drop_checkpoint("job")])
+@pytest.mark.parametrize("act", [AdapterFiles.remove_all_checkpoints, lambda files: files.remove_checkpoint("job")])
 def test_a_checkpoint_that_cannot_be_removed_is_told(
     files: AdapterFiles, monkeypatch: pytest.MonkeyPatch, act: Callable[[AdapterFiles], None]
 ) -> None:

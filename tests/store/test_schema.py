@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mta_cli.errors import IntegrityFault, StoreBusy
-from store.integrity.check import find_foreign_parts
+from store.integrity.check import find_schema_differences
 from store.migrations import steps
 from store.migrations.steps import execute_script, migrate
 from store.records import NewItem
@@ -76,7 +76,7 @@ def test_an_older_store_is_brought_up_and_keeps_its_rows(root: Path) -> None:
         assert [item.id for item in reg.items.search_items(alice.id, "free", "sentence", limit=1)] == [9]
         assert reg.items.append_items(alice.id, [NewItem("k2", "free", "a", "b")]) == (1, 0)
         assert reg.check_integrity() == []
-    assert find_foreign_parts(root) == [], "but for white space its tables are those of a new store"
+    assert find_schema_differences(root) == [], "but for white space its tables are those of a new store"
 
 
 def test_answers_and_users_of_schema_13_get_whose_they_are_and_groups(root: Path) -> None:

@@ -126,7 +126,7 @@ def test_users_whose_stored_items_decide_the_number_are_told_from_those_with_too
         if each.user == "cy" and number < 4:
             continue  # new in this file
         if each.user != "cy" and number >= (3 if each.user == "dee" else 4):
-            staged.make_query(each.id)
+            staged.turn_into_query(each.id)
         staged.mark_stored(each.id)
     unchanged = staged.hold_out(2, 3, 0)
     assert (unchanged.queries, unchanged.short, unchanged.fixed) == (2, [("dee", "free")], {})
@@ -158,5 +158,5 @@ def test_an_item_becomes_a_query_unless_a_query_has_its_key(staged: StagedRecord
     staged.add(record("2"))
     staged.add(record("2", held_out=True))
     first, second, _ = (each.id for each in staged)
-    assert staged.make_query(first) and not staged.make_query(second)
+    assert staged.turn_into_query(first) and not staged.turn_into_query(second)
     assert held(staged) == [("ann", "1"), ("ann", "2")]

@@ -145,7 +145,7 @@ async def test_a_failed_job_is_told_on_screens_that_do_not_show_it(
             job = await queue_job_from_form(app, "data import", path="gone.csv")
             assert job is not None
             await until(pilot, partial(lambda job: job.finished, job))
-            assert told == ["data import gone.csv: failed; 4 shows why"]
+            assert told == ["data import gone.csv: failed; press 4 to see why"]
 
 
 async def test_a_long_question_scrolls_above_its_answers(empty_store: Path) -> None:
@@ -226,7 +226,7 @@ async def test_z_enlarges_the_pane_with_the_focus_and_gives_the_room_back(empty_
         await no_focus(app)
         await pilot.press("z")
         await pilot.pause()
-        assert app.screen.maximized is None and told == ["Tab goes to a pane; z enlarges it"]
+        assert app.screen.maximized is None and told == ["focus a pane with Tab first; z enlarges it"]
         app.screen.query_one(Log).focus()
         await pilot.press("z")
         await pilot.pause()
@@ -296,7 +296,7 @@ async def test_closing_waits_for_the_current_step_and_says_so(empty_store: Path)
         await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
         await pilot.press("y")
         await until(pilot, lambda: isinstance(app.screen, ClosingDialog))
-        assert "a long walk: stopping after the current step" in screen_text(app) and app.is_running
+        assert "a long walk: the window closes after the current step" in screen_text(app) and app.is_running
         await pilot.press("ctrl+q")
         assert isinstance(app.screen, ClosingDialog) and kept == []
         gate.set()
@@ -382,8 +382,8 @@ async def test_a_command_of_another_screen_that_has_nothing_to_work_on_says_so(
 
     async with open_app(empty_store) as (app, pilot):
         told = notices(app)
-        app.run_on_screen("jobs", "resume")
-        await until(pilot, lambda: told == ["nothing to do that with here yet"])
+        app.run_screen_action("jobs", "resume")
+        await until(pilot, lambda: told == ["this action has nothing to act on yet"])
         assert app.current_mode == "jobs"
 
 

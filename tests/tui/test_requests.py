@@ -25,7 +25,7 @@ from mta_cli.pipeline.requests import (
 )
 from mta_cli.tui.dialogs.job_forms import JOB_FORMS
 from mta_cli.tui.dialogs.job_request import FormContext
-from mta_cli.tui.workers.chat_turn import request_from_settings
+from mta_cli.tui.workers.chat_turn import question_options_from_settings
 from store.registry import Registry
 from tests.commands.captured import Call, Captured, capture, job_call
 
@@ -123,4 +123,4 @@ def test_the_window_asks_as_the_command_does(demo_store: Path, monkeypatch: pyte
     for key, value in {"ANSWER_MAX_TOKENS": "9", "MEMORY_MEMORY": "off", "PROMPT_HISTORY_ITEMS": "1"}.items():
         monkeypatch.setenv(f"MTA_{key}", value)
     monkeypatch.setenv("MTA_MACHINE_SEED", "2")
-    assert request_from_settings(Settings.load(demo_store), "lamp-2", "base") == arguments[-1]
+    assert question_options_from_settings(Settings.load(demo_store), "lamp-2", "base") == arguments[-1]

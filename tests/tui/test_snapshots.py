@@ -61,7 +61,7 @@ def shows(key: str, words: str) -> Walk:
 async def trouble(app: MtaApp, pilot: Pilot[None]) -> None:
     """An error with faults."""
     app.show_error(
-        BadInput("people.csv: 2 faults; nothing was imported", hint="mend the file", faults=("row 3", "row 7"))
+        BadInput("people.csv: 2 faults; nothing was imported", hint="correct the file", faults=("row 3", "row 7"))
     )
     await settled(app, pilot)
 

@@ -62,7 +62,7 @@ def test_from_an_empty_store_to_an_adapted_user_by_keys(
         fill(terminal, "The task.", (2, "2"), (1, "2"), (1, "1"), (1, "4"))
         terminal.until("✓ bank build")
         terminal.press("a")
-        fill(terminal, "User names, separated", (0, "mina"))
+        fill(terminal, "Users' names, separated", (0, "mina"))
         terminal.until("✓ user adapt")
         terminal.press("1")
         terminal.until("/ to filter")

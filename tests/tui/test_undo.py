@@ -96,7 +96,7 @@ async def test_models_that_were_made_from_the_answer_are_asked_about(demo_store:
             town.finish(fuse_user(reg, reg.users.get("ida"), town.fuse_request()))
         await pilot.press("u")
         await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
-        assert "Take back ida, lamp-2: a film → comedy?" in screen_text(app) and "recipes: 1" in screen_text(app)
+        assert "Remove ida, lamp-2: a film → comedy?" in screen_text(app) and "recipes: 1" in screen_text(app)
         await pilot.press("n")
         await settled(app, pilot)
         assert "a film" in questions(demo_store) and not app.job_queue.jobs

@@ -14,7 +14,7 @@ MIN_SIDE_BY_SIDE_COLUMNS = 110  # columns of terminal below which answers are sh
 
 
 def tokens_as_progress(events: Iterator[Event]) -> Iterator[Event]:
-    """The same events, with streamed text as progress, for answers that are shown together at the end."""
+    """The events with streamed text replaced by progress, for answers that are shown together at the end."""
     yield JobStarted("answering", unit="tokens")
     done = 0
     for event in events:
@@ -26,9 +26,9 @@ def tokens_as_progress(events: Iterator[Event]) -> Iterator[Event]:
 
 
 def render_comparison(result: dict[str, Any], output: Output) -> Any:
-    """The answers of a comparison: columns of a table, or one below the other in a narrow terminal.
+    """The answers of a comparison as columns of a table, or one below the other in a narrow terminal.
 
-    Each is headed by its step of the ladder. The last line says how many own examples all prompts showed.
+    Each answer is headed by its step of the ladder. The last line says how many own examples all prompts showed.
     """
     from rich import box
     from rich.table import Table
@@ -38,7 +38,7 @@ def render_comparison(result: dict[str, Any], output: Output) -> Any:
     cells = {mode: result["answers"][mode] for mode in ANSWER_MODES}
     count = result["own_examples"]
     foot = text(
-        f"{pluralise(count, 'own example')} shown to all of them: a voice often comes from there."
+        f"Each prompt showed {pluralise(count, 'own example')}; an answer's style may come from these."
         if count
         else "No own examples were shown.",
         style="dim",

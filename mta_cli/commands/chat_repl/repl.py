@@ -25,23 +25,23 @@ LineReader = Callable[[str], str | None]
 
 
 class ChatShell:
-    """Runs a conversation until the lines end. In a terminal errors and Ctrl-C end an answer, never the chat."""
+    """Runs a conversation until the input ends. In a terminal, errors and Ctrl-C end an answer, not the chat."""
 
     def __init__(self, output: Output, conversation: Conversation | RemoteConversation) -> None:
         self.output, self.conversation = output, conversation
 
     def run_chat(self, *, interactive: bool) -> int:
-        """Run until the end of input; the exit code is 0 in a terminal, that of the first failure in a pipe."""
+        """Run until the end of input. The exit code is 0 in a terminal, and that of the first failure in a pipe."""
         self.output.run_job(self.conversation.opening_notes())
         if not interactive:
             return self._run_piped(pipe_reader(stdin_binary()))
-        self.output.note("/help lists what can be typed; /quit or Ctrl-D leaves.")
-        with exit_on_signals():  # the terminal does not echo while a line is typed
+        self.output.note("/help lists the commands; /quit or Ctrl-D ends the chat.")
+        with exit_on_signals():  # so that a killed program leaves the terminal in its usual mode
             self._run_terminal(terminal_reader(self._complete_line))
         return 0
 
     def handle_line(self, line: str) -> None:
-        """Handle one line."""
+        """Run the slash command in a line, or send the line as a message."""
         if not line.strip():
             return
         if line.startswith("/") and not line.startswith("//"):
@@ -78,7 +78,7 @@ class ChatShell:
                     raise
                 asked_to_leave = True
                 self.output.note("")  # leaves the line that was being typed
-                self.output.note("Ctrl-C again, Ctrl-D or /quit leaves.")
+                self.output.note("Ctrl-C again, Ctrl-D or /quit ends the chat.")
                 continue
             except BadInput as error:
                 self.output.error(error)
@@ -88,7 +88,7 @@ class ChatShell:
                 return
 
     def _handle_or_show_error(self, line: str) -> bool:
-        """Handle a typed line and show its errors; False when it was the last."""
+        """Handle a typed line and show its errors; returns False if the line ended the chat."""
         try:
             self.handle_line(line)
         except LeaveChat:
@@ -107,24 +107,24 @@ class ChatShell:
 
 
 def pipe_reader(stream: BinaryIO) -> LineReader:
-    """A reader of UTF-8 lines. It raises BadInput for a line that is too long or not UTF-8, and goes on after it."""
+    """A function that reads UTF-8 lines from a pipe. After raising BadInput for a bad line it can read the next."""
 
     def read(prompt: str) -> str | None:
         raw = stream.readline(MAX_LINE_BYTES + 1)
         if len(raw) > MAX_LINE_BYTES:
             while raw and not raw.endswith(b"\n"):
                 raw = stream.readline(MAX_LINE_BYTES)
-            raise BadInput(f"A line has more than {MAX_LINE_BYTES:,} bytes.")
+            raise BadInput(f"A line of the input has more than {MAX_LINE_BYTES:,} bytes.")
         try:
             return raw.decode().rstrip("\r\n") if raw else None
         except UnicodeDecodeError as error:
-            raise BadInput(f"A line is not UTF-8 (byte {error.start}).") from error
+            raise BadInput(f"A line of the input is not UTF-8 text (byte {error.start}).") from error
 
     return read
 
 
 def terminal_reader(complete: Callable[[str], list[str]]) -> LineReader:
-    """A reader with line editing, recall of this chat's lines and completion, where Python has them."""
+    """A function that reads typed lines, with editing, history and completion if Python's readline is there."""
     try:
         import readline
     except ImportError:  # Windows
@@ -151,4 +151,4 @@ def read_typed_line(prompt: str) -> str | None:
     except EOFError:
         return None
     except UnicodeDecodeError as error:
-        raise BadInput("This line is not UTF-8.") from error
+        raise BadInput("This line is not UTF-8 text.", hint="set the terminal to UTF-8") from error

@@ -53,17 +53,18 @@ def parse_slash_command(line: str) -> tuple[SlashCommand, str]:
         near = difflib.get_close_matches(name, SLASH_COMMANDS_BY_NAME, n=1)
         meant = f"Did you mean {near[0]}? " if near else ""
         raise UsageError(
-            f"There is no command {name[:40]}.", hint=f"{meant}/help lists them; // begins a message with a /."
+            f"There is no command {name[:40]}.",
+            hint=f"{meant}/help lists the commands; a message that begins with / is typed with //.",
         )
     if argument and not command.argument:
-        raise UsageError(f"{name} takes nothing after it.", hint=f"Type {name} alone.")
+        raise UsageError(f"{name} takes no argument.", hint=f"type {name} alone")
     if not argument and command.argument and not command.argument.startswith("["):
-        raise UsageError(f"{name} needs {command.argument}.", hint=f"Type {command.usage}")
+        raise UsageError(f"{name} needs an argument: {command.argument}.", hint=f"type {command.usage}")
     return command, argument
 
 
 def complete_line(line: str, users: Callable[[], list[str]]) -> list[str]:
-    """Completions of `line`: commands, and names after /user."""
+    """Completions of a line: names of commands, and users' names after /user."""
     if line.startswith("/user "):
         return [f"/user {name}" for name in users() if name.startswith(line.removeprefix("/user ").lstrip())]
     return [
@@ -122,7 +123,7 @@ SLASH_COMMANDS: tuple[SlashCommand, ...] = (
     SlashCommand(
         "/task",
         "[NAME]",
-        "Make each message a question of a task; alone, a turn of a conversation again.",
+        "Treat each message as a question of a task; without NAME, as a turn of the conversation.",
         lambda c, a: c.switch_task(a),
     ),
     SlashCommand("/base", "", "Let the base answer from here on.", _switch_to_mode("base")),
@@ -139,7 +140,11 @@ SLASH_COMMANDS: tuple[SlashCommand, ...] = (
         render_comparison,
     ),
     SlashCommand(
-        "/why", "", "Why the last answer is as it is: items shown, labels, memory.", _explain_last, _render_reasons
+        "/why",
+        "",
+        "Explain the last answer: items in the prompt, labels, label memory.",
+        _explain_last,
+        _render_reasons,
     ),
     SlashCommand(
         "/history",
@@ -151,20 +156,20 @@ SLASH_COMMANDS: tuple[SlashCommand, ...] = (
     SlashCommand(
         "/good", "", "Keep the last exchange as a history item, to learn from.", lambda c, a: c.accept_exchange()
     ),
-    SlashCommand("/undo", "", "Take the last /good back, and what was made from it.", lambda c, a: c.undo_accept()),
+    SlashCommand("/undo", "", "Undo the last /good, and remove what was made from it.", lambda c, a: c.undo_accept()),
     SlashCommand(
         "/system",
         "[TEXT]",
-        "Put a system message in front of the conversation; alone, take it away.",
+        "Put a system message in front of the conversation; without TEXT, remove it.",
         lambda c, a: c.set_system(a),
     ),
     SlashCommand(
         "/save",
         "[FILE]",
-        "Store the conversation, also after --no-save; FILE gets a copy as text.",
+        "Store the conversation, even after --no-save; with FILE, also write it there as text.",
         lambda c, a: c.save(a),
     ),
     SlashCommand("/reset", "", "Begin a new conversation.", lambda c, a: c.reset()),
-    SlashCommand("/quit", "", "Leave; so does Ctrl-D.", _leave_chat),
+    SlashCommand("/quit", "", "End the chat, as Ctrl-D does.", _leave_chat),
 )
 SLASH_COMMANDS_BY_NAME = {command.name: command for command in SLASH_COMMANDS}

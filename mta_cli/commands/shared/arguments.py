@@ -17,7 +17,7 @@ CompletionCallback = Callable[[typer.Context], list[str]]
 
 
 def _make_completer(find: Callable[[AppContext], Iterable[str]]) -> CompletionCallback:
-    """A completion callback over `find` that never shows an error."""
+    """A completion callback for the names that `find` returns; errors give no completions."""
 
     def complete(ctx: typer.Context) -> list[str]:
         try:
@@ -90,7 +90,7 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before 
 StoreOption = Annotated[
     str | None,
     typer.Option(
-        "--store", metavar="DIR", help="The store's directory; else MTA_STORE, else the platform's data directory."
+        "--store", metavar="DIR", help="The store's directory; by default MTA_STORE, else the user's data directory."
     ),
 ]
 TaskOption = Annotated[
@@ -109,7 +109,7 @@ ImportTaskOption = Annotated[
         "--task",
         "-t",
         metavar="TASK",
-        help="The task of records that name none; else free, or commit for a repository.",
+        help="The task of records that do not name one; by default free, or commit for a repository.",
         autocompletion=complete_tasks,
     ),
 ]
@@ -117,8 +117,8 @@ ConsentOption = Annotated[
     bool | None,
     typer.Option(
         "--can-anchor/--no-can-anchor",
-        help="Whether these users may be anchors, who help to serve others. Where it is not given, new users of mail "
-        "and chats may not; a terminal is asked about others, and else they may, but not the authors of a repository.",
+        help="Whether these users may be anchors, whose models help to serve others. Without it, new users of mail and "
+        "chats may not; others are asked about in a terminal, and else may, except a repository's authors.",
         show_default=False,
     ),
 ]

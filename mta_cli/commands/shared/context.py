@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import typer
 
 from mta_cli.configuration.settings import Settings, StoreOptions, store_path
-from mta_cli.errors import Command, Flag, MtaError, UsageError, Words, worded
+from mta_cli.errors import Command, Flag, MtaError, UsageError, Words, words_to_text
 from mta_cli.options import MachineOptions, ModelOptions, OptionSet
 from mta_cli.terminal.output import Output
 
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 BASE_SETTING = "models.base"
-WARN_SLOWDOWN_FACTOR = 3.0  # a 16-bit format this many times slower than float32 is hardly intended
+WARN_SLOWDOWN_FACTOR = 3.0  # warn if a 16-bit format is this many times slower than float32
 
 
 OTHER_COMMANDS = ("model", "quick", "demo", "bench", "snapshot")
-"""Commands whose hints do not mean the store that was given. That of `snapshot` is another machine's."""
+"""Commands whose hints get no --store flag: they use no store, their own, or (`snapshot`) another machine's."""
 
 
 @dataclass
 class GlobalFlags:
-    """The flags of every command, before its name or after; `words` are the command line without `mta`."""
+    """The flags that every command takes, before or after its name; `words` are the command line without `mta`."""
 
     store: Path | None = None
     quiet: bool = False
     verbosity: int = 0
     words: tuple[str, ...] = ()
 
-    def word(self, words: Words) -> str:
-        """The words, with --store, where it was given, in each command on the store, so that it can be run as it is."""
-        return worded(words, self._word_part)
+    def text_with_store(self, words: Words) -> str:
+        """The text of `words`; commands that use the store get the given --store, so that they can be run as shown."""
+        return words_to_text(words, self._word_part)
 
     def _word_part(self, part: Command | Flag) -> str:
         if self.store is None or isinstance(part, Flag) or part.path.split()[0] in OTHER_COMMANDS:
@@ -114,20 +114,20 @@ class AppContext:
 
             if (times := dtype_slowdown(machine)) > WARN_SLOWDOWN_FACTOR:
                 self.output.warn(
-                    f"this CPU computes {times:.0f} times slower in {machine.dtype} than in float32; "
-                    "--dtype auto takes what is fast"
+                    f"this CPU computes {times:.0f} times slower in {machine.dtype} than in float32; --dtype auto "
+                    "chooses the fastest format"
                 )
 
     def open_registry(self, *, create: bool = False) -> Registry:
-        """The store, opened; close it, or use it in a `with` statement."""
+        """The opened store; close it, or use it in a `with` statement."""
         from store.registry import Registry
 
         timeout = self.settings.build_options(StoreOptions).timeout
         return Registry.open(self.store_dir, create=create, timeout=timeout)
 
     def suggest(self, *steps: tuple[Words, str]) -> None:
-        """What to run next: commands, each with its meaning."""
-        self.output.suggest(*((self.global_flags.word(command), meaning) for command, meaning in steps))
+        """Suggest next commands, each with its meaning."""
+        self.output.suggest(*((self.global_flags.text_with_store(command), meaning) for command, meaning in steps))
 
 
 def app_context(ctx: typer.Context, flags: Flags | None = None, *, json: bool = False) -> AppContext:
@@ -137,12 +137,12 @@ def app_context(ctx: typer.Context, flags: Flags | None = None, *, json: bool = 
 
 
 def confirm(output: Output, question: str, *, yes: bool) -> None:
-    """Return when the user agrees (or `--yes` was given); else raise, with nothing changed."""
+    """Return if the user agrees or gave `--yes`; else raise MtaError, or UsageError if nobody can be asked."""
     if yes:
         return
     answer = output.read_answer(f"{question} [y/N]")
     if answer is None:
-        raise UsageError("this needs an answer, and there is no terminal to ask", hint="add --yes")
+        raise UsageError(f"The question was not answered: {question}", hint="add --yes to agree")
     if answer.lower() not in ("y", "yes"):
         raise MtaError("nothing was changed")
 
@@ -150,9 +150,9 @@ def confirm(output: Output, question: str, *, yes: bool) -> None:
 def make_consent_prompt(
     context: AppContext, can_anchor: bool | None, *, yes: bool, piped: bool = False, third_parties: bool = False
 ) -> AskConsent | None:
-    """A function that asks once whether new users may be anchors; None if the answer is given or cannot be typed.
+    """A function that asks once whether new users may be anchors; None if the answer is given or nobody can type it.
 
-    `piped`: standard input is the file. `third_parties`: the users are others than who answers, so Enter means no.
+    `piped`: standard input is the file. `third_parties`: the users are not who answers, so Enter means no.
     """
     if can_anchor is not None or yes or piped or not stdin_is_terminal():
         return None
@@ -169,11 +169,11 @@ def make_consent_prompt(
 
 
 def stdin_is_terminal() -> bool:
-    """Whether a user can type an answer."""
+    """Whether standard input is a terminal, so that questions can be asked."""
     return sys.stdin.isatty()
 
 
 def stdin_binary() -> BinaryIO:
-    """Standard input as bytes; encoded for one without a byte buffer, as in a notebook."""
+    """Standard input as a stream of bytes, also where it has only text, as in a notebook."""
     beneath: BinaryIO | None = getattr(sys.stdin, "buffer", None)
     return beneath if beneath is not None else io.BytesIO(sys.stdin.read().encode())

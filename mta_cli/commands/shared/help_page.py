@@ -1,4 +1,4 @@
-"""The parts of a help page: usage, arguments, options by panel, examples. Plain text; knows no command."""
+"""Writes the parts of a help page: usage, arguments, options by panel, examples. Plain text; knows no command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def usage_pieces(parameters: Sequence[Any]) -> list[str]:
 
 
 def _argument_usage(argument: Any) -> str:
-    """An argument's name, in brackets where it may be left out. A name with brackets of its own is complete."""
+    """An argument's name, in brackets if it is optional. A name that has brackets of its own stays as it is."""
     name = value_name(argument)
     if name.startswith("["):
         return name
@@ -43,7 +43,7 @@ def value_name(parameter: Any) -> str:
 
 
 def default_text(parameter: Any) -> str:
-    """The default as text; empty if there is none to show."""
+    """The parameter's default as text; empty if none is shown."""
     if isinstance(parameter.show_default, str):
         return parameter.show_default
     unset = parameter.default in (None, False, 0, (), []) or callable(parameter.default)

@@ -48,13 +48,13 @@ def _lazy_class(typers_class: Any) -> Any:
 
     class LazyParameter(typers_class):  # type: ignore[misc]
         def process_value(self, ctx: Any, value: Any) -> Any:
-            """The value for the command. Plain text, defaults, and options that were not given are taken as they are.
+            """The value for the command. Plain text, defaults and missing options are not converted.
 
-            Raises UsageError for an empty path, which Python takes for the working directory.
+            Raises UsageError for an empty path, which Python would treat as the current directory.
             """
             if value == "" and self.metavar in PATH_METAVARS and not ctx.resilient_parsing:
                 name = self.metavar if self.param_type_name == "argument" else self.opts[0]
-                raise UsageError(f"{name} is empty.", hint="name a file or a folder; . is the one that you are in")
+                raise UsageError(f"{name} is empty.", hint="name a file or a folder; . is the current one")
             absent = value is None and self.nargs == 1 and (ctx.resilient_parsing or not self.required)
             kind = self.type_descriptor.annotation
             if kind == list[str] and value:
@@ -148,13 +148,12 @@ class LazyGroup(LazyPage, TyperGroup):
             return found
         known, path = self.list_commands(ctx), ctx.command_path
         meant = [each for each in OTHER_WORDS.get(name.lower(), ()) if each in known]
-        inside = [f"{group} {name.lower()}" for group in known if self._has_inside(ctx, group, name.lower())]
+        inside = [f"{group} {name.lower()}" for group in known if self._has_subcommand(ctx, group, name.lower())]
         near = meant or inside or get_close_matches(name.lower(), known, n=2, cutoff=MIN_LIKENESS)
         hint = did_you_mean([f"{path} {each}" for each in near], f"{path} --help")
         raise UsageError(f"There is no command {name!r:.80} in {path}.", hint=hint)
 
-    def _has_inside(self, ctx: Any, group: str, name: str) -> bool:
-        """Whether the group called `group` has a command called `name`."""
+    def _has_subcommand(self, ctx: Any, group: str, name: str) -> bool:
         found = self.get_command(ctx, group)
         return isinstance(found, LazyGroup) and name in found.list_commands(ctx)
 

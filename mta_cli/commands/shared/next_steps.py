@@ -1,4 +1,4 @@
-"""Suggestions after a job: the lines that begin with `Next:`."""
+"""Suggests next commands after a job, in lines that begin with `Next:`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 def suggest_after_import(context: AppContext, reg: Registry, tasks: Sequence[str]) -> None:
-    """Suggests a bank of the first task (before it consent, if no user may be an anchor), or users' models if it has a
-    bank.
+    """Suggest building a bank of the first task, or users' models if it has a bank.
+
+    If no user may be an anchor, giving consent is suggested first.
     """
     if not tasks:
         return
@@ -35,7 +36,7 @@ def suggest_after_import(context: AppContext, reg: Registry, tasks: Sequence[str
 
 
 def suggest_after_build(context: AppContext, reg: Registry, bank: Mapping[str, Any]) -> None:
-    """Suggests models of its users, and showing the bank."""
+    """Suggest users' models on the bank, and showing the bank."""
     newest = reg.banks.get(bank["bank"]).version == bank["version"]
     base = _named_base(reg, bank["base"], bank["base_name"])
     context.suggest(
@@ -45,7 +46,7 @@ def suggest_after_build(context: AppContext, reg: Registry, bank: Mapping[str, A
 
 
 def suggest_after_fusion(context: AppContext, reg: Registry, user: str, task: str, base: ModelEntry) -> None:
-    """Suggests a stack, and an answer."""
+    """Suggest a stack for the user, and comparing the user's models."""
     name = _named_base(reg, base.fingerprint, base.name)
     context.suggest(
         (Command("user adapt", user, t=task, base=name), "train their own stack on top"),
@@ -56,7 +57,7 @@ def suggest_after_fusion(context: AppContext, reg: Registry, user: str, task: st
 def suggest_after_adaptation(
     context: AppContext, reg: Registry, users: Sequence[str], task: str, base: ModelEntry
 ) -> None:
-    """Suggests an answer, a chat and an export of the first user."""
+    """Suggest comparing, a chat with, and an export of the first user's model."""
     if not users:
         return
     user, name = users[0], _named_base(reg, base.fingerprint, base.name)
@@ -68,12 +69,12 @@ def suggest_after_adaptation(
 
 
 def suggest_after_export(context: AppContext, result: Mapping[str, Any]) -> None:
-    """Names the page that explains loading."""
+    """Suggest reading the export's page on how to load it."""
     context.suggest((f"cat {shlex.quote(result['to'])}/README.md", "how other programs load it"))
 
 
 def suggest_after_evaluation(context: AppContext, number: int) -> None:
-    """Suggests a report."""
+    """Suggest a report of the evaluation."""
     context.suggest(
         (Command("eval report", str(number), to="DIR"), "pages and charts of these results"),
         (Command("eval show", str(number)), "this table again"),

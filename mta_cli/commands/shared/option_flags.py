@@ -40,7 +40,7 @@ COMPLETERS = {"models.base": complete_bases, "models.embedder": complete_embedde
 
 @dataclass(frozen=True)
 class OptionTable:
-    """An option class and the names of its fields that have flags."""
+    """An option class, and the names of those of its fields that become flags."""
 
     cls: type[Any]
     names: tuple[str, ...]
@@ -48,27 +48,27 @@ class OptionTable:
 
 @dataclass(frozen=True)
 class Flags:
-    """The flags that were given for a command's option classes: values by field name, None where not given."""
+    """A command's flags: the option classes, and the values by field name, None for a flag that was not given."""
 
     classes: tuple[type[Any], ...]
     values: Mapping[str, Any]
     preset: str | None = None
 
     def given_flags(self) -> list[str]:
-        """The flags that were given, as `--top-k`."""
+        """The names of the flags that were given, such as `--top-k`."""
         names = [*(name for name, value in self.values.items() if value is not None), *(["preset"] * bool(self.preset))]
         return [f"--{name.replace('_', '-')}" for name in names]
 
 
 def only(cls: type[Any], *names: str) -> OptionTable:
-    """The option class with flags for these fields only; settings apply to the others."""
+    """An option class of which only these fields become flags; settings apply to the others."""
     return OptionTable(cls, names)
 
 
 def options(*tables: type[Any] | OptionTable, preset: bool = False) -> Callable[[Command], Command]:
-    """Puts the flags of `tables` into a command's signature in place of its parameter `flags`, which receives them.
+    """A decorator that puts flags for the fields of `tables` into a command, in place of its parameter `flags`.
 
-    `preset` adds `--preset`.
+    The command gets their values in `flags`. `preset` adds the flag `--preset`.
     """
     return lambda command: CommandWithFlags(command, tables, preset=preset)
 

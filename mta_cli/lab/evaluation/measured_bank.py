@@ -12,7 +12,7 @@ from mta_cli.options import BankOptions, EvalOptions, MachineOptions, PromptOpti
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.evaluation.answer_queries import scored_queries
 from mta_cli.pipeline.requests import EvalRequest, MeasuredBank, model_by_fingerprint
-from mta_cli.plain_file import require_plain_file
+from mta_cli.plain_file import refuse_special_file
 from mta_cli.text.formatting import join_some
 from store.files import missing_file_hint
 from store.names import quote_text
@@ -87,7 +87,7 @@ def _tested_user_ids(reg: Registry, bank: Bank, names: list[str] | None) -> tupl
 def read_user_names(path: Path) -> list[str]:
     """The names in a file, one per line. Raises NotFound without a file, BadInput for one that is not such a list."""
     try:
-        require_plain_file(path)
+        refuse_special_file(path)
         if path.stat().st_size > MAX_FILE_BYTES:
             raise BadInput(f"{path} is too large for a list of names: at most {MAX_FILE_BYTES:,} bytes.")
         text = path.read_text(encoding="utf-8-sig")

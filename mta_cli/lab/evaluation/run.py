@@ -207,7 +207,7 @@ def _start_evaluation(reg: Registry, request: EvalRequest, design: Design, kind:
     with (
         reg.job_lock(evaluation_lock(task, design.key)),
         reg.job_lock(f"bank {request.measured.bank.name}") if request.measured else nullcontext(),
-        reg.hold_users(f"evaluation of {task}{request.executor.place}", design.all_users),
+        reg.hold_users(f"evaluation of {task}{request.executor.title_suffix}", design.all_users),
     ):
         reg.items.require_stored(item for own in design.shots.values() for item in own)
         record_models(reg, request.base, request.embedder)

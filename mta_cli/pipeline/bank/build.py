@@ -69,7 +69,7 @@ def build_bank(
     whose = [(candidate.user, candidate.items) for candidate in pool]
     with (
         reg.job_lock(lock),
-        reg.hold_users(f"{title}{request.executor.place}", [user.id for user, _ in whose], consenting=True),
+        reg.hold_users(f"{title}{request.executor.title_suffix}", [user.id for user, _ in whose], consenting=True),
         open_executors(request.executor, executors) as own_executors,
     ):
         reg.items.require_stored(item for _, items in whose for item in items)

@@ -63,12 +63,12 @@ def find_contributors(reg: Registry, request: BankRequest) -> list[Contributor]:
     found = []
     for user, count in reg.users.users_with_items(task):
         is_asked = request.user_ids is None or user.id in request.user_ids
-        if user.can_anchor and count >= options.pool_items and is_asked:
+        if user.can_anchor and count >= options.min_contributor_items and is_asked:
             items = reg.items.recent_items(user.id, task, (options.max_items or None) if until is None else None)
             if until is not None:
                 items = [item for item in items if item.time is None or item.time <= until]
                 count, items = len(items), items[-options.max_items :]
-            if count >= options.pool_items:
+            if count >= options.min_contributor_items:
                 found.append(Contributor(user, tuple(items), count))
     return found
 

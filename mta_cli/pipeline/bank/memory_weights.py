@@ -127,7 +127,7 @@ def _weights_of_a_sibling(reg: Registry, bank: Bank, request: BankRequest) -> di
     """The weights and the ladder of another bank with the same users, items and settings; only the anchors may
     differ.
     """
-    siblings = reg.banks.banks_above(bank.task_adapter, bank.embedder) if bank.task_adapter else []
+    siblings = reg.banks.banks_on_task_adapter(bank.task_adapter, bank.embedder) if bank.task_adapter else []
     held_out = request.options.held_out_weights
     fitted = [one.config for one in siblings if one.config[HELD_OUT_OPTION] == held_out]
     kept = [{key: one[key] for key in (MIXTURE_WEIGHTS_KEY, LADDER_KEY) if key in one} for one in fitted]

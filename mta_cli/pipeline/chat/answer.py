@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, Command, Flag, NotFound, StoreBusy, UsageError, worded
+from mta_cli.errors import BadInput, Command, Flag, NotFound, StoreBusy, UsageError, words_to_text
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.pipeline.bank.ladder import bank_no_model_warning
 from mta_cli.pipeline.bases_in_use import on_base
@@ -410,7 +410,7 @@ def own_model_hints(reg: Registry, user: User, task: str, base: ModelEntry | Loa
     """Notes on how the user gets a fusion or a stack, where they lack one."""
     best = most_personal_mode(reg, user, task, base.fingerprint)
     if best not in OWN_MODES:
-        other = worded(other_bases_hint(reg, user, task, base.fingerprint))
+        other = words_to_text(other_bases_hint(reg, user, task, base.fingerprint))
         made = user_command(reg, "fuse", user, task, base.fingerprint, base.name)
         yield Note(f"{user.name} has no fusion for {task} on {base.name} yet: {other}{made}", warning=True)
     elif best == "fused":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from mta_cli.engine.text.labels import find_label, parse_number
-from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError, Words, worded
+from mta_cli.errors import BadInput, Command, Flag, NotFound, UsageError, Words, words_to_text
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.pipeline.data.formats.archive import ArchivedFile
@@ -114,7 +114,7 @@ class ParsedFile:
                 self.tasks[name] = find(name)
             except NotFound as error:
                 self.unknown_tasks.add(name)
-                hint = f" ({worded(error.hint)})" if error.hint else ""
+                hint = f" ({words_to_text(error.hint)})" if error.hint else ""
                 self.findings.add_fault(record.location, f"{error}{hint}", "task", of_record=False)
                 return
         task = self.tasks[name]

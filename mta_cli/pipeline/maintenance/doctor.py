@@ -17,9 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mta_cli.errors import MtaError, NotFound, worded
+from mta_cli.errors import MtaError, NotFound, words_to_text
 from mta_cli.events import Event, JobProgress, JobResult, JobStarted
-from mta_cli.threads import describe_waiting
+from mta_cli.threads import describe_thread_spinning
 
 DISTRIBUTION = "mta-cli"
 MIN_FREE_BYTES = 2 * 10**9
@@ -88,7 +88,7 @@ def _run_check(name: str, probe: Callable[[], Check]) -> Check:
     try:
         return probe()
     except MtaError as error:
-        return Check(name, False, str(error) + (f" ({worded(error.hint)})" if error.hint else ""))
+        return Check(name, False, str(error) + (f" ({words_to_text(error.hint)})" if error.hint else ""))
     except Exception as error:
         return Check(name, False, f"{type(error).__name__}: {error}")
 
@@ -148,7 +148,7 @@ def _check_cpu() -> Check:
         "cpu",
         True,
         f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {automatic} by default{_memory_text()}; "
-        f"{describe_waiting()}",
+        f"{describe_thread_spinning()}",
     )
 
 
@@ -225,7 +225,7 @@ def _check_default_model(kind: str, name: str) -> Check:
     try:
         entry = resolve_model(name, kind)
     except NotFound as error:
-        return Check(kind, can_be_pulled(name), f"{error}; {worded(error.hint or '')}")
+        return Check(kind, can_be_pulled(name), f"{error}; {words_to_text(error.hint or '')}")
     return Check(
         kind,
         True,

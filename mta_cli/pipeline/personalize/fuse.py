@@ -91,7 +91,7 @@ def _fuse(
 
 def job_title(job: str, reg: Registry, request: FuseRequest) -> str:
     """The title of a running job: its task, its base where the store has several, and where it computes."""
-    return f"{job} for {request.task.name}{on_base(reg, request.base.fingerprint)}{request.executor.place}"
+    return f"{job} for {request.task.name}{on_base(reg, request.base.fingerprint)}{request.executor.title_suffix}"
 
 
 def anchor_users(reg: Registry, bank: Bank) -> list[int]:

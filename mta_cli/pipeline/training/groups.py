@@ -223,7 +223,7 @@ class _SessionRecorder:
         if isinstance(report, SessionStarted):
             self._steps_taken = report.steps_taken
             if not report.checkpoint_matches:
-                self._reg.files.drop_checkpoint(self._key)
+                self._reg.files.remove_checkpoint(self._key)
             if report.steps_taken:
                 title = _title(self._group.jobs[0], len(self._group.jobs))
                 yield Note(f"{title}: goes on from step {report.steps_taken} of {self._group.steps}.")

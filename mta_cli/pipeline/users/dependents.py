@@ -47,7 +47,9 @@ def banks_pooling_user(reg: Registry, user: User, *, measuring: bool = False) ->
 
     With `measuring`, banks of evaluations are included.
     """
-    return [bank for bank in reg.banks.all(measuring=measuring) if reg.banks.is_task_adapter_user(bank.id, user.id)]
+    return [
+        bank for bank in reg.banks.all(with_evaluations=measuring) if reg.banks.is_task_adapter_user(bank.id, user.id)
+    ]
 
 
 @dataclass(frozen=True)

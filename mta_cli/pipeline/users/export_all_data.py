@@ -92,7 +92,9 @@ def collect_user_data(reg: Registry, user: User) -> dict[str, Any]:
         "profiles": [_profile_document(reg, row) for row in reg.user_data.profiles(user.id)],
         "recipes": known["recipes"],
         "stacks": _stack_documents(reg, user, known["stacks"]),
-        "anchors": [_anchor_document(reg, each) for each in anchor_entries(reg, user, reg.banks.all(measuring=True))],
+        "anchors": [
+            _anchor_document(reg, each) for each in anchor_entries(reg, user, reg.banks.all(with_evaluations=True))
+        ],
         "neighbours": [
             {**row, "vector": _unpack_floats(row["vector"], "<f2")} for row in reg.user_data.neighbours(user.id)
         ],

@@ -59,7 +59,7 @@ class StagedSource(NamedTuple):
     """A checked file, the number of its items (False) and queries (True) that are already stored, and the names of all
     users.
 
-    `last` are the `last_numbers` of the store at that time.
+    `last` are the `last_row_ids` of the store at that time.
     """
 
     intake: ParsedFile
@@ -136,7 +136,7 @@ def stage_source(
 ) -> Generator[Event, None, StagedSource]:
     """Check a file, stage its records and hold some out; stores nothing. Raises as `import_source`."""
     intake = yield from parse_import_file(source, find, staged)
-    last, names = reg.items.last_numbers(), reg.users.names()
+    last, names = reg.items.last_row_ids(), reg.users.names()
     known = _reconcile_with_store(reg, source, intake, set(names))
     intake.findings.raise_faults(source.name, "stored items never change: give a changed item a new id")
     intake.require_labels(source.name)
@@ -191,7 +191,7 @@ def _reconcile_with_store(reg: Registry, source: ImportSource, intake: ParsedFil
     kinds = {FORMATS[form].kind for form in intake.formats}
     from_rows = "document" not in kinds
     ids = {name: reg.users.get(name).id for name in intake.user_names if name in stored}
-    keys_by_texts = functools.lru_cache(1)(reg.items.keys_by_texts)
+    keys_by_text_hash = functools.lru_cache(1)(reg.items.keys_by_text_hash)
     for record in intake.staged.by_user() if ids else ():
         item, user_id = record.item, ids.get(record.user)
         if user_id is None:
@@ -200,13 +200,13 @@ def _reconcile_with_store(reg: Registry, source: ImportSource, intake: ParsedFil
         # 1. the stored record with this id, else with the same texts and day
         there, query = _find_stored(reg, user_id, item, held_out)
         if there is None and query is None and is_content_key(item.key):
-            alike = keys_by_texts(user_id, item.task).get(hash_texts(item.input, item.output), ())
+            alike = keys_by_text_hash(user_id, item.task).get(hash_texts(item.input, item.output), ())
             if (key := _take_stored_key(intake, record, alike)) is not None:
                 there, query = _find_stored(reg, user_id, replace(item, key=key), held_out)
         # 2. an item that is stored as a query becomes a query
         if query is not None:
             same = (query.input, query.output) == (item.input, item.output)
-            if (from_rows or same) and intake.staged.make_query(record.id):
+            if (from_rows or same) and intake.staged.turn_into_query(record.id):
                 there, held_out = query, True
                 intake.counts.update({False: -1, True: 1})
         # 3. compare the contents; the stored record is never changed
@@ -278,7 +278,7 @@ def _write(
         queries = [(ids[record.user], record.item) for record in batch if record.held_out]
         for name, count in zip(counts, reg.items.bulk_append(items, queries), strict=True):
             counts[name] += count
-        last = reg.items.last_numbers()
+        last = reg.items.last_row_ids()
 
     few = max(total, len(names)) <= MAX_WHOLE_RECORDS
     written = 0
@@ -340,7 +340,7 @@ def _require_still_there(reg: Registry, names: set[str]) -> None:
 
 def _require_same_sides(reg: Registry, staged: StagedRecords, last: tuple[int, int]) -> None:
     """Raises UsersChanged if a history item of the file was stored as a query after `last`, or the reverse."""
-    for user, task, key, held_out in reg.items.keys_after(last):
+    for user, task, key, held_out in reg.items.keys_added_after(last):
         if staged.kinds_of_key(user, task, key) == {not held_out}:
             raise UsersChanged("Another import stored items of this file while it was read.", hint="run it again")
 

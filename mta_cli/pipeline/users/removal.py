@@ -25,7 +25,7 @@ from mta_cli.pipeline.users.in_use import change_when_unused
 from mta_cli.pipeline.users.serve_keys import drop_from_keys
 from mta_cli.pipeline.users.servers import recheck_servers
 from mta_cli.text.formatting import join_some
-from store.database_copy import saved_databases
+from store.database_copy import databases_saved_before_migration
 
 if TYPE_CHECKING:
     from store.erase import Erased
@@ -148,7 +148,10 @@ def _remove(reg: Registry, prepare: Callable[[], _Removal], *, wait: bool) -> It
 
     def change() -> tuple[_Removal, list[str], list[str], Erased]:
         removal = prepare()
-        exports, saved = exports_of(reg, removal.user), [path.name for path in saved_databases(reg.root)]
+        exports, saved = (
+            exports_of(reg, removal.user),
+            [path.name for path in databases_saved_before_migration(reg.root)],
+        )
         remove_drafts(exports)
         return removal, exports, saved, removal.erase()
 
@@ -198,7 +201,7 @@ def _label_notes(reg: Registry, user: User) -> Iterator[Note]:
             continue
         with suppress(BadInput):  # it cannot be read
             task = parse_task(text, name)
-            if task.kind == "label" and (given := reg.items.outputs_only_of(user.id, name, task.labels)):
+            if task.kind == "label" and (given := reg.items.outputs_unique_to_user(user.id, name, task.labels)):
                 labels = f"labels of task {name} that only they gave stay in it: {', '.join(map(format_value, given))}"
                 yield Note(f"{labels}; `mta task rm {name}` removes the task", warning=True)
 

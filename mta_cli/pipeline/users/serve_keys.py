@@ -18,7 +18,7 @@ from typing import Literal
 import msgspec
 
 from mta_cli.errors import BadInput, Command, IntegrityFault, NotFound, system_reason
-from mta_cli.plain_file import require_plain_file
+from mta_cli.plain_file import refuse_special_file
 from store.files import atomic_write
 from store.process_lock import job_lock
 
@@ -59,7 +59,7 @@ class KeyFile:
     def read(cls, path: Path) -> KeyFile:
         """The keys of a file; none where it is missing. Raises IntegrityFault for another kind of file."""
         try:
-            require_plain_file(path)
+            refuse_special_file(path)
             with path.open("rb") as file:
                 text = file.read(MAX_FILE_BYTES + 1)
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Dialogs over a screen: a question, a choice, an error, help, and waiting for the end of a step."""
+"""General dialogs over a screen: a question, a choice, an error, help, and waiting for a running step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, OptionList, Static, TextArea
 from textual.widgets.option_list import Option
 
-from mta_cli.errors import BadInput, MtaError, worded
+from mta_cli.errors import BadInput, MtaError, words_to_text
 from mta_cli.text.printable import clean_text
 from mta_cli.tui.text import block_text, format_hint, line_text
 
@@ -21,7 +21,7 @@ Answer = TypeVar("Answer")
 
 
 class ScrollingDialog(ModalScreen[Answer]):
-    """A dialog in which buttons have the focus and keys scroll the `.long` text."""
+    """A dialog whose buttons have the focus while keys scroll the text with the class `long`."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(key, f"scroll_text('{action}')", "Scroll", show=False, tooltip="Scroll the text")
@@ -39,7 +39,7 @@ class ScrollingDialog(ModalScreen[Answer]):
 
 
 class ConfirmDialog(ScrollingDialog[bool]):
-    """A yes-or-no question; "no" has the focus."""
+    """A yes-or-no question; returns whether the answer is yes. "No" has the focus."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "answer(True)", "Yes", id="confirm.yes", tooltip="Yes"),
@@ -60,16 +60,16 @@ class ConfirmDialog(ScrollingDialog[bool]):
                 yield Button("Yes", id="yes", variant="warning")
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """An answer by mouse or Enter."""
+        """Return the pressed button's answer."""
         self.dismiss(event.button.id == "yes")
 
     def action_answer(self, answer: bool) -> None:
-        """An answer by key."""
+        """Return the pressed key's answer."""
         self.dismiss(answer)
 
 
 class ChoiceDialog(ModalScreen[str | None]):
-    """A list of options, with the cursor on the current one. Returns the id of the chosen one, None if cancelled."""
+    """A list of options, with the cursor on the current one; returns the id of the chosen one, None if cancelled."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "Close", id="choice.close", tooltip="Choose nothing"),
@@ -111,13 +111,13 @@ class ClosingDialog(ModalScreen[None]):
         self._job_title = running
 
     def compose(self) -> ComposeResult:
-        """One sentence."""
+        """A sentence that names what is running."""
         with Vertical(classes="dialog"):
-            yield Static(block_text(f"{self._job_title}: stopping after the current step."))
+            yield Static(block_text(f"{self._job_title}: the window closes after the current step."))
 
 
 class ErrorDialog(ModalScreen[None]):
-    """An error: message, hint, and details that can be selected and copied."""
+    """An error: its message, its hint, and details that can be selected and copied."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,enter", "dismiss", "Close", id="error.close", tooltip="Back to the screen"),
@@ -129,11 +129,11 @@ class ErrorDialog(ModalScreen[None]):
         self._error = error
 
     def compose(self) -> ComposeResult:
-        """The message on top, the rest below."""
+        """The message, the hint, the details and the buttons."""
         with Vertical(classes="dialog error"):
             yield Static(block_text(error_message(self._error), "bold"))
             if isinstance(self._error, MtaError) and self._error.hint:
-                yield Static(block_text(format_hint(worded(self._error.hint))))
+                yield Static(block_text(format_hint(words_to_text(self._error.hint))))
             area = TextArea(error_details(self._error), read_only=True, soft_wrap=True)
             area.can_focus = True
             yield area
@@ -142,23 +142,23 @@ class ErrorDialog(ModalScreen[None]):
                 yield Button("Close", id="close", variant="primary")
 
     def on_mount(self) -> None:
-        """Enter closes."""
+        """Focus the button that closes the dialog."""
         self.query_one("#close").focus()
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """Copy, or close."""
+        """Copy the error, or close the dialog."""
         if event.button.id == "copy":
             self.action_copy()
         else:
             self.dismiss()
 
     def action_copy(self) -> None:
-        """Copy everything to the clipboard."""
+        """Copy the message and the details to the clipboard."""
         self.app.copy_to_clipboard(f"{error_message(self._error)}\n\n{error_details(self._error)}")
 
 
 class HelpDialog(ModalScreen[None]):
-    """Help on the focused widget and on the screen, with all active keys."""
+    """Help on the focused widget and on the screen, then a list of all active keys."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,enter,q", "dismiss", "Close", id="help.close", tooltip="Back to the screen"),
@@ -178,7 +178,7 @@ class HelpDialog(ModalScreen[None]):
             yield Static(block_text("\n".join(f"{key:<{width}}  {about}" for key, about in self._key_help)))
 
     def on_mount(self) -> None:
-        """Arrow keys scroll at once."""
+        """Focus the help text, so that arrow keys scroll it."""
         self.query_one(".help").focus()
 
 
@@ -188,7 +188,7 @@ def error_message(error: BaseException) -> str:
 
 
 def error_details(error: BaseException) -> str:
-    """All faults of a BadInput; the traceback of an unexpected error."""
+    """The faults of a BadInput, the kind of another MtaError, or the traceback of an unexpected error."""
     if isinstance(error, BadInput) and error.faults:
         return clean_text("\n".join(error.faults))
     if isinstance(error, MtaError):

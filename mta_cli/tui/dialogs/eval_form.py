@@ -27,7 +27,7 @@ EVAL_BANK_FIELDS = ("anchors", "epochs", "min_items", "max_items", "task_epochs"
 
 def _eval_fields(context: FormContext) -> tuple[FormField, ...]:
     bank = partial(setting_field, context.settings, BankOptions, advanced=True)
-    own = "Settings of single methods, METHOD.SETTING=VALUE, separated by blanks."
+    own = "Settings of single methods, as METHOD.SETTING=VALUE, separated by spaces."
     return (
         task_field(context, needed=True),
         *option_fields(context.settings, EvalOptions, EVAL_MAIN_FIELDS),

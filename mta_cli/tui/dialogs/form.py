@@ -1,6 +1,6 @@
-"""Forms: fields with defaults, faults shown beside the fields, and the plan before the start.
+"""Forms: fields with defaults, faults beside the fields, and the job's plan before it starts.
 
-An empty field uses the setting, which is shown dimmed. Knows no job.
+An empty field has the value of the setting, which is shown dimmed. Knows no job.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from textual.events import DescendantFocus
 from textual.widget import Widget
 from textual.widgets import Button, Collapsible, Input, Select, Static
 
-from mta_cli.errors import BadInput, Command, Flag, MtaError, worded
+from mta_cli.errors import BadInput, Command, Flag, MtaError, words_to_text
 from mta_cli.events import JobPlan
 from mta_cli.text.printable import clean_line, clean_text
 from mta_cli.tui.dialogs.basic import ScrollingDialog
@@ -38,9 +38,10 @@ FORM_ORIGIN = "this form"
 
 @dataclass(frozen=True)
 class FormField:
-    """One field. `default_text` is the value that applies while it is empty.
+    """One field of a form. `default_text` is the value that applies while the field is empty.
 
-    `setting_key` links faults to their field. With `choices` only these can be chosen. `advanced` fields are collapsed.
+    `setting_key` is the setting whose faults are shown here. `choices`: only these values can be chosen. `advanced`
+    fields are collapsed at first.
     """
 
     name: str
@@ -56,10 +57,10 @@ class FormField:
 
 @dataclass(frozen=True)
 class Form:
-    """Fields and their functions. `check` raises MtaError for invalid values.
+    """The fields of a form, and its functions. `check` raises MtaError for invalid values.
 
-    `plan` returns the job's plan for these values, which is shown before the job starts. `suggest` returns defaults for
-    empty text fields from the values of the others; it may raise MtaError too.
+    `plan` returns the job's plan for the values, which is shown before the job starts. `suggest` returns defaults for
+    empty text fields, computed from the others; it may raise MtaError.
     """
 
     title: str
@@ -71,7 +72,7 @@ class Form:
 
 
 def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bool = False) -> FormField:
-    """The field of one option: its default as settings have it, its help, its choices."""
+    """The form field of one option, with help and choices of the option and the default of the settings."""
     from mta_cli.configuration.settings import settings_of
 
     setting = settings_of(cls)[name]
@@ -90,16 +91,16 @@ def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bo
 
 
 def option_fields(settings: Settings, cls: type[Any], main: Sequence[str] = ()) -> Iterator[FormField]:
-    """The fields of all options of a class that have flags: the `main` ones, then the others, which are collapsed."""
+    """The form fields of all options of a class that have flags: first the `main` ones, then the others, collapsed."""
     others = (spec.name for spec in fields(cls) if not spec.metadata["settings_only"] and spec.name not in main)
     yield from (setting_field(settings, cls, name) for name in main)
     yield from (setting_field(settings, cls, name, advanced=True) for name in others)
 
 
 def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple[dict[str, str], list[str]]:
-    """The lines of an error by field, and the lines that belong to no field.
+    """An error's lines by the field that they are about, and its other lines.
 
-    Flags are called by the label of their field; a command stays one that could be typed.
+    Flags in these lines are replaced by the labels of their fields; commands stay as they are typed in a shell.
     """
     labels = {field.name: field.label for field in fields}
 
@@ -110,7 +111,10 @@ def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple
 
     own: dict[str, str] = {}
     rest: list[str] = []
-    for text in (*worded(error.message, word).splitlines(), *(error.faults if isinstance(error, BadInput) else ())):
+    for text in (
+        *words_to_text(error.message, word).splitlines(),
+        *(error.faults if isinstance(error, BadInput) else ()),
+    ):
         owner = next(
             (f for f in fields if f.setting_key and text.startswith((f"{f.setting_key} = ", f"{f.setting_key}:"))), None
         )
@@ -121,7 +125,7 @@ def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple
             own.setdefault(owner.name, told)
     if own and rest and rest[0].endswith("cannot be used:"):
         del rest[0]
-    return own, [*rest, *([format_hint(worded(error.hint, word))] if error.hint else [])]
+    return own, [*rest, *([format_hint(words_to_text(error.hint, word))] if error.hint else [])]
 
 
 class FieldRow(Vertical):
@@ -147,13 +151,13 @@ class FieldRow(Vertical):
         return cast("Input", editor).value.strip()
 
     def show_default(self, text: str) -> None:
-        """Show the default for an empty field; a field with choices keeps its own."""
+        """Show the default of an empty text field; a field with choices keeps its own."""
         editor = self.query_one(".editor")
         if isinstance(editor, Input):
             editor.placeholder = clean_line(text)
 
     def show_fault(self, text: str) -> None:
-        """Show the fault, or hide it if the text is empty."""
+        """Show a fault below the field; an empty text hides it."""
         self.query_one(".fault", Static).update(line_text(text))
         self.set_class(bool(text), "-wrong")
 
@@ -167,14 +171,12 @@ class FieldRow(Vertical):
 
 
 class FormDialog(ScrollingDialog[FormValues | None]):
-    """A form over a screen: the fields, then the plan if it has one. Returns the values, or None if it was
-    cancelled.
-    """
+    """A form over a screen: the fields, then the job's plan. Returns the values, or None if it was cancelled."""
 
     CSS_PATH = "form.tcss"
     HELP: ClassVar[str] = (
-        "Empty fields keep the default that is shown dimmed. Tab and Shift+Tab go from field to field, Enter opens a "
-        "list of choices.\nCtrl+S shows the plan, and from there starts the job; nothing runs before."
+        "An empty field has the default that is shown dimmed. Tab and Shift+Tab move between fields, Enter opens a "
+        "list of choices.\nCtrl+S shows the plan; Ctrl+S again starts the job."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "submit", "Continue", id="form.go", tooltip="Show the plan, then start", priority=True),
@@ -207,7 +209,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
                 yield Button(self._next_label(), id="go", variant="primary", compact=True)
 
     def on_mount(self) -> None:
-        """The first field is ready to be typed in."""
+        """Hide the plan and focus the first field."""
         self.query_one("#plan").display = False
         self.query(".editor").first().focus()
 
@@ -218,9 +220,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
 
     @property
     def _is_open(self) -> bool:
-        """Whether the dialog is still open. After closing, its fields are removed one by one while background work may
-        go on.
-        """
+        """Whether the dialog is still open. After closing, its fields disappear while background work may still run."""
         return self in self.app.screen_stack
 
     @property
@@ -231,7 +231,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
     @on(Input.Changed)
     @on(Select.Changed)
     def recheck_values(self, event: Input.Changed | Select.Changed) -> None:
-        """Values are checked while they are typed; required values are asked for only on submit.
+        """Check the values while they are typed. Required ones may be missing until the form is submitted.
 
         Control characters are removed from pasted text.
         """
@@ -245,7 +245,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
 
     @work(exclusive=True, group="suggest")
     async def _show_suggestions(self, suggest: FormSuggester) -> None:
-        """After a pause in typing, show defaults in empty fields and faults of the others."""
+        """After a pause in typing, show suggested defaults in empty fields, and an error of computing them."""
         await asyncio.sleep(SUGGEST_DELAY_SECONDS)
         if not self._is_open:
             return
@@ -256,7 +256,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
             suggested = await suggest(filled)
         except MtaError as raised:
             error = MtaError(raised.message)
-        except Exception as raised:  # making the plan would raise it too
+        except Exception as raised:  # shown, not raised, because the form is not submitted yet
             error = MtaError(f"{type(raised).__name__}: {raised}")
         if not self._is_open or self.form_values != filled:  # closed or changed meanwhile
             return
@@ -268,7 +268,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
 
     @on(Input.Submitted)
     def action_submit(self) -> None:
-        """Show the plan, or submit the form."""
+        """Show the plan if it is not shown yet; otherwise return the values."""
         if self.query_one("#go", Button).disabled:
             return
         if self.plan_shown:
@@ -286,7 +286,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
             self._compute_plan(self.form.plan)
 
     def action_back(self) -> None:
-        """Go back from the plan to the fields; from the fields, close the form."""
+        """Close an open list of choices, or go back from the plan to the fields, or close the form."""
         opened = next((s for s in self.query(Select) if s.expanded), None)
         if opened is not None:
             opened.expanded = False
@@ -310,7 +310,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
     @work(exclusive=True, group="plan")
     async def _compute_plan(self, plan: FormPlanner) -> None:
         go = self.query_one("#go", Button)
-        go.disabled, go.label = True, "Working out the plan …"
+        go.disabled, go.label = True, "Computing the plan …"
         filled = self.form_values
         planned: Sequence[JobPlan] = ()
         fault: MtaError | None = None
@@ -355,7 +355,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
             self.query(".editor").first().focus()
 
     def _check(self, *, missing: bool) -> bool:
-        """Check all values and show faults beside the fields; returns whether there is none."""
+        """Check all values and show faults beside their fields; returns whether there is none."""
         lacking = {row.field.name: "required" for row in self._rows() if row.field.required and not row.value}
         try:
             self.form.check(self.form_values)
@@ -382,7 +382,7 @@ class FormDialog(ScrollingDialog[FormValues | None]):
 
 
 def field_help(field: FormField) -> str:
-    """A field's meaning, its choices, its default, and the setting behind the default."""
+    """Help on a field: its meaning, choices and default, and the setting that the default comes from."""
     lines = [f"{field.label}: {field.help}"]
     lines += [f"Choices: {', '.join(field.choices)}"] if field.choices else []
     lines += [f"Empty: {field.default_text}"] if field.default_text else []
@@ -396,7 +396,7 @@ def _row_of(widget: Widget | None) -> FieldRow | None:
 
 
 def plan_table(planned: Sequence[JobPlan]) -> Table:
-    """All lines of plans: name, value, and origin. Lines that the job computed come before its options."""
+    """A table of plans: name, value and origin of each line. Computed values come before the job's options."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, ratio=2)
     table.add_column(overflow="fold", ratio=4)

@@ -1,4 +1,4 @@
-"""The forms that read a file: an import, and a quick look from a file to a verdict.
+"""The forms that read a file: an import, and `quick`, which goes from a file to a verdict.
 
 Columns and formats are guessed by the same code as on the command line. Runs no job.
 """
@@ -48,14 +48,14 @@ def _parse_consent(filled: FormValues) -> bool | None:
 
 def _import_fields(context: FormContext) -> tuple[FormField, ...]:
     path = "The path of the file, of a folder of files, or of a git repository."
-    format = "The format of the file; empty: by its content."
-    task = "The task of records that name none; empty: free, commit for a repository, or the preset's."
+    format = "The format of the file. If empty, it is recognised from the content."
+    task = "The task of records that do not name one. If empty: free, commit for a repository, or the preset's task."
     return (
         FormField("path", "file", help=path, required=True),
-        FormField("format", "format", default_text="by its content", choices=tuple(FORMATS), help=format),
+        FormField("format", "format", default_text="recognised from the content", choices=tuple(FORMATS), help=format),
         *option_fields(context.settings, ImportOptions, IMPORT_MAIN_FIELDS),
-        FormField("task", "task", default_text="the file's, else free", help=task, choices=context.task_names),
-        _consent_field("new users may; not those of mail, chats, repositories"),
+        FormField("task", "task", default_text="as in the file, or free", help=task, choices=context.task_names),
+        _consent_field("new users may, except those of mail, chats and repositories"),
     )
 
 
@@ -79,7 +79,7 @@ def _import_request(context: FormContext, filled: FormValues) -> JobRequest:
 
 
 def _suggest_import(context: FormContext, filled: FormValues) -> Mapping[str, str]:
-    """Suggestions for an import: whether the file needs the user's name, and guesses for the columns of a table."""
+    """Defaults shown in empty fields: guessed columns of a table, and whether the user's name is needed."""
     from mta_cli.pipeline.data.table_sample import read_table_sample
 
     source = _import_source(context, filled)
@@ -87,24 +87,24 @@ def _suggest_import(context: FormContext, filled: FormValues) -> Mapping[str, st
         return {}
     sample = read_table_sample(source)
     if sample is None:
-        return {**dict.fromkeys(COLUMNS, "none: the file is not a table"), "me": _name_words(source)}
+        return {**dict.fromkeys(COLUMNS, "not needed: the file is not a table"), "me": _name_words(source)}
     missing, guess = sample.missing_parts(source), sample.guess().columns
-    likely = {part: f"needed; perhaps {guessed}" for part in missing if (guessed := getattr(guess, part))}
-    wanted = "needed where no column names the users" if "user" in missing else "none: a column names the users"
-    named = dict.fromkeys(COLUMNS, "the column of this name")
-    return {**named, "me": wanted, **dict.fromkeys(missing, "needed"), **likely}
+    likely = {part: f"required; perhaps {guessed}" for part in missing if (guessed := getattr(guess, part))}
+    wanted = "required if no column names the users" if "user" in missing else "not needed: a column names the users"
+    named = dict.fromkeys(COLUMNS, "the column with this name")
+    return {**named, "me": wanted, **dict.fromkeys(missing, "required"), **likely}
 
 
 def _name_words(source: ImportSource) -> str:
-    """Whether a file that is not a table needs its user's name."""
+    """Text for the field `me` of a file that is not a table: whether the user's name is needed."""
     from mta_cli.pipeline.data.table_sample import detect_format
 
     form = detect_format(source)
     if form is None:
-        return "needed if the files do not name their users"
+        return "required if the files do not name their users"
     if FORMATS[form].kind == "document":
-        return f"none: a file in the format {form} names its users"
-    return f"needed: a file in the format {form} does not name you"
+        return f"not needed: a file in the format {form} names its users"
+    return f"required: a file in the format {form} does not say which name is yours"
 
 
 def _quick_fields(context: FormContext) -> tuple[FormField, ...]:
@@ -145,7 +145,6 @@ def _quick_request(context: FormContext, filled: FormValues) -> JobRequest:
 
 
 def _suggest_quick(context: FormContext, filled: FormValues) -> Mapping[str, str]:
-    """Default columns for empty fields, as `mta quick` completes them."""
     from mta_cli.pipeline.quick.columns import complete_columns
 
     source = _quick_source(context, filled)

@@ -1,4 +1,4 @@
-"""The jobs that can be started from the window: their fields, and the request made from the values.
+"""The forms of jobs that the window can start: the fields of each, and the request made from their values.
 
 Values are processed like flags on the command line. Knows no widget and runs no job.
 """
@@ -41,7 +41,7 @@ ADAPT_MAIN_FIELDS = ("shots", "rank", "steps")
 
 
 def build_form(job_form: JobForm, context: FormContext, app: MtaApp) -> Form:
-    """The form that asks for a job and shows its plan."""
+    """The form for a kind of job, which can show the job's plan before it starts."""
 
     async def plan(filled: FormValues) -> Sequence[JobPlan]:
         return await app.profile_reader.read(partial(dry_run_plans, job_form.make_request(context, filled)))
@@ -57,7 +57,7 @@ def build_form(job_form: JobForm, context: FormContext, app: MtaApp) -> Form:
 
 
 async def queue_job_from_form(app: MtaApp, kind: str, **values: str) -> Job | None:
-    """Show the form of a kind of job, filled with `values`, and queue the job. Await it in a worker."""
+    """Show the form of a kind of job, filled with `values`; submitting it queues the job. Await it in a worker."""
     job_form, context = JOB_FORMS[kind], await read_form_context(app)
     form = build_form(job_form, context, app)
     fields = tuple(replace(field, initial_value=values.get(field.name, field.initial_value)) for field in form.fields)
@@ -67,11 +67,11 @@ async def queue_job_from_form(app: MtaApp, kind: str, **values: str) -> Job | No
     request = job_form.make_request(context, filled)
     given = (f"{field.label} {filled[field.name]}" for field in fields if field.setting_key and filled[field.name])
     title = " · ".join(part for part in (request.title, ", ".join(given)) if part)
-    return app.job_queue.add_job(request.kind, title, lambda reg: request.make_events(reg, False), app.tell_failed_job)
+    return app.job_queue.add_job(request.kind, title, lambda reg: request.make_events(reg, False), app.notify_if_failed)
 
 
 async def read_form_context(app: MtaApp) -> FormContext:
-    """The current state that forms need."""
+    """Read from the store and the window what forms show: tasks, the selected user, a likely task."""
 
     def look(reg: Registry) -> tuple[tuple[str, ...], str | None, bool]:
         from mta_cli.pipeline.data.tasks import task_names
@@ -85,7 +85,7 @@ async def read_form_context(app: MtaApp) -> FormContext:
 
 
 def guess_task(reg: Registry, user: str | None) -> str | None:
-    """The task of the selected user, else the only task with a bank, else the only task."""
+    """The likely task: that of the selected user, else the only task with a bank, else the only task."""
     from mta_cli.pipeline.data.tasks import has_task
 
     with suppress(NotFound):  # the user was removed elsewhere
@@ -98,7 +98,7 @@ def guess_task(reg: Registry, user: str | None) -> str | None:
 
 
 def dry_run_plans(request: JobRequest, reg: Registry) -> list[JobPlan]:
-    """The plans of a dry run, including its notes."""
+    """The plans of a job's dry run, with its notes as a plan of their own."""
     events = [event for event in request.make_events(reg, True) if not isinstance(event, JobResult)]
     notes = tuple(PlanLine("note", event.text) for event in events if isinstance(event, Note))
     plans = [event for event in events if isinstance(event, JobPlan)]
@@ -129,7 +129,7 @@ def _bank_request(context: FormContext, filled: FormValues) -> JobRequest:
 
 def _adapt_fields(context: FormContext) -> tuple[FormField, ...]:
     weigh = partial(setting_field, context.settings, FuseOptions, advanced=True)
-    whom = "User names, separated by commas; empty: every user with a history who is not an anchor."
+    whom = "Users' names, separated by commas. If empty, all users with a history who are not anchors."
     return (
         FormField("users", "users", context.user or "", "all users", whom),
         task_field(context),
@@ -153,7 +153,8 @@ def _adapt_request(context: FormContext, filled: FormValues) -> JobRequest:
         names = parse_user_names(filled["users"], context.user)
         if filled["users"].strip() and not names:
             raise BadInput(
-                (Flag("users"), f": {filled['users']!r:.80} names no user"), hint="leave it empty for all users"
+                (Flag("users"), f": {filled['users']!r:.80} names no user"),
+                hint="write names separated by commas, or leave the field empty for all users",
             )
         asked = bool(filled["embedder"])
         task, explicit = filled["task"] or None, bool(filled["top_k"])
@@ -164,7 +165,7 @@ def _adapt_request(context: FormContext, filled: FormValues) -> JobRequest:
 
 
 def parse_user_names(text: str, whole: str | None = None) -> list[str]:
-    """Distinct names separated by commas; a text equal to the name `whole` is one name."""
+    """The distinct names in a text with commas; a text equal to the name `whole` is one name, even with commas."""
     names = [whole] if whole is not None and text == whole.strip() else [name.strip() for name in text.split(",")]
     return list(dict.fromkeys(name for name in names if name))
 
@@ -178,7 +179,7 @@ def _demo_fields(context: FormContext) -> tuple[FormField, ...]:
 
 
 def _demo_request(context: FormContext, filled: FormValues) -> JobRequest:
-    """The demo in the open store while that has no users, else in a store of its own beside it."""
+    """Request to run the demo: in the open store if it has no users, else in a store of its own beside it."""
     from mta_cli.pipeline.demo import demo_history_items, plan_demo, run_demo
     from mta_cli.pipeline.requests import demo_request
 

@@ -1,4 +1,4 @@
-"""The types of job forms: the fields of a kind of job, and the request made from their values. Knows no kind of job.
+"""The types behind job forms: the state that a form shows, a kind of job, and a requested job. Knows no kind of job.
 
 Values are processed like flags on the command line.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FormContext:
-    """The source of a form's initial values."""
+    """The settings, tasks and selected user from which a form gets its initial values."""
 
     settings: Settings
     store_path: Path
@@ -43,9 +43,10 @@ class JobRequest:
 
 @dataclass(frozen=True)
 class JobForm:
-    """A kind of job: its fields, and its request made from their values. Bad values raise UsageError.
+    """The form of a kind of job: its fields, and the function that makes a request from their values.
 
-    `suggest` reads the file named in the values and returns defaults for empty fields.
+    That function raises UsageError for invalid values. `suggest` reads the file named in the values and returns
+    defaults for empty fields.
     """
 
     kind: str
@@ -57,22 +58,22 @@ class JobForm:
 
 
 def build_options(context: FormContext, filled: FormValues, *classes: type[Any]) -> OptionSet:
-    """Options of every class from the fields. UsageError lists every bad value of all of them."""
+    """Options of these classes from a form's values. Raises UsageError that lists all invalid values."""
     return context.settings.build_option_set(classes, {name: value or None for name, value in filled.items()})
 
 
 def parse_path(text: str) -> Path:
     """The path of a typed text. Raises UsageError for an invalid path."""
     if "\0" in text:
-        raise UsageError("a path cannot contain a NUL character")
+        raise UsageError("The path contains a NUL character.", hint="type the path again")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:  # `~nobody`
-        raise UsageError(f"{text!r:.80} cannot be used: {error}") from None
+        raise UsageError(f"The path {text!r:.80} cannot be used: {error}") from None
 
 
 def task_field(context: FormContext, *, needed: bool = False) -> FormField:
-    """The field of a task, filled with the likely one. With `needed`, a task must be chosen."""
+    """The form field for a task, filled with the likely one; with `needed`, it must not be empty."""
     value = context.task if context.task in context.task_names else ""
     return FormField("task", "task", value or "", help="The task.", choices=context.task_names, required=needed)
 

@@ -51,7 +51,7 @@ class UserPicker(ModalScreen[str | None]):
             yield OptionList()
 
     def on_mount(self) -> None:
-        """Show all users at first."""
+        """Focus the input and list all users."""
         self.query_one(Input).focus()
         self._search_users("")
 
@@ -72,7 +72,7 @@ class UserPicker(ModalScreen[str | None]):
         self.dismiss(self._names[event.option_index])
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
-        """Show why users could not be read."""
+        """Show an error of reading the users."""
         if event.state is WorkerState.ERROR and event.worker.error is not None:
             cast("MtaApp", self.app).show_error(event.worker.error)
 

@@ -1,4 +1,4 @@
-"""The base of Chat and Compare: questions to the models of the selected user, one request at a time."""
+"""The base class of Chat and Compare, the screens that ask models of the selected user, one request at a time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mta_cli.pipeline.user_weights import FREE_TASK
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import line_text
 from mta_cli.tui.widgets.prompt import PromptArea
-from mta_cli.tui.workers.chat_turn import ActiveRequest, request_from_settings
+from mta_cli.tui.workers.chat_turn import ActiveRequest, question_options_from_settings
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.requests import ChatOptions
 
 
 class AskingScreen(BaseScreen):
-    """A screen with a prompt, `#status` for what is told beside it, and help while no user is selected."""
+    """A screen with a prompt and a status line; without a selected user it shows help."""
 
     AUTO_FOCUS = ""  # `reload` chooses the focus; without a user every key belongs to the window
 
@@ -33,7 +33,7 @@ class AskingScreen(BaseScreen):
 
     @cached_property
     def active_request(self) -> ActiveRequest:
-        """The request of this screen."""
+        """The request that this screen is running, if any."""
         return ActiveRequest(self.mta_app.model_worker)
 
     @cached_property
@@ -41,29 +41,29 @@ class AskingScreen(BaseScreen):
         return frozenset(one.action.partition("(")[0] for one in self.BINDINGS if isinstance(one, Binding))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Disable the keys without a user."""
+        """Disable this screen's keys while no user is selected."""
         return self._user is not None or action not in self._actions_on_a_user
 
-    def step_task(self, tasks: Sequence[str]) -> None:
-        """Switch to the next of these tasks, or to none of them."""
+    def switch_to_next_task(self, tasks: Sequence[str]) -> None:
+        """Switch the prompt to the next of these tasks; after the last one, to no task."""
         self._prompt_task = next_in_cycle([None, *tasks], self._prompt_task)
 
-    def is_answering(self) -> bool:
-        """Whether answers are being generated; says so, because nothing else can be asked meanwhile."""
+    def report_if_answering(self) -> bool:
+        """Whether answers are being generated; if so, also show that in the status line."""
         if self.active_request.in_progress:
             self.show_status("An answer is being generated; Escape stops it.")
         return self.active_request.in_progress
 
     def stop_answer(self) -> bool:
-        """Stop the running request, if there is one, and say so."""
+        """Stop the running request and show that; returns whether there was one."""
         if stopping := self.active_request.stop_request():
             self.show_status("stopping …")
         return stopping
 
     def question_options(self, task: str | None, mode: str | None = None) -> ChatOptions | None:
-        """The options of the next question, from the settings; shows the error of an invalid setting."""
+        """The options of the next question, from the settings; None, with the error shown, if a setting is invalid."""
         try:
-            return request_from_settings(self.mta_app.settings, task, mode)
+            return question_options_from_settings(self.mta_app.settings, task, mode)
         except MtaError as error:
             self.mta_app.show_error(error)
             return None
@@ -73,16 +73,16 @@ class AskingScreen(BaseScreen):
         self.query_one(PromptArea).focus()
 
     def show_status(self, words: str) -> None:
-        """Show one line beside the prompt."""
+        """Show a text in the status line beside the prompt."""
         self.query_one("#status", Static).update(line_text(words))
 
 
 def next_in_cycle(values: Sequence[str | None], current: str | None) -> str | None:
-    """The value after `current`, cyclically; the first if `current` is not among them."""
+    """The value after `current`, or the first after the last; the first if `current` is not among the values."""
     return values[(values.index(current) + 1) % len(values)] if current in values else values[0]
 
 
 def likely_task(tasks: Sequence[str], selected: str | None) -> str | None:
-    """The task whose questions suit a user best: the selected one, else the only one but `free`; None without any."""
+    """The selected task if the user has it, else the user's only task besides `free`; else None."""
     own = [task for task in tasks if task != FREE_TASK]
     return selected if selected in own else own[0] if len(own) == 1 else None

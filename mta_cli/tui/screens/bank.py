@@ -25,7 +25,7 @@ from mta_cli.tui.text import MISSING_VALUE, block_text, format_signed, line_text
 from mta_cli.tui.widgets.charts.anchor_colours import anchor_colour, anchor_letter
 from mta_cli.tui.widgets.charts.recipe_bar import RecipePart
 from mta_cli.tui.widgets.charts.user_map import HighlightedUser, UserMapView
-from mta_cli.tui.widgets.user_detail import weighed_parts
+from mta_cli.tui.widgets.user_detail import weighted_parts
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.bank.anchor_use import AnchorUsage
@@ -47,8 +47,7 @@ ProfilesStamp = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class _BankSnapshot:
-    """The data read from the store: all banks of the task, newest first, the shown bank, the selected user and their
-    recipe.
+    """What the screen shows: all banks of the task, newest first, the chosen bank, the selected user and their recipe.
 
     `on_base` is ` on NAME` if the store has banks on several bases.
     """
@@ -63,7 +62,7 @@ class _BankSnapshot:
 
 
 class BankScreen(BaseScreen):
-    """One bank: its map, which has most of the room, its anchors, and a description of the selected anchor."""
+    """One bank: a map of all users, a table of its anchors, and a description of the selected anchor."""
 
     SCREEN_NAME = "bank"
     CSS_PATH = "bank.tcss"
@@ -153,11 +152,11 @@ class BankScreen(BaseScreen):
         self.open_job_form("bank build")
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
-        """Select the anchor under the cursor on the map."""
+        """Select on the map the anchor under the table's cursor."""
         self._select_anchor(event.cursor_row)
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
-        """Select the anchor's user."""
+        """Select the anchor's user for all screens."""
         if (
             event.cursor_row < len(self._anchor_uses)
             and (name := self._anchor_uses[event.cursor_row].anchor.user) is not None
@@ -170,7 +169,7 @@ class BankScreen(BaseScreen):
 
     @work(exit_on_error=False)
     async def on_user_map_view_user_clicked(self, event: UserMapView.UserClicked) -> None:
-        """Select the user that was clicked."""
+        """Select the user whose dot on the map was clicked."""
         try:
             user = await self.mta_app.store_reader.read(lambda reg: reg.users.by_id(event.user_id))
         except NotFound:  # removed since the map was drawn
@@ -204,11 +203,9 @@ class BankScreen(BaseScreen):
             self._select_anchor(self._table.cursor_row)
 
     def _nearest_counts(self) -> dict[int, int]:
-        """The number of users nearest to each anchor, once the map is drawn."""
         return {mark.anchor.id: mark.nearest_users for mark in self._map.map_anchors} if self._map is not None else {}
 
     def _select_anchor(self, number: int) -> None:
-        """Select an anchor on the map and describe it."""
         if not 0 <= number < len(self._anchor_uses):  # a bank may not have anchors yet
             return
         use = self._anchor_uses[number]
@@ -262,7 +259,7 @@ def _read_bank_snapshot(
     if bank is None:
         return _BankSnapshot([], None, [], (0, 0, 0, 0), user)
     stamp = reg.profiles.version_stamp(bank.task, bank.embedder)
-    recipe = weighed_parts(*load_recipe(reg, user, bank)) if user is not None else ()
+    recipe = weighted_parts(*load_recipe(reg, user, bank)) if user is not None else ()
     return _BankSnapshot(banks, bank, anchor_usage(reg, bank), stamp, user, on_base(reg, bank.base), tuple(recipe))
 
 
@@ -288,7 +285,7 @@ def _anchor_row_cells(number: int, use: AnchorUsage, nearest: int | None) -> lis
 
 
 def _anchor_description(number: int, use: AnchorUsage, nearest: int | None) -> Text:
-    """A description of the selected anchor."""
+    """The sentences below the table about the selected anchor: users, recipes, weight, held-out loss."""
     anchor = use.anchor
     said = [f"{anchor_letter(number)} {anchor.user or '(forgotten)'}:"]
     served = pluralise(anchor.cluster_size, "user")

@@ -41,7 +41,7 @@ def screen_class(name: str) -> type[BaseScreen]:
 
 
 class ScreenTab(Static):
-    """The title of a screen; a click shows it."""
+    """The title of a screen in the tab bar; a click shows the screen."""
 
     def __init__(self, name: str, *, here: bool) -> None:
         super().__init__(line_text(f"{SCREEN_KEYS[name]} {SCREEN_TITLES[name]}"), classes="here" if here else "")
@@ -53,7 +53,7 @@ class ScreenTab(Static):
 
 
 class ScreenTabBar(Horizontal):
-    """All screens, the selected user, and the running job."""
+    """The bar with the titles of all screens, the selected user, and the running job."""
 
     def __init__(self, here: str) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class ScreenTabBar(Horizontal):
 
 
 class BaseScreen(Screen[None]):
-    """A screen. `reload` reads from the store and shows the result."""
+    """The base class of screens. `reload` reads from the store and shows the result."""
 
     SCREEN_NAME: ClassVar[str] = ""
     HELP: ClassVar[str] = ""
@@ -84,7 +84,7 @@ class BaseScreen(Screen[None]):
 
     @property
     def mta_app(self) -> MtaApp:
-        """The window."""
+        """The window, with its own type."""
         return cast("MtaApp", self.app)
 
     def compose(self) -> ComposeResult:
@@ -101,7 +101,7 @@ class BaseScreen(Screen[None]):
         """Read the screen's data from the store and show them."""
 
     def reload_if_current(self, *, finish_first: bool = False) -> None:
-        """Mark the shown data as outdated; reload if the screen is shown.
+        """Read the data again if this screen is visible; otherwise that happens when it is shown next.
 
         A running reload is dropped; with `finish_first` it is finished, and another one follows.
         """
@@ -127,7 +127,7 @@ class BaseScreen(Screen[None]):
                 self.mta_app.show_error(event.worker.error)
 
     def show_reading_error(self, error: BaseException) -> None:
-        """Show why the data could not be read, in a dialog. Closing it reloads only if something changed."""
+        """Show in a dialog why the data could not be read. Closing the dialog reads again only if something changed."""
         self._error_shown_at = self._window_state
         self.mta_app.show_error(error)
 
@@ -137,7 +137,7 @@ class BaseScreen(Screen[None]):
 
     @work(group="stays", exit_on_error=False)
     async def open_job_form(self, kind: str) -> None:
-        """Show the form of a job, queue the job, and show the Jobs screen."""
+        """Show the form of a kind of job; if it is submitted, queue the job and show the Jobs screen."""
         from mta_cli.tui.dialogs.job_forms import queue_job_from_form
 
         if await queue_job_from_form(self.mta_app, kind) is not None:
@@ -155,7 +155,7 @@ class BaseScreen(Screen[None]):
         return "\n\n".join(part for part in (own, self.HELP) if part)
 
     def on_resize(self, event: events.Resize) -> None:
-        """Leave the palette out of a narrow footer; F1 lists it too."""
+        """Hide the palette's key in a narrow footer; help (F1) lists it too."""
         self.query_one(Footer).show_command_palette = event.size.width >= MIN_PALETTE_WIDTH
 
     def on_screen_resume(self, event: events.ScreenResume) -> None:

@@ -1,4 +1,4 @@
-"""Chat: a conversation with the selected user's model, and their earlier conversations."""
+"""The Chat screen: a conversation with the selected user's model, and the user's earlier conversations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mta_cli.events import ArtifactSaved, Event, JobResult, JobStarted, Note, Te
 from mta_cli.text.formatting import format_rate
 from mta_cli.text.printable import clean_text
 from mta_cli.tui.screens.asking import AskingScreen, likely_task, next_in_cycle
-from mta_cli.tui.text import block_text, ending_words, line_text
+from mta_cli.tui.text import block_text, describe_ending, line_text
 from mta_cli.tui.widgets.answer_reasons import ReasonsPane
 from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown
 from mta_cli.tui.widgets.prompt import PromptArea
@@ -40,7 +40,7 @@ Home, 0, lists the newest ones of all users."""
 
 
 class ChatScreen(AskingScreen):
-    """One conversation of the selected user, with all earlier ones beside it."""
+    """A conversation with the selected user's model, beside a list of earlier conversations."""
 
     SCREEN_NAME: ClassVar[str] = "chat"
     HELP: ClassVar[str] = (
@@ -89,14 +89,14 @@ class ChatScreen(AskingScreen):
         self._user_tasks: dict[str, int] = {}
         self._mode: str | None = None
         self._chats: list[ChatSummary] = []
-        self._words = ""  # what they were searched by
+        self._words = ""  # the words of the last search
         self._session = ChatSession()
-        self._last_prompt = ""  # what was asked last
+        self._last_prompt = ""  # the last message
         self._reply: AnswerMarkdown | None = None
         self._waiting = WaitingLine()  # below the reply until its first word
 
     def compose_body(self) -> ComposeResult:
-        """Earlier conversations, this one, the prompt."""
+        """The list of earlier conversations, the current one, and the prompt."""
         yield Static(block_text(NO_USER_HELP), id="no-user")
         with Container(id="asked"):
             with Vertical(id="past", classes="list"):
@@ -134,7 +134,7 @@ class ChatScreen(AskingScreen):
         await self._load_chat_list()
         if (wanted := self.mta_app.chat_to_open) is not None:
             self.mta_app.chat_to_open = None
-            await self._open(wanted)
+            await self._open_chat(wanted)
         elif name is None:
             self.set_focus(None)
 
@@ -143,7 +143,6 @@ class ChatScreen(AskingScreen):
         await self._load_chat_list()
 
     async def _load_chat_list(self) -> None:
-        """The conversations that hold the words searched for."""
         name, words = self._user, self.query_one("#search", Input).value
         options = self.query_one("#chats", OptionList)
         at = options.highlighted if words == self._words else None
@@ -163,7 +162,7 @@ class ChatScreen(AskingScreen):
         self.query_one("#past").border_title = Text(f"{count or 'no'} conversation{'s' if count != 1 else ''}")
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Search as words are typed."""
+        """Search the conversations while words are typed."""
         self._reload_chat_list()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
@@ -172,10 +171,10 @@ class ChatScreen(AskingScreen):
 
     @work(exclusive=True, group="open", exit_on_error=False)
     async def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Go on with a stored conversation."""
-        await self._open(self._chats[event.option_index].id)
+        """Open the chosen conversation, to continue it."""
+        await self._open_chat(self._chats[event.option_index].id)
 
-    async def _open(self, chat_id: int) -> None:
+    async def _open_chat(self, chat_id: int) -> None:
         messages = await self.mta_app.store_reader.read(lambda reg: reg.chats.messages(chat_id))
         await self._reset_chat()
         self._session.continue_chat(chat_id)
@@ -195,7 +194,6 @@ class ChatScreen(AskingScreen):
         await self._load_chat_list()
 
     async def _reset_chat(self) -> None:
-        """An empty conversation; what is stored stays."""
         self.active_request.discard_request()
         self._finish_reply()
         self._session = ChatSession()
@@ -205,13 +203,13 @@ class ChatScreen(AskingScreen):
 
     @work(exclusive=True, group="open", exit_on_error=False)
     async def action_new(self) -> None:
-        """A new conversation with the same user."""
+        """Start a new conversation with the same user."""
         await self._reset_chat()
         self.query_one(PromptArea).focus()
         await self._load_chat_list()
 
     def action_search_chats(self) -> None:
-        """To the search in earlier conversations."""
+        """Focus the search in earlier conversations."""
         self.query_one("#past").add_class("open")
         self.query_one("#search").focus()
 
@@ -222,11 +220,11 @@ class ChatScreen(AskingScreen):
 
     def action_task(self) -> None:
         """Switch to the next task."""
-        self.step_task(list(self._user_tasks))
+        self.switch_to_next_task(list(self._user_tasks))
         self._show_prompt_settings()
 
     def action_copy(self) -> None:
-        """The last answer or its reasons, into the clipboard."""
+        """Copy the last answer to the clipboard, or its reasons if these have the focus."""
         reasons = self.query_one(ReasonsPane)
         if reasons.has_focus:
             self.app.copy_to_clipboard(reasons.plain_text)
@@ -236,7 +234,7 @@ class ChatScreen(AskingScreen):
             self.app.copy_to_clipboard(clean_text(replies.last().answer_text))
 
     def action_stop(self) -> None:
-        """Stop the answer; else close the reasons and the list, or leave the prompt."""
+        """Stop the answer; if none is running, close the reasons and the list, or leave the prompt."""
         if self.stop_answer():
             return
         reasons = self.query_one(ReasonsPane)
@@ -253,10 +251,10 @@ class ChatScreen(AskingScreen):
             self.query_one("#turns").focus()
         elif not self._session.has_exchange:
             self.show_status("There is no answer to explain yet; ask something first.")
-        elif not self.is_answering():
-            self._explain(lambda: pane.focus())
+        elif not self.report_if_answering():
+            self._request_reasons(lambda: pane.focus())
 
-    def _explain(self, shown: Callable[[], object] = lambda: None) -> None:
+    def _request_reasons(self, shown: Callable[[], object] = lambda: None) -> None:
         session, pane = self._session, self.query_one(ReasonsPane)
 
         def handle(event: Event) -> None:
@@ -265,15 +263,15 @@ class ChatScreen(AskingScreen):
                 self.show_status("")
                 shown()
 
-        self.active_request.start_request(session.explain_last, handle, self._show_end_error)
+        self.active_request.start_request(session.explain_last, handle, self._show_request_error)
 
     def action_keep_exchange(self) -> None:
-        """The last exchange becomes a history item."""
+        """Keep the last exchange as a history item of the user."""
         if self.active_request.in_progress or not self._session.has_exchange:
             self.show_status("There is no answer to keep yet; ask something first.")
             return
         session = self._session
-        self.active_request.start_request(session.keep_last_exchange, self._handle_keep_event, self._show_end_error)
+        self.active_request.start_request(session.keep_last_exchange, self._handle_keep_event, self._show_request_error)
 
     def _handle_keep_event(self, event: Event) -> None:
         if isinstance(event, ArtifactSaved):
@@ -281,13 +279,13 @@ class ChatScreen(AskingScreen):
         elif isinstance(event, Note):
             self.show_status(event.text)
 
-    def _show_end_error(self, error: BaseException | None, stopped: bool) -> None:
+    def _show_request_error(self, error: BaseException | None, stopped: bool) -> None:
         if error is not None:
             self.mta_app.show_error(error)
 
     @work(exclusive=True, group="open", exit_on_error=False)
     async def action_remove(self) -> None:
-        """Remove what is stored of the conversation that is shown."""
+        """Remove the shown conversation from the store, after asking."""
         chat_id = self._session.chat_id
         if chat_id is None or self.active_request.in_progress:
             self.show_status("No stored conversation is shown.")
@@ -297,8 +295,8 @@ class ChatScreen(AskingScreen):
             await self._load_chat_list()
 
     def on_prompt_area_submitted(self, message: PromptArea.Submitted) -> None:
-        """A message to the model."""
-        if self._user is None or self.is_answering():
+        """Send the typed message to the model."""
+        if self._user is None or self.report_if_answering():
             return
         asking = self.question_options(self._prompt_task, self._mode)
         if asking is None:
@@ -334,9 +332,11 @@ class ChatScreen(AskingScreen):
         elif isinstance(event, JobResult):
             if reply is not None and not reply.answer_text.strip():
                 reply.append_chunk("(an empty answer)")
-            cut = event.result["ended"] == "length"  # the last warning says it in the command line's words
+            # For an answer cut at its length the last warning names a flag of the command line, so it is left out here.
+            cut = event.result["ended"] == "length"
+
             self.show_status(" ".join(self._warnings[:-1] if cut else self._warnings))
-            self._tell_source(_answer_source_line(event.result))
+            self._append_source_line(_answer_source_line(event.result))
 
     def _handle_end(self, error: BaseException | None, stopped: bool) -> None:
         said = self._finish_reply()
@@ -349,13 +349,13 @@ class ChatScreen(AskingScreen):
         elif stopped:
             self.show_status("stopped" if said else "stopped before the first word")
             if said:
-                self._tell_source("stopped; the text so far is kept")
+                self._append_source_line("stopped; the text so far is kept")
         elif self.query_one(ReasonsPane).is_open:
-            self._explain()
+            self._request_reasons()
         self._reload_chat_list()
 
     def _restore_prompt(self, *, keep: bool) -> None:
-        """The words stand in the prompt again, unless others do; an exchange without an answer is taken away."""
+        """Put the last message back into an empty prompt; unless `keep`, also remove it from the conversation."""
         prompt = self.query_one(PromptArea)
         if not prompt.text.strip():
             prompt.replace_text(self._last_prompt)
@@ -365,14 +365,14 @@ class ChatScreen(AskingScreen):
                 widget.remove()
 
     def _finish_reply(self) -> bool:
-        """The answer grows no more; whether anything was said."""
+        """Mark the streamed answer as complete; returns whether it has any text."""
         reply, self._reply = self._reply, None
         if reply is None:
             return False
         reply.finish_stream()
         return bool(reply.answer_text)
 
-    def _tell_source(self, words: str) -> None:
+    def _append_source_line(self, words: str) -> None:
         self.query_one("#turns").mount(Static(line_text(words), classes="source"))
 
     def _show_prompt_settings(self) -> None:
@@ -388,7 +388,7 @@ class ChatScreen(AskingScreen):
 
 
 def _read_user_tasks(reg: Registry, name: str | None) -> dict[str, int] | None:
-    """The user's tasks and how many labels each has; None without a user, or where the user was removed."""
+    """The number of labels of each of the user's tasks; None without a user or if the user was removed."""
     from mta_cli.pipeline.data.tasks import find_task
 
     if name is None:
@@ -401,7 +401,7 @@ def _read_user_tasks(reg: Registry, name: str | None) -> dict[str, int] | None:
     for task in tasks:
         try:
             counts[task] = len(find_task(reg, task).labels)
-        except MtaError:  # its definition is gone or damaged; asking with it says so
+        except MtaError:  # the task's definition is missing or damaged; asking a question shows the error
             counts[task] = 0
     return counts
 
@@ -416,7 +416,6 @@ def _chat_option_text(chat: ChatSummary, *, here: bool) -> Text:
 
 
 def _message_widgets(message: Message) -> list[Static | AnswerMarkdown]:
-    """A stored message as it is shown."""
     if message.role == "user":
         return [Static(block_text(message.content), classes="said")]
     source = message.source
@@ -427,9 +426,8 @@ def _message_widgets(message: Message) -> list[Static | AnswerMarkdown]:
 
 
 def _answer_source_line(result: dict[str, Any]) -> str:
-    """Where an answer came from, and how fast."""
     source, tokens, seconds = result["source"], result["tokens"], result["seconds"]
     bank = f" · {result['task']} · bank {source['bank']} v{source['version']}" if source["bank"] else ""
     rate = f", {format_rate(tokens / seconds)}/s" if seconds and result["ended"] != "label" else ""
-    ending = ending_words(result["ended"])
+    ending = describe_ending(result["ended"])
     return f"{source['mode']}{bank} · {tokens} token{'s' if tokens != 1 else ''}{rate}{ending}"

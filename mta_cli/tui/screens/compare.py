@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 NO_TASK_LABEL = "as typed"
-MAX_QUERIES_PER_TASK = 200  # listed queries of each task
+MAX_QUERIES_PER_TASK = 200  # the most held-out queries of a task that are listed
 NO_USER_HELP = """No user selected.
 
 Press 1, move to a user and press Enter; then come back with 2.
 An adapted user has four answers here: of the base, the common model, the fusion and the adapted model."""
 HELD_OUT_WARNING = (
-    "This question is held out for measurements. As a history item it can be trained on, and later measurements on it "
-    "say less. Keep it anyway?"
+    "This question is held out for measurements. As a history item it can be trained on, which makes later "
+    "measurements on it too good. Keep it anyway?"
 )
 
 
@@ -54,7 +54,7 @@ AskModel = Callable[["ChatModel", Sequence["User"]], Iterator[Event]]
 
 @dataclass(frozen=True)
 class UserQueries:
-    """The tasks and held-out queries of the selected user."""
+    """The tasks of the selected user, and their held-out queries."""
 
     tasks: tuple[str, ...]
     queries: tuple[Query, ...]
@@ -62,7 +62,7 @@ class UserQueries:
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """An asked question: the user, the task (None: the text as typed) and the text."""
+    """A question that was asked: the user, the task (None: the text as typed), and the text."""
 
     user: str
     task: str | None
@@ -70,7 +70,7 @@ class CompareRequest:
 
 
 class CompareScreen(AskingScreen):
-    """The answers of all models of a user to the same prompt."""
+    """The answers of all models of a user to the same prompt, side by side."""
 
     SCREEN_NAME: ClassVar[str] = "compare"
     HELP: ClassVar[str] = (
@@ -124,7 +124,7 @@ class CompareScreen(AskingScreen):
         self._own_examples: int | None = None  # the number of own examples in the last prompt
 
     def compose_body(self) -> ComposeResult:
-        """Held-out questions, the prompt, the answers."""
+        """The list of held-out questions, the prompt, the scores and the answers."""
         yield Static(block_text(NO_USER_HELP), id="no-user")
         with Container(id="asked"):
             yield OptionList(id="questions", classes="list")
@@ -179,7 +179,7 @@ class CompareScreen(AskingScreen):
         self._start_comparison()
 
     def on_prompt_area_submitted(self, message: PromptArea.Submitted) -> None:
-        """Ask the prompt's text."""
+        """Ask the models the text of the prompt."""
         self._start_comparison()
 
     def action_focus_prompt(self) -> None:
@@ -198,7 +198,7 @@ class CompareScreen(AskingScreen):
 
     def action_task(self) -> None:
         """Switch to the next task."""
-        self.step_task(self._user_queries.tasks)
+        self.switch_to_next_task(self._user_queries.tasks)
         self._show_prompt_settings()
 
     def action_ask_again(self) -> None:
@@ -207,13 +207,13 @@ class CompareScreen(AskingScreen):
             self._start_comparison()
 
     def action_remove_others(self) -> None:
-        """Remove the other users' columns from the next question on."""
+        """Leave the other users' columns out of the next question."""
         self._other_users.clear()
         self._show_prompt_settings()
 
     @work(group="stays")
     async def action_add_user(self) -> None:
-        """Add another user's model from the next question on."""
+        """Let the user choose another user, whose model answers too from the next question on."""
         if self._user is None:
             return
         picker = UserPicker("Which user's model answers too?", without=(self._user, *self._other_users))
@@ -257,14 +257,14 @@ class CompareScreen(AskingScreen):
         if await self._is_kept(asked.user, answers.selected_key):
             self.show_status("This answer is a history item already.")
             return
-        await self._keep(asked, answers.selected_key, answers.answer_of(answers.selected_key))
+        await self._keep_answer(asked, answers.selected_key, answers.answer_of(answers.selected_key))
 
-    async def _keep(self, asked: CompareRequest, column: str, answer: str) -> None:
+    async def _keep_answer(self, asked: CompareRequest, column: str, answer: str) -> None:
         from mta_cli.pipeline.chat.conversation import UNFIT_ANSWERS, add_exchange_as_item
         from mta_cli.pipeline.user_weights import FREE_TASK
 
         if (unfit := UNFIT_ANSWERS.get(self.query_one(AnswerColumns).ending_of(column))) is not None:
-            self.show_status(f"{unfit}, so it is not an example to learn from.")
+            self.show_status(f"{unfit}, so it is not kept as an example to learn from.")
             return
         if asked.question.held_out and not await self.mta_app.confirm(HELD_OUT_WARNING):
             return
@@ -276,7 +276,6 @@ class CompareScreen(AskingScreen):
         self.show_status(f"kept: {saved.detail}")
 
     async def _is_kept(self, user: str, column: str) -> bool:
-        """Whether the column's answer was kept and not undone since."""
         kept = self._kept_columns.get(column)
         return kept is not None and await self.mta_app.store_reader.read(
             lambda reg: any(
@@ -284,8 +283,8 @@ class CompareScreen(AskingScreen):
             )
         )
 
-    def _question(self) -> Question:
-        """The question in the prompt. It counts as a held-out question while its text and task are unchanged."""
+    def _prompt_question(self) -> Question:
+        """The question in the prompt; a held-out one while text and task are those of the picked query."""
         from mta_cli.pipeline.chat.compare import Question
 
         text, query = self.query_one(PromptArea).text, self._picked_query
@@ -303,18 +302,18 @@ class CompareScreen(AskingScreen):
             self.show_status("Choose a task first: t.")
         elif not queries:
             self.show_status(f"{self._user} has no held-out questions{f' of {task}' if task else ''}.")
-        elif not self.is_answering():
+        elif not self.report_if_answering():
             self._prompt_task = task
-            self._start_all(self._user, queries)
+            self._ask_all_queries(self._user, queries)
 
     def _start_comparison(self) -> None:
-        if self._user is None or self.is_answering():
+        if self._user is None or self.report_if_answering():
             return
-        asked = CompareRequest(self._user, self._prompt_task, self._question())
+        asked = CompareRequest(self._user, self._prompt_task, self._prompt_question())
         self._start_request(asked, lambda model, beside: _ask_one(model, asked.question, beside), self._handle_event)
 
-    def _start_all(self, user: str, queries: Sequence[Query]) -> None:
-        """Ask queries of one task; the screen follows as if each were picked."""
+    def _ask_all_queries(self, user: str, queries: Sequence[Query]) -> None:
+        """Ask these queries of one task one after another, each shown as if it were picked."""
         strips, task = self.query_one(ScoreStrips), self._prompt_task
         questions = [_held_out_question(query) for query in queries]
         shown = -1
@@ -449,7 +448,7 @@ def _ask_in_turn(model: ChatModel, questions: Sequence[Question], beside: Sequen
 def _run_comparison(
     context: WorkerContext, asked: CompareRequest, others: tuple[str, ...], asking: ChatOptions, ask: AskModel
 ) -> Iterator[Event]:
-    """Run the comparison in the model's thread. All columns are announced before the base is loaded."""
+    """The events of a comparison in the model's thread; the columns are announced before the base is loaded."""
     user, known = context.reg.users.get(asked.user), context.reg.users.existing_names(others)
     for name in sorted(set(others).difference(known)):
         yield Note(f"{name} was removed meanwhile.", warning=True)

@@ -42,7 +42,7 @@ JOB_SCREENS = {
 
 @dataclass(frozen=True)
 class Target:
-    """The target of an entry: a screen or the form of a kind of job, a user to select first, a conversation."""
+    """What an entry opens: a screen or the form of a kind of job, with a user to select or a conversation."""
 
     screen: str = ""
     form: str = ""
@@ -51,18 +51,17 @@ class Target:
 
 
 class HomeScreen(BaseScreen):
-    """Lists of entries, and a summary line of the store."""
+    """Lists of next steps, jobs, conversations and gains, below a summary of the store."""
 
     SCREEN_NAME = "home"
     CSS_PATH = "home.tcss"
     AUTO_FOCUS = "#next"
     HELP = (
         "Next: what the store lacks first, or what its models can be used for.\n"
-        "Jobs: the last ones, with what they found. ↗ runs in another process, ↻ was interrupted: started again it "
-        "goes on.\n"
-        "Helped most and least: users whose own model changed most against the common one, in the newest evaluation; "
-        "without one, by the held-out loss before and after the adaptation. + is better.\n"
-        "Enter opens what the entry is about. The arrow keys go from list to list."
+        "Jobs: the latest, with their results. ↗ runs in another process; ↻ was interrupted and can be resumed.\n"
+        "Helped most and least: the users whose own model is most better or worse than the common one in the newest "
+        "evaluation; without one, by the held-out loss before and after the adaptation. + is better.\n"
+        "Enter opens the entry's screen. The arrow keys move through all lists."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f", "start('quick')", "Your file", id="home.quick", tooltip="From a file of your own to a verdict"),
@@ -74,7 +73,7 @@ class HomeScreen(BaseScreen):
         super().__init__()
         self._overview: Overview | None = None
         self._gains: Gains | None = None
-        self._gains_of = -1  # the value of `store_changes` when gains were read
+        self._gains_of = -1  # `store_changes` when the gains were read last
 
     def compose_body(self) -> ComposeResult:
         """The summary of the store, next steps, and the lists."""
@@ -108,7 +107,7 @@ class HomeScreen(BaseScreen):
         self._show_gains()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Enable the demo's key only without users."""
+        """Enable the demo's key only while the store has no users."""
         if parameters == ("demo",):
             return self._overview is None or self._overview.stage == "empty"
         return True
@@ -122,7 +121,7 @@ class HomeScreen(BaseScreen):
 
     @on(EntryList.Opened)
     def open_entry(self, event: EntryList.Opened) -> None:
-        """Go to the entry's target."""
+        """Open the entry's screen or form, with its user or conversation."""
         target = event.entry.target
         assert isinstance(target, Target)
         if target.user is not None:
@@ -140,14 +139,13 @@ class HomeScreen(BaseScreen):
 
         job = await queue_job_from_form(self.mta_app, kind)
         if job is not None:
-            job.on_end = self._tell_end
+            job.on_end = self._notify_job_end
             self._show_jobs()
 
-    def _tell_end(self, job: Job) -> None:
-        """Notify other screens of the end of a job that was started here."""
+    def _notify_job_end(self, job: Job) -> None:
         if not self.is_current and job.state == "done":
-            self.notify(f"{job.kind} {job.title}: done. Press 0 for the result.", markup=False)
-        self.mta_app.tell_failed_job(job)
+            self.notify(f"{job.kind} {job.title}: done. Press 0 to see the result.", markup=False)
+        self.mta_app.notify_if_failed(job)
 
     def _show_overview(self, overview: Overview) -> None:
         self.query_one("#summary", Static).update(
@@ -235,7 +233,6 @@ def _summary(overview: Overview) -> str:
 
 
 def _gain_titles(gains: Gains | None) -> tuple[str, str]:
-    """The titles of both lists: the metric, its source, and the number of users."""
     if gains is None:
         return "Helped most", "Helped least"
     worse = f"{gains.worse:,} of {gains.measured:,} worse"
@@ -243,9 +240,9 @@ def _gain_titles(gains: Gains | None) -> tuple[str, str]:
 
 
 def _next_entries(stage: str, user: str | None) -> Sequence[Entry]:
-    """Entries for the next missing stage; if none is missing, for the use of models."""
+    """The entries of the list `Next`: the steps that a store at this stage needs, or uses of its models."""
     begin = (
-        ("A file of your own", "a table of who answered what: from it to a verdict", Target(form="quick")),
+        ("A file of your own", "is a personal model worth it for its users?", Target(form="quick")),
         ("Import histories", "mail, chats, tables; no training yet", Target(form="data import")),
     )
     offers = {

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from mta_cli.events import Event
     from store.registry import Registry
 
-NO_JOBS_HELP = """No job is running, and none was interrupted. Start one:
+NO_JOBS_HELP = """No job is running, waiting or interrupted. Start one:
 
 {starts}
 
 f does all of it for a table of your own. Or begin with i or m; then b builds a bank, a adapts users to it, and \
 e measures the result."""
-ELSEWHERE_SECONDS = 3.0  # interval for reading the jobs of other processes
+ELSEWHERE_SECONDS = 3.0  # interval between two readings of other processes' jobs
 
 
 class JobsScreen(BaseScreen):
@@ -61,7 +61,9 @@ step. The height is relative: the percentage says how much the loss changed."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("n", "new", "New job", id="jobs.new", tooltip="Choose a job to start"),
         Binding("r", "resume", "Resume", id="jobs.resume", tooltip="Resume the interrupted job"),
-        Binding("x", "give_up", "Discard", id="jobs.give_up", tooltip="Remove what is half done, and offer it no more"),
+        Binding(
+            "x", "discard", "Discard", id="jobs.give_up", tooltip="Discard the interrupted job for good; asks first"
+        ),
         Binding("s", "stop", "Stop", id="jobs.stop", tooltip="Stop the job after the current step"),
         *(
             Binding(
@@ -99,13 +101,13 @@ step. The height is relative: the percentage says how much the loss changed."""
     def on_mount(self) -> None:
         """Start timers that update a running job's clock and read other processes' jobs."""
         self.set_interval(1.0, self._refresh_job_header)
-        self.set_interval(ELSEWHERE_SECONDS, self._look_elsewhere)
+        self.set_interval(ELSEWHERE_SECONDS, self._refresh_other_processes)
         self.screen_layout_refresh_signal.subscribe(self.query_one("#log"), self._show_detail_after_layout)
 
     async def reload(self) -> None:
-        """Read interrupted jobs and jobs of other processes, and show all."""
+        """Read interrupted jobs and jobs of other processes, and show all jobs."""
         found, self._elsewhere = await self.mta_app.store_reader.read(
-            lambda reg: (list_unfinished_jobs(reg), _read_elsewhere(reg))
+            lambda reg: (list_unfinished_jobs(reg), _read_jobs_of_other_processes(reg))
         )
         self._interrupted_jobs = {
             self._option_id_of(key, one): one
@@ -116,7 +118,7 @@ step. The height is relative: the percentage says how much the loss changed."""
 
     @on(JobUpdated)
     def refresh_updated_job(self, event: JobUpdated) -> None:
-        """Show the progress of a job."""
+        """Show the changed state or progress of a job."""
         self._refresh_job(event.job)
 
     @on(OptionList.OptionHighlighted, "#list")
@@ -127,21 +129,21 @@ step. The height is relative: the percentage says how much the loss changed."""
 
     @on(OptionList.OptionSelected, "#list")
     def open_selected_job(self) -> None:
-        """Resume an interrupted job, or focus the log."""
+        """Resume the selected job if it was interrupted; otherwise focus its log."""
         if self._selected_interrupted_job is not None:
             self.action_resume()
         else:
             self.query_one("#log").focus()
 
     def on_resize(self, event: Resize) -> None:
-        """Wrap all lines again, if there are any jobs."""
+        """Draw the list and the log again at the new width."""
         self._written_log = None
         if self._ids:
             self.call_after_refresh(self._show_list)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Hide keys that do not apply to the selected job."""
-        if action in ("resume", "give_up"):
+        if action in ("resume", "discard"):
             return self._selected_interrupted_job is not None
         if action == "stop":
             return self._selected_job is not None and not self._selected_job.finished
@@ -149,7 +151,7 @@ step. The height is relative: the percentage says how much the loss changed."""
 
     @work
     async def action_new(self) -> None:
-        """Choose a kind of job and show its form."""
+        """Let the user choose a kind of job, and show its form."""
         kinds = (Option(f"{kind:<12} {form.about}", kind) for kind, form in JOB_FORMS.items())
         kind = await self.app.push_screen_wait(ChoiceDialog("Start a job", kinds))
         if kind is not None:
@@ -157,7 +159,7 @@ step. The height is relative: the percentage says how much the loss changed."""
 
     @work(exit_on_error=False)
     async def action_start(self, kind: str) -> None:
-        """Show the form of this kind of job and queue the job."""
+        """Show the form of this kind of job; if it is submitted, queue the job."""
         job = await queue_job_from_form(self.mta_app, kind)
         if job is not None:
             self._show_list(select=_job_option_id(job))
@@ -188,14 +190,14 @@ step. The height is relative: the percentage says how much the loss changed."""
 
             return resume.resume_job(reg, one, machine, resume_evaluation)
 
-        job = self.mta_app.job_queue.add_job(one.kind, one.title, make, self.mta_app.tell_failed_job)
+        job = self.mta_app.job_queue.add_job(one.kind, one.title, make, self.mta_app.notify_if_failed)
         self._resumed[_interrupted_job_key(one)] = job
         self._interrupted_jobs = {key: other for key, other in self._interrupted_jobs.items() if other is not one}
         self._show_list(select=_job_option_id(job))
 
     @work(exit_on_error=False)
-    async def action_give_up(self) -> None:
-        """Discard an interrupted job."""
+    async def action_discard(self) -> None:
+        """Discard the selected interrupted job, after asking."""
         one = self._selected_interrupted_job
         if one is not None and await self.mta_app.confirm(_discard_question(one)):
             try:
@@ -226,7 +228,7 @@ step. The height is relative: the percentage says how much the loss changed."""
         return one.run is None and any(job.kind == one.kind and not job.finished for job in self.mta_app.job_queue.jobs)
 
     def _option_id_of(self, key: str, one: UnfinishedJob) -> str:
-        """The row id of an interrupted job: the row of the window's job that was interrupted, or a new one."""
+        """The row id of an interrupted job; if it ran in this window, the row id of that job."""
         left = (job for job in self.mta_app.job_queue.jobs if job.finished and one.run in job.run_ids)
         job = self._resumed.get(key) or next(left, None)
         return _job_option_id(job) if job is not None else key
@@ -239,7 +241,7 @@ step. The height is relative: the percentage says how much the loss changed."""
         ids = [_job_option_id(job) for job in jobs]
         prompts = {key: prompt for key, prompt in prompts.items() if key not in ids}
         prompts |= {key: job_row.job_list_entry(job, width) for key, job in zip(ids, jobs, strict=True)}
-        prompts |= {key: job_row.elsewhere_list_entry(what, width) for key, what in self._elsewhere.items()}
+        prompts |= {key: job_row.other_process_list_entry(what, width) for key, what in self._elsewhere.items()}
         self._ids = list(prompts)
         shown.set_options(Option(prompt, key) for key, prompt in prompts.items())
         if self._ids:
@@ -252,7 +254,6 @@ step. The height is relative: the percentage says how much the loss changed."""
         self.refresh_bindings()
 
     def _refresh_job(self, job: Job) -> None:
-        """Bring one job up to date."""
         if _job_option_id(job) not in self._ids:
             self._show_list()
             return
@@ -267,7 +268,7 @@ step. The height is relative: the percentage says how much the loss changed."""
         self.query_one(LabelledSparkline).show_values(job.progress.losses if job is not None else ())
         if job is None:
             what = self._elsewhere.get(self._selected_option_id or "")
-            head = job_row.interrupted_job_header(one) if one is not None else job_row.elsewhere_header(what or "")
+            head = job_row.interrupted_job_header(one) if one is not None else job_row.other_process_header(what or "")
             self.query_one("#head", Static).update(head)
             self._written_log = None
             log.clear()
@@ -293,7 +294,6 @@ step. The height is relative: the percentage says how much the loss changed."""
         self._written_log = job, job.logged_lines
 
     def _show_detail_after_layout(self, _: object) -> None:
-        """Show the log once there is a width."""
         if self._selected_job is not None and (
             self._written_log is None or self._written_log[0] is not self._selected_job
         ):
@@ -306,12 +306,12 @@ step. The height is relative: the percentage says how much the loss changed."""
             self.query_one("#head", Static).update(job_row.job_header(job, width, time.time()))
 
     @work(group="elsewhere", exclusive=True, exit_on_error=False)
-    async def _look_elsewhere(self) -> None:
-        """Show the jobs of other processes; reload if one has ended, because the store has changed."""
+    async def _refresh_other_processes(self) -> None:
+        """Read the jobs of other processes; if one has begun or ended, reload, because the store has changed."""
         if not self.is_current:
             return
         try:
-            found = await self.mta_app.store_reader.read(_read_elsewhere)
+            found = await self.mta_app.store_reader.read(_read_jobs_of_other_processes)
         except MtaError:
             if not self._look_failed:
                 self._look_failed = True
@@ -327,8 +327,7 @@ step. The height is relative: the percentage says how much the loss changed."""
         return max(20, (self.query_one("#list").content_size.width or 78) - 2)
 
 
-def _read_elsewhere(reg: Registry) -> dict[str, str]:
-    """The jobs of other processes on this store with their numbers of users, by row id."""
+def _read_jobs_of_other_processes(reg: Registry) -> dict[str, str]:
     jobs = reg.jobs.running_jobs(elsewhere=True)
     return {f"elsewhere {n}": f"{title}, {pluralise(users, 'user')}" for n, (title, users) in enumerate(jobs)}
 

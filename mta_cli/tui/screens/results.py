@@ -1,4 +1,5 @@
-"""The Results screen: the results of evaluations, with ladder, methods, label memories, differences, numbers and tasks.
+"""The Results screen: evaluations, and of the selected one the ladder, methods, label memories, differences and
+numbers.
 
 Shows stored result documents, read by `lab.report`. Measuring is a job.
 """
@@ -68,15 +69,15 @@ Press e to start one, or type
   mta eval run --task TASK
 in a shell. `mta demo` ends with a small one."""
 ONE_MEMORY_NOTE = "No method was measured with more than one label memory; `mta eval run --memory all` does that."
-NO_LADDER_NOTE = "No two steps of the ladder were measured here; `mta eval run` with its usual methods does that."
-UNFINISHED_NOTE = "This evaluation has no result yet. Jobs resumes a stopped one; `mta eval run` goes on after tuning."
+NO_LADDER_NOTE = "Fewer than two steps of the ladder were measured; `mta eval run` without --methods measures all."
+UNFINISHED_NOTE = "This evaluation has no result yet. If it was stopped, resume it in Jobs, or with `mta eval run`."
 
 ResultDocument = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class _EvaluationRow:
-    """One evaluation. `document` is its result, None while it is unfinished."""
+    """One row of the list of evaluations. `document` is the result, None while it is unfinished."""
 
     number: int
     task: str
@@ -88,7 +89,7 @@ class _EvaluationRow:
 
 
 class ResultsScreen(BaseScreen):
-    """A list of evaluations; below it the results of the selected one, and all tasks side by side."""
+    """A list of evaluations; below it the results of the selected one, and a comparison of all tasks."""
 
     SCREEN_NAME = "results"
     CSS_PATH = "results.tcss"
@@ -215,12 +216,10 @@ class ResultsScreen(BaseScreen):
         return self._evaluations[row] if 0 <= row < len(self._evaluations) else None
 
     def _current_metric(self, document: ResultDocument) -> str:
-        """The shown metric: the chosen one, else the document's main metric."""
         names = metrics(document)
         return self._selected_metric if self._selected_metric in names else names[0]
 
     def _show_evaluation(self) -> None:
-        """Fill all views of the selected evaluation, which are small."""
         entry = self._selected
         document = entry.document if entry is not None else None
         self.set_class(document is None, "-unfinished")
@@ -236,12 +235,11 @@ class ResultsScreen(BaseScreen):
         self.query_one("#verdicts", Static).update(verdicts)
         self.query_one("#bars", IntervalPlot).show_intervals(*_method_intervals(document, metric))
         self.query_one("#against", IntervalPlot).show_intervals(_difference_intervals(document, metric), 0.0)
-        self.query_one("#power", Static).update(_power(document, metric))
+        self.query_one("#power", Static).update(_differences_note(document, metric))
         self._fill_memory_table(document, metric)
         self._fill_score_table(document)
 
     def _fill_memory_table(self, document: ResultDocument, metric: str) -> None:
-        """A metric of each method with each label memory."""
         shown, found = self.query_one("#by-memory", DataTable), memory_table(document, metric)
         shown.clear(columns=True)
         shown.display = bool(found.rows)
@@ -298,7 +296,6 @@ class ResultsScreen(BaseScreen):
 
 
 def _read_evaluations(reg: Registry, task: str | None) -> list[_EvaluationRow]:
-    """Evaluations of a task, newest first."""
     entries = []
     for one in reg.evaluations.all():
         if task in (None, one.task):
@@ -314,7 +311,7 @@ def _first_finished_row(entries: Sequence[_EvaluationRow]) -> int:
 
 
 def _evaluation_row_cells(entry: _EvaluationRow) -> list[Text]:
-    """The cells of an evaluation in the list: its best method by the main metric, with its bytes per user."""
+    """The cells of an evaluation's row: number, task, the best method with its value and bytes per user, design."""
     document = entry.document
     number = Text(str(entry.number), justify="right")
     if document is None or not document["methods"]:
@@ -329,7 +326,7 @@ def _evaluation_row_cells(entry: _EvaluationRow) -> list[Text]:
 
 
 def ladder_texts(document: ResultDocument) -> tuple[Text, Text]:
-    """The ladder's table in aligned lines, and its verdicts, as texts that can be selected."""
+    """The ladder as an aligned table, and its verdicts; both as texts that can be selected with the mouse."""
     ladder = document.get("ladder")
     if ladder is None:
         return Text(""), Text(NO_LADDER_NOTE)
@@ -343,7 +340,6 @@ def ladder_texts(document: ResultDocument) -> tuple[Text, Text]:
 
 
 def _method_intervals(document: ResultDocument, metric: str) -> tuple[list[IntervalRow], float | None]:
-    """The methods from best to worst by a metric, and the reference's value."""
     reference = document["reference"]
     spans = []
     for method in rank_methods(document, metric):
@@ -354,7 +350,7 @@ def _method_intervals(document: ResultDocument, metric: str) -> tuple[list[Inter
 
 
 def _difference_intervals(document: ResultDocument, metric: str) -> list[IntervalRow]:
-    """The reference minus every other method, with the verdict as text and colour."""
+    """The intervals of the reference minus each other method, with the verdicts as text and colour."""
     spans = []
     for row in differences(document, metric):
         said = difference_verdict(row)
@@ -365,8 +361,8 @@ def _difference_intervals(document: ResultDocument, metric: str) -> list[Interva
     return spans
 
 
-def _power(document: ResultDocument, metric: str) -> Text:
-    """An explanation of the bars, and the detectable difference."""
+def _differences_note(document: ResultDocument, metric: str) -> Text:
+    """The text below the differences: how to read them, and the smallest difference that can be detected."""
     if not differences(document, metric):
         return line_text("No differences were computed in this metric.")
     unit = " in nats" if metric == LOGLIK_METRIC else ""

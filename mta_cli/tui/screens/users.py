@@ -1,4 +1,4 @@
-"""The Users screen: all users in one table, filtered while typing and sorted by SQL, and one user in detail.
+"""The Users screen: a table of all users, filtered while typing, and details of the user under the cursor.
 
 Shows results of `store.queries.user_table` and `pipeline.users.detail`. Long work is a job.
 """
@@ -53,8 +53,8 @@ COLUMNS = [
     for each in SHOWN_COLUMNS
 ]
 SORTABLE_KEYS = tuple(column.key for column in COLUMNS if column.sortable)
-WRITE: dict[str, Callable[[Any], str]]
-WRITE = {"text": str, "count": "{:,}".format, "bytes": format_bytes, "change": format_signed}
+VALUE_FORMATS: dict[str, Callable[[Any], str]]
+VALUE_FORMATS = {"text": str, "count": "{:,}".format, "bytes": format_bytes, "change": format_signed}
 HISTORY_PAGE_ITEMS = 20  # history items shown at once
 EMPTY_PLAN_VALUES = ("0", "no bank", "none")
 LOOKUP_DELAY_SECONDS = 0.06  # the cursor must rest on a user this long before the detail is read
@@ -69,7 +69,7 @@ Press i to import histories from a file, or type in a shell
 
 @dataclass(frozen=True)
 class _TableState:
-    """The number of users, the number of matches, and the row of the requested user, if it matches."""
+    """The number of all users and of matching ones, and the row of the requested user, if it matches."""
 
     total: int
     matching: int
@@ -77,7 +77,7 @@ class _TableState:
 
 
 class UsersScreen(BaseScreen):
-    """The table of users, the filter, and the user under the cursor."""
+    """The table of users with its filter, and a pane with the user under the cursor."""
 
     SCREEN_NAME = "users"
     CSS_PATH = "users.tcss"
@@ -117,34 +117,34 @@ class UsersScreen(BaseScreen):
             yield Input(placeholder="/ to filter: part of a name, status:adapted, items>5 …", id="filter", compact=True)
             yield Static(id="count")
         yield Static(Text(NO_USERS_HELP), id="empty")
-        yield Static(line_text("No user matches. esc shows all users again."), id="no-match")
+        yield Static(line_text("No user matches the filter. Escape removes it."), id="no-match")
         with Container(id="pane"):
-            yield LazyTable(COLUMNS, self._fetch, self._user_row_cells, id="users")
+            yield LazyTable(COLUMNS, self._fetch_rows, self._user_row_cells, id="users")
             yield UserPane(id="user")
 
     @property
     def user_table(self) -> LazyTable:
-        """The table."""
+        """The widget with the table of users."""
         return self.query_one("#users", LazyTable)
 
     @property
     def highlighted_user(self) -> str | None:
-        """The user under the cursor."""
+        """The name of the user under the cursor; None without one."""
         row: UserRow | None = self.user_table.cursor_row
         return row.name if row is not None else None
 
     async def reload(self) -> None:
-        """Read everything again. The cursor stays on its user, or moves to a newly selected one."""
+        """Read the users again. The cursor stays on its user, or moves to a newly selected one."""
         selected = self.mta_app.selected_user
         if selected in (None, self._followed_user):
-            await self._load(self.highlighted_user)
-        elif not await self._load(selected) and self._filter_text:
+            await self._load_users(self.highlighted_user)
+        elif not await self._load_users(selected) and self._filter_text:
             self._clear_filter()
-            await self._load(selected)
+            await self._load_users(selected)
         self._followed_user = selected
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Disable actions on a user without one, and enable the demo's key only without users."""
+        """Disable keys that act on a user while there is none, and enable the demo's key only without users."""
         if not self.is_mounted:
             return True
         empty = self.has_class("-empty")
@@ -157,7 +157,7 @@ class UsersScreen(BaseScreen):
         return True
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Filter while typing; the cursor stays on its user while that matches."""
+        """Filter the users while typing; the cursor stays on its user if that matches."""
         self._load_in_worker(self.highlighted_user)
 
     def on_input_submitted(self) -> None:
@@ -177,16 +177,16 @@ class UsersScreen(BaseScreen):
         self._load_user_pane(event.row.name)
 
     def on_lazy_table_selected(self, event: LazyTable.Selected) -> None:
-        """Select the user."""
+        """Select the user for all screens."""
         self.mta_app.select_user(event.row.name)
 
     def on_lazy_table_sort_requested(self, event: LazyTable.SortRequested) -> None:
-        """Sort by that column, or reverse its order."""
+        """Sort by the clicked column, or reverse the order if that is the current column."""
         key, descending = self._sort_by
         self._sort(event.key, not descending if event.key == key else event.key != "name")
 
     def on_lazy_table_fetch_failed(self, event: LazyTable.FetchFailed) -> None:
-        """Show the error."""
+        """Show the error of reading rows."""
         self.show_reading_error(event.error)
 
     def action_filter(self) -> None:
@@ -199,14 +199,14 @@ class UsersScreen(BaseScreen):
         self.user_table.focus()
 
     def action_open_screen(self, screen: str) -> None:
-        """Select the user and show a screen."""
+        """Select the user under the cursor and show a screen."""
         if (name := self.highlighted_user) is not None:
             self.mta_app.select_user(name)
             self.mta_app.show_screen(screen)
 
     @work(group="ask", exit_on_error=False)
     async def action_adapt(self) -> None:
-        """Show the form and plan of an adaptation, and queue it."""
+        """Show the form of an adaptation of this user; if it is submitted, queue the job."""
         from mta_cli.tui.dialogs.job_forms import queue_job_from_form
 
         if (name := self.highlighted_user) is None:
@@ -216,14 +216,14 @@ class UsersScreen(BaseScreen):
 
     @work(group="ask", exit_on_error=False)
     async def action_start(self, kind: str) -> None:
-        """Show the form of a job that adds users."""
+        """Show the form of a job that adds users; if it is submitted, queue the job."""
         from mta_cli.tui.dialogs.job_forms import queue_job_from_form
 
         self._notify_queued(await queue_job_from_form(self.mta_app, kind))
 
     @work(group="ask", exit_on_error=False)
     async def action_remove(self) -> None:
-        """Show the effect of a removal, ask, and queue it."""
+        """Show what a removal of this user removes, ask, and queue the removal."""
         from mta_cli.pipeline.users.removal import remove_user
 
         if (name := self.highlighted_user) is None:
@@ -238,7 +238,7 @@ class UsersScreen(BaseScreen):
         waits = self.mta_app.job_queue.has_unfinished_jobs
         self.mta_app.job_queue.add_job("user rm", name, make, self._handle_removal_end)
         if waits:
-            self.notify("the removal waits until the jobs before it have ended", markup=False)
+            self.notify("queued: the removal runs when the jobs before it have ended", markup=False)
 
     @work(group="ask", exit_on_error=False)
     async def action_task(self) -> None:
@@ -273,13 +273,13 @@ class UsersScreen(BaseScreen):
 
     @work(group="reload", exclusive=True, exit_on_error=False)
     async def _load_in_worker(self, name: str | None) -> None:
-        await self._load(name)
+        await self._load_users(name)
 
     def _clear_filter(self) -> None:
         with self.prevent(Input.Changed):
             self.query_one("#filter", Input).value = ""
 
-    async def _load(self, name: str | None) -> bool:
+    async def _load_users(self, name: str | None) -> bool:
         """Load the matching users, with the cursor on `name` if it matches. Returns whether it does."""
         words, task, (sort, descending) = self._filter_text, self.mta_app.selected_task, self._sort_by
         found = await self.mta_app.store_reader.read(partial(_read_table_state, words, task, sort, descending, name))
@@ -300,7 +300,7 @@ class UsersScreen(BaseScreen):
     def _filter_text(self) -> str:
         return self.query_one("#filter", Input).value
 
-    async def _fetch(self, offset: int, limit: int) -> Sequence[UserRow]:
+    async def _fetch_rows(self, offset: int, limit: int) -> Sequence[UserRow]:
         words, task, (sort, descending) = self._filter_text, self.mta_app.selected_task, self._sort_by
         return await self.mta_app.store_reader.read(
             lambda reg: reg.user_table.user_page(words, sort, descending, offset, limit, task)
@@ -313,7 +313,6 @@ class UsersScreen(BaseScreen):
 
     @work(exclusive=True, group="user", exit_on_error=False)
     async def _load_user_pane(self, name: str) -> None:
-        """Read and show one user, unless the cursor moves on quickly."""
         from mta_cli.pipeline.users.detail import load_user_detail
 
         await asyncio.sleep(LOOKUP_DELAY_SECONDS)
@@ -338,12 +337,10 @@ class UsersScreen(BaseScreen):
         pane.show_user(user, items)
 
     def _notify_queued(self, job: Job | None) -> None:
-        """Notify that a job was queued, and which screen shows it."""
         if job is not None:
-            self.notify(f"{job.title}: queued; 4 shows it in Jobs", markup=False)
+            self.notify(f"{job.title}: queued; press 4 to see it in Jobs", markup=False)
 
     def _handle_removal_end(self, job: Job) -> None:
-        """Show the outcome of a removal on any screen."""
         if job.error is not None:
             self.mta_app.show_error(job.error)
         elif job.state == "done":
@@ -360,7 +357,7 @@ def _cell(column: UserColumn, row: UserRow) -> Cell:
     tone = "quiet" if column.quiet or (column.key, value) == ("status", "new") else ""
     if column.kind == "change":
         tone = "good" if value > 0 else "bad"
-    return Cell(WRITE[column.kind](value), tone)
+    return Cell(VALUE_FORMATS[column.kind](value), tone)
 
 
 def _read_table_state(
@@ -380,7 +377,6 @@ def _count_label(found: _TableState, task: str | None) -> str:
 
 
 def _removal_summary(name: str, reg: Registry) -> str:
-    """The effect of removing a user, one line for each part."""
     from mta_cli.events import JobPlan
     from mta_cli.pipeline.users.removal import plan_user_removal
 

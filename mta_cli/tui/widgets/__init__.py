@@ -1,1 +1,1 @@
-"""The widgets of the screens, which know no screen and no store."""
+"""The widgets of the screens. They know neither screens nor the store."""

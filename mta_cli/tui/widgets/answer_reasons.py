@@ -30,15 +30,15 @@ MEMORY_WORDS = {
 
 
 class ReasonsPane(VerticalScroll, can_focus=True):
-    """The reasons of the last answer."""
+    """A pane with the reasons of the last answer; hidden until it is opened."""
 
     ALLOW_MAXIMIZE = True
     HELP: ClassVar[str] = (
-        "Why the last answer is as it is. The first line is the step of the ladder that answered, and what it is made "
-        "of. History: the user's items that its prompt showed.\n"
+        "The reasons of the last answer. The first line is the step of the ladder that answered, with its parts. "
+        "History: the user's items in the prompt.\n"
         "Labels: the probability of each by the model alone → with label memory; how often the user gave it; its share "
         "of the neighbours' votes.\n"
-        "Neighbours: items of the bank's other users. Each votes for its label, the more the nearer it is.\n"
+        "Neighbours: items of the bank's other users. Each votes for its label; nearer items have more weight.\n"
         "w or Escape closes it, z enlarges it, y copies it."
     )
     DEFAULT_CSS = """
@@ -64,12 +64,12 @@ class ReasonsPane(VerticalScroll, can_focus=True):
         self.plain_text = ""
 
     def compose(self) -> ComposeResult:
-        """One text."""
+        """The text of the reasons."""
         yield self._body
 
     @property
     def is_open(self) -> bool:
-        """Whether it is shown."""
+        """Whether the pane is shown."""
         return self.has_class("open")
 
     def show_reasons(self, reasons: Mapping[str, Any]) -> None:
@@ -89,7 +89,7 @@ class ReasonsPane(VerticalScroll, can_focus=True):
 
 
 def reason_lines(reasons: Mapping[str, Any]) -> Iterator[Text]:
-    """The reasons as sections of lines."""
+    """The reasons of an answer as lines: model, items in the prompt, labels, neighbours, decoding."""
     from mta_cli.pipeline.chat.answer import source_line
     from mta_cli.pipeline.user_weights import AnswerSource
 
@@ -113,10 +113,10 @@ def reason_lines(reasons: Mapping[str, Any]) -> Iterator[Text]:
     for item in history:
         yield _item_line(item["input"], item["output"])
     yield _head("How the answer was chosen")
-    yield Text(decoding_words(reasons["decoding"]))
+    yield Text(describe_decoding(reasons["decoding"]))
 
 
-def decoding_words(decoding: Mapping[str, Any]) -> str:
+def describe_decoding(decoding: Mapping[str, Any]) -> str:
     """The decoding settings in one line."""
     if "temperature" not in decoding:
         return f"the {decoding['by']}, without sampling"

@@ -20,13 +20,14 @@ from textual.widgets import Static
 
 from mta_cli.text.formatting import format_rate
 from mta_cli.text.printable import clean_line, clean_text
-from mta_cli.tui.text import ending_words
+from mta_cli.tui.text import describe_ending
 from mta_cli.tui.widgets.charts.bars import Bar, BarChart
 from mta_cli.tui.widgets.waiting import WaitingLine
 
 ORDER = ("base", "common", "fused", "adapted")  # columns of other users follow in order of arrival
 MIN_COLUMN_WIDTH = 19  # four columns fit in 80 cells; more are scrolled
-RIGHT, WRONG, GOLD, CHOSEN, OTHER = "✓", "✗", "◆", "▸", "·"  # a label: answered and right or wrong; right; answered
+# marks of a label: the answer, right or wrong; the right one; the answer if the right one is unknown; any other
+RIGHT, WRONG, GOLD, CHOSEN, OTHER = "✓", "✗", "◆", "▸", "·"
 RIGHT_STYLE, WRONG_STYLE = "bold $text-success", "bold $text-error"
 DIFF_STYLE = "bold underline $text-accent"
 MAX_DIFF_WORDS = 1500  # words of an answer that are compared; the time grows with their square
@@ -42,7 +43,7 @@ _WORD = re.compile(r"\S+")
 
 
 class AnswerColumn(VerticalScroll):
-    """One column: the answer's source, text and metrics. It scrolls separately."""
+    """A column with one model's answer: its source, text and metrics. It scrolls by itself."""
 
     ALLOW_MAXIMIZE = True
     HELP: ClassVar[str] = (
@@ -69,7 +70,7 @@ class AnswerColumn(VerticalScroll):
         yield self._labels
 
     def show_answer(self, differing: list[tuple[int, int]] | None = None) -> None:
-        """Show the text so far, with the given spans marked."""
+        """Show the text so far, with the spans `differing` marked."""
         if self.answer_text:
             self.waiting.stop()
         spans = [Span(start, end, DIFF_STYLE) for start, end in differing or []]
@@ -103,13 +104,13 @@ class AnswerColumn(VerticalScroll):
         self._metrics.update(Content("\n").join(lines))
 
     def show_labels(self, answer: dict[str, Any]) -> None:
-        """Show the share of each label if the answer is a label."""
+        """Show a bar with the share of each label, if the task has labels."""
         gold = (answer.get("gold") or {}).get("label")
         self._labels.show_bars(label_bars(answer.get("labels") or {}, self.answer_text, gold))
 
 
 class AnswerColumns(HorizontalScroll):
-    """Columns of answers. `selected_key` is the key of the selected column, if any."""
+    """Columns of answers side by side. `selected_key` is the key of the selected column, if any."""
 
     BINDINGS = COLUMN_BINDINGS
     DEFAULT_CSS = """
@@ -152,7 +153,7 @@ class AnswerColumns(HorizontalScroll):
 
     @property
     def column_keys(self) -> list[str]:
-        """The columns from left to right."""
+        """The keys of the columns from left to right."""
         return list(self._columns)
 
     def answer_of(self, key: str) -> str:
@@ -174,7 +175,7 @@ class AnswerColumns(HorizontalScroll):
         self.query(AnswerColumn).remove()
 
     def show_waiting(self, what: str) -> None:
-        """Show in every empty column what it waits for."""
+        """Show in every empty column that it waits for `what`."""
         self._waiting_for = what
         for column in self._columns.values():
             if not column.answer_text:
@@ -193,7 +194,10 @@ class AnswerColumns(HorizontalScroll):
         self._set_column_widths()
 
     def append_answer(self, key: str, piece: str) -> None:
-        """Append to a column, or start it again after `expect_answers`; several pieces are drawn at once."""
+        """Append a piece to a column's answer, or begin a new answer after `expect_answers`.
+
+        Several pieces are drawn at once.
+        """
         column = self._get_or_add_column(key)
         if key in self._answered_keys:
             self._answered_keys.discard(key)
@@ -204,7 +208,7 @@ class AnswerColumns(HorizontalScroll):
         self._undrawn_keys.add(key)
 
     def expect_answers(self) -> None:
-        """The next text of each column belongs to the next question; until then the last answers stay."""
+        """Let the next text of each column begin a new answer; until then the old answers stay."""
         self._answered_keys = set(self._columns)
 
     def show_result(self, result: dict[str, Any]) -> None:
@@ -261,14 +265,14 @@ class AnswerColumns(HorizontalScroll):
         self._set_column_widths()
 
     def _release_focus(self, *columns: AnswerColumn) -> None:
-        """Remove the focus before columns are removed. Otherwise the prompt would get it and take the screen's keys as
+        """Remove the focus from columns that will be removed. The prompt would get it, and take the screen's keys as
         text.
         """
         if self.screen.focused in columns:
             self.screen.set_focus(None)
 
     def _set_column_widths(self) -> None:
-        """Set equal widths, at least the minimum, which fractional widths would ignore."""
+        """Give all columns the same width, at least the minimum, which Textual's fractional widths would ignore."""
         fits = self.size.width >= MIN_COLUMN_WIDTH * len(self._columns)
         for column in self._columns.values():
             column.styles.width = "1fr" if fits else MIN_COLUMN_WIDTH
@@ -280,7 +284,7 @@ class AnswerColumns(HorizontalScroll):
 
 
 def differing_spans(first: str, other: str) -> Iterator[tuple[int, int]]:
-    """Spans (start, end) of words in `other` that differ from the text `first`."""
+    """Yields the spans (start, end) of words in `other` that differ from the text `first`."""
     ours, theirs = list(_WORD.finditer(first)), list(_WORD.finditer(other))
     if max(len(ours), len(theirs)) > MAX_DIFF_WORDS:
         return
@@ -298,7 +302,7 @@ def _speed_lines(answer: dict[str, Any]) -> Iterator[str]:
     tokens, rate = answer["tokens"], answer.get("tokens_per_second")
     if answer["ended"] == "label":  # labels are scored in one pass, without generating
         return
-    cut = ending_words(answer["ended"])
+    cut = describe_ending(answer["ended"])
     yield f"{tokens} token{'s' if tokens != 1 else ''}" + (f" · {format_rate(rate)}/s" if rate else "") + cut
 
 
@@ -309,7 +313,6 @@ def _format_likelihood(gold: dict[str, Any]) -> str:
 
 
 def _metric_line(name: str, value: float) -> Content:
-    """A metric of one answer as text; right is green and wrong is red."""
     if name in ("accuracy", "mae"):
         right = value == (1.0 if name == "accuracy" else 0.0)
         wrong = "wrong" if name == "accuracy" else f"off by {value:g}"
@@ -331,9 +334,9 @@ def label_bars(logliks: dict[str, float], answer: str, gold: str | None) -> list
 
 
 def gold_summary(result: dict[str, Any]) -> str:
-    """The gain in the gold's likelihood of the most personal model over the common one, or of that over the base.
+    """Text on the right answer's probability under the common model and the most personal one; empty if unknown.
 
-    Empty if unknown.
+    If the most personal one is the common model, it is compared with the base.
     """
     golds = {key: one["gold"] for key, one in result["details"].items() if key in ORDER and one and one.get("gold")}
     best = next((key for key in reversed(ORDER) if key in golds), "base")

@@ -18,7 +18,7 @@ from mta_cli.tui.text import line_text
 
 @dataclass(frozen=True)
 class Entry:
-    """`draw` returns the entry's line for a width in cells; `target` is its destination."""
+    """An entry of a list: `draw` returns its line for a width in cells; `target` says what it opens."""
 
     key: str
     draw: Callable[[int], Text]
@@ -26,10 +26,10 @@ class Entry:
 
 
 class EntryList(OptionList):
-    """Entries under a title. Hidden without entries; scrolls only if its style sets a height."""
+    """A list of entries under a title, hidden without entries. It scrolls only if its style sets a height."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "select", "Open", id="entries.open", tooltip="Go to what the entry is about"),
+        Binding("enter", "select", "Open", id="entries.open", tooltip="Open the entry's screen"),
     ]
 
     class Opened(Message):
@@ -47,11 +47,11 @@ class EntryList(OptionList):
 
     @property
     def keys(self) -> list[str]:
-        """The keys of all entries, including those that do not fit."""
+        """The keys of all entries, including entries that do not fit."""
         return [entry.key for entry in self._entries]
 
     def show_entries(self, entries: Sequence[Entry], title: str | None = None) -> None:
-        """Show these entries. In a focused list the cursor stays on its entry if it still exists."""
+        """Replace the entries. In a focused list the cursor stays on its entry if that still exists."""
         self._entries = tuple(entries)
         self.display = bool(entries)
         self.styles.max_height = len(entries) + 1  # one line for the title
@@ -64,7 +64,7 @@ class EntryList(OptionList):
         self._draw()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Post the opened entry."""
+        """Send a message about the opened entry."""
         event.stop()
         self.post_message(self.Opened(self._entries[event.option_index]))
 

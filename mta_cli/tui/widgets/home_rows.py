@@ -1,4 +1,4 @@
-"""Lines of the home screen: a job, a conversation, a user's gain, a next step."""
+"""The lines of the Home screen's lists: jobs, conversations, users' gains, next steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIN_BAR_CELLS = 8
 
 
 def job_record_line(record: JobRecord, width: int, now: datetime) -> Text:
-    """A recorded job: title, outcome and age."""
+    """The line of a job recorded in the store: title, result and age."""
     name = f"{RECORD_MARKS.get(record.status, '·')} {record.kind} {record.subject}"
     said = record.outcome or record.error or ("" if record.status == "done" else record.status)
     age = line_text(format_age(record.ended or record.started, now) or "", "dim")
@@ -29,7 +29,7 @@ def job_record_line(record: JobRecord, width: int, now: datetime) -> Text:
 
 
 def window_job_line(job: Job, width: int, now: datetime) -> Text:
-    """A job of this window: title and progress."""
+    """The line of a job of this window: title, and progress or result."""
     name = line_text(f"{STATE_MARKS[job.state]} {job.kind} {job.title}", STATE_STYLES.get(job.state, ""))
     if job.finished:
         fault = next((text for text in reversed(job.log) if text.startswith("error: ")), "")
@@ -44,13 +44,13 @@ def window_job_line(job: Job, width: int, now: datetime) -> Text:
 
 
 def chat_line(chat: RecentChat, width: int, now: datetime) -> Text:
-    """A conversation: user, first words and age."""
+    """The line of a conversation: user, first words and age."""
     age = line_text(format_age(chat.answered, now) or "", "dim")
     return _columns(line_text(chat.user, "bold"), line_text(chat.title), age, width, USER_CELLS)
 
 
 def gain_line(gain: UserGain, largest: float, width: int) -> Text:
-    """A user's gain, the values before and after, and a bar if there is room."""
+    """The line of a user's gain: values before and after, and a bar if there is room."""
     colour = "green" if gain.gain > 0 else "red" if gain.gain < 0 else "dim"
     change = line_text(format_signed(gain.gain), colour)
     numbers = line_text(f"{gain.before:.3f} → {gain.after:.3f}", "dim")
@@ -66,13 +66,14 @@ def gain_line(gain: UserGain, largest: float, width: int) -> Text:
 
 
 def action_line(title: str, about: str, width: int) -> Text:
-    """An action and its purpose."""
+    """The line of a next step: title and purpose."""
     return _columns(line_text(f"▸ {title}", "bold"), line_text(about, "dim"), Text(), width)
 
 
 def _columns(name: Text, words: Text, age: Text, width: int, name_cells: int = 0) -> Text:
-    """Three columns: the name, the text in the remaining width, the age at the right edge. With 0 cells the name's
-    width depends on the total.
+    """A line of three columns: name, text, and age at the right edge.
+
+    With `name_cells` 0, the name's width depends on the line's.
     """
     edge = AGE_CELLS if age.plain else 0
     name_cells = name_cells or min(max(MIN_NAME_CELLS, width // 3), MAX_NAME_CELLS)

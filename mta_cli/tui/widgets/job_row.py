@@ -1,4 +1,4 @@
-"""Jobs as text: an entry of the list, and the header of the selected job."""
+"""Text about jobs for the Jobs screen: the entry of a job in the list, and the header of the selected one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATE_STYLES = {"running": "bold", "failed": "red", "waiting": "dim"}
 
 
 def progress_bar(done: int, total: int | None, width: int) -> str:
-    """A progress bar in half cells."""
+    """A bar of `width` cells for `done` of `total`, drawn in half cells; empty if the total is unknown."""
     if not total or width < 1:
         return ""
     halves = round(2 * width * min(max(done / total, 0.0), 1.0))
@@ -36,7 +36,7 @@ def progress_line(progress: ProgressState) -> str:
 
 
 def job_list_entry(job: Job, width: int) -> Text:
-    """A job in the list: its title, and below it its progress."""
+    """The list entry of a job of this window: its title, and below it its progress."""
     shown = Text()
     shown.append_text(
         _truncate_text(
@@ -51,7 +51,7 @@ def job_list_entry(job: Job, width: int) -> Text:
 
 
 def interrupted_job_list_entry(one: UnfinishedJob, width: int) -> Text:
-    """An interrupted job in the list."""
+    """The list entry of an interrupted job: its title, and below it how far it got."""
     shown = Text()
     shown.append_text(_truncate_text(line_text(f"↻ {one.kind} · {one.title}", "bold"), width))
     shown.append("\n")
@@ -60,26 +60,26 @@ def interrupted_job_list_entry(one: UnfinishedJob, width: int) -> Text:
     return shown
 
 
-def elsewhere_list_entry(what: str, width: int) -> Text:
-    """A job of another process in the list."""
+def other_process_list_entry(what: str, width: int) -> Text:
+    """The list entry of a job of another process."""
     shown = _truncate_text(line_text(f"↗ {what}", "bold"), width)
     return Text("\n").join([shown, _truncate_text(line_text("  in another process", "dim"), width)])
 
 
-def elsewhere_header(what: str) -> Text:
-    """A job of another process, and where it can be stopped; empty if there is none."""
+def other_process_header(what: str) -> Text:
+    """The header of a job of another process, which only that process can stop; empty if there is none."""
     if not what:
         return Text()
     return Text("\n").join(
         [
             line_text(f"↗ {what}", "bold"),
-            line_text("It runs in another process, which shows its progress and stops it."),
+            line_text("It runs in another process: only there its progress is shown and it can be stopped."),
         ]
     )
 
 
 def job_header(job: Job, width: int, now: float, *, resumable: bool = False) -> Text:
-    """Title, state and progress of a job, and the options for a stopped one, in at most four rows."""
+    """The header of a job of this window in at most four rows: title, state, progress, and the keys to resume it."""
     state: str = job.state
     if job.started_at is not None:
         state += (
@@ -99,7 +99,7 @@ def job_header(job: Job, width: int, now: float, *, resumable: bool = False) -> 
 
 
 def interrupted_job_header(one: UnfinishedJob) -> Text:
-    """Title, progress and end of an interrupted job, and the keys to resume or discard it."""
+    """The header of an interrupted job: title, when it ended, its error, and the keys to resume or discard it."""
     rows = [
         line_text(f"↻ {one.kind} · {one.title}", "bold"),
         line_text(f"interrupted {one.ended_at.replace('T', ' ').removesuffix('+00:00')} UTC · {one.detail}"),
@@ -124,7 +124,6 @@ def _job_status_line(job: Job, width: int) -> str:
 
 
 def _truncate_text(text: Text, width: int) -> Text:
-    """The text on one row of this width."""
     shown = text.copy()
     shown.truncate(max(width, 1), overflow="ellipsis")
     return shown

@@ -1,4 +1,4 @@
-"""A table of any length that keeps only the rows near the visible ones in memory. Does not know the rows' source.
+"""A table of any length that keeps only the rows near the visible ones in memory.
 
 Rows are fetched asynchronously in pages when they become visible; a few pages are cached.
 """
@@ -68,7 +68,7 @@ def layout_columns(columns: Sequence[Column], width: int) -> list[tuple[int, int
 
 
 class LazyTable(ScrollView, can_focus=True):
-    """Rows with a cursor below a fixed head. `load_rows` sets their number; the rows are fetched later."""
+    """A table with a cursor and a fixed head row. `load_rows` sets the number of rows, which are fetched later."""
 
     HELP: ClassVar[str] = "Arrows, page up and down, home and end move; a click on a head sorts, a second one reverses."
     ALLOW_SELECT = False
@@ -118,24 +118,24 @@ class LazyTable(ScrollView, can_focus=True):
     cursor: reactive[int] = reactive(0, repaint=False)
 
     class Highlighted(Message):
-        """The cursor is on this row, which is loaded."""
+        """Sent when the cursor is on another row and that row is loaded."""
 
         def __init__(self, place: int, row: Any) -> None:
             super().__init__()
             self.place, self.row = place, row
 
     class Selected(Highlighted):
-        """The row under the cursor was chosen by Enter or a double click."""
+        """Sent when the row under the cursor was chosen by Enter or a double click."""
 
     class SortRequested(Message):
-        """The head of a column was clicked."""
+        """Sent when the head of a sortable column was clicked."""
 
         def __init__(self, key: str) -> None:
             super().__init__()
             self.key = key
 
     class FetchFailed(Message):
-        """Rows could not be fetched; fetching stops until the next `load_rows`."""
+        """Sent when rows could not be fetched; no more are fetched until the next `load_rows`."""
 
         def __init__(self, error: Exception) -> None:
             super().__init__()
@@ -198,7 +198,7 @@ class LazyTable(ScrollView, can_focus=True):
         self._post_highlighted()
 
     def render_line(self, y: int) -> Strip:
-        """The head, or a row."""
+        """The line `y` of the table: the head or a row."""
         width = self.scrollable_content_region.width
         if y == 0:
             return self._head(width)
@@ -242,7 +242,7 @@ class LazyTable(ScrollView, can_focus=True):
         self._scroll_to_cursor()
 
     def on_click(self, event: events.Click) -> None:
-        """Sort by a clicked head, or move the cursor to a clicked row; a double click chooses the row."""
+        """Sort by a clicked head, or move the cursor to a clicked row; a double click selects the row."""
         spot = event.get_content_offset(self)
         if spot is None:
             return
@@ -276,13 +276,12 @@ class LazyTable(ScrollView, can_focus=True):
         self.cursor = self.row_count - 1
 
     def action_select(self) -> None:
-        """Choose the row under the cursor."""
+        """Select the row under the cursor."""
         if (row := self.cursor_row) is not None:
             self.post_message(self.Selected(self.cursor, row))
 
     @property
     def _visible_row_count(self) -> int:
-        """The number of visible rows."""
         return max(1, self.scrollable_content_region.height - 1)
 
     def _scroll_to_cursor(self) -> None:
@@ -292,13 +291,11 @@ class LazyTable(ScrollView, can_focus=True):
             self.scroll_to(y=top, animate=False, force=True)
 
     def _post_highlighted(self) -> None:
-        """Post the cursor's row, once for each row."""
         if (row := self.cursor_row) is not None and self._last_highlighted != (self.cursor, row):
             self._last_highlighted = (self.cursor, row)
             self.post_message(self.Highlighted(self.cursor, row))
 
     def _request_missing_pages(self) -> None:
-        """Fetch the visible rows that are missing."""
         if not self._fetching_pages and not self._fetch_failed:
             self._fetching_pages = True
             self.call_later(self._start_fetching)
@@ -307,7 +304,7 @@ class LazyTable(ScrollView, can_focus=True):
         self.run_worker(self._fetch_visible_pages(), group="rows", exit_on_error=False)
 
     async def _fetch_visible_pages(self) -> None:
-        """Fetch page after page, always the ones visible by then, so that pages scrolled past are skipped."""
+        """Fetch missing pages, always the ones that are visible by then, so that pages scrolled past are skipped."""
         try:
             while (page := self._next_missing_page()) is not None:
                 load = self._load_number
@@ -334,7 +331,6 @@ class LazyTable(ScrollView, can_focus=True):
         return next((page for page in pages if page not in self._pages), None)
 
     def _evict_far_pages(self) -> None:
-        """Drop the cached pages farthest from the visible rows."""
         middle = self._visible_pages()[0]
         for page in sorted(self._pages, key=lambda page: abs(page - middle))[MAX_CACHED_PAGES:]:
             del self._pages[page]
@@ -347,8 +343,8 @@ class LazyTable(ScrollView, can_focus=True):
         return self._render_cells(titles, width, style)
 
     def _render_cells(self, cells: Sequence[Cell], width: int, base: Style, *, plain: bool = False) -> Strip:
-        """The cells of a row at their positions. With `plain`, cells have no colours of their own, which might be
-        unreadable under the cursor.
+        """The cells of a row at their columns. With `plain`, cells have no own colours, which may be unreadable at the
+        cursor.
         """
         segments, at = [], 0
         for number, x, room in layout_columns(self.columns, width):

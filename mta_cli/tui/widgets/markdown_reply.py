@@ -25,7 +25,7 @@ def safe_parser() -> MarkdownIt:
 
 
 class PlainCodeBlock(MarkdownFence):
-    """A code block without a lexer, which the model would choose."""
+    """A code block without syntax highlighting, whose language the model would choose."""
 
     @classmethod
     def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
@@ -42,11 +42,11 @@ class AnswerMarkdown(Markdown):
         self.answer_text = text
 
     def get_block_class(self, block_name: str) -> type[MarkdownBlock]:
-        """Our own class for code blocks."""
+        """The class for a kind of block: our own for code blocks."""
         return PlainCodeBlock if block_name in ("fence", "code_block") else super().get_block_class(block_name)
 
     def append_chunk(self, piece: str) -> None:
-        """Append to the answer."""
+        """Append a piece to the answer."""
         self.answer_text += piece
         self._chunks.put_nowait(clean_text(piece))
 

@@ -1,6 +1,5 @@
-"""A strip of marks for each column of a comparison: one mark for each held-out question, and the overall score.
-
-Shows the metrics of a comparison's results.
+"""Strips of marks on the Compare screen: a strip for each column, with a mark for each held-out question and a
+score.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def answer_mark(metrics: Mapping[str, float]) -> StripMark:
     return StripMark(MISSING_VALUE, "pending")
 
 
-def score_words(score: Mapping[str, Any]) -> str:
+def format_score(score: Mapping[str, Any]) -> str:
     """The score over all questions so far: the number of right answers, or the metric's mean."""
     from mta_cli.pipeline.evaluation.metric_names import metric_name
 
@@ -70,9 +69,9 @@ class ScoreStrips(VerticalScroll, can_focus=True):
 
     ALLOW_MAXIMIZE = True
     HELP: ClassVar[str] = (
-        "A asks all held-out questions. Each column has a strip with a mark a question, one below another: ✓ right, "
-        "✗ wrong; a number is how far off a score was; of texts each has a bar as high as its ROUGE-1. Beside it is "
-        "the score that evaluations use.\n"
+        "A asks all held-out questions. Each column has a strip with one mark for each question: ✓ right, ✗ wrong; "
+        "a number is the error of a score; the bar of a text is as high as its ROUGE-1. Beside the strip is the score "
+        "that evaluations use.\n"
         "Escape stops and keeps what was answered. y copies the scores."
     )
     DEFAULT_CSS = """
@@ -107,19 +106,19 @@ class ScoreStrips(VerticalScroll, can_focus=True):
         yield self._chart
 
     def begin(self, title: str, questions: int) -> None:
-        """Start strips for `questions` questions."""
+        """Show empty strips for `questions` questions."""
         self._title = title
         self._chart.strips, self._chart.questions = {}, questions
         self.add_class("open")
         self._show_progress()
 
     def add_column(self, key: str) -> None:
-        """An empty strip."""
+        """Add an empty strip for a column."""
         self._chart.strips[key] = ColumnStrip(key.removeprefix("@"))
         self._show_progress()
 
     def add_result(self, result: Mapping[str, Any]) -> None:
-        """Add the result of a question, with the `scores` so far."""
+        """Add the marks of one question's answers, and update the scores."""
         for key, details in result["details"].items():
             if details is not None:
                 strip = self._chart.strips.setdefault(key, ColumnStrip(key.removeprefix("@")))
@@ -127,11 +126,11 @@ class ScoreStrips(VerticalScroll, can_focus=True):
                     strip.name = details["step"]
                 strip.marks.append(answer_mark((details.get("gold") or {}).get("metrics") or {}))
                 if key in result["scores"]:
-                    strip.score = score_words(result["scores"][key])
+                    strip.score = format_score(result["scores"][key])
         self._show_progress()
 
     def finish(self) -> None:
-        """Mark missing answers as final."""
+        """Show in the title how many questions were not asked, if any."""
         missing = self._chart.questions - self.answered
         self.border_title = line_text(f"{self._title} · stopped, {missing} not asked" if missing else self._title)
 
@@ -147,12 +146,12 @@ class ScoreStrips(VerticalScroll, can_focus=True):
 
     @property
     def summary(self) -> str:
-        """All scores in one line."""
+        """The scores of all columns in one line, to be copied."""
         scores = ", ".join(f"{strip.name} {strip.score}" for strip in self._chart.strips.values() if strip.score)
         return f"{self._title}: {scores}"
 
     def close(self) -> None:
-        """Remove the strips; if they were maximised, restore the screen."""
+        """Hide the strips; if they were maximised, restore the screen."""
         if self.screen.maximized is self:
             self.screen.minimize()
         self._chart.strips, self._title = {}, ""
@@ -177,7 +176,7 @@ class StripChart(Widget):
         self.questions = 0
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        """The lines that this width takes."""
+        """The number of lines of all strips at this width."""
         return len(strip_lines(self.strips, self.questions, width))
 
     def render(self) -> RenderableType:

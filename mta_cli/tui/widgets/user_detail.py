@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.users.detail import AnchorMatch, Results, UserDetail
     from store.records import Item, Run
 
-SMALLEST_PERCENT = 0.05  # a smaller change is shown as none
+SMALLEST_PERCENT = 0.05  # a smaller change of the loss, in percent, is shown as no change
 MAX_ANCHORS_SHOWN, INPUT_CUT, OUTPUT_CUT, MAX_RUNS_SHOWN = 12, 240, 120, 8
 SECTION_TITLES = {
     "recipe": "Recipe",
@@ -41,7 +41,7 @@ SECTION_WIDGETS: Mapping[str, Callable[..., Widget]] = {
 
 
 class UserPane(VerticalScroll):
-    """The sections of one user; empty sections are hidden."""
+    """A pane with sections about one user; empty sections are hidden."""
 
     HELP: ClassVar[str] = (
         "Recipe: whose models make up this user's, as shares of one bar; letters and colours are those of the map in "
@@ -64,13 +64,13 @@ class UserPane(VerticalScroll):
         self.clear_user()
 
     def clear_user(self, why: str = "") -> None:
-        """Show no user."""
+        """Show no user, but the text `why`."""
         self.query_one("#who", Static).update(line_text(why, "dim"))
         for name in SECTION_TITLES:
             self._show_section(name, False)
 
     def show_user(self, user: UserDetail, items: Sequence[Item]) -> None:
-        """Show a user and the newest items of the history."""
+        """Show a user, and the newest items of their history."""
         self.query_one("#who", Static).update(user_summary(user))
         parts = recipe_parts(user)
         self.query_one("#head-recipe", Static).update(
@@ -93,7 +93,7 @@ class UserPane(VerticalScroll):
 
 
 def user_summary(user: UserDetail) -> Text:
-    """The name and the parts of the model."""
+    """The user's name, items and model, and how adapting changed the held-out loss."""
     shown = Text.assemble((clean_line(user.user.name), "bold"))
     if not user.user.can_anchor:
         shown.append("  may not be an anchor", "dim")
@@ -143,17 +143,17 @@ def _held_out_loss_line(user: UserDetail) -> str:
 
 
 def recipe_parts(user: UserDetail) -> list[RecipePart]:
-    """The anchors of the recipe by weight and the task adapter's share; without a recipe the nearest anchors."""
+    """The parts of the user's recipe by weight; without a recipe, the nearest anchors."""
     if user.recipe is None:
         near = [one for one in user.anchors if one.similarity is not None][:MAX_ANCHORS_SHOWN]
-        return [RecipePart(one.place, _label(one), None, format_two_decimals(one.similarity)) for one in near]
-    return weighed_parts(user.anchors, user.task_adapter_share)
+        return [RecipePart(one.place, _anchor_label(one), None, format_two_decimals(one.similarity)) for one in near]
+    return weighted_parts(user.anchors, user.task_adapter_share)
 
 
-def weighed_parts(anchors: Sequence[AnchorMatch], task_adapter_share: float | None) -> list[RecipePart]:
+def weighted_parts(anchors: Sequence[AnchorMatch], task_adapter_share: float | None) -> list[RecipePart]:
     """The anchors with a weight, the largest first, and the task adapter's share."""
     weighed = sorted((one for one in anchors if one.weight), key=lambda one: -abs(one.weight or 0.0))
-    parts = [RecipePart(one.place, _label(one), one.weight, format_two_decimals(one.weight)) for one in weighed]
+    parts = [RecipePart(one.place, _anchor_label(one), one.weight, format_two_decimals(one.weight)) for one in weighed]
     if task_adapter_share is not None:
         share = format_two_decimals(task_adapter_share)
         parts.append(RecipePart(None, "task adapter", max(task_adapter_share, 0.0), share))
@@ -171,19 +171,19 @@ def shown_losses(user: UserDetail) -> tuple[float, ...]:
     return (stack.loss_before, *user.losses, stack.loss_after)
 
 
-def _label(near: AnchorMatch) -> str:
+def _anchor_label(near: AnchorMatch) -> str:
     return clean_line(near.name) + (" (stale)" if near.stale and not near.name.startswith("(") else "")
 
 
 def results_head(results: Results) -> Text:
-    """The evaluation and its metric."""
+    """The title of the results: the metric and the evaluation."""
     from mta_cli.pipeline.evaluation.metric_names import metric_title
 
     return line_text(f"Results: {metric_title(results.metric)}, evaluation {results.evaluation}", "bold")
 
 
 def result_bars(results: Results | None) -> list[Bar]:
-    """A bar for each method."""
+    """A bar for each method of an evaluation, with the user's score."""
     methods = results.methods if results is not None else ()
     return [
         Bar(clean_line(one.method), one.value, f"{format_two_decimals(one.value)} of {one.answers}") for one in methods
@@ -200,7 +200,7 @@ def run_lines(runs: Sequence[Run]) -> Text:
 
 
 def history_lines(items: Sequence[Item], total: int) -> Text:
-    """Items, one paragraph each, and the number of further ones."""
+    """The items, one paragraph each, and the number of older ones that are not shown."""
     shown = Text()
     for item in items:
         shown.append(f"{format_time(item.time)}  " if item.time else "", "dim")
@@ -214,12 +214,12 @@ def history_lines(items: Sequence[Item], total: int) -> Text:
 
 
 def format_time(time: str | None) -> str:
-    """A time to the minute; text in another form is cut."""
+    """A time to the minute; a text in another form is cut to the same length."""
     return clean_line((time or "").replace("T", " "))[:16] or MISSING_VALUE
 
 
 def format_two_decimals(value: float | None) -> str:
-    """Two decimals; no zero before the point."""
+    """Two decimals, without the zero before the point: .12."""
     if value is None or value != value:
         return MISSING_VALUE
     shown = f"{value:.2f}".replace("-", "−")

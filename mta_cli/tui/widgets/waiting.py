@@ -13,7 +13,7 @@ UPDATE_SECONDS = 0.5
 
 
 class WaitingLine(Static):
-    """Text such as "loading the base … 6 s", on two lines in a narrow column; empty when idle."""
+    """Text such as "loading the base … 6 s" that counts the seconds of waiting; empty when idle."""
 
     DEFAULT_CSS = """
     WaitingLine { height: auto; display: none; color: $text-muted; }

@@ -1,4 +1,4 @@
-"""Common parts of the chat and compare screens: options from settings, one request at a time, one conversation."""
+"""What Chat and Compare share: options of a question, one running request, and one conversation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LOADING, ANSWERING = "loading the base", "answering"  # stages of a request, the titles of `JobStarted`
 
 
-def request_from_settings(settings: Settings, task: str | None, mode: str | None = None) -> ChatOptions:
+def question_options_from_settings(settings: Settings, task: str | None, mode: str | None = None) -> ChatOptions:
     """The options of a question, from the settings. Raises UsageError for an invalid setting."""
     from mta_cli.pipeline.requests import chat_options
 
@@ -28,7 +28,7 @@ def request_from_settings(settings: Settings, task: str | None, mode: str | None
 
 
 class ActiveRequest:
-    """The running request of a screen, if any. Events of a discarded request are dropped."""
+    """The request that a screen is running, if any. Events of a discarded request are dropped."""
 
     def __init__(self, model_worker: ModelWorker) -> None:
         self._model_worker = model_worker
@@ -45,7 +45,7 @@ class ActiveRequest:
         on_event: Callable[[Event], None],
         on_end: Callable[[BaseException | None, bool], None],
     ) -> None:
-        """Start a request; `on_end` is called with the error, if any, and whether the request was stopped."""
+        """Start a request. `on_end` is called with its error, if any, and whether it was stopped."""
         request: ModelRequest
 
         def end_current(error: BaseException | None) -> None:
@@ -67,13 +67,13 @@ class ActiveRequest:
         return True
 
     def discard_request(self) -> None:
-        """End the request and drop its further events."""
+        """Stop the request and drop its further events."""
         self.stop_request()
         self._request = None
 
 
 class ChatSession:
-    """One conversation, held by the model's thread between turns. The window reads it while no request runs."""
+    """One conversation, which the model's thread changes. The window reads it while no request runs."""
 
     def __init__(self) -> None:
         self._chat_id: int | None = None
@@ -91,14 +91,13 @@ class ChatSession:
         return self._conversation is not None and bool(self._conversation.exchanges)
 
     def continue_chat(self, chat_id: int) -> None:
-        """Continue this stored conversation with the next message."""
+        """Let the next message continue this stored conversation."""
         self._chat_id = chat_id
 
     def send_message(self, context: WorkerContext, name: str, options: ChatOptions, text: str) -> Iterator[Event]:
-        """One message and its answer, in the model's thread.
+        """Yields the events of answering one message, in the model's thread.
 
-        The weights are read again if another user used the model or the base changes. Otherwise the model keeps its KV
-        cache.
+        The model is prepared again if another user used it or the base changes. Otherwise it keeps its KV cache.
         """
         from mta_cli.pipeline.chat.conversation import Conversation
 
@@ -117,24 +116,22 @@ class ChatSession:
         yield from conversation.answer_message(text)
 
     def explain_last(self, context: WorkerContext) -> Iterator[Event]:
-        """Explain the last answer, in the model's thread. Restores this conversation's model first, which another
-        request may have changed.
-        """
+        """Yields the reasons of the last answer, in the model's thread. Restores this conversation's model first."""
         if self._conversation is None or self._answered_with is None:
-            raise BadInput("There is no answer of this conversation yet to explain.", hint="ask something first")
-        self._use_own_model(context, self._conversation, self._answered_with)
+            raise BadInput("This conversation has no answer yet that can be explained.", hint="ask something first")
+        self._restore_own_model(context, self._conversation, self._answered_with)
         yield JobResult(self._conversation.explain_last())
 
     def keep_last_exchange(self, context: WorkerContext) -> Iterator[Event]:
         """Keep the last exchange as a history item of its user, in the model's thread."""
         assert self._conversation is not None and self._answered_with is not None
-        self._use_own_model(context, self._conversation, self._answered_with)
+        self._restore_own_model(context, self._conversation, self._answered_with)
         yield from self._conversation.accept_exchange()
 
-    def _use_own_model(
+    def _restore_own_model(
         self, context: WorkerContext, conversation: Conversation, answered_with: tuple[str, ChatOptions]
     ) -> None:
-        """Set the model to this conversation's user and options again, which Compare may have changed."""
+        """Set the model to this conversation's user and options again, because Compare may have changed them."""
         name, options = answered_with
         user, model = context.reg.users.get(name), conversation.model
         if (model.options, model.user) != (options, user):

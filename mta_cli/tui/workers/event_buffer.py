@@ -1,4 +1,4 @@
-"""Buffers events from a thread worker and passes them to the window in batches, so that neither waits for the other."""
+"""Passes events from a thread worker to the window in batches, so that neither waits for the other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_BUFFERED = 5000  # events; a thread with more unhandled events waits for the
 
 
 class EventBuffer:
-    """Calls `handle` with all waiting events, in the window's thread, at most once in `seconds`."""
+    """Collects events of a thread and calls `handle` with them in the window's thread, at most once in `seconds`."""
 
     def __init__(self, app: App[Any], handle: Callable[[list[Event]], None], seconds: float) -> None:
         self._app, self._handle, self._seconds = app, handle, seconds
@@ -25,7 +25,7 @@ class EventBuffer:
         self._flush_planned = False
 
     def put(self, event: Event) -> None:
-        """Add an event, called in the thread worker. Dropped if the window is closed."""
+        """Add an event; called in the thread worker. Once the window is closed, events are dropped."""
         if get_current_worker().is_cancelled:
             return
         self._events.append(event)
@@ -36,7 +36,7 @@ class EventBuffer:
             self._app.call_later(self._plan_flush)
 
     def flush(self) -> None:
-        """Handle the buffered events, in the window's thread."""
+        """Handle all collected events; called in the window's thread."""
         self._flush_planned = False
         if waiting := [self._events.popleft() for _ in range(len(self._events))]:
             self._handle(waiting)

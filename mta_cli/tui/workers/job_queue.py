@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from textual.message import Message
 from textual.worker import get_current_worker
 
-from mta_cli.errors import MtaError, worded
+from mta_cli.errors import MtaError, words_to_text
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted
 from mta_cli.text.formatting import RateMeter, error_lines, event_text
 from mta_cli.text.printable import clean_line, clean_text
@@ -50,11 +50,11 @@ class ProgressState:
 
 @dataclass(eq=False)
 class Job:
-    """A long job.
+    """A job of this window, with its state, progress and log.
 
-    `log` holds the newest of all `logged_lines` lines, cleaned. `unreported_saves` counts saved artifacts since the
-    last update. `on_end` is called in the window's thread when the job has ended. `run_ids` are the runs recorded so
-    far.
+    `log` contains the newest of all `logged_lines` lines, cleaned. `unreported_saves` counts saved artifacts since the
+    last update. `on_end` is called in the window's thread when the job has ended. `run_ids` are the runs that it
+    recorded so far.
     """
 
     number: int
@@ -89,7 +89,7 @@ class Job:
 
     @property
     def stop_note(self) -> str:
-        """The effect of stopping the job, as text for a question."""
+        """A sentence on what stopping the job does, for a question."""
         if self.state == "waiting":
             return "It has not begun."
         kept = " What is finished is kept, and it can be resumed later." if self.can_be_resumed else ""
@@ -118,7 +118,7 @@ class Job:
     def finish(self, state: JobState, error: BaseException | None = None) -> None:
         """Record the end of the job; an error is logged as on the command line."""
         self.state, self.ended_at, self.progress.seconds_left, self.error = state, time.time(), None, error
-        if state == "done" and self.progress.total is not None:  # includes steps that were done before
+        if state == "done" and self.progress.total is not None:  # a resumed job does not repeat earlier steps
             self.progress.done = self.progress.total
         if error is not None:
             self._log_error(error)
@@ -131,7 +131,7 @@ class Job:
         for line in (f"error: {message}", *faults):
             self.append_log(line)
         if isinstance(error, MtaError) and error.hint:
-            self.append_log(f"hint: {worded(error.hint)}")
+            self.append_log(f"hint: {words_to_text(error.hint)}")
 
     def _apply_step(self, event: JobProgress) -> None:
         now, progress = time.monotonic(), self.progress
@@ -145,9 +145,7 @@ class Job:
 
 
 class JobUpdated(Message, bubble=False):
-    """A job's state, progress or log changed. The queue posts it to the app, which forwards it to the current
-    screen.
-    """
+    """Sent when a job's state, progress or log changed; the app passes it to the current screen."""
 
     def __init__(self, job: Job) -> None:
         super().__init__()
@@ -221,7 +219,7 @@ class JobQueue:
             self._app.call_from_thread(self._finish_job, job, state, error, buffer)
 
     def _forward_events(self, job: Job, events: Iterator[Event], buffer: EventBuffer) -> JobState:
-        """Forward every event. Returns the way the job ended, after closing its generator."""
+        """Put every event of a job into the buffer; returns how the job ended."""
         worker = get_current_worker()
         with closing(events) as running:  # type: ignore[type-var]
             for event in running:

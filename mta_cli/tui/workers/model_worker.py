@@ -1,4 +1,4 @@
-"""One loaded base in one thread, for all answers of the window. Knows neither widgets nor questions."""
+"""Answers all requests of the window with one loaded base, in one thread. Knows neither widgets nor questions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UPDATE_SECONDS = 1 / 30  # between two batches of tokens
 
 
 class WorkerContext:
-    """The context of requests in the model's thread: a registry, and a chat model on the loaded base."""
+    """What the model's thread keeps between requests: an open store, and a chat model on the loaded base."""
 
     def __init__(self, reg: Registry, base: str, *, chosen: bool = True) -> None:
         self.reg = reg
@@ -84,7 +84,7 @@ class WorkerContext:
 
 
 class ModelRequest:
-    """Work for the model's thread: a generator of events, and the callbacks for them."""
+    """Work for the model's thread: a function that generates events, and the callbacks for them."""
 
     def __init__(
         self, generate_events: Callable[[WorkerContext], Iterator[Event]], on_event: OnEvent, on_end: OnEnd
@@ -93,7 +93,7 @@ class ModelRequest:
         self._stop = threading.Event()
 
     def handle_events(self, events: list[Event]) -> None:
-        """Call `on_event` for several events, in the window's thread."""
+        """Call `on_event` for each of several events, in the window's thread."""
         for event in events:
             self.on_event(event)
 
@@ -118,7 +118,7 @@ class ModelWorker:
     def __init__(self, app: App[Any], root: Path, timeout: float, base: str, *, chosen: bool = True) -> None:
         self._app, self._root, self._timeout, self._base, self._chosen = app, root, timeout, base, chosen
         self.on_kept: Callable[[ItemKept], None] = lambda kept: None
-        """Told of every item that an answer became, in the window's thread."""
+        """Called in the window's thread with every history item that an answer became."""
         self._queue: queue.SimpleQueue[ModelRequest | None] = queue.SimpleQueue()
         self._open_requests: list[ModelRequest] = []
         self._started = False
@@ -153,7 +153,7 @@ class ModelWorker:
         self._queue.put(None)
 
     def _answer_requests(self) -> None:
-        """The thread's loop. The registry and the base stay in it."""
+        """Answer requests until the window closes. The open store and the base stay in this thread."""
         from store.registry import Registry
 
         worker, context = get_current_worker(), None
@@ -165,7 +165,7 @@ class ModelWorker:
                     if context is None:
                         reg = Registry.open(self._root, create=True, timeout=self._timeout)
                         context = WorkerContext(reg, self._base, chosen=self._chosen)
-                    self._answer(request, context, buffer)
+                    self._run_request(request, context, buffer)
                 except BaseException as raised:
                     error = raised
                 if not worker.is_cancelled:  # otherwise the window is closed
@@ -174,7 +174,7 @@ class ModelWorker:
             if context is not None:
                 context.reg.close()
 
-    def _answer(self, request: ModelRequest, context: WorkerContext, buffer: EventBuffer) -> None:
+    def _run_request(self, request: ModelRequest, context: WorkerContext, buffer: EventBuffer) -> None:
         if request.stop_requested:
             return
         worker = get_current_worker()

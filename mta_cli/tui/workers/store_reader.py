@@ -1,4 +1,4 @@
-"""Reads the store in its own thread, so that no query blocks the screen."""
+"""Runs queries on the store in a thread of their own, so that none blocks the screen."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class StoreReader:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._registry: Registry | None = None
         self.on_kept: Callable[[ItemKept], None] = lambda kept: None
-        """Told of every item that a query kept, in the window's thread."""
+        """Called in the window's thread with every history item that a query added."""
 
     async def read(self, query: Callable[[Registry], T]) -> T:
-        """The result of `query`. Raises its errors and the errors of opening the store."""
+        """Run `query` on the open store; returns its result. Raises its errors and the errors of opening the store."""
         found = await asyncio.wrap_future(self._thread.submit(self._run_query, query))
         if isinstance(found, ItemKept):
             self.on_kept(found)

@@ -1,4 +1,4 @@
-"""Undo of kept answers: history items that the window added. Knows no widget."""
+"""Undoes keeping an answer as a history item. Knows no widget."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ NOTHING_VALUES = ("0", "no bank")
 
 @dataclass(frozen=True)
 class UndoPlan:
-    """The effect of undoing: the item in one line, and the parts made from it since."""
+    """What undoing removes: the item, in one line, and the parts that were made from it since."""
 
     item: str
     effects: tuple[str, ...]
 
 
 def plan_undo(reg: Registry, kept: ItemKept) -> UndoPlan:
-    """The effect of `undo`. Raises NotFound if the user or the item no longer exists."""
+    """What `undo` would remove. Raises NotFound if the user or the item no longer exists."""
     from mta_cli.pipeline.users.removal import plan_item_removal
 
     events = plan_item_removal(reg, kept.user, [kept.name], task=kept.task)
@@ -33,7 +33,7 @@ def plan_undo(reg: Registry, kept: ItemKept) -> UndoPlan:
 
 
 def undo(reg: Registry, kept: ItemKept) -> Iterator[Event]:
-    """Remove the item and what was made from it, as `mta user items --rm` does."""
+    """Remove the kept item and what was made from it, as `mta user items --rm` does."""
     from mta_cli.pipeline.users.removal import remove_items
 
     return remove_items(reg, kept.user, [kept.name], task=kept.task)

@@ -170,7 +170,7 @@ def test_an_unknown_preset_is_refused_with_those_that_there_are(command: str) ->
 
 def test_a_refreshed_bank_keeps_its_options() -> None:
     ran = mta("bank", "build", "--task", "lamp-2", "--refresh", "--preset", "published", "--rank", "2", "--seed", "1")
-    assert ran.code == 2 and "--rank, --seed, --preset cannot be given with it" in ran.err
+    assert ran.code == 2 and "--rank, --seed, --preset cannot be given too" in ran.err
 
 
 def test_all_bad_values_of_all_classes_are_listed_at_once() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.evaluation.ladder import STEP_NAMES
-from mta_cli.errors import BadInput, Flag, UsageError, worded
+from mta_cli.errors import BadInput, Flag, UsageError, words_to_text
 from mta_cli.lab.evaluation.design import Design, evaluation_config, make_design, plan_lines
 from mta_cli.lab.evaluation.folds import UserFold
 from mta_cli.lab.evaluation.method_settings import method_rows, parse_settings
@@ -214,7 +214,7 @@ def test_settings_in_words(given: list[str], expected: dict[str, dict[str, str]]
 def test_settings_in_other_words_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not a setting of a method") as caught:
         parse_settings(["mta.steps=1", text])
-    assert "METHOD.SETTING=VALUE" in worded(caught.value.hint or "") and len(caught.value.message) < 120
+    assert "METHOD.SETTING=VALUE" in words_to_text(caught.value.hint or "") and len(caught.value.message) < 120
 
 
 def test_every_method_is_listed_with_its_settings() -> None:

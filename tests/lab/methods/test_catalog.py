@@ -10,7 +10,7 @@ from mta_cli.engine.methods.anchor_weights import SHARE_BYTES
 from mta_cli.engine.methods.method import Method, Settings, UserModel
 from mta_cli.engine.methods.personalize import build_models
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.errors import UsageError, worded
+from mta_cli.errors import UsageError, words_to_text
 from mta_cli.lab.methods.catalog import PRESET_METHODS, PRESETS_BY_NAME, find_method, find_methods
 from mta_cli.options import MEMORIES, PRESETS, AdaptOptions, FuseOptions
 from tests.engine.likelihoods import row_log_likelihoods
@@ -74,7 +74,7 @@ def test_names_come_back_once_and_in_their_order() -> None:
 def test_a_wrong_name_is_refused_with_what_helps(name: str, hint: str) -> None:
     with pytest.raises(UsageError, match=f"no method '{name.replace('permuted-mat', 'mat')}'") as caught:
         find_methods(["base", name])
-    assert hint in worded(caught.value.hint or "")
+    assert hint in words_to_text(caught.value.hint or "")
 
 
 def test_no_name_at_all_is_refused() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.errors import BadInput, Flag, UsageError, worded
+from mta_cli.errors import BadInput, Flag, UsageError, words_to_text
 from mta_cli.pipeline.data.formats.chatgpt import BROKEN
 from mta_cli.pipeline.data.formats.mail import mbox
 from mta_cli.pipeline.data.formats.mail.message import UNREADABLE, read_mail
@@ -124,7 +124,7 @@ def test_without_an_address_the_likely_ones_are_named(reg: Registry) -> None:
         with pytest.raises(UsageError, match=r"which mails in takeout.mbox are yours\?") as caught:
             take(reg, path, *me)
         assert isinstance(caught.value.hint, tuple) and Flag("me", "ADDRESS") in caught.value.hint
-        assert "'bob@example.net' (5 mails), 'ann@example.org' (5 mails)" in worded(caught.value.hint)
+        assert "'bob@example.net' (5 mails), 'ann@example.org' (5 mails)" in words_to_text(caught.value.hint)
     with pytest.raises(BadInput, match=r"no mail in takeout\.mbox is from no@example\.org"):
         take(reg, path, "no@example.org")
     with pytest.raises(UsageError, match="--me reed is not an address"):
@@ -139,7 +139,7 @@ def test_an_address_is_searched_in_the_first_mails_only(
     path = raw_box(tmp_path / "box", *(mail(n).as_bytes() for n in range(9)))
     with pytest.raises(UsageError) as caught:
         take(reg, path)
-    assert "(2 mails)" in worded(caught.value.hint or "")
+    assert "(2 mails)" in words_to_text(caught.value.hint or "")
 
 
 def test_deleted_mails_and_drafts_are_left_out(reg: Registry, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.errors import BadInput, Flag, UsageError, worded
+from mta_cli.errors import BadInput, Flag, UsageError, words_to_text
 from mta_cli.pipeline.data.formats import archive
 from mta_cli.pipeline.data.formats.messengers import discord, slack
 from mta_cli.pipeline.data.formats.messengers import replies as messenger_replies
@@ -256,21 +256,21 @@ def test_without_a_name_the_likely_senders_are_named(reg: Registry, monkeypatch:
         with pytest.raises(UsageError, match=r"which messages in .* are yours") as caught:
             take(reg, path)
         assert isinstance(caught.value.hint, tuple) and Flag("me", "SENDER") in caught.value.hint
-        assert worded(caught.value.hint).endswith(named)
+        assert words_to_text(caught.value.hint).endswith(named)
         with pytest.raises(BadInput, match=r"no message in .* is from zoe") as unknown:
             take(reg, path, "zoe")
-        assert worded(unknown.value.hint or "").endswith(named)
+        assert words_to_text(unknown.value.hint or "").endswith(named)
     monkeypatch.setattr(messenger_replies, "SEARCHED_MESSAGES", 2)
     with pytest.raises(UsageError) as early:
         take(reg, PHONE)
-    assert worded(early.value.hint or "").endswith("'Bob Lind' (1 message)")
+    assert words_to_text(early.value.hint or "").endswith("'Bob Lind' (1 message)")
     assert reg.users.names() == []
 
 
 def test_a_chat_without_words_says_so(reg: Registry, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         take(reg, chat(tmp_path, "Bob: <Media omitted>"))
-    assert worded(caught.value.hint or "").endswith("none of its messages has text")
+    assert words_to_text(caught.value.hint or "").endswith("none of its messages has text")
 
 
 def test_slack(reg: Registry) -> None:
@@ -310,7 +310,7 @@ def test_a_name_of_two_senders_is_refused(reg: Registry, tmp_path: Path) -> None
     (export / "users.json").write_text(json.dumps(users))
     with pytest.raises(BadInput, match="'ann' is the name of two senders in export: ") as caught:
         take(reg, export, "ann")
-    assert worded(caught.value.hint or "").startswith("name the sender that you are in full, such as --me U0")
+    assert words_to_text(caught.value.hint or "").startswith("name the sender that you are in full, such as --me U0")
     assert len(talk(reg, export, "ann.reed")) == 4
 
 
@@ -409,7 +409,7 @@ def test_the_data_package_of_discord_is_refused_in_words(reg: Registry, tmp_path
         (tmp_path / name).write_text(content)
         with pytest.raises(BadInput, match=f"{name} is from Discord's data package, which has your") as caught:
             take(reg, tmp_path / name, "ann")
-        assert "DiscordChatExporter" in worded(caught.value.hint or "")
+        assert "DiscordChatExporter" in words_to_text(caught.value.hint or "")
 
 
 def test_another_file_that_is_said_to_be_a_messenger_s(reg: Registry, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
-from mta_cli.errors import BadInput, Command, IntegrityFault, NotFound, worded
+from mta_cli.errors import BadInput, Command, IntegrityFault, NotFound, words_to_text
 from mta_cli.pipeline.data.tasks import add_task, find_task, list_tasks, remove_task, task_json, task_names
 from store.records import NewItem
 from store.registry import Registry
@@ -42,7 +42,7 @@ def test_an_unknown_task_names_the_nearest(reg: Registry, file: Path, name: str,
     add_task(reg, file)
     with pytest.raises(NotFound) as caught:
         find_task(reg, name)
-    assert near in worded(caught.value.hint or "")
+    assert near in words_to_text(caught.value.hint or "")
 
 
 @pytest.mark.parametrize("name", ["", "../x", "x" * 10_000, "\x1b[31m", "--help"])

@@ -174,7 +174,7 @@ def test_findings_hold_no_name_unless_asked(what: DoctorRequest) -> None:
         reg._db.execute_write("UPDATE recipe_anchors SET anchor_id = ?", (wrong,))
     ok, found = checks(what)
     assert not ok and name not in str(found)
-    for fault in ("recipe of user number 1 for", "core of user number 1 for", "names anchors of another bank"):
+    for fault in ("recipe of user number 1 for", "stack of user number 1 for", "refers to anchors of another bank"):
         assert fault in found["store"]["detail"]
     _, named = checks(replace(what, names=True))
     assert found["store"]["detail"].replace("user number 1", name) == named["store"]["detail"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mta_cli.engine.model.llama import build_llama_decoder
-from mta_cli.errors import NotFound, worded
+from mta_cli.errors import NotFound, words_to_text
 from mta_cli.pipeline.models.bases import (
     FAST_FAMILIES,
     HUB_BASES,
@@ -107,4 +107,4 @@ def test_every_name_of_the_catalog_and_every_short_one_is_a_shape(name: str) -> 
 def test_an_unknown_shape_is_refused_with_similar_names(name: str, hint: str) -> None:
     with pytest.raises(NotFound, match="no shape") as refused:
         find_shape(name)
-    assert hint in worded(refused.value.hint or "")
+    assert hint in words_to_text(refused.value.hint or "")

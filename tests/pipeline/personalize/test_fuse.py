@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mta_cli.errors import Command, NotFound, UsageError, worded
+from mta_cli.errors import Command, NotFound, UsageError, words_to_text
 from mta_cli.pipeline.personalize.fuse import fuse_user, fuse_users
 from mta_cli.pipeline.user_weights import merge_by_placement
 from store.records import ModelRecord
@@ -86,7 +86,7 @@ def test_a_bank_of_another_base_is_refused_with_the_base_it_is_on(peopled: Regis
     peopled.models.save_model(ModelRecord("sha256:other", "other", "base"))
     with pytest.raises(NotFound, match="no bank for task lamp-2 on this base; there is one on tiny") as caught:
         merge_by_placement(peopled, "sha256:other", peopled.users.get("ida"), "lamp-2", "fused")
-    assert caught.value.hint is not None and "--base tiny" in worded(caught.value.hint)
+    assert caught.value.hint is not None and "--base tiny" in words_to_text(caught.value.hint)
 
 
 def test_a_dry_run_stores_no_recipe(peopled: Registry) -> None:

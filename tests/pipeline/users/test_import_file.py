@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.errors import BadInput, Command, Flag, MtaError, NotFound, UsageError, UsersChanged, worded
+from mta_cli.errors import BadInput, Command, Flag, MtaError, NotFound, UsageError, UsersChanged, words_to_text
 from mta_cli.events import JobPlan, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.column_mapping import ColumnMapping
 from mta_cli.pipeline.data.import_source import ImportSource
@@ -585,7 +585,7 @@ def test_texts_are_no_answers_of_a_task_of_labels(reg: Registry, tmp_path: Path)
         BadInput, match=r"4 of 5 answers in a\.jsonl are not labels of lamp-2, such as 'answer 0'"
     ) as caught:
         imported(reg, "jsonl", path, task="lamp-2")
-    assert worded(caught.value.hint or "") == (
+    assert words_to_text(caught.value.hint or "") == (
         "import them with --task free, which takes any text; mta task show lamp-2 lists the labels"
     )
     assert reg.users.names() == []
@@ -596,11 +596,11 @@ def test_numbers_off_a_scale_can_be_rounded(reg: Registry, tmp_path: Path) -> No
     path = write(tmp_path / "a.jsonl", [row | {"output": "3.4"} for row in rows()])
     with pytest.raises(BadInput, match="3 of 3 answers") as caught:
         imported(reg, "jsonl", path, task="lamp-3")
-    assert worded(caught.value.hint or "").startswith("round them to its scale with --round N, or ")
+    assert words_to_text(caught.value.hint or "").startswith("round them to its scale with --round N, or ")
     words = write(tmp_path / "b.jsonl", rows())
     with pytest.raises(BadInput) as refused:
         imported(reg, "jsonl", words, task="lamp-3")
-    assert worded(refused.value.hint or "").startswith("import them with --task free, ")
+    assert words_to_text(refused.value.hint or "").startswith("import them with --task free, ")
     run(import_source(reg, ImportSource("jsonl", path, "lamp-3", round_to=1.0)))
     assert reg.users.names() == ["ann"]
 

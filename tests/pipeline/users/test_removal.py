@@ -207,7 +207,7 @@ def test_an_evaluation_that_was_at_work_when_an_exchange_was_kept_loses_its_bank
         if not goes_on:
             reg._db.execute_write("UPDATE runs SET ended = ?", (LONG_AGO,))
     run(remove_items(reg, "ann", [add_exchange_as_item(reg, ann, "free", "who?", "me").name]))
-    assert (made.id in [one.id for one in reg.banks.all(measuring=True)]) is not goes_on
+    assert (made.id in [one.id for one in reg.banks.all(with_evaluations=True)]) is not goes_on
 
 
 def test_only_the_program_s_own_keys_tell_a_time(reg: Registry) -> None:

@@ -45,15 +45,15 @@ def test_a_store_that_is_well(full: Registry) -> None:
 @pytest.mark.parametrize(
     ("statement", "finding"),
     [
-        ("DELETE FROM anchors", "row None of recipe_anchors refers to a row of anchors"),
-        ("DELETE FROM recipe_anchors", "the recipe of bob for task free has not all of its anchors"),
-        ("UPDATE anchors SET bank_id = 9", "names anchors of another bank"),
-        ("DELETE FROM users WHERE name = 'bob'", "refers to a row of users"),
+        ("DELETE FROM anchors", "row None of table recipe_anchors refers to a missing row of table anchors"),
+        ("DELETE FROM recipe_anchors", "the recipe of bob for task free lacks some of its anchors"),
+        ("UPDATE anchors SET bank_id = 9", "refers to anchors of another bank"),
+        ("DELETE FROM users WHERE name = 'bob'", "refers to a missing row of table users"),
         ("INSERT INTO items_fts (items_fts) VALUES ('delete-all')", "full-text index"),
         ("UPDATE items SET input = 'quite other words'", "full-text index"),
-        ("DELETE FROM adapters WHERE kind = 'stack'", "belongs to no adapter"),
-        ("UPDATE stacks SET numbers = x'0001', bytes = 4", "the core of bob for task free is damaged"),
-        ("UPDATE stacks SET numbers = '12'", "the core of bob for task free is damaged"),
+        ("DELETE FROM adapters WHERE kind = 'stack'", "a file of no recorded adapter"),
+        ("UPDATE stacks SET numbers = x'0001', bytes = 4", "the stack of bob for task free is damaged"),
+        ("UPDATE stacks SET numbers = '12'", "the stack of bob for task free is damaged"),
     ],
 )
 def test_damaged_rows(full: Registry, statement: str, finding: str) -> None:
@@ -72,8 +72,8 @@ def test_damaged_and_missing_files(full: Registry) -> None:
     for words in (
         f"{first.stem} is damaged",
         f"{second.stem} is gone",
-        "belongs to no adapter",
-        "a write that was stopped",
+        "a file of no recorded adapter",
+        "a process that has ended",
     ):
         assert words in found
     assert len(full.check_integrity()) == 4
@@ -106,7 +106,9 @@ def test_a_column_in_another_letter_case_is_named_before_it_answers(full: Regist
         conn.execute("PRAGMA writable_schema = ON")
         conn.execute("UPDATE sqlite_master SET sql = replace(sql, 'created TEXT', 'cReated TEXT') WHERE name = 'banks'")
     conn.close()
-    assert find_structure_faults(full.root) == ["registry.db is damaged: the columns of banks are not its own"]
+    assert find_structure_faults(full.root) == [
+        "registry.db is damaged: the columns of table banks differ from the schema's"
+    ]
     with sqlite3.connect(full.root / "registry.db") as conn:
         conn.execute("PRAGMA user_version = 5")
     conn.close()

@@ -13,12 +13,12 @@ from mta_cli.errors import BadInput, IntegrityFault, NotFound
 from store.schema import SCHEMA_VERSION
 from store.snapshots.manifest import (
     SnapshotManifest,
+    decode_manifest,
+    encode_manifest,
+    encode_unfinished_list,
     hash_name,
     listed_digests,
     read_key,
-    read_manifest,
-    write_manifest,
-    write_unfinished,
 )
 from tests.store.snapshots.conftest import KEY, OTHER_KEY
 
@@ -34,32 +34,32 @@ def changed(content: bytes, **values: Any) -> bytes:
 
 @pytest.mark.parametrize("key", [KEY, None])
 def test_a_manifest_is_read_as_it_was_written(key: bytes | None) -> None:
-    found = read_manifest(write_manifest(MANIFEST, key), key, "here")
+    found = decode_manifest(encode_manifest(MANIFEST, key), key, "here")
     assert found.content == MANIFEST
     assert (found.is_signed, found.is_verified) == (key is not None, key is not None)
     assert (MANIFEST.adapters, MANIFEST.total_bytes) == ({ADAPTER}, 12)
 
 
 def test_a_signed_manifest_is_read_without_the_key_and_says_so() -> None:
-    found = read_manifest(write_manifest(MANIFEST, KEY), None, "here")
+    found = decode_manifest(encode_manifest(MANIFEST, KEY), None, "here")
     assert (found.is_signed, found.is_verified) == (True, False)
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        write_manifest(MANIFEST, OTHER_KEY),
-        changed(write_manifest(MANIFEST, KEY), created="2027"),
-        changed(write_manifest(MANIFEST, KEY), sizes={REGISTRY: 5}),
-        changed(write_manifest(MANIFEST, KEY), signature={"algorithm": "none", "value": ""}),
-        changed(write_manifest(MANIFEST, KEY), signature={"algorithm": "hmac-sha256", "value": "é"}),
-        changed(write_manifest(MANIFEST, KEY), signature=None),
-        write_manifest(MANIFEST, None),
+        encode_manifest(MANIFEST, OTHER_KEY),
+        changed(encode_manifest(MANIFEST, KEY), created="2027"),
+        changed(encode_manifest(MANIFEST, KEY), sizes={REGISTRY: 5}),
+        changed(encode_manifest(MANIFEST, KEY), signature={"algorithm": "none", "value": ""}),
+        changed(encode_manifest(MANIFEST, KEY), signature={"algorithm": "hmac-sha256", "value": "é"}),
+        changed(encode_manifest(MANIFEST, KEY), signature=None),
+        encode_manifest(MANIFEST, None),
     ],
 )
 def test_what_is_not_signed_with_the_key_is_refused(content: bytes) -> None:
     with pytest.raises(IntegrityFault):
-        read_manifest(content, KEY, "here")
+        decode_manifest(content, KEY, "here")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_what_is_not_signed_with_the_key_is_refused(content: bytes) -> None:
         b"[" * 100_000,
         b"\xff\xfe",
         *(
-            changed(write_manifest(MANIFEST, None), **values)
+            changed(encode_manifest(MANIFEST, None), **values)
             for values in (
                 {"format": "mta backup"},
                 {"version": 2},
@@ -97,15 +97,15 @@ def test_what_is_not_signed_with_the_key_is_refused(content: bytes) -> None:
 )
 def test_a_malformed_manifest_is_one_clear_fault(content: bytes) -> None:
     with pytest.raises(IntegrityFault) as caught:
-        read_manifest(content, None, "here")
+        decode_manifest(content, None, "here")
     assert "here" in caught.value.message and caught.value.hint and "\n" not in str(caught.value)
     assert len(caught.value.message) < 300
 
 
 def test_another_programs_file_is_told_from_a_manifest() -> None:
-    assert listed_digests(write_manifest(MANIFEST, None)) == set(MANIFEST.sizes)
+    assert listed_digests(encode_manifest(MANIFEST, None)) == set(MANIFEST.sizes)
     assert listed_digests(b'{"format": "mta snapshot", "version": 9, "sizes": {"a": 1}}') == {"a"}
-    assert listed_digests(write_unfinished(["b", "a"])) == {"a", "b"}
+    assert listed_digests(encode_unfinished_list(["b", "a"])) == {"a", "b"}
     others = (b"", b"[]", b'{"name": "app"}', b'{"format": "mta snapshot", "sizes": 5}', b"\xff", b"[" * 100_000)
     assert not any(map(listed_digests, others))
 

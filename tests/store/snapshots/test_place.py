@@ -52,7 +52,7 @@ def test_what_is_written_is_there(place: SnapshotPlace, source: Path) -> None:
     place.remove_object(DIGEST)
     place.remove_object(DIGEST)
     assert place.object_sizes() == {}
-    with pytest.raises(NotFound, match="gone"):
+    with pytest.raises(NotFound, match="missing"):
         list(place.read_object(DIGEST))
     with pytest.raises(BadInput, match="more than 10 bytes"):
         place.read_manifest(10)
@@ -108,13 +108,13 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         return plain(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without_s3fs)
-    with pytest.raises(UsageError, match=r"s3:// needs .* not installed: s3fs") as caught:
+    with pytest.raises(UsageError, match=r"s3:// need .* not installed: s3fs") as caught:
         SnapshotPlace("s3://bucket/path")
     assert caught.value.hint == "pip install s3fs"
 
 
 def test_an_unknown_protocol_is_refused() -> None:
-    with pytest.raises(UsageError, match="not an address for a snapshot"):
+    with pytest.raises(UsageError, match="not the address of a snapshot"):
         SnapshotPlace("nowhere://bucket/path")
 
 

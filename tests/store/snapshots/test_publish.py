@@ -12,7 +12,7 @@ import pytest
 
 from mta_cli.errors import BadInput, IntegrityFault, StoreBusy
 from store.registry import Registry
-from store.snapshots.manifest import MAX_MANIFEST_BYTES, SnapshotManifest, read_manifest
+from store.snapshots.manifest import MAX_MANIFEST_BYTES, SnapshotManifest, decode_manifest
 from store.snapshots.place import SnapshotPlace
 from store.snapshots.publish import stage_snapshot
 from tests.store.making import adapted
@@ -30,7 +30,7 @@ def to(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def published(to: str) -> SnapshotManifest:
     content = SnapshotPlace(to).read_manifest(MAX_MANIFEST_BYTES)
     assert content is not None
-    return read_manifest(content, KEY, to).content
+    return decode_manifest(content, KEY, to).content
 
 
 def test_a_snapshot_is_the_manifest_and_the_files_that_it_names(full: Registry, to: str) -> None:

@@ -22,7 +22,7 @@ from store.backup import create_backup
 from store.process_lock import process_lock
 from store.registry import Registry
 from store.restore import stage_restore
-from store.snapshots.manifest import write_manifest
+from store.snapshots.manifest import encode_manifest
 from store.snapshots.place import SnapshotPlace
 from store.snapshots.publish import StagedSnapshot
 from store.snapshots.pull import Pull
@@ -82,7 +82,7 @@ def test_a_copy_is_only_read(full: Registry, fleet: Path, node: Path, tmp_path: 
             lambda: copy.users.forget(copy.users.get("bob").id),
             lambda: copy.users.set_can_anchor(copy.users.get("bob").id, False),
         ):
-            with pytest.raises(BadInput, match="copy of a snapshot and is only read"):
+            with pytest.raises(BadInput, match="copy of a snapshot, which cannot be changed"):
                 write()
         with copy.hold_users("chat", [copy.users.get("bob").id]):
             pass
@@ -223,7 +223,7 @@ def test_files_of_others_are_not_taken_for_a_copys(full: Registry, fleet: Path, 
 
 def test_an_older_snapshot_does_not_bring_removed_users_back(full: Registry, fleet: Path, node: Path) -> None:
     first = publish(full, fleet)
-    older = write_manifest(msgspec.structs.replace(first.manifest, created="2020-01-01T00:00:00+00:00"), KEY)
+    older = encode_manifest(msgspec.structs.replace(first.manifest, created="2020-01-01T00:00:00+00:00"), KEY)
     pull(node, fleet)
     (fleet / "manifest.json").write_bytes(older)
     with pytest.raises(IntegrityFault, match="newer"):
@@ -235,14 +235,14 @@ def test_a_snapshot_of_the_future_is_refused(full: Registry, fleet: Path, node: 
     first = publish(full, fleet).manifest
     for ahead, is_taken in ((timedelta(minutes=50), True), (timedelta(minutes=70), False), (timedelta(3650), False)):
         moved = (first.time + ahead).astimezone(timezone(timedelta(hours=-9))).isoformat()
-        (fleet / "manifest.json").write_bytes(write_manifest(msgspec.structs.replace(first, created=moved), KEY))
+        (fleet / "manifest.json").write_bytes(encode_manifest(msgspec.structs.replace(first, created=moved), KEY))
         if is_taken:
             Pull.begin(node, SnapshotPlace(str(fleet)), KEY, 0.1)
         else:
             with pytest.raises(IntegrityFault, match="future"):
                 pull(node, fleet)
     for malformed in ("", "tomorrow", "9999-12-31T23:59:59-23:00", 5, None):
-        document = json.loads(write_manifest(first, None)) | {"created": malformed}
+        document = json.loads(encode_manifest(first, None)) | {"created": malformed}
         (fleet / "manifest.json").write_text(json.dumps(document))
         with pytest.raises(IntegrityFault, match="damaged"):
             pull(node, fleet, None)
@@ -490,9 +490,9 @@ def test_a_copy_of_an_older_schema_asks_for_a_pull(full: Registry, fleet: Path, 
     with pytest.raises(BadInput, match="older mta") as caught:
         Registry.open(node)
     assert caught.value.hint == (
-        "pull it again with ",
+        "make a new snapshot with this version of mta, then run ",
         Command("pull"),
-        ", from a snapshot made by this version of mta",
+        " here",
     )
     pull(node, fleet)
     with Registry.open(node) as copy:

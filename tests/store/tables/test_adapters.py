@@ -155,7 +155,7 @@ def test_a_crash_between_row_and_file_is_made_good_when_opened(reg: Registry, mo
 def test_an_adapter_made_again_is_not_doomed(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     row = reg.adapters.get(adapter(reg, b"lone"))
     with monkeypatch.context() as crash:
-        crash.setattr(type(reg.adapters), "delete_doomed_files", lambda _: None)
+        crash.setattr(type(reg.adapters), "delete_scheduled_files", lambda _: None)
         reg.adapters.remove_unreferenced()
     reg.files.write(b"lone")
     reg.adapters.add_adapter(row)

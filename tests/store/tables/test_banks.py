@@ -90,11 +90,11 @@ def test_the_newest_ready_version_is_meant(reg: Registry) -> None:
 def test_a_missing_bank_is_named_with_what_there_is(reg: Registry) -> None:
     with pytest.raises(NotFound) as caught:
         reg.banks.get("free")
-    assert caught.value.hint == (Command("bank list"), " shows all; ", Command("bank build"), " makes one")
+    assert caught.value.hint == (Command("bank list"), " shows all banks; ", Command("bank build"), " builds one")
     begin(reg)
     with pytest.raises(NotFound, match="has no ready version") as caught:
         reg.banks.get("free")
-    assert caught.value.hint == "there is v1 (building)"
+    assert caught.value.hint == "its versions are v1 (building)"
     with pytest.raises(NotFound, match="has no version 7"):
         reg.banks.get("free", 7)
     with pytest.raises(NotFound) as caught:

@@ -152,11 +152,11 @@ def test_known_items_use_up_no_numbers(reg: Registry) -> None:
 
 
 def test_what_was_added_since_is_told_by_its_key(reg: Registry) -> None:
-    assert reg.items.last_numbers() == (0, 0)
+    assert reg.items.last_row_ids() == (0, 0)
     alice = person(reg, "alice", "old")
-    before = reg.items.last_numbers()
+    before = reg.items.last_row_ids()
     many = [item(f"new {n}") for n in range(1_200)]
     reg.items.bulk_append([(alice, one) for one in many], [(alice, item("asked"))])
-    found = list(reg.items.keys_after(before))
+    found = list(reg.items.keys_added_after(before))
     assert found == [("alice", "free", one.key, False) for one in many] + [("alice", "free", "asked", True)]
-    assert list(reg.items.keys_after(reg.items.last_numbers())) == []
+    assert list(reg.items.keys_added_after(reg.items.last_row_ids())) == []

@@ -179,7 +179,9 @@ def test_a_core_that_changed_by_itself_is_named_before_it_is_used(reg: Registry)
     reg._db.execute_write("UPDATE stacks SET numbers = x'31323335'")
     (core,) = reg.stacks.of_user(bob)
     assert not core.is_intact
-    with pytest.raises(IntegrityFault, match="core of bob for task free is damaged") as caught:
+    with pytest.raises(IntegrityFault, match="stack of bob for task free is damaged") as caught:
         reg.stacks.verified_numbers(core)
     assert caught.value.hint == ("train it again: ", Command("user adapt", "bob", task="free"))
-    assert reg.check_integrity() == ["the core of bob for task free is damaged: its SHA-256 is not the stored one"]
+    assert reg.check_integrity() == [
+        "the stack of bob for task free is damaged: its numbers do not match their SHA-256"
+    ]

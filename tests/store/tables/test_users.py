@@ -62,7 +62,7 @@ def test_the_nearest_names_are_suggested(reg: Registry) -> None:
         assert caught.value.hint == "did you mean 'Dev Patel'?"
     with pytest.raises(NotFound) as caught:
         reg.users.get("qqqqqq")
-    assert caught.value.hint == (Command("user list"), " shows all")
+    assert caught.value.hint == (Command("user list"), " shows all users")
     with pytest.raises(NotFound):
         reg.users.by_id(99)
 

@@ -109,7 +109,7 @@ def test_what_is_left_empty_was_not_given() -> None:
 def test_a_bad_value_is_refused_beside_its_field() -> None:
     async def act(window: Window, pilot: Pilot[None]) -> None:
         await pilot.press(*"mine", "tab", *"many", "tab", *"0")
-        assert "this is a whole number" in fault(window, "anchors")
+        assert "a whole number is needed" in fault(window, "anchors")
         await pilot.press("enter")
         assert window.answer == NOT_ASKED and window.focused is window.screen.query(Input)[1]
         await pilot.press("backspace", "backspace", "backspace", "backspace", "3")

@@ -291,7 +291,7 @@ def test_a_quick_run_is_asked_as_on_the_command_line(empty_store: Path, monkeypa
 @pytest.mark.parametrize(
     ("kind", "values", "words"),
     [
-        ("quick", {"minutes": "soon"}, "quick.minutes = 'soon' (flag --minutes): this is a number"),
+        ("quick", {"minutes": "soon"}, "quick.minutes = 'soon' (flag --minutes): a number is needed"),
         ("quick", {"minutes": "nan"}, "--minutes"),
         ("quick", {"hold_out": "0"}, "quick.hold_out = 0 (flag --hold-out): the least is 1"),
         ("quick", {"me": "Ada", "user": "who"}, "--me and --user contradict"),
@@ -314,13 +314,13 @@ def test_what_a_file_cannot_be_read_with_is_refused(
 def test_the_form_of_an_import_says_whether_it_needs_a_name(empty_store: Path, tmp_path: Path) -> None:
     mail = tmp_path / "letters.eml"
     mail.write_text("From: a@example.org\nTo: b@example.org\nSubject: lift\nMessage-ID: <1@x>\n\nIt is broken.\n")
-    assert suggested("data import", empty_store, path=str(mail))["me"].startswith("needed: a file in the format eml")
+    assert suggested("data import", empty_store, path=str(mail))["me"].startswith("required: a file in the format eml")
     found = suggested("data import", empty_store, path=str(BOOKS))
-    assert found["user"] == "needed; perhaps reader" and found["me"].startswith("needed where no column")
+    assert found["user"] == "required; perhaps reader" and found["me"].startswith("required if no column")
     table = tmp_path / "t.csv"
     table.write_text("user,input,output\nnia,a,b\n")
     found = suggested("data import", empty_store, path=str(table))
-    assert found["me"] == "none: a column names the users" and found["user"] == "the column of this name"
+    assert found["me"] == "not needed: a column names the users" and found["user"] == "the column with this name"
     assert suggested("data import", empty_store, path=str(table), preset="movielens") == {}
 
 

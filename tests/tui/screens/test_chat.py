@@ -289,7 +289,7 @@ async def test_a_conversation_gone_on_with_is_part_of_the_prompt(
 
     async with open_app(demo_store) as (app, pilot):
         screen = await enter(app, pilot, "chat", "ida")
-        await screen._open(chat)
+        await screen._open_chat(chat)
         await pilot.press("escape", "t")
         await type_and_ask(app, pilot, "go on")
         assert [m["content"] for m in prompts[0]] == ["what of the sea?", "It has a lighthouse.", "go on"]
@@ -334,7 +334,7 @@ async def test_a_conversation_is_removed_after_asking(demo_store: Path) -> None:
 
     async with open_app(demo_store) as (app, pilot):
         screen = await enter(app, pilot, "chat", "ida")
-        await screen._open(chat)
+        await screen._open_chat(chat)
         await pilot.press("escape", "d")
         await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
         await pilot.press("y")
@@ -407,7 +407,7 @@ async def test_hostile_markdown_is_only_words(demo_store: Path) -> None:
 
     async with open_app(demo_store, size=(130, 50)) as (app, pilot):
         screen = await enter(app, pilot, "chat", "ida")
-        await screen._open(chat)
+        await screen._open_chat(chat)
         await settled(app, pilot)
         shown = screen_text(app)
         for words in (

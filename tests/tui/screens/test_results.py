@@ -66,7 +66,7 @@ async def test_the_ladder_is_the_first_view_with_the_figures_of_the_document(emp
         assert str(verdicts.content) == "\n".join(ladder_text.verdict_lines(made["ladder"], wording.MORE_EVIDENCE))
         assert verdicts.ALLOW_SELECT and app.screen.query_one("#step-table").ALLOW_SELECT
         await press(app, pilot, "down")
-        assert rows(app, "No two steps of the ladder were measured here")
+        assert rows(app, "Fewer than two steps of the ladder were measured")
         assert not rows(app, "common+memory")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.tui.widgets.answer_reasons import decoding_words, reason_lines
+from mta_cli.tui.widgets.answer_reasons import describe_decoding, reason_lines
 
 SAMPLED = {
     "by": "sampling",
@@ -93,4 +93,4 @@ def test_history_is_listed_or_said_to_be_missing() -> None:
     ],
 )
 def test_it_is_told_how_words_were_chosen(decoding: dict[str, Any], words: str) -> None:
-    assert decoding_words(decoding) == words
+    assert describe_decoding(decoding) == words

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.tui.widgets.score_strips import ColumnStrip, StripMark, answer_mark, score_words, strip_lines
+from mta_cli.tui.widgets.score_strips import ColumnStrip, StripMark, answer_mark, format_score, strip_lines
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_every_answer_has_a_sign(metrics: dict[str, float], sign: str, tone: str
     ],
 )
 def test_the_score_is_the_evaluations(score: dict[str, Any], words: str) -> None:
-    assert score_words(score) == words
+    assert format_score(score) == words
 
 
 def strips(*marks: str) -> dict[str, ColumnStrip]:

@@ -17,7 +17,7 @@ from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStar
 from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.models.manifest import ModelEntry
 from mta_cli.pipeline.requests import ChatOptions
-from mta_cli.tui.workers.chat_turn import request_from_settings
+from mta_cli.tui.workers.chat_turn import question_options_from_settings
 from mta_cli.tui.workers.job_queue import LOG_LINES, Job, JobQueue, JobUpdated, MakeEvents
 from mta_cli.tui.workers.model_worker import ModelWorker, WorkerContext
 from mta_cli.tui.workers.store_reader import StoreReader
@@ -208,7 +208,7 @@ def test_requests_are_answered_in_order_and_their_errors_are_passed_on(tmp_path:
 
 
 def test_columns_are_expected_of_the_base_that_will_answer(demo_store: Path) -> None:
-    options = request_from_settings(Settings.load(demo_store), "lamp-2")
+    options = question_options_from_settings(Settings.load(demo_store), "lamp-2")
     with Registry.open(demo_store) as reg:
         context = WorkerContext(reg, "a base that is not here", chosen=False)
         assert context.expected_columns(reg.users.get("ida"), options, []) == ["base", "common", "fused", "adapted"]
@@ -227,7 +227,7 @@ def test_a_base_is_loaded_again_where_the_banks_are_on_another(tmp_path: Path, m
         "mta_cli.pipeline.models.installed.resolve_model", lambda name, kind: ModelEntry(name, kind, tmp_path, name)
     )
     monkeypatch.setattr("mta_cli.pipeline.bases_in_use.choose_base", lambda reg, default: chosen[-1])
-    chosen, options = ["a"], request_from_settings(Settings.load(None), "free")
+    chosen, options = ["a"], question_options_from_settings(Settings.load(None), "free")
     with Registry.open(tmp_path / "store", create=True) as reg:
         context = WorkerContext(reg, "a", chosen=False)
         first = context.chat_model_for(None, options)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NoReturn, cast
 from mta_cli.errors import BadInput, NotFound, system_reason
 from mta_cli.pipeline.data.formats.archive import ArchivedFile
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation, escape_unprintable
-from mta_cli.plain_file import require_plain_file
+from mta_cli.plain_file import refuse_special_file
 from store.files import missing_file_hint
 
 FILE_BYTES = 1 << 30
@@ -96,7 +96,7 @@ def _copy(
 def _open(path: Path) -> BinaryIO:
     name = escape_unprintable(str(path))
     try:
-        require_plain_file(path)
+        refuse_special_file(path)
         return path.open("rb")
     except FileNotFoundError as error:
         raise NotFound(f"There is no file {name}", hint=missing_file_hint(path)) from error

@@ -1,1 +1,1 @@
-"""Character charts that Textual has no widget for. They draw given numbers."""
+"""Charts made of characters, of kinds that Textual has no widget for."""

@@ -1,4 +1,4 @@
-"""Labelled bars in plain characters, one line each. Does not interpret the values."""
+"""A bar chart in characters: a label, a bar and a number on each line."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ LABEL_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Bar:
-    """A labelled value; None has no bar. `value_text` is the number beside it, `strong` highlights the line.
+    """A labelled bar; a value of None has no bar. `value_text` is the number beside it; `strong` lines are highlighted.
 
-    `tone` is good, bad or empty; the label must say the same without colour.
+    `tone` is good, bad or empty and chooses the colour; the label must say the same without colour.
     """
 
     label: str
@@ -35,9 +35,7 @@ class Bar:
 
 
 def bar_text(value: float | None, most: float, width: int) -> str:
-    """A bar of at most `width` cells in eighths of a cell. `most` fills the width; negative values have another
-    pattern.
-    """
+    """The characters of a bar of at most `width` cells, which the value `most` fills; negative bars are hatched."""
     if value is None or not math.isfinite(value) or most <= 0 or width < 1:
         return ""
     part = min(abs(value) / most, 1.0)
@@ -89,16 +87,16 @@ class BarChart(Widget):
         self._bars: tuple[Bar, ...] = ()
 
     def show_bars(self, bars: Sequence[Bar]) -> None:
-        """Show these instead."""
+        """Replace the bars of the chart."""
         self._bars = tuple(bars)
         self.refresh(layout=True)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        """One line for each bar."""
+        """The number of bars: each has one line."""
         return len(self._bars)
 
     def render(self) -> RenderableType:
-        """All bars at the current width."""
+        """The chart at the current width."""
         bar, quiet, good, bad = (
             str(self.get_component_rich_style(f"bars--{name}")) for name in ("bar", "quiet", "good", "bad")
         )

@@ -1,6 +1,4 @@
-"""Draws many points as braille dots, eight per cell, and counts the points of each cell. Knows no widget and no
-colours.
-"""
+"""Draws many points as braille characters of 2 × 4 dots, and counts the points of each cell."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ MIN_PEAK_COUNT = 8  # the densest cell counts as at least this many when brightn
 
 @dataclass(frozen=True, eq=False)
 class BrailleGrid:
-    """A plot of points: a braille mask and the number of points for each cell."""
+    """Points drawn on a grid of cells: for each cell its braille dots and its number of points."""
 
     masks: NDArray[np.uint8]  # [height, width]
     counts: NDArray[np.int64]  # [height, width]
@@ -41,7 +39,7 @@ class BrailleGrid:
 
 
 def braille_grid(columns: NDArray[np.int64], rows: NDArray[np.int64], width: int, height: int) -> BrailleGrid:
-    """Points at these dots (columns 0 … 2·width - 1, rows 0 … 4·height - 1, from the top) as cells."""
+    """Draw points at these dots (columns 0 … 2·width - 1, rows 0 … 4·height - 1, from the top) on a grid of cells."""
     import numpy as np
 
     cells = (rows // DOTS_PER_CELL_Y) * width + columns // DOTS_PER_CELL_X

@@ -1,4 +1,4 @@
-"""A rectangle of characters on which plots are drawn. Knows no widget and no theme."""
+"""A rectangle of character cells on which charts draw text. Knows no widget and no theme."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Canvas:
         self._styles = [[""] * self.width for _ in range(self.height)]
 
     def write_text(self, x: int, y: int, text: str, style: str = "") -> int:
-        """Write to the right from a cell, clipped at the edge; `style` is a name. Returns the next cell."""
+        """Write text to the right from a cell, cut at the edge; `style` is a style's name. Returns the next free x."""
         for char in clean_text(text).replace("\n", BLANK).replace("\t", BLANK):
             cells = cell_len(char)
             if not 0 <= y < self.height or x < 0 or x + max(cells, 1) > self.width:
@@ -37,16 +37,16 @@ class Canvas:
         return x
 
     def write_char(self, x: int, y: int, char: str, style: str = "") -> None:
-        """Write one narrow, trusted character to a cell inside; faster than `write_text`, which checks everything."""
+        """Write one character of a single cell's width, unchecked; faster than `write_text`."""
         self._cells[y][x], self._styles[y][x] = char, style
 
     def is_blank(self, x: int, y: int, width: int) -> bool:
-        """Whether `width` cells from here exist and are blank."""
+        """Whether `width` cells to the right from here are inside the canvas and blank."""
         inside = 0 <= y < self.height and x >= 0 and x + width <= self.width
         return inside and all(cell == BLANK for cell in self._cells[y][x : x + width])
 
     def to_rich_text(self, style: Callable[[str], Style]) -> Text:
-        """The whole canvas; `style` turns a name into a style."""
+        """The canvas as Rich text; `style` turns a style's name into a style."""
         shown = Text(no_wrap=True, overflow="crop", end="")
         for y, (cells, styles) in enumerate(zip(self._cells, self._styles, strict=True)):
             for name, run in groupby(zip(styles, cells, strict=True), key=lambda pair: pair[0]):
@@ -56,7 +56,7 @@ class Canvas:
         return shown
 
     def plain(self) -> list[str]:
-        """The rows without styles, for tests."""
+        """The rows as strings without styles, for tests."""
         return ["".join(row).rstrip() for row in self._cells]
 
     def style_at(self, x: int, y: int) -> str:

@@ -1,7 +1,4 @@
-"""Values with their intervals on one axis, with a line at the reference.
-
-Draws given numbers. Knows neither methods nor metrics.
-"""
+"""A plot of values with their intervals on one axis, with a vertical line at a reference value."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ LOW_CHAR, HIGH_CHAR, VALUE_CHAR, LINE_CHAR, REFERENCE_CHAR, CROSSING_CHAR = "├
 
 @dataclass(frozen=True)
 class IntervalRow:
-    """A row: the interval `low` to `high` around `value`, None if unknown. `note` is the same as text."""
+    """A row of the plot: `value` with its interval `low` to `high`, None if unknown. `note` says the same as text."""
 
     name: str
     value: float | None
@@ -61,12 +58,12 @@ class IntervalPlot(Plot):
         self._reference: float | None = None
 
     def show_intervals(self, rows: Sequence[IntervalRow], reference: float | None = None) -> None:
-        """Draw these rows."""
+        """Replace the rows and the reference value of the plot."""
         self._interval_rows, self._reference = tuple(rows), reference
         self.refresh(layout=True)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        """The rows, the axis and its numbers."""
+        """The lines of the plot: one for each row, the axis and its numbers."""
         return len(self._interval_rows) + 2 if self._interval_rows else 0
 
     def render(self) -> Text:
@@ -129,7 +126,7 @@ def _draw_axis(canvas: Canvas, left: int, scale: Scale, reference: float | None)
 
 @dataclass(frozen=True)
 class Scale:
-    """An axis from `low` to `high` over `cells` cells, the first of which is 0."""
+    """An axis that maps values from `low` to `high` to the cells 0 to `cells` - 1."""
 
     low: float
     high: float
@@ -142,7 +139,7 @@ class Scale:
         return min(max(round(part * (self.cells - 1)), 0), max(self.cells - 1, 0))
 
     def ticks(self, wanted: int) -> list[float]:
-        """Round numbers within the axis, about as many as wanted."""
+        """Round values within the axis, about `wanted` many."""
         reach = self.high - self.low
         if reach <= 0 or not math.isfinite(reach):
             return [self.low]
@@ -154,7 +151,7 @@ class Scale:
 
 
 def fit_scale(values: Sequence[float], cells: int) -> Scale:
-    """An axis that holds all finite values with a little room at both ends."""
+    """An axis of `cells` cells that contains all finite values, with a margin at both ends."""
     known = [value for value in values if math.isfinite(value)] or [0.0]
     low, high = min(known), max(known)
     room = AXIS_MARGIN * (high - low or max(abs(high), 1.0))
@@ -162,5 +159,5 @@ def fit_scale(values: Sequence[float], cells: int) -> Scale:
 
 
 def format_tick(value: float) -> str:
-    """A tick's value with only the needed decimals, at most four."""
+    """A tick's value without trailing zeros, with at most four decimals."""
     return f"{value:.4f}".rstrip("0").rstrip(".").replace("-", "−") or "0"

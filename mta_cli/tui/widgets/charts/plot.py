@@ -13,12 +13,12 @@ from mta_cli.tui.widgets.charts.canvas import Canvas
 
 
 class Plot(Widget):
-    """A widget that draws on a canvas. The styles of its cells are component classes, `PART--name`."""
+    """The base class of plots. Styles of a canvas are component classes `COMPONENT_PREFIX--name`."""
 
     COMPONENT_PREFIX: ClassVar[str] = ""
 
     def render_canvas(self, canvas: Canvas) -> Text:
-        """A canvas in the colours that the style sheets give; the widget's own background shows through."""
+        """A canvas as text in the colours of the style sheets, on the widget's own background."""
         ground = self.background_colors[1]
 
         @cache

@@ -1,7 +1,4 @@
-"""A recipe as one bar: a segment for each anchor in its colour with its letter, then the task adapter's share.
-
-Draws given numbers.
-"""
+"""A recipe as one bar: a coloured segment with a letter for each anchor, then the task adapter's share."""
 
 from __future__ import annotations
 
@@ -23,7 +20,10 @@ ENTRY_GAP = 2  # cells between two entries of the legend
 
 @dataclass(frozen=True)
 class RecipePart:
-    """An anchor by its index in the bank, or with None the task adapter; with `weight` None it has no segment."""
+    """A part of a recipe: an anchor by its index in the bank, or the task adapter (`number` None).
+
+    A part with `weight` None has no segment.
+    """
 
     number: int | None
     name: str
@@ -32,12 +32,12 @@ class RecipePart:
 
     @property
     def sign(self) -> str:
-        """Its letter in the bar."""
+        """The character that marks the part in the bar and the legend."""
         return REST_CHAR if self.number is None else anchor_letter(self.number)
 
     @property
     def style(self) -> str:
-        """Its colour; the task adapter is grey."""
+        """The part's colour; the task adapter is grey."""
         return "dim" if self.number is None else anchor_colour(self.number)
 
 
@@ -45,7 +45,9 @@ def recipe_lines(parts: Sequence[RecipePart], width: int) -> list[Text]:
     """The bar in `width` cells, if any part has a weight, and below it the legend."""
     bar = Text(no_wrap=True, overflow="crop", end="")
     weighed = [part for part in parts if part.weight]
-    for part, cells in zip(weighed, stretch_widths([abs(part.weight or 0.0) for part in weighed], width), strict=True):
+    for part, cells in zip(
+        weighed, proportional_widths([abs(part.weight or 0.0) for part in weighed], width), strict=True
+    ):
         rest = REST_CHAR if part.number is None else FILL_CHAR
         bar.append((part.sign + rest * (cells - 1))[:cells], part.style)
     lines = [bar] if weighed else []
@@ -61,10 +63,8 @@ def recipe_lines(parts: Sequence[RecipePart], width: int) -> list[Text]:
     return [*lines, line] if line else lines
 
 
-def stretch_widths(values: Sequence[float], width: int) -> list[int]:
-    """Segment widths in proportion to the values, `width` in all; each gets at least one cell while there are
-    enough.
-    """
+def proportional_widths(values: Sequence[float], width: int) -> list[int]:
+    """Segment widths in proportion to the values, `width` in all, each at least one cell if there are enough."""
     total = sum(values)
     if not total or width < len(values):
         return [1] * min(len(values), max(width, 0)) + [0] * max(0, len(values) - max(width, 0))
@@ -77,7 +77,7 @@ def stretch_widths(values: Sequence[float], width: int) -> list[int]:
 
 
 class RecipeBar(Widget):
-    """The bar and its legend, as high as they need to be."""
+    """The bar of a recipe with a legend below it."""
 
     DEFAULT_CSS = """
     RecipeBar { height: auto; width: 1fr; }
@@ -88,14 +88,14 @@ class RecipeBar(Widget):
         self._parts: tuple[RecipePart, ...] = ()
 
     def show_parts(self, parts: Sequence[RecipePart]) -> None:
-        """Show these instead."""
+        """Replace the parts of the recipe."""
         self._parts = tuple(parts)
         self.refresh(layout=True)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        """The lines that this width takes."""
+        """The number of lines of bar and legend at this width."""
         return len(recipe_lines(self._parts, width))
 
     def render(self) -> RenderableType:
-        """All of it."""
+        """The bar and the legend at the current width."""
         return Text("\n").join(recipe_lines(self._parts, self.size.width))

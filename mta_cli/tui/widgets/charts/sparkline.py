@@ -14,9 +14,9 @@ from mta_cli.tui.text import line_text
 
 
 class LabelledSparkline(Horizontal):
-    """One line: a title, the first value, the curve of means, the last value and its change. Hidden without values.
+    """One line: a title, the first value, a curve, the last value and its change. Hidden without values.
 
-    The curve always fills the height; the change gives the scale.
+    The curve always fills the height of the line, so only the change in percent shows the scale.
     """
 
     DEFAULT_CSS = """
@@ -38,7 +38,7 @@ class LabelledSparkline(Horizontal):
         yield self._last
 
     def show_values(self, values: Sequence[float]) -> None:
-        """Show the finite ones of these instead; a single value has no curve."""
+        """Replace the values of the curve; values that are not finite are left out, and a single one has no curve."""
         finite = [value for value in values if math.isfinite(value)]
         self.display = bool(finite)
         self._curve.display = self._last.display = len(finite) > 1

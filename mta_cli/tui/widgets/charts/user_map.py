@@ -55,14 +55,14 @@ ANCHOR_STYLES = {
 MIN_LABEL_WIDTH = 50  # the minimum width of a map with names
 MAX_LABEL_CELLS = 12
 CLICK_RADIUS_CELLS = 2.5  # cells within which a click selects a user
-# a cell belongs to the selected anchor if its users are this many times as frequent there as overall
+# A cell is drawn in the selected anchor's colour if the share of its users there is this many times the overall share.
 MIN_DENSITY_RATIO = 2.0
 SIDEWAYS_COST = 2.0  # the cost of sideways distance for an arrow key, relative to distance ahead
 
 
 @dataclass(frozen=True)
 class HighlightedUser:
-    """The selected user: id, name, the ids of the neighbours, and the recipe of this bank, the largest weight first."""
+    """The user drawn on top of the map: id, name, ids of similar users, and the recipe, largest weight first."""
 
     user_id: int
     name: str
@@ -118,14 +118,14 @@ class UserMapView(Plot, can_focus=True):
     selected_anchor: reactive[int | None] = reactive(None)
 
     class AnchorSelected(Message):
-        """Another anchor was selected, by its index in the bank."""
+        """Sent when another anchor was selected; `number` is its index in the bank."""
 
         def __init__(self, number: int) -> None:
             super().__init__()
             self.number = number
 
     class UserClicked(Message):
-        """A user's dot was clicked."""
+        """Sent when a user's dot was clicked."""
 
         def __init__(self, user_id: int) -> None:
             super().__init__()
@@ -149,7 +149,7 @@ class UserMapView(Plot, can_focus=True):
         return self.render_canvas(self.draw_map(*self.content_size))
 
     def draw_map(self, width: int, height: int) -> Canvas:
-        """The map on so many cells."""
+        """The map and its legend on a canvas of this size."""
         canvas = Canvas(width, height)
         if self._user_map is None or not len(self._user_map.user_ids) or width < 4 or height < 3:
             words = self._waiting_text if self._user_map is None else "No user has a profile yet."
@@ -179,7 +179,7 @@ class UserMapView(Plot, can_focus=True):
             self._select_anchor(min(costs, key=lambda number: costs[number]))
 
     def on_click(self, event: events.Click) -> None:
-        """Select the anchor, or name the user, that was clicked."""
+        """Select the clicked anchor, or send a message about the clicked user."""
         import numpy as np
 
         offset = event.get_content_offset(self)
@@ -200,7 +200,7 @@ class UserMapView(Plot, can_focus=True):
             self.post_message(self.UserClicked(int(self._user_map.user_ids[int(apart.argmin())])))
 
     def watch_selected_anchor(self) -> None:
-        """Draw the users of another anchor."""
+        """Draw the map again, with the users of the selected anchor coloured."""
         self.refresh()
 
     def _select_anchor(self, number: int) -> None:
@@ -214,7 +214,7 @@ class UserMapView(Plot, can_focus=True):
     def _dot_positions(
         self, places: NDArray[np.float32], width: int, height: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The dot of each point, from the top left. The map fills the plot except for a margin of one cell."""
+        """The braille dot (column, row) of each point, from the top left; one cell at each edge stays free."""
         import numpy as np
 
         assert self._user_map is not None
@@ -232,7 +232,6 @@ class UserMapView(Plot, can_focus=True):
         return list(zip((columns // DOTS_PER_CELL_X).tolist(), (rows // DOTS_PER_CELL_Y).tolist(), strict=True))
 
     def _anchor_cells(self, width: int, height: int) -> dict[int, tuple[int, int]]:
-        """The cell of every anchor with a point."""
         if self._user_map is None or not len(self._user_map.user_ids):
             return {}
         placed = [(n, mark.point) for n, mark in enumerate(self._user_map.map_anchors) if mark.point is not None]
@@ -260,7 +259,6 @@ class UserMapView(Plot, can_focus=True):
     def _draw_few_users(
         self, canvas: Canvas, user_map: UserMap, columns: NDArray[np.int64], rows: NDArray[np.int64]
     ) -> None:
-        """A large dot for each user, in the colour of the nearest anchor."""
         cells = list(zip(columns.tolist(), rows.tolist(), strict=True))
         users = Counter(cells)
         for cell, nearest in zip(cells, user_map.nearest_anchor.tolist(), strict=True):
@@ -269,7 +267,6 @@ class UserMapView(Plot, can_focus=True):
             canvas.write_char(*cell, SPARSE_CHARS[min(users[cell], len(SPARSE_CHARS)) - 1], style)
 
     def _draw_links(self, canvas: Canvas, user_map: UserMap, width: int, height: int) -> None:
-        """Draw a line to each anchor of the selected user's recipe, the largest weights on top."""
         import numpy as np
 
         lit = self._highlighted_user
@@ -355,7 +352,7 @@ def anchor_style(part: str, number: int) -> str:
 def _line_dots(
     columns: NDArray[np.int64], rows: NDArray[np.int64], level: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The dots of a line: a double line if strong, every third dot if faint."""
+    """The braille dots of a line: two lines if `level` is strong, every third dot if faint."""
     import numpy as np
 
     steps = int(max(abs(columns[1] - columns[0]), abs(rows[1] - rows[0]))) + 1
@@ -371,7 +368,7 @@ def _line_dots(
 
 
 def _write_label(canvas: Canvas, x: int, y: int, name: str, style: str) -> None:
-    """Write a name right or left of a cell, else above or below it, if there is blank space."""
+    """Write a name beside a cell, or above or below it, where there is blank space; else leave it out."""
     label = truncate_line(name, MAX_LABEL_CELLS)
     cells = cell_len(label)
     middle = max(1, min(x - cells // 2, canvas.width - cells - 1))

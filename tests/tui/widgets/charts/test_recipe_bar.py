@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 
 from mta_cli.tui.widgets.charts.anchor_colours import ANCHOR_COLOURS, anchor_colour
-from mta_cli.tui.widgets.charts.recipe_bar import RecipePart, recipe_lines, stretch_widths
+from mta_cli.tui.widgets.charts.recipe_bar import RecipePart, proportional_widths, recipe_lines
 
 PARTS = (RecipePart(1, "wystan", 0.25, ".25"), RecipePart(0, "osk", 0.25, ".25"), RecipePart(None, "task", 0.5, ".50"))
 
@@ -40,7 +40,7 @@ def test_without_weights_there_is_a_legend_alone() -> None:
     ],
 )
 def test_no_weight_is_without_a_cell_while_there_are_enough(values: list[float], width: int, cells: list[int]) -> None:
-    assert stretch_widths(values, width) == cells
+    assert proportional_widths(values, width) == cells
 
 
 def test_hostile_names_stay_text_of_one_line() -> None:
