@@ -227,7 +227,7 @@ async def test_the_chosen_answer_is_kept_as_a_history_item_once(demo_store: Path
         ended, column.ended = column.ended, "repetition"
         await pilot.press("g")
         await settled(app, pilot)
-        assert "The answer began to repeat itself, so it is not an example" in screen_text(app)
+        assert "The answer began to repeat itself, so it cannot become a history item" in screen_text(app)
         column.ended = ended
         await pilot.press("g")
         await settled(app, pilot)
